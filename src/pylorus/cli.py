@@ -1,0 +1,55 @@
+"""The `pylorus` command: what is done with images and runs beside training."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pylorus import __version__
+from pylorus.errors import INTERRUPTED, PylorusError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Reads the command line and hands over; errors that a user can mend are printed without a traceback."""
+    chosen = _parser().parse_args(arguments)
+    try:
+        chosen.act(chosen)
+    except (PylorusError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pylorus", description="Image classifiers for gastroscopy: beside `python train.py`."
+    )
+    parser.add_argument("--version", action="version", version=f"pylorus {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    draw = commands.add_parser(
+        "draw",
+        help="write drawn gastroscopic images, in folders of three classes",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    draw.add_argument("folder", type=Path, help="a folder that does not exist yet, or is empty")
+    draw.add_argument("--images", type=int, default=60, help="images of each class")
+    draw.add_argument("--size", type=int, default=256, help="side of the square frames, in pixels")
+    draw.add_argument("--images-per-patient", type=int, default=2, help="images of each patient")
+    draw.add_argument("--seed", type=int, default=0, help="the same seed draws the same images")
+    draw.add_argument("--overlay", action="store_true", help="burn a console's text into the frames")
+    draw.set_defaults(act=_draw)
+    return parser
+
+
+def _draw(chosen: argparse.Namespace) -> None:
+    from pylorus.data.synthetic import draw_image_set
+
+    count = draw_image_set(
+        chosen.folder,
+        images=chosen.images,
+        size=chosen.size,
+        seed=chosen.seed,
+        images_per_patient=chosen.images_per_patient,
+        overlay=chosen.overlay,
+    )
+    print(f"{count} images in {chosen.folder}; to train on them:")
+    print(f"  python train.py data=folders data.root={chosen.folder} data.group='patient_\\d+'")

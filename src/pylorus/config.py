@@ -1,0 +1,192 @@
+"""The schema: one dataclass a configuration group, each key with its meaning, unit and range.
+
+A default is written here and nowhere else; the files in conf/ only say what differs. Importing this module costs
+no more than the standard library, so that help and errors come at once.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+Value = TypeVar("Value")
+
+PACKAGE = Path(__file__).parent
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1] / "conf"
+"""The configuration's files: in a clone at its top level, in a wheel inside the package."""
+
+
+def key(
+    default: Value,
+    meaning: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Value:
+    """A field of the schema: its default, its meaning and the values it takes (`low` and `high` included)."""
+    metadata = {"meaning": meaning, "low": low, "high": high, "choices": choices}
+    if isinstance(default, dict | list):
+        made = field(default_factory=lambda: cast(Any, type(default)(default)), metadata=metadata)
+    else:
+        made = field(default=default, metadata=metadata)
+    return cast(Value, made)
+
+
+@dataclass
+class DrawnConfig:
+    """The drawn image set of `data=synthetic`."""
+
+    images: int = key(80, "images of each class", low=6)
+    size: int = key(160, "side of the square frames, in pixels", low=32)
+    images_per_patient: int = key(2, "images of each patient", low=1)
+    overlay: bool = key(False, "burn a console's text into the frames")
+    seed: int = key(0, "seed of the painter: the same seed draws the same set", low=0)
+
+
+@dataclass
+class DataConfig:
+    """Where the images come from, how they are split, and how a file becomes the network's input."""
+
+    kind: str = key("folders", "folders: the user's class folders; synthetic: drawn", choices=("folders", "synthetic"))
+    root: str | None = key(None, "folder that holds ROOT/{train,val,test}/CLASS, ROOT/{train,test}/CLASS or ROOT/CLASS")
+    classes: list[str] | None = key(
+        None, "names of the class folders, in the order of all tables; null: those found, sorted"
+    )
+    short_names: list[str] | None = key(None, "one short name a class, in the order of data.classes, e.g. [GC,GU,CG]")
+    group: str | None = key(
+        None,
+        "regular expression that finds the patient in a path below the root (its first parentheses, or all it "
+        "matches); null: every image is its own group",
+    )
+    validation: str = key(
+        "cut",
+        "cut: a part of the training images, by group; test: the test images, as the study did, which makes "
+        "every figure optimistic",
+        choices=("cut", "test"),
+    )
+    val_fraction: float = key(
+        0.15, "share of the training images to validate on, where no val folder is given", low=0.01, high=0.5
+    )
+    test_fraction: float = key(
+        0.15, "share of the images to test on, where no test folder is given", low=0.01, high=0.5
+    )
+    accept_leaks: bool = key(False, "go on although a patient or the same image lies in two parts of the split")
+    image_size: int | None = key(
+        None, "side of the network's input in pixels; null: what the backbone was made for", low=32
+    )
+    fit: str = key(
+        "pad",
+        "how a frame becomes square: pad with black, stretch, or crop the centre",
+        choices=("pad", "stretch", "crop"),
+    )
+    workers: int | None = key(None, "processes that decode images; null: fits the machine", low=0)
+    drawn: DrawnConfig = field(default_factory=DrawnConfig)
+
+
+@dataclass
+class ModelConfig:
+    """The backbone: any timm model."""
+
+    name: str = key("???", "timm's name, best with its tag: architecture.weights; ??? means that it must be given")
+    weights: str = key(
+        "hub",
+        "hub: fetched once, then cached; none: random; or a file (safetensors, or a pickle that holds only tensors)",
+    )
+    args: dict[str, Any] = key({}, "further arguments of timm.create_model, e.g. {drop_path_rate: 0.1}")
+
+
+@dataclass
+class StageConfig:
+    """One stage of training: how deep the network learns, for how long, and how fast."""
+
+    learn: str = key("all", "head, all, or a block's name (layer4): that block and all behind it learn")
+    epochs: int = key(10, "passes over the training images", low=1)
+    lr: float | None = key(None, "peak learning rate; null: optimizer.lr × lr_factor", low=0)
+    lr_factor: float = key(1.0, "share of optimizer.lr that this stage takes where lr is null", low=0)
+    layer_decay: float = key(
+        1.0, "learning rate of a layer relative to the layer behind it; 1: the same for all", low=0.01, high=1
+    )
+    schedule: str = key(
+        "cosine",
+        "cosine: down to zero along a half cosine; plateau: a tenth after 3 epochs without improvement; constant",
+        choices=("cosine", "plateau", "constant"),
+    )
+    warmup: float = key(0.1, "share of the stage's steps over which the learning rate rises from zero", low=0, high=0.9)
+    patience: int | None = key(None, "stop after so many epochs without improvement; null: never", low=1)
+    monitor: str = key(
+        "loss",
+        "what names the best epoch, on the validation images",
+        choices=("loss", "accuracy", "precision", "sensitivity", "f1"),
+    )
+    augment: str | None = key(None, "a file of conf/augment (none, light, endoscopy); null: the run's augment")
+
+
+@dataclass
+class AugmentConfig:
+    """How training images are varied: albumentations' transforms by name, with their arguments."""
+
+    name: str = key("none", "the policy's name")
+    transforms: dict[str, Any] = key({}, "transform: {argument: value}, applied in this order")
+
+
+@dataclass
+class OptimizerConfig:
+    """How weights move."""
+
+    name: str = key("adamw", "adamw, sgd, or another of timm's optimisers")
+    lr: float = key(1e-3, "learning rate from which each stage takes its own", low=0)
+    weight_decay: float = key(0.01, "of weights, not of biases and norms", low=0)
+    momentum: float = key(0.9, "of optimisers that have it (sgd)", low=0, high=1)
+    clip: float | None = key(1.0, "largest norm of a step's gradient; null: no limit", low=0)
+
+
+@dataclass
+class LossConfig:
+    """Cross entropy and its variations."""
+
+    class_weights: str = key(
+        "none", "balanced: a rare class weighs as much as a frequent one", choices=("none", "balanced")
+    )
+    label_smoothing: float = key(0.0, "share of each label that is spread over all classes", low=0, high=0.5)
+
+
+@dataclass
+class TrainerConfig:
+    """The machine and how it is used."""
+
+    accelerator: str = key("auto", "auto: a GPU where there is one", choices=("auto", "cpu", "gpu", "mps"))
+    precision: str = key(
+        "auto", "auto: bf16 where it is measured to be faster; 32; bf16", choices=("auto", "32", "bf16")
+    )
+    batch_size: int = key(16, "images a step", low=1)
+    channels_last: bool = key(True, "store convolutions' tensors channel by channel, which CPUs and GPUs prefer")
+    progress: bool = key(True, "draw a progress bar where the output is a terminal")
+
+
+@dataclass
+class LoggerConfig:
+    """Where the curves are shown, beside metrics.csv in the run's folder."""
+
+    name: str = key("csv", "csv: files alone; tensorboard; wandb", choices=("csv", "tensorboard", "wandb"))
+    project: str = key("pylorus", "project in Weights & Biases")
+    offline: bool = key(True, "Weights & Biases keeps everything on this machine; false: sends it, once logged in")
+    images: bool = key(False, "show wrongly classified validation images too, which then leave with the rest")
+
+
+@dataclass
+class Config:
+    """All of a run."""
+
+    seed: int = key(0, "one run's chance: weights of the head, split, order, augmentation, dropout", low=0)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    stages: dict[str, StageConfig] = key({}, "the stages of training in their order; `stage=` chooses them")
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+
+GROUPS = ("data", "model", "stage", "augment", "optimizer", "trainer", "logger", "experiment")
+"""The groups of conf/: `GROUP=FILE` on the command line."""

@@ -1,0 +1,177 @@
+"""Weights & Biases and TensorBoard: views of what lies in the run's folder, off unless asked for.
+
+What leaves for a dashboard: metrics, confusion matrices, and the configuration without folders and file names. Images
+leave only with `logger.images=true`.
+"""
+
+import logging
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from pylorus.config import Config
+from pylorus.data.datamodule import Draw, ImageDataModule
+from pylorus.errors import PylorusError
+from pylorus.model.classifier import StagePlan
+from pylorus.predictions import class_names, confusion_of, labels_of
+from pylorus.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+MOST_MISTAKES = 16
+"""Wrongly classified images that a stage shows, where images may leave."""
+
+
+class Dashboard:
+    """One run's view in the dashboard that the configuration names; none for `csv`.
+
+    A context: a run that ends with an error is shown as failed.
+    """
+
+    def __init__(self, config: Config, folder: RunFolder) -> None:
+        matplotlib.use("agg")
+        self.config, self.folder = config, folder
+        self._wandb: Any = None
+        self._tensorboard: TensorBoardLogger | None = None
+
+    def __enter__(self) -> "Dashboard":
+        if self.config.logger.name == "tensorboard":
+            self._tensorboard = TensorBoardLogger(self.folder.path, name="", version="tensorboard")
+        if self.config.logger.name == "wandb":
+            self._wandb = _wandb_run(self.config, self.folder)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=0 if kind is None else 1)
+        if self._tensorboard is not None:
+            self._tensorboard.experiment.close()
+
+    @property
+    def loggers(self) -> list[Logger]:
+        """What Lightning sends the curves to."""
+        if self._wandb is not None:
+            return [WandbLogger(experiment=self._wandb)]
+        return [self._tensorboard] if self._tensorboard is not None else []
+
+    def show_predictions(self, plan: StagePlan, part: str, table: pd.DataFrame, served: ImageDataModule) -> None:
+        """Shows a stage's confusion matrix on a part and, where images may leave, validation's worst mistakes."""
+        if not self.loggers:
+            return
+        name = f"{plan.name}/{part}"
+        if self._wandb is not None:
+            import wandb
+
+            true, predicted = labels_of(table)
+            plot = wandb.plot.confusion_matrix(
+                y_true=true.tolist(), preds=predicted.tolist(), class_names=class_names(table), title=name
+            )
+            self._wandb.log({f"{name}/confusion": plot})
+        else:
+            self._add_figure(f"{name}/confusion", confusion_figure(table, title=name))
+        if self.config.logger.images and part == "val":
+            figure = mistakes_figure(table, served)
+            if figure is not None:
+                self._add_figure(f"{name}/mistakes", figure)
+
+    def _add_figure(self, name: str, figure: Figure) -> None:
+        if self._wandb is not None:
+            import wandb
+
+            self._wandb.log({name: wandb.Image(figure)})
+        elif self._tensorboard is not None:
+            self._tensorboard.experiment.add_figure(name, figure)
+
+
+def confusion_figure(table: pd.DataFrame, *, title: str) -> Figure:
+    """The confusion matrix with counts; shade is the share of the true class."""
+    counts, names = confusion_of(table), class_names(table)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(1.5 + len(names), 1.2 + len(names)), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        axes.text(
+            column,
+            row,
+            str(count),
+            ha="center",
+            va="center",
+            color="white" if shares[row, column] > 0.5 else "black",
+        )
+    axes.set_xticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    return figure
+
+
+def mistakes_figure(table: pd.DataFrame, served: ImageDataModule) -> Figure | None:
+    """The wrongly classified validation images that the model was surest of; None where there is none."""
+    wrong = table.index[table["true"] != table["predicted"]]
+    if not len(wrong):
+        return None
+    sureness = table.filter(like="probability/").max(axis=1)
+    chosen = sureness[wrong].sort_values(ascending=False).index[:MOST_MISTAKES]
+    figure = Figure(figsize=(8, 2.2 * -(-len(chosen) // 4)), layout="constrained")
+    images = served.loader("val").dataset
+    for axes, row in zip(figure.subplots(-(-len(chosen) // 4), 4, squeeze=False).flat, chosen, strict=False):
+        axes.imshow(images[Draw(int(row), 0)][0].permute(1, 2, 0).numpy())
+        axes.set_title(f"{table.loc[row, 'true']}, taken for {table.loc[row, 'predicted']}", fontsize=8)
+    for axes in figure.axes:
+        axes.set_axis_off()
+    return figure
+
+
+def shared_config(config: Config) -> dict[str, Any]:
+    """The configuration as it may leave the machine: without folders and file names."""
+    shared: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(config))  # type: ignore[assignment]
+    del shared["data"]["root"], shared["data"]["group"]
+    if config.model.weights not in ("hub", "none"):
+        shared["model"]["weights"] = "file"
+    return shared
+
+
+def _wandb_run(config: Config, folder: RunFolder) -> Any:
+    """A run of its own in Weights & Biases, offline unless the user is logged in and asks.
+
+    Raises:
+        PylorusError: If it is to go online and nobody is logged in.
+    """
+    import wandb
+
+    if not config.logger.offline and not wandb.api.api_key:
+        raise PylorusError(
+            "logger.offline=false: nobody is logged in to Weights & Biases on this machine. Run `wandb login` first, "
+            "or leave logger.offline out and send the run later with `wandb sync`."
+        )
+    settings = wandb.Settings(
+        console="off",  # our own lines name files
+        disable_code=True,
+        disable_git=True,
+        save_code=False,
+        x_disable_meta=True,  # the command line holds data.root
+        silent=True,
+    )
+    return wandb.init(
+        project=config.logger.project,
+        name=_run_name(config, folder.path),
+        group=folder.status().get("sweep"),
+        dir=folder.path,
+        mode="offline" if config.logger.offline else "online",
+        config=shared_config(config),
+        settings=settings,
+        reinit="finish_previous",
+    )
+
+
+def _run_name(config: Config, folder: Path) -> str:
+    return f"{config.model.name} {'+'.join(config.stages)} {folder.parent.name}/{folder.name}"

@@ -1,0 +1,1 @@
+"""From image files to batches: catalog, split, decoding, augmentation, loading. Knows nothing of models."""

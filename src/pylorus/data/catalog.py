@@ -1,0 +1,223 @@
+"""An image set as a table: one row an image, with its label, its patient and what its content is.
+
+Columns of the table:
+
+===========  =====================================================================
+sample_id    16 hexadecimal digits from path and content: what leaves this machine
+path         below the root, with / between folders
+label        index into the classes
+group        the patient, or what stands in for one
+split        train, val or test where folders say so, else empty
+width        pixels of the upright image
+height       pixels of the upright image
+sha256       of the file's content
+===========  =====================================================================
+"""
+
+import hashlib
+import logging
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from pylorus.data.image import SUFFIXES, UnreadableImageError, decode
+from pylorus.errors import PylorusError, did_you_mean, listing
+
+log = logging.getLogger(__name__)
+
+SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""What a folder of a given split may be called, in any case."""
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """An image set.
+
+    Attributes:
+        root: Folder below which the paths lie.
+        table: One row an image; see the module.
+        classes: Names of the class folders, in the order of the labels.
+        short_names: One a class, for metrics and tables.
+        grouped: Whether groups are patients; else every image is its own group.
+    """
+
+    root: Path
+    table: pd.DataFrame
+    classes: tuple[str, ...]
+    short_names: tuple[str, ...]
+    grouped: bool
+
+
+def read_folders(
+    root: Path,
+    *,
+    classes: list[str] | None = None,
+    short_names: list[str] | None = None,
+    group: str | None = None,
+) -> Catalog:
+    """The catalog of class folders: ROOT/CLASS/…, or ROOT/SPLIT/CLASS/… with train, test and perhaps val.
+
+    Folders and files whose name begins with a dot are passed over, images may lie in folders below the class's.
+
+    Args:
+        root: Folder of the image set.
+        classes: Names of the class folders in the order of the labels; None: those found, sorted.
+        short_names: One a class; None: the classes' names.
+        group: Regular expression that finds the patient in the path below the root.
+
+    Raises:
+        PylorusError: If root, a class or an image is missing, unknown, empty or unreadable; the message names it.
+    """
+    if not root.is_dir():
+        raise PylorusError(f"data.root: found {root}, expected a folder that exists.")
+    rows, found = _scan(root)
+    names = _settled_classes(root, found, classes)
+    table = pd.DataFrame(rows, columns=["path", "class", "split"])
+    table["label"] = table["class"].map({name: index for index, name in enumerate(names)})
+    table["group"] = _groups(list(table["path"]), group)
+    table = table.sort_values("path", ignore_index=True).join(_contents(root, sorted(table["path"])))
+    columns = ["sample_id", "path", "label", "group", "split", "width", "height", "sha256"]
+    return Catalog(
+        root=root,
+        table=table[columns],
+        classes=names,
+        short_names=tuple(short_names) if short_names is not None else names,
+        grouped=group is not None,
+    )
+
+
+def _scan(root: Path) -> tuple[list[tuple[str, str, str]], dict[str, set[str]]]:
+    """Rows (path, class, split), and the class folders found in each split ("" where folders give none)."""
+    folders = _visible_folders(root)
+    splits = {folder: SPLIT_FOLDERS.get(folder.name.lower(), "") for folder in folders}
+    given = {split for split in splits.values() if split}
+    if given and not all(splits.values()):
+        others = [folder.name for folder, split in splits.items() if not split]
+        raise PylorusError(
+            f"{root}: holds both split folders ({', '.join(sorted(given))}) and others:\n{listing(others)}\n"
+            "Expected either class folders or train, val and test, which hold class folders."
+        )
+    if given and not {"train", "test"} <= given:
+        absent = " and ".join(sorted({"train", "test"} - given))
+        raise PylorusError(f"{root}: there is no folder {absent} beside {', '.join(sorted(given))}.")
+    if len(set(splits.values())) < len(folders) and given:
+        raise PylorusError(f"{root}: two folders for one split:\n{listing(folder.name for folder in folders)}")
+    rows: list[tuple[str, str, str]] = []
+    found: dict[str, set[str]] = {}
+    for place, split in splits.items() if given else [(root, "")]:
+        stray = [path for path in place.iterdir() if _is_image(path)]
+        if stray:
+            raise PylorusError(f"{place}: {len(stray)} images lie in no class folder:\n{listing(sorted(stray))}")
+        for folder in _visible_folders(place):
+            found.setdefault(split, set()).add(folder.name)
+            rows += [(path.relative_to(root).as_posix(), folder.name, split) for path in _images(folder)]
+        found.setdefault(split, set())
+    return rows, found
+
+
+def _settled_classes(root: Path, found: dict[str, set[str]], wanted: list[str] | None) -> tuple[str, ...]:
+    names = wanted if wanted is not None else sorted(set().union(*found.values()))
+    if len(names) < 2:
+        raise PylorusError(
+            f"{root}: found {len(names)} class folders, expected at least two, as in {root / 'CLASS' / 'image.jpg'}."
+        )
+    for split, present in found.items():
+        place = root / split if split else root
+        for missing in [name for name in names if name not in present]:
+            raise PylorusError(
+                f'{place}: there is no folder for class "{missing}".{did_you_mean(missing, present)} '
+                f"Found: {', '.join(sorted(present)) or 'none'}."
+            )
+        for unknown in sorted(present - set(names)):
+            raise PylorusError(
+                f'{place}: folder "{unknown}" is not among data.classes ({", ".join(names)}).'
+                f"{did_you_mean(unknown, names)} Move it away or add it to data.classes."
+            )
+    return tuple(names)
+
+
+def _groups(paths: list[str], pattern: str | None) -> list[str]:
+    if pattern is None:
+        return paths
+    try:
+        finder = re.compile(pattern)
+    except re.error as error:
+        raise PylorusError(f"data.group: {pattern!r} is not a regular expression: {error}.") from error
+    found = [finder.search(path) for path in paths]
+    lost = [path for path, match in zip(paths, found, strict=True) if match is None or not _named(match)]
+    if lost:
+        raise PylorusError(
+            f"data.group: {pattern!r} finds no patient in {len(lost)} of {len(paths)} paths:\n{listing(lost)}"
+        )
+    return [_named(match) for match in found if match is not None]
+
+
+def _named(match: re.Match[str]) -> str:
+    return str(match.group(1) or "") if match.re.groups else match.group(0)
+
+
+def _contents(root: Path, paths: list[str]) -> pd.DataFrame:
+    """Width, height and hashes of every file; each is read and decoded once, on all cores."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        found = list(pool.map(lambda path: _examine(root, path), paths))
+    broken = [entry for entry in found if isinstance(entry, str)]
+    if broken:
+        raise PylorusError(
+            f"{root}: {len(broken)} of {len(paths)} images can't be read:\n{listing(broken)}\n"
+            "Mend them or move them out of the class folders."
+        )
+    return pd.DataFrame(found, columns=["sample_id", "width", "height", "sha256"])
+
+
+def _examine(root: Path, path: str) -> tuple[str, int, int, str] | str:
+    try:
+        content = (root / path).read_bytes()
+        height, width = decode(content).shape[:2]
+    except (OSError, UnreadableImageError) as error:
+        return f"{path}: {error}"
+    digest = hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(f"{path}\0{digest}".encode()).hexdigest()[:16], width, height, digest
+
+
+def _images(folder: Path) -> list[Path]:
+    """The images of a class, also in folders below it.
+
+    Raises:
+        PylorusError: If there is none.
+    """
+    images: list[Path] = []
+    ignored: list[Path] = []
+    for path in sorted(folder.rglob("*")):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts) or path.is_dir():
+            continue
+        (images if _is_image(path) else ignored).append(path)
+    if ignored:
+        log.info(
+            "%s: %d files are no images and are passed over, such as %s",
+            folder,
+            len(ignored),
+            ignored[0].name,
+        )
+    if not images:
+        raise PylorusError(f"{folder}: there is no image in this class folder ({', '.join(SUFFIXES)}).")
+    return images
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+
+
+def _visible_folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))

@@ -1,0 +1,97 @@
+"""The images of a run: read or drawn, catalogued, split, and all of it written down."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from omegaconf import OmegaConf
+
+from pylorus.config import Config, DrawnConfig
+from pylorus.data.catalog import Catalog, read_folders
+from pylorus.data.split import SPLITS, split, write_split
+from pylorus.data.synthetic import draw_image_set
+from pylorus.files import whole, write_text
+from pylorus.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a run.
+
+    Attributes:
+        catalog: All of them, with classes and short names.
+        table: The catalog's rows, each in train, val or test.
+        split_hash: Of split.csv, by which tables cite the split.
+        validation: The part to validate on: val, or test in the study's own protocol.
+    """
+
+    catalog: Catalog
+    table: pd.DataFrame
+    split_hash: str
+    validation: str
+
+    def of_class(self, part: str) -> list[int]:
+        """How many images of each class a part holds."""
+        labels = self.table.loc[self.table["split"] == part, "label"]
+        return [int((labels == label).sum()) for label in range(len(self.catalog.classes))]
+
+
+def prepare_images(config: Config, folder: RunFolder) -> Images:
+    """Catalogs and splits the configured images; writes catalog.parquet and split.csv, and the classes to config.yaml.
+
+    Raises:
+        PylorusError: If the images can't be used as they are; the message names what is wrong.
+    """
+    data = config.data
+    if data.kind == "synthetic":
+        root = folder.path / "images"
+        _draw(root, data.drawn)
+    else:
+        root = Path(str(data.root))
+    catalog = read_folders(root, classes=data.classes, short_names=data.short_names, group=data.group)
+    # What was inferred is written down: the record of a run leaves nothing to be guessed.
+    data.classes, data.short_names = list(catalog.classes), list(catalog.short_names)
+    write_text(folder.config, OmegaConf.to_yaml(config))
+    with whole(folder.path / "catalog.parquet") as temporary:
+        catalog.table.to_parquet(temporary, index=False)
+    table = split(
+        catalog,
+        val_fraction=data.val_fraction,
+        test_fraction=data.test_fraction,
+        validation=data.validation,
+        accept_leaks=data.accept_leaks,
+        seed=config.seed,
+    )
+    split_hash = write_split(table, catalog.classes, folder.path / "split.csv")
+    images = Images(catalog, table, split_hash, "test" if data.validation == "test" else "val")
+    _tell(images)
+    return images
+
+
+def _draw(root: Path, drawn: DrawnConfig) -> None:
+    draw_image_set(
+        root,
+        images=drawn.images,
+        size=drawn.size,
+        seed=drawn.seed,
+        images_per_patient=drawn.images_per_patient,
+        overlay=drawn.overlay,
+    )
+
+
+def _tell(images: Images) -> None:
+    catalog = images.catalog
+    names = ", ".join(
+        name if name == short else f"{name} ({short})"
+        for name, short in zip(catalog.classes, catalog.short_names, strict=True)
+    )
+    patients = images.table["group"].nunique()
+    level = f"{patients} groups by data.group" if catalog.grouped else "image-level, since no data.group names patients"
+    log.info("images   %s: %d of %s; %s", catalog.root, len(images.table), names, level)
+    counts = [f"{sum(images.of_class(part))} {part}" for part in SPLITS]
+    log.info("split    %s (%s)", ", ".join(counts), images.split_hash[:12])
+    if images.validation == "test":
+        log.warning("OPTIMISTIC: every epoch is validated on the test images, as in the study (data.validation=test)")

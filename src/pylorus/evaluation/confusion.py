@@ -1,0 +1,240 @@
+"""The confusion matrix and every index that is arithmetic on it.
+
+The two groups of indices take one matrix or a stack of them, of shape (..., classes, classes), because a
+bootstrap asks for the same arithmetic on thousands of resampled matrices. Rows are true classes, columns
+predicted ones.
+
+An index whose definition divides zero by zero is undefined and given as nan, never as 0 or 1 and never left
+out of an average: a macro average over classes is nan as soon as one class is undefined.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pylorus.evaluation.inputs import labels_in_range
+
+Counts: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
+"""Whole numbers >= 0; as floats too, because a resample is a matrix product, and BLAS knows floats only."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassIndices:
+    """Indices of each class against the rest, each of shape (..., classes), in [0, 1], nan where undefined.
+
+    Attributes:
+        precision: TP / (TP + FP); undefined for a class never predicted.
+        sensitivity: TP / (TP + FN), also called recall; undefined for a class without images.
+        specificity: TN / (TN + FP); undefined where every image is of the class.
+        npv: TN / (TN + FN), the negative predictive value; undefined where all are predicted as the class.
+        f1: 2 TP / (2 TP + FP + FN); undefined for a class neither present nor predicted.
+    """
+
+    precision: NDArray[np.float64]
+    sensitivity: NDArray[np.float64]
+    specificity: NDArray[np.float64]
+    npv: NDArray[np.float64]
+    f1: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class OverallIndices:
+    """Indices of all classes together, each of shape (...) of the stack, nan where undefined.
+
+    Attributes:
+        accuracy: Share of images recognised, in [0, 1]; undefined without images.
+        balanced_accuracy: Mean sensitivity of the classes, in [0, 1].
+        macro_precision: Mean precision of the classes, in [0, 1].
+        macro_f1: Mean F1 of the classes, in [0, 1].
+        cohen_kappa: (observed - expected agreement) / (1 - expected agreement), in [-1, 1] (Cohen 1960).
+        mcc: Matthews correlation of several classes, in [-1, 1] (Gorodkin 2004, R_K).
+    """
+
+    accuracy: NDArray[np.float64]
+    balanced_accuracy: NDArray[np.float64]
+    macro_precision: NDArray[np.float64]
+    macro_f1: NDArray[np.float64]
+    cohen_kappa: NDArray[np.float64]
+    mcc: NDArray[np.float64]
+
+
+def confusion_matrix(true: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    """Count images by true and predicted class.
+
+    Args:
+        true: True classes of shape (n,), whole numbers in [0, classes).
+        predicted: Predicted classes of shape (n,), in the same order of images.
+        classes: How many classes there are, at least 2; a class may be absent from both arrays.
+
+    Returns:
+        Counts of shape (classes, classes); rows are true, columns predicted.
+
+    Raises:
+        ValueError: If there are no labels, the lengths differ, a label is not an integer or is out of range.
+
+    Example:
+        >>> confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), classes=3).tolist()
+        [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+    """
+    true_labels = labels_in_range(true, classes, name="true")
+    predicted_labels = labels_in_range(predicted, classes, name="predicted")
+    if len(true_labels) != len(predicted_labels):
+        raise ValueError(f"{len(true_labels)} true labels but {len(predicted_labels)} predicted ones")
+    cells = np.bincount(true_labels * classes + predicted_labels, minlength=classes * classes)
+    return cells.reshape(classes, classes).astype(np.int64)
+
+
+def class_indices(confusion: Counts) -> ClassIndices:
+    """Precision, sensitivity, specificity, NPV and F1 of each class against the rest.
+
+    Args:
+        confusion: Counts of shape (..., classes, classes).
+
+    Returns:
+        Indices of shape (..., classes), nan where undefined.
+
+    Raises:
+        ValueError: If the last two axes are not square, or a count is negative, nan or infinite.
+
+    Example:
+        >>> resnet50 = np.array([[143, 7, 0], [11, 120, 19], [0, 4, 146]])
+        >>> class_indices(resnet50).sensitivity.round(3).tolist()
+        [0.953, 0.8, 0.973]
+    """
+    counts = _checked(confusion)
+    hits = np.diagonal(counts, axis1=-2, axis2=-1)
+    predicted, present = counts.sum(axis=-2), counts.sum(axis=-1)
+    total = counts.sum(axis=(-2, -1))[..., None]
+    rejected = total - predicted - present + hits
+    return ClassIndices(
+        precision=_ratio(hits, predicted),
+        sensitivity=_ratio(hits, present),
+        specificity=_ratio(rejected, total - present),
+        npv=_ratio(rejected, total - predicted),
+        f1=_ratio(2 * hits, predicted + present),
+    )
+
+
+def overall_indices(confusion: Counts) -> OverallIndices:
+    """Accuracy, macro averages, Cohen's kappa and MCC.
+
+    Args:
+        confusion: Counts of shape (..., classes, classes).
+
+    Returns:
+        Indices of shape (...), nan where undefined.
+
+    Raises:
+        ValueError: If the last two axes are not square, or a count is negative, nan or infinite.
+
+    Example:
+        >>> stack = np.array([[[5, 0], [0, 5]], [[4, 1], [2, 3]]])
+        >>> overall_indices(stack).accuracy.tolist()
+        [1.0, 0.7]
+    """
+    counts = _checked(confusion)
+    by_class = class_indices(counts)
+    hits = np.trace(counts, axis1=-2, axis2=-1)
+    predicted, present = counts.sum(axis=-2), counts.sum(axis=-1)
+    total = counts.sum(axis=(-2, -1))
+    chance = (predicted * present).sum(axis=-1)
+    covariance = total * hits - chance
+    spread = (total**2 - (predicted**2).sum(axis=-1)) * (total**2 - (present**2).sum(axis=-1))
+    return OverallIndices(
+        accuracy=_ratio(hits, total),
+        balanced_accuracy=macro_average(by_class.sensitivity),
+        macro_precision=macro_average(by_class.precision),
+        macro_f1=macro_average(by_class.f1),
+        cohen_kappa=_ratio(covariance, total**2 - chance),
+        mcc=_ratio(covariance, np.sqrt(spread)),
+    )
+
+
+def macro_average(by_class: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Unweighted mean over classes; nan if any class is undefined.
+
+    Args:
+        by_class: An index of shape (..., classes).
+
+    Returns:
+        Its mean, of shape (...). No class is ever left out: a mean over fewer classes is another index.
+
+    Example:
+        >>> macro_average(np.array([[0.5, 1.0], [0.5, np.nan]])).tolist()
+        [0.75, nan]
+    """
+    mean: NDArray[np.float64] = np.asarray(np.mean(by_class, axis=-1))
+    return mean
+
+
+def accuracy(confusion: Counts) -> float:
+    """Share of images recognised, in [0, 1]; nan without images.
+
+    Example:
+        >>> accuracy(np.array([[4, 1], [2, 3]]))
+        0.7
+    """
+    return float(overall_indices(_single(confusion)).accuracy)
+
+
+def balanced_accuracy(confusion: Counts) -> float:
+    """Mean sensitivity of the classes, in [0, 1]; nan if a class has no images.
+
+    Example:
+        >>> balanced_accuracy(np.array([[4, 0], [1, 1]]))
+        0.75
+    """
+    return float(overall_indices(_single(confusion)).balanced_accuracy)
+
+
+def macro_f1(confusion: Counts) -> float:
+    """Mean F1 of the classes, in [0, 1]; nan if a class is neither present nor predicted.
+
+    Example:
+        >>> macro_f1(np.array([[3, 0], [0, 3]]))
+        1.0
+    """
+    return float(overall_indices(_single(confusion)).macro_f1)
+
+
+def cohen_kappa(confusion: Counts) -> float:
+    """Agreement beyond chance, in [-1, 1]; nan if chance alone would always agree (one class throughout).
+
+    Example:
+        >>> cohen_kappa(np.array([[4, 1], [2, 3]]))
+        0.4
+    """
+    return float(overall_indices(_single(confusion)).cohen_kappa)
+
+
+def mcc(confusion: Counts) -> float:
+    """Matthews correlation, in [-1, 1]; nan if all images have one true or one predicted class.
+
+    Example:
+        >>> round(mcc(np.array([[4, 1], [2, 3]])), 4)
+        0.4082
+    """
+    return float(overall_indices(_single(confusion)).mcc)
+
+
+def _ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Divide, with 0/0 as nan and without a warning: nan is the documented answer there."""
+    defined = denominator > 0
+    return np.where(defined, numerator / np.where(defined, denominator, 1.0), np.nan)
+
+
+def _checked(confusion: Counts) -> NDArray[np.float64]:
+    counts = np.asarray(confusion, dtype=np.float64)
+    if counts.ndim < 2 or counts.shape[-1] != counts.shape[-2] or counts.shape[-1] < 2:
+        raise ValueError(f"confusion has shape {counts.shape}; expected (..., classes >= 2, classes >= 2)")
+    if not np.isfinite(counts).all() or (counts < 0).any():
+        raise ValueError("confusion holds a negative, nan or infinite count; expected counts of images")
+    return counts
+
+
+def _single(confusion: Counts) -> Counts:
+    if np.ndim(confusion) != 2:
+        raise ValueError(f"confusion has shape {np.shape(confusion)}; expected one matrix, two axes")
+    return confusion

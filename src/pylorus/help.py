@@ -1,0 +1,73 @@
+"""What `python train.py --help` prints: the groups with their files, and each key with its meaning."""
+
+import dataclasses
+import re
+import textwrap
+from pathlib import Path
+from typing import Any, cast
+
+from pylorus.config import GROUPS, Config
+from pylorus.validation import fields_of
+
+USAGE = """\
+Pylorus trains image classifiers for gastroscopy by transfer learning, stage by stage.
+
+  python train.py                                            a demo on drawn images
+  python train.py data=folders data.root=DIR model=resnet50  your own images, in class folders
+  python train.py -m model=vgg19,resnet50,inception_v3       a sweep: one run a value, and a table of all
+  python train.py experiment=paper data.root=DIR             the protocol of the study
+
+GROUPS: choose one file of each, as in model=vgg19
+"""
+
+FLAGS = """
+FLAGS
+
+  -m                              a sweep over the values that stand between commas
+  --cfg job                       print the configuration instead of running it
+  --hydra-help                    what Hydra adds: launchers, sweepers, completion in the shell
+"""
+
+
+def help_text(conf: Path) -> str:
+    """The whole help; `$` is doubled because Hydra reads it as a template."""
+    lines = [USAGE]
+    for group in GROUPS:
+        files = sorted(path.stem for path in (conf / group).glob("*.yaml"))
+        lines.append(f"  {group + '=':<12} {' | '.join(files)}")
+    lines += ["", "KEYS: change one, as in optimizer.lr=1e-4", ""]
+    lines += _keys(Config, "")
+    text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).replace("$", "$$")
+    return text + FLAGS
+
+
+def _keys(schema: type, path: str) -> list[str]:
+    lines: list[str] = []
+    for field, kind in fields_of(schema):
+        name = f"{path}{field.name}"
+        if dataclasses.is_dataclass(kind):
+            lines += ["", f"{name}: {_first_line(kind)}", *_keys(cast(type, kind), f"{name}."), ""]
+        elif field.name == "stages":
+            stage = kind.__args__[1]
+            lines += ["", f"{name}.<stage>: {_first_line(stage)}", *_keys(stage, f"{name}.<stage>."), ""]
+        else:
+            lines += _entry(name, field)
+    return lines
+
+
+def _entry(name: str, field: dataclasses.Field[Any]) -> list[str]:
+    says = field.metadata
+    default = field.default if field.default is not dataclasses.MISSING else {}
+    shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
+    span = ""
+    if says["low"] is not None:
+        span = f" [{says['low']} to {says['high']}]" if says["high"] is not None else f" [{says['low']} or more]"
+    if says["choices"]:
+        span = f" [{' | '.join(says['choices'])}]"
+    text = f"{says['meaning']}{span} (default: {shown})"
+    head = f"  {name:<31} "
+    return textwrap.wrap(text, width=112, initial_indent=head, subsequent_indent=" " * 34)
+
+
+def _first_line(schema: Any) -> str:
+    return str(schema.__doc__).splitlines()[0]

@@ -1,0 +1,166 @@
+"""From the command line to runs: Hydra composes and sweeps, this module checks, starts and sums up.
+
+Nothing here imports torch, so that help, a typo's message and the composition come at once.
+"""
+
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import ChoiceSweep
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from pylorus.config import CONF, GROUPS, Config
+from pylorus.errors import INTERRUPTED, PylorusError, did_you_mean
+from pylorus.files import write_text
+from pylorus.run_folder import RunFolder
+from pylorus.validation import built, check_key, is_free
+
+
+class SweepFolder(Callback):
+    """Tells `main` where the sweep's jobs lie: Hydra calls it before the first one."""
+
+    found: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Keeps the sweep's folder."""
+        SweepFolder.found = Path(config.hydra.sweep.dir).absolute()
+
+
+def register() -> None:
+    """Makes the schema and our resolvers known to Hydra; calling it again changes nothing."""
+    token = "".join(secrets.choice("abcdefghijkmnpqrstuvwxyz23456789") for _ in range(4))
+    OmegaConf.register_new_resolver("pylorus.token", lambda: token, replace=True)
+    OmegaConf.register_new_resolver("pylorus.help", _help, replace=True)
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def _help() -> str:
+    from pylorus.help import help_text
+
+    return help_text(CONF)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def _job(composed: DictConfig) -> None:
+    """One job of Hydra's: a run here, or, in a sweep, a process of its own that leaves nothing behind in ours."""
+    context = HydraConfig.get()
+    folder = RunFolder(Path(context.runtime.output_dir))
+    if folder.status():
+        raise PylorusError(f"{folder.path}: a run lies there already. Choose another folder.")
+    in_sweep = context.mode == RunMode.MULTIRUN
+    overrides = [str(override) for override in context.overrides.task]
+    with folder.prepared(overrides, sweep=folder.path.parent.name if in_sweep else None):
+        write_text(folder.config, OmegaConf.to_yaml(built(composed)))
+    if in_sweep:
+        _run_apart(folder)
+    else:
+        from pylorus.train import run
+
+        run(folder)
+
+
+def _run_apart(folder: RunFolder) -> None:
+    """Runs a job of a sweep as `python -m pylorus.train FOLDER`; its failure is the job's, not the sweep's."""
+    job = subprocess.Popen([sys.executable, "-m", "pylorus.train", str(folder.path)])
+    try:
+        code = job.wait()
+    except KeyboardInterrupt:
+        _end(job)
+        raise
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    if code != 0:
+        why = folder.status().get("error", f"its process ended with exit code {code}")
+        raise PylorusError(f"the job in {folder.path} failed: {why}")
+
+
+def _end(job: subprocess.Popen[bytes]) -> None:
+    """Waits for an interrupted job; a signal that reached only us is handed on, first kindly."""
+    for insist in (partial(job.send_signal, signal.SIGINT), job.kill):
+        try:
+            job.wait(timeout=10)
+            return
+        except subprocess.TimeoutExpired:
+            insist()
+    job.wait()
+
+
+def checked(arguments: list[str]) -> list[str]:
+    """The command line with unknown keys refused; a key of a free part (model.args) is added without a `+`.
+
+    Raises:
+        PylorusError: Names the unknown key or file and the nearest known one.
+    """
+    from hydra._internal.utils import get_args_parser
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create()
+    words = set(get_args_parser().parse_args(arguments).overrides)
+    return [_checked_override(word, parser.parse_override(word)) if word in words else word for word in arguments]
+
+
+def _checked_override(word: str, override: Any) -> str:
+    name = override.key_or_group
+    if name.startswith("hydra"):
+        return word
+    if name in GROUPS:
+        files = [path.stem for path in (CONF / name).glob("*.yaml")]
+        value = override.value()
+        choices = value.list if isinstance(value, ChoiceSweep) else [value]
+        for chosen in [str(choice) for choice in choices if choice is not None]:
+            if chosen not in files:
+                raise PylorusError(
+                    f"{name}={chosen}: there is no {name}/{chosen}.yaml.{did_you_mean(chosen, files)}\n"
+                    f"Known: {', '.join(sorted(files))}."
+                )
+        return word
+    check_key(name)
+    if override.is_add() and re.match(r"stages\.", name):
+        raise PylorusError(f"{word}: a stage is not added here but in a file of conf/stage. Leave the + out.")
+    free = is_free(name) and not (override.is_add() or override.is_force_add() or override.is_delete())
+    return f"++{word}" if free else word
+
+
+def main() -> None:
+    """`python train.py`: runs, prints errors that a user can mend without a traceback, sums up a sweep."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on, and we print them
+    register()
+    code = 0
+    try:
+        sys.argv[1:] = checked(sys.argv[1:])
+        _job()
+    except (PylorusError, HydraException, OmegaConfBaseException) as error:
+        print(f"\nerror: {readable(error)}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        code = INTERRUPTED
+    finally:
+        if SweepFolder.found is not None:
+            from pylorus.sweep import sum_up
+
+            code = max(code, sum_up(SweepFolder.found))
+    sys.exit(code)
+
+
+def readable(error: BaseException) -> str:
+    """An error's message; of OmegaConf's the key and what is wrong with its value."""
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: no value given. Add {error.full_key}=… to the command line."
+    cause = error.__cause__ if isinstance(error, HydraException) else None
+    lines = [str(error)] + ([str(cause)] if cause is not None else [])
+    return "\n".join(line.strip() for line in lines if line.strip())

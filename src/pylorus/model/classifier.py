@@ -1,0 +1,217 @@
+"""The LightningModule: one stage of training of one network, its loss and its metrics."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from pylorus.chance import derived_seed
+from pylorus.config import LossConfig, OptimizerConfig, StageConfig
+from pylorus.data.datamodule import Batch
+from pylorus.errors import PylorusError
+from pylorus.evaluation.confusion import class_indices, overall_indices
+from pylorus.model.backbone import Backbone
+from pylorus.model.schedule import build_optimizer, build_schedule
+
+CLASS_METRICS = ("precision", "sensitivity", "f1")
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of a run.
+
+    Attributes:
+        name: Of the stage; first part of every metric's name.
+        config: What the user said of it.
+        first_epoch: How many epochs the stages before ran: where its curves begin on the run's axis.
+        seed: The stage's chance.
+    """
+
+    name: str
+    config: StageConfig
+    first_epoch: int
+    seed: int
+
+
+class Tally(nn.Module):
+    """Mean loss and confusion matrix of an epoch, gathered on the device without waiting for it."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.loss = MeanMetric()
+        self.confusion = MulticlassConfusionMatrix(classes, validate_args=False)
+
+    def add(self, loss: Tensor, weight: Tensor, logits: Tensor, label: Tensor) -> None:
+        """A batch: its mean loss, the weight of that mean, logits (batch, classes), labels (batch,)."""
+        self.loss.update(loss.detach(), weight)
+        self.confusion.update(logits.detach(), label)
+
+    def take(self, prefix: str, names: Sequence[str]) -> dict[str, float]:
+        """All metrics of the epoch by name, each class's and their average; starts anew. Undefined ones are nan."""
+        confusion = self.confusion.compute().cpu().numpy()
+        by_class, overall = class_indices(confusion), overall_indices(confusion)
+        found = {f"{prefix}/loss": float(self.loss.compute()), f"{prefix}/accuracy": float(overall.accuracy)}
+        for metric in CLASS_METRICS:
+            values = getattr(by_class, metric)
+            found |= {f"{prefix}/{metric}/{name}": float(value) for name, value in zip(names, values, strict=True)}
+            found[f"{prefix}/{metric}/average"] = float(np.mean(values))
+        self.loss.reset()
+        self.confusion.reset()
+        return found
+
+
+class Classifier(pl.LightningModule):
+    """Trains a network for one stage; takes uint8 RGB and normalises it where the network computes."""
+
+    mean: Tensor
+    std: Tensor
+    class_weights: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        names: Sequence[str],
+        plan: StagePlan,
+        optimizer: OptimizerConfig,
+        loss: LossConfig,
+        *,
+        images_of_class: Sequence[int] | None = None,
+        channels_last: bool = True,
+    ) -> None:
+        """Takes what a stage needs.
+
+        Args:
+            backbone: The network and how its input is normalised.
+            names: Short name of each class, in the order of the labels.
+            plan: The stage.
+            optimizer: How weights move.
+            loss: The loss; "balanced" needs `images_of_class`.
+            images_of_class: Training images of each class.
+            channels_last: How tensors lie in memory; the numbers are the same.
+        """
+        super().__init__()
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.network = backbone.network.to(memory_format=self.memory_format)
+        self.names, self.plan, self.optimizer_config, self.loss_config = tuple(names), plan, optimizer, loss
+        self.register_buffer("mean", 255 * torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("class_weights", _class_weights(loss, len(self.names), images_of_class), persistent=False)
+        self.tallies = nn.ModuleDict({"train_part": Tally(len(self.names)), "val_part": Tally(len(self.names))})
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (batch, classes) of uint8 RGB images (batch, 3, size, size).
+
+        Raises:
+            ValueError: If the images do not have three channels.
+        """
+        if image.shape[1] != 3:
+            raise ValueError(
+                f"found images of {image.shape[1]} channels, expected RGB: decode them with pylorus.data.image"
+            )
+        pixels = (image.float() - self.mean) / self.std
+        logits: Tensor = self.network(pixels.contiguous(memory_format=self.memory_format))
+        return logits.float()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Dropout's chance is one of seed, epoch and step, so that a resumed run draws what it would have drawn."""
+        torch.manual_seed(derived_seed(self.plan.seed, "step", self.current_epoch, batch_idx))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a batch."""
+        return self._step(batch, "train_part")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Gathers a batch's loss and decisions."""
+        self._step(batch, "val_part")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Rows (batch,) and logits (batch, classes)."""
+        return batch.row, self(batch.image)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the epoch: Lightning validates when its training batches are done, so both tallies are complete.
+
+        Raises:
+            PylorusError: If the loss is no number any more.
+        """
+        name, monitor = self.plan.name, self.plan.config.monitor
+        found = self._tally("train_part").take(f"{name}/train", self.names)
+        found |= self._tally("val_part").take(f"{name}/val", self.names)
+        if not np.isfinite(found[f"{name}/train/loss"]):
+            raise PylorusError(
+                f"the training loss of stage {name} is no number any more in epoch {self.current_epoch + 1}. "
+                f"Lower optimizer.lr or stages.{name}.lr, or take trainer.precision=32."
+            )
+        found[f"{name}/lr"] = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
+        # "step" is Lightning's word for a logger's axis: epochs over the whole run, so that stages follow each other.
+        self.log_dict({**found, "step": float(self.plan.first_epoch + self.current_epoch + 1)})
+        chosen = f"{name}/val/{monitor}" + ("" if monitor in ("loss", "accuracy") else "/average")
+        self.log("monitor", found[chosen], logger=False)  # what checkpoints and early stopping go by
+
+    def configure_optimizers(self) -> Any:
+        """One optimiser and one schedule for the whole stage."""
+        optimizer = build_optimizer(self.network, self.plan.config, self.optimizer_config)
+        steps = int(self.trainer.estimated_stepping_batches)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": build_schedule(optimizer, self.plan.config, steps=steps),
+        }
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Limits the norm of a step's gradient; here, since Lightning won't beside an optimiser of one pass."""
+        if self.optimizer_config.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.optimizer_config.clip)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves frozen weights out: they are those that the stage began with, and hundreds of megabytes an epoch."""
+        for name in self._frozen():
+            del checkpoint["state_dict"][name]
+
+    def take_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Takes the weights of a checkpoint of this stage.
+
+        Raises:
+            ValueError: If it does not hold exactly what learns and moves in this stage.
+        """
+        found = self.load_state_dict(weights, strict=False)
+        if found.unexpected_keys or set(found.missing_keys) != self._frozen():
+            raise ValueError(f"not a checkpoint of stage {self.plan.name}: {found}")
+
+    def _frozen(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+
+    def _step(self, batch: Batch, part: str) -> Tensor:
+        logits = self(batch.image)
+        weights = self.class_weights[batch.label]
+        losses = functional.cross_entropy(
+            logits,
+            batch.label,
+            weight=self.class_weights,
+            label_smoothing=self.loss_config.label_smoothing,
+            reduction="none",
+        )
+        loss = losses.sum() / weights.sum()
+        self._tally(part).add(loss, weights.sum(), logits, batch.label)
+        return loss
+
+    def _tally(self, part: str) -> Tally:
+        tally = self.tallies[part]
+        assert isinstance(tally, Tally)
+        return tally
+
+
+def _class_weights(loss: LossConfig, classes: int, images_of_class: Sequence[int] | None) -> Tensor:
+    """A weight a class, of mean 1 over the images: inverse to how frequent the class is, where that is asked for."""
+    if loss.class_weights == "none":
+        return torch.ones(classes)
+    if images_of_class is None:
+        raise ValueError("balanced class weights need images_of_class")
+    counts = torch.tensor(images_of_class, dtype=torch.float32)
+    return counts.sum() / (classes * counts)

@@ -1,0 +1,87 @@
+"""Optimiser and learning rate of one stage."""
+
+import math
+from typing import Any, Literal, cast
+
+import torch
+from timm.optim._optim_factory import create_optimizer_v2, list_optimizers
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+
+from pylorus.config import OptimizerConfig, StageConfig
+from pylorus.errors import PylorusError, did_you_mean
+
+FUSED = ("adam", "adamw", "sgd")
+"""Optimisers of which torch has a version that moves all weights in one pass, on CPU and GPU."""
+
+
+def peak_lr(stage: StageConfig, optimizer: OptimizerConfig) -> float:
+    """The stage's own learning rate, or its share of the run's."""
+    return stage.lr if stage.lr is not None else optimizer.lr * stage.lr_factor
+
+
+def better(stage: StageConfig) -> Literal["min", "max"]:
+    """Whether a smaller or a larger value of what the stage monitors is better."""
+    return "min" if stage.monitor == "loss" else "max"
+
+
+def build_optimizer(network: nn.Module, stage: StageConfig, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """An optimiser of the parameters that learn, grouped by layer where their learning rates differ.
+
+    Raises:
+        PylorusError: If timm has no optimiser of that name.
+    """
+    known = [str(name) for name in list_optimizers()]
+    if config.name not in known:
+        raise PylorusError(f'optimizer.name: timm has no "{config.name}".{did_you_mean(config.name, known)}')
+    optimizer = create_optimizer_v2(
+        network,
+        opt=config.name,
+        lr=peak_lr(stage, config),
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        layer_decay=stage.layer_decay if stage.layer_decay < 1 else None,
+        **cast(dict[str, Any], {"fused": True} if config.name in FUSED else {}),
+    )
+    for group in optimizer.param_groups:
+        # timm leaves a group's share of the rate to its own schedulers; ours start from the group's rate.
+        group["lr"] *= group.pop("lr_scale", 1.0)
+    return optimizer
+
+
+class WarmCosine:
+    """The share of the peak learning rate at a step: up in a line, then down along half a cosine or level.
+
+    Example:
+        >>> share = WarmCosine(steps=10, warmup=2, falls=True)
+        >>> [round(share(step), 2) for step in (0, 1, 2, 6, 10)]
+        [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+
+    def __init__(self, *, steps: int, warmup: int, falls: bool) -> None:
+        self.steps, self.warmup, self.falls = steps, warmup, falls
+
+    def __call__(self, step: int) -> float:
+        """The share, in [0, 1], at a step in [0, steps]."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if not self.falls:
+            return 1.0
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, stage: StageConfig, *, steps: int) -> dict[str, Any]:
+    """The stage's schedule in the form that Lightning takes.
+
+    Args:
+        optimizer: Whose rates it changes.
+        stage: Names the schedule, its warm-up and what a plateau is judged by.
+        steps: Optimiser steps in the whole stage.
+    """
+    scheduler: LRScheduler | ReduceLROnPlateau
+    if stage.schedule == "plateau":
+        scheduler = ReduceLROnPlateau(optimizer, mode=better(stage), factor=0.1, patience=3)
+        return {"scheduler": scheduler, "interval": "epoch", "monitor": "monitor"}
+    share = WarmCosine(steps=steps, warmup=round(stage.warmup * steps), falls=stage.schedule == "cosine")
+    return {"scheduler": LambdaLR(optimizer, share), "interval": "step"}

@@ -1,0 +1,1 @@
+"""What a reader sees of runs: tables, figures, the published results to compare with."""

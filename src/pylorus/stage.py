@@ -1,0 +1,165 @@
+"""One stage of a run: fit, take the best epoch, predict, write down."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+
+from pylorus.config import CONF, AugmentConfig, Config, StageConfig
+from pylorus.console import EpochLine, ProgressBar
+from pylorus.curves import CurvesFile
+from pylorus.dashboard import Dashboard
+from pylorus.data.datamodule import ImageDataModule, InputFormat, suggested_workers
+from pylorus.data.prepare import Images
+from pylorus.errors import PylorusError, did_you_mean
+from pylorus.machine import Engine
+from pylorus.model.backbone import Backbone
+from pylorus.model.classifier import Classifier, StagePlan
+from pylorus.model.freeze import Freeze, depth
+from pylorus.model.schedule import better
+from pylorus.predictions import prediction_table, write_predictions
+from pylorus.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage gave.
+
+    Attributes:
+        epochs: How many ran.
+        best_epoch: The one whose weights the network holds now, from 1.
+        predictions: The table of each part, val and test.
+    """
+
+    epochs: int
+    best_epoch: int
+    predictions: dict[str, pd.DataFrame]
+
+
+def run_stage(
+    plan: StagePlan,
+    config: Config,
+    backbone: Backbone,
+    images: Images,
+    engine: Engine,
+    dashboard: Dashboard,
+    folder: RunFolder,
+) -> StageResult:
+    """Trains one stage, leaves the network at its best epoch and saves what that says of val and test."""
+    place = folder.stage(plan.name)
+    best = ModelCheckpoint(
+        place / "checkpoints",
+        filename="best",
+        monitor="monitor",
+        mode=better(plan.config),
+        save_weights_only=True,
+        enable_version_counter=False,
+    )
+    bar = [ProgressBar()] if config.trainer.progress else []
+    trainer = pl.Trainer(
+        accelerator=engine.accelerator,
+        devices=1,
+        precision=engine.lightning_precision,
+        max_epochs=plan.config.epochs,
+        callbacks=[Freeze(plan.config.learn), best, *_patience(plan.config), EpochLine(plan), *bar],
+        logger=[CurvesFile(place / "metrics.csv"), *dashboard.loggers],
+        default_root_dir=place,
+        enable_progress_bar=config.trainer.progress,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+    classifier = Classifier(
+        backbone,
+        images.catalog.short_names,
+        plan,
+        config.optimizer,
+        config.loss,
+        images_of_class=images.of_class("train"),
+        channels_last=config.trainer.channels_last,
+    )
+    served = _served(plan, config, backbone, images, engine)
+    log.info("\n%s", _headline(plan, backbone))
+    trainer.fit(classifier, served)
+    chosen = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+    classifier.take_weights(chosen["state_dict"])
+    tables = {}
+    for part in ("val", "test"):
+        rows = served.parts[part]
+        logits = _logits(trainer, classifier, served, part)
+        tables[part] = prediction_table(rows, logits, names=images.catalog.short_names, split=part)
+        write_predictions(tables[part], folder.predictions(plan.name, part))
+        dashboard.show_predictions(plan, part, tables[part], served)
+    return StageResult(epochs=trainer.current_epoch, best_epoch=int(chosen["epoch"]) + 1, predictions=tables)
+
+
+def policy_of(stage: StageConfig, default: AugmentConfig) -> AugmentConfig:
+    """The augmentation of a stage: the run's, or the one of conf/augment that it names.
+
+    Raises:
+        PylorusError: If there is no such file.
+    """
+    if stage.augment is None or stage.augment == default.name:
+        return default
+    files = {path.stem: path for path in (CONF / "augment").glob("*.yaml")}
+    if stage.augment not in files:
+        raise PylorusError(
+            f"stages.<stage>.augment: there is no augment/{stage.augment}.yaml.{did_you_mean(stage.augment, files)} "
+            f"Known: {', '.join(sorted(files))}."
+        )
+    merged = OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(AugmentConfig), OmegaConf.load(files[stage.augment]))
+    )
+    assert isinstance(merged, AugmentConfig)
+    return merged
+
+
+def _served(plan: StagePlan, config: Config, backbone: Backbone, images: Images, engine: Engine) -> ImageDataModule:
+    workers = config.data.workers
+    return ImageDataModule(
+        images.table,
+        images.catalog.root,
+        InputFormat(backbone.image_size, config.data.fit, backbone.interpolation),
+        batch_size=config.trainer.batch_size,
+        workers=suggested_workers(engine.accelerator) if workers is None else workers,
+        policy=policy_of(plan.config, config.augment),
+        seed=plan.seed,
+        validation=images.validation,
+        pin_memory=engine.accelerator == "cuda",
+    )
+
+
+def _logits(trainer: pl.Trainer, classifier: Classifier, served: ImageDataModule, part: str) -> NDArray[np.float32]:
+    """Logits (rows, classes) of a part, in the order of its rows."""
+    batches = trainer.predict(classifier, served.loader(part))
+    assert batches is not None
+    rows = torch.cat([batch[0] for batch in batches])
+    logits = torch.cat([batch[1] for batch in batches])
+    ordered: NDArray[np.float32] = logits[torch.argsort(rows)].float().cpu().numpy()
+    return ordered
+
+
+def _patience(stage: StageConfig) -> list[pl.Callback]:
+    if stage.patience is None:
+        return []
+    # An undefined precision is no reason to stop; a loss that is no number stops the run elsewhere.
+    return [EarlyStopping("monitor", mode=better(stage), patience=stage.patience, check_finite=False)]
+
+
+def _headline(plan: StagePlan, backbone: Backbone) -> str:
+    found = depth(backbone.network, plan.config.learn)
+    parameters = dict(backbone.network.named_parameters())
+    learning = sum(parameters[name].numel() for name in found.learning)
+    total = sum(parameter.numel() for parameter in parameters.values())
+    return (
+        f"{plan.name}: {backbone.name} at {backbone.image_size} px, learns {plan.config.learn} "
+        f"({learning:,} of {total:,} parameters), {plan.config.epochs} epochs"
+    )

@@ -1,0 +1,102 @@
+"""The jobs of a sweep in one table, best first, made from what lies in their folders."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from omegaconf import OmegaConf
+
+from pylorus.evaluation.confusion import class_indices, overall_indices
+from pylorus.files import whole, write_text
+from pylorus.predictions import confusion_of
+from pylorus.run_folder import RunFolder
+
+COLUMNS = ["job", "model", "stage", "overrides", "state", "minutes"]
+MEASURES = ["accuracy", "precision", "sensitivity", "F1"]
+
+
+def sum_up(sweep: Path) -> int:
+    """Prints and writes the table of all jobs of a sweep; gives 1 if one did not finish, else 0."""
+    table = sweep_table(sweep)
+    if table.empty:
+        return 0
+    with whole(sweep / "sweep.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    shown = as_text(table)
+    write_text(sweep / "sweep.md", shown + "\n")
+    print(f"\n{shown}\n\nsweep: {sweep}")
+    for job in table.loc[table["state"] != "finished", "job"].unique():
+        status = RunFolder(sweep / str(job)).status()
+        print(f"job {job} {status['state']}: {status.get('error', 'see its run.log')}")
+    return int((table["state"] != "finished").any())
+
+
+def sweep_table(sweep: Path) -> pd.DataFrame:
+    """A row for each stage that each job finished, and one for a job without any.
+
+    Jobs are ordered by the validation accuracy of their last stage, best first: choosing by the test set would make
+    its figures optimistic. Shares are in [0, 1]; precision, sensitivity and F1 are averages over the classes, empty
+    where one is undefined.
+    """
+    folders = [RunFolder(path.parent) for path in sorted(sweep.glob("*/status.json"))]
+    rows = [row for folder in folders for row in _rows(folder)]
+    table = pd.DataFrame(rows)
+    if table.empty:
+        return table
+    last = table.groupby("job")["val accuracy"].transform("last").fillna(-1.0)
+    number = table["job"].map(lambda job: int(job) if str(job).isdigit() else 0)
+    order = pd.DataFrame({"last": -last, "number": number}).sort_values(["last", "number"], kind="stable").index
+    return table.loc[order].reset_index(drop=True)
+
+
+def as_text(table: pd.DataFrame) -> str:
+    """The table in Markdown, shares in %."""
+    shown = table.copy()
+    for name in shown.columns:
+        if name.startswith(("val ", "test ")):
+            shown[name] = [f"{100 * share:.1f}" if np.isfinite(share) else "–" for share in shown[name]]
+    shown["minutes"] = [f"{minutes:.1f}" for minutes in shown["minutes"]]
+    header = [str(name) for name in shown.columns]
+    body = [[str(cell) for cell in row] for row in shown.itertuples(index=False)]
+    widths = [max(len(row[place]) for row in [header, *body]) for place in range(len(header))]
+    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *body]]
+    lines.insert(1, "-|-".join("-" * width for width in widths))
+    return "\n".join(f"| {line} |" if place != 1 else f"|-{line}-|" for place, line in enumerate(lines))
+
+
+def _rows(folder: RunFolder) -> list[dict[str, Any]]:
+    status = folder.status()
+    config = OmegaConf.load(folder.config) if folder.config.is_file() else OmegaConf.create()
+    job = {
+        "job": folder.path.name,
+        "model": OmegaConf.select(config, "model.name", default="–"),
+        "stage": "–",
+        "overrides": " ".join(status.get("overrides", [])) or "–",
+        "state": status["state"],
+        "minutes": _minutes(status),
+    }
+    measured = []
+    for stage in OmegaConf.select(config, "stages", default={}):
+        if folder.predictions(stage, "test").is_file():
+            shares: dict[str, float] = {}
+            for part in ("val", "test"):
+                shares |= _measures(pd.read_parquet(folder.predictions(stage, part)), part)
+            measured.append({**job, "stage": stage, **shares})
+    nothing = {f"{part} {measure}": float("nan") for part in ("val", "test") for measure in MEASURES}
+    return measured or [{**job, **nothing}]
+
+
+def _measures(predictions: pd.DataFrame, part: str) -> dict[str, float]:
+    counts = confusion_of(predictions)
+    found = class_indices(counts)
+    means = [found.precision.mean(), found.sensitivity.mean(), found.f1.mean()]
+    shares = [float(overall_indices(counts).accuracy), *(float(mean) for mean in means)]
+    return {f"{part} {measure}": share for measure, share in zip(MEASURES, shares, strict=True)}
+
+
+def _minutes(status: dict[str, Any]) -> float:
+    if "ended" not in status:
+        return float("nan")
+    return (datetime.fromisoformat(status["ended"]) - datetime.fromisoformat(status["started"])).total_seconds() / 60

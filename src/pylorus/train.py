@@ -1,0 +1,78 @@
+"""One run, top to bottom: images → network → stage by stage → a model in a folder.
+
+`python -m pylorus.train FOLDER` runs what FOLDER/config.yaml says; `train.py` and sweeps come here through
+`pylorus.launch`.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+import torch
+
+from pylorus.chance import derived_seed
+from pylorus.config import Config
+from pylorus.console import run_log, show_stage
+from pylorus.dashboard import Dashboard
+from pylorus.data.prepare import prepare_images
+from pylorus.deploy.bundle import write_bundle
+from pylorus.errors import INTERRUPTED, PylorusError
+from pylorus.files import write_json
+from pylorus.machine import environment, settle_engine
+from pylorus.model.backbone import build_backbone
+from pylorus.model.classifier import StagePlan
+from pylorus.model.freeze import depth
+from pylorus.run_folder import RunFolder
+from pylorus.stage import run_stage
+from pylorus.validation import loaded
+
+log = logging.getLogger(__name__)
+
+
+def run(folder: RunFolder) -> None:
+    """The run that a prepared folder describes; its status and its log are kept there whatever happens."""
+    with run_log(folder.path), folder.running():
+        train(loaded(folder.config), folder)
+    print(f"\nresults: {folder.path}")
+
+
+def train(config: Config, folder: RunFolder) -> None:
+    """Trains all stages and writes what they give into the folder.
+
+    Raises:
+        PylorusError: If something in the user's hands is wrong; the message says what and how to mend it.
+    """
+    engine = settle_engine(config.trainer)
+    write_json(folder.path / "environment.json", environment(engine))
+    images = prepare_images(config, folder)
+    torch.manual_seed(derived_seed(config.seed, "head"))
+    backbone = build_backbone(
+        config.model,
+        classes=len(images.catalog.classes),
+        image_size=config.data.image_size,
+        random_if_unreachable=config.data.kind == "synthetic",
+    )
+    for stage in config.stages.values():
+        depth(backbone.network, stage.learn)  # a misspelt block is told now, not when its stage comes
+    with Dashboard(config, folder) as dashboard:
+        first_epoch = 0
+        for name, stage in config.stages.items():
+            plan = StagePlan(name, stage, first_epoch, derived_seed(config.seed, "stage", name))
+            result = run_stage(plan, config, backbone, images, engine, dashboard, folder)
+            show_stage(plan, result)
+            first_epoch += result.epochs
+    write_bundle(folder.path / "model", backbone, images, config)
+
+
+def main() -> None:
+    """`python -m pylorus.train FOLDER`: one run in a process of its own."""
+    try:
+        run(RunFolder(Path(sys.argv[1])))
+    except PylorusError as error:
+        sys.exit(f"\nerror: {error}")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

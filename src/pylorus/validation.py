@@ -1,0 +1,183 @@
+"""Is this configuration one that the schema allows? Unknown keys are refused, also those behind a `+`."""
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pylorus.config import GROUPS, Config
+from pylorus.errors import PylorusError, did_you_mean
+
+RESERVED_STAGE_NAMES = ("model", "report", "images")
+"""A stage has its folder in the run's; these names are taken there."""
+
+
+def unwrapped(annotation: Any) -> Any:
+    """The type itself where the annotation also allows None: `int | None` gives `int`."""
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        return next(part for part in typing.get_args(annotation) if part is not type(None))
+    return annotation
+
+
+def fields_of(schema: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+    """Each field of a dataclass with its type, None left out."""
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        yield field, unwrapped(hints[field.name])
+
+
+def check_key(path: str, *, schema: type = Config) -> None:
+    """Refuses a dotted key that the schema does not have.
+
+    Raises:
+        PylorusError: Names the part that is unknown and the nearest that is known.
+    """
+    here: Any = schema
+    walked: list[str] = []
+    for part in path.split("."):
+        if dataclasses.is_dataclass(here):
+            known = {field.name: kind for field, kind in fields_of(typing.cast(type, here))}
+            if part not in known:
+                place = f'"{".".join(walked)}" has no key "{part}"' if walked else f'there is no key "{part}"'
+                names = list(known) if walked else [*known, *GROUPS]
+                raise PylorusError(
+                    f"{path}: {place}.{did_you_mean(part, names)}\n"
+                    f"Known here: {', '.join(names)}. All keys: python train.py --help"
+                )
+            here = known[part]
+        elif typing.get_origin(here) is dict:
+            here = typing.get_args(here)[1]
+        elif here is Any:
+            return
+        else:
+            raise PylorusError(f'{path}: "{".".join(walked)}" is a single value and has no keys of its own.')
+        walked.append(part)
+
+
+def is_free(path: str) -> bool:
+    """Whether a key lies in a part of the schema that takes any name (model.args, augment.transforms)."""
+    here: Any = Config
+    for part in path.split("."):
+        if dataclasses.is_dataclass(here):
+            here = {field.name: kind for field, kind in fields_of(typing.cast(type, here))}.get(part)
+        elif typing.get_origin(here) is dict:
+            here = typing.get_args(here)[1]
+            if here is Any:
+                return True
+        else:
+            return False
+    return False
+
+
+def check_values(config: object, *, path: str = "") -> None:
+    """Refuses a value outside the range or the choices that its key states.
+
+    Raises:
+        PylorusError: Names the key, the value found and what is expected.
+    """
+    for field, _ in fields_of(type(config)):
+        value, name = getattr(config, field.name), f"{path}{field.name}"
+        if dataclasses.is_dataclass(value):
+            check_values(value, path=f"{name}.")
+        elif isinstance(value, dict):
+            for part, inner in value.items():
+                if dataclasses.is_dataclass(inner):
+                    check_values(inner, path=f"{name}.{part}.")
+        elif value is not None:
+            _check_value(name, value, field.metadata)
+
+
+def _check_value(name: str, value: Any, says: typing.Mapping[str, Any]) -> None:
+    choices, low, high = says["choices"], says["low"], says["high"]
+    if choices and value not in choices:
+        raise PylorusError(
+            f'{name}: found "{value}", expected one of {", ".join(choices)}.{did_you_mean(value, choices)}'
+        )
+    # Written so that nan is refused as well.
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        span = f"{low} to {high}" if low is not None and high is not None else f"at least {low}"
+        raise PylorusError(f"{name}: found {value}, expected {span}.")
+
+
+def built(composed: DictConfig) -> Config:
+    """The typed configuration of what Hydra composed, checked.
+
+    Raises:
+        PylorusError: Names the key that is missing or out of its range.
+    """
+    missing = sorted(str(name) for name in OmegaConf.missing_keys(composed))
+    if missing:
+        raise PylorusError(f"{missing[0]}: no value given. Add {missing[0]}=… to the command line.")
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    check(config)
+    # A run goes on from another working directory too.
+    if config.data.root is not None:
+        config.data.root = str(Path(config.data.root).expanduser().absolute())
+    if config.model.weights not in ("hub", "none"):
+        config.model.weights = str(Path(config.model.weights).expanduser().absolute())
+    return config
+
+
+def loaded(path: Path) -> Config:
+    """The configuration that a run's folder holds.
+
+    Raises:
+        PylorusError: If it is not one of ours.
+    """
+    try:
+        return built(DictConfig(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))))
+    except OmegaConfBaseException as error:
+        raise PylorusError(f"{path}: not a configuration of this version of Pylorus. {error}") from error
+
+
+def check(config: Config) -> None:
+    """Refuses what no single key can tell: see each message.
+
+    Raises:
+        PylorusError: Names the key, what was found, what was expected.
+    """
+    check_values(config)
+    if not config.stages:
+        raise PylorusError("stages: there is no stage. Choose stage=pretrain, stage=finetune or stage=both.")
+    for name in config.stages:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED_STAGE_NAMES:
+            raise PylorusError(
+                f'stages: "{name}" can\'t name a stage. It names a folder: small letters, digits and _, '
+                f"and none of {', '.join(RESERVED_STAGE_NAMES)}."
+            )
+    if config.data.kind == "folders" and config.data.root is None:
+        raise PylorusError("data.root: no value given. Add data.root=DIR, the folder of your class folders.")
+    _check_classes(config)
+    if config.model.args.get("in_chans", 3) != 3:
+        raise PylorusError(
+            f"model.args.in_chans: found {config.model.args['in_chans']}, expected 3. Every image reaches the network "
+            "as RGB; a grey file is copied to the three channels, so leave in_chans out."
+        )
+    taken = {"num_classes", "pretrained", "pretrained_cfg", "checkpoint_path"} & set(config.model.args)
+    if taken:
+        raise PylorusError(
+            f"model.args.{min(taken)}: set by Pylorus itself, from the classes and model.weights. Leave it out."
+        )
+
+
+def _check_classes(config: Config) -> None:
+    classes, short = config.data.classes, config.data.short_names
+    if classes is not None and len(set(classes)) != len(classes):
+        raise PylorusError(f"data.classes: a name stands twice in {classes}.")
+    if classes is not None and len(classes) < 2:
+        raise PylorusError(f"data.classes: found {classes}, expected at least two classes.")
+    if short is None:
+        return
+    if classes is None:
+        raise PylorusError("data.short_names: needs data.classes as well, to know which name belongs to which folder.")
+    if len(short) != len(classes) or len(set(short)) != len(short):
+        raise PylorusError(
+            f"data.short_names: found {short}, expected {len(classes)} different names, one for each of {classes}."
+        )

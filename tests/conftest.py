@@ -1,0 +1,57 @@
+"""What many tests share: drawn images, a tiny network, a configuration as the command line would give it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from pylorus.config import CONF, Config
+from pylorus.data.synthetic import draw_image_set
+from pylorus.launch import register
+from pylorus.validation import built
+
+TINY = "test_resnet.r160_in1k"
+"""One of timm's own networks for tests: half a million weights, four layers, batch norm."""
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of drawn class folders, 10 images a class, two a patient; to be read only."""
+    root = tmp_path_factory.mktemp("drawn") / "images"
+    draw_image_set(root, images=10, size=48, seed=3)
+    return root
+
+
+@pytest.fixture(scope="session")
+def composed() -> Callable[..., Config]:
+    """The configuration that words of the command line give."""
+
+    def compose_words(*words: str) -> Config:
+        register()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return built(compose("config", overrides=list(words)))
+
+    return compose_words
+
+
+@pytest.fixture
+def class_folders(tmp_path: Path) -> Callable[..., Path]:
+    """Makes class folders of small plain images: `class_folders({"train/a": 3, "train/b": 2})`."""
+
+    def make(counts: dict[str, int], *, name: str = "patient_{number:03d}_{folder}.png") -> Path:
+        rng = np.random.default_rng(0)
+        root = tmp_path / "set"
+        number = 0
+        for folder, count in counts.items():
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            for _ in range(count):
+                number += 1
+                pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                path = root / folder / name.format(number=number, folder=folder.replace("/", "-"))
+                Image.fromarray(pixels).save(path)
+        return root
+
+    return make

@@ -1,0 +1,97 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import special
+from sklearn.metrics import brier_score_loss, log_loss
+
+from pylorus.evaluation.calibration import calibration_scores, fit_temperature, probabilities_of_logits
+
+
+def drawn(*, images=20_000, temperature=1.0, seed=0):
+    """Logits, and truths drawn from them at a temperature, so that this temperature is the right one."""
+    generator = np.random.default_rng(seed)
+    logits = 3 * generator.standard_normal((images, 3))
+    chance = special.softmax(logits / temperature, axis=1)
+    true = (chance.cumsum(axis=1) < generator.random((images, 1))).sum(axis=1)
+    return logits, np.minimum(true, 2)
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
+def test_the_temperature_that_made_the_truth_is_found_again(temperature):
+    fit = fit_temperature(*drawn(temperature=temperature))
+    assert fit.identified
+    assert fit.temperature == pytest.approx(temperature, rel=0.05)
+    assert fit.nll_after <= fit.nll_before
+    assert fit.images == 20_000
+
+
+def test_the_fit_is_the_best_on_a_fine_grid():
+    logits, true = drawn(images=300, temperature=2.0)
+    fit = fit_temperature(logits, true)
+    grid = np.geomspace(0.5, 8, 200)
+    losses = [log_loss(true, probabilities_of_logits(logits, temperature=t)) for t in grid]
+    assert fit.temperature == pytest.approx(grid[np.argmin(losses)], rel=0.02)
+    assert fit.nll_after == pytest.approx(min(losses), abs=1e-4)
+    assert fit.nll_after <= min(losses)
+    assert fit.nll_before == pytest.approx(log_loss(true, probabilities_of_logits(logits)))
+
+
+def test_applied_to_other_images_the_temperature_mends_calibration():
+    fit = fit_temperature(*drawn(images=1000, temperature=2.5, seed=1))
+    logits, true = drawn(images=5000, temperature=2.5, seed=2)
+    before = calibration_scores(probabilities_of_logits(logits), true)
+    after = calibration_scores(probabilities_of_logits(logits, temperature=fit.temperature), true)
+    assert after.ece < before.ece / 3
+    assert after.brier < before.brier
+    assert after.nll < before.nll
+
+
+@pytest.mark.parametrize(
+    ("logits", "true"),
+    [
+        (np.eye(3)[[0, 1, 2, 0]] * 5, np.array([0, 1, 2, 0])),  # never mistaken: ever surer looks ever better
+        (np.eye(2)[[0, 1]], np.array([1, 0])),  # always mistaken: ever less sure looks ever better
+        (np.zeros((4, 3)), np.array([0, 1, 2, 0])),  # says nothing at any temperature
+        (np.array([[900.0, 0.0]]), np.array([0])),  # so sure that the loss is exactly 0
+    ],
+)
+def test_where_no_temperature_is_best_logits_are_left_alone_and_it_is_said(logits, true):
+    fit = fit_temperature(logits, true)
+    assert (fit.identified, fit.temperature) == (False, 1.0)
+    assert fit.nll_after == fit.nll_before
+
+
+def test_a_temperature_never_changes_the_answer():
+    logits, _ = drawn(images=500)
+    for temperature in (0.1, 1.0, 10.0):
+        chance = probabilities_of_logits(logits, temperature=temperature)
+        assert (chance.argmax(axis=1) == logits.argmax(axis=1)).all()
+
+
+def test_scores_are_those_of_scikit_learn():
+    logits, true = drawn(images=400)
+    chance = probabilities_of_logits(logits)
+    found = calibration_scores(chance, true)
+    assert found.nll == pytest.approx(log_loss(true, chance))
+    classwise = [brier_score_loss(true == each, chance[:, each]) for each in range(3)]
+    assert found.brier == pytest.approx(sum(classwise))
+
+
+def test_certain_and_right_scores_zero_and_certain_and_wrong_the_worst():
+    chance = np.eye(3)[[0, 1]]
+    right = calibration_scores(chance, np.array([0, 1]))
+    wrong = calibration_scores(chance, np.array([1, 0]))
+    assert (right.ece, right.brier, right.nll) == (0.0, 0.0, 0.0)
+    assert (wrong.ece, wrong.brier, wrong.nll) == (1.0, 2.0, math.inf)
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="1 true labels but 2 rows"):
+        fit_temperature(np.zeros((2, 2)), np.array([0]))
+    with pytest.raises(ValueError, match="nan"):
+        fit_temperature(np.array([[np.nan, 0.0]]), np.array([0]))
+    with pytest.raises(ValueError, match="temperature is 0"):
+        probabilities_of_logits(np.zeros((1, 2)), temperature=0)
+    with pytest.raises(ValueError, match="sum to"):
+        calibration_scores(np.array([[2.0, 1.0]]) / 2, np.array([0]))

@@ -1,0 +1,120 @@
+import math
+from dataclasses import astuple, replace
+
+import numpy as np
+import pytest
+
+from pylorus.evaluation.confusion import confusion_matrix, overall_indices
+from pylorus.evaluation.delong import auroc
+from pylorus.evaluation.mcnemar import mcnemar
+from pylorus.evaluation.paired import INDICES, delong_test, paired_differences
+from pylorus.evaluation.predictions import Predictions
+
+
+def ranked(score, helped):
+    """A clinical measurement as the probability of one class of two; only its order matters."""
+    chance = score / 20
+    names = np.arange(len(score)).astype(str)
+    return Predictions(names, names, (~helped).astype(int), np.column_stack([chance, 1 - chance]), ("yes", "no"))
+
+
+@pytest.mark.parametrize(
+    ("score", "difference", "error", "chi_square", "p_value"),
+    [("albumin", 0.0108, 0.0953, 0.0127, 0.9102), ("protein", -0.0780, 0.1046, 0.5554, 0.4561)],
+)
+def test_the_paired_tests_of_the_published_delong_example_are_found(
+    delong_1988, score, difference, error, chi_square, p_value
+):
+    first, second = (ranked(delong_1988[name], delong_1988["helped"]) for name in (score, "K-G score"))
+    found = delong_test(first, second, class_name="yes")
+    assert found.value == pytest.approx(difference, abs=5e-5)
+    assert found.standard_error == pytest.approx(error, abs=5e-5)
+    assert (found.value / found.standard_error) ** 2 == pytest.approx(chi_square, abs=5e-5)
+    assert found.p_value == pytest.approx(p_value, abs=5e-5)
+
+
+def test_the_difference_of_areas_is_that_of_the_areas(said):
+    first, second = said(images=90, groups=30, skill=2.5, model=1), said(images=90, groups=30, skill=1.0, model=2)
+    for each, name in enumerate(first.class_names):
+        found = delong_test(first, second, class_name=name)
+        areas = [auroc(first.true == each, model.probabilities[:, each]).value for model in (first, second)]
+        assert found.value == pytest.approx(areas[0] - areas[1])
+        assert found.low < found.value < found.high
+        assert (found.p_value < 0.05) == (found.low > 0 or found.high < 0)
+
+
+def test_areas_that_do_not_vary_have_no_interval(one_hot):
+    truth = np.array([0, 0, 1, 1])
+    perfect = replace(one_hot(truth), true=truth)
+    assert delong_test(perfect, perfect, class_name="x").p_value == 1.0
+    assert not delong_test(perfect, perfect, class_name="x").has_interval
+    wrong = replace(perfect, probabilities=1 - perfect.probabilities)
+    assert math.isnan(delong_test(perfect, wrong, class_name="x").p_value)
+
+
+def test_a_class_absent_from_test_has_no_area_to_compare(one_hot):
+    model = one_hot(np.array([0, 1]))  # all images are of class x
+    assert math.isnan(delong_test(model, model, class_name="y").value)
+    with pytest.raises(ValueError, match='no class "z"'):
+        delong_test(model, model, class_name="z")
+
+
+def test_differences_are_those_of_the_indices(said):
+    first, second = said(images=120, skill=2.5, model=1), said(images=120, skill=1.0, model=2)
+    found = paired_differences(first, second, seed=0)
+    ours, theirs = (overall_indices(confusion_matrix(model.true, model.predicted, 3)) for model in (first, second))
+    for name in INDICES:
+        difference = getattr(found, name)
+        assert difference.value == pytest.approx(float(getattr(ours, name) - getattr(theirs, name)))
+        assert difference.low < difference.value < difference.high
+    assert (found.macro_f1.p_value < 0.05) == (found.macro_f1.low > 0)
+
+
+def test_exchanging_the_models_turns_the_differences_round(said):
+    first, second = said(images=120, skill=2.5, model=1), said(images=120, skill=1.0, model=2)
+    there = paired_differences(first, second, seed=0).macro_f1
+    back = paired_differences(second, first, seed=0).macro_f1
+    assert back.value == pytest.approx(-there.value)
+    assert (back.low, back.high) == pytest.approx((-there.high, -there.low), abs=0.005)
+
+
+def test_what_models_share_narrows_the_interval(said):
+    """Two models mistaken on the same images are compared far more sharply than their own intervals suggest."""
+    first = said(images=300, skill=1.5)
+    chance = first.probabilities.copy()
+    chance[:8] = np.roll(chance[:8], 1, axis=1)
+    difference = paired_differences(first, replace(first, probabilities=chance), seed=0).accuracy
+    assert difference.high - difference.low < 0.05
+
+
+def test_the_p_of_accuracy_is_the_exact_one(said):
+    first, second = said(images=90, groups=30, model=1), said(images=90, groups=30, model=2)
+    assert paired_differences(first, second, seed=0).accuracy.p_value == mcnemar(first, second).p_value
+
+
+def test_models_that_answer_alike_do_not_differ_and_have_no_interval(said):
+    model = said(images=60)
+    found = paired_differences(model, model, seed=0).macro_f1
+    assert (found.value, found.p_value, found.has_interval) == (0.0, 1.0, False)
+
+
+def test_one_image_that_tells_two_models_apart_shows_nothing(one_hot):
+    truth = np.arange(20) % 2
+    perfect = replace(one_hot(truth), true=truth)
+    once_wrong = replace(perfect, probabilities=np.vstack([[0.0, 1.0], perfect.probabilities[1:]]))
+    found = paired_differences(perfect, once_wrong, seed=0).macro_f1
+    assert found.value > 0
+    assert (found.p_value, found.has_interval) == (1.0, False)
+
+
+def test_an_index_undefined_for_one_model_is_undefined(one_hot):
+    model, other = one_hot(np.array([0, 1, 0, 1])), one_hot(np.array([1, 1, 0, 0]))
+    found = paired_differences(model, other, seed=0, resamples=50).balanced_accuracy
+    assert all(math.isnan(number) for number in astuple(found))
+
+
+def test_different_test_sets_are_refused(said):
+    with pytest.raises(ValueError, match="not about the same images"):
+        paired_differences(said(images=30), said(images=31), seed=0)
+    with pytest.raises(ValueError, match="not about the same images"):
+        delong_test(said(images=30), said(images=31), class_name="GC")

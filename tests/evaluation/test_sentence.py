@@ -1,0 +1,77 @@
+import math
+from dataclasses import replace
+
+import pytest
+
+from pylorus.evaluation.estimate import Estimate
+from pylorus.evaluation.mcnemar import McNemar
+from pylorus.evaluation.paired import Difference
+from pylorus.evaluation.sentence import better_sentence, p_text, paired_sentence, unpaired_sentence
+
+TEST = McNemar(images=450, groups=450, right_first=401, right_second=409, only_first=22, only_second=30, p_value=0.3317)
+APART = Difference(value=-0.031, low=-0.05, high=-0.012, standard_error=0.01, p_value=0.0021)
+
+
+def test_a_difference_that_is_not_shown_is_said_not_to_be_with_the_better_model_first():
+    assert better_sentence("VGG19", "ResNet50", TEST) == (
+        "ResNet50 is not shown to be better than VGG19 on these 450 images (90.9 % against 89.1 %, p = 0.33)."
+    )
+
+
+def test_a_difference_that_is_shown_is_said_to_be():
+    assert better_sentence("VGG19", "ResNet50", replace(TEST, p_value=0.0004)) == (
+        "ResNet50 is shown to be better than VGG19 on these 450 images (90.9 % against 89.1 %, p < 0.001)."
+    )
+
+
+def test_the_corrected_p_decides_and_names_its_family():
+    sentence = better_sentence("VGG19", "ResNet50", replace(TEST, p_value=0.02), corrected_p=0.12, family=6)
+    assert "is not shown to be better" in sentence
+    assert "p = 0.12 after Holm's correction for 6 comparisons" in sentence
+    with pytest.raises(ValueError, match="family is 1"):
+        better_sentence("VGG19", "ResNet50", TEST, corrected_p=0.12)
+
+
+def test_patients_are_named_where_they_have_several_images():
+    assert "on these 1,200 images of 450 patients (" in better_sentence("A", "B", replace(TEST, images=1200))
+    assert "of 450 lesions (" in better_sentence("A", "B", replace(TEST, images=1200), group_word="lesions")
+
+
+def test_as_many_right_is_said_without_a_winner():
+    sentence = better_sentence("A", "B", replace(TEST, right_first=409, p_value=1.0))
+    assert sentence == "A and B recognise equally many on these 450 images (90.9 % each, p = 1)."
+
+
+def test_an_index_on_the_same_images_is_told_with_its_p():
+    assert paired_sentence("A", "B", APART, index="macro F1", images=450) == (
+        "A and B differ in macro F1 on these 450 images (-0.031, p = 0.0021)."
+    )
+    assert "are not shown to differ" in paired_sentence("A", "B", APART, index="MCC", images=450, level=0.001)
+
+
+def test_an_index_on_other_images_is_told_with_its_interval():
+    apart, overlapping = Estimate(0.05, 0.01, 0.09), Estimate(0.018, -0.022, 0.057)
+    assert unpaired_sentence("A", "B", apart, index="accuracy", images=(200, 450)) == (
+        "A and B differ in accuracy, on 200 and 450 different images (+0.050, 95 % interval +0.010 to +0.090)."
+    )
+    assert "not shown" in unpaired_sentence("A", "B", overlapping, index="accuracy", images=(200, 450))
+
+
+def test_what_cannot_be_told_is_said_so():
+    nothing = Difference(math.nan, math.nan, math.nan, math.nan, math.nan)
+    assert "can't be told" in paired_sentence("A", "B", nothing, index="AUROC of GC", images=3)
+    assert "can't be told" in unpaired_sentence("A", "B", nothing, index="accuracy", images=(3, 450))
+
+
+@pytest.mark.parametrize(
+    ("p_value", "text"),
+    [(0.5, "p = 0.50"), (0.049, "p = 0.049"), (0.0012, "p = 0.0012"), (0.0009, "p < 0.001"), (0.999, "p = 1")],
+)
+def test_p_is_printed_with_two_figures_and_never_as_zero(p_value, text):
+    assert p_text(p_value) == text
+
+
+@pytest.mark.parametrize("level", [0, 1, 5])
+def test_a_level_that_is_no_chance_is_refused(level):
+    with pytest.raises(ValueError, match="level"):
+        better_sentence("A", "B", TEST, level=level)

@@ -1,0 +1,120 @@
+"""Every file in conf/ composes, and what a user mistypes is refused by name."""
+
+import re
+
+import pytest
+from hydra.errors import HydraException
+
+from pylorus.config import CONF, GROUPS, Config, StageConfig
+from pylorus.errors import PylorusError
+from pylorus.help import help_text
+from pylorus.launch import checked
+from pylorus.validation import fields_of
+
+FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+NEEDS = {"data=folders": ["data.root=X"], "model=timm": ["model.name=resnet18"], "experiment=paper": ["data.root=X"]}
+
+
+@pytest.mark.parametrize(("group", "file"), FILES, ids=lambda part: str(part))
+def test_every_file_of_conf_composes_to_a_valid_configuration(composed, group, file):
+    word = f"{group}={file}"
+    assert isinstance(composed(word, *NEEDS.get(word, [])), Config)
+
+
+def test_every_folder_of_conf_is_a_group_that_help_names():
+    folders = {path.name for path in CONF.iterdir() if path.is_dir()}
+    assert folders == set(GROUPS)
+    text = help_text(CONF)
+    assert all(f"  {group}=" in text for group in GROUPS)
+
+
+def test_help_explains_every_key():
+    text = help_text(CONF)
+    for field, kind in fields_of(Config):
+        if hasattr(kind, "__dataclass_fields__"):
+            for inner, _ in fields_of(kind):
+                assert f"{field.name}.{inner.name}" in text
+    assert all(f"stages.<stage>.{field.name} " in text for field, _ in fields_of(StageConfig))
+
+
+@pytest.mark.parametrize(
+    ("word", "suggested"),
+    [
+        ("optimizer.lrr=1e-3", "lr"),
+        ("+optimizer.lrr=1e-3", "lr"),
+        ("++optimizer.lrr=1e-3", "lr"),
+        ("data.rooot=X", "root"),
+        ("+data.drawn.imagse=3", "images"),
+        ("stages.pretrain.epoch=3", "epochs"),
+        ("modle=vgg19", "model"),
+        ("+sede=1", "seed"),
+        ("stages.finetune.learning=head", "learn"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(word, suggested):
+    with pytest.raises(PylorusError, match=re.escape(f'Did you mean "{suggested}"?')):
+        checked([word])
+
+
+def test_an_unknown_file_of_a_group_is_refused_with_the_nearest_known_one():
+    with pytest.raises(PylorusError, match='Did you mean "resnet50"'):
+        checked(["model=resnet5"])
+
+
+def test_a_sweep_with_one_unknown_file_is_refused_before_its_first_job():
+    with pytest.raises(PylorusError, match='model=resnet5: there is no.*Did you mean "resnet50"'):
+        checked(["-m", "model=vgg19,resnet5"])
+
+
+def test_a_stage_is_not_added_by_a_typo():
+    with pytest.raises(PylorusError, match="a stage is not added here"):
+        checked(["+stages.pretain.epochs=3"])
+
+
+def test_arguments_for_timm_need_no_plus(composed):
+    words = checked(["model.args.drop_path_rate=0.1"])
+    assert composed(*words).model.args == {"drop_path_rate": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("stages.pretrain.epochs=0", "stages.pretrain.epochs: found 0, expected at least 1"),
+        ("data.val_fraction=0.9", "data.val_fraction: found 0.9, expected 0.01 to 0.5"),
+        ("optimizer.lr=nan", "optimizer.lr: found nan"),
+        ("data.fit=stretched", 'data.fit: found "stretched", expected one of .*Did you mean "stretch"'),
+        ("model.args.in_chans=1", "model.args.in_chans: found 1, expected 3"),
+        ("model.args.num_classes=4", "model.args.num_classes: set by Pylorus itself"),
+        ("data.short_names=[A,B]", "data.short_names: found .* expected 3 different names"),
+        ("data.classes=[a,a]", "data.classes: a name stands twice"),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused_by_name(composed, word, message):
+    with pytest.raises(PylorusError, match=message):
+        composed(*checked([word]))
+
+
+def test_a_word_where_a_number_belongs_is_refused(composed):
+    with pytest.raises(HydraException, match="epochs"):
+        composed("stages.pretrain.epochs=three")
+
+
+def test_a_value_that_must_be_given_is_named(composed):
+    with pytest.raises(PylorusError, match=re.escape("data.root: no value given. Add data.root=")):
+        composed("data=folders")
+
+
+def test_short_names_need_classes_to_belong_to(composed):
+    with pytest.raises(PylorusError, match="needs data.classes as well"):
+        composed("data=folders", "data.root=X", "data.short_names=[A,B]")
+
+
+def test_stage_both_is_pretrain_then_finetune(composed):
+    assert list(composed("stage=both").stages) == ["pretrain", "finetune"]
+    assert list(composed("stage=finetune").stages) == ["finetune"]
+
+
+def test_own_images_get_pretrained_weights_and_drawn_ones_a_small_network(composed):
+    assert composed().model.weights == "none"
+    own = composed("data=folders", "data.root=X")
+    assert (own.model.name, own.model.weights) == ("resnet50.tv_in1k", "hub")
