@@ -114,6 +114,18 @@ def test_stage_both_is_pretrain_then_finetune(composed):
     assert list(composed("stage=finetune").stages) == ["finetune"]
 
 
+def test_a_sweep_over_stages_may_set_keys_of_a_stage_that_one_job_leaves_out(composed):
+    assert list(composed("stage=pretrain", "stages.finetune.epochs=3").stages) == ["pretrain"]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"), [("run=[pretain]", 'no stage "pretain".*"pretrain"'), ("run=[]", "found")]
+)
+def test_a_run_needs_stages_that_there_are(composed, word, message):
+    with pytest.raises(PylorusError, match=message):
+        composed(word)
+
+
 def test_own_images_get_pretrained_weights_and_drawn_ones_a_small_network(composed):
     assert composed().model.weights == "none"
     own = composed("data=folders", "data.root=X")

@@ -44,7 +44,9 @@ class CurvesFile(Logger):
         row.update({name: value for name, value in metrics.items() if "/" in name})
 
     def save(self) -> None:
-        """Writes the file; Lightning calls it after each batch of metrics."""
+        """Writes the file; Lightning calls it after each batch of metrics, and before the first."""
+        if not self._rows:
+            return
         frame = pd.DataFrame([{"step": step, **row} for step, row in sorted(self._rows.items())])
         with whole(self.path) as temporary:
             frame.to_csv(temporary, index=False)

@@ -1,6 +1,7 @@
 """One stage of a run: fit, take the best epoch, predict, write down."""
 
 import logging
+import signal
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,7 +89,7 @@ def run_stage(
     )
     served = _served(plan, config, backbone, images, engine)
     log.info("\n%s", _headline(plan, backbone))
-    trainer.fit(classifier, served)
+    _fit(trainer, classifier, served)
     chosen = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
     classifier.take_weights(chosen["state_dict"])
     tables = {}
@@ -135,6 +136,17 @@ def _served(plan: StagePlan, config: Config, backbone: Backbone, images: Images,
         validation=images.validation,
         pin_memory=engine.accelerator == "cuda",
     )
+
+
+def _fit(trainer: pl.Trainer, classifier: Classifier, served: ImageDataModule) -> None:
+    """Fits; a Ctrl-C stays one, where Lightning would make an error of it and ignore all that follow."""
+    try:
+        trainer.fit(classifier, served)
+    except SystemExit as error:
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt from error
 
 
 def _logits(trainer: pl.Trainer, classifier: Classifier, served: ImageDataModule, part: str) -> NDArray[np.float32]:

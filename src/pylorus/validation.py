@@ -117,6 +117,7 @@ def built(composed: DictConfig) -> Config:
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     check(config)
+    config.stages = {name: config.stages[name] for name in config.run}
     # A run goes on from another working directory too.
     if config.data.root is not None:
         config.data.root = str(Path(config.data.root).expanduser().absolute())
@@ -144,8 +145,11 @@ def check(config: Config) -> None:
         PylorusError: Names the key, what was found, what was expected.
     """
     check_values(config)
-    if not config.stages:
-        raise PylorusError("stages: there is no stage. Choose stage=pretrain, stage=finetune or stage=both.")
+    if not config.run or len(set(config.run)) < len(config.run):
+        raise PylorusError(f"run: found {config.run}, expected one stage or more, each once, as in stage=both.")
+    for name in config.run:
+        if name not in config.stages:
+            raise PylorusError(f'run: there is no stage "{name}".{did_you_mean(name, config.stages)}')
     for name in config.stages:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED_STAGE_NAMES:
             raise PylorusError(

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP")
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MOST_PIXELS = 200_000_000
 """A file that claims more is taken for a decompression bomb."""
@@ -62,7 +62,7 @@ def decode(content: bytes) -> RGB:
         if content[:4] in (b"II*\0", b"MM\0*"):
             return _deep_tiff(content)
         raise UnreadableImageError(
-            f"not a JPEG, PNG, BMP, TIFF or WebP image; the content begins with {content[:8]!r}"
+            f"no readable JPEG, PNG, BMP, TIFF or WebP image: it begins with {content[:8]!r}"
         ) from None
     except UnreadableImageError:
         raise

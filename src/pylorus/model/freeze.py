@@ -83,8 +83,9 @@ class Freeze(pl.Callback):
         self._still = apply(_network(pl_module), self.learn).still
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After Lightning has put the whole model into training mode."""
+        """Sets every module's mode: Lightning leaves each as the stage before left it."""
         network = _network(pl_module)
+        network.train()
         for name in self._still:
             network.get_submodule(name).training = False
 

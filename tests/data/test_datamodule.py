@@ -1,0 +1,121 @@
+"""What reaches the network: the same for any number of workers, in an order of seed and epoch."""
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pylorus.config import CONF, AugmentConfig
+from pylorus.data.catalog import read_folders
+from pylorus.data.datamodule import EpochBatches, EpochOrder, ImageDataModule, InputFormat
+from pylorus.data.split import split
+
+POLICY = AugmentConfig(**yaml.safe_load((CONF / "augment" / "light.yaml").read_text()))
+
+
+@pytest.fixture(scope="module")
+def serve(drawn):
+    catalog = read_folders(drawn, group=r"patient_\d+")
+    table = split(catalog, val_fraction=0.2, test_fraction=0.2, seed=0)
+
+    def make(*, workers=0, seed=0, policy=POLICY, batch_size=4):
+        form = InputFormat(32, "pad", "bilinear")
+        return ImageDataModule(
+            table, catalog.root, form, batch_size=batch_size, workers=workers, policy=policy, seed=seed
+        )
+
+    return make
+
+
+def epochs(module, count=2):
+    """Everything that training sees: rows and pixels of each epoch, as Lightning asks for them."""
+    loader = module.train_dataloader()
+    seen = []
+    for epoch in range(count):
+        loader.batch_sampler.sampler.set_epoch(epoch)
+        batches = list(loader)
+        seen.append((torch.cat([batch.row for batch in batches]), torch.cat([batch.image for batch in batches])))
+    return seen
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_neither_order_nor_augmentation(serve, workers):
+    for (rows, pixels), (same_rows, same_pixels) in zip(epochs(serve()), epochs(serve(workers=workers)), strict=True):
+        assert torch.equal(rows, same_rows)
+        assert torch.equal(pixels, same_pixels)
+
+
+def test_an_image_is_augmented_anew_in_every_epoch(serve):
+    (first_rows, first), (second_rows, second) = epochs(serve())
+    same = [torch.equal(first[first_rows == row], second[second_rows == row]) for row in range(len(first_rows))]
+    assert sum(same) <= 1
+
+
+def test_images_of_one_epoch_are_augmented_differently(serve, drawn):
+    """Two workers with the same stream of chance would turn all images the same way."""
+    module = serve(workers=2)
+    module.parts["train"].loc[:, "path"] = module.parts["train"]["path"][0]
+    _, pixels = epochs(module, count=1)[0]
+    assert len({image.numpy().tobytes() for image in pixels}) > 0.8 * len(pixels)
+
+
+def test_another_seed_gives_another_order_and_other_augmentations(serve):
+    (rows, pixels), *_ = epochs(serve(), count=1)
+    (other_rows, other_pixels), *_ = epochs(serve(seed=1), count=1)
+    assert not torch.equal(rows, other_rows)
+    assert not torch.equal(pixels[rows.argsort()], other_pixels[other_rows.argsort()])
+
+
+def test_an_epoch_can_be_repeated_without_those_before_it(serve):
+    loader = serve().train_dataloader()
+    loader.batch_sampler.sampler.set_epoch(1)
+    rows = torch.cat([batch.row for batch in loader])
+    assert torch.equal(rows, epochs(serve())[1][0])
+
+
+def test_every_training_image_is_served_once_an_epoch(serve):
+    module = serve()
+    for rows, _ in epochs(module):
+        assert sorted(rows.tolist()) == list(range(len(module.parts["train"])))
+
+
+def test_validation_and_test_images_come_unaugmented_in_the_order_of_the_table(serve):
+    for part in ("val", "test"):
+        with_policy, without = (
+            torch.cat([batch.image for batch in serve(policy=policy).loader(part)])
+            for policy in (POLICY, AugmentConfig())
+        )
+        assert torch.equal(with_policy, without)
+    rows = torch.cat([batch.row for batch in serve().val_dataloader()])
+    assert rows.tolist() == list(range(len(rows)))
+
+
+def test_batches_hold_bytes_and_labels_of_the_table(serve):
+    module = serve()
+    batch = next(iter(module.loader("test")))
+    assert batch.image.dtype == torch.uint8
+    assert batch.image.shape[1:] == (3, 32, 32)
+    assert batch.label.tolist() == module.parts["test"]["label"].tolist()[: len(batch.label)]
+
+
+@pytest.mark.parametrize(("images", "sizes"), [(8, [4, 4]), (9, [4, 5]), (10, [4, 4, 2]), (1, [1]), (3, [3])])
+def test_no_batch_of_a_single_image_is_left_over(images, sizes):
+    """Batch norm can learn nothing from one image, and refuses where its maps are one pixel."""
+    batches = EpochBatches(EpochOrder(images, seed=0), 4)
+    found = [len(batch) for batch in batches]
+    assert found == sizes
+    assert len(batches) == len(sizes)
+
+
+def test_batches_of_one_image_are_kept_where_they_are_asked_for():
+    assert [len(batch) for batch in EpochBatches(EpochOrder(3, seed=0), 1)] == [1, 1, 1]
+
+
+def test_the_order_is_one_of_seed_and_epoch():
+    order = EpochOrder(50, seed=7)
+    first = [draw.row for draw in order]
+    order.set_epoch(1)
+    assert [draw.row for draw in order] != first
+    order.set_epoch(0)
+    assert [draw.row for draw in order] == first
+    assert np.array_equal(sorted(first), np.arange(50))

@@ -1,0 +1,88 @@
+"""Runs and sweeps as real processes, on a tiny drawn set."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+
+from tests.conftest import TINY
+
+from .conftest import TRAIN
+
+QUICK = ("experiment=debug", "model=timm", f"model.name={TINY}", "trainer=cpu", "data.image_size=32")
+
+
+def test_a_run_of_both_stages_from_any_folder(train, tmp_path):
+    found = train(*QUICK, "model.weights=none")
+    assert found.returncode == 0, found.stderr
+    folder = next(tmp_path.glob("outputs/*/*"))
+    assert found.stdout.rstrip().endswith(f"results: {folder}")
+    assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+    assert (folder / "model" / "model.safetensors").is_file()
+    for stage in ("pretrain", "finetune"):
+        assert f"{stage}: epoch 1 of 1" in found.stdout
+        assert (folder / stage / "predictions-test.parquet").is_file()
+    assert "Traceback" not in found.stdout + found.stderr
+
+
+def test_drawn_images_train_without_a_hub_and_say_so_loudly(train):
+    found = train(*QUICK, "stage=pretrain")
+    assert found.returncode == 0, found.stderr
+    assert "RANDOM WEIGHTS" in found.stdout
+
+
+def test_own_images_are_not_trained_from_random_weights_unasked(train, drawn):
+    start = time.monotonic()
+    found = train("data=folders", f"data.root={drawn}", "model=resnet50", "data.image_size=32")
+    assert found.returncode == 1
+    assert "save it as resnet50.tv_in1k.safetensors" in found.stderr
+    assert time.monotonic() - start < 60
+
+
+def test_a_sweep_keeps_what_succeeds_names_what_fails_and_ends_in_a_table(train, tmp_path):
+    found = train("-m", *QUICK, "model.weights=none,no/such/file", "stage=pretrain,both")
+    assert found.returncode == 1
+    sweep = next(tmp_path.glob("multirun/*/*"))
+    table = pd.read_csv(sweep / "sweep.csv")
+    assert table[table["state"] == "finished"]["job"].tolist().count(1) == 2
+    assert set(table["job"]) == {0, 1, 2, 3}
+    assert set(table[table["state"] == "failed"]["job"]) == {2, 3}
+    finished = table[table["state"] == "finished"].drop_duplicates("job", keep="last")
+    assert finished["val accuracy"].is_monotonic_decreasing
+    assert f"sweep: {sweep}" in found.stdout
+    assert "job 2 failed: model.weights: found" in found.stdout
+    assert (sweep / "sweep.md").read_text().count("\n") == len(table) + 2
+
+
+def test_an_interrupted_run_says_so_and_leaves_nothing_half_written(tmp_path):
+    words = [*QUICK, "model.weights=none", "stages.pretrain.epochs=500", "data.drawn.images=40"]
+    run = subprocess.Popen([sys.executable, str(TRAIN), *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("outputs/*/*/pretrain/metrics.csv")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate(timeout=60)
+    folder = next(tmp_path.glob("outputs/*/*"))
+    assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
+    assert run.returncode == 130
+    assert "Traceback" not in errors
+    assert not [path for path in folder.rglob(".*") if path.is_file()]
+
+
+def test_a_killed_run_is_told_from_a_running_one(tmp_path):
+    from pylorus.run_folder import RunFolder
+
+    words = [*QUICK, "model.weights=none", "stages.pretrain.epochs=500"]
+    run = subprocess.Popen([sys.executable, str(TRAIN), *words], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("outputs/*/*/pretrain/metrics.csv")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    folder = RunFolder(next(tmp_path.glob("outputs/*/*")))
+    assert folder.status()["state"] == "running"
+    run.kill()
+    run.wait()
+    assert folder.status()["state"] == "stopped"
+    assert len(pd.read_csv(folder.stage("pretrain") / "metrics.csv")) >= 1

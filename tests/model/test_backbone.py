@@ -1,0 +1,196 @@
+"""A network of timm's with a new head: where its weights come from, and what is refused."""
+
+import pickle
+import re
+import socket
+import time
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from pylorus.config import ModelConfig
+from pylorus.errors import PylorusError
+from pylorus.model import backbone as room
+from pylorus.model.backbone import HubUnreachableError, build_backbone, classifier_names
+from tests.conftest import TINY
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A file of weights as a user brings it: of the whole network, with its head of other classes."""
+    torch.manual_seed(4)
+    network = timm.create_model(TINY, num_classes=7)
+    file = tmp_path / "tiny.safetensors"
+    save_file(network.state_dict(), file)
+    return file, network.state_dict()
+
+
+@pytest.fixture
+def no_hub(monkeypatch, tmp_path):
+    """A machine without a network, and nothing fetched before."""
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+
+    def refuse(*_, **__):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refuse)
+
+
+def test_weights_of_a_file_fill_all_but_the_head(weights):
+    file, given = weights
+    found = build_backbone(ModelConfig(TINY, weights=str(file)), classes=3)
+    state = found.network.state_dict()
+    assert all(torch.equal(state[name], given[name]) for name in given if not name.startswith("fc."))
+    assert state["fc.weight"].shape[0] == 3
+    assert found.weights == "tiny.safetensors"
+    assert re.fullmatch("[0-9a-f]{64}", found.weights_sha256)
+
+
+@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"state_dict": state, "epoch": 3}])
+def test_a_pickle_of_tensors_gives_the_same_weights(weights, tmp_path, wrap):
+    file, given = weights
+    torch.save(wrap({f"module.{name}": tensor for name, tensor in given.items()}), tmp_path / "tiny.pth")
+    first, second = (
+        build_backbone(ModelConfig(TINY, weights=str(path)), classes=3).network.state_dict()
+        for path in (file, tmp_path / "tiny.pth")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first if not name.startswith("fc."))
+
+
+class Harm:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle ran code",))
+
+
+def test_a_pickle_that_holds_code_is_refused_and_runs_nothing(tmp_path):
+    (tmp_path / "bad.pth").write_bytes(pickle.dumps({"conv1.weight": Harm()}))
+    with pytest.raises(PylorusError, match="can't be read as tensors"):
+        build_backbone(ModelConfig(TINY, weights=str(tmp_path / "bad.pth")), classes=3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("layer1.0.conv1.weight"), r"1 keys missing in the file:\n  layer1.0.conv1.weight"),
+        (lambda state: state.update(extra=torch.zeros(1)), r"1 keys unknown to the network:\n  extra"),
+        (
+            lambda state: state.update({"bn1.weight": torch.zeros(5)}),
+            r"of another shape:\n  bn1.weight: \(5,\) in the file",
+        ),
+    ],
+    ids=["missing", "unknown", "reshaped"],
+)
+def test_every_key_of_a_file_is_accounted_for(weights, tmp_path, change, message):
+    _, given = weights
+    change(given)
+    save_file(given, tmp_path / "changed.safetensors")
+    with pytest.raises(PylorusError, match=message):
+        build_backbone(ModelConfig(TINY, weights=str(tmp_path / "changed.safetensors")), classes=3)
+
+
+def test_a_file_of_another_kind_is_refused_by_name(tmp_path):
+    (tmp_path / "text.safetensors").write_text("no weights")
+    with pytest.raises(PylorusError, match=r"text\.safetensors can't be read as tensors"):
+        build_backbone(ModelConfig(TINY, weights=str(tmp_path / "text.safetensors")), classes=3)
+
+
+def test_a_file_that_is_not_there_is_refused_by_name():
+    with pytest.raises(PylorusError, match=r"model.weights: found /no/such.pth, expected hub, none, or a file"):
+        build_backbone(ModelConfig(TINY, weights="/no/such.pth"), classes=3)
+
+
+def test_without_a_network_the_error_says_which_file_to_bring_and_how_to_name_it(no_hub):
+    with pytest.raises(HubUnreachableError) as caught:
+        build_backbone(ModelConfig("resnet50.tv_in1k"), classes=3)
+    message = str(caught.value)
+    assert "fetch model.safetensors of the Hugging Face repository timm/resnet50.tv_in1k" in message
+    assert "save it as resnet50.tv_in1k.safetensors" in message
+    assert "model.weights=PATH/resnet50.tv_in1k.safetensors" in message
+
+
+def test_a_network_that_hangs_is_given_up(monkeypatch, no_hub):
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: time.sleep(30))
+    monkeypatch.setattr(room, "PATIENCE", 0.2)
+    start = time.monotonic()
+    with pytest.raises(HubUnreachableError, match="no answer within"):
+        build_backbone(ModelConfig(TINY), classes=3)
+    assert time.monotonic() - start < 10
+    assert room.PATIENCE < 15
+
+
+def test_drawn_images_go_on_with_random_weights_and_say_so(no_hub, caplog):
+    found = build_backbone(ModelConfig(TINY), classes=3, random_if_unreachable=True)
+    assert found.weights == "none"
+    assert found.weights_sha256 is None
+    assert "RANDOM WEIGHTS" in caplog.text
+
+
+def test_weights_fetched_before_need_no_network(weights, monkeypatch):
+    file, _ = weights
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(file))
+    monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("a network call"))
+    assert build_backbone(ModelConfig(TINY), classes=3).weights == "hub"
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "mean", "interpolation"),
+    [
+        ("vgg19.tv_in1k", 224, 0.485, "bilinear"),
+        ("resnet50.tv_in1k", 224, 0.485, "bilinear"),
+        ("inception_v3.tv_in1k", 299, 0.5, "bicubic"),
+    ],
+)
+def test_the_studys_models_get_the_input_they_were_made_for(name, size, mean, interpolation):
+    cfg = timm.models.get_pretrained_cfg(name)
+    assert (cfg.input_size[-1], cfg.mean[0], cfg.interpolation) == (size, mean, interpolation)
+
+
+def test_the_input_is_that_of_the_weights_unless_told_otherwise():
+    found = build_backbone(ModelConfig(TINY, weights="none"), classes=3)
+    assert found.image_size == 160
+    assert build_backbone(ModelConfig(TINY, weights="none"), classes=3, image_size=96).image_size == 96
+
+
+def test_a_transformer_is_built_for_the_size_that_is_asked_for():
+    found = build_backbone(ModelConfig("test_vit", weights="none"), classes=3, image_size=64)
+    assert found.network(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+
+def test_further_arguments_reach_timm():
+    plain, same = (
+        build_backbone(ModelConfig("test_efficientnet", weights="none", args=args), classes=3).network
+        for args in ({}, {"pad_type": "same"})
+    )
+    assert type(plain.conv_stem) is not type(same.conv_stem)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ModelConfig("resnet5000", weights="none"), 'timm .* has no "resnet5000".*Did you mean "resnet50'),
+        (ModelConfig(TINY, weights="none", args={"no_such": 1}), "timm refuses them: .*no_such"),
+    ],
+)
+def test_what_timm_lacks_is_refused_by_name(config, message):
+    with pytest.raises(PylorusError, match=message):
+        build_backbone(config, classes=3)
+
+
+def test_the_head_starts_from_even_odds_and_from_the_seed():
+    torch.manual_seed(1)
+    first = build_backbone(ModelConfig(TINY, weights="none"), classes=3).network
+    torch.manual_seed(1)
+    again = build_backbone(ModelConfig(TINY, weights="none"), classes=3).network
+    assert torch.equal(first.fc.weight, again.fc.weight)
+    assert torch.equal(first.fc.bias, torch.zeros(3))
+    assert 0.005 < float(first.fc.weight.detach().std()) < 0.02
+
+
+def test_the_classifier_is_timms_last_layer():
+    """For VGG that leaves the two 4096-wide layers in the backbone."""
+    with torch.device("meta"):
+        names = {name: classifier_names(timm.create_model(name)) for name in ("vgg19", "inception_v3", "test_vit")}
+    assert names == {"vgg19": ("head.fc",), "inception_v3": ("fc",), "test_vit": ("head",)}

@@ -1,0 +1,125 @@
+"""What is frozen stays as it is: weights, batch norm's statistics, dropout."""
+
+import pytest
+import pytorch_lightning as pl
+import timm
+import torch
+from timm.models.vgg import VGG
+from torch import nn
+
+from pylorus.errors import PylorusError
+from pylorus.model.freeze import Freeze, apply, blocks, depth
+from tests.conftest import TINY
+
+
+class Plain(pl.LightningModule):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def training_step(self, batch, _):
+        return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+def trained(network, learn, epochs=2):
+    """Trains for a few steps at a depth; gives the state before and after."""
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    data = torch.utils.data.TensorDataset(torch.randn(12, 3, 32, 32), torch.arange(12) % 3)
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=epochs, callbacks=[Freeze(learn)], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(Plain(network), torch.utils.data.DataLoader(data, batch_size=6))
+    return before, network.state_dict()
+
+
+def begin(network, learn):
+    """Brings a network to where an epoch of training at this depth begins."""
+    module, freeze = Plain(network), Freeze(learn)
+    freeze.setup(None, module, "fit")
+    freeze.on_train_epoch_start(None, module)
+
+
+def small_vgg(**options):
+    return VGG(cfg=[8, "M", 8, "M"], num_classes=3, **options)
+
+
+def changed(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_with_the_head_alone_nothing_else_moves_neither_weights_nor_running_statistics():
+    before, after = trained(timm.create_model(TINY, num_classes=3), "head")
+    assert changed(before, after) == {"fc.weight", "fc.bias"}
+
+
+def test_from_a_block_on_what_lies_before_it_does_not_move_and_what_follows_does():
+    before, after = trained(timm.create_model(TINY, num_classes=3), "layer3")
+    moved = changed(before, after)
+    assert {name.split(".")[0] for name in moved} == {"layer3", "layer4", "fc"}
+    assert {"layer3.0.bn1.running_mean", "layer4.0.bn2.running_var", "layer3.0.conv1.weight"} <= moved
+
+
+def test_with_all_of_it_everything_moves():
+    before, after = trained(timm.create_model(TINY, num_classes=3), "all")
+    assert changed(before, after) == set(before)
+
+
+def test_a_later_stage_learns_what_an_earlier_one_froze():
+    network = timm.create_model(TINY, num_classes=3)
+    trained(network, "head")
+    before, after = trained(network, "all")
+    assert changed(before, after) == set(before)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "test_vit"])
+def test_a_frozen_backbone_gives_the_same_features_every_time(name):
+    """Drop path in it is still, though the network around it trains."""
+    network = timm.create_model(name, num_classes=3, drop_path_rate=0.5)
+    begin(network, "head")
+    size = network.pretrained_cfg["input_size"][-1]
+    images = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        assert torch.equal(network.forward_features(images), network.forward_features(images))
+
+
+def test_dropout_right_before_the_classifier_belongs_to_the_head():
+    network = small_vgg(drop_rate=0.5)
+    begin(network, "head")
+    assert network.head.drop.training
+    assert not network.pre_logits.drop.training
+
+
+def test_vggs_wide_layers_are_backbone_for_the_head_and_learn_when_named():
+    network = small_vgg()
+    assert {name.split(".")[0] for name in depth(network, "head").learning} == {"head"}
+    assert {name.split(".")[0] for name in depth(network, "pre_logits").learning} == {"pre_logits", "head"}
+
+
+def test_a_block_within_a_sequence_can_be_named():
+    network = timm.create_model("test_efficientnet", num_classes=3)
+    learning = apply(network, "blocks.2").learning
+    assert learning[0].startswith("blocks.2.")
+    assert not any(name.startswith(("blocks.0.", "blocks.1.", "conv_stem")) for name in learning)
+    assert {name for name, parameter in network.named_parameters() if parameter.requires_grad} == set(learning)
+
+
+@pytest.mark.parametrize(
+    ("name", "learn"),
+    [("vgg19.tv_in1k", "features.28"), ("resnet50.tv_in1k", "layer4"), ("inception_v3.tv_in1k", "Mixed_7a")],
+)
+def test_the_studys_models_have_the_blocks_that_users_name(name, learn):
+    with torch.device("meta"):
+        network = timm.create_model(name, num_classes=3)
+    assert learn in blocks(network)
+    assert depth(network, learn).learning[0].startswith(learn)
+
+
+def test_an_unknown_block_is_refused_with_those_that_there_are():
+    network = timm.create_model(TINY, num_classes=3)
+    with pytest.raises(PylorusError, match=r'has no block "layer5"\..*Did you mean "layer\d"') as caught:
+        depth(network, "layer5")
+    assert "Known here: head, all, conv1" in str(caught.value)
