@@ -56,9 +56,7 @@ def opened(monkeypatch):
         runs.append(FakeRun(**options))
         return runs[-1]
 
-    fake = types.SimpleNamespace(
-        init=init, Settings=lambda **given: given, api=types.SimpleNamespace(api_key=None), __spec__=None
-    )
+    fake = types.SimpleNamespace(init=init, Settings=lambda **given: given, login=lambda **_: False, __spec__=None)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     return runs
 

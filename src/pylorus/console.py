@@ -63,6 +63,10 @@ def run_log(folder: Path) -> Iterator[None]:
         warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning.*checkpoint")
         try:
             yield
+        except Exception:
+            # The terminal shows it anyway; a night later the file is what is left.
+            file.handle(logging.makeLogRecord({"levelname": "ERROR", "msg": "failed", "exc_info": sys.exc_info()}))
+            raise
         finally:
             for handler in (terminal, file):
                 ours.removeHandler(handler)

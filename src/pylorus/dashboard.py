@@ -148,7 +148,7 @@ def _wandb_run(config: Config, folder: RunFolder) -> Any:
     """
     import wandb
 
-    if not config.logger.offline and not wandb.api.api_key:
+    if not config.logger.offline and not wandb.login(prompt=False):
         raise PylorusError(
             "logger.offline=false: nobody is logged in to Weights & Biases on this machine. Run `wandb login` first, "
             "or leave logger.offline out and send the run later with `wandb sync`."

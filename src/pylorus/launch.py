@@ -29,6 +29,9 @@ from pylorus.files import write_text
 from pylorus.run_folder import RunFolder
 from pylorus.validation import built, check_key, is_free
 
+_failures: list[PylorusError] = []
+"""Of the jobs of this process; in a sweep the others go on."""
+
 
 class SweepFolder(Callback):
     """Tells `main` where the sweep's jobs lie: Hydra calls it before the first one."""
@@ -57,7 +60,13 @@ def _help() -> str:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _job(composed: DictConfig) -> None:
     """One job of Hydra's: a run here, or, in a sweep, a process of its own that leaves nothing behind in ours."""
-    context = HydraConfig.get()
+    try:
+        _run(composed, HydraConfig.get())
+    except PylorusError as error:
+        _failures.append(error)  # Hydra would print the command line again before it hands an error on
+
+
+def _run(composed: DictConfig, context: Any) -> None:
     folder = RunFolder(Path(context.runtime.output_dir))
     if folder.status():
         raise PylorusError(f"{folder.path}: a run lies there already. Choose another folder.")
@@ -143,6 +152,8 @@ def main() -> None:
     try:
         sys.argv[1:] = checked(sys.argv[1:])
         _job()
+        if _failures and SweepFolder.found is None:
+            raise _failures[0]
     except (PylorusError, HydraException, OmegaConfBaseException) as error:
         print(f"\nerror: {readable(error)}", file=sys.stderr)
         code = 1

@@ -16,6 +16,7 @@ from pylorus.config import CONF, AugmentConfig, Config, StageConfig
 from pylorus.console import EpochLine, ProgressBar
 from pylorus.curves import CurvesFile
 from pylorus.dashboard import Dashboard
+from pylorus.data.augment import build_augmentation
 from pylorus.data.datamodule import ImageDataModule, InputFormat, suggested_workers
 from pylorus.data.prepare import Images
 from pylorus.errors import PylorusError, did_you_mean
@@ -23,7 +24,7 @@ from pylorus.machine import Engine
 from pylorus.model.backbone import Backbone
 from pylorus.model.classifier import Classifier, StagePlan
 from pylorus.model.freeze import Freeze, depth
-from pylorus.model.schedule import better
+from pylorus.model.schedule import better, build_optimizer
 from pylorus.predictions import prediction_table, write_predictions
 from pylorus.run_folder import RunFolder
 
@@ -102,6 +103,18 @@ def run_stage(
     return StageResult(epochs=trainer.current_epoch, best_epoch=int(chosen["epoch"]) + 1, predictions=tables)
 
 
+def check_stages(config: Config, backbone: Backbone) -> None:
+    """Builds what each stage will need, so that a misspelt word is told now and not after the stage before.
+
+    Raises:
+        PylorusError: Names the block, the augmentation or the optimiser that there is not.
+    """
+    for stage in config.stages.values():
+        depth(backbone.network, stage.learn)
+        build_augmentation(policy_of(stage, config.augment))
+        build_optimizer(backbone.network, stage, config.optimizer)
+
+
 def policy_of(stage: StageConfig, default: AugmentConfig) -> AugmentConfig:
     """The augmentation of a stage: the run's, or the one of conf/augment that it names.
 
@@ -113,7 +126,7 @@ def policy_of(stage: StageConfig, default: AugmentConfig) -> AugmentConfig:
     files = {path.stem: path for path in (CONF / "augment").glob("*.yaml")}
     if stage.augment not in files:
         raise PylorusError(
-            f"stages.<stage>.augment: there is no augment/{stage.augment}.yaml.{did_you_mean(stage.augment, files)} "
+            f"stages: augment: there is no augment/{stage.augment}.yaml.{did_you_mean(stage.augment, files)} "
             f"Known: {', '.join(sorted(files))}."
         )
     merged = OmegaConf.to_object(

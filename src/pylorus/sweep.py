@@ -13,7 +13,6 @@ from pylorus.files import whole, write_text
 from pylorus.predictions import confusion_of
 from pylorus.run_folder import RunFolder
 
-COLUMNS = ["job", "model", "stage", "overrides", "state", "minutes"]
 MEASURES = ["accuracy", "precision", "sensitivity", "F1"]
 
 
@@ -52,8 +51,13 @@ def sweep_table(sweep: Path) -> pd.DataFrame:
 
 
 def as_text(table: pd.DataFrame) -> str:
-    """The table in Markdown, shares in %."""
-    shown = table.copy()
+    """The table in Markdown: shares in %, of the overrides only those in which jobs differ."""
+    shown = table.drop(columns=["val precision", "val sensitivity", "val F1"])
+    words = [set(overrides.split()) for overrides in shown["overrides"]]
+    common = set.intersection(*words)
+    shown["overrides"] = [
+        " ".join(word for word in overrides.split() if word not in common) or "–" for overrides in shown["overrides"]
+    ]
     for name in shown.columns:
         if name.startswith(("val ", "test ")):
             shown[name] = [f"{100 * share:.1f}" if np.isfinite(share) else "–" for share in shown[name]]

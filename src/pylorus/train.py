@@ -21,9 +21,8 @@ from pylorus.files import write_json
 from pylorus.machine import environment, settle_engine
 from pylorus.model.backbone import build_backbone
 from pylorus.model.classifier import StagePlan
-from pylorus.model.freeze import depth
 from pylorus.run_folder import RunFolder
-from pylorus.stage import run_stage
+from pylorus.stage import check_stages, run_stage
 from pylorus.validation import loaded
 
 log = logging.getLogger(__name__)
@@ -52,8 +51,7 @@ def train(config: Config, folder: RunFolder) -> None:
         image_size=config.data.image_size,
         random_if_unreachable=config.data.kind == "synthetic",
     )
-    for stage in config.stages.values():
-        depth(backbone.network, stage.learn)  # a misspelt block is told now, not when its stage comes
+    check_stages(config, backbone)
     with Dashboard(config, folder) as dashboard:
         first_epoch = 0
         for name, stage in config.stages.items():
