@@ -51,11 +51,14 @@ def run_log(folder: Path) -> Iterator[None]:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        # Frozen parts are in evaluation mode on purpose, workers are chosen for the machine, small sets have few steps.
+        # Frozen parts are in evaluation mode on purpose, workers are chosen for the machine, small sets have
+        # few steps, and predictions are put in order by their rows.
         for known in (
             "Found .* module.* in eval mode",
             ".*does not have many workers",
             ".*smaller than the logging interval",
+            "You are using a custom batch sampler",
+            ".*LeafSpec.* is deprecated",
         ):
             warnings.filterwarnings("ignore", message=known)
         # The seam between Lightning and torch: nothing that a user of ours could change.
@@ -76,8 +79,16 @@ def run_log(folder: Path) -> Iterator[None]:
 class ProgressBar(TQDMProgressBar):
     """Lightning's bar, on a terminal only: in a file each refresh would be a line."""
 
-    def __init__(self) -> None:
+    def __init__(self, plan: StagePlan) -> None:
         super().__init__(refresh_rate=1 if sys.stderr.isatty() else 0)
+        self.plan = plan
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Names the bar after its stage."""
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description(
+            f"{self.plan.name} {trainer.current_epoch + 1}/{self.plan.config.epochs}"
+        )
 
 
 class EpochLine(pl.Callback):

@@ -65,7 +65,7 @@ def run_stage(
         save_weights_only=True,
         enable_version_counter=False,
     )
-    bar = [ProgressBar()] if config.trainer.progress else []
+    bar = [ProgressBar(plan)] if config.trainer.progress else []
     trainer = pl.Trainer(
         accelerator=engine.accelerator,
         devices=1,
