@@ -13,7 +13,6 @@ from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 from pylorus.config import CONF, AugmentConfig, Config, StageConfig
-from pylorus.console import EpochLine, ProgressBar
 from pylorus.curves import CurvesFile
 from pylorus.dashboard import Dashboard
 from pylorus.data.augment import build_augmentation
@@ -26,6 +25,7 @@ from pylorus.model.classifier import Classifier, StagePlan
 from pylorus.model.freeze import Freeze, depth
 from pylorus.model.schedule import better, build_optimizer
 from pylorus.predictions import prediction_table, write_predictions
+from pylorus.progress import EpochLine, ProgressBar
 from pylorus.run_folder import RunFolder
 
 log = logging.getLogger(__name__)

@@ -4,12 +4,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
 from pylorus.evaluation.confusion import class_indices, overall_indices
 from pylorus.files import whole, write_text
+from pylorus.percent import percent
 from pylorus.predictions import confusion_of
 from pylorus.run_folder import RunFolder
 
@@ -60,7 +60,7 @@ def as_text(table: pd.DataFrame) -> str:
     ]
     for name in shown.columns:
         if name.startswith(("val ", "test ")):
-            shown[name] = [f"{100 * share:.1f}" if np.isfinite(share) else "–" for share in shown[name]]
+            shown[name] = [percent(share) for share in shown[name]]
     shown["minutes"] = [f"{minutes:.1f}" for minutes in shown["minutes"]]
     header = [str(name) for name in shown.columns]
     body = [[str(cell) for cell in row] for row in shown.itertuples(index=False)]

@@ -12,7 +12,7 @@ import torch
 
 from pylorus.chance import derived_seed
 from pylorus.config import Config
-from pylorus.console import run_log, show_stage
+from pylorus.console import run_log
 from pylorus.dashboard import Dashboard
 from pylorus.data.prepare import prepare_images
 from pylorus.deploy.bundle import write_bundle
@@ -23,6 +23,7 @@ from pylorus.model.backbone import build_backbone
 from pylorus.model.classifier import StagePlan
 from pylorus.run_folder import RunFolder
 from pylorus.stage import check_stages, run_stage
+from pylorus.stage_table import show_stage
 from pylorus.validation import loaded
 
 log = logging.getLogger(__name__)

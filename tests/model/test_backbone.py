@@ -13,8 +13,10 @@ from safetensors.torch import save_file
 
 from pylorus.config import ModelConfig
 from pylorus.errors import PylorusError
-from pylorus.model import backbone as room
-from pylorus.model.backbone import HubUnreachableError, build_backbone, classifier_names
+from pylorus.model import weights as room
+from pylorus.model.backbone import build_backbone
+from pylorus.model.head import classifier_names
+from pylorus.model.weights import HubUnreachableError
 from tests.conftest import TINY
 
 

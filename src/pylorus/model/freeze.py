@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from torch import nn
 
 from pylorus.errors import PylorusError, did_you_mean
-from pylorus.model.backbone import classifier_names
+from pylorus.model.head import classifier_names
 
 
 @dataclass(frozen=True)
