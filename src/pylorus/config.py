@@ -36,7 +36,7 @@ def key(
 class DrawnConfig:
     """The drawn image set of `data=synthetic`."""
 
-    images: int = key(80, "images of each class", low=6)
+    images: int = key(64, "images of each class", low=6)
     size: int = key(160, "side of the square frames, in pixels", low=32)
     images_per_patient: int = key(2, "images of each patient", low=1)
     overlay: bool = key(False, "burn a console's text into the frames")
@@ -159,7 +159,9 @@ class TrainerConfig:
         "auto", "auto: bf16 where it is measured to be faster; 32; bf16", choices=("auto", "32", "bf16")
     )
     batch_size: int = key(16, "images a step", low=1)
-    channels_last: bool = key(True, "store convolutions' tensors channel by channel, which CPUs and GPUs prefer")
+    channels_last: bool | None = key(
+        None, "keep a pixel's channels together, which convolutions prefer; null: but for VGG on a CPU"
+    )
     progress: bool = key(True, "draw a progress bar where the output is a terminal")
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 import cv2
 import psutil
 import torch
+from torch import nn
 
 from pylorus.config import TrainerConfig
 from pylorus.errors import PylorusError
@@ -74,6 +75,15 @@ def settle_engine(config: TrainerConfig) -> Engine:
     precision = "bf16" if gain > 1.3 else "32"
     log.info("precision %s: bf16 products run %.1f times as fast as fp32 here (trainer.precision)", precision, gain)
     return Engine(accelerator, precision)
+
+
+def prefers_channels_last(network: nn.Module, engine: Engine) -> bool:
+    """Whether convolutions run faster with a pixel's channels together: nearly always.
+
+    VGG's first wide layer is a convolution of 103 million weights; a CPU would turn them round twice a step.
+    """
+    dense = any(isinstance(part, nn.Conv2d) and part.weight.numel() > 50_000_000 for part in network.modules())
+    return not (dense and engine.accelerator == "cpu")
 
 
 def environment(engine: Engine) -> dict[str, object]:

@@ -19,7 +19,7 @@ from pylorus.data.augment import build_augmentation
 from pylorus.data.datamodule import ImageDataModule, InputFormat, suggested_workers
 from pylorus.data.prepare import Images
 from pylorus.errors import PylorusError, did_you_mean
-from pylorus.machine import Engine
+from pylorus.machine import Engine, prefers_channels_last
 from pylorus.model.backbone import Backbone
 from pylorus.model.classifier import Classifier, StagePlan
 from pylorus.model.freeze import Freeze, depth
@@ -79,6 +79,7 @@ def run_stage(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
+    last = config.trainer.channels_last
     classifier = Classifier(
         backbone,
         images.catalog.short_names,
@@ -86,7 +87,7 @@ def run_stage(
         config.optimizer,
         config.loss,
         images_of_class=images.of_class("train"),
-        channels_last=config.trainer.channels_last,
+        channels_last=prefers_channels_last(backbone.network, engine) if last is None else last,
     )
     served = _served(plan, config, backbone, images, engine)
     log.info("\n%s", _headline(plan, backbone))
