@@ -119,7 +119,7 @@ def test_a_run_with_a_dashboard_keeps_curves_and_matrices_on_this_machine(compos
     words = ["stage=pretrain", "stages.pretrain.epochs=1", f"logger={name}", "logger.images=true", "trainer=cpu"]
     config = composed(
         "data=folders", f"data.root={drawn}", "data.image_size=32", "model=timm", f"model.name={TINY}",
-        "model.weights=none", *words,
+        "model.weights=none", "report=false", *words,
     )  # fmt: skip
     with folder.prepared(words):
         write_text(folder.config, OmegaConf.to_yaml(config))

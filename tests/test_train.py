@@ -16,7 +16,7 @@ from pylorus.train import run
 from tests.conftest import TINY
 
 FAST = ["trainer=cpu", "data.image_size=32", "stages.pretrain.epochs=2", "stages.finetune.epochs=2", "model=timm",
-        f"model.name={TINY}", "model.weights=none", "data.workers=0", "trainer.progress=false"]  # fmt: skip
+        f"model.name={TINY}", "model.weights=none", "data.workers=0", "trainer.progress=false", "report=false"]  # fmt: skip
 CLASSES = "data.classes=[gastric_cancer,gastric_ulcer,chronic_gastritis]"
 
 

@@ -37,6 +37,23 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("--seed", type=int, default=0, help="the same seed draws the same images")
     draw.add_argument("--overlay", action="store_true", help="burn a console's text into the frames")
     draw.set_defaults(act=_draw)
+    report = commands.add_parser("report", help="tables, figures and a page from a run, several runs or a sweep")
+    report.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="folder of a run, or of a sweep")
+    report.add_argument(
+        "--output", type=Path, metavar="DIR", help="default: report in the run or sweep; ./report for several PATHs"
+    )
+    report.add_argument(
+        "--class", dest="class_name", metavar="NAME", help="class that a threshold is fixed for (default: the first)"
+    )
+    report.add_argument(
+        "--sensitivity", type=float, default=0.95, help="share of that class to be found (default: 0.95)"
+    )
+    report.add_argument("--published", action="store_true", help="show the published study beside our results")
+    report.add_argument("--thumbnails", action="store_true", help="show the worst mistakes; they leave with the page")
+    report.add_argument(
+        "--names", action="store_true", help="show file names, groups and folders; they may name patients"
+    )
+    report.set_defaults(act=_report)
     return parser
 
 
@@ -53,3 +70,17 @@ def _draw(chosen: argparse.Namespace) -> None:
     )
     print(f"{count} images in {chosen.folder}; to train on them:")
     print(f"  python train.py data=folders data.root={chosen.folder} data.group='patient_\\d+'")
+
+
+def _report(chosen: argparse.Namespace) -> None:
+    from pylorus.report.options import ReportOptions
+    from pylorus.report.write import write_report
+
+    options = ReportOptions(
+        class_name=chosen.class_name,
+        sensitivity=chosen.sensitivity,
+        published=chosen.published,
+        thumbnails=chosen.thumbnails,
+        names=chosen.names,
+    )
+    print(f"report: {write_report(chosen.paths, chosen.output, options=options)}")

@@ -180,6 +180,7 @@ class Config:
     """All of a run."""
 
     seed: int = key(0, "one run's chance: weights of the head, split, order, augmentation, dropout", low=0)
+    report: bool = key(True, "write report/report.html at the end; `pylorus report RUN` writes it later too")
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     run: list[str] = key([], "names of the stages that run, in this order; `stage=` sets it")

@@ -7,10 +7,12 @@ from typing import Any
 import pandas as pd
 from omegaconf import OmegaConf
 
+from pylorus.errors import PylorusError
 from pylorus.evaluation.confusion import class_indices, overall_indices
 from pylorus.files import whole, write_text
 from pylorus.percent import percent
 from pylorus.predictions import confusion_of
+from pylorus.report.write import write_report
 from pylorus.run_folder import RunFolder
 
 MEASURES = ["accuracy", "precision", "sensitivity", "F1"]
@@ -25,11 +27,19 @@ def sum_up(sweep: Path) -> int:
         table.to_csv(temporary, index=False)
     shown = as_text(table)
     write_text(sweep / "sweep.md", shown + "\n")
-    print(f"\n{shown}\n\nsweep: {sweep}")
+    print(f"\n{shown}\n")
+    code = int((table["state"] != "finished").any())
+    if table["test accuracy"].notna().any():
+        try:
+            print(f"report: {write_report([sweep])}")
+        except PylorusError as error:
+            print(f"error: no report: {error}")
+            code = 1
+    print(f"sweep: {sweep}")
     for job in table.loc[table["state"] != "finished", "job"].unique():
         status = RunFolder(sweep / str(job)).status()
         print(f"job {job} {status['state']}: {status.get('error', 'see its run.log')}")
-    return int((table["state"] != "finished").any())
+    return code
 
 
 def sweep_table(sweep: Path) -> pd.DataFrame:

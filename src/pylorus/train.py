@@ -21,6 +21,9 @@ from pylorus.files import write_json
 from pylorus.machine import environment, settle_engine
 from pylorus.model.backbone import build_backbone
 from pylorus.model.classifier import StagePlan
+from pylorus.model.freeze import depth
+from pylorus.model.structure import network_structure
+from pylorus.report.write import write_report
 from pylorus.run_folder import RunFolder
 from pylorus.stage import check_stages, run_stage
 from pylorus.stage_table import show_stage
@@ -31,8 +34,12 @@ log = logging.getLogger(__name__)
 
 def run(folder: RunFolder) -> None:
     """The run that a prepared folder describes; its status and its log are kept there whatever happens."""
+    config = loaded(folder.config)
     with run_log(folder.path), folder.running():
-        train(loaded(folder.config), folder)
+        train(config, folder)
+    if config.report:
+        # Of a finished run: a report that fails takes nothing from it.
+        print(f"\nreport: {write_report([folder.path])}")
     print(f"\nresults: {folder.path}")
 
 
@@ -53,6 +60,9 @@ def train(config: Config, folder: RunFolder) -> None:
         random_if_unreachable=config.data.kind == "synthetic",
     )
     check_stages(config, backbone)
+    learning = {name: depth(backbone.network, stage.learn).learning for name, stage in config.stages.items()}
+    structure = network_structure(backbone.network, image_size=backbone.image_size, learning=learning)
+    write_json(folder.path / "network.json", structure)
     with Dashboard(config, folder) as dashboard:
         first_epoch = 0
         for name, stage in config.stages.items():

@@ -12,16 +12,18 @@ from tests.conftest import TINY
 
 from .conftest import TRAIN
 
-QUICK = ("experiment=debug", "model=timm", f"model.name={TINY}", "trainer=cpu", "data.image_size=32")
+PLAIN = ("experiment=debug", "model=timm", f"model.name={TINY}", "trainer=cpu", "data.image_size=32")
+QUICK = (*PLAIN, "report=false")
 
 
 def test_a_run_of_both_stages_from_any_folder(train, tmp_path):
-    found = train(*QUICK, "model.weights=none")
+    found = train(*PLAIN, "model.weights=none")
     assert found.returncode == 0, found.stderr
     folder = next(tmp_path.glob("outputs/*/*"))
     assert found.stdout.rstrip().endswith(f"results: {folder}")
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
     assert (folder / "model" / "model.safetensors").is_file()
+    assert "Summary" in (folder / "report" / "report.html").read_text()
     for stage in ("pretrain", "finetune"):
         assert f"{stage}: epoch 1 of 1" in found.stdout
         assert (folder / stage / "predictions-test.parquet").is_file()
@@ -53,6 +55,8 @@ def test_a_sweep_keeps_what_succeeds_names_what_fails_and_ends_in_a_table(train,
     finished = table[table["state"] == "finished"].drop_duplicates("job", keep="last")
     assert finished["val accuracy"].is_monotonic_decreasing
     assert f"sweep: {sweep}" in found.stdout
+    assert f"report: {sweep}/report/report.html" in found.stdout
+    assert (sweep / "report" / "report.html").is_file()
     assert "job 2 failed: model.weights: found" in found.stdout
     assert (sweep / "sweep.md").read_text().count("\n") == len(table) + 2
 

@@ -1,0 +1,145 @@
+"""The structure of a network as plain values: its blocks, what they hold, what they give and when they learn.
+
+A run writes it down once, so that a report can draw it without torch.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils.hooks import RemovableHandle
+
+OWN = "(own)"
+"""The name under which parameters stand that belong to the network itself, such as a class token."""
+
+
+class BlockStructure(TypedDict):
+    """One block; every value is plain JSON."""
+
+    name: str
+    """As `stages.<stage>.learn` takes it, or `OWN`."""
+    type: str
+    """The class of its module."""
+    layers: int
+    """Layers with weights in it: convolutions and linear layers."""
+    parameters: int
+    """Parameters in it that no block before it holds."""
+    output: list[int] | None
+    """Shape of what it gives for one image, without the batch; None where it gives no tensor or is not called."""
+    learning: dict[str, int]
+    """How many of its parameters learn in each stage."""
+
+
+def network_structure(
+    network: nn.Module, *, image_size: int, learning: Mapping[str, Collection[str]]
+) -> list[BlockStructure]:
+    """Blocks with weights in the network's order: its parts, and of a part that is a sequence the parts of that.
+
+    One image of zeros goes through the network to see what each block gives; the network is as before afterwards.
+
+    Args:
+        network: Any timm model; takes (batch, 3, size, size).
+        image_size: Side of that image in pixels.
+        learning: Names of the parameters that learn in each stage, as `pylorus.model.freeze.depth` gives them.
+
+    Raises:
+        ValueError: If a name in `learning` is no parameter of the network.
+
+    Example:
+        >>> network = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.AdaptiveAvgPool2d(1))
+        >>> network_structure(network, image_size=8, learning={"pretrain": []})  # doctest: +NORMALIZE_WHITESPACE
+        [{'name': '0.0', 'type': 'Conv2d', 'layers': 1, 'parameters': 112, 'output': [4, 6, 6],
+          'learning': {'pretrain': 0}}]
+    """
+    parameters = dict(network.named_parameters())
+    for stage, names in learning.items():
+        unknown = [name for name in names if name not in parameters]
+        if unknown:
+            raise ValueError(f'learning of stage "{stage}": the network has no parameter "{unknown[0]}"')
+    modules = dict(_blocks(network))
+    shapes = _output_shapes(network, modules, image_size)
+    counted: set[str] = set()
+    structure = []
+    for block, module in [(OWN, network), *modules.items()]:
+        inside = _names_inside(block, parameters, [*modules]) - counted
+        counted |= inside
+        if inside:
+            structure.append(
+                BlockStructure(
+                    name=block,
+                    type=type(module).__name__ if block != OWN else ", ".join(sorted(inside)),
+                    layers=0 if block == OWN else _layers(module),
+                    parameters=sum(parameters[name].numel() for name in inside),
+                    output=shapes.get(block),
+                    learning={
+                        stage: sum(parameters[name].numel() for name in inside.intersection(names))
+                        for stage, names in learning.items()
+                    },
+                )
+            )
+    return structure
+
+
+def _blocks(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in network.named_children():
+        parts = list(module.named_children()) if isinstance(module, nn.Sequential | nn.ModuleList) else []
+        yield from ((f"{name}.{part}", inner) for part, inner in parts) if parts else [(name, module)]
+
+
+def _names_inside(block: str, parameters: Collection[str], blocks: list[str]) -> set[str]:
+    """Names of a block's parameters; of `OWN` those that lie in no block."""
+    if block != OWN:
+        return {name for name in parameters if name.startswith(f"{block}.")}
+    inside = tuple(f"{name}." for name in blocks)
+    return {name for name in parameters if not name.startswith(inside)}
+
+
+def _layers(module: nn.Module) -> int:
+    return sum(isinstance(inner, _ConvNd | nn.Linear | nn.Bilinear) for inner in module.modules())
+
+
+def _output_shapes(network: nn.Module, modules: Mapping[str, nn.Module], image_size: int) -> dict[str, list[int]]:
+    """The shape that each block gives for one image of zeros, without the batch."""
+    shapes: dict[str, list[int]] = {}
+    handles: list[RemovableHandle] = []
+
+    def watch(name: str, module: nn.Module) -> None:
+        def note(_module: nn.Module, _given: Any, output: Any) -> None:
+            tensor = _first_tensor(output)
+            if tensor is not None:
+                shapes[name] = list(tensor.shape[1:])
+
+        handles.append(module.register_forward_hook(note))
+
+    like = next(network.parameters())
+    try:
+        for name, module in modules.items():
+            watch(name, module)
+        with _evaluating(network), torch.no_grad():
+            network(torch.zeros(1, 3, image_size, image_size, dtype=like.dtype, device=like.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return shapes
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode, in which batch norm's statistics stay; each module's own mode comes back afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _first_tensor(output: Any) -> Tensor | None:
+    if isinstance(output, Tensor):
+        return output
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    return next((found for found in map(_first_tensor, parts) if found is not None), None)

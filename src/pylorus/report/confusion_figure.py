@@ -1,0 +1,125 @@
+"""Confusion matrices as heat maps: each row's share as the shade, the count as the number."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from pylorus.report.basis import tested_on
+from pylorus.report.drawing import INK, PAPER, WIDTH, Drawing, new_figure, style
+from pylorus.report.panels import arranged
+from pylorus.report.published import STUDY
+from pylorus.report.result import Result
+from pylorus.report.study_tables import published_basis
+
+READABLE = 12
+"""Most classes whose counts can be read in a panel."""
+
+FEW = 5
+"""Classes beyond this number need larger panels."""
+
+NOTE = "Rows are true classes, columns predicted ones. Shade: share of the true class."
+
+
+def confusion_figures(results: Sequence[Result]) -> list[Drawing]:
+    """The confusion matrices of all results, in as many figures as they need.
+
+    Args:
+        results: At least one.
+    """
+    figures = arranged(results)
+    drawings = []
+    for number, lines in enumerate(figures, start=1):
+        shown = [result for line in lines for result in line if result is not None]
+        panels = [
+            [None if result is None else (_title(result), _names(result), result.images.confusion) for result in line]
+            for line in lines
+        ]
+        part = f"-{number}" if len(figures) > 1 else ""
+        right = ", ".join(
+            f"{result.label}: {result.images.shares.accuracy.successes} of {result.images.shares.accuracy.total}"
+            for result in shown
+        )
+        drawings.append(
+            _drawing(
+                f"confusion-matrices{part}", "Confusion matrices of the test images", tested_on(shown), panels, right
+            )
+        )
+    return drawings
+
+
+def published_confusion_figure() -> Drawing:
+    """Table 4 of the study, drawn as ours are."""
+    stages = list(dict.fromkeys(result.stage for result in STUDY.results))
+    panels = [
+        [
+            (f"{result.model}\n{result.stage}", STUDY.short_names, result.confusion)
+            for result in STUDY.results
+            if result.stage == stage
+        ]
+        for stage in stages
+    ]
+    right = ", ".join(f"{each.model} {each.stage}: {each.confusion.trace()} of 450" for each in STUDY.results)
+    return _drawing(
+        "published-confusion-matrices", "As published: confusion matrices", published_basis(), panels, right
+    )
+
+
+Panel = tuple[str, Sequence[str], NDArray[np.int64]]
+
+
+def _drawing(key: str, title: str, basis: str, panels: Sequence[Sequence[Panel | None]], right: str) -> Drawing:
+    across = len(panels[0])
+    most = max(len(panel[1]) for line in panels for panel in line if panel is not None)
+    side = WIDTH / max(across, 3 if most <= FEW else 2)
+    with style():
+        figure = new_figure(side * len(panels) * 1.06, width=side * across)
+        grid = figure.subplots(len(panels), across, squeeze=False)
+        for line, axes_line in zip(panels, grid, strict=True):
+            for axes, panel in zip(axes_line, line, strict=True):
+                if panel is None:
+                    axes.set_axis_off()
+                else:
+                    _heat_map(axes, *panel, small=across > 3)
+    return Drawing(key, title, basis, f"Heat maps of counts. Recognised: {right}.", figure, (NOTE,))
+
+
+def _heat_map(axes: Axes, title: str, names: Sequence[str], counts: NDArray[np.int64], *, small: bool) -> None:
+    total = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
+    axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1.15, edgecolors=PAPER, linewidth=1.5)
+    axes.invert_yaxis()
+    axes.set_aspect("equal")
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, fontsize=6.5 if small else 8.5)
+    places = np.arange(len(names)) + 0.5
+    slanted = max(len(name) for name in names) * len(names) > 24
+    axes.set_xticks(places, names, rotation=35 if slanted else 0, ha="right" if slanted else "center")
+    axes.set_yticks(places, names)
+    axes.tick_params(length=0, labelsize=7.5)
+    axes.set_xlabel("predicted", fontsize=7.5)
+    axes.set_ylabel("true", fontsize=7.5)
+    if len(names) > READABLE:
+        return
+    size = max(4.5, (9 if small else 10) - 0.6 * max(0, len(names) - 3))
+    for (row, column), count in np.ndenumerate(counts):
+        axes.text(
+            column + 0.5,
+            row + 0.5,
+            str(count),
+            ha="center",
+            va="center",
+            fontsize=size,
+            color=PAPER if shares[row, column] > 0.6 else INK,
+            fontweight="bold" if row == column else "normal",
+        )
+
+
+def _title(result: Result) -> str:
+    return f"{result.run.label}\n{result.stage.name}"
+
+
+def _names(result: Result) -> Sequence[str]:
+    return result.images.predictions.class_names

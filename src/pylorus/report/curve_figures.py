@@ -1,0 +1,164 @@
+"""Curves over epochs: accuracy and loss of all models in one plot, and each class's indices of one model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from pylorus.report.basis import trained_on
+from pylorus.report.drawing import INK, Drawing, legend_above, line_style, new_figure, style
+from pylorus.report.saved_run import SavedRun, SavedStage
+
+STEEP = 30.0
+"""How many times its least value a loss may reach before it is drawn on a logarithmic scale."""
+
+PANELS = (
+    ("train/accuracy", "training accuracy, %"),
+    ("train/loss", "training loss"),
+    ("val/accuracy", "validation accuracy, %"),
+    ("val/loss", "validation loss"),
+)
+CHOSEN = "epoch chosen"
+"""What the ring in a legend stands for."""
+
+INDICES = (("precision", "precision, %"), ("sensitivity", "sensitivity, %"), ("f1", "F1, %"))
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """The curves of one stage of one run."""
+
+    run: SavedRun
+    stage: SavedStage
+    table: pd.DataFrame
+
+    @property
+    def epochs(self) -> NDArray[np.int64]:
+        """Epochs of the stage, from 1."""
+        steps: NDArray[np.int64] = np.asarray(self.table["step"], dtype=np.int64)
+        epochs: NDArray[np.int64] = steps - steps[0] + 1
+        return epochs
+
+    @property
+    def best(self) -> int | None:
+        """Place of the epoch that validation named the best, of equals the first; None where nothing names one."""
+        monitor = self.stage.monitor
+        name = f"val/{monitor}" + ("" if monitor in ("loss", "accuracy") else "/average")
+        values = self.of(name)
+        if np.isnan(values).all():
+            return None
+        return int(np.nanargmin(values) if monitor == "loss" else np.nanargmax(values))
+
+    def of(self, name: str) -> NDArray[np.float64]:
+        """A metric over the epochs, nan where it is undefined or was not written down."""
+        column = f"{self.stage.name}/{name}"
+        if column not in self.table:
+            return np.full(len(self.table), np.nan)
+        return self.table[column].to_numpy(dtype=np.float64)
+
+
+def curves_of(runs: Sequence[SavedRun]) -> list[Curves]:
+    """The curves that there are, run by run."""
+    return [
+        Curves(run, stage, stage.curves)
+        for run in runs
+        for stage in run.stages
+        if stage.curves is not None and len(stage.curves)
+    ]
+
+
+def training_figure(curves: Sequence[Curves]) -> Drawing:
+    """Accuracy and loss of all models over the epochs of one stage, on training and on validation images.
+
+    Args:
+        curves: At least one, all of the same stage.
+    """
+    stage = curves[0].stage.name
+    with style():
+        labels = [*(each.run.label for each in curves), CHOSEN]
+        figure = new_figure(4.4, legend=labels)
+        panels = figure.subplots(2, 2)
+        handles = []
+        for number, each in enumerate(curves):
+            for axes, (name, _) in zip(panels.flat, PANELS, strict=True):
+                line = _draw(axes, each, name, number)
+            handles.append(line)
+        for axes, (name, title) in zip(panels.flat, PANELS, strict=True):
+            _finish(axes, title, loss=name.endswith("loss"), values=np.concatenate([each.of(name) for each in curves]))
+        legend_above(figure, [*handles, _best_handle()], labels)
+    best = [f"{each.run.label} {_percent_at(each, 'val/accuracy')}" for each in curves]
+    return Drawing(
+        key=f"curves-{stage}",
+        title=f"Stage {stage}: accuracy and loss over its epochs, on training and validation images",
+        basis=trained_on([each.run for each in curves]),
+        alt=f"Four line plots over epochs. Validation accuracy at the chosen epoch: {', '.join(best)}.",
+        figure=figure,
+        notes=("A ring marks the epoch that validation chose; its weights gave the test predictions.",),
+    )
+
+
+def index_figure(curves: Curves, names: Sequence[str]) -> Drawing:
+    """Precision, sensitivity and F1 of each class on the validation images, over the epochs of one stage.
+
+    Args:
+        curves: Of one stage of one run.
+        names: Short names of the classes.
+    """
+    with style():
+        figure = new_figure(2.3, legend=[*names, CHOSEN])
+        panels = figure.subplots(1, 3, sharey=True)
+        for axes, (index, title) in zip(panels, INDICES, strict=True):
+            handles = [_draw(axes, curves, f"val/{index}/{name}", place) for place, name in enumerate(names)]
+            _finish(axes, title, loss=False, values=np.array([0.0, 100.0]))
+            axes.set_ylim(-3, 103)
+        legend_above(figure, [*handles, _best_handle()], [*names, CHOSEN])
+    last = ", ".join(f"{name} {_percent_at(curves, f'val/f1/{name}')}" for name in names)
+    return Drawing(
+        key=f"indices-{curves.run.stem}-{curves.stage.name}",
+        title=f"{curves.run.label}, stage {curves.stage.name}: precision, sensitivity and F1 of each class over epochs",
+        basis=trained_on([curves.run]),
+        alt=f"Three line plots over epochs, a line a class. F1 on validation images at the chosen epoch: {last}.",
+        figure=figure,
+        notes=("On the validation images. A gap in a line: undefined, since no image was predicted as that class.",),
+    )
+
+
+def _draw(axes: Axes, curves: Curves, name: str, number: int) -> Line2D:
+    """One curve, shares in %, with a ring at the chosen epoch where it is a validation curve."""
+    scale = 1.0 if name.endswith("loss") else 100.0
+    values, epochs = scale * curves.of(name), curves.epochs
+    look = line_style(number)
+    (line,) = axes.plot(epochs, values, markevery=max(1, len(epochs) // 10), **look)
+    best = curves.best
+    if name.startswith("val/") and best is not None and np.isfinite(values[best]):
+        axes.plot(
+            epochs[best], values[best], marker="o", markersize=9, markerfacecolor="none", markeredgecolor=look["color"]
+        )
+    return line
+
+
+def _best_handle() -> Artist:
+    return Line2D([], [], marker="o", markersize=8, linestyle="none", markerfacecolor="none", markeredgecolor=INK)
+
+
+def _finish(axes: Axes, title: str, *, loss: bool, values: NDArray[np.float64]) -> None:
+    positive = values[np.isfinite(values) & (values > 0)]
+    if loss and len(positive) and positive.max() > STEEP * positive.min():
+        axes.set_yscale("log")
+        title += " (log scale)"
+    axes.set_title(title)
+    axes.set_xlabel("epoch of the stage")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+
+
+def _percent_at(curves: Curves, name: str) -> str:
+    best = curves.best
+    value: Any = np.nan if best is None else curves.of(name)[best]
+    return "undefined" if np.isnan(value) else f"{100 * value:.1f} %"

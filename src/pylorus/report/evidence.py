@@ -1,0 +1,96 @@
+"""All that a report says, computed once from the saved runs; tables, figures and sentences only show it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pylorus.errors import PylorusError, did_you_mean
+from pylorus.report.comparison import Comparison, compare_all
+from pylorus.report.labels import labelled
+from pylorus.report.looks import Looks, count_looks
+from pylorus.report.options import ReportOptions
+from pylorus.report.result import Result, results_of
+from pylorus.report.same_test import SameTest, by_test_set
+from pylorus.report.saved_run import SavedRun, class_order, read_config, read_run
+from pylorus.report.winner import Winner, winner_of
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What is known of some runs.
+
+    Attributes:
+        options: What the reader chose.
+        class_name: Short name of the class that a threshold is fixed for; None if no run has classes yet.
+        runs: All runs, also those that gave nothing.
+        results: One for each stage that predicted the test images.
+        tests: The results by test set.
+        comparisons: Pairs on the same test set.
+        winners: One a test set.
+        looks: How often each test set was looked at.
+    """
+
+    options: ReportOptions
+    class_name: str | None
+    runs: tuple[SavedRun, ...]
+    results: tuple[Result, ...]
+    tests: tuple[SameTest, ...]
+    comparisons: tuple[Comparison, ...]
+    winners: tuple[Winner, ...]
+    looks: tuple[Looks, ...]
+
+    def of_run(self, run: SavedRun) -> tuple[Result, ...]:
+        """The results of one run."""
+        return tuple(result for result in self.results if result.run is run)
+
+    @property
+    def compared(self) -> tuple[Result, ...]:
+        """What figures lay over each other: each run's last stage; both stages, where there is one run."""
+        final = tuple(result for result in self.results if result.is_final)
+        return final if len(final) > 1 else self.results
+
+
+def gather(folders: Sequence[Path], options: ReportOptions) -> Evidence:
+    """Reads runs and computes all that is to be said of them.
+
+    Runs of the same classes are put in the order of the first of them.
+
+    Raises:
+        PylorusError: If a file is damaged or contradicts another, or no run knows the chosen class.
+    """
+    orders: dict[frozenset[str], list[str]] = {}
+    found = []
+    for folder in folders:
+        config = read_config(folder)
+        names = class_order(config)
+        found.append(read_run(folder, config, order=orders.setdefault(frozenset(names), names)))
+    runs = labelled(found)
+    class_name = _chosen_class(runs, options)
+    results = tuple(result for run in runs for result in results_of(run, class_name=class_name, options=options))
+    tests = by_test_set(results)
+    comparisons = compare_all(tests, class_name=class_name, options=options)
+    return Evidence(
+        options=options,
+        class_name=class_name,
+        runs=runs,
+        results=results,
+        tests=tests,
+        comparisons=comparisons,
+        winners=tuple(winner_of(each, comparisons) for each in tests),
+        looks=count_looks(runs),
+    )
+
+
+def _chosen_class(runs: Sequence[SavedRun], options: ReportOptions) -> str | None:
+    """Short name of the class that the reader chose, by its short or full name; else the first run's first class."""
+    known = dict.fromkeys(name for run in runs for name in run.short_names)
+    if options.class_name is None:
+        return next(iter(known), None)
+    full = {name: short for run in runs for name, short in zip(run.class_names, run.short_names, strict=True)}
+    found = options.class_name if options.class_name in known else full.get(options.class_name)
+    if found is None:
+        raise PylorusError(
+            f'--class: found "{options.class_name}", expected one of {", ".join(known) or "no class"}.'
+            f"{did_you_mean(options.class_name, known)}"
+        )
+    return found

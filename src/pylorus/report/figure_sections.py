@@ -1,0 +1,59 @@
+"""The figures of a report: training, the test images, the networks."""
+
+from pylorus.report.confusion_figure import confusion_figures
+from pylorus.report.curve_figures import curves_of, index_figure, training_figure
+from pylorus.report.decision_figures import net_benefit_figure, risk_figure
+from pylorus.report.evidence import Evidence
+from pylorus.report.network import blocks_of, network_table
+from pylorus.report.reliability_figure import reliability_figures
+from pylorus.report.roc_figure import roc_figure
+from pylorus.report.saved_run import SavedRun
+from pylorus.report.section import FileOnly, Item, Section, Sentences
+from pylorus.report.structure_figure import structure_figure
+
+
+def training_section(evidence: Evidence) -> Section:
+    """Curves over epochs: all models in one plot a stage, then each model's classes."""
+    curves = curves_of(evidence.runs)
+    stages = dict.fromkeys(each.stage.name for each in curves)
+    items: list[Item] = [training_figure([each for each in curves if each.stage.name == stage]) for stage in stages]
+    items += [index_figure(each, each.run.short_names) for each in curves]
+    without = [f"{run.label} {stage.name}" for run in evidence.runs for stage in run.stages if stage.curves is None]
+    if without:
+        items.append(Sentences((f"There is no metrics.csv, and so no curve, of {'; '.join(without)}.",)))
+    return Section("training", "Training", tuple(items))
+
+
+def tested_section(evidence: Evidence) -> Section:
+    """What the models make of the test images."""
+    results, compared = evidence.results, evidence.compared
+    if not results:
+        return Section("test-figures", "", ())
+    items: list[Item] = [*confusion_figures(results), roc_figure(compared)]
+    calibrated = [result for result in results if result.calibration is not None]
+    items += reliability_figures(calibrated) if calibrated else []
+    items.append(risk_figure(compared))
+    deciding = [
+        result
+        for result in compared
+        if result.calibration is not None and evidence.class_name in result.images.predictions.class_names
+    ]
+    items += [net_benefit_figure(deciding, str(evidence.class_name))] if deciding else []
+    return Section("test-figures", "Figures of the test images", tuple(items))
+
+
+def network_section(evidence: Evidence) -> Section:
+    """The structure of each network, once where runs share it."""
+    seen: dict[str, SavedRun] = {}
+    for run in evidence.runs:
+        if run.network:
+            seen.setdefault(f"{run.model} {blocks_of(run)}", run)
+    items: list[Item] = []
+    for run in seen.values():
+        items += [structure_figure(run), FileOnly(network_table(run))]
+    without = [run.label for run in evidence.runs if not run.network]
+    if without:
+        items.append(
+            Sentences((f"There is no network.json, and so no figure of the network, of {', '.join(without)}.",))
+        )
+    return Section("networks", "Networks", tuple(items))

@@ -1,0 +1,70 @@
+"""What must not leave with a report: folders and files, since their names may be those of patients."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+HIDDEN = "(not shown)"
+
+REGULAR_EXPRESSIONS = ("data.group",)
+"""Keys whose values may look like paths and are none."""
+
+
+def redacted(key: str, value: Any) -> Any:
+    """The value of a key of the configuration, without a folder.
+
+    Example:
+        >>> redacted("data.root", "/patients"), redacted("model.weights", "/home/w/vgg.pth"), redacted("seed", 3)
+        ('(not shown)', 'vgg.pth', 3)
+    """
+    if not isinstance(value, str) or key in REGULAR_EXPRESSIONS:
+        return value
+    if key == "model.weights":
+        return PureWindowsPath(PurePosixPath(value).name).name
+    return HIDDEN if key == "data.root" or "/" in value or "\\" in value else value
+
+
+def redacted_override(word: str) -> str:
+    """A word of the command line, without a folder.
+
+    Example:
+        >>> redacted_override("data.root=/patients"), redacted_override("optimizer.lr=0.1")
+        ('data.root=(not shown)', 'optimizer.lr=0.1')
+    """
+    key, equals, value = word.partition("=")
+    return f"{key}{equals}{redacted(key.lstrip('+~'), value)}"
+
+
+def redacted_yaml(config: DictConfig, *, names: bool) -> str:
+    """A configuration as YAML; unless `names`, without folders."""
+    plain = OmegaConf.to_container(config)
+    assert isinstance(plain, dict)
+    return OmegaConf.to_yaml(plain if names else _without_folders(plain, ""))
+
+
+def flat(config: DictConfig) -> dict[str, Any]:
+    """Every value of a configuration by its dotted key."""
+    plain = OmegaConf.to_container(config)
+    assert isinstance(plain, dict)
+    return dict(_flat(plain, ""))
+
+
+def _flat(values: Mapping[Any, Any], above: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
+def _without_folders(values: Mapping[Any, Any], above: str) -> dict[Any, Any]:
+    return {
+        name: _without_folders(value, f"{above}{name}.")
+        if isinstance(value, dict)
+        else [redacted(f"{above}{name}", part) for part in value]
+        if isinstance(value, list)
+        else redacted(f"{above}{name}", value)
+        for name, value in values.items()
+    }

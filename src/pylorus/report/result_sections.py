@@ -1,0 +1,137 @@
+"""The tables of a report: in the study's form, all indices, comparisons, calibration and thresholds."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pylorus.evaluation.sentence import paired_sentence
+from pylorus.report.comparison import Comparison
+from pylorus.report.comparison_tables import comparison_table
+from pylorus.report.confusion_figure import published_confusion_figure
+from pylorus.report.decision_tables import calibration_table, threshold_table
+from pylorus.report.evidence import Evidence
+from pylorus.report.extended_tables import class_table, overall_table
+from pylorus.report.level import IMAGES, PATIENTS
+from pylorus.report.options import LEVEL
+from pylorus.report.published import STUDY
+from pylorus.report.published_comparison import compare_with_published, published_comparison_table
+from pylorus.report.result import Result
+from pylorus.report.run_tables import result_table
+from pylorus.report.section import FileOnly, Item, Section, Sentences
+from pylorus.report.study_tables import confusion_table, index_table, published_confusion_table, published_index_table
+
+MOST_PAIRS = 24
+"""Pairs beyond this number do not all stand on the page."""
+
+
+def study_section(evidence: Evidence) -> Section:
+    """The study's tables 1-3 and its table 4, which with its three models have these very numbers; then accuracy."""
+    items: list[Item] = [index_table(found) for run in evidence.runs if (found := evidence.of_run(run))]
+    for number, group in enumerate(_by_classes(evidence.results), start=1):
+        items.append(confusion_table(group, number=number))
+    items += [result_table(evidence.results)] if evidence.results else []
+    return Section("results", "Results in the form of the study", tuple(items))
+
+
+def published_section(evidence: Evidence) -> Section:
+    """The published results, on request, and what ours differ in."""
+    if not evidence.options.published:
+        return Section("published", "", ())
+    models = dict.fromkeys(result.model for result in STUDY.results)
+    items: list[Item] = [
+        Sentences((f"{STUDY.title}. {STUDY.source}, DOI {STUDY.doi}.",)),
+        *(published_index_table(model) for model in models),
+        published_confusion_table(),
+        published_confusion_figure(),
+        Sentences(("Its curves over epochs were published as drawings, not as numbers, and are left out here.",)),
+    ]
+    compared = compare_with_published(evidence.results, evidence.options)
+    if compared:
+        items += [published_comparison_table(compared), Sentences(tuple(each.sentence for each in compared), True)]
+    elif evidence.results:
+        items.append(
+            Sentences(
+                ("These runs have other classes than the study, so no difference between them would mean anything.",)
+            )
+        )
+    return Section("published", "Beside the published study", tuple(items))
+
+
+def index_section(evidence: Evidence) -> Section:
+    """All indices with their intervals, image-level and patient-level."""
+    results = evidence.results
+    patients = [result for result in results if result.patients is not None]
+    items: list[Item] = [overall_table(results)] if results else []
+    items += [overall_table(patients, level=PATIENTS)] if patients else []
+    for run in evidence.runs:
+        for level in (IMAGES, PATIENTS):
+            found = [result for result in evidence.of_run(run) if level == IMAGES or result.patients is not None]
+            items += [class_table(found, level=level)] if found else []
+    for number, group in enumerate(_by_classes(patients), start=1):
+        items.append(confusion_table(group, level=PATIENTS, number=number))
+    return Section("indices", "All indices with 95 % intervals", tuple(items))
+
+
+def comparison_section(evidence: Evidence) -> Section:
+    """What is and what is not shown between stages and between models."""
+    found = evidence.comparisons
+    if not found:
+        return Section("comparisons", "", ())
+    told = found if len(found) <= MOST_PAIRS else _telling(evidence)
+    indices = ["macro F1"] + ([f"AUROC of {evidence.class_name}"] if any(each.auroc for each in found) else [])
+    items: list[Item] = [
+        Sentences(tuple(each.sentence for each in told), listed=True),
+        Sentences(tuple(_differing(told, index) for index in indices)),
+    ]
+    if told is not found:
+        items.append(
+            Sentences((f"Of {len(found)} pairs those with a winner are told; tables/comparisons.csv has all.",))
+        )
+    whole = comparison_table(found, class_name=evidence.class_name)
+    items.append(whole if told is found else FileOnly(whole))
+    return Section("comparisons", "What is shown, and what is not", tuple(items))
+
+
+def _telling(evidence: Evidence) -> tuple[Comparison, ...]:
+    """The pairs with a winner, where all would fill pages."""
+    return tuple(each for winner in evidence.winners for each in winner.comparisons)
+
+
+def _differing(comparisons: Sequence[Comparison], index: str) -> str:
+    """Which pairs are shown to differ in macro F1 or in AUROC, by the corrected p."""
+    said, rest = [], 0
+    for each in comparisons:
+        key, difference = ("macro_f1", each.differences.macro_f1) if index == "macro F1" else ("auroc", each.auroc)
+        if difference is None:  # a class that these two do not know
+            continue
+        if not each.corrected[key] < LEVEL:
+            rest += 1
+            continue
+        corrected = replace(difference, p_value=each.corrected[key])
+        names = (each.first.label, each.second.label)
+        said.append(paired_sentence(*names, corrected, index=index, images=each.images.images, level=LEVEL))
+    if not said:
+        return f"None of these pairs is shown to differ in {index}."
+    return " ".join(said) + (f" No other of these pairs is shown to differ in {index}." if rest else "")
+
+
+def decision_section(evidence: Evidence) -> Section:
+    """Calibration and the threshold."""
+    calibrated = [result for result in evidence.results if result.calibration is not None]
+    items: list[Item] = [calibration_table(calibrated)] if calibrated else []
+    for level in (IMAGES, PATIENTS):
+        decided = [result for result in evidence.results if any(point.level == level for point in result.operating)]
+        items += [threshold_table(decided, level=level)] if decided else []
+    if evidence.results and not any(result.operating for result in evidence.results):
+        items.append(Sentences((f"No validation image is of class {evidence.class_name}: no threshold can be fixed.",)))
+    if len(calibrated) < len(evidence.results):
+        missing = ", ".join(result.label for result in evidence.results if result.calibration is None)
+        items.append(Sentences((f"Without validation predictions nothing is calibrated: {missing}.",)))
+    return Section("decisions", "Calibration and threshold", tuple(items))
+
+
+def _by_classes(results: Sequence[Result]) -> list[list[Result]]:
+    """Results of the same classes in the same order, which share a table."""
+    found: dict[tuple[str, ...], list[Result]] = {}
+    for result in results:
+        found.setdefault(result.images.predictions.class_names, []).append(result)
+    return list(found.values())

@@ -1,0 +1,133 @@
+"""What was run on what: the runs, their images and how these were split."""
+
+from collections.abc import Sequence
+
+from pylorus.report.basis import tested_on, trained_on
+from pylorus.report.marks import mark_words
+from pylorus.report.redaction import redacted_override
+from pylorus.report.result import Result
+from pylorus.report.saved_run import SavedRun
+from pylorus.report.saved_split import PARTS
+from pylorus.report.table import Cell, Column, Number, Row, Table, in_percent, text_columns
+
+
+def run_table(runs: Sequence[SavedRun]) -> Table:
+    """Every run, also those that gave nothing."""
+    return Table(
+        key="runs",
+        title="Runs",
+        basis=mark_words(runs),
+        columns=(
+            *text_columns("run", "model", "weights", "state", "finished stages", "split"),
+            Column("minutes"),
+        ),
+        rows=tuple(_run_row(run) for run in runs),
+    )
+
+
+def command_lines(runs: Sequence[SavedRun], *, names: bool) -> str:
+    """What started each run, a line each; unless `names`, without folders."""
+    told = []
+    for run in runs:
+        words = [str(word) for word in run.status.get("overrides", [])]
+        told.append(f"{run.label}: python train.py {' '.join(words if names else map(redacted_override, words))}")
+    return "\n".join(line.rstrip() for line in told)
+
+
+def result_table(results: Sequence[Result]) -> Table:
+    """The result in short: accuracy on validation and on test images.
+
+    Args:
+        results: At least one.
+    """
+    return Table(
+        key="accuracy",
+        title="Accuracy on validation and on test images",
+        basis=tested_on(results),
+        columns=(
+            *text_columns("model", "stage"),
+            Column("validation", unit="%"),
+            Column("test", unit="%"),
+            Column("right", over="test images"),
+            Column("of", over="test images"),
+        ),
+        rows=tuple(
+            Row(
+                (
+                    result.run.label,
+                    result.stage.name,
+                    Number(float("nan"), 1, (float("nan"), float("nan")))
+                    if result.validation_accuracy is None
+                    else in_percent(result.validation_accuracy),
+                    in_percent(result.images.shares.accuracy),
+                    result.images.shares.accuracy.successes,
+                    result.images.shares.accuracy.total,
+                )
+            )
+            for result in results
+        ),
+    )
+
+
+def split_table(run: SavedRun) -> Table:
+    """Images and groups of each class in each part of a run's split."""
+    assert run.split is not None
+    full = dict(zip(run.class_names, run.short_names, strict=True))
+    grouped = run.setting("data.group") is not None
+
+    def row(name: str, counts: Sequence[Cell], patients: Sequence[Cell], *, strong: bool = False) -> Row:
+        return Row((name, *counts, *(patients if grouped else ())), strong=strong)
+
+    rows = [
+        row(
+            f"{full[name]} ({name})" if full[name] != name else name,
+            run.split.counts(name),
+            run.split.counts(name, "group"),
+        )
+        for name in run.class_names
+    ]
+    every = [run.split.part(part) for part in PARTS]
+    rows.append(
+        row("all", [len(part) for part in every], [int(part["group"].nunique()) for part in every], strong=True)
+    )
+    return Table(
+        key=f"split-{run.stem}",
+        title="Images by class and part of the split" + (", and the groups they belong to" if grouped else ""),
+        basis=trained_on([run]),
+        columns=(
+            *text_columns("class"),
+            *(Column(part, over="images") for part in PARTS),
+            *(Column(part, over="groups") for part in PARTS if grouped),
+        ),
+        rows=tuple(rows),
+        notes=("A group with images of several classes counts in each of them.",)
+        if grouped
+        else ("No data.group tells patients apart: every image stands for itself.",),
+    )
+
+
+def split_sentences(run: SavedRun) -> tuple[str, ...]:
+    """What is known of leaks between the parts of a run's split."""
+    assert run.split is not None
+    same, groups = run.split.shared_images, run.split.shared_groups
+    said = [f"Identical images in two parts of the split: {same}."]
+    if run.setting("data.group") is not None:
+        said.append(f"Groups (patients) in two parts of the split: {groups}.")
+    else:
+        said.append("Whether one patient lies in two parts is not known: no data.group tells patients apart.")
+    return tuple(said)
+
+
+def _run_row(run: SavedRun) -> Row:
+    weights = run.bundle.get("weights", {}).get("from") or run.setting("model.weights", "–")
+    return Row(
+        (
+            run.label,
+            run.model,
+            str(weights).replace("\\", "/").rpartition("/")[2],
+            run.state,
+            ", ".join(stage.name for stage in run.finished_stages) or "none",
+            run.split.cited if run.split else "–",
+            Number(run.minutes),
+        )
+    )

@@ -1,0 +1,128 @@
+"""The study's own tables for our runs: 1-3, precision, sensitivity and F1; 4, the confusion matrices."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pylorus.evaluation.confusion import class_indices
+from pylorus.report.basis import tested_on
+from pylorus.report.level import IMAGES, PATIENTS, Level
+from pylorus.report.published import STUDY, PublishedModel
+from pylorus.report.result import Result
+from pylorus.report.table import Column, Number, Row, Table, text_columns
+
+INDICES = (("precision", "precision"), ("sensitivity", "sensitivity"), ("f1", "F1"))
+"""Indices of the study's tables by their name in the code and on the page."""
+
+
+def index_table(results: Sequence[Result]) -> Table:
+    """Tables 1-3: one run, all its stages, three indices of each class and their average, in %.
+
+    Args:
+        results: Of one run, at least one, of the same classes.
+    """
+    run = results[0].run
+    return Table(
+        key=f"study-{run.stem}",
+        title=f"{run.label}: precision, sensitivity and F1 of each class, in %",
+        basis=tested_on(results),
+        columns=_index_columns([result.stage.name for result in results]),
+        rows=_index_rows(
+            results[0].images.predictions.class_names, [_percentages(result.images.confusion) for result in results]
+        ),
+        notes=("Average: unweighted mean over the classes. Intervals stand in the extended tables.",),
+    )
+
+
+def confusion_table(results: Sequence[Result], *, level: str = IMAGES, number: int = 1) -> Table:
+    """Table 4: all confusion matrices, rows true, columns predicted.
+
+    Args:
+        results: At least one, all of the same classes in the same order.
+        level: `image-level` or `patient-level`; results without that level are left out.
+        number: Of several tables of a report, since other classes need another table.
+    """
+    shown = [(result, found) for result in results if (found := _at(result, level)) is not None]
+    names = shown[0][1].predictions.class_names
+    suffix, what = ("-patients", "patients") if level == PATIENTS else ("", "test images")
+    return Table(
+        key=f"confusion-matrices{suffix}" + (f"-{number}" if number > 1 else ""),
+        title=f"Confusion matrices: {what} by true (rows) and predicted class (columns)",
+        basis=tested_on([result for result, _ in shown], level=level),
+        columns=(*text_columns("model", "stage", "true"), *(Column(name, over="predicted") for name in names)),
+        rows=tuple(
+            Row((result.run.label, result.stage.name, name, *(int(count) for count in counts)))
+            for result, found in shown
+            for name, counts in zip(names, found.confusion, strict=True)
+        ),
+    )
+
+
+def published_index_table(model: str) -> Table:
+    """Table 1, 2 or 3 as the study printed it."""
+    results = [result for result in STUDY.results if result.model == model]
+    return Table(
+        key=f"published-{model.lower()}",
+        title=f"As published: {model}: precision, sensitivity and F1 of each class, in %",
+        basis=published_basis(),
+        columns=_index_columns([result.stage for result in results]),
+        rows=_index_rows(STUDY.short_names, [_printed(result) for result in results], digits=0),
+    )
+
+
+def published_confusion_table() -> Table:
+    """Table 4 as the study printed it."""
+    return Table(
+        key="published-confusion-matrices",
+        title="As published: confusion matrices, test images by true (rows) and predicted class (columns)",
+        basis=published_basis(),
+        columns=(
+            *text_columns("model", "stage", "true"),
+            *(Column(name, over="predicted") for name in STUDY.short_names),
+        ),
+        rows=tuple(
+            Row((result.model, result.stage, name, *counts))
+            for result in STUDY.results
+            for name, counts in zip(STUDY.short_names, result.counts, strict=True)
+        ),
+    )
+
+
+def published_basis() -> str:
+    """What the study's numbers rest on."""
+    return (
+        f"Image-level; {sum(STUDY.test_images)} test images, one a patient; OPTIMISTIC: every epoch was validated on "
+        f"them. {STUDY.source}, DOI {STUDY.doi}."
+    )
+
+
+def _at(result: Result, level: str) -> Level | None:
+    return result.images if level == IMAGES else result.patients
+
+
+def _percentages(confusion: NDArray[np.int64]) -> list[list[float]]:
+    """Three indices, each of the classes and then their average, in %."""
+    found = class_indices(confusion)
+    return [[*(100 * (index := getattr(found, name))), 100 * float(np.mean(index))] for name, _ in INDICES]
+
+
+def _printed(result: PublishedModel) -> list[list[float]]:
+    return [[float(value) for value in getattr(result, name)] for name, _ in INDICES]
+
+
+def _index_columns(stages: Sequence[str]) -> tuple[Column, ...]:
+    return (*text_columns("class"), *(Column(title, over=stage) for stage in stages for _, title in INDICES))
+
+
+def _index_rows(
+    names: Sequence[str], stages: Sequence[Sequence[Sequence[float]]], *, digits: int = 1
+) -> tuple[Row, ...]:
+    """A row a class, then the average; `stages` holds each stage's indices, each of the classes and then their mean."""
+    return tuple(
+        Row(
+            (name, *(Number(float(index[place]), digits) for stage in stages for index in stage)),
+            strong=place == len(names),
+        )
+        for place, name in enumerate([*names, "average"])
+    )

@@ -1,0 +1,164 @@
+"""The summary: what was trained on what, who is best, what is shown and what is not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pylorus.report.evidence import Evidence
+from pylorus.report.marks import Mark, marks_of
+from pylorus.report.result import Result
+from pylorus.report.same_test import why_apart
+from pylorus.report.saved_run import SavedRun
+from pylorus.report.table import in_percent
+
+KINDS = {"run": "Report of a run", "sweep": "Report of a sweep", "runs": "Report of several runs"}
+STATES = {
+    "finished": "did not test all its stages",
+    "failed": "failed",
+    "interrupted": "was interrupted",
+    "stopped": "was stopped",
+    "starting": "has not begun",
+    "running": "is still running",
+}
+"""What became of a run that has not given all it should, by its state."""
+
+MANY = 4
+"""Labels beyond this number are counted, not listed."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One figure at the head of the page: what it is, the figure, what it rests on."""
+
+    name: str
+    value: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The head of a report.
+
+    Attributes:
+        title: Of the page.
+        subtitle: Of what, when.
+        marks: What a reader must know first, each with the runs that it is about.
+        facts: The figures that matter.
+        findings: Sentences: what was done, who is best, what is shown.
+        warnings: Sentences: what did not finish, what is not compared, how often the test set was looked at.
+    """
+
+    title: str
+    subtitle: str
+    marks: tuple[tuple[Mark, str], ...]
+    facts: tuple[Fact, ...]
+    findings: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def summarize(evidence: Evidence, *, kind: str) -> Summary:
+    """The summary of a run, a sweep or several runs."""
+    labels = [run.label for run in evidence.runs]
+    named = ", ".join(labels) if len(labels) <= MANY else f"{len(labels)} runs"
+    return Summary(
+        title=f"{KINDS[kind]}: {named}",
+        subtitle=_subtitle(evidence.runs),
+        marks=_marks(evidence.runs),
+        facts=_facts(evidence),
+        findings=tuple(_findings(evidence)),
+        warnings=tuple(_warnings(evidence)),
+    )
+
+
+def _subtitle(runs: Sequence[SavedRun]) -> str:
+    days = sorted({str(run.status.get("started", ""))[:10] for run in runs} - {""})
+    span = f"{days[0]} to {days[-1]}" if len(days) > 1 else "".join(days)
+    return f"Started {span}" if span else ""
+
+
+def _marks(runs: Sequence[SavedRun]) -> tuple[tuple[Mark, str], ...]:
+    marks = dict.fromkeys(mark for run in runs for mark in marks_of(run))
+    return tuple(
+        (mark, "" if len(marked) == len(runs) else ", ".join(marked))
+        for mark in marks
+        for marked in [[run.label for run in runs if mark in marks_of(run)]]
+    )
+
+
+def _facts(evidence: Evidence) -> tuple[Fact, ...]:
+    if len(evidence.tests) > 1:
+        sets = len(evidence.tests)
+        return (
+            Fact("Runs", str(len(evidence.runs)), f"{len(evidence.results)} stages tested"),
+            Fact("Test sets", str(sets), "not to be compared with each other"),
+        )
+    facts = []
+    for winner in evidence.winners:
+        chosen = winner.chosen or winner.best[0]
+        how = "chosen by validation accuracy" if winner.chosen is not None else "by test accuracy"
+        accuracy = in_percent(chosen.images.shares.accuracy)
+        facts.append(
+            Fact("Test accuracy", f"{accuracy.value_text} %", f"{accuracy.interval_text}; {chosen.label}, {how}")
+        )
+        test = chosen.test
+        groups = f"of {test.groups:,} groups" if test.clusters is not None else "each its own group"
+        facts.append(Fact("Test images", f"{test.images:,}", groups))
+        facts.append(Fact("Split", chosen.split, "first digits of the SHA-256 of split.csv"))
+    for looks in evidence.looks:
+        total = looks.here + looks.epochs + looks.elsewhere
+        facts.append(Fact("Looks at the test set", f"{total}", "known; each makes the best figure more optimistic"))
+    return tuple(facts)
+
+
+def _findings(evidence: Evidence) -> list[str]:
+    said = list(dict.fromkeys(_trained(run) for run in evidence.runs if run.split is not None))
+    for winner in evidence.winners:
+        said += [winner.rule, winner.verdict, winner.choice]
+    if evidence.results:
+        said.append(_levels(evidence.results))
+    return [sentence for sentence in said if sentence]
+
+
+def _trained(run: SavedRun) -> str:
+    """What was trained on what; the same words for runs that differ in the model alone."""
+    assert run.split is not None
+    kind = "drawn images" if run.setting("data.kind") == "synthetic" else "images"
+    part = "test" if run.setting("data.validation") == "test" else "val"
+    sizes = {name: len(run.split.part(name)) for name in ("train", part, "test")}
+    validated = "the test images" if part == "test" else f"{sizes[part]:,}"
+    stages = " then ".join(stage.name for stage in run.finished_stages)
+    done = f"Trained ({stages})" if stages else "Meant to be trained"
+    return (
+        f"{done} on {sizes['train']:,} {kind} of {len(run.class_names)} classes "
+        f"({', '.join(run.short_names)}), validated on {validated}, tested on {sizes['test']:,}; "
+        f"split {run.split.cited}."
+    )
+
+
+def _levels(results: Sequence[Result]) -> str:
+    if all(result.run.setting("data.group") is None for result in results):
+        return (
+            "All figures are image-level: data.group names no patients, so several images of one patient count as if "
+            "they were of several, and intervals may be too narrow."
+        )
+    if any(result.patients is not None for result in results):
+        return (
+            "Figures are image-level, with intervals that keep the images of a group (what data.group finds: the "
+            "patient, or what stands in for one) together; patient-level figures stand beside them."
+        )
+    return "Figures are image-level; each group (patient) has one test image, so they are patient-level too."
+
+
+def _warnings(evidence: Evidence) -> list[str]:
+    said = []
+    for run in evidence.runs:
+        planned, done = len(run.stages), len(run.finished_stages)
+        if run.state != "finished" or done < planned:
+            error = run.status.get("error") if evidence.options.names else None
+            why = f" Its error: {error}" if error else ""
+            told = f"{done} of {planned} stages were tested" if planned else "no stage was tested"
+            said.append(f"{run.label} {STATES.get(run.state, run.state)} (state: {run.state}): {told}.{why}")
+    said += why_apart(evidence.tests)
+    said += [looks.sentence for looks in evidence.looks]
+    if not evidence.results:
+        said.insert(0, "No stage predicted test images yet: there is nothing to report but the runs themselves.")
+    return said

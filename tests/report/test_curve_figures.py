@@ -1,0 +1,45 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from pylorus.report.curve_figures import curves_of, index_figure, training_figure
+from pylorus.report.saved_run import read_run
+
+
+@pytest.fixture
+def curves(make_run):
+    return curves_of([read_run(make_run())])
+
+
+def test_epochs_of_a_stage_begin_at_one_wherever_the_stage_begins_in_the_run(curves):
+    assert [each.epochs.tolist() for each in curves] == [[1, 2, 3, 4], [1, 2, 3, 4]]
+
+
+def test_the_chosen_epoch_is_the_first_of_the_best_by_what_the_stage_monitors(make_run):
+    run = make_run(stages=("s",), config={"stages.s.monitor": "f1"})
+    path = run / "s" / "metrics.csv"
+    table = pd.read_csv(path)
+    table["s/val/f1/average"] = [np.nan, 0.7, 0.8, 0.8]
+    table.to_csv(path, index=False)
+    (each,) = curves_of([read_run(run)])
+    assert each.best == 2
+
+
+def test_a_metric_that_was_not_written_down_is_undefined(curves):
+    assert np.isnan(curves[0].of("val/nothing")).all()
+    assert curves[0].best is not None
+
+
+def test_all_models_share_one_plot_of_four_panels(make_run):
+    runs = [read_run(make_run("a")), read_run(make_run("b", model="vgg19.tv_in1k"))]
+    drawing = training_figure([each for each in curves_of(runs) if each.stage.name == "finetune"])
+    assert drawing.key == "curves-finetune"
+    titles = [axes.get_title(loc="left") for axes in drawing.figure.axes]
+    assert titles == ["training accuracy, %", "training loss", "validation accuracy, %", "validation loss"]
+
+
+def test_undefined_precision_leaves_a_gap(curves):
+    drawing = index_figure(curves[0], ["GC", "GU", "CG"])
+    line = drawing.figure.axes[0].get_lines()[4]
+    assert np.isnan(line.get_ydata()[0])
+    assert not np.isnan(line.get_ydata()[1:]).any()

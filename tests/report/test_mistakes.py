@@ -1,0 +1,61 @@
+import hashlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pylorus.report.evidence import gather
+from pylorus.report.mistakes import mistake_table, worst_mistakes
+from pylorus.report.options import ReportOptions
+from pylorus.report.saved_run import read_run
+from pylorus.report.thumbnails import thumbnails_of
+
+FAST = ReportOptions(resamples=100)
+
+
+@pytest.fixture
+def evidence(make_run):
+    return gather([make_run("a"), make_run("b", model="vgg19.tv_in1k", seed=1)], FAST)
+
+
+def test_mistakes_come_surest_first_and_are_mistakes(evidence):
+    result = evidence.results[-1]
+    found = worst_mistakes(result, evidence.compared)
+    said = result.test.predictions
+    assert [each.certainty for each in found] == sorted((each.certainty for each in found), reverse=True)
+    assert len(found) == min(12, int((~said.correct).sum()))
+    assert all(each.true != each.predicted and each.certainty >= each.chance for each in found)
+    surest = said.probabilities.max(axis=1)[~said.correct].max()
+    assert found[0].certainty == surest
+
+
+def test_it_is_told_how_many_models_share_a_mistake(evidence):
+    first, second = evidence.compared
+    wrong = [set(result.test.predictions.sample[~result.test.predictions.correct]) for result in (first, second)]
+    for each in worst_mistakes(first, (first, second)):
+        assert each.missed_by == 1 + (each.sample in wrong[1])
+
+
+def test_the_table_names_files_only_if_asked(evidence):
+    result = evidence.results[0]
+    found = worst_mistakes(result, evidence.compared)
+    assert "file" not in [column.title for column in mistake_table(result, found, peers=2, names=False).columns]
+    named = mistake_table(result, found, peers=2, names=True)
+    assert named.rows[0].cells[1].endswith(".jpg")
+
+
+def test_a_thumbnail_shows_the_image_that_was_predicted_and_no_other(make_run, tmp_path):
+    folder = make_run(config={"data.root": str(tmp_path / "images")})
+    run = read_run(folder)
+    assert run.split is not None
+    rows = run.split.table.query("split == 'test'").iloc[:3]
+    for path in rows["path"]:
+        (tmp_path / "images" / path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((40, 60, 3), 200, np.uint8)).save(tmp_path / "images" / rows["path"].iloc[0])
+    Image.fromarray(np.full((40, 60, 3), 90, np.uint8)).save(tmp_path / "images" / rows["path"].iloc[1])
+    content = (tmp_path / "images" / rows["path"].iloc[0]).read_bytes()
+    run.split.table.loc[rows.index[0], "sha256"] = hashlib.sha256(content).hexdigest()
+    shown, changed, gone = (thumbnails_of(run, [sample])[sample] for sample in rows["sample_id"])
+    assert shown.jpeg
+    assert (changed.jpeg, changed.missing) == ("", "the file has changed since the run")
+    assert (gone.jpeg, gone.missing) == ("", "the file is not there any more")

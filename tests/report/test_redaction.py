@@ -1,0 +1,25 @@
+from omegaconf import OmegaConf
+
+from pylorus.report.redaction import redacted_override, redacted_yaml
+
+
+def test_no_folder_is_left_in_a_configuration_or_a_command_line():
+    config = OmegaConf.create(
+        {
+            "data": {"root": "relative_name", "group": r"p/(\d+)", "classes": ["a", "b"]},
+            "model": {"weights": r"C:\Users\Li Wei\w.pth", "args": {"path": "~/x"}},
+            "seed": 3,
+        }
+    )
+    text = redacted_yaml(config, names=False)
+    assert OmegaConf.to_container(OmegaConf.create(text)) == {
+        "data": {"root": "(not shown)", "group": r"p/(\d+)", "classes": ["a", "b"]},
+        "model": {"weights": "w.pth", "args": {"path": "(not shown)"}},
+        "seed": 3,
+    }
+    assert redacted_override("+hydra.run.dir=/home/li") == "+hydra.run.dir=(not shown)"
+
+
+def test_names_shows_the_configuration_as_it_is():
+    config = OmegaConf.create({"data": {"root": "/patients"}})
+    assert "/patients" in redacted_yaml(config, names=True)

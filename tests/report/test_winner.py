@@ -1,0 +1,71 @@
+import pytest
+
+from pylorus.report.evidence import gather
+from pylorus.report.options import ReportOptions
+from pylorus.report.published import STUDY
+
+MODELS = {"VGG19": "vgg19.tv_in1k", "ResNet50": "resnet50.tv_in1k", "Inception-V3": "inception_v3.tv_in1k"}
+
+
+@pytest.fixture
+def study(make_run):
+    def made(published):
+        confusions = {stage: STUDY.result(published, stage).counts for stage in ("pretrain", "finetune")}
+        return make_run(published, model=MODELS[published], confusions=confusions)
+
+    return gather([made(name) for name in MODELS], ReportOptions(resamples=200))
+
+
+def test_the_winner_by_the_studys_rule_is_resnet50_and_that_it_is_better_is_not_shown(study):
+    (winner,) = study.winners
+    assert winner.rule == "By the study's rule (best test accuracy) resnet50 finetune wins, with 90.9 %."
+    assert winner.verdict == (
+        "That resnet50 finetune is better than vgg19 finetune or inception_v3 finetune is not shown by this test set."
+    )
+
+
+def test_a_winner_that_is_far_ahead_is_shown_to_be_better(make_run):
+    good = make_run("good", confusions={"finetune": [[40, 0, 0], [0, 40, 0], [0, 0, 40]]}, stages=("finetune",))
+    bad = make_run(
+        "bad",
+        model="vgg19.tv_in1k",
+        confusions={"finetune": [[20, 20, 0], [0, 20, 20], [20, 0, 20]]},
+        stages=("finetune",),
+    )
+    (winner,) = gather([good, bad], ReportOptions(resamples=200)).winners
+    assert winner.verdict == "That resnet50 finetune is better than vgg19 finetune is shown on this test set."
+
+
+def test_our_own_choice_goes_by_validation_accuracy_even_where_the_test_set_prefers_another(make_run):
+    lucky = make_run("lucky", skill=0.2, stages=("s",), confusions={"s": [[20, 0, 0], [0, 20, 0], [0, 0, 20]]})
+    able = make_run(
+        "able", model="vgg19.tv_in1k", skill=6.0, stages=("s",), confusions={"s": [[15, 5, 0], [0, 20, 0], [0, 0, 20]]}
+    )
+    (winner,) = gather([lucky, able], ReportOptions(resamples=200)).winners
+    assert winner.best[0].label == "resnet50 s"
+    assert winner.chosen.label == "vgg19 s"
+    assert "validation accuracy" in winner.choice
+
+
+def test_runs_that_tie_are_both_named(make_run):
+    same = {"s": [[18, 2, 0], [0, 18, 2], [2, 0, 18]]}
+    paths = [
+        make_run("a", stages=("s",), confusions=same),
+        make_run("b", stages=("s",), confusions=same, model="vgg19.tv_in1k", seed=1),
+    ]
+    (winner,) = gather(paths, ReportOptions(resamples=200)).winners
+    assert winner.rule == "By the study's rule (best test accuracy) resnet50 s and vgg19 s tie, with 90.0 %."
+
+
+def test_every_pair_of_the_report_is_in_the_family_that_holm_corrects(study):
+    # Three models after each of two stages, and each model's two stages.
+    assert {comparison.family for comparison in study.comparisons} == {9}
+    assert len(study.comparisons) == 9
+    raw = sorted(comparison.images.p_value for comparison in study.comparisons)
+    corrected = sorted(comparison.corrected["accuracy"] for comparison in study.comparisons)
+    assert corrected[0] == pytest.approx(min(1.0, 9 * raw[0]))
+
+
+def test_where_validation_is_the_test_set_the_choice_is_not_passed_off_as_ours(make_run):
+    (winner,) = gather([make_run(config={"data.validation": "test"})], ReportOptions(resamples=100)).winners
+    assert winner.choice.endswith("so this choice, too, was made on the test set.")
