@@ -99,11 +99,6 @@ def published_comparison_table(comparisons: Sequence[PublishedComparison]) -> Ta
     )
 
 
-def has_study_classes(result: Result) -> bool:
-    """Whether a result is about the study's three classes, by their short names or their full ones."""
-    return _places(result) is not None
-
-
 def _indices(
     result: Result, theirs: PublishedModel, places: Sequence[int], options: ReportOptions
 ) -> tuple[tuple[str, Estimate, Estimate], ...]:
