@@ -62,6 +62,8 @@ def test_a_sweep_keeps_what_succeeds_names_what_fails_and_ends_in_a_table(train,
 
 
 def test_an_interrupted_run_says_so_and_leaves_nothing_half_written(tmp_path):
+    # A suite that a shell started in the background ignores Ctrl-C, and so would all that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     words = [*QUICK, "model.weights=none", "stages.pretrain.epochs=500", "data.drawn.images=40"]
     run = subprocess.Popen([sys.executable, str(TRAIN), *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
     deadline = time.monotonic() + 120
