@@ -50,10 +50,6 @@ class Engine:
         """Lightning's word for the precision: bf16 for products, 32 bits for weights and sums."""
         return "bf16-mixed" if self.precision == "bf16" else "32-true"
 
-    def autocast(self) -> torch.autocast:
-        """The same precision outside Lightning."""
-        return torch.autocast(self.accelerator, dtype=torch.bfloat16, enabled=self.precision == "bf16")
-
 
 def settle_engine(config: TrainerConfig) -> Engine:
     """Chooses accelerator and precision where the configuration leaves it to the machine.
