@@ -26,13 +26,14 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def composed() -> Callable[..., Config]:
-    """The configuration that words of the command line give."""
+def composed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
+    """The configuration that words of the command line give; what runs keep is kept apart from the user's."""
+    kept = f"cache.folder={tmp_path_factory.mktemp('cache')}"
 
     def compose_words(*words: str) -> Config:
         register()
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return built(compose("config", overrides=list(words)))
+            return built(compose("config", overrides=[kept, *words]))
 
     return compose_words
 

@@ -119,6 +119,11 @@ class StageConfig:
         choices=("loss", "accuracy", "precision", "sensitivity", "f1"),
     )
     augment: str | None = key(None, "a file of conf/augment (none, light, endoscopy); null: the run's augment")
+    views: int | None = key(
+        None,
+        "augmented variants of each training image, of which what is frozen sees each once; null: a new one each epoch",
+        low=1,
+    )
 
 
 @dataclass
@@ -162,7 +167,26 @@ class TrainerConfig:
     channels_last: bool | None = key(
         None, "keep a pixel's channels together, which convolutions prefer; null: but for VGG on a CPU"
     )
+    threads: int | None = key(None, "threads that compute on a CPU; null: the cores that this process may use", low=1)
+    compile: bool = key(False, "translate what learns with torch.compile: minutes at the start, for long runs")
     progress: bool = key(True, "draw a progress bar where the output is a terminal")
+
+
+@dataclass
+class CacheConfig:
+    """What is computed once and kept, for later epochs, stages and runs."""
+
+    folder: str = key("outputs/cache", "where it is kept; runs that share it find each other's work")
+    prefix: bool = key(
+        True, "compute what lies before the first layer that learns once for each image, not in each epoch"
+    )
+    images: bool | None = key(
+        None, "decode each image once and keep it at the network's size; null: where frames are over twice as large"
+    )
+    budget_gib: float = key(
+        20.0, "most that the folder may hold, in GiB; what was not used for longest goes first", low=0
+    )
+    memory_gib: float = key(0.25, "most that is held in memory, in GiB; more is read from mapped files", low=0)
 
 
 @dataclass
@@ -189,6 +213,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 
 

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from pylorus.config import Config
-from pylorus.data.datamodule import Draw, ImageDataModule
+from pylorus.data.datamodule import ImageDataModule
 from pylorus.errors import PylorusError
 from pylorus.model.classifier import StagePlan
 from pylorus.predictions import class_names, confusion_of, labels_of
@@ -122,9 +122,10 @@ def mistakes_figure(table: pd.DataFrame, served: ImageDataModule) -> Figure | No
     sureness = table.filter(like="probability/").max(axis=1)
     chosen = sureness[wrong].sort_values(ascending=False).index[:MOST_MISTAKES]
     figure = Figure(figsize=(8, 2.2 * -(-len(chosen) // 4)), layout="constrained")
-    images = served.loader("val").dataset
-    for axes, row in zip(figure.subplots(-(-len(chosen) // 4), 4, squeeze=False).flat, chosen, strict=False):
-        axes.imshow(images[Draw(int(row), 0)][0].permute(1, 2, 0).numpy())
+    images = served.dataset("val").fitted([int(row) for row in chosen])
+    places = figure.subplots(-(-len(chosen) // 4), 4, squeeze=False).flat
+    for axes, row, image in zip(places, chosen, images, strict=False):
+        axes.imshow(image)
         axes.set_title(f"{table.loc[row, 'true']}, taken for {table.loc[row, 'predicted']}", fontsize=8)
     for axes in figure.axes:
         axes.set_axis_off()
@@ -134,7 +135,7 @@ def mistakes_figure(table: pd.DataFrame, served: ImageDataModule) -> Figure | No
 def shared_config(config: Config) -> dict[str, Any]:
     """The configuration as it may leave the machine: without folders and file names."""
     shared: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(config))  # type: ignore[assignment]
-    del shared["data"]["root"], shared["data"]["group"]
+    del shared["data"]["root"], shared["data"]["group"], shared["cache"]["folder"]
     if config.model.weights not in ("hub", "none"):
         shared["model"]["weights"] = "file"
     return shared

@@ -9,24 +9,26 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
-from pylorus.config import CONF, AugmentConfig, Config, StageConfig
+from pylorus.choices import channels_last
+from pylorus.config import Config, StageConfig
 from pylorus.curves import CurvesFile
 from pylorus.dashboard import Dashboard
 from pylorus.data.augment import build_augmentation
-from pylorus.data.datamodule import ImageDataModule, InputFormat, suggested_workers
+from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.prepare import Images
-from pylorus.errors import PylorusError, did_you_mean
-from pylorus.machine import Engine, prefers_channels_last
+from pylorus.machine import Engine
 from pylorus.model.backbone import Backbone
 from pylorus.model.classifier import Classifier, StagePlan
+from pylorus.model.features import FeatureDataModule
 from pylorus.model.freeze import Freeze, depth
 from pylorus.model.schedule import better, build_optimizer
 from pylorus.predictions import prediction_table, write_predictions
 from pylorus.progress import EpochLine, ProgressBar
 from pylorus.run_folder import RunFolder
+from pylorus.serving import policy_of, serve_features, serve_images
+from pylorus.speed import Speed
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ def run_stage(
 ) -> StageResult:
     """Trains one stage, leaves the network at its best epoch and saves what that says of val and test."""
     place = folder.stage(plan.name)
+    speed = Speed(sum(images.of_class("train")), engine.accelerator)
     best = ModelCheckpoint(
         place / "checkpoints",
         filename="best",
@@ -71,7 +74,7 @@ def run_stage(
         devices=1,
         precision=engine.lightning_precision,
         max_epochs=plan.config.epochs,
-        callbacks=[Freeze(plan.config.learn), best, *_patience(plan.config), EpochLine(plan), *bar],
+        callbacks=[Freeze(plan.config.learn), best, *_patience(plan.config), EpochLine(plan), speed, *bar],
         logger=[CurvesFile(place / "metrics.csv"), *dashboard.loggers],
         default_root_dir=place,
         enable_progress_bar=config.trainer.progress,
@@ -79,7 +82,6 @@ def run_stage(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-    last = config.trainer.channels_last
     classifier = Classifier(
         backbone,
         images.catalog.short_names,
@@ -87,20 +89,26 @@ def run_stage(
         config.optimizer,
         config.loss,
         images_of_class=images.of_class("train"),
-        channels_last=prefers_channels_last(backbone.network, engine) if last is None else last,
+        channels_last=channels_last(config, engine, backbone.network)[0],
     )
-    served = _served(plan, config, backbone, images, engine)
     log.info("\n%s", _headline(plan, backbone))
+    photographs = serve_images(plan, config, backbone, images, engine)
+    served = serve_features(photographs, classifier, plan, config, engine)
+    if isinstance(served, FeatureDataModule):
+        speed.features_seconds = served.seconds
+    if config.trainer.compile:
+        classifier.compile_network()
     _fit(trainer, classifier, served)
     chosen = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
     classifier.take_weights(chosen["state_dict"])
     tables = {}
     for part in ("val", "test"):
-        rows = served.parts[part]
+        rows = photographs.parts[part]
         logits = _logits(trainer, classifier, served, part)
         tables[part] = prediction_table(rows, logits, names=images.catalog.short_names, split=part)
         write_predictions(tables[part], folder.predictions(plan.name, part))
-        dashboard.show_predictions(plan, part, tables[part], served)
+        dashboard.show_predictions(plan, part, tables[part], photographs)
+    speed.write(place / "speed.json")
     return StageResult(epochs=trainer.current_epoch, best_epoch=int(chosen["epoch"]) + 1, predictions=tables)
 
 
@@ -116,43 +124,7 @@ def check_stages(config: Config, backbone: Backbone) -> None:
         build_optimizer(backbone.network, stage, config.optimizer)
 
 
-def policy_of(stage: StageConfig, default: AugmentConfig) -> AugmentConfig:
-    """The augmentation of a stage: the run's, or the one of conf/augment that it names.
-
-    Raises:
-        PylorusError: If there is no such file.
-    """
-    if stage.augment is None or stage.augment == default.name:
-        return default
-    files = {path.stem: path for path in (CONF / "augment").glob("*.yaml")}
-    if stage.augment not in files:
-        raise PylorusError(
-            f"stages: augment: there is no augment/{stage.augment}.yaml.{did_you_mean(stage.augment, files)} "
-            f"Known: {', '.join(sorted(files))}."
-        )
-    merged = OmegaConf.to_object(
-        OmegaConf.merge(OmegaConf.structured(AugmentConfig), OmegaConf.load(files[stage.augment]))
-    )
-    assert isinstance(merged, AugmentConfig)
-    return merged
-
-
-def _served(plan: StagePlan, config: Config, backbone: Backbone, images: Images, engine: Engine) -> ImageDataModule:
-    workers = config.data.workers
-    return ImageDataModule(
-        images.table,
-        images.catalog.root,
-        InputFormat(backbone.image_size, config.data.fit, backbone.interpolation),
-        batch_size=config.trainer.batch_size,
-        workers=suggested_workers(engine.accelerator) if workers is None else workers,
-        policy=policy_of(plan.config, config.augment),
-        seed=plan.seed,
-        validation=images.validation,
-        pin_memory=engine.accelerator == "cuda",
-    )
-
-
-def _fit(trainer: pl.Trainer, classifier: Classifier, served: ImageDataModule) -> None:
+def _fit(trainer: pl.Trainer, classifier: Classifier, served: pl.LightningDataModule) -> None:
     """Fits; a Ctrl-C stays one, where Lightning would make an error of it and ignore all that follow."""
     try:
         trainer.fit(classifier, served)
@@ -163,7 +135,9 @@ def _fit(trainer: pl.Trainer, classifier: Classifier, served: ImageDataModule) -
         raise KeyboardInterrupt from error
 
 
-def _logits(trainer: pl.Trainer, classifier: Classifier, served: ImageDataModule, part: str) -> NDArray[np.float32]:
+def _logits(
+    trainer: pl.Trainer, classifier: Classifier, served: ImageDataModule | FeatureDataModule, part: str
+) -> NDArray[np.float32]:
     """Logits (rows, classes) of a part, in the order of its rows."""
     batches = trainer.predict(classifier, served.loader(part))
     assert batches is not None

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from pylorus.chance import derived_seed
+from pylorus.choices import choices, tell
 from pylorus.config import Config
 from pylorus.console import run_log
 from pylorus.dashboard import Dashboard
@@ -60,6 +61,7 @@ def train(config: Config, folder: RunFolder) -> None:
         random_if_unreachable=config.data.kind == "synthetic",
     )
     check_stages(config, backbone)
+    tell(choices(config, engine, backbone.network))
     learning = {name: depth(backbone.network, stage.learn).learning for name, stage in config.stages.items()}
     structure = network_structure(backbone.network, image_size=backbone.image_size, learning=learning)
     write_json(folder.path / "network.json", structure)

@@ -119,6 +119,7 @@ def built(composed: DictConfig) -> Config:
     check(config)
     config.stages = {name: config.stages[name] for name in config.run}
     # A run goes on from another working directory too.
+    config.cache.folder = str(Path(config.cache.folder).expanduser().absolute())
     if config.data.root is not None:
         config.data.root = str(Path(config.data.root).expanduser().absolute())
     if config.model.weights not in ("hub", "none"):

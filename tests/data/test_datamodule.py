@@ -5,23 +5,33 @@ import pytest
 import torch
 import yaml
 
-from pylorus.config import CONF, AugmentConfig
+from pylorus.config import CONF, AugmentConfig, CacheConfig
 from pylorus.data.catalog import read_folders
-from pylorus.data.datamodule import EpochBatches, EpochOrder, ImageDataModule, InputFormat
+from pylorus.data.datamodule import ImageDataModule
+from pylorus.data.input import InputFormat
+from pylorus.data.order import EpochBatches, EpochOrder
 from pylorus.data.split import split
 
 POLICY = AugmentConfig(**yaml.safe_load((CONF / "augment" / "light.yaml").read_text()))
 
 
 @pytest.fixture(scope="module")
-def serve(drawn):
+def serve(drawn, tmp_path_factory):
+    kept = str(tmp_path_factory.mktemp("kept"))
     catalog = read_folders(drawn, group=r"patient_\d+")
     table = split(catalog, val_fraction=0.2, test_fraction=0.2, seed=0)
 
-    def make(*, workers=0, seed=0, policy=POLICY, batch_size=4):
-        form = InputFormat(32, "pad", "bilinear")
+    def make(*, workers=0, seed=0, policy=POLICY, batch_size=4, views=None, images=False):
         return ImageDataModule(
-            table, catalog.root, form, batch_size=batch_size, workers=workers, policy=policy, seed=seed
+            table,
+            catalog.root,
+            InputFormat(32, "pad", "bilinear"),
+            batch_size=batch_size,
+            workers=workers,
+            policy=policy,
+            seed=seed,
+            cache=CacheConfig(folder=kept, images=images),
+            views=views,
         )
 
     return make
@@ -49,6 +59,38 @@ def test_an_image_is_augmented_anew_in_every_epoch(serve):
     (first_rows, first), (second_rows, second) = epochs(serve())
     same = [torch.equal(first[first_rows == row], second[second_rows == row]) for row in range(len(first_rows))]
     assert sum(same) <= 1
+
+
+def test_views_come_round_again(serve):
+    first, second, third = epochs(serve(views=2), count=3)
+    in_order = [pixels[rows.argsort()] for rows, pixels in (first, second, third)]
+    assert not torch.equal(in_order[0], in_order[1])
+    assert torch.equal(in_order[0], in_order[2])
+    assert not torch.equal(first[0], third[0])  # the order is a new one all the same
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_kept_images_are_the_very_images_that_the_files_give(serve, workers):
+    for (rows, pixels), (same_rows, same_pixels) in zip(
+        epochs(serve()), epochs(serve(images=True, workers=workers)), strict=True
+    ):
+        assert torch.equal(rows, same_rows)
+        assert torch.equal(pixels, same_pixels)
+
+
+def test_a_kept_image_is_not_decoded_again(serve, monkeypatch):
+    list(serve(images=True).loader("test"))
+    monkeypatch.setattr("pylorus.data.input.read", lambda path: pytest.fail(f"{path} was read again"))
+    assert len(list(serve(images=True).loader("test")))
+
+
+@pytest.mark.parametrize(("side", "kept"), [(44, True), (48, False)])
+def test_only_large_frames_are_kept_where_the_user_leaves_it_open(serve, side, kept, monkeypatch):
+    """The drawn frames are 48 pixels wide: 1.19 or 1.0 times the input's pixels, against a limit of 1.1."""
+    monkeypatch.setattr("pylorus.data.input.LARGE", 1.1)
+    module = serve(images=None)
+    module.form = InputFormat(side, "pad", "bilinear")
+    assert (module.dataset("test")._kept is not None) == kept
 
 
 def test_images_of_one_epoch_are_augmented_differently(serve, drawn):

@@ -21,6 +21,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+POLICY_VERSION = 1
+"""Counts up when the same file would give another image: what was kept of images is then computed anew."""
 MOST_PIXELS = 200_000_000
 """A file that claims more is taken for a decompression bomb."""
 

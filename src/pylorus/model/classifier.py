@@ -14,10 +14,12 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pylorus.chance import derived_seed
 from pylorus.config import LossConfig, OptimizerConfig, StageConfig
-from pylorus.data.datamodule import Batch
+from pylorus.data.dataset import Batch
 from pylorus.errors import PylorusError
 from pylorus.evaluation.confusion import class_indices, overall_indices
 from pylorus.model.backbone import Backbone
+from pylorus.model.cut import Cut
+from pylorus.model.features import FeatureBatch
 from pylorus.model.schedule import build_optimizer, build_schedule
 
 CLASS_METRICS = ("precision", "sensitivity", "f1")
@@ -99,6 +101,8 @@ class Classifier(pl.LightningModule):
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = backbone.network.to(memory_format=self.memory_format)
+        self.cut: Cut | None = None
+        """The network in two parts, where features are served in the images' place."""
         self.names, self.plan, self.optimizer_config, self.loss_config = tuple(names), plan, optimizer, loss
         self.register_buffer("mean", 255 * torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
@@ -111,29 +115,52 @@ class Classifier(pl.LightningModule):
         Raises:
             ValueError: If the images do not have three channels.
         """
+        logits: Tensor = self.network(self.pixels(image))
+        return logits.float()
+
+    def pixels(self, image: Tensor) -> Tensor:
+        """Normalised images (batch, 3, size, size) of uint8 RGB ones, as they lie best in memory.
+
+        Raises:
+            ValueError: If the images do not have three channels.
+        """
         if image.shape[1] != 3:
             raise ValueError(
                 f"found images of {image.shape[1]} channels, expected RGB: decode them with pylorus.data.image"
             )
-        pixels = (image.float() - self.mean) / self.std
-        logits: Tensor = self.network(pixels.contiguous(memory_format=self.memory_format))
-        return logits.float()
+        return ((image.float() - self.mean) / self.std).contiguous(memory_format=self.memory_format)
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def logits(self, batch: Batch | FeatureBatch) -> Tensor:
+        """Logits (batch, classes) of images, or of the features that stand for them."""
+        if isinstance(batch, Batch):
+            logits: Tensor = self(batch.image)
+            return logits
+        if self.cut is None:
+            raise ValueError("found features, expected images: the network was not cut")
+        return self.cut.logits(batch.features).float()
+
+    def compile_network(self) -> None:
+        """Has torch translate what runs in a step, at its first call."""
+        if self.cut is not None:
+            self.cut.compile()
+        else:
+            self.network.compile()
+
+    def on_train_batch_start(self, batch: Batch | FeatureBatch, batch_idx: int) -> None:
         """Dropout's chance is one of seed, epoch and step, so that a resumed run draws what it would have drawn."""
         torch.manual_seed(derived_seed(self.plan.seed, "step", self.current_epoch, batch_idx))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
         return self._step(batch, "train_part")
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> None:
         """Gathers a batch's loss and decisions."""
         self._step(batch, "val_part")
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
+    def predict_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Rows (batch,) and logits (batch, classes)."""
-        return batch.row, self(batch.image)
+        return batch.row, self.logits(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the epoch: Lightning validates when its training batches are done, so both tallies are complete.
@@ -187,8 +214,8 @@ class Classifier(pl.LightningModule):
     def _frozen(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
 
-    def _step(self, batch: Batch, part: str) -> Tensor:
-        logits = self(batch.image)
+    def _step(self, batch: Batch | FeatureBatch, part: str) -> Tensor:
+        logits = self.logits(batch)
         weights = self.class_weights[batch.label]
         losses = functional.cross_entropy(
             logits,

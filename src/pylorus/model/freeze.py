@@ -5,6 +5,7 @@ and all that the network registers behind it. What is frozen is a pure function 
 random numbers or moves. Dropout right before the classifier belongs to the head.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
@@ -71,6 +72,13 @@ def apply(network: nn.Module, learn: str) -> Depth:
     return found
 
 
+def set_modes(network: nn.Module, still: Iterable[str]) -> None:
+    """Puts every module in training mode but those named in `still`."""
+    network.train()
+    for name in still:
+        network.get_submodule(name).training = False
+
+
 class Freeze(pl.Callback):
     """Keeps a stage at its depth. What it does follows from the depth alone, so a resumed run misses nothing."""
 
@@ -84,10 +92,7 @@ class Freeze(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sets every module's mode: Lightning leaves each as the stage before left it."""
-        network = _network(pl_module)
-        network.train()
-        for name in self._still:
-            network.get_submodule(name).training = False
+        set_modes(_network(pl_module), self._still)
 
 
 def _still(network: nn.Module, learning: list[str], frozen: list[str]) -> tuple[str, ...]:

@@ -1,0 +1,45 @@
+"""The one way to the stores: what the configuration allows, and what happens where records do not fit."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pylorus.cache.store import Compute, DoesNotFitError, Records, RecordStore
+from pylorus.config import CacheConfig
+
+log = logging.getLogger(__name__)
+
+GIB = 2**30
+
+
+def kept_records(
+    settings: CacheConfig,
+    names: Sequence[str],
+    compute: Compute,
+    *,
+    kind: str,
+    key: Mapping[str, object],
+    record_bytes: int,
+) -> Records | None:
+    """The records of `names`, found or computed and kept; None where they have no room, which is logged.
+
+    Args:
+        settings: Where and how much may be kept.
+        names: One a record.
+        compute: Computes missing records; see `pylorus.cache.store`.
+        kind: "features" or "images": the folder of such stores.
+        key: All that a record's content depends on besides its name.
+        record_bytes: Bytes of one record.
+    """
+    store = RecordStore(
+        Path(settings.folder),
+        kind=kind,
+        key=key,
+        record_bytes=record_bytes,
+        budget_bytes=int(settings.budget_gib * GIB),
+    )
+    try:
+        return store.records(names, compute, memory_bytes=int(settings.memory_gib * GIB))
+    except DoesNotFitError as error:
+        log.warning("%s are not kept but computed anew each time: %s", kind, error)
+        return None

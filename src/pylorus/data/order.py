@@ -1,0 +1,67 @@
+"""Which image is served when, and as which variant: one of seed and epoch alone."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from pylorus.chance import derived_seed
+
+
+class Draw(NamedTuple):
+    """Which image to serve.
+
+    Attributes:
+        row: Its place in the table of the part.
+        view: Which of its augmented variants; None: as it is.
+    """
+
+    row: int
+    view: int | None
+
+
+class EpochOrder(Sampler[Draw]):
+    """All images once, in an order that is one of seed and epoch; without a seed as they stand.
+
+    Args:
+        images: How many there are.
+        seed: Of the order; None: the table's.
+        augmented: Whether an image is served as another variant in each epoch.
+        views: After how many epochs the variants come round again; None: never.
+    """
+
+    def __init__(self, images: int, *, seed: int | None, augmented: bool = False, views: int | None = None) -> None:
+        self.images, self.seed, self.augmented, self.views, self.epoch = images, seed, augmented, views, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls it before each epoch, after a resume too."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.images
+
+    def __iter__(self) -> Iterator[Draw]:
+        order = np.arange(self.images)
+        if self.seed is not None:
+            order = np.random.default_rng(derived_seed(self.seed, "order", self.epoch)).permutation(self.images)
+        turn = self.epoch if self.views is None else self.epoch % self.views
+        return iter([Draw(int(row), turn if self.augmented else None) for row in order])
+
+
+class EpochBatches(Sampler[list[Draw]]):
+    """Batches of an order; a single image left over joins the last batch, since batch norm can't learn from one."""
+
+    def __init__(self, sampler: EpochOrder, batch_size: int) -> None:
+        self.sampler, self.batch_size = sampler, batch_size
+
+    def __len__(self) -> int:
+        full, left = divmod(len(self.sampler), self.batch_size)
+        return max(1, full + (left > (1 if self.batch_size > 1 else 0)))
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        draws = list(self.sampler)
+        for number in range(len(self)):
+            last = number == len(self) - 1
+            start = number * self.batch_size
+            yield draws[start:] if last else draws[start : start + self.batch_size]

@@ -1,0 +1,254 @@
+"""Room on disk: the budget, full disks, folders that can't be written to."""
+
+import errno
+import logging
+import os
+import subprocess
+import threading
+
+import numpy as np
+import pytest
+
+from pylorus.cache import budget, filling, shard_writer
+from pylorus.cache.budget import bytes_below
+from pylorus.cache.store import DoesNotFitError
+from tests.cache.drawn import SIZE, Computation, fill, process, right, some, store
+
+MEMORY = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(filling, "SHARD_BYTES", 4 * SIZE)
+
+
+def last_used(folder, seconds):
+    os.utime(folder / "used", (seconds, seconds))
+
+
+def test_the_least_recently_used_store_makes_room(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    old, older, recent = (fill(tmp_path, some(20), key=key) for key in ("old", "older", "recent"))
+    for folder, seconds in ((old, 2000), (older, 1000), (recent, 3000)):
+        last_used(folder, seconds)
+    limit = bytes_below(tmp_path) + 6 * SIZE
+    own = fill(tmp_path, some(20), key="own", budget=limit)
+    assert [folder.exists() for folder in (old, older, recent, own)] == [True, False, True, True]
+    assert bytes_below(tmp_path) <= limit
+    assert str(older) in caplog.text
+
+
+def test_finding_records_counts_as_use(tmp_path):
+    first, second = fill(tmp_path, some(20), key="first"), fill(tmp_path, some(20), key="second")
+    last_used(first, 1000)
+    last_used(second, 2000)
+    store(tmp_path, key="first").records(some(20), Computation(some(20)), memory_bytes=MEMORY)
+    fill(tmp_path, some(20), key="own", budget=bytes_below(tmp_path) + 6 * SIZE)
+    assert (first.exists(), second.exists()) == (True, False)
+
+
+def test_a_store_that_another_process_reads_is_never_removed(tmp_path):
+    script = """
+import sys
+from pathlib import Path
+from tests.cache.drawn import Computation, right, some, store
+records = store(Path(sys.argv[1]), key="read").records(some(20), Computation(some(20)), memory_bytes=0)
+print("ready", flush=True)
+input()
+print((records.take(range(20)) == right(some(20))).all())
+"""
+    reader = process(script, tmp_path)
+    assert reader.stdout.readline() == "ready\n"
+    read, idle = store(tmp_path, key="read").folder, fill(tmp_path, some(20), key="idle")
+    last_used(read, 1000)
+    limit = bytes_below(tmp_path) + 6 * SIZE
+    fill(tmp_path, some(20), key="own", budget=limit)
+    assert (read.exists(), idle.exists()) == (True, False)
+    last_used(store(tmp_path, key="own").folder, 500)
+    assert reader.communicate("\n", timeout=30)[0] == "True\n"
+    last_used(read, 100)
+    fill(tmp_path, some(20), key="next", budget=limit)
+    assert not read.exists()  # its reader has gone
+
+
+def test_a_store_that_is_being_written_is_never_removed_and_its_room_is_kept(tmp_path):
+    goes_on, begun, written = threading.Event(), threading.Event(), []
+
+    def pause(first):
+        begun.set()
+        goes_on.wait(20)
+
+    slow = Computation(some(20), before=pause)
+    limit = 30 * SIZE
+    writer = threading.Thread(
+        target=lambda: written.append(store(tmp_path, key="slow", budget=limit).records(some(20), slow, memory_bytes=0))
+    )
+    writer.start()
+    begun.wait(20)
+    with pytest.raises(DoesNotFitError, match="Raise cache.budget_gib"):
+        fill(tmp_path, some(20), key="own", budget=limit)
+    goes_on.set()
+    writer.join()
+    np.testing.assert_array_equal(written[0].take(range(20)), right(some(20)))
+
+
+def test_nothing_is_removed_where_that_would_not_suffice(tmp_path):
+    folder = fill(tmp_path, some(5))
+    with pytest.raises(DoesNotFitError):
+        fill(tmp_path, some(20), key="own", budget=15 * SIZE)
+    assert len(list(folder.glob("*.data"))) == 2
+
+
+def test_the_own_store_is_never_removed(tmp_path):
+    fill(tmp_path, some(20))
+    with pytest.raises(DoesNotFitError):
+        fill(tmp_path, some(40), budget=bytes_below(tmp_path) + 6 * SIZE)
+    assert store(tmp_path).records(some(20), Computation(some(20)), memory_bytes=0).kept == 20
+
+
+def test_folders_that_are_no_stores_are_never_removed(tmp_path):
+    for name in ("photos/2024", f"features/{'a' * 24}"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "precious").write_bytes(bytes(20 * SIZE))
+    with pytest.raises(DoesNotFitError):
+        fill(tmp_path, some(20), budget=50 * SIZE)
+    assert len(list(tmp_path.rglob("precious"))) == 2
+
+
+def test_records_over_the_budget_are_computed_into_memory_and_the_log_says_why(tmp_path, caplog):
+    names = some(20)
+    computation = Computation(names)
+    records = store(tmp_path, budget=10 * SIZE).records(names, computation, memory_bytes=MEMORY)
+    assert (records.place, records.computed, computation.asked) == ("memory", 20, names)
+    np.testing.assert_array_equal(records.take(range(20)), right(names))
+    assert "cache.budget_gib" in caplog.text
+    assert list(tmp_path.rglob("*.data")) == []
+
+
+def test_a_run_that_keeps_nothing_lets_no_other_wait(tmp_path):
+    def look_from_another_run(first):
+        if first == 0:
+            others.append(store(tmp_path).records(some(6), Computation(some(6)), memory_bytes=MEMORY))
+
+    others = []
+    computation = Computation(some(20), before=look_from_another_run)
+    store(tmp_path, budget=10 * SIZE).records(some(20), computation, memory_bytes=MEMORY)
+    assert others[0].computed == 6
+
+
+def test_readers_leave_no_files(tmp_path):
+    records = store(tmp_path).records(some(6), Computation(some(6)), memory_bytes=0)
+    assert len(list(tmp_path.rglob("*.reader.lock"))) == 1
+    del records
+    assert list(tmp_path.rglob("*.reader.lock")) == []
+
+
+def test_records_that_fit_nowhere_are_an_error_with_numbers_and_the_key(tmp_path):
+    names = some(20)
+    computation = Computation(names)
+    with pytest.raises(DoesNotFitError, match=r"cache\.budget_gib is 9\.8 KiB(.|\n)*take 19\.5 KiB, and 4\.9 KiB"):
+        store(tmp_path, budget=10 * SIZE).records(names, computation, memory_bytes=5 * SIZE)
+    assert computation.asked == []
+
+
+def test_a_disk_without_room_is_left_alone(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(budget, "free_bytes", lambda root: 15 * SIZE)
+    names = some(20)
+    assert store(tmp_path).records(names, Computation(names), memory_bytes=MEMORY).computed == 20
+    assert "has 14.6 KiB to spare" in caplog.text
+    assert list(tmp_path.rglob("*.data")) == []
+    with pytest.raises(DoesNotFitError, match="Free"):
+        store(tmp_path).records(names, Computation(names), memory_bytes=0)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize("writes", range(12))
+def test_a_disk_that_fails_while_writing_costs_no_computation(tmp_path, monkeypatch, caplog, code, writes):
+    break_after(monkeypatch, writes, code)
+    names = some(12)
+    computation = Computation(names)
+    records = store(tmp_path).records(names, computation, memory_bytes=MEMORY)
+    assert (records.place, computation.asked) == ("memory", names)
+    np.testing.assert_array_equal(records.take(range(12)), right(names))
+    monkeypatch.undo()
+    assert not [path for path in store(tmp_path).folder.iterdir() if path.suffix == ".partial"]
+    failed = os.strerror(code) in caplog.text
+    again = store(tmp_path).records(names, Computation(names), memory_bytes=0)
+    assert failed == (again.computed > 0)
+    assert again.kept % 4 == 0
+    np.testing.assert_array_equal(again.take(range(12)), right(names))
+
+
+def test_a_disk_that_fails_while_writing_is_an_error_where_memory_is_too_small(tmp_path, monkeypatch):
+    break_after(monkeypatch, 5, errno.ENOSPC)
+    with pytest.raises(DoesNotFitError, match="No space left on device"):
+        store(tmp_path).records(some(12), Computation(some(12)), memory_bytes=0)
+    monkeypatch.undo()
+    assert store(tmp_path).records(some(12), Computation(some(12)), memory_bytes=0).kept == 4
+
+
+def test_a_folder_that_can_not_be_made_leaves_memory(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    names = some(6)
+    records = store(tmp_path / "file" / "cache").records(names, Computation(names), memory_bytes=MEMORY)
+    np.testing.assert_array_equal(records.take(range(6)), right(names))
+    assert "can't be written to" in caplog.text
+    with pytest.raises(DoesNotFitError, match="can't be written to"):
+        store(tmp_path / "file" / "cache").records(names, Computation(names), memory_bytes=0)
+
+
+def break_after(monkeypatch, writes, code):
+    """Lets so many writes of shards pass; the next writes half of what it is given, and fails as all after it do."""
+    real, left = shard_writer.write_all, [writes]
+
+    def write(file, content):
+        left[0] -= 1
+        if left[0] < 0:
+            real(file, content[: len(content) // 2])
+            raise OSError(code, os.strerror(code))
+        real(file, content)
+
+    monkeypatch.setattr(shard_writer, "write_all", write)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 256 KiB, of which 4 KiB are its smallest piece."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k,mode=700", "pylorus-test", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("no disk can be mounted here")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_disk_that_another_program_fills_costs_no_computation(small_disk, caplog):
+    def fill_up(first):
+        if first == 6:
+            (small_disk / "other").write_bytes(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize))
+
+    names = some(60)
+    computation = Computation(names, before=fill_up)
+    records = store(small_disk).records(names, computation, memory_bytes=MEMORY)
+    assert computation.asked == names
+    assert "No space left on device" in caplog.text
+    np.testing.assert_array_equal(records.take(range(60)), right(names))
+    (small_disk / "other").unlink()
+    again = store(small_disk).records(names, Computation(names), memory_bytes=0)
+    assert 0 < again.kept < 60
+    np.testing.assert_array_equal(again.take(range(60)), right(names))
+
+
+def test_a_read_only_disk_is_read(small_disk, caplog):
+    names = some(12)
+    fill(small_disk, names[:8])
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    kept = store(small_disk).records(names[:8], Computation(names), memory_bytes=0)
+    assert (kept.kept, kept.place) == (8, "disk")
+    np.testing.assert_array_equal(kept.take(range(8)), right(names[:8]))
+    computation = Computation(names)
+    more = store(small_disk).records(names, computation, memory_bytes=MEMORY)
+    assert computation.asked == names[8:]
+    np.testing.assert_array_equal(more.take(range(12)), right(names))
+    assert "Read-only file system" in caplog.text

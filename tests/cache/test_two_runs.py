@@ -1,0 +1,104 @@
+"""Runs that want the same records at once."""
+
+import logging
+import threading
+import time
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from pylorus.cache import lock
+from tests.cache.drawn import Computation, process, right, some, store, wait_until
+
+
+def lock_file(root):
+    folder = store(root).folder
+    return root / ".locks" / f"features-{folder.name}.lock"
+
+
+def test_two_processes_compute_each_record_once_and_read_the_same(tmp_path):
+    script = """
+import sys, time
+from pathlib import Path
+from tests.cache.drawn import Computation, right, some, store
+names = some(30) if sys.argv[2] == "0" else some(30)[::-1]
+computation = Computation(names, before=lambda first: time.sleep(0.05))
+(Path(sys.argv[1]) / f"ready-{sys.argv[2]}").touch()
+while len(list(Path(sys.argv[1]).glob("ready-*"))) < 2:
+    time.sleep(0.001)
+records = store(Path(sys.argv[1])).records(names, computation, memory_bytes=int(sys.argv[3]))
+print(len(computation.asked), records.computed, records.kept, (records.take(range(30)) == right(names)).all())
+"""
+    both = [process(script, tmp_path, 0, 0), process(script, tmp_path, 1, 1 << 20)]
+    said = sorted(one.communicate(timeout=60)[0].split() for one in both)
+    assert said == [["0", "0", "30", "True"], ["30", "30", "0", "True"]]
+
+
+def test_who_waits_says_so_and_then_finds_everything(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(lock, "POLL_SECONDS", 0.05)
+    caplog.set_level(logging.INFO)
+    names, told = some(6), threading.Event()
+    slow = Computation(names, before=lambda first: told.wait(20))
+    first = threading.Thread(target=lambda: store(tmp_path).records(names, slow, memory_bytes=0))
+    first.start()
+    wait_until(lambda: bool(slow.asked))
+    quick, found = Computation(names), []
+    second = threading.Thread(target=lambda: found.append(store(tmp_path).records(names, quick, memory_bytes=0)))
+    second.start()
+    wait_until(lambda: "Another run is computing features" in caplog.text)
+    told.set()
+    first.join()
+    second.join()
+    assert (quick.asked, found[0].kept) == ([], 6)
+    assert caplog.text.count("Another run is computing features") == 1
+
+
+def test_a_holder_that_hangs_is_not_waited_for_for_ever(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(lock, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(lock, "PATIENCE_SECONDS", 0.3)
+    lock_file(tmp_path).parent.mkdir()
+    names = some(6)
+    with FileLock(lock_file(tmp_path)):
+        records = store(tmp_path).records(names, Computation(names), memory_bytes=0)
+    assert records.computed == 6
+    assert "not waited for any longer" in caplog.text
+    np.testing.assert_array_equal(records.take(range(6)), right(names))
+    assert store(tmp_path).records(names, Computation(names), memory_bytes=0).kept == 6
+
+
+def test_a_holder_that_makes_progress_is_waited_for(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(lock, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(lock, "PATIENCE_SECONDS", 0.5)
+    folder, names = store(tmp_path).folder, some(6)
+    lock_file(tmp_path).parent.mkdir()
+    folder.mkdir(parents=True)
+
+    def write_slowly():
+        with FileLock(lock_file(tmp_path)), (folder / "x.data.partial").open("wb", buffering=0) as file:
+            held.set()
+            for _ in range(12):
+                file.write(b"x")
+                time.sleep(0.1)
+
+    held = threading.Event()
+    holder = threading.Thread(target=write_slowly)
+    holder.start()
+    held.wait()
+    records = store(tmp_path).records(names, Computation(names), memory_bytes=0)
+    assert not holder.is_alive() or holder.join(1) is None
+    assert records.computed == 6
+    assert "not waited for any longer" not in caplog.text
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("no locks"), OSError(37, "No locks available")])
+def test_a_disk_that_can_not_lock_still_keeps_records(tmp_path, monkeypatch, caplog, error):
+    def refuse(*words, **more):
+        raise error
+
+    monkeypatch.setattr(lock.FileLock, "acquire", refuse)
+    names = some(6)
+    assert store(tmp_path).records(names, Computation(names), memory_bytes=0).computed == 6
+    assert store(tmp_path, key="b").records(names, Computation(names), memory_bytes=0).computed == 6
+    assert store(tmp_path).records(names, Computation(names), memory_bytes=0).kept == 6
+    assert caplog.text.count("nothing can be locked here") == 1
