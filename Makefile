@@ -3,9 +3,10 @@
 
 PYTHON ?= python3
 PIP_OPTIONS ?=
+OPTIONS ?=
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint benchmark clean
 
 demo: .venv/installed
 	$(BIN)/python train.py
@@ -18,8 +19,12 @@ lint: .venv/installed
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# Further words for it: `make benchmark OPTIONS='--model vgg19 --repeats 5'`.
+benchmark:
+	PIP_OPTIONS="$(PIP_OPTIONS)" $(PYTHON) benchmarks/run.py $(OPTIONS)
+
 clean:
-	rm -rf .venv
+	rm -rf .venv benchmarks/.venv
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -41,5 +41,5 @@ def kept_records(
     try:
         return store.records(names, compute, memory_bytes=int(settings.memory_gib * GIB))
     except DoesNotFitError as error:
-        log.warning("%s are not kept but computed anew each time: %s", kind, error)
+        log.warning("%s\nThe run goes on without: they are computed anew each time.", error)
         return None

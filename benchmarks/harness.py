@@ -1,0 +1,102 @@
+"""Runs a contender as a process and looks at it from outside: seconds from start to exit, peak memory, GPU."""
+
+import csv
+import os
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the harness saw of a process.
+
+    Attributes:
+        code: Exit code.
+        seconds: From start to exit.
+        memory_mib: Peak resident memory of the largest single process: itself or a child that it waited for, such
+            as a decoding process. It is no sum: processes share pages.
+        gpu_memory_mib: Peak of the whole GPU; None without one.
+        gpu_share: Mean utilisation of the GPU in [0, 1]; None without one.
+        output: What it printed, errors included.
+    """
+
+    code: int
+    seconds: float
+    memory_mib: float
+    gpu_memory_mib: float | None
+    gpu_share: float | None
+    output: str
+
+    @property
+    def last_error(self) -> str:
+        """The line that most likely says what went wrong, without the machine's paths."""
+        lines = [line.strip() for line in self.output.splitlines() if line.strip()]
+        telling = [line for line in lines if "rror" in line] or lines or [""]
+        said = " … ".join(dict.fromkeys([telling[-1], *lines[-1:]]))
+        here = str(Path(__file__).parents[1])
+        return f"exit code {self.code}: {said.replace(here, '.')[:300]}"
+
+
+def watch(command: list[str], *, folder: Path, environment: dict[str, str], device: str) -> Seen:
+    """Runs a command to its end; its output goes to `folder/output.txt`.
+
+    A Ctrl-C reaches the command too; it is waited for before the interruption goes on.
+    """
+    output = folder / "output.txt"
+    gpu = _watch_gpu(folder / "gpu.csv") if device == "cuda" else None
+    with output.open("wb") as stream:
+        start = time.perf_counter()
+        child = subprocess.Popen(
+            command, cwd=folder, env={**os.environ, **environment}, stdout=stream, stderr=subprocess.STDOUT
+        )
+        try:
+            _, status, usage = os.wait4(child.pid, 0)
+        except KeyboardInterrupt:
+            _end(child)
+            raise
+        finally:
+            if gpu is not None:
+                gpu.terminate()
+                gpu.wait()
+        seconds = time.perf_counter() - start
+    child.returncode = os.waitstatus_to_exitcode(status)
+    memory, share = _read_gpu(folder / "gpu.csv")
+    unit = 2**20 if os.uname().sysname == "Darwin" else 2**10
+    text = output.read_text(encoding="utf-8", errors="replace")
+    return Seen(child.returncode, seconds, usage.ru_maxrss / unit, memory, share, text)
+
+
+def _end(child: "subprocess.Popen[bytes]") -> None:
+    with suppress(ProcessLookupError, ChildProcessError):
+        for insist in (signal.SIGINT, signal.SIGKILL):
+            try:
+                child.wait(timeout=15)
+                return
+            except subprocess.TimeoutExpired:
+                child.send_signal(insist)
+        child.wait()
+
+
+def _watch_gpu(file: Path) -> "subprocess.Popen[bytes] | None":
+    query = ["nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits", "-lms", "500"]
+    with suppress(FileNotFoundError), file.open("wb") as stream:
+        return subprocess.Popen(query, stdout=stream, stderr=subprocess.DEVNULL)
+    return None
+
+
+def _read_gpu(file: Path) -> tuple[float | None, float | None]:
+    """Peak memory in MiB and mean utilisation of the first GPU."""
+    if not file.is_file():
+        return None, None
+    values = []
+    for row in csv.reader(file.read_text(encoding="utf-8").splitlines()):
+        with suppress(ValueError):
+            values.append((float(row[0]) / 100, float(row[1])))
+    if not values:
+        return None, None
+    return max(memory for _, memory in values), mean(share for share, _ in values)

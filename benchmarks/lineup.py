@@ -1,0 +1,116 @@
+"""Who runs: each contender with what it needs, how it is started and how its answer is read."""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from contenders import pylorus_run
+from job import SAYS, Answer, Job
+
+HERE = Path(__file__).parent
+NEEDS_OF_PYLORUS = ("hydra", "albumentations", "pytorch_lightning", "torchmetrics", "pyarrow", "rich", "timm")
+
+
+@dataclass(frozen=True)
+class Known:
+    """A model's full name, its input size and the block from which it learns where it learns in part."""
+
+    name: str
+    size: int
+    late: str
+
+
+MODELS = {
+    "resnet50": Known("resnet50.tv_in1k", 224, "layer4"),
+    "vgg19": Known("vgg19.tv_in1k", 224, "features.28"),
+    "inception_v3": Known("inception_v3.tv_in1k", 299, "Mixed_7a"),
+    "mobilenetv2_100": Known("mobilenetv2_100", 224, "blocks.6"),
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to do the work.
+
+    Attributes:
+        name: In tables.
+        what: In one line, for the table of all.
+        needs: Modules that must be there.
+        script: Its file below contenders/; None: Pylorus itself.
+        options: The job's.
+    """
+
+    name: str
+    what: str
+    needs: tuple[str, ...]
+    script: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def lacking(self) -> list[str]:
+        return [name for name in self.needs if find_spec(name) is None]
+
+    def command(self, job: Job, checkout: Path) -> list[str]:
+        if self.script is None:
+            return pylorus_run.command(job, checkout)
+        path = Path(job.folder) / "job.json"
+        job.write(path)
+        return [sys.executable, str(HERE / "contenders" / self.script), str(path)]
+
+    def read(self, job: Job, output: str) -> Answer:
+        """The answer of a run that ended well.
+
+        Raises:
+            RuntimeError: If there is none.
+        """
+        if self.script is None:
+            return pylorus_run.read(job)
+        said = [line for line in output.splitlines() if line.startswith(SAYS)]
+        if not said:
+            raise RuntimeError("it ended without a result")
+        return Answer(**json.loads(said[-1].removeprefix(SAYS)))
+
+
+def _pylorus(name: str, what: str, **options: Any) -> Contender:
+    return Contender(name, what, NEEDS_OF_PYLORUS, options=options)
+
+
+def contenders(epochs: int) -> list[Contender]:
+    """All there are, in the order in which they take turns; `epochs` are those of one phase."""
+    late = {"stages": "finetune", "late": True, "epochs": 2 * epochs}
+    return [
+        _pylorus("pylorus", "both stages, nothing kept from an earlier run", stages="both"),
+        Contender("fastai", "fastai's defaults, fine_tune", ("fastai", "timm"), "fastai_finetune.py"),
+        Contender("timm", "a script of timm's parts, no flags: fp32", ("timm",), "timm_style.py"),
+        Contender("timm_best", "the same: channels_last, bf16, fused", ("timm",), "timm_style.py", {"best": True}),
+        Contender("lightning", "a tutorial's Lightning, fp32", ("pytorch_lightning", "timm"), "lightning_plain.py"),
+        Contender(
+            "lightning_bf16",
+            "the same, precision=bf16-mixed",
+            ("pytorch_lightning", "timm"),
+            "lightning_plain.py",
+            {"bf16": True},
+        ),
+        _pylorus("pylorus_uncached", "both stages, cache.prefix=false", stages="both", prefix=False),
+        _pylorus("pylorus_late", "finetune alone, from a late block on", **late),
+        _pylorus("pylorus_late_uncached", "the same, cache.prefix=false", **late, prefix=False),
+        _pylorus(
+            "pylorus_sweep", "pretrain, two jobs of one sweep; figures of the second", stages="pretrain", sweep=True
+        ),
+        *OPTIONAL,
+    ]
+
+
+OPTIONAL = (
+    Contender(
+        "timm_compiled",
+        "timm_best with torch.compile",
+        ("timm",),
+        "timm_style.py",
+        {"best": True, "compile": True},
+    ),
+)
+"""Only run where `--only` names them."""

@@ -1,0 +1,173 @@
+"""Where the time of a step goes: fine-tuning of the whole network, and the frozen forward pass, by kind of operation.
+
+`python benchmarks/profile_step.py [--models resnet50,vgg19] [--device cuda]` prints a table in Markdown. The network,
+its memory format and its precision are Pylorus's choice for the machine; the weights are random.
+"""
+
+import argparse
+import itertools
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+import environment
+from lineup import MODELS
+
+HERE = Path(__file__).parent
+
+KINDS = {
+    "data": r"^data$",
+    "optimiser": r"^Optimizer|adamw|foreach|linalg_vector_norm|clip_",
+    "convolution, backward": r"conv\w*_backward|ConvolutionBackward|MkldnnConv\w*Backward|dgrad|wgrad",
+    "convolution, forward": r"conv|implicit_gemm|xmma_fprop",
+    "batch norm, backward": r"batch_?norm\w*_?backward|BatchNormBackward|bn_bw",
+    "batch norm, forward": r"batch_?norm|bn_fw",
+    "activation": r"relu|threshold|clamp|silu|hardtanh|gelu",
+    "pooling": r"pool|mean|sum_dim",
+    "add, concatenate": r"^aten::(add_?|cat|narrow|split|stack)$|AddBackward|CatBackward|CUDAFunctor_add|CatArray",
+    "linear": r"addmm|::mm$|linear|AddmmBackward|gemm|matmul|bmm",
+    "casts and copies": r"copy|::to$|contiguous|clone|empty|fill|zero|Memcpy|Memset",
+}
+"""Groups of operations by their names, the first that matches; what matches none is the rest."""
+REST = "rest"
+
+
+def steps(model: str, device: str, batch_size: int) -> dict[str, Callable[[], object]]:
+    """One step of fine-tuning and one frozen forward pass of a batch, as Pylorus runs them."""
+    import torch
+    from torch.profiler import record_function
+
+    from pylorus.choices import channels_last
+    from pylorus.config import Config, ModelConfig, StageConfig, TrainerConfig
+    from pylorus.machine import settle_engine
+    from pylorus.model.backbone import build_backbone
+    from pylorus.model.classifier import Classifier, StagePlan
+    from pylorus.model.schedule import build_optimizer
+
+    config = Config(
+        model=ModelConfig(name=MODELS[model].name, weights="none"),
+        trainer=TrainerConfig(accelerator="gpu" if device == "cuda" else device),
+    )
+    stage, engine = StageConfig(lr=1e-4), settle_engine(config.trainer)
+    backbone = build_backbone(config.model, classes=3)
+    last, _ = channels_last(config, engine, backbone.network)
+    plan = StagePlan("finetune", stage, 0, 0)
+    names = ("a", "b", "c")
+    classifier = Classifier(backbone, names, plan, config.optimizer, config.loss, channels_last=last).to(device)
+    optimizer = build_optimizer(classifier.network, stage, config.optimizer)
+    served = _batches(backbone.image_size, backbone.interpolation, batch_size)
+    autocast = torch.autocast(device, torch.bfloat16, enabled=engine.precision == "bf16")
+    print(f"{model}: {engine.precision}, {'channels last' if last else 'channels first'}", file=sys.stderr)
+
+    def batch() -> object:
+        with record_function("data"):
+            read = next(served)
+            return type(read)(*(tensor.to(device) for tensor in read))
+
+    def finetune() -> None:
+        classifier.network.train()
+        taken = batch()
+        optimizer.zero_grad()
+        with autocast:
+            loss = classifier.training_step(taken, 0)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(classifier.network.parameters(), config.optimizer.clip)
+        optimizer.step()
+
+    def forward() -> None:
+        classifier.network.eval()
+        with torch.inference_mode(), autocast:
+            classifier(batch().image)
+
+    return {"fine-tuning": finetune, "frozen forward": forward}
+
+
+def _batches(size: int, interpolation: str, batch_size: int) -> Iterator[object]:
+    """Batches of drawn images, read from their files each time."""
+    import numpy as np
+    import torch
+    from images import draw
+
+    from pylorus.data.image import fit, read
+    from pylorus.model.classifier import Batch
+
+    (HERE / "outputs").mkdir(exist_ok=True)
+    folder = draw(HERE / "outputs" / "images-48-320", images=48, size=320)
+    paths = itertools.cycle(sorted((folder / "train").glob("*/*")))
+    while True:
+        images = [fit(read(next(paths)), size=size, how="pad", interpolation=interpolation) for _ in range(batch_size)]
+        pixels = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())
+        yield Batch(pixels, torch.arange(batch_size) % 3, torch.arange(batch_size))
+
+
+def timed(step: Callable[[], object], device: str, count: int) -> float:
+    """Median milliseconds of a step, without the profiler."""
+    import torch
+
+    found = []
+    for _ in range(count):
+        start = perf_counter()
+        step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        found.append(1000 * (perf_counter() - start))
+    return median(found)
+
+
+def shares(step: Callable[[], object], device: str, count: int) -> dict[str, float]:
+    """The share of each kind of operation in [0, 1]: time of its own, without that of what it calls."""
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
+    with profile(activities=activities) as profiler:
+        for _ in range(count):
+            step()
+    spent: Counter[str] = Counter()
+    for event in profiler.key_averages():
+        own = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
+        spent[kind(event.key)] += own
+    total = sum(spent.values())
+    return {name: time / total for name, time in spent.items()}
+
+
+def kind(operation: str) -> str:
+    """The group of an operation's name.
+
+    Example:
+        >>> kind("aten::convolution_backward"), kind("aten::mkldnn_convolution"), kind("aten::native_batch_norm")
+        ('convolution, backward', 'convolution, forward', 'batch norm, forward')
+    """
+    return next((name for name, pattern in KINDS.items() if re.search(pattern, operation)), REST)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--models", default="vgg19,resnet50,inception_v3")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=5, help="that are profiled, and as many that are timed")
+    parser.add_argument("--use-this-python", action="store_true")
+    options = parser.parse_args()
+    if not options.use_this_python:
+        environment.enter()
+    columns: dict[str, tuple[float, dict[str, float]]] = {}
+    for model in options.models.split(","):
+        for name, step in steps(model, options.device, options.batch_size).items():
+            timed(step, options.device, 2)
+            milliseconds = timed(step, options.device, options.steps)
+            columns[f"{model}, {name}"] = milliseconds, shares(step, options.device, options.steps)
+    print("| % | " + " | ".join(columns) + " |")
+    print("| --- |" + " --: |" * len(columns))
+    for group in (*KINDS, REST):
+        print(f"| {group} | " + " | ".join(f"{100 * share.get(group, 0):.1f}" for _, share in columns.values()) + " |")
+    print(f"| ms a step of {options.batch_size} | " + " | ".join(f"{time:.0f}" for time, _ in columns.values()) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""The benchmark: the same work by each contender in turn, a table, and JSON and Markdown beside each other.
+
+`make benchmark`, or `python benchmarks/run.py --help`.
+"""
+
+import argparse
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+import environment
+import images
+import table
+from harness import watch
+from job import Job
+from lineup import MODELS, OPTIONAL, Contender, Known, contenders
+from machine import cores
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+
+
+def main() -> None:
+    options = _options()
+    if not options.use_this_python:
+        environment.enter()
+    work = options.work.absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    job = _job(options, work)
+    chosen = _chosen(options)
+    record = _record(options, job)
+    job = dataclasses.replace(job, bf16=record["peak_bf16"] > 1.3 * record["peak_fp32"])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by a time limit: as by Ctrl-C
+    record["measurements"] = [_lacking(contender) for contender in chosen if contender.lacking]
+    try:
+        for repeat in range(options.repeats):
+            for contender in (one for one in chosen if not one.lacking):
+                one = _measure(contender, job, repeat, options.checkout.absolute(), work)
+                record["measurements"].append(one)
+                _save(record, options)
+                print(table.line(one), flush=True)
+        record["finished"] = True
+    except KeyboardInterrupt:
+        print("\ninterrupted: what is finished is kept", file=sys.stderr)
+    finally:
+        for folder in work.glob("running-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+    _save(record, options)
+    print("\n" + table.markdown(record))
+    print(f"\nwritten: {options.output}.json and .md")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    names = [contender.name for contender in contenders(5)]
+    add = parser.add_argument
+    add("--model", default="resnet50", help=f"{', '.join(MODELS)}, or a timm name (then with --late)")
+    add("--model-args", type=json.loads, default={}, help='of timm.create_model: \'{"pad_type": "same"}\'')
+    add("--late", help="the block from which a part of the network learns; default: layer4 and the like")
+    add("--weights", default="drawn", help="drawn, hub, or a file")
+    add("--data", type=Path, help="own images: DIR/{train,val,test}/CLASS, DIR/{train,test}/CLASS or DIR/CLASS")
+    add("--group", help="regular expression that finds the patient in a path of --data")
+    add("--images", type=int, default=480, help="drawn images in all")
+    add("--drawn-size", type=int, default=320, help="their side in pixels")
+    add("--size", type=int, help="side of the network's input; default: what the model was made for")
+    add("--epochs", type=int, default=5, help="of each of the two phases")
+    add("--batch-size", type=int, default=16)
+    add("--repeats", type=int, default=3, help="of all contenders in turn, so that a machine's drift hits all alike")
+    add("--only", help=f"some of: {', '.join(names)}")
+    add("--device", default="cpu", choices=("cpu", "cuda"))
+    add("--workers", type=int, help="decoding processes of timm and Lightning; default: 2, on a GPU up to 8")
+    add("--output", type=Path, help="files to write, without their suffix; default: below --work")
+    add("--work", type=Path, default=HERE / "outputs", help="images, weights and what is being measured")
+    add("--checkout", type=Path, default=ROOT, help="the Pylorus to measure, e.g. an older one")
+    add("--use-this-python", action="store_true", help="measure what is installed here, install nothing")
+    options = parser.parse_args()
+    stamp = datetime.now(UTC).strftime("%Y-%m-%d-%H%M%S")
+    options.output = options.output or options.work / f"{stamp}-{options.model}"
+    unknown = set((options.only or "").split(",")) - {"", *names}
+    if unknown:
+        parser.error(f"--only: found {', '.join(sorted(unknown))}, expected some of {', '.join(names)}")
+    if options.model not in MODELS and not options.late:
+        parser.error(f"--late: {options.model} is none of {', '.join(MODELS)}, so its late block must be named")
+    return options
+
+
+def _chosen(options: argparse.Namespace) -> list[Contender]:
+    everyone = contenders(options.epochs)
+    if options.only:
+        return [contender for contender in everyone if contender.name in options.only.split(",")]
+    return [contender for contender in everyone if contender not in OPTIONAL]
+
+
+def _job(options: argparse.Namespace, work: Path) -> Job:
+    known = MODELS.get(options.model, Known(options.model, 224, options.late))
+    size = options.size or known.size
+    if options.data:
+        data = images.arrange(options.data.absolute(), work / f"images-{options.data.name}")
+    else:
+        data = images.draw(
+            work / f"images-{options.images}-{options.drawn_size}", images=options.images, size=options.drawn_size
+        )
+    weights = options.weights
+    if weights == "drawn":
+        file = work / f"weights-{known.name}-{data.name}-{size}.safetensors"
+        if not file.is_file():
+            words = [known.name, str(file), "--data", str(data), "--size", str(size)]
+            subprocess.run(
+                [sys.executable, str(HERE / "weights.py"), *words, "--args", json.dumps(options.model_args)], check=True
+            )
+        weights = str(file)
+    elif weights != "hub":
+        weights = str(Path(weights).absolute())
+    return Job(
+        data=str(data),
+        classes=len(images.classes(data)),
+        model=known.name,
+        model_args=options.model_args,
+        weights=weights,
+        size=size,
+        late=options.late or known.late,
+        group=options.group if options.data else r"patient_\d+",
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        device=options.device,
+        workers=options.workers or (min(8, cores()) if options.device == "cuda" else 2),
+    )
+
+
+def _record(options: argparse.Namespace, job: Job) -> dict[str, Any]:
+    """What is known before anything is measured; no path of this machine."""
+    words = ["--device", job.device, "--model", job.model, "--size", str(job.size), "--classes", str(job.classes)]
+    found = _machine([*words, "--args", json.dumps(job.model_args)])
+    settings = dataclasses.asdict(job)
+    for private in ("data", "folder", "options"):
+        del settings[private]
+    settings["weights"] = options.weights if options.weights in ("drawn", "hub") else Path(options.weights).name
+    settings["images"] = images.counts(Path(job.data))
+    settings["drawn"] = options.data is None
+    commit = subprocess.run(
+        ["git", "-C", str(options.checkout), "describe", "--always", "--dirty"], capture_output=True, text=True
+    ).stdout.strip()
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit or None,
+        **found,
+        "settings": settings,
+        "contenders": {contender.name: contender.what for contender in contenders(options.epochs)},
+        "finished": False,
+        "measurements": [],
+    }
+
+
+def _machine(words: list[str]) -> dict[str, Any]:
+    command = [sys.executable, str(HERE / "machine.py"), *words]
+    return dict(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+
+
+def _peak(job: Job) -> list[float]:
+    return [_machine(["--device", job.device, "--peak-only"])["peak_bf16"]]
+
+
+def _lacking(contender: Contender) -> dict[str, Any]:
+    return {"contender": contender.name, "repeat": 0, "error": f"not installed: {', '.join(contender.lacking)}"}
+
+
+def _measure(contender: Contender, job: Job, repeat: int, checkout: Path, work: Path) -> dict[str, Any]:
+    """One run of one contender, whatever comes of it."""
+    one: dict[str, Any] = {"contender": contender.name, "repeat": repeat, "error": None}
+    folder = work / f"running-{contender.name}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    # The share of the peak that fine-tuning takes is one of the very same minutes: measured before and after.
+    peaks = _peak(job) if contender.name == "pylorus" else []
+    job = dataclasses.replace(job, folder=str(folder), options=contender.options)
+    found = {"PYTHONPATH": str(checkout / "src")}
+    seen = watch(contender.command(job, checkout), folder=folder, environment=found, device=job.device)
+    one |= {"seconds": seen.seconds, "memory_mib": seen.memory_mib}
+    if peaks:
+        one["peaks_bf16"] = [*peaks, *_peak(job)]
+    if job.device == "cuda":
+        one |= {"gpu_memory_mib": seen.gpu_memory_mib, "gpu_share": seen.gpu_share}
+    try:
+        if seen.code != 0:
+            raise RuntimeError(seen.last_error)
+        answer = dataclasses.asdict(contender.read(job, seen.output))
+        one |= {"gpu_allocated_mib": answer.pop("memory_mib"), **answer}
+        # A stage of Pylorus starts the system's peak anew, so that the process's own is only that of the last one.
+        one["memory_mib"] = max(one["memory_mib"], *answer["phase_memory_mib"].values(), 0.0)
+    except (RuntimeError, OSError, KeyError, ValueError, ImportError) as error:
+        shutil.copyfile(folder / "output.txt", work / f"failed-{contender.name}.txt")
+        one["error"] = str(error).replace(str(ROOT), ".").replace(str(work), "WORK")
+    shutil.rmtree(folder, ignore_errors=True)
+    return one
+
+
+def _save(record: dict[str, Any], options: argparse.Namespace) -> None:
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    for suffix, text in ((".json", json.dumps(record, indent=1) + "\n"), (".md", table.markdown(record) + "\n")):
+        temporary = options.output.with_name(options.output.name + suffix + ".part")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(options.output.with_name(options.output.name + suffix))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""From measurements to ratios and a page of Markdown; `python benchmarks/table.py FILE.json` writes it anew."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+Measurement = dict[str, Any]
+Value = Callable[[Measurement], float | None]
+
+
+def phase(*names: str) -> Value:
+    """Seconds of the named phases, together; None where one is lacking."""
+
+    def take(one: Measurement) -> float | None:
+        found = [one.get("phases", {}).get(name) for name in names]
+        return None if None in found else sum(found)
+
+    return take
+
+
+def whole(one: Measurement) -> float | None:
+    return one.get("seconds")
+
+
+def stage_memory(name: str) -> Value:
+    """Peak of the main process's resident memory in a stage, in MiB."""
+    return lambda one: one.get("phase_memory_mib", {}).get(name)
+
+
+def memory(one: Measurement) -> float | None:
+    return one.get("gpu_memory_mib") or one.get("memory_mib")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A ratio of two values, and what it should be at least.
+
+    Attributes:
+        work: What is done.
+        against: Whose value is divided by Pylorus's.
+        value: Pylorus's contender and its value.
+        other: The other's.
+        least: The ratio at least.
+    """
+
+    work: str
+    against: str
+    value: tuple[str, Value]
+    other: tuple[str, Value]
+    least: float
+
+
+def targets(late: str, epochs: int) -> list[Target]:
+    """The promises, by name of the contenders in `lineup.py`."""
+    pretrain, finetune = phase("pretrain"), phase("finetune")
+    head, both = f"pre-training, {epochs} epochs", f"both stages, {epochs} + {epochs} epochs, whole process"
+    return [
+        Target(head, "fastai default", ("pylorus", pretrain), ("fastai", pretrain), 20),
+        Target(head, "timm-style script, best flags", ("pylorus", pretrain), ("timm_best", pretrain), 4),
+        Target(
+            f"fine-tuning from {late}, {2 * epochs} epochs",
+            "the same uncached",
+            ("pylorus_late", finetune),
+            ("pylorus_late_uncached", finetune),
+            2,
+        ),
+        Target(
+            f"fine-tuning the whole network, {epochs} epochs",
+            "fastai default",
+            ("pylorus", finetune),
+            ("fastai", finetune),
+            3,
+        ),
+        Target(both, "fastai default", ("pylorus", whole), ("fastai", whole), 4.5),
+        Target(both, "timm-style script, best flags", ("pylorus", whole), ("timm_best", whole), 1.25),
+        Target(
+            "pre-training of the second job of a sweep",
+            "the first",
+            ("pylorus_sweep", phase("second")),
+            ("pylorus_sweep", phase("first")),
+            5,
+        ),
+        Target("fine-tuning, share of the bf16 peak", "1", ("pylorus", lambda _: 1.0), ("pylorus", _share), 0.55),
+        *(
+            Target(f"peak memory, {what}", "uncached (to cached)", (mine, value), (f"{mine}_uncached", value), 1 / 1.2)
+            for what, mine, value in (
+                ("pre-training", "pylorus", stage_memory("pretrain")),
+                ("both stages, whole process", "pylorus", memory),
+                (f"fine-tuning from {late}, whole process", "pylorus_late", memory),
+            )
+        ),
+    ]
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The page: machine, ratios, contenders."""
+    _with_share(record)
+    done = [one for one in record["measurements"] if one["error"] is None]
+    machine, settings = record["machine"], record["settings"]
+    images = settings["images"]
+    peaks = f"bf16 {record['peak_bf16'] / 1e9:.0f}, fp32 {record['peak_fp32'] / 1e9:.0f} billion operations a second"
+    repeats = 1 + max((one["repeat"] for one in record["measurements"]), default=-1)
+    lines = [
+        f"# {settings['model']} at {settings['size']} px",
+        "",
+        f"{record['date'][:10]}, Pylorus {record['commit']}, {machine['processor']}, {machine['cores']} cores, "
+        f"{machine['memory_gib']} GiB"
+        + (f", {machine['gpu']}" if machine["gpu"] else "")
+        + f"; matrix product {peaks}.",
+        f"{'Drawn images' if settings['drawn'] else 'Images'}: {images['train']} / {images['val']} / {images['test']} "
+        f"(train / val / test), {settings['classes']} classes; weights {settings['weights']}; batches of "
+        f"{settings['batch_size']}; {settings['epochs']} epochs a phase; no augmentation. "
+        f"Medians of up to {repeats} turns, in brackets smallest and largest."
+        + ("" if record["finished"] else " **Not finished.**"),
+        "",
+        *_ratios(done, targets(settings["late"], settings["epochs"])),
+        "",
+        *_contenders(record),
+        "",
+        ", ".join(f"{name} {version}" for name, version in record["versions"].items()) + ".",
+    ]
+    return "\n".join(lines)
+
+
+def line(one: Measurement) -> str:
+    """A measurement, told when it is made."""
+    if one["error"]:
+        return f"{one['repeat'] + 1}  {one['contender']:22} {one['error']}"
+    parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in one["phases"].items())
+    accuracy = "?" if one["accuracy"] is None else f"{100 * one['accuracy']:.1f} %"
+    return (
+        f"{one['repeat'] + 1}  {one['contender']:22} {one['seconds']:7.1f} s  ({parts})  "
+        f"{one['memory_mib']:.0f} MiB  test accuracy {accuracy}"
+    )
+
+
+def _ratios(done: list[Measurement], wanted: list[Target]) -> list[str]:
+    lines = ["| work | against | at least | found | met |", "| --- | --- | --: | --: | --- |"]
+    for target in wanted:
+        mine, other = _values(done, *target.value), _values(done, *target.other)
+        found, met = "–", "not measured"
+        if mine and other:
+            ratio = median(other.values()) / median(mine.values())
+            met = "yes" if ratio >= target.least else "**no**"
+            # Of the same turn: what the machine did meanwhile then hits both.
+            turns = [other[turn] / mine[turn] for turn in mine if turn in other]
+            found = f"{ratio:.2f}" + (f" ({min(turns):.2f}–{max(turns):.2f})" if turns else "")
+        lines.append(f"| {target.work} | {target.against} | {target.least:.3g} | {found} | {met} |")
+    return lines
+
+
+def _contenders(record: dict[str, Any]) -> list[str]:
+    lines = [
+        "| contender | whole process, s | pre-training, s | fine-tuning, s | training images/s, pre-training "
+        "| fine-tuning | peak memory, MiB | GPU memory, MiB | GPU busy | test accuracy |",
+        "| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    takes: list[tuple[Value, str]] = [
+        (whole, ".1f"),
+        (lambda one: phase("pretrain")(one) or phase("second")(one), ".1f"),
+        (phase("finetune"), ".1f"),
+        (lambda one: one["images_per_second"].get("pretrain"), ".1f"),
+        (lambda one: one["images_per_second"].get("finetune"), ".1f"),
+        (lambda one: one["memory_mib"], ".0f"),
+        (lambda one: one.get("gpu_memory_mib"), ".0f"),
+        (lambda one: one.get("gpu_share"), ".0%"),
+        (lambda one: one["accuracy"], ".1%"),
+    ]
+    for name, what in record["contenders"].items():
+        own = [one for one in record["measurements"] if one["contender"] == name]
+        good = [one for one in own if one["error"] is None]
+        if good:
+            cells = [_spread([take(one) for one in good], form) for take, form in takes]
+            lines.append(f"| {name}: {what} | " + " | ".join(cells) + " |")
+        if len(good) < len(own):
+            failed = [one for one in own if one["error"] is not None]
+            times = "" if failed[-1]["error"].startswith("not installed") else f": failed {len(failed)} ×"
+            lines.append(f"| {name}{times} | {failed[-1]['error']} |" + " |" * 8)
+    return lines
+
+
+def _values(done: list[Measurement], name: str, value: Value) -> dict[int, float]:
+    """The value of each turn."""
+    found = {one["repeat"]: value(one) for one in done if one["contender"] == name}
+    return {turn: number for turn, number in found.items() if number is not None}
+
+
+def _spread(values: list[float | None], form: str) -> str:
+    found = sorted(value for value in values if value is not None)
+    if not found:
+        return "–"
+    middle = format(median(found), form)
+    return middle if len(found) == 1 else f"{middle} ({found[0]:{form}}–{found[-1]:{form}})"
+
+
+def _share(one: Measurement) -> float | None:
+    return one.get("share_of_peak")
+
+
+def _with_share(record: dict[str, Any]) -> None:
+    """Operations a second of fine-tuning relative to the peak of the same minutes, the larger of before and after."""
+    for one in record["measurements"]:
+        speed = one.get("images_per_second", {}).get("finetune")
+        if speed and one.get("peaks_bf16"):
+            one["share_of_peak"] = speed * record["operations_per_image"] / max(one["peaks_bf16"])
+
+
+if __name__ == "__main__":
+    file = Path(sys.argv[1])
+    text = markdown(json.loads(file.read_text(encoding="utf-8")))
+    file.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    print(text)
