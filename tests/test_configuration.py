@@ -12,7 +12,12 @@ from pylorus.launch import checked
 from pylorus.validation import fields_of
 
 FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
-NEEDS = {"data=folders": ["data.root=X"], "model=timm": ["model.name=resnet18"], "experiment=paper": ["data.root=X"]}
+NEEDS = {
+    "data=folders": ["data.root=X"],
+    "data=manifest": ["data.manifest=X.csv"],
+    "model=timm": ["model.name=resnet18"],
+    "experiment=paper": ["data.root=X"],
+}
 
 
 @pytest.mark.parametrize(("group", "file"), FILES, ids=lambda part: str(part))
@@ -130,3 +135,20 @@ def test_own_images_get_pretrained_weights_and_drawn_ones_a_small_network(compos
     assert composed().model.weights == "none"
     own = composed("data=folders", "data.root=X")
     assert (own.model.name, own.model.weights) == ("resnet50.tv_in1k", "hub")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data=manifest"], "data.manifest: no value given"),
+        (["data=folders", "data.root=X", "data.manifest=X.csv"], "data.manifest: needs data=manifest"),
+        (["data.fold=5"], "data.fold: found 5, expected 0 to 4"),
+        (["data.fold=0", "data.split_file=X"], "data.fold and data.split_file: each names the test images"),
+        (["data=manifest", "data.manifest=X.csv", "data.test_column=site"], "expected the column and one of the other two"),
+        (["data=manifest", "data.manifest=X.csv", "data.test_from=3"], "expected the column and one of the other two"),
+        (["data=folders", "data.root=X", "data.test_column=a", "data.test_from=3"], "names a column of a manifest"),
+    ],
+)  # fmt: skip
+def test_ways_to_name_the_test_images_that_contradict_each_other_are_refused(composed, words, message):
+    with pytest.raises(PylorusError, match=message):
+        composed(*words)

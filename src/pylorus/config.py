@@ -47,8 +47,17 @@ class DrawnConfig:
 class DataConfig:
     """Where the images come from, how they are split, and how a file becomes the network's input."""
 
-    kind: str = key("folders", "folders: the user's class folders; synthetic: drawn", choices=("folders", "synthetic"))
+    kind: str = key(
+        "folders",
+        "folders: the user's class folders; manifest: a table that names files; synthetic: drawn",
+        choices=("folders", "manifest", "synthetic"),
+    )
     root: str | None = key(None, "folder that holds ROOT/{train,val,test}/CLASS, ROOT/{train,test}/CLASS or ROOT/CLASS")
+    manifest: str | None = key(
+        None,
+        "CSV or Parquet file with a row an image: path (below data.root, or beside the manifest), label and, where "
+        "known, group and split; further columns (device, site, age) are kept for splits and subgroup tables",
+    )
     classes: list[str] | None = key(
         None, "names of the class folders, in the order of all tables; null: those found, sorted"
     )
@@ -69,6 +78,20 @@ class DataConfig:
     )
     test_fraction: float = key(
         0.15, "share of the images to test on, where no test folder is given", low=0.01, high=0.5
+    )
+    fold: int | None = key(
+        None, "test on this one of data.folds parts of the images, as in -m data.fold=0,1,2,3,4; null: one cut", low=0
+    )
+    folds: int = key(5, "how many parts data.fold counts", low=2)
+    split_file: str | None = key(
+        None, "split.csv of another run: the same images in the same parts; refused where an image has changed"
+    )
+    test_column: str | None = key(
+        None, "column of the manifest that says what is tested on, with data.test_values or data.test_from"
+    )
+    test_values: list[str] | None = key(None, "values of data.test_column that make the test set, such as a site")
+    test_from: str | None = key(
+        None, "value of data.test_column from which on images make the test set, such as a date; as numbers or as text"
     )
     accept_leaks: bool = key(False, "go on although a patient or the same image lies in two parts of the split")
     image_size: int | None = key(

@@ -9,6 +9,7 @@ true                   short name of the true class
 predicted              short name of the class with the highest logit
 logit/<class>          a column a class, by short name, in the order of the classes
 probability/<class>    softmax of the logits, in double precision
+about/<column>         what a manifest says of the image, as text
 =====================  =====================================================================
 """
 
@@ -20,6 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from pylorus.columns import ABOUT
 from pylorus.evaluation.confusion import confusion_matrix
 from pylorus.files import whole
 
@@ -46,6 +48,7 @@ def prediction_table(
         )
     probabilities = softmax(logits.astype(np.float64), axis=1)
     table = pd.DataFrame({"sample_id": rows["sample_id"], "group": rows["group"], "split": split})
+    table = table.join(rows[[name for name in rows.columns if name.startswith(ABOUT)]])
     table["true"] = [names[label] for label in rows["label"]]
     table["predicted"] = [names[label] for label in logits.argmax(axis=1)]
     for place, name in enumerate(names):

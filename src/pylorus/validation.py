@@ -122,6 +122,10 @@ def built(composed: DictConfig) -> Config:
     config.cache.folder = str(Path(config.cache.folder).expanduser().absolute())
     if config.data.root is not None:
         config.data.root = str(Path(config.data.root).expanduser().absolute())
+    if config.data.manifest is not None:
+        config.data.manifest = str(Path(config.data.manifest).expanduser().absolute())
+    if config.data.split_file is not None:
+        config.data.split_file = str(Path(config.data.split_file).expanduser().absolute())
     if config.model.weights not in ("hub", "none"):
         config.model.weights = str(Path(config.model.weights).expanduser().absolute())
     return config
@@ -159,6 +163,7 @@ def check(config: Config) -> None:
             )
     if config.data.kind == "folders" and config.data.root is None:
         raise PylorusError("data.root: no value given. Add data.root=DIR, the folder of your class folders.")
+    _check_test_set(config)
     _check_classes(config)
     if config.model.args.get("in_chans", 3) != 3:
         raise PylorusError(
@@ -170,6 +175,30 @@ def check(config: Config) -> None:
         raise PylorusError(
             f"model.args.{min(taken)}: set by Pylorus itself, from the classes and model.weights. Leave it out."
         )
+
+
+def _check_test_set(config: Config) -> None:
+    data = config.data
+    if data.kind == "manifest" and data.manifest is None:
+        raise PylorusError("data.manifest: no value given. Add data.manifest=FILE, a CSV or Parquet file.")
+    if data.kind != "manifest" and data.manifest is not None:
+        raise PylorusError("data.manifest: needs data=manifest as well.")
+    ways = {"data.fold": data.fold, "data.test_column": data.test_column, "data.split_file": data.split_file}
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) > 1:
+        raise PylorusError(f"{' and '.join(given)}: each names the test images. Leave all but one out.")
+    if data.fold is not None and data.fold >= data.folds:
+        raise PylorusError(
+            f"data.fold: found {data.fold}, expected 0 to {data.folds - 1} with data.folds={data.folds}."
+        )
+    values = [name for name in ("test_values", "test_from") if getattr(data, name) is not None]
+    if (data.test_column is None) != (not values) or len(values) > 1:
+        raise PylorusError(
+            "data.test_column, data.test_values, data.test_from: expected the column and one of the other two, such as "
+            "data.test_column=site data.test_values=[B]."
+        )
+    if data.test_column is not None and data.kind != "manifest":
+        raise PylorusError("data.test_column: names a column of a manifest: needs data=manifest data.manifest=FILE.")
 
 
 def _check_classes(config: Config) -> None:

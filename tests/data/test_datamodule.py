@@ -5,7 +5,7 @@ import pytest
 import torch
 import yaml
 
-from pylorus.config import CONF, AugmentConfig, CacheConfig
+from pylorus.config import CONF, AugmentConfig, CacheConfig, DataConfig
 from pylorus.data.catalog import read_folders
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.input import InputFormat
@@ -19,7 +19,7 @@ POLICY = AugmentConfig(**yaml.safe_load((CONF / "augment" / "light.yaml").read_t
 def serve(drawn, tmp_path_factory):
     kept = str(tmp_path_factory.mktemp("kept"))
     catalog = read_folders(drawn, group=r"patient_\d+")
-    table = split(catalog, val_fraction=0.2, test_fraction=0.2, seed=0)
+    table = split(catalog, DataConfig(val_fraction=0.2, test_fraction=0.2))
 
     def make(*, workers=0, seed=0, policy=POLICY, batch_size=4, views=None, images=False):
         return ImageDataModule(

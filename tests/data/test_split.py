@@ -5,11 +5,15 @@ import shutil
 import pandas as pd
 import pytest
 
+from pylorus.config import DataConfig
 from pylorus.data.catalog import read_folders
-from pylorus.data.split import split, write_split
+from pylorus.data.split import split as cut
+from pylorus.data.split import write_split
 from pylorus.errors import PylorusError
 
-SHARES = {"val_fraction": 0.2, "test_fraction": 0.2}
+
+def split(catalog, *, seed=0, **data):
+    return cut(catalog, DataConfig(**{"val_fraction": 0.2, "test_fraction": 0.2, **data}), seed=seed)
 
 
 @pytest.fixture
@@ -20,12 +24,12 @@ def catalog(class_folders):
 
 
 def test_a_patient_lies_in_one_part_only(catalog):
-    table = split(catalog, **SHARES, seed=0)
+    table = split(catalog, seed=0)
     assert (table.groupby("group")["split"].nunique() == 1).all()
 
 
 def test_every_class_lies_in_every_part_in_about_its_share(catalog):
-    table = split(catalog, **SHARES, seed=0)
+    table = split(catalog, seed=0)
     counts = pd.crosstab(table["split"], table["label"])
     assert counts.loc["test"].tolist() == [8, 4]
     assert (counts > 0).all(axis=None)
@@ -33,14 +37,14 @@ def test_every_class_lies_in_every_part_in_about_its_share(catalog):
 
 
 def test_the_same_seed_gives_the_same_split_and_another_another(catalog):
-    first, again, other = (split(catalog, **SHARES, seed=seed)["split"] for seed in (1, 1, 2))
+    first, again, other = (split(catalog, seed=seed)["split"] for seed in (1, 1, 2))
     assert first.equals(again)
     assert not first.equals(other)
 
 
 def test_given_test_folders_stand_and_validation_is_cut_from_training_by_patient(class_folders):
     counts = {f"train/{name}/{name}p{n}": 2 for name in "ab" for n in range(10)} | {"test/a/ap90": 3, "test/b/bp90": 3}
-    table = split(read_folders(class_folders(counts), group=r"[ab]p\d+(?=/)"), **SHARES, seed=0)
+    table = split(read_folders(class_folders(counts), group=r"[ab]p\d+(?=/)"), seed=0)
     assert (table["path"].str.startswith("test/") == (table["split"] == "test")).all()
     assert table["split"].value_counts().to_dict() == {"train": 32, "val": 8, "test": 6}
     assert (table.groupby("group")["split"].nunique() == 1).all()
@@ -48,20 +52,20 @@ def test_given_test_folders_stand_and_validation_is_cut_from_training_by_patient
 
 def test_given_validation_folders_stand(class_folders):
     root = class_folders({f"{part}/{name}": 3 for part in ("train", "val", "test") for name in "ab"})
-    table = split(read_folders(root), **SHARES, seed=0)
+    table = split(read_folders(root), seed=0)
     assert (table["path"].str.split("/").str[0] == table["split"]).all()
 
 
 def test_validating_on_the_test_images_keeps_all_others_for_training(class_folders):
     root = class_folders({f"{part}/{name}": 3 for part in ("train", "test") for name in "ab"})
-    table = split(read_folders(root), **SHARES, validation="test", seed=0)
+    table = split(read_folders(root), validation="test", seed=0)
     assert table["split"].value_counts().to_dict() == {"train": 6, "test": 6}
 
 
 def test_validating_on_the_test_images_is_refused_where_validation_images_are_given(class_folders):
     root = class_folders({f"{part}/{name}": 3 for part in ("train", "val", "test") for name in "ab"})
     with pytest.raises(PylorusError, match="data.validation: found test, but .* has a val folder"):
-        split(read_folders(root), **SHARES, validation="test", seed=0)
+        split(read_folders(root), validation="test", seed=0)
 
 
 def test_a_patient_on_both_sides_stops_the_run_unless_accepted(class_folders):
@@ -70,25 +74,25 @@ def test_a_patient_on_both_sides_stops_the_run_unless_accepted(class_folders):
     )
     catalog = read_folders(root, group=r"p\d+(?=/)")
     with pytest.raises(PylorusError, match=r"1 patients lie in two parts .*\n  test/a/p1/"):
-        split(catalog, **SHARES, seed=0)
-    assert len(split(catalog, **SHARES, accept_leaks=True, seed=0)) == 8
+        split(catalog, seed=0)
+    assert len(split(catalog, accept_leaks=True, seed=0)) == 8
 
 
 def test_the_same_image_on_both_sides_stops_the_run(class_folders):
     root = class_folders({f"{part}/{name}": 3 for part in ("train", "val", "test") for name in "ab"})
     shutil.copy(next((root / "test/a").iterdir()), root / "train/a/renamed.png")
     with pytest.raises(PylorusError, match=r"1 images, by content, lie in two parts .*(\n.*)*renamed\.png"):
-        split(read_folders(root), **SHARES, seed=0)
+        split(read_folders(root), seed=0)
 
 
 def test_a_class_of_too_few_patients_is_named(class_folders):
     root = class_folders({"a": 9, "rare/p1": 20, "rare/p2": 1})
     with pytest.raises(PylorusError, match='class "rare" has 2 patients to cut test from, expected at least 3'):
-        split(read_folders(root, group=r"p\d+(?=/)|patient_\d+"), **SHARES, seed=0)
+        split(read_folders(root, group=r"p\d+(?=/)|patient_\d+"), seed=0)
 
 
 def test_the_file_of_a_split_says_where_each_image_lies_and_its_hash_cites_it(catalog, tmp_path):
-    table = split(catalog, **SHARES, seed=0)
+    table = split(catalog, seed=0)
     first = write_split(table, catalog.classes, tmp_path / "split.csv")
     written = pd.read_csv(tmp_path / "split.csv")
     assert list(written.columns) == ["sample_id", "path", "class", "group", "split", "sha256"]
@@ -97,3 +101,28 @@ def test_the_file_of_a_split_says_where_each_image_lies_and_its_hash_cites_it(ca
     assert write_split(table.sample(frac=1, random_state=0), catalog.classes, tmp_path / "again.csv") == first
     changed = table.assign(split=["train", *table["split"][1:]])
     assert write_split(changed.assign(split="train"), catalog.classes, tmp_path / "other.csv") != first
+
+
+def test_folds_test_each_image_once_and_keep_patients_whole(catalog):
+    tested = [split(catalog, fold=fold, folds=5, seed=4) for fold in range(5)]
+    for table in tested:
+        assert (table.groupby("group")["split"].nunique() == 1).all()
+        assert set(table["split"]) == {"train", "val", "test"}
+    times = sum((table["split"] == "test").astype(int) for table in tested)
+    assert (times == 1).all()
+
+
+def test_folds_of_another_seed_are_others(catalog):
+    first, other = (split(catalog, fold=0, folds=5, seed=seed)["split"] == "test" for seed in (1, 2))
+    assert not first.equals(other)
+
+
+def test_more_folds_than_patients_of_a_class_are_refused(catalog):
+    with pytest.raises(PylorusError, match='data.folds: found 6, but class "b" has only 5 patients'):
+        split(catalog, fold=0, folds=6)
+
+
+def test_folds_beside_given_test_folders_are_refused(class_folders):
+    root = class_folders({f"{part}/{name}": 3 for part in ("train", "test") for name in "ab"})
+    with pytest.raises(PylorusError, match="data.fold: found 1, but .* gives train and test itself"):
+        split(read_folders(root), fold=1)

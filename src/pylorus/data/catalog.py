@@ -11,6 +11,7 @@ split        train, val or test where folders say so, else empty
 width        pixels of the upright image
 height       pixels of the upright image
 sha256       of the file's content
+about/…      further columns of a manifest, as text
 ===========  =====================================================================
 """
 
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from pylorus.columns import ABOUT
 from pylorus.data.image import SUFFIXES, UnreadableImageError, decode
 from pylorus.errors import PylorusError, did_you_mean, listing
 
@@ -85,16 +87,28 @@ def read_folders(
     rows, found = _scan(root)
     names = _settled_classes(root, found, classes)
     table = pd.DataFrame(rows, columns=["path", "class", "split"])
-    table["label"] = table["class"].map({name: index for index, name in enumerate(names)})
-    table["group"] = _groups(list(table["path"]), group)
-    table = table.sort_values("path", ignore_index=True).join(_contents(root, sorted(table["path"])))
+    table["group"] = groups_of(list(table["path"]), group)
+    return completed(table, root, names, short_names=short_names, grouped=group is not None)
+
+
+def completed(
+    rows: pd.DataFrame, root: Path, classes: tuple[str, ...], *, short_names: list[str] | None, grouped: bool
+) -> Catalog:
+    """The catalog of rows with path, class, group, split and about/…: each file is read and decoded once.
+
+    Raises:
+        PylorusError: If an image can't be read; names it.
+    """
+    table = rows.sort_values("path", ignore_index=True)
+    table["label"] = table["class"].map({name: index for index, name in enumerate(classes)})
+    table = table.join(_contents(root, list(table["path"])))
     columns = ["sample_id", "path", "label", "group", "split", "width", "height", "sha256"]
     return Catalog(
         root=root,
-        table=table[columns],
-        classes=names,
-        short_names=tuple(short_names) if short_names is not None else names,
-        grouped=group is not None,
+        table=table[[*columns, *(name for name in table.columns if name.startswith(ABOUT))]],
+        classes=classes,
+        short_names=tuple(short_names) if short_names is not None else classes,
+        grouped=grouped,
     )
 
 
@@ -148,7 +162,12 @@ def _settled_classes(root: Path, found: dict[str, set[str]], wanted: list[str] |
     return tuple(names)
 
 
-def _groups(paths: list[str], pattern: str | None) -> list[str]:
+def groups_of(paths: list[str], pattern: str | None) -> list[str]:
+    """The group of each path, found by a regular expression; without one the path itself.
+
+    Raises:
+        PylorusError: If the expression is none, or finds nothing in a path.
+    """
     if pattern is None:
         return paths
     try:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import OmegaConf
 
-from pylorus.config import Config, DrawnConfig
+from pylorus.config import Config, DataConfig, DrawnConfig
 from pylorus.data.catalog import Catalog, read_folders
+from pylorus.data.manifest import read_manifest
 from pylorus.data.split import SPLITS, split, write_split
 from pylorus.data.synthetic import draw_image_set
 from pylorus.files import whole, write_text
@@ -47,28 +48,29 @@ def prepare_images(config: Config, folder: RunFolder) -> Images:
     """
     data = config.data
     if data.kind == "synthetic":
-        root = folder.path / "images"
-        _draw(root, data.drawn)
+        root: Path | None = folder.path / "images"
+        _draw(folder.path / "images", data.drawn)
     else:
-        root = Path(str(data.root))
-    catalog = read_folders(root, classes=data.classes, short_names=data.short_names, group=data.group)
+        root = Path(data.root) if data.root is not None else None
+    catalog = _catalog(data, root)
     # What was inferred is written down: the record of a run leaves nothing to be guessed.
     data.classes, data.short_names = list(catalog.classes), list(catalog.short_names)
     write_text(folder.config, OmegaConf.to_yaml(config))
     with whole(folder.path / "catalog.parquet") as temporary:
         catalog.table.to_parquet(temporary, index=False)
-    table = split(
-        catalog,
-        val_fraction=data.val_fraction,
-        test_fraction=data.test_fraction,
-        validation=data.validation,
-        accept_leaks=data.accept_leaks,
-        seed=config.seed,
-    )
+    table = split(catalog, data, seed=config.seed)
     split_hash = write_split(table, catalog.classes, folder.path / "split.csv")
     images = Images(catalog, table, split_hash, "test" if data.validation == "test" else "val")
     _tell(images)
     return images
+
+
+def _catalog(data: DataConfig, root: Path | None) -> Catalog:
+    if data.kind == "manifest":
+        return read_manifest(
+            Path(str(data.manifest)), root=root, classes=data.classes, short_names=data.short_names, group=data.group
+        )
+    return read_folders(Path(str(root)), classes=data.classes, short_names=data.short_names, group=data.group)
 
 
 def _draw(root: Path, drawn: DrawnConfig) -> None:
@@ -91,6 +93,14 @@ def _tell(images: Images) -> None:
     patients = images.table["group"].nunique()
     level = f"{patients} groups by data.group" if catalog.grouped else "image-level, since no data.group names patients"
     log.info("images   %s: %d of %s; %s", catalog.root, len(images.table), names, level)
+    labels = catalog.table.groupby("group")["label"].nunique()
+    if catalog.grouped and (labels > 1).any():
+        log.warning(
+            "%d of %d groups have images of several classes, such as %s",
+            (labels > 1).sum(),
+            len(labels),
+            labels.idxmax(),
+        )
     counts = [f"{sum(images.of_class(part))} {part}" for part in SPLITS]
     log.info("split    %s (%s)", ", ".join(counts), images.split_hash[:12])
     if images.validation == "test":

@@ -1,6 +1,7 @@
 """Training, validation and test images: by patient, stratified by class, frozen to a file with hashes."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from pylorus.chance import derived_seed
+from pylorus.config import DataConfig
 from pylorus.data.catalog import Catalog
+from pylorus.data.test_set import by_column, by_file
 from pylorus.errors import PylorusError, listing
 from pylorus.files import whole
 
@@ -19,46 +22,65 @@ FINEST = 20
 """A part is cut as a number of folds out of at most so many."""
 
 
-def split(
-    catalog: Catalog,
-    *,
-    val_fraction: float,
-    test_fraction: float,
-    validation: str = "cut",
-    accept_leaks: bool = False,
-    seed: int = 0,
-) -> pd.DataFrame:
+def split(catalog: Catalog, data: DataConfig, *, seed: int = 0) -> pd.DataFrame:
     """The catalog's table with every row in train, val or test.
 
-    What folders say stands. Where they give no test set it is cut from all images, where they give no validation set
-    it is cut from the training images; a group is never cut in two.
+    What folders, a manifest or another run's split say stands. The test set is otherwise a fold, the images of a
+    column's values, or cut from all images; the validation set is cut from the training images. A group is never cut
+    in two.
 
     Args:
         catalog: The image set.
-        val_fraction: Share of the training images to validate on, in (0, 1), unless folders give them.
-        test_fraction: Share of all images to test on, in (0, 1), unless folders give them.
-        validation: "cut", or "test" to validate on the test images: then no row is in val.
-        accept_leaks: Whether a group or an image may lie in two parts that folders give.
-        seed: Of the cuts.
+        data: Which of these, and the shares.
+        seed: Of the cuts. Folds of one seed are parts of one whole.
 
     Raises:
         PylorusError: If a class is missing from a part, or a group or an image lies in two; the message names it.
     """
-    table = catalog.table.copy()
-    if (table["split"] == "").all():
+    table, validation = catalog.table.copy(), data.validation
+    chosen = _chosen_parts(catalog, data)
+    if chosen is not None:
+        table["split"] = chosen
+    elif (table["split"] == "").all():
         table["split"] = "train"
-        _cut(table, "test", share=test_fraction, seed=derived_seed(seed, "split", "test"), catalog=catalog)
+        if data.fold is not None:
+            _hold_out(table, data.fold, data.folds, seed=derived_seed(seed, "split", "folds"), catalog=catalog)
+        else:
+            _cut(table, "test", share=data.test_fraction, seed=derived_seed(seed, "split", "test"), catalog=catalog)
+    elif data.fold is not None:
+        raise PylorusError(
+            f"data.fold: found {data.fold}, but {catalog.root} gives train and test itself. Leave one of the two out."
+        )
     if validation == "cut" and not (table["split"] == "val").any():
-        _cut(table, "val", share=val_fraction, seed=derived_seed(seed, "split", "val"), catalog=catalog)
+        _cut(table, "val", share=data.val_fraction, seed=derived_seed(seed, "split", "val"), catalog=catalog)
     if validation == "test" and (table["split"] == "val").any():
         raise PylorusError(
             f"data.validation: found test, but {catalog.root} has a val folder. Leave data.validation out to "
             "validate on it, or move its images to train."
         )
     _check_classes(table, catalog, parts=("train", "test") if validation == "test" else SPLITS)
-    if not accept_leaks:
+    if not data.accept_leaks:
         _check_leaks(table, catalog.grouped)
     return table
+
+
+def _chosen_parts(catalog: Catalog, data: DataConfig) -> Sequence[str] | None:
+    if data.split_file is not None:
+        return by_file(catalog, Path(data.split_file))
+    if data.test_column is not None:
+        return list(np.where(by_column(catalog, data), "test", "train"))
+    return None
+
+
+def _hold_out(table: pd.DataFrame, fold: int, folds: int, *, seed: int, catalog: Catalog) -> None:
+    counts = table.groupby("label")["group"].nunique()
+    if counts.min() < folds:
+        raise PylorusError(
+            f'data.folds: found {folds}, but class "{catalog.classes[int(counts.to_numpy().argmin())]}" has only '
+            f"{counts.min()} {_groups_word(catalog)}: expected at least one for each fold."
+        )
+    held = _folds(table["label"].to_numpy(), table["group"].to_numpy(), folds=folds, seed=seed) == fold
+    table.loc[held, "split"] = "test"
 
 
 def write_split(table: pd.DataFrame, classes: tuple[str, ...], path: Path) -> str:

@@ -10,6 +10,7 @@ from pylorus.report.confusion_figure import published_confusion_figure
 from pylorus.report.decision_tables import calibration_table, threshold_table
 from pylorus.report.evidence import Evidence
 from pylorus.report.extended_tables import class_table, overall_table
+from pylorus.report.fold_tables import pooled, pooled_table
 from pylorus.report.level import IMAGES, PATIENTS
 from pylorus.report.options import LEVEL
 from pylorus.report.published import STUDY
@@ -18,6 +19,7 @@ from pylorus.report.result import Result
 from pylorus.report.run_tables import result_table
 from pylorus.report.section import FileOnly, Item, Section, Sentences
 from pylorus.report.study_tables import confusion_table, index_table, published_confusion_table, published_index_table
+from pylorus.report.subgroup_tables import subgroup_table
 
 MOST_PAIRS = 24
 """Pairs beyond this number do not all stand on the page."""
@@ -29,6 +31,10 @@ def study_section(evidence: Evidence) -> Section:
     for number, group in enumerate(_by_classes(evidence.results), start=1):
         items.append(confusion_table(group, number=number))
     items += [result_table(evidence.results)] if evidence.results else []
+    folds = pooled(evidence.results)
+    for number, names in enumerate(dict.fromkeys(each.predictions.class_names for each in folds), start=1):
+        chosen = [each for each in folds if each.predictions.class_names == names]
+        items.append(pooled_table(chosen, evidence.options, number=number))
     return Section("results", "Results in the form of the study", tuple(items))
 
 
@@ -68,6 +74,7 @@ def index_section(evidence: Evidence) -> Section:
             items += [class_table(found, level=level)] if found else []
     for number, group in enumerate(_by_classes(patients), start=1):
         items.append(confusion_table(group, level=PATIENTS, number=number))
+    items += [table for result in results if result.is_final and (table := subgroup_table(result)) is not None]
     return Section("indices", "All indices with 95 % intervals", tuple(items))
 
 

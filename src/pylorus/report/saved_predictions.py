@@ -1,7 +1,7 @@
 """Predictions as a run saved them, read and checked: what does not hold together is refused, never counted."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from pylorus.columns import ABOUT
 from pylorus.errors import PylorusError
 from pylorus.evaluation.inputs import checked_logits
 from pylorus.evaluation.predictions import Predictions
@@ -26,10 +27,12 @@ class SavedPredictions:
     Attributes:
         predictions: Samples, groups, truth and probabilities.
         logits: Of shape (images, classes), in the same order of images and classes.
+        about: What a manifest says of the images: a column's name and its values as text, of shape (images,).
     """
 
     predictions: Predictions
     logits: NDArray[np.float64]
+    about: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -95,4 +98,9 @@ def _checked(table: pd.DataFrame, order: Sequence[str]) -> SavedPredictions:
     rows = np.arange(len(table))
     if (logits[rows, said] < logits.max(axis=1)).any():
         raise ValueError("the predicted class is not the one with the highest logit")
-    return SavedPredictions(predictions, logits)
+    about = {
+        name.removeprefix(ABOUT): table[name].fillna("").to_numpy(dtype=str)
+        for name in table.columns
+        if name.startswith(ABOUT)
+    }
+    return SavedPredictions(predictions, logits, about)

@@ -1,0 +1,185 @@
+"""A table that names files: what it must hold, what it may hold, and what is said where it does not."""
+
+import pandas as pd
+import pytest
+
+from pylorus.config import DataConfig
+from pylorus.data.manifest import read_manifest
+from pylorus.data.split import split, write_split
+from pylorus.errors import PylorusError
+
+
+@pytest.fixture
+def rows(class_folders):
+    """A root of 24 images of two classes, two a patient, and what a manifest may say of them."""
+    root = class_folders({f"{name}/p{n}": 2 for name, first in (("a", 0), ("b", 6)) for n in range(first, first + 6)})
+    paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
+    table = pd.DataFrame({"path": paths})
+    table["label"] = [path.split("/")[0] for path in paths]
+    table["group"] = [path.split("/")[1] for path in paths]
+    table["site"] = ["A" if int(group[1:]) % 3 else "B" for group in table["group"]]
+    table["date"] = [f"20{10 + int(group[1:]):02d}-05-01" for group in table["group"]]
+    table["age"] = [40 + int(group[1:]) for group in table["group"]]
+    return root, table
+
+
+@pytest.fixture
+def written(rows):
+    """Writes a changed manifest beside the images."""
+    root, table = rows
+
+    def write(change=None, *, name="manifest.csv"):
+        changed = table if change is None else change(table.copy())
+        path = root / name
+        changed.to_parquet(path) if name.endswith("parquet") else changed.to_csv(path, index=False)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["manifest.csv", "manifest.parquet"])
+def test_it_gives_labels_patients_and_further_columns(written, name):
+    catalog = read_manifest(written(name=name))
+    assert catalog.classes == ("a", "b")
+    assert catalog.grouped
+    first = catalog.table.iloc[0]
+    assert first["path"].startswith("a/p0/")
+    assert (first["group"], first["about/site"], first["about/age"], first["split"]) == ("p0", "B", "40", "")
+    assert len(first["sha256"]) == 64
+
+
+def test_paths_may_lie_below_another_root(written, rows, tmp_path):
+    root, _ = rows
+    moved = tmp_path / "tables" / "list.csv"
+    moved.parent.mkdir()
+    written().rename(moved)
+    assert len(read_manifest(moved, root=root).table) == 24
+    with pytest.raises(PylorusError, match=r"24 of 24 files are not below (?s:.*)Set data.root"):
+        read_manifest(moved)
+
+
+def test_without_groups_every_image_is_its_own(written):
+    catalog = read_manifest(written(lambda table: table.drop(columns="group")))
+    assert not catalog.grouped
+    assert catalog.table["group"].nunique() == 24
+
+
+def test_an_expression_finds_patients_where_the_user_gives_one(written):
+    catalog = read_manifest(written(), group=r"^(a|b)/")
+    assert set(catalog.table["group"]) == {"a", "b"}
+
+
+def test_its_split_stands(written):
+    said = lambda table: table.assign(split=["Train" if n % 4 else "TEST" for n in range(len(table))])  # noqa: E731
+    table = split(read_manifest(written(said)), DataConfig(accept_leaks=True, validation="test"))
+    assert table["split"].value_counts().to_dict() == {"train": 18, "test": 6}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.rename(columns={"label": "lable"}), r'there is no column "label". Did you mean "lable"\?'),
+        (lambda t: t.iloc[:0], "holds no row"),
+        (lambda t: t.assign(label=""), r'column "label" is empty in 24 rows, the first is 2'),
+        (lambda t: t.assign(label="a"), 'names 1 class, expected at least two'),
+        (lambda t: pd.concat([t, t.iloc[:1]]), "1 paths stand in several rows"),
+        (lambda t: t.assign(path="gone.png") if len(t) == 1 else t.replace(t["path"][3], "a/gone.png"), "1 of 24 files"),
+        (lambda t: t.assign(split=["train"] * 23 + ["hold-out"]), 'column "split" holds "hold-out" in row 25'),
+        (lambda t: t.assign(split=["train"] * 23 + [""]), 'column "split" holds "" in row 25'),
+        (lambda t: t.assign(split="train"), 'names no image of test'),
+        (lambda t: t.assign(group=""), 'column "group" is empty'),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_it_is_named(written, change, message):
+    with pytest.raises(PylorusError, match=message):
+        read_manifest(written(change))
+
+
+def test_what_is_no_table_is_named(tmp_path):
+    with pytest.raises(PylorusError, match="expected a file that exists"):
+        read_manifest(tmp_path / "none.csv")
+    (tmp_path / "list.xlsx").write_bytes(b"PK")
+    with pytest.raises(PylorusError, match=r"expected a file that ends in .csv or .parquet"):
+        read_manifest(tmp_path / "list.xlsx")
+    (tmp_path / "list.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(PylorusError, match="can't be read as a table"):
+        read_manifest(tmp_path / "list.parquet")
+
+
+def test_classes_must_be_those_that_the_user_names(written):
+    with pytest.raises(PylorusError, match=r'label "b" is not among data.classes \(a, c\)'):
+        read_manifest(written(), classes=["a", "c"])
+    with pytest.raises(PylorusError, match='no row has label "c"'):
+        read_manifest(written(), classes=["a", "b", "c"])
+
+
+def test_a_site_is_tested_on(written):
+    table = split(read_manifest(written()), DataConfig(test_column="site", test_values=["B"], val_fraction=0.3))
+    assert set(table.loc[table["split"] == "test", "about/site"]) == {"B"}
+    assert set(table.loc[table["split"] != "test", "about/site"]) == {"A"}
+
+
+@pytest.mark.parametrize(("column", "first"), [("date", "2014"), ("age", "44")])
+def test_what_came_later_is_tested_on(written, column, first):
+    both = lambda t: t.assign(**{column: [str(v) for v in t[column]], "label": ["a", "b"] * 12})  # noqa: E731
+    table = split(read_manifest(written(both)), DataConfig(test_column=column, test_from=first, val_fraction=0.3))
+    late = {f"p{n}" for n in range(4, 12)}
+    assert set(table.loc[table["split"] == "test", "group"]) == late
+
+
+def test_numbers_are_ordered_as_numbers(written):
+    def young_and_old(table):
+        return table.assign(age=["9", "9", "10", "10"] * 6, label=["a", "b"] * 12, group=table["path"])
+
+    table = split(
+        read_manifest(written(young_and_old)), DataConfig(test_column="age", test_from="10", val_fraction=0.3)
+    )
+    assert set(table.loc[table["split"] == "test", "about/age"]) == {"10"}
+    assert set(table.loc[table["split"] != "test", "about/age"]) == {"9"}
+
+
+def test_a_column_or_value_that_there_is_not_is_named(written):
+    catalog = read_manifest(written())
+    with pytest.raises(PylorusError, match=r'no further column "sit". Did you mean "site"\?'):
+        split(catalog, DataConfig(test_column="sit", test_values=["B"]))
+    with pytest.raises(PylorusError, match='no image has "C" in column site'):
+        split(catalog, DataConfig(test_column="site", test_values=["C"]))
+
+
+def test_a_split_made_once_serves_other_runs(written, tmp_path):
+    catalog = read_manifest(written())
+    first = split(catalog, DataConfig(val_fraction=0.3, test_fraction=0.3), seed=3)
+    file = tmp_path / "split.csv"
+    write_split(first, catalog.classes, file)
+    again = split(catalog, DataConfig(split_file=str(file)), seed=99)
+    assert again["split"].tolist() == first["split"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("content", "1 images have another content"), ("class", "have another class"), ("group", "have another group"),
+     ("gone", "1 images stand in it and are gone"), ("new", "1 images are not in it")],
+)  # fmt: skip
+def test_a_split_of_other_images_is_refused_and_the_image_named(written, rows, tmp_path, change, message):
+    root, table = rows
+    catalog = read_manifest(written())
+    file = tmp_path / "split.csv"
+    made = split(catalog, DataConfig(val_fraction=0.3, test_fraction=0.3))
+    write_split(made if change != "new" else made.iloc[1:], catalog.classes, file)
+    path = table["path"][0]
+    if change == "content":
+        (root / path).write_bytes((root / table["path"][5]).read_bytes())
+    other = {
+        "class": lambda t: t.assign(label=["b", *t["label"][1:]]),
+        "group": lambda t: t.assign(group=["p99", *t["group"][1:]]),
+        "gone": lambda t: t.iloc[1:],
+    }.get(change)
+    with pytest.raises(PylorusError, match=message) as refused:
+        split(read_manifest(written(other)), DataConfig(split_file=str(file)))
+    assert path in str(refused.value)
+
+
+def test_what_is_no_split_file_is_named(written, tmp_path):
+    (tmp_path / "split.csv").write_text("path,part\na,b\n")
+    with pytest.raises(PylorusError, match=r"data.split_file: .*can't be read as a split.csv of Pylorus"):
+        split(read_manifest(written()), DataConfig(split_file=str(tmp_path / "split.csv")))
