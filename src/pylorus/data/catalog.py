@@ -26,7 +26,9 @@ from pathlib import Path
 import pandas as pd
 
 from pylorus.columns import ABOUT
-from pylorus.data.image import SUFFIXES, UnreadableImageError, decode
+from pylorus.data.content import contents
+from pylorus.data.image import SUFFIXES, decode
+from pylorus.data.unreadable import UnreadableImageError, shown
 from pylorus.errors import PylorusError, did_you_mean, listing
 
 log = logging.getLogger(__name__)
@@ -202,12 +204,12 @@ def _contents(root: Path, paths: list[str]) -> pd.DataFrame:
 
 def _examine(root: Path, path: str) -> tuple[str, int, int, str] | str:
     try:
-        content = (root / path).read_bytes()
+        content = contents(root / path)
         height, width = decode(content).shape[:2]
     except (OSError, UnreadableImageError) as error:
-        return f"{path}: {error}"
+        return f"{shown(Path(path))}: {error}"
     digest = hashlib.sha256(content).hexdigest()
-    return hashlib.sha256(f"{path}\0{digest}".encode()).hexdigest()[:16], width, height, digest
+    return hashlib.sha256(os.fsencode(f"{path}\0{digest}")).hexdigest()[:16], width, height, digest
 
 
 def _images(folder: Path) -> list[Path]:

@@ -1,14 +1,32 @@
 """An image file as an RGB array, and the array as the network's square: the one decoder and the one resize.
 
-The policy, the same in training and in prediction:
+The policy, the same in training and in prediction. The format is told by the content, not by the name.
 
-* The format is told by the content, not by the name: JPEG, PNG, BMP, TIFF, WebP. Others are refused.
-* An EXIF orientation is applied.
-* Grey is copied to three channels; a palette and CMYK become RGB; alpha is laid over black,
-  as around the field of view.
-* 16 bits a channel are reduced to 8 by dropping the lower half, over the full range of 16 bits.
-* 32-bit integers and floating point have no stated range: refused. So are files with several pages or frames, which
-  hold no single image, and truncated files, which would train on grey bands.
+=============================  ==================================================================================
+what is found                  what it gives
+=============================  ==================================================================================
+JPEG, PNG, BMP, TIFF, WebP     an image, upright as its EXIF orientation says; a JPEG's preview frames (MPO) are left
+DICOM (`dicom.py`)             an image, if the extra `dicom` is installed; else an error that says what to install
+grey, palette, CMYK            RGB; an ICC profile is not applied
+alpha                          laid over black, as around the field of view
+16 bits a channel              the upper half: 8 bits over the full range of 16
+32 bits, floating point        refused: they have no stated range
+several pages or frames        refused: no single image
+empty, text, HTML, GIF, …      refused: no readable image, with its first bytes
+cut anywhere                   refused as truncated or damaged (`whole.py`, `tiff.py`)
+wrong checksum (PNG)           refused as damaged
+over `MOST_PIXELS`             refused before the pixels are unpacked, so are decompression bombs
+over `content.MOST_BYTES`      refused before it is read
+folder, pipe, device, socket   refused at once, nothing waits for a writer
+gone, broken or looping link   refused with the system's reason
+no permission                  refused with the system's reason
+changes while it is read       refused: is it still being copied?
+any name                       read; what is unprintable in it is escaped in messages
+=============================  ==================================================================================
+
+What is not found: flipped or shifted bytes among pixels that have no checksum (all formats but PNG), and a JPEG that
+was cut and then closed with an end marker. They give an image with false colours or a grey band. About damaged TIFF,
+libtiff writes lines of its own to the terminal.
 """
 
 import io
@@ -18,13 +36,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
+
+from pylorus.data.content import contents
+from pylorus.data.tiff import check_pieces, deep_colour, is_tiff
+from pylorus.data.unreadable import UnreadableImageError as UnreadableImageError
+from pylorus.data.unreadable import shown
+from pylorus.data.whole import check_whole, is_webp, webp_size
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-POLICY_VERSION = 1
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
+POLICY_VERSION = 2
 """Counts up when the same file would give another image: what was kept of images is then computed anew."""
-MOST_PIXELS = 200_000_000
-"""A file that claims more is taken for a decompression bomb."""
+MOST_PIXELS = 25_000_000
+"""A file that claims more is taken for a decompression bomb; so many, with alpha, take less than 1 GiB to decode."""
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -35,10 +60,6 @@ RESAMPLING = {
 
 RGB = NDArray[np.uint8]
 """An image of shape (height, width, 3)."""
-
-
-class UnreadableImageError(ValueError):
-    """A file that gives no image under the policy; the message says why, without the file's name."""
 
 
 def decode(content: bytes) -> RGB:
@@ -58,18 +79,13 @@ def decode(content: bytes) -> RGB:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit, and damaged EXIF is not damaged image
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                return _upright_rgb(image)
-    except UnidentifiedImageError:
-        if content[:4] in (b"II*\0", b"MM\0*"):
-            return _deep_tiff(content)
-        raise UnreadableImageError(
-            f"no readable JPEG, PNG, BMP, TIFF or WebP image: it begins with {content[:8]!r}"
-        ) from None
+            return _decoded(content)
     except UnreadableImageError:
         raise
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise UnreadableImageError(f"damaged: {error}") from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(f"its pixels are over the limit of {MOST_PIXELS:,}") from error
+    except Exception as error:  # Pillow's and pydicom's decoders raise nearly anything on damaged files
+        raise UnreadableImageError(f"damaged: {error or type(error).__name__}") from error
 
 
 def read(path: Path) -> RGB:
@@ -79,9 +95,9 @@ def read(path: Path) -> RGB:
         UnreadableImageError: Names the file and what is wrong with it.
     """
     try:
-        return decode(path.read_bytes())
-    except (OSError, UnreadableImageError) as error:
-        raise UnreadableImageError(f"{path}: {error}") from error
+        return decode(contents(path))
+    except UnreadableImageError as error:
+        raise UnreadableImageError(f"{shown(path)}: {error}") from error
 
 
 def fit(image: RGB, *, size: int, how: str, interpolation: str) -> RGB:
@@ -115,9 +131,35 @@ def fit(image: RGB, *, size: int, how: str, interpolation: str) -> RGB:
     return square
 
 
+def _decoded(content: bytes) -> RGB:
+    if content[128:132] == b"DICM":
+        from pylorus.data.dicom import decode_dicom
+
+        return decode_dicom(content, most_pixels=MOST_PIXELS)
+    if is_webp(content):
+        _check_size(*webp_size(content))
+    try:
+        opened = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        if is_tiff(content):
+            return deep_colour(content, most_pixels=MOST_PIXELS)
+        raise UnreadableImageError(
+            f"no readable JPEG, PNG, BMP, TIFF or WebP image: it begins with {content[:8]!r}"
+        ) from None
+    with opened as image:
+        _check_size(*image.size)
+        check_whole(content)
+        if isinstance(image, TiffImageFile):
+            check_pieces(image.tag_v2, len(content))
+        return _upright_rgb(image)
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise UnreadableImageError(f"{width} × {height} pixels are over the limit of {MOST_PIXELS:,}")
+
+
 def _upright_rgb(image: Image.Image) -> RGB:
-    if image.width * image.height > MOST_PIXELS:
-        raise UnreadableImageError(f"{image.width} × {image.height} pixels are over the limit of {MOST_PIXELS:,}")
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a camera's MPO is one photograph with a preview
         raise UnreadableImageError(f"holds {frames} pages or frames, expected a single image")
@@ -129,29 +171,11 @@ def _upright_rgb(image: Image.Image) -> RGB:
             f"pixels of mode {upright.mode} (32 bits) have no stated range, expected 8 or 16 bits"
         )
     if upright.has_transparency_data:
-        shown = upright.convert("RGBA")
-        ground = Image.new("RGBA", shown.size, (0, 0, 0, 255))
-        upright = Image.alpha_composite(ground, shown)
+        shown_pixels = upright.convert("RGBA")
+        ground = Image.new("RGBA", shown_pixels.size, (0, 0, 0, 255))
+        upright = Image.alpha_composite(ground, shown_pixels)
     return np.asarray(upright.convert("RGB"))
 
 
 def _three_channels(grey: NDArray[np.uint8]) -> RGB:
     return np.repeat(grey[:, :, None], 3, axis=2)
-
-
-def _deep_tiff(content: bytes) -> RGB:
-    """A TIFF of three channels with 16 bits each, which Pillow does not know."""
-    import cv2
-
-    known, decoded = cv2.imdecodemulti(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if not known or len(decoded) != 1 or decoded[0].dtype != np.uint16 or decoded[0].ndim != 3:
-        raise UnreadableImageError("a TIFF of a kind that can't be read, or damaged")
-    deep = np.asarray(decoded[0], dtype=np.uint16)
-    if deep.shape[2] == 4:
-        deep = _over_black(deep)
-    return np.ascontiguousarray((deep[:, :, ::-1] >> 8).astype(np.uint8))
-
-
-def _over_black(deep: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    opaque = deep[:, :, :3].astype(np.uint32) * deep[:, :, 3:] // 65535
-    return opaque.astype(np.uint16)

@@ -55,6 +55,8 @@ def prepare_images(config: Config, folder: RunFolder) -> Images:
     catalog = _catalog(data, root)
     # What was inferred is written down: the record of a run leaves nothing to be guessed.
     data.classes, data.short_names = list(catalog.classes), list(catalog.short_names)
+    if data.kind == "manifest":
+        data.root = str(catalog.root)
     write_text(folder.config, OmegaConf.to_yaml(config))
     with whole(folder.path / "catalog.parquet") as temporary:
         catalog.table.to_parquet(temporary, index=False)

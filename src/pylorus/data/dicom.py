@@ -1,0 +1,251 @@
+"""DICOM endoscopy images: one frame as RGB, and a stand-in for the patient to group by.
+
+Needs the extra `dicom` (pydicom), which is imported only when a DICOM file is met. Only elements of the image module
+are used: private elements are never looked at, nothing is fetched, nothing in the file is run.
+
+=======================  ========================================================================================
+RGB, YBR_FULL(_422)      8 bits become RGB as they are; RGB of up to 16 bits drops its lower bits
+YBR_RCT, YBR_ICT         of JPEG 2000: the decoder gives RGB
+MONOCHROME1, MONOCHROME2 rescaled, then the first window as 0…255; without a window the whole range of the stored
+                         bits; MONOCHROME1 is turned over, so that white is bright
+PALETTE COLOR            through the file's palette, 16 bits drop their lower half
+pixel data               native, RLE, JPEG baseline, JPEG 2000; other JPEG kinds where pydicom finds a plugin
+refused                  several frames; 1, 12 or 32 bits allocated; lookup tables in place of rescale and window;
+                         deflated files, whose size can't be told before; pixel data of another length than claimed
+=======================  ========================================================================================
+"""
+
+import hashlib
+import importlib.util
+import io
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pylorus.data.content import contents
+from pylorus.data.unreadable import UnreadableImageError, shown
+from pylorus.data.whole import check_whole
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+Pixels = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.int8] | NDArray[np.int16]
+
+COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
+GREYS = ("MONOCHROME1", "MONOCHROME2")
+PALETTE = "PALETTE COLOR"
+GROUP_DIGITS = 16
+
+_MARK = slice(128, 132)
+_DEFLATED = (b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.4.95", b"1.2.840.10008.1.2.4.205")
+_MAY_FOLLOW = (
+    b"\xfc\xff\xfc\xff",
+    b"\xff\xfc\xff\xfc",
+    b"\xfa\xff\xfa\xff",
+    b"\xff\xfa\xff\xfa",
+)  # padding, signatures
+_HEADER = slice(132, 4096)  # where the file's meta elements name the transfer syntax
+
+
+def is_dicom(content: bytes) -> bool:
+    """Whether a file says that it is DICOM: `DICM` behind 128 bytes of anything."""
+    return content[_MARK] == b"DICM"
+
+
+def decode_dicom(content: bytes, *, most_pixels: int) -> NDArray[np.uint8]:
+    """The single frame of a DICOM file; see the module for what becomes of which kind.
+
+    Args:
+        content: All bytes of the file.
+        most_pixels: A file that claims more is refused before it is unpacked.
+
+    Returns:
+        RGB of shape (height, width, 3).
+
+    Raises:
+        UnreadableImageError: If pydicom is missing, the file is of a kind that is refused, or it is damaged.
+    """
+    dataset = _dataset(content)
+    if "PixelData" not in dataset:
+        raise UnreadableImageError("a DICOM file without pixel data, expected an image")
+    _check_claims(dataset, most_pixels)
+    _check_pixel_data(dataset, content)
+    from pydicom.pixels.decoders.base import get_decoder
+
+    decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+    if not decoder.is_available:
+        missing = "; ".join(decoder.missing_dependencies)
+        raise UnreadableImageError(f"no plugin of pydicom reads {decoder.UID.name}; install one of: {missing}")
+    pixels, properties = decoder.as_array(dataset, index=0, raw=True)
+    return _as_rgb(pixels, str(properties["photometric_interpretation"]), dataset)
+
+
+def patient_of(path: Path, *, salt: str = "") -> str | None:
+    """A stand-in for the patient of a DICOM file, to group images by.
+
+    The PatientID itself never leaves this function. The stand-in is the start of a SHA-256 of salt, IssuerOfPatientID
+    and PatientID, so one patient has one stand-in in all files. Without a secret salt it is a pseudonym only: whoever
+    knows how a hospital numbers its patients can hash all numbers and find the one.
+
+    Args:
+        path: Any file.
+        salt: A secret of the image set; another salt gives other stand-ins.
+
+    Returns:
+        16 hexadecimal digits; None if the file is no DICOM file or names no patient.
+
+    Raises:
+        UnreadableImageError: Names the file, if it can't be read or pydicom is missing.
+    """
+    try:
+        content = contents(path)
+        if not is_dicom(content):
+            return None
+        dataset = _dataset(content, pixels=False)
+        patient, issuer = (str(dataset.get(name) or "").strip() for name in ("PatientID", "IssuerOfPatientID"))
+    except Exception as error:  # pydicom raises nearly anything on damaged files
+        raise UnreadableImageError(f"{shown(path)}: {error}") from error
+    if not patient:
+        return None
+    return hashlib.sha256("\0".join((salt, issuer, patient)).encode(errors="backslashreplace")).hexdigest()[
+        :GROUP_DIGITS
+    ]
+
+
+def _dataset(content: bytes, *, pixels: bool = True) -> "Dataset":
+    if importlib.util.find_spec("pydicom") is None:
+        raise UnreadableImageError("a DICOM file, and pydicom is not installed: pip install 'pylorus[dicom]'")
+    if any(syntax in content[_HEADER] for syntax in _DEFLATED):
+        raise UnreadableImageError("a deflated DICOM file; write it with another transfer syntax")
+    import pydicom
+
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # it prints what we raise
+    return pydicom.dcmread(io.BytesIO(content), stop_before_pixels=not pixels)
+
+
+def _check_claims(dataset: "Dataset", most_pixels: int) -> None:
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frames != 1:
+        raise UnreadableImageError(f"holds {frames} frames, expected a single image")
+    kind, bits = str(dataset.PhotometricInterpretation), int(dataset.BitsAllocated)
+    if kind not in (*COLOURS, *GREYS, PALETTE):
+        raise UnreadableImageError(f"DICOM pixels of kind {kind!r}, expected RGB, YBR, MONOCHROME or PALETTE COLOR")
+    if bits not in (8, 16) or (kind.startswith("YBR") and bits != 8):
+        raise UnreadableImageError(f"{kind} of {bits} bits, expected 8 or (but for YBR) 16")
+    if not (1 if kind == PALETTE else 8) <= int(dataset.BitsStored) <= bits:
+        raise UnreadableImageError(f"{dataset.BitsStored} bits stored in {bits}, expected 8 to {bits}")
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    if min(rows, columns) < 1:
+        raise UnreadableImageError(f"damaged: {columns} × {rows} pixels")
+    if rows * columns > most_pixels:
+        raise UnreadableImageError(f"{columns} × {rows} pixels are over the limit of {most_pixels:,}")
+
+
+def _check_pixel_data(dataset: "Dataset", content: bytes) -> None:
+    """See that the pixel data is as long as the header claims: pydicom passes over what is too much."""
+    from pydicom.encaps import generate_frames
+    from pydicom.pixels.utils import get_expected_length
+
+    found = dataset.PixelData
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        expected = get_expected_length(dataset)
+        if len(found) != expected + expected % 2:
+            raise UnreadableImageError(f"damaged: {len(found)} bytes of pixel data, {expected} claimed")
+        behind = content[int(dataset["PixelData"].file_tell or 0) + len(found) :]
+        if behind and not behind.startswith(_MAY_FOLLOW):
+            raise UnreadableImageError(f"damaged: {len(behind)} bytes behind the pixel data")
+        return
+    if found[-8:-4] == b"\xfe\xff\xdd\xe0":
+        found = found[:-8]
+    _check_items(found)
+    frames = list(generate_frames(found, number_of_frames=1))
+    if len(frames) != 1:
+        raise UnreadableImageError(f"damaged: pixel data of {len(frames)} frames, 1 claimed")
+    if frames[0].startswith((b"\xff\xd8", b"\xff\x4f\xff\x51")):
+        _check_jpeg_frame(frames[0], (int(dataset.Columns), int(dataset.Rows)))
+
+
+def _check_items(found: bytes) -> None:
+    """See that the items of compressed pixel data follow on one another to its very end."""
+    at = 0
+    while found[at : at + 4] == b"\xfe\xff\x00\xe0":
+        at += 8 + int.from_bytes(found[at + 4 : at + 8], "little")
+    if at != len(found):
+        raise UnreadableImageError(f"damaged: {len(found)} bytes of compressed pixel data, {at} claimed")
+
+
+def _check_jpeg_frame(frame: bytes, claimed: tuple[int, int]) -> None:
+    check_whole(frame)
+    if frame.startswith(b"\xff\x4f") and b"\xff\xd9" not in frame[-3:]:
+        raise UnreadableImageError("damaged: truncated: the end of the JPEG 2000 frame is missing")
+    try:
+        with Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as image:
+            found = image.size
+    except OSError:
+        return  # a kind of JPEG for another plugin
+    if found != claimed:
+        raise UnreadableImageError(f"damaged: a frame of {found} pixels, {claimed} claimed")
+
+
+def _as_rgb(pixels: Pixels, kind: str, dataset: "Dataset") -> NDArray[np.uint8]:
+    if kind in GREYS:
+        return np.repeat(_grey(pixels, dataset, inverted=kind == "MONOCHROME1")[:, :, None], 3, axis=2)
+    if kind == PALETTE:
+        from pydicom.pixels.processing import apply_color_lut
+
+        coloured = apply_color_lut(pixels, dataset)
+        return (coloured >> 8 if coloured.dtype == np.uint16 else coloured).astype(np.uint8)
+    if kind in ("YBR_FULL", "YBR_FULL_422"):
+        shallow = Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8), "YCbCr")
+        return np.asarray(shallow.convert("RGB"))
+    return (pixels >> (int(dataset.BitsStored) - 8)).astype(np.uint8)
+
+
+def _grey(pixels: Pixels, dataset: "Dataset", *, inverted: bool) -> NDArray[np.uint8]:
+    """Grey levels of shape (height, width), looked up in a table of all values that the stored bits can hold."""
+    for table in ("ModalityLUTSequence", "VOILUTSequence"):
+        if dataset.get(table):
+            raise UnreadableImageError(f"grey levels by a {table}, expected rescale and window")
+    bits = int(dataset.BitsStored)
+    low = -(2 ** (bits - 1)) if dataset.PixelRepresentation else 0
+    slope, intercept = (_number(dataset.get(name)) for name in ("RescaleSlope", "RescaleIntercept"))
+    centre, width = (_number(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
+    slope = 1.0 if slope is None else slope
+    stored = np.arange(2**bits)
+    if centre is None or width is None:
+        levels = stored >> (bits - 8)
+        inverted ^= slope < 0
+    else:
+        values = (stored + low) * slope + (intercept or 0.0)
+        levels = np.rint(_windowed(values, centre, width, str(dataset.get("VOILUTFunction") or "LINEAR")))
+    shown_levels = (255 - levels if inverted else levels).astype(np.uint8)
+    return shown_levels[np.clip(pixels, low, low + 2**bits - 1).astype(np.int32) - low]
+
+
+def _windowed(values: NDArray[np.float64], centre: float, width: float, function: str) -> NDArray[np.float64]:
+    """Values as grey levels from 0 to 255; DICOM PS3.3, C.11.2.1.2."""
+    if function == "LINEAR_EXACT" and width > 0:
+        levels = ((values - centre) / width + 0.5) * 255
+    elif function == "LINEAR" and width > 1:
+        levels = ((values - (centre - 0.5)) / (width - 1) + 0.5) * 255
+    elif function == "LINEAR" and width == 1:
+        levels = np.where(values <= centre - 0.5, 0.0, 255.0)
+    else:
+        raise UnreadableImageError(f"a window of function {function} and width {width:g}, expected LINEAR, from 1 on")
+    return np.clip(levels, 0.0, 255.0)
+
+
+def _number(value: object) -> float | None:
+    """An element's number: there may be several windows, the first is the one to be shown."""
+    if value is None or value == "":
+        return None
+    number = float(value[0] if isinstance(value, Sequence) and not isinstance(value, str) else str(value))
+    if not math.isfinite(number):
+        raise UnreadableImageError(f"damaged: found the number {number}")
+    return number

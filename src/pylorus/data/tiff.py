@@ -1,0 +1,103 @@
+"""What Pillow leaves open about a TIFF: whether its pixels are all there, and 16 bits in several channels."""
+
+import io
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from pylorus.data.unreadable import UnreadableImageError
+
+_WIDTH, _HEIGHT, _ORIENTATION = 256, 257, 274
+_PIECES = ((273, 279), (324, 325))  # offsets and byte counts of strips, and of tiles
+
+
+def is_tiff(content: bytes) -> bool:
+    """Whether a file says that it is a TIFF."""
+    return content[:4] in (b"II*\0", b"MM\0*")
+
+
+def check_pieces(tags: Mapping[int, object], length: int) -> None:
+    """See that the strips or tiles lie within the file.
+
+    Args:
+        tags: Of the page, by number.
+        length: Of the file in bytes.
+
+    Raises:
+        UnreadableImageError: If one does not: the file is cut.
+    """
+    for offsets, counts in _PIECES:
+        for offset, count in zip(_numbers(tags.get(offsets)), _numbers(tags.get(counts)), strict=False):
+            if offset + count > length:
+                raise UnreadableImageError(
+                    f"damaged: truncated: pixels end at byte {offset + count}, the file at {length}"
+                )
+
+
+def deep_colour(content: bytes, *, most_pixels: int) -> NDArray[np.uint8]:
+    """A TIFF of three or four channels with 16 bits each, which Pillow does not know.
+
+    Args:
+        content: All bytes of the file.
+        most_pixels: A file that claims more is refused before it is unpacked.
+
+    Returns:
+        RGB of shape (height, width, 3), upright, the upper half of the 16 bits; alpha is laid over black.
+
+    Raises:
+        UnreadableImageError: If it is another kind of TIFF, is damaged or holds several pages.
+    """
+    import cv2
+
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it prints what we raise
+    tags = _only_page(content)
+    width, height = _numbers(tags.get(_WIDTH)), _numbers(tags.get(_HEIGHT))
+    if len(width) != 1 or len(height) != 1 or min(width[0], height[0]) < 1:
+        raise UnreadableImageError("damaged: a TIFF without a size")
+    if width[0] * height[0] > most_pixels:
+        raise UnreadableImageError(f"{width[0]} × {height[0]} pixels are over the limit of {most_pixels:,}")
+    check_pieces(tags, len(content))
+    known, decoded = cv2.imdecodemulti(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if not known or len(decoded) != 1 or decoded[0].dtype != np.uint16 or decoded[0].ndim != 3:
+        raise UnreadableImageError("a TIFF of a kind that can't be read, or damaged")
+    deep = np.asarray(decoded[0], dtype=np.uint16)
+    if deep.shape[2] == 4:
+        _lay_over_black(deep)
+    shallow = (deep[:, :, 2::-1] >> 8).astype(np.uint8)  # OpenCV gives blue first
+    return np.ascontiguousarray(_upright(shallow, tags.get(_ORIENTATION)))
+
+
+def _only_page(content: bytes) -> ImageFileDirectory_v2:
+    file = io.BytesIO(content)
+    tags = ImageFileDirectory_v2(file.read(8))
+    file.seek(tags.next)
+    first = tags.next
+    tags.load(file)
+    if tags.next == first:  # Pillow warns only, and keeps what it has read
+        raise UnreadableImageError("damaged: truncated: the TIFF's table of tags is missing")
+    if tags.next:
+        raise UnreadableImageError("holds several pages, expected a single image")
+    return tags
+
+
+def _numbers(value: object) -> tuple[int, ...]:
+    values = value if isinstance(value, tuple) else (value,)
+    return tuple(entry for entry in values if isinstance(entry, int))
+
+
+def _lay_over_black(deep: NDArray[np.uint16]) -> None:
+    for channel in range(3):  # one at a time: the product takes twice the memory of what it is made of
+        deep[:, :, channel] = deep[:, :, channel].astype(np.uint32) * deep[:, :, 3] // 65535
+
+
+def _upright(image: NDArray[np.uint8], orientation: object) -> NDArray[np.uint8]:
+    """EXIF orientations 1 to 8; anything else is taken for 1, as Pillow does."""
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return image
