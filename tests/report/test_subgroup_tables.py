@@ -50,3 +50,10 @@ def test_the_reports_table_holds_the_figures_of_each_subgroup(make_run, undrawn)
     share = wilson(right, len(own))
     accuracy = next(name for name in written[0].columns if name.startswith("accuracy"))
     assert float(row[accuracy]) == pytest.approx(100 * share.value, abs=0.06)
+
+
+def test_groups_of_a_manifest_are_told_as_such(make_run, undrawn):
+    folder = make_run(images_per_group=2, config={"data.group": None, "data.kind": "manifest"})
+    page = write_report([folder], options=ReportOptions(resamples=20)).read_text()
+    assert "data.group names no patients" not in page
+    assert "Figures are image-level, with intervals that keep the images of a group" in page

@@ -181,7 +181,7 @@ def _images(run: SavedRun) -> str:
     if run.split is None:
         return ""
     kind = "drawn images" if run.setting("data.kind") == "synthetic" else "images"
-    groups = f" of {run.split.table['group'].nunique():,} groups" if run.setting("data.group") is not None else ""
+    groups = f" of {run.split.table['group'].nunique():,} groups" if run.grouped else ""
     return f"{len(run.split.table):,} {kind}{groups}"
 
 
@@ -205,7 +205,7 @@ def _partitions(run: SavedRun) -> str:
 def _disjoint(run: SavedRun) -> str:
     if run.split is None:
         return ""
-    if run.setting("data.group") is None:
+    if not run.grouped:
         return "Images; whether a patient lies in two parts is not known"
     return f"Groups (patients): {run.split.shared_groups} groups and {run.split.shared_images} images in two parts"
 

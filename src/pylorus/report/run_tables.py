@@ -73,7 +73,7 @@ def split_table(run: SavedRun) -> Table:
     """Images and groups of each class in each part of a run's split."""
     assert run.split is not None
     full = dict(zip(run.class_names, run.short_names, strict=True))
-    grouped = run.setting("data.group") is not None
+    grouped = run.grouped
 
     def row(name: str, counts: Sequence[Cell], patients: Sequence[Cell], *, strong: bool = False) -> Row:
         return Row((name, *counts, *(patients if grouped else ())), strong=strong)
@@ -111,7 +111,7 @@ def split_sentences(run: SavedRun) -> tuple[str, ...]:
     assert run.split is not None
     same, groups = run.split.shared_images, run.split.shared_groups
     said = [f"Identical images in two parts of the split: {same}."]
-    if run.setting("data.group") is not None:
+    if run.grouped:
         said.append(f"Groups (patients) in two parts of the split: {groups}.")
     else:
         said.append("Whether one patient lies in two parts is not known: no data.group tells patients apart.")

@@ -97,6 +97,13 @@ class SavedRun:
         """Names of the class folders, in the same order."""
         return [str(name) for name in self.setting("data.classes") or []]
 
+    @property
+    def grouped(self) -> bool:
+        """Whether groups are patients, told by data.group or by a manifest; else each image is its own."""
+        if self.setting("data.group") is not None:
+            return True
+        return self.split is not None and bool((self.split.table["group"] != self.split.table["path"]).any())
+
     def setting(self, key: str, default: Any = None) -> Any:
         """The value of a key of the configuration."""
         found = OmegaConf.select(self.config, key, default=default)

@@ -135,14 +135,14 @@ def _trained(run: SavedRun) -> str:
 
 
 def _levels(results: Sequence[Result]) -> str:
-    if all(result.run.setting("data.group") is None for result in results):
+    if not any(result.run.grouped for result in results):
         return (
             "All figures are image-level: data.group names no patients, so several images of one patient count as if "
             "they were of several, and intervals may be too narrow."
         )
     if any(result.patients is not None for result in results):
         return (
-            "Figures are image-level, with intervals that keep the images of a group (what data.group finds: the "
+            "Figures are image-level, with intervals that keep the images of a group (the "
             "patient, or what stands in for one) together; patient-level figures stand beside them."
         )
     return "Figures are image-level; each group (patient) has one test image, so they are patient-level too."
