@@ -102,6 +102,12 @@ class DataConfig:
         "how a frame becomes square: pad with black, stretch, or crop the centre",
         choices=("pad", "stretch", "crop"),
     )
+    crop: str = key(
+        "none",
+        "auto: crop each frame to its field of view and black out the rest, so that borders, menus and burned-in text "
+        "do not reach the network; where no field is found a frame stays as it is",
+        choices=("none", "auto"),
+    )
     workers: int | None = key(None, "processes that decode images; null: fits the machine", low=0)
     drawn: DrawnConfig = field(default_factory=DrawnConfig)
 

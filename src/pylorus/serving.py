@@ -49,7 +49,7 @@ def serve_images(
     return ImageDataModule(
         images.table,
         images.catalog.root,
-        InputFormat(backbone.image_size, config.data.fit, backbone.interpolation),
+        InputFormat(backbone.image_size, config.data.fit, backbone.interpolation, config.data.crop),
         batch_size=config.trainer.batch_size,
         workers=workers(config, engine)[0],
         policy=policy_of(plan.config, config.augment),

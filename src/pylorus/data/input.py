@@ -16,6 +16,7 @@ from torch.utils.data import get_worker_info
 from pylorus.cache.kept import kept_records
 from pylorus.cache.records import Records
 from pylorus.config import CacheConfig
+from pylorus.data.field import crop_to_field
 from pylorus.data.image import POLICY_VERSION, RGB, fit, read
 
 log = logging.getLogger(__name__)
@@ -34,11 +35,13 @@ class InputFormat:
         size: Side of the square in pixels.
         fit: pad, stretch or crop; see `pylorus.data.image.fit`.
         interpolation: Of the resize.
+        crop: none, or auto: to the endoscopic field of view; see `pylorus.data.field`.
     """
 
     size: int
     fit: str
     interpolation: str
+    crop: str = "none"
 
     def key(self) -> dict[str, object]:
         """All that the fitted image of a file depends on besides its content, as plain values."""
@@ -50,7 +53,10 @@ class InputFormat:
         Raises:
             UnreadableImageError: Names the file and what is wrong with it.
         """
-        return fit(read(path), size=self.size, how=self.fit, interpolation=self.interpolation)
+        image = read(path)
+        if self.crop == "auto":
+            image = crop_to_field(image)
+        return fit(image, size=self.size, how=self.fit, interpolation=self.interpolation)
 
     def read_all(self, paths: Sequence[Path]) -> NDArray[np.uint8]:
         """The images in some files, of shape (paths, size, size, 3).

@@ -33,6 +33,7 @@ def write_bundle(folder: Path, backbone: Backbone, images: Images, config: Confi
         "short_names": list(images.catalog.short_names),
         "input": {
             "size": backbone.image_size,
+            "crop": config.data.crop,
             "fit": config.data.fit,
             "interpolation": backbone.interpolation,
             "mean": list(backbone.mean),
