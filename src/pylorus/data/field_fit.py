@@ -16,6 +16,8 @@ PROPOSALS = 256
 LEAST_OF_A_CORNER = 5
 LEAST_OF_A_SIDE = 10
 """Points that a cut corner, or a straight side of a disc, needs to be believed."""
+CLEAR = 0.6
+"""Share of the points at a corner that must agree on it; else text or an inset hides it."""
 
 
 def fit_shape(points: Points, *, middle: tuple[float, float]) -> tuple[Shape, int]:
@@ -76,21 +78,20 @@ def _cut_box(points: Points, box: Box) -> CutBox:
     size = np.array([box[2] - box[0], box[3] - box[1]])
     if size.min() < 4 * NEAR:
         return CutBox(box)
-    seen = [_cut_corner(from_corner(points, box, index), size) for index in range(4)]
+    lines = [_cut_corner(from_corner(points, box, index), size) for index in range(4)]
+    seen = [line[0] if line is not None and line[1] >= CLEAR else None for line in lines]
     largest = max((corner for corner in seen if corner is not None), default=(0.0, 0.0))
     for index, corner in enumerate(seen):
         if corner is None and _is_square(from_corner(points, box, index), largest):
             seen[index] = (0.0, 0.0)
     # Where text or an inset hides a corner: fields are cut at the left only, or at the right, not at the top only.
-    hidden = [index for index, corner in enumerate(seen) if corner is None]
-    for index in hidden:
-        seen[index] = next(
-            (seen[other] for other in (3 - index, index ^ 1, index ^ 2) if seen[other] is not None), None
-        )
+    for index in [index for index, corner in enumerate(seen) if corner is None]:
+        line, others = lines[index], (seen[3 - index], seen[index ^ 1], seen[index ^ 2])
+        seen[index] = next((other for other in others if other is not None), None if line is None else line[0])
     cut = _with_corners(box, seen)
     for index in range(4):  # a reflex in the lumen may look like a cut where points on the sides say that there is none
         square = _with_corners(box, [None if other == index else corner for other, corner in enumerate(seen)])
-        if _passes(square, points) > _passes(cut, points):
+        if _passes(square, points) > _passes(cut, points) + LEAST_OF_A_CORNER:
             cut, seen[index] = square, None
     return cut
 
@@ -104,12 +105,16 @@ def _is_square(points: Points, corner: Corner) -> bool:
     """Whether points lie on the box's own sides where a corner of some size would have been cut off."""
     if corner == (0.0, 0.0):
         return True
-    inside = (points / corner).sum(axis=1) < 0.8
-    return int(np.count_nonzero(inside & (np.abs(points.min(axis=1)) < NEAR))) >= LEAST_OF_A_CORNER
+    within = points[((points / corner).sum(axis=1) < 0.8) & (points > -2 * np.array(corner)).all(axis=1)]
+    on_sides = int(np.count_nonzero(np.abs(within.min(axis=1)) < NEAR)) if len(within) else 0
+    return on_sides >= max(LEAST_OF_A_CORNER, CLEAR * len(within))
 
 
-def _cut_corner(points: Points, size: NDArray[np.floating]) -> Corner | None:
-    """The slanting line through most points near a corner; points are seen from it, `size` is the box's."""
+def _cut_corner(points: Points, size: NDArray[np.floating]) -> tuple[Corner, float] | None:
+    """The slanting line through most points near a corner, and through which share of them it passes.
+
+    The points are seen from the corner; `size` is the box's.
+    """
     reach = (points > NEAR).all(axis=1) & (points < 0.5 * size).all(axis=1) & ((points / size).sum(axis=1) < 0.6)
     near = points[reach]
     near = near[:: 1 + len(near) // 40]
@@ -130,7 +135,8 @@ def _cut_corner(points: Points, size: NDArray[np.floating]) -> Corner | None:
     if counts[best] < LEAST_OF_A_CORNER:
         return None
     on = near[miss[best] < NEAR]
-    return _line(on) or (float(level[best] / slope[best]), float(level[best]))
+    corner = _line(on) or (float(level[best] / slope[best]), float(level[best]))
+    return corner, len(on) / len(near)
 
 
 def _line(points: Points) -> Corner | None:

@@ -61,7 +61,7 @@ def subgroups(values: NDArray[np.str_]) -> list[tuple[str, NDArray[np.bool_]]]:
         values: Of shape (images,), as text; empty where nothing is known.
 
     Example:
-        >>> [(name, chosen.sum()) for name, chosen in subgroups(np.array(["B", "A", "B", ""]))]
+        >>> [(name, int(chosen.sum())) for name, chosen in subgroups(np.array(["B", "A", "B", ""]))]
         [('A', 1), ('B', 2), ('not stated', 1)]
     """
     known = values != ""
