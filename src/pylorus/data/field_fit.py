@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.data.field_shape import Box, Corner, CutBox, Disc, Points, RoundedBox, Shape, from_corner
+from pylorus.data.field_shape import Box, Corner, CutBox, Disc, Points, RoundedBox, Shape, box_distance, from_corner
 
 NEAR = 1.3
 """Pixels: a point so close to a shape's border lies on it."""
@@ -35,8 +35,11 @@ def fit_shape(points: Points, *, middle: tuple[float, float]) -> tuple[Shape, in
     shapes: list[Shape] = [fit(points, box) for box in boxes for fit in (_cut_box, _rounded_box)]
     counts = [_passes(shape, points) for shape in shapes]
     best = int(np.argmax(counts))
-    if disc is not None and _passes(disc, points) >= 0.98 * counts[best]:  # a box with wide corners is nearly a disc
-        return disc, _passes(disc, points)
+    if disc is not None:
+        # A box with wide corners is nearly a disc; a disc cut on all sides is nearly a box.
+        handicap = 0.98 if np.isinf(disc.box).sum() >= 2 else 1.0
+        if _passes(disc, points) > handicap * counts[best]:
+            return disc, _passes(disc, points)
     return shapes[best], counts[best]
 
 
@@ -164,7 +167,9 @@ def _rounded_box(points: Points, box: Box) -> RoundedBox:
 
 def _disc(points: Points, sides: Box) -> Disc | None:
     """The circle through most points, cut by those straight sides that lie within it and show."""
-    proposed = _circles(points)
+    # Where a disc is cut on all sides little of its arc is left among many points on straight sides.
+    on_arc = points[box_distance(points, sides) < -NEAR]
+    proposed = _circles(on_arc if len(on_arc) >= LEAST_OF_A_SIDE else points)
     if proposed is None:
         return None
     disc = _adjusted(proposed, points)
@@ -196,10 +201,10 @@ def _circles(points: Points) -> Disc | None:
     x, y = (cy * b - by * c) / twice, (bx * c - cx * b) / twice
     radii = np.hypot(x, y)
     middles = np.stack([x, y], axis=1) + start
-    judged = points[::4]
+    judged = points[:: 1 + len(points) // 180]
     distance = np.hypot(judged[:, 0] - middles[:, :1], judged[:, 1] - middles[:, 1:])
     counts = np.count_nonzero(np.abs(distance - radii[:, None]) < 2 * NEAR, axis=1)
-    counts[radii > 2 * np.ptp(points, axis=0).max()] = 0
+    counts[radii > np.hypot(*np.ptp(points, axis=0))] = 0
     best = int(np.argmax(counts))
     everywhere = (-np.inf, -np.inf, np.inf, np.inf)
     middle, radius = middles[best], float(radii[best])
