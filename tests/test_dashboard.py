@@ -34,7 +34,7 @@ def test_folders_and_file_names_of_the_configuration_stay_here(composed):
 
 def test_without_a_dashboard_nothing_is_loaded_or_sent(composed, tmp_path):
     with Dashboard(composed(), RunFolder(tmp_path)) as dashboard:
-        assert dashboard.loggers == []
+        assert dashboard.loggers() == []
 
 
 class FakeRun:

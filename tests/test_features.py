@@ -82,7 +82,7 @@ def test_the_model_is_that_of_the_uncached_run_to_within_rounding(run_of, learn,
         far = (first[name].float() - second[name].float()).abs().max()
         assert far <= rounding * max(1.0, float(start[name].float().abs().max())), name
     assert np.allclose(logits(plain), logits(cached), atol=50 * rounding)
-    curves = [pd.read_csv(folder.stage("finetune") / "metrics.csv") for folder in (plain, cached)]
+    curves = [pd.read_csv(folder.stage("finetune").path / "metrics.csv") for folder in (plain, cached)]
     assert np.allclose(curves[0].filter(like="loss"), curves[1].filter(like="loss"), rtol=50 * rounding)
 
 
@@ -193,7 +193,7 @@ def test_a_network_that_cant_be_cut_says_so_and_trains(run_of, monkeypatch):
 
 def test_a_stage_tells_its_seconds_and_its_memory(run_of):
     folder = run_of("stages.finetune.learn=layer4")
-    speed = json.loads((folder.stage("finetune") / "speed.json").read_text())
+    speed = json.loads((folder.stage("finetune").path / "speed.json").read_text())
     assert speed["epochs"] == 3
     assert 0 < speed["features_seconds"] < speed["seconds"]
     assert 0 < speed["fit_seconds"] < speed["seconds"]

@@ -57,7 +57,7 @@ def test_a_run_leaves_what_its_readers_need(both):
 
 
 def test_curves_of_both_stages_lie_on_one_axis_under_their_own_names(both):
-    first, second = (pd.read_csv(both.stage(stage) / "metrics.csv") for stage in ("pretrain", "finetune"))
+    first, second = (pd.read_csv(both.stage(stage).path / "metrics.csv") for stage in ("pretrain", "finetune"))
     assert first["step"].tolist() == [1, 2]
     assert second["step"].tolist() == [3, 4]
     parts, metrics = ("train", "val"), ("precision", "sensitivity", "f1")
@@ -98,12 +98,12 @@ def test_the_bundle_describes_the_model(both):
 
 def test_checkpoints_hold_tensors_and_plain_values_only(both):
     for stage in ("pretrain", "finetune"):
-        torch.load(both.stage(stage) / "checkpoints" / "best.ckpt", weights_only=True)
+        torch.load(both.stage(stage).path / "checkpoints" / "best.ckpt", weights_only=True)
 
 
 def test_finetuning_starts_from_the_best_of_pretraining_and_pretraining_leaves_the_backbone(run_of, both):
     alone = run_of(CLASSES, "data.short_names=[GC,GU,CG]", "stage=pretrain")
-    head = torch.load(both.stage("pretrain") / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    head = torch.load(both.stage("pretrain").path / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     after = weights(alone)
     assert torch.equal(after["fc.weight"], head["network.fc.weight"])
     torch.manual_seed(0)
@@ -118,7 +118,9 @@ def test_the_same_seed_gives_the_same_model_bit_for_bit_for_any_number_of_worker
     first, second = weights(both), weights(again)
     assert all(torch.equal(first[name], second[name]) for name in first)
     for stage in ("pretrain", "finetune"):
-        assert (both.stage(stage) / "metrics.csv").read_bytes() == (again.stage(stage) / "metrics.csv").read_bytes()
+        assert (both.stage(stage).path / "metrics.csv").read_bytes() == (
+            again.stage(stage).path / "metrics.csv"
+        ).read_bytes()
 
 
 def test_another_seed_gives_another_model(run_of, both):
@@ -135,7 +137,7 @@ def test_inferred_classes_are_written_down(run_of):
 
 def test_early_stopping_ends_a_stage(run_of):
     folder = run_of("stage=pretrain", "stages.pretrain.epochs=30", "stages.pretrain.patience=1", "optimizer.lr=0")
-    assert len(pd.read_csv(folder.stage("pretrain") / "metrics.csv")) == 2
+    assert len(pd.read_csv(folder.stage("pretrain").path / "metrics.csv")) == 2
 
 
 def test_validating_on_the_test_images_is_told_as_optimistic(run_of, composed, class_folders, drawn, capsys):

@@ -13,17 +13,26 @@ from pylorus.files import whole
 class CurvesFile(Logger):
     """Lightning's metrics in metrics.csv: columns `step` (epochs over the whole run) and one a metric.
 
-    What is undefined stands as an empty cell. A row is written anew when more of its epoch becomes known, and rows
-    that lie there already are kept, so that a stage that goes on has no gap and no row twice.
+    What is undefined stands as an empty cell. A row is written anew when more of its epoch becomes known.
+
+    Args:
+        path: The file.
+        last_step: Up to here rows that lie there are kept: a stage that goes on from there has no gap, no row twice.
+
+    Attributes:
+        known_step: The last step that the file held; 0 where there was none.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, last_step: int = 0) -> None:
         super().__init__()
         self.path = path
+        self.known_step = 0
         self._rows: dict[int, dict[str, float]] = {}
         if path.is_file():
             kept = pd.read_csv(path, index_col="step")
-            self._rows = {int(str(step)): {str(k): float(v) for k, v in row.items()} for step, row in kept.iterrows()}
+            rows = {int(str(step)): {str(k): float(v) for k, v in row.items()} for step, row in kept.iterrows()}
+            self.known_step = max(rows, default=0)
+            self._rows = {step: row for step, row in rows.items() if step <= last_step}
 
     @property
     def name(self) -> str:

@@ -21,9 +21,13 @@ from pylorus.data.datamodule import ImageDataModule
 from pylorus.errors import PylorusError
 from pylorus.model.classifier import StagePlan
 from pylorus.predictions import class_names, confusion_of, labels_of
+from pylorus.report.redaction import redacted
 from pylorus.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
+
+PRIVATE = ("root", "manifest", "split_file", "group", "test_column", "test_values", "test_from")
+"""Keys of data that name folders, files, or what a manifest says of patients."""
 
 MOST_MISTAKES = 16
 """Wrongly classified images that a stage shows, where images may leave."""
@@ -56,16 +60,15 @@ class Dashboard:
         if self._tensorboard is not None:
             self._tensorboard.experiment.close()
 
-    @property
-    def loggers(self) -> list[Logger]:
-        """What Lightning sends the curves to."""
+    def loggers(self, *, known_step: int = 0) -> list[Logger]:
+        """What Lightning sends the curves to; steps up to `known_step` were sent before a run was interrupted."""
         if self._wandb is not None:
-            return [WandbLogger(experiment=self._wandb)]
-        return [self._tensorboard] if self._tensorboard is not None else []
+            return [_News(WandbLogger(experiment=self._wandb), known_step)]
+        return [_News(self._tensorboard, known_step)] if self._tensorboard is not None else []
 
     def show_predictions(self, plan: StagePlan, part: str, table: pd.DataFrame, served: ImageDataModule) -> None:
         """Shows a stage's confusion matrix on a part and, where images may leave, validation's worst mistakes."""
-        if not self.loggers:
+        if not self.loggers():
             return
         name = f"{plan.name}/{part}"
         if self._wandb is not None:
@@ -90,6 +93,36 @@ class Dashboard:
             self._wandb.log({name: wandb.Image(figure)})
         elif self._tensorboard is not None:
             self._tensorboard.experiment.add_figure(name, figure)
+
+
+class _News(Logger):
+    """Hands on what a dashboard does not have yet."""
+
+    def __init__(self, dashboard: Logger, known_step: int) -> None:
+        super().__init__()
+        self._dashboard, self._known_step = dashboard, known_step
+
+    @property
+    def name(self) -> str | None:
+        """The dashboard's."""
+        return self._dashboard.name
+
+    @property
+    def version(self) -> int | str | None:
+        """The dashboard's."""
+        return self._dashboard.version
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Left to `shared_config`."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Hands metrics on where their step is new."""
+        if step is None or step > self._known_step:
+            self._dashboard.log_metrics(metrics, step)
+
+    def save(self) -> None:
+        """Has the dashboard save."""
+        self._dashboard.save()
 
 
 def confusion_figure(table: pd.DataFrame, *, title: str) -> Figure:
@@ -133,9 +166,14 @@ def mistakes_figure(table: pd.DataFrame, served: ImageDataModule) -> Figure | No
 
 
 def shared_config(config: Config) -> dict[str, Any]:
-    """The configuration as it may leave the machine: without folders and file names."""
+    """The configuration as it may leave the machine: without folders, file names and values of a manifest."""
     shared: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(config))  # type: ignore[assignment]
-    del shared["data"]["root"], shared["data"]["group"], shared["cache"]["folder"]
+    for name in PRIVATE:
+        del shared["data"][name]
+    del shared["cache"]["folder"]
+    shared["model"]["args"] = {
+        name: redacted(f"model.args.{name}", value) for name, value in shared["model"]["args"].items()
+    }
     if config.model.weights not in ("hub", "none"):
         shared["model"]["weights"] = "file"
     return shared
@@ -166,6 +204,8 @@ def _wandb_run(config: Config, folder: RunFolder) -> Any:
         project=config.logger.project,
         name=_run_name(config, folder.path),
         group=folder.status().get("sweep"),
+        id=folder.status().get("id"),
+        resume="allow",
         dir=folder.path,
         mode="offline" if config.logger.offline else "online",
         config=shared_config(config),

@@ -26,8 +26,11 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pylorus.config import CONF, GROUPS, Config
 from pylorus.errors import INTERRUPTED, PylorusError, did_you_mean
 from pylorus.files import write_text
+from pylorus.resume import change_to, check_resumable, resume
 from pylorus.run_folder import RunFolder
 from pylorus.validation import built, check_key, is_free
+
+RESUME = "resume="
 
 _failures: list[PylorusError] = []
 """Of the jobs of this process; in a sweep the others go on."""
@@ -68,13 +71,18 @@ def _job(composed: DictConfig) -> None:
 
 def _run(composed: DictConfig, context: Any) -> None:
     folder = RunFolder(Path(context.runtime.output_dir))
-    if folder.status():
-        raise PylorusError(f"{folder.path}: a run lies there already. Choose another folder.")
     in_sweep = context.mode == RunMode.MULTIRUN
-    overrides = [str(override) for override in context.overrides.task]
-    with folder.prepared(overrides, sweep=folder.path.parent.name if in_sweep else None):
-        write_text(folder.config, OmegaConf.to_yaml(built(composed)))
-    if in_sweep:
+    if folder.status() and folder.config.is_file():
+        # The same command on the same folder: what is there is not done again.
+        check_resumable(folder)
+        change_to(folder, built(composed))
+    else:
+        overrides = [str(override) for override in context.overrides.task]
+        with folder.prepared(overrides, sweep=folder.path.parent.name if in_sweep else None):
+            write_text(folder.config, OmegaConf.to_yaml(built(composed)))
+    if in_sweep and folder.status()["state"] == "finished":
+        print(f"job {folder.path.name}: finished before")
+    elif in_sweep:
         _run_apart(folder)
     else:
         from pylorus.train import run
@@ -150,8 +158,12 @@ def main() -> None:
     register()
     code = 0
     try:
-        sys.argv[1:] = checked(sys.argv[1:])
-        _job()
+        begun = [word.removeprefix(RESUME) for word in sys.argv[1:] if word.startswith(RESUME)]
+        sys.argv[1:] = checked([word for word in sys.argv[1:] if not word.startswith(RESUME)])
+        if begun:
+            resume(RunFolder(Path(begun[-1]).expanduser().absolute()), sys.argv[1:])
+        else:
+            _job()
         if _failures and SweepFolder.found is None:
             raise _failures[0]
     except (PylorusError, HydraException, OmegaConfBaseException) as error:
@@ -159,6 +171,8 @@ def main() -> None:
         code = 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
+        if SweepFolder.found is not None:
+            print(f"to go on: the same command with hydra.sweep.dir={SweepFolder.found}", file=sys.stderr)
         code = INTERRUPTED
     finally:
         if SweepFolder.found is not None:

@@ -2,24 +2,36 @@
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import secrets
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from pylorus.files import write_json
+from pylorus.stage_folder import StageFolder
+
+HEARTBEAT = 20.0
+"""Seconds after which a running run says again that it runs."""
+SILENCE = timedelta(minutes=3)
+"""After which a run on another machine is taken for dead."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of one run; `status.json` tells how far it came.
 
-    A status has `state` (starting, running, finished, failed, interrupted), `pid`, `started`, `ended`, `overrides`
-    (what the command line said), `sweep` (the sweep's name, or null) and, where it failed, `error`.
+    A status has `state` (starting, running, finished, failed, interrupted), `id`, `host`, `pid`, `started`,
+    `heartbeat`, `ended`, `seconds` (that it ran, interruptions left out), `resumed` (how often), `overrides` (what the
+    command line said), `sweep` (the sweep's name, or null) and, where it failed, `error`.
     """
 
     path: Path
@@ -29,13 +41,13 @@ class RunFolder:
         """The whole configuration, resolved."""
         return self.path / "config.yaml"
 
-    def stage(self, name: str) -> Path:
+    def stage(self, name: str) -> StageFolder:
         """The folder of a stage: its curves, checkpoints and predictions."""
-        return self.path / name
+        return StageFolder(self.path / name)
 
     def predictions(self, stage: str, split: str) -> Path:
         """The table of what the best checkpoint of a stage says of each image of `val` or `test`."""
-        return self.path / stage / f"predictions-{split}.parquet"
+        return self.stage(stage).predictions(split)
 
     def status(self) -> dict[str, Any]:
         """The run's status; empty where the folder holds none. A run whose process is gone was `stopped`."""
@@ -43,16 +55,25 @@ class RunFolder:
             status = dict(json.loads((self.path / "status.json").read_text(encoding="utf-8")))
         except FileNotFoundError:
             return {}
-        if status["state"] in ("starting", "running") and not psutil.pid_exists(status["pid"]):
+        if status["state"] in ("starting", "running") and not _lives(status):
             status["state"] = "stopped"
         return status
+
+    def clear(self) -> None:
+        """Removes what a killed process had not finished writing; it has names that begin with a dot."""
+        for path in [*self.path.glob(".*"), *self.path.glob("*/.*"), *self.path.glob("*/checkpoints/.*")]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     @contextmanager
     def prepared(self, overrides: list[str], *, sweep: str | None = None) -> Iterator[None]:
         """Opens the folder for a run to come: `starting`, or `failed` if what is done inside fails."""
         status: dict[str, Any] = {
             "state": "starting",
-            "pid": os.getpid(),
+            "id": secrets.token_hex(4),
+            **_here(),
             "started": _now(),
             "overrides": overrides,
             "sweep": sweep,
@@ -67,20 +88,67 @@ class RunFolder:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Keeps status.json true while a run goes on inside, whatever ends it."""
-        status = {**self.status(), "state": "running", "pid": os.getpid(), "started": _now()}
-        self._write(status)
+        before = self.status()
+        status = {**before, **_here(), "state": "running"}
+        for word in ("ended", "error"):
+            status.pop(word, None)
+        if before["state"] != "starting":
+            status["resumed"] = before.get("resumed", 0) + 1
+        began, ran = time.monotonic(), before.get("seconds", 0.0)
+
+        def say(**more: Any) -> None:
+            self._write({**status, "seconds": round(ran + time.monotonic() - began, 1), **more})
+
+        say()
         try:
-            yield
+            with _beating(say):
+                yield
         except KeyboardInterrupt:
-            self._write({**status, "state": "interrupted", "ended": _now()})
+            say(state="interrupted", ended=_now())
             raise
         except BaseException as error:
-            self._write({**status, "state": "failed", "ended": _now(), "error": str(error) or type(error).__name__})
+            say(state="failed", ended=_now(), error=str(error) or type(error).__name__)
             raise
-        self._write({**status, "state": "finished", "ended": _now()})
+        say(state="finished", ended=_now())
 
     def _write(self, status: dict[str, Any]) -> None:
         write_json(self.path / "status.json", status)
+
+
+@contextmanager
+def _beating(say: Callable[..., None]) -> Iterator[None]:
+    """Says from time to time that a run goes on."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(HEARTBEAT):
+            with suppress(OSError):  # a full disk: the run itself will meet it
+                say(heartbeat=_now())
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _here() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "heartbeat": _now()}
+
+
+def _lives(status: dict[str, Any]) -> bool:
+    """Whether the process of a run is there; one of another machine can only be heard."""
+    beat = datetime.fromisoformat(status.get("heartbeat", status["started"]))
+    if status.get("host", socket.gethostname()) != socket.gethostname():
+        return datetime.now(UTC) - beat < SILENCE
+    try:
+        process = psutil.Process(status["pid"])
+        # A process that is younger than the run's last word has only inherited its number.
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= beat.timestamp() + 2
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _now() -> str:

@@ -65,7 +65,7 @@ class Speed(pl.Callback):
                 "features_seconds": round(self.features_seconds, 3),
                 "fit_seconds": round(self.fit_seconds, 3),
                 "epochs": len(self._training),
-                "images_per_second": round(self._images / median(steady), 2),
+                "images_per_second": round(self._images / median(steady), 2) if steady else None,
                 "peak_memory_mib": _peak_mib("cpu"),
                 "peak_gpu_memory_mib": _peak_mib("cuda") if self._accelerator == "cuda" else None,
             },

@@ -2,6 +2,8 @@
 
 import logging
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +11,9 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping
 
+from pylorus.checkpoints import Checkpoints
 from pylorus.choices import channels_last
 from pylorus.config import Config, StageConfig
 from pylorus.curves import CurvesFile
@@ -22,13 +25,14 @@ from pylorus.machine import Engine
 from pylorus.model.backbone import Backbone
 from pylorus.model.classifier import Classifier, StagePlan
 from pylorus.model.features import FeatureDataModule
-from pylorus.model.freeze import Freeze, depth
+from pylorus.model.freeze import Freeze, apply, depth
 from pylorus.model.schedule import better, build_optimizer
 from pylorus.predictions import prediction_table, write_predictions
 from pylorus.progress import EpochLine, ProgressBar
 from pylorus.run_folder import RunFolder
 from pylorus.serving import policy_of, serve_features, serve_images
 from pylorus.speed import Speed
+from pylorus.stage_folder import PARTS, StageFolder
 
 log = logging.getLogger(__name__)
 
@@ -57,31 +61,12 @@ def run_stage(
     dashboard: Dashboard,
     folder: RunFolder,
 ) -> StageResult:
-    """Trains one stage, leaves the network at its best epoch and saves what that says of val and test."""
+    """Trains one stage, leaves the network at its best epoch and saves what that says of val and test.
+
+    What lies in the stage's folder already is not done again: a stage goes on after its last saved epoch.
+    """
     place = folder.stage(plan.name)
     speed = Speed(sum(images.of_class("train")), engine.accelerator)
-    best = ModelCheckpoint(
-        place / "checkpoints",
-        filename="best",
-        monitor="monitor",
-        mode=better(plan.config),
-        save_weights_only=True,
-        enable_version_counter=False,
-    )
-    bar = [ProgressBar(plan)] if config.trainer.progress else []
-    trainer = pl.Trainer(
-        accelerator=engine.accelerator,
-        devices=1,
-        precision=engine.lightning_precision,
-        max_epochs=plan.config.epochs,
-        callbacks=[Freeze(plan.config.learn), best, *_patience(plan.config), EpochLine(plan), speed, *bar],
-        logger=[CurvesFile(place / "metrics.csv"), *dashboard.loggers],
-        default_root_dir=place,
-        enable_progress_bar=config.trainer.progress,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
     classifier = Classifier(
         backbone,
         images.catalog.short_names,
@@ -91,25 +76,69 @@ def run_stage(
         images_of_class=images.of_class("train"),
         channels_last=channels_last(config, engine, backbone.network)[0],
     )
+    apply(backbone.network, plan.config.learn)
     log.info("\n%s", _headline(plan, backbone))
+    if place.finished:
+        log.info("%s was finished before", plan.name)
+        return _finished(classifier, place)
+    trainer = _trainer(plan, config, engine, dashboard, place, speed)
     photographs = serve_images(plan, config, backbone, images, engine)
     served = serve_features(photographs, classifier, plan, config, engine)
     if isinstance(served, FeatureDataModule):
         speed.features_seconds = served.seconds
     if config.trainer.compile:
         classifier.compile_network()
-    _fit(trainer, classifier, served)
-    chosen = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
-    classifier.take_weights(chosen["state_dict"])
-    tables = {}
-    for part in ("val", "test"):
+    if place.trained is None:
+        _fit(trainer, classifier, served, place)
+    _take_best(classifier, place)
+    for part in PARTS:
         rows = photographs.parts[part]
         logits = _logits(trainer, classifier, served, part)
-        tables[part] = prediction_table(rows, logits, names=images.catalog.short_names, split=part)
-        write_predictions(tables[part], folder.predictions(plan.name, part))
-        dashboard.show_predictions(plan, part, tables[part], photographs)
-    speed.write(place / "speed.json")
-    return StageResult(epochs=trainer.current_epoch, best_epoch=int(chosen["epoch"]) + 1, predictions=tables)
+        table = prediction_table(rows, logits, names=images.catalog.short_names, split=part)
+        dashboard.show_predictions(plan, part, table, photographs)
+        write_predictions(table, place.predictions(part))
+    speed.write(place.path / "speed.json")
+    return _result(place)
+
+
+def _trainer(
+    plan: StagePlan, config: Config, engine: Engine, dashboard: Dashboard, place: StageFolder, speed: Speed
+) -> pl.Trainer:
+    curves = CurvesFile(place.metrics, last_step=plan.first_epoch + place.saved_epochs)
+    bar = [ProgressBar(plan)] if config.trainer.progress else []
+    checkpoints = Checkpoints(place, mode=better(plan.config))
+    return pl.Trainer(
+        accelerator=engine.accelerator,
+        devices=1,
+        precision=engine.lightning_precision,
+        max_epochs=plan.config.epochs,
+        callbacks=[Freeze(plan.config.learn), *_patience(plan.config), EpochLine(plan), speed, *bar, checkpoints],
+        # The dashboard first: what the file holds is known there, and is not sent again after an interruption.
+        logger=[*dashboard.loggers(known_step=curves.known_step), curves],
+        default_root_dir=place.path,
+        enable_progress_bar=config.trainer.progress,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+
+
+def _take_best(classifier: Classifier, place: StageFolder) -> None:
+    saved = torch.load(place.chosen, map_location="cpu", weights_only=True)
+    classifier.take_weights(saved["state_dict"])
+
+
+def _finished(classifier: Classifier, place: StageFolder) -> StageResult:
+    _take_best(classifier, place)
+    return _result(place)
+
+
+def _result(place: StageFolder) -> StageResult:
+    trained = place.trained
+    assert trained is not None
+    tables = {part: pd.read_parquet(place.predictions(part)) for part in PARTS}
+    return StageResult(trained.epochs, trained.best_epoch, tables)
 
 
 def check_stages(config: Config, backbone: Backbone) -> None:
@@ -124,22 +153,21 @@ def check_stages(config: Config, backbone: Backbone) -> None:
         build_optimizer(backbone.network, stage, config.optimizer)
 
 
-def _fit(trainer: pl.Trainer, classifier: Classifier, served: pl.LightningDataModule) -> None:
-    """Fits; a Ctrl-C stays one, where Lightning would make an error of it and ignore all that follow."""
-    try:
-        trainer.fit(classifier, served)
-    except SystemExit as error:
-        if not trainer.interrupted:
-            raise
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        raise KeyboardInterrupt from error
+def _fit(trainer: pl.Trainer, classifier: Classifier, served: pl.LightningDataModule, place: StageFolder) -> None:
+    """Fits, from the stage's beginning or from its last saved epoch on."""
+    saved = place.last if place.last.is_file() else None
+    if saved is not None:
+        log.info("%s goes on after epoch %d", classifier.plan.name, place.saved_epochs)
+    with _interruptible(trainer):
+        trainer.fit(classifier, served, ckpt_path=saved, weights_only=True)
 
 
 def _logits(
     trainer: pl.Trainer, classifier: Classifier, served: ImageDataModule | FeatureDataModule, part: str
 ) -> NDArray[np.float32]:
     """Logits (rows, classes) of a part, in the order of its rows."""
-    batches = trainer.predict(classifier, served.loader(part))
+    with _interruptible(trainer):
+        batches = trainer.predict(classifier, served.loader(part))
     assert batches is not None
     rows = torch.cat([batch[0] for batch in batches])
     logits = torch.cat([batch[1] for batch in batches])
@@ -147,11 +175,33 @@ def _logits(
     return ordered
 
 
+@contextmanager
+def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
+    """A Ctrl-C stays one, where Lightning would make an error of it and ignore all that follow."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from error
+
+
 def _patience(stage: StageConfig) -> list[pl.Callback]:
     if stage.patience is None:
         return []
     # An undefined precision is no reason to stop; a loss that is no number stops the run elsewhere.
-    return [EarlyStopping("monitor", mode=better(stage), patience=stage.patience, check_finite=False)]
+    # It decides at validation, so that what is saved at the epoch's end knows of it.
+    return [
+        EarlyStopping(
+            "monitor",
+            mode=better(stage),
+            patience=stage.patience,
+            check_finite=False,
+            check_on_train_epoch_end=False,
+        )
+    ]
 
 
 def _headline(plan: StagePlan, backbone: Backbone) -> str:

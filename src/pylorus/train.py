@@ -26,6 +26,7 @@ from pylorus.model.freeze import depth
 from pylorus.model.structure import network_structure
 from pylorus.report.write import write_report
 from pylorus.run_folder import RunFolder
+from pylorus.signals import stopped_by_signals
 from pylorus.stage import check_stages, run_stage
 from pylorus.stage_table import show_stage
 from pylorus.validation import loaded
@@ -34,11 +35,20 @@ log = logging.getLogger(__name__)
 
 
 def run(folder: RunFolder) -> None:
-    """The run that a prepared folder describes; its status and its log are kept there whatever happens."""
+    """The run that a prepared folder describes, or what is left of it; whatever happens, its status tells."""
     config = loaded(folder.config)
-    with run_log(folder.path), folder.running():
-        train(config, folder)
-    if config.report:
+    if folder.status()["state"] == "finished":
+        print(f"finished before: {folder.path}")
+    else:
+        folder.clear()
+        try:
+            with stopped_by_signals(), run_log(folder.path), folder.running():
+                train(config, folder)
+        except BaseException:
+            if any((folder.path / name / "checkpoints").is_dir() for name in config.stages):
+                print(f"\nwhat is done is kept; to go on: python train.py resume={folder.path}", file=sys.stderr)
+            raise
+    if config.report and not (folder.path / "report" / "report.html").is_file():
         # Of a finished run: a report that fails takes nothing from it.
         print(f"\nreport: {write_report([folder.path])}")
     print(f"\nresults: {folder.path}")

@@ -91,4 +91,4 @@ def test_a_killed_run_is_told_from_a_running_one(tmp_path):
     run.kill()
     run.wait()
     assert folder.status()["state"] == "stopped"
-    assert len(pd.read_csv(folder.stage("pretrain") / "metrics.csv")) >= 1
+    assert len(pd.read_csv(folder.stage("pretrain").path / "metrics.csv")) >= 1

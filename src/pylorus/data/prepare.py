@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from pylorus.config import Config, DataConfig, DrawnConfig
 from pylorus.data.catalog import Catalog, read_folders
 from pylorus.data.manifest import read_manifest
+from pylorus.data.same_images import check_same
 from pylorus.data.split import SPLITS, split, write_split
 from pylorus.data.synthetic import draw_image_set
 from pylorus.files import whole, write_text
@@ -47,9 +48,11 @@ def prepare_images(config: Config, folder: RunFolder) -> Images:
         PylorusError: If the images can't be used as they are; the message names what is wrong.
     """
     data = config.data
+    root: Path | None
     if data.kind == "synthetic":
-        root: Path | None = folder.path / "images"
-        _draw(folder.path / "images", data.drawn)
+        root = folder.path / "images"
+        if not root.is_dir():  # it is there, and whole, where a run goes on
+            _draw(root, data.drawn)
     else:
         root = Path(data.root) if data.root is not None else None
     catalog = _catalog(data, root)
@@ -61,6 +64,7 @@ def prepare_images(config: Config, folder: RunFolder) -> Images:
     with whole(folder.path / "catalog.parquet") as temporary:
         catalog.table.to_parquet(temporary, index=False)
     table = split(catalog, data, seed=config.seed)
+    check_same(table, folder.path / "split.csv")
     split_hash = write_split(table, catalog.classes, folder.path / "split.csv")
     images = Images(catalog, table, split_hash, "test" if data.validation == "test" else "val")
     _tell(images)

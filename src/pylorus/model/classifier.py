@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -99,6 +100,7 @@ class Classifier(pl.LightningModule):
             channels_last: How tensors lie in memory; the numbers are the same.
         """
         super().__init__()
+        self.strict_loading = False  # checkpoints lack what is frozen; what must be in them is checked here
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = backbone.network.to(memory_format=self.memory_format)
         self.cut: Cut | None = None
@@ -181,6 +183,14 @@ class Classifier(pl.LightningModule):
         self.log_dict({**found, "step": float(self.plan.first_epoch + self.current_epoch + 1)})
         chosen = f"{name}/val/{monitor}" + ("" if monitor in ("loss", "accuracy") else "/average")
         self.log("monitor", found[chosen], logger=False)  # what checkpoints and early stopping go by
+        schedule = self.lr_schedulers()
+        if isinstance(schedule, ReduceLROnPlateau) and not self.trainer.sanity_checking:
+            schedule.step(found[chosen])
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """A schedule's step. A plateau's was taken at validation: here it would miss in what a checkpoint holds."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step()
 
     def configure_optimizers(self) -> Any:
         """One optimiser and one schedule for the whole stage."""
@@ -201,15 +211,23 @@ class Classifier(pl.LightningModule):
         for name in self._frozen():
             del checkpoint["state_dict"][name]
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Before Lightning takes a checkpoint of this stage, which lacks the frozen weights: they are there."""
+        self._check_weights(checkpoint["state_dict"])
+
     def take_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Takes the weights of a checkpoint of this stage.
 
         Raises:
             ValueError: If it does not hold exactly what learns and moves in this stage.
         """
-        found = self.load_state_dict(weights, strict=False)
-        if found.unexpected_keys or set(found.missing_keys) != self._frozen():
-            raise ValueError(f"not a checkpoint of stage {self.plan.name}: {found}")
+        self._check_weights(weights)
+        self.load_state_dict(weights, strict=False)
+
+    def _check_weights(self, weights: Mapping[str, Tensor]) -> None:
+        wrong = (set(self.state_dict()) - self._frozen()) ^ set(weights)
+        if wrong:
+            raise ValueError(f"not a checkpoint of stage {self.plan.name}: it differs in {', '.join(sorted(wrong))}")
 
     def _frozen(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if not parameter.requires_grad}

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,7 @@ class SavedRun:
         environment: environment.json, or empty.
         bundle: model/model.json, or empty.
         network: network.json, the blocks of its network; None where there is none.
+        audit: audit.json, what was found of its images; empty where there is none.
         label: What tables call it.
         stem: The same for the names of files.
     """
@@ -61,6 +61,7 @@ class SavedRun:
     environment: Mapping[str, Any] = field(default_factory=dict)
     bundle: Mapping[str, Any] = field(default_factory=dict)
     network: Sequence[Mapping[str, Any]] | None = None
+    audit: Mapping[str, Any] = field(default_factory=dict)
     label: str = ""
     stem: str = ""
 
@@ -76,11 +77,8 @@ class SavedRun:
 
     @property
     def minutes(self) -> float:
-        """How long it ran; nan where it has not ended."""
-        if "ended" not in self.status:
-            return float("nan")
-        started, ended = (datetime.fromisoformat(self.status[key]) for key in ("started", "ended"))
-        return (ended - started).total_seconds() / 60
+        """How long it ran, interruptions left out; nan where that is not known."""
+        return float(self.status.get("seconds", float("nan"))) / 60
 
     @property
     def model(self) -> str:
@@ -157,7 +155,7 @@ def read_run(folder: Path, config: DictConfig | None = None, *, order: Sequence[
         SavedStage(
             name=str(name),
             monitor=str(OmegaConf.select(config, f"stages.{name}.monitor", default="loss")),
-            curves=_curves(place.stage(str(name)) / "metrics.csv"),
+            curves=_curves(place.stage(str(name)).path / "metrics.csv"),
             validation=_optional_predictions(place.predictions(str(name), "val"), order),
             test=_optional_predictions(place.predictions(str(name), "test"), order),
         )
@@ -172,6 +170,7 @@ def read_run(folder: Path, config: DictConfig | None = None, *, order: Sequence[
         environment=read_json(folder / "environment.json") or {},
         bundle=read_json(folder / "model" / "model.json") or {},
         network=read_json(folder / "network.json"),
+        audit=read_json(folder / "audit.json") or {},
     )
     _check(run)
     return run

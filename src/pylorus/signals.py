@@ -1,0 +1,56 @@
+"""What ends a run from outside: Ctrl-C, SIGTERM, and SIGUSR1, by which SLURM tells that a job's time is up.
+
+Each ends it at once and cleanly: the state after the last saved epoch lies on disk already. A second signal does not
+wait for the cleaning up.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from pylorus.errors import INTERRUPTED
+
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Makes a KeyboardInterrupt of the first signal that comes, inside; the second ends the process.
+
+    A job of SLURM that got SIGUSR1 is put back into the queue.
+    """
+    received: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if received:
+            os._exit(INTERRUPTED)
+        received.append(number)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before: dict[signal.Signals, Any] = {}
+    try:
+        for number in STOPPING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if received and signal.Signals(received[0]).name == "SIGUSR1":
+            _requeue()
+
+
+def _requeue() -> None:
+    job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    name = f"{job}_{task}" if task and os.environ.get("SLURM_ARRAY_JOB_ID") else job
+    found = subprocess.run(["scontrol", "requeue", name], capture_output=True, text=True, check=False)
+    if found.returncode != 0:
+        print(f"SLURM did not put job {name} back into the queue: {found.stderr.strip()}", file=sys.stderr)

@@ -1,0 +1,82 @@
+"""A stage's folder: what lies where, and how far the stage came."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+PARTS = ("val", "test")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is known of a stage when it is trained.
+
+    Attributes:
+        epochs: How many ran.
+        best_epoch: The one whose weights were chosen, from 1.
+    """
+
+    epochs: int
+    best_epoch: int
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """The files of one stage."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        """The curves."""
+        return self.path / "metrics.csv"
+
+    @property
+    def last(self) -> Path:
+        """The state after a whole epoch, from which an interrupted stage goes on."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def saved_epochs(self) -> int:
+        """How many epochs `last.ckpt` stands for; 0 where there is none."""
+        if not self.last.is_file():
+            return 0
+        import torch  # only here: a status is read without it
+
+        return int(torch.load(self.last, map_location="meta", weights_only=True)["epoch"]) + 1
+
+    @property
+    def chosen(self) -> Path:
+        """The weights of the best epoch, once the stage is trained."""
+        return self.path / "checkpoints" / "best.ckpt"
+
+    @property
+    def record(self) -> Path:
+        """Says that the stage is trained; see `Trained`."""
+        return self.path / "stage.json"
+
+    def best(self, epoch: int) -> Path:
+        """The weights of an epoch, from 0, that is the best up to now."""
+        return self.path / "checkpoints" / f"best-{epoch}.ckpt"
+
+    def forget_bests_but(self, epoch: int | None) -> None:
+        """Deletes weights that are the best no longer."""
+        for path in self.chosen.parent.glob("best-*.ckpt"):
+            if epoch is None or path != self.best(epoch):
+                path.unlink()
+
+    def predictions(self, part: str) -> Path:
+        """What the best epoch says of each image of `val` or `test`."""
+        return self.path / f"predictions-{part}.parquet"
+
+    @property
+    def trained(self) -> Trained | None:
+        """How the training ended; None where it has not."""
+        if not self.record.is_file():
+            return None
+        return Trained(**json.loads(self.record.read_text(encoding="utf-8")))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the stage is trained and has predicted every part."""
+        return self.trained is not None and all(self.predictions(part).is_file() for part in PARTS)

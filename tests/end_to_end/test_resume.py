@@ -1,0 +1,128 @@
+"""Runs and sweeps that are stopped from outside, and go on: real processes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pylorus.run_folder import RunFolder
+from tests.conftest import TINY
+
+from .conftest import TRAIN
+
+WORDS = ("experiment=debug", "model=timm", f"model.name={TINY}", "trainer=cpu", "data.image_size=32", "model.weights=none",
+         "report=false", "stage=both", "augment=light", "stages.pretrain.epochs=3", "stages.finetune.epochs=60")  # fmt: skip
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a run in a process of its own, from `tmp_path`; none outlives the test."""
+    # A suite that a shell started in the background ignores Ctrl-C, and so would all that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    runs = []
+
+    def start(*words: str) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        runs.append(
+            subprocess.Popen([sys.executable, str(TRAIN), *words], cwd=tmp_path, stdout=pipe, stderr=pipe, text=True)
+        )
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.kill()
+
+
+def wait_for_epochs(folder: Path, count: int) -> None:
+    """Until the second stage has so many epochs behind it."""
+    deadline = time.monotonic() + 120
+    metrics = folder / "finetune" / "metrics.csv"
+    while not (metrics.is_file() and len(metrics.read_text().splitlines()) > count):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def same_results(one: Path, other: Path) -> bool:
+    first, second = (load_file(folder / "model" / "model.safetensors") for folder in (one, other))
+    curves = [(folder / "finetune" / "metrics.csv").read_bytes() for folder in (one, other)]
+    return curves[0] == curves[1] and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_stopped_in_three_ways_a_run_goes_on_to_the_result_of_an_uninterrupted_one(train, started, tmp_path):
+    whole, folder = tmp_path / "whole", tmp_path / "stopped"
+    assert train(*WORDS, f"hydra.run.dir={whole}").returncode == 0
+    command = [*WORDS, f"hydra.run.dir={folder}"]
+    ways = [(signal.SIGKILL, "stopped"), (signal.SIGTERM, "interrupted"), (signal.SIGINT, "interrupted")]
+    for number, (way, state) in enumerate(ways):
+        run = started(*command)
+        wait_for_epochs(folder, 3 + 12 * number)
+        run.send_signal(way)
+        _, errors = run.communicate(timeout=60)
+        assert RunFolder(folder).status()["state"] == state
+        assert "Traceback" not in errors
+        if state == "interrupted":
+            assert f"to go on: python train.py resume={folder}" in errors
+            assert run.returncode == 130
+        command = [f"resume={folder}"]
+    found = train(f"resume={folder}")
+    assert found.returncode == 0, found.stderr
+    assert "finetune goes on after epoch" in found.stdout
+    assert same_results(whole, folder)
+    assert RunFolder(folder).status()["resumed"] == 3
+    again = train(f"resume={folder}")
+    assert again.returncode == 0
+    assert "finished before" in again.stdout
+
+
+def test_another_configuration_is_refused_in_a_moment_and_named(train, tmp_path):
+    folder = tmp_path / "run"
+    words = [word for word in WORDS if "finetune.epochs" not in word]
+    assert train(*words, f"hydra.run.dir={folder}").returncode == 0
+    start = time.monotonic()
+    other = train(f"resume={folder}", "optimizer.lr=0.5")
+    assert other.returncode == 1
+    assert "found 0.5" in other.stderr
+    assert "optimizer.lr: the run has " in other.stderr
+    same_folder = train(*words, f"hydra.run.dir={folder}", "seed=7")
+    assert same_folder.returncode == 1
+    assert "seed: the run has 0, found 7" in same_folder.stderr
+    assert time.monotonic() - start < 20
+    nothing = train(f"resume={tmp_path / 'nowhere'}")
+    assert nothing.returncode == 1
+    assert "found no run in" in nothing.stderr
+
+
+def test_a_sweep_given_again_runs_only_what_is_missing_or_failed(train, tmp_path):
+    sweep = tmp_path / "sweep"
+    words = ["-m", *WORDS[:-1], "stages.finetune.epochs=2", f"hydra.sweep.dir={sweep}", "seed=0,1,2"]
+    assert train(*words).returncode == 0
+    ended = json.loads((sweep / "0" / "status.json").read_text())["ended"]
+    (sweep / "1" / "status.json").write_text(
+        json.dumps({**json.loads((sweep / "1" / "status.json").read_text()), "state": "failed", "error": "disk full"})
+    )
+    for path in sorted((sweep / "2").rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    found = train(*words)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("finished before") == 1 + found.stdout.count("was finished before")
+    assert json.loads((sweep / "0" / "status.json").read_text())["ended"] == ended
+    table = pd.read_csv(sweep / "sweep.csv")
+    assert table["state"].tolist() == ["finished"] * 6
+
+
+def test_a_second_ctrl_c_does_not_wait(started, tmp_path):
+    run = started(*WORDS, f"hydra.run.dir={tmp_path / 'run'}")
+    wait_for_epochs(tmp_path / "run", 1)
+    run.send_signal(signal.SIGINT)
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=20)
+    assert run.returncode in (130, -signal.SIGINT)
+    assert RunFolder(tmp_path / "run").status()["state"] in ("interrupted", "stopped")

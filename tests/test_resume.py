@@ -1,0 +1,202 @@
+"""An interrupted run that goes on gives what an uninterrupted one gives, bit for bit; what is another run is refused."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from pylorus import checkpoints
+from pylorus.errors import PylorusError
+from pylorus.files import write_text
+from pylorus.resume import change_to, check_resumable, resume
+from pylorus.run_folder import RunFolder
+from pylorus.train import run
+from tests.conftest import TINY
+
+WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.workers=0", "trainer=cpu", "model=timm",
+         f"model.name={TINY}", "model.weights=none", "trainer.progress=false", "report=false", "++model.args={drop_rate: 0.2}",
+         "stages.pretrain.epochs=3", "stages.finetune.epochs=4", "stages.finetune.learn=layer3"]  # fmt: skip
+MANNERS = {
+    "a cosine and new variants in each epoch": ["augment=light"],
+    "a plateau, patience and kept variants": [
+        "augment=light", "stages.pretrain.schedule=plateau", "stages.finetune.schedule=plateau",
+        "stages.pretrain.augment=light", "stages.pretrain.views=2", "stages.finetune.patience=2", "optimizer.lr=0.02",
+    ],
+}  # fmt: skip
+
+
+class KilledError(BaseException):
+    """What a run does not see coming."""
+
+
+@pytest.fixture(scope="module")
+def begin(composed, drawn, tmp_path_factory):
+    """A folder in which a run may begin, with further words of the command line."""
+
+    def prepare(*words: str) -> RunFolder:
+        folder = RunFolder(tmp_path_factory.mktemp("run"))
+        config = composed(f"data.root={drawn}", *WORDS, *words)
+        with folder.prepared([f"data.root={drawn}", *WORDS, *words]):
+            write_text(folder.config, OmegaConf.to_yaml(config))
+        return folder
+
+    return prepare
+
+
+@pytest.fixture(params=[1e9, checkpoints.SHARE_OF_TIME], ids=["each epoch saved", "some epochs saved"])
+def saving(request, monkeypatch):
+    monkeypatch.setattr(checkpoints, "SHARE_OF_TIME", request.param)
+
+
+def files_written(folder: RunFolder, monkeypatch, *, stop_before: int | None = None) -> int:
+    """Runs, or goes on; before the given file takes its name the run is killed. Gives how many files took theirs."""
+    count, replace = 0, Path.replace
+
+    def counted(path: Path, target: Path) -> Path:
+        nonlocal count
+        if "cache" not in str(target):
+            count += 1
+            if count == stop_before:
+                raise KilledError
+        return replace(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", counted)
+        try:
+            run(folder)
+        except KilledError:
+            assert folder.status()["state"] == "failed"
+    return count
+
+
+def results(folder: RunFolder) -> dict[str, object]:
+    found: dict[str, object] = {"weights": load_file(folder.path / "model" / "model.safetensors")}
+    for stage in ("pretrain", "finetune"):
+        found[f"{stage} curves"] = folder.stage(stage).metrics.read_bytes()
+        found[f"{stage} record"] = folder.stage(stage).record.read_bytes()
+        found |= {f"{stage} {part}": pd.read_parquet(folder.predictions(stage, part)) for part in ("val", "test")}
+    found["split"] = (folder.path / "split.csv").read_bytes()
+    return found
+
+
+def assert_same(one: dict[str, object], other: dict[str, object]) -> None:
+    for name, content in one.items():
+        if isinstance(content, pd.DataFrame):
+            pd.testing.assert_frame_equal(content, other[name], check_exact=True)
+        elif isinstance(content, dict):
+            assert all(torch.equal(tensor, other[name][key]) for key, tensor in content.items()), name
+        else:
+            assert content == other[name], name
+
+
+@pytest.mark.parametrize("manner", MANNERS.values(), ids=MANNERS)
+def test_killed_before_any_of_its_files_a_run_goes_on_to_the_very_same_result(begin, manner, saving, monkeypatch):
+    whole = begin(*manner)
+    total = files_written(whole, monkeypatch)
+    expected = results(whole)
+    assert total > 25
+    for stop_before in range(3, total, 3 if "cosine" in str(manner) else 4):
+        folder = begin(*manner)
+        files_written(folder, monkeypatch, stop_before=stop_before)
+        run(folder)
+        assert folder.status()["state"] == "finished"
+        assert_same(expected, results(folder))
+        left = {path.name for path in folder.path.rglob("*") if path.is_file()}
+        assert not [name for name in left if name.startswith((".", "last", "best-"))]
+
+
+def test_killed_again_and_again_it_ends_the_same(begin, monkeypatch):
+    monkeypatch.setattr(checkpoints, "SHARE_OF_TIME", 1e9)
+    whole, folder = begin(), begin()
+    run(whole)
+    for _ in range(12):
+        files_written(folder, monkeypatch, stop_before=9)
+        if folder.status()["state"] == "finished":
+            break
+    run(folder)
+    assert_same(results(whole), results(folder))
+    assert folder.status()["resumed"] >= 3
+
+
+def test_a_finished_run_says_so_and_changes_nothing(begin, capsys):
+    folder = begin("stage=pretrain")
+    run(folder)
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    resume(folder, [])
+    assert "finished before" in capsys.readouterr().out
+    assert before == {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before}
+
+
+def test_another_configuration_is_refused_and_each_difference_named(begin):
+    folder = begin("stage=pretrain")
+    write_text(folder.path / "status.json", json.dumps({**folder.status(), "state": "interrupted"}))
+    with pytest.raises(PylorusError, match=r"optimizer.lr: the run has 0.001, found 0.5") as refused:
+        resume(folder, ["optimizer.lr=0.5", "seed=3"])
+    assert "seed: the run has 0, found 3" in str(refused.value)
+
+
+def test_other_images_are_refused_and_named(begin, drawn, tmp_path, monkeypatch):
+    root = tmp_path / "images"
+    shutil.copytree(drawn, root)
+    folder = begin(f"data.root={root}", "stage=pretrain")
+    files_written(folder, monkeypatch, stop_before=12)
+    first, second, *_ = sorted(root.rglob("*.jpg"))
+    second.write_bytes(first.read_bytes()[:-2] + b"\0\0\xff\xd9")
+    with pytest.raises(PylorusError, match="began with other images") as refused:
+        run(folder)
+    assert f"{second.relative_to(root)}: changed" in str(refused.value)
+    first.unlink()
+    with pytest.raises(PylorusError, match=f"{first.relative_to(root)}: gone"):
+        run(folder)
+
+
+def test_what_does_not_change_the_result_may_change(begin, composed, drawn):
+    folder = begin("stage=pretrain")
+    change_to(
+        folder, composed(f"data.root={drawn}", *WORDS, "stage=pretrain", "data.workers=1", "cache.memory_gib=0.1")
+    )
+    saved = OmegaConf.load(folder.config)
+    assert (saved.data.workers, saved.cache.memory_gib) == (1, 0.1)
+
+
+def test_a_folder_without_a_run_a_sweep_and_a_running_run_are_refused(tmp_path, begin):
+    with pytest.raises(PylorusError, match="found no run in"):
+        check_resumable(RunFolder(tmp_path))
+    running = begin("stage=pretrain")
+    write_text(running.path / "status.json", json.dumps({**running.status(), "state": "running", "pid": os.getpid()}))
+    with pytest.raises(PylorusError, match=r"is running, as process \d+ on"):
+        check_resumable(running)
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "status.json").write_text("{}")
+    with pytest.raises(PylorusError, match=r"is a sweep.*hydra\.sweep\.dir="):
+        check_resumable(RunFolder(tmp_path))
+
+
+def test_a_process_number_that_another_process_has_now_is_no_running_run(begin):
+    folder = begin("stage=pretrain")
+    long_ago = {"state": "running", "pid": os.getpid(), "heartbeat": "2020-01-01T00:00:00+00:00"}
+    write_text(folder.path / "status.json", json.dumps({**folder.status(), **long_ago}))
+    assert folder.status()["state"] == "stopped"
+
+
+def test_a_run_of_another_machine_lives_while_it_is_heard(begin):
+    folder = begin("stage=pretrain")
+    for heartbeat, state in (("2999-01-01T00:00:00+00:00", "running"), ("2020-01-01T00:00:00+00:00", "stopped")):
+        there = {"state": "running", "host": "elsewhere", "pid": 1, "heartbeat": heartbeat}
+        write_text(folder.path / "status.json", json.dumps({**folder.status(), **there}))
+        assert folder.status()["state"] == state
+
+
+def test_checkpoints_of_a_stage_load_with_tensors_and_plain_values_only(begin, monkeypatch):
+    folder = begin()
+    files_written(folder, monkeypatch, stop_before=12)
+    [last] = folder.path.rglob("last.ckpt")
+    state = torch.load(last, weights_only=True)
+    assert {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "epoch"} <= set(state)
