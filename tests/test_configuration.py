@@ -15,6 +15,7 @@ FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group
 NEEDS = {
     "data=folders": ["data.root=X"],
     "data=manifest": ["data.manifest=X.csv"],
+    "data=shards": ["data.root=X"],
     "model=timm": ["model.name=resnet18"],
     "experiment=paper": ["data.root=X"],
 }

@@ -37,6 +37,12 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("--seed", type=int, default=0, help="the same seed draws the same images")
     draw.add_argument("--overlay", action="store_true", help="burn a console's text into the frames")
     draw.set_defaults(act=_draw)
+    packed = commands.add_parser("pack", help="write class folders, or what a manifest lists, as shards (tar files)")
+    packed.add_argument("root", type=Path, metavar="ROOT", help="class folders, or a manifest beside its images")
+    packed.add_argument("output", type=Path, metavar="OUT", help="a folder that does not exist yet, or is empty")
+    packed.add_argument("--group", metavar="REGEX", help="finds the patient in a path below ROOT")
+    packed.add_argument("--per-shard", type=int, default=1000, metavar="N", help="images of a shard (default: 1000)")
+    packed.set_defaults(act=_pack)
     report = commands.add_parser("report", help="tables, figures and a page from a run, several runs or a sweep")
     report.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="folder of a run, or of a sweep")
     report.add_argument(
@@ -70,6 +76,14 @@ def _draw(chosen: argparse.Namespace) -> None:
     )
     print(f"{count} images in {chosen.folder}; to train on them:")
     print(f"  python train.py data=folders data.root={chosen.folder} data.group='patient_\\d+'")
+
+
+def _pack(chosen: argparse.Namespace) -> None:
+    from pylorus.data.shards_pack import pack
+
+    shards = pack(chosen.root, chosen.output, group=chosen.group, per_shard=chosen.per_shard)
+    print(f"{len(shards)} shards in {chosen.output}; to train on them:")
+    print(f"  python train.py data=shards data.root={chosen.output}")
 
 
 def _report(chosen: argparse.Namespace) -> None:

@@ -49,14 +49,23 @@ class DataConfig:
 
     kind: str = key(
         "folders",
-        "folders: the user's class folders; manifest: a table that names files; synthetic: drawn",
-        choices=("folders", "manifest", "synthetic"),
+        "folders: the user's class folders; manifest: a table that names files; shards: tar files; synthetic: drawn",
+        choices=("folders", "manifest", "shards", "synthetic"),
     )
-    root: str | None = key(None, "folder that holds ROOT/{train,val,test}/CLASS, ROOT/{train,test}/CLASS or ROOT/CLASS")
+    root: str | None = key(
+        None,
+        "folder that holds ROOT/{train,val,test}/CLASS, ROOT/{train,test}/CLASS or ROOT/CLASS; of shards, their "
+        "folder, or a path or URL with braces: shard-{000..127}.tar",
+    )
     manifest: str | None = key(
         None,
         "CSV or Parquet file with a row an image: path (below data.root, or beside the manifest), label and, where "
         "known, group and split; further columns (device, site, age) are kept for splits and subgroup tables",
+    )
+    shard_window: int | None = key(
+        None,
+        "shards whose training images are shuffled into one another, window after window; null: all images at once",
+        low=1,
     )
     classes: list[str] | None = key(
         None, "names of the class folders, in the order of all tables; null: those found, sorted"
@@ -93,7 +102,15 @@ class DataConfig:
     test_from: str | None = key(
         None, "value of data.test_column from which on images make the test set, such as a date; as numbers or as text"
     )
-    accept_leaks: bool = key(False, "go on although a patient or the same image lies in two parts of the split")
+    patients: str = key(
+        "paths",
+        "where groups come from: data.group or the manifest; dicom: PatientID, hashed",
+        choices=("paths", "dicom"),
+    )
+    on_error: str = key(
+        "fail", "quarantine: files that can't be read are left out and listed", choices=("fail", "quarantine")
+    )
+    accept_leaks: bool = key(False, "go on although a patient or a copy of an image lies in two parts of the split")
     image_size: int | None = key(
         None, "side of the network's input in pixels; null: what the backbone was made for", low=32
     )

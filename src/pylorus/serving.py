@@ -58,6 +58,7 @@ def serve_images(
         views=plan.config.views,
         validation=images.validation,
         pin_memory=engine.accelerator == "cuda",
+        shard_window=config.data.shard_window,
     )
 
 

@@ -120,7 +120,7 @@ def built(composed: DictConfig) -> Config:
     config.stages = {name: config.stages[name] for name in config.run}
     # A run goes on from another working directory too.
     config.cache.folder = str(Path(config.cache.folder).expanduser().absolute())
-    if config.data.root is not None:
+    if config.data.root is not None and "://" not in config.data.root:
         config.data.root = str(Path(config.data.root).expanduser().absolute())
     if config.data.manifest is not None:
         config.data.manifest = str(Path(config.data.manifest).expanduser().absolute())
@@ -163,6 +163,10 @@ def check(config: Config) -> None:
             )
     if config.data.kind == "folders" and config.data.root is None:
         raise PylorusError("data.root: no value given. Add data.root=DIR, the folder of your class folders.")
+    if config.data.kind == "shards" and config.data.root is None:
+        raise PylorusError("data.root: no value given. Add data.root=DIR, the folder of your shards, or a URL.")
+    if config.data.kind != "shards" and config.data.shard_window is not None:
+        raise PylorusError("data.shard_window: needs data=shards as well.")
     _check_test_set(config)
     _check_classes(config)
     if config.model.args.get("in_chans", 3) != 3:
@@ -183,6 +187,8 @@ def _check_test_set(config: Config) -> None:
         raise PylorusError("data.manifest: no value given. Add data.manifest=FILE, a CSV or Parquet file.")
     if data.kind != "manifest" and data.manifest is not None:
         raise PylorusError("data.manifest: needs data=manifest as well.")
+    if data.patients == "dicom" and data.group is not None:
+        raise PylorusError("data.group and data.patients=dicom: each tells patients apart. Leave one of them out.")
     ways = {"data.fold": data.fold, "data.test_column": data.test_column, "data.split_file": data.split_file}
     given = [name for name, value in ways.items() if value is not None]
     if len(given) > 1:
@@ -197,7 +203,7 @@ def _check_test_set(config: Config) -> None:
             "data.test_column, data.test_values, data.test_from: expected the column and one of the other two, such as "
             "data.test_column=site data.test_values=[B]."
         )
-    if data.test_column is not None and data.kind != "manifest":
+    if data.test_column is not None and data.kind not in ("manifest", "shards"):
         raise PylorusError("data.test_column: names a column of a manifest: needs data=manifest data.manifest=FILE.")
 
 

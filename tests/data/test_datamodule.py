@@ -19,7 +19,7 @@ POLICY = AugmentConfig(**yaml.safe_load((CONF / "augment" / "light.yaml").read_t
 def serve(drawn, tmp_path_factory):
     kept = str(tmp_path_factory.mktemp("kept"))
     catalog = read_folders(drawn, group=r"patient_\d+")
-    table = split(catalog, DataConfig(val_fraction=0.2, test_fraction=0.2))
+    table = split(catalog, DataConfig(val_fraction=0.2, test_fraction=0.2)).table
 
     def make(*, workers=0, seed=0, policy=POLICY, batch_size=4, views=None, images=False):
         return ImageDataModule(

@@ -5,8 +5,13 @@ import pytest
 
 from pylorus.config import DataConfig
 from pylorus.data.manifest import read_manifest
-from pylorus.data.split import split, write_split
+from pylorus.data.split import split as cut
+from pylorus.data.split import write_split
 from pylorus.errors import PylorusError
+
+
+def split(catalog, data, *, seed=0):
+    return cut(catalog, data, seed=seed).table
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 
 from pylorus.evaluation.proportion import wilson
 from pylorus.report.options import ReportOptions
-from pylorus.report.subgroup_tables import subgroups
+from pylorus.report.subgroup_tables import IDENTIFYING, SINGLE, subgroups, without_single_patients
 from pylorus.report.write import write_report
 
 
@@ -31,6 +31,21 @@ def test_many_numbers_are_cut_at_their_quartiles_and_each_image_lies_in_one():
 @pytest.mark.parametrize("values", [["A"] * 5, [f"name {number}" for number in range(40)], [""] * 3])
 def test_one_value_or_names_make_none(values):
     assert counts(values) == {}
+
+
+def test_words_that_only_one_patient_has_are_not_shown():
+    values = np.array(["Miller", "Miller", "A", "A", "Meyer", ""])
+    group = np.array(["1", "1", "2", "3", "4", "5"])
+    assert without_single_patients(values, group).tolist() == [SINGLE, SINGLE, "A", "A", SINGLE, ""]
+
+
+@pytest.mark.parametrize(
+    ("column", "tells"),
+    [("patient_name", True), ("Patient", True), ("image-id", True), ("birthdate", True)]
+    + [(name, False) for name in ("site", "device", "patient_sex", "age", "video", "case_mix")],
+)
+def test_columns_that_tell_who_someone_is_are_told_by_their_names(column, tells):
+    assert bool(IDENTIFYING.search(column)) is tells
 
 
 def test_the_reports_table_holds_the_figures_of_each_subgroup(make_run, undrawn):

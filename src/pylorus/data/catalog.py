@@ -15,32 +15,29 @@ about/…      further columns of a manifest, as text
 ===========  =====================================================================
 """
 
-import hashlib
+import dataclasses
 import logging
-import os
 import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pylorus.columns import ABOUT
-from pylorus.data.content import contents
-from pylorus.data.image import SUFFIXES, decode
-from pylorus.data.unreadable import UnreadableImageError, shown
+from pylorus.data.content import Root
+from pylorus.data.facts import FactTable
+from pylorus.data.image import SUFFIXES
+from pylorus.data.reading import AS_THEY_ARE, Reading, read_files
 from pylorus.errors import PylorusError, did_you_mean, listing
 
 log = logging.getLogger(__name__)
 
 SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
 """What a folder of a given split may be called, in any case."""
 
@@ -50,18 +47,30 @@ class Catalog:
     """An image set.
 
     Attributes:
-        root: Folder below which the paths lie.
+        root: What the paths lie below: a folder, or shards.
         table: One row an image; see the module.
         classes: Names of the class folders, in the order of the labels.
         short_names: One a class, for metrics and tables.
         grouped: Whether groups are patients; else every image is its own group.
+        hashed: Whether groups are salted hashes, so that their names must decide nothing.
+        facts: What each file is, also those that can't be read, in the order of their paths.
+        places: Which of the facts are those of each row, of shape (rows,).
+        unreadable: What was left out: path, class, group, split and reason.
     """
 
-    root: Path
+    root: Root
     table: pd.DataFrame
     classes: tuple[str, ...]
     short_names: tuple[str, ...]
     grouped: bool
+    hashed: bool
+    facts: FactTable
+    places: NDArray[np.int64]
+    unreadable: pd.DataFrame
+
+    def without_facts(self) -> "Catalog":
+        """The same image set once all that is to be known of its files is known: a million of them hold 1.3 GiB."""
+        return dataclasses.replace(self, facts=FactTable(0), places=np.zeros(0, dtype=np.int64))
 
 
 def read_folders(
@@ -70,6 +79,7 @@ def read_folders(
     classes: list[str] | None = None,
     short_names: list[str] | None = None,
     group: str | None = None,
+    reading: Reading = AS_THEY_ARE,
 ) -> Catalog:
     """The catalog of class folders: ROOT/CLASS/…, or ROOT/SPLIT/CLASS/… with train, test and perhaps val.
 
@@ -80,42 +90,68 @@ def read_folders(
         classes: Names of the class folders in the order of the labels; None: those found, sorted.
         short_names: One a class; None: the classes' names.
         group: Regular expression that finds the patient in the path below the root.
+        reading: What is kept of the files, and what becomes of those that can't be read.
 
     Raises:
         PylorusError: If root, a class or an image is missing, unknown, empty or unreadable; the message names it.
     """
     if not root.is_dir():
         raise PylorusError(f"data.root: found {root}, expected a folder that exists.")
-    rows, found = _scan(root)
+    rows, found = scan_folders(root)
     names = _settled_classes(root, found, classes)
     table = pd.DataFrame(rows, columns=["path", "class", "split"])
     table["group"] = groups_of(list(table["path"]), group)
-    return completed(table, root, names, short_names=short_names, grouped=group is not None)
+    grouped = group is not None
+    return completed(table, root, names, short_names=short_names, grouped=grouped, reading=reading)
 
 
 def completed(
-    rows: pd.DataFrame, root: Path, classes: tuple[str, ...], *, short_names: list[str] | None, grouped: bool
+    rows: pd.DataFrame,
+    root: Root,
+    classes: tuple[str, ...],
+    *,
+    short_names: list[str] | None,
+    grouped: bool,
+    reading: Reading,
 ) -> Catalog:
-    """The catalog of rows with path, class, group, split and about/…: each file is read and decoded once.
+    """The catalog of rows with path, class, group, split and about/…: each file is read once.
 
     Raises:
-        PylorusError: If an image can't be read; names it.
+        PylorusError: If an image can't be read, names it; or if none is left of a class.
     """
-    table = rows.sort_values("path", ignore_index=True)
+    files = rows.sort_values("path", ignore_index=True)
+    files, facts, reasons = read_files(files, root, reading)
+    left_out = np.array([reason != "" for reason in reasons], dtype=np.bool_)
+    table = files[~left_out].reset_index(drop=True)
     table["label"] = table["class"].map({name: index for index, name in enumerate(classes)})
-    table = table.join(_contents(root, list(table["path"])))
+    emptied = [name for label, name in enumerate(classes) if not (table["label"] == label).any()]
+    if emptied:
+        raise PylorusError(f'{root}: none of the images of class "{emptied[0]}" can be read. Mend them.')
     columns = ["sample_id", "path", "label", "group", "split", "width", "height", "sha256"]
+    unreadable = files.loc[left_out, ["path", "class", "group", "split"]].assign(
+        reason=[reason for reason in reasons if reason]
+    )
     return Catalog(
         root=root,
         table=table[[*columns, *(name for name in table.columns if name.startswith(ABOUT))]],
         classes=classes,
         short_names=tuple(short_names) if short_names is not None else classes,
-        grouped=grouped,
+        grouped=grouped or reading.salt is not None,
+        hashed=reading.salt is not None,
+        facts=facts,
+        places=np.flatnonzero(~left_out),
+        unreadable=unreadable.reset_index(drop=True),
     )
 
 
-def _scan(root: Path) -> tuple[list[tuple[str, str, str]], dict[str, set[str]]]:
-    """Rows (path, class, split), and the class folders found in each split ("" where folders give none)."""
+def scan_folders(root: Path) -> tuple[list[tuple[str, str, str]], dict[str, set[str]]]:
+    """Rows (path, class, split), and the class folders found in each split ("" where folders give none).
+
+    No file is opened.
+
+    Raises:
+        PylorusError: If these are no class folders; says why.
+    """
     folders = _visible_folders(root)
     splits = {folder: SPLIT_FOLDERS.get(folder.name.lower(), "") for folder in folders}
     given = {split for split in splits.values() if split}
@@ -177,39 +213,17 @@ def groups_of(paths: list[str], pattern: str | None) -> list[str]:
     except re.error as error:
         raise PylorusError(f"data.group: {pattern!r} is not a regular expression: {error}.") from error
     found = [finder.search(path) for path in paths]
-    lost = [path for path, match in zip(paths, found, strict=True) if match is None or not _named(match)]
+    lost = [path for path, match in zip(paths, found, strict=True) if match is None or not group_in(match)]
     if lost:
         raise PylorusError(
             f"data.group: {pattern!r} finds no patient in {len(lost)} of {len(paths)} paths:\n{listing(lost)}"
         )
-    return [_named(match) for match in found if match is not None]
+    return [group_in(match) for match in found if match is not None]
 
 
-def _named(match: re.Match[str]) -> str:
+def group_in(match: re.Match[str]) -> str:
+    """The group that an expression found: its first parentheses, or all that it matched."""
     return str(match.group(1) or "") if match.re.groups else match.group(0)
-
-
-def _contents(root: Path, paths: list[str]) -> pd.DataFrame:
-    """Width, height and hashes of every file; each is read and decoded once, on all cores."""
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        found = list(pool.map(lambda path: _examine(root, path), paths))
-    broken = [entry for entry in found if isinstance(entry, str)]
-    if broken:
-        raise PylorusError(
-            f"{root}: {len(broken)} of {len(paths)} images can't be read:\n{listing(broken)}\n"
-            "Mend them or move them out of the class folders."
-        )
-    return pd.DataFrame(found, columns=["sample_id", "width", "height", "sha256"])
-
-
-def _examine(root: Path, path: str) -> tuple[str, int, int, str] | str:
-    try:
-        content = contents(root / path)
-        height, width = decode(content).shape[:2]
-    except (OSError, UnreadableImageError) as error:
-        return f"{shown(Path(path))}: {error}"
-    digest = hashlib.sha256(content).hexdigest()
-    return hashlib.sha256(os.fsencode(f"{path}\0{digest}")).hexdigest()[:16], width, height, digest
 
 
 def _images(folder: Path) -> list[Path]:

@@ -1,8 +1,10 @@
-"""A file's bytes, from ordinary files that hold still: nothing here can wait for ever or fill the memory."""
+"""An image's bytes, from a file that holds still or from a shard: nothing here waits for ever or fills the memory."""
 
 import os
 import stat
+from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Protocol
 
 from pylorus.data.unreadable import UnreadableImageError
 
@@ -20,13 +22,40 @@ _KINDS = {
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 
 
-def contents(path: Path) -> bytes:
-    """All bytes of a file; symbolic links are followed.
+class Member(ABC):
+    """An image that is no file of its own; as text, what messages call it."""
+
+    @abstractmethod
+    def contents(self) -> bytes:
+        """All its bytes.
+
+        Raises:
+            UnreadableImageError: If they can't be had as they were catalogued; the message says why.
+        """
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+
+Place = Path | Member
+"""Where an image is."""
+
+
+class Root(Protocol):
+    """What images lie below: a folder, or anything else that gives a place for each path, as in `root / path`."""
+
+    def __truediv__(self, path: str, /) -> Place: ...
+
+
+def contents(path: Place) -> bytes:
+    """All bytes of an image; symbolic links are followed.
 
     Raises:
         UnreadableImageError: If it is gone, may not be read, is a folder, a pipe or a device, has over `MOST_BYTES`,
             or changes while it is read; the message says which, without the file's name.
     """
+    if isinstance(path, Member):
+        return path.contents()
     try:
         _expect_plain(os.stat(path))  # noqa: PTH116 the same call as below, and before a device is opened
         descriptor = os.open(path, _FLAGS)

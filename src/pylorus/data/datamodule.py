@@ -1,7 +1,6 @@
 """The LightningDataModule: batches of the network's size, in an order and with augmentations that repeat exactly."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,9 +11,11 @@ from torch.utils.data import DataLoader
 
 from pylorus.cache.records import Records
 from pylorus.config import AugmentConfig, CacheConfig
+from pylorus.data.content import Root
 from pylorus.data.dataset import Batch, ImageDataset, as_is
 from pylorus.data.input import InputFormat, kept_images
-from pylorus.data.order import Draw, EpochBatches, EpochOrder
+from pylorus.data.order import Draw, EpochBatches, EpochOrder, Windows
+from pylorus.data.shards import Shards
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -23,7 +24,7 @@ class ImageDataModule(pl.LightningDataModule):
     def __init__(
         self,
         table: pd.DataFrame,
-        root: Path,
+        root: Root,
         form: InputFormat,
         *,
         batch_size: int,
@@ -34,12 +35,13 @@ class ImageDataModule(pl.LightningDataModule):
         views: int | None = None,
         validation: str = "val",
         pin_memory: bool = False,
+        shard_window: int | None = None,
     ) -> None:
         """Takes a split table and how to serve it.
 
         Args:
             table: Rows of `pylorus.data.split.split`.
-            root: Folder below which the table's paths lie.
+            root: What the table's paths lie below.
             form: How a file becomes the network's input.
             batch_size: Images a step in training; twice as many in evaluation, which keeps no gradients.
             workers: Processes that decode; 0 for none but this one.
@@ -49,6 +51,7 @@ class ImageDataModule(pl.LightningDataModule):
             views: How many augmented variants an image has; None: a new one each epoch.
             validation: The part to validate on: val, or test where the study's own protocol is repeated.
             pin_memory: Whether batches go to a GPU.
+            shard_window: Shards whose training images are shuffled into one another; None: all.
         """
         super().__init__()
         self._table = table.reset_index(drop=True)
@@ -58,7 +61,7 @@ class ImageDataModule(pl.LightningDataModule):
         self._places = {part: chosen.index.to_numpy(dtype=np.int64) for part, chosen in rows.items()}
         self.root, self.form, self.policy, self.seed = root, form, policy, seed
         self.batch_size, self.workers, self.pin_memory = batch_size, workers, pin_memory
-        self.views, self._cache = views, cache
+        self.views, self.shard_window, self._cache = views, shard_window, cache
         self._datasets: dict[str, ImageDataset] = {}
         self._decoded: Records | None = None
         self._looked = False
@@ -83,9 +86,17 @@ class ImageDataModule(pl.LightningDataModule):
         """The batches of a part: train shuffled and augmented, the others as they stand."""
         images = len(self.parts[part])
         if part == "train":
-            order = EpochOrder(images, seed=self.seed, augmented=self.augments, views=self.views)
+            order = EpochOrder(
+                images, seed=self.seed, augmented=self.augments, views=self.views, windows=self._windows(part)
+            )
             return EpochBatches(order, self.batch_size)
         return EpochBatches(EpochOrder(images, seed=None), 2 * self.batch_size)
+
+    def _windows(self, part: str) -> Windows | None:
+        """The shards that training walks through, where it is to."""
+        if self.shard_window is None or not isinstance(self.root, Shards):
+            return None
+        return Windows(self.root.numbers(list(self.parts[part]["path"])), self.shard_window)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Every training image once, shuffled and augmented anew each epoch."""

@@ -1,6 +1,5 @@
 """The images of one part of a split as batches: decoded or found decoded, and augmented."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ from pylorus.cache.records import Records
 from pylorus.chance import derived_seed
 from pylorus.config import AugmentConfig
 from pylorus.data.augment import build_augmentation
+from pylorus.data.content import Root
 from pylorus.data.input import InputFormat
 from pylorus.data.order import Draw
 
@@ -36,7 +36,7 @@ class ImageDataset(Dataset[Batch]):
 
     Args:
         table: Rows of one part of the split.
-        root: Folder below which the table's paths lie.
+        root: What the table's paths lie below.
         form: How a file becomes the network's input.
         policy: The augmentation.
         seed: Of the augmentation.
@@ -46,7 +46,7 @@ class ImageDataset(Dataset[Batch]):
     def __init__(
         self,
         table: pd.DataFrame,
-        root: Path,
+        root: Root,
         form: InputFormat,
         *,
         policy: AugmentConfig,

@@ -21,14 +21,13 @@ import io
 import logging
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pylorus.data.content import contents
+from pylorus.data.content import Place, contents
 from pylorus.data.unreadable import UnreadableImageError, shown
 from pylorus.data.whole import check_whole
 
@@ -86,7 +85,7 @@ def decode_dicom(content: bytes, *, most_pixels: int) -> NDArray[np.uint8]:
     return _as_rgb(pixels, str(properties["photometric_interpretation"]), dataset)
 
 
-def patient_of(path: Path, *, salt: str = "") -> str | None:
+def patient_of(path: Place, *, salt: str = "") -> str | None:
     """A stand-in for the patient of a DICOM file, to group images by.
 
     The PatientID itself never leaves this function. The stand-in is the start of a SHA-256 of salt, IssuerOfPatientID

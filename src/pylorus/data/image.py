@@ -31,14 +31,13 @@ libtiff writes lines of its own to the terminal.
 
 import io
 import warnings
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from pylorus.data.content import contents
+from pylorus.data.content import Place, contents
 from pylorus.data.tiff import check_pieces, deep_colour, is_tiff
 from pylorus.data.unreadable import UnreadableImageError as UnreadableImageError
 from pylorus.data.unreadable import shown
@@ -88,8 +87,8 @@ def decode(content: bytes) -> RGB:
         raise UnreadableImageError(f"damaged: {error or type(error).__name__}") from error
 
 
-def read(path: Path) -> RGB:
-    """The image in a file.
+def read(path: Place) -> RGB:
+    """The image at a place: in a file, or in a shard.
 
     Raises:
         UnreadableImageError: Names the file and what is wrong with it.

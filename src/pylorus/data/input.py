@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,8 +15,10 @@ from torch.utils.data import get_worker_info
 from pylorus.cache.kept import kept_records
 from pylorus.cache.records import Records
 from pylorus.config import CacheConfig
+from pylorus.data.content import Place, Root
 from pylorus.data.field import crop_to_field
 from pylorus.data.image import POLICY_VERSION, RGB, fit, read
+from pylorus.data.shards import Shards
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class InputFormat:
         """All that the fitted image of a file depends on besides its content, as plain values."""
         return {**asdict(self), "policy": POLICY_VERSION, "pillow": PIL.__version__}
 
-    def read(self, path: Path) -> RGB:
+    def read(self, path: Place) -> RGB:
         """The image in a file, of shape (size, size, 3).
 
         Raises:
@@ -58,7 +59,7 @@ class InputFormat:
             image = crop_to_field(image)
         return fit(image, size=self.size, how=self.fit, interpolation=self.interpolation)
 
-    def read_all(self, paths: Sequence[Path]) -> NDArray[np.uint8]:
+    def read_all(self, paths: Sequence[Place]) -> NDArray[np.uint8]:
         """The images in some files, of shape (paths, size, size, 3).
 
         Raises:
@@ -70,14 +71,14 @@ class InputFormat:
             return np.stack(list(pool.map(self.read, paths)))
 
 
-def kept_images(table: pd.DataFrame, root: Path, form: InputFormat, settings: CacheConfig) -> Records | None:
+def kept_images(table: pd.DataFrame, root: Root, form: InputFormat, settings: CacheConfig) -> Records | None:
     """The fitted images of a table's rows, each decoded once for all runs; None where that is not wanted or no gain.
 
     They are the very arrays that reading the files would give.
 
     Args:
         table: Rows with path, sha256, width and height.
-        root: Folder below which the paths lie.
+        root: What the paths lie below.
         form: How a file becomes the network's input.
         settings: What may be kept, and where.
 
@@ -85,7 +86,9 @@ def kept_images(table: pd.DataFrame, root: Path, form: InputFormat, settings: Ca
         UnreadableImageError: Names the first file that gives no image.
     """
     pixels = float((table["width"] * table["height"]).median())
-    wanted = pixels > LARGE * form.size**2 if settings.images is None else settings.images
+    # Of shards far away each image is fetched once: what is kept is the local copy, within the cache's budget.
+    gain = pixels > LARGE * form.size**2 or (isinstance(root, Shards) and root.remote)
+    wanted = gain if settings.images is None else settings.images
     if not wanted:
         return None
     paths = [root / path for path in table["path"]]

@@ -17,6 +17,7 @@ import pandas as pd
 
 from pylorus.columns import ABOUT
 from pylorus.data.catalog import SPLIT_FOLDERS, Catalog, completed, groups_of
+from pylorus.data.reading import AS_THEY_ARE, Reading
 from pylorus.errors import PylorusError, did_you_mean, listing
 
 REQUIRED = ("path", "label")
@@ -30,6 +31,7 @@ def read_manifest(
     classes: list[str] | None = None,
     short_names: list[str] | None = None,
     group: str | None = None,
+    reading: Reading = AS_THEY_ARE,
 ) -> Catalog:
     """The catalog of a manifest.
 
@@ -39,27 +41,41 @@ def read_manifest(
         classes: Names of the classes in the order of the labels; None: those found, sorted.
         short_names: One a class; None: the classes' names.
         group: Regular expression that finds the patient in a path; None: the column group, where there is one.
+        reading: What is kept of the files, and what becomes of those that can't be read.
 
     Raises:
         PylorusError: If the file or an image is missing, unreadable or not as said above; the message names it.
     """
-    rows = _read(manifest)
+    table = manifest_rows(manifest)
     place = root if root is not None else manifest.parent
-    _check_columns(rows, manifest)
-    names = _settled_classes(rows["label"], classes, manifest)
-    absent = [path for path in rows["path"] if not (place / path).is_file()]
-    if absent:
+    names = _settled_classes(table["class"], classes, manifest)
+    absent = [path for path in table["path"] if not (place / path).is_file()]
+    if absent and (reading.on_error == "fail" or len(absent) == len(table)):
         raise PylorusError(
-            f"{manifest}: {len(absent)} of {len(rows)} files are not below {place}:\n{listing(absent)}\n"
+            f"{manifest}: {len(absent)} of {len(table)} files are not below {place}:\n{listing(absent)}\n"
             "Set data.root to the folder below which the paths lie."
         )
+    grouped = group is not None or "group" in table
+    if group is not None or not grouped:
+        table["group"] = groups_of(list(table["path"]), group)
+    return completed(table, place, names, short_names=short_names, grouped=grouped, reading=reading)
+
+
+def manifest_rows(manifest: Path) -> pd.DataFrame:
+    """The rows of a manifest: path, class, split, group where there is such a column, and about/…; no file is opened.
+
+    Raises:
+        PylorusError: If the table itself is missing, unreadable or not as said above; the message names it.
+    """
+    rows = _read(manifest)
+    _check_columns(rows, manifest)
     table = pd.DataFrame({"path": rows["path"], "class": rows["label"], "split": _splits(rows, manifest)})
-    grouped = group is not None or "group" in rows
-    table["group"] = groups_of(list(rows["path"]), group) if group or "group" not in rows else rows["group"]
+    if "group" in rows:
+        table["group"] = rows["group"]
     for name in rows.columns:
         if name not in KNOWN:
             table[ABOUT + name] = rows[name]
-    return completed(table, place, names, short_names=short_names, grouped=grouped)
+    return table
 
 
 def _read(manifest: Path) -> pd.DataFrame:

@@ -4,9 +4,31 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from pylorus.chance import derived_seed
+
+
+class Windows(NamedTuple):
+    """How to walk through images shard by shard.
+
+    Attributes:
+        shards: The shard of each image, of shape (images,).
+        width: How many shards are shuffled into one another.
+    """
+
+    shards: NDArray[np.int32]
+    width: int
+
+    def order(self, chance: np.random.Generator) -> NDArray[np.int64]:
+        """All images once: shards by chance, the images of each `width` of them by chance."""
+        turns = chance.permutation(int(self.shards.max()) + 1)
+        places = np.empty_like(turns)
+        places[turns] = np.arange(len(turns))
+        shuffled = chance.permutation(len(self.shards))
+        window = places[self.shards[shuffled]] // self.width
+        return shuffled[np.argsort(window, kind="stable")]
 
 
 class Draw(NamedTuple):
@@ -29,10 +51,20 @@ class EpochOrder(Sampler[Draw]):
         seed: Of the order; None: the table's.
         augmented: Whether an image is served as another variant in each epoch.
         views: After how many epochs the variants come round again; None: never.
+        windows: Shards to walk through; None: any image may follow any other.
     """
 
-    def __init__(self, images: int, *, seed: int | None, augmented: bool = False, views: int | None = None) -> None:
+    def __init__(
+        self,
+        images: int,
+        *,
+        seed: int | None,
+        augmented: bool = False,
+        views: int | None = None,
+        windows: Windows | None = None,
+    ) -> None:
         self.images, self.seed, self.augmented, self.views, self.epoch = images, seed, augmented, views, 0
+        self._windows = windows
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls it before each epoch, after a resume too."""
@@ -44,7 +76,8 @@ class EpochOrder(Sampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         order = np.arange(self.images)
         if self.seed is not None:
-            order = np.random.default_rng(derived_seed(self.seed, "order", self.epoch)).permutation(self.images)
+            chance = np.random.default_rng(derived_seed(self.seed, "order", self.epoch))
+            order = chance.permutation(self.images) if self._windows is None else self._windows.order(chance)
         turn = self.epoch if self.views is None else self.epoch % self.views
         return iter([Draw(int(row), turn if self.augmented else None) for row in order])
 

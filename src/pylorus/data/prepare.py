@@ -1,4 +1,4 @@
-"""The images of a run: read or drawn, catalogued, split, and all of it written down."""
+"""The images of a run: read or drawn, catalogued, looked through, split, and all of it written down."""
 
 import logging
 from dataclasses import dataclass
@@ -7,10 +7,17 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import OmegaConf
 
-from pylorus.config import Config, DataConfig, DrawnConfig
+from pylorus.config import Config, DrawnConfig
+from pylorus.data.audit.duplicates import find_copies
+from pylorus.data.audit.thresholds import Thresholds
 from pylorus.data.catalog import Catalog, read_folders
+from pylorus.data.look_through import look_through
 from pylorus.data.manifest import read_manifest
+from pylorus.data.patients import salt_of
+from pylorus.data.quarantine import tell_unreadable, write_quarantine
+from pylorus.data.reading import Reading
 from pylorus.data.same_images import check_same
+from pylorus.data.shards_catalog import read_shards
 from pylorus.data.split import SPLITS, split, write_split
 from pylorus.data.synthetic import draw_image_set
 from pylorus.files import whole, write_text
@@ -42,7 +49,10 @@ class Images:
 
 
 def prepare_images(config: Config, folder: RunFolder) -> Images:
-    """Catalogs and splits the configured images; writes catalog.parquet and split.csv, and the classes to config.yaml.
+    """Catalogs, looks through and splits the configured images; writes what it found and chose into the folder.
+
+    That is catalog.parquet, split.csv, audit.json, quarantine.csv where files were left out, and the classes in
+    config.yaml.
 
     Raises:
         PylorusError: If the images can't be used as they are; the message names what is wrong.
@@ -55,7 +65,7 @@ def prepare_images(config: Config, folder: RunFolder) -> Images:
             _draw(root, data.drawn)
     else:
         root = Path(data.root) if data.root is not None else None
-    catalog = _catalog(data, root)
+    catalog = _catalog(config, root)
     # What was inferred is written down: the record of a run leaves nothing to be guessed.
     data.classes, data.short_names = list(catalog.classes), list(catalog.short_names)
     if data.kind == "manifest":
@@ -63,20 +73,29 @@ def prepare_images(config: Config, folder: RunFolder) -> Images:
     write_text(folder.config, OmegaConf.to_yaml(config))
     with whole(folder.path / "catalog.parquet") as temporary:
         catalog.table.to_parquet(temporary, index=False)
-    table = split(catalog, data, seed=config.seed)
-    check_same(table, folder.path / "split.csv")
-    split_hash = write_split(table, catalog.classes, folder.path / "split.csv")
-    images = Images(catalog, table, split_hash, "test" if data.validation == "test" else "val")
+    write_quarantine(catalog, folder.path)
+    tell_unreadable(catalog)
+    copies = find_copies(catalog.facts, Thresholds())
+    found = split(catalog, data, seed=config.seed, copies=copies)
+    check_same(found.table, folder.path / "split.csv")
+    split_hash = write_split(found.table, catalog.classes, folder.path / "split.csv")
+    look_through(catalog, found, folder.path)
+    images = Images(catalog.without_facts(), found.table, split_hash, "test" if data.validation == "test" else "val")
     _tell(images)
     return images
 
 
-def _catalog(data: DataConfig, root: Path | None) -> Catalog:
+def _catalog(config: Config, root: Path | None) -> Catalog:
+    data, cache = config.data, Path(config.cache.folder)
+    salt = salt_of(cache) if data.patients == "dicom" else None
+    reading = Reading(store=cache / "facts", on_error=data.on_error, salt=salt)
+    known = {"classes": data.classes, "short_names": data.short_names}
     if data.kind == "manifest":
-        return read_manifest(
-            Path(str(data.manifest)), root=root, classes=data.classes, short_names=data.short_names, group=data.group
-        )
-    return read_folders(Path(str(root)), classes=data.classes, short_names=data.short_names, group=data.group)
+        return read_manifest(Path(str(data.manifest)), root=root, **known, group=data.group, reading=reading)
+    if data.kind == "shards":
+        index = cache / "shards"
+        return read_shards(str(data.root), index=index, **known, group=data.group, reading=reading)
+    return read_folders(Path(str(root)), **known, group=data.group, reading=reading)
 
 
 def _draw(root: Path, drawn: DrawnConfig) -> None:

@@ -1,43 +1,71 @@
-"""Training, validation and test images: by patient, stratified by class, frozen to a file with hashes."""
+"""Training, validation and test images: by patient, copies together, stratified by class, frozen to a file."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold
 
 from pylorus.chance import derived_seed
 from pylorus.config import DataConfig
+from pylorus.data.audit.duplicates import Copies, find_copies
+from pylorus.data.audit.thresholds import Thresholds
 from pylorus.data.catalog import Catalog
+from pylorus.data.folds import stratified_folds
+from pylorus.data.leaks import Pair, bundles, check_labels, leaks, leaks_said, pairs_of
 from pylorus.data.test_set import by_column, by_file
-from pylorus.errors import PylorusError, listing
+from pylorus.errors import PylorusError
 from pylorus.files import whole
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ["sample_id", "path", "class", "group", "split", "sha256"]
+MUCH = 0.2
+"""A share of all images that hangs together by copies, from which on the user is warned."""
 FINEST = 20
 """A part is cut as a number of folds out of at most so many."""
 
 
-def split(catalog: Catalog, data: DataConfig, *, seed: int = 0) -> pd.DataFrame:
-    """The catalog's table with every row in train, val or test.
+@dataclass(frozen=True)
+class Split:
+    """Which image lies where.
+
+    Attributes:
+        table: The catalog's rows, each in train, val or test.
+        leaks: What lies in two parts all the same: only where the user accepts it.
+    """
+
+    table: pd.DataFrame
+    leaks: tuple[Pair, ...]
+
+
+def split(catalog: Catalog, data: DataConfig, *, seed: int = 0, copies: Copies | None = None) -> Split:
+    """Puts every row of the catalog in train, val or test.
 
     What folders, a manifest or another run's split say stands. The test set is otherwise a fold, the images of a
-    column's values, or cut from all images; the validation set is cut from the training images. A group is never cut
-    in two.
+    column's values, or cut from all images; the validation set is cut from the training images. What is cut here keeps
+    a group in one part, and with it all groups that hold copies of its images.
 
     Args:
         catalog: The image set.
         data: Which of these, and the shares.
         seed: Of the cuts. Folds of one seed are parts of one whole.
+        copies: What the catalog's files hold twice; None: it is looked for.
 
     Raises:
-        PylorusError: If a class is missing from a part, or a group or an image lies in two; the message names it.
+        PylorusError: If a class is missing from a part, a group or a copy lies in two, or one content has two labels;
+            the message names it.
     """
     table, validation = catalog.table.copy(), data.validation
+    pairs = pairs_of(catalog, find_copies(catalog.facts, Thresholds()) if copies is None else copies)
+    check_labels(catalog, pairs)
+    table["bundle"] = bundles(catalog, pairs)
+    _tell_joined(table, catalog)
     chosen = _chosen_parts(catalog, data)
     if chosen is not None:
         table["split"] = chosen
@@ -59,9 +87,10 @@ def split(catalog: Catalog, data: DataConfig, *, seed: int = 0) -> pd.DataFrame:
             "validate on it, or move its images to train."
         )
     _check_classes(table, catalog, parts=("train", "test") if validation == "test" else SPLITS)
-    if not data.accept_leaks:
-        _check_leaks(table, catalog.grouped)
-    return table
+    found = leaks(table, pairs, grouped=catalog.grouped)
+    if found and not data.accept_leaks:
+        raise PylorusError(leaks_said(table, found))
+    return Split(table.drop(columns="bundle"), tuple(found))
 
 
 def _chosen_parts(catalog: Catalog, data: DataConfig) -> Sequence[str] | None:
@@ -73,13 +102,13 @@ def _chosen_parts(catalog: Catalog, data: DataConfig) -> Sequence[str] | None:
 
 
 def _hold_out(table: pd.DataFrame, fold: int, folds: int, *, seed: int, catalog: Catalog) -> None:
-    counts = table.groupby("label")["group"].nunique()
+    counts = table.groupby("label")["bundle"].nunique()
     if counts.min() < folds:
         raise PylorusError(
             f'data.folds: found {folds}, but class "{catalog.classes[int(counts.to_numpy().argmin())]}" has only '
             f"{counts.min()} {_groups_word(catalog)}: expected at least one for each fold."
         )
-    held = _folds(table["label"].to_numpy(), table["group"].to_numpy(), folds=folds, seed=seed) == fold
+    held = _folds(table, folds=folds, seed=seed) == fold
     table.loc[held, "split"] = "test"
 
 
@@ -94,8 +123,7 @@ def write_split(table: pd.DataFrame, classes: tuple[str, ...], path: Path) -> st
 def _cut(table: pd.DataFrame, part: str, *, share: float, seed: int, catalog: Catalog) -> None:
     """Moves about `share` of the training rows to `part`, whole groups, stratified by class."""
     train = table.index[table["split"] == "train"].to_numpy()
-    labels, groups = table["label"].to_numpy()[train], table["group"].to_numpy()[train]
-    counts = table.loc[train].groupby("label")["group"].nunique()
+    counts = table.loc[train].groupby("label")["bundle"].nunique()
     rarest = str(catalog.classes[int(counts.to_numpy().argmin())])
     parts_left = 3 if part == "test" else 2
     if counts.min() < parts_left:
@@ -105,17 +133,13 @@ def _cut(table: pd.DataFrame, part: str, *, share: float, seed: int, catalog: Ca
         )
     folds = int(min(FINEST, counts.min()))
     taken = max(1, round(share * folds))
-    chosen = _folds(labels, groups, folds=folds, seed=seed) < taken
+    chosen = _folds(table.loc[train], folds=folds, seed=seed) < taken
     table.loc[train[chosen], "split"] = part
 
 
-def _folds(labels: NDArray[np.int64], groups: NDArray[np.str_], *, folds: int, seed: int) -> NDArray[np.int64]:
-    """The fold of each row: groups whole, classes spread evenly."""
-    fold = np.empty(len(labels), dtype=np.int64)
-    cutter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed % (1 << 32))
-    for number, (_, held_out) in enumerate(cutter.split(np.zeros(len(labels)), labels, groups)):
-        fold[held_out] = number
-    return fold
+def _folds(rows: pd.DataFrame, *, folds: int, seed: int) -> NDArray[np.int64]:
+    """The fold of each row: what must stay together stays together, classes are spread evenly."""
+    return stratified_folds(rows["label"].to_numpy(), rows["bundle"].to_numpy(), folds=folds, seed=seed % (1 << 32))
 
 
 def _check_classes(table: pd.DataFrame, catalog: Catalog, *, parts: tuple[str, ...]) -> None:
@@ -130,18 +154,20 @@ def _check_classes(table: pd.DataFrame, catalog: Catalog, *, parts: tuple[str, .
             )
 
 
-def _check_leaks(table: pd.DataFrame, grouped: bool) -> None:
-    for column, what in (("group", "patients"), ("sha256", "images, by content,")):
-        if column == "group" and not grouped:
-            continue
-        parts = table.groupby(column)["split"].nunique()
-        leaking = table[table[column].isin(parts.index[parts > 1])].sort_values([column, "split"])
-        if len(leaking):
-            count = leaking[column].nunique()
-            raise PylorusError(
-                f"{count} {what} lie in two parts of the split:\n{listing(leaking['path'])}\n"
-                "The test would be no test. Move them to one side, or accept it with data.accept_leaks=true."
-            )
+def _tell_joined(table: pd.DataFrame, catalog: Catalog) -> None:
+    """Says where copies tie groups together, and warns where so many hang together that a cut hardly can be even."""
+    sizes = table.groupby("bundle").agg(images=("group", "size"), groups=("group", "nunique"))
+    joined = sizes[sizes["groups"] > 1]
+    if joined.empty:
+        return
+    what = _groups_word(catalog)
+    log.info("copies   tie %d %s together to %d, each cut as one", joined["groups"].sum(), what, len(joined))
+    if joined["images"].max() > MUCH * len(table):
+        log.warning(
+            "copies   %.0f %% of all images hang together by copies and can only lie in one part: %s",
+            100 * joined["images"].max() / len(table),
+            "look at them with pylorus audit",
+        )
 
 
 def _groups_word(catalog: Catalog) -> str:

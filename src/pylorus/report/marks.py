@@ -31,9 +31,15 @@ DRAWN = Mark(
 )
 LEAKING = Mark(
     "LEAKING: parts of the split share patients or images",
-    "Groups (patients) or identical images lie in two parts of the split (data.accept_leaks=true): the model may have "
-    "seen what it is tested on. All figures are optimistic.",
+    "Groups (patients), identical images or near copies lie in two parts of the split (data.accept_leaks=true): the "
+    "model may have seen what it is tested on. All figures are optimistic.",
 )
+
+
+def accepted_leaks(run: SavedRun) -> dict[str, int]:
+    """What lies in two parts of a run's split, by kind and with its count; empty where nothing does."""
+    said = run.audit.get("accepted_leaks", {})
+    return {str(kind): int(count) for kind, count in said.items() if count}
 
 
 def marks_of(run: SavedRun) -> tuple[Mark, ...]:
@@ -43,7 +49,8 @@ def marks_of(run: SavedRun) -> tuple[Mark, ...]:
         found.append(OPTIMISTIC)
     if run.setting("data.kind") == "synthetic":
         found.append(DRAWN)
-    if run.split is not None and (run.split.shared_groups or run.split.shared_images):
+    shared = run.split is not None and (run.split.shared_groups or run.split.shared_images)
+    if shared or accepted_leaks(run):
         found.append(LEAKING)
     return tuple(found)
 

@@ -8,6 +8,12 @@ from omegaconf import DictConfig, OmegaConf
 
 HIDDEN = "(not shown)"
 
+FILES = ("data.root", "data.manifest", "data.split_file", "resume")
+"""Keys whose values are folders or files, also where no / tells so."""
+
+OF_PATIENTS = ("data.test_values", "data.test_from")
+"""Keys whose values a manifest may use for patients."""
+
 REGULAR_EXPRESSIONS = ("data.group",)
 """Keys whose values may look like paths and are none."""
 
@@ -19,11 +25,13 @@ def redacted(key: str, value: Any) -> Any:
         >>> redacted("data.root", "/patients"), redacted("model.weights", "/home/w/vgg.pth"), redacted("seed", 3)
         ('(not shown)', 'vgg.pth', 3)
     """
+    if value is not None and key in (*FILES, *OF_PATIENTS):
+        return HIDDEN
     if not isinstance(value, str) or key in REGULAR_EXPRESSIONS:
         return value
     if key == "model.weights":
         return PureWindowsPath(PurePosixPath(value).name).name
-    return HIDDEN if key == "data.root" or "/" in value or "\\" in value else value
+    return HIDDEN if "/" in value or "\\" in value else value
 
 
 def redacted_override(word: str) -> str:

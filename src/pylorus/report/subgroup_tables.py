@@ -1,5 +1,7 @@
 """How a model does in parts of the test images: by device, site, sex, age or whatever a manifest says of them."""
 
+import re
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +17,13 @@ MOST_NUMBERS = 5
 """A column with more different numbers than these, such as an age, is cut at its quartiles."""
 SHARES = (0.25, 0.5, 0.75)
 NOT_KNOWN = "not stated"
+SINGLE = "values of a single patient"
+IDENTIFYING = re.compile(
+    r"(^|[^a-z])(name|surname|vorname|nachname|mrn|birth[a-z]*|dob|accession|e?mail|phone|address|id)([^a-z]|$)"
+    r"|^(patient|person|case)s?$",
+    re.IGNORECASE,
+)
+"""Names of columns that tell who a patient is: they make no subgroups, however few values they have."""
 
 
 def subgroup_table(result: Result) -> Table | None:
@@ -22,7 +31,10 @@ def subgroup_table(result: Result) -> Table | None:
     said = result.test.predictions
     rows: list[Row] = []
     for column, values in result.test.about.items():
-        for name, chosen in subgroups(values):
+        if IDENTIFYING.search(column):
+            continue
+        shown = without_single_patients(values, said.group) if result.test.clusters is not None else values
+        for name, chosen in subgroups(shown):
             found = proportions_of_predictions(
                 said.true[chosen],
                 said.predicted[chosen],
@@ -52,6 +64,19 @@ def subgroup_table(result: Result) -> Table | None:
             "subgroups some differ by chance. A column of many numbers is cut at its quartiles.",
         ),
     )
+
+
+def without_single_patients(values: NDArray[np.str_], group: NDArray[np.generic]) -> NDArray[np.str_]:
+    """The values, but for words that only one patient has: such a word may be a name, and tells of no subgroup.
+
+    Args:
+        values: Of shape (images,), as text; empty where nothing is known.
+        group: The patient of each image, of shape (images,).
+    """
+    if _numbers(values[values != ""]) is not None:
+        return values
+    patients = {value: len(set(group[values == value])) for value in set(values.tolist())}
+    return np.array([SINGLE if value and patients[value] == 1 else value for value in values.tolist()])
 
 
 def subgroups(values: NDArray[np.str_]) -> list[tuple[str, NDArray[np.bool_]]]:

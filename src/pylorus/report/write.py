@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pylorus import __version__
 from pylorus.files import whole, write_json, write_text
+from pylorus.report.audit_section import audit_section
 from pylorus.report.drawing import Drawing, as_png, as_svg
 from pylorus.report.evidence import Evidence, gather
 from pylorus.report.figure_sections import network_section, tested_section, training_section
@@ -79,6 +80,7 @@ def sections_of(evidence: Evidence) -> tuple[Section, ...]:
         tested_section(evidence),
         mistake_section(evidence),
         network_section(evidence),
+        audit_section(evidence),
         data_section(evidence),
         configuration_section(evidence),
         checklist_section(evidence),

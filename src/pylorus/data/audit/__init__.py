@@ -1,0 +1,1 @@
+"""What is wrong with an image set: looked for before anything is trained on it."""

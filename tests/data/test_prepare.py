@@ -1,0 +1,79 @@
+"""What a run does with its images before it trains: looked through once, and all of it written into its folder."""
+
+import json
+import logging
+import shutil
+
+import pandas as pd
+import pytest
+
+from pylorus.data import facts as module
+from pylorus.data.prepare import prepare_images
+from pylorus.errors import PylorusError
+from pylorus.run_folder import RunFolder
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What the terminal says."""
+    lines = []
+    ours = logging.getLogger("pylorus")
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    ours.addHandler(handler)
+    monkeypatch.setattr(ours, "level", logging.INFO)
+    yield lines
+    ours.removeHandler(handler)
+
+
+@pytest.fixture
+def given(class_folders):
+    """Class folders in given parts."""
+    return class_folders({f"{part}/{name}": 4 for part in ("train", "val", "test") for name in "ab"})
+
+
+def prepared(composed, root, folder, *words):
+    return prepare_images(composed("data=folders", f"data.root={root}", *words), RunFolder(folder))
+
+
+def test_the_audit_of_a_run_is_written_and_told_in_a_line(composed, given, tmp_path, told):
+    prepared(composed, given, tmp_path)
+    found = json.loads((tmp_path / "audit.json").read_text())
+    assert found["files"] == 24
+    assert found["accepted_leaks"] == {"patient": 0, "file": 0, "pixels": 0, "near": 0}
+    assert found["left_out"] == []
+    assert any(line.startswith("audit ") for line in told)
+
+
+def test_a_second_run_decodes_nothing(composed, given, tmp_path, monkeypatch):
+    first = prepared(composed, given, tmp_path / "first", f"cache.folder={tmp_path / 'cache'}")
+    monkeypatch.setattr(module, "examine", None)
+    second = prepared(composed, given, tmp_path / "second", f"cache.folder={tmp_path / 'cache'}")
+    assert first.split_hash == second.split_hash
+    assert (tmp_path / "first" / "audit.json").read_bytes() == (tmp_path / "second" / "audit.json").read_bytes()
+
+
+def test_a_leak_stops_the_run_and_is_written_down_where_it_is_accepted(composed, given, tmp_path):
+    shutil.copy(sorted((given / "train" / "a").iterdir())[0], given / "test" / "a" / "copy.png")
+    with pytest.raises(PylorusError, match=r"lie in two parts of the split(?s:.*)data\.accept_leaks=true"):
+        prepared(composed, given, tmp_path / "stopped")
+    prepared(composed, given, tmp_path / "run", "data.accept_leaks=true")
+    assert json.loads((tmp_path / "run" / "audit.json").read_text())["accepted_leaks"]["file"] == 1
+
+
+def test_files_left_out_are_in_the_list_in_the_audit_and_on_the_terminal(composed, given, tmp_path, told):
+    broken = sorted((given / "train" / "a").iterdir())[0]
+    broken.write_bytes(b"no image")
+    with pytest.raises(PylorusError, match=r"data\.on_error=quarantine"):
+        prepared(composed, given, tmp_path / "stopped")
+    images = prepared(composed, given, tmp_path / "run", "data.on_error=quarantine")
+    assert len(images.table) == 23
+    assert list(pd.read_csv(tmp_path / "run" / "quarantine.csv")["path"]) == [f"train/a/{broken.name}"]
+    found = json.loads((tmp_path / "run" / "audit.json").read_text())
+    assert found["left_out"] == [{"class": "a", "split": "train", "files": 1}]
+    assert (found["files"], found["readable"]) == (24, 23)
+    assert any("1 of 24 files can't be read" in line and broken.name in line for line in told)
+
+
+def test_facts_of_a_million_images_are_not_held_through_training(composed, given, tmp_path):
+    assert len(prepared(composed, given, tmp_path).catalog.facts) == 0

@@ -1,0 +1,77 @@
+"""Files that can't be read: an error that says what to do, or left out and listed; never silently dropped."""
+
+import logging
+
+import pandas as pd
+import pytest
+
+from pylorus.data.catalog import read_folders
+from pylorus.data.manifest import read_manifest
+from pylorus.data.quarantine import counts_of, tell_unreadable, write_quarantine
+from pylorus.data.reading import Reading
+from pylorus.errors import PylorusError
+
+QUARANTINE = Reading(on_error="quarantine")
+
+
+@pytest.fixture
+def damaged(class_folders):
+    """Twelve images in given parts, two of which are broken."""
+    root = class_folders({f"{part}/{name}": 2 for part in ("train", "val", "test") for name in "ab"})
+    for folder in ("train/a", "test/b"):
+        sorted((root / folder).iterdir())[0].write_bytes(b"")
+    return root
+
+
+def test_unless_told_otherwise_a_broken_file_is_an_error_that_names_the_key(damaged):
+    with pytest.raises(PylorusError, match=r"2 of 12 images can't be read(?s:.*)data\.on_error=quarantine"):
+        read_folders(damaged)
+
+
+def test_broken_files_are_left_out_and_listed_with_their_reasons(damaged, tmp_path, caplog):
+    catalog = read_folders(damaged, reading=QUARANTINE)
+    assert len(catalog.table) == 10
+    assert len(catalog.facts) == 12
+    assert [catalog.facts[place].sha256 for place in catalog.places] == list(catalog.table["sha256"])
+    write_quarantine(catalog, tmp_path)
+    listed = pd.read_csv(tmp_path / "quarantine.csv")
+    assert list(listed["reason"]) == ["the file is empty"] * 2
+    assert list(listed["path"].str.rsplit("/", n=1).str[0]) == ["test/b", "train/a"]
+    with caplog.at_level(logging.WARNING, logger="pylorus"):
+        logging.getLogger("pylorus").propagate = True
+        tell_unreadable(catalog)
+    assert "2 of 12 files can't be read and are not used" in caplog.text
+    assert listed["path"][0] in caplog.text
+
+
+def test_what_was_left_out_is_counted_by_class_and_part_without_names(damaged):
+    found = counts_of(read_folders(damaged, reading=QUARANTINE))
+    assert found == [
+        {"class": "a", "split": "train", "files": 1},
+        {"class": "b", "split": "test", "files": 1},
+    ]
+
+
+def test_where_all_can_be_read_nothing_is_written(class_folders, tmp_path):
+    write_quarantine(read_folders(class_folders({"a": 1, "b": 1}), reading=QUARANTINE), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_of_which_nothing_is_left_is_an_error(class_folders):
+    root = class_folders({"a": 2, "b": 2})
+    for path in (root / "b").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(PylorusError, match='none of the images of class "b" can be read'):
+        read_folders(root, reading=QUARANTINE)
+
+
+def test_a_file_that_a_manifest_names_and_that_is_gone_is_left_out_too(class_folders):
+    root = class_folders({"a": 2, "b": 2})
+    paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
+    table = pd.DataFrame({"path": [*paths, "a/gone.png"], "label": ["a", "a", "b", "b", "a"]})
+    table.to_csv(root / "list.csv", index=False)
+    with pytest.raises(PylorusError, match="1 of 5 files are not below"):
+        read_manifest(root / "list.csv")
+    catalog = read_manifest(root / "list.csv", reading=QUARANTINE)
+    assert list(catalog.unreadable["path"]) == ["a/gone.png"]
+    assert "No such file" in catalog.unreadable["reason"][0]

@@ -1,0 +1,296 @@
+"""Shards: the same images, order and evaluation as from class folders, wherever they lie; and what is said of bad ones."""
+
+import io
+import json
+import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import fsspec
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from pylorus.config import CONF, AugmentConfig, CacheConfig, DataConfig
+from pylorus.data import shards_catalog
+from pylorus.data.catalog import read_folders
+from pylorus.data.content import contents
+from pylorus.data.datamodule import ImageDataModule
+from pylorus.data.input import InputFormat
+from pylorus.data.order import Windows
+from pylorus.data.reading import Reading
+from pylorus.data.shards_catalog import read_shards
+from pylorus.data.shards_pack import pack
+from pylorus.data.split import split
+from pylorus.data.unreadable import UnreadableImageError
+from pylorus.errors import PylorusError
+
+GROUP = r"patient_\d+"
+POLICY = AugmentConfig(**yaml.safe_load((CONF / "augment" / "light.yaml").read_text()))
+
+
+@pytest.fixture(scope="module")
+def packed(drawn, tmp_path_factory):
+    """The drawn images in four shards; to be read only."""
+    output = tmp_path_factory.mktemp("packed") / "shards"
+    pack(drawn, output, group=GROUP, per_shard=8)
+    return output
+
+
+@pytest.fixture
+def catalog_of(tmp_path):
+    return lambda root, **further: read_shards(str(root), index=tmp_path / "index", **further)
+
+
+@pytest.fixture
+def tar_of(drawn, tmp_path):
+    """Writes one shard of members by name; `IMAGE` stands for a drawn image."""
+    image = next(drawn.rglob("*.*g")).read_bytes()
+
+    def write(members, name="a.tar"):
+        path = tmp_path / "made" / name
+        path.parent.mkdir(exist_ok=True)
+        with tarfile.open(path, "w") as tar:
+            for member, content in members:
+                content = image if content == "IMAGE" else content.encode()
+                entry = tarfile.TarInfo(member)
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+        return path
+
+    return write
+
+
+def module_of(catalog, *, workers=0, window=None, batch_size=4):
+    table = split(catalog, DataConfig(val_fraction=0.2, test_fraction=0.2), seed=0).table
+    return ImageDataModule(
+        table,
+        catalog.root,
+        InputFormat(32, "pad", "bilinear"),
+        batch_size=batch_size,
+        workers=workers,
+        policy=POLICY,
+        seed=0,
+        cache=CacheConfig(images=False),
+        shard_window=window,
+    )
+
+
+def seen(module, part="train", epoch=1):
+    loader = module.loader(part)
+    loader.batch_sampler.sampler.set_epoch(epoch)
+    batches = list(loader)
+    return torch.cat([batch.row for batch in batches]), torch.cat([batch.image for batch in batches])
+
+
+def test_the_catalog_is_that_of_the_class_folders(drawn, packed, catalog_of):
+    folders, shards = read_folders(drawn, group=GROUP), catalog_of(packed)
+    pd.testing.assert_frame_equal(shards.table, folders.table, check_dtype=False)
+    assert shards.classes == folders.classes
+    assert shards.grouped
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_those_of_the_class_folders_for_any_number_of_workers(drawn, packed, catalog_of, part, workers):
+    rows, pixels = seen(module_of(read_folders(drawn, group=GROUP)), part)
+    same_rows, same_pixels = seen(module_of(catalog_of(packed), workers=workers), part)
+    assert torch.equal(rows, same_rows)
+    assert torch.equal(pixels, same_pixels)
+
+
+def test_packing_twice_gives_the_same_bytes(drawn, packed, tmp_path):
+    again = pack(drawn, tmp_path / "again", group=GROUP, per_shard=8)
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in sorted(packed.glob("*.tar"))]
+
+
+def test_a_manifest_is_packed_with_its_further_columns(drawn, tmp_path, catalog_of):
+    paths = sorted(path.relative_to(drawn).as_posix() for path in drawn.rglob("*.*g"))
+    table = pd.DataFrame({"path": paths, "label": [path.split("/")[0] for path in paths]})
+    table["site"] = ["A" if number % 2 else "" for number in range(len(table))]
+    (tmp_path / "images").symlink_to(drawn)
+    table.assign(path="images/" + table["path"]).to_csv(tmp_path / "set.csv", index=False)
+    pack(tmp_path / "set.csv", tmp_path / "out")
+    assert list(catalog_of(tmp_path / "out").table["about/site"]) == list(table["site"])
+
+
+def test_windows_walk_shard_by_shard_and_miss_no_image():
+    windows = Windows(np.repeat(np.arange(10, dtype=np.int32), 7)[np.random.default_rng(1).permutation(70)], 2)
+    order = windows.order(np.random.default_rng(3))
+    assert sorted(order) == list(range(70))
+    for start in range(0, 70, 14):
+        assert len(set(windows.shards[order[start : start + 14]])) == 2
+    assert list(order) != list(windows.order(np.random.default_rng(4)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_order_in_windows_is_one_of_seed_and_epoch(packed, catalog_of, workers):
+    rows, pixels = seen(module_of(catalog_of(packed), window=1))
+    same, same_pixels = seen(module_of(catalog_of(packed), window=1, workers=workers))
+    assert torch.equal(rows, same)
+    assert torch.equal(pixels, same_pixels)
+    assert not torch.equal(rows, seen(module_of(catalog_of(packed), window=1), epoch=2)[0])
+
+
+def test_a_second_start_reads_no_shard(packed, tmp_path, monkeypatch):
+    start = partial(read_shards, str(packed), index=tmp_path, reading=Reading(store=tmp_path / "facts"))
+    first = start()
+    monkeypatch.setattr("pylorus.data.shards_index.open_shard", lambda shard: pytest.fail("indexed again"))
+    monkeypatch.setattr("pylorus.data.shards.read_range", lambda *_: pytest.fail("read again"))
+    second = start()
+    pd.testing.assert_frame_equal(first.table, second.table)
+    assert [each.pixels for each in first.facts] == [each.pixels for each in second.facts]
+
+
+def test_indexing_goes_on_where_it_was_stopped(packed, tmp_path, monkeypatch):
+    true, names = shards_catalog.index_of, []
+
+    def dies(shard, folder):
+        if shard.name.endswith("2.tar"):
+            raise KeyboardInterrupt
+        return true(shard, folder)
+
+    monkeypatch.setattr(shards_catalog, "index_of", dies)
+    with pytest.raises(KeyboardInterrupt):
+        read_shards(str(packed), index=tmp_path / "index")
+    monkeypatch.setattr(shards_catalog, "index_of", true)
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "index").iterdir()}
+    assert done
+    assert all(path.suffix == ".parquet" and not path.name.startswith(".") for path in done)
+    opened = shards_catalog.index_of.__globals__["open_shard"]
+    monkeypatch.setattr(
+        "pylorus.data.shards_index.open_shard", lambda shard: (names.append(shard.name), opened(shard))[1]
+    )
+    assert len(read_shards(str(packed), index=tmp_path / "index").table) == 30
+    assert len(names) == 4 - len(done)
+    assert all(path.stat().st_mtime_ns == time for path, time in done.items())
+
+
+class Ranges(SimpleHTTPRequestHandler):
+    """Serves a folder with ranges, as object stores do; Python's own server knows none."""
+
+    def do_GET(self):
+        content = (self.directory / self.path.lstrip("/")).read_bytes()
+        start, end = 0, len(content) - 1
+        wanted = self.headers.get("Range") if self.server.ranges else None
+        if wanted:
+            first, last = wanted.removeprefix("bytes=").split("-")
+            start, end = int(first), min(int(last or end), end)
+        self.send_response(206 if wanted else 200)
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{end}/{len(content)}")
+        self.send_header("Content-Length", str(end - start + 1))
+        self.send_header("ETag", '"1"')
+        self.end_headers()
+        self.wfile.write(content[start : end + 1])
+
+    def __init__(self, *arguments, directory):
+        self.directory = directory
+        super(SimpleHTTPRequestHandler, self).__init__(*arguments)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def served(packed):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, directory=packed))
+    server.ranges = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_of_a_web_server_give_the_same_batches(packed, served, catalog_of, workers):
+    url = f"http://127.0.0.1:{served.server_port}/shard-{{000000..000003}}.tar"
+    rows, pixels = seen(module_of(catalog_of(packed)))
+    same_rows, same_pixels = seen(module_of(catalog_of(url), workers=workers))
+    assert torch.equal(rows, same_rows)
+    assert torch.equal(pixels, same_pixels)
+
+
+def test_a_server_that_gives_whole_files_only_is_refused(served, catalog_of):
+    served.ranges = False
+    with pytest.raises(PylorusError, match=r"shard-000000\.tar"):
+        catalog_of(f"http://127.0.0.1:{served.server_port}/shard-{{000000..000003}}.tar")
+
+
+def test_shards_of_any_store_of_fsspec_are_catalogued(packed, drawn, catalog_of):
+    for path in packed.glob("*.tar"):
+        fsspec.filesystem("memory").pipe(f"/set/{path.name}", path.read_bytes())
+    catalog = catalog_of("memory://set/shard-{000000..000003}.tar")
+    assert list(catalog.table["sha256"]) == list(read_folders(drawn).table["sha256"])
+
+
+def label(name):
+    return json.dumps({"label": name})
+
+
+GOOD = [("x.png", "IMAGE"), ("x.json", label("a")), ("y.png", "IMAGE"), ("y.json", label("b"))]
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ([*GOOD, ("z.json", label("a"))], r"a\.tar, key z: has no image .*only json"),
+        ([*GOOD, ("z.png", "IMAGE")], r"a\.tar, key z: has no label"),
+        ([*GOOD, ("x.png", "IMAGE"), ("x.cls", "a")], r"a\.tar, key x: stands there twice"),
+        ([*GOOD, ("z.png", "IMAGE"), ("z.png", "IMAGE")], r"a\.tar, key z: holds png twice"),
+        ([*GOOD, ("z.png", "IMAGE"), ("z.jpg", "IMAGE")], r"a\.tar, key z: holds two images"),
+        ([*GOOD, ("z.png", "IMAGE"), ("z.json", "{")], r"a\.tar, key z: its \.json can't be read"),
+        ([*GOOD, ("z.png", "IMAGE"), ("z.json", label("c"))], r'a\.tar, z\.png: label "c" is not among data\.classes'),
+        ([("x.png", "IMAGE"), ("x.cls", "a")], "at least two classes"),
+        ([], r"a\.tar: holds no image"),
+    ],
+)
+def test_what_is_wrong_with_a_shard_is_said_with_its_name_and_the_key(tar_of, catalog_of, members, said):
+    with pytest.raises(PylorusError, match=said):
+        catalog_of(tar_of(members).parent, classes=["a", "b"] if len(members) != 2 else None)
+
+
+def test_a_key_in_two_shards_is_refused_with_both(tar_of, catalog_of):
+    tar_of(GOOD)
+    with pytest.raises(PylorusError, match=r"key x\.png stands in shards a\.tar and b\.tar"):
+        catalog_of(tar_of(GOOD, "b.tar").parent)
+
+
+def test_numbers_of_webdataset_count_the_classes_that_are_named(tar_of, catalog_of):
+    path = tar_of([("x.png", "IMAGE"), ("x.cls", "1"), ("y.png", "IMAGE"), ("y.cls", "0")])
+    assert list(catalog_of(path, classes=["b", "a"]).table["label"]) == [1, 0]
+
+
+@pytest.mark.parametrize("left", [0.1, 0.3, 0.5])
+def test_a_cut_shard_is_refused_wherever_it_was_cut(packed, tmp_path, catalog_of, left):
+    whole = (packed / "shard-000000.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[: int(len(whole) * left)])
+    with pytest.raises(PylorusError, match=r"cut\.tar.*cut"):
+        catalog_of(tmp_path / "cut.tar")
+
+
+def test_a_shard_cut_between_two_members_is_refused(tar_of, catalog_of):
+    path = tar_of(GOOD)
+    with tarfile.open(path) as tar:
+        end = tar.getmembers()[2].offset
+    path.write_bytes(path.read_bytes()[:end])
+    with pytest.raises(PylorusError, match=r"a\.tar: cut or damaged after x\.json"):
+        catalog_of(path)
+
+
+def test_a_shard_that_changes_after_it_was_indexed_gives_no_image(tar_of, catalog_of):
+    path = tar_of(GOOD)
+    place = catalog_of(path).root / "x.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:600])
+    with pytest.raises(UnreadableImageError, match=r"shard a\.tar has changed .* ends within x\.png"):
+        contents(place)
+    path.write_bytes(whole[:600] + b"\0" + whole[601:])
+    with pytest.raises(UnreadableImageError, match=r"shard a\.tar has changed .* holds another x\.png"):
+        contents(place)
+    path.unlink()
+    with pytest.raises(UnreadableImageError, match=r"shard a\.tar can't be read: No such file"):
+        contents(place)

@@ -1,0 +1,69 @@
+"""The data audit in a report: counts of what was found, what leaks and was accepted, what was left out; no names."""
+
+import pandas as pd
+import pytest
+
+from pylorus.files import write_json
+from pylorus.report.marks import LEAKING, marks_of
+from pylorus.report.options import ReportOptions
+from pylorus.report.saved_run import read_run
+from pylorus.report.write import write_report
+
+FAST = ReportOptions(resamples=20)
+AUDIT = {
+    "accepted_leaks": {"patient": 0, "file": 0, "pixels": 0, "near": 0},
+    "left_out": [],
+    "root": "/hospital/mustermann",
+    "findings": [
+        {
+            "code": "near-copy-across-groups",
+            "severity": "warning",
+            "sentence": "2 pairs of near copies lie in different groups.",
+            "mend": "Look at them.",
+            "items": [{"samples": ["a", "b"], "paths": ["mustermann.jpg", "b.jpg"]}] * 2,
+        }
+    ],
+}
+
+
+@pytest.fixture
+def audited(make_run):
+    """Makes a run with an audit.json that says something else in some places."""
+
+    def make(**changes):
+        folder = make_run()
+        write_json(folder / "audit.json", AUDIT | changes)
+        return folder
+
+    return make
+
+
+def test_findings_are_counted_and_no_file_is_named(audited, undrawn):
+    folder = audited()
+    text = write_report([folder], options=FAST).read_text()
+    assert "Data audit" in text
+    assert "2 pairs of near copies lie in different groups." in text
+    assert "No copy and no near copy of an image was found in two parts of the split." in text
+    assert not [path for path in (folder / "report").rglob("*.*") if b"mustermann" in path.read_bytes()]
+    table = pd.read_csv(folder / "report" / "tables" / "audit.csv")
+    assert table["cases"].tolist() == [2]
+
+
+def test_accepted_leaks_are_told_at_the_head_and_in_every_caption(audited, undrawn):
+    folder = audited(accepted_leaks={"patient": 0, "file": 1, "pixels": 0, "near": 3})
+    assert marks_of(read_run(folder)) == (LEAKING,)
+    text = write_report([folder], options=FAST).read_text()
+    assert LEAKING.meaning in text
+    assert "LEAKS ACCEPTED (data.accept_leaks=true): 1 files that are the same, 3 near copies lie in two parts" in text
+    assert LEAKING.word in (folder / "report" / "tables" / "accuracy.md").read_text()
+
+
+def test_files_that_were_left_out_are_counted_by_class_and_part(audited, undrawn):
+    folder = audited(left_out=[{"class": "gastric_ulcer", "split": "train", "files": 4}])
+    assert "4 files could not be read and were left out" in write_report([folder], options=FAST).read_text()
+    table = pd.read_csv(folder / "report" / "tables" / "left-out.csv")
+    assert table[["class", "part", "files"]].to_numpy().tolist() == [["gastric_ulcer", "train", 4]]
+
+
+def test_a_run_of_before_the_audit_has_no_such_section(make_run, undrawn):
+    assert "Data audit" not in write_report([make_run()], options=FAST).read_text()
