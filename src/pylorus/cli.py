@@ -37,6 +37,16 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("--seed", type=int, default=0, help="the same seed draws the same images")
     draw.add_argument("--overlay", action="store_true", help="burn a console's text into the frames")
     draw.set_defaults(act=_draw)
+    audited = commands.add_parser("audit", help="what is wrong with an image set: leaks, copies, damaged files, text")
+    audited.add_argument("root", type=Path, metavar="ROOT", help="ROOT/CLASS/… or ROOT/{train,val,test}/CLASS/…")
+    audited.add_argument("--manifest", type=Path, metavar="FILE", help="CSV or Parquet that lists files below ROOT")
+    audited.add_argument("--group", metavar="REGEX", help="finds the patient in a path below ROOT")
+    audited.add_argument("--output", type=Path, default=Path("audit"), metavar="DIR", help="default: ./audit")
+    audited.add_argument("--no-names", action="store_true", help="neither names nor pictures: fit for passing on")
+    audited.add_argument(
+        "--cache", type=Path, default=Path("outputs/cache"), metavar="DIR", help="what is known of files, by content"
+    )
+    audited.set_defaults(act=_audit)
     packed = commands.add_parser("pack", help="write class folders, or what a manifest lists, as shards (tar files)")
     packed.add_argument("root", type=Path, metavar="ROOT", help="class folders, or a manifest beside its images")
     packed.add_argument("output", type=Path, metavar="OUT", help="a folder that does not exist yet, or is empty")
@@ -76,6 +86,21 @@ def _draw(chosen: argparse.Namespace) -> None:
     )
     print(f"{count} images in {chosen.folder}; to train on them:")
     print(f"  python train.py data=folders data.root={chosen.folder} data.group='patient_\\d+'")
+
+
+def _audit(chosen: argparse.Namespace) -> None:
+    from pylorus.audit import audit_folder
+
+    sys.exit(
+        audit_folder(
+            chosen.root,
+            chosen.output,
+            manifest=chosen.manifest,
+            group=chosen.group,
+            names=not chosen.no_names,
+            cache=chosen.cache,
+        )
+    )
 
 
 def _pack(chosen: argparse.Namespace) -> None:

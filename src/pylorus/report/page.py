@@ -35,31 +35,33 @@ def render(summary: Summary, sections: Sequence[Section], pictures: dict[str, by
     """
     tables = [item.key for section in sections for item in section.items if isinstance(item, Table)]
     figures = [item.key for section in sections for item in section.items if isinstance(item, Drawing)]
-    return _template().render(
+    return template("page.html.j2").render(
         summary=summary,
         sections=sections,
         table_numbers={key: number for number, key in enumerate(tables, start=1)},
         figure_numbers={key: number for number, key in enumerate(figures, start=1)},
         pictures={key: base64.b64encode(svg).decode() for key, svg in pictures.items()},
-        style=Markup(_file("page.css")),
+        style=Markup(file("page.css")),
         version=__version__,
     )
 
 
 @cache
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A page's template, beside this file; what is filled in is escaped."""
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_file),
+        loader=jinja2.FunctionLoader(file),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"marked": _marked, "cell": _cell, "kind": _kind, "width": _width}
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)
 
 
-def _file(name: str) -> str:
+def file(name: str) -> str:
+    """The text of a file beside this one."""
     return resources.files("pylorus.report").joinpath(name).read_text(encoding="utf-8")
 
 

@@ -33,7 +33,11 @@ def subgroup_table(result: Result) -> Table | None:
     for column, values in result.test.about.items():
         if IDENTIFYING.search(column):
             continue
-        shown = without_single_patients(values, said.group) if result.test.clusters is not None else values
+        shown = (
+            without_single_patients(values, np.asarray(said.group, dtype=np.str_))
+            if result.test.clusters is not None
+            else values
+        )
         for name, chosen in subgroups(shown):
             found = proportions_of_predictions(
                 said.true[chosen],
