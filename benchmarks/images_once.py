@@ -51,14 +51,14 @@ def frames(width: int, height: int, *, count: int) -> Path:
 
 def data_module(root: Path, *, size: int, workers: int, keep: bool, store: Path) -> object:
     """Pylorus's data module over a folder, without augmentation; `keep`: cache.images. The one seam to its API."""
-    from pylorus.config import AugmentConfig, CacheConfig
+    from pylorus.config import AugmentConfig, CacheConfig, DataConfig
     from pylorus.data.catalog import read_folders
     from pylorus.data.datamodule import ImageDataModule
     from pylorus.data.input import InputFormat
     from pylorus.data.split import split
 
-    catalog = read_folders(root, classes=None, short_names=None, group=r"patient_\d+")
-    table = split(catalog, val_fraction=0.15, test_fraction=0.15, validation="cut", accept_leaks=False, seed=0)
+    catalog = read_folders(root, group=r"patient_\d+")
+    table = split(catalog, DataConfig()).table
     return ImageDataModule(
         table,
         catalog.root,

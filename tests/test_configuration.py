@@ -142,6 +142,8 @@ def test_own_images_get_pretrained_weights_and_drawn_ones_a_small_network(compos
     ("words", "message"),
     [
         (["data=manifest"], "data.manifest: no value given"),
+        (["data=shards"], "data.root: no value given"),
+        (["data=folders", "data.root=X", "data.shard_window=2"], "data.shard_window: needs data=shards"),
         (["data=folders", "data.root=X", "data.manifest=X.csv"], "data.manifest: needs data=manifest"),
         (["data.fold=5"], "data.fold: found 5, expected 0 to 4"),
         (["data.fold=0", "data.split_file=X"], "data.fold and data.split_file: each names the test images"),

@@ -133,7 +133,9 @@ def _table(part: Path, *, columns: list[str] | None = None) -> pa.Table | None:
     try:
         # The file is opened here: pyarrow would take a folder's name for a partition.
         with part.open("rb") as file:
-            table = parquet.ParquetFile(file, page_checksum_verification=True).read(columns=columns)
+            # Without threads of Arrow's own: they outlived a short process now and then, which then ended with an abort.
+            held = parquet.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
+            table = held.read(columns=columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         log.info("%s: passed over: %s", part, error)
         return None

@@ -125,6 +125,14 @@ class FactTable(Sequence[Facts]):
         return self._columns[name]
 
 
+def column_of(facts: Sequence[Facts], name: str) -> Any:
+    """One attribute of all files: a list of str, or an array of numbers, of shape (files,)."""
+    if isinstance(facts, FactTable):
+        return facts.column(name)
+    found = [getattr(each, name) for each in facts]
+    return found if all(isinstance(value, str) for value in found) else np.array(found)
+
+
 def examine(content: bytes) -> Facts:
     """The facts of a file's content; a file that gives no image has a problem instead of measures."""
     sha256, head = hashlib.sha256(content).hexdigest(), metadata_of(content)

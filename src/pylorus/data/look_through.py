@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from pylorus.data.audit.audit import as_json, audit
+from pylorus.data.audit.duplicates import Copies
 from pylorus.data.audit.image_set import ImageSet
 from pylorus.data.audit.thresholds import Thresholds
 from pylorus.data.catalog import Catalog
@@ -20,12 +21,12 @@ log = logging.getLogger(__name__)
 FILE = "audit.json"
 
 
-def look_through(catalog: Catalog, split: Split, folder: Path) -> None:
+def look_through(catalog: Catalog, split: Split, copies: Copies, folder: Path) -> None:
     """Audits a run's images from what the catalog knows of them, opening none; writes audit.json.
 
     It holds paths, as split.csv beside it does: reports take only counts and sentences from it.
     """
-    found = audit(every_file(catalog, split), catalog.facts, Thresholds())
+    found = audit(every_file(catalog, split), catalog.facts, Thresholds(), copies=copies)
     accepted = {"accepted_leaks": counted(split.leaks), "left_out": counts_of(catalog)}
     write_json(folder / FILE, as_json(found, names=True) | accepted)
     said = [f"{count} {severity}{'s' if count > 1 else ''}" for severity, count in found.counts.items() if count]

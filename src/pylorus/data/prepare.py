@@ -79,7 +79,7 @@ def prepare_images(config: Config, folder: RunFolder) -> Images:
     found = split(catalog, data, seed=config.seed, copies=copies)
     check_same(found.table, folder.path / "split.csv")
     split_hash = write_split(found.table, catalog.classes, folder.path / "split.csv")
-    look_through(catalog, found, folder.path)
+    look_through(catalog, found, copies, folder.path)
     images = Images(catalog.without_facts(), found.table, split_hash, "test" if data.validation == "test" else "val")
     _tell(images)
     return images

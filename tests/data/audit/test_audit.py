@@ -1,6 +1,7 @@
 """What an audit finds: every planted fault, and nothing else beyond a stated rate."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,14 @@ def test_every_planted_fault_is_found_and_nothing_else_is_accused(drawn_set, tmp
         "personal-tags",
     }  # fmt: skip
     assert result.exit_code == 1
+
+
+def test_in_a_very_large_set_turned_copies_are_still_found(drawn_set, tmp_path):
+    planted = plant(drawn_set, tmp_path / "set")
+    images = find_files(planted.root)
+    facts = facts_of(planted.root, list(images.table["path"]), store=None)
+    found = found_in(audit(images, facts, replace(Thresholds(), many=0)))
+    assert {tuple(sorted(planted.rotated)), tuple(sorted(planted.mirrored))} <= found["near-copy-across-splits"]
 
 
 @real

@@ -8,7 +8,7 @@ import pandas as pd
 
 from pylorus import __version__
 from pylorus.data.audit.copy_findings import copy_findings
-from pylorus.data.audit.duplicates import find_copies
+from pylorus.data.audit.duplicates import Copies, find_copies
 from pylorus.data.audit.field_findings import SeenField, field_findings
 from pylorus.data.audit.file_findings import file_findings
 from pylorus.data.audit.findings import SEVERITIES, Finding, Item, in_order
@@ -63,7 +63,12 @@ class Audit:
 
 
 def audit(
-    images: ImageSet, facts: Sequence[Facts], thresholds: Thresholds, *, fields: Sequence[SeenField] = ()
+    images: ImageSet,
+    facts: Sequence[Facts],
+    thresholds: Thresholds,
+    *,
+    fields: Sequence[SeenField] = (),
+    copies: Copies | None = None,
 ) -> Audit:
     """What is wrong with an image set.
 
@@ -72,6 +77,7 @@ def audit(
         facts: Of each file, in the order of the table.
         thresholds: From where on something is said.
         fields: Fields of view of some of them, from `look_for_fields`.
+        copies: What `find_copies` found, where that is known already.
 
     Raises:
         ValueError: If there are not as many facts as files.
@@ -79,7 +85,7 @@ def audit(
     if len(facts) != len(images.table):
         raise ValueError(f"found {len(facts)} facts, expected {len(images.table)}: one a file.")
     findings = [
-        *copy_findings(images, find_copies(facts, thresholds)),
+        *copy_findings(images, copies if copies is not None else find_copies(facts, thresholds)),
         *set_findings(images, thresholds),
         *file_findings(images, facts, thresholds),
         *look_findings(images, facts, thresholds),

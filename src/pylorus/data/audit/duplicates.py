@@ -2,7 +2,8 @@
 
 Near copies are found without comparing all pairs. A hash of 64 bits is cut into four bands. Where two hashes differ
 in at most 7 bits, they differ in at most one bit in one of the bands (pigeonhole; Norouzi 2012): so each image looks
-up 17 keys in each band's sorted list. The pairs so found are then confirmed on the thumbnails.
+up 17 keys in each band's sorted list. Up to 3 bits one band is the same, and one key is enough: so turned and mirrored
+copies are looked for in very large sets. The pairs so found are then confirmed on the thumbnails.
 """
 
 from collections import defaultdict
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pylorus.data.audit.thresholds import Thresholds
-from pylorus.data.facts import Facts, FactTable, thumbnails_of
+from pylorus.data.facts import Facts, column_of, thumbnails_of
 from pylorus.data.fingerprint import POSITIONS, contrast, hashes, likeness, turned
 
 BANDS = 4
@@ -77,12 +78,10 @@ def find_copies(facts: Sequence[Facts], thresholds: Thresholds) -> Copies:
     """Everything that is there twice among files."""
     by_bytes, by_pixels = _alike(facts, "sha256"), _alike(facts, "pixels")
     kept = [members[0] for members in by_pixels.values()]
-    thumbnails = thumbnails_of(facts, kept)
-    shows = contrast(thumbnails) >= thresholds.contrast
-    seen = np.flatnonzero(shows)
-    near, crowded = _near(thumbnails[seen], thresholds)
-    place = [kept[index] for index in seen]
-    # Positions grow along `kept` and along `seen`: the first of a pair stays the first.
+    shows = _shows(facts, kept, thresholds.contrast)
+    place = [index for index, shown in zip(kept, shows, strict=True) if shown]
+    near, crowded = _near(thumbnails_of(facts, place), thresholds)
+    # Positions grow along `place`: the first of a pair stays the first.
     near = [
         replace(each, first=place[each.first], second=place[each.second])
         for each in near
@@ -94,9 +93,18 @@ def find_copies(facts: Sequence[Facts], thresholds: Thresholds) -> Copies:
             tuple(members) for members in by_pixels.values() if len({facts[index].sha256 for index in members}) > 1
         ),
         near=tuple(near),
-        blank=tuple(kept[index] for index in np.flatnonzero(~shows)),
+        blank=tuple(index for index, shown in zip(kept, shows, strict=True) if not shown),
         crowded=tuple(place[index] for index in crowded),
     )
+
+
+def _shows(facts: Sequence[Facts], places: Sequence[int], least: float) -> NDArray[np.bool_]:
+    """Whether images show something, in blocks: a million thumbnails are not held twice for it."""
+    parts = [
+        contrast(thumbnails_of(facts, places[begin : begin + AT_ONCE])) >= least
+        for begin in range(0, len(places), AT_ONCE)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.bool_)
 
 
 def near_pairs(
@@ -118,14 +126,17 @@ def near_pairs(
     """
     if not 0 <= distance <= FARTHEST:
         raise ValueError(f"distance is {distance}; expected 0 to {FARTHEST} bits.")
+    flips = FLIPS if distance >= BANDS else FLIPS[:1]
     found, crowded = [np.zeros((0, 2), dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     for band in range(BANDS):
         shift = np.uint64(16 * band)
         keys = (known >> shift).astype(np.uint16)
         order = np.argsort(keys, kind="stable")
+        keys = keys[order]
         for begin in range(0, len(queries), AT_ONCE):
             part = queries[begin : begin + AT_ONCE]
-            pairs, many = _sharing_a_key((part >> shift).astype(np.uint16), keys[order], order, most=most)
+            wanted = (part >> shift).astype(np.uint16)[:, None] ^ flips
+            pairs, many = _sharing_a_key(wanted, keys, order, most=most)
             pairs, many = pairs + np.array([begin, 0]), many + begin
             pairs = pairs[pairs[:, 0] < pairs[:, 1]]
             found.append(pairs[np.bitwise_count(queries[pairs[:, 0]] ^ known[pairs[:, 1]]) <= distance])
@@ -138,18 +149,17 @@ def near_pairs(
 def _sharing_a_key(
     wanted: NDArray[np.uint16], keys: NDArray[np.uint16], order: NDArray[np.int64], *, most: int
 ) -> tuple[Pairs, NDArray[np.int64]]:
-    """Pairs of a wanted and a known key that differ in at most one bit, and who met a crowded key.
+    """Pairs of who wants a key and who has it, and who met a crowded key.
 
     Args:
-        wanted: Of shape (queries,).
+        wanted: Of shape (queries, keys): all that each one wants.
         keys: All known keys, sorted.
         order: Whose they are.
         most: Known images that one key is compared with.
     """
-    turned_keys = (wanted[:, None] ^ FLIPS).reshape(-1)
-    start = np.searchsorted(keys, turned_keys, side="left")
-    length = np.searchsorted(keys, turned_keys, side="right") - start
-    asker = np.repeat(np.arange(len(wanted)), len(FLIPS))
+    start = np.searchsorted(keys, wanted.reshape(-1), side="left")
+    length = np.searchsorted(keys, wanted.reshape(-1), side="right") - start
+    asker = np.repeat(np.arange(len(wanted)), wanted.shape[1])
     many = asker[length > most]
     length = np.minimum(length, most)
     offset = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
@@ -163,7 +173,8 @@ def _near(thumbnails: NDArray[np.uint8], thresholds: Thresholds) -> tuple[list[N
     crowded = []
     for position in range(len(POSITIONS)):
         moved = turned(thumbnails, position)
-        pairs, distances, many = near_pairs(hashes(moved), known, distance=thresholds.distance, most=thresholds.crowd)
+        distance = thresholds.turned_distance if position and len(known) > thresholds.many else thresholds.distance
+        pairs, distances, many = near_pairs(hashes(moved), known, distance=distance, most=thresholds.crowd)
         crowded.append(many)
         for chunk in range(0, len(pairs), 4096):
             part, bits = pairs[chunk : chunk + 4096], distances[chunk : chunk + 4096]
@@ -180,8 +191,7 @@ def _near(thumbnails: NDArray[np.uint8], thresholds: Thresholds) -> tuple[list[N
 def _alike(facts: Sequence[Facts], column: str) -> dict[str, list[int]]:
     """Positions of readable images, by a hash of theirs."""
     members: dict[str, list[int]] = defaultdict(list)
-    hashed = facts.column(column) if isinstance(facts, FactTable) else [getattr(each, column) for each in facts]
-    problems = facts.column("problem") if isinstance(facts, FactTable) else [each.problem for each in facts]
+    hashed, problems = column_of(facts, column), column_of(facts, "problem")
     for index, (value, problem) in enumerate(zip(hashed, problems, strict=True)):
         if not problem:
             members[value].append(index)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pylorus.data.audit.findings import Finding, Item, counted
 from pylorus.data.audit.image_set import ImageSet
 from pylorus.data.audit.thresholds import Thresholds
-from pylorus.data.facts import Facts
+from pylorus.data.facts import Facts, column_of
 
 LEAST_SPREAD = {"sharpness": 0.1, "brightness": 4.0}
 """Spread (log units, grey levels) that a set is given at least: else in a set of like images all else is an outlier."""
@@ -18,16 +18,15 @@ Mask = NDArray[np.bool_]
 
 def look_findings(images: ImageSet, facts: Sequence[Facts], thresholds: Thresholds) -> list[Finding]:
     """Findings about how images were taken; outliers are told from the set's own median."""
-    places = np.array([index for index, each in enumerate(facts) if each.readable], dtype=np.int64)
+    places = np.flatnonzero([not problem for problem in column_of(facts, "problem")])
     if not len(places):
         return []
-    seen = [facts[int(index)] for index in places]
-    classes = images.table["class"].to_numpy(dtype=np.str_)[places]
-    border = np.array([each.border for each in seen])
-    letters = np.array([each.letters for each in seen])
+    classes = images.table["class"].to_numpy()[places].astype(np.str_)
+    border, letters = column_of(facts, "border")[places], column_of(facts, "letters")[places]
+    sharpness, brightness = column_of(facts, "sharpness")[places], column_of(facts, "brightness")[places]
     bordered, lettered = border >= thresholds.border, letters >= thresholds.letters
     return [
-        *_light(places, seen, thresholds),
+        *_light(places, sharpness, brightness, thresholds),
         *_border(places, border, bordered),
         *_shortcut("border", "a black border", bordered, classes, thresholds),
         *_text(places, letters, lettered),
@@ -50,10 +49,14 @@ def below_median(values: NDArray[np.float64], *, least_spread: float) -> NDArray
     return np.asarray((median - values) / spread, dtype=np.float64)
 
 
-def _light(places: NDArray[np.int64], seen: list[Facts], thresholds: Thresholds) -> list[Finding]:
-    sharpness = np.log(np.maximum([each.sharpness for each in seen], 1e-3))
-    brightness = np.array([each.brightness for each in seen])
-    enough = len(seen) >= thresholds.least_for_outliers
+def _light(
+    places: NDArray[np.int64],
+    sharpness: NDArray[np.float64],
+    brightness: NDArray[np.float64],
+    thresholds: Thresholds,
+) -> list[Finding]:
+    sharpness = np.log(np.maximum(sharpness, 1e-3))
+    enough = len(places) >= thresholds.least_for_outliers
     blur = below_median(sharpness, least_spread=LEAST_SPREAD["sharpness"])
     dark = below_median(brightness, least_spread=LEAST_SPREAD["brightness"])
     black = brightness < thresholds.black

@@ -1,0 +1,239 @@
+"""What an image set of a thousand to a million images costs, apart from reading its files.
+
+`python benchmarks/scale.py` makes up what is known of the files (no file is written), takes it through catalog, search
+for copies, split, the set-up of an epoch and a report's tables, and prints time, peak memory and their growth for ten
+times as many images. Each size runs in a process of its own. `--files` drawn files tell what reading costs an image.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+import environment
+from made_up import CLASSES, made_up, saved_run
+
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
+MOST_GIB = 4.0
+
+
+class Measures:
+    """Seconds and peak memory of each step, in the order they were taken."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, tuple[float, float]] = {}
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew
+        start = perf_counter()
+        yield
+        self.found[name] = (perf_counter() - start, peak_gib())
+        print(f"  {name}: {self.found[name][0]:.1f} s, {self.found[name][1]:.2f} GiB", file=sys.stderr, flush=True)
+
+
+def peak_gib() -> float:
+    """Most resident memory since the step began; where the system can't say that, since the process began."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (30 if sys.platform == "darwin" else 20)
+
+
+def measure(count: int) -> dict[str, tuple[float, float]]:
+    """All steps for one size."""
+    import numpy as np
+
+    from pylorus.config import AugmentConfig, CacheConfig, DataConfig
+    from pylorus.data import reading
+    from pylorus.data.audit.duplicates import find_copies
+    from pylorus.data.audit.thresholds import Thresholds
+    from pylorus.data.catalog import completed
+    from pylorus.data.datamodule import ImageDataModule
+    from pylorus.data.facts import facts_of
+    from pylorus.data.input import InputFormat
+    from pylorus.data.look_through import every_file
+    from pylorus.data.split import split, write_split
+
+    measures = Measures()
+    rows, facts = made_up(count)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        places = {digest: place for place, digest in enumerate(facts.column("sha256"))}
+        with measures.step("facts kept"):
+            keep(folder / "facts", facts)
+        del facts
+        with measures.step("facts found again"):
+            facts = find(folder / "facts", places)
+        del places
+        reading.facts_of = lambda *_, known=facts, **__: known  # what reading the files would give
+        with measures.step("catalog"):
+            catalog = completed(
+                rows, folder, CLASSES, short_names=["GC", "GU", "CG"], grouped=True, reading=reading.AS_THEY_ARE
+            )
+        del rows
+        with measures.step("copies"):
+            copies = find_copies(catalog.facts, Thresholds())
+        with measures.step("split by patient"):
+            found = split(catalog, DataConfig(), copies=copies)
+        alone = catalog.table.assign(group=catalog.table["path"])
+        ungrouped = dataclasses.replace(catalog, grouped=False, table=alone)
+        with measures.step("split, each image its own group"):
+            split(ungrouped, DataConfig(), copies=copies)
+        del ungrouped, alone
+        with measures.step("audit's findings"):
+            audited(every_file(catalog, found), catalog.facts, copies)
+        with measures.step("split.csv"):
+            write_split(found.table, catalog.classes, folder / "split.csv")
+        table = found.table
+        del catalog, facts, found, copies
+        reading.facts_of = facts_of
+        with measures.step("epoch set-up"):
+            served = ImageDataModule(
+                table, folder, InputFormat(224, "pad", "bilinear"), batch_size=64, workers=0,
+                policy=AugmentConfig(), seed=0, cache=CacheConfig(images=False),
+            )  # fmt: skip
+            for part in ("train", "val", "test"):
+                served.dataset(part)
+                assert sum(len(batch) for batch in served.order(part)) == len(served.parts[part])
+        rng = np.random.default_rng(1)
+        with measures.step("predictions written"):
+            saved_run(folder, table, rng)
+        del table, served
+        with measures.step("report's tables"):
+            report_tables(folder)
+    return measures.found
+
+
+def keep(folder: Path, facts: Any) -> None:
+    """The store's part of a first pass over the files."""
+    from pylorus.data.fact_store import FactStore
+
+    store = FactStore(folder, version="1")
+    for start in range(0, len(facts), 1024):
+        store.add(facts[start : start + 1024])
+    store.close()
+
+
+def find(folder: Path, places: dict[str, int]) -> Any:
+    """The store's part of a second pass: the table of facts."""
+    from pylorus.data.fact_store import FactStore
+    from pylorus.data.facts import Facts, FactTable
+
+    store = FactStore(folder, version="1")
+    assert len(store.known()) == len(places)
+    facts = FactTable(len(places))
+    for row in store.rows(places):
+        facts.put(places[row["sha256"]], Facts(**row))
+    return facts
+
+
+def audited(images: Any, facts: Any, copies: Any) -> None:
+    """What an audit says beside copies, which were looked for before."""
+    from pylorus.data.audit import audit
+    from pylorus.data.audit.thresholds import Thresholds
+
+    audit.as_json(audit.audit(images, facts, Thresholds(), copies=copies), names=True)
+
+
+def report_tables(folder: Path) -> None:
+    """A report's tables and sentences; figures are not drawn."""
+    from pylorus.report.evidence import gather
+    from pylorus.report.options import ReportOptions
+    from pylorus.report.write import sections_of
+
+    assert sections_of(gather([folder], ReportOptions()))
+
+
+def cost_of_files(count: int) -> list[str]:
+    """Sentences: what reading drawn files costs an image, the first and the second time."""
+    from pylorus.data.facts import facts_of
+    from pylorus.data.synthetic import draw_image_set
+
+    said = []
+    with tempfile.TemporaryDirectory() as place:
+        for part in (count // 10, count):
+            root, store = Path(place) / f"images-{part}", Path(place) / f"facts-{part}"
+            draw_image_set(root, images=part // 3, size=512, seed=0)
+            paths = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*.*"))]
+            seconds = []
+            for _ in range(2):
+                start = perf_counter()
+                facts_of(root, paths, store=store)
+                seconds.append(1000 * (perf_counter() - start) / len(paths))
+            said.append(
+                f"{len(paths)} drawn files of 512 × 512 pixels: {seconds[0]:.2f} ms an image the first time, "
+                f"{seconds[1]:.2f} ms the second time."
+            )
+    return said
+
+
+def page(found: dict[int, dict[str, tuple[float, float]]], said: list[str]) -> str:
+    """The table in Markdown: seconds and GiB of each step by size, and growth for the last tenfold."""
+    sizes = sorted(found)
+    head = " | ".join(f"{size:,}" for size in sizes)
+    lines = [
+        f"# An image set of up to {sizes[-1]:,} images",
+        "",
+        f"Seconds (peak memory of the process in GiB) on {os.cpu_count()} cores. Growth is that of the seconds over",
+        "the last tenfold: 10 is linear. Each size ran in a process of its own, which takes 0.9 GiB to begin with.",
+        "",
+        f"| step | {head} | growth |",
+        f"| --- |{' --: |' * (len(sizes) + 1)}",
+    ]
+    for step in found[sizes[0]]:
+        cells = [f"{found[size][step][0]:.2f} ({found[size][step][1]:.2f})" for size in sizes]
+        growth = found[sizes[-1]][step][0] / found[sizes[-2]][step][0] if len(sizes) > 1 else float("nan")
+        lines.append(f"| {step} | {' | '.join(cells)} | {growth:.1f} |")
+    most = max(memory for _, memory in found[sizes[-1]].values())
+    verdict = "under" if most < MOST_GIB else "NOT under"
+    lines += ["", f"Most memory at {sizes[-1]:,} images: {most:.2f} GiB, {verdict} {MOST_GIB:g} GiB.", "", *said, ""]
+    return "\n".join(lines)
+
+
+def apart(size: int) -> dict[str, tuple[float, float]]:
+    """One size in a process of its own."""
+    print(f"{size:,} images", file=sys.stderr, flush=True)
+    command = [sys.executable, __file__, "--use-this-python", "--one", str(size)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    return {name: tuple(values) for name, values in json.loads(done.stdout).items()}
+
+
+def main(run: Callable[[int], dict[str, tuple[float, float]]] = apart) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--sizes", type=lambda text: tuple(map(int, text.split(","))), default=SIZES)
+    parser.add_argument("--files", type=int, default=900, help="drawn files that are truly read")
+    parser.add_argument("--output", type=Path, default=None, help="where the page goes; else outputs/<date>-scale.md")
+    parser.add_argument("--one", type=int, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--use-this-python", action="store_true")
+    options = parser.parse_args()
+    if not options.use_this_python:
+        environment.enter()
+    if options.one is not None:
+        print(json.dumps(measure(options.one)))
+        return
+    said = cost_of_files(options.files)
+    text = page({size: run(size) for size in options.sizes}, said)
+    output = options.output or Path(__file__).parent / "outputs" / f"{date.today()}-scale.md"
+    output.parent.mkdir(exist_ok=True)
+    output.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
