@@ -133,7 +133,7 @@ def _table(part: Path, *, columns: list[str] | None = None) -> pa.Table | None:
     try:
         # The file is opened here: pyarrow would take a folder's name for a partition.
         with part.open("rb") as file:
-            # Without threads of Arrow's own: they outlived a short process now and then, which then ended with an abort.
+            # Without threads of Arrow's own: now and then they outlived a short process, and it ended with an abort.
             held = parquet.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
             table = held.read(columns=columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
