@@ -91,8 +91,8 @@ def _draw(chosen: argparse.Namespace) -> None:
 def _audit(chosen: argparse.Namespace) -> None:
     from pylorus.audit import audit_folder
 
-    sys.exit(
-        audit_folder(
+    try:
+        code = audit_folder(
             chosen.root,
             chosen.output,
             manifest=chosen.manifest,
@@ -100,7 +100,11 @@ def _audit(chosen: argparse.Namespace) -> None:
             names=not chosen.no_names,
             cache=chosen.cache,
         )
-    )
+    except (PylorusError, ValueError, OSError) as error:
+        # 1 says that the images have faults: a script must not take a mistyped folder for them.
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    sys.exit(code)
 
 
 def _pack(chosen: argparse.Namespace) -> None:

@@ -142,7 +142,10 @@ def _item_json(found: Audit, item: Item, group_numbers: Mapping[str, str], *, na
     paths = found.images.table["path"]
     said: dict[str, Any] = {"samples": [found.samples[index] for index in item.files]}
     if names:
-        said["paths"] = [str(paths.iloc[index]) for index in item.files]
+        # JSON is UTF-8: bytes of a name that are none are written as escapes.
+        said["paths"] = [
+            str(paths.iloc[index]).encode("utf-8", "backslashreplace").decode("utf-8") for index in item.files
+        ]
     if item.detail or item.content:
         said["detail"] = ": ".join(filter(None, (item.detail, item.content if names else "")))
     if item.group:

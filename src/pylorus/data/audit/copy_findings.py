@@ -56,10 +56,18 @@ def _across(images: ImageSet, files: Sequence[int]) -> list[str]:
 
 def _gravest(images: ImageSet, copy: NearCopy, twins: dict[int, tuple[int, ...]]) -> tuple[tuple[int, int], list[str]]:
     """The pair that a near copy is told as: of several equal files the one in the worst place."""
-    pairs = product(twins.get(copy.first, (copy.first,)), twins.get(copy.second, (copy.second,)))
+    # Of equal files one of each part and class is enough: all pairs of many would take for ever.
+    first, second = (_one_of_each(images, twins.get(index, (index,))) for index in (copy.first, copy.second))
+    pairs = product(first, second)
     judged = [(pair, _across(images, pair)) for pair in pairs]
     order = (SPLITS, CLASSES, GROUPS, WITHIN)
     return min(judged, key=lambda each: order.index(each[1][0]))
+
+
+def _one_of_each(images: ImageSet, files: tuple[int, ...]) -> list[int]:
+    """Of some files the first of each part and class."""
+    rows = images.table.iloc[list(files)][["split", "class"]].reset_index(drop=True)
+    return [files[index] for index in rows.drop_duplicates().index]
 
 
 def _told(how: str, places: list[str]) -> str:

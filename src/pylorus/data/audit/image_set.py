@@ -9,6 +9,7 @@ import pandas as pd
 from pylorus.data.catalog import Catalog, group_in, scan_folders
 from pylorus.data.content import Root
 from pylorus.data.manifest import manifest_rows
+from pylorus.data.unreadable import shown
 from pylorus.errors import PylorusError
 
 
@@ -50,8 +51,17 @@ def find_files(root: Path, *, group: str | None = None) -> ImageSet:
             f"{root}: found no class folder, expected images as in {root / 'CLASS' / 'image.jpg'} or "
             f"{root / 'train' / 'CLASS' / 'image.jpg'}."
         )
-    table = pd.DataFrame(rows, columns=["path", "class", "split"]).sort_values("path", ignore_index=True)
-    return ImageSet(root, table.assign(group=_groups(list(table["path"]), group)), grouped=group is not None)
+    paths, classes, splits = zip(*sorted(rows), strict=True)
+    table = pd.DataFrame(
+        {
+            # A name may hold bytes that are no UTF-8, which pandas' text columns refuse: paths stay as they are.
+            "path": pd.Series(paths, dtype=object),
+            "class": [shown(Path(name)) for name in classes],
+            "split": splits,
+            "group": [shown(Path(name)) if name else "" for name in _groups(list(paths), group)],
+        }
+    )
+    return ImageSet(root, table, grouped=group is not None)
 
 
 def listed_files(manifest: Path, root: Path, *, group: str | None = None) -> ImageSet:

@@ -60,8 +60,8 @@ def _light(
     blur = below_median(sharpness, least_spread=LEAST_SPREAD["sharpness"])
     dark = below_median(brightness, least_spread=LEAST_SPREAD["brightness"])
     black = brightness < thresholds.black
-    blurred = (blur >= thresholds.outlier) & enough & ~black  # what is black is dark, not out of focus
     darkened = black | ((dark >= thresholds.outlier) & enough)
+    blurred = (blur >= thresholds.outlier) & enough & ~darkened  # in the dark all edges are faint
     findings = []
     if blurred.any():
         share = np.exp(sharpness - np.median(sharpness))
