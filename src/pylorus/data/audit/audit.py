@@ -16,7 +16,7 @@ from pylorus.data.audit.group_findings import set_findings
 from pylorus.data.audit.image_set import ImageSet
 from pylorus.data.audit.look_findings import look_findings
 from pylorus.data.audit.thresholds import Thresholds
-from pylorus.data.facts import Facts
+from pylorus.data.facts import Facts, column_of
 from pylorus.data.image import POLICY_VERSION
 from pylorus.data.reading import sample_id
 
@@ -91,8 +91,9 @@ def audit(
         *look_findings(images, facts, thresholds),
         *field_findings(fields),
     ]
-    samples = tuple(sample_id(path, each.sha256) for path, each in zip(images.table["path"], facts, strict=True))
-    readable = sum(each.readable for each in facts)
+    digests = column_of(facts, "sha256")
+    samples = tuple(sample_id(path, digest) for path, digest in zip(images.table["path"], digests, strict=True))
+    readable = sum(not problem for problem in column_of(facts, "problem"))
     return Audit(images, samples, readable, in_order(findings), tuple(fields), thresholds)
 
 
