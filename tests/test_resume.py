@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -155,6 +156,28 @@ def test_other_images_are_refused_and_named(begin, drawn, tmp_path, monkeypatch)
     first.unlink()
     with pytest.raises(PylorusError, match=f"{first.relative_to(root)}: gone"):
         run(folder)
+
+
+def test_other_weights_are_refused_and_another_version_is_told(begin, monkeypatch, caplog):
+    folder = begin("stage=pretrain")
+    files_written(folder, monkeypatch, stop_before=12)
+    record = folder.path / "environment.json"
+    said = json.loads(record.read_text())
+    write_text(record, json.dumps({**said, "weights_sha256": "0123456789abcdef"}))
+    with pytest.raises(PylorusError, match="began with other weights .SHA-256 0123456789ab, found none"):
+        run(folder)
+    write_text(record, json.dumps({**said, "packages": {**said["packages"], "torch": "1.0"}}))
+    run(folder)
+    assert "torch 1.0 → " in (folder.path / "run.log").read_text()
+
+
+def test_what_was_chosen_for_the_machine_is_kept(begin, monkeypatch):
+    folder = begin("stage=pretrain", "trainer.precision=auto")
+    files_written(folder, monkeypatch, stop_before=12)
+    chosen = json.loads((folder.path / "environment.json").read_text())["precision"]
+    monkeypatch.setattr("pylorus.machine._bf16_gain", lambda accelerator: 0.0 if chosen == "bf16" else 9.0)
+    run(folder)
+    assert re.findall(r"trainer.precision +(\w+)", (folder.path / "run.log").read_text()) == [chosen, chosen]
 
 
 def test_what_does_not_change_the_result_may_change(begin, composed, drawn):

@@ -39,6 +39,7 @@ def run_log(folder: Path) -> Iterator[None]:
             ".*smaller than the logging interval",
             "You are using a custom batch sampler",
             ".*LeafSpec.* is deprecated",
+            "The .srun. command is available on your system",
         ):
             warnings.filterwarnings("ignore", message=known)
         # The seam between Lightning and torch: nothing that a user of ours could change.

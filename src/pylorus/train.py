@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from pylorus.begun import as_begun, check_begun
 from pylorus.chance import derived_seed
 from pylorus.choices import choices, tell
 from pylorus.config import Config
@@ -60,8 +61,9 @@ def train(config: Config, folder: RunFolder) -> None:
     Raises:
         PylorusError: If something in the user's hands is wrong; the message says what and how to mend it.
     """
+    record = folder.path / "environment.json"
+    config.trainer = as_begun(config.trainer, record)
     engine = settle_engine(config.trainer)
-    write_json(folder.path / "environment.json", environment(engine))
     images = prepare_images(config, folder)
     torch.manual_seed(derived_seed(config.seed, "head"))
     backbone = build_backbone(
@@ -70,6 +72,7 @@ def train(config: Config, folder: RunFolder) -> None:
         image_size=config.data.image_size,
         random_if_unreachable=config.data.kind == "synthetic",
     )
+    check_begun(record, environment(engine) | {"weights_sha256": backbone.weights_sha256})
     check_stages(config, backbone)
     tell(choices(config, engine, backbone.network))
     learning = {name: depth(backbone.network, stage.learn).learning for name, stage in config.stages.items()}
