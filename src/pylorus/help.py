@@ -16,6 +16,7 @@ Pylorus trains image classifiers for gastroscopy by transfer learning, stage by 
   python train.py data=folders data.root=DIR model=resnet50  your own images, in class folders
   python train.py -m model=vgg19,resnet50,inception_v3       a sweep: one run a value, and a table of all
   python train.py experiment=paper data.root=DIR             the protocol of the study
+  python train.py resume=RUN                                 go on where a run was stopped
 
 GROUPS: choose one file of each, as in model=vgg19
 """

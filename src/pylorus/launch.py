@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pylorus.config import CONF, GROUPS, Config
+from pylorus.engines import check_installed, share_machine
 from pylorus.errors import INTERRUPTED, PylorusError, did_you_mean
 from pylorus.files import write_text
 from pylorus.resume import change_to, check_resumable, resume
@@ -33,7 +34,9 @@ from pylorus.validation import built, check_key, is_free
 RESUME = "resume="
 
 _failures: list[PylorusError] = []
-"""Of the jobs of this process; in a sweep the others go on."""
+"""Of a run that is no job of a sweep: `main` raises it."""
+_interrupted: list[Path] = []
+"""Jobs of this process that a signal ended: a launcher's worker begins no other."""
 
 
 class SweepFolder(Callback):
@@ -44,12 +47,14 @@ class SweepFolder(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Keeps the sweep's folder."""
         SweepFolder.found = Path(config.hydra.sweep.dir).absolute()
+        share_machine(config.hydra.launcher, SweepFolder.found)
 
 
 def register() -> None:
     """Makes the schema and our resolvers known to Hydra; calling it again changes nothing."""
     token = "".join(secrets.choice("abcdefghijkmnpqrstuvwxyz23456789") for _ in range(4))
-    OmegaConf.register_new_resolver("pylorus.token", lambda: token, replace=True)
+    # Cached: what a launcher's worker is sent says the same as here.
+    OmegaConf.register_new_resolver("pylorus.token", lambda: token, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("pylorus.help", _help, replace=True)
     ConfigStore.instance().store(name="schema", node=Config)
 
@@ -61,17 +66,36 @@ def _help() -> str:
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def _job(composed: DictConfig) -> None:
-    """One job of Hydra's: a run here, or, in a sweep, a process of its own that leaves nothing behind in ours."""
-    try:
-        _run(composed, HydraConfig.get())
-    except PylorusError as error:
-        _failures.append(error)  # Hydra would print the command line again before it hands an error on
+def _job(composed: DictConfig) -> float | None:
+    """One job of Hydra's: a run here, or, in a sweep, a process of its own that leaves nothing behind in ours.
+
+    Gives what a search makes as large as it can: the validation accuracy of the last stage; None of a job that failed.
+    """
+    return job(composed, HydraConfig.get())
 
 
-def _run(composed: DictConfig, context: Any) -> None:
-    folder = RunFolder(Path(context.runtime.output_dir))
+def job(composed: DictConfig, context: Any) -> float | None:
+    """What `_job` says; by this name a launcher's worker finds it, with the state of its own process."""
+    folder = RunFolder(Path(context.runtime.output_dir).absolute())
     in_sweep = context.mode == RunMode.MULTIRUN
+    try:
+        _run(composed, context, folder, in_sweep=in_sweep)
+    except PylorusError as error:
+        if not in_sweep:
+            _failures.append(error)  # Hydra would print the command line again before it hands an error on
+        elif folder.status().get("state") not in ("failed", "stopped"):
+            raise  # the folder does not tell it: it holds another run
+        return None
+    if not in_sweep:
+        return None
+    from pylorus.sweep import objective
+
+    return objective(folder)
+
+
+def _run(composed: DictConfig, context: Any, folder: RunFolder, *, in_sweep: bool) -> None:
+    if _interrupted:
+        raise KeyboardInterrupt
     if folder.status() and folder.config.is_file():
         # The same command on the same folder: what is there is not done again.
         check_resumable(folder)
@@ -95,10 +119,12 @@ def _run_apart(folder: RunFolder) -> None:
     job = subprocess.Popen([sys.executable, "-m", "pylorus.train", str(folder.path)])
     try:
         code = job.wait()
-    except KeyboardInterrupt:
+    except BaseException:  # Ctrl-C, or a launcher that puts its job back into a queue
+        _interrupted.append(folder.path)
         _end(job)
         raise
     if code == INTERRUPTED:
+        _interrupted.append(folder.path)
         raise KeyboardInterrupt
     if code != 0:
         why = folder.status().get("error", f"its process ended with exit code {code}")
@@ -132,6 +158,7 @@ def checked(arguments: list[str]) -> list[str]:
 
 def _checked_override(word: str, override: Any) -> str:
     name = override.key_or_group
+    check_installed(word)
     if name.startswith("hydra"):
         return word
     if name in GROUPS:
@@ -152,10 +179,12 @@ def _checked_override(word: str, override: Any) -> str:
     return f"++{word}" if free else word
 
 
+register()  # a launcher's worker imports this module and composes before it calls anything here
+
+
 def main() -> None:
     """`python train.py`: runs, prints errors that a user can mend without a traceback, sums up a sweep."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on, and we print them
-    register()
     code = 0
     try:
         begun = [word.removeprefix(RESUME) for word in sys.argv[1:] if word.startswith(RESUME)]

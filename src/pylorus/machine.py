@@ -15,6 +15,7 @@ import psutil
 import torch
 
 from pylorus.config import TrainerConfig
+from pylorus.engines import JOBS_AT_ONCE
 from pylorus.errors import PylorusError
 
 # Of mallopt(3).
@@ -81,7 +82,7 @@ def settle_engine(config: TrainerConfig) -> Engine:
     if accelerator == "cpu":
         keep_freed_memory()
     reasons = {"accelerator": "asked for" if wanted != "auto" else "the fastest that is there"}
-    reasons["threads"] = "asked for" if config.threads else "the cores that this process may use"
+    reasons["threads"] = "asked for" if config.threads else f"the cores that this process may use{_shared()}"
     precision, reasons["precision"] = config.precision, "asked for"
     if config.precision == "auto":
         gain = _bf16_gain(accelerator)
@@ -91,8 +92,19 @@ def settle_engine(config: TrainerConfig) -> Engine:
 
 
 def usable_cores() -> int:
-    """How many cores this process may use: fewer than there are in a container, or under a scheduler."""
-    return int(joblib.cpu_count(only_physical_cores=True))
+    """How many cores this process may use: fewer than there are in a container, under a scheduler, beside other jobs."""
+    cores = int(joblib.cpu_count(only_physical_cores=True))
+    asked = int(os.environ.get("SLURM_CPUS_PER_TASK", cores))  # SLURM does not bind a job to these everywhere
+    return max(1, min(cores, asked) // _jobs_at_once())
+
+
+def _jobs_at_once() -> int:
+    return int(os.environ.get(JOBS_AT_ONCE, "1"))
+
+
+def _shared() -> str:
+    """Why a job of several gets fewer threads: two that compute with all cores are many times slower than two halves."""
+    return f", shared with the sweep's other jobs: {_jobs_at_once()} run at once" if _jobs_at_once() > 1 else ""
 
 
 def keep_freed_memory() -> None:

@@ -13,6 +13,7 @@ from pylorus.percent import percent
 from pylorus.predictions import confusion_of
 from pylorus.report.write import write_report
 from pylorus.run_folder import RunFolder
+from pylorus.validation import loaded
 
 MEASURES = ["accuracy", "precision", "sensitivity", "F1"]
 
@@ -39,6 +40,17 @@ def sum_up(sweep: Path) -> int:
         status = RunFolder(sweep / str(job)).status()
         print(f"job {job} {status['state']}: {status.get('error', 'see its run.log')}")
     return code
+
+
+def objective(folder: RunFolder) -> float | None:
+    """The validation accuracy of a job's last stage, in [0, 1]; None if it did not finish.
+
+    A search looks at nothing else: one that saw the test images would make their figures optimistic.
+    """
+    if folder.status()["state"] != "finished":
+        return None
+    stage = list(loaded(folder.config).stages)[-1]
+    return _measures(pd.read_parquet(folder.predictions(stage, "val")), "val")["val accuracy"]
 
 
 def sweep_table(sweep: Path) -> pd.DataFrame:

@@ -59,3 +59,10 @@ def test_other_configurations_are_rows_of_their_own(make_run, tmp_path, undrawn)
     table = pd.read_csv(tmp_path / "report" / "tables" / "folds.csv")
     assert table.groupby("stage").size().to_dict() == {"finetune": 2, "pretrain": 2}
     assert set(table["folds"]) == {"2 of 2"}
+
+
+def test_folds_are_told_once_not_pair_by_pair(folds, tmp_path):
+    folds([0, 1, 2])
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count("The runs are folds: they test 3 different parts of the images") == 1
+    assert "are not compared pair by pair:" not in page

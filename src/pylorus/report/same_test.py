@@ -47,6 +47,11 @@ def why_apart(sets: Sequence[SameTest]) -> tuple[str, ...]:
     """Sentences that say which runs are not compared with which, and why; none if there is one test set."""
     if len(sets) < 2:
         return ()
+    if all(result.run.setting("data.fold") is not None for each in sets for result in each.results):
+        return (
+            f"The runs are folds: they test {len(sets)} different parts of the images, so they are not compared pair "
+            "by pair; the table of pooled folds says what they show together.",
+        )
     first = sets[0]
     said = []
     for other in sets[1:]:
