@@ -55,7 +55,7 @@ def test_a_second_run_decodes_nothing(composed, given, tmp_path, monkeypatch):
 
 def test_a_leak_stops_the_run_and_is_written_down_where_it_is_accepted(composed, given, tmp_path):
     shutil.copy(sorted((given / "train" / "a").iterdir())[0], given / "test" / "a" / "copy.png")
-    with pytest.raises(PylorusError, match=r"lie in two parts of the split(?s:.*)data\.accept_leaks=true"):
+    with pytest.raises(PylorusError, match=r"In two parts of the split lie(?s:.*)data\.accept_leaks=true"):
         prepared(composed, given, tmp_path / "stopped")
     prepared(composed, given, tmp_path / "run", "data.accept_leaks=true")
     assert json.loads((tmp_path / "run" / "audit.json").read_text())["accepted_leaks"]["file"] == 1

@@ -54,7 +54,7 @@ def test_accepted_leaks_are_told_at_the_head_and_in_every_caption(audited, undra
     assert marks_of(read_run(folder)) == (LEAKING,)
     text = write_report([folder], options=FAST).read_text()
     assert LEAKING.meaning in text
-    assert "LEAKS ACCEPTED (data.accept_leaks=true): 1 files that are the same, 3 near copies lie in two parts" in text
+    assert "LEAKS ACCEPTED (data.accept_leaks=true): in two parts of the split lie 1 file, 3 near copies." in text
     assert LEAKING.word in (folder / "report" / "tables" / "accuracy.md").read_text()
 
 

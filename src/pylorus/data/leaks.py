@@ -18,12 +18,12 @@ from pylorus.data.catalog import Catalog
 from pylorus.errors import PylorusError, listing
 
 KINDS = {
-    "patient": "patients",
-    "file": "files that are the same, byte by byte",
-    "pixels": "images of the same pixels",
-    "near": "near copies",
+    "patient": ("patient", "patients"),
+    "file": ("file, byte by byte the same", "files, byte by byte the same"),
+    "pixels": ("pair of the same pixels", "pairs of the same pixels"),
+    "near": ("pair of near copies", "pairs of near copies"),
 }
-"""What may lie in two parts, and how it is counted in words."""
+"""What may lie in two parts: one of it, and several."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,10 @@ def leaks_said(table: pd.DataFrame, found: Sequence[Pair]) -> str:
     """Leaks in words: how many of which kind, and the first pairs by name."""
     path = table["path"].to_numpy()
     counts = counted(found)
-    head = " and ".join(f"{count} {KINDS[kind]}" for kind, count in counts.items() if count)
+    head = ", ".join(f"{count} {KINDS[kind][count > 1]}" for kind, count in counts.items() if count)
     lines = [f"{path[pair.first]} and {path[pair.second]}: {pair.told}" for pair in found]
     return (
-        f"{head} lie in two parts of the split:\n{listing(lines)}\n"
+        f"In two parts of the split lie {head}:\n{listing(lines)}\n"
         "The test would be no test. Move them to one side, take one of each two away, leave the cut to Pylorus (which "
         "keeps copies together), or accept it with data.accept_leaks=true, which the report then says."
     )

@@ -7,12 +7,12 @@ from pylorus.report.section import Item, Section, Sentences
 from pylorus.report.table import Column, Row, Table, text_columns
 
 KINDS = {
-    "patient": "patients",
-    "file": "files that are the same",
-    "pixels": "images of the same pixels",
-    "near": "near copies",
+    "patient": ("patient", "patients"),
+    "file": ("file", "files"),
+    "pixels": ("pair of the same pixels", "pairs of the same pixels"),
+    "near": ("near copy", "near copies"),
 }
-"""What may lie in two parts of a split, as audit.json calls it."""
+"""What may lie in two parts of a split, as audit.json calls it: one of it, and several."""
 
 
 def audit_section(evidence: Evidence) -> Section:
@@ -38,8 +38,8 @@ def audit_sentences(run: SavedRun) -> tuple[str, ...]:
     ]
     leaks = accepted_leaks(run)
     if leaks:
-        what = ", ".join(f"{count} {KINDS.get(kind, kind)}" for kind, count in leaks.items())
-        said.append(f"LEAKS ACCEPTED (data.accept_leaks=true): {what} lie in two parts of the split.")
+        what = ", ".join(f"{count} {KINDS[kind][count > 1]}" for kind, count in leaks.items() if kind in KINDS)
+        said.append(f"LEAKS ACCEPTED (data.accept_leaks=true): in two parts of the split lie {what}.")
     else:
         said.append("No copy and no near copy of an image was found in two parts of the split.")
     left_out = sum(int(row["files"]) for row in run.audit.get("left_out", []))
