@@ -157,3 +157,20 @@ def test_a_table_gives_back_what_was_put_into_it(listed):
     assert not table[3].readable
     assert table.column("width").tolist() == [48, 48, 48, 0]
     assert (thumbnails_of(table, [2, 0]) == thumbnails_of([whole[2], whole[0]])).all()
+
+
+def test_an_interrupted_pass_keeps_what_it_found(listed, tmp_path, monkeypatch):
+    root, paths = listed
+    monkeypatch.setattr(module, "BLOCK", 5)
+    looked, examine = [], module.examine
+
+    def interrupted(content):
+        looked.append(content)
+        if len(looked) > 12:
+            raise KeyboardInterrupt
+        return examine(content)
+
+    monkeypatch.setattr(module, "examine", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        facts_of(root, paths, store=tmp_path)
+    assert len(FactStore(tmp_path, version=f"{module.VERSION}-{module.POLICY_VERSION}").known()) >= 10

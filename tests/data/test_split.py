@@ -81,9 +81,7 @@ def test_a_patient_on_both_sides_stops_the_run_unless_accepted(class_folders):
 def test_the_same_image_on_both_sides_stops_the_run(class_folders):
     root = class_folders({f"{part}/{name}": 3 for part in ("train", "val", "test") for name in "ab"})
     shutil.copy(next((root / "test/a").iterdir()), root / "train/a/renamed.png")
-    with pytest.raises(
-        PylorusError, match=r"1 file, byte by byte the same.*(\n.*)*renamed\.png"
-    ):
+    with pytest.raises(PylorusError, match=r"1 file, byte by byte the same.*(\n.*)*renamed\.png"):
         split(read_folders(root), seed=0)
 
 

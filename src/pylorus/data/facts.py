@@ -4,6 +4,7 @@ Audit, catalog and the search for copies all take what they know of an image fro
 `fact_store.py`, under the SHA-256 of the content, whatever a file's name: a second pass decodes nothing.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -225,7 +226,9 @@ def _read(
     later: dict[str, list[int]] = {}
     quiet = not sys.stderr.isatty() or not len(places)
     bar = tqdm(total=len(places), desc="looking at images", unit="", disable=quiet, leave=False)
-    with bar, ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with bar, ThreadPoolExecutor(max_workers=os.cpu_count()) as pool, contextlib.ExitStack() as at_end:
+        if kept is not None:
+            at_end.callback(kept.close)  # also of an interrupted pass: what was found is kept
         for start in range(0, len(places), BLOCK):
             block = places[start : start + BLOCK]
             fresh: dict[str, Facts] = {}
@@ -239,6 +242,4 @@ def _read(
             if kept is not None and fresh:
                 kept.add(list(fresh.values()))
             bar.update(len(block))
-    if kept is not None:
-        kept.close()
     return later

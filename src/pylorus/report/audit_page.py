@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections import Counter
 from dataclasses import dataclass
 
 import cv2
@@ -106,7 +107,7 @@ def _told(found: Audit, finding: Finding, *, names: bool) -> Told:
 def _case(found: Audit, item: Item, *, names: bool, pictures: bool, outlined: bool = False) -> Case:
     paths = found.images.table["path"]
     said = [item.detail, item.content if names else ""]
-    files = item.files[:SIDE_BY_SIDE] if pictures else item.files
+    files = _of_each_part(found, item.files)[:SIDE_BY_SIDE] if pictures else item.files
     if len(files) < len(item.files):
         said.append(f"and {len(item.files) - len(files)} files more")
     if item.group:
@@ -121,6 +122,18 @@ def _case(found: Audit, item: Item, *, names: bool, pictures: bool, outlined: bo
         ),
         ": ".join(filter(None, said)),
     )
+
+
+def _of_each_part(found: Audit, files: tuple[int, ...]) -> tuple[int, ...]:
+    """Files of a case in turn from each part of the split and each class: what lies across them is seen at once."""
+    seen: Counter[tuple[str, str]] = Counter()
+    turns = []
+    for index in files:
+        row = found.images.table.iloc[index]
+        kind = (str(row["split"]), str(row["class"]))
+        turns.append((seen[kind], index))
+        seen[kind] += 1
+    return tuple(index for _, index in sorted(turns))
 
 
 def _jpeg(found: Audit, index: int, *, outlined: bool) -> str:
