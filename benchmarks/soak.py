@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
+import psutil
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[1]
@@ -81,6 +82,14 @@ def moment(run: Path) -> str:
     return "bundle, report" if not (run / "report" / "report.html").is_file() else "end"
 
 
+def pids(process: subprocess.Popen[bytes]) -> set[int]:
+    """The process and all that it started."""
+    try:
+        return {process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))}
+    except psutil.NoSuchProcess:
+        return set()
+
+
 def runs_of(folder: Path) -> Iterator[Path]:
     """The folder itself, or the jobs of a sweep."""
     yield from (
@@ -93,13 +102,14 @@ def soak(command: list[str], again: list[str], place: Path, folder: Path, longes
     process = start(command, place)
     while True:
         try:
-            process.wait(timeout=random.uniform(0.5, longest))
+            # Three times of four late: else most kills would meet the imports.
+            earliest = random.choice((0.5, 0.4 * longest, 0.5 * longest, 0.6 * longest))
+            process.wait(timeout=random.uniform(earliest, longest))
         except subprocess.TimeoutExpired:
             way = random.choice(WAYS)
-            for run in runs_of(folder):
-                state = json.loads((run / "status.json").read_text())["state"]
-                if state in ("starting", "running"):
-                    tally.moments[moment(run)] += 1
+            states = {run: json.loads((run / "status.json").read_text()) for run in runs_of(folder)}
+            alive = [run for run, said in states.items() if said["state"] == "running" and said["pid"] in pids(process)]
+            tally.moments[moment(alive[0]) if alive else "start-up, or between a sweep's jobs"] += 1
             os.killpg(process.pid, way)
             try:
                 process.wait(timeout=30)
@@ -157,7 +167,7 @@ def main() -> None:
         folder, cache = work / f"soak-{number}", f"cache.folder={work}/cache-{number}"
         if number % 3:
             command = [*WORDS, cache, f"hydra.run.dir={folder}"]
-            soak(command, [f"resume={folder}"], work, folder, 0.9 * seconds["run"], tally)
+            soak(command, [f"resume={folder}"], work, folder, seconds["run"], tally)
         else:
             command = [*sweep, cache, f"hydra.sweep.dir={folder}"]
             soak(command, command, work, folder, 0.7 * seconds["sweep"], tally)

@@ -1,14 +1,17 @@
 """Every file in conf/ composes, and what a user mistypes is refused by name."""
 
 import re
+from importlib.metadata import PackageNotFoundError
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 from pylorus.config import CONF, GROUPS, Config, StageConfig
+from pylorus.engines import check_installed
 from pylorus.errors import PylorusError
 from pylorus.help import help_text
-from pylorus.launch import checked
+from pylorus.launch import checked, register
 from pylorus.validation import fields_of
 
 FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
@@ -24,11 +27,41 @@ NEEDS = {
 @pytest.mark.parametrize(("group", "file"), FILES, ids=lambda part: str(part))
 def test_every_file_of_conf_composes_to_a_valid_configuration(composed, group, file):
     word = f"{group}={file}"
+    needs_extra(word)
     assert isinstance(composed(word, *NEEDS.get(word, [])), Config)
 
 
+def needs_extra(word: str) -> None:
+    """Skips a test where the package that a word needs is not installed."""
+    try:
+        check_installed(word)
+    except PylorusError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("launcher", sorted(path.stem for path in (CONF / "hydra" / "launcher").glob("*.yaml")))
+def test_every_launcher_of_conf_composes(launcher):
+    needs_extra(f"hydra/launcher={launcher}")
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        found = compose("config", overrides=[f"hydra/launcher={launcher}"], return_hydra_config=True)
+    assert "launcher" in found.hydra.launcher._target_
+
+
+def test_a_launcher_that_is_not_installed_is_refused_with_the_command_that_installs_it(monkeypatch):
+    def missing(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("pylorus.engines.distribution", missing)
+    for word, extra in (("hydra/launcher=joblib", "parallel"), ("experiment=search", "optuna")):
+        with pytest.raises(PylorusError, match=re.escape(f"pip install 'pylorus[{extra}]'")):
+            checked(["-m", word])
+
+
 def test_every_folder_of_conf_is_a_group_that_help_names():
-    folders = {path.name for path in CONF.iterdir() if path.is_dir()}
+    folders = {path.name for path in CONF.iterdir() if path.is_dir()} - {
+        "hydra"
+    }  # launchers, which docs/sweeps.md names
     assert folders == set(GROUPS)
     text = help_text(CONF)
     assert all(f"  {group}=" in text for group in GROUPS)

@@ -112,6 +112,24 @@ def test_killed_before_any_of_its_files_a_run_goes_on_to_the_very_same_result(be
         assert not [name for name in left if name.startswith((".", "last", "best-"))]
 
 
+def test_killed_right_after_its_training_a_stage_keeps_all_its_curves(begin, monkeypatch):
+    monkeypatch.setattr(checkpoints, "SHARE_OF_TIME", 1e9)
+    whole, folder = begin(), begin()
+    run(whole)
+
+    def killed(stage):
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pylorus.stage_folder.StageFolder.forget_way", killed)
+        with pytest.raises(KilledError):
+            run(folder)
+    assert folder.stage("pretrain").last.is_file()
+    run(folder)
+    assert_same(results(whole), results(folder))
+    assert not list(folder.path.rglob("last.ckpt"))
+
+
 def test_killed_again_and_again_it_ends_the_same(begin, monkeypatch):
     monkeypatch.setattr(checkpoints, "SHARE_OF_TIME", 1e9)
     whole, folder = begin(), begin()

@@ -14,6 +14,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from pylorus.files import whole, write_json
+from pylorus.run_folder import RunFolder
 from pylorus.stage_folder import StageFolder
 
 SHARE_OF_TIME = 0.02
@@ -32,6 +33,10 @@ class Checkpoints(pl.Callback):
         self._saved, self._sign = saved, 1.0 if mode == "max" else -1.0
         self._best_score, self._best_epoch, self._stopped = -math.inf, -1, False
         self._saved_at, self._cost = -math.inf, 0.0
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Before anything of the epoch is written."""
+        RunFolder(self._saved.path.parent).expect_there()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After validation and after early stopping has decided."""
@@ -55,8 +60,7 @@ class Checkpoints(pl.Callback):
         if trainer.is_global_zero:
             _name_also(self._saved.best(self._best_epoch), self._saved.chosen)
             write_json(self._saved.record, {"epochs": int(trainer.current_epoch), "best_epoch": self._best_epoch + 1})
-            self._saved.forget_bests_but(None)
-            self._saved.last.unlink(missing_ok=True)
+            self._saved.forget_way()
         trainer.strategy.barrier("trained")
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,11 +18,19 @@ class _Terminal(logging.Handler):
         sys.stdout.flush()
 
 
+class _File(logging.FileHandler):
+    """A line that a full disk does not take is on the terminal all the same."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 the standard library's name
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 @contextmanager
 def run_log(folder: Path) -> Iterator[None]:
     """Sends our log to the terminal and to run.log while a run goes on; quietens what says nothing to its user."""
     ours = logging.getLogger("pylorus")
-    terminal, file = _Terminal(), logging.FileHandler(folder / "run.log", encoding="utf-8")
+    terminal, file = _Terminal(), _File(folder / "run.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     ours.setLevel(logging.INFO)
     ours.propagate = False
@@ -54,4 +62,5 @@ def run_log(folder: Path) -> Iterator[None]:
         finally:
             for handler in (terminal, file):
                 ours.removeHandler(handler)
-                handler.close()
+                with suppress(OSError):  # of a full disk the run itself tells
+                    handler.close()

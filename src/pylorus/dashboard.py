@@ -5,6 +5,8 @@ leave only with `logger.images=true`.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +20,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from pylorus.config import Config
 from pylorus.data.datamodule import ImageDataModule
+from pylorus.data.unreadable import UnreadableImageError
 from pylorus.errors import PylorusError
 from pylorus.model.classifier import StagePlan
 from pylorus.predictions import class_names, confusion_of, labels_of
@@ -42,6 +45,7 @@ class Dashboard:
     def __init__(self, config: Config, folder: RunFolder) -> None:
         matplotlib.use("agg")
         self.config, self.folder = config, folder
+        self._view = _View(config.logger.name)
         self._wandb: Any = None
         self._tensorboard: TensorBoardLogger | None = None
 
@@ -55,22 +59,26 @@ class Dashboard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=0 if kind is None else 1)
-        if self._tensorboard is not None:
-            self._tensorboard.experiment.close()
+        with self._view.tried():
+            if self._wandb is not None:
+                self._wandb.finish(exit_code=0 if kind is None else 1)
+            if self._tensorboard is not None:
+                self._tensorboard.experiment.close()
 
     def loggers(self, *, known_step: int = 0) -> list[Logger]:
         """What Lightning sends the curves to; steps up to `known_step` were sent before a run was interrupted."""
         if self._wandb is not None:
-            return [_News(WandbLogger(experiment=self._wandb), known_step)]
-        return [_News(self._tensorboard, known_step)] if self._tensorboard is not None else []
+            return [_News(WandbLogger(experiment=self._wandb), known_step, self._view)]
+        return [_News(self._tensorboard, known_step, self._view)] if self._tensorboard is not None else []
 
     def show_predictions(self, plan: StagePlan, part: str, table: pd.DataFrame, served: ImageDataModule) -> None:
         """Shows a stage's confusion matrix on a part and, where images may leave, validation's worst mistakes."""
-        if not self.loggers():
+        if self._wandb is None and self._tensorboard is None:
             return
-        name = f"{plan.name}/{part}"
+        with self._view.tried():
+            self._show(f"{plan.name}/{part}", part, table, served)
+
+    def _show(self, name: str, part: str, table: pd.DataFrame, served: ImageDataModule) -> None:
         if self._wandb is not None:
             import wandb
 
@@ -95,12 +103,32 @@ class Dashboard:
             self._tensorboard.experiment.add_figure(name, figure)
 
 
+class _View:
+    """Has a dashboard's failure in the middle of a run be told once; the files are complete without it."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._told = name, False
+
+    @contextmanager
+    def tried(self) -> Iterator[None]:
+        """Goes on after any error of a dashboard's: each has its own kinds, and none touches the run."""
+        try:
+            yield
+        except UnreadableImageError:
+            raise
+        except Exception as error:
+            if not self._told:
+                said = str(error) or type(error).__name__
+                log.warning("%s failed; the run goes on, its files hold everything: %s", self._name, said)
+            self._told = True
+
+
 class _News(Logger):
     """Hands on what a dashboard does not have yet."""
 
-    def __init__(self, dashboard: Logger, known_step: int) -> None:
+    def __init__(self, dashboard: Logger, known_step: int, view: _View) -> None:
         super().__init__()
-        self._dashboard, self._known_step = dashboard, known_step
+        self._dashboard, self._known_step, self._view = dashboard, known_step, view
 
     @property
     def name(self) -> str | None:
@@ -118,11 +146,13 @@ class _News(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Hands metrics on where their step is new."""
         if step is None or step > self._known_step:
-            self._dashboard.log_metrics(metrics, step)
+            with self._view.tried():
+                self._dashboard.log_metrics(metrics, step)
 
     def save(self) -> None:
         """Has the dashboard save."""
-        self._dashboard.save()
+        with self._view.tried():
+            self._dashboard.save()
 
 
 def confusion_figure(table: pd.DataFrame, *, title: str) -> Figure:

@@ -92,7 +92,7 @@ def settle_engine(config: TrainerConfig) -> Engine:
 
 
 def usable_cores() -> int:
-    """How many cores this process may use: fewer than there are in a container, under a scheduler, beside other jobs."""
+    """How many cores this process may use: fewer than there are in a container, under SLURM, beside other jobs."""
     cores = int(joblib.cpu_count(only_physical_cores=True))
     asked = int(os.environ.get("SLURM_CPUS_PER_TASK", cores))  # SLURM does not bind a job to these everywhere
     return max(1, min(cores, asked) // _jobs_at_once())
@@ -103,8 +103,9 @@ def _jobs_at_once() -> int:
 
 
 def _shared() -> str:
-    """Why a job of several gets fewer threads: two that compute with all cores are many times slower than two halves."""
-    return f", shared with the sweep's other jobs: {_jobs_at_once()} run at once" if _jobs_at_once() > 1 else ""
+    """Why a job of several gets fewer threads: two with all cores each are many times slower than two with half."""
+    at_once = _jobs_at_once()
+    return f", shared with the sweep's other jobs: {at_once} run at once" if at_once > 1 else ""
 
 
 def keep_freed_memory() -> None:

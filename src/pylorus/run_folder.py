@@ -1,5 +1,6 @@
 """A run's folder: what lies where, and whether the run is running, finished, failed or interrupted."""
 
+import errno
 import json
 import os
 import secrets
@@ -29,9 +30,10 @@ SILENCE = timedelta(minutes=3)
 class RunFolder:
     """The folder of one run; `status.json` tells how far it came.
 
-    A status has `state` (starting, running, finished, failed, interrupted), `id`, `host`, `pid`, `started`,
-    `heartbeat`, `ended`, `seconds` (that it ran, interruptions left out), `resumed` (how often), `overrides` (what the
-    command line said), `sweep` (the sweep's name, or null) and, where it failed, `error`.
+    A status has `state` (starting, running, finished, failed, interrupted), `id`, `host`, `pid`, `slurm` (the number of
+    SLURM's job and how often it was put back, or null), `started`, `heartbeat`, `ended`, `seconds` (that it ran,
+    interruptions left out), `resumed` (how often), `overrides` (what the command line said), `sweep` (the sweep's name,
+    or null) and, where it failed, `error`.
     """
 
     path: Path
@@ -97,19 +99,33 @@ class RunFolder:
         began, ran = time.monotonic(), before.get("seconds", 0.0)
 
         def say(**more: Any) -> None:
+            self.expect_there()
             self._write({**status, "seconds": round(ran + time.monotonic() - began, 1), **more})
+
+        def say_if_possible(**more: Any) -> None:
+            with suppress(OSError):  # what ended the run is what its user has to know
+                say(**more)
 
         say()
         try:
             with _beating(say):
                 yield
         except KeyboardInterrupt:
-            say(state="interrupted", ended=_now())
+            say_if_possible(state="interrupted", ended=_now())
             raise
         except BaseException as error:
-            say(state="failed", ended=_now(), error=str(error) or type(error).__name__)
+            say_if_possible(state="failed", ended=_now(), error=str(error) or type(error).__name__)
             raise
         say(state="finished", ended=_now())
+
+    def expect_there(self) -> None:
+        """Refuses to write into a folder that vanished: it would come again, half empty.
+
+        Raises:
+            FileNotFoundError: If the run's configuration is not there any more.
+        """
+        if not self.config.is_file():
+            raise FileNotFoundError(errno.ENOENT, "the run's folder vanished", str(self.config))
 
     def _write(self, status: dict[str, Any]) -> None:
         write_json(self.path / "status.json", status)
@@ -135,12 +151,21 @@ def _beating(say: Callable[..., None]) -> Iterator[None]:
 
 
 def _here() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "heartbeat": _now()}
+    return {"host": socket.gethostname(), "pid": os.getpid(), "slurm": _slurm(), "heartbeat": _now()}
+
+
+def _slurm() -> list[str] | None:
+    """The job of SLURM that this process belongs to, and how often it was put back into the queue."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return [job, os.environ.get("SLURM_RESTART_COUNT", "0")] if job else None
 
 
 def _lives(status: dict[str, Any]) -> bool:
     """Whether the process of a run is there; one of another machine can only be heard."""
     beat = datetime.fromisoformat(status.get("heartbeat", status["started"]))
+    before, now = status.get("slurm"), _slurm()
+    if before and now and before[0] == now[0] and before[1] != now[1]:
+        return False  # this very job, before it was put back: a process that may have run on another machine
     if status.get("host", socket.gethostname()) != socket.gethostname():
         return datetime.now(UTC) - beat < SILENCE
     try:

@@ -1,4 +1,4 @@
-"""What ends a run from outside: Ctrl-C, SIGTERM, and SIGUSR1, by which SLURM tells that a job's time is up.
+"""What ends a run from outside: Ctrl-C, SIGTERM, and SIGUSR1 or SIGUSR2, by which SLURM tells that a job's time is up.
 
 Each ends it at once and cleanly: the state after the last saved epoch lies on disk already. A second signal does not
 wait for the cleaning up.
@@ -15,14 +15,14 @@ from typing import Any
 
 from pylorus.errors import INTERRUPTED
 
-STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
     """Makes a KeyboardInterrupt of the first signal that comes, inside; the second ends the process.
 
-    A job of SLURM that got SIGUSR1 is put back into the queue.
+    A job of SLURM that got SIGUSR1 is put back into the queue, unless submitit started it, which does so itself.
     """
     received: list[int] = []
 
@@ -47,7 +47,7 @@ def stopped_by_signals() -> Iterator[None]:
 
 def _requeue() -> None:
     job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
-    if job is None:
+    if job is None or "SUBMITIT_EXECUTOR" in os.environ:
         return
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
     name = f"{job}_{task}" if task and os.environ.get("SLURM_ARRAY_JOB_ID") else job

@@ -83,6 +83,7 @@ def run_stage(
         return _finished(classifier, place)
     trainer = _trainer(plan, config, engine, dashboard, place, speed)
     photographs = serve_images(plan, config, backbone, images, engine)
+    classifier.sample_ids = photographs.sample_ids("train")
     served = serve_features(photographs, classifier, plan, config, engine)
     if isinstance(served, FeatureDataModule):
         speed.features_seconds = served.seconds
@@ -90,12 +91,14 @@ def run_stage(
         classifier.compile_network()
     if place.trained is None:
         _fit(trainer, classifier, served, place)
+    place.forget_way()  # a run that was killed right after its training left it
     _take_best(classifier, place)
     for part in PARTS:
         rows = photographs.parts[part]
         logits = _logits(trainer, classifier, served, part)
         table = prediction_table(rows, logits, names=images.catalog.short_names, split=part)
         dashboard.show_predictions(plan, part, table, photographs)
+        folder.expect_there()
         write_predictions(table, place.predictions(part))
     speed.write(place.path / "speed.json")
     return _result(place)

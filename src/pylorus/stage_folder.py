@@ -38,7 +38,9 @@ class StageFolder:
 
     @property
     def saved_epochs(self) -> int:
-        """How many epochs `last.ckpt` stands for; 0 where there is none."""
+        """How many epochs are on record: all of a trained stage, else those that `last.ckpt` stands for."""
+        if self.trained is not None:
+            return self.trained.epochs
         if not self.last.is_file():
             return 0
         import torch  # only here: a status is read without it
@@ -64,6 +66,11 @@ class StageFolder:
         for path in self.chosen.parent.glob("best-*.ckpt"):
             if epoch is None or path != self.best(epoch):
                 path.unlink()
+
+    def forget_way(self) -> None:
+        """Deletes what only a stage that is not trained yet needs."""
+        self.forget_bests_but(None)
+        self.last.unlink(missing_ok=True)
 
     def predictions(self, part: str) -> Path:
         """What the best epoch says of each image of `val` or `test`."""

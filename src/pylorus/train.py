@@ -6,6 +6,9 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +22,7 @@ from pylorus.dashboard import Dashboard
 from pylorus.data.prepare import prepare_images
 from pylorus.deploy.bundle import write_bundle
 from pylorus.errors import INTERRUPTED, PylorusError
+from pylorus.faults import faults_explained
 from pylorus.files import write_json
 from pylorus.machine import environment, settle_engine
 from pylorus.model.backbone import build_backbone
@@ -38,21 +42,30 @@ log = logging.getLogger(__name__)
 def run(folder: RunFolder) -> None:
     """The run that a prepared folder describes, or what is left of it; whatever happens, its status tells."""
     config = loaded(folder.config)
-    if folder.status()["state"] == "finished":
-        print(f"finished before: {folder.path}")
-    else:
-        folder.clear()
-        try:
-            with stopped_by_signals(), run_log(folder.path), folder.running():
+    told = partial(faults_explained, folder, config)
+    with told():
+        if folder.status()["state"] == "finished":
+            print(f"finished before: {folder.path}")
+        else:
+            folder.clear()
+            with _kept(config, folder), stopped_by_signals(), run_log(folder.path), folder.running(), told():
                 train(config, folder)
-        except BaseException:
-            if any((folder.path / name / "checkpoints").is_dir() for name in config.stages):
-                print(f"\nwhat is done is kept; to go on: python train.py resume={folder.path}", file=sys.stderr)
-            raise
-    if config.report and not (folder.path / "report" / "report.html").is_file():
-        # Of a finished run: a report that fails takes nothing from it.
-        print(f"\nreport: {write_report([folder.path])}")
+        if config.report and not (folder.path / "report" / "report.html").is_file():
+            # Of a finished run: a report that fails takes nothing from it.
+            print(f"\nreport: {write_report([folder.path])}")
     print(f"\nresults: {folder.path}")
+
+
+@contextmanager
+def _kept(config: Config, folder: RunFolder) -> Iterator[None]:
+    """Tells how to go on with a run that ends early, where its error does not."""
+    try:
+        yield
+    except BaseException as error:
+        begun = any((folder.path / name / "checkpoints").is_dir() for name in config.stages)
+        if begun and f"resume={folder.path}" not in str(error):
+            print(f"\nwhat is done is kept; to go on: python train.py resume={folder.path}", file=sys.stderr)
+        raise
 
 
 def train(config: Config, folder: RunFolder) -> None:

@@ -1,12 +1,14 @@
 """The LightningDataModule: batches of the network's size, in an order and with augmentations that repeat exactly."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from pylorus.cache.records import Records
@@ -71,6 +73,10 @@ class ImageDataModule(pl.LightningDataModule):
         """Whether training images are varied."""
         return bool(self.policy.transforms)
 
+    def sample_ids(self, part: str) -> NDArray[np.str_]:
+        """The id of each image of a part, by row."""
+        return self.parts[part]["sample_id"].to_numpy(dtype=np.str_)
+
     def dataset(self, part: str) -> ImageDataset:
         """The images of a part; with the first part that is asked for, all images are decoded where that pays."""
         if not self._looked:
@@ -100,7 +106,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Every training image once, shuffled and augmented anew each epoch."""
-        return self.loader("train")
+        return in_epoch(self.loader("train"), self.trainer)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Every validation image once, as it is."""
@@ -121,6 +127,17 @@ class ImageDataModule(pl.LightningDataModule):
             persistent_workers=self.workers > 0,
             pin_memory=self.pin_memory,
         )
+
+
+def in_epoch(loader: DataLoader[Any], trainer: pl.Trainer | None) -> DataLoader[Any]:
+    """The loader with its order set to the trainer's epoch.
+
+    Where a run goes on, Lightning has workers begin to read before it sets the epoch itself.
+    """
+    batches = loader.batch_sampler
+    if trainer is not None and isinstance(batches, EpochBatches):
+        batches.sampler.set_epoch(trainer.current_epoch)
+    return loader
 
 
 def _one_thread(_: int) -> None:

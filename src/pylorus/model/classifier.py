@@ -7,23 +7,20 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pylorus.chance import derived_seed
 from pylorus.config import LossConfig, OptimizerConfig, StageConfig
 from pylorus.data.dataset import Batch
-from pylorus.errors import PylorusError
-from pylorus.evaluation.confusion import class_indices, overall_indices
+from pylorus.errors import PylorusError, listing
 from pylorus.model.backbone import Backbone
 from pylorus.model.cut import Cut
 from pylorus.model.features import FeatureBatch
 from pylorus.model.schedule import build_optimizer, build_schedule
-
-CLASS_METRICS = ("precision", "sensitivity", "f1")
+from pylorus.model.tally import FirstBroken, Tally
 
 
 @dataclass(frozen=True)
@@ -41,33 +38,6 @@ class StagePlan:
     config: StageConfig
     first_epoch: int
     seed: int
-
-
-class Tally(nn.Module):
-    """Mean loss and confusion matrix of an epoch, gathered on the device without waiting for it."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.loss = MeanMetric()
-        self.confusion = MulticlassConfusionMatrix(classes, validate_args=False)
-
-    def add(self, loss: Tensor, weight: Tensor, logits: Tensor, label: Tensor) -> None:
-        """A batch: its mean loss, the weight of that mean, logits (batch, classes), labels (batch,)."""
-        self.loss.update(loss.detach(), weight)
-        self.confusion.update(logits.detach(), label)
-
-    def take(self, prefix: str, names: Sequence[str]) -> dict[str, float]:
-        """All metrics of the epoch by name, each class's and their average; starts anew. Undefined ones are nan."""
-        confusion = self.confusion.compute().cpu().numpy()
-        by_class, overall = class_indices(confusion), overall_indices(confusion)
-        found = {f"{prefix}/loss": float(self.loss.compute()), f"{prefix}/accuracy": float(overall.accuracy)}
-        for metric in CLASS_METRICS:
-            values = getattr(by_class, metric)
-            found |= {f"{prefix}/{metric}/{name}": float(value) for name, value in zip(names, values, strict=True)}
-            found[f"{prefix}/{metric}/average"] = float(np.mean(values))
-        self.loss.reset()
-        self.confusion.reset()
-        return found
 
 
 class Classifier(pl.LightningModule):
@@ -105,6 +75,9 @@ class Classifier(pl.LightningModule):
         self.network = backbone.network.to(memory_format=self.memory_format)
         self.cut: Cut | None = None
         """The network in two parts, where features are served in the images' place."""
+        self.sample_ids: NDArray[np.str_] | None = None
+        """Of the training images, by row: for the message where a loss breaks."""
+        self._broken = FirstBroken()
         self.names, self.plan, self.optimizer_config, self.loss_config = tuple(names), plan, optimizer, loss
         self.register_buffer("mean", 255 * torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
@@ -154,7 +127,9 @@ class Classifier(pl.LightningModule):
 
     def training_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
-        return self._step(batch, "train_part")
+        loss = self._step(batch, "train_part")
+        self._broken.look(loss, batch.row, batch_idx)
+        return loss
 
     def validation_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> None:
         """Gathers a batch's loss and decisions."""
@@ -174,10 +149,7 @@ class Classifier(pl.LightningModule):
         found = self._tally("train_part").take(f"{name}/train", self.names)
         found |= self._tally("val_part").take(f"{name}/val", self.names)
         if not np.isfinite(found[f"{name}/train/loss"]):
-            raise PylorusError(
-                f"the training loss of stage {name} is no number any more in epoch {self.current_epoch + 1}. "
-                f"Lower optimizer.lr or stages.{name}.lr, or take trainer.precision=32."
-            )
+            raise PylorusError(self._loss_broke())
         found[f"{name}/lr"] = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
         # "step" is Lightning's word for a logger's axis: epochs over the whole run, so that stages follow each other.
         self.log_dict({**found, "step": float(self.plan.first_epoch + self.current_epoch + 1)})
@@ -186,6 +158,16 @@ class Classifier(pl.LightningModule):
         schedule = self.lr_schedulers()
         if isinstance(schedule, ReduceLROnPlateau) and not self.trainer.sanity_checking:
             schedule.step(found[chosen])
+
+    def _loss_broke(self) -> str:
+        name, rows = self.plan.name, self._broken.rows()
+        ids = [f"row {row}" if self.sample_ids is None else self.sample_ids[row] for row in rows]
+        first = f"It broke first in the batch of these images (split.csv has their files):\n{listing(ids)}\n"
+        return (
+            f"the training loss of stage {name} is no number any more in epoch {self.current_epoch + 1}. "
+            f"Lower optimizer.lr or stages.{name}.lr, or take trainer.precision=32.\n{first if ids else ''}"
+            "With other values it is a new run; this one would break again at the same place."
+        )
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """A schedule's step. A plateau's was taken at validation: here it would miss in what a checkpoint holds."""
