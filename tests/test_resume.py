@@ -130,6 +130,19 @@ def test_killed_right_after_its_training_a_stage_keeps_all_its_curves(begin, mon
     assert not list(folder.path.rglob("last.ckpt"))
 
 
+def test_with_processes_that_decode_too(begin, monkeypatch):
+    monkeypatch.setattr(checkpoints, "SHARE_OF_TIME", 1e9)
+    words = ["augment=light", "data.workers=2", "stage=finetune", "stages.finetune.learn=all"]
+    whole, folder = begin(*words), begin(*words)
+    run(whole)
+    files_written(folder, monkeypatch, stop_before=14)
+    assert 1 <= folder.stage("finetune").saved_epochs < 4
+    run(folder)
+    assert (whole.stage("finetune").metrics.read_bytes()) == folder.stage("finetune").metrics.read_bytes()
+    first, second = (load_file(each.path / "model" / "model.safetensors") for each in (whole, folder))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
 def test_killed_again_and_again_it_ends_the_same(begin, monkeypatch):
     monkeypatch.setattr(checkpoints, "SHARE_OF_TIME", 1e9)
     whole, folder = begin(), begin()

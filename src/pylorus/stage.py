@@ -83,6 +83,7 @@ def run_stage(
         return _finished(classifier, place)
     trainer = _trainer(plan, config, engine, dashboard, place, speed)
     photographs = serve_images(plan, config, backbone, images, engine)
+    photographs.first_epoch = place.saved_epochs
     classifier.sample_ids = photographs.sample_ids("train")
     served = serve_features(photographs, classifier, plan, config, engine)
     if isinstance(served, FeatureDataModule):

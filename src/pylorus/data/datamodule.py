@@ -1,7 +1,6 @@
 """The LightningDataModule: batches of the network's size, in an order and with augmentations that repeat exactly."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import cv2
 import numpy as np
@@ -64,6 +63,8 @@ class ImageDataModule(pl.LightningDataModule):
         self.root, self.form, self.policy, self.seed = root, form, policy, seed
         self.batch_size, self.workers, self.pin_memory = batch_size, workers, pin_memory
         self.views, self.shard_window, self._cache = views, shard_window, cache
+        self.first_epoch = 0
+        """Where training goes on: Lightning has workers begin to read before it sets the epoch itself."""
         self._datasets: dict[str, ImageDataset] = {}
         self._decoded: Records | None = None
         self._looked = False
@@ -95,6 +96,7 @@ class ImageDataModule(pl.LightningDataModule):
             order = EpochOrder(
                 images, seed=self.seed, augmented=self.augments, views=self.views, windows=self._windows(part)
             )
+            order.set_epoch(self.first_epoch)
             return EpochBatches(order, self.batch_size)
         return EpochBatches(EpochOrder(images, seed=None), 2 * self.batch_size)
 
@@ -106,7 +108,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Every training image once, shuffled and augmented anew each epoch."""
-        return in_epoch(self.loader("train"), self.trainer)
+        return self.loader("train")
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Every validation image once, as it is."""
@@ -127,17 +129,6 @@ class ImageDataModule(pl.LightningDataModule):
             persistent_workers=self.workers > 0,
             pin_memory=self.pin_memory,
         )
-
-
-def in_epoch(loader: DataLoader[Any], trainer: pl.Trainer | None) -> DataLoader[Any]:
-    """The loader with its order set to the trainer's epoch.
-
-    Where a run goes on, Lightning has workers begin to read before it sets the epoch itself.
-    """
-    batches = loader.batch_sampler
-    if trainer is not None and isinstance(batches, EpochBatches):
-        batches.sampler.set_epoch(trainer.current_epoch)
-    return loader
 
 
 def _one_thread(_: int) -> None:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from pylorus.cache.kept import kept_records
 from pylorus.cache.records import Records
 from pylorus.config import CacheConfig
-from pylorus.data.datamodule import ImageDataModule, in_epoch
+from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.dataset import as_is
 from pylorus.data.order import Draw
 from pylorus.model.prefix import Prefix
@@ -113,7 +113,7 @@ class FeatureDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Every training image once, in the order in which the images would have come."""
-        return in_epoch(self.loader("train"), self.trainer)
+        return self.loader("train")
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Every validation image once."""
