@@ -136,3 +136,12 @@ def test_a_run_with_a_dashboard_keeps_curves_and_matrices_on_this_machine(compos
         assert "pretrain/val/sensitivity/gastric_cancer" in events.Tags()["scalars"]
         assert {"pretrain/val/confusion", "pretrain/test/confusion"} <= set(events.Tags()["images"])
         assert [event.step for event in events.Scalars("pretrain/val/loss")] == [1]
+
+
+def test_a_dashboard_that_does_not_start_stops_the_run_before_it_trains(composed, tmp_path, opened, monkeypatch):
+    def unreachable(**_):
+        raise OSError("api.wandb.ai: no route to host")
+
+    monkeypatch.setattr(sys.modules["wandb"], "init", unreachable)
+    with pytest.raises(PylorusError, match=r"does not start: .*no route.*\n.*logger=csv"):
+        Dashboard(composed("logger=wandb"), RunFolder(tmp_path)).__enter__()

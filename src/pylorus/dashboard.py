@@ -53,7 +53,15 @@ class Dashboard:
         if self.config.logger.name == "tensorboard":
             self._tensorboard = TensorBoardLogger(self.folder.path, name="", version="tensorboard")
         if self.config.logger.name == "wandb":
-            self._wandb = _wandb_run(self.config, self.folder)
+            try:
+                self._wandb = _wandb_run(self.config, self.folder)
+            except PylorusError:
+                raise
+            except Exception as error:  # its own, of the network, of its helper process
+                raise PylorusError(
+                    f"logger=wandb: Weights & Biases does not start: {error}\nNothing was trained yet. Leave "
+                    "logger.offline=false out to keep everything here and send it later, or take logger=csv."
+                ) from error
         return self
 
     def __exit__(
