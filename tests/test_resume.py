@@ -211,6 +211,16 @@ def test_what_was_chosen_for_the_machine_is_kept(begin, monkeypatch):
     assert re.findall(r"trainer.precision +(\w+)", (folder.path / "run.log").read_text()) == [chosen, chosen]
 
 
+def test_the_same_command_goes_on_more_than_once_where_the_machine_chose(begin, composed, drawn, monkeypatch):
+    words = ["stage=pretrain", "trainer.precision=auto", "trainer.accelerator=auto"]
+    folder, asked = begin(*words), composed(f"data.root={drawn}", *WORDS, *words)
+    for _ in range(2):
+        files_written(folder, monkeypatch, stop_before=12)
+        change_to(folder, asked)  # refuses what differs
+    run(folder)
+    change_to(folder, asked)
+
+
 def test_what_does_not_change_the_result_may_change(begin, composed, drawn):
     folder = begin("stage=pretrain")
     change_to(

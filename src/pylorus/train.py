@@ -75,8 +75,7 @@ def train(config: Config, folder: RunFolder) -> None:
         PylorusError: If something in the user's hands is wrong; the message says what and how to mend it.
     """
     record = folder.path / "environment.json"
-    config.trainer = as_begun(config.trainer, record)
-    engine = settle_engine(config.trainer)
+    engine = settle_engine(as_begun(config.trainer, record))
     images = prepare_images(config, folder)
     torch.manual_seed(derived_seed(config.seed, "head"))
     backbone = build_backbone(
