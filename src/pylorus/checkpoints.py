@@ -31,7 +31,7 @@ class Checkpoints(pl.Callback):
 
     def __init__(self, saved: StageFolder, *, mode: str) -> None:
         self._saved, self._sign = saved, 1.0 if mode == "max" else -1.0
-        self._best_score, self._best_epoch, self._stopped = -math.inf, -1, False
+        self._best_score, self._best_epoch = -math.inf, -1
         self._saved_at, self._cost = -math.inf, 0.0
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -41,12 +41,11 @@ class Checkpoints(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After validation and after early stopping has decided."""
         score = self._sign * float(trainer.callback_metrics["monitor"])
-        self._stopped = bool(trainer.should_stop)
         if score > self._best_score or self._best_epoch < 0:  # an undefined score is better than none only
             self._best_score = score if math.isfinite(score) else -math.inf
             self._best_epoch = int(trainer.current_epoch)
             _save(trainer, self._saved.best(self._best_epoch), weights_only=True)
-        done = self._stopped or trainer.current_epoch + 1 == trainer.max_epochs
+        done = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         began = time.monotonic()
         if not done and trainer.strategy.broadcast(began - self._saved_at >= self._cost / SHARE_OF_TIME):
             _save(trainer, self._saved.last)

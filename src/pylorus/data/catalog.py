@@ -208,10 +208,7 @@ def groups_of(paths: list[str], pattern: str | None) -> list[str]:
     """
     if pattern is None:
         return paths
-    try:
-        finder = re.compile(pattern)
-    except re.error as error:
-        raise PylorusError(f"data.group: {pattern!r} is not a regular expression: {error}.") from error
+    finder = group_finder(pattern, key="data.group")
     found = [finder.search(path) for path in paths]
     lost = [path for path, match in zip(paths, found, strict=True) if match is None or not group_in(match)]
     if lost:
@@ -219,6 +216,18 @@ def groups_of(paths: list[str], pattern: str | None) -> list[str]:
             f"data.group: {pattern!r} finds no patient in {len(lost)} of {len(paths)} paths:\n{listing(lost)}"
         )
     return [group_in(match) for match in found if match is not None]
+
+
+def group_finder(pattern: str, *, key: str) -> re.Pattern[str]:
+    """The expression that finds groups in paths; `key` is what its user calls it.
+
+    Raises:
+        PylorusError: If it is no regular expression.
+    """
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise PylorusError(f"{key}: {pattern!r} is not a regular expression: {error}.") from error
 
 
 def group_in(match: re.Match[str]) -> str:

@@ -1,26 +1,23 @@
 """The audit's page: what is wrong with an image set, with pictures; one HTML file that opens offline."""
 
-import base64
-import io
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from markupsafe import Markup
-from PIL import Image
 
 from pylorus import __version__
 from pylorus.data.audit.audit import Audit, numbered_groups
 from pylorus.data.audit.field_findings import image_of
 from pylorus.data.audit.findings import Finding, Item, Severity
 from pylorus.data.field import FieldOfView, find_field
-from pylorus.data.image import RGB, fit
+from pylorus.data.image import RGB
 from pylorus.data.unreadable import shown
 from pylorus.report.page import file, template
+from pylorus.report.thumbnails import SIDE, small_jpeg
 
-SIDE = 160
-"""Pixels of a picture's side."""
 PICTURED = 12
 """Cases of a finding that are shown as pictures; the others are listed."""
 SIDE_BY_SIDE = 8
@@ -88,7 +85,7 @@ def audit_page(found: Audit, *, names: bool) -> str:
 
 
 def _told(found: Audit, finding: Finding, *, names: bool) -> Told:
-    outlined = finding.code == "field-of-view"
+    outlined, groups = finding.code == "field-of-view", {} if names else numbered_groups(found)
     # Fields of view are judged by eye, and stand in the order of the classes.
     most = len(finding.items) if outlined else PICTURED
     pictured = finding.items[:most] if names else ()
@@ -98,20 +95,22 @@ def _told(found: Audit, finding: Finding, *, names: bool) -> Told:
         finding.severity,
         finding.sentence,
         finding.mend,
-        tuple(_case(found, item, names=names, pictures=True, outlined=outlined) for item in pictured),
-        tuple(_case(found, item, names=names, pictures=False) for item in rest[:LISTED]),
+        tuple(_case(found, item, groups, names=names, pictures=True, outlined=outlined) for item in pictured),
+        tuple(_case(found, item, groups, names=names, pictures=False) for item in rest[:LISTED]),
         max(0, len(rest) - LISTED),
     )
 
 
-def _case(found: Audit, item: Item, *, names: bool, pictures: bool, outlined: bool = False) -> Case:
+def _case(
+    found: Audit, item: Item, groups: Mapping[str, str], *, names: bool, pictures: bool, outlined: bool = False
+) -> Case:
     paths = found.images.table["path"]
     said = [item.detail, item.content if names else ""]
     files = _of_each_part(found, item.files)[:SIDE_BY_SIDE] if pictures else item.files
     if len(files) < len(item.files):
         said.append(f"and {len(item.files) - len(files)} files more")
     if item.group:
-        said.append(item.group if names else numbered_groups(found)[item.group])
+        said.append(item.group if names else groups[item.group])
     return Case(
         tuple(
             Picture(
@@ -143,9 +142,7 @@ def _jpeg(found: Audit, index: int, *, outlined: bool) -> str:
         return ""
     if outlined:
         image = with_outline(image, find_field(image))
-    held = io.BytesIO()
-    Image.fromarray(fit(image, size=SIDE, how="pad", interpolation="lanczos")).save(held, format="JPEG", quality=85)
-    return base64.b64encode(held.getvalue()).decode()
+    return small_jpeg(image)
 
 
 def with_outline(image: RGB, field: FieldOfView) -> RGB:

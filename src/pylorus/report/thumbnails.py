@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pylorus.data.image import UnreadableImageError, decode, fit
+from pylorus.data.image import RGB, UnreadableImageError, decode, fit
 from pylorus.report.saved_run import SavedRun
 
 SIDE = 160
@@ -49,11 +49,16 @@ def _thumbnail(sample: str, path: Path, sha256: str) -> Thumbnail:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != sha256:
             return Thumbnail(sample, "", "the file has changed since the run")
-        small = fit(decode(content), size=SIDE, how="pad", interpolation="lanczos")
+        image = decode(content)
     except OSError:
         return Thumbnail(sample, "", "the file is not there any more")
     except UnreadableImageError as error:
         return Thumbnail(sample, "", str(error))
+    return Thumbnail(sample, small_jpeg(image), "")
+
+
+def small_jpeg(image: RGB) -> str:
+    """An image as a small JPEG in base64, without any of its file's metadata."""
     file = io.BytesIO()
-    Image.fromarray(small).save(file, format="JPEG", quality=85)
-    return Thumbnail(sample, base64.b64encode(file.getvalue()).decode(), "")
+    Image.fromarray(fit(image, size=SIDE, how="pad", interpolation="lanczos")).save(file, format="JPEG", quality=85)
+    return base64.b64encode(file.getvalue()).decode()

@@ -1,12 +1,11 @@
 """The files that an audit looks at, readable or not, with their class, group and split."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from pylorus.data.catalog import Catalog, group_in, scan_folders
+from pylorus.data.catalog import group_finder, group_in, scan_folders
 from pylorus.data.content import Root
 from pylorus.data.manifest import manifest_rows
 from pylorus.data.unreadable import shown
@@ -83,12 +82,6 @@ def listed_files(manifest: Path, root: Path, *, group: str | None = None) -> Ima
     return ImageSet(root, table.assign(group=groups), grouped=listed or group is not None)
 
 
-def from_catalog(found: Catalog, table: pd.DataFrame) -> ImageSet:
-    """The files of a catalog, with the splits of `table`: its rows after `split`."""
-    rows = table[["path", "split", "group"]].assign(**{"class": [found.classes[label] for label in table["label"]]})
-    return ImageSet(found.root, rows.reset_index(drop=True), grouped=found.grouped)
-
-
 def _expect_folder(root: Path) -> None:
     if not root.is_dir():
         raise PylorusError(f"{root} is no folder; expected the folder of an image set.")
@@ -98,9 +91,6 @@ def _groups(paths: list[str], pattern: str | None) -> list[str]:
     """The group of each path; empty where the expression finds none: the audit tells it of all of them."""
     if pattern is None:
         return paths
-    try:
-        finder = re.compile(pattern)
-    except re.error as error:
-        raise PylorusError(f"--group: {pattern!r} is not a regular expression: {error}.") from error
+    finder = group_finder(pattern, key="--group")
     found = [finder.search(path) for path in paths]
     return ["" if match is None else group_in(match) for match in found]
