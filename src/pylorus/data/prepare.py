@@ -66,6 +66,7 @@ def prepare_images(config: Config, folder: RunFolder) -> Images:
     else:
         root = Path(data.root) if data.root is not None else None
     catalog = _catalog(config, root)
+    check_same(catalog.table, folder.path / "split.csv", parts=False)  # before anything of the run is written anew
     # What was inferred is written down: the record of a run leaves nothing to be guessed.
     data.classes, data.short_names = list(catalog.classes), list(catalog.short_names)
     if data.kind == "manifest":
@@ -77,7 +78,7 @@ def prepare_images(config: Config, folder: RunFolder) -> Images:
     tell_unreadable(catalog)
     copies = find_copies(catalog.facts, Thresholds())
     found = split(catalog, data, seed=config.seed, copies=copies)
-    check_same(found.table, folder.path / "split.csv")
+    check_same(found.table, folder.path / "split.csv", parts=True)
     split_hash = write_split(found.table, catalog.classes, folder.path / "split.csv")
     look_through(catalog, found, copies, folder.path)
     images = Images(catalog.without_facts(), found.table, split_hash, "test" if data.validation == "test" else "val")

@@ -9,12 +9,13 @@ from pylorus.errors import PylorusError, listing
 HOW_TO_MEND = "Put the images back as they were to go on with this run, or start a new one."
 
 
-def check_same(table: pd.DataFrame, path: Path) -> None:
-    """Compares a split table with the split.csv that a run wrote when it began; where there is none, all is well.
+def check_same(table: pd.DataFrame, path: Path, *, parts: bool) -> None:
+    """Compares images with the split.csv that a run wrote when it began; where there is none, all is well.
 
     Args:
-        table: Rows with path, sha256 and split.
+        table: Rows with path, sha256 and, where `parts` are compared, split.
         path: The run's split.csv.
+        parts: Whether the parts are known already; else the images alone are compared.
 
     Raises:
         PylorusError: Names the images that are gone, new, changed, or in another part.
@@ -25,7 +26,7 @@ def check_same(table: pd.DataFrame, path: Path) -> None:
     now = table.set_index("path")
     both = began.index.intersection(now.index)
     changed = both[began.loc[both, "sha256"].to_numpy() != now.loc[both, "sha256"].to_numpy()]
-    moved = both[began.loc[both, "split"].to_numpy() != now.loc[both, "split"].to_numpy()]
+    moved = both[:0] if not parts else both[began.loc[both, "split"].to_numpy() != now.loc[both, "split"].to_numpy()]
     found = {
         "gone": began.index.difference(now.index),
         "new": now.index.difference(began.index),
