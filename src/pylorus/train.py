@@ -97,7 +97,7 @@ def train(config: Config, folder: RunFolder) -> None:
             result = run_stage(plan, config, backbone, images, engine, dashboard, folder)
             show_stage(plan, result)
             first_epoch += result.epochs
-    write_bundle(folder.path / "model", backbone, images, config)
+    write_bundle(folder, backbone, images, config, engine)
 
 
 def main() -> None:
