@@ -20,7 +20,7 @@ from pylorus.deploy.description import (
     Weights,
     check_description,
 )
-from pylorus.deploy.fixing import Unlikeness, figures_of_test, fixed_abstention, fixed_decision, said_calibration
+from pylorus.deploy.fixing import Unlikeness, figures_of, fixed_abstention, fixed_decision, said_calibration
 from pylorus.deploy.load import CARD, DESCRIPTION, DIRECTIONS, FILES, SUMS, UNLIKE, WEIGHTS
 from pylorus.deploy.network import unlikeness
 from pylorus.deploy.passing import Passed, mean_directions, pass_over
@@ -94,7 +94,8 @@ def _description(
         calibration=said_calibration(calibration),
         decision=fixed_decision(calibration),
         abstention=fixed_abstention(calibration, found),
-        test=figures_of_test(test.predictions, largest_difference=difference),
+        test=figures_of(calibration.test),
+        largest_difference=difference,
         intended_use=INTENDED_USE,
         versions={"pylorus": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
     )

@@ -179,8 +179,8 @@ class Abstention:
 
 
 @dataclass(frozen=True)
-class TestFigures:
-    """What the model is worth on the run's test images, all of them answered.
+class Figures:
+    """What the model is worth on some images, all of them answered.
 
     Attributes:
         images: How many.
@@ -190,8 +190,6 @@ class TestFigures:
         specificity: As sensitivity.
         precision: As sensitivity.
         auroc: Area under the curve of each class against the rest.
-        largest_difference: Of any probability from the run's own prediction; above 1e-5 where the run did not compute
-            in 32 bits.
     """
 
     images: int
@@ -201,9 +199,6 @@ class TestFigures:
     specificity: dict[str, Figure]
     precision: dict[str, Figure]
     auroc: dict[str, Figure]
-    largest_difference: float
-
-    __test__ = False  # of pytest
 
 
 @dataclass(frozen=True)
@@ -216,6 +211,9 @@ class Description:
         arguments: Further arguments of timm.create_model, plain values.
         classes: In the order of the logits.
         short_names: One a class.
+        test: What it is worth on the run's test images.
+        largest_difference: Of any probability in 32 bits from the run's own prediction of the test images; above 1e-5
+            only where the run did not compute in 32 bits on a CPU.
         versions: Of the packages that trained it.
     """
 
@@ -230,7 +228,8 @@ class Description:
     calibration: Calibration
     decision: Decision
     abstention: Abstention
-    test: TestFigures
+    test: Figures
+    largest_difference: float
     intended_use: str
     versions: dict[str, str]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.deploy.description import Abstention, Decision, Figure, OperatingFigures, TestFigures
+from pylorus.deploy.description import Abstention, Decision, Figure, Figures, OperatingFigures
 from pylorus.deploy.description import Calibration as SaidCalibration
 from pylorus.deploy.network import UNLIKENESS
 from pylorus.evaluation.decision import operating_point, threshold_at_sensitivity
@@ -89,15 +89,15 @@ def fixed_abstention(calibration: Calibration, unlikeness: Unlikeness) -> Absten
         unsure_below=unsure_below,
         false_alarms=FALSE_ALARMS,
         images=unlikeness.training,
-        unlike_test=_share(unlike, groups),
-        unsure_test=_share(unsure, groups, among=correct),
-        answered_test=_share(answered, groups),
-        accuracy_answered=_share(correct, groups, among=answered),
+        unlike_test=share(unlike, groups),
+        unsure_test=share(unsure, groups, among=correct),
+        answered_test=share(answered, groups),
+        accuracy_answered=share(correct, groups, among=answered),
     )
 
 
-def figures_of_test(test: Predictions, *, largest_difference: float) -> TestFigures:
-    """What the model is worth on its test images, all of them answered."""
+def figures_of(test: Predictions) -> Figures:
+    """What the model is worth on some images, all of them answered."""
     groups = clusters(test)
     shares = proportions_of_predictions(test.true, test.predicted, groups, classes=test.classes)
     areas = [auroc(test.true == each, test.probabilities[:, each], groups) for each in range(test.classes)]
@@ -105,7 +105,7 @@ def figures_of_test(test: Predictions, *, largest_difference: float) -> TestFigu
     def by_class(values: tuple[Estimate, ...]) -> dict[str, Figure]:
         return {name: figure(value) for name, value in zip(test.class_names, values, strict=True)}
 
-    return TestFigures(
+    return Figures(
         images=len(test.true),
         groups=len(np.unique(test.group)),
         accuracy=figure(shares.accuracy),
@@ -113,7 +113,6 @@ def figures_of_test(test: Predictions, *, largest_difference: float) -> TestFigu
         specificity=by_class(shares.specificity),
         precision=by_class(shares.precision),
         auroc=by_class(tuple(areas)),
-        largest_difference=largest_difference,
     )
 
 
@@ -130,9 +129,10 @@ def figure(estimate: Estimate) -> Figure:
     return Figure(value, low, high)
 
 
-def _share(
+def share(
     success: NDArray[np.bool_], groups: NDArray[np.generic] | None, *, among: NDArray[np.bool_] | None = None
 ) -> Figure:
+    """The share of some images, or of those `among` them, with its interval; undefined where there is none."""
     chosen = np.ones(len(success), dtype=np.bool_) if among is None else among
     if not chosen.any():
         return figure(wilson(0, 0))
