@@ -16,7 +16,7 @@ FORMAT_VERSION = 1
 """Counts up when an older Pylorus could not read what a newer one writes."""
 MOST_BYTES = 1_000_000
 """Of a description: a hundred times what one takes."""
-MOST_CLASSES, LARGEST_SIZE, LONGEST_NAME = 1000, 4096, 200
+MOST_CLASSES, LARGEST_SIZE, LONGEST_NAME = 1000, 2048, 200
 INTENDED_USE = "Research use only. Not a medical device."
 
 

@@ -1,5 +1,6 @@
 """`pylorus predict`: what a bundle says of images, a row an image, in constant memory and gone on with after a kill."""
 
+import os
 import sys
 import time
 from collections import deque
@@ -24,7 +25,7 @@ from pylorus.deploy.network import Output
 from pylorus.deploy.parts import Parts
 from pylorus.deploy.sources import Item, Sources
 from pylorus.errors import PylorusError, did_you_mean
-from pylorus.machine import usable_cores
+from pylorus.machine import keep_freed_memory, usable_cores
 from pylorus.model.weights import sha256
 
 PART_ROWS, PART_SECONDS = 2000, 60.0
@@ -215,6 +216,8 @@ def _settled_device(wanted: str) -> torch.device:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted != "auto" and not there.get(wanted, False):
         raise PylorusError(f"--device: found {wanted}, which this machine lacks. Take auto or cpu.")
-    torch.set_num_threads(usable_cores())
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(usable_cores())
+    keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False  # 32 bits are 32 bits, also on a GPU
     return torch.device(next(name for name, here in there.items() if here) if wanted == "auto" else wanted)
