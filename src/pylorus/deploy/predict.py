@@ -20,7 +20,8 @@ from pylorus.data.image import RGB
 from pylorus.data.input import InputFormat
 from pylorus.data.unreadable import UnreadableImageError, shown
 from pylorus.deploy.evaluate import evaluation_of, told
-from pylorus.deploy.load import SUMS, Bundle, load_bundle
+from pylorus.deploy.files import SUMS
+from pylorus.deploy.load import Bundle, load_bundle
 from pylorus.deploy.network import Output
 from pylorus.deploy.parts import Parts
 from pylorus.deploy.sources import Item, Sources
