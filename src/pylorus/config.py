@@ -209,7 +209,11 @@ class TrainerConfig:
     precision: str = key(
         "auto", "auto: bf16 where it is measured to be faster; 32; bf16", choices=("auto", "32", "bf16")
     )
-    batch_size: int = key(16, "images a step", low=1)
+    devices: int = key(
+        1, "processes that train together on a machine, each on a GPU of its own or a share of the CPU", low=1
+    )
+    nodes: int = key(1, "machines that train together; more than one needs SLURM", low=1)
+    batch_size: int = key(16, "images a step, of all devices together", low=1)
     channels_last: bool | None = key(
         None, "keep a pixel's channels together, which convolutions prefer; null: but for VGG on a CPU"
     )

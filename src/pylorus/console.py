@@ -48,6 +48,8 @@ def run_log(folder: Path) -> Iterator[None]:
             "You are using a custom batch sampler",
             ".*LeafSpec.* is deprecated",
             "The .srun. command is available on your system",
+            "You're resuming from a checkpoint that ended before the epoch ended",  # its batches are skipped
+            "It is recommended to use .*sync_dist",  # the tallies are those of all processes
         ):
             warnings.filterwarnings("ignore", message=known)
         # The seam between Lightning and torch: nothing that a user of ours could change.

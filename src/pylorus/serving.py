@@ -17,6 +17,7 @@ from pylorus.model.cut import UncuttableError
 from pylorus.model.features import FeatureDataModule
 from pylorus.model.freeze import depth
 from pylorus.model.prefix import Prefix
+from pylorus.parallel.processes import Processes
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def policy_of(stage: StageConfig, default: AugmentConfig) -> AugmentConfig:
 
 
 def serve_images(
-    plan: StagePlan, config: Config, backbone: Backbone, images: Images, engine: Engine
+    plan: StagePlan, config: Config, backbone: Backbone, images: Images, engine: Engine, processes: Processes
 ) -> ImageDataModule:
     """The images of a stage."""
     return ImageDataModule(
@@ -59,6 +60,7 @@ def serve_images(
         validation=images.validation,
         pin_memory=engine.accelerator == "cuda",
         shard_window=config.data.shard_window,
+        processes=processes,
     )
 
 

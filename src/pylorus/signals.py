@@ -1,7 +1,7 @@
 """What ends a run from outside: Ctrl-C, SIGTERM, and SIGUSR1 or SIGUSR2, by which SLURM tells that a job's time is up.
 
-Each ends it at once and cleanly: the state after the last saved epoch lies on disk already. A second signal does not
-wait for the cleaning up.
+Each ends it cleanly: in training after the step that is being computed, whose state is kept, elsewhere at once. A
+second signal does not wait for any of that.
 """
 
 import os
@@ -18,26 +18,64 @@ from pylorus.errors import INTERRUPTED
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
 
+class Stop:
+    """Whether a run was asked to end, and when it may: at once, or when a step of training is done.
+
+    Attributes:
+        asked: Whether it was.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._waits = False
+
+    def ask(self, name: str) -> None:
+        """Raises a KeyboardInterrupt that says `name`, or leaves that to the end of the step."""
+        self.asked = True
+        if not self._waits:
+            raise KeyboardInterrupt(name)
+
+    def wait_for_step(self) -> None:
+        """From now on who trains looks whether it is asked to end."""
+        self._waits = True
+
+    def at_once(self) -> None:
+        """From now on a signal ends the run where it is; so does one that came meanwhile."""
+        self._waits = False
+        if self.asked:
+            self.now()
+
+    def now(self) -> None:
+        """Ends the run.
+
+        Raises:
+            KeyboardInterrupt: Always.
+        """
+        self._waits = False
+        raise KeyboardInterrupt
+
+
 @contextmanager
-def stopped_by_signals() -> Iterator[None]:
+def stopped_by_signals() -> Iterator[Stop]:
     """Makes a KeyboardInterrupt of the first signal that comes, inside; the second ends the process.
 
     A job of SLURM that got SIGUSR1 is put back into the queue, unless submitit started it, which does so itself.
     """
     received: list[int] = []
+    asked = Stop()
 
     def stop(number: int, _: FrameType | None) -> None:
         if received:
             os._exit(INTERRUPTED)
         received.append(number)
-        raise KeyboardInterrupt(signal.Signals(number).name)
+        asked.ask(signal.Signals(number).name)
 
     before: dict[signal.Signals, Any] = {}
     try:
         for number in STOPPING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, stop)
-        yield
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

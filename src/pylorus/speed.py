@@ -48,7 +48,8 @@ class Speed(pl.Callback):
         """Lightning validates when an epoch's training batches are done."""
         if self._accelerator == "cuda":
             torch.cuda.synchronize()
-        self._training.append(time.monotonic() - self._epoch_began)
+        if self._epoch_began:  # not of an epoch that went on in its middle
+            self._training.append(time.monotonic() - self._epoch_began)
 
     def on_fit_end(self, *_: Any) -> None:
         """Stops the clock of the epochs."""

@@ -25,14 +25,16 @@ from pylorus.errors import INTERRUPTED, PylorusError
 from pylorus.faults import faults_explained
 from pylorus.files import write_json
 from pylorus.machine import environment, settle_engine
-from pylorus.model.backbone import build_backbone
+from pylorus.model.backbone import Backbone, build_backbone
 from pylorus.model.classifier import StagePlan
 from pylorus.model.freeze import depth
-from pylorus.model.structure import network_structure
+from pylorus.model.structure import BlockStructure, network_structure
+from pylorus.parallel.processes import ALONE, Processes
+from pylorus.parallel.start import train_in_processes
 from pylorus.report.write import write_report
 from pylorus.run_folder import RunFolder
-from pylorus.signals import stopped_by_signals
-from pylorus.stage import check_stages, run_stage
+from pylorus.signals import Stop, stopped_by_signals
+from pylorus.stage import Run, check_stages, run_stage
 from pylorus.stage_table import show_stage
 from pylorus.validation import loaded
 
@@ -48,8 +50,11 @@ def run(folder: RunFolder) -> None:
             print(f"finished before: {folder.path}")
         else:
             folder.clear()
-            with _kept(config, folder), stopped_by_signals(), run_log(folder.path), folder.running(), told():
-                train(config, folder)
+            with _kept(config, folder), stopped_by_signals() as stop, run_log(folder.path), folder.running(), told():
+                if config.trainer.devices * config.trainer.nodes == 1:
+                    train(config, folder, ALONE, stop)
+                else:
+                    train_in_processes(config, folder)
         if config.report and not (folder.path / "report" / "report.html").is_file():
             # Of a finished run: a report that fails takes nothing from it.
             print(f"\nreport: {write_report([folder.path])}")
@@ -68,36 +73,53 @@ def _kept(config: Config, folder: RunFolder) -> Iterator[None]:
         raise
 
 
-def train(config: Config, folder: RunFolder) -> None:
+def train(config: Config, folder: RunFolder, processes: Processes, stop: Stop) -> None:
     """Trains all stages and writes what they give into the folder.
+
+    Args:
+        config: Of the run.
+        folder: Of the run.
+        processes: Who trains: this process, or several that all come here.
+        stop: Whether the run is asked to end.
 
     Raises:
         PylorusError: If something in the user's hands is wrong; the message says what and how to mend it.
     """
     record = folder.path / "environment.json"
-    engine = settle_engine(as_begun(config.trainer, record))
-    images = prepare_images(config, folder)
-    torch.manual_seed(derived_seed(config.seed, "head"))
-    backbone = build_backbone(
-        config.model,
-        classes=len(images.catalog.classes),
-        image_size=config.data.image_size,
-        random_if_unreachable=config.data.kind == "synthetic",
-    )
-    check_begun(record, environment(engine) | {"weights_sha256": backbone.weights_sha256})
-    check_stages(config, backbone)
-    tell(choices(config, engine, backbone.network))
-    learning = {name: depth(backbone.network, stage.learn).learning for name, stage in config.stages.items()}
-    structure = network_structure(backbone.network, image_size=backbone.image_size, learning=learning)
-    write_json(folder.path / "network.json", structure)
-    with Dashboard(config, folder) as dashboard:
+    engine = processes.agreed(lambda: settle_engine(as_begun(config.trainer, record)))
+    engine.take_up(beside=processes.beside)
+    images, config = processes.agreed(lambda: (prepare_images(config, folder), config))
+    backbone = processes.in_turn(lambda: _backbone(config))
+    check_stages(config, backbone, images, processes)
+    if processes.first:
+        check_begun(record, environment(engine) | {"weights_sha256": backbone.weights_sha256})
+        tell(choices(config, engine, backbone.network))
+        write_json(folder.path / "network.json", _structure(config, backbone))
+    with Dashboard(config, folder, shown=processes.first) as dashboard:
+        shared = Run(config, folder, images, backbone, engine, dashboard, processes, stop)
         first_epoch = 0
         for name, stage in config.stages.items():
             plan = StagePlan(name, stage, first_epoch, derived_seed(config.seed, "stage", name))
-            result = run_stage(plan, config, backbone, images, engine, dashboard, folder)
+            result = run_stage(plan, shared)
             show_stage(plan, result)
             first_epoch += result.epochs
-    write_bundle(folder.path / "model", backbone, images, config)
+    if processes.first:
+        write_bundle(folder.path / "model", backbone, images, config)
+
+
+def _backbone(config: Config) -> Backbone:
+    torch.manual_seed(derived_seed(config.seed, "head"))
+    return build_backbone(
+        config.model,
+        classes=len(config.data.classes or ()),
+        image_size=config.data.image_size,
+        random_if_unreachable=config.data.kind == "synthetic",
+    )
+
+
+def _structure(config: Config, backbone: Backbone) -> list[BlockStructure]:
+    learning = {name: depth(backbone.network, stage.learn).learning for name, stage in config.stages.items()}
+    return network_structure(backbone.network, image_size=backbone.image_size, learning=learning)
 
 
 def main() -> None:
