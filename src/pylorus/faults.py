@@ -5,22 +5,17 @@ Errors of the system, of torch and of its loader come wrapped in many ways; here
 
 import errno
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from pylorus.cache.budget import readable_size
 from pylorus.config import Config
 from pylorus.data.unreadable import UnreadableImageError
+from pylorus.disk import FULL, LOST, SHUT, full, lost, named, shut
 from pylorus.errors import PylorusError
 from pylorus.run_folder import RunFolder
-
-FULL = {errno.ENOSPC, errno.EDQUOT}
-SHUT = {errno.EROFS, errno.EACCES, errno.EPERM}
-LOST = {errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO}
 
 MEMORY = re.compile(r"DefaultCPUAllocator: (can't allocate|not enough) memory|CUDA error: out of memory", re.IGNORECASE)
 WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
@@ -70,27 +65,17 @@ def _words(error: BaseException, folder: RunFolder, config: Config) -> str | Non
     if (isinstance(error, OSError) and error.errno in FULL) or UNWRITTEN.search(text):
         return _disk_full(error, folder, config)
     if isinstance(error, OSError) and error.errno in SHUT:
-        return _shut(error, folder)
+        return f"{shut(error, _place(error, folder), folder.path)}\nThen {_go_on(folder)}"
     if isinstance(error, OSError) and error.errno in LOST:
-        where = f"{_place(error, folder)} can't be reached: {error.strerror}."
-        return f"{where}\nMend the drive or the network, then {_go_on(folder)}"
+        return f"{lost(error, _place(error, folder))}\nMend the drive or the network, then {_go_on(folder)}"
     return None
 
 
 def _disk_full(error: BaseException, folder: RunFolder, config: Config) -> str:
-    place = _place(error, folder)
     return (
-        f"the disk is full: {place} could not be written{_free(folder.path)}.\n"
+        f"{full(_place(error, folder), folder.path)}\n"
         f"Free some space: older runs beside {folder.path} (their checkpoints first), or the cache in "
         f"{Path(config.cache.folder).absolute()}, which may go whole and is computed again.\nThen {_go_on(folder)}"
-    )
-
-
-def _shut(error: OSError, folder: RunFolder) -> str:
-    return (
-        f"{_place(error, folder)} can't be written to: {error.strerror}.\n"
-        f"Make the folder writable again (who owns it: ls -ld {folder.path}; whether its drive is mounted "
-        f"read-only: findmnt -T {folder.path}).\nThen {_go_on(folder)}"
     )
 
 
@@ -145,15 +130,7 @@ def _go_on(folder: RunFolder, *words: str) -> str:
 
 def _place(error: BaseException, folder: RunFolder) -> str:
     """The file that an error names, else the run's folder."""
-    named = error.filename2 or error.filename if isinstance(error, OSError) else None
-    return str(named) if named else f"a file in {folder.path}"
-
-
-def _free(folder: Path) -> str:
-    try:
-        return f" ({readable_size(shutil.disk_usage(folder).free)} are free)"
-    except OSError:
-        return ""
+    return named(error) or f"a file in {folder.path}"
 
 
 def _there(folder: RunFolder) -> bool:
