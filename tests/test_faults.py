@@ -307,6 +307,57 @@ def test_a_loss_that_is_no_number_names_the_images_of_the_batch_that_broke_it(be
     assert len(named) == min(10, len(expected))
 
 
+def named_in(told: str) -> set[str]:
+    """The images that a message lists."""
+    return {line.strip() for line in told.splitlines() if line.startswith("  ") and "…" not in line}
+
+
+def test_a_loss_that_is_no_number_in_validation_alone_names_its_images(begin, monkeypatch):
+    folder, logits = begin(*IMAGES), Classifier.logits
+
+    def broken(self, batch):
+        found = logits(self, batch)
+        return found * float("nan") if not self.training and self.current_epoch == 1 else found
+
+    monkeypatch.setattr(Classifier, "logits", broken)
+    told = fails(folder)
+    split = pd.read_csv(folder.path / "split.csv", dtype=str)
+    assert (
+        "the validation loss, and not yet the training loss, of stage finetune is no number any more in epoch 2" in told
+    )
+    assert named_in(told)
+    assert named_in(told) <= set(split["sample_id"][split["split"] == "val"])
+
+
+def test_weights_that_break_in_the_very_last_step_stop_the_run_in_words(begin, monkeypatch):
+    folder = begin(*IMAGES)
+
+    def break_weights(self):
+        if self.current_epoch == 2:
+            self.network.get_classifier().weight.data.fill_(float("nan"))
+
+    monkeypatch.setattr(Classifier, "on_validation_epoch_start", break_weights)
+    told = fails(folder)
+    assert "is no number any more in epoch 3" in told
+    assert "Lower optimizer.lr" in told
+
+
+def test_logits_that_are_no_numbers_in_the_test_alone_name_its_images(begin, monkeypatch):
+    folder, predict_step = begin(*IMAGES), Classifier.predict_step
+
+    def broken(self, batch, batch_idx):
+        rows, logits = predict_step(self, batch, batch_idx)
+        logits[rows == 1] = float("-inf")
+        return rows, logits
+
+    monkeypatch.setattr(Classifier, "predict_step", broken)
+    told = fails(folder)
+    split = pd.read_csv(folder.path / "split.csv", dtype=str)
+    rows = split[split["split"] == "val"].reset_index(drop=True)
+    assert f"1 of the {len(rows)} images of val get logits that are no numbers" in told
+    assert named_in(told) == {rows["sample_id"][1]}
+
+
 @pytest.mark.parametrize("moment", ["log", "finish"])
 def test_a_dashboard_that_fails_is_told_once_and_the_run_finishes(begin, whole, monkeypatch, moment):
     expected, folder = whole(), begin("logger=wandb")

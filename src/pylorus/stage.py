@@ -84,7 +84,7 @@ def run_stage(
     trainer = _trainer(plan, config, engine, dashboard, place, speed)
     photographs = serve_images(plan, config, backbone, images, engine)
     photographs.first_epoch = place.saved_epochs
-    classifier.sample_ids = photographs.sample_ids("train")
+    classifier.sample_ids = {part: photographs.sample_ids(part) for part in ("train", "val")}
     served = serve_features(photographs, classifier, plan, config, engine)
     if isinstance(served, FeatureDataModule):
         speed.features_seconds = served.seconds
