@@ -1,6 +1,7 @@
 """What befalls a run in its middle is told with its cure, stands in status.json, and takes nothing that was finished."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -269,7 +270,7 @@ def test_out_of_memory_says_which_batch_to_try(begin, whole, monkeypatch, error,
         patched.setattr(Classifier, "training_step", from_call(4, Classifier.training_step, raises(error)))
         told = fails(folder)
     assert f"the memory of {where} does not suffice" in told
-    assert "trainer.batch_size=8 (now 16)" in told
+    assert "trainer.batch_size=8 (now 16), or trainer.batch_size=auto, which finds what fits." in told
     goes_on_to(expected, folder)
 
 
@@ -277,6 +278,14 @@ def test_torch_on_this_machine_says_out_of_memory_in_words_that_are_known(begin,
     with pytest.raises(RuntimeError) as real:
         torch.empty(2**55)
     assert "trainer.batch_size=8" in str(explained(real.value, begin(), composed()))
+
+
+def test_out_of_memory_halves_what_auto_found(begin, composed):
+    folder = begin("trainer.batch_size=auto")
+    record = {"accelerator": "cuda", "precision": "32", "threads": 1, "batch_size": 64}
+    write_text(folder.path / "environment.json", json.dumps(record))
+    told = explained(torch.OutOfMemoryError("no"), folder, composed("trainer.batch_size=auto"))
+    assert "trainer.batch_size=32 (now 64, which auto found)." in str(told)
 
 
 def test_a_batch_of_one_is_not_halved(begin, composed):

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 
-from pylorus.config import Config
+from pylorus.begun import as_begun
+from pylorus.choices import images_a_step
+from pylorus.config import Config, TrainerConfig
 from pylorus.data.unreadable import UnreadableImageError
 from pylorus.disk import FULL, LOST, SHUT, full, lost, named, shut
 from pylorus.errors import PylorusError
@@ -52,11 +54,16 @@ def explained(error: BaseException, folder: RunFolder, config: Config) -> Pyloru
     return None
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a GPU's or the machine's memory did not suffice."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or MEMORY.search(str(error)) is not None
+
+
 def _words(error: BaseException, folder: RunFolder, config: Config) -> str | None:
     text = str(error)
     if isinstance(error, UnreadableImageError):
         return _unreadable(text, folder)
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or MEMORY.search(text):
+    if out_of_memory(error):
         return _out_of_memory(error, folder, config)
     if isinstance(error, RuntimeError) and (WORKER.search(text) or SHARED.search(text)):
         return _worker(text, folder, config)
@@ -111,10 +118,11 @@ def _worker(text: str, folder: RunFolder, config: Config) -> str:
 
 
 def _out_of_memory(error: BaseException, folder: RunFolder, config: Config) -> str:
-    size = config.trainer.batch_size
+    size, auto = _batch_size(folder, config), config.trainer.batch_size == "auto"
     where = "the GPU" if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error) else "this machine"
     smaller = (
-        f"Try half the batch, as a new run: the same command with trainer.batch_size={size // 2} (now {size})."
+        f"Try half the batch, as a new run: the same command with trainer.batch_size={size // 2} (now {size}"
+        + (", which auto found)." if auto else "), or trainer.batch_size=auto, which finds what fits.")
         if size > 1
         else "The batch is a single image already: take a smaller data.image_size or model, as a new run."
     )
@@ -122,6 +130,14 @@ def _out_of_memory(error: BaseException, folder: RunFolder, config: Config) -> s
         f"the memory of {where} does not suffice: {str(error).strip().splitlines()[0] if str(error) else 'no memory'}\n"
         f"{smaller}\nWhere other programs held the memory, end them, and {_go_on(folder)}"
     )
+
+
+def _batch_size(folder: RunFolder, config: Config) -> int:
+    """The images of a step: those that were asked for, or found when the run began."""
+    try:
+        return images_a_step(as_begun(config.trainer, folder.path / "environment.json"))
+    except (OSError, ValueError):
+        return images_a_step(TrainerConfig())
 
 
 def _go_on(folder: RunFolder, *words: str) -> str:

@@ -8,11 +8,13 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from pylorus.batch_size import settle_batch_size
 from pylorus.begun import as_begun, check_begun
 from pylorus.chance import derived_seed
 from pylorus.choices import choices, tell
@@ -75,7 +77,8 @@ def train(config: Config, folder: RunFolder) -> None:
         PylorusError: If something in the user's hands is wrong; the message says what and how to mend it.
     """
     record = folder.path / "environment.json"
-    engine = settle_engine(as_begun(config.trainer, record))
+    began = as_begun(config.trainer, record)
+    engine = settle_engine(began)
     images = prepare_images(config, folder)
     torch.manual_seed(derived_seed(config.seed, "head"))
     backbone = build_backbone(
@@ -84,9 +87,11 @@ def train(config: Config, folder: RunFolder) -> None:
         image_size=config.data.image_size,
         random_if_unreachable=config.data.kind == "synthetic",
     )
-    check_begun(record, environment(engine) | {"weights_sha256": backbone.weights_sha256})
     check_stages(config, backbone)
-    tell(choices(config, engine, backbone.network))
+    size, why = settle_batch_size(began, config, backbone, engine, images=sum(images.of_class("train")))
+    config = replace(config, trainer=replace(config.trainer, batch_size=size))
+    check_begun(record, environment(engine) | {"batch_size": size, "weights_sha256": backbone.weights_sha256})
+    tell(choices(config, engine, backbone.network, why_batch_size=why))
     learning = {name: depth(backbone.network, stage.learn).learning for name, stage in config.stages.items()}
     structure = network_structure(backbone.network, image_size=backbone.image_size, learning=learning)
     write_json(folder.path / "network.json", structure)
