@@ -247,6 +247,24 @@ def test_what_was_chosen_for_the_machine_is_kept(begin, monkeypatch):
     assert re.findall(r"trainer.precision +(\w+)", (folder.path / "run.log").read_text()) == [chosen, chosen]
 
 
+def test_a_batch_size_that_was_found_is_kept(begin, monkeypatch):
+    monkeypatch.setattr("pylorus.batch_size.MOST", {"cpu": 4})
+    whole, folder = (
+        begin("stage=pretrain", "trainer.batch_size=auto"),
+        begin("stage=pretrain", "trainer.batch_size=auto"),
+    )
+    run(whole)
+    files_written(folder, monkeypatch, stop_before=12)
+    monkeypatch.setattr("pylorus.batch_size.largest", lambda *_, **__: pytest.fail("it was looked for again"))
+    run(folder)
+    assert re.findall(r"trainer.batch_size +(.+);", (folder.path / "run.log").read_text()) == [
+        "4   fits, and larger steps are not tried, since they change what is learnt",
+        "4   as when the run began",
+    ]
+    first, second = (load_file(each.path / "model" / "model.safetensors") for each in (whole, folder))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
 def test_the_same_command_goes_on_more_than_once_where_the_machine_chose(begin, composed, drawn, monkeypatch):
     words = ["stage=pretrain", "trainer.precision=auto", "trainer.accelerator=auto"]
     folder, asked = begin(*words), composed(f"data.root={drawn}", *WORDS, *words)

@@ -6,17 +6,21 @@ from pathlib import Path
 
 from pylorus import __version__
 from pylorus.errors import INTERRUPTED, PylorusError
+from pylorus.pipe import ends_quietly
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Reads the command line and hands over; errors that a user can mend are printed without a traceback."""
-    chosen = _parser().parse_args(arguments)
-    try:
-        chosen.act(chosen)
-    except (PylorusError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    with ends_quietly():
+        chosen = _parser().parse_args(arguments)
+        try:
+            chosen.act(chosen)
+        except BrokenPipeError:
+            raise
+        except (PylorusError, ValueError, OSError) as error:
+            sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,6 +104,8 @@ def _audit(chosen: argparse.Namespace) -> None:
             names=not chosen.no_names,
             cache=chosen.cache,
         )
+    except BrokenPipeError:
+        raise
     except (PylorusError, ValueError, OSError) as error:
         # 1 says that the images have faults: a script must not take a mistyped folder for them.
         print(f"error: {error}", file=sys.stderr)

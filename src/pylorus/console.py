@@ -11,11 +11,12 @@ from tqdm import tqdm
 
 
 class _Terminal(logging.Handler):
-    """Prints above a progress bar, not through it."""
+    """Prints above a progress bar, not through it; where the terminal has gone, a run goes on without."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        with suppress(OSError):
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
 
 
 class _File(logging.FileHandler):

@@ -9,6 +9,7 @@ import secrets
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pylorus.config import CONF, GROUPS, Config
-from pylorus.engines import check_installed, share_machine
+from pylorus.disk import refused
+from pylorus.engines import check_installed, explained_end, share_machine
 from pylorus.errors import INTERRUPTED, PylorusError, did_you_mean
-from pylorus.files import write_text
+from pylorus.files import write_json, write_text
+from pylorus.pipe import ends_quietly
 from pylorus.resume import change_to, check_resumable, resume
 from pylorus.run_folder import RunFolder
+from pylorus.signals import IN_SWEEP, stopped_by_signals
 from pylorus.validation import built, check_key, is_free
 
 RESUME = "resume="
@@ -116,12 +120,14 @@ def _run(composed: DictConfig, context: Any, folder: RunFolder, *, in_sweep: boo
 
 def _run_apart(folder: RunFolder) -> None:
     """Runs a job of a sweep as `python -m pylorus.train FOLDER`; its failure is the job's, not the sweep's."""
-    job = subprocess.Popen([sys.executable, "-m", "pylorus.train", str(folder.path)])
+    job = subprocess.Popen([sys.executable, "-m", "pylorus.train", str(folder.path)], env={**os.environ, IN_SWEEP: "1"})
     try:
         code = job.wait()
-    except BaseException:  # Ctrl-C, or a launcher that puts its job back into a queue
+    except BaseException as stop:  # a signal, or a launcher that puts its job back into a queue
         _interrupted.append(folder.path)
-        _end(job)
+        _end(job, heard=str(stop) not in ("SIGTERM", "SIGUSR1", "SIGUSR2"))
+        if (status := folder.status())["state"] == "starting":  # it had not begun to say how it fares
+            write_json(folder.path / "status.json", {**status, "state": "interrupted"})
         raise
     if code == INTERRUPTED:
         _interrupted.append(folder.path)
@@ -131,11 +137,19 @@ def _run_apart(folder: RunFolder) -> None:
         raise PylorusError(f"the job in {folder.path} failed: {why}")
 
 
-def _end(job: subprocess.Popen[bytes]) -> None:
-    """Waits for an interrupted job; a signal that reached only us is handed on, first kindly."""
-    for insist in (partial(job.send_signal, signal.SIGINT), job.kill):
+def _end(job: subprocess.Popen[bytes], *, heard: bool) -> None:
+    """Waits for a job that is to end.
+
+    Args:
+        job: Its process.
+        heard: Whether the signal most likely reached the job too, as a terminal's Ctrl-C does; else it is handed on.
+    """
+    hand_on = partial(job.send_signal, signal.SIGINT if heard else signal.SIGTERM)
+    if not heard:
+        hand_on()
+    for insist in (hand_on if heard else job.kill, job.kill):
         try:
-            job.wait(timeout=10)
+            job.wait(timeout=10 if heard else 20)
             return
         except subprocess.TimeoutExpired:
             insist()
@@ -186,29 +200,62 @@ def main() -> None:
     """`python train.py`: runs, prints errors that a user can mend without a traceback, sums up a sweep."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on, and we print them
     code = 0
-    try:
-        begun = [word.removeprefix(RESUME) for word in sys.argv[1:] if word.startswith(RESUME)]
-        sys.argv[1:] = checked([word for word in sys.argv[1:] if not word.startswith(RESUME)])
+    with ends_quietly():
+        try:
+            code = _ended(_begin)
+        finally:
+            if SweepFolder.found is not None:
+                code = max(code, _ended(_sum_up))
+        sys.exit(code)
+
+
+def _begin() -> int:
+    """Does what the command line says."""
+    begun = [word.removeprefix(RESUME) for word in sys.argv[1:] if word.startswith(RESUME)]
+    sys.argv[1:] = checked([word for word in sys.argv[1:] if not word.startswith(RESUME)])
+    with stopped_by_signals():
         if begun:
             resume(RunFolder(Path(begun[-1]).expanduser().absolute()), sys.argv[1:])
         else:
             _job()
-        if _failures and SweepFolder.found is None:
-            raise _failures[0]
-    except (PylorusError, HydraException, OmegaConfBaseException) as error:
-        print(f"\nerror: {readable(error)}", file=sys.stderr)
-        code = 1
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+    if _failures and SweepFolder.found is None:
+        raise _failures[0]
+    return 0
+
+
+def _sum_up() -> int:
+    from pylorus.sweep import sum_up
+
+    assert SweepFolder.found is not None
+    return sum_up(SweepFolder.found)
+
+
+def _ended(act: Callable[[], int]) -> int:
+    """Acts; gives its exit code, or the one of what ended it, which is printed."""
+    try:
+        return act()
+    except KeyboardInterrupt as stop:
+        by = f" by {stop}" if str(stop) not in ("", "SIGINT") else ""
+        print(f"\ninterrupted{by}", file=sys.stderr)
         if SweepFolder.found is not None:
             print(f"to go on: the same command with hydra.sweep.dir={SweepFolder.found}", file=sys.stderr)
-        code = INTERRUPTED
-    finally:
-        if SweepFolder.found is not None:
-            from pylorus.sweep import sum_up
+        return INTERRUPTED
+    except Exception as error:
+        words = _words(error)
+        if words is None:
+            raise
+        print(f"\nerror: {words}", file=sys.stderr)
+        return 1
 
-            code = max(code, sum_up(SweepFolder.found))
-    sys.exit(code)
+
+def _words(error: Exception) -> str | None:
+    """What a user can mend, without a traceback; None of all else."""
+    if isinstance(error, PylorusError | HydraException | OmegaConfBaseException):
+        return readable(error)
+    words = refused(error) if isinstance(error, OSError) else None
+    if words is None and SweepFolder.found is not None and not isinstance(error, BrokenPipeError):
+        words = explained_end(error, SweepFolder.found)
+    return words
 
 
 def readable(error: BaseException) -> str:

@@ -118,16 +118,17 @@ def usable_cores() -> int:
     """How many cores this process may use: fewer than there are in a container, under SLURM, beside other jobs."""
     cores = int(joblib.cpu_count(only_physical_cores=True))
     asked = int(os.environ.get("SLURM_CPUS_PER_TASK", cores))  # SLURM does not bind a job to these everywhere
-    return max(1, min(cores, asked) // _jobs_at_once())
+    return max(1, min(cores, asked) // jobs_at_once())
 
 
-def _jobs_at_once() -> int:
+def jobs_at_once() -> int:
+    """How many jobs of a sweep share this machine."""
     return int(os.environ.get(JOBS_AT_ONCE, "1"))
 
 
 def _shared() -> str:
     """Why a job of several gets fewer threads: two with all cores each are many times slower than two with half."""
-    at_once = _jobs_at_once()
+    at_once = jobs_at_once()
     return f", shared with the sweep's other jobs: {at_once} run at once" if at_once > 1 else ""
 
 

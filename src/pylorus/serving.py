@@ -4,7 +4,7 @@ import logging
 
 from omegaconf import OmegaConf
 
-from pylorus.choices import workers
+from pylorus.choices import images_a_step, workers
 from pylorus.config import CONF, AugmentConfig, Config, StageConfig
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.input import InputFormat
@@ -51,7 +51,7 @@ def serve_images(
         images.table,
         images.catalog.root,
         InputFormat(backbone.image_size, config.data.fit, backbone.interpolation, config.data.crop),
-        batch_size=config.trainer.batch_size,
+        batch_size=images_a_step(config.trainer),
         workers=workers(config, engine)[0],
         policy=policy_of(plan.config, config.augment),
         seed=plan.seed,

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -15,6 +16,10 @@ from typing import Any
 
 from pylorus.errors import INTERRUPTED
 
+IN_SWEEP = "PYLORUS_IN_SWEEP"
+"""The environment variable of a job that a sweep started: its signals are the sweep's affair."""
+MOMENT = 2.0
+"""Seconds within which a job may hear of one signal twice: from whoever sent it to all, and from its sweep."""
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
 
@@ -59,15 +64,21 @@ class Stop:
 def stopped_by_signals() -> Iterator[Stop]:
     """Makes a KeyboardInterrupt of the first signal that comes, inside; the second ends the process.
 
-    A job of SLURM that got SIGUSR1 is put back into the queue, unless submitit started it, which does so itself.
+    A job of SLURM that got SIGUSR1 is put back into the queue, unless submitit or a sweep started it, which do
+    so themselves.
     """
     received: list[int] = []
     asked = Stop()
+    since = 0.0
 
     def stop(number: int, _: FrameType | None) -> None:
+        nonlocal since
+        if received and number != signal.SIGINT and time.monotonic() - since < MOMENT and IN_SWEEP in os.environ:
+            return
         if received:
             os._exit(INTERRUPTED)
         received.append(number)
+        since = time.monotonic()
         asked.ask(signal.Signals(number).name)
 
     before: dict[signal.Signals, Any] = {}
@@ -85,7 +96,7 @@ def stopped_by_signals() -> Iterator[Stop]:
 
 def _requeue() -> None:
     job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
-    if job is None or "SUBMITIT_EXECUTOR" in os.environ:
+    if job is None or "SUBMITIT_EXECUTOR" in os.environ or IN_SWEEP in os.environ:
         return
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
     name = f"{job}_{task}" if task and os.environ.get("SLURM_ARRAY_JOB_ID") else job

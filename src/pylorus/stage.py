@@ -108,7 +108,7 @@ def run_stage(plan: StagePlan, run: Run) -> StageResult:
     trainer = _trainer(plan, run, place, speed)
     photographs = serve_images(plan, run.config, run.backbone, images, run.engine, run.processes)
     photographs.begun = place.reached
-    classifier.sample_ids = photographs.sample_ids("train")
+    classifier.sample_ids = {part: photographs.sample_ids(part) for part in ("train", "val")}
     served = serve_features(photographs, classifier, plan, run.config, run.engine)
     if isinstance(served, FeatureDataModule):
         speed.features_seconds = served.seconds

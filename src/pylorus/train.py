@@ -8,29 +8,31 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from pylorus.batch_size import settle_batch_size
 from pylorus.begun import as_begun, check_begun
 from pylorus.chance import derived_seed
 from pylorus.choices import choices, tell
-from pylorus.config import Config
+from pylorus.config import Config, TrainerConfig
 from pylorus.console import run_log
 from pylorus.dashboard import Dashboard
-from pylorus.data.prepare import prepare_images
+from pylorus.data.prepare import Images, prepare_images
 from pylorus.deploy.bundle import write_bundle
 from pylorus.errors import INTERRUPTED, PylorusError
 from pylorus.faults import faults_explained
 from pylorus.files import write_json
-from pylorus.machine import environment, settle_engine
+from pylorus.machine import Engine, environment, settle_engine
 from pylorus.model.backbone import Backbone, build_backbone
 from pylorus.model.classifier import StagePlan
 from pylorus.model.freeze import depth
 from pylorus.model.structure import BlockStructure, network_structure
 from pylorus.parallel.processes import ALONE, Processes
-from pylorus.parallel.start import train_in_processes
+from pylorus.parallel.start import check_shares, train_in_processes
 from pylorus.report.write import write_report
 from pylorus.run_folder import RunFolder
 from pylorus.signals import Stop, stopped_by_signals
@@ -86,14 +88,17 @@ def train(config: Config, folder: RunFolder, processes: Processes, stop: Stop) -
         PylorusError: If something in the user's hands is wrong; the message says what and how to mend it.
     """
     record = folder.path / "environment.json"
-    engine = processes.agreed(lambda: settle_engine(as_begun(config.trainer, record)))
+    began = as_begun(config.trainer, record)
+    engine = processes.agreed(lambda: settle_engine(began))
     engine.take_up(beside=processes.beside)
     images, config = processes.agreed(lambda: (prepare_images(config, folder), config))
     backbone = processes.in_turn(lambda: _backbone(config))
     check_stages(config, backbone, images, processes)
+    config, why = processes.agreed(lambda: _with_batch_size(began, config, backbone, engine, images, processes))
     if processes.first:
-        check_begun(record, environment(engine) | {"weights_sha256": backbone.weights_sha256})
-        tell(choices(config, engine, backbone.network))
+        found = {"batch_size": config.trainer.batch_size, "weights_sha256": backbone.weights_sha256}
+        check_begun(record, environment(engine) | found)
+        tell(choices(config, engine, backbone.network, why_batch_size=why))
         write_json(folder.path / "network.json", _structure(config, backbone))
     with Dashboard(config, folder, shown=processes.first) as dashboard:
         shared = Run(config, folder, images, backbone, engine, dashboard, processes, stop)
@@ -115,6 +120,18 @@ def _backbone(config: Config) -> Backbone:
         image_size=config.data.image_size,
         random_if_unreachable=config.data.kind == "synthetic",
     )
+
+
+def _with_batch_size(
+    began: TrainerConfig, config: Config, backbone: Backbone, engine: Engine, images: Images, processes: Processes
+) -> tuple[Config, str]:
+    """The configuration with the batch size settled, and why it is so."""
+    # The processes of a CPU share its memory; GPUs each have their own.
+    devices = processes.count if engine.accelerator == "cuda" else 1
+    count = sum(images.of_class("train"))
+    size, why = settle_batch_size(began, config, backbone, engine, images=count, devices=devices)
+    check_shares(size, processes.count)
+    return replace(config, trainer=replace(config.trainer, batch_size=size)), why
 
 
 def _structure(config: Config, backbone: Backbone) -> list[BlockStructure]:

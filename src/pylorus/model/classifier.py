@@ -78,9 +78,9 @@ class Classifier(pl.LightningModule):
         self.network = backbone.network.to(memory_format=self.memory_format)
         self.cut: Cut | None = None
         """The network in two parts, where features are served in the images' place."""
-        self.sample_ids: NDArray[np.str_] | None = None
-        """Of the training images, by row: for the message where a loss breaks."""
-        self._broken = FirstBroken()
+        self.sample_ids: dict[str, NDArray[np.str_]] = {}
+        """Of the images of train and val, by row: for the message where a loss breaks."""
+        self._broken = {"train": FirstBroken(), "val": FirstBroken()}
         self.processes = processes
         self.names, self.plan, self.optimizer_config, self.loss_config = tuple(names), plan, optimizer, loss
         self.register_buffer("mean", 255 * torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
@@ -136,12 +136,12 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
         loss = self._step(batch, "train_part")
-        self._broken.look(loss, batch.row, batch_idx)
+        self._broken["train"].look(loss, batch.row, batch_idx)
         return loss
 
     def validation_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> None:
         """Gathers a batch's loss and decisions."""
-        self._step(batch, "val_part")
+        self._broken["val"].look(self._step(batch, "val_part"), batch.row, batch_idx)
 
     def predict_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Rows (batch,) and logits (batch, classes)."""
@@ -151,13 +151,14 @@ class Classifier(pl.LightningModule):
         """Logs the epoch: Lightning validates when its training batches are done, so both tallies are complete.
 
         Raises:
-            PylorusError: If the loss is no number any more.
+            PylorusError: If a loss is no number any more.
         """
         name, monitor = self.plan.name, self.plan.config.monitor
         found = self._tally("train_part").take(f"{name}/train", self.names)
         found |= self._tally("val_part").take(f"{name}/val", self.names)
-        if not np.isfinite(found[f"{name}/train/loss"]):
-            raise PylorusError(self._loss_broke())
+        for part in ("train", "val"):
+            if not np.isfinite(found[f"{name}/{part}/loss"]):
+                raise PylorusError(self._loss_broke(part))
         found[f"{name}/lr"] = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
         # "step" is Lightning's word for a logger's axis: epochs over the whole run, so that stages follow each other.
         self.log_dict({**found, "step": float(self.plan.first_epoch + self.current_epoch + 1)})
@@ -167,13 +168,14 @@ class Classifier(pl.LightningModule):
         if isinstance(schedule, ReduceLROnPlateau) and not self.trainer.sanity_checking:
             schedule.step(found[chosen])
 
-    def _loss_broke(self) -> str:
-        name = self.plan.name
-        rows = [row for part in self.processes.gathered(self._broken.rows()) for row in part]
-        ids = [f"row {row}" if self.sample_ids is None else self.sample_ids[row] for row in rows]
+    def _loss_broke(self, part: str) -> str:
+        name, known = self.plan.name, self.sample_ids.get(part)
+        rows = [row for mine in self.processes.gathered(self._broken[part].rows()) for row in mine]
+        ids = [f"row {row}" if known is None else known[row] for row in rows]
+        loss = "the training loss" if part == "train" else "the validation loss, and not yet the training loss,"
         first = f"It broke first in the batch of these images (split.csv has their files):\n{listing(ids)}\n"
         return (
-            f"the training loss of stage {name} is no number any more in epoch {self.current_epoch + 1}. "
+            f"{loss} of stage {name} is no number any more in epoch {self.current_epoch + 1}. "
             f"Lower optimizer.lr or stages.{name}.lr, or take trainer.precision=32.\n{first if ids else ''}"
             "With other values it is a new run; this one would break again at the same place."
         )

@@ -51,7 +51,8 @@ def train_in_processes(config: Config, folder: RunFolder) -> None:
         PylorusError: If one fails; the message is the one of the first that did.
         KeyboardInterrupt: If they are interrupted.
     """
-    check_shares(config.trainer)
+    if isinstance(config.trainer.batch_size, int):
+        check_shares(config.trainer.batch_size, config.trainer.devices * config.trainer.nodes)
     if config.trainer.nodes > 1:
         check_nodes(config.trainer)
         started = [_by_slurm(config.trainer, folder.path)]
@@ -67,13 +68,12 @@ def train_in_processes(config: Config, folder: RunFolder) -> None:
         raise _why(codes, folder.path)
 
 
-def check_shares(trainer: TrainerConfig) -> None:
-    """Refuses a batch that the processes can't share evenly.
+def check_shares(size: int, count: int) -> None:
+    """Refuses a batch of `size` images that `count` processes can't share evenly.
 
     Raises:
         PylorusError: Names a size that they can.
     """
-    size, count = trainer.batch_size, trainer.devices * trainer.nodes
     if size % count:
         raise PylorusError(
             f"trainer.batch_size: found {size} for {count} devices, expected a number that they can share: "
