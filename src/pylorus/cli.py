@@ -70,6 +70,11 @@ def _parser() -> argparse.ArgumentParser:
         "--names", action="store_true", help="show file names, groups and folders; they may name patients"
     )
     report.set_defaults(act=_report)
+    _add_doctor(commands)
+    return parser
+
+
+def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     doctor = commands.add_parser("doctor", help="what this machine has and lacks, and how to mend it")
     doctor.add_argument("--data", type=Path, metavar="DIR", help="look at this folder of class folders too")
     doctor.add_argument("--bundle", type=Path, metavar="DIR", help="look at this bundle too (model/ of a run)")
@@ -82,7 +87,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--json", action="store_true", help="for programs")
     doctor.set_defaults(act=_doctor)
-    return parser
 
 
 def _draw(chosen: argparse.Namespace) -> None:
