@@ -17,6 +17,9 @@ OF_THE_TEST = ("HF_HUB_OFFLINE", "WANDB_MODE", "WANDB_ERROR_REPORTING", "NO_ALBU
 """Variables that would keep packages off the network; a user has none of them."""
 
 
+pytestmark = pytest.mark.timeout(600)
+
+
 class AirGap:
     """Processes cut off from the network.
 
@@ -38,7 +41,7 @@ class AirGap:
 
     def python(self, *words: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [sys.executable, *words], cwd=self.work, env=self.environment, capture_output=True, text=True, check=False, timeout=280
+            [sys.executable, *words], cwd=self.work, env=self.environment, capture_output=True, text=True, check=False, timeout=560
         )  # fmt: skip
 
     def pylorus(self, *words: str) -> "subprocess.CompletedProcess[str]":
@@ -158,7 +161,7 @@ def test_what_is_done_with_a_run_needs_no_network(trained, words):
     if words[0] not in gap.pylorus("--help").stdout:
         pytest.skip(f"this version has no `pylorus {words[0]}`")
     if not (gap.work / "images").exists():
-        gap.pylorus("draw", "images", "--images", "4", "--size", "32")
+        assert gap.pylorus("draw", "images", "--images", "4", "--size", "32").returncode == 0
     found = gap.pylorus(*(word.format(run=run) for word in words))
     assert found.returncode == 0, found.stderr
     assert gap.attempts() == []
