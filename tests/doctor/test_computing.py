@@ -1,10 +1,15 @@
 """Cores, precision and GPU, as a run would choose them."""
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 
 from pylorus.doctor import computing
 from pylorus.doctor.check import State
 from pylorus.machine import fitting_precision
+
+GIB = 2**30
 
 
 def test_the_precision_is_the_one_that_a_run_takes(monkeypatch):
@@ -50,3 +55,47 @@ def test_the_drivers_version_is_read_where_linux_states_it(tmp_path, monkeypatch
     for line in ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Tue Sep 23", "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build"):  # fmt: skip
         file.write_text(line)
         assert computing.driver_version() == "580.95.05"
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU as torch describes it, whose products are computed on the CPU, unless `computes` is made to fail."""
+    state = {"free": 20 * GIB, "error": None}
+    ones = torch.ones
+
+    def made(*shape, device):
+        assert device == "cuda:0"
+        if state["error"]:
+            raise RuntimeError(state["error"])
+        return ones(*shape)
+
+    properties = SimpleNamespace(name="Card 9000", major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (state["free"], 24 * GIB))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(torch, "ones", made)
+    return state
+
+
+def test_a_gpu_that_computes_is_told_with_memory_and_precision(gpu):
+    check = computing.check_gpu(0)
+    assert check.state is State.GOOD
+    assert check.name == "GPU"
+    assert "Card 9000, compute capability 9.0" in check.found
+    assert "20.0 GiB free of 24.0 GiB; bf16" in check.found
+
+
+def test_a_gpu_that_others_fill_is_a_warning(gpu):
+    gpu["free"] = GIB
+    check = computing.check_gpu(0)
+    assert check.state is State.WARNING
+    assert "nvidia-smi" in check.mend
+
+
+def test_a_gpu_that_this_build_of_torch_can_not_use_is_wrong_with_its_reason(gpu):
+    gpu["error"] = "CUDA error: no kernel image is available for execution on the device\nmore"
+    check = computing.check_gpu(0)
+    assert check.state is State.WRONG
+    assert check.found.endswith("does not compute: RuntimeError: CUDA error: no kernel image is available for execution on the device")  # fmt: skip
+    assert "trainer=cpu" in check.mend
