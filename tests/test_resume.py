@@ -242,7 +242,7 @@ def test_what_was_chosen_for_the_machine_is_kept(begin, monkeypatch):
     folder = begin("stage=pretrain", "trainer.precision=auto")
     files_written(folder, monkeypatch, stop_before=12)
     chosen = json.loads((folder.path / "environment.json").read_text())["precision"]
-    monkeypatch.setattr("pylorus.machine._bf16_gain", lambda accelerator: 0.0 if chosen == "bf16" else 9.0)
+    monkeypatch.setattr("pylorus.machine.bf16_gain", lambda accelerator: 0.0 if chosen == "bf16" else 9.0)
     run(folder)
     assert re.findall(r"trainer.precision +(\w+)", (folder.path / "run.log").read_text()) == [chosen, chosen]
 

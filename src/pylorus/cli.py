@@ -74,7 +74,23 @@ def _parser() -> argparse.ArgumentParser:
         "--names", action="store_true", help="show file names, groups and folders; they may name patients"
     )
     report.set_defaults(act=_report)
+    _add_doctor(commands)
     return parser
+
+
+def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    doctor = commands.add_parser("doctor", help="what this machine has and lacks, and how to mend it")
+    doctor.add_argument("--data", type=Path, metavar="DIR", help="look at this folder of class folders too")
+    doctor.add_argument("--bundle", type=Path, metavar="DIR", help="look at this bundle too (model/ of a run)")
+    doctor.add_argument(
+        "--weights",
+        type=Path,
+        default=Path("weights"),
+        metavar="DIR",
+        help="where files of weights were carried to (default: ./weights)",
+    )
+    doctor.add_argument("--json", action="store_true", help="for programs")
+    doctor.set_defaults(act=_doctor)
 
 
 def _draw(chosen: argparse.Namespace) -> None:
@@ -133,3 +149,17 @@ def _report(chosen: argparse.Namespace) -> None:
         names=chosen.names,
     )
     print(f"report: {write_report(chosen.paths, chosen.output, options=options)}")
+
+
+def _doctor(chosen: argparse.Namespace) -> None:
+    from pylorus.doctor.check import State
+    from pylorus.doctor.examine import Question, examine
+    from pylorus.doctor.printed import as_json, print_checks
+
+    checks = examine(Question(weights=chosen.weights, data=chosen.data, bundle=chosen.bundle))
+    if chosen.json:
+        text, state = as_json(checks)
+        print(text)
+    else:
+        state = print_checks(checks)
+    sys.exit(1 if state is State.WRONG else 0)

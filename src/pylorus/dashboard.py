@@ -5,6 +5,7 @@ leave only with `logger.images=true`.
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -229,6 +230,8 @@ def _wandb_run(config: Config, folder: RunFolder) -> Any:
     Raises:
         PylorusError: If it is to go online and nobody is logged in.
     """
+    # Read as it starts: else it reports on its own working to its makers, of offline runs too.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
     if not config.logger.offline and not wandb.login(prompt=False):

@@ -108,9 +108,7 @@ def settle_engine(config: TrainerConfig) -> Engine:
     reasons["threads"] = "asked for" if config.threads else f"the cores that this process may use{_shared()}"
     precision, reasons["precision"] = config.precision, "asked for"
     if config.precision == "auto":
-        gain = _bf16_gain(accelerator)
-        precision = "bf16" if gain > 1.3 else "32"
-        reasons["precision"] = f"matrix products run {gain:.1f} times as fast in bf16 as in fp32"
+        precision, reasons["precision"] = fitting_precision(accelerator)
     return Engine(accelerator, precision, threads, reasons)
 
 
@@ -162,7 +160,13 @@ def environment(engine: Engine) -> dict[str, object]:
     }
 
 
-def _bf16_gain(accelerator: str) -> float:
+def fitting_precision(accelerator: str) -> tuple[str, str]:
+    """The precision that an accelerator does well, "32" or "bf16", and why."""
+    gain = bf16_gain(accelerator)
+    return "bf16" if gain > 1.3 else "32", f"matrix products run {gain:.1f} times as fast in bf16 as in fp32"
+
+
+def bf16_gain(accelerator: str) -> float:
     """How many times as fast a product of matrices is in bf16: measured, since some machines only emulate it."""
     if accelerator == "mps":
         return 0.0
