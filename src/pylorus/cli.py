@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(act=_report)
     _add_doctor(commands)
+    _add_predict(commands)
     return parser
 
 
@@ -91,6 +92,26 @@ def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     doctor.add_argument("--json", action="store_true", help="for programs")
     doctor.set_defaults(act=_doctor)
+
+
+def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    predicted = commands.add_parser("predict", help="what a trained model says of images, folders and videos")
+    predicted.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder `model` of a run")
+    predicted.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder, pattern or video")
+    predicted.add_argument("--output", type=Path, required=True, metavar="FILE", help="ends in .csv, .parquet or .json")
+    predicted.add_argument("--frames-every", type=float, metavar="SECONDS", help="take frames of videos this far apart")
+    predicted.add_argument(
+        "--class", dest="class_name", metavar="NAME", help="class that decides (default: the bundle's)"
+    )
+    predicted.add_argument(
+        "--evaluate", action="store_true", help="insist on an evaluation; needs folders named as classes"
+    )
+    predicted.add_argument(
+        "--group", metavar="REGEX", help="finds the patient in a path, for the evaluation's intervals"
+    )
+    predicted.add_argument("--batch", type=int, default=32, metavar="N", help="images at once (default: 32)")
+    predicted.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
+    predicted.set_defaults(act=_predict)
 
 
 def _draw(chosen: argparse.Namespace) -> None:
@@ -135,6 +156,22 @@ def _pack(chosen: argparse.Namespace) -> None:
     shards = pack(chosen.root, chosen.output, group=chosen.group, per_shard=chosen.per_shard)
     print(f"{len(shards)} shards in {chosen.output}; to train on them:")
     print(f"  python train.py data=shards data.root={chosen.output}")
+
+
+def _predict(chosen: argparse.Namespace) -> None:
+    from pylorus.deploy.predict import PredictOptions, predict
+
+    if chosen.batch < 1:
+        raise PylorusError(f"--batch: found {chosen.batch}, expected at least 1.")
+    options = PredictOptions(
+        class_name=chosen.class_name,
+        frames_every=chosen.frames_every,
+        evaluate=chosen.evaluate,
+        group=chosen.group,
+        batch=chosen.batch,
+        device=chosen.device,
+    )
+    sys.exit(predict(chosen.bundle, chosen.inputs, chosen.output, options))
 
 
 def _report(chosen: argparse.Namespace) -> None:

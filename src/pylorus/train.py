@@ -109,7 +109,7 @@ def train(config: Config, folder: RunFolder, processes: Processes, stop: Stop) -
             show_stage(plan, result)
             first_epoch += result.epochs
     if processes.first:
-        write_bundle(folder.path / "model", backbone, images, config)
+        write_bundle(folder, backbone, images, config, engine)
 
 
 def _backbone(config: Config) -> Backbone:

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from pylorus.config import LossConfig, ModelConfig, OptimizerConfig, StageConfig
 from pylorus.faults import out_of_memory
-from pylorus.machine import Engine, keep_freed_memory
+from pylorus.machine import Engine
 from pylorus.memory import free_memory
 from pylorus.model.backbone import build_backbone
 from pylorus.model.classifier import Classifier, StagePlan
@@ -48,13 +48,8 @@ def main() -> None:
 def _prepared(request: dict[str, Any], answers: TextIO) -> Callable[[int], dict[str, float]]:
     """Builds what is to be trained; gives what does a step of so many images."""
     engine = Engine(**request["engine"], reasons={})
-    if engine.accelerator == "cuda":
-        free = torch.cuda.mem_get_info()[0]
-    else:
-        free = free_memory()
-        keep_freed_memory()
-    torch.set_num_threads(engine.threads)
-    torch.set_float32_matmul_precision("high")
+    free = torch.cuda.mem_get_info()[0] if engine.accelerator == "cuda" else free_memory()
+    engine.take_up()
     backbone = build_backbone(
         ModelConfig(**request["model"]), classes=request["classes"], image_size=request["image_size"]
     )

@@ -55,7 +55,10 @@ class InputFormat:
         Raises:
             UnreadableImageError: Names the file and what is wrong with it.
         """
-        image = read(path)
+        return self.fitted(read(path))
+
+    def fitted(self, image: RGB) -> RGB:
+        """An image that is read already, such as a video's frame, of shape (size, size, 3)."""
         if self.crop == "auto":
             image = crop_to_field(image)
         return fit(image, size=self.size, how=self.fit, interpolation=self.interpolation)

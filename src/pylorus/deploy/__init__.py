@@ -1,1 +1,1 @@
-"""A trained model outside its run: so far the bundle, a folder that holds all that a prediction needs."""
+"""A trained model outside its run: the bundle, a folder with all that a prediction needs, and what is done with it."""

@@ -1,6 +1,7 @@
 """Any timm model with a new head, and the input that its weights were made for."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,13 @@ from pylorus.model.head import draw_head
 from pylorus.model.weights import HubUnreachableError, load_weights, sha256, weights_file
 
 log = logging.getLogger(__name__)
+
+MOST_ARGUMENTS, LARGEST_ARGUMENT = 64, 100_000
+OURS = (
+    *("model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path"),
+    *("cache_dir", "scriptable", "exportable", "no_jit", "features_only", "out_indices", "num_classes"),
+)
+"""Arguments of timm.create_model that are not the user's: they would load files or change what comes in and out."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,9 @@ def build_backbone(
     Raises:
         PylorusError: If timm has no such model, or the weights can't be had or do not fit; it says how to mend it.
     """
-    network, image_size = _created(config, classes, image_size)
+    check_name(config.name, where="model.name")
+    check_arguments(config.args, where="model.args")
+    network = create_network(config.name, config.args, classes=classes, image_size=image_size)
     cfg = network.pretrained_cfg
     file, weights = None, config.weights
     try:
@@ -87,21 +97,71 @@ def build_backbone(
     )
 
 
-def _created(config: ModelConfig, classes: int, image_size: int | None) -> tuple[Any, int | None]:
+def check_name(name: str, *, where: str) -> None:
+    """Refuses what is no name of timm's, with or without a tag.
+
+    Raises:
+        PylorusError: Names the nearest that is known.
+    """
     known = timm.list_models()
-    if config.name.split(".")[0] not in known:
-        raise PylorusError(
-            f'model.name: timm {timm.__version__} has no "{config.name}".'
-            f"{did_you_mean(config.name.split('.')[0], known)}"
-        )
-    arguments = dict(config.args)
-    cfg = timm.models.get_pretrained_cfg(config.name, allow_unregistered=True)
+    if name.split(".")[0] not in known:
+        nearest = did_you_mean(name.split(".")[0][:100], known)
+        raise PylorusError(f'{where}: timm {timm.__version__} has no "{name[:100]}".{nearest}')
+
+
+def check_arguments(arguments: Mapping[str, Any], *, where: str) -> None:
+    """Refuses arguments of timm.create_model that are not plain, are absurdly large, or name files to load.
+
+    Raises:
+        PylorusError: Names the argument.
+    """
+    if len(arguments) > MOST_ARGUMENTS:
+        raise PylorusError(f"{where}: found {len(arguments)} arguments, expected {MOST_ARGUMENTS} at most.")
+    for name, value in arguments.items():
+        if (
+            not str(name).isidentifier()
+            or str(name).startswith("_")
+            or name in OURS
+            or (name == "in_chans" and value != 3)
+        ):
+            raise PylorusError(
+                f'{where}: "{str(name)[:100]}" can\'t be given here. Weights, classes and channels are not arguments; '
+                "see model.weights."
+            )
+        values = value if isinstance(value, list | tuple) else [value]
+        if len(values) > MOST_ARGUMENTS or not all(_is_plain(one) for one in values):
+            raise PylorusError(
+                f"{where}.{name}: found {str(value)[:100]}, expected a number within ±{LARGEST_ARGUMENT:,}, a word, "
+                "true, false, null, or a short list of these."
+            )
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, int | float):
+        return abs(value) <= LARGEST_ARGUMENT
+    return value is None or (isinstance(value, str) and len(value) <= 100)
+
+
+def create_network(name: str, arguments: Mapping[str, Any], *, classes: int, image_size: int | None) -> Any:
+    """The timm model of this name with random weights and a head of `classes` outputs.
+
+    Args:
+        name: As in `check_name`.
+        arguments: As in `check_arguments`.
+        classes: Outputs.
+        image_size: Side of the input in pixels, for networks that are built for one; None: timm's own.
+
+    Raises:
+        PylorusError: If timm refuses them, or the model has no classifier.
+    """
+    given = dict(arguments)
+    cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
     if image_size is not None and cfg is not None and cfg.fixed_input_size:
-        arguments.setdefault("img_size", image_size)
+        given.setdefault("img_size", image_size)
     try:
-        network: Any = timm.create_model(config.name, pretrained=False, num_classes=classes, **arguments)
+        network: Any = timm.create_model(name, pretrained=False, num_classes=classes, **given)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise PylorusError(f"model.name {config.name}, model.args {config.args}: timm refuses them: {error}") from error
+        raise PylorusError(f"model.name {name}, model.args {dict(arguments)}: timm refuses them: {error}") from error
     if not isinstance(network.get_classifier(), nn.Module | tuple | list):
-        raise PylorusError(f"model.name: {config.name} has no classifier to replace.")
-    return network, image_size
+        raise PylorusError(f"model.name: {name} has no classifier to replace.")
+    return network

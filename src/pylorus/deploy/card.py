@@ -1,0 +1,177 @@
+"""The model card: what its reader must know before the model is used, in Markdown; no file and no patient is named."""
+
+import html
+import math
+from collections.abc import Sequence
+
+from pylorus.deploy.description import Description, Figure
+from pylorus.percent import percent
+
+PARTS = {"train": "training", "val": "validation", "test": "test"}
+
+
+def model_card(said: Description) -> str:
+    """The text of MODEL_CARD.md."""
+    sections = [
+        f"# {_text(said.architecture)}: {', '.join(map(_text, said.classes))}",
+        f"**{_text(said.intended_use)}**\n\n" + _use(said),
+        "## Data\n\n" + _data(said),
+        "## Training\n\n" + _training(said),
+        "## Input\n\n" + _input(said),
+        "## What it was found to be worth\n\n" + _worth(said),
+        "## Calibration\n\n" + _calibration(said),
+        "## Thresholds\n\n" + _thresholds(said),
+        "## When it does not answer\n\n" + _abstention(said),
+        "## Limits\n\n" + _limits(said),
+        "## Licence and versions\n\n" + _licence(said),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _use(said: Description) -> str:
+    return (
+        f"It tells {len(said.classes)} classes of single images apart. It is meant for research on images like those "
+        "it was trained on: to measure how well such a model does, and to compare it with others. It is not meant to "
+        "find, exclude or treat a disease, and no decision about a patient may rest on it."
+    )
+
+
+def _data(said: Description) -> str:
+    rows = [
+        [_text(name), _text(short), *(f"{counts[place]:,}" for counts in said.training.images.values())]
+        for place, (name, short) in enumerate(zip(said.classes, said.short_names, strict=True))
+    ]
+    totals = ["all", "", *(f"{sum(counts):,}" for counts in said.training.images.values())]
+    titles = ["class", "short name", *(PARTS.get(part, _text(part)) for part in said.training.images)]
+    kind = "The images were **drawn**: it knows nothing about stomachs. " if said.training.data == "synthetic" else ""
+    grouped = (
+        "All images of a patient (group) lie in one part."
+        if said.training.grouped
+        else "Patients are not known: images of one patient may lie in several parts, which makes figures optimistic."
+    )
+    return f"{_table(titles, [*rows, totals])}\n\n{kind}{grouped} SHA-256 of the split: `{said.training.split_sha256}`."
+
+
+def _training(said: Description) -> str:
+    stages = [
+        f"- {_text(stage.name)}: learns {_text(stage.learn)}, {stage.epochs} epochs, keeps epoch {stage.best_epoch}"
+        for stage in said.training.stages
+    ]
+    source = {"none": "random weights", "hub": "timm's pretrained weights"}.get(
+        said.weights.source, f"weights of the file {_text(said.weights.source)}"
+    )
+    digest = f" (SHA-256 `{said.weights.sha256}`)" if said.weights.sha256 else ""
+    return (
+        f"From {source}{digest}, seed {said.training.seed}, precision {_text(said.training.precision)}:\n\n"
+        + "\n".join(stages)
+    )
+
+
+def _input(said: Description) -> str:
+    form = said.input
+    crop = "cropped to the endoscopic field of view, " if form.crop == "auto" else ""
+    means, deviations = (", ".join(f"{each:.4g}" for each in values) for values in (form.mean, form.std))
+    return (
+        f"An image is decoded to upright RGB of 8 bits, {crop}made a square of {form.size} × {form.size} pixels "
+        f"({form.fit}, {form.interpolation}), divided by 255 and normalised by mean {means} and "
+        f"standard deviation {deviations}."
+    )
+
+
+def _worth(said: Description) -> str:
+    found = said.test
+    titles = ["class", "sensitivity", "specificity", "precision", "AUROC"]
+    tables = (found.sensitivity, found.specificity, found.precision, found.auroc)
+    rows = [[_text(name), *(_shown(table[name]) for table in tables)] for name in said.short_names]
+    groups = f" of {found.groups:,} groups (patients), kept together in the intervals" if said.training.grouped else ""
+    seen = (
+        "\n\n**Optimistic: these images were also validated on, and chose weights, temperature and thresholds.**"
+        if said.training.validated_on == "test"
+        else ""
+    )
+    return (
+        f"On {found.images:,} test images{groups}, all of them answered, in % with 95 % intervals: accuracy "
+        f"{_shown(found.accuracy)}.{seen}\n\n{_table(titles, rows)}"
+    )
+
+
+def _calibration(said: Description) -> str:
+    found = said.calibration
+    how = (
+        f"Logits are divided by {found.temperature:.3f}, fitted on {found.images:,} validation images."
+        if found.identified
+        else f"The {found.images:,} validation images tell no temperature: logits are left as they are."
+    )
+    return (
+        f"{how} Expected calibration error of the test images: {percent(found.ece_before)} % before, "
+        f"{percent(found.ece_after)} % after."
+    )
+
+
+def _thresholds(said: Description) -> str:
+    decision = said.decision
+    rows = []
+    for name in said.short_names:
+        threshold, point = decision.thresholds[name], decision.test[name]
+        value = "none: no validation image" if threshold is None else f"{threshold:.4f}"
+        rows.append([_text(name), value, _shown(point.sensitivity), _shown(point.specificity)])
+    titles = ["class", "threshold", "sensitivity on test images", "specificity on test images"]
+    return (
+        f"An image is called positive for a class where its calibrated probability reaches the threshold, fixed on "
+        f"validation images for a sensitivity of {percent(decision.sensitivity)} %. Unless another is asked for, "
+        f"{_text(decision.class_name)} decides.\n\n{_table(titles, rows)}"
+    )
+
+
+def _abstention(said: Description) -> str:
+    found = said.abstention
+    return (
+        f"- **Unlike** its training images: {found.method} (of {found.images:,} training images) above "
+        f"{found.unlike_above:.4f}. Fixed so that {percent(found.false_alarms)} % of the validation images at most are "
+        f"called unlike; of the test images {_shown(found.unlike_test)} % are: the false-alarm rate.\n"
+        f"- **Unsure**: the likeliest class's calibrated probability below {found.unsure_below:.4f}. Fixed so that "
+        f"{percent(found.false_alarms)} % of the rightly recognised validation images at most are called unsure; of "
+        f"such test images {_shown(found.unsure_test)} % are.\n\n"
+        f"It answers {_shown(found.answered_test)} % of the test images, and of these "
+        f"{_shown(found.accuracy_answered)} % rightly."
+    )
+
+
+def _limits(said: Description) -> str:
+    lines = [
+        "It knows its classes only: an image of anything else gets one of them, unless it is called unlike.",
+        "What unlike means is learnt from its own training images. Not every foreign image is found, above all where "
+        "it looks much like them; other endoscopes, lights and preparations can be foreign too.",
+        "Its figures hold for images like its test images. Elsewhere, and where classes are rarer or more frequent, "
+        "precision, calibration and thresholds differ: evaluate it there first.",
+        "It sees single images, not patients; no clinical data, no course.",
+    ]
+    if said.training.precision != "32":
+        lines.append(
+            f"It was trained in {_text(said.training.precision)}; predictions are made in 32 bits. Probabilities of "
+            f"the test images differ by {said.largest_difference:.1g} at most."
+        )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _licence(said: Description) -> str:
+    licence = _text(said.weights.licence) if said.weights.licence else "not stated; ask where they came from"
+    versions = ", ".join(f"{_text(name)} {_text(version)}" for name, version in said.versions.items())
+    own = "random weights, no licence" if said.weights.source == "none" else licence
+    return f"Licence of the weights that training began from: {own}.\n\nMade with {versions}."
+
+
+def _shown(figure: Figure) -> str:
+    value, low, high = (math.nan if each is None else each for each in (figure.value, figure.low, figure.high))
+    return f"{percent(value)} ({percent(low)} to {percent(high)})"
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _text(name: str) -> str:
+    """A name as Markdown shows it, whatever letters are in it."""
+    safe = html.escape(name, quote=False)
+    return "".join(f"\\{letter}" if letter in "\\`*[]|#~" else letter for letter in safe)

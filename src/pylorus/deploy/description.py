@@ -1,0 +1,328 @@
+"""What model.json says: all that must be known to use a trained network, and what it was found to be worth."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pylorus.data.image import POLICY_VERSION, RESAMPLING
+from pylorus.data.input import InputFormat
+from pylorus.deploy.strict import built, parsed
+from pylorus.errors import PylorusError
+from pylorus.evaluation.calibration import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
+from pylorus.model.backbone import check_arguments, check_name
+
+FORMAT_VERSION = 1
+"""Counts up when an older Pylorus could not read what a newer one writes."""
+MOST_BYTES = 1_000_000
+"""Of a description: a hundred times what one takes."""
+MOST_CLASSES, LARGEST_SIZE, LONGEST_NAME = 1000, 2048, 200
+INTENDED_USE = "Research use only. Not a medical device."
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A share or an area with its 95 % interval; null where it is undefined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Input:
+    """How a file becomes the network's input.
+
+    Attributes:
+        size: Side of the square in pixels.
+        crop: none or auto; see `pylorus.data.input`.
+        fit: pad, stretch or crop.
+        interpolation: Of the resize.
+        mean: What is subtracted, a value a channel, of pixels in [0, 1].
+        std: What is divided by then.
+        policy: Version of the rules in `pylorus.data.image`.
+    """
+
+    size: int
+    crop: str
+    fit: str
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    policy: int
+
+    @property
+    def form(self) -> InputFormat:
+        """The one way from files to pixels."""
+        return InputFormat(self.size, self.fit, self.interpolation, self.crop)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What training began from.
+
+    Attributes:
+        source: hub, none or a file's name.
+        sha256: Of that file; null for random weights.
+        licence: Of these weights; null where it is not known.
+    """
+
+    source: str = field(metadata={"name": "from"})
+    sha256: str | None
+    licence: str | None
+
+
+@dataclass(frozen=True)
+class TrainedStage:
+    """One stage: how deep it learned, how many epochs ran, and the one whose weights were taken, from 1."""
+
+    name: str
+    learn: str
+    epochs: int
+    best_epoch: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """How it was trained, and on what.
+
+    Attributes:
+        stages: In their order.
+        seed: Of the run.
+        precision: 32 or bf16.
+        data: folders, manifest, shards or synthetic.
+        images: Of each class in each part of the split, in the order of the classes.
+        grouped: Whether images of a patient were kept in one part.
+        split_sha256: Of split.csv.
+        validated_on: val, or test: then every figure is optimistic.
+    """
+
+    stages: tuple[TrainedStage, ...]
+    seed: int
+    precision: str
+    data: str
+    images: dict[str, tuple[int, ...]]
+    grouped: bool
+    split_sha256: str
+    validated_on: str
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A temperature fitted on validation images, and the calibration of the test images.
+
+    Attributes:
+        temperature: What logits are divided by.
+        identified: Whether the validation images tell one; if not it is 1.
+        images: How many it was fitted on.
+        ece_before: Expected calibration error of the test images without it, in [0, 1].
+        ece_after: The same with it.
+    """
+
+    temperature: float
+    identified: bool
+    images: int
+    ece_before: float
+    ece_after: float
+
+
+@dataclass(frozen=True)
+class OperatingFigures:
+    """What a class's threshold gives on the test images."""
+
+    sensitivity: Figure
+    specificity: Figure
+
+
+@dataclass(frozen=True)
+class Decision:
+    """When an image is called positive for a class.
+
+    Attributes:
+        class_name: Short name of the class that decides unless another is asked for.
+        sensitivity: Wanted on the validation images, on which thresholds were fixed.
+        thresholds: Of the calibrated probability, by short name; null where no validation image is of the class.
+        test: What they give on the test images, by short name.
+    """
+
+    class_name: str = field(metadata={"name": "class"})
+    sensitivity: float
+    thresholds: dict[str, float | None]
+    test: dict[str, OperatingFigures]
+
+
+@dataclass(frozen=True)
+class Abstention:
+    """When the model does not answer.
+
+    Attributes:
+        method: How unlike the training images an image is.
+        unlike_above: Above this unlikeness it abstains.
+        unsure_below: Below this calibrated probability of the likeliest class it abstains.
+        false_alarms: Share of validation images that each threshold was fixed to withhold at most.
+        images: How many training images the class means are of.
+        unlike_test: Share of test images called unlike: the false-alarm rate.
+        unsure_test: Share of rightly recognised test images called unsure.
+        answered_test: Share of test images that are answered.
+        accuracy_answered: Accuracy on these.
+    """
+
+    method: str
+    unlike_above: float
+    unsure_below: float
+    false_alarms: float
+    images: int
+    unlike_test: Figure
+    unsure_test: Figure
+    answered_test: Figure
+    accuracy_answered: Figure
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the model is worth on some images, all of them answered.
+
+    Attributes:
+        images: How many.
+        groups: Of how many groups (patients); intervals keep them together.
+        accuracy: Share recognised.
+        sensitivity: Of each class, by short name.
+        specificity: As sensitivity.
+        precision: As sensitivity.
+        auroc: Area under the curve of each class against the rest.
+    """
+
+    images: int
+    groups: int
+    accuracy: Figure
+    sensitivity: dict[str, Figure]
+    specificity: dict[str, Figure]
+    precision: dict[str, Figure]
+    auroc: dict[str, Figure]
+
+
+@dataclass(frozen=True)
+class Description:
+    """All of model.json.
+
+    Attributes:
+        format_version: See `FORMAT_VERSION`.
+        architecture: timm's name.
+        arguments: Further arguments of timm.create_model, plain values.
+        classes: In the order of the logits.
+        short_names: One a class.
+        test: What it is worth on the run's test images.
+        largest_difference: Of any probability in 32 bits from the run's own prediction of the test images; above 1e-5
+            only where the run did not compute in 32 bits on a CPU.
+        versions: Of the packages that trained it.
+    """
+
+    format_version: int
+    architecture: str
+    arguments: dict[str, Any]
+    classes: tuple[str, ...]
+    short_names: tuple[str, ...]
+    input: Input
+    weights: Weights
+    training: Training
+    calibration: Calibration
+    decision: Decision
+    abstention: Abstention
+    test: Figures
+    largest_difference: float
+    intended_use: str
+    versions: dict[str, str]
+
+
+def read_description(content: bytes, *, where: str = "model.json") -> Description:
+    """The description in a model.json, checked.
+
+    Args:
+        content: All bytes of the file.
+        where: What errors call it.
+
+    Raises:
+        PylorusError: If it is no such description; names the entry, what was found and what is expected.
+    """
+    if len(content) > MOST_BYTES:
+        raise PylorusError(f"{where}: has {len(content):,} bytes, expected {MOST_BYTES:,} at most.")
+    values = parsed(content, where=where)
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if version != FORMAT_VERSION or type(version) is not int:
+        raise PylorusError(
+            f"{where}: found format_version {str(version)[:20]}, expected {FORMAT_VERSION}. "
+            "A newer bundle needs a newer Pylorus; one of before there were versions has to be trained again."
+        )
+    found = built(Description, values, where=where)
+    check_description(found, where=where)
+    return found
+
+
+def check_description(found: Description, *, where: str = "model.json") -> None:
+    """Refuses values that can't be: unknown architectures, sizes out of any range, thresholds that are no shares.
+
+    Raises:
+        PylorusError: Names the entry, what was found and what is expected.
+    """
+    check_name(found.architecture, where=f"{where}: architecture")
+    check_arguments(found.arguments, where=f"{where}: arguments")
+    names, short = found.classes, found.short_names
+    for key, each in (("classes", names), ("short_names", short)):
+        odd = [name for name in each if not 0 < len(name) <= LONGEST_NAME or not name.isprintable()]
+        if odd or len(set(each)) != len(each) or not 2 <= len(each) <= MOST_CLASSES:
+            raise PylorusError(f"{where}: {key}: found {_few(each)}, expected 2 to {MOST_CLASSES} different names.")
+    if len(names) != len(short):
+        raise PylorusError(f"{where}: found {len(names)} classes but {len(short)} short_names.")
+    _check_input(found.input, where)
+    _check_choices(found, where)
+    for key, value, low, high in (
+        ("calibration.temperature", found.calibration.temperature, LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE),
+        ("decision.sensitivity", found.decision.sensitivity, 0, 1),
+        ("abstention.unlike_above", found.abstention.unlike_above, 0, 2),
+        ("abstention.unsure_below", found.abstention.unsure_below, 0, 1),
+        *((f"decision.thresholds.{name}", value, 0, 1) for name, value in found.decision.thresholds.items()),
+    ):
+        if value is not None and not low <= value <= high:
+            raise PylorusError(f"{where}: {key}: found {value}, expected {low} to {high}.")
+
+
+def _check_input(found: Input, where: str) -> None:
+    if not 1 <= found.size <= LARGEST_SIZE:
+        raise PylorusError(f"{where}: input.size: found {found.size}, expected 1 to {LARGEST_SIZE} pixels.")
+    for key, value, known in (
+        ("crop", found.crop, ("none", "auto")),
+        ("fit", found.fit, ("pad", "stretch", "crop")),
+        ("interpolation", found.interpolation, tuple(RESAMPLING)),
+    ):
+        if value not in known:
+            raise PylorusError(f'{where}: input.{key}: found "{value[:50]}", expected one of {", ".join(known)}.')
+    for key, numbers, low in (("mean", found.mean, -math.inf), ("std", found.std, 0.0)):
+        if len(numbers) != 3 or not all(low < number < 1e6 for number in numbers):
+            raise PylorusError(f"{where}: input.{key}: found {_few(numbers)}, expected three numbers above {low:g}.")
+    if found.policy != POLICY_VERSION:
+        raise PylorusError(
+            f"{where}: input.policy: found {found.policy}, but this Pylorus reads images by policy {POLICY_VERSION}: "
+            "its probabilities would not be those of the training. Take the Pylorus that `versions` names."
+        )
+
+
+def _check_choices(found: Description, where: str) -> None:
+    short = set(found.short_names)
+    if found.decision.class_name not in short:
+        raise PylorusError(f'{where}: decision.class: found "{found.decision.class_name[:50]}", expected a short name.')
+    by_class = {
+        "decision.thresholds": found.decision.thresholds,
+        "decision.test": found.decision.test,
+        **{f"test.{key}": getattr(found.test, key) for key in ("sensitivity", "specificity", "precision", "auroc")},
+    }
+    for key, given in by_class.items():
+        if set(given) != short:
+            raise PylorusError(f"{where}: {key}: found {_few(sorted(given))}, expected {_few(found.short_names)}.")
+    for part, counts in found.training.images.items():
+        if len(counts) != len(found.classes) or min(counts) < 0:
+            raise PylorusError(f"{where}: training.images.{part[:50]}: found {_few(counts)}, expected a count a class.")
+
+
+def _few(values: Sequence[object]) -> str:
+    shown = ", ".join(str(value)[:50] for value in values[:5])
+    return shown + (f" and {len(values) - 5} more" if len(values) > 5 else "") if values else "nothing"

@@ -1,0 +1,135 @@
+"""An evaluation of predictions on images whose class their folder says, with intervals."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pylorus.data.catalog import group_finder, group_in
+from pylorus.deploy.description import Description, Figure
+from pylorus.deploy.fixing import clusters, figure, figures_of, share
+from pylorus.deploy.strict import plain
+from pylorus.errors import PylorusError
+from pylorus.evaluation.calibration import calibration_scores
+from pylorus.evaluation.confusion import confusion_matrix
+from pylorus.evaluation.decision import operating_point
+from pylorus.evaluation.predictions import Predictions
+from pylorus.percent import percent
+
+if TYPE_CHECKING:
+    from pylorus.deploy.predict import PredictOptions
+
+
+def evaluation_of(tables: Iterator[pd.DataFrame], said: Description, options: "PredictOptions") -> dict[str, object]:
+    """What predictions are worth on the images whose class is known; those that can't be read are left out, counted.
+
+    It holds the probabilities of these images: eight bytes a class and image.
+
+    Args:
+        tables: Rows as `pylorus predict` writes them.
+        said: The bundle's description.
+        options: Of the prediction: the class that decides, and what finds the patient in a path.
+
+    Raises:
+        PylorusError: If no image of a known class can be read, or no patient is found in a path.
+    """
+    predictions, why, left_out = _known(tables, said, options.group)
+    groups = clusters(predictions)
+    deciding = options.class_name or said.decision.class_name
+    column, threshold = said.short_names.index(deciding), said.decision.thresholds[deciding]
+    found: dict[str, object] = {
+        **plain(figures_of(predictions)),
+        "left_out": left_out,
+        "classes": list(said.short_names),
+        "confusion": confusion_matrix(predictions.true, predictions.predicted, predictions.classes).tolist(),
+        "ece": calibration_scores(predictions.probabilities, predictions.true).ece,
+        "unlike": plain(share(why == "unlike", groups)),
+        "unsure": plain(share(why == "unsure", groups)),
+        "answered": plain(share(why == "", groups)),
+        "accuracy_answered": plain(share(predictions.correct, groups, among=why == "")),
+    }
+    if threshold is not None:
+        point = operating_point(
+            predictions.true == column, predictions.probabilities[:, column], groups, threshold=threshold
+        )
+        found["decision"] = {
+            "class": deciding,
+            "threshold": threshold,
+            **{
+                name: plain(figure(getattr(point, name))) for name in ("sensitivity", "specificity", "precision", "npv")
+            },
+        }
+    return found
+
+
+def _known(
+    tables: Iterator[pd.DataFrame], said: Description, group: str | None
+) -> tuple[Predictions, NDArray[np.str_], int]:
+    """Predictions of the images of known class, why each is not answered, and how many could not be read."""
+    names = list(said.short_names)
+    columns = [f"probability/{name}" for name in names]
+    chosen, left_out = [], 0
+    for table in tables:
+        known = table[table["true"] != ""]
+        left_out += int((known["error"] != "").sum())
+        readable = known[known["error"] == ""]
+        part = readable[["true", "why", *columns]].reset_index(drop=True)
+        part["group"] = _groups(readable["path"], group) if group is not None else ""
+        chosen.append(part)
+    rows = pd.concat(chosen, ignore_index=True)
+    if rows.empty:
+        raise PylorusError(f"none of the {left_out} images of a known class can be read: there is nothing to evaluate.")
+    sample = np.arange(len(rows)).astype(str)
+    predictions = Predictions(
+        sample=sample,
+        group=sample if group is None else rows["group"].to_numpy(dtype=str),
+        true=np.asarray(rows["true"].map({name: place for place, name in enumerate(names)}), dtype=np.int64),
+        probabilities=rows[columns].to_numpy(dtype=np.float64),
+        class_names=tuple(names),
+    )
+    return predictions, rows["why"].to_numpy(dtype=str), left_out
+
+
+def _groups(paths: "pd.Series[str]", pattern: str) -> list[str]:
+    finder = group_finder(pattern, key="--group")
+    found = []
+    for path in paths:
+        match = finder.search(path)
+        if match is None or not group_in(match):
+            raise PylorusError(f"--group: {pattern!r} finds no patient in {path}.")
+        found.append(group_in(match))
+    return found
+
+
+def told(record: Mapping[str, Any], said: Description) -> str:
+    """What a user is to see of a prediction: how many images, and the evaluation."""
+    lines = [f"{record['images']:,} images, {record['unreadable']:,} could not be read (column error says why)"]
+    found = record.get("evaluation")
+    if found is None:
+        return lines[0]
+
+    def shown(given: Mapping[str, float | None]) -> str:
+        value, low, high = (float("nan") if each is None else each for each in Figure(**given).__dict__.values())
+        return f"{percent(value):>5} ({percent(low)} to {percent(high)})"
+
+    lines += [
+        "",
+        f"evaluation on {found['images']:,} images of {found['groups']:,} groups, in % (95 % interval):",
+        f"  accuracy {shown(found['accuracy'])}",
+    ]
+    width = max(map(len, said.short_names))
+    lines += [
+        f"  {name:<{width}}  sensitivity {shown(found['sensitivity'][name])}, specificity "
+        f"{shown(found['specificity'][name])}, AUROC {shown(found['auroc'][name])}"
+        for name in said.short_names
+    ]
+    decision = found.get("decision")
+    if decision is not None:
+        lines.append(
+            f"  {decision['class']} at the stored threshold {decision['threshold']:.3f}: sensitivity "
+            f"{shown(decision['sensitivity'])}, specificity {shown(decision['specificity'])}"
+        )
+    lines.append(f"  answered {shown(found['answered'])}; of these right {shown(found['accuracy_answered'])}")
+    return "\n".join(lines)

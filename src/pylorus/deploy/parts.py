@@ -1,0 +1,176 @@
+"""A table that is too long to hold: written in parts beside its final name, put together once it is complete."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from pylorus.deploy.sources import key_of
+from pylorus.errors import PylorusError
+from pylorus.files import whole, write_json
+
+FORMATS = (".csv", ".parquet", ".json")
+ABOUT = ".about.json"
+
+
+class Done:
+    """Keys of images that are done, as eight bytes each: a million take 8 MB.
+
+    Args:
+        keys: Of the images.
+    """
+
+    def __init__(self, keys: Iterator[str]) -> None:
+        self._digests = np.sort(np.fromiter((_digest(key) for key in keys), dtype=np.uint64))
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def __contains__(self, key: str) -> bool:
+        digest = np.uint64(_digest(key))
+        at = int(np.searchsorted(self._digests, digest))
+        return at < len(self._digests) and bool(self._digests[at] == digest)
+
+
+class Parts:
+    """The rows of one output on their way to it.
+
+    Args:
+        output: The final file: .csv, .parquet or .json.
+        request: What was asked for, as plain values; other rows than for the same request are not gone on with.
+
+    Raises:
+        PylorusError: If the suffix is another.
+    """
+
+    def __init__(self, output: Path, request: Mapping[str, object]) -> None:
+        if output.suffix.lower() not in FORMATS:
+            raise PylorusError(f"--output: found {output}, expected a name that ends in {', '.join(FORMATS)}.")
+        self.output, self.request = output, json.loads(json.dumps(request))
+        self.folder = output.with_name(f".{output.name}.parts")
+        self.about = output.with_name(output.name + ABOUT)
+        self._written, self._complete = 0, False
+
+    def finished(self) -> dict[str, object] | None:
+        """What is on record of an output that is complete; None where it is not.
+
+        Raises:
+            PylorusError: If a file lies there that another request made.
+        """
+        if self.output.is_file() and not self.folder.is_dir():
+            record = json.loads(self.about.read_text(encoding="utf-8")) if self.about.is_file() else {}
+            self._expect_same(record.get("request"), self.output)
+            return dict(record)
+        return None
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Holds the parts for this process, so that no two write them.
+
+        Raises:
+            PylorusError: If another process does, or they are of another request.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise PylorusError(
+                f"{self.output}: another process is writing it. Wait, or give another --output."
+            ) from None
+        try:
+            asked = self.folder / "request.json"
+            if asked.is_file():
+                self._expect_same(json.loads(asked.read_text(encoding="utf-8")), self.folder)
+            else:
+                write_json(asked, self.request)
+            for leftover in self.folder.glob(".part-*"):
+                leftover.unlink()
+            self._written = len(self.paths())
+            yield
+        finally:
+            lock.release()
+        if self._complete:
+            shutil.rmtree(self.folder)
+
+    def paths(self) -> list[Path]:
+        """The parts, in their order."""
+        return sorted(self.folder.glob("part-*.parquet"))
+
+    def tables(self) -> Iterator[pd.DataFrame]:
+        """The rows, part by part."""
+        for path in self.paths():
+            yield pd.read_parquet(path)
+
+    def done(self) -> Done:
+        """What needs not be predicted again."""
+        return Done(
+            key_of(path, None if pd.isna(second) else float(second))
+            for table in self.tables()
+            for path, second in zip(table["path"], table["second"], strict=True)
+        )
+
+    def add(self, table: pd.DataFrame) -> None:
+        """Writes a part, whole or not at all."""
+        with whole(self.folder / f"part-{self._written:08d}.parquet") as temporary:
+            table.to_parquet(temporary, index=False)
+        self._written += 1
+
+    def close(self, record: Mapping[str, object], *, columns: Sequence[str]) -> None:
+        """Puts the parts together under the final name, chosen columns only; they go when all is written."""
+        with whole(self.output) as temporary:
+            _WRITERS[self.output.suffix.lower()](temporary, (table[list(columns)] for table in self.tables()))
+        write_json(self.about, {"request": self.request, **record})
+        self._complete = True
+
+    def _expect_same(self, other: object, place: Path) -> None:
+        if other != self.request:
+            given = other if isinstance(other, dict) else {}
+            differing = [name for name in self.request if given.get(name) != self.request[name]]
+            raise PylorusError(
+                f"{place}: is there already, from another request (it differs in: {', '.join(differing)}). "
+                "Delete it, or give another --output."
+            )
+
+
+def _write_csv(path: Path, tables: Iterator[pd.DataFrame]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        for number, table in enumerate(tables):
+            table.to_csv(file, index=False, header=number == 0, float_format="%.9g", lineterminator="\n")
+
+
+def _write_parquet(path: Path, tables: Iterator[pd.DataFrame]) -> None:
+    writer = None
+    try:
+        for table in tables:
+            rows = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(None)
+            writer = writer or pq.ParquetWriter(path, rows.schema)
+            writer.write_table(rows.cast(writer.schema))
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _write_json(path: Path, tables: Iterator[pd.DataFrame]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        between = "[\n"
+        for table in tables:
+            for row in table.astype(object).where(table.notna(), None).to_dict("records"):
+                file.write(between + json.dumps(row, ensure_ascii=False, allow_nan=False))
+                between = ",\n"
+        file.write("\n]\n" if between == ",\n" else "[]\n")
+
+
+_WRITERS = {".csv": _write_csv, ".parquet": _write_parquet, ".json": _write_json}
+
+
+def _digest(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")

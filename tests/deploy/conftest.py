@@ -1,0 +1,71 @@
+"""A tiny trained run, its bundle, and copies of that to spoil."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from pylorus.deploy.load import SUMS
+from pylorus.files import write_text
+from pylorus.run_folder import RunFolder
+from pylorus.train import run
+from tests.conftest import TINY
+
+WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.workers=0", "trainer=cpu", "trainer.precision=32",
+         "trainer.progress=false", "model=timm", f"model.name={TINY}", "model.weights=none", "report=false",
+         "data.classes=[gastric_cancer,gastric_ulcer,chronic_gastritis]", "data.short_names=[GC,GU,CG]",
+         "stages.pretrain.epochs=1", "stages.finetune.epochs=3", "optimizer.lr=0.003"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def trained_run(composed, drawn, tmp_path_factory) -> RunFolder:
+    """A run of both stages in 32 bits on the drawn class folders; to be read only."""
+    folder = RunFolder(tmp_path_factory.mktemp("trained"))
+    config = composed(f"data.root={drawn}", *WORDS)
+    with folder.prepared(WORDS):
+        write_text(folder.config, OmegaConf.to_yaml(config))
+    run(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(trained_run) -> Path:
+    """The run's bundle; to be read only."""
+    return trained_run.path / "model"
+
+
+@pytest.fixture
+def spoilt(bundle_folder, tmp_path) -> Path:
+    """A copy of the bundle that a test may spoil."""
+    return Path(shutil.copytree(bundle_folder, tmp_path / "spoilt"))
+
+
+@pytest.fixture
+def resealed() -> Callable[[Path], Path]:
+    """Writes the hashes anew, as one would who changes a bundle on purpose."""
+
+    def seal(folder: Path) -> Path:
+        names = sorted(path.name for path in folder.iterdir() if path.name != SUMS)
+        lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+        (folder / SUMS).write_text("".join(lines))
+        return folder
+
+    return seal
+
+
+@pytest.fixture
+def described(spoilt, resealed) -> Callable[[Callable[[dict], object]], Path]:
+    """A copy of the bundle whose model.json was changed by a function, with hashes that fit."""
+
+    def change(act: Callable[[dict], object]) -> Path:
+        path = spoilt / "model.json"
+        content = json.loads(path.read_text())
+        act(content)
+        path.write_text(json.dumps(content))
+        return resealed(spoilt)
+
+    return change

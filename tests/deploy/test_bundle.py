@@ -1,0 +1,168 @@
+"""The bundle that a run writes: fixed on validation images, measured on test images, the same after a kill."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pylorus.config import Config
+from pylorus.deploy.card import model_card
+from pylorus.deploy.description import read_description
+from pylorus.deploy.load import load_bundle
+from pylorus.evaluation.calibration import fit_temperature, probabilities_of_logits
+from pylorus.evaluation.decision import threshold_at_sensitivity
+from pylorus.run_folder import RunFolder
+from pylorus.train import run
+from tests.conftest import TINY
+
+NAMES = ("GC", "GU", "CG")
+
+
+@pytest.fixture(scope="module")
+def said(bundle_folder):
+    return load_bundle(bundle_folder).description
+
+
+def saved(trained_run, part, wanted="logit"):
+    table = pd.read_parquet(trained_run.predictions("finetune", part))
+    true = table["true"].map({name: place for place, name in enumerate(NAMES)}).to_numpy(dtype=np.int64)
+    return true, table[[f"{wanted}/{name}" for name in NAMES]].to_numpy(dtype=np.float64), table
+
+
+def test_temperature_and_thresholds_are_those_of_the_validation_images(trained_run, said):
+    true, logits, _ = saved(trained_run, "val")
+    fitted = fit_temperature(logits, true)
+    assert said.calibration.temperature == fitted.temperature
+    shares = probabilities_of_logits(logits, temperature=fitted.temperature)
+    for place, name in enumerate(NAMES):
+        expected = threshold_at_sensitivity(true == place, shares[:, place], sensitivity=0.95)
+        assert said.decision.thresholds[name] == expected
+    right = shares.argmax(axis=1) == true
+    assert (shares.max(axis=1)[right] < said.abstention.unsure_below).mean() <= 0.05
+
+
+def test_the_threshold_of_unlikeness_withholds_5_percent_of_validation_images_at_most(
+    trained_run, said, bundle_folder, drawn
+):
+    bundle = load_bundle(bundle_folder)
+    split = pd.read_csv(trained_run.path / "split.csv", dtype=str)
+
+    def far(part):
+        images = bundle.input.read_all([drawn / path for path in split[split["split"] == part]["path"]])
+        return bundle.answer(images).unlikeness
+
+    assert (far("val") > said.abstention.unlike_above + 1e-6).mean() <= 0.05
+    assert (far("test") > said.abstention.unlike_above).mean() == pytest.approx(said.abstention.unlike_test.value)
+
+
+def test_figures_are_those_of_the_test_images(trained_run, said):
+    true, logits, table = saved(trained_run, "test")
+    assert said.test.images == len(table)
+    assert said.test.groups == table["group"].nunique()
+    assert said.test.accuracy.value == pytest.approx((logits.argmax(axis=1) == true).mean())
+    assert said.test.accuracy.low < said.test.accuracy.value < said.test.accuracy.high
+    assert said.largest_difference < 1e-5
+
+
+def test_the_hashes_are_those_that_sha256sum_checks(bundle_folder):
+    assert (
+        subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=bundle_folder, check=False).returncode
+        == 0
+    )
+    listed = {line.split("  ")[1] for line in (bundle_folder / "SHA256SUMS").read_text().splitlines()}
+    assert listed == {path.name for path in bundle_folder.iterdir()} - {"SHA256SUMS"}
+
+
+def test_what_tells_unlike_images_holds_no_features_of_single_images(bundle_folder):
+    found = load_file(bundle_folder / "unlike.safetensors")
+    assert [(name, len(tensor)) for name, tensor in found.items()] == [("directions", 3)]
+
+
+def test_the_card_says_what_its_reader_must_know(bundle_folder, drawn):
+    text = (bundle_folder / "MODEL_CARD.md").read_text()
+    for part in (
+        "Not a medical device",
+        "gastric_cancer",
+        "95 % intervals",
+        "false-alarm rate",
+        "Licence",
+        "precision 32",
+    ):
+        assert part in text.replace("\\", "")
+    assert "patient_" not in text
+    assert str(drawn) not in text
+    assert ".jpg" not in text
+
+
+def test_names_in_the_card_are_text_and_nothing_else(bundle_folder):
+    content = (bundle_folder / "model.json").read_text().replace("gastric_ulcer", "<script>alert(1)</script>|`*")
+    text = model_card(read_description(content.encode()))
+    assert "<script>" not in text
+    assert "\\|\\`\\*" in text
+
+
+def test_answers_do_not_depend_on_the_batch_and_the_network_is_the_runs(trained_run, bundle_folder, drawn):
+    bundle = load_bundle(bundle_folder)
+    images = bundle.input.read_all(sorted((drawn / "gastric_ulcer").iterdir()))
+    whole, single = bundle.output(images), [bundle.output(images[place : place + 1]) for place in range(len(images))]
+    for field in ("logits", "unlikeness"):
+        assert torch.allclose(getattr(whole, field), torch.cat([getattr(one, field) for one in single]), atol=1e-5)
+    with torch.inference_mode():
+        pixels = bundle.classifier.pixels(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+        assert torch.equal(bundle.classifier.network(pixels), whole.logits)
+
+
+def test_killed_while_it_is_written_a_bundle_is_written_again_to_the_same_bytes(trained_run, tmp_path, monkeypatch):
+    class KilledError(BaseException):
+        pass
+
+    expected = {path.name: path.read_bytes() for path in (trained_run.path / "model").iterdir()}
+    replace = Path.replace
+    for name in ("unlike.safetensors", "SHA256SUMS"):
+        folder = RunFolder(Path(shutil.copytree(trained_run.path, tmp_path / name)))
+        shutil.rmtree(folder.path / "model")
+        status = json.loads((folder.path / "status.json").read_text())
+        (folder.path / "status.json").write_text(json.dumps({**status, "state": "failed"}))
+
+        def dying(path, target, name=name):
+            if Path(target).name == name:
+                raise KilledError
+            return replace(path, target)
+
+        with monkeypatch.context() as patched, pytest.raises(KilledError):
+            patched.setattr(Path, "replace", dying)
+            run(folder)
+        run(folder)
+        found = {path.name: path.read_bytes() for path in (folder.path / "model").iterdir()}
+        assert found.keys() == expected.keys()
+        assert [each for each in expected if found[each] != expected[each]] == []
+
+
+@pytest.mark.parametrize("name", ["test_vit.r160_in1k", "test_convnext.r160_in1k", "test_efficientnet.r160_in1k"])
+def test_networks_of_other_kinds_give_their_own_logits_beside_the_features(name):
+    import timm
+
+    from pylorus.deploy.network import logits_and_features
+
+    network = timm.create_model(name, num_classes=3).eval()
+    pixels = torch.randn(2, 3, 160, 160)
+    with torch.inference_mode():
+        logits, features = logits_and_features(network, pixels)
+        assert torch.equal(logits, network(pixels))
+    assert features.shape == (2, network.head_hidden_size)
+
+
+def test_arguments_that_no_bundle_could_hold_stop_a_run_at_its_beginning():
+    from pylorus.errors import PylorusError
+    from pylorus.model.backbone import build_backbone
+
+    config = Config().model
+    config.name, config.weights, config.args = TINY, "none", {"drop_rate": {"of": 1}}
+    with pytest.raises(PylorusError, match="model.args.drop_rate: found"):
+        build_backbone(config, classes=3)

@@ -1,0 +1,208 @@
+"""A bundle is loaded whole or not at all: what a stranger may have done to it is refused, and said."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pylorus.deploy.load import load_bundle
+from pylorus.errors import PylorusError
+
+
+class Evil:
+    """A pickle that leaves a mark when it is loaded."""
+
+    def __init__(self, mark):
+        self.mark = str(mark)
+
+    def __reduce__(self):
+        return (open, (self.mark, "w"))
+
+
+def refused(folder, words):
+    with pytest.raises(PylorusError, match=words):
+        load_bundle(folder)
+
+
+def test_a_pickle_in_the_bundles_place_is_never_loaded(tmp_path):
+    path, mark = tmp_path / "model.pt", tmp_path / "mark"
+    path.write_bytes(pickle.dumps(Evil(mark)))
+    refused(path, "found a file, which is never loaded: it could hold a pickle")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "unlike.safetensors", "model.json"])
+def test_a_pickle_under_a_bundles_name_is_never_loaded(spoilt, resealed, tmp_path, name):
+    mark = tmp_path / "mark"
+    (spoilt / name).write_bytes(pickle.dumps(Evil(mark)))
+    refused(resealed(spoilt), f"{name}.*can't be read as (safetensors|JSON)")
+    torch.save({"weight": torch.zeros(2)}, spoilt / name)
+    refused(resealed(spoilt), f"{name}")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "unlike.safetensors", "model.json", "MODEL_CARD.md"])
+def test_one_changed_byte_in_any_file_is_found(spoilt, name):
+    content = bytearray((spoilt / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (spoilt / name).write_bytes(content)
+    refused(spoilt, f"{name}: its SHA-256 is .* expected .* changed or damaged")
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "unlike.safetensors", "model.json", "MODEL_CARD.md", "SHA256SUMS"]
+)
+def test_a_missing_file_is_named(spoilt, name):
+    (spoilt / name).unlink()
+    refused(spoilt, f"{name}: No such file")
+
+
+def test_a_run_is_told_from_its_bundle(trained_run):
+    refused(trained_run.path, "is a run; its bundle is .*model")
+    refused(trained_run.path / "nowhere", "found nothing, expected a bundle")
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b", "..", "a\\b", "c:d", ""])
+def test_names_that_lead_out_of_the_folder_are_refused(spoilt, name):
+    with (spoilt / "SHA256SUMS").open("a") as file:
+        file.write(f"{'0' * 64}  {name}\n")
+    refused(spoilt, "SHA256SUMS: found")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json", "SHA256SUMS"])
+def test_symbolic_links_are_refused_even_where_the_content_is_right(spoilt, tmp_path, name):
+    moved = (spoilt / name).rename(tmp_path / name)
+    (spoilt / name).symlink_to(moved)
+    refused(spoilt, f"{name}: is a symbolic link")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(spoilt):
+    import os
+
+    (spoilt / "model.json").unlink()
+    os.mkfifo(spoilt / "model.json")
+    refused(spoilt, "model.json: is no ordinary file")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"{", "can't be read as JSON"),
+        (b"\xff\xfe", "can't be read as JSON"),
+        (b"[" * 200_000, "nested too deep|can't be read as JSON"),
+        (b"1" * 10_000, "can't be read as JSON|format_version"),
+        (b'{"format_version": 1, "format_version": 1}', "a name stands in it twice"),
+        (b'{"format_version": NaN}', "NaN is no number"),
+        (b'{"format_version": true}', "found format_version True, expected 1"),
+        (b'{"format_version": 2}', "A newer bundle needs a newer Pylorus"),
+        (b"[]", "found format_version None"),
+        (b'{"format_version": 1}', 'has no "architecture"'),
+        (b'"' + b"a" * 1_100_000 + b'"', "expected 1,000,000 at most"),
+    ],
+)
+def test_a_malformed_or_huge_description_is_refused(spoilt, resealed, text, words):
+    (spoilt / "model.json").write_bytes(text)
+    refused(resealed(spoilt), words)
+
+
+def _set(*path, to):
+    def act(content):
+        for part in path[:-1]:
+            content = content[part]
+        content[path[-1]] = to
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (_set("architecture", to="resnt50"), 'timm .* has no "resnt50".*Did you mean "resnet50"'),
+        (_set("architecture", to="hf-hub:someone/model"), "timm .* has no"),
+        (_set("architecture", to="local-dir:/tmp"), "timm .* has no"),
+        (_set("architecture", to=["resnet50"]), "architecture: found .* expected text"),
+        (_set("arguments", to={"checkpoint_path": "/tmp/evil.pt"}), '"checkpoint_path" can\'t be given'),
+        (_set("arguments", to={"pretrained": True}), '"pretrained" can\'t be given'),
+        (_set("arguments", to={"pretrained_cfg": {"url": "http://x"}}), "can't be given"),
+        (_set("arguments", to={"act_layer": {"_target_": "os.system"}}), "arguments.act_layer: found"),
+        (_set("arguments", to={"__class__": 1}), "can't be given"),
+        (_set("arguments", to={"layers": [10**9] * 4}), "expected a number within"),
+        (_set("arguments", to={"no_such": 1}), "timm refuses them"),
+        (_set("classes", to=["one"]), "classes: found one, expected 2 to 1000 different names"),
+        (_set("classes", to=["a", "b", "a"]), "different names"),
+        (_set("classes", to=["a", "b", "c\nd"]), "different names"),
+        (_set("classes", to=["a", "b"]), "found 2 classes but 3 short_names"),
+        (_set("input", "size", to=10**9), "input.size: found 1000000000, expected 1 to 2048"),
+        (_set("input", "size", to="32"), 'input.size: found "32", expected a whole number'),
+        (_set("input", "mean", to=[0.5]), "input.mean: found 0.5, expected three numbers"),
+        (_set("input", "std", to=[0, 0, 0]), "input.std: found"),
+        (_set("input", "interpolation", to="magic"), "expected one of nearest"),
+        (_set("input", "policy", to=1), "reads images by policy"),
+        (_set("calibration", "temperature", to=0), "calibration.temperature: found 0.0"),
+        (_set("decision", "class", to="XX"), "decision.class: found"),
+        (_set("decision", "thresholds", "GC", to=1.5), "decision.thresholds.GC: found 1.5"),
+        (_set("abstention", "unlike_above", to=None), "abstention.unlike_above: found None, expected a number"),
+        (_set("test", "auroc", to={}), "test.auroc: found nothing, expected GC, GU, CG"),
+        (_set("surprise", to=1), 'unknown entry "surprise"'),
+    ],
+)  # fmt: skip
+def test_a_description_that_can_not_be_is_refused_by_name(described, act, words):
+    refused(described(act), words)
+
+
+def _weights(folder, act, name="model.safetensors"):
+    tensors = load_file(folder / name)
+    act(tensors)
+    save_file(tensors, folder / name)
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (lambda t: t["fc.weight"].view(-1)[0].fill_(float("nan")), r"no numbers in:\n  fc.weight"),
+        (lambda t: t.update({"fc.weight": torch.zeros(4, 512)}), r"fc.weight: found torch.float32 \(4, 512\)"),
+        (lambda t: t.update({"fc.bias": torch.zeros(3).half()}), "fc.bias: found torch.float16"),
+        (lambda t: t.pop("fc.bias"), "fc.bias: found nothing"),
+        (lambda t: t.update({"extra": torch.zeros(1)}), "extra: found .* expected nothing"),
+        (lambda t: t["bn1.running_var"].fill_(-1.0), "a black image gives logits that are no numbers"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_by_name(spoilt, resealed, act, words):
+    _weights(spoilt, act)
+    refused(resealed(spoilt), words)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"other": torch.zeros(3, 4)}, 'expected one float32 matrix "directions" of 3 rows'),
+        ({"directions": torch.zeros(2, 4)}, "expected one float32 matrix"),
+        ({"directions": torch.zeros(3, 4)}, "no unit vectors"),
+        ({"directions": torch.eye(3)}, "do not fit together"),
+    ],
+)
+def test_directions_that_do_not_fit_are_refused(spoilt, resealed, tensors, words):
+    save_file(tensors, spoilt / "unlike.safetensors")
+    refused(resealed(spoilt), words)
+
+
+def test_a_safetensors_header_that_lies_is_refused(spoilt, resealed):
+    for header in (b"\xff" * 8, (2**62).to_bytes(8, "little") + b"{}", b"\x02" + b"\0" * 7 + b"{}", b""):
+        (spoilt / "model.safetensors").write_bytes(header)
+        refused(resealed(spoilt), "model.safetensors")
+
+
+def test_what_else_lies_in_the_folder_is_never_opened(spoilt, tmp_path):
+    mark = tmp_path / "mark"
+    (spoilt / "model.py").write_text(f"open({str(mark)!r}, 'w')")
+    (spoilt / "pytorch_model.bin").write_bytes(pickle.dumps(Evil(mark)))
+    load_bundle(spoilt)
+    assert not mark.exists()
+
+
+def test_the_description_is_read_as_it_was_written(bundle_folder):
+    from pylorus.deploy.strict import plain
+
+    assert plain(load_bundle(bundle_folder).description) == json.loads((bundle_folder / "model.json").read_text())

@@ -1,0 +1,324 @@
+"""`pylorus predict`: the run's own probabilities, a row an image whatever the file, gone on with after a kill."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pylorus.cli import main
+from pylorus.deploy import parts as parts_module
+from pylorus.deploy import predict as predict_module
+from pylorus.deploy.load import load_bundle
+from pylorus.deploy.predict import PredictOptions, predict
+from pylorus.deploy.sources import Sources
+from pylorus.errors import PylorusError
+
+SHARES = ["probability/GC", "probability/GU", "probability/CG"]
+
+
+class KilledError(BaseException):
+    """What a prediction does not see coming."""
+
+
+def asked(bundle, inputs, output, **choices):
+    code = predict(bundle, [str(each) for each in inputs], output, PredictOptions(**choices))
+    return code, read(output)
+
+
+def read(path):
+    if path.suffix == ".csv":
+        return pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in SHARES})
+    return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_json(path)
+
+
+def test_the_probabilities_are_those_of_the_runs_own_test_predictions(trained_run, bundle_folder, drawn, tmp_path):
+    split = pd.read_csv(trained_run.path / "split.csv", dtype=str)
+    rows = split[split["split"] == "test"]
+    for batch in (1, 7):
+        code, table = asked(
+            bundle_folder, [drawn / path for path in rows["path"]], tmp_path / f"{batch}.parquet", batch=batch
+        )
+        assert code == 0
+        saved = (
+            pd.read_parquet(trained_run.predictions("finetune", "test")).set_index("sample_id").loc[rows["sample_id"]]
+        )
+        temperature = load_bundle(bundle_folder).description.calibration.temperature
+        # Undone for the comparison: the run's own are not calibrated.
+        scores = np.log(table[SHARES].to_numpy()) * temperature
+        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+        found = scores / scores.sum(axis=1, keepdims=True)
+        assert np.abs(found - saved[SHARES].to_numpy()).max() < 1e-5
+        assert table["predicted"].tolist() == saved["predicted"].tolist()
+
+
+def test_all_formats_hold_the_same_rows(bundle_folder, drawn, tmp_path):
+    tables = [asked(bundle_folder, [drawn], tmp_path / f"p{suffix}")[1] for suffix in (".csv", ".parquet", ".json")]
+    assert len(tables[0]) == 30
+    for other in tables[1:]:
+        assert list(other.columns) == list(tables[0].columns)
+        assert other["path"].tolist() == tables[0]["path"].tolist()
+        assert np.allclose(other[SHARES], tables[0][SHARES], atol=1e-8)
+        assert other["abstain"].astype(bool).tolist() == tables[0]["abstain"].astype(bool).tolist()
+
+
+def test_files_folders_and_patterns_in_the_order_given(bundle_folder, drawn, tmp_path):
+    folder = drawn / "gastric_ulcer"
+    first, *_ = sorted((drawn / "gastric_cancer").iterdir())
+    _, table = asked(bundle_folder, [first, folder, drawn / "chronic_*" / "*_1.*"], tmp_path / "p.csv")
+    expected = [first, *sorted(folder.iterdir()), *sorted(drawn.glob("chronic_*/*_1.*"))]
+    assert table["path"].tolist() == [str(path) for path in expected]
+
+
+def test_decision_and_abstention_follow_the_stored_thresholds(bundle_folder, drawn, tmp_path):
+    said = load_bundle(bundle_folder).description
+    _, table = asked(bundle_folder, [drawn], tmp_path / "p.parquet")
+    threshold = said.decision.thresholds["GC"]
+    assert (table["decision"] == np.where(table["probability/GC"] >= threshold, "GC", "not GC")).all()
+    unlike = table["unlikeness"] > said.abstention.unlike_above
+    unsure = table[SHARES].max(axis=1) < said.abstention.unsure_below
+    assert (table["why"] == np.where(unlike, "unlike", np.where(unsure, "unsure", ""))).all()
+    assert (table["abstain"] == (unlike | unsure)).all()
+    _, other = asked(bundle_folder, [drawn], tmp_path / "q.parquet", class_name="CG")
+    assert set(other["decision"]) <= {"CG", "not CG"}
+
+
+def test_what_can_not_be_read_is_a_row_with_an_error_and_counts_in_the_exit_code(bundle_folder, drawn, tmp_path):
+    folder = tmp_path / "in"
+    shutil.copytree(drawn / "gastric_ulcer", folder)
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.png").write_text("no image")
+    (folder / "folder.jpg").mkdir()
+    (folder / "notes.txt").write_text("passed over")
+    (folder / ".hidden.jpg").write_bytes(b"passed over")
+    (folder / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    code, table = asked(bundle_folder, [folder], tmp_path / "p.csv")
+    assert code == 2 + 3
+    bad = table[table["error"] != ""]
+    assert [path.rsplit("/", 1)[1] for path in bad["path"]] == ["empty.jpg", "gone.jpg", "text.png"]
+    assert bad[SHARES].isna().all().all()
+    assert (bad["predicted"] == "").all()
+    assert str(folder) not in "".join(bad["error"])
+    assert len(table) == 13
+
+
+def test_a_links_circle_ends(bundle_folder, drawn, tmp_path):
+    folder = tmp_path / "in"
+    shutil.copytree(drawn / "gastric_ulcer", folder / "a")
+    (folder / "a" / "round").symlink_to(folder)
+    assert len(asked(bundle_folder, [folder], tmp_path / "p.csv")[1]) == 10
+
+
+def test_odd_names_are_rows_too(bundle_folder, drawn, tmp_path):
+    image, *_ = sorted((drawn / "gastric_ulcer").iterdir())
+    names = [
+        "a,b.jpg",
+        'quo"te.jpg',
+        "line\nbreak.jpg",
+        "umläut.jpg",
+        b"no\xffutf8.jpg".decode("utf-8", "surrogateescape"),
+    ]
+    for name in names:
+        (tmp_path / "in").mkdir(exist_ok=True)
+        shutil.copy(image, tmp_path / "in" / name)
+    for suffix in (".csv", ".parquet"):
+        code, table = asked(bundle_folder, [tmp_path / "in"], tmp_path / f"p{suffix}")
+        assert code == 0
+        assert len(table) == len(names)
+
+
+@pytest.mark.parametrize(("suffix", "kills"), [(".csv", (0, 1, 3, 5, 6)), (".parquet", (5,)), (".json", (5,))])
+def test_killed_before_any_file_the_same_command_goes_on_and_ends_in_the_same_one(
+    bundle_folder, drawn, tmp_path, monkeypatch, suffix, kills, capsys
+):
+    monkeypatch.setattr(predict_module, "PART_ROWS", 8)
+    asked(bundle_folder, [drawn], tmp_path / f"whole{suffix}", batch=4)
+    expected = (tmp_path / f"whole{suffix}").read_bytes()
+    read_images, original, replace = 0, predict_module._image, Path.replace
+
+    def counted(*words):
+        nonlocal read_images
+        read_images += 1
+        return original(*words)
+
+    monkeypatch.setattr(predict_module, "_image", counted)
+    for kill_at in kills:  # files: the request, four parts, the output, what is said about it
+        output, seen = tmp_path / f"{kill_at}{suffix}", 0
+
+        def dying(path, target, kill_at=kill_at):
+            nonlocal seen
+            seen += 1
+            if seen > kill_at:
+                raise KilledError
+            return replace(path, target)
+
+        with monkeypatch.context() as patched, pytest.raises(KilledError):
+            patched.setattr(Path, "replace", dying)
+            asked(bundle_folder, [drawn], output, batch=4)
+        assert output.exists() == (kill_at == 6)
+        read_images = 0
+        asked(bundle_folder, [drawn], output, batch=4)
+        assert output.read_bytes() == expected
+        assert read_images == max(0, 30 - 8 * max(0, kill_at - 1))
+        assert sorted(path.name for path in tmp_path.glob(f"*{output.name}*")) == [
+            output.name,
+            f"{output.name}.about.json",
+        ]
+    capsys.readouterr()
+    asked(bundle_folder, [drawn], output, batch=4)
+    assert f"finished before: {output}" in capsys.readouterr().out
+
+
+def test_an_output_of_another_request_is_not_touched(bundle_folder, drawn, tmp_path, spoilt):
+    output = tmp_path / "p.csv"
+    asked(bundle_folder, [drawn], output)
+    before = output.read_bytes()
+    with pytest.raises(PylorusError, match=r"p\.csv: is there already, from another request \(it differs in: inputs\)"):
+        asked(bundle_folder, [drawn / "gastric_ulcer"], output)
+    with pytest.raises(PylorusError, match="differs in: class"):
+        asked(bundle_folder, [drawn], output, class_name="CG")
+    (tmp_path / "q.csv").write_text("mine")
+    with pytest.raises(PylorusError, match=r"q\.csv: is there already"):
+        asked(bundle_folder, [drawn], tmp_path / "q.csv")
+    assert output.read_bytes() == before
+    assert (tmp_path / "q.csv").read_text() == "mine"
+
+
+def test_two_processes_do_not_write_one_output(bundle_folder, drawn, tmp_path):
+    with parts_module.Parts(tmp_path / "p.csv", {}).open(), pytest.raises(PylorusError, match="another process"):
+        asked(bundle_folder, [drawn], tmp_path / "p.csv")
+
+
+def test_images_are_taken_one_batch_after_another_and_never_listed(bundle_folder, drawn):
+    image = next((drawn / "gastric_ulcer").iterdir())
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        from pylorus.deploy.sources import Item
+
+        while True:
+            taken += 1
+            yield Item(str(image), image)
+
+    form = load_bundle(bundle_folder).input
+    for number, (items, images) in enumerate(predict_module._read_ahead(endless(), form, 4), start=1):
+        assert len(items) == len(images) == 4
+        assert taken <= 4 * (number + predict_module.AHEAD)
+        if number == 5:
+            break
+
+
+def test_a_folder_too_long_to_sort_is_taken_whole(tmp_path, monkeypatch):
+    from pylorus.deploy import sources
+
+    monkeypatch.setattr(sources, "SORTED", 3)
+    for number in range(8):
+        (tmp_path / f"{number}.jpg").touch()
+    found = [item.path for item in Sources((str(tmp_path),), [], None).items()]
+    assert sorted(found) == [str(tmp_path / f"{number}.jpg") for number in range(8)]
+
+
+def test_class_folders_give_the_runs_own_figures_again(trained_run, bundle_folder, drawn, tmp_path, capsys):
+    split = pd.read_csv(trained_run.path / "split.csv", dtype=str)
+    for path in split[split["split"] == "test"]["path"]:
+        target = tmp_path / "test" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(drawn / path, target)
+    code, table = asked(bundle_folder, [tmp_path / "test"], tmp_path / "p.csv", group=r"patient_\d+")
+    assert code == 0
+    assert table["true"].isin(["GC", "GU", "CG"]).all()
+    found = json.loads((tmp_path / "p.csv.about.json").read_text())["evaluation"]
+    own = json.loads((bundle_folder / "model.json").read_text())["test"]
+    for name in ("sensitivity", "specificity", "auroc"):
+        for each in ("GC", "GU", "CG"):
+            assert found[name][each] == pytest.approx(own[name][each], abs=1e-6)
+    assert found["accuracy"] == pytest.approx(own["accuracy"])
+    assert (found["images"], found["groups"]) == (own["images"], own["groups"])
+    said = capsys.readouterr().out
+    assert "evaluation on" in said
+    assert "at the stored threshold" in said
+
+
+def test_an_evaluation_that_can_not_be_is_refused_and_loses_nothing(bundle_folder, drawn, tmp_path):
+    flat = shutil.copytree(drawn / "gastric_ulcer", tmp_path / "flat")
+    with pytest.raises(PylorusError, match="--evaluate: no image lies in a folder that has the name of a class"):
+        asked(bundle_folder, [flat], tmp_path / "p.csv", evaluate=True)
+    assert "true" not in asked(bundle_folder, [flat], tmp_path / "q.csv")[1].columns
+
+
+def test_frames_of_a_video(bundle_folder, tmp_path):
+    path = tmp_path / "film.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10.0, (64, 48))
+    for number in range(35):
+        writer.write(np.full((48, 64, 3), number * 7, dtype=np.uint8))
+    writer.release()
+    with pytest.raises(PylorusError, match=r"film.avi: is a video: say with --frames-every"):
+        asked(bundle_folder, [path], tmp_path / "p.csv")
+    code, table = asked(bundle_folder, [path], tmp_path / "p.csv", frames_every=1.0)
+    assert code == 0
+    assert table["second"].tolist() == [0, 1, 2, 3]
+    (tmp_path / "text.mp4").write_text("no video")
+    code, table = asked(bundle_folder, [path, tmp_path / "text.mp4"], tmp_path / "q.csv", frames_every=0.5)
+    assert code == 3
+    assert table["error"].tolist()[-1] == "no video that OpenCV can read"
+    assert len(table) == 8
+
+
+def test_a_dicom_image_is_read_where_pydicom_is_there(bundle_folder, tmp_path):
+    pytest.importorskip("pydicom")
+    from tests.data.sample_files import dicom_samples
+
+    (tmp_path / "a.dcm").write_bytes(dicom_samples()["dicom rgb"])
+    assert asked(bundle_folder, [tmp_path / "a.dcm"], tmp_path / "p.csv")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere"], "nowhere: there is no such file or folder, and no file fits it as a pattern"),
+        (["."], "there is no image in what was given"),
+        ([".", "--class", "GX"], '--class: there is no threshold for "GX".*Expected one of GC, GU, CG'),
+        ([".", "--frames-every", "0"], "--frames-every: found 0"),
+        ([".", "--batch", "0"], "--batch: found 0"),
+    ],
+)
+def test_what_can_not_be_asked_for_is_said(bundle_folder, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=said):
+        main(["predict", str(bundle_folder), *words, "--output", "p.csv"])
+    with pytest.raises(SystemExit, match=r"--output: found p.xlsx, expected a name that ends in .csv, .parquet, .json"):
+        main(["predict", str(bundle_folder), ".", "--output", "p.xlsx"])
+
+
+def test_noise_and_blank_frames_are_called_unlike_more_often_than_test_images(bundle_folder, tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        Image.fromarray(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(tmp_path / f"noise_{number}.png")
+        Image.fromarray(np.full((48, 48, 3), 30 * number, dtype=np.uint8)).save(tmp_path / f"plain_{number}.png")
+    _, table = asked(bundle_folder, [tmp_path], tmp_path / "p.csv")
+    rate = load_bundle(bundle_folder).description.abstention.unlike_test.value
+    assert (table["why"] == "unlike").mean() > rate + 0.3
+
+
+def test_the_command_as_its_user_types_it(bundle_folder, drawn, tmp_path):
+    words = [
+        "-c",
+        "from pylorus.cli import main; main()",
+        "predict",
+        str(bundle_folder),
+        str(drawn),
+        "--output",
+        "p.csv",
+    ]
+    found = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.startswith("30 images, 0 could not be read")
+    assert found.stdout.rstrip().endswith("predictions: p.csv")
+    assert len(pd.read_csv(tmp_path / "p.csv")) == 30
