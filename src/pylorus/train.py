@@ -31,6 +31,7 @@ from pylorus.model.backbone import build_backbone
 from pylorus.model.classifier import StagePlan
 from pylorus.model.freeze import depth
 from pylorus.model.structure import network_structure
+from pylorus.pipe import ends_quietly
 from pylorus.report.write import write_report
 from pylorus.run_folder import RunFolder
 from pylorus.signals import stopped_by_signals
@@ -108,7 +109,8 @@ def train(config: Config, folder: RunFolder) -> None:
 def main() -> None:
     """`python -m pylorus.train FOLDER`: one run in a process of its own."""
     try:
-        run(RunFolder(Path(sys.argv[1])))
+        with ends_quietly():
+            run(RunFolder(Path(sys.argv[1])))
     except PylorusError as error:
         sys.exit(f"\nerror: {error}")
     except KeyboardInterrupt:
