@@ -172,10 +172,10 @@ import sys
 
 import pandas as pd
 
-plain, both = (pd.read_parquet(f"{run}/finetune/predictions-test.parquet") for run in sys.argv[1:])
+plain, both = (pd.read_parquet(f"{run}/pretrain/predictions-test.parquet") for run in sys.argv[1:])
 assert list(plain["sample_id"]) == list(both["sample_id"])
 columns = [name for name in plain if name.startswith("logit/")]
-print(f"{len(both)} test images, each once; largest difference of a logit from one process: "
+print(f"{len(both)} test images, each once; after pre-training the largest difference of a logit from one process is "
       f"{(plain[columns] - both[columns]).abs().max().max():.2g}")
 PY
 for folder in sweep/0 sweep/1 plain both; do [[ $(state "$HERE/$folder") == finished* ]] || exit 1; done
