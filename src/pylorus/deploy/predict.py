@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,8 @@ from pylorus.data.image import RGB
 from pylorus.data.input import InputFormat
 from pylorus.data.unreadable import UnreadableImageError, shown
 from pylorus.deploy.evaluate import evaluation_of, told
-from pylorus.deploy.load import SUMS, Bundle, load_bundle
+from pylorus.deploy.files import SUMS
+from pylorus.deploy.load import Bundle, load_bundle
 from pylorus.deploy.network import Output
 from pylorus.deploy.parts import Parts
 from pylorus.deploy.sources import Item, Sources
@@ -83,19 +85,30 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
         )
     named = tuple(zip(description.classes, known, strict=True))
     sources = Sources(tuple(inputs), named, options.frames_every)
-    parts = Parts(output, _request(bundle, inputs, options))
+    also = {"group": options.group, "evaluate": options.evaluate}
+    parts = Parts(output, _request(bundle, inputs, options), also=also)
     record = parts.finished()
     if record is not None:
         print(f"finished before: {output}")
     else:
         sources.check()
-        with parts.open():
+        with parts.open(), _kept():
             _predict_rest(bundle, sources, parts, options)
             record = _completed(bundle, parts, options)
     print(told(record, bundle.description))
     print(f"\npredictions: {output}")
     unreadable = int(str(record["unreadable"]))
     return FIRST_CODE + min(unreadable, MOST_COUNTED) if unreadable else 0
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    """Tells how to go on with a prediction that its user ends."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\nwhat is done is kept; the same command goes on", file=sys.stderr)
+        raise
 
 
 def _predict_rest(bundle: Bundle, sources: Sources, parts: Parts, options: PredictOptions) -> None:
@@ -107,14 +120,16 @@ def _predict_rest(bundle: Bundle, sources: Sources, parts: Parts, options: Predi
     rows: list[pd.DataFrame] = []
     began = time.monotonic()
     with tqdm(desc="images", unit="", initial=len(done), disable=not sys.stderr.isatty()) as bar:
-        for items, images in _read_ahead(wanted, bundle.input, options.batch):
-            rows.append(_rows(bundle, items, images, options.class_name))
-            bar.update(len(items))
-            if sum(map(len, rows)) >= PART_ROWS or time.monotonic() - began > PART_SECONDS:
+        try:
+            for items, images in _read_ahead(wanted, bundle.input, options.batch):
+                rows.append(_rows(bundle, items, images, options.class_name))
+                bar.update(len(items))
+                if sum(map(len, rows)) >= PART_ROWS or time.monotonic() - began > PART_SECONDS:
+                    parts.add(pd.concat(rows, ignore_index=True))
+                    rows, began = [], time.monotonic()
+        finally:  # also of a prediction that its user ends
+            if rows:
                 parts.add(pd.concat(rows, ignore_index=True))
-                rows, began = [], time.monotonic()
-    if rows:
-        parts.add(pd.concat(rows, ignore_index=True))
 
 
 def _completed(bundle: Bundle, parts: Parts, options: PredictOptions) -> dict[str, object]:
@@ -147,8 +162,6 @@ def _request(bundle: Bundle, inputs: list[str], options: PredictOptions) -> dict
         "inputs": [shown(Path(given).absolute()) for given in inputs],
         "class": options.class_name or said.decision.class_name,
         "frames every": options.frames_every,
-        "group": options.group,
-        "evaluate": options.evaluate,
     }
 
 
