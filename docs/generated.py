@@ -47,7 +47,7 @@ def keys_page() -> str:
     lines = [
         "# Keys",
         "",
-        "What a run can be untold, as in `python train.py optimizer.lr=1e-4`. This page is made from the schema "
+        "What a run can be told, as in `python train.py optimizer.lr=1e-4`. This page is made from the schema "
         "(`src/pylorus/config.py`), and so is `python train.py --help`. A key that does not exist and a value outside "
         "its range are refused before anything starts. A default may differ where a file of `conf/` says so: see "
         "[Groups](groups.md).",
