@@ -77,11 +77,11 @@ def _sections(schema: type, path: str) -> Iterator[str]:
 
 
 def _table_of(schema: type, path: str) -> Iterator[str]:
-    yield "| key | type | default | values | meaning |"
+    yield "| key | meaning | type | default | values |"
     yield "| --- | --- | --- | --- | --- |"
     for name, field, kind in _leaves(schema, path, deep=False):
         says = field.metadata
-        cells = (f"`{name}`", _kind(field, kind), _default(field), _span(says), _escaped(says["meaning"]))
+        cells = (f"`{name}`", _escaped(says["meaning"]), _kind(field, kind), _default(field), _span(says))
         yield f"| {' | '.join(cells)} |"
 
 
@@ -173,7 +173,7 @@ def commands_page() -> str:
     for name, command in commands().items():
         summary = command.description or helps.get(name, "")
         lines += ["", f"## pylorus {name}", "", _sentence(summary), "", "```text", _usage(command), "```", ""]
-        lines += ["| argument | default | meaning |", "| --- | --- | --- |"]
+        lines += ["| argument | meaning | default |", "| --- | --- | --- |"]
         lines += [_argument(action) for action in command._actions if action.dest != "help"]
     return "\n".join(lines) + "\n"
 
@@ -192,7 +192,7 @@ def _argument(action: argparse.Action) -> str:
     untold = any(action.default is nothing for nothing in (None, False, argparse.SUPPRESS))
     default = "" if untold or not action.option_strings else f"`{action.default}`"
     meaning = re.sub(r" ?\(default: [^)]*\)$", "", action.help or "") % {"prog": "pylorus", "default": action.default}
-    return f"| `{_escaped(head)}` | {default} | {_escaped(meaning)} |"
+    return f"| `{_escaped(head)}` | {_escaped(meaning)} | {default} |"
 
 
 def _python_page(title: str, folder: Path, package: str) -> str:

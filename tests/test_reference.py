@@ -19,7 +19,8 @@ def test_every_key_of_the_schema_has_its_line():
 
 def test_a_key_is_given_with_type_default_values_and_meaning():
     line = next(line for line in keys_page().splitlines() if line.startswith("| `stages.<stage>.schedule`"))
-    assert line.startswith("| `stages.<stage>.schedule` | text | `cosine` | `cosine`, `plateau`, `constant` | cosine: ")
+    assert line.startswith("| `stages.<stage>.schedule` | cosine: down to zero")
+    assert line.endswith(" | text | `cosine` | `cosine`, `plateau`, `constant` |")
 
 
 def test_every_file_of_every_group_is_shown():
@@ -38,7 +39,7 @@ def test_every_command_and_every_option_is_described():
         for action in command._actions:
             if action.dest != "help":
                 assert (action.option_strings or [action.metavar or action.dest])[0] in section
-    assert "| `--seed SEED` | `0` | the same seed draws the same images |" in page
+    assert "| `--seed SEED` | the same seed draws the same images | `0` |" in page
 
 
 @pytest.mark.parametrize("place", sorted(pages()))

@@ -31,6 +31,7 @@ PLACEHOLDERS = {
     # What the user has.
     r"\b(RUN_DIR|RUN_A|RUN)\b": RUN,
     r"\bRUN_B\b": "outputs/another",
+    r"\bBUNDLE\b": f"{RUN}/model",
     r"\b(DIR|ROOT|IMAGES|bloodcells)\b(?!-)": "images",
     r"\bOUT\b": "out/shards",
     # A run that has something left to do.
@@ -51,8 +52,15 @@ NOT_RUN = {
     r"hydra/launcher=ray_local": "needs the extra `ray`, which wants an environment of its own",
     r"hydra/launcher=joblib|experiment=search": "needs an extra; tests/end_to_end/test_engines.py runs it where it is installed",
     r"^pylorus serve ": "serves until it is stopped; tests/deploy/ uses the page",
+    r"^curl ": "asks a page that is served; tests/deploy/ does",
 }
 """Patterns of commands that are not run here, and why; their words are checked all the same."""
+
+BY_SHELL = r"(sha256sum|cd|mkdir|cp|mv|ls|unzip|tar) "
+"""Beginnings of commands that bash runs, in the page's folder."""
+
+EXIT_CODES = {r"^pylorus doctor": (0, 1)}
+"""Exit codes that are right, of commands for which it is not 0 alone."""
 
 KNOWN_CAPITALS = {"GC", "GU", "CG", "B"}
 """Values in capitals that are no placeholders: names of classes and of a site."""
@@ -84,6 +92,11 @@ class Command:
     def not_run(self) -> str | None:
         """Why it is not run here; None where it is."""
         return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, self.text)), None)
+
+    @property
+    def right_codes(self) -> tuple[int, ...]:
+        """The exit codes with which it says what the page says."""
+        return next((codes for pattern, codes in EXIT_CODES.items() if re.search(pattern, self.text)), (0,))
 
     def unknown_words(self) -> list[str]:
         """Words in capitals that nothing is known of: placeholders without a value."""
