@@ -12,7 +12,7 @@ from pylorus.pipe import ends_quietly
 def main(arguments: list[str] | None = None) -> None:
     """Reads the command line and hands over; errors that a user can mend are printed without a traceback."""
     with ends_quietly():
-        chosen = _parser().parse_args(arguments)
+        chosen = parser().parse_args(arguments)
         try:
             chosen.act(chosen)
         except BrokenPipeError:
@@ -23,7 +23,8 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(INTERRUPTED)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The commands with their options: what is read here is also what the reference is made from."""
     parser = argparse.ArgumentParser(
         prog="pylorus", description="Image classifiers for gastroscopy: beside `python train.py`."
     )
