@@ -55,6 +55,7 @@ def steps(model: str, device: str, batch_size: int) -> dict[str, Callable[[], ob
         trainer=TrainerConfig(accelerator="gpu" if device == "cuda" else device),
     )
     stage, engine = StageConfig(lr=1e-4), settle_engine(config.trainer)
+    engine.take_up()
     backbone = build_backbone(config.model, classes=3)
     last, _ = channels_last(config, engine, backbone.network)
     plan = StagePlan("finetune", stage, 0, 0)

@@ -1,6 +1,7 @@
 """What befalls a run in its middle is told with its cure, stands in status.json, and takes nothing that was finished."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -269,7 +270,7 @@ def test_out_of_memory_says_which_batch_to_try(begin, whole, monkeypatch, error,
         patched.setattr(Classifier, "training_step", from_call(4, Classifier.training_step, raises(error)))
         told = fails(folder)
     assert f"the memory of {where} does not suffice" in told
-    assert "trainer.batch_size=8 (now 16)" in told
+    assert "trainer.batch_size=8 (now 16), or trainer.batch_size=auto, which finds what fits." in told
     goes_on_to(expected, folder)
 
 
@@ -277,6 +278,14 @@ def test_torch_on_this_machine_says_out_of_memory_in_words_that_are_known(begin,
     with pytest.raises(RuntimeError) as real:
         torch.empty(2**55)
     assert "trainer.batch_size=8" in str(explained(real.value, begin(), composed()))
+
+
+def test_out_of_memory_halves_what_auto_found(begin, composed):
+    folder = begin("trainer.batch_size=auto")
+    record = {"accelerator": "cuda", "precision": "32", "threads": 1, "batch_size": 64}
+    write_text(folder.path / "environment.json", json.dumps(record))
+    told = explained(torch.OutOfMemoryError("no"), folder, composed("trainer.batch_size=auto"))
+    assert "trainer.batch_size=32 (now 64, which auto found)." in str(told)
 
 
 def test_a_batch_of_one_is_not_halved(begin, composed):
@@ -305,6 +314,57 @@ def test_a_loss_that_is_no_number_names_the_images_of_the_batch_that_broke_it(be
     assert named
     assert named <= expected
     assert len(named) == min(10, len(expected))
+
+
+def named_in(told: str) -> set[str]:
+    """The images that a message lists."""
+    return {line.strip() for line in told.splitlines() if line.startswith("  ") and "…" not in line}
+
+
+def test_a_loss_that_is_no_number_in_validation_alone_names_its_images(begin, monkeypatch):
+    folder, logits = begin(*IMAGES), Classifier.logits
+
+    def broken(self, batch):
+        found = logits(self, batch)
+        return found * float("nan") if not self.training and self.current_epoch == 1 else found
+
+    monkeypatch.setattr(Classifier, "logits", broken)
+    told = fails(folder)
+    split = pd.read_csv(folder.path / "split.csv", dtype=str)
+    assert (
+        "the validation loss, and not yet the training loss, of stage finetune is no number any more in epoch 2" in told
+    )
+    assert named_in(told)
+    assert named_in(told) <= set(split["sample_id"][split["split"] == "val"])
+
+
+def test_weights_that_break_in_the_very_last_step_stop_the_run_in_words(begin, monkeypatch):
+    folder = begin(*IMAGES)
+
+    def break_weights(self):
+        if self.current_epoch == 2:
+            self.network.get_classifier().weight.data.fill_(float("nan"))
+
+    monkeypatch.setattr(Classifier, "on_validation_epoch_start", break_weights)
+    told = fails(folder)
+    assert "is no number any more in epoch 3" in told
+    assert "Lower optimizer.lr" in told
+
+
+def test_logits_that_are_no_numbers_in_the_test_alone_name_its_images(begin, monkeypatch):
+    folder, predict_step = begin(*IMAGES), Classifier.predict_step
+
+    def broken(self, batch, batch_idx):
+        rows, logits = predict_step(self, batch, batch_idx)
+        logits[rows == 1] = float("-inf")
+        return rows, logits
+
+    monkeypatch.setattr(Classifier, "predict_step", broken)
+    told = fails(folder)
+    split = pd.read_csv(folder.path / "split.csv", dtype=str)
+    rows = split[split["split"] == "val"].reset_index(drop=True)
+    assert f"1 of the {len(rows)} images of val get logits that are no numbers" in told
+    assert named_in(told) == {rows["sample_id"][1]}
 
 
 @pytest.mark.parametrize("moment", ["log", "finish"])

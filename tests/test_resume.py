@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from pylorus import checkpoints
 from pylorus.errors import PylorusError
 from pylorus.files import write_text
+from pylorus.model.classifier import Classifier
 from pylorus.resume import change_to, check_resumable, resume
 from pylorus.run_folder import RunFolder
 from pylorus.train import run
@@ -50,9 +52,14 @@ def begin(composed, drawn, tmp_path_factory):
     return prepare
 
 
-@pytest.fixture(params=[1e9, checkpoints.SHARE_OF_TIME], ids=["each epoch saved", "some epochs saved"])
+SAVING = {"each epoch saved": (1e9, 600.0), "some epochs saved": (0.02, 600.0), "each step saved": (1e9, 0.0)}
+"""SHARE_OF_TIME and LONGEST."""
+
+
+@pytest.fixture(params=SAVING.values(), ids=SAVING)
 def saving(request, monkeypatch):
-    monkeypatch.setattr(checkpoints, "SHARE_OF_TIME", request.param)
+    monkeypatch.setattr(checkpoints, "SHARE_OF_TIME", request.param[0])
+    monkeypatch.setattr(checkpoints, "LONGEST", request.param[1])
 
 
 def files_written(folder: RunFolder, monkeypatch, *, stop_before: int | None = None) -> int:
@@ -102,7 +109,8 @@ def test_killed_before_any_of_its_files_a_run_goes_on_to_the_very_same_result(be
     total = files_written(whole, monkeypatch)
     expected = results(whole)
     assert total > 25
-    for stop_before in range(3, total, 3 if "cosine" in str(manner) else 4):
+    strides = 12 if checkpoints.LONGEST else 9
+    for stop_before in range(3, total, max(3, total // strides)):
         folder = begin(*manner)
         files_written(folder, monkeypatch, stop_before=stop_before)
         run(folder)
@@ -130,13 +138,39 @@ def test_killed_right_after_its_training_a_stage_keeps_all_its_curves(begin, mon
     assert not list(folder.path.rglob("last.ckpt"))
 
 
-def test_with_processes_that_decode_too(begin, monkeypatch):
-    monkeypatch.setattr(checkpoints, "SHARE_OF_TIME", 1e9)
-    words = ["augment=light", "data.workers=2", "stage=finetune", "stages.finetune.learn=all"]
+@pytest.mark.parametrize("signal_name", ["SIGINT", "SIGUSR1"])
+def test_asked_to_stop_in_a_step_it_goes_on_after_that_step(begin, monkeypatch, signal_name):
+    words = ["augment=light", "stage=finetune", "trainer.batch_size=4"]
     whole, folder = begin(*words), begin(*words)
     run(whole)
-    files_written(folder, monkeypatch, stop_before=14)
-    assert 1 <= folder.stage("finetune").saved_epochs < 4
+    training_step = Classifier.training_step
+
+    def asked(self, batch, batch_idx):
+        if (self.current_epoch, batch_idx) == (1, 2):
+            os.kill(os.getpid(), getattr(signal, signal_name))
+        return training_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", asked)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder)
+    assert folder.status()["state"] == "interrupted"
+    assert folder.stage("finetune").reached == (1, 3)
+    monkeypatch.setattr(Classifier, "training_step", training_step)
+    run(folder)
+    first, second = (load_file(each.path / "model" / "model.safetensors") for each in (whole, folder))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert whole.stage("finetune").metrics.read_bytes() == folder.stage("finetune").metrics.read_bytes()
+
+
+@pytest.mark.parametrize("longest", [600.0, 0.0], ids=["each epoch saved", "each step saved"])
+def test_with_processes_that_decode_too(begin, monkeypatch, longest):
+    monkeypatch.setattr(checkpoints, "SHARE_OF_TIME", 1e9)
+    monkeypatch.setattr(checkpoints, "LONGEST", longest)
+    words = ["augment=light", "data.workers=2", "stage=finetune", "stages.finetune.learn=all", "trainer.batch_size=8"]
+    whole, folder = begin(*words), begin(*words)
+    run(whole)
+    files_written(folder, monkeypatch, stop_before=17 if longest == 0.0 else 14)
+    assert 1 <= folder.stage("finetune").reached.epochs < 4
     run(folder)
     assert (whole.stage("finetune").metrics.read_bytes()) == folder.stage("finetune").metrics.read_bytes()
     first, second = (load_file(each.path / "model" / "model.safetensors") for each in (whole, folder))
@@ -208,9 +242,28 @@ def test_what_was_chosen_for_the_machine_is_kept(begin, monkeypatch):
     folder = begin("stage=pretrain", "trainer.precision=auto")
     files_written(folder, monkeypatch, stop_before=12)
     chosen = json.loads((folder.path / "environment.json").read_text())["precision"]
-    monkeypatch.setattr("pylorus.machine._bf16_gain", lambda accelerator: 0.0 if chosen == "bf16" else 9.0)
+    monkeypatch.setattr("pylorus.machine.bf16_gain", lambda accelerator: 0.0 if chosen == "bf16" else 9.0)
     run(folder)
     assert re.findall(r"trainer.precision +(\w+)", (folder.path / "run.log").read_text()) == [chosen, chosen]
+
+
+def test_a_batch_size_that_was_found_is_kept(begin, monkeypatch):
+    monkeypatch.setattr("pylorus.batch_size.MOST", {"cpu": 4})
+    monkeypatch.setattr("pylorus.run_folder.HEARTBEAT", 1e6)  # a slow trial would let it write a file that is counted
+    whole, folder = (
+        begin("stage=pretrain", "trainer.batch_size=auto"),
+        begin("stage=pretrain", "trainer.batch_size=auto"),
+    )
+    run(whole)
+    files_written(folder, monkeypatch, stop_before=12)
+    monkeypatch.setattr("pylorus.batch_size.largest", lambda *_, **__: pytest.fail("it was looked for again"))
+    run(folder)
+    assert re.findall(r"trainer.batch_size +4 +(.+);", (folder.path / "run.log").read_text()) == [
+        "fits, and larger steps are not tried, since they change what is learnt",
+        "as when the run began",
+    ]
+    first, second = (load_file(each.path / "model" / "model.safetensors") for each in (whole, folder))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 def test_the_same_command_goes_on_more_than_once_where_the_machine_chose(begin, composed, drawn, monkeypatch):

@@ -1,4 +1,4 @@
-"""What a run that goes on must find as it was: precision, threads, the weights it started from, versions."""
+"""What a run that goes on must find as it was: precision, threads, batch size, first weights, versions."""
 
 import json
 import logging
@@ -32,6 +32,7 @@ def as_begun(trainer: TrainerConfig, record: Path) -> TrainerConfig:
         precision=str(began["precision"]),
         threads=began["threads"],
         accelerator=ACCELERATORS.get(accelerator, accelerator),
+        batch_size=began.get("batch_size", trainer.batch_size),
     )
 
 
@@ -40,7 +41,7 @@ def check_begun(record: Path, now: dict[str, Any]) -> None:
 
     Args:
         record: environment.json of the run.
-        now: What `machine.environment` says, with `weights_sha256`.
+        now: What `machine.environment` says, with `batch_size` and `weights_sha256`.
 
     Raises:
         PylorusError: If the weights that the run started from are others.

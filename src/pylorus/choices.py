@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from pylorus.config import Config
+from pylorus.config import Config, TrainerConfig
 from pylorus.machine import Engine, usable_cores
 from pylorus.model.schedule import FUSED
 
@@ -43,17 +43,29 @@ def workers(config: Config, engine: Engine) -> tuple[int, str]:
     return min(16, max(1, usable_cores() - 1)), "all cores but the one that feeds the GPU, 16 at most"
 
 
-def choices(config: Config, engine: Engine, network: nn.Module) -> list[Choice]:
+def images_a_step(trainer: TrainerConfig) -> int:
+    """Images of a step over all devices.
+
+    Raises:
+        ValueError: If it is not settled yet.
+    """
+    if not isinstance(trainer.batch_size, int):
+        raise ValueError(f"found trainer.batch_size={trainer.batch_size}, expected it to be settled by now")
+    return trainer.batch_size
+
+
+def choices(config: Config, engine: Engine, network: nn.Module, *, why_batch_size: str = "asked for") -> list[Choice]:
     """All choices of a run."""
     last, why_last = channels_last(config, engine, network)
     processes, why_processes = workers(config, engine)
-    size, optimizer = config.trainer.batch_size, config.optimizer.name
+    size, optimizer = images_a_step(config.trainer), config.optimizer.name
+    why_size = "" if why_batch_size == "asked for" else f"{why_batch_size}; "
     found = [
         Choice("trainer.accelerator", engine.accelerator, engine.reasons["accelerator"]),
         Choice("trainer.precision", engine.precision, engine.reasons["precision"]),
         Choice("trainer.threads", str(engine.threads), engine.reasons["threads"]),
         Choice("trainer.channels_last", str(last).lower(), why_last),
-        Choice("trainer.batch_size", str(size), f"{2 * size} in evaluation, which keeps no gradients"),
+        Choice("trainer.batch_size", str(size), f"{why_size}{2 * size} in evaluation, which keeps no gradients"),
         Choice(
             "trainer.compile", str(config.trainer.compile).lower(), "pays in runs of hours: it takes minutes to begin"
         ),

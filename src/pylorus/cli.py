@@ -6,20 +6,25 @@ from pathlib import Path
 
 from pylorus import __version__
 from pylorus.errors import INTERRUPTED, PylorusError
+from pylorus.pipe import ends_quietly
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Reads the command line and hands over; errors that a user can mend are printed without a traceback."""
-    chosen = _parser().parse_args(arguments)
-    try:
-        chosen.act(chosen)
-    except (PylorusError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    with ends_quietly():
+        chosen = parser().parse_args(arguments)
+        try:
+            chosen.act(chosen)
+        except BrokenPipeError:
+            raise
+        except (PylorusError, ValueError, OSError) as error:
+            sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The commands with their options: what is read here is also what the reference is made from."""
     parser = argparse.ArgumentParser(
         prog="pylorus", description="Image classifiers for gastroscopy: beside `python train.py`."
     )
@@ -70,8 +75,24 @@ def _parser() -> argparse.ArgumentParser:
         "--names", action="store_true", help="show file names, groups and folders; they may name patients"
     )
     report.set_defaults(act=_report)
+    _add_doctor(commands)
     _add_predict(commands)
     return parser
+
+
+def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    doctor = commands.add_parser("doctor", help="what this machine has and lacks, and how to mend it")
+    doctor.add_argument("--data", type=Path, metavar="DIR", help="look at this folder of class folders too")
+    doctor.add_argument("--bundle", type=Path, metavar="DIR", help="look at this bundle too (model/ of a run)")
+    doctor.add_argument(
+        "--weights",
+        type=Path,
+        default=Path("weights"),
+        metavar="DIR",
+        help="where files of weights were carried to (default: ./weights)",
+    )
+    doctor.add_argument("--json", action="store_true", help="for programs")
+    doctor.set_defaults(act=_doctor)
 
 
 def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -121,6 +142,8 @@ def _audit(chosen: argparse.Namespace) -> None:
             names=not chosen.no_names,
             cache=chosen.cache,
         )
+    except BrokenPipeError:
+        raise
     except (PylorusError, ValueError, OSError) as error:
         # 1 says that the images have faults: a script must not take a mistyped folder for them.
         print(f"error: {error}", file=sys.stderr)
@@ -164,3 +187,17 @@ def _report(chosen: argparse.Namespace) -> None:
         names=chosen.names,
     )
     print(f"report: {write_report(chosen.paths, chosen.output, options=options)}")
+
+
+def _doctor(chosen: argparse.Namespace) -> None:
+    from pylorus.doctor.check import State
+    from pylorus.doctor.examine import Question, examine
+    from pylorus.doctor.printed import as_json, print_checks
+
+    checks = examine(Question(weights=chosen.weights, data=chosen.data, bundle=chosen.bundle))
+    if chosen.json:
+        text, state = as_json(checks)
+        print(text)
+    else:
+        state = print_checks(checks)
+    sys.exit(1 if state is State.WRONG else 0)

@@ -23,7 +23,10 @@ def key(
     high: float | None = None,
     choices: tuple[str, ...] = (),
 ) -> Value:
-    """A field of the schema: its default, its meaning and the values it takes (`low` and `high` included)."""
+    """A field of the schema: its default, its meaning and the values it takes.
+
+    Both a range (`low` and `high` included) and choices: a number in the range, or one of these words.
+    """
     metadata = {"meaning": meaning, "low": low, "high": high, "choices": choices}
     if isinstance(default, dict | list):
         made = field(default_factory=lambda: cast(Any, type(default)(default)), metadata=metadata)
@@ -209,7 +212,17 @@ class TrainerConfig:
     precision: str = key(
         "auto", "auto: bf16 where it is measured to be faster; 32; bf16", choices=("auto", "32", "bf16")
     )
-    batch_size: int = key(16, "images a step", low=1)
+    devices: int = key(
+        1, "processes that train together on a machine, each on a GPU of its own or a share of the CPU", low=1
+    )
+    nodes: int = key(1, "machines that train together; more than one needs SLURM", low=1)
+    batch_size: int | str = key(
+        16,
+        "images a step, of all devices together; auto: as many as fit the memory, found by trying: a power of two up "
+        "to 128, on a GPU to 512",
+        low=1,
+        choices=("auto",),
+    )
     channels_last: bool | None = key(
         None, "keep a pixel's channels together, which convolutions prefer; null: but for VGG on a CPU"
     )

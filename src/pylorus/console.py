@@ -11,11 +11,12 @@ from tqdm import tqdm
 
 
 class _Terminal(logging.Handler):
-    """Prints above a progress bar, not through it."""
+    """Prints above a progress bar, not through it; where the terminal has gone, a run goes on without."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        with suppress(OSError):
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
 
 
 class _File(logging.FileHandler):
@@ -48,6 +49,8 @@ def run_log(folder: Path) -> Iterator[None]:
             "You are using a custom batch sampler",
             ".*LeafSpec.* is deprecated",
             "The .srun. command is available on your system",
+            "You're resuming from a checkpoint that ended before the epoch ended",  # its batches are skipped
+            "It is recommended to use .*sync_dist",  # the tallies are those of all processes
         ):
             warnings.filterwarnings("ignore", message=known)
         # The seam between Lightning and torch: nothing that a user of ours could change.

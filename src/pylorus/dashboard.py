@@ -5,6 +5,7 @@ leave only with `logger.images=true`.
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,19 +41,25 @@ class Dashboard:
     """One run's view in the dashboard that the configuration names; none for `csv`.
 
     A context: a run that ends with an error is shown as failed.
+
+    Args:
+        config: Of the run.
+        folder: Of the run.
+        shown: Whether this process shows anything.
     """
 
-    def __init__(self, config: Config, folder: RunFolder) -> None:
+    def __init__(self, config: Config, folder: RunFolder, *, shown: bool = True) -> None:
         matplotlib.use("agg")
         self.config, self.folder = config, folder
-        self._view = _View(config.logger.name)
+        self._name = config.logger.name if shown else "csv"
+        self._view = _View(self._name)
         self._wandb: Any = None
         self._tensorboard: TensorBoardLogger | None = None
 
     def __enter__(self) -> "Dashboard":
-        if self.config.logger.name == "tensorboard":
+        if self._name == "tensorboard":
             self._tensorboard = TensorBoardLogger(self.folder.path, name="", version="tensorboard")
-        if self.config.logger.name == "wandb":
+        if self._name == "wandb":
             try:
                 self._wandb = _wandb_run(self.config, self.folder)
             except PylorusError:
@@ -223,6 +230,8 @@ def _wandb_run(config: Config, folder: RunFolder) -> Any:
     Raises:
         PylorusError: If it is to go online and nobody is logged in.
     """
+    # Read as it starts: else it reports on its own working to its makers, of offline runs too.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
     if not config.logger.offline and not wandb.login(prompt=False):

@@ -6,13 +6,16 @@ Nothing here imports torch: a launcher that is missing is named at once.
 import os
 import signal
 import time
+import traceback
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pylorus.errors import PylorusError
+from pylorus.errors import PylorusError, listing
 from pylorus.run_folder import RunFolder
+from pylorus.signals import STOPPING
 
 JOBS_AT_ONCE = "PYLORUS_JOBS_AT_ONCE"
 """The environment variable that tells a job how many of its sweep share this machine's cores."""
@@ -29,6 +32,10 @@ NEEDS = {
     "experiment=search": ("hydra-optuna-sweeper", "optuna"),
 }
 """Words of the command line that need a package, and the extra that brings it."""
+LAUNCHERS = ("joblib", "ray", "submitit")
+"""Packages whose errors tell that a launcher lost a job, not that the job failed."""
+SEARCHERS = ("optuna", "hydra_plugins")
+"""Packages that propose jobs, and raise where none gave them a result."""
 
 
 def check_installed(word: str) -> None:
@@ -65,30 +72,69 @@ def jobs_at_once(launcher: Any) -> int:
 
 
 def share_machine(launcher: Any, sweep: Path) -> None:
-    """Tells the jobs to come how many they are, and has Ctrl-C end them all."""
+    """Tells the jobs to come how many they are, and has Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 end them all."""
     at_once = jobs_at_once(launcher)
     os.environ[JOBS_AT_ONCE] = str(at_once)
-    if at_once > 1 and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, _ending(sweep))
+    if at_once > 1:
+        for number in STOPPING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _ending(sweep, signal.getsignal(number)))
 
 
-def _ending(sweep: Path) -> Any:
-    """Handles Ctrl-C: launchers kill their workers, with all that these started, as soon as they hear of it."""
+def explained_end(error: Exception, sweep: Path) -> str | None:
+    """What ended a sweep, where it was a lost job or that no job finished; else None.
+
+    Args:
+        error: Of a launcher, or of a sweeper that had nothing to choose from.
+        sweep: The folder of the jobs.
+    """
+    states = {path.parent.name: RunFolder(path.parent).status() for path in sorted(sweep.glob("*/status.json"))}
+    go_on = f"the same command with hydra.sweep.dir={sweep} runs what is missing or failed."
+    said = " ".join(str(error).split("\n----", maxsplit=1)[0].split()) or type(error).__name__
+    if type(error).__module__.split(".")[0] in LAUNCHERS:
+        return (
+            f"the launcher lost a job: {said[:400]}\nMost often its process was killed: memory or time used up "
+            f"(dmesg, or SLURM's sacct, tells). What is done is kept; {go_on}"
+        )
+    finished = any(status["state"] == "finished" for status in states.values())
+    if finished or not states or _raised_by(error) not in SEARCHERS:
+        return None
+    ends = [f"job {job} {status['state']}: {status.get('error', 'see its run.log')}" for job, status in states.items()]
+    return f"no job of the sweep finished ({said[:400]})\n{listing(ends)}\nMend that; {go_on}"
+
+
+def _raised_by(error: Exception) -> str:
+    """The package of the code that raised an error."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__", "")).split(".")[0] if frames else ""
+
+
+def _ending(sweep: Path, then: Any) -> Any:
+    """Handles a signal: launchers kill their workers, with all that these started, as soon as they hear of it."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one does not wait
-        _wait(sweep)
-        for status in _running(sweep):  # the signal reached only this process
-            os.kill(status["pid"], signal.SIGINT)
-        _wait(sweep)
+        for other in STOPPING:
+            if signal.getsignal(other) is not signal.SIG_IGN:
+                signal.signal(other, signal.default_int_handler)  # a second one does not wait
+        if number == signal.SIGINT:
+            _wait(sweep)  # a terminal sends it to all
+        _wait(sweep, hand_on=number)
+        if callable(then):
+            then(number, frame)
         raise KeyboardInterrupt
 
     return stop
 
 
-def _wait(sweep: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while _running(sweep) and time.monotonic() < deadline:
+def _wait(sweep: Path, *, hand_on: int | None = None) -> None:
+    """Waits for the jobs to end; a signal is handed on to each that runs, also to one that just begins to."""
+    deadline, told = time.monotonic() + PATIENCE, set()
+    while (jobs := _running(sweep)) and time.monotonic() < deadline:
+        for status in jobs:
+            if hand_on is not None and status["state"] == "running" and status["pid"] not in told:
+                told.add(status["pid"])
+                with suppress(ProcessLookupError):
+                    os.kill(status["pid"], hand_on)
         time.sleep(0.1)
 
 

@@ -5,22 +5,19 @@ Errors of the system, of torch and of its loader come wrapped in many ways; here
 
 import errno
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from pylorus.cache.budget import readable_size
-from pylorus.config import Config
+from pylorus.begun import as_begun
+from pylorus.choices import images_a_step
+from pylorus.config import Config, TrainerConfig
 from pylorus.data.unreadable import UnreadableImageError
+from pylorus.disk import FULL, LOST, SHUT, full, lost, named, shut
 from pylorus.errors import PylorusError
 from pylorus.run_folder import RunFolder
-
-FULL = {errno.ENOSPC, errno.EDQUOT}
-SHUT = {errno.EROFS, errno.EACCES, errno.EPERM}
-LOST = {errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO}
 
 MEMORY = re.compile(r"DefaultCPUAllocator: (can't allocate|not enough) memory|CUDA error: out of memory", re.IGNORECASE)
 WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
@@ -57,11 +54,16 @@ def explained(error: BaseException, folder: RunFolder, config: Config) -> Pyloru
     return None
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a GPU's or the machine's memory did not suffice."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or MEMORY.search(str(error)) is not None
+
+
 def _words(error: BaseException, folder: RunFolder, config: Config) -> str | None:
     text = str(error)
     if isinstance(error, UnreadableImageError):
         return _unreadable(text, folder)
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or MEMORY.search(text):
+    if out_of_memory(error):
         return _out_of_memory(error, folder, config)
     if isinstance(error, RuntimeError) and (WORKER.search(text) or SHARED.search(text)):
         return _worker(text, folder, config)
@@ -70,27 +72,17 @@ def _words(error: BaseException, folder: RunFolder, config: Config) -> str | Non
     if (isinstance(error, OSError) and error.errno in FULL) or UNWRITTEN.search(text):
         return _disk_full(error, folder, config)
     if isinstance(error, OSError) and error.errno in SHUT:
-        return _shut(error, folder)
+        return f"{shut(error, _place(error, folder), folder.path)}\nThen {_go_on(folder)}"
     if isinstance(error, OSError) and error.errno in LOST:
-        where = f"{_place(error, folder)} can't be reached: {error.strerror}."
-        return f"{where}\nMend the drive or the network, then {_go_on(folder)}"
+        return f"{lost(error, _place(error, folder))}\nMend the drive or the network, then {_go_on(folder)}"
     return None
 
 
 def _disk_full(error: BaseException, folder: RunFolder, config: Config) -> str:
-    place = _place(error, folder)
     return (
-        f"the disk is full: {place} could not be written{_free(folder.path)}.\n"
+        f"{full(_place(error, folder), folder.path)}\n"
         f"Free some space: older runs beside {folder.path} (their checkpoints first), or the cache in "
         f"{Path(config.cache.folder).absolute()}, which may go whole and is computed again.\nThen {_go_on(folder)}"
-    )
-
-
-def _shut(error: OSError, folder: RunFolder) -> str:
-    return (
-        f"{_place(error, folder)} can't be written to: {error.strerror}.\n"
-        f"Make the folder writable again (who owns it: ls -ld {folder.path}; whether its drive is mounted "
-        f"read-only: findmnt -T {folder.path}).\nThen {_go_on(folder)}"
     )
 
 
@@ -126,10 +118,11 @@ def _worker(text: str, folder: RunFolder, config: Config) -> str:
 
 
 def _out_of_memory(error: BaseException, folder: RunFolder, config: Config) -> str:
-    size = config.trainer.batch_size
+    size, auto = _batch_size(folder, config), config.trainer.batch_size == "auto"
     where = "the GPU" if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error) else "this machine"
     smaller = (
-        f"Try half the batch, as a new run: the same command with trainer.batch_size={size // 2} (now {size})."
+        f"Try half the batch, as a new run: the same command with trainer.batch_size={size // 2} (now {size}"
+        + (", which auto found)." if auto else "), or trainer.batch_size=auto, which finds what fits.")
         if size > 1
         else "The batch is a single image already: take a smaller data.image_size or model, as a new run."
     )
@@ -139,21 +132,21 @@ def _out_of_memory(error: BaseException, folder: RunFolder, config: Config) -> s
     )
 
 
+def _batch_size(folder: RunFolder, config: Config) -> int:
+    """The images of a step: those that were asked for, or found when the run began."""
+    try:
+        return images_a_step(as_begun(config.trainer, folder.path / "environment.json"))
+    except (OSError, ValueError):
+        return images_a_step(TrainerConfig())
+
+
 def _go_on(folder: RunFolder, *words: str) -> str:
     return f"go on: {' '.join(['python train.py', f'resume={folder.path}', *words])}"
 
 
 def _place(error: BaseException, folder: RunFolder) -> str:
     """The file that an error names, else the run's folder."""
-    named = error.filename2 or error.filename if isinstance(error, OSError) else None
-    return str(named) if named else f"a file in {folder.path}"
-
-
-def _free(folder: Path) -> str:
-    try:
-        return f" ({readable_size(shutil.disk_usage(folder).free)} are free)"
-    except OSError:
-        return ""
+    return named(error) or f"a file in {folder.path}"
 
 
 def _there(folder: RunFolder) -> bool:

@@ -60,11 +60,10 @@ def _entry(name: str, field: dataclasses.Field[Any]) -> list[str]:
     says = field.metadata
     default = field.default if field.default is not dataclasses.MISSING else {}
     shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
-    span = ""
+    spans = list(says["choices"])
     if says["low"] is not None:
-        span = f" [{says['low']} to {says['high']}]" if says["high"] is not None else f" [{says['low']} or more]"
-    if says["choices"]:
-        span = f" [{' | '.join(says['choices'])}]"
+        spans.append(f"{says['low']} to {says['high']}" if says["high"] is not None else f"{says['low']} or more")
+    span = f" [{' | '.join(spans)}]" if spans else ""
     text = f"{says['meaning']}{span} (default: {shown})"
     head = f"  {name:<31} "
     return textwrap.wrap(text, width=112, initial_indent=head, subsequent_indent=" " * 34)

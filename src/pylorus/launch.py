@@ -6,10 +6,8 @@ Nothing here imports torch, so that help, a typo's message and the composition c
 import os
 import re
 import secrets
-import signal
-import subprocess
 import sys
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +21,22 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from pylorus.apart import interrupted, run_apart
 from pylorus.config import CONF, GROUPS, Config
-from pylorus.engines import check_installed, share_machine
+from pylorus.disk import refused
+from pylorus.engines import check_installed, explained_end, share_machine
 from pylorus.errors import INTERRUPTED, PylorusError, did_you_mean
 from pylorus.files import write_text
+from pylorus.pipe import ends_quietly
 from pylorus.resume import change_to, check_resumable, resume
 from pylorus.run_folder import RunFolder
+from pylorus.signals import stopped_by_signals
 from pylorus.validation import built, check_key, is_free
 
 RESUME = "resume="
 
 _failures: list[PylorusError] = []
 """Of a run that is no job of a sweep: `main` raises it."""
-_interrupted: list[Path] = []
-"""Jobs of this process that a signal ended: a launcher's worker begins no other."""
 
 
 class SweepFolder(Callback):
@@ -94,7 +94,7 @@ def job(composed: DictConfig, context: Any) -> float | None:
 
 
 def _run(composed: DictConfig, context: Any, folder: RunFolder, *, in_sweep: bool) -> None:
-    if _interrupted:
+    if interrupted:
         raise KeyboardInterrupt
     if folder.status() and folder.config.is_file():
         # The same command on the same folder: what is there is not done again.
@@ -107,39 +107,11 @@ def _run(composed: DictConfig, context: Any, folder: RunFolder, *, in_sweep: boo
     if in_sweep and folder.status()["state"] == "finished":
         print(f"job {folder.path.name}: finished before")
     elif in_sweep:
-        _run_apart(folder)
+        run_apart(folder)
     else:
         from pylorus.train import run
 
         run(folder)
-
-
-def _run_apart(folder: RunFolder) -> None:
-    """Runs a job of a sweep as `python -m pylorus.train FOLDER`; its failure is the job's, not the sweep's."""
-    job = subprocess.Popen([sys.executable, "-m", "pylorus.train", str(folder.path)])
-    try:
-        code = job.wait()
-    except BaseException:  # Ctrl-C, or a launcher that puts its job back into a queue
-        _interrupted.append(folder.path)
-        _end(job)
-        raise
-    if code == INTERRUPTED:
-        _interrupted.append(folder.path)
-        raise KeyboardInterrupt
-    if code != 0:
-        why = folder.status().get("error", f"its process ended with exit code {code}")
-        raise PylorusError(f"the job in {folder.path} failed: {why}")
-
-
-def _end(job: subprocess.Popen[bytes]) -> None:
-    """Waits for an interrupted job; a signal that reached only us is handed on, first kindly."""
-    for insist in (partial(job.send_signal, signal.SIGINT), job.kill):
-        try:
-            job.wait(timeout=10)
-            return
-        except subprocess.TimeoutExpired:
-            insist()
-    job.wait()
 
 
 def checked(arguments: list[str]) -> list[str]:
@@ -186,29 +158,62 @@ def main() -> None:
     """`python train.py`: runs, prints errors that a user can mend without a traceback, sums up a sweep."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on, and we print them
     code = 0
-    try:
-        begun = [word.removeprefix(RESUME) for word in sys.argv[1:] if word.startswith(RESUME)]
-        sys.argv[1:] = checked([word for word in sys.argv[1:] if not word.startswith(RESUME)])
+    with ends_quietly():
+        try:
+            code = _ended(_begin)
+        finally:
+            if SweepFolder.found is not None:
+                code = max(code, _ended(_sum_up))
+        sys.exit(code)
+
+
+def _begin() -> int:
+    """Does what the command line says."""
+    begun = [word.removeprefix(RESUME) for word in sys.argv[1:] if word.startswith(RESUME)]
+    sys.argv[1:] = checked([word for word in sys.argv[1:] if not word.startswith(RESUME)])
+    with stopped_by_signals():
         if begun:
             resume(RunFolder(Path(begun[-1]).expanduser().absolute()), sys.argv[1:])
         else:
             _job()
-        if _failures and SweepFolder.found is None:
-            raise _failures[0]
-    except (PylorusError, HydraException, OmegaConfBaseException) as error:
-        print(f"\nerror: {readable(error)}", file=sys.stderr)
-        code = 1
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+    if _failures and SweepFolder.found is None:
+        raise _failures[0]
+    return 0
+
+
+def _sum_up() -> int:
+    from pylorus.sweep import sum_up
+
+    assert SweepFolder.found is not None
+    return sum_up(SweepFolder.found)
+
+
+def _ended(act: Callable[[], int]) -> int:
+    """Acts; gives its exit code, or the one of what ended it, which is printed."""
+    try:
+        return act()
+    except KeyboardInterrupt as stop:
+        by = f" by {stop}" if str(stop) not in ("", "SIGINT") else ""
+        print(f"\ninterrupted{by}", file=sys.stderr)
         if SweepFolder.found is not None:
             print(f"to go on: the same command with hydra.sweep.dir={SweepFolder.found}", file=sys.stderr)
-        code = INTERRUPTED
-    finally:
-        if SweepFolder.found is not None:
-            from pylorus.sweep import sum_up
+        return INTERRUPTED
+    except Exception as error:
+        words = _words(error)
+        if words is None:
+            raise
+        print(f"\nerror: {words}", file=sys.stderr)
+        return 1
 
-            code = max(code, sum_up(SweepFolder.found))
-    sys.exit(code)
+
+def _words(error: Exception) -> str | None:
+    """What a user can mend, without a traceback; None of all else."""
+    if isinstance(error, PylorusError | HydraException | OmegaConfBaseException):
+        return readable(error)
+    words = refused(error) if isinstance(error, OSError) else None
+    if words is None and SweepFolder.found is not None and not isinstance(error, BrokenPipeError):
+        words = explained_end(error, SweepFolder.found)
+    return words
 
 
 def readable(error: BaseException) -> str:

@@ -44,7 +44,7 @@ class Engine:
     Attributes:
         accelerator: cpu, cuda or mps.
         precision: "32" or "bf16", settled.
-        threads: That compute on a CPU.
+        threads: That compute on a CPU, of all processes of the run on this machine together.
         reasons: Why each of these was chosen, for its user: a sentence a field.
     """
 
@@ -58,9 +58,42 @@ class Engine:
         """Lightning's word for the precision: bf16 for products, 32 bits for weights and sums."""
         return "bf16-mixed" if self.precision == "bf16" else "32-true"
 
+    def take_up(self, *, beside: int = 1) -> None:
+        """Sets this process up to compute so.
+
+        Args:
+            beside: How many processes of the run share this machine's cores.
+        """
+        cv2.setNumThreads(0)
+        torch.set_float32_matmul_precision("high")
+        torch.set_num_threads(max(1, self.threads // beside))
+        if self.accelerator == "cpu":
+            keep_freed_memory()
+
     def computing(self) -> AbstractContextManager[object]:
         """The precision outside of Lightning's loops, the same as in them."""
         return torch.autocast(self.accelerator, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def choose_accelerator(config: TrainerConfig) -> tuple[str, str]:
+    """The accelerator in torch's words (cpu, cuda or mps), and why it was chosen.
+
+    Raises:
+        PylorusError: If what was asked for is not there, or not as often.
+    """
+    there = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    wanted = config.accelerator
+    if wanted != "auto" and not there[wanted]:
+        raise PylorusError(f"trainer.accelerator: found {wanted}, which this machine lacks. Take auto or cpu.")
+    chosen = wanted if wanted != "auto" else next(name for name in ("gpu", "mps", "cpu") if there[name])
+    if chosen == "gpu" and config.devices > torch.cuda.device_count():
+        raise PylorusError(
+            f"trainer.devices: found {config.devices}, but this machine has {torch.cuda.device_count()} GPU(s) to use. "
+            "Take as many, or more machines (trainer.nodes, under SLURM)."
+        )
+    if chosen == "mps" and config.devices > 1:
+        raise PylorusError(f"trainer.devices: found {config.devices}, expected 1: Apple's GPU is one.")
+    return "cuda" if chosen == "gpu" else chosen, "asked for" if wanted != "auto" else "the fastest that is there"
 
 
 def settle_engine(config: TrainerConfig) -> Engine:
@@ -69,25 +102,13 @@ def settle_engine(config: TrainerConfig) -> Engine:
     Raises:
         PylorusError: If the accelerator that was asked for is not there.
     """
-    there = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    wanted = config.accelerator
-    if wanted != "auto" and not there[wanted]:
-        raise PylorusError(f"trainer.accelerator: found {wanted}, which this machine lacks. Take auto or cpu.")
-    chosen = wanted if wanted != "auto" else next(name for name in ("gpu", "mps", "cpu") if there[name])
-    accelerator = "cuda" if chosen == "gpu" else chosen
-    cv2.setNumThreads(0)
-    torch.set_float32_matmul_precision("high")
+    accelerator, why = choose_accelerator(config)
     threads = config.threads or usable_cores()
-    torch.set_num_threads(threads)
-    if accelerator == "cpu":
-        keep_freed_memory()
-    reasons = {"accelerator": "asked for" if wanted != "auto" else "the fastest that is there"}
+    reasons = {"accelerator": why}
     reasons["threads"] = "asked for" if config.threads else f"the cores that this process may use{_shared()}"
     precision, reasons["precision"] = config.precision, "asked for"
     if config.precision == "auto":
-        gain = _bf16_gain(accelerator)
-        precision = "bf16" if gain > 1.3 else "32"
-        reasons["precision"] = f"matrix products run {gain:.1f} times as fast in bf16 as in fp32"
+        precision, reasons["precision"] = fitting_precision(accelerator)
     return Engine(accelerator, precision, threads, reasons)
 
 
@@ -95,16 +116,17 @@ def usable_cores() -> int:
     """How many cores this process may use: fewer than there are in a container, under SLURM, beside other jobs."""
     cores = int(joblib.cpu_count(only_physical_cores=True))
     asked = int(os.environ.get("SLURM_CPUS_PER_TASK", cores))  # SLURM does not bind a job to these everywhere
-    return max(1, min(cores, asked) // _jobs_at_once())
+    return max(1, min(cores, asked) // jobs_at_once())
 
 
-def _jobs_at_once() -> int:
+def jobs_at_once() -> int:
+    """How many jobs of a sweep share this machine."""
     return int(os.environ.get(JOBS_AT_ONCE, "1"))
 
 
 def _shared() -> str:
     """Why a job of several gets fewer threads: two with all cores each are many times slower than two with half."""
-    at_once = _jobs_at_once()
+    at_once = jobs_at_once()
     return f", shared with the sweep's other jobs: {at_once} run at once" if at_once > 1 else ""
 
 
@@ -138,7 +160,13 @@ def environment(engine: Engine) -> dict[str, object]:
     }
 
 
-def _bf16_gain(accelerator: str) -> float:
+def fitting_precision(accelerator: str) -> tuple[str, str]:
+    """The precision that an accelerator does well, "32" or "bf16", and why."""
+    gain = bf16_gain(accelerator)
+    return "bf16" if gain > 1.3 else "32", f"matrix products run {gain:.1f} times as fast in bf16 as in fp32"
+
+
+def bf16_gain(accelerator: str) -> float:
     """How many times as fast a product of matrices is in bf16: measured, since some machines only emulate it."""
     if accelerator == "mps":
         return 0.0

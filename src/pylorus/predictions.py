@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from pylorus.columns import ABOUT
+from pylorus.errors import PylorusError, listing
 from pylorus.evaluation.confusion import confusion_matrix
 from pylorus.files import whole
 
@@ -38,13 +39,18 @@ def prediction_table(
         split: val or test.
 
     Raises:
-        ValueError: If the shapes differ, or a logit is no number.
+        ValueError: If the shapes differ.
+        PylorusError: If a logit is no number; it names the images.
     """
     if logits.shape != (len(rows), len(names)):
         raise ValueError(f"found logits of shape {logits.shape}, expected {(len(rows), len(names))}")
-    if not np.isfinite(logits).all():
-        raise ValueError(
-            f"{int((~np.isfinite(logits)).any(axis=1).sum())} of {len(rows)} images have logits that are no numbers"
+    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(broken):
+        raise PylorusError(
+            f"{len(broken)} of the {len(rows)} images of {split} get logits that are no numbers: the weights or the "
+            "arithmetic broke. Lower optimizer.lr, or take trainer.precision=32.\n"
+            f"It befell these images (split.csv has their files):\n{listing(rows['sample_id'].iloc[broken])}\n"
+            "With other values it is a new run."
         )
     probabilities = softmax(logits.astype(np.float64), axis=1)
     table = pd.DataFrame({"sample_id": rows["sample_id"], "group": rows["group"], "split": split})

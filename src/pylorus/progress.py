@@ -36,6 +36,10 @@ class EpochLine(pl.Callback):
         self.plan = plan
         self._began = 0.0
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """An epoch that goes on in its middle does not begin."""
+        self._began = time.monotonic()
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clock."""
         self._began = time.monotonic()

@@ -4,7 +4,7 @@ import logging
 
 from omegaconf import OmegaConf
 
-from pylorus.choices import workers
+from pylorus.choices import images_a_step, workers
 from pylorus.config import CONF, AugmentConfig, Config, StageConfig
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.input import InputFormat
@@ -17,6 +17,7 @@ from pylorus.model.cut import UncuttableError
 from pylorus.model.features import FeatureDataModule
 from pylorus.model.freeze import depth
 from pylorus.model.prefix import Prefix
+from pylorus.parallel.processes import Processes
 
 log = logging.getLogger(__name__)
 
@@ -43,14 +44,14 @@ def policy_of(stage: StageConfig, default: AugmentConfig) -> AugmentConfig:
 
 
 def serve_images(
-    plan: StagePlan, config: Config, backbone: Backbone, images: Images, engine: Engine
+    plan: StagePlan, config: Config, backbone: Backbone, images: Images, engine: Engine, processes: Processes
 ) -> ImageDataModule:
     """The images of a stage."""
     return ImageDataModule(
         images.table,
         images.catalog.root,
         InputFormat(backbone.image_size, config.data.fit, backbone.interpolation, config.data.crop),
-        batch_size=config.trainer.batch_size,
+        batch_size=images_a_step(config.trainer),
         workers=workers(config, engine)[0],
         policy=policy_of(plan.config, config.augment),
         seed=plan.seed,
@@ -59,6 +60,7 @@ def serve_images(
         validation=images.validation,
         pin_memory=engine.accelerator == "cuda",
         shard_window=config.data.shard_window,
+        processes=processes,
     )
 
 

@@ -1,13 +1,14 @@
 """What ends a run from outside: Ctrl-C, SIGTERM, and SIGUSR1 or SIGUSR2, by which SLURM tells that a job's time is up.
 
-Each ends it at once and cleanly: the state after the last saved epoch lies on disk already. A second signal does not
-wait for the cleaning up.
+Each ends it cleanly: in training after the step that is being computed, whose state is kept, elsewhere at once. A
+second signal does not wait for any of that.
 """
 
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -15,29 +16,77 @@ from typing import Any
 
 from pylorus.errors import INTERRUPTED
 
+IN_SWEEP = "PYLORUS_IN_SWEEP"
+"""The environment variable of a job that a sweep started: its signals are the sweep's affair."""
+MOMENT = 2.0
+"""Seconds within which a job may hear of one signal twice: from whoever sent it to all, and from its sweep."""
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
 
+class Stop:
+    """Whether a run was asked to end, and when it may: at once, or when a step of training is done.
+
+    Attributes:
+        asked: Whether it was.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._waits = False
+
+    def ask(self, name: str) -> None:
+        """Raises a KeyboardInterrupt that says `name`, or leaves that to the end of the step."""
+        self.asked = True
+        if not self._waits:
+            raise KeyboardInterrupt(name)
+
+    def wait_for_step(self) -> None:
+        """From now on who trains looks whether it is asked to end."""
+        self._waits = True
+
+    def at_once(self) -> None:
+        """From now on a signal ends the run where it is; so does one that came meanwhile."""
+        self._waits = False
+        if self.asked:
+            self.now()
+
+    def now(self) -> None:
+        """Ends the run.
+
+        Raises:
+            KeyboardInterrupt: Always.
+        """
+        self._waits = False
+        raise KeyboardInterrupt
+
+
 @contextmanager
-def stopped_by_signals() -> Iterator[None]:
+def stopped_by_signals() -> Iterator[Stop]:
     """Makes a KeyboardInterrupt of the first signal that comes, inside; the second ends the process.
 
-    A job of SLURM that got SIGUSR1 is put back into the queue, unless submitit started it, which does so itself.
+    A job of SLURM that got SIGUSR1 is put back into the queue, unless submitit or a sweep started it, which do
+    so themselves.
     """
     received: list[int] = []
+    asked = Stop()
+    since = 0.0
 
     def stop(number: int, _: FrameType | None) -> None:
+        nonlocal since
+        if received and number != signal.SIGINT and time.monotonic() - since < MOMENT and IN_SWEEP in os.environ:
+            return
         if received:
             os._exit(INTERRUPTED)
         received.append(number)
-        raise KeyboardInterrupt(signal.Signals(number).name)
+        since = time.monotonic()
+        asked.ask(signal.Signals(number).name)
 
     before: dict[signal.Signals, Any] = {}
     try:
         for number in STOPPING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, stop)
-        yield
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -47,7 +96,7 @@ def stopped_by_signals() -> Iterator[None]:
 
 def _requeue() -> None:
     job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
-    if job is None or "SUBMITIT_EXECUTOR" in os.environ:
+    if job is None or "SUBMITIT_EXECUTOR" in os.environ or IN_SWEEP in os.environ:
         return
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
     name = f"{job}_{task}" if task and os.environ.get("SLURM_ARRAY_JOB_ID") else job

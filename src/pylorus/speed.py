@@ -48,7 +48,8 @@ class Speed(pl.Callback):
         """Lightning validates when an epoch's training batches are done."""
         if self._accelerator == "cuda":
             torch.cuda.synchronize()
-        self._training.append(time.monotonic() - self._epoch_began)
+        if self._epoch_began:  # not of an epoch that went on in its middle
+            self._training.append(time.monotonic() - self._epoch_began)
 
     def on_fit_end(self, *_: Any) -> None:
         """Stops the clock of the epochs."""
@@ -66,8 +67,8 @@ class Speed(pl.Callback):
                 "fit_seconds": round(self.fit_seconds, 3),
                 "epochs": len(self._training),
                 "images_per_second": round(self._images / median(steady), 2) if steady else None,
-                "peak_memory_mib": _peak_mib("cpu"),
-                "peak_gpu_memory_mib": _peak_mib("cuda") if self._accelerator == "cuda" else None,
+                "peak_memory_mib": peak_bytes("cpu") // MIB,
+                "peak_gpu_memory_mib": peak_bytes("cuda") // MIB if self._accelerator == "cuda" else None,
             },
         )
 
@@ -82,11 +83,12 @@ def _forget_peak(accelerator: str) -> None:
         return
 
 
-def _peak_mib(accelerator: str) -> int:
+def peak_bytes(accelerator: str) -> int:
+    """The most memory that this process held, of a GPU's or of the machine's."""
     if accelerator == "cuda":
-        return torch.cuda.max_memory_allocated() // MIB
+        return int(torch.cuda.max_memory_allocated())
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) // 1024
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
     except (OSError, StopIteration):
-        return int(psutil.Process().memory_info().rss // MIB)
+        return int(psutil.Process().memory_info().rss)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 PARTS = ("val", "test")
 
@@ -20,6 +21,13 @@ class Trained:
     best_epoch: int
 
 
+class Reached(NamedTuple):
+    """How far a stage came that is not trained yet: so many whole epochs, and so many batches of the next."""
+
+    epochs: int
+    batches: int
+
+
 @dataclass(frozen=True)
 class StageFolder:
     """The files of one stage."""
@@ -33,19 +41,19 @@ class StageFolder:
 
     @property
     def last(self) -> Path:
-        """The state after a whole epoch, from which an interrupted stage goes on."""
+        """The state from which an interrupted stage goes on: after a whole epoch, or in the middle of one."""
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
-    def saved_epochs(self) -> int:
-        """How many epochs are on record: all of a trained stage, else those that `last.ckpt` stands for."""
+    def reached(self) -> Reached:
+        """What is on record: all of a trained stage, else what `last.ckpt` stands for."""
         if self.trained is not None:
-            return self.trained.epochs
+            return Reached(self.trained.epochs, 0)
         if not self.last.is_file():
-            return 0
+            return Reached(0, 0)
         import torch  # only here: a status is read without it
 
-        return int(torch.load(self.last, map_location="meta", weights_only=True)["epoch"]) + 1
+        return Reached(*torch.load(self.last, map_location="meta", weights_only=True)["reached"])
 
     @property
     def chosen(self) -> Path:

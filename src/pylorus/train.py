@@ -8,31 +8,36 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from pylorus.batch_size import settle_batch_size
 from pylorus.begun import as_begun, check_begun
 from pylorus.chance import derived_seed
 from pylorus.choices import choices, tell
-from pylorus.config import Config
+from pylorus.config import Config, TrainerConfig
 from pylorus.console import run_log
 from pylorus.dashboard import Dashboard
-from pylorus.data.prepare import prepare_images
+from pylorus.data.prepare import Images, prepare_images
 from pylorus.deploy.bundle import write_bundle
 from pylorus.errors import INTERRUPTED, PylorusError
 from pylorus.faults import faults_explained
 from pylorus.files import write_json
-from pylorus.machine import environment, settle_engine
-from pylorus.model.backbone import build_backbone
+from pylorus.machine import Engine, environment, settle_engine
+from pylorus.model.backbone import Backbone, build_backbone
 from pylorus.model.classifier import StagePlan
 from pylorus.model.freeze import depth
-from pylorus.model.structure import network_structure
+from pylorus.model.structure import BlockStructure, network_structure
+from pylorus.parallel.processes import ALONE, Processes
+from pylorus.parallel.start import check_shares, train_in_processes
+from pylorus.pipe import ends_quietly
 from pylorus.report.write import write_report
 from pylorus.run_folder import RunFolder
-from pylorus.signals import stopped_by_signals
-from pylorus.stage import check_stages, run_stage
+from pylorus.signals import Stop, stopped_by_signals
+from pylorus.stage import Run, check_stages, run_stage
 from pylorus.stage_table import show_stage
 from pylorus.validation import loaded
 
@@ -48,8 +53,11 @@ def run(folder: RunFolder) -> None:
             print(f"finished before: {folder.path}")
         else:
             folder.clear()
-            with _kept(config, folder), stopped_by_signals(), run_log(folder.path), folder.running(), told():
-                train(config, folder)
+            with _kept(config, folder), stopped_by_signals() as stop, run_log(folder.path), folder.running(), told():
+                if config.trainer.devices * config.trainer.nodes == 1:
+                    train(config, folder, ALONE, stop)
+                else:
+                    train_in_processes(config, folder)
         if config.report and not (folder.path / "report" / "report.html").is_file():
             # Of a finished run: a report that fails takes nothing from it.
             print(f"\nreport: {write_report([folder.path])}")
@@ -68,42 +76,75 @@ def _kept(config: Config, folder: RunFolder) -> Iterator[None]:
         raise
 
 
-def train(config: Config, folder: RunFolder) -> None:
+def train(config: Config, folder: RunFolder, processes: Processes, stop: Stop) -> None:
     """Trains all stages and writes what they give into the folder.
+
+    Args:
+        config: Of the run.
+        folder: Of the run.
+        processes: Who trains: this process, or several that all come here.
+        stop: Whether the run is asked to end.
 
     Raises:
         PylorusError: If something in the user's hands is wrong; the message says what and how to mend it.
     """
     record = folder.path / "environment.json"
-    engine = settle_engine(as_begun(config.trainer, record))
-    images = prepare_images(config, folder)
-    torch.manual_seed(derived_seed(config.seed, "head"))
-    backbone = build_backbone(
-        config.model,
-        classes=len(images.catalog.classes),
-        image_size=config.data.image_size,
-        random_if_unreachable=config.data.kind == "synthetic",
-    )
-    check_begun(record, environment(engine) | {"weights_sha256": backbone.weights_sha256})
-    check_stages(config, backbone)
-    tell(choices(config, engine, backbone.network))
-    learning = {name: depth(backbone.network, stage.learn).learning for name, stage in config.stages.items()}
-    structure = network_structure(backbone.network, image_size=backbone.image_size, learning=learning)
-    write_json(folder.path / "network.json", structure)
-    with Dashboard(config, folder) as dashboard:
+    began = as_begun(config.trainer, record)
+    engine = processes.agreed(lambda: settle_engine(began))
+    engine.take_up(beside=processes.beside)
+    images, config = processes.agreed(lambda: (prepare_images(config, folder), config))
+    backbone = processes.in_turn(lambda: _backbone(config))
+    check_stages(config, backbone, images, processes)
+    config, why = processes.agreed(lambda: _with_batch_size(began, config, backbone, engine, images, processes))
+    if processes.first:
+        found = {"batch_size": config.trainer.batch_size, "weights_sha256": backbone.weights_sha256}
+        check_begun(record, environment(engine) | found)
+        tell(choices(config, engine, backbone.network, why_batch_size=why))
+        write_json(folder.path / "network.json", _structure(config, backbone))
+    with Dashboard(config, folder, shown=processes.first) as dashboard:
+        shared = Run(config, folder, images, backbone, engine, dashboard, processes, stop)
         first_epoch = 0
         for name, stage in config.stages.items():
             plan = StagePlan(name, stage, first_epoch, derived_seed(config.seed, "stage", name))
-            result = run_stage(plan, config, backbone, images, engine, dashboard, folder)
+            result = run_stage(plan, shared)
             show_stage(plan, result)
             first_epoch += result.epochs
-    write_bundle(folder, backbone, images, config, engine)
+    if processes.first:
+        write_bundle(folder, backbone, images, config, engine)
+
+
+def _backbone(config: Config) -> Backbone:
+    torch.manual_seed(derived_seed(config.seed, "head"))
+    return build_backbone(
+        config.model,
+        classes=len(config.data.classes or ()),
+        image_size=config.data.image_size,
+        random_if_unreachable=config.data.kind == "synthetic",
+    )
+
+
+def _with_batch_size(
+    began: TrainerConfig, config: Config, backbone: Backbone, engine: Engine, images: Images, processes: Processes
+) -> tuple[Config, str]:
+    """The configuration with the batch size settled, and why it is so."""
+    # The processes of a CPU share its memory; GPUs each have their own.
+    devices = processes.count if engine.accelerator == "cuda" else 1
+    count = sum(images.of_class("train"))
+    size, why = settle_batch_size(began, config, backbone, engine, images=count, devices=devices)
+    check_shares(size, processes.count)
+    return replace(config, trainer=replace(config.trainer, batch_size=size)), why
+
+
+def _structure(config: Config, backbone: Backbone) -> list[BlockStructure]:
+    learning = {name: depth(backbone.network, stage.learn).learning for name, stage in config.stages.items()}
+    return network_structure(backbone.network, image_size=backbone.image_size, learning=learning)
 
 
 def main() -> None:
     """`python -m pylorus.train FOLDER`: one run in a process of its own."""
     try:
-        run(RunFolder(Path(sys.argv[1])))
+        with ends_quietly():
+            run(RunFolder(Path(sys.argv[1])))
     except PylorusError as error:
         sys.exit(f"\nerror: {error}")
     except KeyboardInterrupt:

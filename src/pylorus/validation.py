@@ -95,13 +95,14 @@ def check_values(config: object, *, path: str = "") -> None:
 
 def _check_value(name: str, value: Any, says: typing.Mapping[str, Any]) -> None:
     choices, low, high = says["choices"], says["low"], says["high"]
-    if choices and value not in choices:
-        raise PylorusError(
-            f'{name}: found "{value}", expected one of {", ".join(choices)}.{did_you_mean(value, choices)}'
-        )
+    span = f"{low} to {high}" if low is not None and high is not None else f"at least {low}"
+    if choices and (low is None or isinstance(value, str)):
+        if value in choices:
+            return
+        known = f"one of {', '.join(choices)}" if low is None else f"{', '.join(choices)} or a number of {span}"
+        raise PylorusError(f'{name}: found "{value}", expected {known}.{did_you_mean(value, choices)}')
     # Written so that nan is refused as well.
     if (low is not None and not value >= low) or (high is not None and not value <= high):
-        span = f"{low} to {high}" if low is not None and high is not None else f"at least {low}"
         raise PylorusError(f"{name}: found {value}, expected {span}.")
 
 

@@ -13,6 +13,7 @@ from pylorus.cache.shard import remove_leftovers
 from pylorus.cache.shard_writer import ShardWriter
 from pylorus.cache.source import InMemory, Source, gather
 from pylorus.errors import PylorusError
+from pylorus.parallel.processes import Processes
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Filling:
         places: Where each distinct record first stands in the request, shape (distinct records,).
         budget_bytes: Most bytes of everything below the root.
         memory_bytes: Most bytes of records to hold in memory, for messages.
+        processes: Who works on them; each computes its share, and all come to each step here.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Filling:
         places: NDArray[np.intp],
         budget_bytes: int,
         memory_bytes: int,
+        processes: Processes,
     ) -> None:
         self._address = address
         self._source = source
@@ -55,6 +58,7 @@ class Filling:
         self._places = places
         self._budget_bytes = budget_bytes
         self._memory_bytes = memory_bytes
+        self._processes = processes
         self._lock = Lock(address.root, address.name)
         self._writer: ShardWriter | None = None
 
@@ -67,20 +71,42 @@ class Filling:
             Exception: What `compute` raises.
         """
         folder = self._address.folder
-        self._lock.acquire(watched=folder, holder=f"computing {self._address.kind}")
+        if self._processes.first:  # on behalf of all
+            self._lock.acquire(watched=folder, holder=f"computing {self._address.kind}")
         try:
-            gather(self._source, folder, remove_damaged=self._lock.held)
-            missing = self._source.missing
+            missing = self._processes.agreed(self._missing)
             if len(missing):
                 self._open_writer(missing)
-                self._compute(compute, missing)
-                gather(self._source, folder)
+                self._compute_share(compute, missing)
+            gather(self._source, folder)
+            self._processes.wait()  # whoever waits for the lock might make room of what is being read here
         finally:
             self._close_writer()
             self._lock.release()
         if len(self._source.missing):
-            raise PylorusError(f"{folder}: records vanished as soon as they were written. Start the run again.")
+            shared = " All machines of a run need one cache.folder that each of them sees." * self._processes.several
+            raise PylorusError(f"{folder}: records vanished as soon as they were written.{shared} Start the run again.")
         return len(missing)
+
+    def _missing(self) -> NDArray[np.intp]:
+        gather(self._source, self._address.folder, remove_damaged=self._lock.held)
+        return self._source.missing
+
+    def _compute_share(self, compute: Compute, missing: NDArray[np.intp]) -> None:
+        """Computes what falls to this process; all of it where the others can't hand theirs over by disk."""
+        share = missing[self._processes.mine] if self._writer is not None else missing
+        failed: DoesNotFitError | None = None
+        try:
+            self._compute(compute, share)
+        except DoesNotFitError as error:
+            failed = error
+        failed_somewhere, in_memory_somewhere = self._processes.any(failed is not None, self._writer is None)
+        if failed_somewhere:
+            raise failed or DoesNotFitError(f"The {self._address.kind} had no room in another process of the run.")
+        if in_memory_somewhere and self._processes.several:
+            self._close_writer()
+            gather(self._source, self._address.folder)
+            self._compute(compute, self._source.missing)
 
     def _compute(self, compute: Compute, missing: NDArray[np.intp]) -> None:
         places: list[int] = self._places[missing].tolist()
@@ -107,21 +133,27 @@ class Filling:
 
     def _open_writer(self, missing: NDArray[np.intp]) -> None:
         """Starts writing if there is room on disk; if there is none the memory has to do."""
-        root, folder, kind = self._address.root, self._address.folder, self._address.kind
-        need = len(missing) * self._address.record_bytes
+        folder, need = self._address.folder, len(missing) * self._address.record_bytes
+        reason = self._processes.agreed(lambda: self._made_room(missing))
+        if reason is not None:
+            self._leave_disk(reason)
+            return
+        log.debug(
+            "Computing %d records of %s (%s) into %s.", len(missing), self._address.kind, readable_size(need), folder
+        )
+        self._writer = ShardWriter(folder, self._address.record_bytes, shard_bytes=SHARD_BYTES)
+
+    def _made_room(self, missing: NDArray[np.intp]) -> str | None:
+        """Makes room on disk; says why there is none."""
+        folder, need = self._address.folder, len(missing) * self._address.record_bytes
         indices = sum(len(self._names[number].encode()) + 4 for number in missing) + 1024 * (1 + need // SHARD_BYTES)
         try:
             self._address.prepare()
             if self._lock.held:
                 remove_leftovers(folder)
-            reason = make_room(root, folder, need=need + indices, budget=self._budget_bytes)
+            return make_room(self._address.root, folder, need=need + indices, budget=self._budget_bytes)
         except OSError as error:
-            reason = f"{folder} can't be written to: {error}."
-        if reason is not None:
-            self._leave_disk(reason)
-            return
-        log.debug("Computing %d records of %s (%s) into %s.", len(missing), kind, readable_size(need), folder)
-        self._writer = ShardWriter(folder, self._address.record_bytes, shard_bytes=SHARD_BYTES)
+            return f"{folder} can't be written to: {error}."
 
     def _leave_disk(self, reason: str) -> None:
         """Goes on in memory, if the records fit there.
@@ -143,7 +175,8 @@ class Filling:
         if self._writer is not None:
             self._writer.discard()
             self._writer = None
-            release_room(self._address.folder)
+            if self._processes.first:
+                release_room(self._address.folder)
 
 
 def _checked(blocks: Iterable[NDArray[np.uint8]], count: int, record_bytes: int) -> Iterator[NDArray[np.uint8]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pylorus.cache.store import Compute, DoesNotFitError, Records, RecordStore
 from pylorus.config import CacheConfig
+from pylorus.parallel.processes import ALONE, Processes
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +21,7 @@ def kept_records(
     kind: str,
     key: Mapping[str, object],
     record_bytes: int,
+    processes: Processes = ALONE,
 ) -> Records | None:
     """The records of `names`, found or computed and kept; None where they have no room, which is logged.
 
@@ -30,6 +32,7 @@ def kept_records(
         kind: "features" or "images": the folder of such stores.
         key: All that a record's content depends on besides its name.
         record_bytes: Bytes of one record.
+        processes: Who asks for the same records at the same time: each computes its share of what is missing.
     """
     store = RecordStore(
         Path(settings.folder),
@@ -39,7 +42,8 @@ def kept_records(
         budget_bytes=int(settings.budget_gib * GIB),
     )
     try:
-        return store.records(names, compute, memory_bytes=int(settings.memory_gib * GIB))
+        memory = int(settings.memory_gib * GIB) // processes.beside
+        return store.records(names, compute, memory_bytes=memory, processes=processes)
     except DoesNotFitError as error:
         log.warning("%s\nThe run goes on without: they are computed anew each time.", error)
         return None

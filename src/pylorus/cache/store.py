@@ -15,6 +15,7 @@ from pylorus.cache.address import Address
 from pylorus.cache.filling import Compute, DoesNotFitError, Filling
 from pylorus.cache.records import Records
 from pylorus.cache.source import InMemory, OnDisk, Source, gather
+from pylorus.parallel.processes import ALONE, Processes
 
 __all__ = ["Compute", "DoesNotFitError", "RecordStore", "Records"]
 
@@ -45,13 +46,17 @@ class RecordStore:
         self._budget_bytes = budget_bytes
         self.folder = self._address.folder
 
-    def records(self, names: Sequence[str], compute: Compute, *, memory_bytes: int) -> Records:
+    def records(
+        self, names: Sequence[str], compute: Compute, *, memory_bytes: int, processes: Processes = ALONE
+    ) -> Records:
         """The records of `names`; those that are not found are computed and kept.
 
         Args:
             names: One a record. Where a name comes twice, one record serves both.
-            compute: Computes missing records; see `Compute`. It is called once, or not at all.
+            compute: Computes missing records; see `Compute`. It is called once, or not at all; in every process, or in
+                none.
             memory_bytes: Most bytes of records to hold in memory; more than that stay on disk and are mapped.
+            processes: Who asks for the same names at the same time: each computes its share of what is missing.
 
         Raises:
             DoesNotFitError: If the missing records have no room on disk, nor all records in `memory_bytes`.
@@ -69,7 +74,7 @@ class RecordStore:
             source = OnDisk(numbers, self._address.record_bytes, self._address.root, self._address.name)
         gather(source, self.folder)
         computed = 0
-        if len(source.missing):
+        if any(processes.any(len(source.missing) > 0)):
             filling = Filling(
                 self._address,
                 source,
@@ -77,6 +82,7 @@ class RecordStore:
                 places=np.unique(rows, return_index=True)[1],
                 budget_bytes=self._budget_bytes,
                 memory_bytes=memory_bytes,
+                processes=processes,
             )
             computed = filling.run(compute)
         return Records(source, rows, kept=len(numbers) - computed, computed=computed)

@@ -17,6 +17,7 @@ from pylorus.data.dataset import Batch, ImageDataset, as_is
 from pylorus.data.input import InputFormat, kept_images
 from pylorus.data.order import Draw, EpochBatches, EpochOrder, Windows
 from pylorus.data.shards import Shards
+from pylorus.parallel.processes import ALONE, Processes
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -37,6 +38,7 @@ class ImageDataModule(pl.LightningDataModule):
         validation: str = "val",
         pin_memory: bool = False,
         shard_window: int | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         """Takes a split table and how to serve it.
 
@@ -44,7 +46,8 @@ class ImageDataModule(pl.LightningDataModule):
             table: Rows of `pylorus.data.split.split`.
             root: What the table's paths lie below.
             form: How a file becomes the network's input.
-            batch_size: Images a step in training; twice as many in evaluation, which keeps no gradients.
+            batch_size: Images a step in training, of all processes; twice as many in evaluation, which keeps no
+                gradients.
             workers: Processes that decode; 0 for none but this one.
             policy: The augmentation of the training images.
             seed: Of order and augmentation; another one for each stage.
@@ -53,6 +56,7 @@ class ImageDataModule(pl.LightningDataModule):
             validation: The part to validate on: val, or test where the study's own protocol is repeated.
             pin_memory: Whether batches go to a GPU.
             shard_window: Shards whose training images are shuffled into one another; None: all.
+            processes: Each serves its share of every batch.
         """
         super().__init__()
         self._table = table.reset_index(drop=True)
@@ -62,9 +66,9 @@ class ImageDataModule(pl.LightningDataModule):
         self._places = {part: chosen.index.to_numpy(dtype=np.int64) for part, chosen in rows.items()}
         self.root, self.form, self.policy, self.seed = root, form, policy, seed
         self.batch_size, self.workers, self.pin_memory = batch_size, workers, pin_memory
-        self.views, self.shard_window, self._cache = views, shard_window, cache
-        self.first_epoch = 0
-        """Where training goes on: Lightning has workers begin to read before it sets the epoch itself."""
+        self.views, self.shard_window, self._cache, self.processes = views, shard_window, cache, processes
+        self.begun = (0, 0)
+        """Epoch and batch where training goes on: Lightning has workers begin to read before it sets the epoch."""
         self._datasets: dict[str, ImageDataset] = {}
         self._decoded: Records | None = None
         self._looked = False
@@ -81,7 +85,8 @@ class ImageDataModule(pl.LightningDataModule):
     def dataset(self, part: str) -> ImageDataset:
         """The images of a part; with the first part that is asked for, all images are decoded where that pays."""
         if not self._looked:
-            self._decoded, self._looked = kept_images(self._table, self.root, self.form, self._cache), True
+            self._looked = True
+            self._decoded = kept_images(self._table, self.root, self.form, self._cache, self.processes)
         if part not in self._datasets:
             kept = self._decoded.chosen(self._places[part]) if self._decoded is not None else None
             self._datasets[part] = ImageDataset(
@@ -96,9 +101,9 @@ class ImageDataModule(pl.LightningDataModule):
             order = EpochOrder(
                 images, seed=self.seed, augmented=self.augments, views=self.views, windows=self._windows(part)
             )
-            order.set_epoch(self.first_epoch)
-            return EpochBatches(order, self.batch_size)
-        return EpochBatches(EpochOrder(images, seed=None), 2 * self.batch_size)
+            order.set_epoch(self.begun[0])
+            return EpochBatches(order, self.batch_size, processes=self.processes, begun=self.begun[1])
+        return EpochBatches(EpochOrder(images, seed=None), 2 * self.batch_size, processes=self.processes)
 
     def _windows(self, part: str) -> Windows | None:
         """The shards that training walks through, where it is to."""

@@ -19,6 +19,7 @@ from pylorus.data.content import Place, Root
 from pylorus.data.field import crop_to_field
 from pylorus.data.image import POLICY_VERSION, RGB, fit, read
 from pylorus.data.shards import Shards
+from pylorus.parallel.processes import ALONE, Processes
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,9 @@ class InputFormat:
             return np.stack(list(pool.map(self.read, paths)))
 
 
-def kept_images(table: pd.DataFrame, root: Root, form: InputFormat, settings: CacheConfig) -> Records | None:
+def kept_images(
+    table: pd.DataFrame, root: Root, form: InputFormat, settings: CacheConfig, processes: Processes = ALONE
+) -> Records | None:
     """The fitted images of a table's rows, each decoded once for all runs; None where that is not wanted or no gain.
 
     They are the very arrays that reading the files would give.
@@ -84,6 +87,7 @@ def kept_images(table: pd.DataFrame, root: Root, form: InputFormat, settings: Ca
         root: What the paths lie below.
         form: How a file becomes the network's input.
         settings: What may be kept, and where.
+        processes: Each decodes its share.
 
     Raises:
         UnreadableImageError: Names the first file that gives no image.
@@ -103,5 +107,11 @@ def kept_images(table: pd.DataFrame, root: Root, form: InputFormat, settings: Ca
             yield block.reshape(len(block), -1)
 
     return kept_records(
-        settings, list(table["sha256"]), decode, kind="images", key=form.key(), record_bytes=form.size**2 * 3
+        settings,
+        list(table["sha256"]),
+        decode,
+        kind="images",
+        key=form.key(),
+        record_bytes=form.size**2 * 3,
+        processes=processes,
     )

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from pylorus.chance import derived_seed
+from pylorus.parallel.processes import ALONE, Processes
 
 
 class Windows(NamedTuple):
@@ -83,18 +84,31 @@ class EpochOrder(Sampler[Draw]):
 
 
 class EpochBatches(Sampler[list[Draw]]):
-    """Batches of an order; a single image left over joins the last batch, since batch norm can't learn from one."""
+    """Batches of an order, or this process's share of each.
 
-    def __init__(self, sampler: EpochOrder, batch_size: int) -> None:
-        self.sampler, self.batch_size = sampler, batch_size
+    A single image left over joins the last batch, since batch norm can't learn from one; so do images that are too few
+    for every process to get one.
+
+    Args:
+        sampler: The order.
+        batch_size: Images a step, of all processes together.
+        processes: Who shares each batch.
+        begun: In the first epoch that is walked through, so many batches were served before an interruption.
+    """
+
+    def __init__(self, sampler: EpochOrder, batch_size: int, *, processes: Processes = ALONE, begun: int = 0) -> None:
+        self.sampler, self.batch_size, self._processes = sampler, batch_size, processes
+        self._begun, self._begun_epoch = begun, sampler.epoch
 
     def __len__(self) -> int:
         full, left = divmod(len(self.sampler), self.batch_size)
-        return max(1, full + (left > (1 if self.batch_size > 1 else 0)))
+        return max(1, full + (left >= max(2 if self.batch_size > 1 else 1, self._processes.count)))
 
     def __iter__(self) -> Iterator[list[Draw]]:
         draws = list(self.sampler)
-        for number in range(len(self)):
+        first = self._begun if self.sampler.epoch == self._begun_epoch else 0
+        for number in range(first, len(self)):
             last = number == len(self) - 1
             start = number * self.batch_size
-            yield draws[start:] if last else draws[start : start + self.batch_size]
+            batch = draws[start:] if last else draws[start : start + self.batch_size]
+            yield batch[self._processes.mine]

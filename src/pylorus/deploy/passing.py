@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pylorus.choices import workers
+from pylorus.choices import images_a_step, workers
 from pylorus.config import AugmentConfig, Config
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.input import InputFormat
@@ -18,8 +18,8 @@ from pylorus.deploy.network import laid_out, logits_and_features
 from pylorus.machine import Engine
 from pylorus.model.backbone import Backbone
 
-MOST_IMAGES = 5000
-"""Of each part: a class's mean and a threshold's quantile are known by then; the rest would only take time."""
+MOST_IMAGES = {"train": 1000, "val": 5000, "test": 5000}
+"""Of each part: classes' means and a threshold's quantile are known by then; the rest would only take time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +42,13 @@ class Passed:
 def pass_over(
     backbone: Backbone, form: InputFormat, images: Images, config: Config, engine: Engine
 ) -> dict[str, Passed]:
-    """What the network says of train, val and test images, none of them augmented, at most `MOST_IMAGES` of each."""
+    """What the network says of train, val and test images, none of them augmented, at most `MOST_IMAGES` of them."""
+    size = images_a_step(config.trainer)
     served = ImageDataModule(
         images.table,
         images.catalog.root,
         form,
-        batch_size=config.trainer.batch_size,
+        batch_size=size,
         workers=workers(config, engine)[0],
         policy=AugmentConfig(),
         seed=0,
@@ -60,9 +61,9 @@ def pass_over(
 
     def passed(part: str) -> Passed:
         total = len(served.parts[part])
-        rows = np.linspace(0, total - 1, min(total, MOST_IMAGES)).round().astype(np.int64)
-        size = 2 * config.trainer.batch_size
-        batches = [[Draw(int(row), None) for row in rows[at : at + size]] for at in range(0, len(rows), size)]
+        rows = np.linspace(0, total - 1, min(total, MOST_IMAGES[part])).round().astype(np.int64)
+        starts = range(0, len(rows), 2 * size)
+        batches = [[Draw(int(row), None) for row in rows[at : at + 2 * size]] for at in starts]
         found = [_said(network, (batch.image.to(device).float() - mean) / std) for batch in served.serve(part, batches)]
         return Passed(
             rows=rows,
@@ -71,7 +72,7 @@ def pass_over(
             features=torch.cat([features for _, features in found]),
         )
 
-    parts = {part: passed(part) for part in ("train", "val", "test")}
+    parts = {part: passed(part) for part in MOST_IMAGES}
     network.to("cpu")
     return parts
 

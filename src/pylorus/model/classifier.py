@@ -8,7 +8,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -21,6 +21,7 @@ from pylorus.model.cut import Cut
 from pylorus.model.features import FeatureBatch
 from pylorus.model.schedule import build_optimizer, build_schedule
 from pylorus.model.tally import FirstBroken, Tally
+from pylorus.parallel.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Classifier(pl.LightningModule):
         *,
         images_of_class: Sequence[int] | None = None,
         channels_last: bool = True,
+        processes: Processes = ALONE,
     ) -> None:
         """Takes what a stage needs.
 
@@ -68,6 +70,7 @@ class Classifier(pl.LightningModule):
             loss: The loss; "balanced" needs `images_of_class`.
             images_of_class: Training images of each class.
             channels_last: How tensors lie in memory; the numbers are the same.
+            processes: Each of which computes its share of a batch.
         """
         super().__init__()
         self.strict_loading = False  # checkpoints lack what is frozen; what must be in them is checked here
@@ -75,9 +78,10 @@ class Classifier(pl.LightningModule):
         self.network = backbone.network.to(memory_format=self.memory_format)
         self.cut: Cut | None = None
         """The network in two parts, where features are served in the images' place."""
-        self.sample_ids: NDArray[np.str_] | None = None
-        """Of the training images, by row: for the message where a loss breaks."""
-        self._broken = FirstBroken()
+        self.sample_ids: dict[str, NDArray[np.str_]] = {}
+        """Of the images of train and val, by row: for the message where a loss breaks."""
+        self._broken = {"train": FirstBroken(), "val": FirstBroken()}
+        self.processes = processes
         self.names, self.plan, self.optimizer_config, self.loss_config = tuple(names), plan, optimizer, loss
         self.register_buffer("mean", 255 * torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
@@ -122,18 +126,22 @@ class Classifier(pl.LightningModule):
             self.network.compile()
 
     def on_train_batch_start(self, batch: Batch | FeatureBatch, batch_idx: int) -> None:
-        """Dropout's chance is one of seed, epoch and step, so that a resumed run draws what it would have drawn."""
-        torch.manual_seed(derived_seed(self.plan.seed, "step", self.current_epoch, batch_idx))
+        """Dropout's chance is one of seed, epoch and step, so that a resumed run draws what it would have drawn.
+
+        Each process draws for its own images.
+        """
+        mine = (self.processes.index,) if self.processes.index else ()
+        torch.manual_seed(derived_seed(self.plan.seed, "step", self.current_epoch, batch_idx, *mine))
 
     def training_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
         loss = self._step(batch, "train_part")
-        self._broken.look(loss, batch.row, batch_idx)
+        self._broken["train"].look(loss, batch.row, batch_idx)
         return loss
 
     def validation_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> None:
         """Gathers a batch's loss and decisions."""
-        self._step(batch, "val_part")
+        self._broken["val"].look(self._step(batch, "val_part"), batch.row, batch_idx)
 
     def predict_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Rows (batch,) and logits (batch, classes)."""
@@ -143,13 +151,14 @@ class Classifier(pl.LightningModule):
         """Logs the epoch: Lightning validates when its training batches are done, so both tallies are complete.
 
         Raises:
-            PylorusError: If the loss is no number any more.
+            PylorusError: If a loss is no number any more.
         """
         name, monitor = self.plan.name, self.plan.config.monitor
         found = self._tally("train_part").take(f"{name}/train", self.names)
         found |= self._tally("val_part").take(f"{name}/val", self.names)
-        if not np.isfinite(found[f"{name}/train/loss"]):
-            raise PylorusError(self._loss_broke())
+        for part in ("train", "val"):
+            if not np.isfinite(found[f"{name}/{part}/loss"]):
+                raise PylorusError(self._loss_broke(part))
         found[f"{name}/lr"] = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
         # "step" is Lightning's word for a logger's axis: epochs over the whole run, so that stages follow each other.
         self.log_dict({**found, "step": float(self.plan.first_epoch + self.current_epoch + 1)})
@@ -159,12 +168,14 @@ class Classifier(pl.LightningModule):
         if isinstance(schedule, ReduceLROnPlateau) and not self.trainer.sanity_checking:
             schedule.step(found[chosen])
 
-    def _loss_broke(self) -> str:
-        name, rows = self.plan.name, self._broken.rows()
-        ids = [f"row {row}" if self.sample_ids is None else self.sample_ids[row] for row in rows]
+    def _loss_broke(self, part: str) -> str:
+        name, known = self.plan.name, self.sample_ids.get(part)
+        rows = [row for mine in self.processes.gathered(self._broken[part].rows()) for row in mine]
+        ids = [f"row {row}" if known is None else known[row] for row in rows]
+        loss = "the training loss" if part == "train" else "the validation loss, and not yet the training loss,"
         first = f"It broke first in the batch of these images (split.csv has their files):\n{listing(ids)}\n"
         return (
-            f"the training loss of stage {name} is no number any more in epoch {self.current_epoch + 1}. "
+            f"{loss} of stage {name} is no number any more in epoch {self.current_epoch + 1}. "
             f"Lower optimizer.lr or stages.{name}.lr, or take trainer.precision=32.\n{first if ids else ''}"
             "With other values it is a new run; this one would break again at the same place."
         )
@@ -226,7 +237,20 @@ class Classifier(pl.LightningModule):
         )
         loss = losses.sum() / weights.sum()
         self._tally(part).add(loss, weights.sum(), logits, batch.label)
-        return loss
+        if part == "val_part" or not self.processes.several:
+            return loss
+        # Gradients are averaged over processes: so scaled, their mean is the gradient of the whole batch's mean loss.
+        whole = weights.sum()
+        distributed.all_reduce(whole)
+        return losses.sum() * self.processes.count / whole
+
+    def gathered(self) -> dict[str, Tensor]:
+        """What was gathered of this epoch's training batches, over all processes."""
+        return self._tally("train_part").gathered(self.processes)
+
+    def take_gathered(self, sums: Mapping[str, Tensor]) -> None:
+        """Goes on from what was gathered before an interruption."""
+        self._tally("train_part").take_gathered(sums)
 
     def _tally(self, part: str) -> Tally:
         tally = self.tallies[part]

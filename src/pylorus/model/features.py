@@ -106,6 +106,7 @@ class FeatureDataModule(pl.LightningDataModule):
             kind="features",
             key={**prefix.key(), "input": served.form.key()},
             record_bytes=prefix.record_bytes,
+            processes=served.processes,
         )
         self.seconds = time.monotonic() - began
         if self._records is not None:
@@ -136,11 +137,13 @@ class FeatureDataModule(pl.LightningDataModule):
 
     def _compute(self, missing: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
         """The records at some places, in batches of evaluation."""
+        for part in PARTS:
+            self.served.dataset(part)  # decoded by all processes together, also by one that has nothing to compute
         places = [(part, draw) for part in PARTS for draw in self._draws[part]]
         with tqdm(total=len(missing), desc=f"{self._name} features", leave=False, disable=self._silent) as bar:
             for part, chosen in groupby((places[place] for place in missing), key=lambda place: place[0]):
                 draws = [draw for _, draw in chosen]
-                size = 2 * self.served.batch_size
+                size = max(1, 2 * self.served.batch_size // self.served.processes.count)
                 for batch in self.served.serve(part, [draws[at : at + size] for at in range(0, len(draws), size)]):
                     yield self._prefix.packed(batch.image)
                     bar.update(len(batch.row))

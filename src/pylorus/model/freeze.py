@@ -90,6 +90,10 @@ class Freeze(pl.Callback):
         """Before the optimiser is made, and before the model is wrapped for several GPUs."""
         self._still = apply(_network(pl_module), self.learn).still
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """An epoch that goes on in its middle does not begin."""
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sets every module's mode: Lightning leaves each as the stage before left it."""
         set_modes(_network(pl_module), self._still)

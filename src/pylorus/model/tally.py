@@ -1,6 +1,6 @@
 """What is gathered of an epoch on the device, without waiting for it: loss, decisions, and where a loss broke."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pylorus.evaluation.confusion import class_indices, overall_indices
+from pylorus.parallel.processes import Processes
 
 CLASS_METRICS = ("precision", "sensitivity", "f1")
 
@@ -40,6 +41,19 @@ class Tally(nn.Module):
         self.loss.reset()
         self.confusion.reset()
         return found
+
+    def gathered(self, processes: Processes) -> dict[str, Tensor]:
+        """The sums of all processes, to go on from."""
+        parts = processes.gathered({name: value.cpu() for name, value in self._sums().items()})
+        return {name: sum((part[name] for part in parts[1:]), parts[0][name]) for name in parts[0]}
+
+    def take_gathered(self, sums: Mapping[str, Tensor]) -> None:
+        """Goes on from sums."""
+        for name, value in self._sums().items():
+            value.copy_(sums[name])
+
+    def _sums(self) -> dict[str, Tensor]:
+        return {"loss": self.loss.mean_value, "weight": self.loss.weight, "confusion": self.confusion.confmat}
 
 
 class FirstBroken:

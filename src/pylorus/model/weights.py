@@ -5,6 +5,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,51 @@ SPARE = ("AuxLogits.",)
 
 class HubUnreachableError(PylorusError):
     """The weights are not on this machine and the hub does not answer."""
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """Where an architecture's weights lie on the hub, and what they are called here.
+
+    Attributes:
+        name: timm's name of the weights, with its tag: that of the file that is brought.
+        repository: Of the hub.
+        file: In the repository.
+    """
+
+    name: str
+    repository: str
+    file: str
+
+    def kept(self) -> Path | None:
+        """The file in the hub's cache on this machine; None where it is not. Asks no network."""
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(self.repository, self.file)
+        return Path(cached) if isinstance(cached, str) else None
+
+    def how_to_bring(self, folder: str = "PATH") -> str:
+        """Which file to fetch, from where, and what to do with it on a machine without a network."""
+        brought = f"{folder}/{self.name}.safetensors"
+        return (
+            f"fetch {self.file} of the Hugging Face repository {self.repository}, save it as "
+            f"{self.name}.safetensors, bring it here and add model.weights={brought}."
+        )
+
+
+def hub_file(cfg: Mapping[str, Any]) -> HubFile:
+    """Where the hub keeps the weights that timm's `cfg` describes.
+
+    Raises:
+        PylorusError: If timm knows none there.
+    """
+    repository = cfg.get("hf_hub_id")
+    if not repository:
+        raise PylorusError(
+            f"model.weights: timm knows no weights on the hub for {cfg.get('architecture')}. Give a file or none."
+        )
+    name = ".".join(part for part in (cfg.get("architecture"), cfg.get("tag")) if part)
+    return HubFile(name, repository, cfg.get("hf_hub_filename") or "model.safetensors")
 
 
 def weights_file(weights: str, cfg: Mapping[str, Any]) -> Path | None:
@@ -52,27 +98,21 @@ def _from_hub(cfg: Mapping[str, Any]) -> Path:
     Raises:
         HubUnreachableError: Within 15 seconds; the message says which file to bring.
     """
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download
 
-    repository, file = cfg.get("hf_hub_id"), cfg.get("hf_hub_filename") or "model.safetensors"
-    if not repository:
-        raise PylorusError(
-            f"model.weights: timm knows no weights on the hub for {cfg.get('architecture')}. Give a file or none."
-        )
-    cached = try_to_load_from_cache(repository, file)
-    if isinstance(cached, str):
-        return Path(cached)
-    why = _why_unreachable(repository, file)
+    found = hub_file(cfg)
+    cached = found.kept()
+    if cached is not None:
+        return cached
+    why = _why_unreachable(found.repository, found.file)
     if why is None:
         try:
-            return Path(hf_hub_download(repository, file))
+            return Path(hf_hub_download(found.repository, found.file))
         except Exception as error:
             why = str(error)
-    name = ".".join(part for part in (cfg.get("architecture"), cfg.get("tag")) if part)
     raise HubUnreachableError(
-        f"the weights of {name} are not on this machine, and the hub does not answer ({why.strip().splitlines()[0]}).\n"
-        f"Where there is a network, fetch {file} of the Hugging Face repository {repository}, save it as "
-        f"{name}.safetensors, bring it here and add model.weights=PATH/{name}.safetensors. "
+        f"the weights of {found.name} are not on this machine, and the hub does not answer "
+        f"({why.strip().splitlines()[0]}).\nWhere there is a network, {found.how_to_bring()} "
         "For random weights: model.weights=none."
     )
 
@@ -98,6 +138,15 @@ def _why_unreachable(repository: str, file: str) -> str | None:
 
 def load_weights(network: Any, file: Path) -> None:
     """Fills the network from a file; every key must find its place, those of the classifier excepted.
+
+    Raises:
+        PylorusError: If the file can't be read as tensors, or a key is missing, unknown or of another shape.
+    """
+    network.load_state_dict(fitting_tensors(network, file), strict=False)
+
+
+def fitting_tensors(network: Any, file: Path) -> dict[str, torch.Tensor]:
+    """What a file holds for the network, by the network's names, without the classifier.
 
     Raises:
         PylorusError: If the file can't be read as tensors, or a key is missing, unknown or of another shape.
@@ -129,9 +178,7 @@ def load_weights(network: Any, file: Path) -> None:
             f"({getattr(network, 'pretrained_cfg', {}).get('architecture')}).\n{details}\n"
             "Is it the file of this very architecture? See model.name."
         )
-    network.load_state_dict(
-        {name: tensor for name, tensor in given.items() if _fits(name, wanted, heads)}, strict=False
-    )
+    return {name: tensor for name, tensor in given.items() if _fits(name, wanted, heads)}
 
 
 def _fits(name: str, wanted: Mapping[str, torch.Tensor], heads: tuple[str, ...]) -> bool:

@@ -239,8 +239,9 @@ def _training(run: SavedRun) -> str:
     ]
     if not stages:
         return ""
+    size = run.environment.get("batch_size", run.setting("trainer.batch_size"))
     return (
         f"{'; '.join(stages)}; {run.setting('optimizer.name')}, learning rate {run.setting('optimizer.lr')}, batches "
-        f"of {run.setting('trainer.batch_size')}, augmentation {run.setting('augment.name')}, "
+        f"of {size}, augmentation {run.setting('augment.name')}, "
         f"seed {run.setting('seed')}"
     )

@@ -26,14 +26,15 @@ def give_fonts(figure: Figure) -> None:
     """Gives texts of a figure that need other letters a font that has them; says so where there is none."""
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
-        if not _drawn_by_own(text.get_text()):
+        if not drawn_by_own(text.get_text()):
             font = _wider_font()
             if font is not None:
                 text.set_fontfamily([OWN, font])
                 text.set_fontweight("normal")  # it may have no other
 
 
-def _drawn_by_own(words: str) -> bool:
+def drawn_by_own(words: str) -> bool:
+    """Whether matplotlib's own font has all these letters."""
     # Latin letters need no look into the font.
     return max(map(ord, words), default=0) < 0x250 or _own_letters().issuperset(map(ord, words))
 
@@ -47,7 +48,7 @@ def _own_letters() -> frozenset[int]:
 @cache
 def _wider_font() -> str | None:
     """Name of a font with many more letters; matplotlib is told of it, since its own list may be older."""
-    found = _by_preference(Path(path) for path in font_manager.findSystemFonts())
+    found = wider_font_file()
     if found is None:
         log.warning(
             "No font on this machine draws these names of classes: figures show boxes. Install Noto Sans CJK "
@@ -56,6 +57,11 @@ def _wider_font() -> str | None:
         return None
     font_manager.fontManager.addfont(found)
     return str(font_manager.get_font(found).family_name)
+
+
+def wider_font_file() -> Path | None:
+    """A font's file on this machine that knows Chinese, Japanese or Korean; None where there is none."""
+    return _by_preference(Path(path) for path in font_manager.findSystemFonts())
 
 
 def _by_preference(paths: Iterable[Path]) -> Path | None:

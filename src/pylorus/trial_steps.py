@@ -1,0 +1,106 @@
+"""Steps of training on noise, to find out what they take: `python -m pylorus.trial_steps`, which `batch_size` talks to.
+
+Lines of JSON come in and go out. The first one says what to train and is answered by the bytes that are free; each
+further one is a number of images, answered by the peak of memory and the seconds of a step, or by nothing in braces
+where it did not fit.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torch.nn import functional
+
+from pylorus.config import LossConfig, ModelConfig, OptimizerConfig, StageConfig
+from pylorus.faults import out_of_memory
+from pylorus.machine import Engine
+from pylorus.memory import free_memory
+from pylorus.model.backbone import build_backbone
+from pylorus.model.classifier import Classifier, StagePlan
+from pylorus.model.freeze import apply, set_modes
+from pylorus.model.schedule import build_optimizer
+from pylorus.speed import peak_bytes
+
+
+def main() -> None:
+    """Answers until nobody asks any more."""
+    with suppress(OSError):  # where memory is short, this process goes first
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what others print is no answer
+    step = _prepared(json.loads(sys.stdin.readline()), answers)
+    for line in sys.stdin:
+        try:
+            _say(answers, step(int(line)))
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            _say(answers, {})
+            return
+
+
+def _prepared(request: dict[str, Any], answers: TextIO) -> Callable[[int], dict[str, float]]:
+    """Builds what is to be trained; gives what does a step of so many images."""
+    engine = Engine(**request["engine"], reasons={})
+    free = torch.cuda.mem_get_info()[0] if engine.accelerator == "cuda" else free_memory()
+    engine.take_up()
+    backbone = build_backbone(
+        ModelConfig(**request["model"]), classes=request["classes"], image_size=request["image_size"]
+    )
+    stage, optimizing = StageConfig(**request["stage"]), OptimizerConfig(**request["optimizer"])
+    classifier = Classifier(
+        backbone,
+        [str(number) for number in range(request["classes"])],
+        StagePlan("trial", stage, 0, 0),
+        optimizing,
+        LossConfig(),
+        channels_last=request["channels_last"],
+    ).to(engine.accelerator)
+    still = apply(classifier.network, stage.learn).still
+    optimizer = build_optimizer(classifier.network, stage, optimizing)
+
+    def noise(images: int) -> torch.Tensor:
+        shape = (images, 3, backbone.image_size, backbone.image_size)
+        return torch.randint(256, shape, dtype=torch.uint8, device=engine.accelerator)
+
+    def train(size: int) -> float:
+        set_modes(classifier.network, still)
+        image, label = noise(size), torch.arange(size, device=engine.accelerator) % request["classes"]
+        began = time.perf_counter()
+        with engine.computing():
+            loss = functional.cross_entropy(classifier(image), label)
+        loss.backward()  # type: ignore[no-untyped-call]
+        classifier.configure_gradient_clipping(optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()  # waits for a GPU
+        return time.perf_counter() - began
+
+    def tried(size: int) -> dict[str, float]:
+        seconds = min(train(size) for _ in range(2 if size >= request["timed_from"] else 1))
+        classifier.network.eval()
+        with engine.computing(), torch.inference_mode():
+            classifier(noise(2 * size)).sum().item()  # evaluation takes twice as many
+        if engine.accelerator != "cuda":
+            return {"peak": peak_bytes("cpu"), "seconds": seconds}
+        peak = torch.cuda.max_memory_reserved()  # with what torch's allocator keeps
+        torch.cuda.empty_cache()
+        return {"peak": peak, "seconds": seconds}
+
+    _say(answers, {"free": free})
+    return tried
+
+
+def _say(answers: TextIO, what: object) -> None:
+    answers.write(json.dumps(what) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()

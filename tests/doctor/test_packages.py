@@ -1,0 +1,108 @@
+"""Packages by their metadata: missing, too old, damaged, overwritten, malware. Drawn installations, none is loaded."""
+
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+from packaging.requirements import Requirement
+
+from pylorus.doctor import extras, packages
+from pylorus.doctor.check import State
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Makes `install("torch", "1.0")` look like an installed package, found before the real one."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def make(name: str, version: str | None, *further: str) -> None:
+        folder = tmp_path / f"{name.replace('-', '_')}-{version or '1'}.dist-info"
+        folder.mkdir()
+        if version is not None:
+            lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *further, ""]
+            (folder / "METADATA").write_text("\n".join(lines))
+
+    return make
+
+
+def test_this_environment_is_told_to_fit():
+    found = list(packages.check_packages())
+    assert not [check for check in found if check.state is State.WRONG]
+    assert any("torch 2" in check.found for check in found)
+
+
+def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it():
+    check = packages.check_requirement(Requirement("no-such-package>=2"))
+    assert check is not None
+    assert check.state is State.WRONG
+    assert check.found == "not installed; expected no-such-package>=2"
+    assert check.mend == "pip install 'no-such-package>=2'"
+
+
+def test_a_package_that_is_too_old_is_named_with_both_versions(install):
+    install("torch", "1.13.1")
+    check = packages.check_requirement(Requirement("torch>=2.6"))
+    assert check is not None
+    assert check.state is State.WRONG
+    assert check.found == "1.13.1; expected torch>=2.6"
+
+
+@pytest.mark.parametrize("version", ["2.14.1+cu128", "2.15.0.dev20261101"])
+def test_builds_and_previews_of_a_fitting_version_fit(install, version):
+    install("torch", version)
+    assert packages.check_requirement(Requirement("torch>=2.6")) is None
+
+
+def test_an_installation_without_a_version_is_damaged(install):
+    install("no-version", None)
+    check = packages.check_requirement(Requirement("no-version>=2"))
+    assert check is not None
+    assert "damaged" in check.found
+    assert "--force-reinstall" in check.mend
+
+
+@pytest.mark.parametrize(("name", "version"), [("lightning", "2.6.2"), ("lightning", "2.6.3"), ("pytorch-lightning", "2.6.3")])  # fmt: skip
+def test_releases_that_were_malware_are_wrong_by_name(install, name, version):
+    install(name, version)
+    (check,) = packages.check_malware()
+    assert check.state is State.WRONG
+    assert check.name == name
+    assert version in check.found
+    assert "change every password" in check.mend
+
+
+def test_a_second_opencv_is_told_with_the_command_that_leaves_ours(install):
+    assert list(packages.check_same_files()) == []
+    install("opencv-python", "4.10.0")
+    (check,) = packages.check_same_files()
+    assert check.state is State.WARNING
+    assert "opencv-python beside opencv-python-headless" in check.found
+    assert check.mend.startswith(
+        "pip uninstall opencv-python && pip install --force-reinstall --no-deps opencv-python-"
+    )
+
+
+def test_a_first_number_above_the_one_that_was_seen_to_work_is_a_warning(install):
+    install("numpy", "9.0")
+    (check,) = packages.check_newer(["numpy", "pandas"], packages.seen())
+    assert check.state is State.WARNING
+    assert check.found.startswith("9.0; the newest seen to work is 2.")
+
+
+def test_an_old_python_is_wrong():
+    assert packages.check_python("3.10.4").state is State.WRONG
+    assert packages.check_python("3.13.0").state is State.GOOD
+
+
+def test_a_package_that_is_not_installed_at_all_is_an_error_that_a_line_is_made_of():
+    with pytest.raises(PackageNotFoundError):
+        packages.requirements("no-such-package")
+
+
+def test_an_extra_is_told_as_there_as_missing_or_as_too_old(install):
+    install("pylorus", "0.1.0", "Provides-Extra: dicom", "Provides-Extra: gone", 'Requires-Dist: pydicom<4,>=3.0; extra == "dicom"', 'Requires-Dist: no-such-package; extra == "gone"')  # fmt: skip
+    gone = extras.check_extra("gone")
+    assert (gone.state, gone.found, gone.mend) == (State.GOOD, "not installed", "pip install 'pylorus[gone]'")
+    install("pydicom", "2.4.4")
+    old = extras.check_extra("dicom")
+    assert old.state is State.WARNING
+    assert old.found == "pydicom 2.4.4; expected pydicom<4,>=3.0"

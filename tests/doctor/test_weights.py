@@ -1,0 +1,105 @@
+"""Weights on this machine: found, whole and fitting, or named with the way to bring them."""
+
+import hashlib
+
+import huggingface_hub
+import pytest
+import timm
+from safetensors.torch import save_file
+
+from pylorus.doctor import weights as room
+from pylorus.doctor.check import State
+from pylorus.model.weights import HubFile
+from tests.conftest import TINY
+
+HUB = HubFile(TINY, f"timm/{TINY}", "model.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch):
+    """The hub's cache: empty, unless `cache` is given a file."""
+    kept = {}
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, _: kept.get(repository))
+    return kept
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with the weights that a user carried in."""
+    save_file(timm.create_model(TINY).state_dict(), tmp_path / f"{TINY}.safetensors")
+    return tmp_path
+
+
+def looked_at(folder):
+    return room.check_model("tiny", HUB, room.look_for(HUB, folder), folder)
+
+
+def test_the_studys_three_models_are_looked_for_and_none_that_starts_from_random_weights():
+    models = room.study_models()
+    assert models["vgg19"] == "vgg19.tv_in1k"
+    assert {"resnet50", "inception_v3"} <= set(models)
+    assert "small" not in models
+    assert "timm" not in models
+
+
+def test_what_is_missing_is_named_with_file_repository_place_and_key(tmp_path):
+    found = {check.name: check for check in room.check_weights(tmp_path)}
+    assert {check.state for check in found.values()} == {State.WARNING}
+    mend = found["resnet50"].mend
+    assert "fetch model.safetensors of the Hugging Face repository timm/resnet50.tv_in1k" in mend
+    assert "save it as resnet50.tv_in1k.safetensors" in mend
+    assert f"model.weights={tmp_path}/resnet50.tv_in1k.safetensors" in mend
+    assert "97.7 MiB" in found["resnet50"].found
+    assert "548" in found["vgg19"].found
+
+
+def test_a_carried_file_is_told_with_its_hash_and_the_key_that_takes_it(folder):
+    check = looked_at(folder)
+    file = folder / f"{TINY}.safetensors"
+    assert check.state is State.GOOD
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in check.found
+    assert check.found.endswith(f"every key fits; model.weights={file}")
+
+
+def test_a_cut_file_is_wrong(folder):
+    file = folder / f"{TINY}.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    check = looked_at(folder)
+    assert check.state is State.WRONG
+    assert "can't be read as tensors" in check.found
+    assert check.mend.startswith(f"Remove {file}")
+
+
+def test_another_models_weights_are_wrong_by_their_keys(tmp_path):
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / f"{TINY}.safetensors")
+    check = looked_at(tmp_path)
+    assert check.state is State.WRONG
+    assert "does not fit" in check.found
+
+
+def test_the_hubs_cache_comes_first_and_a_blob_that_its_name_belies_is_wrong(folder, tmp_path, cache):
+    content = (folder / f"{TINY}.safetensors").read_bytes()
+    blob = tmp_path / "blobs" / hashlib.sha256(content).hexdigest()
+    blob.parent.mkdir()
+    blob.write_bytes(content)
+    link = tmp_path / "model.safetensors"
+    link.symlink_to(blob)
+    cache[HUB.repository] = str(link)
+    good = looked_at(folder)
+    assert good.state is State.GOOD
+    assert "in the hub's cache" in good.found
+    assert good.found.endswith("model.weights=hub")
+    blob.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    damaged = looked_at(folder)
+    assert damaged.state is State.WRONG
+    assert f"the hub's cache says {blob.name}: it is damaged" in damaged.found
+
+
+def test_a_sweep_over_carried_files_is_told_the_one_key_that_takes_them_all(tmp_path, monkeypatch):
+    names = {"one": TINY, "two": "test_efficientnet.r160_in1k"}
+    monkeypatch.setattr(room, "study_models", lambda: names)
+    for name in names.values():
+        save_file(timm.create_model(name).state_dict(), tmp_path / f"{name}.safetensors")
+    *models, sweep = room.check_weights(tmp_path)
+    assert [check.state for check in models] == [State.GOOD, State.GOOD]
+    assert f"'model.weights={tmp_path}/${{model.name}}.safetensors'" in sweep.found

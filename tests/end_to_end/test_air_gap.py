@@ -1,0 +1,168 @@
+"""Nothing asks a network: whole commands in processes whose every try to leave this machine is refused and recorded."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import TRAIN
+from .test_runs import PLAIN, QUICK
+
+HERE = Path(__file__).parent
+OF_THE_TEST = ("HF_HUB_OFFLINE", "WANDB_MODE", "WANDB_ERROR_REPORTING", "NO_ALBUMENTATIONS_UPDATE", "DO_NOT_TRACK")
+"""Variables that would keep packages off the network; a user has none of them."""
+
+
+pytestmark = pytest.mark.timeout(600)
+
+
+class AirGap:
+    """Processes cut off from the network.
+
+    Args:
+        folder: Where they work, and below it the records.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.work, self.records = folder / "work", folder / "records"
+        for made in (self.work, self.records):
+            made.mkdir(parents=True)
+        paths = [str(HERE / "air_gap"), os.environ.get("PYTHONPATH", "")]
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if name not in OF_THE_TEST},
+            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+            "PYLORUS_TEST_AIR_GAP": str(self.records),
+            "HF_HOME": str(folder / "hub"),
+        }
+
+    def python(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, *words], cwd=self.work, env=self.environment, capture_output=True, text=True, check=False, timeout=560
+        )  # fmt: skip
+
+    def pylorus(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        return self.python("-c", "from pylorus.cli import main; main()", *words)
+
+    def attempts(self) -> list[str]:
+        return self._lines("attempts")
+
+    def watched(self) -> list[str]:
+        return self._lines("watched")
+
+    def _lines(self, name: str) -> list[str]:
+        file = self.records / name
+        return file.read_text().splitlines() if file.is_file() else []
+
+
+@pytest.fixture
+def air_gap(tmp_path):
+    return AirGap(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run with its report, and the air gap that it was made behind."""
+    gap = AirGap(tmp_path_factory.mktemp("air"))
+    found = gap.python(str(TRAIN), *PLAIN, "model.weights=none", "data.workers=1", "logger=tensorboard")
+    assert found.returncode == 0, found.stderr
+    return gap, next(gap.work.glob("outputs/*/*"))
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "socket.create_connection(('192.0.2.1', 443), timeout=1)",
+        "socket.create_connection(('example.org', 443), timeout=1)",
+        "socket.getaddrinfo('example.org', 80)",
+        "socket.gethostbyname('example.org')",
+        "socket.socket().connect_ex(('192.0.2.1', 443))",
+        "socket.socket(socket.AF_INET6).connect(('2001:db8::1', 443))",
+        "socket.socket(type=socket.SOCK_DGRAM).sendto(b'', ('192.0.2.1', 53))",
+        "socket.create_server(('', 0))",
+        "__import__('_socket').socket().connect(('192.0.2.1', 443))",
+        "urllib.request.urlopen('https://example.org')",
+        "subprocess.run([sys.executable, '-c', 'import socket; socket.create_connection((\"192.0.2.1\", 443))'], check=True)",
+    ],
+)
+def test_the_air_gap_refuses_and_records_a_deliberate_attempt(air_gap, attempt):
+    found = air_gap.python("-c", f"import socket, subprocess, sys, urllib.request\n{attempt}")
+    assert found.returncode != 0
+    assert "the air-gap test forbids" in found.stderr
+    assert air_gap.attempts()
+    assert re.search(r"192\.0\.2\.1|2001:db8::1|example\.org|''", air_gap.attempts()[0])
+
+
+def test_the_air_gap_lets_a_process_talk_to_its_own_machine(air_gap):
+    code = (
+        "import socket\nserver = socket.create_server(('127.0.0.1', 0))\n"
+        "socket.create_connection(('localhost', server.getsockname()[1]))\n"
+        "one, two = socket.socketpair()\none.sendall(b'x')\nprint(two.recv(1))"
+    )
+    assert air_gap.python("-c", code).stdout == "b'x'\n"
+    assert air_gap.attempts() == []
+    assert len(air_gap.watched()) == 1
+
+
+def test_weights_that_are_asked_of_the_hub_are_an_attempt(air_gap):
+    """The very libraries of a run are caught: what follows shows more than a wall that nobody came to."""
+    code = (
+        "from pylorus.config import ModelConfig\nfrom pylorus.model.backbone import build_backbone\n"
+        "build_backbone(ModelConfig('resnet50.tv_in1k'), classes=3)"
+    )
+    found = air_gap.python("-c", code)
+    assert found.returncode == 1
+    assert "the hub does not answer" in found.stderr
+    assert any("huggingface.co" in attempt for attempt in air_gap.attempts())
+
+
+def test_training_and_its_report_need_no_network(trained):
+    gap, run = trained
+    assert json.loads((run / "status.json").read_text())["state"] == "finished"
+    assert (run / "report" / "report.html").is_file()
+    assert any("train.py" in process for process in gap.watched())
+    assert gap.attempts() == []
+
+
+def test_weights_and_biases_that_was_not_told_to_send_needs_no_network(air_gap):
+    found = air_gap.python(str(TRAIN), *QUICK, "model.weights=none", "stage=pretrain", "logger=wandb")
+    assert found.returncode == 0, found.stderr
+    assert list(air_gap.work.glob("outputs/*/*/wandb/offline-run-*"))
+    assert air_gap.attempts() == []
+
+
+def test_the_doctor_needs_no_network(trained):
+    gap, _ = trained
+    found = gap.pylorus("doctor", "--json")
+    lines = {check["name"]: check for check in json.loads(found.stdout)["checks"]}
+    assert found.returncode == 0, found.stdout
+    assert lines["network"]["state"] == "good"
+    assert lines["resnet50"]["state"] == "warning"
+    assert any("pylorus.doctor.second" in process for process in gap.watched())
+    assert gap.attempts() == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("report", "{run}", "--output", "again"),
+        ("audit", "images", "--output", "audited"),
+        ("pack", "images", "shards"),
+        ("predict", "{run}/model", "images", "--output", "predicted.csv"),
+        ("explain", "{run}/model", "images", "--output", "explained"),
+        ("export", "{run}/model", "--format", "onnx"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_what_is_done_with_a_run_needs_no_network(trained, words):
+    gap, run = trained
+    if words[0] not in gap.pylorus("--help").stdout:
+        pytest.skip(f"this version has no `pylorus {words[0]}`")
+    if not (gap.work / "images").exists():
+        assert gap.pylorus("draw", "images", "--images", "4", "--size", "32").returncode == 0
+    found = gap.pylorus(*(word.format(run=run) for word in words))
+    assert found.returncode == 0, found.stderr
+    assert gap.attempts() == []

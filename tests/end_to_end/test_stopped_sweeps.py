@@ -1,0 +1,121 @@
+"""Sweeps that are stopped from outside or give nothing: every ending is in words, real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+
+import pytest
+
+from pylorus.run_folder import RunFolder
+from tests.conftest import TINY
+
+from .conftest import TRAIN
+
+WORDS = ("-m", "trainer=cpu", "trainer.precision=32", "data.image_size=32", "data.drawn.images=12", "data.drawn.size=64",
+         "model=timm", f"model.name={TINY}", "report=false", "stage=pretrain")  # fmt: skip
+ENDLESS = ("model.weights=none", "stages.pretrain.epochs=9000", "seed=0,1,2")
+
+
+def plugin(name: str) -> pytest.MarkDecorator:
+    there = find_spec("hydra_plugins") is not None and find_spec(f"hydra_plugins.{name}") is not None
+    return pytest.mark.skipif(not there, reason=f"needs the plugin {name}")
+
+
+def stopped(sweep, words, number, *, group=False, jobs=1) -> subprocess.CompletedProcess[str]:
+    """Starts a sweep, sends it a signal once so many jobs train, and waits."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, str(TRAIN), *WORDS, *ENDLESS, f"hydra.sweep.dir={sweep}", *words]
+    run = subprocess.Popen(command, cwd=sweep.parent, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while len(list(sweep.glob("*/pretrain/metrics.csv"))) < jobs and time.monotonic() < deadline:
+            time.sleep(0.1)
+        (os.killpg if group else os.kill)(run.pid, number)
+        out, errors = run.communicate(timeout=90)
+    finally:
+        run.kill()
+    return subprocess.CompletedProcess(command, run.returncode, out, errors)
+
+
+def assert_ended_cleanly(sweep, found, *, jobs=1) -> None:
+    assert found.returncode == 130, found.stderr
+    assert "Traceback" not in found.stderr
+    assert f"to go on: the same command with hydra.sweep.dir={sweep}" in found.stderr
+    states = [RunFolder(path.parent).status()["state"] for path in sweep.glob("*/status.json")]
+    assert states == ["interrupted"] * jobs
+    assert (sweep / "sweep.csv").is_file()
+    assert f"sweep: {sweep}" in found.stdout
+
+
+@pytest.mark.parametrize(("name", "group"), [("SIGTERM", False), ("SIGTERM", True), ("SIGUSR1", False)])
+def test_a_signal_to_the_sweep_ends_its_job_cleanly_and_sums_up(tmp_path, name, group):
+    sweep = tmp_path / "sweep"
+    found = stopped(sweep, (), getattr(signal, name), group=group)
+    assert_ended_cleanly(sweep, found)
+    assert f"interrupted by {name}" in found.stderr
+
+
+@plugin("hydra_joblib_launcher")
+def test_a_signal_to_a_sweep_of_jobs_at_once_ends_them_all(tmp_path):
+    sweep = tmp_path / "sweep"
+    words = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert_ended_cleanly(sweep, stopped(sweep, words, signal.SIGTERM, jobs=2), jobs=2)
+
+
+@plugin("hydra_optuna_sweeper")
+def test_a_search_in_which_no_trial_finished_names_what_each_met(train, tmp_path):
+    found = train(
+        *WORDS, "experiment=search", "model.weights=no/such/file", "~hydra.sweeper.params.model", "hydra.sweeper.n_trials=2"
+    )  # fmt: skip
+    assert found.returncode == 1
+    assert "Traceback" not in found.stderr
+    assert "error: no job of the sweep finished" in found.stderr
+    for job in "01":
+        assert f"  job {job} failed: model.weights: found {tmp_path}/no/such/file, expected" in found.stderr
+
+
+@pytest.mark.parametrize("where", ["hydra.run.dir", "hydra.sweep.dir"])
+def test_a_file_where_the_folder_should_be_is_named(train, tmp_path, where):
+    (tmp_path / "taken").write_text("")
+    sweep = ("-m", "seed=0,1") if "sweep" in where else ()
+    found = train(*sweep, "experiment=debug", f"{where}={tmp_path / 'taken' / 'run'}")
+    assert found.returncode == 1
+    assert "Traceback" not in found.stderr
+    assert f"{tmp_path / 'taken'}" in found.stderr
+    assert "found a file of that name" in found.stderr
+
+
+def test_where_nothing_can_be_written_no_run_begins_and_the_cure_is_named(tmp_path):
+    script = (
+        "import errno, sys; from pathlib import Path\n"
+        "def shut(path, *_, **__): raise OSError(errno.EROFS, 'Read-only file system', str(path))\n"
+        "sys.argv = ['train.py', 'hydra.run.dir=there']; Path.mkdir = shut\n"
+        "from pylorus.launch import main; main()"
+    )
+    found = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert "Traceback" not in found.stderr
+    assert "error: there can't be written to: Read-only file system." in found.stderr
+    assert "hydra.run.dir=DIR" in found.stderr
+
+
+@pytest.mark.parametrize("words", [(str(TRAIN), "--help"), ("-c", "from pylorus.cli import main; main(['--help'])")])
+def test_a_reader_that_goes_after_the_first_line_is_no_error(tmp_path, words):
+    read, write = os.pipe()
+    os.close(read)
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    found = subprocess.run(
+        [sys.executable, *words],
+        cwd=tmp_path,
+        env=buffered,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert found.stderr == ""
+    assert found.returncode == 141
