@@ -1,5 +1,7 @@
 """Runs commands as forks of one process that has imported what they need, so that seconds of imports are paid once.
 
+The jobs of a sweep are forks too; tests/end_to_end/test_runs.py starts them as users do.
+
 `python -m tests.end_to_end.forking` reads a JSON line a command, {"words", "folder", "output", "seconds"}, and answers each with a
 line: the exit code. Words are those of the shell: `python train.py …` or `pylorus …`.
 """
@@ -8,9 +10,14 @@ import json
 import os
 import runpy
 import signal
+import subprocess
 import sys
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from .conftest import TRAIN
 
@@ -19,15 +26,16 @@ def main() -> None:
     import pylorus.audit
     import pylorus.launch
     import pylorus.report.write
-    import pylorus.train  # noqa: F401
+    import pylorus.train
 
+    pylorus.launch.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": job})
     answers = os.fdopen(os.dup(1), "w")
     while line := sys.stdin.readline():
         task = json.loads(line)
         child = os.fork()
         if child == 0:
             begin(task)
-            sys.exit(run(task["words"]))
+            sys.exit(code_of(partial(run, task["words"])))
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
 
@@ -42,19 +50,40 @@ def begin(task: dict) -> None:
         os.dup2(here, there)
 
 
-def run(words: list[str]) -> int:
-    """Its exit code."""
+def run(words: list[str]) -> None:
+    """What the words say."""
     from pylorus.cli import main as pylorus
     from pylorus.launch import register
 
+    if words[0] == "pylorus":
+        pylorus(words[1:])
+    else:
+        register()  # another token for another run's folder
+        sys.argv = [str(TRAIN), *words[2:]]
+        sys.path.insert(0, str(Path(TRAIN).parent))
+        runpy.run_path(str(TRAIN), run_name="__main__")
+
+
+def job(words: list[str], **more: Any) -> Any:
+    """A job of a sweep, in the place of `subprocess.Popen`."""
+    if words[1:3] != ["-m", "pylorus.train"] or more:
+        return subprocess.Popen(words, **more)
+    from pylorus.train import main as train
+
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        sys.argv = words[2:]
+        code = code_of(train)
+        sys.stdout.flush()
+        os._exit(code)  # what the sweep has begun is not ended here
+    return SimpleNamespace(wait=lambda: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+def code_of(act: Callable[[], None]) -> int:
+    """The exit code that a process has which does this alone."""
     try:
-        if words[0] == "pylorus":
-            pylorus(words[1:])
-        else:
-            register()  # another token for another run's folder
-            sys.argv = [str(TRAIN), *words[2:]]
-            sys.path.insert(0, str(Path(TRAIN).parent))
-            runpy.run_path(str(TRAIN), run_name="__main__")
+        act()
     except SystemExit as end:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
