@@ -1,5 +1,6 @@
 """One pass of the trained network over the run's own images: the features that tell unlike images, in 32 bits."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
