@@ -23,7 +23,7 @@ RUN = "outputs/2026-01-31/12-00-00-k3f9"
 
 PLACEHOLDERS = {
     # After an option, a word stands for what that option takes.
-    r"(--output) \S+\.(csv|json|parquet)\b": r"\1 out/predictions.\2",
+    r"(--output) (\S+\.(?:csv|json|parquet))\b": r"\1 out/\2",
     r"(--output) (DIR|OUT|for-a-colleague)": r"\1 out/folder",
     r"(--manifest) FILE\.csv": r"\1 images/manifest.csv",
     r"data\.manifest=FILE(\.csv)?": "data.manifest=images/manifest.csv",

@@ -17,6 +17,7 @@ from itertools import zip_longest
 from pathlib import Path
 from queue import SimpleQueue
 
+import cv2
 import pandas as pd
 import pytest
 from hydra.errors import HydraException
@@ -103,10 +104,11 @@ def small_words(command: Command) -> list[str]:
 
 
 def fill(folder: Path, prepared: Path, *, draws_images: bool) -> None:
-    """What a user has: images with a manifest, a finished run, another one, one that was interrupted."""
+    """What a user has: images with a manifest, a film, a finished run, another one, one that was interrupted."""
     folder.mkdir()
     if not draws_images:
         shutil.copytree(prepared / "images", folder / "images")
+    shutil.copy(prepared / "film.mp4", folder)
     for name, source in ((RUN, "both"), ("outputs/another", "one"), ("outputs/interrupted", "both")):
         shutil.copytree(prepared / source, folder / name)
     interrupted = folder / "outputs" / "interrupted"
@@ -120,6 +122,10 @@ def prepare(folder: Path, shell: Shell) -> None:
     """Draws images and trains on them twice."""
     draw_image_set(folder / "images", images=10, size=48, seed=3)
     paths = sorted((folder / "images").rglob("*.jpg"))
+    film = cv2.VideoWriter(str(folder / "film.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 5.0, (48, 48))
+    for path in paths:
+        film.write(cv2.imread(str(path)))
+    film.release()
     rows = {"path": [path.relative_to(folder / "images") for path in paths], "label": [p.parent.name for p in paths]}
     pd.DataFrame(rows).to_csv(folder / "images" / "manifest.csv", index=False)
     words = [
