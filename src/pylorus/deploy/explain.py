@@ -98,8 +98,14 @@ def overlay(image: RGB, heat: NDArray[np.floating[Any]]) -> RGB:
 
 
 def method_of(bundle: Bundle) -> str:
-    """What is done, in words."""
-    return last_map(bundle.classifier.network).method
+    """What is done, in words, and how fine the map is before it is scaled up.
+
+    Raises:
+        PylorusError: As `heat_map`.
+    """
+    size = bundle.input.size
+    height, width = coarse_maps(bundle, np.zeros((1, size, size, 3), dtype=np.uint8), [0]).shape[1:]
+    return f"{last_map(bundle.classifier.network).method} ({height} × {width} cells)"
 
 
 def _captum() -> Any:
