@@ -55,10 +55,10 @@ def saved_maps(run: SavedRun, *, stage: str) -> SavedMaps:
     if not sums.is_file() or record.get(SUMS) != hashlib.sha256(sums.read_bytes()).hexdigest():
         return SavedMaps(said="The heat maps in this run are of another bundle: not shown.")
     if record.get("stage") != stage:
-        return SavedMaps(said=f"No heat maps: these mistakes are of {stage}, the bundle is of the last stage.")
+        return SavedMaps(said=f"No heat maps of these: the bundle holds another network than that of {stage}.")
     try:
         table = pd.read_csv(place / INDEX, dtype=str, keep_default_na=False)
-        drawn = table[(table["sample"] != "") & (table["picture"] != "")]
+        drawn = table[(table["sample"] != "") & (table["picture"] != "") & (table["class"] == table["predicted"])]
         overlays = {
             str(sample): small_jpeg(np.asarray(Image.open(place / OVERLAYS / str(name)).convert("RGB")))
             for sample, name in zip(drawn["sample"], drawn["picture"], strict=True)
@@ -77,6 +77,6 @@ def _said(record: dict[str, object]) -> str:
     if passed is not None:
         checked = PASSED if passed else FAILED
     return (
-        f"On the right the network's own input, which may be cropped, and over it the map of the class that the image "
+        f"Below each image the network's own input, which may be cropped, and over it the map of the class that it "
         f"was taken for: {record.get('method')}; yellow speaks most for it. {checked}"
     )
