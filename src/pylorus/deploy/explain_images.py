@@ -202,6 +202,7 @@ def _write_record(
     with whole(place / INDEX) as temporary:
         table.drop(columns=empty).to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
     record = {
+        "finished": True,
         "method": method,
         "input": f"{bundle.input.size} x {bundle.input.size} pixels, as the network sees them",
         "architecture": bundle.description.architecture,
@@ -228,11 +229,10 @@ def _told(found: _Explained, checked: Sanity | None, place: Path) -> int:
 
 
 def _cleared(place: Path) -> None:
-    """Makes room for maps; only those of an earlier explanation are ever deleted."""
-    if not place.exists():
-        return
-    if not place.is_dir() or (any(place.iterdir()) and not (place / RECORD).is_file()):
+    """Makes room for maps; only those of an earlier explanation, finished or not, are ever deleted."""
+    if place.exists() and (not place.is_dir() or (any(place.iterdir()) and not (place / RECORD).is_file())):
         raise PylorusError(f"--output: {place} holds other things; expected a new or empty folder, or earlier maps.")
-    for path in (place / RECORD, place / INDEX, *place.glob("*.png"), *(place / OVERLAYS).glob("*.png")):
+    write_json(place / RECORD, {"finished": False})
+    for path in (place / INDEX, *place.glob("*.png"), *(place / OVERLAYS).glob("*.png")):
         if path.suffix != ".png" or re.fullmatch(r"\d{4,}", path.stem):
             path.unlink(missing_ok=True)

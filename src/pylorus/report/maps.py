@@ -47,7 +47,7 @@ def saved_maps(run: SavedRun, *, stage: str) -> SavedMaps:
     """
     place = run.folder / MAPS
     record = read_json(place / RECORD)
-    if record is None:
+    if record is None or not record.get("finished"):
         return SavedMaps(
             said="With `pylorus explain RUN/model --mistakes` before, heat maps stand beside these images."
         )
