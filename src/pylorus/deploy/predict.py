@@ -75,7 +75,7 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
     Raises:
         PylorusError: If the bundle, an input or an option is not what it should be.
     """
-    bundle = load_bundle(folder, device=_settled_device(options.device))
+    bundle = load_bundle(folder, device=settled_device(options.device))
     description = bundle.description
     known = description.short_names
     if options.class_name is not None and description.decision.thresholds.get(options.class_name) is None:
@@ -121,7 +121,7 @@ def _predict_rest(bundle: Bundle, sources: Sources, parts: Parts, options: Predi
     began = time.monotonic()
     with tqdm(desc="images", unit="", initial=len(done), disable=not sys.stderr.isatty()) as bar:
         try:
-            for items, images in _read_ahead(wanted, bundle.input, options.batch):
+            for items, images in read_ahead(wanted, bundle.input, options.batch):
                 rows.append(_rows(bundle, items, images, options.class_name))
                 bar.update(len(items))
                 if sum(map(len, rows)) >= PART_ROWS or time.monotonic() - began > PART_SECONDS:
@@ -165,7 +165,7 @@ def _request(bundle: Bundle, inputs: list[str], options: PredictOptions) -> dict
     }
 
 
-def _read_ahead(items: Iterable[Item], form: InputFormat, size: int) -> Iterator[tuple[list[Item], list[RGB | str]]]:
+def read_ahead(items: Iterable[Item], form: InputFormat, size: int) -> Iterator[tuple[list[Item], list[RGB | str]]]:
     """Batches of items with their images, or why there is none, read while the network computes."""
     cv2.setNumThreads(0)
     remaining = iter(items)
@@ -225,7 +225,15 @@ def _rows(bundle: Bundle, items: list[Item], images: list[RGB | str], class_name
     return table.astype(dict.fromkeys(TEXTS, "str"))
 
 
-def _settled_device(wanted: str) -> torch.device:
+def settled_device(wanted: str) -> torch.device:
+    """The device to compute on, with this process set up for it.
+
+    Args:
+        wanted: auto, cpu, cuda or mps.
+
+    Raises:
+        PylorusError: If this machine lacks it.
+    """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted != "auto" and not there.get(wanted, False):
         raise PylorusError(f"--device: found {wanted}, which this machine lacks. Take auto or cpu.")

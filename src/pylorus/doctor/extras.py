@@ -12,6 +12,7 @@ LEFT_OUT = ("dev", "docs")
 
 GIVES = {
     "dicom": "DICOM images",
+    "explain": "heat maps",
     "shards": "shards behind http(s)",
     "parallel": "a sweep's jobs at once",
     "slurm": "sweeps on SLURM",

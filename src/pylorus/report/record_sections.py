@@ -5,13 +5,16 @@ from typing import Any
 
 from pylorus.report.checklist import checklist_table
 from pylorus.report.evidence import Evidence
+from pylorus.report.maps import saved_maps
 from pylorus.report.mistakes import mistake_table, worst_mistakes
 from pylorus.report.redaction import redacted_yaml
+from pylorus.report.result import Result
 from pylorus.report.run_tables import command_lines, run_table, split_sentences, split_table
 from pylorus.report.saved_run import SavedRun
 from pylorus.report.section import Item, Listing, Pictures, Section, Sentences
 from pylorus.report.table import Row, Table, text_columns
 from pylorus.report.thumbnails import thumbnails_of
+from pylorus.report.winner import Winner
 
 METHODS = (
     "Everything here is rebuilt from the predictions, curves and records that the runs saved.",
@@ -38,26 +41,35 @@ BURNT_IN = "Thumbnails show what the console burnt into the frames, names includ
 
 
 def mistake_section(evidence: Evidence) -> Section:
-    """The surest mistakes of our own choice on each test set."""
+    """The surest mistakes of our own choice on each test set, and of its run's bundle where heat maps of them wait."""
     items: list[Item] = []
-    for number, winner in enumerate(evidence.winners, start=1):
-        result = winner.chosen or winner.best[0]
-        mistakes = worst_mistakes(result, winner.tests.candidates)
+    shown = [
+        (result, winner.tests.candidates)
+        for winner in evidence.winners
+        for result in _chosen_and_mapped(winner, thumbnails=evidence.options.thumbnails)
+    ]
+    for number, (result, peers) in enumerate(shown, start=1):
+        mistakes = worst_mistakes(result, peers)
         if not mistakes:
             items.append(Sentences((f"{result.label} recognises all {result.test.images} test images.",)))
             continue
-        items.append(
-            mistake_table(
-                result, mistakes, peers=len(winner.tests.candidates), names=evidence.options.names, number=number
-            )
-        )
+        items.append(mistake_table(result, mistakes, peers=len(peers), names=evidence.options.names, number=number))
         if evidence.options.thumbnails:
-            pictures = thumbnails_of(result.run, [mistake.sample for mistake in mistakes])
+            maps = saved_maps(result.run, stage=result.stage.name)
+            pictures = thumbnails_of(result.run, [mistake.sample for mistake in mistakes], maps.overlays)
             items.append(Pictures(tuple((mistake, pictures[mistake.sample]) for mistake in mistakes)))
-            items.append(Sentences((BURNT_IN,)))
+            items.append(Sentences((BURNT_IN, maps.said)))
     if items and not evidence.options.thumbnails:
         items.append(Sentences(("With --thumbnails the report shows these images, which then leave with it.",)))
     return Section("mistakes", "Worst mistakes", tuple(items))
+
+
+def _chosen_and_mapped(winner: Winner, *, thumbnails: bool) -> list[Result]:
+    """Our choice; where it is not the stage whose network the bundle holds and that one has heat maps, that one too."""
+    chosen = winner.chosen or winner.best[0]
+    others = [each for each in winner.tests.candidates if each.run is chosen.run and each is not chosen]
+    mapped = [each for each in others if thumbnails and saved_maps(each.run, stage=each.stage.name).overlays]
+    return [chosen, *mapped]
 
 
 def data_section(evidence: Evidence) -> Section:

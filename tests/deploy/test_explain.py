@@ -1,0 +1,286 @@
+"""Heat maps: right where theory says what they are, from every family of networks, named by no file, and checked."""
+
+import json
+import re
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from pylorus.cli import main
+from pylorus.deploy.explain import coarse_maps, heat_map, heat_maps, method_of, overlay
+from pylorus.deploy.explain_drawing import picture
+from pylorus.deploy.last_map import Opened, last_map
+from pylorus.deploy.load import SUMS, load_bundle
+from pylorus.deploy.network import BundledClassifier
+from pylorus.deploy.sanity import Likeness, Sanity, randomisation_check
+from pylorus.errors import PylorusError
+from pylorus.model.weights import sha256
+from pylorus.report.maps import saved_maps
+from pylorus.report.saved_run import read_run
+
+pytest.importorskip("captum")
+
+CONVOLUTIONAL, TOKENS = (
+    "Grad-CAM on the last map before pooling",
+    "Grad-CAM on the tokens that enter the last block, as a square",
+)
+FAMILIES = [
+    ("vgg19", 64, {"mlp_ratio": 0.01}, 4, "Grad-CAM on the last map before the last pooling"),
+    ("resnet50", 64, {}, 2, CONVOLUTIONAL),
+    ("inception_v3", 139, {}, 3, CONVOLUTIONAL),
+    ("mobilenetv2_100", 64, {}, 2, CONVOLUTIONAL),
+    ("convnext_atto", 64, {}, 2, CONVOLUTIONAL),
+    ("swin_tiny_patch4_window7_224", 64, {"img_size": 64}, 2, CONVOLUTIONAL),
+    ("vit_tiny_patch16_224", 64, {"img_size": 64}, 4, TOKENS),
+    ("deit_tiny_distilled_patch16_224", 64, {"img_size": 64}, 4, TOKENS),
+    ("cait_xxs24_224", 64, {"img_size": 64}, 4, TOKENS),
+]
+
+
+@pytest.fixture(scope="module")
+def bundle(bundle_folder, tmp_path_factory):
+    """The tiny run's bundle at a size that leaves a map of 4 × 4; to be read only."""
+    return load_bundle(enlarged(shutil.copytree(bundle_folder, tmp_path_factory.mktemp("large") / "model")))
+
+
+def enlarged(folder):
+    path = folder / "model.json"
+    said = json.loads(path.read_text())
+    said["input"]["size"] = 128
+    path.write_text(json.dumps(said))
+    names = sorted(each.name for each in folder.iterdir() if each.name != SUMS)
+    (folder / SUMS).write_text("".join(f"{sha256(folder / name)}  {name}\n" for name in names))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(bundle, drawn):
+    return np.stack([bundle.input.read(path) for path in sorted(drawn.glob("*/*.jpg"))[::6]])
+
+
+def bundle_of(name, size, arguments):
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=3, **arguments).eval().requires_grad_(False)
+    classifier = BundledClassifier(network, mean=(0.5,) * 3, std=(0.25,) * 3, directions=torch.eye(3))
+    said = SimpleNamespace(classes=("a", "b", "c"), architecture=name)
+    return SimpleNamespace(
+        classifier=classifier,
+        input=SimpleNamespace(size=size),
+        device=torch.device("cpu"),
+        description=said,
+        folder="model",
+    )
+
+
+@pytest.mark.parametrize(("name", "size", "arguments", "side", "method"), FAMILIES, ids=[each[0] for each in FAMILIES])
+def test_a_frozen_network_of_each_family_gives_a_map_and_stays_as_it_was(name, size, arguments, side, method):
+    made = bundle_of(name, size, arguments)
+    network = made.classifier.network
+    image = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    opened = last_map(network)
+    pixels = made.classifier.pixels(torch.from_numpy(image.transpose(2, 0, 1)[None].copy()))
+    with torch.inference_mode():
+        assert torch.equal(opened.network(pixels), network(pixels))
+    found = [heat_map(made, image, label) for label in range(3)]
+    assert all(each.shape == (size, size) and each.min() >= 0 and each.max() in (0, 1) for each in found)
+    assert max(each.max() for each in found) == 1
+    assert coarse_maps(made, image[None], [0]).shape == (1, side, side)
+    assert method_of(made) == f"{method} ({side} × {side} cells)"
+    assert not any(
+        isinstance(part, Opened) or part._forward_hooks or part._backward_hooks for part in network.modules()
+    )
+
+
+def test_where_the_head_averages_and_weighs_the_map_is_that_weighted_sum(bundle, images):
+    network = bundle.classifier.network
+    with torch.inference_mode():
+        features = network.forward_features(bundle.classifier.pixels(torch.from_numpy(images.transpose(0, 3, 1, 2))))
+        for label in range(3):
+            expected = torch.einsum("nchw,c->nhw", features, network.get_classifier().weight[label]).clamp(min=0)
+            found = coarse_maps(bundle, images, [label] * len(images))
+            torch.testing.assert_close(found * features.shape[2] * features.shape[3], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_map_is_the_same_alone_among_others_and_beside_other_threads(bundle, images):
+    alone = [heat_map(bundle, image, place % 3) for place, image in enumerate(images)]
+    with torch.no_grad():
+        together = heat_maps(bundle, images, [place % 3 for place in range(len(images))])
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: bundle.answer(images), range(2)))
+        beside = list(pool.map(lambda place: heat_map(bundle, images[place], place % 3), range(len(images))))
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_allclose(beside, alone, atol=1e-5)
+
+
+def test_what_the_bundle_does_not_take_is_refused(bundle, bundle_folder, images, monkeypatch):
+    with pytest.raises(ValueError, match=re.escape("found float64 of shape")):
+        heat_map(bundle, images[0] / 255, 0)
+    with pytest.raises(ValueError, match="expected 0 to 2"):
+        heat_map(bundle, images[0], 3)
+    small = load_bundle(bundle_folder)
+    with pytest.raises(PylorusError, match=r"has 1 × 1 pixels at images of 32: it says nothing about where"):
+        method_of(small)
+    monkeypatch.setitem(sys.modules, "captum", None)
+    with pytest.raises(PylorusError, match=re.escape('pip install "pylorus[explain]"')):
+        heat_map(bundle, images[0], 0)
+
+
+def test_an_overlay_hides_the_image_only_where_the_map_is():
+    image = np.full((8, 8, 3), 200, dtype=np.uint8)
+    heat = np.zeros((8, 8))
+    heat[:, 4:] = 1
+    found = overlay(image, heat)
+    assert (found[:, :4] == 200).all()
+    assert (found[:, 4:, 2] < 100).all()  # yellow
+    assert found.dtype == np.uint8
+
+
+def test_the_words_of_a_picture_are_not_cut_off():
+    page = np.asarray(
+        picture(np.zeros((64, 64, 3), dtype=np.uint8), np.zeros((64, 64)), ("word " * 60, "慢性胃炎" * 30))
+    )
+    assert (page[:, -8:] == 255).all()
+    assert (page[-8:] == 255).all()
+    assert (page[400:] < 100).any()
+
+
+def test_an_explanation_that_never_asks_the_network_fails_the_randomisation_check(bundle, images):
+    def edges(bundle, images, labels, network):
+        grey = torch.from_numpy(images.mean(axis=3))
+        return (grey[:, :-1, :-1] - grey[:, 1:, 1:]).abs()
+
+    found = randomisation_check(bundle, images, [0] * len(images), maps=edges)
+    assert found.passed is False
+    assert [each.mean for each in found.found] == [1, 1]
+    assert "WARNING" in found.said
+
+
+def test_an_explanation_that_is_all_network_passes_the_randomisation_check(bundle, images):
+    def weights(bundle, images, labels, network):
+        return network.get_classifier().weight.detach().flatten()[:64].reshape(1, 8, 8).repeat(len(images), 1, 1)
+
+    found = randomisation_check(bundle, images, [0] * len(images), maps=weights)
+    assert found.passed is True
+    assert "WARNING" not in found.said
+
+
+def test_the_randomisation_check_repeats_itself_and_leaves_chance_and_network_alone(bundle, images):
+    before = {name: tensor.clone() for name, tensor in bundle.classifier.network.state_dict().items()}
+    torch.manual_seed(5)
+    first = randomisation_check(bundle, images, [1] * len(images))
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(3))
+    assert randomisation_check(bundle, images, [1] * len(images)) == first
+    assert all(torch.equal(before[name], tensor) for name, tensor in bundle.classifier.network.state_dict().items())
+
+
+def test_without_any_map_the_check_says_that_it_is_not_possible(bundle, images):
+    found = randomisation_check(bundle, images, [0] * len(images), maps=lambda b, i, c, n: torch.zeros(len(i), 4, 4))
+    assert found == Sanity(0, ())
+    assert found.passed is None
+    assert "not possible" in found.said
+    assert not Likeness("all weights", 0.49, 0.9, 0.0).alike
+
+
+def test_a_folder_becomes_pictures_that_name_no_file_and_a_table_that_does(bundle, drawn, tmp_path, capsys):
+    given = tmp_path / "Jane Doe 1970"
+    (given / "gastric_ulcer").mkdir(parents=True)
+    for path in sorted((drawn / "gastric_ulcer").iterdir())[:3]:
+        shutil.copy(path, given / "gastric_ulcer")
+    (given / "damaged.png").write_bytes(b"\x89PNG nothing")
+    with pytest.raises(SystemExit) as ended:
+        main(["explain", str(bundle.folder), str(given), "--output", str(tmp_path / "maps"), "--class", "GU"])
+    assert ended.value.code == 3
+    said = capsys.readouterr().out
+    assert "4 images, 1 of them unreadable" in said
+    assert "Randomisation check" in said
+    table = pd.read_csv(tmp_path / "maps" / "maps.csv", keep_default_na=False)
+    assert table["number"].tolist() == list(range(1, 5))
+    bad = table[table["error"] != ""]
+    assert len(bad) == 1
+    assert bad["path"].item().endswith("damaged.png")
+    assert bad["picture"].item() == ""
+    good = table[table["error"] == ""]
+    assert set(good["class"]) == set(good["true"]) == {"GU"}
+    record = json.loads((tmp_path / "maps" / "maps.json").read_text())
+    assert (record["images"], record["unreadable"]) == (4, 1)
+    assert set(record["randomisation_check"]["rank_correlation"]) == {"the last layer", "all weights"}
+    pictures = sorted((tmp_path / "maps").rglob("*.png"))
+    assert {path.name for path in pictures} == set(good["picture"]) == {f"{n:04d}.png" for n in good["number"]}
+    assert not any(b"Jane" in path.read_bytes() or Image.open(path).info for path in pictures)
+    first = good.iloc[0]
+    image = bundle.input.read(given / "gastric_ulcer" / first["path"].rsplit("/", 1)[1])
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(tmp_path / "maps" / "overlays" / first["picture"])),
+        overlay(image, heat_map(bundle, image, 1)),
+    )
+    probability = bundle.answer(image[None]).probabilities[0, 1]
+    assert float(first["probability"]) == pytest.approx(probability, abs=1e-5)
+
+
+def test_only_earlier_maps_are_ever_replaced(bundle, drawn, tmp_path):
+    some, output = sorted(drawn.glob("*/*.jpg"))[:3], tmp_path / "maps"
+
+    def explain(*paths):
+        with pytest.raises(SystemExit) as ended:
+            main(["explain", str(bundle.folder), *map(str, paths), "--output", str(output), "--no-sanity"])
+        return ended.value.code
+
+    assert explain(*some) == 0
+    assert json.loads((output / "maps.json").read_text())["randomisation_check"] is None
+    (output / "mine.png").write_bytes(b"kept")
+    assert explain(some[0]) == 0
+    assert sorted(path.name for path in output.rglob("*.png")) == ["0001.png", "0001.png", "mine.png"]
+    (output / "maps.json").unlink()
+    assert "holds other things" in str(explain(some[0]))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "found no INPUT"),
+        (["images"], "--output: expected a folder"),
+        (["images", "--output", "maps", "--class", "GUU"], 'Did you mean "GU"?'),
+        (["nowhere", "--output", "maps"], "no such file or folder"),
+        (["--mistakes"], "is in no run"),
+    ],
+)
+def test_a_wrong_word_is_told_before_anything_is_written(words, said, bundle, drawn, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(drawn, tmp_path / "images")
+    with pytest.raises(SystemExit) as ended:
+        main(["explain", str(bundle.folder), *words])
+    assert said in str(ended.value.code)
+    assert not (tmp_path / "maps").exists()
+
+
+def test_the_worst_mistakes_stand_in_the_report_with_their_maps(trained_run, tmp_path):
+    run = shutil.copytree(trained_run.path, tmp_path / "run")
+    enlarged(run / "model")
+    with pytest.raises(SystemExit) as ended:
+        main(["explain", str(run / "model"), "--mistakes", "--no-sanity"])
+    assert ended.value.code == 0
+    table = pd.read_csv(run / "maps" / "maps.csv", keep_default_na=False)
+    assert (table["true"] != "").all()
+    assert len(set(table["sample"])) == len(table)
+    main(["report", str(run), "--thumbnails"])
+    page = (run / "report" / "report.html").read_text()
+    assert page.count("the heat map for ") == (table["class"] == table["predicted"]).sum() > 0
+    assert "No randomisation check was made of them." in page
+    stage = "finetune"
+    assert saved_maps(read_run(run), stage=stage).overlays
+    assert not saved_maps(read_run(run), stage="pretrain").overlays
+    (run / "model" / "SHA256SUMS").write_text("another")
+    assert "are of another bundle" in saved_maps(read_run(run), stage=stage).said
+    assert not saved_maps(read_run(run), stage=stage).overlays
+    shutil.rmtree(run / "maps")
+    assert "pylorus explain RUN/model --mistakes" in saved_maps(read_run(run), stage=stage).said
