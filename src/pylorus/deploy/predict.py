@@ -73,7 +73,7 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
     Raises:
         PylorusError: If the bundle, an input or an option is not what it should be.
     """
-    bundle = load_bundle(folder, device=_settled_device(options.device))
+    bundle = load_bundle(folder, device=settled_device(options.device))
     description = bundle.description
     known = description.short_names
     if options.class_name is not None and description.decision.thresholds.get(options.class_name) is None:
@@ -212,7 +212,15 @@ def _rows(bundle: Bundle, items: list[Item], images: list[RGB | str], class_name
     return table.astype(dict.fromkeys(TEXTS, "str"))
 
 
-def _settled_device(wanted: str) -> torch.device:
+def settled_device(wanted: str) -> torch.device:
+    """Sets this process up to predict on a device.
+
+    Args:
+        wanted: auto, cpu, cuda or mps.
+
+    Raises:
+        PylorusError: If this machine lacks it.
+    """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted != "auto" and not there.get(wanted, False):
         raise PylorusError(f"--device: found {wanted}, which this machine lacks. Take auto or cpu.")
