@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(act=_report)
     _add_doctor(commands)
     _add_predict(commands)
+    _add_explain(commands)
     _add_serve(commands)
     return parser
 
@@ -113,6 +114,24 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     predicted.add_argument("--batch", type=int, default=32, metavar="N", help="images at once (default: 32)")
     predicted.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
     predicted.set_defaults(act=_predict)
+
+
+def _add_explain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    explained = commands.add_parser("explain", help="heat maps: which part of an image speaks for a class")
+    explained.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder `model` of a run")
+    explained.add_argument("inputs", nargs="*", metavar="INPUT", help="image, folder, pattern or video")
+    explained.add_argument("--output", type=Path, metavar="DIR", help="default with --mistakes alone: maps in the run")
+    explained.add_argument(
+        "--class", dest="class_name", metavar="NAME", help="class of the maps (default: each image's likeliest)"
+    )
+    explained.add_argument(
+        "--mistakes", action="store_true", help="the worst mistakes of the bundle's run, for `report --thumbnails`"
+    )
+    explained.add_argument("--no-sanity", action="store_true", help="no comparison with maps of other weights")
+    explained.add_argument("--frames-every", type=float, metavar="SECONDS", help="take frames of videos this far apart")
+    explained.add_argument("--batch", type=int, default=8, metavar="N", help="images at once (default: 8)")
+    explained.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
+    explained.set_defaults(act=_explain)
 
 
 def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -189,6 +208,22 @@ def _predict(chosen: argparse.Namespace) -> None:
         device=chosen.device,
     )
     sys.exit(predict(chosen.bundle, chosen.inputs, chosen.output, options))
+
+
+def _explain(chosen: argparse.Namespace) -> None:
+    from pylorus.deploy.explain_images import ExplainOptions, explain
+
+    if chosen.batch < 1:
+        raise PylorusError(f"--batch: found {chosen.batch}, expected at least 1.")
+    options = ExplainOptions(
+        class_name=chosen.class_name,
+        mistakes=chosen.mistakes,
+        sanity=not chosen.no_sanity,
+        frames_every=chosen.frames_every,
+        batch=chosen.batch,
+        device=chosen.device,
+    )
+    sys.exit(explain(chosen.bundle, chosen.inputs, chosen.output, options))
 
 
 def _serve(chosen: argparse.Namespace) -> None:

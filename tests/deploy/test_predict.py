@@ -208,7 +208,7 @@ def test_images_are_taken_one_batch_after_another_and_never_listed(bundle_folder
             yield Item(str(image), image)
 
     form = load_bundle(bundle_folder).input
-    for number, (items, images) in enumerate(predict_module._read_ahead(endless(), form, 4), start=1):
+    for number, (items, images) in enumerate(predict_module.read_ahead(endless(), form, 4), start=1):
         assert len(items) == len(images) == 4
         assert taken <= 4 * (number + predict_module.AHEAD)
         if number == 5:

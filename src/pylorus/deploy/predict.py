@@ -107,7 +107,7 @@ def _predict_rest(bundle: Bundle, sources: Sources, parts: Parts, options: Predi
     rows: list[pd.DataFrame] = []
     began = time.monotonic()
     with tqdm(desc="images", unit="", initial=len(done), disable=not sys.stderr.isatty()) as bar:
-        for items, images in _read_ahead(wanted, bundle.input, options.batch):
+        for items, images in read_ahead(wanted, bundle.input, options.batch):
             rows.append(_rows(bundle, items, images, options.class_name))
             bar.update(len(items))
             if sum(map(len, rows)) >= PART_ROWS or time.monotonic() - began > PART_SECONDS:
@@ -152,7 +152,7 @@ def _request(bundle: Bundle, inputs: list[str], options: PredictOptions) -> dict
     }
 
 
-def _read_ahead(items: Iterable[Item], form: InputFormat, size: int) -> Iterator[tuple[list[Item], list[RGB | str]]]:
+def read_ahead(items: Iterable[Item], form: InputFormat, size: int) -> Iterator[tuple[list[Item], list[RGB | str]]]:
     """Batches of items with their images, or why there is none, read while the network computes."""
     cv2.setNumThreads(0)
     remaining = iter(items)
@@ -213,7 +213,7 @@ def _rows(bundle: Bundle, items: list[Item], images: list[RGB | str], class_name
 
 
 def settled_device(wanted: str) -> torch.device:
-    """Sets this process up to predict on a device.
+    """The device to compute on, with this process set up for it.
 
     Args:
         wanted: auto, cpu, cuda or mps.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pylorus.evaluation.predictions import Predictions
 from pylorus.report.basis import tested_on
 from pylorus.report.result import Result
 from pylorus.report.table import Cell, Column, Number, Row, Table, text_columns
@@ -44,13 +45,10 @@ def worst_mistakes(result: Result, peers: Sequence[Result]) -> tuple[Mistake, ..
     said = result.test.predictions
     rows = np.arange(len(said.true))
     certainty, chance = said.probabilities.max(axis=1), said.probabilities[rows, said.true]
-    wrong = rows[~said.correct]
     missed = dict.fromkeys(said.sample.tolist(), 0)
     for peer in peers:
         for name in peer.test.predictions.sample[~peer.test.predictions.correct].tolist():
             missed[name] += 1
-    # Equal certainties go by sample, so that the order does not depend on the file's.
-    order = sorted(wrong, key=lambda row: (-certainty[row], str(said.sample[row])))
     return tuple(
         Mistake(
             sample=str(said.sample[row]),
@@ -60,8 +58,16 @@ def worst_mistakes(result: Result, peers: Sequence[Result]) -> tuple[Mistake, ..
             chance=float(chance[row]),
             missed_by=missed[str(said.sample[row])],
         )
-        for row in order[:WORST]
+        for row in surest_mistakes(said)
     )
+
+
+def surest_mistakes(said: Predictions) -> list[int]:
+    """The places of the mistakes, the surest first, at most `WORST`."""
+    certainty = said.probabilities.max(axis=1)
+    # Equal certainties go by sample, so that the order does not depend on the file's.
+    order = sorted(np.flatnonzero(~said.correct), key=lambda row: (-certainty[row], str(said.sample[row])))
+    return [int(row) for row in order[:WORST]]
 
 
 def mistake_table(result: Result, mistakes: Sequence[Mistake], *, peers: int, names: bool, number: int = 1) -> Table:

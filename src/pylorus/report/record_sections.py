@@ -5,6 +5,7 @@ from typing import Any
 
 from pylorus.report.checklist import checklist_table
 from pylorus.report.evidence import Evidence
+from pylorus.report.maps import saved_maps
 from pylorus.report.mistakes import mistake_table, worst_mistakes
 from pylorus.report.redaction import redacted_yaml
 from pylorus.report.run_tables import command_lines, run_table, split_sentences, split_table
@@ -52,9 +53,10 @@ def mistake_section(evidence: Evidence) -> Section:
             )
         )
         if evidence.options.thumbnails:
-            pictures = thumbnails_of(result.run, [mistake.sample for mistake in mistakes])
+            maps = saved_maps(result.run, stage=result.stage.name)
+            pictures = thumbnails_of(result.run, [mistake.sample for mistake in mistakes], maps.overlays)
             items.append(Pictures(tuple((mistake, pictures[mistake.sample]) for mistake in mistakes)))
-            items.append(Sentences((BURNT_IN,)))
+            items.append(Sentences((BURNT_IN, maps.said)))
     if items and not evidence.options.thumbnails:
         items.append(Sentences(("With --thumbnails the report shows these images, which then leave with it.",)))
     return Section("mistakes", "Worst mistakes", tuple(items))

@@ -23,6 +23,11 @@ class Pictures:
 
     shown: tuple[tuple[Mistake, Thumbnail], ...]
 
+    @property
+    def paired(self) -> bool:
+        """Whether heat maps stand beside the images."""
+        return any(picture.overlay for _, picture in self.shown)
+
 
 @dataclass(frozen=True)
 class Listing:

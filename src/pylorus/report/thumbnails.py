@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,37 +24,58 @@ class Thumbnail:
         sample: Id of the image.
         jpeg: The picture in base64, without any of the file's metadata; empty where there is none.
         missing: Why there is none; empty where there is one.
+        overlay: The network's input with the heat map over it, as `jpeg`; empty where none was drawn.
     """
 
     sample: str
     jpeg: str
     missing: str
+    overlay: str = ""
 
 
-def thumbnails_of(run: SavedRun, samples: Sequence[str]) -> dict[str, Thumbnail]:
-    """Reads images of a run by their ids; one that is gone or was changed since is said to be."""
+def thumbnails_of(
+    run: SavedRun, samples: Sequence[str], overlays: Mapping[str, str] | None = None
+) -> dict[str, Thumbnail]:
+    """Reads images of a run by their ids; one that is gone or was changed since is said to be.
+
+    Args:
+        run: The run.
+        samples: Ids of its images.
+        overlays: Heat maps by these ids, from `pylorus.report.maps`.
+    """
+    return {sample: _thumbnail(run, sample, (overlays or {}).get(sample, "")) for sample in samples}
+
+
+def file_of(run: SavedRun, sample: str) -> Path:
+    """Where the file of an image lay when the run was made."""
+    assert run.split is not None
+    root = run.folder / "images" if run.setting("data.kind") == "synthetic" else Path(str(run.setting("data.root", "")))
+    return root / str(run.split.table.set_index("sample_id").loc[sample, "path"])
+
+
+def image_of(run: SavedRun, sample: str) -> RGB:
+    """An image of a run, of shape (height, width, 3).
+
+    Raises:
+        UnreadableImageError: If it is gone, was changed since, or lies in a shard.
+    """
     assert run.split is not None
     if run.setting("data.kind") == "shards":
-        return {sample: Thumbnail(sample, "", "it lies in a shard") for sample in samples}
-    rows = run.split.table.set_index("sample_id")
-    root = run.folder / "images" if run.setting("data.kind") == "synthetic" else Path(str(run.setting("data.root", "")))
-    return {
-        sample: _thumbnail(sample, root / str(rows.loc[sample, "path"]), str(rows.loc[sample, "sha256"]))
-        for sample in samples
-    }
-
-
-def _thumbnail(sample: str, path: Path, sha256: str) -> Thumbnail:
+        raise UnreadableImageError("it lies in a shard")
     try:
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != sha256:
-            return Thumbnail(sample, "", "the file has changed since the run")
-        image = decode(content)
+        content = file_of(run, sample).read_bytes()
     except OSError:
-        return Thumbnail(sample, "", "the file is not there any more")
+        raise UnreadableImageError("the file is not there any more") from None
+    if hashlib.sha256(content).hexdigest() != run.split.table.set_index("sample_id").loc[sample, "sha256"]:
+        raise UnreadableImageError("the file has changed since the run")
+    return decode(content)
+
+
+def _thumbnail(run: SavedRun, sample: str, overlay: str) -> Thumbnail:
+    try:
+        return Thumbnail(sample, small_jpeg(image_of(run, sample)), "", overlay)
     except UnreadableImageError as error:
-        return Thumbnail(sample, "", str(error))
-    return Thumbnail(sample, small_jpeg(image), "")
+        return Thumbnail(sample, "", str(error), overlay)
 
 
 def small_jpeg(image: RGB) -> str:
