@@ -8,6 +8,11 @@ from markupsafe import Markup
 MOST_BYTES = 1_000_000
 SUNK = 2
 """Levels by which its headings are sunk: they stand below the page's own."""
+WRAPPED = {
+    "table_open": '<div class="scroll" role="region" aria-label="Table" tabindex="0"><table>\n',
+    "table_close": "</table></div>\n",
+}
+"""A wide table is scrolled, by keyboard too, without the page around it."""
 
 
 def card_as_html(path: Path) -> Markup:
@@ -20,6 +25,6 @@ def card_as_html(path: Path) -> Markup:
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, int(token.tag[1]) + SUNK)}"
-        if token.type == "table_open":
-            token.attrSet("class", "figures")
+        if token.type in WRAPPED:
+            token.type, token.content = "html_block", WRAPPED[token.type]
     return Markup(reader.renderer.render(tokens, reader.options, {}))

@@ -36,6 +36,9 @@ addEventListener("drop", (event) => {
   take([...event.dataTransfer.files]);
 });
 addEventListener("paste", (event) => take([...event.clipboardData.files]));
+at("to-card").addEventListener("click", () => {
+  at("card").querySelector("details").open = true;
+});
 at("clear").addEventListener("click", () => {
   era += 1;
   waiting.length = 0;
