@@ -78,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     _add_doctor(commands)
     _add_predict(commands)
     _add_explain(commands)
+    _add_serve(commands)
     return parser
 
 
@@ -132,6 +133,22 @@ def _add_explain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     explained.add_argument("--batch", type=int, default=8, metavar="N", help="images at once (default: 8)")
     explained.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
     explained.set_defaults(act=_explain)
+
+
+def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    served = commands.add_parser("serve", help="a web page of a trained model, on this machine")
+    served.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder `model` of a run")
+    served.add_argument("--host", default="127.0.0.1", help="where it listens (default: 127.0.0.1, this machine alone)")
+    served.add_argument("--port", type=int, default=7860, help="default: 7860; 0: any free one")
+    served.add_argument("--password-file", type=Path, metavar="FILE", help="holds the password, on one line")
+    served.add_argument("--without-password", action="store_true", help="let the whole network use it")
+    served.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="a further name of it, such as a proxy's"
+    )
+    served.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest file (default: 20)")
+    served.add_argument("--max-images", type=int, default=32, metavar="N", help="files at a time (default: 32)")
+    served.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
+    served.set_defaults(act=_serve)
 
 
 def _draw(chosen: argparse.Namespace) -> None:
@@ -208,6 +225,26 @@ def _explain(chosen: argparse.Namespace) -> None:
         device=chosen.device,
     )
     sys.exit(explain(chosen.bundle, chosen.inputs, chosen.output, options))
+
+
+def _serve(chosen: argparse.Namespace) -> None:
+    try:
+        from pylorus.deploy.app.server import serve
+    except ModuleNotFoundError as error:
+        raise PylorusError(f"the page needs {error.name}: pip install 'pylorus[serve]'") from error
+    from pylorus.deploy.app.options import ServeOptions
+
+    options = ServeOptions(
+        host=chosen.host,
+        port=chosen.port,
+        password_file=chosen.password_file,
+        without_password=chosen.without_password,
+        allowed_hosts=tuple(chosen.allow_host),
+        max_mb=chosen.max_mb,
+        max_images=chosen.max_images,
+        device=chosen.device,
+    )
+    serve(chosen.bundle, options)
 
 
 def _report(chosen: argparse.Namespace) -> None:
