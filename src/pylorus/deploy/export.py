@@ -90,8 +90,8 @@ def _trial_images(folder: Path, bundle: Bundle, options: ExportOptions) -> list[
     if options.images is not None:
         given = given_images(options.images, said, group=options.group)
         return [given, *(calibration_and_measured(given) if options.int8 else ())]
-    test = run_images(folder, said, "test")
-    return [test, *((run_images(folder, said, "val"), test) if options.int8 else ())]
+    of_int8 = [run_images(folder, said, part) for part in ("val", "test")] if options.int8 else []
+    return [run_images(folder, said), *of_int8]
 
 
 @contextmanager
@@ -114,9 +114,9 @@ def _refusal(folder: Path, parity: Parity) -> str:
     return (
         f"{folder}: REFUSED, nothing was written: on {parity.images} images ({parity.source}) the export's logits "
         f"differ from PyTorch's by up to {found}, expected at most {parity.tolerance:.2g}; calibrated probabilities by "
-        f"up to {max(parity.probabilities):.2g}, unlikeness by up to {max(parity.unlikeness):.2g}; {parity.other_class} "
-        "images are of another class. The network or these versions of torch, onnxscript and onnxruntime can't be "
-        "trusted with each other: try the versions in constraints.txt, or predict with the bundle itself."
+        f"up to {max(parity.probabilities):.2g}, unlikeness by up to {max(parity.unlikeness):.2g}; "
+        f"{parity.other_class} are of another class. The network or these versions of torch, onnxscript and "
+        "onnxruntime can't be trusted with each other: try the versions in constraints.txt, or predict with the bundle itself."
     )
 
 

@@ -27,7 +27,6 @@ CALIBRATED_ON = 64
 """Images whose values fix the ranges of the whole numbers, at most."""
 CALIBRATION_SHARE = 4
 """Of images in a folder, every fourth group is kept for calibration, and never measured on."""
-OPERATORS = ["Conv", "Gemm", "MatMul"]
 
 
 @dataclass(frozen=True)
@@ -114,10 +113,8 @@ def quantise(source: Path, target: Path, images: TrialImages, form: InputFormat)
                 str(prepared),
                 str(temporary),
                 _reader(quantization.CalibrationDataReader, pixels),
-                op_types_to_quantize=OPERATORS,
                 nodes_to_exclude=_beside_logits(onnx.load(str(prepared)).graph),
                 per_channel=True,
-                reduce_range=True,  # 7 bits of weights: older processors overflow in sums of 8 by 8 bits
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
             )

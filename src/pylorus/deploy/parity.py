@@ -16,9 +16,8 @@ IMAGES = 66
 """On how many images an export is tried, at most."""
 BATCH = 7
 """How many at once beside one at a time: no power of two, and the last batch is another size still."""
-ABSOLUTE, RELATIVE = 1e-4, 1e-5
-"""How far an output may be from PyTorch's: the larger of `ABSOLUTE` and `RELATIVE` × the largest logit; docs/export.md
-has the measurements behind both."""
+ABSOLUTE = 1e-4
+"""How far a calibrated probability or an unlikeness may be from PyTorch's; docs/export.md has what was measured."""
 
 Outputs = tuple[NDArray[np.float64], ...]
 """Logits (n, classes), calibrated probabilities (n, classes) and unlikeness (n,)."""
@@ -97,8 +96,21 @@ def tried(bundle: Bundle, session: Any, images: TrialImages) -> Parity:
         unlikeness=tuple(far[2] for far in apart),
         pytorch_alone=_apart(theirs[0][0], theirs[1][0]),
         other_class=int(np.any([found != classes[0] for found in classes], axis=0).sum()),
-        tolerance=max(ABSOLUTE, RELATIVE * largest),
+        tolerance=tolerance(largest),
     )
+
+
+def tolerance(largest: float) -> float:
+    """How far a logit may be from PyTorch's, where the largest of them has this absolute value.
+
+    1e-4; less where logits are all below 1, since there a wrong weight could hide below it; more where they are above
+    10, since there 32 bits can't do better.
+
+    Example:
+        >>> [f"{tolerance(largest):.0e}" for largest in (0.001, 0.1, 1.0, 10.0, 50.0)]
+        ['1e-06', '1e-05', '1e-04', '1e-04', '5e-04']
+    """
+    return max(min(ABSOLUTE, 1e-4 * largest), 1e-5 * largest, 1e-6)
 
 
 def in_batches(compute: Callable[[NDArray[np.uint8]], Outputs], images: NDArray[np.uint8], size: int) -> Outputs:

@@ -99,13 +99,13 @@ def given_images(folder: Path, said: Description, *, group: str | None) -> Trial
     )
 
 
-def run_images(bundle: Path, said: Description, part: str) -> TrialImages:
-    """The images of one part of the split of the run that a bundle lies in.
+def run_images(bundle: Path, said: Description, part: str | None = None) -> TrialImages:
+    """The images of the run that a bundle lies in.
 
     Args:
         bundle: The folder `model` of a run.
         said: The bundle's description.
-        part: train, val or test.
+        part: train, val or test; None: all of them.
 
     Raises:
         PylorusError: If it lies in no run, or the run's images are not there; asks for others.
@@ -115,7 +115,7 @@ def run_images(bundle: Path, said: Description, part: str) -> TrialImages:
         table = pd.read_csv(run / "split.csv", dtype=str)
         config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=False)
         kind, root = (config["data"][key] for key in ("kind", "root"))  # type: ignore[index, call-overload]
-        rows = table[table["split"] == part]
+        rows = table if part is None else table[table["split"] == part]
         labels = [said.classes.index(name) for name in rows["class"]]
         paths, groups = list(rows["path"]), rows["group"].to_numpy(dtype=np.str_)
     except Exception:  # of a table, of YAML: whatever lies there is no run's
@@ -130,4 +130,6 @@ def run_images(bundle: Path, said: Description, part: str) -> TrialImages:
     if gone is not None:
         raise PylorusError(f"{gone}: an image of the run, on which to try the export, is not there any more. {ASK}")
     drawn = " (drawn, not real)" if kind == "synthetic" else ""
-    return TrialImages(files, np.array(labels, dtype=np.int64), groups, f"the run's own {part} images{drawn}")
+    return TrialImages(
+        files, np.array(labels, dtype=np.int64), groups, f"the run's own {f'{part} ' if part else ''}images{drawn}"
+    )
