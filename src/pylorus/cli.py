@@ -79,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_explain(commands)
     _add_serve(commands)
+    _add_export(commands)
     return parser
 
 
@@ -99,7 +100,9 @@ def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     predicted = commands.add_parser("predict", help="what a trained model says of images, folders and videos")
-    predicted.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder `model` of a run")
+    predicted.add_argument(
+        "bundle", type=Path, metavar="BUNDLE", help="the folder `model` of a run, or an export of it"
+    )
     predicted.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder, pattern or video")
     predicted.add_argument("--output", type=Path, required=True, metavar="FILE", help="ends in .csv, .parquet or .json")
     predicted.add_argument("--frames-every", type=float, metavar="SECONDS", help="take frames of videos this far apart")
@@ -149,6 +152,22 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     served.add_argument("--max-images", type=int, default=32, metavar="N", help="files at a time (default: 32)")
     served.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
     served.set_defaults(act=_serve)
+
+
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    exported = commands.add_parser("export", help="a trained model for other programs, tried on real images")
+    exported.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder `model` of a run")
+    exported.add_argument("--format", default="onnx", choices=("onnx",), help="default: onnx")
+    exported.add_argument(
+        "--output", type=Path, metavar="DIR", help="a new or empty folder (default: beside BUNDLE, as BUNDLE-onnx)"
+    )
+    exported.add_argument(
+        "--images", type=Path, metavar="DIR", help="try the export on these (default: the images of BUNDLE's run)"
+    )
+    exported.add_argument("--group", metavar="REGEX", help="finds the patient in a path of --images, for intervals")
+    exported.add_argument("--int8", action="store_true", help="8-bit whole numbers; what that costs is measured")
+    exported.add_argument("--speed", action="store_true", help="measure the speed beside PyTorch")
+    exported.set_defaults(act=_export)
 
 
 def _draw(chosen: argparse.Namespace) -> None:
@@ -245,6 +264,15 @@ def _serve(chosen: argparse.Namespace) -> None:
         device=chosen.device,
     )
     serve(chosen.bundle, options)
+
+
+def _export(chosen: argparse.Namespace) -> None:
+    from pylorus.deploy.export import ExportOptions, export
+
+    options = ExportOptions(
+        output=chosen.output, images=chosen.images, group=chosen.group, int8=chosen.int8, speed=chosen.speed
+    )
+    export(chosen.bundle, options)
 
 
 def _report(chosen: argparse.Namespace) -> None:

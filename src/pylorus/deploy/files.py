@@ -2,6 +2,7 @@
 
 import hashlib
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from pylorus.errors import PylorusError
@@ -15,11 +16,17 @@ WEIGHTS, DESCRIPTION, UNLIKE, CARD, SUMS = (
 )
 FILES = (WEIGHTS, DESCRIPTION, UNLIKE, CARD)
 """What a bundle holds beside the list of their hashes."""
+MODEL = "model.onnx"
+"""What an export holds in place of the weights; see `pylorus.deploy.exported`."""
 MOST_SUMS = 65_536
 
 
-def checked_sums(folder: Path) -> dict[str, str]:
-    """The hash of each file of a bundle, as SHA256SUMS lists them and as they are.
+def checked_sums(folder: Path, files: Sequence[str] = FILES) -> dict[str, str]:
+    """The hash of each file, as SHA256SUMS lists them and as they are.
+
+    Args:
+        folder: Of a bundle or an export.
+        files: What it must hold.
 
     Raises:
         PylorusError: If it is no bundle, or a file is missing, changed, or no ordinary file of this very folder.
@@ -29,7 +36,7 @@ def checked_sums(folder: Path) -> dict[str, str]:
         raise PylorusError(f"{folder}: found {kind}, expected a bundle: the folder `model` of a run.")
     if (folder / "model" / SUMS).is_file():
         raise PylorusError(f"{folder}: is a run; its bundle is {folder / 'model'}.")
-    listed = _listed(folder)
+    listed = _listed(folder, files)
     for name, wanted in listed.items():
         _expect_file(folder / name)
         with (folder / name).open("rb") as file:
@@ -42,7 +49,7 @@ def checked_sums(folder: Path) -> dict[str, str]:
     return listed
 
 
-def _listed(folder: Path) -> dict[str, str]:
+def _listed(folder: Path, files: Sequence[str]) -> dict[str, str]:
     path = folder / SUMS
     _expect_file(path)
     with path.open("rb") as file:
@@ -55,7 +62,12 @@ def _listed(folder: Path) -> dict[str, str]:
         if name in ("", ".", "..") or set(name) & set("/\\:") or not name.isprintable():
             raise PylorusError(f"{path}: found the name {name[:80]!r}, expected a file of this folder.")
         listed[name] = digest
-    missing = [name for name in FILES if name not in listed]
+    missing = [name for name in files if name not in listed]
+    if missing and MODEL in listed:
+        raise PylorusError(
+            f"{folder}: is an export, of which `pylorus predict` makes predictions; this needs the bundle itself: the "
+            "folder `model` of the run that it was exported from."
+        )
     if missing:
         raise PylorusError(f"{path}: lists no {missing[0]}. Copy the bundle again from where it was made.")
     return listed

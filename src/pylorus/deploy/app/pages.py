@@ -21,7 +21,8 @@ from pylorus.deploy.app.guard import Guard
 from pylorus.deploy.app.interface import interface
 from pylorus.deploy.app.options import ServeOptions
 from pylorus.deploy.app.upload import Limits, RefusedUploadError, uploads
-from pylorus.deploy.load import CARD, SUMS, Bundle
+from pylorus.deploy.files import CARD, SUMS
+from pylorus.deploy.load import Bundle
 
 log = logging.getLogger(__name__)
 
