@@ -43,9 +43,9 @@ def steps(model: str, device: str, batch_size: int) -> dict[str, Callable[[], ob
     import torch
     from torch.profiler import record_function
 
-    from pylorus.choices import channels_last
     from pylorus.config import Config, ModelConfig, StageConfig, TrainerConfig
-    from pylorus.machine import settle_engine
+    from pylorus.machine.choices import channels_last
+    from pylorus.machine.engine import settle_engine
     from pylorus.model.backbone import build_backbone
     from pylorus.model.classifier import Classifier, StagePlan
     from pylorus.model.schedule import build_optimizer

@@ -8,10 +8,10 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 from pylorus.config import CONF, GROUPS, Config, StageConfig
-from pylorus.engines import check_installed
 from pylorus.errors import PylorusError
 from pylorus.help import help_text
 from pylorus.launch import checked, register
+from pylorus.sweeps.engines import check_installed
 from pylorus.validation import fields_of
 
 FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
@@ -52,7 +52,7 @@ def test_a_launcher_that_is_not_installed_is_refused_with_the_command_that_insta
     def missing(name: str) -> None:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("pylorus.engines.distribution", missing)
+    monkeypatch.setattr("pylorus.sweeps.engines.distribution", missing)
     for word, extra in (("hydra/launcher=joblib", "parallel"), ("experiment=search", "optuna")):
         with pytest.raises(PylorusError, match=re.escape(f"pip install 'pylorus[{extra}]'")):
             checked(["-m", word])

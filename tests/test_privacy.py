@@ -11,7 +11,7 @@ from PIL import Image
 
 from pylorus.data.synthetic import CLASSES, draw_frame
 from pylorus.files import write_text
-from pylorus.run_folder import RunFolder
+from pylorus.runs.folder import RunFolder
 from pylorus.train import run
 from tests.conftest import TINY
 

@@ -21,16 +21,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from pylorus.apart import interrupted, run_apart
 from pylorus.config import CONF, GROUPS, Config
-from pylorus.disk import refused
-from pylorus.engines import check_installed, explained_end, share_machine
 from pylorus.errors import INTERRUPTED, PylorusError, did_you_mean
 from pylorus.files import write_text
 from pylorus.pipe import ends_quietly
-from pylorus.resume import change_to, check_resumable, resume
-from pylorus.run_folder import RunFolder
-from pylorus.signals import stopped_by_signals
+from pylorus.runs.disk import refused
+from pylorus.runs.folder import RunFolder
+from pylorus.runs.resume import change_to, check_resumable, resume
+from pylorus.runs.signals import stopped_by_signals
+from pylorus.sweeps.apart import interrupted, run_apart
+from pylorus.sweeps.engines import check_installed, explained_end, share_machine
 from pylorus.validation import built, check_key, is_free
 
 RESUME = "resume="
@@ -88,7 +88,7 @@ def job(composed: DictConfig, context: Any) -> float | None:
         return None
     if not in_sweep:
         return None
-    from pylorus.sweep import objective
+    from pylorus.sweeps.table import objective
 
     return objective(folder)
 
@@ -182,7 +182,7 @@ def _begin() -> int:
 
 
 def _sum_up() -> int:
-    from pylorus.sweep import sum_up
+    from pylorus.sweeps.table import sum_up
 
     assert SweepFolder.found is not None
     return sum_up(SweepFolder.found)

@@ -14,19 +14,15 @@ from pathlib import Path
 
 import torch
 
-from pylorus.batch_size import settle_batch_size
-from pylorus.begun import as_begun, check_begun
 from pylorus.chance import derived_seed
-from pylorus.choices import choices, tell
 from pylorus.config import Config, TrainerConfig
-from pylorus.console import run_log
-from pylorus.dashboard import Dashboard
 from pylorus.data.prepare import Images, prepare_images
 from pylorus.deploy.bundle import write_bundle
 from pylorus.errors import INTERRUPTED, PylorusError
-from pylorus.faults import faults_explained
 from pylorus.files import write_json
-from pylorus.machine import Engine, environment, settle_engine
+from pylorus.machine.batch_size import settle_batch_size
+from pylorus.machine.choices import choices, tell
+from pylorus.machine.engine import Engine, environment, settle_engine
 from pylorus.model.backbone import Backbone, build_backbone
 from pylorus.model.classifier import StagePlan
 from pylorus.model.freeze import depth
@@ -35,11 +31,15 @@ from pylorus.parallel.processes import ALONE, Processes
 from pylorus.parallel.start import check_shares, train_in_processes
 from pylorus.pipe import ends_quietly
 from pylorus.report.write import write_report
-from pylorus.run_folder import RunFolder
-from pylorus.signals import Stop, stopped_by_signals
-from pylorus.stage import check_stages, run_stage
-from pylorus.stage_run import Run
-from pylorus.stage_table import show_stage
+from pylorus.runs.begun import as_begun, check_begun
+from pylorus.runs.console import run_log
+from pylorus.runs.dashboard import Dashboard
+from pylorus.runs.faults import faults_explained
+from pylorus.runs.folder import RunFolder
+from pylorus.runs.signals import Stop, stopped_by_signals
+from pylorus.stages.run import Run
+from pylorus.stages.stage import check_stages, run_stage
+from pylorus.stages.table import show_stage
 from pylorus.validation import loaded
 
 log = logging.getLogger(__name__)

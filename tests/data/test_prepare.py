@@ -10,7 +10,7 @@ import pytest
 from pylorus.data import facts as module
 from pylorus.data.prepare import prepare_images
 from pylorus.errors import PylorusError
-from pylorus.run_folder import RunFolder
+from pylorus.runs.folder import RunFolder
 
 
 @pytest.fixture

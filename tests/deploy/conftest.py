@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from pylorus.deploy.files import SUMS
 from pylorus.files import write_text
-from pylorus.run_folder import RunFolder
+from pylorus.runs.folder import RunFolder
 from pylorus.train import run
 from tests.conftest import TINY
 

@@ -17,7 +17,7 @@ from pylorus.deploy.checks import read_description
 from pylorus.deploy.load import load_bundle
 from pylorus.evaluation.calibration import fit_temperature, probabilities_of_logits
 from pylorus.evaluation.decision import threshold_at_sensitivity
-from pylorus.run_folder import RunFolder
+from pylorus.runs.folder import RunFolder
 from pylorus.train import run
 from tests.conftest import TINY
 

@@ -7,14 +7,14 @@ import torch
 
 from pylorus.doctor import computing
 from pylorus.doctor.check import State
-from pylorus.machine import fitting_precision
+from pylorus.machine.engine import fitting_precision
 
 GIB = 2**30
 
 
 def test_the_precision_is_the_one_that_a_run_takes(monkeypatch):
     for gain, precision, words in ((3.0, "bf16", "bf16 (matrix products run 3.0 times"), (0.4, "32", "fp32 (matrix")):
-        monkeypatch.setattr("pylorus.machine.bf16_gain", lambda _, gain=gain: gain)
+        monkeypatch.setattr("pylorus.machine.engine.bf16_gain", lambda _, gain=gain: gain)
         assert fitting_precision("cpu")[0] == precision
         found = {check.name: check.found for check in computing.check_computing()}
         assert found["CPU precision"].startswith(words)

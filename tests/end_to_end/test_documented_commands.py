@@ -24,10 +24,10 @@ from hydra.errors import HydraException
 
 from pylorus.cli import parser
 from pylorus.data.synthetic import draw_image_set
-from pylorus.engines import NEEDS
 from pylorus.errors import PylorusError
 from pylorus.files import write_json
 from pylorus.launch import checked
+from pylorus.sweeps.engines import NEEDS
 
 from .documented import (
     BY_SHELL,

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import pandas as pd
 import pytest
 
-from pylorus.run_folder import RunFolder
+from pylorus.runs.folder import RunFolder
 
 from .conftest import TRAIN
 from .test_runs import QUICK

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pylorus.run_folder import RunFolder
+from pylorus.runs.folder import RunFolder
 from tests.conftest import TINY
 
 from .conftest import TRAIN

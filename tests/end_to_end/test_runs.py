@@ -79,7 +79,7 @@ def test_an_interrupted_run_says_so_and_leaves_nothing_half_written(tmp_path):
 
 
 def test_a_killed_run_is_told_from_a_running_one(tmp_path):
-    from pylorus.run_folder import RunFolder
+    from pylorus.runs.folder import RunFolder
 
     words = [*QUICK, "model.weights=none", "stages.pretrain.epochs=500"]
     run = subprocess.Popen([sys.executable, str(TRAIN), *words], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip

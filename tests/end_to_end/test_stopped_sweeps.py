@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from pylorus.run_folder import RunFolder
+from pylorus.runs.folder import RunFolder
 from tests.conftest import TINY
 
 from .conftest import TRAIN

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from pylorus.errors import PylorusError
 from pylorus.files import write_text
-from pylorus.run_folder import RunFolder
+from pylorus.runs.folder import RunFolder
 from pylorus.train import run
 from tests.conftest import TINY
 

@@ -21,7 +21,7 @@ from pylorus.data.shards_catalog import read_shards
 from pylorus.data.split import SPLITS, split, write_split
 from pylorus.data.synthetic import draw_image_set
 from pylorus.files import whole, write_text
-from pylorus.run_folder import RunFolder
+from pylorus.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
 

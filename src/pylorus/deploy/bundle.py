@@ -28,12 +28,12 @@ from pylorus.deploy.passing import Passed, mean_directions, pass_over
 from pylorus.deploy.strict import plain
 from pylorus.evaluation.calibration import probabilities_of_logits
 from pylorus.files import whole, write_json, write_text
-from pylorus.machine import Engine
+from pylorus.machine.engine import Engine
 from pylorus.model.backbone import Backbone
 from pylorus.model.weights import sha256
 from pylorus.report.calibrated import calibrate
 from pylorus.report.saved_predictions import read_predictions
-from pylorus.run_folder import RunFolder
+from pylorus.runs.folder import RunFolder
 
 PACKAGES = ("timm", "torch", "numpy", "pillow", "safetensors")
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pylorus.choices import DENSE
+from pylorus.machine.choices import DENSE
 
 UNLIKENESS = "cosine distance of the penultimate features to the mean direction of the nearest class"
 

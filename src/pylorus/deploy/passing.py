@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pylorus.choices import images_a_step, workers
 from pylorus.config import AugmentConfig, Config
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.input import InputFormat
 from pylorus.data.order import Draw
 from pylorus.data.prepare import Images
 from pylorus.deploy.network import laid_out, logits_and_features
-from pylorus.machine import Engine
+from pylorus.machine.choices import images_a_step, workers
+from pylorus.machine.engine import Engine
 from pylorus.model.backbone import Backbone
 
 log = logging.getLogger(__name__)

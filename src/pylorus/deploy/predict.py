@@ -29,7 +29,7 @@ from pylorus.deploy.network import Output
 from pylorus.deploy.parts import Parts
 from pylorus.deploy.sources import Item, Sources
 from pylorus.errors import PylorusError, did_you_mean
-from pylorus.machine import keep_freed_memory, usable_cores
+from pylorus.machine.engine import keep_freed_memory, usable_cores
 from pylorus.model.weights import sha256
 
 PART_ROWS, PART_SECONDS = 2000, 60.0

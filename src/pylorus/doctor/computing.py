@@ -11,7 +11,7 @@ import torch
 
 from pylorus.cache.budget import readable_size
 from pylorus.doctor.check import Check, State, first_line
-from pylorus.machine import fitting_precision, usable_cores
+from pylorus.machine.engine import fitting_precision, usable_cores
 
 AREA = "Computing"
 DRIVER = Path("/proc/driver/nvidia/version")

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pylorus.machine import Engine
+from pylorus.machine.engine import Engine
 from pylorus.model.cut import Cut, cut
 from pylorus.model.freeze import Depth
 

@@ -12,15 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from pylorus.begun import as_begun
-from pylorus.console import run_log
 from pylorus.errors import INTERRUPTED, PylorusError
-from pylorus.faults import faults_explained
-from pylorus.machine import choose_accelerator
+from pylorus.machine.engine import choose_accelerator
 from pylorus.parallel.processes import Processes, found, joined
 from pylorus.parallel.start import Failure
-from pylorus.run_folder import RunFolder
-from pylorus.signals import stopped_by_signals
+from pylorus.runs.begun import as_begun
+from pylorus.runs.console import run_log
+from pylorus.runs.faults import faults_explained
+from pylorus.runs.folder import RunFolder
+from pylorus.runs.signals import stopped_by_signals
 from pylorus.train import train
 from pylorus.validation import loaded
 

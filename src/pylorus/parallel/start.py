@@ -15,7 +15,7 @@ from pathlib import Path
 from pylorus.config import Config, TrainerConfig
 from pylorus.errors import INTERRUPTED, PylorusError
 from pylorus.files import write_json
-from pylorus.run_folder import RunFolder
+from pylorus.runs.folder import RunFolder
 
 PATIENCE = 60.0
 """Seconds that processes have to end by themselves: a step is computed to its end, and its state saved."""

@@ -13,7 +13,7 @@ from pylorus.errors import PylorusError
 from pylorus.report.saved_json import read_json
 from pylorus.report.saved_predictions import SavedPredictions, read_predictions
 from pylorus.report.saved_split import SavedSplit, contradiction, read_split
-from pylorus.run_folder import RunFolder
+from pylorus.runs.folder import RunFolder
 
 
 @dataclass(frozen=True, eq=False)

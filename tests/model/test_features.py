@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from pylorus.files import write_text
 from pylorus.model.cut import UncuttableError
-from pylorus.run_folder import RunFolder
+from pylorus.runs.folder import RunFolder
 from pylorus.train import run
 from tests.conftest import TINY
 

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 from pylorus.config import Config
-from pylorus.dashboard import Dashboard
 from pylorus.data.prepare import Images
-from pylorus.machine import Engine
+from pylorus.machine.engine import Engine
 from pylorus.model.backbone import Backbone
 from pylorus.parallel.processes import Processes
-from pylorus.run_folder import RunFolder
-from pylorus.signals import Stop
+from pylorus.runs.dashboard import Dashboard
+from pylorus.runs.folder import RunFolder
+from pylorus.runs.signals import Stop
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from pylorus.errors import PylorusError
 from pylorus.model.classifier import StagePlan
 from pylorus.predictions import class_names, confusion_of, labels_of
 from pylorus.report.redaction import redacted
-from pylorus.run_folder import RunFolder
+from pylorus.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from pylorus.choices import channels_last
 from pylorus.config import Config
 from pylorus.data.augment import build_augmentation
 from pylorus.data.prepare import Images
 from pylorus.data.split import SPLITS
 from pylorus.errors import PylorusError
+from pylorus.machine.choices import channels_last
 from pylorus.model.backbone import Backbone
 from pylorus.model.classifier import Classifier, StagePlan
 from pylorus.model.features import FeatureDataModule
@@ -19,11 +19,11 @@ from pylorus.model.freeze import apply, depth
 from pylorus.model.schedule import build_optimizer
 from pylorus.parallel.processes import Processes
 from pylorus.predictions import prediction_table, write_predictions
-from pylorus.serving import policy_of, serve_features, serve_images
-from pylorus.speed import Speed
-from pylorus.stage_folder import PARTS, StageFolder
-from pylorus.stage_run import Run
-from pylorus.training import fit, logits_of, stage_trainer
+from pylorus.stages.folder import PARTS, StageFolder
+from pylorus.stages.run import Run
+from pylorus.stages.serving import policy_of, serve_features, serve_images
+from pylorus.stages.speed import Speed
+from pylorus.stages.training import fit, logits_of, stage_trainer
 
 log = logging.getLogger(__name__)
 

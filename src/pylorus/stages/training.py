@@ -11,9 +11,7 @@ import torch
 from numpy.typing import NDArray
 from pytorch_lightning.callbacks import EarlyStopping
 
-from pylorus.checkpoints import Checkpoints
 from pylorus.config import StageConfig
-from pylorus.curves import CurvesFile
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.model.classifier import Classifier, StagePlan
 from pylorus.model.features import FeatureDataModule
@@ -21,10 +19,12 @@ from pylorus.model.freeze import Freeze
 from pylorus.model.schedule import better
 from pylorus.model.shared_norm import norm_of_all
 from pylorus.parallel.strategy import spread
-from pylorus.progress import EpochLine, ProgressBar
-from pylorus.speed import Speed
-from pylorus.stage_folder import StageFolder
-from pylorus.stage_run import Run
+from pylorus.stages.checkpoints import Checkpoints
+from pylorus.stages.curves import CurvesFile
+from pylorus.stages.folder import StageFolder
+from pylorus.stages.progress import EpochLine, ProgressBar
+from pylorus.stages.run import Run
+from pylorus.stages.speed import Speed
 
 log = logging.getLogger(__name__)
 

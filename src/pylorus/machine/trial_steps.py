@@ -1,4 +1,6 @@
-"""Steps of training on noise, to find out what they take: `python -m pylorus.trial_steps`, which `batch_size` talks to.
+"""Steps of training on noise, to find out what they take: `python -m pylorus.machine.trial_steps`.
+
+`pylorus.machine.batch_size` talks to it.
 
 Lines of JSON come in and go out. The first one says what to train and is answered by the bytes that are free; each
 further one is a number of images, answered by the peak of memory and the seconds of a step, or by nothing in braces
@@ -18,14 +20,14 @@ import torch
 from torch.nn import functional
 
 from pylorus.config import LossConfig, ModelConfig, OptimizerConfig, StageConfig
-from pylorus.faults import out_of_memory
-from pylorus.machine import Engine
-from pylorus.memory import free_memory
+from pylorus.machine.engine import Engine
+from pylorus.machine.memory import free_memory
 from pylorus.model.backbone import build_backbone
 from pylorus.model.classifier import Classifier, StagePlan
 from pylorus.model.freeze import apply, set_modes
 from pylorus.model.schedule import build_optimizer
-from pylorus.speed import peak_bytes
+from pylorus.runs.faults import out_of_memory
+from pylorus.stages.speed import peak_bytes
 
 
 def main() -> None:

@@ -9,11 +9,11 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from pylorus import batch_size
-from pylorus.batch_size import Trial, Tried, largest
 from pylorus.errors import PylorusError
 from pylorus.files import write_text
-from pylorus.run_folder import RunFolder
+from pylorus.machine import batch_size
+from pylorus.machine.batch_size import Trial, Tried, largest
+from pylorus.runs.folder import RunFolder
 from pylorus.train import run
 from tests.conftest import TINY
 

@@ -17,9 +17,9 @@ import pytorch_lightning as pl
 from pylorus.files import whole, write_json
 from pylorus.model.classifier import Classifier
 from pylorus.parallel.processes import Processes
-from pylorus.run_folder import RunFolder
-from pylorus.signals import Stop
-from pylorus.stage_folder import Reached, StageFolder
+from pylorus.runs.folder import RunFolder
+from pylorus.runs.signals import Stop
+from pylorus.stages.folder import Reached, StageFolder
 
 SHARE_OF_TIME = 0.02
 """Of training, that saving may take: where it takes longer, not every epoch is saved."""

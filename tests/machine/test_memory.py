@@ -2,7 +2,7 @@
 
 import pytest
 
-from pylorus import memory
+from pylorus.machine import memory
 
 GIB = 2**30
 

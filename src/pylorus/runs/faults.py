@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from pylorus.begun import as_begun
-from pylorus.choices import images_a_step
 from pylorus.config import Config, TrainerConfig
 from pylorus.data.unreadable import UnreadableImageError
-from pylorus.disk import FULL, LOST, SHUT, full, lost, named, shut
 from pylorus.errors import PylorusError
-from pylorus.run_folder import RunFolder
+from pylorus.machine.choices import images_a_step
+from pylorus.runs.begun import as_begun
+from pylorus.runs.disk import FULL, LOST, SHUT, full, lost, named, shut
+from pylorus.runs.folder import RunFolder
 
 MEMORY = re.compile(r"DefaultCPUAllocator: (can't allocate|not enough) memory|CUDA error: out of memory", re.IGNORECASE)
 WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")

@@ -4,13 +4,13 @@ import logging
 
 from omegaconf import OmegaConf
 
-from pylorus.choices import images_a_step, workers
 from pylorus.config import CONF, AugmentConfig, Config, StageConfig
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.input import InputFormat
 from pylorus.data.prepare import Images
 from pylorus.errors import PylorusError, did_you_mean
-from pylorus.machine import Engine
+from pylorus.machine.choices import images_a_step, workers
+from pylorus.machine.engine import Engine
 from pylorus.model.backbone import Backbone
 from pylorus.model.classifier import Classifier, StagePlan
 from pylorus.model.cut import UncuttableError

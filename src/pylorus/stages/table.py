@@ -11,7 +11,7 @@ from pylorus.evaluation.proportion import proportions_of_predictions
 from pylorus.model.classifier import StagePlan
 from pylorus.percent import percent
 from pylorus.predictions import class_names, confusion_of, labels_of
-from pylorus.stage import StageResult
+from pylorus.stages.stage import StageResult
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from pylorus.disk import refused
+from pylorus.runs.disk import refused
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from types import FrameType
 from typing import Any
 
 from pylorus.errors import PylorusError, listing
-from pylorus.run_folder import RunFolder
-from pylorus.signals import STOPPING
+from pylorus.runs.folder import RunFolder
+from pylorus.runs.signals import STOPPING
 
 JOBS_AT_ONCE = "PYLORUS_JOBS_AT_ONCE"
 """The environment variable that tells a job how many of its sweep share this machine's cores."""

@@ -12,7 +12,7 @@ from pylorus.files import whole, write_text
 from pylorus.percent import percent
 from pylorus.predictions import confusion_of
 from pylorus.report.write import write_report
-from pylorus.run_folder import RunFolder
+from pylorus.runs.folder import RunFolder
 from pylorus.validation import loaded
 
 MEASURES = ["accuracy", "precision", "sensitivity", "F1"]

@@ -18,13 +18,13 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch.utils.data import get_worker_info
 
-from pylorus import dashboard
 from pylorus.data.dataset import ImageDataset
 from pylorus.errors import PylorusError
-from pylorus.faults import explained
 from pylorus.files import write_text
 from pylorus.model.classifier import Classifier
-from pylorus.run_folder import RunFolder
+from pylorus.runs import dashboard
+from pylorus.runs.faults import explained
+from pylorus.runs.folder import RunFolder
 from pylorus.train import run
 from tests.conftest import TINY
 
@@ -221,14 +221,14 @@ def test_an_image_that_goes_while_features_are_computed_is_named(begin, whole, d
             path.unlink()
 
     with monkeypatch.context() as patched:
-        patched.setattr("pylorus.stage.serve_features", from_call(1, _serve_features(), hurt))
+        patched.setattr("pylorus.stages.stage.serve_features", from_call(1, _serve_features(), hurt))
         assert f"  {root}/" in fails(folder)
     shutil.copytree(drawn, root, dirs_exist_ok=True)
     goes_on_to(expected, folder)
 
 
 def _serve_features():
-    from pylorus.serving import serve_features
+    from pylorus.stages.serving import serve_features
 
     return serve_features
 

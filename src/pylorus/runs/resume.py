@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from pylorus.config import CONF, Config
 from pylorus.errors import PylorusError, listing
 from pylorus.files import write_text
-from pylorus.run_folder import RunFolder
+from pylorus.runs.folder import RunFolder
 from pylorus.validation import built, loaded
 
 FREE = (

@@ -10,8 +10,8 @@ from pathlib import Path
 from pylorus.errors import INTERRUPTED, PylorusError
 from pylorus.files import write_json
 from pylorus.pipe import GONE
-from pylorus.run_folder import RunFolder
-from pylorus.signals import IN_SWEEP
+from pylorus.runs.folder import RunFolder
+from pylorus.runs.signals import IN_SWEEP
 
 interrupted: list[Path] = []
 """Jobs of this process that a signal ended: a launcher's worker begins no other."""

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from pylorus.files import write_json
-from pylorus.stage_folder import StageFolder
+from pylorus.stages.folder import StageFolder
 
 HEARTBEAT = 20.0
 """Seconds after which a running run says again that it runs."""

@@ -15,8 +15,8 @@ import psutil
 import torch
 
 from pylorus.config import TrainerConfig
-from pylorus.engines import JOBS_AT_ONCE
 from pylorus.errors import PylorusError
+from pylorus.sweeps.engines import JOBS_AT_ONCE
 
 # Of mallopt(3).
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4

@@ -1,7 +1,7 @@
 """How many images make a step, where the user leaves it to the machine: `trainer.batch_size=auto`.
 
-Real steps are tried in a process of their own (`pylorus.trial_steps`): whatever they meet does not end the run, none
-of its random numbers is drawn and none of its weights moves. So the run is that of the same number given.
+Real steps are tried in a process of their own (`pylorus.machine.trial_steps`): whatever they meet does not end the
+run, none of its random numbers is drawn and none of its weights moves. So the run is that of the same number given.
 """
 
 import json
@@ -15,10 +15,10 @@ from dataclasses import asdict
 from typing import NamedTuple
 
 from pylorus.cache.budget import readable_size
-from pylorus.choices import channels_last, images_a_step
 from pylorus.config import Config, TrainerConfig
 from pylorus.errors import PylorusError
-from pylorus.machine import Engine, jobs_at_once
+from pylorus.machine.choices import channels_last, images_a_step
+from pylorus.machine.engine import Engine, jobs_at_once
 from pylorus.model.backbone import Backbone
 from pylorus.model.freeze import depth
 
@@ -157,7 +157,7 @@ class Trial:
     """The process that tries steps.
 
     Args:
-        request: What `pylorus.trial_steps` is to train, as plain values.
+        request: What `pylorus.machine.trial_steps` is to train, as plain values.
 
     Attributes:
         free: Bytes that were free before the first step.
@@ -171,7 +171,7 @@ class Trial:
         pipe = subprocess.PIPE
         self._said = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pylorus.trial_steps"], stdin=pipe, stdout=pipe, stderr=self._said, text=True
+            [sys.executable, "-m", "pylorus.machine.trial_steps"], stdin=pipe, stdout=pipe, stderr=self._said, text=True
         )
         try:
             self.free = int((self._answer(self._request) or {"free": 0})["free"])

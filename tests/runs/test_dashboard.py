@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pylorus.dashboard import Dashboard, confusion_figure, shared_config
 from pylorus.errors import PylorusError
-from pylorus.run_folder import RunFolder
+from pylorus.runs.dashboard import Dashboard, confusion_figure, shared_config
+from pylorus.runs.folder import RunFolder
 from tests.conftest import TINY
 
 SECRET = "/clinic/patients/miller"

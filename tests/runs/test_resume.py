@@ -13,12 +13,12 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from pylorus import checkpoints
 from pylorus.errors import PylorusError
 from pylorus.files import write_text
 from pylorus.model.classifier import Classifier
-from pylorus.resume import change_to, check_resumable, resume
-from pylorus.run_folder import RunFolder
+from pylorus.runs.folder import RunFolder
+from pylorus.runs.resume import change_to, check_resumable, resume
+from pylorus.stages import checkpoints
 from pylorus.train import run
 from tests.conftest import TINY
 
@@ -129,7 +129,7 @@ def test_killed_right_after_its_training_a_stage_keeps_all_its_curves(begin, mon
         raise KilledError
 
     with monkeypatch.context() as patched:
-        patched.setattr("pylorus.stage_folder.StageFolder.forget_way", killed)
+        patched.setattr("pylorus.stages.folder.StageFolder.forget_way", killed)
         with pytest.raises(KilledError):
             run(folder)
     assert folder.stage("pretrain").last.is_file()
@@ -242,21 +242,21 @@ def test_what_was_chosen_for_the_machine_is_kept(begin, monkeypatch):
     folder = begin("stage=pretrain", "trainer.precision=auto")
     files_written(folder, monkeypatch, stop_before=12)
     chosen = json.loads((folder.path / "environment.json").read_text())["precision"]
-    monkeypatch.setattr("pylorus.machine.bf16_gain", lambda accelerator: 0.0 if chosen == "bf16" else 9.0)
+    monkeypatch.setattr("pylorus.machine.engine.bf16_gain", lambda accelerator: 0.0 if chosen == "bf16" else 9.0)
     run(folder)
     assert re.findall(r"trainer.precision +(\w+)", (folder.path / "run.log").read_text()) == [chosen, chosen]
 
 
 def test_a_batch_size_that_was_found_is_kept(begin, monkeypatch):
-    monkeypatch.setattr("pylorus.batch_size.MOST", {"cpu": 4})
-    monkeypatch.setattr("pylorus.run_folder.HEARTBEAT", 1e6)  # a slow trial would let it write a file that is counted
+    monkeypatch.setattr("pylorus.machine.batch_size.MOST", {"cpu": 4})
+    monkeypatch.setattr("pylorus.runs.folder.HEARTBEAT", 1e6)  # a slow trial would let it write a file that is counted
     whole, folder = (
         begin("stage=pretrain", "trainer.batch_size=auto"),
         begin("stage=pretrain", "trainer.batch_size=auto"),
     )
     run(whole)
     files_written(folder, monkeypatch, stop_before=12)
-    monkeypatch.setattr("pylorus.batch_size.largest", lambda *_, **__: pytest.fail("it was looked for again"))
+    monkeypatch.setattr("pylorus.machine.batch_size.largest", lambda *_, **__: pytest.fail("it was looked for again"))
     run(folder)
     assert re.findall(r"trainer.batch_size +4 +(.+);", (folder.path / "run.log").read_text()) == [
         "fits, and larger steps are not tried, since they change what is learnt",

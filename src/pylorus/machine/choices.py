@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import nn
 
 from pylorus.config import Config, TrainerConfig
-from pylorus.machine import Engine, usable_cores
+from pylorus.machine.engine import Engine, usable_cores
 from pylorus.model.schedule import FUSED
 
 log = logging.getLogger(__name__)

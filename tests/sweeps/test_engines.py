@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from pylorus.engines import explained_end
+from pylorus.sweeps.engines import explained_end
 
 
 @pytest.fixture
