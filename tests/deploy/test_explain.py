@@ -99,6 +99,23 @@ def test_a_frozen_network_of_each_family_gives_a_map_and_stays_as_it_was(name, s
     )
 
 
+@pytest.mark.parametrize("name", ["resnet50", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"])
+def test_the_cells_of_the_map_lie_where_the_image_is(name):
+    made = bundle_of(name, 128, {} if name == "resnet50" else {"img_size": 128})
+    opened = last_map(made.classifier.network)
+    seen = []
+    opened.layer.register_forward_hook(lambda module, given, found: seen.append(found))
+    image = np.random.default_rng(0).integers(0, 256, (3, 128, 128), dtype=np.uint8)
+    changed = image.copy()
+    changed[:, 8:24, 104:120] = 255 - changed[:, 8:24, 104:120]  # above, on the right
+    with torch.inference_mode():
+        opened.network(made.classifier.pixels(torch.from_numpy(np.stack([image, changed]))))
+    moved = (seen[0][0] - seen[0][1]).abs().sum(dim=0)
+    row, column = divmod(int(moved.argmax()), moved.shape[1])
+    assert row < moved.shape[0] / 2
+    assert column >= moved.shape[1] / 2
+
+
 def test_where_the_head_averages_and_weighs_the_map_is_that_weighted_sum(bundle, images):
     network = bundle.classifier.network
     with torch.inference_mode():
