@@ -6,7 +6,7 @@ PIP_OPTIONS ?=
 OPTIONS ?=
 BIN := .venv/bin
 
-.PHONY: demo test lint benchmark clean
+.PHONY: demo test lint docs benchmark clean
 
 demo: .venv/installed
 	$(BIN)/python train.py
@@ -19,12 +19,17 @@ lint: .venv/installed
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# Opens without a server: site/index.html.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "documentation: $(CURDIR)/site/index.html"
+
 # Further words for it: `make benchmark OPTIONS='--model vgg19 --repeats 5'`.
 benchmark:
 	PIP_OPTIONS="$(PIP_OPTIONS)" $(PYTHON) benchmarks/run.py $(OPTIONS)
 
 clean:
-	rm -rf .venv benchmarks/.venv
+	rm -rf .venv benchmarks/.venv site
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -32,4 +37,8 @@ clean:
 	@$(PYTHON) -m venv .venv \
 		|| { echo "No virtual environment could be made. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install $(PIP_OPTIONS) --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@

@@ -1,7 +1,13 @@
 """What many tests share: drawn images, a tiny network, a configuration as the command line would give it."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Tests run side by side, as the jobs of a sweep do; torch reads the first when it is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("PYLORUS_JOBS_AT_ONCE", os.environ["PYTEST_XDIST_WORKER_COUNT"])
 
 import numpy as np
 import pytest

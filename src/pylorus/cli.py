@@ -12,7 +12,7 @@ from pylorus.pipe import ends_quietly
 def main(arguments: list[str] | None = None) -> None:
     """Reads the command line and hands over; errors that a user can mend are printed without a traceback."""
     with ends_quietly():
-        chosen = _parser().parse_args(arguments)
+        chosen = parser().parse_args(arguments)
         try:
             chosen.act(chosen)
         except BrokenPipeError:
@@ -23,7 +23,8 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(INTERRUPTED)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The commands with their options: what is read here is also what the reference is made from."""
     parser = argparse.ArgumentParser(
         prog="pylorus", description="Image classifiers for gastroscopy: beside `python train.py`."
     )
@@ -77,6 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_doctor(commands)
     _add_predict(commands)
     _add_explain(commands)
+    _add_serve(commands)
+    _add_export(commands)
     return parser
 
 
@@ -97,7 +100,9 @@ def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     predicted = commands.add_parser("predict", help="what a trained model says of images, folders and videos")
-    predicted.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder `model` of a run")
+    predicted.add_argument(
+        "bundle", type=Path, metavar="BUNDLE", help="the folder `model` of a run, or an export of it"
+    )
     predicted.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder, pattern or video")
     predicted.add_argument("--output", type=Path, required=True, metavar="FILE", help="ends in .csv, .parquet or .json")
     predicted.add_argument("--frames-every", type=float, metavar="SECONDS", help="take frames of videos this far apart")
@@ -131,6 +136,38 @@ def _add_explain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     explained.add_argument("--batch", type=int, default=8, metavar="N", help="images at once (default: 8)")
     explained.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
     explained.set_defaults(act=_explain)
+
+
+def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    served = commands.add_parser("serve", help="a web page of a trained model, on this machine")
+    served.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder `model` of a run")
+    served.add_argument("--host", default="127.0.0.1", help="where it listens (default: 127.0.0.1, this machine alone)")
+    served.add_argument("--port", type=int, default=7860, help="default: 7860; 0: any free one")
+    served.add_argument("--password-file", type=Path, metavar="FILE", help="holds the password, on one line")
+    served.add_argument("--without-password", action="store_true", help="let the whole network use it")
+    served.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="a further name of it, such as a proxy's"
+    )
+    served.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest file (default: 20)")
+    served.add_argument("--max-images", type=int, default=32, metavar="N", help="files at a time (default: 32)")
+    served.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
+    served.set_defaults(act=_serve)
+
+
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    exported = commands.add_parser("export", help="a trained model for other programs, tried on real images")
+    exported.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder `model` of a run")
+    exported.add_argument("--format", default="onnx", choices=("onnx",), help="default: onnx")
+    exported.add_argument(
+        "--output", type=Path, metavar="DIR", help="a new or empty folder (default: beside BUNDLE, as BUNDLE-onnx)"
+    )
+    exported.add_argument(
+        "--images", type=Path, metavar="DIR", help="try the export on these (default: the images of BUNDLE's run)"
+    )
+    exported.add_argument("--group", metavar="REGEX", help="finds the patient in a path of --images, for intervals")
+    exported.add_argument("--int8", action="store_true", help="8-bit whole numbers; what that costs is measured")
+    exported.add_argument("--speed", action="store_true", help="measure the speed beside PyTorch")
+    exported.set_defaults(act=_export)
 
 
 def _draw(chosen: argparse.Namespace) -> None:
@@ -207,6 +244,35 @@ def _explain(chosen: argparse.Namespace) -> None:
         device=chosen.device,
     )
     sys.exit(explain(chosen.bundle, chosen.inputs, chosen.output, options))
+
+
+def _serve(chosen: argparse.Namespace) -> None:
+    try:
+        from pylorus.deploy.app.server import serve
+    except ModuleNotFoundError as error:
+        raise PylorusError(f"the page needs {error.name}: pip install 'pylorus[serve]'") from error
+    from pylorus.deploy.app.options import ServeOptions
+
+    options = ServeOptions(
+        host=chosen.host,
+        port=chosen.port,
+        password_file=chosen.password_file,
+        without_password=chosen.without_password,
+        allowed_hosts=tuple(chosen.allow_host),
+        max_mb=chosen.max_mb,
+        max_images=chosen.max_images,
+        device=chosen.device,
+    )
+    serve(chosen.bundle, options)
+
+
+def _export(chosen: argparse.Namespace) -> None:
+    from pylorus.deploy.export import ExportOptions, export
+
+    options = ExportOptions(
+        output=chosen.output, images=chosen.images, group=chosen.group, int8=chosen.int8, speed=chosen.speed
+    )
+    export(chosen.bundle, options)
 
 
 def _report(chosen: argparse.Namespace) -> None:

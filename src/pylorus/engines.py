@@ -7,6 +7,7 @@ import os
 import signal
 import time
 import traceback
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import FrameType
@@ -132,7 +133,8 @@ def _wait(sweep: Path, *, hand_on: int | None = None) -> None:
         for status in jobs:
             if hand_on is not None and status["state"] == "running" and status["pid"] not in told:
                 told.add(status["pid"])
-                os.kill(status["pid"], hand_on)
+                with suppress(ProcessLookupError):
+                    os.kill(status["pid"], hand_on)
         time.sleep(0.1)
 
 

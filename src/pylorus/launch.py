@@ -6,11 +6,8 @@ Nothing here imports torch, so that help, a typo's message and the composition c
 import os
 import re
 import secrets
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +21,22 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from pylorus.apart import interrupted, run_apart
 from pylorus.config import CONF, GROUPS, Config
 from pylorus.disk import refused
 from pylorus.engines import check_installed, explained_end, share_machine
 from pylorus.errors import INTERRUPTED, PylorusError, did_you_mean
-from pylorus.files import write_json, write_text
+from pylorus.files import write_text
 from pylorus.pipe import ends_quietly
 from pylorus.resume import change_to, check_resumable, resume
 from pylorus.run_folder import RunFolder
-from pylorus.signals import IN_SWEEP, stopped_by_signals
+from pylorus.signals import stopped_by_signals
 from pylorus.validation import built, check_key, is_free
 
 RESUME = "resume="
 
 _failures: list[PylorusError] = []
 """Of a run that is no job of a sweep: `main` raises it."""
-_interrupted: list[Path] = []
-"""Jobs of this process that a signal ended: a launcher's worker begins no other."""
 
 
 class SweepFolder(Callback):
@@ -98,7 +94,7 @@ def job(composed: DictConfig, context: Any) -> float | None:
 
 
 def _run(composed: DictConfig, context: Any, folder: RunFolder, *, in_sweep: bool) -> None:
-    if _interrupted:
+    if interrupted:
         raise KeyboardInterrupt
     if folder.status() and folder.config.is_file():
         # The same command on the same folder: what is there is not done again.
@@ -111,49 +107,11 @@ def _run(composed: DictConfig, context: Any, folder: RunFolder, *, in_sweep: boo
     if in_sweep and folder.status()["state"] == "finished":
         print(f"job {folder.path.name}: finished before")
     elif in_sweep:
-        _run_apart(folder)
+        run_apart(folder)
     else:
         from pylorus.train import run
 
         run(folder)
-
-
-def _run_apart(folder: RunFolder) -> None:
-    """Runs a job of a sweep as `python -m pylorus.train FOLDER`; its failure is the job's, not the sweep's."""
-    job = subprocess.Popen([sys.executable, "-m", "pylorus.train", str(folder.path)], env={**os.environ, IN_SWEEP: "1"})
-    try:
-        code = job.wait()
-    except BaseException as stop:  # a signal, or a launcher that puts its job back into a queue
-        _interrupted.append(folder.path)
-        _end(job, heard=str(stop) not in ("SIGTERM", "SIGUSR1", "SIGUSR2"))
-        if (status := folder.status())["state"] == "starting":  # it had not begun to say how it fares
-            write_json(folder.path / "status.json", {**status, "state": "interrupted"})
-        raise
-    if code == INTERRUPTED:
-        _interrupted.append(folder.path)
-        raise KeyboardInterrupt
-    if code != 0:
-        why = folder.status().get("error", f"its process ended with exit code {code}")
-        raise PylorusError(f"the job in {folder.path} failed: {why}")
-
-
-def _end(job: subprocess.Popen[bytes], *, heard: bool) -> None:
-    """Waits for a job that is to end.
-
-    Args:
-        job: Its process.
-        heard: Whether the signal most likely reached the job too, as a terminal's Ctrl-C does; else it is handed on.
-    """
-    hand_on = partial(job.send_signal, signal.SIGINT if heard else signal.SIGTERM)
-    if not heard:
-        hand_on()
-    for insist in (hand_on if heard else job.kill, job.kill):
-        try:
-            job.wait(timeout=10 if heard else 20)
-            return
-        except subprocess.TimeoutExpired:
-            insist()
-    job.wait()
 
 
 def checked(arguments: list[str]) -> list[str]:

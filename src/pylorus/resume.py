@@ -24,9 +24,11 @@ FREE = (
     "cache.memory_gib",
     "data.root",  # what lies there is compared by content
     "data.workers",
+    "trainer.devices",
+    "trainer.nodes",
     "trainer.progress",
 )
-"""Keys that may change when a run goes on: they do not change its result."""
+"""Keys that may change when a run goes on: they do not change its result, but for rounding where devices do."""
 INFERRED = ("data.classes", "data.short_names", "data.root")
 """Keys that a run fills in where they are not given."""
 

@@ -33,6 +33,7 @@ from pylorus.model.freeze import depth
 from pylorus.model.structure import BlockStructure, network_structure
 from pylorus.parallel.processes import ALONE, Processes
 from pylorus.parallel.start import check_shares, train_in_processes
+from pylorus.pipe import ends_quietly
 from pylorus.report.write import write_report
 from pylorus.run_folder import RunFolder
 from pylorus.signals import Stop, stopped_by_signals
@@ -142,7 +143,8 @@ def _structure(config: Config, backbone: Backbone) -> list[BlockStructure]:
 def main() -> None:
     """`python -m pylorus.train FOLDER`: one run in a process of its own."""
     try:
-        run(RunFolder(Path(sys.argv[1])))
+        with ends_quietly():
+            run(RunFolder(Path(sys.argv[1])))
     except PylorusError as error:
         sys.exit(f"\nerror: {error}")
     except KeyboardInterrupt:

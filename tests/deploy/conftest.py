@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from pylorus.deploy.load import SUMS
+from pylorus.deploy.files import SUMS
 from pylorus.files import write_text
 from pylorus.run_folder import RunFolder
 from pylorus.train import run

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from pylorus.config import Config
 from pylorus.deploy.card import model_card
-from pylorus.deploy.description import read_description
+from pylorus.deploy.checks import read_description
 from pylorus.deploy.load import load_bundle
 from pylorus.evaluation.calibration import fit_temperature, probabilities_of_logits
 from pylorus.evaluation.decision import threshold_at_sensitivity

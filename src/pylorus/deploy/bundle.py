@@ -10,6 +10,7 @@ from pylorus.config import Config
 from pylorus.data.image import POLICY_VERSION
 from pylorus.data.prepare import Images
 from pylorus.deploy.card import model_card
+from pylorus.deploy.checks import check_description
 from pylorus.deploy.description import (
     FORMAT_VERSION,
     INTENDED_USE,
@@ -18,10 +19,10 @@ from pylorus.deploy.description import (
     TrainedStage,
     Training,
     Weights,
-    check_description,
 )
+from pylorus.deploy.files import CARD, DESCRIPTION, FILES, SUMS, UNLIKE, WEIGHTS
 from pylorus.deploy.fixing import Unlikeness, figures_of, fixed_abstention, fixed_decision, said_calibration
-from pylorus.deploy.load import CARD, DESCRIPTION, DIRECTIONS, FILES, SUMS, UNLIKE, WEIGHTS
+from pylorus.deploy.load import DIRECTIONS
 from pylorus.deploy.network import unlikeness
 from pylorus.deploy.passing import Passed, mean_directions, pass_over
 from pylorus.deploy.strict import plain

@@ -38,7 +38,7 @@ def evaluation_of(tables: Iterator[pd.DataFrame], said: Description, options: "P
     predictions, why, left_out = _known(tables, said, options.group)
     groups = clusters(predictions)
     deciding = options.class_name or said.decision.class_name
-    column, threshold = said.short_names.index(deciding), said.decision.thresholds[deciding]
+    threshold = said.decision.thresholds[deciding]
     found: dict[str, object] = {
         **plain(figures_of(predictions)),
         "left_out": left_out,
@@ -51,17 +51,17 @@ def evaluation_of(tables: Iterator[pd.DataFrame], said: Description, options: "P
         "accuracy_answered": plain(share(predictions.correct, groups, among=why == "")),
     }
     if threshold is not None:
-        point = operating_point(
-            predictions.true == column, predictions.probabilities[:, column], groups, threshold=threshold
-        )
-        found["decision"] = {
-            "class": deciding,
-            "threshold": threshold,
-            **{
-                name: plain(figure(getattr(point, name))) for name in ("sensitivity", "specificity", "precision", "npv")
-            },
-        }
+        found["decision"] = _decided(predictions, deciding, threshold)
     return found
+
+
+def _decided(predictions: Predictions, deciding: str, threshold: float) -> dict[str, object]:
+    """What a class's stored threshold gives on these images."""
+    column = predictions.class_names.index(deciding)
+    positive, scores = predictions.true == column, predictions.probabilities[:, column]
+    point = operating_point(positive, scores, clusters(predictions), threshold=threshold)
+    shares = {name: plain(figure(getattr(point, name))) for name in ("sensitivity", "specificity", "precision", "npv")}
+    return {"class": deciding, "threshold": threshold, **shares}
 
 
 def _known(

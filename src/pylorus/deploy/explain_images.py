@@ -16,7 +16,8 @@ from tqdm import tqdm
 from pylorus.data.image import RGB
 from pylorus.deploy.explain import heat_maps, method_of, overlay
 from pylorus.deploy.explain_drawing import picture
-from pylorus.deploy.load import SUMS, Bundle, load_bundle
+from pylorus.deploy.files import SUMS
+from pylorus.deploy.load import Bundle, load_bundle
 from pylorus.deploy.mistaken import mistaken
 from pylorus.deploy.predict import FIRST_CODE, MOST_COUNTED, read_ahead, settled_device
 from pylorus.deploy.sanity import MOST_IMAGES, Sanity, randomisation_check

@@ -1,11 +1,8 @@
 """A bundle, read: every file by its hash, every tensor by its shape; nothing in it is ever executed."""
 
-import hashlib
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,67 +11,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pylorus.data.input import InputFormat
-from pylorus.deploy.description import MOST_BYTES, Description, read_description
+from pylorus.deploy.answers import TrainedModel
+from pylorus.deploy.checks import MOST_BYTES, read_description
+from pylorus.deploy.description import Description
+from pylorus.deploy.files import DESCRIPTION, UNLIKE, WEIGHTS, checked_sums
 from pylorus.deploy.network import BundledClassifier, Output, laid_out
 from pylorus.errors import PylorusError, listing
-from pylorus.evaluation.calibration import probabilities_of_logits
 from pylorus.model.backbone import create_network
 
-WEIGHTS, DESCRIPTION, UNLIKE, CARD, SUMS = (
-    "model.safetensors",
-    "model.json",
-    "unlike.safetensors",
-    "MODEL_CARD.md",
-    "SHA256SUMS",
-)
-FILES = (WEIGHTS, DESCRIPTION, UNLIKE, CARD)
-"""What a bundle holds beside the list of their hashes."""
-MOST_SUMS = 65_536
 DIRECTIONS = "directions"
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
-    """What a bundle says of some images.
+class Bundle(TrainedModel):
+    """A trained network, ready to be asked, in PyTorch.
 
     Attributes:
-        probabilities: Calibrated, of shape (n, classes).
-        predicted: The likeliest class of each, of shape (n,).
-        positive: Whether the deciding class's probability reaches its threshold, of shape (n,).
-        unlikeness: Of shape (n,), in [0, 2].
-        why: Why it abstains, of shape (n,): "", "unsure" or "unlike".
-    """
-
-    probabilities: NDArray[np.float64]
-    predicted: NDArray[np.int64]
-    positive: NDArray[np.bool_]
-    unlikeness: NDArray[np.float64]
-    why: NDArray[np.str_]
-
-
-@dataclass(frozen=True, eq=False)
-class Bundle:
-    """A trained network, ready to be asked.
-
-    Attributes:
-        folder: Where it lies.
-        description: All of model.json.
         classifier: `classifier(images)` takes uint8 RGB of shape (n, 3, size, size) on its device.
         device: Where it computes.
-        sha256: Of each of its files, by name.
     """
 
-    folder: Path
-    description: Description
     classifier: BundledClassifier
     device: torch.device
-    sha256: Mapping[str, str]
-
-    @property
-    def input(self) -> InputFormat:
-        """How a file becomes the network's input."""
-        return self.description.input.form
 
     def output(self, images: NDArray[np.uint8]) -> Output:
         """What the network says of images (n, size, size, 3) as `input` reads them, on the CPU."""
@@ -82,36 +40,6 @@ class Bundle:
         with torch.inference_mode():
             found: Output = self.classifier(batch)
         return Output(found.logits.cpu(), found.unlikeness.cpu())
-
-    def probabilities(self, logits: Tensor | NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Calibrated probabilities (n, classes) of logits."""
-        given = np.asarray(logits, dtype=np.float64)
-        return probabilities_of_logits(given, temperature=self.description.calibration.temperature)
-
-    def decide(self, output: Output, *, class_name: str | None = None) -> Answers:
-        """Probabilities, classes, decisions at the stored threshold, and where the model abstains.
-
-        Args:
-            output: Of the classifier.
-            class_name: Short name of the class that decides; None: the bundle's own.
-        """
-        names, abstention = self.description.short_names, self.description.abstention
-        deciding = class_name or self.description.decision.class_name
-        threshold = self.description.decision.thresholds[deciding]
-        shares = self.probabilities(output.logits)
-        unlike = np.asarray(output.unlikeness, dtype=np.float64)
-        unsure = shares.max(axis=1) < abstention.unsure_below
-        return Answers(
-            probabilities=shares,
-            predicted=shares.argmax(axis=1).astype(np.int64),
-            positive=shares[:, names.index(deciding)] >= (2.0 if threshold is None else threshold),
-            unlikeness=unlike,
-            why=np.where(unlike > abstention.unlike_above, "unlike", np.where(unsure, "unsure", "")),
-        )
-
-    def answer(self, images: NDArray[np.uint8], *, class_name: str | None = None) -> Answers:
-        """What it says of images (n, size, size, 3), uint8 RGB as `input` reads them."""
-        return self.decide(self.output(images), class_name=class_name)
 
 
 def load_bundle(folder: Path, *, device: str | torch.device = "cpu") -> Bundle:
@@ -125,10 +53,8 @@ def load_bundle(folder: Path, *, device: str | torch.device = "cpu") -> Bundle:
         PylorusError: If it is no bundle, or a file of it is missing, changed or not what it should be; names the file
             and what is wrong.
     """
-    sums = _checked_sums(folder)
-    with (folder / DESCRIPTION).open("rb") as file:
-        content = file.read(MOST_BYTES + 1)
-    description = read_description(content, where=str(folder / DESCRIPTION))
+    sums = checked_sums(folder)
+    description = described(folder)
     network = create_network(
         description.architecture,
         description.arguments,
@@ -145,59 +71,20 @@ def load_bundle(folder: Path, *, device: str | torch.device = "cpu") -> Bundle:
         std=description.input.std,
         directions=_directions(folder / UNLIKE, len(description.classes)),
     )
-    bundle = Bundle(folder, description, classifier.to(place), place, sums)
-    _try_out(bundle)
+    bundle = Bundle(folder, description, sums, classifier.to(place), place)
+    try_out(bundle, folder / WEIGHTS)
     return bundle
 
 
-def _checked_sums(folder: Path) -> dict[str, str]:
-    """The hash of each file, as SHA256SUMS lists them and as they are."""
-    if not folder.is_dir():
-        kind = "a file, which is never loaded: it could hold a pickle" if folder.is_file() else "nothing"
-        raise PylorusError(f"{folder}: found {kind}, expected a bundle: the folder `model` of a run.")
-    if (folder / "model" / SUMS).is_file():
-        raise PylorusError(f"{folder}: is a run; its bundle is {folder / 'model'}.")
-    listed = _listed(folder)
-    for name, wanted in listed.items():
-        _expect_file(folder / name)
-        with (folder / name).open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != wanted:
-            raise PylorusError(
-                f"{folder / name}: its SHA-256 is {found[:12]}…, expected {wanted[:12]}… ({SUMS}): it was changed or "
-                "damaged. Copy the bundle again from where it was made."
-            )
-    return listed
+def described(folder: Path) -> Description:
+    """The description in a folder's model.json, checked.
 
-
-def _listed(folder: Path) -> dict[str, str]:
-    path = folder / SUMS
-    _expect_file(path)
-    with path.open("rb") as file:
-        lines = file.read(MOST_SUMS + 1)
-    listed: dict[str, str] = {}
-    for line in lines.decode("utf-8", errors="replace").splitlines():
-        digest, _, name = line.partition("  ")
-        if len(lines) > MOST_SUMS or len(digest) != 64 or set(digest) - set("0123456789abcdef") or name in listed:
-            raise PylorusError(f"{path}: found {line[:80]!r}, expected a SHA-256, two spaces and a file's name a line.")
-        if name in ("", ".", "..") or set(name) & set("/\\:") or not name.isprintable():
-            raise PylorusError(f"{path}: found the name {name[:80]!r}, expected a file of this folder.")
-        listed[name] = digest
-    missing = [name for name in FILES if name not in listed]
-    if missing:
-        raise PylorusError(f"{path}: lists no {missing[0]}. Copy the bundle again from where it was made.")
-    return listed
-
-
-def _expect_file(path: Path) -> None:
-    """Refuses what is not an ordinary file of this very folder: a link could lead anywhere."""
-    try:
-        mode = path.lstat().st_mode
-    except OSError as error:
-        raise PylorusError(f"{path}: {error.strerror or error}; expected a file of a bundle.") from error
-    if not stat.S_ISREG(mode):
-        kind = "a symbolic link" if stat.S_ISLNK(mode) else "no ordinary file"
-        raise PylorusError(f"{path}: is {kind}, expected a file: a bundle holds its files itself.")
+    Raises:
+        PylorusError: See `read_description`.
+    """
+    with (folder / DESCRIPTION).open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    return read_description(content, where=str(folder / DESCRIPTION))
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -240,13 +127,21 @@ def _directions(path: Path, classes: int) -> Tensor:
     return found
 
 
-def _try_out(bundle: Bundle) -> None:
-    """One black image, so that what does not fit together is told now and not at the first of a million."""
-    size = bundle.input.size
+def try_out(model: TrainedModel, weights: Path) -> None:
+    """One black image, so that what does not fit together is told now and not at the first of a million.
+
+    Args:
+        model: Just loaded.
+        weights: The file that is to blame where it gives no numbers.
+
+    Raises:
+        PylorusError: If it can't be computed.
+    """
+    size = model.input.size
     try:
-        found = bundle.output(np.zeros((1, size, size, 3), dtype=np.uint8))
+        found = model.output(np.zeros((1, size, size, 3), dtype=np.uint8))
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__
-        raise PylorusError(f"{bundle.folder}: its files do not fit together: {reason}.") from error
+        raise PylorusError(f"{model.folder}: its files do not fit together: {reason}.") from error
     if not (found.logits.isfinite().all() and found.unlikeness.isfinite().all()):
-        raise PylorusError(f"{bundle.folder / WEIGHTS}: a black image gives logits that are no numbers.")
+        raise PylorusError(f"{weights}: a black image gives logits that are no numbers.")

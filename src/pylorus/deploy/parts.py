@@ -45,16 +45,19 @@ class Parts:
 
     Args:
         output: The final file: .csv, .parquet or .json.
-        request: What was asked for, as plain values; other rows than for the same request are not gone on with.
+        request: What was asked for, as plain values.
+        also: What was asked for of the whole, when the rows are there.
 
     Raises:
         PylorusError: If the suffix is another.
     """
 
-    def __init__(self, output: Path, request: Mapping[str, object]) -> None:
+    def __init__(self, output: Path, request: Mapping[str, object], *, also: Mapping[str, object]) -> None:
         if output.suffix.lower() not in FORMATS:
             raise PylorusError(f"--output: found {output}, expected a name that ends in {', '.join(FORMATS)}.")
-        self.output, self.request = output, json.loads(json.dumps(request))
+        self.output = output
+        self._of_rows = json.loads(json.dumps(request))
+        self.request = {**self._of_rows, **json.loads(json.dumps(also))}
         self.folder = output.with_name(f".{output.name}.parts")
         self.about = output.with_name(output.name + ABOUT)
         self._written, self._complete = 0, False
@@ -67,7 +70,7 @@ class Parts:
         """
         if self.output.is_file() and not self.folder.is_dir():
             record = json.loads(self.about.read_text(encoding="utf-8")) if self.about.is_file() else {}
-            self._expect_same(record.get("request"), self.output)
+            self._expect_same(record.get("request"), self.request, self.output)
             return dict(record)
         return None
 
@@ -89,17 +92,17 @@ class Parts:
         try:
             asked = self.folder / "request.json"
             if asked.is_file():
-                self._expect_same(json.loads(asked.read_text(encoding="utf-8")), self.folder)
+                self._expect_same(json.loads(asked.read_text(encoding="utf-8")), self._of_rows, self.folder)
             else:
-                write_json(asked, self.request)
+                write_json(asked, self._of_rows)
             for leftover in self.folder.glob(".part-*"):
                 leftover.unlink()
             self._written = len(self.paths())
             yield
         finally:
             lock.release()
-        if self._complete:
-            shutil.rmtree(self.folder)
+            if self._complete or not self.paths():
+                shutil.rmtree(self.folder)
 
     def paths(self) -> list[Path]:
         """The parts, in their order."""
@@ -131,10 +134,10 @@ class Parts:
         write_json(self.about, {"request": self.request, **record})
         self._complete = True
 
-    def _expect_same(self, other: object, place: Path) -> None:
-        if other != self.request:
-            given = other if isinstance(other, dict) else {}
-            differing = [name for name in self.request if given.get(name) != self.request[name]]
+    def _expect_same(self, found: object, wanted: dict[str, object], place: Path) -> None:
+        if found != wanted:
+            given = found if isinstance(found, dict) else {}
+            differing = [name for name in wanted if given.get(name) != wanted[name]]
             raise PylorusError(
                 f"{place}: is there already, from another request (it differs in: {', '.join(differing)}). "
                 "Delete it, or give another --output."

@@ -1,5 +1,6 @@
 """One pass of the trained network over the run's own images: the features that tell unlike images, in 32 bits."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,8 @@ from pylorus.data.prepare import Images
 from pylorus.deploy.network import laid_out, logits_and_features
 from pylorus.machine import Engine
 from pylorus.model.backbone import Backbone
+
+log = logging.getLogger(__name__)
 
 MOST_IMAGES = {"train": 1000, "val": 5000, "test": 5000}
 """Of each part: classes' means and a threshold's quantile are known by then; the rest would only take time."""
@@ -72,6 +75,7 @@ def pass_over(
             features=torch.cat([features for _, features in found]),
         )
 
+    log.info("model    looks at images once more: by their features foreign ones are told")
     parts = {part: passed(part) for part in MOST_IMAGES}
     network.to("cpu")
     return parts

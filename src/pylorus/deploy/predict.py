@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,8 +20,11 @@ from tqdm import tqdm
 from pylorus.data.image import RGB
 from pylorus.data.input import InputFormat
 from pylorus.data.unreadable import UnreadableImageError, shown
+from pylorus.deploy.answers import TrainedModel
 from pylorus.deploy.evaluate import evaluation_of, told
-from pylorus.deploy.load import SUMS, Bundle, load_bundle
+from pylorus.deploy.exported import is_export, load_exported
+from pylorus.deploy.files import SUMS
+from pylorus.deploy.load import load_bundle
 from pylorus.deploy.network import Output
 from pylorus.deploy.parts import Parts
 from pylorus.deploy.sources import Item, Sources
@@ -62,7 +66,7 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
     """Writes a row an image, and an evaluation where folders have the names of the classes.
 
     Args:
-        folder: The bundle's.
+        folder: The bundle's, or an export's.
         inputs: Files, folders and patterns.
         output: Ends in .csv, .parquet or .json.
         options: See there.
@@ -73,7 +77,7 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
     Raises:
         PylorusError: If the bundle, an input or an option is not what it should be.
     """
-    bundle = load_bundle(folder, device=settled_device(options.device))
+    bundle = _loaded(folder, options.device)
     description = bundle.description
     known = description.short_names
     if options.class_name is not None and description.decision.thresholds.get(options.class_name) is None:
@@ -83,13 +87,14 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
         )
     named = tuple(zip(description.classes, known, strict=True))
     sources = Sources(tuple(inputs), named, options.frames_every)
-    parts = Parts(output, _request(bundle, inputs, options))
+    also = {"group": options.group, "evaluate": options.evaluate}
+    parts = Parts(output, _request(bundle, inputs, options), also=also)
     record = parts.finished()
     if record is not None:
         print(f"finished before: {output}")
     else:
         sources.check()
-        with parts.open():
+        with parts.open(), _kept():
             _predict_rest(bundle, sources, parts, options)
             record = _completed(bundle, parts, options)
     print(told(record, bundle.description))
@@ -98,7 +103,17 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
     return FIRST_CODE + min(unreadable, MOST_COUNTED) if unreadable else 0
 
 
-def _predict_rest(bundle: Bundle, sources: Sources, parts: Parts, options: PredictOptions) -> None:
+@contextmanager
+def _kept() -> Iterator[None]:
+    """Tells how to go on with a prediction that its user ends."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\nwhat is done is kept; the same command goes on", file=sys.stderr)
+        raise
+
+
+def _predict_rest(bundle: TrainedModel, sources: Sources, parts: Parts, options: PredictOptions) -> None:
     """Predicts what is not done yet."""
     done = parts.done()
     if len(done):
@@ -107,17 +122,19 @@ def _predict_rest(bundle: Bundle, sources: Sources, parts: Parts, options: Predi
     rows: list[pd.DataFrame] = []
     began = time.monotonic()
     with tqdm(desc="images", unit="", initial=len(done), disable=not sys.stderr.isatty()) as bar:
-        for items, images in read_ahead(wanted, bundle.input, options.batch):
-            rows.append(_rows(bundle, items, images, options.class_name))
-            bar.update(len(items))
-            if sum(map(len, rows)) >= PART_ROWS or time.monotonic() - began > PART_SECONDS:
+        try:
+            for items, images in read_ahead(wanted, bundle.input, options.batch):
+                rows.append(_rows(bundle, items, images, options.class_name))
+                bar.update(len(items))
+                if sum(map(len, rows)) >= PART_ROWS or time.monotonic() - began > PART_SECONDS:
+                    parts.add(pd.concat(rows, ignore_index=True))
+                    rows, began = [], time.monotonic()
+        finally:  # also of a prediction that its user ends
+            if rows:
                 parts.add(pd.concat(rows, ignore_index=True))
-                rows, began = [], time.monotonic()
-    if rows:
-        parts.add(pd.concat(rows, ignore_index=True))
 
 
-def _completed(bundle: Bundle, parts: Parts, options: PredictOptions) -> dict[str, object]:
+def _completed(bundle: TrainedModel, parts: Parts, options: PredictOptions) -> dict[str, object]:
     """Puts the parts together; gives what is on record of the whole."""
     images = unreadable = labelled = 0
     for table in parts.tables():
@@ -139,7 +156,7 @@ def _completed(bundle: Bundle, parts: Parts, options: PredictOptions) -> dict[st
     return {"request": parts.request, **record}
 
 
-def _request(bundle: Bundle, inputs: list[str], options: PredictOptions) -> dict[str, object]:
+def _request(bundle: TrainedModel, inputs: list[str], options: PredictOptions) -> dict[str, object]:
     said = bundle.description
     return {
         "bundle": {"architecture": said.architecture, SUMS: sha256(bundle.folder / SUMS)},
@@ -147,8 +164,6 @@ def _request(bundle: Bundle, inputs: list[str], options: PredictOptions) -> dict
         "inputs": [shown(Path(given).absolute()) for given in inputs],
         "class": options.class_name or said.decision.class_name,
         "frames every": options.frames_every,
-        "group": options.group,
-        "evaluate": options.evaluate,
     }
 
 
@@ -178,7 +193,7 @@ def _image(item: Item, form: InputFormat) -> RGB | str:
         return f"damaged: {error or type(error).__name__}"
 
 
-def _rows(bundle: Bundle, items: list[Item], images: list[RGB | str], class_name: str | None) -> pd.DataFrame:
+def _rows(bundle: TrainedModel, items: list[Item], images: list[RGB | str], class_name: str | None) -> pd.DataFrame:
     """The rows of a batch; those without an image have an error and nothing else."""
     names = bundle.description.short_names
     deciding = class_name or bundle.description.decision.class_name
@@ -210,6 +225,15 @@ def _rows(bundle: Bundle, items: list[Item], images: list[RGB | str], class_name
     table["unlikeness"] = far
     table["error"] = errors
     return table.astype(dict.fromkeys(TEXTS, "str"))
+
+
+def _loaded(folder: Path, device: str) -> TrainedModel:
+    if not is_export(folder):
+        return load_bundle(folder, device=settled_device(device))
+    if device not in ("auto", "cpu"):
+        raise PylorusError(f"--device: found {device}, but an export computes on the CPU. Take the bundle itself.")
+    settled_device("cpu")
+    return load_exported(folder)
 
 
 def settled_device(wanted: str) -> torch.device:

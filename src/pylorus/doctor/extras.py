@@ -18,6 +18,7 @@ GIVES = {
     "slurm": "sweeps on SLURM",
     "optuna": "searches",
     "ray": "sweeps with Ray",
+    "onnx": "export, and prediction with it",
 }
 """What an extra is for."""
 

@@ -81,7 +81,7 @@ def check_model(model: str, hub: HubFile, found: Found | None, folder: Path) -> 
         network: Any = timm.create_model(hub.name, pretrained=False)
     if found is None:
         size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
-        told = f"{hub.name} not here (about {readable_size(size)}): neither in the hub's cache nor in {folder}"
+        told = f"{hub.name} not here (about {readable_size(size)}): neither in the hub's cache nor in {folder}/"
         mend = f"With a network a run fetches it once. Else, where there is one, {hub.how_to_bring(str(folder))}"
         return Check(AREA, model, State.WARNING, told, mend)
     content = sha256(found.file)
@@ -93,7 +93,7 @@ def check_model(model: str, hub: HubFile, found: Found | None, folder: Path) -> 
     try:
         fitting_tensors(network, found.file)
     except PylorusError as error:
-        return Check(AREA, model, State.WRONG, f"{about}: {' '.join(str(error).split())}", again)
+        return Check(AREA, model, State.WRONG, f"{about}: {str(error).splitlines()[0]}", again)
     return Check(AREA, model, State.GOOD, f"{about}, every key fits; {found.key}")
 
 

@@ -17,7 +17,7 @@ from pylorus.model.weights import HubUnreachableError, load_weights, sha256, wei
 
 log = logging.getLogger(__name__)
 
-MOST_ARGUMENTS, LARGEST_ARGUMENT = 64, 100_000
+MOST_ARGUMENTS, LARGEST_ARGUMENT = 64, 10_000
 OURS = (
     *("model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path"),
     *("cache_dir", "scriptable", "exportable", "no_jit", "features_only", "out_indices", "num_classes"),

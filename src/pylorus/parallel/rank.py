@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -30,6 +31,7 @@ def main() -> None:
     config = loaded(folder.config)
     processes = found()
     _end_with(os.getppid())
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # whoever started this one hears it, and puts the job back
     try:
         with stopped_by_signals() as stop, _voice(folder, processes), faults_explained(folder, config):
             accelerator, _ = choose_accelerator(as_begun(config.trainer, folder.path / "environment.json"))

@@ -147,14 +147,17 @@ def _end(started: "Sequence[subprocess.Popen[bytes]]", *, patience: float) -> No
 
 def _why(codes: list[int], folder: Path) -> BaseException:
     """What ended the run: a process that was killed, else the one that failed first."""
-    killed = [(index, -code) for index, code in enumerate(codes) if code < 0]
+    # srun says 128 + the signal's number.
+    signals = [-code if code < 0 else code - 128 if code != INTERRUPTED else 0 for code in codes]
+    killed = [(index, number) for index, number in enumerate(signals) if number > 0]
     failures = [Failure(**json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob(".failure-*.json")]
     for path in folder.glob(".failure-*.json"):
         path.unlink(missing_ok=True)
     if killed:
         index, number = killed[0]
+        which = f"process {index + 1} of {len(codes)}" if len(codes) > 1 else "a process"
         return PylorusError(
-            f"process {index + 1} of {len(codes)} was ended by {signal.Signals(number).name}. Most often the machine's "
+            f"{which} was ended by {signal.Signals(number).name}. Most often the machine's "
             "memory is used up (dmesg tells): take a smaller trainer.batch_size or fewer trainer.devices.\n"
             f"Then go on: python train.py resume={folder}"
         )

@@ -74,7 +74,8 @@ def _drawing(key: str, title: str, basis: str, panels: Sequence[Sequence[Panel |
     most = max(len(panel[1]) for line in panels for panel in line if panel is not None)
     side = WIDTH / max(across, 3 if most <= FEW else 2)
     with style():
-        figure = new_figure(side * len(panels) * 1.06, width=side * across)
+        # A title of two lines and a label below take more room than the label beside.
+        figure = new_figure(len(panels) * (side * 1.06 + 0.15), width=side * across)
         grid = figure.subplots(len(panels), across, squeeze=False)
         for line, axes_line in zip(panels, grid, strict=True):
             for axes, panel in zip(axes_line, line, strict=True):

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# A SLURM of one node on this machine, from Debian's packages, and what Pylorus does under it: a sweep through
-# submitit; a job of it that is preempted, put back and finishes; a plain job that gets USR1 and goes on.
+# A SLURM of two nodes, both on this machine, from Debian's packages, and what Pylorus does under it: a sweep through
+# submitit; a job of it that is preempted, put back and finishes; a plain job that gets USR1 and goes on; a run of
+# both nodes that does the same.
 #
-#   sudo PYTHON=/path/to/venv/bin/python benchmarks/engines/slurm_single_node.sh
+#   sudo PYTHON=/path/to/venv/bin/python benchmarks/engines/slurm_loopback.sh
 #
 # Needs Debian or Ubuntu, root, and a Python with `pylorus[slurm]`. Everything lies in one temporary folder, which
 # stays; the daemons are stopped at the end. Not for a machine with a SLURM of its own.
@@ -22,7 +23,7 @@ command -v slurmctld slurmd munged >/dev/null || {
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge
 }
 
-say "one node, loopback only: $HERE"
+say "two nodes, loopback only: $HERE"
 mkdir -p "$HERE"/{state,spool,munge}
 export SLURM_CONF=$HERE/slurm.conf
 cat >"$SLURM_CONF" <<CONF
@@ -45,13 +46,13 @@ JobRequeue=1
 KillWait=10
 ReturnToService=2
 StateSaveLocation=$HERE/state
-SlurmdSpoolDir=$HERE/spool
+SlurmdSpoolDir=$HERE/spool/%n
 SlurmctldPidFile=$HERE/slurmctld.pid
-SlurmdPidFile=$HERE/slurmd.pid
+SlurmdPidFile=$HERE/slurmd-%n.pid
 SlurmctldLogFile=$HERE/slurmctld.log
-SlurmdLogFile=$HERE/slurmd.log
-NodeName=$NODE NodeAddr=127.0.0.1 CPUs=$(nproc) State=UNKNOWN
-PartitionName=all Nodes=$NODE Default=YES MaxTime=60 State=UP
+SlurmdLogFile=$HERE/slurmd-%n.log
+NodeName=here[1-2] NodeHostname=$NODE NodeAddr=127.0.0.1 Port=[17001-17002] CPUs=$(nproc) State=UNKNOWN
+PartitionName=all Nodes=here[1-2] Default=YES MaxTime=60 State=UP
 CONF
 head -c 1024 /dev/urandom >"$HERE/munge/key"
 chown -R root "$HERE/munge"
@@ -73,8 +74,11 @@ sleep 1
 slurmctld -D >"$HERE/slurmctld.out" 2>&1 &
 PIDS+=($!)
 sleep 2
-slurmd -D >"$HERE/slurmd.out" 2>&1 &
-PIDS+=($!)
+for node in here1 here2; do
+  mkdir -p "$HERE/spool/$node"
+  slurmd -D -N "$node" >"$HERE/slurmd-$node.out" 2>&1 &
+  PIDS+=($!)
+done
 for _ in $(seq 30); do
   sinfo -h -o %t 2>/dev/null | grep -q idle && break
   sleep 1
@@ -138,5 +142,41 @@ done
 scontrol show job "$PLAIN" | grep -o 'JobState=[A-Z]*\|Restarts=[0-9]*\|Requeue=[0-9]*'
 grep "to go on\|goes on after\|results:" plain.out
 echo "plain: $(state "$HERE/plain")"
-for folder in sweep/0 sweep/1 plain; do [[ $(state "$HERE/$folder") == finished* ]] || exit 1; done
+
+say "one run of both nodes, a process each; USR1 to the script puts it back, and it goes on"
+cat >both.sh <<JOB
+#!/usr/bin/env bash
+#SBATCH --job-name=both --time=30 --requeue --open-mode=append --output=$HERE/both.out
+#SBATCH --nodes=2 --ntasks-per-node=1 --cpus-per-task=1
+run=$HERE/both
+cd $HERE
+if [ -e "\$run/status.json" ]; then set -- "resume=\$run"; else
+  set -- ${WORDS[*]} stages.finetune.epochs=150 trainer.nodes=2 "hydra.run.dir=\$run"; fi
+exec "$PYTHON" "$ROOT/train.py" "\$@"
+JOB
+BOTH=$(sbatch --parsable both.sh)
+until_file "$HERE/both/finetune/metrics.csv"
+squeue --steps
+say "scancel --batch --signal=USR1 $BOTH"
+scancel --batch --signal=USR1 "$BOTH"
+start_now "$BOTH"
+for _ in $(seq 600); do
+  [ -z "$(squeue -h -j "$BOTH" 2>/dev/null)" ] && break
+  sleep 1
+done
+scontrol show job "$BOTH" | grep -o 'JobState=[A-Z]*\|Restarts=[0-9]*\|NodeList=here[^ ]*'
+grep "to go on\|goes on after\|results:" both.out
+echo "both: $(state "$HERE/both")"
+"$PYTHON" - plain both <<'PY'
+import sys
+
+import pandas as pd
+
+plain, both = (pd.read_parquet(f"{run}/pretrain/predictions-test.parquet") for run in sys.argv[1:])
+assert list(plain["sample_id"]) == list(both["sample_id"])
+columns = [name for name in plain if name.startswith("logit/")]
+print(f"{len(both)} test images, each once; after pre-training the largest difference of a logit from one process is "
+      f"{(plain[columns] - both[columns]).abs().max().max():.2g}")
+PY
+for folder in sweep/0 sweep/1 plain both; do [[ $(state "$HERE/$folder") == finished* ]] || exit 1; done
 [ "$CODE" = 0 ] && say "all finished"

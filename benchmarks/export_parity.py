@@ -1,0 +1,108 @@
+"""How near exports come to PyTorch on real images, by architecture: the table of docs/export.md.
+
+    python benchmarks/export_parity.py RUN/model --images DIR vgg19 resnet50 inception_v3 vit_small_patch16_224
+
+Weights are drawn, since a network's arithmetic is asked for and not its skill. Drawn ones say next to nothing as they
+are (residual branches that begin at zero, logits of 0.03 or of 1e11), so batch norms get scales of 0.5 to 1.5 and the
+statistics of the images, and the head is scaled until logits have a standard deviation of 3, as trained ones do.
+The bundle lends classes, temperature and thresholds.
+"""
+
+import argparse
+import gc
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from timm.data.config import resolve_model_data_config
+from torch import nn
+
+from pylorus.deploy.export_speed import measured_speed
+from pylorus.deploy.exported import ExportedModel, opened
+from pylorus.deploy.load import Bundle, load_bundle
+from pylorus.deploy.network import BundledClassifier, laid_out, logits_and_features
+from pylorus.deploy.onnx_graph import write_onnx
+from pylorus.deploy.parity import IMAGES, tried
+from pylorus.deploy.trial_images import given_images, spread
+from pylorus.model.head import draw_head
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("models", nargs="*")
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--speed", action="store_true")
+    chosen = parser.parse_intermixed_args()
+    lent = load_bundle(chosen.bundle)
+    print("| network | size | largest logit | batch 1 | batch 7 | relative | unlikeness | PyTorch alone | gate |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for name in chosen.models or ["the bundle's own"]:
+        began = time.monotonic()
+        bundle = drawn(lent, name, chosen.images) if chosen.models else lent
+        images = given_images(chosen.images, bundle.description, group=None)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            write_onnx(bundle, path)
+            session = opened(path)
+            found = tried(bundle, session, images)
+            cells = [
+                *(bundle.description.architecture, bundle.input.size, f"{found.largest_logit:.3g}"),
+                *(f"{far:.1e}" for far in found.logits),
+                f"{max(found.logits) / found.largest_logit:.1e}",
+                *(f"{max(found.unlikeness):.1e}", f"{found.pytorch_alone:.1e}"),
+                "open" if found.passed else f"closed ({found.other_class} of another class)",
+            ]
+            print(
+                "| " + " | ".join(map(str, cells)) + f" |  {found.images} images, {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
+            if chosen.speed:
+                _, pixels = next(spread(images, 16).read(bundle.input))
+                model = ExportedModel(path.parent, bundle.description, {}, session)
+                for each in measured_speed(bundle, {"onnx": model}, pixels):
+                    print(each, flush=True)
+        del bundle, session
+        gc.collect()
+
+
+def drawn(lent: Bundle, name: str, images: Path) -> Bundle:
+    """A bundle in memory of another network, with drawn weights."""
+    torch.manual_seed(0)
+    network = timm.create_model(name, pretrained=False, num_classes=len(lent.description.classes))
+    draw_head(network)
+    data = resolve_model_data_config(network)
+    given = replace(
+        lent.description.input,
+        **{"size": data["input_size"][-1], "interpolation": data["interpolation"]},
+        **{"mean": tuple(data["mean"]), "std": tuple(data["std"])},
+    )
+    said = replace(lent.description, architecture=name, input=given)
+    pixels = np.concatenate(
+        [block for _, block in spread(given_images(images, said, group=None), IMAGES).read(given.form)]
+    )
+    tensor = torch.from_numpy(pixels[::4].transpose(0, 3, 1, 2).copy()).float() / 255
+    tensor = (tensor - torch.tensor(given.mean).view(1, 3, 1, 1)) / torch.tensor(given.std).view(1, 3, 1, 1)
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.weight, 0.5, 1.5)
+            part.momentum = None
+    with torch.no_grad():
+        network.train()(tensor)
+        logits, features = logits_and_features(network.eval(), tensor)
+        head = network.get_classifier()
+        head.weight *= 3 / logits.std()
+    directions = nn.functional.normalize(
+        torch.stack([features[:4].mean(0), features[4:9].mean(0), features[9:].mean(0)]), dim=1
+    )
+    device = torch.device("cpu")
+    classifier = BundledClassifier(laid_out(network, device), mean=given.mean, std=given.std, directions=directions)
+    return Bundle(lent.folder, said, {}, classifier, device)
+
+
+if __name__ == "__main__":
+    main()

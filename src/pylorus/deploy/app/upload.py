@@ -1,0 +1,160 @@
+"""Files out of a request's body, one at a time and in memory only: none ever touches a disk."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import Request
+
+from pylorus.data.unreadable import shown
+
+FIELD = "files"
+OVERHEAD = 8192
+"""Bytes that a file may add to the body beside its own: boundary, headers."""
+LONGEST_NAME = 200
+
+
+class RefusedUploadError(Exception):
+    """A request that is not answered as a whole; has an HTTP status."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much may be sent: bytes of one file, and files of one request."""
+
+    most_bytes: int
+    most_files: int
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One file.
+
+    Attributes:
+        name: As the sender calls it, without folders and unprintable letters. Only ever shown, never opened.
+        content: All of it; nothing where `error` is set.
+        error: Why it is not taken.
+    """
+
+    name: str
+    content: bytes
+    error: str = ""
+
+
+async def uploads(request: Request, limits: Limits) -> AsyncIterator[Upload]:
+    """The files of a multipart body, each as soon as it is there.
+
+    A file that is too large is read past and comes with an error; the others are not lost for it.
+
+    Raises:
+        RefusedUploadError: If the body is no such form, is cut, or holds too much.
+    """
+    most = limits.most_files * (limits.most_bytes + OVERHEAD)
+    too_much = RefusedUploadError(413, f"the request is over {most:,} bytes")
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdecimal() or int(declared[:20]) > most:
+        raise too_much
+    parts = _Parts(_boundary(request.headers.get("content-type", "")), limits)
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > most:
+            raise too_much
+        for upload in parts.add(chunk):
+            yield upload
+    if not parts.ended:
+        raise RefusedUploadError(400, "the form ends before its last boundary")
+
+
+class _Parts:
+    """Cuts a multipart body into files."""
+
+    def __init__(self, boundary: bytes, limits: Limits):
+        self.ended = False
+        self._limits = limits
+        self._count = 0
+        self._done: list[Upload] = []
+        self._headers: dict[bytes, bytes] = {}
+        self._field, self._value, self._content = bytearray(), bytearray(), bytearray()
+        self._name = ""
+        self._too_large = False
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._begin,
+                    "on_header_field": lambda data, start, end: self._field.extend(data[start:end]),
+                    "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+                    "on_header_end": self._keep_header,
+                    "on_headers_finished": self._read_headers,
+                    "on_part_data": self._add,
+                    "on_part_end": self._finish,
+                    "on_end": self._end,
+                },
+            )
+        except ValueError as error:
+            raise RefusedUploadError(400, str(error)) from error
+
+    def add(self, chunk: bytes) -> list[Upload]:
+        """The files that a further piece of the body completes."""
+        self._done = []
+        try:
+            self._parser.write(chunk)
+        except MultipartParseError as error:
+            raise RefusedUploadError(400, f"no well-formed form: {error}") from error
+        return self._done
+
+    def _begin(self) -> None:
+        self._count += 1
+        if self._count > self._limits.most_files:
+            raise RefusedUploadError(413, f"more than {self._limits.most_files} files in one request")
+        self._headers, self._content, self._too_large = {}, bytearray(), False
+
+    def _keep_header(self) -> None:
+        self._headers[bytes(self._field).lower()] = bytes(self._value)
+        self._field, self._value = bytearray(), bytearray()
+
+    def _read_headers(self) -> None:
+        _, words = parse_options_header(self._headers.get(b"content-disposition"))
+        field = words.get(b"name", b"").decode(errors="replace")
+        if field != FIELD or b"filename" not in words:
+            raise RefusedUploadError(400, f'found the field "{shown(field)[:50]}", expected files as "{FIELD}"')
+        self._name = shown_name(words[b"filename"].decode(errors="replace"))
+
+    def _add(self, data: bytes, start: int, end: int) -> None:
+        if len(self._content) + end - start > self._limits.most_bytes:
+            self._content, self._too_large = bytearray(), True
+        if not self._too_large:
+            self._content += data[start:end]
+
+    def _finish(self) -> None:
+        error = f"the file is over the limit of {self._limits.most_bytes:,} bytes" if self._too_large else ""
+        self._done.append(Upload(self._name, bytes(self._content), error))
+        self._content = bytearray()
+
+    def _end(self) -> None:
+        self.ended = True
+
+
+def shown_name(name: str) -> str:
+    r"""The last part of a sender's file name, on one line.
+
+    Example:
+        >>> shown_name("../../etc/passwd"), shown_name("C:\\images\\a.png"), shown_name("..")
+        ('passwd', 'a.png', 'unnamed')
+    """
+    last = PurePosixPath(name.replace("\\", "/").replace("%22", '"')).name.strip()
+    return shown(last)[-LONGEST_NAME:] if last.strip(".") else "unnamed"
+
+
+def _boundary(content_type: str) -> bytes:
+    kind, words = parse_options_header(content_type)
+    if kind != b"multipart/form-data" or not words.get(b"boundary"):
+        raise RefusedUploadError(415, f'expected multipart/form-data with files as "{FIELD}"')
+    return words[b"boundary"]

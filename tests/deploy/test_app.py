@@ -1,0 +1,504 @@
+"""`pylorus serve` without a browser: answers, limits, who may ask, and that nothing of an image stays."""
+
+import base64
+import io
+import os
+import pickle
+import re
+import socket
+import struct
+import sys
+import threading
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from starlette.testclient import TestClient
+
+from pylorus.cli import main
+from pylorus.deploy.app import pages as pages_module
+from pylorus.deploy.app.card import card_as_html
+from pylorus.deploy.app.desk import Desk
+from pylorus.deploy.app.options import ServeOptions
+from pylorus.deploy.app.pages import STATIC, application
+from pylorus.deploy.load import load_bundle
+from pylorus.deploy.network import Output
+from pylorus.errors import PylorusError
+
+HERE = "http://127.0.0.1:7860"
+PASSWORD = "correct horse battery"
+SEEN: dict[str, list] = {}
+"""While it has the key "now": what this process opens for writing, and whom it connects to."""
+
+
+def watch(event: str, arguments: tuple) -> None:
+    if "now" not in SEEN:
+        return
+    if event == "open" and arguments[2] is not None and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        SEEN["now"].append((event, arguments[0]))
+    elif event in ("socket.connect", "os.mkdir", "os.rename", "subprocess.Popen", "os.system"):
+        SEEN["now"].append((event, arguments))
+
+
+sys.addaudithook(watch)
+
+
+@pytest.fixture(scope="module")
+def desk(bundle_folder):
+    made = Desk(load_bundle(bundle_folder))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def client(desk):
+    """Talks to a server; `client(max_mb=1)` sets an option, `password` its password."""
+
+    def start(*, password: str | None = None, **options: object) -> TestClient:
+        asked = TestClient(application(desk, ServeOptions(**options), password), base_url=HERE)
+        asked.headers["host"] = "127.0.0.1:7860"
+        return asked
+
+    return start
+
+
+def png(seed: int = 0, size: int = 40) -> bytes:
+    """Noise that its seed tells."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    written = io.BytesIO()
+    Image.fromarray(pixels).save(written, "PNG")
+    return written.getvalue()
+
+
+def files(*contents: bytes, name: str = "image{}.png"):
+    return [("files", (name.format(place), content)) for place, content in enumerate(contents)]
+
+
+def rows(response):
+    assert response.status_code == 200, response.text
+    return response.json()["results"]
+
+
+def body(*parts: str, end: str = "--x--\r\n") -> bytes:
+    return "".join(f"--x\r\n{part}\r\n" for part in parts).encode() + end.encode()
+
+
+FORM = {"content-type": "multipart/form-data; boundary=x"}
+
+
+def test_the_answers_are_those_of_predict(client, desk, drawn):
+    paths = sorted(drawn.glob("*/*"))[::5]
+    sent = [("files", (path.name, path.read_bytes())) for path in paths]
+    found = rows(client().post("/api/predict", files=sent))
+    expected = desk.bundle.answer(desk.bundle.input.read_all(paths))
+    names = desk.bundle.description.short_names
+    assert [row["file"] for row in found] == [path.name for path in paths]
+    for place, row in enumerate(found):
+        assert np.allclose([row["probability"][name] for name in names], expected.probabilities[place], atol=1e-6)
+        assert row["predicted"] == names[expected.predicted[place]]
+        assert row["decision"] == ("GC" if expected.positive[place] else "not GC")
+        assert (row["why"], row["abstain"]) == (expected.why[place], bool(expected.why[place]))
+        assert row["unlikeness"] == pytest.approx(expected.unlikeness[place], abs=1e-5)
+        assert row["error"] == ""
+        assert "image" not in row
+        assert "heat_map" not in row
+
+
+def test_more_images_than_the_network_takes_at_once_come_back_in_order(client, desk):
+    contents = [png(seed) for seed in range(19)]
+    found = rows(client().post("/api/predict", files=files(*contents)))
+    assert [row["file"] for row in found] == [f"image{place}.png" for place in range(19)]
+    alone = rows(client().post("/api/predict", files=files(contents[17])))[0]
+    assert found[17]["probability"] == pytest.approx(alone["probability"], abs=1e-5)
+
+
+def test_a_picture_is_a_new_jpeg_without_the_files_own_tags(client, desk):
+    image, tagged = Image.open(io.BytesIO(png(size=60))), io.BytesIO()
+    tags = Image.Exif()
+    tags[0x010E] = "Mrs Example, born 1950"
+    image.save(tagged, "JPEG", exif=tags)
+    assert b"Mrs Example" in tagged.getvalue()
+    row = rows(client().post("/api/predict?image=1", files=files(tagged.getvalue())))[0]
+    picture = base64.b64decode(row["image"].removeprefix("data:image/jpeg;base64,"))
+    assert b"Mrs Example" not in picture
+    assert Image.open(io.BytesIO(picture)).size == (448, 448)
+
+
+def test_heat_maps_are_there_or_it_is_said_why_not(client, desk):
+    asked = client()
+    why = asked.get("/api/model").json()["no_heat_maps"]
+    row = rows(asked.post("/api/predict?heat_map=1&image=1", files=files(png())))[0]
+    assert ("heat_map" in row) == (why == "")
+    if not why:
+        assert row["heat_map"].startswith("data:image/jpeg;base64,")
+
+
+def test_an_abstention_has_its_reason(client, desk):
+    found = rows(client().post("/api/predict", files=files(*(png(seed) for seed in range(6)))))
+    said = desk.bundle.description.abstention
+    assert any(row["why"] == "unlike" for row in found)
+    for row in found:
+        far, likeliest = row["unlikeness"] > said.unlike_above, max(row["probability"].values())
+        assert row["why"] == ("unlike" if far else "unsure" if likeliest < said.unsure_below else "")
+
+
+class Payload:
+    def __reduce__(self):
+        return (os.mkdir, ("executed",))
+
+
+def bomb() -> bytes:
+    """A PNG that claims 60,000 × 60,000 pixels."""
+    chunks = [
+        b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0),
+        b"IDAT" + zlib.compress(bytes(100)),
+        b"IEND",
+    ]
+    written = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(written)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "empty"),
+        (b"no image at all", "no readable JPEG"),
+        (b"<html><script>alert(1)</script></html>", "no readable JPEG"),
+        (pickle.dumps(Payload()), "no readable JPEG"),
+        (b"PK\x03\x04" + bytes(100), "no readable JPEG"),
+        (b"GIF89a" + bytes(100), "no readable JPEG"),
+        (png(size=200)[:-2000], "damaged|truncated|cut"),
+        (bomb(), "over the limit"),
+        (bytes(128) + b"DICM" + b"\xff" * 64, "damaged|DICOM|pydicom|dicom"),
+    ],
+    ids=["empty", "text", "html", "pickle", "zip", "gif", "cut", "bomb", "dicom"],
+)
+def test_a_wrong_file_is_a_row_with_an_error_beside_the_others(client, tmp_path, monkeypatch, content, said):
+    monkeypatch.chdir(tmp_path)
+    good, bad, last = rows(client().post("/api/predict", files=files(png(1), content, png(2))))
+    assert re.search(said, bad["error"])
+    assert set(bad) == {"file", "error"}
+    assert good["error"] == last["error"] == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("../../../etc/passwd", "passwd"),
+        ("..\\..\\windows\\a.png", "a.png"),
+        ("/work/../x.png", "x.png"),
+        ("..", "unnamed"),
+        ("", "unnamed"),
+        ("<img src=x onerror=alert(1)>.png", "<img src=x onerror=alert(1)>.png"),
+        ("ü" * 300 + ".png", "ü" * 196 + ".png"),
+        ("a\x1b[31m.png", "a\\x1b[31m.png"),
+    ],
+)
+def test_a_files_name_is_only_ever_shown(client, name, shown):
+    part = f'Content-Disposition: form-data; name="files"; filename="{name}"\r\n\r\nno image'
+    row = rows(client().post("/api/predict", content=body(part), headers=FORM))[0]
+    assert row["file"] == shown
+
+
+def test_the_largest_file_passes_and_one_byte_more_does_not_cost_the_others(client):
+    whole = png(3)
+    whole += bytes(100_000 - len(whole))  # a PNG may have anything behind its end
+    found = rows(client(max_mb=0.1).post("/api/predict", files=files(whole, whole + b"0", png(4))))
+    assert "over the limit of 100,000 bytes" in found[1]["error"]
+    assert found[0]["error"] == found[2]["error"] == ""
+
+
+def test_a_file_of_20_mb_is_taken_and_a_larger_one_is_not(client):
+    asked = client()
+    found = rows(asked.post("/api/predict", files=files(png(5) + bytes(20_000_000 - len(png(5))), bytes(20_000_001))))
+    assert found[0]["error"] == ""
+    assert "over the limit of 20,000,000 bytes" in found[1]["error"]
+
+
+def test_too_much_in_one_request_is_refused(client):
+    asked = client(max_images=3, max_mb=0.01)
+    refused = asked.post("/api/predict", files=files(*[png()] * 4))
+    assert (refused.status_code, refused.json()["error"]) == (413, "more than 3 files in one request")
+    assert asked.post("/api/predict", files=files(bytes(60_000))).status_code == 413
+
+    def endless():
+        yield body('Content-Disposition: form-data; name="files"; filename="a"\r\n\r\n', end="")
+        for _ in range(1000):
+            yield bytes(10_000)
+
+    assert asked.post("/api/predict", content=endless(), headers=FORM).status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status"),
+    [
+        (b"x", {"content-type": "application/json"}, 415),
+        (b"x", {"content-type": "multipart/form-data"}, 415),
+        (b"x", {"content-type": "multipart/form-data; boundary=" + "b" * 300}, 400),
+        (b"rubbish", FORM, 400),
+        (body('Content-Disposition: form-data; name="files"; filename="a"\r\n\r\nabc', end=""), FORM, 400),
+        (body('Content-Disposition: form-data; name="path"\r\n\r\n/etc/passwd'), FORM, 400),
+        (body('Content-Disposition: form-data; name="files"\r\n\r\n/etc/passwd'), FORM, 400),
+        (body("\r\nabc"), FORM, 400),
+        (body("A: b\r\n" * 50 + "\r\nabc"), FORM, 400),
+        (body(), FORM, 400),
+        (b"", FORM, 400),
+    ],
+)
+def test_a_malformed_form_is_refused_in_words(client, content, headers, status):
+    refused = client().post("/api/predict", content=content, headers=headers)
+    assert refused.status_code == status
+    assert refused.json()["error"]
+
+
+@pytest.mark.parametrize("path", ["/static/../pages.py", "/static/%2e%2e/pages.py", "/static/..%2fpages.py", "/static/page.html.j2", "/etc/passwd", "/static/"])  # fmt: skip
+def test_only_the_pages_own_files_are_served(client, path):
+    found = client().get(path)
+    assert found.status_code == 404
+    assert "def " not in found.text
+
+
+def test_only_its_own_names_are_answered(client):
+    asked = client(allowed_hosts=("Lab.example",))
+    for good in ("127.0.0.1:7860", "localhost:9999", "localhost", "[::1]:7860", "lab.example", "LAB.example:80"):
+        assert asked.get("/health", headers={"host": good}).status_code == 200, good
+    for bad in ("evil.example:7860", "127.0.0.1.evil.example", "192.168.0.5:7860", "", "localhost@evil.example"):
+        assert asked.get("/api/model", headers={"host": bad}).status_code == 421, bad
+    open_to_all = client(host="0.0.0.0", without_password=True)
+    assert open_to_all.get("/health", headers={"host": "192.168.0.5:7860"}).status_code == 200
+    assert open_to_all.get("/health", headers={"host": "evil.example:7860"}).status_code == 421
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:7861"},
+        {"origin": "http://127.0.0.1:7860.evil.example"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+    ],
+)
+def test_a_page_from_elsewhere_can_not_ask(client, headers):
+    assert client().post("/api/predict", files=files(png()), headers=headers).status_code == 403
+
+
+def test_the_own_page_and_programs_can_ask(client):
+    for headers in ({}, {"origin": HERE, "sec-fetch-site": "same-origin"}):
+        assert client().post("/api/predict", files=files(png()), headers=headers).status_code == 200
+
+
+def test_a_password_guards_all_but_health(client):
+    asked = client(password=PASSWORD)
+    assert asked.get("/health").status_code == 200
+    for path in ("/", "/api", "/api/model", "/static/page.js", "/nowhere"):
+        refused = asked.get(path)
+        assert refused.status_code == 401
+        assert refused.headers["www-authenticate"].startswith("Basic ")
+        assert asked.get(path, auth=("anyone", PASSWORD)).status_code in (200, 404)
+    for wrong in ("", PASSWORD[:-1], PASSWORD + "x", PASSWORD.upper()):
+        assert asked.get("/", auth=("anyone", wrong)).status_code == 401
+    for header in ("Basic", "Basic !!!", "Bearer " + PASSWORD, "Basic " + "A" * 5000):
+        assert asked.get("/", headers={"authorization": header}).status_code == 401
+    assert asked.post("/api/predict", files=files(png())).status_code == 401
+    rows(asked.post("/api/predict", files=files(png()), auth=("", PASSWORD)))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"host": "0.0.0.0"}, "others in the network could use the page. Give --password-file FILE"),
+        ({"host": "192.168.0.5"}, "others in the network"),
+        ({"host": "::"}, "others in the network"),
+        ({"host": "ward-3"}, "others in the network"),
+        ({"port": 70000}, "--port: found 70000"),
+        ({"max_mb": 0}, "--max-mb: found 0"),
+        ({"max_mb": float("nan")}, "--max-mb: found nan"),
+        ({"max_images": 0}, "--max-images: found 0"),
+        ({"password_file": Path("p"), "without_password": True}, "exclude each other"),
+    ],
+)
+def test_what_would_be_unsafe_or_can_not_be_is_refused(options, said):
+    with pytest.raises(PylorusError, match=re.escape(said)):
+        ServeOptions(**options).check()
+
+
+def test_this_machine_alone_is_the_default():
+    ServeOptions().check()
+    assert ServeOptions().loopback
+    assert ServeOptions(host="::1").loopback
+    ServeOptions(host="0.0.0.0", without_password=True).check()
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"short\n", "found 5 characters"), (b"", "found 0"), (b"\xff" * 20, "no UTF-8"), (b"a" * 9000, "1025 characters"), (None, "No such file")])  # fmt: skip
+def test_a_password_file_that_will_not_do_is_named(tmp_path, content, said):
+    path = tmp_path / "password"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(PylorusError, match=said):
+        ServeOptions(password_file=path).password()
+
+
+def test_a_password_is_the_files_line(tmp_path):
+    (tmp_path / "password").write_text(f"{PASSWORD}\n")
+    assert ServeOptions(password_file=tmp_path / "password").password() == PASSWORD
+    assert ServeOptions().password() is None
+
+
+def test_every_answer_tells_the_browser_to_load_nothing_from_elsewhere(client):
+    asked = client()
+    for found in (
+        asked.get("/"),
+        asked.get("/static/page.js"),
+        asked.get("/nowhere"),
+        asked.get("/", headers={"host": "evil.example"}),
+        asked.post("/api/predict", files=files(png())),
+        asked.post("/api/predict", files=files(png()), headers={"origin": "null"}),
+    ):
+        assert found.headers["content-security-policy"].startswith(
+            "default-src 'none'; script-src 'self'; style-src 'self'"
+        )
+        assert found.headers["x-content-type-options"] == "nosniff"
+        assert found.headers["cache-control"] == "no-store"
+        assert "access-control-allow-origin" not in found.headers
+
+
+def test_the_page_names_no_other_address(client):
+    asked = client()
+    for path in ("/", *(f"/static/{name}" for name in STATIC)):
+        text = asked.get(path).text.replace('xmlns="http://www.w3.org/2000/svg"', "")
+        assert not re.search(r"""https?:|["'(]//|@import|@font-face|style="|<script>|\son\w+=""", text), path
+
+
+def test_the_page_says_what_the_model_is_for(client, desk):
+    page = client().get("/").text
+    assert '<p class="notice" role="note"><strong>Research use only. Not a medical device.</strong>' in page
+    assert "gastric_cancer, gastric_ulcer, chronic_gastritis" in page
+    assert "What it was found to be worth" in page
+
+
+def test_a_model_card_can_not_bring_its_own_page(tmp_path):
+    path = tmp_path / "MODEL_CARD.md"
+    path.write_text(
+        "# T\n\n<script>alert(1)</script>\n\n[a](javascript:alert(1)) ![b](http://evil.example/x.png) <http://evil.example>\n\n"
+        "<img src=x onerror=alert(1)>\n\n| a |\n| --- |\n| <b>c</b> |\n\n`<i>`"
+    )
+    found = str(card_as_html(path))
+    assert set(re.findall(r"<(\w+)", found)) == {"h3", "p", "div", "table", "thead", "tr", "th", "tbody", "td", "code"}
+    assert "href" not in found
+
+
+def test_health_says_which_bundle_and_answers_while_the_network_is_busy(client, desk, monkeypatch):
+    computing, release = threading.Event(), threading.Event()
+    original = type(desk.bundle).output
+
+    def slow(bundle, images):
+        computing.set()
+        assert release.wait(30)
+        return original(bundle, images)
+
+    monkeypatch.setattr(type(desk.bundle), "output", slow)
+    with client() as asked, ThreadPoolExecutor(1) as pool:  # one loop serves both
+        answer = pool.submit(asked.post, "/api/predict", files=files(png()))
+        assert computing.wait(30)
+        began = time.monotonic()
+        found = asked.get("/health").json()
+        assert time.monotonic() - began < 5
+        release.set()
+        assert rows(answer.result(30))[0]["error"] == ""
+    assert found["status"] == "ok"
+    assert re.fullmatch("[0-9a-f]{64}", found["bundle"])
+    assert found["bundle"] == asked.get("/api/model").json()["bundle"]
+
+
+def test_users_at_once_get_each_their_own_answers(client, desk):
+    asked = client()
+    alone = [rows(asked.post("/api/predict", files=files(png(seed))))[0]["probability"] for seed in range(6)]
+
+    def user(seed: int) -> bool:
+        for _ in range(4):
+            name = f"user {seed} {{}}.png"
+            sent = files(png(seed), png((seed + 1) % 6), name=name)
+            one, other = rows(client().post("/api/predict?image=1", files=sent))
+            assert (one["file"], other["file"]) == (name.format(0), name.format(1))
+            assert one["probability"] == pytest.approx(alone[seed], abs=1e-5)
+            assert other["probability"] == pytest.approx(alone[(seed + 1) % 6], abs=1e-5)
+        return True
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(user, range(6)))
+
+
+def test_who_comes_when_too_many_wait_is_asked_to_come_again(client, monkeypatch):
+    monkeypatch.setattr(pages_module, "AT_ONCE", 0)
+    refused = client().post("/api/predict", files=files(png()))
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) > 0
+
+
+def test_files_that_never_arrive_do_not_hold_a_place_for_ever(client, monkeypatch):
+    monkeypatch.setattr(pages_module, "SECONDS", 0.0)
+    assert client().post("/api/predict", files=files(png())).status_code == 408
+
+
+def test_a_network_that_gives_no_number_says_so_for_that_image_alone(client, desk, monkeypatch):
+    original = type(desk.bundle).output
+
+    def broken(bundle, images):
+        output = original(bundle, images)
+        logits = output.logits.clone()
+        logits[0] = torch.nan
+        return Output(logits, output.unlikeness)
+
+    monkeypatch.setattr(type(desk.bundle), "output", broken)
+    first, second = rows(client().post("/api/predict?image=1", files=files(png(1), png(2))))
+    assert first["error"] == "the network gives no number for it"
+    assert second["error"] == ""
+
+
+def test_nothing_of_an_image_reaches_a_disk_or_another_machine(client, tmp_path, monkeypatch):
+    asked = client()
+    large = png(size=1000)  # over the size at which web servers begin a temporary file
+    assert len(large) > 2_000_000
+    rows(asked.post("/api/predict?image=1&heat_map=1", files=files(png())))  # loads what is loaded once
+    monkeypatch.chdir(tmp_path)
+    SEEN["now"] = []
+    try:
+        found = rows(asked.post("/api/predict?image=1&heat_map=1", files=files(large, b"wrong", bytes(20_000_001))))
+        seen = list(SEEN["now"])
+    finally:
+        del SEEN["now"]
+    assert [bool(row["error"]) for row in found] == [False, True, True]
+    assert seen == []
+
+
+def test_the_interface_is_described_as_it_is(client, desk):
+    asked = client()
+    said = asked.get("/api").json()
+    assert said["openapi"].startswith("3.1")
+    for path, methods in said["paths"].items():
+        for method in methods:
+            assert asked.request(method, path).status_code != 404
+            assert asked.request("patch", path).status_code == 405
+    row = rows(asked.post("/api/predict?image=1&heat_map=1", files=files(png())))[0]
+    described = said["components"]["schemas"]["Row"]["properties"]
+    assert set(row) <= set(described)
+    assert set(described) - set(row) <= {"heat_map"}
+
+
+def test_a_taken_port_and_a_run_in_place_of_its_bundle_are_said(bundle_folder, trained_run):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with pytest.raises(SystemExit, match=f"--port {port}: Address already in use"):
+            main(["serve", str(bundle_folder), "--port", port])
+    with pytest.raises(SystemExit, match="is a run; its bundle is"):
+        main(["serve", str(trained_run.path), "--port", "0"])
+    with pytest.raises(SystemExit, match="others in the network could use the page"):
+        main(["serve", str(bundle_folder), "--host", "0.0.0.0"])

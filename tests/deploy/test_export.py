@@ -1,0 +1,326 @@
+"""`pylorus export`: an ONNX file that says what PyTorch says, or none; read again as strictly as a bundle."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pylorus.cli import main
+from pylorus.deploy import export as export_module
+from pylorus.deploy import export_speed, onnx_packages, parity
+from pylorus.deploy.export import ExportOptions, export
+from pylorus.deploy.load import load_bundle
+from pylorus.deploy.predict import PredictOptions, predict
+from pylorus.deploy.trial_images import given_images, run_images
+from pylorus.errors import PylorusError
+
+onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
+pytest.importorskip("onnxscript", reason="needs the extra onnx")
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+
+from pylorus.deploy.exported import load_exported, opened  # noqa: E402
+
+SHARES = ["probability/GC", "probability/GU", "probability/CG"]
+FILES = ["MODEL_CARD.md", "README.md", "SHA256SUMS", "export.json", "model.json", "model.onnx"]
+
+
+@pytest.fixture(scope="session")
+def exported(bundle_folder, tmp_path_factory) -> Path:
+    """An export in 32 bits, tried on the run's own images; to be read only."""
+    return export(bundle_folder, ExportOptions(output=tmp_path_factory.mktemp("exported") / "onnx"))
+
+
+@pytest.fixture
+def written_before(exported, monkeypatch):
+    """Spares the tests that need another graph the export itself: that of `exported` is taken, changed or as it is."""
+
+    def install(act=lambda model: None):
+        def write(bundle, path):
+            model = onnx.load(str(exported / "model.onnx"))
+            act(model)
+            onnx.save(model, str(path))
+
+        monkeypatch.setattr(export_module, "write_onnx", write)
+
+    return install
+
+
+@pytest.fixture
+def changed(exported, tmp_path, resealed):
+    """A copy of the export whose graph was changed by a function, with hashes that fit."""
+
+    def change(act) -> Path:
+        folder = Path(shutil.copytree(exported, tmp_path / "changed"))
+        model = onnx.load(str(folder / "model.onnx"))
+        act(model)
+        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        return resealed(folder)
+
+    return change
+
+
+def perturb(model):
+    """Moves one weight of the first convolution by a hundredth."""
+    tensor = next(each for each in model.graph.initializer if len(each.dims) == 4 and each.dims[1] == 3)
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values.flat[0] += 0.01
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+
+
+def test_an_export_was_compared_on_the_runs_own_images_one_at_a_time_and_seven_at_once(exported):
+    assert sorted(path.name for path in exported.iterdir()) == FILES
+    found = json.loads((exported / "export.json").read_text())["parity"]
+    assert found["batches"] == [1, 7]
+    assert (found["images"], found["source"]) == (30, "the run's own images")
+    assert max(found["logits"]) < 1e-4
+    assert max(found["probabilities"] + found["unlikeness"]) < 1e-4
+    assert found["other_class"] == 0
+    subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=exported, check=True)
+
+
+def test_the_file_alone_is_enough_and_says_what_goes_in_and_comes_out(exported, bundle_folder):
+    session = onnxruntime.InferenceSession(str(exported / "model.onnx"), providers=["CPUExecutionProvider"])
+    said = session.get_modelmeta().custom_metadata_map
+    assert json.loads(said["pylorus.classes"]) == ["gastric_cancer", "gastric_ulcer", "chronic_gastritis"]
+    assert said["pylorus.model.json"] == (bundle_folder / "model.json").read_text()
+    assert "uint8 RGB of shape (n, 32, 32, 3)" in said["pylorus.input"]
+    assert said["pylorus.intended_use"] == "Research use only. Not a medical device."
+    for count in (1, 2, 5):
+        images = np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        found = dict(zip(("logits", "probabilities", "unlikeness"), session.run(None, {"image": images}), strict=True))
+        answers = load_bundle(bundle_folder).answer(images)
+        assert np.abs(found["probabilities"] - answers.probabilities).max() < 1e-5
+        assert np.abs(found["unlikeness"] - answers.unlikeness).max() < 1e-5
+
+
+def test_the_readmes_program_runs(exported):
+    text = (exported / "README.md").read_text()
+    program = text.split("```python\n")[1].split("```")[0] + "print(classes, probabilities.shape)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=exported, capture_output=True, text=True, check=True)
+    assert done.stdout == "['gastric_cancer', 'gastric_ulcer', 'chronic_gastritis'] (2, 3)\n"
+
+
+def test_no_path_of_the_machine_is_in_an_export(exported, drawn):
+    source = str(Path(export_module.__file__).parents[2])
+    for path in exported.iterdir():
+        content = path.read_bytes()
+        assert source.encode() not in content
+        assert str(drawn).encode() not in content
+        assert b"site-packages" not in content
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_predictions_of_the_export_are_those_of_the_bundle(exported, bundle_folder, drawn, tmp_path, batch):
+    tables = []
+    for folder in (exported, bundle_folder):
+        output = tmp_path / f"{folder.name}.csv"
+        assert predict(folder, [str(drawn)], output, PredictOptions(batch=batch, device="cpu")) == 0
+        tables.append(pd.read_csv(output, keep_default_na=False))
+    ours, theirs = tables
+    numbers = [*SHARES, "unlikeness"]
+    assert np.abs(ours[numbers].to_numpy() - theirs[numbers].to_numpy()).max() < 1e-4
+    # Thresholds are scores of validation images: these lie on them, and rounding puts them on either side.
+    said = load_bundle(bundle_folder).description
+    shares, far = theirs[SHARES].to_numpy(), theirs["unlikeness"]
+    clear = (theirs["probability/GC"] - said.decision.thresholds["GC"]).abs() > 1e-4
+    clear &= np.abs(shares.max(axis=1) - said.abstention.unsure_below) > 1e-4
+    clear &= (far - said.abstention.unlike_above).abs() > 1e-4
+    assert clear.sum() >= 25
+    assert ours[clear].drop(columns=numbers).equals(theirs[clear].drop(columns=numbers))
+    assert ours["predicted"].equals(theirs["predicted"])
+
+
+def test_an_export_is_not_computed_on_a_gpu(exported, drawn, tmp_path):
+    with pytest.raises(PylorusError, match=r"--device: found cuda, but an export computes on the CPU"):
+        predict(exported, [str(drawn)], tmp_path / "p.csv", PredictOptions(device="cuda"))
+
+
+def test_the_gate_closes_on_one_wrong_weight_and_nothing_is_written(bundle_folder, tmp_path, written_before):
+    written_before(perturb)
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(bundle_folder), "--output", str(tmp_path / "onnx")])
+    assert str(ended.value.code).startswith("error: ")  # text: the process ends with 1
+    assert "REFUSED, nothing was written" in str(ended.value.code)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_gate_closes_on_an_export_that_is_wrong_only_for_several_at_once(exported, bundle_folder):
+    class Wrong:
+        def __init__(self, session):
+            self.session = session
+
+        def run(self, names, feed):
+            logits, *others = self.session.run(names, feed)
+            return [logits + 1e-3 * (len(logits) > 1), *others]
+
+    bundle = load_bundle(bundle_folder)
+    images = run_images(bundle_folder, bundle.description)
+    right = parity.tried(bundle, opened(exported / "model.onnx"), images)
+    wrong = parity.tried(bundle, Wrong(opened(exported / "model.onnx")), images)
+    assert right.passed
+    assert not wrong.passed
+    assert wrong.logits[0] == right.logits[0]
+    assert wrong.logits[1] == pytest.approx(1e-3, rel=0.1)
+
+
+def test_the_gate_closes_on_numbers_that_are_none(bundle_folder, tmp_path, written_before):
+    def spoil(model):
+        tensor = next(each for each in model.graph.initializer if len(each.dims) == 4)
+        values = np.full(tuple(tensor.dims), np.nan, dtype=np.float32)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+
+    written_before(spoil)
+    with pytest.raises(PylorusError, match="REFUSED.*differ from PyTorch's by up to inf"):
+        export(bundle_folder, ExportOptions(output=tmp_path / "onnx"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_alone_asks_for_images(spoilt, tmp_path):
+    with pytest.raises(PylorusError, match=r"lies in no run that has some\. Give some with --images DIR"):
+        export(spoilt, ExportOptions())
+    assert [path.name for path in tmp_path.iterdir()] == ["spoilt"]
+
+
+def test_too_few_readable_images_are_refused(bundle_folder, drawn, tmp_path, written_before):
+    written_before()
+    (tmp_path / "few").mkdir()
+    for path in sorted((drawn / "gastric_ulcer").iterdir())[:6]:
+        shutil.copy(path, tmp_path / "few")
+    (tmp_path / "few" / "broken.jpg").write_text("no image")
+    with pytest.raises(PylorusError, match="--images: 6 images can be read, expected at least 7"):
+        export(bundle_folder, ExportOptions(output=tmp_path / "onnx", images=tmp_path / "few"))
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_what_is_there_already_is_not_touched(bundle_folder, tmp_path):
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "mine.txt").write_text("mine")
+    with pytest.raises(PylorusError, match=r"onnx: is there already, expected a new or empty folder"):
+        export(bundle_folder, ExportOptions(output=tmp_path / "onnx"))
+    assert (tmp_path / "onnx" / "mine.txt").read_text() == "mine"
+
+
+def test_8_bits_are_measured_on_other_images_than_those_that_fixed_the_ranges(
+    spoilt, drawn, tmp_path, written_before, monkeypatch, capsys
+):
+    written_before()
+    monkeypatch.setattr(export_speed, "REPEATS", 2)
+    options = ExportOptions(images=drawn, group=r"patient_\d+", int8=True, speed=True)
+    folder = export(spoilt, options)
+    assert folder == tmp_path / "spoilt-onnx-int8"
+    record = json.loads((folder / "export.json").read_text())
+    found = record["int8"]
+    assert record["precision"] == "int8"
+    assert found["images"] + found["calibration_images"] == 30
+    assert found["right_8"] - found["right_32"] == found["only_8"] - found["only_32"]
+    assert found["accuracy_difference"]["value"] == pytest.approx(
+        (found["right_8"] - found["right_32"]) / found["images"]
+    )
+    assert 0 < found["largest_difference"] < 0.5
+    assert [each["batch"] for each in record["speed"]["measured"]] == [1, 16]
+    assert (folder / "model.onnx").stat().st_size < 0.5 * (spoilt / "model.safetensors").stat().st_size
+    said = capsys.readouterr().out
+    assert "8 bits beside 32" in said
+    assert "times as fast" in said
+    output = tmp_path / "p.csv"
+    assert predict(folder, [str(drawn)], output, PredictOptions()) == 0
+    right = pd.read_csv(output).pipe(lambda rows: (rows["true"] == rows["predicted"]).sum())
+    assert right >= found["right_8"]
+
+
+def test_no_group_is_on_both_sides_of_the_measurement(bundle_folder, drawn):
+    from pylorus.deploy.int8 import calibration_and_measured
+
+    images = given_images(drawn, load_bundle(bundle_folder).description, group=r"patient_\d+")
+    ranges, measured = calibration_and_measured(images)
+    assert len(ranges) + len(measured) == 30
+    assert not set(ranges.groups) & set(measured.groups)
+
+
+def test_8_bits_without_labelled_images_are_refused(bundle_folder, drawn, tmp_path, written_before):
+    written_before()
+    for number, path in enumerate(sorted(drawn.rglob("*.*"))):
+        (tmp_path / "flat").mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / "flat" / f"{number}{path.suffix}")
+    with pytest.raises(PylorusError, match=r"--int8: 0 of 30 images \(--images\) of 0 groups lie in a folder"):
+        export(bundle_folder, ExportOptions(output=tmp_path / "onnx", images=tmp_path / "flat", int8=True))
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_one_changed_byte_is_found(exported, tmp_path):
+    folder = Path(shutil.copytree(exported, tmp_path / "changed"))
+    content = bytearray((folder / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "model.onnx").write_bytes(content)
+    with pytest.raises(PylorusError, match=r"model\.onnx: its SHA-256 is .* changed or damaged"):
+        load_exported(folder)
+
+
+def outside(model):
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", "/etc/hostname"
+
+
+def foreign(model):
+    model.graph.node[-1].domain = "somebody.else"
+
+
+def endless(model):
+    body = onnx.helper.make_graph([], "body", [], [])
+    model.graph.node.append(onnx.helper.make_node("Loop", ["", ""], ["never"], body=body))
+
+
+def renamed(model):
+    model.graph.output[0].name = "scores"
+    for node in model.graph.node:
+        node.output[:] = ["scores" if name == "logits" else name for name in node.output]
+        node.input[:] = ["scores" if name == "logits" else name for name in node.input]
+
+
+def other_classes(model):
+    entry = next(each for each in model.metadata_props if each.key == "pylorus.model.json")
+    entry.value = entry.value.replace("gastric_cancer", "healthy")
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (outside, "keeps weights outside of itself"),
+        (foreign, "holds operators that no export has"),
+        (endless, "holds operators that no export has: Loop"),
+        (renamed, "takes and gives .*scores.* expected"),
+        (other_classes, r"was not exported with the model\.json beside it"),
+    ],
+)
+def test_a_graph_that_is_none_of_ours_is_refused(changed, act, words):
+    with pytest.raises(PylorusError, match=words):
+        load_exported(changed(act))
+
+
+def test_what_is_no_onnx_at_all_is_refused(exported, tmp_path, resealed):
+    folder = Path(shutil.copytree(exported, tmp_path / "changed"))
+    (folder / "model.onnx").write_bytes(b"\x80\x04no graph")
+    with pytest.raises(PylorusError, match=r"model\.onnx: can't be read as ONNX"):
+        load_exported(resealed(folder))
+
+
+def test_what_needs_pytorch_says_so_of_an_export(exported):
+    with pytest.raises(PylorusError, match="is an export, of which `pylorus predict` makes predictions"):
+        load_bundle(exported)
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(bundle_folder, tmp_path, monkeypatch):
+    def missing(name):
+        raise ImportError(f"No module named '{name}'")
+
+    monkeypatch.setattr(onnx_packages.importlib, "import_module", missing)
+    with pytest.raises(PylorusError, match=r"ONNX needs onnx, .*pip install 'pylorus\[onnx\]'"):
+        export(bundle_folder, ExportOptions(output=tmp_path / "onnx"))

@@ -1,0 +1,307 @@
+"""The page in a headless Chromium, as its users see it; skipped where there is no Chromium."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from pylorus.deploy.load import load_bundle
+
+from .chromium import PROGRAM, Chromium
+
+AIR_GAP = Path(__file__).parents[1] / "end_to_end" / "air_gap"
+DONE = "document.querySelectorAll('.card').length == {} && !document.querySelector('.waiting')"
+CARDS = "[...document.querySelectorAll('.card')].map((card) => card.innerText)"
+
+needs_browser = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium on this machine")
+
+
+class Server:
+    """`pylorus serve` as a process of its own, cut off from every network but this machine."""
+
+    def __init__(self, bundle: Path, folder: Path, *words: str):
+        self.work, self.records = folder / "work", folder / "records"
+        self.temporary = folder / "temporary"
+        for made in (self.work, self.records, self.temporary):
+            made.mkdir()
+        paths = [str(AIR_GAP), os.environ.get("PYTHONPATH", "")]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+            "PYLORUS_TEST_AIR_GAP": str(self.records),
+            "TMPDIR": str(self.temporary),
+        }
+        program = [sys.executable, "-c", "from pylorus.cli import main; main()", "serve", str(bundle), "--port", "0"]
+        self.process = subprocess.Popen(
+            [*program, *words],
+            cwd=self.work,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.said: list[str] = []
+        for line in self.process.stdout:
+            self.said.append(line)
+            if line.startswith("page: "):
+                break
+        else:
+            raise AssertionError("".join(self.said))
+        self.address = self.said[-1].split()[1]
+
+    def end(self) -> tuple[int, str]:
+        """Its exit code and last words after Ctrl-C."""
+        self.process.send_signal(signal.SIGINT)
+        said, _ = self.process.communicate(timeout=60)
+        return self.process.returncode, said
+
+    def kept(self) -> list[Path]:
+        """What lies where it works and where temporary files go."""
+        return [*self.work.rglob("*"), *(path for path in self.temporary.rglob("*") if path.is_file())]
+
+    def attempts(self) -> str:
+        """Tries to leave this machine."""
+        record = self.records / "attempts"
+        return record.read_text() if record.is_file() else ""
+
+
+@pytest.fixture(scope="module")
+def server(bundle_folder, tmp_path_factory):
+    started = Server(bundle_folder, tmp_path_factory.mktemp("server"))
+    yield started
+    if started.process.poll() is None:
+        started.end()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    started = Chromium(tmp_path_factory.mktemp("profile"))
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def tab(browser, server):
+    """A tab with the page, ready."""
+
+    def opened(**looks: object):
+        new = browser.new_tab(server.address, **looks)
+        new.until("!!document.querySelector('[data-ready]')")
+        return new
+
+    return opened
+
+
+@pytest.fixture
+def images(drawn, tmp_path):
+    """Three files of other names."""
+    for place, path in enumerate(sorted(drawn.glob("*/*"))[::10]):
+        Image.open(path).save(tmp_path / f"frame {place}.png")
+    return sorted(tmp_path.glob("*.png"))
+
+
+@needs_browser
+def test_images_are_chosen_and_their_results_seen_and_downloaded(tab, images, bundle_folder, browser, tmp_path):
+    page = tab()
+    page.choose_files("#files", images)
+    page.until(DONE.format(3))
+    bundle = load_bundle(bundle_folder)
+    names = bundle.description.short_names
+    expected = bundle.answer(bundle.input.read_all(images))
+    for place, (text, path) in enumerate(zip(page.run(CARDS), images, strict=True)):
+        assert path.name in text
+        assert ("No answer" in text) == bool(expected.why[place])
+        likeliest = expected.predicted[place]
+        assert f"{names[likeliest]}\n{100 * expected.probabilities[place, likeliest]:.1f} %" in text
+        assert ("Positive for GC" if expected.positive[place] else "Negative for GC") in text
+    assert page.run("document.querySelector('.card img').naturalWidth") == 448
+    none = int((expected.why != "").sum())
+    assert page.run("document.getElementById('status').textContent").startswith(f"3 files: {3 - none} answered")
+    assert page.run("document.querySelectorAll('#table tbody tr').length") == 3
+    browser.ask(
+        "Browser.setDownloadBehavior",
+        behavior="allow",
+        downloadPath=str(tmp_path / "got"),
+        browserContextId=page.context,
+    )
+    page.run("document.getElementById('download').click()")
+    file = tmp_path / "got" / "predictions.csv"
+    end = time.monotonic() + 30
+    while not file.is_file() and time.monotonic() < end:
+        time.sleep(0.05)
+    with file.open(encoding="utf-8-sig", newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    assert [row["file"] for row in rows] == [path.name for path in images]
+    found = [[float(row[f"probability/{name}"]) for name in names] for row in rows]
+    assert np.allclose(found, expected.probabilities, atol=1e-6)
+
+
+@needs_browser
+def test_wrong_and_large_files_are_said_so_and_20_mb_pass(tab, images, tmp_path):
+    wrong = tmp_path / "notes.jpg"
+    wrong.write_text("no image")
+    full, over = tmp_path / "full.png", tmp_path / "over.png"
+    content = images[0].read_bytes()
+    full.write_bytes(content + bytes(20_000_000 - len(content)))
+    over.write_bytes(content + bytes(20_100_000 - len(content)))
+    page = tab()
+    page.choose_files("#files", [wrong, full, over])
+    page.until(DONE.format(3))
+    first, second, third = page.run(CARDS)
+    assert "Not read" in first
+    assert "no readable JPEG" in first
+    assert "Not read" not in second
+    assert "over the limit of 20 MB" in third
+    assert "2 not read" in page.run("document.getElementById('status').textContent")
+
+
+@needs_browser
+def test_two_users_at_once_see_each_their_own(tab, images):
+    users = [tab(), tab()]
+    sent = [[images[0], images[1]], [images[2]]]
+    for page, files in zip(users, sent, strict=True):
+        page.choose_files("#files", files)
+    for page, files in zip(users, sent, strict=True):
+        page.until(DONE.format(len(files)))
+        shown = page.run("[...document.querySelectorAll('.card .name')].map((name) => name.textContent)")
+        assert shown == [path.name for path in files]
+
+
+@needs_browser
+def test_files_can_be_dropped_and_a_name_is_only_text(tab):
+    page = tab()
+    page.run(
+        "(() => { const held = new DataTransfer();"
+        "held.items.add(new File(['no image'], '<img src=x onerror=window.hacked=1>.png'));"
+        "document.getElementById('drop').dispatchEvent(new DragEvent('drop', {dataTransfer: held, bubbles: true, cancelable: true})); })()"
+    )
+    page.until(DONE.format(1))
+    assert "<img src=x onerror=window.hacked=1>.png" in page.run(CARDS)[0]
+    assert page.run("window.hacked") is None
+    page.run("document.getElementById('clear').click()")
+    assert page.run("document.querySelectorAll('.card').length") == 0
+    assert page.run("document.getElementById('summary').hidden") is True
+
+
+@needs_browser
+def test_the_page_asks_no_one_but_its_server_and_could_not(tab, images, server):
+    page = tab()
+    page.choose_files("#files", images)
+    page.until(DONE.format(3))
+    asked = {event["request"]["url"].split(",")[0] for event in page.events("Network.requestWillBeSent")}
+    assert all(url.startswith((server.address, "data:image/jpeg;base64")) for url in asked), asked
+    assert page.events("Log.entryAdded") == page.events("Runtime.exceptionThrown") == []
+    for attempt in (
+        "fetch('http://127.0.0.1:9/').then(() => 'sent', () => 'refused')",
+        "new Promise((done) => Object.assign(new Image(), {onload: () => done('sent'), onerror: () => done('refused'), src: 'http://127.0.0.1:9/a.png'}))",
+        "new Promise((done) => document.head.append(Object.assign(document.createElement('script'), {onload: () => done('sent'), onerror: () => done('refused'), src: 'http://127.0.0.1:9/a.js'})))",
+    ):
+        assert page.run(attempt) == "refused"
+    blocked = " ".join(event["entry"]["text"] for event in page.events("Log.entryAdded"))
+    for directive in ("connect-src", "img-src", "script-src"):
+        assert f"violates the following Content Security Policy directive: \"{directive} 'self'" in blocked
+
+
+@needs_browser
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 900)])
+def test_it_fits_the_screen_and_always_says_what_it_is_not(tab, images, width, height, dark):
+    page = tab(width=width, height=height, dark=dark)
+    page.choose_files("#files", images)
+    page.until(DONE.format(3))
+    page.run("document.querySelector('details').open = true")
+    assert page.run("document.documentElement.scrollWidth <= window.innerWidth")
+    for place in (0, 100_000):
+        page.run(f"window.scrollTo(0, {place})")
+        top, text = page.run(
+            "[document.querySelector('.notice').getBoundingClientRect().top, document.querySelector('.notice').innerText]"
+        )
+        assert top == 0
+        assert text.startswith("Research use only. Not a medical device.")
+    assert page.run(CONTRAST) == []
+
+
+CONTRAST = """(() => {
+  const light = (text) => {
+    const parts = text.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255).map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+  };
+  const ground = (element) => {
+    for (let each = element; each; each = each.parentElement) {
+      const colour = getComputedStyle(each).backgroundColor;
+      if (!/, 0\\)$/.test(colour)) return colour;
+    }
+    return 'rgb(255, 255, 255)';
+  };
+  return [...document.querySelectorAll('body *')].filter((element) => !element.disabled && element.checkVisibility() && [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim())).map((element) => {
+    const [one, other] = [light(getComputedStyle(element).color), light(ground(element))].sort((a, b) => b - a);
+    return [(one + 0.05) / (other + 0.05), element.className, element.textContent.slice(0, 30)];
+  }).filter(([ratio]) => ratio < 4.5);
+})()"""
+"""Texts of less than WCAG's contrast of 4.5 to 1."""
+
+
+@needs_browser
+def test_it_is_used_by_keyboard_and_read_aloud(tab, images):
+    page = tab()
+    reached = []
+    for _ in range(6):
+        page.press("Tab", 9)
+        reached.append(page.run("document.activeElement.id || document.activeElement.textContent"))
+    assert reached[:2] == ["To the images", "model card"]
+    assert {"files", "Data, training, figures and limits"} <= set(reached)
+    page.choose_files("#files", images[:1])
+    page.until(DONE.format(1))
+    nodes = [
+        (node["role"]["value"], node.get("name", {}).get("value", ""))
+        for node in page.ask("Accessibility.getFullAXTree")["nodes"]
+        if not node.get("ignored") and "role" in node
+    ]
+    spoken = ("button", "image", "checkbox", "link", "region", "table", "list")
+    assert [role for role, name in nodes if role in spoken and role != "list" and role != "table" and not name] == []
+    assert ("list", "Probabilities") in nodes
+    assert ("image", f"{images[0].name}, as the network sees it") in nodes
+    assert page.run("document.getElementById('status').getAttribute('aria-live')") == "polite"
+    assert page.run("document.getElementById('status').textContent").startswith(images[0].name)
+
+
+def predicted(address: str, path: Path) -> dict:
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
+        + path.read_bytes()
+        + b"\r\n--x--\r\n"
+    )
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    with urlopen(Request(f"{address}api/predict?image=1&heat_map=1", body, form), timeout=60) as answer:
+        return json.load(answer)
+
+
+def test_the_server_listens_on_loopback_alone_asks_no_one_keeps_nothing_and_ends_with_ctrl_c(
+    bundle_folder, images, tmp_path
+):
+    folder = tmp_path / "server"
+    folder.mkdir()
+    server = Server(bundle_folder, folder)
+    large = tmp_path / "large.png"
+    large.write_bytes(images[0].read_bytes() + bytes(5_000_000))
+    assert predicted(server.address, large)["results"][0]["error"] == ""
+    sockets = psutil.Process(server.process.pid).net_connections()
+    assert {each.laddr.ip for each in sockets} == {"127.0.0.1"}
+    assert [each.status for each in sockets].count("LISTEN") == 1
+    began = time.monotonic()
+    code, said = server.end()
+    assert code == 0, said
+    assert said.strip() == "ended"
+    assert time.monotonic() - began < 30
+    assert server.kept() == []
+    assert server.attempts() == ""

@@ -1,0 +1,196 @@
+"""The commands that README.md and docs/ show: found in fenced `sh` blocks and in code spans, and made small enough to be run.
+
+What a new page needs: words that stand for something of the user's (DIR, RUN …) are known in PLACEHOLDERS; a command that a test
+machine can't run has its reason in NOT_RUN. Anything else is run as it stands, or fails.
+"""
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.conftest import TINY
+
+PROJECT = Path(__file__).parents[2]
+PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+
+PROGRAMS = r"(python|pylorus|make|pip|sbatch|bash|\.venv/bin/\S+) "
+"""How a code span begins that is a command; `make` alone is a name."""
+
+RUN = "outputs/2026-01-31/12-00-00-k3f9"
+"""A finished run of both stages lies here, in each page's folder."""
+
+PLACEHOLDERS = {
+    # After an option, a word stands for what that option takes.
+    r"(--output) (\S+\.(?:csv|json|parquet))\b": r"\1 out/\2",
+    r"(--output) (DIR|OUT|for-a-colleague)": r"\1 out/folder",
+    r"(--manifest) FILE\.csv": r"\1 images/manifest.csv",
+    r"data\.manifest=FILE(\.csv)?": "data.manifest=images/manifest.csv",
+    r"pylorus draw DIR": "pylorus draw drawn",
+    # What the user has.
+    r"\b(RUN_DIR|RUN_A|RUN)\b": RUN,
+    r"\bRUN_B\b": "outputs/another",
+    r"\bBUNDLE\b": f"{RUN}/model",
+    r"\b(DIR|ROOT|IMAGES|bloodcells)\b(?!-)": "images",
+    r"\bOUT\b": "out/shards",
+    # A run that has something left to do.
+    r"resume=\S+": "resume=outputs/interrupted",
+    # An ellipsis stands for the words of the sweep that goes on.
+    r"-m … hydra\.sweep\.dir=multirun/2026-01-31/…": "-m stage=pretrain seed=0,1 hydra.sweep.dir=multirun/begun",
+    r" …$": "",
+    r" \[DIR …\]": "",
+}
+"""Patterns in the text of a command, and what takes their place; applied in this order."""
+
+NOT_RUN = {
+    r"^make ": "sets up an environment of gigabytes, or measures for minutes; the tests run in what `make test` made",
+    r"^pip install|^\.venv/bin/pre-commit": "changes the environment that the tests run in",
+    r"^python benchmarks/": "measures for minutes",
+    r"^#!": "a job script for sbatch, which needs SLURM",
+    r"hydra/launcher=slurm": "needs SLURM",
+    r"hydra/launcher=ray_local": "needs the extra `ray`, which wants an environment of its own",
+    r"hydra/launcher=joblib|experiment=search": "needs an extra; tests/end_to_end/test_engines.py runs it where it is installed",
+    r"^pylorus serve ": "serves until it is stopped; tests/deploy/ uses the page",
+    r"^curl ": "asks a page that is served; tests/deploy/ does",
+}
+"""Patterns of commands that are not run here, and why; their words are checked all the same."""
+
+BY_SHELL = r"(sha256sum|cd|mkdir|cp|mv|ls|unzip|tar) "
+"""Beginnings of commands that bash runs, in the page's folder."""
+
+EXIT_CODES = {r"^pylorus doctor": (0, 1)}
+"""Exit codes that are right, of commands for which it is not 0 alone."""
+
+KNOWN_CAPITALS = {"GC", "GU", "CG", "B"}
+"""Values in capitals that are no placeholders: names of classes and of a site."""
+
+KEPT_DEPTHS = ("head", "all", "layer4")
+"""Depths that the tests' network has too."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command as a page shows it, without its comment and with its lines joined."""
+
+    page: str
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line} {self.text.splitlines()[0]}"
+
+    @property
+    def filled(self) -> str:
+        """The text with things that exist in the place of what stands for them."""
+        text = self.text
+        for pattern, value in PLACEHOLDERS.items():
+            text = re.sub(pattern, value, text)
+        return text
+
+    @property
+    def not_run(self) -> str | None:
+        """Why it is not run here; None where it is."""
+        return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, self.text)), None)
+
+    @property
+    def right_codes(self) -> tuple[int, ...]:
+        """The exit codes with which it says what the page says."""
+        return next((codes for pattern, codes in EXIT_CODES.items() if re.search(pattern, self.text)), (0,))
+
+    def unknown_words(self) -> list[str]:
+        """Words in capitals that nothing is known of: placeholders without a value."""
+        words = re.findall(r"(?<![\w.$])[A-Z][A-Z_]*\b", self.filled.replace("…", "ELLIPSIS"))
+        return [word for word in words if word not in KNOWN_CAPITALS]
+
+
+def commands_of(path: Path) -> Iterator[Command]:
+    """All commands of a page, in their order."""
+    page = str(path.relative_to(PROJECT))
+    fence: str | None = None
+    block: list[tuple[int, str]] = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        mark = re.match(r"\s*```\s*(\S*)", line)
+        if mark and fence is None:
+            fence, block = mark[1], []
+        elif mark:
+            if fence in ("sh", "bash", "console"):
+                yield from (Command(page, at, text) for at, text in _in_block(block))
+            fence = None
+        elif fence is not None:
+            block.append((number, line))
+        else:
+            for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", line):
+                if re.match(PROGRAMS, span):
+                    yield Command(page, number, span.strip())
+
+
+def _in_block(block: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    if block and block[0][1].startswith("#!"):
+        yield block[0][0], "\n".join(line for _, line in block)
+        return
+    joined, start = "", None
+    for number, line in block:
+        start = start or number
+        cut = re.sub(r"(^|\s+)#(\s.*)?$", "", line)
+        if cut.endswith("\\"):
+            joined += cut.removesuffix("\\").rstrip() + " "
+            continue
+        joined = (joined + cut.strip()).strip()
+        if joined:
+            yield start, joined
+        joined, start = "", None
+
+
+def hidden_commands(path: Path) -> list[str]:
+    """Lines that look like commands but stand in no `sh` block, where no test would find them."""
+    text = re.sub(r"^```(sh|bash|console)\n.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"^(?:    |\$ )?(?:python train\.py|pylorus [a-z]+|python benchmarks/)\b.*", text, re.MULTILINE)
+
+
+def overrides_of(path: Path) -> Iterator[list[str]]:
+    """Code spans of a page that are words for `train.py`, such as `data.crop=auto`."""
+    text = re.sub(r"^\s*```.*?^\s*```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for span in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text):
+        words = shlex.split(span) if span.count("'") % 2 == 0 else [span]
+        if words and all(re.fullmatch(r"\+?[a-z][\w./<>]*=\S.*", word) for word in words):
+            yield words
+
+
+def small(words: list[str]) -> list[str]:
+    """The words for `train.py` with which the same work takes a moment: a tiny network, one epoch, sweeps of two jobs."""
+    if "--help" in words or "--cfg" in words or any(word.startswith("resume=") for word in words):
+        return words
+    kept: list[str] = []
+    swept = 1
+    for word in words:
+        key, _, value = word.partition("=")
+        if key == "model" or key.startswith("model."):
+            if "," in value and not kept_sweep(kept):
+                kept.append("seed=0,1")  # one job a model; the tests have but one network
+            continue
+        if key.endswith(".epochs") or (key.endswith(".learn") and value not in KEPT_DEPTHS):
+            continue
+        if key == "data.image_size":
+            continue
+        if "," in value and not value.startswith("["):
+            values = value.split(",")
+            word = f"{key}={','.join(values[: 2 if swept == 1 and not kept_sweep(kept) else 1])}"
+            swept += 1
+        kept.append(word)
+    if not any(word.startswith(("data=", "experiment=")) for word in words):
+        kept.append("experiment=debug")
+    return [
+        *kept, "model=timm", f"model.name={TINY}", "model.weights=none", "data.image_size=32", "trainer=cpu",
+        "stages.pretrain.epochs=1", "stages.finetune.epochs=1", "report=false",
+    ]  # fmt: skip
+
+
+def kept_sweep(words: list[str]) -> bool:
+    """Whether the words hold a list of values already."""
+    return any("," in word and "=[" not in word for word in words)
+
+
+def small_drawing(words: list[str]) -> list[str]:
+    """The words for `pylorus draw` with few, small images."""
+    return [*words, "--images", "10", "--size", "48"]

@@ -1,0 +1,289 @@
+"""Every command of README.md and docs/ is run as it stands there, on small drawn images; see `documented.py` for what is replaced.
+
+The pages run two at a time, each in a folder of its own and in its own order, so that a command may use what one before it made.
+"""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from queue import SimpleQueue
+
+import cv2
+import pandas as pd
+import pytest
+from hydra.errors import HydraException
+
+from pylorus.cli import parser
+from pylorus.data.synthetic import draw_image_set
+from pylorus.engines import NEEDS
+from pylorus.errors import PylorusError
+from pylorus.files import write_json
+from pylorus.launch import checked
+
+from .documented import (
+    BY_SHELL,
+    PAGES,
+    PROJECT,
+    RUN,
+    Command,
+    commands_of,
+    hidden_commands,
+    overrides_of,
+    small,
+    small_drawing,
+)
+
+COMMANDS = [command for page in PAGES for command in commands_of(page)]
+SECONDS = 900  # of one command, on a machine that does other work
+TRAINING = "python train.py"
+LAUNCHERS = r"hydra/launcher=|hydra\.launcher\.|hydra\.sweeper\.|experiment=search"
+
+pytestmark = pytest.mark.timeout(1800)  # of all pages together, on a machine that does other work
+
+
+@dataclass
+class Outcome:
+    """What a command came to: its exit code and what it printed."""
+
+    code: int
+    printed: str
+
+
+class Shell:
+    """Runs commands in one process that forks for each: `forking.py`."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.end_to_end.forking"],
+            cwd=PROJECT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+
+    def __call__(self, words: list[str], folder: Path) -> Outcome:
+        output = folder / "printed.txt"
+        task = {"words": words, "folder": str(folder), "output": str(output), "seconds": SECONDS}
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps(task), file=self.process.stdin, flush=True)
+        code = int(self.process.stdout.readline())
+        return Outcome(code, output.read_text(errors="replace"))
+
+    def end(self) -> None:
+        """Ends at once, also where the tests were interrupted and pages are left."""
+        self.process.kill()
+        self.process.wait()
+
+
+def is_name(command: Command) -> bool:
+    """Whether only a command's name is mentioned, as in "what `pylorus draw` makes"."""
+    return re.fullmatch(r"pylorus [a-z]+", command.text) is not None
+
+
+def runs(command: Command) -> bool:
+    return command.not_run is None and not is_name(command)
+
+
+def small_words(command: Command) -> list[str]:
+    """What is run: a user's words, made small."""
+    words = shlex.split(command.filled)
+    if command.filled.startswith(TRAINING):
+        return [*words[:2], *small(words[2:])]
+    return small_drawing(words) if words[:2] == ["pylorus", "draw"] else words
+
+
+def fill(folder: Path, prepared: Path, *, draws_images: bool) -> None:
+    """What a user has: images with a manifest, a film, a finished run, another one, one that was interrupted."""
+    folder.mkdir()
+    if not draws_images:
+        shutil.copytree(prepared / "images", folder / "images")
+    shutil.copy(prepared / "film.mp4", folder)
+    for name, source in ((RUN, "both"), ("outputs/another", "one"), ("outputs/interrupted", "both")):
+        shutil.copytree(prepared / source, folder / name)
+    interrupted = folder / "outputs" / "interrupted"
+    for part in ("finetune", "model", "report"):
+        shutil.rmtree(interrupted / part)
+    status = json.loads((interrupted / "status.json").read_text())
+    write_json(interrupted / "status.json", {**status, "state": "interrupted"})
+
+
+def prepare(folder: Path, shell: Shell) -> None:
+    """Draws images and trains on them twice."""
+    draw_image_set(folder / "images", images=10, size=48, seed=3)
+    paths = sorted((folder / "images").rglob("*.jpg"))
+    film = cv2.VideoWriter(str(folder / "film.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 5.0, (48, 48))
+    for path in paths:
+        film.write(cv2.imread(str(path)))
+    film.release()
+    rows = {"path": [path.relative_to(folder / "images") for path in paths], "label": [p.parent.name for p in paths]}
+    pd.DataFrame(rows).to_csv(folder / "images" / "manifest.csv", index=False)
+    words = [
+        "data=folders", "data.root=images", r"data.group=patient_\d+", "data.short_names=[GC,GU,CG]",
+        "data.classes=[gastric_cancer,gastric_ulcer,chronic_gastritis]",
+    ]  # fmt: skip
+    for name, more in (("both", ["report=true"]), ("one", ["stage=pretrain"])):
+        done = shell(["python", "train.py", *small([*words, f"hydra.run.dir={folder / name}"]), *more], folder)
+        assert done.code == 0, done.printed
+
+
+@pytest.fixture(scope="module")
+def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
+    """The outcome to come of each command that runs, of the pages that were selected."""
+    wanted = {
+        item.callspec.params["command"].page
+        for item in request.session.items
+        if item.path == Path(__file__) and "outcomes" in getattr(item, "fixturenames", ())
+    }
+    futures: dict[Command, Future[Outcome]] = {command: Future() for command in COMMANDS if runs(command)}
+    root = tmp_path_factory.mktemp("documented")
+    shells: SimpleQueue[Shell] = SimpleQueue()
+    done: dict[tuple[str, ...], Outcome] = {}
+
+    def once(command: Command, shell: Shell, folder: Path) -> Outcome:
+        """Its outcome; pages that show the same run, which leaves nothing that the next command needs, share one."""
+        if re.match(BY_SHELL, command.filled):
+            ran = subprocess.run(["bash", "-c", command.filled], cwd=folder, capture_output=True, text=True)
+            return Outcome(ran.returncode, ran.stdout + ran.stderr)
+        words = small_words(command)
+        if " ".join(words[:2]) != TRAINING or any("dir=" in word or "shards" in word for word in words):
+            return shell(words, folder)
+        if (known := done.get(tuple(words))) is None:
+            known = done[tuple(words)] = shell(words, folder)
+        return known
+
+    def run_page(page: str) -> None:
+        shell, folder = shells.get(), root / page.replace("/", "-")
+        commands = [command for command in futures if command.page == page]
+        try:
+            fill(folder, root, draws_images=any(c.filled.startswith("pylorus draw images") for c in commands))
+            for command in commands:
+                futures[command].set_result(once(command, shell, folder))
+        except BaseException as error:  # a test that waits must hear of it
+            for command in commands:
+                if not futures[command].done():
+                    futures[command].set_exception(error)
+        finally:
+            shells.put(shell)
+
+    started = [Shell(), Shell()]
+    prepare(root, started[0])
+    for shell in started:
+        shells.put(shell)
+    with ThreadPoolExecutor(len(started)) as pool:
+        for page in sorted(wanted, key=lambda page: -sum(command.page == page for command in futures)):
+            pool.submit(run_page, page)
+        try:
+            yield futures
+        finally:
+            for shell in started:
+                shell.end()
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if runs(command)], ids=str)
+def test_a_documented_command_does_what_the_page_says(command, outcomes):
+    assert command.unknown_words() == [], "a placeholder that documented.py does not know; add it to PLACEHOLDERS"
+    assert re.match(rf"(python train\.py|pylorus)( |$)|{BY_SHELL}", command.filled), (
+        "the test does not know how to run this; teach it, or give the reason in NOT_RUN"
+    )
+    outcome = outcomes[command].result(timeout=1500)
+    assert "Traceback" not in outcome.printed, outcome.printed
+    if missing := re.search(r"pip install '?pylorus\[[\w,]+\]", outcome.printed):
+        pytest.skip(f"needs an extra: {missing[0]}'")
+    assert outcome.code in command.right_codes, outcome.printed
+
+
+def combinations(words: list[str]) -> Iterator[list[str]]:
+    """A sweep's words with the first values of all lists, then with the second ones, and so on; free words stay."""
+    values = [
+        [f"{word.partition('=')[0]}={value}" for value in word.partition("=")[2].split(",")]
+        if "," in word and not re.search(r"=[\[{'(]", word)
+        else [word]
+        for word in words
+    ]
+    for together in zip_longest(*values):
+        yield [value if value is not None else own[0] for value, own in zip(together, values, strict=True)]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.text.startswith(TRAINING)], ids=str)
+def test_the_words_of_a_training_command_compose_as_they_stand(command, composed):
+    words = [word for word in shlex.split(command.filled)[2:] if not word.startswith(("-", "resume="))]
+    for word in words:
+        if word.startswith("hydra/launcher="):
+            assert word in NEEDS
+    for combination in combinations([word for word in words if not re.match(LAUNCHERS, word)]):
+        composed(*[word for word in checked(combination) if not word.startswith("hydra.")])
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.text.startswith("pylorus ")], ids=str)
+def test_the_options_of_a_pylorus_command_exist(command, capsys):
+    words = shlex.split(command.filled)[1:]
+    if is_name(command):
+        with pytest.raises(SystemExit, match="0"):
+            parser().parse_args([words[0], "--help"])
+    else:
+        assert parser().parse_args(words).act, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if c.not_run and not c.text.startswith((TRAINING, "pylorus "))], ids=str
+)
+def test_what_a_command_that_is_not_run_names_is_there(command, composed):
+    words = [] if command.text.startswith("#!") else shlex.split(command.filled)
+    if command.text.startswith("#!"):
+        subprocess.run(["bash", "-n"], input=command.text, text=True, check=True)
+        for words_of_run in re.findall(r"set -- (data=\S.*?);", command.text):
+            composed(*[word for word in checked(words_of_run.split()) if not word.startswith("hydra.")])
+        assert words_of_run
+    elif words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+    elif words[:2] == ["pip", "install"]:
+        extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        named = [name for extra in re.findall(r"\[(.*?)\]", command.text) for name in extra.split(",")]
+        assert set(named) <= set(extras)
+    elif words[0] == ".venv/bin/pre-commit":
+        assert (PROJECT / ".pre-commit-config.yaml").is_file()
+    elif words[0] == "curl":
+        assert re.search(r"https?://(127\.0\.0\.1|localhost)[:/]", command.text), "not a page of this machine"
+    elif words[0] == "python":
+        program = (PROJECT / words[1]).read_text()
+        assert all(word in program for word in words[2:] if word.startswith("--"))
+    else:
+        pytest.fail("the test does not know what to ask of this command")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_command_hides_outside_a_block_that_is_run(page):
+    assert hidden_commands(page) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_overrides_in_running_text_name_keys_and_files_that_exist(page):
+    for words in overrides_of(page):
+        plain = [word.replace("<stage>", "finetune").partition("|")[0] for word in words]
+        plain = [word for word in plain if "hydra" not in word and word not in NEEDS]  # whose extra may be missing
+        try:
+            checked([word for word in plain if not re.search(r"=(choice|tag|interval)\(", word)])
+        except (PylorusError, HydraException) as error:
+            pytest.fail(f"{' '.join(words)}: {error}")
+
+
+def test_a_new_kind_of_command_fails_until_the_test_knows_it():
+    new = Command("docs/new.md", 1, "pylorus predict NEWTHING images")
+    assert new.unknown_words() == ["NEWTHING"]
+    assert runs(Command("docs/new.md", 1, "bash something.sh"))
+
+
+def test_pages_and_commands_are_found():
+    assert {page.name for page in PAGES} >= {"README.md", "tutorial.md", "sweeps.md"}
+    assert len(COMMANDS) > 40
