@@ -17,8 +17,9 @@ from PIL import Image
 from pylorus.cli import main
 from pylorus.deploy.explain import coarse_maps, heat_map, heat_maps, method_of, overlay
 from pylorus.deploy.explain_drawing import picture
+from pylorus.deploy.files import SUMS
 from pylorus.deploy.last_map import Opened, last_map
-from pylorus.deploy.load import SUMS, load_bundle
+from pylorus.deploy.load import load_bundle
 from pylorus.deploy.network import BundledClassifier
 from pylorus.deploy.sanity import Likeness, Sanity, randomisation_check
 from pylorus.errors import PylorusError
