@@ -37,7 +37,8 @@ from pylorus.pipe import ends_quietly
 from pylorus.report.write import write_report
 from pylorus.run_folder import RunFolder
 from pylorus.signals import Stop, stopped_by_signals
-from pylorus.stage import Run, check_stages, run_stage
+from pylorus.stage import check_stages, run_stage
+from pylorus.stage_run import Run
 from pylorus.stage_table import show_stage
 from pylorus.validation import loaded
 

@@ -1,0 +1,1 @@
+"""The commands of `pylorus`: each says what it takes, and hands over."""

@@ -1,0 +1,105 @@
+"""Lightning's part of a stage: a trainer, its fit, its predictions."""
+
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning.callbacks import EarlyStopping
+
+from pylorus.checkpoints import Checkpoints
+from pylorus.config import StageConfig
+from pylorus.curves import CurvesFile
+from pylorus.data.datamodule import ImageDataModule
+from pylorus.model.classifier import Classifier, StagePlan
+from pylorus.model.features import FeatureDataModule
+from pylorus.model.freeze import Freeze
+from pylorus.model.schedule import better
+from pylorus.model.shared_norm import norm_of_all
+from pylorus.parallel.strategy import spread
+from pylorus.progress import EpochLine, ProgressBar
+from pylorus.speed import Speed
+from pylorus.stage_folder import StageFolder
+from pylorus.stage_run import Run
+
+log = logging.getLogger(__name__)
+
+
+def stage_trainer(plan: StagePlan, run: Run, place: StageFolder, speed: Speed) -> pl.Trainer:
+    """What trains and predicts a stage, with all that is written, shown and decided after each epoch."""
+    curves = CurvesFile(place.metrics, last_step=plan.first_epoch + place.reached.epochs)
+    progress = run.config.trainer.progress and run.processes.first
+    bar = [ProgressBar(plan)] if progress else []
+    checkpoints = Checkpoints(place, mode=better(plan.config), processes=run.processes, stop=run.stop)
+    # The dashboard first: what the file holds is known there, and is not sent again after an interruption.
+    loggers = [*run.dashboard.loggers(known_step=curves.known_step), curves]
+    return pl.Trainer(
+        accelerator=run.engine.accelerator,
+        **spread(run.processes),
+        precision=run.engine.lightning_precision,
+        max_epochs=plan.config.epochs,
+        callbacks=[Freeze(plan.config.learn), *_patience(plan.config), EpochLine(plan), speed, *bar, checkpoints],
+        logger=loggers if run.processes.first else False,
+        default_root_dir=place.path,
+        enable_progress_bar=progress,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+
+
+def fit(trainer: pl.Trainer, classifier: Classifier, served: pl.LightningDataModule, place: StageFolder) -> None:
+    """Fits, from the stage's beginning or from its last saved epoch on."""
+    saved = place.last if place.last.is_file() else None
+    if saved is not None:
+        epochs, batches = place.reached
+        log.info("%s goes on after epoch %d%s", classifier.plan.name, epochs, f", batch {batches}" * (batches > 0))
+    with _interruptible(trainer), norm_of_all(classifier.network, classifier.processes):
+        trainer.fit(classifier, served, ckpt_path=saved, weights_only=True)
+
+
+def logits_of(
+    trainer: pl.Trainer, classifier: Classifier, served: ImageDataModule | FeatureDataModule, part: str
+) -> NDArray[np.float32]:
+    """Logits (rows, classes) of a part, in the order of its rows; each process computes its share."""
+    with _interruptible(trainer):
+        mine = trainer.predict(classifier, served.loader(part))
+    batches = [batch for share in classifier.processes.gathered(mine) for batch in share or []]
+    rows = torch.cat([batch[0].cpu() for batch in batches])
+    logits = torch.cat([batch[1].cpu() for batch in batches])
+    ordered: NDArray[np.float32] = logits[torch.argsort(rows)].float().cpu().numpy()
+    return ordered
+
+
+@contextmanager
+def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
+    """A Ctrl-C stays one, where Lightning would make an error of it and ignore all that follow."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from error
+
+
+def _patience(stage: StageConfig) -> list[pl.Callback]:
+    if stage.patience is None:
+        return []
+    # An undefined precision is no reason to stop; a loss that is no number stops the run elsewhere.
+    # It decides at validation, so that what is saved at the epoch's end knows of it.
+    return [
+        EarlyStopping(
+            "monitor",
+            mode=better(stage),
+            patience=stage.patience,
+            check_finite=False,
+            check_on_train_epoch_end=False,
+        )
+    ]
