@@ -302,3 +302,14 @@ def test_the_worst_mistakes_stand_in_the_report_with_their_maps(trained_run, tmp
     assert not saved_maps(read_run(run), stage=stage).overlays
     shutil.rmtree(run / "maps")
     assert "pylorus explain RUN/model --mistakes" in saved_maps(read_run(run), stage=stage).said
+
+
+def test_a_run_without_a_mistake_has_none_to_explain(trained_run, monkeypatch, capsys):
+    monkeypatch.setattr("pylorus.deploy.mistaken.surest_mistakes", lambda said: [])
+    run = trained_run.path
+    monkeypatch.setattr("pylorus.deploy.explain_images.method_of", lambda bundle: "at 32 pixels there is no map")
+    with pytest.raises(SystemExit) as ended:
+        main(["explain", str(run / "model"), "--mistakes"])
+    assert ended.value.code == 0
+    assert "finetune recognises all test images of its run" in capsys.readouterr().out
+    assert not (run / "maps").exists()
