@@ -17,8 +17,9 @@ from PIL import Image
 from pylorus.cli import main
 from pylorus.deploy.explain import coarse_maps, heat_map, heat_maps, method_of, overlay
 from pylorus.deploy.explain_drawing import picture
+from pylorus.deploy.files import SUMS
 from pylorus.deploy.last_map import Opened, last_map
-from pylorus.deploy.load import SUMS, load_bundle
+from pylorus.deploy.load import load_bundle
 from pylorus.deploy.network import BundledClassifier
 from pylorus.deploy.sanity import Likeness, Sanity, randomisation_check
 from pylorus.errors import PylorusError
@@ -97,6 +98,23 @@ def test_a_frozen_network_of_each_family_gives_a_map_and_stays_as_it_was(name, s
     assert not any(
         isinstance(part, Opened) or part._forward_hooks or part._backward_hooks for part in network.modules()
     )
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"])
+def test_the_cells_of_the_map_lie_where_the_image_is(name):
+    made = bundle_of(name, 128, {} if name == "convnext_atto" else {"img_size": 128})
+    opened = last_map(made.classifier.network)
+    seen = []
+    opened.layer.register_forward_hook(lambda module, given, found: seen.append(found))
+    image = np.random.default_rng(0).integers(0, 256, (3, 128, 128), dtype=np.uint8)
+    changed = image.copy()
+    changed[:, 8:24, 104:120] = 255 - changed[:, 8:24, 104:120]  # above, on the right
+    with torch.inference_mode():
+        opened.network(made.classifier.pixels(torch.from_numpy(np.stack([image, changed]))))
+    moved = (seen[0][0] - seen[0][1]).abs().sum(dim=0)
+    row, column = divmod(int(moved.argmax()), moved.shape[1])
+    assert row < moved.shape[0] / 2
+    assert column >= moved.shape[1] / 2
 
 
 def test_where_the_head_averages_and_weighs_the_map_is_that_weighted_sum(bundle, images):
@@ -284,3 +302,14 @@ def test_the_worst_mistakes_stand_in_the_report_with_their_maps(trained_run, tmp
     assert not saved_maps(read_run(run), stage=stage).overlays
     shutil.rmtree(run / "maps")
     assert "pylorus explain RUN/model --mistakes" in saved_maps(read_run(run), stage=stage).said
+
+
+def test_a_run_without_a_mistake_has_none_to_explain(trained_run, monkeypatch, capsys):
+    monkeypatch.setattr("pylorus.deploy.mistaken.surest_mistakes", lambda said: [])
+    run = trained_run.path
+    monkeypatch.setattr("pylorus.deploy.explain_images.method_of", lambda bundle: "at 32 pixels there is no map")
+    with pytest.raises(SystemExit) as ended:
+        main(["explain", str(run / "model"), "--mistakes"])
+    assert ended.value.code == 0
+    assert "finetune recognises all test images of its run" in capsys.readouterr().out
+    assert not (run / "maps").exists()

@@ -181,7 +181,7 @@ def small(words: list[str]) -> list[str]:
     if not any(word.startswith(("data=", "experiment=")) for word in words):
         kept.append("experiment=debug")
     return [
-        *kept, "model=timm", f"model.name={TINY}", "model.weights=none", "data.image_size=32", "trainer=cpu",
+        *kept, "model=timm", f"model.name={TINY}", "model.weights=none", "data.image_size=64", "trainer=cpu",
         "stages.pretrain.epochs=1", "stages.finetune.epochs=1", "report=false",
     ]  # fmt: skip
 

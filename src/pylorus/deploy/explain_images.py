@@ -94,6 +94,10 @@ def explain(folder: Path, inputs: Sequence[str], output: Path | None, options: E
         )
     method = method_of(bundle)
     stage, items = mistaken(folder) if options.mistakes else (None, {})
+    if options.mistakes and not items:
+        print(f"{stage} recognises all test images of its run: there is no mistake to explain")
+        if not inputs:
+            return 0
     sources = Sources(tuple(inputs), tuple(zip(bundle.description.classes, names, strict=True)), options.frames_every)
     sources.check()
     place = output or folder.resolve().parent / MAPS

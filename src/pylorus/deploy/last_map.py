@@ -30,7 +30,9 @@ class Opened(nn.Module):
 
     def forward(self, given: Tensor) -> Tensor:
         """What the part gives."""
-        found: Tensor = self.part(given)
+        found = self.part(given)
+        if not isinstance(found, Tensor) or found.ndim not in (3, 4):
+            raise PylorusError("a heat map needs a last map, or tokens of a square; this network has neither.")
         if found.ndim == 4:
             if not self.channels_last:
                 return self.map(found)  # type: ignore[no-any-return]
@@ -39,7 +41,7 @@ class Opened(nn.Module):
         count = found.shape[1]
         prefix = next((each for each in (self.prefix, 0) if math.isqrt(count - each) ** 2 == count - each), None)
         if prefix is None:
-            raise PylorusError(f"a heat map needs the tokens of a square; found {count} tokens.")
+            raise PylorusError(f"a heat map needs the tokens of a square; this network has {count} tokens.")
         before, tokens = found[:, :prefix], found[:, prefix:]
         side = math.isqrt(count - prefix)
         square = self.map(tokens.transpose(1, 2).reshape(len(tokens), -1, side, side))
@@ -87,12 +89,20 @@ def last_map(network: Any) -> LastMap:
 
     Args:
         network: A timm model; it is not changed.
+
+    Raises:
+        PylorusError: If it has a class token, but blocks of an unknown kind.
     """
     tensors = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
     own = copy.deepcopy(network, tensors)
     prefix = int(getattr(own, "num_prefix_tokens", 0) or 0)
     if prefix:
-        block = own.blocks[-1]
+        blocks = getattr(own, "blocks", None)
+        block: Any = blocks[-1] if isinstance(blocks, nn.Sequential | nn.ModuleList) else None
+        if not hasattr(block, "norm1"):
+            raise PylorusError(
+                f"a heat map needs the tokens that enter the last block; {type(own).__name__} hides them."
+            )
         opened = block.norm1 = Opened(block.norm1, prefix=prefix)
         return LastMap(own, opened.map, "Grad-CAM on the tokens that enter the last block, as a square")
     pool = _last_pool(own)
@@ -111,7 +121,7 @@ def _last_pool(network: Any) -> tuple[nn.Sequential, int] | None:
         return None
     name = (info[-1] if isinstance(info, list) else info.info[-1])["module"]
     parent, _, place = name.rpartition(".")
-    layers = network.get_submodule(parent)
+    layers = dict(network.named_modules()).get(parent)  # not every name that timm gives is one
     if not (isinstance(layers, nn.Sequential) and place.isdigit() and isinstance(layers[int(place)], POOLS)):
         return None
     return layers, int(place)

@@ -11,13 +11,14 @@ from pylorus.report.thumbnails import file_of, image_of
 
 
 def mistaken(bundle: Path) -> tuple[str, dict[str, Item]]:
-    """The last stage's name, and by their ids the test images of which it was surest and wrong, the surest first.
+    """The last stage's name, and by their ids the test images of which it was surest and wrong, the surest first;
+    none where it recognised them all.
 
     Args:
         bundle: The folder `model` of a run that lies where it was made.
 
     Raises:
-        PylorusError: If it is in no run, or the run recognised all its test images.
+        PylorusError: If it is in no run, or that has no predictions of test images.
     """
     folder = bundle.resolve().parent
     if not (folder / "status.json").is_file() or bundle.resolve().name != "model":
@@ -29,8 +30,6 @@ def mistaken(bundle: Path) -> tuple[str, dict[str, Item]]:
     assert stage.test is not None and run.split is not None
     said = stage.test.predictions
     rows = surest_mistakes(said)
-    if not rows:
-        raise PylorusError(f"--mistakes: {stage.name} of {folder} recognises all its test images.")
     labels = [run.short_names.index(said.class_names[said.true[row]]) for row in rows]
     return stage.name, {
         str(said.sample[row]): _item(run, str(said.sample[row]), label) for row, label in zip(rows, labels, strict=True)
