@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from pylorus.errors import PylorusError
 from pylorus.files import write_text
+from pylorus.machine import batch_size
 from pylorus.machine.batch_size import Trial, Tried, largest
-from pylorus.machine.engine import batch_size
 from pylorus.runs.folder import RunFolder
 from pylorus.train import run
 from tests.conftest import TINY

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pylorus.machine.engine import memory
+from pylorus.machine import memory
 
 GIB = 2**30
 
