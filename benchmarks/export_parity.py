@@ -10,7 +10,6 @@ compared with the same network in 64 bits, on the first images: that is how roug
 """
 
 import argparse
-import copy
 import gc
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from pylorus.deploy.exported import ExportedModel, computed, opened
 from pylorus.deploy.load import Bundle, load_bundle
 from pylorus.deploy.network import BundledClassifier, laid_out, logits_and_features
 from pylorus.deploy.onnx_graph import write_onnx
-from pylorus.deploy.parity import IMAGES, tried
+from pylorus.deploy.parity import IMAGES, logits_in_64_bits, tried
 from pylorus.deploy.trial_images import TrialImages, given_images, spread
 from pylorus.model.head import draw_head
 
@@ -82,10 +81,7 @@ def from_64_bits(bundle: Bundle, session: object, images: TrialImages) -> tuple[
     _, pixels = next(spread(images, IN_64_BITS).read(bundle.input))
     theirs = bundle.output(pixels).logits.double().numpy()
     (ours,) = computed(session, pixels, "logits")
-    precise = copy.deepcopy(bundle.classifier).double()
-    with torch.inference_mode():
-        values = (torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).double() - precise.mean) / precise.std
-        wanted = precise.network(values).numpy()
+    wanted = logits_in_64_bits(bundle, pixels)
     return float(np.abs(theirs - wanted).max()), float(np.abs(ours - wanted).max())
 
 
