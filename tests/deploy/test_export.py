@@ -168,6 +168,25 @@ def test_the_gate_closes_on_an_export_that_is_wrong_only_for_several_at_once(exp
     assert wrong.logits[1] == pytest.approx(1e-3, rel=0.1)
 
 
+def test_where_32_bits_are_rough_by_themselves_the_gate_asks_64_bits_and_no_more(exported, bundle_folder, monkeypatch):
+    class Off:
+        def run(self, names, feed):
+            logits, *others = opened(exported / "model.onnx").run(names, feed)
+            return [logits + 3e-6, *others]
+
+    bundle = load_bundle(bundle_folder)
+    images = run_images(bundle_folder, bundle.description)
+    exact = parity.logits_in_64_bits
+    strict = parity.tried(bundle, Off(), images)
+    assert not strict.passed
+    assert strict.rounding < 1e-6  # so this network gives no excuse
+    monkeypatch.setattr(parity, "ROUGHEST", 1.0)
+    monkeypatch.setattr(parity, "logits_in_64_bits", lambda *given: exact(*given) + 2e-6)
+    rough = parity.tried(bundle, Off(), images)
+    assert rough.passed
+    assert rough.tolerance == pytest.approx(4e-6, rel=0.1)
+
+
 def test_the_gate_closes_on_numbers_that_are_none(bundle_folder, tmp_path, written_before):
     def spoil(model):
         tensor = next(each for each in model.graph.initializer if len(each.dims) == 4)

@@ -117,8 +117,7 @@ def _refusal(folder: Path, parity: Parity) -> str:
         f"differ from PyTorch's by up to {found}, expected at most {parity.tolerance:.2g}; calibrated probabilities by "
         f"up to {max(parity.probabilities):.2g}, unlikeness by up to {max(parity.unlikeness):.2g}; "
         f"{parity.other_class} are of another class. The network or these versions of torch, onnxscript and "
-        "onnxruntime can't be trusted with each other: try the versions in constraints.txt, or predict with the bundle "
-        "itself."
+        "onnxruntime can't be trusted with each other: try the versions in constraints.txt, or predict with the bundle."
     )
 
 

@@ -120,7 +120,8 @@ def _parity(parity: Parity) -> list[str]:
                 parity.batches, parity.logits, parity.probabilities, parity.unlikeness, strict=True
             )
         ),
-        f"  {parity.other_class} images of another class; PyTorch's own batches differ by {parity.pytorch_alone:.1e}",
+        f"  {parity.other_class} images of another class; PyTorch's own batches differ by {parity.pytorch_alone:.1e}"
+        + (f", and it is {parity.rounding:.1e} from 64 bits" if parity.rounding is not None else ""),
     ]
 
 
