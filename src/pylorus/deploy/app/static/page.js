@@ -92,21 +92,23 @@ async function answer(file) {
   const failed = (error) => ({ file: file.name, error });
   const most = model.limits.most_bytes;
   if (file.size > most) return failed(`the file has ${megabytes(file.size)} MB, over the limit of ${megabytes(most)} MB`);
+  try {
+    await file.slice(0, 1).arrayBuffer();
+  } catch {
+    return failed("the browser can not read it; is it a folder, or was it changed meanwhile?");
+  }
   const words = new URLSearchParams({ image: 1, heat_map: heat.checked ? 1 : 0 });
   for (let tries = 0; ; tries += 1) {
-    try {
-      const form = new FormData();
-      form.append("files", file, file.name);
-      const response = await fetch(`api/predict?${words}`, { method: "POST", body: form });
-      if (response.status === 503 && tries < PATIENCE) {
-        await new Promise((resolve) => setTimeout(resolve, 2000));
-        continue;
-      }
-      const said = await response.json();
-      return response.ok ? { ...said.results[0], file: file.name } : failed(said.error);
-    } catch {
-      return failed("the server did not answer; is it still running?");
+    const form = new FormData();
+    form.append("files", file, file.name);
+    const response = await fetch(`api/predict?${words}`, { method: "POST", body: form }).catch(() => null);
+    if (!response) return failed("the server did not answer; is it still running?");
+    if (response.status === 503 && tries < PATIENCE) {
+      await new Promise((resolve) => setTimeout(resolve, 2000));
+      continue;
     }
+    const said = await response.json().catch(() => ({ error: `the server answered ${response.status}` }));
+    return response.ok && said.results ? { ...said.results[0], file: file.name } : failed(said.error);
   }
 }
 
