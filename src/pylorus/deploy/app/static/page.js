@@ -11,7 +11,10 @@ const files = at("files"), drop = at("drop"), heat = at("heat"), cards = at("car
 const waiting = [];
 let rows = [], running = 0, finished = 0, expected = 0, era = 0;
 
-const model = await (await fetch("api/model")).json();
+const model = await fetch("api/model").then((response) => response.json()).catch(() => {
+  status.textContent = "The server did not answer. Once it runs, load the page again.";
+  throw new Error("no answer");
+});
 const names = model.short_names;
 const fullNames = Object.fromEntries(names.map((name, place) => [name, model.classes[place]]));
 if (model.no_heat_maps) {
