@@ -487,8 +487,13 @@ def test_the_interface_is_described_as_it_is(client, desk):
         for method in methods:
             assert asked.request(method, path).status_code != 404
             assert asked.request("patch", path).status_code == 405
-    row = rows(asked.post("/api/predict?image=1&heat_map=1", files=files(png())))[0]
-    described = said["components"]["schemas"]["Row"]["properties"]
+    schemas = said["components"]["schemas"]
+    for path, schema in (("/api/model", "Model"), ("/health", "Health")):
+        assert set(asked.get(path).json()) == set(schemas[schema]["properties"])
+    answer = asked.post("/api/predict?image=1&heat_map=1", files=files(png()))
+    assert set(answer.json()) == set(schemas["Answer"]["properties"])
+    row = rows(answer)[0]
+    described = schemas["Row"]["properties"]
     assert set(row) <= set(described)
     assert set(described) - set(row) <= {"heat_map"}
 
@@ -496,7 +501,7 @@ def test_the_interface_is_described_as_it_is(client, desk):
 def test_a_taken_port_and_a_run_in_place_of_its_bundle_are_said(bundle_folder, trained_run):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        with pytest.raises(SystemExit, match=f"--port {port}: Address already in use"):
+        with pytest.raises(SystemExit, match=f"--port {port}: Address already in use. Another"):
             main(["serve", str(bundle_folder), "--port", port])
     with pytest.raises(SystemExit, match="is a run; its bundle is"):
         main(["serve", str(trained_run.path), "--port", "0"])

@@ -194,6 +194,29 @@ def test_files_can_be_dropped_and_a_name_is_only_text(tab):
 
 
 @needs_browser
+def test_a_table_opened_in_a_spreadsheet_runs_nothing_and_keeps_odd_names(tab):
+    names = ["=1+1.png", "@a", "-b", 'quo"te, comma.png', "plain.png"]
+    script = f"import('./static/table.js').then((table) => table.asCsv({json.dumps([{'file': name, 'error': 'bad'} for name in names])}, ['A']))"
+    rows = list(csv.reader(tab().run(script).splitlines()))
+    assert rows[0] == ["file", "predicted", "probability/A", "decision", "abstain", "why", "unlikeness", "error"]
+    assert [row[0] for row in rows[1:]] == ["'=1+1.png", "'@a", "'-b", 'quo"te, comma.png', "plain.png"]
+    assert all(row[1:] == ["", "", "", "", "", "", "bad"] for row in rows[1:])
+
+
+@needs_browser
+def test_a_busy_or_gone_server_is_said(tab, images):
+    page = tab()
+    page.run("window.fetch = async () => new Response('<html>', {status: 502})")
+    page.choose_files("#files", images[:1])
+    page.until(DONE.format(1))
+    assert "the server answered 502" in page.run(CARDS)[0]
+    page.run("window.fetch = async () => { throw new TypeError('gone') }")
+    page.choose_files("#files", images[1:2])
+    page.until(DONE.format(2))
+    assert "the server did not answer; is it still running?" in page.run(CARDS)[1]
+
+
+@needs_browser
 def test_the_page_asks_no_one_but_its_server_and_could_not(tab, images, server):
     page = tab()
     page.choose_files("#files", images)
@@ -258,7 +281,7 @@ def test_it_is_used_by_keyboard_and_read_aloud(tab, images):
     for _ in range(6):
         page.press("Tab", 9)
         reached.append(page.run("document.activeElement.id || document.activeElement.textContent"))
-    assert reached[:2] == ["To the images", "model card"]
+    assert reached[:2] == ["To the images", "to-card"]
     assert {"files", "Data, training, figures and limits"} <= set(reached)
     page.choose_files("#files", images[:1])
     page.until(DONE.format(1))
@@ -271,6 +294,11 @@ def test_it_is_used_by_keyboard_and_read_aloud(tab, images):
     assert [role for role, name in nodes if role in spoken and role != "list" and role != "table" and not name] == []
     assert ("list", "Probabilities") in nodes
     assert ("image", f"{images[0].name}, as the network sees it") in nodes
+    if page.run("!document.getElementById('heat').disabled"):
+        page.run("document.querySelector('.views button:last-child').focus()")
+        page.press("Enter", 13, "\r")
+        assert page.run("document.activeElement.ariaPressed") == "true"
+        assert page.run("document.querySelector('.card img').alt").startswith(f"{images[0].name}, brightest where")
     assert page.run("document.getElementById('status').getAttribute('aria-live')") == "polite"
     assert page.run("document.getElementById('status').textContent").startswith(images[0].name)
 

@@ -37,7 +37,7 @@ def interface(bundle: Bundle, options: ServeOptions) -> Schema:
             "/health": {"get": {**_get("Whether it runs, and with what", "Health"), "security": []}},
         },
         "components": {
-            "schemas": {"Row": _row(bundle), "Answer": _answer(), "Model": {"type": "object"}, "Health": _health()},
+            "schemas": {"Row": _row(bundle), "Answer": _answer(), "Model": _model(), "Health": _health()},
             "securitySchemes": {"password": {"type": "http", "scheme": "basic"}},
         },
         "security": [{}] if options.password_file is None else [{"password": []}],
@@ -103,11 +103,30 @@ def _row(bundle: Bundle) -> Schema:
 
 def _answer() -> Schema:
     rows = {"type": "array", "items": {"$ref": "#/components/schemas/Row"}}
-    return {"type": "object", "properties": {"bundle": TEXT, "intended_use": TEXT, "results": rows}}
+    return _object(bundle=TEXT, intended_use=TEXT, results=rows)
+
+
+def _model() -> Schema:
+    names: Schema = {"type": "array", "items": TEXT}
+    return _object(
+        bundle=TEXT,
+        architecture=TEXT,
+        classes=names,
+        short_names={**names, "description": "In the order of classes; what answers call them."},
+        decision=_object(**{"class": TEXT, "threshold": {"type": ["number", "null"]}}),
+        abstention=_object(unlike_above=NUMBER, unsure_below=NUMBER),
+        limits=_object(most_bytes=NUMBER, most_files=NUMBER),
+        no_heat_maps={**TEXT, "description": "Why there are none; empty where there are."},
+        intended_use=TEXT,
+    )
 
 
 def _health() -> Schema:
-    return {"type": "object", "properties": {"status": TEXT, "bundle": TEXT, "version": TEXT}}
+    return _object(status=TEXT, bundle=TEXT, version=TEXT)
+
+
+def _object(**properties: object) -> Schema:
+    return {"type": "object", "required": list(properties), "properties": properties}
 
 
 def _get(summary: str, schema: str) -> Schema:

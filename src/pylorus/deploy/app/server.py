@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import socket
 from pathlib import Path
 
@@ -74,8 +75,11 @@ def listen(options: ServeOptions) -> socket.socket:
         family, _, _, _, place = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(place[:2], family=family)
     except OSError as error:
+        # Python's own words repeat the address; a name that leads nowhere has a number of its own.
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror
         raise PylorusError(
-            f"--host {options.host} --port {options.port}: {error.strerror or error}. "
+            f"--host {options.host} --port {options.port}: {reason or error}. "
             "Another --port, or 0 for any free one, may do."
         ) from error
 

@@ -11,7 +11,10 @@ const files = at("files"), drop = at("drop"), heat = at("heat"), cards = at("car
 const waiting = [];
 let rows = [], running = 0, finished = 0, expected = 0, era = 0;
 
-const model = await (await fetch("api/model")).json();
+const model = await fetch("api/model").then((response) => response.json()).catch(() => {
+  status.textContent = "The server did not answer. Once it runs, load the page again.";
+  throw new Error("no answer");
+});
 const names = model.short_names;
 const fullNames = Object.fromEntries(names.map((name, place) => [name, model.classes[place]]));
 if (model.no_heat_maps) {
@@ -92,21 +95,23 @@ async function answer(file) {
   const failed = (error) => ({ file: file.name, error });
   const most = model.limits.most_bytes;
   if (file.size > most) return failed(`the file has ${megabytes(file.size)} MB, over the limit of ${megabytes(most)} MB`);
+  try {
+    await file.slice(0, 1).arrayBuffer();
+  } catch {
+    return failed("the browser can not read it; is it a folder, or was it changed meanwhile?");
+  }
   const words = new URLSearchParams({ image: 1, heat_map: heat.checked ? 1 : 0 });
   for (let tries = 0; ; tries += 1) {
-    try {
-      const form = new FormData();
-      form.append("files", file, file.name);
-      const response = await fetch(`api/predict?${words}`, { method: "POST", body: form });
-      if (response.status === 503 && tries < PATIENCE) {
-        await new Promise((resolve) => setTimeout(resolve, 2000));
-        continue;
-      }
-      const said = await response.json();
-      return response.ok ? { ...said.results[0], file: file.name } : failed(said.error);
-    } catch {
-      return failed("the server did not answer; is it still running?");
+    const form = new FormData();
+    form.append("files", file, file.name);
+    const response = await fetch(`api/predict?${words}`, { method: "POST", body: form }).catch(() => null);
+    if (!response) return failed("the server did not answer; is it still running?");
+    if (response.status === 503 && tries < PATIENCE) {
+      await new Promise((resolve) => setTimeout(resolve, 2000));
+      continue;
     }
+    const said = await response.json().catch(() => ({ error: `the server answered ${response.status}` }));
+    return response.ok && said.results ? { ...said.results[0], file: file.name } : failed(said.error);
   }
 }
 
