@@ -34,6 +34,8 @@ PLACEHOLDERS = {
     r"\bBUNDLE\b": f"{RUN}/model",
     r"\b(DIR|ROOT|IMAGES|bloodcells)\b(?!-)": "images",
     r"\bOUT\b": "out/shards",
+    # The prepared run has too few images to measure a loss on.
+    r"(export .*--int8)": r"\1 --images images",
     # A run that has something left to do.
     r"resume=\S+": "resume=outputs/interrupted",
     # An ellipsis stands for the words of the sweep that goes on.
@@ -44,6 +46,9 @@ PLACEHOLDERS = {
 """Patterns in the text of a command, and what takes their place; applied in this order."""
 
 NOT_RUN = {
+    r"^(python3 -m pip|pip (wheel|download)|python3 -m venv|\.venv/bin/python -m pip)|wheels/|--quiet SHA256SUMS": "fetches gigabytes, or uses them",
+    r"^\.venv/bin/(pylorus|python train\.py)": "uses an environment and weights that were carried in; doctor and training are run elsewhere",
+    r"^(openssl|chmod) ": "makes a password file, as any other tool would",
     r"^make ": "sets up an environment of gigabytes, or measures for minutes; the tests run in what `make test` made",
     r"^pip install|^\.venv/bin/pre-commit": "changes the environment that the tests run in",
     r"^python benchmarks/": "measures for minutes",
@@ -173,6 +178,8 @@ def small(words: list[str]) -> list[str]:
             continue
         if key == "data.image_size":
             continue
+        if key == "trainer.devices":
+            word = "trainer.devices=2"  # as many as the smallest part of the split has images
         if "," in value and not value.startswith("["):
             values = value.split(",")
             word = f"{key}={','.join(values[: 2 if swept == 1 and not kept_sweep(kept) else 1])}"

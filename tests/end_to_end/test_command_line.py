@@ -36,7 +36,7 @@ def test_what_is_not_there_is_one_message_and_the_run_is_marked_failed(train, tm
     assert found.returncode == 1
     assert f"error: data.root: found {tmp_path}/no/such/folder, expected a folder that exists." in found.stderr
     assert "Traceback" not in found.stderr
-    status = next(tmp_path.glob("outputs/*/*/status.json")).read_text()
+    status = next(tmp_path.glob("outputs/20*/*/status.json")).read_text()
     assert '"failed"' in status
     assert "no/such/folder" in status
 

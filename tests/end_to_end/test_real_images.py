@@ -20,7 +20,7 @@ def test_a_new_head_on_frozen_imagenet_features_recognises_real_cells(train, tmp
         "data.image_size=160", "report=false",
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
-    folder = next(tmp_path.glob("outputs/*/*"))
+    folder = next(tmp_path.glob("outputs/20*/*"))
     table = pd.read_parquet(folder / "pretrain" / "predictions-test.parquet")
     assert len(table) == 120
     assert (table["true"] == table["predicted"]).mean() > 0.75

@@ -19,7 +19,7 @@ QUICK = (*PLAIN, "report=false")
 def test_a_run_of_both_stages_from_any_folder(train, tmp_path):
     found = train(*PLAIN, "model.weights=none")
     assert found.returncode == 0, found.stderr
-    folder = next(tmp_path.glob("outputs/*/*"))
+    folder = next(tmp_path.glob("outputs/20*/*"))
     assert found.stdout.rstrip().endswith(f"results: {folder}")
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
     assert (folder / "model" / "model.safetensors").is_file()
@@ -67,11 +67,11 @@ def test_an_interrupted_run_says_so_and_leaves_nothing_half_written(tmp_path):
     words = [*QUICK, "model.weights=none", "stages.pretrain.epochs=500", "data.drawn.images=40"]
     run = subprocess.Popen([sys.executable, str(TRAIN), *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("outputs/*/*/pretrain/metrics.csv")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("outputs/20*/*/pretrain/metrics.csv")) and time.monotonic() < deadline:
         time.sleep(0.2)
     run.send_signal(signal.SIGINT)
     _, errors = run.communicate(timeout=60)
-    folder = next(tmp_path.glob("outputs/*/*"))
+    folder = next(tmp_path.glob("outputs/20*/*"))
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
     assert run.returncode == 130
     assert "Traceback" not in errors
@@ -84,9 +84,9 @@ def test_a_killed_run_is_told_from_a_running_one(tmp_path):
     words = [*QUICK, "model.weights=none", "stages.pretrain.epochs=500"]
     run = subprocess.Popen([sys.executable, str(TRAIN), *words], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("outputs/*/*/pretrain/metrics.csv")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("outputs/20*/*/pretrain/metrics.csv")) and time.monotonic() < deadline:
         time.sleep(0.2)
-    folder = RunFolder(next(tmp_path.glob("outputs/*/*")))
+    folder = RunFolder(next(tmp_path.glob("outputs/20*/*")))
     assert folder.status()["state"] == "running"
     run.kill()
     run.wait()

@@ -143,6 +143,7 @@ def test_asked_to_stop_in_a_step_it_goes_on_after_that_step(begin, monkeypatch, 
     words = ["augment=light", "stage=finetune", "trainer.batch_size=4"]
     whole, folder = begin(*words), begin(*words)
     run(whole)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a shell ignores Ctrl-C
     training_step = Classifier.training_step
 
     def asked(self, batch, batch_idx):

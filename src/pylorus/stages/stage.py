@@ -9,7 +9,6 @@ import torch
 from pylorus.config import Config
 from pylorus.data.augment import build_augmentation
 from pylorus.data.prepare import Images
-from pylorus.data.split import SPLITS
 from pylorus.errors import PylorusError
 from pylorus.machine.choices import channels_last
 from pylorus.model.backbone import Backbone
@@ -120,7 +119,7 @@ def check_stages(config: Config, backbone: Backbone, images: Images, processes: 
     Raises:
         PylorusError: Names the block, the augmentation or the optimiser that there is not, or what can't be shared out.
     """
-    fewest = min(sum(images.of_class(part)) for part in SPLITS)
+    fewest = min(sum(images.of_class(part)) for part in ("train", images.validation, "test"))
     if fewest < processes.count:
         raise PylorusError(
             f"trainer.devices: found {processes.count} devices, but a part of the split has {fewest} images."
