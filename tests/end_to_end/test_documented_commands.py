@@ -253,6 +253,15 @@ def test_what_a_command_that_is_not_run_names_is_there(command, composed):
         assert set(named) <= set(extras)
     elif words[0] == ".venv/bin/pre-commit":
         assert (PROJECT / ".pre-commit-config.yaml").is_file()
+    elif words[0] == ".venv/bin/pylorus":
+        assert parser().parse_args(words[1:]).act
+    elif words[:2] == [".venv/bin/python", "train.py"]:
+        for combination in combinations([word for word in words[2:] if word != "-m"]):
+            composed(*checked(combination))
+    elif words[0] in ("python3", "pip", ".venv/bin/python", "openssl", "chmod", "sha256sum"):
+        files = [word for word in words if word.endswith(".txt")]
+        assert all((PROJECT / name).is_file() for name in files)
+        assert shutil.which(words[0]) or words[0].startswith(".venv/")
     elif words[0] == "curl":
         assert re.search(r"https?://(127\.0\.0\.1|localhost)[:/]", command.text), "not a page of this machine"
     elif words[0] == "python":

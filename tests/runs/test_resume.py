@@ -109,8 +109,7 @@ def test_killed_before_any_of_its_files_a_run_goes_on_to_the_very_same_result(be
     total = files_written(whole, monkeypatch)
     expected = results(whole)
     assert total > 25
-    strides = 12 if checkpoints.LONGEST else 9
-    for stop_before in range(3, total, max(3, total // strides)):
+    for stop_before in range(3, total, max(3, total // 8)):
         folder = begin(*manner)
         files_written(folder, monkeypatch, stop_before=stop_before)
         run(folder)
