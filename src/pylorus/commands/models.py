@@ -15,6 +15,23 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     _add_serve(commands)
 
 
+def _add_reading(command: argparse.ArgumentParser, *, batch: int) -> None:
+    """How images are read and computed: what the commands that go through many have in common."""
+    command.add_argument("--frames-every", type=float, metavar="SECONDS", help="take frames of videos this far apart")
+    command.add_argument("--batch", type=int, default=batch, metavar="N", help=f"images at once (default: {batch})")
+    _add_device(command)
+
+
+def _add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
+
+
+def _batch(chosen: argparse.Namespace) -> int:
+    if chosen.batch < 1:
+        raise PylorusError(f"--batch: found {chosen.batch}, expected at least 1.")
+    return int(chosen.batch)
+
+
 def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     predicted = commands.add_parser("predict", help="what a trained model says of images, folders and videos")
     predicted.add_argument(
@@ -22,7 +39,6 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     predicted.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder, pattern or video")
     predicted.add_argument("--output", type=Path, required=True, metavar="FILE", help="ends in .csv, .parquet or .json")
-    predicted.add_argument("--frames-every", type=float, metavar="SECONDS", help="take frames of videos this far apart")
     predicted.add_argument(
         "--class", dest="class_name", metavar="NAME", help="class that decides (default: the bundle's)"
     )
@@ -32,22 +48,19 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     predicted.add_argument(
         "--group", metavar="REGEX", help="finds the patient in a path, for the evaluation's intervals"
     )
-    predicted.add_argument("--batch", type=int, default=32, metavar="N", help="images at once (default: 32)")
-    predicted.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
+    _add_reading(predicted, batch=32)
     predicted.set_defaults(act=_predict)
 
 
 def _predict(chosen: argparse.Namespace) -> None:
     from pylorus.deploy.predict import PredictOptions, predict
 
-    if chosen.batch < 1:
-        raise PylorusError(f"--batch: found {chosen.batch}, expected at least 1.")
     options = PredictOptions(
         class_name=chosen.class_name,
         frames_every=chosen.frames_every,
         evaluate=chosen.evaluate,
         group=chosen.group,
-        batch=chosen.batch,
+        batch=_batch(chosen),
         device=chosen.device,
     )
     sys.exit(predict(chosen.bundle, chosen.inputs, chosen.output, options))
@@ -65,23 +78,19 @@ def _add_explain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--mistakes", action="store_true", help="the worst mistakes of the bundle's run, for `report --thumbnails`"
     )
     explained.add_argument("--no-sanity", action="store_true", help="no comparison with maps of other weights")
-    explained.add_argument("--frames-every", type=float, metavar="SECONDS", help="take frames of videos this far apart")
-    explained.add_argument("--batch", type=int, default=8, metavar="N", help="images at once (default: 8)")
-    explained.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
+    _add_reading(explained, batch=8)
     explained.set_defaults(act=_explain)
 
 
 def _explain(chosen: argparse.Namespace) -> None:
     from pylorus.deploy.explain_images import ExplainOptions, explain
 
-    if chosen.batch < 1:
-        raise PylorusError(f"--batch: found {chosen.batch}, expected at least 1.")
     options = ExplainOptions(
         class_name=chosen.class_name,
         mistakes=chosen.mistakes,
         sanity=not chosen.no_sanity,
         frames_every=chosen.frames_every,
-        batch=chosen.batch,
+        batch=_batch(chosen),
         device=chosen.device,
     )
     sys.exit(explain(chosen.bundle, chosen.inputs, chosen.output, options))
@@ -124,7 +133,7 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     served.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest file (default: 20)")
     served.add_argument("--max-images", type=int, default=32, metavar="N", help="files at a time (default: 32)")
-    served.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
+    _add_device(served)
     served.set_defaults(act=_serve)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pylorus.machine.choices import DENSE
+from pylorus.machine.choices import gains_channels_last
 
 UNLIKENESS = "cosine distance of the penultimate features to the mean direction of the nearest class"
 
@@ -78,6 +78,5 @@ def unlikeness(features: Tensor, directions: Tensor) -> Tensor:
 
 def laid_out(network: nn.Module, device: torch.device) -> nn.Module:
     """The network on a device, in the layout in memory that its convolutions prefer; the numbers are the same."""
-    dense = any(part.weight.numel() > DENSE for part in network.modules() if isinstance(part, nn.Conv2d))
-    last = not (dense and device.type == "cpu")
+    last = gains_channels_last(network, device.type)
     return network.to(device, memory_format=torch.channels_last if last else torch.contiguous_format)  # type: ignore[call-overload,no-any-return]

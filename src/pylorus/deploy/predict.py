@@ -29,7 +29,7 @@ from pylorus.deploy.network import Output
 from pylorus.deploy.parts import Parts
 from pylorus.deploy.sources import Item, Sources
 from pylorus.errors import PylorusError, did_you_mean
-from pylorus.machine.engine import keep_freed_memory, usable_cores
+from pylorus.machine.engine import accelerators, keep_freed_memory, usable_cores
 from pylorus.model.weights import sha256
 
 PART_ROWS, PART_SECONDS = 2000, 60.0
@@ -245,11 +245,11 @@ def settled_device(wanted: str) -> torch.device:
     Raises:
         PylorusError: If this machine lacks it.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted != "auto" and not there.get(wanted, False):
+    there = accelerators()
+    if wanted not in ("auto", *there):
         raise PylorusError(f"--device: found {wanted}, which this machine lacks. Take auto or cpu.")
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(usable_cores())
     keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False  # 32 bits are 32 bits, also on a GPU
-    return torch.device(next(name for name, here in there.items() if here) if wanted == "auto" else wanted)
+    return torch.device(there[0] if wanted == "auto" else wanted)

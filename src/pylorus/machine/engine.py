@@ -75,25 +75,30 @@ class Engine:
         return torch.autocast(self.accelerator, torch.bfloat16, enabled=self.precision == "bf16")
 
 
+def accelerators() -> list[str]:
+    """The accelerators that this machine has, in torch's words (cuda, mps, cpu), the fastest first."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [name for name, here in there.items() if here]
+
+
 def choose_accelerator(config: TrainerConfig) -> tuple[str, str]:
     """The accelerator in torch's words (cpu, cuda or mps), and why it was chosen.
 
     Raises:
         PylorusError: If what was asked for is not there, or not as often.
     """
-    there = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    wanted = config.accelerator
-    if wanted != "auto" and not there[wanted]:
+    there, wanted = accelerators(), config.accelerator
+    chosen = there[0] if wanted == "auto" else "cuda" if wanted == "gpu" else wanted
+    if chosen not in there:
         raise PylorusError(f"trainer.accelerator: found {wanted}, which this machine lacks. Take auto or cpu.")
-    chosen = wanted if wanted != "auto" else next(name for name in ("gpu", "mps", "cpu") if there[name])
-    if chosen == "gpu" and config.devices > torch.cuda.device_count():
+    if chosen == "cuda" and config.devices > torch.cuda.device_count():
         raise PylorusError(
             f"trainer.devices: found {config.devices}, but this machine has {torch.cuda.device_count()} GPU(s) to use. "
             "Take as many, or more machines (trainer.nodes, under SLURM)."
         )
     if chosen == "mps" and config.devices > 1:
         raise PylorusError(f"trainer.devices: found {config.devices}, expected 1: Apple's GPU is one.")
-    return "cuda" if chosen == "gpu" else chosen, "asked for" if wanted != "auto" else "the fastest that is there"
+    return chosen, "asked for" if wanted != "auto" else "the fastest that is there"
 
 
 def settle_engine(config: TrainerConfig) -> Engine:

@@ -54,7 +54,7 @@ def stage_trainer(plan: StagePlan, run: Run, place: StageFolder, speed: Speed) -
 
 
 def fit(trainer: pl.Trainer, classifier: Classifier, served: pl.LightningDataModule, place: StageFolder) -> None:
-    """Fits, from the stage's beginning or from its last saved epoch on."""
+    """Fits, from the stage's beginning or from where it was saved last."""
     saved = place.last if place.last.is_file() else None
     if saved is not None:
         epochs, batches = place.reached
