@@ -183,6 +183,10 @@ class AugmentConfig:
     transforms: dict[str, Any] = key({}, "transform: {argument: value}, applied in this order")
 
 
+FUSED = ("adam", "adamw", "sgd")
+"""Optimisers that are torch's own, which moves all weights in one pass, on CPU and GPU."""
+
+
 @dataclass
 class OptimizerConfig:
     """How weights move."""
@@ -214,6 +218,12 @@ class TrainerConfig:
     )
     devices: int = key(
         1, "processes that train together on a machine, each on a GPU of its own or a share of the CPU", low=1
+    )
+    strategy: str = key(
+        "ddp",
+        "of several devices: ddp: each holds all weights; fsdp: what learns is divided among them, with its gradients "
+        "and moments, for backbones that no device holds",
+        choices=("ddp", "fsdp"),
     )
     nodes: int = key(1, "machines that train together; more than one needs SLURM", low=1)
     batch_size: int | str = key(

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pylorus.config import GROUPS, Config
+from pylorus.config import FUSED, GROUPS, Config
 from pylorus.errors import PylorusError, did_you_mean
 
 RESERVED_STAGE_NAMES = ("model", "report", "images")
@@ -170,6 +170,7 @@ def check(config: Config) -> None:
         raise PylorusError("data.shard_window: needs data=shards as well.")
     _check_test_set(config)
     _check_classes(config)
+    _check_strategy(config)
     if config.model.args.get("in_chans", 3) != 3:
         raise PylorusError(
             f"model.args.in_chans: found {config.model.args['in_chans']}, expected 3. Every image reaches the network "
@@ -179,6 +180,23 @@ def check(config: Config) -> None:
     if taken:
         raise PylorusError(
             f"model.args.{min(taken)}: set by Pylorus itself, from the classes and model.weights. Leave it out."
+        )
+
+
+def _check_strategy(config: Config) -> None:
+    if config.trainer.strategy != "fsdp":
+        return
+    if config.trainer.compile:
+        raise PylorusError("trainer.compile: found true, expected false with trainer.strategy=fsdp. Leave it out.")
+    if config.trainer.batch_size == "auto":
+        raise PylorusError(
+            "trainer.batch_size: found auto, which tries steps of one device, expected a number with "
+            "trainer.strategy=fsdp, such as 16."
+        )
+    if config.optimizer.name not in FUSED:
+        raise PylorusError(
+            f"optimizer.name: found {config.optimizer.name}, expected one of torch's own with trainer.strategy=fsdp, "
+            f"whose weights are divided: {', '.join(FUSED)}."
         )
 
 

@@ -3,41 +3,16 @@
 import os
 import re
 import signal
-import threading
-import time
-from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
 import torch
-from omegaconf import OmegaConf
-from safetensors.torch import load_file
 
 from pylorus.errors import PylorusError
-from pylorus.files import write_text
 from pylorus.runs.folder import RunFolder
 from pylorus.train import run
-from tests.conftest import TINY
-
-WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.workers=0", "trainer=cpu", "model=timm",
-         f"model.name={TINY}", "model.weights=none", "trainer.progress=false", "report=false", "trainer.batch_size=8",
-         "augment=light", "loss.class_weights=balanced", "stages.pretrain.augment=none", "stages.finetune.learn=layer3",
-         "stages.pretrain.epochs=2", "stages.finetune.epochs=3"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def begin(composed, drawn, tmp_path_factory):
-    """A folder in which a run may begin, with a cache of its own."""
-
-    def prepare(*words: str) -> RunFolder:
-        folder = RunFolder(tmp_path_factory.mktemp("run"))
-        words = (f"data.root={drawn}", f"cache.folder={folder.path}/cache", *WORDS, *words)
-        with folder.prepared(list(words)):
-            write_text(folder.config, OmegaConf.to_yaml(composed(*words)))
-        return folder
-
-    return prepare
+from tests.parallel.conftest import weights, when
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +20,6 @@ def two(begin) -> RunFolder:
     folder = begin("trainer.devices=2")
     run(folder)
     return folder
-
-
-def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
-    return load_file(folder.path / "model" / "model.safetensors")
 
 
 def test_two_processes_give_the_weights_curves_and_predictions_of_one(begin, two):
@@ -99,21 +70,6 @@ def ranks() -> list[psutil.Process]:
         for child in psutil.Process().children(recursive=True)
         if "pylorus.parallel.rank" in " ".join(child.cmdline())
     ]
-
-
-def when(path: Path, act) -> threading.Thread:
-    """Acts once a file is there."""
-
-    def watch() -> None:
-        for _ in range(2400):
-            if path.is_file():
-                act()
-                return
-            time.sleep(0.05)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    return thread
 
 
 def test_interrupted_they_all_end_and_the_run_goes_on_to_the_same_weights(begin, two):

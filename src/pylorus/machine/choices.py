@@ -5,9 +5,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from pylorus.config import Config, TrainerConfig
+from pylorus.config import FUSED, Config, TrainerConfig
 from pylorus.machine.engine import Engine, usable_cores
-from pylorus.model.schedule import FUSED
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +75,20 @@ def choices(config: Config, engine: Engine, network: nn.Module, *, why_batch_siz
         ),
         Choice("data.workers", str(processes), why_processes),
     ]
+    devices = config.trainer.devices * config.trainer.nodes
+    if devices > 1 or config.trainer.strategy != "ddp":
+        found.insert(1, Choice("trainer.strategy", config.trainer.strategy, _strategy(config.trainer, devices)))
     if optimizer in FUSED:
         found.append(Choice("optimizer.name", optimizer, "in one pass over all weights (fused)"))
     return found
+
+
+def _strategy(trainer: TrainerConfig, devices: int) -> str:
+    if devices == 1:
+        return "of one device, which holds everything"
+    if trainer.strategy == "fsdp":
+        return f"each of {devices} devices holds its share of what learns"
+    return f"each of {devices} devices holds all weights"
 
 
 def tell(found: list[Choice]) -> None:

@@ -90,7 +90,7 @@ def cut(network: nn.Module, depth: Depth, pixels: Tensor) -> Cut:
     """
     if not depth.frozen:
         raise UncuttableError("all of it learns")
-    with _modes_kept(network), torch.no_grad():
+    with modes_kept(network), torch.no_grad():
         try:
             found = _cut(network, depth, pixels)
             features = found.features(pixels)
@@ -233,7 +233,8 @@ def _attribute(network: nn.Module, path: str) -> Tensor:
 
 
 @contextmanager
-def _modes_kept(network: nn.Module) -> Iterator[None]:
+def modes_kept(network: nn.Module) -> Iterator[None]:
+    """Afterwards each module is in training or in evaluation as before."""
     modes = [(module, module.training) for module in network.modules()]
     try:
         yield

@@ -8,11 +8,8 @@ from timm.optim._optim_factory import create_optimizer_v2, list_optimizers
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from pylorus.config import OptimizerConfig, StageConfig
+from pylorus.config import FUSED, OptimizerConfig, StageConfig
 from pylorus.errors import PylorusError, did_you_mean
-
-FUSED = ("adam", "adamw", "sgd")
-"""Optimisers of which torch has a version that moves all weights in one pass, on CPU and GPU."""
 
 
 def peak_lr(stage: StageConfig, optimizer: OptimizerConfig) -> float:

@@ -27,6 +27,7 @@ FREE = (
     "trainer.devices",
     "trainer.nodes",
     "trainer.progress",
+    "trainer.strategy",
 )
 """Keys that may change when a run goes on: they do not change its result, but for rounding where devices do."""
 INFERRED = ("data.classes", "data.short_names", "data.root")

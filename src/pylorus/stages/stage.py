@@ -74,7 +74,7 @@ def run_stage(plan: StagePlan, run: Run) -> StageResult:
     if run.config.trainer.compile:
         classifier.compile_network()
     if place.trained is None:
-        fit(trainer, classifier, served, place)
+        fit(trainer, classifier, served, place, run)
     _take_best(classifier, place)
     for part in PARTS:
         table = prediction_table(

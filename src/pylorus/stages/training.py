@@ -17,6 +17,7 @@ from pylorus.model.classifier import Classifier, StagePlan
 from pylorus.model.features import FeatureDataModule
 from pylorus.model.freeze import Freeze
 from pylorus.model.schedule import better
+from pylorus.model.sharded import sharded
 from pylorus.model.shared_norm import norm_of_all
 from pylorus.parallel.strategy import spread
 from pylorus.stages.checkpoints import Checkpoints
@@ -39,7 +40,7 @@ def stage_trainer(plan: StagePlan, run: Run, place: StageFolder, speed: Speed) -
     loggers = [*run.dashboard.loggers(known_step=curves.known_step), curves]
     return pl.Trainer(
         accelerator=run.engine.accelerator,
-        **spread(run.processes),
+        **spread(run.processes, run.config.trainer),
         precision=run.engine.lightning_precision,
         max_epochs=plan.config.epochs,
         callbacks=[Freeze(plan.config.learn), *_patience(plan.config), EpochLine(plan), speed, *bar, checkpoints],
@@ -53,14 +54,28 @@ def stage_trainer(plan: StagePlan, run: Run, place: StageFolder, speed: Speed) -
     )
 
 
-def fit(trainer: pl.Trainer, classifier: Classifier, served: pl.LightningDataModule, place: StageFolder) -> None:
+def fit(
+    trainer: pl.Trainer, classifier: Classifier, served: pl.LightningDataModule, place: StageFolder, run: Run
+) -> None:
     """Fits, from the stage's beginning or from where it was saved last."""
     saved = place.last if place.last.is_file() else None
     if saved is not None:
         epochs, batches = place.reached
         log.info("%s goes on after epoch %d%s", classifier.plan.name, epochs, f", batch {batches}" * (batches > 0))
-    with _interruptible(trainer), norm_of_all(classifier.network, classifier.processes):
+    with _interruptible(trainer), _divided(classifier, run), norm_of_all(classifier.network, classifier.processes):
         trainer.fit(classifier, served, ckpt_path=saved, weights_only=True)
+
+
+@contextmanager
+def _divided(classifier: Classifier, run: Run) -> Iterator[None]:
+    """What learns is divided among the devices, where that is asked for."""
+    if not (run.processes.several and run.config.trainer.strategy == "fsdp"):
+        yield
+        return
+    with sharded(classifier, run.engine.accelerator, image_size=run.backbone.image_size) as (here, learning):
+        name = classifier.plan.name
+        log.info("%s: the first device holds %s of the %s parameters that learn", name, f"{here:,}", f"{learning:,}")
+        yield
 
 
 def logits_of(

@@ -1,0 +1,53 @@
+"""Small runs that may have several processes."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from pylorus.files import write_text
+from pylorus.runs.folder import RunFolder
+from tests.conftest import TINY
+
+WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.workers=0", "trainer=cpu", "model=timm",
+         f"model.name={TINY}", "model.weights=none", "trainer.progress=false", "report=false", "trainer.batch_size=8",
+         "augment=light", "loss.class_weights=balanced", "stages.pretrain.augment=none", "stages.finetune.learn=layer3",
+         "stages.pretrain.epochs=2", "stages.finetune.epochs=3"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def begin(composed, drawn, tmp_path_factory) -> Callable[..., RunFolder]:
+    """A folder in which a run may begin, with a cache of its own."""
+
+    def prepare(*words: str) -> RunFolder:
+        folder = RunFolder(tmp_path_factory.mktemp("run"))
+        words = (f"data.root={drawn}", f"cache.folder={folder.path}/cache", *WORDS, *words)
+        with folder.prepared(list(words)):
+            write_text(folder.config, OmegaConf.to_yaml(composed(*words)))
+        return folder
+
+    return prepare
+
+
+def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
+    return load_file(folder.path / "model" / "model.safetensors")
+
+
+def when(path: Path, act) -> threading.Thread:
+    """Acts once a file is there."""
+
+    def watch() -> None:
+        for _ in range(2400):
+            if path.is_file():
+                act()
+                return
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
