@@ -16,9 +16,8 @@ from pylorus.config import Config, TrainerConfig
 from pylorus.errors import INTERRUPTED, PylorusError
 from pylorus.files import write_json
 from pylorus.runs.folder import RunFolder
+from pylorus.runs.signals import PATIENCE
 
-PATIENCE = 60.0
-"""Seconds that processes have to end by themselves: a step is computed to its end, and its state saved."""
 AFTER_FAILURE = 5.0
 """Seconds after which those that wait for one that failed are ended."""
 

@@ -20,6 +20,12 @@ IN_SWEEP = "PYLORUS_IN_SWEEP"
 """The environment variable of a job that a sweep started: its signals are the sweep's affair."""
 MOMENT = 2.0
 """Seconds within which a job may hear of one signal twice: from whoever sent it to all, and from its sweep."""
+PATIENCE = 60.0
+"""Seconds that a run has, once it is asked to end, for the step that it is in and for saving it."""
+JOB_PATIENCE = 1.5 * PATIENCE
+"""Seconds that a sweep gives a job, which may have processes of its own to wait for."""
+HAND_ON = signal.SIGTERM
+"""What a sweep sends its jobs when it is asked to end, by whatever signal."""
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
 

@@ -15,12 +15,10 @@ from typing import Any
 
 from pylorus.errors import PylorusError, listing
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.signals import STOPPING
+from pylorus.runs.signals import HAND_ON, JOB_PATIENCE, STOPPING
 
 JOBS_AT_ONCE = "PYLORUS_JOBS_AT_ONCE"
 """The environment variable that tells a job how many of its sweep share this machine's cores."""
-PATIENCE = 10.0
-"""Seconds that a job has to end by itself."""
 NEEDS = {
     "hydra/launcher=joblib": ("hydra-joblib-launcher", "parallel"),
     "hydra/launcher=submitit_slurm": ("hydra-submitit-launcher", "slurm"),
@@ -116,9 +114,7 @@ def _ending(sweep: Path, then: Any) -> Any:
         for other in STOPPING:
             if signal.getsignal(other) is not signal.SIG_IGN:
                 signal.signal(other, signal.default_int_handler)  # a second one does not wait
-        if number == signal.SIGINT:
-            _wait(sweep)  # a terminal sends it to all
-        _wait(sweep, hand_on=number)
+        _end_jobs(sweep)
         if callable(then):
             then(number, frame)
         raise KeyboardInterrupt
@@ -126,15 +122,15 @@ def _ending(sweep: Path, then: Any) -> Any:
     return stop
 
 
-def _wait(sweep: Path, *, hand_on: int | None = None) -> None:
-    """Waits for the jobs to end; a signal is handed on to each that runs, also to one that just begins to."""
-    deadline, told = time.monotonic() + PATIENCE, set()
+def _end_jobs(sweep: Path) -> None:
+    """Has the jobs end, also one that just begins to run; waits for them."""
+    deadline, told = time.monotonic() + JOB_PATIENCE, set()
     while (jobs := _running(sweep)) and time.monotonic() < deadline:
         for status in jobs:
-            if hand_on is not None and status["state"] == "running" and status["pid"] not in told:
+            if status["state"] == "running" and status["pid"] not in told:
                 told.add(status["pid"])
                 with suppress(ProcessLookupError):
-                    os.kill(status["pid"], hand_on)
+                    os.kill(status["pid"], HAND_ON)
         time.sleep(0.1)
 
 
