@@ -1,61 +1,102 @@
-"""What a device holds and how fast it learns, with whole weights on each device (ddp) and with divided ones (fsdp).
+"""What a device must hold to train a whole network: whole weights on each device (ddp), or divided ones (fsdp).
 
-`python benchmarks/strategies.py --model vit_large_patch16_224 --devices 2` trains the whole network for an epoch on
-drawn images, once in each way, and prints a table in Markdown. On a CPU the processes share its cores and its memory:
-then memory is what the first process holds resident, the network's first weights and the imports included.
+`python benchmarks/strategies.py --model vit_large_patch16_224 --devices 2` trains two steps in each way, in processes
+that share this machine's CPU, and prints a table in Markdown. Bytes are counted by torch's own tracker of tensors, in
+the first process; they would be the same on a GPU. Seconds are those of a step without the tracker, over gloo on one
+machine: GPUs are connected otherwise.
 """
 
 import argparse
 import json
-import shutil
-import subprocess
-import sys
+import os
+import socket
+import tempfile
+import time
 from pathlib import Path
 
-HERE = Path(__file__).parent
-FIGURES = {
-    "peak_memory_mib": "peak memory of the first process, MiB",
-    "peak_gpu_memory_mib": "peak memory of the first GPU, MiB",
-    "images_per_second": "training images a second",
-    "fit_seconds": "seconds of the epoch, validation and checkpoint included",
-}
+import timm
+import torch
+from torch import distributed, multiprocessing, nn
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
+
+from pylorus.model.sharded import called, shard
+
+MIB = 2**20
 
 
-def measured(strategy: str, options: argparse.Namespace) -> dict[str, float | None]:
-    """The speed.json of the one stage of a run."""
-    folder = HERE / "outputs" / f"strategy-{strategy}"
-    shutil.rmtree(folder, ignore_errors=True)
-    words = [
-        "data=synthetic", f"data.drawn.images={options.images}", "model=timm", f"model.name={options.model}",
-        "model.weights=none", "stage=finetune", "stages.finetune.epochs=1", "stages.finetune.learn=all", "augment=none",
-        f"trainer.batch_size={options.batch_size}",
-        f"trainer.devices={options.devices}", f"trainer.strategy={strategy}",
-        f"trainer.precision={options.precision}", "trainer.progress=false", "report=false",
-        f"cache.folder={folder}/cache", f"hydra.run.dir={folder}/run",
-    ]  # fmt: skip
-    subprocess.run([sys.executable, str(HERE.parent / "train.py"), *words], check=True, stdout=subprocess.DEVNULL)
-    found: dict[str, float | None] = json.loads((folder / "run" / "finetune" / "speed.json").read_text())
-    shutil.rmtree(folder)
-    return found
+def train(rank: int, strategy: str, options: argparse.Namespace, port: int, answer: str) -> None:
+    """One process: two steps under the tracker, then one that is timed; the first process writes what it found."""
+    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "WORLD_SIZE": options.devices}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    distributed.init_process_group("gloo")
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.devices))
+    network = timm.create_model(options.model, num_classes=3)
+    side = network.default_cfg["input_size"][-1]
+    pixels = torch.randn(options.images, 3, side, side)
+    if strategy == "fsdp":
+        shard(network, called(network, lambda: network(pixels)), set(), init_device_mesh("cpu", (options.devices,)))
+    model = network if strategy == "fsdp" else DistributedDataParallel(network, gradient_as_bucket_view=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    tracker = MemTracker()
+    tracker.track_external(model, optimizer)
+    with tracker:
+        for _ in range(2):
+            step(model, optimizer, pixels)
+            tracker.reset_mod_stats()
+        kept, peak = (sum_of(tracker.get_tracker_snapshot(kind)) for kind in ("current", "peak"))
+    began = time.perf_counter()
+    step(model, optimizer, pixels)
+    seconds = time.perf_counter() - began
+    if rank == 0:
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        found = {"parameters": parameters, "kept": kept, "peak": peak, "seconds": seconds}
+        Path(answer).write_text(json.dumps(found))
+    distributed.destroy_process_group()
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, pixels: torch.Tensor) -> None:
+    """Forward, backward, update."""
+    model(pixels).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def sum_of(snapshot: dict[torch.device, dict[str, int]]) -> int:
+    """Bytes on the CPU, of all kinds."""
+    return snapshot[torch.device("cpu")]["Total"]
+
+
+def measured(strategy: str, options: argparse.Namespace) -> dict[str, float]:
+    """What the first of some processes found."""
+    with socket.socket() as listener, tempfile.NamedTemporaryFile() as answer:
+        listener.bind(("", 0))
+        port = listener.getsockname()[1]
+        listener.close()
+        multiprocessing.spawn(train, (strategy, options, port, answer.name), nprocs=options.devices)
+        found: dict[str, float] = json.loads(Path(answer.name).read_text())
+        return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_large_patch16_224")
     parser.add_argument("--devices", type=int, default=2)
-    parser.add_argument("--images", type=int, default=12, help="of each of three classes, validation and test included")
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--precision", default="32", choices=("32", "bf16"))
+    parser.add_argument("--images", type=int, default=2, help="a step, of each device")
     options = parser.parse_args()
-    found = {strategy: measured(strategy, options) for strategy in ("ddp", "fsdp")}
+    ddp, fsdp = (measured(strategy, options) for strategy in ("ddp", "fsdp"))
     print(
-        f"{options.model}, {options.devices} devices, batches of {options.batch_size}, precision {options.precision}\n"
+        f"{options.model}: {ddp['parameters'] / 1e6:,.0f} million parameters, all learn; {options.devices} devices, "
+        f"{options.images} images each, fp32, AdamW\n\n"
+        "| in the first process | ddp | fsdp | fsdp ÷ ddp |\n| --- | --: | --: | --: |"
     )
-    print("| | ddp | fsdp | fsdp ÷ ddp |\n| --- | --: | --: | --: |")
-    for name, words in FIGURES.items():
-        ddp, fsdp = (found[strategy][name] for strategy in ("ddp", "fsdp"))
-        if ddp and fsdp:
-            print(f"| {words} | {ddp:,.1f} | {fsdp:,.1f} | {fsdp / ddp:.2f} |")
+    for name, words, unit in (
+        ("kept", "between steps: weights, moments, buckets; MiB", MIB),
+        ("peak", "at the peak of a step; MiB", MIB),
+        ("seconds", "a step; seconds", 1),
+    ):
+        print(f"| {words} | {ddp[name] / unit:,.1f} | {fsdp[name] / unit:,.1f} | {fsdp[name] / ddp[name]:.2f} |")
 
 
 if __name__ == "__main__":

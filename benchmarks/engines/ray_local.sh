@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A Ray of one's own on this machine, and what Pylorus does under it: a sweep of two jobs at once that is interrupted and
-# goes on with the same command; what the jobs give is what a run without Ray gives.
+# goes on with the same command; what the jobs give is what a run without Ray gives. Then the same sweep on a cluster
+# of one node that runs already.
 #
 #   PYTHON=/path/to/venv/bin/python benchmarks/engines/ray_local.sh
 #
@@ -49,5 +50,15 @@ same = all((plain[name] == job[name]).all() for name in plain)
 print("the weights of job 0 are those of the run without Ray, bit for bit" if same else "THE WEIGHTS DIFFER")
 raise SystemExit(not same)
 PY
-for folder in sweep/0 sweep/1; do [[ $(state "$HERE/$folder") == finished* ]] || exit 1; done
+
+say "a cluster that runs already"
+export RAY_USAGE_STATS_ENABLED=0
+RAY=$(dirname "$PYTHON")/ray
+trap '"$RAY" stop >/dev/null 2>&1' EXIT
+"$RAY" start --head --port=6399 --num-cpus=2 --include-dashboard=false --disable-usage-stats >cluster.out 2>&1
+"$PYTHON" "$ROOT/train.py" "${SWEEP[@]}" "hydra.sweep.dir=$HERE/cluster" hydra.launcher.ray.init.address=auto \
+  >joined.out 2>&1 && CODE=0 || CODE=$?
+grep -h '^[|]\|^sweep\|error' joined.out || true
+echo "exit code $CODE"
+for folder in sweep/0 sweep/1 cluster/0 cluster/1; do [[ $(state "$HERE/$folder") == finished* ]] || exit 1; done
 [ "$CODE" = 0 ] && say "all finished"

@@ -11,7 +11,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from pylorus.errors import PylorusError, listing
 from pylorus.runs.folder import RunFolder
@@ -30,6 +30,8 @@ NEEDS = {
     "experiment=search": ("hydra-optuna-sweeper", "optuna"),
 }
 """Words of the command line that need a package, and the extra that brings it."""
+RAY_OBJECTS = 75 * 2**20
+"""Bytes of shared memory for what Ray's processes hand each other: the least that it takes. Our jobs share files."""
 LAUNCHERS = ("joblib", "ray", "submitit")
 """Packages whose errors tell that a launcher lost a job, not that the job failed."""
 SEARCHERS = ("optuna", "hydra_plugins")
@@ -56,12 +58,11 @@ def check_installed(word: str) -> None:
 
 def jobs_at_once(launcher: Any) -> int:
     """How many jobs a launcher's configuration starts at once on this machine; 1 where it starts them elsewhere."""
-    name = str(launcher.get("_target_", ""))
-    if name.endswith("JoblibLauncher"):
+    if _is(launcher, "JoblibLauncher"):
         from joblib import effective_n_jobs
 
         return int(effective_n_jobs(launcher.n_jobs))
-    if name.endswith("RayLauncher"):
+    if _is(launcher, "RayLauncher"):
         from joblib import cpu_count
 
         cores = launcher.ray.init.get("num_cpus") or cpu_count()
@@ -73,10 +74,34 @@ def share_machine(launcher: Any, sweep: Path) -> None:
     """Tells the jobs to come how many they are, and has Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 end them all."""
     at_once = jobs_at_once(launcher)
     os.environ[JOBS_AT_ONCE] = str(at_once)
-    if at_once > 1:
-        for number in STOPPING:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, _ending(sweep, signal.getsignal(number)))
+    handlers = {number: signal.getsignal(number) for number in STOPPING}
+    ray = _is(launcher, "RayLauncher")
+    if ray:
+        _start_ray(launcher.ray.init)
+    if at_once > 1 or ray:
+        for number, before in handlers.items():
+            if before is not signal.SIG_IGN:
+                signal.signal(number, _ending(sweep, before))
+
+
+def _is(launcher: Any, name: str) -> bool:
+    return str(launcher.get("_target_", "")).endswith(name)
+
+
+def _start_ray(asked: Any) -> None:
+    """Starts Ray, or joins the one that is asked for, before its launcher does.
+
+    Its own answer to SIGTERM is to abort: only what is set up after it is heard. And its launcher asks for memory of a
+    cluster that runs already, which Ray refuses.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports on itself over the network
+    import ray
+    from omegaconf import OmegaConf
+
+    words = cast(dict[str, Any], OmegaConf.to_container(asked, resolve=True))
+    if words.get("address") is None:
+        words.setdefault("object_store_memory", RAY_OBJECTS)
+    ray.init(**words)
 
 
 def explained_end(error: Exception, sweep: Path) -> str | None:
