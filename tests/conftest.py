@@ -1,7 +1,7 @@
-"""What many tests share: drawn images, a tiny network, a configuration as the command line would give it."""
+"""What many tests share: drawn images, a tiny network, a configuration as the command line would give it, processes."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -18,6 +18,7 @@ from pylorus.config import CONF, Config
 from pylorus.data.synthetic import draw_image_set
 from pylorus.launch import register
 from pylorus.validation import built
+from tests.forking import Forks
 
 TINY = "test_resnet.r160_in1k"
 """One of timm's own networks for tests: half a million weights, four layers, batch norm."""
@@ -42,6 +43,14 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
             return built(compose("config", overrides=[kept, *words]))
 
     return compose_words
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Starts processes that need not import anything."""
+    found = Forks()
+    yield found
+    found.end()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Real processes, as a user starts them."""
+"""Real processes, as a user starts them, and forks that do the same without their imports."""
 
 import os
 import subprocess
@@ -8,16 +8,27 @@ from pathlib import Path
 
 import pytest
 
-TRAIN = Path(__file__).parents[2] / "train.py"
+from tests.forking import TRAIN, Forks
 
 Finished = subprocess.CompletedProcess[str]
+COMMAND = (sys.executable, str(TRAIN))
 
 
 @pytest.fixture
-def train(tmp_path: Path) -> Callable[..., Finished]:
-    """`python train.py WORDS…` from an empty folder that is not the project's."""
+def train(tmp_path: Path, forks: Forks) -> Callable[..., Finished]:
+    """`python train.py WORDS…`, or another program with such words, from an empty folder that is not the project's, as a fork: see tests/forking.py."""
 
-    def start(*words: str, program: tuple[str, ...] = (sys.executable, str(TRAIN))) -> Finished:
+    def start(*words: str, program: tuple[str, ...] = COMMAND) -> Finished:
+        return forks.run([*program, *words], cwd=tmp_path, timeout=280)
+
+    return start
+
+
+@pytest.fixture
+def train_for_real(tmp_path: Path) -> Callable[..., Finished]:
+    """The same, started as a user does it."""
+
+    def start(*words: str, program: tuple[str, ...] = COMMAND) -> Finished:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         return subprocess.run(
             [*program, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=280

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import TRAIN
+from tests.forking import TRAIN
+
 from .test_runs import PLAIN, QUICK
 
 HERE = Path(__file__).parent

@@ -7,32 +7,32 @@ from pathlib import Path
 import pytest
 
 
-def test_help_explains_groups_and_keys(train):
-    found = train("--help")
+def test_help_explains_groups_and_keys(train_for_real):
+    found = train_for_real("--help")
     assert found.returncode == 0
     assert "model= inception_v3 | resnet50 | small | timm | vgg19" in " ".join(found.stdout.split())
     assert "stages.<stage>.learn" in found.stdout
 
 
 @pytest.mark.parametrize("word", ["optimizer.lrr=1", "+optimizer.lrr=1"])
-def test_a_typo_is_one_message_without_a_traceback_and_leaves_no_folder(train, tmp_path, word):
-    found = train(word)
+def test_a_typo_is_one_message_without_a_traceback_and_leaves_no_folder(train_for_real, tmp_path, word):
+    found = train_for_real(word)
     assert found.returncode == 1
     assert 'error: optimizer.lrr: "optimizer" has no key "lrr". Did you mean "lr"?' in found.stderr
     assert "Traceback" not in found.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_word_for_a_number_names_key_and_value(train):
-    found = train("stages.pretrain.epochs=three")
+def test_a_word_for_a_number_names_key_and_value(train_for_real):
+    found = train_for_real("stages.pretrain.epochs=three")
     assert found.returncode == 1
     assert "stages.pretrain.epochs" in found.stderr
     assert "'three'" in found.stderr
     assert "Traceback" not in found.stderr
 
 
-def test_what_is_not_there_is_one_message_and_the_run_is_marked_failed(train, tmp_path):
-    found = train("data=folders", "data.root=no/such/folder")
+def test_what_is_not_there_is_one_message_and_the_run_is_marked_failed(train_for_real, tmp_path):
+    found = train_for_real("data=folders", "data.root=no/such/folder")
     assert found.returncode == 1
     assert f"error: data.root: found {tmp_path}/no/such/folder, expected a folder that exists." in found.stderr
     assert "Traceback" not in found.stderr
@@ -52,12 +52,12 @@ def test_composing_a_configuration_does_not_wait_for_heavy_packages(module):
     assert found.stdout.endswith("light\n")
 
 
-def test_draw_writes_images_and_says_how_to_train_on_them(train, tmp_path):
+def test_draw_writes_images_and_says_how_to_train_on_them(train_for_real, tmp_path):
     program = (str(Path(sys.executable).with_name("pylorus")),)
-    found = train("draw", "drawn", "--images", "4", "--size", "32", program=program)
+    found = train_for_real("draw", "drawn", "--images", "4", "--size", "32", program=program)
     assert found.returncode == 0, found.stderr
     assert len(list((tmp_path / "drawn").rglob("*.jpg"))) == 12
     assert "python train.py data=folders data.root=drawn" in found.stdout
-    again = train("draw", "drawn", program=program)
+    again = train_for_real("draw", "drawn", program=program)
     assert again.returncode == 1
     assert again.stderr.startswith("error: root is drawn")

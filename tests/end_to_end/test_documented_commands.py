@@ -8,14 +8,12 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from queue import SimpleQueue
 
 import cv2
 import pandas as pd
@@ -26,8 +24,9 @@ from pylorus.cli import parser
 from pylorus.data.synthetic import draw_image_set
 from pylorus.errors import PylorusError
 from pylorus.files import write_json
-from pylorus.launch import checked
+from pylorus.launch import RESUME, checked
 from pylorus.sweeps.engines import NEEDS
+from tests.forking import Forks
 
 from .documented import (
     BY_SHELL,
@@ -58,32 +57,12 @@ class Outcome:
     printed: str
 
 
-class Shell:
-    """Runs commands in one process that forks for each: `forking.py`."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.end_to_end.forking"],
-            cwd=PROJECT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-        )
-
-    def __call__(self, words: list[str], folder: Path) -> Outcome:
-        output = folder / "printed.txt"
-        task = {"words": words, "folder": str(folder), "output": str(output), "seconds": SECONDS}
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(json.dumps(task), file=self.process.stdin, flush=True)
-        code = int(self.process.stdout.readline())
-        return Outcome(code, output.read_text(errors="replace"))
-
-    def end(self) -> None:
-        """Ends at once, also where the tests were interrupted and pages are left."""
-        self.process.kill()
-        self.process.wait()
+def shell(forks: Forks, words: list[str], folder: Path) -> Outcome:
+    """Runs a command as a fork."""
+    output = folder / "printed.txt"
+    with output.open("wb") as file:
+        code = forks.start(words, cwd=folder, stdout=file, stderr=file).wait(SECONDS)
+    return Outcome(code, output.read_text(errors="replace"))
 
 
 def is_name(command: Command) -> bool:
@@ -118,7 +97,7 @@ def fill(folder: Path, prepared: Path, *, draws_images: bool) -> None:
     write_json(interrupted / "status.json", {**status, "state": "interrupted"})
 
 
-def prepare(folder: Path, shell: Shell) -> None:
+def prepare(folder: Path, forks: Forks) -> None:
     """Draws images and trains on them twice."""
     draw_image_set(folder / "images", images=10, size=48, seed=3)
     paths = sorted((folder / "images").rglob("*.jpg"))
@@ -133,12 +112,14 @@ def prepare(folder: Path, shell: Shell) -> None:
         "data.classes=[gastric_cancer,gastric_ulcer,chronic_gastritis]",
     ]  # fmt: skip
     for name, more in (("both", ["report=true"]), ("one", ["stage=pretrain"])):
-        done = shell(["python", "train.py", *small([*words, f"hydra.run.dir={folder / name}"]), *more], folder)
+        done = shell(forks, ["python", "train.py", *small([*words, f"hydra.run.dir={folder / name}"]), *more], folder)
         assert done.code == 0, done.printed
 
 
 @pytest.fixture(scope="module")
-def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
+def outcomes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, forks: Forks
+) -> Iterator[dict[Command, Future[Outcome]]]:
     """The outcome to come of each command that runs, of the pages that were selected."""
     wanted = {
         item.callspec.params["command"].page
@@ -147,47 +128,42 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     }
     futures: dict[Command, Future[Outcome]] = {command: Future() for command in COMMANDS if runs(command)}
     root = tmp_path_factory.mktemp("documented")
-    shells: SimpleQueue[Shell] = SimpleQueue()
     done: dict[tuple[str, ...], Outcome] = {}
 
-    def once(command: Command, shell: Shell, folder: Path) -> Outcome:
+    def once(command: Command, folder: Path) -> Outcome:
         """Its outcome; pages that show the same run, which leaves nothing that the next command needs, share one."""
         if re.match(BY_SHELL, command.filled):
             ran = subprocess.run(["bash", "-c", command.filled], cwd=folder, capture_output=True, text=True)
             return Outcome(ran.returncode, ran.stdout + ran.stderr)
         words = small_words(command)
         if " ".join(words[:2]) != TRAINING or any("dir=" in word or "shards" in word for word in words):
-            return shell(words, folder)
+            return shell(forks, words, folder)
         if (known := done.get(tuple(words))) is None:
-            known = done[tuple(words)] = shell(words, folder)
+            known = done[tuple(words)] = shell(forks, words, folder)
         return known
 
     def run_page(page: str) -> None:
-        shell, folder = shells.get(), root / page.replace("/", "-")
+        folder = root / page.replace("/", "-")
         commands = [command for command in futures if command.page == page]
         try:
             fill(folder, root, draws_images=any(c.filled.startswith("pylorus draw images") for c in commands))
             for command in commands:
-                futures[command].set_result(once(command, shell, folder))
+                futures[command].set_result(once(command, folder))
         except BaseException as error:  # a test that waits must hear of it
             for command in commands:
                 if not futures[command].done():
                     futures[command].set_exception(error)
-        finally:
-            shells.put(shell)
 
-    started = [Shell(), Shell()]
-    prepare(root, started[0])
-    for shell in started:
-        shells.put(shell)
-    with ThreadPoolExecutor(len(started)) as pool:
+    prepare(root, forks)
+    with ThreadPoolExecutor(2) as pool:
         for page in sorted(wanted, key=lambda page: -sum(command.page == page for command in futures)):
             pool.submit(run_page, page)
         try:
             yield futures
-        finally:
-            for shell in started:
-                shell.end()
+        finally:  # also where the tests were interrupted and pages are left
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in forks.started:
+                process.kill()
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if runs(command)], ids=str)
@@ -281,6 +257,7 @@ def test_overrides_in_running_text_name_keys_and_files_that_exist(page):
     for words in overrides_of(page):
         plain = [word.replace("<stage>", "finetune").partition("|")[0] for word in words]
         plain = [word for word in plain if "hydra" not in word and word not in NEEDS]  # whose extra may be missing
+        plain = [word for word in plain if not word.startswith(RESUME)]  # no key: it names a run
         try:
             checked([word for word in plain if not re.search(r"=(choice|tag|interval)\(", word)])
         except (PylorusError, HydraException) as error:

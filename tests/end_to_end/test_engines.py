@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from pylorus.runs.folder import RunFolder
+from tests.forking import TRAIN
 
-from .conftest import TRAIN
 from .test_runs import QUICK
 
 WORDS = (*QUICK, "model.weights=none")
@@ -34,7 +34,7 @@ def states(sweep) -> list[str]:
 
 
 @joblib_launcher
-def test_jobs_run_at_once_share_the_cores_and_one_that_fails_leaves_the_others(train, tmp_path):
+def test_jobs_run_at_once_share_the_cores_and_one_that_fails_leaves_the_others(train_for_real, tmp_path):
     sweep = tmp_path / "sweep"
     words = (
         *JOBLIB,
@@ -44,7 +44,7 @@ def test_jobs_run_at_once_share_the_cores_and_one_that_fails_leaves_the_others(t
         "model.weights=none,no/such/file",
         "seed=0,1",
     )
-    found = train(*words)
+    found = train_for_real(*words)
     assert found.returncode == 1
     assert states(sweep) == ["finished", "finished", "failed", "failed"]
     assert "job 2 failed: model.weights: found" in found.stdout
@@ -56,7 +56,7 @@ def test_jobs_run_at_once_share_the_cores_and_one_that_fails_leaves_the_others(t
     first = [RunFolder(sweep / job).status() for job in "01"]
     assert first[0]["pid"] != first[1]["pid"]
     assert first[1]["started"] <= first[0]["ended"]
-    again = train(*words)
+    again = train_for_real(*words)
     assert again.stdout.count("finished before") == 2
 
 

@@ -1,11 +1,10 @@
-"""Runs and sweeps that are stopped from outside, and go on: real processes."""
+"""Runs and sweeps that are stopped from outside, and go on."""
 
 import json
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -15,30 +14,22 @@ from safetensors.torch import load_file
 
 from pylorus.runs.folder import RunFolder
 from tests.conftest import TINY
+from tests.forking import Forked, Forks
 
-from .conftest import TRAIN
+from .conftest import COMMAND
 
 WORDS = ("experiment=debug", "model=timm", f"model.name={TINY}", "trainer=cpu", "data.image_size=32", "model.weights=none",
          "report=false", "stage=both", "augment=light", "stages.pretrain.epochs=3", "stages.finetune.epochs=60")  # fmt: skip
 
 
 @pytest.fixture
-def started(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a run in a process of its own, from `tmp_path`; none outlives the test."""
-    # A suite that a shell started in the background ignores Ctrl-C, and so would all that it starts.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    runs = []
+def started(tmp_path: Path, forks: Forks) -> Callable[..., Forked]:
+    """Starts a run in a process of its own, from `tmp_path`."""
 
-    def start(*words: str) -> subprocess.Popen[str]:
-        pipe = subprocess.PIPE
-        runs.append(
-            subprocess.Popen([sys.executable, str(TRAIN), *words], cwd=tmp_path, stdout=pipe, stderr=pipe, text=True)
-        )
-        return runs[-1]
+    def start(*words: str) -> Forked:
+        return forks.start([*COMMAND, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    yield start
-    for run in runs:
-        run.kill()
+    return start
 
 
 def wait_for_epochs(folder: Path, count: int) -> None:

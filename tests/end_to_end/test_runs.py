@@ -9,15 +9,14 @@ import time
 import pandas as pd
 
 from tests.conftest import TINY
-
-from .conftest import TRAIN
+from tests.forking import TRAIN
 
 PLAIN = ("experiment=debug", "model=timm", f"model.name={TINY}", "trainer=cpu", "data.image_size=32")
 QUICK = (*PLAIN, "report=false")
 
 
-def test_a_run_of_both_stages_from_any_folder(train, tmp_path):
-    found = train(*PLAIN, "model.weights=none")
+def test_a_run_of_both_stages_from_any_folder(train_for_real, tmp_path):
+    found = train_for_real(*PLAIN, "model.weights=none")
     assert found.returncode == 0, found.stderr
     folder = next(tmp_path.glob("outputs/20*/*"))
     assert found.stdout.rstrip().endswith(f"results: {folder}")
@@ -44,8 +43,8 @@ def test_own_images_are_not_trained_from_random_weights_unasked(train, drawn):
     assert time.monotonic() - start < 60
 
 
-def test_a_sweep_keeps_what_succeeds_names_what_fails_and_ends_in_a_table(train, tmp_path):
-    found = train("-m", *QUICK, "model.weights=none,no/such/file", "stage=pretrain,both")
+def test_a_sweep_keeps_what_succeeds_names_what_fails_and_ends_in_a_table(train_for_real, tmp_path):
+    found = train_for_real("-m", *QUICK, "model.weights=none,no/such/file", "stage=pretrain,both")
     assert found.returncode == 1
     sweep = next(tmp_path.glob("multirun/*/*"))
     table = pd.read_csv(sweep / "sweep.csv")

@@ -1,4 +1,4 @@
-"""Sweeps that are stopped from outside or give nothing: every ending is in words, real processes."""
+"""Sweeps that are stopped from outside or give nothing: every ending is in words."""
 
 import os
 import signal
@@ -11,8 +11,7 @@ import pytest
 
 from pylorus.runs.folder import RunFolder
 from tests.conftest import TINY
-
-from .conftest import TRAIN
+from tests.forking import TRAIN
 
 WORDS = ("-m", "trainer=cpu", "trainer.precision=32", "data.image_size=32", "data.drawn.images=12", "data.drawn.size=64",
          "model=timm", f"model.name={TINY}", "report=false", "stage=pretrain")  # fmt: skip
@@ -24,11 +23,11 @@ def plugin(name: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not there, reason=f"needs the plugin {name}")
 
 
-def stopped(sweep, words, number, *, group=False, jobs=1) -> subprocess.CompletedProcess[str]:
+def stopped(start, sweep, words, number, *, group=False, jobs=1) -> subprocess.CompletedProcess[str]:
     """Starts a sweep, sends it a signal once so many jobs train, and waits."""
     pipe = subprocess.PIPE
     command = [sys.executable, str(TRAIN), *WORDS, *ENDLESS, f"hydra.sweep.dir={sweep}", *words]
-    run = subprocess.Popen(command, cwd=sweep.parent, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    run = start(command, cwd=sweep.parent, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
     try:
         deadline = time.monotonic() + 120
         while len(list(sweep.glob("*/pretrain/metrics.csv"))) < jobs and time.monotonic() < deadline:
@@ -50,19 +49,21 @@ def assert_ended_cleanly(sweep, found, *, jobs=1) -> None:
     assert f"sweep: {sweep}" in found.stdout
 
 
-@pytest.mark.parametrize(("name", "group"), [("SIGTERM", False), ("SIGTERM", True), ("SIGUSR1", False)])
-def test_a_signal_to_the_sweep_ends_its_job_cleanly_and_sums_up(tmp_path, name, group):
+@pytest.mark.parametrize(
+    ("name", "group"), [("SIGTERM", False), ("SIGTERM", True), ("SIGUSR1", False), ("SIGINT", True), ("SIGINT", False)]
+)
+def test_a_signal_to_the_sweep_ends_its_job_cleanly_and_sums_up(forks, tmp_path, name, group):
     sweep = tmp_path / "sweep"
-    found = stopped(sweep, (), getattr(signal, name), group=group)
+    found = stopped(forks.start, sweep, (), getattr(signal, name), group=group)
     assert_ended_cleanly(sweep, found)
-    assert f"interrupted by {name}" in found.stderr
+    assert ("interrupted\n" if name == "SIGINT" else f"interrupted by {name}") in found.stderr
 
 
 @plugin("hydra_joblib_launcher")
 def test_a_signal_to_a_sweep_of_jobs_at_once_ends_them_all(tmp_path):
     sweep = tmp_path / "sweep"
     words = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    assert_ended_cleanly(sweep, stopped(sweep, words, signal.SIGTERM, jobs=2), jobs=2)
+    assert_ended_cleanly(sweep, stopped(subprocess.Popen, sweep, words, signal.SIGTERM, jobs=2), jobs=2)
 
 
 @plugin("hydra_optuna_sweeper")

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +12,18 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from pylorus.files import write_text
+from pylorus.parallel import start
 from pylorus.runs.folder import RunFolder
 from tests.conftest import TINY
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_processes(forks):
+    """The processes of a run, as forks: tests/end_to_end/test_runs.py starts some as a run does."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(start, "subprocess", SimpleNamespace(Popen=forks.start))
+        yield
+
 
 WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.workers=0", "trainer=cpu", "model=timm",
          f"model.name={TINY}", "model.weights=none", "trainer.progress=false", "report=false", "trainer.batch_size=8",

@@ -5,13 +5,13 @@ import re
 import signal
 
 import pandas as pd
-import psutil
 import pytest
 import torch
 
 from pylorus.errors import PylorusError
 from pylorus.runs.folder import RunFolder
 from pylorus.train import run
+from tests.forking import Forked
 from tests.parallel.conftest import weights, when
 
 
@@ -64,32 +64,28 @@ def test_each_process_fills_its_share_of_the_cache(two):
     assert [len(list(store.glob("*.data"))) for store in stores] == [2, 2]
 
 
-def ranks() -> list[psutil.Process]:
-    return [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if "pylorus.parallel.rank" in " ".join(child.cmdline())
-    ]
+def ranks(forks) -> list[Forked]:
+    return [process for process in forks.started if "pylorus.parallel.rank" in process.args and process.poll() is None]
 
 
-def test_interrupted_they_all_end_and_the_run_goes_on_to_the_same_weights(begin, two):
+def test_interrupted_they_all_end_and_the_run_goes_on_to_the_same_weights(begin, two, forks):
     folder = begin("trainer.devices=2")
     watcher = when(folder.stage("finetune").last, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
         run(folder)
     watcher.join()
-    assert not ranks()
+    assert not ranks(forks)
     assert folder.status()["state"] == "interrupted"
     run(folder)
     assert all(torch.equal(tensor, weights(folder)[name]) for name, tensor in weights(two).items())
 
 
-def test_one_that_is_killed_ends_the_others_and_is_named(begin):
+def test_one_that_is_killed_ends_the_others_and_is_named(begin, forks):
     folder = begin("trainer.devices=2")
-    when(folder.stage("pretrain").last, lambda: ranks()[-1].kill())
+    when(folder.stage("pretrain").last, lambda: ranks(forks)[-1].kill())
     with pytest.raises(PylorusError, match=r"process [12] of 2 was ended by SIGKILL"):
         run(folder)
-    assert not ranks()
+    assert not ranks(forks)
     assert folder.status()["state"] == "failed"
 
 

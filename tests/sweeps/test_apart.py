@@ -8,7 +8,9 @@ import pytest
 from pylorus.sweeps import apart
 
 ENDS = "import signal, sys, time; signal.signal(15, lambda *_: (time.sleep(1), sys.exit(130)))"
-TWICE = "import os, signal, sys, time; signal.signal(2, lambda *_: (time.sleep(1), sys.exit(130))); signal.signal(15, 1)"
+TWICE = (
+    "import os, signal, sys, time; signal.signal(2, lambda *_: (time.sleep(1), sys.exit(130))); signal.signal(15, 1)"
+)
 DEAF = "import signal, time; signal.signal(15, 1)"
 
 

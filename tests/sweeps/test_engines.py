@@ -1,11 +1,16 @@
-"""A sweep that ends without a result says why in words; what is a bug keeps its traceback."""
+"""A sweep that ends without a result says why in words; what is a bug keeps its traceback; Ray is started as it should."""
 
 import json
+import os
+import signal
+import sys
 import types
 
 import pytest
+from omegaconf import OmegaConf
 
-from pylorus.sweeps.engines import explained_end
+from pylorus.runs.signals import STOPPING
+from pylorus.sweeps.engines import JOBS_AT_ONCE, explained_end, share_machine
 
 
 @pytest.fixture
@@ -58,3 +63,49 @@ def test_a_job_that_a_launcher_lost_is_told_in_words(sweep, states):
     assert words is not None
     assert "the launcher lost a job: Job 7 (task: 0) has not produced any output\n" in words
     assert "long log" not in words
+
+
+class FakeRay(types.ModuleType):
+    """Takes every signal for itself when it starts, as Ray does."""
+
+    def init(self, **words):
+        self.words = words
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.fixture
+def ray(monkeypatch):
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    fake = FakeRay("ray")
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setenv(JOBS_AT_ONCE, "1")
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    yield fake
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def ray_launcher(**init):
+    launcher = {"_target_": "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"}
+    return OmegaConf.create({**launcher, "ray": {"init": {"address": None, **init}, "remote": {"num_cpus": 1}}})
+
+
+def test_ray_is_started_before_its_launcher_does_it_and_does_not_keep_a_signal_from_the_jobs(ray, sweep):
+    share_machine(ray_launcher(num_cpus=1), sweep())
+    assert ray.words["num_cpus"] == 1
+    assert ray.words["object_store_memory"] > 0
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_ray_reports_on_nobody_unless_its_user_says_so(ray, sweep, monkeypatch):
+    share_machine(ray_launcher(), sweep())
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    share_machine(ray_launcher(), sweep())
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+
+
+def test_of_a_cluster_that_runs_already_no_memory_is_asked(ray, sweep):
+    share_machine(ray_launcher(address="auto"), sweep())
+    assert ray.words == {"address": "auto"}

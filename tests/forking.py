@@ -1,0 +1,330 @@
+"""Processes as forks of one that has imported what they need, so that seconds of imports are paid once.
+
+`Forks` is that process, seen from a test; `Forks.start` takes what `subprocess.Popen` takes, of the commands that `act_of`
+knows, and gives what it gives. What such a process starts itself (a sweep's jobs, the processes of a run of several
+devices) are forks too. tests/end_to_end/test_runs.py starts processes as users do.
+
+`python -m tests.forking SOCKET` answers each connection there: a JSON line {"words", "folder", "environment", "session"} with
+two files, for output and errors, is answered with the number of the process, and at its end with its exit code.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, BinaryIO
+
+PROJECT = Path(__file__).parents[1]
+TRAIN = PROJECT / "train.py"
+
+
+class Forks:
+    """The process that is forked from."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._address = f"{self._folder.name}/socket"
+        self._process = subprocess.Popen([sys.executable, "-m", "tests.forking", self._address], cwd=PROJECT)
+        self.started: list[Forked] = []
+
+    def start(
+        self,
+        words: list[str],
+        *,
+        cwd: str | Path | None = None,
+        env: Mapping[str, str] | None = None,
+        stdout: Any = None,
+        stderr: Any = None,
+        text: bool = False,
+        start_new_session: bool = False,
+    ) -> "Forked":
+        """What `subprocess.Popen` would start."""
+        task = {
+            "words": [str(word) for word in words],
+            "folder": str(cwd or Path.cwd()),
+            "environment": dict(os.environ if env is None else env),
+            "session": start_new_session,
+        }
+        self.started.append(Forked(self._connected(), task, stdout, stderr, text=text))
+        return self.started[-1]
+
+    def run(self, words: list[str], *, timeout: float, **more: Any) -> "subprocess.CompletedProcess[str]":
+        """What `subprocess.run` would give, with output and errors as text."""
+        process = self.start(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+        return subprocess.CompletedProcess(words, process.wait(), output, errors)
+
+    def end(self) -> None:
+        """Ends at once, with all that was forked here."""
+        for process in self.started:
+            process.kill()
+        self._process.kill()
+        self._process.wait()
+        self._folder.cleanup()
+
+    def _connected(self) -> socket.socket:
+        there = socket.socket(socket.AF_UNIX)
+        while True:
+            try:
+                there.connect(self._address)
+                return there
+            except (FileNotFoundError, ConnectionRefusedError):
+                assert self._process.poll() is None, "the process to fork from ended"
+                time.sleep(0.05)
+
+
+class Forked:
+    """A process, as `subprocess.Popen` shows one."""
+
+    def __init__(self, answers: socket.socket, task: dict[str, Any], stdout: Any, stderr: Any, *, text: bool) -> None:
+        self.args, self.returncode, self._answers, self._text = task["words"], None, answers, text
+        self._read: dict[str, bytes] = {}
+        self._readers: list[threading.Thread] = []
+        files = [self._file("output", stdout, 1), self._file("errors", stderr, 2)]
+        socket.send_fds(answers, [json.dumps(task).encode() + b"\n"], files)
+        for file, wanted in zip(files, (stdout, stderr), strict=True):
+            if wanted in (subprocess.PIPE, subprocess.DEVNULL):
+                os.close(file)
+        self._lines = answers.makefile("r")
+        self.pid = int(self._lines.readline())
+
+    def _file(self, name: str, wanted: Any, standard: int) -> int:
+        if wanted is None:
+            return standard
+        if wanted == subprocess.DEVNULL:
+            return os.open(os.devnull, os.O_WRONLY)
+        if wanted != subprocess.PIPE:
+            return wanted if isinstance(wanted, int) else int(wanted.fileno())
+        read, write = os.pipe()
+        self._readers.append(threading.Thread(target=self._gather, args=(name, os.fdopen(read, "rb")), daemon=True))
+        self._readers[-1].start()
+        return write
+
+    def _gather(self, name: str, file: BinaryIO) -> None:
+        with file:
+            self._read[name] = file.read()
+
+    def poll(self) -> int | None:
+        """The exit code of a process that has ended."""
+        return self._ended(0.0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, once there is one."""
+        code = self._ended(timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+        return code
+
+    def _ended(self, timeout: float | None) -> int | None:
+        if self.returncode is None and select.select([self._answers], [], [], timeout)[0]:
+            self.returncode = int(self._lines.readline() or -signal.SIGKILL)
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[Any, Any]:
+        """Output and errors, once the process has ended."""
+        self.wait(timeout)
+        for reader in self._readers:
+            reader.join(timeout=10)  # a process that it left behind may hold them
+        found = [self._read.get(name) for name in ("output", "errors")]
+        decoded = [one.decode(errors="replace") if self._text and one is not None else one for one in found]
+        return decoded[0], decoded[1]
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal to a process that has not ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+
+class Child:
+    """A fork of this very process, as `subprocess.Popen` shows one."""
+
+    def __init__(
+        self, words: list[str], *, env: Mapping[str, str] | None = None, start_new_session: bool = False
+    ) -> None:
+        self.args, self.returncode = words, None
+        self.pid = forked(words, dict(os.environ if env is None else env), session=start_new_session)
+
+    def poll(self) -> int | None:
+        """The exit code of a process that has ended."""
+        return self._ended(os.WNOHANG)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, once there is one."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (code := self._ended(0 if deadline is None else os.WNOHANG)) is None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+            time.sleep(0.02)
+        return code
+
+    def _ended(self, how: int) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, how)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal to a process that has not ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+
+def main() -> None:
+    """Imports what the commands need, then forks for each connection."""
+    import pylorus.audit
+    import pylorus.parallel.rank
+    import pylorus.parallel.start
+    import pylorus.report.write
+    import pylorus.sweeps.apart
+    import pylorus.sweeps.table
+
+    for starting in (pylorus.sweeps.apart, pylorus.parallel.start):
+        starting.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": popen})
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(sys.argv[1])
+    listener.listen()
+    parent, running = os.getppid(), dict[int, socket.socket]()
+    while os.getppid() == parent:
+        if select.select([listener], [], [], 0.02)[0]:
+            connection, _ = listener.accept()
+            running[begun(connection)] = connection
+        while running and (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            with contextlib.suppress(BrokenPipeError), running.pop(ended[0]) as connection:
+                connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(ended[1]))
+
+
+def begun(connection: socket.socket) -> int:
+    """The number of the process that a connection asks for."""
+    said, files, _, _ = socket.recv_fds(connection, 1 << 20, 2)
+    while not said.endswith(b"\n"):
+        said += connection.recv(1 << 20)
+    task = json.loads(said)
+    pid = forked(
+        task["words"],
+        task["environment"],
+        session=task["session"],
+        folder=task["folder"],
+        output=files[0],
+        errors=files[1],
+    )
+    for file in files:
+        os.close(file)
+    connection.sendall(b"%d\n" % pid)
+    return pid
+
+
+def popen(words: list[str], **more: Any) -> Any:
+    """A fork in the place of a process that `subprocess.Popen` would start, where that is one of ours."""
+    return Child(words, **more) if act_of(words) else subprocess.Popen(words, **more)
+
+
+def act_of(words: list[str]) -> Callable[[], None] | None:
+    """What a command does; None of one that is not known here."""
+    if Path(words[0]).name == "pylorus":
+        from pylorus.cli import main as pylorus
+
+        return lambda: pylorus(words[1:])
+    if Path(words[1]).name == TRAIN.name:
+        return lambda: train(words[2:])
+    if words[1:2] == ["-m"] and words[2] in ("pylorus.train", "pylorus.parallel.rank"):
+        module = sys.modules[words[2]]
+        return lambda: called(module.main, words[2:])
+    return None
+
+
+def train(words: list[str]) -> None:
+    """`python train.py WORDS`."""
+    from pylorus.launch import register
+
+    register()  # another token for another run's folder
+    sys.path.insert(0, str(PROJECT))
+    called(lambda: runpy.run_path(str(TRAIN), run_name="__main__"), [str(TRAIN), *words])
+
+
+def called(act: Callable[[], object], arguments: list[str]) -> None:
+    """Acts with such a command line."""
+    sys.argv = arguments
+    act()
+
+
+def forked(
+    words: list[str],
+    environment: dict[str, str],
+    *,
+    session: bool,
+    folder: str | None = None,
+    output: int = 1,
+    errors: int = 2,
+) -> int:
+    """Forks; the number of the process that becomes what the words say."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if pid := os.fork():
+        return pid
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for here, there in ((nothing, 0), (output, 1), (errors, 2)):
+        os.dup2(here, there)
+    if session:
+        os.setsid()
+    if folder is not None:
+        os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    for name in ("SIGTERM", "SIGUSR1", "SIGUSR2"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    atexit._clear()  # what was begun before is not ended here
+    act = act_of(words)
+    code = code_of(act) if act is not None else 127
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def code_of(act: Callable[[], None]) -> int:
+    """The exit code that a process has which does this alone."""
+    try:
+        act()
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+            return 1
+        return end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    main()
