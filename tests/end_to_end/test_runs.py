@@ -60,6 +60,17 @@ def test_a_sweep_keeps_what_succeeds_names_what_fails_and_ends_in_a_table(train_
     assert (sweep / "sweep.md").read_text().count("\n") == len(table) + 2
 
 
+def test_a_run_of_two_devices_that_divide_the_weights(train_for_real, tmp_path):
+    found = train_for_real(*QUICK, "model.weights=none", "trainer.devices=2", "trainer.strategy=fsdp")
+    assert found.returncode == 0, found.stderr
+    assert "Traceback" not in found.stdout + found.stderr
+    assert "each of 2 devices holds its share of what learns" in found.stdout
+    assert "finetune: the first device holds " in found.stdout
+    folder = next(tmp_path.glob("outputs/20*/*"))
+    assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+    assert (folder / "model" / "model.safetensors").is_file()
+
+
 def test_an_interrupted_run_says_so_and_leaves_nothing_half_written(tmp_path):
     # A suite that a shell started in the background ignores Ctrl-C, and so would all that it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -19,7 +20,7 @@ from tests.conftest import TINY
 
 @pytest.fixture(scope="module", autouse=True)
 def forked_processes(forks):
-    """The processes of a run, as forks: tests/end_to_end/test_runs.py starts some as a run does."""
+    """The processes of a run, as forks; tests/end_to_end/test_runs.py has them started as a run does."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(start, "subprocess", SimpleNamespace(Popen=forks.start))
         yield
@@ -62,3 +63,18 @@ def when(path: Path, act) -> threading.Thread:
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     return thread
+
+
+def expect_alike(found: RunFolder, expected: RunFolder) -> None:
+    """The weights, curves and predictions of two runs are the same to within rounding."""
+    wanted = weights(expected)
+    for name, tensor in weights(found).items():
+        torch.testing.assert_close(
+            tensor, wanted[name], rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    for stage in ("pretrain", "finetune"):
+        curves = [pd.read_csv(folder.stage(stage).metrics) for folder in (found, expected)]
+        pd.testing.assert_frame_equal(*curves, rtol=1e-3, atol=1e-4)
+        for part in ("val", "test"):
+            predictions = [pd.read_parquet(folder.predictions(stage, part)) for folder in (found, expected)]
+            pd.testing.assert_frame_equal(*predictions, rtol=1e-3, atol=1e-3)
