@@ -28,7 +28,7 @@ from pylorus.pipe import ends_quietly
 from pylorus.runs.disk import refused
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.resume import change_to, check_resumable, resume
-from pylorus.runs.signals import stopped_by_signals
+from pylorus.runs.signals import stopped_by_signals, undisturbed
 from pylorus.sweeps.apart import interrupted, run_apart
 from pylorus.sweeps.engines import check_installed, explained_end, share_machine
 from pylorus.validation import built, check_key, is_free
@@ -88,7 +88,8 @@ def job(composed: DictConfig, context: Any) -> float | None:
         return None
     if not in_sweep:
         return None
-    from pylorus.sweeps.table import objective
+    with undisturbed():  # what is imported here is used after an interruption too
+        from pylorus.sweeps.table import objective
 
     return objective(folder)
 

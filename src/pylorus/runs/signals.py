@@ -100,6 +100,19 @@ def stopped_by_signals() -> Iterator[Stop]:
             _requeue()
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Inside, a signal waits: an import that is broken off leaves half a module, and whoever needs it next may crash."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _requeue() -> None:
     job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
     if job is None or "SUBMITIT_EXECUTOR" in os.environ or IN_SWEEP in os.environ:
