@@ -102,7 +102,7 @@ def stopped_by_signals() -> Iterator[Stop]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Inside, a signal waits: an import that is broken off leaves half a module, and whoever needs it next may crash."""
+    """Inside, a signal waits: an import that is broken off leaves half a module, and who needs it next may crash."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
