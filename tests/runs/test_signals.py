@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pylorus.runs.signals import STOPPING, stopped_by_signals, undisturbed
+from pylorus.runs.signals import IN_SWEEP, STOPPING, stopped_by_signals, undisturbed
 
 SWEEP = """
 import os, signal, sys
@@ -49,3 +49,39 @@ def test_ctrl_c_while_a_sweep_imports_what_sums_it_up_ends_it_and_it_is_summed_u
         [sys.executable, "-c", SWEEP, str(tmp_path / "table.csv")], cwd=tmp_path, capture_output=True, text=True
     )
     assert found.stdout == "interrupted; pandas reads 1 rows\n", found.stderr
+
+
+TWICE = """
+import os, signal, sys
+from pylorus.runs.signals import stopped_by_signals
+first, second = (getattr(signal, name) for name in sys.argv[1:])
+try:
+    with stopped_by_signals() as stop:
+        stop.wait_for_step()
+        os.kill(os.getpid(), first)
+        os.kill(os.getpid(), second)
+        print("the step is done", flush=True)
+        stop.at_once()
+except KeyboardInterrupt:
+    print("its state is kept", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "in_sweep", "ends_at_once"),
+    [
+        ("SIGINT", "SIGTERM", True, False),  # a terminal's Ctrl-C, and what the sweep hands on
+        ("SIGUSR2", "SIGTERM", True, False),  # SLURM's warning to all, and what the sweep hands on
+        ("SIGTERM", "SIGTERM", True, False),
+        ("SIGINT", "SIGINT", True, True),
+        ("SIGTERM", "SIGINT", True, True),
+        ("SIGINT", "SIGTERM", False, True),
+    ],
+)
+def test_a_second_signal_ends_a_run_at_once_unless_its_sweep_handed_on_the_first(first, second, in_sweep, ends_at_once):
+    environment = {name: value for name, value in os.environ.items() if name != IN_SWEEP}
+    environment |= {IN_SWEEP: "1"} if in_sweep else {}
+    command = [sys.executable, "-c", TWICE, first, second]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert found.returncode == (130 if ends_at_once else 0)
+    assert found.stdout == ("" if ends_at_once else "the step is done\nits state is kept\n")

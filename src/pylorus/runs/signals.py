@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -18,14 +18,12 @@ from pylorus.errors import INTERRUPTED
 
 IN_SWEEP = "PYLORUS_IN_SWEEP"
 """The environment variable of a job that a sweep started: its signals are the sweep's affair."""
-MOMENT = 2.0
-"""Seconds within which a job may hear of one signal twice: from whoever sent it to all, and from its sweep."""
 PATIENCE = 60.0
 """Seconds that a run has, once it is asked to end, for the step that it is in and for saving it."""
 JOB_PATIENCE = 1.5 * PATIENCE
 """Seconds that a sweep gives a job, which may have processes of its own to wait for."""
 HAND_ON = signal.SIGTERM
-"""What a sweep sends its jobs when it is asked to end, by whatever signal."""
+"""What a sweep sends its jobs when it is asked to end, by whatever signal; it is no second one to those that heard."""
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
 
@@ -75,16 +73,13 @@ def stopped_by_signals() -> Iterator[Stop]:
     """
     received: list[int] = []
     asked = Stop()
-    since = 0.0
 
     def stop(number: int, _: FrameType | None) -> None:
-        nonlocal since
-        if received and number != signal.SIGINT and time.monotonic() - since < MOMENT and IN_SWEEP in os.environ:
+        if received and number == HAND_ON and IN_SWEEP in os.environ:
             return
         if received:
             os._exit(INTERRUPTED)
         received.append(number)
-        since = time.monotonic()
         asked.ask(signal.Signals(number).name)
 
     before: dict[signal.Signals, Any] = {}
@@ -103,14 +98,21 @@ def stopped_by_signals() -> Iterator[Stop]:
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Inside, a signal waits: an import that is broken off leaves half a module, and who needs it next may crash."""
-    if not hasattr(signal, "pthread_sigmask"):
+    if threading.current_thread() is not threading.main_thread():  # only there can it be broken off
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    heard: list[int] = []
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: heard.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in heard:
+            signal.raise_signal(number)
 
 
 def _requeue() -> None:
