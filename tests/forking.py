@@ -102,8 +102,14 @@ class Forked:
         for file, wanted in zip(files, (stdout, stderr), strict=True):
             if wanted in (subprocess.PIPE, subprocess.DEVNULL):
                 os.close(file)
-        self._lines = answers.makefile("r")
-        self.pid = int(self._lines.readline())
+        self.pid = int(self._line())
+
+    def _line(self) -> bytes:
+        """An answer; not a byte more is read, so that `select` knows of the next one."""
+        found = b""
+        while not found.endswith(b"\n") and (byte := self._answers.recv(1)):
+            found += byte
+        return found
 
     def _file(self, name: str, wanted: Any, standard: int) -> int:
         if wanted is None:
@@ -134,7 +140,7 @@ class Forked:
 
     def _ended(self, timeout: float | None) -> int | None:
         if self.returncode is None and select.select([self._answers], [], [], timeout)[0]:
-            self.returncode = int(self._lines.readline() or -signal.SIGKILL)
+            self.returncode = int(self._line() or -signal.SIGKILL)
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[Any, Any]:

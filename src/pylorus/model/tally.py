@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import MeanMetric
+from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pylorus.evaluation.confusion import class_indices, overall_indices
@@ -21,24 +21,29 @@ class Tally(nn.Module):
     def __init__(self, classes: int) -> None:
         super().__init__()
         # Numbers that are none stay in the sum: left out, a broken batch would hide, and looking for it would wait.
-        self.loss = MeanMetric(nan_strategy="disable")
+        # Two sums, since torchmetrics' mean then drops its weights (its issue 3434).
+        self.loss = SumMetric(nan_strategy="disable")
+        self.weight = SumMetric(nan_strategy="disable")
         self.confusion = MulticlassConfusionMatrix(classes, validate_args=False)
 
     def add(self, loss: Tensor, weight: Tensor, logits: Tensor, label: Tensor) -> None:
         """A batch: its mean loss, the weight of that mean, logits (batch, classes), labels (batch,)."""
-        self.loss.update(loss.detach(), weight)
+        self.loss.update(loss.detach() * weight)
+        self.weight.update(weight)
         self.confusion.update(logits.detach(), label)
 
     def take(self, prefix: str, names: Sequence[str]) -> dict[str, float]:
         """All metrics of the epoch by name, each class's and their average; starts anew. Undefined ones are nan."""
         confusion = self.confusion.compute().cpu().numpy()
         by_class, overall = class_indices(confusion), overall_indices(confusion)
-        found = {f"{prefix}/loss": float(self.loss.compute()), f"{prefix}/accuracy": float(overall.accuracy)}
+        loss = float(self.loss.compute() / self.weight.compute())
+        found = {f"{prefix}/loss": loss, f"{prefix}/accuracy": float(overall.accuracy)}
         for metric in CLASS_METRICS:
             values = getattr(by_class, metric)
             found |= {f"{prefix}/{metric}/{name}": float(value) for name, value in zip(names, values, strict=True)}
             found[f"{prefix}/{metric}/average"] = float(np.mean(values))
         self.loss.reset()
+        self.weight.reset()
         self.confusion.reset()
         return found
 
@@ -53,7 +58,7 @@ class Tally(nn.Module):
             value.copy_(sums[name])
 
     def _sums(self) -> dict[str, Tensor]:
-        return {"loss": self.loss.mean_value, "weight": self.loss.weight, "confusion": self.confusion.confmat}
+        return {"loss": self.loss.sum_value, "weight": self.weight.sum_value, "confusion": self.confusion.confmat}
 
 
 class FirstBroken:
