@@ -319,3 +319,28 @@ def test_checkpoints_of_a_stage_load_with_tensors_and_plain_values_only(begin, m
     [last] = folder.path.rglob("last.ckpt")
     state = torch.load(last, weights_only=True)
     assert {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "epoch"} <= set(state)
+
+
+@pytest.mark.parametrize("method", ["training_step", "validation_step"])
+@pytest.mark.parametrize("call", [1, 2, 3, 4, 5, 6, 7])
+def test_asked_to_stop_wherever_in_training_nothing_is_lost(begin, monkeypatch, method, call):
+    monkeypatch.setattr(checkpoints, "SHARE_OF_TIME", 1e-9)  # one epoch is saved unasked, the first
+    folder, original, calls = begin("stage=pretrain", "stages.pretrain.epochs=5"), getattr(Classifier, method), []
+
+    def asked(self, *batch):
+        calls.append((self.current_epoch, batch[-1]))
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Classifier, method, asked)
+        try:
+            run(folder)
+        except KeyboardInterrupt:
+            place, epoch = folder.stage("pretrain"), calls[-1][0]
+            within = place.reached.batches > 0
+            assert place.trained or place.reached.epochs + within >= epoch + (method == "validation_step")
+            assert place.trained or place.reached != (0, 0)
+    run(folder)
+    assert folder.status()["state"] == "finished"

@@ -1,6 +1,7 @@
 """What ends a run from outside: Ctrl-C, SIGTERM, and SIGUSR1 or SIGUSR2, by which SLURM tells that a job's time is up.
 
-Each ends it cleanly: in training after the step that is being computed, whose state is kept, elsewhere at once. A
+Each ends it cleanly: in training after the step that is being computed (an epoch's last one: after its validation),
+whose state is kept, elsewhere at once. A
 second signal does not wait for any of that.
 """
 

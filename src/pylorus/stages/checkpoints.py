@@ -46,12 +46,8 @@ class Checkpoints(pl.Callback):
         self._reached = Reached(0, 0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the clock of what would be lost; from here on a signal waits for the end of a step."""
+        """Starts the clock of what would be lost; from here to the end a signal waits for what can be saved."""
         self._trained_since = time.monotonic()
-        self._stop.wait_for_step()
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After validation."""
         self._stop.wait_for_step()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *step: Any) -> None:
@@ -63,22 +59,23 @@ class Checkpoints(pl.Callback):
         batches = int(trainer.fit_loop.epoch_loop.batch_idx) + 1
         waited = time.monotonic() - self._trained_since
         due, stop = self._processes.any(waited >= max(LONGEST, self._cost / SHARE_OF_TIME), self._stop.asked)
-        # When the last batch of an epoch is done, its end is what is saved.
-        if (due or stop) and batches < trainer.num_training_batches:
+        if batches == trainer.num_training_batches:
+            return  # the epoch's end is what is saved, after its validation
+        if due or stop:
             self._save_last(trainer, Reached(trainer.current_epoch, batches))
         if stop:
             self._stop.now()
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on a signal ends the run at once."""
-        self._stop.at_once()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Before anything of the epoch is written."""
         RunFolder(self._saved.path.parent).expect_there()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After validation and after early stopping has decided."""
+        """After validation and after early stopping has decided.
+
+        Raises:
+            KeyboardInterrupt: If the run was asked to stop since the epoch's last step; its state is kept.
+        """
         score = self._sign * float(trainer.callback_metrics["monitor"])
         if score > self._best_score or self._best_epoch < 0:  # an undefined score is better than none only
             self._best_score = score if math.isfinite(score) else -math.inf
@@ -86,8 +83,11 @@ class Checkpoints(pl.Callback):
             self._save(trainer, self._saved.best(self._best_epoch), weights_only=True)
         done = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         due = time.monotonic() - self._saved_at >= self._cost / SHARE_OF_TIME
-        if not done and self._processes.any(due and self._processes.first)[0]:
+        due, stop = self._processes.any(due and self._processes.first, self._stop.asked)
+        if (due and not done) or stop:
             self._save_last(trainer, Reached(trainer.current_epoch + 1, 0))
+        if stop:
+            self._stop.now()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The stage is trained: its best epoch is known."""
@@ -96,6 +96,7 @@ class Checkpoints(pl.Callback):
             write_json(self._saved.record, {"epochs": int(trainer.current_epoch), "best_epoch": self._best_epoch + 1})
             self._saved.forget_way()
         self._processes.wait()
+        self._stop.at_once()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
