@@ -84,6 +84,7 @@ class Checkpoints(pl.Callback):
         done = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         due = time.monotonic() - self._saved_at >= self._cost / SHARE_OF_TIME
         due, stop = self._processes.any(due and self._processes.first, self._stop.asked)
+        stop = stop and not trainer.should_stop  # gone on with, it would train on where patience has ended the stage
         if (due and not done) or stop:
             self._save_last(trainer, Reached(trainer.current_epoch + 1, 0))
         if stop:
