@@ -5,7 +5,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from pylorus.evaluation.delong import auroc, covariance, freedom, structural_components
+from pylorus.evaluation.delong import auroc, covariance, structural_components
+from pylorus.evaluation.interval import compute_satterthwaite_freedom
 
 
 def brute_force(positive, scores, groups):
@@ -122,22 +123,40 @@ def test_one_positive_and_one_negative_tell_as_little_as_one_coin():
     assert found.low == pytest.approx(1 / (1 + quantile**2), abs=1e-6)
 
 
-def test_the_same_score_for_all_images_has_no_interval():
+def test_the_same_score_for_all_images_has_a_wide_interval():
     found = auroc(np.array([True, True, False, False]), np.full(4, 0.3))
     assert found.value == 0.5
-    assert not found.has_interval
+    assert found.low < 0.2
+    assert found.high > 0.8
 
 
-def test_one_patient_with_all_positives_has_no_interval():
-    found = auroc(np.array([True, True, False, False]), np.array([4.0, 2, 3, 1]), np.array([0, 0, 1, 2]))
-    assert found.value == 0.75
-    assert not found.has_interval
+def test_one_patient_with_all_positives_counts_as_one_positive():
+    scores = np.array([4.0, 3.5, 2, 3, 1, 0.5, 0.2, 0.1])
+    positive, patients = np.arange(8) < 3, np.array([0, 0, 0, 1, 2, 3, 4, 5])
+    found = auroc(positive, scores, patients)
+    alone = auroc(positive, scores)
+    assert found.value == alone.value
+    assert found.low < alone.low < found.value
+    assert found.has_interval
+
+
+def test_few_positive_patients_give_a_wider_interval_than_many():
+    generator = np.random.default_rng(0)
+    patients = np.repeat(np.arange(100), 5)
+    ease = 0.7 * generator.standard_normal(100)[patients] + 0.7 * generator.standard_normal(500)
+    widths = []
+    for positives in (4, 50):
+        positive = patients < positives
+        found = auroc(positive, ease + 1.5 * positive, patients)
+        widths.append(found.high - found.low)
+    assert widths[0] > 2 * widths[1]
 
 
 def test_few_groups_that_make_up_the_variance_leave_few_degrees_of_freedom():
-    assert freedom(np.array([1.0, 1.0, *np.zeros(500)])) == pytest.approx(4, rel=0.01)
-    assert freedom(np.random.default_rng(0).standard_normal(20_000)) == pytest.approx(20_000, rel=0.1)
-    assert freedom(np.ones(10)) == 9
+    assert compute_satterthwaite_freedom(np.array([1.0, 1.0, *np.zeros(500)])) == pytest.approx(4, rel=0.01)
+    normal = np.random.default_rng(0).standard_normal(20_000)
+    assert compute_satterthwaite_freedom(normal) == pytest.approx(20_000, rel=0.1)
+    assert compute_satterthwaite_freedom(np.ones(10)) == 9
 
 
 def test_scores_with_nan_are_refused():

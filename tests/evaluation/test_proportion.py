@@ -98,3 +98,30 @@ def test_a_matrix_gives_what_its_images_one_by_one_give():
 def test_what_is_no_matrix_of_images_is_refused(broken):
     with pytest.raises(ValueError, match=r"confusion|no true labels"):
         proportions_of_confusion(broken)
+
+
+def test_three_wrong_single_images_among_large_patients_do_not_look_certain():
+    """45 patients of one image, 5 of 30: what is wrong lies with small patients, but large ones might be."""
+    patients = np.concatenate([np.arange(45), np.repeat(np.arange(45, 50), 30)])
+    right = np.ones(195, dtype=bool)
+    right[:3] = False
+    found, plain = clustered_wilson(right, patients), clustered_wilson(right, None)
+    assert found.low < plain.low - 0.05
+
+
+def test_large_and_small_patients_are_covered_together():
+    """Where one patient in ten has 30 images, a share of 90 % is held by at least 90 of 100 intervals."""
+    generator, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        sizes = np.where(generator.random(50) < 0.9, 1, 30)
+        chance = np.repeat(generator.beta(0.9 * 2 / 3, 0.1 * 2 / 3, 50), sizes)  # intraclass correlation 0.6
+        found = clustered_wilson(generator.random(len(chance)) < chance, np.repeat(np.arange(50), sizes))
+        held += found.low <= 0.9 <= found.high
+    assert held / 400 >= 0.92
+
+
+def test_an_undefined_share_says_why():
+    shares = proportions_of_predictions(np.array([0, 0, 1]), np.array([0, 1, 1]), None, classes=3)
+    assert shares.sensitivity[2].reason == "no image is of the class"
+    assert shares.precision[2].reason == "the class is never predicted"
+    assert shares.accuracy.reason == ""

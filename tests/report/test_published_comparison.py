@@ -13,7 +13,7 @@ FAST = ReportOptions(published=True, resamples=100)
 
 def test_a_result_stands_beside_the_published_one_of_its_model_and_stage(make_run):
     evidence = gather([make_run(model="inception_v3.tf_in1k")], FAST)
-    found = compare_with_published(evidence.results, FAST)
+    found = compare_with_published(evidence.results)
     assert [(each.theirs.model, each.theirs.stage) for each in found] == [
         ("Inception-V3", "pretrain"),
         ("Inception-V3", "finetune"),
@@ -22,7 +22,7 @@ def test_a_result_stands_beside_the_published_one_of_its_model_and_stage(make_ru
 
 def test_a_model_that_the_study_did_not_have_stands_beside_its_winner(make_run):
     evidence = gather([make_run(model="convnext_tiny.fb_in1k", stages=("finetune",))], FAST)
-    (found,) = compare_with_published(evidence.results, FAST)
+    (found,) = compare_with_published(evidence.results)
     assert (found.theirs.model, found.theirs.stage) == ("ResNet50", "finetune")
 
 
@@ -30,7 +30,7 @@ def test_the_difference_is_unpaired_with_newcombes_interval(make_run):
     evidence = gather(
         [make_run(stages=("finetune",), confusions={"finetune": STUDY.result("VGG19", "finetune").counts})], FAST
     )
-    found = compare_with_published(evidence.results, FAST)
+    found = compare_with_published(evidence.results)
     row = published_comparison_table(found).rows[0]
     expected = difference_of_independent(wilson(401, 450), wilson(409, 450))
     assert row.cells[2] == "accuracy"
@@ -44,7 +44,7 @@ def test_the_difference_is_unpaired_with_newcombes_interval(make_run):
 
 def test_classes_are_matched_by_name_in_whatever_order(make_run):
     evidence = gather([make_run(names=("CG", "GC", "GU"), stages=("finetune",))], FAST)
-    (found,) = compare_with_published(evidence.results, FAST)
+    (found,) = compare_with_published(evidence.results)
     ours = {name: ours for name, ours, _ in found.indices}
     shares = evidence.results[0].images.shares
     assert ours["sensitivity of CG"] == shares.sensitivity[0]

@@ -19,7 +19,18 @@ def test_an_undefined_value_is_a_dash_with_a_note_and_never_a_number():
 def test_a_value_whose_interval_is_unknown_stands_and_says_so():
     found = table(("a", "x", Number(100.0, 1, (math.nan, math.nan))))
     assert found.numbers[0].text == "100.0 (–)"
-    assert any("can't tell an interval" in note for note in found.all_notes)
+    assert any(note.startswith("(–): no interval") for note in found.all_notes)
+
+
+def test_what_is_undefined_says_why():
+    nan = math.nan
+    found = table(
+        ("a", "x", Number(nan, 1, (nan, nan), reason="the class is never predicted")),
+        ("b", "x", Number(nan, 1, (nan, nan), reason="no image is of the class")),
+        ("c", "x", Number(2.5, 1, (nan, nan), reason="all images are of one group")),
+    )
+    assert "–: undefined, since the class is never predicted, or no image is of the class." in found.all_notes
+    assert "(–): no interval, since all images are of one group." in found.all_notes
 
 
 def test_a_table_without_undefined_values_has_no_such_note():

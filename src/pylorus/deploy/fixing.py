@@ -62,7 +62,7 @@ def said_calibration(calibration: Calibration) -> SaidCalibration:
     """The temperature and what it does to the test images."""
     fitted = calibration.temperature
     return SaidCalibration(
-        fitted.temperature, fitted.identified, fitted.images, calibration.before.ece, calibration.after.ece
+        fitted.temperature, fitted.identified, fitted.images, calibration.before.ece.value, calibration.after.ece.value
     )
 
 

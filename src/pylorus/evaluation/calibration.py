@@ -1,4 +1,4 @@
-"""Whether a probability of 0.8 is right eight times in ten: scores, and a temperature to mend it."""
+"""Whether a probability of 0.8 is right eight times in ten: scores with intervals, and a temperature to correct it."""
 
 import math
 from dataclasses import dataclass
@@ -7,8 +7,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
-from pylorus.evaluation.inputs import checked_logits, checked_probabilities, labels_in_range
-from pylorus.evaluation.reliability import BINS, reliability_curve
+from pylorus.evaluation.estimate import Estimate, undefined
+from pylorus.evaluation.influence import compute_copies, estimate_bounded_mean, estimate_mean_variance
+from pylorus.evaluation.inputs import (
+    checked_flags,
+    checked_logits,
+    checked_probabilities,
+    checked_scores,
+    group_codes,
+    labels_in_range,
+)
+from pylorus.evaluation.interval import check_confidence, quantile
+from pylorus.evaluation.proportion import ALL_IMAGES, NO_IMAGES, ONE_GROUP, clustered_wilson
+from pylorus.evaluation.reliability import BINS, assign_equal_mass_bins, reliability_curve
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
 """Where a temperature is looked for: beyond, logits would be scaled more than twentyfold."""
@@ -138,6 +149,191 @@ def calibration_scores(
         brier=float((error**2).sum(axis=1).mean()),
         nll=nll,
     )
+
+
+@dataclass(frozen=True)
+class CalibrationEstimates:
+    """Scores of a set of probabilities with intervals that keep groups together; lower is better for each.
+
+    Attributes:
+        ece: As in `CalibrationScores`. The interval is for the error of the population, without what few images in a
+            bin add to it by chance.
+        brier: As in `CalibrationScores`.
+        nll: As in `CalibrationScores`.
+    """
+
+    ece: Estimate
+    brier: Estimate
+    nll: Estimate
+
+
+@dataclass(frozen=True)
+class CalibrationLine:
+    """Logistic recalibration of one class's probability: log odds of the truth against log odds of the model.
+
+    Attributes:
+        slope: 1 if calibrated; below 1 the model is surer than it should be, above 1 less sure.
+        intercept: With the slope held at 1; 0 if calibrated, above 0 the class is more frequent than the model says.
+    """
+
+    slope: Estimate
+    intercept: Estimate
+
+
+def estimate_calibration(
+    probabilities: NDArray[np.float64],
+    true: NDArray[np.int64],
+    groups: NDArray[np.generic] | None = None,
+    *,
+    bins: int = BINS,
+    confidence: float = 0.95,
+) -> CalibrationEstimates:
+    """Compute calibration error, Brier score and negative log likelihood with intervals.
+
+    Brier: Wilson interval of as many images as have its variance, with Student's t. NLL: symmetric on the log scale.
+    ECE: chance alone makes it larger than it is in the population, the more so the fewer images a bin has. The lower
+    end starts from errors that are corrected for their variance, sqrt(max(0, d² - Var d)), as for squared errors
+    (Kumar et al. 2019), the upper end from the value itself; so the interval is asymmetric.
+
+    Args:
+        probabilities: Shape (n, classes); rows sum to one.
+        true: True classes, of shape (n,).
+        groups: Names of shape (n,) of what the images belong to, or None if each stands for itself.
+        bins: Bins of equal mass for the calibration error, >= 1.
+        confidence: Coverage of the intervals, in (0, 1).
+
+    Raises:
+        ValueError: If the arrays don't fit each other, are empty, hold NaN or rows that don't sum to one.
+
+    Example:
+        >>> chance, truth = np.tile([[0.8, 0.2]], (50, 1)), np.arange(50) % 5 // 4
+        >>> found = estimate_calibration(chance, truth)
+        >>> round(found.brier.value, 2), found.brier.low < 0.32 < found.brier.high, round(found.ece.low, 2)
+        (0.32, True, 0.0)
+    """
+    check_confidence(confidence)
+    table = checked_probabilities(probabilities)
+    truth = _fitting_labels(true, table)
+    codes = group_codes(groups, length=len(truth))
+    rows = np.arange(len(truth))
+    error = table.copy()
+    error[rows, truth] -= 1
+    chance = table[rows, truth]
+    return CalibrationEstimates(
+        ece=_estimate_ece(table, truth, codes, bins, confidence),
+        brier=estimate_bounded_mean((error**2).sum(axis=1), codes, highest=2.0, confidence=confidence),
+        nll=_estimate_nll(chance, codes, confidence),
+    )
+
+
+def calibration_line(
+    positive: NDArray[np.bool_],
+    probability: NDArray[np.float64],
+    groups: NDArray[np.generic] | None = None,
+    *,
+    confidence: float = 0.95,
+) -> CalibrationLine:
+    """Fit slope and intercept of logistic recalibration (Cox 1958; Van Calster et al. 2019).
+
+    Standard errors are cluster-robust (sandwich), with Student's t of the groups of the rarer kind.
+
+    Args:
+        positive: Shape (n,): whether each image is of the class.
+        probability: Shape (n,): the class's probability, in [0, 1]; 0 and 1 count as 10⁻¹² from there.
+        groups: Names of shape (n,) of what the images belong to, or None if each stands for itself.
+        confidence: Coverage of the intervals, in (0, 1).
+
+    Raises:
+        ValueError: If the arrays don't fit each other or are empty, or a probability is not in [0, 1].
+
+    Example:
+        >>> chance = np.repeat([0.2, 0.8], 20)
+        >>> positive = np.arange(40) % 5 < np.repeat([1, 4], 20)
+        >>> line = calibration_line(positive, chance)
+        >>> round(line.slope.value, 3), line.slope.low < 1 < line.slope.high
+        (1.0, True)
+    """
+    check_confidence(confidence)
+    flags = checked_flags(positive, name="positive")
+    chance = checked_scores(probability, length=len(flags))
+    if ((chance < 0) | (chance > 1)).any():
+        raise ValueError("a calibration line needs probabilities in [0, 1]; give calibrated ones, no logits")
+    codes = group_codes(groups, length=len(flags))
+    if flags.all() or not flags.any():
+        nothing = undefined(ALL_IMAGES if flags.all() else NO_IMAGES)
+        return CalibrationLine(nothing, nothing)
+    odds = special.logit(np.clip(chance, 1e-12, 1 - 1e-12))
+    freedom = max(1.0, min(compute_copies(codes[flags]), compute_copies(codes[~flags])) - 1)
+    intercept = _fit_logistic(flags, np.ones((len(flags), 1)), odds, codes, freedom, confidence)
+    if odds[flags].min() > odds[~flags].max() or odds[flags].max() < odds[~flags].min():
+        return CalibrationLine(undefined("the class is separated without an error, so no slope is the best"), intercept)
+    if np.ptp(odds) < 1e-9:
+        return CalibrationLine(undefined("all images have the same probability"), intercept)
+    design = np.column_stack([odds, np.ones(len(flags))])
+    return CalibrationLine(_fit_logistic(flags, design, np.zeros(len(flags)), codes, freedom, confidence), intercept)
+
+
+def _fit_logistic(
+    positive: NDArray[np.bool_],
+    design: NDArray[np.float64],
+    offset: NDArray[np.float64],
+    codes: NDArray[np.int64],
+    freedom: float,
+    confidence: float,
+) -> Estimate:
+    """Fit a logistic regression and estimate its first coefficient."""
+    weights, information = np.zeros(design.shape[1]), np.eye(design.shape[1])
+    for _ in range(100):
+        chance = special.expit(design @ weights + offset)
+        information = design.T @ (design * np.maximum(chance * (1 - chance), 1e-12)[:, None])
+        step = np.linalg.solve(information, design.T @ (positive - chance))
+        # A long step may overshoot where the model is nearly certain throughout.
+        weights = weights + step * min(1.0, 2.0 / max(float(np.abs(step).max()), 1e-12))
+        if float(np.abs(step).max()) < 1e-10:
+            break
+    value = float(weights[0])
+    scores = design * (positive - special.expit(design @ weights + offset))[:, None]
+    groups = int(codes.max()) + 1
+    if groups < 2:
+        return Estimate(value, math.nan, math.nan, reason=ONE_GROUP)
+    sums = np.column_stack([np.bincount(codes, weights=column) for column in scores.T])
+    bread = np.linalg.inv(information)
+    variance = groups / (groups - 1) * float((bread @ (sums.T @ sums) @ bread)[0, 0])
+    reach = quantile(confidence, freedom=freedom) * math.sqrt(max(variance, 0.0))
+    return Estimate(value, value - reach, value + reach)
+
+
+def _estimate_nll(chance: NDArray[np.float64], codes: NDArray[np.int64], confidence: float) -> Estimate:
+    if (chance == 0).any():
+        return Estimate(math.inf, math.nan, math.nan, reason="a true class was given the probability 0")
+    losses = -np.log(chance)
+    value, spread = float(losses.mean()), estimate_mean_variance(losses, codes)
+    if math.isnan(spread.variance):
+        return Estimate(value, math.nan, math.nan, reason=ONE_GROUP)
+    reach = quantile(confidence, freedom=spread.freedom) * math.sqrt(spread.variance) / value if value > 0 else 0.0
+    return Estimate(value, value * math.exp(-reach), value * math.exp(reach))
+
+
+def _estimate_ece(
+    table: NDArray[np.float64], truth: NDArray[np.int64], codes: NDArray[np.int64], bins: int, confidence: float
+) -> Estimate:
+    sure, right = table.max(axis=1), table.argmax(axis=1) == truth
+    member = assign_equal_mass_bins(sure, bins=bins)
+    images = np.bincount(member)
+    gaps = np.bincount(member, weights=sure - right) / images
+    share = images / len(truth)
+    errors = quantile(confidence)
+    reaches = []
+    for each in range(len(images)):
+        inside = member == each
+        spread = estimate_mean_variance((sure - right)[inside], codes[inside])
+        accuracy = clustered_wilson(right[inside], codes[inside], confidence=confidence)
+        # Wilson's interval is not sure of a bin without a mistake, but is too narrow for one of few images.
+        reaches.append(max((accuracy.high - accuracy.low) / 2, errors * math.sqrt(np.nan_to_num(spread.variance))))
+    value = float(share @ np.abs(gaps))
+    corrected = float(share @ np.sqrt(np.maximum(gaps**2 - (np.array(reaches) / errors) ** 2, 0.0)))
+    reach = float(np.sqrt(((share * np.array(reaches)) ** 2).sum()))
+    return Estimate(value, max(0.0, min(value, corrected - reach)), min(1.0, value + reach))
 
 
 def _fitting_labels(true: NDArray[np.int64], table: NDArray[np.float64]) -> NDArray[np.int64]:

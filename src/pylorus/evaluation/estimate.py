@@ -1,15 +1,18 @@
 """A number and the interval that goes with it: the one shape of every result that is not a curve."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A value with its confidence interval.
 
-    `value` is nan where the index is undefined (0/0). `low` and `high` are nan where the data cannot tell how
-    far the value is to be trusted; then the value stands, without an interval.
+    Attributes:
+        value: NaN where the index is undefined.
+        low: Lower end of the interval; NaN where there is no value or no interval.
+        high: Upper end.
+        reason: Why there is no value, or no interval, in words that follow a colon; empty where there are both.
 
     Example:
         >>> Estimate(value=0.9, low=0.85, high=0.94).has_interval
@@ -19,6 +22,7 @@ class Estimate:
     value: float
     low: float
     high: float
+    reason: str = field(default="", kw_only=True)
 
     @property
     def defined(self) -> bool:
@@ -29,3 +33,13 @@ class Estimate:
     def has_interval(self) -> bool:
         """Whether both ends of the interval are known."""
         return not (math.isnan(self.low) or math.isnan(self.high))
+
+
+def undefined(reason: str) -> Estimate:
+    """Return an estimate without a value, and why there is none.
+
+    Example:
+        >>> undefined("no image is of class GC").defined
+        False
+    """
+    return Estimate(math.nan, math.nan, math.nan, reason=reason)

@@ -1,34 +1,54 @@
-"""Balanced accuracy, macro averages, kappa, MCC and F1 of each class, with clustered bootstrap intervals.
+"""Balanced accuracy, macro averages, kappa, MCC and F1 of each class, with intervals.
 
-Shares of images (accuracy, sensitivity, …) have their intervals in `proportion`; these indices are no shares.
+Proportions of images (accuracy, sensitivity, …) have their intervals in `proportion`. These indices build on them:
+
+* F1 of a class is 2 J / (1 + J), where J is a proportion: of the images that are, or are called, of the class, those
+  that are both. Its interval is the Wilson interval of J, carried over.
+* Averages of classes combine the intervals of the classes (`average_estimates`).
+* Cohen's kappa and MCC are 1 - e / q, where e is the share of errors. Their interval is the Wilson interval of e, at
+  the number of images with which e / q has the variance of the index.
+
+So an index has an interval wherever it is defined, also where no image is mistaken.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.evaluation.bootstrap import (
-    RESAMPLES,
-    BootstrapEstimate,
-    Patterns,
-    bootstrap_estimate,
-    group_patterns,
-    resampled_indices,
-)
 from pylorus.evaluation.confusion import class_indices, confusion_matrix, overall_indices
-from pylorus.evaluation.inputs import group_codes, labels_in_range
+from pylorus.evaluation.estimate import Estimate, undefined
+from pylorus.evaluation.influence import (
+    Linearisation,
+    Patterns,
+    average_estimates,
+    compute_copies,
+    correlate,
+    group_patterns,
+    linearise_indices,
+)
+from pylorus.evaluation.inputs import group_codes, labels_in_range, warn_of_unused
+from pylorus.evaluation.interval import check_confidence
+from pylorus.evaluation.proportion import (
+    ClusterDesign,
+    clustered_wilson,
+    compute_cluster_design,
+    proportions_of_predictions,
+)
 
 OVERALL = ("balanced_accuracy", "macro_precision", "macro_f1", "cohen_kappa", "mcc")
-"""The indices of all classes together that need a bootstrap."""
+"""The indices of all classes together that are no proportions of images."""
 
-LOWEST = {"cohen_kappa": -1.0, "mcc": -1.0}
-"""The least value of the indices whose range is not [0, 1]."""
+NEITHER = "no image is of the class or called so"
+ONE_CLASS = "all images are of one class and called so"
+CHANCE = {"cohen_kappa": ONE_CLASS, "mcc": "all images are of one class, or all are called so"}
+"""Why an index that allows for chance is undefined."""
 
 
 @dataclass(frozen=True)
 class IndexEstimates:
-    """Indices of a confusion matrix that are no shares of images, with intervals; nan where undefined.
+    """Indices of a confusion matrix that are no proportions of images, with intervals; NaN where undefined.
 
     Attributes:
         balanced_accuracy: Mean sensitivity, in [0, 1].
@@ -39,12 +59,12 @@ class IndexEstimates:
         f1: F1 of each class, in [0, 1], in the order of the classes.
     """
 
-    balanced_accuracy: BootstrapEstimate
-    macro_precision: BootstrapEstimate
-    macro_f1: BootstrapEstimate
-    cohen_kappa: BootstrapEstimate
-    mcc: BootstrapEstimate
-    f1: tuple[BootstrapEstimate, ...]
+    balanced_accuracy: Estimate
+    macro_precision: Estimate
+    macro_f1: Estimate
+    cohen_kappa: Estimate
+    mcc: Estimate
+    f1: tuple[Estimate, ...]
 
 
 def indices_of_predictions(
@@ -53,11 +73,11 @@ def indices_of_predictions(
     groups: NDArray[np.generic] | None,
     *,
     classes: int,
-    seed: int,
-    resamples: int = RESAMPLES,
     confidence: float = 0.95,
+    seed: int | None = None,
+    resamples: int | None = None,
 ) -> IndexEstimates:
-    """Indices with intervals that draw whole groups; the order of the images makes no difference.
+    """Compute indices with intervals that keep groups together; the order of the images makes no difference.
 
     Args:
         true: True classes of shape (n,), whole numbers in [0, classes).
@@ -65,9 +85,9 @@ def indices_of_predictions(
         groups: Names of shape (n,) of what the images belong to (patients), or None if each stands for
             itself.
         classes: How many classes there are.
-        seed: The same seed gives the same intervals.
-        resamples: How many resamples to draw.
         confidence: Coverage of the intervals, in (0, 1).
+        seed: Deprecated, without effect: nothing is drawn any more.
+        resamples: Deprecated like `seed`.
 
     Raises:
         ValueError: If the arrays don't fit each other, are empty, or hold labels out of range.
@@ -75,62 +95,114 @@ def indices_of_predictions(
     Example:
         >>> true = np.repeat([0, 1], 20)
         >>> predicted = np.where(np.arange(40) % 5 == 0, 1 - true, true)
-        >>> found = indices_of_predictions(true, predicted, None, classes=2, seed=0)
+        >>> found = indices_of_predictions(true, predicted, None, classes=2)
         >>> round(found.macro_f1.value, 3), found.macro_f1.low < 0.8 < found.macro_f1.high
         (0.8, True)
     """
+    check_confidence(confidence)
+    warn_of_unused(seed=seed, resamples=resamples)
     confusion_matrix(true, predicted, classes)  # refuses what does not fit
     truth, guess = labels_in_range(true, classes), labels_in_range(predicted, classes)
     codes = group_codes(groups, length=len(truth))
-    patterns = group_patterns(codes, truth * classes + guess)
-    return _estimates(patterns, classes=classes, seed=seed, resamples=resamples, confidence=confidence)
+    patterns, copies = group_patterns(codes, truth * classes + guess), compute_copies(codes)
+    f1 = tuple(_estimate_f1(truth == each, guess == each, codes, confidence) for each in range(classes))
+    shares = proportions_of_predictions(truth, guess, codes, classes=classes, confidence=confidence)
+
+    def average(name: str, parts: tuple[Estimate, ...], unknown: float) -> Estimate:
+        def compute(tables: NDArray[np.float64]) -> NDArray[np.float64]:
+            found: NDArray[np.float64] = getattr(class_indices(tables.reshape(-1, classes, classes)), name)
+            return found
+
+        covariance = linearise_indices(patterns, compute, width=classes**2).covariance
+        return average_estimates(parts, correlate(covariance, copies=copies, unknown=unknown))
+
+    overall = linearise_indices(patterns, lambda tables: _compute_chance_indices(tables, classes), width=classes**2)
+    accuracy = _compute_accuracy_design(patterns, classes)
+    present, called = (np.bincount(labels, minlength=classes) / len(truth) for labels in (truth, guess))
+    by_chance = 1 - float(present @ called)
+    kappa, mcc = (
+        _estimate_beyond_chance(overall, at, name, accuracy, by_chance, confidence) for at, name in enumerate(CHANCE)
+    )
+    return IndexEstimates(
+        balanced_accuracy=average("sensitivity", shares.sensitivity, 0.0),
+        macro_precision=average("precision", shares.precision, 0.0),
+        # An error counts for two classes: two classes without any share one in classes - 1 of those they may have.
+        macro_f1=average("f1", f1, 1 / (classes - 1)),
+        cohen_kappa=kappa,
+        mcc=mcc,
+        f1=f1,
+    )
 
 
 def indices_of_confusion(
-    confusion: NDArray[np.int64], *, seed: int, resamples: int = RESAMPLES, confidence: float = 0.95
+    confusion: NDArray[np.int64],
+    *,
+    confidence: float = 0.95,
+    seed: int | None = None,
+    resamples: int | None = None,
 ) -> IndexEstimates:
-    """Indices with intervals from counts of independent images, as in a published matrix.
+    """Compute indices with intervals from counts of independent images, as in a published matrix.
 
     Args:
         confusion: Counts of shape (classes, classes), not all zero; rows are true, columns predicted.
-        seed: The same seed gives the same intervals.
-        resamples: How many resamples to draw.
         confidence: Coverage of the intervals, in (0, 1).
+        seed: Deprecated, without effect: nothing is drawn any more.
+        resamples: Deprecated like `seed`.
 
     Raises:
         ValueError: If confusion is no square matrix of counts, or holds no image.
 
     Example:
         >>> resnet50 = np.array([[143, 7, 0], [11, 120, 19], [0, 4, 146]])
-        >>> round(indices_of_confusion(resnet50, seed=0).macro_f1.value, 4)
+        >>> round(indices_of_confusion(resnet50).macro_f1.value, 4)
         0.9073
     """
+    warn_of_unused(seed=seed, resamples=resamples)
     counts = np.asarray(confusion)
     overall_indices(counts)  # refuses what is no matrix of counts
     if counts.ndim != 2 or not np.issubdtype(counts.dtype, np.integer) or not counts.any():
         raise ValueError(f"confusion is {counts.dtype} of shape {counts.shape}; expected one matrix of images")
-    cells = counts.ravel()
-    seen = np.flatnonzero(cells)
-    patterns = Patterns(seen=seen, images=np.eye(len(seen)), groups=cells[seen].astype(np.int64))
-    return _estimates(patterns, classes=len(counts), seed=seed, resamples=resamples, confidence=confidence)
+    true, predicted = np.divmod(np.repeat(np.arange(counts.size), counts.ravel()), len(counts))
+    return indices_of_predictions(true, predicted, None, classes=len(counts), confidence=confidence)
 
 
-def _estimates(patterns: Patterns, *, classes: int, seed: int, resamples: int, confidence: float) -> IndexEstimates:
-    def indices(tables: NDArray[np.float64]) -> NDArray[np.float64]:
-        stack = tables.reshape(-1, classes, classes)
-        overall = overall_indices(stack)
-        return np.column_stack([getattr(overall, name) for name in OVERALL] + [class_indices(stack).f1])
+def _estimate_f1(
+    present: NDArray[np.bool_], called: NDArray[np.bool_], codes: NDArray[np.int64], confidence: float
+) -> Estimate:
+    either = present | called
+    if not either.any():
+        return undefined(NEITHER)
+    overlap = clustered_wilson((present & called)[either], codes[either], confidence=confidence)
+    value, low, high = (2 * share / (1 + share) for share in (overlap.value, overlap.low, overlap.high))
+    return Estimate(value, low, high)
 
-    values = resampled_indices(patterns, indices, width=classes**2, resamples=resamples, seed=seed)
 
-    def estimate(column: int, *, lowest: float = 0.0) -> BootstrapEstimate:
-        return bootstrap_estimate(
-            float(values[0, column]),
-            values[1:, column],
-            groups=int(patterns.groups.sum()),
-            lowest=lowest,
-            confidence=confidence,
-        )
+def _compute_chance_indices(tables: NDArray[np.float64], classes: int) -> NDArray[np.float64]:
+    """Accuracy is the last column; the others are in the order of `CHANCE`."""
+    found = overall_indices(tables.reshape(-1, classes, classes))
+    return np.column_stack([*(getattr(found, name) for name in CHANCE), found.accuracy])
 
-    overall = {name: estimate(at, lowest=LOWEST.get(name, 0.0)) for at, name in enumerate(OVERALL)}
-    return IndexEstimates(**overall, f1=tuple(estimate(len(OVERALL) + each) for each in range(classes)))
+
+def _compute_accuracy_design(patterns: Patterns, classes: int) -> ClusterDesign:
+    right = patterns.images[:, patterns.seen // classes == patterns.seen % classes].sum(axis=1)
+    sizes = patterns.images.sum(axis=1)
+    return compute_cluster_design(np.repeat(right, patterns.groups), np.repeat(sizes, patterns.groups))
+
+
+def _estimate_beyond_chance(
+    overall: Linearisation, index: int, name: str, accuracy: ClusterDesign, by_chance: float, confidence: float
+) -> Estimate:
+    """Estimate kappa or MCC as 1 - e / q from the Wilson interval of the share of errors e."""
+    value, errors = float(overall.values[index]), 1 - float(overall.values[-1])
+    if math.isnan(value):
+        return undefined(CHANCE[name])
+    if errors <= 0:
+        # Without an error kappa and MCC are 1, and q is the same for both: the share of errors expected by chance.
+        scale, factor = by_chance, 1.0
+    else:
+        scale = errors / (1 - value)
+        spread = overall.covariance
+        ratio = float(spread[index, index]) * scale**2
+        factor = float(spread[-1, -1]) / ratio if ratio > 0 else 1.0
+    low, high = accuracy.rescale(factor).compute_interval(errors, confidence=confidence)
+    return Estimate(value, max(-1.0, 1 - high / scale), 1 - low / scale)

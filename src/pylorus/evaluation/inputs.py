@@ -3,6 +3,8 @@
 NumPy only, because the training loop comes through here by way of the confusion matrix.
 """
 
+import warnings
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -167,6 +169,21 @@ def group_codes(groups: NDArray[np.generic] | None, *, length: int) -> NDArray[n
         raise ValueError(f"groups are {array.dtype}; expected text or whole numbers, none missing")
     codes = np.unique(array, return_inverse=True)[1]
     return codes.astype(np.int64)
+
+
+def warn_of_unused(**arguments: object) -> None:
+    """Warn of arguments that earlier versions took and that have no effect any more.
+
+    Args:
+        arguments: Their values by name; None where the caller left them out.
+    """
+    given = [name for name, value in arguments.items() if value is not None]
+    if given:
+        warnings.warn(
+            f"{' and '.join(given)} have no effect: the intervals are computed without resampling; leave them out",
+            DeprecationWarning,
+            stacklevel=3,
+        )
 
 
 def _finite_table(table: NDArray[np.float64], *, name: str) -> NDArray[np.float64]:

@@ -6,7 +6,9 @@ From `scipy.special`, not `scipy.stats`: the same numbers, much faster for a sin
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import special
+from statsmodels.stats.proportion import proportion_confint
 
 
 def check_confidence(confidence: float) -> None:
@@ -85,3 +87,44 @@ def logit_interval(
     reach = quantile(confidence, freedom=freedom) * error / (width * share * (1 - share))
     low, high = special.expit(special.logit(share) + np.array([-reach, reach]))
     return lowest + width * float(low), lowest + width * float(high)
+
+
+def compute_satterthwaite_freedom(contributions: NDArray[np.float64]) -> float:
+    """Compute the degrees of freedom, 2 V² / Var(V), of a variance V that is a sum of squares (Satterthwaite 1946).
+
+    Near a perfect result a few images make up nearly all of the variance, and they are what there is to learn from,
+    however many others are recognised.
+
+    Args:
+        contributions: What each group adds to the deviation of an index, or of a difference, of shape (groups,), at
+            least two groups.
+
+    Returns:
+        Above 0 and never more than groups - 1; groups - 1 where all contributions are 0.
+
+    Example:
+        >>> round(compute_satterthwaite_freedom(np.array([0.02, -0.01, 0.01] + 100 * [0.0])), 2)
+        4.08
+    """
+    squares = contributions**2
+    total, most = float(squares.sum()), len(squares) - 1.0
+    spread = float((squares**2).sum()) - total**2 / len(squares)
+    return min(most, 2 * total**2 / spread) if spread > 0 else most
+
+
+def compute_wilson_ends(value: float, size: float, errors: float) -> tuple[float, float]:
+    """Compute the Wilson interval around a proportion.
+
+    Args:
+        value: The proportion, in [0, 1].
+        size: Number of independent images that it is a proportion of, > 0; need not be whole.
+        errors: Standard errors to either side, from `quantile`.
+
+    Example:
+        >>> low, high = compute_wilson_ends(0.9, 50.0, 1.96)
+        >>> round(low, 3), round(high, 3)
+        (0.786, 0.957)
+    """
+    low, high = proportion_confint(value * size, size, alpha=two_sided_p(errors), method="wilson")
+    # Rounding may put the ends of 0/n and n/n a hair outside.
+    return min(value, max(0.0, float(low))), max(value, min(1.0, float(high)))

@@ -1,26 +1,35 @@
-"""Two models on the same images: differences of AUROC (DeLong), macro F1 and its like (paired bootstrap).
+"""Two models on the same images: differences of AUROC (DeLong), macro F1 and its like, with intervals and tests.
 
-Each takes two `Predictions`, puts the second in the order of the first and refuses different sets of images.
-Differences are first minus second.
+Each function takes two `Predictions`, puts the second in the order of the first and refuses different sets of images.
+Differences are first minus second. Their intervals are combined from those of the two models and the correlation of
+their errors (MOVER, Zou, Psychol Methods 2007;12:399), so no end lies outside the scale of the index.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.evaluation.bootstrap import RESAMPLES, group_patterns, resampled_indices, standard_error
 from pylorus.evaluation.confusion import overall_indices
-from pylorus.evaluation.delong import covariance, structural_components
+from pylorus.evaluation.delong import auroc, compute_placements, estimate_area_variance
 from pylorus.evaluation.estimate import Estimate
+from pylorus.evaluation.index_intervals import OVERALL, indices_of_predictions
+from pylorus.evaluation.influence import group_patterns, linearise_indices
 from pylorus.evaluation.inputs import group_codes
-from pylorus.evaluation.interval import check_confidence, quantile, two_sided_p
+from pylorus.evaluation.interval import check_confidence, two_sided_p
 from pylorus.evaluation.mcnemar import mcnemar
 from pylorus.evaluation.predictions import Predictions, aligned
+from pylorus.evaluation.proportion import clustered_wilson
 
-INDICES = ("accuracy", "balanced_accuracy", "macro_precision", "macro_f1", "cohen_kappa", "mcc")
+INDICES = ("accuracy", *OVERALL)
 """What two models are compared by, besides AUROC."""
+
+RESAMPLES = 10_000
+"""Random exchanges of the two models unless told otherwise: a p of 0.05 is then known to within 0.002."""
+
+MOST_ENUMERATED = 12
+"""Up to so many groups that tell the models apart, all exchanges are counted instead of some drawn."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +37,8 @@ class Difference(Estimate):
     """A difference between two models on the same images, first minus second, with its interval.
 
     Attributes:
-        standard_error: Of the difference, > 0; nan where it can't be told.
-        p_value: Two-sided, of no difference, in [0, 1]; nan where it can't be told.
+        standard_error: Of the difference, linearised, with whole groups drawn; NaN for a single group.
+        p_value: Two-sided, of no difference, in [0, 1]; NaN where there is no difference to test.
     """
 
     standard_error: float
@@ -49,7 +58,10 @@ class PairedDifferences:
 
 
 def delong_test(first: Predictions, second: Predictions, *, class_name: str, confidence: float = 0.95) -> Difference:
-    """Difference of two one-vs-rest AUROCs on the same images (DeLong 1988; in groups Obuchowski 1997).
+    """Compute the difference of two one-vs-rest AUROCs on the same images (DeLong 1988; in groups Obuchowski 1997).
+
+    p is of Student's t, with Welch's degrees of freedom for positives and negatives and Satterthwaite's of the groups
+    of each: where few patients are positive there is little to tell from, however many are not.
 
     Args:
         first: One model's predictions.
@@ -58,9 +70,8 @@ def delong_test(first: Predictions, second: Predictions, *, class_name: str, con
         confidence: Coverage of the interval, in (0, 1).
 
     Returns:
-        The difference with its interval and p; all nan if the class, or the rest, has no images. If
-        the areas do not vary (both rank perfectly) the interval is nan, and p is 1 for equal areas and nan
-        otherwise.
+        The difference with its interval and p. Undefined if the class, or the rest, has no images. If the two areas
+        never vary apart p is 1 for equal areas and NaN otherwise.
 
     Raises:
         ValueError: If the two are not about the same images, or do not know the class.
@@ -81,19 +92,21 @@ def delong_test(first: Predictions, second: Predictions, *, class_name: str, con
     column = first.class_names.index(class_name)
     positive = first.true == column
     if positive.all() or not positive.any():
-        return Difference(math.nan, math.nan, math.nan, math.nan, math.nan)
-    scores = [first.probabilities[:, column], other.probabilities[:, column]]
-    parts = structural_components(positive, scores, first.group)
-    spread = covariance(parts)
-    value = float(parts.areas[0] - parts.areas[1])
-    variance = float(spread[0, 0] + spread[1, 1] - 2 * spread[0, 1])
-    if math.isnan(variance) or variance < 1e-18:
-        p_value = 1.0 if value == 0 else math.nan
-        return Difference(value, math.nan, math.nan, math.nan, p_value)
-    error = math.sqrt(variance)
-    reach = quantile(confidence) * error
-    p_value = two_sided_p(value / error)
-    return Difference(value, max(-1.0, value - reach), min(1.0, value + reach), error, p_value)
+        reason = auroc(positive, first.probabilities[:, column]).reason
+        return Difference(math.nan, math.nan, math.nan, math.nan, math.nan, reason=reason)
+    codes = group_codes(first.group, length=len(first.true))
+    scores = [model.probabilities[:, column] for model in (first, other)]
+    areas = [auroc(positive, score, codes, confidence=confidence) for score in scores]
+    placements = [compute_placements(positive, score) for score in scores]
+    apart = estimate_area_variance(positive, placements[0] - placements[1], codes)
+    value, error = areas[0].value - areas[1].value, math.sqrt(apart.variance)
+    errors = [area.standard_error for area in areas]
+    low, high = _combine_intervals(areas[0], areas[1], _correlate_errors(*errors, error))
+    if error > 1e-9:
+        p_value = two_sided_p(value / error, freedom=apart.freedom)
+    else:
+        p_value = 1.0 if abs(value) < 1e-12 else math.nan
+    return Difference(value, low, high, error, p_value)
 
 
 def paired_differences(
@@ -104,25 +117,25 @@ def paired_differences(
     resamples: int = RESAMPLES,
     confidence: float = 0.95,
 ) -> PairedDifferences:
-    """Differences of accuracy, macro F1 and their like, by drawing the same groups for both models.
+    """Compute differences of accuracy, macro F1 and their like between two models.
 
-    Interval and p come from the standard error of the resampled differences and Student's t, with as many
-    degrees of freedom as there are groups that the two models answer differently, less one: agreement,
-    however long, tells nothing of the difference. If fewer than two groups tell them apart there is no
-    interval, and p is 1. The p of accuracy is the exact one of `mcnemar`.
+    If two models are equally good, exchanging their answers on all images of a group changes nothing that matters. p is
+    the share of such exchanges, of all groups at random, with a difference as large as the one seen: the method of
+    `mcnemar`, for any index. That of accuracy is the exact one of `mcnemar`. An interval and a p come by different
+    ways and may, close to the level, disagree.
 
     Args:
         first: One model's predictions.
         second: The other's, about the same images.
-        seed: The same seed gives the same intervals.
-        resamples: How many resamples to draw.
+        seed: The same seed gives the same p.
+        resamples: How many random exchanges to draw, where there are too many to count them all.
         confidence: Coverage of the intervals, in (0, 1).
 
     Returns:
-        Differences, first minus second; nan for an index that is 0/0 for one of them.
+        Differences, first minus second; undefined for an index that is undefined for one of the models.
 
     Raises:
-        ValueError: If the two are not about the same images.
+        ValueError: If the two are not about the same images, or resamples is below 1.
 
     Example:
         >>> names, truth = np.array([f"image {i}" for i in range(40)]), np.arange(40) % 2
@@ -136,36 +149,97 @@ def paired_differences(
     check_confidence(confidence)
     other, classes = aligned(first, second), first.classes
     codes = group_codes(first.group, length=len(first.true))
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}; expected at least 1")
     cells = (first.true * classes + first.predicted) * classes + other.predicted
-    told_apart = len(np.unique(codes[first.predicted != other.predicted]))
 
-    def differences(tables: NDArray[np.float64]) -> NDArray[np.float64]:
+    def compute_both(tables: NDArray[np.float64]) -> NDArray[np.float64]:
         cube = tables.reshape(-1, classes, classes, classes)  # truth, the first's answer, the second's
-        ours, theirs = overall_indices(cube.sum(axis=3)), overall_indices(cube.sum(axis=2))
-        return np.column_stack([getattr(ours, name) - getattr(theirs, name) for name in INDICES])
+        models = [overall_indices(cube.sum(axis=axis)) for axis in (3, 2)]
+        return np.column_stack([getattr(model, name) for name in INDICES for model in models])
 
-    values = resampled_indices(
-        group_patterns(codes, cells), differences, width=classes**3, resamples=resamples, seed=seed
-    )
-    found = {
-        name: _difference(values[:, column], freedom=told_apart - 1, confidence=confidence)
-        for column, name in enumerate(INDICES)
-    }
-    # There is one exact answer to the question of accuracy; an approximate one beside it would only confuse.
-    found["accuracy"] = replace(found["accuracy"], p_value=mcnemar(first, other).p_value)
+    spread = linearise_indices(group_patterns(codes, cells), compute_both, width=classes**3).covariance
+    p_values = _exchange(first, other, codes, seed=seed, resamples=resamples)
+    p_values["accuracy"] = mcnemar(first, other).p_value
+    estimates = [_estimate_overall(model, codes, confidence) for model in (first, other)]
+    found = {}
+    for place, name in enumerate(INDICES):
+        one, two = (each[name] for each in estimates)
+        pair = spread[2 * place : 2 * place + 2, 2 * place : 2 * place + 2]
+        errors = np.sqrt(np.maximum(np.diagonal(pair), 0))
+        error = math.sqrt(max(0.0, float(pair[0, 0] + pair[1, 1] - 2 * pair[0, 1])))
+        low, high = _combine_intervals(one, two, _correlate_errors(*errors, error))
+        p_value = p_values[name] if one.defined and two.defined else math.nan
+        found[name] = Difference(one.value - two.value, low, high, error, p_value, reason=one.reason or two.reason)
     return PairedDifferences(**found)
 
 
-def _difference(values: NDArray[np.float64], *, freedom: int, confidence: float) -> Difference:
-    """The first of `values` is the difference itself, the others those of the resamples."""
-    value, spread = float(values[0]), values[1:]
-    if math.isnan(value):
-        return Difference(math.nan, math.nan, math.nan, math.nan, math.nan)
-    if freedom < 1:
-        return Difference(value, math.nan, math.nan, math.nan, 1.0)
-    error = standard_error(spread)
-    if math.isnan(error):
-        return Difference(value, math.nan, math.nan, math.nan, math.nan)
-    reach = quantile(confidence, freedom=freedom) * error
-    p_value = two_sided_p(value / error, freedom=freedom)
-    return Difference(value, value - reach, value + reach, error, p_value)
+def _estimate_overall(model: Predictions, codes: NDArray[np.int64], confidence: float) -> dict[str, Estimate]:
+    found = indices_of_predictions(model.true, model.predicted, codes, classes=model.classes, confidence=confidence)
+    accuracy: Estimate = clustered_wilson(model.correct, codes, confidence=confidence)
+    return {"accuracy": accuracy} | {name: getattr(found, name) for name in OVERALL}
+
+
+def _correlate_errors(first: float, second: float, difference: float) -> float:
+    """Compute the correlation of two estimates from their standard errors and that of their difference."""
+    if not first * second > 0:
+        return 0.0
+    return min(1.0, max(-1.0, (first**2 + second**2 - difference**2) / (2 * first * second)))
+
+
+def _combine_intervals(first: Estimate, second: Estimate, correlation: float) -> tuple[float, float]:
+    """Combine two intervals to that of the difference, first minus second (MOVER)."""
+    value = first.value - second.value
+
+    def reach(one: float, two: float) -> float:
+        return math.sqrt(max(0.0, one**2 + two**2 - 2 * correlation * one * two))
+
+    below = reach(first.value - first.low, second.high - second.value)
+    above = reach(first.high - first.value, second.value - second.low)
+    return value - below, value + above
+
+
+def _exchange(
+    first: Predictions, second: Predictions, codes: NDArray[np.int64], *, seed: int, resamples: int
+) -> dict[str, float]:
+    """Compute p of each index by exchanging the two models' answers on whole groups, at random.
+
+    Groups whose exchange changes the tables in the same way are drawn together, as a binomial number.
+    """
+    classes = first.classes
+    width = classes**2
+    answers = [first.true * classes + model.predicted for model in (first, second)]
+    groups = int(codes.max()) + 1
+    apart = np.unique(codes[answers[0] != answers[1]])
+    if not len(apart):
+        return dict.fromkeys(INDICES, 1.0)
+    place = np.full(groups, -1)
+    place[apart] = np.arange(len(apart))
+    inside = place[codes] >= 0
+    moved = np.zeros((len(apart), width))
+    for sign, answer in ((-1.0, answers[0]), (1.0, answers[1])):
+        np.add.at(moved, (place[codes[inside]], answer[inside]), sign)
+    alike, count = np.unique(moved, axis=0, return_counts=True)
+    if len(apart) <= MOST_ENUMERATED:
+        drawn = (np.arange(2 ** len(apart))[:, None] >> np.arange(len(apart))) & 1
+        shift = drawn @ moved
+    else:
+        generator = np.random.default_rng(seed)
+        shift = generator.binomial(count, 0.5, size=(resamples, len(count))) @ alike
+    tables = [np.bincount(answer, minlength=width).astype(np.float64) for answer in answers]
+
+    def compute_differences(change: NDArray[np.float64]) -> NDArray[np.float64]:
+        ours, theirs = (
+            overall_indices((table + sign * change).reshape(-1, classes, classes))
+            for table, sign in zip(tables, (1.0, -1.0), strict=True)
+        )
+        return np.column_stack([getattr(ours, name) - getattr(theirs, name) for name in INDICES])
+
+    observed = np.abs(compute_differences(np.zeros((1, width)))[0])
+    exchanged = np.abs(compute_differences(shift))
+    # An exchange that leaves an index undefined counts as one at least as large; rounding must not tell equals apart.
+    reached = (~(exchanged < observed - 1e-12)).sum(axis=0)
+    # Where only some are drawn, what was seen is one of them (Phipson and Smyth 2010).
+    itself = 0 if len(apart) <= MOST_ENUMERATED else 1
+    p_values = (reached + itself) / (len(shift) + itself)
+    return {name: float(p) for name, p in zip(INDICES, p_values, strict=True)}

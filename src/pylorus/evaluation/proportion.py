@@ -1,9 +1,8 @@
-"""Shares of images with Wilson intervals: accuracy, sensitivity, specificity, precision and NPV.
+"""Proportions of images with Wilson intervals: accuracy, sensitivity, specificity, precision and NPV.
 
-Images of one patient resemble each other, so n images of few patients tell less than n images of n patients.
-Where groups hold several images, the Wilson interval is drawn for the smaller number of independent images
-that would vary as much (its effective size); with one image a group this is the plain Wilson interval, to the
-last digit.
+Images of one patient resemble each other, so n images of few patients carry less information than n images of n
+patients. Where groups hold several images, the Wilson interval is computed for the number of independent images that
+would vary as much (the effective size); with one image per group this is the plain Wilson interval.
 """
 
 import math
@@ -11,17 +10,27 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from statsmodels.stats.proportion import proportion_confint
 
 from pylorus.evaluation.confusion import confusion_matrix
 from pylorus.evaluation.estimate import Estimate
 from pylorus.evaluation.inputs import checked_flags, group_codes, labels_in_range
-from pylorus.evaluation.interval import check_confidence, quantile, two_sided_p
+from pylorus.evaluation.interval import (
+    check_confidence,
+    compute_satterthwaite_freedom,
+    compute_wilson_ends,
+    quantile,
+)
+
+NO_IMAGES = "no image is of the class"
+ALL_IMAGES = "all images are of the class"
+NEVER_PREDICTED = "the class is never predicted"
+ALWAYS_PREDICTED = "the class is always predicted"
+ONE_GROUP = "all images are of one group"
 
 
 @dataclass(frozen=True)
 class Proportion(Estimate):
-    """A share with its confidence interval, each in [0, 1]; all three nan where `total` is 0.
+    """A proportion with its confidence interval, each in [0, 1]; all three NaN where `total` is 0.
 
     Attributes:
         successes: How many images have the property.
@@ -43,13 +52,14 @@ class ClassProportions:
     npv: tuple[Proportion, ...]
 
 
-def wilson(successes: int, total: int, *, confidence: float = 0.95) -> Proportion:
+def wilson(successes: int, total: int, *, confidence: float = 0.95, reason: str = "no images") -> Proportion:
     """A share of independent images with its Wilson score interval (Wilson 1927).
 
     Args:
         successes: Images with the property, in [0, total].
         total: All images, >= 0; with 0 the share is undefined and given as nan.
         confidence: Coverage of the interval, in (0, 1).
+        reason: Why there are no images, for a proportion of none.
 
     Raises:
         ValueError: If successes are not in [0, total], or confidence is not in (0, 1).
@@ -63,20 +73,18 @@ def wilson(successes: int, total: int, *, confidence: float = 0.95) -> Proportio
     if not 0 <= successes <= total:
         raise ValueError(f"{successes} successes out of {total}; expected 0 <= successes <= total")
     if total == 0:
-        return Proportion(math.nan, math.nan, math.nan, 0, 0)
-    return _wilson_of_size(int(successes), int(total), size=float(total), errors=quantile(confidence))
+        return Proportion(math.nan, math.nan, math.nan, 0, 0, reason=reason)
+    low, high = compute_wilson_ends(successes / total, float(total), quantile(confidence))
+    return Proportion(successes / total, low, high, int(successes), int(total))
 
 
 def clustered_wilson(
     success: NDArray[np.bool_], groups: NDArray[np.generic] | None, *, confidence: float = 0.95
 ) -> Proportion:
-    """A share of images that come in groups, with its Wilson interval for the effective number of images.
+    """A proportion of images that come in groups, with its Wilson interval for the effective number of images.
 
-    The effective size is n / deff, where deff is the variance of the share with whole groups drawn
-    (linearised ratio estimator) over that of n independent images; it never exceeds n. Student's t with
-    groups - 1 degrees of freedom takes the place of the normal quantile, since deff is estimated (Korn and
-    Graubard 1998). Where all or none succeed, deff can't be estimated and the images of a group are taken as
-    copies of one another.
+    The interval is that of `ClusterDesign`, which allows for groups of unequal size; with one image per group it is
+    the plain Wilson interval, and with a single group that of one image.
 
     Args:
         success: Shape (n,), n >= 1: whether each image has the property.
@@ -100,10 +108,83 @@ def clustered_wilson(
     if sizes.max() == 1:
         return wilson(int(flags.sum()), len(flags), confidence=confidence)
     successes = np.bincount(codes[flags], minlength=len(sizes)).astype(np.float64)
-    size = _effective_size(successes, sizes)
-    # One group alone gives no degrees of freedom; its effective size of 1 already says that it tells little.
-    errors = quantile(confidence, freedom=len(sizes) - 1 if len(sizes) > 1 else math.inf)
-    return _wilson_of_size(int(flags.sum()), len(flags), size=size, errors=errors)
+    value = float(successes.sum() / sizes.sum())
+    low, high = compute_cluster_design(successes, sizes).compute_interval(value, confidence=confidence)
+    return Proportion(value, low, high, int(flags.sum()), len(flags))
+
+
+@dataclass(frozen=True)
+class ClusterDesign:
+    """How much information images that come in groups carry about a proportion.
+
+    Attributes:
+        size: Number of independent images with the variance that these groups show; at most the number of images.
+        freedom: Degrees of freedom of that variance; infinite where it is not estimated.
+        copies: Number of independent images if all images of a group were copies of one another, n² / Σm².
+    """
+
+    size: float
+    freedom: float
+    copies: float
+
+    def compute_interval(self, value: float, *, confidence: float) -> tuple[float, float]:
+        """Compute the Wilson interval around a proportion at the effective size, with Student's t.
+
+        Where the variance rests on few failures, t makes the interval wider than correlation within groups can; so
+        neither end lies beyond that of the interval with the images of a group as copies of one another.
+
+        Args:
+            value: The proportion, in [0, 1].
+            confidence: Coverage of the interval, in (0, 1).
+
+        Example:
+            >>> low, high = ClusterDesign(size=60, freedom=20, copies=40).compute_interval(0.9, confidence=0.95)
+            >>> round(low, 3), round(high, 3)
+            (0.79, 0.956)
+        """
+        low, high = compute_wilson_ends(value, self.size, quantile(confidence, freedom=self.freedom))
+        if math.isinf(self.freedom):
+            return low, high
+        widest = quantile(confidence, freedom=max(1.0, self.copies - 1))
+        lowest, highest = compute_wilson_ends(value, min(self.size, self.copies), widest)
+        return max(low, lowest), min(high, highest)
+
+    def rescale(self, factor: float) -> "ClusterDesign":
+        """Return the design of an index that varies as a proportion of `factor` times as many images would."""
+        return ClusterDesign(self.size * factor, self.freedom, self.copies * factor)
+
+
+def compute_cluster_design(successes: NDArray[np.float64], sizes: NDArray[np.float64]) -> ClusterDesign:
+    """Estimate the effective size of a proportion whose images come in groups of any size.
+
+    The variance is the larger of two estimates: that of the linearised ratio estimator (whole groups vary), and
+    p (1 - p) / n · (1 + (Σm² / n - 1) ICC) with the intraclass correlation of an analysis of variance (Fleiss 2003,
+    15.2). The first misses correlation where by chance only small groups fail; the second where it differs between
+    groups. Degrees of freedom are Satterthwaite's for the groups' contributions. Where all or none succeed neither can
+    be estimated, and the images of a group count as copies of one another.
+
+    Args:
+        successes: Images with the property in each group, of shape (groups,).
+        sizes: Images of each group, of shape (groups,), each >= 1.
+
+    Example:
+        >>> design = compute_cluster_design(np.array([5.0, 5.0, 0.0]), np.array([5.0, 5.0, 5.0]))
+        >>> round(design.size, 2), design.freedom
+        (2.0, 2.0)
+    """
+    total, groups = float(sizes.sum()), len(sizes)
+    value = float(successes.sum()) / total
+    squares = float((sizes**2).sum())
+    copies = total**2 / squares
+    if groups == 1 or value in (0.0, 1.0):
+        return ClusterDesign(copies, math.inf, copies)
+    independent = value * (1 - value) / total
+    contributions = (successes - value * sizes) / total
+    linearised = groups / (groups - 1) * float((contributions**2).sum())
+    correlation = _estimate_intraclass_correlation(successes, sizes)
+    variance = max(independent, linearised, independent * (1 + (squares / total - 1) * correlation))
+    freedom = max(1.0, compute_satterthwaite_freedom(contributions))
+    return ClusterDesign(value * (1 - value) / variance, freedom, copies)
 
 
 def proportions_of_confusion(confusion: NDArray[np.int64], *, confidence: float = 0.95) -> ClassProportions:
@@ -164,36 +245,30 @@ def proportions_of_predictions(
     truth, guess = labels_in_range(true, classes), labels_in_range(predicted, classes)
     codes = group_codes(groups, length=len(truth))
 
-    def share(success: NDArray[np.bool_], among: NDArray[np.bool_]) -> Proportion:
+    def share(success: NDArray[np.bool_], among: NDArray[np.bool_], reason: str) -> Proportion:
         if not among.any():
-            return wilson(0, 0, confidence=confidence)
+            return wilson(0, 0, confidence=confidence, reason=reason)
         return clustered_wilson(success[among], codes[among], confidence=confidence)
 
     present = [truth == each for each in range(classes)]
     chosen = [guess == each for each in range(classes)]
+    pairs = list(zip(present, chosen, strict=True))
     return ClassProportions(
-        accuracy=share(truth == guess, np.ones(len(truth), dtype=np.bool_)),
-        precision=tuple(share(p, c) for p, c in zip(present, chosen, strict=True)),
-        sensitivity=tuple(share(c, p) for p, c in zip(present, chosen, strict=True)),
-        specificity=tuple(share(~c, ~p) for p, c in zip(present, chosen, strict=True)),
-        npv=tuple(share(~p, ~c) for p, c in zip(present, chosen, strict=True)),
+        accuracy=share(truth == guess, np.ones(len(truth), dtype=np.bool_), ""),
+        precision=tuple(share(p, c, NEVER_PREDICTED) for p, c in pairs),
+        sensitivity=tuple(share(c, p, NO_IMAGES) for p, c in pairs),
+        specificity=tuple(share(~c, ~p, ALL_IMAGES) for p, c in pairs),
+        npv=tuple(share(~p, ~c, ALWAYS_PREDICTED) for p, c in pairs),
     )
 
 
-def _effective_size(successes: NDArray[np.float64], sizes: NDArray[np.float64]) -> float:
-    """How many independent images would vary as much as these groups do; both arrays of shape (groups,)."""
+def _estimate_intraclass_correlation(successes: NDArray[np.float64], sizes: NDArray[np.float64]) -> float:
+    """Estimate the correlation of two images of a group from a one-way analysis of variance, in [0, 1]."""
     total, groups = float(sizes.sum()), len(sizes)
-    share = float(successes.sum()) / total
-    copies = total**2 / float((sizes**2).sum())
-    if groups == 1 or share in (0.0, 1.0):
-        return copies
-    variance = groups / (groups - 1) * float(((successes - share * sizes) ** 2).sum()) / total**2
-    return min(total, share * (1 - share) / variance) if variance > 0 else total
-
-
-def _wilson_of_size(successes: int, total: int, *, size: float, errors: float) -> Proportion:
-    """The Wilson interval around successes / total, as wide as `size` independent images make it."""
-    share = successes / total
-    low, high = proportion_confint(share * size, size, alpha=two_sided_p(errors), method="wilson")
-    # Rounding may put the ends of 0/n and n/n a hair outside.
-    return Proportion(share, min(share, max(0.0, float(low))), max(share, min(1.0, float(high))), successes, total)
+    if total == groups:
+        return 0.0
+    value = float(successes.sum()) / total
+    between = float((sizes * (successes / sizes - value) ** 2).sum()) / (groups - 1)
+    within = float((successes * (sizes - successes) / sizes).sum()) / (total - groups)
+    typical = (total - float((sizes**2).sum()) / total) / (groups - 1)
+    return min(1.0, max(0.0, (between - within) / (between + (typical - 1) * within)))

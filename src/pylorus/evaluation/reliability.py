@@ -70,7 +70,7 @@ def reliability_curve(
         raise ValueError(f"bins is {bins}; expected at least 1")
     codes = group_codes(groups, length=len(truth))
     sure, right = table.max(axis=1), table.argmax(axis=1) == truth
-    member = _equal_mass(sure, bins=bins)
+    member = assign_equal_mass_bins(sure, bins=bins)
     images = np.bincount(member).astype(np.int64)
     certainty = np.bincount(member, weights=sure) / images
     accuracy = tuple(
@@ -81,8 +81,17 @@ def reliability_curve(
     return ReliabilityCurve(certainty, accuracy, images, float((images * gaps).sum() / len(truth)))
 
 
-def _equal_mass(values: NDArray[np.float64], *, bins: int) -> NDArray[np.int64]:
-    """The bin of each value, 0, 1, … without gaps; equal values share one."""
+def assign_equal_mass_bins(values: NDArray[np.float64], *, bins: int) -> NDArray[np.int64]:
+    """Assign each value to a bin, 0, 1, … without gaps; equal values share one.
+
+    Args:
+        values: Of shape (n,).
+        bins: How many bins of equally many values to aim at, >= 1.
+
+    Example:
+        >>> assign_equal_mass_bins(np.array([0.6, 0.9, 0.7, 1.0]), bins=2).tolist()
+        [0, 1, 0, 1]
+    """
     ordered = np.sort(values)
     starts = ordered[(np.arange(min(bins, len(values))) * len(values)) // min(bins, len(values))]
     member = np.searchsorted(np.unique(starts), values, side="right") - 1

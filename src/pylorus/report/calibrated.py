@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 
 from pylorus.evaluation.calibration import (
-    CalibrationScores,
+    CalibrationEstimates,
     Temperature,
-    calibration_scores,
+    estimate_calibration,
     fit_temperature,
     probabilities_of_logits,
 )
@@ -32,16 +32,16 @@ class Calibration:
     temperature: Temperature
     validation: Predictions
     test: Predictions
-    before: CalibrationScores
-    after: CalibrationScores
+    before: CalibrationEstimates
+    after: CalibrationEstimates
     curve_before: ReliabilityCurve
     curve_after: ReliabilityCurve
 
 
 def calibrate(validation: SavedPredictions, test: SavedPredictions) -> Calibration:
-    """Fits the temperature on validation images and applies it, untouched, to test images."""
+    """Fit the temperature on validation images and apply it, untouched, to test images."""
     fitted = fit_temperature(validation.logits, validation.predictions.true)
-    tempered = {
+    calibrated = {
         part: replace(
             saved.predictions,
             probabilities=probabilities_of_logits(saved.logits, temperature=fitted.temperature),
@@ -49,13 +49,13 @@ def calibrate(validation: SavedPredictions, test: SavedPredictions) -> Calibrati
         for part, saved in (("validation", validation), ("test", test))
     }
     true, groups = test.predictions.true, test.clusters
-    raw, mended = test.predictions.probabilities, tempered["test"].probabilities
+    raw, tempered = test.predictions.probabilities, calibrated["test"].probabilities
     return Calibration(
         temperature=fitted,
-        validation=tempered["validation"],
-        test=tempered["test"],
-        before=calibration_scores(raw, true),
-        after=calibration_scores(mended, true),
+        validation=calibrated["validation"],
+        test=calibrated["test"],
+        before=estimate_calibration(raw, true, groups, confidence=CONFIDENCE),
+        after=estimate_calibration(tempered, true, groups, confidence=CONFIDENCE),
         curve_before=reliability_curve(raw, true, groups, confidence=CONFIDENCE),
-        curve_after=reliability_curve(mended, true, groups, confidence=CONFIDENCE),
+        curve_after=reliability_curve(tempered, true, groups, confidence=CONFIDENCE),
     )

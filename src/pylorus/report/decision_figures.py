@@ -8,6 +8,7 @@ from pylorus.evaluation.abstention import risk_coverage
 from pylorus.evaluation.net_benefit import NetBenefit, net_benefit
 from pylorus.report.basis import tested_on
 from pylorus.report.drawing import FAINT, INK, Drawing, legend_above, line_style, new_figure, style
+from pylorus.report.options import CONFIDENCE
 from pylorus.report.result import Result
 
 SQUARE = 4.6
@@ -62,7 +63,11 @@ def net_benefit_figure(results: Sequence[Result], class_name: str) -> Drawing:
         for number, result in enumerate(results):
             curve = _net_benefit(result, class_name)
             every = slice(number * 3, None, 16)
-            handles += axes.plot(100 * curve.threshold, curve.model, markevery=every, **line_style(number))
+            look = line_style(number)
+            handles += axes.plot(100 * curve.threshold, curve.model, markevery=every, **look)
+            axes.fill_between(
+                100 * curve.threshold, curve.low, curve.high, color=look["color"], alpha=0.12, linewidth=0
+            )
         top = max(0.02, curve.prevalence)
         handles += axes.plot(100 * curve.threshold, curve.treat_all, color=FAINT, linestyle=":")
         handles.append(axes.axhline(0, color=INK, linewidth=0.8))
@@ -79,7 +84,8 @@ def net_benefit_figure(results: Sequence[Result], class_name: str) -> Drawing:
         figure=figure,
         notes=(
             f"The curve rests on the test set's share of {class_name}, {100 * curve.prevalence:.0f} %, which is hardly "
-            "that of a clinic. Probabilities are calibrated on validation images.",
+            "that of a clinic. Probabilities are calibrated on validation images. Bands: 95 % intervals at each "
+            "threshold by itself, which keep the images of a group together.",
         ),
     )
 
@@ -88,7 +94,8 @@ def _net_benefit(result: Result, class_name: str) -> NetBenefit:
     assert result.calibration is not None
     said = result.calibration.test
     column = said.class_names.index(class_name)
-    return net_benefit(said.true == column, np.clip(said.probabilities[:, column], 0, 1))
+    chance = np.clip(said.probabilities[:, column], 0, 1)
+    return net_benefit(said.true == column, chance, result.test.clusters, confidence=CONFIDENCE)
 
 
 def _mistakes(coverage: np.ndarray, risk: np.ndarray, share: float) -> str:

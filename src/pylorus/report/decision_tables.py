@@ -2,52 +2,87 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pylorus.evaluation.abstention import area_under_risk_coverage
+from pylorus.evaluation.calibration import calibration_line
+from pylorus.evaluation.predictions import Predictions
 from pylorus.report.basis import tested_on
 from pylorus.report.level import IMAGES, PATIENTS
 from pylorus.report.operating import Operating
+from pylorus.report.options import CONFIDENCE
 from pylorus.report.result import Result
-from pylorus.report.table import Cell, Column, Number, Row, Table, in_percent, text_columns
+from pylorus.report.table import Cell, Column, Number, Row, Table, as_number, in_percent, text_columns
 
 
-def calibration_table(results: Sequence[Result]) -> Table:
-    """Scores of the test images' probabilities before and after the temperature.
+def calibration_table(results: Sequence[Result], *, class_name: str | None = None) -> Table:
+    """List scores of the test images' probabilities before and after the temperature, two rows a result.
 
     Args:
         results: At least one, each with a calibration.
+        class_name: Short name of the class whose calibration line is given; None for no line.
     """
-    scores = (("ece", "ECE"), ("brier", "Brier"), ("nll", "NLL"))
     rows = []
-    unidentified = False
     for result in results:
         found = result.calibration
         assert found is not None
-        unidentified |= not found.temperature.identified
-        cells: list[Cell] = [Number(found.temperature.temperature, 2)]
-        for name, _ in scores:
-            cells += [Number(getattr(found.before, name), 3), Number(getattr(found.after, name), 3)]
-        rows.append(Row((result.run.label, result.stage.name, found.temperature.images, *cells)))
+        told = "" if found.temperature.identified else ", not identified"
+        labels = ("as computed", f"temperature {found.temperature.temperature:.2f}{told}")
+        sides = ((found.before, result.test.predictions), (found.after, found.test))
+        for label, (scores, predictions) in zip(labels, sides, strict=True):
+            certainty = predictions.probabilities.max(axis=1)
+            area = area_under_risk_coverage(predictions.correct, certainty, result.test.clusters, confidence=CONFIDENCE)
+            cells: list[Cell] = [as_number(each) for each in (scores.ece, scores.brier, scores.nll, area)]
+            cells += _line_cells(predictions, class_name, result.test.clusters) if class_name is not None else []
+            rows.append(Row((result.run.label, result.stage.name, label, found.temperature.images, *cells)))
     notes = [
         "ECE: expected calibration error over ten bins of equal mass, above 0 by chance even where calibration is "
-        "perfect. Brier: squared error summed over classes. NLL: negative log likelihood, in nats. Lower is better.",
+        "perfect; its interval leaves that out. Brier: squared error summed over classes. NLL: negative log "
+        "likelihood, in nats. AURC: area under the risk-coverage curve, the mean share of errors among the images of "
+        "which the model is surest. Lower is better for each.",
     ]
-    if unidentified:
+    if class_name is not None:
         notes.append(
-            "A temperature of 1.00 with equal scores on both sides: the validation images could not tell one, so the "
-            "logits are left as they are."
+            f"Calibration line of {class_name}: log odds of the truth against log odds of the model. Slope 1 and "
+            "intercept 0 are perfect; a slope below 1 is overconfidence, an intercept (with the slope held at 1) above "
+            f"0 means that {class_name} is more frequent than the model says."
+        )
+    if any(not result.calibration.temperature.identified for result in results if result.calibration is not None):
+        notes.append(
+            "Not identified: the validation images fit no temperature best, so the logits are left as they are."
         )
     return Table(
         key="calibration",
-        title="Calibration of the test images before and after a temperature fitted on validation images only",
+        title=f"Calibration of the test images before and after a temperature fitted on {_fitted_on(results)}",
         basis=tested_on(results),
         columns=(
-            *text_columns("model", "stage"),
-            Column("validation images"),
-            Column("temperature"),
-            *(Column(side, over=title) for _, title in scores for side in ("before", "after")),
+            *text_columns("model", "stage", "probabilities"),
+            Column("images", over="fitted on"),
+            *(Column(title) for title in ("ECE", "Brier", "NLL", "AURC")),
+            *(Column(title, over=f"line of {class_name}") for title in ("slope", "intercept") if class_name),
         ),
         rows=tuple(rows),
         notes=tuple(notes),
     )
+
+
+def _fitted_on(results: Sequence[Result]) -> str:
+    places = {result.run.setting("data.validation") == "test" for result in results}
+    if places == {True}:
+        return "these test images themselves, as validation images"
+    return "validation images only" if places == {False} else "validation images, which in some runs are test images"
+
+
+def _line_cells(
+    predictions: Predictions, class_name: str, groups: NDArray[np.generic] | None
+) -> tuple[Number, Number] | tuple[str, str]:
+    if class_name not in predictions.class_names:
+        return "", ""
+    column = predictions.class_names.index(class_name)
+    chance = np.clip(predictions.probabilities[:, column], 0, 1)
+    line = calibration_line(predictions.true == column, chance, groups, confidence=CONFIDENCE)
+    return as_number(line.slope, digits=2), as_number(line.intercept, digits=2)
 
 
 def threshold_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:

@@ -8,8 +8,10 @@ from pylorus.report.result import Result
 from pylorus.report.table import Column, Row, Table, as_number, in_percent, text_columns
 
 METHODS = (
-    "Precision, sensitivity, specificity, NPV and accuracy: Wilson intervals that allow for groups. AUROC: DeLong, in "
-    "groups Obuchowski. All others: bootstrap of whole groups."
+    "All intervals keep the images of a group together. Precision, sensitivity, specificity, NPV and accuracy: Wilson, "
+    "at the effective number of images. F1: the same, of the overlap of called and true images. Averages of classes: "
+    "combined from the intervals of the classes (MOVER). κ and MCC: Wilson interval of the errors that they count. "
+    "AUROC: score interval with DeLong's variance, in groups Obuchowski's. Average precision: linearised variance."
 )
 
 

@@ -108,8 +108,6 @@ def _row(each: Pooled, options: ReportOptions) -> Row:
         said.predicted,
         groups,
         classes=said.classes,
-        seed=options.seed,
-        resamples=options.resamples,
         confidence=CONFIDENCE,
     )
     cells: list[Cell] = [first.run.model, first.stage.name, f"{len(each.folds)} of {each.wanted}"]

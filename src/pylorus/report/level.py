@@ -11,7 +11,7 @@ from pylorus.evaluation.patient import patient_level
 from pylorus.evaluation.predictions import Predictions
 from pylorus.evaluation.proportion import ClassProportions, proportions_of_predictions
 from pylorus.evaluation.ranking import RankingEstimates, ranking_of_predictions
-from pylorus.report.options import CONFIDENCE, ReportOptions
+from pylorus.report.options import CONFIDENCE
 
 IMAGES, PATIENTS = "image-level", "patient-level"
 
@@ -25,7 +25,7 @@ class Level:
         predictions: One row an image, or a group.
         confusion: Counts of shape (classes, classes); rows are true, columns predicted.
         shares: Indices that are shares, with Wilson intervals that allow for groups.
-        indices: F1, balanced accuracy, macro averages, kappa and MCC, with intervals of a clustered bootstrap.
+        indices: F1, balanced accuracy, macro averages, kappa and MCC, with intervals.
         ranking: AUROC and average precision, with intervals.
         left_out: Groups left out because their images carry several true classes; 0 at image level.
     """
@@ -39,10 +39,10 @@ class Level:
     left_out: int
 
 
-def image_level(predictions: Predictions, options: ReportOptions) -> Level:
+def image_level(predictions: Predictions) -> Level:
     """Each image counts; intervals keep the images of a group together."""
     groups = predictions.group if len(np.unique(predictions.group)) < len(predictions.true) else None
-    return _level(IMAGES, predictions, groups, 0, options)
+    return _level(IMAGES, predictions, groups, 0)
 
 
 def patients_of(predictions: Predictions) -> tuple[Predictions, int] | None:
@@ -62,10 +62,10 @@ def patients_of(predictions: Predictions) -> tuple[Predictions, int] | None:
     return found.predictions, len(found.left_out)
 
 
-def patients_level(predictions: Predictions, options: ReportOptions) -> Level | None:
+def patients_level(predictions: Predictions) -> Level | None:
     """Each patient counts once, by the mean of what was said of its images; None where that is nothing new."""
     found = patients_of(predictions)
-    return None if found is None else _level(PATIENTS, found[0], None, found[1], options)
+    return None if found is None else _level(PATIENTS, found[0], None, found[1])
 
 
 def _level(
@@ -73,7 +73,6 @@ def _level(
     predictions: Predictions,
     groups: NDArray[np.generic] | None,
     left_out: int,
-    options: ReportOptions,
 ) -> Level:
     true, predicted, classes = predictions.true, predictions.predicted, predictions.classes
     return Level(
@@ -81,22 +80,7 @@ def _level(
         predictions=predictions,
         confusion=confusion_matrix(true, predicted, classes),
         shares=proportions_of_predictions(true, predicted, groups, classes=classes, confidence=CONFIDENCE),
-        indices=indices_of_predictions(
-            true,
-            predicted,
-            groups,
-            classes=classes,
-            seed=options.seed,
-            resamples=options.resamples,
-            confidence=CONFIDENCE,
-        ),
-        ranking=ranking_of_predictions(
-            true,
-            predictions.probabilities,
-            groups,
-            seed=options.seed,
-            resamples=options.resamples,
-            confidence=CONFIDENCE,
-        ),
+        indices=indices_of_predictions(true, predicted, groups, classes=classes, confidence=CONFIDENCE),
+        ranking=ranking_of_predictions(true, predictions.probabilities, groups, confidence=CONFIDENCE),
         left_out=left_out,
     )

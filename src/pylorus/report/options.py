@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pylorus.errors import PylorusError
-from pylorus.evaluation.bootstrap import RESAMPLES
+from pylorus.evaluation.paired import RESAMPLES
 
 CONFIDENCE = 0.95
 """Coverage of every interval in a report."""

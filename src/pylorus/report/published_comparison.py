@@ -10,7 +10,7 @@ from pylorus.evaluation.proportion import proportions_of_confusion
 from pylorus.evaluation.sentence import unpaired_sentence
 from pylorus.evaluation.unpaired import difference_of_independent
 from pylorus.report.basis import tested_on
-from pylorus.report.options import CONFIDENCE, ReportOptions
+from pylorus.report.options import CONFIDENCE
 from pylorus.report.published import STUDY, PublishedModel
 from pylorus.report.result import Result
 from pylorus.report.study_tables import published_basis
@@ -48,14 +48,14 @@ class PublishedComparison:
         )
 
 
-def compare_with_published(results: Sequence[Result], options: ReportOptions) -> tuple[PublishedComparison, ...]:
+def compare_with_published(results: Sequence[Result]) -> tuple[PublishedComparison, ...]:
     """Compares every result that has the study's three classes; none where classes differ."""
     found = []
     for result in results:
         places = _places(result)
         if places is not None:
             theirs = _matching(result)
-            found.append(PublishedComparison(result, theirs, _indices(result, theirs, places, options)))
+            found.append(PublishedComparison(result, theirs, _indices(result, theirs, places)))
     return tuple(found)
 
 
@@ -100,12 +100,10 @@ def published_comparison_table(comparisons: Sequence[PublishedComparison]) -> Ta
 
 
 def _indices(
-    result: Result, theirs: PublishedModel, places: Sequence[int], options: ReportOptions
+    result: Result, theirs: PublishedModel, places: Sequence[int]
 ) -> tuple[tuple[str, Estimate, Estimate], ...]:
     shares = proportions_of_confusion(theirs.confusion, confidence=CONFIDENCE)
-    f1 = indices_of_confusion(
-        theirs.confusion, seed=options.seed, resamples=options.resamples, confidence=CONFIDENCE
-    ).macro_f1
+    f1 = indices_of_confusion(theirs.confusion, confidence=CONFIDENCE).macro_f1
     return (
         ("accuracy", result.images.shares.accuracy, shares.accuracy),
         ("macro F1", result.images.indices.macro_f1, f1),

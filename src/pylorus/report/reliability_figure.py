@@ -49,7 +49,8 @@ def _drawing(lines: Sequence[Sequence[Result | None]], part: str) -> Drawing:
         diagonal = Line2D([], [], color=FAINT, linestyle=":")
         legend_above(figure, [*handles, diagonal], LEGEND)
     errors = ", ".join(
-        f"{result.label} {result.calibration.before.ece:.3f} before and {result.calibration.after.ece:.3f} after"
+        f"{result.label} {result.calibration.before.ece.value:.3f} before and "
+        f"{result.calibration.after.ece.value:.3f} after"
         for result in shown
         if result.calibration is not None
     )

@@ -50,7 +50,7 @@ def published_section(evidence: Evidence) -> Section:
         published_confusion_figure(),
         Sentences(("Its curves over epochs were published as drawings, not as numbers, and are left out here.",)),
     ]
-    compared = compare_with_published(evidence.results, evidence.options)
+    compared = compare_with_published(evidence.results)
     if compared:
         items += [published_comparison_table(compared), Sentences(tuple(each.sentence for each in compared), True)]
     elif evidence.results:
@@ -124,7 +124,7 @@ def _differing(comparisons: Sequence[Comparison], index: str) -> str:
 def decision_section(evidence: Evidence) -> Section:
     """Calibration and the threshold."""
     calibrated = [result for result in evidence.results if result.calibration is not None]
-    items: list[Item] = [calibration_table(calibrated)] if calibrated else []
+    items: list[Item] = [calibration_table(calibrated, class_name=evidence.class_name)] if calibrated else []
     for level in (IMAGES, PATIENTS):
         decided = [result for result in evidence.results if any(point.level == level for point in result.operating)]
         items += [threshold_table(decided, level=level)] if decided else []

@@ -21,12 +21,14 @@ class Number:
         digits: Decimals shown.
         interval: Its ends, nan where they can't be told; None in a table without intervals.
         words: How the value is shown where rounding would mislead, as `< 0.001`; None: rounded.
+        reason: Why there is no value or no interval, in words that follow "since"; empty where that is not known.
     """
 
     value: float
     digits: int = 1
     interval: tuple[float, float] | None = None
     words: str | None = None
+    reason: str = ""
 
     @property
     def value_text(self) -> str:
@@ -124,10 +126,12 @@ class Table:
         found = list(self.notes)
         if any(number.interval is not None for number in self.numbers):
             found.append("In brackets, or below a value: 95 % confidence interval.")
-        if any(math.isnan(number.value) for number in self.numbers):
-            found.append(f"{DASH}: undefined, since it would divide zero by zero or has nothing to rest on.")
-        if any(number.interval_text == DASH for number in self.numbers):
-            found.append(f"({DASH}): these images can't tell an interval.")
+        undefined = [number for number in self.numbers if math.isnan(number.value)]
+        if undefined:
+            found.append(f"{DASH}: undefined, since {_list_reasons(undefined, 'it would divide zero by zero')}.")
+        unbounded = [number for number in self.numbers if number.interval_text == DASH]
+        if unbounded:
+            found.append(f"({DASH}): no interval, since {_list_reasons(unbounded, 'nothing varied in these images')}.")
         return tuple(found)
 
     @property
@@ -184,12 +188,12 @@ def in_percent(estimate: Estimate, *, interval: bool = True) -> Number:
         '90.9 (87.9 to 93.2)'
     """
     ends = (100 * estimate.low, 100 * estimate.high) if interval else None
-    return Number(100 * estimate.value, 1, ends)
+    return Number(100 * estimate.value, 1, ends, reason=estimate.reason)
 
 
 def as_number(estimate: Estimate, *, digits: int = 3) -> Number:
     """An estimate with its interval, as it is."""
-    return Number(estimate.value, digits, (estimate.low, estimate.high))
+    return Number(estimate.value, digits, (estimate.low, estimate.high), reason=estimate.reason)
 
 
 def p_value(value: float) -> Number:
@@ -222,6 +226,10 @@ def shown(cell: Cell) -> str:
 def rows_of(cells: Sequence[Sequence[Cell]]) -> tuple[Row, ...]:
     """Plain rows."""
     return tuple(Row(tuple(row)) for row in cells)
+
+
+def _list_reasons(numbers: Sequence[Number], otherwise: str) -> str:
+    return ", or ".join(dict.fromkeys(number.reason or otherwise for number in numbers))
 
 
 def _shown(value: float, digits: int) -> str:
