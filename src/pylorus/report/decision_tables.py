@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from pylorus.evaluation.sentence import guarantee_sentence, percent_at_least, threshold_text
 from pylorus.report.basis import tested_on
 from pylorus.report.level import IMAGES, PATIENTS
 from pylorus.report.operating import Operating
@@ -59,28 +60,40 @@ def threshold_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
     """
     points = [(result, point) for result in results for point in result.operating if point.level == level]
     first = points[0][1]
+    wanted, sure = f"{100 * first.fixed.sensitivity:g} %", f"{100 * first.fixed.confidence:g} %"
     unit = "patients" if level == PATIENTS else "images"
     return Table(
         key=f"threshold{'-patients' if level == PATIENTS else ''}",
         title=(
-            f"A threshold for {first.class_name}, fixed on validation {unit} at a sensitivity of at least "
-            f"{100 * first.wanted:g} %, applied untouched to test {unit}"
+            f"A threshold for {first.class_name}, fixed on validation {unit} for a true sensitivity of at least "
+            f"{wanted} with {sure} confidence, applied untouched to test {unit}"
         ),
         basis=tested_on([result for result, _ in points], level=level),
         columns=(
             *text_columns("model", "stage"),
             Column("threshold"),
             Column("positives", over="validation"),
+            *([] if level == PATIENTS else [Column("positive groups", over="validation")]),
             Column("sensitivity", over="validation", unit="%"),
+            Column(f"sensitivity at {sure} confidence", over="guaranteed", unit="%"),
+            Column(f"confidence of {wanted} sensitivity", over="guaranteed", unit="%"),
             Column("positives", over="test"),
             *(Column(name, over="test", unit="%") for name in ("sensitivity", "specificity", "precision", "NPV")),
         ),
         rows=tuple(_threshold_row(result, point) for result, point in points),
         notes=(
             f"A test {unit[:-1]} is called {first.class_name} where its calibrated probability reaches the threshold. "
-            "With few validation positives the threshold is a rough one; the test interval says what was reached.",
+            "What is guaranteed is a lower bound for new patients of the same hospitals, each patient counting the "
+            "same; the test interval says what was reached.",
+            *(_sentence(result, point, alone=len(points) == 1) for result, point in points),
         ),
     )
+
+
+def _sentence(result: Result, point: Operating, *, alone: bool) -> str:
+    grouped = point.level == PATIENTS or result.run.grouped
+    sentence = guarantee_sentence(point.fixed, class_name=point.class_name, grouped=grouped)
+    return sentence if alone else f"{result.label}: {sentence}"
 
 
 def _threshold_row(result: Result, point: Operating) -> Row:
@@ -89,9 +102,14 @@ def _threshold_row(result: Result, point: Operating) -> Row:
         (
             result.run.label,
             result.stage.name,
-            Number(tested.threshold, words=f"{tested.threshold:.3g}"),
+            Number(tested.threshold, words=threshold_text(tested.threshold)),
             fixed.sensitivity.total,
+            *([] if point.level == PATIENTS else [point.fixed.patients]),
             in_percent(fixed.sensitivity),
+            *(
+                Number(100 * share, words=percent_at_least(share))
+                for share in (point.fixed.sensitivity_reached, point.fixed.confidence_reached)
+            ),
             tested.sensitivity.total,
             in_percent(tested.sensitivity),
             in_percent(tested.specificity),
