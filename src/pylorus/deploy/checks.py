@@ -129,8 +129,9 @@ def _check_choices(found: Description, where: str) -> None:
     }
     if found.prediction_sets is not None:
         sets = found.prediction_sets
-        parts = {"lowest": sets.lowest, "patients": sets.patients, "test.coverage": sets.test.coverage}
-        by_class |= {f"prediction_sets.{key}": given for key, given in parts.items()}
+        by_class["prediction_sets.lowest"] = sets.lowest
+        by_class["prediction_sets.patients"] = sets.patients
+        by_class["prediction_sets.test.coverage"] = sets.test.coverage
     for key, given in by_class.items():
         if set(given) != short:
             raise PylorusError(f"{where}: {key}: found {_few(sorted(given))}, expected {_few(found.short_names)}.")
