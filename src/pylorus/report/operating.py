@@ -37,14 +37,12 @@ class Operating:
         level: `image-level` or `patient-level`.
         class_name: The class that is called.
         fixed: The threshold, and what it guarantees of the sensitivity for new patients.
-        validation: What the threshold gives where it was fixed.
         test: What it gives on the test images, untouched.
     """
 
     level: str
     class_name: str
     fixed: SensitivityThreshold
-    validation: OperatingPoint
     test: OperatingPoint
 
 
@@ -73,15 +71,12 @@ def _operating(level: str, validation: Predictions, test: Predictions, class_nam
         sensitivity=aim.sensitivity,
         confidence=aim.confidence,
     )
-
-    def point(predictions: Predictions) -> OperatingPoint:
-        several = len(np.unique(predictions.group)) < len(predictions.true)
-        return operating_point(
-            predictions.true == column,
-            predictions.probabilities[:, column],
-            predictions.group if several else None,
-            threshold=fixed.threshold,
-            confidence=CONFIDENCE,
-        )
-
-    return Operating(level, class_name, fixed, point(validation), point(test))
+    several = len(np.unique(test.group)) < len(test.true)
+    point = operating_point(
+        test.true == column,
+        test.probabilities[:, column],
+        test.group if several else None,
+        threshold=fixed.threshold,
+        confidence=CONFIDENCE,
+    )
+    return Operating(level, class_name, fixed, point)
