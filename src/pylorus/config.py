@@ -259,6 +259,29 @@ class CacheConfig:
 
 
 @dataclass
+class DeployConfig:
+    """What the bundle decides by; fixed on validation images."""
+
+    class_name: str | None = key(None, "the class that decides, by its short or full name; null: the first class")
+    sensitivity: float = key(
+        0.95, "sensitivity that the threshold of each class is to guarantee for new patients", low=0.01, high=1
+    )
+    confidence: float = key(
+        0.9,
+        "confidence with which it is to be guaranteed; of fewer positive validation patients than that takes (45 for "
+        "0.95 at 0.9) the lowest probability is the threshold, and card and report say what it guarantees",
+        low=0.5,
+        high=0.999,
+    )
+    prediction_sets: float | None = key(
+        None,
+        "share of each class's images whose prediction set is to hold that class, such as 0.9; null: no sets",
+        low=0.5,
+        high=0.99,
+    )
+
+
+@dataclass
 class LoggerConfig:
     """Where the curves are shown, beside metrics.csv in the run's folder."""
 
@@ -283,6 +306,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
+    deploy: DeployConfig = field(default_factory=DeployConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 
 

@@ -18,6 +18,7 @@ from pylorus.chance import derived_seed
 from pylorus.config import Config, TrainerConfig
 from pylorus.data.prepare import Images, prepare_images
 from pylorus.deploy.bundle import write_bundle
+from pylorus.deploy.fixing import deciding_class
 from pylorus.errors import INTERRUPTED, PylorusError
 from pylorus.files import write_json
 from pylorus.machine.batch_size import settle_batch_size
@@ -94,6 +95,7 @@ def train(config: Config, folder: RunFolder, processes: Processes, stop: Stop) -
     engine = processes.agreed(lambda: settle_engine(began))
     engine.take_up(beside=processes.beside)
     images, config = processes.agreed(lambda: (prepare_images(config, folder), config))
+    deciding_class(config.deploy, classes=images.catalog.classes, short_names=images.catalog.short_names)
     backbone = processes.in_turn(lambda: _backbone(config))
     check_stages(config, backbone, images, processes)
     config, why = processes.agreed(lambda: _with_batch_size(began, config, backbone, engine, images, processes))

@@ -18,7 +18,8 @@ from tests.conftest import TINY
 WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.workers=0", "trainer=cpu", "trainer.precision=32",
          "trainer.progress=false", "model=timm", f"model.name={TINY}", "model.weights=none", "report=false",
          "data.classes=[gastric_cancer,gastric_ulcer,chronic_gastritis]", "data.short_names=[GC,GU,CG]",
-         "stages.pretrain.epochs=1", "stages.finetune.epochs=3", "optimizer.lr=0.003"]  # fmt: skip
+         "stages.pretrain.epochs=1", "stages.finetune.epochs=3", "optimizer.lr=0.003",
+         "deploy.prediction_sets=0.5"]  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The bundle that a run writes: fixed on validation images, measured on test images, the same after a kill."""
 
 import json
+import math
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,11 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pylorus.config import Config
+from pylorus.config import Config, DeployConfig
 from pylorus.deploy.card import model_card
 from pylorus.deploy.checks import read_description
+from pylorus.deploy.fixing import deciding_class
 from pylorus.deploy.load import load_bundle
+from pylorus.errors import PylorusError
 from pylorus.evaluation.calibration import fit_temperature, probabilities_of_logits
+from pylorus.evaluation.conformal import fit_set_limits, prediction_sets
 from pylorus.evaluation.decision import threshold_at_sensitivity
 from pylorus.runs.folder import RunFolder
 from pylorus.train import run
@@ -36,15 +40,51 @@ def saved(trained_run, part, wanted="logit"):
 
 
 def test_temperature_and_thresholds_are_those_of_the_validation_images(trained_run, said):
-    true, logits, _ = saved(trained_run, "val")
+    true, logits, table = saved(trained_run, "val")
     fitted = fit_temperature(logits, true)
     assert said.calibration.temperature == fitted.temperature
     shares = probabilities_of_logits(logits, temperature=fitted.temperature)
     for place, name in enumerate(NAMES):
-        expected = threshold_at_sensitivity(true == place, shares[:, place], sensitivity=0.95)
-        assert said.decision.thresholds[name] == expected
+        groups = table["group"].to_numpy(dtype=str)
+        expected = threshold_at_sensitivity(true == place, shares[:, place], groups, sensitivity=0.95, confidence=0.9)
+        assert said.decision.fixed_threshold(name) == expected
+    limits = fit_set_limits(shares, true, groups, coverage=0.5)
+    assert said.prediction_sets.limits(NAMES) == limits
     right = shares.argmax(axis=1) == true
     assert (shares.max(axis=1)[right] < said.abstention.unsure_below).mean() <= 0.05
+
+
+def test_too_few_validation_patients_for_the_guarantee_are_told_in_the_card(bundle_folder, said):
+    fixed = said.decision.fixed_threshold("GC")
+    assert not fixed.is_guaranteed
+    card = (bundle_folder / "MODEL_CARD.md").read_text()
+    assert "The validation set is too small to guarantee a sensitivity of 95 % for GC with 90 % confidence" in card
+    assert fixed.patients == 1
+    assert "there is 1 validation patient with GC, and 45 are needed" in card
+    assert f"at least 95 % with {math.floor(1000 * fixed.confidence_reached) / 10} % confidence" in card
+
+
+def test_figures_of_prediction_sets_are_those_of_the_test_images(trained_run, bundle_folder, said):
+    true, logits, table = saved(trained_run, "test")
+    members = prediction_sets(
+        probabilities_of_logits(logits, temperature=said.calibration.temperature), said.prediction_sets.limits(NAMES)
+    )
+    sizes = pd.Series(members.sum(axis=1)).groupby(table["group"]).mean()
+    assert said.prediction_sets.test.size.value == pytest.approx(sizes.mean())
+    for place, name in enumerate(NAMES):
+        covered = pd.Series(members[true == place, place]).groupby(table["group"][true == place].to_numpy()).mean()
+        assert said.prediction_sets.test.coverage[name].value == pytest.approx(covered.mean())
+    assert (
+        "the set holds the true class with a chance of at least 50 %" in (bundle_folder / "MODEL_CARD.md").read_text()
+    )
+
+
+@pytest.mark.parametrize(("name", "short"), [(None, "GC"), ("GU", "GU"), ("gastric_ulcer", "GU")])
+def test_the_class_that_decides_may_be_chosen_by_either_name(name, short):
+    classes = {"classes": ("gastric_cancer", "gastric_ulcer"), "short_names": ("GC", "GU")}
+    assert deciding_class(DeployConfig(class_name=name), **classes) == short
+    with pytest.raises(PylorusError, match=r'deploy.class_name: found "GX", expected one of GC, GU'):
+        deciding_class(DeployConfig(class_name="GX"), **classes)
 
 
 def test_the_threshold_of_unlikeness_withholds_5_percent_of_validation_images_at_most(
@@ -159,7 +199,6 @@ def test_networks_of_other_kinds_give_their_own_logits_beside_the_features(name)
 
 
 def test_arguments_that_no_bundle_could_hold_stop_a_run_at_its_beginning():
-    from pylorus.errors import PylorusError
     from pylorus.model.backbone import build_backbone
 
     config = Config().model

@@ -130,6 +130,8 @@ def test_predictions_of_the_export_are_those_of_the_bundle(exported, bundle_fold
     clear = (theirs["probability/GC"] - said.decision.thresholds["GC"]).abs() > 1e-4
     clear &= np.abs(shares.max(axis=1) - said.abstention.unsure_below) > 1e-4
     clear &= (far - said.abstention.unlike_above).abs() > 1e-4
+    for name, lowest in said.prediction_sets.lowest.items():
+        clear &= (theirs[f"probability/{name}"] - lowest).abs() > 1e-4
     assert clear.sum() >= 25
     assert ours[clear].drop(columns=numbers).equals(theirs[clear].drop(columns=numbers))
     assert ours["predicted"].equals(theirs["predicted"])

@@ -3,10 +3,12 @@
 import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pylorus.deploy.card import threshold_sentence
 from pylorus.deploy.load import load_bundle
 from pylorus.errors import PylorusError
 
@@ -96,7 +98,7 @@ def test_a_pipe_is_refused_and_not_waited_for(spoilt):
         (b'{"format_version": 1, "format_version": 1}', "a name stands in it twice"),
         (b'{"format_version": NaN}', "NaN is no number"),
         (b'{"format_version": true}', "found format_version True, expected 1"),
-        (b'{"format_version": 2}', "A newer bundle needs a newer Pylorus"),
+        (b'{"format_version": 3}', "A newer bundle needs a newer Pylorus"),
         (b"[]", "found format_version None"),
         (b'{"format_version": 1}', 'has no "architecture"'),
         (b'"' + b"a" * 1_100_000 + b'"', "expected 1,000,000 at most"),
@@ -143,6 +145,11 @@ def _set(*path, to):
         (_set("calibration", "temperature", to=0), "calibration.temperature: found 0.0"),
         (_set("decision", "class", to="XX"), "decision.class: found"),
         (_set("decision", "thresholds", "GC", to=1.5), "decision.thresholds.GC: found 1.5"),
+        (_set("decision", "guarantees", "GC", "confidence_reached", to=95), "guarantees.GC.confidence_reached: found 95"),
+        (_set("decision", "guarantees", to={}), "decision.guarantees: found nothing, expected GC, GU, CG"),
+        (_set("decision", "confidence", to=90), "decision.confidence: found 90"),
+        (_set("prediction_sets", "lowest", "GC", to=-0.1), "prediction_sets.lowest.GC: found -0.1"),
+        (_set("prediction_sets", "lowest", to={"GC": 0.5}), "prediction_sets.lowest: found GC, expected GC, GU, CG"),
         (_set("abstention", "unlike_above", to=None), "abstention.unlike_above: found None, expected a number"),
         (_set("test", "auroc", to={}), "test.auroc: found nothing, expected GC, GU, CG"),
         (_set("surprise", to=1), 'unknown entry "surprise"'),
@@ -206,3 +213,23 @@ def test_the_description_is_read_as_it_was_written(bundle_folder):
     from pylorus.deploy.strict import plain
 
     assert plain(load_bundle(bundle_folder).description) == json.loads((bundle_folder / "model.json").read_text())
+
+
+def _as_format_1(content):
+    content["format_version"] = 1
+    for key in ("confidence", "patients_needed", "guarantees"):
+        del content["decision"][key]
+    del content["prediction_sets"]
+
+
+def test_a_bundle_of_format_1_is_read_and_guarantees_nothing(bundle_folder, described, tmp_path):
+    old, new = load_bundle(described(_as_format_1)), load_bundle(bundle_folder)
+    decision = old.description.decision
+    assert decision.thresholds == new.description.decision.thresholds
+    assert [decision.fixed_threshold(name) for name in ("GC", "GU", "CG")] == [None] * 3
+    assert "guarantees no sensitivity for new patients" in threshold_sentence(old.description, "GC")
+    images = np.zeros((2, 32, 32, 3), dtype=np.uint8)
+    found, expected = old.answer(images), new.answer(images)
+    assert (found.positive == expected.positive).all()
+    assert found.sets is None
+    assert expected.sets is not None

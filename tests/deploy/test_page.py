@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from pylorus.deploy.load import load_bundle
+from pylorus.deploy.predict import set_text
 
 from .chromium import PROGRAM, Chromium
 
@@ -124,6 +125,8 @@ def test_images_are_chosen_and_their_results_seen_and_downloaded(tab, images, bu
         likeliest = expected.predicted[place]
         assert f"{names[likeliest]}\n{100 * expected.probabilities[place, likeliest]:.1f} %" in text
         assert ("Positive for GC" if expected.positive[place] else "Negative for GC") in text
+        members = [name for name, member in zip(names, expected.sets[place], strict=True) if member]
+        assert f"Prediction set (50 %): {', '.join(members) or 'empty'}" in text
     assert page.run("document.querySelector('.card img').naturalWidth") == 448
     none = int((expected.why != "").sum())
     assert page.run("document.getElementById('status').textContent").startswith(f"3 files: {3 - none} answered")
@@ -144,6 +147,8 @@ def test_images_are_chosen_and_their_results_seen_and_downloaded(tab, images, bu
     assert [row["file"] for row in rows] == [path.name for path in images]
     found = [[float(row[f"probability/{name}"]) for name in names] for row in rows]
     assert np.allclose(found, expected.probabilities, atol=1e-6)
+    assert [row["prediction_set"] for row in rows] == [set_text(names, row) for row in expected.sets]
+    assert "too small to guarantee a sensitivity of 95 % for GC" in page.run("document.body.innerText")
 
 
 @needs_browser

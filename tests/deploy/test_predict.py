@@ -99,6 +99,31 @@ def test_decision_and_abstention_follow_the_stored_thresholds(bundle_folder, dra
     assert set(other["decision"]) <= {"CG", "not CG"}
 
 
+def test_prediction_sets_hold_the_classes_that_reach_their_lowest_probability(bundle_folder, drawn, tmp_path, capsys):
+    sets = load_bundle(bundle_folder).description.prediction_sets
+    words = {"group": r"patient_\d+"}
+    _, table = asked(bundle_folder, [drawn], tmp_path / "p.parquet", **words)
+    names = ("GC", "GU", "CG")
+    members = np.stack([table[f"probability/{name}"] >= sets.lowest[name] for name in names], axis=1)
+    expected = ["{" + ", ".join(np.array(names)[row]) + "}" for row in members]
+    assert table["prediction_set"].tolist() == expected
+    found = json.loads((tmp_path / "p.parquet.about.json").read_text())["evaluation"]["prediction_sets"]
+    patients = table["path"].str.extract(r"(patient_\d+)")[0]
+    assert found["size"]["value"] == pytest.approx(pd.Series(members.sum(axis=1)).groupby(patients).mean().mean())
+    covered = pd.Series(members[:, 0])[table["true"] == "GC"].groupby(patients).mean().mean()
+    assert found["coverage"]["GC"]["value"] == pytest.approx(covered)
+    said = capsys.readouterr().out
+    assert "prediction sets at 50 %, each patient counting the same" in said
+    assert "too small to guarantee a sensitivity of 95 % for GC" in " ".join(said.split())
+
+
+def test_a_bundle_without_prediction_sets_gives_no_column_of_them(described, drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict_module, "load_bundle", load_bundle)
+    folder = described(lambda content: content.update(prediction_sets=None))
+    _, table = asked(folder, [drawn / "gastric_ulcer"], tmp_path / "p.parquet")
+    assert "prediction_set" not in table.columns
+
+
 def test_what_can_not_be_read_is_a_row_with_an_error_and_counts_in_the_exit_code(bundle_folder, drawn, tmp_path):
     folder = tmp_path / "in"
     shutil.copytree(drawn / "gastric_ulcer", folder)

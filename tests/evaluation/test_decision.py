@@ -2,43 +2,125 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from pylorus.evaluation.decision import operating_point, threshold_at_sensitivity
+from benchmarks.thresholds import Condition, simulate
+from pylorus.evaluation.decision import operating_point, patients_needed, threshold_at_sensitivity
 from pylorus.evaluation.proportion import wilson
 
 
-@pytest.mark.parametrize("sensitivity", [0.5, 0.8, 0.9, 0.95, 0.99, 1.0])
-@pytest.mark.parametrize("positives", [1, 3, 20, 100, 147])
-def test_the_threshold_reaches_the_sensitivity_and_no_higher_one_would(sensitivity, positives):
+def fixed(scores, groups=None, *, sensitivity=0.95, confidence=0.9):
+    positive = np.ones(len(scores), dtype=bool)
+    return threshold_at_sensitivity(
+        positive, np.asarray(scores), groups, sensitivity=sensitivity, confidence=confidence
+    )
+
+
+@pytest.mark.parametrize("sensitivity", [0.5, 0.8, 0.9, 0.95, 0.99])
+@pytest.mark.parametrize("positives", [1, 3, 20, 45, 100, 147])
+def test_with_one_image_a_patient_it_is_the_tolerance_bound_of_order_statistics(sensitivity, positives):
     generator = np.random.default_rng(positives)
     positive = np.repeat([True, False], [positives, 200])
     scores = generator.random(positives + 200) + 0.5 * positive
-    threshold = threshold_at_sensitivity(positive, scores, sensitivity=sensitivity)
-    assert np.mean(scores[positive] >= threshold) >= sensitivity - 1e-12
-    assert np.mean(scores[positive] > threshold) < sensitivity
+    found = threshold_at_sensitivity(positive, scores, sensitivity=sensitivity, confidence=0.9)
+    reached = stats.binom.sf(np.arange(positives), positives, 1 - sensitivity)  # of the k-th lowest: P(Bin >= k)
+    ranks = np.flatnonzero(reached >= 0.9)
+    rank = ranks[-1] if len(ranks) else 0
+    assert found.threshold == np.sort(scores[positive])[rank]
+    assert found.confidence_reached == pytest.approx(reached[rank], abs=1e-12)
+    assert found.is_guaranteed == bool(len(ranks))
+    needed = math.ceil(math.log(0.1) / math.log(sensitivity))
+    assert found.patients_needed == needed
+    assert found.is_guaranteed == (positives >= needed)
+    if rank == 0:
+        assert found.sensitivity_reached == pytest.approx(0.1 ** (1 / positives), abs=1e-9)
+    assert (found.sensitivity_reached >= sensitivity) == found.is_guaranteed
 
 
-def test_nineteen_of_twenty_are_asked_for_at_95_percent_not_twenty():
-    scores = np.arange(20.0)
-    assert threshold_at_sensitivity(np.ones(20, dtype=bool), scores, sensitivity=0.95) == 1.0
+def test_45_positive_patients_are_needed_for_95_percent_at_90_percent_confidence():
+    assert patients_needed(sensitivity=0.95, confidence=0.9) == 45
+    assert patients_needed(sensitivity=0.75, confidence=1 - 0.75**3) == 3
+    assert patients_needed(sensitivity=1, confidence=0.9) is None
+    assert fixed(np.arange(45.0)).is_guaranteed
+    few = fixed(np.arange(44.0))
+    assert (few.threshold, few.is_guaranteed, few.patients_needed) == (0.0, False, 45)
+    assert few.confidence_reached == pytest.approx(1 - 0.95**44)
+
+
+def test_more_images_of_the_same_patients_do_not_take_the_place_of_patients():
+    scores = np.random.default_rng(0).random(400)
+    assert fixed(scores).is_guaranteed
+    grouped = fixed(scores, np.arange(400) % 40)
+    assert (grouped.is_guaranteed, grouped.images, grouped.patients) == (False, 400, 40)
+    assert grouped.threshold == scores.min()
+    assert grouped.confidence_reached == pytest.approx(1 - 0.95**40)
+
+
+def test_images_that_are_copies_of_one_another_count_as_one():
+    alone = np.random.default_rng(1).random(120)
+    copied = fixed(np.repeat(alone, 6), np.repeat(np.arange(120), 6))
+    expected = fixed(alone)
+    assert copied.threshold == expected.threshold
+    assert copied.confidence_reached == pytest.approx(expected.confidence_reached, abs=1e-12)
+
+
+def test_unlike_images_of_a_patient_allow_a_higher_threshold_than_copies():
+    alone = np.random.default_rng(2).random((120, 6))
+    patients = np.repeat(np.arange(120), 6)
+    unlike, copies = fixed(alone.ravel(), patients), fixed(np.repeat(alone[:, 0], 6), patients)
+    assert unlike.is_guaranteed
+    assert (alone.ravel() < unlike.threshold).mean() > (alone[:, 0] < copies.threshold).mean()
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        Condition(50),
+        Condition(100),
+        Condition(50, "5", 0.5, "copies"),
+        Condition(100, "1-30", 0.7, "copies"),
+        Condition(50, "1 or 30", 0.5, "copies"),
+        Condition(200, "1 or 30", 0.5),
+    ],
+    ids=str,
+)
+def test_the_guarantee_is_kept_in_90_percent_of_simulated_studies(condition):
+    found = simulate(condition, sets=400)
+    assert found.by_patient.guaranteed == 1
+    assert found.by_patient.kept >= 0.9 - 2.6 * math.sqrt(0.9 * 0.1 / 400)
+    assert found.share_of_positives.kept < 0.6  # what the rule of the share of validation positives gives
+    assert found.coverage_by_patient >= 0.9 - 0.005
+    if condition.images != "1":
+        assert found.images_as_patients.kept < 0.84
 
 
 def test_ties_at_the_threshold_are_all_called_positive():
-    positive = np.array([True, True, True, False])
-    scores = np.array([0.9, 0.4, 0.4, 0.4])
-    threshold = threshold_at_sensitivity(positive, scores, sensitivity=0.6)
-    point = operating_point(positive, scores, threshold=threshold)
-    assert (point.sensitivity.successes, point.specificity.successes) == (3, 0)
+    scores = np.repeat([0.4, 0.9], [100, 20])
+    found = fixed(scores)
+    assert (found.threshold, found.confidence_reached) == (0.4, pytest.approx(1 - 0.95**120))
+
+
+def test_negatives_and_the_order_of_images_change_nothing():
+    generator = np.random.default_rng(3)
+    positive, groups, scores = generator.random(300) < 0.5, generator.integers(0, 90, 300), generator.random(300)
+    order = generator.permutation(300)
+    found = threshold_at_sensitivity(positive, scores, groups, sensitivity=0.9, confidence=0.9)
+    again = threshold_at_sensitivity(positive[order], scores[order], groups[order], sensitivity=0.9, confidence=0.9)
+    assert again == found
+    alone = threshold_at_sensitivity(
+        positive[positive], scores[positive], groups[positive], sensitivity=0.9, confidence=0.9
+    )
+    assert alone == found
 
 
 def test_a_threshold_fixed_on_validation_is_applied_untouched_to_test():
     generator = np.random.default_rng(0)
     positive = generator.random(4000) < 0.3
     scores = generator.standard_normal(4000) + 2 * positive
-    threshold = threshold_at_sensitivity(positive[:2000], scores[:2000], sensitivity=0.95)
+    threshold = threshold_at_sensitivity(positive[:2000], scores[:2000], sensitivity=0.95, confidence=0.9).threshold
     point = operating_point(positive[2000:], scores[2000:], threshold=threshold)
     assert point.threshold == threshold
-    assert point.sensitivity.low < 0.95 < point.sensitivity.high
+    assert point.sensitivity.value > 0.95
     called = scores[2000:] >= threshold
     assert point.sensitivity == wilson(int((called & positive[2000:]).sum()), int(positive[2000:].sum()))
     assert point.specificity == wilson(int((~called & ~positive[2000:]).sum()), int((~positive[2000:]).sum()))
@@ -73,11 +155,17 @@ def test_a_threshold_that_nothing_reaches_has_no_precision():
 @pytest.mark.parametrize("sensitivity", [0, 1.01, 95, math.nan])
 def test_a_sensitivity_that_is_no_share_is_refused(sensitivity):
     with pytest.raises(ValueError, match="sensitivity is"):
-        threshold_at_sensitivity(np.array([True]), np.array([0.5]), sensitivity=sensitivity)
+        fixed([0.5], sensitivity=sensitivity)
+
+
+@pytest.mark.parametrize("confidence", [0, 1, 90, math.nan])
+def test_a_confidence_that_is_no_share_is_refused(confidence):
+    with pytest.raises(ValueError, match="confidence is"):
+        fixed([0.5], confidence=confidence)
 
 
 def test_no_threshold_can_be_fixed_without_positives_or_applied_if_nan():
     with pytest.raises(ValueError, match="no validation image"):
-        threshold_at_sensitivity(np.array([False]), np.array([0.5]), sensitivity=0.9)
+        threshold_at_sensitivity(np.array([False]), np.array([0.5]), sensitivity=0.9, confidence=0.9)
     with pytest.raises(ValueError, match="threshold is nan"):
         operating_point(np.array([True]), np.array([0.5]), threshold=math.nan)

@@ -3,10 +3,18 @@ from dataclasses import replace
 
 import pytest
 
+from pylorus.evaluation.decision import SensitivityThreshold
 from pylorus.evaluation.estimate import Estimate
 from pylorus.evaluation.mcnemar import McNemar
 from pylorus.evaluation.paired import Difference
-from pylorus.evaluation.sentence import better_sentence, p_text, paired_sentence, unpaired_sentence
+from pylorus.evaluation.sentence import (
+    better_sentence,
+    guarantee_sentence,
+    p_text,
+    paired_sentence,
+    threshold_text,
+    unpaired_sentence,
+)
 
 TEST = McNemar(images=450, groups=450, right_first=401, right_second=409, only_first=22, only_second=30, p_value=0.3317)
 APART = Difference(value=-0.031, low=-0.05, high=-0.012, standard_error=0.01, p_value=0.0021)
@@ -75,3 +83,37 @@ def test_p_is_printed_with_two_figures_and_never_as_zero(p_value, text):
 def test_a_level_that_is_no_chance_is_refused(level):
     with pytest.raises(ValueError, match="level"):
         better_sentence("A", "B", TEST, level=level)
+
+
+KEPT = SensitivityThreshold(0.12349, 0.95, 0.9, 0.9539, 0.9621, images=80, patients=60, patients_needed=45)
+FEW = SensitivityThreshold(0.03, 0.95, 0.9, 0.5819, 0.8736, images=34, patients=17, patients_needed=45)
+
+
+def test_a_guarantee_is_said_with_its_patients_and_a_threshold_that_is_not_rounded_up():
+    assert guarantee_sentence(KEPT, class_name="GC") == (
+        "At the threshold of 0.1234 the true sensitivity for GC is at least 95 % with 90 % confidence, for patients like "
+        "the 60 validation patients with GC."
+    )
+    assert guarantee_sentence(KEPT, class_name="GC", grouped=False).endswith(
+        "for images like the 60 validation images with GC. Patients are not known, so that each image counts as one."
+    )
+
+
+def test_too_few_patients_are_said_with_what_is_needed_and_what_is_reached_rounded_down():
+    sentence = guarantee_sentence(FEW, class_name="GC")
+    assert "too small to guarantee a sensitivity of 95 % for GC with 90 % confidence" in sentence
+    assert "there are 17 validation patients with GC, and 45 are needed" in sentence
+    assert sentence.endswith("at least 87.3 % with 90 % confidence, and at least 95 % with 58.1 % confidence.")
+
+
+def test_that_nothing_guarantees_a_sensitivity_of_100_percent_is_said():
+    sentence = guarantee_sentence(
+        replace(FEW, sensitivity=1.0, confidence_reached=0.0, patients_needed=None, patients=1), class_name="GC"
+    )
+    assert "there is 1 validation patient with GC, and no number of them can guarantee that" in sentence
+    assert sentence.endswith("at least 87.3 % with 90 % confidence.")
+
+
+@pytest.mark.parametrize("threshold", [1.0, 0.99999, 0.5, 0.12345678, 1e-4, 3.0001e-7, 1e-300])
+def test_what_is_positive_at_a_threshold_is_positive_at_the_printed_one(threshold):
+    assert 0.999 * threshold <= float(threshold_text(threshold)) <= threshold

@@ -128,12 +128,19 @@ def test_the_command_takes_class_sensitivity_and_output(make_run, tmp_path, caps
     main(["report", str(run), "--output", str(tmp_path / "out"), "--class", "gastric_ulcer", "--sensitivity", "0.8"])
     assert capsys.readouterr().out.strip() == f"report: {tmp_path / 'out' / 'report.html'}"
     text = (tmp_path / "out" / "tables" / "threshold.md").read_text()
-    assert "A threshold for GU, fixed on validation images at a sensitivity of at least 80 %" in text
+    assert "A threshold for GU, fixed on validation images for a true sensitivity of at least 80 % with 90 % " in text
+    main(["report", str(run), "--output", str(tmp_path / "out"), "--sensitivity", "0.8", "--guarantee", "0.6"])
+    text = (tmp_path / "out" / "tables" / "threshold.md").read_text()
+    assert "A threshold for GC, fixed on validation images for a true sensitivity of at least 80 % with 60 % " in text
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"class_name": "GX"}, 'found "GX", expected one of GC, GU, CG'), ({"sensitivity": 1.5}, "found 1.5")],
+    [
+        ({"class_name": "GX"}, 'found "GX", expected one of GC, GU, CG'),
+        ({"sensitivity": 1.5}, "found 1.5"),
+        ({"guarantee": 1.0}, "--guarantee: found 1"),
+    ],
 )
 def test_an_unknown_class_and_an_impossible_sensitivity_are_refused(make_run, options, said):
     run = make_run()

@@ -18,10 +18,19 @@ def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--output", type=Path, metavar="DIR", help="default: report in the run or sweep; ./report for several PATHs"
     )
     report.add_argument(
-        "--class", dest="class_name", metavar="NAME", help="class that a threshold is fixed for (default: the first)"
+        "--class", dest="class_name", metavar="NAME", help="class that a threshold is fixed for (default: the bundle's)"
     )
     report.add_argument(
-        "--sensitivity", type=float, default=0.95, help="share of that class to be found (default: 0.95)"
+        "--sensitivity",
+        type=float,
+        metavar="SHARE",
+        help="sensitivity that the threshold is to guarantee for new patients (default: the run's deploy.sensitivity)",
+    )
+    report.add_argument(
+        "--guarantee",
+        type=float,
+        metavar="CONFIDENCE",
+        help="confidence with which it is to guarantee it (default: the run's deploy.confidence)",
     )
     report.add_argument("--published", action="store_true", help="show the published study beside our results")
     report.add_argument("--thumbnails", action="store_true", help="show the worst mistakes; they leave with the page")
@@ -38,6 +47,7 @@ def _report(chosen: argparse.Namespace) -> None:
     options = ReportOptions(
         class_name=chosen.class_name,
         sensitivity=chosen.sensitivity,
+        guarantee=chosen.guarantee,
         published=chosen.published,
         thumbnails=chosen.thumbnails,
         names=chosen.names,

@@ -14,6 +14,7 @@ from pylorus.data.input import InputFormat
 from pylorus.deploy.description import Description
 from pylorus.deploy.network import Output
 from pylorus.evaluation.calibration import probabilities_of_logits
+from pylorus.evaluation.conformal import prediction_sets
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,7 @@ class Answers:
         positive: Whether the deciding class's probability reaches its threshold, of shape (n,).
         unlikeness: Of shape (n,), in [0, 2].
         why: Why it abstains, of shape (n,): "", "unsure" or "unlike".
+        sets: Which classes are in the prediction set of each, of shape (n, classes); None where the bundle has none.
     """
 
     probabilities: NDArray[np.float64]
@@ -33,6 +35,7 @@ class Answers:
     positive: NDArray[np.bool_]
     unlikeness: NDArray[np.float64]
     why: NDArray[np.str_]
+    sets: NDArray[np.bool_] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +77,7 @@ class TrainedModel(ABC):
         deciding = class_name or self.description.decision.class_name
         threshold = self.description.decision.thresholds[deciding]
         shares = self.probabilities(output.logits)
+        sets = self.description.prediction_sets
         unlike = np.asarray(output.unlikeness, dtype=np.float64)
         unsure = shares.max(axis=1) < abstention.unsure_below
         return Answers(
@@ -82,6 +86,7 @@ class TrainedModel(ABC):
             positive=shares[:, names.index(deciding)] >= (2.0 if threshold is None else threshold),
             unlikeness=unlike,
             why=np.where(unlike > abstention.unlike_above, "unlike", np.where(unsure, "unsure", "")),
+            sets=None if sets is None else prediction_sets(shares, sets.limits(names)),
         )
 
     def answer(self, images: NDArray[np.uint8], *, class_name: str | None = None) -> Answers:

@@ -21,7 +21,15 @@ from pylorus.deploy.description import (
     Weights,
 )
 from pylorus.deploy.files import CARD, DESCRIPTION, FILES, SUMS, UNLIKE, WEIGHTS
-from pylorus.deploy.fixing import Unlikeness, figures_of, fixed_abstention, fixed_decision, said_calibration
+from pylorus.deploy.fixing import (
+    Unlikeness,
+    deciding_class,
+    figures_of,
+    fixed_abstention,
+    fixed_decision,
+    fixed_sets,
+    said_calibration,
+)
 from pylorus.deploy.load import DIRECTIONS
 from pylorus.deploy.network import unlikeness
 from pylorus.deploy.passing import Passed, mean_directions, pass_over
@@ -82,6 +90,7 @@ def _description(
     validation, test = (read_predictions(folder.predictions(last, part), order=names) for part in ("val", "test"))
     calibration = calibrate(validation, test)
     again = probabilities_of_logits(passed.logits.astype(np.float64))
+    deciding = deciding_class(config.deploy, classes=images.catalog.classes, short_names=names)
     difference = float(np.abs(again - test.predictions.probabilities[passed.rows]).max())
     return Description(
         format_version=FORMAT_VERSION,
@@ -93,7 +102,8 @@ def _description(
         weights=Weights(backbone.weights, backbone.weights_sha256, backbone.licence),
         training=_training(folder, images, config, engine),
         calibration=said_calibration(calibration),
-        decision=fixed_decision(calibration),
+        decision=fixed_decision(calibration, config.deploy, class_name=deciding),
+        prediction_sets=fixed_sets(calibration, config.deploy.prediction_sets),
         abstention=fixed_abstention(calibration, found),
         test=figures_of(calibration.test),
         largest_difference=difference,

@@ -4,7 +4,8 @@ import html
 import math
 from collections.abc import Sequence
 
-from pylorus.deploy.description import Description, Figure
+from pylorus.deploy.description import Description, Figure, PredictionSets
+from pylorus.evaluation.sentence import guarantee_sentence, percent_at_least, threshold_text
 from pylorus.percent import percent
 
 PARTS = {"train": "training", "val": "validation", "test": "test"}
@@ -21,6 +22,7 @@ def model_card(said: Description) -> str:
         "## What it was found to be worth\n\n" + _worth(said),
         "## Calibration\n\n" + _calibration(said),
         "## Thresholds\n\n" + _thresholds(said),
+        *(["## Prediction sets\n\n" + _sets(said, said.prediction_sets)] if said.prediction_sets is not None else []),
         "## When it does not answer\n\n" + _abstention(said),
         "## Limits\n\n" + _limits(said),
         "## Licence and versions\n\n" + _licence(said),
@@ -108,19 +110,92 @@ def _calibration(said: Description) -> str:
     )
 
 
+def threshold_sentence(said: Description, name: str) -> str:
+    """What the stored threshold of a class guarantees."""
+    decision = said.decision
+    if decision.thresholds[name] is None:
+        return f"No validation image is of class {name}: there is no threshold for it."
+    fixed = decision.fixed_threshold(name)
+    if fixed is None:
+        return (
+            f"The threshold for {name} reaches a sensitivity of {100 * decision.sensitivity:g} % on the validation "
+            "images; the bundle is of an older Pylorus and guarantees no sensitivity for new patients."
+        )
+    return guarantee_sentence(fixed, class_name=name, grouped=said.training.grouped)
+
+
 def _thresholds(said: Description) -> str:
     decision = said.decision
+    patients = "patients" if said.training.grouped else "images"
     rows = []
     for name in said.short_names:
-        threshold, point = decision.thresholds[name], decision.test[name]
-        value = "none: no validation image" if threshold is None else f"{threshold:.4f}"
-        rows.append([_text(name), value, _shown(point.sensitivity), _shown(point.specificity)])
-    titles = ["class", "threshold", "sensitivity on test images", "specificity on test images"]
+        fixed, point = decision.fixed_threshold(name), decision.test[name]
+        cells = ["none: no validation image", "", "", ""]
+        if fixed is not None:
+            shares = (fixed.sensitivity_reached, fixed.confidence_reached)
+            cells = [
+                threshold_text(fixed.threshold),
+                f"{fixed.patients:,}",
+                *(percent_at_least(each) for each in shares),
+            ]
+        rows.append([_text(name), *cells, _shown(point.sensitivity), _shown(point.specificity)])
+    asked = f"{100 * decision.sensitivity:g} %"
+    titles = [
+        *("class", "threshold", f"validation {patients}"),
+        f"guaranteed sensitivity at {100 * (decision.confidence or 0):g} % confidence",
+        f"confidence of {asked} sensitivity",
+        *("sensitivity on test images", "specificity on test images"),
+    ]
     return (
-        f"An image is called positive for a class where its calibrated probability reaches the threshold, fixed on "
-        f"validation images for a sensitivity of {percent(decision.sensitivity)} %. Unless another is asked for, "
-        f"{_text(decision.class_name)} decides.\n\n{_table(titles, rows)}"
+        "An image is called positive for a class where its calibrated probability reaches the threshold. Unless "
+        f"another is asked for, {_text(decision.class_name)} decides. "
+        f"{_text(threshold_sentence(said, decision.class_name))}\n\n"
+        f"{_table(titles, rows)}\n\nThe sensitivity guaranteed is that for one image of a new patient, each patient "
+        "counting the same; where patients with many images are harder to recognise, that of all images is lower. The "
+        "guarantee holds for patients like those of the validation images, from the same hospitals. It takes no "
+        "account of what else was chosen on the validation images: the epoch and the temperature."
     )
+
+
+def _sets(said: Description, sets: PredictionSets) -> str:
+    patients = "patients" if said.training.grouped else "images"
+    rows = [
+        [
+            _text(name),
+            f"{sets.patients[name]:,}",
+            "always in the set" if (lowest := sets.lowest[name]) is None else threshold_text(lowest),
+            _shown(sets.test.coverage[name]),
+        ]
+        for name in said.short_names
+    ]
+    titles = ["class", f"validation {patients}", "in the set from a probability of", "coverage on test images"]
+    few = [name for name in said.short_names if sets.lowest[name] is None]
+    always = (
+        f" Of {', '.join(map(_text, few))} there are fewer than {sets.patients_needed} validation {patients}, which it "
+        "takes to leave a class out: it is in every set."
+        if few
+        else ""
+    )
+    return (
+        "Beside its answer the model gives a set of classes for each image, calibrated apart for each class on "
+        "validation images (split-conformal): for an image of a new patient, of whatever class, the set holds the true "
+        f"class with a chance of at least {100 * sets.coverage:g} %, if the patient is one like those of the "
+        f"validation images, from the same hospitals. An empty set says that no class is as likely as is "
+        f"usual for it.{always}\n\n"
+        f"{_table(titles, rows)}\n\nOn the test images a set holds {set_size_text(sets.test.size)} classes "
+        "on average. Each patient counts the same in these figures."
+    )
+
+
+def set_size_text(size: Figure) -> str:
+    """A mean number of classes with its interval.
+
+    Example:
+        >>> set_size_text(Figure(1.2, 1.06, 1.414))
+        '1.20 (1.06 to 1.41)'
+    """
+    value, low, high = ("–" if each is None else f"{each:.2f}" for each in (size.value, size.low, size.high))
+    return f"{value} ({low} to {high})"
 
 
 def _abstention(said: Description) -> str:

@@ -1,7 +1,8 @@
 """Reads model.json and refuses what can't be: unknown entries, wrong types, sizes and shares out of any range."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pylorus.data.image import POLICY_VERSION, RESAMPLING
 from pylorus.deploy.description import FORMAT_VERSION, Description, Input
@@ -27,16 +28,25 @@ def read_description(content: bytes, *, where: str = "model.json") -> Descriptio
     """
     if len(content) > MOST_BYTES:
         raise PylorusError(f"{where}: has {len(content):,} bytes, expected {MOST_BYTES:,} at most.")
-    values = parsed(content, where=where)
+    values: Any = parsed(content, where=where)
     version = values.get("format_version") if isinstance(values, dict) else None
-    if version != FORMAT_VERSION or type(version) is not int:
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise PylorusError(
-            f"{where}: found format_version {str(version)[:20]}, expected {FORMAT_VERSION}. "
+            f"{where}: found format_version {str(version)[:20]}, expected 1 to {FORMAT_VERSION}. "
             "A newer bundle needs a newer Pylorus; one of before there were versions has to be trained again."
         )
-    found = built(Description, values, where=where)
+    found = built(Description, _upgraded(values) if version == 1 else values, where=where)
     check_description(found, where=where)
     return found
+
+
+def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """What a description of format 1 says, in the present format: its thresholds guarantee nothing."""
+    decision, names = values.get("decision"), values.get("short_names")
+    if isinstance(decision, dict) and isinstance(names, list):
+        guarantees = {str(name): None for name in names}
+        decision = decision | {"confidence": None, "patients_needed": None, "guarantees": guarantees}
+    return values | {"format_version": FORMAT_VERSION, "decision": decision, "prediction_sets": None}
 
 
 def check_description(found: Description, *, where: str = "model.json") -> None:
@@ -59,12 +69,32 @@ def check_description(found: Description, *, where: str = "model.json") -> None:
     for key, value, low, high in (
         ("calibration.temperature", found.calibration.temperature, LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE),
         ("decision.sensitivity", found.decision.sensitivity, 0, 1),
+        ("decision.confidence", found.decision.confidence, 0, 1),
         ("abstention.unlike_above", found.abstention.unlike_above, 0, 2),
         ("abstention.unsure_below", found.abstention.unsure_below, 0, 1),
         *((f"decision.thresholds.{name}", value, 0, 1) for name, value in found.decision.thresholds.items()),
+        *_shares_of_guarantees(found),
+        *_shares_of_sets(found),
     ):
         if value is not None and not low <= value <= high:
             raise PylorusError(f"{where}: {key}: found {value}, expected {low} to {high}.")
+
+
+def _shares_of_guarantees(found: Description) -> list[tuple[str, float, int, int]]:
+    return [
+        (f"decision.guarantees.{name}.{key}", getattr(guarantee, key), 0, 1)
+        for name, guarantee in found.decision.guarantees.items()
+        if guarantee is not None
+        for key in ("confidence_reached", "sensitivity_reached")
+    ]
+
+
+def _shares_of_sets(found: Description) -> list[tuple[str, float | None, int, int]]:
+    sets = found.prediction_sets
+    if sets is None:
+        return []
+    lowest = [(f"prediction_sets.lowest.{name}", value, 0, 1) for name, value in sets.lowest.items()]
+    return [("prediction_sets.coverage", sets.coverage, 0, 1), *lowest]
 
 
 def _check_input(found: Input, where: str) -> None:
@@ -91,11 +121,17 @@ def _check_choices(found: Description, where: str) -> None:
     short = set(found.short_names)
     if found.decision.class_name not in short:
         raise PylorusError(f'{where}: decision.class: found "{found.decision.class_name[:50]}", expected a short name.')
-    by_class = {
+    by_class: dict[str, Mapping[str, object]] = {
         "decision.thresholds": found.decision.thresholds,
+        "decision.guarantees": found.decision.guarantees,
         "decision.test": found.decision.test,
         **{f"test.{key}": getattr(found.test, key) for key in ("sensitivity", "specificity", "precision", "auroc")},
     }
+    if found.prediction_sets is not None:
+        sets = found.prediction_sets
+        by_class["prediction_sets.lowest"] = sets.lowest
+        by_class["prediction_sets.patients"] = sets.patients
+        by_class["prediction_sets.test.coverage"] = sets.test.coverage
     for key, given in by_class.items():
         if set(given) != short:
             raise PylorusError(f"{where}: {key}: found {_few(sorted(given))}, expected {_few(found.short_names)}.")

@@ -4,9 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pylorus.data.input import InputFormat
+from pylorus.evaluation.conformal import SetLimits
+from pylorus.evaluation.decision import SensitivityThreshold
 
-FORMAT_VERSION = 1
-"""Counts up when an older Pylorus could not read what a newer one writes."""
+FORMAT_VERSION = 2
+"""Counts up when an older Pylorus could not read what a newer one writes. Since 2 thresholds have guarantees."""
 INTENDED_USE = "Research use only. Not a medical device."
 
 
@@ -125,20 +127,99 @@ class OperatingFigures:
 
 
 @dataclass(frozen=True)
+class Guarantee:
+    """What a threshold guarantees for new patients; see `pylorus.evaluation.decision.SensitivityThreshold`.
+
+    Attributes:
+        confidence_reached: The confidence with which the true sensitivity is at least the one asked for, in [0, 1].
+        sensitivity_reached: The highest sensitivity that is guaranteed at the confidence asked for, in [0, 1].
+        images: How many validation images are of the class.
+        patients: How many patients (groups) these are of.
+    """
+
+    confidence_reached: float
+    sensitivity_reached: float
+    images: int
+    patients: int
+
+
+@dataclass(frozen=True)
 class Decision:
     """When an image is called positive for a class.
 
     Attributes:
         class_name: Short name of the class that decides unless another is asked for.
-        sensitivity: Wanted on the validation images, on which thresholds were fixed.
+        sensitivity: Which the thresholds are to guarantee.
+        confidence: With which they are to guarantee it; null in a bundle of format 1, whose thresholds reach the
+            sensitivity on the validation images and guarantee nothing.
+        patients_needed: How many positive validation patients that takes; null where no number is enough.
         thresholds: Of the calibrated probability, by short name; null where no validation image is of the class.
+        guarantees: What they guarantee, by short name; null where there is no threshold, and in a bundle of format 1.
         test: What they give on the test images, by short name.
     """
 
     class_name: str = field(metadata={"name": "class"})
     sensitivity: float
+    confidence: float | None
+    patients_needed: int | None
     thresholds: dict[str, float | None]
+    guarantees: dict[str, Guarantee | None]
     test: dict[str, OperatingFigures]
+
+    def fixed_threshold(self, name: str) -> SensitivityThreshold | None:
+        """The threshold of a class with its guarantee; None where nothing is guaranteed."""
+        threshold, guarantee = self.thresholds[name], self.guarantees[name]
+        if threshold is None or guarantee is None or self.confidence is None:
+            return None
+        return SensitivityThreshold(
+            threshold=threshold,
+            sensitivity=self.sensitivity,
+            confidence=self.confidence,
+            confidence_reached=guarantee.confidence_reached,
+            sensitivity_reached=guarantee.sensitivity_reached,
+            images=guarantee.images,
+            patients=guarantee.patients,
+            patients_needed=self.patients_needed,
+        )
+
+
+@dataclass(frozen=True)
+class SetFigures:
+    """What prediction sets give on some images; each patient counts the same, as in their calibration.
+
+    Attributes:
+        coverage: Share of each class's images whose set holds that class, by short name.
+        size: Mean number of classes in a set.
+    """
+
+    coverage: dict[str, Figure]
+    size: Figure
+
+
+@dataclass(frozen=True)
+class PredictionSets:
+    """From which probability on a class is in an image's prediction set.
+
+    Attributes:
+        coverage: Share of each class's images, of new patients, whose set is to hold that class, in (0, 1).
+        lowest: The lowest calibrated probability with which a class is in the set, by short name; null where there are
+            too few validation patients of the class, which is in every set then.
+        patients: How many validation patients (groups) of each class it was calibrated on, by short name.
+        patients_needed: How many it takes for a set to leave a class out.
+        test: What the sets give on the test images.
+    """
+
+    coverage: float
+    lowest: dict[str, float | None]
+    patients: dict[str, int]
+    patients_needed: int
+    test: SetFigures
+
+    def limits(self, names: tuple[str, ...]) -> SetLimits:
+        """The limits in the order of some short names."""
+        return SetLimits(
+            self.coverage, tuple(self.lowest[name] for name in names), tuple(self.patients[name] for name in names)
+        )
 
 
 @dataclass(frozen=True)
@@ -201,6 +282,7 @@ class Description:
         arguments: Further arguments of timm.create_model, plain values.
         classes: In the order of the logits.
         short_names: One a class.
+        prediction_sets: Null where the run did not ask for them.
         test: What it is worth on the run's test images.
         largest_difference: Of any probability in 32 bits from the run's own prediction of the test images; above 1e-5
             only where the run did not compute in 32 bits on a CPU.
@@ -217,6 +299,7 @@ class Description:
     training: Training
     calibration: Calibration
     decision: Decision
+    prediction_sets: PredictionSets | None
     abstention: Abstention
     test: Figures
     largest_difference: float

@@ -1,5 +1,6 @@
 """An evaluation of predictions on images whose class their folder says, with intervals."""
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -8,14 +9,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pylorus.data.catalog import group_finder, group_in
+from pylorus.deploy.card import set_size_text, threshold_sentence
 from pylorus.deploy.description import Description, Figure
-from pylorus.deploy.fixing import clusters, figure, figures_of, share
+from pylorus.deploy.fixing import clusters, figure, figures_of, set_figures, share
 from pylorus.deploy.strict import plain
 from pylorus.errors import PylorusError
 from pylorus.evaluation.calibration import calibration_scores
+from pylorus.evaluation.conformal import prediction_sets
 from pylorus.evaluation.confusion import confusion_matrix
 from pylorus.evaluation.decision import operating_point
 from pylorus.evaluation.predictions import Predictions
+from pylorus.evaluation.sentence import threshold_text
 from pylorus.percent import percent
 
 if TYPE_CHECKING:
@@ -51,7 +55,12 @@ def evaluation_of(tables: Iterator[pd.DataFrame], said: Description, options: "P
         "accuracy_answered": plain(share(predictions.correct, groups, among=why == "")),
     }
     if threshold is not None:
-        found["decision"] = _decided(predictions, deciding, threshold)
+        guarantee = said.decision.guarantees[deciding]
+        found["decision"] = _decided(predictions, deciding, threshold) | {"guarantee": plain(guarantee)}
+    if said.prediction_sets is not None:
+        members = prediction_sets(predictions.probabilities, said.prediction_sets.limits(said.short_names))
+        asked = {"coverage_asked": said.prediction_sets.coverage}
+        found["prediction_sets"] = asked | plain(set_figures(predictions, members))
     return found
 
 
@@ -128,8 +137,16 @@ def told(record: Mapping[str, Any], said: Description) -> str:
     decision = found.get("decision")
     if decision is not None:
         lines.append(
-            f"  {decision['class']} at the stored threshold {decision['threshold']:.3f}: sensitivity "
+            f"  {decision['class']} at the stored threshold {threshold_text(decision['threshold'])}: sensitivity "
             f"{shown(decision['sensitivity'])}, specificity {shown(decision['specificity'])}"
         )
+        lines += [f"    {line}" for line in textwrap.wrap(threshold_sentence(said, decision["class"]), width=110)]
+    sets = found.get("prediction_sets")
+    if sets is not None:
+        lines.append(
+            f"  prediction sets at {100 * sets['coverage_asked']:g} %, each patient counting the same: "
+            f"{set_size_text(Figure(**sets['size']))} classes on average; they hold the true class in"
+        )
+        lines += [f"    {name:<{width}}  {shown(sets['coverage'][name])}" for name in said.short_names]
     lines.append(f"  answered {shown(found['answered'])}; of these right {shown(found['accuracy_answered'])}")
     return "\n".join(lines)

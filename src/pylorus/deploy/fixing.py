@@ -1,23 +1,35 @@
 """What a bundle decides by, fixed on validation images, and what that gives on the untouched test images."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.deploy.description import Abstention, Decision, Figure, Figures, OperatingFigures
+from pylorus.config import DeployConfig
+from pylorus.deploy.description import (
+    Abstention,
+    Decision,
+    Figure,
+    Figures,
+    Guarantee,
+    OperatingFigures,
+    PredictionSets,
+    SetFigures,
+)
 from pylorus.deploy.description import Calibration as SaidCalibration
 from pylorus.deploy.network import UNLIKENESS
-from pylorus.evaluation.decision import operating_point, threshold_at_sensitivity
+from pylorus.errors import PylorusError, did_you_mean
+from pylorus.evaluation.bounded_mean import mean_over_groups
+from pylorus.evaluation.conformal import fit_set_limits, patients_needed_for_sets, prediction_sets
+from pylorus.evaluation.decision import operating_point, patients_needed, threshold_at_sensitivity
 from pylorus.evaluation.delong import auroc
 from pylorus.evaluation.estimate import Estimate
 from pylorus.evaluation.predictions import Predictions
 from pylorus.evaluation.proportion import clustered_wilson, proportions_of_predictions, wilson
 from pylorus.report.calibrated import Calibration
 
-SENSITIVITY = 0.95
-"""Of the class that decides, wanted on validation images."""
 FALSE_ALARMS = 0.05
 """Share of validation images that each of the two reasons to abstain withholds at most."""
 
@@ -39,23 +51,97 @@ class Unlikeness:
     test_rows: NDArray[np.int64]
 
 
-def fixed_decision(calibration: Calibration) -> Decision:
-    """A threshold a class at the wanted sensitivity; the first class decides, as in the report."""
+def deciding_class(deploy: DeployConfig, *, classes: Sequence[str], short_names: Sequence[str]) -> str:
+    """The short name of the class that decides.
+
+    Raises:
+        PylorusError: If `deploy.class_name` is none of the classes.
+    """
+    wanted = deploy.class_name
+    if wanted is None or wanted in short_names:
+        return short_names[0] if wanted is None else wanted
+    if wanted not in classes:
+        raise PylorusError(
+            f'deploy.class_name: found "{wanted}", expected one of {", ".join(short_names)}.'
+            f"{did_you_mean(wanted, [*short_names, *classes])}"
+        )
+    return short_names[list(classes).index(wanted)]
+
+
+def fixed_decision(calibration: Calibration, deploy: DeployConfig, *, class_name: str) -> Decision:
+    """A threshold for each class that guarantees the sensitivity asked for, or says what it guarantees.
+
+    Args:
+        calibration: Predictions of validation images, on which thresholds are fixed, and of test images.
+        deploy: The sensitivity and the confidence asked for.
+        class_name: Short name of the class that decides.
+    """
     validation, test = calibration.validation, calibration.test
+    asked = {"sensitivity": deploy.sensitivity, "confidence": deploy.confidence}
     thresholds: dict[str, float | None] = {}
+    guarantees: dict[str, Guarantee | None] = {}
     figures = {}
     for column, name in enumerate(validation.class_names):
         positive, scores = validation.true == column, validation.probabilities[:, column]
-        found = threshold_at_sensitivity(positive, scores, sensitivity=SENSITIVITY) if positive.any() else None
+        thresholds[name] = guarantees[name] = None
+        if positive.any():
+            found = threshold_at_sensitivity(positive, scores, clusters(validation), **asked)
+            thresholds[name] = found.threshold
+            guarantees[name] = Guarantee(
+                found.confidence_reached, found.sensitivity_reached, found.images, found.patients
+            )
+        threshold = thresholds[name]
         point = operating_point(
             test.true == column,
             test.probabilities[:, column],
             clusters(test),
-            threshold=2.0 if found is None else found,
+            threshold=2.0 if threshold is None else threshold,
         )
-        thresholds[name] = found
         figures[name] = OperatingFigures(figure(point.sensitivity), figure(point.specificity))
-    return Decision(validation.class_names[0], SENSITIVITY, thresholds, figures)
+    needed = patients_needed(**asked)
+    return Decision(class_name, deploy.sensitivity, deploy.confidence, needed, thresholds, guarantees, figures)
+
+
+def fixed_sets(calibration: Calibration, coverage: float | None) -> PredictionSets | None:
+    """Prediction sets of the coverage asked for, calibrated on validation images; None where it is None."""
+    if coverage is None:
+        return None
+    validation, test = calibration.validation, calibration.test
+    limits = fit_set_limits(validation.probabilities, validation.true, clusters(validation), coverage=coverage)
+    return PredictionSets(
+        coverage=coverage,
+        lowest=dict(zip(validation.class_names, limits.lowest, strict=True)),
+        patients=dict(zip(validation.class_names, limits.patients, strict=True)),
+        patients_needed=patients_needed_for_sets(coverage),
+        test=set_figures(test, prediction_sets(test.probabilities, limits)),
+    )
+
+
+def set_figures(predictions: Predictions, members: NDArray[np.bool_]) -> SetFigures:
+    """What prediction sets give on some images.
+
+    Args:
+        predictions: Of the images, with their true classes.
+        members: Which classes are in the set of each, of shape (n, classes).
+    """
+    groups = clusters(predictions)
+    covered = members[np.arange(len(members)), predictions.true].astype(np.float64)
+
+    def coverage(chosen: NDArray[np.bool_]) -> Estimate:
+        if not chosen.any():
+            return Estimate(math.nan, math.nan, math.nan)
+        return mean_over_groups(covered[chosen], None if groups is None else groups[chosen])
+
+    share_of_classes = mean_over_groups(members.mean(axis=1), groups)
+    size = (
+        predictions.classes * each for each in (share_of_classes.value, share_of_classes.low, share_of_classes.high)
+    )
+    return SetFigures(
+        coverage={
+            name: figure(coverage(predictions.true == each)) for each, name in enumerate(predictions.class_names)
+        },
+        size=figure(Estimate(*size)),
+    )
 
 
 def said_calibration(calibration: Calibration) -> SaidCalibration:

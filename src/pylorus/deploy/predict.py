@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pylorus.data.image import RGB
@@ -36,7 +37,7 @@ PART_ROWS, PART_SECONDS = 2000, 60.0
 """A part is written after so many rows or so long: what a kill loses at most."""
 AHEAD = 3
 """Batches that are read while the network computes."""
-TEXTS = ("path", "true", "predicted", "decision", "why", "error")
+TEXTS = ("path", "true", "predicted", "decision", "prediction_set", "why", "error")
 FIRST_CODE, MOST_COUNTED = 2, 100
 """The exit code is 0 if all could be read, else 2 + the files that could not, 102 at most; 1 and 2 are other errors."""
 
@@ -199,7 +200,7 @@ def _rows(bundle: TrainedModel, items: list[Item], images: list[RGB | str], clas
     deciding = class_name or bundle.description.decision.class_name
     errors = np.array([image if isinstance(image, str) else "" for image in images], dtype=object)
     shares, far = np.full((len(items), len(names)), np.nan), np.full(len(items), np.nan)
-    predicted, decision, why = (np.full(len(items), "", dtype=object) for _ in range(3))
+    predicted, decision, members, why = (np.full(len(items), "", dtype=object) for _ in range(4))
     readable = [image for image in images if not isinstance(image, str)]
     if readable:
         places = np.flatnonzero(errors == "")
@@ -213,6 +214,8 @@ def _rows(bundle: TrainedModel, items: list[Item], images: list[RGB | str], clas
             predicted[places] = np.array(names, dtype=object)[found.predicted]
             decision[places] = np.where(found.positive, deciding, f"not {deciding}")
             why[places] = found.why
+            if found.sets is not None:
+                members[places] = [set_text(names, row) for row in found.sets]
     table = pd.DataFrame({"path": [item.path for item in items]})
     table["second"] = np.array([np.nan if item.second is None else item.second for item in items], dtype=np.float64)
     table["true"] = ["" if item.label is None else names[item.label] for item in items]
@@ -220,11 +223,27 @@ def _rows(bundle: TrainedModel, items: list[Item], images: list[RGB | str], clas
     for place, name in enumerate(names):
         table[f"probability/{name}"] = shares[:, place]
     table["decision"] = decision
+    if bundle.description.prediction_sets is not None:
+        table["prediction_set"] = members
     table["abstain"] = why != ""
     table["why"] = why
     table["unlikeness"] = far
     table["error"] = errors
-    return table.astype(dict.fromkeys(TEXTS, "str"))
+    return table.astype({name: "str" for name in TEXTS if name in table})
+
+
+def set_text(names: Sequence[str], members: NDArray[np.bool_]) -> str:
+    """A prediction set as tables show it.
+
+    Args:
+        names: Short names of all classes.
+        members: Which of them are in the set, of shape (classes,).
+
+    Example:
+        >>> set_text(["GC", "GU", "CG"], np.array([True, False, True])), set_text(["GC", "GU"], np.zeros(2, dtype=bool))
+        ('{GC, CG}', '{}')
+    """
+    return f"{{{', '.join(name for name, member in zip(names, members, strict=True) if member)}}}"
 
 
 def _loaded(folder: Path, device: str) -> TrainedModel:

@@ -2,6 +2,7 @@
 
 import math
 
+from pylorus.evaluation.decision import SensitivityThreshold
 from pylorus.evaluation.estimate import Estimate
 from pylorus.evaluation.mcnemar import McNemar
 from pylorus.evaluation.paired import Difference
@@ -122,6 +123,73 @@ def unpaired_sentence(
     verdict = "differ" if apart else "are not shown to differ"
     ends = f"{confidence * 100:g} % interval {difference.low:+.3f} to {difference.high:+.3f}"
     return f"{first} and {second} {verdict} {where} ({difference.value:+.3f}, {ends})."
+
+
+def guarantee_sentence(found: SensitivityThreshold, *, class_name: str, grouped: bool = True) -> str:
+    r"""Say what a threshold guarantees of the sensitivity, or why it does not guarantee what was asked for.
+
+    Args:
+        found: From `threshold_at_sensitivity`.
+        class_name: Name of the class that is called.
+        grouped: Whether it is known which images are of one patient; if not, each image counts as a patient.
+
+    Example:
+        >>> found = SensitivityThreshold(0.12, 0.95, 0.9, 0.954, 0.962, images=80, patients=60, patients_needed=45)
+        >>> said = guarantee_sentence(found, class_name="GC")
+        >>> print(said.replace(" is at", "\n is at"))
+        At the threshold of 0.12 the true sensitivity for GC
+         is at least 95 % with 90 % confidence, for patients like the 60 validation patients with GC.
+    """
+    wanted, sure = f"{100 * found.sensitivity:g} %", f"{100 * found.confidence:g} %"
+    unit = "patient" if grouped else "image"
+    count = f"{_count(found.patients)} validation {unit}{'s' if found.patients != 1 else ''} with {class_name}"
+    unknown = "" if grouped else " Patients are not known, so that each image counts as one."
+    verb = "are" if found.patients != 1 else "is"
+    place = f"At the threshold of {threshold_text(found.threshold)}"
+    if found.is_guaranteed:
+        return (
+            f"{place} the true sensitivity for {class_name} is at least {wanted} "
+            f"with {sure} confidence, for {unit}s like the {count}.{unknown}"
+        )
+    needed = (
+        "no number of them can guarantee that"
+        if found.patients_needed is None
+        else f"{_count(found.patients_needed)} are needed"
+    )
+    reached = (
+        f", and at least {wanted} with {percent_at_least(found.confidence_reached)} % confidence"
+        if found.sensitivity < 1
+        else ""
+    )
+    return (
+        f"The validation set is too small to guarantee a sensitivity of {wanted} for {class_name} with {sure} "
+        f"confidence: there {verb} {count}, and {needed}. {place}, the lowest "
+        f"probability of {class_name} among them, the true sensitivity is at least "
+        f"{percent_at_least(found.sensitivity_reached)} % with {sure} confidence{reached}.{unknown}"
+    )
+
+
+def threshold_text(threshold: float) -> str:
+    """A threshold rounded down to four figures, so that what is called positive at it is positive at the printed one.
+
+    Example:
+        >>> threshold_text(0.32996), threshold_text(0.5), threshold_text(0.0000123456), threshold_text(0.0)
+        ('0.3299', '0.5', '1.234e-05', '0')
+    """
+    if threshold <= 0:
+        return f"{threshold:.4g}"
+    unit = 10.0 ** (math.floor(math.log10(threshold)) - 3)
+    return f"{math.floor(threshold / unit + 1e-9) * unit:.4g}"
+
+
+def percent_at_least(share: float) -> str:
+    """A share that is a lower bound, in %, rounded down to one digit.
+
+    Example:
+        >>> percent_at_least(0.8736), percent_at_least(0.9)
+        ('87.3', '90.0')
+    """
+    return f"{math.floor(1000 * share + 1e-9) / 10:.1f}"
 
 
 def p_text(p_value: float) -> str:

@@ -103,9 +103,14 @@ def cut_offs(evidence: Evidence) -> str:
     """The threshold."""
     if not any(result.operating for result in evidence.results):
         return ""
+    points = [point for result in evidence.results for point in result.operating]
+    kept = sum(point.fixed.is_guaranteed for point in points)
     return (
-        f"For {evidence.class_name}: fixed on validation images at a sensitivity of at least "
-        f"{100 * evidence.options.sensitivity:g} %, applied untouched to the test images. Else: the likeliest class."
+        f"For {evidence.class_name}: fixed on validation images for a true sensitivity of at least "
+        f"{100 * evidence.aim.sensitivity:g} % with {100 * evidence.aim.confidence:g} % confidence (one-sided "
+        f"tolerance bound by patient), which {kept} of {len(points)} thresholds guarantee; applied untouched to the "
+        "test images. "
+        "Else: the likeliest class."
     )
 
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pylorus.evaluation.abstention import area_under_risk_coverage
 from pylorus.evaluation.calibration import calibration_line
 from pylorus.evaluation.predictions import Predictions
+from pylorus.evaluation.sentence import guarantee_sentence, percent_at_least, threshold_text
 from pylorus.report.basis import tested_on
 from pylorus.report.level import IMAGES, PATIENTS
 from pylorus.report.operating import Operating
@@ -94,39 +95,72 @@ def threshold_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
     """
     points = [(result, point) for result in results for point in result.operating if point.level == level]
     first = points[0][1]
+    wanted, sure = f"{100 * first.fixed.sensitivity:g} %", f"{100 * first.fixed.confidence:g} %"
     unit = "patients" if level == PATIENTS else "images"
     return Table(
         key=f"threshold{'-patients' if level == PATIENTS else ''}",
         title=(
-            f"A threshold for {first.class_name}, fixed on validation {unit} at a sensitivity of at least "
-            f"{100 * first.wanted:g} %, applied untouched to test {unit}"
+            f"A threshold for {first.class_name}, fixed on validation {unit} for a true sensitivity of at least "
+            f"{wanted} with {sure} confidence, applied untouched to test {unit}"
+            + ("" if all(point.fixed.is_guaranteed for _, point in points) else "; not guaranteed, see below")
         ),
         basis=tested_on([result for result, _ in points], level=level),
         columns=(
             *text_columns("model", "stage"),
             Column("threshold"),
             Column("positives", over="validation"),
-            Column("sensitivity", over="validation", unit="%"),
+            *([] if level == PATIENTS else [Column("positive groups", over="validation")]),
+            Column(f"guaranteed sensitivity, {sure} confidence", over="validation", unit="%"),
             Column("positives", over="test"),
             *(Column(name, over="test", unit="%") for name in ("sensitivity", "specificity", "precision", "NPV")),
         ),
         rows=tuple(_threshold_row(result, point) for result, point in points),
         notes=(
             f"A test {unit[:-1]} is called {first.class_name} where its calibrated probability reaches the threshold. "
-            "With few validation positives the threshold is a rough one; the test interval says what was reached.",
+            "What is guaranteed is a lower bound for new patients of the same hospitals, each patient counting the "
+            "same; the test interval says what was reached.",
+            *_guarantees(points, wanted, sure),
         ),
     )
 
 
+def _guarantees(points: Sequence[tuple[Result, Operating]], wanted: str, sure: str) -> list[str]:
+    """Which thresholds guarantee what was asked for, and what the others guarantee."""
+    result, point = points[0]
+    patients = "patients" if point.level == PATIENTS or result.run.grouped else "images"
+    if len(points) == 1:
+        return [guarantee_sentence(point.fixed, class_name=point.class_name, grouped=patients == "patients")]
+    kept = [result.label for result, each in points if each.fixed.is_guaranteed]
+    few = [
+        f"{result.label} ({each.fixed.patients:,} {patients}; {percent_at_least(each.fixed.confidence_reached)} % "
+        f"confidence of {wanted})"
+        for result, each in points
+        if not each.fixed.is_guaranteed
+    ]
+    sentences = [f"{wanted} with {sure} confidence is guaranteed for {', '.join(kept)}."] if kept else []
+    if few:
+        needed = point.fixed.patients_needed
+        enough = "no number is enough" if needed is None else f"{needed:,} are needed"
+        sentences.append(
+            f"Too few validation {patients} with {point.class_name} to guarantee {wanted} with {sure} confidence "
+            f"({enough}), so that the threshold is the lowest probability of {point.class_name} among them: "
+            f"{', '.join(few)}."
+        )
+    if patients == "images":
+        sentences.append("Patients are not known, so that each image counts as one.")
+    return sentences
+
+
 def _threshold_row(result: Result, point: Operating) -> Row:
-    tested, fixed = point.test, point.validation
+    tested, fixed = point.test, point.fixed
     return Row(
         (
             result.run.label,
             result.stage.name,
-            Number(tested.threshold, words=f"{tested.threshold:.3g}"),
-            fixed.sensitivity.total,
-            in_percent(fixed.sensitivity),
+            Number(tested.threshold, words=threshold_text(tested.threshold)),
+            fixed.images,
+            *([] if point.level == PATIENTS else [fixed.patients]),
+            Number(100 * fixed.sensitivity_reached, words=percent_at_least(fixed.sensitivity_reached)),
             tested.sensitivity.total,
             in_percent(tested.sensitivity),
             in_percent(tested.specificity),

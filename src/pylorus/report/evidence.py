@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pylorus.config import DeployConfig
 from pylorus.errors import PylorusError, did_you_mean
 from pylorus.report.comparison import Comparison, compare_all
 from pylorus.report.labels import labelled
 from pylorus.report.looks import Looks, count_looks
+from pylorus.report.operating import Aim
 from pylorus.report.options import ReportOptions
 from pylorus.report.result import Result, results_of
 from pylorus.report.same_test import SameTest, by_test_set
@@ -22,6 +24,7 @@ class Evidence:
     Attributes:
         options: What the reader chose.
         class_name: Short name of the class that a threshold is fixed for; None if no run has classes yet.
+        aim: What that threshold is to guarantee.
         runs: All runs, also those that gave nothing.
         results: One for each stage that predicted the test images.
         tests: The results by test set.
@@ -32,6 +35,7 @@ class Evidence:
 
     options: ReportOptions
     class_name: str | None
+    aim: Aim
     runs: tuple[SavedRun, ...]
     results: tuple[Result, ...]
     tests: tuple[SameTest, ...]
@@ -66,12 +70,16 @@ def gather(folders: Sequence[Path], options: ReportOptions) -> Evidence:
         found.append(read_run(folder, config, order=orders.setdefault(frozenset(names), names)))
     runs = labelled(found)
     class_name = _chosen_class(runs, options)
-    results = tuple(result for run in runs for result in results_of(run, class_name=class_name, options=options))
+    aim = _aim(runs, options)
+    results = tuple(
+        result for run in runs for result in results_of(run, class_name=class_name, aim=aim, options=options)
+    )
     tests = by_test_set(results)
     comparisons = compare_all(tests, class_name=class_name, options=options)
     return Evidence(
         options=options,
         class_name=class_name,
+        aim=aim,
         runs=runs,
         results=results,
         tests=tests,
@@ -82,11 +90,13 @@ def gather(folders: Sequence[Path], options: ReportOptions) -> Evidence:
 
 
 def _chosen_class(runs: Sequence[SavedRun], options: ReportOptions) -> str | None:
-    """Short name of the class that the reader chose, by its short or full name; else the first run's first class."""
+    """Short name of the class that the reader chose, by its short or full name; else the one of the first run."""
     known = dict.fromkeys(name for run in runs for name in run.short_names)
-    if options.class_name is None:
-        return next(iter(known), None)
     full = {name: short for run in runs for name, short in zip(run.class_names, run.short_names, strict=True)}
+    if options.class_name is None:
+        first = next(iter(known), None)
+        deciding = runs[0].setting("deploy.class_name", first) if runs else first
+        return str(full.get(deciding, deciding)) if deciding in {*known, *full} else first
     found = options.class_name if options.class_name in known else full.get(options.class_name)
     if found is None:
         raise PylorusError(
@@ -94,3 +104,16 @@ def _chosen_class(runs: Sequence[SavedRun], options: ReportOptions) -> str | Non
             f"{did_you_mean(options.class_name, known)}"
         )
     return found
+
+
+def _aim(runs: Sequence[SavedRun], options: ReportOptions) -> Aim:
+    """What the reader asks of the threshold; else what the first run asks of its own."""
+    default = DeployConfig()
+
+    def setting(key: str, fallback: float) -> float:
+        return float(runs[0].setting(f"deploy.{key}", fallback)) if runs else fallback
+
+    return Aim(
+        setting("sensitivity", default.sensitivity) if options.sensitivity is None else options.sensitivity,
+        setting("confidence", default.confidence) if options.guarantee is None else options.guarantee,
+    )

@@ -7,7 +7,7 @@ import numpy as np
 from pylorus.evaluation.proportion import Proportion, proportions_of_predictions
 from pylorus.report.calibrated import Calibration, calibrate
 from pylorus.report.level import Level, image_level, patients_level
-from pylorus.report.operating import Operating, operating_points
+from pylorus.report.operating import Aim, Operating, operating_points
 from pylorus.report.options import CONFIDENCE, ReportOptions
 from pylorus.report.saved_predictions import SavedPredictions
 from pylorus.report.saved_run import SavedRun, SavedStage
@@ -59,25 +59,28 @@ class Result:
         return (self.images,) if self.patients is None else (self.images, self.patients)
 
 
-def results_of(run: SavedRun, *, class_name: str | None, options: ReportOptions) -> tuple[Result, ...]:
+def results_of(run: SavedRun, *, class_name: str | None, aim: Aim, options: ReportOptions) -> tuple[Result, ...]:
     """One result for each stage that the run finished.
 
     Args:
         run: The run.
         class_name: The class that a threshold is fixed for; None where the run does not know it.
-        options: Sensitivity of that threshold, resamples and seed.
+        aim: What that threshold is to guarantee.
+        options: Resamples and seed.
     """
-    return tuple(_result(run, stage, stage.test, class_name, options) for stage in run.stages if stage.test is not None)
+    return tuple(
+        _result(run, stage, stage.test, class_name, aim, options) for stage in run.stages if stage.test is not None
+    )
 
 
 def _result(
-    run: SavedRun, stage: SavedStage, test: SavedPredictions, class_name: str | None, options: ReportOptions
+    run: SavedRun, stage: SavedStage, test: SavedPredictions, class_name: str | None, aim: Aim, options: ReportOptions
 ) -> Result:
     validation = stage.validation
     calibration = None if validation is None else calibrate(validation, test)
     operating: tuple[Operating, ...] = ()
     if calibration is not None and class_name in test.predictions.class_names:
-        operating = operating_points(calibration, class_name=str(class_name), sensitivity=options.sensitivity)
+        operating = operating_points(calibration, class_name=str(class_name), aim=aim)
     return Result(
         run=run,
         stage=stage,

@@ -133,6 +133,9 @@ class Desk:
                     "unlikeness": float(found.unlikeness[place]),
                 }
             )
+            if found.sets is not None:
+                members = zip(names, found.sets[place], strict=True)
+                rows[-1]["prediction_set"] = [name for name, member in members if member]
         return rows
 
     def _pictures(self, seen: RGB, shown: RGB, row: Row, wanted: Wanted) -> Row:

@@ -94,6 +94,11 @@ def _row(bundle: Bundle) -> Schema:
             "decision": {"type": "string", "enum": [deciding, f"not {deciding}"]},
             "abstain": {**TRUTH, "description": "Whether this answer should not be used."},
             "why": {"type": "string", "enum": ["", "unsure", "unlike"]},
+            "prediction_set": {
+                "type": "array",
+                "items": {"type": "string", "enum": list(names)},
+                "description": "Short names; only of a bundle with prediction sets.",
+            },
             "unlikeness": {**NUMBER, "description": "How unlike the training images it is, 0 to 2."},
             "image": TEXT,
             "heat_map": TEXT,
@@ -114,6 +119,10 @@ def _model() -> Schema:
         classes=names,
         short_names={**names, "description": "In the order of classes; what answers call them."},
         decision=_object(**{"class": TEXT, "threshold": {"type": ["number", "null"]}}),
+        prediction_sets={
+            "oneOf": [{"type": "null"}, _object(coverage=NUMBER)],
+            "description": "Null in a bundle without them.",
+        },
         abstention=_object(unlike_above=NUMBER, unsure_below=NUMBER),
         limits=_object(most_bytes=NUMBER, most_files=NUMBER),
         no_heat_maps={**TEXT, "description": "Why there are none; empty where there are."},

@@ -21,6 +21,7 @@ from pylorus.deploy.app.guard import Guard
 from pylorus.deploy.app.interface import interface
 from pylorus.deploy.app.options import ServeOptions
 from pylorus.deploy.app.upload import Limits, RefusedUploadError, uploads
+from pylorus.deploy.card import threshold_sentence
 from pylorus.deploy.files import CARD, SUMS
 from pylorus.deploy.load import Bundle
 
@@ -138,6 +139,7 @@ def _model(desk: Desk, options: ServeOptions) -> dict[str, object]:
         "classes": list(said.classes),
         "short_names": list(said.short_names),
         "decision": {"class": deciding, "threshold": said.decision.thresholds[deciding]},
+        "prediction_sets": None if said.prediction_sets is None else {"coverage": said.prediction_sets.coverage},
         "abstention": {
             "unlike_above": said.abstention.unlike_above,
             "unsure_below": said.abstention.unsure_below,
@@ -158,6 +160,7 @@ def _page(bundle: Bundle, options: ServeOptions) -> str:
     )
     return environment.get_template("page.html.j2").render(
         said=bundle.description,
+        guarantee=threshold_sentence(bundle.description, bundle.description.decision.class_name),
         options=options,
         card=card_as_html(bundle.folder / CARD),
         bundle=name_of(bundle),

@@ -53,7 +53,7 @@ at("clear").addEventListener("click", () => {
 });
 at("download").addEventListener("click", () => {
   const link = make("a");
-  link.href = URL.createObjectURL(new Blob(["\ufeff", asCsv(rows.filter(Boolean), names)], { type: "text/csv" }));
+  link.href = URL.createObjectURL(new Blob(["\ufeff", asCsv(rows.filter(Boolean), names, !!model.prediction_sets)], { type: "text/csv" }));
   link.download = "predictions.csv";
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
@@ -165,7 +165,7 @@ function drawAnswer(card, row) {
     verdict.append(make("span", "", percent(row.probability[row.predicted])));
     if (fullNames[row.predicted] !== row.predicted) parts.push(make("p", "full", fullNames[row.predicted]));
   }
-  draw(card, row.file, pictures(row), [...parts, bars(row), decision(row)]);
+  draw(card, row.file, pictures(row), [...parts, bars(row), decision(row), ...predictionSet(row)]);
 }
 
 function draw(card, name, figure, parts) {
@@ -233,6 +233,12 @@ function decision(row) {
   line.append(threshold === null ? " (there is no threshold)" : ` at the threshold of ${percent(threshold)}`);
   if (row.abstain) line.append(", not to be used");
   return line;
+}
+
+function predictionSet(row) {
+  if (!model.prediction_sets) return [];
+  const members = row.prediction_set.join(", ") || "empty, no class is as likely as is usual for it";
+  return [make("p", "decision", `Prediction set (${Math.round(1000 * model.prediction_sets.coverage) / 10} %): ${members}`)];
 }
 
 function make(tag, kind = "", text = "") {

@@ -1,18 +1,20 @@
 // The table of all results, on the page and as CSV, with the columns of `pylorus predict`.
 
-export function columns(names) {
-  return ["file", "predicted", ...names.map((name) => `probability/${name}`), "decision", "abstain", "why", "unlikeness", "error"];
+export function columns(names, sets = false) {
+  const set = sets ? ["prediction_set"] : [];
+  return ["file", "predicted", ...names.map((name) => `probability/${name}`), "decision", ...set, "abstain", "why", "unlikeness", "error"];
 }
 
-export function cells(row, names) {
+export function cells(row, names, sets = false) {
   const answered = !row.error;
   const shares = names.map((name) => (answered ? row.probability[name] : ""));
-  const words = answered ? [row.decision, row.abstain ? "True" : "False", row.why, row.unlikeness] : ["", "", "", ""];
-  return [row.file, answered ? row.predicted : "", ...shares, ...words, row.error];
+  const set = sets ? [answered ? `{${row.prediction_set.join(", ")}}` : ""] : [];
+  const words = answered ? [row.abstain ? "True" : "False", row.why, row.unlikeness] : ["", "", ""];
+  return [row.file, answered ? row.predicted : "", ...shares, answered ? row.decision : "", ...set, ...words, row.error];
 }
 
-export function asCsv(rows, names) {
-  const lines = [columns(names), ...rows.map((row) => cells(row, names))];
+export function asCsv(rows, names, sets = false) {
+  const lines = [columns(names, sets), ...rows.map((row) => cells(row, names, sets))];
   return lines.map((line) => line.map(quoted).join(",") + "\r\n").join("");
 }
 

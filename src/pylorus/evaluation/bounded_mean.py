@@ -1,0 +1,133 @@
+"""Nonparametric confidence bounds for the mean of values in [0, 1], such as shares of each patient's images.
+
+The method is Gaffke's (2005; Learned-Miller and Thomas 2019): the n observed values and the worst possible one, 1,
+are weighted by a random point of the simplex (a Dirichlet distribution with all parameters 1); the bound is a quantile
+of that weighted mean. For values that are only 0 or 1 it is the exact bound of Clopper and Pearson (1934). Where all
+values are 0, the bound is exact for any distribution: a mean of more than q leaves a value of 0 a chance of at most
+1 - q. Between these cases no distribution is known for which it covers too rarely; `benchmarks/thresholds.py`
+simulates it. One value a patient keeps the images of a patient together: how alike they are shows in how much the
+patients' shares differ, so that no intra-class correlation has to be estimated.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, special
+
+from pylorus.evaluation.estimate import Estimate
+from pylorus.evaluation.inputs import group_codes
+from pylorus.evaluation.interval import check_confidence
+
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(256)
+_ANGLES = (_NODES + 1) * np.pi / 4
+
+
+def confidence_below(values: NDArray[np.float64], bound: float) -> float:
+    """The confidence, in [0, 1], with which the mean of the population is at most `bound`.
+
+    Args:
+        values: Independent values in [0, 1], of shape (n,), n >= 1.
+        bound: What the mean is compared with.
+
+    Raises:
+        ValueError: If there are no values, or one is outside [0, 1].
+
+    Example:
+        >>> round(confidence_below(np.zeros(45), 0.05), 3), round(1 - 0.95**45, 3)
+        (0.901, 0.901)
+        >>> confidence_below(np.array([0.0, 0.0, 0.5]), 0.5) > confidence_below(np.array([0.0, 0.0, 1.0]), 0.5)
+        True
+    """
+    shares = _checked_values(values)
+    if bound >= 1:
+        return 1.0
+    if bound <= 0:
+        return 0.0
+    ones = int((shares == 1).sum())
+    if ones + int((shares == 0).sum()) == len(shares):
+        return float(special.betainc(ones + 1, len(shares) - ones, bound)) if ones < len(shares) else 0.0
+    # With exponential variables E, the weighted mean is at most `bound` where sum((value - bound) E) <= 0; the
+    # distribution function of that sum follows from its characteristic function (Gil-Pelaez 1951).
+    levels, counts = np.unique(np.append(shares, 1.0), return_counts=True)
+    coefficients = levels - bound
+    scale = np.sqrt((counts * coefficients**2).sum())
+    logarithm = -(counts * np.log(1 - 1j * (np.tan(_ANGLES) / scale)[:, None] * coefficients)).sum(axis=1)
+    integrand = np.exp(logarithm).imag / (np.sin(_ANGLES) * np.cos(_ANGLES))
+    integral = float((_WEIGHTS * integrand).sum()) * np.pi / 4
+    return float(np.clip(0.5 - integral / np.pi, 0.0, 1.0))
+
+
+def upper_bound(values: NDArray[np.float64], *, confidence: float) -> float:
+    """The one-sided upper confidence bound of the mean of the population, in [0, 1].
+
+    Args:
+        values: Independent values in [0, 1], of shape (n,), n >= 1.
+        confidence: Coverage of the bound, in (0, 1).
+
+    Raises:
+        ValueError: If there are no values, one is outside [0, 1], or confidence is not in (0, 1).
+
+    Example:
+        >>> round(upper_bound(np.zeros(30), confidence=0.95), 4), round(1 - 0.05 ** (1 / 30), 4)
+        (0.095, 0.095)
+    """
+    check_confidence(confidence)
+    shares = _checked_values(values)
+    if (shares == 1).all():
+        return 1.0
+    mean = float(shares.mean())
+    return float(optimize.brentq(lambda bound: confidence_below(shares, bound) - confidence, mean * 1e-3, 1.0))
+
+
+def mean_over_groups(
+    values: NDArray[np.float64], groups: NDArray[np.generic] | None, *, confidence: float = 0.95
+) -> Estimate:
+    """The mean of values in [0, 1] in which each group counts the same, with its interval.
+
+    Args:
+        values: Shape (n,), n >= 1, each in [0, 1].
+        groups: Names of shape (n,) of what the values belong to (patients), or None if each stands for itself.
+        confidence: Coverage of the two-sided interval, in (0, 1).
+
+    Returns:
+        The mean of the groups' means. The interval is nonparametric and wider than one for a normal distribution.
+
+    Raises:
+        ValueError: If there are no values, one is outside [0, 1], the shapes differ, or confidence is not in (0, 1).
+
+    Example:
+        >>> mean_over_groups(np.array([1.0, 1.0, 1.0, 0.0]), np.array(["a", "a", "a", "b"])).value
+        0.5
+    """
+    check_confidence(confidence)
+    means = group_means(_checked_values(values), groups)
+    one_sided = (1 + confidence) / 2
+    return Estimate(
+        value=float(means.mean()),
+        low=1 - upper_bound(1 - means, confidence=one_sided),
+        high=upper_bound(means, confidence=one_sided),
+    )
+
+
+def group_means(values: NDArray[np.float64], groups: NDArray[np.generic] | None) -> NDArray[np.float64]:
+    """The mean of each group's values, in the order of the groups' sorted names.
+
+    Args:
+        values: Shape (n,), n >= 1.
+        groups: Names of shape (n,), or None if each value is a group of its own.
+
+    Example:
+        >>> group_means(np.array([1.0, 0.0, 1.0]), np.array(["b", "b", "a"])).tolist()
+        [1.0, 0.5]
+    """
+    codes = group_codes(groups, length=len(values))
+    means: NDArray[np.float64] = np.bincount(codes, weights=values) / np.bincount(codes)
+    return means
+
+
+def _checked_values(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"values have shape {array.shape}; expected (n,), at least one")
+    if not ((array >= 0) & (array <= 1)).all():  # so written, NaN is refused as well
+        raise ValueError(f"values lie in [{array.min()}, {array.max()}]; expected [0, 1]")
+    return array
