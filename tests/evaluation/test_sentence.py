@@ -90,7 +90,7 @@ def test_a_printed_p_stands_on_the_same_side_of_the_level_as_the_verdict(p_value
 
 def test_another_level_has_its_own_figures():
     assert p_text(0.00996, level=0.01) == "p = 0.00996"
-    assert p_text(0.00996) == "p = 0.010"
+    assert p_text(0.00996) == "p = 0.0100"
 
 
 @pytest.mark.parametrize("level", [0, 1, 5])

@@ -1,4 +1,4 @@
-"""How a model does in parts of the test images: calibration in the large, and a test of difference between the parts."""
+"""How a model does in parts of the test images: calibration in the large, and a test of difference between parts."""
 
 import math
 from dataclasses import dataclass

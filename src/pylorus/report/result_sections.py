@@ -19,7 +19,6 @@ from pylorus.report.result import Result
 from pylorus.report.run_tables import result_table
 from pylorus.report.section import FileOnly, Item, Section, Sentences
 from pylorus.report.study_tables import confusion_table, index_table, published_confusion_table, published_index_table
-from pylorus.report.subgroup_tables import subgroup_table
 
 MOST_PAIRS = 24
 """Pairs beyond this number do not all stand on the page."""
@@ -74,7 +73,6 @@ def index_section(evidence: Evidence) -> Section:
             items += [class_table(found, level=level)] if found else []
     for number, group in enumerate(_by_classes(patients), start=1):
         items.append(confusion_table(group, level=PATIENTS, number=number))
-    items += [table for result in results if result.is_final and (table := subgroup_table(result)) is not None]
     return Section("indices", "All indices with 95 % intervals", tuple(items))
 
 
