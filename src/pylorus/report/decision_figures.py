@@ -9,6 +9,7 @@ from pylorus.evaluation.net_benefit import NetBenefit, net_benefit
 from pylorus.report.basis import tested_on
 from pylorus.report.drawing import FAINT, INK, Drawing, legend_above, line_style, new_figure, style
 from pylorus.report.result import Result
+from pylorus.report.run_facts import validation_images
 
 SQUARE = 4.6
 """Inches across a figure of one panel."""
@@ -78,8 +79,9 @@ def net_benefit_figure(results: Sequence[Result], class_name: str) -> Drawing:
         f"among the test images: {100 * curve.prevalence:.0f} %.",
         figure=figure,
         notes=(
-            f"The curve rests on the test set's share of {class_name}, {100 * curve.prevalence:.0f} %, which is hardly "
-            "that of a clinic. Probabilities are calibrated on validation images.",
+            f"The curve rests on the test set's share of {class_name}, {100 * curve.prevalence:.0f} %; that of a clinic "
+            "may be another.",
+            f"Probabilities are calibrated on {validation_images([each.run for each in results])}.",
         ),
     )
 

@@ -1,17 +1,20 @@
 """The record: worst mistakes, data and split, configuration and environment, the checklist, the methods."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pylorus.evaluation.subgroups import PERMUTATIONS
 from pylorus.report.checklist import checklist_table
 from pylorus.report.evidence import Evidence
 from pylorus.report.maps import saved_maps
 from pylorus.report.mistakes import mistake_table, worst_mistakes
 from pylorus.report.redaction import redacted_yaml
 from pylorus.report.result import Result
+from pylorus.report.run_facts import is_validated_on_test
 from pylorus.report.run_tables import command_lines, run_table, split_sentences, split_table
 from pylorus.report.saved_run import SavedRun
 from pylorus.report.section import Item, Listing, Pictures, Section, Sentences
+from pylorus.report.subgroup_tables import columns_of
 from pylorus.report.table import Row, Table, text_columns
 from pylorus.report.thumbnails import thumbnails_of
 from pylorus.report.winner import Winner
@@ -26,15 +29,28 @@ METHODS = (
     "AUROC is DeLong's, in groups Obuchowski's (1997), with an interval on the logit scale. F1, macro averages, kappa, "
     "MCC and average precision have intervals of a bootstrap that draws whole groups ({resamples:,} resamples, seed "
     "{seed}).",
+)
+"""How indices and intervals are computed, in every report."""
+
+OF_PATIENTS = (
     "At patient level a patient is the mean of what was said of its images. Groups whose images carry several true "
-    "classes have no one truth and are left out there, and counted.",
+    "classes have no one truth and are left out there, and counted."
+)
+OF_PAIRS = (
     "Pairs on the same test images: McNemar's exact test with the images of a group kept together, DeLong's test, "
     "paired bootstrap of whole groups. Each index is a family of its own, corrected by Holm's method over all pairs of "
-    "the report.",
-    "The temperature and the threshold are fitted on validation images alone and applied untouched to the test images.",
+    "the report."
+)
+OF_SUBGROUPS = (
+    "Subgroups of a column are compared by a permutation test: subgroups are permuted among patients, and within a "
+    "patient whose images lie in several; the statistic is a chi-square that allows for the images of a patient "
+    "({permutations:,} permutations, seed {seed}). Holm's method corrects over the columns. Calibration in the large "
+    "has an interval of residuals with whole groups drawn."
+)
+OF_LOOKS = (
     "A look at a test set is one stage of one run that predicted it, and each epoch that was validated on it. Test "
     "sets are told by the content of their images. Looks are counted from the runs that lie on the disk, so the number "
-    "is a lower bound.",
+    "is a lower bound."
 )
 
 BURNT_IN = "Thumbnails show what the console burnt into the frames, names included: look before you pass this page on."
@@ -59,7 +75,7 @@ def mistake_section(evidence: Evidence) -> Section:
             pictures = thumbnails_of(result.run, [mistake.sample for mistake in mistakes], maps.overlays)
             items.append(Pictures(tuple((mistake, pictures[mistake.sample]) for mistake in mistakes)))
             items.append(Sentences((BURNT_IN, maps.said)))
-    if items and not evidence.options.thumbnails:
+    if any(isinstance(item, Table) for item in items) and not evidence.options.thumbnails:
         items.append(Sentences(("With --thumbnails the report shows these images, which then leave with it.",)))
     return Section("mistakes", "Worst mistakes", tuple(items))
 
@@ -113,10 +129,36 @@ def checklist_section(evidence: Evidence) -> Section:
 
 
 def method_section(evidence: Evidence) -> Section:
-    """How the numbers were made."""
+    """How the numbers were made that this report holds."""
     options = evidence.options
-    texts = tuple(text.format(resamples=options.resamples, seed=options.seed) for text in METHODS)
-    return Section("methods", "How these numbers were made", (Sentences(texts, listed=True),))
+    results = evidence.results
+    texts = list(METHODS)
+    texts += [OF_PATIENTS] if any(result.patients is not None for result in results) else []
+    texts += [OF_PAIRS] if evidence.comparisons else []
+    texts += [OF_SUBGROUPS] if any(column.subgroups for result in results for column in columns_of(result)) else []
+    values = {"resamples": options.resamples, "seed": options.seed, "permutations": PERMUTATIONS}
+    sentences = [text.format(**values) for text in texts]
+    sentences += _fitting_sentences([result for result in results if result.calibration is not None])
+    sentences += [OF_LOOKS] if evidence.looks else []
+    return Section("methods", "How these numbers were made", (Sentences(tuple(sentences), listed=True),))
+
+
+def _fitting_sentences(results: Sequence[Result]) -> list[str]:
+    """On what temperature and thresholds were fitted, of results that have them."""
+    fitted = []
+    what = "temperature and threshold" if any(result.operating for result in results) else "temperature"
+    honest = list(dict.fromkeys(result.run.label for result in results if not is_validated_on_test(result.run)))
+    optimistic = list(dict.fromkeys(result.run.label for result in results if is_validated_on_test(result.run)))
+    if honest:
+        of = f" of {', '.join(honest)}" if optimistic else ""
+        fitted.append(f"The {what}{of} are fitted on validation images alone and applied untouched to the test images.")
+    if optimistic:
+        of = f" of {', '.join(optimistic)}" if honest else ""
+        fitted.append(
+            f"The {what}{of} are fitted on the test images themselves, on which every epoch was validated "
+            "(data.validation=test): what they give there is optimistic."
+        )
+    return [text.replace("The temperature are", "The temperature is") for text in fitted]
 
 
 def _environment_table(environment: Mapping[str, Any], labels: list[str], *, number: int) -> Table:
