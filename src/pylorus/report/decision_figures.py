@@ -79,8 +79,8 @@ def net_benefit_figure(results: Sequence[Result], class_name: str) -> Drawing:
         f"among the test images: {100 * curve.prevalence:.0f} %.",
         figure=figure,
         notes=(
-            f"The curve rests on the test set's share of {class_name}, {100 * curve.prevalence:.0f} %; that of a clinic "
-            "may be another.",
+            f"The curve rests on the test set's share of {class_name}, {100 * curve.prevalence:.0f} %; a clinic's may "
+            "be another.",
             f"Probabilities are calibrated on {validation_images([each.run for each in results])}.",
         ),
     )
