@@ -297,7 +297,7 @@ def _missing(run: SavedRun) -> str:
     if not count:
         return "Files that can't be read are left out (data.on_error=quarantine); there was none"
     be = "file could not be read and was" if count == 1 else "files could not be read and were"
-    return f"{count:,} {be} left out (data.on_error=quarantine); the data audit counts them by class and part"
+    return f"{count:,} {be} left out (data.on_error=quarantine); the data audit has the counts by class and part"
 
 
 def _not_blind(run: SavedRun) -> str:

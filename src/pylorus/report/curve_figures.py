@@ -134,7 +134,7 @@ def index_figure(curves: Curves, names: Sequence[str]) -> Drawing:
         key=f"indices-{curves.run.stem}-{curves.stage.name}",
         title=f"{curves.run.label}, stage {curves.stage.name}: precision, sensitivity and F1 of each class over epochs",
         basis=trained_on([curves.run]),
-        alt=f"Three line plots over epochs, a line a class. F1 on validation images at the chosen epoch: {last}.",
+        alt=f"Three line plots over epochs, a line a class. F1 at the chosen epoch: {last}.",
         figure=figure,
         notes=(
             f"On {validation_images([curves.run])}. A gap in a line: undefined, since no image was predicted as that "

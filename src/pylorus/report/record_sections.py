@@ -74,7 +74,8 @@ def mistake_section(evidence: Evidence) -> Section:
             maps = saved_maps(result.run, stage=result.stage.name)
             pictures = thumbnails_of(result.run, [mistake.sample for mistake in mistakes], maps.overlays)
             items.append(Pictures(tuple((mistake, pictures[mistake.sample]) for mistake in mistakes)))
-            items.append(Sentences((BURNT_IN, maps.said)))
+            burnt_in = () if result.run.setting("data.kind") == "synthetic" else (BURNT_IN,)
+            items.append(Sentences((*burnt_in, maps.said)))
     if any(isinstance(item, Table) for item in items) and not evidence.options.thumbnails:
         items.append(Sentences(("With --thumbnails the report shows these images, which then leave with it.",)))
     return Section("mistakes", "Worst mistakes", tuple(items))
@@ -145,20 +146,18 @@ def method_section(evidence: Evidence) -> Section:
 
 def _fitting_sentences(results: Sequence[Result]) -> list[str]:
     """On what temperature and thresholds were fitted, of results that have them."""
-    fitted = []
-    what = "temperature and threshold" if any(result.operating for result in results) else "temperature"
-    honest = list(dict.fromkeys(result.run.label for result in results if not is_validated_on_test(result.run)))
-    optimistic = list(dict.fromkeys(result.run.label for result in results if is_validated_on_test(result.run)))
-    if honest:
-        of = f" of {', '.join(honest)}" if optimistic else ""
-        fitted.append(f"The {what}{of} are fitted on validation images alone and applied untouched to the test images.")
-    if optimistic:
-        of = f" of {', '.join(optimistic)}" if honest else ""
-        fitted.append(
-            f"The {what}{of} are fitted on the test images themselves, on which every epoch was validated "
-            "(data.validation=test): what they give there is optimistic."
-        )
-    return [text.replace("The temperature are", "The temperature is") for text in fitted]
+    several = any(result.operating for result in results)
+    subject, verb = ("The temperature and the threshold", "are") if several else ("The temperature", "is")
+    labels: dict[bool, list[str]] = {}
+    for run in dict.fromkeys(result.run for result in results):
+        labels.setdefault(is_validated_on_test(run), []).append(run.label)
+    endings = {
+        False: "fitted on validation images alone and applied untouched to the test images.",
+        True: "fitted on the test images themselves, on which every epoch was validated (data.validation=test): what "
+        "is reached there is optimistic.",
+    }
+    whose = {key: f" of {', '.join(names)}" if len(labels) > 1 else "" for key, names in labels.items()}
+    return [f"{subject}{whose[key]} {verb} {ending}" for key, ending in endings.items() if key in whose]
 
 
 def _environment_table(environment: Mapping[str, Any], labels: list[str], *, number: int) -> Table:

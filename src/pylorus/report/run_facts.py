@@ -49,7 +49,7 @@ def test_images_origin(run: SavedRun, *, names: bool = False) -> str:
     if run.setting("data.split_file") is not None:
         return "those of another run's split (data.split_file)"
     if column is not None:
-        return f"those whose {column} {_tested_values(run, names=names)} (data.test_column)"
+        return f"those {_tested_values(run, names=names)} (data.test_column)"
     if run.setting("data.fold_column") is not None and run.setting("data.fold") is not None:
         value = f" ({run.setting('data.fold')})" if names else ""
         return (
@@ -69,7 +69,7 @@ def validation_images_origin(run: SavedRun) -> str:
         return "those of another run's split (data.split_file)"
     if "val" in run.given_parts and run.setting("data.test_column") is None:
         return f"given by {SOURCES.get(str(run.setting('data.kind')), 'the images')}"
-    return f"{_drawn(run)} from the images that are not tested on"
+    return f"{_drawn(run)}, from the images that are not tested on"
 
 
 def external_sentence(run: SavedRun, *, names: bool = False) -> str:
@@ -79,15 +79,14 @@ def external_sentence(run: SavedRun, *, names: bool = False) -> str:
         column = run.setting("data.fold_column")
     origin = test_images_origin(run, names=names)
     if run.setting("data.split_file") is not None:
-        return "The test images are those of another run's split (data.split_file); how that was cut is not known here"
+        return f"The test images are {origin}; how that was cut is not known here"
     if column is not None:
-        what = "None of these values" if run.setting("data.test_from") is None else "No value from there on"
         return (
-            f"The test images are {origin}. {what} was trained on; whether that makes another hospital or another "
-            "time, the author knows"
+            f"The test images are {origin}, and no image of such a value was trained on. Whether that makes another "
+            "hospital or another time is for the author to say"
         )
     if "test" in run.given_parts and run.setting("data.fold") is None:
-        return f"The test images are {origin}; whether they come from another hospital, the author knows"
+        return f"The test images are {origin}. Whether they come from another hospital is for the author to say"
     return f"None: the test images come from the same set as the training images ({origin})"
 
 
@@ -127,8 +126,9 @@ def _drawn(run: SavedRun) -> str:
 
 
 def _tested_values(run: SavedRun, *, names: bool) -> str:
-    start, values = run.setting("data.test_from"), run.setting("data.test_values") or []
+    column, start = run.setting("data.test_column"), run.setting("data.test_from")
+    values = run.setting("data.test_values") or []
     if values:
         shown = f" ({', '.join(map(str, values))})" if names else ""
-        return f"is one of {len(values)} values{shown}" if len(values) > 1 else f"has one value{shown}"
-    return f"is {start} or later" if names else "reaches a given value"
+        return f"of {len(values)} values of {column}{shown}" if len(values) > 1 else f"of one value of {column}{shown}"
+    return f"whose {column} is {start} or later" if names else f"whose {column} reaches a given value"
