@@ -256,6 +256,7 @@ def test_class_folders_give_the_runs_own_figures_again(trained_run, bundle_folde
     assert (found["images"], found["groups"]) == (own["images"], own["groups"])
     said = capsys.readouterr().out
     assert "evaluation on" in said
+    assert "each taken for a patient of its own" not in said
     assert "at the stored threshold" in said
 
 
