@@ -125,50 +125,54 @@ def subgroup_difference(
     if kinds == 1 or flags.all() or not flags.any():
         return SubgroupTest(math.nan, math.nan, kinds, count)
     order = np.argsort(codes, kind="stable")
-    codes, parts, residuals = codes[order], parts[order], (flags - flags.mean())[order]
-    correlation = _correlation(residuals, codes)
-    observed = _chi_square(residuals, codes, parts, correlation)
-    arrangement, generator = _Arrangement(codes, parts), np.random.default_rng(seed)
-    drawn = (_chi_square(residuals, codes, arrangement.permute(generator), correlation) for _ in range(permutations))
+    images = _Images(codes[order], parts[order], (flags - flags.mean())[order])
+    observed, generator = images.chi_square(), np.random.default_rng(seed)
     # A hair below the observed one: equal arrangements differ by rounding.
-    as_large = sum(statistic >= observed * (1 - 1e-9) for statistic in drawn)
+    as_large = sum(images.chi_square(generator) >= observed * (1 - 1e-9) for _ in range(permutations))
     return SubgroupTest(observed, (1 + as_large) / (1 + permutations), kinds, count)
 
 
-class _Arrangement:
-    """Which subgroup each image lies in; images of a group lie side by side.
+class _Images:
+    """Residuals of images in subgroups, and the statistic of these subgroups as they are or permuted.
+
+    A group whose images all lie in one subgroup is moved as a whole, so only its sums are kept.
 
     Args:
         codes: Groups from 0 on, ascending, of shape (n,).
         parts: Subgroups from 0 on, of shape (n,).
+        residuals: Successes less their common share, of shape (n,).
     """
 
-    def __init__(self, codes: NDArray[np.int64], parts: NDArray[np.int64]) -> None:
+    def __init__(self, codes: NDArray[np.int64], parts: NDArray[np.int64], residuals: NDArray[np.float64]) -> None:
         first = np.flatnonzero(np.diff(codes, prepend=-1))
-        several = np.maximum.reduceat(parts, first) != np.minimum.reduceat(parts, first)
-        self._codes, self._of_group, self._single = codes, parts[first], ~several
-        self._mixed = several[codes]
-        self._mixed_codes, self._mixed_parts = codes[self._mixed], parts[self._mixed]
+        single = np.maximum.reduceat(parts, first) == np.minimum.reduceat(parts, first)
+        mixed = ~single[codes]
+        self._kinds, self._variance = int(parts.max()) + 1, float((residuals**2).mean())
+        self._correlation = _correlation(residuals, codes)
+        self._parts, self._sums = parts[first][single], np.bincount(codes, residuals)[single]
+        self._spread = self._size(np.bincount(codes)[single])
+        self._mixed_parts, self._mixed_residuals = parts[mixed], residuals[mixed]
+        self._mixed_codes = np.unique(codes[mixed], return_inverse=True)[1].astype(np.int64)
 
-    def permute(self, generator: np.random.Generator) -> NDArray[np.int64]:
-        """Subgroups permuted among groups that have one, and within each group that has several."""
-        of_group = self._of_group.copy()
-        of_group[self._single] = generator.permutation(of_group[self._single])
-        permuted = of_group[self._codes]
-        shuffled = np.lexsort((generator.random(len(self._mixed_codes)), self._mixed_codes))
-        permuted[self._mixed] = self._mixed_parts[shuffled]
-        return permuted
+    def chi_square(self, generator: np.random.Generator | None = None) -> float:
+        """Squared sums of residuals over their variances, added up over the subgroups; permuted by the generator."""
+        parts, mixed = self._parts, self._mixed_parts
+        if generator is not None:
+            parts = generator.permutation(parts)
+            mixed = mixed[np.argsort(self._mixed_codes + generator.random(len(mixed)))]
+        sums, spread = np.zeros(self._kinds), np.zeros(self._kinds)
+        if len(parts):
+            sums += np.bincount(parts, self._sums, minlength=self._kinds)
+            spread += np.bincount(parts, self._spread, minlength=self._kinds)
+        if len(mixed):
+            sums += np.bincount(mixed, self._mixed_residuals, minlength=self._kinds)
+            cells = np.bincount(self._mixed_codes * self._kinds + mixed)
+            spread += np.bincount(np.arange(len(cells)) % self._kinds, self._size(cells), minlength=self._kinds)
+        return float((sums**2 / (spread * self._variance)).sum())
 
-
-def _chi_square(
-    residuals: NDArray[np.float64], codes: NDArray[np.int64], parts: NDArray[np.int64], correlation: float
-) -> float:
-    """Squared sums of residuals over their variances, added up over the subgroups."""
-    count, kinds = int(codes[-1]) + 1, int(parts.max()) + 1
-    sums = np.bincount(parts, residuals, minlength=kinds)
-    sizes = np.bincount(codes * kinds + parts, minlength=count * kinds).reshape(count, kinds)
-    spread = (sizes * (1 + (sizes - 1) * correlation)).sum(axis=0)
-    return float((sums**2 / (spread * (residuals**2).mean())).sum())
+    def _size(self, images: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The variance of a sum over so many images of one group, in units of that of one image."""
+        return images * (1 + (images - 1) * self._correlation)
 
 
 def _correlation(residuals: NDArray[np.float64], codes: NDArray[np.int64]) -> float:

@@ -237,13 +237,17 @@ def left_out_table(results: Sequence[Result]) -> Table | None:
         key="subgroup-columns-left-out",
         title="Columns of the manifest that make no subgroups",
         basis="Judged by the values of the test images, never by the column's name.",
-        columns=text_columns("column", "why", "runs"),
+        columns=text_columns("column", "why", *(("runs",) if len(results) > 1 else ())),
         rows=tuple(
-            Row((name, reason, "all" if len(runs) == len(results) else ", ".join(runs)))
+            Row((name, reason, *(_whose(runs, results) if len(results) > 1 else ())))
             for (name, reason), runs in reasons.items()
         ),
         notes=("If such a column names no person, write codes (site-1, device-2) or ages in place of its values.",),
     )
+
+
+def _whose(runs: Sequence[str], results: Sequence[Result]) -> tuple[str]:
+    return ("all" if len(runs) == len(results) else ", ".join(runs),)
 
 
 def _each(columns: Sequence[SubgroupColumn]) -> list[tuple[SubgroupColumn, Subgroup]]:
