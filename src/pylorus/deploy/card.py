@@ -59,8 +59,8 @@ def _parts_sentence(*, grouped: bool, leaks: Mapping[str, int]) -> str:
         patients = leaks.get("patient", 0)
         copies = sum(count for kind, count in leaks.items() if kind != "patient")
         return (
-            f"**Leaking: {patients} patients and {copies} copies of images lie in two parts "
-            "(data.accept_leaks=true): all figures are optimistic.**"
+            f"**Leaking: in two parts of the split lie patients ({patients}) and copies of images ({copies}), as was "
+            "accepted (data.accept_leaks=true): all figures are optimistic.**"
         )
     if grouped:
         return "All images of a patient (group) lie in one part."

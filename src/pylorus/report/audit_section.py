@@ -2,7 +2,7 @@
 
 from pylorus.report.evidence import Evidence
 from pylorus.report.marks import accepted_leaks
-from pylorus.report.run_facts import files_left_out
+from pylorus.report.run_facts import count_of, files_left_out
 from pylorus.report.saved_run import SavedRun
 from pylorus.report.section import Item, Section, Sentences
 from pylorus.report.table import Column, Row, Table, text_columns
@@ -44,10 +44,8 @@ def audit_sentences(run: SavedRun) -> tuple[str, ...]:
     else:
         said.append("No copy and no near copy of an image was found in two parts of the split.")
     if left_out:
-        files = (
-            "1 file could not be read and was" if left_out == 1 else f"{left_out:,} files could not be read and were"
-        )
-        said.append(f"{files} left out (data.on_error=quarantine).")
+        verb = "was" if left_out == 1 else "were"
+        said.append(f"{count_of(left_out, 'file')} could not be read and {verb} left out (data.on_error=quarantine).")
     if not run.audit.get("findings"):
         said.append("The audit found nothing else.")
     return tuple(said)

@@ -78,7 +78,7 @@ ITEMS = (
         "AI",
         "",
         answers.fairness,
-        "results by sex, age, site, device not among these; what follows",
+        "results by sex, age, site, device, as far as not above; what follows",
     ),
     Item("Adverse events", "25", "", None, "if any"),
     Item("Limitations", "26", "38", answers.limitations, "further limits"),

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 from pylorus.report.evidence import Evidence
 from pylorus.report.maps import saved_maps
-from pylorus.report.marks import marks_of
+from pylorus.report.marks import accepted_leaks, marks_of
 from pylorus.report.result import Result
 from pylorus.report.run_facts import (
     augmentation,
+    count_of,
     epochs_run,
     external_sentence,
     files_left_out,
@@ -266,7 +267,7 @@ def _preprocessing(run: SavedRun) -> str:
     if not form:
         return ""
     cropped = form.get("crop", run.setting("data.crop")) == "auto"
-    crop = "cropped to the field of view, what lies outside it blacked out, " if cropped else ""
+    crop = "cropped to the field of view where one is found, what lies outside it blacked out, " if cropped else ""
     return (
         f"Decoded to RGB, {crop}made square ({form['fit']}), resized to {form['size']} pixels "
         f"({form['interpolation']}), normalised by mean {form['mean']} and standard deviation {form['std']}"
@@ -296,8 +297,9 @@ def _missing(run: SavedRun) -> str:
     count = files_left_out(run)
     if not count:
         return "Files that can't be read are left out (data.on_error=quarantine); there was none"
-    be = "file could not be read and was" if count == 1 else "files could not be read and were"
-    return f"{count:,} {be} left out (data.on_error=quarantine); the data audit has the counts by class and part"
+    verb = "was" if count == 1 else "were"
+    left_out = f"{count_of(count, 'file')} could not be read and {verb} left out (data.on_error=quarantine)"
+    return f"{left_out}; the data audit has the counts by class and part"
 
 
 def _not_blind(run: SavedRun) -> str:
@@ -330,12 +332,16 @@ def _partitions(run: SavedRun, *, names: bool) -> str:
 def _disjoint(run: SavedRun) -> str:
     if run.split is None:
         return ""
-    images_in_two = f"{run.split.shared_images} images in two parts"
+    in_two = [count_of(run.split.shared_images, "identical image")]
+    if run.audit:
+        leaks = accepted_leaks(run)
+        copies = leaks.get("pixels", 0) + leaks.get("near", 0)
+        in_two.append("1 near copy" if copies == 1 else f"{copies:,} near copies")
     if not run.grouped:
-        return f"Images: {images_in_two}; whether a patient lies in two parts is not known"
+        return f"Images; in two parts: {' and '.join(in_two)}. Whether a patient lies in two parts is not known"
     dicom = run.setting("data.patients") == "dicom"
     kind = "Patients (by DICOM PatientID)" if dicom else "Groups (patients)"
-    return f"{kind}: {run.split.shared_groups} groups and {images_in_two}"
+    return f"{kind}; in two parts: {', '.join([count_of(run.split.shared_groups, 'group'), *in_two])}"
 
 
 def _model_details(run: SavedRun) -> str:

@@ -109,6 +109,16 @@ def epochs_run(stage: SavedStage) -> int:
     return 0 if stage.curves is None else len(stage.curves)
 
 
+def count_of(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    Example:
+        >>> count_of(1, "group"), count_of(1200, "group")
+        ('1 group', '1,200 groups')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def files_left_out(run: SavedRun) -> int:
     """How many files could not be read and were left out."""
     return sum(int(row["files"]) for row in run.audit.get("left_out", []))
