@@ -1,7 +1,7 @@
 """The confusion matrix and every index that is arithmetic on it.
 
 The two groups of indices take one matrix or a stack of them, of shape (..., classes, classes), because a
-bootstrap asks for the same arithmetic on thousands of resampled matrices. Rows are true classes, columns
+permutation test asks for the same arithmetic on thousands of matrices. Rows are true classes, columns
 predicted ones.
 
 An index whose definition divides zero by zero is undefined and given as nan, never as 0 or 1 and never left

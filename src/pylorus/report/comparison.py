@@ -24,7 +24,7 @@ class Comparison:
         second: The other.
         images: McNemar's exact test of how many images each recognises.
         auroc: DeLong's test of the class's AUROC; None where the report has no class.
-        differences: Macro F1 and its like, by the paired bootstrap.
+        differences: Macro F1 and its like, tested by exchanging whole groups.
         corrected: Each index's p after Holm's correction over all pairs of the report: accuracy, auroc, macro_f1.
         family: How many pairs that is.
     """

@@ -32,7 +32,7 @@ def comparison_table(comparisons: Sequence[Comparison], *, class_name: str | Non
             Column("accuracy, points"),
             Column("p", over="McNemar"),
             Column("macro F1, points"),
-            Column("p", over="bootstrap"),
+            Column("p", over="exchange"),
             Column(f"AUROC {class_name or ''}".strip()),
             Column("p", over="DeLong"),
         ),
@@ -40,8 +40,8 @@ def comparison_table(comparisons: Sequence[Comparison], *, class_name: str | Non
         notes=(
             f"Each p is {corrected}; intervals are of each pair by itself.",
             "A difference is shown where p is below 0.05.",
-            "McNemar: exact, the images of a group kept together. Macro F1: paired bootstrap of whole groups. AUROC: "
-            "DeLong, in groups Obuchowski.",
+            "McNemar: exact, the images of a group kept together. Macro F1: the two models' answers exchanged on "
+            "whole groups. AUROC: DeLong, in groups Obuchowski.",
         ),
     )
 

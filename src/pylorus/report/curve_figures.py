@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pylorus.report.basis import trained_on
 from pylorus.report.drawing import INK, Drawing, legend_above, line_style, new_figure, style
+from pylorus.report.run_facts import validation_images
 from pylorus.report.saved_run import SavedRun, SavedStage
 
 STEEP = 30.0
@@ -80,7 +81,7 @@ def training_figure(curves: Sequence[Curves]) -> Drawing:
     Args:
         curves: At least one, all of the same stage.
     """
-    stage = curves[0].stage.name
+    stage, validated = curves[0].stage.name, validation_images([each.run for each in curves])
     with style():
         labels = [*(each.run.label for each in curves), CHOSEN]
         figure = new_figure(4.4, legend=labels)
@@ -96,12 +97,21 @@ def training_figure(curves: Sequence[Curves]) -> Drawing:
     best = [f"{each.run.label} {_percent_at(each, 'val/accuracy')}" for each in curves]
     return Drawing(
         key=f"curves-{stage}",
-        title=f"Stage {stage}: accuracy and loss over its epochs, on training and validation images",
+        title=f"Stage {stage}: accuracy and loss over its epochs, on training images and on {validated}",
         basis=trained_on([each.run for each in curves]),
         alt=f"Four line plots over epochs. Validation accuracy at the chosen epoch: {', '.join(best)}.",
         figure=figure,
-        notes=("A ring marks the epoch that validation chose; its weights gave the test predictions.",),
+        notes=(_ring_note(curves),),
     )
+
+
+def _ring_note(curves: Sequence[Curves]) -> str:
+    """What the ring marks; an unfinished stage has not predicted test images yet."""
+    tested = [each.stage.test is not None for each in curves]
+    whose = (
+        "its weights gave the test predictions" if all(tested) else "the best one so far where a stage is unfinished"
+    )
+    return f"A ring marks the best epoch on {validation_images([each.run for each in curves])}; {whose}."
 
 
 def index_figure(curves: Curves, names: Sequence[str]) -> Drawing:
@@ -124,9 +134,12 @@ def index_figure(curves: Curves, names: Sequence[str]) -> Drawing:
         key=f"indices-{curves.run.stem}-{curves.stage.name}",
         title=f"{curves.run.label}, stage {curves.stage.name}: precision, sensitivity and F1 of each class over epochs",
         basis=trained_on([curves.run]),
-        alt=f"Three line plots over epochs, a line a class. F1 on validation images at the chosen epoch: {last}.",
+        alt=f"Three line plots over epochs, a line a class. F1 at the chosen epoch: {last}.",
         figure=figure,
-        notes=("On the validation images. A gap in a line: undefined, since no image was predicted as that class.",),
+        notes=(
+            f"On {validation_images([curves.run])}. A gap in a line: undefined, since no image was predicted as that "
+            "class.",
+        ),
     )
 
 

@@ -10,6 +10,7 @@ from pylorus.report.basis import tested_on
 from pylorus.report.drawing import FAINT, INK, Drawing, legend_above, line_style, new_figure, style
 from pylorus.report.options import CONFIDENCE
 from pylorus.report.result import Result
+from pylorus.report.run_facts import validation_images
 
 SQUARE = 4.6
 """Inches across a figure of one panel."""
@@ -83,9 +84,10 @@ def net_benefit_figure(results: Sequence[Result], class_name: str) -> Drawing:
         f"among the test images: {100 * curve.prevalence:.0f} %.",
         figure=figure,
         notes=(
-            f"The curve rests on the test set's share of {class_name}, {100 * curve.prevalence:.0f} %, which is hardly "
-            "that of a clinic. Probabilities are calibrated on validation images. Bands: 95 % intervals at each "
-            "threshold by itself, which keep the images of a group together.",
+            f"The curve rests on the test set's share of {class_name}, {100 * curve.prevalence:.0f} %; a clinic's may "
+            "be another.",
+            f"Probabilities are calibrated on {validation_images([each.run for each in results])}.",
+            "Bands: 95 % intervals at each threshold by itself, which keep the images of a group together.",
         ),
     )
 

@@ -14,6 +14,7 @@ from pylorus.report.level import IMAGES, PATIENTS
 from pylorus.report.operating import Operating
 from pylorus.report.options import CONFIDENCE
 from pylorus.report.result import Result
+from pylorus.report.run_facts import validation_images
 from pylorus.report.table import Cell, Column, Number, Row, Table, as_number, in_percent, text_columns
 
 
@@ -51,11 +52,13 @@ def calibration_table(results: Sequence[Result], *, class_name: str | None = Non
         )
     if any(not result.calibration.temperature.identified for result in results if result.calibration is not None):
         notes.append(
-            "Not identified: the validation images fit no temperature best, so the logits are left as they are."
+            "Not identified: the images that it is fitted on single out no temperature, so the logits are left as "
+            "they are."
         )
+    fitted_on = validation_images([result.run for result in results])
     return Table(
         key="calibration",
-        title=f"Calibration of the test images before and after a temperature fitted on {_fitted_on(results)}",
+        title=f"Calibration of the test images before and after a temperature fitted on {fitted_on}",
         basis=tested_on(results),
         columns=(
             *text_columns("model", "stage", "probabilities"),
@@ -66,13 +69,6 @@ def calibration_table(results: Sequence[Result], *, class_name: str | None = Non
         rows=tuple(rows),
         notes=tuple(notes),
     )
-
-
-def _fitted_on(results: Sequence[Result]) -> str:
-    places = {result.run.setting("data.validation") == "test" for result in results}
-    if places == {True}:
-        return "these test images themselves, as validation images"
-    return "validation images only" if places == {False} else "validation images, which in some runs are test images"
 
 
 def _line_cells(

@@ -25,8 +25,8 @@ class ReportOptions:
         published: Whether the published study stands beside our results.
         thumbnails: Whether the worst mistakes are shown as small images.
         names: Whether file names, groups, folders and error messages, which may name patients, are shown.
-        resamples: Resamples of each bootstrap, >= 2.
-        seed: Of the bootstraps: the same seed gives the same report.
+        resamples: Random exchanges of two models' answers for a test of macro F1 and its like, >= 1.
+        seed: Of these exchanges and of permutations: the same seed gives the same report.
 
     Raises:
         PylorusError: If sensitivity is not in (0, 1], or guarantee is not in (0, 1).

@@ -49,6 +49,7 @@ class SavedRun:
         bundle: model/model.json, or empty.
         network: network.json, the blocks of its network; None where there is none.
         audit: audit.json, what was found of its images; empty where there is none.
+        given_parts: The parts (train, val, test) that folders, a manifest or shards gave; the others were cut.
         label: What tables call it.
         stem: The same for the names of files.
     """
@@ -62,6 +63,7 @@ class SavedRun:
     bundle: Mapping[str, Any] = field(default_factory=dict)
     network: Sequence[Mapping[str, Any]] | None = None
     audit: Mapping[str, Any] = field(default_factory=dict)
+    given_parts: frozenset[str] = frozenset()
     label: str = ""
     stem: str = ""
 
@@ -171,9 +173,24 @@ def read_run(folder: Path, config: DictConfig | None = None, *, order: Sequence[
         bundle=read_json(folder / "model" / "model.json") or {},
         network=read_json(folder / "network.json"),
         audit=read_json(folder / "audit.json") or {},
+        given_parts=_given_parts(folder / "catalog.parquet"),
     )
     _check(run)
     return run
+
+
+def _given_parts(catalog: Path) -> frozenset[str]:
+    """The parts that came with the images; none where there is no catalog.
+
+    Raises:
+        PylorusError: If catalog.parquet is damaged.
+    """
+    if not catalog.is_file():
+        return frozenset()
+    try:
+        return frozenset(pd.read_parquet(catalog, columns=["split"])["split"]) - {""}
+    except (ValueError, OSError, KeyError) as error:  # pyarrow's errors derive from these
+        raise PylorusError(f"{catalog}: can't be read as a table with a column split: {error}") from error
 
 
 def _check(run: SavedRun) -> None:
