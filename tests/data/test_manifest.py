@@ -175,6 +175,9 @@ def test_a_site_that_there_is_not_is_named_with_those_that_there_are_and_the_com
     with pytest.raises(PylorusError, match='no image has "Hanoy" in column site. Did you mean "Hanoi"') as refused:
         split(catalog, DataConfig(fold="Hanoy", fold_column="site"))
     assert "-m data.fold=Bonn,Hanoi data.fold_column=site" in str(refused.value)
+    spaced = read_manifest(written(lambda t: t.assign(site="site " + by_site(t)["site"])))
+    with pytest.raises(PylorusError, match="""-m 'data.fold="site 1","site 2"' data.fold_column=site"""):
+        split(spaced, DataConfig(fold="3", fold_column="site"))
     with pytest.raises(PylorusError, match=r'data.fold_column: .* no further column "sites". Did you mean "site"'):
         split(catalog, DataConfig(fold="Bonn", fold_column="sites"))
 

@@ -76,7 +76,7 @@ def by_fold_column(catalog: Catalog, data: DataConfig, pairs: Sequence[Pair]) ->
         raise PylorusError(
             f'data.fold: no image has "{data.fold}" in column {column}.{did_you_mean(str(data.fold), known)}\n'
             f"Found:\n{listing(known, most=30)}\n"
-            f"To test on each in turn: -m data.fold={','.join(known)} data.fold_column={column}"
+            f"To test on each in turn: -m {_override('data.fold', known)} {_override('data.fold_column', [column])}"
         )
     torn = leaks(catalog.table.assign(split=values), pairs, grouped=catalog.grouped)
     if torn and not data.accept_leaks:
@@ -93,6 +93,15 @@ def by_fold_column(catalog: Catalog, data: DataConfig, pairs: Sequence[Pair]) ->
             "two away, or accept it with data.accept_leaks=true, which the report then says."
         )
     return np.asarray(values == wanted)
+
+
+def _override(key: str, values: Sequence[str]) -> str:
+    """A word of the command line, in quotes where Hydra or a shell would not take the values for plain text."""
+    plain = all(
+        re.fullmatch(r"[A-Za-z_][\w.-]*|\d+", value) and value.lower() not in ("true", "false", "null", "nan", "inf")
+        for value in values
+    )
+    return f"{key}={','.join(values)}" if plain else "'" + f"{key}=" + ",".join(f'"{value}"' for value in values) + "'"
 
 
 def _find_value(wanted: str, known: Sequence[str]) -> str | None:
