@@ -117,7 +117,7 @@ class _Draw:
 
     def _find_eligible(self, share: float) -> NDArray[np.bool_]:
         small_enough = self.sizes <= share * self.sizes.sum() + 1e-9
-        eligible = small_enough & (2 * self.counts <= self.totals).all(axis=1)
+        eligible: NDArray[np.bool_] = small_enough & (2 * self.counts <= self.totals).all(axis=1)
         for images in self.counts.T:
             needed = np.partition(self.sizes[images > 0], self.left_out - 1)[self.left_out - 1]
             eligible |= (images > 0) & (self.sizes <= ALIKE * needed)
@@ -125,7 +125,7 @@ class _Draw:
 
     def _compute_chances(self, share: NDArray[np.float64]) -> NDArray[np.float64]:
         """The chance of each group from the share of each class that is to be drawn of the eligible ones."""
-        chances = self.counts @ share / self.sizes
+        chances: NDArray[np.float64] = self.counts @ share / self.sizes
         one_group = 1 / (self.counts[self.eligible] > 0).sum(axis=0)
         for rare in np.flatnonzero(share < one_group):  # such a class sends one group on average
             has = self.counts[:, rare] > 0

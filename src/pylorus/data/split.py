@@ -151,7 +151,7 @@ def _draw(table: pd.DataFrame, part: str, *, share: float, later: float, split_s
     counts = table.loc[train].groupby("label")["bundle"].nunique()
     parts_left = 3 if later else 2
     if counts.min() < parts_left:
-        rarest = str(catalog.classes[int(counts.index[counts.to_numpy().argmin()])])
+        rarest = catalog.classes[int(counts.index.to_numpy()[counts.to_numpy().argmin()])]
         raise PylorusError(
             f'class "{rarest}" has {counts.min()} {_groups_word(catalog)} to cut {part} from, '
             f"expected at least {parts_left}: more images, or give the split in folders train, val and test."
