@@ -38,12 +38,12 @@ class Pooled:
 
 def pooled(results: Sequence[Result]) -> tuple[Pooled, ...]:
     """Stages of configurations that differ in nothing but data.fold, at least two folds of each."""
-    found: dict[str, dict[int, Result]] = {}
+    found: dict[str, dict[str, Result]] = {}
     for result in results:
         fold = result.run.setting("data.fold")
         if fold is not None:
             # A configuration that ran twice counts once: its images must not be pooled twice.
-            found.setdefault(_configuration(result), {}).setdefault(int(fold), result)
+            found.setdefault(_configuration(result), {}).setdefault(str(fold), result)
     made = []
     for by_fold in found.values():
         folds = tuple(by_fold[fold] for fold in sorted(by_fold))

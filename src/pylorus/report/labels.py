@@ -55,5 +55,6 @@ def _apart(run: SavedRun, others: Sequence[SavedRun]) -> list[str]:
         found.append(" + ".join(stages) if len(stages) > 1 else f"{stages[0]} only")
     for key, value in own.items():
         if not key.startswith(UNTOLD) and any(other.get(key) != value for other in theirs):
-            found.append(f"{key.rpartition('.')[2]}={redacted(key, value)}")
+            shown = run.fold if key == "data.fold" else redacted(key, value)
+            found.append(f"{key.rpartition('.')[2]}={shown}")
     return found[:MOST]

@@ -58,7 +58,7 @@ def test_images_origin(run: SavedRun, *, names: bool = False) -> str:
     if run.setting("data.fold") is not None:
         fold, folds = run.setting("data.fold"), run.setting("data.folds")
         return f"fold {fold} of the folds 0 to {int(folds) - 1}, {_drawn(run)}"
-    if "test" in run.given_parts:
+    if "test" in (run.given_parts or ()):
         return f"given by {SOURCES.get(str(run.setting('data.kind')), 'the images')}"
     return _drawn(run)
 
@@ -67,7 +67,7 @@ def validation_images_origin(run: SavedRun) -> str:
     """How the validation images came to be, as a clause after "validation images"."""
     if run.setting("data.split_file") is not None:
         return "those of another run's split (data.split_file)"
-    if "val" in run.given_parts and run.setting("data.test_column") is None:
+    if "val" in (run.given_parts or ()) and run.setting("data.test_column") is None:
         return f"given by {SOURCES.get(str(run.setting('data.kind')), 'the images')}"
     return f"{_drawn(run)}, from the images that are not tested on"
 
@@ -85,7 +85,7 @@ def external_sentence(run: SavedRun, *, names: bool = False) -> str:
             f"The test images are {origin}, and no image of such a value was trained on. Whether that makes another "
             "hospital or another time is for the author to say"
         )
-    if "test" in run.given_parts and run.setting("data.fold") is None:
+    if "test" in (run.given_parts or ()) and run.setting("data.fold") is None:
         return f"The test images are {origin}. Whether they come from another hospital is for the author to say"
     return f"None: the test images come from the same set as the training images ({origin})"
 

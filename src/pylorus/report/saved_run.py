@@ -10,6 +10,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from pylorus.errors import PylorusError
+from pylorus.report.redaction import HIDDEN
 from pylorus.report.saved_json import read_json
 from pylorus.report.saved_predictions import SavedPredictions, read_predictions
 from pylorus.report.saved_split import SavedSplit, contradiction, read_split
@@ -49,7 +50,8 @@ class SavedRun:
         bundle: model/model.json, or empty.
         network: network.json, the blocks of its network; None where there is none.
         audit: audit.json, what was found of its images; empty where there is none.
-        given_parts: The parts (train, val, test) that folders, a manifest or shards gave; the others were cut.
+        given_parts: Parts of the split in which folders or a manifest put images; empty where the whole split is the
+            run's own, None where its catalog is gone.
         label: What tables call it.
         stem: The same for the names of files.
     """
@@ -63,7 +65,7 @@ class SavedRun:
     bundle: Mapping[str, Any] = field(default_factory=dict)
     network: Sequence[Mapping[str, Any]] | None = None
     audit: Mapping[str, Any] = field(default_factory=dict)
-    given_parts: frozenset[str] = frozenset()
+    given_parts: frozenset[str] | None = None
     label: str = ""
     stem: str = ""
 
@@ -103,6 +105,18 @@ class SavedRun:
         if self.setting("data.group") is not None:
             return True
         return self.split is not None and bool((self.split.table["group"] != self.split.table["path"]).any())
+
+    @property
+    def fold(self) -> str | None:
+        """What tables call its fold: a number, or a value of data.fold_column; None where it is no fold.
+
+        A value that a single patient has may be a name and is not shown, as in subgroup tables.
+        """
+        fold = self.setting("data.fold")
+        if fold is None or self.setting("data.fold_column") is None:
+            return None if fold is None else str(fold)
+        patients = 0 if self.split is None else self.split.part("test")["group"].nunique()
+        return str(fold) if patients > 1 else HIDDEN
 
     def setting(self, key: str, default: Any = None) -> Any:
         """The value of a key of the configuration."""
@@ -179,20 +193,6 @@ def read_run(folder: Path, config: DictConfig | None = None, *, order: Sequence[
     return run
 
 
-def _given_parts(catalog: Path) -> frozenset[str]:
-    """The parts that came with the images; none where there is no catalog.
-
-    Raises:
-        PylorusError: If catalog.parquet is damaged.
-    """
-    if not catalog.is_file():
-        return frozenset()
-    try:
-        return frozenset(pd.read_parquet(catalog, columns=["split"])["split"]) - {""}
-    except (ValueError, OSError, KeyError) as error:  # pyarrow's errors derive from these
-        raise PylorusError(f"{catalog}: can't be read as a table with a column split: {error}") from error
-
-
 def _check(run: SavedRun) -> None:
     """Refuses predictions that the split does not know, or knows otherwise."""
     full = dict(zip(run.short_names, run.class_names, strict=True))
@@ -212,6 +212,21 @@ def _check(run: SavedRun) -> None:
             wrong = contradiction(run.split, part, np.asarray(said.sample), classes)
             if wrong:
                 raise PylorusError(f"{file}: {wrong}. The two are not of one run: restore the run's own files.")
+
+
+def _given_parts(path: Path) -> frozenset[str] | None:
+    """Read which parts came with the images; None where there is no catalog.
+
+    Raises:
+        PylorusError: If catalog.parquet is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        parts = pd.read_parquet(path, columns=["split"])["split"]
+    except (ValueError, OSError, KeyError) as error:  # pyarrow's errors derive from these
+        raise PylorusError(f"{path}: can't be read as a table with a column split: {error}") from error
+    return frozenset(str(part) for part in parts.unique()) - {""}
 
 
 def _curves(path: Path) -> pd.DataFrame | None:
