@@ -56,7 +56,7 @@ def sample_size(evidence: Evidence) -> str:
     """How wide the interval of accuracy is."""
     said = [
         f"{result.label}: accuracy {in_percent(result.images.shares.accuracy).text} % on {result.test.images} images"
-        for result in _final(evidence)
+        for result in _shipped(evidence)
     ]
     return f"What the size allows: {'; '.join(said)}." if said else ""
 
@@ -129,7 +129,7 @@ def external(evidence: Evidence) -> str:
     """Where the test images come from."""
     return (
         "None in this report: the test images come from the same set as the training images."
-        if _final(evidence)
+        if _shipped(evidence)
         else ""
     )
 
@@ -173,8 +173,8 @@ def _each(evidence: Evidence, told: Callable[[SavedRun], str]) -> str:
     return " ".join(f"{run.label}: {text.removesuffix('.')}." for run, text in said.items() if text)
 
 
-def _final(evidence: Evidence) -> list[Result]:
-    return [result for result in evidence.results if result.is_final]
+def _shipped(evidence: Evidence) -> list[Result]:
+    return [result for result in evidence.results if result.is_shipped]
 
 
 def _images(run: SavedRun) -> str:

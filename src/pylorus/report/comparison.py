@@ -90,13 +90,13 @@ def compare_all(sets: Sequence[SameTest], *, class_name: str | None, options: Re
 
 
 def pairs_of(tests: SameTest) -> list[tuple[Result, Result]]:
-    """Pairs on one test set: runs after the same stage, each run's last stage, and the stages of a run in turn."""
+    """Pairs on one test set: runs after the same stage, each run's shipped stage, and the stages of a run in turn."""
     results = tests.results
     pairs = [
         (first, second)
         for first, second in combinations(results, 2)
         if first.run is not second.run
-        and (first.stage.name == second.stage.name or (first.is_final and second.is_final))
+        and (first.stage.name == second.stage.name or (first.is_shipped and second.is_shipped))
     ]
     runs = list(dict.fromkeys(result.run for result in results))
     for run in runs:

@@ -45,9 +45,9 @@ class Evidence:
 
     @property
     def compared(self) -> tuple[Result, ...]:
-        """What figures lay over each other: each run's last stage; both stages, where there is one run."""
-        final = tuple(result for result in self.results if result.is_final)
-        return final if len(final) > 1 else self.results
+        """What figures lay over each other: each run's shipped stage; both stages, where there is one run."""
+        shipped = tuple(result for result in self.results if result.is_shipped)
+        return shipped if len(shipped) > 1 else self.results
 
 
 def gather(folders: Sequence[Path], options: ReportOptions) -> Evidence:

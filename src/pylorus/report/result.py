@@ -43,9 +43,9 @@ class Result:
         return f"{self.run.label} {self.stage.name}"
 
     @property
-    def is_final(self) -> bool:
-        """Whether it is the last stage that the run finished."""
-        return self.stage is self.run.finished_stages[-1]
+    def is_shipped(self) -> bool:
+        """Whether it stands for its run; see `SavedRun.shipped`."""
+        return self.run.shipped is not None and self.stage.name == self.run.shipped.name
 
     @property
     def split(self) -> str:

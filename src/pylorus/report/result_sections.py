@@ -74,7 +74,7 @@ def index_section(evidence: Evidence) -> Section:
             items += [class_table(found, level=level)] if found else []
     for number, group in enumerate(_by_classes(patients), start=1):
         items.append(confusion_table(group, level=PATIENTS, number=number))
-    items += [table for result in results if result.is_final and (table := subgroup_table(result)) is not None]
+    items += [table for result in results if result.is_shipped and (table := subgroup_table(result)) is not None]
     return Section("indices", "All indices with 95 % intervals", tuple(items))
 
 

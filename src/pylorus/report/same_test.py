@@ -21,9 +21,9 @@ class SameTest:
 
     @property
     def candidates(self) -> tuple[Result, ...]:
-        """Among what a winner is chosen: the last stage of each run; the stages, where there is one run."""
-        final = tuple(result for result in self.results if result.is_final)
-        return final if len(final) > 1 else self.results
+        """Among what a winner is chosen: the shipped stage of each run; the stages, where there is one run."""
+        shipped = tuple(result for result in self.results if result.is_shipped)
+        return shipped if len(shipped) > 1 else self.results
 
     @property
     def runs(self) -> list[str]:
