@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pylorus.report.checklist import checklist_table
+from pylorus.report.comparison_tables import describe_comparisons
 from pylorus.report.evidence import Evidence
 from pylorus.report.maps import saved_maps
 from pylorus.report.mistakes import mistake_table, worst_mistakes
@@ -28,9 +29,6 @@ METHODS = (
     "{seed}).",
     "At patient level a patient is the mean of what was said of its images. Groups whose images carry several true "
     "classes have no one truth and are left out there, and counted.",
-    "Pairs on the same test images: McNemar's exact test with the images of a group kept together, DeLong's test, "
-    "paired bootstrap of whole groups. Each index is a family of its own, corrected by Holm's method over all pairs of "
-    "the report.",
     "The temperature and the threshold are fitted on validation images alone and applied untouched to the test images.",
     "A look at a test set is one stage of one run that predicted it, and each epoch that was validated on it. Test "
     "sets are told by the content of their images. Looks are counted from the runs that lie on the disk, so the number "
@@ -116,7 +114,8 @@ def method_section(evidence: Evidence) -> Section:
     """How the numbers were made."""
     options = evidence.options
     texts = tuple(text.format(resamples=options.resamples, seed=options.seed) for text in METHODS)
-    return Section("methods", "How these numbers were made", (Sentences(texts, listed=True),))
+    pairs = describe_comparisons(evidence.comparisons)
+    return Section("methods", "How these numbers were made", (Sentences((*texts, *pairs), listed=True),))
 
 
 def _environment_table(environment: Mapping[str, Any], labels: list[str], *, number: int) -> Table:
