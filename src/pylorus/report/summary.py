@@ -9,6 +9,7 @@ from pylorus.report.result import Result
 from pylorus.report.same_test import why_apart
 from pylorus.report.saved_run import SavedRun
 from pylorus.report.table import in_percent
+from pylorus.runs.shipped import KEY, LAST
 
 KINDS = {"run": "Report of a run", "sweep": "Report of a sweep", "runs": "Report of several runs"}
 STATES = {
@@ -94,7 +95,7 @@ def _facts(evidence: Evidence) -> tuple[Fact, ...]:
     facts = []
     for winner in evidence.winners:
         chosen = winner.chosen or winner.best[0]
-        how = "chosen by validation accuracy" if winner.chosen is not None else "by test accuracy"
+        how = _how_chosen(chosen) if winner.chosen is not None else "by test accuracy"
         accuracy = in_percent(chosen.images.shares.accuracy)
         facts.append(
             Fact("Test accuracy", f"{accuracy.value_text} %", f"{accuracy.interval_text}; {chosen.label}, {how}")
@@ -107,6 +108,15 @@ def _facts(evidence: Evidence) -> tuple[Fact, ...]:
         total = looks.here + looks.epochs + looks.elsewhere
         facts.append(Fact("Looks at the test set", f"{total}", "known; each makes the best figure more optimistic"))
     return tuple(facts)
+
+
+def _how_chosen(chosen: Result) -> str:
+    """By what a result was chosen, in few words."""
+    shipped = chosen.run.shipped
+    if shipped is not None and shipped.chosen_by in (KEY, LAST):
+        return "named by deploy.stage" if shipped.chosen_by == KEY else "the last stage, which the bundle holds"
+    on_test = chosen.run.setting("data.validation") == "test"
+    return "chosen by accuracy on these very images" if on_test else "chosen by validation accuracy"
 
 
 def _findings(evidence: Evidence) -> list[str]:

@@ -7,6 +7,7 @@ from pylorus.evaluation.sentence import percent
 from pylorus.report.comparison import Comparison
 from pylorus.report.result import Result
 from pylorus.report.same_test import SameTest
+from pylorus.runs.shipped import KEY, LAST, describe_choice
 
 MANY = 5
 """Names beyond this number are counted, not listed."""
@@ -19,7 +20,8 @@ class Winner:
     Attributes:
         tests: The results on it.
         best: The candidates with the highest test accuracy: the study's rule. More than one where they tie.
-        chosen: The candidate with the highest validation accuracy, of equals the first; None without validation.
+        chosen: Of the shipped stages the one with the highest validation accuracy, of equals the first; None without
+            validation.
         comparisons: The first of `best` against every other candidate.
     """
 
@@ -60,6 +62,12 @@ class Winner:
         """Our own choice, which leaves the test set out."""
         if self.chosen is None or self.chosen.validation_accuracy is None:
             return "Our own choice goes by validation accuracy; there are no validation predictions to choose by."
+        shipped = self.chosen.run.shipped
+        if shipped is not None and shipped.chosen_by in (KEY, LAST) and len(self.tests.runs) == 1:
+            return (
+                f"Shown first is what the run ships, {self.chosen.label} ({describe_choice(shipped)}), with "
+                f"{percent(self.chosen.images.shares.accuracy.value)} on test images."
+            )
         if self.chosen.run.setting("data.validation") == "test":
             return (
                 f"By validation accuracy {self.chosen.label} would be our own choice; but here the validation images "
@@ -78,7 +86,7 @@ def winner_of(tests: SameTest, comparisons: Sequence[Comparison]) -> Winner:
     candidates = tests.candidates
     most = max(result.images.shares.accuracy.successes for result in candidates)
     best = tuple(result for result in candidates if result.images.shares.accuracy.successes == most)
-    validated = [result for result in candidates if result.validation_accuracy is not None]
+    validated = [each for each in candidates if each.is_shipped and each.validation_accuracy is not None]
     others = [result for result in candidates if result is not best[0]]
     return Winner(
         tests=tests,

@@ -15,6 +15,8 @@ from pylorus.report.write import write_report
 from pylorus.runs.folder import RunFolder
 from pylorus.validation import loaded
 
+SHIPPED = "yes"
+"""Marks the stage that stands for its job."""
 MEASURES = ["accuracy", "precision", "sensitivity", "F1"]
 
 
@@ -43,32 +45,34 @@ def sum_up(sweep: Path) -> int:
 
 
 def objective(folder: RunFolder) -> float | None:
-    """The validation accuracy of a job's last stage, in [0, 1]; None if it did not finish.
+    """The validation accuracy of the stage that a job ships, in [0, 1]; None if it did not finish.
 
     A search looks at nothing else: one that saw the test images would make their figures optimistic.
     """
     if folder.status()["state"] != "finished":
         return None
-    stage = list(loaded(folder.config).stages)[-1]
+    shipped = folder.shipped
+    stage = list(loaded(folder.config).stages)[-1] if shipped is None else shipped.name
     return _measures(pd.read_parquet(folder.predictions(stage, "val")), "val")["val accuracy"]
 
 
 def sweep_table(sweep: Path) -> pd.DataFrame:
     """A row for each stage that each job finished, and one for a job without any.
 
-    Jobs are ordered by the validation accuracy of their last stage, best first: choosing by the test set would make
-    its figures optimistic. Shares are in [0, 1]; precision, sensitivity and F1 are averages over the classes, empty
-    where one is undefined.
+    Jobs are ordered by the validation accuracy of the stage that they ship, best first: choosing by the test set would
+    make its figures optimistic. Shares are in [0, 1]; precision, sensitivity and F1 are averages over the classes,
+    empty where one is undefined.
     """
     folders = [RunFolder(path.parent) for path in sorted(sweep.glob("*/status.json"))]
     rows = [row for folder in folders for row in _rows(folder)]
     table = pd.DataFrame(rows)
     if table.empty:
         return table
-    last = table.groupby("job")["val accuracy"].transform("last").fillna(-1.0)
+    shipped = table["val accuracy"].where(table["shipped"] == SHIPPED)
+    accuracy = shipped.groupby(table["job"]).transform("max").fillna(-1.0)
     number = table["job"].map(lambda job: int(job) if str(job).isdigit() else 0)
-    order = pd.DataFrame({"last": -last, "number": number}).sort_values(["last", "number"], kind="stable").index
-    return table.loc[order].reset_index(drop=True)
+    order = pd.DataFrame({"accuracy": -accuracy, "number": number}).sort_values(["accuracy", "number"], kind="stable")
+    return table.loc[order.index].reset_index(drop=True)
 
 
 def as_text(table: pd.DataFrame) -> str:
@@ -98,6 +102,7 @@ def _rows(folder: RunFolder) -> list[dict[str, Any]]:
         "job": folder.path.name,
         "model": OmegaConf.select(config, "model.name", default="–"),
         "stage": "–",
+        "shipped": "",
         "overrides": " ".join(status.get("overrides", [])) or "–",
         "state": status["state"],
         "minutes": _minutes(status),
@@ -109,6 +114,10 @@ def _rows(folder: RunFolder) -> list[dict[str, Any]]:
             for part in ("val", "test"):
                 shares |= _measures(pd.read_parquet(folder.predictions(stage, part)), part)
             measured.append({**job, "stage": stage, **shares})
+    if measured:
+        shipped = folder.shipped  # without a bundle that names it the last stage stands for the job
+        names = [row["stage"] for row in measured]
+        measured[names.index(shipped.name) if shipped is not None else -1]["shipped"] = SHIPPED
     nothing = {f"{part} {measure}": float("nan") for part in ("val", "test") for measure in MEASURES}
     return measured or [{**job, **nothing}]
 
