@@ -70,17 +70,15 @@ def check_description(found: Description, *, where: str = "model.json") -> None:
 
 def _upgrade(values: object) -> object:
     """Version 1 as version 2: it holds the last stage, and a difference that there is no more."""
-    if not isinstance(values, dict) or values.get("format_version") != 1:
-        return values
-    training = values.get("training")
-    stages = training.get("stages") if isinstance(training, dict) else None
-    if not isinstance(stages, list) or not stages or not isinstance(stages[-1], dict):
+    if not isinstance(values, dict) or type(version := values.get("format_version")) is not int or version != 1:
         return values
     upgraded = {name: value for name, value in values.items() if name != "largest_difference"}
-    return upgraded | {
-        "format_version": FORMAT_VERSION,
-        "shipped": {"name": stages[-1].get("name"), "chosen_by": LAST, "accuracy": {}},
-    }
+    upgraded["format_version"] = FORMAT_VERSION
+    training = values.get("training")
+    stages = training.get("stages") if isinstance(training, dict) else None
+    if isinstance(stages, list) and stages and isinstance(stages[-1], dict):
+        upgraded["shipped"] = {"name": stages[-1].get("name"), "chosen_by": LAST, "accuracy": {}}
+    return upgraded
 
 
 def _check_input(found: Input, where: str) -> None:
