@@ -68,17 +68,9 @@ def run_stage(plan: StagePlan, run: Run) -> StageResult:
     if place.finished:
         log.info("%s was finished before", plan.name)
         return _finished(classifier, place)
-    trainer = stage_trainer(plan, run, place, speed)
     photographs = serve_images(plan, run.config, run.backbone, images, run.engine, run.processes)
-    photographs.begun = place.reached
-    classifier.sample_ids = {part: photographs.sample_ids(part) for part in ("train", "val")}
-    served = serve_features(photographs, classifier, plan, run.config, run.engine)
-    if isinstance(served, FeatureDataModule):
-        speed.features_seconds = served.seconds
-    if run.config.trainer.compile:
-        classifier.compile_network()
     if place.trained is None:
-        fit(trainer, classifier, served, place, run)
+        _train(classifier, photographs, run, place, speed)
     _take_best(classifier, place)
     _predict(plan, run, place, photographs)
     if run.processes.first:
@@ -86,6 +78,20 @@ def run_stage(plan: StagePlan, run: Run) -> StageResult:
         speed.write(place.path / "speed.json")
     run.processes.wait()
     return _result(place)
+
+
+def _train(classifier: Classifier, photographs: ImageDataModule, run: Run, place: StageFolder, speed: Speed) -> None:
+    """Trains the classifier's stage, from its beginning or from where it was saved last."""
+    plan = classifier.plan
+    trainer = stage_trainer(plan, run, place, speed)
+    photographs.begun = place.reached
+    classifier.sample_ids = {part: photographs.sample_ids(part) for part in ("train", "val")}
+    served = serve_features(photographs, classifier, plan, run.config, run.engine)
+    if isinstance(served, FeatureDataModule):
+        speed.features_seconds = served.seconds
+    if run.config.trainer.compile:
+        classifier.compile_network()
+    fit(trainer, classifier, served, place, run)
 
 
 def _predict(plan: StagePlan, run: Run, place: StageFolder, photographs: ImageDataModule) -> None:
