@@ -269,6 +269,17 @@ class LoggerConfig:
 
 
 @dataclass
+class DeployConfig:
+    """What a run ships in model/: the network that its report, card and `pylorus predict` speak of."""
+
+    stage: str | None = key(
+        None,
+        "the stage that is shipped and reported; null: highest validation accuracy, of equals lowest validation loss, "
+        "then the later stage",
+    )
+
+
+@dataclass
 class Config:
     """All of a run."""
 
@@ -283,6 +294,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
+    deploy: DeployConfig = field(default_factory=DeployConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 
 

@@ -9,6 +9,7 @@ from pylorus.deploy.strict import built, parsed
 from pylorus.errors import PylorusError
 from pylorus.evaluation.calibration import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 from pylorus.model.backbone import check_arguments, check_name
+from pylorus.runs.shipped import CHOICES, LAST
 
 MOST_BYTES = 1_000_000
 """Of a description: a hundred times what one takes."""
@@ -27,7 +28,7 @@ def read_description(content: bytes, *, where: str = "model.json") -> Descriptio
     """
     if len(content) > MOST_BYTES:
         raise PylorusError(f"{where}: has {len(content):,} bytes, expected {MOST_BYTES:,} at most.")
-    values = parsed(content, where=where)
+    values = _upgrade(parsed(content, where=where))
     version = values.get("format_version") if isinstance(values, dict) else None
     if version != FORMAT_VERSION or type(version) is not int:
         raise PylorusError(
@@ -67,6 +68,19 @@ def check_description(found: Description, *, where: str = "model.json") -> None:
             raise PylorusError(f"{where}: {key}: found {value}, expected {low} to {high}.")
 
 
+def _upgrade(values: object) -> object:
+    """Version 1 as version 2: it holds the last stage, and a difference that there is no more."""
+    if not isinstance(values, dict) or type(version := values.get("format_version")) is not int or version != 1:
+        return values
+    upgraded = {name: value for name, value in values.items() if name != "largest_difference"}
+    upgraded["format_version"] = FORMAT_VERSION
+    training = values.get("training")
+    stages = training.get("stages") if isinstance(training, dict) else None
+    if isinstance(stages, list) and stages and isinstance(stages[-1], dict):
+        upgraded["shipped"] = {"name": stages[-1].get("name"), "chosen_by": LAST, "accuracy": {}}
+    return upgraded
+
+
 def _check_input(found: Input, where: str) -> None:
     if not 1 <= found.size <= LARGEST_SIZE:
         raise PylorusError(f"{where}: input.size: found {found.size}, expected 1 to {LARGEST_SIZE} pixels.")
@@ -88,6 +102,14 @@ def _check_input(found: Input, where: str) -> None:
 
 
 def _check_choices(found: Description, where: str) -> None:
+    if found.shipped.chosen_by not in CHOICES or (
+        found.shipped.chosen_by != LAST and found.shipped.name not in found.shipped.accuracy
+    ):
+        raise PylorusError(
+            f'{where}: shipped: found "{found.shipped.chosen_by[:50]}" with accuracies of '
+            f"{_few(list(found.shipped.accuracy))}, expected one of {', '.join(CHOICES)}, with "
+            "the accuracy of the stage itself."
+        )
     short = set(found.short_names)
     if found.decision.class_name not in short:
         raise PylorusError(f'{where}: decision.class: found "{found.decision.class_name[:50]}", expected a short name.')

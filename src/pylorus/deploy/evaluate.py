@@ -1,5 +1,6 @@
 """An evaluation of predictions on images whose class their folder says, with intervals."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,17 @@ from pylorus.errors import PylorusError
 from pylorus.evaluation.calibration import calibration_scores
 from pylorus.evaluation.confusion import confusion_matrix
 from pylorus.evaluation.decision import operating_point
+from pylorus.evaluation.index_intervals import indices_of_predictions
 from pylorus.evaluation.predictions import Predictions
+from pylorus.evaluation.proportion import proportions_of_predictions
+from pylorus.evaluation.ranking import ranking_of, weighted_ranking
 from pylorus.percent import percent
+from pylorus.report.options import ReportOptions
 
 if TYPE_CHECKING:
     from pylorus.deploy.predict import PredictOptions
+
+AVERAGES = ("macro_precision", "macro_f1", "cohen_kappa", "mcc")
 
 
 def evaluation_of(tables: Iterator[pd.DataFrame], said: Description, options: "PredictOptions") -> dict[str, object]:
@@ -44,7 +51,7 @@ def evaluation_of(tables: Iterator[pd.DataFrame], said: Description, options: "P
         "left_out": left_out,
         "classes": list(said.short_names),
         "confusion": confusion_matrix(predictions.true, predictions.predicted, predictions.classes).tolist(),
-        "ece": calibration_scores(predictions.probabilities, predictions.true).ece,
+        **_further_indices(predictions),
         "unlike": plain(share(why == "unlike", groups)),
         "unsure": plain(share(why == "unsure", groups)),
         "answered": plain(share(why == "", groups)),
@@ -53,6 +60,42 @@ def evaluation_of(tables: Iterator[pd.DataFrame], said: Description, options: "P
     if threshold is not None:
         found["decision"] = _decided(predictions, deciding, threshold)
     return found
+
+
+def _further_indices(predictions: Predictions) -> dict[str, object]:
+    """Every other index of the run's report at image level; those without a cheap interval as numbers alone."""
+    groups, names = clusters(predictions), predictions.class_names
+    shares = proportions_of_predictions(predictions.true, predictions.predicted, groups, classes=predictions.classes)
+    indices = indices_of_predictions(
+        predictions.true, predictions.predicted, groups, classes=predictions.classes, seed=ReportOptions().seed
+    )
+    scores = calibration_scores(predictions.probabilities, predictions.true)
+    by_class = {"npv": shares.npv, "f1": indices.f1}
+    once = np.ones((1, len(predictions.true)))
+    ranked = [
+        weighted_ranking(ranking_of(predictions.true == column, predictions.probabilities[:, column]), once)
+        for column in range(predictions.classes)
+    ]
+    areas, precisions = np.array(ranked).squeeze(axis=2).T
+    overall = {name: getattr(indices, name) for name in ("balanced_accuracy", *AVERAGES)}
+    return {
+        **{
+            name: {each: plain(figure(value)) for each, value in zip(names, found, strict=True)}
+            for name, found in by_class.items()
+        },
+        **{name: plain(figure(value)) for name, value in overall.items()},
+        "average_precision": {each: _number(value) for each, value in zip(names, precisions, strict=True)},
+        "macro_auroc": _number(areas.mean()),
+        "macro_average_precision": _number(precisions.mean()),
+        "ece": scores.ece,
+        "brier": scores.brier,
+        "nll": _number(scores.nll),
+    }
+
+
+def _number(value: float) -> float | None:
+    """A number as JSON can hold it."""
+    return float(value) if math.isfinite(value) else None
 
 
 def _decided(predictions: Predictions, deciding: str, threshold: float) -> dict[str, object]:
@@ -118,6 +161,7 @@ def told(record: Mapping[str, Any], said: Description) -> str:
         "",
         f"evaluation on {found['images']:,} images of {found['groups']:,} groups, in % (95 % interval):",
         f"  accuracy {shown(found['accuracy'])}",
+        f"  balanced accuracy {shown(found['balanced_accuracy'])}, macro F1 {shown(found['macro_f1'])}",
     ]
     width = max(map(len, said.short_names))
     lines += [

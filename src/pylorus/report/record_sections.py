@@ -9,13 +9,12 @@ from pylorus.report.evidence import Evidence
 from pylorus.report.maps import saved_maps
 from pylorus.report.mistakes import mistake_table, worst_mistakes
 from pylorus.report.redaction import redacted_yaml
-from pylorus.report.result import Result
 from pylorus.report.run_tables import command_lines, run_table, split_sentences, split_table
 from pylorus.report.saved_run import SavedRun
 from pylorus.report.section import Item, Listing, Pictures, Section, Sentences
 from pylorus.report.table import Row, Table, text_columns
 from pylorus.report.thumbnails import thumbnails_of
-from pylorus.report.winner import Winner
+from pylorus.runs.shipped import read_shipped
 
 METHODS = (
     "Everything here is rebuilt from the predictions, curves and records that the runs saved.",
@@ -35,18 +34,22 @@ METHODS = (
     "is a lower bound.",
 )
 
+CALIBRATED = (
+    "Probabilities are those that the bundle gives, calibrated by the temperature: by them go AUROC, average "
+    "precision, comparisons, thresholds and worst mistakes."
+)
+FULL_PRECISION = (
+    "Validation and test images were answered in 32 bits by the code that the bundle runs, whatever the precision of "
+    "the training: `pylorus predict RUN/model --evaluate` gives the same figures."
+)
 BURNT_IN = "Thumbnails show what the console burnt into the frames, names included: look before you pass this page on."
 
 
 def mistake_section(evidence: Evidence) -> Section:
-    """The surest mistakes of our own choice on each test set, and of its run's bundle where heat maps of them wait."""
+    """The surest mistakes of our own choice on each test set; its run ships that very network."""
     items: list[Item] = []
-    shown = [
-        (result, winner.tests.candidates)
-        for winner in evidence.winners
-        for result in _chosen_and_mapped(winner, thumbnails=evidence.options.thumbnails)
-    ]
-    for number, (result, peers) in enumerate(shown, start=1):
+    for number, winner in enumerate(evidence.winners, start=1):
+        result, peers = winner.chosen or winner.best[0], winner.tests.candidates
         mistakes = worst_mistakes(result, peers)
         if not mistakes:
             items.append(Sentences((f"{result.label} recognises all {result.test.images} test images.",)))
@@ -60,14 +63,6 @@ def mistake_section(evidence: Evidence) -> Section:
     if items and not evidence.options.thumbnails:
         items.append(Sentences(("With --thumbnails the report shows these images, which then leave with it.",)))
     return Section("mistakes", "Worst mistakes", tuple(items))
-
-
-def _chosen_and_mapped(winner: Winner, *, thumbnails: bool) -> list[Result]:
-    """Our choice; where it is not the stage whose network the bundle holds and that one has heat maps, that one too."""
-    chosen = winner.chosen or winner.best[0]
-    others = [each for each in winner.tests.candidates if each.run is chosen.run and each is not chosen]
-    mapped = [each for each in others if thumbnails and saved_maps(each.run, stage=each.stage.name).overlays]
-    return [chosen, *mapped]
 
 
 def data_section(evidence: Evidence) -> Section:
@@ -113,9 +108,13 @@ def checklist_section(evidence: Evidence) -> Section:
 def method_section(evidence: Evidence) -> Section:
     """How the numbers were made."""
     options = evidence.options
-    texts = tuple(text.format(resamples=options.resamples, seed=options.seed) for text in METHODS)
-    pairs = describe_comparisons(evidence.comparisons)
-    return Section("methods", "How these numbers were made", (Sentences((*texts, *pairs), listed=True),))
+    texts = [text.format(resamples=options.resamples, seed=options.seed) for text in METHODS]
+    if any(result.calibration is not None for result in evidence.results):
+        texts.append(CALIBRATED)
+    if evidence.results and all(read_shipped(result.run.bundle) is not None for result in evidence.results):
+        texts.append(FULL_PRECISION)
+    texts += describe_comparisons(evidence.comparisons)
+    return Section("methods", "How these numbers were made", (Sentences(tuple(texts), listed=True),))
 
 
 def _environment_table(environment: Mapping[str, Any], labels: list[str], *, number: int) -> Table:

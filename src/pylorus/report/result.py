@@ -1,6 +1,6 @@
 """One stage of one run on its test images: what tables and figures are made of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,7 +20,8 @@ class Result:
     Attributes:
         run: The run.
         stage: The stage.
-        test: What it said of the test images.
+        test: What it said of the test images, with the probabilities that its bundle gives: calibrated, where there
+            are validation predictions to calibrate by.
         images: Its indices at image level.
         patients: Its indices at patient level; None where no group holds several images.
         validation_accuracy: By which our own choice of a model is made; None without validation predictions.
@@ -75,6 +76,8 @@ def _result(
 ) -> Result:
     validation = stage.validation
     calibration = None if validation is None else calibrate(validation, test)
+    if calibration is not None:
+        test = replace(test, predictions=calibration.test)
     operating: tuple[Operating, ...] = ()
     if calibration is not None and class_name in test.predictions.class_names:
         operating = operating_points(calibration, class_name=str(class_name), sensitivity=options.sensitivity)

@@ -10,6 +10,8 @@ from pylorus.report.marks import Mark, marks_of
 from pylorus.report.result import Result
 from pylorus.report.saved_run import SavedRun
 from pylorus.report.table import DASH, in_percent
+from pylorus.report.winner import Winner
+from pylorus.runs.shipped import KEY, LAST
 
 KINDS = {"run": "Report of a run", "sweep": "Report of a sweep", "runs": "Report of several runs"}
 STATES = {
@@ -95,7 +97,7 @@ def _facts(evidence: Evidence) -> tuple[Fact, ...]:
     facts = []
     for winner in evidence.winners:
         chosen = winner.preferred or winner.leaders[0]
-        how = "chosen by validation accuracy" if winner.preferred is not None else "by test accuracy"
+        how = _describe_choice(winner)
         facts += [_accuracy_fact(chosen, how), *_image_facts(chosen, winner.pool)]
     for looks in evidence.looks if len(evidence.tests) == 1 else ():
         total = looks.here + looks.epochs + looks.elsewhere
@@ -133,6 +135,17 @@ def _image_facts(chosen: Candidate, pool: Pool) -> list[Fact]:
             Fact("Folds", folds, "a split of its own each"),
         ]
     return [Fact("Splits", str(len(chosen.by_test)), "with test images that overlap")]
+
+
+def _describe_choice(winner: Winner) -> str:
+    """By what the candidate at the head was chosen, in few words."""
+    if winner.chosen is None:
+        return "by test accuracy"
+    shipped = winner.chosen.run.shipped
+    if len(winner.pool.configurations) == 1 and shipped is not None and shipped.chosen_by in (KEY, LAST):
+        return "named by deploy.stage" if shipped.chosen_by == KEY else "the last stage, which the bundle holds"
+    on_test = winner.chosen.run.setting("data.validation") == "test"
+    return "chosen by accuracy on these very images" if on_test else "chosen by validation accuracy"
 
 
 def _findings(evidence: Evidence) -> list[str]:

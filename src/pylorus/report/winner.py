@@ -9,7 +9,10 @@ from pylorus.report.comparison import Comparison, compare_pair, correct_family, 
 from pylorus.report.options import ReportOptions
 from pylorus.report.result import Result
 from pylorus.report.same_test import SameTest
-from pylorus.runs.shipped import KEY, LAST
+from pylorus.runs.shipped import KEY, LAST, describe_choice
+
+BRIEF = {KEY: "named by deploy.stage", LAST: "the last stage: written by a version that did not compare stages"}
+"""How the shipped stage of several runs was chosen, where validation did not choose it."""
 
 MANY = 5
 """Names beyond this number are counted, not listed."""
@@ -117,6 +120,11 @@ class Winner:
         validation = percent(self.preferred.validation.mean)
         test = percent(float(self.preferred.share))
         mean = "a mean of " if self.preferred.replicates > 1 else ""
+        shipped = self.chosen.run.shipped
+        if len(self.pool.configurations) == 1 and shipped is not None and shipped.chosen_by in (KEY, LAST):
+            why = describe_choice(shipped) if self.preferred.replicates == 1 else BRIEF[shipped.chosen_by]
+            sentence = f"Shown first is what is shipped, {label} ({why}), with {mean}{test} on test images."
+            return f"{sentence} {self._shipping}".strip()
         if self.chosen.run.setting("data.validation") == "test":
             return (
                 f"By validation accuracy {label} would be our own choice; but here the validation images "
@@ -125,10 +133,6 @@ class Winner:
         if len(self.pool.candidates) == 1:
             sentence = f"{label} is the only candidate: {mean}{validation} on validation and {test} on test images."
             return f"{sentence} {self._shipping}".strip()
-        shipped = self.chosen.run.shipped
-        if len(self.pool.configurations) == 1 and shipped is not None and shipped.chosen_by in (KEY, LAST):
-            why = "named by deploy.stage" if shipped.chosen_by == KEY else "as the last stage, by an earlier version"
-            return f"Shipped is {label}, {why}: {mean}{validation} on validation and {test} on test images."
         sentence = (
             "Our own choice goes by validation accuracy, because choosing by the test set would make its figures "
             f"optimistic: {label}, with {mean}{validation} on validation and {test} on test images."

@@ -15,7 +15,8 @@ from scipy.special import log_softmax
 
 from pylorus.percent import percent
 
-ONLY, ACCURACY, LOSS, ORDER, KEY, LAST = "only", "accuracy", "loss", "order", "key", "last"
+ONLY, ACCURACY, LOSS, ORDER, KEY, LAST = CHOICES = ("only", "accuracy", "loss", "order", "key", "last")
+"""How a stage is chosen; see `ShippedStage`."""
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,9 @@ from pylorus.files import whole, write_text
 from pylorus.percent import percent
 from pylorus.predictions import confusion_of
 from pylorus.report.candidate import configuration_key
-from pylorus.report.saved_json import read_json
 from pylorus.report.saved_split import SHOWN_DIGITS, read_split
 from pylorus.report.write import write_report
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.shipped import read_shipped
 from pylorus.validation import loaded
 
 SHIPPED = "yes"
@@ -50,13 +48,14 @@ def sum_up(sweep: Path) -> int:
 
 
 def objective(folder: RunFolder) -> float | None:
-    """The validation accuracy of a job's last stage, in [0, 1]; None if it did not finish.
+    """The validation accuracy of the stage that a job ships, in [0, 1]; None if it did not finish.
 
     A search looks at nothing else: one that saw the test images would make their figures optimistic.
     """
     if folder.status()["state"] != "finished":
         return None
-    stage = list(loaded(folder.config).stages)[-1]
+    shipped = folder.shipped
+    stage = list(loaded(folder.config).stages)[-1] if shipped is None else shipped.name
     return _measures(pd.read_parquet(folder.predictions(stage, "val")), "val")["val accuracy"]
 
 
@@ -252,20 +251,14 @@ def _rows(folder: RunFolder) -> list[dict[str, Any]]:
     if measured:
         assert isinstance(config, DictConfig)
         split = read_split(folder.path / "split.csv")
-        shipped = _shipped_stage(folder)
+        shipped = folder.shipped  # without a bundle that names it the last stage stands for the job
         names = [row["stage"] for row in measured]
-        measured[names.index(shipped) if shipped in names else -1]["shipped"] = SHIPPED
+        measured[names.index(shipped.name) if shipped is not None else -1]["shipped"] = SHIPPED
         for row in measured:
             row |= {"key": configuration_key(config, split), "split": split.cited}
             row["tested on"] = split.test_images[:SHOWN_DIGITS]
     nothing = {f"{part} {measure}": float("nan") for part in ("val", "test") for measure in MEASURES}
     return measured or [{**job, **nothing}]
-
-
-def _shipped_stage(folder: RunFolder) -> str | None:
-    """The stage that a job's bundle names; None where it names none, and the last stage stands for the job."""
-    shipped = read_shipped(read_json(folder.path / "model" / "model.json") or {})
-    return None if shipped is None else shipped.name
 
 
 def _measures(predictions: pd.DataFrame, part: str) -> dict[str, float]:
