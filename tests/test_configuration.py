@@ -6,13 +6,14 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from pylorus.config import CONF, GROUPS, Config, StageConfig
 from pylorus.errors import PylorusError
 from pylorus.help import help_text
 from pylorus.launch import checked, register
 from pylorus.sweeps.engines import check_installed
-from pylorus.validation import fields_of
+from pylorus.validation import fields_of, loaded
 
 FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 NEEDS = {
@@ -179,12 +180,25 @@ def test_own_images_get_pretrained_weights_and_drawn_ones_a_small_network(compos
         (["data=folders", "data.root=X", "data.shard_window=2"], "data.shard_window: needs data=shards"),
         (["data=folders", "data.root=X", "data.manifest=X.csv"], "data.manifest: needs data=manifest"),
         (["data.fold=5"], "data.fold: found 5, expected 0 to 4"),
+        (["data.fold=-1"], "data.fold: found -1, expected 0 to 4"),
+        (["data.fold=B"], "data.fold: found B, expected 0 to 4 .* or a value of a manifest's column with data.fold_column"),
+        (["data.fold=1.5"], "data.fold: found 1.5, expected 0 to 4"),
+        (["data=manifest", "data.manifest=X.csv", "data.fold_column=site"], "-m data.fold=A,B,C data.fold_column=site"),
+        (["data=folders", "data.root=X", "data.fold=A", "data.fold_column=site"], "names a column of a manifest"),
         (["data.fold=0", "data.split_file=X"], "data.fold and data.split_file: each names the test images"),
         (["data=manifest", "data.manifest=X.csv", "data.test_column=site"], "expected the column and one of the other two"),
         (["data=manifest", "data.manifest=X.csv", "data.test_from=3"], "expected the column and one of the other two"),
         (["data=folders", "data.root=X", "data.test_column=a", "data.test_from=3"], "names a column of a manifest"),
     ],
 )  # fmt: skip
-def test_ways_to_name_the_test_images_that_contradict_each_other_are_refused(composed, words, message):
+def test_what_names_the_test_images_is_refused_where_it_contradicts_itself(composed, words, message):
     with pytest.raises(PylorusError, match=message):
         composed(*words)
+
+
+@pytest.mark.parametrize("value", ["B", "1", "01", "1.5", "2024-01-01", "'Site 3'"])
+def test_a_fold_by_a_column_is_text_and_stays_so_when_the_configuration_is_read_again(composed, tmp_path, value):
+    config = composed("data=manifest", "data.manifest=X.csv", "data.fold_column=site", f"data.fold={value}")
+    assert config.data.fold == value.strip("'")
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    assert loaded(tmp_path / "config.yaml").data.fold == config.data.fold

@@ -91,10 +91,20 @@ class DataConfig:
     test_fraction: float = key(
         0.15, "share of the images to test on, where no test folder is given", low=0.01, high=0.5
     )
-    fold: int | None = key(
-        None, "test on this one of data.folds parts of the images, as in -m data.fold=0,1,2,3,4; null: one cut", low=0
+    split_seed: int = key(
+        0, "seed of the split alone: runs of any seed train and test on the same images until it changes", low=0
     )
-    folds: int = key(5, "how many parts data.fold counts", low=2)
+    fold: int | float | str | None = key(
+        None,
+        "test on this one of data.folds parts of the images, as in -m data.fold=0,1,2,3,4, or on the images of this "
+        "value of data.fold_column; null: one cut",
+    )
+    folds: int = key(5, "how many parts data.fold counts; with data.fold_column the number of its values", low=2)
+    fold_column: str | None = key(
+        None,
+        "column of the manifest whose values are the folds, to leave one site out at a time: "
+        "-m data.fold=A,B,C data.fold_column=site",
+    )
     split_file: str | None = key(
         None, "split.csv of another run: the same images in the same parts; refused where an image has changed"
     )
@@ -283,7 +293,9 @@ class DeployConfig:
 class Config:
     """All of a run."""
 
-    seed: int = key(0, "one run's chance: weights of the head, split, order, augmentation, dropout", low=0)
+    seed: int = key(
+        0, "one run's chance: weights of the head, order, augmentation, dropout; the split has data.split_seed", low=0
+    )
     report: bool = key(True, "write report/report.html at the end; `pylorus report RUN` writes it later too")
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

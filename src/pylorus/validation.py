@@ -119,6 +119,8 @@ def built(composed: DictConfig) -> Config:
     assert isinstance(config, Config)
     check(config)
     config.stages = {name: config.stages[name] for name in config.run}
+    if config.data.fold_column is not None:
+        config.data.fold = str(config.data.fold)  # a value of a manifest is text, also where it looks like a number
     # A run goes on from another working directory too.
     config.cache.folder = str(Path(config.cache.folder).expanduser().absolute())
     if config.data.root is not None and "://" not in config.data.root:
@@ -218,10 +220,7 @@ def _check_test_set(config: Config) -> None:
     given = [name for name, value in ways.items() if value is not None]
     if len(given) > 1:
         raise PylorusError(f"{' and '.join(given)}: each names the test images. Leave all but one out.")
-    if data.fold is not None and data.fold >= data.folds:
-        raise PylorusError(
-            f"data.fold: found {data.fold}, expected 0 to {data.folds - 1} with data.folds={data.folds}."
-        )
+    _check_fold(config)
     values = [name for name in ("test_values", "test_from") if getattr(data, name) is not None]
     if (data.test_column is None) != (not values) or len(values) > 1:
         raise PylorusError(
@@ -230,6 +229,24 @@ def _check_test_set(config: Config) -> None:
         )
     if data.test_column is not None and data.kind not in ("manifest", "shards"):
         raise PylorusError("data.test_column: names a column of a manifest: needs data=manifest data.manifest=FILE.")
+
+
+def _check_fold(config: Config) -> None:
+    data = config.data
+    if data.fold_column is None:
+        if data.fold is not None and (not isinstance(data.fold, int) or not 0 <= data.fold < data.folds):
+            raise PylorusError(
+                f"data.fold: found {data.fold}, expected 0 to {data.folds - 1} with data.folds={data.folds}, or a "
+                "value of a manifest's column with data.fold_column, as in -m data.fold=A,B,C data.fold_column=site."
+            )
+        return
+    if data.fold is None:
+        raise PylorusError(
+            f"data.fold_column: found {data.fold_column}, but no data.fold, expected the value of this column to test "
+            f"on. For each value in turn: -m data.fold=A,B,C data.fold_column={data.fold_column}."
+        )
+    if data.kind not in ("manifest", "shards"):
+        raise PylorusError("data.fold_column: names a column of a manifest: needs data=manifest data.manifest=FILE.")
 
 
 def _check_classes(config: Config) -> None:

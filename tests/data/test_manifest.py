@@ -1,5 +1,7 @@
 """A table that names files: what it must hold, what it may hold, and what is said where it does not."""
 
+import dataclasses
+
 import pandas as pd
 import pytest
 
@@ -11,7 +13,7 @@ from pylorus.errors import PylorusError
 
 
 def split(catalog, data, *, seed=0):
-    return cut(catalog, data, seed=seed).table
+    return cut(catalog, dataclasses.replace(data, split_seed=seed)).table
 
 
 @pytest.fixture
@@ -149,6 +151,70 @@ def test_a_column_or_value_that_there_is_not_is_named(written):
         split(catalog, DataConfig(test_column="sit", test_values=["B"]))
     with pytest.raises(PylorusError, match='no image has "C" in column site'):
         split(catalog, DataConfig(test_column="site", test_values=["C"]))
+
+
+def by_site(data):
+    """Sites of six patients each, of both classes."""
+    return data.assign(site=[f"{int(group[1:]) % 2 + 1}" for group in data["group"]])
+
+
+@pytest.mark.parametrize("value", ["1", "01", "1.0"])
+def test_each_site_is_left_out_in_turn_and_its_patients_are_tested_once(written, value):
+    catalog = read_manifest(written(by_site))
+    first = split(catalog, DataConfig(fold=value, fold_column="site", val_fraction=0.3))
+    assert set(first.loc[first["split"] == "test", "about/site"]) == {"1"}
+    other = split(catalog, DataConfig(fold="2", fold_column="site", val_fraction=0.3))
+    assert ((first["split"] == "test") ^ (other["split"] == "test")).all()
+    for table in (first, other):
+        assert set(table["split"]) == {"train", "val", "test"}
+        assert (table.groupby("group")["split"].nunique() == 1).all()
+
+
+def test_a_site_that_there_is_not_is_named_with_those_that_there_are_and_the_command(written):
+    catalog = read_manifest(written(lambda t: t.assign(site=by_site(t)["site"].map({"1": "Hanoi", "2": "Bonn"}))))
+    with pytest.raises(PylorusError, match='no image has "Hanoy" in column site. Did you mean "Hanoi"') as refused:
+        split(catalog, DataConfig(fold="Hanoy", fold_column="site"))
+    assert "-m data.fold=Bonn,Hanoi data.fold_column=site" in str(refused.value)
+    spaced = read_manifest(written(lambda t: t.assign(site="site " + by_site(t)["site"])))
+    with pytest.raises(PylorusError, match="""-m 'data.fold="site 1","site 2"' data.fold_column=site"""):
+        split(spaced, DataConfig(fold="3", fold_column="site"))
+    with pytest.raises(PylorusError, match=r'data.fold_column: .* no further column "sites". Did you mean "site"'):
+        split(catalog, DataConfig(fold="Bonn", fold_column="sites"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.assign(site=["", *by_site(t)["site"][1:]]), "1 images have no value in column site:\n  a/p0/"),
+        (lambda t: t.assign(site="A"), 'all images have "A" in column site'),
+        (lambda t: by_site(t).assign(site=by_site(t)["site"].where(t["label"] == "a", "1")),
+         'class "b" has no image in test. Leave this value out of data.fold'),
+        (lambda t: by_site(t).assign(site=by_site(t)["site"].where(t["label"] == "a", "2")),
+         'class "b" has no image in train. All of its 12 images have site=2'),
+    ],
+)  # fmt: skip
+def test_a_column_that_can_not_make_folds_is_refused(written, change, message):
+    with pytest.raises(PylorusError, match=message):
+        split(read_manifest(written(change)), DataConfig(fold="2", fold_column="site", val_fraction=0.3))
+
+
+@pytest.mark.parametrize("fold", ["1", "2", "3"])
+def test_a_patient_in_two_sites_is_refused_in_every_fold_unless_accepted(written, fold):
+    def moved(table):
+        table = by_site(table)
+        table.loc[table["path"].str.contains("p11/"), "site"] = "3"
+        table.loc[table["path"].str.contains("p4/"), "site"] = "3"
+        table.loc[table["group"].eq("p4").idxmax(), "site"] = "1"
+        return table
+
+    catalog = read_manifest(written(moved))
+    data = DataConfig(fold=fold, fold_column="site", val_fraction=0.3)
+    with pytest.raises(
+        PylorusError, match=r"under two values of column site lie 1 patient:\n.*\(1\) and .*: patient p4"
+    ):
+        split(catalog, data)
+    accepted = cut(catalog, dataclasses.replace(data, accept_leaks=True))
+    assert len(accepted.leaks) == (fold != "2")
 
 
 def test_a_split_made_once_serves_other_runs(written, tmp_path):

@@ -11,6 +11,8 @@ from pylorus.data import facts as module
 from pylorus.data.prepare import prepare_images
 from pylorus.errors import PylorusError
 from pylorus.runs.folder import RunFolder
+from pylorus.runs.resume import change_to
+from pylorus.validation import loaded
 
 
 @pytest.fixture
@@ -51,6 +53,54 @@ def test_a_second_run_decodes_nothing(composed, given, tmp_path, monkeypatch):
     second = prepared(composed, given, tmp_path / "second", f"cache.folder={tmp_path / 'cache'}")
     assert first.split_hash == second.split_hash
     assert (tmp_path / "first" / "audit.json").read_bytes() == (tmp_path / "second" / "audit.json").read_bytes()
+
+
+@pytest.fixture
+def unsplit(class_folders):
+    """Class folders whose split is drawn."""
+    return class_folders({"a": 30, "b": 30})
+
+
+def test_the_seed_of_a_run_leaves_the_split_alone_and_the_split_seed_changes_it(composed, unsplit, tmp_path):
+    first, same, other = (
+        prepared(composed, unsplit, tmp_path / word, word).split_hash
+        for word in ("seed=0", "seed=1", "data.split_seed=1")
+    )
+    assert first == same != other
+
+
+def test_a_run_goes_on_with_the_split_that_it_began_with_also_where_it_would_be_drawn_otherwise(
+    composed, unsplit, tmp_path
+):
+    drawn_now = prepared(composed, unsplit, tmp_path).table
+    began = pd.read_csv(tmp_path / "split.csv")
+    older = began.assign(split=began["split"].sample(frac=1, random_state=1).to_numpy())
+    older.to_csv(tmp_path / "split.csv", index=False, lineterminator="\n")
+    before = (tmp_path / "split.csv").read_bytes()
+    again = prepared(composed, unsplit, tmp_path).table
+    assert again["split"].tolist() == older["split"].tolist() != drawn_now["split"].tolist()
+    assert (tmp_path / "split.csv").read_bytes() == before
+
+
+def test_shares_that_are_not_those_asked_for_and_few_images_are_told(composed, class_folders, tmp_path, told):
+    prepared(composed, class_folders({"a": 60, "rare": 3}), tmp_path)
+    (share, few) = (next(line for line in told if word in line) for word in ("was to hold 15 %", "Fewer than 5 images"))
+    assert '33.3 % of "rare" (each part needs one of its 3 images)' in share
+    assert '"rare" 1 in training, 1 in validation and 1 in test' in few
+
+
+def test_folds_by_a_column_are_counted_in_the_runs_configuration(composed, unsplit, tmp_path):
+    paths = sorted(path.relative_to(unsplit).as_posix() for path in unsplit.rglob("*.png"))
+    sites = [f"site {number % 3}" for number in range(len(paths))]
+    pd.DataFrame({"path": paths, "label": [path[0] for path in paths], "site": sites}).to_csv(
+        unsplit / "list.csv", index=False
+    )
+    words = ("data=manifest", f"data.manifest={unsplit / 'list.csv'}", "data.fold=site 1", "data.fold_column=site")
+    config = composed(*words)
+    prepare_images(config, RunFolder(tmp_path))
+    assert (config.data.folds, config.data.fold) == (3, "site 1")
+    assert loaded(tmp_path / "config.yaml").data.folds == 3
+    change_to(RunFolder(tmp_path), composed(*words))  # the same command goes on with it
 
 
 def test_a_leak_stops_the_run_and_is_written_down_where_it_is_accepted(composed, given, tmp_path):

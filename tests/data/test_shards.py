@@ -65,7 +65,7 @@ def tar_of(drawn, tmp_path):
 
 
 def module_of(catalog, *, workers=0, window=None, batch_size=4):
-    table = split(catalog, DataConfig(val_fraction=0.2, test_fraction=0.2), seed=0).table
+    table = split(catalog, DataConfig(val_fraction=0.2, test_fraction=0.2)).table
     return ImageDataModule(
         table,
         catalog.root,

@@ -1,4 +1,4 @@
-"""No patient on two sides, every class on each, and the same split from the same seed."""
+"""No patient on two sides, every class on each, and the same split from the same split seed."""
 
 import shutil
 
@@ -13,7 +13,7 @@ from pylorus.errors import PylorusError
 
 
 def split(catalog, *, seed=0, **data):
-    return cut(catalog, DataConfig(**{"val_fraction": 0.2, "test_fraction": 0.2, **data}), seed=seed).table
+    return cut(catalog, DataConfig(**{"val_fraction": 0.2, "test_fraction": 0.2, "split_seed": seed, **data})).table
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_every_class_lies_in_every_part_in_about_its_share(catalog):
     assert len(table) == 60
 
 
-def test_the_same_seed_gives_the_same_split_and_another_another(catalog):
+def test_the_same_split_seed_gives_the_same_split_and_another_another(catalog):
     first, again, other = (split(catalog, seed=seed)["split"] for seed in (1, 1, 2))
     assert first.equals(again)
     assert not first.equals(other)
@@ -85,6 +85,30 @@ def test_the_same_image_on_both_sides_stops_the_run(class_folders):
         split(read_folders(root), seed=0)
 
 
+def test_the_order_in_which_a_user_names_the_classes_does_not_change_the_split(class_folders):
+    root = class_folders(dict.fromkeys("abc", 30))
+    first, other = (split(read_folders(root, classes=list(order))) for order in ("abc", "cab"))
+    assert first["split"].tolist() == other["split"].tolist()
+
+
+def test_two_patients_of_a_class_suffice_where_the_test_images_are_validated_on(class_folders):
+    root = class_folders({f"{name}/p{number}{name}": 4 for name in "ab" for number in range(2)})
+    table = split(read_folders(root, group=r"p\d\w"), validation="test")
+    assert pd.crosstab(table["split"], table["label"]).to_numpy().tolist() == [[4, 4], [4, 4]]
+
+
+def test_what_was_asked_and_what_hangs_together_is_told_with_the_split(class_folders):
+    root = class_folders({f"a/p{n}": 2 for n in range(40)} | {f"b/q{n}": 2 for n in range(20)} | {"b/q99": 200})
+    catalog = read_folders(root, group=r"[pq]\d+")
+    found = cut(catalog, DataConfig(test_fraction=0.2, val_fraction=0.1))
+    assert found.asked == {"test": 0.2, "val": 0.1}
+    said = " ".join(found.describe(catalog.classes, grouped=True))
+    assert 'of "b" (one patient has 83.3 % of them, too many to be drawn)' in said
+    assert '"b" 1 in training' in said
+    shutil.copy(next((root / "a/p0").iterdir()), root / "a/p1/again.png")
+    assert cut(read_folders(root, group=r"[pq]\d+"), DataConfig()).joined == 2
+
+
 def test_a_class_of_too_few_patients_is_named(class_folders):
     root = class_folders({"a": 9, "rare/p1": 20, "rare/p2": 1})
     with pytest.raises(PylorusError, match='class "rare" has 2 patients to cut test from, expected at least 3'):
@@ -112,7 +136,7 @@ def test_folds_test_each_image_once_and_keep_patients_whole(catalog):
     assert (times == 1).all()
 
 
-def test_folds_of_another_seed_are_others(catalog):
+def test_folds_of_another_split_seed_are_others(catalog):
     first, other = (split(catalog, fold=0, folds=5, seed=seed)["split"] == "test" for seed in (1, 2))
     assert not first.equals(other)
 

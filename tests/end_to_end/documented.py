@@ -67,8 +67,8 @@ BY_SHELL = r"(sha256sum|cd|mkdir|cp|mv|ls|unzip|tar) "
 EXIT_CODES = {r"^pylorus doctor": (0, 1)}
 """Exit codes that are right, of commands for which it is not 0 alone."""
 
-KNOWN_CAPITALS = {"GC", "GU", "CG", "B"}
-"""Values in capitals that are no placeholders: names of classes and of a site."""
+KNOWN_CAPITALS = {"GC", "GU", "CG", "A", "B", "C"}
+"""Values in capitals that are no placeholders: names of classes and of sites."""
 
 KEPT_DEPTHS = ("head", "all", "layer4")
 """Depths that the tests' network has too."""

@@ -106,6 +106,8 @@ def prepare(folder: Path, forks: Forks) -> None:
         film.write(cv2.imread(str(path)))
     film.release()
     rows = {"path": [path.relative_to(folder / "images") for path in paths], "label": [p.parent.name for p in paths]}
+    patients = [int(re.findall(r"patient_(\d+)", path.name)[0]) for path in paths]
+    rows["site"] = ["ABC"[patient // 3 % 3] for patient in patients]
     pd.DataFrame(rows).to_csv(folder / "images" / "manifest.csv", index=False)
     words = [
         "data=folders", "data.root=images", r"data.group=patient_\d+", "data.short_names=[GC,GU,CG]",

@@ -95,10 +95,8 @@ def test_the_mean_over_folds_has_an_interval_that_allows_for_training_sets_that_
 def test_folds_by_a_column_are_listed_by_its_values(make_run, tmp_path, undrawn):
     runs = []
     for number, site in enumerate(("Basel", "Bern", "Genf")):
-        run = make_run(f"site{number}", stages=("s",), split_seed=number, seed=number, config={"data.folds": 3})
-        text = (run / "config.yaml").read_text()
-        text = text.replace("  fold: null\n", f"  fold: {site}\n  fold_column: site\n")
-        (run / "config.yaml").write_text(text)
+        config = {"data.fold": site, "data.fold_column": "site", "data.folds": 3}
+        run = make_run(f"site{number}", stages=("s",), split_seed=number, seed=number, config=config)
         runs.append(run)
     write_report(runs, tmp_path / "report", options=OPTIONS)
     tables = tmp_path / "report" / "tables"

@@ -1,6 +1,6 @@
 from omegaconf import OmegaConf
 
-from pylorus.report.redaction import redacted_override, redacted_yaml
+from pylorus.report.redaction import redacted_override, redacted_overrides, redacted_yaml
 
 
 def test_no_folder_is_left_in_a_configuration_or_a_command_line():
@@ -18,6 +18,15 @@ def test_no_folder_is_left_in_a_configuration_or_a_command_line():
         "seed": 3,
     }
     assert redacted_override("+hydra.run.dir=/home/li") == "+hydra.run.dir=(not shown)"
+
+
+def test_a_value_of_a_column_that_makes_a_fold_is_not_shown_and_the_number_of_a_fold_is():
+    words = ["data.fold=17", "data.fold_column=case", "seed=1"]
+    assert redacted_overrides(words) == ["data.fold=(not shown)", "data.fold_column=case", "seed=1"]
+    assert redacted_overrides(["data.fold=1"]) == ["data.fold=1"]
+    for fold, shown in (("17", "(not shown)"), (1, 1)):
+        text = redacted_yaml(OmegaConf.create({"data": {"fold": fold}}), names=False)
+        assert OmegaConf.create(text).data.fold == shown
 
 
 def test_names_shows_the_configuration_as_it_is():

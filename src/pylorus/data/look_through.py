@@ -27,7 +27,11 @@ def look_through(catalog: Catalog, split: Split, copies: Copies, folder: Path) -
     It holds paths, as split.csv beside it does: reports take only counts and sentences from it.
     """
     found = audit(every_file(catalog, split), catalog.facts, Thresholds(), copies=copies)
-    accepted = {"accepted_leaks": counted(split.leaks), "left_out": counts_of(catalog)}
+    accepted = {
+        "accepted_leaks": counted(split.leaks),
+        "joined_groups": split.joined,
+        "left_out": counts_of(catalog),
+    }
     write_json(folder / FILE, as_json(found, names=True) | accepted)
     said = [f"{count} {severity}{'s' if count > 1 else ''}" for severity, count in found.counts.items() if count]
     if said:

@@ -16,10 +16,11 @@ from pylorus.data.manifest import read_manifest
 from pylorus.data.patients import salt_of
 from pylorus.data.quarantine import tell_unreadable, write_quarantine
 from pylorus.data.reading import Reading
-from pylorus.data.same_images import check_same
+from pylorus.data.same_images import check_same, read_parts
 from pylorus.data.shards_catalog import read_shards
 from pylorus.data.split import SPLITS, split, write_split
 from pylorus.data.synthetic import draw_image_set
+from pylorus.data.test_set import read_fold_values
 from pylorus.files import whole, write_text
 from pylorus.runs.folder import RunFolder
 
@@ -66,23 +67,26 @@ def prepare_images(config: Config, folder: RunFolder) -> Images:
     else:
         root = Path(data.root) if data.root is not None else None
     catalog = _catalog(config, root)
-    check_same(catalog.table, folder.path / "split.csv", parts=False)  # before anything of the run is written anew
+    check_same(catalog.table, folder.path / "split.csv")  # before anything of the run is written anew
     # What was inferred is written down: the record of a run leaves nothing to be guessed.
     data.classes, data.short_names = list(catalog.classes), list(catalog.short_names)
     if data.kind == "manifest":
         data.root = str(catalog.root)
+    if data.fold_column is not None:
+        data.folds = read_fold_values(catalog, data).nunique()
     write_text(folder.config, OmegaConf.to_yaml(config))
     with whole(folder.path / "catalog.parquet") as temporary:
         catalog.table.to_parquet(temporary, index=False)
     write_quarantine(catalog, folder.path)
     tell_unreadable(catalog)
     copies = find_copies(catalog.facts, Thresholds())
-    found = split(catalog, data, seed=config.seed, copies=copies)
-    check_same(found.table, folder.path / "split.csv", parts=True)
+    found = split(catalog, data, copies=copies, parts=read_parts(catalog.table, folder.path / "split.csv"))
     split_hash = write_split(found.table, catalog.classes, folder.path / "split.csv")
     look_through(catalog, found, copies, folder.path)
     images = Images(catalog.without_facts(), found.table, split_hash, "test" if data.validation == "test" else "val")
     _tell(images)
+    for sentence in found.describe(catalog.classes, grouped=catalog.grouped):
+        log.warning("split    %s", sentence)
     return images
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pylorus.columns import ABOUT
 from pylorus.config import DataConfig
 from pylorus.data.catalog import Catalog
+from pylorus.data.leaks import KINDS, Pair, counted, leaks
 from pylorus.errors import PylorusError, did_you_mean, listing
 
 
@@ -20,14 +21,8 @@ def by_column(catalog: Catalog, data: DataConfig) -> NDArray[np.bool_]:
     Raises:
         PylorusError: If there is no such column or value, or a value is missing where an order is asked for.
     """
-    known = [name.removeprefix(ABOUT) for name in catalog.table.columns if name.startswith(ABOUT)]
     name = str(data.test_column)
-    if name not in known:
-        raise PylorusError(
-            f'data.test_column: the manifest has no further column "{name}".{did_you_mean(name, known)} '
-            f"Found: {', '.join(known) or 'none'}."
-        )
-    values = catalog.table[ABOUT + name]
+    values = _column(catalog, name, key="data.test_column")
     if data.test_values is not None:
         for wanted in data.test_values:
             if not (values == wanted).any():
@@ -40,6 +35,98 @@ def by_column(catalog: Catalog, data: DataConfig) -> NDArray[np.bool_]:
     if len(empty):
         raise PylorusError(f"data.test_from: {len(empty)} images have no value in column {name}:\n{listing(empty)}")
     return _from(values, str(data.test_from))
+
+
+def read_fold_values(catalog: Catalog, data: DataConfig) -> pd.Series:
+    """The value of `data.fold_column` of each image, as text; each distinct one is a fold.
+
+    Raises:
+        PylorusError: If there is no such column, if it has one value alone, or if an image has none.
+    """
+    name = str(data.fold_column)
+    values = _column(catalog, name, key="data.fold_column")
+    empty = catalog.table["path"][values == ""]
+    if len(empty):
+        raise PylorusError(
+            f"data.fold_column: {len(empty)} images have no value in column {name}:\n{listing(empty)}\n"
+            "Whether they belong to the tested value can't be known: state it in the manifest, or take them out."
+        )
+    if values.nunique() < 2:
+        raise PylorusError(
+            f'data.fold_column: all images have "{values.iloc[0]}" in column {name}, expected two values or more.'
+        )
+    return values
+
+
+def by_fold_column(catalog: Catalog, data: DataConfig, pairs: Sequence[Pair]) -> NDArray[np.bool_]:
+    """Whether each image is tested on, because it has the value `data.fold` of `data.fold_column`.
+
+    Args:
+        catalog: The image set.
+        data: Column, value, and whether leaks are accepted.
+        pairs: Copies. A copy or a patient under two values is refused in every fold, also where it would not be torn.
+
+    Raises:
+        PylorusError: If there is no such column or value, or a patient or a copy has images under two values.
+    """
+    values = read_fold_values(catalog, data)
+    column, known = str(data.fold_column), sorted(set(values))
+    wanted = _find_value(str(data.fold), known)
+    if wanted is None:
+        raise PylorusError(
+            f'data.fold: no image has "{data.fold}" in column {column}.{did_you_mean(str(data.fold), known)}\n'
+            f"Found:\n{listing(known, most=30)}\n"
+            f"To test on each in turn: -m {_override('data.fold', known)} {_override('data.fold_column', [column])}"
+        )
+    torn = leaks(catalog.table.assign(split=values), pairs, grouped=catalog.grouped)
+    if torn and not data.accept_leaks:
+        path = catalog.table["path"].to_numpy()
+        head = ", ".join(f"{count} {KINDS[kind][count > 1]}" for kind, count in counted(torn).items() if count)
+        lines = [
+            f"{path[pair.first]} ({values.iloc[pair.first]}) and {path[pair.second]} ({values.iloc[pair.second]}): "
+            f"{pair.told}"
+            for pair in torn
+        ]
+        raise PylorusError(
+            f"data.fold_column: under two values of column {column} lie {head}:\n{listing(lines)}\n"
+            "Tested on one value, a model would have learned from the other. Correct the manifest, take one of each "
+            "two away, or accept it with data.accept_leaks=true, which the report then says."
+        )
+    return np.asarray(values == wanted)
+
+
+def _override(key: str, values: Sequence[str]) -> str:
+    """A word of the command line, in quotes where Hydra or a shell would not take the values for plain text."""
+    plain = all(
+        re.fullmatch(r"[A-Za-z_][\w.-]*|\d+", value) and value.lower() not in ("true", "false", "null", "nan", "inf")
+        for value in values
+    )
+    return f"{key}={','.join(values)}" if plain else "'" + f"{key}=" + ",".join(f'"{value}"' for value in values) + "'"
+
+
+def _find_value(wanted: str, known: Sequence[str]) -> str | None:
+    """The known value that is meant: the same text, else the one of the same number, as 1 for 1.0 or 01."""
+    if wanted in known:
+        return wanted
+    number = re.compile(r"[+-]?\d+(\.\d+)?")
+    alike = [value for value in known if number.fullmatch(value) and number.fullmatch(wanted)]
+    same = [value for value in alike if float(value) == float(wanted)]
+    return same[0] if len(same) == 1 else None
+
+
+def _column(catalog: Catalog, name: str, *, key: str) -> pd.Series:
+    """A further column of the manifest.
+
+    Raises:
+        PylorusError: If there is none of this name; names the key and the columns that there are.
+    """
+    known = [column.removeprefix(ABOUT) for column in catalog.table.columns if column.startswith(ABOUT)]
+    if name not in known:
+        raise PylorusError(
+            f'{key}: the manifest has no further column "{name}".{did_you_mean(name, known)} '
+            f"Found: {', '.join(known) or 'none'}."
+        )
+    return catalog.table[ABOUT + name]
 
 
 def _from(values: pd.Series, first: str) -> NDArray[np.bool_]:

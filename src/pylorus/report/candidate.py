@@ -29,7 +29,6 @@ from pylorus.evaluation.replicates import (
 )
 from pylorus.report.labels import labelled
 from pylorus.report.options import CONFIDENCE
-from pylorus.report.redaction import HIDDEN
 from pylorus.report.result import Result
 from pylorus.report.same_test import SameTest, name_test
 from pylorus.report.saved_run import SavedRun
@@ -440,15 +439,6 @@ def widen(mean: Estimate, singles: Sequence[Estimate]) -> Estimate:
 def fold_of(result: Result) -> object:
     """The fold that a result was tested on, as its configuration has it; None without folds."""
     return result.run.setting("data.fold")
-
-
-def fold_name(result: Result) -> str:
-    """What a table calls a fold: its number, or the value of `data.fold_column`.
-
-    A value that a single group (patient) has may be a name and is not shown, as in subgroup tables.
-    """
-    by_column = result.run.setting("data.fold_column") is not None
-    return HIDDEN if by_column and result.test.groups < 2 else str(fold_of(result))
 
 
 def index_of(result: Result, name: str) -> float:

@@ -15,7 +15,6 @@ from pylorus.report.candidate import (
     FOLDS,
     Candidate,
     Configuration,
-    fold_name,
     fold_of,
     index_of,
     pool_predictions,
@@ -292,7 +291,7 @@ def _over_runs(results: Sequence[Result], name: str) -> float:
 
 def _fold_cells(candidate: Candidate, result: Result, *, repeated: bool) -> list[Cell]:
     level = result.images
-    cells: list[Cell] = [candidate.configuration, candidate.stage, fold_name(result)]
+    cells: list[Cell] = [candidate.configuration, candidate.stage, str(result.run.fold)]
     cells += [_repeat_name(result)] if repeated else []
     cells += [result.test.images, result.test.groups, in_percent(level.shares.accuracy)]
     cells += [in_percent(level.indices.macro_f1), as_number(level.ranking.macro_auroc)]
@@ -302,7 +301,7 @@ def _fold_cells(candidate: Candidate, result: Result, *, repeated: bool) -> list
 def _fold_order(result: Result) -> tuple[int, str]:
     """Folds by number, named ones by name."""
     fold = str(fold_of(result))
-    return (int(fold), "") if fold.isdigit() else (1 << 31, fold_name(result))
+    return (int(fold), "") if fold.isdigit() else (1 << 31, str(result.run.fold))
 
 
 def _repeat_name(result: Result) -> str:

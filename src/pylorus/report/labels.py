@@ -60,5 +60,6 @@ def _apart(run: SavedRun, others: Sequence[SavedRun], untold: Sequence[str]) -> 
         if key in untold or key.startswith((*UNTOLD, *(f"{name}." for name in untold))):
             continue
         if any(other.get(key) != value for other in theirs):
-            found.append(f"{key.rpartition('.')[2]}={redacted(key, value)}")
+            value_text = run.fold if key == "data.fold" else redacted(key, value)
+            found.append(f"{key.rpartition('.')[2]}={value_text}")
     return found[:MOST]

@@ -1,6 +1,6 @@
 """What must not leave with a report: folders and files, since their names may be those of patients."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -14,6 +14,8 @@ FILES = ("data.root", "data.manifest", "data.split_file", "resume")
 OF_PATIENTS = ("data.test_values", "data.test_from")
 """Keys whose values a manifest may use for patients."""
 
+FOLD = "data.fold"
+
 REGULAR_EXPRESSIONS = ("data.group",)
 """Keys whose values may look like paths and are none."""
 
@@ -26,6 +28,8 @@ def redacted(key: str, value: Any) -> Any:
         ('(not shown)', 'vgg.pth', 3)
     """
     if value is not None and key in (*FILES, *OF_PATIENTS):
+        return HIDDEN
+    if key == FOLD and isinstance(value, str):  # a value of data.fold_column; else it is a number
         return HIDDEN
     if not isinstance(value, str) or key in REGULAR_EXPRESSIONS:
         return value
@@ -42,7 +46,16 @@ def redacted_override(word: str) -> str:
         ('data.root=(not shown)', 'optimizer.lr=0.1')
     """
     key, equals, value = word.partition("=")
-    return f"{key}{equals}{redacted(key.lstrip('+~'), value)}"
+    name = key.lstrip("+~")
+    return f"{key}{equals}{redacted(name, int(value) if name == FOLD and value.isdecimal() else value)}"
+
+
+def redacted_overrides(words: Sequence[str]) -> list[str]:
+    """The words of a command line, without folders and without a value that a manifest uses for patients."""
+    by_column = any(word.startswith("data.fold_column=") for word in words)
+    return [
+        f"{FOLD}={HIDDEN}" if by_column and word.startswith(f"{FOLD}=") else redacted_override(word) for word in words
+    ]
 
 
 def redacted_yaml(config: DictConfig, *, names: bool) -> str:

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+from pylorus.data.shares import describe_split, find_asked_shares
 from pylorus.report.basis import tested_on, trained_on
 from pylorus.report.marks import mark_words
-from pylorus.report.redaction import redacted_override
+from pylorus.report.redaction import redacted_overrides
 from pylorus.report.result import Result
 from pylorus.report.saved_run import SavedRun
 from pylorus.report.saved_split import PARTS
@@ -30,7 +31,7 @@ def command_lines(runs: Sequence[SavedRun], *, names: bool) -> str:
     told = []
     for run in runs:
         words = [str(word) for word in run.status.get("overrides", [])]
-        told.append(f"{run.label}: python train.py {' '.join(words if names else map(redacted_override, words))}")
+        told.append(f"{run.label}: python train.py {' '.join(words if names else redacted_overrides(words))}")
     return "\n".join(line.rstrip() for line in told)
 
 
@@ -115,7 +116,25 @@ def split_sentences(run: SavedRun) -> tuple[str, ...]:
         said.append(f"Groups (patients) in two parts of the split: {groups}.")
     else:
         said.append("Whether one patient lies in two parts is not known: no data.group tells patients apart.")
-    return tuple(said)
+    return (*said, *split_warnings(run))
+
+
+def split_warnings(run: SavedRun) -> tuple[str, ...]:
+    """Shares of a run's split that are not those asked for, and parts with few groups of a class."""
+    if run.split is None:
+        return ()
+    asked: dict[str, float] = {}
+    if run.given_parts is not None:
+        asked = find_asked_shares(
+            given=run.given_parts,
+            chosen=run.setting("data.fold") is not None or run.setting("data.test_column") is not None,
+            fixed=run.setting("data.split_file") is not None,
+            validation=str(run.setting("data.validation")),
+            test_fraction=float(run.setting("data.test_fraction")),
+            val_fraction=float(run.setting("data.val_fraction")),
+        )
+    joined = int(run.audit.get("joined_groups", 0))
+    return describe_split(run.split.table, asked, grouped=run.grouped, joined=joined)
 
 
 def _run_row(run: SavedRun) -> Row:

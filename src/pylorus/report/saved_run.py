@@ -11,6 +11,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from pylorus.errors import PylorusError
+from pylorus.report.redaction import HIDDEN
 from pylorus.report.saved_json import read_json
 from pylorus.report.saved_predictions import SavedPredictions, read_predictions
 from pylorus.report.saved_split import SavedSplit, contradiction, read_split
@@ -51,6 +52,8 @@ class SavedRun:
         bundle: model/model.json, or empty.
         network: network.json, the blocks of its network; None where there is none.
         audit: audit.json, what was found of its images; empty where there is none.
+        given_parts: Parts of the split in which folders or a manifest put images; empty where the whole split is the
+            run's own, None where its catalog is gone.
         label: What tables call it.
         stem: The same for the names of files.
     """
@@ -64,6 +67,7 @@ class SavedRun:
     bundle: Mapping[str, Any] = field(default_factory=dict)
     network: Sequence[Mapping[str, Any]] | None = None
     audit: Mapping[str, Any] = field(default_factory=dict)
+    given_parts: frozenset[str] | None = None
     label: str = ""
     stem: str = ""
 
@@ -124,6 +128,18 @@ class SavedRun:
         if self.setting("data.group") is not None:
             return True
         return self.split is not None and bool((self.split.table["group"] != self.split.table["path"]).any())
+
+    @property
+    def fold(self) -> str | None:
+        """What tables call its fold: a number, or a value of data.fold_column; None where it is no fold.
+
+        A value that a single patient has may be a name and is not shown, as in subgroup tables.
+        """
+        fold = self.setting("data.fold")
+        if fold is None or self.setting("data.fold_column") is None:
+            return None if fold is None else str(fold)
+        patients = 0 if self.split is None else self.split.part("test")["group"].nunique()
+        return str(fold) if patients > 1 else HIDDEN
 
     def setting(self, key: str, default: Any = None) -> Any:
         """The value of a key of the configuration."""
@@ -194,6 +210,7 @@ def read_run(folder: Path, config: DictConfig | None = None, *, order: Sequence[
         bundle=read_json(folder / "model" / "model.json") or {},
         network=read_json(folder / "network.json"),
         audit=read_json(folder / "audit.json") or {},
+        given_parts=_given_parts(folder / "catalog.parquet"),
     )
     _check(run)
     return run
@@ -218,6 +235,16 @@ def _check(run: SavedRun) -> None:
             wrong = contradiction(run.split, part, np.asarray(said.sample), classes)
             if wrong:
                 raise PylorusError(f"{file}: {wrong}. The two are not of one run: restore the run's own files.")
+
+
+def _given_parts(path: Path) -> frozenset[str] | None:
+    if not path.is_file():
+        return None
+    try:
+        parts = pd.read_parquet(path, columns=["split"])["split"]
+    except (ValueError, OSError, KeyError) as error:  # pyarrow's errors derive from these
+        raise PylorusError(f"{path}: can't be read as a table: {error}") from error
+    return frozenset(str(part) for part in parts.unique()) - {""}
 
 
 def _curves(path: Path) -> pd.DataFrame | None:

@@ -8,6 +8,7 @@ from pylorus.report.evidence import Evidence
 from pylorus.report.looks import look_sentences
 from pylorus.report.marks import Mark, marks_of
 from pylorus.report.result import Result
+from pylorus.report.run_tables import split_warnings
 from pylorus.report.saved_run import SavedRun
 from pylorus.report.table import DASH, in_percent
 from pylorus.report.winner import Winner
@@ -224,6 +225,20 @@ def _levels(results: Sequence[Result]) -> str:
     return "Figures are image-level; each group (patient) has one test image, so they are patient-level too."
 
 
+def _split_warnings(runs: Sequence[SavedRun]) -> list[str]:
+    """What is to be known of each split, once; of many splits only how many have such a warning."""
+    splits = {run.split.sha256: run for run in runs if run.split is not None}
+    found = {run.split.cited: split_warnings(run) for run in splits.values() if run.split is not None}
+    warned = {cited: sentences for cited, sentences in found.items() if sentences}
+    if len(found) > MANY:
+        return [
+            f"{len(warned)} of {len(found)} splits have a class that is not in its share in a part, or few groups of "
+            'it: see "Runs, data and split".'
+        ] * bool(warned)
+    prefix = len(found) > 1
+    return [f"Split {cited}: {text}" if prefix else text for cited, texts in warned.items() for text in texts]
+
+
 def _warnings(evidence: Evidence) -> list[str]:
     said = []
     for run in evidence.runs:
@@ -233,6 +248,7 @@ def _warnings(evidence: Evidence) -> list[str]:
             why = f" Its error: {error}" if error else ""
             told = f"{done} of {planned} stages were tested" if planned else "no stage was tested"
             said.append(f"{run.label} {STATES.get(run.state, run.state)} (state: {run.state}): {told}.{why}")
+    said += _split_warnings(evidence.runs)
     said += describe_pools(evidence.pools, evidence.configurations)
     said += look_sentences(evidence.looks)
     if not evidence.results:

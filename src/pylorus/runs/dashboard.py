@@ -30,7 +30,7 @@ from pylorus.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-PRIVATE = ("root", "manifest", "split_file", "group", "test_column", "test_values", "test_from")
+PRIVATE = ("root", "manifest", "split_file", "group", "test_column", "test_values", "test_from", "fold_column")
 """Keys of data that name folders, files, or what a manifest says of patients."""
 
 MOST_MISTAKES = 16
@@ -215,6 +215,8 @@ def shared_config(config: Config) -> dict[str, Any]:
     shared: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(config))  # type: ignore[assignment]
     for name in PRIVATE:
         del shared["data"][name]
+    if config.data.fold_column is not None:
+        del shared["data"]["fold"]
     del shared["cache"]["folder"]
     shared["model"]["args"] = {
         name: redacted(f"model.args.{name}", value) for name, value in shared["model"]["args"].items()

@@ -92,6 +92,8 @@ def change_to(folder: RunFolder, asked: Config, *, was: Config | None = None) ->
     """
     saved = loaded(folder.config)
     before, after = dict(_leaves(was or saved)), dict(_leaves(asked))
+    if asked.data.fold_column is not None:  # their number is read from the manifest
+        after["data.folds"] = before["data.folds"]
     changed = {
         name: after.get(name)
         for name in before | after
