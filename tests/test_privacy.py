@@ -15,8 +15,10 @@ from pylorus.runs.folder import RunFolder
 from pylorus.train import run
 from tests.conftest import TINY
 
-MARKS = (b"mustermann", b"erika", b"geheim")
-"""Of names, in small letters: in file names, folders, EXIF, groups and columns."""
+BORN = tuple(f"{1958 + 3 * patient}-05" for patient in range(15))
+MARKS = (b"mustermann", b"erika", b"geheim", b"brandauer", b"quastenberg", b"fall-4711", *map(str.encode, BORN))
+"""Of names, numbers and births of persons, in small letters: in file names, folders, EXIF, groups and columns."""
+FAMILIES = ("Brandauer", "Quastenberg", "Müller", "Schmidt", "Weber", "Wagner")
 
 
 @pytest.fixture
@@ -38,6 +40,12 @@ def clinic(tmp_path):
                 "label": label,
                 "group": f"Mustermann-{number // 2}",
                 "patient_name": "Erika Mustermann" if number % 2 else "Max Mustermann",
+                "family": FAMILIES[number // 2 % len(FAMILIES)],
+                "kürzel": "EM" if number // 2 % 7 else "QB",
+                "doctor": f"Dr. {FAMILIES[number // 2 % 2]}",
+                "case": f"Fall-4711{37 * (number // 2):04d}",
+                "born": f"{BORN[number // 2]}-0{1 + number % 9}",
+                "mail": f"erika{number // 2}@geheim.example",
                 "remark": f"geheim {number // 2}" if number % 3 else "none",
                 "site": "AB"[number // 2 % 2],
             }
@@ -63,6 +71,9 @@ def test_no_name_leaves_with_model_report_or_dashboard(composed, clinic, tmp_pat
         write_text(folder.config, OmegaConf.to_yaml(config))
     run(folder)
     assert b"erika_defekt.jpg" in (folder.path / "quarantine.csv").read_bytes()  # here it may be named
+    left_out = (folder.path / "report" / "tables" / "subgroup-columns-left-out.csv").read_text()
+    for column in ("patient_name", "family", "doctor", "case", "born", "mail"):
+        assert column in left_out  # refused, and said so
     assert "1 file" in (folder.path / "report" / "report.html").read_text()
     leaving = [*(folder.path / "model").rglob("*"), *(folder.path / "report").rglob("*")]
     shown = [path for path in folder.path.rglob("*") if logger in path.relative_to(folder.path).as_posix()]

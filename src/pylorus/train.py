@@ -113,7 +113,7 @@ def train(config: Config, folder: RunFolder, processes: Processes, stop: Stop) -
         for name, stage in config.stages.items():
             plan = StagePlan(name, stage, first_epoch, derived_seed(config.seed, "stage", name))
             result = run_stage(plan, shared)
-            show_stage(plan, result)
+            show_stage(plan, result, validated_on=images.validation)
             first_epoch += result.epochs
             if processes.first:
                 keep_candidate(folder, backbone.network, config, images, name)

@@ -12,6 +12,7 @@ import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -382,6 +383,20 @@ def test_the_page_says_what_the_model_is_for(client, desk):
     assert '<p class="notice" role="note"><strong>Research use only. Not a medical device.</strong>' in page
     assert "gastric_cancer, gastric_ulcer, chronic_gastritis" in page
     assert "What it was found to be worth" in page
+
+
+def test_the_page_of_a_model_that_was_validated_on_its_test_images_says_so(bundle_folder, client):
+    bundle = load_bundle(bundle_folder)
+    training = replace(bundle.description.training, validated_on="test")
+    made = Desk(replace(bundle, description=replace(bundle.description, training=training)))
+    try:
+        optimistic = TestClient(application(made, ServeOptions(), None), base_url=HERE).get("/").text
+    finally:
+        made.close()
+    honest = client().get("/").text
+    for said in ("optimistic: also validated on these", "fixed on test images (data.validation=test)"):
+        assert said in optimistic
+        assert said not in honest
 
 
 def test_a_model_card_can_not_bring_its_own_page(tmp_path):

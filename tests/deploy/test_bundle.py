@@ -99,6 +99,30 @@ def test_the_card_says_what_its_reader_must_know(bundle_folder, drawn):
     assert ".jpg" not in text
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "leaks", "present", "absent"),
+    [
+        ("", "", None, "All images of a patient (group) lie in one part.", "Leaking"),
+        ("", "", {"patient": 2, "near": 3}, "patients (2) and copies of images (3)", "lie in one part."),
+        ('"grouped": true', '"grouped": false', None, "Patients are not known", "lie in one part."),
+        ('"data": "folders"', '"data": "synthetic"', None, "The images were **drawn**", "no such text"),
+        (
+            '"validated_on": "val"',
+            '"validated_on": "test"',
+            None,
+            "test images (data.validation=test)",
+            "rightly recognised validation images",
+        ),
+    ],
+)
+def test_the_card_says_of_the_split_what_is_true_of_it(bundle_folder, before, after, leaks, present, absent):
+    content = (bundle_folder / "model.json").read_text()
+    assert before in content
+    text = model_card(read_description(content.replace(before, after).encode()), leaks=leaks)
+    assert present in text
+    assert absent not in text
+
+
 def test_names_in_the_card_are_text_and_nothing_else(bundle_folder):
     content = (bundle_folder / "model.json").read_text().replace("gastric_ulcer", "<script>alert(1)</script>|`*")
     text = model_card(read_description(content.encode()))

@@ -15,9 +15,11 @@ from PIL import Image
 from pylorus.cli import main
 from pylorus.deploy import parts as parts_module
 from pylorus.deploy import predict as predict_module
+from pylorus.deploy.evaluate import told
 from pylorus.deploy.load import load_bundle
 from pylorus.deploy.predict import PredictOptions, predict
 from pylorus.deploy.sources import Sources
+from pylorus.deploy.strict import plain
 from pylorus.errors import PylorusError
 
 SHARES = ["probability/GC", "probability/GU", "probability/CG"]
@@ -237,6 +239,16 @@ def test_a_folder_too_long_to_sort_is_taken_whole(tmp_path, monkeypatch):
     assert sorted(found) == [str(tmp_path / f"{number}.jpg") for number in range(8)]
 
 
+def test_without_groups_an_evaluation_says_that_each_image_counts_as_a_patient(bundle_folder):
+    said = load_bundle(bundle_folder).description
+    figures = plain(said.test)
+    evaluation = {**figures, "answered": figures["accuracy"], "accuracy_answered": figures["accuracy"]}
+    record = {"images": 3, "unreadable": 0, "evaluation": evaluation}
+    assert "each taken for a patient of its own since --group is not given" in told(record, said)
+    grouped = told(record | {"request": {"group": "p"}}, said)
+    assert f"images of {said.test.groups} groups, in %" in grouped
+
+
 def test_class_folders_give_the_runs_own_figures_again(trained_run, bundle_folder, drawn, tmp_path, capsys):
     split = pd.read_csv(trained_run.path / "split.csv", dtype=str)
     for path in split[split["split"] == "test"]["path"]:
@@ -255,6 +267,7 @@ def test_class_folders_give_the_runs_own_figures_again(trained_run, bundle_folde
     assert (found["images"], found["groups"]) == (own["images"], own["groups"])
     said = capsys.readouterr().out
     assert "evaluation on" in said
+    assert "each taken for a patient of its own" not in said
     assert "at the stored threshold" in said
 
 

@@ -71,6 +71,28 @@ def test_p_is_printed_with_two_figures_and_never_as_zero(p_value, text):
     assert p_text(p_value) == text
 
 
+@pytest.mark.parametrize(
+    ("p_value", "text"),
+    [
+        (0.0496, "p = 0.0496"),
+        (0.04996, "p = 0.04996"),
+        (0.04999999, "p < 0.05"),
+        (0.05, "p = 0.050"),
+        (0.0504, "p = 0.050"),
+    ],
+)
+def test_a_printed_p_stands_on_the_same_side_of_the_level_as_the_verdict(p_value, text):
+    assert p_text(p_value) == text
+    assert f"({p_value:+.3f}, {text})" in paired_sentence(
+        "A", "B", Difference(p_value, 0, 0, 0, p_value), index="accuracy", images=9
+    )
+
+
+def test_another_level_has_its_own_figures():
+    assert p_text(0.00996, level=0.01) == "p = 0.00996"
+    assert p_text(0.00996) == "p = 0.0100"
+
+
 @pytest.mark.parametrize("level", [0, 1, 5])
 def test_a_level_that_is_no_chance_is_refused(level):
     with pytest.raises(ValueError, match="level"):

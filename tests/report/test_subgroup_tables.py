@@ -1,70 +1,137 @@
-"""Parts of the test images: what makes one, and that its figures are those of its images alone."""
+"""The report's tables of subgroups: their figures are those of their images alone, and no column vanishes."""
 
-import numpy as np
+import math
+
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from pylorus.evaluation.proportion import wilson
+from pylorus.report.evidence import gather
 from pylorus.report.options import ReportOptions
-from pylorus.report.subgroup_tables import IDENTIFYING, SINGLE, subgroups, without_single_patients
+from pylorus.report.subgroup_tables import columns_of, difference_sentences, difference_tests, subgroup_section
 from pylorus.report.write import write_report
 
-
-def counts(values):
-    return {name: int(chosen.sum()) for name, chosen in subgroups(np.array(values, dtype=str))}
+FAST = ReportOptions(resamples=20)
 
 
-def test_words_make_a_subgroup_each_and_what_is_not_stated_is_one_too():
-    assert counts(["B", "A", "B", ""]) == {"A": 1, "B": 2, "not stated": 1}
+@pytest.fixture
+def with_columns(make_run):
+    """Makes a run whose manifest says something of the test images: columns are functions of their number."""
+
+    def make(name="run", *, columns, **story):
+        folder = make_run(name, config={"data.kind": "manifest"}, **story)
+        for path in folder.rglob("predictions-test.parquet"):
+            table = pd.read_parquet(path)
+            for column, value in columns.items():
+                table[f"about/{column}"] = [value(number) for number in range(len(table))]
+            table.to_parquet(path)
+        return folder
+
+    return make
 
 
-def test_few_numbers_make_a_subgroup_each():
-    assert counts(["1", "2", "1"]) == {"1": 2, "2": 1}
+def site(number):
+    return "A" if number % 3 else "B"
 
 
-def test_many_numbers_are_cut_at_their_quartiles_and_each_image_lies_in_one():
-    found = counts([str(number) for number in range(20, 120)])
-    assert list(found) == ["20 to below 44.75", "44.75 to below 69.5", "69.5 to below 94.25", "94.25 to 119"]
-    assert sum(found.values()) == 100
+def written_table(folder, name):
+    (path,) = (folder / "report" / "tables").glob(f"{name}*.csv")
+    return pd.read_csv(path)
 
 
-@pytest.mark.parametrize("values", [["A"] * 5, [f"name {number}" for number in range(40)], [""] * 3])
-def test_one_value_or_names_make_none(values):
-    assert counts(values) == {}
-
-
-def test_words_that_only_one_patient_has_are_not_shown():
-    values = np.array(["Miller", "Miller", "A", "A", "Meyer", ""])
-    group = np.array(["1", "1", "2", "3", "4", "5"])
-    assert without_single_patients(values, group).tolist() == [SINGLE, SINGLE, "A", "A", SINGLE, ""]
-
-
-@pytest.mark.parametrize(
-    ("column", "tells"),
-    [("patient_name", True), ("Patient", True), ("image-id", True), ("birthdate", True)]
-    + [(name, False) for name in ("site", "device", "patient_sex", "age", "video", "case_mix")],
-)
-def test_columns_that_tell_who_someone_is_are_told_by_their_names(column, tells):
-    assert bool(IDENTIFYING.search(column)) is tells
-
-
-def test_the_reports_table_holds_the_figures_of_each_subgroup(make_run, undrawn):
-    folder = make_run()
-    for path in folder.rglob("predictions-test.parquet"):
-        table = pd.read_parquet(path)
-        table["about/site"] = ["A" if number % 3 else "B" for number in range(len(table))]
-        table.to_parquet(path)
-    write_report([folder], options=ReportOptions(resamples=20))
-    written = [pd.read_csv(path) for path in (folder / "report" / "tables").glob("subgroups-*.csv")]
-    assert len(written) == 1  # of the last stage
+def test_the_reports_tables_hold_the_figures_of_each_subgroup(with_columns, undrawn):
+    folder = with_columns(columns={"site_id": site})
+    write_report([folder], options=FAST)
     final = pd.read_parquet(folder / "finetune" / "predictions-test.parquet")
-    own = final[final["about/site"] == "B"]
+    own = final[final["about/site_id"] == "B"]
+    row = written_table(folder, "subgroups-").set_index("subgroup").loc["B"]
     right = int((own["true"] == own["predicted"]).sum())
-    row = written[0][written[0]["subgroup"] == "B"].iloc[0]
     assert row["images"] == len(own)
-    share = wilson(right, len(own))
-    accuracy = next(name for name in written[0].columns if name.startswith("accuracy"))
-    assert float(row[accuracy]) == pytest.approx(100 * share.value, abs=0.06)
+    assert row["accuracy, %"] == pytest.approx(100 * wilson(right, len(own)).value, abs=0.01)
+    row = written_table(folder, "class-subgroups-").set_index("subgroup").loc["B"]
+    positive = own["true"] == "GC"
+    assert row["images of GC"] == positive.sum()
+    assert row["AUROC"] == pytest.approx(roc_auc_score(positive, own["probability/GC"]), abs=1e-5)
+    called = own["predicted"] == "GC"
+    assert row["specificity, %"] == pytest.approx(100 * (~called & ~positive).sum() / (~positive).sum(), abs=0.01)
+
+
+def test_calibration_in_the_large_is_of_the_calibrated_probabilities(with_columns, undrawn):
+    folder = with_columns(columns={"site_id": site})
+    write_report([folder], options=FAST)
+    result = gather([folder], FAST).results[-1]
+    chosen = result.test.about["site_id"] == "A"
+    said = result.calibration.test
+    difference = (said.true[chosen] == 0).mean() - said.probabilities[chosen, 0].mean()
+    row = written_table(folder, "class-subgroups-").set_index("subgroup").loc["A"]
+    assert row["calibration in the large, points"] == pytest.approx(100 * difference, abs=1e-3)
+
+
+def test_without_validation_there_is_no_calibration_to_tell(with_columns, undrawn):
+    folder = with_columns(columns={"site_id": site})
+    for path in folder.rglob("predictions-val.parquet"):
+        path.unlink()
+    write_report([folder], options=FAST)
+    assert not [name for name in written_table(folder, "class-subgroups-").columns if "calibration" in name]
+
+
+def test_every_column_stands_in_a_table_of_subgroups_or_among_those_left_out(with_columns, undrawn):
+    columns = {
+        "site_id": site,
+        "device": lambda number: f"GIF-{number % 15:02d}",
+        "kürzel": lambda number: f"case {number}",
+        "sex": lambda number: "mf"[number % 2],
+        "age": lambda number: str(20 + number),
+        "patient_name": lambda number: f"Erika Mustermann{'e' * (number % 3)}",
+        "empty": lambda number: "",
+        "examined": lambda number: f"202{number % 3}-05-0{1 + number % 7}",
+    }
+    folder = with_columns(columns=columns)
+    page = write_report([folder], options=FAST).read_text()
+    shown = set(written_table(folder, "subgroups-")["column"])
+    left_out = written_table(folder, "subgroup-columns-left-out").set_index("column")["why"]
+    assert shown | set(left_out.index) == set(columns)
+    assert shown == {"site_id", "device", "sex", "age", "examined"}
+    assert "names of persons" in left_out["patient_name"]
+    assert left_out["empty"] == "no test image has a value"
+    assert "Mustermann" not in page
+    assert "case 7" not in page
+
+
+def test_a_report_without_a_manifest_has_no_section_of_subgroups(make_run):
+    assert subgroup_section(gather([make_run()], FAST)).items == ()
+
+
+def test_a_site_where_the_model_fails_is_shown_and_the_others_are_not(with_columns):
+    confusion = [[20, 0, 0], [0, 20, 0], [0, 12, 8]]
+    folder = with_columns(
+        columns={
+            "site": lambda number: "C" if number < 12 else "AB"[number % 2],
+            "sex": lambda number: "mf"[number % 2],
+        },
+        confusions={"finetune": confusion, "pretrain": confusion},
+    )
+    evidence = gather([folder], FAST)
+    result = evidence.results[-1]
+    tests = difference_tests(result, columns_of(result), class_name="CG", options=FAST)
+    by_site, by_sex = (test for test in tests if test.index == "accuracy")
+    assert by_site.is_shown
+    assert not by_sex.is_shown
+    assert by_site.corrected == pytest.approx(2 * by_site.p_value)
+    said = difference_sentences(result, tests)
+    assert said[0].startswith("The accuracy of resnet50 finetune differs between the subgroups of site (p")
+    assert "is not shown to differ between the subgroups of sex after Holm's correction for 2 columns" in said[1]
+
+
+def test_where_all_images_are_recognised_no_difference_can_be_told(with_columns):
+    confusion = [[20, 0, 0], [0, 20, 0], [0, 0, 20]]
+    folder = with_columns(columns={"site": site}, stages=("s",), confusions={"s": confusion})
+    (result,) = gather([folder], FAST).results
+    tests = difference_tests(result, columns_of(result), class_name=None, options=FAST)
+    assert math.isnan(tests[0].corrected)
+    (sentence,) = difference_sentences(result, tests)
+    assert sentence.startswith("Whether the accuracy of resnet50 s differs between the subgroups of site can't be told")
 
 
 def test_groups_of_a_manifest_are_told_as_such(make_run, undrawn):

@@ -121,7 +121,7 @@ def _tell(images: Images) -> None:
         for name, short in zip(catalog.classes, catalog.short_names, strict=True)
     )
     patients = images.table["group"].nunique()
-    level = f"{patients} groups (patients)" if catalog.grouped else "image-level, since no data.group names patients"
+    level = f"{patients} groups (patients)" if catalog.grouped else "image-level, since nothing names patients"
     log.info("images   %s: %d of %s; %s", catalog.root, len(images.table), names, level)
     labels = catalog.table.groupby("group")["label"].nunique()
     if catalog.grouped and (labels > 1).any():

@@ -14,6 +14,7 @@ from pylorus import __version__
 from pylorus.config import AugmentConfig, Config
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.image import POLICY_VERSION
+from pylorus.data.look_through import FILE as AUDIT
 from pylorus.data.prepare import Images
 from pylorus.deploy.card import model_card
 from pylorus.deploy.checks import check_description
@@ -38,6 +39,7 @@ from pylorus.machine.engine import Engine
 from pylorus.model.backbone import Backbone
 from pylorus.model.weights import sha256
 from pylorus.report.calibrated import calibrate
+from pylorus.report.saved_json import read_json
 from pylorus.report.saved_predictions import read_predictions
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.shipped import ShippedStage, choose_stage, score_stage
@@ -120,7 +122,8 @@ def write_bundle(folder: RunFolder, backbone: Backbone, images: Images, config: 
     _save_tensors(place / WEIGHTS, backbone.network.state_dict())
     _save_tensors(place / UNLIKE, {DIRECTIONS: directions})
     write_json(place / DESCRIPTION, plain(description))
-    write_text(place / CARD, model_card(description))
+    leaks = (read_json(folder.path / AUDIT) or {}).get("accepted_leaks", {})
+    write_text(place / CARD, model_card(description, leaks=leaks))
     write_text(place / SUMS, "".join(f"{sha256(place / name)}  {name}\n" for name in FILES))
     for name in config.stages:
         folder.stage(name).forget_candidate()

@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pylorus.deploy.description import Description, Figure
 from pylorus.percent import percent
@@ -11,12 +11,17 @@ from pylorus.runs.shipped import describe_choice
 PARTS = {"train": "training", "val": "validation", "test": "test"}
 
 
-def model_card(said: Description) -> str:
-    """The text of MODEL_CARD.md."""
+def model_card(said: Description, *, leaks: Mapping[str, int] | None = None) -> str:
+    """The text of MODEL_CARD.md.
+
+    Args:
+        said: The bundle's description.
+        leaks: What lies in two parts of the split and was accepted, by kind and with its count.
+    """
     sections = [
         f"# {_text(said.architecture)}: {', '.join(map(_text, said.classes))}",
         f"**{_text(said.intended_use)}**\n\n" + _use(said),
-        "## Data\n\n" + _data(said),
+        "## Data\n\n" + _data(said, leaks or {}),
         "## Training\n\n" + _training(said),
         "## Input\n\n" + _input(said),
         "## What it was found to be worth\n\n" + _worth(said),
@@ -37,7 +42,7 @@ def _use(said: Description) -> str:
     )
 
 
-def _data(said: Description) -> str:
+def _data(said: Description, leaks: Mapping[str, int]) -> str:
     rows = [
         [_text(name), _text(short), *(f"{counts[place]:,}" for counts in said.training.images.values())]
         for place, (name, short) in enumerate(zip(said.classes, said.short_names, strict=True))
@@ -45,12 +50,27 @@ def _data(said: Description) -> str:
     totals = ["all", "", *(f"{sum(counts):,}" for counts in said.training.images.values())]
     titles = ["class", "short name", *(PARTS.get(part, _text(part)) for part in said.training.images)]
     kind = "The images were **drawn**: it knows nothing about stomachs. " if said.training.data == "synthetic" else ""
-    grouped = (
-        "All images of a patient (group) lie in one part."
-        if said.training.grouped
-        else "Patients are not known: images of one patient may lie in several parts, which makes figures optimistic."
-    )
+    grouped = _parts_sentence(grouped=said.training.grouped, leaks=leaks)
     return f"{_table(titles, [*rows, totals])}\n\n{kind}{grouped} SHA-256 of the split: `{said.training.split_sha256}`."
+
+
+def _parts_sentence(*, grouped: bool, leaks: Mapping[str, int]) -> str:
+    """Whether patients or copies lie in two parts of the split."""
+    if any(leaks.values()):
+        patients = leaks.get("patient", 0)
+        copies = sum(count for kind, count in leaks.items() if kind != "patient")
+        return (
+            f"**Leaking: in two parts of the split lie patients ({patients}) and copies of images ({copies}), as was "
+            "accepted (data.accept_leaks=true): all figures are optimistic.**"
+        )
+    if grouped:
+        return "All images of a patient (group) lie in one part."
+    return "Patients are not known: images of one patient may lie in several parts, which makes figures optimistic."
+
+
+def _fixed_on(said: Description) -> str:
+    """What temperature and thresholds were fixed on."""
+    return "test images (data.validation=test)" if said.training.validated_on == "test" else "validation images"
 
 
 def _training(said: Description) -> str:
@@ -99,11 +119,11 @@ def _worth(said: Description) -> str:
 
 
 def _calibration(said: Description) -> str:
-    found = said.calibration
+    found, fixed_on = said.calibration, _fixed_on(said)
     how = (
-        f"Logits are divided by {found.temperature:.3f}, fitted on {found.images:,} validation images."
+        f"Logits are divided by {found.temperature:.3f}, fitted on {found.images:,} {fixed_on}."
         if found.identified
-        else f"The {found.images:,} validation images tell no temperature: logits are left as they are."
+        else f"The {found.images:,} {fixed_on} tell no temperature: logits are left as they are."
     )
     return (
         f"{how} Expected calibration error of the test images: {percent(found.ece_before)} % before, "
@@ -127,13 +147,13 @@ def _thresholds(said: Description) -> str:
 
 
 def _abstention(said: Description) -> str:
-    found = said.abstention
+    found, fixed_on = said.abstention, _fixed_on(said)
     return (
         f"- **Unlike** its training images: {found.method} (of {found.images:,} training images) above "
-        f"{found.unlike_above:.4f}. Fixed so that {percent(found.false_alarms)} % of the validation images at most are "
+        f"{found.unlike_above:.4f}. Fixed so that {percent(found.false_alarms)} % of the {fixed_on} at most are "
         f"called unlike; of the test images {_shown(found.unlike_test)} % are: the false-alarm rate.\n"
         f"- **Unsure**: the likeliest class's calibrated probability below {found.unsure_below:.4f}. Fixed so that "
-        f"{percent(found.false_alarms)} % of the rightly recognised validation images at most are called unsure; of "
+        f"{percent(found.false_alarms)} % of the rightly recognised {fixed_on} at most are called unsure; of "
         f"such test images {_shown(found.unsure_test)} % are.\n\n"
         f"It answers {_shown(found.answered_test)} % of the test images, and of these "
         f"{_shown(found.accuracy_answered)} % rightly."

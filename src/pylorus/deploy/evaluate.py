@@ -146,6 +146,13 @@ def _groups(paths: "pd.Series[str]", pattern: str) -> list[str]:
     return found
 
 
+def _groups_text(record: Mapping[str, Any]) -> str:
+    """Of how many patients the evaluated images are, as far as that was given."""
+    if record.get("request", {}).get("group") is None:
+        return ", each taken for a patient of its own since --group is not given"
+    return f" of {record['evaluation']['groups']:,} groups"
+
+
 def told(record: Mapping[str, Any], said: Description) -> str:
     """What a user is to see of a prediction: how many images, and the evaluation."""
     lines = [f"{record['images']:,} images, {record['unreadable']:,} could not be read (column error says why)"]
@@ -159,7 +166,7 @@ def told(record: Mapping[str, Any], said: Description) -> str:
 
     lines += [
         "",
-        f"evaluation on {found['images']:,} images of {found['groups']:,} groups, in % (95 % interval):",
+        f"evaluation on {found['images']:,} images{_groups_text(record)}, in % (95 % interval):",
         f"  accuracy {shown(found['accuracy'])}",
         f"  balanced accuracy {shown(found['balanced_accuracy'])}, macro F1 {shown(found['macro_f1'])}",
     ]

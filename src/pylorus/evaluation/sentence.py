@@ -6,6 +6,9 @@ from pylorus.evaluation.estimate import Estimate
 from pylorus.evaluation.mcnemar import McNemar
 from pylorus.evaluation.paired import Difference
 
+MORE_FIGURES = 4
+"""So many more figures a p-value is printed with, at most, to stand on its own side of the level."""
+
 
 def better_sentence(
     first: str,
@@ -46,7 +49,7 @@ def better_sentence(
     where = f"on these {_count(test.images)} images"
     if test.groups < test.images:
         where += f" of {_count(test.groups)} {group_word}"
-    said = p_text(p_value)
+    said = p_text(p_value, level=level)
     if corrected_p is not None:
         said += f" after Holm's correction for {family} comparisons"
     if test.right_first == test.right_second:
@@ -86,7 +89,9 @@ def paired_sentence(
     if math.isnan(difference.value) or math.isnan(difference.p_value):
         return f"Whether {first} and {second} differ {where} can't be told."
     verdict = "differ" if difference.p_value < level else "are not shown to differ"
-    return f"{first} and {second} {verdict} {where} ({difference.value:+.3f}, {p_text(difference.p_value)})."
+    return (
+        f"{first} and {second} {verdict} {where} ({difference.value:+.3f}, {p_text(difference.p_value, level=level)})."
+    )
 
 
 def unpaired_sentence(
@@ -124,21 +129,31 @@ def unpaired_sentence(
     return f"{first} and {second} {verdict} {where} ({difference.value:+.3f}, {ends})."
 
 
-def p_text(p_value: float) -> str:
-    """A p-value as it is printed, with two figures and never as 0.
+def p_text(p_value: float, *, level: float = 0.05) -> str:
+    """A p-value as it is printed: two figures, more where rounding would move it to the other side of the level.
+
+    Args:
+        p_value: In [0, 1], or nan.
+        level: What p must stay below to show a difference, in (0, 1).
 
     Example:
         >>> p_text(0.3317), p_text(0.0496), p_text(0.00002), p_text(1.0), p_text(float("nan"))
-        ('p = 0.33', 'p = 0.050', 'p < 0.001', 'p = 1', 'p undefined')
+        ('p = 0.33', 'p = 0.0496', 'p < 0.001', 'p = 1', 'p undefined')
+        >>> p_text(0.05), p_text(0.0499999999)
+        ('p = 0.050', 'p < 0.05')
     """
     if math.isnan(p_value):
         return "p undefined"
-    if p_value < 0.001:
+    if p_value < 0.001 <= level:
         return "p < 0.001"
     if p_value > 0.995:
         return "p = 1"
-    figures = max(2, 1 - math.floor(math.log10(p_value)))
-    return f"p = {p_value:.{figures}f}"
+    figures = max(2, 1 - math.floor(math.log10(p_value))) if p_value else 2
+    for digits in range(figures, figures + MORE_FIGURES):
+        text = f"{p_value:.{digits}f}"
+        if (float(text) < level) == (p_value < level):
+            return f"p = {text}"
+    return f"p < {level:g}" if p_value < level else f"p = {level:g}"
 
 
 def percent(share: float) -> str:

@@ -2,6 +2,7 @@
 
 from pylorus.report.evidence import Evidence
 from pylorus.report.marks import accepted_leaks
+from pylorus.report.run_facts import count_of, files_left_out
 from pylorus.report.saved_run import SavedRun
 from pylorus.report.section import Item, Section, Sentences
 from pylorus.report.table import Column, Row, Table, text_columns
@@ -33,20 +34,20 @@ def audit_section(evidence: Evidence) -> Section:
 
 def audit_sentences(run: SavedRun) -> tuple[str, ...]:
     """What was looked at, what leaks and was accepted, what was left out."""
-    said = [
-        f"{run.label}: every file was read and looked at before training; audit.json in the run's folder names them."
-    ]
+    left_out = files_left_out(run)
+    looked = f"{'every file' if not left_out else 'every file that could be read'} was looked at before training"
+    said = [f"{run.label}: {looked}; audit.json in the run's folder names the files of each finding."]
     leaks = accepted_leaks(run)
     if leaks:
         what = ", ".join(f"{count} {KINDS[kind][count > 1]}" for kind, count in leaks.items() if kind in KINDS)
         said.append(f"LEAKS ACCEPTED (data.accept_leaks=true): in two parts of the split lie {what}.")
     else:
         said.append("No copy and no near copy of an image was found in two parts of the split.")
-    left_out = sum(int(row["files"]) for row in run.audit.get("left_out", []))
     if left_out:
-        said.append(f"{left_out} files could not be read and were left out (data.on_error=quarantine).")
+        verb = "was" if left_out == 1 else "were"
+        said.append(f"{count_of(left_out, 'file')} could not be read and {verb} left out (data.on_error=quarantine).")
     if not run.audit.get("findings"):
-        said.append("The audit had nothing else to say.")
+        said.append("The audit found nothing else.")
     return tuple(said)
 
 
@@ -55,7 +56,7 @@ def left_out_table(run: SavedRun, *, number: int) -> Table:
     return Table(
         key="left-out" if number == 1 else f"left-out-{number}",
         title=f"{run.label}: files left out since they can't be read",
-        basis="Parts as folders or a manifest give them.",
+        basis="By the part that came with the images, before any was cut.",
         columns=(*text_columns("class", "part"), Column("files")),
         rows=tuple(Row((row["class"], row["split"], int(row["files"]))) for row in run.audit["left_out"]),
     )

@@ -22,6 +22,7 @@ from pylorus.report.drawing import (
     replicate_style,
     style,
 )
+from pylorus.report.run_facts import validation_images
 from pylorus.report.saved_run import SavedRun, SavedStage
 
 STEEP = 30.0
@@ -95,6 +96,7 @@ def training_figure(curves: Sequence[Curves], *, labels: Mapping[SavedRun, str] 
     groups: dict[str, list[Curves]] = {}
     for each in curves:
         groups.setdefault(names[each.run], []).append(each)
+    validated = validation_images([each.run for each in curves])
     with style():
         legend = [*groups, CHOSEN]
         figure = new_figure(4.4, legend=legend)
@@ -110,15 +112,21 @@ def training_figure(curves: Sequence[Curves], *, labels: Mapping[SavedRun, str] 
     best = [f"{label} {_percent_at(group, 'val/accuracy')}" for label, group in groups.items()]
     return Drawing(
         key=f"curves-{stage}",
-        title=f"Stage {stage}: accuracy and loss over its epochs, on training and validation images",
+        title=f"Stage {stage}: accuracy and loss over its epochs, on training images and on {validated}",
         basis=trained_on(list(dict.fromkeys(each.run for each in curves))),
         alt=f"Four line plots over epochs. Validation accuracy at the chosen epoch: {', '.join(best)}.",
         figure=figure,
-        notes=(
-            "A ring marks the epoch that validation chose; its weights gave the test predictions.",
-            *_replicate_notes(list(groups.values())),
-        ),
+        notes=(_ring_note(curves), *_replicate_notes(list(groups.values()))),
     )
+
+
+def _ring_note(curves: Sequence[Curves]) -> str:
+    """What the ring marks; an unfinished stage has not predicted test images yet."""
+    tested = [each.stage.test is not None for each in curves]
+    whose = (
+        "its weights gave the test predictions" if all(tested) else "the best one so far where a stage is unfinished"
+    )
+    return f"A ring marks the best epoch on {validation_images([each.run for each in curves])}; {whose}."
 
 
 def index_figure(curves: Sequence[Curves], names: Sequence[str], *, label: str, stem: str) -> Drawing:
@@ -144,10 +152,11 @@ def index_figure(curves: Sequence[Curves], names: Sequence[str], *, label: str, 
         key=f"indices-{stem}-{stage}",
         title=f"{label}, stage {stage}: precision, sensitivity and F1 of each class over epochs",
         basis=trained_on([each.run for each in curves]),
-        alt=f"Three line plots over epochs, a line a class. F1 on validation images at the chosen epoch: {last}.",
+        alt=f"Three line plots over epochs, a line a class. F1 at the chosen epoch: {last}.",
         figure=figure,
         notes=(
-            "On the validation images. A gap in a line: undefined, since no image was predicted as that class.",
+            f"On {validation_images([each.run for each in curves])}. A gap in a line: undefined, since no image was "
+            "predicted as that class.",
             *_replicate_notes([curves]),
         ),
     )

@@ -20,6 +20,7 @@ from pylorus.report.drawing import (
     style,
 )
 from pylorus.report.result import Result
+from pylorus.report.run_facts import validation_images
 
 SQUARE = 4.6
 """Inches across a figure of one panel."""
@@ -105,8 +106,9 @@ def net_benefit_figure(candidates: Sequence[Candidate], class_name: str) -> Draw
         f"among the test images: {100 * prevalence:.0f} %.",
         figure=figure,
         notes=(
-            f"The curve rests on the test set's share of {class_name}, {100 * prevalence:.0f} %, which is hardly "
-            "that of a clinic. Probabilities are calibrated on validation images.",
+            f"The curve rests on the test set's share of {class_name}, {100 * prevalence:.0f} %; a clinic's may "
+            "be another.",
+            f"Probabilities are calibrated on {validation_images([each.run for each in results])}.",
             *replicate_notes(candidates),
         ),
     )

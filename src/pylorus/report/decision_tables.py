@@ -6,6 +6,7 @@ from pylorus.report.basis import tested_on
 from pylorus.report.level import IMAGES, PATIENTS
 from pylorus.report.operating import Operating
 from pylorus.report.result import Result
+from pylorus.report.run_facts import validation_images
 from pylorus.report.table import Cell, Column, Number, Row, Table, in_percent, text_columns
 
 
@@ -32,16 +33,19 @@ def calibration_table(results: Sequence[Result]) -> Table:
     ]
     if unidentified:
         notes.append(
-            "A temperature of 1.00 with equal scores on both sides: the validation images could not tell one, so the "
-            "logits are left as they are."
+            "A temperature of 1.00 with equal scores on both sides: the images that it is fitted on could not tell "
+            "one, so the logits are left as they are."
         )
     return Table(
         key="calibration",
-        title="Calibration of the test images before and after a temperature fitted on validation images only",
+        title=(
+            "Calibration of the test images before and after a temperature fitted on "
+            + validation_images([result.run for result in results])
+        ),
         basis=tested_on(results),
         columns=(
             *text_columns("model", "stage"),
-            Column("validation images"),
+            Column("fitted on images"),
             Column("temperature"),
             *(Column(side, over=title) for _, title in scores for side in ("before", "after")),
         ),

@@ -31,8 +31,8 @@ DRAWN = Mark(
 )
 LEAKING = Mark(
     "LEAKING: parts of the split share patients or images",
-    "Groups (patients), identical images or near copies lie in two parts of the split (data.accept_leaks=true): the "
-    "model may have seen what it is tested on. All figures are optimistic.",
+    "Groups (patients), identical images or near copies lie in two parts of the split: the model may have seen what it "
+    "is tested on. All figures are optimistic.",
 )
 
 

@@ -91,7 +91,7 @@ def mistake_table(result: Result, mistakes: Sequence[Mistake], *, peers: int, na
             *text_columns("true", "taken for"),
             Column("certainty", unit="%"),
             Column("probability of the true class", unit="%"),
-            *((Column(f"mistaken, of {peers} models"),) if peers > 1 else ()),
+            *((Column(f"mistaken, of {peers} results"),) if peers > 1 else ()),
         ),
         rows=tuple(Row(tuple(_cells(result, each, peers, names))) for each in mistakes),
         notes=("Samples stand for images by an id that names no file; with --names the report names the files.",)

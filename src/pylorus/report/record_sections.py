@@ -1,17 +1,21 @@
 """The record: worst mistakes, data and split, configuration and environment, the checklist, the methods."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pylorus.evaluation.subgroups import PERMUTATIONS
 from pylorus.report.checklist import checklist_table
 from pylorus.report.comparison_tables import describe_comparisons
 from pylorus.report.evidence import Evidence
 from pylorus.report.maps import saved_maps
 from pylorus.report.mistakes import mistake_table, worst_mistakes
 from pylorus.report.redaction import redacted_yaml
+from pylorus.report.result import Result
+from pylorus.report.run_facts import is_validated_on_test
 from pylorus.report.run_tables import command_lines, run_table, split_sentences, split_table
 from pylorus.report.saved_run import SavedRun
 from pylorus.report.section import Item, Listing, Pictures, Section, Sentences
+from pylorus.report.subgroup_tables import columns_of
 from pylorus.report.table import Row, Table, text_columns
 from pylorus.report.thumbnails import thumbnails_of
 from pylorus.runs.shipped import read_shipped
@@ -26,12 +30,23 @@ METHODS = (
     "AUROC is DeLong's, in groups Obuchowski's (1997), with an interval on the logit scale. F1, macro averages, kappa, "
     "MCC and average precision have intervals of a bootstrap that draws whole groups ({resamples:,} resamples, seed "
     "{seed}).",
+)
+"""How indices and intervals are computed, in every report."""
+
+OF_PATIENTS = (
     "At patient level a patient is the mean of what was said of its images. Groups whose images carry several true "
-    "classes have no one truth and are left out there, and counted.",
-    "The temperature and the threshold are fitted on validation images alone and applied untouched to the test images.",
+    "classes have no one truth and are left out there, and counted."
+)
+OF_SUBGROUPS = (
+    "Subgroups of a column are compared by a permutation test: subgroups are permuted among patients, and within a "
+    "patient whose images lie in several; the statistic is a chi-square that allows for the images of a patient "
+    "({permutations:,} permutations, seed {seed}). Holm's method corrects over the columns. Calibration in the large "
+    "has an interval of residuals with whole groups drawn."
+)
+OF_LOOKS = (
     "A look at a test set is one stage of one run that predicted it, and each epoch that was validated on it. Test "
     "sets are told by the content of their images. Looks are counted from the runs that lie on the disk, so the number "
-    "is a lower bound.",
+    "is a lower bound."
 )
 
 CALIBRATED = (
@@ -59,8 +74,9 @@ def mistake_section(evidence: Evidence) -> Section:
             maps = saved_maps(result.run, stage=result.stage.name)
             pictures = thumbnails_of(result.run, [mistake.sample for mistake in mistakes], maps.overlays)
             items.append(Pictures(tuple((mistake, pictures[mistake.sample]) for mistake in mistakes)))
-            items.append(Sentences((BURNT_IN, maps.said)))
-    if items and not evidence.options.thumbnails:
+            burnt_in = () if result.run.setting("data.kind") == "synthetic" else (BURNT_IN,)
+            items.append(Sentences((*burnt_in, maps.said)))
+    if any(isinstance(item, Table) for item in items) and not evidence.options.thumbnails:
         items.append(Sentences(("With --thumbnails the report shows these images, which then leave with it.",)))
     return Section("mistakes", "Worst mistakes", tuple(items))
 
@@ -106,15 +122,37 @@ def checklist_section(evidence: Evidence) -> Section:
 
 
 def method_section(evidence: Evidence) -> Section:
-    """How the numbers were made."""
+    """How the numbers were made that this report holds."""
     options = evidence.options
-    texts = [text.format(resamples=options.resamples, seed=options.seed) for text in METHODS]
-    if any(result.calibration is not None for result in evidence.results):
-        texts.append(CALIBRATED)
-    if evidence.results and all(read_shipped(result.run.bundle) is not None for result in evidence.results):
-        texts.append(FULL_PRECISION)
-    texts += describe_comparisons(evidence.comparisons)
-    return Section("methods", "How these numbers were made", (Sentences(tuple(texts), listed=True),))
+    results = evidence.results
+    texts = list(METHODS)
+    texts += [OF_PATIENTS] if any(result.patients is not None for result in results) else []
+    texts += [OF_SUBGROUPS] if any(column.subgroups for result in results for column in columns_of(result)) else []
+    values = {"resamples": options.resamples, "seed": options.seed, "permutations": PERMUTATIONS}
+    sentences = [text.format(**values) for text in texts]
+    sentences += _fitting_sentences([result for result in results if result.calibration is not None])
+    sentences += [CALIBRATED] if any(result.calibration is not None for result in results) else []
+    if results and all(read_shipped(result.run.bundle) is not None for result in results):
+        sentences.append(FULL_PRECISION)
+    sentences += describe_comparisons(evidence.comparisons)
+    sentences += [OF_LOOKS] if evidence.looks else []
+    return Section("methods", "How these numbers were made", (Sentences(tuple(sentences), listed=True),))
+
+
+def _fitting_sentences(results: Sequence[Result]) -> list[str]:
+    """On what temperature and thresholds were fitted, of results that have them."""
+    several = any(result.operating for result in results)
+    subject, verb = ("The temperature and the threshold", "are") if several else ("The temperature", "is")
+    labels: dict[bool, list[str]] = {}
+    for run in dict.fromkeys(result.run for result in results):
+        labels.setdefault(is_validated_on_test(run), []).append(run.label)
+    endings = {
+        False: "fitted on validation images alone and applied untouched to the test images.",
+        True: "fitted on the test images themselves, on which every epoch was validated (data.validation=test): what "
+        "is reached there is optimistic.",
+    }
+    whose = {key: f" of {', '.join(names)}" if len(labels) > 1 else "" for key, names in labels.items()}
+    return [f"{subject}{whose[key]} {verb} {ending}" for key, ending in endings.items() if key in whose]
 
 
 def _environment_table(environment: Mapping[str, Any], labels: list[str], *, number: int) -> Table:

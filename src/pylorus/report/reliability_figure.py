@@ -12,6 +12,7 @@ from pylorus.report.calibrated import Calibration
 from pylorus.report.drawing import COLOURS, FAINT, WIDTH, Drawing, legend_above, new_figure, style
 from pylorus.report.panels import arranged
 from pylorus.report.result import Result
+from pylorus.report.run_facts import validation_images
 
 LOOKS = (
     {"color": COLOURS[1], "marker": "s", "linestyle": "--", "markerfacecolor": "none"},
@@ -55,7 +56,8 @@ def _drawing(lines: Sequence[Sequence[Result | None]], part: str) -> Drawing:
     )
     return Drawing(
         key=f"reliability{part}",
-        title="Reliability on test images, before and after the temperature fitted on validation images",
+        title="Reliability on test images, before and after the temperature fitted on "
+        + validation_images([result.run for result in shown]),
         basis=tested_on(shown),
         alt=f"Accuracy against certainty. Expected calibration error: {errors}.",
         figure=figure,

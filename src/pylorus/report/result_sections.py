@@ -17,10 +17,10 @@ from pylorus.report.published import STUDY
 from pylorus.report.published_comparison import compare_with_published, published_comparison_table
 from pylorus.report.replicate_tables import has_replicates, replicate_table
 from pylorus.report.result import Result
+from pylorus.report.run_facts import validation_images
 from pylorus.report.run_tables import result_table
 from pylorus.report.section import FileOnly, Item, Section, Sentences
 from pylorus.report.study_tables import confusion_table, index_table, published_confusion_table, published_index_table
-from pylorus.report.subgroup_tables import subgroup_table
 
 MOST_PAIRS = 24
 """Pairs beyond this number do not all stand on the page."""
@@ -87,7 +87,6 @@ def index_section(evidence: Evidence) -> Section:
             items += [class_table(found, level=level)] if found else []
     for number, group in enumerate(_by_classes(patients), start=1):
         items.append(confusion_table(group, level=PATIENTS, number=number))
-    items += [table for result in results if result.is_shipped and (table := subgroup_table(result)) is not None]
     return Section("indices", "All indices with 95 % intervals", tuple(items))
 
 
@@ -162,12 +161,27 @@ def decision_section(evidence: Evidence) -> Section:
     for level in (IMAGES, PATIENTS):
         decided = [result for result in evidence.results if any(point.level == level for point in result.operating)]
         items += [threshold_table(decided, level=level)] if decided else []
-    if evidence.results and not any(result.operating for result in evidence.results):
-        items.append(Sentences((f"No validation image is of class {evidence.class_name}: no threshold can be fixed.",)))
+    items += [Sentences((sentence,)) for sentence in _without_threshold(calibrated, evidence.class_name)]
     if len(calibrated) < len(evidence.results):
         missing = ", ".join(result.label for result in evidence.results if result.calibration is None)
         items.append(Sentences((f"Without validation predictions nothing is calibrated: {missing}.",)))
     return Section("decisions", "Calibration and threshold", tuple(items))
+
+
+def _without_threshold(results: Sequence[Result], class_name: str | None) -> list[str]:
+    """Why there is no threshold for some results."""
+    without = [result for result in results if not result.operating]
+    strangers = [result for result in without if class_name not in result.images.predictions.class_names]
+    unseen = [result for result in without if result not in strangers]
+    sentences = []
+    if unseen:
+        images = validation_images([result.run for result in unseen])
+        labels = ", ".join(result.label for result in unseen)
+        sentences.append(f"None of {images} is of class {class_name}: no threshold can be fixed for {labels}.")
+    if strangers:
+        labels = ", ".join(result.label for result in strangers)
+        sentences.append(f"There is no threshold of {labels}, whose classes do not include {class_name}.")
+    return sentences
 
 
 def _by_classes(results: Sequence[Result]) -> list[list[Result]]:

@@ -7,9 +7,12 @@ from pylorus.report.basis import tested_on, trained_on
 from pylorus.report.marks import mark_words
 from pylorus.report.redaction import redacted_overrides
 from pylorus.report.result import Result
+from pylorus.report.run_facts import is_validated_on_test
 from pylorus.report.saved_run import SavedRun
 from pylorus.report.saved_split import PARTS
 from pylorus.report.table import Cell, Column, Number, Row, Table, in_percent, text_columns
+
+NO_PATIENTS = "neither data.group nor a manifest's column group nor data.patients=dicom tells patients apart"
 
 
 def run_table(runs: Sequence[SavedRun]) -> Table:
@@ -41,13 +44,14 @@ def result_table(results: Sequence[Result]) -> Table:
     Args:
         results: At least one.
     """
+    on_test = [is_validated_on_test(result.run) for result in results]
     return Table(
         key="accuracy",
         title="Accuracy on validation and on test images",
         basis=tested_on(results),
         columns=(
             *text_columns("model", "stage"),
-            Column("validation", unit="%"),
+            Column("validation" if not all(on_test) else "validation (test images)", unit="%"),
             Column("test", unit="%"),
             Column("right", over="test images"),
             Column("of", over="test images"),
@@ -101,9 +105,7 @@ def split_table(run: SavedRun) -> Table:
             *(Column(part, over="groups") for part in PARTS if grouped),
         ),
         rows=tuple(rows),
-        notes=("A group with images of several classes counts in each of them.",)
-        if grouped
-        else ("No data.group tells patients apart: every image stands for itself.",),
+        notes=_split_notes(run),
     )
 
 
@@ -115,7 +117,7 @@ def split_sentences(run: SavedRun) -> tuple[str, ...]:
     if run.grouped:
         said.append(f"Groups (patients) in two parts of the split: {groups}.")
     else:
-        said.append("Whether one patient lies in two parts is not known: no data.group tells patients apart.")
+        said.append(f"Whether one patient lies in two parts is not known: {NO_PATIENTS}.")
     return (*said, *split_warnings(run))
 
 
@@ -135,6 +137,18 @@ def split_warnings(run: SavedRun) -> tuple[str, ...]:
         )
     joined = int(run.audit.get("joined_groups", 0))
     return describe_split(run.split.table, asked, grouped=run.grouped, joined=joined)
+
+
+def _split_notes(run: SavedRun) -> tuple[str, ...]:
+    assert run.split is not None
+    if not run.grouped:
+        return (f"Every image stands for itself: {NO_PATIENTS}.",)
+    several = int((run.split.table.groupby("group")["class"].nunique() > 1).sum())
+    if not several:
+        return ()
+    if several == 1:
+        return ("1 group has images of several classes and counts in each of them.",)
+    return (f"{several:,} groups have images of several classes and count in each of them.",)
 
 
 def _run_row(run: SavedRun) -> Row:

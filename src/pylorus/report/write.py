@@ -28,6 +28,7 @@ from pylorus.report.result_sections import (
 from pylorus.report.saved_json import read_json
 from pylorus.report.scope import scope_of
 from pylorus.report.section import FileOnly, Section
+from pylorus.report.subgroup_tables import subgroup_section
 from pylorus.report.summary import summarize
 from pylorus.report.table import Table
 from pylorus.report.table_text import as_csv, as_latex, as_markdown
@@ -75,6 +76,7 @@ def sections_of(evidence: Evidence) -> tuple[Section, ...]:
         published_section(evidence),
         comparison_section(evidence),
         index_section(evidence),
+        subgroup_section(evidence),
         decision_section(evidence),
         training_section(evidence),
         tested_section(evidence),

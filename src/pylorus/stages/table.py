@@ -16,11 +16,17 @@ from pylorus.stages.stage import StageResult
 log = logging.getLogger(__name__)
 
 
-def show_stage(plan: StagePlan, result: StageResult) -> None:
-    """Logs a table of each class's indices, on validation and test images, at the stage's best epoch."""
-    table = Table(
-        title=f"{plan.name}: epoch {result.best_epoch} of {result.epochs}, best by validation {plan.config.monitor}"
-    )
+def show_stage(plan: StagePlan, result: StageResult, *, validated_on: str = "val") -> None:
+    """Logs a table of each class's indices, on validation and test images, at the stage's best epoch.
+
+    Args:
+        plan: Of the stage.
+        result: What it gave.
+        validated_on: val, or test: then the test images named the best epoch.
+    """
+    images = "the test images" if validated_on == "test" else "validation images"
+    chosen = f"best by {plan.config.monitor} on {images}" if result.epochs > 1 else "its only one"
+    table = Table(title=f"{plan.name}: epoch {result.best_epoch} of {result.epochs}, {chosen}")
     table.add_column("%", justify="left")
     for part in result.predictions:
         for index in ("precision", "sensitivity", "F1"):

@@ -1,0 +1,450 @@
+"""The checklist's answers: each is true of the run it is about, and another run changes it."""
+
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+
+from pylorus.files import write_json
+from pylorus.report import checklist_answers as answers
+from pylorus.report.checklist import ITEMS, checklist_table
+from pylorus.report.evidence import gather
+from pylorus.report.options import ReportOptions
+from pylorus.report.saved_json import read_json
+from pylorus.report.write import write_report
+
+FAST = ReportOptions(resamples=20)
+
+
+def change_json(name, **values):
+    def change(folder):
+        write_json(folder / name, (read_json(folder / name) or {}) | values)
+
+    return change
+
+
+def change_bundle_input(**values):
+    def change(folder):
+        bundle = read_json(folder / "model" / "model.json")
+        write_json(folder / "model" / "model.json", bundle | {"input": bundle["input"] | values})
+
+    return change
+
+
+def give_parts(*parts):
+    """As a run writes catalog.parquet where folders or a manifest give these parts."""
+
+    def change(folder):
+        split = pd.read_csv(folder / "split.csv")["split"]
+        pd.DataFrame({"split": split.where(split.isin(parts), "")}).to_parquet(folder / "catalog.parquet")
+
+    return change
+
+
+def add_column(name, values):
+    def change(folder):
+        for path in folder.rglob("predictions-test.parquet"):
+            table = pd.read_parquet(path)
+            table[f"about/{name}"] = [values[number % len(values)] for number in range(len(table))]
+            table.to_parquet(path)
+
+    return change
+
+
+def configure(**values):
+    """Sets keys of config.yaml, also those that this version does not have."""
+
+    def change(folder):
+        config = OmegaConf.create(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+        for key, value in values.items():
+            OmegaConf.update(config, key, value)
+        OmegaConf.save(config, folder / "config.yaml")
+
+    return change
+
+
+def remove(pattern):
+    def change(folder):
+        for path in folder.rglob(pattern):
+            path.unlink()
+
+    return change
+
+
+BASE = {"stages": ("s",), "test_each": (8, 8, 8), "val_each": (5, 5, 5), "skill": 0.5}
+TWO_CLASSES = {"names": ("GC", "CG"), "test_each": (8, 8), "val_each": (5, 5)}
+LEFT_OUT = {"left_out": [{"class": "gastric_ulcer", "split": "not given", "files": 4}]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "story", "change", "base_says", "contrary_says"),
+    [
+        (
+            answers.intended_use,
+            {},
+            change_json("model/model.json", intended_use="Teaching."),
+            "Research use",
+            "Teaching.",
+        ),
+        (answers.images, {"images_per_group": 2}, None, "129 images.", "129 images of 66 groups."),
+        (answers.images, {"config": {"data.kind": "synthetic"}}, None, "129 images.", "129 drawn images."),
+        (answers.preprocessing, {}, change_bundle_input(crop="auto"), "RGB, made square", "RGB, cropped to the field"),
+        (
+            answers.classes,
+            TWO_CLASSES,
+            None,
+            "gastric_ulcer",
+            "gastric_cancer (GC), chronic_gastritis (CG).",
+        ),
+        (
+            answers.identification,
+            {"config": {"data.patients": "dicom"}},
+            None,
+            "Of image files pixels and orientation are used",
+            "Patients are told apart by salted hashes of the DICOM PatientID",
+        ),
+        (
+            answers.identification,
+            {"config": {"logger.name": "wandb", "logger.images": True}},
+            None,
+            "names files (split.csv).",
+            "Mistaken images were shown in wandb",
+        ),
+        (answers.identification, {"config": {"data.kind": "synthetic"}}, None, "Of image files", "they are of nobody"),
+        (
+            answers.missing,
+            {"config": {"data.on_error": "quarantine"}},
+            None,
+            "one that can't be read stops a run",
+            "Files that can't be read are left out (data.on_error=quarantine); there was none.",
+        ),
+        (
+            answers.missing,
+            {"config": {"data.on_error": "quarantine"}},
+            change_json("audit.json", **LEFT_OUT),
+            "one that can't be read stops a run",
+            "4 files could not be read and were left out",
+        ),
+        (answers.missing, {"finished": 0}, None, "Every test image is answered", "Every file could be read"),
+        (answers.blinding, {"config": {"data.validation": "test"}}, None, "pixels only", "not blind."),
+        (answers.blinding, {"finished": 0}, None, "pixels only", ""),
+        (answers.sample_size, {"test_each": (8, 8, 9)}, None, "on 24 images", "on 25 images"),
+        (
+            answers.partitions,
+            {},
+            configure(**{"data.split_seed": 7}),
+            "Test images: drawn at random by image, stratified by class (",
+            "Test images: drawn at random by image, stratified by class (data.split_seed 7).",
+        ),
+        (answers.partitions, {"images_per_group": 2}, None, "random by image", "random by patient (group)"),
+        (
+            answers.partitions,
+            {"config": {"data.test_column": "site_id", "data.test_values": ["Klinik Mustermann"]}},
+            None,
+            "Test images: drawn at random",
+            "Test images: those of one value of site_id (data.test_column).",
+        ),
+        (
+            answers.partitions,
+            {"config": {"data.test_column": "date", "data.test_from": "2024"}},
+            None,
+            "Test images: drawn at random",
+            "Test images: those whose date reaches a given value (data.test_column).",
+        ),
+        (
+            answers.partitions,
+            {"config": {"data.split_file": "other/split.csv"}},
+            None,
+            "Test images: drawn at random",
+            "Test images: those of another run's split (data.split_file). Validation images: those of another run's",
+        ),
+        (
+            answers.partitions,
+            {"config": {"data.fold": 2}},
+            None,
+            "Test images: drawn at random",
+            "Test images: fold 2 of the folds 0 to 4, drawn at random by image",
+        ),
+        (
+            answers.partitions,
+            {},
+            configure(**{"data.fold": "B", "data.fold_column": "site"}),
+            "Test images: drawn at random",
+            "Test images: those of one value of site, left out of training (data.fold_column).",
+        ),
+        (
+            answers.partitions,
+            {},
+            give_parts("train", "test"),
+            "Test images: drawn at random",
+            "Test images: given by the folders. Validation images: drawn at random",
+        ),
+        (
+            answers.partitions,
+            {"config": {"data.kind": "manifest"}},
+            give_parts("train", "val", "test"),
+            "Validation images: drawn at random",
+            "Validation images: given by the manifest's column split.",
+        ),
+        (
+            answers.partitions,
+            {"config": {"data.validation": "test"}},
+            None,
+            "90 training, 15 validation and 24 test images",
+            "90 training and 24 test images",
+        ),
+        (answers.partitions, {}, change_json("audit.json", **LEFT_OUT), "not tested on.", "can't be read: 4."),
+        (
+            answers.disjoint,
+            {"images_per_group": 2},
+            None,
+            "is not known",
+            "Groups (patients); in two parts: 0 groups, 0 identical images.",
+        ),
+        (
+            answers.disjoint,
+            {"images_per_group": 2, "config": {"data.patients": "dicom"}},
+            None,
+            "is not known",
+            "Patients (by DICOM PatientID); in two parts: 0 groups",
+        ),
+        (
+            answers.disjoint,
+            {},
+            change_json("audit.json", accepted_leaks={"patient": 0, "file": 0, "pixels": 1, "near": 2}),
+            "in two parts: 0 identical images. Whether",
+            "in two parts: 0 identical images and 3 near copies. Whether",
+        ),
+        (answers.models, {"model": "vgg19.tv_in1k"}, None, "resnet50.tv_in1k at 224 pixels", "vgg19.tv_in1k"),
+        (answers.models, {"config": {"model.args": {"drop_rate": 0.1}}}, None, "3 classes.", "with drop_rate 0.1."),
+        (answers.software, {}, change_json("environment.json", packages={"torch": "9.9"}), "torch 2.6.0", "torch 9.9"),
+        (answers.weights, {}, change_json("model/model.json", weights={"from": "none"}), "timm's hub", "Random."),
+        (
+            answers.weights,
+            {},
+            change_json("model/model.json", weights={"from": "/home/w/vgg.pth", "sha256": "cd" * 32}),
+            "Pretrained weights of timm's hub",
+            "Weights of the file vgg.pth, SHA-256 cdcdcdcdcdcd",
+        ),
+        (answers.training, {"config": {"stages.s.lr": 0.03}}, None, "rate 0.001 (cosine)", "rate 0.03 (cosine)"),
+        (answers.training, {"config": {"stages.s.lr_factor": 0.1}}, None, "rate 0.001 ", "rate 0.0001 "),
+        (answers.training, {"config": {"stages.s.schedule": "plateau"}}, None, "(cosine)", "(plateau)"),
+        (answers.training, {"config": {"stages.s.augment": "endoscopy"}}, None, "augmentation none", "endoscopy"),
+        (answers.training, {"config": {"augment.name": "light"}}, None, "augmentation none", "augmentation light"),
+        (answers.training, {"config": {"stages.s.views": 4}}, None, "augmentation none.", "4 variants of each image"),
+        (
+            answers.training,
+            {"config": {"stages.s.layer_decay": 0.8}},
+            None,
+            "(cosine), aug",
+            "(cosine), 0.8 times that",
+        ),
+        (answers.training, {"config": {"stages.s.learn": "layer4"}}, None, "learns all", "learns layer4"),
+        (
+            answers.training,
+            {"config": {"stages.s.patience": 2}},
+            None,
+            "4 of 10 epochs,",
+            "4 of 10 epochs (ended after 2 without improvement)",
+        ),
+        (answers.training, {"config": {"optimizer.name": "sgd"}}, None, "adamw, weight decay 0.01", "momentum 0.9"),
+        (answers.training, {"config": {"optimizer.clip": None}}, None, "clipped to a norm of 1", "0.01, batches"),
+        (answers.training, {}, change_json("environment.json", batch_size=64), "batches of 16", "batches of 64"),
+        (answers.training, {"config": {"loss.class_weights": "balanced"}}, None, "cross entropy,", "weighted by class"),
+        (answers.training, {"config": {"loss.label_smoothing": 0.1}}, None, "entropy, prec", "label smoothing 0.1"),
+        (answers.training, {"config": {"trainer.devices": 4}}, None, "precision auto, seed", "4 devices (ddp)"),
+        (answers.training, {}, change_json("environment.json", precision="bf16"), "precision auto", "precision bf16"),
+        (answers.training, {}, change_json("status.json", resumed=2), "auto, seed 0.", "resumed 2 times"),
+        (answers.training, {"config": {"seed": 5}}, None, "seed 0.", "seed 5."),
+        (
+            answers.selection,
+            {"config": {"stages.s.monitor": "f1"}},
+            None,
+            "by loss on validation",
+            "by f1 on validation",
+        ),
+        (
+            answers.selection,
+            {"config": {"data.validation": "test"}},
+            None,
+            "by loss on validation images",
+            "by loss on the test images (data.validation=test)",
+        ),
+        (answers.selection, {"finished": 0}, None, "best of 4 epochs", ""),
+        (
+            answers.cut_offs,
+            {"config": {"data.validation": "test"}},
+            None,
+            "fixed on the validation images for a sensitivity of 95 %, applied untouched to the test images",
+            "fixed on the test images (data.validation=test) for a sensitivity of 95 %. Else",
+        ),
+        (answers.cut_offs, {"val_each": (0, 8, 8)}, None, "For GC", "No threshold: the likeliest class."),
+        (
+            answers.measures,
+            {},
+            remove("predictions-val.parquet"),
+            "net benefit of calibrated",
+            "risk-coverage; of images.",
+        ),
+        (answers.measures, {"images_per_group": 2}, None, "; of images.", "of images and of patients (groups)."),
+        (answers.uncertainty, {"images_per_group": 2}, None, "each image stands for itself", "kept together"),
+        (answers.uncertainty, {"stages": ("a", "b")}, None, "names.", "Pairs on the same test images"),
+        (
+            answers.external,
+            {"config": {"data.test_column": "site_id", "data.test_values": ["A", "B"]}},
+            None,
+            "None: the test images come from the same set",
+            "The test images are those of 2 values of site_id (data.test_column), and no image of such a value was trained",
+        ),
+        (
+            answers.external,
+            {},
+            give_parts("train", "test"),
+            "None: the test images",
+            "given by the folders. Whether they come from another hospital is for the author to say.",
+        ),
+        (
+            answers.external,
+            {"config": {"data.split_file": "split.csv"}},
+            None,
+            "None: the test images",
+            "how that was cut is not known here.",
+        ),
+        (
+            answers.external,
+            {},
+            configure(**{"data.fold": "B", "data.fold_column": "site"}),
+            "None: the test images",
+            "those of one value of site, left out of training",
+        ),
+        (answers.external, {"finished": 0}, None, "None: the test images", ""),
+        (answers.characteristics, {}, add_column("sex", "mf"), "", "by sex: see the tables of subgroups."),
+        (answers.cross_table, {"finished": 0}, None, "See the confusion matrices.", ""),
+        (answers.accuracy, {"finished": 0}, None, "See the tables", ""),
+        (
+            answers.failures,
+            {"confusions": {"s": [[8, 0, 0], [0, 8, 0], [0, 0, 8]]}},
+            None,
+            "See the worst mistakes.",
+            "No test image was mistaken for another class.",
+        ),
+        (answers.fairness, {}, add_column("site_id", "AB"), "", "Subgroups by site_id: see their tables"),
+        (
+            answers.limitations,
+            {"config": {"data.validation": "test"}},
+            None,
+            "looked at once",
+            "All figures are optimistic",
+        ),
+        (answers.availability, {"finished": 0}, None, "predictions, the trained model", "versions, curves;"),
+    ],
+)
+def test_an_answer_is_made_of_facts_and_another_run_changes_it(
+    make_run, answer, story, change, base_says, contrary_says
+):
+    base = make_run("base", **BASE)
+    contrary = make_run("contrary", **(BASE | story))
+    if answer is answers.availability and story.get("finished") == 0:
+        write_curves(contrary)
+    if change is not None:
+        change(contrary)
+    first, second = (answer(gather([folder], FAST)) for folder in (base, contrary))
+    assert base_says in first
+    assert contrary_says in second
+    assert bool(contrary_says) == bool(second)
+    assert first != second
+    assert "Mustermann" not in second
+
+
+def write_curves(folder):
+    """Curves of a stage that has not predicted anything yet."""
+    (folder / "s").mkdir(exist_ok=True)
+    (folder / "s" / "metrics.csv").write_text("step,s/val/loss\n1,0.5\n")
+
+
+def test_every_answer_of_the_checklist_is_tested_with_a_contrary_run():
+    marks = test_an_answer_is_made_of_facts_and_another_run_changes_it.pytestmark
+    tested = {case[0] for mark in marks for case in mark.args[1]} | {answers.explainability}
+    assert {item.answer for item in ITEMS if item.answer is not None} <= tested
+
+
+def test_an_older_run_was_cut_by_its_seed(make_run):
+    run = make_run(**(BASE | {"config": {"seed": 3}}))
+    configure(**{"data.split_seed": None})(run)
+    assert "drawn at random by image, stratified by class (seed 3)" in answers.partitions(gather([run], FAST))
+
+
+def test_values_that_cut_the_test_set_are_shown_with_names_alone(make_run):
+    run = make_run(**(BASE | {"config": {"data.test_column": "site", "data.test_values": ["Köln", "Bonn"]}}))
+    named = answers.external(gather([run], ReportOptions(resamples=20, names=True)))
+    assert "those of 2 values of site (Köln, Bonn)" in named
+    assert "Köln" not in answers.external(gather([run], FAST))
+
+
+def test_names_and_pictures_are_admitted_where_they_are_shown(make_run):
+    run = make_run(**BASE)
+    shown = answers.identification(gather([run], ReportOptions(resamples=20, names=True, thumbnails=True)))
+    assert shown.startswith("This report names files and groups (--names) and shows test images (--thumbnails).")
+
+
+def test_runs_that_answer_alike_share_an_answer_and_the_others_are_named(make_run):
+    stories = ({}, {"config": {"seed": 1}}, {"config": {"seed": 2, "data.on_error": "quarantine"}})
+    runs = [make_run(f"run-{number}", **(BASE | story)) for number, story in enumerate(stories)]
+    evidence = gather(runs, FAST)
+    said = answers.missing(evidence)
+    first, second, third = (run.label for run in evidence.runs)
+    assert said.startswith(f"{first}, {second}: Every file could be read")
+    assert f"{third}: Files that can't be read are left out" in said
+
+
+def test_the_blank_stays_beside_the_answer(make_run):
+    run = make_run(**BASE)
+    add_column("sex", "mf")(run)
+    rows = {row.cells[0]: row.cells[3] for row in checklist_table(gather([run], FAST)).rows}
+    assert rows["Bias and fairness"].startswith("Subgroups by sex")
+    assert "[author: " in rows["Bias and fairness"]
+    assert rows["Robustness"] == "[author: other endoscopes, sites, image quality]"
+
+
+def test_a_run_that_failed_before_it_had_a_split_answers_what_it_can(make_run):
+    run = make_run(**(BASE | {"finished": 0, "state": "failed"}))
+    for name in ("split.csv", "environment.json"):
+        (run / name).unlink()
+    OmegaConf.save(OmegaConf.create({}), run / "config.yaml")
+    table = checklist_table(gather([run], FAST))
+    assert not [row for row in table.rows if "None" in row.cells[3] or "nan" in row.cells[3]]
+
+
+@pytest.mark.parametrize(
+    ("story", "present", "absent"),
+    [
+        ({}, "are fitted on validation images alone", "optimistic"),
+        (
+            {"config": {"data.validation": "test"}},
+            "are fitted on the test images themselves",
+            "validation images alone",
+        ),
+        ({"val_each": (0, 8, 8)}, "The temperature is fitted on validation images alone", "threshold are fitted"),
+        ({"images_per_group": 2}, "At patient level", "Pairs on the same test images"),
+        ({"stages": ("a", "b")}, "Pairs on the same test images", "At patient level"),
+        ({"finished": 0}, "Everything here is rebuilt", "temperature"),
+    ],
+)
+def test_the_methods_are_those_that_the_report_used(make_run, undrawn, story, present, absent):
+    page = write_report([make_run(**(BASE | story))], options=FAST).read_text()
+    methods = page.partition('id="methods"')[2].replace("&#39;", "'")
+    assert present in methods
+    assert absent not in methods
+
+
+def test_a_report_that_was_validated_on_the_test_images_never_says_otherwise(make_run, undrawn):
+    page = write_report([make_run(**(BASE | {"config": {"data.validation": "test"}}))], options=FAST).read_text()
+    for false in ("fitted on the validation images", "images alone", "on training and validation images"):
+        assert false not in page
+    assert "a temperature fitted on the test images (data.validation=test)" in page
+
+
+def test_only_what_is_there_counts_as_a_look_a_mistake_or_a_pair(make_run, undrawn):
+    perfect = [[8, 0, 0], [0, 8, 0], [0, 0, 8]]
+    page = write_report([make_run(**(BASE | {"confusions": {"s": perfect}}))], options=FAST).read_text()
+    assert "recognises all 24 test images" in page
+    assert "With --thumbnails the report shows these images" not in page
