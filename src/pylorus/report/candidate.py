@@ -476,9 +476,13 @@ def _configuration(
 
     def candidate(chosen: Callable[[Result], bool]) -> Candidate:
         chosen_results = tuple(result for result in own if chosen(result))
-        stage = " or ".join(dict.fromkeys(result.stage.name for result in chosen_results))
+        names = list(dict.fromkeys(result.stage.name for result in chosen_results))
         return Candidate(
-            f"{label} {stage}", label, stage, chosen_results, tuple(tests[result] for result in chosen_results)
+            f"{label} {names[0] if len(names) == 1 else 'shipped stage'}",
+            label,
+            " or ".join(names),
+            chosen_results,
+            tuple(tests[result] for result in chosen_results),
         )
 
     stages = {

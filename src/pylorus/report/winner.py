@@ -218,7 +218,8 @@ def _choose(pool: Pool) -> Candidate | None:
         only = pool.configurations[0].shipped
         return only if only.validation is not None else None
     validated = [each for each in pool.candidates if each.validation is not None]
-    return max(validated, key=lambda each: each.validation.mean if each.validation else 0.0, default=None)
+    # Rounded, so that of equal means the first is taken, whatever the last digit of their sums.
+    return max(validated, key=lambda each: round(each.validation.mean, 12) if each.validation else 0.0, default=None)
 
 
 def _spread(candidate: Candidate) -> str:

@@ -80,7 +80,7 @@ def sweep_table(sweep: Path) -> pd.DataFrame:
     done = finished.groupby(table["key"]).transform("any")
     tested &= finished | ~done
     is_counted = table.index.isin(table[tested].drop_duplicates(["key", "seed", "split"]).index)
-    accuracy = table["val accuracy"].where(is_counted).groupby(table["key"]).transform("mean").fillna(-1.0)
+    accuracy = table["val accuracy"].where(is_counted).groupby(table["key"]).transform("mean").fillna(-1.0).round(12)
     tests = table[tested].groupby("key")["tested on"].agg(lambda names: " ".join(sorted(set(names))))
     sets = table["key"].map(tests).fillna("")
     names = [name for name in dict.fromkeys(sets) if name]
