@@ -269,9 +269,24 @@ class CacheConfig:
 
 
 @dataclass
-class DeployConfig:
-    """What the bundle decides by; fixed on validation images."""
+class LoggerConfig:
+    """Where the curves are shown, beside metrics.csv in the run's folder."""
 
+    name: str = key("csv", "csv: files alone; tensorboard; wandb", choices=("csv", "tensorboard", "wandb"))
+    project: str = key("pylorus", "project in Weights & Biases")
+    offline: bool = key(True, "Weights & Biases keeps everything on this machine; false: sends it, once logged in")
+    images: bool = key(False, "show wrongly classified validation images too, which then leave with the rest")
+
+
+@dataclass
+class DeployConfig:
+    """What a run ships in model/: the network that report, card and `pylorus predict` speak of, and what it decides by."""
+
+    stage: str | None = key(
+        None,
+        "the stage that is shipped and reported; null: highest validation accuracy, of equals lowest validation loss, "
+        "then the later stage",
+    )
     class_name: str | None = key(None, "the class that decides, by its short or full name; null: the first class")
     sensitivity: float = key(
         0.95, "sensitivity that the threshold of each class is to guarantee for new patients", low=0.01, high=1
@@ -289,16 +304,6 @@ class DeployConfig:
         low=0.5,
         high=0.99,
     )
-
-
-@dataclass
-class LoggerConfig:
-    """Where the curves are shown, beside metrics.csv in the run's folder."""
-
-    name: str = key("csv", "csv: files alone; tensorboard; wandb", choices=("csv", "tensorboard", "wandb"))
-    project: str = key("pylorus", "project in Weights & Biases")
-    offline: bool = key(True, "Weights & Biases keeps everything on this machine; false: sends it, once logged in")
-    images: bool = key(False, "show wrongly classified validation images too, which then leave with the rest")
 
 
 @dataclass

@@ -69,7 +69,7 @@ def _help() -> str:
 def _job(composed: DictConfig) -> float | None:
     """One job of Hydra's: a run here, or, in a sweep, a process of its own that leaves nothing behind in ours.
 
-    Gives what a search makes as large as it can: the validation accuracy of the last stage; None of a job that failed.
+    Gives what a search makes as large as it can: validation accuracy of the shipped stage; None of a job that failed.
     """
     return job(composed, HydraConfig.get())
 

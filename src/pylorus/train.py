@@ -17,7 +17,7 @@ import torch
 from pylorus.chance import derived_seed
 from pylorus.config import Config, TrainerConfig
 from pylorus.data.prepare import Images, prepare_images
-from pylorus.deploy.bundle import write_bundle
+from pylorus.deploy.bundle import keep_candidate, write_bundle
 from pylorus.deploy.fixing import deciding_class
 from pylorus.errors import INTERRUPTED, PylorusError
 from pylorus.files import write_json
@@ -37,6 +37,7 @@ from pylorus.runs.console import run_log
 from pylorus.runs.dashboard import Dashboard
 from pylorus.runs.faults import faults_explained
 from pylorus.runs.folder import RunFolder
+from pylorus.runs.shipped import describe_choice
 from pylorus.runs.signals import Stop, stopped_by_signals
 from pylorus.stages.run import Run
 from pylorus.stages.stage import check_stages, run_stage
@@ -64,6 +65,10 @@ def run(folder: RunFolder) -> None:
             # Of a finished run: a report that fails takes nothing from it.
             print(f"\nreport: {write_report([folder.path])}")
     print(f"\nresults: {folder.path}")
+    shipped = folder.shipped
+    if shipped is not None:
+        choice = describe_choice(shipped, validated_on="test" if config.data.validation == "test" else "val")
+        print(f"model: {folder.path / 'model'} holds stage {shipped.name} ({choice})")
 
 
 @contextmanager
@@ -112,8 +117,11 @@ def train(config: Config, folder: RunFolder, processes: Processes, stop: Stop) -
             result = run_stage(plan, shared)
             show_stage(plan, result, validated_on=images.validation)
             first_epoch += result.epochs
+            if processes.first:
+                keep_candidate(folder, backbone.network, config, images, name)
     if processes.first:
-        write_bundle(folder, backbone, images, config, engine)
+        shipped = write_bundle(folder, backbone, images, config, engine)
+        log.info("shipped  %s: %s", shipped.name, describe_choice(shipped, validated_on=images.validation))
 
 
 def _backbone(config: Config) -> Backbone:

@@ -158,6 +158,12 @@ def check(config: Config) -> None:
     for name in config.run:
         if name not in config.stages:
             raise PylorusError(f'run: there is no stage "{name}".{did_you_mean(name, config.stages)}')
+    if config.deploy.stage is not None and config.deploy.stage not in config.run:
+        known = "a stage that this run has not" if config.deploy.stage in config.stages else "no stage"
+        raise PylorusError(
+            f'deploy.stage: found "{config.deploy.stage}", {known}.{did_you_mean(config.deploy.stage, config.run)} '
+            f"Expected one of {', '.join(config.run)}, or null."
+        )
     for name in config.stages:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED_STAGE_NAMES:
             raise PylorusError(

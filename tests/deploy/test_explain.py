@@ -294,9 +294,9 @@ def test_the_worst_mistakes_stand_in_the_report_with_their_maps(trained_run, tmp
     page = (run / "report" / "report.html").read_text()
     assert page.count("the heat map for ") == (table["class"] == table["predicted"]).sum() > 0
     assert "No randomisation check was made of them." in page
-    stage = "finetune"
+    stage = trained_run.shipped.name
     assert saved_maps(read_run(run), stage=stage).overlays
-    assert not saved_maps(read_run(run), stage="pretrain").overlays
+    assert not saved_maps(read_run(run), stage="another").overlays
     (run / "model" / "SHA256SUMS").write_text("another")
     assert "are of another bundle" in saved_maps(read_run(run), stage=stage).said
     assert not saved_maps(read_run(run), stage=stage).overlays
@@ -311,5 +311,5 @@ def test_a_run_without_a_mistake_has_none_to_explain(trained_run, monkeypatch, c
     with pytest.raises(SystemExit) as ended:
         main(["explain", str(run / "model"), "--mistakes"])
     assert ended.value.code == 0
-    assert "finetune recognises all test images of its run" in capsys.readouterr().out
+    assert f"{trained_run.shipped.name} recognises all test images of its run" in capsys.readouterr().out
     assert not (run / "maps").exists()

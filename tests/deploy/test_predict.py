@@ -58,9 +58,8 @@ def test_the_probabilities_are_those_of_the_runs_own_test_predictions(trained_ru
             bundle_folder, [drawn / path for path in rows["path"]], tmp_path / f"{batch}.parquet", batch=batch
         )
         assert code == 0
-        saved = (
-            pd.read_parquet(trained_run.predictions("finetune", "test")).set_index("sample_id").loc[rows["sample_id"]]
-        )
+        table_of_run = pd.read_parquet(trained_run.predictions(trained_run.shipped.name, "test"))
+        saved = table_of_run.set_index("sample_id").loc[rows["sample_id"]]
         temperature = load_bundle(bundle_folder).description.calibration.temperature
         # Undone for the comparison: the run's own are not calibrated.
         scores = np.log(table[SHARES].to_numpy()) * temperature

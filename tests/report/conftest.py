@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from pylorus.config import Config, StageConfig
 from pylorus.files import write_json, write_text
 from pylorus.predictions import prediction_table, write_predictions
 from pylorus.report.options import ReportOptions
+from pylorus.report.saved_predictions import read_predictions
 from pylorus.report.write import write_report
+from pylorus.runs.shipped import choose_stage, score_stage
 
 CLASSES = {"GC": "gastric_cancer", "GU": "gastric_ulcer", "CG": "chronic_gastritis"}
 
@@ -101,7 +103,15 @@ def write_story(folder: Path, story: Story) -> None:
     if story.network:
         write_json(folder / "network.json", network())
     if finished == len(story.stages):
-        write_json(folder / "model" / "model.json", _bundle(story))
+        write_json(folder / "model" / "model.json", _bundle(story) | _shipped(folder, config))
+
+
+def _shipped(folder: Path, config: Any) -> dict[str, Any]:
+    scores = {}
+    for stage in config.stages:
+        validation = read_predictions(folder / stage / "predictions-val.parquet")
+        scores[stage] = score_stage(validation.logits, validation.predictions.true)
+    return {"shipped": asdict(choose_stage(scores, asked=config.deploy.stage))} if scores else {}
 
 
 def network() -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ def test_a_class_without_test_images_leaves_its_indices_and_every_average_undefi
 def test_a_comparison_by_a_class_without_test_images_is_undefined_and_keeps_its_place_in_the_family(make_run):
     evidence = gather([make_run(test_each=(0, 20, 20))], FAST)
     (comparison,) = evidence.comparisons
-    assert math.isnan(comparison.auroc.value)
+    assert math.isnan(comparison.auroc.widest.value)
     assert math.isnan(comparison.corrected["auroc"])
     assert comparison.corrected["accuracy"] == comparison.images.p_value
 

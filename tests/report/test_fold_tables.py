@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from pylorus.evaluation.proportion import wilson
+from pylorus.report.evidence import gather
 from pylorus.report.options import ReportOptions
 from pylorus.report.write import write_report
 
@@ -22,8 +23,8 @@ def folds(make_run, tmp_path, undrawn):
             for fold in chosen
         ]
         write_report(runs, tmp_path / "report", options=OPTIONS)
-        files = list((tmp_path / "report" / "tables").glob("folds*.csv"))
-        return runs, (pd.read_csv(files[0]) if files else None)
+        file = tmp_path / "report" / "tables" / "folds.csv"
+        return runs, (pd.read_csv(file) if file.is_file() else None)
 
     return report
 
@@ -64,5 +65,75 @@ def test_other_configurations_are_rows_of_their_own(make_run, tmp_path, undrawn)
 def test_folds_are_told_once_not_pair_by_pair(folds, tmp_path):
     folds([0, 1, 2])
     page = (tmp_path / "report" / "report.html").read_text()
-    assert page.count("The runs are folds: they test 3 different parts of the images") == 1
+    assert page.count("The runs of resnet50 are folds: they test 3 different parts of the images") == 1
     assert "are not compared pair by pair:" not in page
+
+
+def test_the_pool_has_patients_kappa_mcc_and_calibration_and_says_why_it_has_no_auroc(folds, tmp_path):
+    _, table = folds([0, 1, 2], images_per_group=2)
+    assert {"Cohen's κ", "MCC", "balanced accuracy, %"} <= set(table.columns)
+    tables = tmp_path / "report" / "tables"
+    patients = pd.read_csv(tables / "fold-patients.csv")
+    assert set(patients["patients"]) == {90}
+    training = pd.read_csv(tables / "fold-training.csv")
+    assert training["calibrated, pooled Brier"].between(0, 2).all()
+    assert "There is no AUROC of the pool" in (tables / "fold-training.md").read_text()
+
+
+def test_the_mean_over_folds_has_an_interval_that_allows_for_training_sets_that_overlap(folds, tmp_path):
+    runs, _ = folds([0, 1, 2])
+    tables = tmp_path / "report" / "tables"
+    row = pd.read_csv(tables / "fold-training.csv").iloc[0]
+    shares = pd.read_csv(tables / "accuracy.csv").query("stage == 'pretrain'")["test, %"]
+    assert len(shares) == len(runs)
+    name = "accuracy, % mean"
+    assert row[name] == pytest.approx(shares.mean(), rel=1e-4)
+    error = shares.std() * (1 / 3 + 60 / 90) ** 0.5  # 60 test and 90 training images a fold
+    assert row[f"{name}, high"] == pytest.approx(min(100, shares.mean() + 4.302653 * error), rel=1e-4)
+
+
+def test_folds_by_a_column_are_listed_by_its_values(make_run, tmp_path, undrawn):
+    runs = []
+    for number, site in enumerate(("Basel", "Bern", "Genf")):
+        config = {"data.fold": site, "data.fold_column": "site", "data.folds": 3}
+        run = make_run(f"site{number}", stages=("s",), split_seed=number, seed=number, config=config)
+        runs.append(run)
+    write_report(runs, tmp_path / "report", options=OPTIONS)
+    tables = tmp_path / "report" / "tables"
+    assert pd.read_csv(tables / "fold-each.csv")["site"].tolist() == ["Basel", "Bern", "Genf"]
+    assert pd.read_csv(tables / "folds.csv")["folds"].tolist() == ["3 of 3"]
+
+
+def test_folds_with_two_seeds_are_pooled_seed_by_seed_and_then_averaged(make_run, tmp_path, undrawn):
+    runs = [
+        make_run(
+            f"{seed}{fold}",
+            stages=("s",),
+            split_seed=fold,
+            seed=10 * seed + fold,
+            config={"data.fold": fold, "data.folds": 2, "seed": seed},
+        )
+        for seed in (0, 1)
+        for fold in (0, 1)
+    ]
+    write_report(runs, tmp_path / "report", options=OPTIONS)
+    table = pd.read_csv(tmp_path / "report" / "tables" / "folds.csv")
+    assert table["repeat"].tolist() == ["seed=0", "seed=1", "mean of 2"]
+    assert table["images"].tolist() == [120, 120, 120]
+    accuracy = table["accuracy, %"]
+    assert accuracy.iloc[2] == pytest.approx(accuracy.iloc[:2].mean(), rel=1e-4)
+
+
+def test_configurations_that_lack_folds_are_compared_on_those_that_all_have(make_run):
+    runs = [
+        make_run(f"{model}{fold}", model=model, stages=("s",), split_seed=fold, seed=fold, config=config)
+        for model, chosen in (("resnet50", (0, 1, 2)), ("vgg19", (0, 2)))
+        for fold in chosen
+        for config in ({"data.fold": fold, "data.folds": 3},)
+    ]
+    (winner,) = gather(runs, OPTIONS).winners
+    assert winner.pool.is_restricted
+    assert winner.pool.images == 120
+    (comparison,) = winner.comparisons
+    assert comparison.images.images == 120
+    assert "the 2 folds that all were tested on" in winner.verdict

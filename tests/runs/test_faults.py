@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch.utils.data import get_worker_info
 
 from pylorus.data.dataset import ImageDataset
+from pylorus.deploy.network import NormalisedNetwork
 from pylorus.errors import PylorusError
 from pylorus.files import write_text
 from pylorus.model.classifier import Classifier
@@ -178,8 +179,10 @@ def test_a_folder_that_vanished_is_told_and_does_not_come_again(begin, whole, mo
             shutil.move(folder.path, away)
 
     with monkeypatch.context() as patched:
-        step = "training_step" if where == "an epoch" else "predict_step"
-        patched.setattr(Classifier, step, from_call(4, getattr(Classifier, step), take_away))
+        owner, step, call = (
+            (Classifier, "training_step", 4) if where == "an epoch" else (NormalisedNetwork, "logits_and_features", 1)
+        )
+        patched.setattr(owner, step, from_call(call, getattr(owner, step), take_away))
         with pytest.raises(PylorusError, match=r"folder .* vanished while the run went on.*\n.*resume=ITS_NEW_PLACE"):
             run(folder)
     assert not (folder.path / "status.json").exists()
@@ -352,14 +355,14 @@ def test_weights_that_break_in_the_very_last_step_stop_the_run_in_words(begin, m
 
 
 def test_logits_that_are_no_numbers_in_the_test_alone_name_its_images(begin, monkeypatch):
-    folder, predict_step = begin(*IMAGES), Classifier.predict_step
+    folder, answers = begin(*IMAGES), NormalisedNetwork.logits_and_features
 
-    def broken(self, batch, batch_idx):
-        rows, logits = predict_step(self, batch, batch_idx)
-        logits[rows == 1] = float("-inf")
-        return rows, logits
+    def broken(self, image):
+        logits, features = answers(self, image)
+        logits[1] = float("-inf")
+        return logits, features
 
-    monkeypatch.setattr(Classifier, "predict_step", broken)
+    monkeypatch.setattr(NormalisedNetwork, "logits_and_features", broken)
     told = fails(folder)
     split = pd.read_csv(folder.path / "split.csv", dtype=str)
     rows = split[split["split"] == "val"].reset_index(drop=True)

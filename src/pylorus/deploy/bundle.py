@@ -1,12 +1,18 @@
 """The bundle: a trained network as safetensors, and beside it all that must be known to use it."""
 
 import importlib.metadata
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from pylorus import __version__
-from pylorus.config import Config
+from pylorus.config import AugmentConfig, Config
+from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.image import POLICY_VERSION
 from pylorus.data.look_through import FILE as AUDIT
 from pylorus.data.prepare import Images
@@ -33,10 +39,10 @@ from pylorus.deploy.fixing import (
 )
 from pylorus.deploy.load import DIRECTIONS
 from pylorus.deploy.network import unlikeness
-from pylorus.deploy.passing import Passed, mean_directions, pass_over
+from pylorus.deploy.passing import feature_rows, mean_directions
 from pylorus.deploy.strict import plain
-from pylorus.evaluation.calibration import probabilities_of_logits
 from pylorus.files import whole, write_json, write_text
+from pylorus.machine.choices import images_a_step, workers
 from pylorus.machine.engine import Engine
 from pylorus.model.backbone import Backbone
 from pylorus.model.weights import sha256
@@ -44,39 +50,106 @@ from pylorus.report.calibrated import calibrate
 from pylorus.report.saved_json import read_json
 from pylorus.report.saved_predictions import read_predictions
 from pylorus.runs.folder import RunFolder
+from pylorus.runs.shipped import ShippedStage, choose_stage, score_stage
+from pylorus.stages.folder import PARTS
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("timm", "torch", "numpy", "pillow", "safetensors")
 
 
-def write_bundle(folder: RunFolder, backbone: Backbone, images: Images, config: Config, engine: Engine) -> None:
-    """Writes the folder `model` of a run; no file name of an image and no patient is in it.
+def keep_candidate(folder: RunFolder, network: nn.Module, config: Config, images: Images, stage: str) -> None:
+    """Saves the network of a stage that is to be shipped as far as is known, before later stages change it.
 
-    Temperature and thresholds come from what the last stage said of the validation images, the figures from what it
-    said of the test images. What tells unlike images comes from one more pass over the images.
+    Args:
+        folder: The run's.
+        network: As the stage left it.
+        config: Of the run.
+        images: Classes of the run.
+        stage: Which has just finished.
+    """
+    names = list(config.stages)
+    done = names[: names.index(stage) + 1]
+    wanted = config.deploy.stage in (None, stage) and _chosen(folder, config, images, done).name == stage
+    if not wanted or stage == names[-1]:
+        return
+    if not folder.stage(stage).network.is_file():
+        _save_tensors(folder.stage(stage).network, network.state_dict())
+    for earlier in done[:-1]:
+        folder.stage(earlier).network.unlink(missing_ok=True)
+
+
+def write_bundle(folder: RunFolder, backbone: Backbone, images: Images, config: Config, engine: Engine) -> ShippedStage:
+    """Writes the folder `model` of a run, of the stage that is shipped; no image's file name and no patient is in it.
+
+    Temperature, thresholds and figures come from what that stage's best epoch said of validation and test images, in
+    the arithmetic in which the bundle computes; what tells unlike images comes from one pass over training images.
 
     Args:
         folder: The run's, whose stages are finished.
-        backbone: The trained network and the input that it takes.
+        backbone: The network of the last stage and the input that it takes.
         images: Classes and the split that it was trained on.
         config: Of the run.
         engine: What the run computes on.
+
+    Returns:
+        The shipped stage, and how it was chosen.
     """
+    shipped = _chosen(folder, config, images, list(config.stages))
+    stage = folder.stage(shipped.name)
+    if shipped.name != list(config.stages)[-1]:
+        backbone.network.load_state_dict(load_file(stage.network))
     given = _input(backbone, config)
-    parts = pass_over(backbone, given.form, images, config, engine)
-    directions = mean_directions(parts["train"], len(images.catalog.classes))
-    place = folder.path / "model"
-    network = {name: tensor.contiguous() for name, tensor in backbone.network.state_dict().items()}
-    for name, tensors in ((WEIGHTS, network), (UNLIKE, {DIRECTIONS: directions})):
-        with whole(place / name) as temporary:
-            save_file(tensors, temporary)
-    far = {part: unlikeness(parts[part].features, directions).numpy().astype(np.float64) for part in ("val", "test")}
-    found = Unlikeness(len(parts["train"].rows), far["val"], far["test"], parts["test"].rows)
-    description = _description(folder, backbone, images, config, engine, given, found, parts["test"])
+    served = ImageDataModule(
+        images.table,
+        images.catalog.root,
+        given.form,
+        batch_size=images_a_step(config.trainer),
+        workers=workers(config, engine)[0],
+        policy=AugmentConfig(),
+        seed=0,
+        cache=config.cache,
+        validation=images.validation,
+    )
+    log.info("model    looks at training images once more: by their features foreign ones are told")
+    directions = mean_directions(backbone, served, engine, classes=len(images.catalog.classes))
+    validation, test = (
+        unlikeness(torch.from_numpy(np.load(stage.features(part))), directions).numpy().astype(np.float64)
+        for part in PARTS
+    )
+    found = Unlikeness(
+        training=len(feature_rows("train", len(served.parts["train"]))),
+        validation=validation,
+        test=test,
+        test_rows=feature_rows("test", len(served.parts["test"])),
+    )
+    description = _description(folder, backbone, images, config, engine, given, found, shipped)
     check_description(description)
+    place = folder.path / "model"
+    (place / SUMS).unlink(missing_ok=True)  # until all is written it is no bundle
+    _save_tensors(place / WEIGHTS, backbone.network.state_dict())
+    _save_tensors(place / UNLIKE, {DIRECTIONS: directions})
     write_json(place / DESCRIPTION, plain(description))
     leaks = (read_json(folder.path / AUDIT) or {}).get("accepted_leaks", {})
     write_text(place / CARD, model_card(description, leaks=leaks))
     write_text(place / SUMS, "".join(f"{sha256(place / name)}  {name}\n" for name in FILES))
+    for name in config.stages:
+        folder.stage(name).forget_candidate()
+    return shipped
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    with whole(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+
+
+def _chosen(folder: RunFolder, config: Config, images: Images, stages: Sequence[str]) -> ShippedStage:
+    """The stage that is shipped, of some that are finished."""
+    scores = {}
+    for name in stages:
+        validation = read_predictions(folder.predictions(name, "val"), order=images.catalog.short_names)
+        scores[name] = score_stage(validation.logits, validation.predictions.true)
+    return choose_stage(scores, asked=config.deploy.stage)
 
 
 def _description(
@@ -87,14 +160,12 @@ def _description(
     engine: Engine,
     given: Input,
     found: Unlikeness,
-    passed: Passed,
+    shipped: ShippedStage,
 ) -> Description:
-    last, names = list(config.stages)[-1], images.catalog.short_names
-    validation, test = (read_predictions(folder.predictions(last, part), order=names) for part in ("val", "test"))
+    names = images.catalog.short_names
+    validation, test = (read_predictions(folder.predictions(shipped.name, part), order=names) for part in PARTS)
     calibration = calibrate(validation, test)
-    again = probabilities_of_logits(passed.logits.astype(np.float64))
     deciding = deciding_class(config.deploy, classes=images.catalog.classes, short_names=names)
-    difference = float(np.abs(again - test.predictions.probabilities[passed.rows]).max())
     return Description(
         format_version=FORMAT_VERSION,
         architecture=backbone.name,
@@ -103,21 +174,21 @@ def _description(
         short_names=tuple(names),
         input=given,
         weights=Weights(backbone.weights, backbone.weights_sha256, backbone.licence),
-        training=_training(folder, images, config, engine),
+        training=_training(folder, images, config, engine, shipped),
+        shipped=shipped,
         calibration=said_calibration(calibration),
         decision=fixed_decision(calibration, config.deploy, class_name=deciding),
         prediction_sets=fixed_sets(calibration, config.deploy.prediction_sets),
         abstention=fixed_abstention(calibration, found),
         test=figures_of(calibration.test),
-        largest_difference=difference,
         intended_use=INTENDED_USE,
         versions={"pylorus": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
     )
 
 
-def _training(folder: RunFolder, images: Images, config: Config, engine: Engine) -> Training:
+def _training(folder: RunFolder, images: Images, config: Config, engine: Engine, shipped: ShippedStage) -> Training:
     stages = []
-    for name, stage in config.stages.items():
+    for name, stage in list(config.stages.items())[: list(config.stages).index(shipped.name) + 1]:
         trained = folder.stage(name).trained
         assert trained is not None
         stages.append(TrainedStage(name, stage.learn, trained.epochs, trained.best_epoch))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pylorus.deploy.description import Description, Figure, PredictionSets
 from pylorus.evaluation.sentence import guarantee_sentence, percent_at_least, threshold_text
 from pylorus.percent import percent
+from pylorus.runs.shipped import describe_choice
 
 PARTS = {"train": "training", "val": "validation", "test": "test"}
 
@@ -83,9 +84,11 @@ def _training(said: Description) -> str:
         said.weights.source, f"weights of the file {_text(said.weights.source)}"
     )
     digest = f" (SHA-256 `{said.weights.sha256}`)" if said.weights.sha256 else ""
+    choice = _text(describe_choice(said.shipped, validated_on=said.training.validated_on))
     return (
         f"From {source}{digest}, seed {said.training.seed}, precision {_text(said.training.precision)}:\n\n"
         + "\n".join(stages)
+        + f"\n\nThis is the network of stage **{_text(said.shipped.name)}** of its run: {choice}."
     )
 
 
@@ -243,8 +246,8 @@ def _limits(said: Description) -> str:
     ]
     if said.training.precision != "32":
         lines.append(
-            f"It was trained in {_text(said.training.precision)}; predictions are made in 32 bits. Probabilities of "
-            f"the test images differ by {said.largest_difference:.1g} at most."
+            f"It was trained in {_text(said.training.precision)}; its predictions and all figures here are computed in "
+            "32 bits."
         )
     return "\n".join(f"- {line}" for line in lines)
 

@@ -10,6 +10,7 @@ from pylorus.deploy.strict import built, parsed
 from pylorus.errors import PylorusError
 from pylorus.evaluation.calibration import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 from pylorus.model.backbone import check_arguments, check_name
+from pylorus.runs.shipped import CHOICES, LAST
 
 MOST_BYTES = 1_000_000
 """Of a description: a hundred times what one takes."""
@@ -35,18 +36,22 @@ def read_description(content: bytes, *, where: str = "model.json") -> Descriptio
             f"{where}: found format_version {str(version)[:20]}, expected 1 to {FORMAT_VERSION}. "
             "A newer bundle needs a newer Pylorus; one of before there were versions has to be trained again."
         )
-    found = built(Description, _upgraded(values) if version == 1 else values, where=where)
+    found = built(Description, _upgrade(values) if version == 1 else values, where=where)
     check_description(found, where=where)
     return found
 
 
-def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
-    """What a description of format 1 says, in the present format: its thresholds guarantee nothing."""
-    decision, names = values.get("decision"), values.get("short_names")
+def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
+    """Turn a description of format 1 into the present one: the last stage is shipped, and nothing is guaranteed."""
+    upgraded = {name: value for name, value in values.items() if name != "largest_difference"}
+    decision, names, training = (values.get(name) for name in ("decision", "short_names", "training"))
     if isinstance(decision, dict) and isinstance(names, list):
         guarantees = {str(name): None for name in names}
-        decision = decision | {"confidence": None, "patients_needed": None, "guarantees": guarantees}
-    return values | {"format_version": FORMAT_VERSION, "decision": decision, "prediction_sets": None}
+        upgraded["decision"] = decision | {"confidence": None, "patients_needed": None, "guarantees": guarantees}
+    stages = training.get("stages") if isinstance(training, dict) else None
+    if isinstance(stages, list) and stages and isinstance(stages[-1], dict):
+        upgraded["shipped"] = {"name": stages[-1].get("name"), "chosen_by": LAST, "accuracy": {}}
+    return upgraded | {"format_version": FORMAT_VERSION, "prediction_sets": None}
 
 
 def check_description(found: Description, *, where: str = "model.json") -> None:
@@ -118,6 +123,14 @@ def _check_input(found: Input, where: str) -> None:
 
 
 def _check_choices(found: Description, where: str) -> None:
+    if found.shipped.chosen_by not in CHOICES or (
+        found.shipped.chosen_by != LAST and found.shipped.name not in found.shipped.accuracy
+    ):
+        raise PylorusError(
+            f'{where}: shipped: found "{found.shipped.chosen_by[:50]}" with accuracies of '
+            f"{_few(list(found.shipped.accuracy))}, expected one of {', '.join(CHOICES)}, with "
+            "the accuracy of the stage itself."
+        )
     short = set(found.short_names)
     if found.decision.class_name not in short:
         raise PylorusError(f'{where}: decision.class: found "{found.decision.class_name[:50]}", expected a short name.')

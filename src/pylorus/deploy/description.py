@@ -6,9 +6,11 @@ from typing import Any
 from pylorus.data.input import InputFormat
 from pylorus.evaluation.conformal import SetLimits
 from pylorus.evaluation.decision import SensitivityThreshold
+from pylorus.runs.shipped import ShippedStage
 
 FORMAT_VERSION = 2
-"""Counts up when an older Pylorus could not read what a newer one writes. Since 2 thresholds have guarantees."""
+"""Counts up when an older Pylorus could not read what a newer one writes. Since 2 thresholds have guarantees, and the
+shipped stage is the one that validation chose."""
 INTENDED_USE = "Research use only. Not a medical device."
 
 
@@ -79,7 +81,7 @@ class Training:
     """How it was trained, and on what.
 
     Attributes:
-        stages: In their order.
+        stages: Those that made this network, in their order: the shipped one is the last.
         seed: Of the run.
         precision: 32 or bf16.
         data: folders, manifest, shards or synthetic.
@@ -282,10 +284,9 @@ class Description:
         arguments: Further arguments of timm.create_model, plain values.
         classes: In the order of the logits.
         short_names: One a class.
+        shipped: The stage of the run whose network this is, and how it was chosen.
         prediction_sets: Null where the run did not ask for them.
         test: What it is worth on the run's test images.
-        largest_difference: Of any probability in 32 bits from the run's own prediction of the test images; above 1e-5
-            only where the run did not compute in 32 bits on a CPU.
         versions: Of the packages that trained it.
     """
 
@@ -297,11 +298,11 @@ class Description:
     input: Input
     weights: Weights
     training: Training
+    shipped: ShippedStage
     calibration: Calibration
     decision: Decision
     prediction_sets: PredictionSets | None
     abstention: Abstention
     test: Figures
-    largest_difference: float
     intended_use: str
     versions: dict[str, str]

@@ -14,11 +14,14 @@ from pylorus.deploy.description import Description, Figure
 from pylorus.deploy.fixing import clusters, figure, figures_of, set_figures, share
 from pylorus.deploy.strict import plain
 from pylorus.errors import PylorusError
-from pylorus.evaluation.calibration import calibration_scores
+from pylorus.evaluation.calibration import estimate_calibration
 from pylorus.evaluation.conformal import prediction_sets
 from pylorus.evaluation.confusion import confusion_matrix
 from pylorus.evaluation.decision import operating_point
+from pylorus.evaluation.index_intervals import OVERALL, indices_of_predictions
 from pylorus.evaluation.predictions import Predictions
+from pylorus.evaluation.proportion import proportions_of_predictions
+from pylorus.evaluation.ranking import ranking_of_predictions
 from pylorus.evaluation.sentence import threshold_text
 from pylorus.percent import percent
 
@@ -48,7 +51,7 @@ def evaluation_of(tables: Iterator[pd.DataFrame], said: Description, options: "P
         "left_out": left_out,
         "classes": list(said.short_names),
         "confusion": confusion_matrix(predictions.true, predictions.predicted, predictions.classes).tolist(),
-        "ece": calibration_scores(predictions.probabilities, predictions.true).ece,
+        **_further_indices(predictions),
         "unlike": plain(share(why == "unlike", groups)),
         "unsure": plain(share(why == "unsure", groups)),
         "answered": plain(share(why == "", groups)),
@@ -62,6 +65,26 @@ def evaluation_of(tables: Iterator[pd.DataFrame], said: Description, options: "P
         asked = {"coverage_asked": said.prediction_sets.coverage}
         found["prediction_sets"] = asked | plain(set_figures(predictions, members))
     return found
+
+
+def _further_indices(predictions: Predictions) -> dict[str, object]:
+    """Compute every other index of the run's report at image level."""
+    groups, names, classes = clusters(predictions), predictions.class_names, predictions.classes
+    shares = proportions_of_predictions(predictions.true, predictions.predicted, groups, classes=classes)
+    indices = indices_of_predictions(predictions.true, predictions.predicted, groups, classes=classes)
+    ranking = ranking_of_predictions(predictions.true, predictions.probabilities, groups)
+    scores = estimate_calibration(predictions.probabilities, predictions.true, groups)
+    by_class = {"npv": shares.npv, "f1": indices.f1, "average_precision": ranking.average_precision}
+    overall = {name: getattr(indices, name) for name in OVERALL}
+    overall |= {"macro_auroc": ranking.macro_auroc, "macro_average_precision": ranking.macro_average_precision}
+    overall |= {"ece": scores.ece, "brier": scores.brier, "nll": scores.nll}
+    return {
+        **{
+            name: {each: plain(figure(value)) for each, value in zip(names, found, strict=True)}
+            for name, found in by_class.items()
+        },
+        **{name: plain(figure(value)) for name, value in overall.items()},
+    }
 
 
 def _decided(predictions: Predictions, deciding: str, threshold: float) -> dict[str, object]:
@@ -134,6 +157,7 @@ def told(record: Mapping[str, Any], said: Description) -> str:
         "",
         f"evaluation on {found['images']:,} images{_groups_text(record)}, in % (95 % interval):",
         f"  accuracy {shown(found['accuracy'])}",
+        f"  balanced accuracy {shown(found['balanced_accuracy'])}, macro F1 {shown(found['macro_f1'])}",
     ]
     width = max(map(len, said.short_names))
     lines += [

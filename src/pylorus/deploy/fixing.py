@@ -210,7 +210,7 @@ def clusters(predictions: Predictions) -> NDArray[np.generic] | None:
 def figure(estimate: Estimate) -> Figure:
     """An estimate as JSON can hold it."""
     value, low, high = (
-        None if math.isnan(each) else float(each) for each in (estimate.value, estimate.low, estimate.high)
+        float(each) if math.isfinite(each) else None for each in (estimate.value, estimate.low, estimate.high)
     )
     return Figure(value, low, high)
 

@@ -5,14 +5,15 @@ from pathlib import Path
 from pylorus.data.unreadable import UnreadableImageError, shown
 from pylorus.deploy.sources import Item
 from pylorus.errors import PylorusError
+from pylorus.report.calibrated import calibrate
 from pylorus.report.mistakes import surest_mistakes
 from pylorus.report.saved_run import SavedRun, read_run
 from pylorus.report.thumbnails import file_of, image_of
 
 
 def mistaken(bundle: Path) -> tuple[str, dict[str, Item]]:
-    """The last stage's name, and by their ids the test images of which it was surest and wrong, the surest first;
-    none where it recognised them all.
+    """The shipped stage's name, and by their ids the test images of which it was surest and wrong, the surest first;
+    none where it recognised them all. How sure it was is its calibrated probability, as `pylorus predict` gives it.
 
     Args:
         bundle: The folder `model` of a run that lies where it was made.
@@ -24,11 +25,10 @@ def mistaken(bundle: Path) -> tuple[str, dict[str, Item]]:
     if not (folder / "status.json").is_file() or bundle.resolve().name != "model":
         raise PylorusError(f"--mistakes: {bundle} is in no run; expected the folder `model` of a run.")
     run = read_run(folder)
-    if not run.finished_stages:
+    stage = next((each for each in run.finished_stages if run.shipped and each.name == run.shipped.name), None)
+    if stage is None or stage.test is None or run.split is None:
         raise PylorusError(f"--mistakes: {folder} holds no predictions of test images.")
-    stage = run.finished_stages[-1]
-    assert stage.test is not None and run.split is not None
-    said = stage.test.predictions
+    said = stage.test.predictions if stage.validation is None else calibrate(stage.validation, stage.test).test
     rows = surest_mistakes(said)
     labels = [run.short_names.index(said.class_names[said.true[row]]) for row in rows]
     return stage.name, {

@@ -23,8 +23,38 @@ class Output(NamedTuple):
     unlikeness: Tensor
 
 
-class BundledClassifier(nn.Module):
+class NormalisedNetwork(nn.Module):
     """A network in evaluation mode that normalises its images itself.
+
+    A run predicts with it and a bundle computes by it, so that both give the same logits.
+
+    Args:
+        network: A timm model.
+        mean: Of pixels in [0, 1], a value a channel.
+        std: As `mean`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, *, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
+        self.eval()
+
+    def pixels(self, image: Tensor) -> Tensor:
+        """Normalised images (n, 3, size, size) of uint8 RGB ones."""
+        return (image.float() - self.mean) / self.std
+
+    def logits_and_features(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (n, classes) and penultimate features (n, features) of uint8 RGB images (n, 3, size, size)."""
+        return logits_and_features(self.network, self.pixels(image))
+
+
+class BundledClassifier(NormalisedNetwork):
+    """A network that also says how unlike its training images an image is.
 
     Args:
         network: A timm model.
@@ -33,26 +63,16 @@ class BundledClassifier(nn.Module):
         directions: Unit vectors of shape (classes, features): the mean direction of each class's training images.
     """
 
-    mean: Tensor
-    std: Tensor
     directions: Tensor
 
     def __init__(self, network: nn.Module, *, mean: tuple[float, ...], std: tuple[float, ...], directions: Tensor):
-        super().__init__()
-        self.network = network
-        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
+        super().__init__(network, mean=mean, std=std)
         self.register_buffer("directions", directions)
-        self.eval()
 
     def forward(self, image: Tensor) -> Output:
         """What it says of uint8 RGB images of shape (n, 3, size, size)."""
-        logits, features = logits_and_features(self.network, self.pixels(image))
+        logits, features = self.logits_and_features(image)
         return Output(logits, unlikeness(features, self.directions))
-
-    def pixels(self, image: Tensor) -> Tensor:
-        """Normalised images (n, 3, size, size) of uint8 RGB ones."""
-        return (image.float() - self.mean) / self.std
 
 
 def logits_and_features(network: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,95 +1,118 @@
-"""One pass of the trained network over the run's own images: the features that tell unlike images, in 32 bits."""
+"""A stage's answers to the images of a run, computed as its bundle computes them: by the same code, in fp32."""
 
-import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
+from tqdm import tqdm
 
-from pylorus.config import AugmentConfig, Config
 from pylorus.data.datamodule import ImageDataModule
-from pylorus.data.input import InputFormat
 from pylorus.data.order import Draw
-from pylorus.data.prepare import Images
-from pylorus.deploy.network import laid_out, logits_and_features
-from pylorus.machine.choices import images_a_step, workers
-from pylorus.machine.engine import Engine
+from pylorus.deploy.network import NormalisedNetwork, laid_out
+from pylorus.machine.engine import Engine, full_precision
 from pylorus.model.backbone import Backbone
-
-log = logging.getLogger(__name__)
+from pylorus.model.cut import modes_kept
 
 MOST_IMAGES = {"train": 1000, "val": 5000, "test": 5000}
-"""Of each part: classes' means and a threshold's quantile are known by then; the rest would only take time."""
+"""Features of each part: classes' means and a threshold's quantile are known by then; the rest would only take time."""
 
 
 @dataclass(frozen=True, eq=False)
-class Passed:
-    """What the network says of some images of a part.
+class PartAnswers:
+    """The network's answers to a part of the images.
 
     Attributes:
-        rows: Their places in the part's table, of shape (n,).
-        labels: Their true classes, of shape (n,).
-        logits: Of shape (n, classes).
-        features: Of shape (n, features).
+        logits: float32 of shape (images, classes), in the order of the part's rows.
+        features: float32 of shape (n, features): penultimate features of the rows that `feature_rows` names.
     """
 
-    rows: NDArray[np.int64]
-    labels: NDArray[np.int64]
     logits: NDArray[np.float32]
-    features: Tensor
+    features: NDArray[np.float32]
 
 
-def pass_over(
-    backbone: Backbone, form: InputFormat, images: Images, config: Config, engine: Engine
-) -> dict[str, Passed]:
-    """What the network says of train, val and test images, none of them augmented, at most `MOST_IMAGES` of them."""
-    size = images_a_step(config.trainer)
-    served = ImageDataModule(
-        images.table,
-        images.catalog.root,
-        form,
-        batch_size=size,
-        workers=workers(config, engine)[0],
-        policy=AugmentConfig(),
-        seed=0,
-        cache=config.cache,
-        validation=images.validation,
-    )
-    device = torch.device(engine.accelerator)
-    network = laid_out(backbone.network, device).eval()
-    mean, std = (255 * torch.tensor(each, device=device).view(1, 3, 1, 1) for each in (backbone.mean, backbone.std))
+def feature_rows(part: str, images: int) -> NDArray[np.int64]:
+    """The rows of a part whose features are kept: all, or `MOST_IMAGES` at even distances.
 
-    def passed(part: str) -> Passed:
-        total = len(served.parts[part])
-        rows = np.linspace(0, total - 1, min(total, MOST_IMAGES[part])).round().astype(np.int64)
-        starts = range(0, len(rows), 2 * size)
-        batches = [[Draw(int(row), None) for row in rows[at : at + 2 * size]] for at in starts]
-        found = [_said(network, (batch.image.to(device).float() - mean) / std) for batch in served.serve(part, batches)]
-        return Passed(
-            rows=rows,
-            labels=served.parts[part]["label"].to_numpy(dtype=np.int64)[rows],
-            logits=torch.cat([logits for logits, _ in found]).numpy(),
-            features=torch.cat([features for _, features in found]),
-        )
-
-    log.info("model    looks at images once more: by their features foreign ones are told")
-    parts = {part: passed(part) for part in MOST_IMAGES}
-    network.to("cpu")
-    return parts
+    Args:
+        part: train, val or test.
+        images: Of the part.
+    """
+    return np.linspace(0, images - 1, min(images, MOST_IMAGES[part])).round().astype(np.int64)
 
 
-def mean_directions(passed: Passed, classes: int) -> Tensor:
-    """The mean direction of each class's features, unit vectors of shape (classes, features)."""
-    each = functional.normalize(passed.features.double(), dim=1)
-    labels = torch.from_numpy(passed.labels)
-    means = torch.stack([each[labels == label].mean(dim=0) for label in range(classes)])
+def answer_part(
+    backbone: Backbone, served: ImageDataModule, part: str, engine: Engine, *, progress: bool
+) -> PartAnswers:
+    """Computes the answers to every image of a part; each process computes its share, and has the whole.
+
+    Args:
+        backbone: The network, and how its input is normalised.
+        served: The images.
+        part: val or test.
+        engine: Where to compute.
+        progress: Whether to draw a progress bar on a terminal.
+    """
+    images = len(served.parts[part])
+    wanted = feature_rows(part, images)
+    rows, logits, features = [], [], []
+    silent = not (progress and served.processes.first and sys.stderr.isatty())
+    with (
+        _computing(backbone, engine) as network,
+        tqdm(total=images, desc=f"{part} predictions", leave=False, disable=silent) as bar,
+    ):
+        for batch in served.loader(part):
+            answers = _answer(network, batch.image, engine)
+            kept = torch.from_numpy(np.isin(batch.row.numpy(), wanted))
+            rows.append(batch.row)
+            logits.append(answers[0])
+            features.append((batch.row[kept], answers[1][kept]))
+            bar.update(served.processes.count * len(batch.row))
+    mine = (torch.cat(rows), torch.cat(logits), *(torch.cat(parts) for parts in zip(*features, strict=True)))
+    shares = served.processes.gathered(mine)
+    all_rows, all_logits, kept_rows, kept_features = (torch.cat(each) for each in zip(*shares, strict=True))
+    return PartAnswers(all_logits[torch.argsort(all_rows)].numpy(), kept_features[torch.argsort(kept_rows)].numpy())
+
+
+def mean_directions(backbone: Backbone, served: ImageDataModule, engine: Engine, *, classes: int) -> Tensor:
+    """The mean direction of each class's features over the training images, none of them augmented.
+
+    Args:
+        backbone: The network, and how its input is normalised.
+        served: The images, of one process.
+        engine: Where to compute.
+        classes: How many there are.
+
+    Returns:
+        Unit vectors of shape (classes, features).
+    """
+    rows = feature_rows("train", len(served.parts["train"]))
+    size = 2 * served.batch_size
+    batches = [[Draw(int(row), None) for row in rows[at : at + size]] for at in range(0, len(rows), size)]
+    with _computing(backbone, engine) as network:
+        features = torch.cat([_answer(network, batch.image, engine)[1] for batch in served.serve("train", batches)])
+    labels = torch.from_numpy(served.parts["train"]["label"].to_numpy(dtype=np.int64)[rows])
+    directions = functional.normalize(features.double(), dim=1)
+    means = torch.stack([directions[labels == label].mean(dim=0) for label in range(classes)])
     return functional.normalize(means, dim=1).float()
 
 
-def _said(network: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
+@contextmanager
+def _computing(backbone: Backbone, engine: Engine) -> Iterator[NormalisedNetwork]:
+    """Lays the network out as a bundle does; afterwards it is on the CPU and in its modes again."""
+    device = torch.device(engine.accelerator)
+    with modes_kept(backbone.network), full_precision():
+        network = laid_out(backbone.network, device)
+        yield NormalisedNetwork(network, mean=backbone.mean, std=backbone.std).to(device)
+        network.to("cpu")
+
+
+def _answer(network: NormalisedNetwork, image: Tensor, engine: Engine) -> tuple[Tensor, Tensor]:
     with torch.inference_mode():
-        logits, features = logits_and_features(network, pixels)
+        logits, features = network.logits_and_features(image.to(engine.accelerator))
     return logits.cpu(), features.cpu()

@@ -30,7 +30,7 @@ from pylorus.deploy.network import Output
 from pylorus.deploy.parts import Parts
 from pylorus.deploy.sources import Item, Sources
 from pylorus.errors import PylorusError, did_you_mean
-from pylorus.machine.engine import accelerators, keep_freed_memory, usable_cores
+from pylorus.machine.engine import accelerators, keep_freed_memory, take_full_precision, usable_cores
 from pylorus.model.weights import sha256
 
 PART_ROWS, PART_SECONDS = 2000, 60.0
@@ -270,5 +270,5 @@ def settled_device(wanted: str) -> torch.device:
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(usable_cores())
     keep_freed_memory()
-    torch.backends.cudnn.allow_tf32 = False  # 32 bits are 32 bits, also on a GPU
+    take_full_precision()
     return torch.device(there[0] if wanted == "auto" else wanted)

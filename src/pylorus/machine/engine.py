@@ -5,7 +5,8 @@ import importlib.metadata
 import os
 import platform
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,6 +74,24 @@ class Engine:
     def computing(self) -> AbstractContextManager[object]:
         """The precision outside of Lightning's loops, the same as in them."""
         return torch.autocast(self.accelerator, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def take_full_precision() -> None:
+    """Has products of matrices and convolutions of 32-bit numbers computed in 32 bits, also on a GPU (no TF32)."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Computes inside as `take_full_precision` says, afterwards as before."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    take_full_precision()
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def accelerators() -> list[str]:

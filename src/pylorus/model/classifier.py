@@ -143,10 +143,6 @@ class Classifier(pl.LightningModule):
         """Gathers a batch's loss and decisions."""
         self._broken["val"].look(self._step(batch, "val_part"), batch.row, batch_idx)
 
-    def predict_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Rows (batch,) and logits (batch, classes)."""
-        return batch.row, self.logits(batch)
-
     def on_validation_epoch_end(self) -> None:
         """Logs the epoch: Lightning validates when its training batches are done, so both tallies are complete.
 

@@ -32,7 +32,8 @@ from pylorus.model.prefix import Prefix
 
 log = logging.getLogger(__name__)
 
-PARTS = ("train", "val", "test")
+PARTS = ("train", "val")
+"""What training asks for; test images are answered by the whole network, in 32 bits."""
 
 
 class FeatureBatch(NamedTuple):

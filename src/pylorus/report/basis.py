@@ -2,11 +2,16 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from pylorus.report.level import IMAGES, PATIENTS
 from pylorus.report.marks import mark_words
 from pylorus.report.result import Result
 from pylorus.report.same_test import by_test_set
 from pylorus.report.saved_run import SavedRun
+
+MOST_SPLITS = 6
+"""Splits beyond this number are counted, not cited."""
 
 
 def tested_on(results: Sequence[Result], *, level: str = IMAGES) -> str:
@@ -17,6 +22,12 @@ def tested_on(results: Sequence[Result], *, level: str = IMAGES) -> str:
         level: `image-level` or `patient-level`.
     """
     sets = by_test_set(results)
+    if len(sets) > 1 and all(result.run.setting("data.fold") is not None for result in results):
+        said = (
+            f"{level.capitalize()}; {_describe_folds(results)}, which test other images each, so rows and lines of "
+            "different folds are not to be compared."
+        )
+        return _joined(f"{said} {_cite_splits(results)}", [each.run for each in results])
     told = [_said(each.results, level) for each in sets]
     if len(sets) > 1:
         parts = [f"{', '.join(each.runs)}: {said}" for each, said in zip(sets, told, strict=True)]
@@ -26,10 +37,39 @@ def tested_on(results: Sequence[Result], *, level: str = IMAGES) -> str:
 
 def trained_on(runs: Sequence[SavedRun]) -> str:
     """What curves over epochs rest on: the training and validation images of each run."""
+    runs = list(dict.fromkeys(runs))
     told = dict.fromkeys(_parts_said(run) for run in runs)
+    if len(told) > MOST_SPLITS:
+        return _joined(f"Image-level; {len(runs)} runs of {len(told)} splits, listed below.", runs)
     if len(told) == 1:
         return _joined(f"Image-level; {next(iter(told))}.", runs)
     return _joined(f"Image-level; {'; '.join(f'{run.label}: {_parts_said(run)}' for run in runs)}.", runs)
+
+
+def pooled_from(results: Sequence[Result], *, level: str = IMAGES) -> str:
+    """What the pooled results of folds rest on.
+
+    Args:
+        results: Of all folds, at least one.
+        level: `image-level` or `patient-level`.
+    """
+    said = f"{level.capitalize()}; {_describe_folds(results)}, each image in one of them."
+    return _joined(f"{said} {_cite_splits(results)}", [each.run for each in results])
+
+
+def _describe_folds(results: Sequence[Result]) -> str:
+    """The test images of folds together."""
+    images = {name for result in results for name in result.test.predictions.sample.tolist()}
+    groups = {name for result in results for name in np.asarray(result.test.predictions.group).tolist()}
+    whose = f" of {len(groups):,} groups" if len(groups) < len(images) else ", each its own group"
+    return f"{len(images):,} test images{whose}, tested in {len(by_test_set(results))} folds"
+
+
+def _cite_splits(results: Sequence[Result]) -> str:
+    splits = list(dict.fromkeys(result.split for result in results))
+    if len(splits) > MOST_SPLITS:
+        return f"Splits {splits[0]} and {len(splits) - 1} others."
+    return f"Split{'s' if len(splits) > 1 else ''} {', '.join(splits)}."
 
 
 def _joined(said: str, runs: Sequence[SavedRun]) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from pylorus.report.comparison_tables import describe_comparisons
 from pylorus.report.evidence import Evidence
 from pylorus.report.maps import saved_maps
 from pylorus.report.marks import accepted_leaks, marks_of
@@ -84,7 +85,7 @@ def sample_size(evidence: Evidence) -> str:
     """How wide the interval of accuracy is."""
     said = [
         f"{result.label}: accuracy {in_percent(result.images.shares.accuracy).text} % on {result.test.images} images"
-        for result in _final(evidence)
+        for result in _shipped(evidence)
     ]
     return f"What the size allows: {'; '.join(said)}." if said else ""
 
@@ -166,9 +167,7 @@ def uncertainty(evidence: Evidence) -> str:
     kept = "images of a group are kept together" if any(clustered) else "each image stands for itself"
     pairs = ""
     if evidence.comparisons:
-        family = evidence.comparisons[0].family
-        corrected = f", corrected by Holm's method over {family} pairs" if family > 1 else ""
-        pairs = f" Pairs on the same test images: McNemar, DeLong and exchanged patients (macro F1){corrected}."
+        pairs = f" {' '.join(describe_comparisons(evidence.comparisons))}"
     return f"95 % intervals ({kept}), by the methods that the last section names.{pairs}"
 
 
@@ -244,8 +243,8 @@ def _as_sentence(text: str) -> str:
     return f"{text.removesuffix('.')}."
 
 
-def _final(evidence: Evidence) -> list[Result]:
-    return [result for result in evidence.results if result.is_final]
+def _shipped(evidence: Evidence) -> list[Result]:
+    return [result for result in evidence.results if result.is_shipped]
 
 
 def _tested(run: SavedRun) -> bool:
@@ -254,7 +253,7 @@ def _tested(run: SavedRun) -> bool:
 
 def _subgroup_columns(evidence: Evidence) -> list[str]:
     """Columns that make subgroups of a final result."""
-    found = [column for result in _final(evidence) for column in columns_of(result)]
+    found = [column for result in _shipped(evidence) for column in columns_of(result)]
     return list(dict.fromkeys(column.name for column in found if column.subgroups))
 
 

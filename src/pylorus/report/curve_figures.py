@@ -1,8 +1,7 @@
 """Curves over epochs: accuracy and loss of all models in one plot, and each class's indices of one model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,16 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from pylorus.report.basis import trained_on
-from pylorus.report.drawing import INK, Drawing, legend_above, line_style, new_figure, style
+from pylorus.report.drawing import (
+    INK,
+    REPLICATES,
+    Drawing,
+    legend_above,
+    line_style,
+    new_figure,
+    replicate_style,
+    style,
+)
 from pylorus.report.run_facts import validation_images
 from pylorus.report.saved_run import SavedRun, SavedStage
 
@@ -75,33 +83,40 @@ def curves_of(runs: Sequence[SavedRun]) -> list[Curves]:
     ]
 
 
-def training_figure(curves: Sequence[Curves]) -> Drawing:
+def training_figure(curves: Sequence[Curves], *, labels: Mapping[SavedRun, str] | None = None) -> Drawing:
     """Accuracy and loss of all models over the epochs of one stage, on training and on validation images.
 
     Args:
         curves: At least one, all of the same stage.
+        labels: What the legend calls each run; runs of one label are replicates, drawn thin around their mean. None:
+            each run is its own.
     """
-    stage, validated = curves[0].stage.name, validation_images([each.run for each in curves])
+    stage = curves[0].stage.name
+    names = {each.run: each.run.label for each in curves} | dict(labels or {})
+    groups: dict[str, list[Curves]] = {}
+    for each in curves:
+        groups.setdefault(names[each.run], []).append(each)
+    validated = validation_images([each.run for each in curves])
     with style():
-        labels = [*(each.run.label for each in curves), CHOSEN]
-        figure = new_figure(4.4, legend=labels)
+        legend = [*groups, CHOSEN]
+        figure = new_figure(4.4, legend=legend)
         panels = figure.subplots(2, 2)
         handles = []
-        for number, each in enumerate(curves):
+        for number, group in enumerate(groups.values()):
             for axes, (name, _) in zip(panels.flat, PANELS, strict=True):
-                line = _draw(axes, each, name, number)
+                line = _draw(axes, group, name, number)
             handles.append(line)
         for axes, (name, title) in zip(panels.flat, PANELS, strict=True):
             _finish(axes, title, loss=name.endswith("loss"), values=np.concatenate([each.of(name) for each in curves]))
-        legend_above(figure, [*handles, _best_handle()], labels)
-    best = [f"{each.run.label} {_percent_at(each, 'val/accuracy')}" for each in curves]
+        legend_above(figure, [*handles, _best_handle()], legend)
+    best = [f"{label} {_percent_at(group, 'val/accuracy')}" for label, group in groups.items()]
     return Drawing(
         key=f"curves-{stage}",
         title=f"Stage {stage}: accuracy and loss over its epochs, on training images and on {validated}",
-        basis=trained_on([each.run for each in curves]),
+        basis=trained_on(list(dict.fromkeys(each.run for each in curves))),
         alt=f"Four line plots over epochs. Validation accuracy at the chosen epoch: {', '.join(best)}.",
         figure=figure,
-        notes=(_ring_note(curves),),
+        notes=(_ring_note(curves), *_replicate_notes(list(groups.values()))),
     )
 
 
@@ -114,13 +129,16 @@ def _ring_note(curves: Sequence[Curves]) -> str:
     return f"A ring marks the best epoch on {validation_images([each.run for each in curves])}; {whose}."
 
 
-def index_figure(curves: Curves, names: Sequence[str]) -> Drawing:
+def index_figure(curves: Sequence[Curves], names: Sequence[str], *, label: str, stem: str) -> Drawing:
     """Precision, sensitivity and F1 of each class on the validation images, over the epochs of one stage.
 
     Args:
-        curves: Of one stage of one run.
+        curves: Of one stage of one run, or of the replicates of a configuration.
         names: Short names of the classes.
+        label: What the configuration is called.
+        stem: The same for the name of the file.
     """
+    stage = curves[0].stage.name
     with style():
         figure = new_figure(2.3, legend=[*names, CHOSEN])
         panels = figure.subplots(1, 3, sharey=True)
@@ -131,30 +149,51 @@ def index_figure(curves: Curves, names: Sequence[str]) -> Drawing:
         legend_above(figure, [*handles, _best_handle()], [*names, CHOSEN])
     last = ", ".join(f"{name} {_percent_at(curves, f'val/f1/{name}')}" for name in names)
     return Drawing(
-        key=f"indices-{curves.run.stem}-{curves.stage.name}",
-        title=f"{curves.run.label}, stage {curves.stage.name}: precision, sensitivity and F1 of each class over epochs",
-        basis=trained_on([curves.run]),
+        key=f"indices-{stem}-{stage}",
+        title=f"{label}, stage {stage}: precision, sensitivity and F1 of each class over epochs",
+        basis=trained_on([each.run for each in curves]),
         alt=f"Three line plots over epochs, a line a class. F1 at the chosen epoch: {last}.",
         figure=figure,
         notes=(
-            f"On {validation_images([curves.run])}. A gap in a line: undefined, since no image was predicted as that "
-            "class.",
+            f"On {validation_images([each.run for each in curves])}. A gap in a line: undefined, since no image was "
+            "predicted as that class.",
+            *_replicate_notes([curves]),
         ),
     )
 
 
-def _draw(axes: Axes, curves: Curves, name: str, number: int) -> Line2D:
-    """One curve, shares in %, with a ring at the chosen epoch where it is a validation curve."""
+def _draw(axes: Axes, curves: Sequence[Curves], name: str, number: int) -> Line2D:
+    """One curve, shares in %; of replicates their mean, and each thin; a ring at the epoch chosen, if of validation."""
     scale = 1.0 if name.endswith("loss") else 100.0
-    values, epochs = scale * curves.of(name), curves.epochs
     look = line_style(number)
-    (line,) = axes.plot(epochs, values, markevery=max(1, len(epochs) // 10), **look)
-    best = curves.best
-    if name.startswith("val/") and best is not None and np.isfinite(values[best]):
-        axes.plot(
-            epochs[best], values[best], marker="o", markersize=9, markerfacecolor="none", markeredgecolor=look["color"]
-        )
+    several = len(curves) > 1
+    for each in curves if several else ():
+        axes.plot(each.epochs, scale * each.of(name), **replicate_style(number))
+    length = min(len(each.table) for each in curves)
+    mean = scale * np.mean([each.of(name)[:length] for each in curves], axis=0)
+    (line,) = axes.plot(curves[0].epochs[:length], mean, markevery=max(1, length // 10), **look)
+    for each in curves if name.startswith("val/") else ():
+        best, values = each.best, scale * each.of(name)
+        if best is not None and np.isfinite(values[best]):
+            axes.plot(
+                each.epochs[best],
+                values[best],
+                marker="o",
+                markersize=6 if several else 9,
+                markerfacecolor="none",
+                markeredgecolor=look["color"],
+                markeredgewidth=0.7 if several else 1.0,
+            )
     return line
+
+
+def _replicate_notes(groups: Sequence[Sequence[Curves]]) -> tuple[str, ...]:
+    """What thin lines are, where there are any, and how far a mean goes."""
+    several = [group for group in groups if len(group) > 1]
+    if not several:
+        return ()
+    short = any(len({len(each.table) for each in group}) > 1 for group in several)
+    return (REPLICATES + (" It ends where the first of them ends." if short else ""),)
 
 
 def _best_handle() -> Artist:
@@ -171,7 +210,8 @@ def _finish(axes: Axes, title: str, *, loss: bool, values: NDArray[np.float64]) 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
 
 
-def _percent_at(curves: Curves, name: str) -> str:
-    best = curves.best
-    value: Any = np.nan if best is None else curves.of(name)[best]
-    return "undefined" if np.isnan(value) else f"{100 * value:.1f} %"
+def _percent_at(curves: Sequence[Curves], name: str) -> str:
+    """A share at the chosen epoch; of replicates the mean."""
+    values = [np.nan if each.best is None else each.of(name)[each.best] for each in curves]
+    mean = float(np.mean(values))
+    return "undefined" if np.isnan(mean) else f"{100 * mean:.1f} %" + (" (mean)" if len(values) > 1 else "")

@@ -23,6 +23,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
+REPLICATES = "Thin lines: the runs of a configuration; the line of the legend is their mean."
+"""The note of a figure that draws replicates."""
+
 INK, FAINT, PAPER = "#1f2933", "#9aa5b1", "#ffffff"
 
 STYLE: dict[str, Any] = {
@@ -105,6 +108,11 @@ def line_style(number: int) -> dict[str, Any]:
         "linestyle": LINES[number % len(LINES)],
         "marker": MARKERS[number % len(MARKERS)],
     }
+
+
+def replicate_style(number: int) -> dict[str, Any]:
+    """How a single replicate is drawn beside the mean of the n-th line: thin and pale, in the line's colour."""
+    return {"color": COLOURS[number % len(COLOURS)], "linewidth": 0.7, "alpha": 0.45, "marker": ""}
 
 
 def legend_above(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pylorus.config import DeployConfig
 from pylorus.errors import PylorusError, did_you_mean
-from pylorus.report.comparison import Comparison, compare_all
+from pylorus.report.candidate import Candidate, Configuration, Pool, configurations_of, pools_of
+from pylorus.report.comparison import Comparison
 from pylorus.report.labels import labelled
 from pylorus.report.looks import Looks, count_looks
 from pylorus.report.operating import Aim
@@ -28,8 +29,9 @@ class Evidence:
         runs: All runs, also those that gave nothing.
         results: One for each stage that predicted the test images.
         tests: The results by test set.
-        comparisons: Pairs on the same test set.
-        winners: One a test set.
+        configurations: The results by configuration, seeds and folds of one together.
+        pools: The configurations by what they were tested on.
+        winners: One a pool, with all comparisons.
         looks: How often each test set was looked at.
     """
 
@@ -39,7 +41,8 @@ class Evidence:
     runs: tuple[SavedRun, ...]
     results: tuple[Result, ...]
     tests: tuple[SameTest, ...]
-    comparisons: tuple[Comparison, ...]
+    configurations: tuple[Configuration, ...]
+    pools: tuple[Pool, ...]
     winners: tuple[Winner, ...]
     looks: tuple[Looks, ...]
 
@@ -48,10 +51,37 @@ class Evidence:
         return tuple(result for result in self.results if result.run is run)
 
     @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """The pairs that a question asks about, corrected within it, each once."""
+        return tuple(dict.fromkeys(each for winner in self.winners for each in (*winner.comparisons, *winner.stages)))
+
+    @property
+    def other_comparisons(self) -> tuple[Comparison, ...]:
+        """All other pairs on the same test images, unadjusted."""
+        return tuple(each for winner in self.winners for each in winner.others)
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """What figures lay over each other: what each configuration ships; its stages, where there is one."""
+        if len(self.configurations) == 1:
+            return self.configurations[0].stages
+        return tuple(each.shipped for each in self.configurations)
+
+    @property
+    def replicates(self) -> dict[str, tuple[SavedRun, ...]]:
+        """The runs by the configuration that they are replicates of; one without results is called by its own label."""
+        found: dict[str, list[SavedRun]] = {}
+        labels = {
+            result.run: each.label for each in self.configurations for stage in each.stages for result in stage.results
+        }
+        for run in self.runs:
+            found.setdefault(labels.get(run, run.label), []).append(run)
+        return {label: tuple(runs) for label, runs in found.items()}
+
+    @property
     def compared(self) -> tuple[Result, ...]:
-        """What figures lay over each other: each run's last stage; both stages, where there is one run."""
-        final = tuple(result for result in self.results if result.is_final)
-        return final if len(final) > 1 else self.results
+        """The results of these candidates."""
+        return tuple(result for each in self.candidates for result in each.results)
 
 
 def gather(folders: Sequence[Path], options: ReportOptions) -> Evidence:
@@ -75,7 +105,8 @@ def gather(folders: Sequence[Path], options: ReportOptions) -> Evidence:
         result for run in runs for result in results_of(run, class_name=class_name, aim=aim, options=options)
     )
     tests = by_test_set(results)
-    comparisons = compare_all(tests, class_name=class_name, options=options)
+    configurations = configurations_of(results)
+    pools = pools_of(configurations)
     return Evidence(
         options=options,
         class_name=class_name,
@@ -83,8 +114,9 @@ def gather(folders: Sequence[Path], options: ReportOptions) -> Evidence:
         runs=runs,
         results=results,
         tests=tests,
-        comparisons=comparisons,
-        winners=tuple(winner_of(each, comparisons) for each in tests),
+        configurations=configurations,
+        pools=pools,
+        winners=tuple(winner_of(each, class_name=class_name, options=options) for each in pools),
         looks=count_looks(runs),
     )
 

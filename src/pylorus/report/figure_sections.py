@@ -4,6 +4,7 @@ from pylorus.report.confusion_figure import confusion_figures
 from pylorus.report.curve_figures import curves_of, index_figure, training_figure
 from pylorus.report.decision_figures import net_benefit_figure, risk_figure
 from pylorus.report.evidence import Evidence
+from pylorus.report.labels import make_stems
 from pylorus.report.network import blocks_of, network_table
 from pylorus.report.reliability_figure import reliability_figures
 from pylorus.report.roc_figure import roc_figure
@@ -15,9 +16,17 @@ from pylorus.report.structure_figure import structure_figure
 def training_section(evidence: Evidence) -> Section:
     """Curves over epochs: all models in one plot a stage, then each model's classes."""
     curves = curves_of(evidence.runs)
+    labels = {run: label for label, runs in evidence.replicates.items() for run in runs}
     stages = dict.fromkeys(each.stage.name for each in curves)
-    items: list[Item] = [training_figure([each for each in curves if each.stage.name == stage]) for stage in stages]
-    items += [index_figure(each, each.run.short_names) for each in curves]
+    items: list[Item] = [
+        training_figure([each for each in curves if each.stage.name == stage], labels=labels) for stage in stages
+    ]
+    stems = make_stems(list(evidence.replicates))
+    for stem, (label, runs) in zip(stems, evidence.replicates.items(), strict=True):
+        for stage in stages:
+            own = [each for each in curves if each.stage.name == stage and each.run in runs]
+            if own:
+                items.append(index_figure(own, own[0].run.short_names, label=label, stem=stem))
     without = [f"{run.label} {stage.name}" for run in evidence.runs for stage in run.stages if stage.curves is None]
     if without:
         items.append(Sentences((f"There is no metrics.csv, and so no curve, of {'; '.join(without)}.",)))
@@ -26,17 +35,20 @@ def training_section(evidence: Evidence) -> Section:
 
 def tested_section(evidence: Evidence) -> Section:
     """What the models make of the test images."""
-    results, compared = evidence.results, evidence.compared
+    results, candidates = evidence.results, evidence.candidates
     if not results:
         return Section("test-figures", "", ())
-    items: list[Item] = [*confusion_figures(results), roc_figure(compared)]
+    items: list[Item] = [*confusion_figures(results), roc_figure(candidates)]
     calibrated = [result for result in results if result.calibration is not None]
     items += reliability_figures(calibrated) if calibrated else []
-    items.append(risk_figure(compared))
+    items.append(risk_figure(candidates))
     deciding = [
-        result
-        for result in compared
-        if result.calibration is not None and evidence.class_name in result.images.predictions.class_names
+        candidate
+        for candidate in candidates
+        if all(
+            result.calibration is not None and evidence.class_name in result.images.predictions.class_names
+            for result in candidate.results
+        )
     ]
     items += [net_benefit_figure(deciding, str(evidence.class_name))] if deciding else []
     return Section("test-figures", "Figures of the test images", tuple(items))

@@ -15,24 +15,27 @@ MOST = 3
 """Most settings that a label tells."""
 
 
-def labelled(runs: Sequence[SavedRun]) -> tuple[SavedRun, ...]:
-    """The runs, each with a label that no other has."""
+def labelled(runs: Sequence[SavedRun], *, untold: Sequence[str] = ()) -> tuple[SavedRun, ...]:
+    """The runs, each with a label that no other has.
+
+    Args:
+        runs: In their order.
+        untold: Further keys and groups of keys that no label tells.
+    """
     names = [run.model.partition(".")[0] for run in runs]
     often = Counter(names)
-    told = [
-        f"{name} ({', '.join(_apart(run, [other for other in runs if other is not run and _same(other, run)]))})"
-        if often[name] > 1
-        else name
-        for name, run in zip(names, runs, strict=True)
-    ]
+    told = []
+    for name, run in zip(names, runs, strict=True):
+        others = [other for other in runs if other is not run and _same(other, run)]
+        told.append(f"{name} ({', '.join(_apart(run, others, untold))})" if often[name] > 1 else name)
     told = [name.removesuffix(" ()") for name in told]
     often = Counter(told)
     labels = [f"{name} [{run.folder.name}]" if often[name] > 1 else name for name, run in zip(told, runs, strict=True)]
-    stems = _stems(labels)
+    stems = make_stems(labels)
     return tuple(replace(run, label=label, stem=stem) for run, label, stem in zip(runs, labels, stems, strict=True))
 
 
-def _stems(labels: Sequence[str]) -> list[str]:
+def make_stems(labels: Sequence[str]) -> list[str]:
     """Labels for names of files: ASCII letters, digits and hyphens, each once."""
     stems: list[str] = []
     for label in labels:
@@ -46,7 +49,7 @@ def _same(first: SavedRun, second: SavedRun) -> bool:
     return first.model.partition(".")[0] == second.model.partition(".")[0]
 
 
-def _apart(run: SavedRun, others: Sequence[SavedRun]) -> list[str]:
+def _apart(run: SavedRun, others: Sequence[SavedRun], untold: Sequence[str]) -> list[str]:
     """Settings of a run that not all others of its model share, as `key=value` with the key's last part."""
     own, theirs = flat(run.config), [flat(other.config) for other in others]
     stages = [stage.name for stage in run.stages]
@@ -54,7 +57,9 @@ def _apart(run: SavedRun, others: Sequence[SavedRun]) -> list[str]:
     if any([stage.name for stage in other.stages] != stages for other in others) and stages:
         found.append(" + ".join(stages) if len(stages) > 1 else f"{stages[0]} only")
     for key, value in own.items():
-        if not key.startswith(UNTOLD) and any(other.get(key) != value for other in theirs):
-            shown = run.fold if key == "data.fold" else redacted(key, value)
-            found.append(f"{key.rpartition('.')[2]}={shown}")
+        if key in untold or key.startswith((*UNTOLD, *(f"{name}." for name in untold))):
+            continue
+        if any(other.get(key) != value for other in theirs):
+            value_text = run.fold if key == "data.fold" else redacted(key, value)
+            found.append(f"{key.rpartition('.')[2]}={value_text}")
     return found[:MOST]

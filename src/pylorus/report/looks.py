@@ -41,6 +41,10 @@ class Looks:
     @property
     def sentence(self) -> str:
         """The count as the page says it."""
+        return f"The test set of split {', '.join(self.splits)} was looked at {self._words}"
+
+    @property
+    def _words(self) -> str:
         total = self.here + self.epochs + self.elsewhere
         parts = [f"{_times(self.here)} by the stages of the runs reported here"]
         if self.epochs:
@@ -48,10 +52,18 @@ class Looks:
         if self.elsewhere:
             parts.append(f"{_times(self.elsewhere)} by {self.other_runs} other runs found beside them")
         count = "once" if total == 1 else f"{total} times, or more"
-        return (
-            f"The test set of split {', '.join(self.splits)} was looked at {count}: {', '.join(parts)}. "
-            "Runs that were deleted or lie elsewhere are not counted."
-        )
+        return f"{count}: {', '.join(parts)}. Runs that were deleted or lie elsewhere are not counted."
+
+
+def look_sentences(looks: Sequence[Looks]) -> tuple[str, ...]:
+    """How often the test sets were looked at; those looked at equally often, as folds are, in one sentence."""
+    alike: dict[tuple[int, ...], list[Looks]] = {}
+    for each in looks:
+        alike.setdefault((each.here, each.epochs, each.elsewhere, each.other_runs), []).append(each)
+    return tuple(
+        group[0].sentence if len(group) == 1 else f"Each of {len(group)} test sets was looked at {group[0]._words}"
+        for group in alike.values()
+    )
 
 
 def count_looks(runs: Sequence[SavedRun]) -> tuple[Looks, ...]:

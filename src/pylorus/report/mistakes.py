@@ -22,8 +22,8 @@ class Mistake:
         sample: Its id.
         true: Short name of its class.
         predicted: Short name of the class that it was taken for.
-        certainty: Probability of that class, in [0, 1].
-        chance: Probability of the true class, in [0, 1].
+        certainty: Calibrated probability of that class, in [0, 1].
+        chance: Calibrated probability of the true class, in [0, 1].
         missed_by: How many of the compared results are mistaken about it too.
     """
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from pylorus.evaluation.subgroups import PERMUTATIONS
 from pylorus.report.checklist import checklist_table
+from pylorus.report.comparison_tables import describe_comparisons
 from pylorus.report.evidence import Evidence
 from pylorus.report.maps import saved_maps
 from pylorus.report.mistakes import mistake_table, worst_mistakes
@@ -17,7 +18,7 @@ from pylorus.report.section import Item, Listing, Pictures, Section, Sentences
 from pylorus.report.subgroup_tables import columns_of
 from pylorus.report.table import Row, Table, text_columns
 from pylorus.report.thumbnails import thumbnails_of
-from pylorus.report.winner import Winner
+from pylorus.runs.shipped import read_shipped
 
 METHODS = (
     "Everything here is rebuilt from the predictions, curves and records that the runs saved.",
@@ -40,13 +41,6 @@ OF_PATIENTS = (
     "At patient level a patient is the mean of what was said of its images. Groups whose images carry several true "
     "classes have no one truth and are left out there, and counted."
 )
-OF_PAIRS = (
-    "Pairs on the same test images: McNemar's exact test with the images of a group kept together; for macro F1 the "
-    "same exchange of the two models' answers on whole groups ({resamples:,} random exchanges, seed {seed}, or all of "
-    "them where few groups tell the models apart); for AUROC DeLong's test with Student's t. Intervals of differences "
-    "are combined from those of the two (MOVER), so that interval and p may disagree close to the level. Each index "
-    "is a family of its own, corrected by Holm's method over all pairs of the report."
-)
 OF_SUBGROUPS = (
     "Subgroups of a column are compared by a permutation test: subgroups are permuted among patients, and within a "
     "patient whose images lie in several; the statistic is a chi-square that allows for the images of a patient "
@@ -59,18 +53,22 @@ OF_LOOKS = (
     "is a lower bound."
 )
 
+CALIBRATED = (
+    "Probabilities are those that the bundle gives, calibrated by the temperature: by them go AUROC, average "
+    "precision, comparisons, thresholds and worst mistakes."
+)
+FULL_PRECISION = (
+    "Validation and test images were answered in 32 bits by the code that the bundle runs, whatever the precision of "
+    "the training: `pylorus predict RUN/model --evaluate` gives the same figures."
+)
 BURNT_IN = "Thumbnails show what the console burnt into the frames, names included: look before you pass this page on."
 
 
 def mistake_section(evidence: Evidence) -> Section:
-    """The surest mistakes of our own choice on each test set, and of its run's bundle where heat maps of them wait."""
+    """The surest mistakes of our own choice on each test set; its run ships that very network."""
     items: list[Item] = []
-    shown = [
-        (result, winner.tests.candidates)
-        for winner in evidence.winners
-        for result in _chosen_and_mapped(winner, thumbnails=evidence.options.thumbnails)
-    ]
-    for number, (result, peers) in enumerate(shown, start=1):
+    for number, winner in enumerate(evidence.winners, start=1):
+        result, peers = winner.chosen or winner.best[0], winner.tests.candidates
         mistakes = worst_mistakes(result, peers)
         if not mistakes:
             items.append(Sentences((f"{result.label} recognises all {result.test.images} test images.",)))
@@ -85,14 +83,6 @@ def mistake_section(evidence: Evidence) -> Section:
     if any(isinstance(item, Table) for item in items) and not evidence.options.thumbnails:
         items.append(Sentences(("With --thumbnails the report shows these images, which then leave with it.",)))
     return Section("mistakes", "Worst mistakes", tuple(items))
-
-
-def _chosen_and_mapped(winner: Winner, *, thumbnails: bool) -> list[Result]:
-    """Our choice; where it is not the stage whose network the bundle holds and that one has heat maps, that one too."""
-    chosen = winner.chosen or winner.best[0]
-    others = [each for each in winner.tests.candidates if each.run is chosen.run and each is not chosen]
-    mapped = [each for each in others if thumbnails and saved_maps(each.run, stage=each.stage.name).overlays]
-    return [chosen, *mapped]
 
 
 def data_section(evidence: Evidence) -> Section:
@@ -141,11 +131,14 @@ def method_section(evidence: Evidence) -> Section:
     results = evidence.results
     texts = list(METHODS)
     texts += [OF_PATIENTS] if any(result.patients is not None for result in results) else []
-    texts += [OF_PAIRS] if evidence.comparisons else []
     texts += [OF_SUBGROUPS] if any(column.subgroups for result in results for column in columns_of(result)) else []
     values = {"resamples": options.resamples, "seed": options.seed, "permutations": PERMUTATIONS}
     sentences = [text.format(**values) for text in texts]
     sentences += _fitting_sentences([result for result in results if result.calibration is not None])
+    sentences += [CALIBRATED] if any(result.calibration is not None for result in results) else []
+    if results and all(read_shipped(result.run.bundle) is not None for result in results):
+        sentences.append(FULL_PRECISION)
+    sentences += describe_comparisons(evidence.comparisons)
     sentences += [OF_LOOKS] if evidence.looks else []
     return Section("methods", "How these numbers were made", (Sentences(tuple(sentences), listed=True),))
 

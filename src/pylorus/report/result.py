@@ -1,6 +1,6 @@
 """One stage of one run on its test images: what tables and figures are made of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,7 +20,8 @@ class Result:
     Attributes:
         run: The run.
         stage: The stage.
-        test: What it said of the test images.
+        test: What it said of the test images, with the probabilities that its bundle gives: calibrated, where there
+            are validation predictions to calibrate by.
         images: Its indices at image level.
         patients: Its indices at patient level; None where no group holds several images.
         validation_accuracy: By which our own choice of a model is made; None without validation predictions.
@@ -43,9 +44,9 @@ class Result:
         return f"{self.run.label} {self.stage.name}"
 
     @property
-    def is_final(self) -> bool:
-        """Whether it is the last stage that the run finished."""
-        return self.stage is self.run.finished_stages[-1]
+    def is_shipped(self) -> bool:
+        """Whether it stands for its run; see `SavedRun.shipped`."""
+        return self.run.shipped is not None and self.stage.name == self.run.shipped.name
 
     @property
     def split(self) -> str:
@@ -78,6 +79,8 @@ def _result(
 ) -> Result:
     validation = stage.validation
     calibration = None if validation is None else calibrate(validation, test)
+    if calibration is not None:
+        test = replace(test, predictions=calibration.test)
     operating: tuple[Operating, ...] = ()
     if calibration is not None and class_name in test.predictions.class_names:
         operating = operating_points(calibration, class_name=str(class_name), aim=aim)

@@ -4,17 +4,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pylorus.evaluation.sentence import paired_sentence
-from pylorus.report.comparison import Comparison
-from pylorus.report.comparison_tables import comparison_table
+from pylorus.report.comparison import AUROC, MACRO_F1, Comparison, IndexComparison
+from pylorus.report.comparison_tables import comparison_table, other_table
 from pylorus.report.confusion_figure import published_confusion_figure
 from pylorus.report.decision_tables import calibration_table, threshold_table
 from pylorus.report.evidence import Evidence
 from pylorus.report.extended_tables import class_table, overall_table
-from pylorus.report.fold_tables import pooled, pooled_table
+from pylorus.report.fold_tables import each_fold_table, pool_folds, pooled_table, training_table
 from pylorus.report.level import IMAGES, PATIENTS
 from pylorus.report.options import LEVEL
 from pylorus.report.published import STUDY
 from pylorus.report.published_comparison import compare_with_published, published_comparison_table
+from pylorus.report.replicate_tables import has_replicates, replicate_table
 from pylorus.report.result import Result
 from pylorus.report.run_facts import validation_images
 from pylorus.report.run_tables import result_table
@@ -26,16 +27,28 @@ MOST_PAIRS = 24
 
 
 def study_section(evidence: Evidence) -> Section:
-    """The study's tables 1-3 and its table 4, which with its three models have these very numbers; then accuracy."""
-    items: list[Item] = [index_table(found) for run in evidence.runs if (found := evidence.of_run(run))]
+    """Pooled replicates and folds, where there are any; the study's tables 1-4; then accuracy."""
+    items = [
+        *_pooled_tables(evidence),
+        *(index_table(found) for run in evidence.runs if (found := evidence.of_run(run))),
+    ]
     for number, group in enumerate(_by_classes(evidence.results), start=1):
         items.append(confusion_table(group, number=number))
     items += [result_table(evidence.results)] if evidence.results else []
-    folds = pooled(evidence.results)
-    for number, names in enumerate(dict.fromkeys(each.predictions.class_names for each in folds), start=1):
-        chosen = [each for each in folds if each.predictions.class_names == names]
-        items.append(pooled_table(chosen, evidence.options, number=number))
     return Section("results", "Results in the form of the study", tuple(items))
+
+
+def _pooled_tables(evidence: Evidence) -> list[Item]:
+    """What the runs of a configuration say together, which stands before each run by itself."""
+    replicated = [stage for each in evidence.configurations for stage in each.stages if has_replicates(stage)]
+    items: list[Item] = [replicate_table(replicated)] if replicated else []
+    folds = pool_folds(evidence.configurations)
+    for number, names in enumerate(dict.fromkeys(each.class_names for each in folds), start=1):
+        chosen = [each for each in folds if each.class_names == names]
+        tables = [pooled_table(chosen, level=level, number=number) for level in (IMAGES, PATIENTS)]
+        items += [table for table in tables if table is not None]
+        items += [training_table(chosen, number=number), each_fold_table(chosen, number=number)]
+    return items
 
 
 def published_section(evidence: Evidence) -> Section:
@@ -78,46 +91,67 @@ def index_section(evidence: Evidence) -> Section:
 
 
 def comparison_section(evidence: Evidence) -> Section:
-    """What is and what is not shown between stages and between models."""
-    found = evidence.comparisons
-    if not found:
+    """What is and what is not shown between configurations and between stages; then all other pairs, unadjusted."""
+    questions, others = evidence.comparisons, evidence.other_comparisons
+    if not questions:
         return Section("comparisons", "", ())
-    told = found if len(found) <= MOST_PAIRS else _telling(evidence)
-    indices = ["macro F1"] + ([f"AUROC of {evidence.class_name}"] if any(each.auroc for each in found) else [])
+    pairs = questions if len(questions) <= MOST_PAIRS else _pairs_with_winner(evidence)
+    indices = [("macro F1", MACRO_F1)]
+    indices += [(f"AUROC of {evidence.class_name}", AUROC)] if any(each.auroc for each in questions) else []
     items: list[Item] = [
-        Sentences(tuple(each.sentence for each in told), listed=True),
-        Sentences(tuple(_differing(told, index) for index in indices)),
+        Sentences((_describe_families(questions, others=bool(others)),)),
+        Sentences(tuple(each.sentence for each in pairs), listed=True),
+        Sentences(tuple(_differing(pairs, title, key) for title, key in indices)),
     ]
-    if told is not found:
+    if pairs is not questions:
         items.append(
-            Sentences((f"Of {len(found)} pairs those with a winner are told; tables/comparisons.csv has all.",))
+            Sentences((f"Of {len(questions)} pairs those of the winner stand here; tables/comparisons.csv has all.",))
         )
-    whole = comparison_table(found, class_name=evidence.class_name)
-    items.append(whole if told is found else FileOnly(whole))
+    whole = comparison_table(questions, class_name=evidence.class_name)
+    items.append(whole if pairs is questions else FileOnly(whole))
+    if others:
+        appendix = other_table(others, class_name=evidence.class_name)
+        items.append(appendix if len(others) <= MOST_PAIRS else FileOnly(appendix))
     return Section("comparisons", "What is shown, and what is not", tuple(items))
 
 
-def _telling(evidence: Evidence) -> tuple[Comparison, ...]:
+def _pairs_with_winner(evidence: Evidence) -> tuple[Comparison, ...]:
     """The pairs with a winner, where all would fill pages."""
-    return tuple(each for winner in evidence.winners for each in winner.comparisons)
+    return tuple(dict.fromkeys(each for winner in evidence.winners for each in winner.comparisons))
 
 
-def _differing(comparisons: Sequence[Comparison], index: str) -> str:
+def _describe_families(comparisons: Sequence[Comparison], *, others: bool) -> str:
+    """Which questions are asked, and over how many tests each is corrected."""
+    families = dict.fromkeys((each.question, each.family) for each in comparisons)
+    several = [f"{question} ({_count_tests(size)})" for question, size in families]
+    sentence = (
+        f"Questions asked, each a family of its own for Holm's correction: {'; '.join(several)}."
+        if len(several) > 1
+        else f"Question asked, the family for Holm's correction: {several[0]}."
+    )
+    return sentence + (" All other pairs stand in the appendix below, unadjusted." if others else "")
+
+
+def _count_tests(size: int) -> str:
+    return "1 test, nothing to correct" if size == 1 else f"{size} tests"
+
+
+def _differing(comparisons: Sequence[Comparison], index: str, key: str) -> str:
     """Which pairs are shown to differ in macro F1 or in AUROC, by the corrected p."""
-    said, rest = [], 0
+    sentences, rest = [], 0
     for each in comparisons:
-        key, difference = ("macro_f1", each.differences.macro_f1) if index == "macro F1" else ("auroc", each.auroc)
-        if difference is None:  # a class that these two do not know
+        compared: IndexComparison | None = each.macro_f1 if key == MACRO_F1 else each.auroc
+        if compared is None:  # a class that these two do not know
             continue
         if not each.corrected[key] < LEVEL:
             rest += 1
             continue
-        corrected = replace(difference, p_value=each.corrected[key])
+        corrected = replace(compared.widest, p_value=each.corrected[key])
         names = (each.first.label, each.second.label)
-        said.append(paired_sentence(*names, corrected, index=index, images=each.images.images, level=LEVEL))
-    if not said:
+        sentences.append(paired_sentence(*names, corrected, index=index, images=each.pool.images, level=LEVEL))
+    if not sentences:
         return f"None of these pairs is shown to differ in {index}."
-    return " ".join(said) + (f" No other of these pairs is shown to differ in {index}." if rest else "")
+    return " ".join(sentences) + (f" No other of these pairs is shown to differ in {index}." if rest else "")
 
 
 def decision_section(evidence: Evidence) -> Section:

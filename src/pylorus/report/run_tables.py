@@ -22,7 +22,7 @@ def run_table(runs: Sequence[SavedRun]) -> Table:
         title="Runs",
         basis=mark_words(runs),
         columns=(
-            *text_columns("run", "model", "weights", "state", "finished stages", "split"),
+            *text_columns("run", "model", "weights", "state", "finished stages", "shipped stage", "split"),
             Column("minutes"),
         ),
         rows=tuple(_run_row(run) for run in runs),
@@ -160,6 +160,7 @@ def _run_row(run: SavedRun) -> Row:
             str(weights).replace("\\", "/").rpartition("/")[2],
             run.state,
             ", ".join(stage.name for stage in run.finished_stages) or "none",
+            run.shipped.name if run.bundle and run.shipped else "–",
             run.split.cited if run.split else "–",
             Number(run.minutes),
         )

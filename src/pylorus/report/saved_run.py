@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pylorus.report.saved_json import read_json
 from pylorus.report.saved_predictions import SavedPredictions, read_predictions
 from pylorus.report.saved_split import SavedSplit, contradiction, read_split
 from pylorus.runs.folder import RunFolder
+from pylorus.runs.shipped import LAST, ShippedStage, choose_stage, read_shipped, score_stage
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +80,27 @@ class SavedRun:
     def finished_stages(self) -> tuple[SavedStage, ...]:
         """The stages that predicted the test images."""
         return tuple(stage for stage in self.stages if stage.test is not None)
+
+    @cached_property
+    def shipped(self) -> ShippedStage | None:
+        """The stage that stands for the run: the one whose network its bundle holds.
+
+        Of a run without a bundle it is the one that the rule chooses among the stages that predicted up to now; of a
+        bundle that does not name it, as versions without the rule wrote it, the last stage. None before any stage
+        predicted the test images.
+        """
+        if not self.finished_stages:
+            return None
+        if self.bundle:
+            return read_shipped(self.bundle) or ShippedStage(self.finished_stages[-1].name, LAST, {})
+        scores = {
+            stage.name: score_stage(stage.validation.logits, stage.validation.predictions.true)
+            for stage in self.finished_stages
+            if stage.validation is not None
+        }
+        if not scores:
+            return ShippedStage(self.finished_stages[-1].name, LAST, {})
+        return choose_stage(scores, asked=self.setting("deploy.stage"))
 
     @property
     def minutes(self) -> float:

@@ -59,7 +59,7 @@ def columns_of(result: Result) -> tuple[SubgroupColumn, ...]:
 def subgroup_section(evidence: Evidence) -> Section:
     """The subgroups of each run's final result, what differs between them, and the columns that are left out."""
     items: list[Item] = []
-    final = [result for result in evidence.results if result.is_final and result.test.about]
+    final = [result for result in evidence.results if result.is_shipped and result.test.about]
     for result in final:
         columns = [column for column in columns_of(result) if column.subgroups]
         if not columns:

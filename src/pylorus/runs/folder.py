@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from pylorus.files import write_json
+from pylorus.runs.shipped import ShippedStage, read_shipped
 from pylorus.stages.folder import StageFolder
 
 HEARTBEAT = 20.0
@@ -33,7 +34,8 @@ class RunFolder:
     A status has `state` (starting, running, finished, failed, interrupted), `id`, `host`, `pid`, `slurm` (the number of
     SLURM's job and how often it was put back, or null), `started`, `heartbeat`, `ended`, `seconds` (that it ran,
     interruptions left out), `resumed` (how often), `overrides` (what the command line said), `sweep` (the sweep's name,
-    or null) and, where it failed, `error`.
+    or null) and, where it failed, `error`. Of a finished run it has `shipped_stage` and `shipped_by`, the stage in
+    `model` and how it was chosen (see `pylorus.runs.shipped`).
     """
 
     path: Path
@@ -50,6 +52,12 @@ class RunFolder:
     def predictions(self, stage: str, split: str) -> Path:
         """The table of what the best checkpoint of a stage says of each image of `val` or `test`."""
         return self.stage(stage).predictions(split)
+
+    @property
+    def shipped(self) -> ShippedStage | None:
+        """The stage whose network lies in `model`; None where there is none, or an earlier version wrote it."""
+        path = self.path / "model" / "model.json"
+        return read_shipped(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
     def status(self) -> dict[str, Any]:
         """The run's status; empty where the folder holds none. A run whose process is gone was `stopped`."""
@@ -116,7 +124,9 @@ class RunFolder:
         except BaseException as error:
             say_if_possible(state="failed", ended=_now(), error=str(error) or type(error).__name__)
             raise
-        say(state="finished", ended=_now())
+        shipped = self.shipped
+        chosen = {} if shipped is None else {"shipped_stage": shipped.name, "shipped_by": shipped.chosen_by}
+        say(state="finished", ended=_now(), **chosen)
 
     def expect_there(self) -> None:
         """Refuses to write into a folder that vanished: it would come again, half empty.

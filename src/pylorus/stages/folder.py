@@ -84,6 +84,20 @@ class StageFolder:
         """What the best epoch says of each image of `val` or `test`."""
         return self.path / f"predictions-{part}.parquet"
 
+    def features(self, part: str) -> Path:
+        """Penultimate features of images of `val` or `test`: there until the bundle is written."""
+        return self.path / "checkpoints" / f"features-{part}.npy"
+
+    @property
+    def network(self) -> Path:
+        """The whole network of a stage that may be shipped, while later stages change it."""
+        return self.path / "checkpoints" / "network.safetensors"
+
+    def forget_candidate(self) -> None:
+        """Deletes what only a bundle that is not written yet needs."""
+        for path in (*map(self.features, PARTS), self.network):
+            path.unlink(missing_ok=True)
+
     @property
     def trained(self) -> Trained | None:
         """How the training ended; None where it has not."""
@@ -93,5 +107,10 @@ class StageFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the stage is trained and has predicted every part."""
-        return self.trained is not None and all(self.predictions(part).is_file() for part in PARTS)
+        """Whether the stage is trained and has predicted every part, as the bundle predicts it.
+
+        A stage whose features are gone predicts again: before versions that keep them, predictions were made in the
+        precision of the training.
+        """
+        made = [path for part in PARTS for path in (self.features(part), self.predictions(part))]
+        return self.trained is not None and all(path.is_file() for path in made)

@@ -3,13 +3,17 @@
 import logging
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
 
 from pylorus.config import Config
 from pylorus.data.augment import build_augmentation
+from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.prepare import Images
+from pylorus.deploy.passing import PartAnswers, answer_part
 from pylorus.errors import PylorusError
+from pylorus.files import whole
 from pylorus.machine.choices import channels_last
 from pylorus.model.backbone import Backbone
 from pylorus.model.classifier import Classifier, StagePlan
@@ -22,7 +26,7 @@ from pylorus.stages.folder import PARTS, StageFolder
 from pylorus.stages.run import Run
 from pylorus.stages.serving import policy_of, serve_features, serve_images
 from pylorus.stages.speed import Speed
-from pylorus.stages.training import fit, logits_of, stage_trainer
+from pylorus.stages.training import fit, stage_trainer
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +47,7 @@ class StageResult:
 
 
 def run_stage(plan: StagePlan, run: Run) -> StageResult:
-    """Trains one stage, leaves the network at its best epoch and saves what that says of val and test.
+    """Trains one stage, leaves the network at its best epoch and saves what that says of val and test, in fp32.
 
     What lies in the stage's folder already is not done again: a stage goes on where it was saved last.
     """
@@ -64,8 +68,22 @@ def run_stage(plan: StagePlan, run: Run) -> StageResult:
     if place.finished:
         log.info("%s was finished before", plan.name)
         return _finished(classifier, place)
-    trainer = stage_trainer(plan, run, place, speed)
     photographs = serve_images(plan, run.config, run.backbone, images, run.engine, run.processes)
+    if place.trained is None:
+        _train(classifier, photographs, run, place, speed)
+    _take_best(classifier, place)
+    _predict(plan, run, place, photographs)
+    if run.processes.first:
+        place.forget_way()  # a run that was killed right after its training left it
+        speed.write(place.path / "speed.json")
+    run.processes.wait()
+    return _result(place)
+
+
+def _train(classifier: Classifier, photographs: ImageDataModule, run: Run, place: StageFolder, speed: Speed) -> None:
+    """Trains the classifier's stage, from its beginning or from where it was saved last."""
+    plan = classifier.plan
+    trainer = stage_trainer(plan, run, place, speed)
     photographs.begun = place.reached
     classifier.sample_ids = {part: photographs.sample_ids(part) for part in ("train", "val")}
     served = serve_features(photographs, classifier, plan, run.config, run.engine)
@@ -73,27 +91,27 @@ def run_stage(plan: StagePlan, run: Run) -> StageResult:
         speed.features_seconds = served.seconds
     if run.config.trainer.compile:
         classifier.compile_network()
-    if place.trained is None:
-        fit(trainer, classifier, served, place, run)
-    _take_best(classifier, place)
+    fit(trainer, classifier, served, place, run)
+
+
+def _predict(plan: StagePlan, run: Run, place: StageFolder, photographs: ImageDataModule) -> None:
+    """Saves the network's answers to val and test; where these are the same images they are computed once."""
+    answers: dict[str, PartAnswers] = {}
     for part in PARTS:
+        if part == "test" and run.images.validation == "test":
+            answers[part] = answers["val"]
+        else:
+            progress = run.config.trainer.progress
+            answers[part] = answer_part(run.backbone, photographs, part, run.engine, progress=progress)
         table = prediction_table(
-            photographs.parts[part],
-            logits_of(trainer, classifier, served, part),
-            names=images.catalog.short_names,
-            split=part,
+            photographs.parts[part], answers[part].logits, names=run.images.catalog.short_names, split=part
         )
-        if run.config.logger.images:
-            photographs.dataset(part)  # all processes decode, the first one shows
         if run.processes.first:
             run.dashboard.show_predictions(plan, part, table, photographs)
             run.folder.expect_there()
+            with whole(place.features(part)) as temporary:
+                np.save(temporary, answers[part].features)
             write_predictions(table, place.predictions(part))
-    if run.processes.first:
-        place.forget_way()  # a run that was killed right after its training left it
-        speed.write(place.path / "speed.json")
-    run.processes.wait()
-    return _result(place)
 
 
 def _take_best(classifier: Classifier, place: StageFolder) -> None:

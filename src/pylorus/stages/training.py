@@ -1,20 +1,15 @@
-"""Lightning's part of a stage: a trainer, its fit, its predictions."""
+"""Lightning's part of a stage: a trainer and its fit."""
 
 import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import pytorch_lightning as pl
-import torch
-from numpy.typing import NDArray
 from pytorch_lightning.callbacks import EarlyStopping
 
 from pylorus.config import StageConfig
-from pylorus.data.datamodule import ImageDataModule
 from pylorus.model.classifier import Classifier, StagePlan
-from pylorus.model.features import FeatureDataModule
 from pylorus.model.freeze import Freeze
 from pylorus.model.schedule import better
 from pylorus.model.sharded import sharded
@@ -31,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def stage_trainer(plan: StagePlan, run: Run, place: StageFolder, speed: Speed) -> pl.Trainer:
-    """What trains and predicts a stage, with all that is written, shown and decided after each epoch."""
+    """What trains a stage, with all that is written, shown and decided after each epoch."""
     curves = CurvesFile(place.metrics, last_step=plan.first_epoch + place.reached.epochs)
     progress = run.config.trainer.progress and run.processes.first
     bar = [ProgressBar(plan)] if progress else []
@@ -76,19 +71,6 @@ def _divided(classifier: Classifier, run: Run) -> Iterator[None]:
         name = classifier.plan.name
         log.info("%s: the first device holds %s of the %s parameters that learn", name, f"{here:,}", f"{learning:,}")
         yield
-
-
-def logits_of(
-    trainer: pl.Trainer, classifier: Classifier, served: ImageDataModule | FeatureDataModule, part: str
-) -> NDArray[np.float32]:
-    """Logits (rows, classes) of a part, in the order of its rows; each process computes its share."""
-    with _interruptible(trainer):
-        mine = trainer.predict(classifier, served.loader(part))
-    batches = [batch for share in classifier.processes.gathered(mine) for batch in share or []]
-    rows = torch.cat([batch[0].cpu() for batch in batches])
-    logits = torch.cat([batch[1].cpu() for batch in batches])
-    ordered: NDArray[np.float32] = logits[torch.argsort(rows)].float().cpu().numpy()
-    return ordered
 
 
 @contextmanager

@@ -1,20 +1,25 @@
-"""The jobs of a sweep in one table, best first, made from what lies in their folders."""
+"""The jobs of a sweep by configuration and test images, best first, made from what lies in their folders."""
 
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from pylorus.errors import PylorusError
 from pylorus.evaluation.confusion import class_indices, overall_indices
+from pylorus.evaluation.replicates import summarize_replicates
 from pylorus.files import whole, write_text
 from pylorus.percent import percent
 from pylorus.predictions import confusion_of
+from pylorus.report.candidate import configuration_key
+from pylorus.report.saved_split import SHOWN_DIGITS, read_split
 from pylorus.report.write import write_report
 from pylorus.runs.folder import RunFolder
 from pylorus.validation import loaded
 
+SHIPPED = "yes"
+"""Marks the stage that stands for its job."""
 MEASURES = ["accuracy", "precision", "sensitivity", "F1"]
 
 
@@ -43,61 +48,195 @@ def sum_up(sweep: Path) -> int:
 
 
 def objective(folder: RunFolder) -> float | None:
-    """The validation accuracy of a job's last stage, in [0, 1]; None if it did not finish.
+    """The validation accuracy of the stage that a job ships, in [0, 1]; None if it did not finish.
 
     A search looks at nothing else: one that saw the test images would make their figures optimistic.
     """
     if folder.status()["state"] != "finished":
         return None
-    stage = list(loaded(folder.config).stages)[-1]
+    shipped = folder.shipped
+    stage = list(loaded(folder.config).stages)[-1] if shipped is None else shipped.name
     return _measures(pd.read_parquet(folder.predictions(stage, "val")), "val")["val accuracy"]
 
 
 def sweep_table(sweep: Path) -> pd.DataFrame:
     """A row for each stage that each job finished, and one for a job without any.
 
-    Jobs are ordered by the validation accuracy of their last stage, best first: choosing by the test set would make
-    its figures optimistic. Shares are in [0, 1]; precision, sensitivity and F1 are averages over the classes, empty
-    where one is undefined.
+    Jobs of one configuration (seeds, folds, splits: its replicates) have one number in the column `configuration`.
+    Configurations that were tested on the same images stand together (column `test set`), ordered by the mean
+    validation accuracy of the stage that each job ships, best first: choosing by the test set would make its figures
+    optimistic. Jobs that were tested on nothing come last. Shares are in [0, 1]; precision, sensitivity and F1 are
+    averages over the classes, empty where one is undefined.
     """
     folders = [RunFolder(path.parent) for path in sorted(sweep.glob("*/status.json"))]
     rows = [row for folder in folders for row in _rows(folder)]
     table = pd.DataFrame(rows)
     if table.empty:
         return table
-    last = table.groupby("job")["val accuracy"].transform("last").fillna(-1.0)
-    number = table["job"].map(lambda job: int(job) if str(job).isdigit() else 0)
-    order = pd.DataFrame({"last": -last, "number": number}).sort_values(["last", "number"], kind="stable").index
-    return table.loc[order].reset_index(drop=True)
+    table["number"] = table["job"].map(lambda job: int(job) if str(job).isdigit() else 0)
+    table = table.sort_values("number", kind="stable", ignore_index=True)
+    tested = table["shipped"] == SHIPPED
+    finished = tested & (table["state"] == "finished")
+    done = finished.groupby(table["key"]).transform("any")
+    tested &= finished | ~done
+    is_counted = table.index.isin(table[tested].drop_duplicates(["key", "seed", "split"]).index)
+    accuracy = table["val accuracy"].where(is_counted).groupby(table["key"]).transform("mean").fillna(-1.0).round(12)
+    tests = table[tested].groupby("key")["tested on"].agg(lambda names: " ".join(sorted(set(names))))
+    sets = table["key"].map(tests).fillna("")
+    names = [name for name in dict.fromkeys(sets) if name]
+    table["test set"] = [names.index(name) + 1 if name else 0 for name in sets]
+    order = pd.DataFrame(
+        {"untested": table["test set"] == 0, "set": table["test set"], "accuracy": -accuracy, "key": table["key"]}
+    )
+    order["first"] = table.groupby("key")["number"].transform("min")
+    columns = ["untested", "set", "accuracy", "first"]
+    table = table.loc[order.sort_values(columns, kind="stable").index].reset_index(drop=True)
+    keys = list(dict.fromkeys(table["key"]))
+    table["configuration"] = [keys.index(key) + 1 for key in table["key"]]
+    front = ["configuration", "test set"]
+    return table[[*front, *(name for name in table.columns if name not in (*front, "key", "number"))]]
+
+
+def summarize_configurations(table: pd.DataFrame) -> pd.DataFrame:
+    """A row for each configuration that was tested: how many runs, and its accuracies over those that finished.
+
+    Runs of the same seed and split count once.
+
+    Args:
+        table: From `sweep_table`.
+
+    Returns:
+        `mean`, `SD`, `lowest` and `highest` of the shipped stages' accuracies on validation and on test images, in
+        [0, 1], in the order of the table.
+    """
+    rows = []
+    shipped = table[table["shipped"] == SHIPPED]
+    for number, every in shipped.groupby("configuration", sort=True):
+        finished = every[every["state"] == "finished"]
+        runs = (finished if len(finished) else every).drop_duplicates(["seed", "split"])
+        row: dict[str, Any] = {
+            "configuration": number,
+            "test set": runs["test set"].iloc[0],
+            "model": runs["model"].iloc[0],
+            "stage": " or ".join(dict.fromkeys(runs["stage"])),
+            "overrides": " ".join(_common_words(runs["overrides"])),
+            "runs": len(runs),
+            "jobs": ", ".join(map(str, runs["job"])),
+        }
+        for part in ("val", "test"):
+            summary = summarize_replicates(runs[f"{part} accuracy"].to_numpy(dtype=float))
+            row |= {
+                f"{part} mean": summary.mean,
+                f"{part} SD": summary.deviation,
+                f"{part} lowest": summary.lowest,
+                f"{part} highest": summary.highest,
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def as_text(table: pd.DataFrame) -> str:
-    """The table in Markdown: shares in %, of the overrides only those in which jobs differ."""
-    shown = table.drop(columns=["val precision", "val sensitivity", "val F1"])
-    words = [set(overrides.split()) for overrides in shown["overrides"]]
-    common = set.intersection(*words)
-    shown["overrides"] = [
-        " ".join(word for word in overrides.split() if word not in common) or "–" for overrides in shown["overrides"]
+    """The table in Markdown: shares in %, of the overrides only those in which jobs differ.
+
+    Where configurations have several runs, each is summed up in a line before the jobs; configurations with other test
+    images stand under a heading of their own.
+    """
+    configurations = summarize_configurations(table)
+    several = bool(len(configurations)) and int(configurations["runs"].max()) > 1
+    sets = sorted(set(table["test set"]) - {0})
+    parts = []
+    for number in sets:
+        own = configurations[configurations["test set"] == number]
+        parts.append(_heading(table[table["test set"] == number], number, len(sets), several=several))
+        if several:
+            parts += [_configuration_text(own, table), "Jobs:"]
+        parts.append(_job_text(table[table["test set"] == number], table, numbered=several))
+    untested = table[table["test set"] == 0]
+    if len(untested):
+        parts += ["Jobs without test predictions:"] * bool(sets)
+        parts.append(_job_text(untested, table, numbered=False))
+    return "\n\n".join(parts)
+
+
+def _heading(rows: pd.DataFrame, number: int, sets: int, *, several: bool) -> str:
+    """What the lines below were tested on and how they are ordered."""
+    name = "The same test images" if sets == 1 else f"Test images {number} of {sets}"
+    different = rows.loc[rows["shipped"] == SHIPPED, "tested on"].nunique()
+    what = f"{name}, in {different} parts (folds or splits)" if different > 1 else name
+    mean = ", the mean over a configuration's runs" if several else ""
+    apart = "; not to be ranked against the other test images" if sets > 1 else ""
+    return f"{what}{apart}. Ordered by the validation accuracy of the shipped stage{mean}, best first."
+
+
+def _configuration_text(configurations: pd.DataFrame, table: pd.DataFrame) -> str:
+    common = _common_words(table["overrides"])
+    rows = []
+    for row in configurations.to_dict("records"):
+        words = [word for word in row["overrides"].split() if word not in common]
+        cells = [str(row[name]) for name in ("configuration", "model", "stage")]
+        cells += [" ".join(words) or "–", str(row["runs"]), row["jobs"]]
+        rows.append([*cells, *(_spread(row, part) for part in ("val", "test"))])
+    columns = ["configuration", "model", "stage", "overrides", "runs", "jobs"]
+    return _markdown([*columns, "val accuracy: mean ± SD (range)", "test accuracy: mean ± SD (range)"], rows)
+
+
+def _spread(row: dict[Any, Any], part: str) -> str:
+    if row["runs"] == 1:
+        return percent(row[f"{part} mean"])
+    ends = f"{percent(row[f'{part} lowest'])} to {percent(row[f'{part} highest'])}"
+    return f"{percent(row[f'{part} mean'])} ± {percent(row[f'{part} SD'])} ({ends})"
+
+
+def _job_text(rows: pd.DataFrame, table: pd.DataFrame, *, numbered: bool) -> str:
+    hidden = [
+        "val precision",
+        "val sensitivity",
+        "val F1",
+        "test set",
+        "tested on",
+        "split",
+        "seed",
+        *([] if numbered else ["configuration"]),
     ]
-    for name in shown.columns:
+    rows = rows.drop(columns=hidden)
+    common = _common_words(table["overrides"])
+    rows["overrides"] = [
+        " ".join(word for word in overrides.split() if word not in common) or "–" for overrides in rows["overrides"]
+    ]
+    for name in rows.columns:
         if name.startswith(("val ", "test ")):
-            shown[name] = [percent(share) for share in shown[name]]
-    shown["minutes"] = [f"{minutes:.1f}" for minutes in shown["minutes"]]
-    header = [str(name) for name in shown.columns]
-    body = [[str(cell) for cell in row] for row in shown.itertuples(index=False)]
+            rows[name] = [percent(share) for share in rows[name]]
+    rows["minutes"] = [f"{minutes:.1f}" for minutes in rows["minutes"]]
+    return _markdown(
+        [str(name) for name in rows.columns], [[str(cell) for cell in row] for row in rows.itertuples(index=False)]
+    )
+
+
+def _markdown(header: list[str], body: list[list[str]]) -> str:
     widths = [max(len(row[place]) for row in [header, *body]) for place in range(len(header))]
     lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *body]]
     lines.insert(1, "-|-".join("-" * width for width in widths))
     return "\n".join(f"| {line} |" if place != 1 else f"|-{line}-|" for place, line in enumerate(lines))
 
 
+def _common_words(overrides: pd.Series) -> list[str]:
+    """The words that all command lines have, in the order of the first."""
+    words = [text.split() for text in overrides]
+    return [word for word in words[0] if all(word in others for others in words)] if words else []
+
+
 def _rows(folder: RunFolder) -> list[dict[str, Any]]:
     status = folder.status()
     config = OmegaConf.load(folder.config) if folder.config.is_file() else OmegaConf.create()
     job = {
+        "key": folder.path.name,
+        "tested on": "",
+        "split": "",
+        "seed": OmegaConf.select(config, "seed", default=""),
         "job": folder.path.name,
         "model": OmegaConf.select(config, "model.name", default="–"),
         "stage": "–",
+        "shipped": "",
         "overrides": " ".join(status.get("overrides", [])) or "–",
         "state": status["state"],
         "minutes": _minutes(status),
@@ -109,6 +248,15 @@ def _rows(folder: RunFolder) -> list[dict[str, Any]]:
             for part in ("val", "test"):
                 shares |= _measures(pd.read_parquet(folder.predictions(stage, part)), part)
             measured.append({**job, "stage": stage, **shares})
+    if measured:
+        assert isinstance(config, DictConfig)
+        split = read_split(folder.path / "split.csv")
+        shipped = folder.shipped  # without a bundle that names it the last stage stands for the job
+        names = [row["stage"] for row in measured]
+        measured[names.index(shipped.name) if shipped is not None else -1]["shipped"] = SHIPPED
+        for row in measured:
+            row |= {"key": configuration_key(config, split), "split": split.cited}
+            row["tested on"] = split.test_images[:SHOWN_DIGITS]
     nothing = {f"{part} {measure}": float("nan") for part in ("val", "test") for measure in MEASURES}
     return measured or [{**job, **nothing}]
 

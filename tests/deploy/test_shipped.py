@@ -1,0 +1,295 @@
+"""The model that a run reports is the model that it ships: every index of both, whichever stage validation chooses."""
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from pylorus.cli import main
+from pylorus.deploy.checks import read_description
+from pylorus.deploy.load import load_bundle
+from pylorus.errors import PylorusError
+from pylorus.files import write_text
+from pylorus.percent import percent
+from pylorus.runs.folder import RunFolder
+from pylorus.runs.shipped import StageScore, choose_stage, describe_choice
+from pylorus.sweeps.table import objective, sweep_table
+from pylorus.train import run
+from tests.conftest import TINY
+
+CLASSES = ("gastric_cancer", "gastric_ulcer", "chronic_gastritis")
+NAMES = ("GC", "GU", "CG")
+STAGES = ("pretrain", "finetune")
+WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.workers=0", "trainer=cpu",
+         "trainer.precision=bf16", "trainer.progress=false", "trainer.batch_size=8", "model=timm", f"model.name={TINY}",
+         "model.weights=none", f"data.classes=[{','.join(CLASSES)}]", f"data.short_names=[{','.join(NAMES)}]",
+         "augment=none", "data.test_fraction=0.3", "data.val_fraction=0.3", "stages.pretrain.learn=all",
+         "stages.pretrain.monitor=accuracy", "stages.finetune.monitor=accuracy"]  # fmt: skip
+BETTER = {
+    "pretrain": ["stages.pretrain.epochs=3", "stages.pretrain.lr=0.01", "stages.finetune.epochs=1", "stages.finetune.lr=0.5"],
+    "finetune": ["stages.pretrain.epochs=1", "stages.pretrain.lr=0", "stages.finetune.epochs=3", "stages.finetune.lr=0.01"],
+}  # fmt: skip
+"""Learning rates with which one stage is better than the other."""
+TOLERANCE = 1e-6
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """Class folders of noise around a colour, two images a patient: easy to learn, but not to perfection."""
+    root, chance = tmp_path_factory.mktemp("drawn") / "images", np.random.default_rng(0)
+    for label, name in enumerate(CLASSES):
+        (root / name).mkdir(parents=True)
+        for number in range(24):
+            colour = chance.normal(110, 35, 3)
+            colour[label] += 60
+            pixels = np.clip(colour + chance.normal(0, 20, (32, 32, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"patient_{label}{number // 2:02d}_{number % 2}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(composed, images, tmp_path_factory) -> Callable[..., RunFolder]:
+    """Runs in bf16 in which the named stage is the better one, each made once; to be read only."""
+    folders: dict[tuple[str, ...], RunFolder] = {}
+    sweep = tmp_path_factory.mktemp("sweep")
+
+    def make(better: str, *words: str) -> RunFolder:
+        if (better, *words) not in folders:
+            folder = RunFolder(sweep / str(len(folders)))
+            overrides = [f"data.root={images}", *WORDS, *BETTER[better], *words]
+            with folder.prepared(overrides):
+                write_text(folder.config, OmegaConf.to_yaml(composed(*overrides)))
+            with pytest.MonkeyPatch.context() as patched:
+                for name in ("as_svg", "as_png"):  # drawing takes most of a report's time
+                    patched.setattr(f"pylorus.report.write.{name}", lambda drawing: drawing.alt.encode())
+                run(folder)
+            folders[(better, *words)] = folder
+        return folders[(better, *words)]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained, images, tmp_path_factory) -> Callable[..., dict[str, Any]]:
+    """What `pylorus predict RUN/model TEST --evaluate` finds on the run's own test images."""
+
+    def evaluate(folder: RunFolder) -> dict[str, Any]:
+        place = tmp_path_factory.mktemp("predicted")
+        split = pd.read_csv(folder.path / "split.csv", dtype=str)
+        for path in split.loc[split["split"] == "test", "path"]:
+            (place / "test" / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(images / path, place / "test" / path)
+        words = [str(folder.path / "model"), str(place / "test"), "--group", r"patient_\d+", "--evaluate"]
+        with pytest.raises(SystemExit) as ended:
+            main(["predict", *words, "--output", str(place / "found.parquet")])
+        assert ended.value.code == 0
+        about = json.loads((place / "found.parquet.about.json").read_text())
+        return about["evaluation"] | {"table": pd.read_parquet(place / "found.parquet")}
+
+    return evaluate
+
+
+def description(folder: RunFolder) -> dict[str, Any]:
+    return json.loads((folder.path / "model" / "model.json").read_text())
+
+
+def rows_of(folder: RunFolder, table: str, stage: str) -> pd.DataFrame:
+    found = pd.read_csv(folder.path / "report" / "tables" / f"{table}.csv")
+    return found[found["stage"] == stage].reset_index(drop=True)
+
+
+def number(value: object) -> float:
+    return math.nan if value in (None, "–") else float(value)
+
+
+def assert_same(reported: object, predicted: dict[str, Any] | float | None, *, per_cent: bool = False) -> None:
+    value = predicted["value"] if isinstance(predicted, dict) else predicted
+    share = number(reported) / (100 if per_cent else 1)
+    # Tables in CSV have six digits.
+    assert share == pytest.approx(number(value), rel=5e-6, abs=TOLERANCE, nan_ok=True)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_stage_that_validation_chooses_is_named_everywhere(trained, stage, capsys):
+    folder = trained(stage)
+    run(folder)
+    last_line = capsys.readouterr().out.strip().splitlines()[-1]
+    assert f"holds stage {stage} (highest validation accuracy: " in last_line
+    found = description(folder)["shipped"]
+    assert (found["name"], found["chosen_by"]) == (stage, "accuracy")
+    for name, accuracy in found["accuracy"].items():
+        table = pd.read_parquet(folder.predictions(name, "val"))
+        assert accuracy == (table["true"] == table["predicted"]).mean()
+    assert found["accuracy"][stage] == max(found["accuracy"].values()) > min(found["accuracy"].values())
+    assert (folder.status()["shipped_stage"], folder.status()["shipped_by"]) == (stage, "accuracy")
+    assert (
+        f"the network of stage **{stage}** of its run: highest validation accuracy"
+        in (folder.path / "model" / "MODEL_CARD.md").read_text()
+    )
+    page = (folder.path / "report" / "report.html").read_text()
+    assert re.search(rf"{stage}, chosen by validation accuracy", page)
+    runs = pd.read_csv(folder.path / "report" / "tables" / "runs.csv")
+    assert runs["shipped stage"].tolist() == [stage]
+    assert objective(folder) == found["accuracy"][stage]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_report_card_bundle_and_prediction_agree_in_every_index(trained, evaluated, stage):
+    folder = trained(stage)
+    predicted, written = evaluated(folder), description(folder)
+
+    overall = rows_of(folder, "overall", stage).iloc[0]
+    for column, index, per_cent in (
+        ("accuracy, %", "accuracy", True),
+        ("balanced accuracy, %", "balanced_accuracy", True),
+        ("macro F1, %", "macro_f1", True),
+        ("macro AUROC", "macro_auroc", False),
+        ("macro average precision", "macro_average_precision", False),
+        ("Cohen's κ", "cohen_kappa", False),
+        ("MCC", "mcc", False),
+    ):
+        assert_same(overall[column], predicted[index], per_cent=per_cent)
+
+    by_class = rows_of(folder, "classes-test-resnet", stage).set_index("class")
+    for name in NAMES:
+        for index in ("precision", "sensitivity", "specificity", "NPV", "F1"):
+            assert_same(by_class.loc[name, f"{index}, %"], predicted[index.lower()][name], per_cent=True)
+        assert_same(by_class.loc[name, "AUROC"], predicted["auroc"][name])
+        assert_same(by_class.loc[name, "average precision"], predicted["average_precision"][name])
+
+    confusion = rows_of(folder, "confusion-matrices", stage)
+    counts = confusion[[column for column in confusion if column.startswith("predicted")]].to_numpy()
+    assert counts.tolist() == predicted["confusion"]
+
+    calibration = rows_of(folder, "calibration", stage).iloc[0]
+    for index in ("ece", "brier", "nll"):
+        assert_same(calibration[f"{index.upper() if index != 'brier' else 'Brier'} after"], predicted[index])
+    assert_same(written["calibration"]["ece_after"], predicted["ece"])
+    assert_same(calibration["temperature"], written["calibration"]["temperature"])
+
+    threshold = rows_of(folder, "threshold", stage).iloc[0]
+    decision = predicted["decision"]
+    assert_same(threshold["threshold"], decision["threshold"])
+    for index in ("sensitivity", "specificity", "precision", "NPV"):
+        assert_same(threshold[f"test {index}, %"], decision[index.lower()], per_cent=True)
+
+    for index in ("accuracy", "sensitivity", "specificity", "precision", "auroc"):
+        here, there = written["test"][index], predicted[index]
+        for name in NAMES if index != "accuracy" else (None,):
+            mine, other = (each if name is None else each[name] for each in (here, there))
+            for bound in ("value", "low", "high"):
+                assert_same(mine[bound], other[bound])
+    assert_same(written["decision"]["test"]["GC"]["sensitivity"]["value"], decision["sensitivity"])
+    assert_same(written["abstention"]["unlike_test"]["value"], predicted["unlike"])
+    assert_same(written["abstention"]["answered_test"]["value"], predicted["answered"])
+    assert_same(written["abstention"]["accuracy_answered"]["value"], predicted["accuracy_answered"])
+
+    card = (folder.path / "model" / "MODEL_CARD.md").read_text()
+    assert f"accuracy {percent(predicted['accuracy']['value'])} (" in card
+    assert f"It answers {percent(predicted['answered']['value'])} (" in card
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_predicted_probabilities_are_those_of_the_report_although_training_was_in_bf16(trained, evaluated, stage):
+    folder = trained(stage)
+    table = evaluated(folder)["table"]
+    bundle = load_bundle(folder.path / "model")
+    assert bundle.description.training.precision == "bf16"
+    saved = pd.read_parquet(folder.predictions(stage, "test"))
+    columns = [f"logit/{name}" for name in NAMES]
+    expected = np.sort(bundle.probabilities(saved[columns].to_numpy(dtype=np.float64)), axis=0)
+    shares = np.sort(table[[f"probability/{name}" for name in NAMES]].to_numpy(), axis=0)
+    assert np.abs(shares - expected).max() < TOLERANCE
+
+    mistakes = pd.read_csv(folder.path / "report" / "tables" / "worst-mistakes.csv")
+    wrong = table[table["true"] != table["predicted"]]
+    surest = wrong[[f"probability/{name}" for name in NAMES]].max(axis=1).sort_values(ascending=False)[: len(mistakes)]
+    assert mistakes["certainty, %"].to_numpy() / 100 == pytest.approx(surest.to_numpy(), abs=TOLERANCE)
+
+
+def test_deploy_stage_overrides_the_choice_and_says_so(trained, evaluated, capsys):
+    folder = trained("pretrain", "deploy.stage=finetune")
+    run(folder)
+    assert "holds stage finetune (named by deploy.stage; validation accuracy" in capsys.readouterr().out
+    assert folder.status()["shipped_stage"] == "finetune"
+    card = (folder.path / "model" / "MODEL_CARD.md").read_text()
+    assert "the network of stage **finetune** of its run: named by deploy.stage" in card
+    page = (folder.path / "report" / "report.html").read_text()
+    assert "finetune, named by deploy.stage" in page
+    assert_same(
+        rows_of(folder, "overall", "finetune").iloc[0]["accuracy, %"], evaluated(folder)["accuracy"], per_cent=True
+    )
+
+
+def test_both_runs_of_one_stage_give_the_same_bundle_weights_whoever_trained_on(trained):
+    """An earlier stage is shipped as it was, not as later stages changed it."""
+    whole = trained("pretrain")
+    alone = trained("pretrain", "stage=pretrain")
+    first, second = (load_bundle(folder.path / "model").classifier.network.state_dict() for folder in (whole, alone))
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert alone.status()["shipped_by"] == "only"
+    assert [stage["name"] for stage in description(whole)["training"]["stages"]] == ["pretrain"]
+
+
+def test_nothing_that_only_the_bundle_needed_is_left_behind(trained):
+    for stage in STAGES:
+        left = {path.name for name in STAGES for path in (trained(stage).path / name / "checkpoints").iterdir()}
+        assert left == {"best.ckpt"}
+
+
+def test_a_sweep_orders_its_jobs_by_what_they_ship(trained):
+    folders = [trained("pretrain"), trained("finetune")]
+    table = sweep_table(folders[0].path.parent)
+    for folder in folders:
+        job = table[table["job"] == folder.path.name]
+        assert job.loc[job["shipped"] == "yes", "stage"].tolist() == [folder.status()["shipped_stage"]]
+    order = table.loc[table["shipped"] == "yes", "val accuracy"].tolist()
+    assert order == sorted(order, reverse=True)
+
+
+def test_images_that_are_validated_and_tested_on_are_marked_as_what_the_choice_was_made_on(trained):
+    folder = trained("pretrain", "data.validation=test")
+    card = (folder.path / "model" / "MODEL_CARD.md").read_text()
+    assert "so the choice was made on the test images" in card
+    assert "chosen by accuracy on these very images" in (folder.path / "report" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("name", "words"), [("finetun", 'Did you mean "finetune"'), ("pretrain", "this run has not")])
+def test_a_stage_that_does_not_run_can_not_be_shipped(composed, name, words):
+    with pytest.raises(PylorusError, match=f'deploy.stage: found "{name}".*') as error:
+        composed("stage=finetune", f"deploy.stage={name}")
+    assert words in str(error.value)
+
+
+def test_a_bundle_of_version_1_is_read_as_the_last_stage_of_its_run(trained):
+    old = description(trained("finetune")) | {"format_version": 1, "largest_difference": 0.001}
+    del old["shipped"]
+    found = read_description(json.dumps(old).encode())
+    assert (found.shipped.name, found.shipped.chosen_by) == ("finetune", "last")
+
+
+@pytest.mark.parametrize(
+    ("scores", "asked", "expected"),
+    [
+        ({"a": StageScore(9, 10, 0.5), "b": StageScore(8, 10, 0.1)}, None, ("a", "accuracy")),
+        ({"a": StageScore(9, 10, 0.5), "b": StageScore(9, 10, 0.4)}, None, ("b", "loss")),
+        ({"a": StageScore(9, 10, 0.4), "b": StageScore(9, 10, 0.5)}, None, ("a", "loss")),
+        ({"a": StageScore(9, 10, 0.4), "b": StageScore(9, 10, 0.4)}, None, ("b", "order")),
+        ({"a": StageScore(9, 10, 0.4), "b": StageScore(1, 10, 9.0)}, "b", ("b", "key")),
+        ({"a": StageScore(9, 10, 0.4)}, None, ("a", "only")),
+        ({"a": StageScore(9, 10, 0.4)}, "b", ("a", "only")),
+    ],
+)
+def test_the_rule_is_accuracy_then_loss_then_the_later_stage_unless_a_stage_is_named(scores, asked, expected):
+    found = choose_stage(scores, asked=asked)
+    assert (found.name, found.chosen_by) == expected
+    assert describe_choice(found)

@@ -1,0 +1,137 @@
+"""Seeds and folds: a claim about a configuration allows for the runs that it was trained in, not for patients alone."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pylorus.evaluation.mcnemar import mcnemar
+from pylorus.evaluation.predictions import Predictions
+from pylorus.evaluation.replicates import (
+    compare_replicates,
+    corrected_resampled_t,
+    estimate_replicates,
+    indices_of_replicates,
+    replicate_balance,
+    sign_flip_test,
+    summarize_replicates,
+)
+
+
+def test_mean_deviation_and_range_are_numpys():
+    values = np.array([0.81, 0.84, 0.90])
+    found = summarize_replicates(values)
+    assert found.mean == pytest.approx(values.mean())
+    assert found.deviation == pytest.approx(values.std(ddof=1))
+    assert (found.lowest, found.highest, found.replicates) == (0.81, 0.90, 3)
+
+
+def test_an_index_that_one_replicate_leaves_undefined_has_no_mean():
+    assert np.isnan(summarize_replicates(np.array([0.8, np.nan])).mean)
+
+
+def test_the_sign_flip_test_counts_every_pattern_of_signs():
+    balance = np.array([3, -1, 2, 2, 0, 5])
+    sums = [abs(np.dot(signs, balance)) for signs in product((-1, 1), repeat=len(balance))]
+    assert sign_flip_test(balance) == pytest.approx(np.mean(np.array(sums) >= abs(balance.sum())))
+
+
+def test_with_one_run_each_the_sign_flip_test_is_mcnemars_by_patient():
+    generator = np.random.default_rng(0)
+    truth, groups = generator.integers(0, 2, 60), np.repeat(np.arange(20), 3).astype(str)
+    names = np.array([f"i{number}" for number in range(60)])
+    one, two = (np.where(generator.random(60) < 0.75, truth, 1 - truth) for _ in range(2))
+    first, second = (Predictions(names, groups, truth, np.eye(2)[each], ("x", "y")) for each in (one, two))
+    balance = replicate_balance(one == truth, two == truth, groups)
+    assert sign_flip_test(balance) == pytest.approx(mcnemar(first, second).p_value)
+
+
+def test_many_groups_are_tested_by_the_normal_distribution_and_agree_with_the_exact_test(monkeypatch):
+    balance = np.random.default_rng(1).integers(-3, 4, 400)
+    exact = sign_flip_test(balance)
+    monkeypatch.setattr("pylorus.evaluation.replicates.EXACT_STEPS", 10)
+    assert sign_flip_test(balance) == pytest.approx(exact, abs=0.005)
+
+
+def test_nadeau_and_bengios_interval_is_their_formula():
+    values = np.array([0.03, 0.01, 0.06, -0.02, 0.04])
+    found = corrected_resampled_t(values, test_to_train=0.25)
+    error = np.sqrt((1 / 5 + 0.25) * values.var(ddof=1))
+    assert found.standard_error == pytest.approx(error)
+    assert found.high - found.value == pytest.approx(stats.t.ppf(0.975, 4) * error)
+    assert found.p_value == pytest.approx(2 * stats.t.sf(values.mean() / error, 4))
+
+
+def test_the_interval_of_folds_stays_inside_its_scale():
+    found = corrected_resampled_t(np.array([1.0, 0.2, 0.9]), test_to_train=0.5, bounds=(0.0, 1.0))
+    assert (found.low, found.high) == (0.0, 1.0)
+
+
+def test_a_single_fold_has_no_interval():
+    assert np.isnan(corrected_resampled_t(np.array([0.1]), test_to_train=0.25).low)
+
+
+def test_seeds_that_say_the_same_leave_the_variance_of_patients():
+    covariance = np.full((6, 6), 4e-4)
+    covariance[:3, 3:] = covariance[3:, :3] = 1e-4
+    found = compare_replicates(np.full(3, 0.9), np.full(3, 0.8), covariance, degrees=40)
+    assert found.standard_error == pytest.approx(np.sqrt(6e-4))
+
+
+def test_seeds_that_differ_widen_the_interval_and_only_if_allowed_for():
+    covariance = np.full((6, 6), 4e-4)
+    covariance[:3, 3:] = covariance[3:, :3] = 1e-4
+    ours, theirs = np.array([0.85, 0.90, 0.95]), np.array([0.75, 0.80, 0.85])
+    wide = compare_replicates(ours, theirs, covariance, degrees=40)
+    narrow = compare_replicates(ours, theirs, covariance, degrees=40, allow_for_seeds=False)
+    assert wide.value == pytest.approx(narrow.value) == pytest.approx(0.1)
+    assert wide.low < narrow.low
+    assert (wide.allows_for_training, narrow.allows_for_training) == (True, False)
+    # The same runs after two stages: what they have in common cancels.
+    paired = compare_replicates(ours, theirs, covariance, degrees=40, paired=True)
+    assert paired.high - paired.low < wide.high - wide.low
+
+
+def test_with_single_runs_seeds_are_not_allowed_for_and_with_one_single_run_those_of_the_other_are():
+    single = compare_replicates(np.array([0.9]), np.array([0.8]), np.diag([4e-4] * 2), degrees=9)
+    assert not single.allows_for_training
+    found = compare_replicates(np.array([0.9]), np.array([0.95, 0.65]), np.diag([4e-4] * 3), degrees=9)
+    assert found.allows_for_training
+    assert found.standard_error > np.sqrt(np.var([0.95, 0.65], ddof=1) / 2)
+
+
+def test_the_mean_of_seeds_is_as_uncertain_as_its_patients_and_seeds_together():
+    values = np.array([0.8, 0.9, 0.85])
+    found = estimate_replicates(values, np.full((3, 3), 4e-4), degrees=1e6)
+    error = np.sqrt(4e-4 + values.var(ddof=1) / 3)
+    assert found.high - found.value > stats.norm.ppf(0.975) * error
+
+
+def test_indices_of_replicates_are_those_of_each_one_alone():
+    generator = np.random.default_rng(2)
+    truth, groups = generator.integers(0, 3, 90), np.repeat(np.arange(30), 3)
+    answers = np.array([np.where(generator.random(90) < 0.7, truth, (truth + 1) % 3) for _ in range(3)])
+    together = indices_of_replicates(truth, answers, groups, classes=3)
+    for number, row in enumerate(answers):
+        alone = indices_of_replicates(truth, row, groups, classes=3)
+        np.testing.assert_allclose(together.values[number], alone.values[0])
+        np.testing.assert_allclose(together.covariance[:, number, number], alone.covariance[:, 0, 0])
+
+
+def test_two_equal_configurations_whose_seeds_vary_are_seldom_told_apart():
+    generator = np.random.default_rng(3)
+    groups = np.repeat(np.arange(100), 2)
+    truth = (groups % 2).astype(np.int64)
+    by_patients, by_both = [], []
+    for _ in range(300):
+        ease = generator.normal(0, 1, 100)[groups]
+        skill = 1.5 + generator.normal(0, 0.4, 6)  # each seed of either configuration
+        right = generator.random((6, 200)) < 1 / (1 + np.exp(-(skill[:, None] + ease)))
+        by_patients.append(sign_flip_test(replicate_balance(right[:3], right[3:], groups)))
+        found = indices_of_replicates(truth, np.where(right, truth, 1 - truth), groups, classes=2)
+        contrast = np.repeat([1 / 3, -1 / 3], 3)
+        values, degrees = found.values[:, 0], found.count_freedom(0, contrast)
+        by_both.append(compare_replicates(values[:3], values[3:], found.covariance[0], degrees=degrees).p_value)
+    assert np.mean(np.array(by_patients) < 0.05) > 0.15
+    assert np.mean(np.array(by_both) < 0.05) < 0.09
