@@ -293,3 +293,50 @@ def test_the_rule_is_accuracy_then_loss_then_the_later_stage_unless_a_stage_is_n
     found = choose_stage(scores, asked=asked)
     assert (found.name, found.chosen_by) == expected
     assert describe_choice(found)
+
+
+def test_killed_wherever_a_run_that_ships_an_earlier_stage_ships_the_same_bytes(trained, composed, images, monkeypatch):
+    class KilledError(BaseException):
+        pass
+
+    whole = trained("pretrain", "report=false")
+    folder = RunFolder(whole.path.with_name("killed"))
+    overrides = [f"data.root={images}", *WORDS, *BETTER["pretrain"], "report=false"]
+    with folder.prepared(overrides):
+        write_text(folder.config, OmegaConf.to_yaml(composed(*overrides)))
+    replace = Path.replace
+    for name in ("network.safetensors", "features-test.npy", "predictions-test.parquet", "model.safetensors"):
+        stage = "finetune" if name == "predictions-test.parquet" else ""
+
+        def dying(path, target, name=name, stage=stage):
+            if Path(target).name == name and stage in str(target):
+                raise KilledError
+            return replace(path, target)
+
+        with monkeypatch.context() as patched, pytest.raises(KilledError):
+            patched.setattr(Path, "replace", dying)
+            run(folder)
+        assert not (folder.path / "model" / "SHA256SUMS").exists()
+    run(folder)
+    assert folder.status()["shipped_stage"] == "pretrain"
+    for path in (whole.path / "model").iterdir():
+        assert path.read_bytes() == (folder.path / "model" / path.name).read_bytes(), path.name
+    for stage, part in ((stage, part) for stage in STAGES for part in ("val", "test")):
+        assert whole.predictions(stage, part).read_bytes() == folder.predictions(stage, part).read_bytes()
+
+
+def test_predictions_that_were_made_before_features_were_kept_are_made_again(trained, tmp_path):
+    """A run that an earlier version left unfinished holds predictions in the precision of its training."""
+    whole = trained("pretrain", "report=false")
+    folder = RunFolder(Path(shutil.copytree(whole.path, tmp_path / "old")))
+    shutil.rmtree(folder.path / "model")
+    status = json.loads((folder.path / "status.json").read_text())
+    (folder.path / "status.json").write_text(json.dumps({**status, "state": "failed"}))
+    for part in ("val", "test"):
+        rough = pd.read_parquet(folder.predictions("pretrain", part))
+        columns = [name for name in rough if name.startswith("logit/")]
+        rough[columns] = rough[columns].round(1)
+        rough.to_parquet(folder.predictions("pretrain", part), index=False)
+    run(folder)
+    for part in ("val", "test"):
+        assert whole.predictions("pretrain", part).read_bytes() == folder.predictions("pretrain", part).read_bytes()
