@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from pylorus.data.image import POLICY_VERSION, RESAMPLING
 from pylorus.deploy.description import FORMAT_VERSION, Description, Input
@@ -28,16 +29,26 @@ def read_description(content: bytes, *, where: str = "model.json") -> Descriptio
     """
     if len(content) > MOST_BYTES:
         raise PylorusError(f"{where}: has {len(content):,} bytes, expected {MOST_BYTES:,} at most.")
-    values = _upgrade(parsed(content, where=where))
+    values: Any = parsed(content, where=where)
     version = values.get("format_version") if isinstance(values, dict) else None
-    if version != FORMAT_VERSION or type(version) is not int:
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise PylorusError(
-            f"{where}: found format_version {str(version)[:20]}, expected {FORMAT_VERSION}. "
+            f"{where}: found format_version {str(version)[:20]}, expected 1 to {FORMAT_VERSION}. "
             "A newer bundle needs a newer Pylorus; one of before there were versions has to be trained again."
         )
-    found = built(Description, values, where=where)
+    found = built(Description, _upgraded(values) if version == 1 else values, where=where)
     check_description(found, where=where)
     return found
+
+
+def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """What a description of format 1 says, in the present format: its network is that of the last stage."""
+    upgraded = {name: value for name, value in values.items() if name != "largest_difference"}
+    training = values.get("training")
+    stages = training.get("stages") if isinstance(training, dict) else None
+    if isinstance(stages, list) and stages and isinstance(stages[-1], dict):
+        upgraded["shipped"] = {"name": stages[-1].get("name"), "chosen_by": LAST, "accuracy": {}}
+    return upgraded | {"format_version": FORMAT_VERSION}
 
 
 def check_description(found: Description, *, where: str = "model.json") -> None:
@@ -66,19 +77,6 @@ def check_description(found: Description, *, where: str = "model.json") -> None:
     ):
         if value is not None and not low <= value <= high:
             raise PylorusError(f"{where}: {key}: found {value}, expected {low} to {high}.")
-
-
-def _upgrade(values: object) -> object:
-    """Version 1 as version 2: it holds the last stage, and a difference that there is no more."""
-    if not isinstance(values, dict) or type(version := values.get("format_version")) is not int or version != 1:
-        return values
-    upgraded = {name: value for name, value in values.items() if name != "largest_difference"}
-    upgraded["format_version"] = FORMAT_VERSION
-    training = values.get("training")
-    stages = training.get("stages") if isinstance(training, dict) else None
-    if isinstance(stages, list) and stages and isinstance(stages[-1], dict):
-        upgraded["shipped"] = {"name": stages[-1].get("name"), "chosen_by": LAST, "accuracy": {}}
-    return upgraded
 
 
 def _check_input(found: Input, where: str) -> None:
