@@ -280,7 +280,7 @@ class LoggerConfig:
 
 @dataclass
 class DeployConfig:
-    """What a run ships in model/: the network that report, card and `pylorus predict` speak of, and what it decides by."""
+    """What a run ships in model/: the stage that report, card and `pylorus predict` speak of, and how it decides."""
 
     stage: str | None = key(
         None,

@@ -82,13 +82,21 @@ def trained(composed, images, tmp_path_factory) -> Callable[..., RunFolder]:
 def evaluated(trained, images, tmp_path_factory) -> Callable[..., dict[str, Any]]:
     """What `pylorus predict RUN/model TEST --evaluate` finds on the run's own test images."""
 
-    def evaluate(folder: RunFolder) -> dict[str, Any]:
+    def evaluate(folder: RunFolder, *, batch: int = 32) -> dict[str, Any]:
         place = tmp_path_factory.mktemp("predicted")
         split = pd.read_csv(folder.path / "split.csv", dtype=str)
         for path in split.loc[split["split"] == "test", "path"]:
             (place / "test" / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(images / path, place / "test" / path)
-        words = [str(folder.path / "model"), str(place / "test"), "--group", r"patient_\d+", "--evaluate"]
+        words = [
+            str(folder.path / "model"),
+            str(place / "test"),
+            "--group",
+            r"patient_\d+",
+            "--evaluate",
+            "--batch",
+            str(batch),
+        ]
         with pytest.raises(SystemExit) as ended:
             main(["predict", *words, "--output", str(place / "found.parquet")])
         assert ended.value.code == 0
@@ -256,8 +264,13 @@ def test_a_sweep_orders_its_jobs_by_what_they_ship(trained):
     assert order == sorted(order, reverse=True)
 
 
-def test_images_that_are_validated_and_tested_on_are_marked_as_what_the_choice_was_made_on(trained):
+def test_images_that_are_validated_and_tested_on_are_marked_as_what_the_choice_was_made_on(trained, evaluated):
     folder = trained("pretrain", "data.validation=test")
+    abstention = description(folder)["abstention"]
+    for batch in (1, 7, 32):  # here the very images that fix the thresholds are predicted
+        predicted = evaluated(folder, batch=batch)
+        assert_same(abstention["unlike_test"]["value"], predicted["unlike"])
+        assert_same(abstention["answered_test"]["value"], predicted["answered"])
     card = (folder.path / "model" / "MODEL_CARD.md").read_text()
     assert "so the choice was made on the test images" in card
     assert "chosen by accuracy on these very images" in (folder.path / "report" / "report.html").read_text()
@@ -293,3 +306,50 @@ def test_the_rule_is_accuracy_then_loss_then_the_later_stage_unless_a_stage_is_n
     found = choose_stage(scores, asked=asked)
     assert (found.name, found.chosen_by) == expected
     assert describe_choice(found)
+
+
+def test_killed_wherever_a_run_that_ships_an_earlier_stage_ships_the_same_bytes(trained, composed, images, monkeypatch):
+    class KilledError(BaseException):
+        pass
+
+    whole = trained("pretrain", "report=false")
+    folder = RunFolder(whole.path.with_name("killed"))
+    overrides = [f"data.root={images}", *WORDS, *BETTER["pretrain"], "report=false"]
+    with folder.prepared(overrides):
+        write_text(folder.config, OmegaConf.to_yaml(composed(*overrides)))
+    replace = Path.replace
+    for name in ("network.safetensors", "predictions-test.parquet", "model.safetensors"):
+        stage = "finetune" if name == "predictions-test.parquet" else ""
+
+        def dying(path, target, name=name, stage=stage):
+            if Path(target).name == name and stage in str(target):
+                raise KilledError
+            return replace(path, target)
+
+        with monkeypatch.context() as patched, pytest.raises(KilledError):
+            patched.setattr(Path, "replace", dying)
+            run(folder)
+        assert not (folder.path / "model" / "SHA256SUMS").exists()
+    run(folder)
+    assert folder.status()["shipped_stage"] == "pretrain"
+    for path in (whole.path / "model").iterdir():
+        assert path.read_bytes() == (folder.path / "model" / path.name).read_bytes(), path.name
+    for stage, part in ((stage, part) for stage in STAGES for part in ("val", "test")):
+        assert whole.predictions(stage, part).read_bytes() == folder.predictions(stage, part).read_bytes()
+
+
+def test_predictions_that_were_made_before_features_were_kept_are_made_again(trained, tmp_path):
+    """A run that an earlier version left unfinished holds predictions in the precision of its training."""
+    whole = trained("pretrain", "report=false")
+    folder = RunFolder(Path(shutil.copytree(whole.path, tmp_path / "old")))
+    shutil.rmtree(folder.path / "model")
+    status = json.loads((folder.path / "status.json").read_text())
+    (folder.path / "status.json").write_text(json.dumps({**status, "state": "failed"}))
+    for part in ("val", "test"):
+        rough = pd.read_parquet(folder.predictions("pretrain", part))
+        columns = [name for name in rough if name.startswith("logit/")]
+        rough[columns] = rough[columns].round(1)
+        rough.to_parquet(folder.predictions("pretrain", part), index=False)
+    run(folder)
+    for part in ("val", "test"):
+        assert whole.predictions("pretrain", part).read_bytes() == folder.predictions("pretrain", part).read_bytes()

@@ -19,7 +19,9 @@ def test_a_run_of_both_stages_from_any_folder(train_for_real, tmp_path):
     found = train_for_real(*PLAIN, "model.weights=none")
     assert found.returncode == 0, found.stderr
     folder = next(tmp_path.glob("outputs/20*/*"))
-    assert found.stdout.rstrip().endswith(f"results: {folder}")
+    results, model = found.stdout.rstrip().splitlines()[-2:]
+    assert results == f"results: {folder}"
+    assert model.startswith(f"model: {folder / 'model'} holds stage ")
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
     assert (folder / "model" / "model.safetensors").is_file()
     assert "Summary" in (folder / "report" / "report.html").read_text()

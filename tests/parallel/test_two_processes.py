@@ -41,8 +41,13 @@ def test_every_test_image_is_counted_once_and_there_is_one_set_of_results(two):
     assert two.status()["state"] == "finished"
 
 
+def test_the_stage_that_is_shipped_stands_in_the_status(two):
+    assert two.shipped is not None
+    assert two.status()["shipped_stage"] == two.shipped.name
+
+
 def test_each_process_fills_its_share_of_the_cache(two):
-    images = len(pd.read_csv(two.path / "split.csv"))
+    images = len(pd.read_csv(two.path / "split.csv").query("split != 'test'"))
     computed = re.findall(r"features pretrain: 0 kept, (\d+) computed", (two.path / "run.log").read_text())
     assert computed == [str(images)]
     stores = list((two.path / "cache" / "features").iterdir())

@@ -32,6 +32,8 @@ from pylorus.report.calibrated import Calibration
 
 FALSE_ALARMS = 0.05
 """Share of validation images that each of the two reasons to abstain withholds at most."""
+ROUNDING = 1e-5
+"""By so much a threshold of abstention lies beyond the image that fixes it: batches of another size round otherwise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,10 +161,11 @@ def fixed_abstention(calibration: Calibration, unlikeness: Unlikeness) -> Absten
     that 95 % of the rightly recognised validation images reach.
     """
     validation, test = calibration.validation, calibration.test
-    unlike_above = float(np.quantile(unlikeness.validation, 1 - FALSE_ALARMS, method="higher"))
+    unlike_above = float(np.quantile(unlikeness.validation, 1 - FALSE_ALARMS, method="higher")) + ROUNDING
     sure = validation.probabilities.max(axis=1)
     right = sure[validation.correct]
     unsure_below = float(np.quantile(right, FALSE_ALARMS, method="lower")) if len(right) else 0.0
+    unsure_below = max(0.0, unsure_below - ROUNDING)
     rows = unlikeness.test_rows
     groups = clusters(test)
     groups = None if groups is None else groups[rows]

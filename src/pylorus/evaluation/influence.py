@@ -150,7 +150,7 @@ def estimate_mean_variance(values: NDArray[np.float64], codes: NDArray[np.int64]
     if groups < 2:
         return MeanVariance(math.nan, 1.0)
     mean = float(values.mean())
-    deviations = np.bincount(member, weights=values - mean)
+    deviations = np.bincount(member, weights=values - mean).astype(np.float64)
     linearised = groups / (groups - 1) * float((deviations**2).sum()) / total**2
     spread = float(((values - mean) ** 2).sum())
     independent = spread / (total - 1) / total

@@ -100,8 +100,8 @@ def delong_test(first: Predictions, second: Predictions, *, class_name: str, con
     placements = [compute_placements(positive, score) for score in scores]
     apart = estimate_area_variance(positive, placements[0] - placements[1], codes)
     value, error = areas[0].value - areas[1].value, math.sqrt(apart.variance)
-    errors = [area.standard_error for area in areas]
-    low, high = _combine_intervals(areas[0], areas[1], _correlate_errors(*errors, error))
+    correlation = _correlate_errors(areas[0].standard_error, areas[1].standard_error, error)
+    low, high = _combine_intervals(areas[0], areas[1], correlation)
     if error > 1e-9:
         p_value = two_sided_p(value / error, freedom=apart.freedom)
     else:
@@ -166,9 +166,9 @@ def paired_differences(
     for place, name in enumerate(INDICES):
         one, two = (each[name] for each in estimates)
         pair = spread[2 * place : 2 * place + 2, 2 * place : 2 * place + 2]
-        errors = np.sqrt(np.maximum(np.diagonal(pair), 0))
-        error = math.sqrt(max(0.0, float(pair[0, 0] + pair[1, 1] - 2 * pair[0, 1])))
-        low, high = _combine_intervals(one, two, _correlate_errors(*errors, error))
+        variances = (pair[0, 0], pair[1, 1], pair[0, 0] + pair[1, 1] - 2 * pair[0, 1])
+        own, others, error = (math.sqrt(max(0.0, float(variance))) for variance in variances)
+        low, high = _combine_intervals(one, two, _correlate_errors(own, others, error))
         p_value = p_values[name] if one.defined and two.defined else math.nan
         found[name] = Difference(one.value - two.value, low, high, error, p_value, reason=one.reason or two.reason)
     return PairedDifferences(**found)

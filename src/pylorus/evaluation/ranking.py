@@ -222,10 +222,14 @@ def _covariance_of_areas(
         else np.zeros(int(codes.max()) + 1)
         for positive, score, area in zip(present, scores, areas, strict=True)
     ]
-    table = np.array(added)
-    return table @ table.T
+    return _multiply(added)
 
 
 def _covariance_of_sums(contributions: Sequence[NDArray[np.float64]], codes: NDArray[np.int64]) -> NDArray[np.float64]:
-    table = np.array([np.bincount(codes, weights=each) for each in contributions])
-    return table @ table.T
+    return _multiply([np.bincount(codes, weights=each).astype(np.float64) for each in contributions])
+
+
+def _multiply(added: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    table = np.array(added)
+    product: NDArray[np.float64] = table @ table.T
+    return product
