@@ -33,8 +33,8 @@ from pylorus.evaluation import (
     proportions_of_predictions,
     ranking_of_predictions,
 )
-from pylorus.evaluation.mcnemar import mcnemar
-from pylorus.evaluation.net_benefit import net_benefit
+from pylorus.evaluation.comparison import mcnemar
+from pylorus.evaluation.decisions import net_benefit
 
 LOWEST, ASKED, MOST = 0.90, 0.93, 0.98
 SHARPNESS = 1.5

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from pylorus.evaluation.conformal import fit_set_limits
-from pylorus.evaluation.decision import threshold_at_sensitivity
+from pylorus.evaluation.decisions import threshold_at_sensitivity
 
 SENSITIVITY, CONFIDENCE, COVERAGE, SETS, SEED = 0.95, 0.90, 0.90, 2000, 20261126
 

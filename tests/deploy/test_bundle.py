@@ -20,7 +20,7 @@ from pylorus.deploy.load import load_bundle
 from pylorus.errors import PylorusError
 from pylorus.evaluation.calibration import fit_temperature, probabilities_of_logits
 from pylorus.evaluation.conformal import fit_set_limits, prediction_sets
-from pylorus.evaluation.decision import threshold_at_sensitivity
+from pylorus.evaluation.decisions import threshold_at_sensitivity
 from pylorus.runs.folder import RunFolder
 from pylorus.train import run
 from tests.conftest import TINY

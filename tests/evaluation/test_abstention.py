@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pylorus.evaluation.abstention import risk_coverage
+from pylorus.evaluation.decisions import risk_coverage
 
 
 def test_each_point_is_what_answering_the_surest_images_gives():

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.thresholds import Condition, simulate
-from pylorus.evaluation.decision import operating_point, patients_needed, threshold_at_sensitivity
+from pylorus.evaluation.decisions import operating_point, patients_needed, threshold_at_sensitivity
 from pylorus.evaluation.proportion import wilson
 
 

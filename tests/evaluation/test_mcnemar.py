@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from statsmodels.stats import contingency_tables
 
-from pylorus.evaluation.mcnemar import mcnemar
+from pylorus.evaluation.comparison import mcnemar
 
 
 def pair(one_hot, *, both, first, second, neither):

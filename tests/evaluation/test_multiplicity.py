@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pylorus.evaluation.multiplicity import holm
+from pylorus.evaluation.comparison import holm
 
 
 def test_corrected_p_values_follow_holms_steps():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pylorus.evaluation.net_benefit import net_benefit
+from pylorus.evaluation.decisions import net_benefit
 
 
 def drawn(seed=0, images=300):

@@ -4,10 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pylorus.evaluation.comparison import INDICES, delong_test, mcnemar, paired_differences
 from pylorus.evaluation.confusion import confusion_matrix, overall_indices
 from pylorus.evaluation.delong import auroc
-from pylorus.evaluation.mcnemar import mcnemar
-from pylorus.evaluation.paired import INDICES, delong_test, paired_differences
 from pylorus.evaluation.predictions import Predictions
 
 

@@ -7,9 +7,9 @@ rounded again: that reproduces all 18 printed averages, where the mean of the un
 import numpy as np
 import pytest
 
+from pylorus.evaluation.comparison import difference_of_independent
 from pylorus.evaluation.confusion import accuracy, class_indices
 from pylorus.evaluation.proportion import proportions_of_confusion, wilson
-from pylorus.evaluation.unpaired import difference_of_independent
 from pylorus.report.published import STUDY
 
 INDICES = ("precision", "sensitivity", "f1")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pylorus.evaluation.mcnemar import mcnemar
+from pylorus.evaluation.comparison import mcnemar, sign_flip_test
 from pylorus.evaluation.predictions import Predictions
 from pylorus.evaluation.replicates import (
     compare_replicates,
@@ -14,7 +14,6 @@ from pylorus.evaluation.replicates import (
     estimate_replicates,
     indices_of_replicates,
     replicate_balance,
-    sign_flip_test,
     summarize_replicates,
 )
 
@@ -50,7 +49,7 @@ def test_with_one_run_each_the_sign_flip_test_is_mcnemars_by_patient():
 def test_many_groups_are_tested_by_the_normal_distribution_and_agree_with_the_exact_test(monkeypatch):
     balance = np.random.default_rng(1).integers(-3, 4, 400)
     exact = sign_flip_test(balance)
-    monkeypatch.setattr("pylorus.evaluation.replicates.EXACT_STEPS", 10)
+    monkeypatch.setattr("pylorus.evaluation.comparison.EXACT_STEPS", 10)
     assert sign_flip_test(balance) == pytest.approx(exact, abs=0.005)
 
 

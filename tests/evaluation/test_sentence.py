@@ -3,10 +3,9 @@ from dataclasses import replace
 
 import pytest
 
-from pylorus.evaluation.decision import SensitivityThreshold
+from pylorus.evaluation.comparison import Difference, McNemar
+from pylorus.evaluation.decisions import SensitivityThreshold
 from pylorus.evaluation.estimate import Estimate
-from pylorus.evaluation.mcnemar import McNemar
-from pylorus.evaluation.paired import Difference
 from pylorus.evaluation.sentence import (
     better_sentence,
     guarantee_sentence,

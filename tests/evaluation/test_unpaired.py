@@ -1,10 +1,10 @@
 import pytest
 from statsmodels.stats.proportion import confint_proportions_2indep
 
+from pylorus.evaluation.comparison import difference_of_independent
 from pylorus.evaluation.estimate import Estimate
 from pylorus.evaluation.index_intervals import indices_of_confusion
 from pylorus.evaluation.proportion import wilson
-from pylorus.evaluation.unpaired import difference_of_independent
 from pylorus.report.published import STUDY
 
 

@@ -1,7 +1,7 @@
 import pytest
 
+from pylorus.evaluation.comparison import difference_of_independent
 from pylorus.evaluation.proportion import wilson
-from pylorus.evaluation.unpaired import difference_of_independent
 from pylorus.report.evidence import gather
 from pylorus.report.options import ReportOptions
 from pylorus.report.published import STUDY

@@ -5,7 +5,7 @@ from typing import Any
 
 from pylorus.data.input import InputFormat
 from pylorus.evaluation.conformal import SetLimits
-from pylorus.evaluation.decision import SensitivityThreshold
+from pylorus.evaluation.decisions import SensitivityThreshold
 from pylorus.runs.shipped import ShippedStage
 
 FORMAT_VERSION = 2
@@ -130,7 +130,7 @@ class OperatingFigures:
 
 @dataclass(frozen=True)
 class Guarantee:
-    """What a threshold guarantees for new patients; see `pylorus.evaluation.decision.SensitivityThreshold`.
+    """What a threshold guarantees for new patients; see `pylorus.evaluation.decisions.SensitivityThreshold`.
 
     Attributes:
         confidence_reached: The confidence with which the true sensitivity is at least the one asked for, in [0, 1].

@@ -17,7 +17,7 @@ from pylorus.errors import PylorusError
 from pylorus.evaluation.calibration import estimate_calibration
 from pylorus.evaluation.conformal import prediction_sets
 from pylorus.evaluation.confusion import confusion_matrix
-from pylorus.evaluation.decision import operating_point
+from pylorus.evaluation.decisions import operating_point
 from pylorus.evaluation.index_intervals import OVERALL, indices_of_predictions
 from pylorus.evaluation.predictions import Predictions
 from pylorus.evaluation.proportion import proportions_of_predictions

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from pylorus.deploy.network import UNLIKENESS
 from pylorus.errors import PylorusError, did_you_mean
 from pylorus.evaluation.bounded_mean import mean_over_groups
 from pylorus.evaluation.conformal import fit_set_limits, patients_needed_for_sets, prediction_sets
-from pylorus.evaluation.decision import operating_point, patients_needed, threshold_at_sensitivity
+from pylorus.evaluation.decisions import ROUNDING, operating_point, patients_needed, threshold_at_sensitivity
 from pylorus.evaluation.delong import auroc
 from pylorus.evaluation.estimate import Estimate
 from pylorus.evaluation.predictions import Predictions
@@ -32,8 +32,6 @@ from pylorus.report.calibrated import Calibration
 
 FALSE_ALARMS = 0.05
 """Share of validation images that each of the two reasons to abstain withholds at most."""
-ROUNDING = 1e-5
-"""By so much a threshold of abstention lies beyond the image that fixes it: batches of another size round otherwise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +85,7 @@ def fixed_decision(calibration: Calibration, deploy: DeployConfig, *, class_name
         positive, scores = validation.true == column, validation.probabilities[:, column]
         thresholds[name] = guarantees[name] = None
         if positive.any():
-            found = threshold_at_sensitivity(positive, scores, clusters(validation), **asked)
+            found = threshold_at_sensitivity(positive, scores, clusters(validation), margin=ROUNDING, **asked)
             thresholds[name] = found.threshold
             guarantees[name] = Guarantee(
                 found.confidence_reached, found.sensitivity_reached, found.images, found.patients
@@ -110,6 +108,8 @@ def fixed_sets(calibration: Calibration, coverage: float | None) -> PredictionSe
         return None
     validation, test = calibration.validation, calibration.test
     limits = fit_set_limits(validation.probabilities, validation.true, clusters(validation), coverage=coverage)
+    lowest = tuple(None if each is None else max(0.0, each - ROUNDING) for each in limits.lowest)
+    limits = replace(limits, lowest=lowest)
     return PredictionSets(
         coverage=coverage,
         lowest=dict(zip(validation.class_names, limits.lowest, strict=True)),

@@ -18,8 +18,7 @@ from pylorus.deploy.onnx_packages import onnx_package
 from pylorus.deploy.parity import BATCH
 from pylorus.deploy.trial_images import UNKNOWN, TrialImages, spread
 from pylorus.errors import PylorusError
-from pylorus.evaluation.mcnemar import mcnemar
-from pylorus.evaluation.paired import paired_differences
+from pylorus.evaluation.comparison import mcnemar, paired_differences
 from pylorus.evaluation.predictions import Predictions
 from pylorus.files import whole
 

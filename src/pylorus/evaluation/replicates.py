@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pylorus.evaluation.comparison import INDICES, Difference
 from pylorus.evaluation.confusion import overall_indices
 from pylorus.evaluation.estimate import Estimate
 from pylorus.evaluation.inputs import group_codes, labels_in_range
@@ -28,10 +29,6 @@ from pylorus.evaluation.interval import (
     quantile,
     two_sided_p,
 )
-from pylorus.evaluation.paired import INDICES, Difference
-
-EXACT_STEPS = 500_000_000
-"""Additions up to which a sign-flip test is computed exactly; beyond, the sum of so many groups is normal."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class ReplicateIndices:
     """Indices of several replicates on the same images, and how these vary with the patients.
 
     Attributes:
-        values: Of shape (replicates, indices), in the order of `pylorus.evaluation.paired.INDICES`.
+        values: Of shape (replicates, indices), in the order of `pylorus.evaluation.comparison.INDICES`.
         deviations: What leaving out each group changes, less its mean, of shape (indices, replicates, groups); nan
             where leaving out one group leaves the index undefined.
     """
@@ -119,41 +116,6 @@ def summarize_replicates(values: NDArray[np.float64]) -> ReplicateSummary:
         return ReplicateSummary(math.nan, math.nan, math.nan, math.nan, len(table))
     deviation = float(table.std(ddof=1)) if len(table) > 1 else math.nan
     return ReplicateSummary(float(table.mean()), deviation, float(table.min()), float(table.max()), len(table))
-
-
-def sign_flip_test(balance: NDArray[np.int64]) -> float:
-    """Two-sided exact p that two models, or means of models, recognise equally many images of each group.
-
-    If the two are equally good, exchanging them on all images of a group changes nothing, so each group's balance is
-    as likely to have the other sign. With one model each this is McNemar's test with groups kept together.
-
-    Args:
-        balance: How many images of each group the first recognises more than the second, of shape (groups,), in
-            whole numbers: multiply means over replicates by their common denominator.
-
-    Returns:
-        The share of all sign patterns whose sum is as far from 0; by the normal distribution, with half a unit of
-        continuity, where there are too many to add up.
-
-    Example:
-        >>> sign_flip_test(np.array([1, 1, 1, 1, 1, 1]))
-        0.03125
-    """
-    observed = abs(int(np.sum(balance)))
-    sizes = np.abs(balance[balance != 0]).astype(np.int64)
-    if not len(sizes):
-        return 1.0
-    unit = int(np.gcd.reduce(sizes))
-    sizes, observed = sizes // unit, observed // unit
-    reach = int(sizes.sum())
-    if len(sizes) * (2 * reach + 1) > EXACT_STEPS:
-        return two_sided_p(max(0.0, observed - 0.5) / math.sqrt(float((sizes.astype(np.float64) ** 2).sum())))
-    chance = np.zeros(2 * reach + 1)
-    chance[reach] = 1.0
-    for size in sizes:
-        chance = (np.roll(chance, size) + np.roll(chance, -size)) / 2
-    sums = np.abs(np.arange(-reach, reach + 1))
-    return min(1.0, float(chance[sums >= observed].sum()))
 
 
 def replicate_balance(

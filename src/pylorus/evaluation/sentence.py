@@ -2,10 +2,9 @@
 
 import math
 
-from pylorus.evaluation.decision import SensitivityThreshold
+from pylorus.evaluation.comparison import Difference, McNemar
+from pylorus.evaluation.decisions import SensitivityThreshold
 from pylorus.evaluation.estimate import Estimate
-from pylorus.evaluation.mcnemar import McNemar
-from pylorus.evaluation.paired import Difference
 
 MORE_FIGURES = 4
 """So many more figures a p-value is printed with, at most, to stand on its own side of the level."""

@@ -442,7 +442,7 @@ def fold_of(result: Result) -> object:
 
 
 def index_of(result: Result, name: str) -> float:
-    """An index of a result's test images by its name in `pylorus.evaluation.paired.INDICES`."""
+    """An index of a result's test images by its name in `pylorus.evaluation.comparison.INDICES`."""
     return float(getattr(overall_indices(result.images.confusion), name))
 
 

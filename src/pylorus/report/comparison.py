@@ -12,18 +12,24 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from pylorus.evaluation.comparison import (
+    INDICES,
+    Difference,
+    McNemar,
+    delong_test,
+    holm,
+    mcnemar,
+    paired_differences,
+    sign_flip_test,
+)
 from pylorus.evaluation.delong import covariance, structural_components
 from pylorus.evaluation.interval import compute_satterthwaite_freedom
-from pylorus.evaluation.mcnemar import McNemar, mcnemar
-from pylorus.evaluation.multiplicity import holm
-from pylorus.evaluation.paired import INDICES, Difference, delong_test, paired_differences
 from pylorus.evaluation.predictions import Predictions, aligned
 from pylorus.evaluation.replicates import (
     compare_replicates,
     corrected_resampled_t,
     indices_of_replicates,
     replicate_balance,
-    sign_flip_test,
 )
 from pylorus.evaluation.sentence import better_sentence, p_text, percent
 from pylorus.report.candidate import FOLDS, SET, SPLITS, Candidate, Pool, index_of, test_to_train

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pylorus.evaluation.abstention import RiskCoverage, risk_coverage
-from pylorus.evaluation.net_benefit import NetBenefit, net_benefit
+from pylorus.evaluation.decisions import NetBenefit, RiskCoverage, net_benefit, risk_coverage
 from pylorus.report.basis import tested_on
 from pylorus.report.candidate import Candidate
 from pylorus.report.drawing import (

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.evaluation.abstention import area_under_risk_coverage
 from pylorus.evaluation.calibration import calibration_line
+from pylorus.evaluation.decisions import area_under_risk_coverage
 from pylorus.evaluation.predictions import Predictions
 from pylorus.evaluation.sentence import guarantee_sentence, percent_at_least, threshold_text
 from pylorus.report.basis import tested_on

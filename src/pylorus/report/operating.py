@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pylorus.evaluation.decision import (
+from pylorus.evaluation.decisions import (
+    ROUNDING,
     OperatingPoint,
     SensitivityThreshold,
     operating_point,
@@ -70,6 +71,7 @@ def _operating(level: str, validation: Predictions, test: Predictions, class_nam
         validation.group,
         sensitivity=aim.sensitivity,
         confidence=aim.confidence,
+        margin=ROUNDING,
     )
     several = len(np.unique(test.group)) < len(test.true)
     point = operating_point(

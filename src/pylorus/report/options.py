@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pylorus.errors import PylorusError
-from pylorus.evaluation.paired import RESAMPLES
+from pylorus.evaluation.comparison import RESAMPLES
 
 CONFIDENCE = 0.95
 """Coverage of every interval in a report."""

@@ -4,11 +4,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pylorus.evaluation.comparison import difference_of_independent
 from pylorus.evaluation.estimate import Estimate
 from pylorus.evaluation.index_intervals import indices_of_confusion
 from pylorus.evaluation.proportion import proportions_of_confusion
 from pylorus.evaluation.sentence import unpaired_sentence
-from pylorus.evaluation.unpaired import difference_of_independent
 from pylorus.report.basis import tested_on
 from pylorus.report.options import CONFIDENCE
 from pylorus.report.published import STUDY, PublishedModel

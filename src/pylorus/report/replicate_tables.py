@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pylorus.evaluation.comparison import INDICES
 from pylorus.evaluation.estimate import Estimate
-from pylorus.evaluation.paired import INDICES
 from pylorus.evaluation.replicates import ReplicateSummary, summarize_replicates
 from pylorus.report.basis import tested_on
 from pylorus.report.candidate import SET, SPLITS, Candidate, index_of, widen
@@ -19,7 +19,7 @@ NAMES = {
     "cohen_kappa": "Cohen's κ",
     "mcc": "MCC",
 }
-"""What tables call the indices of `pylorus.evaluation.paired.INDICES`."""
+"""What tables call the indices of `pylorus.evaluation.comparison.INDICES`."""
 
 CORRELATIONS = ("cohen_kappa", "mcc")
 """Indices in [-1, 1], which are not given in %."""

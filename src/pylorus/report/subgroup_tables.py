@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pylorus.evaluation.comparison import holm
 from pylorus.evaluation.delong import auroc
 from pylorus.evaluation.estimate import Estimate
-from pylorus.evaluation.multiplicity import holm
 from pylorus.evaluation.proportion import ClassProportions, proportions_of_predictions
 from pylorus.evaluation.sentence import p_text
 from pylorus.evaluation.subgroups import calibration_in_the_large, subgroup_difference

@@ -1,4 +1,7 @@
-"""A threshold for one class: fixed on validation images for a guaranteed sensitivity, applied to test images."""
+"""What a model is worth where something is decided by it: thresholds, net benefit, abstention.
+
+A threshold is fixed on validation images and applied, untouched, to test images.
+"""
 
 import math
 from dataclasses import dataclass
@@ -7,9 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pylorus.evaluation.bounded_mean import confidence_below, group_means, upper_bound
+from pylorus.evaluation.estimate import Estimate
+from pylorus.evaluation.influence import estimate_from_variance, estimate_mean_variance
 from pylorus.evaluation.inputs import checked_flags, checked_scores, group_codes
 from pylorus.evaluation.interval import check_confidence
 from pylorus.evaluation.proportion import Proportion, clustered_wilson, wilson
+from pylorus.evaluation.ranking import compute_mean_share_above
+
+ROUNDING = 1e-5
+"""What lies between a threshold and the image that fixes it: batches of another size round otherwise."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,7 @@ def threshold_at_sensitivity(
     *,
     sensitivity: float,
     confidence: float,
+    margin: float = 0.0,
 ) -> SensitivityThreshold:
     """The highest threshold whose true sensitivity is at least the one asked for, at the confidence asked for.
 
@@ -89,6 +99,7 @@ def threshold_at_sensitivity(
         groups: Names of shape (n,) of the images' patients, or None if each image stands for itself.
         sensitivity: In (0, 1]; 1 can be guaranteed by no number of patients.
         confidence: In (0, 1).
+        margin: Taken off the threshold, such as `ROUNDING`, >= 0; a lower threshold misses no more.
 
     Raises:
         ValueError: If the arrays don't fit each other, no image is positive, sensitivity is not in (0, 1], or
@@ -124,7 +135,7 @@ def threshold_at_sensitivity(
         low, high = (middle, high) if enough else (low, middle)
     shares = missed(candidates[low])
     return SensitivityThreshold(
-        threshold=float(candidates[low]),
+        threshold=float(candidates[low]) - margin,
         sensitivity=float(sensitivity),
         confidence=float(confidence),
         confidence_reached=confidence_below(shares, 1 - sensitivity),
@@ -209,3 +220,198 @@ def operating_point(
         precision=share(flags, called),
         npv=share(~flags, ~called),
     )
+
+
+THRESHOLDS = np.arange(1, 100) / 100
+"""Threshold probabilities unless told otherwise: 1 % to 99 %."""
+
+
+@dataclass(frozen=True, eq=False)
+class NetBenefit:
+    """Net benefit in true positives an image; each array of shape (thresholds,).
+
+    Attributes:
+        threshold: Threshold probabilities, in (0, 1), rising.
+        model: Of acting on images whose probability reaches the threshold; at most the class's share.
+        treat_all: Of acting on every image.
+        treat_none: Of never acting: 0.
+        low: Lower end of the model's interval at each threshold.
+        high: Upper end.
+        prevalence: The class's share of the images, on which the whole curve rests: in a test set with as
+            many cancers as ulcers it says little of a clinic where cancers are rare.
+    """
+
+    threshold: NDArray[np.float64]
+    model: NDArray[np.float64]
+    treat_all: NDArray[np.float64]
+    treat_none: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    prevalence: float
+
+
+def net_benefit(
+    positive: NDArray[np.bool_],
+    probability: NDArray[np.float64],
+    groups: NDArray[np.generic] | None = None,
+    *,
+    confidence: float = 0.95,
+    thresholds: NDArray[np.float64] = THRESHOLDS,
+) -> NetBenefit:
+    """Compute TP/n - FP/n * p / (1 - p) at each threshold probability p, with its interval.
+
+    TP/n and FP/n are proportions; their Wilson intervals, which allow for groups, are combined with the correlation of
+    the two (MOVER). The band holds at each threshold by itself, not along the whole curve at once.
+
+    Args:
+        positive: Shape (n,): whether each image is of the class.
+        probability: Shape (n,): the class's probability, calibrated, in [0, 1].
+        groups: Names of shape (n,) of what the images belong to, or None if each stands for itself.
+        confidence: Coverage of the interval at each threshold, in (0, 1).
+        thresholds: Threshold probabilities, each in (0, 1), rising.
+
+    Raises:
+        ValueError: If the arrays don't fit each other, are empty, or a probability or threshold is out of
+            range.
+
+    Example:
+        >>> chance, steps = np.array([0.9, 0.3]), np.array([0.2, 0.5])
+        >>> curve = net_benefit(np.array([True, False]), chance, thresholds=steps)
+        >>> curve.model.tolist(), curve.treat_all.tolist()
+        ([0.375, 0.5], [0.375, 0.0])
+    """
+    check_confidence(confidence)
+    flags = checked_flags(positive, name="positive")
+    chance = checked_scores(probability, length=len(flags))
+    if ((chance < 0) | (chance > 1)).any():
+        raise ValueError("a net benefit needs probabilities in [0, 1]; give calibrated ones, no logits")
+    steps = np.asarray(thresholds, dtype=np.float64)
+    if steps.ndim != 1 or not len(steps) or not ((steps > 0) & (steps < 1)).all() or (np.diff(steps) <= 0).any():
+        raise ValueError("thresholds must be rising probabilities in (0, 1)")
+    codes = group_codes(groups, length=len(flags))
+    odds = steps / (1 - steps)
+    share = float(flags.mean())
+    model, low, high = zip(
+        *(
+            _estimate_benefit(flags, chance >= step, weight, codes, confidence)
+            for step, weight in zip(steps, odds, strict=True)
+        ),
+        strict=True,
+    )
+    return NetBenefit(
+        threshold=steps,
+        model=np.array(model),
+        treat_all=share - (1 - share) * odds,
+        treat_none=np.zeros(len(steps)),
+        low=np.array(low),
+        high=np.array(high),
+        prevalence=share,
+    )
+
+
+def _estimate_benefit(
+    positive: NDArray[np.bool_], called: NDArray[np.bool_], odds: float, codes: NDArray[np.int64], confidence: float
+) -> tuple[float, float, float]:
+    """Net benefit at one threshold, and the ends of its interval."""
+    kinds = (called & positive, called & ~positive)
+    gain, loss = (clustered_wilson(kind, codes, confidence=confidence) for kind in kinds)
+    added = np.array(
+        [np.bincount(codes, weights=kind - share.value) for kind, share in zip(kinds, (gain, loss), strict=True)]
+    )
+    spread = added @ added.T
+    scale = float(np.sqrt(spread[0, 0] * spread[1, 1]))
+    correlation = float(spread[0, 1]) / scale if scale > 0 else 0.0
+
+    def reach(one: float, two: float) -> float:
+        return float(np.sqrt(max(0.0, one**2 + two**2 - 2 * correlation * one * two)))
+
+    value = gain.value - odds * loss.value
+    below = reach(gain.value - gain.low, odds * (loss.high - loss.value))
+    above = reach(gain.high - gain.value, odds * (loss.value - loss.low))
+    return value, value - below, value + above
+
+
+@dataclass(frozen=True, eq=False)
+class RiskCoverage:
+    """Points of the curve, from the surest images alone to all images; each array of shape (points,).
+
+    Attributes:
+        certainty: The least certainty at which the model still answers.
+        coverage: Share of images answered, in (0, 1]; the last is 1.
+        risk: Share of the answered images that are mistaken, in [0, 1]; the last is 1 - accuracy.
+        area: Mean risk over images, each at its own coverage (AURC, Geifman and El-Yaniv 2017), in [0, 1]:
+            lower is better, and 1 - accuracy is what certainty that says nothing gives on average.
+    """
+
+    certainty: NDArray[np.float64]
+    coverage: NDArray[np.float64]
+    risk: NDArray[np.float64]
+    area: float
+
+
+def risk_coverage(correct: NDArray[np.bool_], certainty: NDArray[np.float64]) -> RiskCoverage:
+    """Answer the surest images first and count mistakes.
+
+    Images of equal certainty are answered together, so the curve does not depend on their order.
+
+    Args:
+        correct: Shape (n,): whether each image is recognised.
+        certainty: Shape (n,): how sure the model was, such as the largest probability; any finite numbers.
+
+    Raises:
+        ValueError: If the arrays don't fit each other, are empty, or hold nan.
+
+    Example:
+        >>> curve = risk_coverage(np.array([True, False, True, True]), np.array([0.9, 0.4, 0.8, 0.8]))
+        >>> curve.coverage.tolist(), curve.risk.tolist()
+        ([0.25, 0.75, 1.0], [0.0, 0.0, 0.25])
+    """
+    right = checked_flags(correct, name="correct")
+    sure = checked_scores(certainty, length=len(right))
+    levels, member, images = np.unique(-sure, return_inverse=True, return_counts=True)
+    answered = np.cumsum(images)
+    mistakes = np.cumsum(np.bincount(member, weights=~right))
+    risk = mistakes / answered
+    return RiskCoverage(
+        certainty=-levels,
+        coverage=answered / len(right),
+        risk=risk,
+        area=float((risk * images).sum() / len(right)),
+    )
+
+
+def area_under_risk_coverage(
+    correct: NDArray[np.bool_],
+    certainty: NDArray[np.float64],
+    groups: NDArray[np.generic] | None = None,
+    *,
+    confidence: float = 0.95,
+) -> Estimate:
+    """Compute the area under the risk-coverage curve with an interval that keeps groups together.
+
+    The interval is the Wilson interval of as many images as have the area's linearised variance, with Student's t.
+
+    Args:
+        correct: Shape (n,): whether each image is recognised.
+        certainty: Shape (n,): how sure the model was; any finite numbers.
+        groups: Names of shape (n,) of what the images belong to, or None if each stands for itself.
+        confidence: Coverage of the interval, in (0, 1).
+
+    Returns:
+        In [0, 1]; the value is the `area` of `risk_coverage`.
+
+    Raises:
+        ValueError: If the arrays don't fit each other, are empty, or hold NaN.
+
+    Example:
+        >>> found = area_under_risk_coverage(np.array([True, False, True, True]), np.array([0.9, 0.4, 0.8, 0.8]))
+        >>> round(found.value, 4), found.low < found.value < found.high
+        (0.0625, True)
+    """
+    check_confidence(confidence)
+    right = checked_flags(correct, name="correct")
+    sure = checked_scores(certainty, length=len(right))
+    codes = group_codes(groups, length=len(right))
+    found = compute_mean_share_above(~right, np.ones(len(right), dtype=np.bool_), sure)
+    spread = estimate_mean_variance(found.contributions * len(right), codes)
+    return estimate_from_variance(found.value, spread, codes, confidence=confidence)

@@ -1,8 +1,8 @@
-"""Two models on the same images: differences of AUROC (DeLong), macro F1 and its like, with intervals and tests.
+"""Two models compared: on the same images (McNemar, DeLong, exchange of whole groups) and on different ones.
 
-Each function takes two `Predictions`, puts the second in the order of the first and refuses different sets of images.
-Differences are first minus second. Their intervals are combined from those of the two models and the correlation of
-their errors (MOVER, Zou, Psychol Methods 2007;12:399), so no end lies outside the scale of the index.
+Each paired function takes two `Predictions`, puts the second in the order of the first and refuses different sets of
+images. Differences are first minus second. Their intervals are combined from those of the two models and the
+correlation of their errors (MOVER, Zou, Psychol Methods 2007;12:399), so no end lies outside the scale of the index.
 """
 
 import math
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from statsmodels.stats.multitest import multipletests
 
 from pylorus.evaluation.confusion import overall_indices
 from pylorus.evaluation.delong import auroc, compute_placements, estimate_area_variance
@@ -18,9 +19,129 @@ from pylorus.evaluation.index_intervals import OVERALL, indices_of_predictions
 from pylorus.evaluation.influence import group_patterns, linearise_indices
 from pylorus.evaluation.inputs import group_codes
 from pylorus.evaluation.interval import check_confidence, two_sided_p
-from pylorus.evaluation.mcnemar import mcnemar
 from pylorus.evaluation.predictions import Predictions, aligned
 from pylorus.evaluation.proportion import clustered_wilson
+
+EXACT_STEPS = 500_000_000
+"""Additions up to which a sign-flip test is computed exactly; beyond, the sum of so many groups is normal."""
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Whether two models recognise equally many of the same images.
+
+    Attributes:
+        images: How many images both saw.
+        groups: How many groups (patients) these belong to.
+        right_first: Images that the first model recognises.
+        right_second: Images that the second model recognises.
+        only_first: Images that the first alone recognises.
+        only_second: Images that the second alone recognises.
+        p_value: Two-sided, exact, in (0, 1]; 1 if no image tells the two apart.
+    """
+
+    images: int
+    groups: int
+    right_first: int
+    right_second: int
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+def mcnemar(first: Predictions, second: Predictions) -> McNemar:
+    """Exact test that two models recognise equally many images (McNemar 1947), each group kept together.
+
+    If the models are equally good, exchanging their answers on all images of a group changes nothing. So each
+    group's balance (images that the first alone recognises, less those that the second alone does) is as
+    likely to be turned round, and p is the exact share of all such turns that are as lopsided as what was
+    seen. With one image a group this is the binomial exact McNemar test.
+
+    Raises:
+        ValueError: If the two are not about the same images.
+
+    Example:
+        >>> truth, names = np.zeros(6, dtype=np.int64), np.array(list("abcdef"))
+        >>> right, wrong = np.tile([1.0, 0.0], (6, 1)), np.tile([0.0, 1.0], (6, 1))
+        >>> mcnemar(
+        ...     Predictions(names, names, truth, right, ("x", "y")),
+        ...     Predictions(names, names, truth, wrong, ("x", "y")),
+        ... ).p_value
+        0.03125
+    """
+    other = aligned(first, second)
+    codes = group_codes(first.group, length=len(first.true))
+    lead = first.correct.astype(np.int64) - other.correct.astype(np.int64)
+    balance = np.bincount(codes, weights=lead).astype(np.int64)
+    return McNemar(
+        images=len(lead),
+        groups=len(balance),
+        right_first=int(first.correct.sum()),
+        right_second=int(other.correct.sum()),
+        only_first=int((lead > 0).sum()),
+        only_second=int((lead < 0).sum()),
+        p_value=sign_flip_test(balance),
+    )
+
+
+def sign_flip_test(balance: NDArray[np.int64]) -> float:
+    """Two-sided exact p that two models, or means of models, recognise equally many images of each group.
+
+    If the two are equally good, exchanging them on all images of a group changes nothing, so each group's balance is
+    as likely to have the other sign. With one model each this is McNemar's test with groups kept together.
+
+    Args:
+        balance: How many images of each group the first recognises more than the second, of shape (groups,), in
+            whole numbers: multiply means over replicates by their common denominator.
+
+    Returns:
+        The share of all sign patterns whose sum is as far from 0; by the normal distribution, with half a unit of
+        continuity, where there are too many to add up.
+
+    Example:
+        >>> sign_flip_test(np.array([1, 1, 1, 1, 1, 1]))
+        0.03125
+    """
+    observed = abs(int(np.sum(balance)))
+    sizes = np.abs(balance[balance != 0]).astype(np.int64)
+    if not len(sizes):
+        return 1.0
+    unit = int(np.gcd.reduce(sizes))
+    sizes, observed = sizes // unit, observed // unit
+    reach = int(sizes.sum())
+    if len(sizes) * (2 * reach + 1) > EXACT_STEPS:
+        return two_sided_p(max(0.0, observed - 0.5) / math.sqrt(float((sizes.astype(np.float64) ** 2).sum())))
+    chance = np.zeros(2 * reach + 1)
+    chance[reach] = 1.0
+    for size in sizes:
+        chance = (np.roll(chance, size) + np.roll(chance, -size)) / 2
+    sums = np.abs(np.arange(-reach, reach + 1))
+    return min(1.0, float(chance[sums >= observed].sum()))
+
+
+def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Correct a family of p-values so that the chance of any false claim stays below the level (Holm 1979).
+
+    Args:
+        p_values: Every test of the family, of shape (tests,), in [0, 1]; none may be left out because it is
+            nan.
+
+    Returns:
+        Corrected p-values, of shape (tests,), in the same order.
+
+    Raises:
+        ValueError: If there are none, or one is nan or out of range.
+
+    Example:
+        >>> holm(np.array([0.01, 0.04, 0.03])).round(3).tolist()
+        [0.03, 0.06, 0.06]
+    """
+    family = np.asarray(p_values, dtype=np.float64)
+    if family.ndim != 1 or not len(family) or not ((family >= 0) & (family <= 1)).all():
+        raise ValueError(f"p-values are {family.tolist()}; expected at least one, each in [0, 1], none nan")
+    corrected: NDArray[np.float64] = multipletests(family, method="holm")[1]
+    return corrected
+
 
 INDICES = ("accuracy", *OVERALL)
 """What two models are compared by, besides AUROC."""
@@ -243,3 +364,29 @@ def _exchange(
     itself = 0 if len(apart) <= MOST_ENUMERATED else 1
     p_values = (reached + itself) / (len(shift) + itself)
     return {name: float(p) for name, p in zip(INDICES, p_values, strict=True)}
+
+
+def difference_of_independent(first: Estimate, second: Estimate) -> Estimate:
+    """Difference of two estimates that share no image, first minus second.
+
+    The interval is put together from the two intervals (MOVER, Zou and Donner, Stat Med 2008;27:1693); from
+    two Wilson intervals it is Newcombe's (Stat Med 1998;17:873, method 10). It has the confidence that both
+    have.
+
+    Args:
+        first: One estimate with its interval: a proportion, a macro F1, an area.
+        second: The other's, of the same index and with the same confidence, from other images.
+
+    Returns:
+        The difference; nan if a value is undefined, with a nan interval if an interval is.
+
+    Example:
+        >>> from pylorus.evaluation.proportion import wilson
+        >>> found = difference_of_independent(wilson(409, 450), wilson(401, 450))
+        >>> round(found.value, 4), round(found.low, 4), round(found.high, 4)
+        (0.0178, -0.0217, 0.0575)
+    """
+    value = first.value - second.value
+    low = value - math.hypot(first.value - first.low, second.high - second.value)
+    high = value + math.hypot(first.high - first.value, second.value - second.low)
+    return Estimate(value, low, high)
