@@ -178,11 +178,11 @@ def test_report_card_bundle_and_prediction_agree_in_every_index(trained, evaluat
     counts = confusion[[column for column in confusion if column.startswith("predicted")]].to_numpy()
     assert counts.tolist() == predicted["confusion"]
 
-    calibration = rows_of(folder, "calibration", stage).iloc[0]
-    for index in ("ece", "brier", "nll"):
-        assert_same(calibration[f"{index.upper() if index != 'brier' else 'Brier'} after"], predicted[index])
-    assert_same(written["calibration"]["ece_after"], predicted["ece"])
-    assert_same(calibration["temperature"], written["calibration"]["temperature"])
+    calibration = rows_of(folder, "calibration", stage).iloc[1]  # the second row is at the temperature
+    for index, title in (("ece", "ECE"), ("brier", "Brier"), ("nll", "NLL")):
+        assert_same(calibration[title], predicted[index])
+    assert_same(written["calibration"]["ece_after"], predicted["ece"]["value"])
+    assert f"{written['calibration']['temperature']:.2f}" in calibration["probabilities"]
 
     threshold = rows_of(folder, "threshold", stage).iloc[0]
     decision = predicted["decision"]

@@ -141,10 +141,15 @@ def threshold_sentence(said: Description, name: str) -> str:
     fixed = decision.fixed_threshold(name)
     if fixed is None:
         return (
-            f"The threshold for {name} reaches a sensitivity of {100 * decision.sensitivity:g} % on the validation "
-            "images; the bundle is of an older Pylorus and guarantees no sensitivity for new patients."
+            f"The threshold for {name} reaches a sensitivity of {100 * decision.sensitivity:g} % on the "
+            f"{_fixed_on(said)}; the bundle is of an older Pylorus and guarantees no sensitivity for new patients."
         )
-    return guarantee_sentence(fixed, class_name=name, grouped=said.training.grouped)
+    return guarantee_sentence(fixed, class_name=name, grouped=said.training.grouped, part=_fixed_part(said))
+
+
+def _fixed_part(said: Description) -> str:
+    """The part of the split that thresholds were fixed on."""
+    return "test" if said.training.validated_on == "test" else "validation"
 
 
 def _thresholds(said: Description) -> str:
@@ -153,7 +158,7 @@ def _thresholds(said: Description) -> str:
     rows = []
     for name in said.short_names:
         fixed, point = decision.fixed_threshold(name), decision.test[name]
-        cells = ["none: no validation image", "", "", ""]
+        cells = [f"none: no {_fixed_part(said)} image", "", "", ""]
         if fixed is not None:
             shares = (fixed.sensitivity_reached, fixed.confidence_reached)
             cells = [
@@ -164,7 +169,7 @@ def _thresholds(said: Description) -> str:
         rows.append([_text(name), *cells, _shown(point.sensitivity), _shown(point.specificity)])
     asked = f"{100 * decision.sensitivity:g} %"
     titles = [
-        *("class", "threshold", f"validation {patients}"),
+        *("class", "threshold", f"{_fixed_part(said)} {patients}"),
         f"guaranteed sensitivity at {100 * (decision.confidence or 0):g} % confidence",
         f"confidence of {asked} sensitivity",
         *("sensitivity on test images", "specificity on test images"),
@@ -175,8 +180,8 @@ def _thresholds(said: Description) -> str:
         f"{_text(threshold_sentence(said, decision.class_name))}\n\n"
         f"{_table(titles, rows)}\n\nThe sensitivity guaranteed is that for one image of a new patient, each patient "
         "counting the same; where patients with many images are harder to recognise, that of all images is lower. The "
-        "guarantee holds for patients like those of the validation images, from the same hospitals. It takes no "
-        "account of what else was chosen on the validation images: the epoch and the temperature."
+        f"guarantee holds for patients like those of the {_fixed_on(said)}, from the same hospitals. It takes no "
+        "account of what else was chosen on them: the epoch and the temperature."
     )
 
 
@@ -191,19 +196,19 @@ def _sets(said: Description, sets: PredictionSets) -> str:
         ]
         for name in said.short_names
     ]
-    titles = ["class", f"validation {patients}", "in the set from a probability of", "coverage on test images"]
+    titles = ["class", f"{_fixed_part(said)} {patients}", "in the set from a probability of", "coverage on test images"]
     few = [name for name in said.short_names if sets.lowest[name] is None]
     always = (
-        f" Of {', '.join(map(_text, few))} there are fewer than {sets.patients_needed} validation {patients}, which it "
-        "takes to leave a class out: it is in every set."
+        f" Of {', '.join(map(_text, few))} there are fewer than {sets.patients_needed} {_fixed_part(said)} "
+        f"{patients}, which it takes to leave a class out: it is in every set."
         if few
         else ""
     )
     return (
         "Beside its answer the model gives a set of classes for each image, calibrated apart for each class on "
-        "validation images (split-conformal): for an image of a new patient, of whatever class, the set holds the true "
-        f"class with a chance of at least {100 * sets.coverage:g} %, if the patient is one like those of the "
-        f"validation images, from the same hospitals. An empty set says that no class is as likely as is "
+        f"{_fixed_on(said)} (split-conformal): for an image of a new patient, of whatever class, the set holds the "
+        f"true class with a chance of at least {100 * sets.coverage:g} %, if the patient is one like those of the "
+        f"{_fixed_on(said)}, from the same hospitals. An empty set says that no class is as likely as is "
         f"usual for it.{always}\n\n"
         f"{_table(titles, rows)}\n\nOn the test images a set holds {set_size_text(sets.test.size)} classes "
         "on average. Each patient counts the same in these figures."

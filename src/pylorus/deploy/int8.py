@@ -200,7 +200,11 @@ def measured_loss(first: ExportedModel, second: ExportedModel, images: TrialImag
 
 
 def _joined(parts: list[Answers]) -> Answers:
-    return Answers(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})
+    joined = {
+        name: None if value is None else np.concatenate([getattr(part, name) for part in parts])
+        for name, value in vars(parts[0]).items()
+    }
+    return Answers(**joined)
 
 
 def _predictions(images: TrialImages, answers: Answers, names: tuple[str, ...]) -> Predictions:

@@ -99,7 +99,7 @@ def threshold_at_sensitivity(
         groups: Names of shape (n,) of the images' patients, or None if each image stands for itself.
         sensitivity: In (0, 1]; 1 can be guaranteed by no number of patients.
         confidence: In (0, 1).
-        margin: Taken off the threshold, such as `ROUNDING`, >= 0; a lower threshold misses no more.
+        margin: Taken off the threshold, such as `ROUNDING`, >= 0, but never beyond 0; a lower threshold misses no more.
 
     Raises:
         ValueError: If the arrays don't fit each other, no image is positive, sensitivity is not in (0, 1], or
@@ -133,9 +133,9 @@ def threshold_at_sensitivity(
         middle = (low + high) // 2
         enough = confidence_below(missed(candidates[middle]), 1 - sensitivity) >= confidence
         low, high = (middle, high) if enough else (low, middle)
-    shares = missed(candidates[low])
+    shares, lowest = missed(candidates[low]), float(candidates[low])
     return SensitivityThreshold(
-        threshold=float(candidates[low]) - margin,
+        threshold=max(lowest - margin, min(lowest, 0.0)),
         sensitivity=float(sensitivity),
         confidence=float(confidence),
         confidence_reached=confidence_below(shares, 1 - sensitivity),

@@ -129,12 +129,15 @@ def unpaired_sentence(
     return f"{first} and {second} {verdict} {where} ({difference.value:+.3f}, {ends})."
 
 
-def guarantee_sentence(found: SensitivityThreshold, *, class_name: str, grouped: bool = True) -> str:
+def guarantee_sentence(
+    found: SensitivityThreshold, *, class_name: str, grouped: bool = True, part: str = "validation"
+) -> str:
     r"""Say what a threshold guarantees of the sensitivity, or why it does not guarantee what was asked for.
 
     Args:
         found: From `threshold_at_sensitivity`.
         class_name: Name of the class that is called.
+        part: Of what images the threshold was fixed: validation, or test where these are the same.
         grouped: Whether it is known which images are of one patient; if not, each image counts as a patient.
 
     Example:
@@ -146,7 +149,7 @@ def guarantee_sentence(found: SensitivityThreshold, *, class_name: str, grouped:
     """
     wanted, sure = f"{100 * found.sensitivity:g} %", f"{100 * found.confidence:g} %"
     unit = "patient" if grouped else "image"
-    count = f"{_count(found.patients)} validation {unit}{'s' if found.patients != 1 else ''} with {class_name}"
+    count = f"{_count(found.patients)} {part} {unit}{'s' if found.patients != 1 else ''} with {class_name}"
     unknown = "" if grouped else " Patients are not known, so that each image counts as one."
     verb = "are" if found.patients != 1 else "is"
     place = f"At the threshold of {threshold_text(found.threshold)}"
@@ -166,7 +169,7 @@ def guarantee_sentence(found: SensitivityThreshold, *, class_name: str, grouped:
         else ""
     )
     return (
-        f"The validation set is too small to guarantee a sensitivity of {wanted} for {class_name} with {sure} "
+        f"The {part} set is too small to guarantee a sensitivity of {wanted} for {class_name} with {sure} "
         f"confidence: there {verb} {count}, and {needed}. {place}, the lowest "
         f"probability of {class_name} among them, the true sensitivity is at least "
         f"{percent_at_least(found.sensitivity_reached)} % with {sure} confidence{reached}.{unknown}"

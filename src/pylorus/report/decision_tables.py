@@ -1,4 +1,4 @@
-"""Calibration before and after the temperature, and the threshold that was fixed on validation images."""
+"""Calibration before and after the temperature, and what a threshold that was fixed on validation images gives."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from pylorus.report.level import IMAGES, PATIENTS
 from pylorus.report.operating import Operating
 from pylorus.report.options import CONFIDENCE
 from pylorus.report.result import Result
-from pylorus.report.run_facts import validation_images
+from pylorus.report.run_facts import is_validated_on_test, validation_images
 from pylorus.report.table import Cell, Column, Number, Row, Table, as_number, in_percent, text_columns
 
 
@@ -83,7 +83,7 @@ def _line_cells(
 
 
 def threshold_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
-    """What a threshold fixed on validation images gives on test images.
+    """List what a threshold gives on test images, fixed on validation images or, where these are the same, on them.
 
     Args:
         results: At least one, each with a threshold at the level.
@@ -93,20 +93,23 @@ def threshold_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
     first = points[0][1]
     wanted, sure = f"{100 * first.fixed.sensitivity:g} %", f"{100 * first.fixed.confidence:g} %"
     unit = "patients" if level == PATIENTS else "images"
+    runs = [result.run for result, _ in points]
+    fixed_on = ("the patients of " if level == PATIENTS else "") + validation_images(runs)
+    applied = "" if all(map(is_validated_on_test, runs)) else f", applied untouched to test {unit}"
     return Table(
         key=f"threshold{'-patients' if level == PATIENTS else ''}",
         title=(
-            f"A threshold for {first.class_name}, fixed on validation {unit} for a true sensitivity of at least "
-            f"{wanted} with {sure} confidence, applied untouched to test {unit}"
+            f"A threshold for {first.class_name}, fixed on {fixed_on} for a true sensitivity of at least {wanted} with "
+            f"{sure} confidence{applied}"
             + ("" if all(point.fixed.is_guaranteed for _, point in points) else "; not guaranteed, see below")
         ),
         basis=tested_on([result for result, _ in points], level=level),
         columns=(
             *text_columns("model", "stage"),
             Column("threshold"),
-            Column("positives", over="validation"),
-            *([] if level == PATIENTS else [Column("positive groups", over="validation")]),
-            Column(f"guaranteed sensitivity, {sure} confidence", over="validation", unit="%"),
+            Column("positives", over="fixed on"),
+            *([] if level == PATIENTS else [Column("positive groups", over="fixed on")]),
+            Column(f"guaranteed sensitivity, {sure} confidence", over="fixed on", unit="%"),
             Column("positives", over="test"),
             *(Column(name, over="test", unit="%") for name in ("sensitivity", "specificity", "precision", "NPV")),
         ),
@@ -125,7 +128,8 @@ def _guarantees(points: Sequence[tuple[Result, Operating]], wanted: str, sure: s
     result, point = points[0]
     patients = "patients" if point.level == PATIENTS or result.run.grouped else "images"
     if len(points) == 1:
-        return [guarantee_sentence(point.fixed, class_name=point.class_name, grouped=patients == "patients")]
+        part = "test" if is_validated_on_test(result.run) else "validation"
+        return [guarantee_sentence(point.fixed, class_name=point.class_name, grouped=patients == "patients", part=part)]
     kept = [result.label for result, each in points if each.fixed.is_guaranteed]
     few = [
         f"{result.label} ({each.fixed.patients:,} {patients}; {percent_at_least(each.fixed.confidence_reached)} % "
@@ -138,7 +142,7 @@ def _guarantees(points: Sequence[tuple[Result, Operating]], wanted: str, sure: s
         needed = point.fixed.patients_needed
         enough = "no number is enough" if needed is None else f"{needed:,} are needed"
         sentences.append(
-            f"Too few validation {patients} with {point.class_name} to guarantee {wanted} with {sure} confidence "
+            f"Too few {patients} with {point.class_name} to fix it on, to guarantee {wanted} with {sure} confidence "
             f"({enough}), so that the threshold is the lowest probability of {point.class_name} among them: "
             f"{', '.join(few)}."
         )

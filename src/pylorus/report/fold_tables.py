@@ -241,9 +241,9 @@ def _index_cells(predictions: Predictions) -> list[Cell]:
 
 def _pooled_notes(pools: Sequence[Pooled], level: str, *, repeated: bool) -> list[str]:
     notes = [
-        "Out of fold: each image was tested once, by the model of the fold that had not seen it or its patient. These "
-        "intervals tell the spread over patients, with the trained models as they are; the table of the procedure "
-        "allows for training too."
+        f"Out of fold: each image was tested once, by the model of the fold that left it{_left_out_too(pools)} out. "
+        f"These intervals tell the spread over patients, with the trained models as they are; the table of the "
+        f"procedure allows for training too."
     ]
     left_out = sum(left for each in pools for _, left in (each.patients or ())[:1]) if level == PATIENTS else 0
     if level == PATIENTS:
@@ -265,6 +265,13 @@ def _pooled_notes(pools: Sequence[Pooled], level: str, *, repeated: bool) -> lis
     if runs:
         notes.append(f"Left out, since their repeat lacks folds that others have: {', '.join(runs)}.")
     return notes
+
+
+def _left_out_too(pools: Sequence[Pooled]) -> str:
+    """What else a fold leaves out of training, as far as the runs' splits say."""
+    runs = {result.run for each in pools for result in each.candidate.results}
+    known = all(run.grouped and run.split is not None and not run.split.shared_groups for run in runs)
+    return " and its patient" if known else ""
 
 
 def _basis(pools: Sequence[Pooled], level: str) -> str:
