@@ -211,12 +211,12 @@ def test_without_any_map_the_check_says_that_it_is_not_possible(bundle, images):
 
 def test_a_folder_becomes_pictures_that_name_no_file_and_a_table_that_does(bundle, drawn, tmp_path, capsys):
     given = tmp_path / "Jane Doe 1970"
-    (given / "gastric_ulcer").mkdir(parents=True)
-    for path in sorted((drawn / "gastric_ulcer").iterdir())[:3]:
-        shutil.copy(path, given / "gastric_ulcer")
+    (given / "gastric_cancer").mkdir(parents=True)
+    for path in sorted((drawn / "gastric_cancer").iterdir())[:3]:
+        shutil.copy(path, given / "gastric_cancer")
     (given / "damaged.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(SystemExit) as ended:
-        main(["explain", str(bundle.folder), str(given), "--output", str(tmp_path / "maps"), "--class", "GU"])
+        main(["explain", str(bundle.folder), str(given), "--output", str(tmp_path / "maps"), "--class", "GC"])
     assert ended.value.code == 3
     said = capsys.readouterr().out
     assert "4 images, 1 of them unreadable" in said
@@ -228,7 +228,7 @@ def test_a_folder_becomes_pictures_that_name_no_file_and_a_table_that_does(bundl
     assert bad["path"].item().endswith("damaged.png")
     assert bad["picture"].item() == ""
     good = table[table["error"] == ""]
-    assert set(good["class"]) == set(good["true"]) == {"GU"}
+    assert set(good["class"]) == set(good["true"]) == {"GC"}
     record = json.loads((tmp_path / "maps" / "maps.json").read_text())
     assert (record["images"], record["unreadable"]) == (4, 1)
     assert set(record["randomisation_check"]["rank_correlation"]) == {"the last layer", "all weights"}
@@ -236,12 +236,12 @@ def test_a_folder_becomes_pictures_that_name_no_file_and_a_table_that_does(bundl
     assert {path.name for path in pictures} == set(good["picture"]) == {f"{n:04d}.png" for n in good["number"]}
     assert not any(b"Jane" in path.read_bytes() or Image.open(path).info for path in pictures)
     first = good.iloc[0]
-    image = bundle.input.read(given / "gastric_ulcer" / first["path"].rsplit("/", 1)[1])
+    image = bundle.input.read(given / "gastric_cancer" / first["path"].rsplit("/", 1)[1])
     np.testing.assert_array_equal(
         np.asarray(Image.open(tmp_path / "maps" / "overlays" / first["picture"])),
-        overlay(image, heat_map(bundle, image, 1)),
+        overlay(image, heat_map(bundle, image, 0)),
     )
-    probability = bundle.answer(image[None]).probabilities[0, 1]
+    probability = bundle.answer(image[None]).probabilities[0, 0]
     assert float(first["probability"]) == pytest.approx(probability, abs=1e-5)
 
 

@@ -5,7 +5,13 @@ import pytest
 from scipy import special
 from sklearn.metrics import brier_score_loss, log_loss
 
-from pylorus.evaluation.calibration import calibration_scores, fit_temperature, probabilities_of_logits
+from pylorus.evaluation.calibration import (
+    calibration_line,
+    calibration_scores,
+    estimate_calibration,
+    fit_temperature,
+    probabilities_of_logits,
+)
 
 
 def drawn(*, images=20_000, temperature=1.0, seed=0):
@@ -95,3 +101,38 @@ def test_what_does_not_fit_is_refused():
         probabilities_of_logits(np.zeros((1, 2)), temperature=0)
     with pytest.raises(ValueError, match="sum to"):
         calibration_scores(np.array([[2.0, 1.0]]) / 2, np.array([0]))
+
+
+def test_scores_of_a_model_without_a_mistake_know_that_the_first_one_will_be_dear():
+    sure = np.tile([0.999, 0.001], (60, 1))
+    found = estimate_calibration(sure, np.zeros(60, dtype=int))
+    mistakes = 0.06  # what 60 of 60 right leave open
+    assert found.brier.high > 1.9 * mistakes
+    assert found.nll.high > 0.95 * mistakes * -np.log(0.001)
+
+
+def test_equal_losses_have_an_interval_that_does_not_hang_on_rounding():
+    for images in (10, 20, 50, 100):
+        found = estimate_calibration(np.tile([0.8, 0.2], (images, 1)), np.zeros(images, dtype=int)).brier
+        assert found.low < 0.5 * found.value
+        assert found.high > 1.5 * found.value
+
+
+@pytest.mark.parametrize(
+    "probability",
+    [
+        np.repeat([0.9, 0.1], [15, 85]),  # two values, of which one holds all of the class
+        np.concatenate([np.linspace(0.6, 0.99, 10), [0.6], np.linspace(0.01, 0.5, 89)]),
+        np.concatenate([np.linspace(0.01, 0.4, 10), np.linspace(0.5, 0.99, 90)]),
+    ],
+)
+def test_a_probability_that_separates_the_class_has_no_slope_and_says_why(probability):
+    line = calibration_line(np.arange(100) < 10, probability)
+    assert not line.slope.defined
+    assert "separates" in line.slope.reason
+    assert line.intercept.has_interval
+
+
+def test_probabilities_of_0_and_1_have_no_intercept_of_thousands():
+    probability = np.concatenate([np.ones(9), [0.0, 1.0], np.zeros(89)])
+    assert "too near to 0 and 1" in calibration_line(np.arange(100) < 10, probability).intercept.reason

@@ -115,7 +115,7 @@ def test_a_single_image_gives_an_interval_that_says_next_to_nothing():
 
 
 def test_a_seed_is_said_to_have_no_effect():
-    with pytest.warns(DeprecationWarning, match="seed and resamples have no effect"):
+    with pytest.warns(DeprecationWarning, match="no effect any more: seed, resamples"):
         indices_of_predictions(np.array([0, 1]), np.array([0, 1]), None, classes=2, seed=0, resamples=10)
 
 
@@ -137,3 +137,12 @@ def test_ten_thousand_predictions_take_little_memory(groups):
     tracemalloc.stop()
     assert found.macro_f1.has_interval
     assert peak < 100 * 2**20
+
+
+@pytest.mark.filterwarnings("error")
+def test_kappa_of_a_model_that_is_always_wrong_is_not_taken_for_good():
+    true = np.repeat([0, 1, 2], [10, 20, 5])
+    predicted = np.concatenate([np.full(10, 1), np.full(15, 0), np.full(5, 2), np.full(5, 1)])
+    found = indices_of_predictions(true, predicted, None, classes=3)
+    assert found.cohen_kappa.high < 0
+    assert found.mcc.high < 0

@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -49,7 +50,9 @@ def test_areas_that_do_not_vary_have_an_interval_on_both_sides_of_zero(one_hot):
     found = delong_test(perfect, perfect, class_name="x")
     assert -1 <= found.low < 0 < found.high <= 1
     wrong = replace(perfect, probabilities=1 - perfect.probabilities)
-    assert math.isnan(delong_test(perfect, wrong, class_name="x").p_value)
+    apart = delong_test(perfect, wrong, class_name="x")
+    assert apart.low > 0
+    assert apart.p_value < 0.05
 
 
 def test_a_class_absent_from_test_has_no_area_to_compare(one_hot):
@@ -171,3 +174,37 @@ def test_different_test_sets_are_refused(said):
         paired_differences(said(images=30), said(images=31), seed=0)
     with pytest.raises(ValueError, match="not about the same images"):
         delong_test(said(images=30), said(images=31), class_name="GC")
+
+
+def test_a_class_that_is_always_right_in_one_model_and_never_in_the_other_leaves_the_interval_its_width():
+    truth, half = np.repeat([0, 1], 40), np.tile([1, 0], 20)
+    names = np.arange(80).astype(str)
+    one, other = (
+        Predictions(names, names, truth, np.eye(2)[np.concatenate([np.full(40, answer), half])], ("a", "b"))
+        for answer in (0, 1)
+    )
+    found = paired_differences(one, other, seed=0).balanced_accuracy
+    assert found.value == pytest.approx(0.5)
+    assert found.high - found.low > 0.03
+
+
+def test_a_single_patient_has_no_standard_error_and_still_an_interval(said):
+    first, second = said(images=30, groups=1, model=1), said(images=30, groups=1, model=2)
+    found = paired_differences(first, second, seed=0).accuracy
+    assert math.isnan(found.standard_error)
+    assert found.has_interval
+
+
+def test_many_classes_and_patients_of_one_image_are_compared_in_bounded_memory():
+    generator = np.random.default_rng(0)
+    truth, names = generator.integers(0, 20, 20_000), np.arange(20_000).astype(str)
+    models = []
+    for _ in range(2):
+        answers = np.where(generator.random(20_000) < 0.8, truth, generator.integers(0, 20, 20_000))
+        models.append(Predictions(names, names, truth, np.eye(20)[answers], tuple(map(str, range(20)))))
+    tracemalloc.start()
+    found = paired_differences(*models, seed=0, resamples=200)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.macro_f1.has_interval
+    assert peak < 600 * 2**20

@@ -200,7 +200,7 @@ def measured_loss(first: ExportedModel, second: ExportedModel, images: TrialImag
 
 
 def _joined(parts: list[Answers]) -> Answers:
-    joined = {
+    joined: dict[str, Any] = {
         name: None if value is None else np.concatenate([getattr(part, name) for part in parts])
         for name, value in vars(parts[0]).items()
     }

@@ -21,6 +21,10 @@ from pylorus.evaluation.interval import check_confidence, quantile
 from pylorus.evaluation.proportion import ALL_IMAGES, NO_IMAGES, ONE_GROUP, clustered_wilson
 from pylorus.evaluation.reliability import BINS, assign_equal_mass_bins, reliability_curve
 
+SEPARATED = "the probability separates the class from the rest, so that no slope fits best"
+TOO_CERTAIN = "the probabilities lie too near to 0 and 1 to fit a line"
+MOST_ERROR = 30.0
+"""Standard error of a coefficient, in log odds, above which nothing is known of it."""
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
 """Where a temperature is looked for: beyond, logits would be scaled more than twentyfold."""
 
@@ -143,7 +147,7 @@ def calibration_scores(
     error = table.copy()
     error[rows, truth] -= 1
     chance = table[rows, truth]
-    nll = math.inf if (chance == 0).any() else float(-np.log(chance).mean())
+    nll = math.inf if (chance == 0).any() else float(-np.log(chance).mean()) + 0.0
     return CalibrationScores(
         ece=reliability_curve(table, truth, bins=bins).ece,
         brier=float((error**2).sum(axis=1).mean()),
@@ -191,6 +195,7 @@ def estimate_calibration(
     """Compute calibration error, Brier score and negative log likelihood with intervals.
 
     Brier: Wilson interval of as many images as have its variance, with Student's t. NLL: symmetric on the log scale.
+    The upper end of both lies at least where it would be with as many mistakes as the accuracy's interval allows.
     ECE: chance alone makes it larger than it is in the population, the more so the fewer images a bin has. The lower
     end starts from errors that are corrected for their variance, sqrt(max(0, d² - Var d)), as for squared errors
     (Kumar et al. 2019), the upper end from the value itself; so the interval is asymmetric.
@@ -215,14 +220,10 @@ def estimate_calibration(
     table = checked_probabilities(probabilities)
     truth = _fitting_labels(true, table)
     codes = group_codes(groups, length=len(truth))
-    rows = np.arange(len(truth))
-    error = table.copy()
-    error[rows, truth] -= 1
-    chance = table[rows, truth]
     return CalibrationEstimates(
         ece=_estimate_ece(table, truth, codes, bins, confidence),
-        brier=estimate_bounded_mean((error**2).sum(axis=1), codes, highest=2.0, confidence=confidence),
-        nll=_estimate_nll(chance, codes, confidence),
+        brier=_estimate_brier(table, truth, codes, confidence),
+        nll=_estimate_nll(table, truth, codes, confidence),
     )
 
 
@@ -265,10 +266,12 @@ def calibration_line(
     odds = special.logit(np.clip(chance, 1e-12, 1 - 1e-12))
     freedom = max(1.0, min(compute_copies(codes[flags]), compute_copies(codes[~flags])) - 1)
     intercept = _fit_logistic(flags, np.ones((len(flags), 1)), odds, codes, freedom, confidence)
-    if odds[flags].min() > odds[~flags].max() or odds[flags].max() < odds[~flags].min():
-        return CalibrationLine(undefined("the class is separated without an error, so no slope is the best"), intercept)
     if np.ptp(odds) < 1e-9:
         return CalibrationLine(undefined("all images have the same probability"), intercept)
+    if odds[flags].min() >= odds[~flags].max() or odds[flags].max() <= odds[~flags].min():
+        return CalibrationLine(
+            undefined("the probability separates the class from the rest, so no slope fits best"), intercept
+        )
     design = np.column_stack([odds, np.ones(len(flags))])
     return CalibrationLine(_fit_logistic(flags, design, np.zeros(len(flags)), codes, freedom, confidence), intercept)
 
@@ -291,6 +294,8 @@ def _fit_logistic(
         weights = weights + step * min(1.0, 2.0 / max(float(np.abs(step).max()), 1e-12))
         if float(np.abs(step).max()) < 1e-10:
             break
+    else:
+        return undefined(TOO_CERTAIN)
     value = float(weights[0])
     scores = design * (positive - special.expit(design @ weights + offset))[:, None]
     groups = int(codes.max()) + 1
@@ -299,19 +304,63 @@ def _fit_logistic(
     sums = np.column_stack([np.bincount(codes, weights=column) for column in scores.T])
     bread = np.linalg.inv(information)
     variance = groups / (groups - 1) * float((bread @ (sums.T @ sums) @ bread)[0, 0])
+    if not variance < MOST_ERROR**2:
+        return undefined(TOO_CERTAIN)
     reach = quantile(confidence, freedom=freedom) * math.sqrt(max(variance, 0.0))
     return Estimate(value, value - reach, value + reach)
 
 
-def _estimate_nll(chance: NDArray[np.float64], codes: NDArray[np.int64], confidence: float) -> Estimate:
+def _estimate_brier(
+    table: NDArray[np.float64], truth: NDArray[np.int64], codes: NDArray[np.int64], confidence: float
+) -> Estimate:
+    losses = (table**2).sum(axis=1)[:, None] - 2 * table + 1  # of each class, if it were the true one
+    own = losses[np.arange(len(truth)), truth]
+    found = estimate_bounded_mean(own, codes, highest=2.0, confidence=confidence)
+    reach = _reach_of_unseen_errors(table, losses, truth, codes, confidence)
+    return Estimate(found.value, found.low, min(2.0, max(found.high, found.value + reach)))
+
+
+def _estimate_nll(
+    table: NDArray[np.float64], truth: NDArray[np.int64], codes: NDArray[np.int64], confidence: float
+) -> Estimate:
+    chance = table[np.arange(len(truth)), truth]
     if (chance == 0).any():
         return Estimate(math.inf, math.nan, math.nan, reason="a true class was given the probability 0")
-    losses = -np.log(chance)
-    value, spread = float(losses.mean()), estimate_mean_variance(losses, codes)
+    value, spread = float(-np.log(chance).mean()) + 0.0, estimate_mean_variance(-np.log(chance), codes)
     if math.isnan(spread.variance):
         return Estimate(value, math.nan, math.nan, reason=ONE_GROUP)
-    reach = quantile(confidence, freedom=spread.freedom) * math.sqrt(spread.variance) / value if value > 0 else 0.0
-    return Estimate(value, value * math.exp(-reach), value * math.exp(reach))
+    exponent = quantile(confidence, freedom=spread.freedom) * math.sqrt(spread.variance) / value if value > 0 else 0.0
+    with np.errstate(divide="ignore"):
+        losses = -np.log(table)
+    reach = _reach_of_unseen_errors(table, losses, truth, codes, confidence)
+    low, high = value * math.exp(-exponent), value * math.exp(min(exponent, 700.0))
+    return Estimate(value, low, max(high, value + reach))
+
+
+def _reach_of_unseen_errors(
+    table: NDArray[np.float64],
+    losses: NDArray[np.float64],
+    truth: NDArray[np.int64],
+    codes: NDArray[np.int64],
+    confidence: float,
+) -> float:
+    """How much a mean loss would grow if as many images were mistaken as the accuracy's interval allows.
+
+    Where hardly an image is mistaken the losses vary little, and say nothing of what the first mistake will cost: the
+    loss of the second likeliest class, of a model that is sure of the first.
+
+    Args:
+        table: Probabilities of shape (n, classes).
+        losses: Of each image, if the class of the column were the true one, of the same shape.
+        truth: True classes, of shape (n,).
+        codes: The group of each image, of shape (n,).
+        confidence: Coverage of the accuracy's interval, in (0, 1).
+    """
+    order = np.argsort(-table, axis=1)[:, :2]
+    rows = np.arange(len(table))
+    cost = losses[rows, order[:, 1]] - losses[rows, order[:, 0]]
+    accuracy = clustered_wilson(order[:, 0] == truth, codes, confidence=confidence)
+    return max(0.0, (accuracy.value - accuracy.low) * float(cost.mean()))
 
 
 def _estimate_ece(

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 from statsmodels.stats.multitest import multipletests
 
 from pylorus.evaluation.confusion import overall_indices
 from pylorus.evaluation.delong import auroc, compute_placements, estimate_area_variance
 from pylorus.evaluation.estimate import Estimate
 from pylorus.evaluation.index_intervals import OVERALL, indices_of_predictions
-from pylorus.evaluation.influence import group_patterns, linearise_indices
+from pylorus.evaluation.influence import BATCH_NUMBERS, count_by_group, linearise_indices
 from pylorus.evaluation.inputs import group_codes
-from pylorus.evaluation.interval import check_confidence, two_sided_p
+from pylorus.evaluation.interval import check_confidence, quantile, two_sided_p
 from pylorus.evaluation.predictions import Predictions, aligned
 from pylorus.evaluation.proportion import clustered_wilson
 
@@ -116,7 +117,8 @@ def sign_flip_test(balance: NDArray[np.int64]) -> float:
     for size in sizes:
         chance = (np.roll(chance, size) + np.roll(chance, -size)) / 2
     sums = np.abs(np.arange(-reach, reach + 1))
-    return min(1.0, float(chance[sums >= observed].sum()))
+    # So many groups that the share is too small for a float are still not none.
+    return min(1.0, max(float(chance[sums >= observed].sum()), float(np.finfo(float).tiny)))
 
 
 def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -158,8 +160,9 @@ class Difference(Estimate):
     """A difference between two models on the same images, first minus second, with its interval.
 
     Attributes:
-        standard_error: Of the difference, linearised, with whole groups drawn; NaN for a single group.
-        p_value: Two-sided, of no difference, in [0, 1]; NaN where there is no difference to test.
+        standard_error: Of the difference, linearised, with whole groups drawn; NaN for a single group, 0 where nothing
+            varied.
+        p_value: Two-sided, of no difference, in (0, 1]; NaN where the difference is undefined.
     """
 
     standard_error: float
@@ -191,8 +194,8 @@ def delong_test(first: Predictions, second: Predictions, *, class_name: str, con
         confidence: Coverage of the interval, in (0, 1).
 
     Returns:
-        The difference with its interval and p. Undefined if the class, or the rest, has no images. If the two areas
-        never vary apart p is 1 for equal areas and NaN otherwise.
+        The difference with its interval and p. Undefined if the class, or the rest, has no images. Where the variance
+        of the difference can't be told (nothing varied, one patient holds all positives) p is that of the interval.
 
     Raises:
         ValueError: If the two are not about the same images, or do not know the class.
@@ -221,12 +224,19 @@ def delong_test(first: Predictions, second: Predictions, *, class_name: str, con
     placements = [compute_placements(positive, score) for score in scores]
     apart = estimate_area_variance(positive, placements[0] - placements[1], codes)
     value, error = areas[0].value - areas[1].value, math.sqrt(apart.variance)
-    correlation = _correlate_errors(areas[0].standard_error, areas[1].standard_error, error)
-    low, high = _combine_intervals(areas[0], areas[1], correlation)
-    if error > 1e-9:
+    own = [area.standard_error**2 for area in areas]
+    shared = (sum(own) - apart.variance) / 2
+    low, high = _combine_intervals(
+        areas[0], areas[1], np.array([[own[0], shared], [shared, own[1]]]), confidence=confidence
+    )
+    if abs(value) < 1e-12 and not error > 1e-9:
+        p_value = 1.0
+    elif error > 1e-9:
         p_value = two_sided_p(value / error, freedom=apart.freedom)
     else:
-        p_value = 1.0 if abs(value) < 1e-12 else math.nan
+        # Nothing varied, or one patient holds a kind: p is the one that fits the interval.
+        reach = (value - low if value > 0 else high - value) / quantile(confidence)
+        p_value = two_sided_p(value / reach)
     return Difference(value, low, high, error, p_value)
 
 
@@ -279,7 +289,7 @@ def paired_differences(
         models = [overall_indices(cube.sum(axis=axis)) for axis in (3, 2)]
         return np.column_stack([getattr(model, name) for name in INDICES for model in models])
 
-    spread = linearise_indices(group_patterns(codes, cells), compute_both, width=classes**3).covariance
+    spread = linearise_indices(count_by_group(codes, cells), compute_both, width=classes**3).covariance
     p_values = _exchange(first, other, codes, seed=seed, resamples=resamples)
     p_values["accuracy"] = mcnemar(first, other).p_value
     estimates = [_estimate_overall(model, codes, confidence) for model in (first, other)]
@@ -287,9 +297,8 @@ def paired_differences(
     for place, name in enumerate(INDICES):
         one, two = (each[name] for each in estimates)
         pair = spread[2 * place : 2 * place + 2, 2 * place : 2 * place + 2]
-        variances = (pair[0, 0], pair[1, 1], pair[0, 0] + pair[1, 1] - 2 * pair[0, 1])
-        own, others, error = (math.sqrt(max(0.0, float(variance))) for variance in variances)
-        low, high = _combine_intervals(one, two, _correlate_errors(own, others, error))
+        error = float(np.sqrt(np.maximum(pair[0, 0] + pair[1, 1] - 2 * pair[0, 1], 0.0)))
+        low, high = _combine_intervals(one, two, pair, confidence=confidence)
         p_value = p_values[name] if one.defined and two.defined else math.nan
         found[name] = Difference(one.value - two.value, low, high, error, p_value, reason=one.reason or two.reason)
     return PairedDifferences(**found)
@@ -301,16 +310,26 @@ def _estimate_overall(model: Predictions, codes: NDArray[np.int64], confidence: 
     return {"accuracy": accuracy} | {name: getattr(found, name) for name in OVERALL}
 
 
-def _correlate_errors(first: float, second: float, difference: float) -> float:
-    """Compute the correlation of two estimates from their standard errors and that of their difference."""
-    if not first * second > 0:
-        return 0.0
-    return min(1.0, max(-1.0, (first**2 + second**2 - difference**2) / (2 * first * second)))
+def _combine_intervals(
+    first: Estimate, second: Estimate, spread: NDArray[np.float64], *, confidence: float
+) -> tuple[float, float]:
+    """Combine two intervals to that of the difference, first minus second (MOVER).
 
-
-def _combine_intervals(first: Estimate, second: Estimate, correlation: float) -> tuple[float, float]:
-    """Combine two intervals to that of the difference, first minus second (MOVER)."""
+    Args:
+        first: The one estimate.
+        second: The other.
+        spread: Covariance of the two, of shape (2, 2), NaN where it can't be told.
+        confidence: Coverage of both intervals, in (0, 1).
+    """
     value = first.value - second.value
+    errors = quantile(confidence) * np.sqrt(np.maximum(np.diagonal(spread), 0.0))
+    halves = np.array([first.high - first.low, second.high - second.low]) / 2
+    correlation = 0.0
+    if (errors > 0).all() and (halves > 0).all():
+        # A class without a mistake makes both intervals wider and adds nothing to what the two are seen to share, so
+        # the correlation counts for as much of the width as the standard errors explain.
+        explained = min(1.0, float(np.sqrt(np.prod(errors / halves))))
+        correlation = explained * float(np.clip(spread[0, 1] / np.sqrt(spread[0, 0] * spread[1, 1]), -1, 1))
 
     def reach(one: float, two: float) -> float:
         return math.sqrt(max(0.0, one**2 + two**2 - 2 * correlation * one * two))
@@ -337,16 +356,19 @@ def _exchange(
     place = np.full(groups, -1)
     place[apart] = np.arange(len(apart))
     inside = place[codes] >= 0
-    moved = np.zeros((len(apart), width))
-    for sign, answer in ((-1.0, answers[0]), (1.0, answers[1])):
-        np.add.at(moved, (place[codes[inside]], answer[inside]), sign)
-    alike, count = np.unique(moved, axis=0, return_counts=True)
+    rows = np.tile(place[codes[inside]], 2)
+    columns = np.concatenate([answer[inside] for answer in answers])
+    signs = np.repeat([-1.0, 1.0], int(inside.sum()))
+    moved = sparse.csr_array((signs, (rows, columns)), shape=(len(apart), width))
     if len(apart) <= MOST_ENUMERATED:
         drawn = (np.arange(2 ** len(apart))[:, None] >> np.arange(len(apart))) & 1
         shift = drawn @ moved
     else:
+        alike, count = _unite_rows(moved)
         generator = np.random.default_rng(seed)
-        shift = generator.binomial(count, 0.5, size=(resamples, len(count))) @ alike
+        batch = max(1, 10 * BATCH_NUMBERS // len(count))
+        sizes = [min(batch, resamples - start) for start in range(0, resamples, batch)]
+        shift = np.concatenate([generator.binomial(count, 0.5, size=(size, len(count))) @ alike for size in sizes])
     tables = [np.bincount(answer, minlength=width).astype(np.float64) for answer in answers]
 
     def compute_differences(change: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -364,6 +386,21 @@ def _exchange(
     itself = 0 if len(apart) <= MOST_ENUMERATED else 1
     p_values = (reached + itself) / (len(shift) + itself)
     return {name: float(p) for name, p in zip(INDICES, p_values, strict=True)}
+
+
+def _unite_rows(table: sparse.csr_array) -> tuple[sparse.csr_array, NDArray[np.int64]]:
+    """Return the different rows of a table, in a fixed order, and how often each comes."""
+    table.sum_duplicates()
+    table.eliminate_zeros()
+    first: dict[bytes, int] = {}
+    counts: dict[bytes, int] = {}
+    for row in range(table.shape[0]):
+        here = slice(table.indptr[row], table.indptr[row + 1])
+        key = table.indices[here].astype(">i8").tobytes() + table.data[here].tobytes()
+        first.setdefault(key, row)
+        counts[key] = counts.get(key, 0) + 1
+    keys = sorted(first)
+    return table[[first[key] for key in keys]], np.array([counts[key] for key in keys], dtype=np.int64)
 
 
 def difference_of_independent(first: Estimate, second: Estimate) -> Estimate:
@@ -389,4 +426,4 @@ def difference_of_independent(first: Estimate, second: Estimate) -> Estimate:
     value = first.value - second.value
     low = value - math.hypot(first.value - first.low, second.high - second.value)
     high = value + math.hypot(first.high - first.value, second.value - second.low)
-    return Estimate(value, low, high)
+    return Estimate(value, low, high, reason=first.reason or second.reason)

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from pylorus.evaluation.confusion import class_indices, confusion_matrix, overall_indices
 from pylorus.evaluation.estimate import Estimate, undefined
 from pylorus.evaluation.influence import (
+    NOISE,
+    GroupCounts,
     Linearisation,
-    Patterns,
     average_estimates,
     compute_copies,
     correlate,
-    group_patterns,
+    count_by_group,
     linearise_indices,
 )
 from pylorus.evaluation.inputs import group_codes, labels_in_range, warn_of_unused
@@ -36,6 +37,9 @@ from pylorus.evaluation.proportion import (
     compute_cluster_design,
     proportions_of_predictions,
 )
+
+INFORMATION = (0.05, 4.0)
+"""Kappa and MCC count as known as well as a share of errors of so many times as many images, at least and at most."""
 
 OVERALL = ("balanced_accuracy", "macro_precision", "macro_f1", "cohen_kappa", "mcc")
 """The indices of all classes together that are no proportions of images."""
@@ -104,7 +108,7 @@ def indices_of_predictions(
     confusion_matrix(true, predicted, classes)  # refuses what does not fit
     truth, guess = labels_in_range(true, classes), labels_in_range(predicted, classes)
     codes = group_codes(groups, length=len(truth))
-    patterns, copies = group_patterns(codes, truth * classes + guess), compute_copies(codes)
+    counts, copies = count_by_group(codes, truth * classes + guess), compute_copies(codes)
     f1 = tuple(_estimate_f1(truth == each, guess == each, codes, confidence) for each in range(classes))
     shares = proportions_of_predictions(truth, guess, codes, classes=classes, confidence=confidence)
 
@@ -113,11 +117,11 @@ def indices_of_predictions(
             found: NDArray[np.float64] = getattr(class_indices(tables.reshape(-1, classes, classes)), name)
             return found
 
-        covariance = linearise_indices(patterns, compute, width=classes**2).covariance
+        covariance = linearise_indices(counts, compute, width=classes**2).covariance
         return average_estimates(parts, correlate(covariance, copies=copies, unknown=unknown))
 
-    overall = linearise_indices(patterns, lambda tables: _compute_chance_indices(tables, classes), width=classes**2)
-    accuracy = _compute_accuracy_design(patterns, classes)
+    overall = linearise_indices(counts, lambda tables: _compute_chance_indices(tables, classes), width=classes**2)
+    accuracy = _compute_accuracy_design(counts, classes)
     present, called = (np.bincount(labels, minlength=classes) / len(truth) for labels in (truth, guess))
     by_chance = 1 - float(present @ called)
     kappa, mcc = (
@@ -183,10 +187,9 @@ def _compute_chance_indices(tables: NDArray[np.float64], classes: int) -> NDArra
     return np.column_stack([*(getattr(found, name) for name in CHANCE), found.accuracy])
 
 
-def _compute_accuracy_design(patterns: Patterns, classes: int) -> ClusterDesign:
-    right = patterns.images[:, patterns.seen // classes == patterns.seen % classes].sum(axis=1)
-    sizes = patterns.images.sum(axis=1)
-    return compute_cluster_design(np.repeat(right, patterns.groups), np.repeat(sizes, patterns.groups))
+def _compute_accuracy_design(counts: GroupCounts, classes: int) -> ClusterDesign:
+    right = counts.count_where(counts.seen // classes == counts.seen % classes)
+    return compute_cluster_design(right, counts.count_where(np.ones(len(counts.seen), dtype=np.bool_)))
 
 
 def _estimate_beyond_chance(
@@ -196,13 +199,10 @@ def _estimate_beyond_chance(
     value, errors = float(overall.values[index]), 1 - float(overall.values[-1])
     if math.isnan(value):
         return undefined(CHANCE[name])
-    if errors <= 0:
-        # Without an error kappa and MCC are 1, and q is the same for both: the share of errors expected by chance.
-        scale, factor = by_chance, 1.0
-    else:
-        scale = errors / (1 - value)
-        spread = overall.covariance
-        ratio = float(spread[index, index]) * scale**2
-        factor = float(spread[-1, -1]) / ratio if ratio > 0 else 1.0
+    # Without an error kappa and MCC are 1, and q is the same for both: the share of errors expected by chance.
+    scale, factor = (by_chance if errors <= 0 else errors / (1 - value)), 1.0
+    own, of_errors = overall.covariance[index, index] * scale**2, overall.covariance[-1, -1]
+    if 0 < errors < 1 and own + of_errors > NOISE:
+        factor = float(np.clip(of_errors / max(own, NOISE), *INFORMATION))
     low, high = accuracy.rescale(factor).compute_interval(errors, confidence=confidence)
     return Estimate(value, max(-1.0, 1 - high / scale), 1 - low / scale)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from pylorus.evaluation.estimate import Estimate
 from pylorus.evaluation.interval import compute_satterthwaite_freedom, compute_wilson_ends, quantile
@@ -20,100 +21,107 @@ STEP = 1e-4
 """Images added and taken away for a derivative: small beside one image, large beside rounding."""
 
 
+NOISE = 1e-15
+"""A variance, as a share of the squared range of its index, below which it is rounding."""
+
+
+BATCH_NUMBERS = 2**21
+"""Numbers held at once by a batch of tables (16 MiB as float64): memory stays bounded for any number of classes."""
+
+
 @dataclass(frozen=True, eq=False)
-class Patterns:
-    """Groups that are alike, counted once.
+class GroupCounts:
+    """How many images each group has in each cell of a table.
 
     Attributes:
         seen: The cells that hold an image at all, rising, of shape (cells,).
-        images: How many images each pattern has in each of those cells, of shape (patterns, cells).
-        groups: How many groups have that pattern, of shape (patterns,), each >= 1.
+        images: Counts of shape (groups, cells), sparse, since most groups hold few images.
     """
 
     seen: NDArray[np.int64]
-    images: NDArray[np.float64]
-    groups: NDArray[np.int64]
+    images: sparse.csr_array
 
     @property
     def totals(self) -> NDArray[np.float64]:
         """Images in each of the seen cells, of shape (cells,)."""
-        counts: NDArray[np.float64] = self.groups @ self.images
+        counts: NDArray[np.float64] = np.asarray(self.images.sum(axis=0), dtype=np.float64).ravel()
+        return counts
+
+    def count_where(self, chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Count each group's images in the chosen ones of the seen cells, of shape (groups,)."""
+        counts: NDArray[np.float64] = self.images @ chosen.astype(np.float64)
         return counts
 
 
 @dataclass(frozen=True, eq=False)
 class Linearisation:
-    """Indices of a set of images, and what each pattern of groups adds to their deviations.
+    """Indices of a set of images, and what each group adds to their deviations.
 
     Attributes:
         values: Of shape (indices,), NaN where undefined.
-        contributions: Of one group of each pattern, of shape (patterns, indices).
-        groups: How many groups have each pattern, of shape (patterns,).
+        contributions: Of shape (groups, indices).
     """
 
     values: NDArray[np.float64]
     contributions: NDArray[np.float64]
-    groups: NDArray[np.int64]
 
     @property
     def covariance(self) -> NDArray[np.float64]:
         """Covariance of the indices with whole groups drawn, of shape (indices, indices); NaN for a single group."""
-        count = int(self.groups.sum())
+        count = len(self.contributions)
         if count < 2:
             return np.full((len(self.values), len(self.values)), np.nan)
-        spread: NDArray[np.float64] = self.contributions.T @ (self.contributions * self.groups[:, None])
+        spread: NDArray[np.float64] = self.contributions.T @ self.contributions
         return count / (count - 1) * spread
 
-    def compute_freedom(self, index: int) -> float:
-        """Compute the degrees of freedom of an index's variance, at least 1."""
-        return max(1.0, compute_satterthwaite_freedom(np.repeat(self.contributions[:, index], self.groups)))
 
-
-def group_patterns(codes: NDArray[np.int64], cells: NDArray[np.int64]) -> Patterns:
-    """Count each group's images by cell, and unite the groups that are alike.
-
-    Memory is groups times cells that hold an image.
+def count_by_group(codes: NDArray[np.int64], cells: NDArray[np.int64]) -> GroupCounts:
+    """Count each group's images by cell.
 
     Args:
-        codes: The group of each image, whole numbers >= 0, of shape (n,).
+        codes: The group of each image, whole numbers from 0 without gaps, of shape (n,).
         cells: The cell that each image falls in (a flat index into a confusion matrix), >= 0, of shape (n,).
 
     Example:
-        >>> patterns = group_patterns(np.array([0, 1, 2]), np.array([3, 3, 0]))
-        >>> patterns.seen.tolist(), patterns.images.tolist(), patterns.groups.tolist()
-        ([0, 3], [[0.0, 1.0], [1.0, 0.0]], [2, 1])
+        >>> counts = count_by_group(np.array([0, 1, 1]), np.array([3, 3, 0]))
+        >>> counts.seen.tolist(), counts.images.toarray().tolist()
+        ([0, 3], [[0.0, 1.0], [1.0, 1.0]])
     """
     seen, column = np.unique(cells, return_inverse=True)
     shape = (int(codes.max()) + 1, len(seen))
-    table = np.bincount(codes * len(seen) + column, minlength=shape[0] * shape[1]).reshape(shape)
-    alike, count = np.unique(table, axis=0, return_counts=True)
-    return Patterns(seen.astype(np.int64), alike.astype(np.float64), count.astype(np.int64))
+    return GroupCounts(
+        seen.astype(np.int64), sparse.csr_array((np.ones(len(cells)), (codes, column.ravel())), shape=shape)
+    )
 
 
 def linearise_indices(
-    patterns: Patterns, indices: Callable[[NDArray[np.float64]], NDArray[np.float64]], *, width: int
+    counts: GroupCounts, indices: Callable[[NDArray[np.float64]], NDArray[np.float64]], *, width: int
 ) -> Linearisation:
-    """Compute indices of a table of counts, and what each pattern of groups adds to their deviations.
+    """Compute indices of a table of counts, and what each group adds to their deviations.
 
     Args:
-        patterns: The groups.
+        counts: Of the groups.
         indices: Takes flat tables of counts of shape (batch, width) and returns indices of shape (batch, k); smooth
             in the counts, and the same when all counts are multiplied.
         width: How many cells a table has.
 
     Example:
-        >>> patterns = group_patterns(np.array([0, 0, 1]), np.array([0, 1, 1]))
-        >>> found = linearise_indices(patterns, lambda table: table[:, :1] / table.sum(axis=1, keepdims=True), width=2)
+        >>> counts = count_by_group(np.array([0, 0, 1]), np.array([0, 1, 1]))
+        >>> found = linearise_indices(counts, lambda table: table[:, :1] / table.sum(axis=1, keepdims=True), width=2)
         >>> found.values.round(3).tolist(), found.contributions.round(3).ravel().tolist()
-        ([0.333], [-0.111, 0.111])
+        ([0.333], [0.111, -0.111])
     """
     observed = np.zeros(width)
-    observed[patterns.seen] = patterns.totals
-    steps = np.zeros((len(patterns.seen), width))
-    steps[np.arange(len(patterns.seen)), patterns.seen] = STEP
-    slopes = (indices(observed + steps) - indices(observed - steps)) / (2 * STEP)
+    observed[counts.seen] = counts.totals
+    batch = max(1, BATCH_NUMBERS // width)
+    slopes = []
+    for start in range(0, len(counts.seen), batch):
+        cells = counts.seen[start : start + batch]
+        steps = np.zeros((len(cells), width))
+        steps[np.arange(len(cells)), cells] = STEP
+        slopes.append((indices(observed + steps) - indices(observed - steps)) / (2 * STEP))
     values: NDArray[np.float64] = indices(observed[None])[0]
-    return Linearisation(values, patterns.images @ slopes, patterns.groups)
+    return Linearisation(values, counts.images @ np.concatenate(slopes))
 
 
 @dataclass(frozen=True)
@@ -204,7 +212,7 @@ def estimate_from_variance(
         confidence: Coverage of the interval, in (0, 1).
     """
     share = value / highest
-    if spread.variance > 0 and 0 < share < 1:
+    if spread.variance > NOISE * highest**2 and 0 < share < 1:
         size = share * (1 - share) * highest**2 / spread.variance
         low, high = compute_wilson_ends(share, size, quantile(confidence, freedom=spread.freedom))
     else:
@@ -296,5 +304,7 @@ def average_estimates(parts: Sequence[Estimate], correlation: NDArray[np.float64
     asymmetry = float((shift * half**2).sum()) * kept / len(parts)
     low = value - max(combine(below), combine(half) + asymmetry)
     high = value + max(combine(above), combine(half) - asymmetry)
-    unknown = next((part.reason for part in parts if not part.has_interval), "")
-    return Estimate(value, max(0.0, low), min(1.0, high), reason=unknown)
+    without = next((part for part in parts if not part.has_interval), None)
+    if without is not None:
+        return Estimate(value, math.nan, math.nan, reason=without.reason)
+    return Estimate(value, max(0.0, low), min(1.0, high))

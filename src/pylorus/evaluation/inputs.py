@@ -165,6 +165,8 @@ def group_codes(groups: NDArray[np.generic] | None, *, length: int) -> NDArray[n
         raise ValueError(f"groups have shape {array.shape}; expected ({length},), one an image")
     if array.dtype.kind == "O" and all(isinstance(name, str) for name in array):
         array = array.astype(np.str_)
+    elif array.dtype.kind == "O" and all(isinstance(name, int | np.integer) for name in array):
+        array = array.astype(np.int64)
     if array.dtype.kind not in "iuU":
         raise ValueError(f"groups are {array.dtype}; expected text or whole numbers, none missing")
     codes = np.unique(array, return_inverse=True)[1]
@@ -180,7 +182,7 @@ def warn_of_unused(**arguments: object) -> None:
     given = [name for name, value in arguments.items() if value is not None]
     if given:
         warnings.warn(
-            f"{' and '.join(given)} have no effect: the intervals are computed without resampling; leave them out",
+            f"no effect any more: {', '.join(given)}; the intervals are computed without resampling",
             DeprecationWarning,
             stacklevel=3,
         )

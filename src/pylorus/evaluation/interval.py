@@ -125,6 +125,10 @@ def compute_wilson_ends(value: float, size: float, errors: float) -> tuple[float
         >>> round(low, 3), round(high, 3)
         (0.786, 0.957)
     """
+    if not (size > 0 and 0 <= value <= 1):
+        raise ValueError(f"a proportion of {value} of {size} images; expected one in [0, 1] of a number above 0")
+    if not size < 1e15:
+        return value, value
     low, high = proportion_confint(value * size, size, alpha=two_sided_p(errors), method="wilson")
     # Rounding may put the ends of 0/n and n/n a hair outside.
     return min(value, max(0.0, float(low))), max(value, min(1.0, float(high)))
