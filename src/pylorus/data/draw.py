@@ -20,7 +20,7 @@ GROUPS = 0.1
 def draw_part(
     labels: NDArray[np.int64], groups: NDArray[np.str_], *, share: float, seed: int, later: float = 0.0
 ) -> NDArray[np.bool_]:
-    """Draws whole groups until they hold a share of each class's images.
+    """Draw whole groups until they hold a share of each class's images.
 
     Each group has the same chance, except that these stay out: a group with more images than the whole part, and a
     group with more than half of a class's images, unless all groups of the class are about that large. Large groups
@@ -40,7 +40,8 @@ def draw_part(
         Whether each image is in the part, of shape (images,).
 
     Raises:
-        ValueError: If a class has fewer groups than there are parts.
+        ValueError: If a class has fewer groups than there are parts, the arrays differ in length or are empty, or a
+            share is out of range.
 
     Source:
         Deville and Tillé, Unequal probability sampling without replacement through a splitting method, Biometrika 85
@@ -52,6 +53,10 @@ def draw_part(
         >>> int(part[labels == 0].sum()), int(part[labels == 1].sum())
         (30, 30)
     """
+    if len(labels) != len(groups) or not len(labels):
+        raise ValueError(f"{len(labels)} labels and {len(groups)} groups; expected as many of each, at least one")
+    if not 0 < share < 1 or not 0 <= later < 1:
+        raise ValueError(f"share is {share} and later {later}; expected 0 < share < 1 and 0 <= later < 1")
     counts, group = _count_images(labels, groups)
     rng = np.random.RandomState(seed)  # whose numbers are the same in every version of NumPy
     order = rng.permutation(len(counts))

@@ -25,9 +25,16 @@ def stratified_folds(
 
     Returns:
         From 0 to folds - 1, of shape (rows,).
+
+    Raises:
+        ValueError: If the arrays differ in length, or there are fewer groups than folds.
     """
+    if len(labels) != len(groups):
+        raise ValueError(f"{len(labels)} labels and {len(groups)} groups; expected as many of each")
     _, label, totals = np.unique(labels, return_inverse=True, return_counts=True)
     names, group = np.unique(groups, return_inverse=True)
+    if not 1 <= folds <= len(names):
+        raise ValueError(f"folds is {folds} with {len(names)} groups; expected 1 to {len(names)}")
     table = np.bincount(group * len(totals) + label, minlength=len(names) * len(totals))
     shuffled = np.arange(len(names))
     np.random.RandomState(seed).shuffle(shuffled)  # as in the splits that are out there

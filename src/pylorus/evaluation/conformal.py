@@ -88,9 +88,9 @@ def prediction_sets(probabilities: NDArray[np.float64], limits: SetLimits) -> ND
         Shape (n, classes). A set may be empty: no class is as likely as it is for images of that class.
 
     Raises:
-        ValueError: If there are not as many columns as limits.
+        ValueError: If there are not as many columns as limits, or a value is no probability.
     """
-    table = np.asarray(probabilities, dtype=np.float64)
+    table = checked_probabilities(probabilities)
     if table.ndim != 2 or table.shape[1] != len(limits.lowest):
         raise ValueError(f"probabilities have shape {table.shape}; expected (n, {len(limits.lowest)})")
     members: NDArray[np.bool_] = table >= np.array([0.0 if low is None else low for low in limits.lowest])

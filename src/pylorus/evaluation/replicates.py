@@ -30,6 +30,8 @@ from pylorus.evaluation.interval import (
     two_sided_p,
 )
 
+NOTHING_VARIES = "neither patients nor replicates vary"
+
 
 @dataclass(frozen=True)
 class ReplicateSummary:
@@ -234,12 +236,19 @@ def compare_replicates(
     """
     check_confidence(confidence)
     ours, theirs = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    size = len(ours) + len(theirs)
+    if not len(ours) or not len(theirs) or covariance.shape != (size, size):
+        raise ValueError(
+            f"{len(ours)} and {len(theirs)} replicates with a covariance of shape {covariance.shape}; "
+            "expected at least one of each, and their number for both sides of the covariance"
+        )
     value = float(ours.mean() - theirs.mean())
     contrast = np.concatenate([np.full(len(ours), 1 / len(ours)), np.full(len(theirs), -1 / len(theirs))])
     patients = float(contrast @ covariance @ contrast)
     seeds = allow_for_seeds and max(len(ours), len(theirs)) > 1
     if math.isnan(value) or math.isnan(patients):
-        return ReplicateDifference(value, math.nan, math.nan, math.nan, math.nan, seeds)
+        reason = "the index is undefined for a replicate, or without one of the groups"
+        return ReplicateDifference(value, math.nan, math.nan, math.nan, math.nan, seeds, reason=reason)
     if paired and len(ours) != len(theirs):
         raise ValueError(f"{len(ours)} and {len(theirs)} replicates; expected as many of each, since they are paired")
     own, other = covariance[: len(ours), : len(ours)], covariance[len(ours) :, len(ours) :]
@@ -280,12 +289,13 @@ def estimate_replicates(
     table = np.asarray(values, dtype=np.float64)
     value, patients = float(table.mean()), float(covariance.mean())
     if math.isnan(value) or math.isnan(patients):
-        return Estimate(value, math.nan, math.nan)
+        reason = "the index is undefined for a replicate, or without one of the groups"
+        return Estimate(value, math.nan, math.nan, reason=reason)
     variance = patients
     if len(table) > 1:
         variance, degrees = _total_variance(patients, [(table, covariance)], degrees)
     if variance < 1e-18:
-        return Estimate(value, math.nan, math.nan)
+        return Estimate(value, math.nan, math.nan, reason=NOTHING_VARIES)
     reach = quantile(confidence, freedom=degrees) * math.sqrt(variance)
     return Estimate(value, max(bounds[0], value - reach), min(bounds[1], value + reach))
 
@@ -328,7 +338,8 @@ def corrected_resampled_t(
         raise ValueError(f"test_to_train is {test_to_train}; expected a positive ratio of images")
     value = float(table.mean())
     if math.isnan(value) or len(table) < 2:
-        return ReplicateDifference(value, math.nan, math.nan, math.nan, math.nan, True)
+        reason = "the index is undefined for a fold" if math.isnan(value) else "there is a single fold"
+        return ReplicateDifference(value, math.nan, math.nan, math.nan, math.nan, True, reason=reason)
     variance = (1 / len(table) + test_to_train) * float(table.var(ddof=1))
     return _difference(value, variance, len(table) - 1, bounds, confidence, training=True)
 
@@ -369,7 +380,8 @@ def _difference(
     value: float, variance: float, degrees: float, bounds: tuple[float, float], confidence: float, *, training: bool
 ) -> ReplicateDifference:
     if variance < 1e-18:
-        return ReplicateDifference(value, math.nan, math.nan, math.nan, 1.0 if value == 0 else math.nan, training)
+        p_value = 1.0 if value == 0 else math.nan
+        return ReplicateDifference(value, math.nan, math.nan, math.nan, p_value, training, reason=NOTHING_VARIES)
     error = math.sqrt(variance)
     reach = quantile(confidence, freedom=degrees) * error
     low, high = max(bounds[0], value - reach), min(bounds[1], value + reach)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pylorus.evaluation.estimate import Estimate
 from pylorus.evaluation.inputs import checked_flags, checked_scores, group_codes
 from pylorus.evaluation.interval import check_confidence, quantile
+from pylorus.evaluation.proportion import ONE_GROUP
 
 PERMUTATIONS = 1999
 """Permutations of a test: its p is never below 1 / 2000."""
@@ -74,7 +75,7 @@ def calibration_in_the_large(
     residuals = flags - shares
     value = float(residuals.mean())
     if count == 1:
-        return Estimate(value, math.nan, math.nan)
+        return Estimate(value, math.nan, math.nan, reason=ONE_GROUP)
     sums = np.bincount(codes, residuals - value, minlength=count)
     empirical = count / (count - 1) * float((sums**2).sum()) / images**2
     implied = float((shares * (1 - shares)).sum()) / images**2
