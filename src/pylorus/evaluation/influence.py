@@ -163,16 +163,38 @@ def estimate_mean_variance(values: NDArray[np.float64], codes: NDArray[np.int64]
     spread = float(((values - mean) ** 2).sum())
     independent = spread / (total - 1) / total
     variance = max(linearised, independent)
-    if total > groups:
-        between = float((deviations**2 / sizes).sum())
-        within = max(0.0, spread - between) / (total - groups)
-        between /= groups - 1
-        squares = float((sizes**2).sum())
-        typical = (total - squares / total) / (groups - 1)
-        scale = between + (typical - 1) * within
-        correlation = min(1.0, max(0.0, (between - within) / scale)) if scale > 0 else 0.0
-        variance = max(variance, independent * (1 + (squares / total - 1) * correlation))
+    variance = max(variance, independent * estimate_design_effect(deviations, sizes, spread))
     return MeanVariance(variance, max(1.0, compute_satterthwaite_freedom(deviations)))
+
+
+def estimate_design_effect(deviations: NDArray[np.float64], sizes: NDArray[np.float64], spread: float) -> float:
+    """Estimate how many times as much a mean varies as with independent images, from the intraclass correlation.
+
+    1 + (Σm² / n - 1) ICC, with the correlation of a one-way analysis of variance (Fleiss 2003, 15.2).
+
+    Args:
+        deviations: Sum over each group's images of value less mean, of shape (groups,), at least two groups.
+        sizes: Images of each group, of shape (groups,), each >= 1.
+        spread: Sum over all images of (value less mean) squared.
+
+    Returns:
+        1 or more.
+
+    Example:
+        >>> estimate_design_effect(np.array([1.0, 1.0, -2.0]), np.array([2.0, 2.0, 2.0]), 3.0)
+        2.0
+    """
+    total, groups = float(sizes.sum()), len(sizes)
+    if total == groups:
+        return 1.0
+    squares = float((sizes**2).sum())
+    between = float((deviations**2 / sizes).sum())
+    within = max(0.0, spread - between) / (total - groups)
+    between /= groups - 1
+    typical = (total - squares / total) / (groups - 1)
+    scale = between + (typical - 1) * within
+    correlation = min(1.0, max(0.0, (between - within) / scale)) if scale > 0 else 0.0
+    return 1 + (squares / total - 1) * correlation
 
 
 def estimate_bounded_mean(

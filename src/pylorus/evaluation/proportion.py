@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pylorus.evaluation.confusion import confusion_matrix
 from pylorus.evaluation.estimate import Estimate
+from pylorus.evaluation.influence import estimate_design_effect
 from pylorus.evaluation.inputs import checked_flags, group_codes, labels_in_range
 from pylorus.evaluation.interval import (
     check_confidence,
@@ -179,11 +180,11 @@ def compute_cluster_design(successes: NDArray[np.float64], sizes: NDArray[np.flo
     if groups == 1 or value in (0.0, 1.0):
         return ClusterDesign(copies, math.inf, copies)
     independent = value * (1 - value) / total
-    contributions = (successes - value * sizes) / total
-    linearised = groups / (groups - 1) * float((contributions**2).sum())
-    correlation = _estimate_intraclass_correlation(successes, sizes)
-    variance = max(independent, linearised, independent * (1 + (squares / total - 1) * correlation))
-    freedom = max(1.0, compute_satterthwaite_freedom(contributions))
+    deviations = successes - value * sizes
+    linearised = groups / (groups - 1) * float((deviations**2).sum()) / total**2
+    effect = estimate_design_effect(deviations, sizes, total * value * (1 - value))
+    variance = max(independent, linearised, independent * effect)
+    freedom = max(1.0, compute_satterthwaite_freedom(deviations))
     return ClusterDesign(value * (1 - value) / variance, freedom, copies)
 
 
@@ -260,15 +261,3 @@ def proportions_of_predictions(
         specificity=tuple(share(~c, ~p, ALL_IMAGES) for p, c in pairs),
         npv=tuple(share(~p, ~c, ALWAYS_PREDICTED) for p, c in pairs),
     )
-
-
-def _estimate_intraclass_correlation(successes: NDArray[np.float64], sizes: NDArray[np.float64]) -> float:
-    """Estimate the correlation of two images of a group from a one-way analysis of variance, in [0, 1]."""
-    total, groups = float(sizes.sum()), len(sizes)
-    if total == groups:
-        return 0.0
-    value = float(successes.sum()) / total
-    between = float((sizes * (successes / sizes - value) ** 2).sum()) / (groups - 1)
-    within = float((successes * (sizes - successes) / sizes).sum()) / (total - groups)
-    typical = (total - float((sizes**2).sum()) / total) / (groups - 1)
-    return min(1.0, max(0.0, (between - within) / (between + (typical - 1) * within)))
