@@ -33,3 +33,7 @@ def parser() -> argparse.ArgumentParser:
     for room in (images, evidence, models):
         room.add(commands)
     return parser
+
+
+if __name__ == "__main__":
+    main()

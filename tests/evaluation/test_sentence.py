@@ -46,7 +46,7 @@ def test_patients_are_named_where_they_have_several_images():
 
 def test_as_many_right_is_said_without_a_winner():
     sentence = better_sentence("A", "B", replace(TEST, right_first=409, p_value=1.0))
-    assert sentence == "A and B recognise equally many on these 450 images (90.9 % each, p = 1)."
+    assert sentence == "A and B are right equally often on these 450 images (90.9 % each, p = 1)."
 
 
 def test_an_index_on_the_same_images_is_told_with_its_p():

@@ -21,7 +21,7 @@ def test_the_winner_by_the_studys_rule_is_resnet50_and_that_it_is_better_is_not_
     (winner,) = study.winners
     assert winner.rule == "By the study's rule (best test accuracy) resnet50 finetune wins, with 90.9 %."
     assert winner.verdict == (
-        "A difference between resnet50 finetune and vgg19 finetune or inception_v3 finetune is not shown on this test "
+        "A difference in accuracy between resnet50 finetune and vgg19 finetune or inception_v3 finetune is not shown on this test "
         "set. These tests are of the models as trained, one run each; they do not tell what another seed would give."
     )
 
@@ -35,7 +35,9 @@ def test_a_winner_that_is_far_ahead_is_shown_to_be_better(make_run):
         stages=("finetune",),
     )
     (winner,) = gather([good, bad], ReportOptions(resamples=200)).winners
-    assert winner.verdict.startswith("That resnet50 finetune is better than vgg19 finetune is shown on this test set.")
+    assert winner.verdict.startswith(
+        "That resnet50 finetune is more accurate than vgg19 finetune is shown on this test set."
+    )
 
 
 def test_our_own_choice_goes_by_validation_accuracy_even_where_the_test_set_prefers_another(make_run):
@@ -95,7 +97,7 @@ def test_pairs_of_the_appendix_are_unadjusted_and_never_shown(make_run):
     assert {other.first.label, other.second.label} == {"vgg19 s", "inception_v3 s"}
     assert other.corrected["accuracy"] == other.images.p_value < 0.05
     assert not other.is_shown
-    assert winner.verdict.startswith("That vgg19 s is better than resnet50 s is shown on this test set.")
+    assert winner.verdict.startswith("That vgg19 s is more accurate than resnet50 s is shown on this test set.")
 
 
 def test_where_validation_is_the_test_set_the_choice_is_not_passed_off_as_ours(make_run):

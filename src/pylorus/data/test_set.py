@@ -28,7 +28,8 @@ def by_column(catalog: Catalog, data: DataConfig) -> NDArray[np.bool_]:
             if not (values == wanted).any():
                 raise PylorusError(
                     f'data.test_values: no image has "{wanted}" in column {name}.'
-                    f"{did_you_mean(wanted, sorted(set(values)))}"
+                    f"{did_you_mean(wanted, sorted(set(values)))}\n"
+                    f"Found:\n{listing(sorted(set(values) - {''}), most=30)}"
                 )
         return np.asarray(values.isin(data.test_values))
     empty = catalog.table["path"][values == ""]

@@ -75,9 +75,14 @@ def _fixed_on(said: Description) -> str:
     return "test images (data.validation=test)" if said.training.validated_on == "test" else "validation images"
 
 
+def _count_epochs(epochs: int) -> str:
+    return "1 epoch" if epochs == 1 else f"{epochs} epochs"
+
+
 def _training(said: Description) -> str:
     stages = [
-        f"- {_text(stage.name)}: learns {_text(stage.learn)}, {stage.epochs} epochs, keeps epoch {stage.best_epoch}"
+        f"- {_text(stage.name)}: learns {_text(stage.learn)}, {_count_epochs(stage.epochs)}, "
+        f"keeps epoch {stage.best_epoch}"
         for stage in said.training.stages
     ]
     source = {"none": "random weights", "hub": "timm's pretrained weights"}.get(
@@ -266,6 +271,8 @@ def _licence(said: Description) -> str:
 
 def _shown(figure: Figure) -> str:
     value, low, high = (math.nan if each is None else each for each in (figure.value, figure.low, figure.high))
+    if math.isnan(value):
+        return "undefined"
     return f"{percent(value)} ({percent(low)} to {percent(high)})"
 
 

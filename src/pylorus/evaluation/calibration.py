@@ -22,7 +22,7 @@ from pylorus.evaluation.proportion import ALL_IMAGES, NO_IMAGES, ONE_GROUP, clus
 from pylorus.evaluation.reliability import BINS, assign_equal_mass_bins, reliability_curve
 
 SEPARATED = "the probability separates the class from the rest, so that no slope fits best"
-TOO_CERTAIN = "the probabilities lie too near to 0 and 1 to fit a line"
+TOO_CERTAIN = "no line can be fitted: the probabilities lie too near to 0 and 1, or say next to nothing"
 MOST_ERROR = 30.0
 """Standard error of a coefficient, in log odds, above which nothing is known of it."""
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
@@ -272,8 +272,12 @@ def calibration_line(
         return CalibrationLine(
             undefined("the probability separates the class from the rest, so no slope fits best"), intercept
         )
-    design = np.column_stack([odds, np.ones(len(flags))])
-    return CalibrationLine(_fit_logistic(flags, design, np.zeros(len(flags)), codes, freedom, confidence), intercept)
+    # In units of their standard deviation, so that Newton's steps are of the right size for narrow probabilities too.
+    unit = float(odds.std())
+    design = np.column_stack([odds / unit, np.ones(len(flags))])
+    slope = _fit_logistic(flags, design, np.zeros(len(flags)), codes, freedom, confidence)
+    scaled = Estimate(slope.value / unit, slope.low / unit, slope.high / unit, reason=slope.reason)
+    return CalibrationLine(scaled, intercept)
 
 
 def _fit_logistic(

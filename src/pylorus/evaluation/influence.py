@@ -312,7 +312,7 @@ def average_estimates(parts: Sequence[Estimate], correlation: NDArray[np.float64
     value = float(values.mean())
     missing = next((part for part in parts if not part.defined), None)
     if missing is not None:
-        return Estimate(math.nan, math.nan, math.nan, reason=f"undefined for a class: {missing.reason}")
+        return Estimate(math.nan, math.nan, math.nan, reason=missing.reason)
     below = values - np.array([part.low for part in parts])
     above = np.array([part.high for part in parts]) - values
 

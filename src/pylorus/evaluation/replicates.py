@@ -26,6 +26,7 @@ from pylorus.evaluation.inputs import group_codes, labels_in_range
 from pylorus.evaluation.interval import (
     check_confidence,
     compute_satterthwaite_freedom,
+    compute_wilson_ends,
     quantile,
     two_sided_p,
 )
@@ -296,8 +297,14 @@ def estimate_replicates(
         variance, degrees = _total_variance(patients, [(table, covariance)], degrees)
     if variance < 1e-18:
         return Estimate(value, math.nan, math.nan, reason=NOTHING_VARIES)
-    reach = quantile(confidence, freedom=degrees) * math.sqrt(variance)
-    return Estimate(value, max(bounds[0], value - reach), min(bounds[1], value + reach))
+    share = (value - bounds[0]) / (bounds[1] - bounds[0])
+    if not 0 < share < 1:
+        return Estimate(value, math.nan, math.nan, reason=NOTHING_VARIES)
+    # A score interval, as of a proportion with that variance: it is asymmetric where the mean is near a bound.
+    size = share * (1 - share) * (bounds[1] - bounds[0]) ** 2 / variance
+    ends = compute_wilson_ends(share, size, quantile(confidence, freedom=degrees))
+    low, high = (bounds[0] + (bounds[1] - bounds[0]) * end for end in ends)
+    return Estimate(value, low, high)
 
 
 def corrected_resampled_t(

@@ -54,7 +54,7 @@ def better_sentence(
         said += f" after Holm's correction for {family} comparisons"
     if test.right_first == test.right_second:
         share = percent(test.right_first / test.images)
-        return f"{first} and {second} recognise equally many {where} ({share} each, {said})."
+        return f"{first} and {second} are right equally often {where} ({share} each, {said})."
     ahead, behind, right = first, second, (test.right_first, test.right_second)
     if right[0] < right[1]:
         ahead, behind, right = second, first, (right[1], right[0])

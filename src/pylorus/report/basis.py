@@ -24,8 +24,8 @@ def tested_on(results: Sequence[Result], *, level: str = IMAGES) -> str:
     sets = by_test_set(results)
     if len(sets) > 1 and all(result.run.setting("data.fold") is not None for result in results):
         said = (
-            f"{level.capitalize()}; {_describe_folds(results)}, which test other images each, so rows and lines of "
-            "different folds are not to be compared."
+            f"{level.capitalize()}; {_describe_folds(results)}, each of which tests different images, so rows and "
+            "lines of different folds are not to be compared."
         )
         return _joined(f"{said} {_cite_splits(results)}", [each.run for each in results])
     told = [_said(each.results, level) for each in sets]

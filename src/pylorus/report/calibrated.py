@@ -23,7 +23,8 @@ class Calibration:
         temperature: Fitted on the validation images alone.
         validation: Their predictions at that temperature.
         test: The test images' predictions at that temperature.
-        before: Scores of the test images as the network gave them.
+        uncalibrated: Their predictions as the network gave them.
+        before: Scores of these.
         after: Scores at the temperature.
         curve_before: Their reliability curve.
         curve_after: The same at the temperature.
@@ -32,6 +33,7 @@ class Calibration:
     temperature: Temperature
     validation: Predictions
     test: Predictions
+    uncalibrated: Predictions
     before: CalibrationEstimates
     after: CalibrationEstimates
     curve_before: ReliabilityCurve
@@ -54,6 +56,7 @@ def calibrate(validation: SavedPredictions, test: SavedPredictions) -> Calibrati
         temperature=fitted,
         validation=calibrated["validation"],
         test=calibrated["test"],
+        uncalibrated=test.predictions,
         before=estimate_calibration(raw, true, groups, confidence=CONFIDENCE),
         after=estimate_calibration(tempered, true, groups, confidence=CONFIDENCE),
         curve_before=reliability_curve(raw, true, groups, confidence=CONFIDENCE),

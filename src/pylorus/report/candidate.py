@@ -266,6 +266,11 @@ class Configuration:
     repeated: tuple[SavedRun, ...]
     unfinished: tuple[SavedRun, ...]
 
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Its stages, and what its runs ship where they ship different stages."""
+        return self.stages if self.shipped in self.stages else (*self.stages, self.shipped)
+
     def restrict(self, tests: frozenset[str]) -> "Configuration":
         """The configuration with those results alone that were tested on some sets of images."""
         stages = {each: each.restrict(tests) for each in self.stages if tests & set(each.tests)}
@@ -478,7 +483,7 @@ def _configuration(
         chosen_results = tuple(result for result in own if chosen(result))
         names = list(dict.fromkeys(result.stage.name for result in chosen_results))
         return Candidate(
-            f"{label} {names[0] if len(names) == 1 else 'shipped stage'}",
+            f"{label} {names[0]}" if len(names) == 1 else f"{label} as shipped ({' or '.join(names)})",
             label,
             " or ".join(names),
             chosen_results,

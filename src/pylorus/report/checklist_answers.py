@@ -137,10 +137,14 @@ def cut_offs(evidence: Evidence) -> str:
     applied = "" if all(map(is_validated_on_test, runs)) else ", applied untouched to the test images"
     points = [point for result in results for point in result.operating]
     kept = sum(point.fixed.is_guaranteed for point in points)
+    guaranteed = {
+        0: "no threshold guarantees: there are too few patients",
+        len(points): "the threshold guarantees" if len(points) == 1 else "each threshold guarantees",
+    }.get(kept, f"{kept} of {len(points)} thresholds guarantee")
     return (
         f"For {evidence.class_name}: fixed on {validation_images(runs)} for a true sensitivity of at least "
         f"{100 * evidence.aim.sensitivity:g} % with {100 * evidence.aim.confidence:g} % confidence (one-sided "
-        f"tolerance bound by patient), which {kept} of {len(points)} thresholds guarantee{applied}. "
+        f"tolerance bound by patient), which {guaranteed}{applied}. "
         "Else: the likeliest class."
     )
 

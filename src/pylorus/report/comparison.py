@@ -63,8 +63,12 @@ class IndexComparison:
 
     @property
     def widest(self) -> Difference:
-        """The difference that allows for most."""
-        return self.training or self.patients or UNDEFINED
+        """The difference that allows for most, with the larger p and, at each end, the wider interval."""
+        if self.training is None or self.patients is None:
+            return self.training or self.patients or UNDEFINED
+        low = float(np.fmin(self.training.low, self.patients.low))
+        high = float(np.fmax(self.training.high, self.patients.high))
+        return replace(self.training, low=low, high=high, p_value=self.p_value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -390,7 +394,7 @@ def _replicate_sentence(comparison: Comparison) -> str:
         low, high = sorted((100 * sign * widest.low, 100 * sign * widest.high))
         shares += f"; difference {over}{100 * sign * widest.value:+.1f} points, {low:+.1f} to {high:+.1f}"
     if ahead.share == behind.share:
-        return f"{ahead.label} and {behind.label} recognise equally many {where} ({shares}; {p_words})."
+        return f"{ahead.label} and {behind.label} are right equally often {where} ({shares}; {p_words})."
     verdict = "is shown to be better than" if comparison.is_shown else "is not shown to be better than"
     return f"{ahead.label} {verdict} {behind.label} {where} ({shares}; {p_words}, {_chances(comparison)})."
 

@@ -121,7 +121,13 @@ def _table(
             *((Column("first alone", over="images right"), Column("second alone", over="images right")) * single),
             Column("points", over="accuracy, patients"),
             Column("p", over="accuracy, patients"),
-            *((Column("points", over="accuracy, training too"), Column("p", over="accuracy, training too")) * trained),
+            *(
+                (
+                    Column("points", over="accuracy, allowing for training"),
+                    Column("p", over="accuracy, allowing for training"),
+                )
+                * trained
+            ),
             *((Column(adjusted, over="accuracy"),) * (corrected or trained)),
             Column("points", over="macro F1"),
             Column(adjusted, over="macro F1"),

@@ -116,7 +116,18 @@ def training_figure(curves: Sequence[Curves], *, labels: Mapping[SavedRun, str] 
         basis=trained_on(list(dict.fromkeys(each.run for each in curves))),
         alt=f"Four line plots over epochs. Validation accuracy at the chosen epoch: {', '.join(best)}.",
         figure=figure,
-        notes=(_ring_note(curves), *_replicate_notes(list(groups.values()))),
+        notes=(_ring_note(curves), *_precision_notes(curves), *_replicate_notes(list(groups.values()))),
+    )
+
+
+def _precision_notes(curves: Sequence[Curves]) -> tuple[str, ...]:
+    """Why a curve may differ from the tables, of runs that did not train in 32 bits."""
+    precisions = {str(each.run.environment.get("precision", "32")) for each in curves} - {"32"}
+    if not precisions:
+        return ()
+    return (
+        f"Curves are measured during training, in {' and '.join(sorted(precisions))}; tables are measured in 32 bits, "
+        "as the shipped model computes, and may differ from them.",
     )
 
 
@@ -157,6 +168,7 @@ def index_figure(curves: Sequence[Curves], names: Sequence[str], *, label: str, 
         notes=(
             f"On {validation_images([each.run for each in curves])}. A gap in a line: undefined, since no image was "
             "predicted as that class.",
+            *_precision_notes(curves),
             *_replicate_notes([curves]),
         ),
     )

@@ -31,7 +31,7 @@ def calibration_table(results: Sequence[Result], *, class_name: str | None = Non
         assert found is not None
         told = "" if found.temperature.identified else ", not identified"
         labels = ("as computed", f"temperature {found.temperature.temperature:.2f}{told}")
-        sides = ((found.before, result.test.predictions), (found.after, found.test))
+        sides = ((found.before, found.uncalibrated), (found.after, found.test))
         for label, (scores, predictions) in zip(labels, sides, strict=True):
             certainty = predictions.probabilities.max(axis=1)
             area = area_under_risk_coverage(predictions.correct, certainty, result.test.clusters, confidence=CONFIDENCE)
@@ -95,6 +95,7 @@ def threshold_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
     unit = "patients" if level == PATIENTS else "images"
     runs = [result.run for result, _ in points]
     fixed_on = ("the patients of " if level == PATIENTS else "") + validation_images(runs)
+    fixing = "fixed on" if all(map(is_validated_on_test, runs)) else "validation"
     applied = "" if all(map(is_validated_on_test, runs)) else f", applied untouched to test {unit}"
     return Table(
         key=f"threshold{'-patients' if level == PATIENTS else ''}",
@@ -107,9 +108,9 @@ def threshold_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
         columns=(
             *text_columns("model", "stage"),
             Column("threshold"),
-            Column("positives", over="fixed on"),
-            *([] if level == PATIENTS else [Column("positive groups", over="fixed on")]),
-            Column(f"guaranteed sensitivity, {sure} confidence", over="fixed on", unit="%"),
+            Column("positives", over=fixing),
+            *([] if level == PATIENTS else [Column("positive groups", over=fixing)]),
+            Column(f"guaranteed sensitivity, {sure} confidence", over=fixing, unit="%"),
             Column("positives", over="test"),
             *(Column(name, over="test", unit="%") for name in ("sensitivity", "specificity", "precision", "NPV")),
         ),
@@ -142,7 +143,7 @@ def _guarantees(points: Sequence[tuple[Result, Operating]], wanted: str, sure: s
         needed = point.fixed.patients_needed
         enough = "no number is enough" if needed is None else f"{needed:,} are needed"
         sentences.append(
-            f"Too few {patients} with {point.class_name} to fix it on, to guarantee {wanted} with {sure} confidence "
+            f"There are too few {patients} with {point.class_name} to guarantee {wanted} with {sure} confidence "
             f"({enough}), so that the threshold is the lowest probability of {point.class_name} among them: "
             f"{', '.join(few)}."
         )

@@ -55,7 +55,8 @@ OF_LOOKS = (
 
 CALIBRATED = (
     "Probabilities are those that the bundle gives, calibrated by the temperature: by them go AUROC, average "
-    "precision, comparisons, thresholds and worst mistakes."
+    "precision, comparisons, thresholds and worst mistakes. The files predictions-val.parquet and "
+    "predictions-test.parquet hold logits and their softmax, before the temperature."
 )
 FULL_PRECISION = (
     "Validation and test images were answered in 32 bits by the code that the bundle runs, whatever the precision of "

@@ -40,9 +40,12 @@ def replicate_table(candidates: Sequence[Candidate]) -> Table:
     notes = ["SD: standard deviation over the runs, of n − 1. Lowest, highest: the range of the runs."]
     if kinds - {SPLITS}:
         notes.append(
-            "The interval of a mean allows for patients and for seeds together (Obuchowski and Rockette 1995): other "
-            "patients and other seeds of the configuration. It is not narrower than those of the runs are on average."
+            "Validation accuracy and macro AUROC have no interval here. That of a mean allows for patients and for "
+            "seeds together (Obuchowski and Rockette 1995): other patients and other seeds of the configuration. It "
+            "is not narrower than those of the runs are on average."
         )
+    if any(" or " in each.stage for each in candidates):
+        notes.append("One stage or another: of each run the stage that it ships, where the runs ship different ones.")
     if SPLITS in kinds:
         notes.append("Of repeated splits each run has test images of its own, so the spread is of both.")
     return Table(

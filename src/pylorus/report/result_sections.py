@@ -40,7 +40,8 @@ def study_section(evidence: Evidence) -> Section:
 
 def _pooled_tables(evidence: Evidence) -> list[Item]:
     """What the runs of a configuration say together, which stands before each run by itself."""
-    replicated = [stage for each in evidence.configurations for stage in each.stages if has_replicates(stage)]
+    candidates = [candidate for each in evidence.configurations for candidate in each.candidates]
+    replicated = [candidate for candidate in candidates if has_replicates(candidate)]
     items: list[Item] = [replicate_table(replicated)] if replicated else []
     folds = pool_folds(evidence.configurations)
     for number, names in enumerate(dict.fromkeys(each.class_names for each in folds), start=1):
@@ -150,7 +151,7 @@ def _differing(comparisons: Sequence[Comparison], index: str, key: str) -> str:
         names = (each.first.label, each.second.label)
         sentences.append(paired_sentence(*names, corrected, index=index, images=each.pool.images, level=LEVEL))
     if not sentences:
-        return f"None of these pairs is shown to differ in {index}."
+        return f"{'This pair is not' if rest == 1 else 'None of these pairs is'} shown to differ in {index}."
     return " ".join(sentences) + (f" No other of these pairs is shown to differ in {index}." if rest else "")
 
 

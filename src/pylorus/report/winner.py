@@ -89,13 +89,13 @@ class Winner:
             outcome.append(other.label)
         sentences = []
         if better:
-            sentences.append(f"That {name} is better than {list_names(better)} is shown {where}.")
+            sentences.append(f"That {name} is more accurate than {list_names(better)} is shown {where}.")
         if worse:
             verb = "is" if len(worse) == 1 else "are"
-            sentences.append(f"That {list_names(worse)} {verb} better than {name} is shown {where}.")
+            sentences.append(f"That {list_names(worse)} {verb} more accurate than {name} is shown {where}.")
         if undecided:
             sentences.append(
-                f"A difference between {name} and {list_names(undecided, last='or')} is not shown {where}."
+                f"A difference in accuracy between {name} and {list_names(undecided, last='or')} is not shown {where}."
             )
         return " ".join([*sentences, self._allowance])
 
