@@ -29,15 +29,16 @@ def calibration_table(results: Sequence[Result], *, class_name: str | None = Non
     for result in results:
         found = result.calibration
         assert found is not None
-        told = "" if found.temperature.identified else ", not identified"
-        labels = ("as computed", f"temperature {found.temperature.temperature:.2f}{told}")
+        doubt = "" if found.temperature.identified else ", not identified"
+        fitted = f"temperature {found.temperature.temperature:.2f} ({found.temperature.images:,} images{doubt})"
+        labels = ("as computed", fitted)
         sides = ((found.before, found.uncalibrated), (found.after, found.test))
         for label, (scores, predictions) in zip(labels, sides, strict=True):
             certainty = predictions.probabilities.max(axis=1)
             area = area_under_risk_coverage(predictions.correct, certainty, result.test.clusters, confidence=CONFIDENCE)
             cells: list[Cell] = [as_number(each) for each in (scores.ece, scores.brier, scores.nll, area)]
             cells += _line_cells(predictions, class_name, result.test.clusters) if class_name is not None else []
-            rows.append(Row((result.run.label, result.stage.name, label, found.temperature.images, *cells)))
+            rows.append(Row((result.run.label, result.stage.name, label, *cells)))
     notes = [
         "ECE: expected calibration error over ten bins of equal mass, above 0 by chance even where calibration is "
         "perfect; its interval leaves that out. Brier: squared error summed over classes. NLL: negative log "
@@ -62,7 +63,6 @@ def calibration_table(results: Sequence[Result], *, class_name: str | None = Non
         basis=tested_on(results),
         columns=(
             *text_columns("model", "stage", "probabilities"),
-            Column("images", over="fitted on"),
             *(Column(title) for title in ("ECE", "Brier", "NLL", "AURC")),
             *(Column(title, over=f"line of {class_name}") for title in ("slope", "intercept") if class_name),
         ),
