@@ -175,14 +175,16 @@ def _check_classes(table: pd.DataFrame, catalog: Catalog, data: DataConfig) -> N
             continue
         count = int((table["label"] == catalog.classes.index(missing[0])).sum())
         if data.fold_column is not None and part == "test":
-            mend = "Leave this value out of data.fold: the class can't be measured on it."
+            remedy = "Leave this value out of data.fold: the class can't be measured on it."
         elif data.fold_column is not None and part == "train":
-            mend = f"All of its {count} images have {data.fold_column}={data.fold}: leave this value out of data.fold."
+            remedy = (
+                f"All of its {count} images have {data.fold_column}={data.fold}: leave this value out of data.fold."
+            )
         elif data.fold is not None and data.fold_column is None:
-            mend = f"Add some to its {count}, or choose another data.split_seed or fewer data.folds."
+            remedy = f"Add some to its {count}, or choose another data.split_seed or fewer data.folds."
         else:
-            mend = f"Add some to its {count}, or give the split in folders train, val and test."
-        raise PylorusError(f'class "{missing[0]}" has no image in {part}. {mend}')
+            remedy = f"Add some to its {count}, or give the split in folders train, val and test."
+        raise PylorusError(f'class "{missing[0]}" has no image in {part}. {remedy}')
 
 
 def _count_joined(table: pd.DataFrame, catalog: Catalog) -> int:

@@ -111,7 +111,7 @@ def write_bundle(folder: RunFolder, backbone: Backbone, images: Images, config: 
         cache=config.cache,
         validation=images.validation,
     )
-    log.info("model    looks at training images once more: by their features foreign ones are told")
+    log.info("model    computes features of training images, by which images unlike them will be recognised")
     directions = mean_directions(backbone, served, engine, classes=len(images.catalog.classes))
     validation, test = (
         unlikeness(torch.from_numpy(np.load(stage.features(part))), directions).numpy().astype(np.float64)
