@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pylorus.data.catalog import group_finder, group_in
 from pylorus.deploy.card import set_size_text, threshold_sentence
 from pylorus.deploy.description import Description, Figure
-from pylorus.deploy.fixing import clusters, figure, figures_of, set_figures, share
+from pylorus.deploy.fixing import figure, figures_of, set_figures, share
 from pylorus.deploy.strict import plain
 from pylorus.errors import PylorusError
 from pylorus.evaluation.calibration import estimate_calibration
@@ -43,7 +43,7 @@ def evaluation_of(tables: Iterator[pd.DataFrame], said: Description, options: "P
         PylorusError: If no image of a known class can be read, or no patient is found in a path.
     """
     predictions, why, left_out = _known(tables, said, options.group)
-    groups = clusters(predictions)
+    groups = predictions.clusters
     deciding = options.class_name or said.decision.class_name
     threshold = said.decision.thresholds[deciding]
     found: dict[str, object] = {
@@ -69,7 +69,7 @@ def evaluation_of(tables: Iterator[pd.DataFrame], said: Description, options: "P
 
 def _further_indices(predictions: Predictions) -> dict[str, object]:
     """Compute every other index of the run's report at image level."""
-    groups, names, classes = clusters(predictions), predictions.class_names, predictions.classes
+    groups, names, classes = predictions.clusters, predictions.class_names, predictions.classes
     shares = proportions_of_predictions(predictions.true, predictions.predicted, groups, classes=classes)
     indices = indices_of_predictions(predictions.true, predictions.predicted, groups, classes=classes)
     ranking = ranking_of_predictions(predictions.true, predictions.probabilities, groups)
@@ -91,7 +91,7 @@ def _decided(predictions: Predictions, deciding: str, threshold: float) -> dict[
     """What a class's stored threshold gives on these images."""
     column = predictions.class_names.index(deciding)
     positive, scores = predictions.true == column, predictions.probabilities[:, column]
-    point = operating_point(positive, scores, clusters(predictions), threshold=threshold)
+    point = operating_point(positive, scores, predictions.clusters, threshold=threshold)
     shares = {name: plain(figure(getattr(point, name))) for name in ("sensitivity", "specificity", "precision", "npv")}
     return {"class": deciding, "threshold": threshold, **shares}
 

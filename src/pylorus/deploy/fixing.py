@@ -85,7 +85,7 @@ def fixed_decision(calibration: Calibration, deploy: DeployConfig, *, class_name
         positive, scores = validation.true == column, validation.probabilities[:, column]
         thresholds[name] = guarantees[name] = None
         if positive.any():
-            found = threshold_at_sensitivity(positive, scores, clusters(validation), margin=ROUNDING, **asked)
+            found = threshold_at_sensitivity(positive, scores, validation.clusters, margin=ROUNDING, **asked)
             thresholds[name] = found.threshold
             guarantees[name] = Guarantee(
                 found.confidence_reached, found.sensitivity_reached, found.images, found.patients
@@ -94,7 +94,7 @@ def fixed_decision(calibration: Calibration, deploy: DeployConfig, *, class_name
         point = operating_point(
             test.true == column,
             test.probabilities[:, column],
-            clusters(test),
+            test.clusters,
             threshold=2.0 if threshold is None else threshold,
         )
         figures[name] = OperatingFigures(figure(point.sensitivity), figure(point.specificity))
@@ -107,7 +107,7 @@ def fixed_sets(calibration: Calibration, coverage: float | None) -> PredictionSe
     if coverage is None:
         return None
     validation, test = calibration.validation, calibration.test
-    limits = fit_set_limits(validation.probabilities, validation.true, clusters(validation), coverage=coverage)
+    limits = fit_set_limits(validation.probabilities, validation.true, validation.clusters, coverage=coverage)
     lowest = tuple(None if each is None else max(0.0, each - ROUNDING) for each in limits.lowest)
     limits = replace(limits, lowest=lowest)
     return PredictionSets(
@@ -126,7 +126,7 @@ def set_figures(predictions: Predictions, members: NDArray[np.bool_]) -> SetFigu
         predictions: Of the images, with their true classes.
         members: Which classes are in the set of each, of shape (n, classes).
     """
-    groups = clusters(predictions)
+    groups = predictions.clusters
     covered = members[np.arange(len(members)), predictions.true].astype(np.float64)
 
     def coverage(chosen: NDArray[np.bool_]) -> Estimate:
@@ -167,7 +167,7 @@ def fixed_abstention(calibration: Calibration, unlikeness: Unlikeness) -> Absten
     unsure_below = float(np.quantile(right, FALSE_ALARMS, method="lower")) if len(right) else 0.0
     unsure_below = max(0.0, unsure_below - ROUNDING)
     rows = unlikeness.test_rows
-    groups = clusters(test)
+    groups = test.clusters
     groups = None if groups is None else groups[rows]
     unlike = unlikeness.test > unlike_above
     unsure = test.probabilities.max(axis=1)[rows] < unsure_below
@@ -187,7 +187,7 @@ def fixed_abstention(calibration: Calibration, unlikeness: Unlikeness) -> Absten
 
 def figures_of(test: Predictions) -> Figures:
     """What the model is worth on some images, all of them answered."""
-    groups = clusters(test)
+    groups = test.clusters
     shares = proportions_of_predictions(test.true, test.predicted, groups, classes=test.classes)
     areas = [auroc(test.true == each, test.probabilities[:, each], groups) for each in range(test.classes)]
 
@@ -203,11 +203,6 @@ def figures_of(test: Predictions) -> Figures:
         precision=by_class(shares.precision),
         auroc=by_class(tuple(areas)),
     )
-
-
-def clusters(predictions: Predictions) -> NDArray[np.generic] | None:
-    """The group of each image where groups hold several, else None."""
-    return predictions.group if len(np.unique(predictions.group)) < len(predictions.true) else None
 
 
 def figure(estimate: Estimate) -> Figure:

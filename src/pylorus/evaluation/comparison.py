@@ -16,12 +16,11 @@ from statsmodels.stats.multitest import multipletests
 from pylorus.evaluation.confusion import overall_indices
 from pylorus.evaluation.delong import auroc, compute_placements, estimate_area_variance
 from pylorus.evaluation.estimate import Estimate
-from pylorus.evaluation.index_intervals import OVERALL, indices_of_predictions
+from pylorus.evaluation.index_intervals import OVERALL, estimate_overall
 from pylorus.evaluation.influence import BATCH_NUMBERS, count_by_group, linearise_indices
 from pylorus.evaluation.inputs import group_codes
 from pylorus.evaluation.interval import check_confidence, quantile, two_sided_p
 from pylorus.evaluation.predictions import Predictions, aligned
-from pylorus.evaluation.proportion import clustered_wilson
 
 EXACT_STEPS = 500_000_000
 """Additions up to which a sign-flip test is computed exactly; beyond, the sum of so many groups is normal."""
@@ -292,7 +291,7 @@ def paired_differences(
     spread = linearise_indices(count_by_group(codes, cells), compute_both, width=classes**3).covariance
     p_values = _exchange(first, other, codes, seed=seed, resamples=resamples)
     p_values["accuracy"] = mcnemar(first, other).p_value
-    estimates = [_estimate_overall(model, codes, confidence) for model in (first, other)]
+    estimates = [estimate_overall(model, confidence=confidence) for model in (first, other)]
     found = {}
     for place, name in enumerate(INDICES):
         one, two = (each[name] for each in estimates)
@@ -302,12 +301,6 @@ def paired_differences(
         p_value = p_values[name] if one.defined and two.defined else math.nan
         found[name] = Difference(one.value - two.value, low, high, error, p_value, reason=one.reason or two.reason)
     return PairedDifferences(**found)
-
-
-def _estimate_overall(model: Predictions, codes: NDArray[np.int64], confidence: float) -> dict[str, Estimate]:
-    found = indices_of_predictions(model.true, model.predicted, codes, classes=model.classes, confidence=confidence)
-    accuracy: Estimate = clustered_wilson(model.correct, codes, confidence=confidence)
-    return {"accuracy": accuracy} | {name: getattr(found, name) for name in OVERALL}
 
 
 def _combine_intervals(

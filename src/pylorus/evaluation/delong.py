@@ -218,13 +218,11 @@ def structural_components(
     count = int(codes.max()) + 1
     areas, of_positives, of_negatives = [], [], []
     for each in scores:
-        score = checked_scores(each, length=len(flags))
-        above, below = _ranks(score[flags], score[~flags]), _ranks(score[~flags], score[flags])
-        area = float(above.mean())
+        placements = compute_placements(flags, checked_scores(each, length=len(flags)))
+        area = float(placements[flags].mean())
         areas.append(area)
-        of_positives.append(np.bincount(codes[flags], weights=above - area, minlength=count))
-        # A negative's component is the share of positives above it: one less the share that it is above.
-        of_negatives.append(np.bincount(codes[~flags], weights=1 - below - area, minlength=count))
+        of_positives.append(np.bincount(codes[flags], weights=placements[flags] - area, minlength=count))
+        of_negatives.append(np.bincount(codes[~flags], weights=placements[~flags] - area, minlength=count))
     return Components(
         areas=np.array(areas),
         of_positives=np.array(of_positives),

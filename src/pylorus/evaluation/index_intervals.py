@@ -31,6 +31,7 @@ from pylorus.evaluation.influence import (
 )
 from pylorus.evaluation.inputs import group_codes, labels_in_range, warn_of_unused
 from pylorus.evaluation.interval import check_confidence
+from pylorus.evaluation.predictions import Predictions
 from pylorus.evaluation.proportion import (
     ClusterDesign,
     clustered_wilson,
@@ -138,6 +139,25 @@ def indices_of_predictions(
         mcc=mcc,
         f1=f1,
     )
+
+
+def estimate_overall(predictions: Predictions, *, confidence: float = 0.95) -> dict[str, Estimate]:
+    """Estimate accuracy and the indices of `OVERALL` of a model, by their names.
+
+    Args:
+        predictions: Of the model; intervals keep its groups together.
+        confidence: Coverage of the intervals, in (0, 1).
+
+    Example:
+        >>> names, truth = np.array(["a", "b", "c", "d"]), np.array([0, 0, 1, 1])
+        >>> found = estimate_overall(Predictions(names, names, truth, np.eye(2)[[0, 1, 1, 1]], ("x", "y")))
+        >>> found["accuracy"].value, round(found["balanced_accuracy"].value, 2)
+        (0.75, 0.75)
+    """
+    true, predicted, groups = predictions.true, predictions.predicted, predictions.group
+    found = indices_of_predictions(true, predicted, groups, classes=predictions.classes, confidence=confidence)
+    accuracy: Estimate = clustered_wilson(predictions.correct, groups, confidence=confidence)
+    return {"accuracy": accuracy} | {name: getattr(found, name) for name in OVERALL}
 
 
 def indices_of_confusion(

@@ -74,6 +74,11 @@ class Predictions:
         right: NDArray[np.bool_] = self.predicted == self.true
         return right
 
+    @property
+    def clusters(self) -> NDArray[np.generic] | None:
+        """The group of each image where groups hold several, else None."""
+        return self.group if len(np.unique(self.group)) < len(self.true) else None
+
 
 def aligned(first: Predictions, second: Predictions) -> Predictions:
     """Put the second model's predictions in the first's order of images and of classes.

@@ -7,7 +7,7 @@ import numpy as np
 
 from pylorus.evaluation.calibration import CalibrationScores, calibration_scores
 from pylorus.evaluation.estimate import Estimate
-from pylorus.evaluation.index_intervals import indices_of_predictions
+from pylorus.evaluation.index_intervals import estimate_overall, indices_of_predictions
 from pylorus.evaluation.predictions import Predictions
 from pylorus.evaluation.proportion import proportions_of_predictions
 from pylorus.evaluation.replicates import corrected_resampled_t, summarize_replicates
@@ -122,6 +122,7 @@ def training_table(pools: Sequence[Pooled], *, number: int = 1) -> Table:
     for each in pools:
         candidate = each.candidate
         cells: list[Cell] = list(each.head)
+        pooled = [estimate_overall(predictions, confidence=CONFIDENCE) for predictions in each.rounds]
         for name, share in (("accuracy", True), ("macro_f1", True), ("auroc", False)):
             values = np.array([_over_runs(results, name) for results in candidate.by_test.values()])
             summary = summarize_replicates(values)
@@ -130,7 +131,7 @@ def training_table(pools: Sequence[Pooled], *, number: int = 1) -> Table:
             )
             if share:
                 # A few folds may agree by chance; the patients of the pool say how far they can be trusted at least.
-                mean = widen(mean, [_estimate_pooled(predictions, name) for predictions in each.rounds])
+                mean = widen(mean, [estimates[name] for estimates in pooled])
             scale, digits = (100.0, 1) if share else (1.0, 3)
             cells.append(Number(scale * mean.value, digits, (scale * mean.low, scale * mean.high)))
             cells += [Number(scale * value, digits) for value in (summary.deviation, summary.lowest, summary.highest)]
@@ -162,16 +163,6 @@ def training_table(pools: Sequence[Pooled], *, number: int = 1) -> Table:
             "images.",
         ),
     )
-
-
-def _estimate_pooled(predictions: Predictions, name: str) -> Estimate:
-    groups = predictions.group if len(np.unique(predictions.group)) < len(predictions.true) else None
-    truth, answers, classes = predictions.true, predictions.predicted, predictions.classes
-    if name == "accuracy":
-        return proportions_of_predictions(truth, answers, groups, classes=classes, confidence=CONFIDENCE).accuracy
-    found = indices_of_predictions(truth, answers, groups, classes=classes, confidence=CONFIDENCE)
-    estimate: Estimate = getattr(found, name)
-    return estimate
 
 
 def each_fold_table(pools: Sequence[Pooled], *, number: int = 1) -> Table:
@@ -242,7 +233,7 @@ def _pooled_rows(each: Pooled, level: str, *, repeated: bool) -> list[Row]:
 
 
 def _index_cells(predictions: Predictions) -> list[Cell]:
-    groups = predictions.group if len(np.unique(predictions.group)) < len(predictions.true) else None
+    groups = predictions.clusters
     shares = proportions_of_predictions(
         predictions.true, predictions.predicted, groups, classes=predictions.classes, confidence=CONFIDENCE
     )

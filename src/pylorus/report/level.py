@@ -41,8 +41,7 @@ class Level:
 
 def image_level(predictions: Predictions) -> Level:
     """Each image counts; intervals keep the images of a group together."""
-    groups = predictions.group if len(np.unique(predictions.group)) < len(predictions.true) else None
-    return _level(IMAGES, predictions, groups, 0)
+    return _level(IMAGES, predictions, predictions.clusters, 0)
 
 
 def patients_of(predictions: Predictions) -> tuple[Predictions, int] | None:

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from pylorus.evaluation.decisions import (
     ROUNDING,
     OperatingPoint,
@@ -73,11 +71,10 @@ def _operating(level: str, validation: Predictions, test: Predictions, class_nam
         confidence=aim.confidence,
         margin=ROUNDING,
     )
-    several = len(np.unique(test.group)) < len(test.true)
     point = operating_point(
         test.true == column,
         test.probabilities[:, column],
-        test.group if several else None,
+        test.clusters,
         threshold=fixed.threshold,
         confidence=CONFIDENCE,
     )

@@ -47,7 +47,7 @@ class SavedPredictions:
     @property
     def clusters(self) -> NDArray[np.generic] | None:
         """The group of each image where groups hold several, else None."""
-        return self.predictions.group if self.groups < self.images else None
+        return self.predictions.clusters
 
 
 def read_predictions(path: Path, *, order: Sequence[str] = ()) -> SavedPredictions:
