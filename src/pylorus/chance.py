@@ -1,12 +1,12 @@
-"""Chance, once: every random number of a run comes from its seed and from what the number is for."""
+"""Random seeds: every random number of a run is derived from the run's seed and from the purpose of the number."""
 
 import hashlib
 
 
 def derived_seed(*purpose: str | int) -> int:
-    """A seed in [0, 2^63) that depends on all of `purpose` and on nothing else.
+    """Return a seed in [0, 2^63) that depends on all of `purpose` and on nothing else.
 
-    The same on every machine, process and Python, unlike `hash`.
+    Unlike `hash`, it is the same on every machine, in every process and in every version of Python.
 
     Example:
         >>> derived_seed(0, "order", 1) == derived_seed(0, "order", 1)
@@ -14,6 +14,6 @@ def derived_seed(*purpose: str | int) -> int:
         >>> derived_seed(0, "order", 1) == derived_seed(0, "order", 2)
         False
     """
-    # repr keeps 1 and "1" apart, and ("a", "bc") from ("ab", "c").
+    # repr distinguishes 1 from "1", and ("a", "bc") from ("ab", "c").
     digest = hashlib.blake2b(repr(purpose).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

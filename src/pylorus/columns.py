@@ -1,4 +1,4 @@
 """Names of columns that several tables share."""
 
 ABOUT = "about/"
-"""Begins the names of columns that a manifest brings along: of the catalog and of predictions."""
+"""Prefix of the columns that come from the user's manifest, in the catalog and in prediction tables."""

@@ -1,18 +1,18 @@
-"""Errors that a user can mend: shown as one message, without a traceback."""
+"""Errors that a user can fix: printed as one message, without a traceback."""
 
 import difflib
 from collections.abc import Iterable
 
 INTERRUPTED = 130
-"""The exit code of a process that Ctrl-C ended."""
+"""Exit code of a process that was ended by Ctrl-C."""
 
 
 class PylorusError(Exception):
-    """Something in the user's hands is wrong: it names file or key, what was found and how to mend it."""
+    """An error that the user can fix; its message names the file or key, what was found and how to fix it."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The part of an error message that suggests the known name nearest to `name`, or nothing.
+    """Return the sentence of an error message that suggests the known name closest to `name`, or an empty string.
 
     Example:
         >>> did_you_mean("resnet5", ["vgg19", "resnet50"])
@@ -23,7 +23,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def listing(names: Iterable[object], *, most: int = 10) -> str:
-    """`names` one a line, indented; what is over `most` is counted.
+    """Format `names` as indented lines, at most `most` of them; the rest is only counted.
 
     Example:
         >>> print(listing(["a", "b", "c"], most=2))
@@ -31,8 +31,8 @@ def listing(names: Iterable[object], *, most: int = 10) -> str:
           b
           … and 1 more
     """
-    lines = [str(name) for name in names]
-    shown = [f"  {line}" for line in lines[:most]]
-    if len(lines) > most:
-        shown.append(f"  … and {len(lines) - most} more")
-    return "\n".join(shown)
+    texts = [str(name) for name in names]
+    lines = [f"  {text}" for text in texts[:most]]
+    if len(texts) > most:
+        lines.append(f"  … and {len(texts) - most} more")
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What `python train.py --help` prints: the groups with their files, and each key with its meaning."""
+"""The text of `python train.py --help`: the groups with their files, and every key with its meaning."""
 
 import dataclasses
 import re
@@ -12,31 +12,35 @@ from pylorus.validation import fields_of
 USAGE = """\
 Pylorus trains image classifiers for gastroscopy by transfer learning, stage by stage.
 
-  python train.py                                            a demo on drawn images
+  python train.py                                            a demo on synthetic images
   python train.py data=folders data.root=DIR model=resnet50  your own images, in class folders
-  python train.py -m model=vgg19,resnet50,inception_v3       a sweep: one run a value, and a table of all
+  python train.py -m model=vgg19,resnet50,inception_v3       a sweep: one run per value, and a comparison
   python train.py experiment=paper data.root=DIR             the protocol of the study
-  python train.py resume=RUN                                 go on where a run was stopped
+  python train.py resume=RUN                                 resume a run that was interrupted
 
-GROUPS: choose one file of each, as in model=vgg19
+GROUPS: choose one file from each, as in model=vgg19
 """
 
 FLAGS = """
 FLAGS
 
-  -m                              a sweep over the values that stand between commas
+  -m                              run a sweep over comma-separated values
   --cfg job                       print the configuration instead of running it
-  --hydra-help                    what Hydra adds: launchers, sweepers, completion in the shell
+  --hydra-help                    help of Hydra itself: launchers, sweepers, shell completion
 """
 
 
 def help_text(conf: Path) -> str:
-    """The whole help; `$` is doubled because Hydra reads it as a template."""
+    """Return the complete help text; `$` is doubled because Hydra treats the text as a template.
+
+    Args:
+        conf: Folder of the configuration files.
+    """
     lines = [USAGE]
     for group in GROUPS:
         files = sorted(path.stem for path in (conf / group).glob("*.yaml"))
         lines.append(f"  {group + '=':<12} {' | '.join(files)}")
-    lines += ["", "KEYS: change one, as in optimizer.lr=1e-4", ""]
+    lines += ["", "KEYS: override one, as in optimizer.lr=1e-4", ""]
     lines += _keys(Config, "")
     text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).replace("$", "$$")
     return text + FLAGS
@@ -57,14 +61,15 @@ def _keys(schema: type, path: str) -> list[str]:
 
 
 def _entry(name: str, field: dataclasses.Field[Any]) -> list[str]:
-    says = field.metadata
+    metadata = field.metadata
     default = field.default if field.default is not dataclasses.MISSING else {}
-    shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
-    spans = list(says["choices"])
-    if says["low"] is not None:
-        spans.append(f"{says['low']} to {says['high']}" if says["high"] is not None else f"{says['low']} or more")
-    span = f" [{' | '.join(spans)}]" if spans else ""
-    text = f"{says['meaning']}{span} (default: {shown})"
+    default_text = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
+    allowed = list(metadata["choices"])
+    low, high = metadata["low"], metadata["high"]
+    if low is not None:
+        allowed.append(f"{low} to {high}" if high is not None else f"{low} or more")
+    allowed_text = f" [{' | '.join(allowed)}]" if allowed else ""
+    text = f"{metadata['meaning']}{allowed_text} (default: {default_text})"
     head = f"  {name:<31} "
     return textwrap.wrap(text, width=112, initial_indent=head, subsequent_indent=" " * 34)
 

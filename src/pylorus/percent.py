@@ -1,9 +1,9 @@
-"""Shares as readers see them."""
+"""Formatting of proportions as percentages."""
 
 from typing import SupportsFloat
 
 
 def percent(share: SupportsFloat) -> str:
-    """A share in %, with one digit; a dash where it is undefined."""
+    """Format a proportion in percent with one decimal, without the sign; NaN becomes a dash."""
     value = float(share)
     return "–" if value != value else f"{100 * value:.1f}"

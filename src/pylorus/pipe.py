@@ -1,4 +1,4 @@
-"""What is printed into a pipe whose reader has gone, as in `… | head -1`: nothing more, and no traceback."""
+"""Quiet handling of closed pipes: if the reader has gone, as in `… | head -1`, exit without a traceback."""
 
 import os
 import sys
@@ -6,18 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 GONE = 141
-"""The exit code that a shell gives a program whose reader has gone: 128 and SIGPIPE's number."""
+"""Exit code that a shell gives a program killed by SIGPIPE: 128 plus the number of the signal."""
 
 
 @contextmanager
 def ends_quietly() -> Iterator[None]:
-    """Ends the process without a word where nobody reads any more what is printed inside."""
+    """Exit the process silently if the standard output is closed while the body of the `with` statement prints."""
     try:
         try:
             yield
         finally:
-            sys.stdout.flush()  # else Python does so when nobody can catch it
+            sys.stdout.flush()  # otherwise Python flushes at exit, where the error can't be caught
     except BrokenPipeError:
-        # What is still kept back has to go somewhere when Python ends.
+        # Python flushes the remaining buffer at exit, so it needs somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(GONE)

@@ -1,4 +1,4 @@
-"""What must not leave with a report: folders and files, since their names may be those of patients."""
+"""Redaction of paths and patient identifiers from reports: names of folders and files may be those of patients."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
@@ -9,19 +9,19 @@ from omegaconf import DictConfig, OmegaConf
 HIDDEN = "(not shown)"
 
 FILES = ("data.root", "data.manifest", "data.split_file", "resume")
-"""Keys whose values are folders or files, also where no / tells so."""
+"""Keys whose values are folders or files, even if they contain no slash."""
 
 OF_PATIENTS = ("data.test_values", "data.test_from")
-"""Keys whose values a manifest may use for patients."""
+"""Keys whose values may identify patients in a manifest."""
 
 FOLD = "data.fold"
 
 REGULAR_EXPRESSIONS = ("data.group",)
-"""Keys whose values may look like paths and are none."""
+"""Keys whose values may look like paths but are not."""
 
 
 def redacted(key: str, value: Any) -> Any:
-    """The value of a key of the configuration, without a folder.
+    """Redact the value of a configuration key if it is a path or may identify a patient.
 
     Example:
         >>> redacted("data.root", "/patients"), redacted("model.weights", "/home/w/vgg.pth"), redacted("seed", 3)
@@ -29,7 +29,7 @@ def redacted(key: str, value: Any) -> Any:
     """
     if value is not None and key in (*FILES, *OF_PATIENTS):
         return HIDDEN
-    if key == FOLD and isinstance(value, str):  # a value of data.fold_column; else it is a number
+    if key == FOLD and isinstance(value, str):  # a value of data.fold_column; otherwise it is a number
         return HIDDEN
     if not isinstance(value, str) or key in REGULAR_EXPRESSIONS:
         return value
@@ -39,7 +39,7 @@ def redacted(key: str, value: Any) -> Any:
 
 
 def redacted_override(word: str) -> str:
-    """A word of the command line, without a folder.
+    """Redact the value of one override of the command line.
 
     Example:
         >>> redacted_override("data.root=/patients"), redacted_override("optimizer.lr=0.1")
@@ -51,7 +51,7 @@ def redacted_override(word: str) -> str:
 
 
 def redacted_overrides(words: Sequence[str]) -> list[str]:
-    """The words of a command line, without folders and without a value that a manifest uses for patients."""
+    """Redact the overrides of a command line, including a fold that is a value of data.fold_column."""
     by_column = any(word.startswith("data.fold_column=") for word in words)
     return [
         f"{FOLD}={HIDDEN}" if by_column and word.startswith(f"{FOLD}=") else redacted_override(word) for word in words
@@ -59,33 +59,38 @@ def redacted_overrides(words: Sequence[str]) -> list[str]:
 
 
 def redacted_yaml(config: DictConfig, *, names: bool) -> str:
-    """A configuration as YAML; unless `names`, without folders."""
+    """Format a configuration as YAML.
+
+    Args:
+        config: The configuration.
+        names: Whether to keep the names of files and folders and the values that may identify patients.
+    """
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)
     return OmegaConf.to_yaml(plain if names else _without_folders(plain, ""))
 
 
 def flat(config: DictConfig) -> dict[str, Any]:
-    """Every value of a configuration by its dotted key."""
+    """Return every value of a configuration by its dotted key."""
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)
     return dict(_flat(plain, ""))
 
 
-def _flat(values: Mapping[Any, Any], above: str) -> Iterator[tuple[str, Any]]:
+def _flat(values: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{above}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")
         else:
-            yield f"{above}{name}", value
+            yield f"{prefix}{name}", value
 
 
-def _without_folders(values: Mapping[Any, Any], above: str) -> dict[Any, Any]:
+def _without_folders(values: Mapping[Any, Any], prefix: str) -> dict[Any, Any]:
     return {
-        name: _without_folders(value, f"{above}{name}.")
+        name: _without_folders(value, f"{prefix}{name}.")
         if isinstance(value, dict)
-        else [redacted(f"{above}{name}", part) for part in value]
+        else [redacted(f"{prefix}{name}", item) for item in value]
         if isinstance(value, list)
-        else redacted(f"{above}{name}", value)
+        else redacted(f"{prefix}{name}", value)
         for name, value in values.items()
     }
