@@ -1,8 +1,7 @@
-"""Evidence from predictions: pure functions, arrays in and frozen dataclasses out.
+"""Statistics of predictions: pure functions that take arrays and return frozen dataclasses.
 
-The functions in `__init__.pyi` are public: `from pylorus.evaluation import clustered_wilson`. Each is imported when it
-is first asked for, so that the training loop can use `pylorus.evaluation.confusion` without waiting for SciPy or
-statsmodels.
+The functions in `__init__.pyi` are public: `from pylorus.evaluation import clustered_wilson`. Each is imported on first
+use, so that the training loop can use `pylorus.evaluation.confusion` without loading SciPy or statsmodels.
 """
 
 import lazy_loader

@@ -1,12 +1,12 @@
-"""Nonparametric confidence bounds for the mean of values in [0, 1], such as shares of each patient's images.
+"""Nonparametric confidence bounds for the mean of values in [0, 1], such as the proportion of each patient's images.
 
 The method is Gaffke's (2005; Learned-Miller and Thomas 2019): the n observed values and the worst possible one, 1,
 are weighted by a random point of the simplex (a Dirichlet distribution with all parameters 1); the bound is a quantile
-of that weighted mean. For values that are only 0 or 1 it is the exact bound of Clopper and Pearson (1934). Where all
-values are 0, the bound is exact for any distribution: a mean of more than q leaves a value of 0 a chance of at most
-1 - q. Between these cases no distribution is known for which it covers too rarely; `benchmarks/thresholds.py`
-simulates it. One value a patient keeps the images of a patient together: how alike they are shows in how much the
-patients' shares differ, so that no intra-class correlation has to be estimated.
+of that weighted mean. For values that are only 0 or 1 it is the exact bound of Clopper and Pearson (1934). If all
+values are 0, the bound is exact for any distribution: with a mean above q, the probability of a value of 0 is at most
+1 - q. Between these cases no distribution is known for which the coverage is too low; `benchmarks/thresholds.py`
+simulates it. With one value per patient the images of a patient stay together: their similarity shows in how much the
+patients' proportions differ, so that no intraclass correlation has to be estimated.
 """
 
 import numpy as np
@@ -22,11 +22,11 @@ _ANGLES = (_NODES + 1) * np.pi / 4
 
 
 def confidence_below(values: NDArray[np.float64], bound: float) -> float:
-    """The confidence, in [0, 1], with which the mean of the population is at most `bound`.
+    """Compute the confidence, in [0, 1], with which the mean of the population is at most `bound`.
 
     Args:
         values: Independent values in [0, 1], of shape (n,), n >= 1.
-        bound: What the mean is compared with.
+        bound: Value that the mean is compared with.
 
     Raises:
         ValueError: If there are no values, or one is outside [0, 1].
@@ -45,7 +45,7 @@ def confidence_below(values: NDArray[np.float64], bound: float) -> float:
     ones = int((shares == 1).sum())
     if ones + int((shares == 0).sum()) == len(shares):
         return float(special.betainc(ones + 1, len(shares) - ones, bound)) if ones < len(shares) else 0.0
-    # With exponential variables E, the weighted mean is at most `bound` where sum((value - bound) E) <= 0; the
+    # With exponential variables E, the weighted mean is at most `bound` if sum((value - bound) E) <= 0; the
     # distribution function of that sum follows from its characteristic function (Gil-Pelaez 1951).
     levels, counts = np.unique(np.append(shares, 1.0), return_counts=True)
     coefficients = levels - bound
@@ -57,7 +57,7 @@ def confidence_below(values: NDArray[np.float64], bound: float) -> float:
 
 
 def upper_bound(values: NDArray[np.float64], *, confidence: float) -> float:
-    """The one-sided upper confidence bound of the mean of the population, in [0, 1].
+    """Compute the one-sided upper confidence bound of the mean of the population, in [0, 1].
 
     Args:
         values: Independent values in [0, 1], of shape (n,), n >= 1.
@@ -81,15 +81,15 @@ def upper_bound(values: NDArray[np.float64], *, confidence: float) -> float:
 def mean_over_groups(
     values: NDArray[np.float64], groups: NDArray[np.generic] | None, *, confidence: float = 0.95
 ) -> Estimate:
-    """The mean of values in [0, 1] in which each group counts the same, with its interval.
+    """Estimate the mean of values in [0, 1], with equal weight for each group, and its interval.
 
     Args:
         values: Shape (n,), n >= 1, each in [0, 1].
-        groups: Names of shape (n,) of what the values belong to (patients), or None if each stands for itself.
+        groups: Group (patient) of each value, of shape (n,), or None if each value is its own group.
         confidence: Coverage of the two-sided interval, in (0, 1).
 
     Returns:
-        The mean of the groups' means. The interval is nonparametric and wider than one for a normal distribution.
+        The mean of the groups' means. The interval is nonparametric, and wider than a normal one.
 
     Raises:
         ValueError: If there are no values, one is outside [0, 1], the shapes differ, or confidence is not in (0, 1).
@@ -109,11 +109,11 @@ def mean_over_groups(
 
 
 def group_means(values: NDArray[np.float64], groups: NDArray[np.generic] | None) -> NDArray[np.float64]:
-    """The mean of each group's values, in the order of the groups' sorted names.
+    """Compute the mean of each group's values, in the order of the groups' sorted names.
 
     Args:
         values: Shape (n,), n >= 1.
-        groups: Names of shape (n,), or None if each value is a group of its own.
+        groups: Group of each value, of shape (n,), or None if each value is its own group.
 
     Example:
         >>> group_means(np.array([1.0, 0.0, 1.0]), np.array(["b", "b", "a"])).tolist()
@@ -127,7 +127,7 @@ def group_means(values: NDArray[np.float64], groups: NDArray[np.generic] | None)
 def _checked_values(values: NDArray[np.float64]) -> NDArray[np.float64]:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
-        raise ValueError(f"values have shape {array.shape}; expected (n,), at least one")
-    if not ((array >= 0) & (array <= 1)).all():  # so written, NaN is refused as well
+        raise ValueError(f"values have shape {array.shape}; expected (n,), with n >= 1")
+    if not ((array >= 0) & (array <= 1)).all():  # negated, so that NaN is refused as well
         raise ValueError(f"values lie in [{array.min()}, {array.max()}]; expected [0, 1]")
     return array

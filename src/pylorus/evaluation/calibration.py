@@ -1,4 +1,7 @@
-"""Whether a probability of 0.8 is right eight times in ten: scores with intervals, and a temperature to correct it."""
+"""Calibration: whether predictions with a probability of 0.8 are correct in 80 % of cases, and how to correct them.
+
+Scores with intervals, temperature scaling and logistic recalibration.
+"""
 
 import math
 from dataclasses import dataclass
@@ -21,26 +24,25 @@ from pylorus.evaluation.interval import check_confidence, quantile
 from pylorus.evaluation.proportion import ALL_IMAGES, NO_IMAGES, ONE_GROUP, clustered_wilson
 from pylorus.evaluation.reliability import BINS, assign_equal_mass_bins, reliability_curve
 
-SEPARATED = "the probability separates the class from the rest, so that no slope fits best"
-TOO_CERTAIN = "no line can be fitted: the probabilities lie too near to 0 and 1, or say next to nothing"
+TOO_CERTAIN = "no line can be fitted: the probabilities are too close to 0 and 1, or contain almost no information"
 MOST_ERROR = 30.0
-"""Standard error of a coefficient, in log odds, above which nothing is known of it."""
+"""Standard error of a coefficient, in log odds, above which the coefficient is undetermined."""
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
-"""Where a temperature is looked for: beyond, logits would be scaled more than twentyfold."""
+"""Range that is searched for a temperature; beyond it, logits would be scaled more than twentyfold."""
 
 
 @dataclass(frozen=True)
 class Temperature:
-    """A temperature fitted on validation logits, to divide the logits of every other image by.
+    """A temperature fitted on validation logits, by which the logits of all other images are divided.
 
     Attributes:
-        temperature: In [0.05, 20]; above 1 it makes the model less sure. 1.0 if not identified.
-        identified: Whether the likelihood has its best point between the bounds. If not (as when no
-            validation image is mistaken, so that more certainty always looks better) the logits are left as
-            they are.
-        images: How many validation images it was fitted on.
-        nll_before: Mean negative log likelihood on them with temperature 1, in nats.
-        nll_after: The same with the fitted temperature; never above `nll_before`.
+        temperature: In [0.05, 20]; above 1 it makes the model less confident. 1.0 if not identified.
+        identified: Whether the likelihood has its maximum between the bounds. If not (for example because no
+            validation image is misclassified, so that more confidence always scores better), the logits stay
+            unchanged.
+        images: Number of validation images that it was fitted on.
+        nll_before: Mean negative log-likelihood on these images at temperature 1, in nats.
+        nll_after: The same at the fitted temperature; never above `nll_before`.
     """
 
     temperature: float
@@ -52,12 +54,12 @@ class Temperature:
 
 @dataclass(frozen=True)
 class CalibrationScores:
-    """Scores of a set of probabilities; lower is better for each.
+    """Calibration scores of a set of probabilities; for each, lower is better.
 
     Attributes:
-        ece: Expected calibration error of the likeliest class over bins of equal mass, in [0, 1].
+        ece: Expected calibration error of the most probable class over bins of equal mass, in [0, 1].
         brier: Sum over classes of (probability - truth) squared, mean over images, in [0, 2] (Brier 1950).
-        nll: Mean negative log of the true class's probability, in nats, >= 0; infinite if one was 0.
+        nll: Mean negative log of the true class's probability, in nats, >= 0; infinite if one is 0.
     """
 
     ece: float
@@ -66,14 +68,14 @@ class CalibrationScores:
 
 
 def probabilities_of_logits(logits: NDArray[np.float64], *, temperature: float = 1.0) -> NDArray[np.float64]:
-    """Softmax of logits / temperature.
+    """Compute the softmax of logits / temperature.
 
     Args:
         logits: Shape (n, classes), finite.
-        temperature: > 0; 1 leaves the model as it is.
+        temperature: > 0; 1 leaves the probabilities of the model unchanged.
 
     Raises:
-        ValueError: If a logit is nan or infinite, or temperature is not a positive number.
+        ValueError: If a logit is NaN or infinite, or temperature is not a positive number.
 
     Example:
         >>> probabilities_of_logits(np.array([[2.0, 0.0]]), temperature=2.0).round(3).tolist()
@@ -86,16 +88,16 @@ def probabilities_of_logits(logits: NDArray[np.float64], *, temperature: float =
 
 
 def fit_temperature(logits: NDArray[np.float64], true: NDArray[np.int64]) -> Temperature:
-    """Fit the one temperature that makes validation images likeliest (Guo et al. 2017).
+    """Fit the temperature that maximizes the likelihood of validation images (Guo et al. 2017).
 
-    Give validation logits only: fitted on test images, the temperature has seen the answers.
+    Pass validation logits only: a temperature fitted on test images has seen their labels.
 
     Args:
         logits: Validation logits of shape (n, classes), finite.
         true: Their true classes, of shape (n,).
 
     Raises:
-        ValueError: If the arrays don't fit each other, are empty, or hold nan.
+        ValueError: If the shapes differ, the arrays are empty, or a value is NaN.
 
     Example:
         >>> logits = np.array([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [0.0, 4.0]])
@@ -107,26 +109,26 @@ def fit_temperature(logits: NDArray[np.float64], true: NDArray[np.int64]) -> Tem
     truth = _fitting_labels(true, table)
 
     def loss(log_temperature: float) -> float:
-        log_chance = special.log_softmax(table / math.exp(log_temperature), axis=1)
-        return float(-log_chance[np.arange(len(truth)), truth].mean())
+        log_probability = special.log_softmax(table / math.exp(log_temperature), axis=1)
+        return float(-log_probability[np.arange(len(truth)), truth].mean())
 
-    # In 1 / temperature the loss is convex, so there is one best point or none between the bounds.
+    # The loss is convex in 1 / temperature, so it has one minimum between the bounds or none.
     low, high = math.log(LOWEST_TEMPERATURE), math.log(HIGHEST_TEMPERATURE)
-    found = optimize.minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    best, before = float(found.x), loss(0.0)
-    # Both ends must be worse: logits that say nothing, or that are never mistaken, have no best temperature.
-    inside = min(loss(low), loss(high)) > loss(best) + 1e-9 and loss(best) <= before
-    temperature = math.exp(best) if inside else 1.0
-    return Temperature(temperature, inside, len(truth), before, loss(math.log(temperature)))
+    result = optimize.minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    best, before = float(result.x), loss(0.0)
+    # Both ends must be worse: logits without information, or without errors, have no optimal temperature.
+    identified = min(loss(low), loss(high)) > loss(best) + 1e-9 and loss(best) <= before
+    temperature = math.exp(best) if identified else 1.0
+    return Temperature(temperature, identified, len(truth), before, loss(math.log(temperature)))
 
 
 def calibration_scores(
     probabilities: NDArray[np.float64], true: NDArray[np.int64], *, bins: int = BINS
 ) -> CalibrationScores:
-    """Expected calibration error, Brier score and negative log likelihood.
+    """Compute expected calibration error, Brier score and negative log-likelihood.
 
-    The calibration error depends on its bins and is above 0 by chance even for a perfectly calibrated model;
-    read it next to Brier and NLL, which have no bins, and to the reliability curve.
+    The calibration error depends on its bins and, through sampling error, is above 0 even for a perfectly calibrated
+    model; read it together with Brier score and NLL, which have no bins, and with the reliability curve.
 
     Args:
         probabilities: Shape (n, classes); rows sum to one.
@@ -134,7 +136,7 @@ def calibration_scores(
         bins: Bins of equal mass for the calibration error, >= 1.
 
     Raises:
-        ValueError: If the arrays don't fit each other, are empty, hold nan or rows that don't sum to one.
+        ValueError: If the shapes differ, the arrays are empty, a value is NaN, or a row does not sum to one.
 
     Example:
         >>> scores = calibration_scores(np.array([[0.8, 0.2], [0.6, 0.4]]), np.array([0, 1]), bins=1)
@@ -146,8 +148,8 @@ def calibration_scores(
     rows = np.arange(len(truth))
     error = table.copy()
     error[rows, truth] -= 1
-    chance = table[rows, truth]
-    nll = math.inf if (chance == 0).any() else float(-np.log(chance).mean()) + 0.0
+    true_probability = table[rows, truth]
+    nll = math.inf if (true_probability == 0).any() else float(-np.log(true_probability).mean()) + 0.0
     return CalibrationScores(
         ece=reliability_curve(table, truth, bins=bins).ece,
         brier=float((error**2).sum(axis=1).mean()),
@@ -157,11 +159,11 @@ def calibration_scores(
 
 @dataclass(frozen=True)
 class CalibrationEstimates:
-    """Scores of a set of probabilities with intervals that keep groups together; lower is better for each.
+    """Calibration scores with intervals that allow for groups; for each, lower is better.
 
     Attributes:
-        ece: As in `CalibrationScores`. The interval is for the error of the population, without what few images in a
-            bin add to it by chance.
+        ece: As in `CalibrationScores`. The interval is for the error in the population, without the bias that small
+            bins add to it.
         brier: As in `CalibrationScores`.
         nll: As in `CalibrationScores`.
     """
@@ -176,8 +178,8 @@ class CalibrationLine:
     """Logistic recalibration of one class's probability: log odds of the truth against log odds of the model.
 
     Attributes:
-        slope: 1 if calibrated; below 1 the model is surer than it should be, above 1 less sure.
-        intercept: With the slope held at 1; 0 if calibrated, above 0 the class is more frequent than the model says.
+        slope: 1 if calibrated; below 1 the model is overconfident, above 1 underconfident.
+        intercept: With the slope fixed at 1; 0 if calibrated; above 0 the class is more frequent than predicted.
     """
 
     slope: Estimate
@@ -192,28 +194,28 @@ def estimate_calibration(
     bins: int = BINS,
     confidence: float = 0.95,
 ) -> CalibrationEstimates:
-    """Compute calibration error, Brier score and negative log likelihood with intervals.
+    """Estimate calibration error, Brier score and negative log-likelihood with intervals.
 
-    Brier: Wilson interval of as many images as have its variance, with Student's t. NLL: symmetric on the log scale.
-    The upper end of both lies at least where it would be with as many mistakes as the accuracy's interval allows.
-    ECE: chance alone makes it larger than it is in the population, the more so the fewer images a bin has. The lower
-    end starts from errors that are corrected for their variance, sqrt(max(0, d² - Var d)), as for squared errors
-    (Kumar et al. 2019), the upper end from the value itself; so the interval is asymmetric.
+    Brier: Wilson interval at the number of independent images that has its variance, with Student's t. NLL: symmetric
+    on the log scale. The upper end of both is at least the value for as many errors as the interval of the accuracy
+    allows. ECE: sampling error biases it upwards, the more so the fewer images a bin has. The lower end starts from
+    errors that are corrected for their variance, sqrt(max(0, d² - Var d)), as for squared errors (Kumar et al. 2019),
+    the upper end from the value itself; the interval is therefore asymmetric.
 
     Args:
         probabilities: Shape (n, classes); rows sum to one.
         true: True classes, of shape (n,).
-        groups: Names of shape (n,) of what the images belong to, or None if each stands for itself.
+        groups: Group (patient) of each image, of shape (n,), or None if each image is its own group.
         bins: Bins of equal mass for the calibration error, >= 1.
         confidence: Coverage of the intervals, in (0, 1).
 
     Raises:
-        ValueError: If the arrays don't fit each other, are empty, hold NaN or rows that don't sum to one.
+        ValueError: If the shapes differ, the arrays are empty, a value is NaN, or a row does not sum to one.
 
     Example:
-        >>> chance, truth = np.tile([[0.8, 0.2]], (50, 1)), np.arange(50) % 5 // 4
-        >>> found = estimate_calibration(chance, truth)
-        >>> round(found.brier.value, 2), found.brier.low < 0.32 < found.brier.high, round(found.ece.low, 2)
+        >>> probabilities, truth = np.tile([[0.8, 0.2]], (50, 1)), np.arange(50) % 5 // 4
+        >>> scores = estimate_calibration(probabilities, truth)
+        >>> round(scores.brier.value, 2), scores.brier.low < 0.32 < scores.brier.high, round(scores.ece.low, 2)
         (0.32, True, 0.0)
     """
     check_confidence(confidence)
@@ -236,43 +238,45 @@ def calibration_line(
 ) -> CalibrationLine:
     """Fit slope and intercept of logistic recalibration (Cox 1958; Van Calster et al. 2019).
 
-    Standard errors are cluster-robust (sandwich), with Student's t of the groups of the rarer kind.
+    Standard errors are cluster-robust (sandwich), with Student's t; its degrees of freedom come from the groups of the
+    rarer outcome.
 
     Args:
         positive: Shape (n,): whether each image is of the class.
-        probability: Shape (n,): the class's probability, in [0, 1]; 0 and 1 count as 10⁻¹² from there.
-        groups: Names of shape (n,) of what the images belong to, or None if each stands for itself.
+        probability: Shape (n,): the class's probability, in [0, 1]; values are clipped to at least 10⁻¹² from 0 and 1.
+        groups: Group (patient) of each image, of shape (n,), or None if each image is its own group.
         confidence: Coverage of the intervals, in (0, 1).
 
     Raises:
-        ValueError: If the arrays don't fit each other or are empty, or a probability is not in [0, 1].
+        ValueError: If the shapes differ, the arrays are empty, or a probability is not in [0, 1].
 
     Example:
-        >>> chance = np.repeat([0.2, 0.8], 20)
+        >>> probability = np.repeat([0.2, 0.8], 20)
         >>> positive = np.arange(40) % 5 < np.repeat([1, 4], 20)
-        >>> line = calibration_line(positive, chance)
+        >>> line = calibration_line(positive, probability)
         >>> round(line.slope.value, 3), line.slope.low < 1 < line.slope.high
         (1.0, True)
     """
     check_confidence(confidence)
     flags = checked_flags(positive, name="positive")
-    chance = checked_scores(probability, length=len(flags))
-    if ((chance < 0) | (chance > 1)).any():
-        raise ValueError("a calibration line needs probabilities in [0, 1]; give calibrated ones, no logits")
+    values = checked_scores(probability, length=len(flags))
+    if ((values < 0) | (values > 1)).any():
+        raise ValueError("a calibration line needs probabilities in [0, 1]; pass calibrated probabilities, not logits")
     codes = group_codes(groups, length=len(flags))
     if flags.all() or not flags.any():
-        nothing = undefined(ALL_IMAGES if flags.all() else NO_IMAGES)
-        return CalibrationLine(nothing, nothing)
-    odds = special.logit(np.clip(chance, 1e-12, 1 - 1e-12))
+        no_estimate = undefined(ALL_IMAGES if flags.all() else NO_IMAGES)
+        return CalibrationLine(no_estimate, no_estimate)
+    odds = special.logit(np.clip(values, 1e-12, 1 - 1e-12))
     freedom = max(1.0, min(compute_copies(codes[flags]), compute_copies(codes[~flags])) - 1)
     intercept = _fit_logistic(flags, np.ones((len(flags), 1)), odds, codes, freedom, confidence)
     if np.ptp(odds) < 1e-9:
         return CalibrationLine(undefined("all images have the same probability"), intercept)
     if odds[flags].min() >= odds[~flags].max() or odds[flags].max() <= odds[~flags].min():
         return CalibrationLine(
-            undefined("the probability separates the class from the rest, so no slope fits best"), intercept
+            undefined("the probability separates the class from the rest, so that the best slope is infinite"),
+            intercept,
         )
-    # In units of their standard deviation, so that Newton's steps are of the right size for narrow probabilities too.
+    # Standardized, so that Newton's steps have the right size even if the probabilities vary little.
     unit = float(odds.std())
     design = np.column_stack([odds / unit, np.ones(len(flags))])
     slope = _fit_logistic(flags, design, np.zeros(len(flags)), codes, freedom, confidence)
@@ -291,10 +295,10 @@ def _fit_logistic(
     """Fit a logistic regression and estimate its first coefficient."""
     weights, information = np.zeros(design.shape[1]), np.eye(design.shape[1])
     for _ in range(100):
-        chance = special.expit(design @ weights + offset)
-        information = design.T @ (design * np.maximum(chance * (1 - chance), 1e-12)[:, None])
-        step = np.linalg.solve(information, design.T @ (positive - chance))
-        # A long step may overshoot where the model is nearly certain throughout.
+        fitted = special.expit(design @ weights + offset)
+        information = design.T @ (design * np.maximum(fitted * (1 - fitted), 1e-12)[:, None])
+        step = np.linalg.solve(information, design.T @ (positive - fitted))
+        # A long step may overshoot if the model is nearly certain about all images.
         weights = weights + step * min(1.0, 2.0 / max(float(np.abs(step).max()), 1e-12))
         if float(np.abs(step).max()) < 1e-10:
             break
@@ -317,20 +321,21 @@ def _fit_logistic(
 def _estimate_brier(
     table: NDArray[np.float64], truth: NDArray[np.int64], codes: NDArray[np.int64], confidence: float
 ) -> Estimate:
-    losses = (table**2).sum(axis=1)[:, None] - 2 * table + 1  # of each class, if it were the true one
-    own = losses[np.arange(len(truth)), truth]
-    found = estimate_bounded_mean(own, codes, highest=2.0, confidence=confidence)
+    losses = (table**2).sum(axis=1)[:, None] - 2 * table + 1  # for each class, if it were the true one
+    true_losses = losses[np.arange(len(truth)), truth]
+    mean = estimate_bounded_mean(true_losses, codes, highest=2.0, confidence=confidence)
     reach = _reach_of_unseen_errors(table, losses, truth, codes, confidence)
-    return Estimate(found.value, found.low, min(2.0, max(found.high, found.value + reach)))
+    return Estimate(mean.value, mean.low, min(2.0, max(mean.high, mean.value + reach)))
 
 
 def _estimate_nll(
     table: NDArray[np.float64], truth: NDArray[np.int64], codes: NDArray[np.int64], confidence: float
 ) -> Estimate:
-    chance = table[np.arange(len(truth)), truth]
-    if (chance == 0).any():
-        return Estimate(math.inf, math.nan, math.nan, reason="a true class was given the probability 0")
-    value, spread = float(-np.log(chance).mean()) + 0.0, estimate_mean_variance(-np.log(chance), codes)
+    true_probability = table[np.arange(len(truth)), truth]
+    if (true_probability == 0).any():
+        return Estimate(math.inf, math.nan, math.nan, reason="a true class has the predicted probability 0")
+    true_losses = -np.log(true_probability)
+    value, spread = float(true_losses.mean()) + 0.0, estimate_mean_variance(true_losses, codes)
     if math.isnan(spread.variance):
         return Estimate(value, math.nan, math.nan, reason=ONE_GROUP)
     exponent = quantile(confidence, freedom=spread.freedom) * math.sqrt(spread.variance) / value if value > 0 else 0.0
@@ -348,14 +353,14 @@ def _reach_of_unseen_errors(
     codes: NDArray[np.int64],
     confidence: float,
 ) -> float:
-    """How much a mean loss would grow if as many images were mistaken as the accuracy's interval allows.
+    """Compute how much a mean loss would grow if as many images were misclassified as the accuracy's interval allows.
 
-    Where hardly an image is mistaken the losses vary little, and say nothing of what the first mistake will cost: the
-    loss of the second likeliest class, of a model that is sure of the first.
+    If hardly any image is misclassified the losses vary little, and do not show what the first error would cost: the
+    loss of the second most probable class, for a model that is confident of the first.
 
     Args:
         table: Probabilities of shape (n, classes).
-        losses: Of each image, if the class of the column were the true one, of the same shape.
+        losses: Loss of each image if the class of the column were the true one, of the same shape.
         truth: True classes, of shape (n,).
         codes: The group of each image, of shape (n,).
         confidence: Coverage of the accuracy's interval, in (0, 1).
@@ -370,18 +375,18 @@ def _reach_of_unseen_errors(
 def _estimate_ece(
     table: NDArray[np.float64], truth: NDArray[np.int64], codes: NDArray[np.int64], bins: int, confidence: float
 ) -> Estimate:
-    sure, right = table.max(axis=1), table.argmax(axis=1) == truth
-    member = assign_equal_mass_bins(sure, bins=bins)
+    confidences, correct = table.max(axis=1), table.argmax(axis=1) == truth
+    member = assign_equal_mass_bins(confidences, bins=bins)
     images = np.bincount(member)
-    gaps = np.bincount(member, weights=sure - right) / images
+    gaps = np.bincount(member, weights=confidences - correct) / images
     share = images / len(truth)
     errors = quantile(confidence)
     reaches = []
     for each in range(len(images)):
         inside = member == each
-        spread = estimate_mean_variance((sure - right)[inside], codes[inside])
-        accuracy = clustered_wilson(right[inside], codes[inside], confidence=confidence)
-        # Wilson's interval is not sure of a bin without a mistake, but is too narrow for one of few images.
+        spread = estimate_mean_variance((confidences - correct)[inside], codes[inside])
+        accuracy = clustered_wilson(correct[inside], codes[inside], confidence=confidence)
+        # Wilson's interval allows for a bin without errors, but is too narrow for a bin of few images.
         reaches.append(max((accuracy.high - accuracy.low) / 2, errors * math.sqrt(np.nan_to_num(spread.variance))))
     value = float(share @ np.abs(gaps))
     corrected = float(share @ np.sqrt(np.maximum(gaps**2 - (np.array(reaches) / errors) ** 2, 0.0)))
@@ -392,5 +397,5 @@ def _estimate_ece(
 def _fitting_labels(true: NDArray[np.int64], table: NDArray[np.float64]) -> NDArray[np.int64]:
     truth = labels_in_range(true, table.shape[1], name="true")
     if len(truth) != len(table):
-        raise ValueError(f"{len(truth)} true labels but {len(table)} rows")
+        raise ValueError(f"found {len(truth)} true labels and {len(table)} rows; expected equally many")
     return truth

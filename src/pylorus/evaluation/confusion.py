@@ -1,11 +1,10 @@
-"""The confusion matrix and every index that is arithmetic on it.
+"""The confusion matrix and all indices that are computed from it.
 
-The two groups of indices take one matrix or a stack of them, of shape (..., classes, classes), because a
-permutation test asks for the same arithmetic on thousands of matrices. Rows are true classes, columns
-predicted ones.
+`class_indices` and `overall_indices` take one matrix or a stack of them, of shape (..., classes, classes), because a
+permutation test needs the same arithmetic for thousands of matrices. Rows are true classes, columns predicted ones.
 
-An index whose definition divides zero by zero is undefined and given as nan, never as 0 or 1 and never left
-out of an average: a macro average over classes is nan as soon as one class is undefined.
+An index whose definition divides zero by zero is undefined and NaN, never 0 or 1, and it is never left out of an
+average: a macro average over classes is NaN as soon as one class is undefined.
 """
 
 from dataclasses import dataclass
@@ -17,19 +16,19 @@ from numpy.typing import NDArray
 from pylorus.evaluation.inputs import labels_in_range
 
 Counts: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
-"""Whole numbers >= 0; as floats too, because a resample is a matrix product, and BLAS knows floats only."""
+"""Whole numbers >= 0; floats are allowed because resampling uses matrix products, which BLAS only has for floats."""
 
 
 @dataclass(frozen=True, eq=False)
 class ClassIndices:
-    """Indices of each class against the rest, each of shape (..., classes), in [0, 1], nan where undefined.
+    """Indices of each class against the rest, each of shape (..., classes), in [0, 1], NaN where undefined.
 
     Attributes:
-        precision: TP / (TP + FP); undefined for a class never predicted.
+        precision: TP / (TP + FP); undefined for a class that is never predicted.
         sensitivity: TP / (TP + FN), also called recall; undefined for a class without images.
-        specificity: TN / (TN + FP); undefined where every image is of the class.
-        npv: TN / (TN + FN), the negative predictive value; undefined where all are predicted as the class.
-        f1: 2 TP / (2 TP + FP + FN); undefined for a class neither present nor predicted.
+        specificity: TN / (TN + FP); undefined if all images are of the class.
+        npv: TN / (TN + FN), the negative predictive value; undefined if the class is always predicted.
+        f1: 2 TP / (2 TP + FP + FN); undefined for a class that is neither present nor predicted.
     """
 
     precision: NDArray[np.float64]
@@ -41,15 +40,15 @@ class ClassIndices:
 
 @dataclass(frozen=True, eq=False)
 class OverallIndices:
-    """Indices of all classes together, each of shape (...) of the stack, nan where undefined.
+    """Indices over all classes, each of shape (...) of the stack, NaN where undefined.
 
     Attributes:
-        accuracy: Share of images recognised, in [0, 1]; undefined without images.
+        accuracy: Proportion of correctly classified images, in [0, 1]; undefined without images.
         balanced_accuracy: Mean sensitivity of the classes, in [0, 1].
         macro_precision: Mean precision of the classes, in [0, 1].
         macro_f1: Mean F1 of the classes, in [0, 1].
         cohen_kappa: (observed - expected agreement) / (1 - expected agreement), in [-1, 1] (Cohen 1960).
-        mcc: Matthews correlation of several classes, in [-1, 1] (Gorodkin 2004, R_K).
+        mcc: Matthews correlation coefficient for several classes, in [-1, 1] (Gorodkin 2004, R_K).
     """
 
     accuracy: NDArray[np.float64]
@@ -66,7 +65,7 @@ def confusion_matrix(true: NDArray[np.int64], predicted: NDArray[np.int64], clas
     Args:
         true: True classes of shape (n,), whole numbers in [0, classes).
         predicted: Predicted classes of shape (n,), in the same order of images.
-        classes: How many classes there are, at least 2; a class may be absent from both arrays.
+        classes: Number of classes, at least 2; a class may be absent from both arrays.
 
     Returns:
         Counts of shape (classes, classes); rows are true, columns predicted.
@@ -81,22 +80,24 @@ def confusion_matrix(true: NDArray[np.int64], predicted: NDArray[np.int64], clas
     true_labels = labels_in_range(true, classes, name="true")
     predicted_labels = labels_in_range(predicted, classes, name="predicted")
     if len(true_labels) != len(predicted_labels):
-        raise ValueError(f"{len(true_labels)} true labels but {len(predicted_labels)} predicted ones")
+        raise ValueError(
+            f"found {len(true_labels)} true and {len(predicted_labels)} predicted labels; expected equally many"
+        )
     cells = np.bincount(true_labels * classes + predicted_labels, minlength=classes * classes)
     return cells.reshape(classes, classes).astype(np.int64)
 
 
 def class_indices(confusion: Counts) -> ClassIndices:
-    """Precision, sensitivity, specificity, NPV and F1 of each class against the rest.
+    """Compute precision, sensitivity, specificity, NPV and F1 of each class against the rest.
 
     Args:
         confusion: Counts of shape (..., classes, classes).
 
     Returns:
-        Indices of shape (..., classes), nan where undefined.
+        Indices of shape (..., classes), NaN where undefined.
 
     Raises:
-        ValueError: If the last two axes are not square, or a count is negative, nan or infinite.
+        ValueError: If the last two axes are not square, or a count is negative, NaN or infinite.
 
     Example:
         >>> resnet50 = np.array([[143, 7, 0], [11, 120, 19], [0, 4, 146]])
@@ -118,16 +119,16 @@ def class_indices(confusion: Counts) -> ClassIndices:
 
 
 def overall_indices(confusion: Counts) -> OverallIndices:
-    """Accuracy, macro averages, Cohen's kappa and MCC.
+    """Compute accuracy, macro averages, Cohen's kappa and MCC.
 
     Args:
         confusion: Counts of shape (..., classes, classes).
 
     Returns:
-        Indices of shape (...), nan where undefined.
+        Indices of shape (...), NaN where undefined.
 
     Raises:
-        ValueError: If the last two axes are not square, or a count is negative, nan or infinite.
+        ValueError: If the last two axes are not square, or a count is negative, NaN or infinite.
 
     Example:
         >>> stack = np.array([[[5, 0], [0, 5]], [[4, 1], [2, 3]]])
@@ -139,27 +140,27 @@ def overall_indices(confusion: Counts) -> OverallIndices:
     hits = np.trace(counts, axis1=-2, axis2=-1)
     predicted, present = counts.sum(axis=-2), counts.sum(axis=-1)
     total = counts.sum(axis=(-2, -1))
-    chance = (predicted * present).sum(axis=-1)
-    covariance = total * hits - chance
-    spread = (total**2 - (predicted**2).sum(axis=-1)) * (total**2 - (present**2).sum(axis=-1))
+    expected = (predicted * present).sum(axis=-1)
+    covariance = total * hits - expected
+    variances = (total**2 - (predicted**2).sum(axis=-1)) * (total**2 - (present**2).sum(axis=-1))
     return OverallIndices(
         accuracy=_ratio(hits, total),
         balanced_accuracy=macro_average(by_class.sensitivity),
         macro_precision=macro_average(by_class.precision),
         macro_f1=macro_average(by_class.f1),
-        cohen_kappa=_ratio(covariance, total**2 - chance),
-        mcc=_ratio(covariance, np.sqrt(spread)),
+        cohen_kappa=_ratio(covariance, total**2 - expected),
+        mcc=_ratio(covariance, np.sqrt(variances)),
     )
 
 
 def macro_average(by_class: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Unweighted mean over classes; nan if any class is undefined.
+    """Compute the unweighted mean over classes; NaN if any class is undefined.
 
     Args:
         by_class: An index of shape (..., classes).
 
     Returns:
-        Its mean, of shape (...). No class is ever left out: a mean over fewer classes is another index.
+        Its mean, of shape (...). No class is left out: a mean over fewer classes would be a different index.
 
     Example:
         >>> macro_average(np.array([[0.5, 1.0], [0.5, np.nan]])).tolist()
@@ -170,7 +171,7 @@ def macro_average(by_class: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def accuracy(confusion: Counts) -> float:
-    """Share of images recognised, in [0, 1]; nan without images.
+    """Compute the proportion of correctly classified images, in [0, 1]; NaN without images.
 
     Example:
         >>> accuracy(np.array([[4, 1], [2, 3]]))
@@ -180,7 +181,7 @@ def accuracy(confusion: Counts) -> float:
 
 
 def balanced_accuracy(confusion: Counts) -> float:
-    """Mean sensitivity of the classes, in [0, 1]; nan if a class has no images.
+    """Compute the mean sensitivity of the classes, in [0, 1]; NaN if a class has no images.
 
     Example:
         >>> balanced_accuracy(np.array([[4, 0], [1, 1]]))
@@ -190,7 +191,7 @@ def balanced_accuracy(confusion: Counts) -> float:
 
 
 def macro_f1(confusion: Counts) -> float:
-    """Mean F1 of the classes, in [0, 1]; nan if a class is neither present nor predicted.
+    """Compute the mean F1 of the classes, in [0, 1]; NaN if a class is neither present nor predicted.
 
     Example:
         >>> macro_f1(np.array([[3, 0], [0, 3]]))
@@ -200,7 +201,7 @@ def macro_f1(confusion: Counts) -> float:
 
 
 def cohen_kappa(confusion: Counts) -> float:
-    """Agreement beyond chance, in [-1, 1]; nan if chance alone would always agree (one class throughout).
+    """Compute the agreement beyond chance, in [-1, 1]; NaN if chance agreement is complete (only one class).
 
     Example:
         >>> cohen_kappa(np.array([[4, 1], [2, 3]]))
@@ -210,7 +211,7 @@ def cohen_kappa(confusion: Counts) -> float:
 
 
 def mcc(confusion: Counts) -> float:
-    """Matthews correlation, in [-1, 1]; nan if all images have one true or one predicted class.
+    """Compute the Matthews correlation coefficient, in [-1, 1]; NaN if there is one true or one predicted class only.
 
     Example:
         >>> round(mcc(np.array([[4, 1], [2, 3]])), 4)
@@ -220,7 +221,7 @@ def mcc(confusion: Counts) -> float:
 
 
 def _ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Divide, with 0/0 as nan and without a warning: nan is the documented answer there."""
+    """Divide, with 0/0 as NaN and without a warning: NaN is the documented result there."""
     defined = denominator > 0
     return np.where(defined, numerator / np.where(defined, denominator, 1.0), np.nan)
 
@@ -230,11 +231,11 @@ def _checked(confusion: Counts) -> NDArray[np.float64]:
     if counts.ndim < 2 or counts.shape[-1] != counts.shape[-2] or counts.shape[-1] < 2:
         raise ValueError(f"confusion has shape {counts.shape}; expected (..., classes >= 2, classes >= 2)")
     if not np.isfinite(counts).all() or (counts < 0).any():
-        raise ValueError("confusion holds a negative, nan or infinite count; expected counts of images")
+        raise ValueError("confusion has a negative, NaN or infinite count; expected counts of images")
     return counts
 
 
 def _single(confusion: Counts) -> Counts:
     if np.ndim(confusion) != 2:
-        raise ValueError(f"confusion has shape {np.shape(confusion)}; expected one matrix, two axes")
+        raise ValueError(f"confusion has shape {np.shape(confusion)}; expected a single matrix with two axes")
     return confusion

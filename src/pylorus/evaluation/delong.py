@@ -1,9 +1,8 @@
 """Area under the ROC curve with DeLong's variance, for independent images and for images in groups.
 
-DeLong, DeLong and Clarke-Pearson (Biometrics 1988;44:837) write the area as a mean over positives and a mean
-over negatives (structural components) and take its variance from theirs. Obuchowski (Biometrics 1997;53:567)
-sums the components within each group first; with one image a group hers is DeLong's variance, so one function
-serves both.
+DeLong, DeLong and Clarke-Pearson (Biometrics 1988;44:837) write the area as a mean over positives and a mean over
+negatives (structural components) and derive its variance from theirs. Obuchowski (Biometrics 1997;53:567) sums the
+components within each group first; with one image per group this is DeLong's variance, so one function computes both.
 """
 
 import math
@@ -21,7 +20,7 @@ from pylorus.evaluation.interval import check_confidence, quantile
 from pylorus.evaluation.proportion import ALL_IMAGES, NO_IMAGES
 
 PRIOR = 20.0
-"""Degrees of freedom that the binormal variance of an area counts for beside DeLong's."""
+"""Weight of the binormal variance of an area, in degrees of freedom, when it is combined with DeLong's."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +28,10 @@ class AreaEstimate(Estimate):
     """An area under the ROC curve with its interval, in [0, 1]; NaN without positives or negatives.
 
     Attributes:
-        standard_error: By DeLong, in groups by Obuchowski; NaN if fewer than two groups hold positives
-            (negatives), 0 where no positive and negative are in the wrong order.
-        positives: Images of the class.
-        negatives: All other images.
+        standard_error: By DeLong, with groups by Obuchowski; NaN if fewer than two groups have positives
+            (negatives), 0 if every positive ranks above every negative.
+        positives: Number of images of the class.
+        negatives: Number of all other images.
     """
 
     standard_error: float
@@ -45,13 +44,13 @@ class Components:
     """Structural components of one or more areas over the same images, summed within groups.
 
     Attributes:
-        areas: Shape (scores,).
-        of_positives: Deviations from the area, summed over each group's positives, shape (scores, groups).
+        areas: The areas, of shape (scores,).
+        of_positives: Deviations from the area, summed over each group's positives, of shape (scores, groups).
         of_negatives: The same for negatives.
-        positives: Images of the class.
-        negatives: All other images.
-        positive_groups: Groups that hold a positive.
-        negative_groups: Groups that hold a negative.
+        positives: Number of images of the class.
+        negatives: Number of all other images.
+        positive_groups: Number of groups that have a positive.
+        negative_groups: Number of groups that have a negative.
     """
 
     areas: NDArray[np.float64]
@@ -64,7 +63,7 @@ class Components:
 
     @property
     def contributions(self) -> NDArray[np.float64]:
-        """What each group adds to the deviation of each area, of shape (scores, groups)."""
+        """Contribution of each group to the deviation of each area, of shape (scores, groups)."""
         return self.of_positives / self.positives + self.of_negatives / self.negatives
 
 
@@ -75,31 +74,32 @@ def auroc(
     *,
     confidence: float = 0.95,
 ) -> AreaEstimate:
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
+    """Compute the area under the ROC curve: the probability that a positive scores above a negative (ties count half).
 
-    The interval is a score interval: it holds the areas that, with a standard error of their own, could have given the
-    one observed. How the standard error depends on the area is taken from the binormal model, its size from DeLong's
-    variance, with Student's t. Degrees of freedom are Welch's for the variance among positives and that among
-    negatives, each with Satterthwaite's of its groups: few positive patients are few, however many others there are.
-    DeLong's variance of few positives is too small more often than not; it is therefore combined with the binormal one
-    where that is larger, as if that were known from `PRIOR` degrees of freedom, which no longer counts with many.
-    `benchmarks/coverage.py` compares this with what it is to cover.
+    The interval is a score interval: it contains the areas that, each with its own standard error, are compatible with
+    the observed one. The binormal model gives the dependence of the standard error on the area, DeLong's variance its
+    size, with Student's t. Degrees of freedom are Welch's for the variances among positives and among negatives, each
+    with Satterthwaite's for its groups, so that few positive patients count as few, however many others there are.
+    DeLong's variance for few positives is usually too small; it is therefore combined with the binormal one if that
+    is larger, as if that were known with `PRIOR` degrees of freedom, which has no weight once there are many.
+    `benchmarks/coverage.py` compares the coverage with the nominal one.
 
-    Where DeLong's variance says nothing (every positive scores above every negative, one group holds all positives,
-    all scores are equal) the binormal one stands alone, and the images of a group count as copies of one another.
+    If DeLong's variance carries no information (every positive scores above every negative, one group has all
+    positives, all scores are equal), only the binormal one is used, and the images of a group count as copies of one
+    another.
 
     Args:
         positive: Shape (n,): whether each image is of the class.
-        scores: Shape (n,): larger for likelier; any finite numbers.
-        groups: Names of shape (n,) of what the images belong to, or None if each stands for itself.
+        scores: Shape (n,): higher for more probable positives; any finite numbers.
+        groups: Group (patient) of each image, of shape (n,), or None if each image is its own group.
         confidence: Coverage of the interval, in (0, 1).
 
     Raises:
-        ValueError: If the arrays don't fit each other, are empty, or scores are not finite.
+        ValueError: If the shapes differ, the arrays are empty, or a score is not finite.
 
     Example:
-        >>> found = auroc(np.array([True, True, False, False]), np.array([0.9, 0.4, 0.5, 0.1]))
-        >>> found.value, found.low < 0.75 < found.high
+        >>> area = auroc(np.array([True, True, False, False]), np.array([0.9, 0.4, 0.5, 0.1]))
+        >>> area.value, area.low < 0.75 < area.high
         (0.75, True)
     """
     check_confidence(confidence)
@@ -110,27 +110,27 @@ def auroc(
         return AreaEstimate(math.nan, math.nan, math.nan, math.nan, positives, negatives, reason=reason)
     codes = group_codes(groups, length=len(flags))
     placements = compute_placements(flags, checked_scores(scores, length=len(flags)))
-    found = estimate_area_variance(flags, placements, codes)
+    area = estimate_area_variance(flags, placements, codes)
     kinds = (flags, ~flags)
     copies = [compute_copies(codes[kind]) for kind in kinds]
-    if found.mean in (0.0, 1.0) or not found.variance > 0:
-        low, high = _score_interval(found.mean, copies, 1.0, quantile(confidence))
-        return AreaEstimate(found.mean, low, high, math.sqrt(found.variance), positives, negatives)
+    if area.mean in (0.0, 1.0) or not area.variance > 0:
+        low, high = _score_interval(area.mean, copies, 1.0, quantile(confidence))
+        return AreaEstimate(area.mean, low, high, math.sqrt(area.variance), positives, negatives)
     sizes = [_effective_size(placements[kind], codes[kind], least) for kind, least in zip(kinds, copies, strict=True)]
-    expected = _binormal_variance(found.mean, sizes)
-    moderated = (found.freedom * found.variance + PRIOR * max(found.variance, expected)) / (found.freedom + PRIOR)
-    errors = quantile(confidence, freedom=found.freedom + 1)
-    low, high = _score_interval(found.mean, sizes, moderated / expected, errors)
-    return AreaEstimate(found.mean, low, high, math.sqrt(found.variance), positives, negatives)
+    expected = _binormal_variance(area.mean, sizes)
+    moderated = (area.freedom * area.variance + PRIOR * max(area.variance, expected)) / (area.freedom + PRIOR)
+    errors = quantile(confidence, freedom=area.freedom + 1)
+    low, high = _score_interval(area.mean, sizes, moderated / expected, errors)
+    return AreaEstimate(area.mean, low, high, math.sqrt(area.variance), positives, negatives)
 
 
 @dataclass(frozen=True)
 class AreaVariance:
-    """An area, or a difference of two areas of the same images, and how far other patients would move it.
+    """An area, or a difference of two areas over the same images, with its sampling variance.
 
     Attributes:
         mean: The area, or the difference.
-        variance: NaN if fewer than two groups hold positives (negatives).
+        variance: Its variance; NaN if fewer than two groups have positives (negatives).
         freedom: Degrees of freedom of the variance, at least 1.
     """
 
@@ -140,14 +140,15 @@ class AreaVariance:
 
 
 def compute_placements(positive: NDArray[np.bool_], scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Compute the share of images of the other kind with which each image is in the right order.
+    """Compute, for each image, the proportion of images of the other kind with which it is in the correct order.
 
     Args:
         positive: Shape (n,), with at least one image of each kind.
         scores: Shape (n,), finite.
 
     Returns:
-        Of shape (n,), in [0, 1], ties counting half; the mean over positives and that over negatives are the area.
+        Proportions of shape (n,), in [0, 1], ties counting half; their mean over positives, and that over negatives,
+        is the area.
 
     Example:
         >>> compute_placements(np.array([True, True, False]), np.array([0.9, 0.2, 0.5])).tolist()
@@ -167,13 +168,13 @@ def estimate_area_variance(
     Args:
         positive: Shape (n,), with at least one image of each kind.
         placements: From `compute_placements`, or the difference of two such arrays, of shape (n,).
-        codes: The group of each image, whole numbers >= 0, of shape (n,).
+        codes: Group of each image, whole numbers >= 0, of shape (n,).
 
     Example:
         >>> positive = np.array([True, True, False, False])
         >>> placements = compute_placements(positive, np.array([0.9, 0.4, 0.5, 0.1]))
-        >>> found = estimate_area_variance(positive, placements, np.arange(4))
-        >>> found.mean, found.variance, found.freedom
+        >>> area = estimate_area_variance(positive, placements, np.arange(4))
+        >>> area.mean, area.variance, area.freedom
         (0.75, 0.125, 2.0)
     """
     mean = float(placements[positive].mean())
@@ -196,15 +197,15 @@ def structural_components(
     scores: list[NDArray[np.float64]],
     groups: NDArray[np.generic] | None,
 ) -> Components:
-    """Split the area of each score into what each group contributes.
+    """Split the area of each score into the contributions of the groups.
 
     Args:
         positive: Shape (n,), with at least one image of each kind.
-        scores: One array of shape (n,) a model.
-        groups: Names of shape (n,), or None if each image stands for itself.
+        scores: One array of shape (n,) per model.
+        groups: Group (patient) of each image, of shape (n,), or None if each image is its own group.
 
     Raises:
-        ValueError: If the arrays don't fit each other, or there are no positives or no negatives.
+        ValueError: If the shapes differ, or there are no positives or no negatives.
 
     Example:
         >>> flags = np.array([True, True, False])
@@ -213,7 +214,9 @@ def structural_components(
     """
     flags = checked_flags(positive, name="positive")
     if flags.all() or not flags.any():
-        raise ValueError(f"{int(flags.sum())} of {len(flags)} images are positive; an area needs both kinds")
+        raise ValueError(
+            f"{int(flags.sum())} of {len(flags)} images are positive; an area needs positives and negatives"
+        )
     codes = group_codes(groups, length=len(flags))
     count = int(codes.max()) + 1
     areas, of_positives, of_negatives = [], [], []
@@ -235,7 +238,9 @@ def structural_components(
 
 
 def covariance(parts: Components) -> NDArray[np.float64]:
-    """Covariance of the areas, of shape (scores, scores); nan if fewer than two groups hold a kind of image.
+    """Compute the covariance of the areas, of shape (scores, scores).
+
+    It is NaN if fewer than two groups have positives, or fewer than two have negatives.
 
     Example:
         >>> flags, score = np.array([True, True, False, False]), np.array([0.9, 0.4, 0.5, 0.1])
@@ -247,19 +252,19 @@ def covariance(parts: Components) -> NDArray[np.float64]:
     up, down = parts.of_positives / parts.positives, parts.of_negatives / parts.negatives
     total = up.shape[1]
     cross = up @ down.T
-    spread: NDArray[np.float64] = (
+    matrix: NDArray[np.float64] = (
         _unbiased(parts.positive_groups) * (up @ up.T)
         + _unbiased(parts.negative_groups) * (down @ down.T)
         + _unbiased(total) * (cross + cross.T)
     )
-    return spread
+    return matrix
 
 
-def _ranks(of: NDArray[np.float64], among: NDArray[np.float64]) -> NDArray[np.float64]:
-    """For each of `of`, the share of `among` below it, ties counting half."""
-    ordered = np.sort(among)
-    left, right = np.searchsorted(ordered, of, "left"), np.searchsorted(ordered, of, "right")
-    return (left + right) / (2 * len(among))
+def _ranks(values: NDArray[np.float64], reference: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Compute, for each value, the proportion of the reference values below it, ties counting half."""
+    ordered = np.sort(reference)
+    left, right = np.searchsorted(ordered, values, "left"), np.searchsorted(ordered, values, "right")
+    return (left + right) / (2 * len(reference))
 
 
 def _unbiased(groups: int) -> float:
@@ -267,7 +272,7 @@ def _unbiased(groups: int) -> float:
 
 
 def _effective_size(placements: NDArray[np.float64], codes: NDArray[np.int64], copies: float) -> float:
-    """Compute how many independent images of a kind would have a mean placement of the variance seen."""
+    """Compute how many independent images would give the observed variance of the mean placement."""
     variance = estimate_mean_variance(placements, codes).variance
     if not variance > 0:
         return float(len(placements))
@@ -278,14 +283,14 @@ def _binormal_variance(area: float, sizes: Sequence[float]) -> float:
     """Compute the variance of an area between two normal distributions of equal variance.
 
     Args:
-        area: In (0, 1).
-        sizes: Independent positives and negatives.
+        area: The area, in (0, 1).
+        sizes: Effective numbers of independent positives and negatives.
     """
-    # Two positives both score above one negative; the same holds for one positive above two negatives.
+    # Probability that two positives both score above one negative; the same for one positive above two negatives.
     both = area - 2 * float(special.owens_t(special.ndtri(area), 1 / math.sqrt(3)))
-    spread = both - area**2
+    excess = both - area**2
     positives, negatives = sizes
-    return (area * (1 - area) + (positives - 1 + negatives - 1) * spread) / (positives * negatives)
+    return (area * (1 - area) + (positives - 1 + negatives - 1) * excess) / (positives * negatives)
 
 
 def _score_interval(area: float, sizes: Sequence[float], factor: float, errors: float) -> tuple[float, float]:
@@ -294,7 +299,7 @@ def _score_interval(area: float, sizes: Sequence[float], factor: float, errors: 
     def compute_gap(true: float) -> float:
         return abs(area - true) - errors * math.sqrt(max(factor * _binormal_variance(true, sizes), 0.0))
 
-    # The gap is positive at 0 and at 1 and below zero just beside the area, where the error outlasts the distance.
+    # The gap is positive at 0 and at 1, and negative next to the area, where the error exceeds the distance.
     edge = 1e-9
     inside = min(max(area, 10 * edge), 1 - 10 * edge)
     low = 0.0 if area == 0 or compute_gap(edge) <= 0 else float(optimize.brentq(compute_gap, edge, inside))

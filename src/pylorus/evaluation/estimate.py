@@ -1,4 +1,4 @@
-"""A number and the interval that goes with it: the one shape of every result that is not a curve."""
+"""A value with its confidence interval: the common form of all results that are not curves."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,10 +9,10 @@ class Estimate:
     """A value with its confidence interval.
 
     Attributes:
-        value: NaN where the index is undefined.
-        low: Lower end of the interval; NaN where there is no value or no interval.
-        high: Upper end.
-        reason: Why there is no value, or no interval, in words that follow a colon; empty where there are both.
+        value: The estimate; NaN if the index is undefined.
+        low: Lower end of the interval; NaN if there is no value or no interval.
+        high: Upper end of the interval.
+        reason: Why there is no value or no interval, as text that can follow a colon; empty if both exist.
 
     Example:
         >>> Estimate(value=0.9, low=0.85, high=0.94).has_interval
@@ -26,7 +26,7 @@ class Estimate:
 
     @property
     def defined(self) -> bool:
-        """Whether there is a value at all."""
+        """Whether there is a value."""
         return not math.isnan(self.value)
 
     @property
@@ -36,7 +36,7 @@ class Estimate:
 
 
 def undefined(reason: str) -> Estimate:
-    """Return an estimate without a value, and why there is none.
+    """Create an estimate without a value, with the reason for it.
 
     Example:
         >>> undefined("no image is of class GC").defined

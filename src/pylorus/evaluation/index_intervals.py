@@ -1,14 +1,14 @@
 """Balanced accuracy, macro averages, kappa, MCC and F1 of each class, with intervals.
 
-Proportions of images (accuracy, sensitivity, …) have their intervals in `proportion`. These indices build on them:
+The intervals of proportions of images (accuracy, sensitivity, …) are in `proportion`. These indices build on them:
 
-* F1 of a class is 2 J / (1 + J), where J is a proportion: of the images that are, or are called, of the class, those
-  that are both. Its interval is the Wilson interval of J, carried over.
-* Averages of classes combine the intervals of the classes (`average_estimates`).
-* Cohen's kappa and MCC are 1 - e / q, where e is the share of errors. Their interval is the Wilson interval of e, at
-  the number of images with which e / q has the variance of the index.
+* F1 of a class is 2 J / (1 + J), where J is a proportion: among the images that are of the class or predicted as it,
+  those that are both. Its interval is the transformed Wilson interval of J.
+* Averages over classes combine the intervals of the classes (`average_estimates`).
+* Cohen's kappa and MCC are 1 - e / q, where e is the error rate. Their interval is the Wilson interval of e, at the
+  number of images with which e / q has the variance of the index.
 
-So an index has an interval wherever it is defined, also where no image is mistaken.
+An index therefore has an interval wherever it is defined, even if no image is misclassified.
 """
 
 import math
@@ -40,29 +40,30 @@ from pylorus.evaluation.proportion import (
 )
 
 INFORMATION = (0.05, 1.0)
-"""Kappa and MCC count as known as well as a share of errors of so many times as many images, at least and at most.
+"""Least and greatest factor by which the effective number of images of kappa and MCC may differ from that of accuracy.
 
-More than once would be too much: of a model that nearly always answers alike, a few images make the variance small."""
+A factor above 1 would be too optimistic: if a model nearly always predicts the same class, a few images make the
+variance small."""
 
 OVERALL = ("balanced_accuracy", "macro_precision", "macro_f1", "cohen_kappa", "mcc")
-"""The indices of all classes together that are no proportions of images."""
+"""The overall indices that are not proportions of images."""
 
-NEITHER = "no image is of the class or called so"
-ONE_CLASS = "all images are of one class and called so"
-CHANCE = {"cohen_kappa": ONE_CLASS, "mcc": "all images are of one class, or all are called so"}
-"""Why an index that allows for chance is undefined."""
+NEITHER = "no image is of the class or predicted as it"
+ONE_CLASS = "all images are of one class and predicted as it"
+CHANCE = {"cohen_kappa": ONE_CLASS, "mcc": "all images are of one class, or all are predicted as one class"}
+"""The chance-corrected indices, and why each may be undefined."""
 
 
 @dataclass(frozen=True)
 class IndexEstimates:
-    """Indices of a confusion matrix that are no proportions of images, with intervals; NaN where undefined.
+    """Indices of a confusion matrix that are not proportions of images, with intervals; NaN where undefined.
 
     Attributes:
         balanced_accuracy: Mean sensitivity, in [0, 1].
         macro_precision: Mean precision, in [0, 1].
         macro_f1: Mean F1, in [0, 1].
         cohen_kappa: Agreement beyond chance, in [-1, 1].
-        mcc: Matthews correlation, in [-1, 1].
+        mcc: Matthews correlation coefficient, in [-1, 1].
         f1: F1 of each class, in [0, 1], in the order of the classes.
     """
 
@@ -84,31 +85,30 @@ def indices_of_predictions(
     seed: int | None = None,
     resamples: int | None = None,
 ) -> IndexEstimates:
-    """Compute indices with intervals that keep groups together; the order of the images makes no difference.
+    """Compute indices with intervals that allow for groups; the order of the images does not matter.
 
     Args:
         true: True classes of shape (n,), whole numbers in [0, classes).
         predicted: Predicted classes of shape (n,).
-        groups: Names of shape (n,) of what the images belong to (patients), or None if each stands for
-            itself.
-        classes: How many classes there are.
+        groups: Group (patient) of each image, of shape (n,), or None if each image is its own group.
+        classes: Number of classes.
         confidence: Coverage of the intervals, in (0, 1).
-        seed: Deprecated, without effect: nothing is drawn any more.
+        seed: Deprecated, without effect: the intervals no longer need random numbers.
         resamples: Deprecated like `seed`.
 
     Raises:
-        ValueError: If the arrays don't fit each other, are empty, or hold labels out of range.
+        ValueError: If the shapes differ, the arrays are empty, or a label is out of range.
 
     Example:
         >>> true = np.repeat([0, 1], 20)
         >>> predicted = np.where(np.arange(40) % 5 == 0, 1 - true, true)
-        >>> found = indices_of_predictions(true, predicted, None, classes=2)
-        >>> round(found.macro_f1.value, 3), found.macro_f1.low < 0.8 < found.macro_f1.high
+        >>> indices = indices_of_predictions(true, predicted, None, classes=2)
+        >>> round(indices.macro_f1.value, 3), indices.macro_f1.low < 0.8 < indices.macro_f1.high
         (0.8, True)
     """
     check_confidence(confidence)
     warn_of_unused(seed=seed, resamples=resamples)
-    confusion_matrix(true, predicted, classes)  # refuses what does not fit
+    confusion_matrix(true, predicted, classes)  # checks the labels
     truth, guess = labels_in_range(true, classes), labels_in_range(predicted, classes)
     codes = group_codes(groups, length=len(truth))
     counts, copies = count_by_group(codes, truth * classes + guess), compute_copies(codes)
@@ -117,23 +117,24 @@ def indices_of_predictions(
 
     def average(name: str, parts: tuple[Estimate, ...], unknown: float) -> Estimate:
         def compute(tables: NDArray[np.float64]) -> NDArray[np.float64]:
-            found: NDArray[np.float64] = getattr(class_indices(tables.reshape(-1, classes, classes)), name)
-            return found
+            values: NDArray[np.float64] = getattr(class_indices(tables.reshape(-1, classes, classes)), name)
+            return values
 
         covariance = linearise_indices(counts, compute, width=classes**2).covariance
         return average_estimates(parts, correlate(covariance, copies=copies, unknown=unknown))
 
     overall = linearise_indices(counts, lambda tables: _compute_chance_indices(tables, classes), width=classes**2)
     accuracy = _compute_accuracy_design(counts, classes)
-    present, called = (np.bincount(labels, minlength=classes) / len(truth) for labels in (truth, guess))
-    by_chance = 1 - float(present @ called)
+    true_shares, predicted_shares = (np.bincount(labels, minlength=classes) / len(truth) for labels in (truth, guess))
+    by_chance = 1 - float(true_shares @ predicted_shares)
     kappa, mcc = (
-        _estimate_beyond_chance(overall, at, name, accuracy, by_chance, confidence) for at, name in enumerate(CHANCE)
+        _estimate_beyond_chance(overall, index, name, accuracy, by_chance, confidence)
+        for index, name in enumerate(CHANCE)
     )
     return IndexEstimates(
         balanced_accuracy=average("sensitivity", shares.sensitivity, 0.0),
         macro_precision=average("precision", shares.precision, 0.0),
-        # An error counts for two classes: two classes without any share one in classes - 1 of those they may have.
+        # An error affects two classes, so two classes share a fraction of 1 / (classes - 1) of their possible errors.
         macro_f1=average("f1", f1, 1 / (classes - 1)),
         cohen_kappa=kappa,
         mcc=mcc,
@@ -142,22 +143,22 @@ def indices_of_predictions(
 
 
 def estimate_overall(predictions: Predictions, *, confidence: float = 0.95) -> dict[str, Estimate]:
-    """Estimate accuracy and the indices of `OVERALL` of a model, by their names.
+    """Estimate accuracy and the indices in `OVERALL` of a model, by their names.
 
     Args:
-        predictions: Of the model; intervals keep its groups together.
+        predictions: Predictions of the model; the intervals allow for their groups.
         confidence: Coverage of the intervals, in (0, 1).
 
     Example:
         >>> names, truth = np.array(["a", "b", "c", "d"]), np.array([0, 0, 1, 1])
-        >>> found = estimate_overall(Predictions(names, names, truth, np.eye(2)[[0, 1, 1, 1]], ("x", "y")))
-        >>> found["accuracy"].value, round(found["balanced_accuracy"].value, 2)
+        >>> indices = estimate_overall(Predictions(names, names, truth, np.eye(2)[[0, 1, 1, 1]], ("x", "y")))
+        >>> indices["accuracy"].value, round(indices["balanced_accuracy"].value, 2)
         (0.75, 0.75)
     """
     true, predicted, groups = predictions.true, predictions.predicted, predictions.group
-    found = indices_of_predictions(true, predicted, groups, classes=predictions.classes, confidence=confidence)
+    indices = indices_of_predictions(true, predicted, groups, classes=predictions.classes, confidence=confidence)
     accuracy: Estimate = clustered_wilson(predictions.correct, groups, confidence=confidence)
-    return {"accuracy": accuracy} | {name: getattr(found, name) for name in OVERALL}
+    return {"accuracy": accuracy} | {name: getattr(indices, name) for name in OVERALL}
 
 
 def indices_of_confusion(
@@ -172,11 +173,11 @@ def indices_of_confusion(
     Args:
         confusion: Counts of shape (classes, classes), not all zero; rows are true, columns predicted.
         confidence: Coverage of the intervals, in (0, 1).
-        seed: Deprecated, without effect: nothing is drawn any more.
+        seed: Deprecated, without effect: the intervals no longer need random numbers.
         resamples: Deprecated like `seed`.
 
     Raises:
-        ValueError: If confusion is no square matrix of counts, or holds no image.
+        ValueError: If confusion is not a square matrix of counts, or contains no image.
 
     Example:
         >>> resnet50 = np.array([[143, 7, 0], [11, 120, 19], [0, 4, 146]])
@@ -185,46 +186,48 @@ def indices_of_confusion(
     """
     warn_of_unused(seed=seed, resamples=resamples)
     counts = np.asarray(confusion)
-    overall_indices(counts)  # refuses what is no matrix of counts
+    overall_indices(counts)  # checks that it is a matrix of counts
     if counts.ndim != 2 or not np.issubdtype(counts.dtype, np.integer) or not counts.any():
-        raise ValueError(f"confusion is {counts.dtype} of shape {counts.shape}; expected one matrix of images")
+        raise ValueError(
+            f"confusion is {counts.dtype} of shape {counts.shape}; expected a matrix of image counts, not all zero"
+        )
     true, predicted = np.divmod(np.repeat(np.arange(counts.size), counts.ravel()), len(counts))
     return indices_of_predictions(true, predicted, None, classes=len(counts), confidence=confidence)
 
 
 def _estimate_f1(
-    present: NDArray[np.bool_], called: NDArray[np.bool_], codes: NDArray[np.int64], confidence: float
+    present: NDArray[np.bool_], predicted: NDArray[np.bool_], codes: NDArray[np.int64], confidence: float
 ) -> Estimate:
-    either = present | called
+    either = present | predicted
     if not either.any():
         return undefined(NEITHER)
-    overlap = clustered_wilson((present & called)[either], codes[either], confidence=confidence)
+    overlap = clustered_wilson((present & predicted)[either], codes[either], confidence=confidence)
     value, low, high = (2 * share / (1 + share) for share in (overlap.value, overlap.low, overlap.high))
     return Estimate(value, low, high)
 
 
 def _compute_chance_indices(tables: NDArray[np.float64], classes: int) -> NDArray[np.float64]:
-    """Accuracy is the last column; the others are in the order of `CHANCE`."""
-    found = overall_indices(tables.reshape(-1, classes, classes))
-    return np.column_stack([*(getattr(found, name) for name in CHANCE), found.accuracy])
+    """Compute the indices in `CHANCE`, in its order, and accuracy as the last column."""
+    indices = overall_indices(tables.reshape(-1, classes, classes))
+    return np.column_stack([*(getattr(indices, name) for name in CHANCE), indices.accuracy])
 
 
 def _compute_accuracy_design(counts: GroupCounts, classes: int) -> ClusterDesign:
-    right = counts.count_where(counts.seen // classes == counts.seen % classes)
-    return compute_cluster_design(right, counts.count_where(np.ones(len(counts.seen), dtype=np.bool_)))
+    correct = counts.count_where(counts.seen // classes == counts.seen % classes)
+    return compute_cluster_design(correct, counts.count_where(np.ones(len(counts.seen), dtype=np.bool_)))
 
 
 def _estimate_beyond_chance(
     overall: Linearisation, index: int, name: str, accuracy: ClusterDesign, by_chance: float, confidence: float
 ) -> Estimate:
-    """Estimate kappa or MCC as 1 - e / q from the Wilson interval of the share of errors e."""
+    """Estimate kappa or MCC as 1 - e / q from the Wilson interval of the error rate e."""
     value, errors = float(overall.values[index]), 1 - float(overall.values[-1])
     if math.isnan(value):
         return undefined(CHANCE[name])
-    # Without an error kappa and MCC are 1, and q is the same for both: the share of errors expected by chance.
+    # Without errors kappa and MCC are 1, and q is the same for both: the error rate expected by chance.
     scale, factor = (by_chance if errors <= 0 else errors / (1 - value)), 1.0
-    own, of_errors = overall.covariance[index, index] * scale**2, overall.covariance[-1, -1]
-    if 0 < errors < 1 and own + of_errors > NOISE:
-        factor = float(np.clip(of_errors / max(own, NOISE), *INFORMATION))
+    index_variance, error_variance = overall.covariance[index, index] * scale**2, overall.covariance[-1, -1]
+    if 0 < errors < 1 and index_variance + error_variance > NOISE:
+        factor = float(np.clip(error_variance / max(index_variance, NOISE), *INFORMATION))
     low, high = accuracy.rescale(factor).compute_interval(errors, confidence=confidence)
     return Estimate(value, max(-1.0, 1 - high / scale), 1 - low / scale)

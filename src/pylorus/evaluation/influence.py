@@ -1,9 +1,9 @@
-"""How far an index would move with other patients: linearised variances, degrees of freedom, averages of classes.
+"""Sampling variation of indices: linearised variances, degrees of freedom, averages over classes.
 
-The variance of an index is the sum over groups of what each adds to its deviation (the infinitesimal jackknife,
-Efron 1982), so whole patients vary and no resampling is needed: the same data give the same interval. Indices that
-average classes are combined from the intervals of the classes (MOVER, Zou and Donner, Stat Med 2008;27:1693), which
-know that a class without an error may have one in the next test set. A bootstrap does not.
+The variance of an index is the sum over groups of their squared contributions to its deviation (the infinitesimal
+jackknife, Efron 1982), so that whole patients vary and no resampling is needed: the same data give the same interval.
+Indices that average classes are combined from the intervals of the classes (MOVER, Zou and Donner, Stat Med
+2008;27:1693), which allow for errors in a class that has none in this test set. A bootstrap does not.
 """
 
 import math
@@ -18,24 +18,22 @@ from pylorus.evaluation.estimate import Estimate
 from pylorus.evaluation.interval import compute_satterthwaite_freedom, compute_wilson_ends, quantile
 
 STEP = 1e-4
-"""Images added and taken away for a derivative: small beside one image, large beside rounding."""
-
+"""Step, in images, of a numerical derivative: small compared with one image, large compared with rounding."""
 
 NOISE = 1e-15
-"""A variance, as a share of the squared range of its index, below which it is rounding."""
-
+"""Variance, relative to the squared range of its index, below which it is rounding error."""
 
 BATCH_NUMBERS = 2**21
-"""Numbers held at once by a batch of tables (16 MiB as float64): memory stays bounded for any number of classes."""
+"""Numbers in a batch of tables (16 MiB as float64), which bounds the memory for any number of classes."""
 
 
 @dataclass(frozen=True, eq=False)
 class GroupCounts:
-    """How many images each group has in each cell of a table.
+    """Number of images of each group in each cell of a table.
 
     Attributes:
-        seen: The cells that hold an image at all, rising, of shape (cells,).
-        images: Counts of shape (groups, cells), sparse, since most groups hold few images.
+        seen: Indices of the cells that contain an image, increasing, of shape (cells,).
+        images: Counts of shape (groups, cells), sparse, since most groups have few images.
     """
 
     seen: NDArray[np.int64]
@@ -43,23 +41,23 @@ class GroupCounts:
 
     @property
     def totals(self) -> NDArray[np.float64]:
-        """Images in each of the seen cells, of shape (cells,)."""
+        """Number of images in each of the seen cells, of shape (cells,)."""
         counts: NDArray[np.float64] = np.asarray(self.images.sum(axis=0), dtype=np.float64).ravel()
         return counts
 
-    def count_where(self, chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Count each group's images in the chosen ones of the seen cells, of shape (groups,)."""
-        counts: NDArray[np.float64] = self.images @ chosen.astype(np.float64)
+    def count_where(self, selected: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Count each group's images in the selected ones of the seen cells, of shape (groups,)."""
+        counts: NDArray[np.float64] = self.images @ selected.astype(np.float64)
         return counts
 
 
 @dataclass(frozen=True, eq=False)
 class Linearisation:
-    """Indices of a set of images, and what each group adds to their deviations.
+    """Indices of a set of images, and the contribution of each group to their deviations.
 
     Attributes:
-        values: Of shape (indices,), NaN where undefined.
-        contributions: Of shape (groups, indices).
+        values: The indices, of shape (indices,), NaN where undefined.
+        contributions: Contributions of the groups, of shape (groups, indices).
     """
 
     values: NDArray[np.float64]
@@ -67,20 +65,20 @@ class Linearisation:
 
     @property
     def covariance(self) -> NDArray[np.float64]:
-        """Covariance of the indices with whole groups drawn, of shape (indices, indices); NaN for a single group."""
+        """Covariance of the indices if groups are sampled, of shape (indices, indices); NaN for a single group."""
         count = len(self.contributions)
         if count < 2:
             return np.full((len(self.values), len(self.values)), np.nan)
-        spread: NDArray[np.float64] = self.contributions.T @ self.contributions
-        return count / (count - 1) * spread
+        products: NDArray[np.float64] = self.contributions.T @ self.contributions
+        return count / (count - 1) * products
 
 
 def count_by_group(codes: NDArray[np.int64], cells: NDArray[np.int64]) -> GroupCounts:
     """Count each group's images by cell.
 
     Args:
-        codes: The group of each image, whole numbers from 0 without gaps, of shape (n,).
-        cells: The cell that each image falls in (a flat index into a confusion matrix), >= 0, of shape (n,).
+        codes: Group of each image, whole numbers from 0 without gaps, of shape (n,).
+        cells: Cell of each image (a flat index into a confusion matrix), >= 0, of shape (n,).
 
     Example:
         >>> counts = count_by_group(np.array([0, 1, 1]), np.array([3, 3, 0]))
@@ -97,18 +95,18 @@ def count_by_group(codes: NDArray[np.int64], cells: NDArray[np.int64]) -> GroupC
 def linearise_indices(
     counts: GroupCounts, indices: Callable[[NDArray[np.float64]], NDArray[np.float64]], *, width: int
 ) -> Linearisation:
-    """Compute indices of a table of counts, and what each group adds to their deviations.
+    """Compute indices of a table of counts, and the contribution of each group to their deviations.
 
     Args:
-        counts: Of the groups.
-        indices: Takes flat tables of counts of shape (batch, width) and returns indices of shape (batch, k); smooth
-            in the counts, and the same when all counts are multiplied.
-        width: How many cells a table has.
+        counts: Counts by group.
+        indices: Function of flat tables of counts, of shape (batch, width), that returns indices of shape (batch, k);
+            smooth in the counts, and unchanged if all counts are multiplied by a constant.
+        width: Number of cells of a table.
 
     Example:
         >>> counts = count_by_group(np.array([0, 0, 1]), np.array([0, 1, 1]))
-        >>> found = linearise_indices(counts, lambda table: table[:, :1] / table.sum(axis=1, keepdims=True), width=2)
-        >>> found.values.round(3).tolist(), found.contributions.round(3).ravel().tolist()
+        >>> first = linearise_indices(counts, lambda table: table[:, :1] / table.sum(axis=1, keepdims=True), width=2)
+        >>> first.values.round(3).tolist(), first.contributions.round(3).ravel().tolist()
         ([0.333], [0.111, -0.111])
     """
     observed = np.zeros(width)
@@ -129,7 +127,7 @@ class MeanVariance:
     """Variance of a mean over images that come in groups.
 
     Attributes:
-        variance: Of the mean; NaN for a single group.
+        variance: Variance of the mean; NaN for a single group.
         freedom: Its degrees of freedom, at least 1.
     """
 
@@ -138,18 +136,18 @@ class MeanVariance:
 
 
 def estimate_mean_variance(values: NDArray[np.float64], codes: NDArray[np.int64]) -> MeanVariance:
-    """Estimate how far the mean of some images' values would move with other groups of images.
+    """Estimate the variance of the mean of a value over images that come in groups.
 
-    As for proportions (`compute_cluster_design`), the variance is the largest of that with whole groups drawn, that
-    from the intraclass correlation of an analysis of variance, and that of independent images.
+    As for proportions (`compute_cluster_design`), the variance is the largest of that between whole groups, that from
+    the intraclass correlation of an analysis of variance, and that of independent images.
 
     Args:
-        values: Of shape (n,).
-        codes: The group of each image, whole numbers >= 0, of shape (n,).
+        values: Value of each image, of shape (n,).
+        codes: Group of each image, whole numbers >= 0, of shape (n,).
 
     Example:
-        >>> found = estimate_mean_variance(np.array([1.0, 1.0, 0.0, 0.0]), np.array([0, 0, 1, 1]))
-        >>> found.variance, found.freedom
+        >>> mean = estimate_mean_variance(np.array([1.0, 1.0, 0.0, 0.0]), np.array([0, 0, 1, 1]))
+        >>> mean.variance, mean.freedom
         (0.25, 1.0)
     """
     member = np.unique(codes, return_inverse=True)[1]
@@ -168,14 +166,14 @@ def estimate_mean_variance(values: NDArray[np.float64], codes: NDArray[np.int64]
 
 
 def estimate_design_effect(deviations: NDArray[np.float64], sizes: NDArray[np.float64], spread: float) -> float:
-    """Estimate how many times as much a mean varies as with independent images, from the intraclass correlation.
+    """Estimate the design effect of a mean: its variance relative to that of independent images.
 
-    1 + (Σm² / n - 1) ICC, with the correlation of a one-way analysis of variance (Fleiss 2003, 15.2).
+    1 + (Σm² / n - 1) ICC, with the intraclass correlation of a one-way analysis of variance (Fleiss 2003, 15.2).
 
     Args:
-        deviations: Sum over each group's images of value less mean, of shape (groups,), at least two groups.
-        sizes: Images of each group, of shape (groups,), each >= 1.
-        spread: Sum over all images of (value less mean) squared.
+        deviations: Sum over each group's images of value minus mean, of shape (groups,), at least two groups.
+        sizes: Number of images of each group, of shape (groups,), each >= 1.
+        spread: Sum over all images of (value minus mean) squared.
 
     Returns:
         1 or more.
@@ -200,17 +198,17 @@ def estimate_design_effect(deviations: NDArray[np.float64], sizes: NDArray[np.fl
 def estimate_bounded_mean(
     values: NDArray[np.float64], codes: NDArray[np.int64], *, highest: float, confidence: float
 ) -> Estimate:
-    """Estimate the mean of values in [0, highest]: the Wilson interval of as many images as have its variance.
+    """Estimate the mean of values in [0, highest], with the Wilson interval at the effective number of images.
 
     Args:
-        values: Of shape (n,).
-        codes: The group of each image, whole numbers >= 0, of shape (n,).
-        highest: The greatest value that there can be.
+        values: Value of each image, of shape (n,).
+        codes: Group of each image, whole numbers >= 0, of shape (n,).
+        highest: Greatest possible value.
         confidence: Coverage of the interval, in (0, 1).
 
     Example:
-        >>> found = estimate_bounded_mean(np.array([0.1, 0.3, 0.2, 0.2]), np.arange(4), highest=2.0, confidence=0.95)
-        >>> round(found.value, 2), round(found.low, 2), round(found.high, 2)
+        >>> mean = estimate_bounded_mean(np.array([0.1, 0.3, 0.2, 0.2]), np.arange(4), highest=2.0, confidence=0.95)
+        >>> round(mean.value, 2), round(mean.low, 2), round(mean.high, 2)
         (0.2, 0.1, 0.37)
     """
     mean = float(values.mean())
@@ -224,13 +222,13 @@ def estimate_from_variance(
 ) -> Estimate:
     """Turn a value in [0, highest] and its variance into an estimate with a Wilson interval.
 
-    Where nothing varied the images of a group count as copies of one another.
+    If nothing varied, the images of a group count as copies of one another.
 
     Args:
-        value: In [0, highest].
-        spread: Its variance, NaN or 0 where nothing varied.
-        codes: The group of each image that the value rests on, of shape (n,).
-        highest: The greatest value that there can be.
+        value: The value, in [0, highest].
+        spread: Its variance, NaN or 0 if nothing varied.
+        codes: Group of each image that the value is based on, of shape (n,).
+        highest: Greatest possible value.
         confidence: Coverage of the interval, in (0, 1).
     """
     share = value / highest
@@ -243,7 +241,7 @@ def estimate_from_variance(
 
 
 def compute_copies(codes: NDArray[np.int64]) -> float:
-    """Compute n² / Σm²: how many independent images there are if the images of a group are copies of one another.
+    """Compute n² / Σm²: the number of independent images if the images of a group are copies of one another.
 
     Example:
         >>> compute_copies(np.array([0, 0, 1, 1]))
@@ -254,58 +252,58 @@ def compute_copies(codes: NDArray[np.int64]) -> float:
 
 
 def correlate(covariance: NDArray[np.float64], *, copies: float, unknown: float) -> NDArray[np.float64]:
-    """Turn covariances into correlations to combine intervals with.
+    """Convert covariances to the correlations that combine intervals.
 
-    A negative correlation makes a combined interval narrower. With few independent patients it is known badly, so it
-    is taken one standard error closer to 0, on Fisher's z scale.
+    A negative correlation makes a combined interval narrower. It is imprecise with few independent patients, so it is
+    moved one standard error closer to 0, on Fisher's z scale.
 
     Args:
-        covariance: Of shape (k, k).
+        covariance: Covariance of the indices, of shape (k, k).
         copies: Number of independent images, from `compute_copies`.
-        unknown: The correlation of two indices neither of which varied in these data.
+        unknown: Correlation to assume for two indices neither of which varied in these data.
 
     Returns:
-        Of shape (k, k), in [-1, 1]; 0 for an index that varied with one that did not.
+        Correlations of shape (k, k), in [-1, 1]; 0 between an index that varied and one that did not.
 
     Example:
-        >>> spread = np.array([[4.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
-        >>> correlate(spread, copies=40, unknown=0.5).tolist()
+        >>> covariance = np.array([[4.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+        >>> correlate(covariance, copies=40, unknown=0.5).tolist()
         [[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]]
         >>> correlate(np.array([[1.0, -0.6], [-0.6, 1.0]]), copies=12, unknown=0.5).round(2).tolist()
         [[1.0, -0.35], [-0.35, 1.0]]
     """
     errors = np.sqrt(np.nan_to_num(np.diagonal(covariance)))
-    still = errors < 1e-12
+    constant = errors < 1e-12
     scale = np.outer(errors, errors)
-    found = np.where(scale > 0, np.nan_to_num(covariance) / np.where(scale > 0, scale, 1.0), 0.0)
-    found = np.clip(found, -1 + 1e-12, 1.0)
-    found[np.ix_(still, still)] = unknown
+    correlation = np.where(scale > 0, np.nan_to_num(covariance) / np.where(scale > 0, scale, 1.0), 0.0)
+    correlation = np.clip(correlation, -1 + 1e-12, 1.0)
+    correlation[np.ix_(constant, constant)] = unknown
     error = 1 / math.sqrt(copies - 3) if copies > 3 else math.inf
-    nearer = np.minimum(0.0, np.tanh(np.arctanh(np.minimum(found, 0.0)) + error))
-    found = np.where(found < 0, nearer, found)
-    np.fill_diagonal(found, 1.0)
-    return found
+    shrunk = np.minimum(0.0, np.tanh(np.arctanh(np.minimum(correlation, 0.0)) + error))
+    correlation = np.where(correlation < 0, shrunk, correlation)
+    np.fill_diagonal(correlation, 1.0)
+    return correlation
 
 
 def average_estimates(parts: Sequence[Estimate], correlation: NDArray[np.float64]) -> Estimate:
-    """Average the estimates of the classes; the interval is combined from theirs.
+    """Average the estimates of the classes and combine their intervals.
 
-    Each end is the farther of two. MOVER adds the squares of the distances from value to end, and so keeps the
-    asymmetry of the classes' intervals. But an average of several proportions is less skewed than each of them: the
-    second keeps of the asymmetry what remains of the third cumulant. Either alone covers in 88 to 93 % with few images
-    a class; together they cover in 93 % or more (`benchmarks/coverage.py`).
+    Each end is the wider of two. MOVER adds the squared distances from value to end, and so preserves the asymmetry of
+    the classes' intervals. But an average of several proportions is less skewed than each of them: the second method
+    preserves only as much asymmetry as remains of the third cumulant. Either alone covers 88 to 93 % with few images
+    per class; together they cover 93 % or more (`benchmarks/coverage.py`).
 
     Args:
-        parts: At least one, in the order of the classes, each in [0, 1].
-        correlation: Of their errors, of shape (classes, classes).
+        parts: Estimates of the classes, at least one, each in [0, 1].
+        correlation: Correlation of their errors, of shape (classes, classes).
 
     Returns:
-        The mean, in [0, 1]. Undefined as soon as one class is: a mean over fewer classes would be another index.
+        The mean, in [0, 1]. Undefined as soon as one class is: a mean over fewer classes would be a different index.
 
     Example:
         >>> halves = [Estimate(0.9, 0.8, 0.95), Estimate(0.7, 0.6, 0.8)]
-        >>> found = average_estimates(halves, np.eye(2))
-        >>> round(found.value, 3), round(found.low, 3), round(found.high, 3)
+        >>> mean = average_estimates(halves, np.eye(2))
+        >>> round(mean.value, 3), round(mean.low, 3), round(mean.high, 3)
         (0.8, 0.729, 0.858)
     """
     values = np.array([part.value for part in parts])
@@ -321,9 +319,9 @@ def average_estimates(parts: Sequence[Estimate], correlation: NDArray[np.float64
 
     half, shift = (below + above) / 2, (below - above) / 2
     squares = float((half**2).sum())
-    # What is fully correlated stays as skewed as it is.
-    kept = float(half @ correlation @ half) / squares**2 if squares > 0 else 0.0
-    asymmetry = float((shift * half**2).sum()) * kept / len(parts)
+    # Fully correlated classes keep their skewness.
+    weight = float(half @ correlation @ half) / squares**2 if squares > 0 else 0.0
+    asymmetry = float((shift * half**2).sum()) * weight / len(parts)
     low = value - max(combine(below), combine(half) + asymmetry)
     high = value + max(combine(above), combine(half) - asymmetry)
     without = next((part for part in parts if not part.has_interval), None)

@@ -1,6 +1,6 @@
-"""From a standard error to an interval and a p-value: the normal distribution, Student's t and the logit scale.
+"""Intervals and p-values from standard errors: normal distribution, Student's t, logit scale, Wilson.
 
-From `scipy.special`, not `scipy.stats`: the same numbers, much faster for a single one.
+`scipy.special` gives the same numbers as `scipy.stats` and is much faster for a single one.
 """
 
 import math
@@ -12,7 +12,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 
 def check_confidence(confidence: float) -> None:
-    """Refuse a coverage that is none.
+    """Check that a coverage is in (0, 1).
 
     Raises:
         ValueError: If confidence is not strictly between 0 and 1.
@@ -20,14 +20,14 @@ def check_confidence(confidence: float) -> None:
     Example:
         >>> check_confidence(95)
         Traceback (most recent call last):
-        ValueError: confidence is 95; expected a share in (0, 1), such as 0.95
+        ValueError: confidence is 95; expected a proportion in (0, 1), such as 0.95
     """
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}; expected a share in (0, 1), such as 0.95")
+        raise ValueError(f"confidence is {confidence}; expected a proportion in (0, 1), such as 0.95")
 
 
 def quantile(confidence: float, *, freedom: float = math.inf) -> float:
-    """Standard errors on either side of a value that an interval of this confidence takes in.
+    """Compute the half-width of an interval in standard errors.
 
     Args:
         confidence: Coverage of the interval, in (0, 1).
@@ -46,10 +46,10 @@ def quantile(confidence: float, *, freedom: float = math.inf) -> float:
 
 
 def two_sided_p(statistic: float, *, freedom: float = math.inf) -> float:
-    """Chance of a value as many standard errors away from 0, in either direction, in [0, 1].
+    """Compute the two-sided p of a statistic, in [0, 1].
 
     Args:
-        statistic: A value over its standard error.
+        statistic: A value divided by its standard error.
         freedom: Degrees of freedom of Student's t, > 0; infinite for the normal distribution.
 
     Example:
@@ -63,14 +63,14 @@ def two_sided_p(statistic: float, *, freedom: float = math.inf) -> float:
 def logit_interval(
     value: float, error: float, *, lowest: float = 0.0, confidence: float, freedom: float
 ) -> tuple[float, float]:
-    """Interval that is symmetric on the scale log((x - lowest) / (1 - x)) and so stays within (lowest, 1).
+    """Compute an interval that is symmetric on the scale log((x - lowest) / (1 - x)), so that it stays in (lowest, 1).
 
-    The standard error is carried to that scale by the delta method.
+    The standard error is transformed to that scale by the delta method.
 
     Args:
-        value: In (lowest, 1).
+        value: The estimate, in (lowest, 1).
         error: Standard error of the value, > 0.
-        lowest: The least value that there can be; the greatest is 1.
+        lowest: Least possible value; the greatest is 1.
         confidence: Coverage of the interval, in (0, 1).
         freedom: Degrees of freedom of Student's t, > 0.
 
@@ -83,24 +83,24 @@ def logit_interval(
         (0.749, 0.964)
     """
     width = 1 - lowest
-    share = (value - lowest) / width
-    reach = quantile(confidence, freedom=freedom) * error / (width * share * (1 - share))
-    low, high = special.expit(special.logit(share) + np.array([-reach, reach]))
+    position = (value - lowest) / width
+    reach = quantile(confidence, freedom=freedom) * error / (width * position * (1 - position))
+    low, high = special.expit(special.logit(position) + np.array([-reach, reach]))
     return lowest + width * float(low), lowest + width * float(high)
 
 
 def compute_satterthwaite_freedom(contributions: NDArray[np.float64]) -> float:
     """Compute the degrees of freedom, 2 V² / Var(V), of a variance V that is a sum of squares (Satterthwaite 1946).
 
-    Near a perfect result a few images make up nearly all of the variance, and they are what there is to learn from,
-    however many others are recognised.
+    If nearly all images are classified correctly, a few images make up most of the variance, and only they carry
+    information about it.
 
     Args:
-        contributions: What each group adds to the deviation of an index, or of a difference, of shape (groups,), at
-            least two groups.
+        contributions: Contribution of each group to the deviation of an index, or of a difference, of shape
+            (groups,), at least two groups.
 
     Returns:
-        Above 0 and never more than groups - 1; groups - 1 where all contributions are 0.
+        Degrees of freedom, above 0 and at most groups - 1; groups - 1 if all contributions are 0.
 
     Example:
         >>> round(compute_satterthwaite_freedom(np.array([0.02, -0.01, 0.01] + 100 * [0.0])), 2)
@@ -117,8 +117,11 @@ def compute_wilson_ends(value: float, size: float, errors: float) -> tuple[float
 
     Args:
         value: The proportion, in [0, 1].
-        size: Number of independent images that it is a proportion of, > 0; need not be whole.
-        errors: Standard errors to either side, from `quantile`.
+        size: Effective number of independent images, > 0, not necessarily whole.
+        errors: Half-width in standard errors, from `quantile`.
+
+    Raises:
+        ValueError: If the value or the size is out of range.
 
     Example:
         >>> low, high = compute_wilson_ends(0.9, 50.0, 1.96)
@@ -126,9 +129,11 @@ def compute_wilson_ends(value: float, size: float, errors: float) -> tuple[float
         (0.786, 0.957)
     """
     if not (size > 0 and 0 <= value <= 1):
-        raise ValueError(f"a proportion of {value} of {size} images; expected one in [0, 1] of a number above 0")
+        raise ValueError(
+            f"the proportion is {value} of {size} images; expected a proportion in [0, 1] of a number above 0"
+        )
     if not size < 1e15:
         return value, value
     low, high = proportion_confint(value * size, size, alpha=two_sided_p(errors), method="wilson")
-    # Rounding may put the ends of 0/n and n/n a hair outside.
+    # Rounding may move the ends of 0/n and n/n slightly past the value.
     return min(value, max(0.0, float(low))), max(value, min(1.0, float(high)))

@@ -1,4 +1,4 @@
-"""What a model said about a set of images: checked once, so that nothing wrong is compared later."""
+"""Predictions of a model for a set of images, checked once on construction."""
 
 from dataclasses import dataclass
 
@@ -8,32 +8,32 @@ from numpy.typing import NDArray
 from pylorus.evaluation.inputs import checked_names, checked_probabilities, group_codes, labels_in_range
 
 SHOWN = 3
-"""How many offending samples an error names."""
+"""Number of samples that an error message names."""
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """One model's probabilities for a set of images, and the truth.
+    """Probabilities of one model for a set of images, with their true classes.
 
     Attributes:
         sample: Names of the images, unique, of shape (n,), n >= 1.
-        group: Names of what the images belong to (patients), of shape (n,).
+        group: Groups (patients) of the images, of shape (n,).
         true: True classes, whole numbers in [0, classes), of shape (n,).
-        probabilities: Of shape (n, classes); rows sum to one.
+        probabilities: Class probabilities of shape (n, classes); rows sum to one.
         class_names: Names of the columns, unique, of length classes.
 
     Raises:
-        ValueError: If a shape, a label, a name or a probability is not as said above.
+        ValueError: If a shape, a label, a name or a probability is not as described above.
 
     Example:
-        >>> said = Predictions(
+        >>> predictions = Predictions(
         ...     sample=np.array(["a.png", "b.png"]),
         ...     group=np.array(["p1", "p2"]),
         ...     true=np.array([0, 1]),
         ...     probabilities=np.array([[0.8, 0.2], [0.6, 0.4]]),
         ...     class_names=("cancer", "other"),
         ... )
-        >>> said.predicted.tolist(), said.classes
+        >>> predictions.predicted.tolist(), predictions.classes
         ([0, 0], 2)
     """
 
@@ -48,44 +48,47 @@ class Predictions:
         truth = labels_in_range(self.true, table.shape[1], name="true")
         if not len(truth) == len(table) == len(self.sample):
             raise ValueError(
-                f"{len(self.sample)} samples, {len(truth)} true labels, probabilities of {len(table)} images"
+                f"found {len(self.sample)} samples, {len(truth)} true labels and probabilities of {len(table)} images; "
+                "expected equally many"
             )
         if len(set(self.class_names)) != table.shape[1] or len(self.class_names) != table.shape[1]:
-            raise ValueError(f"class names {list(self.class_names)} do not name {table.shape[1]} columns, one each")
+            raise ValueError(
+                f"class names are {list(self.class_names)}; expected a unique name for each of {table.shape[1]} columns"
+            )
         names, count = np.unique(checked_names(self.sample), return_counts=True)
         if (count > 1).any():
-            raise ValueError(f"samples that come more than once: {_some(names[count > 1])}")
-        group_codes(self.group, length=len(truth))  # refuses what can't name a group
+            raise ValueError(f"samples that occur more than once: {_some(names[count > 1])}")
+        group_codes(self.group, length=len(truth))  # checks the names of the groups
 
     @property
     def classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.class_names)
 
     @property
     def predicted(self) -> NDArray[np.int64]:
-        """The likeliest class of each image, of shape (n,); of equally likely ones the first."""
-        likeliest: NDArray[np.int64] = np.argmax(self.probabilities, axis=1).astype(np.int64)
-        return likeliest
+        """The most probable class of each image, of shape (n,); for ties, the first."""
+        labels: NDArray[np.int64] = np.argmax(self.probabilities, axis=1).astype(np.int64)
+        return labels
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """Whether the likeliest class is the true one, of shape (n,)."""
-        right: NDArray[np.bool_] = self.predicted == self.true
-        return right
+        """Whether the predicted class of each image is the true one, of shape (n,)."""
+        flags: NDArray[np.bool_] = self.predicted == self.true
+        return flags
 
     @property
     def clusters(self) -> NDArray[np.generic] | None:
-        """The group of each image where groups hold several, else None."""
+        """The group of each image if a group has several images, otherwise None."""
         return self.group if len(np.unique(self.group)) < len(self.true) else None
 
 
 def aligned(first: Predictions, second: Predictions) -> Predictions:
-    """Put the second model's predictions in the first's order of images and of classes.
+    """Reorder the second model's predictions to the first's order of images and classes.
 
     Raises:
-        ValueError: If the two are not about the same images, classes, truth and groups: a paired comparison
-            of different test sets would be a wrong number.
+        ValueError: If the two differ in images, classes, true classes or groups, because a paired comparison of
+            different test sets is wrong.
 
     Example:
         >>> one = Predictions(np.array(["a", "b"]), np.array([1, 2]), np.array([0, 1]), np.eye(2), ("x", "y"))
@@ -94,17 +97,17 @@ def aligned(first: Predictions, second: Predictions) -> Predictions:
         (['a', 'b'], [[1.0, 0.0], [0.0, 1.0]])
     """
     if set(first.class_names) != set(second.class_names):
-        raise ValueError(f"classes differ: {list(first.class_names)} against {list(second.class_names)}")
-    here, there = checked_names(first.sample), checked_names(second.sample)
-    only = np.setxor1d(here, there)
-    if len(only):
+        raise ValueError(f"the classes differ: {list(first.class_names)} and {list(second.class_names)}")
+    first_names, second_names = checked_names(first.sample), checked_names(second.sample)
+    unmatched = np.setxor1d(first_names, second_names)
+    if len(unmatched):
         raise ValueError(
-            f"the two are not about the same images ({len(here)} against {len(there)}; "
-            f"{len(only)} are in one only: {_some(only)}); compare runs with the same split"
+            f"the two predictions are not for the same images ({len(first_names)} and {len(second_names)} images; "
+            f"{len(unmatched)} are in only one of them: {_some(unmatched)}); compare runs with the same split"
         )
-    rows = np.argsort(there)[np.searchsorted(there[np.argsort(there)], here)]
+    rows = np.argsort(second_names)[np.searchsorted(second_names[np.argsort(second_names)], first_names)]
     columns = np.array([second.class_names.index(name) for name in first.class_names])
-    # columns[i] is where the first's class i stands in the second; its inverse renames the second's labels.
+    # columns[i] is the second's column of the first's class i; its inverse converts the second's labels.
     truth = np.argsort(columns)[second.true[rows]]
     groups = np.asarray(second.group)[rows]
     for name, differs in (
@@ -112,10 +115,13 @@ def aligned(first: Predictions, second: Predictions) -> Predictions:
         ("groups", groups != np.asarray(first.group)),
     ):
         if np.any(differs):
-            raise ValueError(f"the two disagree on the {name} of {_some(here[np.atleast_1d(differs)])}")
-    return Predictions(here, groups, truth, second.probabilities[rows][:, columns], first.class_names)
+            raise ValueError(
+                f"the two predictions disagree on the {name} of {_some(first_names[np.atleast_1d(differs)])}"
+            )
+    return Predictions(first_names, groups, truth, second.probabilities[rows][:, columns], first.class_names)
 
 
 def _some(names: NDArray[np.str_]) -> str:
-    shown = ", ".join(str(name) for name in names[:SHOWN])
-    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
+    """Format the first `SHOWN` names, and the number of the others."""
+    text = ", ".join(str(name) for name in names[:SHOWN])
+    return text if len(names) <= SHOWN else f"{text} and {len(names) - SHOWN} more"

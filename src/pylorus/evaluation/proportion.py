@@ -1,8 +1,8 @@
 """Proportions of images with Wilson intervals: accuracy, sensitivity, specificity, precision and NPV.
 
 Images of one patient resemble each other, so n images of few patients carry less information than n images of n
-patients. Where groups hold several images, the Wilson interval is computed for the number of independent images that
-would vary as much (the effective size); with one image per group this is the plain Wilson interval.
+patients. If groups have several images, the Wilson interval is computed for the number of independent images with the
+same variance (the effective size); with one image per group this is the plain Wilson interval.
 """
 
 import math
@@ -31,11 +31,11 @@ ONE_GROUP = "all images are of one group"
 
 @dataclass(frozen=True)
 class Proportion(Estimate):
-    """A proportion with its confidence interval, each in [0, 1]; all three NaN where `total` is 0.
+    """A proportion with its confidence interval, each in [0, 1]; all three are NaN if `total` is 0.
 
     Attributes:
-        successes: How many images have the property.
-        total: Out of how many.
+        successes: Number of images that have the property.
+        total: Number of all images.
     """
 
     successes: int
@@ -44,7 +44,7 @@ class Proportion(Estimate):
 
 @dataclass(frozen=True)
 class ClassProportions:
-    """The indices that are shares of images, with intervals, in the order of the classes."""
+    """The indices that are proportions of images, with intervals, in the order of the classes."""
 
     accuracy: Proportion
     precision: tuple[Proportion, ...]
@@ -54,25 +54,25 @@ class ClassProportions:
 
 
 def wilson(successes: int, total: int, *, confidence: float = 0.95, reason: str = "no images") -> Proportion:
-    """A share of independent images with its Wilson score interval (Wilson 1927).
+    """Estimate a proportion of independent images with its Wilson score interval (Wilson 1927).
 
     Args:
-        successes: Images with the property, in [0, total].
-        total: All images, >= 0; with 0 the share is undefined and given as nan.
+        successes: Number of images with the property, in [0, total].
+        total: Number of all images, >= 0; with 0 the proportion is undefined and NaN.
         confidence: Coverage of the interval, in (0, 1).
-        reason: Why there are no images, for a proportion of none.
+        reason: Why there are no images, for a total of 0.
 
     Raises:
         ValueError: If successes are not in [0, total], or confidence is not in (0, 1).
 
     Example:
-        >>> share = wilson(409, 450)
-        >>> round(share.value, 3), round(share.low, 3), round(share.high, 3)
+        >>> accuracy = wilson(409, 450)
+        >>> round(accuracy.value, 3), round(accuracy.low, 3), round(accuracy.high, 3)
         (0.909, 0.879, 0.932)
     """
     check_confidence(confidence)
     if not 0 <= successes <= total:
-        raise ValueError(f"{successes} successes out of {total}; expected 0 <= successes <= total")
+        raise ValueError(f"found {successes} successes out of {total}; expected 0 <= successes <= total")
     if total == 0:
         return Proportion(math.nan, math.nan, math.nan, 0, 0, reason=reason)
     low, high = compute_wilson_ends(successes / total, float(total), quantile(confidence))
@@ -82,24 +82,24 @@ def wilson(successes: int, total: int, *, confidence: float = 0.95, reason: str 
 def clustered_wilson(
     success: NDArray[np.bool_], groups: NDArray[np.generic] | None, *, confidence: float = 0.95
 ) -> Proportion:
-    """A proportion of images that come in groups, with its Wilson interval for the effective number of images.
+    """Estimate a proportion of images in groups, with its Wilson interval at the effective number of images.
 
-    The interval is that of `ClusterDesign`, which allows for groups of unequal size; with one image per group it is
-    the plain Wilson interval, and with a single group that of one image.
+    `ClusterDesign` computes the interval, which allows for groups of unequal size; with one image per group it is the
+    plain Wilson interval, and with a single group that of one image.
 
     Args:
         success: Shape (n,), n >= 1: whether each image has the property.
-        groups: Names of shape (n,), or None if every image stands for itself.
+        groups: Group (patient) of each image, of shape (n,), or None if each image is its own group.
         confidence: Coverage of the interval, in (0, 1).
 
     Raises:
-        ValueError: If the shapes differ, nothing is given, or confidence is not in (0, 1).
+        ValueError: If the shapes differ, there are no images, or confidence is not in (0, 1).
 
     Example:
-        >>> recognised = np.array([True, True, True, False, False, False])
-        >>> alone = clustered_wilson(recognised, None)
-        >>> in_pairs = clustered_wilson(recognised, np.array(["a", "a", "b", "b", "c", "c"]))
-        >>> in_pairs.value == alone.value, in_pairs.low < alone.low
+        >>> correct = np.array([True, True, True, False, False, False])
+        >>> independent = clustered_wilson(correct, None)
+        >>> pairs = clustered_wilson(correct, np.array(["a", "a", "b", "b", "c", "c"]))
+        >>> pairs.value == independent.value, pairs.low < independent.low
         (True, True)
     """
     check_confidence(confidence)
@@ -116,11 +116,11 @@ def clustered_wilson(
 
 @dataclass(frozen=True)
 class ClusterDesign:
-    """How much information images that come in groups carry about a proportion.
+    """How much information images in groups carry about a proportion.
 
     Attributes:
-        size: Number of independent images with the variance that these groups show; at most the number of images.
-        freedom: Degrees of freedom of that variance; infinite where it is not estimated.
+        size: Number of independent images with the same variance; at most the number of images.
+        freedom: Degrees of freedom of that variance; infinite if it is not estimated.
         copies: Number of independent images if all images of a group were copies of one another, n² / Σm².
     """
 
@@ -131,8 +131,8 @@ class ClusterDesign:
     def compute_interval(self, value: float, *, confidence: float) -> tuple[float, float]:
         """Compute the Wilson interval around a proportion at the effective size, with Student's t.
 
-        Where the variance rests on few failures, t makes the interval wider than correlation within groups can; so
-        neither end lies beyond that of the interval with the images of a group as copies of one another.
+        If the variance is based on few failures, t makes the interval wider than correlation within groups can. Each
+        end is therefore limited to that of the interval with the images of a group as copies of one another.
 
         Args:
             value: The proportion, in [0, 1].
@@ -151,7 +151,7 @@ class ClusterDesign:
         return max(low, lowest), min(high, highest)
 
     def rescale(self, factor: float) -> "ClusterDesign":
-        """Return the design of an index that varies as a proportion of `factor` times as many images would."""
+        """Return the design of an index that varies like a proportion of `factor` times as many images."""
         return ClusterDesign(self.size * factor, self.freedom, self.copies * factor)
 
 
@@ -160,13 +160,13 @@ def compute_cluster_design(successes: NDArray[np.float64], sizes: NDArray[np.flo
 
     The variance is the larger of two estimates: that of the linearised ratio estimator (whole groups vary), and
     p (1 - p) / n · (1 + (Σm² / n - 1) ICC) with the intraclass correlation of an analysis of variance (Fleiss 2003,
-    15.2). The first misses correlation where by chance only small groups fail; the second where it differs between
-    groups. Degrees of freedom are Satterthwaite's for the groups' contributions. Where all or none succeed neither can
-    be estimated, and the images of a group count as copies of one another.
+    15.2). The first misses correlation if only small groups happen to have failures; the second if it differs between
+    groups. Degrees of freedom are Satterthwaite's for the groups' contributions. If all or no images have the property
+    neither can be estimated, and the images of a group count as copies of one another.
 
     Args:
-        successes: Images with the property in each group, of shape (groups,).
-        sizes: Images of each group, of shape (groups,), each >= 1.
+        successes: Number of images with the property in each group, of shape (groups,).
+        sizes: Number of images of each group, of shape (groups,), each >= 1.
 
     Example:
         >>> design = compute_cluster_design(np.array([5.0, 5.0, 0.0]), np.array([5.0, 5.0, 5.0]))
@@ -189,7 +189,7 @@ def compute_cluster_design(successes: NDArray[np.float64], sizes: NDArray[np.flo
 
 
 def proportions_of_confusion(confusion: NDArray[np.int64], *, confidence: float = 0.95) -> ClassProportions:
-    """Shares with plain Wilson intervals, from counts of independent images (as in a published matrix).
+    """Compute proportions with plain Wilson intervals from counts of independent images, as in a published matrix.
 
     Args:
         confusion: Counts of shape (classes, classes); rows are true, columns predicted.
@@ -200,13 +200,13 @@ def proportions_of_confusion(confusion: NDArray[np.int64], *, confidence: float 
 
     Example:
         >>> vgg19 = np.array([[133, 15, 2], [11, 125, 14], [0, 7, 143]])
-        >>> shares = proportions_of_confusion(vgg19)
-        >>> shares.accuracy.successes, shares.sensitivity[0].total
+        >>> proportions = proportions_of_confusion(vgg19)
+        >>> proportions.accuracy.successes, proportions.sensitivity[0].total
         (401, 150)
     """
     counts = np.asarray(confusion)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or not np.issubdtype(counts.dtype, np.integer):
-        raise ValueError(f"confusion is {counts.dtype} of shape {counts.shape}; expected square, whole numbers")
+        raise ValueError(f"confusion is {counts.dtype} of shape {counts.shape}; expected a square matrix of integers")
     classes = len(counts)
     true, predicted = np.divmod(np.repeat(np.arange(classes**2), counts.ravel()), classes)
     return proportions_of_predictions(true, predicted, None, classes=classes, confidence=confidence)
@@ -220,29 +220,28 @@ def proportions_of_predictions(
     classes: int,
     confidence: float = 0.95,
 ) -> ClassProportions:
-    """Shares with Wilson intervals that allow for groups of several images.
+    """Compute proportions with Wilson intervals that allow for groups of several images.
 
     Args:
         true: True classes of shape (n,), whole numbers in [0, classes).
         predicted: Predicted classes of shape (n,).
-        groups: Names of shape (n,) of what the images belong to (patients), or None if each stands for
-            itself.
-        classes: How many classes there are.
+        groups: Group (patient) of each image, of shape (n,), or None if each image is its own group.
+        classes: Number of classes.
         confidence: Coverage of the intervals, in (0, 1).
 
     Returns:
-        Shares in the order of the classes; nan where no image is in the denominator (precision of a class
+        Proportions in the order of the classes; NaN if no image is in the denominator (precision of a class that is
         never predicted, sensitivity of a class without images).
 
     Raises:
-        ValueError: If the arrays don't fit each other, are empty, or hold labels out of range.
+        ValueError: If the shapes differ, the arrays are empty, or a label is out of range.
 
     Example:
-        >>> shares = proportions_of_predictions(np.array([0, 0, 1]), np.array([0, 1, 1]), None, classes=3)
-        >>> [share.value for share in shares.sensitivity]
+        >>> proportions = proportions_of_predictions(np.array([0, 0, 1]), np.array([0, 1, 1]), None, classes=3)
+        >>> [sensitivity.value for sensitivity in proportions.sensitivity]
         [0.5, 1.0, nan]
     """
-    confusion_matrix(true, predicted, classes)  # refuses what does not fit
+    confusion_matrix(true, predicted, classes)  # checks the labels
     truth, guess = labels_in_range(true, classes), labels_in_range(predicted, classes)
     codes = group_codes(groups, length=len(truth))
 
@@ -252,8 +251,8 @@ def proportions_of_predictions(
         return clustered_wilson(success[among], codes[among], confidence=confidence)
 
     present = [truth == each for each in range(classes)]
-    chosen = [guess == each for each in range(classes)]
-    pairs = list(zip(present, chosen, strict=True))
+    called = [guess == each for each in range(classes)]
+    pairs = list(zip(present, called, strict=True))
     return ClassProportions(
         accuracy=share(truth == guess, np.ones(len(truth), dtype=np.bool_), ""),
         precision=tuple(share(p, c, NEVER_PREDICTED) for p, c in pairs),

@@ -1,7 +1,8 @@
-"""How well probabilities rank: one-vs-rest AUROC and average precision of each class, and their averages.
+"""Ranking by probability: one-vs-rest AUROC and average precision of each class, and their averages.
 
-An area has its interval by DeLong (`delong`). Average precision is a mean over positives, and so is the area under
-the risk-coverage curve over images; one function gives the value and what each image adds to its deviation.
+The interval of an AUROC is DeLong's (`delong`). Average precision is a mean over positives, and the area under the
+risk-coverage curve one over images; one function computes the value and the contribution of each image to its
+deviation.
 """
 
 import math
@@ -35,12 +36,12 @@ from pylorus.evaluation.proportion import NO_IMAGES
 
 @dataclass(frozen=True)
 class RankingEstimates:
-    """How well each class is ranked above the rest, in their order; NaN for a class without images.
+    """Ranking of each class above the rest, in the order of the classes; NaN for a class without images.
 
     Attributes:
         auroc: One-vs-rest area under the ROC curve, in [0, 1].
         average_precision: Mean precision over the positives, in [0, 1]; a random ranking gives the class's
-            share.
+            prevalence.
         macro_auroc: Mean of the areas; NaN if one is undefined.
         macro_average_precision: Mean of the average precisions; NaN if one is undefined.
     """
@@ -53,11 +54,11 @@ class RankingEstimates:
 
 @dataclass(frozen=True, eq=False)
 class MeanShareAbove:
-    """The mean, over some images, of the share of hits among all images that score as high or higher.
+    """The mean, over some images, of the proportion of hits among all images that score as high or higher.
 
     Attributes:
-        value: In [0, 1].
-        contributions: What each image adds to the value's deviation, of shape (n,); they sum to 0.
+        value: The mean, in [0, 1].
+        contributions: Contribution of each image to the deviation of the value, of shape (n,); they sum to 0.
     """
 
     value: float
@@ -73,25 +74,24 @@ def ranking_of_predictions(
     seed: int | None = None,
     resamples: int | None = None,
 ) -> RankingEstimates:
-    """Compute one-vs-rest AUROC and average precision of each class, with intervals that keep groups together.
+    """Compute one-vs-rest AUROC and average precision of each class, with intervals that allow for groups.
 
     Args:
         true: True classes of shape (n,), whole numbers in [0, classes).
         probabilities: Shape (n, classes); rows sum to one.
-        groups: Names of shape (n,) of what the images belong to (patients), or None if each stands for
-            itself.
+        groups: Group (patient) of each image, of shape (n,), or None if each image is its own group.
         confidence: Coverage of the intervals, in (0, 1).
-        seed: Deprecated, without effect: nothing is drawn any more.
+        seed: Deprecated, without effect: the intervals no longer need random numbers.
         resamples: Deprecated like `seed`.
 
     Raises:
-        ValueError: If the arrays don't fit each other, are empty, hold NaN or rows that don't sum to one.
+        ValueError: If the shapes differ, the arrays are empty, a value is NaN, or a row does not sum to one.
 
     Example:
         >>> true = np.array([0, 0, 0, 1, 1, 1])
         >>> first = np.array([0.9, 0.8, 0.3, 0.6, 0.2, 0.1])
-        >>> found = ranking_of_predictions(true, np.column_stack([first, 1 - first]), None)
-        >>> round(found.auroc[0].value, 3), round(found.average_precision[0].value, 3)
+        >>> ranking = ranking_of_predictions(true, np.column_stack([first, 1 - first]), None)
+        >>> round(ranking.auroc[0].value, 3), round(ranking.average_precision[0].value, 3)
         (0.889, 0.917)
     """
     check_confidence(confidence)
@@ -110,7 +110,7 @@ def ranking_of_predictions(
     precisions, contributions = zip(
         *(_estimate_precision(p, s, codes, confidence) for p, s in zip(present, scores, strict=True)), strict=True
     )
-    # A pair of images in the wrong order may count for two classes.
+    # A pair of images in the wrong order may affect two classes.
     unknown, copies = 1 / (classes - 1), compute_copies(codes)
     return RankingEstimates(
         auroc=areas,
@@ -131,24 +131,24 @@ def average_precision(
     *,
     confidence: float = 0.95,
 ) -> Estimate:
-    """Compute the mean, over positives, of the precision where each is just called, with its interval.
+    """Compute average precision: the mean, over positives, of the precision at the score of each, with its interval.
 
-    The sum over thresholds of precision times the gain in sensitivity, without interpolation (scikit-learn's
-    definition); images of equal score are taken together. The interval is the Wilson interval of as many images as have
-    the linearised variance of whole groups, with Student's t. Where all positives score above all others, or one group
-    holds all positives, it is that of the positives, those of a group counting as copies of one another.
+    It is the sum over thresholds of precision times the gain in sensitivity, without interpolation (scikit-learn's
+    definition); images of equal score are counted together. The interval is the Wilson interval at the number of
+    independent images with the linearised variance of whole groups, with Student's t. If all positives score above all
+    others, or one group has all positives, it is that of the positives, with those of a group as copies of one another.
 
     Args:
         positive: Shape (n,): whether each image is of the class.
-        scores: Shape (n,): larger for likelier; any finite numbers.
-        groups: Names of shape (n,) of what the images belong to, or None if each stands for itself.
+        scores: Shape (n,): higher for more probable positives; any finite numbers.
+        groups: Group (patient) of each image, of shape (n,), or None if each image is its own group.
         confidence: Coverage of the interval, in (0, 1).
 
     Returns:
-        In [0, 1]; undefined without positives.
+        Average precision, in [0, 1]; undefined without positives.
 
     Raises:
-        ValueError: If the arrays don't fit each other, are empty, or scores are not finite.
+        ValueError: If the shapes differ, the arrays are empty, or a score is not finite.
 
     Example:
         >>> round(average_precision(np.array([True, False, True]), np.array([0.9, 0.5, 0.1])).value, 4)
@@ -163,14 +163,14 @@ def average_precision(
 def compute_mean_share_above(
     hit: NDArray[np.bool_], counted: NDArray[np.bool_], scores: NDArray[np.float64]
 ) -> MeanShareAbove:
-    """Compute the mean share of hits above each counted image, itself and equal scores included.
+    """Compute the mean proportion of hits above each counted image, including itself and equal scores.
 
-    Average precision is that of positives above positives; the area under the risk-coverage curve is that of mistakes
+    Average precision is that of positives above positives; the area under the risk-coverage curve is that of errors
     above each image.
 
     Args:
-        hit: Shape (n,): what the shares are of.
-        counted: Shape (n,), at least one: which images the mean is over.
+        hit: Shape (n,): whether each image is a hit.
+        counted: Shape (n,): whether the mean includes each image, at least one.
         scores: Shape (n,), finite.
 
     Example:
@@ -182,31 +182,31 @@ def compute_mean_share_above(
     above = np.cumsum(np.bincount(level)).astype(np.float64)
     hits = np.cumsum(np.bincount(level, weights=hit))
     weight = np.bincount(level, weights=counted)
-    share = hits / above
+    proportion = hits / above
     count = float(counted.sum())
-    value = float((weight * share).sum() / count)
-    # An image moves the share of every counted image that scores as high or lower.
-    of_hits = np.cumsum((weight / above)[::-1])[::-1]
-    of_images = np.cumsum((weight * share / above)[::-1])[::-1]
-    moved = counted * (share[level] - value) + hit * of_hits[level] - of_images[level]
-    return MeanShareAbove(value, moved / count)
+    value = float((weight * proportion).sum() / count)
+    # An image changes the proportion of every counted image that scores as high or lower.
+    hit_effect = np.cumsum((weight / above)[::-1])[::-1]
+    image_effect = np.cumsum((weight * proportion / above)[::-1])[::-1]
+    changes = counted * (proportion[level] - value) + hit * hit_effect[level] - image_effect[level]
+    return MeanShareAbove(value, changes / count)
 
 
 def _estimate_precision(
     positive: NDArray[np.bool_], scores: NDArray[np.float64], codes: NDArray[np.int64], confidence: float
 ) -> tuple[Estimate, NDArray[np.float64]]:
-    """Estimate average precision; beside it what each image adds to its deviation."""
+    """Estimate average precision, and the contribution of each image to its deviation."""
     if not positive.any():
         return undefined(NO_IMAGES), np.zeros(len(positive))
-    found = compute_mean_share_above(positive, positive, scores)
+    mean = compute_mean_share_above(positive, positive, scores)
     groups = len(np.unique(codes[positive]))
-    spread = estimate_mean_variance(found.contributions * len(positive), codes)
-    # The variance of few positive groups is too small; that of one group can't be told.
-    variance = spread.variance * groups / (groups - 1) if groups > 1 and found.value < 1 - 1e-12 else math.nan
+    spread = estimate_mean_variance(mean.contributions * len(positive), codes)
+    # The variance of few positive groups is biased downwards; that of a single group can't be estimated.
+    variance = spread.variance * groups / (groups - 1) if groups > 1 and mean.value < 1 - 1e-12 else math.nan
     estimate = estimate_from_variance(
-        min(found.value, 1.0), MeanVariance(variance, spread.freedom), codes[positive], confidence=confidence
+        min(mean.value, 1.0), MeanVariance(variance, spread.freedom), codes[positive], confidence=confidence
     )
-    return estimate, found.contributions
+    return estimate, mean.contributions
 
 
 def _covariance_of_areas(
@@ -215,21 +215,21 @@ def _covariance_of_areas(
     codes: NDArray[np.int64],
     areas: Sequence[AreaEstimate],
 ) -> NDArray[np.float64]:
-    """Sum over groups of the products of what they add to two areas, of shape (classes, classes)."""
-    added = [
+    """Sum the products of the groups' contributions to two areas, of shape (classes, classes)."""
+    contributions = [
         structural_components(positive, [score], codes).contributions[0]
         if area.defined
         else np.zeros(int(codes.max()) + 1)
         for positive, score, area in zip(present, scores, areas, strict=True)
     ]
-    return _multiply(added)
+    return _multiply(contributions)
 
 
 def _covariance_of_sums(contributions: Sequence[NDArray[np.float64]], codes: NDArray[np.int64]) -> NDArray[np.float64]:
     return _multiply([np.bincount(codes, weights=each).astype(np.float64) for each in contributions])
 
 
-def _multiply(added: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    table = np.array(added)
+def _multiply(contributions: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    table = np.array(contributions)
     product: NDArray[np.float64] = table @ table.T
     return product

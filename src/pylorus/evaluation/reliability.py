@@ -1,4 +1,4 @@
-"""The reliability curve: how sure the model was against how often it was right."""
+"""The reliability curve: accuracy against certainty of the model."""
 
 from dataclasses import dataclass
 
@@ -10,17 +10,17 @@ from pylorus.evaluation.interval import check_confidence
 from pylorus.evaluation.proportion import Proportion, clustered_wilson
 
 BINS = 10
-"""Bins unless told otherwise: 45 images each on a test set of 450."""
+"""Default number of bins: 45 images per bin for a test set of 450."""
 
 
 @dataclass(frozen=True, eq=False)
 class ReliabilityCurve:
-    """Bins of images by the probability of their likeliest class, from least to most sure.
+    """Bins of images by the probability of their most probable class, in increasing order.
 
     Attributes:
-        certainty: Mean probability of the likeliest class in each bin, in [0, 1], of shape (bins,).
-        accuracy: Share of the bin's images recognised, with its Wilson interval, one a bin.
-        images: How many images a bin holds, of shape (bins,).
+        certainty: Mean probability of the most probable class in each bin, in [0, 1], of shape (bins,).
+        accuracy: Proportion of correctly classified images in each bin, with its Wilson interval, one per bin.
+        images: Number of images in each bin, of shape (bins,).
         ece: Mean over images of |accuracy - certainty| of their bin, in [0, 1].
     """
 
@@ -38,27 +38,27 @@ def reliability_curve(
     bins: int = BINS,
     confidence: float = 0.95,
 ) -> ReliabilityCurve:
-    """Sort images by how sure the model was and cut them into bins of equal mass.
+    """Compute the accuracy of the model in bins of equal mass by its certainty.
 
-    Bins of equal mass, not of equal width: a trained model is nearly always sure, so bins of equal width
-    would be empty below and hold nearly all images above, and their error is the more biased (Roelofs et al.
-    2022). Images of equal probability stay in one bin, so the curve does not depend on their order; bins may
-    then be fewer.
+    Bins have equal mass, not equal width: a trained model is nearly always confident, so that bins of equal width would
+    be empty at low certainty and contain nearly all images at high certainty, with a more biased error (Roelofs et al.
+    2022). Images of equal probability stay in one bin, so the curve does not depend on their order; there may then be
+    fewer bins.
 
     Args:
         probabilities: Shape (n, classes); rows sum to one.
         true: True classes, of shape (n,).
-        groups: Names of shape (n,) of what the images belong to, or None if each stands for itself.
-        bins: How many bins to aim at, >= 1; no more than there are images.
-        confidence: Coverage of the accuracy's intervals, in (0, 1).
+        groups: Group (patient) of each image, of shape (n,), or None if each image is its own group.
+        bins: Target number of bins, >= 1; at most as many as images.
+        confidence: Coverage of the intervals of the accuracy, in (0, 1).
 
     Raises:
-        ValueError: If the arrays don't fit each other, are empty, hold nan, or bins is below 1.
+        ValueError: If the shapes differ, the arrays are empty, a value is NaN, or bins is below 1.
 
     Example:
-        >>> sure = np.array([0.6, 0.7, 0.9, 1.0])
-        >>> curve = reliability_curve(np.column_stack([sure, 1 - sure]), np.array([1, 0, 0, 0]), bins=2)
-        >>> curve.certainty.round(2).tolist(), [share.value for share in curve.accuracy]
+        >>> first = np.array([0.6, 0.7, 0.9, 1.0])
+        >>> curve = reliability_curve(np.column_stack([first, 1 - first]), np.array([1, 0, 0, 0]), bins=2)
+        >>> curve.certainty.round(2).tolist(), [accuracy.value for accuracy in curve.accuracy]
         ([0.65, 0.95], [0.5, 1.0])
     """
     check_confidence(confidence)
@@ -69,24 +69,24 @@ def reliability_curve(
     if bins < 1:
         raise ValueError(f"bins is {bins}; expected at least 1")
     codes = group_codes(groups, length=len(truth))
-    sure, right = table.max(axis=1), table.argmax(axis=1) == truth
-    member = assign_equal_mass_bins(sure, bins=bins)
+    confidences, correct = table.max(axis=1), table.argmax(axis=1) == truth
+    member = assign_equal_mass_bins(confidences, bins=bins)
     images = np.bincount(member).astype(np.int64)
-    certainty = np.bincount(member, weights=sure) / images
+    certainty = np.bincount(member, weights=confidences) / images
     accuracy = tuple(
-        clustered_wilson(right[member == each], codes[member == each], confidence=confidence)
+        clustered_wilson(correct[member == each], codes[member == each], confidence=confidence)
         for each in range(len(images))
     )
-    gaps = np.abs(certainty - np.array([share.value for share in accuracy]))
+    gaps = np.abs(certainty - np.array([proportion.value for proportion in accuracy]))
     return ReliabilityCurve(certainty, accuracy, images, float((images * gaps).sum() / len(truth)))
 
 
 def assign_equal_mass_bins(values: NDArray[np.float64], *, bins: int) -> NDArray[np.int64]:
-    """Assign each value to a bin, 0, 1, … without gaps; equal values share one.
+    """Assign each value to one of the bins 0, 1, … without gaps; equal values get the same bin.
 
     Args:
-        values: Of shape (n,).
-        bins: How many bins of equally many values to aim at, >= 1.
+        values: Shape (n,), n >= 1.
+        bins: Target number of bins with equally many values, >= 1.
 
     Example:
         >>> assign_equal_mass_bins(np.array([0.6, 0.9, 0.7, 1.0]), bins=2).tolist()
