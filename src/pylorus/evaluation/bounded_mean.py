@@ -37,17 +37,17 @@ def confidence_below(values: NDArray[np.float64], bound: float) -> float:
         >>> confidence_below(np.array([0.0, 0.0, 0.5]), 0.5) > confidence_below(np.array([0.0, 0.0, 1.0]), 0.5)
         True
     """
-    shares = _checked_values(values)
+    proportions = _checked_values(values)
     if bound >= 1:
         return 1.0
     if bound <= 0:
         return 0.0
-    ones = int((shares == 1).sum())
-    if ones + int((shares == 0).sum()) == len(shares):
-        return float(special.betainc(ones + 1, len(shares) - ones, bound)) if ones < len(shares) else 0.0
+    ones = int((proportions == 1).sum())
+    if ones + int((proportions == 0).sum()) == len(proportions):
+        return float(special.betainc(ones + 1, len(proportions) - ones, bound)) if ones < len(proportions) else 0.0
     # With exponential variables E, the weighted mean is at most `bound` if sum((value - bound) E) <= 0; the
     # distribution function of that sum follows from its characteristic function (Gil-Pelaez 1951).
-    levels, counts = np.unique(np.append(shares, 1.0), return_counts=True)
+    levels, counts = np.unique(np.append(proportions, 1.0), return_counts=True)
     coefficients = levels - bound
     scale = np.sqrt((counts * coefficients**2).sum())
     logarithm = -(counts * np.log(1 - 1j * (np.tan(_ANGLES) / scale)[:, None] * coefficients)).sum(axis=1)
@@ -71,11 +71,11 @@ def upper_bound(values: NDArray[np.float64], *, confidence: float) -> float:
         (0.095, 0.095)
     """
     check_confidence(confidence)
-    shares = _checked_values(values)
-    if (shares == 1).all():
+    proportions = _checked_values(values)
+    if (proportions == 1).all():
         return 1.0
-    mean = float(shares.mean())
-    return float(optimize.brentq(lambda bound: confidence_below(shares, bound) - confidence, mean * 1e-3, 1.0))
+    mean = float(proportions.mean())
+    return float(optimize.brentq(lambda bound: confidence_below(proportions, bound) - confidence, mean * 1e-3, 1.0))
 
 
 def mean_over_groups(
@@ -129,5 +129,5 @@ def _checked_values(values: NDArray[np.float64]) -> NDArray[np.float64]:
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"values have shape {array.shape}; expected (n,), with n >= 1")
     if not ((array >= 0) & (array <= 1)).all():  # negated, so that NaN is refused as well
-        raise ValueError(f"values lie in [{array.min()}, {array.max()}]; expected [0, 1]")
+        raise ValueError(f"values are in [{array.min()}, {array.max()}]; expected [0, 1]")
     return array

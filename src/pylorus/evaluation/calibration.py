@@ -379,7 +379,7 @@ def _estimate_ece(
     member = assign_equal_mass_bins(confidences, bins=bins)
     images = np.bincount(member)
     gaps = np.bincount(member, weights=confidences - correct) / images
-    share = images / len(truth)
+    bin_weights = images / len(truth)
     errors = quantile(confidence)
     reaches = []
     for each in range(len(images)):
@@ -388,9 +388,9 @@ def _estimate_ece(
         accuracy = clustered_wilson(correct[inside], codes[inside], confidence=confidence)
         # Wilson's interval allows for a bin without errors, but is too narrow for a bin of few images.
         reaches.append(max((accuracy.high - accuracy.low) / 2, errors * math.sqrt(np.nan_to_num(spread.variance))))
-    value = float(share @ np.abs(gaps))
-    corrected = float(share @ np.sqrt(np.maximum(gaps**2 - (np.array(reaches) / errors) ** 2, 0.0)))
-    reach = float(np.sqrt(((share * np.array(reaches)) ** 2).sum()))
+    value = float(bin_weights @ np.abs(gaps))
+    corrected = float(bin_weights @ np.sqrt(np.maximum(gaps**2 - (np.array(reaches) / errors) ** 2, 0.0)))
+    reach = float(np.sqrt(((bin_weights * np.array(reaches)) ** 2).sum()))
     return Estimate(value, max(0.0, min(value, corrected - reach)), min(1.0, value + reach))
 
 

@@ -1,15 +1,15 @@
-"""Replicates of a configuration: seeds, folds and repeated splits, and what two configurations differ in over them.
+"""Replicates of a configuration (seeds, folds, repeated splits) and the comparison of two configurations.
 
-A trained model is one draw from its configuration: another seed or another training set gives another model. A claim
-about a configuration has to allow for that draw as well as for the patients that happened to be tested.
+A trained model is one sample from its configuration: another seed or another training set gives another model. A claim
+about a configuration has to allow for that variation as well as for the sample of tested patients.
 
-* Several seeds on one set of test images are what several readers are in a reader study: `compare_replicates` takes
+* Several seeds on one set of test images correspond to several readers in a reader study: `compare_replicates` uses
   the variance of Obuchowski and Rockette (Commun. Stat. Simul. Comput. 1995;24:285) with readers nested in the
-  configuration (Hillis, Stat. Med. 2014;33:330), or crossed with it where replicates are paired, and Satterthwaite's
+  configuration (Hillis, Stat. Med. 2014;33:330), or crossed with it if replicates are paired, and Satterthwaite's
   degrees of freedom.
-* Folds and repeated splits have other test images each, and training sets that overlap: `corrected_resampled_t` takes
-  the variance of Nadeau and Bengio (Mach. Learn. 2003;52:239).
-* `sign_flip_test` allows for patients alone and is exact for the models as they were trained.
+* Folds and repeated splits each have their own test images, and overlapping training sets: `corrected_resampled_t`
+  uses the variance of Nadeau and Bengio (Mach. Learn. 2003;52:239).
+* `sign_flip_test` allows for patients only and is exact for the models as they were trained.
 """
 
 import math
@@ -32,6 +32,7 @@ from pylorus.evaluation.interval import (
 )
 
 NOTHING_VARIES = "neither patients nor replicates vary"
+UNDEFINED = "the index is undefined for a replicate, or without one of the groups"
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ class ReplicateSummary:
     """One index over the replicates of a configuration.
 
     Attributes:
-        mean: Over the replicates; nan where the index is undefined for one of them.
-        deviation: Standard deviation of n - 1; nan for a single replicate.
-        lowest: Of the replicates.
-        highest: Of the replicates.
-        replicates: How many there are.
+        mean: Mean over the replicates; NaN if the index is undefined for one of them.
+        deviation: Standard deviation with denominator n - 1; NaN for a single replicate.
+        lowest: Lowest value of a replicate.
+        highest: Highest value of a replicate.
+        replicates: Number of replicates.
     """
 
     mean: float
@@ -58,8 +59,8 @@ class ReplicateDifference(Difference):
     """A difference between two configurations, first minus second.
 
     Attributes:
-        allows_for_training: Whether interval and p allow for another seed or training set, not for patients alone; of
-            one configuration alone, where the other has a single replicate.
+        allows_for_training: Whether interval and p allow for another seed or training set, not only for patients; for
+            one of the configurations only, if the other has a single replicate.
     """
 
     allows_for_training: bool
@@ -67,12 +68,12 @@ class ReplicateDifference(Difference):
 
 @dataclass(frozen=True, eq=False)
 class ReplicateIndices:
-    """Indices of several replicates on the same images, and how these vary with the patients.
+    """Indices of several replicates on the same images, and their variation with the patients.
 
     Attributes:
-        values: Of shape (replicates, indices), in the order of `pylorus.evaluation.comparison.INDICES`.
-        deviations: What leaving out each group changes, less its mean, of shape (indices, replicates, groups); nan
-            where leaving out one group leaves the index undefined.
+        values: The indices, of shape (replicates, indices), in the order of `pylorus.evaluation.comparison.INDICES`.
+        deviations: Change of each index if one group is left out, minus the mean change, of shape (indices,
+            replicates, groups); NaN if the index is undefined without one of the groups.
     """
 
     values: NDArray[np.float64]
@@ -80,16 +81,16 @@ class ReplicateIndices:
 
     @property
     def covariance(self) -> NDArray[np.float64]:
-        """How each index varies together over the replicates with the patients: (indices, replicates, replicates)."""
+        """Covariance of the replicates for each index, of shape (indices, replicates, replicates)."""
         groups = self.deviations.shape[2]
         table: NDArray[np.float64] = (groups - 1) / groups * np.einsum("iag,ibg->iab", self.deviations, self.deviations)
         return table
 
     def count_freedom(self, index: int, contrast: NDArray[np.float64]) -> float:
-        """Degrees of freedom of the variance of a contrast of one index over the replicates; at least 1.
+        """Compute the degrees of freedom, at least 1, of the variance of a contrast of one index over the replicates.
 
         Args:
-            index: Place of the index.
+            index: Position of the index in `INDICES`.
             contrast: Weight of each replicate, of shape (replicates,).
         """
         changes = contrast @ self.deviations[index]
@@ -99,10 +100,10 @@ class ReplicateIndices:
 
 
 def summarize_replicates(values: NDArray[np.float64]) -> ReplicateSummary:
-    """Mean, standard deviation and range of one index over replicates.
+    """Compute mean, standard deviation and range of one index over replicates.
 
     Args:
-        values: Shape (replicates,), at least one; nan where the index is undefined.
+        values: Value of each replicate, of shape (replicates,), at least one; NaN where undefined.
 
     Raises:
         ValueError: If there are none.
@@ -114,7 +115,7 @@ def summarize_replicates(values: NDArray[np.float64]) -> ReplicateSummary:
     """
     table = np.asarray(values, dtype=np.float64)
     if table.ndim != 1 or not len(table):
-        raise ValueError(f"values have shape {table.shape}; expected (replicates,), at least one")
+        raise ValueError(f"values have shape {table.shape}; expected (replicates,), with at least one")
     if np.isnan(table).any():
         return ReplicateSummary(math.nan, math.nan, math.nan, math.nan, len(table))
     deviation = float(table.std(ddof=1)) if len(table) > 1 else math.nan
@@ -124,28 +125,31 @@ def summarize_replicates(values: NDArray[np.float64]) -> ReplicateSummary:
 def replicate_balance(
     first: NDArray[np.bool_], second: NDArray[np.bool_], groups: NDArray[np.generic] | None
 ) -> NDArray[np.int64]:
-    """What each group says of two configurations, in whole numbers for `sign_flip_test`.
+    """Compute the balance of each group between two configurations, in whole numbers for `sign_flip_test`.
 
     Args:
-        first: Whether each replicate of the one recognises each image, of shape (replicates, n).
-        second: The same of the other, of shape (other replicates, n).
-        groups: Names of shape (n,), or None if every image stands for itself.
+        first: Whether each replicate of the first classifies each image correctly, of shape (first replicates, n).
+        second: The same for the second configuration, of shape (second replicates, n).
+        groups: Group (patient) of each image, of shape (n,), or None if each image is its own group.
 
     Returns:
-        Images that the mean replicate of the first recognises more, times both numbers of replicates, by group.
+        Difference in correctly classified images between the mean replicates, multiplied by both numbers of
+        replicates, of shape (groups,).
 
     Raises:
-        ValueError: If the two are not about equally many images.
+        ValueError: If the numbers of images differ.
 
     Example:
         >>> one, two = np.array([[True, True], [True, False]]), np.array([[False, False]])
         >>> replicate_balance(one, two, np.array(["a", "b"])).tolist()
         [2, 1]
     """
-    ours, theirs = np.atleast_2d(first), np.atleast_2d(second)
-    if ours.shape[1] != theirs.shape[1]:
-        raise ValueError(f"{ours.shape[1]} images of the first, {theirs.shape[1]} of the second; expected the same")
-    lead = ours.sum(axis=0).astype(np.int64) * len(theirs) - theirs.sum(axis=0).astype(np.int64) * len(ours)
+    first, second = np.atleast_2d(first), np.atleast_2d(second)
+    if first.shape[1] != second.shape[1]:
+        raise ValueError(
+            f"found {first.shape[1]} images for the first and {second.shape[1]} for the second; expected the same"
+        )
+    lead = first.sum(axis=0).astype(np.int64) * len(second) - second.sum(axis=0).astype(np.int64) * len(first)
     codes = group_codes(groups, length=len(lead))
     return np.rint(np.bincount(codes, weights=lead)).astype(np.int64)
 
@@ -157,39 +161,39 @@ def indices_of_replicates(
     *,
     classes: int,
 ) -> ReplicateIndices:
-    """Accuracy, macro F1 and their like of several replicates on the same images, with their covariance.
+    """Compute the overall indices of several replicates on the same images, with their covariance.
 
-    The covariance is that of the jackknife which leaves out one group after the other (the pseudovalues of Dorfman,
+    The covariance comes from the jackknife that leaves out one group after the other (the pseudovalues of Dorfman,
     Berbaum and Metz, Invest. Radiol. 1992;27:723).
 
     Args:
         true: True classes of shape (n,), whole numbers in [0, classes).
         predicted: Predicted classes of each replicate, of shape (replicates, n).
-        groups: Names of shape (n,), or None if every image stands for itself.
-        classes: How many classes there are.
+        groups: Group (patient) of each image, of shape (n,), or None if each image is its own group.
+        classes: Number of classes.
 
     Raises:
-        ValueError: If the arrays don't fit each other or hold labels out of range.
+        ValueError: If the shapes differ or a label is out of range.
 
     Example:
-        >>> truth, answers = np.array([0, 0, 1, 1]), np.array([[0, 0, 1, 1], [0, 1, 1, 1]])
-        >>> indices = indices_of_replicates(truth, answers, None, classes=2)
+        >>> truth, predictions = np.array([0, 0, 1, 1]), np.array([[0, 0, 1, 1], [0, 1, 1, 1]])
+        >>> indices = indices_of_replicates(truth, predictions, None, classes=2)
         >>> indices.values[:, 0].tolist(), indices.covariance[0].round(4).tolist()
         ([1.0, 0.75], [[0.0, 0.0], [0.0, 0.0625]])
     """
     truth = labels_in_range(true, classes, name="true")
-    answers = np.atleast_2d(predicted)
-    if answers.shape[1] != len(truth):
-        raise ValueError(f"{len(truth)} true labels but {answers.shape[1]} predicted ones")
+    predictions = np.atleast_2d(predicted)
+    if predictions.shape[1] != len(truth):
+        raise ValueError(f"found {len(truth)} true and {predictions.shape[1]} predicted labels; expected equally many")
     codes = group_codes(groups, length=len(truth))
-    number = int(codes.max()) + 1
+    count = int(codes.max()) + 1
     values, left_out = [], []
-    for row in answers:
+    for row in predictions:
         cells = (codes * classes + truth) * classes + labels_in_range(row, classes, name="predicted")
-        tables = np.bincount(cells, minlength=number * classes**2).reshape(number, classes, classes)
+        tables = np.bincount(cells, minlength=count * classes**2).reshape(count, classes, classes)
         total = tables.sum(axis=0)
         values.append(_indices(total))
-        left_out.append(_indices(total - tables) if number > 1 else np.full((1, len(INDICES)), math.nan))
+        left_out.append(_indices(total - tables) if count > 1 else np.full((1, len(INDICES)), math.nan))
     changes = np.moveaxis(np.array(left_out), 2, 0)
     return ReplicateIndices(np.array(values), changes - changes.mean(axis=2, keepdims=True))
 
@@ -205,33 +209,34 @@ def compare_replicates(
     bounds: tuple[float, float] = (-1.0, 1.0),
     confidence: float = 0.95,
 ) -> ReplicateDifference:
-    """Difference of the means of two configurations whose replicates saw the same images.
+    """Compare the means of two configurations whose replicates were tested on the same images.
 
-    The variance is that of patients plus what seeds add to it (Obuchowski and Rockette 1995, readers nested as in
-    Hillis 2014); it is never below that of patients alone. The seeds of a configuration with a single replicate can't
-    be allowed for.
+    The variance is that of patients plus the additional variance of seeds (Obuchowski and Rockette 1995, readers nested
+    as in Hillis 2014); it is never below that of patients alone. It can't include the seeds of a configuration with a
+    single replicate.
 
     Args:
-        first: An index of each replicate of the one, of shape (replicates,).
-        second: Of the other, of shape (other replicates,).
-        covariance: How the values vary together with the patients, of shape (all replicates, all replicates), the
-            first's before the second's.
+        first: An index of each replicate of the first configuration, of shape (first replicates,).
+        second: The same index of the second configuration, of shape (second replicates,).
+        covariance: Covariance of the values due to the patients, of shape (all replicates, all replicates), those of
+            the first before those of the second.
         degrees: Degrees of freedom of the covariance, > 0.
-        allow_for_seeds: False takes the replicates as they are, and patients alone as chance.
-        paired: Whether the n-th replicates of both belong together, as two stages of one run do.
-        bounds: The least and the greatest difference that there can be.
+        allow_for_seeds: False treats the replicates as fixed, and only patients as random.
+        paired: Whether the n-th replicates of both belong together, like two stages of one run.
+        bounds: Least and greatest possible difference.
         confidence: Coverage of the interval, in (0, 1).
 
     Returns:
-        First minus second; without interval, and with a p of nan, where the covariance is undefined.
+        First minus second; without an interval, and with a p of NaN, if the covariance is undefined.
 
     Raises:
-        ValueError: If replicates that are paired are not equally many.
+        ValueError: If there are no replicates, the covariance has another shape, or the numbers of paired replicates
+            differ.
 
     Example:
-        >>> spread = np.full((6, 6), 4e-4) + np.diag([1e-4] * 6)
+        >>> covariance = np.full((6, 6), 4e-4) + np.diag([1e-4] * 6)
         >>> one, two = np.array([0.90, 0.92, 0.94]), np.array([0.80, 0.82, 0.84])
-        >>> difference = compare_replicates(one, two, spread, degrees=60)
+        >>> difference = compare_replicates(one, two, covariance, degrees=60)
         >>> round(difference.value, 3), difference.low > 0, difference.allows_for_training
         (0.1, True, True)
     """
@@ -240,23 +245,24 @@ def compare_replicates(
     size = len(ours) + len(theirs)
     if not len(ours) or not len(theirs) or covariance.shape != (size, size):
         raise ValueError(
-            f"{len(ours)} and {len(theirs)} replicates with a covariance of shape {covariance.shape}; "
-            "expected at least one of each, and their number for both sides of the covariance"
+            f"found {len(ours)} and {len(theirs)} replicates with a covariance of shape {covariance.shape}; "
+            f"expected at least one of each and a covariance of shape {(size, size)}"
         )
     value = float(ours.mean() - theirs.mean())
     contrast = np.concatenate([np.full(len(ours), 1 / len(ours)), np.full(len(theirs), -1 / len(theirs))])
     patients = float(contrast @ covariance @ contrast)
     seeds = allow_for_seeds and max(len(ours), len(theirs)) > 1
     if math.isnan(value) or math.isnan(patients):
-        reason = "the index is undefined for a replicate, or without one of the groups"
-        return ReplicateDifference(value, math.nan, math.nan, math.nan, math.nan, seeds, reason=reason)
+        return ReplicateDifference(value, math.nan, math.nan, math.nan, math.nan, seeds, reason=UNDEFINED)
     if paired and len(ours) != len(theirs):
-        raise ValueError(f"{len(ours)} and {len(theirs)} replicates; expected as many of each, since they are paired")
-    own, other = covariance[: len(ours), : len(ours)], covariance[len(ours) :, len(ours) :]
-    parts = [(ours, own), (theirs, other)]
+        raise ValueError(
+            f"found {len(ours)} and {len(theirs)} replicates; expected equally many, since they are paired"
+        )
+    own_first, own_second = covariance[: len(ours), : len(ours)], covariance[len(ours) :, len(ours) :]
+    parts = [(ours, own_first), (theirs, own_second)]
     if paired:
         cross = covariance[: len(ours), len(ours) :]
-        parts = [(ours - theirs, own + other - cross - cross.T)]
+        parts = [(ours - theirs, own_first + own_second - cross - cross.T)]
     variance, total = _total_variance(patients, parts, degrees) if seeds else (patients, degrees)
     return _difference(value, variance, total, bounds, confidence, training=seeds)
 
@@ -269,17 +275,19 @@ def estimate_replicates(
     bounds: tuple[float, float] = (0.0, 1.0),
     confidence: float = 0.95,
 ) -> Estimate:
-    """Mean of one configuration over replicates on the same images, allowing for patients and, from two, for seeds.
+    """Estimate the mean of an index over the replicates of one configuration on the same images.
+
+    The interval allows for patients and, with two or more replicates, for seeds.
 
     Args:
         values: An index (accuracy, macro F1) of each replicate, of shape (replicates,).
-        covariance: How they vary together with the patients, of shape (replicates, replicates).
+        covariance: Covariance of the values due to the patients, of shape (replicates, replicates).
         degrees: Degrees of freedom of the covariance, > 0.
-        bounds: The least and the greatest value that there can be.
+        bounds: Least and greatest possible value of the index.
         confidence: Coverage of the interval, in (0, 1).
 
     Returns:
-        The mean with an interval inside the bounds; without one where nothing varies or the covariance is undefined.
+        The mean with an interval within the bounds; without one if nothing varies or the covariance is undefined.
 
     Example:
         >>> mean = estimate_replicates(np.array([0.9, 0.8]), np.full((2, 2), 4e-4), degrees=60)
@@ -290,19 +298,18 @@ def estimate_replicates(
     table = np.asarray(values, dtype=np.float64)
     value, patients = float(table.mean()), float(covariance.mean())
     if math.isnan(value) or math.isnan(patients):
-        reason = "the index is undefined for a replicate, or without one of the groups"
-        return Estimate(value, math.nan, math.nan, reason=reason)
+        return Estimate(value, math.nan, math.nan, reason=UNDEFINED)
     variance = patients
     if len(table) > 1:
         variance, degrees = _total_variance(patients, [(table, covariance)], degrees)
     if variance < 1e-18:
         return Estimate(value, math.nan, math.nan, reason=NOTHING_VARIES)
-    share = (value - bounds[0]) / (bounds[1] - bounds[0])
-    if not 0 < share < 1:
+    position = (value - bounds[0]) / (bounds[1] - bounds[0])
+    if not 0 < position < 1:
         return Estimate(value, math.nan, math.nan, reason=NOTHING_VARIES)
-    # A score interval, as of a proportion with that variance: it is asymmetric where the mean is near a bound.
-    size = share * (1 - share) * (bounds[1] - bounds[0]) ** 2 / variance
-    ends = compute_wilson_ends(share, size, quantile(confidence, freedom=degrees))
+    # The score interval of a proportion with that variance, which is asymmetric if the mean is near a bound.
+    size = position * (1 - position) * (bounds[1] - bounds[0]) ** 2 / variance
+    ends = compute_wilson_ends(position, size, quantile(confidence, freedom=degrees))
     low, high = (bounds[0] + (bounds[1] - bounds[0]) * end for end in ends)
     return Estimate(value, low, high)
 
@@ -314,20 +321,20 @@ def corrected_resampled_t(
     bounds: tuple[float, float] = (-1.0, 1.0),
     confidence: float = 0.95,
 ) -> ReplicateDifference:
-    """Mean over folds or repeated splits, with an interval for training sets that overlap (Nadeau and Bengio 2003).
+    """Estimate the mean over folds or repeated splits with overlapping training sets (Nadeau and Bengio 2003).
 
     The variance of the mean is (1 / J + test / train) times that of the J values. Use it for the difference of two
-    configurations on the same folds, or for one configuration with 0 as what a p would be against.
+    configurations on the same folds, or for a single configuration, for which p tests a mean of 0.
 
     Args:
-        values: The difference of an index in each fold, of shape (folds,), at least one; nan where undefined.
-        test_to_train: Test images for each training image of a fold, > 0; 1 / (k - 1) in k folds without validation.
-        bounds: The least and the greatest value that there can be.
+        values: Difference of an index in each fold, of shape (folds,), at least one; NaN where undefined.
+        test_to_train: Ratio of test to training images of a fold, > 0; 1 / (k - 1) in k folds without validation.
+        bounds: Least and greatest possible value.
         confidence: Coverage of the interval, in (0, 1).
 
     Returns:
-        The mean, its interval and p with J - 1 degrees of freedom; without interval for a single value, where a value
-        is undefined, and where all values are equal.
+        The mean, its interval and p with J - 1 degrees of freedom; without an interval for a single value, if a value
+        is undefined, or if all values are equal.
 
     Raises:
         ValueError: If there are no values, or the ratio is not positive.
@@ -340,7 +347,7 @@ def corrected_resampled_t(
     check_confidence(confidence)
     table = np.asarray(values, dtype=np.float64)
     if table.ndim != 1 or not len(table):
-        raise ValueError(f"values have shape {table.shape}; expected (folds,), at least one")
+        raise ValueError(f"values have shape {table.shape}; expected (folds,), with at least one")
     if not test_to_train > 0:
         raise ValueError(f"test_to_train is {test_to_train}; expected a positive ratio of images")
     value = float(table.mean())
@@ -359,16 +366,16 @@ def _indices(tables: NDArray[np.int64]) -> NDArray[np.float64]:
 def _total_variance(
     patients: float, parts: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], degrees: float
 ) -> tuple[float, float]:
-    """Variance of patients and seeds together, and its degrees of freedom.
+    """Compute the total variance of patients and seeds, and its degrees of freedom.
 
     Args:
-        patients: Variance with the seeds as they are.
+        patients: Variance due to patients, with fixed seeds.
         parts: Values and covariance of the replicates of each configuration.
         degrees: Degrees of freedom of `patients`.
     """
     parts = [(values, table) for values, table in parts if len(values) > 1]
     spreads = [float(values.var(ddof=1)) / len(values) for values, _ in parts]
-    # What seeds differ in because each is wrong about other images: `patients` holds it already.
+    # The part of the differences between seeds that comes from errors on different images; `patients` includes it.
     own = sum(
         (float(np.trace(table)) - (float(table.sum()) - float(np.trace(table))) / (len(values) - 1)) / len(values) ** 2
         for values, table in parts

@@ -1,4 +1,4 @@
-"""How a model does in parts of the test images: calibration in the large, and a test of difference between parts."""
+"""Performance in subgroups of the test images: calibration in the large, and a test for differences."""
 
 import math
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ from pylorus.evaluation.interval import check_confidence, quantile
 from pylorus.evaluation.proportion import ONE_GROUP
 
 PERMUTATIONS = 1999
-"""Permutations of a test: its p is never below 1 / 2000."""
+"""Default number of permutations of a test, whose p is then never below 1 / 2000."""
 
 
 @dataclass(frozen=True)
 class SubgroupTest:
-    """A permutation test of whether a share differs between subgroups.
+    """Result of a permutation test of whether a proportion differs between subgroups.
 
     Attributes:
-        statistic: Sum over subgroups of the squared deviation from the common share over its variance; nan where all or
-            no images succeed, or there is only one subgroup: then nothing can differ.
-        p_value: In (0, 1]; nan where the statistic is.
-        subgroups: How many subgroups were compared.
-        groups: How many groups (patients) the images belong to.
+        statistic: Sum over subgroups of the squared deviation from the common proportion divided by its variance; NaN
+            if all or no images have the property or there is only one subgroup, since then nothing can differ.
+        p_value: In (0, 1]; NaN if the statistic is NaN.
+        subgroups: Number of subgroups that were compared.
+        groups: Number of groups (patients) of the images.
     """
 
     statistic: float
@@ -40,45 +40,45 @@ def calibration_in_the_large(
     *,
     confidence: float = 0.95,
 ) -> Estimate:
-    """Observed share of a class minus its mean predicted probability: 0 where predictions are right on average.
+    """Compute the observed proportion of a class minus its mean predicted probability; 0 if correct on average.
 
-    The variance is that of a mean of residuals with whole groups drawn, and no less than the probabilities themselves
-    imply, since a few images without a rare event would otherwise seem to tell everything. Two groups' worth of
-    uncertainty are added, as Agresti and Coull do for a share, and the degrees of freedom are those of the effective
-    number of groups, (sum of sizes)² / sum of squared sizes, less one. In simulations with 10 to 200 groups of 1 to 30
+    The variance is that of a mean of residuals with sampling of whole groups, and at least the one that the
+    probabilities imply, since a few images without a rare event would otherwise appear conclusive. The uncertainty of
+    two groups is added, as Agresti and Coull do for a proportion, and the degrees of freedom are the effective number
+    of groups, (sum of sizes)² / sum of squared sizes, minus one. In simulations with 10 to 200 groups of 1 to 30
     images and intra-group correlations of 0 to 0.6, the 95 % interval covers 0 in 94 to 99 % of calibrated sets.
 
     Args:
         positive: Shape (n,), n >= 1: whether each image is of the class.
-        probability: Of the class, in [0, 1], of shape (n,).
-        groups: Names of shape (n,) of what the images belong to (patients), or None if each stands for itself.
+        probability: Predicted probability of the class, in [0, 1], of shape (n,).
+        groups: Group (patient) of each image, of shape (n,), or None if each image is its own group.
         confidence: Coverage of the interval, in (0, 1).
 
     Returns:
-        The difference with its interval, each in [-1, 1]; no interval where there is only one group.
+        The difference with its interval, each in [-1, 1]; no interval if there is only one group.
 
     Raises:
-        ValueError: If the shapes differ, nothing is given, or a probability or the confidence is out of range.
+        ValueError: If the shapes differ, there are no images, or a probability or the confidence is out of range.
 
     Example:
-        >>> found = calibration_in_the_large(np.array([True, False, False, False]), np.array([0.5, 0.4, 0.3, 0.2]))
-        >>> round(found.value, 3), found.low < 0 < found.high
+        >>> difference = calibration_in_the_large(np.array([True, False, False, False]), np.array([0.5, 0.4, 0.3, 0.2]))
+        >>> round(difference.value, 3), difference.low < 0 < difference.high
         (-0.1, True)
     """
     check_confidence(confidence)
-    flags, shares = checked_flags(positive, name="positive"), checked_scores(probability, length=len(positive))
-    if (shares < 0).any() or (shares > 1).any():
+    flags, predicted = checked_flags(positive, name="positive"), checked_scores(probability, length=len(positive))
+    if (predicted < 0).any() or (predicted > 1).any():
         raise ValueError("probabilities are out of range; expected values in [0, 1]")
     codes = group_codes(groups, length=len(flags))
     sizes = np.bincount(codes).astype(np.float64)
     images, count = len(flags), len(sizes)
-    residuals = flags - shares
+    residuals = flags - predicted
     value = float(residuals.mean())
     if count == 1:
         return Estimate(value, math.nan, math.nan, reason=ONE_GROUP)
     sums = np.bincount(codes, residuals - value, minlength=count)
     empirical = count / (count - 1) * float((sums**2).sum()) / images**2
-    implied = float((shares * (1 - shares)).sum()) / images**2
+    implied = float((predicted * (1 - predicted)).sum()) / images**2
     effective = images**2 / float((sizes**2).sum())
     observed = (float(flags.sum()) + 1) / (images + 2)
     variance = max(empirical, implied) + 2 * observed * (1 - observed) / effective**2
@@ -94,28 +94,28 @@ def subgroup_difference(
     seed: int = 0,
     permutations: int = PERMUTATIONS,
 ) -> SubgroupTest:
-    """Test whether a share of images (accuracy, sensitivity) differs between subgroups, by permutation over patients.
+    """Test whether a proportion of images (accuracy, sensitivity) differs between subgroups, by permuting patients.
 
-    Subgroups are permuted among the groups whose images all lie in one subgroup, and among the images of each group
-    that lies in several. Under the hypothesis that subgroups do not matter, the test is exact for any number of groups.
-    The statistic is a chi-square of the subgroups' deviations from the common share, whose variance allows for the
-    correlation of the images of a group (method of moments).
+    Subgroups are permuted among the groups whose images are all in one subgroup, and among the images of each group
+    that is in several. Under the null hypothesis that subgroups do not matter, the test is exact for any number of
+    groups. The statistic is a chi-square of the subgroups' deviations from the common proportion, whose variance allows
+    for the correlation of the images of a group (method of moments).
 
     Args:
         success: Shape (n,), n >= 1: whether each image has the property.
-        subgroup: The subgroup of each image, of shape (n,).
-        groups: Names of shape (n,) of what the images belong to (patients), or None if each stands for itself.
-        seed: Of the permutations: the same seed gives the same p.
-        permutations: How many, >= 1.
+        subgroup: Subgroup of each image, of shape (n,).
+        groups: Group (patient) of each image, of shape (n,), or None if each image is its own group.
+        seed: Random seed of the permutations.
+        permutations: Number of permutations, >= 1.
 
     Raises:
-        ValueError: If the shapes differ, nothing is given, or there is no permutation.
+        ValueError: If the shapes differ, there are no images, or permutations is below 1.
 
     Example:
-        >>> right = np.repeat([True, False], [30, 30])
-        >>> subgroup_difference(right, np.repeat(["A", "B"], 30)).p_value
+        >>> correct = np.repeat([True, False], [30, 30])
+        >>> subgroup_difference(correct, np.repeat(["A", "B"], 30)).p_value
         0.0005
-        >>> subgroup_difference(right, np.tile(["A", "B"], 30)).p_value
+        >>> subgroup_difference(correct, np.tile(["A", "B"], 30)).p_value
         1.0
     """
     flags = checked_flags(success, name="success")
@@ -128,20 +128,20 @@ def subgroup_difference(
     order = np.argsort(codes, kind="stable")
     images = _Images(codes[order], parts[order], (flags - flags.mean())[order])
     observed, generator = images.chi_square(), np.random.default_rng(seed)
-    # A hair below the observed one: equal arrangements differ by rounding.
+    # Tolerate rounding, by which equal arrangements differ.
     as_large = sum(images.chi_square(generator) >= observed * (1 - 1e-9) for _ in range(permutations))
     return SubgroupTest(observed, (1 + as_large) / (1 + permutations), kinds, count)
 
 
 class _Images:
-    """Residuals of images in subgroups, and the statistic of these subgroups as they are or permuted.
+    """Residuals of images in subgroups, with the statistic of the observed or of permuted subgroups.
 
-    A group whose images all lie in one subgroup is moved as a whole, so only its sums are kept.
+    A group whose images are all in one subgroup is permuted as a whole, so only its sums are stored.
 
     Args:
-        codes: Groups from 0 on, ascending, of shape (n,).
-        parts: Subgroups from 0 on, of shape (n,).
-        residuals: Successes less their common share, of shape (n,).
+        codes: Group of each image, from 0, ascending, of shape (n,).
+        parts: Subgroup of each image, from 0, of shape (n,).
+        residuals: Success of each image minus the common proportion, of shape (n,).
     """
 
     def __init__(self, codes: NDArray[np.int64], parts: NDArray[np.int64], residuals: NDArray[np.float64]) -> None:
@@ -156,7 +156,11 @@ class _Images:
         self._mixed_codes = np.unique(codes[mixed], return_inverse=True)[1].astype(np.int64)
 
     def chi_square(self, generator: np.random.Generator | None = None) -> float:
-        """Squared sums of residuals over their variances, added up over the subgroups; permuted by the generator."""
+        """Sum, over subgroups, the squared sum of residuals divided by its variance.
+
+        Args:
+            generator: Source of a random permutation; None for the observed subgroups.
+        """
         parts, mixed = self._parts, self._mixed_parts
         if generator is not None:
             parts = generator.permutation(parts)
@@ -172,12 +176,12 @@ class _Images:
         return float((sums**2 / (spread * self._variance)).sum())
 
     def _size(self, images: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The variance of a sum over so many images of one group, in units of that of one image."""
+        """Return the variance of a sum over this many images of one group, in units of that of one image."""
         return images * (1 + (images - 1) * self._correlation)
 
 
 def _correlation(residuals: NDArray[np.float64], codes: NDArray[np.int64]) -> float:
-    """Correlation of two images of a group, by the method of moments, in [0, 1]; 0 where groups hold one image each."""
+    """Estimate the correlation of two images of a group by the method of moments, in [0, 1]; 0 without such a pair."""
     sizes = np.bincount(codes)
     pairs = float((sizes * (sizes - 1)).sum())
     if not pairs:
