@@ -124,9 +124,9 @@ def test_arguments_for_timm_need_no_plus(composed):
         ("optimizer.lr=nan", "optimizer.lr: found nan"),
         ("data.fit=stretched", 'data.fit: found "stretched", expected one of .*Did you mean "stretch"'),
         ("model.args.in_chans=1", "model.args.in_chans: found 1, expected 3"),
-        ("model.args.num_classes=4", "model.args.num_classes: set by Pylorus itself"),
+        ("model.args.num_classes=4", "model.args.num_classes: Pylorus sets it itself"),
         ("data.short_names=[A,B]", "data.short_names: found .* expected 3 different names"),
-        ("data.classes=[a,a]", "data.classes: a name stands twice"),
+        ("data.classes=[a,a]", "data.classes: found .* expected each name only once"),
     ],
 )
 def test_a_value_out_of_its_range_is_refused_by_name(composed, word, message):
@@ -177,18 +177,18 @@ def test_own_images_get_pretrained_weights_and_drawn_ones_a_small_network(compos
     [
         (["data=manifest"], "data.manifest: no value given"),
         (["data=shards"], "data.root: no value given"),
-        (["data=folders", "data.root=X", "data.shard_window=2"], "data.shard_window: needs data=shards"),
-        (["data=folders", "data.root=X", "data.manifest=X.csv"], "data.manifest: needs data=manifest"),
+        (["data=folders", "data.root=X", "data.shard_window=2"], "data.shard_window: only allowed with data=shards"),
+        (["data=folders", "data.root=X", "data.manifest=X.csv"], "data.manifest: only allowed with data=manifest"),
         (["data.fold=5"], "data.fold: found 5, expected 0 to 4"),
         (["data.fold=-1"], "data.fold: found -1, expected 0 to 4"),
-        (["data.fold=B"], "data.fold: found B, expected 0 to 4 .* or a value of a manifest's column with data.fold_column"),
+        (["data.fold=B"], "data.fold: found B, expected 0 to 4 .* or a value of a manifest column with data.fold_column"),
         (["data.fold=1.5"], "data.fold: found 1.5, expected 0 to 4"),
         (["data=manifest", "data.manifest=X.csv", "data.fold_column=site"], "-m data.fold=A,B,C data.fold_column=site"),
-        (["data=folders", "data.root=X", "data.fold=A", "data.fold_column=site"], "names a column of a manifest"),
-        (["data.fold=0", "data.split_file=X"], "data.fold and data.split_file: each names the test images"),
-        (["data=manifest", "data.manifest=X.csv", "data.test_column=site"], "expected the column and one of the other two"),
-        (["data=manifest", "data.manifest=X.csv", "data.test_from=3"], "expected the column and one of the other two"),
-        (["data=folders", "data.root=X", "data.test_column=a", "data.test_from=3"], "names a column of a manifest"),
+        (["data=folders", "data.root=X", "data.fold=A", "data.fold_column=site"], "refers to a column of a manifest"),
+        (["data.fold=0", "data.split_file=X"], "data.fold and data.split_file: each of them defines the test set"),
+        (["data=manifest", "data.manifest=X.csv", "data.test_column=site"], "expected the column and exactly one of the other two"),
+        (["data=manifest", "data.manifest=X.csv", "data.test_from=3"], "expected the column and exactly one of the other two"),
+        (["data=folders", "data.root=X", "data.test_column=a", "data.test_from=3"], "refers to a column of a manifest"),
     ],
 )  # fmt: skip
 def test_what_names_the_test_images_is_refused_where_it_contradicts_itself(composed, words, message):

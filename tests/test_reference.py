@@ -19,7 +19,7 @@ def test_every_key_of_the_schema_has_its_line():
 
 def test_a_key_is_given_with_type_default_values_and_meaning():
     line = next(line for line in keys_page().splitlines() if line.startswith("| `stages.<stage>.schedule`"))
-    assert line.startswith("| `stages.<stage>.schedule` | cosine: down to zero")
+    assert line.startswith("| `stages.<stage>.schedule` | learning rate schedule; cosine: down to zero")
     assert line.endswith(" | text | `cosine` | `cosine`, `plateau`, `constant` |")
 
 

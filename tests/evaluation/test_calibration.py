@@ -135,4 +135,4 @@ def test_a_probability_that_separates_the_class_has_no_slope_and_says_why(probab
 
 def test_probabilities_of_0_and_1_have_no_intercept_of_thousands():
     probability = np.concatenate([np.ones(9), [0.0, 1.0], np.zeros(89)])
-    assert "too near to 0 and 1" in calibration_line(np.arange(100) < 10, probability).intercept.reason
+    assert "too close to 0 and 1" in calibration_line(np.arange(100) < 10, probability).intercept.reason

@@ -94,7 +94,7 @@ def test_an_absent_class_leaves_averages_undefined_and_kappa_defined():
     found = indices_of_predictions(true, predicted, None, classes=3)
     assert math.isnan(found.macro_f1.value)
     assert math.isnan(found.f1[2].value)
-    assert found.f1[2].reason == "no image is of the class or called so"
+    assert found.f1[2].reason == "no image is of the class or predicted as it"
     assert "no image is of the class" in found.balanced_accuracy.reason
     assert found.cohen_kappa.has_interval
 
@@ -115,7 +115,7 @@ def test_a_single_image_gives_an_interval_that_says_next_to_nothing():
 
 
 def test_a_seed_is_said_to_have_no_effect():
-    with pytest.warns(DeprecationWarning, match="no effect any more: seed, resamples"):
+    with pytest.warns(DeprecationWarning, match="no longer has an effect: seed, resamples"):
         indices_of_predictions(np.array([0, 1]), np.array([0, 1]), None, classes=2, seed=0, resamples=10)
 
 

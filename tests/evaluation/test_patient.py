@@ -46,7 +46,7 @@ def test_a_patient_with_several_true_classes_can_be_left_out_and_is_named(said):
 
 def test_nothing_is_left_where_every_patient_is_mixed(said):
     images = replace(said(images=4, groups=2), true=np.array([0, 0, 1, 1]))
-    with pytest.raises(ValueError, match="no patient-level truth is left"):
+    with pytest.raises(ValueError, match="no patient-level prediction remains"):
         patient_level(images, leave_out_mixed=True)
 
 

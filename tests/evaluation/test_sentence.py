@@ -21,13 +21,13 @@ APART = Difference(value=-0.031, low=-0.05, high=-0.012, standard_error=0.01, p_
 
 def test_a_difference_that_is_not_shown_is_said_not_to_be_with_the_better_model_first():
     assert better_sentence("VGG19", "ResNet50", TEST) == (
-        "ResNet50 is not shown to be better than VGG19 on these 450 images (90.9 % against 89.1 %, p = 0.33)."
+        "ResNet50 is not shown to be better than VGG19 on these 450 images (90.9 % vs. 89.1 %, p = 0.33)."
     )
 
 
 def test_a_difference_that_is_shown_is_said_to_be():
     assert better_sentence("VGG19", "ResNet50", replace(TEST, p_value=0.0004)) == (
-        "ResNet50 is shown to be better than VGG19 on these 450 images (90.9 % against 89.1 %, p < 0.001)."
+        "ResNet50 is shown to be better than VGG19 on these 450 images (90.9 % vs. 89.1 %, p < 0.001)."
     )
 
 
@@ -46,7 +46,7 @@ def test_patients_are_named_where_they_have_several_images():
 
 def test_as_many_right_is_said_without_a_winner():
     sentence = better_sentence("A", "B", replace(TEST, right_first=409, p_value=1.0))
-    assert sentence == "A and B are right equally often on these 450 images (90.9 % each, p = 1)."
+    assert sentence == "A and B are correct equally often on these 450 images (90.9 % each, p = 1)."
 
 
 def test_an_index_on_the_same_images_is_told_with_its_p():
@@ -66,8 +66,8 @@ def test_an_index_on_other_images_is_told_with_its_interval():
 
 def test_what_cannot_be_told_is_said_so():
     nothing = Difference(math.nan, math.nan, math.nan, math.nan, math.nan)
-    assert "can't be told" in paired_sentence("A", "B", nothing, index="AUROC of GC", images=3)
-    assert "can't be told" in unpaired_sentence("A", "B", nothing, index="accuracy", images=(3, 450))
+    assert "can't be determined" in paired_sentence("A", "B", nothing, index="AUROC of GC", images=3)
+    assert "can't be determined" in unpaired_sentence("A", "B", nothing, index="accuracy", images=(3, 450))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_guarantee_is_said_with_its_patients_and_a_threshold_that_is_not_round
         "the 60 validation patients with GC."
     )
     assert guarantee_sentence(KEPT, class_name="GC", grouped=False).endswith(
-        "for images like the 60 validation images with GC. Patients are not known, so that each image counts as one."
+        "for images like the 60 validation images with GC. The patients are unknown, so each image counts as one."
     )
 
 
@@ -131,7 +131,7 @@ def test_that_nothing_guarantees_a_sensitivity_of_100_percent_is_said():
     sentence = guarantee_sentence(
         replace(FEW, sensitivity=1.0, confidence_reached=0.0, patients_needed=None, patients=1), class_name="GC"
     )
-    assert "there is 1 validation patient with GC, and no number of them can guarantee that" in sentence
+    assert "there is 1 validation patient with GC, and no number can guarantee that" in sentence
     assert sentence.endswith("at least 87.3 % with 90 % confidence.")
 
 

@@ -77,7 +77,7 @@ def test_any_number_of_devices_goes_on_with_it(begin, one, begun, gone_on):
     [
         (["trainer.compile=true"], r"trainer.compile: found true"),
         (["trainer.batch_size=auto"], r"trainer.batch_size: found auto"),
-        (["optimizer.name=lamb"], r"optimizer.name: found lamb, expected one of torch's own.*adamw"),
+        (["optimizer.name=lamb"], r"optimizer.name: found lamb, expected an optimiser of torch itself.*adamw"),
     ],
 )
 def test_what_does_not_go_with_divided_weights_is_refused(composed, words, message):

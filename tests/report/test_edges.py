@@ -77,7 +77,7 @@ def test_without_validation_predictions_nothing_is_calibrated_and_it_says_so(mak
         (lambda table: table.assign(true="XX"), "column true holds ['XX']"),
         (lambda table: table.drop(columns="group"), "expected ['group']"),
         (lambda table: table.drop(columns="probability/CG"), "expected ['probability/CG']"),
-        (lambda table: table.assign(sample_id=table["sample_id"].iloc[0]), "samples that come more than once"),
+        (lambda table: table.assign(sample_id=table["sample_id"].iloc[0]), "samples that occur more than once"),
         (
             lambda table: table.assign(predicted=table["predicted"].iloc[::-1].to_numpy()),
             "not the one with the highest",

@@ -85,7 +85,7 @@ def test_different_test_sets_are_not_compared_and_the_page_says_why(make_run, un
     assert evidence.comparisons == ()
     assert len(evidence.tests) == 2
     said = " ".join(summarize(evidence, kind="runs").warnings)
-    assert "vgg19 and resnet50 are not compared pair by pair: the two are not about the same images" in said
+    assert "vgg19 and resnet50 are not compared pair by pair: the two predictions are not for the same images" in said
     assert "2 different test sets, not to be compared" in str(sections_of(evidence))
 
 

@@ -366,7 +366,7 @@ def test_logits_that_are_no_numbers_in_the_test_alone_name_its_images(begin, mon
     told = fails(folder)
     split = pd.read_csv(folder.path / "split.csv", dtype=str)
     rows = split[split["split"] == "val"].reset_index(drop=True)
-    assert f"1 of the {len(rows)} images of val get logits that are no numbers" in told
+    assert f"The logits of 1 of the {len(rows)} images of val are NaN or infinite" in told
     assert named_in(told) == {rows["sample_id"][1]}
 
 
