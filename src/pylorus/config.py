@@ -47,7 +47,7 @@ class DrawnConfig:
     images: int = key(64, "images per class", low=6)
     size: int = key(160, "side length of the square frames, in pixels", low=32)
     images_per_patient: int = key(2, "images per patient", low=1)
-    overlay: bool = key(False, "burn on-screen text, as of an endoscopy console, into the frames")
+    overlay: bool = key(False, "burn text into the frames, like the on-screen text of an endoscopy console")
     seed: int = key(0, "random seed of the generator; the same seed generates the same images", low=0)
 
 
@@ -309,8 +309,8 @@ class CacheConfig:
     )
     images: bool | None = key(
         None,
-        "decode each image once and cache it at the network's input size; null: if the frames are more than twice as "
-        "large",
+        "decode each image once and cache it at the network's input size; null: only if the frames are more than "
+        "twice as large",
     )
     budget_gib: float = key(
         20.0, "maximum size of the folder, in GiB; the least recently used entries are deleted first", low=0
@@ -354,7 +354,7 @@ class DeployConfig:
     confidence: float = key(
         0.9,
         "confidence of that guarantee; with too few positive validation patients (45 are needed for 0.95 at 0.9) the "
-        "lowest probability becomes the threshold, and card and report state what it does guarantee",
+        "lowest probability becomes the threshold, and card and report state what it guarantees",
         low=0.5,
         high=0.999,
     )

@@ -59,5 +59,5 @@ def test_a_perfect_result_has_an_interval_too():
 
 @pytest.mark.parametrize("values", [[], [0.5, 1.1], [-0.1], [np.nan], [[0.5]]])
 def test_what_is_no_share_is_refused(values):
-    with pytest.raises(ValueError, match=r"values (have shape|lie in)"):
+    with pytest.raises(ValueError, match=r"values (have shape|are in)"):
         confidence_below(np.array(values), 0.5)

@@ -93,7 +93,7 @@ def test_certain_and_right_scores_zero_and_certain_and_wrong_the_worst():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="1 true labels but 2 rows"):
+    with pytest.raises(ValueError, match="1 true labels and 2 rows"):
         fit_temperature(np.zeros((2, 2)), np.array([0]))
     with pytest.raises(ValueError, match="nan"):
         fit_temperature(np.array([[np.nan, 0.0]]), np.array([0]))

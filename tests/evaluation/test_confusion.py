@@ -110,11 +110,11 @@ def test_macro_average_never_leaves_a_class_out():
 @pytest.mark.parametrize(
     ("true", "predicted", "message"),
     [
-        (np.array([0, 1]), np.array([0]), "2 true labels but 1 predicted"),
+        (np.array([0, 1]), np.array([0]), "2 true and 1 predicted labels"),
         (np.array([0, 2]), np.array([0, 1]), "true label 2"),
         (np.array([0, 1]), np.array([0, -1]), "predicted label -1"),
         (np.array([0.0, 1.0]), np.array([0, 1]), "float64"),
-        (np.array([], dtype=int), np.array([], dtype=int), "empty set"),
+        (np.array([], dtype=int), np.array([], dtype=int), "expected at least one image"),
     ],
 )
 def test_labels_that_cannot_be_counted_are_refused(true, predicted, message):
@@ -134,7 +134,7 @@ def test_what_is_no_matrix_of_counts_is_refused(broken):
 
 
 def test_a_stack_is_refused_where_one_number_is_asked_for():
-    with pytest.raises(ValueError, match="one matrix"):
+    with pytest.raises(ValueError, match="a single matrix"):
         accuracy(np.ones((3, 2, 2)))
 
 

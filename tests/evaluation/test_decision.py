@@ -167,5 +167,5 @@ def test_a_confidence_that_is_no_share_is_refused(confidence):
 def test_no_threshold_can_be_fixed_without_positives_or_applied_if_nan():
     with pytest.raises(ValueError, match="no validation image"):
         threshold_at_sensitivity(np.array([False]), np.array([0.5]), sensitivity=0.9, confidence=0.9)
-    with pytest.raises(ValueError, match="threshold is nan"):
+    with pytest.raises(ValueError, match="threshold is NaN"):
         operating_point(np.array([True]), np.array([0.5]), threshold=math.nan)

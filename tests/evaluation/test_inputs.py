@@ -19,7 +19,7 @@ from pylorus.evaluation.inputs import (
         (np.array([True, False]), "bool"),
         (np.array([0, 3]), "label 3 at position 1 is not in"),
         (np.array([-1, 0]), "label -1 at position 0"),
-        (np.array([], dtype=np.int64), "empty set"),
+        (np.array([], dtype=np.int64), "expected at least one image"),
         (np.array([[0, 1]]), "shape"),
     ],
 )
@@ -31,8 +31,8 @@ def test_labels_that_are_no_class_indices_are_refused_with_what_was_found(labels
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ([[0.5, np.nan]], "image 0 hold nan"),
-        ([[0.5, 0.5], [np.inf, 0.0]], "image 1 hold nan or infinity"),
+        ([[0.5, np.nan]], "image 0 are NaN"),
+        ([[0.5, 0.5], [np.inf, 0.0]], "image 1 are NaN or infinite"),
         ([[0.7, 0.7]], "sum to 1.4"),
         ([[0.3, 0.3]], "sum to 0.6"),
         ([[1.5, -0.5]], r"not in \[0, 1\]"),

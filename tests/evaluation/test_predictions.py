@@ -42,7 +42,7 @@ def test_classes_in_another_order_are_put_in_the_first_order(said, order):
 
 def test_different_test_sets_are_refused(said):
     first, second = said(images=50), said(images=40)
-    with pytest.raises(ValueError, match=r"not about the same images .* image-00040, image-00041, image-00042 and 7"):
+    with pytest.raises(ValueError, match=r"not for the same images .* image-00040, image-00041, image-00042 and 7"):
         aligned(first, second)
 
 
@@ -74,7 +74,7 @@ def test_another_truth_or_another_patient_for_the_same_image_is_refused(said):
         ({"group": np.array([0.5, 1.5, 2.5])}, "groups"),
         ({"class_names": ("x",)}, "class names"),
         ({"class_names": ("x", "x")}, "class names"),
-        ({"probabilities": np.array([[0.5, 0.5], [np.nan, 1.0], [1.0, 0.0]])}, "image 1 hold nan"),
+        ({"probabilities": np.array([[0.5, 0.5], [np.nan, 1.0], [1.0, 0.0]])}, "image 1 are NaN"),
         ({"probabilities": np.full((3, 2), 0.4)}, "sum to 0.8"),
     ],
 )

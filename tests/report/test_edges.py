@@ -70,8 +70,8 @@ def test_without_validation_predictions_nothing_is_calibrated_and_it_says_so(mak
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda table: table.assign(**{"logit/GC": np.nan}), "logits of image 0 hold nan"),
-        (lambda table: table.assign(**{"probability/GC": np.nan}), "probabilities of image 0 hold nan"),
+        (lambda table: table.assign(**{"logit/GC": np.nan}), "logits of image 0 are NaN"),
+        (lambda table: table.assign(**{"probability/GC": np.nan}), "probabilities of image 0 are NaN"),
         (lambda table: table.assign(**{"probability/GC": 0.5}), "probabilities of image"),
         (lambda table: table.assign(group=None), "column group is empty in 60 of 60 rows"),
         (lambda table: table.assign(true="XX"), "column true holds ['XX']"),

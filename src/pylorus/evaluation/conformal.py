@@ -65,7 +65,7 @@ def fit_set_limits(
     table = checked_probabilities(probabilities)
     truth = labels_in_range(true, table.shape[1], name="true")
     if len(truth) != len(table):
-        raise ValueError(f"{len(truth)} true labels but probabilities of {len(table)} images; expected as many")
+        raise ValueError(f"found {len(truth)} true labels and probabilities of {len(table)} images; expected as many")
     if not 0 < coverage < 1:
         raise ValueError(f"coverage is {coverage}; expected a proportion in (0, 1), such as 0.9")
     codes = group_codes(groups, length=len(truth))

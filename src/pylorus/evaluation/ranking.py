@@ -100,7 +100,7 @@ def ranking_of_predictions(
     classes = table.shape[1]
     truth = labels_in_range(true, classes, name="true")
     if len(truth) != len(table):
-        raise ValueError(f"{len(truth)} true labels but probabilities of {len(table)} images")
+        raise ValueError(f"found {len(truth)} true labels and probabilities of {len(table)} images; expected as many")
     codes = group_codes(groups, length=len(truth))
     present = [truth == each for each in range(classes)]
     scores = [table[:, each] for each in range(classes)]

@@ -65,7 +65,7 @@ def reliability_curve(
     table = checked_probabilities(probabilities)
     truth = labels_in_range(true, table.shape[1], name="true")
     if len(truth) != len(table):
-        raise ValueError(f"{len(truth)} true labels but probabilities of {len(table)} images")
+        raise ValueError(f"found {len(truth)} true labels and probabilities of {len(table)} images; expected as many")
     if bins < 1:
         raise ValueError(f"bins is {bins}; expected at least 1")
     codes = group_codes(groups, length=len(truth))
