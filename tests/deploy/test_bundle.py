@@ -147,7 +147,7 @@ def test_the_card_says_what_its_reader_must_know(bundle_folder, drawn):
     [
         ("", "", None, "All images of a patient (group) lie in one part.", "Leaking"),
         ("", "", {"patient": 2, "near": 3}, "patients (2) and copies of images (3)", "lie in one part."),
-        ('"grouped": true', '"grouped": false', None, "The patients are unknown", "lie in one part."),
+        ('"grouped": true', '"grouped": false', None, "Patients are not known", "lie in one part."),
         ('"data": "folders"', '"data": "synthetic"', None, "The images were **drawn**", "no such text"),
         (
             '"validated_on": "val"',

@@ -61,7 +61,7 @@ def test_models_that_never_differ_give_p_of_one(one_hot):
 
 
 def test_different_test_sets_are_refused(one_hot):
-    with pytest.raises(ValueError, match="not about the same images"):
+    with pytest.raises(ValueError, match="not for the same images"):
         mcnemar(one_hot(np.array([0, 1])), one_hot(np.array([0, 1, 1])))
 
 

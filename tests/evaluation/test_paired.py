@@ -170,9 +170,9 @@ def test_an_index_undefined_for_one_model_is_undefined(one_hot):
 
 
 def test_different_test_sets_are_refused(said):
-    with pytest.raises(ValueError, match="not about the same images"):
+    with pytest.raises(ValueError, match="not for the same images"):
         paired_differences(said(images=30), said(images=31), seed=0)
-    with pytest.raises(ValueError, match="not about the same images"):
+    with pytest.raises(ValueError, match="not for the same images"):
         delong_test(said(images=30), said(images=31), class_name="GC")
 
 

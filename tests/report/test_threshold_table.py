@@ -71,4 +71,4 @@ def test_of_several_results_those_that_are_guaranteed_are_named_and_those_that_a
     assert "95 % with 90 % confidence is guaranteed for a pretrain." in text
     assert "with GC to guarantee 95 % with 90 % confidence (45 are needed)" in text
     assert "among them: b pretrain (20 images; 64.1 % confidence of 95 %)." in text
-    assert "The patients are unknown" in text
+    assert "Patients are not known" in text
