@@ -276,7 +276,9 @@ def test_images_that_are_validated_and_tested_on_are_marked_as_what_the_choice_w
     assert "chosen by accuracy on these very images" in (folder.path / "report" / "report.html").read_text()
 
 
-@pytest.mark.parametrize(("name", "words"), [("finetun", 'Did you mean "finetune"'), ("pretrain", "which this run does not train")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("finetun", 'Did you mean "finetune"'), ("pretrain", "this run does not train")]
+)
 def test_a_stage_that_does_not_run_can_not_be_shipped(composed, name, words):
     with pytest.raises(PylorusError, match=f'deploy.stage: found "{name}".*') as error:
         composed("stage=finetune", f"deploy.stage={name}")
