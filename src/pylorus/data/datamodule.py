@@ -62,8 +62,8 @@ class ImageDataModule(pl.LightningDataModule):
         self._table = table.reset_index(drop=True)
         rows = dict(list(self._table.groupby("split")))
         rows["val"] = rows[validation]
-        self.parts = {part: part_rows.reset_index(drop=True) for part, part_rows in rows.items()}
-        self._rows = {part: part_rows.index.to_numpy(dtype=np.int64) for part, part_rows in rows.items()}
+        self.parts = {split: split_rows.reset_index(drop=True) for split, split_rows in rows.items()}
+        self._rows = {split: split_rows.index.to_numpy(dtype=np.int64) for split, split_rows in rows.items()}
         self.root, self.form, self.policy, self.seed = root, form, policy, seed
         self.batch_size, self.workers, self.pin_memory = batch_size, workers, pin_memory
         self.views, self.shard_window, self._cache, self.processes = views, shard_window, cache, processes
@@ -78,38 +78,38 @@ class ImageDataModule(pl.LightningDataModule):
         """Whether training images are augmented."""
         return bool(self.policy.transforms)
 
-    def sample_ids(self, part: str) -> NDArray[np.str_]:
+    def sample_ids(self, split: str) -> NDArray[np.str_]:
         """Return the ID of each image of a split, by row."""
-        return self.parts[part]["sample_id"].to_numpy(dtype=np.str_)
+        return self.parts[split]["sample_id"].to_numpy(dtype=np.str_)
 
-    def dataset(self, part: str) -> ImageDataset:
+    def dataset(self, split: str) -> ImageDataset:
         """Return the images of a split; the first call caches the images of all splits if that is worthwhile."""
         if not self._is_cache_checked:
             self._is_cache_checked = True
             self._cached_images = kept_images(self._table, self.root, self.form, self._cache, self.processes)
-        if part not in self._datasets:
-            cached = self._cached_images.chosen(self._rows[part]) if self._cached_images is not None else None
-            self._datasets[part] = ImageDataset(
-                self.parts[part], self.root, self.form, policy=self.policy, seed=self.seed, cached=cached
+        if split not in self._datasets:
+            cached = self._cached_images.chosen(self._rows[split]) if self._cached_images is not None else None
+            self._datasets[split] = ImageDataset(
+                self.parts[split], self.root, self.form, policy=self.policy, seed=self.seed, cached=cached
             )
-        return self._datasets[part]
+        return self._datasets[split]
 
-    def order(self, part: str) -> EpochBatches:
+    def order(self, split: str) -> EpochBatches:
         """Build the batches of a split: train is shuffled and augmented, the others are in the table's order."""
-        images = len(self.parts[part])
-        if part == "train":
+        images = len(self.parts[split])
+        if split == "train":
             order = EpochOrder(
-                images, seed=self.seed, augmented=self.augments, views=self.views, windows=self._windows(part)
+                images, seed=self.seed, augmented=self.augments, views=self.views, windows=self._windows(split)
             )
             order.set_epoch(self.begun[0])
             return EpochBatches(order, self.batch_size, processes=self.processes, first_batch=self.begun[1])
         return EpochBatches(EpochOrder(images, seed=None), 2 * self.batch_size, processes=self.processes)
 
-    def _windows(self, part: str) -> Windows | None:
+    def _windows(self, split: str) -> Windows | None:
         """Return the shards through which training walks; None if it shuffles all images."""
         if self.shard_window is None or not isinstance(self.root, Shards):
             return None
-        return Windows(self.root.numbers(list(self.parts[part]["path"])), self.shard_window)
+        return Windows(self.root.numbers(list(self.parts[split]["path"])), self.shard_window)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Every training image once, shuffled and augmented differently in each epoch."""
@@ -119,14 +119,14 @@ class ImageDataModule(pl.LightningDataModule):
         """Every validation image once, unaugmented."""
         return self.loader("val")
 
-    def loader(self, part: str) -> DataLoader[Batch]:
+    def loader(self, split: str) -> DataLoader[Batch]:
         """Build the loader that yields every image of a split once."""
-        return self.serve(part, self.order(part))
+        return self.serve(split, self.order(split))
 
-    def serve(self, part: str, batches: Iterable[list[Draw]]) -> DataLoader[Batch]:
+    def serve(self, split: str, batches: Iterable[list[Draw]]) -> DataLoader[Batch]:
         """Build a loader of the given batches of a split's images."""
         return DataLoader(
-            self.dataset(part),
+            self.dataset(split),
             batch_sampler=batches,
             num_workers=self.workers,
             collate_fn=as_is,

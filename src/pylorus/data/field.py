@@ -12,24 +12,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.data.field_edge import LONGEST, PAD, WorkingCopy, find_edge, working_copy
+from pylorus.data.field_edge import PAD, WORKING_SIDE, WorkingCopy, find_edge, working_copy
 from pylorus.data.field_fit import fit_shape
 from pylorus.data.field_shape import Disc, Shape
 from pylorus.data.image import RGB
 
-SMALLEST = 32
+MIN_SIDE = 32
 """Minimum side in pixels: in smaller frames a border can't be distinguished from texture."""
-LEAST_POINTS = 12
+MIN_POINTS = 12
 """Minimum number of points on the edge."""
-LEAST_SUPPORT = 0.4
+MIN_SUPPORT = 0.4
 """Minimum proportion of the points of the sharp edge that lie on the shape."""
-LEAST_AREA = 0.08
+MIN_AREA = 0.08
 """Minimum proportion of the frame that a field covers."""
-WHOLE = 0.995
+FULL_AREA = 0.995
 """A field that covers at least this proportion of the frame is the whole frame."""
-MOST_BRIGHT = 0.4
+MAX_BRIGHT_OUTSIDE = 0.4
 """Maximum proportion of the pixels outside a field that may be bright: text, insets, bars."""
-LEAST_BRIGHT = 0.1
+MIN_BRIGHT_AREA = 0.1
 """Proportion of the frame: a smaller bright area outside the field may be an inset in the only cut corner."""
 
 _SHIFT = 4
@@ -69,17 +69,17 @@ def find_field(image: RGB) -> FieldOfView:
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image is {image.dtype} of shape {image.shape}; expected uint8 of shape (height, width, 3).")
-    if min(image.shape[:2]) < SMALLEST:
-        return _whole(image, f"no field of view found: a side is shorter than {SMALLEST} pixels; not cropped")
+    if min(image.shape[:2]) < MIN_SIDE:
+        return _whole(image, f"no field of view found: a side is shorter than {MIN_SIDE} pixels; not cropped")
     copy = working_copy(image)
     if copy is None:
         return _whole(image, "no dark background at the edge of the frame: the field of view is the whole frame")
     edge = find_edge(copy)
-    if edge is None or len(edge.points) < LEAST_POINTS:
+    if edge is None or len(edge.points) < MIN_POINTS:
         return _whole(image, "no field of view found: no sharp edge between field and dark background; not cropped")
-    shape, points_on_shape = fit_shape(edge.points, middle=edge.middle)
+    shape, points_on_shape = fit_shape(edge.points, centre=edge.centre)
     support = points_on_shape / len(edge.points)
-    if support < LEAST_SUPPORT:
+    if support < MIN_SUPPORT:
         return _whole(image, f"no field of view found: no shape fits the edge (at best {support:.0%}); not cropped")
     objection = _doubt(copy, shape)
     if objection is not None:
@@ -121,14 +121,14 @@ def _doubt(copy: WorkingCopy, shape: Shape) -> str | None:
     height, width = copy.grey.shape[0] - 2 * PAD, copy.grey.shape[1] - 2 * PAD
     inside = _drawn(shape, scale=(1.0, 1.0), size=(width, height))
     area = np.count_nonzero(inside) / inside.size
-    if area < LEAST_AREA:
+    if area < MIN_AREA:
         return f"no field of view found: the best shape covers only {area:.0%} of the frame"
-    if area >= WHOLE:
+    if area >= FULL_AREA:
         return "the field of view fills the frame"
     bright = copy.grey[PAD:-PAD, PAD:-PAD] > copy.threshold
     bright_outside = np.count_nonzero(bright & ~inside)
     bright_proportion = bright_outside / np.count_nonzero(~inside)
-    if bright_proportion > MOST_BRIGHT and bright_outside > LEAST_BRIGHT * inside.size:
+    if bright_proportion > MAX_BRIGHT_OUTSIDE and bright_outside > MIN_BRIGHT_AREA * inside.size:
         return f"no field of view found: {bright_proportion:.0%} of the area outside the best shape is bright"
     return None
 
@@ -136,7 +136,7 @@ def _doubt(copy: WorkingCopy, shape: Shape) -> str | None:
 def _in_frame(image: RGB, shape: Shape, support: float) -> FieldOfView:
     """Convert a shape from pixels of the working copy to a field of view in pixels of the frame."""
     height, width = image.shape[:2]
-    scale = min(1.0, LONGEST / max(height, width))
+    scale = min(1.0, WORKING_SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     mask = _drawn(shape, scale=(width / size[0], height / size[1]), size=(width, height))
     rows, columns = np.asarray(mask.any(axis=1)), np.asarray(mask.any(axis=0))

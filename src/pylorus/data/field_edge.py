@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 
 from pylorus.data.image import RGB
 
-LONGEST = 480
+WORKING_SIDE = 480
 """Longer side of the working copy in pixels; an edge is located to within a third of such a pixel."""
 PAD = 10
 """Pixels of background padded around the working copy, so that the frame's own border is an edge like any other."""
 RAYS = 720
 REACH = 7
 """Pixels of the working copy examined on each side of an edge."""
-BRIGHTEST_GROUND = 28
+MAX_BACKGROUND = 28
 """Maximum grey level of the background: if the darkest part of a frame's rim is brighter, there is none."""
-SPREAD = 20
+MAX_BACKGROUND_RANGE = 20
 """Maximum difference in grey levels between the darkest and the brightest background pixel."""
-LEAST_CONTRAST = 8
+MIN_CONTRAST = 8
 """Minimum difference in grey levels between field and background at an edge."""
 
 Plane = NDArray[np.floating]
@@ -36,12 +36,12 @@ class WorkingCopy:
 
     Attributes:
         grey: Maximum of the three channels, of shape (height + 2 PAD, width + 2 PAD), in grey levels.
-        ground: Grey level of the background.
+        background: Grey level of the background.
         threshold: Grey level above which a pixel is not background.
     """
 
     grey: Grey
-    ground: float
+    background: float
     threshold: float
 
 
@@ -51,12 +51,12 @@ class Edge:
 
     Attributes:
         points: Of shape (rays, 2), x and y in pixels of the working copy without its padding; pixel centres are at 0.5.
-        middle: Where the rays start, in the same coordinates.
+        centre: Where the rays start, in the same coordinates.
         bright: Largest connected bright region without thin strokes, its holes filled, of the padded copy's shape.
     """
 
     points: Plane
-    middle: tuple[float, float]
+    centre: tuple[float, float]
     bright: Mask
 
 
@@ -69,20 +69,20 @@ def working_copy(image: RGB) -> WorkingCopy | None:
     import cv2
 
     height, width = image.shape[:2]
-    scale = min(1.0, LONGEST / max(height, width))
+    scale = min(1.0, WORKING_SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     # Area averaging takes seven times as long; the median filter removes the noise that it would remove.
     small = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR) if scale < 1 else np.ascontiguousarray(image)
     red, green, blue = cv2.split(small)
     grey = np.asarray(cv2.medianBlur(cv2.max(red, cv2.max(green, blue)), 3), dtype=np.uint8)
     rim = _rim(grey)
-    dark = rim[rim < np.percentile(rim, 1) + SPREAD]
-    ground, high = np.percentile(dark, [50, 84])
-    if ground > BRIGHTEST_GROUND:
+    dark = rim[rim < np.percentile(rim, 1) + MAX_BACKGROUND_RANGE]
+    background, high = np.percentile(dark, [50, 84])
+    if background > MAX_BACKGROUND:
         return None
-    threshold = float(ground + min(SPREAD, max(LEAST_CONTRAST, 3 * (high - ground))))
-    padded = cv2.copyMakeBorder(grey, PAD, PAD, PAD, PAD, cv2.BORDER_CONSTANT, value=float(ground))
-    return WorkingCopy(np.asarray(padded), float(ground), threshold)
+    threshold = float(background + min(MAX_BACKGROUND_RANGE, max(MIN_CONTRAST, 3 * (high - background))))
+    padded = cv2.copyMakeBorder(grey, PAD, PAD, PAD, PAD, cv2.BORDER_CONSTANT, value=float(background))
+    return WorkingCopy(np.asarray(padded), float(background), threshold)
 
 
 def find_edge(copy: WorkingCopy) -> Edge | None:
@@ -91,16 +91,16 @@ def find_edge(copy: WorkingCopy) -> Edge | None:
     if bright is None:
         return None
     rows, columns = (np.flatnonzero(bright.any(axis=axis)) for axis in (1, 0))
-    middle = np.array([0.5 * (columns[0] + columns[-1]), 0.5 * (rows[0] + rows[-1])], dtype=np.float32)
+    centre = np.array([0.5 * (columns[0] + columns[-1]), 0.5 * (rows[0] + rows[-1])], dtype=np.float32)
     angles = np.arange(RAYS, dtype=np.float32) * np.float32(2 * np.pi / RAYS)
     directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    last_bright = _last_bright(bright, middle, directions)
+    last_bright = _last_bright(bright, centre, directions)
     offsets = np.arange(-REACH, REACH + 1, dtype=np.float32)
-    profiles = _sample(copy.grey, middle, directions, last_bright[:, None] + offsets)
+    profiles = _sample(copy.grey, centre, directions, last_bright[:, None] + offsets)
     sharp, shift = _half_level(profiles, copy.threshold)
     distance = last_bright + shift
-    points = middle + directions * distance[:, None] + 0.5 - PAD
-    start = float(middle[0]) + 0.5 - PAD, float(middle[1]) + 0.5 - PAD
+    points = centre + directions * distance[:, None] + 0.5 - PAD
+    start = float(centre[0]) + 0.5 - PAD, float(centre[1]) + 0.5 - PAD
     return Edge(np.asarray(points[sharp], dtype=np.float64), start, bright)
 
 
@@ -126,23 +126,23 @@ def _largest_bright_part(copy: WorkingCopy) -> Mask | None:
     return np.asarray(labels == 1 + int(np.argmax(statistics[1:, cv2.CC_STAT_AREA])))
 
 
-def _last_bright(bright: Mask, middle: Plane, directions: Plane) -> Plane:
+def _last_bright(bright: Mask, centre: Plane, directions: Plane) -> Plane:
     """Return the distance from the centre to the last bright pixel of each ray."""
     import cv2
 
     reach = np.arange(int(np.hypot(*bright.shape)) // 2 + 2, dtype=np.float32)
-    columns = middle[0] + directions[:, :1] * reach
-    rows = middle[1] + directions[:, 1:] * reach
+    columns = centre[0] + directions[:, :1] * reach
+    rows = centre[1] + directions[:, 1:] * reach
     samples = cv2.remap(bright.astype(np.uint8), columns, rows, cv2.INTER_NEAREST, borderValue=0)
     return np.asarray(reach[-1] - np.argmax(samples[:, ::-1], axis=1), dtype=np.float32)
 
 
-def _sample(grey: Grey, middle: Plane, directions: Plane, distances: Plane) -> Plane:
+def _sample(grey: Grey, centre: Plane, directions: Plane, distances: Plane) -> Plane:
     """Sample grey levels at the given distances from the centre on each ray; shape (rays, distances)."""
     import cv2
 
-    columns = (middle[0] + directions[:, :1] * distances).astype(np.float32)
-    rows = (middle[1] + directions[:, 1:] * distances).astype(np.float32)
+    columns = (centre[0] + directions[:, :1] * distances).astype(np.float32)
+    rows = (centre[1] + directions[:, 1:] * distances).astype(np.float32)
     return np.asarray(cv2.remap(grey, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.float32)
 
 
@@ -156,7 +156,7 @@ def _half_level(profiles: Plane, threshold: float) -> tuple[Mask, Plane]:
     inside, outside = profiles[:, 1 : REACH - 2].mean(axis=1), profiles[:, REACH + 3 : -1].mean(axis=1)
     contrast = inside - outside
     steep = profiles[:, REACH - 2] - profiles[:, REACH + 2] >= 0.5 * contrast
-    sharp = steep & (contrast >= LEAST_CONTRAST) & (outside <= threshold)
+    sharp = steep & (contrast >= MIN_CONTRAST) & (outside <= threshold)
     above = profiles >= (0.5 * (inside + outside))[:, None]
     last = profiles.shape[1] - 1 - np.argmax(above[:, ::-1], axis=1)
     last = np.minimum(last, profiles.shape[1] - 2)

@@ -10,28 +10,28 @@ from numpy.typing import NDArray
 
 from pylorus.data.field_shape import Box, Corner, CutBox, Disc, Points, RoundedBox, Shape, box_distance, from_corner
 
-NEAR = 1.3
+TOLERANCE = 1.3
 """Tolerance in pixels: a point this close to a shape's border lies on it."""
 PROPOSALS = 256
 """Random circles that are tried."""
-LEAST_OF_A_CORNER = 5
-LEAST_OF_A_SIDE = 10
+MIN_CORNER_POINTS = 5
+MIN_SIDE_POINTS = 10
 """Minimum number of points on a cut corner, and on a straight side of a disc."""
-CLEAR = 0.6
+MIN_AGREEMENT = 0.6
 """Minimum proportion of the points at a corner that must agree on it; otherwise text or an inset hides it."""
 
 
-def fit_shape(points: Points, *, middle: tuple[float, float]) -> tuple[Shape, int]:
+def fit_shape(points: Points, *, centre: tuple[float, float]) -> tuple[Shape, int]:
     """Fit the shape whose border passes through most points.
 
     Args:
         points: Of shape (points, 2), x and y in pixels, at least 12 of them, ordered by angle.
-        middle: A point inside the shape.
+        centre: A point inside the shape.
 
     Returns:
         The shape, and the number of points on its border.
     """
-    boxes = _boxes(points, middle)
+    boxes = _boxes(points, centre)
     disc = _disc(points, boxes[0])
     shapes: list[Shape] = [fit(points, box) for box in boxes for fit in (_cut_box, _rounded_box)]
     counts = [_passes(shape, points) for shape in shapes]
@@ -45,12 +45,12 @@ def fit_shape(points: Points, *, middle: tuple[float, float]) -> tuple[Shape, in
 
 
 def _passes(shape: Shape, points: Points) -> int:
-    return int(np.count_nonzero(np.abs(shape.distance(points)) < NEAR))
+    return int(np.count_nonzero(np.abs(shape.distance(points)) < TOLERANCE))
 
 
-def _boxes(points: Points, middle: tuple[float, float]) -> list[Box]:
+def _boxes(points: Points, centre: tuple[float, float]) -> list[Box]:
     """Propose boxes of straight lines through many points: first the likeliest, then variants with one other side."""
-    offsets = points - middle
+    offsets = points - centre
     half = np.maximum(np.percentile(np.abs(offsets), 90, axis=0), 1)
     across, down = (offsets / half).T
     sideways = np.abs(across) >= np.abs(down)
@@ -70,20 +70,20 @@ def _lines(values: NDArray[np.floating]) -> list[float]:
     lowest = float(values.min()) - 1
     counts = np.convolve(np.bincount(((values - lowest) * 2).astype(np.int64), minlength=5), np.ones(5), mode="same")
     first = int(np.argmax(counts))
-    distant_counts = np.where(np.abs(np.arange(len(counts)) - first) > 4 * NEAR, counts, 0)
+    distant_counts = np.where(np.abs(np.arange(len(counts)) - first) > 4 * TOLERANCE, counts, 0)
     second = int(np.argmax(distant_counts))
-    peaks = [first, second] if distant_counts[second] >= max(LEAST_OF_A_SIDE, counts[first] / 3) else [first]
+    peaks = [first, second] if distant_counts[second] >= max(MIN_SIDE_POINTS, counts[first] / 3) else [first]
     centres = [lowest + 0.25 + 0.5 * peak for peak in peaks]
-    return [float(np.median(values[np.abs(values - centre) <= NEAR])) for centre in centres]
+    return [float(np.median(values[np.abs(values - centre) <= TOLERANCE])) for centre in centres]
 
 
 def _cut_box(points: Points, box: Box) -> CutBox:
     """Fit the box's cut corners: those that the points show; a hidden corner is cut like its neighbours."""
     size = np.array([box[2] - box[0], box[3] - box[1]])
-    if size.min() < 4 * NEAR:
+    if size.min() < 4 * TOLERANCE:
         return CutBox(box)
     lines = [_cut_corner(from_corner(points, box, index), size) for index in range(4)]
-    corners = [line[0] if line is not None and line[1] >= CLEAR else None for line in lines]
+    corners = [line[0] if line is not None and line[1] >= MIN_AGREEMENT else None for line in lines]
     largest = max((corner for corner in corners if corner is not None), default=(0.0, 0.0))
     for index, corner in enumerate(corners):
         if corner is None and _is_square(from_corner(points, box, index), largest):
@@ -95,7 +95,7 @@ def _cut_box(points: Points, box: Box) -> CutBox:
     cut = _with_corners(box, corners)
     for index in range(4):  # a reflection in the lumen may look like a cut although points lie on the sides
         square = _with_corners(box, [None if other == index else corner for other, corner in enumerate(corners)])
-        if _passes(square, points) > _passes(cut, points) + LEAST_OF_A_CORNER:
+        if _passes(square, points) > _passes(cut, points) + MIN_CORNER_POINTS:
             cut, corners[index] = square, None
     return cut
 
@@ -110,8 +110,8 @@ def _is_square(points: Points, corner: Corner) -> bool:
     if corner == (0.0, 0.0):
         return True
     within = points[((points / corner).sum(axis=1) < 0.8) & (points > -2 * np.array(corner)).all(axis=1)]
-    on_sides = int(np.count_nonzero(np.abs(within.min(axis=1)) < NEAR)) if len(within) else 0
-    return on_sides >= max(LEAST_OF_A_CORNER, CLEAR * len(within))
+    on_sides = int(np.count_nonzero(np.abs(within.min(axis=1)) < TOLERANCE)) if len(within) else 0
+    return on_sides >= max(MIN_CORNER_POINTS, MIN_AGREEMENT * len(within))
 
 
 def _cut_corner(points: Points, size: NDArray[np.floating]) -> tuple[Corner, float] | None:
@@ -124,10 +124,10 @@ def _cut_corner(points: Points, size: NDArray[np.floating]) -> tuple[Corner, flo
     Returns:
         The corner, and the proportion of the points near it that lie on the line; None if there is no such line.
     """
-    reach = (points > NEAR).all(axis=1) & (points < 0.5 * size).all(axis=1) & ((points / size).sum(axis=1) < 0.6)
+    reach = (points > TOLERANCE).all(axis=1) & (points < 0.5 * size).all(axis=1) & ((points / size).sum(axis=1) < 0.6)
     near = points[reach]
     near = near[:: 1 + len(near) // 40]
-    if len(near) < LEAST_OF_A_CORNER:
+    if len(near) < MIN_CORNER_POINTS:
         return None
     first, second = np.triu_indices(len(near), k=2)
     run, fall = (near[second] - near[first]).T
@@ -139,22 +139,22 @@ def _cut_corner(points: Points, size: NDArray[np.floating]) -> tuple[Corner, flo
         return None
     level = near[first, 1] + slope * near[first, 0]
     errors = np.abs(near[:, 1] + slope[:, None] * near[:, 0] - level[:, None]) / np.hypot(1, slope)[:, None]
-    counts = np.count_nonzero(errors < NEAR, axis=1)
+    counts = np.count_nonzero(errors < TOLERANCE, axis=1)
     best = int(np.argmax(counts))
-    if counts[best] < LEAST_OF_A_CORNER:
+    if counts[best] < MIN_CORNER_POINTS:
         return None
-    on_line = near[errors[best] < NEAR]
+    on_line = near[errors[best] < TOLERANCE]
     corner = _line(on_line) or (float(level[best] / slope[best]), float(level[best]))
     return corner, len(on_line) / len(near)
 
 
 def _line(points: Points) -> Corner | None:
     """Fit a line by total least squares and return its intercepts with the axes; None if one is not positive."""
-    middle = points.mean(axis=0)
-    normal = np.linalg.svd(points - middle, full_matrices=False)[2][1]
+    centre = points.mean(axis=0)
+    normal = np.linalg.svd(points - centre, full_matrices=False)[2][1]
     if (normal == 0).any():
         return None
-    across, down = (middle @ normal) / normal
+    across, down = (centre @ normal) / normal
     return (float(across), float(down)) if across > 0 and down > 0 else None
 
 
@@ -167,22 +167,22 @@ def _rounded_box(points: Points, box: Box) -> RoundedBox:
     outside = np.hypot(np.maximum(across, 0), np.maximum(down, 0))
     errors = np.abs(outside + np.minimum(np.maximum(across, down), 0) - radii[:, None])
     # Several radii may pass through equally many points, so closer points score higher.
-    best = int(np.argmax(np.maximum(0, 1 - errors / NEAR).sum(axis=1)))
+    best = int(np.argmax(np.maximum(0, 1 - errors / TOLERANCE).sum(axis=1)))
     return RoundedBox(box, float(radii[best]))
 
 
 def _disc(points: Points, sides: Box) -> Disc | None:
     """Fit the circle through most points, cut by those straight sides that lie inside it and are visible."""
     # If a disc is cut on all sides, few points lie on its arc and many on straight sides.
-    on_arc = points[box_distance(points, sides) < -NEAR]
-    circle = _circles(on_arc if len(on_arc) >= LEAST_OF_A_SIDE else points)
+    on_arc = points[box_distance(points, sides) < -TOLERANCE]
+    circle = _circles(on_arc if len(on_arc) >= MIN_SIDE_POINTS else points)
     if circle is None:
         return None
     disc = _adjusted(circle, points)
     for side, position in enumerate(sides):
         cut_disc = replace(disc, box=_with_side(disc.box, side, position))
-        on_side = (np.abs(points[:, side % 2] - position) < NEAR) & (disc.arc_distance(points) < -NEAR)
-        if np.count_nonzero(on_side) >= LEAST_OF_A_SIDE and _passes(cut_disc, points) > _passes(disc, points):
+        on_side = (np.abs(points[:, side % 2] - position) < TOLERANCE) & (disc.arc_distance(points) < -TOLERANCE)
+        if np.count_nonzero(on_side) >= MIN_SIDE_POINTS and _passes(cut_disc, points) > _passes(disc, points):
             disc = cut_disc
     return disc
 
@@ -206,15 +206,15 @@ def _circles(points: Points) -> Disc | None:
     b, c = bx * bx + by * by, cx * cx + cy * cy
     x, y = (cy * b - by * c) / twice, (bx * c - cx * b) / twice
     radii = np.hypot(x, y)
-    middles = np.stack([x, y], axis=1) + start
+    centres = np.stack([x, y], axis=1) + start
     scored_points = points[:: 1 + len(points) // 180]
-    distance = np.hypot(scored_points[:, 0] - middles[:, :1], scored_points[:, 1] - middles[:, 1:])
-    counts = np.count_nonzero(np.abs(distance - radii[:, None]) < 2 * NEAR, axis=1)
+    distance = np.hypot(scored_points[:, 0] - centres[:, :1], scored_points[:, 1] - centres[:, 1:])
+    counts = np.count_nonzero(np.abs(distance - radii[:, None]) < 2 * TOLERANCE, axis=1)
     counts[radii > np.hypot(*np.ptp(points, axis=0))] = 0
     best = int(np.argmax(counts))
     unbounded = (-np.inf, -np.inf, np.inf, np.inf)
-    middle, radius = middles[best], float(radii[best])
-    return Disc(unbounded, (float(middle[0]), float(middle[1])), (radius, radius))
+    centre, radius = centres[best], float(radii[best])
+    return Disc(unbounded, (float(centre[0]), float(centre[1])), (radius, radius))
 
 
 def _adjusted(disc: Disc, points: Points) -> Disc:
@@ -223,8 +223,8 @@ def _adjusted(disc: Disc, points: Points) -> Disc:
     The axes may differ by up to 4 %; otherwise a circle is fitted.
     """
     for _ in range(4):
-        x, y = (points[np.abs(disc.arc_distance(points)) < 1.5 * NEAR] - disc.middle).T
-        if len(x) < LEAST_OF_A_SIDE:
+        x, y = (points[np.abs(disc.arc_distance(points)) < 1.5 * TOLERANCE] - disc.centre).T
+        if len(x) < MIN_SIDE_POINTS:
             return disc
         scale = np.mean(disc.radii)
         x, y = x / scale, y / scale
@@ -236,7 +236,7 @@ def _adjusted(disc: Disc, points: Points) -> Disc:
         over = 1 + c * c / (4 * a) + d * d / (4 * b)
         if over <= 0 or a <= 0 or b <= 0:
             return disc
-        middle = disc.middle[0] - scale * c / (2 * a), disc.middle[1] - scale * d / (2 * b)
+        centre = disc.centre[0] - scale * c / (2 * a), disc.centre[1] - scale * d / (2 * b)
         radii = scale * np.sqrt(over / a), scale * np.sqrt(over / b)
-        disc = replace(disc, middle=(float(middle[0]), float(middle[1])), radii=(float(radii[0]), float(radii[1])))
+        disc = replace(disc, centre=(float(centre[0]), float(centre[1])), radii=(float(radii[0]), float(radii[1])))
     return disc

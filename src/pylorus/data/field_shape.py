@@ -45,7 +45,7 @@ class Disc:
     """An axis-aligned ellipse, nearly a circle, cut by a box."""
 
     box: Box
-    middle: tuple[float, float]
+    centre: tuple[float, float]
     radii: tuple[float, float]
 
     @property
@@ -57,7 +57,7 @@ class Disc:
 
     def inner_box(self) -> Box:
         """Return the bounding box of the disc inside its box."""
-        (x, y), (a, b), (left, top, right, bottom) = self.middle, self.radii, self.box
+        (x, y), (a, b), (left, top, right, bottom) = self.centre, self.radii, self.box
         return max(left, x - a), max(top, y - b), min(right, x + a), min(bottom, y + b)
 
     def distance(self, points: Points) -> Distances:
@@ -66,12 +66,12 @@ class Disc:
 
     def arc_distance(self, points: Points) -> Distances:
         """Compute the signed distance of each point from the ellipse, ignoring the box."""
-        relative_radius = np.hypot(*((points - self.middle) / self.radii).T)
+        relative_radius = np.hypot(*((points - self.centre) / self.radii).T)
         return np.asarray((relative_radius - 1) * np.mean(self.radii))
 
     def polygon(self) -> Points:
         """Return the ellipse as 256 points."""
-        return np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1) * self.radii + self.middle
+        return np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1) * self.radii + self.centre
 
 
 @dataclass(frozen=True)
@@ -126,18 +126,18 @@ class RoundedBox:
     def distance(self, points: Points) -> Distances:
         """Compute the signed distance of each point."""
         left, top, right, bottom = self.box
-        middle, half = np.array([left + right, top + bottom]) / 2, np.array([right - left, bottom - top]) / 2
-        over = np.abs(points - middle) - half + self.radius
+        centre, half = np.array([left + right, top + bottom]) / 2, np.array([right - left, bottom - top]) / 2
+        over = np.abs(points - centre) - half + self.radius
         outside = np.hypot(*np.maximum(over, 0).T)
         return np.asarray(outside + np.minimum(over.max(axis=1), 0) - self.radius)
 
     def polygon(self) -> Points:
         """Return its four arcs as 256 points."""
         left, top, right, bottom = self.box
-        middle, half = np.array([left + right, top + bottom]) / 2, np.array([right - left, bottom - top]) / 2
+        centre, half = np.array([left + right, top + bottom]) / 2, np.array([right - left, bottom - top]) / 2
         circle = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
         inner = np.maximum(half - self.radius, 0)
-        return np.asarray(circle * self.radius + np.where(circle >= 0, inner, -inner) + middle)
+        return np.asarray(circle * self.radius + np.where(circle >= 0, inner, -inner) + centre)
 
 
 def box_distance(points: Points, box: Box) -> Distances:

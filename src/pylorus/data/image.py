@@ -172,8 +172,8 @@ def _upright_rgb(image: Image.Image) -> RGB:
         )
     if upright.has_transparency_data:
         rgba = upright.convert("RGBA")
-        ground = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
-        upright = Image.alpha_composite(ground, rgba)
+        background = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
+        upright = Image.alpha_composite(background, rgba)
     return np.asarray(upright.convert("RGB"))
 
 

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 Plane = NDArray[np.floating]  # always float32, which NumPy's type stubs can't express for arithmetic with floats
 
-_ABSORBED = np.array([0.14, 0.75, 0.62], dtype=np.float32)  # absorption of red, green and blue light at redness 1
+_ABSORPTION = np.array([0.14, 0.75, 0.62], dtype=np.float32)  # absorption of red, green and blue light at redness 1
 _FIBRIN = np.array([0.93, 0.85, 0.64], dtype=np.float32)  # whitish yellow
-_DARKEST = 14  # grey levels: even the lumen is brighter than the area outside the field
+_MIN_GREY = 14  # grey levels: even the lumen is brighter than the area outside the field
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def colour_wall(patient: Generator, layer: Layer) -> Plane:
     hue, saturation = patient.uniform(0.01, 0.055), patient.uniform(0.5, 0.64)
     own = np.array(colorsys.hsv_to_rgb(hue, saturation, patient.uniform(0.8, 1.0)), dtype=np.float32)
     redness = np.maximum(layer.redness + patient.uniform(-0.1, 0.2), -0.25)
-    colour = own * np.exp(-redness[..., None] * _ABSORBED)
+    colour = own * np.exp(-redness[..., None] * _ABSORPTION)
     return np.asarray(colour + (_FIBRIN - colour) * layer.coat[..., None])
 
 
@@ -211,7 +211,7 @@ def record(view: Generator, light: Plane, field: Field) -> NDArray[np.uint8]:
     blurred = cv2.GaussianBlur(light, (0, 0), view.uniform(0.4, 1.1) * field.mask.shape[0] / 256)
     grey = 255 * (1 - np.exp(-1.6 * blurred))  # bright light saturates softly
     grey += view.uniform(1, 4) * view.standard_normal(grey.shape, dtype=np.float32)
-    return np.where(field.mask[..., None], np.clip(grey, _DARKEST, 255), 0).astype(np.uint8)
+    return np.where(field.mask[..., None], np.clip(grey, _MIN_GREY, 255), 0).astype(np.uint8)
 
 
 def _around_lesion(patient: Generator, wall: Wall, *, ragged: float) -> tuple[Plane, float]:

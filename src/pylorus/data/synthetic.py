@@ -24,7 +24,7 @@ _FINDINGS: dict[str, Callable[[Generator, painter.Wall], painter.Layer]] = {
 }
 CLASSES: tuple[str, ...] = tuple(_FINDINGS)
 SHORT_NAMES: tuple[str, ...] = ("GC", "GU", "CG")
-_SMALLEST = 32  # pixels; in a smaller image a lesion is only a few pixels wide
+_MIN_SIZE = 32  # pixels; in a smaller image a lesion is only a few pixels wide
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def draw_frame(label: str, *, seed: int, view: int = 0, size: int = 256, overlay
     if label not in CLASSES:
         raise ValueError(f"label is {label!r}; expected one of {', '.join(CLASSES)}.")
     _at_least(0, seed=seed, view=view)
-    _at_least(_SMALLEST, size=size)
+    _at_least(_MIN_SIZE, size=size)
     # Separate random streams for the patient, the view and the text, so that none affects another.
     class_index = CLASSES.index(label)
     keys = (class_index, 0), (class_index, 1, view), (class_index, 2)
@@ -110,7 +110,7 @@ def draw_image_set(
         FileExistsError: If `root` is a file or a folder that is not empty.
     """
     _at_least(1, images=images, images_per_patient=images_per_patient)
-    _at_least(_SMALLEST, size=size)
+    _at_least(_MIN_SIZE, size=size)
     _at_least(0, seed=seed)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise FileExistsError(f"root is {root}, which is not an empty folder; choose a new or empty one.")
