@@ -155,7 +155,7 @@ def test_a_disk_without_room_is_left_alone(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(budget, "free_bytes", lambda root: 15 * SIZE)
     names = some(20)
     assert store(tmp_path).records(names, Computation(names), memory_bytes=MEMORY).computed == 20
-    assert "has 14.6 KiB to spare" in caplog.text
+    assert "has only 14.6 KiB available" in caplog.text
     assert list(tmp_path.rglob("*.data")) == []
     with pytest.raises(DoesNotFitError, match="Free"):
         store(tmp_path).records(names, Computation(names), memory_bytes=0)

@@ -62,7 +62,7 @@ def test_a_holder_that_hangs_is_not_waited_for_for_ever(tmp_path, monkeypatch, c
     with FileLock(lock_file(tmp_path)):
         records = store(tmp_path).records(names, Computation(names), memory_bytes=0)
     assert records.computed == 6
-    assert "not waited for any longer" in caplog.text
+    assert "no longer waiting for it" in caplog.text
     np.testing.assert_array_equal(records.take(range(6)), right(names))
     assert store(tmp_path).records(names, Computation(names), memory_bytes=0).kept == 6
 
@@ -88,7 +88,7 @@ def test_a_holder_that_makes_progress_is_waited_for(tmp_path, monkeypatch, caplo
     records = store(tmp_path).records(names, Computation(names), memory_bytes=0)
     assert not holder.is_alive() or holder.join(1) is None
     assert records.computed == 6
-    assert "not waited for any longer" not in caplog.text
+    assert "no longer waiting for it" not in caplog.text
 
 
 @pytest.mark.parametrize("error", [NotImplementedError("no locks"), OSError(37, "No locks available")])
@@ -101,4 +101,4 @@ def test_a_disk_that_can_not_lock_still_keeps_records(tmp_path, monkeypatch, cap
     assert store(tmp_path).records(names, Computation(names), memory_bytes=0).computed == 6
     assert store(tmp_path, key="b").records(names, Computation(names), memory_bytes=0).computed == 6
     assert store(tmp_path).records(names, Computation(names), memory_bytes=0).kept == 6
-    assert caplog.text.count("nothing can be locked here") == 1
+    assert caplog.text.count("locks don't work in this folder") == 1

@@ -65,5 +65,5 @@ def test_what_albumentations_lacks_is_refused_by_name(transforms, message):
 
 def test_a_transform_that_changes_the_size_is_refused_when_it_acts():
     augment = build_augmentation(AugmentConfig("mine", {"Resize": {"height": 8, "width": 8}}))
-    with pytest.raises(PylorusError, match="Leave out transforms that resize"):
+    with pytest.raises(PylorusError, match="Remove transforms that resize"):
         augment(IMAGE, 0)

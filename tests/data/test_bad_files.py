@@ -174,7 +174,7 @@ TABLE: list[tuple[str, Make, str | None]] = [
     ("text named .jpg", file("a.jpg", lambda: b"patient,age\n1,44\n"), NO_IMAGE),
     ("an HTML page named .png", file("a.png", lambda: b"<!DOCTYPE html><title>404</title>"), "begins with b'<!DOCTYP'"),
     ("a GIF", file("a.png", lambda: encoded(Image.fromarray(picture()), "GIF")), NO_IMAGE),
-    ("floating point", file("a.tif", float_tiff), "mode F .* no stated range"),
+    ("floating point", file("a.tif", float_tiff), "mode F .* an undefined range"),
     ("two pages of TIFF", file("a.tif", lambda: moving("TIFF")), "holds 2 pages or frames"),
     ("a moving WebP", file("a.webp", lambda: moving("WEBP")), "holds 2 pages or frames"),
     ("a moving PNG", file("a.png", lambda: moving("PNG")), "holds 2 pages or frames"),

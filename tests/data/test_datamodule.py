@@ -90,7 +90,7 @@ def test_only_large_frames_are_kept_where_the_user_leaves_it_open(serve, side, k
     monkeypatch.setattr("pylorus.data.input.LARGE", 1.1)
     module = serve(images=None)
     module.form = InputFormat(side, "pad", "bilinear")
-    assert (module.dataset("test")._kept is not None) == kept
+    assert (module.dataset("test")._cached is not None) == kept
 
 
 def test_images_of_one_epoch_are_augmented_differently(serve, drawn):

@@ -101,7 +101,7 @@ PNG = encoded(Image.fromarray(RED_TOP), "PNG")
         (encoded(Image.fromarray(RED_TOP), "GIF"), "no readable JPEG, PNG, BMP, TIFF or WebP"),
         (JPEG[: len(JPEG) // 2], "damaged: .*truncated"),
         (PNG[: len(PNG) // 2], "damaged"),
-        (encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "mode F .* no stated range"),
+        (encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "mode F .* an undefined range"),
         (b"II*\0" + bytes(40), "damaged: truncated"),
     ],
     ids=["empty", "text", "gif", "cut jpeg", "cut png", "float", "broken tiff"],

@@ -158,7 +158,7 @@ def test_a_changed_image_alone_is_computed_anew(run_of, drawn, tmp_path):
 def test_where_they_do_not_fit_the_run_goes_on_without_and_says_so(run_of, tmp_path):
     words = ["stages.finetune.learn=layer4", "trainer.precision=32"]
     tight = run_of(*words, "cache.budget_gib=0", "cache.memory_gib=0")
-    assert "The features are not kept on disk" in said(tight)
+    assert "The features can't be stored on disk" in said(tight)
     assert "cache.budget_gib" in said(tight)
     assert sum(path.stat().st_size for path in kept_files(tmp_path)) < 2000  # what for, but nothing of the images
     plain = run_of(*words, "cache.prefix=false")

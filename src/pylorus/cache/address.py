@@ -1,4 +1,4 @@
-"""Where a store lies and what it is for."""
+"""Where a store lies on disk and what it is for."""
 
 import hashlib
 import json
@@ -9,21 +9,21 @@ from pathlib import Path
 from pylorus.files import write_json
 
 FORMAT = 1
-"""Part of every key: raised when shards are written in another way, so that old ones are not read."""
+"""Part of every key. Increase it when the format of the shards changes, so that old shards are not read."""
 
 KEY, USED = "key.json", "used"
-"""Files of a store: what it is for, and when it was last used (its time)."""
+"""Files of a store: what it is for, and when it was last used (the modification time)."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a store lies.
+    """Location of a store on disk.
 
     Attributes:
         root: Folder of all stores.
-        kind: Folder below it.
+        kind: Subfolder of `root`.
         key: What the store is for, as JSON values.
-        record_bytes: Bytes of one record.
+        record_bytes: Size of one record in bytes.
     """
 
     root: Path
@@ -33,16 +33,16 @@ class Address:
 
     @property
     def content(self) -> dict[str, object]:
-        """What the folder's name is derived from."""
+        """The values from which the folder's name is derived."""
         return {"format": FORMAT, "kind": self.kind, "record_bytes": self.record_bytes, "key": dict(self.key)}
 
     @property
     def folder(self) -> Path:
-        """The store's folder.
+        """The store's folder, named after the SHA-256 of its content.
 
         Raises:
             ValueError: If the key holds a number that is not finite.
-            TypeError: If the key holds a value that JSON does not know.
+            TypeError: If the key holds a value that JSON can't represent.
         """
         canonical = json.dumps(self.content, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return self.root / self.kind / hashlib.sha256(canonical.encode()).hexdigest()[:24]
@@ -53,10 +53,10 @@ class Address:
         return store_name(self.folder)
 
     def prepare(self) -> None:
-        """Makes the folder if it is not there, for its owner only, and notes that it is used now.
+        """Create the folder if it does not exist, accessible to its owner only, and record the time of use.
 
         Raises:
-            OSError: If the disk is full, read-only or gone.
+            OSError: If the disk is full, read-only or unavailable.
         """
         for folder in (self.root, self.folder.parent, self.folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -66,5 +66,5 @@ class Address:
 
 
 def store_name(folder: Path) -> str:
-    """The name under which the store of a folder is locked."""
+    """Return the name under which the store in a folder is locked."""
     return f"{folder.parent.name}-{folder.name}"

@@ -1,4 +1,4 @@
-"""How much disk the stores may take, and which of them make room for another."""
+"""How much disk space the stores may take, and which of them are evicted to free space for another."""
 
 import logging
 import os
@@ -14,10 +14,10 @@ from pylorus.cache.lock import Lock, has_reader, in_use
 log = logging.getLogger(__name__)
 
 RESERVED = "reserved"
-"""File of a store that is being written: how big it will be."""
+"""File in a store that is being written: the size in bytes that it will have."""
 
 EVICTED = ".evicted-"
-"""How the name of a folder begins that is being removed."""
+"""Prefix of the name of a folder that is being removed."""
 
 _STORE = re.compile(r"[0-9a-f]{24}")
 
@@ -27,67 +27,74 @@ class _Neighbour:
     """Another store below the same root.
 
     Attributes:
-        folder: Where it lies.
-        size: Bytes that it takes.
-        coming: Bytes that its writer has yet to write.
-        used: When it was last used, in seconds since 1970.
-        idle: Whether no run writes or reads it.
+        folder: Its folder.
+        size: Bytes on disk.
+        pending: Bytes that its writer has reserved but not yet written.
+        used: Time of its last use, in seconds since 1970.
+        idle: Whether no run is writing or reading it.
     """
 
     folder: Path
     size: int
-    coming: int
+    pending: int
     used: float
     idle: bool
 
 
 def make_room(root: Path, folder: Path, *, need: int, budget: int) -> str | None:
-    """Makes room for `need` more bytes in the store `folder`, for which it evicts stores that lie idle.
+    """Reserve `need` more bytes for the store in `folder`, evicting idle stores where necessary.
 
-    The least recently used go first, and none if that would not suffice. The bytes are reserved until `release_room`.
+    The least recently used stores are evicted first; none is evicted if that would not free enough. The bytes stay
+    reserved until `release_room`.
+
+    Args:
+        root: Folder of all stores.
+        folder: The store that needs the space.
+        need: Bytes that are going to be written.
+        budget: Maximum bytes of everything below `root`.
 
     Returns:
-        Nothing, or why there is no room.
+        None if the space is reserved, otherwise the reason why there is not enough.
 
     Raises:
         OSError: If the folder can't be written to.
     """
-    turn = Lock(root, "budget")
-    turn.acquire(watched=root, holder="making room")
+    lock = Lock(root, "budget")
+    lock.acquire(watched=root, holder="freeing cache space")
     try:
         (folder / RESERVED).write_text(str(bytes_below(folder) + need))
         _finish_evictions(root)
-        neighbours = _neighbours(root, folder)
-        lacking, reason = _lacking(root, neighbours, need, budget)
-        idle = sorted((store for store in neighbours if store.idle), key=lambda store: store.used)
-        if lacking <= sum(store.size for store in idle):
+        stores = _neighbours(root, folder)
+        shortage, reason = _lacking(root, stores, need, budget)
+        idle = sorted((store for store in stores if store.idle), key=lambda store: store.used)
+        if shortage <= sum(store.size for store in idle):
             for store in idle:
-                if lacking > 0 and _evict(root, store):
-                    lacking -= store.size
-        if lacking <= 0:
+                if shortage > 0 and _evict(root, store):
+                    shortage -= store.size
+        if shortage <= 0:
             return None
         release_room(folder)
         return reason
     finally:
-        turn.release()
+        lock.release()
 
 
 def release_room(folder: Path) -> None:
-    """Takes back what `make_room` reserved: it is written, or will not be."""
+    """Remove the reservation of `make_room`: the bytes have been written, or will not be."""
     try:
         (folder / RESERVED).unlink(missing_ok=True)
     except OSError as error:
-        log.info("%s: the reservation can't be removed: %s", folder, error)
+        log.info("%s: can't remove the reservation: %s", folder, error)
 
 
 def bytes_below(folder: Path) -> int:
-    """Bytes of all files below a folder; what vanishes meanwhile is left out."""
+    """Sum the sizes in bytes of all files below a folder; files that disappear meanwhile are skipped."""
     total = 0
     try:
         for entry in os.scandir(folder):
             try:
-                inside = entry.is_dir(follow_symlinks=False)
-                total += bytes_below(Path(entry.path)) if inside else entry.stat(follow_symlinks=False).st_size
+                is_folder = entry.is_dir(follow_symlinks=False)
+                total += bytes_below(Path(entry.path)) if is_folder else entry.stat(follow_symlinks=False).st_size
             except OSError:
                 continue
     except OSError:
@@ -96,7 +103,7 @@ def bytes_below(folder: Path) -> int:
 
 
 def readable_size(count: float) -> str:
-    """A number of bytes for people.
+    """Format a number of bytes for people.
 
     Example:
         >>> readable_size(1536), readable_size(3 * 2**30)
@@ -110,40 +117,43 @@ def readable_size(count: float) -> str:
 
 
 def free_bytes(root: Path) -> int:
-    """Bytes that may still be written to the disk; 2 % of it, 1 GiB at most, are left alone. May be below zero."""
+    """Return the bytes that may still be written to the disk of `root`.
+
+    2 % of the disk, but at most 1 GiB, is kept free. The result may be negative.
+    """
     disk = shutil.disk_usage(root)
     return disk.free - min(2**30, disk.total // 50)
 
 
-def _lacking(root: Path, neighbours: list[_Neighbour], need: int, budget: int) -> tuple[int, str]:
-    """Bytes that are too many before anything is evicted, and sentences that say so and how to mend it."""
-    coming = sum(store.coming for store in neighbours)
-    idle = sum(store.size for store in neighbours if store.idle)
-    taken, free = bytes_below(root) + coming, free_bytes(root) - coming
-    over, short = taken + need - budget, need - free
-    lacking = max(over, short)
-    needed, more = f"{readable_size(need)} are to be written", readable_size(lacking - idle)
-    if over >= short:
-        limit = f"cache.budget_gib is {readable_size(budget)}, of which {readable_size(taken - idle)} are in use"
-        return lacking, f"{needed}, but {limit}. Raise cache.budget_gib by {more} at least."
-    limit = f"the disk of {root} has {readable_size(max(0, free))} to spare"
-    return lacking, f"{needed}, but {limit}. Free {more} there, or set cache.folder to another disk."
+def _lacking(root: Path, stores: list[_Neighbour], need: int, budget: int) -> tuple[int, str]:
+    """Return the bytes missing before anything is evicted, and a message with the reason and the fix."""
+    pending = sum(store.pending for store in stores)
+    idle = sum(store.size for store in stores if store.idle)
+    used, free = bytes_below(root) + pending, free_bytes(root) - pending
+    over_budget, over_disk = used + need - budget, need - free
+    shortage = max(over_budget, over_disk)
+    needed, more = f"{readable_size(need)} must be written", readable_size(shortage - idle)
+    if over_budget >= over_disk:
+        limit = f"cache.budget_gib is {readable_size(budget)}, of which {readable_size(used - idle)} is in use"
+        return shortage, f"{needed}, but {limit}. Raise cache.budget_gib by at least {more}."
+    limit = f"the disk of {root} has only {readable_size(max(0, free))} available"
+    return shortage, f"{needed}, but {limit}. Free {more} there, or set cache.folder to another disk."
 
 
-def _neighbours(root: Path, own: Path) -> list[_Neighbour]:
-    found = []
+def _neighbours(root: Path, own_folder: Path) -> list[_Neighbour]:
+    stores = []
     for folder in root.glob("*/*"):
-        # Only what is surely a store of ours may ever be removed.
-        if folder == own or not _STORE.fullmatch(folder.name) or not (folder / KEY).is_file():
+        # Only a folder that is certainly a store of Pylorus may ever be removed.
+        if folder == own_folder or not _STORE.fullmatch(folder.name) or not (folder / KEY).is_file():
             continue
         size, idle = bytes_below(folder), not in_use(root, store_name(folder))
         try:
             used = (folder / USED).stat().st_mtime
         except OSError:
             used = 0.0
-        coming = 0 if idle else max(0, _reserved(folder) - size)
-        found.append(_Neighbour(folder, size, coming, used, idle))
-    return found
+        pending = 0 if idle else max(0, _reserved(folder) - size)
+        stores.append(_Neighbour(folder, size, pending, used, idle))
+    return stores
 
 
 def _reserved(folder: Path) -> int:
@@ -159,15 +169,15 @@ def _evict(root: Path, store: _Neighbour) -> bool:
     try:
         if not lock.attempt() or has_reader(root, name):
             return False
-        doomed = root / f"{EVICTED}{secrets.token_hex(6)}"
-        store.folder.rename(doomed)  # in one step: nobody finds half a store
-        shutil.rmtree(doomed, ignore_errors=True)
+        evicted = root / f"{EVICTED}{secrets.token_hex(6)}"
+        store.folder.rename(evicted)  # atomic: no run ever sees half a store
+        shutil.rmtree(evicted, ignore_errors=True)
     except OSError as error:
-        log.warning("%s: this store can't be removed to make room: %s", store.folder, error)
+        log.warning("%s: can't evict this store to free space: %s", store.folder, error)
         return False
     finally:
         lock.release()
-    log.info("%s: removed to make room; it took %s.", store.folder, readable_size(store.size))
+    log.info("%s: evicted to free %s.", store.folder, readable_size(store.size))
     return True
 
 

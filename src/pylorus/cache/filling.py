@@ -1,4 +1,4 @@
-"""Computes the records that a store lacks, keeps them on disk while it takes them, and in memory where they fit."""
+"""Compute the records that a store lacks, store them on disk as long as there is space, and in memory if they fit."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,27 +18,27 @@ from pylorus.parallel.processes import Processes
 log = logging.getLogger(__name__)
 
 Compute = Callable[[Sequence[int]], Iterator[NDArray[np.uint8]]]
-"""Takes places in `names` whose records are missing, yields blocks (n, record_bytes) of the records in that order."""
+"""Takes the indices in `names` of missing records; yields blocks of shape (n, record_bytes) in the same order."""
 
 SHARD_BYTES = 256 << 20
-"""Most bytes of a shard: what a killed run loses."""
+"""Maximum size of a shard in bytes, and so the most that a killed run loses."""
 
 
 class DoesNotFitError(PylorusError):
-    """The records fit neither the disk nor the memory given to them."""
+    """The records fit neither on disk nor in the memory available to them."""
 
 
 class Filling:
-    """One run's work on the records that a store lacks.
+    """The work of one run on the records that a store lacks.
 
     Args:
-        address: The store's.
-        source: Where the records go.
-        names: The name of each distinct record.
-        places: Where each distinct record first stands in the request, shape (distinct records,).
-        budget_bytes: Most bytes of everything below the root.
-        memory_bytes: Most bytes of records to hold in memory, for messages.
-        processes: Who works on them; each computes its share, and all come to each step here.
+        address: Location of the store.
+        source: Where the records are collected.
+        names: Name of each distinct record.
+        positions: Index of the first occurrence of each distinct record in the request, shape (distinct records,).
+        budget_bytes: Maximum bytes of everything below the root.
+        memory_bytes: Maximum bytes of records in memory, for messages.
+        processes: The processes that share the work. All of them must call each method here.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Filling:
         source: Source,
         *,
         names: Sequence[str],
-        places: NDArray[np.intp],
+        positions: NDArray[np.intp],
         budget_bytes: int,
         memory_bytes: int,
         processes: Processes,
@@ -55,7 +55,7 @@ class Filling:
         self._address = address
         self._source = source
         self._names = names
-        self._places = places
+        self._positions = positions
         self._budget_bytes = budget_bytes
         self._memory_bytes = memory_bytes
         self._processes = processes
@@ -63,15 +63,18 @@ class Filling:
         self._writer: ShardWriter | None = None
 
     def run(self, compute: Compute) -> int:
-        """Waits for who is computing already, computes what is missing then, and gives how many these were.
+        """Wait for any run that is already computing, then compute what is still missing.
+
+        Returns:
+            How many records were missing and have been computed.
 
         Raises:
-            DoesNotFitError: If there is no room on disk nor in memory.
-            ValueError: If `compute` yields other than it was asked for.
-            Exception: What `compute` raises.
+            DoesNotFitError: If there is space neither on disk nor in memory.
+            ValueError: If `compute` yields something other than the records it was asked for.
+            Exception: Whatever `compute` raises.
         """
         folder = self._address.folder
-        if self._processes.first:  # on behalf of all
+        if self._processes.first:  # on behalf of all processes
             self._lock.acquire(watched=folder, holder=f"computing {self._address.kind}")
         try:
             missing = self._processes.agreed(self._missing)
@@ -79,13 +82,13 @@ class Filling:
                 self._open_writer(missing)
                 self._compute_share(compute, missing)
             gather(self._source, folder)
-            self._processes.wait()  # whoever waits for the lock might make room of what is being read here
+            self._processes.wait()  # a run that waits for the lock might evict what is still being read here
         finally:
             self._close_writer()
             self._lock.release()
         if len(self._source.missing):
-            shared = " All machines of a run need one cache.folder that each of them sees." * self._processes.several
-            raise PylorusError(f"{folder}: records vanished as soon as they were written.{shared} Start the run again.")
+            shared = " cache.folder must be a folder that all machines of the run share." * self._processes.several
+            raise PylorusError(f"{folder}: records disappeared after they were written.{shared} Start the run again.")
         return len(missing)
 
     def _missing(self) -> NDArray[np.intp]:
@@ -93,25 +96,25 @@ class Filling:
         return self._source.missing
 
     def _compute_share(self, compute: Compute, missing: NDArray[np.intp]) -> None:
-        """Computes what falls to this process; all of it where the others can't hand theirs over by disk."""
+        """Compute this process's share, or everything if the processes can't exchange records through the disk."""
         share = missing[self._processes.mine] if self._writer is not None else missing
-        failed: DoesNotFitError | None = None
+        failure: DoesNotFitError | None = None
         try:
             self._compute(compute, share)
         except DoesNotFitError as error:
-            failed = error
-        failed_somewhere, in_memory_somewhere = self._processes.any(failed is not None, self._writer is None)
-        if failed_somewhere:
-            raise failed or DoesNotFitError(f"The {self._address.kind} had no room in another process of the run.")
-        if in_memory_somewhere and self._processes.several:
+            failure = error
+        any_failed, any_in_memory = self._processes.any(failure is not None, self._writer is None)
+        if any_failed:
+            raise failure or DoesNotFitError(f"The {self._address.kind} did not fit in another process of the run.")
+        if any_in_memory and self._processes.several:
             self._close_writer()
             gather(self._source, self._address.folder)
             self._compute(compute, self._source.missing)
 
     def _compute(self, compute: Compute, missing: NDArray[np.intp]) -> None:
-        places: list[int] = self._places[missing].tolist()
+        positions: list[int] = self._positions[missing].tolist()
         done = 0
-        for block in _checked(compute(places), len(places), self._address.record_bytes):
+        for block in _checked(compute(positions), len(positions), self._address.record_bytes):
             numbers = missing[done : done + len(block)]
             done += len(block)
             if isinstance(self._source, InMemory):
@@ -120,7 +123,7 @@ class Filling:
         self._write([], None)
 
     def _write(self, names: list[str], block: NDArray[np.uint8] | None) -> None:
-        """Writes a block, or with None completes the last shard; goes on without the disk if it fails."""
+        """Write a block, or complete the last shard if `block` is None; continue without the disk if writing fails."""
         if self._writer is None:
             return
         try:
@@ -132,7 +135,7 @@ class Filling:
             self._leave_disk(f"{self._address.folder} can't be written to: {error}.")
 
     def _open_writer(self, missing: NDArray[np.intp]) -> None:
-        """Starts writing if there is room on disk; if there is none the memory has to do."""
+        """Open a writer if there is space on disk; otherwise continue in memory."""
         folder, need = self._address.folder, len(missing) * self._address.record_bytes
         reason = self._processes.agreed(lambda: self._made_room(missing))
         if reason is not None:
@@ -144,7 +147,7 @@ class Filling:
         self._writer = ShardWriter(folder, self._address.record_bytes, shard_bytes=SHARD_BYTES)
 
     def _made_room(self, missing: NDArray[np.intp]) -> str | None:
-        """Makes room on disk; says why there is none."""
+        """Reserve space on disk; return None, or the reason why there is not enough."""
         folder, need = self._address.folder, len(missing) * self._address.record_bytes
         indices = sum(len(self._names[number].encode()) + 4 for number in missing) + 1024 * (1 + need // SHARD_BYTES)
         try:
@@ -156,20 +159,21 @@ class Filling:
             return f"{folder} can't be written to: {error}."
 
     def _leave_disk(self, reason: str) -> None:
-        """Goes on in memory, if the records fit there.
+        """Continue in memory if the records fit there.
 
         Raises:
             DoesNotFitError: If they don't.
         """
         self._close_writer()
-        self._lock.release()  # who waits for it would find nothing more by waiting
+        self._lock.release()  # a run that waits for it would gain nothing by waiting longer
         if not isinstance(self._source, InMemory):
             all_records = readable_size(len(self._names) * self._address.record_bytes)
             raise DoesNotFitError(
-                f"The {self._address.kind} are not kept on disk: {reason}\n"
-                f"Nor do they fit in memory: they take {all_records}, and {readable_size(self._memory_bytes)} are free."
+                f"The {self._address.kind} can't be stored on disk: {reason}\n"
+                f"They don't fit in memory either: they take {all_records}, and "
+                f"{readable_size(self._memory_bytes)} is available (cache.memory_gib)."
             )
-        log.warning("The %s are computed into memory, for this run only: %s", self._address.kind, reason)
+        log.warning("The %s are kept in memory, for this run only: %s", self._address.kind, reason)
 
     def _close_writer(self) -> None:
         if self._writer is not None:
@@ -180,17 +184,17 @@ class Filling:
 
 
 def _checked(blocks: Iterable[NDArray[np.uint8]], count: int, record_bytes: int) -> Iterator[NDArray[np.uint8]]:
-    """The blocks as they come, contiguous.
+    """Yield the blocks unchanged but contiguous.
 
     Raises:
-        ValueError: If one is not bytes of shape (n, record_bytes), or together they are not `count` records.
+        ValueError: If a block is not uint8 of shape (n, record_bytes), or the blocks are not `count` records in total.
     """
-    left = count
+    remaining = count
     for block in blocks:
-        if block.dtype != np.uint8 or block.ndim != 2 or block.shape[1] != record_bytes or len(block) > left:
-            expected = f"uint8 ({left} at most, {record_bytes})"
-            raise ValueError(f"compute: found a block of {block.dtype} {block.shape}, expected {expected}")
-        left -= len(block)
+        if block.dtype != np.uint8 or block.ndim != 2 or block.shape[1] != record_bytes or len(block) > remaining:
+            expected = f"uint8 of shape (at most {remaining}, {record_bytes})"
+            raise ValueError(f"compute: found a block of {block.dtype} of shape {block.shape}, expected {expected}")
+        remaining -= len(block)
         yield np.ascontiguousarray(block)
-    if left:
-        raise ValueError(f"compute: found {count - left} records, expected {count}")
+    if remaining:
+        raise ValueError(f"compute: found {count - remaining} records, expected {count}")

@@ -1,4 +1,4 @@
-"""The one way to the stores: what the configuration allows, and what happens where records do not fit."""
+"""Access to the stores as the configuration allows, and what happens if records do not fit."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -23,16 +23,20 @@ def kept_records(
     record_bytes: int,
     processes: Processes = ALONE,
 ) -> Records | None:
-    """The records of `names`, found or computed and kept; None where they have no room, which is logged.
+    """Load the records of `names`, computing and storing those that are missing.
 
     Args:
-        settings: Where and how much may be kept.
-        names: One a record.
+        settings: Where records are stored, and how much space they may take.
+        names: One per record.
         compute: Computes missing records; see `pylorus.cache.store`.
-        kind: "features" or "images": the folder of such stores.
-        key: All that a record's content depends on besides its name.
-        record_bytes: Bytes of one record.
-        processes: Who asks for the same records at the same time: each computes its share of what is missing.
+        kind: "features" or "images": the subfolder for stores of this kind.
+        key: Everything that the content of a record depends on besides its name.
+        record_bytes: Size of one record in bytes.
+        processes: The processes that request the same records at the same time; each computes its share of the
+            missing ones.
+
+    Returns:
+        The records, or None if they fit neither on disk nor in memory, which is logged.
     """
     store = RecordStore(
         Path(settings.folder),
@@ -45,5 +49,5 @@ def kept_records(
         memory = int(settings.memory_gib * GIB) // processes.beside
         return store.records(names, compute, memory_bytes=memory, processes=processes)
     except DoesNotFitError as error:
-        log.warning("%s\nThe run goes on without: they are computed anew each time.", error)
+        log.warning("%s\nThe run continues without a cache: they are recomputed every time they are needed.", error)
         return None

@@ -1,6 +1,6 @@
-"""Who writes a store, and who reads one that lies on disk: locks that vanish with the process that holds them.
+"""Locks for the run that writes a store and for the runs that read one from disk; they end with their process.
 
-They lie in `.locks` beside the stores, never in them: a store can so be removed while its lock is held.
+They lie in `.locks` beside the stores, never inside them, so that a store can be removed while its lock is held.
 """
 
 import logging
@@ -18,24 +18,24 @@ LOCKS = ".locks"
 """Folder below the root."""
 
 PATIENCE_SECONDS = 600.0
-"""A holder below whose folder nothing has changed for so long hangs: one no longer waits for it."""
+"""A holder whose folder has not changed for this long is considered hung; other runs stop waiting for it."""
 
 POLL_SECONDS = 1.0
-"""How often a run that waits looks whether the holder still makes progress."""
+"""How often a waiting run checks whether the holder is making progress."""
 
 _unlockable: set[Path] = set()
-"""Folders of locks of which it was said that they can't be locked."""
+"""Lock folders that don't support locking and have already been logged."""
 
 
 class Lock:
-    """An exclusive lock among processes and threads.
+    """An exclusive lock between processes and threads.
 
     Attributes:
-        held: Whether this object holds it.
+        held: Whether this object holds the lock.
 
     Args:
-        root: Folder that holds the stores.
-        name: What is locked; one file below `.locks`.
+        root: Folder of the stores.
+        name: What is locked; one file in `.locks`.
     """
 
     def __init__(self, root: Path, name: str) -> None:
@@ -45,32 +45,32 @@ class Lock:
         self._lock = FileLock(self._folder / f"{name}.lock", thread_local=False)
 
     def acquire(self, *, watched: Path, holder: str) -> None:
-        """Waits for the lock, but not for a holder that hangs, nor where locking can't be; see `held`.
+        """Wait for the lock, unless its holder hangs or this file system doesn't support locks; see `held`.
 
         Args:
-            watched: Folder in which the holder's progress shows.
+            watched: Folder in which the holder's progress is visible.
             holder: What the holder is doing, for the log.
         """
-        seen, since, told = _contents(watched), time.monotonic(), False
+        contents, last_change, is_logged = _contents(watched), time.monotonic(), False
         while not (self.held or self.attempt(POLL_SECONDS)):
             if not self._possible:
                 return
-            if not told:
+            if not is_logged:
                 log.info("Another run is %s in %s; waiting for it.", holder, watched)
-                told = True
-            if (now := _contents(watched)) != seen:
-                seen, since = now, time.monotonic()
-            if time.monotonic() - since > PATIENCE_SECONDS:
+                is_logged = True
+            if (now := _contents(watched)) != contents:
+                contents, last_change = now, time.monotonic()
+            if time.monotonic() - last_change > PATIENCE_SECONDS:
                 log.warning(
-                    "The run that is %s in %s has written nothing for %.0f s: it is not waited for any longer.",
+                    "The other run, which is %s in %s, has written nothing for %.0f s: no longer waiting for it.",
                     holder,
                     watched,
-                    time.monotonic() - since,
+                    time.monotonic() - last_change,
                 )
                 return
 
     def attempt(self, seconds: float = 0.0) -> bool:
-        """Takes the lock if it gets free within `seconds`; no where another holds it or locking can't be."""
+        """Acquire the lock if it becomes free within `seconds`; False if it doesn't or locking is not possible."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock.acquire(timeout=seconds, poll_interval=0.1)
@@ -80,22 +80,22 @@ class Lock:
         except (OSError, NotImplementedError) as error:
             self._possible = False
             if self._folder not in _unlockable:
-                log.warning("%s: nothing can be locked here (%s); going on without.", self._folder, error)
+                log.warning("%s: locks don't work in this folder (%s); continuing without them.", self._folder, error)
                 _unlockable.add(self._folder)
         return self.held
 
     def release(self) -> None:
-        """Gives the lock back if it is held."""
+        """Release the lock if it is held."""
         if self.held:
             self.held = False
             self._lock.release()
 
 
 class Lease:
-    """Says, as long as it lives, that a store is being read from disk and must not be removed.
+    """Protects a store that is being read from disk from removal for as long as this object lives.
 
     Args:
-        root: Folder that holds the stores.
+        root: Folder of the stores.
         store: The store's name.
     """
 
@@ -107,16 +107,16 @@ class Lease:
 
 
 def in_use(root: Path, store: str) -> bool:
-    """Whether a process or thread writes the store or reads it from disk; yes where this can't be told."""
+    """Whether a process or thread is writing the store or reading it from disk; True if that can't be determined."""
     return not _free(root, store) or has_reader(root, store)
 
 
 def has_reader(root: Path, store: str) -> bool:
-    """Whether a process or thread reads the store from disk; yes where this can't be told."""
+    """Whether a process or thread is reading the store from disk; True if that can't be determined."""
     for path in (root / LOCKS).glob(f"{store}.*.reader.lock"):
         if not _free(root, path.name.removesuffix(".lock")):
             return True
-        path.unlink(missing_ok=True)  # its reader was killed
+        path.unlink(missing_ok=True)  # left by a reader that was killed
     return False
 
 
@@ -127,14 +127,14 @@ def _free(root: Path, name: str) -> bool:
     return free
 
 
-def _give_back(lock: Lock, path: Path, process: int) -> None:
-    if os.getpid() == process:  # a forked child shares the lock and must not open it for its parent
+def _give_back(lock: Lock, path: Path, owner_pid: int) -> None:
+    if os.getpid() == owner_pid:  # a forked child shares the lock and must not release its parent's
         lock.release()
         path.unlink(missing_ok=True)
 
 
 def _contents(folder: Path) -> list[tuple[str, int]]:
-    """Names and sizes of the files in a folder: they change while somebody writes."""
+    """List the names and sizes of the files in a folder: they change while a run is writing."""
     try:
         return sorted((entry.name, entry.stat().st_size) for entry in os.scandir(folder))
     except OSError:

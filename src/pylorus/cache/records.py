@@ -1,4 +1,4 @@
-"""The records of a request, to take from in any order."""
+"""The records of one request, for random access."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,13 @@ class Records:
     """All records of a request, in the order of its names.
 
     Attributes:
-        kept: How many distinct records were found.
-        computed: How many distinct records had to be computed.
-        place: Where they are: "memory" or "disk".
+        kept: Number of distinct records that were found in the store.
+        computed: Number of distinct records that had to be computed.
+        place: Where they are held: "memory" or "disk".
 
     Args:
         source: The distinct records.
-        numbers: Which of them each name stands for, shape (names,).
+        numbers: Index of each name's record in `source`, shape (names,).
         kept: See above.
         computed: See above.
     """
@@ -34,16 +34,16 @@ class Records:
         return len(self._numbers)
 
     def chosen(self, rows: NDArray[np.integer]) -> "Records":
-        """Those at some rows, in their order, as a request of their own."""
+        """Return the records at the given rows, in their order, as a request of their own."""
         return Records(self._source, self._numbers[rows], kept=self.kept, computed=self.computed)
 
     def take(self, rows: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint8]:
-        """The records of the names at `rows`, a fresh array (len(rows), record_bytes) that may be written to.
+        """Return the records of the names at `rows` as a new, writable array of shape (len(rows), record_bytes).
 
         Raises:
-            IndexError: If a row is not a whole number or there is no such name.
+            IndexError: If a row is not an integer or out of range.
         """
-        wanted = np.asarray(rows)
-        if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
-            raise IndexError(f"rows: found {wanted.dtype} of shape {wanted.shape}, expected whole numbers in a row")
-        return self._source.take(self._numbers[wanted.astype(np.intp)])
+        indices = np.asarray(rows)
+        if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
+            raise IndexError(f"rows: found {indices.dtype} of shape {indices.shape}, expected a 1D array of integers")
+        return self._source.take(self._numbers[indices.astype(np.intp)])

@@ -1,7 +1,7 @@
-"""A shard: a file of records that never changes once its index lies beside it.
+"""A shard: a file of records that never changes once its index has been written.
 
-`TOKEN.data` holds the records one after the other. `TOKEN.index` is JSON: how many bytes a record has, the records'
-names in order and a checksum over both. The index is written last, so a data file without one does not count.
+`TOKEN.data` holds the records one after another. `TOKEN.index` is JSON: the size of a record in bytes, the names of
+the records in order, and a checksum over both. The index is written last, so a data file without one is ignored.
 """
 
 import json
@@ -22,16 +22,16 @@ from numpy.typing import NDArray
 log = logging.getLogger(__name__)
 
 DATA, INDEX, PARTIAL = ".data", ".index", ".partial"
-"""How names of files end: records, their index, and either of them before it is whole."""
+"""Suffixes of the files: records, their index, and either of them before it is complete."""
 
 READ_BYTES = 4 << 20
-"""What is read at once: memory stays small whatever the size of a shard."""
+"""Bytes read at a time, so that memory use does not depend on the size of a shard."""
 
 LEFTOVER_SECONDS = 3600.0
-"""A file that nobody finished for so long was left by a run that was killed."""
+"""An incomplete file older than this was left by a run that was killed."""
 
 _verified: set[tuple[str, int, int, int, int]] = set()
-"""Shards whose checksum this process has seen to be right: path, inode, size, time of writing, names."""
+"""Shards whose checksum this process has verified: path, inode, size, modification time, hash of the names."""
 
 
 class DamagedShardError(Exception):
@@ -40,13 +40,13 @@ class DamagedShardError(Exception):
 
 @dataclass(frozen=True)
 class Shard:
-    """A complete shard, as its index describes it.
+    """A complete shard, as described by its index.
 
     Attributes:
         data: The file of the records.
-        names: One a record, in the order of the records.
-        record_bytes: Bytes of one record.
-        checksum: CRC-32 over the records, then over the names; see `names_checksum`.
+        names: One per record, in the order of the records.
+        record_bytes: Size of one record in bytes.
+        checksum: CRC-32 of the records followed by the names; see `names_checksum`.
     """
 
     data: Path
@@ -55,9 +55,12 @@ class Shard:
     checksum: int
 
     def blocks(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Reads the records in order and checks them on the way: place of the first, records (n, record_bytes).
+        """Read the records in order and verify their checksum.
 
-        A block is overwritten by the one after it. Trust none before the iterator has ended.
+        Trust no block before the iterator has ended.
+
+        Yields:
+            The index of a block's first record, and the block of shape (n, record_bytes); the next one overwrites it.
 
         Raises:
             DamagedShardError: If the size or, at the end, the checksum differs from the index.
@@ -66,20 +69,20 @@ class Shard:
         buffer = np.empty((max(1, READ_BYTES // self.record_bytes), self.record_bytes), np.uint8)
         checksum = 0
         with FileIO(self.data) as file:
-            found = self._checked_status(file)
+            status = self._checked_status(file)
             for first in range(0, len(self.names), len(buffer)):
                 block = buffer[: len(self.names) - first]
                 self._read(file, block.data.cast("B"))
                 checksum = zlib.crc32(block.data, checksum)
                 yield first, block
             if names_checksum(self.names, checksum) != self.checksum:
-                raise DamagedShardError(f"{self.data}: its checksum is not that of its index")
-            _verified.add(self._identity(found))
+                raise DamagedShardError(f"{self.data}: the checksum does not match its index")
+            _verified.add(self._identity(status))
 
     def mapped(self) -> NDArray[np.uint8]:
-        """The records as a read-only array (n, record_bytes) that the file is mapped into.
+        """Return the records as a read-only array (n, record_bytes) that is memory-mapped from the file.
 
-        The first call in a process reads the whole file to check it.
+        The first call in a process reads the whole file to verify it.
 
         Raises:
             DamagedShardError: If size or checksum differ from the index.
@@ -93,40 +96,41 @@ class Shard:
         return np.frombuffer(mapping, np.uint8).reshape(len(self.names), self.record_bytes)
 
     def mark_verified(self) -> None:
-        """Notes that this process wrote the shard itself and need not read it again to check it."""
+        """Record that this process wrote the shard itself and need not read it again to verify it."""
         _verified.add(self._identity(self.data.stat()))
 
     def remove(self) -> None:
-        """Takes the shard away, if that can be; the index goes first, so that it never counts without its data."""
+        """Remove the shard if possible; the index first, so that it never exists without its data."""
         with suppress(OSError):
             self.data.with_suffix(INDEX).unlink(missing_ok=True)
             self.data.unlink(missing_ok=True)
 
-    def _identity(self, found: os.stat_result) -> tuple[str, int, int, int, int]:
-        return str(self.data), found.st_ino, found.st_size, found.st_mtime_ns, hash(self.names)
+    def _identity(self, status: os.stat_result) -> tuple[str, int, int, int, int]:
+        return str(self.data), status.st_ino, status.st_size, status.st_mtime_ns, hash(self.names)
 
     def _checked_status(self, file: FileIO) -> os.stat_result:
-        found = os.fstat(file.fileno())  # of the open file: what a network file system says of a path may be old
+        # Of the open file: a network file system may report an outdated status for a path.
+        status = os.fstat(file.fileno())
         expected = len(self.names) * self.record_bytes
-        if found.st_size != expected:
-            raise DamagedShardError(f"{self.data}: found {found.st_size} bytes, expected {expected}")
-        return found
+        if status.st_size != expected:
+            raise DamagedShardError(f"{self.data}: found {status.st_size} bytes, expected {expected}")
+        return status
 
-    def _read(self, file: FileIO, wanted: memoryview) -> None:
-        while wanted:
-            count = file.readinto(wanted)
+    def _read(self, file: FileIO, target: memoryview) -> None:
+        while target:
+            count = file.readinto(target)
             if not count:
-                raise DamagedShardError(f"{self.data}: it ends before its records do")
-            wanted = wanted[count:]
+                raise DamagedShardError(f"{self.data}: the file ends before its last record")
+            target = target[count:]
 
 
 def names_checksum(names: tuple[str, ...], records_checksum: int) -> int:
-    """The checksum of a shard: that of its records carried on over its names."""
+    """Continue the CRC-32 of a shard's records over its names."""
     return zlib.crc32("\n".join(names).encode(), records_checksum)
 
 
 def complete_shards(folder: Path, record_bytes: int, *, remove_damaged: bool = False) -> list[Shard]:
-    """The shards of a folder that have an index, oldest first; a damaged index is warned about, or removed."""
+    """List the shards of a folder that have an index, oldest first; damaged indices are logged, or removed."""
     try:
         paths = sorted(path for path in folder.iterdir() if path.suffix == INDEX)
     except OSError:
@@ -136,15 +140,15 @@ def complete_shards(folder: Path, record_bytes: int, *, remove_damaged: bool = F
         try:
             shards.append(_described(path, record_bytes))
         except FileNotFoundError:
-            continue  # another run has just taken it away
+            continue  # another run has just removed it
         except OSError as error:
-            log.warning("%s: this index can't be read (%s); its records are computed anew.", path, error)
+            log.warning("%s: can't read this index (%s); its records are recomputed.", path, error)
         except (ValueError, KeyError, TypeError) as error:
             if remove_damaged:
                 with suppress(OSError):
-                    path.unlink()  # without it the data are a leftover
+                    path.unlink()  # without an index the data file is a leftover
             else:
-                log.warning("%s: this index is damaged (%s); its records are computed anew.", path, error)
+                log.warning("%s: this index is damaged (%s); its records are recomputed.", path, error)
     return shards
 
 
@@ -152,16 +156,16 @@ def _described(index: Path, record_bytes: int) -> Shard:
     content = json.loads(index.read_bytes())
     names = content["names"]
     if not names or not all(isinstance(name, str) for name in names) or content["record_bytes"] != record_bytes:
-        raise ValueError(f"expected names of records of {record_bytes} bytes")
+        raise ValueError(f"expected the names of records of {record_bytes} bytes")
     return Shard(index.with_suffix(DATA), tuple(names), record_bytes, content["checksum"])
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what killed runs left half-written in `folder`: files older than an hour without their index."""
+    """Remove files that killed runs left half-written: those without an index that are older than an hour."""
     for path in folder.iterdir():
         orphaned = path.suffix == DATA and not path.with_suffix(INDEX).exists()
         try:
             if (path.suffix == PARTIAL or orphaned) and time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
                 path.unlink()
         except OSError as error:
-            log.info("%s: this leftover can't be removed: %s", path, error)
+            log.info("%s: can't remove this leftover: %s", path, error)

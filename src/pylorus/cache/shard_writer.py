@@ -1,4 +1,4 @@
-"""Writes records into shards, of which each is whole or not there."""
+"""Write records into shards; a shard is either complete or ignored."""
 
 import json
 import os
@@ -16,29 +16,29 @@ from numpy.typing import NDArray
 from pylorus.cache.shard import DATA, INDEX, PARTIAL, Shard, names_checksum
 
 SHARD_SECONDS = 120.0
-"""A shard is closed after so long even when it is small: a killed run loses no more than that."""
+"""A shard is closed after this time even if it is small, so that a killed run loses no more than that."""
 
 
 def write_all(file: FileIO, content: memoryview) -> None:
-    """Writes all of `content`, however little the system takes at once.
+    """Write all of `content`, even if the system accepts only part of it at a time.
 
     Raises:
-        OSError: If the disk is full or gone.
+        OSError: If the disk is full or unavailable.
     """
     while content:
         content = content[file.write(content) or 0 :]
 
 
 class ShardWriter:
-    """Takes records in any order and number, and keeps them in shards of bounded size.
+    """Writes records, in any order and number, into shards of limited size.
 
-    What was added counts for readers once its shard is closed: when it is full, when it is old, or by `close`.
-    Each method but `discard` raises OSError if the disk is full or gone.
+    Records become visible to readers when their shard is closed: when it is full, when it is old, or by `close`.
+    Each method except `discard` raises OSError if the disk is full or unavailable.
 
     Args:
-        folder: Where the shards go.
-        record_bytes: Bytes of one record.
-        shard_bytes: Most bytes of a shard; one record is always taken.
+        folder: Folder of the shards.
+        record_bytes: Size of one record in bytes.
+        shard_bytes: Maximum size of a shard in bytes; it always holds at least one record.
     """
 
     def __init__(self, folder: Path, record_bytes: int, *, shard_bytes: int) -> None:
@@ -52,20 +52,20 @@ class ShardWriter:
         self._opened = 0.0
 
     def add(self, names: Sequence[str], block: NDArray[np.uint8]) -> None:
-        """Writes the records `block` of shape (n, record_bytes) under `names`, one a record."""
+        """Write the records `block`, of shape (n, record_bytes), under `names`, one per record."""
         done = 0
         while done < len(names):
             file = self._file or self._open()
-            part = block[done : done + self._most - len(self._names)]
-            write_all(file, part.data.cast("B"))
-            self._checksum = zlib.crc32(part.data, self._checksum)
-            self._names += names[done : done + len(part)]
-            done += len(part)
+            chunk = block[done : done + self._most - len(self._names)]
+            write_all(file, chunk.data.cast("B"))
+            self._checksum = zlib.crc32(chunk.data, self._checksum)
+            self._names += names[done : done + len(chunk)]
+            done += len(chunk)
             if len(self._names) == self._most or time.monotonic() - self._opened > SHARD_SECONDS:
                 self.close()
 
     def close(self) -> None:
-        """Completes the shard that is being written, if there is one."""
+        """Complete the shard that is being written, if there is one."""
         if self._file is None:
             return
         os.fsync(self._file.fileno())
@@ -79,11 +79,11 @@ class ShardWriter:
         self._file = None
 
     def discard(self) -> None:
-        """Removes the shard that is being written, if there is one; complete shards stay."""
+        """Remove the shard that is being written, if there is one; complete shards stay."""
         if self._file is None:
             return
         file, self._file = self._file, None
-        # What can't be removed counts for nothing without an index; whoever next holds the lock tries again.
+        # A file that can't be removed is ignored, as it has no index; the next holder of the lock tries again.
         with suppress(OSError):
             file.close()
         with suppress(OSError):

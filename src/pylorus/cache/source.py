@@ -1,4 +1,4 @@
-"""Where records gather: all in memory, or mapped from the shards they lie in."""
+"""Where the records of a request are collected: all in memory, or memory-mapped from their shards."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -17,16 +17,16 @@ Place = Literal["memory", "disk"]
 
 
 class Source(ABC):
-    """Where the distinct records of a request gather, whatever shard or computation they come from.
+    """Collects the distinct records of a request, from whichever shard or computation they come.
 
     Attributes:
         place: "memory" or "disk".
-        record_bytes: Bytes of one record.
-        damaged: Data files that can't be trusted, or are gone.
+        record_bytes: Size of one record in bytes.
+        damaged: Data files that are damaged or missing.
 
     Args:
-        numbers: The number of each name, from 0 on.
-        record_bytes: Bytes of one record.
+        numbers: The index of each name, starting at 0.
+        record_bytes: Size of one record in bytes.
     """
 
     place: Place
@@ -39,18 +39,18 @@ class Source(ABC):
 
     @property
     def missing(self) -> NDArray[np.intp]:
-        """Numbers of the records that have not been found yet."""
+        """Indices of the records that have not been found yet."""
         return np.flatnonzero(~self._present)
 
     def absorb(self, shard: Shard) -> None:
-        """Takes from a shard the records that are still missing.
+        """Take over the records from a shard that are still missing.
 
         Raises:
-            DamagedShardError: If the shard is damaged; then nothing is taken from it.
-            OSError: If it can't be read; then nothing is taken from it.
+            DamagedShardError: If the shard is damaged; nothing is taken from it.
+            OSError: If it can't be read; nothing is taken from it.
         """
-        wanted = [(self._numbers[name], place) for place, name in enumerate(shard.names) if name in self._numbers]
-        pairs = np.array(wanted, np.intp).reshape(-1, 2)
+        matches = [(self._numbers[name], index) for index, name in enumerate(shard.names) if name in self._numbers]
+        pairs = np.array(matches, np.intp).reshape(-1, 2)
         pairs = pairs[~self._present[pairs[:, 0]]]
         if len(pairs):
             self._take_over(shard, pairs[:, 0], pairs[:, 1])
@@ -58,15 +58,15 @@ class Source(ABC):
 
     @abstractmethod
     def take(self, numbers: NDArray[np.intp]) -> NDArray[np.uint8]:
-        """A fresh array (len(numbers), record_bytes)."""
+        """Return the records as a new array of shape (len(numbers), record_bytes)."""
 
     @abstractmethod
-    def _take_over(self, shard: Shard, numbers: NDArray[np.intp], places: NDArray[np.intp]) -> None:
-        """Makes the records at `places` of the shard, in ascending order, those of `numbers`."""
+    def _take_over(self, shard: Shard, numbers: NDArray[np.intp], positions: NDArray[np.intp]) -> None:
+        """Take the records at `positions` of the shard, in ascending order, as those with the indices `numbers`."""
 
 
 class InMemory(Source):
-    """Records in one array."""
+    """Holds the records in one array."""
 
     place = "memory"
 
@@ -75,22 +75,22 @@ class InMemory(Source):
         self._array = np.empty((len(numbers), record_bytes), np.uint8)
 
     def put(self, numbers: NDArray[np.intp], block: NDArray[np.uint8]) -> None:
-        """Takes records that were computed: `block` of shape (len(numbers), record_bytes)."""
+        """Store records that were computed: `block` of shape (len(numbers), record_bytes)."""
         self._array[numbers] = block
         self._present[numbers] = True
 
     def take(self, numbers: NDArray[np.intp]) -> NDArray[np.uint8]:
-        """A fresh array (len(numbers), record_bytes)."""
+        """Return the records as a new array of shape (len(numbers), record_bytes)."""
         return self._array[numbers]
 
-    def _take_over(self, shard: Shard, numbers: NDArray[np.intp], places: NDArray[np.intp]) -> None:
+    def _take_over(self, shard: Shard, numbers: NDArray[np.intp], positions: NDArray[np.intp]) -> None:
         for first, block in shard.blocks():
-            low, high = np.searchsorted(places, (first, first + len(block)))
-            self._array[numbers[low:high]] = block[places[low:high] - first]
+            low, high = np.searchsorted(positions, (first, first + len(block)))
+            self._array[numbers[low:high]] = block[positions[low:high] - first]
 
 
 class OnDisk(Source):
-    """Records in mapped shards; while it lives, the store is not evicted."""
+    """Reads the records from memory-mapped shards; the store is not evicted while this object lives."""
 
     place = "disk"
 
@@ -100,24 +100,24 @@ class OnDisk(Source):
         self._shards: list[Shard] = []
         self._mappings: list[NDArray[np.uint8]] = []
         self._shard_of = np.zeros(len(numbers), np.intp)
-        self._place_of = np.zeros(len(numbers), np.intp)
+        self._position_of = np.zeros(len(numbers), np.intp)
 
     def take(self, numbers: NDArray[np.intp]) -> NDArray[np.uint8]:
-        """A fresh array (len(numbers), record_bytes)."""
-        taken = np.empty((len(numbers), self.record_bytes), np.uint8)
-        shards, places = self._shard_of[numbers].tolist(), self._place_of[numbers].tolist()
-        for row, (shard, place) in enumerate(zip(shards, places, strict=True)):
-            taken[row] = self._mappings[shard][place]
-        return taken
+        """Return the records as a new array of shape (len(numbers), record_bytes)."""
+        records = np.empty((len(numbers), self.record_bytes), np.uint8)
+        shards, positions = self._shard_of[numbers].tolist(), self._position_of[numbers].tolist()
+        for row, (shard, position) in enumerate(zip(shards, positions, strict=True)):
+            records[row] = self._mappings[shard][position]
+        return records
 
-    def _take_over(self, shard: Shard, numbers: NDArray[np.intp], places: NDArray[np.intp]) -> None:
+    def _take_over(self, shard: Shard, numbers: NDArray[np.intp], positions: NDArray[np.intp]) -> None:
         self._mappings.append(shard.mapped())
         self._shards.append(shard)
         self._shard_of[numbers] = len(self._shards) - 1
-        self._place_of[numbers] = places
+        self._position_of[numbers] = positions
 
     def __getstate__(self) -> dict[str, object]:
-        # A worker process that is not forked maps the files again; its parent, which outlives it, keeps the lease.
+        # A spawned worker maps the files again; its parent, which outlives it, holds the lease.
         return {**self.__dict__, "_lease": None, "_mappings": []}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -126,12 +126,12 @@ class OnDisk(Source):
 
 
 def gather(source: Source, folder: Path, *, remove_damaged: bool = False) -> None:
-    """Takes what is missing from the complete shards of a folder; a damaged shard is passed over with a warning.
+    """Collect missing records from the complete shards of a folder; a damaged shard is skipped with a warning.
 
     Args:
-        source: Where the records go.
-        folder: The store's.
-        remove_damaged: Whether to remove damaged shards: only for who holds the store's lock.
+        source: Where the records are collected.
+        folder: The store's folder.
+        remove_damaged: Whether to remove damaged shards; only for the holder of the store's lock.
     """
     if not len(source.missing):
         return
@@ -140,11 +140,11 @@ def gather(source: Source, folder: Path, *, remove_damaged: bool = False) -> Non
             try:
                 source.absorb(shard)
             except DamagedShardError as error:
-                log.warning("%s; its records are computed anew.", error)
+                log.warning("%s; its records are recomputed.", error)
                 source.damaged.add(shard.data)
             except FileNotFoundError:
                 source.damaged.add(shard.data)
             except OSError as error:
-                log.warning("%s can't be read (%s); its records are computed anew.", shard.data, error)
+                log.warning("%s: can't read this shard (%s); its records are recomputed.", shard.data, error)
         if remove_damaged and shard.data in source.damaged:
             shard.remove()

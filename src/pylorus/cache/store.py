@@ -1,7 +1,7 @@
-"""A store of records on disk that several runs share: each record is computed once, by whichever run comes first.
+"""A store of records on disk that runs share: each record is computed once, by whichever run needs it first.
 
-A run that finds records missing locks the store, computes and writes them; the others wait and then find them. A run
-whose disk is full goes on in memory. What is found is complete and checked, or it is computed anew.
+A run that finds records missing locks the store, computes and writes them; other runs wait and then read them. A run
+whose disk is full continues in memory. A record from the store is complete and verified, or it is recomputed.
 """
 
 import re
@@ -21,25 +21,26 @@ __all__ = ["Compute", "DoesNotFitError", "RecordStore", "Records"]
 
 
 class RecordStore:
-    """Records of one kind that were made in one way.
+    """Records of one kind that were all computed in the same way.
 
     Args:
-        root: Folder of all stores. What is made here is for its owner only: the records stem from patients' images.
-        kind: Folder below it, such as "features": small letters, digits, - and _.
-        key: All that the content of a record depends on besides its name, as plain values that JSON knows.
-        record_bytes: Bytes of one record.
-        budget_bytes: Most bytes that everything below `root` may take.
+        root: Folder of all stores. Files are accessible to their owner only, since the records derive from patients'
+            images.
+        kind: Subfolder, such as "features": lower-case letters, digits, - and _.
+        key: Everything that the content of a record depends on besides its name, as plain JSON values.
+        record_bytes: Size of one record in bytes.
+        budget_bytes: Maximum bytes of everything below `root`.
 
     Raises:
-        ValueError: If `kind` or `record_bytes` is none, or `key` holds a number that is not finite.
-        TypeError: If `key` holds a value that JSON does not know.
+        ValueError: If `kind` or `record_bytes` is invalid, or `key` holds a number that is not finite.
+        TypeError: If `key` holds a value that JSON can't represent.
     """
 
     def __init__(
         self, root: Path, *, kind: str, key: Mapping[str, object], record_bytes: int, budget_bytes: int
     ) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", kind):
-            raise ValueError(f"kind: found {kind!r}, expected small letters, digits, - and _")
+            raise ValueError(f"kind: found {kind!r}, expected lower-case letters, digits, - and _")
         if record_bytes < 1:
             raise ValueError(f"record_bytes: found {record_bytes}, expected at least 1")
         self._address = Address(root.absolute(), kind, key, record_bytes)
@@ -49,23 +50,24 @@ class RecordStore:
     def records(
         self, names: Sequence[str], compute: Compute, *, memory_bytes: int, processes: Processes = ALONE
     ) -> Records:
-        """The records of `names`; those that are not found are computed and kept.
+        """Load the records of `names`; those that are missing are computed and stored.
 
         Args:
-            names: One a record. Where a name comes twice, one record serves both.
-            compute: Computes missing records; see `Compute`. It is called once, or not at all; in every process, or in
-                none.
-            memory_bytes: Most bytes of records to hold in memory; more than that stay on disk and are mapped.
-            processes: Who asks for the same names at the same time: each computes its share of what is missing.
+            names: One per record. If a name occurs twice, both share one record.
+            compute: Computes missing records; see `Compute`. It is called at most once, and in every process
+                or in none.
+            memory_bytes: Maximum bytes of records to hold in memory; larger requests stay on disk and are mapped.
+            processes: The processes that request the same names at the same time; each computes its share of the
+                missing records.
 
         Raises:
-            DoesNotFitError: If the missing records have no room on disk, nor all records in `memory_bytes`.
-            ValueError: If `compute` yields other than it was asked for.
-            Exception: What `compute` raises; the shards that it filled are kept.
+            DoesNotFitError: If the missing records don't fit on disk, nor all records in `memory_bytes`.
+            ValueError: If `compute` yields something other than the records it was asked for.
+            Exception: Whatever `compute` raises; the shards that it completed stay in the store.
         """
         numbers: dict[str, int] = {}
         rows = np.fromiter((numbers.setdefault(name, len(numbers)) for name in names), np.intp, len(names))
-        with suppress(OSError):  # what is there can be read all the same; who has to write says what is wrong
+        with suppress(OSError):  # existing records can still be read; writing reports what is wrong
             self._address.prepare()
         source: Source
         if len(numbers) * self._address.record_bytes <= memory_bytes:
@@ -79,7 +81,7 @@ class RecordStore:
                 self._address,
                 source,
                 names=list(numbers),
-                places=np.unique(rows, return_index=True)[1],
+                positions=np.unique(rows, return_index=True)[1],
                 budget_bytes=self._budget_bytes,
                 memory_bytes=memory_bytes,
                 processes=processes,

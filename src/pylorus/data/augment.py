@@ -1,7 +1,7 @@
-"""RGB array → RGB array, varied by chance: the seam to albumentations.
+"""Augment RGB arrays at random: the interface to albumentations.
 
-An augmented image is a pure function of the image, the policy and a seed: albumentations' own generator, which
-repeats itself in every worker and epoch, is set anew for each image.
+An augmented image is a pure function of the image, the policy and a seed. The generator of albumentations, which would
+repeat itself in every worker and epoch, is therefore seeded anew for each image.
 """
 
 import os
@@ -14,53 +14,53 @@ from pylorus.errors import PylorusError, did_you_mean
 
 
 class Augmentation:
-    """Gives the augmented image of an image and a seed; crosses to other processes."""
+    """Returns the augmented image for an image and a seed; can be sent to other processes."""
 
     def __init__(self, name: str, composed: Any) -> None:
         self.name, self._composed = name, composed
 
     def __call__(self, image: RGB, seed: int) -> RGB:
-        """The image, of shape (size, size, 3), varied by the chance of `seed`, in [0, 2^63)."""
+        """Augment an image, uint8 of shape (size, size, 3), with a seed in [0, 2^63)."""
         self._composed.set_random_seed(seed % (1 << 32))
-        varied: RGB = self._composed(image=image)["image"]
-        if varied.shape != image.shape or varied.dtype != image.dtype:
+        augmented: RGB = self._composed(image=image)["image"]
+        if augmented.shape != image.shape or augmented.dtype != image.dtype:
             raise PylorusError(
-                f'augment "{self.name}": made {varied.dtype} {varied.shape} of {image.dtype} {image.shape}. Leave out '
-                "transforms that resize or normalise: an image has the network's size before it is augmented."
+                f'augment "{self.name}": changed {image.dtype} {image.shape} to {augmented.dtype} {augmented.shape}. '
+                "Remove transforms that resize or normalize: an image has the network's size before it is augmented."
             )
-        return varied
+        return augmented
 
 
 def build_augmentation(policy: AugmentConfig) -> Augmentation | None:
-    """The augmentation of a policy; None where the policy holds no transform.
+    """Build the augmentation of a policy; None if the policy has no transforms.
 
     Raises:
-        PylorusError: If albumentations has no such transform or refuses its arguments.
+        PylorusError: If albumentations has no such transform or rejects its arguments.
     """
     if not policy.transforms:
         return None
-    # albumentations asks the package index for a newer version at import; nobody asked for that call.
+    # At import, albumentations would query the package index for a newer version; Pylorus makes no such calls.
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     import albumentations
 
-    transforms = [_transform(albumentations, name, given) for name, given in policy.transforms.items()]
+    transforms = [_transform(albumentations, name, arguments) for name, arguments in policy.transforms.items()]
     return Augmentation(policy.name, albumentations.Compose(transforms))
 
 
-def _transform(albumentations: Any, name: str, given: Any) -> Any:
-    # A register of names, not free code: only transforms of images, found under their own name.
-    known = {
-        other: kind
-        for other, kind in vars(albumentations).items()
+def _transform(albumentations: Any, name: str, arguments: Any) -> Any:
+    # Only image transforms of albumentations can be named, never arbitrary code.
+    transforms = {
+        key: kind
+        for key, kind in vars(albumentations).items()
         if isinstance(kind, type)
         and issubclass(kind, (albumentations.ImageOnlyTransform, albumentations.DualTransform))
     }
-    if name not in known:
-        raise PylorusError(f'augment.transforms: albumentations has no "{name}".{did_you_mean(name, known)}')
+    if name not in transforms:
+        raise PylorusError(f'augment.transforms: albumentations has no "{name}".{did_you_mean(name, transforms)}')
     try:
         with warnings.catch_warnings():
-            # Of an unknown argument albumentations only warns, and goes on without it.
+            # albumentations only warns about an unknown argument, and ignores it.
             warnings.simplefilter("error", UserWarning)
-            return known[name](**(given or {}))
+            return transforms[name](**(arguments or {}))
     except (TypeError, ValueError, UserWarning) as error:
         raise PylorusError(f"augment.transforms.{name}: {error}") from error

@@ -1,4 +1,4 @@
-"""The LightningDataModule: batches of the network's size, in an order and with augmentations that repeat exactly."""
+"""The LightningDataModule: batches of the network's input size, with reproducible order and augmentation."""
 
 from collections.abc import Iterable
 
@@ -21,7 +21,7 @@ from pylorus.parallel.processes import ALONE, Processes
 
 
 class ImageDataModule(pl.LightningDataModule):
-    """Serves one stage of training: its training images augmented, validation and test images as they are."""
+    """Provides the images of one training stage: training images augmented, validation and test images unchanged."""
 
     def __init__(
         self,
@@ -40,93 +40,93 @@ class ImageDataModule(pl.LightningDataModule):
         shard_window: int | None = None,
         processes: Processes = ALONE,
     ) -> None:
-        """Takes a split table and how to serve it.
+        """Create the data module of a split table.
 
         Args:
             table: Rows of `pylorus.data.split.split`.
-            root: What the table's paths lie below.
+            root: Root of the table's paths: a folder or shards.
             form: How a file becomes the network's input.
-            batch_size: Images a step in training, of all processes; twice as many in evaluation, which keeps no
+            batch_size: Images per training step, over all processes; evaluation uses twice as many, as it stores no
                 gradients.
-            workers: Processes that decode; 0 for none but this one.
+            workers: Number of processes that decode images; 0: the main process decodes them.
             policy: The augmentation of the training images.
-            seed: Of order and augmentation; another one for each stage.
-            cache: What may be kept.
-            views: How many augmented variants an image has; None: a new one each epoch.
-            validation: The part to validate on: val, or test where the study's own protocol is repeated.
-            pin_memory: Whether batches go to a GPU.
-            shard_window: Shards whose training images are shuffled into one another; None: all.
-            processes: Each serves its share of every batch.
+            seed: Seed of order and augmentation; different for each stage.
+            cache: What may be cached, and where.
+            views: Number of augmented variants of each image; None: a new one in each epoch.
+            validation: The split to validate on: val, or test if the study's own protocol is replicated.
+            pin_memory: Whether to pin the batches' memory for transfer to a GPU.
+            shard_window: Number of shards whose training images are shuffled together; None: all.
+            processes: Each process provides its share of every batch.
         """
         super().__init__()
         self._table = table.reset_index(drop=True)
         rows = dict(list(self._table.groupby("split")))
         rows["val"] = rows[validation]
-        self.parts = {part: chosen.reset_index(drop=True) for part, chosen in rows.items()}
-        self._places = {part: chosen.index.to_numpy(dtype=np.int64) for part, chosen in rows.items()}
+        self.parts = {split: split_rows.reset_index(drop=True) for split, split_rows in rows.items()}
+        self._rows = {split: split_rows.index.to_numpy(dtype=np.int64) for split, split_rows in rows.items()}
         self.root, self.form, self.policy, self.seed = root, form, policy, seed
         self.batch_size, self.workers, self.pin_memory = batch_size, workers, pin_memory
         self.views, self.shard_window, self._cache, self.processes = views, shard_window, cache, processes
         self.begun = (0, 0)
-        """Epoch and batch where training goes on: Lightning has workers begin to read before it sets the epoch."""
+        """Epoch and batch at which training resumes: Lightning starts the workers before it sets the epoch."""
         self._datasets: dict[str, ImageDataset] = {}
-        self._decoded: Records | None = None
-        self._looked = False
+        self._cached_images: Records | None = None
+        self._is_cache_checked = False
 
     @property
     def augments(self) -> bool:
-        """Whether training images are varied."""
+        """Whether training images are augmented."""
         return bool(self.policy.transforms)
 
-    def sample_ids(self, part: str) -> NDArray[np.str_]:
-        """The id of each image of a part, by row."""
-        return self.parts[part]["sample_id"].to_numpy(dtype=np.str_)
+    def sample_ids(self, split: str) -> NDArray[np.str_]:
+        """Return the ID of each image of a split, by row."""
+        return self.parts[split]["sample_id"].to_numpy(dtype=np.str_)
 
-    def dataset(self, part: str) -> ImageDataset:
-        """The images of a part; with the first part that is asked for, all images are decoded where that pays."""
-        if not self._looked:
-            self._looked = True
-            self._decoded = kept_images(self._table, self.root, self.form, self._cache, self.processes)
-        if part not in self._datasets:
-            kept = self._decoded.chosen(self._places[part]) if self._decoded is not None else None
-            self._datasets[part] = ImageDataset(
-                self.parts[part], self.root, self.form, policy=self.policy, seed=self.seed, kept=kept
+    def dataset(self, split: str) -> ImageDataset:
+        """Return the images of a split; the first call caches the images of all splits if that is worthwhile."""
+        if not self._is_cache_checked:
+            self._is_cache_checked = True
+            self._cached_images = kept_images(self._table, self.root, self.form, self._cache, self.processes)
+        if split not in self._datasets:
+            cached = self._cached_images.chosen(self._rows[split]) if self._cached_images is not None else None
+            self._datasets[split] = ImageDataset(
+                self.parts[split], self.root, self.form, policy=self.policy, seed=self.seed, cached=cached
             )
-        return self._datasets[part]
+        return self._datasets[split]
 
-    def order(self, part: str) -> EpochBatches:
-        """The batches of a part: train shuffled and augmented, the others as they stand."""
-        images = len(self.parts[part])
-        if part == "train":
+    def order(self, split: str) -> EpochBatches:
+        """Build the batches of a split: train is shuffled and augmented, the others are in the table's order."""
+        images = len(self.parts[split])
+        if split == "train":
             order = EpochOrder(
-                images, seed=self.seed, augmented=self.augments, views=self.views, windows=self._windows(part)
+                images, seed=self.seed, augmented=self.augments, views=self.views, windows=self._windows(split)
             )
             order.set_epoch(self.begun[0])
-            return EpochBatches(order, self.batch_size, processes=self.processes, begun=self.begun[1])
+            return EpochBatches(order, self.batch_size, processes=self.processes, first_batch=self.begun[1])
         return EpochBatches(EpochOrder(images, seed=None), 2 * self.batch_size, processes=self.processes)
 
-    def _windows(self, part: str) -> Windows | None:
-        """The shards that training walks through, where it is to."""
+    def _windows(self, split: str) -> Windows | None:
+        """Return the shards through which training walks; None if it shuffles all images."""
         if self.shard_window is None or not isinstance(self.root, Shards):
             return None
-        return Windows(self.root.numbers(list(self.parts[part]["path"])), self.shard_window)
+        return Windows(self.root.numbers(list(self.parts[split]["path"])), self.shard_window)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Every training image once, shuffled and augmented anew each epoch."""
+        """Every training image once, shuffled and augmented differently in each epoch."""
         return self.loader("train")
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Every validation image once, as it is."""
+        """Every validation image once, unaugmented."""
         return self.loader("val")
 
-    def loader(self, part: str) -> DataLoader[Batch]:
-        """Every image of a part once."""
-        return self.serve(part, self.order(part))
+    def loader(self, split: str) -> DataLoader[Batch]:
+        """Build the loader that yields every image of a split once."""
+        return self.serve(split, self.order(split))
 
-    def serve(self, part: str, batches: Iterable[list[Draw]]) -> DataLoader[Batch]:
-        """Batches of a part's images that someone else chose."""
+    def serve(self, split: str, batches: Iterable[list[Draw]]) -> DataLoader[Batch]:
+        """Build a loader of the given batches of a split's images."""
         return DataLoader(
-            self.dataset(part),
+            self.dataset(split),
             batch_sampler=batches,
             num_workers=self.workers,
             collate_fn=as_is,
@@ -137,6 +137,6 @@ class ImageDataModule(pl.LightningDataModule):
 
 
 def _one_thread(_: int) -> None:
-    """OpenCV's threads in every worker would fight for the same cores."""
+    """Limit a worker to one thread: the threads of several workers would compete for the same cores."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The images of one part of a split as batches: decoded or found decoded, and augmented."""
+"""The images of one split as batches, decoded or loaded from the cache, and augmented."""
 
 from typing import Any, NamedTuple
 
@@ -18,12 +18,12 @@ from pylorus.data.order import Draw
 
 
 class Batch(NamedTuple):
-    """Images with what is true of them.
+    """Images with their labels.
 
     Attributes:
-        image: uint8 of shape (batch, 3, size, size), RGB in [0, 255]; the classifier normalises.
+        image: uint8 of shape (batch, 3, size, size), RGB in [0, 255]; the classifier normalizes it.
         label: int64 of shape (batch,).
-        row: int64 of shape (batch,): the place in the table of the part.
+        row: int64 of shape (batch,): row of each image in the split's table.
     """
 
     image: torch.Tensor
@@ -32,15 +32,15 @@ class Batch(NamedTuple):
 
 
 class ImageDataset(Dataset[Batch]):
-    """Serves whole batches; holds paths as one array, which processes share.
+    """Dataset that returns whole batches; paths are held in one array, which worker processes share.
 
     Args:
-        table: Rows of one part of the split.
-        root: What the table's paths lie below.
+        table: Rows of one split.
+        root: Root of the table's paths: a folder or shards.
         form: How a file becomes the network's input.
         policy: The augmentation.
-        seed: Of the augmentation.
-        kept: The fitted images of all rows; None: each is read from its file.
+        seed: Seed of the augmentation.
+        cached: The prepared images of all rows; None: each is read from its file.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class ImageDataset(Dataset[Batch]):
         *,
         policy: AugmentConfig,
         seed: int,
-        kept: Records | None = None,
+        cached: Records | None = None,
     ) -> None:
-        self.root, self.form, self.seed, self._kept = root, form, seed, kept
+        self.root, self.form, self.seed, self._cached = root, form, seed, cached
         self.paths: NDArray[np.str_] = table["path"].to_numpy(dtype=np.str_)
         self.ids: NDArray[np.str_] = table["sample_id"].to_numpy(dtype=np.str_)
         self.labels: NDArray[np.int64] = table["label"].to_numpy(dtype=np.int64)
@@ -63,12 +63,12 @@ class ImageDataset(Dataset[Batch]):
         return len(self.paths)
 
     def __getitems__(self, draws: list[Draw]) -> Batch:
-        """The batch of some draws; a pure function of them and of the constructor's arguments."""
+        """Return the batch of the given draws: a pure function of them and the constructor's arguments."""
         images = self.fitted([draw.row for draw in draws])
         if self._augment is not None:
-            for place, draw in enumerate(draws):
+            for index, draw in enumerate(draws):
                 if draw.view is not None:
-                    images[place] = self._augment(images[place], self.chance(draw.row, draw.view))
+                    images[index] = self._augment(images[index], self.chance(draw.row, draw.view))
         rows = np.array([draw.row for draw in draws])
         return Batch(
             image=torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
@@ -77,20 +77,20 @@ class ImageDataset(Dataset[Batch]):
         )
 
     def chance(self, row: int, view: int) -> int:
-        """The seed of an augmented variant, in [0, 2^63)."""
+        """Return the seed of an augmented variant, in [0, 2^63)."""
         return derived_seed(self.seed, view, str(self.ids[row]))
 
     def fitted(self, rows: list[int]) -> NDArray[np.uint8]:
-        """Images of the network's size, unaugmented, of shape (rows, size, size, 3); free to be written to.
+        """Load unaugmented images of the network's input size, as a writable array of shape (rows, size, size, 3).
 
         Raises:
             UnreadableImageError: Names the file.
         """
-        if self._kept is not None:
-            return self._kept.take(rows).reshape(len(rows), self.form.size, self.form.size, 3)
+        if self._cached is not None:
+            return self._cached.take(rows).reshape(len(rows), self.form.size, self.form.size, 3)
         return self.form.read_all([self.root / str(self.paths[row]) for row in rows])
 
 
 def as_is(batch: Any) -> Any:
-    """Collates what is a batch already; of any kind, since torch's loader knows none."""
+    """Return the batch unchanged, as the collate function of a DataLoader whose dataset returns whole batches."""
     return batch

@@ -1,7 +1,7 @@
-"""The shapes that a field of view can have: a disc, a box with cut corners, a box with round corners.
+"""The shapes that a field of view can have: a disc, a box with cut corners, a box with rounded corners.
 
-Each knows the signed distance of points from its border, below 0 inside, and its border as a polygon. Lengths are in
-pixels of whatever picture the shape was found in.
+Each gives the signed distance of points from its border, negative inside, and its border as a polygon. Lengths are in
+pixels of the image in which the shape was found.
 """
 
 from __future__ import annotations
@@ -23,62 +23,62 @@ _TURN = np.linspace(0, 2 * np.pi, 256, endpoint=False)
 
 
 class Shape(Protocol):
-    """What every shape of a field gives."""
+    """The interface of all shapes of a field."""
 
     @property
     def box(self) -> Box:
-        """The straight sides that cut the shape."""
+        """The straight sides that bound the shape."""
 
     @property
     def name(self) -> str:
-        """In words, for the audit."""
+        """A description for the audit."""
 
     def distance(self, points: Points) -> Distances:
-        """Signed distance of each point from the border, below 0 inside."""
+        """Compute the signed distance of each point from the border, negative inside."""
 
     def polygon(self) -> Points:
-        """The convex border before the box cuts it."""
+        """Return the convex border before the box cuts it."""
 
 
 @dataclass(frozen=True)
 class Disc:
-    """An upright ellipse, nearly a circle, cut by a box."""
+    """An axis-aligned ellipse, nearly a circle, cut by a box."""
 
     box: Box
-    middle: tuple[float, float]
+    centre: tuple[float, float]
     radii: tuple[float, float]
 
     @property
     def name(self) -> str:
-        """Whether straight sides cut it."""
+        """`round`, and the sides that are cut."""
         inner = self.inner_box()
-        cut = [side for side, own, bound in zip(_SIDES, self.box, inner, strict=True) if own == bound]
-        return f"round, cut {' and '.join(cut)}" if cut else "round"
+        cut_sides = [side for side, own, bound in zip(_SIDES, self.box, inner, strict=True) if own == bound]
+        return f"round, cut {' and '.join(cut_sides)}" if cut_sides else "round"
 
     def inner_box(self) -> Box:
-        """What the disc fills of its box."""
-        (x, y), (a, b), (left, top, right, bottom) = self.middle, self.radii, self.box
+        """Return the bounding box of the disc inside its box."""
+        (x, y), (a, b), (left, top, right, bottom) = self.centre, self.radii, self.box
         return max(left, x - a), max(top, y - b), min(right, x + a), min(bottom, y + b)
 
     def distance(self, points: Points) -> Distances:
-        """Signed distance of each point; to the ellipse it is approximate."""
+        """Compute the signed distance of each point; approximate for the ellipse."""
         return np.maximum(self.arc_distance(points), box_distance(points, self.box))
 
     def arc_distance(self, points: Points) -> Distances:
-        """As `distance`, without the box."""
-        share = np.hypot(*((points - self.middle) / self.radii).T)
-        return np.asarray((share - 1) * np.mean(self.radii))
+        """Compute the signed distance of each point from the ellipse, ignoring the box."""
+        relative_radius = np.hypot(*((points - self.centre) / self.radii).T)
+        return np.asarray((relative_radius - 1) * np.mean(self.radii))
 
     def polygon(self) -> Points:
-        """The ellipse as 256 points."""
-        return np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1) * self.radii + self.middle
+        """Return the ellipse as 256 points."""
+        return np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1) * self.radii + self.centre
 
 
 @dataclass(frozen=True)
 class CutBox:
     """A box whose corners may be cut off: top left, top right, bottom right, bottom left.
 
-    A corner is the length it takes from the horizontal and from the vertical side; (0, 0) is a right angle.
+    A corner is given by the lengths that it removes from the horizontal and the vertical side; (0, 0) is a right angle.
     """
 
     box: Box
@@ -86,22 +86,22 @@ class CutBox:
 
     @property
     def name(self) -> str:
-        """Rectangle, octagon, or how many corners are cut."""
+        """Rectangle, octagon, or the number of cut corners."""
         cut = sum(corner != (0, 0) for corner in self.corners)
         return {0: "rectangle", 4: "octagon"}.get(cut, f"rectangle, {cut} corners cut")
 
     def distance(self, points: Points) -> Distances:
-        """Signed distance of each point; beyond a corner it is the distance to the nearer side's line."""
-        found = box_distance(points, self.box)
-        for index, (wide, high) in enumerate(self.corners):
-            if wide > 0 and high > 0:
+        """Compute the signed distance of each point; beyond a corner it is that to the nearer side's line."""
+        distance = box_distance(points, self.box)
+        for index, (width, height) in enumerate(self.corners):
+            if width > 0 and height > 0:
                 across, down = from_corner(points, self.box, index).T
-                beyond = (1 - across / wide - down / high) / np.hypot(1 / wide, 1 / high)
-                found = np.maximum(found, beyond)
-        return found
+                beyond = (1 - across / width - down / height) / np.hypot(1 / width, 1 / height)
+                distance = np.maximum(distance, beyond)
+        return distance
 
     def polygon(self) -> Points:
-        """Its eight corners; two of them coincide where none is cut off."""
+        """Return its eight corners; two of them coincide where no corner is cut."""
         left, top, right, bottom = self.box
         (aw, ah), (bw, bh), (cw, ch), (dw, dh) = self.corners
         border = [
@@ -113,35 +113,35 @@ class CutBox:
 
 @dataclass(frozen=True)
 class RoundedBox:
-    """A box whose corners are quarters of a circle."""
+    """A box whose corners are quarter circles."""
 
     box: Box
     radius: float
 
     @property
     def name(self) -> str:
-        """Always the same."""
+        """Always `rounded rectangle`."""
         return "rounded rectangle"
 
     def distance(self, points: Points) -> Distances:
-        """Signed distance of each point."""
+        """Compute the signed distance of each point."""
         left, top, right, bottom = self.box
-        middle, half = np.array([left + right, top + bottom]) / 2, np.array([right - left, bottom - top]) / 2
-        over = np.abs(points - middle) - half + self.radius
+        centre, half = np.array([left + right, top + bottom]) / 2, np.array([right - left, bottom - top]) / 2
+        over = np.abs(points - centre) - half + self.radius
         outside = np.hypot(*np.maximum(over, 0).T)
         return np.asarray(outside + np.minimum(over.max(axis=1), 0) - self.radius)
 
     def polygon(self) -> Points:
-        """Its four arcs as 256 points."""
+        """Return its four arcs as 256 points."""
         left, top, right, bottom = self.box
-        middle, half = np.array([left + right, top + bottom]) / 2, np.array([right - left, bottom - top]) / 2
+        centre, half = np.array([left + right, top + bottom]) / 2, np.array([right - left, bottom - top]) / 2
         circle = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
         inner = np.maximum(half - self.radius, 0)
-        return np.asarray(circle * self.radius + np.where(circle >= 0, inner, -inner) + middle)
+        return np.asarray(circle * self.radius + np.where(circle >= 0, inner, -inner) + centre)
 
 
 def box_distance(points: Points, box: Box) -> Distances:
-    """Signed distance of each point from the nearest line of a box's sides, below 0 inside."""
+    """Compute the signed distance of each point from the nearest line through a side of the box, negative inside."""
     left, top, right, bottom = box
     x, y = points.T
     distance: Distances = np.maximum(np.maximum(left - x, x - right), np.maximum(top - y, y - bottom))
@@ -149,7 +149,7 @@ def box_distance(points: Points, box: Box) -> Distances:
 
 
 def from_corner(points: Points, box: Box, index: int) -> Points:
-    """Points seen from a corner of a box, 0 to 3 from top left clockwise: how far they are into it, across and down."""
+    """Convert points to distances from a corner of a box: inwards across and down; 0 to 3 clockwise from top left."""
     left, top, right, bottom = box
     x, y = points.T
     across = x - left if index in (0, 3) else right - x

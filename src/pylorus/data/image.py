@@ -1,32 +1,32 @@
-"""An image file as an RGB array, and the array as the network's square: the one decoder and the one resize.
+"""Decode an image file to an RGB array and resize the array to the network's input: the one decoder and the one resize.
 
-The policy, the same in training and in prediction. The format is told by the content, not by the name.
+Training and prediction follow the same policy. The format is detected from the content, not from the name.
 
 =============================  ==================================================================================
-what is found                  what it gives
+file                           result
 =============================  ==================================================================================
-JPEG, PNG, BMP, TIFF, WebP     an image, upright as its EXIF orientation says; a JPEG's preview frames (MPO) are left
-DICOM (`dicom.py`)             an image, if the extra `dicom` is installed; else an error that says what to install
-grey, palette, CMYK            RGB; an ICC profile is not applied
-alpha                          laid over black, as around the field of view
-16 bits a channel              the upper half: 8 bits over the full range of 16
-32 bits, floating point        refused: they have no stated range
-several pages or frames        refused: no single image
-empty, text, HTML, GIF, …      refused: no readable image, with its first bytes
-cut anywhere                   refused as truncated or damaged (`whole.py`, `tiff.py`)
-wrong checksum (PNG)           refused as damaged
-over `MOST_PIXELS`             refused before the pixels are unpacked, so are decompression bombs
-over `content.MOST_BYTES`      refused before it is read
-folder, pipe, device, socket   refused at once, nothing waits for a writer
-gone, broken or looping link   refused with the system's reason
-no permission                  refused with the system's reason
-changes while it is read       refused: is it still being copied?
-any name                       read; what is unprintable in it is escaped in messages
+JPEG, PNG, BMP, TIFF, WebP     an image, upright by its EXIF orientation; previews in a JPEG (MPO) are ignored
+DICOM (`dicom.py`)             an image, if the extra `dicom` is installed; otherwise an error that says what to install
+grey, palette, CMYK            converted to RGB; an ICC profile is not applied
+alpha                          composited over black, as around the field of view
+16 bits per channel            the upper 8 bits, so that the full range of 16 bits maps to that of 8
+32 bits, floating point        rejected: the range of values is undefined
+several pages or frames        rejected: not a single image
+empty, text, HTML, GIF, …      rejected: not a readable image; the message quotes the first bytes
+truncated anywhere             rejected as truncated or damaged (`whole.py`, `tiff.py`)
+wrong checksum (PNG)           rejected as damaged
+over `MOST_PIXELS`             rejected before the pixels are decompressed, as are decompression bombs
+over `content.MOST_BYTES`      rejected before it is read
+folder, pipe, device, socket   rejected at once, without waiting for a writer
+missing, broken, looping link  rejected with the system's reason
+no permission                  rejected with the system's reason
+changes while it is read       rejected: is it still being copied?
+any name                       read; unprintable characters are escaped in messages
 =============================  ==================================================================================
 
-What is not found: flipped or shifted bytes among pixels that have no checksum (all formats but PNG), and a JPEG that
-was cut and then closed with an end marker. They give an image with false colours or a grey band. About damaged TIFF,
-libtiff writes lines of its own to the terminal.
+Not detected: flipped or shifted bytes in pixel data without checksums (all formats except PNG), and a JPEG that was
+truncated and then closed with an end marker. Such files give an image with wrong colours or a grey band. For damaged
+TIFF files, libtiff prints its own messages to the terminal.
 """
 
 import io
@@ -46,9 +46,9 @@ from pylorus.data.whole import check_whole, is_webp, webp_size
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
 POLICY_VERSION = 2
-"""Counts up when the same file would give another image: what was kept of images is then computed anew."""
+"""Increase it when the same file would decode to another image: everything cached of images is then recomputed."""
 MOST_PIXELS = 25_000_000
-"""A file that claims more is taken for a decompression bomb; so many, with alpha, take less than 1 GiB to decode."""
+"""A file that declares more is treated as a decompression bomb; decoding this many, with alpha, takes < 1 GiB."""
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -62,33 +62,34 @@ RGB = NDArray[np.uint8]
 
 
 def decode(content: bytes) -> RGB:
-    """The image that a file's content holds.
+    """Decode the content of an image file.
 
     Args:
         content: All bytes of the file.
 
     Returns:
-        RGB, upright, of shape (height, width, 3).
+        RGB, upright, uint8 of shape (height, width, 3).
 
     Raises:
-        UnreadableImageError: If it is not an image, is damaged, or is of a kind that the policy refuses.
+        UnreadableImageError: If it is not an image, is damaged, or is of a kind that the policy rejects.
     """
     if not content:
         raise UnreadableImageError("the file is empty")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # our own limit, and damaged EXIF is not damaged image
+            # Pylorus has its own pixel limit, and damaged EXIF data do not make an image unusable.
+            warnings.simplefilter("ignore")
             return _decoded(content)
     except UnreadableImageError:
         raise
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(f"its pixels are over the limit of {MOST_PIXELS:,}") from error
-    except Exception as error:  # Pillow's and pydicom's decoders raise nearly anything on damaged files
+    except Exception as error:  # the decoders of Pillow and pydicom raise almost anything on damaged files
         raise UnreadableImageError(f"damaged: {error or type(error).__name__}") from error
 
 
 def read(path: Place) -> RGB:
-    """The image at a place: in a file, or in a shard.
+    """Read and decode an image from a file or a shard.
 
     Raises:
         UnreadableImageError: Names the file and what is wrong with it.
@@ -100,24 +101,24 @@ def read(path: Place) -> RGB:
 
 
 def fit(image: RGB, *, size: int, how: str, interpolation: str) -> RGB:
-    """The image as a square of `size` pixels.
+    """Resize an image to a square of `size` pixels.
 
     Args:
-        image: Of shape (height, width, 3).
+        image: RGB, uint8 of shape (height, width, 3).
         size: Side of the square in pixels.
-        how: `pad` keeps all of the frame and its proportions, black fills the rest; `stretch` keeps all of it;
-            `crop` keeps the proportions and the centre.
+        how: `pad` keeps the whole frame and its aspect ratio and fills the rest with black; `stretch` keeps the whole
+            frame but not its aspect ratio; `crop` keeps the aspect ratio and the centre.
         interpolation: nearest, bilinear, bicubic or lanczos, with antialiasing as in timm's own evaluation.
 
     Returns:
-        Of shape (size, size, 3).
+        RGB, uint8 of shape (size, size, 3).
     """
     height, width = image.shape[:2]
     if (height, width) == (size, size):
         return image
-    sides = {"pad": max(height, width), "crop": min(height, width)}
-    scale = size / sides[how] if how in sides else 0.0
-    target = (max(1, round(width * scale)), max(1, round(height * scale))) if how in sides else (size, size)
+    reference_sides = {"pad": max(height, width), "crop": min(height, width)}
+    scale = size / reference_sides[how] if how in reference_sides else 0.0
+    target = (max(1, round(width * scale)), max(1, round(height * scale))) if how in reference_sides else (size, size)
     resized = np.asarray(Image.fromarray(image).resize(target, RESAMPLING[interpolation]))
     if how == "crop":
         top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2
@@ -138,14 +139,14 @@ def _decoded(content: bytes) -> RGB:
     if is_webp(content):
         _check_size(*webp_size(content))
     try:
-        opened = Image.open(io.BytesIO(content), formats=FORMATS)
+        pillow_image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
         if is_tiff(content):
             return deep_colour(content, most_pixels=MOST_PIXELS)
         raise UnreadableImageError(
             f"no readable JPEG, PNG, BMP, TIFF or WebP image: it begins with {content[:8]!r}"
         ) from None
-    with opened as image:
+    with pillow_image as image:
         _check_size(*image.size)
         check_whole(content)
         if isinstance(image, TiffImageFile):
@@ -160,19 +161,19 @@ def _check_size(width: int, height: int) -> None:
 
 def _upright_rgb(image: Image.Image) -> RGB:
     frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # a camera's MPO is one photograph with a preview
+    if frames > 1 and image.format != "MPO":  # an MPO from a camera is one photograph with a preview
         raise UnreadableImageError(f"holds {frames} pages or frames, expected a single image")
     upright = ImageOps.exif_transpose(image)
     if upright.mode in ("I;16", "I;16B", "I;16L", "I;16N"):
         return _three_channels((np.asarray(upright) >> 8).astype(np.uint8))
     if upright.mode in ("I", "F"):
         raise UnreadableImageError(
-            f"pixels of mode {upright.mode} (32 bits) have no stated range, expected 8 or 16 bits"
+            f"pixels of mode {upright.mode} (32 bits) have an undefined range, expected 8 or 16 bits"
         )
     if upright.has_transparency_data:
-        shown_pixels = upright.convert("RGBA")
-        ground = Image.new("RGBA", shown_pixels.size, (0, 0, 0, 255))
-        upright = Image.alpha_composite(ground, shown_pixels)
+        rgba = upright.convert("RGBA")
+        background = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
+        upright = Image.alpha_composite(background, rgba)
     return np.asarray(upright.convert("RGB"))
 
 

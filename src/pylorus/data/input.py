@@ -1,4 +1,4 @@
-"""Files as the network's input: read and fitted to its size, and kept as such where frames are large."""
+"""Load files as the network's input: decoded, cropped and resized; cached if the frames are large."""
 
 import logging
 import os
@@ -24,9 +24,9 @@ from pylorus.parallel.processes import ALONE, Processes
 log = logging.getLogger(__name__)
 
 LARGE = 2.0
-"""Frames of more than so many times the pixels of the network's input are kept unless the user says otherwise."""
+"""Frames with more than this many times the pixels of the network's input are cached by default."""
 BLOCK = 64
-"""Images that are decoded at a time where they are kept."""
+"""Images that are decoded at a time for the cache."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class InputFormat:
     Attributes:
         size: Side of the square in pixels.
         fit: pad, stretch or crop; see `pylorus.data.image.fit`.
-        interpolation: Of the resize.
-        crop: none, or auto: to the endoscopic field of view; see `pylorus.data.field`.
+        interpolation: Interpolation of the resize.
+        crop: none, or auto: crop to the endoscopic field of view; see `pylorus.data.field`.
     """
 
     size: int
@@ -46,11 +46,11 @@ class InputFormat:
     crop: str = "none"
 
     def key(self) -> dict[str, object]:
-        """All that the fitted image of a file depends on besides its content, as plain values."""
+        """Everything that the prepared image depends on besides the file's content, as plain values."""
         return {**asdict(self), "policy": POLICY_VERSION, "pillow": PIL.__version__}
 
     def read(self, path: Place) -> RGB:
-        """The image in a file, of shape (size, size, 3).
+        """Load the image in a file as uint8 of shape (size, size, 3).
 
         Raises:
             UnreadableImageError: Names the file and what is wrong with it.
@@ -58,18 +58,18 @@ class InputFormat:
         return self.fitted(read(path))
 
     def fitted(self, image: RGB) -> RGB:
-        """An image that is read already, such as a video's frame, of shape (size, size, 3)."""
+        """Crop and resize a decoded image, such as a frame of a video, to uint8 of shape (size, size, 3)."""
         if self.crop == "auto":
             image = crop_to_field(image)
         return fit(image, size=self.size, how=self.fit, interpolation=self.interpolation)
 
     def read_all(self, paths: Sequence[Place]) -> NDArray[np.uint8]:
-        """The images in some files, of shape (paths, size, size, 3).
+        """Load the images in several files as uint8 of shape (paths, size, size, 3).
 
         Raises:
-            UnreadableImageError: Names the first file that gives no image.
+            UnreadableImageError: Names the first file that can't be read.
         """
-        # A worker is one of many; in the process that computes, the other cores would wait for the decoder.
+        # Data-loading workers already run in parallel; the main process would leave the other cores idle.
         threads = 1 if get_worker_info() is not None else min(len(paths), os.cpu_count() or 1)
         with ThreadPoolExecutor(threads) as pool:
             return np.stack(list(pool.map(self.read, paths)))
@@ -78,32 +78,35 @@ class InputFormat:
 def kept_images(
     table: pd.DataFrame, root: Root, form: InputFormat, settings: CacheConfig, processes: Processes = ALONE
 ) -> Records | None:
-    """The fitted images of a table's rows, each decoded once for all runs; None where that is not wanted or no gain.
+    """Load the prepared images of a table's rows from the cache; each is decoded once for all runs.
 
-    They are the very arrays that reading the files would give.
+    The arrays are identical to those that reading the files would give.
 
     Args:
         table: Rows with path, sha256, width and height.
-        root: What the paths lie below.
+        root: Root of the paths: a folder or shards.
         form: How a file becomes the network's input.
-        settings: What may be kept, and where.
-        processes: Each decodes its share.
+        settings: What may be cached, and where.
+        processes: Each process decodes its share.
+
+    Returns:
+        The images in the order of the rows; None if caching is disabled, gains nothing or has no space.
 
     Raises:
-        UnreadableImageError: Names the first file that gives no image.
+        UnreadableImageError: Names the first file that can't be read.
     """
     pixels = float((table["width"] * table["height"]).median())
-    # Of shards far away each image is fetched once: what is kept is the local copy, within the cache's budget.
-    gain = pixels > LARGE * form.size**2 or (isinstance(root, Shards) and root.remote)
-    wanted = gain if settings.images is None else settings.images
-    if not wanted:
+    # An image in a remote shard is downloaded once; the cache holds the local copy, within its budget.
+    is_worthwhile = pixels > LARGE * form.size**2 or (isinstance(root, Shards) and root.remote)
+    is_enabled = is_worthwhile if settings.images is None else settings.images
+    if not is_enabled:
         return None
     paths = [root / path for path in table["path"]]
 
     def decode(missing: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
-        log.info("images   %d of %d are decoded, once (cache.images)", len(missing), len(paths))
+        log.info("images   decoding %d of %d once, for the cache (cache.images)", len(missing), len(paths))
         for start in range(0, len(missing), BLOCK):
-            block = form.read_all([paths[place] for place in missing[start : start + BLOCK]])
+            block = form.read_all([paths[index] for index in missing[start : start + BLOCK]])
             yield block.reshape(len(block), -1)
 
     return kept_records(

@@ -1,4 +1,4 @@
-"""Images in shards, read one by one from where they lie: the same seam as files, `content.contents`."""
+"""Images in shards, read one at a time where they are stored, like files through `content.contents`."""
 
 import hashlib
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ class ShardMember(Member):
 
     Attributes:
         shard: The tar file.
-        path: Of the member in it.
-        offset: Where its bytes begin.
-        size: How many there are.
-        digest: Their SHA-256, of 32 bytes.
+        path: Path of the member inside it.
+        offset: Position of its first byte.
+        size: Number of bytes.
+        digest: SHA-256 of its bytes, 32 bytes long.
     """
 
     shard: Shard
@@ -31,15 +31,19 @@ class ShardMember(Member):
     digest: bytes
 
     def contents(self) -> bytes:
-        """Its bytes, compared with the index: of a shard that was changed or cut since, none are given."""
+        """Read its bytes and verify them against the index.
+
+        Raises:
+            UnreadableImageError: If the shard can't be read, or has been changed or truncated since it was indexed.
+        """
         try:
             content = read_range(self.shard, self.offset, self.size)
-        except Exception as error:  # each of fsspec's stores has errors of its own
+        except Exception as error:  # each storage backend of fsspec raises its own errors
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise UnreadableImageError(f"shard {self.shard.name} can't be read: {reason}") from error
+            raise UnreadableImageError(f"can't read shard {self.shard.name}: {reason}") from error
         if hashlib.sha256(content).digest() != self.digest:
-            found = f"ends within {self.path}" if len(content) < self.size else f"holds another {self.path}"
-            raise UnreadableImageError(f"shard {self.shard.name} has changed since it was indexed: it {found}")
+            mismatch = f"ends within {self.path}" if len(content) < self.size else f"contains a different {self.path}"
+            raise UnreadableImageError(f"shard {self.shard.name} has changed since it was indexed: it {mismatch}")
         return content
 
     def __str__(self) -> str:
@@ -47,12 +51,12 @@ class ShardMember(Member):
 
 
 class Shards:
-    """What the paths of a catalog of shards lie below; held as arrays, which processes share.
+    """The root of the paths in a catalog of shards; held as arrays, which worker processes share.
 
     Args:
-        root: As the user gave it.
+        root: The root as the user specified it.
         shards: The tar files.
-        members: One row an image: path, place of its shard among them, offset, size and sha256.
+        members: One row per image: path, index of its shard in `shards`, offset, size and sha256.
     """
 
     def __init__(self, root: str, shards: list[Shard], members: pd.DataFrame) -> None:
@@ -68,35 +72,35 @@ class Shards:
 
     @property
     def remote(self) -> bool:
-        """Whether they are fetched over a network."""
+        """Whether the shards are read over a network."""
         return is_remote(self.root)
 
     def __truediv__(self, path: str, /) -> Place:
-        """The image of a path.
+        """Return the image at a path.
 
         Raises:
             KeyError: If no shard holds it.
         """
-        place = int(self._places([path])[0])
+        index = int(self._places([path])[0])
         return ShardMember(
-            self.shards[self._shard[place]],
+            self.shards[self._shard[index]],
             path,
-            int(self._offset[place]),
-            int(self._size[place]),
-            self._digest[place].tobytes(),
+            int(self._offset[index]),
+            int(self._size[index]),
+            self._digest[index].tobytes(),
         )
 
     def __str__(self) -> str:
         return self.root
 
     def numbers(self, paths: list[str]) -> NDArray[np.int32]:
-        """Which shard each path lies in, of shape (paths,)."""
+        """Return the index of the shard that holds each path, of shape (paths,)."""
         return self._shard[self._places(paths)]
 
     def _places(self, paths: list[str]) -> NDArray[np.intp]:
-        wanted = np.array([path.encode() for path in paths], dtype=np.bytes_)
-        places = np.minimum(np.searchsorted(self._names, wanted), len(self._names) - 1)
-        lost = np.flatnonzero(self._names[places] != wanted)
-        if len(lost):
-            raise KeyError(f"{self.root}: no shard holds {paths[int(lost[0])]}")
-        return places
+        names = np.array([path.encode() for path in paths], dtype=np.bytes_)
+        indices = np.minimum(np.searchsorted(self._names, names), len(self._names) - 1)
+        missing = np.flatnonzero(self._names[indices] != names)
+        if len(missing):
+            raise KeyError(f"{self.root}: no shard contains {paths[int(missing[0])]}")
+        return indices

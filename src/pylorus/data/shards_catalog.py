@@ -1,7 +1,7 @@
-"""Shards as a catalog: the columns are those of a manifest, the paths those of the members.
+"""Read shards as a catalog, with the columns of a manifest and the paths of the members.
 
-A set of class folders and the shards that `pylorus pack` makes of it have the same paths, and with them the same
-sample ids, groups, splits, order and augmentations: the run on the one is the run on the other.
+Class folders and the shards that `pylorus pack` creates from them have the same paths, and therefore the same sample
+IDs, groups, splits, order and augmentations: a run gives the same result on either.
 """
 
 import os
@@ -30,89 +30,102 @@ def read_shards(
     group: str | None = None,
     reading: Reading = AS_THEY_ARE,
 ) -> Catalog:
-    """The catalog of shards.
+    """Read the catalog of shards.
 
     Args:
-        root: A folder, a pattern of files or of URLs; see `shards_places`.
-        index: Folder where indices are kept: a shard that is known there is not read.
-        classes: Names of the classes in the order of the labels; None: those found, sorted.
-        short_names: One a class; None: the classes' names.
-        group: Regular expression that finds the patient in a member's path; None: what the shards say.
-        reading: What is kept of the images, and what becomes of those that can't be read.
+        root: A folder, or a pattern of files or URLs; see `shards_places`.
+        index: Folder of cached indices: a shard with an index there is not read.
+        classes: Class names in the order of the labels; None: those found, sorted.
+        short_names: One per class; None: the class names.
+        group: Regular expression that extracts the patient from a member's path; None: the group given in the shards.
+        reading: Which facts of the images are stored, and how unreadable images are handled.
+
+    Returns:
+        The catalog, whose root is a `Shards`.
 
     Raises:
-        PylorusError: If a shard or an image can't be used as it is; names the shard and the key.
+        PylorusError: If a shard or an image can't be used; names the shard and the key.
     """
     shards = find_shards(root)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         tables = list(pool.map(lambda shard: index_of(shard, index), shards))
     rows = pd.concat([table.assign(shard=number) for number, table in enumerate(tables)], ignore_index=True)
-    names = [shard.name for shard in shards]
-    _refuse_twice(rows, names)
-    rows["class"], settled = _classes(rows, classes, names)
-    rows["split"] = _splits(rows, names)
-    grouped = group is not None or "group" in rows
-    if group is not None or not grouped:
+    shard_names = [shard.name for shard in shards]
+    _refuse_twice(rows, shard_names)
+    rows["class"], class_names = _classes(rows, classes, shard_names)
+    rows["split"] = _splits(rows, shard_names)
+    has_groups = group is not None or "group" in rows
+    if group is not None or not has_groups:
         rows["group"] = groups_of(list(rows["path"]), group)
-    _refuse_first(rows, rows["group"].isin([""]) | rows["group"].isna(), names, "has no group, others have one.")
-    about = [str(name) for name in rows.columns if str(name).startswith(ABOUT)]
-    for name in about:
+    _refuse_first(
+        rows, rows["group"].isin([""]) | rows["group"].isna(), shard_names, "has no group, but other images have one."
+    )
+    metadata = [str(name) for name in rows.columns if str(name).startswith(ABOUT)]
+    for name in metadata:
         rows[name] = rows[name].fillna("")
-    catalogued = rows[["path", "class", "group", "split", "sha256", *about]]
+    catalog_rows = rows[["path", "class", "group", "split", "sha256", *metadata]]
     members = Shards(root, shards, rows[["path", "shard", "offset", "size", "sha256"]])
-    return completed(catalogued, members, settled, short_names=short_names, grouped=grouped, reading=reading)
+    return completed(catalog_rows, members, class_names, short_names=short_names, grouped=has_groups, reading=reading)
 
 
-def _first(wrong: pd.Series) -> int:
-    return int(wrong.to_numpy().argmax())
+def _first(is_wrong: pd.Series) -> int:
+    return int(is_wrong.to_numpy().argmax())
 
 
-def _refuse_first(rows: pd.DataFrame, wrong: pd.Series, names: list[str], what: str) -> None:
-    if wrong.any():
-        first = rows.iloc[_first(wrong)]
-        place = f"shard {names[int(first['shard'])]}, {shown(first['path'])}"
-        raise PylorusError(f"{place}: {what} ({wrong.sum()} of {len(rows)} images)")
+def _refuse_first(rows: pd.DataFrame, is_wrong: pd.Series, shard_names: list[str], problem: str) -> None:
+    if is_wrong.any():
+        first = rows.iloc[_first(is_wrong)]
+        location = f"shard {shard_names[int(first['shard'])]}, {shown(first['path'])}"
+        raise PylorusError(f"{location}: {problem} ({is_wrong.sum()} of {len(rows)} images)")
 
 
-def _refuse_twice(rows: pd.DataFrame, names: list[str]) -> None:
-    twice = rows["path"].duplicated()
-    if twice.any():
-        path = str(rows["path"].iloc[_first(twice)])
-        both = " and ".join(names[number] for number in rows.loc[rows["path"] == path, "shard"])
+def _refuse_twice(rows: pd.DataFrame, shard_names: list[str]) -> None:
+    is_duplicate = rows["path"].duplicated()
+    if is_duplicate.any():
+        path = str(rows["path"].iloc[_first(is_duplicate)])
+        holders = " and ".join(shard_names[number] for number in rows.loc[rows["path"] == path, "shard"])
         raise PylorusError(
-            f"key {shown(path)} stands in shards {both}: {twice.sum()} images would have one name. Keys must differ "
-            "among all shards, for instance by the shard's number in front."
+            f"key {shown(path)} is in shards {holders}: {is_duplicate.sum()} images would share a name. Keys must be "
+            "unique over all shards: prefix them with the number of the shard, for instance."
         )
 
 
-def _classes(rows: pd.DataFrame, wanted: list[str] | None, names: list[str]) -> tuple[pd.Series, tuple[str, ...]]:
-    """The class of each row, and all classes; numbers as in KEY.cls count the classes where these are named."""
+def _classes(
+    rows: pd.DataFrame, configured: list[str] | None, shard_names: list[str]
+) -> tuple[pd.Series, tuple[str, ...]]:
+    """Resolve the class of each row, and all classes.
+
+    A number in KEY.cls is an index into `data.classes` if these are given.
+    """
     labels = rows["label"]
-    if wanted is not None:
-        numbers = {str(number): name for number, name in enumerate(wanted) if str(number) not in wanted}
+    if configured is not None:
+        numbers = {str(number): name for number, name in enumerate(configured) if str(number) not in configured}
         labels = labels.replace(numbers)
-    settled = wanted if wanted is not None else sorted(set(labels))
-    unknown = ~labels.isin(settled)
-    if unknown.any():
-        found = str(labels.iloc[_first(unknown)])
-        among = f'label "{found}" is not among data.classes ({", ".join(settled)}).{did_you_mean(found, settled)}'
-        _refuse_first(rows, unknown, names, among)
-    missing = [name for name in settled if name not in set(labels)]
-    if missing or len(settled) < 2:
+    class_names = configured if configured is not None else sorted(set(labels))
+    is_unknown = ~labels.isin(class_names)
+    if is_unknown.any():
+        label = str(labels.iloc[_first(is_unknown)])
+        hint = did_you_mean(label, class_names)
+        problem = f'label "{label}" is not among data.classes ({", ".join(class_names)}).{hint}'
+        _refuse_first(rows, is_unknown, shard_names, problem)
+    missing = [name for name in class_names if name not in set(labels)]
+    if missing or len(class_names) < 2:
         raise PylorusError(
             f"data.classes: found {', '.join(sorted(set(labels)))} in the shards, expected at least two classes"
-            + (f", and {missing[0]}." if missing else ".")
+            + (f", including {missing[0]}." if missing else ".")
         )
-    return labels, tuple(settled)
+    return labels, tuple(class_names)
 
 
-def _splits(rows: pd.DataFrame, names: list[str]) -> pd.Series:
-    given = rows["split"].fillna("") if "split" in rows else pd.Series("", index=rows.index)
-    if (given == "").all():
-        return given
-    found = given.str.lower().map(SPLIT_FOLDERS)
-    _refuse_first(rows, found.isna(), names, "its split is not train, val or test, in every image or in none.")
-    absent = sorted({"train", "test"} - set(np.unique(found.astype(str))))
+def _splits(rows: pd.DataFrame, shard_names: list[str]) -> pd.Series:
+    values = rows["split"].fillna("") if "split" in rows else pd.Series("", index=rows.index)
+    if (values == "").all():
+        return values
+    splits = values.str.lower().map(SPLIT_FOLDERS)
+    _refuse_first(
+        rows, splits.isna(), shard_names, "its split is not train, val or test: give all images one, or none."
+    )
+    absent = sorted({"train", "test"} - set(np.unique(splits.astype(str))))
     if absent:
-        raise PylorusError(f"{names[0]} …: no image of the shards is in {' and '.join(absent)}.")
-    return found
+        raise PylorusError(f"{shard_names[0]} …: no image of the shards has split {' or '.join(absent)}.")
+    return splits

@@ -1,7 +1,7 @@
-"""What lies in a shard: its images, where in the file they are, and what stands beside them; found once and kept.
+"""Index the images of a shard, their position in the file and their metadata; an index is built once and stored.
 
-A shard is a tar file in WebDataset's layout. Files that share their name up to its first dot are a sample and lie side
-by side: an image, and KEY.json (label, and where known group, split and further columns) or KEY.cls (label).
+A shard is a tar file in WebDataset's layout. Files that share their name up to its first dot form a sample and are
+adjacent: an image, and KEY.json (label, and optionally group, split and further columns) or KEY.cls (label).
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from pylorus.errors import PylorusError
 from pylorus.files import whole
 
 VERSION = 1
-"""Counts up when the same shard would give another index."""
+"""Increase it when the same shard would give a different index."""
 KNOWN = ("label", "group", "split")
 _BLOCK = tarfile.BLOCKSIZE
 
@@ -33,24 +33,24 @@ class Sample:
     """What a shard holds under one key.
 
     Attributes:
-        image: Member's path, offset in bytes, size in bytes and SHA-256; None until it is found.
-        beside: What is said of it, as text.
-        kinds: Endings of its members.
+        image: Path of the member, offset in bytes, size in bytes and SHA-256; None until it is found.
+        metadata: Its metadata, as text.
+        extensions: File extensions of its members.
     """
 
     image: tuple[str, int, int, str] | None = None
-    beside: dict[str, str] = field(default_factory=dict)
-    kinds: set[str] = field(default_factory=set)
+    metadata: dict[str, str] = field(default_factory=dict)
+    extensions: set[str] = field(default_factory=set)
 
 
 def index_of(shard: Shard, folder: Path) -> pd.DataFrame:
-    """The index of a shard, from `folder` where it was kept there, else from the shard, which is read once.
+    """Load the index of a shard from `folder`; if it is not stored there, read the shard once and store the index.
 
     Returns:
-        One row an image: path, offset, size, sha256, label, group, split (empty where not given) and about/….
+        One row per image: path, offset, size, sha256, label, group, split (empty if not given) and about/….
 
     Raises:
-        PylorusError: If the shard is cut, damaged or not of this layout; names it and the key.
+        PylorusError: If the shard is truncated, damaged or not in this layout; names it and the key.
     """
     path = folder / f"{shard.identity}-{VERSION}.parquet"
     if path.exists():
@@ -60,8 +60,8 @@ def index_of(shard: Shard, folder: Path) -> pd.DataFrame:
             table = _table(shard.name, file)
     except PylorusError:
         raise
-    except Exception as error:  # each of fsspec's stores has errors of its own
-        raise PylorusError(f"shard {shard.name} can't be read: {error or type(error).__name__}") from error
+    except Exception as error:  # each storage backend of fsspec raises its own errors
+        raise PylorusError(f"can't read shard {shard.name}: {error or type(error).__name__}") from error
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with whole(path) as temporary:
         table.to_parquet(temporary, index=False)
@@ -69,7 +69,7 @@ def index_of(shard: Shard, folder: Path) -> pd.DataFrame:
 
 
 def key_of(path: str) -> tuple[str, str]:
-    """Key and ending of a member: its name is cut at the first dot.
+    """Split a member's path into key and extension at the first dot of its name.
 
     Example:
         >>> key_of("a.b/0001.seg.png")
@@ -82,85 +82,87 @@ def key_of(path: str) -> tuple[str, str]:
 
 def _table(shard: str, file: BinaryIO) -> pd.DataFrame:
     rows: list[dict[str, object]] = []
-    seen: set[str] = set()
+    seen_keys: set[str] = set()
     for key, sample in _samples(shard, file):
-        where = f"shard {shard}, key {shown(key)}"
-        if key in seen:
-            raise PylorusError(f"{where}: stands there twice. Members of a key lie side by side, and only once.")
-        seen.add(key)
+        location = f"shard {shard}, key {shown(key)}"
+        if key in seen_keys:
+            raise PylorusError(f"{location}: occurs twice. All members of a key must be adjacent.")
+        seen_keys.add(key)
         if sample.image is None:
             raise PylorusError(
-                f"{where}: has no image ({', '.join(SUFFIXES)}), only {', '.join(sorted(sample.kinds))}."
+                f"{location}: has no image ({', '.join(SUFFIXES)}), only {', '.join(sorted(sample.extensions))}."
             )
-        if not sample.beside.get("label"):
-            raise PylorusError(f"{where}: has no label, expected {key}.json with a label, or {key}.cls.")
+        if not sample.metadata.get("label"):
+            raise PylorusError(f"{location}: has no label, expected {key}.json with a label, or {key}.cls.")
         path, offset, size, digest = sample.image
-        rows.append({"path": path, "offset": offset, "size": size, "sha256": digest, **sample.beside})
+        rows.append({"path": path, "offset": offset, "size": size, "sha256": digest, **sample.metadata})
     if not rows:
-        raise PylorusError(f"shard {shard}: holds no image.")
+        raise PylorusError(f"shard {shard}: contains no images.")
     table = pd.DataFrame(rows)
-    text = [name for name in table.columns if name not in ("offset", "size")]
-    table[text] = table[text].fillna("")
+    text_columns = [name for name in table.columns if name not in ("offset", "size")]
+    table[text_columns] = table[text_columns].fillna("")
     return table
 
 
 def _samples(shard: str, file: BinaryIO) -> Iterator[tuple[str, Sample]]:
-    """Keys with their samples, in the order of the shard, without a look back at what came before."""
+    """Yield keys with their samples in the order of the shard, holding one sample at a time."""
     current, sample = "", Sample()
     for member, content in _members(shard, file):
         key, ending = key_of(member.name)
         if key != current:
-            if sample.kinds:
+            if sample.extensions:
                 yield current, sample
             current, sample = key, Sample()
-        if ending in sample.kinds:
-            raise PylorusError(f"shard {shard}, key {shown(key)}: holds {ending} twice.")
-        sample.kinds.add(ending)
+        if ending in sample.extensions:
+            raise PylorusError(f"shard {shard}, key {shown(key)}: has two {ending} files.")
+        sample.extensions.add(ending)
         if f".{ending.lower()}" in SUFFIXES:
             if sample.image is not None:
-                raise PylorusError(f"shard {shard}, key {shown(key)}: holds two images, {', '.join(sample.kinds)}.")
+                raise PylorusError(f"shard {shard}, key {shown(key)}: has two images: {', '.join(sample.extensions)}.")
             sample.image = (member.name, member.offset_data, member.size, hashlib.sha256(content).hexdigest())
         elif ending == "json":
-            sample.beside = _said(shard, key, content) | sample.beside
+            sample.metadata = _said(shard, key, content) | sample.metadata
         elif ending == "cls":
-            sample.beside.setdefault("label", content.decode(errors="replace").strip())
-    if sample.kinds:
+            sample.metadata.setdefault("label", content.decode(errors="replace").strip())
+    if sample.extensions:
         yield current, sample
 
 
 def _members(shard: str, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    """Files of a tar with their content.
+    """Yield the files of a tar with their content.
 
-    Python's reader takes a damaged header for the end: what follows the last member must be the end's zeros.
+    Python's reader takes a damaged header for the end of the archive, so the last member must be followed by a block of
+    zeros.
     """
-    last = "its start"
+    last_member = "the start"
     try:
-        tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 the caller closes the file beneath it
+        tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 the caller closes the underlying file
         for member in tar:
-            last = shown(member.name)
+            last_member = shown(member.name)
             if member.isdir():
                 continue
             if not member.isreg() or member.size > MOST_BYTES:
-                raise PylorusError(f"shard {shard}: {last} is no file, or has over {MOST_BYTES:,} bytes.")
+                raise PylorusError(f"shard {shard}: {last_member} is not a file, or has over {MOST_BYTES:,} bytes.")
             file.seek(member.offset_data)
             content = file.read(member.size)
             if len(content) < member.size:
-                raise PylorusError(f"shard {shard}: cut within {last}. Copy it again.")
+                raise PylorusError(f"shard {shard}: truncated within {last_member}. Copy it again.")
             yield member, content
     except tarfile.TarError as error:
-        raise PylorusError(f"shard {shard}: no tar file, compressed, or cut after {last} ({error}).") from error
+        problem = f"not a tar file, compressed, or truncated after {last_member} ({error})"
+        raise PylorusError(f"shard {shard}: {problem}.") from error
     file.seek(tar.offset)
     if file.read(_BLOCK) != bytes(_BLOCK):
-        raise PylorusError(f"shard {shard}: cut or damaged after {last}. Copy it again.")
+        raise PylorusError(f"shard {shard}: truncated or damaged after {last_member}. Copy it again.")
 
 
 def _said(shard: str, key: str, content: bytes) -> dict[str, str]:
-    """What a KEY.json says of its image: label, group and split as they are, other plain values as about/…."""
+    """Parse KEY.json: label, group and split as they are, other plain values as about/…."""
     try:
-        found = json.loads(content)
+        metadata = json.loads(content)
     except ValueError as error:
-        raise PylorusError(f"shard {shard}, key {shown(key)}: its .json can't be read: {error}") from error
-    if not isinstance(found, dict):
-        raise PylorusError(f'shard {shard}, key {shown(key)}: its .json holds no object, expected {{"label": …}}.')
-    plain = {name: value for name, value in found.items() if isinstance(value, str | int | float)}
+        raise PylorusError(f"shard {shard}, key {shown(key)}: can't read its .json: {error}") from error
+    if not isinstance(metadata, dict):
+        raise PylorusError(f'shard {shard}, key {shown(key)}: its .json is not an object, expected {{"label": …}}.')
+    plain = {name: value for name, value in metadata.items() if isinstance(value, str | int | float)}
     return {name if name in KNOWN else ABOUT + name: str(value).strip() for name, value in plain.items()}

@@ -1,4 +1,4 @@
-"""Class folders or a manifest as shards: tar files in WebDataset's layout, which its readers take too."""
+"""Write class folders or a manifest's images as shards: tar files in WebDataset's layout, readable by its tools."""
 
 import io
 import json
@@ -20,16 +20,19 @@ from pylorus.files import whole
 
 
 def pack(root: Path, output: Path, *, group: str | None = None, per_shard: int = 1000) -> list[Path]:
-    """Writes shards; each is there whole or not at all, and the same images give the same bytes.
+    """Write images to shards; the same images give the same bytes, and no shard is left incomplete.
 
-    Images are spread over the shards by chance, so that each is a sample of all classes. A dot in a file's name would
-    end WebDataset's key: it is written as %2E.
+    Images are assigned to shards at random, so that each shard is a sample of all classes. Since a dot in a file's name
+    would end WebDataset's key, it is written as %2E.
 
     Args:
         root: Folder of class folders, or a manifest beside its images.
         output: A folder that does not exist yet, or is empty.
-        group: Regular expression that finds the patient in the path; None: what a manifest says.
-        per_shard: Images of a shard.
+        group: Regular expression that extracts the patient from the path; None: the group given in a manifest.
+        per_shard: Images per shard.
+
+    Returns:
+        The paths of the shards.
 
     Raises:
         PylorusError: If the images or the folder can't be used; names them.
@@ -37,7 +40,7 @@ def pack(root: Path, output: Path, *, group: str | None = None, per_shard: int =
     if per_shard < 1:
         raise PylorusError(f"--per-shard: found {per_shard}, expected at least 1.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise PylorusError(f"{output}: is there already, expected a new or empty folder.")
+        raise PylorusError(f"{output}: already exists, expected a new or empty folder.")
     folder, rows = _rows(root, group)
     members = _members(list(rows["path"]))
     order = np.random.default_rng(derived_seed(0, "pack")).permutation(len(rows))
@@ -45,12 +48,12 @@ def pack(root: Path, output: Path, *, group: str | None = None, per_shard: int =
     for number, start in enumerate(range(0, len(rows), per_shard)):
         path = output / f"shard-{number:06d}.tar"
         with whole(path) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
-            for place in order[start : start + per_shard]:
-                row = rows.iloc[int(place)]
+            for index in order[start : start + per_shard]:
+                row = rows.iloc[int(index)]
                 _add(
                     tar,
                     folder / str(row["path"]),
-                    members[int(place)],
+                    members[int(index)],
                     _beside({str(name): value for name, value in row.items()}),
                 )
         written.append(path)
@@ -63,19 +66,19 @@ def _rows(root: Path, group: str | None) -> tuple[Path, pd.DataFrame]:
     elif root.is_dir():
         folder, rows = root, pd.DataFrame(scan_folders(root)[0], columns=["path", "class", "split"])
     else:
-        raise PylorusError(f"{root}: expected a folder of class folders, or a manifest.")
+        raise PylorusError(f"{root}: expected a folder of class folders, or a manifest file.")
     if group is not None:
         rows["group"] = groups_of(list(rows["path"]), group)
     if rows.empty:
-        raise PylorusError(f"{root}: holds no image.")
+        raise PylorusError(f"{root}: contains no images.")
     return folder, rows.sort_values("path", ignore_index=True)
 
 
 def _members(paths: list[str]) -> list[str]:
-    """The member of each path.
+    """Return the member name of each path.
 
     Raises:
-        PylorusError: If two would share a key.
+        PylorusError: If two paths would have the same key.
     """
     keys: dict[str, str] = {}
     members = []
@@ -84,27 +87,27 @@ def _members(paths: list[str]) -> list[str]:
         stem, dot, ending = name.rpartition(".")
         key = folder + slash + stem.replace(".", "%2E")
         if key in keys:
-            raise PylorusError(f"{shown(path)} and {shown(keys[key])}: would share the key {shown(key)}. Rename one.")
+            raise PylorusError(f"{shown(path)} and {shown(keys[key])} would share the key {shown(key)}. Rename one.")
         keys[key] = path
         members.append(key + dot + ending)
     return members
 
 
 def _beside(row: Mapping[str, object]) -> dict[str, str]:
-    """What KEY.json says."""
-    named = {"label": row["class"], "group": row.get("group", ""), "split": row["split"]}
-    about = {name.removeprefix(ABOUT): value for name, value in row.items() if name.startswith(ABOUT)}
-    return {name: str(value) for name, value in {**about, **named}.items() if value != ""}
+    """Return the content of KEY.json."""
+    columns = {"label": row["class"], "group": row.get("group", ""), "split": row["split"]}
+    metadata = {name.removeprefix(ABOUT): value for name, value in row.items() if name.startswith(ABOUT)}
+    return {name: str(value) for name, value in {**metadata, **columns}.items() if value != ""}
 
 
-def _add(tar: tarfile.TarFile, path: Path, member: str, beside: dict[str, str]) -> None:
+def _add(tar: tarfile.TarFile, path: Path, member: str, metadata: dict[str, str]) -> None:
     try:
         image = contents(path)
     except UnreadableImageError as error:
         raise PylorusError(f"{shown(path)}: {error}") from error
     key = member.rpartition(".")[0]
-    text = json.dumps(beside, sort_keys=True, ensure_ascii=False).encode()
-    for name, content in ((member, image), (f"{key}.json", text)):
-        entry = tarfile.TarInfo(name)  # without owner and time: neither belongs to the image
+    encoded_metadata = json.dumps(metadata, sort_keys=True, ensure_ascii=False).encode()
+    for name, content in ((member, image), (f"{key}.json", encoded_metadata)):
+        entry = tarfile.TarInfo(name)  # without owner and time, so that the same images give the same bytes
         entry.size = len(content)
         tar.addfile(entry, io.BytesIO(content))

@@ -1,6 +1,6 @@
-"""Where shards lie: in a folder, under a pattern of files, or under URLs, which fsspec opens.
+"""Find and open shards: in a folder, by a pattern of files, or by URLs, which fsspec opens.
 
-Nothing is fetched but what the user names, and nothing is ever sent: shards are opened for reading only.
+Only what the user names is read, and nothing is ever written: shards are opened for reading only.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ STATES = (
     "generation",
     "version_id",
 )
-"""What a store may say of a file that changes with its content."""
+"""Metadata from a storage backend that change with a file's content."""
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _READ_AHEAD = 2**23
 
@@ -35,9 +35,9 @@ class Shard:
     """A tar file.
 
     Attributes:
-        name: Of the file, for messages.
+        name: File name, for messages.
         url: Its path or URL.
-        identity: 32 hexadecimal digits of where it is, its size and its time or tag.
+        identity: 32 hexadecimal digits: a hash of its location, size, and modification time or tag.
     """
 
     name: str
@@ -56,7 +56,7 @@ def is_remote(root: str) -> bool:
 
 
 def expanded(pattern: str) -> list[str]:
-    """All names of a pattern: `{000..127}` counts, `{a,b}` lists.
+    """Expand a pattern to all names: `{000..127}` is a range, `{a,b}` a list.
 
     Example:
         >>> expanded("{train,test}-{08..10}.tar")[:4]
@@ -65,32 +65,36 @@ def expanded(pattern: str) -> list[str]:
     match = _BRACES.search(pattern)
     if match is None:
         return [pattern]
-    counted = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
-    if counted:
-        width = len(counted[1])
-        words = [f"{number:0{width}d}" for number in range(int(counted[1]), int(counted[2]) + 1)]
+    numeric_range = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if numeric_range:
+        width = len(numeric_range[1])
+        alternatives = [f"{number:0{width}d}" for number in range(int(numeric_range[1]), int(numeric_range[2]) + 1)]
     else:
-        words = match[1].split(",")
-    return [pattern[: match.start()] + word + rest for word in words for rest in expanded(pattern[match.end() :])]
+        alternatives = match[1].split(",")
+    return [
+        pattern[: match.start()] + alternative + suffix
+        for alternative in alternatives
+        for suffix in expanded(pattern[match.end() :])
+    ]
 
 
 def find_shards(root: str) -> list[Shard]:
-    """The shards of a folder (all `*.tar` in it), of a pattern or of URLs, in the order of their names.
+    """Find the shards of a folder (all `*.tar` in it), of a pattern or of URLs, sorted by name.
 
     Raises:
-        PylorusError: If there is none, or one can't be reached; names it.
+        PylorusError: If there is none, or one can't be accessed; names it.
     """
     if not is_remote(root) and Path(root).is_dir():
         urls = sorted(str(path) for path in Path(root).glob("*.tar") if not path.name.startswith("."))
     else:
         urls = sorted(expanded(root))
     if not urls:
-        raise PylorusError(f"data.root: found no shard in {root}, expected files that end in .tar.")
+        raise PylorusError(f"data.root: found no shards in {root}, expected files that end in .tar.")
     return [_described(url) for url in urls]
 
 
 def open_shard(shard: Shard) -> BinaryIO:
-    """The shard, opened for reading once from front to back.
+    """Open a shard for reading once from start to end.
 
     Raises:
         OSError: If it can't be opened.
@@ -101,7 +105,9 @@ def open_shard(shard: Shard) -> BinaryIO:
 
 
 def read_range(shard: Shard, start: int, size: int) -> bytes:
-    """Bytes of a shard; fewer where it ends earlier. Each call opens anew, so that threads and forks share nothing.
+    """Read bytes of a shard; fewer if it ends earlier.
+
+    Each call opens the shard anew, so that threads and forked processes share nothing.
 
     Raises:
         OSError: If it can't be read.
@@ -115,7 +121,7 @@ def read_range(shard: Shard, start: int, size: int) -> bytes:
     system, path = fsspec.core.url_to_fs(shard.url)
     content: bytes = system.cat_file(path, start=start, end=start + size)
     if len(content) > size:
-        raise OSError("the server gives whole files only, expected one that serves ranges")
+        raise OSError("the server returns whole files, expected one that supports range requests")
     return content
 
 
@@ -124,13 +130,13 @@ def _described(url: str) -> Shard:
     try:
         if is_remote(url):
             system, path = fsspec.core.url_to_fs(url)
-            found = system.info(path)
-            state = [f"{key}={found[key]}" for key in STATES if found.get(key) is not None]
+            info = system.info(path)
+            state = [f"{key}={info[key]}" for key in STATES if info.get(key) is not None]
         else:
             status = Path(url).stat()
             state = [str(status.st_size), str(status.st_mtime_ns)]
     except ImportError as error:
         raise PylorusError(f"data.root: {url} needs a package that is not installed: {error}") from error
-    except Exception as error:  # each of fsspec's stores has errors of its own
-        raise PylorusError(f"data.root: shard {url} can't be reached: {error or type(error).__name__}") from error
+    except Exception as error:  # each storage backend of fsspec raises its own errors
+        raise PylorusError(f"data.root: can't access shard {url}: {error or type(error).__name__}") from error
     return Shard(name, url, hashlib.sha256("\0".join((url, *state)).encode()).hexdigest()[:32])

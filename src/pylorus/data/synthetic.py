@@ -1,7 +1,7 @@
-"""Drawn gastroscopic images of three classes: the embedded default of the demo, the input of the tests.
+"""Generate synthetic gastroscopic images of three classes: the default data of the demo and the input of the tests.
 
-They need no download and no patient, and their geometry is known. They only look like gastroscopy: a model
-trained on them has learned nothing about stomachs.
+They need no download and no patient, and their geometry is known. They only resemble gastroscopy: a model trained on
+them has learned nothing about stomachs.
 """
 
 from collections.abc import Callable
@@ -24,32 +24,32 @@ _FINDINGS: dict[str, Callable[[Generator, painter.Wall], painter.Layer]] = {
 }
 CLASSES: tuple[str, ...] = tuple(_FINDINGS)
 SHORT_NAMES: tuple[str, ...] = ("GC", "GU", "CG")
-_SMALLEST = 32  # pixels; below, a lesion is a few pixels wide
+_MIN_SIZE = 32  # pixels; in a smaller image a lesion is only a few pixels wide
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One drawn frame and what is known of it."""
+    """One generated frame and its field of view."""
 
     image: NDArray[np.uint8]  # (size, size, 3), RGB
-    field: NDArray[np.bool_]  # (size, size), True inside the field of view; overlays leave it as it is
+    field: NDArray[np.bool_]  # (size, size), True inside the field of view; not changed by an overlay
 
 
 def draw_frame(label: str, *, seed: int, view: int = 0, size: int = 256, overlay: bool = False) -> Frame:
-    """Draw one image of one patient; the same arguments give the same pixels.
+    """Generate one image of one patient; the same arguments give the same pixels.
 
     Args:
         label: One of `CLASSES`.
-        seed: The patient, 0 or more: hue, folds, field of view and the finding's kind, size and place.
-        view: Which image of this patient, 0 or more: angle, distance, light, blur and noise.
+        seed: The patient, 0 or more: determines hue, folds, field of view, and the lesion's kind, size and position.
+        view: Number of the patient's image, 0 or more: determines angle, distance, light, blur and noise.
         size: Width and height in pixels, at least 32.
-        overlay: Burn in text like a console's: hospital, patient, date, time, device, all made up.
+        overlay: Whether to draw text like that of a console: hospital, patient, date, time, device, all fictitious.
 
     Returns:
-        The frame; outside its field of view it is black but for the overlay.
+        The frame; outside its field of view it is black except for the overlay.
 
     Raises:
-        ValueError: If an argument is out of its range; the message names it.
+        ValueError: If an argument is out of range; the message names it.
 
     Example:
         >>> frame = draw_frame("gastric_ulcer", seed=7, size=64)
@@ -59,22 +59,24 @@ def draw_frame(label: str, *, seed: int, view: int = 0, size: int = 256, overlay
     if label not in CLASSES:
         raise ValueError(f"label is {label!r}; expected one of {', '.join(CLASSES)}.")
     _at_least(0, seed=seed, view=view)
-    _at_least(_SMALLEST, size=size)
-    # One stream for what a patient's images share, one for this view, one for the text: none shifts another.
-    kind = CLASSES.index(label)
-    keys = (kind, 0), (kind, 1, view), (kind, 2)
-    patient, look, console = (np.random.default_rng(SeedSequence(seed, spawn_key=key)) for key in keys)
-    field = painter.field_of_view(patient, size=size)
-    wall = painter.look_at_wall(look, field)
-    lumen = painter.draw_lumen(patient)
-    layer = painter.mucosa(patient, wall, lumen=lumen) + _FINDINGS[label](patient, wall)
-    colour = painter.colour_wall(patient, layer)
-    shade = painter.shade_lumen(patient, wall, lumen=lumen)
-    scattered, mirrored = painter.light_wall(look, field, layer.height)
-    light = colour * (shade * scattered)[..., None] + (shade * mirrored)[..., None]
-    image = painter.record(look, light, field)
+    _at_least(_MIN_SIZE, size=size)
+    # Separate random streams for the patient, the view and the text, so that none affects another.
+    class_index = CLASSES.index(label)
+    keys = (class_index, 0), (class_index, 1, view), (class_index, 2)
+    patient_generator, view_generator, overlay_generator = (
+        np.random.default_rng(SeedSequence(seed, spawn_key=key)) for key in keys
+    )
+    field = painter.field_of_view(patient_generator, size=size)
+    wall = painter.look_at_wall(view_generator, field)
+    lumen = painter.draw_lumen(patient_generator)
+    layer = painter.mucosa(patient_generator, wall, lumen=lumen) + _FINDINGS[label](patient_generator, wall)
+    colour = painter.colour_wall(patient_generator, layer)
+    shade = painter.shade_lumen(patient_generator, wall, lumen=lumen)
+    diffuse, specular = painter.light_wall(view_generator, field, layer.height)
+    light = colour * (shade * diffuse)[..., None] + (shade * specular)[..., None]
+    image = painter.record(view_generator, light, field)
     if overlay:
-        _burn_in(image, console, view=view)
+        _burn_in(image, overlay_generator, view=view)
     return Frame(image, field.mask)
 
 
@@ -87,46 +89,46 @@ def draw_image_set(
     images_per_patient: int = 2,
     overlay: bool = False,
 ) -> int:
-    r"""Draw a whole image set as `root/<class>/patient_0001_1.jpg`, with JPEG quality 95.
+    r"""Generate an image set as `root/<class>/patient_0001_1.jpg`, with JPEG quality 95.
 
-    A patient has one class, and a number that no other patient of the set has, so that the regular expression
-    `patient_\d+` names the patient. The set appears at once when it is complete, or not at all.
+    Each patient has one class and a number that is unique in the set, so that the regular expression `patient_\d+`
+    extracts the patient. The set appears only once it is complete, or not at all.
 
     Args:
-        root: Folder to make; it may exist if it is empty.
-        images: Images a class, at least 1; its last patient has fewer if they do not divide evenly.
+        root: Folder to create; an empty folder may exist.
+        images: Images per class, at least 1; the last patient of a class has fewer if the division leaves a remainder.
         size: Width and height in pixels, at least 32.
-        seed: Which set, 0 or more; sets of different seeds share no patient.
+        seed: Seed of the set, 0 or more; sets with different seeds have no patient in common.
         images_per_patient: At least 1.
-        overlay: Burn in text like a console's.
+        overlay: Whether to draw text like that of a console.
 
     Returns:
-        How many files were written.
+        The number of files written.
 
     Raises:
-        ValueError: If a number is out of its range; the message names it.
-        FileExistsError: If `root` is a file or a folder that holds something.
+        ValueError: If a number is out of range; the message names it.
+        FileExistsError: If `root` is a file or a folder that is not empty.
     """
     _at_least(1, images=images, images_per_patient=images_per_patient)
-    _at_least(_SMALLEST, size=size)
+    _at_least(_MIN_SIZE, size=size)
     _at_least(0, seed=seed)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise FileExistsError(f"root is {root}, which is no empty folder; choose a new or an empty one.")
+        raise FileExistsError(f"root is {root}, which is not an empty folder; choose a new or empty one.")
     root.parent.mkdir(parents=True, exist_ok=True)
-    # A folder that is there already may be a mount or the user's working folder: it is filled, not replaced.
-    fill = root.exists()
-    with TemporaryDirectory(prefix=f".{root.name}-", dir=root if fill else root.parent) as temporary:
+    # An existing folder may be a mount point or the working directory, so it is filled, not replaced.
+    is_existing = root.exists()
+    with TemporaryDirectory(prefix=f".{root.name}-", dir=root if is_existing else root.parent) as temporary:
         finished = Path(temporary) / "set"
         for number in range(images * len(CLASSES)):
-            index, kind = divmod(number, len(CLASSES))
-            turn, view = divmod(index, images_per_patient)
-            patient = 1 + turn * len(CLASSES) + kind
-            path = finished / CLASSES[kind] / f"patient_{patient:04d}_{view + 1}.jpg"
+            index, class_index = divmod(number, len(CLASSES))
+            patient_of_class, view = divmod(index, images_per_patient)
+            patient = 1 + patient_of_class * len(CLASSES) + class_index
+            path = finished / CLASSES[class_index] / f"patient_{patient:04d}_{view + 1}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            own_seed = int(SeedSequence(seed, spawn_key=(patient,)).generate_state(1, np.uint64)[0])
-            frame = draw_frame(CLASSES[kind], seed=own_seed, view=view, size=size, overlay=overlay)
+            patient_seed = int(SeedSequence(seed, spawn_key=(patient,)).generate_state(1, np.uint64)[0])
+            frame = draw_frame(CLASSES[class_index], seed=patient_seed, view=view, size=size, overlay=overlay)
             Image.fromarray(frame.image).save(path, quality=95)
-        if fill:
+        if is_existing:
             for folder in sorted(finished.iterdir()):
                 folder.rename(root / folder.name)
         else:
@@ -134,28 +136,29 @@ def draw_image_set(
     return images * len(CLASSES)
 
 
-def _burn_in(image: NDArray[np.uint8], console: Generator, *, view: int) -> None:
-    """Write a console's text into the image's corners, beside and over the field of view."""
+def _burn_in(image: NDArray[np.uint8], generator: Generator, *, view: int) -> None:
+    """Draw a console's text into the image's corners, beside and over the field of view."""
     size = image.shape[0]
-    hospital = ("ST. ELSEWHERE HOSPITAL", "RIVERBEND CLINIC", "LAKESIDE ENDOSCOPY UNIT")[console.integers(3)]
-    year, month, day = console.integers(2012, 2025), console.integers(1, 13), console.integers(1, 29)
-    start = int(console.integers(8 * 3600, 16 * 3600)) + 47 * view
+    hospital = ("ST. ELSEWHERE HOSPITAL", "RIVERBEND CLINIC", "LAKESIDE ENDOSCOPY UNIT")[generator.integers(3)]
+    year, month, day = generator.integers(2012, 2025), generator.integers(1, 13), generator.integers(1, 29)
+    seconds = int(generator.integers(8 * 3600, 16 * 3600)) + 47 * view
     top = [
         hospital,
-        f"ID: {console.integers(10**6, 10**7)}",
+        f"ID: {generator.integers(10**6, 10**7)}",
         f"{year}/{month:02d}/{day:02d}",
-        f"{start // 3600 % 24:02d}:{start // 60 % 60:02d}:{start % 60:02d}",
+        f"{seconds // 3600 % 24:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}",
     ]
-    bottom = [f"DEV EG-{console.integers(100, 1000)}X", f"SCV {console.integers(1, 40)}"]
-    line, stroke = 0.045 * size, max(1, round(size / 400))
-    rows = [line * (1 + row) for row in range(len(top))]
-    rows += [size - line * (0.4 + row) for row in range(len(bottom))]
+    bottom = [f"DEV EG-{generator.integers(100, 1000)}X", f"SCV {generator.integers(1, 40)}"]
+    line_height, stroke = 0.045 * size, max(1, round(size / 400))
+    rows = [line_height * (1 + row) for row in range(len(top))]
+    rows += [size - line_height * (0.4 + row) for row in range(len(bottom))]
     for text, row in zip(top + bottom, rows, strict=True):
-        place, font = (round(0.012 * size), round(row)), cv2.FONT_HERSHEY_SIMPLEX
-        cv2.putText(image, text, place, font, 0.0013 * size, (235, 235, 225), stroke, cv2.LINE_AA)
+        position, font = (round(0.012 * size), round(row)), cv2.FONT_HERSHEY_SIMPLEX
+        cv2.putText(image, text, position, font, 0.0013 * size, (235, 235, 225), stroke, cv2.LINE_AA)
 
 
-def _at_least(least: int, **arguments: int) -> None:
+def _at_least(minimum: int, **arguments: int) -> None:
+    """Raise ValueError, naming the argument, if one of `arguments` is below `minimum`."""
     for name, value in arguments.items():
-        if value < least:
-            raise ValueError(f"{name} is {value}; expected {least} or more.")
+        if value < minimum:
+            raise ValueError(f"{name} is {value}; expected {minimum} or more.")
