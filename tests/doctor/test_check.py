@@ -25,4 +25,4 @@ def test_a_check_that_breaks_off_keeps_what_it_found_and_adds_a_wrong_line():
     first, second = guarded("area", "what", breaks)
     assert first == FINE
     assert second.state is State.WRONG
-    assert second.found == "could not be looked at: RuntimeError: first line"
+    assert second.found == "the check itself failed: RuntimeError: first line"
