@@ -39,7 +39,7 @@ def picture(image: RGB, heat: NDArray[np.float64], lines: tuple[str, ...]) -> Im
     color_bar = np.tile(matplotlib.colormaps[COLOURS](np.linspace(0, 1, side // 2))[:, :3] * 255, (LINE // 2, 1, 1))
     left = 2 * GAP + side
     page.paste(Image.fromarray(color_bar.astype(np.uint8)), (left, top + LINE // 4))
-    draw.text((left + side // 2 + GAP // 2, top), "0 to the map's maximum", INK, _font("0"))
+    draw.text((left + side // 2 + GAP // 2, top), "0 to maximum", INK, _font("0"))
     draw.text((GAP, top), "input of the network", INK, _font("w"))
     for number, line in enumerate(wrapped):
         draw.text((GAP, top + LINE + GAP + number * LINE), line, INK, _font(line))
