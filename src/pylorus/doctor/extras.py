@@ -18,6 +18,7 @@ GIVES = {
     "slurm": "sweeps on SLURM",
     "optuna": "hyperparameter searches",
     "ray": "sweeps with Ray",
+    "serve": "web page of a trained model",
     "onnx": "ONNX export and prediction with an export",
 }
 """What each extra is for."""
