@@ -32,13 +32,13 @@ class Check:
     found: str
     mend: str = ""
 
-    def as_json(self) -> str:
+    def to_json(self) -> str:
         """Return the check as one line of JSON, for `from_json`."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, line: str) -> "Check":
-        """Return the check that `as_json` wrote."""
+        """Return the check that `to_json` wrote."""
         content = json.loads(line)
         return cls(**{**content, "state": State(content["state"])})
 

@@ -42,7 +42,7 @@ class Question:
     data: Path | None = None
     bundle: Path | None = None
 
-    def as_json(self) -> str:
+    def to_json(self) -> str:
         """Return the question as JSON, for the second process."""
         folders = {"data": self.data, "bundle": self.bundle}
         paths = {name: None if path is None else str(path) for name, path in folders.items()}
@@ -66,7 +66,7 @@ def examine(question: Question) -> Iterator[Check]:
 
 def _start(question: Question, errors: IO[str]) -> "subprocess.Popen[str]":
     # -P: a file in the current folder that has the name of a module must not be imported in its place.
-    command = [sys.executable, "-P", "-m", "pylorus.doctor.second", question.as_json()]
+    command = [sys.executable, "-P", "-m", "pylorus.doctor.second", question.to_json()]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8")
 
 

@@ -33,10 +33,10 @@ def _look(output: TextIO, *, weights: str, data: str | None, bundle: str | None)
     def run(area: str, what: str, look: Callable[[], Iterable[Check]]) -> None:
         doing(what)
         for check in guarded(area, what, look):
-            tell(check.as_json())
+            tell(check.to_json())
 
     for check in check_loading(doing):
-        tell(check.as_json())
+        tell(check.to_json())
     has_torch = "torch" in sys.modules
     if has_torch:
         run("Computing", "cores, precision and GPU", _computing)

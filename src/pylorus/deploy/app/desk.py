@@ -79,7 +79,7 @@ class Desk:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
         self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
 
-    async def read(self, upload: Upload, wanted: Wanted) -> Frame:
+    async def decode_upload(self, upload: Upload, wanted: Wanted) -> Frame:
         """Decode and preprocess a file; one that can't be read gets an error."""
         return await _in(self._readers, lambda: _frame(self.bundle, upload, wanted))
 

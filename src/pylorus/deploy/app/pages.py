@@ -44,11 +44,11 @@ def application(desk: Desk, options: ServeOptions, password: str | None = None) 
     """Return the complete ASGI application, behind its guard."""
     pages = Pages(desk, options)
     routes = [
-        Route("/", pages.page),
-        Route("/static/{name}", pages.static),
-        Route("/health", pages.health),
-        Route("/api", pages.interface),
-        Route("/api/model", pages.model),
+        Route("/", pages.get_page),
+        Route("/static/{name}", pages.get_static_file),
+        Route("/health", pages.get_health),
+        Route("/api", pages.get_interface),
+        Route("/api/model", pages.get_model_facts),
         Route("/api/predict", pages.predict, methods=["POST"]),
     ]
     handlers = {HTTPException: _refused, Exception: _failed}
@@ -73,26 +73,26 @@ class Pages:
         self._interface = interface(desk.bundle, options)
         self._page = _page(desk.bundle, options)
 
-    async def page(self, _: Request) -> Response:
+    async def get_page(self, _: Request) -> Response:
         """Return the HTML page."""
         return Response(self._page, media_type="text/html")
 
-    async def static(self, request: Request) -> Response:
+    async def get_static_file(self, request: Request) -> Response:
         """Return a static file of the page, looked up by name and never by path."""
         name = request.path_params["name"]
         if name not in STATIC:
             raise HTTPException(404)
         return Response(_file(name), media_type=STATIC[name])
 
-    async def health(self, _: Request) -> Response:
+    async def get_health(self, _: Request) -> Response:
         """Return the server's status, even while the network is busy."""
         return JSONResponse(self._health)
 
-    async def interface(self, _: Request) -> Response:
+    async def get_interface(self, _: Request) -> Response:
         """Return the OpenAPI description of the JSON interface."""
         return JSONResponse(self._interface)
 
-    async def model(self, _: Request) -> Response:
+    async def get_model_facts(self, _: Request) -> Response:
         """Return facts about the model."""
         return JSONResponse(self._model)
 
@@ -119,7 +119,7 @@ class Pages:
         return JSONResponse({"bundle": self._health["bundle"], "intended_use": intended_use, "results": results})
 
     async def _frames(self, request: Request, wanted: Wanted) -> list[Frame]:
-        frames = [await self._desk.read(upload, wanted) async for upload in uploads(request, self._limits)]
+        frames = [await self._desk.decode_upload(upload, wanted) async for upload in uploads(request, self._limits)]
         if not frames:
             raise RefusedUploadError(400, "the form contains no file")
         return frames

@@ -95,7 +95,7 @@ class _Parts:
                     "on_headers_finished": self._read_headers,
                     "on_part_data": self._add,
                     "on_part_end": self._finish,
-                    "on_end": self._end,
+                    "on_end": self._set_ended,
                 },
             )
         except ValueError as error:
@@ -138,7 +138,7 @@ class _Parts:
         self._done.append(Upload(self._name, bytes(self._content), error))
         self._content = bytearray()
 
-    def _end(self) -> None:
+    def _set_ended(self) -> None:
         self.ended = True
 
 
