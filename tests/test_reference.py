@@ -39,7 +39,7 @@ def test_every_command_and_every_option_is_described():
         for action in command._actions:
             if action.dest != "help":
                 assert (action.option_strings or [action.metavar or action.dest])[0] in section
-    assert "| `--seed SEED` | the same seed draws the same images | `0` |" in page
+    assert "| `--seed SEED` | the same seed generates the same images | `0` |" in page
 
 
 @pytest.mark.parametrize("place", sorted(pages()))

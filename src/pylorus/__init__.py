@@ -1,3 +1,3 @@
-"""Pylorus: train, compare, prove and ship image classifiers for gastroscopy by transfer learning."""
+"""Pylorus: train, compare, validate and ship image classifiers for gastroscopy by transfer learning."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""`pylorus audit`: looks at an image set, writes audit.json and audit.html, and says on the terminal what it found."""
+"""`pylorus audit`: check an image set, write audit.json and audit.html, and print the findings."""
 
 from pathlib import Path
 
@@ -19,43 +19,47 @@ COLOURS = {"leak": "bold red", "error": "red", "warning": "yellow", "note": "def
 def audit_folder(
     root: Path, output: Path, *, manifest: Path | None, group: str | None, names: bool, cache: Path
 ) -> int:
-    """Audits an image set.
+    """Audit an image set and write the result.
 
     Args:
-        root: Its folder.
+        root: Folder of the image set.
         output: Folder for audit.json and audit.html.
-        manifest: Table of the files; None: class folders.
-        group: Regular expression that finds the patient in a path.
-        names: Whether files are named and shown.
-        cache: Folder in which what is known of files is kept by content, as runs do.
+        manifest: CSV or Parquet file that lists the images; None for class folders.
+        group: Regular expression that finds the patient in a path; None for no groups.
+        names: Whether to show file names and pictures.
+        cache: Folder that caches facts about files by content; runs use the same cache.
 
     Returns:
-        1 where there is a leak or an error, else 0.
+        The exit code: 1 if there is a leak or an error, else 0.
 
     Raises:
-        PylorusError: If there is no image set.
+        PylorusError: If the folder or manifest holds no image set.
     """
     images = find_files(root, group=group) if manifest is None else listed_files(manifest, root, group=group)
     facts = facts_of(root, list(images.table["path"]), store=cache / "facts")
-    found = audit(images, facts, Thresholds(), fields=look_for_fields(images, facts))
-    write_json(output / "audit.json", as_json(found, names=names))
-    write_text(output / "audit.html", audit_page(found, names=names))
-    _tell(found, output)
-    return found.exit_code
+    result = audit(images, facts, Thresholds(), fields=look_for_fields(images, facts))
+    write_json(output / "audit.json", as_json(result, names=names))
+    write_text(output / "audit.html", audit_page(result, names=names))
+    _tell(result, output)
+    return result.exit_code
 
 
-def _tell(found: Audit, output: Path) -> None:
+def _tell(result: Audit, output: Path) -> None:
     console = Console()
-    console.print(f"{len(found.samples):,} files, {found.readable:,} of them images", highlight=False)
-    if found.findings:
+    count = len(result.samples)
+    console.print(
+        f"{count:,} file{'' if count == 1 else 's'}, of which {result.readable:,} can be read as images",
+        highlight=False,
+    )
+    if result.findings:
         table = Table(show_edge=False, pad_edge=False)
-        for title in ("", "found", "what to do"):
+        for title in ("", "finding", "what to do"):
             table.add_column(title, overflow="fold")
-        for finding in found.findings:
+        for finding in result.findings:
             table.add_row(
                 f"[{COLOURS[finding.severity]}]{finding.severity}[/]", finding.sentence, finding.mend, end_section=True
             )
         console.print(table)
     else:
-        console.print("nothing found")
+        console.print("no problems found")
     console.print(f"\n{output / 'audit.html'}\n{output / 'audit.json'}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The `pylorus` command: what is done with images and runs beside training."""
+"""The `pylorus` command: work with images, runs and trained models. Training itself is `python train.py`."""
 
 import argparse
 import sys
@@ -10,11 +10,11 @@ from pylorus.pipe import ends_quietly
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Reads the command line and hands over; errors that a user can mend are printed without a traceback."""
+    """Parse the command line and run the command; errors that a user can fix are printed without a traceback."""
     with ends_quietly():
-        chosen = parser().parse_args(arguments)
+        options = parser().parse_args(arguments)
         try:
-            chosen.act(chosen)
+            options.act(options)
         except BrokenPipeError:
             raise
         except (PylorusError, ValueError, OSError) as error:
@@ -24,14 +24,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The commands with their options: what is read here is also what the reference is made from."""
+    """Return the parser of all commands; the reference documentation is generated from it, too."""
     parser = argparse.ArgumentParser(
-        prog="pylorus", description="Image classifiers for gastroscopy: beside `python train.py`."
+        prog="pylorus",
+        description="Tools for image classifiers for gastroscopy: prepare images, report on runs, use trained models. "
+        "To train a model, use `python train.py`. `pylorus COMMAND --help` describes a command.",
     )
     parser.add_argument("--version", action="version", version=f"pylorus {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for room in (images, evidence, models):
-        room.add(commands)
+    for module in (images, evidence, models):
+        module.add(commands)
     return parser
 
 

@@ -315,7 +315,7 @@ def test_a_password_guards_all_but_health(client):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"host": "0.0.0.0"}, "others in the network could use the page. Give --password-file FILE"),
+        ({"host": "0.0.0.0"}, "others in the network could use the page. Add --password-file FILE"),
         ({"host": "192.168.0.5"}, "others in the network"),
         ({"host": "::"}, "others in the network"),
         ({"host": "ward-3"}, "others in the network"),
@@ -323,7 +323,7 @@ def test_a_password_guards_all_but_health(client):
         ({"max_mb": 0}, "--max-mb: found 0"),
         ({"max_mb": float("nan")}, "--max-mb: found nan"),
         ({"max_images": 0}, "--max-images: found 0"),
-        ({"password_file": Path("p"), "without_password": True}, "exclude each other"),
+        ({"password_file": Path("p"), "without_password": True}, "can't be combined"),
     ],
 )
 def test_what_would_be_unsafe_or_can_not_be_is_refused(options, said):
@@ -338,7 +338,7 @@ def test_this_machine_alone_is_the_default():
     ServeOptions(host="0.0.0.0", without_password=True).check()
 
 
-@pytest.mark.parametrize(("content", "said"), [(b"short\n", "found 5 characters"), (b"", "found 0"), (b"\xff" * 20, "no UTF-8"), (b"a" * 9000, "1025 characters"), (None, "No such file")])  # fmt: skip
+@pytest.mark.parametrize(("content", "said"), [(b"short\n", "found 5 characters"), (b"", "found 0"), (b"\xff" * 20, "not UTF-8 text"), (b"a" * 9000, "1025 characters"), (None, "No such file")])  # fmt: skip
 def test_a_password_file_that_will_not_do_is_named(tmp_path, content, said):
     path = tmp_path / "password"
     if content is not None:
@@ -394,7 +394,7 @@ def test_the_page_of_a_model_that_was_validated_on_its_test_images_says_so(bundl
     finally:
         made.close()
     honest = client().get("/").text
-    for said in ("optimistic: also validated on these", "fixed on test images (data.validation=test)"):
+    for said in ("optimistic: also validated on these", "set on test images (data.validation=test)"):
         assert said in optimistic
         assert said not in honest
 
@@ -474,7 +474,7 @@ def test_a_network_that_gives_no_number_says_so_for_that_image_alone(client, des
 
     monkeypatch.setattr(type(desk.bundle), "output", broken)
     first, second = rows(client().post("/api/predict?image=1", files=files(png(1), png(2))))
-    assert first["error"] == "the network gives no number for it"
+    assert first["error"] == "the network's output is NaN or infinite for this image"
     assert second["error"] == ""
 
 
@@ -516,7 +516,7 @@ def test_the_interface_is_described_as_it_is(client, desk):
 def test_a_taken_port_and_a_run_in_place_of_its_bundle_are_said(bundle_folder, trained_run):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        with pytest.raises(SystemExit, match=f"--port {port}: Address already in use. Another"):
+        with pytest.raises(SystemExit, match=f"--port {port}: Address already in use. Try another"):
             main(["serve", str(bundle_folder), "--port", port])
     with pytest.raises(SystemExit, match="is a run; its bundle is"):
         main(["serve", str(trained_run.path), "--port", "0"])

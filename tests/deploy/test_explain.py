@@ -30,11 +30,11 @@ from pylorus.report.saved_run import read_run
 pytest.importorskip("captum")
 
 CONVOLUTIONAL, TOKENS = (
-    "Grad-CAM on the last map before pooling",
-    "Grad-CAM on the tokens that enter the last block, as a square",
+    "Grad-CAM on the last feature map before pooling",
+    "Grad-CAM on the tokens that enter the last block, as a square grid",
 )
 FAMILIES = [
-    ("vgg19", 64, {"mlp_ratio": 0.01}, 4, "Grad-CAM on the last map before the last pooling"),
+    ("vgg19", 64, {"mlp_ratio": 0.01}, 4, "Grad-CAM on the last feature map before the last pooling"),
     ("resnet50", 64, {}, 2, CONVOLUTIONAL),
     ("inception_v3", 139, {}, 3, CONVOLUTIONAL),
     ("mobilenetv2_100", 64, {}, 2, CONVOLUTIONAL),
@@ -144,7 +144,7 @@ def test_what_the_bundle_does_not_take_is_refused(bundle, bundle_folder, images,
     with pytest.raises(ValueError, match="expected 0 to 2"):
         heat_map(bundle, images[0], 3)
     small = load_bundle(bundle_folder)
-    with pytest.raises(PylorusError, match=r"has 1 × 1 pixels at images of 32: it says nothing about where"):
+    with pytest.raises(PylorusError, match=r"has only 1 × 1 cells for images of 32 pixels: too few to localize"):
         method_of(small)
     monkeypatch.setitem(sys.modules, "captum", None)
     with pytest.raises(PylorusError, match=re.escape('pip install "pylorus[explain]"')):
@@ -259,7 +259,7 @@ def test_only_earlier_maps_are_ever_replaced(bundle, drawn, tmp_path):
     assert explain(some[0]) == 0
     assert sorted(path.name for path in output.rglob("*.png")) == ["0001.png", "0001.png", "mine.png"]
     (output / "maps.json").unlink()
-    assert "holds other things" in str(explain(some[0]))
+    assert "holds other files" in str(explain(some[0]))
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_only_earlier_maps_are_ever_replaced(bundle, drawn, tmp_path):
         (["images"], "--output: expected a folder"),
         (["images", "--output", "maps", "--class", "GUU"], 'Did you mean "GU"?'),
         (["nowhere", "--output", "maps"], "no such file or folder"),
-        (["--mistakes"], "is in no run"),
+        (["--mistakes"], "is not in a run"),
     ],
 )
 def test_a_wrong_word_is_told_before_anything_is_written(words, said, bundle, drawn, tmp_path, monkeypatch):
@@ -311,5 +311,5 @@ def test_a_run_without_a_mistake_has_none_to_explain(trained_run, monkeypatch, c
     with pytest.raises(SystemExit) as ended:
         main(["explain", str(run / "model"), "--mistakes"])
     assert ended.value.code == 0
-    assert f"{trained_run.shipped.name} recognises all test images of its run" in capsys.readouterr().out
+    assert f"{trained_run.shipped.name} classifies all test images of its run correctly" in capsys.readouterr().out
     assert not (run / "maps").exists()

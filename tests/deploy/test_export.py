@@ -202,7 +202,7 @@ def test_the_gate_closes_on_numbers_that_are_none(bundle_folder, tmp_path, writt
 
 
 def test_a_bundle_alone_asks_for_images(spoilt, tmp_path):
-    with pytest.raises(PylorusError, match=r"lies in no run that has some\. Give some with --images DIR"):
+    with pytest.raises(PylorusError, match=r"is not in a run with images\. Choose images with --images DIR"):
         export(spoilt, ExportOptions())
     assert [path.name for path in tmp_path.iterdir()] == ["spoilt"]
 
@@ -221,7 +221,7 @@ def test_too_few_readable_images_are_refused(bundle_folder, drawn, tmp_path, wri
 def test_what_is_there_already_is_not_touched(bundle_folder, tmp_path):
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "mine.txt").write_text("mine")
-    with pytest.raises(PylorusError, match=r"onnx: is there already, expected a new or empty folder"):
+    with pytest.raises(PylorusError, match=r"onnx: already exists, expected a new or empty folder"):
         export(bundle_folder, ExportOptions(output=tmp_path / "onnx"))
     assert (tmp_path / "onnx" / "mine.txt").read_text() == "mine"
 
@@ -246,7 +246,7 @@ def test_8_bits_are_measured_on_other_images_than_those_that_fixed_the_ranges(
     assert [each["batch"] for each in record["speed"]["measured"]] == [1, 16]
     assert (folder / "model.onnx").stat().st_size < 0.5 * (spoilt / "model.safetensors").stat().st_size
     said = capsys.readouterr().out
-    assert "8 bits beside 32" in said
+    assert "int8 compared with fp32" in said
     assert "times as fast" in said
     output = tmp_path / "p.csv"
     assert predict(folder, [str(drawn)], output, PredictOptions()) == 0
@@ -268,7 +268,7 @@ def test_8_bits_without_labelled_images_are_refused(bundle_folder, drawn, tmp_pa
     for number, path in enumerate(sorted(drawn.rglob("*.*"))):
         (tmp_path / "flat").mkdir(exist_ok=True)
         shutil.copy(path, tmp_path / "flat" / f"{number}{path.suffix}")
-    with pytest.raises(PylorusError, match=r"--int8: 0 of 30 images \(--images\) of 0 groups lie in a folder"):
+    with pytest.raises(PylorusError, match=r"--int8: 0 of 30 images \(--images\) of 0 groups are in a folder"):
         export(bundle_folder, ExportOptions(output=tmp_path / "onnx", images=tmp_path / "flat", int8=True))
     assert not (tmp_path / "onnx").exists()
 
@@ -314,11 +314,11 @@ def other_classes(model):
 @pytest.mark.parametrize(
     ("act", "words"),
     [
-        (outside, "keeps weights outside of itself"),
-        (foreign, "holds operators that no export has"),
-        (endless, "holds operators that no export has: Loop"),
-        (renamed, "takes and gives .*scores.* expected"),
-        (other_classes, r"was not exported with the model\.json beside it"),
+        (outside, "stores weights outside this file"),
+        (foreign, "contains operators that no export has"),
+        (endless, "contains operators that no export has: Loop"),
+        (renamed, "inputs and outputs are .*scores.* expected"),
+        (other_classes, r"was not exported with the model\.json next to it"),
     ],
 )
 def test_a_graph_that_is_none_of_ours_is_refused(changed, act, words):
@@ -343,5 +343,5 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(bundle_fol
         raise ImportError(f"No module named '{name}'")
 
     monkeypatch.setattr(onnx_packages.importlib, "import_module", missing)
-    with pytest.raises(PylorusError, match=r"ONNX needs onnx, .*pip install 'pylorus\[onnx\]'"):
+    with pytest.raises(PylorusError, match=r"ONNX needs onnx, .*Type: pip install 'pylorus\[onnx\]'"):
         export(bundle_folder, ExportOptions(output=tmp_path / "onnx"))

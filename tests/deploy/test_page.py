@@ -163,11 +163,11 @@ def test_wrong_and_large_files_are_said_so_and_20_mb_pass(tab, images, tmp_path)
     page.choose_files("#files", [wrong, full, over])
     page.until(DONE.format(3))
     first, second, third = page.run(CARDS)
-    assert "Not read" in first
+    assert "Not processed" in first
     assert "no readable JPEG" in first
-    assert "Not read" not in second
+    assert "Not processed" not in second
     assert "over the limit of 20 MB" in third
-    assert "2 not read" in page.run("document.getElementById('status').textContent")
+    assert "2 not processed" in page.run("document.getElementById('status').textContent")
 
 
 @needs_browser
@@ -286,8 +286,8 @@ def test_it_is_used_by_keyboard_and_read_aloud(tab, images):
     for _ in range(6):
         page.press("Tab", 9)
         reached.append(page.run("document.activeElement.id || document.activeElement.textContent"))
-    assert reached[:2] == ["To the images", "to-card"]
-    assert {"files", "Data, training, figures and limits"} <= set(reached)
+    assert reached[:2] == ["Skip to the images", "to-card"]
+    assert {"files", "Data, training, performance and limitations"} <= set(reached)
     page.choose_files("#files", images[:1])
     page.until(DONE.format(1))
     nodes = [
@@ -334,7 +334,7 @@ def test_the_server_listens_on_loopback_alone_asks_no_one_keeps_nothing_and_ends
     began = time.monotonic()
     code, said = server.end()
     assert code == 0, said
-    assert said.strip() == "ended"
+    assert said.strip() == "stopped"
     assert time.monotonic() - began < 30
     assert server.kept() == []
     assert server.attempts() == ""

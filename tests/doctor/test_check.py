@@ -6,8 +6,8 @@ FINE = Check("area", "thing", State.GOOD, "there, 3 × ü")
 
 
 def test_a_check_comes_back_from_json_as_it_was():
-    assert Check.from_json(FINE.as_json()) == FINE
-    assert "\n" not in Check("area", "thing", State.WRONG, "two\nlines").as_json()
+    assert Check.from_json(FINE.to_json()) == FINE
+    assert "\n" not in Check("area", "thing", State.WRONG, "two\nlines").to_json()
 
 
 def test_one_wrong_line_outweighs_all_warnings():
@@ -25,4 +25,4 @@ def test_a_check_that_breaks_off_keeps_what_it_found_and_adds_a_wrong_line():
     first, second = guarded("area", "what", breaks)
     assert first == FINE
     assert second.state is State.WRONG
-    assert second.found == "could not be looked at: RuntimeError: first line"
+    assert second.found == "the check itself failed: RuntimeError: first line"

@@ -27,7 +27,7 @@ def test_one_core_of_many_is_told():
 
 def test_a_machine_without_a_gpu_is_good():
     check = computing.check_no_gpu(None, [])
-    assert (check.state, check.found) == (State.GOOD, "none; runs compute on the CPU")
+    assert (check.state, check.found) == (State.GOOD, "none; runs use the CPU")
 
 
 def test_a_gpu_that_torch_does_not_reach_is_a_warning_with_torchs_own_reason(monkeypatch):
@@ -39,7 +39,7 @@ def test_a_gpu_that_torch_does_not_reach_is_a_warning_with_torchs_own_reason(mon
     assert "driver on your system is too old" in check.found
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.version, "hip", None)
-    assert "knows CPUs only" in computing.check_no_gpu("580.1", []).found
+    assert "supports only CPUs" in computing.check_no_gpu("580.1", []).found
 
 
 def test_a_gpu_that_the_user_hid_is_no_fault(monkeypatch):
@@ -97,5 +97,5 @@ def test_a_gpu_that_this_build_of_torch_can_not_use_is_wrong_with_its_reason(gpu
     gpu["error"] = "CUDA error: no kernel image is available for execution on the device\nmore"
     check = computing.check_gpu(0)
     assert check.state is State.WRONG
-    assert check.found.endswith("does not compute: RuntimeError: CUDA error: no kernel image is available for execution on the device")  # fmt: skip
+    assert check.found.endswith("a test computation failed: RuntimeError: CUDA error: no kernel image is available for execution on the device")  # fmt: skip
     assert "trainer=cpu" in check.mend

@@ -36,9 +36,9 @@ def test_a_torch_that_does_not_load_is_one_wrong_line_and_the_rest_is_looked_at(
     code, lines = doctor("raise OSError('libcudart.so.12: cannot open shared object file')")
     assert code == 1
     assert lines["torch"]["state"] == "wrong"
-    assert "does not load: OSError: libcudart.so.12: cannot open" in lines["torch"]["found"]
+    assert "can't be imported: OSError: libcudart.so.12: cannot open" in lines["torch"]["found"]
     assert lines["torch"]["mend"].startswith("pip install --force-reinstall --no-deps 'torch==2")
-    assert lines["the rest"]["state"] == "warning"
+    assert lines["skipped checks"]["state"] == "warning"
     assert [line for line in lines.values() if line["state"] == "wrong"] == [lines["torch"]]
     assert lines["results"]["state"] == lines["fonts"]["state"] == "good"
 
@@ -54,9 +54,9 @@ def test_a_torch_that_ends_python_is_named_with_the_signal(doctor):
 
 def test_one_that_hangs_or_exits_is_a_line_too():
     late = broken_off("loading torch", -9, in_time=False, said="")
-    assert "not done within 600 s" in late.found
+    assert "not finished within 600 s" in late.found
     ended = broken_off("loading cv2", 3, in_time=True, said="libGL: no such file")
-    assert ended.found.startswith("ends Python: exit code 3 (libGL: no such file)")
+    assert ended.found.startswith("Python ended with exit code 3 (libGL: no such file)")
 
 
 def test_the_first_process_loads_nothing_that_may_be_broken():

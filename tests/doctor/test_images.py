@@ -11,7 +11,7 @@ def test_classes_are_counted_and_a_sample_is_read(drawn):
     assert folder.state is reading.state is State.GOOD
     assert folder.found.startswith("30 images in ")
     assert all(f"{name} 10" in folder.found for name in class_names(drawn))
-    assert reading.found.startswith("24 were tried, all can be read")
+    assert reading.found.startswith("all 24 sampled images can be read")
 
 
 def test_a_damaged_image_is_named(class_folders):
@@ -20,7 +20,7 @@ def test_a_damaged_image_is_named(class_folders):
     damaged.write_bytes(b"no image")
     _, reading = check_images(root)
     assert reading.state is State.WARNING
-    assert f"1 of 6 that were tried can't be read, such as {damaged}" in reading.found
+    assert f"1 of 6 sampled images can't be read, e.g. {damaged}" in reading.found
 
 
 def test_what_is_no_image_set_is_wrong_with_its_reason(tmp_path):
@@ -37,7 +37,7 @@ def test_shards_are_told_with_the_words_that_train_on_them(tmp_path):
     (tmp_path / "shard-000.tar").write_bytes(b"")
     (check,) = check_images(tmp_path)
     assert check.state is State.GOOD
-    assert "1 shards" in check.found
+    assert "1 shard in " in check.found
     assert "data=shards" in check.mend
 
 

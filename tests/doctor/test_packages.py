@@ -85,7 +85,7 @@ def test_a_first_number_above_the_one_that_was_seen_to_work_is_a_warning(install
     install("numpy", "9.0")
     (check,) = packages.check_newer(["numpy", "pandas"], packages.seen())
     assert check.state is State.WARNING
-    assert check.found.startswith("9.0; the newest seen to work is 2.")
+    assert check.found.startswith("9.0; the newest tested version is 2.")
 
 
 def test_an_old_python_is_wrong():

@@ -26,10 +26,10 @@ def test_lines_fit_into_the_terminal_and_words_to_be_copied_stay_whole():
 def test_what_is_not_good_is_followed_by_its_mend():
     text = "\n".join(lines_of(CHECKS[0], width=80, coloured=False))
     assert text.startswith("  wrong    torch")
-    assert "mend: pip install" in text
+    assert "fix: pip install" in text
     good = "\n".join(lines_of(CHECKS[1], width=80, coloured=False))
     assert good.startswith("  good     extra")
-    assert "if wanted: pip install 'pylorus[extra]'" in " ".join(good.split())
+    assert "optional: pip install 'pylorus[extra]'" in " ".join(good.split())
 
 
 def test_a_pipe_gets_no_colour_and_each_area_one_heading():

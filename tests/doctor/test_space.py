@@ -24,7 +24,7 @@ def test_a_containers_limit_counts_not_its_hosts_memory(tmp_path, monkeypatch):
     used.write_text(f"{GIB // 2}\n")
     monkeypatch.setattr(space, "LIMITS", ((limit, used),))
     memory = next(iter(space.check_space()))
-    assert memory.found.endswith("of 2.0 GiB; the study's models like 4.0 GiB")
+    assert memory.found.endswith("of 2.0 GiB; the study's models should have 4.0 GiB free")
     limit.write_text("max\n")
     assert "of 2.0 GiB" not in next(iter(space.check_space())).found
 
@@ -61,7 +61,7 @@ def test_a_folder_that_takes_no_file_is_wrong_with_the_systems_reason(tmp_path, 
     monkeypatch.setattr(space, "whole", refused)
     check = space.check_writable(tmp_path)
     assert check.state is State.WRONG
-    assert check.found == f"no file can be written in {tmp_path}: Permission denied"
+    assert check.found == f"can't write to {tmp_path}: Permission denied"
 
 
 def test_a_file_servers_clock_that_differs_is_told(tmp_path, monkeypatch):

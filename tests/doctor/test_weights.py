@@ -58,7 +58,7 @@ def test_a_carried_file_is_told_with_its_hash_and_the_key_that_takes_it(folder):
     file = folder / f"{TINY}.safetensors"
     assert check.state is State.GOOD
     assert hashlib.sha256(file.read_bytes()).hexdigest() in check.found
-    assert check.found.endswith(f"every key fits; model.weights={file}")
+    assert check.found.endswith(f"all keys match; use it with model.weights={file}")
 
 
 def test_a_cut_file_is_wrong(folder):
@@ -92,7 +92,7 @@ def test_the_hubs_cache_comes_first_and_a_blob_that_its_name_belies_is_wrong(fol
     blob.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     damaged = looked_at(folder)
     assert damaged.state is State.WRONG
-    assert f"the hub's cache says {blob.name}: it is damaged" in damaged.found
+    assert f"the hub's cache expects {blob.name}: the file is damaged" in damaged.found
 
 
 def test_a_sweep_over_carried_files_is_told_the_one_key_that_takes_them_all(tmp_path, monkeypatch):

@@ -1,1 +1,1 @@
-"""The commands of `pylorus`: each says what it takes, and hands over."""
+"""The commands of `pylorus`: their arguments, and the functions that they call."""

@@ -1,4 +1,4 @@
-"""Commands on a trained model: predict, explain, export, serve."""
+"""Commands for a trained model: predict, explain, export, serve."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from pylorus.errors import PylorusError
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds them to the command line."""
+    """Add `predict`, `explain`, `export` and `serve` to the command line."""
     _add_predict(commands)
     _add_explain(commands)
     _add_export(commands)
@@ -16,142 +16,205 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _add_reading(command: argparse.ArgumentParser, *, batch: int) -> None:
-    """How images are read and computed: what the commands that go through many have in common."""
-    command.add_argument("--frames-every", type=float, metavar="SECONDS", help="take frames of videos this far apart")
-    command.add_argument("--batch", type=int, default=batch, metavar="N", help=f"images at once (default: {batch})")
+    """Add the options that commands for many images have in common."""
+    command.add_argument(
+        "--frames-every", type=float, metavar="SECONDS", help="also read videos: one frame every SECONDS seconds"
+    )
+    command.add_argument("--batch", type=int, default=batch, metavar="N", help=f"images per batch (default: {batch})")
     _add_device(command)
 
 
 def _add_device(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
+    command.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="where to compute (default: auto)"
+    )
 
 
-def _batch(chosen: argparse.Namespace) -> int:
-    if chosen.batch < 1:
-        raise PylorusError(f"--batch: found {chosen.batch}, expected at least 1.")
-    return int(chosen.batch)
+def _batch(arguments: argparse.Namespace) -> int:
+    if arguments.batch < 1:
+        raise PylorusError(f"--batch: found {arguments.batch}, expected at least 1.")
+    return int(arguments.batch)
 
 
 def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    predicted = commands.add_parser("predict", help="what a trained model says of images, folders and videos")
-    predicted.add_argument(
-        "bundle", type=Path, metavar="BUNDLE", help="the folder `model` of a run, or an export of it"
+    command = commands.add_parser(
+        "predict",
+        help="classify images and videos with a trained model",
+        description="Classify images, folders of images and videos with a trained model, and write one row per image.",
     )
-    predicted.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder, pattern or video")
-    predicted.add_argument("--output", type=Path, required=True, metavar="FILE", help="ends in .csv, .parquet or .json")
-    predicted.add_argument(
-        "--class", dest="class_name", metavar="NAME", help="class that decides (default: the bundle's)"
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder model/ of a run, or an export of it")
+    command.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder, glob pattern or video")
+    command.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="table to write; its name ends in .csv, .parquet or .json",
     )
-    predicted.add_argument(
-        "--evaluate", action="store_true", help="insist on an evaluation; needs folders named as classes"
+    command.add_argument(
+        "--class",
+        dest="class_name",
+        metavar="NAME",
+        help="class whose threshold makes the decision (default: the bundle's)",
     )
-    predicted.add_argument(
-        "--group", metavar="REGEX", help="finds the patient in a path, for the evaluation's intervals"
+    command.add_argument(
+        "--evaluate",
+        action="store_true",
+        help="require an evaluation; the images must be in folders named after the classes",
     )
-    _add_reading(predicted, batch=32)
-    predicted.set_defaults(act=_predict)
+    command.add_argument(
+        "--group", metavar="REGEX", help="regular expression that finds the patient in a path, for confidence intervals"
+    )
+    _add_reading(command, batch=32)
+    command.set_defaults(act=_predict)
 
 
-def _predict(chosen: argparse.Namespace) -> None:
+def _predict(arguments: argparse.Namespace) -> None:
     from pylorus.deploy.predict import PredictOptions, predict
 
     options = PredictOptions(
-        class_name=chosen.class_name,
-        frames_every=chosen.frames_every,
-        evaluate=chosen.evaluate,
-        group=chosen.group,
-        batch=_batch(chosen),
-        device=chosen.device,
+        class_name=arguments.class_name,
+        frames_every=arguments.frames_every,
+        evaluate=arguments.evaluate,
+        group=arguments.group,
+        batch=_batch(arguments),
+        device=arguments.device,
     )
-    sys.exit(predict(chosen.bundle, chosen.inputs, chosen.output, options))
+    sys.exit(predict(arguments.bundle, arguments.inputs, arguments.output, options))
 
 
 def _add_explain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    explained = commands.add_parser("explain", help="heat maps: which part of an image speaks for a class")
-    explained.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder `model` of a run")
-    explained.add_argument("inputs", nargs="*", metavar="INPUT", help="image, folder, pattern or video")
-    explained.add_argument("--output", type=Path, metavar="DIR", help="default with --mistakes alone: maps in the run")
-    explained.add_argument(
-        "--class", dest="class_name", metavar="NAME", help="class of the maps (default: each image's likeliest)"
+    command = commands.add_parser(
+        "explain",
+        help="draw heat maps that show which part of an image supports a class",
+        description="Draw heat maps (Grad-CAM) that show which part of an image supports a class, and check that they "
+        "depend on what the network learned.",
     )
-    explained.add_argument(
-        "--mistakes", action="store_true", help="the worst mistakes of the bundle's run, for `report --thumbnails`"
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder model/ of a run")
+    command.add_argument("inputs", nargs="*", metavar="INPUT", help="image, folder, glob pattern or video")
+    command.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder to write to (with --mistakes alone, default: maps/ in the run)",
     )
-    explained.add_argument("--no-sanity", action="store_true", help="no comparison with maps of other weights")
-    _add_reading(explained, batch=8)
-    explained.set_defaults(act=_explain)
+    command.add_argument(
+        "--class",
+        dest="class_name",
+        metavar="NAME",
+        help="class to explain (default: the most probable one of each image)",
+    )
+    command.add_argument(
+        "--mistakes",
+        action="store_true",
+        help="explain the most confident mistakes on the test images of the bundle's run, for `report --thumbnails`",
+    )
+    command.add_argument(
+        "--no-sanity", action="store_true", help="skip the comparison with maps of randomized networks"
+    )
+    _add_reading(command, batch=8)
+    command.set_defaults(act=_explain)
 
 
-def _explain(chosen: argparse.Namespace) -> None:
+def _explain(arguments: argparse.Namespace) -> None:
     from pylorus.deploy.explain_images import ExplainOptions, explain
 
     options = ExplainOptions(
-        class_name=chosen.class_name,
-        mistakes=chosen.mistakes,
-        sanity=not chosen.no_sanity,
-        frames_every=chosen.frames_every,
-        batch=_batch(chosen),
-        device=chosen.device,
+        class_name=arguments.class_name,
+        mistakes=arguments.mistakes,
+        sanity=not arguments.no_sanity,
+        frames_every=arguments.frames_every,
+        batch=_batch(arguments),
+        device=arguments.device,
     )
-    sys.exit(explain(chosen.bundle, chosen.inputs, chosen.output, options))
+    sys.exit(explain(arguments.bundle, arguments.inputs, arguments.output, options))
 
 
 def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    exported = commands.add_parser("export", help="a trained model for other programs, tried on real images")
-    exported.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder `model` of a run")
-    exported.add_argument("--format", default="onnx", choices=("onnx",), help="default: onnx")
-    exported.add_argument(
-        "--output", type=Path, metavar="DIR", help="a new or empty folder (default: beside BUNDLE, as BUNDLE-onnx)"
+    command = commands.add_parser(
+        "export",
+        help="export a trained model to ONNX and verify it on real images",
+        description="Export a trained model to ONNX. The export is compared with PyTorch on real images and written "
+        "only if both agree.",
     )
-    exported.add_argument(
-        "--images", type=Path, metavar="DIR", help="try the export on these (default: the images of BUNDLE's run)"
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder model/ of a run")
+    command.add_argument("--format", default="onnx", choices=("onnx",), help="file format (default: onnx)")
+    command.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="a new or empty folder (default: next to BUNDLE: BUNDLE-onnx, with --int8 BUNDLE-onnx-int8)",
     )
-    exported.add_argument("--group", metavar="REGEX", help="finds the patient in a path of --images, for intervals")
-    exported.add_argument("--int8", action="store_true", help="8-bit whole numbers; what that costs is measured")
-    exported.add_argument("--speed", action="store_true", help="measure the speed beside PyTorch")
-    exported.set_defaults(act=_export)
+    command.add_argument(
+        "--images", type=Path, metavar="DIR", help="images to verify the export on (default: those of BUNDLE's run)"
+    )
+    command.add_argument(
+        "--group",
+        metavar="REGEX",
+        help="regular expression that finds the patient in a path of --images, for intervals",
+    )
+    command.add_argument(
+        "--int8", action="store_true", help="quantize to 8-bit integers and measure the loss of accuracy"
+    )
+    command.add_argument("--speed", action="store_true", help="measure the speed compared with PyTorch")
+    command.set_defaults(act=_export)
 
 
-def _export(chosen: argparse.Namespace) -> None:
+def _export(arguments: argparse.Namespace) -> None:
     from pylorus.deploy.export import ExportOptions, export
 
     options = ExportOptions(
-        output=chosen.output, images=chosen.images, group=chosen.group, int8=chosen.int8, speed=chosen.speed
+        output=arguments.output,
+        images=arguments.images,
+        group=arguments.group,
+        int8=arguments.int8,
+        speed=arguments.speed,
     )
-    export(chosen.bundle, options)
+    export(arguments.bundle, options)
 
 
 def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    served = commands.add_parser("serve", help="a web page of a trained model, on this machine")
-    served.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder `model` of a run")
-    served.add_argument("--host", default="127.0.0.1", help="where it listens (default: 127.0.0.1, this machine alone)")
-    served.add_argument("--port", type=int, default=7860, help="default: 7860; 0: any free one")
-    served.add_argument("--password-file", type=Path, metavar="FILE", help="holds the password, on one line")
-    served.add_argument("--without-password", action="store_true", help="let the whole network use it")
-    served.add_argument(
-        "--allow-host", action="append", default=[], metavar="NAME", help="a further name of it, such as a proxy's"
+    command = commands.add_parser(
+        "serve",
+        help="serve a trained model as a web page on this machine",
+        description="Serve a trained model as a web page and a JSON interface on this machine. Uploaded images are not "
+        "stored.",
     )
-    served.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest file (default: 20)")
-    served.add_argument("--max-images", type=int, default=32, metavar="N", help="files at a time (default: 32)")
-    _add_device(served)
-    served.set_defaults(act=_serve)
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder model/ of a run")
+    command.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
+    )
+    command.add_argument("--port", type=int, default=7860, help="TCP port; 0 for any free one (default: 7860)")
+    command.add_argument("--password-file", type=Path, metavar="FILE", help="file with the password, on one line")
+    command.add_argument("--without-password", action="store_true", help="let everybody in the network use it")
+    command.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another host name of this server, such as a proxy's",
+    )
+    command.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest file in MB (default: 20)")
+    command.add_argument("--max-images", type=int, default=32, metavar="N", help="most files per request (default: 32)")
+    _add_device(command)
+    command.set_defaults(act=_serve)
 
 
-def _serve(chosen: argparse.Namespace) -> None:
+def _serve(arguments: argparse.Namespace) -> None:
     try:
         from pylorus.deploy.app.server import serve
     except ModuleNotFoundError as error:
-        raise PylorusError(f"the page needs {error.name}: pip install 'pylorus[serve]'") from error
+        raise PylorusError(f"the web page needs {error.name}: pip install 'pylorus[serve]'") from error
     from pylorus.deploy.app.options import ServeOptions
 
     options = ServeOptions(
-        host=chosen.host,
-        port=chosen.port,
-        password_file=chosen.password_file,
-        without_password=chosen.without_password,
-        allowed_hosts=tuple(chosen.allow_host),
-        max_mb=chosen.max_mb,
-        max_images=chosen.max_images,
-        device=chosen.device,
+        host=arguments.host,
+        port=arguments.port,
+        password_file=arguments.password_file,
+        without_password=arguments.without_password,
+        allowed_hosts=tuple(arguments.allow_host),
+        max_mb=arguments.max_mb,
+        max_images=arguments.max_images,
+        device=arguments.device,
     )
-    serve(chosen.bundle, options)
+    serve(arguments.bundle, options)

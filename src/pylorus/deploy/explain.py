@@ -1,4 +1,4 @@
-"""Which part of an image speaks for a class: the heat map of a bundle, and the image with the map over it."""
+"""Heat maps: which part of an image supports a class, and the image with its heat map overlaid."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,36 +16,35 @@ from pylorus.deploy.load import Bundle
 from pylorus.errors import PylorusError
 
 COLOURS = "viridis"
-"""From matplotlib: even steps for all eyes, and no colour of a mucosa."""
+"""matplotlib colormap: perceptually uniform, safe for color-blind readers, and unlike the colors of mucosa."""
 STRENGTH = 0.65
-"""How much of the image the hottest colour hides; where the map is 0 the image is as it was."""
+"""Opacity of the map at its maximum, in [0, 1]; where the map is 0, the image is unchanged."""
 
 
 def heat_map(bundle: Bundle, image: RGB, class_index: int) -> NDArray[np.float64]:
-    """Where in an image the network finds what speaks for a class: Grad-CAM (Selvaraju et al. 2017).
+    """Compute where in an image the network finds support for a class, by Grad-CAM (Selvaraju et al. 2017).
 
-    Each channel of the last map of features is weighted by the mean gradient of the class's logit; the sum, without
-    what speaks against the class, is scaled up to the image's size and divided by its maximum. May be called by
-    several threads at once.
+    Each channel of the last feature map is weighted by the mean gradient of the class's logit; the positive part of
+    the sum is scaled up to the image's size and divided by its maximum. Safe to call from several threads.
 
     Args:
-        bundle: A trained network.
-        image: uint8 RGB of shape (size, size, 3) as `bundle.input` reads it: what the network sees, cropped and fitted.
-        class_index: Of the class, in the order of the bundle's.
+        bundle: A trained model.
+        image: uint8 RGB of shape (size, size, 3), preprocessed by `bundle.input`: cropped and resized.
+        class_index: Index of the class in the bundle's class order.
 
     Returns:
-        Shape (size, size), in [0, 1]; all 0 where nothing speaks for the class.
+        float64 of shape (size, size), in [0, 1]; all 0 if nothing supports the class.
 
     Raises:
-        PylorusError: If the network has no map to look at, or captum is not installed.
-        ValueError: If the image or the class is not the bundle's.
+        PylorusError: If the network has no usable feature map, or captum is not installed.
+        ValueError: If the shape or dtype of the image, or the class index, does not match the bundle.
     """
-    found: NDArray[np.float64] = heat_maps(bundle, image[None], [class_index])[0]
-    return found
+    heat: NDArray[np.float64] = heat_maps(bundle, image[None], [class_index])[0]
+    return heat
 
 
 def heat_maps(bundle: Bundle, images: NDArray[np.uint8], class_indices: Sequence[int]) -> NDArray[np.float64]:
-    """As `heat_map`, of images (n, size, size, 3) and a class each; gives (n, size, size)."""
+    """Compute heat maps of shape (n, size, size) for images (n, size, size, 3), one class each; see `heat_map`."""
     size = bundle.input.size
     if images.shape[1:] != (size, size, 3) or images.dtype != np.uint8:
         raise ValueError(f"images: found {images.dtype} of shape {images.shape}, expected uint8 (n, {size}, {size}, 3)")
@@ -53,52 +52,55 @@ def heat_maps(bundle: Bundle, images: NDArray[np.uint8], class_indices: Sequence
         raise ValueError(f"classes: found {class_indices}, expected 0 to {len(bundle.description.classes) - 1}")
     coarse = coarse_maps(bundle, images, class_indices)
     fine = functional.interpolate(coarse[:, None], size=(size, size), mode="bilinear")[:, 0].clamp(min=0)
-    highest = fine.amax(dim=(1, 2), keepdim=True)
-    return np.asarray(torch.where(highest > 0, fine / highest, 0).cpu(), dtype=np.float64)
+    maximum = fine.amax(dim=(1, 2), keepdim=True)
+    return np.asarray(torch.where(maximum > 0, fine / maximum, 0).cpu(), dtype=np.float64)
 
 
 def coarse_maps(
     bundle: Bundle, images: NDArray[np.uint8], class_indices: Sequence[int], *, network: nn.Module | None = None
 ) -> Tensor:
-    """The maps as the network's last features have them, before they are scaled: (n, height, width), none below 0.
+    """Compute the heat maps at the resolution of the last features: shape (n, height, width), values >= 0, not scaled.
 
     Args:
-        bundle: As in `heat_map`.
-        images: Of shape (n, size, size, 3).
-        class_indices: A class an image.
-        network: Another network of the bundle's architecture; None: the trained one.
+        bundle: A trained model.
+        images: uint8 RGB of shape (n, size, size, 3).
+        class_indices: One class index per image.
+        network: Another network of the bundle's architecture; None for the trained one.
     """
-    found = last_map(bundle.classifier.network if network is None else network)
+    target_map = last_map(bundle.classifier.network if network is None else network)
     batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(bundle.device)
     with torch.inference_mode(False), torch.enable_grad():
-        # Frozen weights have no gradient; the image's own carries it to the map.
+        # Frozen weights have no gradient; that of the pixels carries it back to the feature map.
         pixels = bundle.classifier.pixels(batch).detach().requires_grad_()
-        target = torch.tensor(class_indices, device=bundle.device)
-        method = _captum().LayerGradCam(found.network, found.layer)
-        maps: Tensor = method.attribute(pixels, target, relu_attributions=True)
+        targets = torch.tensor(class_indices, device=bundle.device)
+        method = _captum().LayerGradCam(target_map.network, target_map.layer)
+        maps: Tensor = method.attribute(pixels, targets, relu_attributions=True)
     maps = maps.detach().float()[:, 0]
     if maps.shape[-1] * maps.shape[-2] < 4:
         raise PylorusError(
-            f"{bundle.folder}: the last map of {bundle.description.architecture} has {maps.shape[-2]} × "
-            f"{maps.shape[-1]} pixels at images of {bundle.input.size}: it says nothing about where."
+            f"{bundle.folder}: the last feature map of {bundle.description.architecture} has only {maps.shape[-2]} × "
+            f"{maps.shape[-1]} cells for images of {bundle.input.size} pixels: too few to localize anything."
         )
     return maps
 
 
 def overlay(image: RGB, heat: NDArray[np.floating[Any]]) -> RGB:
-    """The image with the map over it.
+    """Overlay a heat map on its image.
 
     Args:
         image: uint8 RGB of shape (size, size, 3).
-        heat: Of shape (size, size), in [0, 1], from `heat_map`.
+        heat: Heat map of shape (size, size), in [0, 1], from `heat_map`.
+
+    Returns:
+        uint8 RGB of shape (size, size, 3).
     """
-    colour = matplotlib.colormaps[COLOURS](heat)[..., :3] * 255
-    cover = STRENGTH * np.asarray(heat, dtype=np.float64)[..., None]
-    return np.asarray(np.rint(image * (1 - cover) + colour * cover), dtype=np.uint8)
+    color = matplotlib.colormaps[COLOURS](heat)[..., :3] * 255
+    opacity = STRENGTH * np.asarray(heat, dtype=np.float64)[..., None]
+    return np.asarray(np.rint(image * (1 - opacity) + color * opacity), dtype=np.uint8)
 
 
 def method_of(bundle: Bundle) -> str:
-    """What is done, in words, and how fine the map is before it is scaled up.
+    """Describe the method and the resolution of the map before it is scaled up.
 
     Raises:
         PylorusError: As `heat_map`.
@@ -112,5 +114,5 @@ def _captum() -> Any:
     try:
         from captum import attr
     except ImportError as error:
-        raise PylorusError('heat maps need captum: pip install "pylorus[explain]"') from error
+        raise PylorusError('heat maps need the package captum: pip install "pylorus[explain]"') from error
     return attr

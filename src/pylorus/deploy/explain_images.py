@@ -1,4 +1,4 @@
-"""`pylorus explain`: a heat map an image, with the check that other weights give other maps."""
+"""`pylorus explain`: write a heat map per image, and check that networks with other weights give other maps."""
 
 import re
 import sys
@@ -28,7 +28,7 @@ from pylorus.model.weights import sha256
 from pylorus.percent import percent
 from pylorus.report.maps import INDEX, MAPS, OVERLAYS, RECORD
 
-NOTHING = "nothing speaks for the class"
+NOTHING = "nothing in the image supports the class"
 COLUMNS = (
     *("number", "picture", "path", "second", "sample", "true", "class", "probability"),
     *("predicted", "abstain", "why", "remark", "error"),
@@ -37,14 +37,14 @@ COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainOptions:
-    """Choices of an explanation.
+    """Options of `pylorus explain`.
 
     Attributes:
-        class_name: Short name of the class whose map is drawn; None: of each image the likeliest.
-        mistakes: Whether the worst mistakes of the bundle's own run are explained too.
-        sanity: Whether maps of networks with other weights are compared.
-        frames_every: Seconds between two frames of a video; None: no videos.
-        batch: Images that the network takes at once.
+        class_name: Short name of the class to explain; None for the most probable class of each image.
+        mistakes: Whether to explain the most confident mistakes of the bundle's own run, too.
+        sanity: Whether to compare with the maps of networks with random weights.
+        frames_every: Seconds between two frames of a video; None for no videos.
+        batch: Images per batch.
         device: auto, cpu, cuda or mps.
     """
 
@@ -58,7 +58,7 @@ class ExplainOptions:
 
 @dataclass
 class _Explained:
-    """What came of it so far; images for the check only as many as that takes."""
+    """Results so far; holds only as many images as the randomisation check needs."""
 
     rows: list[dict[str, object]] = field(default_factory=list)
     images: list[RGB] = field(default_factory=list)
@@ -66,25 +66,25 @@ class _Explained:
 
 
 def explain(folder: Path, inputs: Sequence[str], output: Path | None, options: ExplainOptions) -> int:
-    """Writes a picture an image, maps.csv that says which image each is of, and maps.json with the check.
+    """Write one picture per image, maps.csv with the image of each, and maps.json with the randomisation check.
 
     Args:
-        folder: The bundle's.
+        folder: Folder of the bundle.
         inputs: Files, folders and patterns.
-        output: A folder that is not there yet, is empty, or holds earlier maps, which go; None, with mistakes alone:
-            `maps` in the bundle's run.
-        options: See there.
+        output: A new or empty folder, or one with earlier maps, which are deleted; None is allowed only for mistakes
+            without inputs: `maps` in the bundle's run.
+        options: Options of the explanation.
 
     Returns:
-        The exit code, as `pylorus predict` gives it.
+        The exit code, as that of `pylorus predict`.
 
     Raises:
-        PylorusError: If the bundle, an input or an option is not what it should be.
+        PylorusError: If the bundle, an input or an option is invalid.
     """
     if not inputs and not options.mistakes:
-        raise PylorusError("explain: found no INPUT, expected images, folders, or --mistakes.")
+        raise PylorusError("explain: found no INPUT, expected images, folders or --mistakes.")
     if output is None and (inputs or not options.mistakes):
-        raise PylorusError("--output: expected a folder for the maps.")
+        raise PylorusError("--output: expected a folder for the heat maps, such as --output maps.")
     bundle = load_bundle(folder, device=settled_device(options.device))
     names = bundle.description.short_names
     if options.class_name is not None and options.class_name not in names:
@@ -95,21 +95,23 @@ def explain(folder: Path, inputs: Sequence[str], output: Path | None, options: E
     method = method_of(bundle)
     stage, items = mistaken(folder) if options.mistakes else (None, {})
     if options.mistakes and not items:
-        print(f"{stage} recognises all test images of its run: there is no mistake to explain")
+        print(f"{stage} classifies all test images of its run correctly: there are no mistakes to explain")
         if not inputs:
             return 0
     sources = Sources(tuple(inputs), tuple(zip(bundle.description.classes, names, strict=True)), options.frames_every)
     sources.check()
-    place = output or folder.resolve().parent / MAPS
-    _cleared(place)
-    found = _Explained()
-    for wanted, samples in ((items.values(), list(items)), (sources.items(), None)):
-        _explain_all(bundle, method, wanted, samples, place, options, found)
-    if not found.rows:
-        raise PylorusError("there is no image in what was given; of a folder, only files with an image's suffix count.")
-    checked = _checked(bundle, found) if options.sanity else None
-    _write_record(bundle, method, found, checked, place, stage)
-    return _told(found, checked, place)
+    maps_folder = output or folder.resolve().parent / MAPS
+    _cleared(maps_folder)
+    results = _Explained()
+    for group, samples in ((items.values(), list(items)), (sources.items(), None)):
+        _explain_all(bundle, method, group, samples, maps_folder, options, results)
+    if not results.rows:
+        raise PylorusError(
+            "found no image in the inputs; in a folder, only files with the suffix of an image format count."
+        )
+    sanity = _checked(bundle, results) if options.sanity else None
+    _write_record(bundle, method, results, sanity, maps_folder, stage)
+    return _told(results, sanity, maps_folder)
 
 
 def _explain_all(
@@ -117,24 +119,24 @@ def _explain_all(
     method: str,
     items: Iterable[Item],
     samples: list[str] | None,
-    place: Path,
+    folder: Path,
     options: ExplainOptions,
-    found: _Explained,
+    results: _Explained,
 ) -> None:
     names = bundle.description.short_names
-    remaining = iter(samples or [])
+    sample_ids = iter(samples or [])
     with tqdm(desc="heat maps", unit="", disable=not sys.stderr.isatty()) as bar:
         for batch, images in read_ahead(items, bundle.input, options.batch):
-            rows = [_row(item, image, next(remaining, ""), names) for item, image in zip(batch, images, strict=True)]
-            kept = [(row, image) for row, image in zip(rows, images, strict=True) if not isinstance(image, str)]
-            if kept:
-                _explain_batch(bundle, kept, options, found)
-            for number, row in enumerate(rows, start=len(found.rows) + 1):
+            rows = [_row(item, image, next(sample_ids, ""), names) for item, image in zip(batch, images, strict=True)]
+            readable = [(row, image) for row, image in zip(rows, images, strict=True) if not isinstance(image, str)]
+            if readable:
+                _explain_batch(bundle, readable, options, results)
+            for number, row in enumerate(rows, start=len(results.rows) + 1):
                 row["number"] = number
-                drawn = row.pop("drawn", None)
-                if drawn is not None:
-                    row["picture"] = _write(place, number, drawn, _lines(bundle, row, method))
-            found.rows += rows
+                drawing = row.pop("drawn", None)
+                if drawing is not None:
+                    row["picture"] = _write(folder, number, drawing, _lines(bundle, row, method))
+            results.rows += rows
             bar.update(len(rows))
 
 
@@ -147,31 +149,31 @@ def _row(item: Item, image: RGB | str, sample: str, names: Sequence[str]) -> dic
 
 
 def _explain_batch(
-    bundle: Bundle, kept: list[tuple[dict[str, Any], RGB]], options: ExplainOptions, found: _Explained
+    bundle: Bundle, readable: list[tuple[dict[str, Any], RGB]], options: ExplainOptions, results: _Explained
 ) -> None:
     names = bundle.description.short_names
-    images = np.stack([image for _, image in kept])
-    said = bundle.answer(images)
-    wanted = said.predicted if options.class_name is None else [names.index(options.class_name)] * len(kept)
-    classes = [int(label) for label in wanted]
-    for place, ((row, image), heat) in enumerate(zip(kept, heat_maps(bundle, images, classes), strict=True)):
-        label = classes[place]
-        row["class"], row["probability"] = names[label], float(said.probabilities[place, label])
-        row["predicted"] = names[said.predicted[place]]
-        row["abstain"], row["why"] = bool(said.why[place]), str(said.why[place])
+    images = np.stack([image for _, image in readable])
+    answers = bundle.answer(images)
+    labels = answers.predicted if options.class_name is None else [names.index(options.class_name)] * len(readable)
+    classes = [int(label) for label in labels]
+    for index, ((row, image), heat) in enumerate(zip(readable, heat_maps(bundle, images, classes), strict=True)):
+        label = classes[index]
+        row["class"], row["probability"] = names[label], float(answers.probabilities[index, label])
+        row["predicted"] = names[answers.predicted[index]]
+        row["abstain"], row["why"] = bool(answers.why[index]), str(answers.why[index])
         row["remark"] = "" if heat.any() else NOTHING
         row["drawn"] = (image, heat)
-        if len(found.images) < MOST_IMAGES:
-            found.images.append(image)
-            found.classes.append(label)
+        if len(results.images) < MOST_IMAGES:
+            results.images.append(image)
+            results.classes.append(label)
 
 
-def _write(place: Path, number: int, drawn: tuple[RGB, NDArray[np.float64]], lines: tuple[str, ...]) -> str:
-    """The picture with its words, and the overlay alone, named by a number: a file's name may be a patient's."""
+def _write(folder: Path, number: int, drawing: tuple[RGB, NDArray[np.float64]], lines: tuple[str, ...]) -> str:
+    """Write the captioned picture and the plain overlay, named by a number since a file name may identify a patient."""
     name = f"{number:04d}.png"
     for path, image in (
-        (place / name, picture(*drawn, lines)),
-        (place / OVERLAYS / name, Image.fromarray(overlay(*drawn))),
+        (folder / name, picture(*drawing, lines)),
+        (folder / OVERLAYS / name, Image.fromarray(overlay(*drawing))),
     ):
         with whole(path) as temporary:
             image.save(temporary)
@@ -179,33 +181,38 @@ def _write(place: Path, number: int, drawn: tuple[RGB, NDArray[np.float64]], lin
 
 
 def _lines(bundle: Bundle, row: dict[str, Any], method: str) -> tuple[str, ...]:
-    said, form = bundle.description, bundle.input
-    full = dict(zip(said.short_names, said.classes, strict=True))
-    shown = full[row["class"]] + ("" if full[row["class"]] == row["class"] else f" ({row['class']})")
-    share = f"calibrated probability {percent(row['probability'])} %"
-    answer = "the likeliest class" if row["class"] == row["predicted"] else f"the likeliest class is {row['predicted']}"
-    true = f"; the true class is {row['true']}" if row["true"] else ""
-    abstains = f"; the model abstains: {row['why']}" if row["abstain"] else ""
-    cropped = "cropped to the field of view, " if form.crop == "auto" else ""
+    description, input_format = bundle.description, bundle.input
+    full_names = dict(zip(description.short_names, description.classes, strict=True))
+    class_name = full_names[row["class"]] + ("" if full_names[row["class"]] == row["class"] else f" ({row['class']})")
+    probability = f"calibrated probability {percent(row['probability'])} %"
+    answer = (
+        "the most probable class"
+        if row["class"] == row["predicted"]
+        else f"the most probable class is {row['predicted']}"
+    )
+    true_class = f"; the true class is {row['true']}" if row["true"] else ""
+    abstention = f"; the model abstains: {row['why']}" if row["abstain"] else ""
+    cropped = "cropped to the field of view, " if input_format.crop == "auto" else ""
     return (
-        f"{row['number']}: map for {shown}, {share}, {answer}{true}{abstains}.",
+        f"{row['number']}: heat map for {class_name}, {probability}, {answer}{true_class}{abstention}.",
         *((f"Empty map: {NOTHING}.",) if row["remark"] else ()),
-        f"{method}. Drawn over the network's own input: {cropped}{form.size} × {form.size} pixels ({form.fit}).",
-        f"It shows where, not why, and does not say that the model is right. {said.intended_use}",
+        f"{method}. Shown on the network's input: {cropped}{input_format.size} × {input_format.size} pixels "
+        f"({input_format.fit}).",
+        f"It shows where, not why, and does not prove that the model is right. {description.intended_use}",
     )
 
 
-def _checked(bundle: Bundle, found: _Explained) -> Sanity | None:
-    return randomisation_check(bundle, np.stack(found.images), found.classes) if found.images else None
+def _checked(bundle: Bundle, results: _Explained) -> Sanity | None:
+    return randomisation_check(bundle, np.stack(results.images), results.classes) if results.images else None
 
 
 def _write_record(
-    bundle: Bundle, method: str, found: _Explained, checked: Sanity | None, place: Path, stage: str | None
+    bundle: Bundle, method: str, results: _Explained, sanity: Sanity | None, folder: Path, stage: str | None
 ) -> None:
-    table = pd.DataFrame(found.rows, columns=list(COLUMNS))
-    empty = [name for name in ("second", "sample", "true") if not table[name].replace("", None).notna().any()]
-    with whole(place / INDEX) as temporary:
-        table.drop(columns=empty).to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
+    table = pd.DataFrame(results.rows, columns=list(COLUMNS))
+    empty_columns = [name for name in ("second", "sample", "true") if not table[name].replace("", None).notna().any()]
+    with whole(folder / INDEX) as temporary:
+        table.drop(columns=empty_columns).to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
     record = {
         "finished": True,
         "method": method,
@@ -213,31 +220,34 @@ def _write_record(
         "architecture": bundle.description.architecture,
         SUMS: sha256(bundle.folder / SUMS),
         "stage": stage,
-        "images": len(found.rows),
-        "empty": sum(row["remark"] == NOTHING for row in found.rows),
-        "unreadable": sum(bool(row["error"]) for row in found.rows),
-        "randomisation_check": None if checked is None else checked.plain(),
+        "images": len(results.rows),
+        "empty": sum(row["remark"] == NOTHING for row in results.rows),
+        "unreadable": sum(bool(row["error"]) for row in results.rows),
+        "randomisation_check": None if sanity is None else sanity.plain(),
         "intended_use": bundle.description.intended_use,
     }
-    write_json(place / RECORD, record)
+    write_json(folder / RECORD, record)
 
 
-def _told(found: _Explained, checked: Sanity | None, place: Path) -> int:
-    unreadable = [row for row in found.rows if row["error"]]
-    print(f"{len(found.rows):,} images, {len(unreadable):,} of them unreadable")
+def _told(results: _Explained, sanity: Sanity | None, folder: Path) -> int:
+    unreadable = [row for row in results.rows if row["error"]]
+    count = len(results.rows)
+    print(f"{count:,} image{'' if count == 1 else 's'}, {len(unreadable):,} of them unreadable")
     for row in unreadable[:5]:
         print(f"  {row['path']}: {row['error']}")
-    if checked is not None:
-        print(f"\n{checked.said}")
-    print(f"\nheat maps: {place}\n{INDEX} there names the files; the pictures name none.")
+    if sanity is not None:
+        print(f"\n{sanity.said}")
+    print(f"\nheat maps: {folder}\n{INDEX} in it lists the file of each picture; the pictures themselves name no file.")
     return FIRST_CODE + min(len(unreadable), MOST_COUNTED) if unreadable else 0
 
 
-def _cleared(place: Path) -> None:
-    """Makes room for maps; only those of an earlier explanation, finished or not, are ever deleted."""
-    if place.exists() and (not place.is_dir() or (any(place.iterdir()) and not (place / RECORD).is_file())):
-        raise PylorusError(f"--output: {place} holds other things; expected a new or empty folder, or earlier maps.")
-    write_json(place / RECORD, {"finished": False})
-    for path in (place / INDEX, *place.glob("*.png"), *(place / OVERLAYS).glob("*.png")):
+def _cleared(folder: Path) -> None:
+    """Prepare the folder for maps; delete only those of an earlier explanation, whether finished or not."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / RECORD).is_file())):
+        raise PylorusError(
+            f"--output: {folder} holds other files; expected a new or empty folder, or one with earlier heat maps."
+        )
+    write_json(folder / RECORD, {"finished": False})
+    for path in (folder / INDEX, *folder.glob("*.png"), *(folder / OVERLAYS).glob("*.png")):
         if path.suffix != ".png" or re.fullmatch(r"\d{4,}", path.stem):
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""`pylorus export`: a bundle as one ONNX file that says what PyTorch says, or nothing at all."""
+"""`pylorus export`: export a bundle as one ONNX file that agrees with PyTorch; otherwise write nothing."""
 
 import importlib.metadata
 import secrets
@@ -31,14 +31,14 @@ PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "onnxscript")
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Choices of an export.
+    """Options of an export.
 
     Attributes:
-        output: A folder that does not exist yet, or is empty; None: beside the bundle.
-        images: Folder of images to try the export on; None: those of the run that the bundle lies in.
-        group: Regular expression that finds the patient in a path below it.
-        int8: Whether to compute in 8-bit whole numbers.
-        speed: Whether to measure how fast it is beside PyTorch.
+        output: A new or empty folder; None for one next to the bundle.
+        images: Folder of images to verify the export on; None for the images of the bundle's run.
+        group: Regular expression that finds the patient in a path below `images`; None for no groups.
+        int8: Whether to quantize to 8-bit integers.
+        speed: Whether to measure the speed compared with PyTorch.
     """
 
     output: Path | None = None
@@ -49,100 +49,104 @@ class ExportOptions:
 
 
 def export(folder: Path, options: ExportOptions) -> Path:
-    """Writes an export; it is there whole and proven, or not at all.
+    """Write an export: complete and verified, or not at all.
 
     Args:
-        folder: The bundle's.
-        options: See there.
+        folder: Folder of the bundle.
+        options: Options of the export.
 
     Returns:
         The folder of the export.
 
     Raises:
-        PylorusError: If the bundle, the images or the output are not what they should be, or the export does not say
-            what PyTorch says.
+        PylorusError: If the bundle, the images or the output folder are invalid, or the export does not agree with
+            PyTorch.
     """
     for name in ("onnx", "onnxscript", "onnxruntime"):
         onnx_package(name)
-    ending = "-onnx-int8" if options.int8 else "-onnx"
-    output = options.output or folder.absolute().with_name(folder.absolute().name + ending)
+    suffix = "-onnx-int8" if options.int8 else "-onnx"
+    output = options.output or folder.absolute().with_name(folder.absolute().name + suffix)
     if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
-        raise PylorusError(f"{output}: is there already, expected a new or empty folder. Give another --output.")
+        raise PylorusError(f"{output}: already exists, expected a new or empty folder. Choose another --output.")
     settled_device("cpu")
     bundle = load_bundle(folder)
     images = _trial_images(folder, bundle, options)
-    with _appearing(output) as place:
-        write_onnx(bundle, place / MODEL)
-        parity = tried(bundle, opened(place / MODEL), images[0])
+    with _appearing(output) as staging:
+        write_onnx(bundle, staging / MODEL)
+        parity = tried(bundle, opened(staging / MODEL), images[0])
         if not parity.passed:
             raise PylorusError(_refusal(folder, parity))
-        loss = _in_int8(bundle, place, images) if options.int8 else None
-        speed = _speed(bundle, place, images[0]) if options.speed else []
-        _write_beside(bundle, place, parity, loss, speed)
-        load_exported(place)
+        loss = _in_int8(bundle, staging, images) if options.int8 else None
+        speed = _speed(bundle, staging, images[0]) if options.speed else []
+        _write_beside(bundle, staging, parity, loss, speed)
+        load_exported(staging)
     print(told(bundle.description, parity, loss, speed))
-    print(f"\nexport: {output}\nto predict with it:\n  pylorus predict {output} IMAGES --output predictions.csv")
+    print(f"\nexport: {output}\nTo predict with it:\n  pylorus predict {output} IMAGES --output predictions.csv")
     return output
 
 
 def _trial_images(folder: Path, bundle: Bundle, options: ExportOptions) -> list[TrialImages]:
-    """Images to try it on; for 8 bits, after them those that fix the ranges and those that are measured on."""
-    said = bundle.description
+    """Return the images for the parity check; for int8 also those for calibration and those for measuring the loss."""
+    description = bundle.description
     if options.images is not None:
-        given = given_images(options.images, said, group=options.group)
-        return [given, *(calibration_and_measured(given) if options.int8 else ())]
-    of_int8 = [run_images(folder, said, part) for part in ("val", "test")] if options.int8 else []
-    return [run_images(folder, said), *of_int8]
+        trial = given_images(options.images, description, group=options.group)
+        return [trial, *(calibration_and_measured(trial) if options.int8 else ())]
+    int8_images = [run_images(folder, description, split) for split in ("val", "test")] if options.int8 else []
+    return [run_images(folder, description), *int8_images]
 
 
 @contextmanager
 def _appearing(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that takes its name on success, and goes on any error."""
+    """Yield a temporary folder next to `output`, renamed to `output` on success and deleted on any error."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    place = output.with_name(f".{output.name}-{secrets.token_hex(4)}")
-    place.mkdir()
+    staging = output.with_name(f".{output.name}-{secrets.token_hex(4)}")
+    staging.mkdir()
     try:
-        yield place
+        yield staging
         if output.is_dir():
-            output.rmdir()  # Windows renames no folder over another, not even over an empty one
-        place.rename(output)
+            output.rmdir()  # Windows can't rename a folder to the name of an existing one, even if that is empty
+        staging.rename(output)
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _refusal(folder: Path, parity: Parity) -> str:
-    found = ", ".join(f"{far:.2g} at batch {size}" for far, size in zip(parity.logits, parity.batches, strict=True))
+    differences = ", ".join(
+        f"{difference:.2g} at batch {size}" for difference, size in zip(parity.logits, parity.batches, strict=True)
+    )
     return (
         f"{folder}: REFUSED, nothing was written: on {parity.images} images ({parity.source}) the export's logits "
-        f"differ from PyTorch's by up to {found}, expected at most {parity.tolerance:.2g}; calibrated probabilities by "
-        f"up to {max(parity.probabilities):.2g}, unlikeness by up to {max(parity.unlikeness):.2g}; "
-        f"{parity.other_class} are of another class. The network or these versions of torch, onnxscript and "
-        "onnxruntime can't be trusted with each other: try the versions in constraints.txt, or predict with the bundle."
+        f"differ from PyTorch's by up to {differences}, expected at most {parity.tolerance:.2g}; calibrated "
+        f"probabilities by up to {max(parity.probabilities):.2g}, unlikeness by up to {max(parity.unlikeness):.2g}; "
+        f"the predicted class differs for {parity.other_class}. This network can't be exported reliably with these "
+        "versions of torch, onnxscript and onnxruntime: install those in constraints.txt, or predict with the bundle."
     )
 
 
-def _in_int8(bundle: Bundle, place: Path, images: Sequence[TrialImages]) -> Loss:
-    """Puts the export in 8 bits in the place of that in 32, and measures what that costs."""
-    said, eight = bundle.description, place / "int8.onnx"
-    count = quantise(place / MODEL, eight, images[1], bundle.input)
-    first, second = (ExportedModel(place, said, {}, opened(path)) for path in (place / MODEL, eight))
-    loss = measured_loss(first, second, images[2], count)
-    eight.replace(place / MODEL)
+def _in_int8(bundle: Bundle, staging: Path, images: Sequence[TrialImages]) -> Loss:
+    """Replace the fp32 export by its int8 version, and measure the loss."""
+    description, int8_path = bundle.description, staging / "int8.onnx"
+    count = quantise(staging / MODEL, int8_path, images[1], bundle.input)
+    fp32_model, int8_model = (
+        ExportedModel(staging, description, {}, opened(path)) for path in (staging / MODEL, int8_path)
+    )
+    loss = measured_loss(fp32_model, int8_model, images[2], count)
+    int8_path.replace(staging / MODEL)
     return loss
 
 
-def _speed(bundle: Bundle, place: Path, images: TrialImages) -> list[Speed]:
+def _speed(bundle: Bundle, staging: Path, images: TrialImages) -> list[Speed]:
     _, pixels = next(spread(images, 16).read(bundle.input))
-    model = ExportedModel(place, bundle.description, {}, opened(place / MODEL))
+    model = ExportedModel(staging, bundle.description, {}, opened(staging / MODEL))
     return measured_speed(bundle, {"onnx": model}, pixels)
 
 
-def _write_beside(bundle: Bundle, place: Path, parity: Parity, loss: Loss | None, speed: Sequence[Speed]) -> None:
+def _write_beside(bundle: Bundle, staging: Path, parity: Parity, loss: Loss | None, speed: Sequence[Speed]) -> None:
     for name in (DESCRIPTION, CARD):
-        with whole(place / name) as temporary:
+        with whole(staging / name) as temporary:
             temporary.write_bytes((bundle.folder / name).read_bytes())
-    write_text(place / exported.README, readme(bundle.description, parity, loss))
+    write_text(staging / exported.README, readme(bundle.description, parity, loss))
     versions: dict[str, Any] = {"pylorus": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES}
-    about = record(bundle.description, parity, loss, speed, bundle=sha256(bundle.folder / SUMS), versions=versions)
-    write_json(place / exported.RECORD, about)
-    write_text(place / SUMS, "".join(f"{sha256(place / name)}  {name}\n" for name in FILES))
+    content = record(bundle.description, parity, loss, speed, bundle=sha256(bundle.folder / SUMS), versions=versions)
+    write_json(staging / exported.RECORD, content)
+    write_text(staging / SUMS, "".join(f"{sha256(staging / name)}  {name}\n" for name in FILES))

@@ -1,4 +1,4 @@
-"""What is said of an export: to its user, to programs (export.json) and to readers (README.md)."""
+"""Describe an export: for the terminal, for programs (export.json) and for readers (README.md)."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ RECORD_VERSION = 1
 
 
 def record(
-    said: Description,
+    description: Description,
     parity: Parity,
     loss: Loss | None,
     speed: Sequence[Speed],
@@ -27,15 +27,15 @@ def record(
     bundle: str,
     versions: Mapping[str, str],
 ) -> dict[str, object]:
-    """The content of export.json, plain values.
+    """Return the content of export.json as plain values.
 
     Args:
-        said: The bundle's description.
-        parity: What it was let pass with, in 32 bits.
-        loss: What 8 bits cost; None for 32 bits.
-        speed: Beside PyTorch; empty where it was not measured.
-        bundle: SHA-256 of the bundle's list of hashes.
-        versions: Of the packages that made it.
+        description: The bundle's description.
+        parity: Result of the parity check, in fp32.
+        loss: Loss by int8 quantization; None for fp32.
+        speed: Speed compared with PyTorch; empty if not measured.
+        bundle: SHA-256 of the bundle's list of file hashes.
+        versions: Versions of the packages used, by name.
     """
     return {
         "format_version": RECORD_VERSION,
@@ -43,12 +43,12 @@ def record(
         "precision": "32" if loss is None else "int8",
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "bundle": bundle,
-        "intended_use": said.intended_use,
-        "input": {IMAGE: input_in_words(said)},
-        "outputs": {"names": list(OUTPUTS), "meaning": outputs_in_words(said)},
-        "classes": list(said.classes),
-        "short_names": list(said.short_names),
-        "preprocessing": plain(said.input),
+        "intended_use": description.intended_use,
+        "input": {IMAGE: input_in_words(description)},
+        "outputs": {"names": list(OUTPUTS), "meaning": outputs_in_words(description)},
+        "classes": list(description.classes),
+        "short_names": list(description.short_names),
+        "preprocessing": plain(description.input),
         "parity": plain(parity),
         "int8": plain(loss),
         "speed": {"threads": torch.get_num_threads(), "measured": plain(list(speed))} if speed else None,
@@ -56,40 +56,44 @@ def record(
     }
 
 
-def told(said: Description, parity: Parity, loss: Loss | None, speed: Sequence[Speed]) -> str:
-    """What a user is to see."""
-    lines = [f"{said.architecture}, classes {', '.join(said.short_names)}", *_parity(parity)]
+def told(description: Description, parity: Parity, loss: Loss | None, speed: Sequence[Speed]) -> str:
+    """Return the summary for the terminal."""
+    lines = [f"{description.architecture}, classes {', '.join(description.short_names)}", *_parity(parity)]
     if loss is not None:
-        lines += ["", *_loss(loss, said)]
+        lines += ["", *_loss(loss, description)]
+    threads = "thread" if torch.get_num_threads() == 1 else "threads"
     for each in speed:
         lines.append(
-            f"speed at batch {each.batch}: {each.milliseconds['onnx']:.1f} ms an image, PyTorch "
+            f"speed at batch {each.batch}: {each.milliseconds['onnx']:.1f} ms per image, PyTorch "
             f"{each.milliseconds['pytorch']:.1f} ms: {each.times_pytorch['onnx']:.2f} times as fast (median of "
-            f"{each.repeats}, {torch.get_num_threads()} threads each, this machine as busy as it was)"
+            f"{each.repeats}, {torch.get_num_threads()} {threads} each; depends on the load of this machine)"
         )
     return "\n".join(lines)
 
 
-def readme(said: Description, parity: Parity, loss: Loss | None) -> str:
-    """The text of README.md."""
-    lines = [*_parity(parity), *([] if loss is None else _loss(loss, said))]
+def readme(description: Description, parity: Parity, loss: Loss | None) -> str:
+    """Return the text of README.md."""
+    lines = [*_parity(parity), *([] if loss is None else _loss(loss, description))]
     measured = "\n".join(f"{'  ' if line.startswith(' ') else ''}- {line.strip()}" for line in lines)
-    return f"""# {said.architecture} as ONNX
+    size = description.input.size
+    pairs = zip(description.classes, description.short_names, strict=True)
+    classes = ", ".join(f"{name} ({short_name})" for name, short_name in pairs)
+    return f"""# {description.architecture} as ONNX
 
-**{said.intended_use}** The model card beside this file says what it was trained on and what it was found to be worth.
+**{description.intended_use}** The model card beside this file describes its training data and its measured performance.
 
-`{MODEL}` needs nothing but onnxruntime.
-`pylorus predict THIS_FOLDER IMAGES --output predictions.csv` does all of what follows.
+`{MODEL}` needs only onnxruntime.
+`pylorus predict THIS_FOLDER IMAGES --output predictions.csv` does everything described below.
 
-## What goes in
+## Input
 
-{input_in_words(said)}
+{input_in_words(description)}
 
-## What comes out
+## Outputs
 
-{outputs_in_words(said)}
+{outputs_in_words(description)}
 
-Classes, in order: {", ".join(f"{name} ({short})" for name, short in zip(said.classes, said.short_names, strict=True))}.
+Classes, in order: {classes}.
 
 ```python
 import json
@@ -98,46 +102,49 @@ import onnxruntime
 
 session = onnxruntime.InferenceSession("{MODEL}", providers=["CPUExecutionProvider"])
 classes = json.loads(session.get_modelmeta().custom_metadata_map["pylorus.classes"])
-images = np.zeros((2, {said.input.size}, {said.input.size}, 3), dtype=np.uint8)  # yours, made ready as said above
+images = np.zeros((2, {size}, {size}, 3), dtype=np.uint8)  # your images, preprocessed as described above
 logits, probabilities, unlikeness = session.run(["logits", "probabilities", "unlikeness"], {{"{IMAGE}": images}})
 ```
 
-## How it was tried
+## How it was verified
 
 {measured}
 
-`sha256sum -c SHA256SUMS` checks the files; `export.json` holds the same for programs.
+`sha256sum -c SHA256SUMS` checks the files; `export.json` holds the same information for programs.
 """
 
 
 def _parity(parity: Parity) -> list[str]:
     return [
-        f"parity with PyTorch on {parity.images} images ({parity.source}), in 32 bits:",
+        f"parity with PyTorch on {parity.images} images ({parity.source}), in fp32:",
         *(
-            f"  batch {size}: logits differ by {logits:.1e} at most (allowed: {parity.tolerance:.1e}; the largest "
-            f"logit is {parity.largest_logit:.3g}), probabilities by {shares:.1e}, unlikeness by {far:.1e}"
-            for size, logits, shares, far in zip(
+            f"  batch {size}: logits differ by at most {logits:.1e} (allowed: {parity.tolerance:.1e}; the largest "
+            f"logit is {parity.largest_logit:.3g}), probabilities by {probabilities:.1e}, "
+            f"unlikeness by {unlikeness:.1e}"
+            for size, logits, probabilities, unlikeness in zip(
                 parity.batches, parity.logits, parity.probabilities, parity.unlikeness, strict=True
             )
         ),
-        f"  {parity.other_class} images of another class; PyTorch's own batches differ by {parity.pytorch_alone:.1e}"
-        + (f", and it is {parity.rounding:.1e} from 64 bits" if parity.rounding is not None else ""),
+        f"  {parity.other_class} images with another predicted class; PyTorch's own batches differ by "
+        f"{parity.pytorch_alone:.1e}"
+        + (f", and PyTorch differs from fp64 by {parity.rounding:.1e}" if parity.rounding is not None else ""),
     ]
 
 
-def _loss(loss: Loss, said: Description) -> list[str]:
+def _loss(loss: Loss, description: Description) -> list[str]:
     difference = loss.accuracy_difference
-    change = "no interval: fewer than two groups tell them apart"
+    change = "no interval: fewer than two groups differ"
     if difference.value is not None and difference.low is not None and difference.high is not None:
         change = f"95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
     value = 100 * (loss.right_8 - loss.right_32) / loss.images
     return [
-        f"8 bits beside 32, on {loss.images} images of {loss.groups} groups ({loss.source}); ranges from "
-        f"{loss.calibration_images} others:",
-        f"  accuracy {percent(loss.right_8 / loss.images)} % beside {percent(loss.right_32 / loss.images)} %: "
+        f"int8 compared with fp32, on {loss.images} images of {loss.groups} groups ({loss.source}); calibrated on "
+        f"{loss.calibration_images} other images:",
+        f"  accuracy {percent(loss.right_8 / loss.images)} % instead of {percent(loss.right_32 / loss.images)} %: "
         f"{value:+.1f} points ({change})",
-        f"  {loss.only_32} images only 32 bits recognise, {loss.only_8} only 8 bits; McNemar's p = {loss.p_value:.3g}",
-        f"  {loss.other_class} images of another class, {loss.other_decision} another decision for "
-        f"{said.decision.class_name}, {loss.other_abstention} answered by one alone or left for another reason",
-        f"  a calibrated probability differs by {loss.largest_difference:.2g} at most; thresholds are those of 32 bits",
+        f"  {loss.only_32} images correct only in fp32, {loss.only_8} only in int8; McNemar's p = {loss.p_value:.3g}",
+        f"  {loss.other_class} images with another predicted class, {loss.other_decision} with another decision for "
+        f"{description.decision.class_name}, {loss.other_abstention} answered by only one of both or abstained "
+        "for another reason",
+        f"  calibrated probabilities differ by at most {loss.largest_difference:.2g}; the thresholds are those of fp32",
     ]

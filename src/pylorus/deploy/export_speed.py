@@ -1,4 +1,4 @@
-"""How fast an export computes beside PyTorch: on this machine, with as many threads, one after the other in turns."""
+"""Measure the speed of an export compared with PyTorch, on this machine, with equal threads and in turns."""
 
 import statistics
 import time
@@ -12,18 +12,18 @@ from pylorus.deploy.answers import TrainedModel
 
 BATCHES = (1, 16)
 REPEATS, SECONDS = 31, 20.0
-"""Each batch is computed so often, or as often as this many seconds allow; five times at least."""
+"""Repetitions of each batch, or as many as fit into this number of seconds; at least five."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians of one size of batch.
+    """Median speed for one batch size.
 
     Attributes:
-        batch: Images at once.
-        repeats: How often each was measured.
-        milliseconds: An image, by what computed it.
-        times_pytorch: How many times as fast as PyTorch, by what computed it: the median of the ratios of neighbours.
+        batch: Images per batch.
+        repeats: Number of repetitions.
+        milliseconds: Time per image, by model name.
+        times_pytorch: Speed relative to PyTorch, by model name (2: twice as fast); median ratio of paired repetitions.
     """
 
     batch: int
@@ -33,27 +33,27 @@ class Speed:
 
 
 def measured_speed(pytorch: TrainedModel, others: Mapping[str, TrainedModel], images: NDArray[np.uint8]) -> list[Speed]:
-    """Times of models, measured in turns so that what else the machine does meets all of them.
+    """Measure models in turns, so that other load on the machine affects all of them alike.
 
     Args:
-        pytorch: What the others are compared with.
-        others: By name.
-        images: Of shape (n, size, size, 3); repeated where n is too few.
+        pytorch: The reference.
+        others: Models to compare, by name.
+        images: uint8 RGB of shape (n, size, size, 3); repeated if n is less than the batch.
     """
     models = {"pytorch": pytorch, **others}
-    found = []
+    speeds = []
     for size in BATCHES:
         batch = np.resize(images, (size, *images.shape[1:]))
         for model in models.values():
             model.output(batch)
         times: dict[str, list[float]] = {name: [] for name in models}
-        began = time.perf_counter()
-        while (done := len(times["pytorch"])) < REPEATS and (done < 5 or time.perf_counter() - began < SECONDS):
+        begin = time.perf_counter()
+        while (repeats := len(times["pytorch"])) < REPEATS and (repeats < 5 or time.perf_counter() - begin < SECONDS):
             for name, model in models.items():
                 start = time.perf_counter()
                 model.output(batch)
                 times[name].append(time.perf_counter() - start)
-        found.append(
+        speeds.append(
             Speed(
                 batch=size,
                 repeats=len(times["pytorch"]),
@@ -64,4 +64,4 @@ def measured_speed(pytorch: TrainedModel, others: Mapping[str, TrainedModel], im
                 },
             )
         )
-    return found
+    return speeds

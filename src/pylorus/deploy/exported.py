@@ -1,4 +1,4 @@
-"""An export, read: one ONNX file that onnxruntime computes on the CPU, checked like a bundle."""
+"""Load an export: one ONNX file, run by onnxruntime on the CPU, checked as strictly as a bundle."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,70 +17,73 @@ from pylorus.errors import PylorusError
 
 RECORD, README = "export.json", "README.md"
 FILES = (MODEL, DESCRIPTION, RECORD, CARD, README)
-"""What an export holds beside the list of their hashes."""
+"""Files of an export, besides the list of their hashes."""
 IMAGE = "image"
 OUTPUTS = ("logits", "probabilities", "unlikeness")
 DESCRIBED = "pylorus.model.json"
-"""The entry of the file's metadata that holds all of model.json."""
+"""Entry of the file's metadata that holds the whole of model.json."""
 DOMAINS = ("", "ai.onnx", "com.microsoft")
-"""Whose operators are computed: the standard's, and those that onnxruntime has for whole numbers."""
+"""Permitted operator domains: the ONNX standard, and onnxruntime's integer operators."""
 
 
 @dataclass(frozen=True, eq=False)
 class ExportedModel(TrainedModel):
-    """A trained network, ready to be asked, in onnxruntime on the CPU.
+    """A trained model that runs in onnxruntime on the CPU.
 
     Attributes:
-        session: Of onnxruntime.
+        session: onnxruntime's InferenceSession.
     """
 
     session: Any
 
     def output(self, images: NDArray[np.uint8]) -> Output:
-        """What the network says of images (n, size, size, 3) as `input` reads them."""
+        """Run inference on uint8 images of shape (n, size, size, 3), preprocessed by `input`."""
         logits, unlikeness = computed(self.session, images, "logits", "unlikeness")
         return Output(torch.from_numpy(logits), torch.from_numpy(unlikeness))
 
 
 def load_exported(folder: Path) -> ExportedModel:
-    """Reads and checks an export.
+    """Load and check an export.
 
     Args:
-        folder: As `pylorus export` wrote it.
+        folder: Folder that `pylorus export` wrote.
 
     Raises:
-        PylorusError: If it is no export, a file of it is missing, changed or not what it should be, or onnxruntime is
-            not installed.
+        PylorusError: If it is not an export, a file is missing, changed or invalid, or onnxruntime is not installed.
     """
-    sums = checked_sums(folder, FILES)
+    hashes = checked_sums(folder, FILES)
     description = described(folder)
     path = folder / MODEL
     _check_graph(path)
     session = opened(path)
     size, classes = description.input.size, len(description.classes)
-    found = _signature([*session.get_inputs(), *session.get_outputs()])
-    wanted = [
+    signature = _signature([*session.get_inputs(), *session.get_outputs()])
+    expected = [
         (IMAGE, "tensor(uint8)", (None, size, size, 3)),
         ("logits", "tensor(float)", (None, classes)),
         ("probabilities", "tensor(float)", (None, classes)),
         ("unlikeness", "tensor(float)", (None,)),
     ]
-    if found != wanted:
-        raise PylorusError(f"{path}: takes and gives {str(found)[:400]}, expected {wanted}, as {DESCRIPTION} says.")
+    if signature != expected:
+        raise PylorusError(
+            f"{path}: inputs and outputs are {str(signature)[:400]}, expected {expected} according to {DESCRIPTION}."
+        )
     if session.get_modelmeta().custom_metadata_map.get(DESCRIBED) != (folder / DESCRIPTION).read_text("utf-8"):
-        raise PylorusError(f"{path}: was not exported with the {DESCRIPTION} beside it: its metadata say another.")
-    model = ExportedModel(folder, description, sums, session)
+        raise PylorusError(
+            f"{path}: was not exported with the {DESCRIPTION} next to it: its metadata differ from that file."
+        )
+    model = ExportedModel(folder, description, hashes, session)
     try_out(model, path)
     return model
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder holds an export rather than a bundle."""
+    """Return whether a folder holds an export rather than a bundle."""
     return (folder / MODEL).is_file()
 
 
 def opened(path: Path) -> Any:
-    """A session of onnxruntime on the CPU, with as many threads as PyTorch has.
+    """Open an ONNX file in onnxruntime on the CPU, with as many threads as PyTorch uses.
 
     Raises:
         PylorusError: If onnxruntime can't open the file.
@@ -88,46 +91,51 @@ def opened(path: Path) -> Any:
     runtime = onnx_package("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors; its warnings are about its own rewriting of the graph
+    options.log_severity_level = 3  # errors only; its warnings concern its own graph optimization
     try:
         return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its classes of errors share no other base
+    except Exception as error:  # its exceptions have no other common base class
         raise PylorusError(f"{path}: onnxruntime can't open it: {_first_line(error)}.") from error
 
 
 def computed(session: Any, images: NDArray[np.uint8], *names: str) -> list[NDArray[np.float32]]:
-    """Some outputs of a session for images (n, size, size, 3).
+    """Run a session on uint8 images of shape (n, size, size, 3) and return the named outputs.
 
     Raises:
-        RuntimeError: If it can't be computed.
+        RuntimeError: If onnxruntime fails.
     """
     try:
-        found: list[NDArray[np.float32]] = session.run(list(names), {IMAGE: np.ascontiguousarray(images)})
+        outputs: list[NDArray[np.float32]] = session.run(list(names), {IMAGE: np.ascontiguousarray(images)})
     except Exception as error:
         raise RuntimeError(_first_line(error)) from error
-    return found
+    return outputs
 
 
 def _check_graph(path: Path) -> None:
-    """Refuses what no export has and what could reach out of the file or go round for ever."""
+    """Refuse graphs that no export has: those that could read other files or loop forever."""
     onnx = onnx_package("onnx")
     try:
         model = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf's own classes
+    except Exception as error:  # protobuf's own exceptions
         raise PylorusError(f"{path}: can't be read as ONNX: {_first_line(error)}.") from error
     nodes = model.graph.node
-    tensors = [*model.graph.initializer, *(part.t for node in nodes for part in node.attribute)]
+    tensors = [*model.graph.initializer, *(attribute.t for node in nodes for attribute in node.attribute)]
     if any(tensor.external_data or tensor.data_location for tensor in tensors) or model.graph.sparse_initializer:
-        raise PylorusError(f"{path}: keeps weights outside of itself, expected all in this one file.")
-    odd = {node.op_type for node in nodes if node.domain not in DOMAINS}
-    odd |= {node.op_type for node in nodes for part in node.attribute if part.HasField("g") or part.graphs}
-    if odd or model.functions or model.training_info:
-        named = ", ".join(sorted(odd))[:200] or "functions"
-        raise PylorusError(f"{path}: holds operators that no export has: {named}.")
+        raise PylorusError(f"{path}: stores weights outside this file, expected all of them in it.")
+    unexpected = {node.op_type for node in nodes if node.domain not in DOMAINS}
+    unexpected |= {
+        node.op_type for node in nodes for attribute in node.attribute if attribute.HasField("g") or attribute.graphs
+    }
+    if unexpected or model.functions or model.training_info:
+        listed = ", ".join(sorted(unexpected))[:200] or "functions"
+        raise PylorusError(f"{path}: contains operators that no export has: {listed}.")
 
 
-def _signature(given: list[Any]) -> list[tuple[str, str, tuple[int | None, ...]]]:
-    return [(one.name, one.type, tuple(n if isinstance(n, int) else None for n in one.shape)) for one in given]
+def _signature(values: list[Any]) -> list[tuple[str, str, tuple[int | None, ...]]]:
+    return [
+        (value.name, value.type, tuple(side if isinstance(side, int) else None for side in value.shape))
+        for value in values
+    ]
 
 
 def _first_line(error: Exception) -> str:

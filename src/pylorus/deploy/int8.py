@@ -1,4 +1,4 @@
-"""An export in 8-bit whole numbers, and what that costs: the same labelled images, before and after."""
+"""Quantize an export to 8-bit integers, and measure the loss on the same labelled images before and after."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,30 +23,30 @@ from pylorus.evaluation.predictions import Predictions
 from pylorus.files import whole
 
 CALIBRATED_ON = 64
-"""Images whose values fix the ranges of the whole numbers, at most."""
+"""Maximum number of images that calibrate the integer ranges."""
 CALIBRATION_SHARE = 4
-"""Of images in a folder, every fourth group is kept for calibration, and never measured on."""
+"""Of images in a folder, one group in this many is used for calibration and never for measuring the loss."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What 8-bit whole numbers cost, measured on labelled images; differences are 8 bits less 32 bits.
+    """Loss by int8 quantization, measured on labelled images; differences are int8 minus fp32.
 
     Attributes:
-        images: How many were measured on.
-        groups: Of how many groups (patients); the interval keeps them together.
-        source: Where they come from, in words.
-        calibration_images: How many other images fixed the ranges.
-        right_32: Images recognised in 32 bits.
-        right_8: Images recognised in 8 bits.
-        only_32: Images that 32 bits alone recognise.
-        only_8: Images that 8 bits alone recognise.
-        p_value: McNemar's exact test, by group.
-        accuracy_difference: With its 95 % interval; null where no or one group tells the two apart.
-        other_class: Images whose likeliest class is another.
-        other_decision: Images that are on another side of the deciding class's threshold.
-        other_abstention: Images that are answered by one alone, or not answered for another reason.
-        largest_difference: Of any calibrated probability.
+        images: Number of measured images.
+        groups: Number of their groups (patients); the interval is clustered by group.
+        source: Where the images come from, as text.
+        calibration_images: Number of other images that calibrated the integer ranges.
+        right_32: Images classified correctly in fp32.
+        right_8: Images classified correctly in int8.
+        only_32: Images correct only in fp32.
+        only_8: Images correct only in int8.
+        p_value: Of McNemar's exact test, by group.
+        accuracy_difference: With its 95 % interval, which is null if fewer than two groups differ.
+        other_class: Images with another predicted class.
+        other_decision: Images on the other side of the decision threshold.
+        other_abstention: Images answered by only one of both, or abstained for another reason.
+        largest_difference: Largest difference of a calibrated probability.
     """
 
     images: int
@@ -66,44 +66,44 @@ class Loss:
 
 
 def calibration_and_measured(images: TrialImages) -> tuple[TrialImages, TrialImages]:
-    """Labelled images cut in two, whole groups: those that fix the ranges, and those that are measured on.
+    """Split labelled images by group into those for calibration and those for measuring the loss.
 
     Raises:
-        PylorusError: If too few are labelled.
+        PylorusError: If too few images are labelled.
     """
     labelled = images.taken(np.flatnonzero(images.labels != UNKNOWN))
     groups = np.unique(labelled.groups)
     if len(labelled) < 2 * BATCH or len(groups) < CALIBRATION_SHARE:
         raise PylorusError(
-            f"--int8: {len(labelled)} of {len(images)} images ({images.source}) of {len(groups)} groups lie in a "
-            "folder that has the name of a class. What 8 bits cost can't be measured on so few: "
-            f"expected {2 * BATCH} at least, of {CALIBRATION_SHARE} groups."
+            f"--int8: {len(labelled)} of {len(images)} images ({images.source}) of {len(groups)} groups are in a "
+            "folder named after a class, too few to measure the loss by quantization: "
+            f"expected at least {2 * BATCH} images of {CALIBRATION_SHARE} groups."
         )
     order = np.random.default_rng(derived_seed(0, "int8")).permutation(len(groups))
-    kept = np.isin(labelled.groups, groups[order[: len(groups) // CALIBRATION_SHARE]])
-    return labelled.taken(np.flatnonzero(kept)), labelled.taken(np.flatnonzero(~kept))
+    is_calibration = np.isin(labelled.groups, groups[order[: len(groups) // CALIBRATION_SHARE]])
+    return labelled.taken(np.flatnonzero(is_calibration)), labelled.taken(np.flatnonzero(~is_calibration))
 
 
-def quantise(source: Path, target: Path, images: TrialImages, form: InputFormat) -> int:
-    """Writes an export in 8-bit whole numbers: weights of each channel, activations of each layer, ranges from images.
+def quantise(source: Path, target: Path, images: TrialImages, input_format: InputFormat) -> int:
+    """Write an int8 version of an export: weights quantized per channel, activations per layer.
 
     Args:
-        source: In 32 bits.
-        target: Of the same folder.
-        images: That fix the ranges; at most `CALIBRATED_ON` are taken, evenly.
-        form: How a file becomes the network's input.
+        source: The fp32 export.
+        target: File to write, in the same folder.
+        images: Images that calibrate the integer ranges; at most `CALIBRATED_ON`, evenly chosen.
+        input_format: Preprocessing of the image files.
 
     Returns:
-        How many images fixed the ranges.
+        The number of images used for calibration.
 
     Raises:
-        PylorusError: If none of them can be read, or onnxruntime can't do it for this network.
+        PylorusError: If none of the images can be read, or onnxruntime can't quantize this network.
     """
     onnx, quantization = onnx_package("onnx"), onnx_package("onnxruntime.quantization")
     prepare = onnx_package("onnxruntime.quantization.shape_inference").quant_pre_process
-    pixels = [image[np.newaxis] for _, block in spread(images, CALIBRATED_ON).read(form) for image in block]
+    pixels = [image[np.newaxis] for _, block in spread(images, CALIBRATED_ON).read(input_format) for image in block]
     if not pixels:
-        raise PylorusError(f"--int8: none of the {len(images)} images that are to fix the ranges can be read.")
+        raise PylorusError(f"--int8: none of the {len(images)} calibration images can be read.")
     prepared = source.with_name(f".prepared-{source.name}")
     try:
         prepare(str(source), str(prepared), skip_symbolic_shape=True)
@@ -124,9 +124,9 @@ def quantise(source: Path, target: Path, images: TrialImages, form: InputFormat)
             temporary.write_bytes(model.SerializeToString())
     except PylorusError:
         raise
-    except Exception as error:  # of many kinds
+    except Exception as error:  # onnxruntime raises many types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise PylorusError(f"--int8: onnxruntime can't quantise this network: {reason}") from error
+        raise PylorusError(f"--int8: onnxruntime can't quantize this network: {reason}") from error
     finally:
         prepared.unlink(missing_ok=True)
     return len(pixels)
@@ -145,57 +145,61 @@ def _reader(base: Any, pixels: list[NDArray[np.uint8]]) -> Any:
 
 
 def _beside_logits(graph: Any) -> list[str]:
-    """Nodes that the logits do not come from: unlikeness is an angle, and stays in 32 bits."""
-    makers = {name: node for node in graph.node for name in node.output}
-    wanted, seen = ["logits"], set()
-    while wanted:
-        node = makers.get(wanted.pop())
-        if node is not None and node.name not in seen:
-            seen.add(node.name)
-            wanted += list(node.input)
-    return [node.name for node in graph.node if node.name not in seen]
+    """Return the nodes that the logits don't depend on: unlikeness is an angle and stays in fp32."""
+    producers = {name: node for node in graph.node for name in node.output}
+    pending, visited = ["logits"], set()
+    while pending:
+        node = producers.get(pending.pop())
+        if node is not None and node.name not in visited:
+            visited.add(node.name)
+            pending += list(node.input)
+    return [node.name for node in graph.node if node.name not in visited]
 
 
 def measured_loss(first: ExportedModel, second: ExportedModel, images: TrialImages, calibration_images: int) -> Loss:
-    """What the second export loses against the first.
+    """Measure the loss of the second export compared with the first.
 
     Args:
-        first: In 32 bits.
-        second: In 8.
-        images: Labelled.
-        calibration_images: How many others fixed the ranges.
+        first: The fp32 export.
+        second: The int8 export.
+        images: Labelled images.
+        calibration_images: Number of other images used for calibration.
 
     Raises:
-        PylorusError: If fewer than `BATCH` of them can be read.
+        PylorusError: If fewer than `BATCH` images can be read.
     """
-    read, before, after = [], [], []
-    for places, pixels in images.read(first.input):
-        read.append(places)
-        before.append(first.answer(pixels))
-        after.append(second.answer(pixels))
-    count = sum(map(len, read))
+    indices, fp32_parts, int8_parts = [], [], []
+    for block_indices, pixels in images.read(first.input):
+        indices.append(block_indices)
+        fp32_parts.append(first.answer(pixels))
+        int8_parts.append(second.answer(pixels))
+    count = sum(map(len, indices))
     if count < BATCH:
-        raise PylorusError(f"--int8: {count} labelled images can be read, expected at least {BATCH} to measure on.")
-    taken = images.taken(np.concatenate(read))
+        raise PylorusError(
+            f"--int8: {count} labelled images can be read, expected at least {BATCH} to measure the loss."
+        )
+    measured = images.taken(np.concatenate(indices))
     names = first.description.short_names
-    one, two = _joined(before), _joined(after)
-    said_32, said_8 = (_predictions(taken, answers, names) for answers in (one, two))
-    found = mcnemar(said_32, said_8)
+    fp32_answers, int8_answers = _joined(fp32_parts), _joined(int8_parts)
+    fp32_predictions, int8_predictions = (
+        _predictions(measured, answers, names) for answers in (fp32_answers, int8_answers)
+    )
+    test = mcnemar(fp32_predictions, int8_predictions)
     return Loss(
         images=count,
-        groups=found.groups,
-        source=taken.source,
+        groups=test.groups,
+        source=measured.source,
         calibration_images=calibration_images,
-        right_32=found.right_first,
-        right_8=found.right_second,
-        only_32=found.only_first,
-        only_8=found.only_second,
-        p_value=found.p_value,
-        accuracy_difference=figure(paired_differences(said_8, said_32, seed=0).accuracy),
-        other_class=int((one.predicted != two.predicted).sum()),
-        other_decision=int((one.positive != two.positive).sum()),
-        other_abstention=int((one.why != two.why).sum()),
-        largest_difference=float(np.abs(one.probabilities - two.probabilities).max()),
+        right_32=test.right_first,
+        right_8=test.right_second,
+        only_32=test.only_first,
+        only_8=test.only_second,
+        p_value=test.p_value,
+        accuracy_difference=figure(paired_differences(int8_predictions, fp32_predictions, seed=0).accuracy),
+        other_class=int((fp32_answers.predicted != int8_answers.predicted).sum()),
+        other_decision=int((fp32_answers.positive != int8_answers.positive).sum()),
+        other_abstention=int((fp32_answers.why != int8_answers.why).sum()),
+        largest_difference=float(np.abs(fp32_answers.probabilities - int8_answers.probabilities).max()),
     )
 
 

@@ -1,4 +1,4 @@
-"""Where a network's heat map is taken: its last map of features, opened so that it can be looked at."""
+"""Find the last feature map of a network, from which heat maps are computed, and make it accessible to hooks."""
 
 import copy
 import math
@@ -15,12 +15,13 @@ POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 
 
 class Opened(nn.Module):
-    """A part of a network whose output passes through `map` as (n, channels, height, width), whatever its layout.
+    """Wrap a module so that its output passes through `map` as (n, channels, height, width), whatever its own layout.
 
     Args:
-        part: Gives maps (n, channels, height, width) or (n, height, width, channels), or tokens (n, tokens, channels).
-        channels_last: Whether its maps have the channels last.
-        prefix: Tokens before those of the image, such as a class token.
+        part: Module that returns maps (n, channels, height, width) or (n, height, width, channels), or tokens
+            (n, tokens, channels).
+        channels_last: Whether the maps are (n, height, width, channels).
+        prefix: Number of tokens before those of the image, such as a class token.
     """
 
     def __init__(self, part: nn.Module, *, channels_last: bool = False, prefix: int = 0) -> None:
@@ -28,24 +29,29 @@ class Opened(nn.Module):
         self.part, self.channels_last, self.prefix = part, channels_last, prefix
         self.map = nn.Identity()
 
-    def forward(self, given: Tensor) -> Tensor:
-        """What the part gives."""
-        found = self.part(given)
-        if not isinstance(found, Tensor) or found.ndim not in (3, 4):
-            raise PylorusError("a heat map needs a last map, or tokens of a square; this network has neither.")
-        if found.ndim == 4:
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the module's output, unchanged."""
+        output = self.part(inputs)
+        if not isinstance(output, Tensor) or output.ndim not in (3, 4):
+            raise PylorusError(
+                "a heat map needs a last feature map or a square grid of tokens; this network has neither."
+            )
+        if output.ndim == 4:
             if not self.channels_last:
-                return self.map(found)  # type: ignore[no-any-return]
-            return self.map(found.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # type: ignore[no-any-return]
-        # Some networks put the class token to the others only after their last block.
-        count = found.shape[1]
-        prefix = next((each for each in (self.prefix, 0) if math.isqrt(count - each) ** 2 == count - each), None)
+                return self.map(output)  # type: ignore[no-any-return]
+            return self.map(output.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # type: ignore[no-any-return]
+        # Some networks add the class token only after their last block.
+        count = output.shape[1]
+        prefix = next(
+            (candidate for candidate in (self.prefix, 0) if math.isqrt(count - candidate) ** 2 == count - candidate),
+            None,
+        )
         if prefix is None:
-            raise PylorusError(f"a heat map needs the tokens of a square; this network has {count} tokens.")
-        before, tokens = found[:, :prefix], found[:, prefix:]
+            raise PylorusError(f"a heat map needs a square grid of tokens; this network has {count} tokens.")
+        prefix_tokens, tokens = output[:, :prefix], output[:, prefix:]
         side = math.isqrt(count - prefix)
         square = self.map(tokens.transpose(1, 2).reshape(len(tokens), -1, side, side))
-        return torch.cat([before, square.flatten(2).transpose(1, 2)], dim=1)
+        return torch.cat([prefix_tokens, square.flatten(2).transpose(1, 2)], dim=1)
 
 
 class _Features(nn.Module):
@@ -68,12 +74,12 @@ class _Split(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class LastMap:
-    """A network and its last map of features.
+    """A network and its last feature map.
 
     Attributes:
-        network: Gives logits (n, classes) of normalised images.
-        layer: A module of it whose output is the map, (n, channels, height, width).
-        method: What Grad-CAM is taken of, in words.
+        network: Module that returns logits (n, classes) for normalised images.
+        layer: Its module whose output is the feature map, (n, channels, height, width).
+        method: Description of where Grad-CAM is applied.
     """
 
     network: nn.Module
@@ -82,46 +88,47 @@ class LastMap:
 
 
 def last_map(network: Any) -> LastMap:
-    """Finds the last map before the head in a timm model.
+    """Find the last feature map before the head of a timm model.
 
-    The modules are copies with the model's own tensors: what is hung on them is not seen by others who use the model
-    at the same time.
+    The modules are copies that share the model's tensors, so hooks on them don't affect others who use the model at the
+    same time.
 
     Args:
         network: A timm model; it is not changed.
 
     Raises:
-        PylorusError: If it has a class token, but blocks of an unknown kind.
+        PylorusError: If it has a class token but blocks of an unknown type.
     """
     tensors = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
-    own = copy.deepcopy(network, tensors)
-    prefix = int(getattr(own, "num_prefix_tokens", 0) or 0)
+    network_copy = copy.deepcopy(network, tensors)
+    prefix = int(getattr(network_copy, "num_prefix_tokens", 0) or 0)
     if prefix:
-        blocks = getattr(own, "blocks", None)
+        blocks = getattr(network_copy, "blocks", None)
         block: Any = blocks[-1] if isinstance(blocks, nn.Sequential | nn.ModuleList) else None
         if not hasattr(block, "norm1"):
             raise PylorusError(
-                f"a heat map needs the tokens that enter the last block; {type(own).__name__} hides them."
+                "a heat map needs the tokens that enter the last block; they are not accessible in "
+                f"{type(network_copy).__name__}."
             )
-        opened = block.norm1 = Opened(block.norm1, prefix=prefix)
-        return LastMap(own, opened.map, "Grad-CAM on the tokens that enter the last block, as a square")
-    pool = _last_pool(own)
+        tap = block.norm1 = Opened(block.norm1, prefix=prefix)
+        return LastMap(network_copy, tap.map, "Grad-CAM on the tokens that enter the last block, as a square grid")
+    pool = _last_pool(network_copy)
     if pool is not None:
-        layers, place = pool
-        opened = layers[place - 1] = Opened(layers[place - 1])
-        return LastMap(own, opened.map, "Grad-CAM on the last map before the last pooling")
-    opened = Opened(_Features(own), channels_last=getattr(own, "output_fmt", None) == "NHWC")
-    return LastMap(_Split(opened, own), opened.map, "Grad-CAM on the last map before pooling")
+        layers, index = pool
+        tap = layers[index - 1] = Opened(layers[index - 1])
+        return LastMap(network_copy, tap.map, "Grad-CAM on the last feature map before the last pooling")
+    tap = Opened(_Features(network_copy), channels_last=getattr(network_copy, "output_fmt", None) == "NHWC")
+    return LastMap(_Split(tap, network_copy), tap.map, "Grad-CAM on the last feature map before pooling")
 
 
 def _last_pool(network: Any) -> tuple[nn.Sequential, int] | None:
-    """The pooling that the features of a network end with, as VGG's do, by its place; None where they do not."""
+    """Return the pooling that ends a network's features, as in VGG: its container and index; None if there is none."""
     info = getattr(network, "feature_info", None)
     if not info:
         return None
     name = (info[-1] if isinstance(info, list) else info.info[-1])["module"]
-    parent, _, place = name.rpartition(".")
-    layers = dict(network.named_modules()).get(parent)  # not every name that timm gives is one
-    if not (isinstance(layers, nn.Sequential) and place.isdigit() and isinstance(layers[int(place)], POOLS)):
+    parent, _, index = name.rpartition(".")
+    layers = dict(network.named_modules()).get(parent)  # not every name that timm reports is a module
+    if not (isinstance(layers, nn.Sequential) and index.isdigit() and isinstance(layers[int(index)], POOLS)):
         return None
-    return layers, int(place)
+    return layers, int(index)

@@ -1,4 +1,4 @@
-"""The worst mistakes of a bundle's own run, as images to explain."""
+"""Collect the most confident mistakes of a bundle's own run, as images to explain."""
 
 from pathlib import Path
 
@@ -12,27 +12,32 @@ from pylorus.report.thumbnails import file_of, image_of
 
 
 def mistaken(bundle: Path) -> tuple[str, dict[str, Item]]:
-    """The shipped stage's name, and by their ids the test images of which it was surest and wrong, the surest first;
-    none where it recognised them all. How sure it was is its calibrated probability, as `pylorus predict` gives it.
+    """Return the shipped stage's name and its most confident mistakes on test images, by sample id.
+
+    The most confident mistake comes first; there are none if all images were classified correctly. Confidence is the
+    calibrated probability, as in `pylorus predict`.
 
     Args:
-        bundle: The folder `model` of a run that lies where it was made.
+        bundle: The folder `model`, still in its run.
 
     Raises:
-        PylorusError: If it is in no run, or that has no predictions of test images.
+        PylorusError: If it is not in a run, or the run has no predictions for test images.
     """
     folder = bundle.resolve().parent
     if not (folder / "status.json").is_file() or bundle.resolve().name != "model":
-        raise PylorusError(f"--mistakes: {bundle} is in no run; expected the folder `model` of a run.")
+        raise PylorusError(f"--mistakes: {bundle} is not in a run; expected the folder model/ of a run.")
     run = read_run(folder)
-    stage = next((each for each in run.finished_stages if run.shipped and each.name == run.shipped.name), None)
+    stage = next(
+        (candidate for candidate in run.finished_stages if run.shipped and candidate.name == run.shipped.name), None
+    )
     if stage is None or stage.test is None or run.split is None:
-        raise PylorusError(f"--mistakes: {folder} holds no predictions of test images.")
-    said = stage.test.predictions if stage.validation is None else calibrate(stage.validation, stage.test).test
-    rows = surest_mistakes(said)
-    labels = [run.short_names.index(said.class_names[said.true[row]]) for row in rows]
+        raise PylorusError(f"--mistakes: {folder} holds no predictions for test images.")
+    predictions = stage.test.predictions if stage.validation is None else calibrate(stage.validation, stage.test).test
+    rows = surest_mistakes(predictions)
+    labels = [run.short_names.index(predictions.class_names[predictions.true[row]]) for row in rows]
     return stage.name, {
-        str(said.sample[row]): _item(run, str(said.sample[row]), label) for row, label in zip(rows, labels, strict=True)
+        str(predictions.sample[row]): _item(run, str(predictions.sample[row]), label)
+        for row, label in zip(rows, labels, strict=True)
     }
 
 

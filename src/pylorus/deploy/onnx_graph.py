@@ -1,4 +1,4 @@
-"""A bundle as an ONNX graph: from uint8 images to logits, calibrated probabilities and unlikeness."""
+"""Write a bundle as an ONNX graph: from uint8 images to logits, calibrated probabilities and unlikeness."""
 
 import contextlib
 import io
@@ -21,11 +21,11 @@ from pylorus.errors import PylorusError
 from pylorus.files import whole
 
 LARGEST = 1_900_000_000
-"""Bytes of weights: one ONNX file can't hold 2 GiB."""
+"""Maximum size of the weights in bytes: one ONNX file can't hold 2 GiB."""
 
 
 class _Whole(nn.Module):
-    """All from the image on; gives what `OUTPUTS` names."""
+    """The whole computation from the uint8 image on; returns the outputs that `OUTPUTS` names."""
 
     def __init__(self, classifier: BundledClassifier, temperature: float):
         super().__init__()
@@ -38,20 +38,20 @@ class _Whole(nn.Module):
 
 
 def write_onnx(bundle: Bundle, path: Path) -> None:
-    """Writes a bundle as one ONNX file for any number of images at a time.
+    """Write a bundle as one ONNX file for any batch size.
 
     Args:
-        bundle: On the CPU.
-        path: The file.
+        bundle: The bundle, on the CPU.
+        path: File to write.
 
     Raises:
-        PylorusError: If its weights are over `LARGEST`, torch can't export this network, or a package is missing.
+        PylorusError: If its weights exceed `LARGEST`, torch can't export this network, or a package is missing.
     """
     for name in ("onnx", "onnxscript"):
         onnx_package(name)
     size = sum(tensor.numel() * tensor.element_size() for tensor in bundle.classifier.state_dict().values())
     if size > LARGEST:
-        raise PylorusError(f"{bundle.folder}: has {size:,} bytes of weights; an ONNX file holds {LARGEST:,} at most.")
+        raise PylorusError(f"{bundle.folder}: has {size:,} bytes of weights; an ONNX file holds at most {LARGEST:,}.")
     model = _traced(bundle)
     strip(model)
     for key, text in _metadata(bundle).items():
@@ -64,13 +64,13 @@ def write_onnx(bundle: Bundle, path: Path) -> None:
 def _traced(bundle: Bundle) -> Any:
     module = _Whole(bundle.classifier, bundle.description.calibration.temperature)
     side = bundle.input.size
-    # Two images: of one, torch would take the number for a constant.
+    # Two images: with one, torch would treat the batch size as a constant.
     images = torch.zeros((2, side, side, 3), dtype=torch.uint8)
     level = logging.getLogger().manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")  # about torch's own ways
+            warnings.simplefilter("ignore")  # about torch's own internals
             program = torch.onnx.export(
                 module,
                 (images,),
@@ -82,7 +82,7 @@ def _traced(bundle: Bundle) -> Any:
             )
             assert program is not None
             return program.model_proto
-    except Exception as error:  # the exporter fails in many ways, all of them its own
+    except Exception as error:  # the exporter raises many types of its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise PylorusError(
             f"{bundle.folder}: torch {torch.__version__} can't export {bundle.description.architecture}: {reason}"
@@ -92,46 +92,47 @@ def _traced(bundle: Bundle) -> Any:
 
 
 def strip(model: Any) -> None:
-    """Takes out what the exporter notes of this machine, such as the paths of source files."""
+    """Remove what the exporter records about this machine, such as paths of source files."""
     graph = model.graph
-    for part in (*graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info, graph, model):
-        del part.metadata_props[:]
-        part.doc_string = ""
+    for item in (*graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info, graph, model):
+        del item.metadata_props[:]
+        item.doc_string = ""
 
 
 def _metadata(bundle: Bundle) -> dict[str, str]:
-    said = bundle.description
+    description = bundle.description
     return {
         DESCRIBED: (bundle.folder / DESCRIPTION).read_text("utf-8"),
-        "pylorus.classes": json.dumps(said.classes, ensure_ascii=False),
-        "pylorus.short_names": json.dumps(said.short_names, ensure_ascii=False),
-        "pylorus.input": input_in_words(said),
-        "pylorus.outputs": outputs_in_words(said),
-        "pylorus.intended_use": said.intended_use,
+        "pylorus.classes": json.dumps(description.classes, ensure_ascii=False),
+        "pylorus.short_names": json.dumps(description.short_names, ensure_ascii=False),
+        "pylorus.input": input_in_words(description),
+        "pylorus.outputs": outputs_in_words(description),
+        "pylorus.intended_use": description.intended_use,
     }
 
 
-def input_in_words(said: Description) -> str:
-    """What the graph takes, and what must be done before."""
-    given = said.input
-    ways = {
-        "pad": f"scaled to fit a square of {given.size} pixels, its aspect kept, centred on black",
-        "stretch": f"scaled to a square of {given.size} pixels, whatever its aspect",
-        "crop": f"scaled so that its shorter side has {given.size} pixels, then cut to the square in its middle",
+def input_in_words(description: Description) -> str:
+    """Describe the graph's input and the preprocessing that it needs."""
+    input_format = description.input
+    size = input_format.size
+    methods = {
+        "pad": f"scaled to fit a square of {size} pixels, keeping its aspect ratio, centered on black",
+        "stretch": f"scaled to a square of {size} pixels, ignoring its aspect ratio",
+        "crop": f"scaled so that its shorter side has {size} pixels, then cropped to the square in its center",
     }
-    field = "cropped to the endoscopic field of view (pylorus.data.field), " if given.crop == "auto" else ""
+    field = "cropped to the endoscopic field of view (pylorus.data.field), " if input_format.crop == "auto" else ""
     return (
-        f"{IMAGE}: uint8 RGB of shape (n, {given.size}, {given.size}, 3), n any number from 1. Before the graph: "
-        f"decoded with its EXIF orientation applied, {field}{ways[given.fit]} ({given.interpolation} with "
-        "antialiasing, as Pillow does). The graph itself does the rest: values / 255, less mean, divided by std."
+        f"{IMAGE}: uint8 RGB of shape (n, {size}, {size}, 3), n >= 1. Before the graph: "
+        f"decoded with its EXIF orientation applied, {field}{methods[input_format.fit]} ({input_format.interpolation} "
+        "with antialiasing, as Pillow does). The graph itself does the rest: (value / 255 - mean) / std."
     )
 
 
-def outputs_in_words(said: Description) -> str:
-    """What the graph gives."""
+def outputs_in_words(description: Description) -> str:
+    """Describe the graph's outputs."""
     return (
-        f"logits: float32 (n, {len(said.classes)}), classes in the order of pylorus.classes. probabilities: the same "
-        f"calibrated, softmax(logits / {said.calibration.temperature:.6g}). unlikeness: float32 (n,), 0 to 2; above "
-        f"{said.abstention.unlike_above:.6g} the model abstains, as it does where the largest probability is below "
-        f"{said.abstention.unsure_below:.6g}."
+        f"logits: float32 (n, {len(description.classes)}), classes in the order of pylorus.classes. probabilities: the "
+        f"same, calibrated: softmax(logits / {description.calibration.temperature:.6g}). unlikeness: float32 (n,), "
+        f"0 to 2; above {description.abstention.unlike_above:.6g} the model abstains, and if the largest "
+        f"probability is below {description.abstention.unsure_below:.6g}."
     )

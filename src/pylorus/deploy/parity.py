@@ -1,4 +1,4 @@
-"""The gate of an export: on real images it must say what PyTorch says, one at a time and several at once."""
+"""Parity check of an export: on real images it must agree with PyTorch, one image at a time and in batches."""
 
 import copy
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from pylorus.deploy.trial_images import TrialImages, spread
 from pylorus.errors import PylorusError
 
 IMAGES = 66
-"""On how many images an export is tried, at most."""
+"""Maximum number of images for the parity check."""
 BATCH = 7
-"""How many at once beside one at a time: no power of two, and the last batch is another size still."""
+"""Batch size besides 1: not a power of two, so the last batch has yet another size."""
 ABSOLUTE = 1e-4
-"""How far a calibrated probability or an unlikeness may be from PyTorch's; docs/export.md has what was measured."""
+"""Tolerance of calibrated probabilities and unlikeness; docs/export.md has measurements."""
 ROUGHEST = 1e-4
-"""How far 32 bits alone may be from 64 and still excuse a difference, as a share of the largest logit."""
+"""Largest rounding error of fp32 that excuses a difference, as a fraction of the largest logit."""
 
 Outputs = tuple[NDArray[np.float64], ...]
 """Logits (n, classes), calibrated probabilities (n, classes) and unlikeness (n,)."""
@@ -29,20 +29,20 @@ Outputs = tuple[NDArray[np.float64], ...]
 
 @dataclass(frozen=True)
 class Parity:
-    """How near an export comes to PyTorch.
+    """Differences between an export and PyTorch.
 
     Attributes:
-        images: How many were compared.
-        source: Where they come from, in words.
-        batches: At how many at once.
-        largest_logit: Of PyTorch, its absolute value: what differences of logits are to be seen beside.
-        logits: Largest difference of any logit, by the batch.
-        probabilities: The same of calibrated probabilities.
-        unlikeness: The same of unlikeness.
-        pytorch_alone: Largest difference of PyTorch's own logits between the batches: what rounding alone makes.
-        other_class: Images whose likeliest class is another.
-        rounding: How far PyTorch's own logits in 32 bits are from those in 64, at most; null where it was not asked.
-        tolerance: Largest difference of a logit that is let pass.
+        images: Number of compared images.
+        source: Where the images come from, as text.
+        batches: Batch sizes.
+        largest_logit: Largest absolute logit of PyTorch, to judge differences of logits by.
+        logits: Largest difference of a logit, by batch size.
+        probabilities: Largest difference of a calibrated probability, by batch size.
+        unlikeness: Largest difference of unlikeness, by batch size.
+        pytorch_alone: Largest difference of PyTorch's own logits between batch sizes, caused by rounding alone.
+        other_class: Images with another predicted class.
+        rounding: Largest difference of PyTorch's logits in fp32 from those in fp64; null if not computed.
+        tolerance: Largest accepted difference of a logit.
     """
 
     images: int
@@ -59,64 +59,64 @@ class Parity:
 
     @property
     def passed(self) -> bool:
-        """Whether the export may be used."""
-        near = max(self.logits) <= self.tolerance and max(*self.probabilities, *self.unlikeness) <= ABSOLUTE
-        return near and self.other_class == 0
+        """Whether the export agrees with PyTorch."""
+        is_close = max(self.logits) <= self.tolerance and max(*self.probabilities, *self.unlikeness) <= ABSOLUTE
+        return is_close and self.other_class == 0
 
 
 def tried(bundle: Bundle, session: Any, images: TrialImages) -> Parity:
-    """Compares an export with the bundle that it was made of.
+    """Compare an export with its bundle.
 
     Args:
-        bundle: On the CPU.
-        session: Of onnxruntime.
-        images: To choose from, evenly.
+        bundle: The bundle, on the CPU.
+        session: onnxruntime's session of the export.
+        images: Images to choose from evenly; at most `IMAGES` are used.
 
     Raises:
-        PylorusError: If fewer than `BATCH` of them can be read, or the export can't compute a batch.
+        PylorusError: If fewer than `BATCH` images can be read, or the export fails on a batch.
     """
     blocks = [block for _, block in spread(images, IMAGES).read(bundle.input)]
     count = sum(map(len, blocks))
     if count < BATCH:
         raise PylorusError(
-            f"{images.source}: {count} images can be read, expected at least {BATCH} to try the export on."
+            f"{images.source}: {count} images can be read, expected at least {BATCH} to verify the export on."
         )
     batch = np.concatenate(blocks)
-    theirs, ours = [], []
+    pytorch_outputs, onnx_outputs = [], []
     for size in (1, BATCH):
-        theirs.append(in_batches(lambda part: _of_pytorch(bundle, part), batch, size))
+        pytorch_outputs.append(in_batches(lambda part: _of_pytorch(bundle, part), batch, size))
         try:
-            ours.append(in_batches(lambda part: _of_onnx(session, part), batch, size))
+            onnx_outputs.append(in_batches(lambda part: _of_onnx(session, part), batch, size))
         except RuntimeError as error:
-            raise PylorusError(f"the export can't compute {size} images at once: {error}.") from error
-    largest = float(np.abs(theirs[0][0]).max())
-    apart = [tuple(map(_apart, one, two)) for one, two in zip(theirs, ours, strict=True)]
-    allowed, rounding = tolerance(largest), None
-    if np.isfinite(apart).all() and max(far[0] for far in apart) > allowed:
-        rounding = _apart(theirs[1][0], logits_in_64_bits(bundle, batch))
-        allowed = max(allowed, 2 * min(rounding, ROUGHEST * largest))
-    classes = [one[0].argmax(axis=1) for one in (*theirs, *ours)]
+            raise PylorusError(f"the export fails at batch size {size}: {error}.") from error
+    largest = float(np.abs(pytorch_outputs[0][0]).max())
+    differences = [tuple(map(_apart, one, two)) for one, two in zip(pytorch_outputs, onnx_outputs, strict=True)]
+    accepted, rounding = tolerance(largest), None
+    if np.isfinite(differences).all() and max(difference[0] for difference in differences) > accepted:
+        rounding = _apart(pytorch_outputs[1][0], logits_in_64_bits(bundle, batch))
+        accepted = max(accepted, 2 * min(rounding, ROUGHEST * largest))
+    classes = [one[0].argmax(axis=1) for one in (*pytorch_outputs, *onnx_outputs)]
     return Parity(
         images=count,
         source=images.source,
         batches=(1, BATCH),
         largest_logit=largest,
-        logits=tuple(far[0] for far in apart),
-        probabilities=tuple(far[1] for far in apart),
-        unlikeness=tuple(far[2] for far in apart),
-        pytorch_alone=_apart(theirs[0][0], theirs[1][0]),
-        other_class=int(np.any([found != classes[0] for found in classes], axis=0).sum()),
+        logits=tuple(difference[0] for difference in differences),
+        probabilities=tuple(difference[1] for difference in differences),
+        unlikeness=tuple(difference[2] for difference in differences),
+        pytorch_alone=_apart(pytorch_outputs[0][0], pytorch_outputs[1][0]),
+        other_class=int(np.any([predicted != classes[0] for predicted in classes], axis=0).sum()),
         rounding=rounding,
-        tolerance=allowed,
+        tolerance=accepted,
     )
 
 
 def tolerance(largest: float) -> float:
-    """How far a logit may be from PyTorch's, where the largest of them has this absolute value.
+    """Return the largest accepted difference of a logit, given the largest absolute logit of PyTorch.
 
-    1e-4; less where logits are all below 1, since there a wrong weight could hide below it; more where they are above
-    10, since there 32 bits can't do better. A network in which 32 bits are rougher still may differ by twice what
-    PyTorch in 32 bits differs from PyTorch in 64: if both err by so much, they are so far apart.
+    It is 1e-4; less if all logits are below 1, since a wrong weight could hide below 1e-4 there; more if they are above
+    10, since fp32 is not more exact. For networks with larger rounding errors, `tried` accepts twice the difference
+    between PyTorch in fp32 and in fp64: if both err by that much, they differ by up to twice as much.
 
     Example:
         >>> [f"{tolerance(largest):.0e}" for largest in (0.001, 0.1, 1.0, 10.0, 50.0)]
@@ -126,36 +126,36 @@ def tolerance(largest: float) -> float:
 
 
 def in_batches(compute: Callable[[NDArray[np.uint8]], Outputs], images: NDArray[np.uint8], size: int) -> Outputs:
-    """What `compute` gives of images, `size` at a time."""
+    """Apply `compute` to images in batches of `size`, and concatenate the outputs."""
     parts = [compute(images[start : start + size]) for start in range(0, len(images), size)]
-    return tuple(np.concatenate(each) for each in zip(*parts, strict=True))
+    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
 def logits_in_64_bits(bundle: Bundle, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """The logits (n, classes) of images (n, size, size, 3), computed by PyTorch in 64 bits."""
-    precise = copy.deepcopy(bundle.classifier).double()
+    """Compute logits (n, classes) of uint8 images (n, size, size, 3) with PyTorch in fp64."""
+    classifier = copy.deepcopy(bundle.classifier).double()
 
-    def compute(part: NDArray[np.uint8]) -> Outputs:
-        pixels = torch.from_numpy(part.transpose(0, 3, 1, 2).copy()).double()
+    def compute(batch: NDArray[np.uint8]) -> Outputs:
+        pixels = torch.from_numpy(batch.transpose(0, 3, 1, 2).copy()).double()
         with torch.inference_mode():
-            logits: NDArray[np.float64] = precise.network((pixels - precise.mean) / precise.std).numpy()
+            logits: NDArray[np.float64] = classifier.network((pixels - classifier.mean) / classifier.std).numpy()
         return (logits,)
 
     return in_batches(compute, images, BATCH)[0]
 
 
 def _of_pytorch(bundle: Bundle, images: NDArray[np.uint8]) -> Outputs:
-    found = bundle.output(images)
-    logits = found.logits.double().numpy()
-    return logits, bundle.probabilities(logits), found.unlikeness.double().numpy()
+    output = bundle.output(images)
+    logits = output.logits.double().numpy()
+    return logits, bundle.probabilities(logits), output.unlikeness.double().numpy()
 
 
 def _of_onnx(session: Any, images: NDArray[np.uint8]) -> Outputs:
-    return tuple(each.astype(np.float64) for each in computed(session, images, *OUTPUTS))
+    return tuple(array.astype(np.float64) for array in computed(session, images, *OUTPUTS))
 
 
 def _apart(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """The largest difference; infinite where either is no number, or the shapes differ."""
+    """Return the largest absolute difference; infinite if a value is NaN or infinite, or the shapes differ."""
     if first.shape != second.shape or not (np.isfinite(first).all() and np.isfinite(second).all()):
         return float("inf")
     return float(np.abs(first - second).max())

@@ -1,4 +1,4 @@
-"""Whether heat maps show what a network learned: one with other weights must give other maps (Adebayo et al. 2018)."""
+"""Check that heat maps show what a network learned: other weights must give other maps (Adebayo et al. 2018)."""
 
 import copy
 import math
@@ -20,22 +20,22 @@ from pylorus.percent import percent
 
 MOST_IMAGES, DRAWS = 8, 3
 ALIKE = 0.5
-"""From this mean rank correlation on, maps with other weights are called alike. Ours: no paper fixes one."""
+"""Maps with other weights count as alike from this mean rank correlation on. Our choice: no paper sets a limit."""
 AT_ONCE = 4
 
 Maps = Callable[[Bundle, NDArray[np.uint8], Sequence[int], nn.Module], Tensor]
-"""Gives maps (n, height, width) of a bundle's images (n, size, size, 3), a class each, from a network."""
+"""Computes maps (n, height, width) of a bundle's images (n, size, size, 3), one class each, with a given network."""
 
 
 @dataclass(frozen=True)
 class Likeness:
-    """How alike maps are to those of the trained network.
+    """How similar maps are to those of the trained network.
 
     Attributes:
-        weights: What was drawn anew, in words.
-        mean: Mean rank correlation over images and draws, in [-1, 1]; 0 stands for a map that is empty.
-        highest: Of any image and draw.
-        empty: Share of its maps in which nothing speaks for the class.
+        weights: Which weights were randomized, as text.
+        mean: Mean rank correlation over images and draws, in [-1, 1]; an empty map counts as 0.
+        highest: Largest rank correlation of any image and draw.
+        empty: Fraction of maps in which nothing supports the class, in [0, 1].
     """
 
     weights: str
@@ -45,17 +45,17 @@ class Likeness:
 
     @property
     def alike(self) -> bool:
-        """Whether the maps stay as they were."""
+        """Whether the maps are much the same despite other weights."""
         return self.mean >= ALIKE
 
 
 @dataclass(frozen=True)
 class Sanity:
-    """The randomisation check.
+    """Result of the randomisation check.
 
     Attributes:
-        images: How many had a map to compare with.
-        found: With the last layer drawn anew, and with all weights drawn anew.
+        images: Number of images with a map to compare.
+        found: Similarity with the last layer randomized, and with all weights randomized.
     """
 
     images: int
@@ -63,34 +63,33 @@ class Sanity:
 
     @property
     def passed(self) -> bool | None:
-        """Whether other weights give other maps; None where no image has a map."""
+        """Whether other weights give other maps; None if no image has a map."""
         return None if not self.images else not any(each.alike for each in self.found)
 
     @property
     def said(self) -> str:
-        """The check in words."""
+        """The result as text."""
         if not self.images:
-            return (
-                "Randomisation check: not possible, since nothing speaks for the class in any of the images looked at."
-            )
+            return "Randomisation check: not possible, since all heat maps of the checked images are empty."
+        count = "1 image" if self.images == 1 else f"{self.images} images"
         lines = [
-            f"Randomisation check (Adebayo et al. 2018), {self.images} images, {DRAWS} draws: mean rank correlation of "
-            f"the trained network's maps with those after drawing anew"
+            f"Randomisation check (Adebayo et al. 2018), {count}, {DRAWS} draws: mean rank correlation between "
+            f"the trained network's maps and those after randomizing"
         ]
         lines += [
             f"  {each.weights}: {each.mean:.2f} (highest {each.highest:.2f}; {percent(each.empty)} % of maps empty)"
             for each in self.found
         ]
         lines.append(
-            f"Below {ALIKE}: other weights give other maps."
+            f"Passed: below {ALIKE}, so other weights give other maps."
             if self.passed
-            else f"WARNING: {ALIKE} or more: the maps stay much the same with other weights. They show the image or "
-            "the architecture more than what the network learned; do not read them as its reasons."
+            else f"WARNING: {ALIKE} or more: the maps hardly change with other weights. They show the image or the "
+            "architecture more than what the network learned; do not read them as its reasons."
         )
         return "\n".join(lines)
 
     def plain(self) -> dict[str, object]:
-        """For a JSON file."""
+        """Return plain values for a JSON file."""
         return {
             "passed": self.passed,
             "alike_from": ALIKE,
@@ -105,51 +104,55 @@ class Sanity:
 def randomisation_check(
     bundle: Bundle, images: NDArray[np.uint8], class_indices: Sequence[int], *, maps: Maps | None = None, seed: int = 0
 ) -> Sanity:
-    """Compares the trained network's maps with those of networks whose weights were drawn anew.
+    """Compare the trained network's maps with those of networks whose weights were randomized.
 
-    Maps are compared as the last features have them, by Spearman's rank correlation.
+    Maps are compared at the resolution of the last features, by Spearman's rank correlation.
 
     Args:
-        bundle: The trained network.
-        images: Of shape (n, size, size, 3), as in `heat_map`.
-        class_indices: A class an image.
-        maps: The explanation to be checked; None: that of `heat_map`.
-        seed: Of the draws.
+        bundle: The trained model.
+        images: uint8 RGB of shape (n, size, size, 3), as in `heat_map`.
+        class_indices: One class index per image.
+        maps: The method to check; None for Grad-CAM as in `heat_map`.
+        seed: Random seed of the new weights.
     """
-    explained = maps or _grad_cam
+    compute_maps = maps or _grad_cam
 
     def of(network: nn.Module) -> NDArray[np.float64]:
-        parts = [
-            explained(bundle, images[at : at + AT_ONCE], class_indices[at : at + AT_ONCE], network)
+        batches = [
+            compute_maps(bundle, images[at : at + AT_ONCE], class_indices[at : at + AT_ONCE], network)
             for at in range(0, len(images), AT_ONCE)
         ]
-        return np.asarray(torch.cat(parts).flatten(1).cpu(), dtype=np.float64)
+        return np.asarray(torch.cat(batches).flatten(1).cpu(), dtype=np.float64)
 
     trained = of(bundle.classifier.network)
-    kept = np.ptp(trained, axis=1) > 0
-    found = []
-    for weights, drawn in (("the last layer", _with_new_head), ("all weights", _with_new_weights)):
+    has_map = np.ptp(trained, axis=1) > 0
+    likenesses = []
+    for weights, randomize in (("the last layer", _with_new_head), ("all weights", _with_new_weights)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            others = [of(drawn(bundle))[kept] for _ in range(DRAWS)] if kept.any() else []
-        each = [rank_correlation(*pair) for other in others for pair in zip(trained[kept], other, strict=True)]
-        if each:
-            empty = float(np.mean([np.ptp(other, axis=1) == 0 for other in others]))
-            found.append(Likeness(weights, float(np.mean(each)), max(each), empty))
-    return Sanity(int(kept.sum()), tuple(found))
+            random_maps = [of(randomize(bundle))[has_map] for _ in range(DRAWS)] if has_map.any() else []
+        correlations = [
+            rank_correlation(*pair)
+            for maps_of_draw in random_maps
+            for pair in zip(trained[has_map], maps_of_draw, strict=True)
+        ]
+        if correlations:
+            empty = float(np.mean([np.ptp(maps_of_draw, axis=1) == 0 for maps_of_draw in random_maps]))
+            likenesses.append(Likeness(weights, float(np.mean(correlations)), max(correlations), empty))
+    return Sanity(int(has_map.sum()), tuple(likenesses))
 
 
-def rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """Spearman's rank correlation of two flat maps; 0 where one is the same everywhere, or no number.
+def rank_correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Return Spearman's rank correlation of two flat maps; 0 if one is constant, NaN or infinite.
 
     Example:
         >>> rank_correlation(np.array([0.1, 0.2, 0.9]), np.array([1.0, 2.0, 3.0]))
         1.0
     """
-    if not (np.isfinite(one).all() and np.isfinite(other).all()) or np.ptp(one) == 0 or np.ptp(other) == 0:
+    if not (np.isfinite(first).all() and np.isfinite(second).all()) or np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
-    found = float(spearmanr(one, other).statistic)
-    return 0.0 if math.isnan(found) else round(found, 12)
+    correlation = float(spearmanr(first, second).statistic)
+    return 0.0 if math.isnan(correlation) else round(correlation, 12)
 
 
 def _grad_cam(bundle: Bundle, images: NDArray[np.uint8], class_indices: Sequence[int], network: nn.Module) -> Tensor:
@@ -163,9 +166,9 @@ def _with_new_head(bundle: Bundle) -> nn.Module:
 
 
 def _with_new_weights(bundle: Bundle) -> nn.Module:
-    said = bundle.description
+    description = bundle.description
     network = create_network(
-        said.architecture, said.arguments, classes=len(said.classes), image_size=bundle.input.size
+        description.architecture, description.arguments, classes=len(description.classes), image_size=bundle.input.size
     ).eval()
     draw_head(network)
     return laid_out(network, bundle.device)

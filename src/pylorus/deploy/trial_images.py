@@ -1,4 +1,4 @@
-"""The images on which an export is tried: the user's, or those of the run that the bundle lies in."""
+"""Find the images on which an export is verified: the user's, or those of the bundle's run."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ from pylorus.errors import PylorusError
 
 READ_AT_ONCE = 32
 UNKNOWN = -1
-ASK = "Give some with --images DIR."
+ASK = "Choose images with --images DIR."
 
 
 @dataclass(frozen=True, eq=False)
 class TrialImages:
-    """Files of images, not read yet.
+    """Image files, not read yet.
 
     Attributes:
         files: In any order.
-        labels: The class of each as a place in the bundle's classes, or `UNKNOWN`; of shape (files,).
-        groups: What each belongs to (the patient), of shape (files,).
-        source: In words.
+        labels: Class index of each file in the bundle's class order, or `UNKNOWN`; int64 of shape (files,).
+        groups: Group (patient) of each file; shape (files,).
+        source: Where they come from, as text.
     """
 
     files: tuple[Path, ...]
@@ -40,57 +40,57 @@ class TrialImages:
     def __len__(self) -> int:
         return len(self.files)
 
-    def taken(self, places: NDArray[np.int64]) -> "TrialImages":
-        """Some of them."""
+    def taken(self, indices: NDArray[np.int64]) -> "TrialImages":
+        """Return the files at the given indices."""
         return TrialImages(
-            tuple(self.files[place] for place in places), self.labels[places], self.groups[places], self.source
+            tuple(self.files[index] for index in indices), self.labels[indices], self.groups[indices], self.source
         )
 
-    def read(self, form: InputFormat) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-        """Their places and pixels (n, size, size, 3), block by block; what can't be read is passed over."""
+    def read(self, input_format: InputFormat) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+        """Yield indices and pixels (n, size, size, 3), block by block; files that can't be read are skipped."""
         for start in range(0, len(self.files), READ_AT_ONCE):
-            places, images = [], []
-            for place in range(start, min(start + READ_AT_ONCE, len(self.files))):
+            indices, images = [], []
+            for index in range(start, min(start + READ_AT_ONCE, len(self.files))):
                 try:
-                    images.append(form.read(self.files[place]))
-                    places.append(place)
+                    images.append(input_format.read(self.files[index]))
+                    indices.append(index)
                 except UnreadableImageError:
                     continue
             if images:
-                yield np.array(places, dtype=np.int64), np.stack(images)
+                yield np.array(indices, dtype=np.int64), np.stack(images)
 
 
 def spread(images: TrialImages, count: int) -> TrialImages:
-    """At most `count` of them, spread evenly."""
-    places = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(np.int64)
-    return images.taken(places)
+    """Return at most `count` of the images, evenly spaced."""
+    indices = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(np.int64)
+    return images.taken(indices)
 
 
-def given_images(folder: Path, said: Description, *, group: str | None) -> TrialImages:
-    """The images below a folder; those in folders that have the name of a class are of that class.
+def given_images(folder: Path, description: Description, *, group: str | None) -> TrialImages:
+    """Find the images below a folder; a folder named after a class labels its images.
 
     Args:
-        folder: As the user gave it.
-        said: The bundle's description.
-        group: Regular expression that finds the patient in a path; None: each image stands for itself.
+        folder: Folder from --images.
+        description: The bundle's description.
+        group: Regular expression that finds the patient in a path; None to make each image its own group.
 
     Raises:
-        PylorusError: If it is no folder, holds no image, or no patient is found in a path.
+        PylorusError: If it is not a folder, holds no image, or a path matches no patient.
     """
     if not folder.is_dir():
         raise PylorusError(f"--images: found {folder}, expected a folder of images.")
-    named = tuple(zip(said.classes, said.short_names, strict=True))
-    items = [item for item in Sources((str(folder),), named, None).items() if isinstance(item.source, Path)]
+    class_names = tuple(zip(description.classes, description.short_names, strict=True))
+    items = [item for item in Sources((str(folder),), class_names, None).items() if isinstance(item.source, Path)]
     if not items:
-        raise PylorusError(f"--images: {folder} holds no image.")
+        raise PylorusError(f"--images: {folder} holds no images.")
     groups = [item.path for item in items]
     if group is not None:
         finder = group_finder(group, key="--group")
-        found = [finder.search(item.path) for item in items]
-        missing = next((item.path for item, match in zip(items, found, strict=True) if not match), None)
+        matches = [finder.search(item.path) for item in items]
+        missing = next((item.path for item, match in zip(items, matches, strict=True) if not match), None)
         if missing is not None:
             raise PylorusError(f"--group: {group!r} finds no patient in {missing}.")
-        groups = [group_in(match) for match in found if match]
+        groups = [group_in(match) for match in matches if match]
     return TrialImages(
         tuple(Path(str(item.source)) for item in items),
         np.array([UNKNOWN if item.label is None else item.label for item in items], dtype=np.int64),
@@ -99,37 +99,39 @@ def given_images(folder: Path, said: Description, *, group: str | None) -> Trial
     )
 
 
-def run_images(bundle: Path, said: Description, part: str | None = None) -> TrialImages:
-    """The images of the run that a bundle lies in.
+def run_images(bundle: Path, description: Description, split: str | None = None) -> TrialImages:
+    """Find the images of a bundle's run.
 
     Args:
         bundle: The folder `model` of a run.
-        said: The bundle's description.
-        part: train, val or test; None: all of them.
+        description: The bundle's description.
+        split: Split (train, val or test); None for all.
 
     Raises:
-        PylorusError: If it lies in no run, or the run's images are not there; asks for others.
+        PylorusError: If it is not in a run, or the run's images are missing; the message asks for --images.
     """
     run = bundle.absolute().parent
     try:
         table = pd.read_csv(run / "split.csv", dtype=str)
         config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=False)
-        kind, root = (config["data"][key] for key in ("kind", "root"))  # type: ignore[index, call-overload]
-        rows = table if part is None else table[table["split"] == part]
-        labels = [said.classes.index(name) for name in rows["class"]]
+        source, root = (config["data"][key] for key in ("kind", "root"))  # type: ignore[index, call-overload]
+        rows = table if split is None else table[table["split"] == split]
+        labels = [description.classes.index(name) for name in rows["class"]]
         paths, groups = list(rows["path"]), rows["group"].to_numpy(dtype=np.str_)
-    except Exception:  # of a table, of YAML: whatever lies there is no run's
+    except Exception:  # errors of pandas or YAML: the files are not those of a run
         raise PylorusError(
-            f"{bundle}: an export is tried on real images, and this bundle lies in no run that has some. {ASK}"
+            f"{bundle}: an export is verified on real images, but this bundle is not in a run with images. {ASK}"
         ) from None
-    if kind == "shards":
-        raise PylorusError(f"{run}: its images lie in shards, which are not read here. {ASK}")
-    folder = run / "images" if kind == "synthetic" else Path(str(root))
+    if source == "shards":
+        raise PylorusError(f"{run}: its images are in shards, which export can't read. {ASK}")
+    folder = run / "images" if source == "synthetic" else Path(str(root))
     files = tuple(folder / path for path in paths)
-    gone = next((file for file in files if not file.is_file()), None)
-    if gone is not None:
-        raise PylorusError(f"{gone}: an image of the run, on which to try the export, is not there any more. {ASK}")
-    drawn = " (drawn, not real)" if kind == "synthetic" else ""
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None:
+        raise PylorusError(
+            f"{missing}: this image of the run no longer exists, but the export is verified on it. {ASK}"
+        )
+    note = " (synthetic, not real)" if source == "synthetic" else ""
     return TrialImages(
-        files, np.array(labels, dtype=np.int64), groups, f"the run's own {f'{part} ' if part else ''}images{drawn}"
+        files, np.array(labels, dtype=np.int64), groups, f"the run's own {f'{split} ' if split else ''}images{note}"
     )

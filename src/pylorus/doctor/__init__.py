@@ -1,1 +1,1 @@
-"""What this machine has, what it lacks and how to mend it: `pylorus doctor`. No check opens a connection."""
+"""`pylorus doctor`: check this machine for what Pylorus needs and say how to fix it. No check opens a connection."""

@@ -1,4 +1,4 @@
-"""A bundle: whether it is whole and can be predicted with on this machine."""
+"""Check that a bundle is complete and can be used for prediction on this machine."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,15 +10,15 @@ AREA = "Bundle"
 
 
 def check_bundle(folder: Path) -> Iterator[Check]:
-    """Loads a bundle as prediction does: hashes, description, classes, weights."""
+    """Load a bundle as `pylorus predict` does: file hashes, description, classes, weights."""
     from pylorus.deploy.load import load_bundle
 
     try:
         bundle = load_bundle(folder)
     except (PylorusError, OSError) as error:
-        mend = "Copy the whole folder model/ of the run again; sha256sum -c SHA256SUMS in it names what has changed."
-        yield Check(AREA, "bundle", State.WRONG, " ".join(str(error).split()), mend)
+        fix = "Copy the run's whole model/ folder again; `sha256sum -c SHA256SUMS` in it lists the files that changed."
+        yield Check(AREA, "bundle", State.WRONG, " ".join(str(error).split()), fix)
         return
     description = bundle.description
-    found = f"{folder}: {description.architecture}, classes {', '.join(description.classes)}; whole, and it loads"
-    yield Check(AREA, "bundle", State.GOOD, found)
+    summary = f"{folder}: {description.architecture}, classes {', '.join(description.classes)}; complete and loadable"
+    yield Check(AREA, "bundle", State.GOOD, summary)

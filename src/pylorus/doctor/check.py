@@ -1,4 +1,4 @@
-"""One line of the doctor's: what was looked at, what was found, how it is mended."""
+"""One check of the doctor: what was checked, what was found and how to fix it."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """How a check ends; the later, the worse."""
+    """Outcome of a check, from best to worst."""
 
     GOOD = "good"
     WARNING = "warning"
@@ -16,14 +16,14 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Check:
-    """What was found of one thing.
+    """The result of one check.
 
     Attributes:
-        area: The heading it stands under.
-        name: Of the thing.
-        state: Whether Pylorus can work with it.
-        found: What is there, in words.
-        mend: What to do about it; of a good thing, what could be added.
+        area: Heading under which it is printed.
+        name: What was checked, such as a package or a disk.
+        state: Whether Pylorus can work with what was found.
+        found: What was found, as text.
+        mend: How to fix it; for a good result, an optional improvement. Empty if there is nothing to do.
     """
 
     area: str
@@ -32,19 +32,19 @@ class Check:
     found: str
     mend: str = ""
 
-    def as_json(self) -> str:
-        """One line of JSON, as `from_json` reads it."""
+    def to_json(self) -> str:
+        """Return the check as one line of JSON, for `from_json`."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, line: str) -> "Check":
-        """The check that `as_json` wrote."""
+        """Return the check that `to_json` wrote."""
         content = json.loads(line)
         return cls(**{**content, "state": State(content["state"])})
 
 
 def worst(checks: Iterable[Check]) -> State:
-    """The worst state of all; good where there is none.
+    """Return the worst state of the checks; good if there are none.
 
     Example:
         >>> worst([Check("a", "b", State.WARNING, "c"), Check("a", "b", State.GOOD, "c")])
@@ -55,15 +55,18 @@ def worst(checks: Iterable[Check]) -> State:
 
 
 def guarded(area: str, name: str, look: Callable[[], Iterable[Check]]) -> Iterator[Check]:
-    """What `look` finds; where it fails itself, that is a line too: a doctor is called because something is broken."""
+    """Yield the checks of `look`; if it raises an error, yield that as a failed check.
+
+    The doctor is called because something is broken, so one failure must not hide the remaining checks.
+    """
     try:
         yield from look()
     except Exception as error:
-        mend = "Where another line names a package, mend that first; else report this with the output of --json."
-        yield Check(area, name, State.WRONG, f"could not be looked at: {first_line(error)}", mend)
+        fix = "If another line names a broken package, fix that first. Otherwise report this with the output of --json."
+        yield Check(area, name, State.WRONG, f"the check itself failed: {first_line(error)}", fix)
 
 
 def first_line(error: BaseException) -> str:
-    """The kind of an error and the first line of what it says."""
+    """Return the type of an error and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

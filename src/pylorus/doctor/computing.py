@@ -1,4 +1,4 @@
-"""What a run computes on: cores, threads, the GPU, and the precision that each does well. Needs torch."""
+"""Check what a run computes on: CPU cores, GPUs and the precision that suits each. Needs torch."""
 
 import os
 import re
@@ -16,34 +16,39 @@ from pylorus.machine.engine import fitting_precision, usable_cores
 AREA = "Computing"
 DRIVER = Path("/proc/driver/nvidia/version")
 FEW_GPU_MEMORY = 4 * 2**30
-"""Free memory of a GPU: less is short for the study's models at their batch size."""
+"""Bytes of free GPU memory; with less, the study's models may not fit at their batch size."""
 
 
 def check_computing() -> Iterator[Check]:
-    """Cores, CPU precision and each GPU."""
+    """Check the cores, the CPU precision and each GPU."""
     cores = usable_cores()
     yield check_cores(cores, os.cpu_count() or cores)
     torch.set_num_threads(cores)
     yield Check(AREA, "CPU precision", State.GOOD, _precision("cpu"))
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        there = torch.cuda.is_available()
-    if there:
+        has_cuda = torch.cuda.is_available()
+    if has_cuda:
         for index in range(torch.cuda.device_count()):
             yield check_gpu(index)
     elif torch.backends.mps.is_available():
-        yield Check(AREA, "GPU", State.GOOD, f"Apple's, through Metal; {_precision('mps')}")
+        yield Check(AREA, "GPU", State.GOOD, f"Apple GPU (Metal); {_precision('mps')}")
     else:
-        yield check_no_gpu(driver_version(), [str(warning.message) for warning in said])
+        yield check_no_gpu(driver_version(), [str(warning.message) for warning in caught])
 
 
 def check_cores(usable: int, counted: int) -> Check:
-    """What a run has of the processor, and how many threads it takes."""
-    found = f"{usable} usable of {counted} that the system counts; a run computes with as many threads"
+    """Check how many CPU cores a run can use.
+
+    Args:
+        usable: Cores that this process may use; also the number of threads of a run.
+        counted: Cores that the operating system reports.
+    """
+    summary = f"{usable} of {counted} usable; a run uses {usable} thread{'' if usable == 1 else 's'}"
     if usable > 1:
-        return Check(AREA, "cores", State.GOOD, found)
-    mend = "Give the container, job or virtual machine more cores (docker --cpus, SLURM --cpus-per-task)."
-    return Check(AREA, "cores", State.WARNING, f"{found}: training will take long", mend)
+        return Check(AREA, "cores", State.GOOD, summary)
+    fix = "Give the container, job or virtual machine more cores (docker --cpus, SLURM --cpus-per-task)."
+    return Check(AREA, "cores", State.WARNING, f"{summary}: training will be slow", fix)
 
 
 def _precision(accelerator: str) -> str:
@@ -52,55 +57,55 @@ def _precision(accelerator: str) -> str:
 
 
 def check_gpu(index: int) -> Check:
-    """One GPU: multiplies two matrices on it and looks whether the result is right."""
+    """Check one GPU: multiply two matrices on it and verify the result."""
     properties = torch.cuda.get_device_properties(index)
     name = "GPU" if torch.cuda.device_count() == 1 else f"GPU {index}"
-    about = f"{properties.name}, compute capability {properties.major}.{properties.minor}, driver {driver_version()}"
-    mend = (
+    gpu = f"{properties.name}, compute capability {properties.major}.{properties.minor}, driver {driver_version()}"
+    fix = (
         "Install the PyTorch build for this GPU and driver (pytorch.org, Get Started), or train on the CPU: trainer=cpu"
     )
     try:
         free, total = torch.cuda.mem_get_info(index)
         ones = torch.ones(64, 64, device=f"cuda:{index}")
-        right = bool((ones @ ones == 64).all())
+        is_correct = bool((ones @ ones == 64).all())
     except RuntimeError as error:
-        return Check(AREA, name, State.WRONG, f"{about}: it does not compute: {first_line(error)}", mend)
-    if not right:
-        return Check(AREA, name, State.WRONG, f"{about}: it computes wrongly", mend)
+        return Check(AREA, name, State.WRONG, f"{gpu}: a test computation failed: {first_line(error)}", fix)
+    if not is_correct:
+        return Check(AREA, name, State.WRONG, f"{gpu}: a test computation gave a wrong result", fix)
     memory = f"{readable_size(free)} free of {readable_size(total)}"
-    found = f"{about}, {memory}; {_precision('cuda')}; torch for CUDA {torch.version.cuda or torch.version.hip}"
+    summary = f"{gpu}, {memory}; {_precision('cuda')}; torch built for CUDA {torch.version.cuda or torch.version.hip}"
     if free < FEW_GPU_MEMORY:
-        mend = "End what holds its memory (nvidia-smi lists it), or take a smaller trainer.batch_size."
-        return Check(AREA, name, State.WARNING, found, mend)
-    return Check(AREA, name, State.GOOD, found)
+        fix = "Stop other programs on this GPU (nvidia-smi lists them), or set a smaller trainer.batch_size."
+        return Check(AREA, name, State.WARNING, summary, fix)
+    return Check(AREA, name, State.GOOD, summary)
 
 
-def check_no_gpu(driver: str | None, said: list[str]) -> Check:
-    """Why torch sees no GPU: because there is none, or because something is in its way.
+def check_no_gpu(driver: str | None, messages: list[str]) -> Check:
+    """Explain why torch sees no GPU: there is none, or something prevents its use.
 
     Args:
-        driver: Version of the machine's NVIDIA driver; None: there is none.
-        said: What torch warned of as it looked.
+        driver: Version of the machine's NVIDIA driver; None if there is none.
+        messages: Warnings that torch gave while it searched for a GPU.
     """
-    if driver is None and not said:
-        return Check(AREA, "GPU", State.GOOD, "none; runs compute on the CPU")
+    if driver is None and not messages:
+        return Check(AREA, "GPU", State.GOOD, "none; runs use the CPU")
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None and hidden.strip() in ("", "-1"):
-        found = f"hidden by CUDA_VISIBLE_DEVICES={hidden}; runs compute on the CPU"
-        return Check(AREA, "GPU", State.GOOD, found, "unset CUDA_VISIBLE_DEVICES")
+        summary = f"hidden by CUDA_VISIBLE_DEVICES={hidden}; runs use the CPU"
+        return Check(AREA, "GPU", State.GOOD, summary, "unset CUDA_VISIBLE_DEVICES")
     if torch.version.cuda is None and torch.version.hip is None:
-        found = f"an NVIDIA driver ({driver}) is there, but this build of torch knows CPUs only"
-        return Check(AREA, "GPU", State.WARNING, found, "Install torch's CUDA build: pytorch.org, Get Started.")
-    found = f"an NVIDIA driver ({driver}) is there, but torch reaches no GPU"
-    reason = f": {' '.join(said[0].split())}" if said else ""
-    mend = "Renew the driver, or in a container: docker run --gpus all. Without a GPU runs compute on the CPU."
-    return Check(AREA, "GPU", State.WARNING, f"{found}{reason}", mend)
+        summary = f"the NVIDIA driver ({driver}) is installed, but this build of torch supports only CPUs"
+        return Check(AREA, "GPU", State.WARNING, summary, "Install the CUDA build of torch: pytorch.org, Get Started.")
+    summary = f"the NVIDIA driver ({driver}) is installed, but torch can't use a GPU"
+    reason = f": {' '.join(messages[0].split())}" if messages else ""
+    fix = "Update the driver; in a container, start it with docker run --gpus all. Until then, runs use the CPU."
+    return Check(AREA, "GPU", State.WARNING, f"{summary}{reason}", fix)
 
 
 def driver_version() -> str | None:
-    """Of the NVIDIA driver; None where there is none."""
+    """Return the version of the NVIDIA driver, or None if there is no driver."""
     try:
-        found = re.search(r"Module\s+(?:for \S+\s+)?([\d.]+)", DRIVER.read_text())
+        match = re.search(r"Module\s+(?:for \S+\s+)?([\d.]+)", DRIVER.read_text())
     except OSError:
         return "of unknown version" if shutil.which("nvidia-smi") else None
-    return found[1] if found else "of unknown version"
+    return match[1] if match else "of unknown version"

@@ -1,4 +1,7 @@
-"""All checks, in order, as they come: first what needs no heavy package, meanwhile a second process loads those."""
+"""Run all checks and yield each as soon as it is done.
+
+The checks that need no heavy package run first, while a second process loads those packages.
+"""
 
 import json
 import signal
@@ -22,97 +25,109 @@ from pylorus.doctor.space import AREA as SPACE
 from pylorus.doctor.space import check_space
 
 PATIENCE = 600.0
-"""Seconds that the second process has: from a cold network disk torch takes minutes to load."""
+"""Time limit of the second process, in seconds: from a cold network disk torch takes minutes to load."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of the doctor.
+    """What the doctor should check besides the machine.
 
     Attributes:
-        weights: Folder of weights that were carried in.
-        data: Folder of images to look at; None: none.
-        bundle: Folder of a bundle to look at; None: none.
+        weights: Folder of weight files that were copied to this machine.
+        data: Folder of images to check, or None.
+        bundle: Folder of a bundle to check, or None.
     """
 
     weights: Path = Path("weights")
     data: Path | None = None
     bundle: Path | None = None
 
-    def as_json(self) -> str:
-        """As the second process takes it."""
-        named = {"data": self.data, "bundle": self.bundle}
-        given = {name: None if path is None else str(path) for name, path in named.items()}
-        return json.dumps({"weights": str(self.weights), **given})
+    def to_json(self) -> str:
+        """Return the question as JSON, for the second process."""
+        folders = {"data": self.data, "bundle": self.bundle}
+        paths = {name: None if path is None else str(path) for name, path in folders.items()}
+        return json.dumps({"weights": str(self.weights), **paths})
 
 
 def examine(question: Question) -> Iterator[Check]:
-    """Looks at everything and gives each check as it is done."""
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
-        second = _start(question, said)
+    """Run all checks and yield each as soon as it is done."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        process = _start(question, errors)
         try:
             yield from guarded(PACKAGES, "packages", check_packages)
             yield from guarded(EXTRAS, "extras", check_extras)
             yield from guarded(SPACE, "memory and disk", check_space)
             yield from check_network()
-            yield from _from_second(second, said)
+            yield from _from_second(process, errors)
         finally:
-            second.kill()
-            second.wait()
+            process.kill()
+            process.wait()
 
 
-def _start(question: Question, said: IO[str]) -> "subprocess.Popen[str]":
-    # -P: a file of the user's folder that is called as a module is none.
-    command = [sys.executable, "-P", "-m", "pylorus.doctor.second", question.as_json()]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, encoding="utf-8")
+def _start(question: Question, errors: IO[str]) -> "subprocess.Popen[str]":
+    # -P: a file in the current folder that has the name of a module must not be imported in its place.
+    command = [sys.executable, "-P", "-m", "pylorus.doctor.second", question.to_json()]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8")
 
 
-def _from_second(second: "subprocess.Popen[str]", said: IO[str]) -> Iterator[Check]:
-    """The second process's checks; where it ends before it is done, a line says at what."""
-    late = threading.Timer(PATIENCE, second.kill)
-    late.daemon = True
-    late.start()
-    doing = "starting"
-    assert second.stdout is not None
-    for line in second.stdout:
+def _from_second(process: "subprocess.Popen[str]", errors: IO[str]) -> Iterator[Check]:
+    """Yield the second process's checks; if it ends early, also a check that says during which step."""
+    timer = threading.Timer(PATIENCE, process.kill)
+    timer.daemon = True
+    timer.start()
+    step = "starting"
+    assert process.stdout is not None
+    for line in process.stdout:
         if not line.endswith("\n"):
-            break  # it ended as it wrote
+            break  # the process ended while it wrote this line
         content = json.loads(line)
         if "doing" in content:
-            doing = content["doing"]
+            step = content["doing"]
         else:
             yield Check.from_json(line)
-    in_time = late.is_alive()
-    late.cancel()
-    if second.wait() != 0:
-        yield broken_off(doing, second.returncode, in_time=in_time, said=_last_line(said))
+    in_time = timer.is_alive()
+    timer.cancel()
+    if process.wait() != 0:
+        yield broken_off(step, process.returncode, in_time=in_time, said=_last_line(errors))
 
 
-def _last_line(said: IO[str]) -> str:
-    said.seek(0)
-    lines = said.read().strip().splitlines()
+def _last_line(errors: IO[str]) -> str:
+    errors.seek(0)
+    lines = errors.read().strip().splitlines()
     return lines[-1].strip() if lines else ""
 
 
 def broken_off(doing: str, code: int, *, in_time: bool, said: str) -> Check:
-    """The line for a second process that ended before it was done.
+    """Return the check that reports that the second process ended early.
 
     Args:
-        doing: What it was at.
-        code: Of its end; below zero the number of a signal.
-        in_time: Whether it had time left.
-        said: The last line of its errors.
+        doing: What it was doing.
+        code: Its exit code; negative: the number of the signal that ended it.
+        in_time: Whether it ended before the time limit.
+        said: The last line of its standard error.
     """
     if not in_time:
-        found = f"not done within {PATIENCE:.0f} s; what comes after it was not looked at"
-        return Check(LOADING, doing, State.WRONG, found, "Is the disk of the packages slow, or does a device hang?")
-    how = f"exit code {code}"
+        summary = f"not finished within {PATIENCE:.0f} s; the checks after it were skipped"
+        return Check(
+            LOADING,
+            doing,
+            State.WRONG,
+            summary,
+            "See whether the disk with the Python packages is slow, or whether a device hangs.",
+        )
+    ending = f"exit code {code}"
     if code < 0:
-        how = signal.Signals(-code).name
-    meaning = {
+        ending = signal.Signals(-code).name
+    meanings = {
         "SIGILL": "this processor lacks an instruction that it uses: install an older release or another build",
-        "SIGKILL": "most often the memory is used up: end other programs",
+        "SIGKILL": "the usual cause is that memory ran out: close other programs",
     }
-    mend = f"Reinstall the package; {meaning[how]}." if how in meaning else "Reinstall the package, then look again."
-    told = f" ({said})" if said else ""
-    return Check(LOADING, doing, State.WRONG, f"ends Python: {how}{told}; what comes after it was not looked at", mend)
+    fix = (
+        f"Reinstall the package; {meanings[ending]}."
+        if ending in meanings
+        else "Reinstall the package, then run pylorus doctor again."
+    )
+    detail = f" ({said})" if said else ""
+    return Check(
+        LOADING, doing, State.WRONG, f"Python ended with {ending}{detail}; the checks after it were skipped", fix
+    )

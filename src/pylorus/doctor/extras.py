@@ -1,4 +1,4 @@
-"""The optional parts: which of them are installed. None is needed, so none that is missing is a fault."""
+"""Check which optional extras are installed. None is required, so a missing one is no fault."""
 
 import importlib.metadata as metadata
 from collections.abc import Iterator
@@ -6,25 +6,26 @@ from collections.abc import Iterator
 from pylorus.doctor.check import Check, State
 from pylorus.doctor.packages import check_requirement, installed, of_extra
 
-AREA = "Optional parts"
+AREA = "Optional extras"
 LEFT_OUT = ("dev", "docs")
-"""Extras for those who work on Pylorus itself."""
+"""Extras for developers of Pylorus, which are not checked."""
 
 GIVES = {
     "dicom": "DICOM images",
     "explain": "heat maps",
-    "shards": "shards behind http(s)",
-    "parallel": "a sweep's jobs at once",
+    "shards": "shards at http(s) URLs",
+    "parallel": "parallel jobs of a sweep",
     "slurm": "sweeps on SLURM",
-    "optuna": "searches",
+    "optuna": "hyperparameter searches",
     "ray": "sweeps with Ray",
-    "onnx": "export, and prediction with it",
+    "serve": "web page of a trained model",
+    "onnx": "ONNX export and prediction with an export",
 }
-"""What an extra is for."""
+"""What each extra is for."""
 
 
 def check_extras() -> Iterator[Check]:
-    """One line for each extra of the package."""
+    """Yield one check for each extra of the package."""
     names = metadata.metadata("pylorus").get_all("Provides-Extra") or []
     for extra in names:
         if extra not in LEFT_OUT:
@@ -32,16 +33,16 @@ def check_extras() -> Iterator[Check]:
 
 
 def check_extra(extra: str) -> Check:
-    """Whether an extra is there as a whole, and in versions that fit."""
-    wanted = of_extra("pylorus", extra)
+    """Check that an extra is completely installed, in compatible versions."""
+    required = of_extra("pylorus", extra)
     purpose = f" ({GIVES[extra]})" if extra in GIVES else ""
     install = f"pip install 'pylorus[{extra}]'"
-    there = [found for found in wanted if installed(found.name) is not None]
-    amiss = [found for requirement in there if (found := check_requirement(requirement)) is not None]
-    if amiss:
-        told = "; ".join(f"{check.name} {check.found}" for check in amiss)
-        return Check(AREA, extra, State.WARNING, told, install)
-    if len(there) < len(wanted):
+    present = [found for found in required if installed(found.name) is not None]
+    problems = [found for requirement in present if (found := check_requirement(requirement)) is not None]
+    if problems:
+        details = "; ".join(f"{check.name} {check.found}" for check in problems)
+        return Check(AREA, extra, State.WARNING, details, install)
+    if len(present) < len(required):
         return Check(AREA, extra, State.GOOD, f"not installed{purpose}", install)
-    versions = ", ".join(f"{name} {installed(name)}" for name in dict.fromkeys(found.name for found in wanted))
+    versions = ", ".join(f"{name} {installed(name)}" for name in dict.fromkeys(found.name for found in required))
     return Check(AREA, extra, State.GOOD, f"{versions}{purpose}")

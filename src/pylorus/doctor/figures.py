@@ -1,4 +1,4 @@
-"""Fonts for the report's figures."""
+"""Check the fonts for the report's figures."""
 
 from collections.abc import Iterable, Iterator
 
@@ -9,19 +9,19 @@ AREA = "Figures"
 
 
 def check_fonts(words: Iterable[str] = ()) -> Iterator[Check]:
-    """Whether figures can draw names of classes.
+    """Check that an installed font can draw the class names.
 
     Args:
-        words: Names that figures will hold, where they are known.
+        words: The class names, if known.
     """
-    wider = wider_font_file()
-    needed = [word for word in words if not drawn_by_own(word)]
-    if wider is not None:
-        yield Check(AREA, "fonts", State.GOOD, f"{OWN}, and {wider.name} for Chinese, Japanese and Korean")
+    cjk_font = wider_font_file()
+    unsupported = [word for word in words if not drawn_by_own(word)]
+    if cjk_font is not None:
+        yield Check(AREA, "fonts", State.GOOD, f"{OWN}, and {cjk_font.name} for Chinese, Japanese and Korean")
         return
-    found = f"{OWN}: Latin, Greek, Cyrillic; none for Chinese, Japanese or Korean names of classes"
-    mend = "install Noto Sans CJK (on Debian and Ubuntu: apt install fonts-noto-cjk)"
-    if needed:
-        yield Check(AREA, "fonts", State.WARNING, f"{found}: figures show {', '.join(needed)} as boxes", mend)
+    summary = f"{OWN}: Latin, Greek, Cyrillic; no font for Chinese, Japanese or Korean class names"
+    fix = "install Noto Sans CJK (on Debian and Ubuntu: apt install fonts-noto-cjk)"
+    if unsupported:
+        yield Check(AREA, "fonts", State.WARNING, f"{summary}: figures show {', '.join(unsupported)} as boxes", fix)
     else:
-        yield Check(AREA, "fonts", State.GOOD, found, mend)
+        yield Check(AREA, "fonts", State.GOOD, summary, fix)

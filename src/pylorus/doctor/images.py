@@ -1,4 +1,4 @@
-"""The user's images at a glance: classes, and whether some of them can be read. `pylorus audit` looks at all."""
+"""Check the user's images: count the classes and read a sample. `pylorus audit` examines every image."""
 
 import time
 from collections import Counter
@@ -13,53 +13,59 @@ from pylorus.errors import PylorusError
 
 AREA = "Images"
 TRIED = 24
-"""Images that are read."""
+"""Number of images that are read."""
 
 _scanned = cache(scan_folders)
 
 
 def check_images(root: Path) -> Iterator[Check]:
-    """What lies in a folder of class folders, and whether a sample of it can be read."""
+    """Count the images of each class folder and read a sample of them."""
     if not root.is_dir():
-        mend = "Give --data a folder of class folders."
-        yield Check(AREA, "folder", State.WRONG, f"{root} is no folder that exists", mend)
+        fix = "Pass a folder with one subfolder per class: --data DIR"
+        yield Check(AREA, "folder", State.WRONG, f"{root} is not a folder", fix)
         return
     shards = len(list(root.glob("*.tar")))
     if shards:
-        found = f"{shards} shards in {root}"
-        yield Check(AREA, "folder", State.GOOD, found, f"train with data=shards data.root={root}")
+        summary = f"{shards} shard{'' if shards == 1 else 's'} in {root}"
+        yield Check(AREA, "folder", State.GOOD, summary, f"train with data=shards data.root={root}")
         return
     try:
         rows, _ = _scanned(root)
     except PylorusError as error:
-        mend = f"Put the images into {root}/CLASS/…, or list them in a manifest (docs/data.md)."
-        yield Check(AREA, "folder", State.WRONG, " ".join(str(error).split()), mend)
+        fix = f"Put the images into {root}/CLASS/…, or list them in a manifest (docs/data.md)."
+        yield Check(AREA, "folder", State.WRONG, " ".join(str(error).split()), fix)
         return
     counts = Counter(row[1] for row in rows)
-    listed = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
-    yield Check(AREA, "folder", State.GOOD, f"{len(rows)} images in {root}: {listed}")
+    classes = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+    yield Check(AREA, "folder", State.GOOD, f"{len(rows)} images in {root}: {classes}")
     yield check_sample([root / row[0] for row in rows[:: max(1, len(rows) // TRIED)]][:TRIED])
 
 
 def check_sample(paths: list[Path]) -> Check:
-    """Reads some images as a run does."""
+    """Read the images as a run does and time it."""
     unreadable: list[str] = []
-    began = time.perf_counter()
+    start = time.perf_counter()
     for path in paths:
         try:
             read(path)
         except UnreadableImageError as error:
             unreadable.append(str(error))
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     if unreadable:
-        found = f"{len(unreadable)} of {len(paths)} that were tried can't be read, such as {unreadable[0]}"
-        return Check(AREA, "reading", State.WARNING, found, "pylorus audit lists all; data.on_error=quarantine")
-    each = f"{seconds / max(1, len(paths)) * 1000:.0f} ms each"
-    return Check(AREA, "reading", State.GOOD, f"{len(paths)} were tried, all can be read, {each}")
+        summary = f"{len(unreadable)} of {len(paths)} sampled images can't be read, e.g. {unreadable[0]}"
+        return Check(
+            AREA,
+            "reading",
+            State.WARNING,
+            summary,
+            "List all of them: pylorus audit DIR. Train without them: data.on_error=quarantine",
+        )
+    speed = f"{seconds / max(1, len(paths)) * 1000:.0f} ms each"
+    return Check(AREA, "reading", State.GOOD, f"all {len(paths)} sampled images can be read, {speed}")
 
 
 def class_names(root: Path) -> list[str]:
-    """Names of the classes in a folder; none where there is no such folder or it holds something else."""
+    """Return the class names of a folder; an empty list if it does not exist or holds no class folders."""
     if not root.is_dir() or list(root.glob("*.tar")):
         return []
     try:

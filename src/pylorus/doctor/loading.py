@@ -1,4 +1,4 @@
-"""Whether the packages load, one after the other. Run in a process of its own: a broken one may end it."""
+"""Import the packages one by one. Runs in a process of its own, which a broken package may crash."""
 
 import importlib
 import importlib.util
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pylorus.doctor.check import Check, State, first_line
 from pylorus.doctor.packages import installed
 
-AREA = "What loads"
+AREA = "Package loading"
 
 LOADED = {
     "numpy": "numpy",
@@ -28,19 +28,19 @@ LOADED = {
     "safetensors": "safetensors",
     "PIL": "pillow",
 }
-"""Modules with parts in C, which may fail on a machine though their versions fit, and their packages."""
+"""Modules with compiled code, which may fail on a machine even in compatible versions, and their packages."""
 
 ON_TORCH = ("torchvision", "timm", "albumentations", "pytorch_lightning", "torchmetrics")
 """Modules that can't load without torch."""
 
 
 def check_loading(doing: Callable[[str], None]) -> Iterator[Check]:
-    """Loads each module.
+    """Import each module; yield a check for each failure, or one for all if there is none.
 
     Args:
-        doing: Told of each before it is loaded: its process may not live to say more.
+        doing: Called with each step before it begins: the process may not survive it.
     """
-    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else it asks the package index for a newer version
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # otherwise it asks the package index for a newer version
     failed: list[str] = []
     for module, package in LOADED.items():
         if "torch" in failed and module in ON_TORCH:
@@ -51,16 +51,16 @@ def check_loading(doing: Callable[[str], None]) -> Iterator[Check]:
         except Exception as error:
             failed.append(module)
             if importlib.util.find_spec(module) is None:
-                continue  # that it is missing stands in another line
-            yield Check(AREA, package, State.WRONG, f"does not load: {first_line(error)}", mend_of(package))
+                continue  # missing: another check reports that
+            yield Check(AREA, package, State.WRONG, f"can't be imported: {first_line(error)}", mend_of(package))
     if not failed:
-        yield Check(AREA, "packages", State.GOOD, f"all {len(LOADED)} that hold machine code load")
+        yield Check(AREA, "packages", State.GOOD, f"all {len(LOADED)} packages with compiled code can be imported")
     elif "torch" in failed:
-        found = "cores, GPU, weights and bundles were not looked at: that needs torch"
-        yield Check(AREA, "the rest", State.WARNING, found, "Mend torch first, then look again.")
+        summary = "cores, GPU, weights and bundle were not checked: this needs torch"
+        yield Check(AREA, "skipped checks", State.WARNING, summary, "Fix torch first, then run pylorus doctor again.")
 
 
 def mend_of(package: str) -> str:
-    """The command that puts a package back as it was."""
+    """Return the command that reinstalls a package in its present version."""
     version = installed(package)
     return f"pip install --force-reinstall --no-deps '{package}{f'=={version}' if version else ''}'"

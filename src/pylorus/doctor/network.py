@@ -1,4 +1,4 @@
-"""What the network is needed for: nothing, once Pylorus and its weights are here."""
+"""State what the network is needed for: nothing, once Pylorus and its weights are on this machine."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -7,17 +7,23 @@ from pylorus.doctor.check import Check, State
 
 AREA = "Network"
 
-ASKED_FOR = "model.weights=hub for weights that are not here yet, shards at a URL, logger.offline=false"
-"""What goes over the network, each only where the user says so."""
+ASKED_FOR = "model.weights=hub for weights that are not on this machine yet, shards at a URL, logger.offline=false"
+"""What uses the network, each only if the user asks for it."""
 
 
 def check_network(environment: Mapping[str, str] = os.environ) -> Iterator[Check]:
-    """States it; nothing is tried, so that the doctor makes no connection itself."""
-    found = (
-        "not needed: training, report and all other commands work without it, and nothing was connected to for this. "
-        f"Used only where you ask for it: {ASKED_FOR}. docs/offline.md says how to come to a machine without one"
+    """State when the network is used; nothing is tested, so that the doctor itself makes no connection."""
+    summary = (
+        "not needed: training, report and all other commands work offline; this check made no connection either. "
+        f"Used only if you ask for it: {ASKED_FOR}. To install on a machine without a network, see docs/offline.md"
     )
-    yield Check(AREA, "network", State.GOOD, found)
+    yield Check(AREA, "network", State.GOOD, summary)
     if environment.get("WANDB_MODE") == "online":
-        mend = "unset WANDB_MODE"
-        yield Check(AREA, "WANDB_MODE", State.WARNING, "online: Weights & Biases may send what it is given", mend)
+        fix = "unset WANDB_MODE"
+        yield Check(
+            AREA,
+            "WANDB_MODE",
+            State.WARNING,
+            "online: Weights & Biases may send metrics of your runs to its servers",
+            fix,
+        )

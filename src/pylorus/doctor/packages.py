@@ -1,4 +1,4 @@
-"""Python and the packages: what Pylorus asks for, by its own metadata, beside what is installed. Loads none of them."""
+"""Compare Python and the installed packages with what Pylorus's metadata requires. Imports none of them."""
 
 import importlib.metadata as metadata
 import platform
@@ -15,49 +15,57 @@ if TYPE_CHECKING:
 
 AREA = "Python and packages"
 SEEN = CONF.parent / "constraints.txt"
-"""Versions seen to work together: as conf/, in a clone at its top level, in a wheel inside the package."""
+"""Versions tested together. Like conf/, the file lies at the top level of a clone and inside the package of a wheel."""
 
 MALWARE = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6.2", "2.6.3")}
-"""Releases that stole passwords: two of `lightning`, of April 2026; its sister's numbers are kept out too."""
+"""Releases that stole passwords: two of `lightning` in April 2026; its sister package is barred too."""
 
 SAME_FILES = (
     ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
     ("albumentations", "albumentationsx"),
     ("pillow", "pillow-simd"),
 )
-"""Packages that install files of the same names: ours first. Which of them is loaded is a matter of chance."""
+"""Packages that install files under the same names, ours first. The one that was installed last wins."""
 
 TOLD = ("torch", "torchvision", "timm", "pytorch-lightning", "hydra-core", "albumentations", "opencv-python-headless")
-"""Packages whose versions are printed where all is well."""
+"""Packages whose versions are printed if there is no problem."""
 
 
 def check_packages() -> Iterator[Check]:
-    """Python, the packages' versions, packages that overwrite each other, releases that were malware."""
+    """Check Python, package versions, packages that overwrite each other and releases that were malware."""
     yield check_python(platform.python_version())
-    wanted = [requirement for requirement in requirements("pylorus") if _applies(requirement, "")]
-    amiss = [found for requirement in wanted if (found := check_requirement(requirement)) is not None]
-    if not amiss:
+    required = [requirement for requirement in requirements("pylorus") if _applies(requirement, "")]
+    problems = [found for requirement in required if (found := check_requirement(requirement)) is not None]
+    if not problems:
         versions = ", ".join(f"{name} {installed(name)}" for name in TOLD)
-        yield Check(AREA, "packages", State.GOOD, f"all {len(wanted)} in the versions that are asked for: {versions}")
-    yield from amiss
-    yield from check_newer([requirement.name for requirement in wanted], seen())
+        yield Check(
+            AREA, "packages", State.GOOD, f"all {len(required)} required packages in compatible versions: {versions}"
+        )
+    yield from problems
+    yield from check_newer([requirement.name for requirement in required], seen())
     yield from check_malware()
     yield from check_same_files()
 
 
 def check_python(version: str) -> Check:
-    """Whether Pylorus works with this Python."""
+    """Check that Pylorus supports this Python version."""
     from packaging.specifiers import SpecifierSet
 
-    asked = metadata.metadata("pylorus")["Requires-Python"]
-    found = f"{version} on {platform.system()} {platform.machine()}, {sys.prefix}"
-    if SpecifierSet(asked).contains(version, prereleases=True):
-        return Check(AREA, "Python", State.GOOD, found)
-    return Check(AREA, "Python", State.WRONG, f"{found}; expected {asked}", "Install Pylorus with another Python.")
+    supported = metadata.metadata("pylorus")["Requires-Python"]
+    summary = f"{version} on {platform.system()} {platform.machine()}, {sys.prefix}"
+    if SpecifierSet(supported).contains(version, prereleases=True):
+        return Check(AREA, "Python", State.GOOD, summary)
+    return Check(
+        AREA,
+        "Python",
+        State.WRONG,
+        f"{summary}; expected {supported}",
+        "Install Pylorus with a supported Python version.",
+    )
 
 
 def requirements(package: str) -> list["Requirement"]:
-    """What an installed package asks for, its extras' packages too.
+    """Return the requirements of an installed package, including those of its extras.
 
     Raises:
         importlib.metadata.PackageNotFoundError: If it is not installed.
@@ -72,20 +80,24 @@ def _applies(requirement: "Requirement", extra: str) -> bool:
 
 
 def of_extra(package: str, extra: str) -> list["Requirement"]:
-    """What an extra of a package adds to what the package itself asks for."""
-    added = [found for found in requirements(package) if _applies(found, extra) and not _applies(found, "")]
-    inner = [
-        further
-        for found in added
-        for name in found.extras
-        if installed(found.name) is not None
-        for further in of_extra(found.name, name)
+    """Return the requirements that an extra adds to those of the package itself."""
+    added = [
+        requirement
+        for requirement in requirements(package)
+        if _applies(requirement, extra) and not _applies(requirement, "")
     ]
-    return added + inner
+    nested = [
+        inner
+        for requirement in added
+        for name in requirement.extras
+        if installed(requirement.name) is not None
+        for inner in of_extra(requirement.name, name)
+    ]
+    return added + nested
 
 
 def installed(package: str) -> str | None:
-    """The version of a package; None where it is missing; empty where its installation is broken."""
+    """Return the version of a package; None if it is not installed, empty if its installation is damaged."""
     try:
         return metadata.version(package) or ""
     except metadata.PackageNotFoundError:
@@ -95,22 +107,24 @@ def installed(package: str) -> str | None:
 
 
 def check_requirement(requirement: "Requirement") -> Check | None:
-    """What is wrong with a package that is asked for, or None."""
+    """Return what is wrong with a required package, or None."""
     version = installed(requirement.name)
-    asked = f"{requirement.name}{requirement.specifier}"
-    mend = f"pip install '{asked}'"
+    expected = f"{requirement.name}{requirement.specifier}"
+    fix = f"pip install '{expected}'"
     if version is None:
-        return Check(AREA, requirement.name, State.WRONG, f"not installed; expected {asked}", mend)
+        return Check(AREA, requirement.name, State.WRONG, f"not installed; expected {expected}", fix)
     if not version:
-        mend = f"pip install --force-reinstall '{asked}'"
-        return Check(AREA, requirement.name, State.WRONG, "its installation is damaged: it has no version", mend)
+        fix = f"pip install --force-reinstall '{expected}'"
+        return Check(
+            AREA, requirement.name, State.WRONG, f"installation damaged: no version found; expected {expected}", fix
+        )
     if not requirement.specifier.contains(version, prereleases=True):
-        return Check(AREA, requirement.name, State.WRONG, f"{version}; expected {asked}", mend)
+        return Check(AREA, requirement.name, State.WRONG, f"{version}; expected {expected}", fix)
     return None
 
 
 def seen() -> dict[str, str]:
-    """The versions that were seen to work together, by package."""
+    """Return the versions that were tested together, by normalized package name."""
     if not SEEN.is_file():
         return {}
     pairs = (line.split("==") for line in SEEN.read_text(encoding="utf-8").splitlines() if "==" in line)
@@ -118,7 +132,7 @@ def seen() -> dict[str, str]:
 
 
 def normal(name: str) -> str:
-    """A package's name as the index writes it.
+    """Return a package's name in normalized form (PEP 503).
 
     Example:
         >>> normal("huggingface_hub")
@@ -128,42 +142,49 @@ def normal(name: str) -> str:
 
 
 def check_newer(names: list[str], known: dict[str, str]) -> Iterator[Check]:
-    """Packages whose first number is higher than that of the version seen to work."""
+    """Yield a warning for each package whose major version is newer than the tested one.
+
+    Args:
+        names: Packages to check.
+        known: Tested versions by normalized name, as from `seen`.
+    """
     from packaging.version import InvalidVersion, Version
 
     for name in names:
-        version, worked = installed(name), known.get(normal(name))
-        if not version or worked is None:
+        version, tested = installed(name), known.get(normal(name))
+        if not version or tested is None:
             continue
         try:
-            newer = Version(version).major > Version(worked).major
+            is_newer = Version(version).major > Version(tested).major
         except InvalidVersion:
-            newer = True
-        if newer:
-            found = f"{version}; the newest seen to work is {worked}"
-            mend = f"Where something fails, go back: pip install '{name}=={worked}'"
-            yield Check(AREA, name, State.WARNING, found, mend)
+            is_newer = True
+        if is_newer:
+            summary = f"{version}; the newest tested version is {tested}"
+            fix = f"If something fails, go back to it: pip install '{name}=={tested}'"
+            yield Check(AREA, name, State.WARNING, summary, fix)
 
 
 def check_malware() -> Iterator[Check]:
-    """Releases that must not stay on any machine."""
+    """Yield an error for each installed release that was malware."""
     for name, releases in MALWARE.items():
         version = installed(name)
         if version in releases:
-            found = f"{version}, a release number that was malware (it stole passwords and keys)"
-            mend = (
-                f"Take the machine off the network, pip uninstall {name}, set it up anew, and change every password, "
-                "token and key that it held."
+            summary = f"{version}, the number of a release that was malware (it stole passwords and keys)"
+            fix = (
+                f"Disconnect the machine from the network, pip uninstall {name}, reinstall the machine, and change "
+                "every password, token and key that was on it."
             )
-            yield Check(AREA, name, State.WRONG, found, mend)
+            yield Check(AREA, name, State.WRONG, summary, fix)
 
 
 def check_same_files() -> Iterator[Check]:
-    """Packages that overwrite each other's files."""
+    """Yield a warning for installed packages that overwrite each other's files."""
     for ours, *others in SAME_FILES:
-        there = [name for name in others if installed(name) is not None]
-        if installed(ours) is None or not there:
+        present = [name for name in others if installed(name) is not None]
+        if installed(ours) is None or not present:
             continue
-        found = f"{', '.join(there)} beside {ours}: they overwrite each other's files, so which one runs is chance"
-        mend = f"pip uninstall {' '.join(there)} && pip install --force-reinstall --no-deps {ours}=={installed(ours)}"
-        yield Check(AREA, there[0], State.WARNING, found, mend)
+        summary = (
+            f"{', '.join(present)} beside {ours}: they overwrite each other's files, so either may be the one that runs"
+        )
+        fix = f"pip uninstall {' '.join(present)} && pip install --force-reinstall --no-deps {ours}=={installed(ours)}"
+        yield Check(AREA, present[0], State.WARNING, summary, fix)

@@ -1,7 +1,7 @@
-"""The doctor's second process: all that loads torch and its like, which may be broken and end the process.
+"""The doctor's second process: checks that import torch and other packages that may crash the process.
 
-It is told what to look at as one line of JSON on its command line, and prints a line of JSON for each thing it is about
-to do (`doing`) and for each check.
+Its command line holds the question as one line of JSON. It prints a line of JSON before each step (`doing`) and for
+each check.
 """
 
 import json
@@ -16,7 +16,7 @@ from pylorus.doctor.loading import check_loading
 
 
 def main() -> None:
-    """Looks at everything and writes what is found to what was standard output; packages may print elsewhere."""
+    """Run the checks and write them to the original standard output; what packages print goes to standard error."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as output:
         os.dup2(2, 1)
         _look(output, **json.loads(sys.argv[1]))
@@ -33,18 +33,18 @@ def _look(output: TextIO, *, weights: str, data: str | None, bundle: str | None)
     def run(area: str, what: str, look: Callable[[], Iterable[Check]]) -> None:
         doing(what)
         for check in guarded(area, what, look):
-            tell(check.as_json())
+            tell(check.to_json())
 
     for check in check_loading(doing):
-        tell(check.as_json())
-    torch = "torch" in sys.modules
-    if torch:
+        tell(check.to_json())
+    has_torch = "torch" in sys.modules
+    if has_torch:
         run("Computing", "cores, precision and GPU", _computing)
         run("Weights", "weights of the study's models", lambda: _weights(Path(weights)))
     run("Figures", "fonts", lambda: _fonts(data))
     if data is not None:
         run("Images", "images", lambda: _images(Path(data)))
-    if bundle is not None and torch:
+    if bundle is not None and has_torch:
         run("Bundle", "bundle", lambda: _bundle(Path(bundle)))
 
 

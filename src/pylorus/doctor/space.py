@@ -1,4 +1,4 @@
-"""Memory, shared memory, disks and the clock: what a run needs beside packages."""
+"""Check memory, shared memory, disks and the clock."""
 
 import os
 import secrets
@@ -16,24 +16,24 @@ from pylorus.files import whole
 AREA = "Memory and disk"
 GIB = 2**30
 FEW_MEMORY, LEAST_MEMORY = 4 * GIB, GIB
-"""Free memory: less than a study's models like, and less than any run takes."""
+"""Bytes of free memory that the study's models should have, and that any run needs."""
 FEW_SHARED = GIB
-"""Shared memory: less does for a few processes only."""
+"""Bytes of free shared memory; less is enough for only a few worker processes."""
 FEW_DISK, LEAST_DISK = 10 * GIB, GIB
-"""Free disk: VGG19 in both stages takes up to 6 GiB of checkpoints and bundle, the cache up to its budget."""
+"""Bytes of free disk: checkpoints and bundle of VGG19 in both stages take up to 6 GiB, the cache up to its budget."""
 SKEW = 5.0
-"""Seconds that a disk's clock may differ: by more, a run's heartbeat seems to come late."""
+"""Largest tolerated difference of a disk's clock, in seconds; with more, a run's heartbeat seems to be late."""
 
 SHARED_MEMORY = Path("/dev/shm")
 LIMITS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
 )
-"""Where Linux states a container's limit and use, in its second and its first version of control groups."""
+"""Files in which Linux states a container's memory limit and use, in version 2 and version 1 of control groups."""
 
 
 def check_space() -> Iterator[Check]:
-    """Memory, shared memory, disks, whether results can be written, and the clock."""
+    """Check memory, shared memory, disks, whether results can be written, and the clock."""
     yield check_memory(*_memory())
     if SHARED_MEMORY.is_dir():
         yield check_shared_memory(shutil.disk_usage(SHARED_MEMORY).free)
@@ -46,7 +46,7 @@ def check_space() -> Iterator[Check]:
 
 
 def _memory() -> tuple[int, int]:
-    """Bytes free and in all, of the machine or of the container."""
+    """Return the free and total memory of the machine or the container, in bytes."""
     import psutil
 
     machine = psutil.virtual_memory()
@@ -61,77 +61,89 @@ def _memory() -> tuple[int, int]:
 
 
 def check_memory(free: int, total: int) -> Check:
-    """Whether a run finds memory; both in bytes."""
-    found = f"{readable_size(free)} free of {readable_size(total)}"
+    """Check that there is enough memory for a run; both arguments in bytes."""
+    summary = f"{readable_size(free)} free of {readable_size(total)}"
     if free >= FEW_MEMORY:
-        return Check(AREA, "memory", State.GOOD, found)
+        return Check(AREA, "memory", State.GOOD, summary)
     state = State.WRONG if free < LEAST_MEMORY else State.WARNING
-    mend = "End other programs, or take a smaller trainer.batch_size, data.image_size or model."
-    return Check(AREA, "memory", state, f"{found}; the study's models like {readable_size(FEW_MEMORY)}", mend)
+    fix = "Close other programs, or choose a smaller trainer.batch_size, data.image_size or model."
+    return Check(
+        AREA, "memory", state, f"{summary}; the study's models should have {readable_size(FEW_MEMORY)} free", fix
+    )
 
 
 def check_shared_memory(free: int) -> Check:
-    """Whether processes that decode images can hand them over; in bytes."""
-    found = f"{readable_size(free)} free in {SHARED_MEMORY}"
+    """Check that worker processes have enough shared memory to pass on images; `free` in bytes."""
+    summary = f"{readable_size(free)} free in {SHARED_MEMORY}"
     if free >= FEW_SHARED:
-        return Check(AREA, "shared memory", State.GOOD, found)
-    mend = "In a container: docker run --shm-size=8g. Or data.workers=0, which needs none and gives the same result."
-    return Check(AREA, "shared memory", State.WARNING, f"{found}, too little for many data.workers", mend)
+        return Check(AREA, "shared memory", State.GOOD, summary)
+    fix = "In a container: docker run --shm-size=8g. Or set data.workers=0, which needs none and gives the same result."
+    return Check(AREA, "shared memory", State.WARNING, f"{summary}, too little for a large data.workers", fix)
 
 
 def check_disk(name: str, folder: Path) -> Check:
-    """Whether there is room where `folder` lies or would be made."""
+    """Check the free space of the disk on which `folder` is or would be created."""
     free = shutil.disk_usage(_there(folder)).free
-    found = f"{readable_size(free)} free where {folder} lies ({_there(folder)})"
+    summary = f"{readable_size(free)} free on the disk of {folder} ({_there(folder)})"
     if free >= FEW_DISK:
-        return Check(AREA, f"disk of {name}", State.GOOD, found)
+        return Check(AREA, f"disk of {name}", State.GOOD, summary)
     state = State.WRONG if free < LEAST_DISK else State.WARNING
-    mend = "Make room, work in a folder on another disk, or set cache.folder there and a smaller cache.budget_gib."
-    return Check(AREA, f"disk of {name}", state, found, mend)
+    fix = "Free some space, work on another disk, or set cache.folder to another disk and a smaller cache.budget_gib."
+    return Check(AREA, f"disk of {name}", state, summary, fix)
 
 
 def _there(folder: Path) -> Path:
-    """The folder, or the nearest above it that exists."""
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    return place
+    """Return the folder, or its nearest parent that exists."""
+    nearest = folder.absolute()
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    return nearest
 
 
 def check_writable(folder: Path) -> Check:
-    """Writes a small file as a run does, reads it back and removes it; compares the disk's clock with ours."""
-    place = _there(folder)
-    file = place / f".pylorus-doctor-{secrets.token_hex(4)}.txt"
-    mend = f"Work in a folder that is yours, or: chown -R $USER {place}"
-    if not place.is_dir():
-        return Check(AREA, "results", State.WRONG, f"{place} is no folder", f"Rename {place}: runs are kept there.")
+    """Write a small file as a run does, read it back and delete it; compare the disk's clock with this machine's."""
+    existing = _there(folder)
+    file = existing / f".pylorus-doctor-{secrets.token_hex(4)}.txt"
+    fix = f"Work in a folder that you own, or type: chown -R $USER {existing}"
+    if not existing.is_dir():
+        return Check(
+            AREA,
+            "results",
+            State.WRONG,
+            f"{existing} is not a folder",
+            f"Rename {existing}: runs are saved in a folder of this name.",
+        )
     try:
         with whole(file) as temporary:
             temporary.write_text("pylorus", encoding="utf-8")
-        kept = file.read_text(encoding="utf-8")
+        content = file.read_text(encoding="utf-8")
         skew = file.stat().st_mtime - time.time()
     except OSError as error:
-        return Check(AREA, "results", State.WRONG, f"no file can be written in {place}: {error.strerror}", mend)
+        return Check(AREA, "results", State.WRONG, f"can't write to {existing}: {error.strerror}", fix)
     finally:
         if os.access(file, os.F_OK):
             file.unlink()
-    if kept != "pylorus":
-        return Check(AREA, "results", State.WRONG, f"{place} does not give back what was written", "Take another disk.")
+    if content != "pylorus":
+        return Check(
+            AREA, "results", State.WRONG, f"{existing}: a test file came back with other content", "Use another disk."
+        )
     if abs(skew) > SKEW:
-        found = f"{place} can be written, but its clock differs by {skew:+.0f} s"
-        return Check(AREA, "results", State.WARNING, found, "Set the clocks of this machine and its file server (NTP).")
-    return Check(AREA, "results", State.GOOD, f"{place} can be written")
+        summary = f"{existing} is writable, but its clock differs by {skew:+.0f} s"
+        return Check(
+            AREA, "results", State.WARNING, summary, "Synchronize the clocks of this machine and its file server (NTP)."
+        )
+    return Check(AREA, "results", State.GOOD, f"{existing} is writable")
 
 
 def check_clock(now: float, installed: float) -> Check:
-    """Whether the time can be true; both in seconds since 1970.
+    """Check that the system time is plausible; both arguments in seconds since 1970.
 
     Example:
         >>> check_clock(0.0, 1.7e9).state
         <State.WARNING: 'warning'>
     """
-    told = datetime.fromtimestamp(now).astimezone().isoformat(" ", "minutes")
+    time_text = datetime.fromtimestamp(now).astimezone().isoformat(" ", "minutes")
     if now >= installed - 24 * 3600:
-        return Check(AREA, "clock", State.GOOD, told)
-    mend = "Set the clock (date, or NTP): folders of runs are named by it."
-    return Check(AREA, "clock", State.WARNING, f"{told}, before Pylorus was installed", mend)
+        return Check(AREA, "clock", State.GOOD, time_text)
+    fix = "Set the clock (date, or NTP): the folders of runs are named after it."
+    return Check(AREA, "clock", State.WARNING, f"{time_text}, before Pylorus was installed", fix)

@@ -1,4 +1,4 @@
-"""The study's weights: whether they are here, whole and fitting, and else which files to carry in. Needs torch."""
+"""Check the weights of the study's models: present, undamaged, matching; else name the files to bring. Needs torch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ from pylorus.model.weights import HubFile, fitting_tensors, hub_file, sha256
 
 AREA = "Weights"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-"""What a file of weights may end with."""
+"""Possible suffixes of a weight file."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A model's weights on this machine.
+    """A model's weight file on this machine.
 
     Attributes:
-        file: Where they lie.
-        where: The same in words.
-        key: What the command line takes them by.
+        file: Path of the weights.
+        where: Their location, as text.
+        key: The configuration key and value that loads them.
     """
 
     file: Path
@@ -35,10 +35,10 @@ class Found:
 
 
 def check_weights(folder: Path) -> Iterator[Check]:
-    """One line for each model of the study, and one that says how a sweep takes them all.
+    """Yield a check for each model of the study, and one that says how a sweep loads them all.
 
     Args:
-        folder: Where files that were carried in lie, beside the hub's cache.
+        folder: Folder with weight files that were copied here, searched besides the hub's cache.
     """
     carried = 0
     for model, name in study_models().items():
@@ -48,11 +48,11 @@ def check_weights(folder: Path) -> Iterator[Check]:
         yield check_model(model, hub, found, folder)
     if carried > 1:
         key = f"'model.weights={folder}/${{model.name}}.safetensors'"
-        yield Check(AREA, "a sweep", State.GOOD, f"takes the files of {folder} with {key}")
+        yield Check(AREA, "sweep", State.GOOD, f"use all weight files of {folder} in a sweep with {key}")
 
 
 def study_models() -> dict[str, str]:
-    """What `model=` offers with weights of the hub: names in conf/model, and timm's names."""
+    """Return the models of conf/model that start from the hub's weights: their names there, mapped to timm's names."""
     from omegaconf import OmegaConf
 
     models: dict[str, str] = {}
@@ -64,7 +64,7 @@ def study_models() -> dict[str, str]:
 
 
 def look_for(hub: HubFile, folder: Path) -> Found | None:
-    """The weights in the hub's cache, or in the folder; None where they are in neither."""
+    """Return the weights from the hub's cache or the folder; None if neither has them."""
     cached = hub.kept()
     if cached is not None:
         return Found(cached, "in the hub's cache", "model.weights=hub")
@@ -76,28 +76,42 @@ def look_for(hub: HubFile, folder: Path) -> Found | None:
 
 
 def check_model(model: str, hub: HubFile, found: Found | None, folder: Path) -> Check:
-    """Whether a model's weights are here, whole and fitting."""
-    with torch.device("meta"):  # names and shapes alone: no memory, no random numbers
+    """Check that a model's weights are present, undamaged and match the network.
+
+    Args:
+        model: Name in conf/model.
+        hub: Where the hub has the weights.
+        found: The weights on this machine; None if there are none.
+        folder: Where to put weights that are brought.
+    """
+    with torch.device("meta"):  # names and shapes only: no memory, no random numbers
         network: Any = timm.create_model(hub.name, pretrained=False)
     if found is None:
         size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
-        told = f"{hub.name} not here (about {readable_size(size)}): neither in the hub's cache nor in {folder}/"
-        mend = f"With a network a run fetches it once. Else, where there is one, {hub.how_to_bring(str(folder))}"
-        return Check(AREA, model, State.WARNING, told, mend)
-    content = sha256(found.file)
-    about = f"{hub.name} {found.where}, {readable_size(found.file.stat().st_size)}, SHA-256 {content}"
-    again = f"Remove {found.file}, then {hub.how_to_bring(str(folder))}"
-    named = _named_by_hash(found.file)
-    if named is not None and named != content:
-        return Check(AREA, model, State.WRONG, f"{about}, but the hub's cache says {named}: it is damaged", again)
+        summary = f"{hub.name} not found (about {readable_size(size)}): neither in the hub's cache nor in {folder}/"
+        how = hub.how_to_bring(str(folder))
+        fix = f"With a network, a run downloads it once. Without one: on a machine that has a network, {how}"
+        return Check(AREA, model, State.WARNING, summary, fix)
+    actual_hash = sha256(found.file)
+    summary = f"{hub.name} {found.where}, {readable_size(found.file.stat().st_size)}, SHA-256 {actual_hash}"
+    replace_file = f"Remove {found.file}, then {hub.how_to_bring(str(folder))}"
+    expected_hash = _named_by_hash(found.file)
+    if expected_hash is not None and expected_hash != actual_hash:
+        return Check(
+            AREA,
+            model,
+            State.WRONG,
+            f"{summary}, but the hub's cache expects {expected_hash}: the file is damaged",
+            replace_file,
+        )
     try:
         fitting_tensors(network, found.file)
     except PylorusError as error:
-        return Check(AREA, model, State.WRONG, f"{about}: {str(error).splitlines()[0]}", again)
-    return Check(AREA, model, State.GOOD, f"{about}, every key fits; {found.key}")
+        return Check(AREA, model, State.WRONG, f"{summary}: {str(error).splitlines()[0]}", replace_file)
+    return Check(AREA, model, State.GOOD, f"{summary}, all keys match; use it with {found.key}")
 
 
 def _named_by_hash(file: Path) -> str | None:
-    """The SHA-256 that a file in the hub's cache is called by, where the cache keeps it so."""
+    """Return the SHA-256 that a file of the hub's cache is named after, or None if its name is not a hash."""
     name = file.resolve().name
     return name if len(name) == 64 and set(name) <= set("0123456789abcdef") else None

@@ -1,1 +1,1 @@
-"""The page: a bundle behind a small web server of its own. Nothing is fetched, nothing uploaded is kept."""
+"""The web page: a bundle behind a small web server of its own. It downloads nothing and stores no uploaded image."""

@@ -1,4 +1,4 @@
-"""Where the page's questions are answered: files are decoded by a few threads, the network serves one at a time."""
+"""Run inference for the web page: a few threads decode files, one thread runs the network."""
 
 import asyncio
 import base64
@@ -24,24 +24,24 @@ from pylorus.errors import PylorusError
 log = logging.getLogger(__name__)
 
 READERS = 2
-"""Files that are decoded at once: a frame of 25 megapixels takes up to 1 GiB for a moment."""
+"""Threads that decode files; an image of 25 megapixels briefly takes up to 1 GiB."""
 BATCH = 8
-"""Images that the network takes at once; then it is the next user's turn."""
+"""Largest batch; after each batch it is the next user's turn."""
 PICTURE = 448
-"""Least side of a picture on the page, in pixels."""
+"""Minimum side of an image on the page, in pixels."""
 QUALITY = 85
 
 Row = dict[str, object]
-Given = TypeVar("Given")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What an answer is to hold beside numbers.
+    """What an answer should hold besides numbers.
 
     Attributes:
-        image: A picture of what the network sees.
-        heat_map: The same with what speaks for the predicted class over it.
+        image: The preprocessed image, as the network sees it.
+        heat_map: The same image under the heat map of the predicted class.
     """
 
     image: bool = False
@@ -50,26 +50,26 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Frame:
-    """A file that was read; only its small squares are kept.
+    """An uploaded file after decoding; only its small preprocessed images stay in memory.
 
     Attributes:
-        name: What its sender calls it.
-        seen: The network's input; None where there is an error.
-        shown: The same, large enough for a page; None where none is wanted.
-        error: Why there is no image.
+        name: File name as the sender gave it.
+        pixels: The network's input, uint8 RGB of shape (size, size, 3); None if there is an error.
+        display: The same image, large enough for the page; None if no image was requested.
+        error: Why the file can't be used; empty if it can.
     """
 
     name: str
-    seen: RGB | None = None
-    shown: RGB | None = None
+    pixels: RGB | None = None
+    display: RGB | None = None
     error: str = ""
 
 
 class Desk:
-    """Answers for one bundle, for any number of users at once.
+    """Answers requests for one bundle, from any number of users at once.
 
     Args:
-        bundle: Is asked by one thread only.
+        bundle: The trained model; only one thread uses it.
     """
 
     def __init__(self, bundle: Bundle):
@@ -79,101 +79,102 @@ class Desk:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
         self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
 
-    async def read(self, upload: Upload, wanted: Wanted) -> Frame:
-        """The frame of a file; one that can't be read has an error."""
+    async def decode_upload(self, upload: Upload, wanted: Wanted) -> Frame:
+        """Decode and preprocess a file; one that can't be read gets an error."""
         return await _in(self._readers, lambda: _frame(self.bundle, upload, wanted))
 
     async def answers(self, frames: Sequence[Frame], wanted: Wanted) -> list[Row]:
-        """A row a frame, in their order, with the words of `pylorus predict`."""
+        """Return one row per image, in their order, with the columns of `pylorus predict`."""
         rows: list[Row] = []
         for start in range(0, len(frames), BATCH):
-            some = frames[start : start + BATCH]
-            rows += await _in(self._network, lambda some=some: self._rows(some, wanted))  # type: ignore[misc]
+            batch = frames[start : start + BATCH]
+            rows += await _in(self._network, lambda batch=batch: self._rows(batch, wanted))  # type: ignore[misc]
         return rows
 
     def close(self) -> None:
-        """Ends the threads; what waits is dropped."""
+        """Stop the threads; pending work is dropped."""
         for pool in (self._readers, self._network):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _rows(self, frames: Sequence[Frame], wanted: Wanted) -> list[Row]:
-        seen = [frame.seen for frame in frames if frame.seen is not None]
-        answered = iter(self._answered(np.stack(seen)) if seen else [])
+        pixels = [frame.pixels for frame in frames if frame.pixels is not None]
+        answers = iter(self._answered(np.stack(pixels)) if pixels else [])
         rows = []
         for frame in frames:
             row: Row = {"file": frame.name, "error": frame.error}
-            if frame.seen is not None:
-                row |= next(answered)
-                if not row["error"] and frame.shown is not None:
-                    row |= self._pictures(frame.seen, frame.shown, row, wanted)
+            if frame.pixels is not None:
+                row |= next(answers)
+                if not row["error"] and frame.display is not None:
+                    row |= self._pictures(frame.pixels, frame.display, row, wanted)
             rows.append(row)
         return rows
 
     def _answered(self, images: RGB) -> list[Row]:
-        """What the network says of images (n, size, size, 3)."""
-        said = self.bundle.description
-        names, deciding = said.short_names, said.decision.class_name
+        """Run inference on uint8 images of shape (n, size, size, 3); return one row per image."""
+        description = self.bundle.description
+        class_names, decision_class = description.short_names, description.decision.class_name
         output = self.bundle.output(images)
-        finite = (output.logits.isfinite().all(dim=1) & output.unlikeness.isfinite()).tolist()
-        found = self.bundle.decide(Output(output.logits.nan_to_num(0, 0, 0), output.unlikeness.nan_to_num(0, 0, 0)))
+        is_finite = (output.logits.isfinite().all(dim=1) & output.unlikeness.isfinite()).tolist()
+        answers = self.bundle.decide(Output(output.logits.nan_to_num(0, 0, 0), output.unlikeness.nan_to_num(0, 0, 0)))
         rows: list[Row] = []
-        for place, good in enumerate(finite):
-            if not good:
-                rows.append({"error": "the network gives no number for it"})
+        for index, has_output in enumerate(is_finite):
+            if not has_output:
+                rows.append({"error": "the network's output is NaN or infinite for this image"})
                 continue
-            shares = found.probabilities[place]
+            probabilities = answers.probabilities[index]
             rows.append(
                 {
                     "error": "",
-                    "predicted": names[found.predicted[place]],
-                    "probability": {name: float(share) for name, share in zip(names, shares, strict=True)},
-                    "decision": deciding if found.positive[place] else f"not {deciding}",
-                    "abstain": bool(found.why[place]),
-                    "why": str(found.why[place]),
-                    "unlikeness": float(found.unlikeness[place]),
+                    "predicted": class_names[answers.predicted[index]],
+                    "probability": {name: float(share) for name, share in zip(class_names, probabilities, strict=True)},
+                    "decision": decision_class if answers.positive[index] else f"not {decision_class}",
+                    "abstain": bool(answers.why[index]),
+                    "why": str(answers.why[index]),
+                    "unlikeness": float(answers.unlikeness[index]),
                 }
             )
-            if found.sets is not None:
-                members = zip(names, found.sets[place], strict=True)
+            if answers.sets is not None:
+                members = zip(class_names, answers.sets[index], strict=True)
                 rows[-1]["prediction_set"] = [name for name, member in members if member]
         return rows
 
-    def _pictures(self, seen: RGB, shown: RGB, row: Row, wanted: Wanted) -> Row:
-        pictures: Row = {}
+    def _pictures(self, pixels: RGB, display: RGB, row: Row, wanted: Wanted) -> Row:
+        encoded: Row = {}
         if wanted.image:
-            pictures["image"] = _data_url(shown)
+            encoded["image"] = _data_url(display)
         if wanted.heat_map and not self.why_no_heat:
-            place = self.bundle.description.short_names.index(str(row["predicted"]))
+            class_index = self.bundle.description.short_names.index(str(row["predicted"]))
             try:
-                pictures["heat_map"] = _data_url(heat_over(self.bundle, seen, shown, place))
+                encoded["heat_map"] = _data_url(heat_over(self.bundle, pixels, display, class_index))
             except PylorusError as error:
-                log.warning("no heat map: %s", error)
-        return pictures
+                log.warning("heat map failed: %s", error)
+        return encoded
 
 
 def _frame(bundle: Bundle, upload: Upload, wanted: Wanted) -> Frame:
     if upload.error:
         return Frame(upload.name, error=upload.error)
-    form = bundle.input
+    input_format = bundle.input
     try:
         image = decode(upload.content)
-        seen = form.fitted(image)
-        larger = replace(form, size=max(form.size, PICTURE))
-        shown = larger.fitted(image) if wanted.image or wanted.heat_map else None
+        pixels = input_format.fitted(image)
+        display_format = replace(input_format, size=max(input_format.size, PICTURE))
+        display = display_format.fitted(image) if wanted.image or wanted.heat_map else None
     except UnreadableImageError as error:
         return Frame(upload.name, error=str(error))
-    except Exception as error:  # one file must not cost the others their answer
-        log.warning("a file could not be read: %s", type(error).__name__)
+    except Exception as error:  # one file must not fail the whole request
+        log.warning("failed to read a file: %s", type(error).__name__)
         return Frame(upload.name, error=f"damaged: {type(error).__name__}")
-    return Frame(upload.name, seen, shown)
+    return Frame(upload.name, pixels, display)
 
 
 def _data_url(image: RGB) -> str:
-    """A JPEG without any of the file's own words: tags, names and dates stay behind."""
-    written = io.BytesIO()
-    Image.fromarray(image).save(written, "JPEG", quality=QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode()}"
+    """Encode an image as a JPEG data URL, without any metadata of the original file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-async def _in(pool: ThreadPoolExecutor, act: Callable[[], Given]) -> Given:
+async def _in(pool: ThreadPoolExecutor, act: Callable[[], Result]) -> Result:
+    """Run a function in a thread pool without blocking the event loop."""
     return await asyncio.get_running_loop().run_in_executor(pool, act)

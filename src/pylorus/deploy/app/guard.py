@@ -1,4 +1,4 @@
-"""What every request passes first: its Host, its password and its Origin; and what every answer carries."""
+"""Check the Host, password and Origin of every request, and add security headers to every response."""
 
 import base64
 import binascii
@@ -13,13 +13,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pylorus.deploy.app.options import is_address
 
 OPEN = "/health"
-"""The one path that needs no password."""
+"""The only path that needs no password."""
 READING = ("GET", "HEAD")
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""The browser loads nothing from elsewhere, whatever a page says; `data:` are the pictures in an answer."""
+"""Content security policy: the browser loads nothing from other hosts; `data:` allows the images in an answer."""
 HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -32,13 +32,13 @@ HEADERS = {
 
 
 class Guard:
-    """Lets through what may pass.
+    """ASGI middleware that passes on permitted requests and refuses all others.
 
     Args:
-        app: What lies behind it.
-        hosts: Names that it may be called by.
-        any_address: Whether addresses of any kind will do: it listens on all of this machine's.
-        password: None: there is none. The user's name does not matter.
+        app: The application behind it.
+        hosts: Host names under which the server may be called.
+        any_address: Whether to accept any IP address as host, for a server that listens on all interfaces.
+        password: The password, with any user name; None for no password.
     """
 
     def __init__(self, app: ASGIApp, *, hosts: frozenset[str], any_address: bool, password: str | None):
@@ -48,7 +48,7 @@ class Guard:
         self._wanted = None if password is None else _digest(password)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hands a request on, or refuses it."""
+        """Pass a request on, or refuse it."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         if scope["type"] != "http":
@@ -63,15 +63,16 @@ class Guard:
         await (refusal or self._app)(scope, receive, send_guarded)
 
     def _refusal(self, method: str, path: str, headers: Headers) -> JSONResponse | None:
-        called = headers.getlist("host")
-        if len(called) != 1 or not self._is_own(_name(called[0])):
-            text = f"this server is not {called[0][:100] if called else 'without a name'}; see --allow-host"
+        host_headers = headers.getlist("host")
+        if len(host_headers) != 1 or not self._is_own(_name(host_headers[0])):
+            host_name = host_headers[0][:100] if host_headers else '""'
+            text = f"this server does not answer to the host name {host_name}; allow it with --allow-host"
             return JSONResponse({"error": text}, 421)
         if self._wanted is not None and path != OPEN and not self._has_password(headers.get("authorization", "")):
-            asks = {"WWW-Authenticate": 'Basic realm="Pylorus", charset="UTF-8"'}
-            return JSONResponse({"error": "the password is missing or wrong"}, 401, asks)
-        if method not in READING and not _own_page(headers, called[0]):
-            return JSONResponse({"error": "asked by a page from elsewhere"}, 403)
+            challenge = {"WWW-Authenticate": 'Basic realm="Pylorus", charset="UTF-8"'}
+            return JSONResponse({"error": "the password is missing or wrong"}, 401, challenge)
+        if method not in READING and not _own_page(headers, host_headers[0]):
+            return JSONResponse({"error": "the request came from another site's page"}, 403)
         return None
 
     def _is_own(self, name: str) -> bool:
@@ -80,24 +81,24 @@ class Guard:
     def _has_password(self, authorization: str) -> bool:
         scheme, _, encoded = authorization.partition(" ")
         try:
-            given = base64.b64decode(encoded.strip(), validate=True).decode().partition(":")[2]
+            password = base64.b64decode(encoded.strip(), validate=True).decode().partition(":")[2]
         except (binascii.Error, ValueError):
-            given = ""
-        # Digests have one length, so that the time taken tells nothing, not even how long the password is.
-        same = hmac.compare_digest(_digest(given), self._wanted or b"")
-        return same and scheme.lower() == "basic"
+            password = ""
+        # Digests have a fixed length, so the comparison time reveals nothing, not even the password's length.
+        matches = hmac.compare_digest(_digest(password), self._wanted or b"")
+        return matches and scheme.lower() == "basic"
 
 
-def _own_page(headers: Headers, called: str) -> bool:
-    """Whether a request comes from this server's own page or from no page at all (a program)."""
+def _own_page(headers: Headers, host_header: str) -> bool:
+    """Return whether a request comes from this server's own page or from a program instead of a browser."""
     origin = headers.get("origin")
     if origin is None:
         return headers.get("sec-fetch-site", "none") in ("none", "same-origin")
-    return urlsplit(origin).netloc.lower() == called.lower()
+    return urlsplit(origin).netloc.lower() == host_header.lower()
 
 
 def _name(host: str) -> str:
-    """A Host header without its port: behind a tunnel it is another one."""
+    """Return a Host header without its port, which differs behind a tunnel."""
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.partition(":")[0].lower().removesuffix(".")

@@ -1,4 +1,4 @@
-"""Heat maps for the page, where their extra is installed; where it is not, why there are none."""
+"""Heat maps for the web page if their extra is installed; otherwise the reason why there are none."""
 
 import logging
 
@@ -12,34 +12,34 @@ from pylorus.errors import PylorusError
 log = logging.getLogger(__name__)
 
 
-def heat_over(bundle: Bundle, seen: RGB, shown: RGB, class_index: int) -> RGB:
-    """What speaks for a class, laid over a picture of what the network sees.
+def heat_over(bundle: Bundle, pixels: RGB, display: RGB, class_index: int) -> RGB:
+    """Overlay the heat map of a class on the image for the page.
 
     Args:
-        bundle: A trained network.
-        seen: Its input, of shape (size, size, 3).
-        shown: The same, larger: a square.
-        class_index: Of the class, in the order of the bundle's.
+        bundle: The trained model.
+        pixels: The network's input, uint8 RGB of shape (size, size, 3).
+        display: The same image for the page, uint8 RGB, square.
+        class_index: Index of the class in the bundle's class order.
 
     Raises:
-        PylorusError: If the network gives no map, or a package is missing; says which.
+        PylorusError: If the network has no usable map, or a package is missing; the message names it.
     """
     from pylorus.deploy.explain import heat_map, overlay
 
-    heat = heat_map(bundle, seen, class_index)
-    larger = cv2.resize(heat, (shown.shape[1], shown.shape[0]), interpolation=cv2.INTER_LINEAR)
-    return overlay(shown, np.clip(larger, 0, 1))
+    heat = heat_map(bundle, pixels, class_index)
+    resized = cv2.resize(heat, (display.shape[1], display.shape[0]), interpolation=cv2.INTER_LINEAR)
+    return overlay(display, np.clip(resized, 0, 1))
 
 
 def why_no_heat(bundle: Bundle) -> str:
-    """Why there are no heat maps, found by trying one; "" where there are."""
+    """Return why there are no heat maps, found by computing one; empty if they work."""
     size = bundle.input.size
     black = np.zeros((size, size, 3), dtype=np.uint8)
     try:
         heat_over(bundle, black, black, 0)
     except (PylorusError, ImportError) as error:
         return str(error).removeprefix(f"{bundle.folder}: ")
-    except Exception as error:  # without its pictures the page is still of use
-        log.warning("no heat maps: %s", error, exc_info=True)
-        return f"this network gives none ({type(error).__name__})"
+    except Exception as error:  # the page is useful without heat maps, too
+        log.warning("heat maps failed: %s", error, exc_info=True)
+        return f"they can't be computed for this network ({type(error).__name__})"
     return ""

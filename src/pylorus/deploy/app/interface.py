@@ -1,4 +1,4 @@
-"""The JSON interface, described as OpenAPI 3.1: what `GET /api` gives. docs/serve.md says the same in words."""
+"""Describe the JSON interface as OpenAPI 3.1, for `GET /api`. docs/serve.md describes it in prose."""
 
 from pylorus import __version__
 from pylorus.deploy.app.options import ServeOptions
@@ -11,30 +11,30 @@ TEXT: Schema = {"type": "string"}
 NUMBER: Schema = {"type": "number"}
 TRUTH: Schema = {"type": "boolean"}
 ERRORS = {
-    "400": "The form is malformed or cut.",
+    "400": "The form is malformed or incomplete.",
     "401": "The password is missing or wrong (HTTP Basic, any user name).",
-    "403": "Asked by a page from elsewhere.",
+    "403": "The request came from another site's page.",
     "408": "The files took too long to arrive.",
-    "413": "Too many files, or too many bytes in all.",
-    "415": "No multipart/form-data.",
-    "421": "Called by a name that is not this server's.",
-    "503": "Too many requests at once; ask again after Retry-After seconds.",
+    "413": "Too many files, or too many bytes in total.",
+    "415": "The body is not multipart/form-data.",
+    "421": "The Host header names another server.",
+    "503": "Too many requests at once; retry after Retry-After seconds.",
 }
 
 
 def interface(bundle: Bundle, options: ServeOptions) -> Schema:
-    """The description of this server's interface."""
+    """Return the OpenAPI description of this server's interface."""
     return {
         "openapi": "3.1.0",
         "info": {
-            "title": "Pylorus: predictions of a bundle",
+            "title": "Pylorus: predictions of a trained model",
             "version": __version__,
             "description": bundle.description.intended_use,
         },
         "paths": {
             "/api/predict": {"post": _predict(options)},
-            "/api/model": {"get": _get("The model behind this server", "Model")},
-            "/health": {"get": {**_get("Whether it runs, and with what", "Health"), "security": []}},
+            "/api/model": {"get": _get("The model that this server runs", "Model")},
+            "/health": {"get": {**_get("Server status, version and bundle", "Health"), "security": []}},
         },
         "components": {
             "schemas": {"Row": _row(bundle), "Answer": _answer(), "Model": _model(), "Health": _health()},
@@ -54,52 +54,52 @@ def _predict(options: ServeOptions) -> Schema:
                 "minItems": 1,
                 "maxItems": options.max_images,
                 "items": {"type": "string", "contentMediaType": "application/octet-stream"},
-                "description": f"JPEG, PNG, BMP, TIFF, WebP or DICOM, each of {options.most_bytes:,} bytes at most.",
+                "description": f"JPEG, PNG, BMP, TIFF, WebP or DICOM, at most {options.most_bytes:,} bytes each.",
             }
         },
     }
-    meanings = {
-        "image": "With 1 each row has a JPEG (data: URL) of what the network sees.",
-        "heat_map": "With 1 each row has the same with what speaks for the predicted class over it, if there are maps.",
+    descriptions = {
+        "image": "With 1, each row has the preprocessed image as a JPEG (data: URL).",
+        "heat_map": "With 1, each row has that image under the heat map of its predicted class, if available.",
     }
     return {
-        "summary": "What the model says of images",
+        "summary": "Classify images",
         "parameters": [
             {"name": name, "in": "query", "description": text, "schema": {"type": "string", "enum": ["0", "1"]}}
-            for name, text in meanings.items()
+            for name, text in descriptions.items()
         ],
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
         "responses": {
-            "200": _content("A row a file, in their order", "Answer"),
+            "200": _content("One row per file, in the order of the files", "Answer"),
             **{status: {"description": text} for status, text in ERRORS.items()},
         },
     }
 
 
 def _row(bundle: Bundle) -> Schema:
-    names, deciding = bundle.description.short_names, bundle.description.decision.class_name
+    names, decision_class = bundle.description.short_names, bundle.description.decision.class_name
     return {
         "type": "object",
         "required": ["file", "error"],
-        "description": "Where error is not empty there is nothing else.",
+        "description": "If error is not empty, the row holds only file and error.",
         "properties": {
             "file": TEXT,
-            "error": {**TEXT, "description": "Why the file gives no answer; empty where it does."},
+            "error": {**TEXT, "description": "Why there is no answer for this file; empty if there is one."},
             "predicted": {"type": "string", "enum": list(names)},
             "probability": {
                 "type": "object",
                 "properties": dict.fromkeys(names, NUMBER),
-                "description": "Calibrated.",
+                "description": "Calibrated probability of each class, 0 to 1.",
             },
-            "decision": {"type": "string", "enum": [deciding, f"not {deciding}"]},
-            "abstain": {**TRUTH, "description": "Whether this answer should not be used."},
+            "decision": {"type": "string", "enum": [decision_class, f"not {decision_class}"]},
+            "abstain": {**TRUTH, "description": "Whether the model abstains: this answer must not be used."},
             "why": {"type": "string", "enum": ["", "unsure", "unlike"]},
             "prediction_set": {
                 "type": "array",
                 "items": {"type": "string", "enum": list(names)},
-                "description": "Short names; only of a bundle with prediction sets.",
+                "description": "Short class names; only if the bundle has prediction sets.",
             },
-            "unlikeness": {**NUMBER, "description": "How unlike the training images it is, 0 to 2."},
+            "unlikeness": {**NUMBER, "description": "Distance from the training images, 0 to 2."},
             "image": TEXT,
             "heat_map": TEXT,
         },
@@ -117,15 +117,15 @@ def _model() -> Schema:
         bundle=TEXT,
         architecture=TEXT,
         classes=names,
-        short_names={**names, "description": "In the order of classes; what answers call them."},
+        short_names={**names, "description": "Short class names used in answers, in the order of classes."},
         decision=_object(**{"class": TEXT, "threshold": {"type": ["number", "null"]}}),
         prediction_sets={
             "oneOf": [{"type": "null"}, _object(coverage=NUMBER)],
-            "description": "Null in a bundle without them.",
+            "description": "Null if the bundle has none.",
         },
         abstention=_object(unlike_above=NUMBER, unsure_below=NUMBER),
         limits=_object(most_bytes=NUMBER, most_files=NUMBER),
-        no_heat_maps={**TEXT, "description": "Why there are none; empty where there are."},
+        no_heat_maps={**TEXT, "description": "Why there are no heat maps; empty if there are."},
         intended_use=TEXT,
     )
 

@@ -1,4 +1,4 @@
-"""What the server answers: the page and its files from memory, and JSON."""
+"""Routes of the server: the page and its static files from memory, and the JSON interface."""
 
 import asyncio
 import hashlib
@@ -28,9 +28,9 @@ from pylorus.deploy.load import Bundle
 log = logging.getLogger(__name__)
 
 AT_ONCE = 16
-"""Requests with files that are in hand at once; more are asked to come again."""
+"""Maximum number of concurrent requests with files; further ones are told to retry."""
 SECONDS = 300.0
-"""Within which all files of a request must have arrived."""
+"""Seconds within which all files of a request must arrive."""
 ANYWHERE = ("0.0.0.0", "::")
 STATIC = {
     "page.css": "text/css",
@@ -41,27 +41,27 @@ STATIC = {
 
 
 def application(desk: Desk, options: ServeOptions, password: str | None = None) -> ASGIApp:
-    """The whole server, behind its guard."""
+    """Return the complete ASGI application, behind its guard."""
     pages = Pages(desk, options)
     routes = [
-        Route("/", pages.page),
-        Route("/static/{name}", pages.static),
-        Route("/health", pages.health),
-        Route("/api", pages.interface),
-        Route("/api/model", pages.model),
+        Route("/", pages.get_page),
+        Route("/static/{name}", pages.get_static_file),
+        Route("/health", pages.get_health),
+        Route("/api", pages.get_interface),
+        Route("/api/model", pages.get_model_facts),
         Route("/api/predict", pages.predict, methods=["POST"]),
     ]
     handlers = {HTTPException: _refused, Exception: _failed}
-    inner = Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
-    return Guard(inner, hosts=options.hosts, any_address=options.host in ANYWHERE, password=password)
+    starlette = Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
+    return Guard(starlette, hosts=options.hosts, any_address=options.host in ANYWHERE, password=password)
 
 
 class Pages:
-    """The answer to each path.
+    """Request handlers, one per path.
 
     Args:
-        desk: Answers for the bundle.
-        options: Of the server.
+        desk: Runs inference for the bundle.
+        options: Options of the server.
     """
 
     def __init__(self, desk: Desk, options: ServeOptions):
@@ -73,35 +73,35 @@ class Pages:
         self._interface = interface(desk.bundle, options)
         self._page = _page(desk.bundle, options)
 
-    async def page(self, _: Request) -> Response:
-        """The page itself."""
+    async def get_page(self, _: Request) -> Response:
+        """Return the HTML page."""
         return Response(self._page, media_type="text/html")
 
-    async def static(self, request: Request) -> Response:
-        """A file of the page's; by its name, never by a path."""
+    async def get_static_file(self, request: Request) -> Response:
+        """Return a static file of the page, looked up by name and never by path."""
         name = request.path_params["name"]
         if name not in STATIC:
             raise HTTPException(404)
         return Response(_file(name), media_type=STATIC[name])
 
-    async def health(self, _: Request) -> Response:
-        """That it runs; also while the network is busy."""
+    async def get_health(self, _: Request) -> Response:
+        """Return the server's status, even while the network is busy."""
         return JSONResponse(self._health)
 
-    async def interface(self, _: Request) -> Response:
-        """The description of the JSON interface."""
+    async def get_interface(self, _: Request) -> Response:
+        """Return the OpenAPI description of the JSON interface."""
         return JSONResponse(self._interface)
 
-    async def model(self, _: Request) -> Response:
-        """What the model is."""
+    async def get_model_facts(self, _: Request) -> Response:
+        """Return facts about the model."""
         return JSONResponse(self._model)
 
     async def predict(self, request: Request) -> Response:
-        """A row a file."""
+        """Classify the uploaded files; return one row per file."""
         if self._in_hand >= AT_ONCE:
-            return JSONResponse({"error": f"{AT_ONCE} requests are in hand"}, 503, {"Retry-After": "2"})
-        words = request.query_params
-        wanted = Wanted(image=words.get("image") == "1", heat_map=words.get("heat_map") == "1")
+            return JSONResponse({"error": f"the server is busy with {AT_ONCE} requests"}, 503, {"Retry-After": "2"})
+        query = request.query_params
+        wanted = Wanted(image=query.get("image") == "1", heat_map=query.get("heat_map") == "1")
         self._in_hand += 1
         try:
             async with asyncio.timeout(SECONDS):
@@ -110,43 +110,45 @@ class Pages:
         except RefusedUploadError as error:
             return JSONResponse({"error": str(error)}, error.status)
         except TimeoutError:
-            return JSONResponse({"error": f"the files took more than {SECONDS:g} s to arrive"}, 408)
+            return JSONResponse({"error": f"the upload took more than {SECONDS:g} s"}, 408)
         except ClientDisconnect:
             return Response(status_code=400)
         finally:
             self._in_hand -= 1
-        use = self._desk.bundle.description.intended_use
-        return JSONResponse({"bundle": self._health["bundle"], "intended_use": use, "results": results})
+        intended_use = self._desk.bundle.description.intended_use
+        return JSONResponse({"bundle": self._health["bundle"], "intended_use": intended_use, "results": results})
 
     async def _frames(self, request: Request, wanted: Wanted) -> list[Frame]:
-        frames = [await self._desk.read(upload, wanted) async for upload in uploads(request, self._limits)]
+        frames = [await self._desk.decode_upload(upload, wanted) async for upload in uploads(request, self._limits)]
         if not frames:
-            raise RefusedUploadError(400, "the form holds no file")
+            raise RefusedUploadError(400, "the form contains no file")
         return frames
 
 
 def name_of(bundle: Bundle) -> str:
-    """The SHA-256 of the list of a bundle's hashes: another bundle has another."""
+    """Return the SHA-256 of a bundle's list of file hashes, which identifies the bundle."""
     return hashlib.sha256((bundle.folder / SUMS).read_bytes()).hexdigest()
 
 
 def _model(desk: Desk, options: ServeOptions) -> dict[str, object]:
-    said = desk.bundle.description
-    deciding = said.decision.class_name
+    description = desk.bundle.description
+    decision_class = description.decision.class_name
     return {
         "bundle": name_of(desk.bundle),
-        "architecture": said.architecture,
-        "classes": list(said.classes),
-        "short_names": list(said.short_names),
-        "decision": {"class": deciding, "threshold": said.decision.thresholds[deciding]},
-        "prediction_sets": None if said.prediction_sets is None else {"coverage": said.prediction_sets.coverage},
+        "architecture": description.architecture,
+        "classes": list(description.classes),
+        "short_names": list(description.short_names),
+        "decision": {"class": decision_class, "threshold": description.decision.thresholds[decision_class]},
+        "prediction_sets": None
+        if description.prediction_sets is None
+        else {"coverage": description.prediction_sets.coverage},
         "abstention": {
-            "unlike_above": said.abstention.unlike_above,
-            "unsure_below": said.abstention.unsure_below,
+            "unlike_above": description.abstention.unlike_above,
+            "unsure_below": description.abstention.unsure_below,
         },
         "limits": {"most_bytes": options.most_bytes, "most_files": options.max_images},
         "no_heat_maps": desk.why_no_heat,
-        "intended_use": said.intended_use,
+        "intended_use": description.intended_use,
     }
 
 
@@ -159,7 +161,7 @@ def _page(bundle: Bundle, options: ServeOptions) -> str:
         undefined=jinja2.StrictUndefined,
     )
     return environment.get_template("page.html.j2").render(
-        said=bundle.description,
+        description=bundle.description,
         guarantee=threshold_sentence(bundle.description, bundle.description.decision.class_name),
         options=options,
         card=card_as_html(bundle.folder / CARD),
@@ -178,4 +180,4 @@ async def _refused(_: Request, error: HTTPException) -> Response:
 
 
 async def _failed(_: Request, error: Exception) -> Response:
-    return JSONResponse({"error": f"the server failed: {type(error).__name__}"}, 500)
+    return JSONResponse({"error": f"internal server error: {type(error).__name__}"}, 500)

@@ -1,4 +1,4 @@
-"""`pylorus serve`: a bundle's page on a socket of this machine."""
+"""`pylorus serve`: run the web server of a bundle on this machine."""
 
 import contextlib
 import logging
@@ -16,23 +16,23 @@ from pylorus.deploy.predict import settled_device
 from pylorus.errors import PylorusError
 
 PATIENCE = 10
-"""Seconds that requests in hand get to end when the server is asked to."""
+"""Seconds that running requests have to finish when the server is stopped."""
 
 
 def serve(folder: Path, options: ServeOptions) -> None:
-    """Serves a bundle until Ctrl-C or SIGTERM.
+    """Serve a bundle until Ctrl-C or SIGTERM.
 
     Args:
-        folder: The bundle's.
-        options: See there.
+        folder: Folder of the bundle.
+        options: Options of the server.
 
     Raises:
-        PylorusError: If an option or the bundle is not what it should be, or the port is taken.
+        PylorusError: If an option or the bundle is invalid, or the port is in use.
     """
     options.check()
     password = options.password()
-    listening = listen(options)
-    with listening:
+    listener = listen(options)
+    with listener:
         bundle = load_bundle(folder, device=settled_device(options.device))
         desk = Desk(bundle)
         print(f"{bundle.description.architecture}: {', '.join(bundle.description.classes)}")
@@ -40,17 +40,17 @@ def serve(folder: Path, options: ServeOptions) -> None:
         if desk.why_no_heat:
             print(f"no heat maps: {desk.why_no_heat}")
         if not options.loopback:
-            print("Others in the network can reach it, and HTTP is not encrypted: see docs/serve.md.")
-        print(f"\npage: {address(listening)}    Ctrl-C ends it", flush=True)
-        # Ctrl-C is how a server ends: requests in hand are answered, then uvicorn raises it again.
+            print("Others in the network can reach this page, and HTTP is not encrypted: see docs/serve.md.")
+        print(f"\npage: {address(listener)}    (Ctrl-C stops the server)", flush=True)
+        # Ctrl-C is the normal way to stop: uvicorn finishes running requests, then raises it again.
         with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(settings(desk, options, password)).run(sockets=[listening])
+            uvicorn.Server(settings(desk, options, password)).run(sockets=[listener])
         desk.close()
-        print("\nended")
+        print("\nstopped")
 
 
 def settings(desk: Desk, options: ServeOptions, password: str | None) -> uvicorn.Config:
-    """How the server runs: no list of who asked for what, no headers taken on trust, no word about itself."""
+    """Return uvicorn's configuration: no access log, no trust in proxy headers, no Server header."""
     return uvicorn.Config(
         application(desk, options, password),
         log_level=logging.WARNING,
@@ -66,26 +66,26 @@ def settings(desk: Desk, options: ServeOptions, password: str | None) -> uvicorn
 
 
 def listen(options: ServeOptions) -> socket.socket:
-    """A socket at the host and port of the options.
+    """Open a listening socket at the host and port of the options.
 
     Raises:
-        PylorusError: If it can't be had.
+        PylorusError: If the address is invalid or in use.
     """
     try:
-        family, _, _, _, place = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(place[:2], family=family)
+        family, _, _, _, socket_address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(socket_address[:2], family=family)
     except OSError as error:
-        # Python's own words repeat the address; a name that leads nowhere has a number of its own.
-        number = error.errno or 0
-        reason = os.strerror(number) if number > 0 else error.strerror
+        # Python's message would repeat the address. A host name that can't be resolved has a negative number.
+        code = error.errno or 0
+        reason = os.strerror(code) if code > 0 else error.strerror
         raise PylorusError(
             f"--host {options.host} --port {options.port}: {reason or error}. "
-            "Another --port, or 0 for any free one, may do."
+            "Try another --port, or --port 0 for any free one."
         ) from error
 
 
-def address(listening: socket.socket) -> str:
-    """Where a browser on this machine finds the page."""
-    host, port = listening.getsockname()[:2]
+def address(listener: socket.socket) -> str:
+    """Return the URL of the page for a browser on this machine."""
+    host, port = listener.getsockname()[:2]
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{name}]:{port}/" if ":" in name else f"http://{name}:{port}/"

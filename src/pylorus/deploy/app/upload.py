@@ -1,4 +1,4 @@
-"""Files out of a request's body, one at a time and in memory only: none ever touches a disk."""
+"""Parse the files of a request's body one at a time, in memory only: none is ever written to disk."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from pylorus.data.unreadable import shown
 
 FIELD = "files"
 OVERHEAD = 8192
-"""Bytes that a file may add to the body beside its own: boundary, headers."""
+"""Bytes that a file may add to the body besides its content: boundary and headers."""
 LONGEST_NAME = 200
 
 
 class RefusedUploadError(Exception):
-    """A request that is not answered as a whole; has an HTTP status."""
+    """The whole request is refused, with this HTTP status."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -26,7 +26,7 @@ class RefusedUploadError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """How much may be sent: bytes of one file, and files of one request."""
+    """Upload limits: bytes per file and files per request."""
 
     most_bytes: int
     most_files: int
@@ -34,12 +34,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Upload:
-    """One file.
+    """One uploaded file.
 
     Attributes:
-        name: As the sender calls it, without folders and unprintable letters. Only ever shown, never opened.
-        content: All of it; nothing where `error` is set.
-        error: Why it is not taken.
+        name: File name from the sender, without folders and unprintable characters. Only displayed, never opened.
+        content: The file's bytes; empty if `error` is set.
+        error: Why the file is refused; empty if it is accepted.
     """
 
     name: str
@@ -48,32 +48,32 @@ class Upload:
 
 
 async def uploads(request: Request, limits: Limits) -> AsyncIterator[Upload]:
-    """The files of a multipart body, each as soon as it is there.
+    """Yield the files of a multipart body, each as soon as it is complete.
 
-    A file that is too large is read past and comes with an error; the others are not lost for it.
+    A file that is too large is skipped and yields an error; the other files are still processed.
 
     Raises:
-        RefusedUploadError: If the body is no such form, is cut, or holds too much.
+        RefusedUploadError: If the body is not such a form, is incomplete or too large.
     """
-    most = limits.most_files * (limits.most_bytes + OVERHEAD)
-    too_much = RefusedUploadError(413, f"the request is over {most:,} bytes")
+    max_bytes = limits.most_files * (limits.most_bytes + OVERHEAD)
+    too_much = RefusedUploadError(413, f"the request is larger than {max_bytes:,} bytes")
     declared = request.headers.get("content-length", "0")
-    if not declared.isdecimal() or int(declared[:20]) > most:
+    if not declared.isdecimal() or int(declared[:20]) > max_bytes:
         raise too_much
-    parts = _Parts(_boundary(request.headers.get("content-type", "")), limits)
+    parser = _Parts(_boundary(request.headers.get("content-type", "")), limits)
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
-        if received > most:
+        if received > max_bytes:
             raise too_much
-        for upload in parts.add(chunk):
+        for upload in parser.add(chunk):
             yield upload
-    if not parts.ended:
-        raise RefusedUploadError(400, "the form ends before its last boundary")
+    if not parser.ended:
+        raise RefusedUploadError(400, "the form is incomplete: its last boundary is missing")
 
 
 class _Parts:
-    """Cuts a multipart body into files."""
+    """Incremental parser that splits a multipart body into files."""
 
     def __init__(self, boundary: bytes, limits: Limits):
         self.ended = False
@@ -95,19 +95,19 @@ class _Parts:
                     "on_headers_finished": self._read_headers,
                     "on_part_data": self._add,
                     "on_part_end": self._finish,
-                    "on_end": self._end,
+                    "on_end": self._set_ended,
                 },
             )
         except ValueError as error:
             raise RefusedUploadError(400, str(error)) from error
 
     def add(self, chunk: bytes) -> list[Upload]:
-        """The files that a further piece of the body completes."""
+        """Parse the next piece of the body; return the files that it completes."""
         self._done = []
         try:
             self._parser.write(chunk)
         except MultipartParseError as error:
-            raise RefusedUploadError(400, f"no well-formed form: {error}") from error
+            raise RefusedUploadError(400, f"malformed form: {error}") from error
         return self._done
 
     def _begin(self) -> None:
@@ -121,11 +121,11 @@ class _Parts:
         self._field, self._value = bytearray(), bytearray()
 
     def _read_headers(self) -> None:
-        _, words = parse_options_header(self._headers.get(b"content-disposition"))
-        field = words.get(b"name", b"").decode(errors="replace")
-        if field != FIELD or b"filename" not in words:
+        _, parameters = parse_options_header(self._headers.get(b"content-disposition"))
+        field = parameters.get(b"name", b"").decode(errors="replace")
+        if field != FIELD or b"filename" not in parameters:
             raise RefusedUploadError(400, f'found the field "{shown(field)[:50]}", expected files as "{FIELD}"')
-        self._name = shown_name(words[b"filename"].decode(errors="replace"))
+        self._name = shown_name(parameters[b"filename"].decode(errors="replace"))
 
     def _add(self, data: bytes, start: int, end: int) -> None:
         if len(self._content) + end - start > self._limits.most_bytes:
@@ -138,12 +138,12 @@ class _Parts:
         self._done.append(Upload(self._name, bytes(self._content), error))
         self._content = bytearray()
 
-    def _end(self) -> None:
+    def _set_ended(self) -> None:
         self.ended = True
 
 
 def shown_name(name: str) -> str:
-    r"""The last part of a sender's file name, on one line.
+    r"""Return the last part of a sender's file name, on one line.
 
     Example:
         >>> shown_name("../../etc/passwd"), shown_name("C:\\images\\a.png"), shown_name("..")
@@ -154,7 +154,7 @@ def shown_name(name: str) -> str:
 
 
 def _boundary(content_type: str) -> bytes:
-    kind, words = parse_options_header(content_type)
-    if kind != b"multipart/form-data" or not words.get(b"boundary"):
+    media_type, parameters = parse_options_header(content_type)
+    if media_type != b"multipart/form-data" or not parameters.get(b"boundary"):
         raise RefusedUploadError(415, f'expected multipart/form-data with files as "{FIELD}"')
-    return words[b"boundary"]
+    return parameters[b"boundary"]

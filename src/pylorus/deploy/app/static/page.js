@@ -1,10 +1,10 @@
-// Images go to this server, two at a time; what comes back is drawn. Nothing else is asked, nothing is kept.
+// Sends images to this server, two at a time, and shows the answers. Sends nothing else and stores nothing.
 
-import { asCsv, decided, drawTable, percent } from "./table.js";
+import { asCsv, decisionText, drawTable, percent } from "./table.js";
 
 const AT_ONCE = 2;
-const MOST_BARS = 8;
-const PATIENCE = 60; // tries, 2 s apart, while the server is busy
+const MAX_BARS = 8;
+const MAX_TRIES = 60; // 2 s apart, while the server is busy
 
 const at = (id) => document.getElementById(id);
 const files = at("files"), drop = at("drop"), heat = at("heat"), cards = at("cards"), status = at("status");
@@ -12,21 +12,21 @@ const waiting = [];
 let rows = [], running = 0, finished = 0, expected = 0, era = 0;
 
 const model = await fetch("api/model").then((response) => response.json()).catch(() => {
-  status.textContent = "The server did not answer. Once it runs, load the page again.";
+  status.textContent = "The server did not answer. Check that it is running, then reload the page.";
   throw new Error("no answer");
 });
 const names = model.short_names;
-const fullNames = Object.fromEntries(names.map((name, place) => [name, model.classes[place]]));
+const fullNames = Object.fromEntries(names.map((name, index) => [name, model.classes[index]]));
 if (model.no_heat_maps) {
   heat.checked = false;
   heat.disabled = true;
   at("no-heat").hidden = false;
-  at("no-heat").textContent = `None here: ${model.no_heat_maps}`;
+  at("no-heat").textContent = `Not available: ${model.no_heat_maps}`;
 }
 
 files.addEventListener("change", () => {
-  take([...files.files]);
-  files.value = ""; // the same file may be chosen again
+  addFiles([...files.files]);
+  files.value = ""; // allow the same file to be chosen again
 });
 addEventListener("dragover", (event) => {
   event.preventDefault();
@@ -34,11 +34,11 @@ addEventListener("dragover", (event) => {
 });
 addEventListener("dragleave", () => drop.classList.remove("over"));
 addEventListener("drop", (event) => {
-  event.preventDefault(); // else the browser would open the file in the page's place
+  event.preventDefault(); // otherwise the browser would open the file instead of this page
   drop.classList.remove("over");
-  take([...event.dataTransfer.files]);
+  addFiles([...event.dataTransfer.files]);
 });
-addEventListener("paste", (event) => take([...event.clipboardData.files]));
+addEventListener("paste", (event) => addFiles([...event.clipboardData.files]));
 at("to-card").addEventListener("click", () => {
   at("card").querySelector("details").open = true;
 });
@@ -61,18 +61,18 @@ at("download").addEventListener("click", () => {
 
 document.documentElement.dataset.ready = "yes";
 
-function take(chosen) {
-  const most = model.limits.most_files;
-  const taken = chosen.slice(0, most);
+function addFiles(chosen) {
+  const maxFiles = model.limits.most_files;
+  const accepted = chosen.slice(0, maxFiles);
   if (finished === expected) finished = expected = 0;
-  expected += taken.length;
-  for (const file of taken) {
+  expected += accepted.length;
+  for (const file of accepted) {
     const card = cards.appendChild(make("li", "card waiting"));
     draw(card, file.name, picture("waiting …"), []);
-    waiting.push({ file, card, place: rows.push(null) - 1, era });
+    waiting.push({ file, card, index: rows.push(null) - 1, era });
   }
-  const left = chosen.length - taken.length;
-  show(left ? `${left} more were left out: ${most} at a time. For folders there is pylorus predict.` : "");
+  const left = chosen.length - accepted.length;
+  show(left ? `${left} ${left === 1 ? "file was" : "files were"} skipped: at most ${maxFiles} at a time. For whole folders, use pylorus predict.` : "");
   while (running < AT_ONCE && waiting.length) next();
 }
 
@@ -83,7 +83,7 @@ async function next() {
   const row = await answer(task.file);
   running -= 1;
   if (task.era === era) {
-    rows[task.place] = row;
+    rows[task.index] = row;
     finished += 1;
     drawAnswer(task.card, row);
     show();
@@ -93,35 +93,35 @@ async function next() {
 
 async function answer(file) {
   const failed = (error) => ({ file: file.name, error });
-  const most = model.limits.most_bytes;
-  if (file.size > most) return failed(`the file has ${megabytes(file.size)} MB, over the limit of ${megabytes(most)} MB`);
+  const maxBytes = model.limits.most_bytes;
+  if (file.size > maxBytes) return failed(`the file has ${megabytes(file.size)} MB, over the limit of ${megabytes(maxBytes)} MB`);
   try {
     await file.slice(0, 1).arrayBuffer();
   } catch {
-    return failed("the browser can not read it; is it a folder, or was it changed meanwhile?");
+    return failed("the browser can't read it; is it a folder, or was it changed in the meantime?");
   }
-  const words = new URLSearchParams({ image: 1, heat_map: heat.checked ? 1 : 0 });
+  const query = new URLSearchParams({ image: 1, heat_map: heat.checked ? 1 : 0 });
   for (let tries = 0; ; tries += 1) {
     const form = new FormData();
     form.append("files", file, file.name);
-    const response = await fetch(`api/predict?${words}`, { method: "POST", body: form }).catch(() => null);
+    const response = await fetch(`api/predict?${query}`, { method: "POST", body: form }).catch(() => null);
     if (!response) return failed("the server did not answer; is it still running?");
-    if (response.status === 503 && tries < PATIENCE) {
+    if (response.status === 503 && tries < MAX_TRIES) {
       await new Promise((resolve) => setTimeout(resolve, 2000));
       continue;
     }
-    const said = await response.json().catch(() => ({ error: `the server answered ${response.status}` }));
-    return response.ok && said.results ? { ...said.results[0], file: file.name } : failed(said.error);
+    const body = await response.json().catch(() => ({ error: `the server answered ${response.status}` }));
+    return response.ok && body.results ? { ...body.results[0], file: file.name } : failed(body.error);
   }
 }
 
-function show(words) {
+function show(message) {
   const done = rows.filter(Boolean);
   at("download").disabled = !done.length;
   at("clear").disabled = !cards.children.length;
   at("summary").hidden = !done.length;
   drawTable(at("table"), done, names, model.decision.class);
-  status.textContent = [words, progress()].filter(Boolean).join(" ");
+  status.textContent = [message, progress()].filter(Boolean).join(" ");
 }
 
 function progress() {
@@ -129,31 +129,31 @@ function progress() {
   if (finished < expected) return `${finished} of ${expected} done …`;
   const latest = rows.slice(-expected);
   if (expected === 1) return `${latest[0].file}: ${sentence(latest[0])}.`;
-  const bad = latest.filter((row) => row.error).length;
-  const none = latest.filter((row) => row.abstain).length;
-  const parts = [`${expected} files: ${expected - bad - none} answered`];
-  if (none) parts.push(`${none} without an answer`);
-  if (bad) parts.push(`${bad} not read`);
+  const failed = latest.filter((row) => row.error).length;
+  const abstained = latest.filter((row) => row.abstain).length;
+  const parts = [`${expected} files: ${expected - failed - abstained} answered`];
+  if (abstained) parts.push(`${abstained} without an answer`);
+  if (failed) parts.push(`${failed} not processed`);
   return `${parts.join(", ")}.`;
 }
 
 function sentence(row) {
-  if (row.error) return `not read: ${row.error}`;
+  if (row.error) return `not processed: ${row.error}`;
   return row.abstain ? `no answer: ${reason(row)}` : `${row.predicted}, ${percent(row.probability[row.predicted])}`;
 }
 
 function reason(row) {
   if (row.why === "unlike") {
-    return `unlike the training images (${row.unlikeness.toFixed(3)}, answered up to ${model.abstention.unlike_above.toFixed(3)})`;
+    return `unlike the training images (unlikeness ${row.unlikeness.toFixed(3)}, limit ${model.abstention.unlike_above.toFixed(3)})`;
   }
-  return `unsure (${row.predicted} has ${percent(row.probability[row.predicted])}, answered from ${percent(model.abstention.unsure_below)})`;
+  return `uncertain (${row.predicted} has ${percent(row.probability[row.predicted])}, an answer needs ${percent(model.abstention.unsure_below)})`;
 }
 
 function drawAnswer(card, row) {
   card.className = "card";
   if (row.error) {
     card.classList.add("error");
-    draw(card, row.file, picture("no picture"), [make("p", "verdict", "Not read"), make("p", "", row.error)]);
+    draw(card, row.file, picture("no image"), [make("p", "verdict", "Not processed"), make("p", "", row.error)]);
     return;
   }
   card.classList.toggle("abstains", row.abstain);
@@ -176,9 +176,9 @@ function draw(card, name, figure, parts) {
   card.replaceChildren(figure, body);
 }
 
-function picture(words) {
+function picture(text) {
   const figure = make("figure", "picture");
-  figure.append(make("div", "empty", words));
+  figure.append(make("div", "empty", text));
   return figure;
 }
 
@@ -186,7 +186,7 @@ function pictures(row) {
   const figure = make("figure", "picture");
   const image = figure.appendChild(make("img"));
   const views = { Image: [row.image, `${row.file}, as the network sees it`] };
-  if (row.heat_map) views["Heat map"] = [row.heat_map, `${row.file}, brightest where most speaks for ${row.predicted}`];
+  if (row.heat_map) views["Heat map"] = [row.heat_map, `${row.file}, brightest where it most supports ${row.predicted}`];
   const group = make("div", "views");
   group.role = "group";
   group.ariaLabel = `Picture of ${row.file}`;
@@ -207,19 +207,19 @@ function pictures(row) {
 function bars(row) {
   const list = make("ul", "bars");
   list.ariaLabel = "Probabilities";
-  const best = [...names].sort((one, other) => row.probability[other] - row.probability[one]).slice(0, MOST_BARS);
-  const deciding = model.decision.class;
-  for (const name of names.filter((each) => best.includes(each) || each === deciding)) {
-    const share = row.probability[name];
+  const top = [...names].sort((a, b) => row.probability[b] - row.probability[a]).slice(0, MAX_BARS);
+  const decisionClass = model.decision.class;
+  for (const name of names.filter((each) => top.includes(each) || each === decisionClass)) {
+    const probability = row.probability[name];
     const item = list.appendChild(make("li", name === row.predicted ? "best" : ""));
-    const words = item.appendChild(make("div", "words"));
-    const label = words.appendChild(make("span", "", name));
+    const caption = item.appendChild(make("div", "words"));
+    const label = caption.appendChild(make("span", "", name));
     label.title = fullNames[name];
-    words.append(make("span", "", percent(share)));
+    caption.append(make("span", "", percent(probability)));
     const track = item.appendChild(make("div", "track"));
     track.ariaHidden = "true";
-    track.appendChild(make("i")).style.width = `${100 * share}%`;
-    if (name === deciding && model.decision.threshold !== null) {
+    track.appendChild(make("i")).style.width = `${100 * probability}%`;
+    if (name === decisionClass && model.decision.threshold !== null) {
       track.appendChild(make("b")).style.left = `${100 * model.decision.threshold}%`;
     }
   }
@@ -229,15 +229,15 @@ function bars(row) {
 function decision(row) {
   const line = make("p", "decision");
   const threshold = model.decision.threshold;
-  line.append(make("b", "", decided(row, model.decision.class)), ` for ${model.decision.class}`);
-  line.append(threshold === null ? " (there is no threshold)" : ` at the threshold of ${percent(threshold)}`);
-  if (row.abstain) line.append(", not to be used");
+  line.append(make("b", "", decisionText(row, model.decision.class)), ` for ${model.decision.class}`);
+  line.append(threshold === null ? " (no threshold)" : ` at the threshold of ${percent(threshold)}`);
+  if (row.abstain) line.append("; do not use");
   return line;
 }
 
 function predictionSet(row) {
   if (!model.prediction_sets) return [];
-  const members = row.prediction_set.join(", ") || "empty, no class is as likely as is usual for it";
+  const members = row.prediction_set.join(", ") || "empty: no class is plausible enough";
   return [make("p", "decision", `Prediction set (${Math.round(1000 * model.prediction_sets.coverage) / 10} %): ${members}`)];
 }
 

@@ -1,4 +1,4 @@
-// The table of all results, on the page and as CSV, with the columns of `pylorus predict`.
+// The table of all results on the page, and as CSV with the columns of `pylorus predict`.
 
 export function columns(names, sets = false) {
   const set = sets ? ["prediction_set"] : [];
@@ -7,41 +7,41 @@ export function columns(names, sets = false) {
 
 export function cells(row, names, sets = false) {
   const answered = !row.error;
-  const shares = names.map((name) => (answered ? row.probability[name] : ""));
+  const probabilities = names.map((name) => (answered ? row.probability[name] : ""));
   const set = sets ? [answered ? `{${row.prediction_set.join(", ")}}` : ""] : [];
-  const words = answered ? [row.abstain ? "True" : "False", row.why, row.unlikeness] : ["", "", ""];
-  return [row.file, answered ? row.predicted : "", ...shares, answered ? row.decision : "", ...set, ...words, row.error];
+  const abstention = answered ? [row.abstain ? "True" : "False", row.why, row.unlikeness] : ["", "", ""];
+  return [row.file, answered ? row.predicted : "", ...probabilities, answered ? row.decision : "", ...set, ...abstention, row.error];
 }
 
 export function asCsv(rows, names, sets = false) {
   const lines = [columns(names, sets), ...rows.map((row) => cells(row, names, sets))];
-  return lines.map((line) => line.map(quoted).join(",") + "\r\n").join("");
+  return lines.map((line) => line.map(quoteCell).join(",") + "\r\n").join("");
 }
 
-function quoted(value) {
+function quoteCell(value) {
   let text = String(value);
-  // A spreadsheet would run a name that begins so as a formula.
+  // A spreadsheet would run a name that starts with one of these characters as a formula.
   if (typeof value === "string" && /^[=+\-@\t\r]/.test(text)) text = `'${text}`;
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
-export function drawTable(table, rows, names, deciding) {
+export function drawTable(table, rows, names, decisionClass) {
   const head = document.createElement("tr");
-  for (const title of ["file", "answer", ...names, `for ${deciding}`, "unlikeness"]) {
+  for (const title of ["file", "answer", ...names, `for ${decisionClass}`, "unlikeness"]) {
     const cell = head.appendChild(document.createElement("th"));
     cell.scope = "col";
     cell.textContent = title;
     if (names.includes(title) || title === "unlikeness") cell.className = "number";
   }
   table.tHead.replaceChildren(head);
-  table.tBodies[0].replaceChildren(...rows.map((row) => drawnRow(row, names, deciding)));
+  table.tBodies[0].replaceChildren(...rows.map((row) => createRow(row, names, decisionClass)));
 }
 
-function drawnRow(row, names, deciding) {
+function createRow(row, names, decisionClass) {
   const line = document.createElement("tr");
-  const name = line.appendChild(document.createElement("th"));
-  name.scope = "row";
-  name.textContent = name.title = row.file;
+  const heading = line.appendChild(document.createElement("th"));
+  heading.scope = "row";
+  heading.textContent = heading.title = row.file;
   const add = (text, kind = "") => {
     const cell = line.appendChild(document.createElement("td"));
     cell.textContent = text;
@@ -49,23 +49,23 @@ function drawnRow(row, names, deciding) {
     return cell;
   };
   if (row.error) {
-    add(`not read: ${row.error}`, "wide").colSpan = names.length + 3;
+    add(`not processed: ${row.error}`, "wide").colSpan = names.length + 3;
     return line;
   }
   add(row.abstain ? `none: ${row.why}` : row.predicted);
-  for (const each of names) add(percent(row.probability[each]), "number");
-  add(row.abstain ? "not to be used" : decided(row, deciding).toLowerCase());
+  for (const name of names) add(percent(row.probability[name]), "number");
+  add(row.abstain ? "do not use" : decisionText(row, decisionClass).toLowerCase());
   add(row.unlikeness.toFixed(3), "number");
   return line;
 }
 
-export function decided(row, deciding) {
-  return row.decision === deciding ? "Positive" : "Negative";
+export function decisionText(row, decisionClass) {
+  return row.decision === decisionClass ? "Positive" : "Negative";
 }
 
-export function percent(share) {
-  const value = 100 * share;
-  if (value > 99.9 && share < 1) return "> 99.9 %";
-  if (value < 0.1 && share > 0) return "< 0.1 %";
+export function percent(probability) {
+  const value = 100 * probability;
+  if (value > 99.9 && probability < 1) return "> 99.9 %";
+  if (value < 0.1 && probability > 0) return "< 0.1 %";
   return `${value.toFixed(1)} %`;
 }
