@@ -245,7 +245,7 @@ def test_a_file_that_is_still_growing_is_refused(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr("pylorus.data.content.os.fstat", growing)
-    with pytest.raises(UnreadableImageError, match="changed while it was read; is it still being copied"):
+    with pytest.raises(UnreadableImageError, match="changed while it was being read; is it still being copied"):
         read(path)
 
 

@@ -76,4 +76,4 @@ def _expect_plain(status: os.stat_result) -> None:
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "not a regular file")
         raise UnreadableImageError(f"is {kind}, expected an image file")
     if status.st_size > MOST_BYTES:
-        raise UnreadableImageError(f"has {status.st_size:,} bytes, the limit is {MOST_BYTES:,}")
+        raise UnreadableImageError(f"has {status.st_size:,} bytes, over the limit of {MOST_BYTES:,}")

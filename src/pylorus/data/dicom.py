@@ -143,7 +143,7 @@ def _check_claims(dataset: "Dataset", most_pixels: int) -> None:
     if min(rows, columns) < 1:
         raise UnreadableImageError(f"damaged: {columns} × {rows} pixels")
     if rows * columns > most_pixels:
-        raise UnreadableImageError(f"{columns} × {rows} pixels exceed the limit of {most_pixels:,}")
+        raise UnreadableImageError(f"{columns} × {rows} pixels are over the limit of {most_pixels:,}")
 
 
 def _check_pixel_data(dataset: "Dataset", content: bytes) -> None:

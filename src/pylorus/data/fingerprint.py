@@ -39,7 +39,7 @@ def thumbnail(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def turned(thumbnails: Thumbnails, position: int) -> Thumbnails:
-    """Return all thumbnails in one of the eight orientations; `position` is an index into POSITIONS."""
+    """Return all thumbnails in one of the eight orientations; `position` is an index into `POSITIONS`."""
     oriented = thumbnails[:, :, ::-1] if position >= 4 else thumbnails
     return np.rot90(oriented, k=position % 4, axes=(1, 2))
 

@@ -82,7 +82,7 @@ def check_labels(catalog: Catalog, pairs: Sequence[Pair]) -> None:
             else f"{len(contradictory)} pairs of identical images have"
         )
         raise PylorusError(
-            f"{catalog.root}: {count} but different labels:\n{listing(lines)}\n"
+            f"{catalog.root}: {count} different labels:\n{listing(lines)}\n"
             "One label of each pair is wrong: remove that file."
         )
 

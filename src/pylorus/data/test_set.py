@@ -159,8 +159,8 @@ def by_file(catalog: Catalog, path: Path) -> Sequence[str]:
         raise PylorusError(f"data.split_file: can't read {path} as a split.csv of Pylorus: {error}") from error
     table = catalog.table.set_index("path")
     for difference, paths in (
-        ("not in the file", table.index.difference(saved.index)),
-        ("in the file but no longer in the image set", saved.index.difference(table.index)),
+        ("missing from the file", table.index.difference(saved.index)),
+        ("in the file but missing from the image set", saved.index.difference(table.index)),
     ):
         if len(paths):
             raise PylorusError(
@@ -176,9 +176,8 @@ def by_file(catalog: Catalog, path: Path) -> Sequence[str]:
         differs = table.index[np.asarray(saved[column] != values)]
         if len(differs):
             raise PylorusError(
-                f"data.split_file: {path}: another {difference} than when the split was made for "
-                f"{_format_image_count(len(differs))}:\n"
-                f"{listing(differs)}"
+                f"data.split_file: {path}: the {difference} of {_format_image_count(len(differs))} differs from "
+                f"the file:\n{listing(differs)}"
             )
     return list(saved["split"])
 

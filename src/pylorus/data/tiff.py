@@ -57,7 +57,7 @@ def deep_colour(content: bytes, *, most_pixels: int) -> NDArray[np.uint8]:
     if len(width) != 1 or len(height) != 1 or min(width[0], height[0]) < 1:
         raise UnreadableImageError("damaged: a TIFF without width and height")
     if width[0] * height[0] > most_pixels:
-        raise UnreadableImageError(f"{width[0]} × {height[0]} pixels exceed the limit of {most_pixels:,}")
+        raise UnreadableImageError(f"{width[0]} × {height[0]} pixels are over the limit of {most_pixels:,}")
     check_pieces(tags, len(content))
     is_decoded, pages = cv2.imdecodemulti(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if not is_decoded or len(pages) != 1 or pages[0].dtype != np.uint16 or pages[0].ndim != 3:

@@ -65,7 +65,7 @@ def _check_jpeg(content: bytes) -> None:
     if scan < 0 or content.rfind(b"\xff\xd9", scan) < 0:
         raise UnreadableImageError("damaged: truncated: the JPEG's end is missing")
     if progressive and (scans := content.count(b"\xff\xda", scan)) > MOST_SCANS:
-        raise UnreadableImageError(f"has {scans} scans, the limit is {MOST_SCANS}")
+        raise UnreadableImageError(f"has {scans} scans, over the limit of {MOST_SCANS}")
 
 
 def _first_scan(content: bytes) -> tuple[int, bool]:

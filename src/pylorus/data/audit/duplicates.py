@@ -40,7 +40,7 @@ class NearCopy:
         second: Index of the second image, greater than the first.
         distance: Hamming distance of their hashes, in bits.
         likeness: Correlation of their fine structure, in [-1, 1].
-        position: Orientation of the first that matches the second: index into POSITIONS.
+        position: Orientation of the first that matches the second: index into `POSITIONS`.
     """
 
     first: int
@@ -116,7 +116,7 @@ def near_pairs(
     Args:
         queries: Hashes in one of the orientations, of shape (images,).
         known: Hashes of the images as they are, of shape (images,).
-        distance: Maximum number of differing bits, at most FARTHEST.
+        distance: Maximum number of differing bits, at most `FARTHEST`.
         most: Maximum number of known images per key; of a more crowded key, the first are compared.
 
     Returns:

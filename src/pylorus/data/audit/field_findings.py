@@ -34,7 +34,7 @@ class SeenField:
 
 
 def look_for_fields(images: ImageSet, facts: Sequence[Facts]) -> tuple[SeenField, ...]:
-    """Find the fields of view of up to OF_EACH_CLASS images per class.
+    """Find the fields of view of up to `OF_EACH_CLASS` images per class.
 
     Images are selected by content, so every audit selects the same. Images without a black edge are skipped: they
     are all field.
