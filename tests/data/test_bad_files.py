@@ -201,7 +201,7 @@ CUTS = [
     (
         f"{sample} cut at {share:.0%}",
         cut(sample, share),
-        CUT + "|no readable|a TIFF of a kind|without pixel data|claims",
+        CUT + "|no readable|an unsupported kind of TIFF|without pixel data|claims",
     )
     for sample in samples()
     for share in (0.1, 0.5, 0.99)
