@@ -134,8 +134,8 @@ def _describe_few(table: pd.DataFrame, noun: str) -> str:
     if not descriptions:
         return ""
     return (
-        f"Fewer than {FEW} {noun}s of a class in a split: {'; '.join(descriptions)}. Single {noun}s determine what is "
-        "learned or measured there."
+        f"Fewer than {FEW} {noun}s of a class in a split: {'; '.join(descriptions)}. Single {noun}s determine "
+        "what is learned or measured there."
     )
 
 

@@ -105,12 +105,13 @@ _MENDS = {
 def _finding(kind: str, boundary: str, items: list[Item]) -> Finding:
     if kind == "copy":
         files = sum(len(item.files) for item in items)
-        subject = f"{counted(len(items), 'image')} (in {files:,} files) {'occurs' if len(items) == 1 else 'occur'}"
+        subject = f"{counted(len(items), 'image')} (in {files:,} files)"
     else:
-        subject = f"{counted(len(items), 'pair')} of nearly identical images {'occurs' if len(items) == 1 else 'occur'}"
+        subject = f"{counted(len(items), 'pair')} of nearly identical images"
+    verb = "occurs" if len(items) == 1 else "occur"
     code = kind if boundary == WITHIN else f"{kind}-across-{boundary}"
     remedy = _MENDS[boundary] if kind == "copy" else f"Inspect the pairs. {_MENDS[boundary]}"
-    return Finding(code, _SEVERITIES[kind, boundary], f"{subject} {_WHERE[boundary]}", remedy, tuple(items))
+    return Finding(code, _SEVERITIES[kind, boundary], f"{subject} {verb} {_WHERE[boundary]}", remedy, tuple(items))
 
 
 def _not_compared(copies: Copies) -> list[Finding]:
@@ -131,8 +132,8 @@ def _not_compared(copies: Copies) -> list[Finding]:
             Finding(
                 "compared-in-part",
                 "note",
-                f"{counted(len(copies.crowded), 'image')} {'resembles' if one else 'resemble'} so many others that "
-                "only some of these were compared: near copies may have been missed.",
+                f"{counted(len(copies.crowded), 'image')} {'resembles' if one else 'resemble'} so many others "
+                "that only some of these were compared: near copies may have been missed.",
                 "Fix the other findings and run the audit again.",
                 tuple(Item((index,)) for index in copies.crowded),
             )

@@ -113,8 +113,8 @@ def _text(indices: NDArray[np.int64], letters: NDArray[np.int64], has_text: Mask
         Finding(
             "burned-in-text",
             "warning",
-            f"{counted(int(has_text.sum()), 'image')} of {len(indices):,} with signs of burned-in text outside the "
-            "field of view: it may identify the patient or the device.",
+            f"{counted(int(has_text.sum()), 'image')} of {len(indices):,} with signs of burned-in text "
+            "outside the field of view: it may identify the patient or the device.",
             "Export without overlays, or set data.crop=auto and check what remains before you share images.",
             _items(
                 indices,
