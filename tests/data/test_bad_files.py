@@ -201,7 +201,7 @@ CUTS = [
     (
         f"{sample} cut at {share:.0%}",
         cut(sample, share),
-        CUT + "|no readable|a TIFF of a kind|without pixel data|claims",
+        CUT + "|no readable|an unsupported kind of TIFF|without pixel data|claims",
     )
     for sample in samples()
     for share in (0.1, 0.5, 0.99)
@@ -245,7 +245,7 @@ def test_a_file_that_is_still_growing_is_refused(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr("pylorus.data.content.os.fstat", growing)
-    with pytest.raises(UnreadableImageError, match="changed while it was read; is it still being copied"):
+    with pytest.raises(UnreadableImageError, match="changed while it was being read; is it still being copied"):
         read(path)
 
 

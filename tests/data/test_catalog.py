@@ -77,10 +77,10 @@ def test_a_class_without_images_is_named(class_folders):
         ({"cancer": 1, "ulcer": 1}, {"classes": ["cancer", "ulcers"]}, 'Did you mean "ulcer"'),
         ({"a": 1, "b": 1, "c": 1}, {"classes": ["a", "b"]}, '"c" is not among data.classes'),
         ({"train/a": 1, "train/b": 1, "test/a": 1}, {}, 'test: there is no folder for class "b"'),
-        ({"train/a": 1, "train/b": 1}, {}, "there is no folder test beside train"),
-        ({"train/a": 1, "test/a": 1, "other/a": 1}, {}, "holds both split folders .* and others:\n  other"),
-        ({"val/a": 1, "valid/a": 1, "train/a": 1, "test/a": 1}, {}, "two folders for one split"),
-        ({"a": 1}, {}, "found 1 class folders, expected at least two"),
+        ({"train/a": 1, "train/b": 1}, {}, "there is no folder test next to train"),
+        ({"train/a": 1, "test/a": 1, "other/a": 1}, {}, "contains both split folders .* and other folders:\n  other"),
+        ({"val/a": 1, "valid/a": 1, "train/a": 1, "test/a": 1}, {}, "several folders for the same split"),
+        ({"a": 1}, {}, "found 1 class folder, expected at least two"),
         ({"a": 1, "b": 1}, {"group": "smear_(\\d+)"}, "finds no patient in 2 of 2 paths:\n  a/patient_001"),
         ({"a": 1, "b": 1}, {"group": "(unclosed"}, "is not a regular expression"),
     ],
@@ -91,7 +91,9 @@ def test_what_does_not_fit_is_named(class_folders, counts, options, message):
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(PylorusError, match=re.escape(f"data.root: found {tmp_path / 'no'}, expected a folder")):
+    with pytest.raises(
+        PylorusError, match=re.escape(f"data.root: found {tmp_path / 'no'}, expected an existing folder")
+    ):
         read_folders(tmp_path / "no")
 
 
@@ -103,7 +105,7 @@ def test_an_empty_folder_has_no_classes(tmp_path):
 def test_images_outside_the_class_folders_are_named(class_folders):
     root = class_folders({"a": 1, "b": 1})
     shutil.copy(next((root / "a").iterdir()), root / "stray.png")
-    with pytest.raises(PylorusError, match=r"1 images lie in no class folder:\n  .*stray\.png"):
+    with pytest.raises(PylorusError, match=r"1 image is outside the class folders:\n  .*stray\.png"):
         read_folders(root)
 
 

@@ -117,9 +117,11 @@ def test_the_validation_part_that_is_cut_from_given_training_images_keeps_copies
 def test_one_content_under_two_labels_is_refused_by_name(frames, kind):
     root = frames({"a": 5, "b": 5})
     copied(root / "a" / "001.png", kind, root / "b" / "wrong.png")
-    with pytest.raises(PylorusError, match=r"two labels:\n  a/001.png \(a\) and b/wrong.png \(b\): the same") as caught:
+    with pytest.raises(
+        PylorusError, match=r"different labels:\n  a/001.png \(a\) and b/wrong.png \(b\): identical"
+    ) as caught:
         split(read_folders(root), DataConfig(accept_leaks=True))
-    assert "take that file away" in str(caught.value)
+    assert "remove that file" in str(caught.value)
 
 
 def test_copies_tie_patients_together_over_several_steps(frames):

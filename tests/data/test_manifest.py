@@ -61,7 +61,7 @@ def test_paths_may_lie_below_another_root(written, rows, tmp_path):
     moved.parent.mkdir()
     written().rename(moved)
     assert len(read_manifest(moved, root=root).table) == 24
-    with pytest.raises(PylorusError, match=r"24 of 24 files are not below (?s:.*)Set data.root"):
+    with pytest.raises(PylorusError, match=r"24 of 24 files do not exist below (?s:.*)Set data.root"):
         read_manifest(moved)
 
 
@@ -86,14 +86,14 @@ def test_its_split_stands(written):
     ("change", "message"),
     [
         (lambda t: t.rename(columns={"label": "lable"}), r'there is no column "label". Did you mean "lable"\?'),
-        (lambda t: t.iloc[:0], "holds no row"),
-        (lambda t: t.assign(label=""), r'column "label" is empty in 24 rows, the first is 2'),
-        (lambda t: t.assign(label="a"), 'names 1 class, expected at least two'),
-        (lambda t: pd.concat([t, t.iloc[:1]]), "1 paths stand in several rows"),
+        (lambda t: t.iloc[:0], "the table is empty"),
+        (lambda t: t.assign(label=""), r'column "label" is empty in 24 rows, first in row 2'),
+        (lambda t: t.assign(label="a"), 'found 1 class in column "label", expected at least two'),
+        (lambda t: pd.concat([t, t.iloc[:1]]), "1 path occurs in several rows"),
         (lambda t: t.assign(path="gone.png") if len(t) == 1 else t.replace(t["path"][3], "a/gone.png"), "1 of 24 files"),
-        (lambda t: t.assign(split=["train"] * 23 + ["hold-out"]), 'column "split" holds "hold-out" in row 25'),
-        (lambda t: t.assign(split=["train"] * 23 + [""]), 'column "split" holds "" in row 25'),
-        (lambda t: t.assign(split="train"), 'names no image of test'),
+        (lambda t: t.assign(split=["train"] * 23 + ["hold-out"]), 'column "split" contains "hold-out" in row 25'),
+        (lambda t: t.assign(split=["train"] * 23 + [""]), 'column "split" contains "" in row 25'),
+        (lambda t: t.assign(split="train"), 'column "split" has no image in test'),
         (lambda t: t.assign(group=""), 'column "group" is empty'),
     ],
 )  # fmt: skip
@@ -103,10 +103,10 @@ def test_what_is_wrong_with_it_is_named(written, change, message):
 
 
 def test_what_is_no_table_is_named(tmp_path):
-    with pytest.raises(PylorusError, match="expected a file that exists"):
+    with pytest.raises(PylorusError, match="expected an existing file"):
         read_manifest(tmp_path / "none.csv")
     (tmp_path / "list.xlsx").write_bytes(b"PK")
-    with pytest.raises(PylorusError, match=r"expected a file that ends in .csv or .parquet"):
+    with pytest.raises(PylorusError, match=r"expected a name that ends in .csv or .parquet"):
         read_manifest(tmp_path / "list.xlsx")
     (tmp_path / "list.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(PylorusError, match="can't be read as a table"):
@@ -147,7 +147,7 @@ def test_numbers_are_ordered_as_numbers(written):
 
 def test_a_column_or_value_that_there_is_not_is_named(written):
     catalog = read_manifest(written())
-    with pytest.raises(PylorusError, match=r'no further column "sit". Did you mean "site"\?'):
+    with pytest.raises(PylorusError, match=r'no additional column "sit". Did you mean "site"\?'):
         split(catalog, DataConfig(test_column="sit", test_values=["B"]))
     with pytest.raises(PylorusError, match='no image has "C" in column site'):
         split(catalog, DataConfig(test_column="site", test_values=["C"]))
@@ -178,17 +178,17 @@ def test_a_site_that_there_is_not_is_named_with_those_that_there_are_and_the_com
     spaced = read_manifest(written(lambda t: t.assign(site="site " + by_site(t)["site"])))
     with pytest.raises(PylorusError, match="""-m 'data.fold="site 1","site 2"' data.fold_column=site"""):
         split(spaced, DataConfig(fold="3", fold_column="site"))
-    with pytest.raises(PylorusError, match=r'data.fold_column: .* no further column "sites". Did you mean "site"'):
+    with pytest.raises(PylorusError, match=r'data.fold_column: .* no additional column "sites". Did you mean "site"'):
         split(catalog, DataConfig(fold="Bonn", fold_column="sites"))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.assign(site=["", *by_site(t)["site"][1:]]), "1 images have no value in column site:\n  a/p0/"),
+        (lambda t: t.assign(site=["", *by_site(t)["site"][1:]]), "no value in column site for 1 image:\n  a/p0/"),
         (lambda t: t.assign(site="A"), 'all images have "A" in column site'),
         (lambda t: by_site(t).assign(site=by_site(t)["site"].where(t["label"] == "a", "1")),
-         'class "b" has no image in test. Leave this value out of data.fold'),
+         'class "b" has no image in test. Remove this value from data.fold'),
         (lambda t: by_site(t).assign(site=by_site(t)["site"].where(t["label"] == "a", "2")),
          'class "b" has no image in train. All of its 12 images have site=2'),
     ],
@@ -210,7 +210,7 @@ def test_a_patient_in_two_sites_is_refused_in_every_fold_unless_accepted(written
     catalog = read_manifest(written(moved))
     data = DataConfig(fold=fold, fold_column="site", val_fraction=0.3)
     with pytest.raises(
-        PylorusError, match=r"under two values of column site lie 1 patient:\n.*\(1\) and .*: patient p4"
+        PylorusError, match=r"found under more than one value of column site: 1 patient\.\n.*\(1\) and .*: patient p4"
     ):
         split(catalog, data)
     accepted = cut(catalog, dataclasses.replace(data, accept_leaks=True))
@@ -228,8 +228,8 @@ def test_a_split_made_once_serves_other_runs(written, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [("content", "1 images have another content"), ("class", "have another class"), ("group", "have another group"),
-     ("gone", "1 images stand in it and are gone"), ("new", "1 images are not in it")],
+    [("content", "the content of 1 image differs from the file"), ("class", "the class of 1 image differs from the file"), ("group", "the group of 1 image differs from the file"),
+     ("gone", "1 image in the file but missing from the image set"), ("new", "1 image missing from the file")],
 )  # fmt: skip
 def test_a_split_of_other_images_is_refused_and_the_image_named(written, rows, tmp_path, change, message):
     root, table = rows
@@ -252,5 +252,5 @@ def test_a_split_of_other_images_is_refused_and_the_image_named(written, rows, t
 
 def test_what_is_no_split_file_is_named(written, tmp_path):
     (tmp_path / "split.csv").write_text("path,part\na,b\n")
-    with pytest.raises(PylorusError, match=r"data.split_file: .*can't be read as a split.csv of Pylorus"):
+    with pytest.raises(PylorusError, match=r"data.split_file: can't read .* as a split.csv of Pylorus"):
         split(read_manifest(written()), DataConfig(split_file=str(tmp_path / "split.csv")))

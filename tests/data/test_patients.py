@@ -73,7 +73,7 @@ def test_the_salt_is_made_once_whoever_comes_first_and_is_for_its_owner_only(tmp
 
 def test_a_salt_that_someone_cut_is_refused(tmp_path):
     (tmp_path / "salt").write_text("short")
-    with pytest.raises(PylorusError, match="found 5 letters, expected a salt of 64"):
+    with pytest.raises(PylorusError, match="found 5 characters, expected a salt of 64"):
         salt_of(tmp_path)
 
 

@@ -84,8 +84,10 @@ def test_a_run_goes_on_with_the_split_that_it_began_with_also_where_it_would_be_
 
 def test_shares_that_are_not_those_asked_for_and_few_images_are_told(composed, class_folders, tmp_path, told):
     prepared(composed, class_folders({"a": 60, "rare": 3}), tmp_path)
-    (share, few) = (next(line for line in told if word in line) for word in ("was to hold 15 %", "Fewer than 5 images"))
-    assert '33.3 % of "rare" (each part needs one of its 3 images)' in share
+    (share, few) = (
+        next(line for line in told if word in line) for word in ("should contain 15 %", "Fewer than 5 images")
+    )
+    assert '33.3 % of "rare" (each split needs at least one of its 3 images)' in share
     assert '"rare" 1 in training, 1 in validation and 1 in test' in few
 
 
@@ -105,7 +107,7 @@ def test_folds_by_a_column_are_counted_in_the_runs_configuration(composed, unspl
 
 def test_a_leak_stops_the_run_and_is_written_down_where_it_is_accepted(composed, given, tmp_path):
     shutil.copy(sorted((given / "train" / "a").iterdir())[0], given / "test" / "a" / "copy.png")
-    with pytest.raises(PylorusError, match=r"In two parts of the split lie(?s:.*)data\.accept_leaks=true"):
+    with pytest.raises(PylorusError, match=r"Found in more than one split(?s:.*)data\.accept_leaks=true"):
         prepared(composed, given, tmp_path / "stopped")
     prepared(composed, given, tmp_path / "run", "data.accept_leaks=true")
     assert json.loads((tmp_path / "run" / "audit.json").read_text())["accepted_leaks"]["file"] == 1

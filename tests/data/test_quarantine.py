@@ -70,7 +70,7 @@ def test_a_file_that_a_manifest_names_and_that_is_gone_is_left_out_too(class_fol
     paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
     table = pd.DataFrame({"path": [*paths, "a/gone.png"], "label": ["a", "a", "b", "b", "a"]})
     table.to_csv(root / "list.csv", index=False)
-    with pytest.raises(PylorusError, match="1 of 5 files are not below"):
+    with pytest.raises(PylorusError, match="1 of 5 files do not exist below"):
         read_manifest(root / "list.csv")
     catalog = read_manifest(root / "list.csv", reading=QUARANTINE)
     assert list(catalog.unreadable["path"]) == ["a/gone.png"]

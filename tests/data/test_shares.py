@@ -33,7 +33,7 @@ def test_a_part_with_one_large_patient_is_named_with_class_shares_and_reason():
     table = rows(*even("a", 100), ("a", "test", 100), *even("b", 100))
     (said,) = describe_split(table, {"test": 0.2, "val": 0.1}, grouped=True)
     assert said == (
-        "The test set was to hold 20 % of the images of each class, and holds "
+        "The test set should contain 20 % of the images of each class but contains "
         '46.7 % of "a" (one patient has 33.3 % of them); 36.0 % of all classes together.'
     )
 
@@ -42,31 +42,31 @@ def test_a_patient_too_large_to_be_drawn_is_the_reason_for_a_small_share():
     table = rows(*even("a", 100), ("a", "train", 500), *even("b", 100))
     test, val = describe_split(table, {"test": 0.2, "val": 0.1}, grouped=True)
     assert '5.7 % of "a" (one patient has 71.4 % of them, too many to be drawn)' in test
-    assert "The validation set was to hold 10 % of the images that are not tested on of each class" in val
+    assert "The validation set should contain 10 % of the images of each class outside the test set" in val
     assert '"b"' not in test + val
 
 
 def test_each_part_needs_an_image_of_a_rare_class():
     table = rows(*even("a", 100, 1), *[("rare", part, 1) for part in ("train", "val", "test")])
     test, val, few = describe_split(table, {"test": 0.2, "val": 0.1}, grouped=False)
-    assert '33.3 % of "rare" (each part needs one of its 3 images)' in test
-    assert '50.0 % of "rare" (each part needs one of its 2 remaining images)' in val
+    assert '33.3 % of "rare" (each split needs at least one of its 3 images)' in test
+    assert '50.0 % of "rare" (each split needs at least one of its 2 remaining images)' in val
     assert '"rare" 1 in training, 1 in validation and 1 in test' in few
 
 
 def test_copies_and_groups_of_several_classes_are_reasons():
     table = rows(*[("a", "test", 1)] * 30, *[("a", "train", 1)] * 70, *even("b", 100))
     (said,) = (s for s in describe_split(table, {"test": 0.2}, grouped=True, joined=12) if "20 %" in s)
-    assert '30.0 % of "a" (copies of images tie 12 patients of the set to others)' in said
+    assert '30.0 % of "a" (copies of images link 12 patients of the set to others)' in said
     mixed = pd.concat([table, table[table["group"].isin(["g0", "g50"])].assign(**{"class": "b"})])
     (said,) = (s for s in describe_split(mixed, {"test": 0.2}, grouped=True) if "20 %" in s)
-    assert "2 of its 100 patients have images of other classes too and stay whole" in said
+    assert "2 of its 100 patients have images of other classes too and can't be divided" in said
 
 
 def test_a_share_that_sizes_do_not_explain_is_not_explained_by_them():
     table = rows(*[("a", "test", 1)] * 70, *[("a", "train", 1)] * 130, *even("b", 100))
     (said,) = (s for s in describe_split(table, {"test": 0.2}, grouped=False) if "20 %" in s)
-    assert '35.0 % of "a" (the sizes of its images do not explain this, a new draw would come closer)' in said
+    assert '35.0 % of "a" (the sizes of its images do not explain this; a new draw would come closer)' in said
 
 
 def test_few_patients_are_told_where_no_share_was_asked():
@@ -74,7 +74,7 @@ def test_few_patients_are_told_where_no_share_was_asked():
         *[("a", part, 3) for part in ("train", "test")] * 4, *[("b", part, 1) for part in ("train", "test")] * 9
     )
     assert describe_split(table, {}, grouped=True) == (
-        'Fewer than 5 patients of a class are in a part: "a" 4 in training and 4 in test. Single patients decide what '
+        'Fewer than 5 patients of a class in a split: "a" 4 in training and 4 in test. Single patients determine what '
         "is learned or measured there.",
     )
 

@@ -29,7 +29,7 @@ def test_what_is_no_image_set_is_wrong_with_its_reason(tmp_path):
     (tmp_path / "train").mkdir()
     (halves,) = check_images(tmp_path)
     assert halves.state is State.WRONG
-    assert "there is no folder test beside train" in halves.found
+    assert "there is no folder test next to train" in halves.found
     assert class_names(tmp_path) == class_names(tmp_path / "none") == []
 
 

@@ -34,7 +34,7 @@ def test_a_word_for_a_number_names_key_and_value(train_for_real):
 def test_what_is_not_there_is_one_message_and_the_run_is_marked_failed(train_for_real, tmp_path):
     found = train_for_real("data=folders", "data.root=no/such/folder")
     assert found.returncode == 1
-    assert f"error: data.root: found {tmp_path}/no/such/folder, expected a folder that exists." in found.stderr
+    assert f"error: data.root: found {tmp_path}/no/such/folder, expected an existing folder." in found.stderr
     assert "Traceback" not in found.stderr
     status = next(tmp_path.glob("outputs/20*/*/status.json")).read_text()
     assert '"failed"' in status

@@ -38,7 +38,7 @@ def make_split(make_run):
 
 def test_a_share_that_was_not_met_is_among_the_warnings_and_beside_the_split(make_split):
     folder = make_split()
-    said = "The test set was to hold 15 % of the images of each class, and holds 30.8 % of "
+    said = "The test set should contain 15 % of the images of each class but contains 30.8 % of "
     assert said in warnings_of(folder)
     assert said in data_section(folder)
 
@@ -53,31 +53,31 @@ def test_a_share_that_was_not_met_is_among_the_warnings_and_beside_the_split(mak
     ],
 )
 def test_no_share_is_said_to_be_asked_where_none_was(make_split, parts, config):
-    assert "was to hold" not in warnings_of(make_split(*parts, config=config))
+    assert "set should contain" not in warnings_of(make_split(*parts, config=config))
 
 
 def test_of_given_folders_the_validation_images_alone_were_drawn(make_split):
     said = warnings_of(make_split("train", "test"))
-    assert "The validation set was to hold 15 %" in said
-    assert "The test set was to hold" not in said
+    assert "The validation set should contain 15 %" in said
+    assert "The test set should contain" not in said
 
 
 def test_of_a_run_whose_catalog_is_gone_no_share_is_said_to_be_asked(make_run):
-    assert "was to hold" not in warnings_of(make_run())
+    assert "set should contain" not in warnings_of(make_run())
 
 
 def test_few_patients_in_a_part_are_told_of_every_split(make_split):
     said = warnings_of(make_split("train", "val", "test", test_each=(20, 3, 20)))
-    assert 'Fewer than 5 images of a class are in a part: "gastric_ulcer" 3 in test.' in said
+    assert 'Fewer than 5 images of a class in a split: "gastric_ulcer" 3 in test.' in said
 
 
 def test_each_split_is_warned_of_once_and_many_are_counted(make_split):
     one = [make_split(name=f"a{n}", model=f"m{n}") for n in range(2)]
-    assert warnings_of(*one).count("The test set was to hold") == 1
+    assert warnings_of(*one).count("The test set should contain") == 1
     many = [make_split(name=f"b{n}", split_seed=n) for n in range(6)]
     said = warnings_of(*many)
     assert "6 of 6 splits have a class that is not in its share in a part" in said
-    assert "was to hold" not in said
+    assert "set should contain" not in said
 
 
 def test_a_fold_by_a_column_is_called_by_its_value_unless_that_is_a_single_patients(make_run):

@@ -216,7 +216,7 @@ def test_other_images_are_refused_and_named(begin, drawn, tmp_path, monkeypatch)
     first, second, *_ = sorted(root.rglob("*.jpg"))
     second.write_bytes(first.read_bytes()[:-2] + b"\0\0\xff\xd9")
     catalogued = (folder.path / "catalog.parquet").read_bytes()
-    with pytest.raises(PylorusError, match="began with other images") as refused:
+    with pytest.raises(PylorusError, match="the images are not those that this run started with") as refused:
         run(folder)
     assert (folder.path / "catalog.parquet").read_bytes() == catalogued
     assert f"{second.relative_to(root)}: changed" in str(refused.value)

@@ -1,6 +1,6 @@
-"""From image files to batches: catalog, split, decoding, augmentation, loading. Knows nothing of models.
+"""Turn image files into batches: catalog, split, decoding, augmentation, loading. Independent of any model.
 
-`draw_part` and `stratified_folds` cut an image set; they take arrays, so that others can simulate them.
+`draw_part` and `stratified_folds` split an image set. They take plain arrays, so that they can be used in simulations.
 """
 
 from importlib import import_module
@@ -16,7 +16,7 @@ _MODULES = {"draw_part": "pylorus.data.draw", "stratified_folds": "pylorus.data.
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is asked for, and NumPy with it, not before."""
+    """Import a public function, and NumPy with it, on first access."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

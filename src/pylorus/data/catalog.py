@@ -1,15 +1,15 @@
-"""An image set as a table: one row an image, with its label, its patient and what its content is.
+"""The catalog: an image set as a table with one row per image.
 
 Columns of the table:
 
 ===========  =====================================================================
-sample_id    16 hexadecimal digits from path and content: what leaves this machine
-path         below the root, with / between folders
+sample_id    16 hexadecimal digits from path and content; names the image outside this machine
+path         relative to the root, with / between folders
 label        index into the classes
-group        the patient, or what stands in for one
-split        train, val or test where folders say so, else empty
-width        pixels of the upright image
-height       pixels of the upright image
+group        the patient, or a stand-in for one
+split        train, val or test if the folders or the manifest define it, else empty
+width        in pixels, of the upright image
+height       in pixels, of the upright image
 sha256       of the file's content
 about/…      further columns of a manifest, as text
 ===========  =====================================================================
@@ -39,7 +39,7 @@ SPLIT_FOLDERS = {
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-"""What a folder of a given split may be called, in any case."""
+"""Accepted names of split folders, in lower case, and the split that each stands for."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,15 @@ class Catalog:
     """An image set.
 
     Attributes:
-        root: What the paths lie below: a folder, or shards.
-        table: One row an image; see the module.
-        classes: Names of the class folders, in the order of the labels.
-        short_names: One a class, for metrics and tables.
+        root: What the paths are relative to: a folder, or shards.
+        table: One row per image; see the module docstring.
+        classes: Class names, in the order of the labels.
+        short_names: One per class, for metrics and tables.
         grouped: Whether groups are patients; else every image is its own group.
-        hashed: Whether groups are salted hashes, so that their names must decide nothing.
-        facts: What each file is, also those that can't be read, in the order of their paths.
-        places: Which of the facts are those of each row, of shape (rows,).
-        unreadable: What was left out: path, class, group, split and reason.
+        hashed: Whether groups are salted hashes, so that nothing may depend on their names.
+        facts: Facts of every file, including unreadable ones, in the order of their paths.
+        places: Index into `facts` of each row, of shape (rows,).
+        unreadable: Files that were left out: path, class, group, split and reason.
     """
 
     root: Root
@@ -69,7 +69,7 @@ class Catalog:
     unreadable: pd.DataFrame
 
     def without_facts(self) -> "Catalog":
-        """The same image set once all that is to be known of its files is known: a million of them hold 1.3 GiB."""
+        """Return the same catalog without its facts, which take 1.3 GiB for a million files."""
         return dataclasses.replace(self, facts=FactTable(0), places=np.zeros(0, dtype=np.int64))
 
 
@@ -81,28 +81,29 @@ def read_folders(
     group: str | None = None,
     reading: Reading = AS_THEY_ARE,
 ) -> Catalog:
-    """The catalog of class folders: ROOT/CLASS/…, or ROOT/SPLIT/CLASS/… with train, test and perhaps val.
+    """Build the catalog of class folders: ROOT/CLASS/…, or ROOT/SPLIT/CLASS/… with train, test and optionally val.
 
-    Folders and files whose name begins with a dot are passed over, images may lie in folders below the class's.
+    Folders and files whose name begins with a dot are ignored. Images may be in subfolders of a class folder.
 
     Args:
         root: Folder of the image set.
-        classes: Names of the class folders in the order of the labels; None: those found, sorted.
-        short_names: One a class; None: the classes' names.
-        group: Regular expression that finds the patient in the path below the root.
-        reading: What is kept of the files, and what becomes of those that can't be read.
+        classes: Names of the class folders in the order of the labels; None: all folders found, sorted.
+        short_names: One per class; None: the class names.
+        group: Regular expression that matches the patient in the path relative to the root; None: each image is its
+            own group.
+        reading: Where facts are cached, and what to do with files that can't be read.
 
     Raises:
-        PylorusError: If root, a class or an image is missing, unknown, empty or unreadable; the message names it.
+        PylorusError: If the root, a class or an image is missing, unknown, empty or unreadable; the message names it.
     """
     if not root.is_dir():
-        raise PylorusError(f"data.root: found {root}, expected a folder that exists.")
-    rows, found = scan_folders(root)
-    names = _settled_classes(root, found, classes)
+        raise PylorusError(f"data.root: found {root}, expected an existing folder.")
+    rows, folders_by_split = scan_folders(root)
+    class_names = _settled_classes(root, folders_by_split, classes)
     table = pd.DataFrame(rows, columns=["path", "class", "split"])
     table["group"] = groups_of(list(table["path"]), group)
     grouped = group is not None
-    return completed(table, root, names, short_names=short_names, grouped=grouped, reading=reading)
+    return completed(table, root, class_names, short_names=short_names, grouped=grouped, reading=reading)
 
 
 def completed(
@@ -114,21 +115,23 @@ def completed(
     grouped: bool,
     reading: Reading,
 ) -> Catalog:
-    """The catalog of rows with path, class, group, split and about/…: each file is read once.
+    """Build a catalog from rows with path, class, group, split and about/…. Each file is read once.
 
     Raises:
-        PylorusError: If an image can't be read, names it; or if none is left of a class.
+        PylorusError: If an image can't be read and may not be left out, or a class has no readable image.
     """
     files = rows.sort_values("path", ignore_index=True)
     files, facts, reasons = read_files(files, root, reading)
-    left_out = np.array([reason != "" for reason in reasons], dtype=np.bool_)
-    table = files[~left_out].reset_index(drop=True)
+    is_unreadable = np.array([reason != "" for reason in reasons], dtype=np.bool_)
+    table = files[~is_unreadable].reset_index(drop=True)
     table["label"] = table["class"].map({name: index for index, name in enumerate(classes)})
-    emptied = [name for label, name in enumerate(classes) if not (table["label"] == label).any()]
-    if emptied:
-        raise PylorusError(f'{root}: none of the images of class "{emptied[0]}" can be read. Mend them.')
+    empty_classes = [name for label, name in enumerate(classes) if not (table["label"] == label).any()]
+    if empty_classes:
+        raise PylorusError(
+            f'{root}: none of the images of class "{empty_classes[0]}" can be read. Replace these files.'
+        )
     columns = ["sample_id", "path", "label", "group", "split", "width", "height", "sha256"]
-    unreadable = files.loc[left_out, ["path", "class", "group", "split"]].assign(
+    unreadable = files.loc[is_unreadable, ["path", "class", "group", "split"]].assign(
         reason=[reason for reason in reasons if reason]
     )
     return Catalog(
@@ -139,90 +142,93 @@ def completed(
         grouped=grouped or reading.salt is not None,
         hashed=reading.salt is not None,
         facts=facts,
-        places=np.flatnonzero(~left_out),
+        places=np.flatnonzero(~is_unreadable),
         unreadable=unreadable.reset_index(drop=True),
     )
 
 
 def scan_folders(root: Path) -> tuple[list[tuple[str, str, str]], dict[str, set[str]]]:
-    """Rows (path, class, split), and the class folders found in each split ("" where folders give none).
+    """Return rows (path, class, split) and the class folders of each split ("" if there are no split folders).
 
     No file is opened.
 
     Raises:
-        PylorusError: If these are no class folders; says why.
+        PylorusError: If the folders don't have the expected structure; the message says what differs.
     """
     folders = _visible_folders(root)
     splits = {folder: SPLIT_FOLDERS.get(folder.name.lower(), "") for folder in folders}
-    given = {split for split in splits.values() if split}
-    if given and not all(splits.values()):
-        others = [folder.name for folder, split in splits.items() if not split]
+    split_names = {split for split in splits.values() if split}
+    if split_names and not all(splits.values()):
+        other_folders = [folder.name for folder, split in splits.items() if not split]
         raise PylorusError(
-            f"{root}: holds both split folders ({', '.join(sorted(given))}) and others:\n{listing(others)}\n"
-            "Expected either class folders or train, val and test, which hold class folders."
+            f"{root}: contains both split folders ({', '.join(sorted(split_names))}) and other folders:\n"
+            f"{listing(other_folders)}\n"
+            "Expected either class folders only, or train, val and test folders that contain class folders."
         )
-    if given and not {"train", "test"} <= given:
-        absent = " and ".join(sorted({"train", "test"} - given))
-        raise PylorusError(f"{root}: there is no folder {absent} beside {', '.join(sorted(given))}.")
-    if len(set(splits.values())) < len(folders) and given:
-        raise PylorusError(f"{root}: two folders for one split:\n{listing(folder.name for folder in folders)}")
+    if split_names and not {"train", "test"} <= split_names:
+        missing = " and ".join(sorted({"train", "test"} - split_names))
+        raise PylorusError(f"{root}: there is no folder {missing} next to {', '.join(sorted(split_names))}.")
+    if len(set(splits.values())) < len(folders) and split_names:
+        raise PylorusError(f"{root}: several folders for the same split:\n{listing(folder.name for folder in folders)}")
     rows: list[tuple[str, str, str]] = []
-    found: dict[str, set[str]] = {}
-    for place, split in splits.items() if given else [(root, "")]:
-        stray = [path for path in place.iterdir() if _is_image(path)]
+    folders_by_split: dict[str, set[str]] = {}
+    for folder_of_split, split in splits.items() if split_names else [(root, "")]:
+        stray = [path for path in folder_of_split.iterdir() if _is_image(path)]
         if stray:
-            raise PylorusError(f"{place}: {len(stray)} images lie in no class folder:\n{listing(sorted(stray))}")
-        for folder in _visible_folders(place):
-            found.setdefault(split, set()).add(folder.name)
+            count = "1 image is" if len(stray) == 1 else f"{len(stray)} images are"
+            raise PylorusError(f"{folder_of_split}: {count} outside the class folders:\n{listing(sorted(stray))}")
+        for folder in _visible_folders(folder_of_split):
+            folders_by_split.setdefault(split, set()).add(folder.name)
             rows += [(path.relative_to(root).as_posix(), folder.name, split) for path in _images(folder)]
-        found.setdefault(split, set())
-    return rows, found
+        folders_by_split.setdefault(split, set())
+    return rows, folders_by_split
 
 
-def _settled_classes(root: Path, found: dict[str, set[str]], wanted: list[str] | None) -> tuple[str, ...]:
-    names = wanted if wanted is not None else sorted(set().union(*found.values()))
+def _settled_classes(
+    root: Path, folders_by_split: dict[str, set[str]], configured: list[str] | None
+) -> tuple[str, ...]:
+    names = configured if configured is not None else sorted(set().union(*folders_by_split.values()))
     if len(names) < 2:
-        raise PylorusError(
-            f"{root}: found {len(names)} class folders, expected at least two, as in {root / 'CLASS' / 'image.jpg'}."
-        )
-    for split, present in found.items():
-        place = root / split if split else root
+        count = "1 class folder" if len(names) == 1 else f"{len(names)} class folders"
+        raise PylorusError(f"{root}: found {count}, expected at least two, as in {root / 'CLASS' / 'image.jpg'}.")
+    for split, present in folders_by_split.items():
+        folder = root / split if split else root
         for missing in [name for name in names if name not in present]:
             raise PylorusError(
-                f'{place}: there is no folder for class "{missing}".{did_you_mean(missing, present)} '
+                f'{folder}: there is no folder for class "{missing}".{did_you_mean(missing, present)} '
                 f"Found: {', '.join(sorted(present)) or 'none'}."
             )
         for unknown in sorted(present - set(names)):
             raise PylorusError(
-                f'{place}: folder "{unknown}" is not among data.classes ({", ".join(names)}).'
-                f"{did_you_mean(unknown, names)} Move it away or add it to data.classes."
+                f'{folder}: folder "{unknown}" is not among data.classes ({", ".join(names)}).'
+                f"{did_you_mean(unknown, names)} Move it elsewhere or add it to data.classes."
             )
     return tuple(names)
 
 
 def groups_of(paths: list[str], pattern: str | None) -> list[str]:
-    """The group of each path, found by a regular expression; without one the path itself.
+    """Return the group of each path as matched by a regular expression; without a pattern, the path itself.
 
     Raises:
-        PylorusError: If the expression is none, or finds nothing in a path.
+        PylorusError: If the pattern is not a regular expression or does not match every path.
     """
     if pattern is None:
         return paths
-    finder = group_finder(pattern, key="data.group")
-    found = [finder.search(path) for path in paths]
-    lost = [path for path, match in zip(paths, found, strict=True) if match is None or not group_in(match)]
-    if lost:
+    expression = group_finder(pattern, key="data.group")
+    matches = [expression.search(path) for path in paths]
+    unmatched = [path for path, match in zip(paths, matches, strict=True) if match is None or not group_in(match)]
+    if unmatched:
         raise PylorusError(
-            f"data.group: {pattern!r} finds no patient in {len(lost)} of {len(paths)} paths:\n{listing(lost)}"
+            f"data.group: {pattern!r} finds no patient in {len(unmatched)} of {len(paths)} paths:\n{listing(unmatched)}"
         )
-    return [group_in(match) for match in found if match is not None]
+    return [group_in(match) for match in matches if match is not None]
 
 
 def group_finder(pattern: str, *, key: str) -> re.Pattern[str]:
-    """The expression that finds groups in paths; `key` is what its user calls it.
+    """Compile the pattern that matches groups in paths; `key` names the option in the error message.
 
     Raises:
-        PylorusError: If it is no regular expression.
+        PylorusError: If the pattern is not a regular expression.
     """
     try:
         return re.compile(pattern)
@@ -231,15 +237,15 @@ def group_finder(pattern: str, *, key: str) -> re.Pattern[str]:
 
 
 def group_in(match: re.Match[str]) -> str:
-    """The group that an expression found: its first parentheses, or all that it matched."""
+    """Return the first capture group of a match, or the whole match if the pattern has none."""
     return str(match.group(1) or "") if match.re.groups else match.group(0)
 
 
 def _images(folder: Path) -> list[Path]:
-    """The images of a class, also in folders below it.
+    """Return the images of a class folder, including its subfolders, sorted.
 
     Raises:
-        PylorusError: If there is none.
+        PylorusError: If there is no image.
     """
     images: list[Path] = []
     ignored: list[Path] = []
@@ -249,13 +255,14 @@ def _images(folder: Path) -> list[Path]:
         (images if _is_image(path) else ignored).append(path)
     if ignored:
         log.info(
-            "%s: %d files are no images and are passed over, such as %s",
+            "%s: ignored %d %s, such as %s",
             folder,
             len(ignored),
+            "file that is not an image" if len(ignored) == 1 else "files that are not images",
             ignored[0].name,
         )
     if not images:
-        raise PylorusError(f"{folder}: there is no image in this class folder ({', '.join(SUFFIXES)}).")
+        raise PylorusError(f"{folder}: there is no image in this class folder (expected {', '.join(SUFFIXES)}).")
     return images
 
 

@@ -1,17 +1,17 @@
-"""DICOM endoscopy images: one frame as RGB, and a stand-in for the patient to group by.
+"""Decode DICOM endoscopy images to RGB, and derive a pseudonym of the patient to group them by.
 
-Needs the extra `dicom` (pydicom), which is imported only when a DICOM file is met. Only elements of the image module
-are used: private elements are never looked at, nothing is fetched, nothing in the file is run.
+Needs the extra `dicom` (pydicom), which is imported only when a DICOM file is found. Only elements of the image module
+are used: private elements are never read, nothing is downloaded, and nothing in the file is executed.
 
 =======================  ========================================================================================
-RGB, YBR_FULL(_422)      8 bits become RGB as they are; RGB of up to 16 bits drops its lower bits
-YBR_RCT, YBR_ICT         of JPEG 2000: the decoder gives RGB
+RGB, YBR_FULL(_422)      8 bits are converted as they are; RGB of up to 16 bits loses its lower bits
+YBR_RCT, YBR_ICT         of JPEG 2000: the decoder returns RGB
 MONOCHROME1, MONOCHROME2 rescaled, then the first window as 0…255; without a window the whole range of the stored
-                         bits; MONOCHROME1 is turned over, so that white is bright
-PALETTE COLOR            through the file's palette, 16 bits drop their lower half
-pixel data               native, RLE, JPEG baseline, JPEG 2000; other JPEG kinds where pydicom finds a plugin
+                         bits; MONOCHROME1 is inverted, so that white is bright
+PALETTE COLOR            through the file's palette; 16 bits lose their lower half
+pixel data               native, RLE, JPEG baseline, JPEG 2000; other JPEG variants if pydicom has a plugin
 refused                  several frames; 1, 12 or 32 bits allocated; lookup tables in place of rescale and window;
-                         deflated files, whose size can't be told before; pixel data of another length than claimed
+                         deflated files, whose size can't be known in advance; pixel data of an unexpected length
 =======================  ========================================================================================
 """
 
@@ -48,27 +48,27 @@ _MAY_FOLLOW = (
     b"\xff\xfc\xff\xfc",
     b"\xfa\xff\xfa\xff",
     b"\xff\xfa\xff\xfa",
-)  # padding, signatures
-_HEADER = slice(132, 4096)  # where the file's meta elements name the transfer syntax
+)  # what may follow the pixel data: padding, signatures
+_HEADER = slice(132, 4096)  # the file meta information, which names the transfer syntax
 
 
 def is_dicom(content: bytes) -> bool:
-    """Whether a file says that it is DICOM: `DICM` behind 128 bytes of anything."""
+    """Return whether a file has the DICOM prefix: `DICM` after a preamble of 128 arbitrary bytes."""
     return content[_MARK] == b"DICM"
 
 
 def decode_dicom(content: bytes, *, most_pixels: int) -> NDArray[np.uint8]:
-    """The single frame of a DICOM file; see the module for what becomes of which kind.
+    """Decode the single frame of a DICOM file; the module docstring lists what is supported.
 
     Args:
         content: All bytes of the file.
-        most_pixels: A file that claims more is refused before it is unpacked.
+        most_pixels: A file whose header claims more is rejected before decoding.
 
     Returns:
         RGB of shape (height, width, 3).
 
     Raises:
-        UnreadableImageError: If pydicom is missing, the file is of a kind that is refused, or it is damaged.
+        UnreadableImageError: If pydicom is missing, the kind of file is not supported, or it is damaged.
     """
     dataset = _dataset(content)
     if "PixelData" not in dataset:
@@ -80,27 +80,27 @@ def decode_dicom(content: bytes, *, most_pixels: int) -> NDArray[np.uint8]:
     decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
     if not decoder.is_available:
         missing = "; ".join(decoder.missing_dependencies)
-        raise UnreadableImageError(f"no plugin of pydicom reads {decoder.UID.name}; install one of: {missing}")
+        raise UnreadableImageError(f"pydicom has no plugin that decodes {decoder.UID.name}; install one of: {missing}")
     pixels, properties = decoder.as_array(dataset, index=0, raw=True)
     return _as_rgb(pixels, str(properties["photometric_interpretation"]), dataset)
 
 
 def patient_of(path: Place, *, salt: str = "") -> str | None:
-    """A stand-in for the patient of a DICOM file, to group images by.
+    """Compute a pseudonym of the patient of a DICOM file, to group images by.
 
-    The PatientID itself never leaves this function. The stand-in is the start of a SHA-256 of salt, IssuerOfPatientID
-    and PatientID, so one patient has one stand-in in all files. Without a secret salt it is a pseudonym only: whoever
-    knows how a hospital numbers its patients can hash all numbers and find the one.
+    The PatientID itself never leaves this function. The pseudonym is the start of the SHA-256 of salt,
+    IssuerOfPatientID and PatientID, so one patient has the same pseudonym in all files. It is safe only with a secret
+    salt: without one, whoever knows how a hospital numbers its patients can hash all numbers and find the patient.
 
     Args:
         path: Any file.
-        salt: A secret of the image set; another salt gives other stand-ins.
+        salt: A secret; another salt gives other pseudonyms.
 
     Returns:
-        16 hexadecimal digits; None if the file is no DICOM file or names no patient.
+        16 hexadecimal digits; None if the file is not DICOM or names no patient.
 
     Raises:
-        UnreadableImageError: Names the file, if it can't be read or pydicom is missing.
+        UnreadableImageError: If the file can't be read or pydicom is missing; the message names the file.
     """
     try:
         content = contents(path)
@@ -108,7 +108,7 @@ def patient_of(path: Place, *, salt: str = "") -> str | None:
             return None
         dataset = _dataset(content, pixels=False)
         patient, issuer = (str(dataset.get(name) or "").strip() for name in ("PatientID", "IssuerOfPatientID"))
-    except Exception as error:  # pydicom raises nearly anything on damaged files
+    except Exception as error:  # pydicom raises almost any exception on damaged files
         raise UnreadableImageError(f"{shown(path)}: {error}") from error
     if not patient:
         return None
@@ -121,7 +121,7 @@ def _dataset(content: bytes, *, pixels: bool = True) -> "Dataset":
     if importlib.util.find_spec("pydicom") is None:
         raise UnreadableImageError("a DICOM file, and pydicom is not installed: pip install 'pylorus[dicom]'")
     if any(syntax in content[_HEADER] for syntax in _DEFLATED):
-        raise UnreadableImageError("a deflated DICOM file; write it with another transfer syntax")
+        raise UnreadableImageError("a deflated DICOM file; convert it to another transfer syntax")
     import pydicom
 
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # it prints what we raise
@@ -136,7 +136,7 @@ def _check_claims(dataset: "Dataset", most_pixels: int) -> None:
     if kind not in (*COLOURS, *GREYS, PALETTE):
         raise UnreadableImageError(f"DICOM pixels of kind {kind!r}, expected RGB, YBR, MONOCHROME or PALETTE COLOR")
     if bits not in (8, 16) or (kind.startswith("YBR") and bits != 8):
-        raise UnreadableImageError(f"{kind} of {bits} bits, expected 8 or (but for YBR) 16")
+        raise UnreadableImageError(f"{kind} with {bits} bits, expected 8 or (except for YBR) 16")
     if not (1 if kind == PALETTE else 8) <= int(dataset.BitsStored) <= bits:
         raise UnreadableImageError(f"{dataset.BitsStored} bits stored in {bits}, expected 8 to {bits}")
     rows, columns = int(dataset.Rows), int(dataset.Columns)
@@ -147,49 +147,51 @@ def _check_claims(dataset: "Dataset", most_pixels: int) -> None:
 
 
 def _check_pixel_data(dataset: "Dataset", content: bytes) -> None:
-    """See that the pixel data is as long as the header claims: pydicom passes over what is too much."""
+    """Check that the pixel data is as long as the header claims: pydicom ignores excess bytes."""
     from pydicom.encaps import generate_frames
     from pydicom.pixels.utils import get_expected_length
 
-    found = dataset.PixelData
+    pixel_data = dataset.PixelData
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        expected = get_expected_length(dataset)
-        if len(found) != expected + expected % 2:
-            raise UnreadableImageError(f"damaged: {len(found)} bytes of pixel data, {expected} claimed")
-        behind = content[int(dataset["PixelData"].file_tell or 0) + len(found) :]
-        if behind and not behind.startswith(_MAY_FOLLOW):
-            raise UnreadableImageError(f"damaged: {len(behind)} bytes behind the pixel data")
+        expected_length = get_expected_length(dataset)
+        if len(pixel_data) != expected_length + expected_length % 2:
+            raise UnreadableImageError(f"damaged: {len(pixel_data)} bytes of pixel data, expected {expected_length}")
+        trailing = content[int(dataset["PixelData"].file_tell or 0) + len(pixel_data) :]
+        if trailing and not trailing.startswith(_MAY_FOLLOW):
+            raise UnreadableImageError(f"damaged: {len(trailing)} bytes after the pixel data")
         return
-    if found[-8:-4] == b"\xfe\xff\xdd\xe0":
-        found = found[:-8]
-    _check_items(found)
-    frames = list(generate_frames(found, number_of_frames=1))
+    if pixel_data[-8:-4] == b"\xfe\xff\xdd\xe0":
+        pixel_data = pixel_data[:-8]
+    _check_items(pixel_data)
+    frames = list(generate_frames(pixel_data, number_of_frames=1))
     if len(frames) != 1:
-        raise UnreadableImageError(f"damaged: pixel data of {len(frames)} frames, 1 claimed")
+        raise UnreadableImageError(f"damaged: pixel data of {len(frames)} frames, expected 1")
     if frames[0].startswith((b"\xff\xd8", b"\xff\x4f\xff\x51")):
         _check_jpeg_frame(frames[0], (int(dataset.Columns), int(dataset.Rows)))
 
 
-def _check_items(found: bytes) -> None:
-    """See that the items of compressed pixel data follow on one another to its very end."""
-    at = 0
-    while found[at : at + 4] == b"\xfe\xff\x00\xe0":
-        at += 8 + int.from_bytes(found[at + 4 : at + 8], "little")
-    if at != len(found):
-        raise UnreadableImageError(f"damaged: {len(found)} bytes of compressed pixel data, {at} claimed")
+def _check_items(pixel_data: bytes) -> None:
+    """Check that the items of compressed pixel data are contiguous up to its very end."""
+    offset = 0
+    while pixel_data[offset : offset + 4] == b"\xfe\xff\x00\xe0":
+        offset += 8 + int.from_bytes(pixel_data[offset + 4 : offset + 8], "little")
+    if offset != len(pixel_data):
+        raise UnreadableImageError(f"damaged: {len(pixel_data)} bytes of compressed pixel data, expected {offset}")
 
 
-def _check_jpeg_frame(frame: bytes, claimed: tuple[int, int]) -> None:
+def _check_jpeg_frame(frame: bytes, expected_size: tuple[int, int]) -> None:
     check_whole(frame)
     if frame.startswith(b"\xff\x4f") and b"\xff\xd9" not in frame[-3:]:
         raise UnreadableImageError("damaged: truncated: the end of the JPEG 2000 frame is missing")
     try:
         with Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as image:
-            found = image.size
+            size = image.size
     except OSError:
-        return  # a kind of JPEG for another plugin
-    if found != claimed:
-        raise UnreadableImageError(f"damaged: a frame of {found} pixels, {claimed} claimed")
+        return  # a JPEG variant that needs another plugin
+    if size != expected_size:
+        raise UnreadableImageError(
+            f"damaged: a frame of {size[0]} × {size[1]} pixels, expected {expected_size[0]} × {expected_size[1]}"
+        )
 
 
 def _as_rgb(pixels: Pixels, kind: str, dataset: "Dataset") -> NDArray[np.uint8]:
@@ -198,21 +200,21 @@ def _as_rgb(pixels: Pixels, kind: str, dataset: "Dataset") -> NDArray[np.uint8]:
     if kind == PALETTE:
         from pydicom.pixels.processing import apply_color_lut
 
-        coloured = apply_color_lut(pixels, dataset)
-        return (coloured >> 8 if coloured.dtype == np.uint16 else coloured).astype(np.uint8)
+        colors = apply_color_lut(pixels, dataset)
+        return (colors >> 8 if colors.dtype == np.uint16 else colors).astype(np.uint8)
     if kind in ("YBR_FULL", "YBR_FULL_422"):
-        shallow = Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8), "YCbCr")
-        return np.asarray(shallow.convert("RGB"))
+        ycbcr = Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8), "YCbCr")
+        return np.asarray(ycbcr.convert("RGB"))
     return (pixels >> (int(dataset.BitsStored) - 8)).astype(np.uint8)
 
 
 def _grey(pixels: Pixels, dataset: "Dataset", *, inverted: bool) -> NDArray[np.uint8]:
-    """Grey levels of shape (height, width), looked up in a table of all values that the stored bits can hold."""
+    """Return grey levels of shape (height, width), mapped by a table over all values that the stored bits can hold."""
     for table in ("ModalityLUTSequence", "VOILUTSequence"):
         if dataset.get(table):
-            raise UnreadableImageError(f"grey levels by a {table}, expected rescale and window")
+            raise UnreadableImageError(f"grey levels are defined by a {table}, expected rescale and window")
     bits = int(dataset.BitsStored)
-    low = -(2 ** (bits - 1)) if dataset.PixelRepresentation else 0
+    lowest = -(2 ** (bits - 1)) if dataset.PixelRepresentation else 0
     slope, intercept = (_number(dataset.get(name)) for name in ("RescaleSlope", "RescaleIntercept"))
     centre, width = (_number(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
     slope = 1.0 if slope is None else slope
@@ -221,14 +223,14 @@ def _grey(pixels: Pixels, dataset: "Dataset", *, inverted: bool) -> NDArray[np.u
         levels = stored >> (bits - 8)
         inverted ^= slope < 0
     else:
-        values = (stored + low) * slope + (intercept or 0.0)
+        values = (stored + lowest) * slope + (intercept or 0.0)
         levels = np.rint(_windowed(values, centre, width, str(dataset.get("VOILUTFunction") or "LINEAR")))
-    shown_levels = (255 - levels if inverted else levels).astype(np.uint8)
-    return shown_levels[np.clip(pixels, low, low + 2**bits - 1).astype(np.int32) - low]
+    gray_levels = (255 - levels if inverted else levels).astype(np.uint8)
+    return gray_levels[np.clip(pixels, lowest, lowest + 2**bits - 1).astype(np.int32) - lowest]
 
 
 def _windowed(values: NDArray[np.float64], centre: float, width: float, function: str) -> NDArray[np.float64]:
-    """Values as grey levels from 0 to 255; DICOM PS3.3, C.11.2.1.2."""
+    """Map values to grey levels from 0 to 255 by a window; DICOM PS3.3, C.11.2.1.2."""
     if function == "LINEAR_EXACT" and width > 0:
         levels = ((values - centre) / width + 0.5) * 255
     elif function == "LINEAR" and width > 1:
@@ -236,12 +238,14 @@ def _windowed(values: NDArray[np.float64], centre: float, width: float, function
     elif function == "LINEAR" and width == 1:
         levels = np.where(values <= centre - 0.5, 0.0, 255.0)
     else:
-        raise UnreadableImageError(f"a window of function {function} and width {width:g}, expected LINEAR, from 1 on")
+        raise UnreadableImageError(
+            f"a window of function {function} and width {width:g}, expected LINEAR and at least 1"
+        )
     return np.clip(levels, 0.0, 255.0)
 
 
 def _number(value: object) -> float | None:
-    """An element's number: there may be several windows, the first is the one to be shown."""
+    """Return the finite number of an element, the first one if it has several, or None if it is empty."""
     if value is None or value == "":
         return None
     number = float(value[0] if isinstance(value, Sequence) and not isinstance(value, str) else str(value))

@@ -1,4 +1,4 @@
-"""Draws a part of an image set by chance: groups whole, each with the same chance, classes in their shares."""
+"""Draw one split of an image set at random: whole groups, equal probabilities, a given share of each class."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,15 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 TOLERANCE = 0.02
-"""How far the share of a class may lie from what was asked before a large group is exchanged for it."""
+"""Deviation of a class's share from the requested one above which large groups may be exchanged to correct it."""
 LARGE = 0.25
-"""A group with more than this share of a class's images in the part is large: it is drawn before the others."""
+"""A group with more than this share of the split's images of a class is large and is drawn before the others."""
 ALIKE = 1.5
-"""Groups up to this many times the size of a class's smallest are alike: none of them is too large to be drawn."""
+"""Groups up to this many times the size of a class's smallest groups are similar: none is too large to be drawn."""
 CANDIDATES = 64
-"""Groups on each side that one step of the correction compares."""
+"""Groups inside and outside the split that one correction step compares."""
 GROUPS = 0.1
-"""What the number of groups weighs in the correction, where the images of a class weigh 1."""
+"""Weight of the number of groups in the loss of the correction, relative to the images of a class."""
 
 
 def draw_part(
@@ -22,11 +22,11 @@ def draw_part(
 ) -> NDArray[np.bool_]:
     """Draw whole groups until they hold a share of each class's images.
 
-    Each group has the same chance, except that these stay out: a group with more images than the whole part, and a
-    group with more than half of a class's images, unless all groups of the class are about that large. Large groups
-    are drawn first, the others fill what is left of each class's share. Within a class, groups of similar size compete
-    with each other (ordered pivotal sampling), so that a part has about as many groups as images for its share.
-    Every class gets at least one group in the part and, where it has enough, leaves one for each other part.
+    Each group has the same probability, with two exceptions that are never drawn: a group with more images than the
+    whole split, and a group with more than half of a class's images, unless all groups of the class are about that
+    large. Large groups are drawn first; the others fill up each class's share. Within a class, groups of similar size
+    compete with each other (ordered pivotal sampling), so that the split's share of the groups is about its share of
+    the images. Every class gets at least one group in the split and leaves at least one for each other split.
 
     Args:
         labels: Class of each image, of shape (images,).
@@ -34,13 +34,13 @@ def draw_part(
             changes the result.
         share: Share of each class's images, in (0, 1).
         seed: In [0, 2^32).
-        later: Share of the remaining images that another part will be drawn from, in [0, 1); 0: none is.
+        later: Share of the remaining images that another split will take afterwards, in [0, 1); 0: there is none.
 
     Returns:
-        Whether each image is in the part, of shape (images,).
+        Whether each image is in the split, of shape (images,).
 
     Raises:
-        ValueError: If a class has fewer groups than there are parts, the arrays differ in length or are empty, or a
+        ValueError: If a class has fewer groups than there are splits, the arrays differ in length or are empty, or a
             share is out of range.
 
     Source:
@@ -54,11 +54,11 @@ def draw_part(
         (30, 30)
     """
     if len(labels) != len(groups) or not len(labels):
-        raise ValueError(f"{len(labels)} labels and {len(groups)} groups; expected as many of each, at least one")
+        raise ValueError(f"{len(labels)} labels and {len(groups)} groups; expected equal numbers, at least one")
     if not 0 < share < 1 or not 0 <= later < 1:
         raise ValueError(f"share is {share} and later {later}; expected 0 < share < 1 and 0 <= later < 1")
     counts, group = _count_images(labels, groups)
-    rng = np.random.RandomState(seed)  # whose numbers are the same in every version of NumPy
+    rng = np.random.RandomState(seed)  # same numbers in every version of NumPy
     order = rng.permutation(len(counts))
     drawn = np.empty(len(counts), dtype=np.bool_)
     drawn[order] = _Draw(counts[order], share=share, later=later, rng=rng).draw()
@@ -66,28 +66,29 @@ def draw_part(
 
 
 def _count_images(labels: NDArray[np.int64], groups: NDArray[np.str_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Images of each group in each class, of shape (groups, classes), and the group of each image."""
+    """Return image counts of shape (groups, classes), and the group index of each image."""
     _, label = np.unique(labels, return_inverse=True)
     names, group = np.unique(groups, return_inverse=True)
     classes = int(label.max()) + 1
     counts = np.bincount(group * classes + label, minlength=len(names) * classes).reshape(len(names), classes)
-    # In an order that follows from the classes' groups: a user may number the classes anew.
+    # Order the classes by their counts: renumbering the classes must not change the result.
     return counts[:, sorted(range(classes), key=lambda number: counts[:, number].tobytes())], group
 
 
 class _Draw:
-    """One draw of a part.
+    """State of one draw.
 
     Attributes:
-        counts: Images of each group in each class, of shape (groups, classes); the groups in an order by chance.
+        counts: Images of each group in each class, of shape (groups, classes); groups in random order.
         sizes: Images of each group.
         totals: Images of each class.
-        left_out: Groups of each class that must stay outside the part.
+        left_out: Groups of each class that must stay outside the split.
         eligible: Whether each group is small enough to be drawn.
-        target: Images of each class that the part should hold.
+        members: Groups that have images of each class.
+        target: Images of each class that the split should hold.
         large: Whether each group is drawn before the others.
-        oversized: Whether each group has by itself more images of a class than the part should hold.
-        chances: Of each group, in [0, 1].
+        oversized: Whether each group alone has more images of a class than the split should hold.
+        probabilities: Inclusion probability of each group, in [0, 1].
     """
 
     def __init__(self, counts: NDArray[np.int64], *, share: float, later: float, rng: np.random.RandomState) -> None:
@@ -100,15 +101,15 @@ class _Draw:
         self.eligible = self._find_eligible(share)
         images = counts[self.eligible].sum(axis=0)
         wanted = share * self.totals
-        # Where groups stay out, the others may not suffice for both parts: each gets its share of what there is.
+        # If groups are excluded, the rest may not suffice for both splits: each gets its share of what there is.
         self.target = wanted * np.minimum(1, images / (wanted + later * (self.totals - wanted)))
         self.large = self.eligible & (counts > LARGE * self.target).any(axis=1)
         self.oversized = (counts > self.target + TOLERANCE * self.totals).any(axis=1)
-        self.chances = self._compute_chances(self.target / images)
+        self.probabilities = self._compute_chances(self.target / images)
 
     def draw(self) -> NDArray[np.bool_]:
-        """Whether each group is in the part."""
-        drawn = self._draw_from(self.large, self.chances)
+        """Return whether each group is in the split, of shape (groups,)."""
+        drawn = self._draw_from(self.large, self.probabilities)
         small = self.eligible & ~self.large
         missing = np.maximum(0, self.target - self.counts[drawn].sum(axis=0))
         images = np.maximum(1, self.counts[small].sum(axis=0))
@@ -129,27 +130,28 @@ class _Draw:
         return eligible
 
     def _compute_chances(self, share: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The chance of each group from the share of each class that is to be drawn of the eligible ones."""
-        chances: NDArray[np.float64] = self.counts @ share / self.sizes
+        """Compute inclusion probabilities from the share of the eligible images of each class that is to be drawn."""
+        probabilities: NDArray[np.float64] = self.counts @ share / self.sizes
         one_group = 1 / (self.counts[self.eligible] > 0).sum(axis=0)
-        for rare in np.flatnonzero(share < one_group):  # such a class sends one group on average
-            has = self.counts[:, rare] > 0
-            chances[has] = np.maximum(chances[has], one_group[rare])
-        return chances
+        for rare in np.flatnonzero(share < one_group):  # on average, one group of such a class is drawn
+            has_class = self.counts[:, rare] > 0
+            probabilities[has_class] = np.maximum(probabilities[has_class], one_group[rare])
+        return probabilities
 
-    def _draw_from(self, pool: NDArray[np.bool_], chances: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Draws from the groups of a pool, each class by itself, groups of similar size against each other."""
+    def _draw_from(self, pool: NDArray[np.bool_], probabilities: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Draw from a pool of groups, class by class, with groups of similar size competing with each other."""
         members = np.flatnonzero(pool)
-        own = (self.counts[members] / self.totals).argmax(axis=1)
-        by_size = np.lexsort((-self.sizes[members], own))  # stable: groups of one size stay in their order by chance
-        members, own = members[by_size], own[by_size]
+        main_class = (self.counts[members] / self.totals).argmax(axis=1)
+        by_size = np.lexsort((-self.sizes[members], main_class))  # stable: groups of equal size keep their random order
+        members, main_class = members[by_size], main_class[by_size]
         drawn = np.zeros(len(pool), dtype=np.bool_)
-        for block in np.split(members, np.flatnonzero(np.diff(own)) + 1):
-            drawn[block[_draw_pivotal(chances[block].tolist(), self.rng.random_sample(len(block)).tolist())]] = True
+        for block in np.split(members, np.flatnonzero(np.diff(main_class)) + 1):
+            uniforms = self.rng.random_sample(len(block)).tolist()
+            drawn[block[_draw_pivotal(probabilities[block].tolist(), uniforms)]] = True
         return drawn
 
     def _correct(self, drawn: NDArray[np.bool_], movable: NDArray[np.bool_], *, slack: float) -> None:
-        """Adds, removes and exchanges groups by chance, in place, until no class is further off than the slack."""
+        """Add, remove and exchange random groups in place until no class deviates by more than `slack`."""
         inside = self.counts[drawn]
         sums, members, groups = inside.sum(axis=0), (inside > 0).sum(axis=0), len(inside)
         loss = float(self._compute_loss(sums, members, groups, slack))
@@ -174,7 +176,7 @@ class _Draw:
             idle = 0
 
     def _sample_moves(self, drawn: NDArray[np.bool_], movable: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Pairs of a group to remove and one to add, of shape (moves, 2); -1 for none."""
+        """Return pairs of a group to remove and a group to add, of shape (moves, 2); -1 means none."""
         removed, added = (np.append(-1, self._sample(mask)) for mask in (movable & drawn, movable & ~drawn))
         return np.stack(np.meshgrid(removed, added), axis=-1).reshape(-1, 2)
 
@@ -185,53 +187,53 @@ class _Draw:
     def _compute_loss(
         self, sums: NDArray[np.int64], members: NDArray[np.int64], groups: NDArray[np.int64] | int, slack: float
     ) -> NDArray[np.float64]:
-        """How far sets of groups are from the target: first in classes that a part lacks, then in images and groups."""
-        off = np.maximum(0, np.abs(sums - self.target) / self.totals - np.maximum(slack, 0.5 / self.totals))
+        """Compute how far sets of groups are from the target; a class that is absent from a split weighs most."""
+        excess = np.maximum(0, np.abs(sums - self.target) / self.totals - np.maximum(slack, 0.5 / self.totals))
         lacking = np.maximum(0, 1 - members) + np.maximum(0, self.left_out - (self.members - members))
-        fewer = np.abs(groups - self.chances[self.eligible].sum()) / len(self.sizes)
-        loss = (off**2).sum(axis=-1) + GROUPS * np.maximum(0, fewer - max(slack, 1 / len(self.sizes))) ** 2
-        # Rounded, so that equal ones are equal on every machine.
+        group_deviation = np.abs(groups - self.probabilities[self.eligible].sum()) / len(self.sizes)
+        loss = (excess**2).sum(axis=-1) + GROUPS * np.maximum(0, group_deviation - max(slack, 1 / len(self.sizes))) ** 2
+        # Round, so that ties are ties on every machine.
         return np.asarray(np.round(loss + 1000.0 * lacking.sum(axis=-1), 12))
 
     def _is_uneven(self, drawn: NDArray[np.bool_]) -> bool:
-        off = np.abs(self.counts[drawn].sum(axis=0) - self.target) / self.totals
-        return bool((off > TOLERANCE).any()) or self._lacks_class(drawn)
+        deviation = np.abs(self.counts[drawn].sum(axis=0) - self.target) / self.totals
+        return bool((deviation > TOLERANCE).any()) or self._lacks_class(drawn)
 
     def _lacks_class(self, drawn: NDArray[np.bool_]) -> bool:
         inside = (self.counts[drawn] > 0).sum(axis=0)
         return bool((inside < 1).any() or (self.members - inside < self.left_out).any())
 
 
-def _draw_pivotal(chances: Sequence[float], luck: Sequence[float]) -> list[int]:
-    """Indices drawn by the ordered pivotal method: each with its chance, neighbours seldom together.
+def _draw_pivotal(probabilities: Sequence[float], uniforms: Sequence[float]) -> list[int]:
+    """Draw indices by the ordered pivotal method: each with its probability, neighbours rarely together.
 
-    Two undecided ones meet: one takes over the chance of both, or is drawn where that exceeds 1; the other is out or
-    keeps the rest, and meets the next.
+    Two undecided units compete. If their probabilities sum to less than 1, one takes over the sum and the other is out;
+    else one is drawn and the other keeps the rest. The undecided one competes with the next unit.
 
     Args:
-        chances: Each in [0, 1].
-        luck: As many uniform numbers in [0, 1).
+        probabilities: Inclusion probabilities, each in [0, 1].
+        uniforms: As many uniform random numbers in [0, 1).
     """
-    return list(_pivot(chances, luck))
+    return list(_pivot(probabilities, uniforms))
 
 
-def _pivot(chances: Sequence[float], luck: Sequence[float]) -> Iterator[int]:
-    if not chances:
+def _pivot(probabilities: Sequence[float], uniforms: Sequence[float]) -> Iterator[int]:
+    if not probabilities:
         return
-    open_one, open_chance = 0, chances[0]
-    for number in range(1, len(chances)):
-        chance = chances[number]
-        both = open_chance + chance
-        if both < 1:
-            if luck[number] * both < chance:
-                open_one = number
-            open_chance = both
+    undecided, undecided_probability = 0, probabilities[0]
+    for index in range(1, len(probabilities)):
+        probability = probabilities[index]
+        total = undecided_probability + probability
+        if total < 1:
+            if uniforms[index] * total < probability:
+                undecided = index
+            undecided_probability = total
         else:
-            if luck[number] * (2 - both) < 1 - chance:  # the open one is drawn
-                yield open_one
-                open_one = number
+            if uniforms[index] * (2 - total) < 1 - probability:  # the undecided unit is drawn
+                yield undecided
+                undecided = index
             else:
-                yield number
-            open_chance = both - 1
-    if luck[0] < open_chance + 1e-9:
-        yield open_one
+                yield index
+            undecided_probability = total - 1
+    if uniforms[0] < undecided_probability + 1e-9:
+        yield undecided

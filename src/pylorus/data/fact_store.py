@@ -1,8 +1,8 @@
-"""Facts of images kept by content: a folder of Parquet parts, each written whole and never changed.
+"""Cache of image facts by content hash: a folder of immutable Parquet parts, each written atomically.
 
-Several processes may use one store at once. Who finds something new adds a part of its own; the same content in two
-parts does no harm. Many small parts are joined now and then: the new part is there before the old ones go. A part
-that is damaged, half gone or of another shape counts as none, and its facts are computed anew.
+Several processes may use one store at once. Each adds new facts as a part of its own; the same content in two parts
+does no harm. If there are many small parts, they are merged: the new part exists before the old ones are deleted. A
+part that is damaged, truncated or has another schema is ignored, and its facts are computed again.
 """
 
 import logging
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PART_ROWS = 16_384
-"""Rows after which a part is written."""
+"""Rows that are collected before a part is written."""
 SMALL_ROWS, MOST_SMALL = 1024, 32
-"""More parts than this, of fewer rows than that, are joined."""
+"""If more than MOST_SMALL parts have fewer than SMALL_ROWS rows, they are merged."""
 ROWS_AT_ONCE = 4096
 
 DIGEST, WORD = pa.binary(32), pa.string()
@@ -51,11 +51,12 @@ DIGESTS = tuple(field.name for field in SCHEMA if field.type == DIGEST)
 
 
 class FactStore:
-    """Facts of readable images below a folder.
+    """Cached facts of readable images.
 
     Args:
-        folder: Where stores of all versions lie; made for its owner only, since thumbnails show patients' images.
-        version: Of what facts are: others are not found.
+        folder: Folder of the stores of all versions. Created with access for its owner only, since thumbnails show
+            patients' images.
+        version: Version of the facts; facts of other versions are not found.
     """
 
     def __init__(self, folder: Path, *, version: str) -> None:
@@ -63,29 +64,29 @@ class FactStore:
         self._new: list[Facts] = []
 
     def known(self) -> frozenset[bytes]:
-        """The SHA-256, in 32 bytes, of every content that facts are kept of."""
-        found: set[bytes] = set()
+        """Return the SHA-256 digests, of 32 bytes, of all contents in the store."""
+        digests: set[bytes] = set()
         for part in self._parts():
             table = _table(part, columns=["sha256"])
             if table is not None:
-                found.update(table["sha256"].to_pylist())
-        return frozenset(found)
+                digests.update(table["sha256"].to_pylist())
+        return frozenset(digests)
 
     def rows(self, wanted: Container[str]) -> Iterator[dict[str, Any]]:
-        """Facts of the contents wanted, by their SHA-256 in hexadecimal digits; some perhaps twice, some not at all."""
+        """Yield the facts of contents by their SHA-256 in hexadecimal digits; some may come twice, some not at all."""
         for part in self._parts():
             table = _table(part)
             for batch in table.to_batches(max_chunksize=ROWS_AT_ONCE) if table is not None else ():
                 yield from (_plain(row) for row in batch.to_pylist() if row["sha256"].hex() in wanted)
 
     def add(self, facts: "Sequence[Facts]") -> None:
-        """Keeps facts of readable images; they are on the disk once `PART_ROWS` are together or `close` is called."""
+        """Add facts of readable images; they are written once there are `PART_ROWS` of them or `close` is called."""
         self._new += facts
         if len(self._new) >= PART_ROWS:
             self._write()
 
     def close(self) -> None:
-        """Writes what is new, and joins small parts where there are many."""
+        """Write what is new, and merge small parts if there are many."""
         if self._new:
             self._write()
             self._join_small_parts()
@@ -104,20 +105,22 @@ class FactStore:
             with whole(self.folder / f"{secrets.token_hex(8)}.parquet") as temporary:
                 parquet.write_table(table, temporary, write_page_checksum=True, compression="zstd")
         except OSError as error:
-            # A full or read-only disk costs the time of another pass, and nothing else.
-            log.warning("%s: what was found of the images can't be kept (%s); a later run looks again.", folder, error)
+            # On a full or read-only disk, later runs lose time and nothing else.
+            log.warning(
+                "%s: can't cache what was found in the images (%s); a later run will read them again.", folder, error
+            )
             return False
         return True
 
     def _join_small_parts(self) -> None:
-        """Makes one part of the small ones where there are many: else each run's few new images were a file."""
-        sizes = {part: _table(part, columns=["sha256"]) for part in self._parts()}
-        few = [part for part, table in sizes.items() if table is not None and len(table) < SMALL_ROWS]
-        if len(few) <= MOST_SMALL:
+        """Merge the small parts if there are many: runs with few new images add one small file each."""
+        digests = {part: _table(part, columns=["sha256"]) for part in self._parts()}
+        small_parts = [part for part, table in digests.items() if table is not None and len(table) < SMALL_ROWS]
+        if len(small_parts) <= MOST_SMALL:
             return
-        small = [(part, table) for part in few if (table := _table(part)) is not None]
-        if self._keep(pa.concat_tables([table for _, table in small])):
-            for part, _ in small:
+        small_tables = [(part, table) for part in small_parts if (table := _table(part)) is not None]
+        if self._keep(pa.concat_tables([table for _, table in small_tables])):
+            for part, _ in small_tables:
                 with suppress(OSError):
                     part.unlink()
 
@@ -129,18 +132,18 @@ class FactStore:
 
 
 def _table(part: Path, *, columns: list[str] | None = None) -> pa.Table | None:
-    """A part, or some of its columns; None where it is gone, damaged or of another shape."""
+    """Read a part, or some of its columns; return None if it is missing, damaged or has another schema."""
     try:
-        # The file is opened here: pyarrow would take a folder's name for a partition.
+        # Open the file here: pyarrow would interpret a folder's name as a partition.
         with part.open("rb") as file:
-            # Without threads of Arrow's own: now and then they outlived a short process, and it ended with an abort.
-            held = parquet.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
-            table = held.read(columns=columns, use_threads=False)
+            # Without Arrow's own threads: they sometimes outlived a short process, which then aborted.
+            part_file = parquet.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
+            table = part_file.read(columns=columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
-        log.info("%s: passed over: %s", part, error)
+        log.info("%s: ignored: %s", part, error)
         return None
-    wanted = SCHEMA if columns is None else pa.schema([SCHEMA.field(name) for name in columns])
-    return table if table.schema.equals(wanted) else None
+    expected_schema = SCHEMA if columns is None else pa.schema([SCHEMA.field(name) for name in columns])
+    return table if table.schema.equals(expected_schema) else None
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

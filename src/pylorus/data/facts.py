@@ -1,7 +1,7 @@
-"""What files are, from their bytes alone: found in one pass, and found again by content in a second one.
+"""Facts of image files, computed from their bytes alone, in one pass over the files.
 
-Audit, catalog and the search for copies all take what they know of an image from here. What is kept lies in
-`fact_store.py`, under the SHA-256 of the content, whatever a file's name: a second pass decodes nothing.
+The audit, the catalog and the search for copies all use these facts. They are cached by the SHA-256 of the content,
+independent of the file's name (`fact_store.py`), so a second pass decodes nothing.
 """
 
 import contextlib
@@ -28,30 +28,30 @@ from pylorus.data.look import look_at
 from pylorus.data.metadata import metadata_of
 
 VERSION = 1
-"""Counts up when the same file would give other facts."""
+"""Increment when the same file would give other facts."""
 BLOCK = 1024
-"""Files in hand at a time: what is computed is kept after each block, so an interrupted pass loses little."""
+"""Files per block: facts are cached after each block, so an interrupted pass loses little."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What one file is.
+    """Facts of one file.
 
     Attributes:
-        sha256: Of the content; empty where the file itself can't be read.
-        problem: Why it gives no image; empty where it gives one.
-        format: By content; see `metadata`.
+        sha256: Of the content; empty if the file itself can't be read.
+        problem: Why the file can't be decoded; empty if it can.
+        format: Format by content; see `metadata.Metadata`.
         mode: Pillow's colour mode.
-        width: Pixels, upright; 0 where there is no image.
-        height: Pixels, upright.
-        orientation: Of EXIF, 1 to 8.
-        personal: Names of tags that may name a person, joined by commas.
+        width: In pixels, upright; 0 if there is no image.
+        height: In pixels, upright; 0 if there is no image.
+        orientation: EXIF orientation, 1 to 8.
+        personal: Names of tags that may identify a person, separated by commas.
         pixels: SHA-256 of the decoded pixels.
-        thumbnail: SIDE × SIDE grey levels; empty where there is no image.
-        sharpness: See `look.Look`, as the next three.
-        brightness: Mean grey level.
-        border: Share of black border.
-        letters: Shapes like letters in it.
+        thumbnail: SIDE × SIDE grey levels; empty if there is no image.
+        sharpness: Variance of the Laplacian; see `look.Look` for this and the next three.
+        brightness: Mean grey level, in [0, 255].
+        border: Fraction of the frame that is black border, in [0, 1].
+        letters: Number of letter-like shapes in the border.
     """
 
     sha256: str
@@ -71,7 +71,7 @@ class Facts:
 
     @property
     def readable(self) -> bool:
-        """Whether the file gives an image."""
+        """Whether the file can be decoded."""
         return not self.problem
 
 
@@ -79,10 +79,10 @@ NAMES = tuple(field.name for field in dataclasses.fields(Facts) if field.name !=
 
 
 class FactTable(Sequence[Facts]):
-    """Facts of many files, held as columns: as objects a million of them would take twice the memory.
+    """Facts of many files, stored as columns: a million objects would take twice the memory.
 
     Args:
-        count: How many files; each begins as one that can't be read.
+        count: Number of files; initially, each is marked as unreadable.
     """
 
     def __init__(self, count: int) -> None:
@@ -102,61 +102,61 @@ class FactTable(Sequence[Facts]):
     @overload
     def __getitem__(self, index: slice) -> list[Facts]: ...
     def __getitem__(self, index: int | slice) -> Facts | list[Facts]:
-        """The facts of a file, or of some."""
+        """Return the facts of one file, or of a slice of files."""
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(self._count))]
-        values = ((name, column[index]) for name, column in self._columns.items())
-        plain: dict[str, Any] = {name: value if isinstance(value, str) else value.item() for name, value in values}
-        return Facts(**plain, thumbnail=b"" if plain["problem"] else self.thumbnails[index].tobytes())
+            return [self[position] for position in range(*index.indices(self._count))]
+        cells = ((name, column[index]) for name, column in self._columns.items())
+        attributes: dict[str, Any] = {name: value if isinstance(value, str) else value.item() for name, value in cells}
+        return Facts(**attributes, thumbnail=b"" if attributes["problem"] else self.thumbnails[index].tobytes())
 
     def __iter__(self) -> Iterator[Facts]:
         return (self[index] for index in range(self._count))
 
     def put(self, index: int, facts: Facts) -> None:
-        """Sets the facts of a file."""
+        """Set the facts of the file at `index`."""
         for name, column in self._columns.items():
             value = getattr(facts, name)
-            # Formats and modes are a handful of words: one object for all files.
+            # These columns have few distinct values: share one object among all files.
             column[index] = sys.intern(value) if name in ("problem", "format", "mode", "personal") else value
         if facts.thumbnail:
             self.thumbnails[index] = np.frombuffer(facts.thumbnail, dtype=np.uint8).reshape(SIDE, SIDE)
 
     def column(self, name: str) -> Any:
-        """One attribute of all files: a list of str, or an array of numbers, of shape (files,)."""
+        """Return one attribute of all files: a list of str, or an array of numbers of shape (files,)."""
         return self._columns[name]
 
 
 def column_of(facts: Sequence[Facts], name: str) -> Any:
-    """One attribute of all files: a list of str, or an array of numbers, of shape (files,)."""
+    """Return one attribute of all files: a list of str, or an array of numbers of shape (files,)."""
     if isinstance(facts, FactTable):
         return facts.column(name)
-    found = [getattr(each, name) for each in facts]
-    return found if all(isinstance(value, str) for value in found) else np.array(found)
+    values = [getattr(each, name) for each in facts]
+    return values if all(isinstance(value, str) for value in values) else np.array(values)
 
 
 def examine(content: bytes) -> Facts:
-    """The facts of a file's content; a file that gives no image has a problem instead of measures."""
-    sha256, head = hashlib.sha256(content).hexdigest(), metadata_of(content)
-    said = Facts(
+    """Compute the facts of a file's content; if it can't be decoded, `problem` says why and there are no measures."""
+    sha256, metadata = hashlib.sha256(content).hexdigest(), metadata_of(content)
+    facts = Facts(
         sha256,
-        format=head.format,
-        mode=head.mode,
-        orientation=head.orientation,
-        personal=", ".join(head.personal),
+        format=metadata.format,
+        mode=metadata.mode,
+        orientation=metadata.orientation,
+        personal=", ".join(metadata.personal),
     )
     try:
         image = decode(content)
     except UnreadableImageError as error:
-        return dataclasses.replace(said, problem=str(error))
+        return dataclasses.replace(facts, problem=str(error))
     height, width = image.shape[:2]
     grey = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
-    size = hashlib.sha256(f"{height} {width} ".encode())
-    size.update(np.ascontiguousarray(image).data)
+    pixel_hash = hashlib.sha256(f"{height} {width} ".encode())
+    pixel_hash.update(np.ascontiguousarray(image).data)
     return dataclasses.replace(
-        said,
+        facts,
         width=width,
         height=height,
-        pixels=size.hexdigest(),
+        pixels=pixel_hash.hexdigest(),
         thumbnail=thumbnail(grey).tobytes(),
         **dataclasses.asdict(look_at(grey)),
     )
@@ -165,81 +165,97 @@ def examine(content: bytes) -> Facts:
 def facts_of(
     root: Root, paths: Sequence[str], *, store: Path | None, digests: Sequence[str] | None = None
 ) -> FactTable:
-    """The facts of files, in their order; each is read once, on all cores, with a bar on a terminal.
+    """Return the facts of files, in their order.
+
+    Each file is read once, on all cores, with a progress bar on a terminal.
 
     Args:
-        root: What the paths lie below.
-        paths: Of the files.
-        store: Folder to keep facts in, and to find those of an earlier pass; None: nothing is kept.
-        digests: SHA-256 of each content, where it is on record: what is known by it is not read again.
+        root: What the paths are relative to.
+        paths: Paths of the files.
+        store: Folder of the cache of facts; None: nothing is cached.
+        digests: SHA-256 of each content, if on record: files whose facts are cached are then not read at all.
     """
-    found = FactTable(len(paths))
-    kept = FactStore(store, version=f"{VERSION}-{POLICY_VERSION}") if store is not None else None
-    known = kept.known() if kept is not None else frozenset()
-    later = _read(root, paths, range(len(paths)), found, kept, known, digests)
-    if kept is not None and later:
-        for row in kept.rows(later):
+    table = FactTable(len(paths))
+    cache = FactStore(store, version=f"{VERSION}-{POLICY_VERSION}") if store is not None else None
+    cached = cache.known() if cache is not None else frozenset()
+    pending = _read(root, paths, range(len(paths)), table, cache, cached, digests)
+    if cache is not None and pending:
+        for row in cache.rows(pending):
             facts = Facts(**row)
-            for index in later.pop(facts.sha256, ()):
-                found.put(index, facts)
-        # What another process took away or damaged meanwhile is computed anew.
-        _read(root, paths, [index for places in later.values() for index in places], found, kept, frozenset())
-    return found
+            for index in pending.pop(facts.sha256, ()):
+                table.put(index, facts)
+        # Compute again what another process deleted or damaged meanwhile.
+        missing = [index for indices in pending.values() for index in indices]
+        _read(root, paths, missing, table, cache, frozenset())
+    return table
 
 
-def thumbnails_of(facts: Sequence[Facts], places: Sequence[int] | None = None) -> NDArray[np.uint8]:
-    """The thumbnails of readable images, of shape (images, SIDE, SIDE).
+def thumbnails_of(facts: Sequence[Facts], indices: Sequence[int] | None = None) -> NDArray[np.uint8]:
+    """Return the thumbnails of readable images, of shape (images, SIDE, SIDE).
 
     Args:
-        facts: Of files.
-        places: Which of them; None: all. None may be unreadable.
+        facts: Facts of files.
+        indices: Indices into `facts`; None: all. All of these files must be readable.
     """
     if isinstance(facts, FactTable):
-        if places is None or (len(places) == len(facts) and list(places) == list(range(len(facts)))):
+        if indices is None or (len(indices) == len(facts) and list(indices) == list(range(len(facts)))):
             return facts.thumbnails
-        return facts.thumbnails[np.asarray(places, dtype=np.int64)]
-    joined = b"".join(each.thumbnail for each in (facts if places is None else [facts[place] for place in places]))
+        return facts.thumbnails[np.asarray(indices, dtype=np.int64)]
+    joined = b"".join(each.thumbnail for each in (facts if indices is None else [facts[index] for index in indices]))
     return np.frombuffer(joined, dtype=np.uint8).reshape(-1, SIDE, SIDE)
 
 
 def _read(
     root: Root,
     paths: Sequence[str],
-    places: Sequence[int],
-    found: FactTable,
-    kept: FactStore | None,
-    known: frozenset[bytes],
+    indices: Sequence[int],
+    table: FactTable,
+    cache: FactStore | None,
+    cached: frozenset[bytes],
     digests: Sequence[str] | None = None,
 ) -> dict[str, list[int]]:
-    """Reads the files at some places and computes what is not known; gives the places of what is, by content."""
+    """Read files and compute the facts that are not cached yet.
 
-    def of(place: int) -> Facts | str:
-        if digests is not None and bytes.fromhex(digests[place]) in known:
-            return digests[place]
+    Args:
+        root: What the paths are relative to.
+        paths: Paths of all files.
+        indices: Indices of the files to read.
+        table: Table that new facts are put into.
+        cache: Cache that new facts are added to.
+        cached: Digests of the contents in the cache.
+        digests: SHA-256 of each content, if on record.
+
+    Returns:
+        Indices of the files whose facts are in the cache, by the SHA-256 of their content.
+    """
+
+    def of(index: int) -> Facts | str:
+        if digests is not None and bytes.fromhex(digests[index]) in cached:
+            return digests[index]
         try:
-            content = contents(root / paths[place])
+            content = contents(root / paths[index])
         except UnreadableImageError as error:
             return Facts("", problem=str(error))
         digest = hashlib.sha256(content)
-        return digest.hexdigest() if digest.digest() in known else examine(content)
+        return digest.hexdigest() if digest.digest() in cached else examine(content)
 
-    later: dict[str, list[int]] = {}
-    quiet = not sys.stderr.isatty() or not len(places)
-    bar = tqdm(total=len(places), desc="looking at images", unit="", disable=quiet, leave=False)
+    pending: dict[str, list[int]] = {}
+    quiet = not sys.stderr.isatty() or not len(indices)
+    bar = tqdm(total=len(indices), desc="reading images", unit="", disable=quiet, leave=False)
     with bar, ThreadPoolExecutor(max_workers=os.cpu_count()) as pool, contextlib.ExitStack() as at_end:
-        if kept is not None:
-            at_end.callback(kept.close)  # also of an interrupted pass: what was found is kept
-        for start in range(0, len(places), BLOCK):
-            block = places[start : start + BLOCK]
+        if cache is not None:
+            at_end.callback(cache.close)  # also if interrupted: what was computed is saved
+        for start in range(0, len(indices), BLOCK):
+            block = indices[start : start + BLOCK]
             fresh: dict[str, Facts] = {}
-            for place, facts in zip(block, pool.map(of, block), strict=True):
+            for index, facts in zip(block, pool.map(of, block), strict=True):
                 if isinstance(facts, str):
-                    later.setdefault(facts, []).append(place)
+                    pending.setdefault(facts, []).append(index)
                     continue
-                found.put(place, facts)
-                if facts.readable:  # what is unreadable today may only lack a plugin
+                table.put(index, facts)
+                if facts.readable:  # don't cache failures: the file may only need a plugin
                     fresh[facts.sha256] = facts
-            if kept is not None and fresh:
-                kept.add(list(fresh.values()))
+            if cache is not None and fresh:
+                cache.add(list(fresh.values()))
             bar.update(len(block))
-    return later
+    return pending

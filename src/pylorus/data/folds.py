@@ -1,8 +1,8 @@
-"""Folds that keep groups whole and spread classes evenly, for a million groups too.
+"""Stratified group folds that scale to a million groups.
 
-The method is that of scikit-learn's StratifiedGroupKFold, and so is the result, fold by fold: splits that were cut
-with it stay as they are. There each group tries each fold in turn in a Python loop, which takes seven minutes
-a cut for a million groups; here a group tries all folds at once.
+Method and result are those of scikit-learn's StratifiedGroupKFold, fold by fold, so existing splits stay valid. There,
+each group tries one fold after another in a Python loop, which takes seven minutes for a million groups; here, a group
+tries all folds at once.
 """
 
 import numpy as np
@@ -12,32 +12,32 @@ from numpy.typing import NDArray
 def stratified_folds(
     labels: NDArray[np.int64], groups: NDArray[np.str_], *, folds: int, seed: int
 ) -> NDArray[np.int64]:
-    """The fold of each row: groups whole, classes spread evenly.
+    """Assign each row to a fold: groups stay whole, classes are spread evenly.
 
-    Groups are shuffled, then dealt out, those of the most uneven classes first: each to the fold where the shares of
-    the classes then vary least between the folds; of equal ones to that with the fewest images.
+    Groups are shuffled, then assigned one by one, those with the most uneven class counts first: each to the fold that
+    makes the class shares vary least between the folds; ties go to the fold with the fewest images.
 
     Args:
-        labels: Of shape (rows,).
-        groups: Of shape (rows,); their names decide nothing but the order that is shuffled.
-        folds: How many, at most the number of groups.
-        seed: In [0, 2^32).
+        labels: Class of each row, of shape (rows,).
+        groups: Group of each row, of shape (rows,); the names only affect the order that is shuffled.
+        folds: Number of folds, at most the number of groups.
+        seed: Seed of the shuffle, in [0, 2^32).
 
     Returns:
-        From 0 to folds - 1, of shape (rows,).
+        Fold of each row, from 0 to folds - 1, of shape (rows,).
 
     Raises:
         ValueError: If the arrays differ in length, or there are fewer groups than folds.
     """
     if len(labels) != len(groups):
-        raise ValueError(f"{len(labels)} labels and {len(groups)} groups; expected as many of each")
+        raise ValueError(f"{len(labels)} labels and {len(groups)} groups; expected equal numbers")
     _, label, totals = np.unique(labels, return_inverse=True, return_counts=True)
     names, group = np.unique(groups, return_inverse=True)
     if not 1 <= folds <= len(names):
         raise ValueError(f"folds is {folds} with {len(names)} groups; expected 1 to {len(names)}")
     table = np.bincount(group * len(totals) + label, minlength=len(names) * len(totals))
     shuffled = np.arange(len(names))
-    np.random.RandomState(seed).shuffle(shuffled)  # as in the splits that are out there
+    np.random.RandomState(seed).shuffle(shuffled)  # as in existing splits
     counts = table.reshape(len(names), len(totals)).astype(np.float64)[shuffled]
     order = np.argsort(-np.std(counts, axis=1), kind="stable")
     fold = np.empty(len(names), dtype=np.int64)
@@ -46,30 +46,39 @@ def stratified_folds(
 
 
 def _dealt(counts: NDArray[np.float64], totals: NDArray[np.int64], folds: int) -> NDArray[np.int64]:
-    """The fold of each group, in their order; `counts` of shape (groups, classes), `totals` of shape (classes,)."""
+    """Assign groups to folds, in their order.
+
+    Args:
+        counts: Images of each group in each class, of shape (groups, classes).
+        totals: Images of each class, of shape (classes,).
+        folds: Number of folds.
+
+    Returns:
+        Fold of each group, of shape (groups,).
+    """
     filled = np.zeros((folds, len(totals)))
-    tried = np.empty((folds, folds, len(totals)))  # tried[i]: the folds once the group has joined fold i
-    itself = np.arange(folds)
-    chosen = np.empty(len(counts), dtype=np.int64)
-    for number, group in enumerate(counts):
-        tried[:] = filled
-        tried[itself, itself] += group
-        shares = tried / totals
+    candidates = np.empty((folds, folds, len(totals)))  # candidates[i]: all folds with the group added to fold i
+    diagonal = np.arange(folds)
+    fold_of_group = np.empty(len(counts), dtype=np.int64)
+    for index, group in enumerate(counts):
+        candidates[:] = filled
+        candidates[diagonal, diagonal] += group
+        shares = candidates / totals
         shares -= shares.sum(axis=1, keepdims=True) / folds
         shares *= shares
-        uneven = np.sqrt(shares.sum(axis=1) / folds).mean(axis=1)
-        best = _first_best(uneven.tolist(), filled.sum(axis=1).tolist())
+        imbalance = np.sqrt(shares.sum(axis=1) / folds).mean(axis=1)
+        best = _first_best(imbalance.tolist(), filled.sum(axis=1).tolist())
         filled[best] += group
-        chosen[number] = best
-    return chosen
+        fold_of_group[index] = best
+    return fold_of_group
 
 
-def _first_best(uneven: list[float], images: list[float]) -> int:
-    best, least, fewest = 0, uneven[0], images[0]
-    for fold in range(1, len(uneven)):
-        value = uneven[fold]
-        # np.isclose, which a million calls make too slow
-        alike = abs(value - least) <= 1e-8 + 1e-5 * abs(least)
-        if value < least or (alike and images[fold] < fewest):
+def _first_best(imbalance: list[float], images: list[float]) -> int:
+    best, least, fewest = 0, imbalance[0], images[0]
+    for fold in range(1, len(imbalance)):
+        value = imbalance[fold]
+        # as np.isclose, which is too slow for a million calls
+        is_tie = abs(value - least) <= 1e-8 + 1e-5 * abs(least)
+        if value < least or (is_tie and images[fold] < fewest):
             best, least, fewest = fold, value, images[fold]
     return best

@@ -1,7 +1,8 @@
-"""Images that are there twice, and the split: kept in one part where Pylorus cuts, told as leaks where parts are given.
+"""Leakage: copies of images and patients in more than one split.
 
-Copies are files of equal content, files of equal pixels, and near copies: the same image saved anew, scaled, rotated
-or mirrored, or two frames that can hardly be told apart.
+If Pylorus makes the split, copies are kept together; if the split is given, copies across it are reported as leaks.
+Copies are files with identical bytes, files with identical pixels, and near copies: the same image re-encoded, scaled,
+rotated or mirrored, or two almost indistinguishable frames.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,22 +20,22 @@ from pylorus.errors import PylorusError, listing
 
 KINDS = {
     "patient": ("patient", "patients"),
-    "file": ("file, byte by byte the same", "files, byte by byte the same"),
-    "pixels": ("pair of the same pixels", "pairs of the same pixels"),
+    "file": ("pair of identical files", "pairs of identical files"),
+    "pixels": ("pair with identical pixels", "pairs with identical pixels"),
     "near": ("pair of near copies", "pairs of near copies"),
 }
-"""What may lie in two parts: one of it, and several."""
+"""Kinds of leaks, each with its singular and plural noun."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows of a catalog that show the same.
+    """Two rows of a catalog that show the same patient or image.
 
     Attributes:
         kind: One of KINDS.
-        first: Row of one.
-        second: Row of the other.
-        told: What they have in common.
+        first: Row of one image.
+        second: Row of the other image.
+        told: What they have in common, in words.
     """
 
     kind: str
@@ -44,91 +45,97 @@ class Pair:
 
 
 def pairs_of(catalog: Catalog, copies: Copies) -> list[Pair]:
-    """The copies as pairs of rows: of several equal files each with the first of them."""
+    """Return the copies as pairs of rows; of several identical files, each is paired with the first."""
     row = np.full(len(catalog.facts), -1, dtype=np.int64)
     row[catalog.places] = np.arange(len(catalog.places))
     digest = catalog.table["sha256"].to_numpy()
-    found = []
+    pairs = []
     for members in copies.same_bytes:
-        rows = [int(row[place]) for place in members]
-        found += [Pair("file", rows[0], other, "the same file") for other in rows[1:]]
+        rows = [int(row[index]) for index in members]
+        pairs += [Pair("file", rows[0], other, "identical files") for other in rows[1:]]
     for members in copies.same_pixels:
-        rows = [int(row[place]) for place in members]
-        found += [
-            Pair("pixels", rows[0], other, "the same pixels") for other in rows[1:] if digest[rows[0]] != digest[other]
+        rows = [int(row[index]) for index in members]
+        pairs += [
+            Pair("pixels", rows[0], other, "identical pixels") for other in rows[1:] if digest[rows[0]] != digest[other]
         ]
-    found += [Pair("near", int(row[each.first]), int(row[each.second]), each.told) for each in copies.near]
-    return found
+    pairs += [Pair("near", int(row[each.first]), int(row[each.second]), each.told) for each in copies.near]
+    return pairs
 
 
 def check_labels(catalog: Catalog, pairs: Sequence[Pair]) -> None:
-    """Refuses one content under two labels: one of them must be wrong, and nothing here can say which.
+    """Check that no image has two labels: one of them must be wrong, and which one can't be known here.
 
     Raises:
-        PylorusError: Names both files.
+        PylorusError: If an image has two labels; the message names both files.
     """
     path, label = catalog.table["path"].to_numpy(), catalog.table["label"].to_numpy()
-    torn = [pair for pair in pairs if pair.kind != "near" and label[pair.first] != label[pair.second]]
-    if torn:
+    contradictory = [pair for pair in pairs if pair.kind != "near" and label[pair.first] != label[pair.second]]
+    if contradictory:
         lines = [
             f"{path[pair.first]} ({catalog.classes[label[pair.first]]}) and {path[pair.second]} "
             f"({catalog.classes[label[pair.second]]}): {pair.told}"
-            for pair in torn
+            for pair in contradictory
         ]
+        count = (
+            "2 identical images have"
+            if len(contradictory) == 1
+            else f"{len(contradictory)} pairs of identical images have"
+        )
         raise PylorusError(
-            f"{catalog.root}: {len(torn)} pairs of images are the same and have two labels:\n{listing(lines)}\n"
-            "One of each pair has a wrong label: take that file away."
+            f"{catalog.root}: {count} different labels:\n{listing(lines)}\n"
+            "One label of each pair is wrong: remove that file."
         )
 
 
 def bundles(catalog: Catalog, pairs: Sequence[Pair]) -> NDArray[np.str_]:
-    """What a cut keeps in one part, for each row: its group, or the first of the groups that copies join.
+    """Return what a split must keep together, for each row: its group, or the first of the groups that copies link.
 
-    DICOM's patients are told by the first path of each: their hashes hang on a salt, and a split must not.
+    DICOM patients are identified by their first path: their hashes depend on a salt, and a split must not.
     """
     groups = catalog.table["group"]
     if catalog.hashed:
         groups = catalog.table.groupby("group")["path"].transform("first")
-    code, names = pd.factorize(groups, sort=True)
-    ends = code[np.array([[pair.first, pair.second] for pair in pairs], dtype=np.int64).reshape(-1, 2)]
-    joined = ends[ends[:, 0] != ends[:, 1]]
-    if not len(joined):
+    group_index, names = pd.factorize(groups, sort=True)
+    ends = group_index[np.array([[pair.first, pair.second] for pair in pairs], dtype=np.int64).reshape(-1, 2)]
+    links = ends[ends[:, 0] != ends[:, 1]]
+    if not len(links):
         return groups.to_numpy()
-    graph = coo_array((np.ones(len(joined)), (joined[:, 0], joined[:, 1])), shape=(len(names), len(names)))
+    graph = coo_array((np.ones(len(links)), (links[:, 0], links[:, 1])), shape=(len(names), len(names)))
     _, component = connected_components(graph, directed=False)
-    first = np.full(component.max() + 1, len(names))
-    np.minimum.at(first, component, np.arange(len(names)))
-    return np.asarray(names.take(first[component[code]]))
+    first_group = np.full(component.max() + 1, len(names))
+    np.minimum.at(first_group, component, np.arange(len(names)))
+    return np.asarray(names.take(first_group[component[group_index]]))
 
 
 def leaks(table: pd.DataFrame, pairs: Sequence[Pair], *, grouped: bool) -> list[Pair]:
-    """Pairs of rows in two parts of a split: of patients, where groups are patients, and of copies."""
-    part = table["split"].to_numpy()
-    found = list(_torn_groups(table)) if grouped else []
-    return found + [pair for pair in pairs if part[pair.first] != part[pair.second]]
+    """Return pairs of rows in different splits: of patients, if groups are patients, and of copies."""
+    split = table["split"].to_numpy()
+    leaked_groups = list(_torn_groups(table)) if grouped else []
+    return leaked_groups + [pair for pair in pairs if split[pair.first] != split[pair.second]]
 
 
-def leaks_said(table: pd.DataFrame, found: Sequence[Pair]) -> str:
-    """Leaks in words: how many of which kind, and the first pairs by name."""
+def leaks_said(table: pd.DataFrame, found_leaks: Sequence[Pair]) -> str:
+    """Format the error message about leaks: how many of each kind, and the first pairs by name."""
     path = table["path"].to_numpy()
-    counts = counted(found)
-    head = ", ".join(f"{count} {KINDS[kind][count > 1]}" for kind, count in counts.items() if count)
-    lines = [f"{path[pair.first]} and {path[pair.second]}: {pair.told}" for pair in found]
+    counts = counted(found_leaks)
+    summary = ", ".join(f"{count} {KINDS[kind][count > 1]}" for kind, count in counts.items() if count)
+    lines = [f"{path[pair.first]} and {path[pair.second]}: {pair.told}" for pair in found_leaks]
     return (
-        f"In two parts of the split lie {head}:\n{listing(lines)}\n"
-        "The test would be no test. Move them to one side, take one of each two away, leave the cut to Pylorus (which "
-        "keeps copies together), or accept it with data.accept_leaks=true, which the report then says."
+        f"Found in more than one split: {summary}.\n{listing(lines)}\n"
+        "Performance measured on this split would not be valid. Move each pair to one split, remove one of each pair, "
+        "let Pylorus make the split (it keeps copies together), or accept the leaks with data.accept_leaks=true: the "
+        "report then states them."
     )
 
 
-def counted(found: Sequence[Pair]) -> dict[str, int]:
-    """How many leaks there are of each kind."""
-    return {kind: sum(pair.kind == kind for pair in found) for kind in KINDS}
+def counted(found_leaks: Sequence[Pair]) -> dict[str, int]:
+    """Count the leaks of each kind."""
+    return {kind: sum(pair.kind == kind for pair in found_leaks) for kind in KINDS}
 
 
 def _torn_groups(table: pd.DataFrame) -> Iterator[Pair]:
-    """A pair for each group in several parts: its first rows in the first two of them."""
+    """Yield a pair for each group in several splits: its first rows in the first two of them."""
     firsts = table.reset_index(drop=True).drop_duplicates(["group", "split"])
-    torn = firsts[firsts["group"].duplicated(keep=False)]
-    for group, rows in torn.groupby("group").groups.items():
+    leaked = firsts[firsts["group"].duplicated(keep=False)]
+    for group, rows in leaked.groupby("group").groups.items():
         yield Pair("patient", int(rows[0]), int(rows[1]), f"patient {group}")

@@ -1,4 +1,4 @@
-"""What a run finds of its own images before it trains: written to audit.json, told in one line."""
+"""Audit the images of a run before training: write audit.json and log a one-line summary."""
 
 import logging
 from pathlib import Path
@@ -22,26 +22,26 @@ FILE = "audit.json"
 
 
 def look_through(catalog: Catalog, split: Split, copies: Copies, folder: Path) -> None:
-    """Audits a run's images from what the catalog knows of them, opening none; writes audit.json.
+    """Audit a run's images from the facts in the catalog, without opening files, and write audit.json.
 
-    It holds paths, as split.csv beside it does: reports take only counts and sentences from it.
+    The file contains paths, as split.csv does; reports take only counts and sentences from it.
     """
-    found = audit(every_file(catalog, split), catalog.facts, Thresholds(), copies=copies)
+    result = audit(every_file(catalog, split), catalog.facts, Thresholds(), copies=copies)
     accepted = {
         "accepted_leaks": counted(split.leaks),
         "joined_groups": split.joined,
         "left_out": counts_of(catalog),
     }
-    write_json(folder / FILE, as_json(found, names=True) | accepted)
-    said = [f"{count} {severity}{'s' if count > 1 else ''}" for severity, count in found.counts.items() if count]
-    if said:
-        log.info("audit    %s; pylorus audit %s shows them", ", ".join(said), catalog.root)
+    write_json(folder / FILE, as_json(result, names=True) | accepted)
+    counts = [f"{count} {severity}{'s' if count > 1 else ''}" for severity, count in result.counts.items() if count]
+    if counts:
+        log.info("audit    %s; for details: pylorus audit %s", ", ".join(counts), catalog.root)
     else:
-        log.info("audit    nothing found")
+        log.info("audit    no findings")
 
 
 def every_file(catalog: Catalog, split: Split) -> ImageSet:
-    """The files of a catalog, those that were left out too, in the order of its facts."""
+    """Return all files of a catalog, including those that were left out, in the order of its facts."""
     columns = ["path", "class", "split", "group"]
     left_out = np.setdiff1d(np.arange(len(catalog.facts)), catalog.places)
     rows = split.table.assign(**{"class": np.array(catalog.classes, dtype=object)[split.table["label"]]})[columns]

@@ -1,6 +1,6 @@
-"""What a file tells beside its pixels: its format, colour mode, and names of tags that may name a person.
+"""Read the metadata of an image file: format, colour mode, orientation, and names of tags that may identify a person.
 
-Values of tags are never kept, only that they are there.
+Values of tags are never stored, only their names.
 """
 
 import io
@@ -19,7 +19,7 @@ SUFFIXES_OF = {
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
 }
-"""Which suffixes go with a format."""
+"""File name suffixes of each format."""
 
 ORIENTATION, EXIF, GPS = 0x0112, 0x8769, 0x8825
 
@@ -47,21 +47,21 @@ PERSONAL = frozenset(
         "MakerNote",
     ]
 )
-"""EXIF tags that may name a person, a place, a time or one device."""
+"""EXIF tags that may identify a person, a place, a time or a single device."""
 
 BESIDE_EXIF = {"xmp": "XMP", "XML:com.adobe.xmp": "XMP", "photoshop": "IPTC", "comment": "comment"}
-"""Other places for texts, as Pillow calls them."""
+"""Pillow's names of other places for text, and the names reported here."""
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a file's head says.
+    """Contents of a file's header.
 
     Attributes:
-        format: JPEG, PNG, BMP, TIFF, WEBP or MPO; empty where the head can't be read.
+        format: JPEG, PNG, BMP, TIFF, WEBP or MPO; empty if the header can't be read.
         mode: Pillow's name of the colour mode, such as RGB, L, CMYK.
-        orientation: Of EXIF, 1 to 8; 1 is upright.
-        personal: Names of tags that may name a person, in alphabetical order.
+        orientation: EXIF orientation, 1 to 8; 1 is upright.
+        personal: Names of tags that may identify a person, in alphabetical order.
     """
 
     format: str = ""
@@ -71,16 +71,16 @@ class Metadata:
 
 
 def metadata_of(content: bytes) -> Metadata:
-    """Reads the head of a file; no pixels. A head that can't be read gives nothing: the decoder says why."""
+    """Read the header of a file, not its pixels. If it can't be read, the result is empty; the decoder says why."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 orientation, personal = _exif(image)
                 return Metadata(image.format or "", image.mode, orientation, personal)
-    except Exception:  # Pillow raises nearly anything on a damaged head
-        deep = content[:4] in (b"II*\0", b"MM\0*")
-        return Metadata(format="TIFF", mode="16 bits") if deep else Metadata()
+    except Exception:  # Pillow raises almost any exception on a damaged header
+        is_deep_tiff = content[:4] in (b"II*\0", b"MM\0*")
+        return Metadata(format="TIFF", mode="16 bits") if is_deep_tiff else Metadata()
 
 
 def _exif(image: Image.Image) -> tuple[int, tuple[str, ...]]:
@@ -89,18 +89,18 @@ def _exif(image: Image.Image) -> tuple[int, tuple[str, ...]]:
         names.add("PNG text")
     try:
         tags = image.getexif()
-        every = dict(tags) | dict(tags.get_ifd(EXIF))
+        all_tags = dict(tags) | dict(tags.get_ifd(EXIF))
         if tags.get_ifd(GPS):
             names.add("GPS")
-        value = every.get(ORIENTATION, 1)
-    except Exception:  # damaged EXIF is not a damaged image
+        value = all_tags.get(ORIENTATION, 1)
+    except Exception:  # damaged EXIF does not make the image unreadable
         return 1, tuple(sorted(names))
-    found = {ExifTags.TAGS.get(tag, "") for tag, held in every.items() if _says_something(held)}
+    tag_names = {ExifTags.TAGS.get(tag, "") for tag, content in all_tags.items() if _says_something(content)}
     orientation = value if isinstance(value, int) and 1 <= value <= 8 else 1
-    return orientation, tuple(sorted(names | (found & PERSONAL)))
+    return orientation, tuple(sorted(names | (tag_names & PERSONAL)))
 
 
-def _says_something(held: object) -> bool:
-    if isinstance(held, bytes):
-        return bool(held.removeprefix(b"ASCII\0\0\0").strip(b"\0 "))
-    return bool(str(held).strip("\0 "))
+def _says_something(value: object) -> bool:
+    if isinstance(value, bytes):
+        return bool(value.removeprefix(b"ASCII\0\0\0").strip(b"\0 "))
+    return bool(str(value).strip("\0 "))

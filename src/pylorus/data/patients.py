@@ -1,4 +1,4 @@
-"""Patients of DICOM files as groups: a salted hash in place of each PatientID, and the salt that stays here."""
+"""Group DICOM files by patient: a salted hash replaces each PatientID; the salt never leaves this machine."""
 
 import os
 import secrets
@@ -13,14 +13,14 @@ from pylorus.data.unreadable import UnreadableImageError, shown
 from pylorus.errors import PylorusError, listing
 
 SALT = "salt"
-"""File in the cache's folder. Who has it and knows a hospital's numbers can find out who a hash stands for."""
+"""File of the salt in the cache folder. With it, whoever knows a hospital's patient numbers can reverse a hash."""
 
 
 def salt_of(folder: Path) -> str:
-    """The salt that a folder keeps; made at the first call, for its owner only.
+    """Return the salt stored in a folder; the first call creates it, readable by its owner only.
 
     Raises:
-        PylorusError: If the folder can't be written to, or the file is not as it was made.
+        PylorusError: If the folder can't be written to, or the file does not contain a salt.
     """
     path = folder / SALT
     try:
@@ -29,17 +29,25 @@ def salt_of(folder: Path) -> str:
             _make(path)
         salt = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise PylorusError(f"{path}: the salt of patients' hashes can't be kept there: {error}") from error
+        raise PylorusError(f"{path}: can't read or create the salt of the patients' hashes: {error}") from error
     if len(salt) != 64:
-        raise PylorusError(f"{path}: found {len(salt)} letters, expected a salt of 64. Remove it to make a new one.")
+        raise PylorusError(
+            f"{path}: found {len(salt)} characters, expected a salt of 64. Delete the file to create a new salt."
+        )
     return salt
 
 
 def patients_of(root: Root, paths: Sequence[str], reasons: Sequence[str], *, salt: str) -> list[str]:
-    """A stand-in for the patient of each file; empty where the file is unreadable, as `reasons` say.
+    """Return a pseudonym of the patient of each file.
+
+    Args:
+        root: What the paths are relative to.
+        paths: Paths of the files.
+        reasons: Why each file is unreadable, empty if it is readable; unreadable files get an empty pseudonym.
+        salt: Secret that the pseudonyms are hashed with.
 
     Raises:
-        PylorusError: If a readable file names no patient; names it.
+        PylorusError: If a readable file names no patient; the message names it.
     """
 
     def of(path: str, reason: str) -> str | None:
@@ -51,18 +59,18 @@ def patients_of(root: Root, paths: Sequence[str], reasons: Sequence[str], *, sal
             return None
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        found = list(pool.map(of, paths, reasons))
-    nameless = [shown(Path(path)) for path, patient in zip(paths, found, strict=True) if patient is None]
+        patients = list(pool.map(of, paths, reasons))
+    nameless = [shown(Path(path)) for path, patient in zip(paths, patients, strict=True) if patient is None]
     if nameless:
         raise PylorusError(
-            f"data.patients=dicom: {len(nameless)} of {len(paths)} files are no DICOM files or name no patient:\n"
-            f"{listing(nameless)}\nGive the patients by data.group or a manifest's column group instead."
+            f"data.patients=dicom: {len(nameless)} of {len(paths)} files are not DICOM or name no patient:\n"
+            f"{listing(nameless)}\nDefine the patients by data.group or by a manifest's column group instead."
         )
-    return [str(patient) for patient in found]
+    return [str(patient) for patient in patients]
 
 
 def _make(path: Path) -> None:
-    """Writes a new salt whole; where another process was first, its salt stays."""
+    """Write a new salt atomically; if another process was first, its salt stays."""
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

@@ -1,4 +1,4 @@
-"""The images of a run: read or drawn, catalogued, looked through, split, and all of it written down."""
+"""Prepare the images of a run: catalog, audit and split them, and write the results into the run's folder."""
 
 import logging
 from dataclasses import dataclass
@@ -32,10 +32,10 @@ class Images:
     """The images of a run.
 
     Attributes:
-        catalog: All of them, with classes and short names.
-        table: The catalog's rows, each in train, val or test.
-        split_hash: Of split.csv, by which tables cite the split.
-        validation: The part to validate on: val, or test in the study's own protocol.
+        catalog: All images, with class names and short names.
+        table: The catalog's rows, each with a split: train, val or test.
+        split_hash: SHA-256 of split.csv, by which tables cite the split.
+        validation: Split to validate on: val, or test in the original study's protocol.
     """
 
     catalog: Catalog
@@ -44,31 +44,31 @@ class Images:
     validation: str
 
     def of_class(self, part: str) -> list[int]:
-        """How many images of each class a part holds."""
+        """Count the images of each class in a split."""
         labels = self.table.loc[self.table["split"] == part, "label"]
         return [int((labels == label).sum()) for label in range(len(self.catalog.classes))]
 
 
 def prepare_images(config: Config, folder: RunFolder) -> Images:
-    """Catalogs, looks through and splits the configured images; writes what it found and chose into the folder.
+    """Catalog, audit and split the configured images, and write the results into the run's folder.
 
-    That is catalog.parquet, split.csv, audit.json, quarantine.csv where files were left out, and the classes in
-    config.yaml.
+    Writes catalog.parquet, split.csv, audit.json, quarantine.csv if files were left out, and config.yaml, completed
+    with the classes.
 
     Raises:
-        PylorusError: If the images can't be used as they are; the message names what is wrong.
+        PylorusError: If the images can't be used as they are; the message says what is wrong.
     """
     data = config.data
     root: Path | None
     if data.kind == "synthetic":
         root = folder.path / "images"
-        if not root.is_dir():  # it is there, and whole, where a run goes on
+        if not root.is_dir():  # a resumed run has it already, and complete
             _draw(root, data.drawn)
     else:
         root = Path(data.root) if data.root is not None else None
     catalog = _catalog(config, root)
-    check_same(catalog.table, folder.path / "split.csv")  # before anything of the run is written anew
-    # What was inferred is written down: the record of a run leaves nothing to be guessed.
+    check_same(catalog.table, folder.path / "split.csv")  # before any file of the run is overwritten
+    # Record what was inferred, so that the configuration of a run is complete.
     data.classes, data.short_names = list(catalog.classes), list(catalog.short_names)
     if data.kind == "manifest":
         data.root = str(catalog.root)
@@ -80,12 +80,14 @@ def prepare_images(config: Config, folder: RunFolder) -> Images:
     write_quarantine(catalog, folder.path)
     tell_unreadable(catalog)
     copies = find_copies(catalog.facts, Thresholds())
-    found = split(catalog, data, copies=copies, parts=read_parts(catalog.table, folder.path / "split.csv"))
-    split_hash = write_split(found.table, catalog.classes, folder.path / "split.csv")
-    look_through(catalog, found, copies, folder.path)
-    images = Images(catalog.without_facts(), found.table, split_hash, "test" if data.validation == "test" else "val")
+    assignment = split(catalog, data, copies=copies, parts=read_parts(catalog.table, folder.path / "split.csv"))
+    split_hash = write_split(assignment.table, catalog.classes, folder.path / "split.csv")
+    look_through(catalog, assignment, copies, folder.path)
+    images = Images(
+        catalog.without_facts(), assignment.table, split_hash, "test" if data.validation == "test" else "val"
+    )
     _tell(images)
-    for sentence in found.describe(catalog.classes, grouped=catalog.grouped):
+    for sentence in assignment.describe(catalog.classes, grouped=catalog.grouped):
         log.warning("split    %s", sentence)
     return images
 
@@ -121,17 +123,19 @@ def _tell(images: Images) -> None:
         for name, short in zip(catalog.classes, catalog.short_names, strict=True)
     )
     patients = images.table["group"].nunique()
-    level = f"{patients} groups (patients)" if catalog.grouped else "image-level, since nothing names patients"
-    log.info("images   %s: %d of %s; %s", catalog.root, len(images.table), names, level)
-    labels = catalog.table.groupby("group")["label"].nunique()
-    if catalog.grouped and (labels > 1).any():
+    grouping = f"{patients} groups (patients)" if catalog.grouped else "image-level, since patients are not defined"
+    log.info("images   %s: %d of %s; %s", catalog.root, len(images.table), names, grouping)
+    class_counts = catalog.table.groupby("group")["label"].nunique()
+    count = int((class_counts > 1).sum())
+    if catalog.grouped and count:
         log.warning(
-            "%d of %d groups have images of several classes, such as %s",
-            (labels > 1).sum(),
-            len(labels),
-            labels.idxmax(),
+            "%d of %d groups %s images of several classes, such as %s",
+            count,
+            len(class_counts),
+            "has" if count == 1 else "have",
+            class_counts.idxmax(),
         )
-    counts = [f"{sum(images.of_class(part))} {part}" for part in SPLITS]
-    log.info("split    %s (%s)", ", ".join(counts), images.split_hash[:12])
+    sizes = [f"{sum(images.of_class(part))} {part}" for part in SPLITS]
+    log.info("split    %s (%s)", ", ".join(sizes), images.split_hash[:12])
     if images.validation == "test":
         log.warning("OPTIMISTIC: every epoch is validated on the test images, as in the study (data.validation=test)")

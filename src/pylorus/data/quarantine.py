@@ -1,4 +1,4 @@
-"""Files that were left out because they give no image: listed in the run's folder, told, and never silently dropped."""
+"""Report files that were left out because they can't be read: none is dropped silently."""
 
 import logging
 from collections import Counter
@@ -14,21 +14,21 @@ log = logging.getLogger(__name__)
 FILE = "quarantine.csv"
 COLUMNS = ["path", "class", "group", "split", "reason"]
 FIRST = 5
-"""Files that the terminal names."""
+"""Number of files named on the terminal."""
 
 
 def write_quarantine(catalog: Catalog, folder: Path) -> None:
-    """Writes quarantine.csv where files were left out; `split` says what folders or a manifest gave."""
+    """Write quarantine.csv if files were left out; its column split is the one that folders or a manifest define."""
     if catalog.unreadable.empty:
         return
     with whole(folder / FILE) as temporary:
-        # Names on one line, in letters that every table program takes.
-        named = catalog.unreadable.assign(path=[shown(Path(path)) for path in catalog.unreadable["path"]])
-        named[COLUMNS].to_csv(temporary, index=False, lineterminator="\n")
+        # Escape line breaks and control characters, which not every spreadsheet program can read.
+        table = catalog.unreadable.assign(path=[shown(Path(path)) for path in catalog.unreadable["path"]])
+        table[COLUMNS].to_csv(temporary, index=False, lineterminator="\n")
 
 
 def tell_unreadable(catalog: Catalog) -> None:
-    """Warns of files that were left out, the first by name."""
+    """Log a warning about files that were left out, and name the first of them."""
     if catalog.unreadable.empty:
         return
     names = [
@@ -36,16 +36,17 @@ def tell_unreadable(catalog: Catalog) -> None:
         for path, reason in zip(catalog.unreadable["path"], catalog.unreadable["reason"], strict=True)
     ]
     log.warning(
-        "left out  %d of %d files can't be read and are not used (data.on_error=quarantine); %s lists them all:\n%s",
+        "left out  %d of %d files can't be read and %s not used (data.on_error=quarantine); %s lists all:\n%s",
         len(names),
         len(catalog.facts),
+        "is" if len(names) == 1 else "are",
         FILE,
         listing(names, most=FIRST),
     )
 
 
 def counts_of(catalog: Catalog) -> list[dict[str, object]]:
-    """How many files of each class and given split were left out; no names."""
+    """Count the files that were left out, by class and given split; the result contains no file names."""
     counts = Counter(zip(catalog.unreadable["class"], catalog.unreadable["split"], strict=True))
     return [
         {"class": str(name), "split": str(part) or "not given", "files": count}

@@ -1,4 +1,4 @@
-"""Are these the images that a run began with, and in which parts of the split did it put them?"""
+"""Check that a resumed run has the images it started with, and restore its split."""
 
 from pathlib import Path
 
@@ -6,42 +6,47 @@ import pandas as pd
 
 from pylorus.errors import PylorusError, listing
 
-HOW_TO_MEND = "Put the images back as they were to go on with this run, or start a new one."
+HOW_TO_FIX = "To resume this run, restore the images as they were; else start a new run."
 
 
 def check_same(table: pd.DataFrame, path: Path) -> None:
-    """Compares images with the split.csv that a run wrote when it began; where there is none, all is well.
+    """Check that the images are those in the split.csv that a run wrote at its start, if there is one.
 
     Args:
         table: Rows with path and sha256.
         path: The run's split.csv.
 
     Raises:
-        PylorusError: Names the images that are gone, new or changed.
+        PylorusError: If images are gone, new or changed; the message names them.
     """
     if not path.is_file():
         return
-    began = _read(path)
-    now = table.set_index("path")
-    both = began.index.intersection(now.index)
-    found = {
-        "gone": began.index.difference(now.index),
-        "new": now.index.difference(began.index),
-        "changed": both[began.loc[both, "sha256"].to_numpy() != now.loc[both, "sha256"].to_numpy()],
+    initial = _read(path)
+    current = table.set_index("path")
+    common = initial.index.intersection(current.index)
+    differences = {
+        "gone": initial.index.difference(current.index),
+        "new": current.index.difference(initial.index),
+        "changed": common[initial.loc[common, "sha256"].to_numpy() != current.loc[common, "sha256"].to_numpy()],
     }
-    lines = [f"{name}: {what}" for what, names in found.items() for name in names]
+    lines = [f"{name}: {change}" for change, names in differences.items() for name in names]
     if lines:
-        raise PylorusError(f"{path.parent}: the run there began with other images:\n{listing(lines)}\n{HOW_TO_MEND}")
+        raise PylorusError(
+            f"{path.parent}: the images are not those that this run started with:\n{listing(lines)}\n{HOW_TO_FIX}"
+        )
 
 
 def read_parts(table: pd.DataFrame, path: Path) -> list[str] | None:
-    """The part in which a run put each image when it began; None where it did not come so far.
+    """Return the split of each image as a run wrote it at its start.
 
-    A run goes on with this split, also where another version of Pylorus would draw another one.
+    A resumed run continues with this split, even if another version of Pylorus would draw a different one.
 
     Args:
-        table: Rows with path, the very images of the run.
+        table: Rows with path, the same images as in split.csv.
         path: The run's split.csv.
+
+    Returns:
+        train, val or test for each row; None if the run had not written its split yet.
     """
     return list(_read(path).loc[table["path"], "split"]) if path.is_file() else None
 

@@ -1,4 +1,4 @@
-"""What a split was asked to hold and what it holds: sentences for the terminal and the report, from the same facts."""
+"""Compare the split with the requested fractions: sentences for the terminal and the report."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -6,24 +6,24 @@ from dataclasses import dataclass
 import pandas as pd
 
 TOLERANCE = 0.02
-"""A share further than this from what was asked is told."""
+"""Deviation from the requested fraction above which a class is reported."""
 FEW = 5
-"""Groups of a class in a part below which single groups decide what is learned or measured there."""
+"""A split with fewer groups of a class is reported: single groups then determine what is learned or measured."""
 PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
 def find_asked_shares(
     *, given: Collection[str], chosen: bool, fixed: bool, validation: str, test_fraction: float, val_fraction: float
 ) -> dict[str, float]:
-    """The share that each part drawn by chance was to hold; no entry for a part that was not drawn.
+    """Return the requested fraction of each split that is drawn at random; other splits have no entry.
 
     Args:
-        given: Parts in which folders or a manifest put images, train included; empty where they say nothing.
+        given: Splits that folders or a manifest define, including train; empty if they define none.
         chosen: Whether the test images are those of a fold or of a column's values.
-        fixed: Whether all parts are those of another run's split (data.split_file).
+        fixed: Whether all splits are those of another run (data.split_file).
         validation: data.validation.
         test_fraction: data.test_fraction, of all images.
-        val_fraction: data.val_fraction, of all but the test images.
+        val_fraction: data.val_fraction, of all images but the test images.
 
     Example:
         >>> words = {"validation": "cut", "test_fraction": 0.15, "val_fraction": 0.2}
@@ -32,22 +32,22 @@ def find_asked_shares(
         >>> find_asked_shares(given=("train", "test"), chosen=False, fixed=False, **words)
         {'val': 0.2}
     """
-    asked = {} if chosen or given else {"test": test_fraction}
+    fractions = {} if chosen or given else {"test": test_fraction}
     if validation == "cut" and (chosen or "val" not in given):
-        asked["val"] = val_fraction
-    return {} if fixed else asked
+        fractions["val"] = val_fraction
+    return {} if fixed else fractions
 
 
 def describe_split(
     table: pd.DataFrame, asked: Mapping[str, float], *, grouped: bool, joined: int = 0
 ) -> tuple[str, ...]:
-    """Sentences about parts whose shares are not those asked for, and about parts with few groups of a class.
+    """Return sentences about splits that deviate from the requested fractions or have few groups of a class.
 
     Args:
-        table: One row an image, with the columns class, group and split.
-        asked: From `find_asked_shares`.
+        table: One row per image, with the columns class, group and split.
+        asked: Requested fraction of each split, from `find_asked_shares`.
         grouped: Whether groups are patients; else every image is its own group.
-        joined: How many groups the cut kept together with others because they hold copies of each other's images.
+        joined: Number of groups that were kept together with others because of copies.
     """
     noun = "patient" if grouped else "image"
     sentences = [_describe_share(table, part, share, noun, joined) for part, share in asked.items()]
@@ -55,29 +55,38 @@ def describe_split(
 
 
 def _describe_share(table: pd.DataFrame, part: str, share: float, noun: str, joined: int) -> str:
-    """The classes of which a part does not hold the share that was asked, each with the reason; else nothing."""
+    """Describe the classes whose fraction in a split deviates from the requested one, with reasons; "" if none does."""
     pool = table if part == "test" else table[table["split"] != "test"]
     mixed = pool.groupby("group")["class"].nunique()
-    drawn = _Drawn(part, share, noun, joined, images=len(pool), mixed=frozenset(mixed.index[mixed > 1]))
-    found = [
-        f'{100 * got:.1f} % of "{name}" ({drawn.explain(rows)})'
+    sampled = _Drawn(part, share, noun, joined, images=len(pool), mixed=frozenset(mixed.index[mixed > 1]))
+    deviations = [
+        f'{100 * actual:.1f} % of "{name}" ({sampled.explain(rows)})'
         for name, rows in pool.groupby("class", sort=True)
-        for got in [float((rows["split"] == part).mean())]
-        if abs(got - share) > TOLERANCE
+        for actual in [float((rows["split"] == part).mean())]
+        if abs(actual - share) > TOLERANCE
     ]
-    if not found:
+    if not deviations:
         return ""
-    images = "images" if part == "test" else "images that are not tested on"
-    total = float((pool["split"] == part).mean())
+    pool_name = "images of each class" if part == "test" else "images of each class outside the test set"
+    overall = float((pool["split"] == part).mean())
     return (
-        f"The {PART_NAMES[part]} set was to hold {100 * share:g} % of the {images} of each class, and holds "
-        f"{', '.join(found)}; {100 * total:.1f} % of all classes together."
+        f"The {PART_NAMES[part]} set should contain {100 * share:g} % of the {pool_name} but contains "
+        f"{', '.join(deviations)}; {100 * overall:.1f} % of all classes together."
     )
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A part that was drawn: its share of `images`, and the groups with images of several classes."""
+    """A split that was drawn at random.
+
+    Attributes:
+        part: Its name.
+        share: Its requested fraction of `images`.
+        noun: What a group is: patient or image.
+        joined: Number of groups that were kept together with others because of copies.
+        images: Number of images that it was drawn from.
+        mixed: Groups with images of several classes.
+    """
 
     part: str
     share: float
@@ -87,46 +96,46 @@ class _Drawn:
     mixed: frozenset[str]
 
     def explain(self, rows: pd.DataFrame) -> str:
-        """Why the part does not hold its share of one class's images, as far as the sizes of groups show it."""
+        """Explain why the fraction of one class deviates, as far as the sizes of its groups show it."""
         groups = rows.groupby("group").agg(images=("split", "size"), split=("split", "first"))
         is_inside, count, noun = groups["split"] == self.part, len(groups), self.noun
         inside, outside = groups.loc[is_inside, "images"], groups.loc[~is_inside, "images"]
-        got, most = inside.sum() / len(rows), f"one {noun} has {{:.1f}} % of them"
-        if got > self.share and len(inside) == 1 and count * self.share < 1:
+        actual, largest_patient = inside.sum() / len(rows), f"one {noun} has {{:.1f}} % of them"
+        if actual > self.share and len(inside) == 1 and count * self.share < 1:
             left = "" if self.part == "test" else "remaining "
-            return f"each part needs one of its {count} {left}{noun}s"
-        if got > self.share and inside.max() / len(rows) > self.share + TOLERANCE:
-            return most.format(100 * inside.max() / len(rows))
-        if got < self.share and (2 * outside.max() > len(rows) or outside.max() > self.share * self.images):
-            return f"{most.format(100 * outside.max() / len(rows))}, too many to be drawn"
+            return f"each split needs at least one of its {count} {left}{noun}s"
+        if actual > self.share and inside.max() / len(rows) > self.share + TOLERANCE:
+            return largest_patient.format(100 * inside.max() / len(rows))
+        if actual < self.share and (2 * outside.max() > len(rows) or outside.max() > self.share * self.images):
+            return f"{largest_patient.format(100 * outside.max() / len(rows))}, too many to be drawn"
         if self.joined:
-            return f"copies of images tie {self.joined} {noun}s of the set to others"
+            return f"copies of images link {self.joined} {noun}s of the set to others"
         mixed = len(self.mixed.intersection(groups.index))
         if mixed:
-            return f"{mixed} of its {count} {noun}s have images of other classes too and stay whole"
+            verb = "has" if mixed == 1 else "have"
+            return f"{mixed} of its {count} {noun}s {verb} images of other classes too and can't be divided"
         if groups["images"].median() > TOLERANCE * len(rows):
             low, high = groups["images"].min(), groups["images"].max()
-            each = (
-                f"of {low}{f' to {high}' if high > low else ''} images stay whole" if noun == "patient" else "are all"
-            )
-            return f"its {count} {noun}s {each}"
-        return f"the sizes of its {noun}s do not explain this, a new draw would come closer"
+            if noun == "image":
+                return f"it has only {count} images"
+            return f"its {count} patients of {low}{f' to {high}' if high > low else ''} images can't be divided"
+        return f"the sizes of its {noun}s do not explain this; a new draw would come closer"
 
 
 def _describe_few(table: pd.DataFrame, noun: str) -> str:
-    """The classes with few groups in a part; nothing where there are none."""
+    """Describe the classes with few groups in a split; "" if there are none."""
     parts = [part for part in PART_NAMES if (table["split"] == part).any()]
     counts = table.groupby(["class", "split"])["group"].nunique().unstack(fill_value=0)
-    found = []
+    descriptions = []
     for name, row in counts.iterrows():
-        few = [f"{row[part]} in {PART_NAMES[part]}" for part in parts if row[part] < FEW]
-        if few:
-            found.append(f'"{name}" {_join(few)}')
-    if not found:
+        small_counts = [f"{row[part]} in {PART_NAMES[part]}" for part in parts if row[part] < FEW]
+        if small_counts:
+            descriptions.append(f'"{name}" {_join(small_counts)}')
+    if not descriptions:
         return ""
     return (
-        f"Fewer than {FEW} {noun}s of a class are in a part: {'; '.join(found)}. Single {noun}s decide what is learned "
-        "or measured there."
+        f"Fewer than {FEW} {noun}s of a class in a split: {'; '.join(descriptions)}. Single {noun}s determine "
+        "what is learned or measured there."
     )
 
 

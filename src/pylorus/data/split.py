@@ -1,4 +1,4 @@
-"""Training, validation and test images: by patient, copies together, each class in its share, frozen to a file."""
+"""Split a catalog into training, validation and test images: grouped by patient and copies, stratified by class."""
 
 import hashlib
 import logging
@@ -28,18 +28,18 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 COLUMNS = ["sample_id", "path", "class", "group", "split", "sha256"]
 MUCH = 0.2
-"""A share of all images that hangs together by copies, from which on the user is warned."""
+"""Fraction of all images that copies link to one unit, above which the user is warned."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which image lies where.
+    """Assignment of images to train, val and test.
 
     Attributes:
-        table: The catalog's rows, each in train, val or test.
-        leaks: What lies in two parts all the same: only where the user accepts it.
-        asked: The share that each part drawn by chance was to hold.
-        joined: Groups that are kept together with others because they hold copies of each other's images.
+        table: The catalog's rows, each with its split.
+        leaks: Patients and copies in more than one split; empty unless the user accepts leaks.
+        asked: Requested fraction of each split that was drawn at random.
+        joined: Number of groups that are kept together with others because of copies.
     """
 
     table: pd.DataFrame
@@ -48,31 +48,31 @@ class Split:
     joined: int
 
     def describe(self, classes: tuple[str, ...], *, grouped: bool) -> tuple[str, ...]:
-        """Sentences about shares that are not those asked for and about parts with few groups of a class."""
+        """Return sentences about splits that deviate from the requested fractions or have few groups of a class."""
         return describe_split(_with_class_names(self.table, classes), self.asked, grouped=grouped, joined=self.joined)
 
 
 def split(
     catalog: Catalog, data: DataConfig, *, copies: Copies | None = None, parts: Sequence[str] | None = None
 ) -> Split:
-    """Puts every row of the catalog in train, val or test.
+    """Assign every row of the catalog to train, val or test.
 
-    What folders, a manifest or another run's split say stands. The test set is otherwise a fold, the images of a
-    column's values, or drawn from all images; the validation set is drawn from the training images. What is drawn here
-    keeps a group in one part, and with it all groups that hold copies of its images.
+    A split defined by folders, a manifest or another run is used as it is. Otherwise, the test set is a fold, the
+    images with certain values of a column, or drawn from all images; the validation set is drawn from the training
+    images. A drawn split keeps each group together, and with it all groups that contain copies of its images.
 
     Args:
         catalog: The image set.
-        data: Which of these, the shares and the seed. Folds of one seed are parts of one whole.
-        copies: What the catalog's files hold twice; None: it is looked for.
-        parts: The part of each row, where a run goes on with the split that it began with.
+        data: How to split, the fractions and the seed. Folds with the same seed partition the image set.
+        copies: Copies among the catalog's files; None: they are searched for.
+        parts: Split of each row, if a run resumes with the split that it started with.
 
     Raises:
-        PylorusError: If a class is missing from a part, a group or a copy lies in two, or one content has two labels;
-            the message names it.
+        PylorusError: If a class is missing from a split, a group or a copy is in two splits, or one image has two
+            labels; the message names it.
     """
     table, validation = catalog.table.copy(), data.validation
-    given = set(table["split"]) - {""}
+    given_splits = set(table["split"]) - {""}
     pairs = pairs_of(catalog, find_copies(catalog.facts, Thresholds()) if copies is None else copies)
     check_labels(catalog, pairs)
     table["bundle"] = bundles(catalog, pairs)
@@ -85,26 +85,26 @@ def split(
         _draw(table, "val", share=data.val_fraction, later=0.0, split_seed=data.split_seed, catalog=catalog)
     if validation == "test" and (table["split"] == "val").any():
         raise PylorusError(
-            f"data.validation: found test, but {catalog.root} has a val folder. Leave data.validation out to "
-            "validate on it, or move its images to train."
+            f"data.validation: found test, but {catalog.root} has a val folder. Remove data.validation to "
+            "validate on that folder, or move its images to train."
         )
     _check_classes(table, catalog, data)
-    found = leaks(table, pairs, grouped=catalog.grouped)
-    if found and not data.accept_leaks:
-        raise PylorusError(leaks_said(table, found))
-    asked = find_asked_shares(
-        given=given,
+    found_leaks = leaks(table, pairs, grouped=catalog.grouped)
+    if found_leaks and not data.accept_leaks:
+        raise PylorusError(leaks_said(table, found_leaks))
+    requested = find_asked_shares(
+        given=given_splits,
         chosen=data.fold is not None or data.test_column is not None,
         fixed=data.split_file is not None,
         validation=validation,
         test_fraction=data.test_fraction,
         val_fraction=data.val_fraction,
     )
-    return Split(table.drop(columns="bundle"), tuple(found), asked, joined)
+    return Split(table.drop(columns="bundle"), tuple(found_leaks), requested, joined)
 
 
 def _assign_test(table: pd.DataFrame, catalog: Catalog, data: DataConfig, pairs: Sequence[Pair]) -> None:
-    """Puts each row in test or in train, unless the parts are given."""
+    """Assign each row to test or train, unless folders or a manifest define the split."""
     if data.split_file is not None:
         table["split"] = by_file(catalog, Path(data.split_file))
     elif data.test_column is not None:
@@ -112,8 +112,8 @@ def _assign_test(table: pd.DataFrame, catalog: Catalog, data: DataConfig, pairs:
     elif (table["split"] != "").any():
         if data.fold is not None:
             raise PylorusError(
-                f"data.fold: found {data.fold}, but {catalog.root} gives train and test itself. Leave one of the two "
-                "out."
+                f"data.fold: found {data.fold}, but {catalog.root} has its own train and test split. Remove "
+                "one of the two."
             )
     elif data.fold_column is not None:
         table["split"] = np.where(by_fold_column(catalog, data, pairs), "test", "train")
@@ -130,7 +130,7 @@ def _is_in_fold(table: pd.DataFrame, catalog: Catalog, data: DataConfig) -> NDAr
     if counts.min() < data.folds:
         raise PylorusError(
             f'data.folds: found {data.folds}, but class "{catalog.classes[int(counts.to_numpy().argmin())]}" has only '
-            f"{counts.min()} {_groups_word(catalog)}: expected at least one for each fold."
+            f"{counts.min()} {_groups_word(catalog)}: expected at least one per fold."
         )
     seed = derived_seed(data.split_seed, "split", "folds") % (1 << 32)
     fold = stratified_folds(table["label"].to_numpy(), table["bundle"].to_numpy(), folds=data.folds, seed=seed)
@@ -138,7 +138,7 @@ def _is_in_fold(table: pd.DataFrame, catalog: Catalog, data: DataConfig) -> NDAr
 
 
 def write_split(table: pd.DataFrame, classes: tuple[str, ...], path: Path) -> str:
-    """Writes split.csv and gives its hash, by which tables cite the split."""
+    """Write split.csv and return its SHA-256, by which tables cite the split."""
     table = _with_class_names(table, classes)
     with whole(path) as temporary:
         table[COLUMNS].sort_values("path").to_csv(temporary, index=False, lineterminator="\n")
@@ -146,25 +146,25 @@ def write_split(table: pd.DataFrame, classes: tuple[str, ...], path: Path) -> st
 
 
 def _draw(table: pd.DataFrame, part: str, *, share: float, later: float, split_seed: int, catalog: Catalog) -> None:
-    """Moves about `share` of the training rows of each class to `part`, whole groups."""
+    """Move whole groups from train to `part`: about `share` of the training rows of each class."""
     train = table.index[table["split"] == "train"].to_numpy()
     counts = table.loc[train].groupby("label")["bundle"].nunique()
-    parts_left = 3 if later else 2
-    if counts.min() < parts_left:
+    needed = 3 if later else 2
+    if counts.min() < needed:
         rarest = catalog.classes[int(counts.index.to_numpy()[counts.to_numpy().argmin()])]
         raise PylorusError(
-            f'class "{rarest}" has {counts.min()} {_groups_word(catalog)} to cut {part} from, '
-            f"expected at least {parts_left}: more images, or give the split in folders train, val and test."
+            f'class "{rarest}" has {counts.min()} {_groups_word(catalog)} to draw {part} from, expected at least '
+            f"{needed}. Add some, or define the split by folders train, val and test."
         )
     rows = table.loc[train]
-    chosen = draw_part(
+    drawn = draw_part(
         rows["label"].to_numpy(),
         rows["bundle"].to_numpy(),
         share=share,
         later=later,
         seed=derived_seed(split_seed, "split", part) % (1 << 32),
     )
-    table.loc[train[chosen], "split"] = part
+    table.loc[train[drawn], "split"] = part
 
 
 def _check_classes(table: pd.DataFrame, catalog: Catalog, data: DataConfig) -> None:
@@ -175,33 +175,37 @@ def _check_classes(table: pd.DataFrame, catalog: Catalog, data: DataConfig) -> N
             continue
         count = int((table["label"] == catalog.classes.index(missing[0])).sum())
         if data.fold_column is not None and part == "test":
-            remedy = "Leave this value out of data.fold: the class can't be measured on it."
+            remedy = "Remove this value from data.fold: performance on the class can't be measured with it."
         elif data.fold_column is not None and part == "train":
-            remedy = (
-                f"All of its {count} images have {data.fold_column}={data.fold}: leave this value out of data.fold."
-            )
+            remedy = f"All of its {count} images have {data.fold_column}={data.fold}: remove this value from data.fold."
         elif data.fold is not None and data.fold_column is None:
-            remedy = f"Add some to its {count}, or choose another data.split_seed or fewer data.folds."
+            remedy = f"Add images to its {count}, or choose another data.split_seed or fewer data.folds."
         else:
-            remedy = f"Add some to its {count}, or give the split in folders train, val and test."
+            remedy = f"Add images to its {count}, or define the split by folders train, val and test."
         raise PylorusError(f'class "{missing[0]}" has no image in {part}. {remedy}')
 
 
 def _count_joined(table: pd.DataFrame, catalog: Catalog) -> int:
-    """How many groups copies tie to others; says so, and warns where so many hang together that no cut can be even."""
-    sizes = table.groupby("bundle").agg(images=("group", "size"), groups=("group", "nunique"))
-    joined = sizes[sizes["groups"] > 1]
-    if joined.empty:
+    """Count and log the groups that copies link to others; warn if too many are linked for a balanced split."""
+    units = table.groupby("bundle").agg(images=("group", "size"), groups=("group", "nunique"))
+    linked = units[units["groups"] > 1]
+    if linked.empty:
         return 0
-    what = _groups_word(catalog)
-    log.info("copies   tie %d %s together to %d, each cut as one", joined["groups"].sum(), what, len(joined))
-    if joined["images"].max() > MUCH * len(table):
+    noun = _groups_word(catalog)
+    log.info(
+        "copies   link %d %s into %d %s, each kept in one split",
+        linked["groups"].sum(),
+        noun,
+        len(linked),
+        "unit" if len(linked) == 1 else "units",
+    )
+    if linked["images"].max() > MUCH * len(table):
         log.warning(
-            "copies   %.0f %% of all images hang together by copies and can only lie in one part: %s",
-            100 * joined["images"].max() / len(table),
-            "look at them with pylorus audit",
+            "copies   %.0f %% of all images are linked by copies and must be in the same split; %s",
+            100 * linked["images"].max() / len(table),
+            "inspect them with pylorus audit",
         )
-    return int(joined["groups"].sum())
+    return int(linked["groups"].sum())
 
 
 def _with_class_names(table: pd.DataFrame, classes: tuple[str, ...]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Which images are tested on where the user says so: those of a fold, of a column's values, or another run's."""
+"""Select the test images that the user specifies: those of a fold, of a column's values, or of another run."""
 
 import re
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from pylorus.errors import PylorusError, did_you_mean, listing
 
 
 def by_column(catalog: Catalog, data: DataConfig) -> NDArray[np.bool_]:
-    """Whether each image is tested on, by `data.test_column` and its values.
+    """Return whether each image is a test image according to `data.test_column` and its values.
 
     Raises:
-        PylorusError: If there is no such column or value, or a value is missing where an order is asked for.
+        PylorusError: If there is no such column or value, or `data.test_from` is set and an image has no value.
     """
     name = str(data.test_column)
     values = _column(catalog, name, key="data.test_column")
@@ -34,104 +34,111 @@ def by_column(catalog: Catalog, data: DataConfig) -> NDArray[np.bool_]:
         return np.asarray(values.isin(data.test_values))
     empty = catalog.table["path"][values == ""]
     if len(empty):
-        raise PylorusError(f"data.test_from: {len(empty)} images have no value in column {name}:\n{listing(empty)}")
+        raise PylorusError(
+            f"data.test_from: no value in column {name} for {_format_image_count(len(empty))}:\n{listing(empty)}"
+        )
     return _from(values, str(data.test_from))
 
 
 def read_fold_values(catalog: Catalog, data: DataConfig) -> pd.Series:
-    """The value of `data.fold_column` of each image, as text; each distinct one is a fold.
+    """Return the value of `data.fold_column` of each image, as text; each distinct value is a fold.
 
     Raises:
-        PylorusError: If there is no such column, if it has one value alone, or if an image has none.
+        PylorusError: If there is no such column, all images have the same value, or an image has none.
     """
     name = str(data.fold_column)
     values = _column(catalog, name, key="data.fold_column")
     empty = catalog.table["path"][values == ""]
     if len(empty):
         raise PylorusError(
-            f"data.fold_column: {len(empty)} images have no value in column {name}:\n{listing(empty)}\n"
-            "Whether they belong to the tested value can't be known: state it in the manifest, or take them out."
+            f"data.fold_column: no value in column {name} for {_format_image_count(len(empty))}:\n{listing(empty)}\n"
+            "It is unknown whether they belong to the test set. Add their values to the manifest, or remove them."
         )
     if values.nunique() < 2:
         raise PylorusError(
-            f'data.fold_column: all images have "{values.iloc[0]}" in column {name}, expected two values or more.'
+            f'data.fold_column: all images have "{values.iloc[0]}" in column {name}, expected at least two values.'
         )
     return values
 
 
 def by_fold_column(catalog: Catalog, data: DataConfig, pairs: Sequence[Pair]) -> NDArray[np.bool_]:
-    """Whether each image is tested on, because it has the value `data.fold` of `data.fold_column`.
+    """Return whether each image is a test image: whether its value of `data.fold_column` is `data.fold`.
 
     Args:
         catalog: The image set.
         data: Column, value, and whether leaks are accepted.
-        pairs: Copies. A copy or a patient under two values is refused in every fold, also where it would not be torn.
+        pairs: Copies. A copy or a patient under two values is an error in every fold, even where it is not divided.
 
     Raises:
         PylorusError: If there is no such column or value, or a patient or a copy has images under two values.
     """
     values = read_fold_values(catalog, data)
-    column, known = str(data.fold_column), sorted(set(values))
-    wanted = _find_value(str(data.fold), known)
+    column, known_values = str(data.fold_column), sorted(set(values))
+    wanted = _find_value(str(data.fold), known_values)
     if wanted is None:
         raise PylorusError(
-            f'data.fold: no image has "{data.fold}" in column {column}.{did_you_mean(str(data.fold), known)}\n'
-            f"Found:\n{listing(known, most=30)}\n"
-            f"To test on each in turn: -m {_override('data.fold', known)} {_override('data.fold_column', [column])}"
+            f'data.fold: no image has "{data.fold}" in column {column}.{did_you_mean(str(data.fold), known_values)}\n'
+            f"Found:\n{listing(known_values, most=30)}\n"
+            f"To test on each value in turn: -m {_override('data.fold', known_values)} "
+            f"{_override('data.fold_column', [column])}"
         )
-    torn = leaks(catalog.table.assign(split=values), pairs, grouped=catalog.grouped)
-    if torn and not data.accept_leaks:
+    found_leaks = leaks(catalog.table.assign(split=values), pairs, grouped=catalog.grouped)
+    if found_leaks and not data.accept_leaks:
         path = catalog.table["path"].to_numpy()
-        head = ", ".join(f"{count} {KINDS[kind][count > 1]}" for kind, count in counted(torn).items() if count)
+        summary = ", ".join(
+            f"{count} {KINDS[kind][count > 1]}" for kind, count in counted(found_leaks).items() if count
+        )
         lines = [
             f"{path[pair.first]} ({values.iloc[pair.first]}) and {path[pair.second]} ({values.iloc[pair.second]}): "
             f"{pair.told}"
-            for pair in torn
+            for pair in found_leaks
         ]
         raise PylorusError(
-            f"data.fold_column: under two values of column {column} lie {head}:\n{listing(lines)}\n"
-            "Tested on one value, a model would have learned from the other. Correct the manifest, take one of each "
-            "two away, or accept it with data.accept_leaks=true, which the report then says."
+            f"data.fold_column: found under more than one value of column {column}: {summary}.\n{listing(lines)}\n"
+            "A model tested on one value would have been trained on the other. Correct the manifest, remove one of "
+            "each pair, or accept the leaks with data.accept_leaks=true: the report then states them."
         )
     return np.asarray(values == wanted)
 
 
 def _override(key: str, values: Sequence[str]) -> str:
-    """A word of the command line, in quotes where Hydra or a shell would not take the values for plain text."""
-    plain = all(
+    """Format a command-line override, quoted if Hydra or a shell would not read the values as plain text."""
+    is_plain = all(
         re.fullmatch(r"[A-Za-z_][\w.-]*|\d+", value) and value.lower() not in ("true", "false", "null", "nan", "inf")
         for value in values
     )
-    return f"{key}={','.join(values)}" if plain else "'" + f"{key}=" + ",".join(f'"{value}"' for value in values) + "'"
+    return (
+        f"{key}={','.join(values)}" if is_plain else "'" + f"{key}=" + ",".join(f'"{value}"' for value in values) + "'"
+    )
 
 
 def _find_value(wanted: str, known: Sequence[str]) -> str | None:
-    """The known value that is meant: the same text, else the one of the same number, as 1 for 1.0 or 01."""
+    """Return the known value with the same text or else the same number, as 1 for 1.0 or 01; None if there is none."""
     if wanted in known:
         return wanted
     number = re.compile(r"[+-]?\d+(\.\d+)?")
-    alike = [value for value in known if number.fullmatch(value) and number.fullmatch(wanted)]
-    same = [value for value in alike if float(value) == float(wanted)]
-    return same[0] if len(same) == 1 else None
+    numeric = [value for value in known if number.fullmatch(value) and number.fullmatch(wanted)]
+    equal = [value for value in numeric if float(value) == float(wanted)]
+    return equal[0] if len(equal) == 1 else None
 
 
 def _column(catalog: Catalog, name: str, *, key: str) -> pd.Series:
-    """A further column of the manifest.
+    """Return an additional column of the manifest.
 
     Raises:
-        PylorusError: If there is none of this name; names the key and the columns that there are.
+        PylorusError: If there is no such column; the message names the key and the columns that exist.
     """
     known = [column.removeprefix(ABOUT) for column in catalog.table.columns if column.startswith(ABOUT)]
     if name not in known:
         raise PylorusError(
-            f'{key}: the manifest has no further column "{name}".{did_you_mean(name, known)} '
+            f'{key}: the manifest has no additional column "{name}".{did_you_mean(name, known)} '
             f"Found: {', '.join(known) or 'none'}."
         )
     return catalog.table[ABOUT + name]
 
 
 def _from(values: pd.Series, first: str) -> NDArray[np.bool_]:
-    """Values from `first` on: as numbers where all of them are, else as text, which puts ISO dates in order."""
+    """Return which values are at least `first`: compared as numbers if all are, else as text, as for ISO dates."""
     number = re.compile(r"-?\d+(\.\d+)?")
     if number.fullmatch(first) and values.str.fullmatch(number.pattern).all():
         return np.asarray(values.astype(float) >= float(first))
@@ -139,34 +146,41 @@ def _from(values: pd.Series, first: str) -> NDArray[np.bool_]:
 
 
 def by_file(catalog: Catalog, path: Path) -> Sequence[str]:
-    """The part of each image as another run's split.csv says.
+    """Return the split of each image from another run's split.csv.
 
     Raises:
-        PylorusError: If the file is none, or an image is not in it, has another class, group or content, or is gone.
+        PylorusError: If the file is not a split.csv, or images were added, removed, or have another class, group or
+            content.
     """
     try:
-        said = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("path")
-        said = said[["class", "group", "split", "sha256"]]
+        saved = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("path")
+        saved = saved[["class", "group", "split", "sha256"]]
     except (OSError, ValueError, KeyError) as error:
-        raise PylorusError(f"data.split_file: {path} can't be read as a split.csv of Pylorus: {error}") from error
+        raise PylorusError(f"data.split_file: can't read {path} as a split.csv of Pylorus: {error}") from error
     table = catalog.table.set_index("path")
-    for what, paths in (
-        ("are not in it", table.index.difference(said.index)),
-        ("stand in it and are gone", said.index.difference(table.index)),
+    for difference, paths in (
+        ("missing from the file", table.index.difference(saved.index)),
+        ("in the file but missing from the image set", saved.index.difference(table.index)),
     ):
         if len(paths):
-            raise PylorusError(f"data.split_file: {path}: {len(paths)} images {what}:\n{listing(paths)}")
-    said = said.loc[table.index]
-    ours = {
+            raise PylorusError(
+                f"data.split_file: {path}: {_format_image_count(len(paths))} {difference}:\n{listing(paths)}"
+            )
+    saved = saved.loc[table.index]
+    current = {
         "content": ("sha256", table["sha256"]),
         "class": ("class", table["label"].map(dict(enumerate(catalog.classes)))),
         "group": ("group", table["group"]),
     }
-    for what, (column, values) in ours.items():
-        differs = table.index[np.asarray(said[column] != values)]
+    for difference, (column, values) in current.items():
+        differs = table.index[np.asarray(saved[column] != values)]
         if len(differs):
             raise PylorusError(
-                f"data.split_file: {path}: {len(differs)} images have another {what} than when the split was made:\n"
-                f"{listing(differs)}"
+                f"data.split_file: {path}: the {difference} of {_format_image_count(len(differs))} differs from "
+                f"the file:\n{listing(differs)}"
             )
-    return list(said["split"])
+    return list(saved["split"])
+
+
+def _format_image_count(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"

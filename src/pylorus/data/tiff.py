@@ -1,4 +1,4 @@
-"""What Pillow leaves open about a TIFF: whether its pixels are all there, and 16 bits in several channels."""
+"""Handle what Pillow does not do for TIFF: detect truncated pixel data, and decode color with 16 bits per channel."""
 
 import io
 from collections.abc import Mapping
@@ -14,59 +14,59 @@ _PIECES = ((273, 279), (324, 325))  # offsets and byte counts of strips, and of 
 
 
 def is_tiff(content: bytes) -> bool:
-    """Whether a file says that it is a TIFF."""
+    """Return whether a file has the signature of a TIFF."""
     return content[:4] in (b"II*\0", b"MM\0*")
 
 
 def check_pieces(tags: Mapping[int, object], length: int) -> None:
-    """See that the strips or tiles lie within the file.
+    """Check that all strips or tiles are within the file.
 
     Args:
-        tags: Of the page, by number.
-        length: Of the file in bytes.
+        tags: Tags of the page, by number.
+        length: Length of the file in bytes.
 
     Raises:
-        UnreadableImageError: If one does not: the file is cut.
+        UnreadableImageError: If one is not: the file is truncated.
     """
     for offsets, counts in _PIECES:
         for offset, count in zip(_numbers(tags.get(offsets)), _numbers(tags.get(counts)), strict=False):
             if offset + count > length:
                 raise UnreadableImageError(
-                    f"damaged: truncated: pixels end at byte {offset + count}, the file at {length}"
+                    f"damaged: truncated: pixels end at byte {offset + count}, the file at byte {length}"
                 )
 
 
 def deep_colour(content: bytes, *, most_pixels: int) -> NDArray[np.uint8]:
-    """A TIFF of three or four channels with 16 bits each, which Pillow does not know.
+    """Decode a TIFF of three or four channels with 16 bits each, which Pillow does not support.
 
     Args:
         content: All bytes of the file.
-        most_pixels: A file that claims more is refused before it is unpacked.
+        most_pixels: A file whose header claims more is rejected before decoding.
 
     Returns:
-        RGB of shape (height, width, 3), upright, the upper half of the 16 bits; alpha is laid over black.
+        RGB of shape (height, width, 3), upright, the upper 8 of the 16 bits; alpha is composited over black.
 
     Raises:
-        UnreadableImageError: If it is another kind of TIFF, is damaged or holds several pages.
+        UnreadableImageError: If it is another kind of TIFF, is damaged or has several pages.
     """
     import cv2
 
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it prints what we raise
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it would print what is raised here
     tags = _only_page(content)
     width, height = _numbers(tags.get(_WIDTH)), _numbers(tags.get(_HEIGHT))
     if len(width) != 1 or len(height) != 1 or min(width[0], height[0]) < 1:
-        raise UnreadableImageError("damaged: a TIFF without a size")
+        raise UnreadableImageError("damaged: a TIFF without width and height")
     if width[0] * height[0] > most_pixels:
         raise UnreadableImageError(f"{width[0]} × {height[0]} pixels are over the limit of {most_pixels:,}")
     check_pieces(tags, len(content))
-    known, decoded = cv2.imdecodemulti(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if not known or len(decoded) != 1 or decoded[0].dtype != np.uint16 or decoded[0].ndim != 3:
-        raise UnreadableImageError("a TIFF of a kind that can't be read, or damaged")
-    deep = np.asarray(decoded[0], dtype=np.uint16)
+    is_decoded, pages = cv2.imdecodemulti(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if not is_decoded or len(pages) != 1 or pages[0].dtype != np.uint16 or pages[0].ndim != 3:
+        raise UnreadableImageError("an unsupported kind of TIFF, or damaged")
+    deep = np.asarray(pages[0], dtype=np.uint16)
     if deep.shape[2] == 4:
         _lay_over_black(deep)
-    shallow = (deep[:, :, 2::-1] >> 8).astype(np.uint8)  # OpenCV gives blue first
-    return np.ascontiguousarray(_upright(shallow, tags.get(_ORIENTATION)))
+    rgb = (deep[:, :, 2::-1] >> 8).astype(np.uint8)  # OpenCV returns BGR
+    return np.ascontiguousarray(_upright(rgb, tags.get(_ORIENTATION)))
 
 
 def _only_page(content: bytes) -> ImageFileDirectory_v2:
@@ -75,8 +75,8 @@ def _only_page(content: bytes) -> ImageFileDirectory_v2:
     file.seek(tags.next)
     first = tags.next
     tags.load(file)
-    if tags.next == first:  # Pillow warns only, and keeps what it has read
-        raise UnreadableImageError("damaged: truncated: the TIFF's table of tags is missing")
+    if tags.next == first:  # Pillow only warns, and returns what it has read
+        raise UnreadableImageError("damaged: truncated: the TIFF's tag directory is missing")
     if tags.next:
         raise UnreadableImageError("holds several pages, expected a single image")
     return tags
@@ -88,12 +88,12 @@ def _numbers(value: object) -> tuple[int, ...]:
 
 
 def _lay_over_black(deep: NDArray[np.uint16]) -> None:
-    for channel in range(3):  # one at a time: the product takes twice the memory of what it is made of
+    for channel in range(3):  # one at a time: the product needs twice the memory of its factors
         deep[:, :, channel] = deep[:, :, channel].astype(np.uint32) * deep[:, :, 3] // 65535
 
 
 def _upright(image: NDArray[np.uint8], orientation: object) -> NDArray[np.uint8]:
-    """EXIF orientations 1 to 8; anything else is taken for 1, as Pillow does."""
+    """Rotate an image upright by its EXIF orientation, 1 to 8; any other value counts as 1, as in Pillow."""
     if orientation in (5, 6, 7, 8):
         image = image.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):

@@ -1,14 +1,14 @@
-"""The one error of the rooms that turn files into images, and how it writes a file's name."""
+"""The error of all modules that decode image files, and the format of file names in messages."""
 
 
 class UnreadableImageError(ValueError):
-    """A file that gives no image under the policy; the message says why, without the file's name."""
+    """A file that can't be decoded under the policy; the message says why, without the file's name."""
 
 
 def shown(path: object) -> str:
-    r"""The name of a file or place on one line, in letters that every terminal and file takes.
+    r"""Return a path on one line, in characters that every terminal and text file accepts.
 
-    Line breaks, control characters and bytes that are no UTF-8 are written as escapes.
+    Line breaks, control characters and bytes that are not UTF-8 are written as escapes.
 
     Example:
         >>> print(shown("a\nb"))

@@ -1,7 +1,7 @@
-"""Whether an image file is whole: what the decoders overlook.
+"""Check the integrity of image files, where decoders are too lenient.
 
-Pillow gives an image from a JPEG that lost its end marker and from a PNG whose checksums are wrong or whose last
-chunk is missing. Such a file was cut or damaged on its way. It may look right, or end in a grey band.
+Pillow decodes a JPEG without its end marker, and a PNG with wrong checksums or without its last chunk. Such a file was
+truncated or damaged in transfer. It may look right, or end in a grey band.
 """
 
 import zlib
@@ -9,22 +9,22 @@ import zlib
 from pylorus.data.unreadable import UnreadableImageError
 
 MOST_SCANS = 200
-"""A progressive JPEG has about ten; thousands of them keep a decoder busy for minutes."""
+"""Scans allowed in a progressive JPEG, which has about ten; thousands would keep a decoder busy for minutes."""
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-_ALONE = frozenset([0x00, 0x01, *range(0xD0, 0xD9)])  # JPEG markers that carry no length
+_ALONE = frozenset([0x00, 0x01, *range(0xD0, 0xD9)])  # JPEG markers without a length
 _SCAN, _END = 0xDA, 0xD9
 _PROGRESSIVE = frozenset([0xC2, 0xC6, 0xCA, 0xCE])
 
 
 def check_whole(content: bytes) -> None:
-    """Look through the container of a JPEG, PNG or WebP; other content passes.
+    """Check the container of a JPEG, PNG or WebP; other content is accepted.
 
     Args:
         content: All bytes of the file.
 
     Raises:
-        UnreadableImageError: If the file is cut or a checksum is wrong.
+        UnreadableImageError: If the file is truncated, a checksum is wrong, or a JPEG has too many scans.
     """
     if content.startswith(_JPEG):
         _check_jpeg(content)
@@ -37,15 +37,15 @@ def check_whole(content: bytes) -> None:
 
 
 def is_webp(content: bytes) -> bool:
-    """Whether a file says that it is a WebP image."""
+    """Return whether a file has the signature of a WebP image."""
     return content[:4] == b"RIFF" and content[8:12] == b"WEBP"
 
 
 def webp_size(content: bytes) -> tuple[int, int]:
-    """Width and height that a WebP file claims: its decoder takes memory for them as soon as it is opened.
+    """Read width and height from the header of a WebP file: its decoder allocates memory for them on opening.
 
     Returns:
-        Pixels; (0, 0) where the file is too damaged to claim any.
+        Width and height in pixels; (0, 0) if the header is damaged.
     """
     kind, data = content[12:16], content[20:30]
     if len(data) < 10:
@@ -65,42 +65,42 @@ def _check_jpeg(content: bytes) -> None:
     if scan < 0 or content.rfind(b"\xff\xd9", scan) < 0:
         raise UnreadableImageError("damaged: truncated: the JPEG's end is missing")
     if progressive and (scans := content.count(b"\xff\xda", scan)) > MOST_SCANS:
-        raise UnreadableImageError(f"holds {scans} scans, over the limit of {MOST_SCANS}")
+        raise UnreadableImageError(f"has {scans} scans, over the limit of {MOST_SCANS}")
 
 
 def _first_scan(content: bytes) -> tuple[int, bool]:
-    """Where the pixels begin, or -1, and whether they come in scans.
+    """Return the offset of the first scan, or -1, and whether the JPEG is progressive.
 
-    That is behind all metadata and its thumbnail, which has an end marker of its own.
+    The first scan follows all metadata, including a thumbnail with an end marker of its own.
     """
-    at, progressive = 2, False
-    while 0 <= at < len(content) - 3:
-        marker = content[at + 1]
-        if content[at] != 0xFF or marker == 0xFF:  # stray or filling bytes
-            at = content.find(b"\xff", at + 1)
+    offset, progressive = 2, False
+    while 0 <= offset < len(content) - 3:
+        marker = content[offset + 1]
+        if content[offset] != 0xFF or marker == 0xFF:  # stray or fill bytes
+            offset = content.find(b"\xff", offset + 1)
         elif marker == _SCAN:
-            return at, progressive
+            return offset, progressive
         elif marker == _END:
             break
         elif marker in _ALONE:
-            at += 2
+            offset += 2
         else:
             progressive |= marker in _PROGRESSIVE
-            at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+            offset += 2 + int.from_bytes(content[offset + 2 : offset + 4], "big")
     return -1, progressive
 
 
 def _check_png(content: bytes) -> None:
     view = memoryview(content)
-    at = len(_PNG)
-    while at + 12 <= len(content):
-        length = int.from_bytes(view[at : at + 4], "big")
-        kind, end = content[at + 4 : at + 8], at + 8 + length
+    offset = len(_PNG)
+    while offset + 12 <= len(content):
+        length = int.from_bytes(view[offset : offset + 4], "big")
+        kind, end = content[offset + 4 : offset + 8], offset + 8 + length
         if end + 4 > len(content):
             break
-        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-            raise UnreadableImageError(f"damaged: the PNG's chunk {kind!r} at byte {at} has a wrong checksum")
+        if zlib.crc32(view[offset + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            raise UnreadableImageError(f"damaged: the PNG's chunk {kind!r} at byte {offset} has a wrong checksum")
         if kind == b"IEND":
             return
-        at = end + 4
+        offset = end + 4
     raise UnreadableImageError("damaged: truncated: the PNG's end is missing")

@@ -151,7 +151,7 @@ def test_the_command_writes_a_page_and_json_and_says_by_its_exit_code_what_it_fo
     planted = plant(drawn_set, tmp_path / "set")
     options = {"manifest": None, "group": GROUP, "cache": tmp_path / "cache"}
     assert audit_folder(planted.root, tmp_path / "named", names=True, **options) == 1
-    assert "in several parts of the split" in " ".join(capsys.readouterr().out.split()).replace(" │ │ ", " ")
+    assert "in more than one split" in " ".join(capsys.readouterr().out.split()).replace(" │ │ ", " ")
     page, said = (
         (tmp_path / "named" / "audit.html").read_text(),
         json.loads((tmp_path / "named/audit.json").read_text()),
@@ -178,7 +178,7 @@ def test_a_clean_set_has_exit_code_zero_and_a_second_audit_decodes_nothing(drawn
 @pytest.mark.parametrize(
     ("make", "group", "says"),
     [
-        (lambda root: None, None, "is no folder"),
+        (lambda root: None, None, "is not a folder"),
         (lambda root: root.mkdir(), None, "found no class folder"),
         (lambda root: (root / "a").mkdir(parents=True), None, "there is no image in this class folder"),
     ],

@@ -1,1 +1,1 @@
-"""What is wrong with an image set: looked for before anything is trained on it."""
+"""Audit of an image set: find its problems before a model is trained on it."""

@@ -1,4 +1,4 @@
-"""The audit of an image set: what is wrong with it, as plain values; no file is opened here."""
+"""Audit an image set: collect all findings from the facts of its files. No file is opened here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,20 +21,20 @@ from pylorus.data.image import POLICY_VERSION
 from pylorus.data.reading import sample_id
 
 FORMAT = 1
-"""Of audit.json; counts up when a reader of the old one would go wrong."""
+"""Version of audit.json; increment when readers of the previous version would fail."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found.
+    """Result of an audit.
 
     Attributes:
-        images: What was looked at.
-        samples: Id of each file, by which it is told where no name may be.
-        readable: How many files give an image.
-        findings: The gravest first.
+        images: The files that were audited.
+        samples: Sample id of each file, which identifies it where names must not appear.
+        readable: Number of files that can be decoded.
+        findings: All findings, the most severe first.
         fields: Fields of view of some images.
-        thresholds: From where on something was said.
+        thresholds: Limits that the audit used.
     """
 
     images: ImageSet
@@ -46,20 +46,20 @@ class Audit:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Findings of each severity."""
+        """Number of findings of each severity."""
         return {name: sum(finding.severity == name for finding in self.findings) for name in SEVERITIES}
 
     @property
     def exit_code(self) -> int:
-        """1 where there is a leak or an error, else 0."""
+        """1 if there is a leak or an error, else 0."""
         return int(any(finding.stops for finding in self.findings))
 
     @property
     def sizes(self) -> pd.DataFrame:
-        """Files by class and part: rows are classes, columns parts; without parts one column with an empty name."""
+        """Number of files by class (rows) and split (columns); without splits, one column with an empty name."""
         table = self.images.table
-        found = pd.crosstab(table["class"], table["split"])
-        return found[[name for name in ("train", "val", "test", "") if name in found]]
+        counts = pd.crosstab(table["class"], table["split"])
+        return counts[[name for name in ("train", "val", "test", "") if name in counts]]
 
 
 def audit(
@@ -70,20 +70,20 @@ def audit(
     fields: Sequence[SeenField] = (),
     copies: Copies | None = None,
 ) -> Audit:
-    """What is wrong with an image set.
+    """Run all checks on an image set.
 
     Args:
-        images: Its files.
-        facts: Of each file, in the order of the table.
-        thresholds: From where on something is said.
-        fields: Fields of view of some of them, from `look_for_fields`.
-        copies: What `find_copies` found, where that is known already.
+        images: Files of the image set.
+        facts: Facts of each file, in the order of the table.
+        thresholds: Limits of the checks.
+        fields: Fields of view of some of the files, from `look_for_fields`.
+        copies: Result of `find_copies`; None: copies are searched for.
 
     Raises:
-        ValueError: If there are not as many facts as files.
+        ValueError: If the number of facts differs from the number of files.
     """
     if len(facts) != len(images.table):
-        raise ValueError(f"found {len(facts)} facts, expected {len(images.table)}: one a file.")
+        raise ValueError(f"found {len(facts)} facts, expected {len(images.table)}: one per file.")
     findings = [
         *copy_findings(images, copies if copies is not None else find_copies(facts, thresholds)),
         *set_findings(images, thresholds),
@@ -97,58 +97,58 @@ def audit(
     return Audit(images, samples, readable, in_order(findings), tuple(fields), thresholds)
 
 
-def as_json(found: Audit, *, names: bool) -> dict[str, Any]:
-    """An audit as plain values.
+def as_json(result: Audit, *, names: bool) -> dict[str, Any]:
+    """Convert an audit to JSON-compatible values.
 
     Args:
-        found: The audit.
-        names: Whether paths, the root and groups are named; else files are told by sample id, groups by a number.
+        result: The audit.
+        names: Whether to name paths, the root and groups; else files are identified by sample ids, groups by numbers.
     """
-    group_numbers = numbered_groups(found)
+    group_aliases = numbered_groups(result)
     return {
         "format": FORMAT,
         "pylorus": __version__,
         "decoder": POLICY_VERSION,
-        "root": str(found.images.root) if names else None,
+        "root": str(result.images.root) if names else None,
         "named": names,
-        "grouped": found.images.grouped,
-        "files": len(found.images.table),
-        "readable": found.readable,
-        "counts": found.counts,
+        "grouped": result.images.grouped,
+        "files": len(result.images.table),
+        "readable": result.readable,
+        "counts": result.counts,
         "sizes": {
             str(name): {str(part) or "all": int(count) for part, count in row.items()}
-            for name, row in found.sizes.iterrows()
+            for name, row in result.sizes.iterrows()
         },
-        "thresholds": asdict(found.thresholds),
+        "thresholds": asdict(result.thresholds),
         "findings": [
             {
                 "code": finding.code,
                 "severity": finding.severity,
                 "sentence": finding.sentence,
                 "mend": finding.mend,
-                "items": [_item_json(found, item, group_numbers, names=names) for item in finding.items],
+                "items": [_item_json(result, item, group_aliases, names=names) for item in finding.items],
             }
-            for finding in found.findings
+            for finding in result.findings
         ],
     }
 
 
-def numbered_groups(found: Audit) -> dict[str, str]:
-    """What stands for each group where none may be named: a hash of a patient's number could be guessed."""
-    groups = dict.fromkeys(item.group for finding in found.findings for item in finding.items if item.group)
+def numbered_groups(result: Audit) -> dict[str, str]:
+    """Return an alias of each group for use where names must not appear: hashes could be reversed by guessing."""
+    groups = dict.fromkeys(item.group for finding in result.findings for item in finding.items if item.group)
     return {group: f"group {number}" for number, group in enumerate(sorted(groups), start=1)}
 
 
-def _item_json(found: Audit, item: Item, group_numbers: Mapping[str, str], *, names: bool) -> dict[str, Any]:
-    paths = found.images.table["path"]
-    said: dict[str, Any] = {"samples": [found.samples[index] for index in item.files]}
+def _item_json(result: Audit, item: Item, group_aliases: Mapping[str, str], *, names: bool) -> dict[str, Any]:
+    paths = result.images.table["path"]
+    values: dict[str, Any] = {"samples": [result.samples[index] for index in item.files]}
     if names:
-        # JSON is UTF-8: bytes of a name that are none are written as escapes.
-        said["paths"] = [
+        # JSON is UTF-8: bytes of a name that are not UTF-8 are escaped.
+        values["paths"] = [
             str(paths.iloc[index]).encode("utf-8", "backslashreplace").decode("utf-8") for index in item.files
         ]
     if item.detail or item.content:
-        said["detail"] = ": ".join(filter(None, (item.detail, item.content if names else "")))
+        values["detail"] = ": ".join(filter(None, (item.detail, item.content if names else "")))
     if item.group:
-        said["group"] = item.group if names else group_numbers[item.group]
-    return said
+        values["group"] = item.group if names else group_aliases[item.group]
+    return values

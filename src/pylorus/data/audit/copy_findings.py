@@ -1,4 +1,4 @@
-"""What copies mean: a leak across parts of the split, a contradiction across classes, a false count across patients."""
+"""Check copies: a leak across splits, a contradiction across classes, a double count across patients."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -8,72 +8,74 @@ from pylorus.data.audit.findings import Finding, Item, Severity, counted
 from pylorus.data.audit.image_set import ImageSet
 
 SPLITS, CLASSES, GROUPS, WITHIN = "splits", "classes", "groups", "within"
-"""What copies may lie across, from the gravest on."""
+"""Boundaries that copies may cross, the most severe first."""
 
 
 def copy_findings(images: ImageSet, copies: Copies) -> list[Finding]:
-    """Findings about what is there twice.
+    """Return findings about copies.
 
-    Copies across several parts and of several classes at once are told as both. A pair of near copies is told once, as
-    the gravest that it is.
+    Copies across splits and across classes are reported as both. A pair of near copies is reported once, under the most
+    severe boundary that it crosses.
     """
-    same: dict[str, list[Item]] = {SPLITS: [], CLASSES: [], GROUPS: [], WITHIN: []}
-    near: dict[str, list[Item]] = {SPLITS: [], CLASSES: [], GROUPS: [], WITHIN: []}
-    exact = _exact(copies)
-    for members, how in exact.items():
-        places = _across(images, members)
-        for place in [each for each in (SPLITS, CLASSES) if each in places] or places[:1]:
-            same[place].append(Item(members, _told(how, places)))
-    twins = {index: members for members in exact for index in members}
+    exact_items: dict[str, list[Item]] = {SPLITS: [], CLASSES: [], GROUPS: [], WITHIN: []}
+    near_items: dict[str, list[Item]] = {SPLITS: [], CLASSES: [], GROUPS: [], WITHIN: []}
+    exact_copies = _exact(copies)
+    for members, similarity in exact_copies.items():
+        boundaries = _across(images, members)
+        for boundary in [each for each in (SPLITS, CLASSES) if each in boundaries] or boundaries[:1]:
+            exact_items[boundary].append(Item(members, _told(similarity, boundaries)))
+    identical_files = {index: members for members in exact_copies for index in members}
     for copy in sorted(copies.near, key=lambda each: -each.likeness):
-        pair, places = _gravest(images, copy, twins)
-        near[places[0]].append(Item(pair, _told(copy.told, places)))
+        pair, boundaries = _gravest(images, copy, identical_files)
+        near_items[boundaries[0]].append(Item(pair, _told(copy.told, boundaries)))
     return [
-        *(_finding("copy", place, items) for place, items in same.items() if items),
-        *(_finding("near-copy", place, items) for place, items in near.items() if items),
+        *(_finding("copy", boundary, items) for boundary, items in exact_items.items() if items),
+        *(_finding("near-copy", boundary, items) for boundary, items in near_items.items() if items),
         *_not_compared(copies),
     ]
 
 
 def _exact(copies: Copies) -> dict[tuple[int, ...], str]:
-    """Files that show the very same pixels, and whether they are the same files too."""
-    found = dict.fromkeys(copies.same_pixels, "pixel by pixel the same")
-    within = {index for members in found for index in members}
-    return found | {
-        members: "byte by byte the same" for members in copies.same_bytes if not within.intersection(members)
+    """Return groups of files with identical pixels, and whether their bytes are identical too."""
+    by_pixels = dict.fromkeys(copies.same_pixels, "identical pixels")
+    covered = {index for members in by_pixels for index in members}
+    return by_pixels | {
+        members: "identical files" for members in copies.same_bytes if not covered.intersection(members)
     }
 
 
 def _across(images: ImageSet, files: Sequence[int]) -> list[str]:
-    """What files lie across, the gravest first; never empty."""
+    """Return the boundaries that copies cross, the most severe first; never empty."""
     rows = images.table.iloc[list(files)]
     splits = images.given_split and rows["split"].nunique() > 1
-    # Without patients and parts, every image may go to another part than its copy.
+    # Without patients and splits, an image and its copy may end up in different splits.
     groups = rows["group"].nunique() > 1 if images.grouped else not images.given_split
-    found = [(SPLITS, splits), (CLASSES, rows["class"].nunique() > 1), (GROUPS, groups)]
-    return [place for place, true in found if true] or [WITHIN]
+    crossed = [(SPLITS, splits), (CLASSES, rows["class"].nunique() > 1), (GROUPS, groups)]
+    return [boundary for boundary, is_crossed in crossed if is_crossed] or [WITHIN]
 
 
-def _gravest(images: ImageSet, copy: NearCopy, twins: dict[int, tuple[int, ...]]) -> tuple[tuple[int, int], list[str]]:
-    """The pair that a near copy is told as: of several equal files the one in the worst place."""
-    # Of equal files one of each part and class is enough: all pairs of many would take for ever.
-    first, second = (_one_of_each(images, twins.get(index, (index,))) for index in (copy.first, copy.second))
+def _gravest(
+    images: ImageSet, copy: NearCopy, identical_files: dict[int, tuple[int, ...]]
+) -> tuple[tuple[int, int], list[str]]:
+    """Choose the pair to report for a near copy: of identical files, the one across the most severe boundary."""
+    # Of identical files, one of each split and class is enough: comparing all pairs could take very long.
+    first, second = (_one_of_each(images, identical_files.get(index, (index,))) for index in (copy.first, copy.second))
     pairs = product(first, second)
-    judged = [(pair, _across(images, pair)) for pair in pairs]
-    order = (SPLITS, CLASSES, GROUPS, WITHIN)
-    return min(judged, key=lambda each: order.index(each[1][0]))
+    candidates = [(pair, _across(images, pair)) for pair in pairs]
+    severity = (SPLITS, CLASSES, GROUPS, WITHIN)
+    return min(candidates, key=lambda each: severity.index(each[1][0]))
 
 
 def _one_of_each(images: ImageSet, files: tuple[int, ...]) -> list[int]:
-    """Of some files the first of each part and class."""
+    """Return the first of the files of each split and class."""
     rows = images.table.iloc[list(files)][["split", "class"]].reset_index(drop=True)
     return [files[index] for index in rows.drop_duplicates().index]
 
 
-def _told(how: str, places: list[str]) -> str:
-    names = {SPLITS: "in two parts", CLASSES: "of two classes", GROUPS: "of two groups"}
-    also = ", ".join(names[place] for place in places if place in names)
-    return f"{how}; {also}" if also else how
+def _told(similarity: str, boundaries: list[str]) -> str:
+    names = {SPLITS: "in two splits", CLASSES: "of two classes", GROUPS: "of two groups"}
+    crossed = ", ".join(names[boundary] for boundary in boundaries if boundary in names)
+    return f"{similarity}; {crossed}" if crossed else similarity
 
 
 _SEVERITIES: dict[tuple[str, str], Severity] = {
@@ -87,51 +89,53 @@ _SEVERITIES: dict[tuple[str, str], Severity] = {
     ("near-copy", WITHIN): "note",
 }
 _WHERE = {
-    SPLITS: "in several parts of the split: a model is tested on what it was trained on.",
-    CLASSES: "in several classes: at most one of the labels is true.",
-    GROUPS: "under several groups: they are one patient, or a file went to the wrong one.",
-    WITHIN: "within one class and group: they count more than once.",
+    SPLITS: "in more than one split: a model is tested on images that it was trained on.",
+    CLASSES: "in more than one class: at most one of the labels is correct.",
+    GROUPS: "in more than one group: the groups are the same patient, or a file is assigned to the wrong one.",
+    WITHIN: "within one class and group: each counts more than once.",
 }
 _MENDS = {
-    SPLITS: "Keep one of each, or move all of them to one part.",
-    CLASSES: "Find out which label is true, and take the other file away.",
-    GROUPS: "Keep one of each, or give them one group, so that they stay in one part of a split.",
-    WITHIN: "Keep one of each, where they should not count more than once.",
+    SPLITS: "Keep one of each, or move all of them to the same split.",
+    CLASSES: "Find out which label is correct, and remove the other file.",
+    GROUPS: "Keep one of each, or assign them to one group, so that they stay in one split.",
+    WITHIN: "Keep one of each, unless they should count more than once.",
 }
 
 
-def _finding(kind: str, place: str, items: list[Item]) -> Finding:
+def _finding(kind: str, boundary: str, items: list[Item]) -> Finding:
     if kind == "copy":
         files = sum(len(item.files) for item in items)
-        what = f"{counted(len(items), 'image')} (in {files:,} files) {'lies' if len(items) == 1 else 'lie'}"
+        subject = f"{counted(len(items), 'image')} (in {files:,} files)"
     else:
-        what = f"{counted(len(items), 'pair')} of nearly the same images {'lies' if len(items) == 1 else 'lie'}"
-    code = kind if place == WITHIN else f"{kind}-across-{place}"
-    mend = _MENDS[place] if kind == "copy" else f"Look at the pairs. {_MENDS[place]}"
-    return Finding(code, _SEVERITIES[kind, place], f"{what} {_WHERE[place]}", mend, tuple(items))
+        subject = f"{counted(len(items), 'pair')} of nearly identical images"
+    verb = "occurs" if len(items) == 1 else "occur"
+    code = kind if boundary == WITHIN else f"{kind}-across-{boundary}"
+    remedy = _MENDS[boundary] if kind == "copy" else f"Inspect the pairs. {_MENDS[boundary]}"
+    return Finding(code, _SEVERITIES[kind, boundary], f"{subject} {verb} {_WHERE[boundary]}", remedy, tuple(items))
 
 
 def _not_compared(copies: Copies) -> list[Finding]:
-    found = []
+    findings = []
     if copies.blank:
-        found.append(
+        findings.append(
             Finding(
                 "blank",
                 "warning",
-                f"{counted(len(copies.blank), 'image')} of one shade: nothing can be seen.",
-                "Look at them and take them away. They were not compared with others.",
+                f"{counted(len(copies.blank), 'image')} without contrast: nothing can be seen.",
+                "Inspect and remove them. They were not compared with other images.",
                 tuple(Item((index,)) for index in copies.blank),
             )
         )
     if copies.crowded:
-        found.append(
+        one = len(copies.crowded) == 1
+        findings.append(
             Finding(
                 "compared-in-part",
                 "note",
-                f"{counted(len(copies.crowded), 'image')} look so much like many others that they were compared with "
-                "some of them only: near copies may have been missed.",
-                "Mend what was found and audit again.",
+                f"{counted(len(copies.crowded), 'image')} {'resembles' if one else 'resemble'} so many others "
+                "that only some of these were compared: near copies may have been missed.",
+                "Fix the other findings and run the audit again.",
                 tuple(Item((index,)) for index in copies.crowded),
             )
         )
-    return found
+    return findings

@@ -1,9 +1,10 @@
-"""Images that are there twice: byte by byte, pixel by pixel, or as good as that.
+"""Find copies among images: identical bytes, identical pixels, and near copies.
 
-Near copies are found without comparing all pairs. A hash of 64 bits is cut into four bands. Where two hashes differ
-in at most 7 bits, they differ in at most one bit in one of the bands (pigeonhole; Norouzi 2012): so each image looks
-up 17 keys in each band's sorted list. Up to 3 bits one band is the same, and one key is enough: so turned and mirrored
-copies are looked for in very large sets. The pairs so found are then confirmed on the thumbnails.
+Near copies are found without comparing all pairs. A hash of 64 bits is divided into four bands. If two hashes differ
+in at most 7 bits, then at least one band differs in at most one bit (pigeonhole principle; Norouzi 2012), so looking up
+17 keys per image in each band's sorted list finds them. If they differ in at most 3 bits, one band is identical and one
+key is enough; this is how rotated and mirrored copies are found in very large sets. Candidate pairs are then confirmed
+on the thumbnails.
 """
 
 from collections import defaultdict
@@ -19,27 +20,27 @@ from pylorus.data.fingerprint import POSITIONS, contrast, hashes, likeness, turn
 
 BANDS = 4
 FARTHEST = 2 * BANDS - 1
-"""Bits in which hashes may differ and still be found for certain."""
+"""Largest Hamming distance of hashes at which every pair is found."""
 FLIPS = np.concatenate([[0], 1 << np.arange(16)]).astype(np.uint16)
-"""What one key becomes: itself, and each of its bits turned."""
+"""XOR masks of a key: unchanged, and with each one of its bits flipped."""
 
 AT_ONCE = 8192
-"""Images that are looked up together: all at once would take memory by the square of their number."""
+"""Images per lookup: the memory for all at once would grow with the square of their number."""
 
 Pairs = NDArray[np.int64]
-"""Of shape (pairs, 2): positions of images, the smaller first."""
+"""Index pairs of shape (pairs, 2), the smaller index first."""
 
 
 @dataclass(frozen=True)
 class NearCopy:
-    """Two images that are as good as the same.
+    """Two nearly identical images.
 
     Attributes:
-        first: Position of one image.
-        second: Position of the other, after the first.
-        distance: Bits in which their hashes differ.
+        first: Index of the first image.
+        second: Index of the second image, greater than the first.
+        distance: Hamming distance of their hashes, in bits.
         likeness: Correlation of their fine structure, in [-1, 1].
-        position: What the first becomes when laid on the second: index into POSITIONS.
+        position: Orientation of the first that matches the second: index into `POSITIONS`.
     """
 
     first: int
@@ -50,21 +51,21 @@ class NearCopy:
 
     @property
     def told(self) -> str:
-        """In words."""
-        how = "nearly the same image" if not self.position else f"the same image, {POSITIONS[self.position]}"
-        return f"{how} (likeness {self.likeness:.3f}, {self.distance} of 64 bits differ)"
+        """Description for messages."""
+        relation = "nearly identical images" if not self.position else f"the same image, {POSITIONS[self.position]}"
+        return f"{relation} (similarity {self.likeness:.3f}, {self.distance} of 64 bits differ)"
 
 
 @dataclass(frozen=True)
 class Copies:
-    """What was found twice; positions are those of the facts given.
+    """Copies among files, as indices into their facts.
 
     Attributes:
-        same_bytes: Files of equal content, each with two or more positions.
-        same_pixels: Files of equal pixels but not all of equal content.
-        near: Near copies among images of different pixels.
-        blank: Images that show nothing: they would be near copies of each other, so they are not compared.
-        crowded: Images whose hash so many share that they were compared with some of these only.
+        same_bytes: Groups of two or more files with identical bytes.
+        same_pixels: Groups of files with identical pixels, but not all with identical bytes.
+        near: Near copies among images with different pixels.
+        blank: Images without contrast: all would be near copies of each other, so they are not compared.
+        crowded: Images that share a hash key with so many others that only some of these were compared.
     """
 
     same_bytes: tuple[tuple[int, ...], ...]
@@ -75,17 +76,17 @@ class Copies:
 
 
 def find_copies(facts: Sequence[Facts], thresholds: Thresholds) -> Copies:
-    """Everything that is there twice among files."""
+    """Find all copies among files, given their facts."""
     by_bytes, by_pixels = _alike(facts, "sha256"), _alike(facts, "pixels")
-    kept = [members[0] for members in by_pixels.values()]
-    shows = _shows(facts, kept, thresholds.contrast)
-    place = [index for index, shown in zip(kept, shows, strict=True) if shown]
-    near, crowded = _near(thumbnails_of(facts, place), thresholds)
-    # Positions grow along `place`: the first of a pair stays the first.
+    unique_images = [members[0] for members in by_pixels.values()]
+    has_contrast = _shows(facts, unique_images, thresholds.contrast)
+    compared = [index for index, visible in zip(unique_images, has_contrast, strict=True) if visible]
+    near, crowded = _near(thumbnails_of(facts, compared), thresholds)
+    # `compared` is increasing, so the first of a pair stays the first.
     near = [
-        replace(each, first=place[each.first], second=place[each.second])
+        replace(each, first=compared[each.first], second=compared[each.second])
         for each in near
-        if _same_shape(facts[place[each.first]], facts[place[each.second]], each.position)
+        if _same_shape(facts[compared[each.first]], facts[compared[each.second]], each.position)
     ]
     return Copies(
         same_bytes=tuple(tuple(members) for members in by_bytes.values() if len(members) > 1),
@@ -93,112 +94,115 @@ def find_copies(facts: Sequence[Facts], thresholds: Thresholds) -> Copies:
             tuple(members) for members in by_pixels.values() if len({facts[index].sha256 for index in members}) > 1
         ),
         near=tuple(near),
-        blank=tuple(index for index, shown in zip(kept, shows, strict=True) if not shown),
-        crowded=tuple(place[index] for index in crowded),
+        blank=tuple(index for index, visible in zip(unique_images, has_contrast, strict=True) if not visible),
+        crowded=tuple(compared[index] for index in crowded),
     )
 
 
-def _shows(facts: Sequence[Facts], places: Sequence[int], least: float) -> NDArray[np.bool_]:
-    """Whether images show something, in blocks: a million thumbnails are not held twice for it."""
-    parts = [
-        contrast(thumbnails_of(facts, places[begin : begin + AT_ONCE])) >= least
-        for begin in range(0, len(places), AT_ONCE)
+def _shows(facts: Sequence[Facts], indices: Sequence[int], least_contrast: float) -> NDArray[np.bool_]:
+    """Return whether images have contrast; in blocks, so that the thumbnails are not copied all at once."""
+    blocks = [
+        contrast(thumbnails_of(facts, indices[start : start + AT_ONCE])) >= least_contrast
+        for start in range(0, len(indices), AT_ONCE)
     ]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.bool_)
+    return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.bool_)
 
 
 def near_pairs(
     queries: NDArray[np.uint64], known: NDArray[np.uint64], *, distance: int, most: int
 ) -> tuple[Pairs, NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs of a query and a later known hash that differ in few bits.
+    """Find pairs of a query and a later known hash that differ in few bits.
 
     Args:
-        queries: Of shape (images,), in one of the positions.
-        known: Of shape (images,), as the images are.
-        distance: Bits that may differ, at most FARTHEST.
-        most: Known images that one key is compared with; of a more crowded key the first are taken.
+        queries: Hashes in one of the orientations, of shape (images,).
+        known: Hashes of the images as they are, of shape (images,).
+        distance: Maximum number of differing bits, at most `FARTHEST`.
+        most: Maximum number of known images per key; of a more crowded key, the first are compared.
 
     Returns:
-        The pairs, their distances of shape (pairs,), and positions of images that met a crowded key.
+        The pairs, their distances of shape (pairs,), and indices of images that hit a crowded key.
 
     Raises:
-        ValueError: If `distance` is more than the bands can promise.
+        ValueError: If `distance` is outside the range in which every pair is found.
     """
     if not 0 <= distance <= FARTHEST:
         raise ValueError(f"distance is {distance}; expected 0 to {FARTHEST} bits.")
     flips = FLIPS if distance >= BANDS else FLIPS[:1]
-    found, crowded = [np.zeros((0, 2), dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    close_pairs, crowded = [np.zeros((0, 2), dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     for band in range(BANDS):
         shift = np.uint64(16 * band)
         keys = (known >> shift).astype(np.uint16)
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
-        for begin in range(0, len(queries), AT_ONCE):
-            part = queries[begin : begin + AT_ONCE]
-            wanted = (part >> shift).astype(np.uint16)[:, None] ^ flips
-            pairs, many = _sharing_a_key(wanted, keys, order, most=most)
-            pairs, many = pairs + np.array([begin, 0]), many + begin
+        for start in range(0, len(queries), AT_ONCE):
+            block = queries[start : start + AT_ONCE]
+            wanted = (block >> shift).astype(np.uint16)[:, None] ^ flips
+            pairs, overflowing = _sharing_a_key(wanted, keys, order, most=most)
+            pairs, overflowing = pairs + np.array([start, 0]), overflowing + start
             pairs = pairs[pairs[:, 0] < pairs[:, 1]]
-            found.append(pairs[np.bitwise_count(queries[pairs[:, 0]] ^ known[pairs[:, 1]]) <= distance])
-            crowded.append(many)
-    pairs = np.unique(np.concatenate(found), axis=0)
-    differing = np.bitwise_count(queries[pairs[:, 0]] ^ known[pairs[:, 1]]).astype(np.int64)
-    return pairs, differing, np.unique(np.concatenate(crowded))
+            close_pairs.append(pairs[np.bitwise_count(queries[pairs[:, 0]] ^ known[pairs[:, 1]]) <= distance])
+            crowded.append(overflowing)
+    pairs = np.unique(np.concatenate(close_pairs), axis=0)
+    distances = np.bitwise_count(queries[pairs[:, 0]] ^ known[pairs[:, 1]]).astype(np.int64)
+    return pairs, distances, np.unique(np.concatenate(crowded))
 
 
 def _sharing_a_key(
     wanted: NDArray[np.uint16], keys: NDArray[np.uint16], order: NDArray[np.int64], *, most: int
 ) -> tuple[Pairs, NDArray[np.int64]]:
-    """Pairs of who wants a key and who has it, and who met a crowded key.
+    """Join queries with known images by key.
 
     Args:
-        wanted: Of shape (queries, keys): all that each one wants.
-        keys: All known keys, sorted.
-        order: Whose they are.
-        most: Known images that one key is compared with.
+        wanted: Keys that each query looks up, of shape (queries, keys).
+        keys: All known keys, sorted, of shape (images,).
+        order: Index of the image of each key, of shape (images,).
+        most: Maximum number of known images per key.
+
+    Returns:
+        Pairs of a query and a known image with the same key, and queries that hit a crowded key.
     """
     start = np.searchsorted(keys, wanted.reshape(-1), side="left")
     length = np.searchsorted(keys, wanted.reshape(-1), side="right") - start
-    asker = np.repeat(np.arange(len(wanted)), wanted.shape[1])
-    many = asker[length > most]
+    query = np.repeat(np.arange(len(wanted)), wanted.shape[1])
+    overflowing = query[length > most]
     length = np.minimum(length, most)
     offset = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
-    return np.stack([np.repeat(asker, length), order[np.repeat(start, length) + offset]], axis=1), many
+    return np.stack([np.repeat(query, length), order[np.repeat(start, length) + offset]], axis=1), overflowing
 
 
 def _near(thumbnails: NDArray[np.uint8], thresholds: Thresholds) -> tuple[list[NearCopy], NDArray[np.int64]]:
-    """Confirmed near copies, each pair once in its best position, and images that met a crowded key."""
+    """Return confirmed near copies, each pair once in its best orientation, and images that hit a crowded key."""
     known = hashes(thumbnails)
     best: dict[tuple[int, int], NearCopy] = {}
     crowded = []
     for position in range(len(POSITIONS)):
-        moved = turned(thumbnails, position)
+        oriented = turned(thumbnails, position)
         distance = thresholds.turned_distance if position and len(known) > thresholds.many else thresholds.distance
-        pairs, distances, many = near_pairs(hashes(moved), known, distance=distance, most=thresholds.crowd)
-        crowded.append(many)
+        pairs, distances, overflowing = near_pairs(hashes(oriented), known, distance=distance, most=thresholds.crowd)
+        crowded.append(overflowing)
         for chunk in range(0, len(pairs), 4096):
-            part, bits = pairs[chunk : chunk + 4096], distances[chunk : chunk + 4096]
-            alike = likeness(moved[part[:, 0]], thumbnails[part[:, 1]])
-            for index in np.flatnonzero(alike >= thresholds.likeness):
-                first, second = int(part[index, 0]), int(part[index, 1])
-                copy = NearCopy(first, second, int(bits[index]), float(alike[index]), position)
-                held = best.get((first, second))
-                if held is None or copy.likeness > held.likeness:
+            chunk_pairs, bits = pairs[chunk : chunk + 4096], distances[chunk : chunk + 4096]
+            similarity = likeness(oriented[chunk_pairs[:, 0]], thumbnails[chunk_pairs[:, 1]])
+            for index in np.flatnonzero(similarity >= thresholds.likeness):
+                first, second = int(chunk_pairs[index, 0]), int(chunk_pairs[index, 1])
+                copy = NearCopy(first, second, int(bits[index]), float(similarity[index]), position)
+                previous = best.get((first, second))
+                if previous is None or copy.likeness > previous.likeness:
                     best[first, second] = copy
     return [best[pair] for pair in sorted(best)], np.unique(np.concatenate(crowded))
 
 
 def _alike(facts: Sequence[Facts], column: str) -> dict[str, list[int]]:
-    """Positions of readable images, by a hash of theirs."""
+    """Group the indices of readable images by the values of a column with hashes."""
     members: dict[str, list[int]] = defaultdict(list)
-    hashed, problems = column_of(facts, column), column_of(facts, "problem")
-    for index, (value, problem) in enumerate(zip(hashed, problems, strict=True)):
+    hashes_of_images, problems = column_of(facts, column), column_of(facts, "problem")
+    for index, (value, problem) in enumerate(zip(hashes_of_images, problems, strict=True)):
         if not problem:
             members[value].append(index)
     return members
 
 
 def _same_shape(first: Facts, second: Facts, position: int) -> bool:
-    """Whether the proportions agree within a twentieth, once turned: a thumbnail has lost them."""
+    """Return whether the aspect ratios agree within 5 %, once rotated: thumbnails don't preserve them."""
     width, height = (first.height, first.width) if position % 2 else (first.width, first.height)
     return abs(width * second.height / (height * second.width) - 1) <= 0.05

@@ -1,4 +1,4 @@
-"""What is wrong with single files: damaged, misnamed, of an odd kind or size, turned, or with a person in its tags."""
+"""Check single files: damage, wrong suffix, unusual format or size, EXIF rotation, tags that may identify a person."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ USUAL_MODES = ("RGB",)
 
 
 def file_findings(images: ImageSet, facts: Sequence[Facts], thresholds: Thresholds) -> list[Finding]:
-    """Everything that is wrong with single files; see the module."""
+    """Return findings about single files; see the module docstring."""
     unreadable: list[Item] = []
     kinds: dict[str, list[Item]] = {name: [] for name in ("suffix", "mode", "tiny", "huge", "aspect", "exif", "tags")}
     for index, (path, each) in enumerate(zip(images.table["path"], facts, strict=True)):
@@ -30,33 +30,33 @@ def file_findings(images: ImageSet, facts: Sequence[Facts], thresholds: Threshol
 
 
 def _oddities(path: str, facts: Facts, thresholds: Thresholds) -> list[tuple[str, str]]:
-    """Kinds of oddity of one readable image, each with its detail."""
-    found = []
+    """Return the problems of one readable image: keys of `_WORDS`, each with its detail."""
+    problems = []
     suffix = PurePosixPath(path).suffix.lower()
     if facts.format and suffix not in SUFFIXES_OF.get(facts.format, (suffix,)):
-        found.append(("suffix", f"holds {facts.format}, is named {suffix}"))
+        problems.append(("suffix", f"contains {facts.format}, named {suffix}"))
     if facts.mode and facts.mode not in USUAL_MODES:
-        found.append(("mode", facts.mode))
-    size, (short, long) = f"{facts.width} × {facts.height} pixels", sorted((facts.width, facts.height))
-    if short < thresholds.shortest:
-        found.append(("tiny", size))
-    if long > thresholds.longest:
-        found.append(("huge", size))
-    if long > thresholds.aspect * short:
-        found.append(("aspect", size))
+        problems.append(("mode", facts.mode))
+    size, (shorter, longer) = f"{facts.width} × {facts.height} pixels", sorted((facts.width, facts.height))
+    if shorter < thresholds.shortest:
+        problems.append(("tiny", size))
+    if longer > thresholds.longest:
+        problems.append(("huge", size))
+    if longer > thresholds.aspect * shorter:
+        problems.append(("aspect", size))
     if facts.orientation != 1:
-        found.append(("exif", f"orientation {facts.orientation}"))
+        problems.append(("exif", f"orientation {facts.orientation}"))
     if facts.personal:
-        found.append(("tags", facts.personal))
-    return found
+        problems.append(("tags", facts.personal))
+    return problems
 
 
 def _unreadable(items: list[Item]) -> Finding:
     return Finding(
         "unreadable",
         "error",
-        f"{counted(len(items), 'file')} can't be read as an image: damaged, cut short or no image at all.",
-        "Copy them anew from where they came from, or move them out of the class folders.",
+        f"{counted(len(items), 'file')} can't be read as an image: damaged, truncated or not an image at all.",
+        "Copy them again from their source, or move them out of the class folders.",
         tuple(items),
     )
 
@@ -65,53 +65,54 @@ _WORDS: dict[str, tuple[str, Severity, str, str]] = {
     "suffix": (
         "wrong-suffix",
         "warning",
-        "of another format than the name says.",
-        "They are read by their content; rename them, since other programs go by the name.",
+        "in a different format than the file name says.",
+        "Pylorus reads them by content; rename them, since other programs rely on the name.",
     ),
     "mode": (
         "colour-mode",
         "note",
         "not plain RGB",
-        "They are turned into RGB (src/pylorus/data/image.py says how). See whether they come from another source.",
+        "They are converted to RGB (src/pylorus/data/image.py documents how). Check whether they come from "
+        "another source.",
     ),
     "tiny": (
         "tiny",
         "warning",
-        "with a very short side: there is little to see, and sharpness and text can't be judged.",
-        "Look whether they are previews; put the originals in their place.",
+        "with a very short side: there is little to see, and sharpness and text can't be assessed.",
+        "Check whether they are previews; replace them by the originals.",
     ),
     "huge": (
         "very-large",
         "note",
         "with a very long side.",
-        "Look whether they are single frames; make them smaller where that is no loss.",
+        "Check whether they are single frames; reduce their size if no detail is lost.",
     ),
     "aspect": (
         "odd-proportions",
         "warning",
-        "much longer than wide or wider than long.",
-        "Look whether they are strips, scale bars or several frames side by side, and move these away.",
+        "much wider than high or much higher than wide.",
+        "Check whether they are strips, scale bars or several frames side by side, and remove these.",
     ),
     "exif": (
         "exif-orientation",
         "note",
-        "turned by an EXIF tag.",
-        "They are read upright here. Programs that ignore the tag see them turned: save them upright.",
+        "rotated by an EXIF tag.",
+        "Pylorus reads them upright. Programs that ignore the tag show them rotated: save them upright.",
     ),
     "tags": (
         "personal-tags",
         "warning",
-        "with tags that may name a person, a place, a time or a device; their values are not shown or kept.",
-        "Take the tags away before files are passed on, such as with `exiftool -all= -overwrite_original FILES`.",
+        "with tags that may identify a person, a place, a time or a device; their values are neither shown nor stored.",
+        "Remove the tags before you share the files, for example with `exiftool -all= -overwrite_original FILES`.",
     ),
 }
 
 
-def _finding(name: str, items: list[Item], words: tuple[str, Severity, str, str]) -> Finding:
-    code, severity, sentence, mend = words
+def _finding(name: str, items: list[Item], template: tuple[str, Severity, str, str]) -> Finding:
+    code, severity, sentence, remedy = template
     if name == "mode":
         modes = ", ".join(f"{count:,} {mode}" for mode, count in Counter(item.detail for item in items).most_common())
         sentence = f"{sentence} but {modes}."
     are = "is" if len(items) == 1 else "are"
     verb = "" if sentence.startswith("with ") else f" {are}"
-    return Finding(code, severity, f"{counted(len(items), 'image')}{verb} {sentence}", mend, tuple(items))
+    return Finding(code, severity, f"{counted(len(items), 'image')}{verb} {sentence}", remedy, tuple(items))

@@ -1,4 +1,4 @@
-"""What an audit says: findings, each with how grave it is, what mends it, and the files that it is about."""
+"""Findings of an audit: severity, remedy, and the files concerned."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -6,20 +6,20 @@ from typing import Literal, TypeAlias
 Severity: TypeAlias = Literal["leak", "error", "warning", "note"]
 
 SEVERITIES: tuple[Severity, ...] = ("leak", "error", "warning", "note")
-"""From the gravest on. A leak makes a test worthless, an error makes training wrong or impossible."""
+"""The most severe first. A leak invalidates the test, an error makes training wrong or impossible."""
 STOPPING: tuple[Severity, ...] = ("leak", "error")
-"""With one of these an image set is not fit to train on."""
+"""An image set with one of these is not fit for training."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that a finding is about.
+    """One occurrence of a finding.
 
     Attributes:
-        files: Positions of the files in the image set's table: one file, or those that belong together.
-        detail: What was found there, without any name of a file or a patient; may be empty.
-        group: The patient that it is about; empty where it is about none.
-        content: What the file's own bytes say, as in an error's message: not for passing on; may be empty.
+        files: Indices of the files in the image set's table: one file, or several that belong together.
+        detail: What was found there, without names of files or patients; may be empty.
+        group: The patient concerned; empty if there is none.
+        content: Bytes of the file quoted in an error message, not to be shared; may be empty.
     """
 
     files: tuple[int, ...]
@@ -30,14 +30,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of fault.
+    """One kind of problem.
 
     Attributes:
-        code: Its name for machines, such as `near-copy-across-splits`.
+        code: Machine-readable name, such as `near-copy-across-splits`.
         severity: One of SEVERITIES.
-        sentence: What is wrong, with its count and without any name of a file or a patient.
-        mend: What to do about it.
-        items: Where, the gravest first; empty where it is about the set as a whole.
+        sentence: What is wrong, with a count, without names of files or patients.
+        mend: How to fix it.
+        items: Occurrences, the most severe first; empty if it concerns the set as a whole.
     """
 
     code: str
@@ -48,20 +48,20 @@ class Finding:
 
     @property
     def stops(self) -> bool:
-        """Whether it must be mended before training."""
+        """Whether it must be fixed before training."""
         return self.severity in STOPPING
 
 
 def in_order(findings: list[Finding]) -> tuple[Finding, ...]:
-    """The gravest first; equally grave ones as they came."""
+    """Sort findings by severity, the most severe first; the order is stable."""
     return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
-def counted(number: int, one: str, many: str = "") -> str:
-    """A number with its noun.
+def counted(number: int, singular: str, plural: str = "") -> str:
+    """Format a number with its noun.
 
     Example:
         >>> counted(1, "image"), counted(1200, "image"), counted(2, "copy", "copies")
         ('1 image', '1,200 images', '2 copies')
     """
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"

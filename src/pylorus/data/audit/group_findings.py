@@ -1,4 +1,4 @@
-"""What is wrong with the set as a whole: classes of very different size, patients in two parts or of two classes."""
+"""Check the image set as a whole: class imbalance, and patients in several splits or classes."""
 
 import pandas as pd
 
@@ -8,7 +8,7 @@ from pylorus.data.audit.thresholds import Thresholds
 
 
 def set_findings(images: ImageSet, thresholds: Thresholds) -> list[Finding]:
-    """Class imbalance, and what is wrong with groups; nothing about groups where none are known."""
+    """Return findings about class imbalance and about groups."""
     return [*_imbalance(images, thresholds), *_groups(images)]
 
 
@@ -23,8 +23,8 @@ def _imbalance(images: ImageSet, thresholds: Thresholds) -> list[Finding]:
             "warning",
             f"The largest class ({counts.idxmax()}, {counts.max():,}) has {ratio:.1f} times as many images as the "
             f"smallest ({counts.idxmin()}, {counts.min():,}).",
-            "Collect more of the smallest, or weigh the classes in training; judge by sensitivity of each class, not "
-            "by accuracy.",
+            "Collect more images of the smallest class, or weight the classes in training; judge a model by the "
+            "sensitivity of each class, not by accuracy.",
         )
     ]
 
@@ -35,65 +35,66 @@ def _groups(images: ImageSet) -> list[Finding]:
             Finding(
                 "no-groups",
                 "warning",
-                "Nothing tells which images are of one patient: leaks of patients between parts can't be found.",
-                "Give --group with a regular expression that finds the patient in the path, or a manifest with a "
+                "Patients are not defined: leaks of patients between splits can't be found.",
+                "Use --group with a regular expression that matches the patient in the path, or a manifest with a "
                 "column group.",
             )
         ]
-    known = images.table[images.table["group"] != ""]
-    lost = images.table.index[images.table["group"] == ""]
-    found = []
-    if len(lost):
-        found.append(
+    with_group = images.table[images.table["group"] != ""]
+    unmatched = images.table.index[images.table["group"] == ""]
+    findings = []
+    if len(unmatched):
+        findings.append(
             Finding(
                 "group-not-found",
                 "error",
-                f"The expression finds no patient in {counted(len(lost), 'path')}.",
-                "Rename these files, or write an expression that fits all; each path needs its patient.",
-                tuple(Item((int(index),)) for index in lost),
+                f"The regular expression matches no patient in {counted(len(unmatched), 'path')}.",
+                "Rename these files, or use an expression that matches all paths: each needs a patient.",
+                tuple(Item((int(index),)) for index in unmatched),
             )
         )
-    across = _in_several(known, "split") if images.given_split else []
-    if across:
-        found.append(
+    across_splits = _in_several(with_group, "split") if images.given_split else []
+    if across_splits:
+        findings.append(
             Finding(
                 "group-across-splits",
                 "leak",
-                f"{counted(len(across), 'group')} ({_patients(across)}) "
-                f"{'has' if len(across) == 1 else 'have'} images in several parts of the split.",
-                "Move all images of a patient to one part, or let Pylorus make the split (src/pylorus/data/split.py).",
-                tuple(across),
+                f"{counted(len(across_splits), 'group')} ({_patients(across_splits)}) "
+                f"{'has' if len(across_splits) == 1 else 'have'} images in more than one split.",
+                "Move all images of a patient to the same split, or let Pylorus make the split.",
+                tuple(across_splits),
             )
         )
-    mixed = _in_several(known, "class")
-    if mixed:
-        found.append(
+    across_classes = _in_several(with_group, "class")
+    if across_classes:
+        findings.append(
             Finding(
                 "group-with-several-labels",
                 "warning",
-                f"{counted(len(mixed), 'group')} ({_patients(mixed)}) {'has' if len(mixed) == 1 else 'have'} images "
-                "of several classes.",
-                "See whether both findings are true of the patient, or the expression takes a date or a room for one.",
-                tuple(mixed),
+                f"{counted(len(across_classes), 'group')} ({_patients(across_classes)}) "
+                f"{'has' if len(across_classes) == 1 else 'have'} images of more than one class.",
+                "Check whether the patient really has both findings, or whether the expression matches a date or a "
+                "room instead of a patient.",
+                tuple(across_classes),
             )
         )
-    return found
+    return findings
 
 
 def _patients(items: list[Item]) -> str:
     return counted(sum(len(item.files) for item in items), "image")
 
 
-def _in_several(known: pd.DataFrame, column: str) -> list[Item]:
-    """Groups with more than one value in a column; those of most images first."""
-    values = known.groupby("group")[column].nunique()
-    several = known[known["group"].isin(values.index[values > 1])]
+def _in_several(table: pd.DataFrame, column: str) -> list[Item]:
+    """Return groups with more than one value in a column, those with most images first."""
+    value_counts = table.groupby("group")[column].nunique()
+    spanning = table[table["group"].isin(value_counts.index[value_counts > 1])]
     items = [
         Item(
             tuple(int(index) for index in rows.index),
             ", ".join(f"{count:,} {value}" for value, count in rows[column].value_counts().items()),
             group=str(group),
         )
-        for group, rows in several.groupby("group")
+        for group, rows in spanning.groupby("group")
     ]
     return sorted(items, key=lambda item: (-len(item.files), item.files))

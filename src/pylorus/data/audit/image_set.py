@@ -1,4 +1,4 @@
-"""The files that an audit looks at, readable or not, with their class, group and split."""
+"""The files of an audit, readable or not, with their class, group and split."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,8 @@ class ImageSet:
     """Files of an image set.
 
     Attributes:
-        root: What the paths lie below.
-        table: One row a file: path, class, split (train, val, test or empty), group (empty where none was found);
+        root: What the paths are relative to.
+        table: One row per file: path, class, split (train, val, test or empty), group (empty if none was found);
             its index counts from 0.
         grouped: Whether groups are patients; else every image is its own group.
     """
@@ -29,19 +29,19 @@ class ImageSet:
 
     @property
     def given_split(self) -> bool:
-        """Whether files are in train, val and test."""
+        """Whether folders or a manifest define a split."""
         return bool((self.table["split"] != "").any())
 
 
 def find_files(root: Path, *, group: str | None = None) -> ImageSet:
-    """The files of class folders, by the catalog's rules; none is opened.
+    """Find the files in class folders, by the same rules as the catalog; none is opened.
 
     Args:
-        root: ROOT/CLASS/… or ROOT/SPLIT/CLASS/…
-        group: Regular expression that finds the patient in the path below the root.
+        root: Folder with the structure ROOT/CLASS/… or ROOT/SPLIT/CLASS/…
+        group: Regular expression that matches the patient in the path relative to the root.
 
     Raises:
-        PylorusError: If the folders are no class folders, or the expression is none.
+        PylorusError: If the folders don't have this structure, or `group` is not a regular expression.
     """
     _expect_folder(root)
     rows, _ = scan_folders(root)
@@ -53,7 +53,7 @@ def find_files(root: Path, *, group: str | None = None) -> ImageSet:
     paths, classes, splits = zip(*sorted(rows), strict=True)
     table = pd.DataFrame(
         {
-            # A name may hold bytes that are no UTF-8, which pandas' text columns refuse: paths stay as they are.
+            # A path may contain bytes that are not UTF-8, which pandas' text columns reject: use objects.
             "path": pd.Series(paths, dtype=object),
             "class": [shown(Path(name)) for name in classes],
             "split": splits,
@@ -64,33 +64,33 @@ def find_files(root: Path, *, group: str | None = None) -> ImageSet:
 
 
 def listed_files(manifest: Path, root: Path, *, group: str | None = None) -> ImageSet:
-    """The files that a manifest lists, whether they are there or not; none is opened.
+    """Return the files that a manifest lists, whether they exist or not; none is opened.
 
     Args:
-        manifest: A table as `manifest.py` reads it.
-        root: Folder that its paths lie below.
-        group: Regular expression that finds the patient in the path; None: the column group, where there is one.
+        manifest: A table in the format that `manifest.py` documents.
+        root: Folder that its paths are relative to.
+        group: Regular expression that matches the patient in the path; None: the column group, if there is one.
 
     Raises:
-        PylorusError: If the manifest is no such table, or the expression is none.
+        PylorusError: If the manifest is not such a table, or `group` is not a regular expression.
     """
     _expect_folder(root)
     rows = manifest_rows(manifest)
     table = rows[["path", "class", "split"]].reset_index(drop=True)
-    listed = group is None and "group" in rows
-    groups = list(rows["group"]) if listed else _groups(list(rows["path"]), group)
-    return ImageSet(root, table.assign(group=groups), grouped=listed or group is not None)
+    has_groups = group is None and "group" in rows
+    groups = list(rows["group"]) if has_groups else _groups(list(rows["path"]), group)
+    return ImageSet(root, table.assign(group=groups), grouped=has_groups or group is not None)
 
 
 def _expect_folder(root: Path) -> None:
     if not root.is_dir():
-        raise PylorusError(f"{root} is no folder; expected the folder of an image set.")
+        raise PylorusError(f"{root} is not a folder; expected the folder of an image set.")
 
 
 def _groups(paths: list[str], pattern: str | None) -> list[str]:
-    """The group of each path; empty where the expression finds none: the audit tells it of all of them."""
+    """Return the group of each path, empty if the expression does not match: the audit reports all these paths."""
     if pattern is None:
         return paths
-    finder = group_finder(pattern, key="--group")
-    found = [finder.search(path) for path in paths]
-    return ["" if match is None else group_in(match) for match in found]
+    expression = group_finder(pattern, key="--group")
+    matches = [expression.search(path) for path in paths]
+    return ["" if match is None else group_in(match) for match in matches]

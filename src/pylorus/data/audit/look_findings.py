@@ -1,4 +1,4 @@
-"""What the pixels say: blurred and dark images, black borders, burned-in text, and whether a class is given away."""
+"""Check image quality: blurred and dark images, black borders, burned-in text, and shortcuts that reveal the class."""
 
 from collections.abc import Sequence
 
@@ -11,34 +11,34 @@ from pylorus.data.audit.thresholds import Thresholds
 from pylorus.data.facts import Facts, column_of
 
 LEAST_SPREAD = {"sharpness": 0.1, "brightness": 4.0}
-"""Spread (log units, grey levels) that a set is given at least: else in a set of like images all else is an outlier."""
+"""Least spread (log units, grey levels): otherwise small differences in a homogeneous set would be outliers."""
 
 Mask = NDArray[np.bool_]
 
 
 def look_findings(images: ImageSet, facts: Sequence[Facts], thresholds: Thresholds) -> list[Finding]:
-    """Findings about how images were taken; outliers are told from the set's own median."""
-    places = np.flatnonzero([not problem for problem in column_of(facts, "problem")])
-    if not len(places):
+    """Return findings about image quality; outliers are relative to the median of the set."""
+    indices = np.flatnonzero([not problem for problem in column_of(facts, "problem")])
+    if not len(indices):
         return []
-    classes = images.table["class"].to_numpy()[places].astype(np.str_)
-    border, letters = column_of(facts, "border")[places], column_of(facts, "letters")[places]
-    sharpness, brightness = column_of(facts, "sharpness")[places], column_of(facts, "brightness")[places]
-    bordered, lettered = border >= thresholds.border, letters >= thresholds.letters
+    classes = images.table["class"].to_numpy()[indices].astype(np.str_)
+    border, letters = column_of(facts, "border")[indices], column_of(facts, "letters")[indices]
+    sharpness, brightness = column_of(facts, "sharpness")[indices], column_of(facts, "brightness")[indices]
+    has_border, has_text = border >= thresholds.border, letters >= thresholds.letters
     return [
-        *_light(places, sharpness, brightness, thresholds),
-        *_border(places, border, bordered),
-        *_shortcut("border", "a black border", bordered, classes, thresholds),
-        *_text(places, letters, lettered),
-        *_shortcut("text", "signs of burned-in text", lettered, classes, thresholds),
+        *_light(indices, sharpness, brightness, thresholds),
+        *_border(indices, border, has_border),
+        *_shortcut("border", "a black border", has_border, classes, thresholds),
+        *_text(indices, letters, has_text),
+        *_shortcut("text", "signs of burned-in text", has_text, classes, thresholds),
     ]
 
 
 def below_median(values: NDArray[np.float64], *, least_spread: float) -> NDArray[np.float64]:
-    """How many robust standard deviations each value lies below the median, of shape (images,).
+    """Compute how many robust standard deviations each value is below the median, of shape (images,).
 
-    The deviation is 1.4826 times the median distance from the median (Rousseeuw and Croux 1993): what lies far off
-    does not widen it.
+    The robust standard deviation is 1.4826 times the median absolute deviation (Rousseeuw and Croux 1993), which
+    outliers do not inflate.
 
     Example:
         >>> below_median(np.array([10.0, 11, 9, 10, 1]), least_spread=0.1).round(1).tolist()
@@ -50,32 +50,33 @@ def below_median(values: NDArray[np.float64], *, least_spread: float) -> NDArray
 
 
 def _light(
-    places: NDArray[np.int64],
+    indices: NDArray[np.int64],
     sharpness: NDArray[np.float64],
     brightness: NDArray[np.float64],
     thresholds: Thresholds,
 ) -> list[Finding]:
     sharpness = np.log(np.maximum(sharpness, 1e-3))
-    enough = len(places) >= thresholds.least_for_outliers
-    blur = below_median(sharpness, least_spread=LEAST_SPREAD["sharpness"])
-    dark = below_median(brightness, least_spread=LEAST_SPREAD["brightness"])
-    black = brightness < thresholds.black
-    darkened = black | ((dark >= thresholds.outlier) & enough)
-    blurred = (blur >= thresholds.outlier) & enough & ~darkened  # in the dark all edges are faint
+    has_reference = len(indices) >= thresholds.least_for_outliers
+    blur_score = below_median(sharpness, least_spread=LEAST_SPREAD["sharpness"])
+    dark_score = below_median(brightness, least_spread=LEAST_SPREAD["brightness"])
+    is_black = brightness < thresholds.black
+    is_dark = is_black | ((dark_score >= thresholds.outlier) & has_reference)
+    is_blurred = (blur_score >= thresholds.outlier) & has_reference & ~is_dark  # dark images have faint edges
     findings = []
-    if blurred.any():
-        share = np.exp(sharpness - np.median(sharpness))
-        details = [f"sharpness {value:.0%} of the set's median" for value in share]
+    if is_blurred.any():
+        relative_sharpness = np.exp(sharpness - np.median(sharpness))
+        details = [f"sharpness {value:.0%} of the set's median" for value in relative_sharpness]
         findings.append(
             Finding(
                 "blurred",
                 "warning",
-                f"{counted(int(blurred.sum()), 'image')} far less sharp than the others.",
-                "Look at them: out of focus, moved or enlarged? Images that show no finding teach none.",
-                _items(places, blurred, -blur, details),
+                f"{counted(int(is_blurred.sum()), 'image')} much less sharp than the others.",
+                "Inspect them: out of focus, motion blur or upscaled? A model can't learn from images that "
+                "don't show the finding.",
+                _items(indices, is_blurred, -blur_score, details),
             )
         )
-    if darkened.any():
+    if is_dark.any():
         details = [
             f"mean grey level {value:.0f}, the set's median is {np.median(brightness):.0f}" for value in brightness
         ]
@@ -83,66 +84,73 @@ def _light(
             Finding(
                 "dark",
                 "warning",
-                f"{counted(int(darkened.sum()), 'image')} far darker than the others.",
-                "Look at them: was the lamp off, the lens covered, the exposure wrong?",
-                _items(places, darkened, brightness, details),
+                f"{counted(int(is_dark.sum()), 'image')} much darker than the others.",
+                "Inspect them: was the light off, the lens covered, or the exposure wrong?",
+                _items(indices, is_dark, brightness, details),
             )
         )
     return findings
 
 
-def _border(places: NDArray[np.int64], border: NDArray[np.float64], bordered: Mask) -> list[Finding]:
-    if not bordered.any():
+def _border(indices: NDArray[np.int64], border: NDArray[np.float64], has_border: Mask) -> list[Finding]:
+    if not has_border.any():
         return []
     return [
         Finding(
             "black-border",
             "note",
-            f"{counted(int(bordered.sum()), 'image')} of {len(places):,} with a black border.",
-            "data.crop=auto cuts to the field of view; below is what it would cut.",
-            _items(places, bordered, -border, [f"{value:.0%} of the frame" for value in border]),
+            f"{counted(int(has_border.sum()), 'image')} of {len(indices):,} with a black border.",
+            "data.crop=auto crops to the field of view; see below what it would crop.",
+            _items(indices, has_border, -border, [f"{value:.0%} of the frame" for value in border]),
         )
     ]
 
 
-def _text(places: NDArray[np.int64], letters: NDArray[np.int64], lettered: Mask) -> list[Finding]:
-    if not lettered.any():
+def _text(indices: NDArray[np.int64], letters: NDArray[np.int64], has_text: Mask) -> list[Finding]:
+    if not has_text.any():
         return []
     return [
         Finding(
             "burned-in-text",
             "warning",
-            f"{counted(int(lettered.sum()), 'image')} of {len(places):,} with signs of burned-in text beside the "
-            "field of view: it may name the patient or the device.",
-            "Export without overlays, or set data.crop=auto, and look at what it leaves before images are passed on.",
-            _items(places, lettered, -letters, [f"{count} shapes like letters" for count in letters]),
+            f"{counted(int(has_text.sum()), 'image')} of {len(indices):,} with signs of burned-in text "
+            "outside the field of view: it may identify the patient or the device.",
+            "Export without overlays, or set data.crop=auto and check what remains before you share images.",
+            _items(
+                indices,
+                has_text,
+                -letters,
+                [f"{count} letter-like {'shape' if count == 1 else 'shapes'}" for count in letters],
+            ),
         )
     ]
 
 
-def _shortcut(name: str, what: str, marked: Mask, classes: NDArray[np.str_], thresholds: Thresholds) -> list[Finding]:
-    """Whether something beside the mucosa tells the classes apart."""
+def _shortcut(
+    name: str, feature: str, has_feature: Mask, classes: NDArray[np.str_], thresholds: Thresholds
+) -> list[Finding]:
+    """Return a finding if something other than the mucosa distinguishes the classes."""
     names, counts = np.unique(classes, return_counts=True)
-    shares = {
-        str(each): float(marked[classes == each].mean()) for each in names[counts >= thresholds.least_for_shortcut]
+    proportions = {
+        str(each): float(has_feature[classes == each].mean()) for each in names[counts >= thresholds.least_for_shortcut]
     }
-    if len(shares) < 2 or max(shares.values()) - min(shares.values()) < thresholds.shortcut:
+    if len(proportions) < 2 or max(proportions.values()) - min(proportions.values()) < thresholds.shortcut:
         return []
-    told = ", ".join(f"{each} {share:.0%}" for each, share in shares.items())
+    proportions_text = ", ".join(f"{each} {share:.0%}" for each, share in proportions.items())
     return [
         Finding(
             f"{name}-tells-the-class",
             "warning",
-            f"The classes differ much in how many images have {what} ({told}): a model may learn that instead of the "
-            "disease.",
-            "Set data.crop=auto, or take images of all classes from the same devices and exports; compare the results "
-            "with and without.",
+            f"The proportion of images with {feature} differs between classes ({proportions_text}): a model may "
+            "learn this instead of the disease.",
+            "Set data.crop=auto, or use images of all classes from the same devices and exports; compare the results "
+            "with and without cropping.",
         )
     ]
 
 
 def _items(
-    places: NDArray[np.int64], wanted: Mask, rank: NDArray[np.generic], details: Sequence[str]
+    indices: NDArray[np.int64], selected: Mask, rank: NDArray[np.generic], details: Sequence[str]
 ) -> tuple[Item, ...]:
     order = np.argsort(rank, kind="stable")
-    return tuple(Item((int(places[index]),), details[index]) for index in order if wanted[index])
+    return tuple(Item((int(indices[index]),), details[index]) for index in order if selected[index])

@@ -1,33 +1,33 @@
-"""From where on the audit says something: written once, and into audit.json."""
+"""Limits of the audit, all in one place; audit.json records them."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Limits of the audit. What they find and accuse wrongly was measured: `docs/audit.md`.
+    """Limits of the audit. Detection rates and false positives were measured: see `docs/audit.md`.
 
     Attributes:
-        distance: Bits of 64 in which hashes of near copies may differ, at most 7.
-        many: Images from which on turned and mirrored copies are looked for in `turned_distance` bits: they are seven
-            times as many comparisons, whose number grows faster than that of the images.
-        turned_distance: Bits; with 3 instead of 7 still 97 % and more of them were found.
-        likeness: Least correlation of the thumbnails' fine structure of near copies, in [-1, 1]. Images of different
-            things reached 0.83, copies that were written anew, made smaller, turned or mirrored 0.96 and more.
-        contrast: Least spread of an image's grey levels; below it is blank and not compared.
-        crowd: Images that one key of a hash is compared with.
-        shortest: Pixels; a shorter side is tiny.
-        longest: Pixels; a longer side is extreme.
-        aspect: Longer side over shorter; above it is extreme.
-        outlier: Robust standard deviations below the set's median from which on an image is blurred or dark
-            (Iglewicz and Hoaglin 1993 advise 3.5).
-        black: Mean grey level below which an image is dark, whatever the others are.
-        least_for_outliers: Images that a set needs to be judged by its own median.
-        imbalance: Largest class over smallest; from here on it is told.
-        border: Share of the frame that makes a black border.
-        letters: Shapes like letters that make a sign of text.
-        shortcut: Difference between classes, of the share of images with border or text, that a model may learn.
-        least_for_shortcut: Images that a class needs for that.
+        distance: Maximum Hamming distance of the 64-bit hashes of near copies, at most 7.
+        many: Number of images above which rotated and mirrored copies are searched for within `turned_distance` bits:
+            they take seven times as many comparisons, and comparisons grow faster than the number of images.
+        turned_distance: Maximum Hamming distance in bits; with 3 instead of 7, at least 97 % were still found.
+        likeness: Least correlation of the fine structure of near copies' thumbnails, in [-1, 1]. Images of different
+            subjects reached 0.83; copies that were re-encoded, downscaled, rotated or mirrored 0.96 and more.
+        contrast: Standard deviation of grey levels below which an image is blank and not compared.
+        crowd: Maximum number of images that are compared per hash key.
+        shortest: Shorter side in pixels below which an image is tiny.
+        longest: Longer side in pixels above which an image is very large.
+        aspect: Ratio of the longer to the shorter side above which the proportions are odd.
+        outlier: Robust standard deviations below the set's median from which an image is blurred or dark (Iglewicz
+            and Hoaglin 1993 recommend 3.5).
+        black: Mean grey level below which an image is dark, regardless of the others.
+        least_for_outliers: Images that a set needs for outliers to be detected.
+        imbalance: Ratio of the largest to the smallest class from which imbalance is reported.
+        border: Fraction of the frame from which dark edges are a black border.
+        letters: Number of letter-like shapes that indicate text.
+        shortcut: Difference between classes in the proportion of images with border or text from which it is reported.
+        least_for_shortcut: Images that a class needs for this comparison.
     """
 
     distance: int = 7
