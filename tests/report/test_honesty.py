@@ -47,7 +47,7 @@ def test_a_split_whose_parts_share_an_image_is_marked_whatever_the_configuration
 def test_in_a_mixed_report_a_mark_names_the_runs_that_it_is_about(make_run):
     paths = [make_run("a"), make_run("b", model="vgg19.tv_in1k", config={"data.kind": "synthetic"})]
     runs = gather(paths, FAST).runs
-    assert mark_words(runs) == "DRAWN IMAGES: no clinical meaning (vgg19)."
+    assert mark_words(runs) == "SYNTHETIC IMAGES: no clinical meaning (vgg19)."
 
 
 def test_looks_count_each_stage_that_predicted_the_test_set(make_run):
@@ -86,7 +86,7 @@ def test_different_test_sets_are_not_compared_and_the_page_says_why(make_run, un
     assert len(evidence.tests) == 2
     said = " ".join(summarize(evidence, kind="runs").warnings)
     assert "vgg19 and resnet50 are not compared pair by pair: the two are not about the same images" in said
-    assert "2 different test sets, not to be compared" in str(sections_of(evidence))
+    assert "2 different test sets, which must not be compared" in str(sections_of(evidence))
 
 
 def test_other_groups_on_the_same_images_are_not_compared_either(make_run):

@@ -37,5 +37,5 @@ def test_the_figure_says_in_words_what_learned(make_run):
 def test_a_network_file_of_another_shape_is_refused(make_run):
     run = make_run()
     (run / "network.json").write_text(json.dumps([{"name": "conv1"}]))
-    with pytest.raises(PylorusError, match=r"network\.json: not as a run writes it"):
+    with pytest.raises(PylorusError, match=r"network\.json: expected the format that a run writes"):
         blocks_of(read_run(run))
