@@ -143,6 +143,6 @@ def _net_benefit(result: Result, class_name: str) -> NetBenefit:
     return net_benefit(predictions.true == column, probability, result.test.clusters, confidence=CONFIDENCE)
 
 
-def _mistakes(coverage: np.ndarray, risk: np.ndarray, share: float) -> str:
+def _mistakes(coverage: np.ndarray, risk: np.ndarray, proportion: float) -> str:
     """Format the risk at the lowest coverage that reaches a proportion."""
-    return f"{100 * risk[int(np.argmax(coverage >= share))]:.1f} %"
+    return f"{100 * risk[int(np.argmax(coverage >= proportion))]:.1f} %"

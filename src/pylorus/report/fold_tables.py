@@ -238,7 +238,7 @@ def _pooled_rows(each: Pooled, level: str, *, repeated: bool) -> list[Row]:
 
 def _index_cells(predictions: Predictions) -> list[Cell]:
     groups = predictions.clusters
-    shares = proportions_of_predictions(
+    proportions = proportions_of_predictions(
         predictions.true, predictions.predicted, groups, classes=predictions.classes, confidence=CONFIDENCE
     )
     indices = indices_of_predictions(
@@ -248,9 +248,12 @@ def _index_cells(predictions: Predictions) -> list[Cell]:
         classes=predictions.classes,
         confidence=CONFIDENCE,
     )
-    cells: list[Cell] = [in_percent(shares.accuracy), in_percent(indices.balanced_accuracy)]
+    cells: list[Cell] = [in_percent(proportions.accuracy), in_percent(indices.balanced_accuracy)]
     cells += [in_percent(indices.macro_f1), as_number(indices.cohen_kappa, digits=2), as_number(indices.mcc, digits=2)]
-    return [*cells, *(in_percent(share) for kind in (shares.sensitivity, shares.precision) for share in kind)]
+    return [
+        *cells,
+        *(in_percent(proportion) for kind in (proportions.sensitivity, proportions.precision) for proportion in kind),
+    ]
 
 
 def _pooled_notes(pools: Sequence[Pooled], level: str, *, repeated: bool) -> list[str]:
@@ -315,7 +318,7 @@ def _fold_cells(candidate: Candidate, result: Result, *, repeated: bool) -> list
     cells += [_repeat_name(result)] if repeated else []
     cells += [result.test.images, result.test.groups, in_percent(level.shares.accuracy)]
     cells += [in_percent(level.indices.macro_f1), as_number(level.ranking.macro_auroc)]
-    return [*cells, *(in_percent(share) for share in level.shares.sensitivity)]
+    return [*cells, *(in_percent(proportion) for proportion in level.shares.sensitivity)]
 
 
 def _fold_order(result: Result) -> tuple[int, str]:

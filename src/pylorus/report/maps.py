@@ -58,10 +58,10 @@ def saved_maps(run: SavedRun, *, stage: str) -> SavedMaps:
         return SavedMaps(said=f"No heat maps for these images: the network in the bundle is not that of stage {stage}.")
     try:
         table = pd.read_csv(folder / INDEX, dtype=str, keep_default_na=False)
-        drawn = table[(table["sample"] != "") & (table["picture"] != "") & (table["class"] == table["predicted"])]
+        rows = table[(table["sample"] != "") & (table["picture"] != "") & (table["class"] == table["predicted"])]
         overlays = {
             str(sample): small_jpeg(np.asarray(Image.open(folder / OVERLAYS / str(name)).convert("RGB")))
-            for sample, name in zip(drawn["sample"], drawn["picture"], strict=True)
+            for sample, name in zip(rows["sample"], rows["picture"], strict=True)
         }
     except (OSError, ValueError, KeyError) as error:
         raise PylorusError(

@@ -84,9 +84,9 @@ def _panel(axes: Axes, title: str, calibration: Calibration, *, small: bool) -> 
 
 
 def _curve(axes: Axes, curve: ReliabilityCurve, line_options: dict[str, str]) -> None:
-    accuracy = np.array([share.value for share in curve.accuracy])
-    ends = np.array([(share.low, share.high) for share in curve.accuracy]).T
-    lengths = np.abs(ends - accuracy)
+    accuracy = np.array([proportion.value for proportion in curve.accuracy])
+    limits = np.array([(proportion.low, proportion.high) for proportion in curve.accuracy]).T
+    lengths = np.abs(limits - accuracy)
     axes.errorbar(
         100 * curve.certainty,
         100 * accuracy,

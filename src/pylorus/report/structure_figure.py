@@ -51,7 +51,7 @@ def structure_figure(run: SavedRun) -> Drawing:
         alt=f"{len(blocks)} blocks with {layers} layers with weights. {trained}.",
         figure=figure,
         notes=(
-            "The width of a box is the number of output channels on a logarithmic scale. Squares: filled if all "
+            "Box width increases with the number of output channels (logarithmic scale). Squares: filled if all "
             "parameters of a block were trained in that stage, half filled if some were, empty if the block was "
             "frozen.",
         ),
