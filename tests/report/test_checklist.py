@@ -333,7 +333,7 @@ LEFT_OUT = {"left_out": [{"class": "gastric_ulcer", "split": "not given", "files
             {"config": {"data.validation": "test"}},
             None,
             "looked at once",
-            "All results are optimistic",
+            "All figures are optimistic",
         ),
         (answers.availability, {"finished": 0}, None, "predictions, the trained model", "versions, curves;"),
     ],
@@ -440,7 +440,7 @@ def test_a_report_that_was_validated_on_the_test_images_never_says_otherwise(mak
     page = write_report([make_run(**(BASE | {"config": {"data.validation": "test"}}))], options=FAST).read_text()
     for false in ("fitted on the validation images", "images alone", "on training and validation images"):
         assert false not in page
-    assert "temperature scaling, fitted on the test images (data.validation=test)" in page
+    assert "a temperature fitted on the test images (data.validation=test)" in page
 
 
 def test_only_what_is_there_counts_as_a_look_a_mistake_or_a_pair(make_run, undrawn):

@@ -47,5 +47,5 @@ def test_equal_words_below_each_other_unite_only_within_what_is_left_of_them():
 
 
 def test_a_row_of_another_length_than_the_columns_is_refused():
-    with pytest.raises(ValueError, match="a row of 2, expected 3"):
+    with pytest.raises(ValueError, match="a row of 2 cells, expected 3"):
         Table("t", "Title", "", text_columns("a", "b", "c"), (Row(("x", "y")),))

@@ -61,7 +61,7 @@ def calibration_table(results: Sequence[Result], *, class_name: str | None = Non
     fitted_on = validation_images([result.run for result in results])
     return Table(
         key="calibration",
-        title=f"Calibration on test images before and after temperature scaling, fitted on {fitted_on}",
+        title=f"Calibration on test images before and after scaling by a temperature fitted on {fitted_on}",
         basis=tested_on(results),
         columns=(
             *text_columns("model", "stage", "probabilities"),

@@ -22,7 +22,7 @@ class Mark:
 OPTIMISTIC = Mark(
     "OPTIMISTIC: validated on the test images",
     "Every epoch was validated on the test images (data.validation=test), as in the published study: the best epoch, "
-    "the temperature and the threshold were chosen on the same images on which they are tested. All results are "
+    "the temperature and the threshold were chosen on the same images on which they are tested. All figures are "
     "optimistic.",
 )
 DRAWN = Mark(
@@ -33,7 +33,7 @@ DRAWN = Mark(
 LEAKING = Mark(
     "LEAKING: patients or images shared between splits",
     "Groups (patients), identical images or near duplicates occur in more than one split (train, val, test): the model "
-    "may have seen what it is tested on. All results are optimistic.",
+    "may have seen what it is tested on. All figures are optimistic.",
 )
 
 

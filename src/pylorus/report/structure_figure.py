@@ -46,7 +46,7 @@ def structure_figure(run: SavedRun) -> Drawing:
     )
     return Drawing(
         key=f"structure-{run.stem}",
-        title=f"Architecture of {run.model}, from image to classes",
+        title=f"Structure of {run.model}, from image to classes",
         basis="",
         alt=f"{len(blocks)} blocks with {layers} layers with weights. {trained}.",
         figure=figure,
