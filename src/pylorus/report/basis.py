@@ -31,7 +31,9 @@ def tested_on(results: Sequence[Result], *, level: str = IMAGES) -> str:
     descriptions = [_said(each.results, level) for each in test_sets]
     if len(test_sets) > 1:
         by_set = [f"{', '.join(each.runs)}: {text}" for each, text in zip(test_sets, descriptions, strict=True)]
-        descriptions = [f"{len(test_sets)} different test sets, which must not be compared. {'; '.join(by_set)}"]
+        descriptions = [
+            f"{len(test_sets)} different test sets, not to be compared with each other. {'; '.join(by_set)}"
+        ]
     return _joined(f"{level.capitalize()}; {descriptions[0]}.", [result.run for result in results])
 
 
