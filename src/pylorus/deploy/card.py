@@ -91,10 +91,15 @@ def _count_epochs(epochs: int) -> str:
     return "1 epoch" if epochs == 1 else f"{epochs} epochs"
 
 
+def _trained_layers(learn: str) -> str:
+    """Return which layers a stage trained: `head`, `all`, or a block's name, which includes all later layers."""
+    return {"head": "classification head", "all": "all layers"}.get(learn, f"{_text(learn)} and all later layers")
+
+
 def _training(description: Description) -> str:
     stages = [
-        f"- {_text(stage.name)}: trained layers {_text(stage.learn)}, {_count_epochs(stage.epochs)}, "
-        f"weights of epoch {stage.best_epoch}"
+        f"- {_text(stage.name)}: {_trained_layers(stage.learn)} trained for {_count_epochs(stage.epochs)}, "
+        f"weights of epoch {stage.best_epoch} used"
         for stage in description.training.stages
     ]
     source = {"none": "random weights", "hub": "timm's pretrained weights"}.get(
@@ -106,7 +111,7 @@ def _training(description: Description) -> str:
         f"Trained from {source}{digest} with seed {description.training.seed} and precision "
         f"{_text(description.training.precision)}:\n\n"
         + "\n".join(stages)
-        + f"\n\nThe shipped network is that of stage **{_text(description.shipped.name)}** of its run: {choice}."
+        + f"\n\nThe shipped network is that of stage **{_text(description.shipped.name)}** of its run ({choice})."
     )
 
 
@@ -126,11 +131,9 @@ def _worth(description: Description) -> str:
     titles = ["class", "sensitivity", "specificity", "precision", "AUROC"]
     tables = (metrics.sensitivity, metrics.specificity, metrics.precision, metrics.auroc)
     rows = [[_text(name), *(_shown(table[name]) for table in tables)] for name in description.short_names]
-    groups = (
-        f" of {metrics.groups:,} groups (patients), whose images are kept together in the intervals"
-        if description.training.grouped
-        else ""
-    )
+    groups, clustering = "", ""
+    if description.training.grouped:
+        groups, clustering = f" of {metrics.groups:,} groups (patients)", " that keep each group's images together"
     caveat = (
         "\n\n**Optimistic: these images also served as validation images, on which the weights, the temperature and "
         "the thresholds were chosen.**"
@@ -138,8 +141,8 @@ def _worth(description: Description) -> str:
         else ""
     )
     return (
-        f"On {metrics.images:,} test images{groups}, with no abstentions, in % with 95 % confidence intervals: "
-        f"accuracy {_shown(metrics.accuracy)}.{caveat}\n\n{_table(titles, rows)}"
+        f"Without abstentions, on {metrics.images:,} test images{groups}, in % with 95 % confidence intervals"
+        f"{clustering}: accuracy {_shown(metrics.accuracy)}.{caveat}\n\n{_table(titles, rows)}"
     )
 
 
