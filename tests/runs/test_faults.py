@@ -150,7 +150,7 @@ def test_a_full_disk_is_known_under_its_other_names(begin, composed, error):
     except ValueError as outer:
         told = str(explained(outer, begin(), composed()))
     assert "the disk is full" in told
-    assert "are free" in told
+    assert " free)" in told
     assert "cache" in told
 
 

@@ -77,11 +77,11 @@ def evaluation_of(
 def _further_indices(predictions: Predictions) -> dict[str, object]:
     """Compute the other image-level metrics of the run's report."""
     groups, names, classes = predictions.clusters, predictions.class_names, predictions.classes
-    shares = proportions_of_predictions(predictions.true, predictions.predicted, groups, classes=classes)
+    proportions = proportions_of_predictions(predictions.true, predictions.predicted, groups, classes=classes)
     indices = indices_of_predictions(predictions.true, predictions.predicted, groups, classes=classes)
     ranking = ranking_of_predictions(predictions.true, predictions.probabilities, groups)
     scores = estimate_calibration(predictions.probabilities, predictions.true, groups)
-    by_class = {"npv": shares.npv, "f1": indices.f1, "average_precision": ranking.average_precision}
+    by_class = {"npv": proportions.npv, "f1": indices.f1, "average_precision": ranking.average_precision}
     overall = {name: getattr(indices, name) for name in OVERALL}
     overall |= {"macro_auroc": ranking.macro_auroc, "macro_average_precision": ranking.macro_average_precision}
     overall |= {"ece": scores.ece, "brier": scores.brier, "nll": scores.nll}
@@ -99,8 +99,10 @@ def _decided(predictions: Predictions, deciding: str, threshold: float) -> dict[
     column = predictions.class_names.index(deciding)
     positive, scores = predictions.true == column, predictions.probabilities[:, column]
     point = operating_point(positive, scores, predictions.clusters, threshold=threshold)
-    shares = {name: plain(figure(getattr(point, name))) for name in ("sensitivity", "specificity", "precision", "npv")}
-    return {"class": deciding, "threshold": threshold, **shares}
+    proportions = {
+        name: plain(figure(getattr(point, name))) for name in ("sensitivity", "specificity", "precision", "npv")
+    }
+    return {"class": deciding, "threshold": threshold, **proportions}
 
 
 def _known(

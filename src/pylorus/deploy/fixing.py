@@ -62,15 +62,15 @@ def deciding_class(deploy: DeployConfig, *, classes: Sequence[str], short_names:
     Raises:
         PylorusError: If `deploy.class_name` is not one of the classes.
     """
-    wanted = deploy.class_name
-    if wanted is None or wanted in short_names:
-        return short_names[0] if wanted is None else wanted
-    if wanted not in classes:
+    name = deploy.class_name
+    if name is None or name in short_names:
+        return short_names[0] if name is None else name
+    if name not in classes:
         raise PylorusError(
-            f'deploy.class_name: found "{wanted}", expected one of {", ".join(short_names)}.'
-            f"{did_you_mean(wanted, [*short_names, *classes])}"
+            f'deploy.class_name: found "{name}", expected one of {", ".join(short_names)}.'
+            f"{did_you_mean(name, [*short_names, *classes])}"
         )
-    return short_names[list(classes).index(wanted)]
+    return short_names[list(classes).index(name)]
 
 
 def fixed_decision(calibration: Calibration, deploy: DeployConfig, *, class_name: str) -> Decision:

@@ -15,7 +15,7 @@ from pylorus.errors import PylorusError, did_you_mean
 
 Kind = TypeVar("Kind")
 
-WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
 
 
 def parsed(content: bytes, *, where: str) -> object:
@@ -78,7 +78,7 @@ def _built(kind: Any, value: object, where: str) -> object:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 2**53 else math.nan
     if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
-        raise PylorusError(f"{where}: found {_shown(value)}, expected {WORDS[kind]}.")
+        raise PylorusError(f"{where}: found {_shown(value)}, expected {TYPE_NAMES[kind]}.")
     return value
 
 

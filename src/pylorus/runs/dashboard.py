@@ -216,18 +216,18 @@ def mistakes_figure(table: pd.DataFrame, datamodule: ImageDataModule) -> Figure 
 
 def shared_config(config: Config) -> dict[str, Any]:
     """Return the configuration as it may leave the machine: without folders, file names and values of a manifest."""
-    shared: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(config))  # type: ignore[assignment]
+    shareable: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(config))  # type: ignore[assignment]
     for name in PRIVATE:
-        del shared["data"][name]
+        del shareable["data"][name]
     if config.data.fold_column is not None:
-        del shared["data"]["fold"]
-    del shared["cache"]["folder"]
-    shared["model"]["args"] = {
-        name: redacted(f"model.args.{name}", value) for name, value in shared["model"]["args"].items()
+        del shareable["data"]["fold"]
+    del shareable["cache"]["folder"]
+    shareable["model"]["args"] = {
+        name: redacted(f"model.args.{name}", value) for name, value in shareable["model"]["args"].items()
     }
     if config.model.weights not in ("hub", "none"):
-        shared["model"]["weights"] = "file"
-    return shared
+        shareable["model"]["weights"] = "file"
+    return shareable
 
 
 def _wandb_run(config: Config, folder: RunFolder) -> Any:

@@ -17,13 +17,15 @@ from pylorus.data.unreadable import UnreadableImageError
 from pylorus.errors import PylorusError
 from pylorus.machine.choices import images_a_step
 from pylorus.runs.begun import as_begun
-from pylorus.runs.disk import FULL, LOST, SHUT, full, lost, named, shut
+from pylorus.runs.disk import DISK_FULL, NOT_WRITABLE, UNREACHABLE, full, lost, named, shut
 from pylorus.runs.folder import RunFolder
 
-MEMORY = re.compile(r"DefaultCPUAllocator: (can't allocate|not enough) memory|CUDA error: out of memory", re.IGNORECASE)
-WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
-SHARED = re.compile(r"shared memory|unable to (write to file|open shared).*/?torch_", re.IGNORECASE)
-UNWRITTEN = re.compile(r"PytorchStreamWriter failed writing|No space left on device|Disk quota exceeded")
+MEMORY_ERROR = re.compile(
+    r"DefaultCPUAllocator: (can't allocate|not enough) memory|CUDA error: out of memory", re.IGNORECASE
+)
+WORKER_ERROR = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
+SHARED_MEMORY_ERROR = re.compile(r"shared memory|unable to (write to file|open shared).*/?torch_", re.IGNORECASE)
+WRITE_ERROR = re.compile(r"PytorchStreamWriter failed writing|No space left on device|Disk quota exceeded")
 
 
 @contextmanager
@@ -57,7 +59,7 @@ def explained(error: BaseException, folder: RunFolder, config: Config) -> Pyloru
 
 def out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that the memory of the GPU or of the machine was insufficient."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or MEMORY.search(str(error)) is not None
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or MEMORY_ERROR.search(str(error)) is not None
 
 
 def _words(error: BaseException, folder: RunFolder, config: Config) -> str | None:
@@ -66,15 +68,19 @@ def _words(error: BaseException, folder: RunFolder, config: Config) -> str | Non
         return _unreadable(text, folder)
     if out_of_memory(error):
         return _out_of_memory(error, folder, config)
-    if isinstance(error, RuntimeError) and (WORKER.search(text) or SHARED.search(text)):
+    if isinstance(error, RuntimeError) and (WORKER_ERROR.search(text) or SHARED_MEMORY_ERROR.search(text)):
         return _worker(text, folder, config)
-    if isinstance(error, OSError) and (error.errno == errno.ENOENT or error.errno in LOST) and not _there(folder):
+    if (
+        isinstance(error, OSError)
+        and (error.errno == errno.ENOENT or error.errno in UNREACHABLE)
+        and not _there(folder)
+    ):
         return _vanished(folder)
-    if (isinstance(error, OSError) and error.errno in FULL) or UNWRITTEN.search(text):
+    if (isinstance(error, OSError) and error.errno in DISK_FULL) or WRITE_ERROR.search(text):
         return _disk_full(error, folder, config)
-    if isinstance(error, OSError) and error.errno in SHUT:
+    if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
         return f"{shut(error, _place(error, folder), folder.path)}\nThen {_go_on(folder)}"
-    if isinstance(error, OSError) and error.errno in LOST:
+    if isinstance(error, OSError) and error.errno in UNREACHABLE:
         return f"{lost(error, _place(error, folder))}\nReconnect the drive or the network, then {_go_on(folder)}"
     return None
 
@@ -107,7 +113,7 @@ def _unreadable(text: str, folder: RunFolder) -> str:
 
 
 def _worker(text: str, folder: RunFolder, config: Config) -> str:
-    match = WORKER.search(text)
+    match = WORKER_ERROR.search(text)
     process = f"a process that decodes images (pid {match[1].strip()})" if match else "a process that decodes images"
     workers = "chosen for the machine's cores" if config.data.workers is None else config.data.workers
     return (

@@ -150,14 +150,14 @@ class RunFolder:
 
 
 @contextmanager
-def _beating(say: Callable[..., None]) -> Iterator[None]:
+def _beating(write: Callable[..., None]) -> Iterator[None]:
     """Write a heartbeat at regular intervals while the code inside the context runs."""
     ended = threading.Event()
 
     def beat() -> None:
         while not ended.wait(HEARTBEAT):
             with suppress(OSError):  # the run itself will report a full disk
-                say(heartbeat=_now())
+                write(heartbeat=_now())
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()

@@ -109,7 +109,9 @@ def describe_choice(shipped: ShippedStage, *, validated_on: str = "val") -> str:
         validated_on: `val`, or `test` if the validation images were the test images.
     """
     own = percent(shipped.accuracy[shipped.name]) if shipped.name in shipped.accuracy else ""
-    others = ", ".join(f"{name} {percent(share)} %" for name, share in shipped.accuracy.items() if name != shipped.name)
+    others = ", ".join(
+        f"{name} {percent(accuracy)} %" for name, accuracy in shipped.accuracy.items() if name != shipped.name
+    )
     reason = {
         ONLY: "the only stage",
         ACCURACY: f"highest validation accuracy: {own} %, against {others}",

@@ -22,9 +22,11 @@ PATIENCE = 60.0
 """Seconds in which a run must finish and save its current step once it is asked to end."""
 JOB_PATIENCE = 1.5 * PATIENCE
 """Seconds in which a job of a sweep must end; it may have to wait for processes of its own."""
-HAND_ON = signal.SIGTERM
+JOB_STOP_SIGNAL = signal.SIGTERM
 """The signal that a sweep sends to its jobs when it has to end; a job that already received a signal ignores it."""
-STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
 
 
 class Stop:
@@ -74,7 +76,7 @@ def stopped_by_signals() -> Iterator[Stop]:
     request = Stop()
 
     def stop(number: int, _: FrameType | None) -> None:
-        if received and number == HAND_ON and IN_SWEEP in os.environ:
+        if received and number == JOB_STOP_SIGNAL and IN_SWEEP in os.environ:
             return
         if received:
             os._exit(INTERRUPTED)
@@ -83,7 +85,7 @@ def stopped_by_signals() -> Iterator[Stop]:
 
     before: dict[signal.Signals, Any] = {}
     try:
-        for number in STOPPING:
+        for number in STOP_SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, stop)
         yield request
@@ -101,7 +103,7 @@ def undisturbed() -> Iterator[None]:
         yield
         return
     deferred: list[int] = []
-    before = {number: signal.getsignal(number) for number in STOPPING}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, lambda number, _: deferred.append(number))

@@ -9,7 +9,7 @@ from pylorus.errors import INTERRUPTED, PylorusError
 from pylorus.files import write_json
 from pylorus.pipe import GONE
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.signals import HAND_ON, IN_SWEEP, JOB_PATIENCE
+from pylorus.runs.signals import IN_SWEEP, JOB_PATIENCE, JOB_STOP_SIGNAL
 
 interrupted: list[Path] = []
 """Folders of this process's jobs that a signal ended: after that a launcher's worker starts no other job."""
@@ -44,7 +44,7 @@ def run_apart(folder: RunFolder) -> None:
 
 def _end(job: subprocess.Popen[bytes]) -> None:
     """Ask a job to end, and kill it if it does not; a job that already received Ctrl-C from the terminal ignores it."""
-    job.send_signal(HAND_ON)
+    job.send_signal(JOB_STOP_SIGNAL)
     try:
         job.wait(timeout=JOB_PATIENCE)
     except subprocess.TimeoutExpired:

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from pylorus.errors import PylorusError, listing
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.signals import HAND_ON, JOB_PATIENCE, STOPPING
+from pylorus.runs.signals import JOB_PATIENCE, JOB_STOP_SIGNAL, STOP_SIGNALS
 
 JOBS_AT_ONCE = "PYLORUS_JOBS_AT_ONCE"
 """The environment variable that tells a job how many jobs of its sweep share this machine's cores."""
@@ -88,7 +88,7 @@ def share_machine(launcher: Any, sweep: Path) -> None:
     """
     at_once = jobs_at_once(launcher)
     os.environ[JOBS_AT_ONCE] = str(at_once)
-    handlers = {number: signal.getsignal(number) for number in STOPPING}
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     ray = _is(launcher, "RayLauncher")
     if ray:
         _start_ray(launcher.ray.init)
@@ -155,7 +155,7 @@ def _ending(sweep: Path, previous: Any) -> Any:
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for each in STOPPING:
+        for each in STOP_SIGNALS:
             if signal.getsignal(each) is not signal.SIG_IGN:
                 signal.signal(each, signal.default_int_handler)  # a second signal does not wait
         _end_jobs(sweep)
@@ -174,7 +174,7 @@ def _end_jobs(sweep: Path) -> None:
             if status["state"] == "running" and status["pid"] not in signalled:
                 signalled.add(status["pid"])
                 with suppress(ProcessLookupError):
-                    os.kill(status["pid"], HAND_ON)
+                    os.kill(status["pid"], JOB_STOP_SIGNAL)
         time.sleep(0.1)
 
 

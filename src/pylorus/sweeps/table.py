@@ -209,7 +209,7 @@ def _job_text(rows: pd.DataFrame, table: pd.DataFrame, *, numbered: bool) -> str
     ]
     for name in rows.columns:
         if name.startswith(("val ", "test ")):
-            rows[name] = [percent(share) for share in rows[name]]
+            rows[name] = [percent(proportion) for proportion in rows[name]]
     rows["minutes"] = [f"{minutes:.1f}" for minutes in rows["minutes"]]
     return _markdown(
         [str(name) for name in rows.columns], [[str(cell) for cell in row] for row in rows.itertuples(index=False)]
@@ -245,24 +245,24 @@ def _rows(folder: RunFolder) -> list[dict[str, Any]]:
         "state": status["state"],
         "minutes": _minutes(status),
     }
-    measured = []
+    stage_rows = []
     for stage in OmegaConf.select(config, "stages", default={}):
         if folder.predictions(stage, "test").is_file():
-            shares: dict[str, float] = {}
+            measures: dict[str, float] = {}
             for part in ("val", "test"):
-                shares |= _measures(pd.read_parquet(folder.predictions(stage, part)), part)
-            measured.append({**job, "stage": stage, **shares})
-    if measured:
+                measures |= _measures(pd.read_parquet(folder.predictions(stage, part)), part)
+            stage_rows.append({**job, "stage": stage, **measures})
+    if stage_rows:
         assert isinstance(config, DictConfig)
         split = read_split(folder.path / "split.csv")
         shipped = folder.shipped  # without a bundle that names it, the last stage represents the job
-        names = [row["stage"] for row in measured]
-        measured[names.index(shipped.name) if shipped is not None else -1]["shipped"] = SHIPPED
-        for row in measured:
+        names = [row["stage"] for row in stage_rows]
+        stage_rows[names.index(shipped.name) if shipped is not None else -1]["shipped"] = SHIPPED
+        for row in stage_rows:
             row |= {"key": configuration_key(config, split), "split": split.cited}
             row["tested on"] = split.test_images[:SHOWN_DIGITS]
     nothing = {f"{part} {measure}": float("nan") for part in ("val", "test") for measure in MEASURES}
-    return measured or [{**job, **nothing}]
+    return stage_rows or [{**job, **nothing}]
 
 
 def _measures(predictions: pd.DataFrame, part: str) -> dict[str, float]:
@@ -270,7 +270,7 @@ def _measures(predictions: pd.DataFrame, part: str) -> dict[str, float]:
     by_class = class_indices(counts)
     means = [by_class.precision.mean(), by_class.sensitivity.mean(), by_class.f1.mean()]
     values = [float(overall_indices(counts).accuracy), *(float(mean) for mean in means)]
-    return {f"{part} {measure}": share for measure, share in zip(MEASURES, values, strict=True)}
+    return {f"{part} {measure}": value for measure, value in zip(MEASURES, values, strict=True)}
 
 
 def _minutes(status: dict[str, Any]) -> float:
