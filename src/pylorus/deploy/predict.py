@@ -219,7 +219,7 @@ def _rows(bundle: TrainedModel, items: list[Item], images: list[RGB | str], clas
         rows = np.flatnonzero(errors == "")
         output = bundle.output(np.stack(readable))
         finite = (output.logits.isfinite().all(dim=1) & output.unlikeness.isfinite()).numpy()
-        errors[rows[~finite]] = "the network's output is NaN or infinite"
+        errors[rows[~finite]] = "the network's output is NaN or infinite for this image"
         rows = rows[finite]
         if len(rows):
             predictions = bundle.decide(Output(output.logits[finite], output.unlikeness[finite]), class_name=class_name)
