@@ -382,7 +382,7 @@ def test_the_page_says_what_the_model_is_for(client, desk):
     page = client().get("/").text
     assert '<p class="notice" role="note"><strong>Research use only. Not a medical device.</strong>' in page
     assert "gastric_cancer, gastric_ulcer, chronic_gastritis" in page
-    assert "What it was found to be worth" in page
+    assert "Performance" in page
 
 
 def test_the_page_of_a_model_that_was_validated_on_its_test_images_says_so(bundle_folder, client):

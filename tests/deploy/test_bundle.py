@@ -78,7 +78,8 @@ def test_figures_of_prediction_sets_are_those_of_the_test_images(trained_run, bu
         covered = pd.Series(members[true == place, place]).groupby(table["group"][true == place].to_numpy()).mean()
         assert said.prediction_sets.test.coverage[name].value == pytest.approx(covered.mean())
     assert (
-        "the set holds the true class with a chance of at least 50 %" in (bundle_folder / "MODEL_CARD.md").read_text()
+        "the set contains the true class with a probability of at least 50 %"
+        in (bundle_folder / "MODEL_CARD.md").read_text()
     )
 
 
@@ -131,7 +132,7 @@ def test_the_card_says_what_its_reader_must_know(bundle_folder, drawn):
     for part in (
         "Not a medical device",
         "gastric_cancer",
-        "95 % intervals",
+        "95 % confidence intervals",
         "false-alarm rate",
         "Licence",
         "precision 32",
@@ -145,16 +146,16 @@ def test_the_card_says_what_its_reader_must_know(bundle_folder, drawn):
 @pytest.mark.parametrize(
     ("before", "after", "leaks", "present", "absent"),
     [
-        ("", "", None, "All images of a patient (group) lie in one part.", "Leaking"),
-        ("", "", {"patient": 2, "near": 3}, "patients (2) and copies of images (3)", "lie in one part."),
-        ('"grouped": true', '"grouped": false', None, "Patients are not known", "lie in one part."),
-        ('"data": "folders"', '"data": "synthetic"', None, "The images were **drawn**", "no such text"),
+        ("", "", None, "All images of a patient (group) are in the same split.", "Leakage"),
+        ("", "", {"patient": 2, "near": 3}, "patients (2) and copies of images (3)", "are in the same split."),
+        ('"grouped": true', '"grouped": false', None, "Patients are unknown", "are in the same split."),
+        ('"data": "folders"', '"data": "synthetic"', None, "The images are **synthetic**", "no such text"),
         (
             '"validated_on": "val"',
             '"validated_on": "test"',
             None,
             "test images (data.validation=test)",
-            "rightly recognised validation images",
+            "correctly classified validation images",
         ),
     ],
 )

@@ -138,7 +138,7 @@ def test_predictions_of_the_export_are_those_of_the_bundle(exported, bundle_fold
 
 
 def test_an_export_is_not_computed_on_a_gpu(exported, drawn, tmp_path):
-    with pytest.raises(PylorusError, match=r"--device: found cuda, but an export computes on the CPU"):
+    with pytest.raises(PylorusError, match=r"--device: found cuda, but an export runs on the CPU only"):
         predict(exported, [str(drawn)], tmp_path / "p.csv", PredictOptions(device="cuda"))
 
 
@@ -334,7 +334,7 @@ def test_what_is_no_onnx_at_all_is_refused(exported, tmp_path, resealed):
 
 
 def test_what_needs_pytorch_says_so_of_an_export(exported):
-    with pytest.raises(PylorusError, match="is an export, of which `pylorus predict` makes predictions"):
+    with pytest.raises(PylorusError, match="is an export, which only `pylorus predict` accepts"):
         load_bundle(exported)
 
 

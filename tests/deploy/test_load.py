@@ -31,7 +31,7 @@ def refused(folder, words):
 def test_a_pickle_in_the_bundles_place_is_never_loaded(tmp_path):
     path, mark = tmp_path / "model.pt", tmp_path / "mark"
     path.write_bytes(pickle.dumps(Evil(mark)))
-    refused(path, "found a file, which is never loaded: it could hold a pickle")
+    refused(path, "found a file, which is never loaded because it could be a pickle")
     assert not mark.exists()
 
 
@@ -77,7 +77,7 @@ def test_names_that_lead_out_of_the_folder_are_refused(spoilt, name):
 def test_symbolic_links_are_refused_even_where_the_content_is_right(spoilt, tmp_path, name):
     moved = (spoilt / name).rename(tmp_path / name)
     (spoilt / name).symlink_to(moved)
-    refused(spoilt, f"{name}: is a symbolic link")
+    refused(spoilt, f"{name}: found a symbolic link")
 
 
 def test_a_pipe_is_refused_and_not_waited_for(spoilt):
@@ -85,7 +85,7 @@ def test_a_pipe_is_refused_and_not_waited_for(spoilt):
 
     (spoilt / "model.json").unlink()
     os.mkfifo(spoilt / "model.json")
-    refused(spoilt, "model.json: is no ordinary file")
+    refused(spoilt, "model.json: found something that is not a regular file")
 
 
 @pytest.mark.parametrize(
@@ -93,14 +93,14 @@ def test_a_pipe_is_refused_and_not_waited_for(spoilt):
     [
         (b"{", "can't be read as JSON"),
         (b"\xff\xfe", "can't be read as JSON"),
-        (b"[" * 200_000, "nested too deep|can't be read as JSON"),
+        (b"[" * 200_000, "nested too deeply|can't be read as JSON"),
         (b"1" * 10_000, "can't be read as JSON|format_version"),
-        (b'{"format_version": 1, "format_version": 1}', "a name stands in it twice"),
-        (b'{"format_version": NaN}', "NaN is no number"),
+        (b'{"format_version": 1, "format_version": 1}', "it contains the same name twice"),
+        (b'{"format_version": NaN}', "NaN is not a finite number"),
         (b'{"format_version": true}', "found format_version True, expected 1"),
         (b'{"format_version": 3}', "A newer bundle needs a newer Pylorus"),
         (b"[]", "found format_version None"),
-        (b'{"format_version": 1}', 'has no "architecture"'),
+        (b'{"format_version": 1}', 'the entry "architecture" is missing'),
         (b'"' + b"a" * 1_100_000 + b'"', "expected 1,000,000 at most"),
     ],
 )
@@ -168,12 +168,12 @@ def _weights(folder, act, name="model.safetensors"):
 @pytest.mark.parametrize(
     ("act", "words"),
     [
-        (lambda t: t["fc.weight"].view(-1)[0].fill_(float("nan")), r"no numbers in:\n  fc.weight"),
+        (lambda t: t["fc.weight"].view(-1)[0].fill_(float("nan")), r"NaN or infinite values in:\n  fc.weight"),
         (lambda t: t.update({"fc.weight": torch.zeros(4, 512)}), r"fc.weight: found torch.float32 \(4, 512\)"),
         (lambda t: t.update({"fc.bias": torch.zeros(3).half()}), "fc.bias: found torch.float16"),
         (lambda t: t.pop("fc.bias"), "fc.bias: found nothing"),
         (lambda t: t.update({"extra": torch.zeros(1)}), "extra: found .* expected nothing"),
-        (lambda t: t["bn1.running_var"].fill_(-1.0), "a black image gives logits that are no numbers"),
+        (lambda t: t["bn1.running_var"].fill_(-1.0), "for a black image the network's output is NaN or infinite"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_by_name(spoilt, resealed, act, words):
@@ -184,9 +184,9 @@ def test_weights_that_do_not_fit_are_refused_by_name(spoilt, resealed, act, word
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
-        ({"other": torch.zeros(3, 4)}, 'expected one float32 matrix "directions" of 3 rows'),
+        ({"other": torch.zeros(3, 4)}, 'expected one float32 matrix "directions" with 3 rows'),
         ({"directions": torch.zeros(2, 4)}, "expected one float32 matrix"),
-        ({"directions": torch.zeros(3, 4)}, "no unit vectors"),
+        ({"directions": torch.zeros(3, 4)}, "not unit vectors"),
         ({"directions": torch.eye(3)}, "do not fit together"),
     ],
 )
@@ -227,7 +227,7 @@ def test_a_bundle_of_format_1_is_read_and_guarantees_nothing(bundle_folder, desc
     decision = old.description.decision
     assert decision.thresholds == new.description.decision.thresholds
     assert [decision.fixed_threshold(name) for name in ("GC", "GU", "CG")] == [None] * 3
-    assert "guarantees no sensitivity for new patients" in threshold_sentence(old.description, "GC")
+    assert "no sensitivity is guaranteed for new patients" in threshold_sentence(old.description, "GC")
     images = np.zeros((2, 32, 32, 3), dtype=np.uint8)
     found, expected = old.answer(images), new.answer(images)
     assert (found.positive == expected.positive).all()

@@ -114,7 +114,7 @@ def test_prediction_sets_hold_the_classes_that_reach_their_lowest_probability(bu
     covered = pd.Series(members[:, 0])[table["true"] == "GC"].groupby(patients).mean().mean()
     assert found["coverage"]["GC"]["value"] == pytest.approx(covered)
     said = capsys.readouterr().out
-    assert "prediction sets at 50 %, each patient counting the same" in said
+    assert "prediction sets at 50 %, each patient weighted equally" in said
     assert "too small to guarantee a sensitivity of 95 % for GC" in " ".join(said.split())
 
 
@@ -208,19 +208,19 @@ def test_killed_before_any_file_the_same_command_goes_on_and_ends_in_the_same_on
         ]
     capsys.readouterr()
     asked(bundle_folder, [drawn], output, batch=4)
-    assert f"finished before: {output}" in capsys.readouterr().out
+    assert f"already complete: {output}" in capsys.readouterr().out
 
 
 def test_an_output_of_another_request_is_not_touched(bundle_folder, drawn, tmp_path, spoilt):
     output = tmp_path / "p.csv"
     asked(bundle_folder, [drawn], output)
     before = output.read_bytes()
-    with pytest.raises(PylorusError, match=r"p\.csv: is there already, from another request \(it differs in: inputs\)"):
+    with pytest.raises(PylorusError, match=r"p\.csv: already exists, from another request \(different: inputs\)"):
         asked(bundle_folder, [drawn / "gastric_ulcer"], output)
-    with pytest.raises(PylorusError, match="differs in: class"):
+    with pytest.raises(PylorusError, match="different: class"):
         asked(bundle_folder, [drawn], output, class_name="CG")
     (tmp_path / "q.csv").write_text("mine")
-    with pytest.raises(PylorusError, match=r"q\.csv: is there already"):
+    with pytest.raises(PylorusError, match=r"q\.csv: already exists"):
         asked(bundle_folder, [drawn], tmp_path / "q.csv")
     assert output.read_bytes() == before
     assert (tmp_path / "q.csv").read_text() == "mine"
@@ -270,9 +270,9 @@ def test_without_groups_an_evaluation_says_that_each_image_counts_as_a_patient(b
     shares = ("balanced_accuracy", "macro_f1", "answered", "accuracy_answered")
     evaluation = {**figures, **dict.fromkeys(shares, figures["accuracy"])}
     record = {"images": 3, "unreadable": 0, "evaluation": evaluation}
-    assert "each taken for a patient of its own since --group is not given" in told(record, said)
+    assert "each treated as a separate patient because --group was not given" in told(record, said)
     grouped = told(record | {"request": {"group": "p"}}, said)
-    assert f"images of {said.test.groups} groups, in %" in grouped
+    assert f"images of {said.test.groups} groups (patients), in %" in grouped
 
 
 def test_class_folders_give_the_runs_own_figures_again(trained_run, bundle_folder, drawn, tmp_path, capsys):
@@ -293,13 +293,13 @@ def test_class_folders_give_the_runs_own_figures_again(trained_run, bundle_folde
     assert (found["images"], found["groups"]) == (own["images"], own["groups"])
     said = capsys.readouterr().out
     assert "evaluation on" in said
-    assert "each taken for a patient of its own" not in said
+    assert "each treated as a separate patient" not in said
     assert "at the stored threshold" in said
 
 
 def test_an_evaluation_that_can_not_be_is_refused_and_loses_nothing(bundle_folder, drawn, tmp_path):
     flat = shutil.copytree(drawn / "gastric_ulcer", tmp_path / "flat")
-    with pytest.raises(PylorusError, match="--evaluate: no image lies in a folder that has the name of a class"):
+    with pytest.raises(PylorusError, match="--evaluate: no image is in a folder named after a class"):
         asked(bundle_folder, [flat], tmp_path / "p.csv", evaluate=True)
     assert "true" not in asked(bundle_folder, [flat], tmp_path / "p.csv")[1].columns
 
@@ -310,7 +310,7 @@ def test_frames_of_a_video(bundle_folder, tmp_path):
     for number in range(35):
         writer.write(np.full((48, 64, 3), number * 7, dtype=np.uint8))
     writer.release()
-    with pytest.raises(PylorusError, match=r"film.avi: is a video: say with --frames-every"):
+    with pytest.raises(PylorusError, match=r"film.avi: this is a video. Add --frames-every"):
         asked(bundle_folder, [path], tmp_path / "p.csv")
     code, table = asked(bundle_folder, [path], tmp_path / "p.csv", frames_every=1.0)
     assert code == 0
@@ -318,7 +318,7 @@ def test_frames_of_a_video(bundle_folder, tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     code, table = asked(bundle_folder, [path, tmp_path / "text.mp4"], tmp_path / "q.csv", frames_every=0.5)
     assert code == 3
-    assert table["error"].tolist()[-1] == "no video that OpenCV can read"
+    assert table["error"].tolist()[-1] == "not a video that OpenCV can read"
     assert len(table) == 8
 
 
@@ -333,9 +333,9 @@ def test_a_dicom_image_is_read_where_pydicom_is_there(bundle_folder, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nowhere"], "nowhere: there is no such file or folder, and no file fits it as a pattern"),
-        (["."], "there is no image in what was given"),
-        ([".", "--class", "GX"], '--class: there is no threshold for "GX".*Expected one of GC, GU, CG'),
+        (["nowhere"], "nowhere: found no such file or folder, and no file that matches it as a pattern"),
+        (["."], "There are no images in the inputs"),
+        ([".", "--class", "GX"], '--class: found "GX", which has no threshold.*Expected one of GC, GU, CG'),
         ([".", "--frames-every", "0"], "--frames-every: found 0"),
         ([".", "--batch", "0"], "--batch: found 0"),
     ],
@@ -344,7 +344,9 @@ def test_what_can_not_be_asked_for_is_said(bundle_folder, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=said):
         main(["predict", str(bundle_folder), *words, "--output", "p.csv"])
-    with pytest.raises(SystemExit, match=r"--output: found p.xlsx, expected a name that ends in .csv, .parquet, .json"):
+    with pytest.raises(
+        SystemExit, match=r"--output: found p.xlsx, expected a file name that ends in .csv, .parquet, .json"
+    ):
         main(["predict", str(bundle_folder), ".", "--output", "p.xlsx"])
 
 
@@ -370,6 +372,6 @@ def test_the_command_as_its_user_types_it(bundle_folder, drawn, tmp_path):
     ]
     found = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
-    assert found.stdout.startswith("30 images, 0 could not be read")
+    assert found.stdout.startswith("images: 30, unreadable: 0 ")
     assert found.stdout.rstrip().endswith("predictions: p.csv")
     assert len(pd.read_csv(tmp_path / "p.csv")) == 30

@@ -140,7 +140,7 @@ def test_the_stage_that_validation_chooses_is_named_everywhere(trained, stage, c
     assert found["accuracy"][stage] == max(found["accuracy"].values()) > min(found["accuracy"].values())
     assert (folder.status()["shipped_stage"], folder.status()["shipped_by"]) == (stage, "accuracy")
     assert (
-        f"the network of stage **{stage}** of its run: highest validation accuracy"
+        f"The shipped network is that of stage **{stage}** of its run (highest validation accuracy"
         in (folder.path / "model" / "MODEL_CARD.md").read_text()
     )
     page = (folder.path / "report" / "report.html").read_text()
@@ -203,7 +203,7 @@ def test_report_card_bundle_and_prediction_agree_in_every_index(trained, evaluat
 
     card = (folder.path / "model" / "MODEL_CARD.md").read_text()
     assert f"accuracy {percent(predicted['accuracy']['value'])} (" in card
-    assert f"It answers {percent(predicted['answered']['value'])} (" in card
+    assert f"The model answers {percent(predicted['answered']['value'])} (" in card
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -230,7 +230,7 @@ def test_deploy_stage_overrides_the_choice_and_says_so(trained, evaluated, capsy
     assert "holds stage finetune (named by deploy.stage; validation accuracy" in capsys.readouterr().out
     assert folder.status()["shipped_stage"] == "finetune"
     card = (folder.path / "model" / "MODEL_CARD.md").read_text()
-    assert "the network of stage **finetune** of its run: named by deploy.stage" in card
+    assert "The shipped network is that of stage **finetune** of its run (named by deploy.stage" in card
     page = (folder.path / "report" / "report.html").read_text()
     assert "finetune, named by deploy.stage" in page
     assert_same(

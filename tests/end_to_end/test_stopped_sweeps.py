@@ -86,7 +86,7 @@ def test_a_file_where_the_folder_should_be_is_named(train, tmp_path, where):
     assert found.returncode == 1
     assert "Traceback" not in found.stderr
     assert f"{tmp_path / 'taken'}" in found.stderr
-    assert "found a file of that name" in found.stderr
+    assert "found a file with this name" in found.stderr
 
 
 def test_where_nothing_can_be_written_no_run_begins_and_the_cure_is_named(tmp_path):

@@ -143,5 +143,5 @@ def test_a_dashboard_that_does_not_start_stops_the_run_before_it_trains(composed
         raise OSError("api.wandb.ai: no route to host")
 
     monkeypatch.setattr(sys.modules["wandb"], "init", unreachable)
-    with pytest.raises(PylorusError, match=r"does not start: .*no route.*\n.*logger=csv"):
+    with pytest.raises(PylorusError, match=r"failed to start: .*no route.*\n.*logger=csv"):
         Dashboard(composed("logger=wandb"), RunFolder(tmp_path)).__enter__()

@@ -11,11 +11,14 @@ from pylorus.runs.disk import refused
     ("number", "said"),
     [
         (errno.ENOSPC, "the disk is full: {place} could not be written ("),
-        (errno.EROFS, "{place} can't be written to: gone.\nMake the folder writable (who owns it: ls -ld {above};"),
+        (
+            errno.EROFS,
+            "{place} can't be written to: gone.\nMake the folder writable (to see its owner: ls -ld {above};",
+        ),
         (errno.EACCES, "{place} can't be written to"),
-        (errno.EIO, "{place} can't be reached: gone.\nMend the drive"),
-        (errno.EEXIST, "{place}: found a file of that name"),
-        (errno.ENOTDIR, "{place}: found a file of that name"),
+        (errno.EIO, "{place} can't be reached: gone.\nReconnect the drive"),
+        (errno.EEXIST, "{place}: found a file with this name"),
+        (errno.ENOTDIR, "{place}: found a file with this name"),
         (errno.ENAMETOOLONG, "{place}: the name is too long"),
     ],
 )

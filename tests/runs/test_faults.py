@@ -150,7 +150,7 @@ def test_a_full_disk_is_known_under_its_other_names(begin, composed, error):
     except ValueError as outer:
         told = str(explained(outer, begin(), composed()))
     assert "the disk is full" in told
-    assert "are free" in told
+    assert " free)" in told
     assert "cache" in told
 
 
@@ -183,7 +183,7 @@ def test_a_folder_that_vanished_is_told_and_does_not_come_again(begin, whole, mo
             (Classifier, "training_step", 4) if where == "an epoch" else (NormalisedNetwork, "logits_and_features", 1)
         )
         patched.setattr(owner, step, from_call(call, getattr(owner, step), take_away))
-        with pytest.raises(PylorusError, match=r"folder .* vanished while the run went on.*\n.*resume=ITS_NEW_PLACE"):
+        with pytest.raises(PylorusError, match=r"folder .* disappeared during the run.*\n.*resume=NEW_LOCATION"):
             run(folder)
     assert not (folder.path / "status.json").exists()
     goes_on_to(expected, RunFolder(away))
@@ -249,7 +249,7 @@ def test_a_killed_decoding_worker_is_told_with_its_likely_causes(begin, whole, m
     assert "was killed" in told
     assert "/dev/shm" in told
     assert (
-        f"data.workers is 2; 0 needs no shared memory and gives the same result.\nThen go on: python train.py resume={folder.path} data.workers=0"
+        f"data.workers is 2; 0 needs no shared memory and gives the same result.\nThen resume the run: python train.py resume={folder.path} data.workers=0"
         in told
     )
     goes_on_to(expected, folder)
@@ -272,8 +272,8 @@ def test_out_of_memory_says_which_batch_to_try(begin, whole, monkeypatch, error,
     with monkeypatch.context() as patched:
         patched.setattr(Classifier, "training_step", from_call(4, Classifier.training_step, raises(error)))
         told = fails(folder)
-    assert f"the memory of {where} does not suffice" in told
-    assert "trainer.batch_size=8 (now 16), or trainer.batch_size=auto, which finds what fits." in told
+    assert f"{where} ran out of memory" in told
+    assert "trainer.batch_size=8 (now 16), or with trainer.batch_size=auto, which finds a size that fits." in told
     goes_on_to(expected, folder)
 
 
@@ -288,12 +288,12 @@ def test_out_of_memory_halves_what_auto_found(begin, composed):
     record = {"accelerator": "cuda", "precision": "32", "threads": 1, "batch_size": 64}
     write_text(folder.path / "environment.json", json.dumps(record))
     told = explained(torch.OutOfMemoryError("no"), folder, composed("trainer.batch_size=auto"))
-    assert "trainer.batch_size=32 (now 64, which auto found)." in str(told)
+    assert "trainer.batch_size=32 (now 64, as found by auto)." in str(told)
 
 
 def test_a_batch_of_one_is_not_halved(begin, composed):
     told = explained(torch.OutOfMemoryError("no"), begin(), composed("trainer.batch_size=1"))
-    assert "a single image already" in str(told)
+    assert "already a single image" in str(told)
 
 
 def test_a_loss_that_is_no_number_names_the_images_of_the_batch_that_broke_it(begin, monkeypatch):
@@ -389,7 +389,7 @@ def test_a_dashboard_that_fails_is_told_once_and_the_run_finishes(begin, whole, 
     monkeypatch.setattr(dashboard, "WandbLogger", lambda **_: Failing())
     run(folder)
     said = (folder.path / "run.log").read_text()
-    assert said.count("wandb failed; the run goes on, its files hold everything: the service is gone") == 1
+    assert said.count("wandb failed; the run continues and its files are complete: the service is gone") == 1
     assert folder.status()["state"] == "finished"
     goes_on_to(expected, folder)
 

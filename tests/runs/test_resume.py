@@ -231,7 +231,7 @@ def test_other_weights_are_refused_and_another_version_is_told(begin, monkeypatc
     record = folder.path / "environment.json"
     said = json.loads(record.read_text())
     write_text(record, json.dumps({**said, "weights_sha256": "0123456789abcdef"}))
-    with pytest.raises(PylorusError, match="began with other weights .SHA-256 0123456789ab, found none"):
+    with pytest.raises(PylorusError, match="started from other weights: expected SHA-256 0123456789ab, found none"):
         run(folder)
     write_text(record, json.dumps({**said, "packages": {**said["packages"], "torch": "1.0"}}))
     run(folder)

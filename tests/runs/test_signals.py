@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pylorus.runs.signals import IN_SWEEP, STOPPING, stopped_by_signals, undisturbed
+from pylorus.runs.signals import IN_SWEEP, STOP_SIGNALS, stopped_by_signals, undisturbed
 
 SWEEP = """
 import os, signal, sys
@@ -34,7 +34,7 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("number", STOPPING)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_waits_for_what_must_not_be_broken_off(number):
     done = False
     with stopped_by_signals(), pytest.raises(KeyboardInterrupt, match=signal.Signals(number).name), undisturbed():

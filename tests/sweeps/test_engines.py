@@ -9,7 +9,7 @@ import types
 import pytest
 from omegaconf import OmegaConf
 
-from pylorus.runs.signals import STOPPING
+from pylorus.runs.signals import STOP_SIGNALS
 from pylorus.sweeps.engines import JOBS_AT_ONCE, explained_end, share_machine
 
 
@@ -75,7 +75,7 @@ class FakeRay(types.ModuleType):
 
 @pytest.fixture
 def ray(monkeypatch):
-    before = {number: signal.getsignal(number) for number in STOPPING}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     fake = FakeRay("ray")
     monkeypatch.setitem(sys.modules, "ray", fake)
     monkeypatch.setenv(JOBS_AT_ONCE, "1")

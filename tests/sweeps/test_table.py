@@ -37,7 +37,7 @@ def test_seeds_are_summed_up_as_one_configuration_with_mean_deviation_and_range(
     assert row["test SD"] == pytest.approx(shares.std())
     assert (row["test lowest"], row["test highest"]) == (shares.min(), shares.max())
     text = as_text(table)
-    assert "the mean over a configuration's runs, best first" in text
+    assert "averaged over a configuration's runs, best first" in text
     assert f"{100 * shares.mean():.1f} ± {100 * shares.std():.1f}" in text
 
 
@@ -55,8 +55,8 @@ def test_runs_with_other_test_images_are_not_ranked_against_each_other(sweep):
     assert table["test set"].tolist() == [1, 1, 2]
     assert table["model"].tolist() == ["inception_v3", "resnet50", "vgg19"]
     text = as_text(table)
-    assert text.count("not to be ranked against the other test images") == 2
-    assert text.index("Test images 1 of 2") < text.index("resnet50") < text.index("Test images 2 of 2")
+    assert text.count("not to be ranked against the other test sets") == 2
+    assert text.index("Test set 1 of 2") < text.index("resnet50") < text.index("Test set 2 of 2")
 
 
 def test_folds_are_one_configuration_of_several_parts(sweep):
@@ -69,7 +69,7 @@ def test_folds_are_one_configuration_of_several_parts(sweep):
     )
     assert set(table["test set"]) == {1}
     assert summarize_configurations(table)["runs"].tolist() == [3, 3]
-    assert "in 3 parts (folds or splits)" in as_text(table)
+    assert "in 3 subsets (folds or splits)" in as_text(table)
 
 
 def test_jobs_without_test_predictions_come_last_and_count_in_no_mean(sweep):

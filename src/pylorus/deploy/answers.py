@@ -1,4 +1,4 @@
-"""What a trained network says of images, however it is computed: probabilities, classes, decisions and abstentions."""
+"""Predictions of a trained network, whatever computes it: probabilities, classes, decisions and abstentions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -19,15 +19,16 @@ from pylorus.evaluation.conformal import prediction_sets
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What a bundle says of some images.
+    """The predictions of a bundle for n images.
 
     Attributes:
-        probabilities: Calibrated, of shape (n, classes).
-        predicted: The likeliest class of each, of shape (n,).
+        probabilities: Calibrated probabilities in [0, 1], of shape (n, classes).
+        predicted: Index of the most probable class of each image, of shape (n,).
         positive: Whether the deciding class's probability reaches its threshold, of shape (n,).
-        unlikeness: Of shape (n,), in [0, 2].
-        why: Why it abstains, of shape (n,): "", "unsure" or "unlike".
-        sets: Which classes are in the prediction set of each, of shape (n, classes); None where the bundle has none.
+        unlikeness: Distance from the training images in [0, 2], of shape (n,); see `pylorus.deploy.network.UNLIKENESS`.
+        why: Why the model abstains, of shape (n,): "" (it answers), "unsure" or "unlike" (out-of-distribution).
+        sets: Which classes are in each image's prediction set, of shape (n, classes); None if the bundle has no
+            prediction sets.
     """
 
     probabilities: NDArray[np.float64]
@@ -40,12 +41,12 @@ class Answers:
 
 @dataclass(frozen=True, eq=False)
 class TrainedModel(ABC):
-    """A trained network, ready to be asked.
+    """A trained network that is loaded and ready for inference.
 
     Attributes:
-        folder: Where it lies.
-        description: All of model.json.
-        sha256: Of each of its files, by name.
+        folder: The folder that it was loaded from.
+        description: The content of model.json.
+        sha256: SHA-256 of each of its files, by file name.
     """
 
     folder: Path
@@ -54,41 +55,48 @@ class TrainedModel(ABC):
 
     @property
     def input(self) -> InputFormat:
-        """How a file becomes the network's input."""
+        """How an image file is turned into the network's input."""
         return self.description.input.form
 
     @abstractmethod
     def output(self, images: NDArray[np.uint8]) -> Output:
-        """What the network says of images (n, size, size, 3) as `input` reads them, on the CPU."""
-
-    def probabilities(self, logits: Tensor | NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Calibrated probabilities (n, classes) of logits."""
-        given = np.asarray(logits, dtype=np.float64)
-        return probabilities_of_logits(given, temperature=self.description.calibration.temperature)
-
-    def decide(self, output: Output, *, class_name: str | None = None) -> Answers:
-        """Probabilities, classes, decisions at the stored threshold, and where the model abstains.
+        """Run the network on images.
 
         Args:
-            output: Of the network.
-            class_name: Short name of the class that decides; None: the bundle's own.
+            images: uint8 RGB of shape (n, size, size, 3), as `input` reads them.
+
+        Returns:
+            Tensors on the CPU.
+        """
+
+    def probabilities(self, logits: Tensor | NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Return the calibrated probabilities of logits, both of shape (n, classes)."""
+        values = np.asarray(logits, dtype=np.float64)
+        return probabilities_of_logits(values, temperature=self.description.calibration.temperature)
+
+    def decide(self, output: Output, *, class_name: str | None = None) -> Answers:
+        """Derive probabilities, classes, decisions at the stored threshold and abstentions from the network's output.
+
+        Args:
+            output: Output of the network for n images.
+            class_name: Short name of the class that decides; None for the bundle's own.
         """
         names, abstention = self.description.short_names, self.description.abstention
         deciding = class_name or self.description.decision.class_name
         threshold = self.description.decision.thresholds[deciding]
-        shares = self.probabilities(output.logits)
+        probabilities = self.probabilities(output.logits)
         sets = self.description.prediction_sets
-        unlike = np.asarray(output.unlikeness, dtype=np.float64)
-        unsure = shares.max(axis=1) < abstention.unsure_below
+        unlikeness = np.asarray(output.unlikeness, dtype=np.float64)
+        is_uncertain = probabilities.max(axis=1) < abstention.unsure_below
         return Answers(
-            probabilities=shares,
-            predicted=shares.argmax(axis=1).astype(np.int64),
-            positive=shares[:, names.index(deciding)] >= (2.0 if threshold is None else threshold),
-            unlikeness=unlike,
-            why=np.where(unlike > abstention.unlike_above, "unlike", np.where(unsure, "unsure", "")),
-            sets=None if sets is None else prediction_sets(shares, sets.limits(names)),
+            probabilities=probabilities,
+            predicted=probabilities.argmax(axis=1).astype(np.int64),
+            positive=probabilities[:, names.index(deciding)] >= (2.0 if threshold is None else threshold),
+            unlikeness=unlikeness,
+            why=np.where(unlikeness > abstention.unlike_above, "unlike", np.where(is_uncertain, "unsure", "")),
+            sets=None if sets is None else prediction_sets(probabilities, sets.limits(names)),
         )
 
     def answer(self, images: NDArray[np.uint8], *, class_name: str | None = None) -> Answers:
-        """What it says of images (n, size, size, 3), uint8 RGB as `input` reads them."""
+        """Predict images: uint8 RGB of shape (n, size, size, 3), as `input` reads them."""
         return self.decide(self.output(images), class_name=class_name)

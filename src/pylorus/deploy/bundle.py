@@ -1,4 +1,4 @@
-"""The bundle: a trained network as safetensors, and beside it all that must be known to use it."""
+"""Write the bundle: a trained network as safetensors, with everything that must be known to use it."""
 
 import importlib.metadata
 import logging
@@ -59,38 +59,39 @@ PACKAGES = ("timm", "torch", "numpy", "pillow", "safetensors")
 
 
 def keep_candidate(folder: RunFolder, network: nn.Module, config: Config, images: Images, stage: str) -> None:
-    """Saves the network of a stage that is to be shipped as far as is known, before later stages change it.
+    """Save the network of a finished stage if it is the best so far, before later stages change it.
 
     Args:
-        folder: The run's.
-        network: As the stage left it.
-        config: Of the run.
-        images: Classes of the run.
-        stage: Which has just finished.
+        folder: The run's folder.
+        network: The network as the stage left it.
+        config: The run's configuration.
+        images: The run's images, for their classes.
+        stage: Name of the stage that has just finished.
     """
     names = list(config.stages)
-    done = names[: names.index(stage) + 1]
-    wanted = config.deploy.stage in (None, stage) and _chosen(folder, config, images, done).name == stage
-    if not wanted or stage == names[-1]:
+    finished = names[: names.index(stage) + 1]
+    is_candidate = config.deploy.stage in (None, stage) and _chosen(folder, config, images, finished).name == stage
+    if not is_candidate or stage == names[-1]:
         return
     if not folder.stage(stage).network.is_file():
         _save_tensors(folder.stage(stage).network, network.state_dict())
-    for earlier in done[:-1]:
+    for earlier in finished[:-1]:
         folder.stage(earlier).network.unlink(missing_ok=True)
 
 
 def write_bundle(folder: RunFolder, backbone: Backbone, images: Images, config: Config, engine: Engine) -> ShippedStage:
-    """Writes the folder `model` of a run, of the stage that is shipped; no image's file name and no patient is in it.
+    """Write the shipped stage of a run to its folder `model`; it contains no file names of images and no patients.
 
-    Temperature, thresholds and figures come from what that stage's best epoch said of validation and test images, in
-    the arithmetic in which the bundle computes; what tells unlike images comes from one pass over training images.
+    Temperature, thresholds and performance come from the predictions of that stage's best epoch for validation and
+    test images, computed in the bundle's own arithmetic; the reference directions for out-of-distribution detection
+    are computed here from the training images.
 
     Args:
-        folder: The run's, whose stages are finished.
+        folder: Folder of a run whose stages are finished.
         backbone: The network of the last stage and the input that it takes.
-        images: Classes and the split that it was trained on.
-        config: Of the run.
-        engine: What the run computes on.
+        images: The images with their classes and the split that the network was trained on.
+        config: The run's configuration.
+        engine: The run's compute engine.
 
     Returns:
         The shipped stage, and how it was chosen.
@@ -99,11 +100,11 @@ def write_bundle(folder: RunFolder, backbone: Backbone, images: Images, config: 
     stage = folder.stage(shipped.name)
     if shipped.name != list(config.stages)[-1]:
         backbone.network.load_state_dict(load_file(stage.network))
-    given = _input(backbone, config)
-    served = ImageDataModule(
+    input_settings = _input(backbone, config)
+    datamodule = ImageDataModule(
         images.table,
         images.catalog.root,
-        given.form,
+        input_settings.form,
         batch_size=images_a_step(config.trainer),
         workers=workers(config, engine)[0],
         policy=AugmentConfig(),
@@ -111,28 +112,28 @@ def write_bundle(folder: RunFolder, backbone: Backbone, images: Images, config: 
         cache=config.cache,
         validation=images.validation,
     )
-    log.info("model    computes features of training images, by which images unlike them will be recognised")
-    directions = mean_directions(backbone, served, engine, classes=len(images.catalog.classes))
+    log.info("model    computing features of training images for out-of-distribution detection")
+    directions = mean_directions(backbone, datamodule, engine, classes=len(images.catalog.classes))
     validation, test = (
         unlikeness(torch.from_numpy(np.load(stage.features(part))), directions).numpy().astype(np.float64)
         for part in PARTS
     )
-    found = Unlikeness(
-        training=len(feature_rows("train", len(served.parts["train"]))),
+    distances = Unlikeness(
+        training=len(feature_rows("train", len(datamodule.parts["train"]))),
         validation=validation,
         test=test,
-        test_rows=feature_rows("test", len(served.parts["test"])),
+        test_rows=feature_rows("test", len(datamodule.parts["test"])),
     )
-    description = _description(folder, backbone, images, config, engine, given, found, shipped)
+    description = _description(folder, backbone, images, config, engine, input_settings, distances, shipped)
     check_description(description)
-    place = folder.path / "model"
-    (place / SUMS).unlink(missing_ok=True)  # until all is written it is no bundle
-    _save_tensors(place / WEIGHTS, backbone.network.state_dict())
-    _save_tensors(place / UNLIKE, {DIRECTIONS: directions})
-    write_json(place / DESCRIPTION, plain(description))
+    bundle = folder.path / "model"
+    (bundle / SUMS).unlink(missing_ok=True)  # without it the folder is not a bundle until all files are written
+    _save_tensors(bundle / WEIGHTS, backbone.network.state_dict())
+    _save_tensors(bundle / UNLIKE, {DIRECTIONS: directions})
+    write_json(bundle / DESCRIPTION, plain(description))
     leaks = (read_json(folder.path / AUDIT) or {}).get("accepted_leaks", {})
-    write_text(place / CARD, model_card(description, leaks=leaks))
-    write_text(place / SUMS, "".join(f"{sha256(place / name)}  {name}\n" for name in FILES))
+    write_text(bundle / CARD, model_card(description, leaks=leaks))
+    write_text(bundle / SUMS, "".join(f"{sha256(bundle / name)}  {name}\n" for name in FILES))
     for name in config.stages:
         folder.stage(name).forget_candidate()
     return shipped
@@ -144,7 +145,7 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _chosen(folder: RunFolder, config: Config, images: Images, stages: Sequence[str]) -> ShippedStage:
-    """The stage that is shipped, of some that are finished."""
+    """Return the stage to ship among some finished stages."""
     scores = {}
     for name in stages:
         validation = read_predictions(folder.predictions(name, "val"), order=images.catalog.short_names)
@@ -158,8 +159,8 @@ def _description(
     images: Images,
     config: Config,
     engine: Engine,
-    given: Input,
-    found: Unlikeness,
+    input_settings: Input,
+    distances: Unlikeness,
     shipped: ShippedStage,
 ) -> Description:
     names = images.catalog.short_names
@@ -172,14 +173,14 @@ def _description(
         arguments=plain(config.model.args),
         classes=tuple(images.catalog.classes),
         short_names=tuple(names),
-        input=given,
+        input=input_settings,
         weights=Weights(backbone.weights, backbone.weights_sha256, backbone.licence),
         training=_training(folder, images, config, engine, shipped),
         shipped=shipped,
         calibration=said_calibration(calibration),
         decision=fixed_decision(calibration, config.deploy, class_name=deciding),
         prediction_sets=fixed_sets(calibration, config.deploy.prediction_sets),
-        abstention=fixed_abstention(calibration, found),
+        abstention=fixed_abstention(calibration, distances),
         test=figures_of(calibration.test),
         intended_use=INTENDED_USE,
         versions={"pylorus": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},

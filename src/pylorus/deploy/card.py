@@ -1,4 +1,4 @@
-"""The model card: what its reader must know before the model is used, in Markdown; no file and no patient is named."""
+"""The model card in Markdown: what a reader must know before using the model. It names no files and no patients."""
 
 import html
 import math
@@ -12,186 +12,215 @@ from pylorus.runs.shipped import describe_choice
 PARTS = {"train": "training", "val": "validation", "test": "test"}
 
 
-def model_card(said: Description, *, leaks: Mapping[str, int] | None = None) -> str:
-    """The text of MODEL_CARD.md.
+def model_card(description: Description, *, leaks: Mapping[str, int] | None = None) -> str:
+    """Return the text of MODEL_CARD.md.
 
     Args:
-        said: The bundle's description.
-        leaks: What lies in two parts of the split and was accepted, by kind and with its count.
+        description: The content of the bundle's model.json.
+        leaks: Accepted leaks between splits: how many of each kind (patients, kinds of copies).
     """
     sections = [
-        f"# {_text(said.architecture)}: {', '.join(map(_text, said.classes))}",
-        f"**{_text(said.intended_use)}**\n\n" + _use(said),
-        "## Data\n\n" + _data(said, leaks or {}),
-        "## Training\n\n" + _training(said),
-        "## Input\n\n" + _input(said),
-        "## What it was found to be worth\n\n" + _worth(said),
-        "## Calibration\n\n" + _calibration(said),
-        "## Thresholds\n\n" + _thresholds(said),
-        *(["## Prediction sets\n\n" + _sets(said, said.prediction_sets)] if said.prediction_sets is not None else []),
-        "## When it does not answer\n\n" + _abstention(said),
-        "## Limits\n\n" + _limits(said),
-        "## Licence and versions\n\n" + _licence(said),
+        f"# {_text(description.architecture)}: {', '.join(map(_text, description.classes))}",
+        f"**{_text(description.intended_use)}**\n\n" + _use(description),
+        "## Data\n\n" + _data(description, leaks or {}),
+        "## Training\n\n" + _training(description),
+        "## Input\n\n" + _input(description),
+        "## Performance\n\n" + _worth(description),
+        "## Calibration\n\n" + _calibration(description),
+        "## Thresholds\n\n" + _thresholds(description),
+        *(
+            ["## Prediction sets\n\n" + _sets(description, description.prediction_sets)]
+            if description.prediction_sets is not None
+            else []
+        ),
+        "## Abstention\n\n" + _abstention(description),
+        "## Limits\n\n" + _limits(description),
+        "## Licence and versions\n\n" + _licence(description),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _use(said: Description) -> str:
+def _use(description: Description) -> str:
     return (
-        f"It tells {len(said.classes)} classes of single images apart. It is meant for research on images like those "
-        "it was trained on: to measure how well such a model does, and to compare it with others. It is not meant to "
-        "find, exclude or treat a disease, and no decision about a patient may rest on it."
+        f"This model classifies single images into {len(description.classes)} classes. It is intended for research on "
+        "images like those it was trained on: to measure how well such a model performs and to compare it with "
+        "others. It is not intended to detect, rule out or treat a disease, and no decision about a patient may be "
+        "based on it."
     )
 
 
-def _data(said: Description, leaks: Mapping[str, int]) -> str:
+def _data(description: Description, leaks: Mapping[str, int]) -> str:
     rows = [
-        [_text(name), _text(short), *(f"{counts[place]:,}" for counts in said.training.images.values())]
-        for place, (name, short) in enumerate(zip(said.classes, said.short_names, strict=True))
+        [_text(name), _text(short), *(f"{counts[index]:,}" for counts in description.training.images.values())]
+        for index, (name, short) in enumerate(zip(description.classes, description.short_names, strict=True))
     ]
-    totals = ["all", "", *(f"{sum(counts):,}" for counts in said.training.images.values())]
-    titles = ["class", "short name", *(PARTS.get(part, _text(part)) for part in said.training.images)]
-    kind = "The images were **drawn**: it knows nothing about stomachs. " if said.training.data == "synthetic" else ""
-    grouped = _parts_sentence(grouped=said.training.grouped, leaks=leaks)
-    return f"{_table(titles, [*rows, totals])}\n\n{kind}{grouped} SHA-256 of the split: `{said.training.split_sha256}`."
+    totals = ["all", "", *(f"{sum(counts):,}" for counts in description.training.images.values())]
+    titles = ["class", "short name", *(PARTS.get(part, _text(part)) for part in description.training.images)]
+    synthetic_note = (
+        "The images are **synthetic**: the model knows nothing about stomachs. "
+        if description.training.data == "synthetic"
+        else ""
+    )
+    grouping = _parts_sentence(grouped=description.training.grouped, leaks=leaks)
+    return (
+        f"{_table(titles, [*rows, totals])}\n\n{synthetic_note}{grouping} "
+        f"SHA-256 of the split: `{description.training.split_sha256}`."
+    )
 
 
 def _parts_sentence(*, grouped: bool, leaks: Mapping[str, int]) -> str:
-    """Whether patients or copies lie in two parts of the split."""
+    """Return a sentence on whether patients or copies of images are in more than one split."""
     if any(leaks.values()):
         patients = leaks.get("patient", 0)
         copies = sum(count for kind, count in leaks.items() if kind != "patient")
         return (
-            f"**Leaking: in two parts of the split lie patients ({patients}) and copies of images ({copies}), as was "
-            "accepted (data.accept_leaks=true): all figures are optimistic.**"
+            f"**Leakage: patients ({patients}) and copies of images ({copies}) are in more than one split, which was "
+            "accepted (data.accept_leaks=true): all results are optimistic.**"
         )
     if grouped:
-        return "All images of a patient (group) lie in one part."
-    return "Patients are not known: images of one patient may lie in several parts, which makes figures optimistic."
+        return "All images of a patient (group) are in the same split."
+    return "Patients are unknown: images of one patient may be in several splits, which makes the results optimistic."
 
 
-def _fixed_on(said: Description) -> str:
-    """What temperature and thresholds were fixed on."""
-    return "test images (data.validation=test)" if said.training.validated_on == "test" else "validation images"
+def _fixed_on(description: Description) -> str:
+    """Return the name of the images on which temperature and thresholds were fixed."""
+    return "test images (data.validation=test)" if description.training.validated_on == "test" else "validation images"
 
 
 def _count_epochs(epochs: int) -> str:
     return "1 epoch" if epochs == 1 else f"{epochs} epochs"
 
 
-def _training(said: Description) -> str:
+def _trained_layers(learn: str) -> str:
+    """Return which layers a stage trained: `head`, `all`, or a block's name, which includes all later layers."""
+    return {"head": "classification head", "all": "all layers"}.get(learn, f"{_text(learn)} and all later layers")
+
+
+def _training(description: Description) -> str:
     stages = [
-        f"- {_text(stage.name)}: learns {_text(stage.learn)}, {_count_epochs(stage.epochs)}, "
-        f"keeps epoch {stage.best_epoch}"
-        for stage in said.training.stages
+        f"- {_text(stage.name)}: {_trained_layers(stage.learn)} trained for {_count_epochs(stage.epochs)}, "
+        f"weights of epoch {stage.best_epoch} used"
+        for stage in description.training.stages
     ]
     source = {"none": "random weights", "hub": "timm's pretrained weights"}.get(
-        said.weights.source, f"weights of the file {_text(said.weights.source)}"
+        description.weights.source, f"the weights file {_text(description.weights.source)}"
     )
-    digest = f" (SHA-256 `{said.weights.sha256}`)" if said.weights.sha256 else ""
-    choice = _text(describe_choice(said.shipped, validated_on=said.training.validated_on))
+    digest = f" (SHA-256 `{description.weights.sha256}`)" if description.weights.sha256 else ""
+    choice = _text(describe_choice(description.shipped, validated_on=description.training.validated_on))
     return (
-        f"From {source}{digest}, seed {said.training.seed}, precision {_text(said.training.precision)}:\n\n"
+        f"Trained from {source}{digest} with seed {description.training.seed} and precision "
+        f"{_text(description.training.precision)}:\n\n"
         + "\n".join(stages)
-        + f"\n\nThis is the network of stage **{_text(said.shipped.name)}** of its run: {choice}."
+        + f"\n\nThe shipped network is that of stage **{_text(description.shipped.name)}** of its run ({choice})."
     )
 
 
-def _input(said: Description) -> str:
-    form = said.input
-    crop = "cropped to the endoscopic field of view, " if form.crop == "auto" else ""
-    means, deviations = (", ".join(f"{each:.4g}" for each in values) for values in (form.mean, form.std))
+def _input(description: Description) -> str:
+    settings = description.input
+    crop = "cropped to the endoscopic field of view, " if settings.crop == "auto" else ""
+    means, deviations = (", ".join(f"{value:.4g}" for value in channels) for channels in (settings.mean, settings.std))
     return (
-        f"An image is decoded to upright RGB of 8 bits, {crop}made a square of {form.size} × {form.size} pixels "
-        f"({form.fit}, {form.interpolation}), divided by 255 and normalised by mean {means} and "
+        f"Each image is decoded to upright 8-bit RGB, {crop}resized to a square of {settings.size} × {settings.size} "
+        f"pixels ({settings.fit}, {settings.interpolation}), divided by 255 and normalised with mean {means} and "
         f"standard deviation {deviations}."
     )
 
 
-def _worth(said: Description) -> str:
-    found = said.test
+def _worth(description: Description) -> str:
+    metrics = description.test
     titles = ["class", "sensitivity", "specificity", "precision", "AUROC"]
-    tables = (found.sensitivity, found.specificity, found.precision, found.auroc)
-    rows = [[_text(name), *(_shown(table[name]) for table in tables)] for name in said.short_names]
-    groups = f" of {found.groups:,} groups (patients), kept together in the intervals" if said.training.grouped else ""
-    seen = (
-        "\n\n**Optimistic: these images were also validated on, and chose weights, temperature and thresholds.**"
-        if said.training.validated_on == "test"
+    tables = (metrics.sensitivity, metrics.specificity, metrics.precision, metrics.auroc)
+    rows = [[_text(name), *(_shown(table[name]) for table in tables)] for name in description.short_names]
+    groups, clustering = "", ""
+    if description.training.grouped:
+        groups, clustering = f" of {metrics.groups:,} groups (patients)", " that keep each group's images together"
+    caveat = (
+        "\n\n**Optimistic: these images also served as validation images, on which the weights, the temperature and "
+        "the thresholds were chosen.**"
+        if description.training.validated_on == "test"
         else ""
     )
     return (
-        f"On {found.images:,} test images{groups}, all of them answered, in % with 95 % intervals: accuracy "
-        f"{_shown(found.accuracy)}.{seen}\n\n{_table(titles, rows)}"
+        f"Without abstentions, on {metrics.images:,} test images{groups}, in % with 95 % confidence intervals"
+        f"{clustering}: accuracy {_shown(metrics.accuracy)}.{caveat}\n\n{_table(titles, rows)}"
     )
 
 
-def _calibration(said: Description) -> str:
-    found, fixed_on = said.calibration, _fixed_on(said)
-    how = (
-        f"Logits are divided by {found.temperature:.3f}, fitted on {found.images:,} {fixed_on}."
-        if found.identified
-        else f"The {found.images:,} {fixed_on} tell no temperature: logits are left as they are."
+def _calibration(description: Description) -> str:
+    calibration, fixed_on = description.calibration, _fixed_on(description)
+    method = (
+        f"Logits are divided by a temperature of {calibration.temperature:.3f}, fitted on {calibration.images:,} "
+        f"{fixed_on}."
+        if calibration.identified
+        else f"The {calibration.images:,} {fixed_on} do not determine a temperature: logits are left unchanged."
     )
     return (
-        f"{how} Expected calibration error of the test images: {percent(found.ece_before)} % before, "
-        f"{percent(found.ece_after)} % after."
+        f"{method} Expected calibration error on the test images: {percent(calibration.ece_before)} % before, "
+        f"{percent(calibration.ece_after)} % after."
     )
 
 
-def threshold_sentence(said: Description, name: str) -> str:
-    """What the stored threshold of a class guarantees."""
-    decision = said.decision
+def threshold_sentence(description: Description, name: str) -> str:
+    """Return a sentence on what the stored threshold of a class guarantees.
+
+    Args:
+        description: The content of the bundle's model.json.
+        name: Short name of the class.
+    """
+    decision = description.decision
     if decision.thresholds[name] is None:
-        return f"No validation image is of class {name}: there is no threshold for it."
-    fixed = decision.fixed_threshold(name)
-    if fixed is None:
+        return f"There is no threshold for class {name}: no validation image is of this class."
+    threshold = decision.fixed_threshold(name)
+    if threshold is None:
         return (
             f"The threshold for {name} reaches a sensitivity of {100 * decision.sensitivity:g} % on the "
-            f"{_fixed_on(said)}; the bundle is of an older Pylorus and guarantees no sensitivity for new patients."
+            f"{_fixed_on(description)}; an older Pylorus wrote this bundle, and no sensitivity is guaranteed for new "
+            "patients."
         )
-    return guarantee_sentence(fixed, class_name=name, grouped=said.training.grouped, part=_fixed_part(said))
+    return guarantee_sentence(
+        threshold, class_name=name, grouped=description.training.grouped, part=_fixed_part(description)
+    )
 
 
-def _fixed_part(said: Description) -> str:
-    """The part of the split that thresholds were fixed on."""
-    return "test" if said.training.validated_on == "test" else "validation"
+def _fixed_part(description: Description) -> str:
+    """Return the split on which thresholds were fixed: validation or test."""
+    return "test" if description.training.validated_on == "test" else "validation"
 
 
-def _thresholds(said: Description) -> str:
-    decision = said.decision
-    patients = "patients" if said.training.grouped else "images"
+def _thresholds(description: Description) -> str:
+    decision = description.decision
+    patients = "patients" if description.training.grouped else "images"
     rows = []
-    for name in said.short_names:
-        fixed, point = decision.fixed_threshold(name), decision.test[name]
-        cells = [f"none: no {_fixed_part(said)} image", "", "", ""]
-        if fixed is not None:
-            shares = (fixed.sensitivity_reached, fixed.confidence_reached)
+    for name in description.short_names:
+        threshold, point = decision.fixed_threshold(name), decision.test[name]
+        cells = [f"none: no {_fixed_part(description)} image", "", "", ""]
+        if threshold is not None:
+            lower_bounds = (threshold.sensitivity_reached, threshold.confidence_reached)
             cells = [
-                threshold_text(fixed.threshold),
-                f"{fixed.patients:,}",
-                *(percent_at_least(each) for each in shares),
+                threshold_text(threshold.threshold),
+                f"{threshold.patients:,}",
+                *(percent_at_least(bound) for bound in lower_bounds),
             ]
         rows.append([_text(name), *cells, _shown(point.sensitivity), _shown(point.specificity)])
-    asked = f"{100 * decision.sensitivity:g} %"
     titles = [
-        *("class", "threshold", f"{_fixed_part(said)} {patients}"),
+        *("class", "threshold", f"{_fixed_part(description)} {patients}"),
         f"guaranteed sensitivity at {100 * (decision.confidence or 0):g} % confidence",
-        f"confidence of {asked} sensitivity",
+        f"confidence of a sensitivity of at least {100 * decision.sensitivity:g} %",
         *("sensitivity on test images", "specificity on test images"),
     ]
     return (
-        "An image is called positive for a class where its calibrated probability reaches the threshold. Unless "
-        f"another is asked for, {_text(decision.class_name)} decides. "
-        f"{_text(threshold_sentence(said, decision.class_name))}\n\n"
-        f"{_table(titles, rows)}\n\nThe sensitivity guaranteed is that for one image of a new patient, each patient "
-        "counting the same; where patients with many images are harder to recognise, that of all images is lower. The "
-        f"guarantee holds for patients like those of the {_fixed_on(said)}, from the same hospitals. It takes no "
-        "account of what else was chosen on them: the epoch and the temperature."
+        "An image is called positive for a class if its calibrated probability for that class reaches the threshold. "
+        f"Unless another class is requested, {_text(decision.class_name)} decides. "
+        f"{_text(threshold_sentence(description, decision.class_name))}\n\n"
+        f"{_table(titles, rows)}\n\nThe guaranteed sensitivity is that for one image of a new patient, each patient "
+        "weighted equally; where patients with many images are harder to recognise, the sensitivity over all images "
+        f"is lower. The guarantee holds for patients like those of the {_fixed_on(description)}, from the same "
+        "hospitals. It does not account for what else was chosen on these images: the epoch and the temperature."
     )
 
 
-def _sets(said: Description, sets: PredictionSets) -> str:
-    patients = "patients" if said.training.grouped else "images"
+def _sets(description: Description, sets: PredictionSets) -> str:
+    patients = "patients" if description.training.grouped else "images"
     rows = [
         [
             _text(name),
@@ -199,78 +228,93 @@ def _sets(said: Description, sets: PredictionSets) -> str:
             "always in the set" if (lowest := sets.lowest[name]) is None else threshold_text(lowest),
             _shown(sets.test.coverage[name]),
         ]
-        for name in said.short_names
+        for name in description.short_names
     ]
-    titles = ["class", f"{_fixed_part(said)} {patients}", "in the set from a probability of", "coverage on test images"]
-    few = [name for name in said.short_names if sets.lowest[name] is None]
+    titles = [
+        "class",
+        f"{_fixed_part(description)} {patients}",
+        "in the set from a probability of",
+        "coverage on test images",
+    ]
+    uncalibrated = [name for name in description.short_names if sets.lowest[name] is None]
     always = (
-        f" Of {', '.join(map(_text, few))} there are fewer than {sets.patients_needed} {_fixed_part(said)} "
-        f"{patients}, which it takes to leave a class out: it is in every set."
-        if few
+        f" Leaving a class out of a set takes at least {sets.patients_needed} {_fixed_part(description)} {patients} of "
+        f"that class; with fewer, these classes are in every set: {', '.join(map(_text, uncalibrated))}."
+        if uncalibrated
         else ""
     )
     return (
-        "Beside its answer the model gives a set of classes for each image, calibrated apart for each class on "
-        f"{_fixed_on(said)} (split-conformal): for an image of a new patient, of whatever class, the set holds the "
-        f"true class with a chance of at least {100 * sets.coverage:g} %, if the patient is one like those of the "
-        f"{_fixed_on(said)}, from the same hospitals. An empty set says that no class is as likely as is "
-        f"usual for it.{always}\n\n"
-        f"{_table(titles, rows)}\n\nOn the test images a set holds {set_size_text(sets.test.size)} classes "
-        "on average. Each patient counts the same in these figures."
+        "Besides its prediction, the model gives a set of classes for each image, calibrated separately for each "
+        f"class on {_fixed_on(description)} (split-conformal): for an image of a new patient, whatever its class, the "
+        f"set contains the true class with a probability of at least {100 * sets.coverage:g} %, provided that the "
+        f"patient is like those of the {_fixed_on(description)}, from the same hospitals. An empty set means that no "
+        f"class is as probable as is usual for images of that class.{always}\n\n"
+        f"{_table(titles, rows)}\n\nOn the test images, a set contains {set_size_text(sets.test.size)} classes "
+        "on average. Each patient is weighted equally in these figures."
     )
 
 
 def set_size_text(size: Figure) -> str:
-    """A mean number of classes with its interval.
+    """Format a mean number of classes with its interval.
 
     Example:
         >>> set_size_text(Figure(1.2, 1.06, 1.414))
         '1.20 (1.06 to 1.41)'
     """
-    value, low, high = ("–" if each is None else f"{each:.2f}" for each in (size.value, size.low, size.high))
+    value, low, high = ("–" if number is None else f"{number:.2f}" for number in (size.value, size.low, size.high))
     return f"{value} ({low} to {high})"
 
 
-def _abstention(said: Description) -> str:
-    found, fixed_on = said.abstention, _fixed_on(said)
+def _abstention(description: Description) -> str:
+    abstention, fixed_on = description.abstention, _fixed_on(description)
     return (
-        f"- **Unlike** its training images: {found.method} (of {found.images:,} training images) above "
-        f"{found.unlike_above:.4f}. Fixed so that {percent(found.false_alarms)} % of the {fixed_on} at most are "
-        f"called unlike; of the test images {_shown(found.unlike_test)} % are: the false-alarm rate.\n"
-        f"- **Unsure**: the likeliest class's calibrated probability below {found.unsure_below:.4f}. Fixed so that "
-        f"{percent(found.false_alarms)} % of the rightly recognised {fixed_on} at most are called unsure; of "
-        f"such test images {_shown(found.unsure_test)} % are.\n\n"
-        f"It answers {_shown(found.answered_test)} % of the test images, and of these "
-        f"{_shown(found.accuracy_answered)} % rightly."
+        "The model abstains in two cases:\n\n"
+        f"- **Out-of-distribution** (`unlike`): the {abstention.method} (from {abstention.images:,} training images) "
+        f"exceeds {abstention.unlike_above:.4f}. The threshold was set so that at most "
+        f"{percent(abstention.false_alarms)} % of the {fixed_on} are flagged as out-of-distribution; of the test "
+        f"images, {_shown(abstention.unlike_test)} % are: the false-alarm rate.\n"
+        "- **Uncertain** (`unsure`): the highest calibrated probability of any class is below "
+        f"{abstention.unsure_below:.4f}. The threshold was set so that at most {percent(abstention.false_alarms)} % of "
+        f"the correctly classified {fixed_on} are flagged as uncertain; of the correctly classified test images, "
+        f"{_shown(abstention.unsure_test)} % are.\n\n"
+        f"The model answers {_shown(abstention.answered_test)} % of the test images; of these, "
+        f"{_shown(abstention.accuracy_answered)} % are classified correctly."
     )
 
 
-def _limits(said: Description) -> str:
+def _limits(description: Description) -> str:
     lines = [
-        "It knows its classes only: an image of anything else gets one of them, unless it is called unlike.",
-        "What unlike means is learnt from its own training images. Not every foreign image is found, above all where "
-        "it looks much like them; other endoscopes, lights and preparations can be foreign too.",
-        "Its figures hold for images like its test images. Elsewhere, and where classes are rarer or more frequent, "
-        "precision, calibration and thresholds differ: evaluate it there first.",
-        "It sees single images, not patients; no clinical data, no course.",
+        "The model knows only its own classes: an image of anything else is assigned to one of them, unless it is "
+        "flagged as out-of-distribution.",
+        "Out-of-distribution detection is learnt from the model's own training images. Not every out-of-distribution "
+        "image is detected, especially if it looks much like them; images from other endoscopes, with other light or "
+        "after other preparation can be out-of-distribution too.",
+        "The results above hold for images like the test images. Elsewhere, and where classes are rarer or more "
+        "frequent, precision, calibration and thresholds differ: evaluate the model there first.",
+        "The model sees single images, not patients: no clinical data, no course of disease.",
     ]
-    if said.training.precision != "32":
+    if description.training.precision != "32":
         lines.append(
-            f"It was trained in {_text(said.training.precision)}; its predictions and all figures here are computed in "
-            "32 bits."
+            f"The model was trained in {_text(description.training.precision)}; its predictions and all results here "
+            "are computed in 32 bits."
         )
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _licence(said: Description) -> str:
-    licence = _text(said.weights.licence) if said.weights.licence else "not stated; ask where they came from"
-    versions = ", ".join(f"{_text(name)} {_text(version)}" for name, version in said.versions.items())
-    own = "random weights, no licence" if said.weights.source == "none" else licence
-    return f"Licence of the weights that training began from: {own}.\n\nMade with {versions}."
+def _licence(description: Description) -> str:
+    stated = (
+        _text(description.weights.licence)
+        if description.weights.licence
+        else "not stated; ask the provider of the weights"
+    )
+    versions = ", ".join(f"{_text(name)} {_text(version)}" for name, version in description.versions.items())
+    licence = "random weights, no licence" if description.weights.source == "none" else stated
+    return f"Licence of the weights that training started from: {licence}.\n\nCreated with {versions}."
 
 
 def _shown(figure: Figure) -> str:
-    value, low, high = (math.nan if each is None else each for each in (figure.value, figure.low, figure.high))
+    bounds = (figure.value, figure.low, figure.high)
+    value, low, high = (math.nan if number is None else number for number in bounds)
     if math.isnan(value):
         return "undefined"
     return f"{percent(value)} ({percent(low)} to {percent(high)})"
@@ -282,6 +326,6 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _text(name: str) -> str:
-    """A name as Markdown shows it, whatever letters are in it."""
-    safe = html.escape(name, quote=False)
-    return "".join(f"\\{letter}" if letter in "\\`*[]|#~" else letter for letter in safe)
+    """Escape a name for Markdown and HTML."""
+    escaped = html.escape(name, quote=False)
+    return "".join(f"\\{letter}" if letter in "\\`*[]|#~" else letter for letter in escaped)

@@ -1,4 +1,4 @@
-"""Reads model.json and refuses what can't be: unknown entries, wrong types, sizes and shares out of any range."""
+"""Read model.json and reject invalid content: unknown entries, wrong types, values out of range."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,19 +13,20 @@ from pylorus.model.backbone import check_arguments, check_name
 from pylorus.runs.shipped import CHOICES, LAST
 
 MOST_BYTES = 1_000_000
-"""Of a description: a hundred times what one takes."""
+"""The largest model.json that is read: a hundred times the usual size."""
 MOST_CLASSES, LARGEST_SIZE, LONGEST_NAME = 1000, 2048, 200
 
 
 def read_description(content: bytes, *, where: str = "model.json") -> Description:
-    """The description in a model.json, checked.
+    """Parse and check the content of a model.json.
 
     Args:
         content: All bytes of the file.
-        where: What errors call it.
+        where: Name of the file in error messages.
 
     Raises:
-        PylorusError: If it is no such description; names the entry, what was found and what is expected.
+        PylorusError: If the content is not a valid description; names the entry, the value found and the value
+            expected.
     """
     if len(content) > MOST_BYTES:
         raise PylorusError(f"{where}: has {len(content):,} bytes, expected {MOST_BYTES:,} at most.")
@@ -34,15 +35,15 @@ def read_description(content: bytes, *, where: str = "model.json") -> Descriptio
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise PylorusError(
             f"{where}: found format_version {str(version)[:20]}, expected 1 to {FORMAT_VERSION}. "
-            "A newer bundle needs a newer Pylorus; one of before there were versions has to be trained again."
+            "A newer bundle needs a newer Pylorus; a bundle without a version has to be trained again."
         )
-    found = built(Description, _upgrade(values) if version == 1 else values, where=where)
-    check_description(found, where=where)
-    return found
+    description = built(Description, _upgrade(values) if version == 1 else values, where=where)
+    check_description(description, where=where)
+    return description
 
 
 def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
-    """Turn a description of format 1 into the present one: the last stage is shipped, and nothing is guaranteed."""
+    """Convert a description of format 1 to the current format: the last stage is shipped, nothing is guaranteed."""
     upgraded = {name: value for name, value in values.items() if name != "largest_difference"}
     decision, names, training = (values.get(name) for name in ("decision", "short_names", "training"))
     if isinstance(decision, dict) and isinstance(names, list):
@@ -54,105 +55,119 @@ def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
     return upgraded | {"format_version": FORMAT_VERSION, "prediction_sets": None}
 
 
-def check_description(found: Description, *, where: str = "model.json") -> None:
-    """Refuses values that can't be: unknown architectures, sizes out of any range, thresholds that are no shares.
+def check_description(description: Description, *, where: str = "model.json") -> None:
+    """Reject invalid values: unknown architectures, sizes out of range, thresholds outside [0, 1].
+
+    Args:
+        description: The content of a model.json.
+        where: Name of the file in error messages.
 
     Raises:
-        PylorusError: Names the entry, what was found and what is expected.
+        PylorusError: Names the entry, the value found and the value expected.
     """
-    check_name(found.architecture, where=f"{where}: architecture")
-    check_arguments(found.arguments, where=f"{where}: arguments")
-    names, short = found.classes, found.short_names
-    for key, each in (("classes", names), ("short_names", short)):
-        odd = [name for name in each if not 0 < len(name) <= LONGEST_NAME or not name.isprintable()]
-        if odd or len(set(each)) != len(each) or not 2 <= len(each) <= MOST_CLASSES:
-            raise PylorusError(f"{where}: {key}: found {_few(each)}, expected 2 to {MOST_CLASSES} different names.")
-    if len(names) != len(short):
-        raise PylorusError(f"{where}: found {len(names)} classes but {len(short)} short_names.")
-    _check_input(found.input, where)
-    _check_choices(found, where)
+    check_name(description.architecture, where=f"{where}: architecture")
+    check_arguments(description.arguments, where=f"{where}: arguments")
+    names, short_names = description.classes, description.short_names
+    for key, listed in (("classes", names), ("short_names", short_names)):
+        invalid = [name for name in listed if not 0 < len(name) <= LONGEST_NAME or not name.isprintable()]
+        if invalid or len(set(listed)) != len(listed) or not 2 <= len(listed) <= MOST_CLASSES:
+            raise PylorusError(f"{where}: {key}: found {_few(listed)}, expected 2 to {MOST_CLASSES} different names.")
+    if len(names) != len(short_names):
+        raise PylorusError(f"{where}: found {len(names)} classes but {len(short_names)} short_names.")
+    _check_input(description.input, where)
+    _check_choices(description, where)
     for key, value, low, high in (
-        ("calibration.temperature", found.calibration.temperature, LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE),
-        ("decision.sensitivity", found.decision.sensitivity, 0, 1),
-        ("decision.confidence", found.decision.confidence, 0, 1),
-        ("abstention.unlike_above", found.abstention.unlike_above, 0, 2),
-        ("abstention.unsure_below", found.abstention.unsure_below, 0, 1),
-        *((f"decision.thresholds.{name}", value, 0, 1) for name, value in found.decision.thresholds.items()),
-        *_shares_of_guarantees(found),
-        *_shares_of_sets(found),
+        ("calibration.temperature", description.calibration.temperature, LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE),
+        ("decision.sensitivity", description.decision.sensitivity, 0, 1),
+        ("decision.confidence", description.decision.confidence, 0, 1),
+        ("abstention.unlike_above", description.abstention.unlike_above, 0, 2),
+        ("abstention.unsure_below", description.abstention.unsure_below, 0, 1),
+        *((f"decision.thresholds.{name}", value, 0, 1) for name, value in description.decision.thresholds.items()),
+        *_shares_of_guarantees(description),
+        *_shares_of_sets(description),
     ):
         if value is not None and not low <= value <= high:
             raise PylorusError(f"{where}: {key}: found {value}, expected {low} to {high}.")
 
 
-def _shares_of_guarantees(found: Description) -> list[tuple[str, float, int, int]]:
+def _shares_of_guarantees(description: Description) -> list[tuple[str, float, int, int]]:
     return [
         (f"decision.guarantees.{name}.{key}", getattr(guarantee, key), 0, 1)
-        for name, guarantee in found.decision.guarantees.items()
+        for name, guarantee in description.decision.guarantees.items()
         if guarantee is not None
         for key in ("confidence_reached", "sensitivity_reached")
     ]
 
 
-def _shares_of_sets(found: Description) -> list[tuple[str, float | None, int, int]]:
-    sets = found.prediction_sets
+def _shares_of_sets(description: Description) -> list[tuple[str, float | None, int, int]]:
+    sets = description.prediction_sets
     if sets is None:
         return []
     lowest = [(f"prediction_sets.lowest.{name}", value, 0, 1) for name, value in sets.lowest.items()]
     return [("prediction_sets.coverage", sets.coverage, 0, 1), *lowest]
 
 
-def _check_input(found: Input, where: str) -> None:
-    if not 1 <= found.size <= LARGEST_SIZE:
-        raise PylorusError(f"{where}: input.size: found {found.size}, expected 1 to {LARGEST_SIZE} pixels.")
+def _check_input(settings: Input, where: str) -> None:
+    if not 1 <= settings.size <= LARGEST_SIZE:
+        raise PylorusError(f"{where}: input.size: found {settings.size}, expected 1 to {LARGEST_SIZE} pixels.")
     for key, value, known in (
-        ("crop", found.crop, ("none", "auto")),
-        ("fit", found.fit, ("pad", "stretch", "crop")),
-        ("interpolation", found.interpolation, tuple(RESAMPLING)),
+        ("crop", settings.crop, ("none", "auto")),
+        ("fit", settings.fit, ("pad", "stretch", "crop")),
+        ("interpolation", settings.interpolation, tuple(RESAMPLING)),
     ):
         if value not in known:
             raise PylorusError(f'{where}: input.{key}: found "{value[:50]}", expected one of {", ".join(known)}.')
-    for key, numbers, low in (("mean", found.mean, -math.inf), ("std", found.std, 0.0)):
+    for key, numbers, low in (("mean", settings.mean, -math.inf), ("std", settings.std, 0.0)):
         if len(numbers) != 3 or not all(low < number < 1e6 for number in numbers):
             raise PylorusError(f"{where}: input.{key}: found {_few(numbers)}, expected three numbers above {low:g}.")
-    if found.policy != POLICY_VERSION:
+    if settings.policy != POLICY_VERSION:
         raise PylorusError(
-            f"{where}: input.policy: found {found.policy}, but this Pylorus reads images by policy {POLICY_VERSION}: "
-            "its probabilities would not be those of the training. Take the Pylorus that `versions` names."
+            f"{where}: input.policy: found {settings.policy}, but this Pylorus reads images by policy "
+            f"{POLICY_VERSION}: probabilities would differ from those in training. Use the version of Pylorus that "
+            "`versions` names."
         )
 
 
-def _check_choices(found: Description, where: str) -> None:
-    if found.shipped.chosen_by not in CHOICES or (
-        found.shipped.chosen_by != LAST and found.shipped.name not in found.shipped.accuracy
+def _check_choices(description: Description, where: str) -> None:
+    if description.shipped.chosen_by not in CHOICES or (
+        description.shipped.chosen_by != LAST and description.shipped.name not in description.shipped.accuracy
     ):
         raise PylorusError(
-            f'{where}: shipped: found "{found.shipped.chosen_by[:50]}" with accuracies of '
-            f"{_few(list(found.shipped.accuracy))}, expected one of {', '.join(CHOICES)}, with "
-            "the accuracy of the stage itself."
+            f'{where}: shipped: found "{description.shipped.chosen_by[:50]}" with accuracies of '
+            f"{_few(list(description.shipped.accuracy))}, expected one of {', '.join(CHOICES)}, with "
+            "the accuracy of the shipped stage."
         )
-    short = set(found.short_names)
-    if found.decision.class_name not in short:
-        raise PylorusError(f'{where}: decision.class: found "{found.decision.class_name[:50]}", expected a short name.')
+    short_names = set(description.short_names)
+    if description.decision.class_name not in short_names:
+        raise PylorusError(
+            f'{where}: decision.class: found "{description.decision.class_name[:50]}", expected a short name.'
+        )
     by_class: dict[str, Mapping[str, object]] = {
-        "decision.thresholds": found.decision.thresholds,
-        "decision.guarantees": found.decision.guarantees,
-        "decision.test": found.decision.test,
-        **{f"test.{key}": getattr(found.test, key) for key in ("sensitivity", "specificity", "precision", "auroc")},
+        "decision.thresholds": description.decision.thresholds,
+        "decision.guarantees": description.decision.guarantees,
+        "decision.test": description.decision.test,
+        **{
+            f"test.{key}": getattr(description.test, key)
+            for key in ("sensitivity", "specificity", "precision", "auroc")
+        },
     }
-    if found.prediction_sets is not None:
-        sets = found.prediction_sets
+    if description.prediction_sets is not None:
+        sets = description.prediction_sets
         by_class["prediction_sets.lowest"] = sets.lowest
         by_class["prediction_sets.patients"] = sets.patients
         by_class["prediction_sets.test.coverage"] = sets.test.coverage
-    for key, given in by_class.items():
-        if set(given) != short:
-            raise PylorusError(f"{where}: {key}: found {_few(sorted(given))}, expected {_few(found.short_names)}.")
-    for part, counts in found.training.images.items():
-        if len(counts) != len(found.classes) or min(counts) < 0:
-            raise PylorusError(f"{where}: training.images.{part[:50]}: found {_few(counts)}, expected a count a class.")
+    for key, values in by_class.items():
+        if set(values) != short_names:
+            raise PylorusError(
+                f"{where}: {key}: found {_few(sorted(values))}, expected {_few(description.short_names)}."
+            )
+    for part, counts in description.training.images.items():
+        if len(counts) != len(description.classes) or min(counts) < 0:
+            raise PylorusError(
+                f"{where}: training.images.{part[:50]}: found {_few(counts)}, expected one count for each class."
+            )
 
 
 def _few(values: Sequence[object]) -> str:
-    shown = ", ".join(str(value)[:50] for value in values[:5])
-    return shown + (f" and {len(values) - 5} more" if len(values) > 5 else "") if values else "nothing"
+    text = ", ".join(str(value)[:50] for value in values[:5])
+    return text + (f" and {len(values) - 5} more" if len(values) > 5 else "") if values else "nothing"

@@ -1,4 +1,4 @@
-"""What model.json says: all that must be known to use a trained network, and what it was found to be worth."""
+"""The content of model.json: everything needed to use a trained network, and its performance."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,14 +9,14 @@ from pylorus.evaluation.decisions import SensitivityThreshold
 from pylorus.runs.shipped import ShippedStage
 
 FORMAT_VERSION = 2
-"""Counts up when an older Pylorus could not read what a newer one writes. Since 2 thresholds have guarantees, and the
-shipped stage is the one that validation chose."""
+"""Raised whenever an older Pylorus could not read what a newer one writes. Since version 2, thresholds have guarantees
+and the shipped stage is the one with the best validation performance."""
 INTENDED_USE = "Research use only. Not a medical device."
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A share or an area with its 95 % interval; null where it is undefined."""
+    """A proportion, area or mean with its 95 % confidence interval; null where undefined."""
 
     value: float | None
     low: float | None
@@ -25,16 +25,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class Input:
-    """How a file becomes the network's input.
+    """How an image file is turned into the network's input.
 
     Attributes:
-        size: Side of the square in pixels.
+        size: Side of the square input in pixels.
         crop: none or auto; see `pylorus.data.input`.
         fit: pad, stretch or crop.
-        interpolation: Of the resize.
-        mean: What is subtracted, a value a channel, of pixels in [0, 1].
-        std: What is divided by then.
-        policy: Version of the rules in `pylorus.data.image`.
+        interpolation: Interpolation of the resize.
+        mean: Value subtracted from each channel of pixels in [0, 1].
+        std: Value by which each channel is then divided.
+        policy: Version of the decoding rules in `pylorus.data.image`.
     """
 
     size: int
@@ -47,18 +47,18 @@ class Input:
 
     @property
     def form(self) -> InputFormat:
-        """The one way from files to pixels."""
+        """The reader that turns files into pixels, in training and prediction alike."""
         return InputFormat(self.size, self.fit, self.interpolation, self.crop)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What training began from.
+    """The initial weights of the training.
 
     Attributes:
-        source: hub, none or a file's name.
-        sha256: Of that file; null for random weights.
-        licence: Of these weights; null where it is not known.
+        source: hub, none (random weights) or the name of a file.
+        sha256: SHA-256 of the weights file; null for random weights.
+        licence: Licence of these weights; null if unknown.
     """
 
     source: str = field(metadata={"name": "from"})
@@ -68,7 +68,14 @@ class Weights:
 
 @dataclass(frozen=True)
 class TrainedStage:
-    """One stage: how deep it learned, how many epochs ran, and the one whose weights were taken, from 1."""
+    """A training stage.
+
+    Attributes:
+        name: Name of the stage.
+        learn: Which layers were trained.
+        epochs: Number of epochs that were run.
+        best_epoch: The epoch whose weights were used, counted from 1.
+    """
 
     name: str
     learn: str
@@ -78,17 +85,17 @@ class TrainedStage:
 
 @dataclass(frozen=True)
 class Training:
-    """How it was trained, and on what.
+    """How and on what the network was trained.
 
     Attributes:
-        stages: Those that made this network, in their order: the shipped one is the last.
-        seed: Of the run.
+        stages: The stages that led to this network, in order; the shipped one is the last.
+        seed: The run's random seed.
         precision: 32 or bf16.
         data: folders, manifest, shards or synthetic.
-        images: Of each class in each part of the split, in the order of the classes.
-        grouped: Whether images of a patient were kept in one part.
-        split_sha256: Of split.csv.
-        validated_on: val, or test: then every figure is optimistic.
+        images: Number of images of each class in each split, in the order of the classes.
+        grouped: Whether all images of a patient are in the same split.
+        split_sha256: SHA-256 of split.csv.
+        validated_on: val, or test, in which case all results are optimistic.
     """
 
     stages: tuple[TrainedStage, ...]
@@ -103,14 +110,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A temperature fitted on validation images, and the calibration of the test images.
+    """A temperature fitted on validation images, and the calibration error on the test images.
 
     Attributes:
-        temperature: What logits are divided by.
-        identified: Whether the validation images tell one; if not it is 1.
-        images: How many it was fitted on.
-        ece_before: Expected calibration error of the test images without it, in [0, 1].
-        ece_after: The same with it.
+        temperature: The logits are divided by it.
+        identified: Whether the validation images determine a temperature; otherwise it is 1.
+        images: Number of images on which it was fitted.
+        ece_before: Expected calibration error on the test images without temperature scaling, in [0, 1].
+        ece_after: Expected calibration error with temperature scaling.
     """
 
     temperature: float
@@ -122,7 +129,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class OperatingFigures:
-    """What a class's threshold gives on the test images."""
+    """Performance of a class's threshold on the test images."""
 
     sensitivity: Figure
     specificity: Figure
@@ -133,10 +140,10 @@ class Guarantee:
     """What a threshold guarantees for new patients; see `pylorus.evaluation.decisions.SensitivityThreshold`.
 
     Attributes:
-        confidence_reached: The confidence with which the true sensitivity is at least the one asked for, in [0, 1].
-        sensitivity_reached: The highest sensitivity that is guaranteed at the confidence asked for, in [0, 1].
-        images: How many validation images are of the class.
-        patients: How many patients (groups) these are of.
+        confidence_reached: The confidence with which the true sensitivity is at least the requested one, in [0, 1].
+        sensitivity_reached: The highest sensitivity that is guaranteed at the requested confidence, in [0, 1].
+        images: Number of validation images of the class.
+        patients: Number of patients (groups) with these images.
     """
 
     confidence_reached: float
@@ -150,14 +157,14 @@ class Decision:
     """When an image is called positive for a class.
 
     Attributes:
-        class_name: Short name of the class that decides unless another is asked for.
-        sensitivity: Which the thresholds are to guarantee.
-        confidence: With which they are to guarantee it; null in a bundle of format 1, whose thresholds reach the
-            sensitivity on the validation images and guarantee nothing.
-        patients_needed: How many positive validation patients that takes; null where no number is enough.
-        thresholds: Of the calibrated probability, by short name; null where no validation image is of the class.
-        guarantees: What they guarantee, by short name; null where there is no threshold, and in a bundle of format 1.
-        test: What they give on the test images, by short name.
+        class_name: Short name of the class that decides unless another one is requested.
+        sensitivity: The sensitivity that the thresholds should guarantee, in [0, 1].
+        confidence: The confidence with which they should guarantee it; null in a bundle of format 1, whose thresholds
+            reach the sensitivity on the validation images and guarantee nothing.
+        patients_needed: How many positive validation patients that takes; null if no number is sufficient.
+        thresholds: Thresholds of the calibrated probability by short name; null if no validation image is of the class.
+        guarantees: What they guarantee, by short name; null if there is no threshold, and in a bundle of format 1.
+        test: Their performance on the test images, by short name.
     """
 
     class_name: str = field(metadata={"name": "class"})
@@ -169,7 +176,7 @@ class Decision:
     test: dict[str, OperatingFigures]
 
     def fixed_threshold(self, name: str) -> SensitivityThreshold | None:
-        """The threshold of a class with its guarantee; None where nothing is guaranteed."""
+        """Return the threshold of a class with its guarantee, or None if nothing is guaranteed."""
         threshold, guarantee = self.thresholds[name], self.guarantees[name]
         if threshold is None or guarantee is None or self.confidence is None:
             return None
@@ -187,10 +194,10 @@ class Decision:
 
 @dataclass(frozen=True)
 class SetFigures:
-    """What prediction sets give on some images; each patient counts the same, as in their calibration.
+    """Performance of prediction sets on some images; each patient is weighted equally, as in their calibration.
 
     Attributes:
-        coverage: Share of each class's images whose set holds that class, by short name.
+        coverage: Proportion of each class's images whose set contains that class, by short name.
         size: Mean number of classes in a set.
     """
 
@@ -200,15 +207,15 @@ class SetFigures:
 
 @dataclass(frozen=True)
 class PredictionSets:
-    """From which probability on a class is in an image's prediction set.
+    """The probability from which a class is in an image's prediction set.
 
     Attributes:
-        coverage: Share of each class's images, of new patients, whose set is to hold that class, in (0, 1).
-        lowest: The lowest calibrated probability with which a class is in the set, by short name; null where there are
-            too few validation patients of the class, which is in every set then.
-        patients: How many validation patients (groups) of each class it was calibrated on, by short name.
-        patients_needed: How many it takes for a set to leave a class out.
-        test: What the sets give on the test images.
+        coverage: Proportion of each class's images, of new patients, whose set should contain that class, in (0, 1).
+        lowest: The lowest calibrated probability with which a class is in the set, by short name; null if there are
+            too few validation patients of the class, which is then in every set.
+        patients: Number of validation patients (groups) of each class used for calibration, by short name.
+        patients_needed: How many of them it takes before a set can leave a class out.
+        test: Performance of the sets on the test images.
     """
 
     coverage: float
@@ -218,7 +225,7 @@ class PredictionSets:
     test: SetFigures
 
     def limits(self, names: tuple[str, ...]) -> SetLimits:
-        """The limits in the order of some short names."""
+        """Return the limits of the classes in the order of these short names."""
         return SetLimits(
             self.coverage, tuple(self.lowest[name] for name in names), tuple(self.patients[name] for name in names)
         )
@@ -226,17 +233,17 @@ class PredictionSets:
 
 @dataclass(frozen=True)
 class Abstention:
-    """When the model does not answer.
+    """When the model abstains.
 
     Attributes:
-        method: How unlike the training images an image is.
-        unlike_above: Above this unlikeness it abstains.
-        unsure_below: Below this calibrated probability of the likeliest class it abstains.
-        false_alarms: Share of validation images that each threshold was fixed to withhold at most.
-        images: How many training images the class means are of.
-        unlike_test: Share of test images called unlike: the false-alarm rate.
-        unsure_test: Share of rightly recognised test images called unsure.
-        answered_test: Share of test images that are answered.
+        method: The measure of distance from the training images.
+        unlike_above: Above this distance an image counts as out-of-distribution and the model abstains.
+        unsure_below: Below this calibrated probability of the most probable class the model abstains as uncertain.
+        false_alarms: Proportion of validation images on which each threshold makes the model abstain at most.
+        images: Number of training images from which the class means were computed.
+        unlike_test: Proportion of test images flagged as out-of-distribution: the false-alarm rate.
+        unsure_test: Proportion of correctly classified test images flagged as uncertain.
+        answered_test: Proportion of test images on which the model does not abstain.
         accuracy_answered: Accuracy on these.
     """
 
@@ -253,16 +260,16 @@ class Abstention:
 
 @dataclass(frozen=True)
 class Figures:
-    """What the model is worth on some images, all of them answered.
+    """Performance of the model on some images, without abstentions.
 
     Attributes:
-        images: How many.
-        groups: Of how many groups (patients); intervals keep them together.
-        accuracy: Share recognised.
-        sensitivity: Of each class, by short name.
-        specificity: As sensitivity.
-        precision: As sensitivity.
-        auroc: Area under the curve of each class against the rest.
+        images: Number of images.
+        groups: Number of groups (patients); intervals keep a group's images together.
+        accuracy: Proportion classified correctly.
+        sensitivity: Sensitivity of each class, by short name.
+        specificity: Specificity of each class, by short name.
+        precision: Precision of each class, by short name.
+        auroc: Area under the ROC curve of each class against the rest, by short name.
     """
 
     images: int
@@ -276,18 +283,18 @@ class Figures:
 
 @dataclass(frozen=True)
 class Description:
-    """All of model.json.
+    """The whole content of model.json.
 
     Attributes:
         format_version: See `FORMAT_VERSION`.
-        architecture: timm's name.
-        arguments: Further arguments of timm.create_model, plain values.
-        classes: In the order of the logits.
-        short_names: One a class.
+        architecture: Name of the model in timm.
+        arguments: Further arguments of timm.create_model, as plain values.
+        classes: Names of the classes in the order of the logits.
+        short_names: Short names of the classes in the same order.
         shipped: The stage of the run whose network this is, and how it was chosen.
-        prediction_sets: Null where the run did not ask for them.
-        test: What it is worth on the run's test images.
-        versions: Of the packages that trained it.
+        prediction_sets: Null if the run did not request them.
+        test: Performance on the run's test images.
+        versions: Versions of the packages used for training.
     """
 
     format_version: int

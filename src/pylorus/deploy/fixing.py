@@ -1,4 +1,4 @@
-"""What a bundle decides by, fixed on validation images, and what that gives on the untouched test images."""
+"""Fix a bundle's thresholds and limits on validation images, and measure them on the untouched test images."""
 
 import math
 from collections.abc import Sequence
@@ -31,18 +31,18 @@ from pylorus.evaluation.proportion import clustered_wilson, proportions_of_predi
 from pylorus.report.calibrated import Calibration
 
 FALSE_ALARMS = 0.05
-"""Share of validation images that each of the two reasons to abstain withholds at most."""
+"""Each of the two thresholds for abstention makes the model abstain on at most this proportion of validation images."""
 
 
 @dataclass(frozen=True, eq=False)
 class Unlikeness:
-    """How unlike the training images the others are.
+    """Distances of validation and test images from the training images; see `pylorus.deploy.network.UNLIKENESS`.
 
     Attributes:
-        training: How many training images they were compared with.
-        validation: Of shape (validation images,).
-        test: Of shape (test images,).
-        test_rows: The places of these among the saved predictions of test images.
+        training: Number of training images that they were compared with.
+        validation: Distances of shape (validation images,), in [0, 2].
+        test: Distances of shape (test images,), in [0, 2].
+        test_rows: Row of each of these test images in the saved predictions of test images.
     """
 
     training: int
@@ -52,32 +52,40 @@ class Unlikeness:
 
 
 def deciding_class(deploy: DeployConfig, *, classes: Sequence[str], short_names: Sequence[str]) -> str:
-    """The short name of the class that decides.
+    """Return the short name of the class that decides.
+
+    Args:
+        deploy: The configuration; without `class_name` the first class decides.
+        classes: Full names of the classes.
+        short_names: Their short names, in the same order.
 
     Raises:
-        PylorusError: If `deploy.class_name` is none of the classes.
+        PylorusError: If `deploy.class_name` is not one of the classes.
     """
-    wanted = deploy.class_name
-    if wanted is None or wanted in short_names:
-        return short_names[0] if wanted is None else wanted
-    if wanted not in classes:
+    name = deploy.class_name
+    if name is None or name in short_names:
+        return short_names[0] if name is None else name
+    if name not in classes:
         raise PylorusError(
-            f'deploy.class_name: found "{wanted}", expected one of {", ".join(short_names)}.'
-            f"{did_you_mean(wanted, [*short_names, *classes])}"
+            f'deploy.class_name: found "{name}", expected one of {", ".join(short_names)}.'
+            f"{did_you_mean(name, [*short_names, *classes])}"
         )
-    return short_names[list(classes).index(wanted)]
+    return short_names[list(classes).index(name)]
 
 
 def fixed_decision(calibration: Calibration, deploy: DeployConfig, *, class_name: str) -> Decision:
-    """A threshold for each class that guarantees the sensitivity asked for, or says what it guarantees.
+    """Fix a threshold for each class that guarantees the requested sensitivity or, with too few patients, less.
 
     Args:
         calibration: Predictions of validation images, on which thresholds are fixed, and of test images.
-        deploy: The sensitivity and the confidence asked for.
+        deploy: The requested sensitivity and confidence.
         class_name: Short name of the class that decides.
+
+    Returns:
+        The thresholds, what each guarantees, and their performance on the test images.
     """
     validation, test = calibration.validation, calibration.test
-    asked = {"sensitivity": deploy.sensitivity, "confidence": deploy.confidence}
+    target = {"sensitivity": deploy.sensitivity, "confidence": deploy.confidence}
     thresholds: dict[str, float | None] = {}
     guarantees: dict[str, Guarantee | None] = {}
     figures = {}
@@ -85,10 +93,10 @@ def fixed_decision(calibration: Calibration, deploy: DeployConfig, *, class_name
         positive, scores = validation.true == column, validation.probabilities[:, column]
         thresholds[name] = guarantees[name] = None
         if positive.any():
-            found = threshold_at_sensitivity(positive, scores, validation.clusters, margin=ROUNDING, **asked)
-            thresholds[name] = found.threshold
+            fitted = threshold_at_sensitivity(positive, scores, validation.clusters, margin=ROUNDING, **target)
+            thresholds[name] = fitted.threshold
             guarantees[name] = Guarantee(
-                found.confidence_reached, found.sensitivity_reached, found.images, found.patients
+                fitted.confidence_reached, fitted.sensitivity_reached, fitted.images, fitted.patients
             )
         threshold = thresholds[name]
         point = operating_point(
@@ -98,17 +106,17 @@ def fixed_decision(calibration: Calibration, deploy: DeployConfig, *, class_name
             threshold=2.0 if threshold is None else threshold,
         )
         figures[name] = OperatingFigures(figure(point.sensitivity), figure(point.specificity))
-    needed = patients_needed(**asked)
+    needed = patients_needed(**target)
     return Decision(class_name, deploy.sensitivity, deploy.confidence, needed, thresholds, guarantees, figures)
 
 
 def fixed_sets(calibration: Calibration, coverage: float | None) -> PredictionSets | None:
-    """Prediction sets of the coverage asked for, calibrated on validation images; None where it is None."""
+    """Calibrate prediction sets of a coverage in (0, 1) on validation images; None if no coverage is requested."""
     if coverage is None:
         return None
     validation, test = calibration.validation, calibration.test
     limits = fit_set_limits(validation.probabilities, validation.true, validation.clusters, coverage=coverage)
-    lowest = tuple(None if each is None else max(0.0, each - ROUNDING) for each in limits.lowest)
+    lowest = tuple(None if limit is None else max(0.0, limit - ROUNDING) for limit in limits.lowest)
     limits = replace(limits, lowest=lowest)
     return PredictionSets(
         coverage=coverage,
@@ -120,34 +128,32 @@ def fixed_sets(calibration: Calibration, coverage: float | None) -> PredictionSe
 
 
 def set_figures(predictions: Predictions, members: NDArray[np.bool_]) -> SetFigures:
-    """What prediction sets give on some images.
+    """Compute the coverage and mean size of prediction sets.
 
     Args:
-        predictions: Of the images, with their true classes.
-        members: Which classes are in the set of each, of shape (n, classes).
+        predictions: Predictions of n images with their true classes.
+        members: Which classes are in the set of each image, of shape (n, classes).
     """
     groups = predictions.clusters
-    covered = members[np.arange(len(members)), predictions.true].astype(np.float64)
+    is_covered = members[np.arange(len(members)), predictions.true].astype(np.float64)
 
-    def coverage(chosen: NDArray[np.bool_]) -> Estimate:
-        if not chosen.any():
+    def coverage(selected: NDArray[np.bool_]) -> Estimate:
+        if not selected.any():
             return Estimate(math.nan, math.nan, math.nan)
-        return mean_over_groups(covered[chosen], None if groups is None else groups[chosen])
+        return mean_over_groups(is_covered[selected], None if groups is None else groups[selected])
 
-    share_of_classes = mean_over_groups(members.mean(axis=1), groups)
-    size = (
-        predictions.classes * each for each in (share_of_classes.value, share_of_classes.low, share_of_classes.high)
-    )
+    proportion = mean_over_groups(members.mean(axis=1), groups)
+    size = (predictions.classes * bound for bound in (proportion.value, proportion.low, proportion.high))
     return SetFigures(
         coverage={
-            name: figure(coverage(predictions.true == each)) for each, name in enumerate(predictions.class_names)
+            name: figure(coverage(predictions.true == label)) for label, name in enumerate(predictions.class_names)
         },
         size=figure(Estimate(*size)),
     )
 
 
 def said_calibration(calibration: Calibration) -> SaidCalibration:
-    """The temperature and what it does to the test images."""
+    """Return the temperature and the calibration error on the test images, as model.json holds them."""
     fitted = calibration.temperature
     return SaidCalibration(
         fitted.temperature, fitted.identified, fitted.images, calibration.before.ece.value, calibration.after.ece.value
@@ -155,41 +161,40 @@ def said_calibration(calibration: Calibration) -> SaidCalibration:
 
 
 def fixed_abstention(calibration: Calibration, unlikeness: Unlikeness) -> Abstention:
-    """The two thresholds below and above which the model does not answer, and what they withhold of the test images.
+    """Fix the two thresholds for abstention on validation images, and measure them on the test images.
 
-    Unlike: above what 95 % of the validation images reach. Unsure: below the likeliest class's calibrated probability
-    that 95 % of the rightly recognised validation images reach.
+    Out-of-distribution: a distance above that of 95 % of the validation images. Uncertain: a calibrated probability of
+    the most probable class below that of 95 % of the correctly classified validation images.
     """
     validation, test = calibration.validation, calibration.test
     unlike_above = float(np.quantile(unlikeness.validation, 1 - FALSE_ALARMS, method="higher")) + ROUNDING
-    sure = validation.probabilities.max(axis=1)
-    right = sure[validation.correct]
-    unsure_below = float(np.quantile(right, FALSE_ALARMS, method="lower")) if len(right) else 0.0
+    confidences = validation.probabilities.max(axis=1)[validation.correct]
+    unsure_below = float(np.quantile(confidences, FALSE_ALARMS, method="lower")) if len(confidences) else 0.0
     unsure_below = max(0.0, unsure_below - ROUNDING)
     rows = unlikeness.test_rows
     groups = test.clusters
     groups = None if groups is None else groups[rows]
-    unlike = unlikeness.test > unlike_above
-    unsure = test.probabilities.max(axis=1)[rows] < unsure_below
-    correct, answered = test.correct[rows], ~(unlike | unsure)
+    is_unlike = unlikeness.test > unlike_above
+    is_uncertain = test.probabilities.max(axis=1)[rows] < unsure_below
+    correct, answered = test.correct[rows], ~(is_unlike | is_uncertain)
     return Abstention(
         method=UNLIKENESS,
         unlike_above=unlike_above,
         unsure_below=unsure_below,
         false_alarms=FALSE_ALARMS,
         images=unlikeness.training,
-        unlike_test=share(unlike, groups),
-        unsure_test=share(unsure, groups, among=correct),
+        unlike_test=share(is_unlike, groups),
+        unsure_test=share(is_uncertain, groups, among=correct),
         answered_test=share(answered, groups),
         accuracy_answered=share(correct, groups, among=answered),
     )
 
 
 def figures_of(test: Predictions) -> Figures:
-    """What the model is worth on some images, all of them answered."""
+    """Compute the model's performance on some images, without abstentions."""
     groups = test.clusters
-    shares = proportions_of_predictions(test.true, test.predicted, groups, classes=test.classes)
-    areas = [auroc(test.true == each, test.probabilities[:, each], groups) for each in range(test.classes)]
+    proportions = proportions_of_predictions(test.true, test.predicted, groups, classes=test.classes)
+    areas = [auroc(test.true == label, test.probabilities[:, label], groups) for label in range(test.classes)]
 
     def by_class(values: tuple[Estimate, ...]) -> dict[str, Figure]:
         return {name: figure(value) for name, value in zip(test.class_names, values, strict=True)}
@@ -197,18 +202,18 @@ def figures_of(test: Predictions) -> Figures:
     return Figures(
         images=len(test.true),
         groups=len(np.unique(test.group)),
-        accuracy=figure(shares.accuracy),
-        sensitivity=by_class(shares.sensitivity),
-        specificity=by_class(shares.specificity),
-        precision=by_class(shares.precision),
+        accuracy=figure(proportions.accuracy),
+        sensitivity=by_class(proportions.sensitivity),
+        specificity=by_class(proportions.specificity),
+        precision=by_class(proportions.precision),
         auroc=by_class(tuple(areas)),
     )
 
 
 def figure(estimate: Estimate) -> Figure:
-    """An estimate as JSON can hold it."""
+    """Convert an estimate to values that JSON can hold: None in place of NaN and infinities."""
     value, low, high = (
-        float(each) if math.isfinite(each) else None for each in (estimate.value, estimate.low, estimate.high)
+        float(number) if math.isfinite(number) else None for number in (estimate.value, estimate.low, estimate.high)
     )
     return Figure(value, low, high)
 
@@ -216,8 +221,14 @@ def figure(estimate: Estimate) -> Figure:
 def share(
     success: NDArray[np.bool_], groups: NDArray[np.generic] | None, *, among: NDArray[np.bool_] | None = None
 ) -> Figure:
-    """The share of some images, or of those `among` them, with its interval; undefined where there is none."""
-    chosen = np.ones(len(success), dtype=np.bool_) if among is None else among
-    if not chosen.any():
+    """Compute the proportion of images with a property, with its confidence interval.
+
+    Args:
+        success: Whether each image has the property, of shape (n,).
+        groups: The group (patient) of each image, of shape (n,); None if each image is its own.
+        among: The images to count, of shape (n,); None for all. Without any the proportion is undefined.
+    """
+    selected = np.ones(len(success), dtype=np.bool_) if among is None else among
+    if not selected.any():
         return figure(wilson(0, 0))
-    return figure(clustered_wilson(success[chosen], None if groups is None else groups[chosen]))
+    return figure(clustered_wilson(success[selected], None if groups is None else groups[selected]))

@@ -1,4 +1,4 @@
-"""A bundle, read: every file by its hash, every tensor by its shape; nothing in it is ever executed."""
+"""Load a bundle: every file is verified by its hash, every tensor by its shape; nothing in it is ever executed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,34 +24,34 @@ DIRECTIONS = "directions"
 
 @dataclass(frozen=True, eq=False)
 class Bundle(TrainedModel):
-    """A trained network, ready to be asked, in PyTorch.
+    """A trained network in PyTorch, ready for inference.
 
     Attributes:
-        classifier: `classifier(images)` takes uint8 RGB of shape (n, 3, size, size) on its device.
-        device: Where it computes.
+        classifier: Module whose input is uint8 RGB of shape (n, 3, size, size) on its device.
+        device: The device that computes.
     """
 
     classifier: BundledClassifier
     device: torch.device
 
     def output(self, images: NDArray[np.uint8]) -> Output:
-        """What the network says of images (n, size, size, 3) as `input` reads them, on the CPU."""
+        """Run the network on uint8 RGB images (n, size, size, 3), as `input` reads them; tensors are on the CPU."""
         batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self.device)
         with torch.inference_mode():
-            found: Output = self.classifier(batch)
-        return Output(found.logits.cpu(), found.unlikeness.cpu())
+            computed: Output = self.classifier(batch)
+        return Output(computed.logits.cpu(), computed.unlikeness.cpu())
 
 
 def load_bundle(folder: Path, *, device: str | torch.device = "cpu") -> Bundle:
-    """Reads and checks a bundle.
+    """Load and check a bundle.
 
     Args:
         folder: The folder `model` of a run.
-        device: Where it is to compute.
+        device: The device that shall compute.
 
     Raises:
-        PylorusError: If it is no bundle, or a file of it is missing, changed or not what it should be; names the file
-            and what is wrong.
+        PylorusError: If the folder is not a bundle, or if one of its files is missing, changed or invalid; names the
+            file and what is wrong.
     """
     sums = checked_sums(folder)
     description = described(folder)
@@ -64,20 +64,20 @@ def load_bundle(folder: Path, *, device: str | torch.device = "cpu") -> Bundle:
     weights = _tensors(folder / WEIGHTS)
     _check_shapes(weights, network.state_dict(), folder / WEIGHTS, description)
     network.load_state_dict(weights)
-    place = torch.device(device)
+    target = torch.device(device)
     classifier = BundledClassifier(
-        laid_out(network, place),
+        laid_out(network, target),
         mean=description.input.mean,
         std=description.input.std,
         directions=_directions(folder / UNLIKE, len(description.classes)),
     )
-    bundle = Bundle(folder, description, sums, classifier.to(place), place)
+    bundle = Bundle(folder, description, sums, classifier.to(target), target)
     try_out(bundle, folder / WEIGHTS)
     return bundle
 
 
 def described(folder: Path) -> Description:
-    """The description in a folder's model.json, checked.
+    """Read and check the model.json of a folder.
 
     Raises:
         PylorusError: See `read_description`.
@@ -89,59 +89,70 @@ def described(folder: Path) -> Description:
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
-        found = load_file(path)
+        tensors = load_file(path)
     except (SafetensorError, ValueError, OSError, KeyError) as error:
         raise PylorusError(
-            f"{path}: can't be read as safetensors, and nothing else is ever loaded: {error}."
+            f"{path}: can't be read as safetensors, and no other format is ever loaded: {error}."
         ) from error
-    broken = [name for name, tensor in found.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if broken:
-        raise PylorusError(f"{path}: holds values that are no numbers in:\n{listing(broken, most=4)}")
-    return found
+    non_finite = [
+        name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]
+    if non_finite:
+        raise PylorusError(f"{path}: contains NaN or infinite values in:\n{listing(non_finite, most=4)}")
+    return tensors
 
 
-def _check_shapes(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path, said: Description) -> None:
+def _check_shapes(
+    tensors_found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, description: Description
+) -> None:
     def shown(tensors: Mapping[str, Tensor], name: str) -> str:
         return f"{tensors[name].dtype} {tuple(tensors[name].shape)}" if name in tensors else "nothing"
 
-    wrong = [
-        f"{name}: found {shown(given, name)}, expected {shown(wanted, name)}"
-        for name in sorted({*given, *wanted})
-        if shown(given, name) != shown(wanted, name)
+    mismatches = [
+        f"{name}: found {shown(tensors_found, name)}, expected {shown(expected, name)}"
+        for name in sorted({*tensors_found, *expected})
+        if shown(tensors_found, name) != shown(expected, name)
     ]
-    if wrong:
+    if mismatches:
         raise PylorusError(
-            f"{path}: does not fit {said.architecture} of {len(said.classes)} classes, which {DESCRIPTION} names:\n"
-            f"{listing(wrong, most=4)}"
+            f"{path}: does not fit {description.architecture} with {len(description.classes)} classes, as "
+            f"{DESCRIPTION} says:\n"
+            f"{listing(mismatches, most=4)}"
         )
 
 
 def _directions(path: Path, classes: int) -> Tensor:
-    given = _tensors(path)
-    found = given.get(DIRECTIONS)
-    if found is None or len(given) != 1 or found.dtype != torch.float32 or found.ndim != 2 or len(found) != classes:
-        shapes = {name[:50]: tuple(tensor.shape) for name, tensor in list(given.items())[:4]}
-        raise PylorusError(f'{path}: found {shapes}, expected one float32 matrix "{DIRECTIONS}" of {classes} rows.')
-    if not torch.allclose(found.norm(dim=1), torch.ones(len(found)), atol=1e-3):
-        raise PylorusError(f'{path}: the rows of "{DIRECTIONS}" are no unit vectors.')
-    return found
+    tensors = _tensors(path)
+    directions = tensors.get(DIRECTIONS)
+    if (
+        directions is None
+        or len(tensors) != 1
+        or directions.dtype != torch.float32
+        or directions.ndim != 2
+        or len(directions) != classes
+    ):
+        shapes = {name[:50]: tuple(tensor.shape) for name, tensor in list(tensors.items())[:4]}
+        raise PylorusError(f'{path}: found {shapes}, expected one float32 matrix "{DIRECTIONS}" with {classes} rows.')
+    if not torch.allclose(directions.norm(dim=1), torch.ones(len(directions)), atol=1e-3):
+        raise PylorusError(f'{path}: the rows of "{DIRECTIONS}" are not unit vectors.')
+    return directions
 
 
 def try_out(model: TrainedModel, weights: Path) -> None:
-    """One black image, so that what does not fit together is told now and not at the first of a million.
+    """Run a model on one black image, so that files that do not fit together are reported when it is loaded.
 
     Args:
-        model: Just loaded.
-        weights: The file that is to blame where it gives no numbers.
+        model: The model that was just loaded.
+        weights: The file to name if the output is NaN or infinite.
 
     Raises:
-        PylorusError: If it can't be computed.
+        PylorusError: If the model can't compute, or if its output is NaN or infinite.
     """
     size = model.input.size
     try:
-        found = model.output(np.zeros((1, size, size, 3), dtype=np.uint8))
+        output = model.output(np.zeros((1, size, size, 3), dtype=np.uint8))
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__
         raise PylorusError(f"{model.folder}: its files do not fit together: {reason}.") from error
-    if not (found.logits.isfinite().all() and found.unlikeness.isfinite().all()):
-        raise PylorusError(f"{weights}: a black image gives logits that are no numbers.")
+    if not (output.logits.isfinite().all() and output.unlikeness.isfinite().all()):
+        raise PylorusError(f"{weights}: for a black image the network's output is NaN or infinite.")

@@ -1,4 +1,4 @@
-"""The trained network as a function of images: logits, and how unlike its training images an image is."""
+"""The trained network as a function of images: logits, and the distance from its training images."""
 
 from typing import Any, NamedTuple
 
@@ -12,11 +12,11 @@ UNLIKENESS = "cosine distance of the penultimate features to the mean direction 
 
 
 class Output(NamedTuple):
-    """What the network says of some images.
+    """The network's output for n images.
 
     Attributes:
         logits: float32 of shape (n, classes); not calibrated.
-        unlikeness: float32 of shape (n,), in [0, 2]: see `UNLIKENESS`.
+        unlikeness: Distance from the training images, float32 of shape (n,), in [0, 2]: see `UNLIKENESS`.
     """
 
     logits: Tensor
@@ -24,14 +24,14 @@ class Output(NamedTuple):
 
 
 class NormalisedNetwork(nn.Module):
-    """A network in evaluation mode that normalises its images itself.
+    """A network in evaluation mode that normalises its input images itself.
 
-    A run predicts with it and a bundle computes by it, so that both give the same logits.
+    Both a run and a bundle predict with it, so both give the same logits.
 
     Args:
         network: A timm model.
-        mean: Of pixels in [0, 1], a value a channel.
-        std: As `mean`.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel, for pixels in [0, 1].
     """
 
     mean: Tensor
@@ -45,21 +45,25 @@ class NormalisedNetwork(nn.Module):
         self.eval()
 
     def pixels(self, image: Tensor) -> Tensor:
-        """Normalised images (n, 3, size, size) of uint8 RGB ones."""
+        """Normalise uint8 RGB images of shape (n, 3, size, size) to float32 of the same shape."""
         return (image.float() - self.mean) / self.std
 
     def logits_and_features(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (n, classes) and penultimate features (n, features) of uint8 RGB images (n, 3, size, size)."""
+        """Compute logits and penultimate features; see the function of this name.
+
+        Args:
+            image: uint8 RGB of shape (n, 3, size, size).
+        """
         return logits_and_features(self.network, self.pixels(image))
 
 
 class BundledClassifier(NormalisedNetwork):
-    """A network that also says how unlike its training images an image is.
+    """A network that also computes the distance of images from its training images.
 
     Args:
         network: A timm model.
-        mean: Of pixels in [0, 1], a value a channel.
-        std: As `mean`.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel, for pixels in [0, 1].
         directions: Unit vectors of shape (classes, features): the mean direction of each class's training images.
     """
 
@@ -70,15 +74,23 @@ class BundledClassifier(NormalisedNetwork):
         self.register_buffer("directions", directions)
 
     def forward(self, image: Tensor) -> Output:
-        """What it says of uint8 RGB images of shape (n, 3, size, size)."""
+        """Compute the output for uint8 RGB images of shape (n, 3, size, size)."""
         logits, features = self.logits_and_features(image)
         return Output(logits, unlikeness(features, self.directions))
 
 
 def logits_and_features(network: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (n, classes) of normalised images, and what the last layer makes them of, (n, features); in float32."""
-    found = network.forward_features(pixels)
-    logits, features = network.forward_head(found), network.forward_head(found, pre_logits=True)
+    """Compute logits and penultimate features.
+
+    Args:
+        network: A timm model.
+        pixels: Normalised images of shape (n, 3, size, size).
+
+    Returns:
+        Logits of shape (n, classes) and the last layer's input of shape (n, features), both float32.
+    """
+    maps = network.forward_features(pixels)
+    logits, features = network.forward_head(maps), network.forward_head(maps, pre_logits=True)
     if features.ndim == 4:
         features = features.mean(dim=(2, 3))  # heads that pool after their last layer, or hold 1 × 1 maps
     elif features.ndim == 3:
@@ -87,16 +99,19 @@ def logits_and_features(network: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unlikeness(features: Tensor, directions: Tensor) -> Tensor:
-    """How unlike the training images some images are, of shape (n,); see `UNLIKENESS`.
+    """Compute the distance of images from the training images; see `UNLIKENESS`.
 
     Args:
-        features: Of shape (n, features).
-        directions: Unit vectors of shape (classes, features).
+        features: Penultimate features of shape (n, features).
+        directions: Unit vectors of shape (classes, features): the mean direction of each class.
+
+    Returns:
+        Distances of shape (n,), in [0, 2].
     """
     return 1 - (functional.normalize(features, dim=1) @ directions.T).amax(dim=1)
 
 
 def laid_out(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network on a device, in the layout in memory that its convolutions prefer; the numbers are the same."""
-    last = gains_channels_last(network, device.type)
-    return network.to(device, memory_format=torch.channels_last if last else torch.contiguous_format)  # type: ignore[call-overload,no-any-return]
+    """Move the network to a device, in the memory layout that is fastest for its convolutions; values stay the same."""
+    is_faster = gains_channels_last(network, device.type)
+    return network.to(device, memory_format=torch.channels_last if is_faster else torch.contiguous_format)  # type: ignore[call-overload,no-any-return]

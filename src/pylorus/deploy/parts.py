@@ -1,4 +1,4 @@
-"""A table that is too long to hold: written in parts beside its final name, put together once it is complete."""
+"""Write a table that does not fit in memory: in parts beside the output file, merged once it is complete."""
 
 import hashlib
 import json
@@ -22,10 +22,10 @@ ABOUT = ".about.json"
 
 
 class Done:
-    """Keys of images that are done, as eight bytes each: a million take 8 MB.
+    """A set of image keys that stores eight bytes per key: a million keys take 8 MB.
 
     Args:
-        keys: Of the images.
+        keys: The keys of the images; see `pylorus.deploy.sources.key_of`.
     """
 
     def __init__(self, keys: Iterator[str]) -> None:
@@ -36,25 +36,25 @@ class Done:
 
     def __contains__(self, key: str) -> bool:
         digest = np.uint64(_digest(key))
-        at = int(np.searchsorted(self._digests, digest))
-        return at < len(self._digests) and bool(self._digests[at] == digest)
+        position = int(np.searchsorted(self._digests, digest))
+        return position < len(self._digests) and bool(self._digests[position] == digest)
 
 
 class Parts:
-    """The rows of one output on their way to it.
+    """The rows of an output file while they are being computed; an interrupted output can be resumed.
 
     Args:
         output: The final file: .csv, .parquet or .json.
-        request: What was asked for, as plain values.
-        also: What was asked for of the whole, when the rows are there.
+        request: The options that determine the rows, as plain values.
+        also: The options that are only applied to the complete table.
 
     Raises:
-        PylorusError: If the suffix is another.
+        PylorusError: If the file has another suffix.
     """
 
     def __init__(self, output: Path, request: Mapping[str, object], *, also: Mapping[str, object]) -> None:
         if output.suffix.lower() not in FORMATS:
-            raise PylorusError(f"--output: found {output}, expected a name that ends in {', '.join(FORMATS)}.")
+            raise PylorusError(f"--output: found {output}, expected a file name that ends in {', '.join(FORMATS)}.")
         self.output = output
         self._of_rows = json.loads(json.dumps(request))
         self.request = {**self._of_rows, **json.loads(json.dumps(also))}
@@ -63,10 +63,10 @@ class Parts:
         self._written, self._complete = 0, False
 
     def finished(self) -> dict[str, object] | None:
-        """What is on record of an output that is complete; None where it is not.
+        """Return the record of a complete output, or None if the output is not complete.
 
         Raises:
-            PylorusError: If a file lies there that another request made.
+            PylorusError: If the output file exists but was written for another request.
         """
         if self.output.is_file() and not self.folder.is_dir():
             record = json.loads(self.about.read_text(encoding="utf-8")) if self.about.is_file() else {}
@@ -76,10 +76,10 @@ class Parts:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Holds the parts for this process, so that no two write them.
+        """Lock the parts for this process, so that no other process writes them.
 
         Raises:
-            PylorusError: If another process does, or they are of another request.
+            PylorusError: If another process has locked them, or if they belong to another request.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / "lock")
@@ -87,14 +87,14 @@ class Parts:
             lock.acquire(timeout=0)
         except Timeout:
             raise PylorusError(
-                f"{self.output}: another process is writing it. Wait, or give another --output."
+                f"{self.output}: another process is writing this file. Wait for it, or choose another --output."
             ) from None
         try:
-            asked = self.folder / "request.json"
-            if asked.is_file():
-                self._expect_same(json.loads(asked.read_text(encoding="utf-8")), self._of_rows, self.folder)
+            request = self.folder / "request.json"
+            if request.is_file():
+                self._expect_same(json.loads(request.read_text(encoding="utf-8")), self._of_rows, self.folder)
             else:
-                write_json(asked, self._of_rows)
+                write_json(request, self._of_rows)
             for leftover in self.folder.glob(".part-*"):
                 leftover.unlink()
             self._written = len(self.paths())
@@ -105,16 +105,16 @@ class Parts:
                 shutil.rmtree(self.folder)
 
     def paths(self) -> list[Path]:
-        """The parts, in their order."""
+        """Return the files of the parts, in order."""
         return sorted(self.folder.glob("part-*.parquet"))
 
     def tables(self) -> Iterator[pd.DataFrame]:
-        """The rows, part by part."""
+        """Read the rows, part by part."""
         for path in self.paths():
             yield pd.read_parquet(path)
 
     def done(self) -> Done:
-        """What needs not be predicted again."""
+        """Return the keys of the images that are already predicted."""
         return Done(
             key_of(path, None if pd.isna(second) else float(second))
             for table in self.tables()
@@ -122,25 +122,30 @@ class Parts:
         )
 
     def add(self, table: pd.DataFrame) -> None:
-        """Writes a part, whole or not at all."""
+        """Write a part atomically."""
         with whole(self.folder / f"part-{self._written:08d}.parquet") as temporary:
             table.to_parquet(temporary, index=False)
         self._written += 1
 
     def close(self, record: Mapping[str, object], *, columns: Sequence[str]) -> None:
-        """Puts the parts together under the final name, chosen columns only; they go when all is written."""
+        """Merge the parts into the output file; they are deleted once it is written.
+
+        Args:
+            record: What to write to the .about.json beside the request.
+            columns: The columns to write.
+        """
         with whole(self.output) as temporary:
             _WRITERS[self.output.suffix.lower()](temporary, (table[list(columns)] for table in self.tables()))
         write_json(self.about, {"request": self.request, **record})
         self._complete = True
 
-    def _expect_same(self, found: object, wanted: dict[str, object], place: Path) -> None:
-        if found != wanted:
-            given = found if isinstance(found, dict) else {}
-            differing = [name for name in wanted if given.get(name) != wanted[name]]
+    def _expect_same(self, request: object, expected: dict[str, object], path: Path) -> None:
+        if request != expected:
+            existing = request if isinstance(request, dict) else {}
+            differing = [name for name in expected if existing.get(name) != expected[name]]
             raise PylorusError(
-                f"{place}: is there already, from another request (it differs in: {', '.join(differing)}). "
-                "Delete it, or give another --output."
+                f"{path}: already exists, from another request (different: {', '.join(differing)}). "
+                "Delete it, or choose another --output."
             )
 
 
@@ -164,12 +169,12 @@ def _write_parquet(path: Path, tables: Iterator[pd.DataFrame]) -> None:
 
 def _write_json(path: Path, tables: Iterator[pd.DataFrame]) -> None:
     with path.open("w", encoding="utf-8") as file:
-        between = "[\n"
+        separator = "[\n"
         for table in tables:
             for row in table.astype(object).where(table.notna(), None).to_dict("records"):
-                file.write(between + json.dumps(row, ensure_ascii=False, allow_nan=False))
-                between = ",\n"
-        file.write("\n]\n" if between == ",\n" else "[]\n")
+                file.write(separator + json.dumps(row, ensure_ascii=False, allow_nan=False))
+                separator = ",\n"
+        file.write("\n]\n" if separator == ",\n" else "[]\n")
 
 
 _WRITERS = {".csv": _write_csv, ".parquet": _write_parquet, ".json": _write_json}

@@ -1,4 +1,4 @@
-"""A stage's answers to the images of a run, computed as its bundle computes them: by the same code, in fp32."""
+"""Run a stage's network over the images of a run exactly as its bundle does: by the same code, in fp32."""
 
 import sys
 from collections.abc import Iterator
@@ -20,16 +20,16 @@ from pylorus.model.backbone import Backbone
 from pylorus.model.cut import modes_kept
 
 MOST_IMAGES = {"train": 1000, "val": 5000, "test": 5000}
-"""Features of each part: classes' means and a threshold's quantile are known by then; the rest would only take time."""
+"""Images of each split whose features are saved: enough for the classes' means and the threshold's quantile."""
 
 
 @dataclass(frozen=True, eq=False)
 class PartAnswers:
-    """The network's answers to a part of the images.
+    """The network's output for a split of the images.
 
     Attributes:
-        logits: float32 of shape (images, classes), in the order of the part's rows.
-        features: float32 of shape (n, features): penultimate features of the rows that `feature_rows` names.
+        logits: float32 of shape (images, classes), in the order of the split's rows.
+        features: float32 of shape (n, features): penultimate features of the rows that `feature_rows` returns.
     """
 
     logits: NDArray[np.float32]
@@ -37,66 +37,68 @@ class PartAnswers:
 
 
 def feature_rows(part: str, images: int) -> NDArray[np.int64]:
-    """The rows of a part whose features are kept: all, or `MOST_IMAGES` at even distances.
+    """Return the rows of a split whose features are saved: all, or `MOST_IMAGES` evenly spaced ones.
 
     Args:
         part: train, val or test.
-        images: Of the part.
+        images: Number of images in the split.
     """
     return np.linspace(0, images - 1, min(images, MOST_IMAGES[part])).round().astype(np.int64)
 
 
 def answer_part(
-    backbone: Backbone, served: ImageDataModule, part: str, engine: Engine, *, progress: bool
+    backbone: Backbone, datamodule: ImageDataModule, part: str, engine: Engine, *, progress: bool
 ) -> PartAnswers:
-    """Computes the answers to every image of a part; each process computes its share, and has the whole.
+    """Compute the network's output for every image of a split.
+
+    Each distributed process computes its share of the images; all processes return the output for all images.
 
     Args:
         backbone: The network, and how its input is normalised.
-        served: The images.
+        datamodule: The data module of the images.
         part: val or test.
-        engine: Where to compute.
-        progress: Whether to draw a progress bar on a terminal.
+        engine: The compute engine.
+        progress: Whether to show a progress bar on a terminal.
     """
-    images = len(served.parts[part])
-    wanted = feature_rows(part, images)
+    images = len(datamodule.parts[part])
+    saved_rows = feature_rows(part, images)
     rows, logits, features = [], [], []
-    silent = not (progress and served.processes.first and sys.stderr.isatty())
+    is_silent = not (progress and datamodule.processes.first and sys.stderr.isatty())
     with (
         _computing(backbone, engine) as network,
-        tqdm(total=images, desc=f"{part} predictions", leave=False, disable=silent) as bar,
+        tqdm(total=images, desc=f"{part} predictions", leave=False, disable=is_silent) as bar,
     ):
-        for batch in served.loader(part):
-            answers = _answer(network, batch.image, engine)
-            kept = torch.from_numpy(np.isin(batch.row.numpy(), wanted))
+        for batch in datamodule.loader(part):
+            batch_logits, batch_features = _answer(network, batch.image, engine)
+            is_saved = torch.from_numpy(np.isin(batch.row.numpy(), saved_rows))
             rows.append(batch.row)
-            logits.append(answers[0])
-            features.append((batch.row[kept], answers[1][kept]))
-            bar.update(served.processes.count * len(batch.row))
-    mine = (torch.cat(rows), torch.cat(logits), *(torch.cat(parts) for parts in zip(*features, strict=True)))
-    shares = served.processes.gathered(mine)
-    all_rows, all_logits, kept_rows, kept_features = (torch.cat(each) for each in zip(*shares, strict=True))
-    return PartAnswers(all_logits[torch.argsort(all_rows)].numpy(), kept_features[torch.argsort(kept_rows)].numpy())
+            logits.append(batch_logits)
+            features.append((batch.row[is_saved], batch_features[is_saved]))
+            bar.update(datamodule.processes.count * len(batch.row))
+    local = (torch.cat(rows), torch.cat(logits), *(torch.cat(tensors) for tensors in zip(*features, strict=True)))
+    by_process = datamodule.processes.gathered(local)
+    all_rows, all_logits, feature_row, all_features = (torch.cat(each) for each in zip(*by_process, strict=True))
+    return PartAnswers(all_logits[torch.argsort(all_rows)].numpy(), all_features[torch.argsort(feature_row)].numpy())
 
 
-def mean_directions(backbone: Backbone, served: ImageDataModule, engine: Engine, *, classes: int) -> Tensor:
-    """The mean direction of each class's features over the training images, none of them augmented.
+def mean_directions(backbone: Backbone, datamodule: ImageDataModule, engine: Engine, *, classes: int) -> Tensor:
+    """Compute the mean direction of each class's features over the training images, without augmentation.
 
     Args:
         backbone: The network, and how its input is normalised.
-        served: The images, of one process.
-        engine: Where to compute.
-        classes: How many there are.
+        datamodule: The data module of the images, for a single process.
+        engine: The compute engine.
+        classes: Number of classes.
 
     Returns:
         Unit vectors of shape (classes, features).
     """
-    rows = feature_rows("train", len(served.parts["train"]))
-    size = 2 * served.batch_size
+    rows = feature_rows("train", len(datamodule.parts["train"]))
+    size = 2 * datamodule.batch_size
     batches = [[Draw(int(row), None) for row in rows[at : at + size]] for at in range(0, len(rows), size)]
     with _computing(backbone, engine) as network:
-        features = torch.cat([_answer(network, batch.image, engine)[1] for batch in served.serve("train", batches)])
-    labels = torch.from_numpy(served.parts["train"]["label"].to_numpy(dtype=np.int64)[rows])
+        features = torch.cat([_answer(network, batch.image, engine)[1] for batch in datamodule.serve("train", batches)])
+    labels = torch.from_numpy(datamodule.parts["train"]["label"].to_numpy(dtype=np.int64)[rows])
     directions = functional.normalize(features.double(), dim=1)
     means = torch.stack([directions[labels == label].mean(dim=0) for label in range(classes)])
     return functional.normalize(means, dim=1).float()
@@ -104,7 +106,7 @@ def mean_directions(backbone: Backbone, served: ImageDataModule, engine: Engine,
 
 @contextmanager
 def _computing(backbone: Backbone, engine: Engine) -> Iterator[NormalisedNetwork]:
-    """Lays the network out as a bundle does; afterwards it is on the CPU and in its modes again."""
+    """Move the network to its device as a bundle does; on exit it is on the CPU again, with its modes restored."""
     device = torch.device(engine.accelerator)
     with modes_kept(backbone.network), full_precision():
         network = laid_out(backbone.network, device)

@@ -1,4 +1,4 @@
-"""`pylorus predict`: what a bundle says of images, a row an image, in constant memory and gone on with after a kill."""
+"""`pylorus predict`: write a row of predictions for each image, in constant memory and resumable after a kill."""
 
 import os
 import sys
@@ -34,24 +34,26 @@ from pylorus.machine.engine import accelerators, keep_freed_memory, take_full_pr
 from pylorus.model.weights import sha256
 
 PART_ROWS, PART_SECONDS = 2000, 60.0
-"""A part is written after so many rows or so long: what a kill loses at most."""
+"""A part is written after this many rows or seconds: a kill loses no more than that."""
 AHEAD = 3
-"""Batches that are read while the network computes."""
+"""Number of batches that are read ahead while the network computes."""
 TEXTS = ("path", "true", "predicted", "decision", "prediction_set", "why", "error")
 FIRST_CODE, MOST_COUNTED = 2, 100
-"""The exit code is 0 if all could be read, else 2 + the files that could not, 102 at most; 1 and 2 are other errors."""
+"""The exit code is 0 if all files could be read, else 2 + the number of unreadable files, 102 at most; 1 and 2 are for
+other errors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """Choices of a prediction.
+    """Options of a prediction.
 
     Attributes:
-        class_name: Short name of the class that decides; None: the bundle's own.
-        frames_every: Seconds between two frames of a video; None: no videos.
-        evaluate: Whether an evaluation must be possible; without, it is made where folders have the classes' names.
-        group: Regular expression that finds the patient in a path: intervals then keep images of one together.
-        batch: Images that the network takes at once.
+        class_name: Short name of the class that decides; None for the bundle's own.
+        frames_every: Seconds between two frames of a video; None to accept no videos.
+        evaluate: Whether it is an error if no evaluation is possible; otherwise there is one only if folders are named
+            after classes.
+        group: Regular expression that finds the patient in a path; intervals then keep a patient's images together.
+        batch: Batch size of the network, in images.
         device: auto, cpu, cuda or mps.
     """
 
@@ -64,35 +66,35 @@ class PredictOptions:
 
 
 def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptions) -> int:
-    """Writes a row an image, and an evaluation where folders have the names of the classes.
+    """Write a row of predictions for each image, and an evaluation if folders are named after classes.
 
     Args:
-        folder: The bundle's, or an export's.
+        folder: Folder of a bundle or an export.
         inputs: Files, folders and patterns.
-        output: Ends in .csv, .parquet or .json.
-        options: See there.
+        output: The file to write; its name ends in .csv, .parquet or .json.
+        options: The options.
 
     Returns:
         The exit code; see `FIRST_CODE`.
 
     Raises:
-        PylorusError: If the bundle, an input or an option is not what it should be.
+        PylorusError: If the bundle, an input or an option is invalid.
     """
     bundle = _loaded(folder, options.device)
     description = bundle.description
-    known = description.short_names
+    short_names = description.short_names
     if options.class_name is not None and description.decision.thresholds.get(options.class_name) is None:
         raise PylorusError(
-            f'--class: there is no threshold for "{options.class_name}".{did_you_mean(options.class_name, known)} '
-            f"Expected one of {', '.join(known)}."
+            f'--class: found "{options.class_name}", which has no threshold.'
+            f"{did_you_mean(options.class_name, short_names)} Expected one of {', '.join(short_names)}."
         )
-    named = tuple(zip(description.classes, known, strict=True))
-    sources = Sources(tuple(inputs), named, options.frames_every)
-    also = {"group": options.group, "evaluate": options.evaluate}
-    parts = Parts(output, _request(bundle, inputs, options), also=also)
+    class_names = tuple(zip(description.classes, short_names, strict=True))
+    sources = Sources(tuple(inputs), class_names, options.frames_every)
+    whole_table_options = {"group": options.group, "evaluate": options.evaluate}
+    parts = Parts(output, _request(bundle, inputs, options), also=whole_table_options)
     record = parts.finished()
     if record is not None:
-        print(f"finished before: {output}")
+        print(f"already complete: {output}")
     else:
         sources.check()
         with parts.open(), _kept():
@@ -106,70 +108,81 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
 
 @contextmanager
 def _kept() -> Iterator[None]:
-    """Tells how to go on with a prediction that its user ends."""
+    """Print how to resume a prediction when the user interrupts it."""
     try:
         yield
     except KeyboardInterrupt:
-        print("\nwhat is done is kept; the same command goes on", file=sys.stderr)
+        print("\ninterrupted; finished rows are saved: run the same command to continue", file=sys.stderr)
         raise
 
 
 def _predict_rest(bundle: TrainedModel, sources: Sources, parts: Parts, options: PredictOptions) -> None:
-    """Predicts what is not done yet."""
+    """Predict the images that are not predicted yet."""
     done = parts.done()
     if len(done):
-        print(f"{len(done):,} images were predicted before")
-    wanted = (item for item in sources.items() if item.key not in done)
+        print(f"already predicted: {len(done):,} image{'' if len(done) == 1 else 's'}")
+    remaining = (item for item in sources.items() if item.key not in done)
     rows: list[pd.DataFrame] = []
-    began = time.monotonic()
+    last_write = time.monotonic()
     with tqdm(desc="images", unit="", initial=len(done), disable=not sys.stderr.isatty()) as bar:
         try:
-            for items, images in read_ahead(wanted, bundle.input, options.batch):
+            for items, images in read_ahead(remaining, bundle.input, options.batch):
                 rows.append(_rows(bundle, items, images, options.class_name))
                 bar.update(len(items))
-                if sum(map(len, rows)) >= PART_ROWS or time.monotonic() - began > PART_SECONDS:
+                if sum(map(len, rows)) >= PART_ROWS or time.monotonic() - last_write > PART_SECONDS:
                     parts.add(pd.concat(rows, ignore_index=True))
-                    rows, began = [], time.monotonic()
-        finally:  # also of a prediction that its user ends
+                    rows, last_write = [], time.monotonic()
+        finally:  # also when the user interrupts the prediction
             if rows:
                 parts.add(pd.concat(rows, ignore_index=True))
 
 
 def _completed(bundle: TrainedModel, parts: Parts, options: PredictOptions) -> dict[str, object]:
-    """Puts the parts together; gives what is on record of the whole."""
+    """Merge the parts into the output file and return the record of the prediction."""
     images = unreadable = labelled = 0
     for table in parts.tables():
         images += len(table)
         unreadable += int((table["error"] != "").sum())
         labelled += int((table["true"] != "").sum())
     if not images:
-        raise PylorusError("there is no image in what was given; of a folder, only files with an image's suffix count.")
+        raise PylorusError(
+            "There are no images in the inputs. In a folder, only files with the suffix of an image format are used."
+        )
     if options.evaluate and not labelled:
         names = ", ".join(bundle.description.classes)
-        raise PylorusError(f"--evaluate: no image lies in a folder that has the name of a class ({names}).")
+        raise PylorusError(f"--evaluate: no image is in a folder named after a class ({names}).")
     record: dict[str, object] = {"images": images, "unreadable": unreadable}
     if labelled:
         record["evaluation"] = evaluation_of(parts.tables(), bundle.description, options)
-    left_out = {"true"} if not labelled else set()
-    left_out |= {"second"} if options.frames_every is None else set()
-    columns = [name for name in next(parts.tables()).columns if name not in left_out]
+    unused = {"true"} if not labelled else set()
+    unused |= {"second"} if options.frames_every is None else set()
+    columns = [name for name in next(parts.tables()).columns if name not in unused]
     parts.close(record, columns=columns)
     return {"request": parts.request, **record}
 
 
 def _request(bundle: TrainedModel, inputs: list[str], options: PredictOptions) -> dict[str, object]:
-    said = bundle.description
+    description = bundle.description
     return {
-        "bundle": {"architecture": said.architecture, SUMS: sha256(bundle.folder / SUMS)},
-        "intended use": said.intended_use,
-        "inputs": [shown(Path(given).absolute()) for given in inputs],
-        "class": options.class_name or said.decision.class_name,
+        "bundle": {"architecture": description.architecture, SUMS: sha256(bundle.folder / SUMS)},
+        "intended use": description.intended_use,
+        "inputs": [shown(Path(path).absolute()) for path in inputs],
+        "class": options.class_name or description.decision.class_name,
         "frames every": options.frames_every,
     }
 
 
 def read_ahead(items: Iterable[Item], form: InputFormat, size: int) -> Iterator[tuple[list[Item], list[RGB | str]]]:
-    """Batches of items with their images, or why there is none, read while the network computes."""
+    """Read images in background threads, ahead of the network.
+
+    Args:
+        items: The images to read.
+        form: How files are turned into the network's input.
+        size: Batch size.
+
+    Yields:
+        Batches of items, each item with its image or with the reason why there is none.
+    """
     cv2.setNumThreads(0)
     remaining = iter(items)
     waiting: deque[tuple[list[Item], list[Future[RGB | str]]]] = deque()
@@ -190,54 +203,54 @@ def _image(item: Item, form: InputFormat) -> RGB | str:
         return form.read(item.source) if isinstance(item.source, Path) else form.fitted(item.source)
     except UnreadableImageError as error:
         return str(error).removeprefix(f"{item.path}: ")
-    except Exception as error:  # one file of a million must not end the other rows
+    except Exception as error:  # one bad file must not end the prediction of all others
         return f"damaged: {error or type(error).__name__}"
 
 
 def _rows(bundle: TrainedModel, items: list[Item], images: list[RGB | str], class_name: str | None) -> pd.DataFrame:
-    """The rows of a batch; those without an image have an error and nothing else."""
+    """Predict a batch and return its rows; rows without an image have only an error."""
     names = bundle.description.short_names
     deciding = class_name or bundle.description.decision.class_name
     errors = np.array([image if isinstance(image, str) else "" for image in images], dtype=object)
-    shares, far = np.full((len(items), len(names)), np.nan), np.full(len(items), np.nan)
+    probabilities, unlikeness = np.full((len(items), len(names)), np.nan), np.full(len(items), np.nan)
     predicted, decision, members, why = (np.full(len(items), "", dtype=object) for _ in range(4))
     readable = [image for image in images if not isinstance(image, str)]
     if readable:
-        places = np.flatnonzero(errors == "")
+        rows = np.flatnonzero(errors == "")
         output = bundle.output(np.stack(readable))
         finite = (output.logits.isfinite().all(dim=1) & output.unlikeness.isfinite()).numpy()
-        errors[places[~finite]] = "the network gives no number for it"
-        places = places[finite]
-        if len(places):
-            found = bundle.decide(Output(output.logits[finite], output.unlikeness[finite]), class_name=class_name)
-            shares[places], far[places] = found.probabilities, found.unlikeness
-            predicted[places] = np.array(names, dtype=object)[found.predicted]
-            decision[places] = np.where(found.positive, deciding, f"not {deciding}")
-            why[places] = found.why
-            if found.sets is not None:
-                members[places] = [set_text(names, row) for row in found.sets]
+        errors[rows[~finite]] = "the network's output is NaN or infinite for this image"
+        rows = rows[finite]
+        if len(rows):
+            predictions = bundle.decide(Output(output.logits[finite], output.unlikeness[finite]), class_name=class_name)
+            probabilities[rows], unlikeness[rows] = predictions.probabilities, predictions.unlikeness
+            predicted[rows] = np.array(names, dtype=object)[predictions.predicted]
+            decision[rows] = np.where(predictions.positive, deciding, f"not {deciding}")
+            why[rows] = predictions.why
+            if predictions.sets is not None:
+                members[rows] = [set_text(names, row) for row in predictions.sets]
     table = pd.DataFrame({"path": [item.path for item in items]})
     table["second"] = np.array([np.nan if item.second is None else item.second for item in items], dtype=np.float64)
     table["true"] = ["" if item.label is None else names[item.label] for item in items]
     table["predicted"] = predicted
-    for place, name in enumerate(names):
-        table[f"probability/{name}"] = shares[:, place]
+    for index, name in enumerate(names):
+        table[f"probability/{name}"] = probabilities[:, index]
     table["decision"] = decision
     if bundle.description.prediction_sets is not None:
         table["prediction_set"] = members
     table["abstain"] = why != ""
     table["why"] = why
-    table["unlikeness"] = far
+    table["unlikeness"] = unlikeness
     table["error"] = errors
     return table.astype({name: "str" for name in TEXTS if name in table})
 
 
 def set_text(names: Sequence[str], members: NDArray[np.bool_]) -> str:
-    """A prediction set as tables show it.
+    """Format a prediction set for a table.
 
     Args:
         names: Short names of all classes.
-        members: Which of them are in the set, of shape (classes,).
+        members: Whether each class is in the set, of shape (classes,).
 
     Example:
         >>> set_text(["GC", "GU", "CG"], np.array([True, False, True])), set_text(["GC", "GU"], np.zeros(2, dtype=bool))
@@ -250,25 +263,25 @@ def _loaded(folder: Path, device: str) -> TrainedModel:
     if not is_export(folder):
         return load_bundle(folder, device=settled_device(device))
     if device not in ("auto", "cpu"):
-        raise PylorusError(f"--device: found {device}, but an export computes on the CPU. Take the bundle itself.")
+        raise PylorusError(f"--device: found {device}, but an export runs on the CPU only. Use the bundle itself.")
     settled_device("cpu")
     return load_exported(folder)
 
 
-def settled_device(wanted: str) -> torch.device:
-    """The device to compute on, with this process set up for it.
+def settled_device(name: str) -> torch.device:
+    """Resolve the device to compute on, and set up this process for it (threads, memory, full precision).
 
     Args:
-        wanted: auto, cpu, cuda or mps.
+        name: auto, cpu, cuda or mps.
 
     Raises:
-        PylorusError: If this machine lacks it.
+        PylorusError: If this machine does not have the device.
     """
-    there = accelerators()
-    if wanted not in ("auto", *there):
-        raise PylorusError(f"--device: found {wanted}, which this machine lacks. Take auto or cpu.")
+    available = accelerators()
+    if name not in ("auto", *available):
+        raise PylorusError(f"--device: found {name}, which this machine does not have. Use auto or cpu.")
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(usable_cores())
     keep_freed_memory()
     take_full_precision()
-    return torch.device(there[0] if wanted == "auto" else wanted)
+    return torch.device(available[0] if name == "auto" else name)

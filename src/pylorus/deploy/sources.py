@@ -1,4 +1,4 @@
-"""What is to be predicted: images in files, folders, patterns and videos, one after another, never all at once."""
+"""The inputs of a prediction: images in files, folders, patterns and videos, one after another, never all at once."""
 
 import glob
 import os
@@ -13,7 +13,7 @@ from pylorus.deploy.video import VIDEOS, frames
 from pylorus.errors import PylorusError
 
 SORTED = 10_000
-"""A folder of more files is taken as the disk gives it: to sort it, all its names would have to be held."""
+"""A folder with more files is read in the order of the file system: sorting would need all names in memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +21,11 @@ class Item:
     """One image to predict.
 
     Attributes:
-        path: Of its file, as tables and messages write it.
-        source: The file, or a video's frame.
-        label: Its class as the name of a folder says it; None where no folder does.
-        second: Of the video at which the frame is shown; None for an image.
-        error: Why there is no image; empty where there may be one.
+        path: Path of its file, as tables and messages write it.
+        source: The file, or a decoded frame of a video.
+        label: Index of its class according to the name of its folder; None if no folder is named after a class.
+        second: Time of the frame in its video, in seconds; None for an image file.
+        error: Why there is no image; empty if there may be one.
     """
 
     path: str
@@ -36,12 +36,12 @@ class Item:
 
     @property
     def key(self) -> str:
-        """Tells it from all others of a prediction."""
+        """Identifier of the image within a prediction."""
         return key_of(self.path, self.second)
 
 
 def key_of(path: str, second: float | None) -> str:
-    """What tells an image from all others: its path, and for a frame its second."""
+    """Return the identifier of an image within a prediction: its path and, for a frame, its second."""
     return path if second is None else f"{path}\n{second:.3f}"
 
 
@@ -50,9 +50,9 @@ class Sources:
     """Files, folders and patterns, and how they are read.
 
     Attributes:
-        inputs: As its user gave them.
-        classes: Names that a folder may have, in the order of the labels; each class may have several.
-        frames_every: Seconds between two frames of a video; None: no videos.
+        inputs: The inputs as the user gave them.
+        classes: Names of folders for each class, in the order of the labels; a class may have several.
+        frames_every: Seconds between two frames of a video; None to accept no videos.
     """
 
     inputs: tuple[str, ...]
@@ -60,39 +60,41 @@ class Sources:
     frames_every: float | None
 
     def check(self) -> None:
-        """Refuses what is not there, before anything is computed.
+        """Check that all inputs exist, before anything is computed.
 
         Raises:
-            PylorusError: Names the input.
+            PylorusError: If an input does not exist or can't be used; names the input.
         """
         if self.frames_every is not None and not 0 < self.frames_every < float("inf"):
-            raise PylorusError(f"--frames-every: found {self.frames_every:g}, expected seconds above 0.")
-        for given in self.inputs:
-            if not Path(given).exists() and next(_fitting(given), None) is None:
+            raise PylorusError(f"--frames-every: found {self.frames_every:g}, expected a number of seconds above 0.")
+        for user_input in self.inputs:
+            if not Path(user_input).exists() and next(_fitting(user_input), None) is None:
                 raise PylorusError(
-                    f"{shown(given)}: there is no such file or folder, and no file fits it as a pattern."
+                    f"{shown(user_input)}: found no such file or folder, and no file that matches it as a pattern."
                 )
-            if self.frames_every is None and Path(given).suffix.lower() in VIDEOS and Path(given).is_file():
-                raise PylorusError(f"{shown(given)}: is a video: say with --frames-every SECONDS which frames to take.")
+            if self.frames_every is None and Path(user_input).suffix.lower() in VIDEOS and Path(user_input).is_file():
+                raise PylorusError(
+                    f"{shown(user_input)}: this is a video. Add --frames-every SECONDS to choose the frames to predict."
+                )
 
     def items(self) -> Iterator[Item]:
-        """All images in the order of the inputs; of a folder those with an image suffix, sorted where few."""
-        for given in self.inputs:
-            path = Path(given)
+        """Iterate over all images in the order of the inputs; small folders are sorted (see `SORTED`)."""
+        for user_input in self.inputs:
+            path = Path(user_input)
             if path.is_dir():
                 yield from self._below(path, path)
             elif path.exists():
                 yield from self._of_file(path, None)
             else:
-                for found in _in_order(_fitting(given)):
-                    yield from self._below(found, found) if found.is_dir() else self._of_file(found, None)
+                for match in _in_order(_fitting(user_input)):
+                    yield from self._below(match, match) if match.is_dir() else self._of_file(match, None)
 
     def _below(self, folder: Path, root: Path) -> Iterator[Item]:
         try:
             with os.scandir(folder) as entries:
                 named = (Path(entry.path) for entry in entries if not entry.name.startswith("."))
                 for path in _in_order(named):
-                    # A link to a folder may lead round in a circle; one to a file is read like the file.
+                    # A link to a folder may be circular and is not followed; a link to a file is read like the file.
                     if path.is_dir() and not path.is_symlink():
                         yield from self._below(path, root)
                     elif path.suffix.lower() in SUFFIXES or (self.frames_every and path.suffix.lower() in VIDEOS):
@@ -112,7 +114,7 @@ class Sources:
             yield Item(name, path, label, error=str(error))
 
     def _label(self, path: Path) -> int | None:
-        """The class of the nearest folder that has the name of one."""
+        """Return the class of the nearest folder that is named after one."""
         for part in reversed(path.parts[:-1]):
             for label, names in enumerate(self.classes):
                 if part in names:
@@ -121,15 +123,15 @@ class Sources:
 
 
 def _fitting(pattern: str) -> Iterator[Path]:
-    # pathlib's own takes no absolute pattern.
+    # Path.glob does not accept absolute patterns.
     return map(Path, glob.iglob(pattern, recursive=True))  # noqa: PTH207
 
 
 def _in_order(paths: Iterable[Path]) -> Iterator[Path]:
     remaining = iter(paths)
     first = list(islice(remaining, SORTED))
-    following = next(remaining, None)
-    if following is None:
+    next_path = next(remaining, None)
+    if next_path is None:
         yield from sorted(first)
     else:
-        yield from chain(first, [following], remaining)
+        yield from chain(first, [next_path], remaining)

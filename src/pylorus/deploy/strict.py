@@ -1,4 +1,7 @@
-"""Plain values from a JSON file as dataclasses: a missing, unknown or mistyped entry is refused by its name."""
+"""Convert plain values from a JSON file to dataclasses; missing, unknown or mistyped entries are errors that name them.
+
+The schema of a file is its dataclass.
+"""
 
 import dataclasses
 import json
@@ -12,40 +15,45 @@ from pylorus.errors import PylorusError, did_you_mean
 
 Kind = TypeVar("Kind")
 
-WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
 
 
 def parsed(content: bytes, *, where: str) -> object:
-    """The plain values of a JSON text.
+    """Parse JSON in UTF-8.
+
+    Args:
+        content: All bytes of the file.
+        where: Name of the file in error messages.
 
     Raises:
-        PylorusError: If it is no JSON in UTF-8, has one key twice, a number that is none, or is nested too deep.
+        PylorusError: If the content is not JSON in UTF-8, has duplicate keys, NaN or infinity, or is nested too deeply.
     """
     try:
         return json.loads(content.decode("utf-8"), object_pairs_hook=_once, parse_constant=_refuse)
     except RecursionError:
-        raise PylorusError(f"{where}: nested too deep to be read.") from None
-    except ValueError as error:  # of UTF-8, of JSON, of numbers with thousands of digits, and ours
+        raise PylorusError(f"{where}: the JSON is nested too deeply to be read.") from None
+    except ValueError as error:  # from UTF-8, JSON, numbers with thousands of digits, and the two functions below
         raise PylorusError(f"{where}: can't be read as JSON: {error}.") from error
 
 
 def built(kind: type[Kind], values: object, *, where: str) -> Kind:
-    """The dataclass that plain values describe.
+    """Build a dataclass from plain values.
 
     Args:
-        kind: A dataclass whose fields are text, numbers, truth values, tuples, dictionaries, dataclasses or `Any`; a
-            field's metadata may hold the `name` that it has in the file.
-        values: What the file says.
-        where: What errors call it, as in "model.json".
+        kind: A dataclass whose fields are text, numbers, booleans, tuples, dictionaries, dataclasses or `Any`; a
+            field's metadata may contain the `name` that it has in the file.
+        values: The content of the file.
+        where: Name of the file in error messages, such as "model.json".
 
     Raises:
-        PylorusError: Names the entry, what was found and what is expected.
+        PylorusError: If an entry is missing, unknown or of another type; names the entry, the value found and the
+            value expected.
     """
     return cast(Kind, _built(kind, values, where))
 
 
 def plain(value: object) -> Any:
-    """The plain values of a dataclass, fit for JSON: the opposite of `built`."""
+    """Convert a dataclass to plain values for JSON: the inverse of `built`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {_name(field): plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -58,43 +66,43 @@ def _built(kind: Any, value: object, where: str) -> object:
         return value
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        return None if value is None else _built(next(one for one in inner if one is not type(None)), value, where)
+        return None if value is None else _built(next(each for each in inner if each is not type(None)), value, where)
     if dataclasses.is_dataclass(kind):
         return _dataclass(cast(type, kind), value, where)
     if origin is tuple:
         if not isinstance(value, list):
             raise PylorusError(f"{where}: found {_shown(value)}, expected a list.")
-        return tuple(_built(inner[0], one, f"{where}[{place}]") for place, one in enumerate(value))
+        return tuple(_built(inner[0], element, f"{where}[{index}]") for index, element in enumerate(value))
     if origin is dict:
-        return {key: _built(inner[1], one, f"{where}.{key}") for key, one in _mapping(value, where).items()}
+        return {key: _built(inner[1], element, f"{where}.{key}") for key, element in _mapping(value, where).items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 2**53 else math.nan
     if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
-        raise PylorusError(f"{where}: found {_shown(value)}, expected {WORDS[kind]}.")
+        raise PylorusError(f"{where}: found {_shown(value)}, expected {TYPE_NAMES[kind]}.")
     return value
 
 
 def _dataclass(kind: type, value: object, where: str) -> object:
-    given = dict(_mapping(value, where))
+    remaining = dict(_mapping(value, where))
     hints = typing.get_type_hints(kind)
-    found = {}
+    arguments = {}
     for field in dataclasses.fields(kind):
         name = _name(field)
-        if name not in given:
-            raise PylorusError(f'{where}: has no "{name}", which is expected.')
-        found[field.name] = _built(
-            hints[field.name], given.pop(name), f"{where}: {name}" if ":" not in where else f"{where}.{name}"
+        if name not in remaining:
+            raise PylorusError(f'{where}: the entry "{name}" is missing.')
+        arguments[field.name] = _built(
+            hints[field.name], remaining.pop(name), f"{where}: {name}" if ":" not in where else f"{where}.{name}"
         )
-    if given:
-        first = next(iter(given))
+    if remaining:
+        first = next(iter(remaining))
         known = [_name(field) for field in dataclasses.fields(kind)]
-        raise PylorusError(f'{where}: has an unknown entry "{first[:100]}".{did_you_mean(first[:100], known)}')
-    return kind(**found)
+        raise PylorusError(f'{where}: found an unknown entry "{first[:100]}".{did_you_mean(first[:100], known)}')
+    return kind(**arguments)
 
 
 def _mapping(value: object, where: str) -> Mapping[str, object]:
     if not isinstance(value, dict):
-        raise PylorusError(f"{where}: found {_shown(value)}, expected names with values.")
+        raise PylorusError(f"{where}: found {_shown(value)}, expected an object with names and values.")
     return value
 
 
@@ -108,11 +116,11 @@ def _shown(value: object) -> str:
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands in it twice")
-    return found
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("it contains the same name twice")
+    return values
 
 
-def _refuse(word: str) -> object:
-    raise ValueError(f"{word} is no number")
+def _refuse(constant: str) -> object:
+    raise ValueError(f"{constant} is not a finite number")

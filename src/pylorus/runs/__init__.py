@@ -1,1 +1,1 @@
-"""A run as its user meets it: its folder, how it ends, what befalls it, and how it goes on."""
+"""A run from the outside: its folder, logs and dashboards, signals, faults, and how it is resumed."""

@@ -1,4 +1,4 @@
-"""What a run that goes on must find as it was: precision, threads, batch size, first weights, versions."""
+"""What must be the same when a run is resumed: precision, threads, batch size, initial weights, versions."""
 
 import json
 import logging
@@ -13,58 +13,62 @@ from pylorus.files import write_json
 log = logging.getLogger(__name__)
 
 ACCELERATORS = {"cuda": "gpu"}
-"""Torch's words, as `trainer.accelerator` calls them."""
+"""Names of accelerators in torch, mapped to those of `trainer.accelerator`."""
 
 
 def as_begun(trainer: TrainerConfig, record: Path) -> TrainerConfig:
-    """The trainer's keys with what was chosen for the machine when the run began: it is not measured again.
+    """Return the trainer's configuration with the values that were chosen for the machine when the run started.
+
+    They are not measured again when a run is resumed.
 
     Args:
         trainer: The configuration.
-        record: environment.json of the run; where there is none the run begins now.
+        record: The run's environment.json; if it does not exist, the run is new and the configuration is unchanged.
     """
     if not record.is_file():
         return trainer
-    began = _read(record)
-    accelerator = str(began["accelerator"])
+    initial = _read(record)
+    accelerator = str(initial["accelerator"])
     return replace(
         trainer,
-        precision=str(began["precision"]),
-        threads=began["threads"],
+        precision=str(initial["precision"]),
+        threads=initial["threads"],
         accelerator=ACCELERATORS.get(accelerator, accelerator),
-        batch_size=began.get("batch_size", trainer.batch_size),
+        batch_size=initial.get("batch_size", trainer.batch_size),
     )
 
 
 def check_begun(record: Path, now: dict[str, Any]) -> None:
-    """Writes the record of a run that begins; compares it where the run goes on.
+    """Write the environment of a new run, or compare it with the present one when a run is resumed.
 
     Args:
-        record: environment.json of the run.
-        now: What `machine.environment` says, with `batch_size` and `weights_sha256`.
+        record: The run's environment.json.
+        now: The result of `machine.environment`, with `batch_size` and `weights_sha256`.
 
     Raises:
-        PylorusError: If the weights that the run started from are others.
+        PylorusError: If the run started from other initial weights.
     """
     if not record.is_file():
         write_json(record, now)
         return
-    began = _read(record)
-    if began.get("weights_sha256") != now["weights_sha256"]:
+    initial = _read(record)
+    if initial.get("weights_sha256") != now["weights_sha256"]:
         raise PylorusError(
-            f"model.weights: the run in {record.parent} began with other weights (SHA-256 "
-            f"{_short(began.get('weights_sha256'))}, found {_short(now['weights_sha256'])}). Put that file back, or "
+            f"model.weights: the run in {record.parent} started from other weights: expected SHA-256 "
+            f"{_short(initial.get('weights_sha256'))}, found {_short(now['weights_sha256'])}. Restore that file, or "
             "start a new run."
         )
     changed = [
-        f"{name} {began['packages'].get(name)} → {version}"
+        f"{name} {initial['packages'].get(name)} → {version}"
         for name, version in {**now["packages"], "python": now["python"]}.items()
-        if {**began["packages"], "python": began["python"]}.get(name) != version
+        if {**initial["packages"], "python": initial["python"]}.get(name) != version
     ]
-    changed += [f"{key} {began[key]} → {now[key]}" for key in ("system", "processor", "gpu") if began[key] != now[key]]
+    changed += [
+        f"{key} {initial[key]} → {now[key]}" for key in ("system", "processor", "gpu") if initial[key] != now[key]
+    ]
     if changed:
         log.warning(
-            "the run began with other versions or on another machine (%s): the result may differ in rounding",
+            "the run started with other versions or on another machine (%s): results may differ by rounding",
             ", ".join(changed),
         )
 

@@ -1,4 +1,4 @@
-"""Where a run's log goes: to the terminal and to run.log."""
+"""Log a run to the terminal and to run.log."""
 
 import logging
 import sys
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 
 class _Terminal(logging.Handler):
-    """Prints above a progress bar, not through it; where the terminal has gone, a run goes on without."""
+    """Handler that prints above a progress bar; if the terminal is gone, the run continues without output."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError):
@@ -20,7 +20,7 @@ class _Terminal(logging.Handler):
 
 
 class _File(logging.FileHandler):
-    """A line that a full disk does not take is on the terminal all the same."""
+    """Handler for run.log that ignores errors of a full disk: the terminal still shows the line."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 the standard library's name
         if not isinstance(sys.exc_info()[1], OSError):
@@ -29,20 +29,24 @@ class _File(logging.FileHandler):
 
 @contextmanager
 def run_log(folder: Path) -> Iterator[None]:
-    """Sends our log to the terminal and to run.log while a run goes on; quietens what says nothing to its user."""
-    ours = logging.getLogger("pylorus")
+    """Send Pylorus's log to the terminal and to run.log, and silence warnings that users can do nothing about.
+
+    Args:
+        folder: The run's folder.
+    """
+    logger = logging.getLogger("pylorus")
     terminal, file = _Terminal(), _File(folder / "run.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    ours.setLevel(logging.INFO)
-    ours.propagate = False
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
     for handler in (terminal, file):
-        ours.addHandler(handler)
+        logger.addHandler(handler)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        # Frozen parts are in evaluation mode on purpose, workers are chosen for the machine, small sets have
-        # few steps, and predictions are put in order by their rows.
-        for known in (
+        # Frozen layers are in evaluation mode on purpose, the number of workers is chosen for the machine, small data
+        # sets have few steps, and predictions are sorted by row.
+        for message in (
             "Found .* module.* in eval mode",
             ".*does not have many workers",
             ".*smaller than the logging interval",
@@ -50,20 +54,20 @@ def run_log(folder: Path) -> Iterator[None]:
             ".*LeafSpec.* is deprecated",
             "The .srun. command is available on your system",
             "You're resuming from a checkpoint that ended before the epoch ended",  # its batches are skipped
-            "It is recommended to use .*sync_dist",  # the tallies are those of all processes
+            "It is recommended to use .*sync_dist",  # the metrics already combine all processes
         ):
-            warnings.filterwarnings("ignore", message=known)
-        # The seam between Lightning and torch: nothing that a user of ours could change.
+            warnings.filterwarnings("ignore", message=message)
+        # Deprecations between Lightning, torch and timm: nothing that a user of Pylorus could change.
         warnings.filterwarnings("ignore", category=FutureWarning, module="(pytorch_lightning|torch|timm).*")
         warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning.*checkpoint")
         try:
             yield
         except Exception:
-            # The terminal shows it anyway; a night later the file is what is left.
+            # The terminal shows the error anyway; the next morning only the file is left.
             file.handle(logging.makeLogRecord({"levelname": "ERROR", "msg": "failed", "exc_info": sys.exc_info()}))
             raise
         finally:
             for handler in (terminal, file):
-                ours.removeHandler(handler)
-                with suppress(OSError):  # of a full disk the run itself tells
+                logger.removeHandler(handler)
+                with suppress(OSError):  # the run itself reports a full disk
                     handler.close()

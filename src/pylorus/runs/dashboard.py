@@ -1,7 +1,7 @@
-"""Weights & Biases and TensorBoard: views of what lies in the run's folder, off unless asked for.
+"""Weights & Biases and TensorBoard: views of what is in the run's folder, off unless requested.
 
-What leaves for a dashboard: metrics, confusion matrices, and the configuration without folders and file names. Images
-leave only with `logger.images=true`.
+A dashboard receives metrics, confusion matrices, and the configuration without folders and file names. It receives
+images only with `logger.images=true`.
 """
 
 import logging
@@ -31,21 +31,21 @@ from pylorus.runs.folder import RunFolder
 log = logging.getLogger(__name__)
 
 PRIVATE = ("root", "manifest", "split_file", "group", "test_column", "test_values", "test_from", "fold_column")
-"""Keys of data that name folders, files, or what a manifest says of patients."""
+"""Keys of `data` that contain folders, files, or a manifest's information on patients."""
 
 MOST_MISTAKES = 16
-"""Wrongly classified images that a stage shows, where images may leave."""
+"""The most misclassified images of a stage that are shown, if images may be sent."""
 
 
 class Dashboard:
-    """One run's view in the dashboard that the configuration names; none for `csv`.
+    """A run's view in the dashboard that the configuration selects; `csv` has none.
 
-    A context: a run that ends with an error is shown as failed.
+    It is a context manager: a run that ends with an error is marked as failed.
 
     Args:
-        config: Of the run.
-        folder: Of the run.
-        shown: Whether this process shows anything.
+        config: The run's configuration.
+        folder: The run's folder.
+        shown: Whether this process sends anything; only one of several distributed processes does.
     """
 
     def __init__(self, config: Config, folder: RunFolder, *, shown: bool = True) -> None:
@@ -64,10 +64,10 @@ class Dashboard:
                 self._wandb = _wandb_run(self.config, self.folder)
             except PylorusError:
                 raise
-            except Exception as error:  # its own, of the network, of its helper process
+            except Exception as error:  # its own errors, network errors, or errors of its service process
                 raise PylorusError(
-                    f"logger=wandb: Weights & Biases does not start: {error}\nNothing was trained yet. Leave "
-                    "logger.offline=false out to keep everything here and send it later, or take logger=csv."
+                    f"logger=wandb: Weights & Biases failed to start: {error}\nNothing has been trained yet. Remove "
+                    "logger.offline=false to save everything on this machine and upload it later, or use logger=csv."
                 ) from error
         return self
 
@@ -81,19 +81,23 @@ class Dashboard:
                 self._tensorboard.experiment.close()
 
     def loggers(self, *, known_step: int = 0) -> list[Logger]:
-        """What Lightning sends the curves to; steps up to `known_step` were sent before a run was interrupted."""
+        """Return the loggers that Lightning sends metrics to.
+
+        Args:
+            known_step: Steps up to this one were already sent before the run was interrupted.
+        """
         if self._wandb is not None:
             return [_News(WandbLogger(experiment=self._wandb), known_step, self._view)]
         return [_News(self._tensorboard, known_step, self._view)] if self._tensorboard is not None else []
 
-    def show_predictions(self, plan: StagePlan, part: str, table: pd.DataFrame, served: ImageDataModule) -> None:
-        """Shows a stage's confusion matrix on a part and, where images may leave, validation's worst mistakes."""
+    def show_predictions(self, plan: StagePlan, part: str, table: pd.DataFrame, datamodule: ImageDataModule) -> None:
+        """Show a stage's confusion matrix on a split and, if images may be sent, the worst validation errors."""
         if self._wandb is None and self._tensorboard is None:
             return
         with self._view.tried():
-            self._show(f"{plan.name}/{part}", part, table, served)
+            self._show(f"{plan.name}/{part}", part, table, datamodule)
 
-    def _show(self, name: str, part: str, table: pd.DataFrame, served: ImageDataModule) -> None:
+    def _show(self, name: str, part: str, table: pd.DataFrame, datamodule: ImageDataModule) -> None:
         if self._wandb is not None:
             import wandb
 
@@ -105,7 +109,7 @@ class Dashboard:
         else:
             self._add_figure(f"{name}/confusion", confusion_figure(table, title=name))
         if self.config.logger.images and part == "val":
-            figure = mistakes_figure(table, served)
+            figure = mistakes_figure(table, datamodule)
             if figure is not None:
                 self._add_figure(f"{name}/mistakes", figure)
 
@@ -119,27 +123,27 @@ class Dashboard:
 
 
 class _View:
-    """Has a dashboard's failure in the middle of a run be told once; the files are complete without it."""
+    """Logs a dashboard's failure during a run once; the run's files are complete without it."""
 
     def __init__(self, name: str) -> None:
-        self._name, self._told = name, False
+        self._name, self._has_warned = name, False
 
     @contextmanager
     def tried(self) -> Iterator[None]:
-        """Goes on after any error of a dashboard's: each has its own kinds, and none touches the run."""
+        """Continue after any error of a dashboard: each has its own kinds of errors, and none affects the run."""
         try:
             yield
         except UnreadableImageError:
             raise
         except Exception as error:
-            if not self._told:
-                said = str(error) or type(error).__name__
-                log.warning("%s failed; the run goes on, its files hold everything: %s", self._name, said)
-            self._told = True
+            if not self._has_warned:
+                reason = str(error) or type(error).__name__
+                log.warning("%s failed; the run continues and its files are complete: %s", self._name, reason)
+            self._has_warned = True
 
 
 class _News(Logger):
-    """Hands on what a dashboard does not have yet."""
+    """Logger that forwards only what a dashboard does not have yet."""
 
     def __init__(self, dashboard: Logger, known_step: int, view: _View) -> None:
         super().__init__()
@@ -147,36 +151,36 @@ class _News(Logger):
 
     @property
     def name(self) -> str | None:
-        """The dashboard's."""
+        """Name of the dashboard's logger."""
         return self._dashboard.name
 
     @property
     def version(self) -> int | str | None:
-        """The dashboard's."""
+        """Version of the dashboard's logger."""
         return self._dashboard.version
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Left to `shared_config`."""
+        """Do nothing: `shared_config` sends the configuration."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Hands metrics on where their step is new."""
+        """Forward metrics whose step is new."""
         if step is None or step > self._known_step:
             with self._view.tried():
                 self._dashboard.log_metrics(metrics, step)
 
     def save(self) -> None:
-        """Has the dashboard save."""
+        """Save the dashboard's log."""
         with self._view.tried():
             self._dashboard.save()
 
 
 def confusion_figure(table: pd.DataFrame, *, title: str) -> Figure:
-    """The confusion matrix with counts; shade is the share of the true class."""
+    """Plot the confusion matrix with counts; the shade is the proportion of the true class."""
     counts, names = confusion_of(table), class_names(table)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    proportions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(1.5 + len(names), 1.2 + len(names)), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(proportions, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
         axes.text(
             column,
@@ -184,7 +188,7 @@ def confusion_figure(table: pd.DataFrame, *, title: str) -> Figure:
             str(count),
             ha="center",
             va="center",
-            color="white" if shares[row, column] > 0.5 else "black",
+            color="white" if proportions[row, column] > 0.5 else "black",
         )
     axes.set_xticks(range(len(names)), names)
     axes.set_yticks(range(len(names)), names)
@@ -192,61 +196,61 @@ def confusion_figure(table: pd.DataFrame, *, title: str) -> Figure:
     return figure
 
 
-def mistakes_figure(table: pd.DataFrame, served: ImageDataModule) -> Figure | None:
-    """The wrongly classified validation images that the model was surest of; None where there is none."""
+def mistakes_figure(table: pd.DataFrame, datamodule: ImageDataModule) -> Figure | None:
+    """Plot the misclassified validation images with the highest confidence; None if there are none."""
     wrong = table.index[table["true"] != table["predicted"]]
     if not len(wrong):
         return None
-    sureness = table.filter(like="probability/").max(axis=1)
-    chosen = sureness[wrong].sort_values(ascending=False).index[:MOST_MISTAKES]
-    figure = Figure(figsize=(8, 2.2 * -(-len(chosen) // 4)), layout="constrained")
-    images = served.dataset("val").fitted([int(row) for row in chosen])
-    places = figure.subplots(-(-len(chosen) // 4), 4, squeeze=False).flat
-    for axes, row, image in zip(places, chosen, images, strict=False):
+    confidence = table.filter(like="probability/").max(axis=1)
+    rows = confidence[wrong].sort_values(ascending=False).index[:MOST_MISTAKES]
+    figure = Figure(figsize=(8, 2.2 * -(-len(rows) // 4)), layout="constrained")
+    images = datamodule.dataset("val").fitted([int(row) for row in rows])
+    panels = figure.subplots(-(-len(rows) // 4), 4, squeeze=False).flat
+    for axes, row, image in zip(panels, rows, images, strict=False):
         axes.imshow(image)
-        axes.set_title(f"{table.loc[row, 'true']}, taken for {table.loc[row, 'predicted']}", fontsize=8)
+        axes.set_title(f"{table.loc[row, 'true']}, predicted as {table.loc[row, 'predicted']}", fontsize=8)
     for axes in figure.axes:
         axes.set_axis_off()
     return figure
 
 
 def shared_config(config: Config) -> dict[str, Any]:
-    """The configuration as it may leave the machine: without folders, file names and values of a manifest."""
-    shared: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(config))  # type: ignore[assignment]
+    """Return the configuration as it may leave the machine: without folders, file names and values of a manifest."""
+    shareable: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(config))  # type: ignore[assignment]
     for name in PRIVATE:
-        del shared["data"][name]
+        del shareable["data"][name]
     if config.data.fold_column is not None:
-        del shared["data"]["fold"]
-    del shared["cache"]["folder"]
-    shared["model"]["args"] = {
-        name: redacted(f"model.args.{name}", value) for name, value in shared["model"]["args"].items()
+        del shareable["data"]["fold"]
+    del shareable["cache"]["folder"]
+    shareable["model"]["args"] = {
+        name: redacted(f"model.args.{name}", value) for name, value in shareable["model"]["args"].items()
     }
     if config.model.weights not in ("hub", "none"):
-        shared["model"]["weights"] = "file"
-    return shared
+        shareable["model"]["weights"] = "file"
+    return shareable
 
 
 def _wandb_run(config: Config, folder: RunFolder) -> Any:
-    """A run of its own in Weights & Biases, offline unless the user is logged in and asks.
+    """Start a run in Weights & Biases, offline unless the user requests an online run.
 
     Raises:
-        PylorusError: If it is to go online and nobody is logged in.
+        PylorusError: If an online run is requested and nobody is logged in.
     """
-    # Read as it starts: else it reports on its own working to its makers, of offline runs too.
+    # Read at import: without it wandb sends its own error reports to its vendor, in offline runs too.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
     if not config.logger.offline and not wandb.login(prompt=False):
         raise PylorusError(
             "logger.offline=false: nobody is logged in to Weights & Biases on this machine. Run `wandb login` first, "
-            "or leave logger.offline out and send the run later with `wandb sync`."
+            "or remove logger.offline=false and upload the run later with `wandb sync`."
         )
     settings = wandb.Settings(
-        console="off",  # our own lines name files
+        console="off",  # the run's log contains file names
         disable_code=True,
         disable_git=True,
         save_code=False,
-        x_disable_meta=True,  # the command line holds data.root
+        x_disable_meta=True,  # the command line contains data.root
         silent=True,
     )
     return wandb.init(

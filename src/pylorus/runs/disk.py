@@ -1,4 +1,4 @@
-"""What a disk refuses, in words for its user: a run's faults and what ends it before it begins share them.
+"""Messages for users about errors of a disk, shared by faults during a run and errors before it starts.
 
 Nothing here imports torch.
 """
@@ -9,63 +9,66 @@ from pathlib import Path
 
 from pylorus.cache.budget import readable_size
 
-FULL = {errno.ENOSPC, errno.EDQUOT}
-SHUT = {errno.EROFS, errno.EACCES, errno.EPERM}
-LOST = {errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO}
-NO_FOLDER = {errno.EEXIST, errno.ENOTDIR}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
+UNREACHABLE = {errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO}
+NOT_A_FOLDER = {errno.EEXIST, errno.ENOTDIR}
 
-ELSEWHERE = "take another place: hydra.run.dir=DIR, of a sweep hydra.sweep.dir=DIR."
+ELSEWHERE = "choose another folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
 
 
 def refused(error: OSError) -> str | None:
-    """Why no run can begin, or be summed up, where an error says it; None of an error that is none of the disk's."""
-    place = named(error) or "the output folder"
-    folder = _nearest(Path(place) if named(error) else Path.cwd())
-    if error.errno in FULL:
-        return f"{full(place, folder)}\nFree some space, or {ELSEWHERE}"
-    if error.errno in SHUT:
-        return f"{shut(error, place, folder)}\nOr {ELSEWHERE}"
-    if error.errno in LOST:
-        return f"{lost(error, place)}\nMend the drive or the network, or {ELSEWHERE}"
-    if error.errno in NO_FOLDER:
-        return f"{place}: found a file of that name, or of a folder above it, expected a folder. Or {ELSEWHERE}"
+    """Return a message on why a run can't start or be summarized; None if it is not an error of the disk."""
+    path = named(error) or "the output folder"
+    folder = _nearest(Path(path) if named(error) else Path.cwd())
+    if error.errno in DISK_FULL:
+        return f"{full(path, folder)}\nFree some space, or {ELSEWHERE}"
+    if error.errno in NOT_WRITABLE:
+        return f"{shut(error, path, folder)}\nOr {ELSEWHERE}"
+    if error.errno in UNREACHABLE:
+        return f"{lost(error, path)}\nReconnect the drive or the network, or {ELSEWHERE}"
+    if error.errno in NOT_A_FOLDER:
+        return (
+            f"{path}: found a file with this name or with the name of a folder above it, expected a folder. Move the "
+            f"file, or {ELSEWHERE}"
+        )
     if error.errno == errno.ENAMETOOLONG:
-        return f"{place}: the name is too long for this disk. Shorten it, or {ELSEWHERE}"
+        return f"{path}: the name is too long for this disk. Use a shorter name, or {ELSEWHERE}"
     return None
 
 
 def named(error: BaseException) -> str | None:
-    """The file that an error names."""
-    found = error.filename2 or error.filename if isinstance(error, OSError) else None
-    return str(found) if found else None
+    """Return the file that an error names, if any."""
+    filename = error.filename2 or error.filename if isinstance(error, OSError) else None
+    return str(filename) if filename else None
 
 
-def full(place: str, folder: Path) -> str:
-    """Of a full disk: what could not be written, and how much is free where `folder` lies."""
-    return f"the disk is full: {place} could not be written{_free(folder)}."
+def full(path: str, folder: Path) -> str:
+    """Return the message for a full disk: what could not be written, and how much space is free at `folder`."""
+    return f"the disk is full: {path} could not be written{_free(folder)}."
 
 
-def shut(error: OSError, place: str, folder: Path) -> str:
-    """Of what may not be written to, and how to find out why."""
+def shut(error: OSError, path: str, folder: Path) -> str:
+    """Return the message for a file or folder that is not writable, and how to find out why."""
     return (
-        f"{place} can't be written to: {error.strerror}.\n"
-        f"Make the folder writable (who owns it: ls -ld {folder}; whether its drive is mounted read-only: "
+        f"{path} can't be written to: {error.strerror}.\n"
+        f"Make the folder writable (to see its owner: ls -ld {folder}; to see whether its drive is mounted read-only: "
         f"findmnt -T {folder})."
     )
 
 
-def lost(error: OSError, place: str) -> str:
-    """Of a drive that went."""
-    return f"{place} can't be reached: {error.strerror}."
+def lost(error: OSError, path: str) -> str:
+    """Return the message for a drive that has become unavailable."""
+    return f"{path} can't be reached: {error.strerror}."
 
 
 def _free(folder: Path) -> str:
     try:
-        return f" ({readable_size(shutil.disk_usage(folder).free)} are free)"
+        return f" ({readable_size(shutil.disk_usage(folder).free)} free)"
     except OSError:
         return ""
 
 
 def _nearest(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
-    return next((one for one in (path, *path.parents) if one.is_dir()), path)
+    """Return the path, or the nearest folder above it that exists."""
+    return next((folder for folder in (path, *path.parents) if folder.is_dir()), path)

@@ -1,4 +1,4 @@
-"""A run's folder: what lies where, and whether the run is running, finished, failed or interrupted."""
+"""A run's folder: which file is where, and whether the run is running, finished, failed or interrupted."""
 
 import errno
 import json
@@ -22,45 +22,48 @@ from pylorus.runs.shipped import ShippedStage, read_shipped
 from pylorus.stages.folder import StageFolder
 
 HEARTBEAT = 20.0
-"""Seconds after which a running run says again that it runs."""
+"""Seconds between two heartbeats of a running run."""
 SILENCE = timedelta(minutes=3)
-"""After which a run on another machine is taken for dead."""
+"""A run on another machine counts as dead after this time without a heartbeat."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run; `status.json` tells how far it came.
+    """The folder of one run, with its state in `status.json`.
 
-    A status has `state` (starting, running, finished, failed, interrupted), `id`, `host`, `pid`, `slurm` (the number of
-    SLURM's job and how often it was put back, or null), `started`, `heartbeat`, `ended`, `seconds` (that it ran,
-    interruptions left out), `resumed` (how often), `overrides` (what the command line said), `sweep` (the sweep's name,
-    or null) and, where it failed, `error`. Of a finished run it has `shipped_stage` and `shipped_by`, the stage in
-    `model` and how it was chosen (see `pylorus.runs.shipped`).
+    A status has `state` (starting, running, finished, failed, interrupted), `id`, `host`, `pid`, `slurm` (the SLURM job
+    ID and how often the job was requeued, or null), `started`, `heartbeat`, `ended`, `seconds` (running time without
+    interruptions), `resumed` (how often), `overrides` (from the command line), `sweep` (the sweep's name, or null) and,
+    if the run failed, `error`. A finished run also has `shipped_stage` and `shipped_by`: the stage in `model` and how
+    it was chosen (see `pylorus.runs.shipped`).
+
+    Attributes:
+        path: The folder.
     """
 
     path: Path
 
     @property
     def config(self) -> Path:
-        """The whole configuration, resolved."""
+        """File of the complete, resolved configuration."""
         return self.path / "config.yaml"
 
     def stage(self, name: str) -> StageFolder:
-        """The folder of a stage: its curves, checkpoints and predictions."""
+        """Return the folder of a stage: its curves, checkpoints and predictions."""
         return StageFolder(self.path / name)
 
     def predictions(self, stage: str, split: str) -> Path:
-        """The table of what the best checkpoint of a stage says of each image of `val` or `test`."""
+        """Return the file with the predictions of a stage's best checkpoint for each image of `val` or `test`."""
         return self.stage(stage).predictions(split)
 
     @property
     def shipped(self) -> ShippedStage | None:
-        """The stage whose network lies in `model`; None where there is none, or an earlier version wrote it."""
+        """The stage whose network is in `model`; None if there is none, or if an earlier version wrote it."""
         path = self.path / "model" / "model.json"
         return read_shipped(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
     def status(self) -> dict[str, Any]:
-        """The run's status; empty where the folder holds none. A run whose process is gone was `stopped`."""
+        """Read the run's status; empty if the folder has none. A run whose process is gone is `stopped`."""
         try:
             status = dict(json.loads((self.path / "status.json").read_text(encoding="utf-8")))
         except FileNotFoundError:
@@ -70,7 +73,7 @@ class RunFolder:
         return status
 
     def clear(self) -> None:
-        """Removes what a killed process had not finished writing; it has names that begin with a dot."""
+        """Remove incomplete files of a killed process: their names begin with a dot."""
         for path in [*self.path.glob(".*"), *self.path.glob("*/.*"), *self.path.glob("*/checkpoints/.*")]:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -79,7 +82,12 @@ class RunFolder:
 
     @contextmanager
     def prepared(self, overrides: list[str], *, sweep: str | None = None) -> Iterator[None]:
-        """Opens the folder for a run to come: `starting`, or `failed` if what is done inside fails."""
+        """Mark the run as `starting`, or as `failed` if the code inside the context fails.
+
+        Args:
+            overrides: The overrides of the command line.
+            sweep: Name of the sweep, if the run is one of its jobs.
+        """
         status: dict[str, Any] = {
             "state": "starting",
             "id": secrets.token_hex(4),
@@ -97,22 +105,22 @@ class RunFolder:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Keeps status.json true while a run goes on inside, whatever ends it."""
-        before = self.status()
-        status = {**before, **_here(), "state": "running"}
-        for word in ("ended", "error"):
-            status.pop(word, None)
-        if before["state"] != "starting":
-            status["resumed"] = before.get("resumed", 0) + 1
-        began, ran = time.monotonic(), before.get("seconds", 0.0)
+        """Keep status.json up to date while the run executes inside the context, however it ends."""
+        previous = self.status()
+        status = {**previous, **_here(), "state": "running"}
+        for key in ("ended", "error"):
+            status.pop(key, None)
+        if previous["state"] != "starting":
+            status["resumed"] = previous.get("resumed", 0) + 1
+        start, earlier_seconds = time.monotonic(), previous.get("seconds", 0.0)
 
-        def say(**more: Any) -> None:
+        def say(**updates: Any) -> None:
             self.expect_there()
-            self._write({**status, "seconds": round(ran + time.monotonic() - began, 1), **more})
+            self._write({**status, "seconds": round(earlier_seconds + time.monotonic() - start, 1), **updates})
 
-        def say_if_possible(**more: Any) -> None:
-            with suppress(OSError):  # what ended the run is what its user has to know
-                say(**more)
+        def say_if_possible(**updates: Any) -> None:
+            with suppress(OSError):  # the user has to see the error that ended the run, not this one
+                say(**updates)
 
         say()
         try:
@@ -125,31 +133,31 @@ class RunFolder:
             say_if_possible(state="failed", ended=_now(), error=str(error) or type(error).__name__)
             raise
         shipped = self.shipped
-        chosen = {} if shipped is None else {"shipped_stage": shipped.name, "shipped_by": shipped.chosen_by}
-        say(state="finished", ended=_now(), **chosen)
+        choice = {} if shipped is None else {"shipped_stage": shipped.name, "shipped_by": shipped.chosen_by}
+        say(state="finished", ended=_now(), **choice)
 
     def expect_there(self) -> None:
-        """Refuses to write into a folder that vanished: it would come again, half empty.
+        """Check that the run's folder still exists: writing to it would create it again, half empty.
 
         Raises:
-            FileNotFoundError: If the run's configuration is not there any more.
+            FileNotFoundError: If the run's configuration no longer exists.
         """
         if not self.config.is_file():
-            raise FileNotFoundError(errno.ENOENT, "the run's folder vanished", str(self.config))
+            raise FileNotFoundError(errno.ENOENT, "the run's folder disappeared", str(self.config))
 
     def _write(self, status: dict[str, Any]) -> None:
         write_json(self.path / "status.json", status)
 
 
 @contextmanager
-def _beating(say: Callable[..., None]) -> Iterator[None]:
-    """Says from time to time that a run goes on."""
+def _beating(write: Callable[..., None]) -> Iterator[None]:
+    """Write a heartbeat at regular intervals while the code inside the context runs."""
     ended = threading.Event()
 
     def beat() -> None:
         while not ended.wait(HEARTBEAT):
-            with suppress(OSError):  # a full disk: the run itself will meet it
-                say(heartbeat=_now())
+            with suppress(OSError):  # the run itself will report a full disk
+                write(heartbeat=_now())
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
@@ -165,23 +173,23 @@ def _here() -> dict[str, Any]:
 
 
 def _slurm() -> list[str] | None:
-    """The job of SLURM that this process belongs to, and how often it was put back into the queue."""
+    """Return the SLURM job ID of this process and how often the job was requeued; None outside SLURM."""
     job = os.environ.get("SLURM_JOB_ID")
     return [job, os.environ.get("SLURM_RESTART_COUNT", "0")] if job else None
 
 
 def _lives(status: dict[str, Any]) -> bool:
-    """Whether the process of a run is there; one of another machine can only be heard."""
-    beat = datetime.fromisoformat(status.get("heartbeat", status["started"]))
+    """Return whether the process of a run is alive; on another machine only its heartbeat can be checked."""
+    heartbeat = datetime.fromisoformat(status.get("heartbeat", status["started"]))
     before, now = status.get("slurm"), _slurm()
     if before and now and before[0] == now[0] and before[1] != now[1]:
-        return False  # this very job, before it was put back: a process that may have run on another machine
+        return False  # the same job before it was requeued: that process may have run on another machine
     if status.get("host", socket.gethostname()) != socket.gethostname():
-        return datetime.now(UTC) - beat < SILENCE
+        return datetime.now(UTC) - heartbeat < SILENCE
     try:
         process = psutil.Process(status["pid"])
-        # A process that is younger than the run's last word has only inherited its number.
-        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= beat.timestamp() + 2
+        # A process that started after the run's last heartbeat only reuses its process ID.
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= heartbeat.timestamp() + 2
     except psutil.NoSuchProcess:
         return False
 

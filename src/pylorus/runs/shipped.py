@@ -1,8 +1,8 @@
-"""Which stage of a run is shipped and reported: the one rule, used by everything that has to choose a stage.
+"""Choose the stage of a run that is shipped and reported: one rule for everything that has to choose a stage.
 
-The stage with the highest validation accuracy is written into `model/`, headlines the report and stands for the run in
-a sweep. Of equal accuracies the stage with the lower validation loss is taken, of equal losses too the later stage.
-`deploy.stage` overrides the rule.
+The stage with the highest validation accuracy is written to `model/`, headlines the report and represents the run in a
+sweep. If accuracies are equal, the stage with the lower validation loss is chosen; if losses are equal too, the later
+stage. `deploy.stage` overrides the rule.
 """
 
 from collections.abc import Mapping
@@ -21,12 +21,12 @@ ONLY, ACCURACY, LOSS, ORDER, KEY, LAST = CHOICES = ("only", "accuracy", "loss", 
 
 @dataclass(frozen=True)
 class StageScore:
-    """How a stage did on the validation images.
+    """Performance of a stage on the validation images.
 
     Attributes:
-        correct: Images recognised.
-        images: Of so many, at least one.
-        loss: Mean negative log likelihood of the true class, in nats.
+        correct: Number of correctly classified images.
+        images: Number of images, at least one.
+        loss: Mean negative log-likelihood of the true class, in nats.
     """
 
     correct: int
@@ -35,7 +35,7 @@ class StageScore:
 
     @property
     def accuracy(self) -> float:
-        """Share recognised, in [0, 1]."""
+        """Proportion of correctly classified images, in [0, 1]."""
         return self.correct / self.images
 
 
@@ -44,11 +44,11 @@ class ShippedStage:
     """The stage whose network is shipped, and how it was chosen.
 
     Attributes:
-        name: Of the stage.
+        name: Name of the stage.
         chosen_by: `only`: there is no other stage; `accuracy`: highest validation accuracy; `loss`: equal accuracy,
-            lower validation loss; `order`: both equal, later stage; `key`: named by deploy.stage; `last`: the last
+            lower validation loss; `order`: both equal, later stage; `key`: set by deploy.stage; `last`: the last
             stage, which versions without this rule shipped.
-        accuracy: Validation accuracy of each stage, in [0, 1], in the order of the stages; empty where it is not known.
+        accuracy: Validation accuracy of each stage, in [0, 1], in the order of the stages; empty if unknown.
     """
 
     name: str
@@ -57,10 +57,10 @@ class ShippedStage:
 
 
 def score_stage(logits: NDArray[np.float64], true: NDArray[np.int64]) -> StageScore:
-    """Scores a stage by its logits of the validation images.
+    """Score a stage by its logits for the validation images.
 
     Args:
-        logits: Of shape (images, classes), not calibrated.
+        logits: Uncalibrated logits of shape (images, classes).
         true: True classes, of shape (images,).
 
     Example:
@@ -73,11 +73,11 @@ def score_stage(logits: NDArray[np.float64], true: NDArray[np.int64]) -> StageSc
 
 
 def choose_stage(scores: Mapping[str, StageScore], *, asked: str | None = None) -> ShippedStage:
-    """Chooses the stage that is shipped.
+    """Choose the stage that is shipped.
 
     Args:
-        scores: Of each stage on the same validation images, in the order of the stages; at least one.
-        asked: The value of deploy.stage; a stage that has no score yet leaves the choice to the rule.
+        scores: Score of each stage on the same validation images, in the order of the stages; at least one.
+        asked: The value of deploy.stage; if that stage has no score yet, the rule decides.
 
     Example:
         >>> scores = {"pretrain": StageScore(17, 20, 0.4), "finetune": StageScore(14, 20, 0.9)}
@@ -96,20 +96,22 @@ def choose_stage(scores: Mapping[str, StageScore], *, asked: str | None = None) 
 
 
 def read_shipped(description: Mapping[str, Any]) -> ShippedStage | None:
-    """The shipped stage that the content of a model.json names; None where an earlier version wrote it."""
+    """Return the shipped stage that the content of a model.json names; None if an earlier version wrote it."""
     entry = description.get("shipped")
     return None if entry is None else ShippedStage(**entry)
 
 
 def describe_choice(shipped: ShippedStage, *, validated_on: str = "val") -> str:
-    """How a stage was chosen, as words that follow its name.
+    """Describe how a stage was chosen, in a phrase that follows its name.
 
     Args:
         shipped: The stage.
-        validated_on: `val`, or `test` where the validation images were the test images.
+        validated_on: `val`, or `test` if the validation images were the test images.
     """
     own = percent(shipped.accuracy[shipped.name]) if shipped.name in shipped.accuracy else ""
-    others = ", ".join(f"{name} {percent(share)} %" for name, share in shipped.accuracy.items() if name != shipped.name)
+    others = ", ".join(
+        f"{name} {percent(accuracy)} %" for name, accuracy in shipped.accuracy.items() if name != shipped.name
+    )
     reason = {
         ONLY: "the only stage",
         ACCURACY: f"highest validation accuracy: {own} %, against {others}",

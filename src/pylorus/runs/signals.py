@@ -1,8 +1,7 @@
-"""What ends a run from outside: Ctrl-C, SIGTERM, and SIGUSR1 or SIGUSR2, by which SLURM tells that a job's time is up.
+"""Handle signals that end a run: Ctrl-C, SIGTERM, and SIGUSR1 or SIGUSR2, which SLURM sends when a job's time is up.
 
-Each ends it cleanly: in training after the step that is being computed (an epoch's last one: after its validation),
-whose state is kept, elsewhere at once. A
-second signal does not wait for any of that.
+Each ends the run cleanly: during training after the current step (after the last step of an epoch: after its
+validation), whose state is saved; otherwise at once. A second signal does not wait for any of that.
 """
 
 import os
@@ -18,21 +17,23 @@ from typing import Any
 from pylorus.errors import INTERRUPTED
 
 IN_SWEEP = "PYLORUS_IN_SWEEP"
-"""The environment variable of a job that a sweep started: its signals are the sweep's affair."""
+"""The environment variable of a job that a sweep started: the sweep handles its signals."""
 PATIENCE = 60.0
-"""Seconds that a run has, once it is asked to end, for the step that it is in and for saving it."""
+"""Seconds in which a run must finish and save its current step once it is asked to end."""
 JOB_PATIENCE = 1.5 * PATIENCE
-"""Seconds that a sweep gives a job, which may have processes of its own to wait for."""
-HAND_ON = signal.SIGTERM
-"""What a sweep sends its jobs when it is asked to end, by whatever signal; it is no second one to those that heard."""
-STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+"""Seconds in which a job of a sweep must end; it may have to wait for processes of its own."""
+JOB_STOP_SIGNAL = signal.SIGTERM
+"""The signal that a sweep sends to its jobs when it has to end; a job that already received a signal ignores it."""
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
 
 
 class Stop:
-    """Whether a run was asked to end, and when it may: at once, or when a step of training is done.
+    """Whether a run was asked to end, and when it may end: at once or after the current training step.
 
     Attributes:
-        asked: Whether it was.
+        asked: Whether the run was asked to end.
     """
 
     def __init__(self) -> None:
@@ -40,23 +41,23 @@ class Stop:
         self._waits = False
 
     def ask(self, name: str) -> None:
-        """Raises a KeyboardInterrupt that says `name`, or leaves that to the end of the step."""
+        """Raise a KeyboardInterrupt with the signal's name, or leave that to the end of the training step."""
         self.asked = True
         if not self._waits:
             raise KeyboardInterrupt(name)
 
     def wait_for_step(self) -> None:
-        """From now on who trains looks whether it is asked to end."""
+        """Let signals take effect at the end of a training step: from now on the trainer checks `asked`."""
         self._waits = True
 
     def at_once(self) -> None:
-        """From now on a signal ends the run where it is; so does one that came meanwhile."""
+        """Let signals take effect at once, including one that was received in the meantime."""
         self._waits = False
         if self.asked:
             self.now()
 
     def now(self) -> None:
-        """Ends the run.
+        """End the run.
 
         Raises:
             KeyboardInterrupt: Always.
@@ -67,28 +68,27 @@ class Stop:
 
 @contextmanager
 def stopped_by_signals() -> Iterator[Stop]:
-    """Makes a KeyboardInterrupt of the first signal that comes, inside; the second ends the process.
+    """Turn the first signal inside the context into a KeyboardInterrupt; a second one ends the process.
 
-    A job of SLURM that got SIGUSR1 is put back into the queue, unless submitit or a sweep started it, which do
-    so themselves.
+    A SLURM job that received SIGUSR1 is requeued, unless submitit or a sweep started it: these requeue it themselves.
     """
     received: list[int] = []
-    asked = Stop()
+    request = Stop()
 
     def stop(number: int, _: FrameType | None) -> None:
-        if received and number == HAND_ON and IN_SWEEP in os.environ:
+        if received and number == JOB_STOP_SIGNAL and IN_SWEEP in os.environ:
             return
         if received:
             os._exit(INTERRUPTED)
         received.append(number)
-        asked.ask(signal.Signals(number).name)
+        request.ask(signal.Signals(number).name)
 
     before: dict[signal.Signals, Any] = {}
     try:
-        for number in STOPPING:
+        for number in STOP_SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, stop)
-        yield asked
+        yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -98,21 +98,21 @@ def stopped_by_signals() -> Iterator[Stop]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Inside, a signal waits: an import that is broken off leaves half a module, and who needs it next may crash."""
-    if threading.current_thread() is not threading.main_thread():  # only there can it be broken off
+    """Defer signals until the end of the context: an interrupted import leaves an incomplete module behind."""
+    if threading.current_thread() is not threading.main_thread():  # signals only interrupt the main thread
         yield
         return
-    heard: list[int] = []
-    before = {number: signal.getsignal(number) for number in STOPPING}
+    deferred: list[int] = []
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
-            signal.signal(number, lambda number, _: heard.append(number))
+            signal.signal(number, lambda number, _: deferred.append(number))
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number in heard:
+        for number in deferred:
             signal.raise_signal(number)
 
 
@@ -122,6 +122,6 @@ def _requeue() -> None:
         return
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
     name = f"{job}_{task}" if task and os.environ.get("SLURM_ARRAY_JOB_ID") else job
-    found = subprocess.run(["scontrol", "requeue", name], capture_output=True, text=True, check=False)
-    if found.returncode != 0:
-        print(f"SLURM did not put job {name} back into the queue: {found.stderr.strip()}", file=sys.stderr)
+    result = subprocess.run(["scontrol", "requeue", name], capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        print(f"SLURM did not requeue job {name}: {result.stderr.strip()}", file=sys.stderr)

@@ -1,1 +1,1 @@
-"""Many runs: the engines that start them, each in a process of its own, and the table of what they gave."""
+"""Sweeps of many runs: the launchers that start them, each in its own process, and the table of their results."""

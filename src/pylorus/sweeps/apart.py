@@ -1,4 +1,4 @@
-"""A job of a sweep as a process of its own: it leaves nothing behind in ours, and hears of the signals that we get."""
+"""Run a job of a sweep in its own process: it leaves nothing behind in this one and receives this one's signals."""
 
 import os
 import subprocess
@@ -9,39 +9,42 @@ from pylorus.errors import INTERRUPTED, PylorusError
 from pylorus.files import write_json
 from pylorus.pipe import GONE
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.signals import HAND_ON, IN_SWEEP, JOB_PATIENCE
+from pylorus.runs.signals import IN_SWEEP, JOB_PATIENCE, JOB_STOP_SIGNAL
 
 interrupted: list[Path] = []
-"""Jobs of this process that a signal ended: a launcher's worker begins no other."""
+"""Folders of this process's jobs that a signal ended: after that a launcher's worker starts no other job."""
 
 
 def run_apart(folder: RunFolder) -> None:
-    """Runs a job of a sweep as `python -m pylorus.train FOLDER`; its failure is the job's, not the sweep's.
+    """Run a job of a sweep as `python -m pylorus.train FOLDER`; if it fails, the sweep continues.
+
+    Args:
+        folder: The job's folder.
 
     Raises:
-        KeyboardInterrupt: If a signal came to us or to the job.
-        PylorusError: If it failed.
+        KeyboardInterrupt: If this process or the job received a signal.
+        PylorusError: If the job failed.
     """
     job = subprocess.Popen([sys.executable, "-m", "pylorus.train", str(folder.path)], env={**os.environ, IN_SWEEP: "1"})
     try:
         code = job.wait()
-    except BaseException:  # a signal, or a launcher that puts its job back into a queue
+    except BaseException:  # a signal, or a launcher that requeues its job
         interrupted.append(folder.path)
         _end(job)
-        if (status := folder.status())["state"] == "starting":  # it had not begun to say how it fares
+        if (status := folder.status())["state"] == "starting":  # the job had not yet written its own status
             write_json(folder.path / "status.json", {**status, "state": "interrupted"})
         raise
     if code == INTERRUPTED:
         interrupted.append(folder.path)
         raise KeyboardInterrupt
     if code not in (0, GONE):
-        why = folder.status().get("error", f"its process ended with exit code {code}")
-        raise PylorusError(f"the job in {folder.path} failed: {why}")
+        reason = folder.status().get("error", f"its process ended with exit code {code}")
+        raise PylorusError(f"the job in {folder.path} failed: {reason}")
 
 
 def _end(job: subprocess.Popen[bytes]) -> None:
-    """Has a job end, and kills one that does not; one that a terminal's Ctrl-C has reached already takes no notice."""
-    job.send_signal(HAND_ON)
+    """Ask a job to end, and kill it if it does not; a job that already received Ctrl-C from the terminal ignores it."""
+    job.send_signal(JOB_STOP_SIGNAL)
     try:
         job.wait(timeout=JOB_PATIENCE)
     except subprocess.TimeoutExpired:

@@ -1,6 +1,6 @@
-"""Engines that run a sweep's jobs elsewhere than one after the other: what they need, share, and how they end.
+"""Launchers and sweepers of a sweep: the packages they need, the resources they share, and how their jobs end.
 
-Nothing here imports torch: a launcher that is missing is named at once.
+Nothing here imports torch, so a missing launcher is reported at once.
 """
 
 import os
@@ -15,10 +15,10 @@ from typing import Any, cast
 
 from pylorus.errors import PylorusError, listing
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.signals import HAND_ON, JOB_PATIENCE, STOPPING
+from pylorus.runs.signals import JOB_PATIENCE, JOB_STOP_SIGNAL, STOP_SIGNALS
 
 JOBS_AT_ONCE = "PYLORUS_JOBS_AT_ONCE"
-"""The environment variable that tells a job how many of its sweep share this machine's cores."""
+"""The environment variable that tells a job how many jobs of its sweep share this machine's cores."""
 NEEDS = {
     "hydra/launcher=joblib": ("hydra-joblib-launcher", "parallel"),
     "hydra/launcher=submitit_slurm": ("hydra-submitit-launcher", "slurm"),
@@ -29,20 +29,23 @@ NEEDS = {
     "hydra/sweeper=optuna": ("hydra-optuna-sweeper", "optuna"),
     "experiment=search": ("hydra-optuna-sweeper", "optuna"),
 }
-"""Words of the command line that need a package, and the extra that brings it."""
+"""Overrides of the command line that need a package, with the package and the extra that installs it."""
 RAY_OBJECTS = 75 * 2**20
-"""Bytes of shared memory for what Ray's processes hand each other: the least that it takes. Our jobs share files."""
+"""Bytes of Ray's shared object store: the minimum that Ray accepts, because the jobs exchange data through files."""
 LAUNCHERS = ("joblib", "ray", "submitit")
-"""Packages whose errors tell that a launcher lost a job, not that the job failed."""
+"""Packages whose errors mean that a launcher lost a job, not that the job failed."""
 SEARCHERS = ("optuna", "hydra_plugins")
-"""Packages that propose jobs, and raise where none gave them a result."""
+"""Packages that propose jobs, and raise an error if no job returned a result."""
 
 
 def check_installed(word: str) -> None:
-    """Refuses a launcher, sweeper or experiment whose package is missing.
+    """Check that the package of a launcher, sweeper or experiment is installed.
+
+    Args:
+        word: An override of the command line, such as "hydra/launcher=joblib".
 
     Raises:
-        PylorusError: Names the package and the command that installs it.
+        PylorusError: If it is not; names the package and the command that installs it.
     """
     package, extra = NEEDS.get(word, (None, None))
     if package is None:
@@ -51,13 +54,17 @@ def check_installed(word: str) -> None:
         distribution(package)
     except PackageNotFoundError:
         raise PylorusError(
-            f"{word}: needs {package}, which is not installed. pip install 'pylorus[{extra}]', or, in a clone, "
+            f"{word}: needs {package}, which is not installed. Run pip install 'pylorus[{extra}]' or, in a clone, "
             f"pip install -e '.[{extra}]'."
         ) from None
 
 
 def jobs_at_once(launcher: Any) -> int:
-    """How many jobs a launcher's configuration starts at once on this machine; 1 where it starts them elsewhere."""
+    """Return how many jobs a launcher runs at once on this machine; 1 if it runs them elsewhere.
+
+    Args:
+        launcher: Hydra's configuration of the launcher.
+    """
     if _is(launcher, "JoblibLauncher"):
         from joblib import effective_n_jobs
 
@@ -71,10 +78,17 @@ def jobs_at_once(launcher: Any) -> int:
 
 
 def share_machine(launcher: Any, sweep: Path) -> None:
-    """Tells the jobs to come how many they are, and has Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 end them all."""
+    """Prepare this process for a sweep: set how many jobs share the machine, and let signals end all jobs.
+
+    The signals are Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2.
+
+    Args:
+        launcher: Hydra's configuration of the launcher.
+        sweep: The folder of the jobs.
+    """
     at_once = jobs_at_once(launcher)
     os.environ[JOBS_AT_ONCE] = str(at_once)
-    handlers = {number: signal.getsignal(number) for number in STOPPING}
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     ray = _is(launcher, "RayLauncher")
     if ray:
         _start_ray(launcher.ray.init)
@@ -89,76 +103,81 @@ def _is(launcher: Any, name: str) -> bool:
 
 
 def _start_ray(asked: Any) -> None:
-    """Starts Ray, or joins the one that is asked for, before its launcher does.
+    """Start Ray, or connect to the requested cluster, before its launcher does.
 
-    Its own answer to SIGTERM is to abort: only what is set up after it is heard. And its launcher asks for memory of a
-    cluster that runs already, which Ray refuses.
+    Ray's own handler aborts on SIGTERM, so signal handlers must be set after Ray has started. And its launcher asks for
+    object memory from a cluster that is already running, which Ray rejects.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports on itself over the network
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray sends usage statistics over the network
     import ray
     from omegaconf import OmegaConf
 
-    words = cast(dict[str, Any], OmegaConf.to_container(asked, resolve=True))
-    if words.get("address") is None:
-        words.setdefault("object_store_memory", RAY_OBJECTS)
-    ray.init(**words)
+    arguments = cast(dict[str, Any], OmegaConf.to_container(asked, resolve=True))
+    if arguments.get("address") is None:
+        arguments.setdefault("object_store_memory", RAY_OBJECTS)
+    ray.init(**arguments)
 
 
 def explained_end(error: Exception, sweep: Path) -> str | None:
-    """What ended a sweep, where it was a lost job or that no job finished; else None.
+    """Explain the end of a sweep if a launcher lost a job or no job finished; otherwise return None.
 
     Args:
-        error: Of a launcher, or of a sweeper that had nothing to choose from.
+        error: The error of a launcher, or of a sweeper without any result.
         sweep: The folder of the jobs.
     """
     states = {path.parent.name: RunFolder(path.parent).status() for path in sorted(sweep.glob("*/status.json"))}
-    go_on = f"the same command with hydra.sweep.dir={sweep} runs what is missing or failed."
-    said = " ".join(str(error).split("\n----", maxsplit=1)[0].split()) or type(error).__name__
+    advice = f"the same command with hydra.sweep.dir={sweep} runs the missing and failed jobs."
+    reason = " ".join(str(error).split("\n----", maxsplit=1)[0].split()) or type(error).__name__
     if type(error).__module__.split(".")[0] in LAUNCHERS:
         return (
-            f"the launcher lost a job: {said[:400]}\nMost often its process was killed: memory or time used up "
-            f"(dmesg, or SLURM's sacct, tells). What is done is kept; {go_on}"
+            f"the launcher lost a job: {reason[:400]}\nUsually its process was killed because memory or time ran out "
+            f"(see dmesg, or SLURM's sacct). Finished jobs are saved; {advice}"
         )
     finished = any(status["state"] == "finished" for status in states.values())
     if finished or not states or _raised_by(error) not in SEARCHERS:
         return None
     ends = [f"job {job} {status['state']}: {status.get('error', 'see its run.log')}" for job, status in states.items()]
-    return f"no job of the sweep finished ({said[:400]})\n{listing(ends)}\nMend that; {go_on}"
+    return f"no job of the sweep finished ({reason[:400]})\n{listing(ends)}\nFix the cause; {advice}"
 
 
 def _raised_by(error: Exception) -> str:
-    """The package of the code that raised an error."""
+    """Return the package of the code that raised an error."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return str(frames[-1].f_globals.get("__name__", "")).split(".")[0] if frames else ""
 
 
-def _ending(sweep: Path, then: Any) -> Any:
-    """Handles a signal: launchers kill their workers, with all that these started, as soon as they hear of it."""
+def _ending(sweep: Path, previous: Any) -> Any:
+    """Return a signal handler that ends the jobs first: launchers kill their workers as soon as they get a signal.
+
+    Args:
+        sweep: The folder of the jobs.
+        previous: The signal's previous handler, which is called afterwards.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for other in STOPPING:
-            if signal.getsignal(other) is not signal.SIG_IGN:
-                signal.signal(other, signal.default_int_handler)  # a second one does not wait
+        for each in STOP_SIGNALS:
+            if signal.getsignal(each) is not signal.SIG_IGN:
+                signal.signal(each, signal.default_int_handler)  # a second signal does not wait
         _end_jobs(sweep)
-        if callable(then):
-            then(number, frame)
+        if callable(previous):
+            previous(number, frame)
         raise KeyboardInterrupt
 
     return stop
 
 
 def _end_jobs(sweep: Path) -> None:
-    """Has the jobs end, also one that just begins to run; waits for them."""
-    deadline, told = time.monotonic() + JOB_PATIENCE, set()
+    """Ask all jobs to end, including those that are just starting, and wait for them."""
+    deadline, signalled = time.monotonic() + JOB_PATIENCE, set()
     while (jobs := _running(sweep)) and time.monotonic() < deadline:
         for status in jobs:
-            if status["state"] == "running" and status["pid"] not in told:
-                told.add(status["pid"])
+            if status["state"] == "running" and status["pid"] not in signalled:
+                signalled.add(status["pid"])
                 with suppress(ProcessLookupError):
-                    os.kill(status["pid"], HAND_ON)
+                    os.kill(status["pid"], JOB_STOP_SIGNAL)
         time.sleep(0.1)
 
 
 def _running(sweep: Path) -> list[dict[str, Any]]:
-    found = [RunFolder(path.parent).status() for path in sweep.glob("*/status.json")]
-    return [status for status in found if status["state"] in ("starting", "running")]
+    statuses = [RunFolder(path.parent).status() for path in sweep.glob("*/status.json")]
+    return [status for status in statuses if status["state"] in ("starting", "running")]

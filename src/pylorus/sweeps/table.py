@@ -1,4 +1,4 @@
-"""The jobs of a sweep by configuration and test images, best first, made from what lies in their folders."""
+"""The table of a sweep's jobs, by test images and configuration, best first; computed from the jobs' folders."""
 
 from pathlib import Path
 from typing import Any
@@ -19,26 +19,30 @@ from pylorus.runs.folder import RunFolder
 from pylorus.validation import loaded
 
 SHIPPED = "yes"
-"""Marks the stage that stands for its job."""
+"""Value in the column `shipped` of the stage that represents its job."""
 MEASURES = ["accuracy", "precision", "sensitivity", "F1"]
 
 
 def sum_up(sweep: Path) -> int:
-    """Prints and writes the table of all jobs of a sweep; gives 1 if one did not finish, else 0."""
+    """Print and write the table of all jobs of a sweep, and write its report.
+
+    Returns:
+        The exit code: 0, or 1 if a job did not finish or the report could not be written.
+    """
     table = sweep_table(sweep)
     if table.empty:
         return 0
     with whole(sweep / "sweep.csv") as temporary:
         table.to_csv(temporary, index=False)
-    shown = as_text(table)
-    write_text(sweep / "sweep.md", shown + "\n")
-    print(f"\n{shown}\n")
+    text = as_text(table)
+    write_text(sweep / "sweep.md", text + "\n")
+    print(f"\n{text}\n")
     code = int((table["state"] != "finished").any())
     if table["test accuracy"].notna().any():
         try:
             print(f"report: {write_report([sweep])}")
         except PylorusError as error:
-            print(f"error: no report: {error}")
+            print(f"error: the report was not written: {error}")
             code = 1
     print(f"sweep: {sweep}")
     for job in table.loc[table["state"] != "finished", "job"].unique():
@@ -48,9 +52,9 @@ def sum_up(sweep: Path) -> int:
 
 
 def objective(folder: RunFolder) -> float | None:
-    """The validation accuracy of the stage that a job ships, in [0, 1]; None if it did not finish.
+    """Return the validation accuracy of a job's shipped stage, in [0, 1]; None if the job did not finish.
 
-    A search looks at nothing else: one that saw the test images would make their figures optimistic.
+    A search optimizes nothing else: if it used the test images, their results would be optimistic.
     """
     if folder.status()["state"] != "finished":
         return None
@@ -60,13 +64,13 @@ def objective(folder: RunFolder) -> float | None:
 
 
 def sweep_table(sweep: Path) -> pd.DataFrame:
-    """A row for each stage that each job finished, and one for a job without any.
+    """Build a table with a row for each finished stage of each job, and one row for a job without any.
 
-    Jobs of one configuration (seeds, folds, splits: its replicates) have one number in the column `configuration`.
-    Configurations that were tested on the same images stand together (column `test set`), ordered by the mean
-    validation accuracy of the stage that each job ships, best first: choosing by the test set would make its figures
-    optimistic. Jobs that were tested on nothing come last. Shares are in [0, 1]; precision, sensitivity and F1 are
-    averages over the classes, empty where one is undefined.
+    Jobs with the same configuration (replicates with other seeds, folds or splits) have the same number in the column
+    `configuration`. Configurations that were tested on the same images are listed together (column `test set`), ordered
+    by the mean validation accuracy of each job's shipped stage, best first: ordering by the test set would make its
+    results optimistic. Jobs without test predictions come last. Proportions are in [0, 1]; precision, sensitivity and
+    F1 are averages over the classes, empty if one of them is undefined.
     """
     folders = [RunFolder(path.parent) for path in sorted(sweep.glob("*/status.json"))]
     rows = [row for folder in folders for row in _rows(folder)]
@@ -98,22 +102,22 @@ def sweep_table(sweep: Path) -> pd.DataFrame:
 
 
 def summarize_configurations(table: pd.DataFrame) -> pd.DataFrame:
-    """A row for each configuration that was tested: how many runs, and its accuracies over those that finished.
+    """Summarize each tested configuration in a row: the number of runs, and the accuracies of the finished ones.
 
-    Runs of the same seed and split count once.
+    Runs with the same seed and split count once.
 
     Args:
         table: From `sweep_table`.
 
     Returns:
-        `mean`, `SD`, `lowest` and `highest` of the shipped stages' accuracies on validation and on test images, in
+        `mean`, `SD`, `lowest` and `highest` of the shipped stages' accuracies on validation and test images, in
         [0, 1], in the order of the table.
     """
     rows = []
     shipped = table[table["shipped"] == SHIPPED]
-    for number, every in shipped.groupby("configuration", sort=True):
-        finished = every[every["state"] == "finished"]
-        runs = (finished if len(finished) else every).drop_duplicates(["seed", "split"])
+    for number, replicates in shipped.groupby("configuration", sort=True):
+        finished = replicates[replicates["state"] == "finished"]
+        runs = (finished if len(finished) else replicates).drop_duplicates(["seed", "split"])
         row: dict[str, Any] = {
             "configuration": number,
             "test set": runs["test set"].iloc[0],
@@ -136,20 +140,20 @@ def summarize_configurations(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def as_text(table: pd.DataFrame) -> str:
-    """The table in Markdown: shares in %, of the overrides only those in which jobs differ.
+    """Format the table in Markdown: proportions in %, and only those overrides in which the jobs differ.
 
-    Where configurations have several runs, each is summed up in a line before the jobs; configurations with other test
-    images stand under a heading of their own.
+    If configurations have several runs, each is summarized in a row before the jobs; configurations with different test
+    images are under separate headings.
     """
     configurations = summarize_configurations(table)
     several = bool(len(configurations)) and int(configurations["runs"].max()) > 1
     sets = sorted(set(table["test set"]) - {0})
     parts = []
     for number in sets:
-        own = configurations[configurations["test set"] == number]
+        of_set = configurations[configurations["test set"] == number]
         parts.append(_heading(table[table["test set"] == number], number, len(sets), several=several))
         if several:
-            parts += [_configuration_text(own, table), "Jobs:"]
+            parts += [_configuration_text(of_set, table), "Jobs:"]
         parts.append(_job_text(table[table["test set"] == number], table, numbered=several))
     untested = table[table["test set"] == 0]
     if len(untested):
@@ -159,22 +163,22 @@ def as_text(table: pd.DataFrame) -> str:
 
 
 def _heading(rows: pd.DataFrame, number: int, sets: int, *, several: bool) -> str:
-    """What the lines below were tested on and how they are ordered."""
-    name = "The same test images" if sets == 1 else f"Test images {number} of {sets}"
-    different = rows.loc[rows["shipped"] == SHIPPED, "tested on"].nunique()
-    what = f"{name}, in {different} parts (folds or splits)" if different > 1 else name
-    mean = ", the mean over a configuration's runs" if several else ""
-    apart = "; not to be ranked against the other test images" if sets > 1 else ""
-    return f"{what}{apart}. Ordered by the validation accuracy of the shipped stage{mean}, best first."
+    """Return a heading that states what the rows below were tested on and how they are ordered."""
+    name = "The same test images" if sets == 1 else f"Test set {number} of {sets}"
+    subsets = rows.loc[rows["shipped"] == SHIPPED, "tested on"].nunique()
+    images = f"{name}, in {subsets} subsets (folds or splits)" if subsets > 1 else name
+    mean = ", averaged over a configuration's runs" if several else ""
+    caveat = "; not to be ranked against the other test sets" if sets > 1 else ""
+    return f"{images}{caveat}. Ordered by the validation accuracy of the shipped stage{mean}, best first."
 
 
 def _configuration_text(configurations: pd.DataFrame, table: pd.DataFrame) -> str:
     common = _common_words(table["overrides"])
     rows = []
     for row in configurations.to_dict("records"):
-        words = [word for word in row["overrides"].split() if word not in common]
+        differing = [override for override in row["overrides"].split() if override not in common]
         cells = [str(row[name]) for name in ("configuration", "model", "stage")]
-        cells += [" ".join(words) or "–", str(row["runs"]), row["jobs"]]
+        cells += [" ".join(differing) or "–", str(row["runs"]), row["jobs"]]
         rows.append([*cells, *(_spread(row, part) for part in ("val", "test"))])
     columns = ["configuration", "model", "stage", "overrides", "runs", "jobs"]
     return _markdown([*columns, "val accuracy: mean ± SD (range)", "test accuracy: mean ± SD (range)"], rows)
@@ -205,7 +209,7 @@ def _job_text(rows: pd.DataFrame, table: pd.DataFrame, *, numbered: bool) -> str
     ]
     for name in rows.columns:
         if name.startswith(("val ", "test ")):
-            rows[name] = [percent(share) for share in rows[name]]
+            rows[name] = [percent(proportion) for proportion in rows[name]]
     rows["minutes"] = [f"{minutes:.1f}" for minutes in rows["minutes"]]
     return _markdown(
         [str(name) for name in rows.columns], [[str(cell) for cell in row] for row in rows.itertuples(index=False)]
@@ -213,14 +217,14 @@ def _job_text(rows: pd.DataFrame, table: pd.DataFrame, *, numbered: bool) -> str
 
 
 def _markdown(header: list[str], body: list[list[str]]) -> str:
-    widths = [max(len(row[place]) for row in [header, *body]) for place in range(len(header))]
+    widths = [max(len(row[column]) for row in [header, *body]) for column in range(len(header))]
     lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *body]]
     lines.insert(1, "-|-".join("-" * width for width in widths))
-    return "\n".join(f"| {line} |" if place != 1 else f"|-{line}-|" for place, line in enumerate(lines))
+    return "\n".join(f"| {line} |" if index != 1 else f"|-{line}-|" for index, line in enumerate(lines))
 
 
 def _common_words(overrides: pd.Series) -> list[str]:
-    """The words that all command lines have, in the order of the first."""
+    """Return the overrides that all command lines have in common, in the order of the first."""
     words = [text.split() for text in overrides]
     return [word for word in words[0] if all(word in others for others in words)] if words else []
 
@@ -241,32 +245,32 @@ def _rows(folder: RunFolder) -> list[dict[str, Any]]:
         "state": status["state"],
         "minutes": _minutes(status),
     }
-    measured = []
+    stage_rows = []
     for stage in OmegaConf.select(config, "stages", default={}):
         if folder.predictions(stage, "test").is_file():
-            shares: dict[str, float] = {}
+            measures: dict[str, float] = {}
             for part in ("val", "test"):
-                shares |= _measures(pd.read_parquet(folder.predictions(stage, part)), part)
-            measured.append({**job, "stage": stage, **shares})
-    if measured:
+                measures |= _measures(pd.read_parquet(folder.predictions(stage, part)), part)
+            stage_rows.append({**job, "stage": stage, **measures})
+    if stage_rows:
         assert isinstance(config, DictConfig)
         split = read_split(folder.path / "split.csv")
-        shipped = folder.shipped  # without a bundle that names it the last stage stands for the job
-        names = [row["stage"] for row in measured]
-        measured[names.index(shipped.name) if shipped is not None else -1]["shipped"] = SHIPPED
-        for row in measured:
+        shipped = folder.shipped  # without a bundle that names it, the last stage represents the job
+        names = [row["stage"] for row in stage_rows]
+        stage_rows[names.index(shipped.name) if shipped is not None else -1]["shipped"] = SHIPPED
+        for row in stage_rows:
             row |= {"key": configuration_key(config, split), "split": split.cited}
             row["tested on"] = split.test_images[:SHOWN_DIGITS]
     nothing = {f"{part} {measure}": float("nan") for part in ("val", "test") for measure in MEASURES}
-    return measured or [{**job, **nothing}]
+    return stage_rows or [{**job, **nothing}]
 
 
 def _measures(predictions: pd.DataFrame, part: str) -> dict[str, float]:
     counts = confusion_of(predictions)
-    found = class_indices(counts)
-    means = [found.precision.mean(), found.sensitivity.mean(), found.f1.mean()]
-    shares = [float(overall_indices(counts).accuracy), *(float(mean) for mean in means)]
-    return {f"{part} {measure}": share for measure, share in zip(MEASURES, shares, strict=True)}
+    by_class = class_indices(counts)
+    means = [by_class.precision.mean(), by_class.sensitivity.mean(), by_class.f1.mean()]
+    values = [float(overall_indices(counts).accuracy), *(float(mean) for mean in means)]
+    return {f"{part} {measure}": value for measure, value in zip(MEASURES, values, strict=True)}
 
 
 def _minutes(status: dict[str, Any]) -> float:
