@@ -131,7 +131,7 @@ def _set(*path, to):
         (_set("arguments", to={"act_layer": {"_target_": "os.system"}}), "arguments.act_layer: found"),
         (_set("arguments", to={"__class__": 1}), "can't be given"),
         (_set("arguments", to={"layers": [10**9] * 4}), "expected a number within"),
-        (_set("arguments", to={"no_such": 1}), "timm refuses them"),
+        (_set("arguments", to={"no_such": 1}), "timm rejected them"),
         (_set("classes", to=["one"]), "classes: found one, expected 2 to 1000 different names"),
         (_set("classes", to=["a", "b", "a"]), "different names"),
         (_set("classes", to=["a", "b", "c\nd"]), "different names"),
