@@ -40,7 +40,7 @@ _failures: list[PylorusError] = []
 
 
 class SweepFolder(Callback):
-    """Tell `main` where the sweep's jobs are: Hydra calls this before the first one."""
+    """Record for `main` where the sweep's jobs are; Hydra calls this before the first job."""
 
     path: Path | None = None
 
@@ -75,7 +75,7 @@ def _job(composed: DictConfig) -> float | None:
 
 
 def job(composed: DictConfig, context: Any) -> float | None:
-    """Do what `_job` documents; a launcher's worker finds it by this name, with the state of its own process."""
+    """Do what `_job` documents; launchers pickle it by name, so that a worker uses the state of its own process."""
     folder = RunFolder(Path(context.runtime.output_dir).absolute())
     in_sweep = context.mode == RunMode.MULTIRUN
     try:

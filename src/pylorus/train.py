@@ -79,7 +79,7 @@ def run(folder: RunFolder) -> None:
 
 @contextmanager
 def _kept(config: Config, folder: RunFolder) -> Iterator[None]:
-    """Print how to resume a run that ends early, unless its error says so."""
+    """Print how to resume a run that ends early, unless its error message does."""
     try:
         yield
     except BaseException as error:

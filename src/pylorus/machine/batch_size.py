@@ -139,7 +139,7 @@ def _sizes(images: int, most: int) -> list[int]:
 
 
 def _request(config: Config, backbone: Backbone, engine: Engine) -> dict[str, object]:
-    """Build the trial request, for the stage that trains the most parameters."""
+    """Build the trial request, for the stage that trains the most parameter tensors."""
     stage = max(config.stages.values(), key=lambda stage: len(depth(backbone.network, stage.learn).learning))
     return {
         "model": asdict(config.model) | {"weights": "none"},

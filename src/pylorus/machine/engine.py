@@ -72,7 +72,7 @@ class Engine:
             keep_freed_memory()
 
     def computing(self) -> AbstractContextManager[object]:
-        """Return an autocast context for the precision, outside of Lightning's loops, the same as in them."""
+        """Return an autocast context for use outside of Lightning's loops, with the precision that they use."""
         return torch.autocast(self.accelerator, torch.bfloat16, enabled=self.precision == "bf16")
 
 
@@ -114,7 +114,7 @@ def choose_accelerator(config: TrainerConfig) -> tuple[str, str]:
         )
     if accelerator == "cuda" and config.devices > torch.cuda.device_count():
         raise PylorusError(
-            f"trainer.devices: found {config.devices}, but this machine has {torch.cuda.device_count()} usable GPU(s). "
+            f"trainer.devices: found {config.devices}, but PyTorch can use {torch.cuda.device_count()} here. "
             "Use at most that many, or more machines (trainer.nodes, under SLURM)."
         )
     if accelerator == "mps" and config.devices > 1:
@@ -139,7 +139,7 @@ def settle_engine(config: TrainerConfig) -> Engine:
 
 
 def usable_cores() -> int:
-    """Count the cores this process may use: in a container, under SLURM or beside other jobs not all of them."""
+    """Count the cores available to this process: fewer than exist in containers, under SLURM, or beside other jobs."""
     cores = int(joblib.cpu_count(only_physical_cores=True))
     allocated = int(os.environ.get("SLURM_CPUS_PER_TASK", cores))  # not every SLURM installation binds a job to these
     return max(1, min(cores, allocated) // jobs_at_once())

@@ -105,7 +105,7 @@ class Classifier(pl.LightningModule):
         """
         if image.shape[1] != 3:
             raise ValueError(
-                f"found images of {image.shape[1]} channels, expected RGB: decode them with pylorus.data.image"
+                f"found {image.shape[1]}-channel images, expected RGB: decode them with pylorus.data.image"
             )
         return ((image.float() - self.mean) / self.std).contiguous(memory_format=self.memory_format)
 

@@ -140,8 +140,8 @@ def _pure(
 ) -> tuple[set[str], dict[str, Any]]:
     """Find the steps that depend only on the image and frozen weights, and those among them that are constants.
 
-    What passes from prefix to suffix must be a tensor with one row per image, or plain values that are equal for every
-    batch, such as the side of a feature map. A batch size, or a frozen weight, is left to the suffix.
+    Values passed from prefix to suffix must be tensors with one row per image, or plain values that are equal for every
+    batch, such as the side of a feature map. Batch sizes and frozen weights are left to the suffix.
     """
     still, learning = set(depth.still), set(depth.learning)
     excluded = set(excluded_steps)

@@ -56,17 +56,17 @@ class FeatureDataset(Dataset[FeatureBatch]):
     Args:
         prefix: Decodes the records.
         records: Records of all images and views.
-        places: Position of each draw of the split among the records.
+        positions: Position of each draw of the split among the records.
         labels: int64 of shape (images,).
     """
 
-    def __init__(self, prefix: Prefix, records: Records, places: dict[Draw, int], labels: NDArray[np.int64]) -> None:
-        self._prefix, self._records, self._places, self._labels = prefix, records, places, labels
+    def __init__(self, prefix: Prefix, records: Records, positions: dict[Draw, int], labels: NDArray[np.int64]) -> None:
+        self._prefix, self._records, self._positions, self._labels = prefix, records, positions, labels
 
     def __getitems__(self, draws: list[Draw]) -> FeatureBatch:
         """Return the batch of the given draws."""
         rows = np.array([draw.row for draw in draws])
-        features = self._prefix.unpacked(self._records.take([self._places[draw] for draw in draws]))
+        features = self._prefix.unpacked(self._records.take([self._positions[draw] for draw in draws]))
         return FeatureBatch(features, torch.from_numpy(self._labels[rows]), torch.from_numpy(rows))
 
 
@@ -74,7 +74,7 @@ class FeatureDataModule(pl.LightningDataModule):
     """Serve cached features where possible, and images where each epoch augments them anew.
 
     Args:
-        served: The stage's images.
+        image_data: The stage's images.
         prefix: Computes their features.
         name: Name of the stage, for log messages.
         epochs: Epochs of the stage: no more views are computed than it will use.
@@ -87,7 +87,7 @@ class FeatureDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        served: ImageDataModule,
+        image_data: ImageDataModule,
         prefix: Prefix,
         *,
         name: str,
@@ -97,17 +97,17 @@ class FeatureDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         start = time.monotonic()
-        self.served, self._prefix, self._name = served, prefix, name
+        self._image_data, self._prefix, self._name = image_data, prefix, name
         self._silent = not (progress and sys.stderr.isatty())
-        self._draws = {split: _draws(served, split, epochs) for split in PARTS}
+        self._draws = {split: _draws(image_data, split, epochs) for split in PARTS}
         self._records = kept_records(
             settings,
-            [name for split in PARTS for name in _names(served, split, self._draws[split])],
+            [name for split in PARTS for name in _names(image_data, split, self._draws[split])],
             self._compute,
             kind="features",
-            key={**prefix.key(), "input": served.form.key()},
+            key={**prefix.key(), "input": image_data.form.key()},
             record_bytes=prefix.record_bytes,
-            processes=served.processes,
+            processes=image_data.processes,
         )
         self.seconds = time.monotonic() - start
         if self._records is not None:
@@ -121,32 +121,32 @@ class FeatureDataModule(pl.LightningDataModule):
         """Return every validation image once."""
         return self.loader("val")
 
-    def loader(self, part: str) -> DataLoader[Any]:
+    def loader(self, split: str) -> DataLoader[Any]:
         """Return a loader over every image of a split once: its features, or the image if they are not cached."""
-        draws = self._draws[part]
+        draws = self._draws[split]
         if self._records is None or not draws:
-            return self.served.loader(part)
-        offset = sum(len(self._draws[previous]) for previous in PARTS[: PARTS.index(part)])
+            return self._image_data.loader(split)
+        offset = sum(len(self._draws[previous]) for previous in PARTS[: PARTS.index(split)])
         positions = {draw: offset + position for position, draw in enumerate(draws)}
-        labels = self.served.parts[part]["label"].to_numpy(dtype=np.int64)
+        labels = self._image_data.parts[split]["label"].to_numpy(dtype=np.int64)
         return DataLoader(
             FeatureDataset(self._prefix, self._records, positions, labels),
-            batch_sampler=self.served.order(part),
+            batch_sampler=self._image_data.order(split),
             collate_fn=as_is,
-            pin_memory=self.served.pin_memory,
+            pin_memory=self._image_data.pin_memory,
         )
 
     def _compute(self, missing: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
         """Compute the records at the given positions, in batches of evaluation size."""
-        for part in PARTS:
-            self.served.dataset(part)  # all processes decode together, including one that has nothing to compute
-        all_draws = [(part, draw) for part in PARTS for draw in self._draws[part]]
+        for split in PARTS:
+            self._image_data.dataset(split)  # all processes decode together, including one that has nothing to compute
+        all_draws = [(split, draw) for split in PARTS for draw in self._draws[split]]
         with tqdm(total=len(missing), desc=f"{self._name} features", leave=False, disable=self._silent) as progress_bar:
-            for part, split_draws in groupby((all_draws[position] for position in missing), key=lambda item: item[0]):
+            for split, split_draws in groupby((all_draws[position] for position in missing), key=lambda item: item[0]):
                 draws = [draw for _, draw in split_draws]
-                size = max(1, 2 * self.served.batch_size // self.served.processes.count)
-                for batch in self.served.serve(
-                    part, [draws[start : start + size] for start in range(0, len(draws), size)]
+                size = max(1, 2 * self._image_data.batch_size // self._image_data.processes.count)
+                for batch in self._image_data.serve(
+                    split, [draws[start : start + size] for start in range(0, len(draws), size)]
                 ):
                     yield self._prefix.packed(batch.image)
                     progress_bar.update(len(batch.row))
@@ -167,22 +167,22 @@ class FeatureDataModule(pl.LightningDataModule):
         )
 
 
-def _draws(served: ImageDataModule, part: str, epochs: int) -> list[Draw]:
+def _draws(image_data: ImageDataModule, split: str, epochs: int) -> list[Draw]:
     """List all draws of a split that a stage will use, unless each epoch augments its images anew."""
-    rows = range(len(served.parts[part]))
-    if part != "train" or not served.augments:
+    rows = range(len(image_data.parts[split]))
+    if split != "train" or not image_data.augments:
         return [Draw(row, None) for row in rows]
-    return [Draw(row, view) for view in range(min(served.views or 0, epochs)) for row in rows]
+    return [Draw(row, view) for view in range(min(image_data.views or 0, epochs)) for row in rows]
 
 
-def _names(served: ImageDataModule, part: str, draws: Sequence[Draw]) -> list[str]:
+def _names(image_data: ImageDataModule, split: str, draws: Sequence[Draw]) -> list[str]:
     """Name each draw for the cache: by the image's content and, for a view, what its augmentation depends on."""
-    contents = list(served.parts[part]["sha256"])
-    policy = json.dumps(dict(served.policy.transforms), sort_keys=True, default=str)
-    digest = hashlib.sha256(f"{policy} {version('albumentations')}".encode()).hexdigest()[:16]
+    hashes = list(image_data.parts[split]["sha256"])
+    policy = json.dumps(dict(image_data.policy.transforms), sort_keys=True, default=str)
+    policy_digest = hashlib.sha256(f"{policy} {version('albumentations')}".encode()).hexdigest()[:16]
     return [
-        contents[draw.row]
+        hashes[draw.row]
         if draw.view is None
-        else f"{contents[draw.row]}/{digest}/{served.dataset(part).chance(draw.row, draw.view):x}"
+        else f"{hashes[draw.row]}/{policy_digest}/{image_data.dataset(split).chance(draw.row, draw.view):x}"
         for draw in draws
     ]

@@ -25,13 +25,13 @@ class Processes:
     Attributes:
         index: Rank of this process, from 0.
         count: Number of processes.
-        place: Local rank: index of this process, and of its GPU, on its machine.
+        local_rank: Rank of this process on its machine; also the index of its GPU.
         beside: Number of the run's processes on this machine.
     """
 
     index: int = 0
     count: int = 1
-    place: int = 0
+    local_rank: int = 0
     beside: int = 1
 
     @property
@@ -133,7 +133,7 @@ def joined(processes: Processes, *, accelerator: str) -> Iterator[None]:
     from torch import distributed
 
     if accelerator == "cuda":
-        torch.cuda.set_device(processes.place)
+        torch.cuda.set_device(processes.local_rank)
     # Exchanged objects stay in CPU memory, so that no GPU waits for them.
     backend = "cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=PATIENCE, rank=processes.index, world_size=processes.count)

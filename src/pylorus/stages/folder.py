@@ -62,7 +62,7 @@ class StageFolder:
 
     @property
     def record(self) -> Path:
-        """Marks the stage as trained; see `Trained`."""
+        """The file that marks the stage as trained; see `Trained`."""
         return self.path / "stage.json"
 
     def best(self, epoch: int) -> Path:
@@ -85,7 +85,7 @@ class StageFolder:
         return self.path / f"predictions-{split}.parquet"
 
     def features(self, split: str) -> Path:
-        """Return the path of penultimate features for `val` or `test`; deleted with the candidate."""
+        """Return the path of penultimate features for `val` or `test`; they exist until the bundle does."""
         return self.path / "checkpoints" / f"features-{split}.npy"
 
     @property

@@ -65,7 +65,7 @@ def serve_images(
 
 
 def serve_features(
-    served: ImageDataModule, classifier: Classifier, plan: StagePlan, config: Config, engine: Engine
+    image_data: ImageDataModule, classifier: Classifier, plan: StagePlan, config: Config, engine: Engine
 ) -> ImageDataModule | FeatureDataModule:
     """Build a data module of features if the network can be split at the stage's depth; else return the images'.
 
@@ -73,15 +73,15 @@ def serve_features(
     """
     stage_depth = depth(classifier.network, plan.config.learn)
     if not config.cache.prefix or not stage_depth.frozen:
-        return served
+        return image_data
     try:
-        prefix = Prefix(classifier, stage_depth, engine, image_size=served.form.size)
+        prefix = Prefix(classifier, stage_depth, engine, image_size=image_data.form.size)
     except UncuttableError as error:
         log.warning("%s: frozen layers are recomputed in every epoch: %s", plan.name, error)
-        return served
+        return image_data
     classifier.cut = prefix.cut
     return FeatureDataModule(
-        served,
+        image_data,
         prefix,
         name=plan.name,
         epochs=plan.config.epochs,

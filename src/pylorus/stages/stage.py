@@ -158,5 +158,6 @@ def _headline(plan: StagePlan, backbone: Backbone) -> str:
     parameter_count = sum(parameter.numel() for parameter in parameters.values())
     return (
         f"{plan.name}: {backbone.name} at {backbone.image_size} px, training {plan.config.learn} "
-        f"({trainable_count:,} of {parameter_count:,} parameters), {plan.config.epochs} epochs"
+        f"({trainable_count:,} of {parameter_count:,} parameters), "
+        f"{plan.config.epochs} {'epoch' if plan.config.epochs == 1 else 'epochs'}"
     )
