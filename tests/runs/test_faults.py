@@ -335,7 +335,7 @@ def test_a_loss_that_is_no_number_in_validation_alone_names_its_images(begin, mo
     told = fails(folder)
     split = pd.read_csv(folder.path / "split.csv", dtype=str)
     assert (
-        "the validation loss, and not yet the training loss, of stage finetune became NaN or infinite in epoch 2"
+        "the validation loss, but not yet the training loss, of stage finetune became NaN or infinite in epoch 2"
         in told
     )
     assert named_in(told)
