@@ -100,7 +100,9 @@ def test_a_file_of_another_kind_is_refused_by_name(tmp_path):
 
 
 def test_a_file_that_is_not_there_is_refused_by_name():
-    with pytest.raises(PylorusError, match=r"model.weights: found /no/such.pth, expected hub, none, or an existing file"):
+    with pytest.raises(
+        PylorusError, match=r"model.weights: found /no/such.pth, expected hub, none, or an existing file"
+    ):
         build_backbone(ModelConfig(TINY, weights="/no/such.pth"), classes=3)
 
 
