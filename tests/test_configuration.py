@@ -107,7 +107,7 @@ def test_a_sweep_with_one_unknown_file_is_refused_before_its_first_job():
 
 
 def test_a_stage_is_not_added_by_a_typo():
-    with pytest.raises(PylorusError, match="a stage is not added here"):
+    with pytest.raises(PylorusError, match="stages are added in a file"):
         checked(["+stages.pretain.epochs=3"])
 
 

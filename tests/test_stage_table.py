@@ -18,7 +18,7 @@ from pylorus.stages.table import show_stage
     [
         (4, "val", "s: epoch 1 of 4, best by loss on validation images"),
         (4, "test", "s: epoch 1 of 4, best by loss on the test images"),
-        (1, "val", "s: epoch 1 of 1, its only one"),
+        (1, "val", "s: epoch 1 of 1, the only one"),
     ],
 )
 def test_the_title_says_what_chose_the_epoch(caplog, epochs, validated_on, title):

@@ -153,5 +153,5 @@ def test_a_misspelt_block_stops_the_run_before_its_first_stage(run_of):
 
 
 def test_a_loss_that_is_no_number_fails_the_run_and_says_what_to_change(run_of, tmp_path_factory):
-    with pytest.raises(PylorusError, match=r"loss.* of stage pretrain is no number any more in epoch \d\. Lower"):
+    with pytest.raises(PylorusError, match=r"loss.* of stage pretrain became NaN or infinite in epoch \d\. Lower"):
         run_of("stage=pretrain", "optimizer.lr=1e30", "optimizer.clip=null", "optimizer=sgd")

@@ -30,7 +30,7 @@ say "kill -TERM, to the sweep alone"
 kill -TERM "$SWEEP_PID"
 CODE=0
 wait "$SWEEP_PID" || CODE=$?
-grep '^interrupted\|^to go on\|^sweep' sweep.out
+grep '^interrupted\|^to resume\|^sweep' sweep.out
 echo "exit code $CODE"
 for job in 0 1; do echo "job $job: $(state "$HERE/sweep/$job")"; done
 

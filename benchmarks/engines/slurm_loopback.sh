@@ -140,7 +140,7 @@ for _ in $(seq 300); do
   sleep 1
 done
 scontrol show job "$PLAIN" | grep -o 'JobState=[A-Z]*\|Restarts=[0-9]*\|Requeue=[0-9]*'
-grep "to go on\|goes on after\|results:" plain.out
+grep "to resume\|resumes after\|results:" plain.out
 echo "plain: $(state "$HERE/plain")"
 
 say "one run of both nodes, a process each; USR1 to the script puts it back, and it goes on"
@@ -165,7 +165,7 @@ for _ in $(seq 600); do
   sleep 1
 done
 scontrol show job "$BOTH" | grep -o 'JobState=[A-Z]*\|Restarts=[0-9]*\|NodeList=here[^ ]*'
-grep "to go on\|goes on after\|results:" both.out
+grep "to resume\|resumes after\|results:" both.out
 echo "both: $(state "$HERE/both")"
 "$PYTHON" - plain both <<'PY'
 import sys

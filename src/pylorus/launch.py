@@ -1,6 +1,6 @@
-"""From the command line to runs: Hydra composes and sweeps, this module checks, starts and sums up.
+"""Start runs from the command line: Hydra composes and sweeps; this module checks, starts and summarizes.
 
-Nothing here imports torch, so that help, a typo's message and the composition come at once.
+Nothing here imports torch, so that help, error messages and composition are immediate.
 """
 
 import os
@@ -36,24 +36,24 @@ from pylorus.validation import built, check_key, is_free
 RESUME = "resume="
 
 _failures: list[PylorusError] = []
-"""Of a run that is no job of a sweep: `main` raises it."""
+"""Errors of a run that is not part of a sweep: `main` raises the first."""
 
 
 class SweepFolder(Callback):
-    """Tells `main` where the sweep's jobs lie: Hydra calls it before the first one."""
+    """Record for `main` where the sweep's jobs are; Hydra calls this before the first job."""
 
-    found: Path | None = None
+    path: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Keeps the sweep's folder."""
-        SweepFolder.found = Path(config.hydra.sweep.dir).absolute()
-        share_machine(config.hydra.launcher, SweepFolder.found)
+        """Store the sweep's folder."""
+        SweepFolder.path = Path(config.hydra.sweep.dir).absolute()
+        share_machine(config.hydra.launcher, SweepFolder.path)
 
 
 def register() -> None:
-    """Makes the schema and our resolvers known to Hydra; calling it again changes nothing."""
+    """Register the schema and our resolvers with Hydra; calling it again changes nothing."""
     token = "".join(secrets.choice("abcdefghijkmnpqrstuvwxyz23456789") for _ in range(4))
-    # Cached: what a launcher's worker is sent says the same as here.
+    # Cached, so that a launcher's worker sees the same value as this process.
     OmegaConf.register_new_resolver("pylorus.token", lambda: token, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("pylorus.help", _help, replace=True)
     ConfigStore.instance().store(name="schema", node=Config)
@@ -67,28 +67,28 @@ def _help() -> str:
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _job(composed: DictConfig) -> float | None:
-    """One job of Hydra's: a run here, or, in a sweep, a process of its own that leaves nothing behind in ours.
+    """Run one Hydra job: a run in this process or, in a sweep, in a separate process that leaves ours clean.
 
-    Gives what a search makes as large as it can: validation accuracy of the shipped stage; None of a job that failed.
+    Returns what a hyperparameter search maximizes: validation accuracy of the shipped stage; None if it failed.
     """
     return job(composed, HydraConfig.get())
 
 
 def job(composed: DictConfig, context: Any) -> float | None:
-    """What `_job` says; by this name a launcher's worker finds it, with the state of its own process."""
+    """Do what `_job` documents; launchers pickle it by name, so that a worker uses the state of its own process."""
     folder = RunFolder(Path(context.runtime.output_dir).absolute())
     in_sweep = context.mode == RunMode.MULTIRUN
     try:
         _run(composed, context, folder, in_sweep=in_sweep)
     except PylorusError as error:
         if not in_sweep:
-            _failures.append(error)  # Hydra would print the command line again before it hands an error on
+            _failures.append(error)  # if raised here, Hydra would print the command line again
         elif folder.status().get("state") not in ("failed", "stopped"):
-            raise  # the folder does not tell it: it holds another run
+            raise  # the folder belongs to another run, so its status does not report this error
         return None
     if not in_sweep:
         return None
-    with undisturbed():  # what is imported here is used after an interruption too
+    with undisturbed():  # an import must not be interrupted: the module is needed afterwards too
         from pylorus.sweeps.table import objective
 
     return objective(folder)
@@ -98,7 +98,7 @@ def _run(composed: DictConfig, context: Any, folder: RunFolder, *, in_sweep: boo
     if interrupted:
         raise KeyboardInterrupt
     if folder.status() and folder.config.is_file():
-        # The same command on the same folder: what is there is not done again.
+        # The same command on the same folder: resume it.
         check_resumable(folder)
         change_to(folder, built(composed))
     else:
@@ -106,7 +106,7 @@ def _run(composed: DictConfig, context: Any, folder: RunFolder, *, in_sweep: boo
         with folder.prepared(overrides, sweep=folder.path.parent.name if in_sweep else None):
             write_text(folder.config, OmegaConf.to_yaml(built(composed)))
     if in_sweep and folder.status()["state"] == "finished":
-        print(f"job {folder.path.name}: finished before")
+        print(f"job {folder.path.name}: already finished")
     elif in_sweep:
         run_apart(folder)
     else:
@@ -116,68 +116,71 @@ def _run(composed: DictConfig, context: Any, folder: RunFolder, *, in_sweep: boo
 
 
 def checked(arguments: list[str]) -> list[str]:
-    """The command line with unknown keys refused; a key of a free part (model.args) is added without a `+`.
+    """Check a command line for unknown keys; new keys of free-form parts (model.args) need no `+`.
 
     Raises:
-        PylorusError: Names the unknown key or file and the nearest known one.
+        PylorusError: Names the unknown key or file and suggests the nearest known one.
     """
     from hydra._internal.utils import get_args_parser
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parser = OverridesParser.create()
-    words = set(get_args_parser().parse_args(arguments).overrides)
-    return [_checked_override(word, parser.parse_override(word)) if word in words else word for word in arguments]
+    overrides = set(get_args_parser().parse_args(arguments).overrides)
+    return [
+        _checked_override(argument, parser.parse_override(argument)) if argument in overrides else argument
+        for argument in arguments
+    ]
 
 
-def _checked_override(word: str, override: Any) -> str:
-    name = override.key_or_group
-    check_installed(word)
-    if name.startswith("hydra"):
-        return word
-    if name in GROUPS:
-        files = [path.stem for path in (CONF / name).glob("*.yaml")]
+def _checked_override(argument: str, override: Any) -> str:
+    key = override.key_or_group
+    check_installed(argument)
+    if key.startswith("hydra"):
+        return argument
+    if key in GROUPS:
+        options = [path.stem for path in (CONF / key).glob("*.yaml")]
         value = override.value()
         choices = value.list if isinstance(value, ChoiceSweep) else [value]
-        for chosen in [str(choice) for choice in choices if choice is not None]:
-            if chosen not in files:
+        for option in [str(choice) for choice in choices if choice is not None]:
+            if option not in options:
                 raise PylorusError(
-                    f"{name}={chosen}: there is no {name}/{chosen}.yaml.{did_you_mean(chosen, files)}\n"
-                    f"Known: {', '.join(sorted(files))}."
+                    f"{key}={option}: there is no {key}/{option}.yaml.{did_you_mean(option, options)}\n"
+                    f"Available: {', '.join(sorted(options))}."
                 )
-        return word
-    check_key(name)
-    if override.is_add() and re.match(r"stages\.", name):
-        raise PylorusError(f"{word}: a stage is not added here but in a file of conf/stage. Leave the + out.")
-    free = is_free(name) and not (override.is_add() or override.is_force_add() or override.is_delete())
-    return f"++{word}" if free else word
+        return argument
+    check_key(key)
+    if override.is_add() and re.match(r"stages\.", key):
+        raise PylorusError(f"{argument}: stages are added in a file of conf/stage, not here. Remove the +.")
+    is_free_key = is_free(key) and not (override.is_add() or override.is_force_add() or override.is_delete())
+    return f"++{argument}" if is_free_key else argument
 
 
-register()  # a launcher's worker imports this module and composes before it calls anything here
+register()  # here, since a launcher's worker imports this module and composes before it calls anything
 
 
 def main() -> None:
-    """`python train.py`: runs, prints errors that a user can mend without a traceback, sums up a sweep."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on, and we print them
+    """`python train.py`: run, print errors that users can fix without a traceback, and summarize a sweep."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # make Hydra raise errors, so that we print them
     code = 0
     with ends_quietly():
         try:
             code = _ended(_begin)
         finally:
-            if SweepFolder.found is not None:
+            if SweepFolder.path is not None:
                 code = max(code, _ended(_sum_up))
         sys.exit(code)
 
 
 def _begin() -> int:
-    """Does what the command line says."""
-    begun = [word.removeprefix(RESUME) for word in sys.argv[1:] if word.startswith(RESUME)]
-    sys.argv[1:] = checked([word for word in sys.argv[1:] if not word.startswith(RESUME)])
+    """Execute the command line."""
+    resumed_folders = [argument.removeprefix(RESUME) for argument in sys.argv[1:] if argument.startswith(RESUME)]
+    sys.argv[1:] = checked([argument for argument in sys.argv[1:] if not argument.startswith(RESUME)])
     with stopped_by_signals():
-        if begun:
-            resume(RunFolder(Path(begun[-1]).expanduser().absolute()), sys.argv[1:])
+        if resumed_folders:
+            resume(RunFolder(Path(resumed_folders[-1]).expanduser().absolute()), sys.argv[1:])
         else:
             _job()
-    if _failures and SweepFolder.found is None:
+    if _failures and SweepFolder.path is None:
         raise _failures[0]
     return 0
 
@@ -185,40 +188,40 @@ def _begin() -> int:
 def _sum_up() -> int:
     from pylorus.sweeps.table import sum_up
 
-    assert SweepFolder.found is not None
-    return sum_up(SweepFolder.found)
+    assert SweepFolder.path is not None
+    return sum_up(SweepFolder.path)
 
 
-def _ended(act: Callable[[], int]) -> int:
-    """Acts; gives its exit code, or the one of what ended it, which is printed."""
+def _ended(run_command: Callable[[], int]) -> int:
+    """Call `run_command` and return its exit code; if it raises, print the error and return the matching code."""
     try:
-        return act()
+        return run_command()
     except KeyboardInterrupt as stop:
-        by = f" by {stop}" if str(stop) not in ("", "SIGINT") else ""
-        print(f"\ninterrupted{by}", file=sys.stderr)
-        if SweepFolder.found is not None:
-            print(f"to go on: the same command with hydra.sweep.dir={SweepFolder.found}", file=sys.stderr)
+        suffix = f" by {stop}" if str(stop) not in ("", "SIGINT") else ""
+        print(f"\ninterrupted{suffix}", file=sys.stderr)
+        if SweepFolder.path is not None:
+            print(f"to resume: the same command with hydra.sweep.dir={SweepFolder.path}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        words = _words(error)
-        if words is None:
+        message = _words(error)
+        if message is None:
             raise
-        print(f"\nerror: {words}", file=sys.stderr)
+        print(f"\nerror: {message}", file=sys.stderr)
         return 1
 
 
 def _words(error: Exception) -> str | None:
-    """What a user can mend, without a traceback; None of all else."""
+    """Return the message of an error that users can fix, to be shown without a traceback; None for all others."""
     if isinstance(error, PylorusError | HydraException | OmegaConfBaseException):
         return readable(error)
-    words = refused(error) if isinstance(error, OSError) else None
-    if words is None and SweepFolder.found is not None and not isinstance(error, BrokenPipeError):
-        words = explained_end(error, SweepFolder.found)
-    return words
+    message = refused(error) if isinstance(error, OSError) else None
+    if message is None and SweepFolder.path is not None and not isinstance(error, BrokenPipeError):
+        message = explained_end(error, SweepFolder.path)
+    return message
 
 
 def readable(error: BaseException) -> str:
-    """An error's message; of OmegaConf's the key and what is wrong with its value."""
+    """Format an error's message; for OmegaConf's, with the key and what is wrong with its value."""
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: no value given. Add {error.full_key}=… to the command line."
     cause = error.__cause__ if isinstance(error, HydraException) else None

@@ -1,6 +1,6 @@
-"""One run, top to bottom: images → network → stage by stage → a model in a folder.
+"""Run the whole pipeline: images → network → stages → a model in a folder.
 
-`python -m pylorus.train FOLDER` runs what FOLDER/config.yaml says; `train.py` and sweeps come here through
+`python -m pylorus.train FOLDER` runs what FOLDER/config.yaml describes; `train.py` and sweeps call this module through
 `pylorus.launch`.
 """
 
@@ -48,21 +48,27 @@ log = logging.getLogger(__name__)
 
 
 def run(folder: RunFolder) -> None:
-    """The run that a prepared folder describes, or what is left of it; whatever happens, its status tells."""
+    """Run, or resume, what a prepared folder describes; its status.json always reports the outcome."""
     config = loaded(folder.config)
-    told = partial(faults_explained, folder, config)
-    with told():
+    report_faults = partial(faults_explained, folder, config)
+    with report_faults():
         if folder.status()["state"] == "finished":
-            print(f"finished before: {folder.path}")
+            print(f"already finished: {folder.path}")
         else:
             folder.clear()
-            with _kept(config, folder), stopped_by_signals() as stop, run_log(folder.path), folder.running(), told():
+            with (
+                _kept(config, folder),
+                stopped_by_signals() as stop,
+                run_log(folder.path),
+                folder.running(),
+                report_faults(),
+            ):
                 if config.trainer.devices * config.trainer.nodes == 1:
                     train(config, folder, ALONE, stop)
                 else:
                     train_in_processes(config, folder)
         if config.report and not (folder.path / "report" / "report.html").is_file():
-            # Of a finished run: a report that fails takes nothing from it.
+            # The run is finished by now: a failing report does not change that.
             print(f"\nreport: {write_report([folder.path])}")
     print(f"\nresults: {folder.path}")
     shipped = folder.shipped
@@ -73,55 +79,55 @@ def run(folder: RunFolder) -> None:
 
 @contextmanager
 def _kept(config: Config, folder: RunFolder) -> Iterator[None]:
-    """Tells how to go on with a run that ends early, where its error does not."""
+    """Print how to resume a run that ends early, unless its error message does."""
     try:
         yield
     except BaseException as error:
-        begun = any((folder.path / name / "checkpoints").is_dir() for name in config.stages)
-        if begun and f"resume={folder.path}" not in str(error):
-            print(f"\nwhat is done is kept; to go on: python train.py resume={folder.path}", file=sys.stderr)
+        has_checkpoints = any((folder.path / name / "checkpoints").is_dir() for name in config.stages)
+        if has_checkpoints and f"resume={folder.path}" not in str(error):
+            print(f"\nprogress is saved; to resume: python train.py resume={folder.path}", file=sys.stderr)
         raise
 
 
 def train(config: Config, folder: RunFolder, processes: Processes, stop: Stop) -> None:
-    """Trains all stages and writes what they give into the folder.
+    """Train all stages and write their results to the folder.
 
     Args:
-        config: Of the run.
-        folder: Of the run.
-        processes: Who trains: this process, or several that all come here.
-        stop: Whether the run is asked to end.
+        config: The run's configuration.
+        folder: The run's folder.
+        processes: The run's processes: this one alone, or several that all call this function.
+        stop: Whether the run has been asked to stop.
 
     Raises:
-        PylorusError: If something in the user's hands is wrong; the message says what and how to mend it.
+        PylorusError: If something that the user can fix is wrong; the message says what and how to fix it.
     """
     record = folder.path / "environment.json"
-    began = as_begun(config.trainer, record)
-    engine = processes.agreed(lambda: settle_engine(began))
+    initial = as_begun(config.trainer, record)
+    engine = processes.agreed(lambda: settle_engine(initial))
     engine.take_up(beside=processes.beside)
     images, config = processes.agreed(lambda: (prepare_images(config, folder), config))
     deciding_class(config.deploy, classes=images.catalog.classes, short_names=images.catalog.short_names)
     backbone = processes.in_turn(lambda: _backbone(config))
     check_stages(config, backbone, images, processes)
-    config, why = processes.agreed(lambda: _with_batch_size(began, config, backbone, engine, images, processes))
+    config, reason = processes.agreed(lambda: _with_batch_size(initial, config, backbone, engine, images, processes))
     if processes.first:
-        found = {"batch_size": config.trainer.batch_size, "weights_sha256": backbone.weights_sha256}
-        check_begun(record, environment(engine) | found)
-        tell(choices(config, engine, backbone.network, why_batch_size=why))
+        resolved = {"batch_size": config.trainer.batch_size, "weights_sha256": backbone.weights_sha256}
+        check_begun(record, environment(engine) | resolved)
+        tell(choices(config, engine, backbone.network, why_batch_size=reason))
         write_json(folder.path / "network.json", _structure(config, backbone))
     with Dashboard(config, folder, shown=processes.first) as dashboard:
-        shared = Run(config, folder, images, backbone, engine, dashboard, processes, stop)
+        stage_run = Run(config, folder, images, backbone, engine, dashboard, processes, stop)
         first_epoch = 0
         for name, stage in config.stages.items():
             plan = StagePlan(name, stage, first_epoch, derived_seed(config.seed, "stage", name))
-            result = run_stage(plan, shared)
+            result = run_stage(plan, stage_run)
             show_stage(plan, result, validated_on=images.validation)
             first_epoch += result.epochs
             if processes.first:
                 keep_candidate(folder, backbone.network, config, images, name)
     if processes.first:
         shipped = write_bundle(folder, backbone, images, config, engine)
-        log.info("shipped  %s: %s", shipped.name, describe_choice(shipped, validated_on=images.validation))
+        log.info("shipped stage %s: %s", shipped.name, describe_choice(shipped, validated_on=images.validation))
 
 
 def _backbone(config: Config) -> Backbone:
@@ -135,24 +141,24 @@ def _backbone(config: Config) -> Backbone:
 
 
 def _with_batch_size(
-    began: TrainerConfig, config: Config, backbone: Backbone, engine: Engine, images: Images, processes: Processes
+    initial: TrainerConfig, config: Config, backbone: Backbone, engine: Engine, images: Images, processes: Processes
 ) -> tuple[Config, str]:
-    """The configuration with the batch size settled, and why it is so."""
-    # The processes of a CPU share its memory; GPUs each have their own.
+    """Return the configuration with the batch size resolved, and why it was chosen."""
+    # Processes on a CPU share its memory; each GPU has its own.
     devices = processes.count if engine.accelerator == "cuda" else 1
-    count = sum(images.of_class("train"))
-    size, why = settle_batch_size(began, config, backbone, engine, images=count, devices=devices)
+    training_images = sum(images.of_class("train"))
+    size, reason = settle_batch_size(initial, config, backbone, engine, images=training_images, devices=devices)
     check_shares(size, processes.count)
-    return replace(config, trainer=replace(config.trainer, batch_size=size)), why
+    return replace(config, trainer=replace(config.trainer, batch_size=size)), reason
 
 
 def _structure(config: Config, backbone: Backbone) -> list[BlockStructure]:
-    learning = {name: depth(backbone.network, stage.learn).learning for name, stage in config.stages.items()}
-    return network_structure(backbone.network, image_size=backbone.image_size, learning=learning)
+    trainable_names = {name: depth(backbone.network, stage.learn).learning for name, stage in config.stages.items()}
+    return network_structure(backbone.network, image_size=backbone.image_size, learning=trainable_names)
 
 
 def main() -> None:
-    """`python -m pylorus.train FOLDER`: one run in a process of its own."""
+    """`python -m pylorus.train FOLDER`: one run in its own process."""
     try:
         with ends_quietly():
             run(RunFolder(Path(sys.argv[1])))

@@ -46,7 +46,7 @@ def test_what_is_missing_is_named_with_file_repository_place_and_key(tmp_path):
     found = {check.name: check for check in room.check_weights(tmp_path)}
     assert {check.state for check in found.values()} == {State.WARNING}
     mend = found["resnet50"].mend
-    assert "fetch model.safetensors of the Hugging Face repository timm/resnet50.tv_in1k" in mend
+    assert "download model.safetensors from the Hugging Face repository timm/resnet50.tv_in1k" in mend
     assert "save it as resnet50.tv_in1k.safetensors" in mend
     assert f"model.weights={tmp_path}/resnet50.tv_in1k.safetensors" in mend
     assert "97.7 MiB" in found["resnet50"].found
@@ -74,7 +74,7 @@ def test_another_models_weights_are_wrong_by_their_keys(tmp_path):
     save_file(timm.create_model("test_vit").state_dict(), tmp_path / f"{TINY}.safetensors")
     check = looked_at(tmp_path)
     assert check.state is State.WRONG
-    assert "does not fit" in check.found
+    assert "does not match" in check.found
 
 
 def test_the_hubs_cache_comes_first_and_a_blob_that_its_name_belies_is_wrong(folder, tmp_path, cache):

@@ -57,7 +57,7 @@ def test_jobs_run_at_once_share_the_cores_and_one_that_fails_leaves_the_others(t
     assert first[0]["pid"] != first[1]["pid"]
     assert first[1]["started"] <= first[0]["ended"]
     again = train_for_real(*words)
-    assert again.stdout.count("finished before") == 2
+    assert again.stdout.count("already finished") == 2
 
 
 @joblib_launcher

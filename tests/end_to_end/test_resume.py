@@ -60,17 +60,17 @@ def test_stopped_in_three_ways_a_run_goes_on_to_the_result_of_an_uninterrupted_o
         assert RunFolder(folder).status()["state"] == state
         assert "Traceback" not in errors
         if state == "interrupted":
-            assert f"to go on: python train.py resume={folder}" in errors
+            assert f"to resume: python train.py resume={folder}" in errors
             assert run.returncode == 130
         command = [f"resume={folder}"]
     found = train(f"resume={folder}")
     assert found.returncode == 0, found.stderr
-    assert "finetune goes on after epoch" in found.stdout
+    assert "finetune resumes after epoch" in found.stdout
     assert same_results(whole, folder)
     assert RunFolder(folder).status()["resumed"] == 3
     again = train(f"resume={folder}")
     assert again.returncode == 0
-    assert "finished before" in again.stdout
+    assert "already finished" in again.stdout
 
 
 def test_another_configuration_is_refused_in_a_moment_and_named(train, tmp_path):
@@ -103,7 +103,7 @@ def test_a_sweep_given_again_runs_only_what_is_missing_or_failed(train, tmp_path
         path.unlink() if path.is_file() else path.rmdir()
     found = train(*words)
     assert found.returncode == 0, found.stderr
-    assert found.stdout.count("finished before") == 1 + found.stdout.count("was finished before")
+    assert found.stdout.count("already finished") == 1 + found.stdout.count("is already finished")
     assert json.loads((sweep / "0" / "status.json").read_text())["ended"] == ended
     table = pd.read_csv(sweep / "sweep.csv")
     assert table["state"].tolist() == ["finished"] * 6

@@ -68,7 +68,7 @@ def test_a_run_of_two_devices_that_divide_the_weights(train_for_real, tmp_path):
     found = train_for_real(*QUICK, "model.weights=none", "trainer.devices=2", "trainer.strategy=fsdp")
     assert found.returncode == 0, found.stderr
     assert "Traceback" not in found.stdout + found.stderr
-    assert "each of 2 devices holds its share of what learns" in found.stdout
+    assert "each of 2 devices holds a shard of the trainable weights" in found.stdout
     assert "finetune: the first device holds " in found.stdout
     folder = next(tmp_path.glob("outputs/20*/*"))
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"

@@ -42,7 +42,7 @@ def stopped(start, sweep, words, number, *, group=False, jobs=1) -> subprocess.C
 def assert_ended_cleanly(sweep, found, *, jobs=1) -> None:
     assert found.returncode == 130, found.stderr
     assert "Traceback" not in found.stderr
-    assert f"to go on: the same command with hydra.sweep.dir={sweep}" in found.stderr
+    assert f"to resume: the same command with hydra.sweep.dir={sweep}" in found.stderr
     states = [RunFolder(path.parent).status()["state"] for path in sweep.glob("*/status.json")]
     assert states == ["interrupted"] * jobs
     assert (sweep / "sweep.csv").is_file()

@@ -43,7 +43,7 @@ def test_without_any_limit_the_largest_size_is_taken():
 def test_on_a_cpu_a_size_that_would_not_fit_is_foretold_and_not_tried():
     size, why, tried = found(budget=270)
     assert (size, tried) == (16, [2, 4, 8, 16])
-    assert why == "the most that fits: a step of 32 would take more than 70 % of 3 GiB"
+    assert why == "the largest that fits: a step of 32 would need more than 70 % of 3 GiB"
 
 
 @pytest.mark.parametrize("limit", [{"budget": 270}, {"refuses_from": 32}])
@@ -59,11 +59,11 @@ def test_a_killed_process_counts_as_a_size_that_does_not_fit():
 def test_on_a_cpu_it_stops_where_steps_get_no_faster_but_not_below_the_default():
     size, why, tried = found(crowded_from=4)
     assert (size, tried[-1]) == (16, 32)
-    assert why == "a step of 32 would fit, but does no more images a second"
+    assert why == "a step of 32 would fit, but is no faster in images per second"
 
 
 def test_where_not_even_the_smallest_fits_it_is_told_with_its_cure():
-    with pytest.raises(PylorusError, match=r"not even 2 images fit into 70 % of 3 GiB.*data.image_size"):
+    with pytest.raises(PylorusError, match=r"not even 2 images fit in 70 % of 3 GiB.*data.image_size"):
         found(budget=100)
 
 

@@ -76,11 +76,11 @@ def test_a_pickle_that_holds_code_is_refused_and_runs_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("layer1.0.conv1.weight"), r"1 keys missing in the file:\n  layer1.0.conv1.weight"),
-        (lambda state: state.update(extra=torch.zeros(1)), r"1 keys unknown to the network:\n  extra"),
+        (lambda state: state.pop("layer1.0.conv1.weight"), r"1 key missing in the file:\n  layer1.0.conv1.weight"),
+        (lambda state: state.update(extra=torch.zeros(1)), r"1 key unknown to the network:\n  extra"),
         (
             lambda state: state.update({"bn1.weight": torch.zeros(5)}),
-            r"of another shape:\n  bn1.weight: \(5,\) in the file",
+            r"with a different shape:\n  bn1.weight: \(5,\) in the file",
         ),
     ],
     ids=["missing", "unknown", "reshaped"],
@@ -100,7 +100,9 @@ def test_a_file_of_another_kind_is_refused_by_name(tmp_path):
 
 
 def test_a_file_that_is_not_there_is_refused_by_name():
-    with pytest.raises(PylorusError, match=r"model.weights: found /no/such.pth, expected hub, none, or a file"):
+    with pytest.raises(
+        PylorusError, match=r"model.weights: found /no/such.pth, expected hub, none, or an existing file"
+    ):
         build_backbone(ModelConfig(TINY, weights="/no/such.pth"), classes=3)
 
 
@@ -108,7 +110,7 @@ def test_without_a_network_the_error_says_which_file_to_bring_and_how_to_name_it
     with pytest.raises(HubUnreachableError) as caught:
         build_backbone(ModelConfig("resnet50.tv_in1k"), classes=3)
     message = str(caught.value)
-    assert "fetch model.safetensors of the Hugging Face repository timm/resnet50.tv_in1k" in message
+    assert "download model.safetensors from the Hugging Face repository timm/resnet50.tv_in1k" in message
     assert "save it as resnet50.tv_in1k.safetensors" in message
     assert "model.weights=PATH/resnet50.tv_in1k.safetensors" in message
 
@@ -173,7 +175,7 @@ def test_further_arguments_reach_timm():
     ("config", "message"),
     [
         (ModelConfig("resnet5000", weights="none"), 'timm .* has no "resnet5000".*Did you mean "resnet50'),
-        (ModelConfig(TINY, weights="none", args={"no_such": 1}), "timm refuses them: .*no_such"),
+        (ModelConfig(TINY, weights="none", args={"no_such": 1}), "timm rejected them: .*no_such"),
     ],
 )
 def test_what_timm_lacks_is_refused_by_name(config, message):

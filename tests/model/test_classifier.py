@@ -39,7 +39,7 @@ def test_pixels_are_normalised_as_the_weights_were_trained():
 
 
 def test_grey_batches_are_refused():
-    with pytest.raises(ValueError, match="found images of 1 channels, expected RGB"):
+    with pytest.raises(ValueError, match="found 1-channel images, expected RGB"):
         classifier()(torch.zeros(1, 1, 32, 32, dtype=torch.uint8))
 
 

@@ -56,7 +56,7 @@ def run_of(composed, drawn, tmp_path, weights_file):
 def test_test_images_are_no_part_of_them(run_of):
     folder = run_of("stages.finetune.learn=head")
     served = pd.read_csv(folder.path / "split.csv").query("split != 'test'")
-    assert f"0 kept, {len(served)} computed" in said(folder)
+    assert f"0 cached, {len(served)} computed" in said(folder)
 
 
 def weights(folder):
@@ -80,7 +80,7 @@ def kept_files(tmp_path, kind="features"):
 def test_the_model_is_that_of_the_uncached_run_to_within_rounding(run_of, learn, precision):
     depth = [f"stages.finetune.learn={learn}", f"trainer.precision={precision}"]
     plain, cached = run_of(*depth, "cache.prefix=false"), run_of(*depth)
-    assert "features finetune: 0 kept, 24 computed" in said(cached)
+    assert "features finetune: 0 cached, 24 computed" in said(cached)
     start = load_file(plain.path / "model" / "model.safetensors")
     first, second = weights(plain), weights(cached)
     rounding = 1e-5 if precision == "32" else 2e-2
@@ -96,7 +96,7 @@ def test_with_views_too(run_of):
     words = ["stages.finetune.learn=layer4", "augment=light", "stages.finetune.views=2", "trainer.precision=32"]
     plain, cached = run_of(*words, "cache.prefix=false"), run_of(*words)
     images = len(pd.read_csv(cached.path / "split.csv").query("split == 'train'"))
-    assert f"0 kept, {24 + images} computed" in said(cached)
+    assert f"0 cached, {24 + images} computed" in said(cached)
     first, second = weights(plain), weights(cached)
     assert all(torch.allclose(first[name].float(), second[name].float(), atol=1e-5) for name in first)
 
@@ -104,14 +104,14 @@ def test_with_views_too(run_of):
 def test_without_views_training_images_are_augmented_anew_and_only_the_others_kept(run_of):
     words = ["stages.finetune.learn=layer4", "augment=light", "trainer.precision=32"]
     plain, cached = run_of(*words, "cache.prefix=false"), run_of(*words)
-    assert "training images: they are augmented anew in each epoch (stages.finetune.views)" in said(cached)
+    assert "training images, which are augmented anew in each epoch (stages.finetune.views)" in said(cached)
     first, second = weights(plain), weights(cached)
     assert all(torch.allclose(first[name].float(), second[name].float(), atol=1e-5) for name in first)
 
 
 def test_another_run_finds_them_and_gives_the_same_model_bit_for_bit(run_of):
     first, second = run_of("stages.finetune.learn=head"), run_of("stages.finetune.learn=head")
-    assert "24 kept, 0 computed" in said(second)
+    assert "24 cached, 0 computed" in said(second)
     assert all(torch.equal(tensor, weights(second)[name]) for name, tensor in weights(first).items())
 
 
@@ -121,7 +121,7 @@ def test_another_learning_rate_or_seed_finds_them_too(run_of):
     served, again = (
         set(pd.read_csv(folder.path / "split.csv").query("split != 'test'")["path"]) for folder in (first, second)
     )
-    assert f"{len(again & served)} kept, {len(again - served)} computed" in said(second)
+    assert f"{len(again & served)} cached, {len(again - served)} computed" in said(second)
 
 
 def test_a_changed_weight_file_is_never_served_old_features(run_of, weights_file, tmp_path):
@@ -131,7 +131,7 @@ def test_a_changed_weight_file_is_never_served_old_features(run_of, weights_file
     other = tmp_path / "tiny.safetensors"
     save_file(changed, other)
     cached = run_of("stages.finetune.learn=head", f"model.weights={other}")
-    assert "0 kept, 24 computed" in said(cached)
+    assert "0 cached, 24 computed" in said(cached)
     plain = run_of("stages.finetune.learn=head", f"model.weights={other}", "cache.prefix=false")
     assert np.allclose(logits(plain), logits(cached), atol=0.1)
 
@@ -140,7 +140,7 @@ def test_a_changed_weight_file_is_never_served_old_features(run_of, weights_file
 def test_another_preprocessing_or_precision_is_computed_anew(run_of, other):
     words = ["stages.finetune.learn=head", "trainer.precision=32"]
     run_of(*words)
-    assert "0 kept, 24 computed" in said(run_of(*words, other))
+    assert "0 cached, 24 computed" in said(run_of(*words, other))
 
 
 def test_a_changed_image_alone_is_computed_anew(run_of, drawn, tmp_path):
@@ -152,7 +152,7 @@ def test_a_changed_image_alone_is_computed_anew(run_of, drawn, tmp_path):
     shutil.copytree(drawn, copy)
     split = pd.read_csv(run_of("stages.finetune.learn=head", f"data.root={copy}").path / "split.csv")
     Image.new("RGB", (48, 48), (200, 40, 40)).save(copy / split.query("split == 'train'")["path"].iloc[0])
-    assert "23 kept, 1 computed" in said(run_of("stages.finetune.learn=head", f"data.root={copy}"))
+    assert "23 cached, 1 computed" in said(run_of("stages.finetune.learn=head", f"data.root={copy}"))
 
 
 def test_where_they_do_not_fit_the_run_goes_on_without_and_says_so(run_of, tmp_path):
@@ -180,14 +180,14 @@ def test_a_damaged_file_is_noticed_and_computed_anew(run_of, tmp_path):
     content[len(content) // 2] ^= 0xFF
     largest.write_bytes(content)
     second = run_of("stages.finetune.learn=head")
-    assert "0 kept, 24 computed" in said(second)
+    assert "0 cached, 24 computed" in said(second)
     assert all(torch.equal(tensor, weights(second)[name]) for name, tensor in weights(first).items())
 
 
 def test_both_stages_of_a_run_have_their_own(run_of):
     folder = run_of("stage=both", "stages.pretrain.epochs=2", "stages.finetune.learn=layer4")
-    assert "features pretrain: 0 kept, 24 computed" in said(folder)
-    assert "features finetune: 0 kept, 24 computed" in said(folder)
+    assert "features pretrain: 0 cached, 24 computed" in said(folder)
+    assert "features finetune: 0 cached, 24 computed" in said(folder)
 
 
 def test_a_network_that_cant_be_cut_says_so_and_trains(run_of, monkeypatch):
@@ -196,7 +196,7 @@ def test_a_network_that_cant_be_cut_says_so_and_trains(run_of, monkeypatch):
 
     monkeypatch.setattr("pylorus.model.prefix.cut", refuse)
     folder = run_of("stages.finetune.learn=layer4")
-    assert "finetune: what is frozen is computed again in every epoch: its code can't be traced" in said(folder)
+    assert "finetune: frozen layers are recomputed in every epoch: its code can't be traced" in said(folder)
     assert folder.status()["state"] == "finished"
 
 

@@ -122,4 +122,4 @@ def test_an_unknown_block_is_refused_with_those_that_there_are():
     network = timm.create_model(TINY, num_classes=3)
     with pytest.raises(PylorusError, match=r'has no block "layer5"\..*Did you mean "layer\d"') as caught:
         depth(network, "layer5")
-    assert "Known here: head, all, conv1" in str(caught.value)
+    assert "Available: head, all, conv1" in str(caught.value)

@@ -44,7 +44,9 @@ def test_each_holds_half_of_what_learns(divided):
     log = (divided.path / "run.log").read_text()
     here, learning = (
         int(number.replace(",", ""))
-        for number in re.findall(r"finetune: the first device holds ([\d,]+) of the ([\d,]+) parameters", log)[0]
+        for number in re.findall(
+            r"finetune: the first device holds ([\d,]+) of the ([\d,]+) trainable parameters", log
+        )[0]
     )
     assert 0.49 < here / learning < 0.51
 

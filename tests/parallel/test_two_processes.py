@@ -36,7 +36,7 @@ def test_every_test_image_is_counted_once_and_there_is_one_set_of_results(two):
     tested = pd.read_parquet(two.predictions("finetune", "test"))
     assert sorted(tested["sample_id"]) == sorted(split.loc[split["split"] == "test", "sample_id"])
     log = (two.path / "run.log").read_text()
-    assert log.count("learns head") == 1
+    assert log.count("training head") == 1
     assert not [path for path in two.path.rglob("*") if path.name.startswith(".") and "cache" not in str(path)]
     assert two.status()["state"] == "finished"
 
@@ -48,7 +48,7 @@ def test_the_stage_that_is_shipped_stands_in_the_status(two):
 
 def test_each_process_fills_its_share_of_the_cache(two):
     images = len(pd.read_csv(two.path / "split.csv").query("split != 'test'"))
-    computed = re.findall(r"features pretrain: 0 kept, (\d+) computed", (two.path / "run.log").read_text())
+    computed = re.findall(r"features pretrain: 0 cached, (\d+) computed", (two.path / "run.log").read_text())
     assert computed == [str(images)]
     stores = list((two.path / "cache" / "features").iterdir())
     assert [len(list(store.glob("*.data"))) for store in stores] == [2, 2]
@@ -73,7 +73,7 @@ def test_interrupted_they_all_end_and_the_run_goes_on_to_the_same_weights(begin,
 def test_one_that_is_killed_ends_the_others_and_is_named(begin, forks):
     folder = begin("trainer.devices=2")
     when(folder.stage("pretrain").last, lambda: ranks(forks)[-1].kill())
-    with pytest.raises(PylorusError, match=r"process [12] of 2 was ended by SIGKILL"):
+    with pytest.raises(PylorusError, match=r"process [12] of 2 was killed by SIGKILL"):
         run(folder)
     assert not ranks(forks)
     assert folder.status()["state"] == "failed"
@@ -87,7 +87,7 @@ def test_an_error_in_one_is_the_runs_error(begin, drawn):
 
 
 def test_a_batch_that_they_cannot_share_is_refused(begin):
-    with pytest.raises(PylorusError, match=r"trainer.batch_size: found 8 for 3 devices.*: 6, for instance"):
+    with pytest.raises(PylorusError, match=r"trainer.batch_size: found 8 for 3 devices.*such as 6"):
         run(begin("trainer.devices=3"))
 
 

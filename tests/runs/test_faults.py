@@ -313,7 +313,7 @@ def test_a_loss_that_is_no_number_names_the_images_of_the_batch_that_broke_it(be
     train = split[split["split"] == "train"].reset_index(drop=True)
     expected = {train["sample_id"][row] for row in seen["rows"]}
     named = {line.strip() for line in told.splitlines() if line.startswith("  ") and "…" not in line}
-    assert "no number any more in epoch 2" in told
+    assert "became NaN or infinite in epoch 2" in told
     assert named
     assert named <= expected
     assert len(named) == min(10, len(expected))
@@ -335,7 +335,8 @@ def test_a_loss_that_is_no_number_in_validation_alone_names_its_images(begin, mo
     told = fails(folder)
     split = pd.read_csv(folder.path / "split.csv", dtype=str)
     assert (
-        "the validation loss, and not yet the training loss, of stage finetune is no number any more in epoch 2" in told
+        "the validation loss, but not yet the training loss, of stage finetune became NaN or infinite in epoch 2"
+        in told
     )
     assert named_in(told)
     assert named_in(told) <= set(split["sample_id"][split["split"] == "val"])
@@ -350,7 +351,7 @@ def test_weights_that_break_in_the_very_last_step_stop_the_run_in_words(begin, m
 
     monkeypatch.setattr(Classifier, "on_validation_epoch_start", break_weights)
     told = fails(folder)
-    assert "is no number any more in epoch 3" in told
+    assert "became NaN or infinite in epoch 3" in told
     assert "Lower optimizer.lr" in told
 
 

@@ -196,7 +196,7 @@ def test_a_finished_run_says_so_and_changes_nothing(begin, capsys):
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.path.rglob("*") if path.is_file()}
     capsys.readouterr()
     resume(folder, [])
-    assert "finished before" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
     assert before == {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before}
 
 
@@ -259,8 +259,8 @@ def test_a_batch_size_that_was_found_is_kept(begin, monkeypatch):
     monkeypatch.setattr("pylorus.machine.batch_size.largest", lambda *_, **__: pytest.fail("it was looked for again"))
     run(folder)
     assert re.findall(r"trainer.batch_size +4 +(.+);", (folder.path / "run.log").read_text()) == [
-        "fits, and larger steps are not tried, since they change what is learnt",
-        "as when the run began",
+        "fits; larger steps are not tried, since they change what is learned",
+        "as chosen when the run started",
     ]
     first, second = (load_file(each.path / "model" / "model.safetensors") for each in (whole, folder))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())

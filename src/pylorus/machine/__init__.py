@@ -1,1 +1,1 @@
-"""What a run computes on: accelerator, precision, memory, and what is chosen for them."""
+"""The hardware a run computes on: accelerator, precision, memory, and the settings chosen for them."""

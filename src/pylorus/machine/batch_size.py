@@ -1,7 +1,7 @@
-"""How many images make a step, where the user leaves it to the machine: `trainer.batch_size=auto`.
+"""Find the largest batch size that fits: `trainer.batch_size=auto`.
 
-Real steps are tried in a process of their own (`pylorus.machine.trial_steps`): whatever they meet does not end the
-run, none of its random numbers is drawn and none of its weights moves. So the run is that of the same number given.
+Real training steps are tried in a separate process (`pylorus.machine.trial_steps`): no failure there ends the run, none
+of its random numbers is drawn and none of its weights changes. So the run equals one with the same size set explicitly.
 """
 
 import json
@@ -23,21 +23,21 @@ from pylorus.model.backbone import Backbone
 from pylorus.model.freeze import depth
 
 MOST = {"cpu": 128, "cuda": 512}
-"""Images of the largest step that is tried: larger ones change what is learnt."""
+"""Images of the largest step that is tried: larger ones change what is learned."""
 SHARE = {"cpu": 0.7, "cuda": 0.9}
-"""Of the free memory, that steps may take."""
+"""Fraction of the free memory that a step may use."""
 ENOUGH = images_a_step(TrainerConfig())
-"""Below so many images a step, speed is no reason to stop."""
+"""Below this batch size, speed is no reason to stop."""
 GAIN = 1.05
-"""How many times as many images a second a step of twice the size has to do on a CPU."""
+"""Factor by which throughput (images/s) must grow when the step doubles on a CPU."""
 
 
 class Tried(NamedTuple):
-    """A step that was tried.
+    """Cost of one trial step.
 
     Attributes:
-        peak: Most bytes that the process ever held.
-        seconds: That the step took.
+        peak: Peak memory of the process in bytes.
+        seconds: Duration of the step.
     """
 
     peak: int
@@ -45,102 +45,102 @@ class Tried(NamedTuple):
 
 
 Try = Callable[[int], Tried | None]
-"""Tries steps of so many images; None: they do not fit."""
+"""Try a step of the given size; None if it does not fit."""
 
 
 def settle_batch_size(
-    began: TrainerConfig, config: Config, backbone: Backbone, engine: Engine, *, images: int, devices: int = 1
+    initial: TrainerConfig, config: Config, backbone: Backbone, engine: Engine, *, images: int, devices: int = 1
 ) -> tuple[int, str]:
-    """The images of a step over all devices, and why so many.
+    """Return the batch size over all devices, and why it was chosen.
 
     Args:
-        began: The trainer's keys, with what was chosen when the run began.
-        config: The run's.
+        initial: Trainer configuration with the values resolved when the run started.
+        config: The run's configuration.
         backbone: The network.
-        engine: What computes.
-        images: In training.
-        devices: Among which a step is divided, each of them tried to be like this one.
+        engine: The compute engine.
+        images: Number of training images.
+        devices: Devices that share a step; each is assumed to be like this one.
 
     Raises:
-        PylorusError: If not even two images fit, or if what is tried fails otherwise.
+        PylorusError: If not even two images fit, or if the trial fails for another reason.
     """
-    asked = config.trainer.batch_size
-    if isinstance(asked, int):
-        return asked, "asked for"
-    if isinstance(began.batch_size, int):
-        return began.batch_size, "as when the run began"
+    configured = config.trainer.batch_size
+    if isinstance(configured, int):
+        return configured, "set by the user"
+    if isinstance(initial.batch_size, int):
+        return initial.batch_size, "as chosen when the run started"
     if engine.accelerator not in MOST:
         raise PylorusError(
-            f"trainer.batch_size: found auto, which can't be found on {engine.accelerator}. Give a number, such as 16."
+            f"trainer.batch_size: found auto, which {engine.accelerator} does not support. Set a number, such as 16."
         )
-    share = SHARE[engine.accelerator]
+    fraction = SHARE[engine.accelerator]
     with Trial(_request(config, backbone, engine)) as trial:
-        budget = int(share * trial.free / jobs_at_once())
-        room = f"{share:.0%} of the {readable_size(trial.free)} that are free"
+        budget = int(fraction * trial.free / jobs_at_once())
+        room = f"{fraction:.0%} of the {readable_size(trial.free)} of free memory"
         size, why = largest(
             trial.step,
             sizes=_sizes(images // devices, MOST[engine.accelerator] // devices),
             budget=budget,
-            room=room if jobs_at_once() == 1 else f"{room}, shared with the sweep's other jobs",
+            room=room if jobs_at_once() == 1 else f"{room}, shared with other jobs of the sweep",
             careful=engine.accelerator == "cpu",
         )
     return size * devices, why
 
 
 def largest(try_step: Try, *, sizes: Sequence[int], budget: int, room: str, careful: bool) -> tuple[int, str]:
-    """The largest of some sizes, each twice the one before, whose steps fit, and why none larger.
+    """Return the largest size whose steps fit, and why no larger one was chosen.
 
     Args:
-        try_step: Tries one.
-        sizes: From the smallest.
-        budget: Bytes that a step may take.
-        room: The budget, for its user.
-        careful: Whether memory that runs out would harm others too: then a size is not tried if smaller ones foretell
-            that it does not fit, nor after one that is no faster.
+        try_step: Tries one size.
+        sizes: Sizes in ascending order, each twice the one before.
+        budget: Bytes that a step may use.
+        room: The budget in words.
+        careful: Whether running out of memory would harm other processes: then a size is not tried if smaller ones
+            predict that it does not fit, nor after one that is no faster.
 
     Raises:
         PylorusError: If the smallest does not fit.
     """
-    fit: list[tuple[int, Tried]] = []
-    why = "fits, and larger steps are not tried, since they change what is learnt"
+    fitting: list[tuple[int, Tried]] = []
+    reason = "fits; larger steps are not tried, since they change what is learned"
     for size in sizes:
-        found = None if careful and _foretold(fit) > budget else try_step(size)
-        if found is None or found.peak > budget:
-            why = f"the most that fits: a step of {size} would take more than {room}"
+        cost = None if careful and _foretold(fitting) > budget else try_step(size)
+        if cost is None or cost.peak > budget:
+            reason = f"the largest that fits: a step of {size} would need more than {room}"
             break
-        if careful and size > ENOUGH and _speed(size, found) < GAIN * _speed(*fit[-1]):
-            why = f"a step of {size} would fit, but does no more images a second"
+        if careful and size > ENOUGH and _speed(size, cost) < GAIN * _speed(*fitting[-1]):
+            reason = f"a step of {size} would fit, but is no faster in images per second"
             break
-        fit.append((size, found))
-    if not fit:
+        fitting.append((size, cost))
+    if not fitting:
         raise PylorusError(
-            f"trainer.batch_size: found auto, but not even {sizes[0]} images fit into {room}. Take a smaller "
-            "data.image_size or model, or end what else holds memory."
+            f"trainer.batch_size: found auto, but not even {sizes[0]} images fit in {room}. Choose a smaller "
+            "data.image_size or model, or stop other programs that use memory."
         )
-    return fit[-1][0], why
+    return fitting[-1][0], reason
 
 
-def _foretold(fit: Sequence[tuple[int, Tried]]) -> int:
-    """Bytes that the next size will take, twice the last: memory grows in a line."""
-    if len(fit) < 2:
+def _foretold(fitting: Sequence[tuple[int, Tried]]) -> int:
+    """Extrapolate the peak memory of the next size, twice the last: memory grows linearly."""
+    if len(fitting) < 2:
         return 0
-    before, last = (tried.peak for _, tried in fit[-2:])
-    return last + 2 * (last - before)
+    previous, last = (cost.peak for _, cost in fitting[-2:])
+    return last + 2 * (last - previous)
 
 
-def _speed(size: int, tried: Tried) -> float:
-    """Images a second."""
-    return size / tried.seconds
+def _speed(size: int, cost: Tried) -> float:
+    """Return images per second."""
+    return size / cost.seconds
 
 
 def _sizes(images: int, most: int) -> list[int]:
-    """Powers of two from 2 to `most` and to half of the images."""
+    """List powers of two from 2 to `most`, and to half of the images."""
     return [2, *(size for size in (2**power for power in range(2, 32)) if size <= min(most, images // 2))]
 
 
 def _request(config: Config, backbone: Backbone, engine: Engine) -> dict[str, object]:
-    """What is to be tried: the stage in which most learns."""
-    stage = max(config.stages.values(), key=lambda one: len(depth(backbone.network, one.learn).learning))
+    """Build the trial request, for the stage that trains the most parameter tensors."""
+    stage = max(config.stages.values(), key=lambda stage: len(depth(backbone.network, stage.learn).learning))
     return {
         "model": asdict(config.model) | {"weights": "none"},
         "classes": backbone.network.num_classes,
@@ -154,13 +154,13 @@ def _request(config: Config, backbone: Backbone, engine: Engine) -> dict[str, ob
 
 
 class Trial:
-    """The process that tries steps.
+    """A process that tries training steps.
 
     Args:
         request: What `pylorus.machine.trial_steps` is to train, as plain values.
 
     Attributes:
-        free: Bytes that were free before the first step.
+        free: Free memory in bytes before the first step.
     """
 
     def __init__(self, request: object) -> None:
@@ -169,9 +169,13 @@ class Trial:
 
     def __enter__(self) -> "Trial":
         pipe = subprocess.PIPE
-        self._said = tempfile.TemporaryFile("w+")
+        self._stderr = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pylorus.machine.trial_steps"], stdin=pipe, stdout=pipe, stderr=self._said, text=True
+            [sys.executable, "-m", "pylorus.machine.trial_steps"],
+            stdin=pipe,
+            stdout=pipe,
+            stderr=self._stderr,
+            text=True,
         )
         try:
             self.free = int((self._answer(self._request) or {"free": 0})["free"])
@@ -183,26 +187,26 @@ class Trial:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.communicate()
-        self._said.close()
+        self._stderr.close()
 
     def step(self, size: int) -> Tried | None:
-        """Tries steps of so many images; None: they do not fit."""
-        found = self._answer(size)
-        return Tried(int(found["peak"]), found["seconds"]) if found else None
+        """Try a step of the given size; None if it does not fit."""
+        answer = self._answer(size)
+        return Tried(int(answer["peak"]), answer["seconds"]) if answer else None
 
-    def _answer(self, question: object) -> dict[str, float] | None:
-        """What the process says; None if the system killed it."""
+    def _answer(self, request: object) -> dict[str, float] | None:
+        """Return the process's answer to a request; None if the system killed it."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         if line := self._process.stdout.readline():
             return dict(json.loads(line))
-        if self._process.wait() == -signal.SIGKILL:  # Linux does that where memory is short
+        if self._process.wait() == -signal.SIGKILL:  # Linux's reaction to memory shortage
             return None
-        self._said.seek(0)
+        self._stderr.seek(0)
         raise PylorusError(
-            "trainer.batch_size: found auto, but the steps that were to be tried failed. Give a number, such as "
-            f"{ENOUGH}.\n{self._said.read().strip()[-2000:]}"
+            "trainer.batch_size: found auto, but the trial steps failed. Set a number, such as "
+            f"{ENOUGH}.\n{self._stderr.read().strip()[-2000:]}"
         )

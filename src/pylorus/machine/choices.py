@@ -1,4 +1,4 @@
-"""What is chosen for the machine and the network where the user leaves it open: told once, each with its reason."""
+"""Resolve settings that the user leaves open for the machine and the network, and log each with its reason."""
 
 import logging
 from typing import NamedTuple
@@ -11,11 +11,11 @@ from pylorus.machine.engine import Engine, usable_cores
 log = logging.getLogger(__name__)
 
 DENSE = 50_000_000
-"""Weights of a convolution that a CPU takes longer to turn round than it gains."""
+"""Weights in a convolution above which a CPU loses more time converting its memory layout than it gains."""
 
 
 class Choice(NamedTuple):
-    """One choice: the key that overrides it, what was chosen, and why."""
+    """One setting: the key that overrides it, the value chosen, and why."""
 
     key: str
     value: str
@@ -23,76 +23,80 @@ class Choice(NamedTuple):
 
 
 def channels_last(config: Config, engine: Engine, network: nn.Module) -> tuple[bool, str]:
-    """Whether a pixel's channels lie together in memory, and why."""
+    """Return whether to store a pixel's channels adjacently in memory (channels-last), and why."""
     if config.trainer.channels_last is not None:
-        return config.trainer.channels_last, "asked for"
+        return config.trainer.channels_last, "set by the user"
     if not gains_channels_last(network, engine.accelerator):
-        return False, "a convolution of this network is so wide that a CPU would turn it round in every step"
-    return True, "convolutions run faster with a pixel's channels together"
+        return False, "one convolution is so large that a CPU would convert its layout in every step"
+    return True, "convolutions run faster in this layout"
 
 
 def gains_channels_last(network: nn.Module, accelerator: str) -> bool:
-    """Whether a network computes faster with a pixel's channels together; `accelerator` in torch's words."""
-    convolutions = [part for part in network.modules() if isinstance(part, nn.Conv2d)]
+    """Return whether a network computes faster in channels-last layout; `accelerator` is torch's device type."""
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     # VGG's first wide layer is a convolution of 103 million weights.
-    return accelerator != "cpu" or all(part.weight.numel() <= DENSE for part in convolutions)
+    return accelerator != "cpu" or all(module.weight.numel() <= DENSE for module in convolutions)
 
 
 def workers(config: Config, engine: Engine) -> tuple[int, str]:
-    """How many processes decode images, and why."""
+    """Return how many processes decode images, and why."""
     if config.data.workers is not None:
-        return config.data.workers, "asked for"
+        return config.data.workers, "set by the user"
     if engine.accelerator == "cpu":
-        return 0, "on a CPU the network is the slower part and wants all cores"
-    return min(16, max(1, usable_cores() - 1)), "all cores but the one that feeds the GPU, 16 at most"
+        return 0, "on a CPU the network is the bottleneck and needs all cores"
+    return min(16, max(1, usable_cores() - 1)), "all cores but one, which feeds the GPU; at most 16"
 
 
 def images_a_step(trainer: TrainerConfig) -> int:
-    """Images of a step over all devices.
+    """Return the batch size over all devices.
 
     Raises:
-        ValueError: If it is not settled yet.
+        ValueError: If it is not resolved yet.
     """
     if not isinstance(trainer.batch_size, int):
-        raise ValueError(f"found trainer.batch_size={trainer.batch_size}, expected it to be settled by now")
+        raise ValueError(f"found trainer.batch_size={trainer.batch_size}, expected a resolved number")
     return trainer.batch_size
 
 
-def choices(config: Config, engine: Engine, network: nn.Module, *, why_batch_size: str = "asked for") -> list[Choice]:
-    """All choices of a run."""
-    last, why_last = channels_last(config, engine, network)
-    processes, why_processes = workers(config, engine)
+def choices(
+    config: Config, engine: Engine, network: nn.Module, *, why_batch_size: str = "set by the user"
+) -> list[Choice]:
+    """List all settings of a run that were chosen for the machine."""
+    is_channels_last, layout_reason = channels_last(config, engine, network)
+    worker_count, workers_reason = workers(config, engine)
     size, optimizer = images_a_step(config.trainer), config.optimizer.name
-    why_size = "" if why_batch_size == "asked for" else f"{why_batch_size}; "
-    found = [
+    size_note = "" if why_batch_size == "set by the user" else f"{why_batch_size}; "
+    settings = [
         Choice("trainer.accelerator", engine.accelerator, engine.reasons["accelerator"]),
         Choice("trainer.precision", engine.precision, engine.reasons["precision"]),
         Choice("trainer.threads", str(engine.threads), engine.reasons["threads"]),
-        Choice("trainer.channels_last", str(last).lower(), why_last),
-        Choice("trainer.batch_size", str(size), f"{why_size}{2 * size} in evaluation, which keeps no gradients"),
+        Choice("trainer.channels_last", str(is_channels_last).lower(), layout_reason),
+        Choice("trainer.batch_size", str(size), f"{size_note}{2 * size} in evaluation, which needs no gradients"),
         Choice(
-            "trainer.compile", str(config.trainer.compile).lower(), "pays in runs of hours: it takes minutes to begin"
+            "trainer.compile",
+            str(config.trainer.compile).lower(),
+            "worthwhile for runs of hours: compiling takes minutes",
         ),
-        Choice("data.workers", str(processes), why_processes),
+        Choice("data.workers", str(worker_count), workers_reason),
     ]
     devices = config.trainer.devices * config.trainer.nodes
     if devices > 1 or config.trainer.strategy != "ddp":
-        found.insert(1, Choice("trainer.strategy", config.trainer.strategy, _strategy(config.trainer, devices)))
+        settings.insert(1, Choice("trainer.strategy", config.trainer.strategy, _strategy(config.trainer, devices)))
     if optimizer in FUSED:
-        found.append(Choice("optimizer.name", optimizer, "in one pass over all weights (fused)"))
-    return found
+        settings.append(Choice("optimizer.name", optimizer, "fused: one kernel updates all weights"))
+    return settings
 
 
 def _strategy(trainer: TrainerConfig, devices: int) -> str:
     if devices == 1:
-        return "of one device, which holds everything"
+        return "one device, which holds everything"
     if trainer.strategy == "fsdp":
-        return f"each of {devices} devices holds its share of what learns"
+        return f"each of {devices} devices holds a shard of the trainable weights"
     return f"each of {devices} devices holds all weights"
 
 
-def tell(found: list[Choice]) -> None:
-    """Prints the choices as a table."""
-    widths = [max(len(choice[column]) for choice in found) for column in (0, 1)]
-    lines = [f"  {key:<{widths[0]}}  {value:<{widths[1]}}  {reason}" for key, value, reason in found]
-    log.info("chosen for this machine, each to be overridden by its key:\n%s", "\n".join(lines))
+def tell(settings: list[Choice]) -> None:
+    """Log the settings as a table."""
+    widths = [max(len(choice[column]) for choice in settings) for column in (0, 1)]
+    lines = [f"  {key:<{widths[0]}}  {value:<{widths[1]}}  {reason}" for key, value, reason in settings]
+    log.info("settings chosen for this machine (override by key):\n%s", "\n".join(lines))

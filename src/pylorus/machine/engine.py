@@ -1,4 +1,4 @@
-"""What this machine is and does well: accelerator, precision, versions. Each choice is told with its reason."""
+"""Detect what this machine can do: accelerator, precision, threads, versions. Each choice comes with its reason."""
 
 import ctypes
 import importlib.metadata
@@ -19,7 +19,7 @@ from pylorus.config import TrainerConfig
 from pylorus.errors import PylorusError
 from pylorus.sweeps.engines import JOBS_AT_ONCE
 
-# Of mallopt(3).
+# Parameters of mallopt(3).
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 MOST_FREED_BYTES = 2**31 - 1
 
@@ -40,13 +40,13 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Engine:
-    """What a run computes on.
+    """The compute engine of a run.
 
     Attributes:
         accelerator: cpu, cuda or mps.
-        precision: "32" or "bf16", settled.
-        threads: That compute on a CPU, of all processes of the run on this machine together.
-        reasons: Why each of these was chosen, for its user: a sentence a field.
+        precision: "32" or "bf16", resolved.
+        threads: CPU threads for computation, of all the run's processes on this machine together.
+        reasons: Why each of these was chosen, for the user: one sentence per field.
     """
 
     accelerator: str
@@ -56,14 +56,14 @@ class Engine:
 
     @property
     def lightning_precision(self) -> Literal["bf16-mixed", "32-true"]:
-        """Lightning's word for the precision: bf16 for products, 32 bits for weights and sums."""
+        """Lightning's name for the precision: bf16 for matrix products, 32 bits for weights and sums."""
         return "bf16-mixed" if self.precision == "bf16" else "32-true"
 
     def take_up(self, *, beside: int = 1) -> None:
-        """Sets this process up to compute so.
+        """Configure this process to compute with these settings.
 
         Args:
-            beside: How many processes of the run share this machine's cores.
+            beside: Number of the run's processes that share this machine's cores.
         """
         cv2.setNumThreads(0)
         torch.set_float32_matmul_precision("high")
@@ -72,19 +72,19 @@ class Engine:
             keep_freed_memory()
 
     def computing(self) -> AbstractContextManager[object]:
-        """The precision outside of Lightning's loops, the same as in them."""
+        """Return an autocast context for use outside of Lightning's loops, with the precision that they use."""
         return torch.autocast(self.accelerator, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def take_full_precision() -> None:
-    """Has products of matrices and convolutions of 32-bit numbers computed in 32 bits, also on a GPU (no TF32)."""
+    """Compute 32-bit matrix products and convolutions in full 32-bit precision, also on a GPU (no TF32)."""
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Computes inside as `take_full_precision` says, afterwards as before."""
+    """Apply `take_full_precision` inside, and restore the previous settings on exit."""
     products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     take_full_precision()
     try:
@@ -95,69 +95,71 @@ def full_precision() -> Iterator[None]:
 
 
 def accelerators() -> list[str]:
-    """The accelerators that this machine has, in torch's words (cuda, mps, cpu), the fastest first."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    return [name for name, here in there.items() if here]
+    """List this machine's accelerators by torch's names (cuda, mps, cpu), the fastest first."""
+    availability = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [name for name, is_available in availability.items() if is_available]
 
 
 def choose_accelerator(config: TrainerConfig) -> tuple[str, str]:
-    """The accelerator in torch's words (cpu, cuda or mps), and why it was chosen.
+    """Return the accelerator by torch's name (cpu, cuda or mps), and why it was chosen.
 
     Raises:
-        PylorusError: If what was asked for is not there, or not as often.
+        PylorusError: If the requested accelerator is missing, or there are fewer devices than requested.
     """
-    there, wanted = accelerators(), config.accelerator
-    chosen = there[0] if wanted == "auto" else "cuda" if wanted == "gpu" else wanted
-    if chosen not in there:
-        raise PylorusError(f"trainer.accelerator: found {wanted}, which this machine lacks. Take auto or cpu.")
-    if chosen == "cuda" and config.devices > torch.cuda.device_count():
+    available, requested = accelerators(), config.accelerator
+    accelerator = available[0] if requested == "auto" else "cuda" if requested == "gpu" else requested
+    if accelerator not in available:
         raise PylorusError(
-            f"trainer.devices: found {config.devices}, but this machine has {torch.cuda.device_count()} GPU(s) to use. "
-            "Take as many, or more machines (trainer.nodes, under SLURM)."
+            f"trainer.accelerator: found {requested}, which this machine does not have. Use auto or cpu."
         )
-    if chosen == "mps" and config.devices > 1:
-        raise PylorusError(f"trainer.devices: found {config.devices}, expected 1: Apple's GPU is one.")
-    return chosen, "asked for" if wanted != "auto" else "the fastest that is there"
+    if accelerator == "cuda" and config.devices > torch.cuda.device_count():
+        raise PylorusError(
+            f"trainer.devices: found {config.devices}, but PyTorch can use {torch.cuda.device_count()} here. "
+            "Use at most that many, or more machines (trainer.nodes, under SLURM)."
+        )
+    if accelerator == "mps" and config.devices > 1:
+        raise PylorusError(f"trainer.devices: found {config.devices}, expected 1: a Mac has a single GPU.")
+    return accelerator, "set by the user" if requested != "auto" else "the fastest available"
 
 
 def settle_engine(config: TrainerConfig) -> Engine:
-    """Chooses accelerator, precision and threads where the configuration leaves them to the machine.
+    """Choose accelerator, precision and threads where the configuration leaves them open.
 
     Raises:
-        PylorusError: If the accelerator that was asked for is not there.
+        PylorusError: If the requested accelerator is missing.
     """
-    accelerator, why = choose_accelerator(config)
+    accelerator, accelerator_reason = choose_accelerator(config)
     threads = config.threads or usable_cores()
-    reasons = {"accelerator": why}
-    reasons["threads"] = "asked for" if config.threads else f"the cores that this process may use{_shared()}"
-    precision, reasons["precision"] = config.precision, "asked for"
+    reasons = {"accelerator": accelerator_reason}
+    reasons["threads"] = "set by the user" if config.threads else f"the cores available to this process{_shared()}"
+    precision, reasons["precision"] = config.precision, "set by the user"
     if config.precision == "auto":
         precision, reasons["precision"] = fitting_precision(accelerator)
     return Engine(accelerator, precision, threads, reasons)
 
 
 def usable_cores() -> int:
-    """How many cores this process may use: fewer than there are in a container, under SLURM, beside other jobs."""
+    """Count the cores available to this process: fewer than exist in containers, under SLURM, or beside other jobs."""
     cores = int(joblib.cpu_count(only_physical_cores=True))
-    asked = int(os.environ.get("SLURM_CPUS_PER_TASK", cores))  # SLURM does not bind a job to these everywhere
-    return max(1, min(cores, asked) // jobs_at_once())
+    allocated = int(os.environ.get("SLURM_CPUS_PER_TASK", cores))  # not every SLURM installation binds a job to these
+    return max(1, min(cores, allocated) // jobs_at_once())
 
 
 def jobs_at_once() -> int:
-    """How many jobs of a sweep share this machine."""
+    """Return how many jobs of a sweep share this machine."""
     return int(os.environ.get(JOBS_AT_ONCE, "1"))
 
 
 def _shared() -> str:
-    """Why a job of several gets fewer threads: two with all cores each are many times slower than two with half."""
-    at_once = jobs_at_once()
-    return f", shared with the sweep's other jobs: {at_once} run at once" if at_once > 1 else ""
+    """Explain fewer threads for one of several jobs: two with all cores each are far slower than two with half."""
+    jobs = jobs_at_once()
+    return f", shared with other jobs of the sweep: {jobs} run at once" if jobs > 1 else ""
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep freed memory for the next step, where it would hand each large tensor back at once.
+    """Make the C library keep freed memory for the next step, instead of returning each large tensor to the system.
 
-    On Linux with glibc a training step spends much of its time on page faults otherwise; elsewhere nothing happens.
+    On Linux with glibc a training step otherwise spends much of its time on page faults; elsewhere this does nothing.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
@@ -169,7 +171,7 @@ def keep_freed_memory() -> None:
 
 
 def environment(engine: Engine) -> dict[str, object]:
-    """Versions and machine, for the record of a run."""
+    """Return versions and hardware, for the record of a run."""
     return {
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -185,13 +187,13 @@ def environment(engine: Engine) -> dict[str, object]:
 
 
 def fitting_precision(accelerator: str) -> tuple[str, str]:
-    """The precision that an accelerator does well, "32" or "bf16", and why."""
-    gain = bf16_gain(accelerator)
-    return "bf16" if gain > 1.3 else "32", f"matrix products run {gain:.1f} times as fast in bf16 as in fp32"
+    """Return the precision that suits an accelerator, "32" or "bf16", and why."""
+    speedup = bf16_gain(accelerator)
+    return "bf16" if speedup > 1.3 else "32", f"matrix products run {speedup:.1f} times as fast in bf16 as in fp32"
 
 
 def bf16_gain(accelerator: str) -> float:
-    """How many times as fast a product of matrices is in bf16: measured, since some machines only emulate it."""
+    """Return the speedup of matrix products in bf16: measured on a CPU, since some machines only emulate it."""
     if accelerator == "mps":
         return 0.0
     if accelerator == "cuda":
@@ -204,6 +206,6 @@ def bf16_gain(accelerator: str) -> float:
         matrix @ matrix
         return time.perf_counter() - start
 
-    # In turn, since a shared machine's speed drifts; the first pair only warms up.
+    # Alternate, since a shared machine's speed drifts; the first pair only warms up.
     pairs = [(seconds(full), seconds(half)) for _ in range(9)][1:]
     return min(pair[0] for pair in pairs) / min(pair[1] for pair in pairs)

@@ -1,55 +1,58 @@
-"""How much memory is free: the machine's, or less where a container or a job of SLURM may use less."""
+"""Measure free memory: the machine's, or less if a container or SLURM job is limited."""
 
 from pathlib import Path
 
 import psutil
 
 ROOT = Path("/sys/fs/cgroup")
-"""Where Linux shows what groups of processes may use."""
+"""Where Linux mounts control groups (cgroups)."""
 FILES = {
     "v2": ("memory.max", "memory.current", "inactive_file"),
     "v1": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-"""Limit, use, and the part of the use that is given back on demand, by the version of the interface."""
+"""Files for limit and usage, and the statistic for reclaimable memory, by cgroup version."""
 
 
 def free_memory() -> int:
-    """Bytes that this process and its children may still take."""
+    """Return how many bytes this process and its children may still allocate."""
     return min([int(psutil.virtual_memory().available), *_left(ROOT, Path("/proc/self/cgroup"))])
 
 
 def _left(root: Path, groups: Path) -> list[int]:
-    """Bytes left in each group of processes that this one is in and whose memory is limited.
+    """Return the bytes left in each memory-limited cgroup that contains this process.
 
     Args:
-        root: Where the groups lie.
-        groups: A file with a line `number:controllers:/path` for each of them.
+        root: Mount point of the cgroups.
+        groups: File with a line `number:controllers:/path` for each cgroup of the process.
     """
     try:
         lines = groups.read_text(encoding="utf-8").splitlines()
-    except OSError:  # another system than Linux
+    except OSError:  # not Linux
         return []
-    found: list[int] = []
+    bytes_left: list[int] = []
     for _, controllers, path in (line.split(":", 2) for line in lines):
         if controllers not in ("", "memory"):
             continue
         version, top = ("v1", root / "memory") if controllers else ("v2", root)
-        # A container may show its own group as the top, under a path that is only valid outside.
-        inner = top / path.lstrip("/")
-        for folder in {top, *(one for one in (inner, *inner.parents) if one.is_relative_to(top))}:
-            left = _left_in(folder, *FILES[version])
-            if left is not None:
-                found.append(left)
-    return found
+        # A container may mount its own cgroup as the root, under a path that is only valid outside.
+        group_folder = top / path.lstrip("/")
+        for folder in {
+            top,
+            *(ancestor for ancestor in (group_folder, *group_folder.parents) if ancestor.is_relative_to(top)),
+        }:
+            group_left = _left_in(folder, *FILES[version])
+            if group_left is not None:
+                bytes_left.append(group_left)
+    return bytes_left
 
 
-def _left_in(folder: Path, limit: str, use: str, returned: str) -> int | None:
+def _left_in(folder: Path, limit: str, use: str, reclaimable: str) -> int | None:
     try:
-        most = (folder / limit).read_text(encoding="utf-8").strip()
-        if most == "max":
+        limit_bytes = (folder / limit).read_text(encoding="utf-8").strip()
+        if limit_bytes == "max":
             return None
-        used = int((folder / use).read_text(encoding="utf-8"))
-        facts = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
+        used_bytes = int((folder / use).read_text(encoding="utf-8"))
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
     except (OSError, ValueError):
         return None
-    return max(0, int(most) - used + int(facts.get(returned, 0)))
+    return max(0, int(limit_bytes) - used_bytes + int(statistics.get(reclaimable, 0)))

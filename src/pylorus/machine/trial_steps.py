@@ -1,10 +1,8 @@
-"""Steps of training on noise, to find out what they take: `python -m pylorus.machine.trial_steps`.
+"""Run training steps on noise to measure their memory and duration: `python -m pylorus.machine.trial_steps`.
 
-`pylorus.machine.batch_size` talks to it.
-
-Lines of JSON come in and go out. The first one says what to train and is answered by the bytes that are free; each
-further one is a number of images, answered by the peak of memory and the seconds of a step, or by nothing in braces
-where it did not fit.
+Started by `pylorus.machine.batch_size`; the two exchange lines of JSON on standard input and output. The first request
+says what to train and is answered with the free memory in bytes. Each further request is a batch size, answered with
+the peak memory and the duration of a step, or with an empty object if it did not fit.
 """
 
 import json
@@ -31,11 +29,11 @@ from pylorus.stages.speed import peak_bytes
 
 
 def main() -> None:
-    """Answers until nobody asks any more."""
-    with suppress(OSError):  # where memory is short, this process goes first
+    """Answer requests until standard input ends."""
+    with suppress(OSError):  # if memory runs out, the system kills this process first
         Path("/proc/self/oom_score_adj").write_text("1000")
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what others print is no answer
+    os.dup2(2, 1)  # other output must not mix with the answers
     step = _prepared(json.loads(sys.stdin.readline()), answers)
     for line in sys.stdin:
         try:
@@ -48,33 +46,33 @@ def main() -> None:
 
 
 def _prepared(request: dict[str, Any], answers: TextIO) -> Callable[[int], dict[str, float]]:
-    """Builds what is to be trained; gives what does a step of so many images."""
+    """Build what is to be trained; return a function that runs a step of a given size and measures it."""
     engine = Engine(**request["engine"], reasons={})
     free = torch.cuda.mem_get_info()[0] if engine.accelerator == "cuda" else free_memory()
     engine.take_up()
     backbone = build_backbone(
         ModelConfig(**request["model"]), classes=request["classes"], image_size=request["image_size"]
     )
-    stage, optimizing = StageConfig(**request["stage"]), OptimizerConfig(**request["optimizer"])
+    stage, optimizer_config = StageConfig(**request["stage"]), OptimizerConfig(**request["optimizer"])
     classifier = Classifier(
         backbone,
         [str(number) for number in range(request["classes"])],
         StagePlan("trial", stage, 0, 0),
-        optimizing,
+        optimizer_config,
         LossConfig(),
         channels_last=request["channels_last"],
     ).to(engine.accelerator)
-    still = apply(classifier.network, stage.learn).still
-    optimizer = build_optimizer(classifier.network, stage, optimizing)
+    eval_modules = apply(classifier.network, stage.learn).still
+    optimizer = build_optimizer(classifier.network, stage, optimizer_config)
 
     def noise(images: int) -> torch.Tensor:
         shape = (images, 3, backbone.image_size, backbone.image_size)
         return torch.randint(256, shape, dtype=torch.uint8, device=engine.accelerator)
 
     def train(size: int) -> float:
-        set_modes(classifier.network, still)
+        set_modes(classifier.network, eval_modules)
         image, label = noise(size), torch.arange(size, device=engine.accelerator) % request["classes"]
-        began = time.perf_counter()
+        start = time.perf_counter()
         with engine.computing():
             loss = functional.cross_entropy(classifier(image), label)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -82,16 +80,16 @@ def _prepared(request: dict[str, Any], answers: TextIO) -> Callable[[int], dict[
         optimizer.step()
         optimizer.zero_grad()
         loss.item()  # waits for a GPU
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
     def tried(size: int) -> dict[str, float]:
         seconds = min(train(size) for _ in range(2 if size >= request["timed_from"] else 1))
         classifier.network.eval()
         with engine.computing(), torch.inference_mode():
-            classifier(noise(2 * size)).sum().item()  # evaluation takes twice as many
+            classifier(noise(2 * size)).sum().item()  # evaluation uses twice the batch size
         if engine.accelerator != "cuda":
             return {"peak": peak_bytes("cpu"), "seconds": seconds}
-        peak = torch.cuda.max_memory_reserved()  # with what torch's allocator keeps
+        peak = torch.cuda.max_memory_reserved()  # includes what torch's allocator caches
         torch.cuda.empty_cache()
         return {"peak": peak, "seconds": seconds}
 
@@ -99,8 +97,8 @@ def _prepared(request: dict[str, Any], answers: TextIO) -> Callable[[int], dict[
     return tried
 
 
-def _say(answers: TextIO, what: object) -> None:
-    answers.write(json.dumps(what) + "\n")
+def _say(answers: TextIO, message: object) -> None:
+    answers.write(json.dumps(message) + "\n")
     answers.flush()
 
 

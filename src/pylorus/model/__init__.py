@@ -1,1 +1,1 @@
-"""A timm backbone with a new head: its weights, what learns in a stage, one step of training."""
+"""The network: a timm backbone with a new classification head, its weights, freezing, and one training step."""

@@ -1,4 +1,4 @@
-"""Any timm model with a new head, and the input that its weights were made for."""
+"""Build any timm model with a new classification head and the input format that its weights expect."""
 
 import logging
 from collections.abc import Mapping
@@ -22,23 +22,23 @@ OURS = (
     *("model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path"),
     *("cache_dir", "scriptable", "exportable", "no_jit", "features_only", "out_indices", "num_classes"),
 )
-"""Arguments of timm.create_model that are not the user's: they would load files or change what comes in and out."""
+"""Arguments of timm.create_model that users may not set: they would load files or change the input or output."""
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network and what must be known to feed and to cite it.
+    """A network together with what is needed to feed and cite it.
 
     Attributes:
-        network: The timm model; takes (batch, 3, size, size), normalised, and gives logits (batch, classes).
-        name: timm's name, with its tag where it has one.
+        network: The timm model; maps normalized images (batch, 3, size, size) to logits (batch, classes).
+        name: timm's name, with its tag if it has one.
         image_size: Side of the square input in pixels.
-        interpolation: Of the resize to that size.
-        mean: Of the weights' training images, a value a channel in [0, 1].
-        std: As `mean`.
-        weights: Where they came from: "hub", "none" or a file's name.
-        weights_sha256: Of the weights' file; None for random weights.
-        licence: Of the weights as timm states it; None where it is not stated or the weights are random.
+        interpolation: Interpolation used to resize images to that size.
+        mean: Per-channel mean of the images on which the weights were trained, in [0, 1].
+        std: Per-channel standard deviation of the same images.
+        weights: Source of the weights: "hub", "none", or a file's name.
+        weights_sha256: SHA-256 of the weights file; None for random weights.
+        licence: Licence of the weights as timm states it; None if not stated or if the weights are random.
     """
 
     network: nn.Module
@@ -55,53 +55,56 @@ class Backbone:
 def build_backbone(
     config: ModelConfig, *, classes: int, image_size: int | None = None, random_if_unreachable: bool = False
 ) -> Backbone:
-    """The network that the configuration names, with a new head of `classes` outputs.
+    """Build the network that the configuration names, with a new head of `classes` outputs.
 
-    The head is drawn from torch's generator: seed it first.
+    The head is initialized from torch's global generator: seed it first.
 
     Args:
         config: Name, weights and further arguments.
-        classes: Outputs of the head.
-        image_size: Side of the input in pixels; None: what the backbone was made for.
-        random_if_unreachable: Whether to go on with random weights where the hub does not answer: for drawn images.
+        classes: Number of outputs.
+        image_size: Side of the input in pixels; None for the size the backbone was designed for.
+        random_if_unreachable: Whether to fall back to random weights if the hub is unreachable (for synthetic images).
 
     Raises:
-        PylorusError: If timm has no such model, or the weights can't be had or do not fit; it says how to mend it.
+        PylorusError: If timm has no such model, or the weights are unavailable or do not match.
     """
     check_name(config.name, where="model.name")
     check_arguments(config.args, where="model.args")
     network = create_network(config.name, config.args, classes=classes, image_size=image_size)
-    cfg = network.pretrained_cfg
+    pretrained_cfg = network.pretrained_cfg
     file, weights = None, config.weights
     try:
-        file = weights_file(config.weights, cfg)
+        file = weights_file(config.weights, pretrained_cfg)
     except HubUnreachableError as error:
         if not random_if_unreachable:
             raise
         weights = "none"
-        log.warning("RANDOM WEIGHTS: %s\nOnly because the images are drawn does the run go on without them.", error)
+        log.warning(
+            "RANDOM WEIGHTS: %s\nThe run continues without pretrained weights only because its images are synthetic.",
+            error,
+        )
     if file is not None:
         load_weights(network, file)
     draw_head(network)
-    data = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
+    data_config = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
     return Backbone(
         network=network,
-        name=".".join(part for part in (cfg.get("architecture"), cfg.get("tag")) if part),
-        image_size=image_size or data["input_size"][-1],
-        interpolation=data["interpolation"],
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
+        name=".".join(part for part in (pretrained_cfg.get("architecture"), pretrained_cfg.get("tag")) if part),
+        image_size=image_size or data_config["input_size"][-1],
+        interpolation=data_config["interpolation"],
+        mean=tuple(data_config["mean"]),
+        std=tuple(data_config["std"]),
         weights=weights if weights in ("hub", "none") else Path(weights).name,
         weights_sha256=sha256(file) if file is not None else None,
-        licence=cfg.get("license") if weights == "hub" else None,
+        licence=pretrained_cfg.get("license") if weights == "hub" else None,
     )
 
 
 def check_name(name: str, *, where: str) -> None:
-    """Refuses what is no name of timm's, with or without a tag.
+    """Check that `name` is a timm model, with or without a tag.
 
     Raises:
-        PylorusError: Names the nearest that is known.
+        PylorusError: If it is not; the message suggests the nearest known name.
     """
     known = timm.list_models()
     if name.split(".")[0] not in known:
@@ -110,13 +113,13 @@ def check_name(name: str, *, where: str) -> None:
 
 
 def check_arguments(arguments: Mapping[str, Any], *, where: str) -> None:
-    """Refuses arguments of timm.create_model that are not plain, are absurdly large, or name files to load.
+    """Check that arguments of timm.create_model are plain values, not absurdly large, and load no files.
 
     Raises:
         PylorusError: Names the argument.
     """
     if len(arguments) > MOST_ARGUMENTS:
-        raise PylorusError(f"{where}: found {len(arguments)} arguments, expected {MOST_ARGUMENTS} at most.")
+        raise PylorusError(f"{where}: found {len(arguments)} arguments, expected at most {MOST_ARGUMENTS}.")
     for name, value in arguments.items():
         if (
             not str(name).isidentifier()
@@ -125,14 +128,14 @@ def check_arguments(arguments: Mapping[str, Any], *, where: str) -> None:
             or (name == "in_chans" and value != 3)
         ):
             raise PylorusError(
-                f'{where}: "{str(name)[:100]}" can\'t be given here. Weights, classes and channels are not arguments; '
+                f'{where}: "{str(name)[:100]}" can\'t be set here. Weights, classes and channels are not arguments; '
                 "see model.weights."
             )
         values = value if isinstance(value, list | tuple) else [value]
-        if len(values) > MOST_ARGUMENTS or not all(_is_plain(one) for one in values):
+        if len(values) > MOST_ARGUMENTS or not all(_is_plain(item) for item in values):
             raise PylorusError(
-                f"{where}.{name}: found {str(value)[:100]}, expected a number within ±{LARGEST_ARGUMENT:,}, a word, "
-                "true, false, null, or a short list of these."
+                f"{where}.{name}: found {str(value)[:100]}, expected a number within ±{LARGEST_ARGUMENT:,}, a short "
+                "string, true, false, null, or a short list of these."
             )
 
 
@@ -143,25 +146,25 @@ def _is_plain(value: object) -> bool:
 
 
 def create_network(name: str, arguments: Mapping[str, Any], *, classes: int, image_size: int | None) -> Any:
-    """The timm model of this name with random weights and a head of `classes` outputs.
+    """Create the timm model with random weights and a head of `classes` outputs.
 
     Args:
-        name: As in `check_name`.
-        arguments: As in `check_arguments`.
-        classes: Outputs.
-        image_size: Side of the input in pixels, for networks that are built for one; None: timm's own.
+        name: A name that passes `check_name`.
+        arguments: Arguments that pass `check_arguments`.
+        classes: Number of outputs.
+        image_size: Side of the input in pixels, for networks built for a fixed size; None for timm's default.
 
     Raises:
-        PylorusError: If timm refuses them, or the model has no classifier.
+        PylorusError: If timm rejects the arguments, or the model has no classification head.
     """
-    given = dict(arguments)
-    cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
-    if image_size is not None and cfg is not None and cfg.fixed_input_size:
-        given.setdefault("img_size", image_size)
+    options = dict(arguments)
+    pretrained_cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    if image_size is not None and pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
+        options.setdefault("img_size", image_size)
     try:
-        network: Any = timm.create_model(name, pretrained=False, num_classes=classes, **given)
+        network: Any = timm.create_model(name, pretrained=False, num_classes=classes, **options)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise PylorusError(f"model.name {name}, model.args {dict(arguments)}: timm refuses them: {error}") from error
+        raise PylorusError(f"model.name {name}, model.args {dict(arguments)}: timm rejected them: {error}") from error
     if not isinstance(network.get_classifier(), nn.Module | tuple | list):
-        raise PylorusError(f"model.name: {name} has no classifier to replace.")
+        raise PylorusError(f"model.name: {name} has no classification head to replace.")
     return network

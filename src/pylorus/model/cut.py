@@ -1,9 +1,9 @@
-"""Cuts a network in two where a stage's learning begins: what comes before is a pure function of the image.
+"""Split a network at the end of its frozen prefix, which is a pure function of the image.
 
-The network's own code is traced (torch.fx) only where frozen and learning parts lie side by side; a part that is
-frozen as a whole, or learns as a whole, stays one call. A step is pure where it depends on the image and on frozen
-weights alone. The prefix is all pure steps, the suffix the others, and the tensors that pass from one to the other
-are the features. Both run the very operations of the network, in its order, on its own weights.
+The network's code is traced (torch.fx) only where frozen and trainable modules are mixed; a module that is entirely
+frozen or entirely trainable stays a single call. A step is pure if it depends on the image and frozen weights alone.
+The prefix consists of all pure steps, the suffix of all others, and the tensors passed from one to the other are the
+features. Both execute the network's own operations, in its order, on its own weights.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from pylorus.model.trace import traced
 
 
 class UncuttableError(Exception):
-    """A network that can't be cut at this depth; the message says why."""
+    """Raised if a network can't be split at this depth; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Cut:
     """A network in two parts, which share its weights and follow it to any device.
 
     Attributes:
-        network: The whole.
-        prefix: The steps from normalised images (batch, 3, size, size) to features.
-        training_suffix: Those from features to logits (batch, classes) in training.
-        evaluation_suffix: The same in evaluation.
+        network: The complete network.
+        prefix: Steps from normalized images (batch, 3, size, size) to features.
+        training_suffix: Steps from features to logits (batch, classes) in training mode.
+        evaluation_suffix: The same in evaluation mode.
     """
 
     network: nn.Module
@@ -41,11 +41,11 @@ class Cut:
     _compiled: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def features(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """What passes the cut for normalised images (batch, 3, size, size): tensors of `batch` rows each."""
+        """Compute the features of normalized images (batch, 3, size, size): tensors of `batch` rows each."""
         return _run(self.network, self.prefix, [pixels])
 
     def logits(self, features: Sequence[Tensor]) -> Tensor:
-        """Logits (batch, classes) of features, in the network's present mode."""
+        """Compute logits (batch, classes) from features, in the network's current mode."""
         mode = "training" if self.network.training else "evaluation"
         if mode in self._compiled:
             logits: Tensor = self._compiled[mode](*features)[0]
@@ -54,116 +54,120 @@ class Cut:
         return _run(self.network, graph, features)[0]
 
     def compile(self) -> None:
-        """Has torch translate what comes behind the cut, for training and for evaluation, at its first call."""
+        """Compile the suffix with torch, for training and for evaluation; compilation happens at the first call."""
         for mode, graph in (("training", self.training_suffix), ("evaluation", self.evaluation_suffix)):
             self._compiled[mode] = torch.compile(fx.GraphModule(self.network, graph))
 
     def digest(self) -> str:
-        """A SHA-256 of all that features depend on beside the image: the prefix's steps, their layers and weights."""
-        found = hashlib.sha256(str(self.prefix).encode())
+        """Return a SHA-256 of all that features depend on besides the image: prefix steps, layers and weights."""
+        digest = hashlib.sha256(str(self.prefix).encode())
         for node in self.prefix.nodes:
             if node.op == "call_module":
                 module = self.network.get_submodule(str(node.target))
-                found.update(repr(module).encode())
+                digest.update(repr(module).encode())
                 tensors = module.state_dict(prefix=f"{node.target}.")
             elif node.op == "get_attr":
                 tensors = {str(node.target): _attribute(self.network, str(node.target))}
             else:
                 continue
             for name, tensor in tensors.items():
-                found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return found.hexdigest()
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
 
 def cut(network: nn.Module, depth: Depth, pixels: Tensor) -> Cut:
-    """The network, cut where what learns at this depth begins, and compared with the whole in evaluation.
+    """Split the network before the first trainable layer, and verify the logits in evaluation mode.
 
     Args:
-        network: Any timm model; its modes are as before afterwards.
-        depth: What learns, from `pylorus.model.freeze.depth`.
-        pixels: Some normalised images (batch, 3, size, size) to try it on, at least two.
+        network: Any timm model; its modes are restored afterwards.
+        depth: What is trained, from `pylorus.model.freeze.depth`.
+        pixels: Normalized images (batch, 3, size, size) to verify it on, at least two.
 
     Raises:
-        UncuttableError: If nothing is frozen before the first layer that learns, the network's code can't be traced,
-            or the two parts do not give the logits of the whole.
+        UncuttableError: If nothing is frozen before the first trainable layer, the network's code can't be traced, or
+            the two parts do not give the logits of the complete network.
     """
     if not depth.frozen:
-        raise UncuttableError("all of it learns")
+        raise UncuttableError("the whole network is trained")
     with modes_kept(network), torch.no_grad():
         try:
-            found = _cut(network, depth, pixels)
-            features = found.features(pixels)
-            same = torch.allclose(found.logits(features), network(pixels), rtol=1e-3, equal_nan=True)
+            result = _cut(network, depth, pixels)
+            features = result.features(pixels)
+            is_equivalent = torch.allclose(result.logits(features), network(pixels), rtol=1e-3, equal_nan=True)
         except UncuttableError:
             raise
-        except Exception as error:  # a network's code can break a trace in any way
+        except Exception as error:  # a network's code can fail to trace in any way
             raise UncuttableError(f"its code can't be traced: {str(error).strip().splitlines()[0][:120]}") from error
-    if not same:
-        raise UncuttableError("cut in two it gives other logits than whole")
-    return found
+    if not is_equivalent:
+        raise UncuttableError("its two parts give different logits than the complete network")
+    return result
 
 
 def _cut(network: nn.Module, depth: Depth, pixels: Tensor) -> Cut:
-    """Leaves the network in evaluation mode."""
+    """Split the network without verifying the result; leaves it in evaluation mode."""
     set_modes(network, depth.still)
-    training = traced(network, depth.still)
+    training_graph = traced(network, depth.still)
     network.eval()
-    evaluation = traced(network, depth.still)
-    pure, constants = _pure(network, evaluation, depth, pixels, kept_out=_changing(training, evaluation))
-    crossing = _crossing(evaluation, pure, constants)
-    if not any(node.op == "call_module" and node.name in pure for node in evaluation.nodes):
-        raise UncuttableError("what learns begins at its first layer")
-    if _crossing(training, pure, constants) != crossing:
-        raise UncuttableError("its code takes another way in training than in evaluation")
+    evaluation_graph = traced(network, depth.still)
+    pure, constants = _pure(
+        network, evaluation_graph, depth, pixels, excluded_steps=_changing(training_graph, evaluation_graph)
+    )
+    crossing = _crossing(evaluation_graph, pure, constants)
+    if not any(node.op == "call_module" and node.name in pure for node in evaluation_graph.nodes):
+        raise UncuttableError("it is trained from its first layer on")
+    if _crossing(training_graph, pure, constants) != crossing:
+        raise UncuttableError("its code takes a different path in training than in evaluation")
     return Cut(
         network=network,
-        prefix=_prefix(evaluation, pure, crossing),
-        training_suffix=_suffix(training, pure, crossing, constants),
-        evaluation_suffix=_suffix(evaluation, pure, crossing, constants),
+        prefix=_prefix(evaluation_graph, pure, crossing),
+        training_suffix=_suffix(training_graph, pure, crossing, constants),
+        evaluation_suffix=_suffix(evaluation_graph, pure, crossing, constants),
     )
 
 
 def _changing(training: fx.Graph, evaluation: fx.Graph) -> set[str]:
-    """Steps that are not the same in training as in evaluation, such as a dropout that is no module."""
-    said = [
+    """Find steps that differ between training and evaluation, such as a functional dropout."""
+    steps_by_mode = [
         {node.name: (node.op, node.target, str(node.args), str(node.kwargs)) for node in graph.nodes}
         for graph in (training, evaluation)
     ]
-    return {name for name, step in said[1].items() if said[0].get(name) != step}
+    return {name for name, signature in steps_by_mode[1].items() if steps_by_mode[0].get(name) != signature}
 
 
 def _pure(
-    network: nn.Module, graph: fx.Graph, depth: Depth, pixels: Tensor, *, kept_out: Collection[str]
+    network: nn.Module, graph: fx.Graph, depth: Depth, pixels: Tensor, *, excluded_steps: Collection[str]
 ) -> tuple[set[str], dict[str, Any]]:
-    """The steps that depend on the image and on frozen weights alone, and those of them that are plain constants.
+    """Find the steps that depend only on the image and frozen weights, and those among them that are constants.
 
-    What crosses the cut must be a tensor of one row an image, or plain values that are the same for every batch, such
-    as the side of a feature map. A batch's size, or a frozen weight, is left to the suffix, which finds it anew.
+    Values passed from prefix to suffix must be tensors with one row per image, or plain values that are equal for every
+    batch, such as the side of a feature map. Batch sizes and frozen weights are left to the suffix.
     """
     still, learning = set(depth.still), set(depth.learning)
-    out = set(kept_out)
+    excluded = set(excluded_steps)
     while True:
         pure: list[fx.Node] = []
         for node in graph.nodes:
-            learns = node.op == "get_attr" and node.target in learning
-            moves = node.op == "call_module" and node.target not in still
-            if not (node.op == "output" or learns or moves or node.name in out):
+            is_trained = node.op == "get_attr" and node.target in learning
+            is_in_training_mode = node.op == "call_module" and node.target not in still
+            if not (node.op == "output" or is_trained or is_in_training_mode or node.name in excluded):
                 pure += [node] if set(node.all_input_nodes) <= set(pure) else []
-        values, others = _values(network, pure, pixels), _values(network, pure, pixels[:1])
+        values, values_of_first = _values(network, pure, pixels), _values(network, pure, pixels[:1])
         names = {node.name for node in pure}
         crossing = [node for node in pure if any(user.name not in names for user in node.users)]
         constants = {
-            node.name: values[node] for node in crossing if _plain(values[node]) and values[node] == others[node]
+            node.name: values[node]
+            for node in crossing
+            if _plain(values[node]) and values[node] == values_of_first[node]
         }
-        odd = {
+        not_separable = {
             node.name
             for node in crossing
             if node.name not in constants and not _owned_by_images(node, values[node], len(pixels))
         }
-        if not odd:
+        if not not_separable:
             return names, constants
-        out |= odd
+        excluded |= not_separable
 
 
 def _values(network: nn.Module, pure: Sequence[fx.Node], pixels: Tensor) -> dict[fx.Node, Any]:
@@ -180,7 +184,7 @@ def _plain(value: Any) -> bool:
 
 
 def _owned_by_images(node: fx.Node, value: Any, images: int) -> bool:
-    """Whether a step gives a tensor of one row an image, made from the image."""
+    """Return whether a step produces a tensor with one row per image, computed from the image."""
     return isinstance(value, Tensor) and value.ndim > 0 and len(value) == images and _sees_image(node)
 
 
@@ -189,7 +193,7 @@ def _sees_image(node: fx.Node) -> bool:
 
 
 def _crossing(graph: fx.Graph, pure: Collection[str], constants: Collection[str]) -> list[str]:
-    """The pure steps whose tensors a step behind the cut takes."""
+    """List the pure steps whose tensors are used by a step in the suffix."""
     return [
         node.name
         for node in graph.nodes
@@ -198,43 +202,43 @@ def _crossing(graph: fx.Graph, pure: Collection[str], constants: Collection[str]
 
 
 def _prefix(graph: fx.Graph, pure: Collection[str], crossing: Sequence[str]) -> fx.Graph:
-    made, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    prefix, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in graph.nodes:
         if node.name in pure:
-            copies[node] = made.node_copy(node, copies.__getitem__)
-    made.output(tuple(copy for node, copy in copies.items() if node.name in crossing))
-    return made
+            copies[node] = prefix.node_copy(node, copies.__getitem__)
+    prefix.output(tuple(copy for node, copy in copies.items() if node.name in crossing))
+    return prefix
 
 
 def _suffix(graph: fx.Graph, pure: Collection[str], crossing: Sequence[str], constants: Mapping[str, Any]) -> fx.Graph:
-    made, copies = fx.Graph(), dict[fx.Node, Any]()
+    suffix, copies = fx.Graph(), dict[fx.Node, Any]()
     for node in graph.nodes:
         if node.name in crossing:
-            copies[node] = made.placeholder(node.name)
+            copies[node] = suffix.placeholder(node.name)
         elif node.name in constants:
             copies[node] = constants[node.name]
     for node in graph.nodes:
         if node.op == "output":
-            made.output((copies[node.all_input_nodes[0]],))
+            suffix.output((copies[node.all_input_nodes[0]],))
         elif node.name not in pure:
-            copies[node] = made.node_copy(node, copies.__getitem__)
-    return made
+            copies[node] = suffix.node_copy(node, copies.__getitem__)
+    return suffix
 
 
-def _run(network: nn.Module, graph: fx.Graph, given: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    results: tuple[Tensor, ...] = fx.Interpreter(network, graph=graph).run(*given)
+def _run(network: nn.Module, graph: fx.Graph, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    results: tuple[Tensor, ...] = fx.Interpreter(network, graph=graph).run(*inputs)
     return results
 
 
 def _attribute(network: nn.Module, path: str) -> Tensor:
-    place, _, name = path.rpartition(".")
-    tensor: Tensor = getattr(network.get_submodule(place), name)
+    module_path, _, name = path.rpartition(".")
+    tensor: Tensor = getattr(network.get_submodule(module_path), name)
     return tensor
 
 
 @contextmanager
 def modes_kept(network: nn.Module) -> Iterator[None]:
-    """Afterwards each module is in training or in evaluation as before."""
+    """Restore each module's training or evaluation mode on exit."""
     modes = [(module, module.training) for module in network.modules()]
     try:
         yield

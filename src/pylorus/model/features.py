@@ -1,7 +1,7 @@
-"""What is frozen in a stage, computed once for each image and view instead of in each epoch.
+"""Compute the features of the frozen prefix once per image and view instead of once per epoch.
 
-The features are kept on disk under all that they depend on: weights, cut, preprocessing, precision, view and the
-image's content. Later epochs, validation, later stages and other runs find them there.
+Features are cached on disk under a key of all that they depend on: weights, split point, preprocessing, precision, view
+and the image's content. Later epochs, validation, later stages and other runs read them from there.
 """
 
 import hashlib
@@ -33,16 +33,16 @@ from pylorus.model.prefix import Prefix
 log = logging.getLogger(__name__)
 
 PARTS = ("train", "val")
-"""What training asks for; test images are answered by the whole network, in 32 bits."""
+"""Splits used in training; test images always run through the complete network, in 32 bits."""
 
 
 class FeatureBatch(NamedTuple):
-    """Features with what is true of their images.
+    """Features with the labels and row numbers of their images.
 
     Attributes:
-        features: What passes the cut: tensors of `batch` rows each.
+        features: Output of the frozen prefix: tensors of `batch` rows each.
         label: int64 of shape (batch,).
-        row: int64 of shape (batch,): the place in the table of the part.
+        row: int64 of shape (batch,): row in the table of the split.
     """
 
     features: tuple[Tensor, ...]
@@ -51,43 +51,43 @@ class FeatureBatch(NamedTuple):
 
 
 class FeatureDataset(Dataset[FeatureBatch]):
-    """The features of one part of a split, as whole batches.
+    """The features of one split, read in whole batches.
 
     Args:
-        prefix: Knows how a record is made up.
-        records: Of all images and views.
-        places: Where each draw of the part stands among them.
+        prefix: Decodes the records.
+        records: Records of all images and views.
+        positions: Position of each draw of the split among the records.
         labels: int64 of shape (images,).
     """
 
-    def __init__(self, prefix: Prefix, records: Records, places: dict[Draw, int], labels: NDArray[np.int64]) -> None:
-        self._prefix, self._records, self._places, self._labels = prefix, records, places, labels
+    def __init__(self, prefix: Prefix, records: Records, positions: dict[Draw, int], labels: NDArray[np.int64]) -> None:
+        self._prefix, self._records, self._positions, self._labels = prefix, records, positions, labels
 
     def __getitems__(self, draws: list[Draw]) -> FeatureBatch:
-        """The batch of some draws."""
+        """Return the batch of the given draws."""
         rows = np.array([draw.row for draw in draws])
-        features = self._prefix.unpacked(self._records.take([self._places[draw] for draw in draws]))
+        features = self._prefix.unpacked(self._records.take([self._positions[draw] for draw in draws]))
         return FeatureBatch(features, torch.from_numpy(self._labels[rows]), torch.from_numpy(rows))
 
 
 class FeatureDataModule(pl.LightningDataModule):
-    """Serves features where they are kept, and images where an augmentation makes new ones in every epoch.
+    """Serve cached features where possible, and images where each epoch augments them anew.
 
     Args:
-        served: The stage's images.
-        prefix: What to compute of them.
-        name: Of the stage, for its user.
-        epochs: Of the stage: no more views are computed than it will ask for.
-        settings: What may be kept, and where.
+        image_data: The stage's images.
+        prefix: Computes their features.
+        name: Name of the stage, for log messages.
+        epochs: Epochs of the stage: no more views are computed than it will use.
+        settings: What may be cached, and where.
         progress: Whether to draw a progress bar on a terminal.
 
     Attributes:
-        seconds: How long it took to find or compute the features.
+        seconds: Time it took to find or compute the features.
     """
 
     def __init__(
         self,
-        served: ImageDataModule,
+        image_data: ImageDataModule,
         prefix: Prefix,
         *,
         name: str,
@@ -96,91 +96,93 @@ class FeatureDataModule(pl.LightningDataModule):
         progress: bool,
     ) -> None:
         super().__init__()
-        began = time.monotonic()
-        self.served, self._prefix, self._name = served, prefix, name
+        start = time.monotonic()
+        self._image_data, self._prefix, self._name = image_data, prefix, name
         self._silent = not (progress and sys.stderr.isatty())
-        self._draws = {part: _draws(served, part, epochs) for part in PARTS}
+        self._draws = {split: _draws(image_data, split, epochs) for split in PARTS}
         self._records = kept_records(
             settings,
-            [name for part in PARTS for name in _names(served, part, self._draws[part])],
+            [name for split in PARTS for name in _names(image_data, split, self._draws[split])],
             self._compute,
             kind="features",
-            key={**prefix.key(), "input": served.form.key()},
+            key={**prefix.key(), "input": image_data.form.key()},
             record_bytes=prefix.record_bytes,
-            processes=served.processes,
+            processes=image_data.processes,
         )
-        self.seconds = time.monotonic() - began
+        self.seconds = time.monotonic() - start
         if self._records is not None:
             self._tell(self._records)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Every training image once, in the order in which the images would have come."""
+        """Return every training image once, in the order in which the images would have come."""
         return self.loader("train")
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Every validation image once."""
+        """Return every validation image once."""
         return self.loader("val")
 
-    def loader(self, part: str) -> DataLoader[Any]:
-        """Every image of a part once: its features, or the image where they are not kept."""
-        draws = self._draws[part]
+    def loader(self, split: str) -> DataLoader[Any]:
+        """Return a loader over every image of a split once: its features, or the image if they are not cached."""
+        draws = self._draws[split]
         if self._records is None or not draws:
-            return self.served.loader(part)
-        first = sum(len(self._draws[other]) for other in PARTS[: PARTS.index(part)])
-        places = {draw: first + place for place, draw in enumerate(draws)}
-        labels = self.served.parts[part]["label"].to_numpy(dtype=np.int64)
+            return self._image_data.loader(split)
+        offset = sum(len(self._draws[previous]) for previous in PARTS[: PARTS.index(split)])
+        positions = {draw: offset + position for position, draw in enumerate(draws)}
+        labels = self._image_data.parts[split]["label"].to_numpy(dtype=np.int64)
         return DataLoader(
-            FeatureDataset(self._prefix, self._records, places, labels),
-            batch_sampler=self.served.order(part),
+            FeatureDataset(self._prefix, self._records, positions, labels),
+            batch_sampler=self._image_data.order(split),
             collate_fn=as_is,
-            pin_memory=self.served.pin_memory,
+            pin_memory=self._image_data.pin_memory,
         )
 
     def _compute(self, missing: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
-        """The records at some places, in batches of evaluation."""
-        for part in PARTS:
-            self.served.dataset(part)  # decoded by all processes together, also by one that has nothing to compute
-        places = [(part, draw) for part in PARTS for draw in self._draws[part]]
-        with tqdm(total=len(missing), desc=f"{self._name} features", leave=False, disable=self._silent) as bar:
-            for part, chosen in groupby((places[place] for place in missing), key=lambda place: place[0]):
-                draws = [draw for _, draw in chosen]
-                size = max(1, 2 * self.served.batch_size // self.served.processes.count)
-                for batch in self.served.serve(part, [draws[at : at + size] for at in range(0, len(draws), size)]):
+        """Compute the records at the given positions, in batches of evaluation size."""
+        for split in PARTS:
+            self._image_data.dataset(split)  # all processes decode together, including one that has nothing to compute
+        all_draws = [(split, draw) for split in PARTS for draw in self._draws[split]]
+        with tqdm(total=len(missing), desc=f"{self._name} features", leave=False, disable=self._silent) as progress_bar:
+            for split, split_draws in groupby((all_draws[position] for position in missing), key=lambda item: item[0]):
+                draws = [draw for _, draw in split_draws]
+                size = max(1, 2 * self._image_data.batch_size // self._image_data.processes.count)
+                for batch in self._image_data.serve(
+                    split, [draws[start : start + size] for start in range(0, len(draws), size)]
+                ):
                     yield self._prefix.packed(batch.image)
-                    bar.update(len(batch.row))
+                    progress_bar.update(len(batch.row))
 
     def _tell(self, records: Records) -> None:
-        fresh = not self._draws["train"]
+        images_are_fresh = not self._draws["train"]
         log.info(
-            "features %s: %d kept, %d computed in %.1f s, %.1f KiB each, %s; what is frozen is not computed again%s",
+            "features %s: %d cached, %d computed in %.1f s, %.1f KiB each, %s; frozen layers are not recomputed%s",
             self._name,
             records.kept,
             records.computed,
             self.seconds,
             self._prefix.record_bytes / 1024,
             "in memory" if records.place == "memory" else "mapped from disk",
-            f", but for training images: they are augmented anew in each epoch (stages.{self._name}.views)"
-            if fresh
+            f", except for training images, which are augmented anew in each epoch (stages.{self._name}.views)"
+            if images_are_fresh
             else " (cache.prefix)",
         )
 
 
-def _draws(served: ImageDataModule, part: str, epochs: int) -> list[Draw]:
-    """All draws of a part that a stage will ask for, where they are not new in each epoch."""
-    rows = range(len(served.parts[part]))
-    if part != "train" or not served.augments:
+def _draws(image_data: ImageDataModule, split: str, epochs: int) -> list[Draw]:
+    """List all draws of a split that a stage will use, unless each epoch augments its images anew."""
+    rows = range(len(image_data.parts[split]))
+    if split != "train" or not image_data.augments:
         return [Draw(row, None) for row in rows]
-    return [Draw(row, view) for view in range(min(served.views or 0, epochs)) for row in rows]
+    return [Draw(row, view) for view in range(min(image_data.views or 0, epochs)) for row in rows]
 
 
-def _names(served: ImageDataModule, part: str, draws: Sequence[Draw]) -> list[str]:
-    """A name a draw, under which its features are found again: its content, and what its augmentation hangs on."""
-    contents = list(served.parts[part]["sha256"])
-    policy = json.dumps(dict(served.policy.transforms), sort_keys=True, default=str)
-    digest = hashlib.sha256(f"{policy} {version('albumentations')}".encode()).hexdigest()[:16]
+def _names(image_data: ImageDataModule, split: str, draws: Sequence[Draw]) -> list[str]:
+    """Name each draw for the cache: by the image's content and, for a view, what its augmentation depends on."""
+    hashes = list(image_data.parts[split]["sha256"])
+    policy = json.dumps(dict(image_data.policy.transforms), sort_keys=True, default=str)
+    policy_digest = hashlib.sha256(f"{policy} {version('albumentations')}".encode()).hexdigest()[:16]
     return [
-        contents[draw.row]
+        hashes[draw.row]
         if draw.view is None
-        else f"{contents[draw.row]}/{digest}/{served.dataset(part).chance(draw.row, draw.view):x}"
+        else f"{hashes[draw.row]}/{policy_digest}/{image_data.dataset(split).chance(draw.row, draw.view):x}"
         for draw in draws
     ]

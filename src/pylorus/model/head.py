@@ -1,4 +1,4 @@
-"""The head: the layer, or layers, of a timm model that give the logits."""
+"""The classification head: the layer, or layers, of a timm model that produce the logits."""
 
 from typing import Any
 
@@ -6,16 +6,16 @@ from torch import nn
 
 
 def classifier_names(network: Any) -> tuple[str, ...]:
-    """The names of the modules that give the logits: timm's classifier, two of them in distilled transformers."""
-    found = network.get_classifier()
-    heads = found if isinstance(found, tuple | list) else (found,)
+    """Return the names of the modules that produce the logits: one classifier, or two in distilled transformers."""
+    classifier = network.get_classifier()
+    heads = classifier if isinstance(classifier, tuple | list) else (classifier,)
     return tuple(name for name, module in network.named_modules() if any(module is head for head in heads))
 
 
 def draw_head(network: Any) -> None:
-    """Draws small weights for the head, so that a stage starts from even odds.
+    """Initialize the head with small random weights, so that a stage starts from nearly uniform probabilities.
 
-    timm's own draws differ from model to model; for few classes some are so large that ten epochs only undo them.
+    timm's own initialization differs between models; with few classes some are so large that ten epochs only undo it.
     """
     for name in classifier_names(network):
         head = network.get_submodule(name)

@@ -1,4 +1,4 @@
-"""Optimiser and learning rate of one stage."""
+"""Optimizer and learning-rate schedule of one stage."""
 
 import math
 from typing import Any, Literal, cast
@@ -13,20 +13,20 @@ from pylorus.errors import PylorusError, did_you_mean
 
 
 def peak_lr(stage: StageConfig, optimizer: OptimizerConfig) -> float:
-    """The stage's own learning rate, or its share of the run's."""
+    """Return the stage's own learning rate, or its multiple of the run's."""
     return stage.lr if stage.lr is not None else optimizer.lr * stage.lr_factor
 
 
 def better(stage: StageConfig) -> Literal["min", "max"]:
-    """Whether a smaller or a larger value of what the stage monitors is better."""
+    """Return whether a smaller or a larger value of the monitored metric is better."""
     return "min" if stage.monitor == "loss" else "max"
 
 
 def build_optimizer(network: nn.Module, stage: StageConfig, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """An optimiser of the parameters that learn, grouped by layer where their learning rates differ.
+    """Build an optimizer over the trainable parameters, grouped by layer where their learning rates differ.
 
     Raises:
-        PylorusError: If timm has no optimiser of that name.
+        PylorusError: If timm has no optimizer of that name.
     """
     known = [str(name) for name in list_optimizers()]
     if config.name not in known:
@@ -41,17 +41,17 @@ def build_optimizer(network: nn.Module, stage: StageConfig, config: OptimizerCon
         **cast(dict[str, Any], {"fused": True} if config.name in FUSED else {}),
     )
     for group in optimizer.param_groups:
-        # timm leaves a group's share of the rate to its own schedulers; ours start from the group's rate.
+        # timm leaves a group's lr_scale to its own schedulers; ours start from the group's learning rate.
         group["lr"] *= group.pop("lr_scale", 1.0)
     return optimizer
 
 
 class WarmCosine:
-    """The share of the peak learning rate at a step: up in a line, then down along half a cosine or level.
+    """Learning rate as a fraction of its peak: linear warm-up, then half a cosine down to 0, or constant.
 
     Example:
-        >>> share = WarmCosine(steps=10, warmup=2, falls=True)
-        >>> [round(share(step), 2) for step in (0, 1, 2, 6, 10)]
+        >>> schedule = WarmCosine(steps=10, warmup=2, falls=True)
+        >>> [round(schedule(step), 2) for step in (0, 1, 2, 6, 10)]
         [0.5, 1.0, 1.0, 0.5, 0.0]
     """
 
@@ -59,26 +59,26 @@ class WarmCosine:
         self.steps, self.warmup, self.falls = steps, warmup, falls
 
     def __call__(self, step: int) -> float:
-        """The share, in [0, 1], at a step in [0, steps]."""
+        """Return the fraction, in [0, 1], at a step in [0, steps]."""
         if step < self.warmup:
             return (step + 1) / self.warmup
         if not self.falls:
             return 1.0
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, stage: StageConfig, *, steps: int) -> dict[str, Any]:
-    """The stage's schedule in the form that Lightning takes.
+    """Build the stage's learning-rate schedule in the form that Lightning expects.
 
     Args:
-        optimizer: Whose rates it changes.
-        stage: Names the schedule, its warm-up and what a plateau is judged by.
-        steps: Optimiser steps in the whole stage.
+        optimizer: The optimizer whose learning rates it changes.
+        stage: Names the schedule, its warm-up and the metric that a plateau is judged by.
+        steps: Optimizer steps in the whole stage.
     """
     scheduler: LRScheduler | ReduceLROnPlateau
     if stage.schedule == "plateau":
         scheduler = ReduceLROnPlateau(optimizer, mode=better(stage), factor=0.1, patience=3)
         return {"scheduler": scheduler, "interval": "epoch", "monitor": "monitor"}
-    share = WarmCosine(steps=steps, warmup=round(stage.warmup * steps), falls=stage.schedule == "cosine")
-    return {"scheduler": LambdaLR(optimizer, share), "interval": "step"}
+    lr_factor = WarmCosine(steps=steps, warmup=round(stage.warmup * steps), falls=stage.schedule == "cosine")
+    return {"scheduler": LambdaLR(optimizer, lr_factor), "interval": "step"}

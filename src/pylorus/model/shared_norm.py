@@ -1,6 +1,6 @@
-"""Batch norm over the whole batch where several processes each hold a share of it: the same numbers as in one process.
+"""Batch norm over the whole batch when several processes each hold a part of it: the same numbers as in one process.
 
-torch's own way to it knows no CPU, and replaces the modules by which a network's weights are found.
+torch.nn.SyncBatchNorm does not support the CPU, and replaces the modules by whose names a network's weights are found.
 """
 
 from collections.abc import Iterator
@@ -16,18 +16,18 @@ from pylorus.parallel.processes import Processes
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes; its gradient is the sum of theirs."""
+    """Sum over all processes; its gradient is the sum of their gradients."""
 
     @staticmethod
-    def forward(ctx: Any, mine: Tensor) -> Tensor:
-        """Of tensors of one shape."""
-        total = mine.clone()
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        """Sum tensors of equal shape."""
+        total = tensor.clone()
         distributed.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """What each process's loss wants of the sum."""
+        """Sum the gradients that the processes' losses have with respect to the sum."""
         total = gradient.contiguous().clone()
         distributed.all_reduce(total)
         return total
@@ -35,7 +35,7 @@ class _Sum(torch.autograd.Function):
 
 @contextmanager
 def norm_of_all(network: nn.Module, processes: Processes) -> Iterator[None]:
-    """Inside, each batch norm that is in training mode normalises by the images of all processes."""
+    """Inside, batch-norm layers in training mode normalize over the images of all processes."""
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and processes.several]
     for norm in norms:
         norm.forward = partial(_forward, norm, norm.forward)  # type: ignore[method-assign]
@@ -46,40 +46,40 @@ def norm_of_all(network: nn.Module, processes: Processes) -> Iterator[None]:
             del norm.forward
 
 
-def _forward(norm: _BatchNorm, alone: Any, image: Tensor) -> Tensor:
+def _forward(norm: _BatchNorm, original_forward: Any, image: Tensor) -> Tensor:
     if not norm.training:
-        return cast(Tensor, alone(image))
-    found = normalised(norm, image)
-    # timm's batch norm brings its dropout and activation along.
+        return cast(Tensor, original_forward(image))
+    output = normalised(norm, image)
+    # timm's batch-norm layers include their dropout and activation.
     for name in ("drop", "act"):
-        after = getattr(norm, name, None)
-        found = found if after is None else after(found)
-    return found
+        layer = getattr(norm, name, None)
+        output = output if layer is None else layer(output)
+    return output
 
 
 def normalised(norm: _BatchNorm, image: Tensor) -> Tensor:
-    """What `norm` gives in training for this process's images, of shape (batch, channels, …), and moves its statistics.
+    """Return what `norm` gives in training for this process's images (batch, channels, …); update its statistics.
 
     Mean and variance are those of all processes' images (Ioffe and Szegedy 2015), summed in 32 bits.
     """
-    full = image.float()
+    image_fp32 = image.float()
     dimensions = [0, *range(2, image.ndim)]
     shape = [1, -1] + [1] * (image.ndim - 2)
-    count = full.new_tensor([full.numel() / full.shape[1]])
-    sums = _summed(torch.cat([full.sum(dimensions), count]))
+    count = image_fp32.new_tensor([image_fp32.numel() / image_fp32.shape[1]])
+    sums = _summed(torch.cat([image_fp32.sum(dimensions), count]))
     total = sums[-1].detach()
     mean = sums[:-1] / total
-    centred = full - mean.view(shape)
-    variance = _summed(centred.square().sum(dimensions)) / total
+    centered = image_fp32 - mean.view(shape)
+    variance = _summed(centered.square().sum(dimensions)) / total
     _move_statistics(norm, mean.detach(), variance.detach(), total)
-    found = centred * torch.rsqrt(variance + norm.eps).view(shape)
+    output = centered * torch.rsqrt(variance + norm.eps).view(shape)
     if norm.affine:
-        found = found * norm.weight.view(shape) + norm.bias.view(shape)
-    return found.to(image.dtype)
+        output = output * norm.weight.view(shape) + norm.bias.view(shape)
+    return output.to(image.dtype)
 
 
-def _summed(mine: Tensor) -> Tensor:
-    return cast(Tensor, _Sum.apply(mine))
+def _summed(tensor: Tensor) -> Tensor:
+    return cast(Tensor, _Sum.apply(tensor))
 
 
 def _move_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: Tensor) -> None:
@@ -87,7 +87,7 @@ def _move_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: Te
         return
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
-    share = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    momentum = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
     with torch.no_grad():
-        norm.running_mean.lerp_(mean, share)
-        norm.running_var.lerp_(variance * count / (count - 1).clamp(min=1), share)
+        norm.running_mean.lerp_(mean, momentum)
+        norm.running_var.lerp_(variance * count / (count - 1).clamp(min=1), momentum)

@@ -1,6 +1,6 @@
-"""The structure of a network as plain values: its blocks, what they hold, what they give and when they learn.
+"""Describe a network as plain values: its blocks, their parameters and output shapes, and what each stage trains.
 
-A run writes it down once, so that a report can draw it without torch.
+A run writes the description once, so that a report can draw it without torch.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -13,40 +13,40 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 OWN = "(own)"
-"""The name under which parameters stand that belong to the network itself, such as a class token."""
+"""Block name for parameters that belong to the network itself, such as a class token."""
 
 
 class BlockStructure(TypedDict):
     """One block; every value is plain JSON."""
 
     name: str
-    """As `stages.<stage>.learn` takes it, or `OWN`."""
+    """Name as `stages.<stage>.learn` accepts it, or `OWN`."""
     type: str
-    """The class of its module."""
+    """Class of its module."""
     layers: int
-    """Layers with weights in it: convolutions and linear layers."""
+    """Number of layers with weights: convolutions and linear layers."""
     parameters: int
-    """Parameters in it that no block before it holds."""
+    """Number of its parameters that no earlier block holds."""
     output: list[int] | None
-    """Shape of what it gives for one image, without the batch; None where it gives no tensor or is not called."""
+    """Output shape for one image, without the batch; None if it returns no tensor or is not called."""
     learning: dict[str, int]
-    """How many of its parameters learn in each stage."""
+    """Number of its trainable parameters in each stage."""
 
 
 def network_structure(
     network: nn.Module, *, image_size: int, learning: Mapping[str, Collection[str]]
 ) -> list[BlockStructure]:
-    """Blocks with weights in the network's order: its parts, and of a part that is a sequence the parts of that.
+    """List blocks with weights in the network's order: its children and, where a child is a sequence, its children.
 
-    One image of zeros goes through the network to see what each block gives; the network is as before afterwards.
+    Runs one image of zeros through the network to find output shapes; modes are restored afterwards.
 
     Args:
         network: Any timm model; takes (batch, 3, size, size).
         image_size: Side of that image in pixels.
-        learning: Names of the parameters that learn in each stage, as `pylorus.model.freeze.depth` gives them.
+        learning: Names of the trainable parameters of each stage, as `pylorus.model.freeze.depth` gives them.
 
     Raises:
-        ValueError: If a name in `learning` is no parameter of the network.
+        ValueError: If a name in `learning` is not a parameter of the network.
 
     Example:
         >>> network = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.AdaptiveAvgPool2d(1))
@@ -61,21 +61,21 @@ def network_structure(
             raise ValueError(f'learning of stage "{stage}": the network has no parameter "{unknown[0]}"')
     modules = dict(_blocks(network))
     shapes = _output_shapes(network, modules, image_size)
-    counted: set[str] = set()
+    counted_names: set[str] = set()
     structure = []
     for block, module in [(OWN, network), *modules.items()]:
-        inside = _names_inside(block, parameters, [*modules]) - counted
-        counted |= inside
-        if inside:
+        block_names = _names_inside(block, parameters, [*modules]) - counted_names
+        counted_names |= block_names
+        if block_names:
             structure.append(
                 BlockStructure(
                     name=block,
-                    type=type(module).__name__ if block != OWN else ", ".join(sorted(inside)),
+                    type=type(module).__name__ if block != OWN else ", ".join(sorted(block_names)),
                     layers=0 if block == OWN else _layers(module),
-                    parameters=sum(parameters[name].numel() for name in inside),
+                    parameters=sum(parameters[name].numel() for name in block_names),
                     output=shapes.get(block),
                     learning={
-                        stage: sum(parameters[name].numel() for name in inside.intersection(names))
+                        stage: sum(parameters[name].numel() for name in block_names.intersection(names))
                         for stage, names in learning.items()
                     },
                 )
@@ -85,16 +85,16 @@ def network_structure(
 
 def _blocks(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in network.named_children():
-        parts = list(module.named_children()) if isinstance(module, nn.Sequential | nn.ModuleList) else []
-        yield from ((f"{name}.{part}", inner) for part, inner in parts) if parts else [(name, module)]
+        children = list(module.named_children()) if isinstance(module, nn.Sequential | nn.ModuleList) else []
+        yield from ((f"{name}.{child}", inner) for child, inner in children) if children else [(name, module)]
 
 
 def _names_inside(block: str, parameters: Collection[str], blocks: list[str]) -> set[str]:
-    """Names of a block's parameters; of `OWN` those that lie in no block."""
+    """Return the names of a block's parameters; for `OWN`, of those that are in no block."""
     if block != OWN:
         return {name for name in parameters if name.startswith(f"{block}.")}
-    inside = tuple(f"{name}." for name in blocks)
-    return {name for name in parameters if not name.startswith(inside)}
+    block_prefixes = tuple(f"{name}." for name in blocks)
+    return {name for name in parameters if not name.startswith(block_prefixes)}
 
 
 def _layers(module: nn.Module) -> int:
@@ -102,24 +102,24 @@ def _layers(module: nn.Module) -> int:
 
 
 def _output_shapes(network: nn.Module, modules: Mapping[str, nn.Module], image_size: int) -> dict[str, list[int]]:
-    """The shape that each block gives for one image of zeros, without the batch."""
+    """Return each block's output shape for one image of zeros, without the batch."""
     shapes: dict[str, list[int]] = {}
     handles: list[RemovableHandle] = []
 
     def watch(name: str, module: nn.Module) -> None:
-        def note(_module: nn.Module, _given: Any, output: Any) -> None:
+        def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
             tensor = _first_tensor(output)
             if tensor is not None:
                 shapes[name] = list(tensor.shape[1:])
 
         handles.append(module.register_forward_hook(note))
 
-    like = next(network.parameters())
+    parameter = next(network.parameters())
     try:
         for name, module in modules.items():
             watch(name, module)
         with _evaluating(network), torch.no_grad():
-            network(torch.zeros(1, 3, image_size, image_size, dtype=like.dtype, device=like.device))
+            network(torch.zeros(1, 3, image_size, image_size, dtype=parameter.dtype, device=parameter.device))
     finally:
         for handle in handles:
             handle.remove()
@@ -128,7 +128,7 @@ def _output_shapes(network: nn.Module, modules: Mapping[str, nn.Module], image_s
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode, in which batch norm's statistics stay; each module's own mode comes back afterwards."""
+    """Switch to evaluation mode, which leaves batch-norm statistics alone; restore each module's mode on exit."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -142,4 +142,4 @@ def _first_tensor(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
         return output
     parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
-    return next((found for found in map(_first_tensor, parts) if found is not None), None)
+    return next((tensor for tensor in map(_first_tensor, parts) if tensor is not None), None)

@@ -1,4 +1,4 @@
-"""What is gathered of an epoch on the device, without waiting for it: loss, decisions, and where a loss broke."""
+"""Epoch metrics, accumulated on the device without synchronizing: loss, confusion matrix, first non-finite loss."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,44 +16,47 @@ CLASS_METRICS = ("precision", "sensitivity", "f1")
 
 
 class Tally(nn.Module):
-    """Mean loss and confusion matrix of an epoch, gathered on the device without waiting for it."""
+    """Mean loss and confusion matrix of an epoch, accumulated on the device without synchronizing."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        # Numbers that are none stay in the sum: left out, a broken batch would hide, and looking for it would wait.
+        # NaN stays in the sum: dropping it would hide a failed batch, and checking for it would synchronize.
         # Two sums, since torchmetrics' mean then drops its weights (its issue 3434).
         self.loss = SumMetric(nan_strategy="disable")
         self.weight = SumMetric(nan_strategy="disable")
         self.confusion = MulticlassConfusionMatrix(classes, validate_args=False)
 
     def add(self, loss: Tensor, weight: Tensor, logits: Tensor, label: Tensor) -> None:
-        """A batch: its mean loss, the weight of that mean, logits (batch, classes), labels (batch,)."""
+        """Add a batch: its mean loss, the weight of that mean, logits (batch, classes), labels (batch,)."""
         self.loss.update(loss.detach() * weight)
         self.weight.update(weight)
         self.confusion.update(logits.detach(), label)
 
     def take(self, prefix: str, names: Sequence[str]) -> dict[str, float]:
-        """All metrics of the epoch by name, each class's and their average; starts anew. Undefined ones are nan."""
+        """Return all metrics of the epoch by name, per class and averaged, and reset. Undefined ones are NaN."""
         confusion = self.confusion.compute().cpu().numpy()
         by_class, overall = class_indices(confusion), overall_indices(confusion)
         loss = float(self.loss.compute() / self.weight.compute())
-        found = {f"{prefix}/loss": loss, f"{prefix}/accuracy": float(overall.accuracy)}
+        metrics = {f"{prefix}/loss": loss, f"{prefix}/accuracy": float(overall.accuracy)}
         for metric in CLASS_METRICS:
             values = getattr(by_class, metric)
-            found |= {f"{prefix}/{metric}/{name}": float(value) for name, value in zip(names, values, strict=True)}
-            found[f"{prefix}/{metric}/average"] = float(np.mean(values))
+            metrics |= {f"{prefix}/{metric}/{name}": float(value) for name, value in zip(names, values, strict=True)}
+            metrics[f"{prefix}/{metric}/average"] = float(np.mean(values))
         self.loss.reset()
         self.weight.reset()
         self.confusion.reset()
-        return found
+        return metrics
 
     def gathered(self, processes: Processes) -> dict[str, Tensor]:
-        """The sums of all processes, to go on from."""
-        parts = processes.gathered({name: value.cpu() for name, value in self._sums().items()})
-        return {name: sum((part[name] for part in parts[1:]), parts[0][name]) for name in parts[0]}
+        """Return the sums over all processes, to resume from."""
+        sums_by_process = processes.gathered({name: value.cpu() for name, value in self._sums().items()})
+        return {
+            name: sum((sums[name] for sums in sums_by_process[1:]), sums_by_process[0][name])
+            for name in sums_by_process[0]
+        }
 
     def take_gathered(self, sums: Mapping[str, Tensor]) -> None:
-        """Goes on from sums."""
+        """Resume from sums."""
         for name, value in self._sums().items():
             value.copy_(sums[name])
 
@@ -62,22 +65,22 @@ class Tally(nn.Module):
 
 
 class FirstBroken:
-    """The rows of the first batch of an epoch whose loss was no number, kept on the device until they are asked for."""
+    """Rows of an epoch's first batch with a NaN or infinite loss, kept on the device until they are requested."""
 
     def __init__(self) -> None:
         self._rows: Tensor | None = None
-        self._found: Tensor | None = None
+        self._has_failed: Tensor | None = None
 
     def look(self, loss: Tensor, row: Tensor, step: int) -> None:
-        """A batch's loss, its rows (batch,) and its number in the epoch; the first batch is the largest."""
-        if step == 0 or self._rows is None or self._found is None:
+        """Check a batch's loss; takes its rows (batch,) and its index in the epoch. The first batch is the largest."""
+        if step == 0 or self._rows is None or self._has_failed is None:
             self._rows = torch.full_like(row, -1)
-            self._found = torch.zeros((), dtype=torch.bool, device=row.device)
-        now = ~torch.isfinite(loss.detach()).to(row.device) & ~self._found
+            self._has_failed = torch.zeros((), dtype=torch.bool, device=row.device)
+        is_first = ~torch.isfinite(loss.detach()).to(row.device) & ~self._has_failed
         padded = functional.pad(row, (0, len(self._rows) - len(row)), value=-1)
-        self._rows = torch.where(now, padded, self._rows)
-        self._found = self._found | now
+        self._rows = torch.where(is_first, padded, self._rows)
+        self._has_failed = self._has_failed | is_first
 
     def rows(self) -> list[int]:
-        """The rows; waits for the device. Empty where each loss was a number."""
+        """Return the rows, after synchronizing with the device; empty if every loss was finite."""
         return [] if self._rows is None else [row for row in self._rows.tolist() if row >= 0]

@@ -1,1 +1,1 @@
-"""One run in several processes: one a GPU, or parts of a CPU, on one machine or on SLURM's."""
+"""One run in several processes: one per GPU, or sharing a CPU, on one machine or under SLURM."""

@@ -1,6 +1,6 @@
-"""The processes of one run, as each of them sees them: which one it is, who goes first, what the others have.
+"""The distributed processes of a run: this one's rank, the order of work, and exchange of values.
 
-Nothing here imports torch before there is more than one process.
+torch is imported only if there is more than one process.
 """
 
 import os
@@ -15,127 +15,127 @@ from pylorus.errors import PylorusError
 Thing = TypeVar("Thing")
 
 PATIENCE = timedelta(hours=6)
-"""How long a process waits for another: the first one may look through a million images meanwhile."""
+"""How long a process waits for the others: the first one may be reading a million images meanwhile."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of its run. What is said of all of them holds for a single one, too.
+    """This process among those of its run; a single process behaves as a group of one.
 
     Attributes:
-        index: This one's number, from 0.
-        count: How many there are.
-        place: This one's number on its machine: that of its GPU.
-        beside: How many there are on its machine.
+        index: Rank of this process, from 0.
+        count: Number of processes.
+        local_rank: Rank of this process on its machine; also the index of its GPU.
+        beside: Number of the run's processes on this machine.
     """
 
     index: int = 0
     count: int = 1
-    place: int = 0
+    local_rank: int = 0
     beside: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes, logs and shows."""
+        """Whether this is the process that writes, logs and shows progress."""
         return self.index == 0
 
     @property
     def several(self) -> bool:
-        """Whether there are others."""
+        """Whether there is more than one process."""
         return self.count > 1
 
     @property
     def mine(self) -> slice:
-        """This process's part of whatever stands in a row; together all processes have each of it once."""
+        """This process's slice of any sequence; the slices of all processes cover each item once."""
         return slice(self.index, None, self.count)
 
     def wait(self) -> None:
-        """Goes on when all have come here."""
+        """Block until all processes have arrived here."""
         if self.several:
             self.gathered(None)
 
     def agreed(self, make: Callable[[], Thing]) -> Thing:
-        """What `make` gives in the first process, in every one; the others do not call it."""
+        """Call `make` in the first process only and return its result in all of them."""
         if not self.several:
             return make()
         from torch import distributed
 
-        box: list[Any] = [make() if self.first else None]
-        distributed.broadcast_object_list(box)
-        made: Thing = box[0]
-        return made
+        results: list[Any] = [make() if self.first else None]
+        distributed.broadcast_object_list(results)
+        result: Thing = results[0]
+        return result
 
     def in_turn(self, make: Callable[[], Thing]) -> Thing:
-        """What `make` gives in each process, the first one before the others: what it fetches they find."""
-        made = make() if self.first else None
+        """Call `make` in every process, in the first one before the others: they find what it downloaded."""
+        result = make() if self.first else None
         self.wait()
-        if made is None:
-            made = make()
-        return made
+        if result is None:
+            result = make()
+        return result
 
-    def gathered(self, mine: Thing) -> list[Thing]:
-        """What each process has, in their order, in every one."""
+    def gathered(self, value: Thing) -> list[Thing]:
+        """Return the values of all processes, by rank, in each of them."""
         if not self.several:
-            return [mine]
+            return [value]
         from torch import distributed
 
-        found: list[Any] = [None] * self.count
-        distributed.all_gather_object(found, mine)
-        return found
+        values: list[Any] = [None] * self.count
+        distributed.all_gather_object(values, value)
+        return values
 
-    def any(self, *mine: bool) -> tuple[bool, ...]:
-        """Of each statement, whether it is true in any process."""
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Return, for each flag, whether it is true in any process."""
         if not self.several:
-            return mine
+            return flags
         import torch
         from torch import distributed
 
-        flags = torch.tensor(mine, dtype=torch.uint8)
-        distributed.all_reduce(flags, distributed.ReduceOp.MAX)
-        return tuple(bool(flag) for flag in flags.tolist())
+        maximum = torch.tensor(flags, dtype=torch.uint8)
+        distributed.all_reduce(maximum, distributed.ReduceOp.MAX)
+        return tuple(bool(flag) for flag in maximum.tolist())
 
 
 ALONE = Processes()
-"""A run of one process."""
+"""A run with a single process."""
 
 
 def found() -> Processes:
-    """Which process this is, by what who started it said in its environment.
+    """Return this process's place in its run, from the environment variables that its launcher set.
 
     Raises:
-        PylorusError: If that says nothing.
+        PylorusError: If they are missing.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    slurm = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
+    slurm_names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
     if "RANK" not in os.environ:
-        # srun started this one: torch and Lightning are told in torch's own words.
-        said = {name: os.environ.get(other) for name, other in zip(names, slurm, strict=True)}
-        os.environ.update({name: value for name, value in said.items() if value is not None})
+        # Started by srun: pass its variables on to torch and Lightning under torch's names.
+        values = {name: os.environ.get(slurm_name) for name, slurm_name in zip(names, slurm_names, strict=True)}
+        os.environ.update({name: value for name, value in values.items() if value is not None})
     missing = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise PylorusError(
-            f"found no {', '.join(missing)} in the environment of this process, expected one that a run with "
-            "trainer.devices started. Start the run itself: python train.py trainer.devices=2"
+            f"found no {', '.join(missing)} in the environment; this command is for processes that a run starts. "
+            "To train on two devices: python train.py trainer.devices=2"
         )
-    index, count, place, beside = (int(os.environ[name]) for name in names)
-    return Processes(index, count, place, beside)
+    rank, count, local_rank, local_count = (int(os.environ[name]) for name in names)
+    return Processes(rank, count, local_rank, local_count)
 
 
 @contextmanager
 def joined(processes: Processes, *, accelerator: str) -> Iterator[None]:
-    """Meets the other processes, and parts from them at the end.
+    """Join the process group, and leave it at the end.
 
     Args:
-        processes: As `found` says.
+        processes: The processes, from `found`.
         accelerator: cpu or cuda.
     """
     import torch
     from torch import distributed
 
     if accelerator == "cuda":
-        torch.cuda.set_device(processes.place)
-    # What is agreed on lies in ordinary memory, so that no GPU waits for it.
+        torch.cuda.set_device(processes.local_rank)
+    # Exchanged objects stay in CPU memory, so that no GPU waits for them.
     backend = "cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=PATIENCE, rank=processes.index, world_size=processes.count)
     yield
-    distributed.destroy_process_group()  # not after an error: the others may never come
+    distributed.destroy_process_group()  # not after an error: the others may never arrive

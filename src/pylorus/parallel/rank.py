@@ -1,4 +1,4 @@
-"""One process of a run of several: `python -m pylorus.parallel.rank FOLDER`; `pylorus.parallel.start` starts them."""
+"""One process of a distributed run, started by `pylorus.parallel.start`: `python -m pylorus.parallel.rank FOLDER`."""
 
 import logging
 import os
@@ -26,12 +26,12 @@ from pylorus.validation import loaded
 
 
 def main() -> None:
-    """Trains with the others; what goes wrong is written down for who started them."""
+    """Train with the other processes; record an error for the process that started this one."""
     folder = RunFolder(Path(sys.argv[1]))
     config = loaded(folder.config)
     processes = found()
     _end_with(os.getppid())
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # whoever started this one hears it, and puts the job back
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the parent handles it and requeues the job
     try:
         with stopped_by_signals() as stop, _voice(folder, processes), faults_explained(folder, config):
             accelerator, _ = choose_accelerator(as_begun(config.trainer, folder.path / "environment.json"))
@@ -40,15 +40,15 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
-        known = isinstance(error, PylorusError)
-        trace = "" if known else traceback.format_exc()
-        Failure(processes.index, str(error) or type(error).__name__, trace, time.time()).write(folder.path)
-        os._exit(1)  # an orderly end would wait for the others
+        is_user_error = isinstance(error, PylorusError)
+        traceback_text = "" if is_user_error else traceback.format_exc()
+        Failure(processes.index, str(error) or type(error).__name__, traceback_text, time.time()).write(folder.path)
+        os._exit(1)  # a clean exit would wait for the others
 
 
 @contextmanager
 def _voice(folder: RunFolder, processes: Processes) -> Iterator[None]:
-    """The first process speaks for all."""
+    """Let only the first process log and warn."""
     with run_log(folder.path) if processes.first else nullcontext():
         if not processes.first:
             logging.disable(logging.CRITICAL)
@@ -57,7 +57,7 @@ def _voice(folder: RunFolder, processes: Processes) -> Iterator[None]:
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process when who started it is gone: killed, it can't say so, and another run may follow."""
+    """Exit when the parent process is gone: if it was killed, it can't tell this one, and a new run may follow."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -1,4 +1,4 @@
-"""Starts the processes of a run, waits for them, and says what ended them where one fails."""
+"""Start the processes of a run, wait for them, and report the cause if one fails."""
 
 import json
 import os
@@ -19,18 +19,18 @@ from pylorus.runs.folder import RunFolder
 from pylorus.runs.signals import PATIENCE
 
 AFTER_FAILURE = 5.0
-"""Seconds after which those that wait for one that failed are ended."""
+"""Seconds to wait after a failure before the remaining processes are stopped."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a process ended.
+    """Why a process failed.
 
     Attributes:
-        index: The process's number.
-        message: In words.
-        trace: Where it happened; empty where the message says all that its user needs.
-        at: When, in seconds since 1970.
+        index: Rank of the process.
+        message: Error message.
+        trace: Traceback; empty if the message says all that the user needs.
+        at: Time in seconds since 1970.
     """
 
     index: int
@@ -39,126 +39,126 @@ class Failure:
     at: float
 
     def write(self, folder: Path) -> None:
-        """Into the run's folder, where whoever started the process looks."""
+        """Write the failure to the run's folder, where the parent process reads it."""
         write_json(folder / f".failure-{self.index}.json", asdict(self))
 
 
 def train_in_processes(config: Config, folder: RunFolder) -> None:
-    """Trains in as many processes as the configuration says, each on a device of its own.
+    """Train in as many processes as the configuration says, one per device.
 
     Raises:
-        PylorusError: If one fails; the message is the one of the first that did.
+        PylorusError: If a process fails; the message is that of the first to fail.
         KeyboardInterrupt: If they are interrupted.
     """
     if isinstance(config.trainer.batch_size, int):
         check_shares(config.trainer.batch_size, config.trainer.devices * config.trainer.nodes)
     if config.trainer.nodes > 1:
         check_nodes(config.trainer)
-        started = [_by_slurm(config.trainer, folder.path)]
+        children = [_by_slurm(config.trainer, folder.path)]
     else:
         port, count = _free_port(), config.trainer.devices
-        started = [_here(index, count, port, folder.path) for index in range(count)]
+        children = [_here(index, count, port, folder.path) for index in range(count)]
     try:
-        codes = _ended(started)
+        codes = _ended(children)
     except BaseException:
-        _end(started, patience=PATIENCE)
+        _end(children, patience=PATIENCE)
         raise
     if any(codes):
         raise _why(codes, folder.path)
 
 
 def check_shares(size: int, count: int) -> None:
-    """Refuses a batch of `size` images that `count` processes can't share evenly.
+    """Check that a batch of `size` images divides evenly among `count` processes.
 
     Raises:
-        PylorusError: Names a size that they can.
+        PylorusError: If not; the message names a size that does.
     """
     if size % count:
         raise PylorusError(
-            f"trainer.batch_size: found {size} for {count} devices, expected a number that they can share: "
-            f"{max(1, size // count) * count}, for instance."
+            f"trainer.batch_size: found {size} for {count} devices, expected a multiple of {count}, such as "
+            f"{max(1, size // count) * count}."
         )
 
 
 def check_nodes(trainer: TrainerConfig) -> None:
-    """Refuses several machines where nothing brings the run to them.
+    """Check that SLURM allocated the configured number of machines.
 
     Raises:
-        PylorusError: Says how SLURM is asked for them.
+        PylorusError: If not; the message says how to request them.
     """
-    granted = int(os.environ.get("SLURM_JOB_NUM_NODES", "0"))
-    if granted != trainer.nodes or shutil.which("srun") is None:
+    allocated = int(os.environ.get("SLURM_JOB_NUM_NODES", "0"))
+    if allocated != trainer.nodes or shutil.which("srun") is None:
         raise PylorusError(
-            f"trainer.nodes: found {trainer.nodes}, but {granted or 'no'} machines of SLURM. Put the same command into "
-            f"a script, and: sbatch --nodes={trainer.nodes} --ntasks-per-node={trainer.devices} SCRIPT"
+            f"trainer.nodes: found {trainer.nodes}, but SLURM allocated {allocated or 'none'}. Put the same command "
+            f"into a script, then run: sbatch --nodes={trainer.nodes} --ntasks-per-node={trainer.devices} SCRIPT"
         )
 
 
 def _by_slurm(trainer: TrainerConfig, folder: Path) -> "subprocess.Popen[bytes]":
-    """All processes as one step of the job that this one runs in; its output comes here."""
-    # The job's own numbers would be taken for those of a process.
+    """Start all processes as one step of the current SLURM job; their output comes here."""
+    # The job's own variables would be mistaken for those of one process.
     environment = {
         name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     }
     environment |= {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(_free_port())}
-    words = ["srun", f"--nodes={trainer.nodes}", f"--ntasks-per-node={trainer.devices}", "--kill-on-bad-exit=0"]
-    return subprocess.Popen([*words, *_command(folder)], env=environment, start_new_session=True)
+    srun = ["srun", f"--nodes={trainer.nodes}", f"--ntasks-per-node={trainer.devices}", "--kill-on-bad-exit=0"]
+    return subprocess.Popen([*srun, *_command(folder)], env=environment, start_new_session=True)
 
 
 def _here(index: int, count: int, port: int, folder: Path) -> "subprocess.Popen[bytes]":
-    """One of the processes on this machine, in a session of its own: signals come to it through this process alone."""
-    numbers = {"RANK": index, "WORLD_SIZE": count, "LOCAL_RANK": index, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
-    said = {name: str(value) for name, value in numbers.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    return subprocess.Popen(_command(folder), env={**os.environ, **said}, start_new_session=True)
+    """Start one process on this machine, in its own session, so that only this process forwards signals to it."""
+    ranks = {"RANK": index, "WORLD_SIZE": count, "LOCAL_RANK": index, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+    variables = {name: str(value) for name, value in ranks.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    return subprocess.Popen(_command(folder), env={**os.environ, **variables}, start_new_session=True)
 
 
 def _command(folder: Path) -> list[str]:
     return [sys.executable, "-m", "pylorus.parallel.rank", str(folder)]
 
 
-def _ended(started: "Sequence[subprocess.Popen[bytes]]") -> list[int]:
-    """The exit codes, when all have ended; where one fails the others are ended, since they would wait for it."""
+def _ended(children: "Sequence[subprocess.Popen[bytes]]") -> list[int]:
+    """Return the exit codes of all processes; after a failure, stop the rest, which would wait for it forever."""
     failed_at: float | None = None
-    while any(process.poll() is None for process in started):
-        if failed_at is None and any(process.poll() for process in started):
+    while any(child.poll() is None for child in children):
+        if failed_at is None and any(child.poll() for child in children):
             failed_at = time.monotonic()
         if failed_at is not None and time.monotonic() - failed_at > AFTER_FAILURE:
-            codes = [process.poll() for process in started]
-            _end([process for process in started if process.poll() is None], patience=AFTER_FAILURE)
-            return [0 if code is None else code for code in codes]  # what we ended did not fail
+            codes = [child.poll() for child in children]
+            _end([child for child in children if child.poll() is None], patience=AFTER_FAILURE)
+            return [0 if code is None else code for code in codes]  # a process that we stopped did not fail
         time.sleep(0.1)
-    return [process.wait() for process in started]
+    return [child.wait() for child in children]
 
 
-def _end(started: "Sequence[subprocess.Popen[bytes]]", *, patience: float) -> None:
-    """Asks processes to end, and kills those that don't."""
-    for process in started:
-        if process.poll() is None:
-            process.send_signal(signal.SIGUSR2)  # srun hands it on, and does not take it for its own
+def _end(children: "Sequence[subprocess.Popen[bytes]]", *, patience: float) -> None:
+    """Ask processes to stop, and kill those that don't."""
+    for child in children:
+        if child.poll() is None:
+            child.send_signal(signal.SIGUSR2)  # srun forwards this signal without acting on it
     deadline = time.monotonic() + patience
-    while any(process.poll() is None for process in started) and time.monotonic() < deadline:
+    while any(child.poll() is None for child in children) and time.monotonic() < deadline:
         time.sleep(0.1)
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
+    for child in children:
+        if child.poll() is None:
+            child.kill()
+        child.wait()
 
 
 def _why(codes: list[int], folder: Path) -> BaseException:
-    """What ended the run: a process that was killed, else the one that failed first."""
-    # srun says 128 + the signal's number.
+    """Return the error that ended the run: that of a killed process, else of the first that failed."""
+    # srun reports 128 + the signal number.
     signals = [-code if code < 0 else code - 128 if code != INTERRUPTED else 0 for code in codes]
-    killed = [(index, number) for index, number in enumerate(signals) if number > 0]
+    killed_processes = [(index, signal_number) for index, signal_number in enumerate(signals) if signal_number > 0]
     failures = [Failure(**json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob(".failure-*.json")]
     for path in folder.glob(".failure-*.json"):
         path.unlink(missing_ok=True)
-    if killed:
-        index, number = killed[0]
-        which = f"process {index + 1} of {len(codes)}" if len(codes) > 1 else "a process"
+    if killed_processes:
+        index, signal_number = killed_processes[0]
+        process_label = f"process {index + 1} of {len(codes)}" if len(codes) > 1 else "a process"
         return PylorusError(
-            f"{which} was ended by {signal.Signals(number).name}. Most often the machine's "
-            "memory is used up (dmesg tells): take a smaller trainer.batch_size or fewer trainer.devices.\n"
-            f"Then go on: python train.py resume={folder}"
+            f"{process_label} was killed by {signal.Signals(signal_number).name}. Most often the machine "
+            "ran out of memory (see dmesg): set a smaller trainer.batch_size or fewer trainer.devices.\n"
+            f"Then resume: python train.py resume={folder}"
         )
     if failures:
         first = min(failures, key=lambda failure: failure.at)
@@ -166,7 +166,7 @@ def _why(codes: list[int], folder: Path) -> BaseException:
         return PylorusError(f"process {first.index + 1} failed: {first.message}" if first.trace else first.message)
     if INTERRUPTED in codes:
         return KeyboardInterrupt()
-    return PylorusError(f"the run's processes ended with exit codes {', '.join(map(str, codes))}")
+    return PylorusError(f"the run's processes exited with codes {', '.join(map(str, codes))}")
 
 
 def _free_port() -> int:

@@ -1,1 +1,1 @@
-"""A stage of training: from what it is served to what it leaves in its folder."""
+"""One stage of training, from its data to the files in its folder."""

@@ -1,9 +1,9 @@
-"""What a stage keeps of its network: the weights of its best epoch, and all that is needed to go on.
+"""Checkpoints of a stage: the weights of its best epoch, and all that is needed to resume.
 
-Both lie in checkpoints/. `last.ckpt` is the state after a whole epoch, or within one that takes long or was asked to
-stop: weights, optimiser, schedule, how many epochs and batches. It names the best epoch up to then, whose weights lie
-beside it as `best-<epoch>.ckpt`; when the stage is trained these become `best.ckpt`, `stage.json` says so, and
-`last.ckpt` goes. Whatever kills a run, what `last.ckpt` names is there.
+Both are in checkpoints/. `last.ckpt` is the state after a complete epoch, or within one that takes long or was asked to
+stop: weights, optimizer, schedule, number of epochs and batches. It names the best epoch so far, whose weights are
+beside it in `best-<epoch>.ckpt`. When the stage is trained, that file becomes `best.ckpt`, `stage.json` is written, and
+`last.ckpt` is deleted. However a run is killed, the files that `last.ckpt` refers to exist.
 """
 
 import math
@@ -22,19 +22,19 @@ from pylorus.runs.signals import Stop
 from pylorus.stages.folder import Reached, StageFolder
 
 SHARE_OF_TIME = 0.02
-"""Of training, that saving may take: where it takes longer, not every epoch is saved."""
+"""Fraction of training time that saving may take: if it takes longer, not every epoch is saved."""
 LONGEST = 600.0
-"""Seconds of training that a killed run may lose: an epoch that takes longer is saved in its middle."""
+"""Seconds of training that a killed run may lose: longer epochs are saved midway."""
 
 
 class Checkpoints(pl.Callback):
-    """Saves a stage's state as it goes on.
+    """Save a stage's state during training.
 
     Args:
-        saved: The files of the stage.
-        mode: Whether the best is the `min` or the `max` of what the stage monitors.
-        processes: Of which the first one writes.
-        stop: Whether the run is asked to end: then the step goes to its end, and its state is kept.
+        saved: The stage's folder.
+        mode: Whether the best monitored value is the `min` or the `max`.
+        processes: The run's processes; the first one writes.
+        stop: Stop request: the current step is finished and its state saved.
     """
 
     def __init__(self, saved: StageFolder, *, mode: str, processes: Processes, stop: Stop) -> None:
@@ -46,52 +46,52 @@ class Checkpoints(pl.Callback):
         self._reached = Reached(0, 0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the clock of what would be lost; from here to the end a signal waits for what can be saved."""
+        """Start the clock; from now until the end of training, signals wait for a state that can be saved."""
         self._trained_since = time.monotonic()
         self._stop.wait_for_step()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *step: Any) -> None:
-        """Saves within an epoch that takes long, and where the run is asked to stop.
+        """Save within long epochs, and when the run is asked to stop.
 
         Raises:
-            KeyboardInterrupt: If it was asked to.
+            KeyboardInterrupt: If the run was asked to stop.
         """
         batches = int(trainer.fit_loop.epoch_loop.batch_idx) + 1
-        waited = time.monotonic() - self._trained_since
-        due, stop = self._processes.any(waited >= max(LONGEST, self._cost / SHARE_OF_TIME), self._stop.asked)
+        unsaved_seconds = time.monotonic() - self._trained_since
+        due, stop = self._processes.any(unsaved_seconds >= max(LONGEST, self._cost / SHARE_OF_TIME), self._stop.asked)
         if batches == trainer.num_training_batches:
-            return  # the epoch's end is what is saved, after its validation
+            return  # saved at the end of the epoch, after validation
         if due or stop:
             self._save_last(trainer, Reached(trainer.current_epoch, batches))
         if stop:
             self._stop.now()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Before anything of the epoch is written."""
+        """Check that the run's folder still exists, before anything of the epoch is written."""
         RunFolder(self._saved.path.parent).expect_there()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After validation and after early stopping has decided.
+        """Save after validation, and after early stopping has decided.
 
         Raises:
-            KeyboardInterrupt: If the run was asked to stop since the epoch's last step; its state is kept.
+            KeyboardInterrupt: If the run was asked to stop since the epoch's last step; its state is saved.
         """
         score = self._sign * float(trainer.callback_metrics["monitor"])
-        if score > self._best_score or self._best_epoch < 0:  # an undefined score is better than none only
+        if score > self._best_score or self._best_epoch < 0:  # NaN only beats having no score
             self._best_score = score if math.isfinite(score) else -math.inf
             self._best_epoch = int(trainer.current_epoch)
             self._save(trainer, self._saved.best(self._best_epoch), weights_only=True)
         done = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         due = time.monotonic() - self._saved_at >= self._cost / SHARE_OF_TIME
         due, stop = self._processes.any(due and self._processes.first, self._stop.asked)
-        stop = stop and not trainer.should_stop  # gone on with, it would train on where patience has ended the stage
+        stop = stop and not trainer.should_stop  # resumed, it would train on although early stopping ended it
         if (due and not done) or stop:
             self._save_last(trainer, Reached(trainer.current_epoch + 1, 0))
         if stop:
             self._stop.now()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The stage is trained: its best epoch is known."""
+        """Record that the stage is trained, and name its best checkpoint."""
         if self._processes.first:
             _name_also(self._saved.best(self._best_epoch), self._saved.chosen)
             write_json(self._saved.record, {"epochs": int(trainer.current_epoch), "best_epoch": self._best_epoch + 1})
@@ -102,7 +102,7 @@ class Checkpoints(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Adds what Lightning does not keep: how far the stage is and, within an epoch, what was gathered of it."""
+        """Add what Lightning does not save: the stage's progress and, within an epoch, its metric sums."""
         assert isinstance(pl_module, Classifier)
         checkpoint["reached"] = tuple(self._reached)
         if self._reached.batches:
@@ -111,30 +111,30 @@ class Checkpoints(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Takes up what was gathered of an epoch; the first process has it all."""
+        """Restore the metric sums of a partial epoch in the first process."""
         assert isinstance(pl_module, Classifier)
         if "tally" in checkpoint and self._processes.first:
             pl_module.take_gathered(checkpoint["tally"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values, so that a checkpoint loads with tensors only."""
+        """Return plain values, so that a checkpoint loads with tensors only."""
         return {"best_score": self._best_score, "best_epoch": self._best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a state."""
+        """Restore the best score and epoch."""
         self._best_score, self._best_epoch = state_dict["best_score"], state_dict["best_epoch"]
 
     def _save_last(self, trainer: pl.Trainer, reached: Reached) -> None:
-        began = time.monotonic()
+        start = time.monotonic()
         self._reached = reached
         self._save(trainer, self._saved.last)
         self._saved_at = self._trained_since = time.monotonic()
-        self._cost = self._saved_at - began
+        self._cost = self._saved_at - start
         if self._processes.first:
             self._saved.forget_bests_but(self._best_epoch)
 
     def _save(self, trainer: pl.Trainer, path: Path, *, weights_only: bool = False) -> None:
-        """Writes a checkpoint whole, from the first process; the others wait."""
+        """Write a checkpoint atomically from the first process; the others wait."""
         if self._processes.first:
             with whole(path) as temporary:
                 trainer.save_checkpoint(temporary, weights_only=weights_only)
@@ -143,10 +143,10 @@ class Checkpoints(pl.Callback):
         self._processes.wait()
 
 
-def _name_also(path: Path, name: Path) -> None:
-    """Gives a file another name beside its own: if the run is killed now, `last.ckpt` still finds what it names."""
-    with whole(name) as temporary:
+def _name_also(path: Path, link: Path) -> None:
+    """Hard-link or copy a file: if the run is killed now, the name in `last.ckpt` still exists."""
+    with whole(link) as temporary:
         try:
             temporary.hardlink_to(path)
-        except OSError:  # a file system without links
+        except OSError:  # the file system has no hard links
             shutil.copyfile(path, temporary)

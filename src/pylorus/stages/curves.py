@@ -1,4 +1,4 @@
-"""The curves of a stage as a file: metrics.csv, one row an epoch, whole at any time."""
+"""The learning curves of a stage as a file: metrics.csv, one row per epoch, complete at any time."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,16 +11,16 @@ from pylorus.files import whole
 
 
 class CurvesFile(Logger):
-    """Lightning's metrics in metrics.csv: columns `step` (epochs over the whole run) and one a metric.
+    """Write Lightning's metrics to metrics.csv: columns `step` (epochs over the whole run) and one per metric.
 
-    What is undefined stands as an empty cell. A row is written anew when more of its epoch becomes known.
+    Undefined values are empty cells. A row is rewritten when more metrics of its epoch arrive.
 
     Args:
         path: The file.
-        last_step: Up to here rows that lie there are kept: a stage that goes on from there has no gap, no row twice.
+        last_step: Rows up to this step are retained: a stage resumed from there has neither gaps nor duplicates.
 
     Attributes:
-        known_step: The last step that the file held; 0 where there was none.
+        known_step: The last step in the existing file; 0 if there was none.
     """
 
     def __init__(self, path: Path, *, last_step: int = 0) -> None:
@@ -29,31 +29,31 @@ class CurvesFile(Logger):
         self.known_step = 0
         self._rows: dict[int, dict[str, float]] = {}
         if path.is_file():
-            kept = pd.read_csv(path, index_col="step")
-            rows = {int(str(step)): {str(k): float(v) for k, v in row.items()} for step, row in kept.iterrows()}
+            existing = pd.read_csv(path, index_col="step")
+            rows = {int(str(step)): {str(k): float(v) for k, v in row.items()} for step, row in existing.iterrows()}
             self.known_step = max(rows, default=0)
             self._rows = {step: row for step, row in rows.items() if step <= last_step}
 
     @property
     def name(self) -> str:
-        """Lightning's word for the kind of logger."""
+        """Lightning's name for this logger."""
         return "curves"
 
     @property
     def version(self) -> str:
-        """There is one."""
+        """Empty: there is only one."""
         return ""
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Left to config.yaml."""
+        """Do nothing: config.yaml has them."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Adds metrics to the row of a step."""
+        """Add metrics to the row of a step."""
         row = self._rows.setdefault(int(step or 0), {})
         row.update({name: value for name, value in metrics.items() if "/" in name})
 
     def save(self) -> None:
-        """Writes the file; Lightning calls it after each batch of metrics, and before the first."""
+        """Write the file; Lightning calls this after each set of metrics, and before the first."""
         if not self._rows:
             return
         frame = pd.DataFrame([{"step": step, **row} for step, row in sorted(self._rows.items())])

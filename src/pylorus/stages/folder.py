@@ -1,4 +1,4 @@
-"""A stage's folder: what lies where, and how far the stage came."""
+"""A stage's folder: its files, and how far the stage has come."""
 
 import json
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ PARTS = ("val", "test")
 
 @dataclass(frozen=True)
 class Trained:
-    """What is known of a stage when it is trained.
+    """Result of a stage's training.
 
     Attributes:
-        epochs: How many ran.
-        best_epoch: The one whose weights were chosen, from 1.
+        epochs: Number of epochs trained.
+        best_epoch: Epoch whose weights were chosen, from 1.
     """
 
     epochs: int
@@ -22,7 +22,7 @@ class Trained:
 
 
 class Reached(NamedTuple):
-    """How far a stage came that is not trained yet: so many whole epochs, and so many batches of the next."""
+    """Progress of a stage in training: complete epochs, and batches of the next one."""
 
     epochs: int
     batches: int
@@ -36,22 +36,22 @@ class StageFolder:
 
     @property
     def metrics(self) -> Path:
-        """The curves."""
+        """The learning curves."""
         return self.path / "metrics.csv"
 
     @property
     def last(self) -> Path:
-        """The state from which an interrupted stage goes on: after a whole epoch, or in the middle of one."""
+        """The state from which an interrupted stage resumes: after an epoch, or within one."""
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
     def reached(self) -> Reached:
-        """What is on record: all of a trained stage, else what `last.ckpt` stands for."""
+        """Saved progress: all epochs of a trained stage, else that of `last.ckpt`."""
         if self.trained is not None:
             return Reached(self.trained.epochs, 0)
         if not self.last.is_file():
             return Reached(0, 0)
-        import torch  # only here: a status is read without it
+        import torch  # imported here, since reading a status needs no torch
 
         return Reached(*torch.load(self.last, map_location="meta", weights_only=True)["reached"])
 
@@ -62,55 +62,54 @@ class StageFolder:
 
     @property
     def record(self) -> Path:
-        """Says that the stage is trained; see `Trained`."""
+        """The file that marks the stage as trained; see `Trained`."""
         return self.path / "stage.json"
 
     def best(self, epoch: int) -> Path:
-        """The weights of an epoch, from 0, that is the best up to now."""
+        """Return the path of the weights of an epoch, counted from 0, that is the best so far."""
         return self.path / "checkpoints" / f"best-{epoch}.ckpt"
 
     def forget_bests_but(self, epoch: int | None) -> None:
-        """Deletes weights that are the best no longer."""
+        """Delete weights of epochs that are no longer the best."""
         for path in self.chosen.parent.glob("best-*.ckpt"):
             if epoch is None or path != self.best(epoch):
                 path.unlink()
 
     def forget_way(self) -> None:
-        """Deletes what only a stage that is not trained yet needs."""
+        """Delete what is only needed until the stage is trained."""
         self.forget_bests_but(None)
         self.last.unlink(missing_ok=True)
 
-    def predictions(self, part: str) -> Path:
-        """What the best epoch says of each image of `val` or `test`."""
-        return self.path / f"predictions-{part}.parquet"
+    def predictions(self, split: str) -> Path:
+        """Return the path of the best epoch's predictions for `val` or `test`."""
+        return self.path / f"predictions-{split}.parquet"
 
-    def features(self, part: str) -> Path:
-        """Penultimate features of images of `val` or `test`: there until the bundle is written."""
-        return self.path / "checkpoints" / f"features-{part}.npy"
+    def features(self, split: str) -> Path:
+        """Return the path of penultimate features for `val` or `test`; they exist until the bundle does."""
+        return self.path / "checkpoints" / f"features-{split}.npy"
 
     @property
     def network(self) -> Path:
-        """The whole network of a stage that may be shipped, while later stages change it."""
+        """The complete network of a stage that may be shipped, since later stages change it."""
         return self.path / "checkpoints" / "network.safetensors"
 
     def forget_candidate(self) -> None:
-        """Deletes what only a bundle that is not written yet needs."""
+        """Delete what is only needed until the bundle is written."""
         for path in (*map(self.features, PARTS), self.network):
             path.unlink(missing_ok=True)
 
     @property
     def trained(self) -> Trained | None:
-        """How the training ended; None where it has not."""
+        """The result of training; None if it has not finished."""
         if not self.record.is_file():
             return None
         return Trained(**json.loads(self.record.read_text(encoding="utf-8")))
 
     @property
     def finished(self) -> bool:
-        """Whether the stage is trained and has predicted every part, as the bundle predicts it.
+        """Whether the stage is trained and has predicted every split, as the bundle predicts it.
 
-        A stage whose features are gone predicts again: before versions that keep them, predictions were made in the
-        precision of the training.
+        A stage without features predicts again: older versions, which saved none, predicted in training precision.
         """
-        made = [path for part in PARTS for path in (self.features(part), self.predictions(part))]
-        return self.trained is not None and all(path.is_file() for path in made)
+        outputs = [path for split in PARTS for path in (self.features(split), self.predictions(split))]
+        return self.trained is not None and all(path.is_file() for path in outputs)

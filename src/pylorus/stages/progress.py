@@ -1,4 +1,4 @@
-"""How a stage comes along: a bar with the time left on a terminal, a line an epoch everywhere."""
+"""Training progress: a progress bar on a terminal, and one line per epoch everywhere."""
 
 import logging
 import sys
@@ -15,14 +15,14 @@ log = logging.getLogger(__name__)
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar, on a terminal only: in a file each refresh would be a line."""
+    """Lightning's progress bar, on a terminal only: in a file each refresh would be a line."""
 
     def __init__(self, plan: StagePlan) -> None:
         super().__init__(refresh_rate=1 if sys.stderr.isatty() else 0)
         self.plan = plan
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Names the bar after its stage."""
+        """Label the bar with stage and epoch."""
         super().on_train_epoch_start(trainer)
         self.train_progress_bar.set_description(
             f"{self.plan.name} {trainer.current_epoch + 1}/{self.plan.config.epochs}"
@@ -30,36 +30,38 @@ class ProgressBar(TQDMProgressBar):
 
 
 class EpochLine(pl.Callback):
-    """One line an epoch, with the time that the stage will still take."""
+    """Log one line per epoch, with the time remaining in the stage."""
 
     def __init__(self, plan: StagePlan) -> None:
         self.plan = plan
-        self._began = 0.0
+        self._epoch_start = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """An epoch that goes on in its middle does not begin."""
-        self._began = time.monotonic()
+        """Start the clock here too: an epoch resumed midway does not call `on_train_epoch_start`."""
+        self._epoch_start = time.monotonic()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the clock."""
-        self._began = time.monotonic()
+        """Start the clock."""
+        self._epoch_start = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Prints the line."""
+        """Log the line."""
         epochs, name = self.plan.config.epochs, self.plan.name
-        left = (time.monotonic() - self._began) * (epochs - trainer.current_epoch - 1)
+        seconds_left = (time.monotonic() - self._epoch_start) * (epochs - trainer.current_epoch - 1)
 
-        def shown(part: str) -> str:
-            loss, accuracy = (float(trainer.callback_metrics[f"{name}/{part}/{what}"]) for what in ("loss", "accuracy"))
-            return f"loss {loss:.3f}, accuracy {percent(accuracy)}"
+        def shown(split: str) -> str:
+            loss, accuracy = (
+                float(trainer.callback_metrics[f"{name}/{split}/{metric}"]) for metric in ("loss", "accuracy")
+            )
+            return f"loss {loss:.3f}, acc {percent(accuracy)} %"
 
         log.info(
-            "%s %*d/%d   training: %s   validation: %s   %s left",
+            "%s epoch %*d/%d | train: %s | val: %s | %s left",
             name,
             len(str(epochs)),
             trainer.current_epoch + 1,
             epochs,
             shown("train"),
             shown("val"),
-            time.strftime("%H:%M:%S" if left >= 3600 else "%M:%S", time.gmtime(left)),
+            time.strftime("%H:%M:%S" if seconds_left >= 3600 else "%M:%S", time.gmtime(seconds_left)),
         )

@@ -1,4 +1,4 @@
-"""What the stages of a run share."""
+"""State shared by the stages of a run."""
 
 from dataclasses import dataclass
 
@@ -14,17 +14,17 @@ from pylorus.runs.signals import Stop
 
 @dataclass(frozen=True)
 class Run:
-    """What the stages of a run share.
+    """State shared by the stages of a run.
 
     Attributes:
-        config: All of it.
-        folder: Where it is written down.
-        images: Split.
-        backbone: Whose network goes from stage to stage.
-        engine: What it computes on.
-        dashboard: Where it is shown.
-        processes: Who computes it.
-        stop: Whether it is asked to end.
+        config: The run's configuration.
+        folder: The run's folder.
+        images: The catalog with its split.
+        backbone: The network, passed from stage to stage.
+        engine: The compute engine.
+        dashboard: Loggers of the run's dashboards.
+        processes: The run's distributed processes.
+        stop: Whether the run has been asked to stop.
     """
 
     config: Config

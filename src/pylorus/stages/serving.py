@@ -1,4 +1,4 @@
-"""What a stage is served: its images, or the features of its frozen part where they can be kept."""
+"""The data of a stage: its images, or cached features of its frozen prefix where possible."""
 
 import logging
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def policy_of(stage: StageConfig, default: AugmentConfig) -> AugmentConfig:
-    """The augmentation of a stage: the run's, or the one of conf/augment that it names.
+    """Return the augmentation of a stage: the run's, or the one of conf/augment that it names.
 
     Raises:
         PylorusError: If there is no such file.
@@ -34,7 +34,7 @@ def policy_of(stage: StageConfig, default: AugmentConfig) -> AugmentConfig:
     if stage.augment not in files:
         raise PylorusError(
             f"stages: augment: there is no augment/{stage.augment}.yaml.{did_you_mean(stage.augment, files)} "
-            f"Known: {', '.join(sorted(files))}."
+            f"Available: {', '.join(sorted(files))}."
         )
     merged = OmegaConf.to_object(
         OmegaConf.merge(OmegaConf.structured(AugmentConfig), OmegaConf.load(files[stage.augment]))
@@ -46,7 +46,7 @@ def policy_of(stage: StageConfig, default: AugmentConfig) -> AugmentConfig:
 def serve_images(
     plan: StagePlan, config: Config, backbone: Backbone, images: Images, engine: Engine, processes: Processes
 ) -> ImageDataModule:
-    """The images of a stage."""
+    """Build the data module of a stage's images."""
     return ImageDataModule(
         images.table,
         images.catalog.root,
@@ -65,23 +65,23 @@ def serve_images(
 
 
 def serve_features(
-    served: ImageDataModule, classifier: Classifier, plan: StagePlan, config: Config, engine: Engine
+    image_data: ImageDataModule, classifier: Classifier, plan: StagePlan, config: Config, engine: Engine
 ) -> ImageDataModule | FeatureDataModule:
-    """Features in the images' place, where the network can be cut at the stage's depth; else the images.
+    """Build a data module of features if the network can be split at the stage's depth; else return the images'.
 
-    The classifier is told of the cut.
+    Sets `classifier.cut` if features are used.
     """
-    found = depth(classifier.network, plan.config.learn)
-    if not config.cache.prefix or not found.frozen:
-        return served
+    stage_depth = depth(classifier.network, plan.config.learn)
+    if not config.cache.prefix or not stage_depth.frozen:
+        return image_data
     try:
-        prefix = Prefix(classifier, found, engine, image_size=served.form.size)
+        prefix = Prefix(classifier, stage_depth, engine, image_size=image_data.form.size)
     except UncuttableError as error:
-        log.warning("%s: what is frozen is computed again in every epoch: %s", plan.name, error)
-        return served
+        log.warning("%s: frozen layers are recomputed in every epoch: %s", plan.name, error)
+        return image_data
     classifier.cut = prefix.cut
     return FeatureDataModule(
-        served,
+        image_data,
         prefix,
         name=plan.name,
         epochs=plan.config.epochs,

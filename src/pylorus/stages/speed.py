@@ -1,4 +1,4 @@
-"""How long a stage took and what memory it needed: `speed.json` in its folder."""
+"""Duration and memory of a stage: `speed.json` in its folder."""
 
 import time
 from pathlib import Path
@@ -15,58 +15,58 @@ MIB = 2**20
 
 
 class Speed(pl.Callback):
-    """Times a stage from when it is made.
+    """Measure the duration and memory of a stage, starting when this callback is created.
 
     Args:
-        images: In training.
+        images: Number of training images.
         accelerator: cpu, cuda or mps.
 
     Attributes:
-        features_seconds: To find or compute what is frozen; set by who does it.
-        fit_seconds: Of all epochs, with validation and checkpoints.
+        features_seconds: Time to find or compute the frozen prefix's features; set by the caller.
+        fit_seconds: Time for all epochs, with validation and checkpoints.
     """
 
     def __init__(self, images: int, accelerator: str) -> None:
         self._images, self._accelerator = images, accelerator
-        self._began = time.monotonic()
-        self._epoch_began = 0.0
-        self._fit_began = 0.0
+        self._start = time.monotonic()
+        self._epoch_start = 0.0
+        self._fit_start = 0.0
         self._training: list[float] = []
         self.features_seconds = 0.0
         self.fit_seconds = 0.0
         _forget_peak(accelerator)
 
     def on_fit_start(self, *_: Any) -> None:
-        """Starts the clock of the epochs."""
-        self._fit_began = time.monotonic()
+        """Start the clock of the whole fit."""
+        self._fit_start = time.monotonic()
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        """Starts the clock of an epoch."""
-        self._epoch_began = time.monotonic()
+        """Start the clock of an epoch."""
+        self._epoch_start = time.monotonic()
 
     def on_validation_start(self, *_: Any) -> None:
-        """Lightning validates when an epoch's training batches are done."""
+        """Stop the clock of an epoch: Lightning validates after its last training batch."""
         if self._accelerator == "cuda":
             torch.cuda.synchronize()
-        if self._epoch_began:  # not of an epoch that went on in its middle
-            self._training.append(time.monotonic() - self._epoch_began)
+        if self._epoch_start:  # not for an epoch resumed midway
+            self._training.append(time.monotonic() - self._epoch_start)
 
     def on_fit_end(self, *_: Any) -> None:
-        """Stops the clock of the epochs."""
-        self.fit_seconds = time.monotonic() - self._fit_began
+        """Stop the clock of the whole fit."""
+        self.fit_seconds = time.monotonic() - self._fit_start
 
     def write(self, path: Path) -> None:
-        """Writes what was measured as JSON: seconds, training images a second, MiB."""
-        # The first epoch warms up, where there is another.
-        steady = self._training[1:] or self._training
+        """Write the measurements as JSON: seconds, training images per second, MiB."""
+        # The first epoch is a warm-up, unless it is the only one.
+        epoch_seconds = self._training[1:] or self._training
         write_json(
             path,
             {
-                "seconds": round(time.monotonic() - self._began, 3),
+                "seconds": round(time.monotonic() - self._start, 3),
                 "features_seconds": round(self.features_seconds, 3),
                 "fit_seconds": round(self.fit_seconds, 3),
                 "epochs": len(self._training),
-                "images_per_second": round(self._images / median(steady), 2) if steady else None,
+                "images_per_second": round(self._images / median(epoch_seconds), 2) if epoch_seconds else None,
                 "peak_memory_mib": peak_bytes("cpu") // MIB,
                 "peak_gpu_memory_mib": peak_bytes("cuda") // MIB if self._accelerator == "cuda" else None,
             },
@@ -74,7 +74,7 @@ class Speed(pl.Callback):
 
 
 def _forget_peak(accelerator: str) -> None:
-    """Starts the peak of memory anew, where the system can."""
+    """Reset the peak memory, where the system supports it."""
     if accelerator == "cuda":
         torch.cuda.reset_peak_memory_stats()
     try:
@@ -84,7 +84,7 @@ def _forget_peak(accelerator: str) -> None:
 
 
 def peak_bytes(accelerator: str) -> int:
-    """The most memory that this process held, of a GPU's or of the machine's."""
+    """Return the peak memory of this process in bytes: GPU memory for cuda, else main memory."""
     if accelerator == "cuda":
         return int(torch.cuda.max_memory_allocated())
     try:

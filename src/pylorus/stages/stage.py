@@ -1,4 +1,4 @@
-"""One stage of a run: train, take the best epoch, predict, write down."""
+"""Run one stage: train, load the best epoch, predict, save."""
 
 import logging
 from dataclasses import dataclass
@@ -33,12 +33,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage gave.
+    """Result of a stage.
 
     Attributes:
-        epochs: How many ran.
-        best_epoch: The one whose weights the network holds now, from 1.
-        predictions: The table of each part, val and test.
+        epochs: Number of epochs trained.
+        best_epoch: Epoch whose weights the network now holds, from 1.
+        predictions: Prediction table of each split, val and test.
     """
 
     epochs: int
@@ -47,11 +47,11 @@ class StageResult:
 
 
 def run_stage(plan: StagePlan, run: Run) -> StageResult:
-    """Trains one stage, leaves the network at its best epoch and saves what that says of val and test, in fp32.
+    """Train one stage, load its best epoch and save that network's fp32 predictions for validation and test.
 
-    What lies in the stage's folder already is not done again: a stage goes on where it was saved last.
+    Whatever is in the stage's folder is not done again: a stage resumes where it was last saved.
     """
-    place, images = run.folder.stage(plan.name), run.images
+    stage_folder, images = run.folder.stage(plan.name), run.images
     speed = Speed(sum(images.of_class("train")), run.engine.accelerator)
     classifier = Classifier(
         run.backbone,
@@ -65,82 +65,85 @@ def run_stage(plan: StagePlan, run: Run) -> StageResult:
     )
     apply(run.backbone.network, plan.config.learn)
     log.info("\n%s", _headline(plan, run.backbone))
-    if place.finished:
-        log.info("%s was finished before", plan.name)
-        return _finished(classifier, place)
-    photographs = serve_images(plan, run.config, run.backbone, images, run.engine, run.processes)
-    if place.trained is None:
-        _train(classifier, photographs, run, place, speed)
-    _take_best(classifier, place)
-    _predict(plan, run, place, photographs)
+    if stage_folder.finished:
+        log.info("%s is already finished", plan.name)
+        return _finished(classifier, stage_folder)
+    image_data = serve_images(plan, run.config, run.backbone, images, run.engine, run.processes)
+    if stage_folder.trained is None:
+        _train(classifier, image_data, run, stage_folder, speed)
+    _take_best(classifier, stage_folder)
+    _predict(plan, run, stage_folder, image_data)
     if run.processes.first:
-        place.forget_way()  # a run that was killed right after its training left it
-        speed.write(place.path / "speed.json")
+        stage_folder.forget_way()  # remains if a run was killed right after training
+        speed.write(stage_folder.path / "speed.json")
     run.processes.wait()
-    return _result(place)
+    return _result(stage_folder)
 
 
-def _train(classifier: Classifier, photographs: ImageDataModule, run: Run, place: StageFolder, speed: Speed) -> None:
-    """Trains the classifier's stage, from its beginning or from where it was saved last."""
+def _train(
+    classifier: Classifier, image_data: ImageDataModule, run: Run, stage_folder: StageFolder, speed: Speed
+) -> None:
+    """Train the classifier's stage, from the start or from where it was last saved."""
     plan = classifier.plan
-    trainer = stage_trainer(plan, run, place, speed)
-    photographs.begun = place.reached
-    classifier.sample_ids = {part: photographs.sample_ids(part) for part in ("train", "val")}
-    served = serve_features(photographs, classifier, plan, run.config, run.engine)
-    if isinstance(served, FeatureDataModule):
-        speed.features_seconds = served.seconds
+    trainer = stage_trainer(plan, run, stage_folder, speed)
+    image_data.begun = stage_folder.reached
+    classifier.sample_ids = {split: image_data.sample_ids(split) for split in ("train", "val")}
+    data = serve_features(image_data, classifier, plan, run.config, run.engine)
+    if isinstance(data, FeatureDataModule):
+        speed.features_seconds = data.seconds
     if run.config.trainer.compile:
         classifier.compile_network()
-    fit(trainer, classifier, served, place, run)
+    fit(trainer, classifier, data, stage_folder, run)
 
 
-def _predict(plan: StagePlan, run: Run, place: StageFolder, photographs: ImageDataModule) -> None:
-    """Saves the network's answers to val and test; where these are the same images they are computed once."""
-    answers: dict[str, PartAnswers] = {}
-    for part in PARTS:
-        if part == "test" and run.images.validation == "test":
-            answers[part] = answers["val"]
+def _predict(plan: StagePlan, run: Run, stage_folder: StageFolder, image_data: ImageDataModule) -> None:
+    """Save the network's predictions for validation and test; if both are the same images, compute them once."""
+    outputs: dict[str, PartAnswers] = {}
+    for split in PARTS:
+        if split == "test" and run.images.validation == "test":
+            outputs[split] = outputs["val"]
         else:
             progress = run.config.trainer.progress
-            answers[part] = answer_part(run.backbone, photographs, part, run.engine, progress=progress)
+            outputs[split] = answer_part(run.backbone, image_data, split, run.engine, progress=progress)
         table = prediction_table(
-            photographs.parts[part], answers[part].logits, names=run.images.catalog.short_names, split=part
+            image_data.parts[split], outputs[split].logits, names=run.images.catalog.short_names, split=split
         )
         if run.processes.first:
-            run.dashboard.show_predictions(plan, part, table, photographs)
+            run.dashboard.show_predictions(plan, split, table, image_data)
             run.folder.expect_there()
-            with whole(place.features(part)) as temporary:
-                np.save(temporary, answers[part].features)
-            write_predictions(table, place.predictions(part))
+            with whole(stage_folder.features(split)) as temporary:
+                np.save(temporary, outputs[split].features)
+            write_predictions(table, stage_folder.predictions(split))
 
 
-def _take_best(classifier: Classifier, place: StageFolder) -> None:
-    saved = torch.load(place.chosen, map_location="cpu", weights_only=True)
-    classifier.take_weights(saved["state_dict"])
+def _take_best(classifier: Classifier, stage_folder: StageFolder) -> None:
+    checkpoint = torch.load(stage_folder.chosen, map_location="cpu", weights_only=True)
+    classifier.take_weights(checkpoint["state_dict"])
 
 
-def _finished(classifier: Classifier, place: StageFolder) -> StageResult:
-    _take_best(classifier, place)
-    return _result(place)
+def _finished(classifier: Classifier, stage_folder: StageFolder) -> StageResult:
+    _take_best(classifier, stage_folder)
+    return _result(stage_folder)
 
 
-def _result(place: StageFolder) -> StageResult:
-    trained = place.trained
-    assert trained is not None
-    tables = {part: pd.read_parquet(place.predictions(part)) for part in PARTS}
-    return StageResult(trained.epochs, trained.best_epoch, tables)
+def _result(stage_folder: StageFolder) -> StageResult:
+    training_result = stage_folder.trained
+    assert training_result is not None
+    tables = {split: pd.read_parquet(stage_folder.predictions(split)) for split in PARTS}
+    return StageResult(training_result.epochs, training_result.best_epoch, tables)
 
 
 def check_stages(config: Config, backbone: Backbone, images: Images, processes: Processes) -> None:
-    """Builds what each stage will need, so that a misspelt word is told now and not after the stage before.
+    """Build what each stage will need, so that a typo is reported now and not after the previous stage.
 
     Raises:
-        PylorusError: Names the block, the augmentation or the optimiser that there is not, or what can't be shared out.
+        PylorusError: Names the unknown block, augmentation or optimizer, or a split with fewer images than devices.
     """
-    fewest = min(sum(images.of_class(part)) for part in ("train", images.validation, "test"))
-    if fewest < processes.count:
+    smallest = min(sum(images.of_class(split)) for split in ("train", images.validation, "test"))
+    if smallest < processes.count:
         raise PylorusError(
-            f"trainer.devices: found {processes.count} devices, but a part of the split has {fewest} images."
+            f"trainer.devices: found {processes.count} devices, but the smallest split has only {smallest} "
+            f"{'image' if smallest == 1 else 'images'}."
         )
     for stage in config.stages.values():
         depth(backbone.network, stage.learn)
@@ -149,11 +152,12 @@ def check_stages(config: Config, backbone: Backbone, images: Images, processes: 
 
 
 def _headline(plan: StagePlan, backbone: Backbone) -> str:
-    found = depth(backbone.network, plan.config.learn)
+    stage_depth = depth(backbone.network, plan.config.learn)
     parameters = dict(backbone.network.named_parameters())
-    learning = sum(parameters[name].numel() for name in found.learning)
-    total = sum(parameter.numel() for parameter in parameters.values())
+    trainable_count = sum(parameters[name].numel() for name in stage_depth.learning)
+    parameter_count = sum(parameter.numel() for parameter in parameters.values())
     return (
-        f"{plan.name}: {backbone.name} at {backbone.image_size} px, learns {plan.config.learn} "
-        f"({learning:,} of {total:,} parameters), {plan.config.epochs} epochs"
+        f"{plan.name}: {backbone.name} at {backbone.image_size} px, training {plan.config.learn} "
+        f"({trainable_count:,} of {parameter_count:,} parameters), "
+        f"{plan.config.epochs} {'epoch' if plan.config.epochs == 1 else 'epochs'}"
     )

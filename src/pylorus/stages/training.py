@@ -1,4 +1,4 @@
-"""Lightning's part of a stage: a trainer and its fit."""
+"""Lightning's part of a stage: its Trainer and its fit."""
 
 import logging
 import signal
@@ -25,22 +25,29 @@ from pylorus.stages.speed import Speed
 log = logging.getLogger(__name__)
 
 
-def stage_trainer(plan: StagePlan, run: Run, place: StageFolder, speed: Speed) -> pl.Trainer:
-    """What trains a stage, with all that is written, shown and decided after each epoch."""
-    curves = CurvesFile(place.metrics, last_step=plan.first_epoch + place.reached.epochs)
+def stage_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: Speed) -> pl.Trainer:
+    """Build the Trainer of a stage, with its loggers and callbacks."""
+    curves = CurvesFile(stage_folder.metrics, last_step=plan.first_epoch + stage_folder.reached.epochs)
     progress = run.config.trainer.progress and run.processes.first
-    bar = [ProgressBar(plan)] if progress else []
-    checkpoints = Checkpoints(place, mode=better(plan.config), processes=run.processes, stop=run.stop)
-    # The dashboard first: what the file holds is known there, and is not sent again after an interruption.
+    progress_bar = [ProgressBar(plan)] if progress else []
+    checkpoints = Checkpoints(stage_folder, mode=better(plan.config), processes=run.processes, stop=run.stop)
+    # The dashboard first: after an interruption it is not sent again what the file already holds.
     loggers = [*run.dashboard.loggers(known_step=curves.known_step), curves]
     return pl.Trainer(
         accelerator=run.engine.accelerator,
         **spread(run.processes, run.config.trainer),
         precision=run.engine.lightning_precision,
         max_epochs=plan.config.epochs,
-        callbacks=[Freeze(plan.config.learn), *_patience(plan.config), EpochLine(plan), speed, *bar, checkpoints],
+        callbacks=[
+            Freeze(plan.config.learn),
+            *_patience(plan.config),
+            EpochLine(plan),
+            speed,
+            *progress_bar,
+            checkpoints,
+        ],
         logger=loggers if run.processes.first else False,
-        default_root_dir=place.path,
+        default_root_dir=stage_folder.path,
         enable_progress_bar=progress,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -50,32 +57,40 @@ def stage_trainer(plan: StagePlan, run: Run, place: StageFolder, speed: Speed) -
 
 
 def fit(
-    trainer: pl.Trainer, classifier: Classifier, served: pl.LightningDataModule, place: StageFolder, run: Run
+    trainer: pl.Trainer, classifier: Classifier, data: pl.LightningDataModule, stage_folder: StageFolder, run: Run
 ) -> None:
-    """Fits, from the stage's beginning or from where it was saved last."""
-    saved = place.last if place.last.is_file() else None
-    if saved is not None:
-        epochs, batches = place.reached
-        log.info("%s goes on after epoch %d%s", classifier.plan.name, epochs, f", batch {batches}" * (batches > 0))
+    """Fit from the stage's start, or from where it was last saved."""
+    checkpoint = stage_folder.last if stage_folder.last.is_file() else None
+    if checkpoint is not None:
+        epochs, batches = stage_folder.reached
+        log.info("%s resumes after epoch %d%s", classifier.plan.name, epochs, f", batch {batches}" * (batches > 0))
     with _interruptible(trainer), _divided(classifier, run), norm_of_all(classifier.network, classifier.processes):
-        trainer.fit(classifier, served, ckpt_path=saved, weights_only=True)
+        trainer.fit(classifier, data, ckpt_path=checkpoint, weights_only=True)
 
 
 @contextmanager
 def _divided(classifier: Classifier, run: Run) -> Iterator[None]:
-    """What learns is divided among the devices, where that is asked for."""
+    """Shard the trainable weights among the devices, if configured."""
     if not (run.processes.several and run.config.trainer.strategy == "fsdp"):
         yield
         return
-    with sharded(classifier, run.engine.accelerator, image_size=run.backbone.image_size) as (here, learning):
+    with sharded(classifier, run.engine.accelerator, image_size=run.backbone.image_size) as (
+        local_count,
+        trainable_count,
+    ):
         name = classifier.plan.name
-        log.info("%s: the first device holds %s of the %s parameters that learn", name, f"{here:,}", f"{learning:,}")
+        log.info(
+            "%s: the first device holds %s of the %s trainable parameters",
+            name,
+            f"{local_count:,}",
+            f"{trainable_count:,}",
+        )
         yield
 
 
 @contextmanager
 def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
-    """A Ctrl-C stays one, where Lightning would make an error of it and ignore all that follow."""
+    """Raise KeyboardInterrupt on Ctrl-C, where Lightning raises SystemExit and then ignores further signals."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -89,8 +104,8 @@ def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
 def _patience(stage: StageConfig) -> list[pl.Callback]:
     if stage.patience is None:
         return []
-    # An undefined precision is no reason to stop; a loss that is no number stops the run elsewhere.
-    # It decides at validation, so that what is saved at the epoch's end knows of it.
+    # An undefined precision is no reason to stop; a NaN or infinite loss stops the run elsewhere.
+    # Checking at validation makes its decision part of what is saved at the epoch's end.
     return [
         EarlyStopping(
             "monitor",
