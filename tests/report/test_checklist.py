@@ -86,7 +86,7 @@ LEFT_OUT = {"left_out": [{"class": "gastric_ulcer", "split": "not given", "files
             "Teaching.",
         ),
         (answers.images, {"images_per_group": 2}, None, "129 images.", "129 images of 66 groups."),
-        (answers.images, {"config": {"data.kind": "synthetic"}}, None, "129 images.", "129 drawn images."),
+        (answers.images, {"config": {"data.kind": "synthetic"}}, None, "129 images.", "129 synthetic images."),
         (answers.preprocessing, {}, change_bundle_input(crop="auto"), "RGB, made square", "RGB, cropped to the field"),
         (
             answers.classes,

@@ -466,14 +466,14 @@ def test_to_train(candidate: Candidate) -> float:
     return sum(len(split.part("test")) for split in splits) / max(1, sum(len(split.part("train")) for split in splits))
 
 
-def pool_predictions(parts: Sequence[Predictions]) -> Predictions:
+def pool_predictions(tables: Sequence[Predictions]) -> Predictions:
     """Concatenate the predictions for disjoint sets of images."""
     return Predictions(
-        sample=np.concatenate([part.sample for part in parts]),
-        group=np.concatenate([np.asarray(part.group) for part in parts]),
-        true=np.concatenate([part.true for part in parts]),
-        probabilities=np.concatenate([part.probabilities for part in parts]),
-        class_names=parts[0].class_names,
+        sample=np.concatenate([table.sample for table in tables]),
+        group=np.concatenate([np.asarray(table.group) for table in tables]),
+        true=np.concatenate([table.true for table in tables]),
+        probabilities=np.concatenate([table.probabilities for table in tables]),
+        class_names=tables[0].class_names,
     )
 
 
@@ -554,8 +554,8 @@ def _pool_key(candidate: Candidate) -> tuple[object, ...]:
     predictions = candidate.pooled[0]
     order = np.argsort(predictions.sample)
     truth = np.array(predictions.class_names)[predictions.true[order]]
-    parts = (predictions.sample[order], np.asarray(predictions.group)[order], truth)
-    content = "\n".join("\t".join(map(str, part.tolist())) for part in parts)
+    columns = (predictions.sample[order], np.asarray(predictions.group)[order], truth)
+    content = "\n".join("\t".join(map(str, column.tolist())) for column in columns)
     # Other folds may test the same images in total, but they divide them differently: no fold-by-fold comparison.
     return (candidate.kind, hashlib.sha256(content.encode()).hexdigest(), *sorted(candidate.by_test))
 

@@ -179,7 +179,7 @@ def correct_family(
     Args:
         comparisons: Tests that answer the question.
         question: The question in words.
-        others: Tests that could have become the question because it was chosen on their images; enlarge the family.
+        others: Tests that could have become the question because their images chose it; they enlarge the family.
 
     Returns:
         The corrected comparisons. An undefined p-value counts as 1, so that the family does not shrink.

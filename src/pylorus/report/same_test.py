@@ -46,5 +46,5 @@ def name_test(result: Result) -> str:
     table = result.test.predictions
     order = np.argsort(table.sample)
     classes = np.array(table.class_names)[table.true[order]]
-    parts = (table.sample[order], classes, np.asarray(table.group)[order], np.array(sorted(table.class_names)))
-    return hashlib.sha256("\n".join("\t".join(map(str, part.tolist())) for part in parts).encode()).hexdigest()
+    columns = (table.sample[order], classes, np.asarray(table.group)[order], np.array(sorted(table.class_names)))
+    return hashlib.sha256("\n".join("\t".join(map(str, column.tolist())) for column in columns).encode()).hexdigest()

@@ -88,20 +88,22 @@ def name_of_images(contents: set[str]) -> str:
     return hashlib.sha256("\n".join(sorted(contents)).encode()).hexdigest()
 
 
-def contradiction(split: SavedSplit, part: str, samples: np.ndarray, classes: list[str]) -> str | None:
+def contradiction(split: SavedSplit, split_name: str, samples: np.ndarray, classes: list[str]) -> str | None:
     """Describe how predictions and split disagree about images or classes; return None if they agree.
 
     Args:
         split: Split of the run.
-        part: train, val or test.
+        split_name: train, val or test.
         samples: Sample ids of the predicted images, of shape (images,).
         classes: Folder name of the true class of each image, in the same order.
     """
-    rows = split.part(part).set_index("sample_id")["class"]
+    rows = split.part(split_name).set_index("sample_id")["class"]
     unmatched = len(set(samples) ^ set(rows.index))
     if unmatched:
         verb = "image is" if unmatched == 1 else "images are"
-        return f"{unmatched} {verb} either in the predictions or in the {part} split of split.csv, but not in both"
+        return (
+            f"{unmatched} {verb} either in the predictions or in the {split_name} split of split.csv, but not in both"
+        )
     differing = int((rows.loc[list(samples)].to_numpy() != np.array(classes)).sum())
     verb = "image has" if differing == 1 else "images have"
     return f"{differing} {verb} another class in the predictions than in split.csv" if differing else None

@@ -106,36 +106,36 @@ def _facts(evidence: Evidence) -> tuple[Fact, ...]:
     return tuple(facts)
 
 
-def _accuracy_fact(chosen: Candidate, selection: str) -> Fact:
-    accuracy = in_percent(chosen.accuracy)
+def _accuracy_fact(candidate: Candidate, selection: str) -> Fact:
+    accuracy = in_percent(candidate.accuracy)
     interval = f"{accuracy.interval_text}; " if accuracy.interval_text not in ("", DASH) else ""
-    if chosen.kind == SET:
-        name, replicates = "Test accuracy", f", mean of {chosen.replicate_words}" if chosen.replicates > 1 else ""
-    elif chosen.kind == FOLDS:
-        name, replicates = "Accuracy, folds pooled", f", {chosen.replicate_words}"
+    if candidate.kind == SET:
+        name, replicates = "Test accuracy", f", mean of {candidate.replicate_words}" if candidate.replicates > 1 else ""
+    elif candidate.kind == FOLDS:
+        name, replicates = "Accuracy, folds pooled", f", {candidate.replicate_words}"
     else:
-        name, replicates = "Mean test accuracy", f", {chosen.replicate_words}"
-    return Fact(name, f"{accuracy.value_text} %", f"{interval}{chosen.label}{replicates}, {selection}")
+        name, replicates = "Mean test accuracy", f", {candidate.replicate_words}"
+    return Fact(name, f"{accuracy.value_text} %", f"{interval}{candidate.label}{replicates}, {selection}")
 
 
-def _image_facts(chosen: Candidate, pool: Pool) -> list[Fact]:
-    test = chosen.representative.test
+def _image_facts(candidate: Candidate, pool: Pool) -> list[Fact]:
+    test = candidate.representative.test
     if pool.kind == SET:
         groups = f"of {test.groups:,} groups" if test.clusters is not None else "each its own group"
         return [
             Fact("Test images", f"{test.images:,}", groups),
-            Fact("Split", chosen.representative.split, "first digits of the SHA-256 of split.csv"),
+            Fact("Split", candidate.representative.split, "first digits of the SHA-256 of split.csv"),
         ]
     if pool.kind == FOLDS:
-        predictions = chosen.pooled[0]
+        predictions = candidate.pooled[0]
         count = len(set(predictions.group.tolist()))
         groups = f"of {count:,} groups" if count < len(predictions.true) else "each its own group"
-        folds = f"{len(chosen.rounds[0])} of {chosen.wanted_folds}"
+        folds = f"{len(candidate.rounds[0])} of {candidate.wanted_folds}"
         return [
             Fact("Test images", f"{len(predictions.true):,}", f"{groups}, each tested in one fold"),
             Fact("Folds", folds, "each with its own split"),
         ]
-    return [Fact("Splits", str(len(chosen.by_test)), "with overlapping test images")]
+    return [Fact("Splits", str(len(candidate.by_test)), "with overlapping test images")]
 
 
 def _describe_choice(winner: Winner) -> str:
