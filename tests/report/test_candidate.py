@@ -195,5 +195,5 @@ def test_pooled_folds_are_compared_by_patient_and_as_procedures(make_run):
     assert comparison.images.groups == 90
     assert comparison.accuracy.patients.p_value == comparison.images.p_value
     assert comparison.accuracy.training.value == pytest.approx(0.35)
-    assert "training sets that overlap" in winner.verdict
+    assert "overlapping training sets" in winner.verdict
     assert np.isclose(float(winner.leaders[0].share), 0.85)

@@ -75,9 +75,9 @@ def test_without_validation_predictions_nothing_is_calibrated_and_it_says_so(mak
         (lambda table: table.assign(**{"probability/GC": np.nan}), "probabilities of image 0 hold nan"),
         (lambda table: table.assign(**{"probability/GC": 0.5}), "probabilities of image"),
         (lambda table: table.assign(group=None), "column group is empty in 60 of 60 rows"),
-        (lambda table: table.assign(true="XX"), "column true holds ['XX']"),
-        (lambda table: table.drop(columns="group"), "expected ['group']"),
-        (lambda table: table.drop(columns="probability/CG"), "expected ['probability/CG']"),
+        (lambda table: table.assign(true="XX"), "column true contains ['XX']"),
+        (lambda table: table.drop(columns="group"), "expected also ['group']"),
+        (lambda table: table.drop(columns="probability/CG"), "expected also ['probability/CG']"),
         (lambda table: table.assign(sample_id=table["sample_id"].iloc[0]), "samples that come more than once"),
         (
             lambda table: table.assign(predicted=table["predicted"].iloc[::-1].to_numpy()),
@@ -135,7 +135,7 @@ def test_a_damaged_file_is_named(make_run, file, content, undrawn):
 def test_predictions_without_a_split_are_refused_since_no_table_could_cite_it(make_run):
     run = make_run()
     (run / "split.csv").unlink()
-    with pytest.raises(PylorusError, match=r"there is no split\.csv"):
+    with pytest.raises(PylorusError, match=r"split\.csv is missing"):
         gather([run], FAST)
 
 

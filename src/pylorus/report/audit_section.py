@@ -64,7 +64,7 @@ def left_out_table(run: SavedRun, *, number: int) -> Table:
         key="left-out" if number == 1 else f"left-out-{number}",
         title=f"{run.label}: files excluded because they could not be read",
         basis="By the split that came with the images, before any random split.",
-        columns=(*text_columns("class", "split"), Column("files")),
+        columns=(*text_columns("class", "part"), Column("files")),
         rows=tuple(Row((row["class"], row["split"], int(row["files"]))) for row in run.audit["left_out"]),
     )
 
@@ -75,7 +75,7 @@ def finding_table(run: SavedRun, *, number: int) -> Table:
         key="audit" if number == 1 else f"audit-{number}",
         title=f"{run.label}: findings of the data audit",
         basis="A case is one file or several files that belong together; findings on the whole data set have none.",
-        columns=(*text_columns("severity", "finding", "description"), Column("cases")),
+        columns=(*text_columns("severity", "finding", "what"), Column("cases")),
         rows=tuple(
             Row((each["severity"], each["code"], each["sentence"], len(each["items"])))
             for each in run.audit["findings"]

@@ -127,7 +127,7 @@ def checklist_table(evidence: Evidence) -> Table:
         key="checklist",
         title="Draft of the STARD-AI and CLAIM checklists",
         basis="",
-        columns=text_columns("topic", "STARD", "CLAIM", "documented by the runs, and blanks for the author"),
+        columns=text_columns("topic", "STARD", "CLAIM", "from the runs, and blanks for the author"),
         rows=_rows(evidence, ITEMS),
         notes=(
             "Item numbers: STARD 2015 and CLAIM 2020; AI: added or changed by STARD-AI (2025). This is a draft to "

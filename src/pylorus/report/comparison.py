@@ -388,13 +388,13 @@ def _replicate_sentence(comparison: Comparison) -> str:
     if comparison.family > 1:
         p_value += f" after Holm's correction for {comparison.family} comparisons"
     mean = "mean " if pool.kind == SPLITS or len(ahead.rounds) > 1 or len(behind.rounds) > 1 else ""
-    shares = f"{mean}{percent(float(ahead.share))} against {percent(float(behind.share))}"
+    shares = f"{mean}{percent(float(ahead.share))} vs. {percent(float(behind.share))}"
     if widest.has_interval:
         over = "" if pool.kind == SET else {FOLDS: "(mean over folds) ", SPLITS: "(mean over splits) "}[pool.kind]
         low, high = sorted((100 * sign * widest.low, 100 * sign * widest.high))
         shares += f"; difference {over}{100 * sign * widest.value:+.1f} points, {low:+.1f} to {high:+.1f}"
     if ahead.share == behind.share:
-        return f"{ahead.label} and {behind.label} are equally accurate {where} ({shares}; {p_value})."
+        return f"{ahead.label} and {behind.label} are correct equally often {where} ({shares}; {p_value})."
     verdict = "is shown to be better than" if comparison.is_shown else "is not shown to be better than"
     return f"{ahead.label} {verdict} {behind.label} {where} ({shares}; {p_value}, {_chances(comparison)})."
 

@@ -177,7 +177,7 @@ def _environment_table(environment: Mapping[str, Any], labels: list[str], *, num
         key="environment" + (f"-{number}" if number > 1 else ""),
         title=f"Machine and versions ({', '.join(labels)})",
         basis="",
-        columns=text_columns("item", "value"),
+        columns=text_columns("what", "found"),
         rows=tuple(Row(row) for row in rows),
     )
 
