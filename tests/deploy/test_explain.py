@@ -293,12 +293,12 @@ def test_the_worst_mistakes_stand_in_the_report_with_their_maps(trained_run, tmp
     main(["report", str(run), "--thumbnails"])
     page = (run / "report" / "report.html").read_text()
     assert page.count("the heat map for ") == (table["class"] == table["predicted"]).sum() > 0
-    assert "No randomisation check was made of them." in page
+    assert "No randomisation check was performed." in page
     stage = trained_run.shipped.name
     assert saved_maps(read_run(run), stage=stage).overlays
     assert not saved_maps(read_run(run), stage="another").overlays
     (run / "model" / "SHA256SUMS").write_text("another")
-    assert "are of another bundle" in saved_maps(read_run(run), stage=stage).said
+    assert "were computed with a different bundle" in saved_maps(read_run(run), stage=stage).said
     assert not saved_maps(read_run(run), stage=stage).overlays
     shutil.rmtree(run / "maps")
     assert "pylorus explain RUN/model --mistakes" in saved_maps(read_run(run), stage=stage).said

@@ -47,7 +47,7 @@ def test_a_split_whose_parts_share_an_image_is_marked_whatever_the_configuration
 def test_in_a_mixed_report_a_mark_names_the_runs_that_it_is_about(make_run):
     paths = [make_run("a"), make_run("b", model="vgg19.tv_in1k", config={"data.kind": "synthetic"})]
     runs = gather(paths, FAST).runs
-    assert mark_words(runs) == "DRAWN IMAGES: no clinical meaning (vgg19)."
+    assert mark_words(runs) == "SYNTHETIC IMAGES: no clinical meaning (vgg19)."
 
 
 def test_looks_count_each_stage_that_predicted_the_test_set(make_run):

@@ -58,4 +58,4 @@ def test_a_thumbnail_shows_the_image_that_was_predicted_and_no_other(make_run, t
     shown, changed, gone = (thumbnails_of(run, [sample])[sample] for sample in rows["sample_id"])
     assert shown.jpeg
     assert (changed.jpeg, changed.missing) == ("", "the file has changed since the run")
-    assert (gone.jpeg, gone.missing) == ("", "the file is not there any more")
+    assert (gone.jpeg, gone.missing) == ("", "the file no longer exists")

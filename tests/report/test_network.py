@@ -29,7 +29,7 @@ def test_the_table_has_every_block_and_a_sum(make_run):
 
 def test_the_figure_says_in_words_what_learned(make_run):
     drawing = structure_figure(read_run(make_run()))
-    assert "pretrain: 6,147 of 160,963 parameters learn" in drawing.alt
+    assert "pretrain: 6,147 of 160,963 parameters trained" in drawing.alt
     texts = [text.get_text() for text in drawing.figure.axes[0].texts]
     assert {"2 × Bottleneck", "256 × 56 × 56", "160,963"} <= set(texts)
 
@@ -37,5 +37,5 @@ def test_the_figure_says_in_words_what_learned(make_run):
 def test_a_network_file_of_another_shape_is_refused(make_run):
     run = make_run()
     (run / "network.json").write_text(json.dumps([{"name": "conv1"}]))
-    with pytest.raises(PylorusError, match=r"network\.json: not as a run writes it"):
+    with pytest.raises(PylorusError, match=r"network\.json: expected the format that a run writes"):
         blocks_of(read_run(run))

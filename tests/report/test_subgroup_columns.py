@@ -131,8 +131,8 @@ def test_devices_sites_and_findings_are_no_persons(values):
     [
         ([""] * 3, "no test image has a value"),
         (["A"] * 5, "all test images have the same value"),
-        (["A", "A", ""], "only one value is stated"),
-        (["a", "b", "c"], "hardly any of its values is shared by two patients"),
+        (["A", "A", ""], "only one value is given"),
+        (["a", "b", "c"], "hardly any of its values are shared by two patients"),
         (["2024-01-03", "2024-02-03", "2024-03-03"], "all its values fall into one subgroup"),
     ],
 )
@@ -142,7 +142,7 @@ def test_a_column_without_subgroups_says_why(values, reason):
 
 def test_the_column_that_cut_the_test_set_says_so():
     (found,) = subgroup_columns({"site": np.array(["C"] * 4)}, np.arange(4), test_column="site")
-    assert found.reason == "all test images have the same value; it says which images are tested on"
+    assert found.reason == "all test images have the same value; it defines the test images"
 
 
 def test_values_that_only_one_patient_has_are_not_shown():

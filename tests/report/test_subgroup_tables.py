@@ -131,7 +131,7 @@ def test_where_all_images_are_recognised_no_difference_can_be_told(with_columns)
     tests = difference_tests(result, columns_of(result), class_name=None, options=FAST)
     assert math.isnan(tests[0].corrected)
     (sentence,) = difference_sentences(result, tests)
-    assert sentence.startswith("Whether the accuracy of resnet50 s differs between the subgroups of site can't be told")
+    assert sentence.startswith("Whether the accuracy of resnet50 s differs between the subgroups of site cannot be tested")
 
 
 def test_groups_of_a_manifest_are_told_as_such(make_run, undrawn):

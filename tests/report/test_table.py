@@ -29,8 +29,8 @@ def test_what_is_undefined_says_why():
         ("b", "x", Number(nan, 1, (nan, nan), reason="no image is of the class")),
         ("c", "x", Number(2.5, 1, (nan, nan), reason="all images are of one group")),
     )
-    assert "–: undefined, since the class is never predicted, or no image is of the class." in found.all_notes
-    assert "(–): no interval, since all images are of one group." in found.all_notes
+    assert "–: undefined, because the class is never predicted, or no image is of the class." in found.all_notes
+    assert "(–): no interval, because all images are of one group." in found.all_notes
 
 
 def test_a_table_without_undefined_values_has_no_such_note():
@@ -47,5 +47,5 @@ def test_equal_words_below_each_other_unite_only_within_what_is_left_of_them():
 
 
 def test_a_row_of_another_length_than_the_columns_is_refused():
-    with pytest.raises(ValueError, match="a row of 2, expected 3"):
+    with pytest.raises(ValueError, match="a row of 2 cells, expected 3"):
         Table("t", "Title", "", text_columns("a", "b", "c"), (Row(("x", "y")),))

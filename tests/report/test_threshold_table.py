@@ -53,12 +53,12 @@ def test_class_sensitivity_and_confidence_are_those_of_the_runs_bundle_unless_ot
     own = {"deploy.class_name": "gastric_ulcer", "deploy.sensitivity": 0.8, "deploy.confidence": 0.7}
     text, _ = thresholds(config=own)
     assert (
-        "A threshold for GU, fixed on the validation images for a true sensitivity of at least 80 % with 70 % conf"
+        "Threshold for GU, fixed on the validation images for a true sensitivity of at least 80 % with 70 % conf"
         in text
     )
     text, _ = thresholds(config=own, options={"class_name": "CG", "sensitivity": 0.9, "guarantee": 0.95})
     assert (
-        "A threshold for CG, fixed on the validation images for a true sensitivity of at least 90 % with 95 % conf"
+        "Threshold for CG, fixed on the validation images for a true sensitivity of at least 90 % with 95 % conf"
         in text
     )
 

@@ -1,4 +1,4 @@
-"""Pairs of candidates on the same test images: differences, intervals and p-values in one table."""
+"""Tables of paired comparisons on the same test images: differences, confidence intervals and p-values."""
 
 from collections.abc import Sequence
 
@@ -9,32 +9,33 @@ from pylorus.report.comparison import ACCURACY, AUROC, MACRO_F1, UNDEFINED, Comp
 from pylorus.report.table import Cell, Column, Row, Table, as_number, in_percent, p_value, text_columns
 
 PAIR_METHODS = (
-    "McNemar: exact, the images of a group kept together. Macro F1: the same exchange of the two models' answers on "
-    "whole groups. AUROC: DeLong, in groups Obuchowski, with Student's t. Intervals are combined from those of the two "
-    "(MOVER), so that interval and p may disagree close to the level."
+    "Accuracy: exact McNemar test that keeps the images of a group together. Macro F1: permutation test that exchanges "
+    "the predictions of the two models for whole groups. AUROC: DeLong or, with several images per group, Obuchowski, "
+    "with Student's t. Confidence intervals are combined from those of the two models (MOVER), so an interval and its "
+    "p may disagree close to the significance level."
 )
 SEED_METHODS = (
-    "Several seeds: means over the seeds. p of patients: exact sign-flip test by group on the mean over seeds; p of "
-    "training and the interval allow for patients and for seeds (Obuchowski and Rockette 1995, Hillis 2014)."
+    "Several seeds: means over the seeds. p (patients): exact sign-flip test by group on the mean over seeds; p "
+    "(training) and its interval account for patients and for seeds (Obuchowski and Rockette 1995, Hillis 2014)."
 )
 FOLD_METHODS = (
-    "Folds: p of patients is McNemar's on the pooled out-of-fold decisions, the images of a group kept together; p of "
-    "training and its interval are of the mean over folds and allow for training sets that overlap (Nadeau and Bengio "
-    "2003). AUROC: mean over folds, since scores of different models are not on one scale."
+    "Folds: p (patients) is from McNemar's test on the pooled out-of-fold predictions, which keeps the images of a "
+    "group together; p (training) and its interval refer to the mean over folds and account for overlapping training "
+    "sets (Nadeau and Bengio 2003). AUROC: mean over folds, since scores of different models are not on the same scale."
 )
 SPLIT_METHODS = (
-    "Repeated splits: p of patients is an exact sign-flip test by group over all splits; p of training and its "
-    "interval allow for training sets that overlap (Nadeau and Bengio 2003)."
+    "Repeated splits: p (patients) is from an exact sign-flip test by group over all splits; p (training) and its "
+    "interval account for overlapping training sets (Nadeau and Bengio 2003)."
 )
-DECIDES = "Of the p of patients and the p of training the larger one is corrected and decides."
+DECIDES = "The larger of p (patients) and p (training) is corrected and decides."
 
 
 def comparison_table(comparisons: Sequence[Comparison], *, class_name: str | None) -> Table:
-    """The pairs that a question asks about, first minus second, each p corrected within its question.
+    """Build the table of pairs that a research question asks about, first minus second, with p corrected per question.
 
     Args:
         comparisons: At least one.
-        class_name: The class whose AUROC was compared; None if none was.
+        class_name: Short name of the class whose AUROC was compared, if any.
     """
     return _table(
         comparisons,
@@ -42,51 +43,52 @@ def comparison_table(comparisons: Sequence[Comparison], *, class_name: str | Non
         key="comparisons",
         title="Differences on the same test images, first minus second",
         notes=(
-            "Winner: one configuration against each other one. Stages: within a configuration, one against another. "
-            "Each p in a column named Holm is corrected by Holm's method within its question, over as many tests as "
-            "its row says; an index is a family of its own. Intervals are of each pair by itself.",
-            "A difference is shown where the corrected p is below 0.05.",
+            "Winner: one configuration against each of the others. Stages: one stage against another of the same "
+            "configuration. p in columns headed Holm is corrected by Holm's method within its question, over the "
+            "number of tests given in its row; each index is a family of its own. Confidence intervals are not "
+            "corrected.",
+            "A difference is considered shown if the corrected p is below 0.05.",
         ),
         corrected=True,
     )
 
 
 def other_table(comparisons: Sequence[Comparison], *, class_name: str | None) -> Table:
-    """All other pairs, unadjusted.
+    """Build the table of all other pairs, without correction.
 
     Args:
         comparisons: At least one.
-        class_name: The class whose AUROC was compared; None if none was.
+        class_name: Short name of the class whose AUROC was compared, if any.
     """
     return _table(
         comparisons,
         class_name,
         key="comparisons-other",
-        title="Appendix: all other pairs, UNADJUSTED for their number",
+        title="Appendix: all other pairs, UNADJUSTED for multiple testing",
         notes=(
-            "UNADJUSTED: of so many pairs some fall below 0.05 by chance. No sentence of this report rests on them; "
-            "they are for planning further studies.",
+            "UNADJUSTED: among so many pairs, some p-values are below 0.05 by chance alone. No statement in this "
+            "report relies on them; they are intended for planning further studies.",
         ),
         corrected=False,
     )
 
 
 def describe_comparisons(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
-    """How pairs of a report were compared and corrected; nothing where none were."""
+    """Describe how the pairs of a report were compared and corrected; empty if there are none."""
     if not comparisons:
         return ()
     corrected = (
-        "Pairs on the same test images: each question is a family of its own for Holm's method, each index by itself; "
-        "pairs that no question asks about are unadjusted."
+        "Pairs on the same test images: each question is a separate family for Holm's method, as is each index within "
+        "it; pairs that no question asks about are unadjusted."
         if any(each.family > 1 for each in comparisons)
-        else "Pairs on the same test images: each question is a single test, so there is nothing to correct; pairs "
+        else "Pairs on the same test images: each question is a single test, so no correction is needed; pairs "
         "that no question asks about are unadjusted."
     )
     return (corrected, *describe_methods(comparisons))
 
 
 def describe_methods(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
-    """How pairs were compared, for the kinds of pairs that there are."""
+    """Describe the methods of comparison for the kinds of pairs present."""
     methods = (
         (PAIR_METHODS, any(_is_pair(each) for each in comparisons)),
         (SEED_METHODS, any(each.pool.kind == SET and not _is_pair(each) for each in comparisons)),
@@ -107,9 +109,9 @@ def _table(
     corrected: bool,
 ) -> Table:
     candidates = dict.fromkeys(each for pair in comparisons for each in (pair.first, pair.second))
-    single = any(each.images is not None for each in comparisons)
-    trained = any(each.accuracy.training is not None for each in comparisons)
-    adjusted = "p, Holm" if corrected else "p, unadjusted"
+    has_single_runs = any(each.images is not None for each in comparisons)
+    has_training = any(each.accuracy.training is not None for each in comparisons)
+    p_title = "p, Holm" if corrected else "p, unadjusted"
     return Table(
         key=key,
         title=title,
@@ -118,7 +120,10 @@ def _table(
             *(text_columns("question") if corrected else ()),
             *text_columns("first", "second"),
             *((Column("tests", over="corrected for"),) if corrected else ()),
-            *((Column("first alone", over="images right"), Column("second alone", over="images right")) * single),
+            *(
+                (Column("first alone", over="images right"), Column("second alone", over="images right"))
+                * has_single_runs
+            ),
             Column("points", over="accuracy, patients"),
             Column("p", over="accuracy, patients"),
             *(
@@ -126,16 +131,17 @@ def _table(
                     Column("points", over="accuracy, allowing for training"),
                     Column("p", over="accuracy, allowing for training"),
                 )
-                * trained
+                * has_training
             ),
-            *((Column(adjusted, over="accuracy"),) * (corrected or trained)),
+            *((Column(p_title, over="accuracy"),) * (corrected or has_training)),
             Column("points", over="macro F1"),
-            Column(adjusted, over="macro F1"),
+            Column(p_title, over="macro F1"),
             Column("difference", over=f"AUROC {class_name or ''}".strip()),
-            Column(adjusted, over=f"AUROC {class_name or ''}".strip()),
+            Column(p_title, over=f"AUROC {class_name or ''}".strip()),
         ),
         rows=tuple(
-            Row(tuple(_cells(each, corrected=corrected, single=single, trained=trained))) for each in comparisons
+            Row(tuple(_cells(each, corrected=corrected, single=has_single_runs, trained=has_training)))
+            for each in comparisons
         ),
         notes=(*notes, *describe_methods(comparisons)),
     )
@@ -148,8 +154,8 @@ def _is_pair(comparison: Comparison) -> bool:
 def _cells(each: Comparison, *, corrected: bool, single: bool, trained: bool) -> list[Cell]:
     patients, training = each.accuracy.patients or UNDEFINED, each.accuracy.training or UNDEFINED
     auroc: Estimate = UNDEFINED if each.auroc is None else each.auroc.widest
-    same = each.first.configuration == each.second.configuration
-    cells: list[Cell] = ["stages" if same else "winner"] if corrected else []
+    same_configuration = each.first.configuration == each.second.configuration
+    cells: list[Cell] = ["stages" if same_configuration else "winner"] if corrected else []
     cells += [each.first.label, each.second.label]
     cells += [each.family] if corrected else []
     if single:

@@ -1,4 +1,4 @@
-"""Confusion matrices as heat maps: each row's share as the shade, the count as the number."""
+"""Plot confusion matrices as heat maps: shading by proportion of the row, annotated with counts."""
 
 from collections.abc import Sequence
 
@@ -14,16 +14,16 @@ from pylorus.report.result import Result
 from pylorus.report.study_tables import published_basis
 
 READABLE = 12
-"""Most classes whose counts can be read in a panel."""
+"""Maximum number of classes for which a panel shows counts."""
 
 FEW = 5
-"""Classes beyond this number need larger panels."""
+"""With more classes than this, panels are larger."""
 
-NOTE = "Rows are true classes, columns predicted ones. Shade: share of the true class."
+NOTE = "Rows: true class; columns: predicted class. Shading: proportion of the true class."
 
 
 def confusion_figures(results: Sequence[Result]) -> list[Drawing]:
-    """The confusion matrices of all results, in as many figures as they need.
+    """Plot the confusion matrices of all results, in as many figures as needed.
 
     Args:
         results: At least one.
@@ -31,26 +31,30 @@ def confusion_figures(results: Sequence[Result]) -> list[Drawing]:
     figures = arranged(results)
     drawings = []
     for number, lines in enumerate(figures, start=1):
-        shown = [result for line in lines for result in line if result is not None]
+        plotted = [result for line in lines for result in line if result is not None]
         panels = [
             [None if result is None else (_title(result), _names(result), result.images.confusion) for result in line]
             for line in lines
         ]
         part = f"-{number}" if len(figures) > 1 else ""
-        right = ", ".join(
+        correct = ", ".join(
             f"{result.label}: {result.images.shares.accuracy.successes} of {result.images.shares.accuracy.total}"
-            for result in shown
+            for result in plotted
         )
         drawings.append(
             _drawing(
-                f"confusion-matrices{part}", "Confusion matrices of the test images", tested_on(shown), panels, right
+                f"confusion-matrices{part}",
+                "Confusion matrices of the test images",
+                tested_on(plotted),
+                panels,
+                correct,
             )
         )
     return drawings
 
 
 def published_confusion_figure() -> Drawing:
-    """Table 4 of the study, drawn as ours are."""
+    """Plot table 4 of the study in the style of our figures."""
     stages = list(dict.fromkeys(result.stage for result in STUDY.results))
     panels = [
         [
@@ -60,45 +64,45 @@ def published_confusion_figure() -> Drawing:
         ]
         for stage in stages
     ]
-    right = ", ".join(f"{each.model} {each.stage}: {each.confusion.trace()} of 450" for each in STUDY.results)
+    correct = ", ".join(f"{each.model} {each.stage}: {each.confusion.trace()} of 450" for each in STUDY.results)
     return _drawing(
-        "published-confusion-matrices", "As published: confusion matrices", published_basis(), panels, right
+        "published-confusion-matrices", "As published: confusion matrices", published_basis(), panels, correct
     )
 
 
 Panel = tuple[str, Sequence[str], NDArray[np.int64]]
 
 
-def _drawing(key: str, title: str, basis: str, panels: Sequence[Sequence[Panel | None]], right: str) -> Drawing:
-    across = len(panels[0])
-    most = max(len(panel[1]) for line in panels for panel in line if panel is not None)
-    side = WIDTH / max(across, 3 if most <= FEW else 2)
+def _drawing(key: str, title: str, basis: str, panels: Sequence[Sequence[Panel | None]], correct: str) -> Drawing:
+    columns = len(panels[0])
+    max_classes = max(len(panel[1]) for line in panels for panel in line if panel is not None)
+    side = WIDTH / max(columns, 3 if max_classes <= FEW else 2)
     with style():
-        # A title of two lines and a label below take more room than the label beside.
-        figure = new_figure(len(panels) * (side * 1.06 + 0.15), width=side * across)
-        grid = figure.subplots(len(panels), across, squeeze=False)
+        # The two-line title and the label below need more space than the label on the left.
+        figure = new_figure(len(panels) * (side * 1.06 + 0.15), width=side * columns)
+        grid = figure.subplots(len(panels), columns, squeeze=False)
         for line, axes_line in zip(panels, grid, strict=True):
             for axes, panel in zip(axes_line, line, strict=True):
                 if panel is None:
                     axes.set_axis_off()
                 else:
-                    _heat_map(axes, *panel, small=across > 3)
-    return Drawing(key, title, basis, f"Heat maps of counts. Recognised: {right}.", figure, (NOTE,))
+                    _heat_map(axes, *panel, small=columns > 3)
+    return Drawing(key, title, basis, f"Heat maps of counts. Correctly classified: {correct}.", figure, (NOTE,))
 
 
 def _heat_map(axes: Axes, title: str, names: Sequence[str], counts: NDArray[np.int64], *, small: bool) -> None:
-    total = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
-    axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1.15, edgecolors=PAPER, linewidth=1.5)
+    totals = counts.sum(axis=1, keepdims=True)
+    proportions = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    axes.pcolormesh(proportions, cmap="Blues", vmin=0, vmax=1.15, edgecolors=PAPER, linewidth=1.5)
     axes.invert_yaxis()
     axes.set_aspect("equal")
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.set_title(title, fontsize=6.5 if small else 8.5)
-    places = np.arange(len(names)) + 0.5
+    positions = np.arange(len(names)) + 0.5
     slanted = max(len(name) for name in names) * len(names) > 24
-    axes.set_xticks(places, names, rotation=35 if slanted else 0, ha="right" if slanted else "center")
-    axes.set_yticks(places, names)
+    axes.set_xticks(positions, names, rotation=35 if slanted else 0, ha="right" if slanted else "center")
+    axes.set_yticks(positions, names)
     axes.tick_params(length=0, labelsize=7.5)
     axes.set_xlabel("predicted", fontsize=7.5)
     axes.set_ylabel("true", fontsize=7.5)
@@ -113,7 +117,7 @@ def _heat_map(axes: Axes, title: str, names: Sequence[str], counts: NDArray[np.i
             ha="center",
             va="center",
             fontsize=size,
-            color=PAPER if shares[row, column] > 0.6 else INK,
+            color=PAPER if proportions[row, column] > 0.6 else INK,
             fontweight="bold" if row == column else "normal",
         )
 

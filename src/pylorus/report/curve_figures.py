@@ -1,4 +1,4 @@
-"""Curves over epochs: accuracy and loss of all models in one plot, and each class's indices of one model."""
+"""Plot curves over epochs: accuracy and loss of all models in one figure, and per-class metrics of one model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from pylorus.report.run_facts import validation_images
 from pylorus.report.saved_run import SavedRun, SavedStage
 
 STEEP = 30.0
-"""How many times its least value a loss may reach before it is drawn on a logarithmic scale."""
+"""A loss whose maximum exceeds its minimum by more than this factor is plotted on a logarithmic scale."""
 
 PANELS = (
     ("train/accuracy", "training accuracy, %"),
@@ -34,8 +34,8 @@ PANELS = (
     ("val/accuracy", "validation accuracy, %"),
     ("val/loss", "validation loss"),
 )
-CHOSEN = "epoch chosen"
-"""What the ring in a legend stands for."""
+CHOSEN = "selected epoch"
+"""Legend entry of the ring."""
 
 INDICES = (("precision", "precision, %"), ("sensitivity", "sensitivity, %"), ("f1", "F1, %"))
 
@@ -50,14 +50,14 @@ class Curves:
 
     @property
     def epochs(self) -> NDArray[np.int64]:
-        """Epochs of the stage, from 1."""
+        """Epochs of the stage, starting at 1."""
         steps: NDArray[np.int64] = np.asarray(self.table["step"], dtype=np.int64)
         epochs: NDArray[np.int64] = steps - steps[0] + 1
         return epochs
 
     @property
     def best(self) -> int | None:
-        """Place of the epoch that validation named the best, of equals the first; None where nothing names one."""
+        """Index of the best epoch by the monitored validation metric (the first of equals); None if it is undefined."""
         monitor = self.stage.monitor
         name = f"val/{monitor}" + ("" if monitor in ("loss", "accuracy") else "/average")
         values = self.of(name)
@@ -66,7 +66,7 @@ class Curves:
         return int(np.nanargmin(values) if monitor == "loss" else np.nanargmax(values))
 
     def of(self, name: str) -> NDArray[np.float64]:
-        """A metric over the epochs, nan where it is undefined or was not written down."""
+        """Return a metric over the epochs, NaN where it is undefined or was not recorded."""
         column = f"{self.stage.name}/{name}"
         if column not in self.table:
             return np.full(len(self.table), np.nan)
@@ -74,7 +74,7 @@ class Curves:
 
 
 def curves_of(runs: Sequence[SavedRun]) -> list[Curves]:
-    """The curves that there are, run by run."""
+    """Return the available curves, run by run."""
     return [
         Curves(run, stage, stage.curves)
         for run in runs
@@ -84,19 +84,19 @@ def curves_of(runs: Sequence[SavedRun]) -> list[Curves]:
 
 
 def training_figure(curves: Sequence[Curves], *, labels: Mapping[SavedRun, str] | None = None) -> Drawing:
-    """Accuracy and loss of all models over the epochs of one stage, on training and on validation images.
+    """Plot accuracy and loss of all models over the epochs of one stage, on training and validation images.
 
     Args:
         curves: At least one, all of the same stage.
-        labels: What the legend calls each run; runs of one label are replicates, drawn thin around their mean. None:
-            each run is its own.
+        labels: Legend label of each run; runs with the same label are replicates, plotted as thin lines around their
+            mean. None: each run has its own label.
     """
     stage = curves[0].stage.name
     names = {each.run: each.run.label for each in curves} | dict(labels or {})
     groups: dict[str, list[Curves]] = {}
     for each in curves:
         groups.setdefault(names[each.run], []).append(each)
-    validated = validation_images([each.run for each in curves])
+    validation_name = validation_images([each.run for each in curves])
     with style():
         legend = [*groups, CHOSEN]
         figure = new_figure(4.4, legend=legend)
@@ -112,61 +112,61 @@ def training_figure(curves: Sequence[Curves], *, labels: Mapping[SavedRun, str] 
     best = [f"{label} {_percent_at(group, 'val/accuracy')}" for label, group in groups.items()]
     return Drawing(
         key=f"curves-{stage}",
-        title=f"Stage {stage}: accuracy and loss over its epochs, on training images and on {validated}",
+        title=f"Stage {stage}: accuracy and loss over epochs, on training images and {validation_name}",
         basis=trained_on(list(dict.fromkeys(each.run for each in curves))),
-        alt=f"Four line plots over epochs. Validation accuracy at the chosen epoch: {', '.join(best)}.",
+        alt=f"Four line plots over epochs. Validation accuracy at the selected epoch: {', '.join(best)}.",
         figure=figure,
         notes=(_ring_note(curves), *_precision_notes(curves), *_replicate_notes(list(groups.values()))),
     )
 
 
 def _precision_notes(curves: Sequence[Curves]) -> tuple[str, ...]:
-    """Why a curve may differ from the tables, of runs that did not train in 32 bits."""
+    """Explain why curves may differ from the tables, for runs that did not train in 32-bit precision."""
     precisions = {str(each.run.environment.get("precision", "32")) for each in curves} - {"32"}
     if not precisions:
         return ()
     return (
-        f"Curves are measured during training, in {' and '.join(sorted(precisions))}; tables are measured in 32 bits, "
-        "as the shipped model computes, and may differ from them.",
+        f"Curves were measured during training, in {' and '.join(sorted(precisions))} precision; tables were measured "
+        "in 32-bit precision, as used by the shipped model, and may differ.",
     )
 
 
 def _ring_note(curves: Sequence[Curves]) -> str:
-    """What the ring marks; an unfinished stage has not predicted test images yet."""
+    """Explain the ring; an unfinished stage has not predicted test images yet."""
     tested = [each.stage.test is not None for each in curves]
-    whose = (
-        "its weights gave the test predictions" if all(tested) else "the best one so far where a stage is unfinished"
+    explanation = (
+        "its weights were used for the test predictions" if all(tested) else "in an unfinished stage, the best so far"
     )
-    return f"A ring marks the best epoch on {validation_images([each.run for each in curves])}; {whose}."
+    return f"A ring marks the best epoch on {validation_images([each.run for each in curves])}; {explanation}."
 
 
 def index_figure(curves: Sequence[Curves], names: Sequence[str], *, label: str, stem: str) -> Drawing:
-    """Precision, sensitivity and F1 of each class on the validation images, over the epochs of one stage.
+    """Plot precision, sensitivity and F1 of each class on the validation images over the epochs of one stage.
 
     Args:
-        curves: Of one stage of one run, or of the replicates of a configuration.
+        curves: Curves of one stage of one run, or of the replicates of a configuration.
         names: Short names of the classes.
-        label: What the configuration is called.
-        stem: The same for the name of the file.
+        label: Label of the configuration.
+        stem: The label as a stem for file names.
     """
     stage = curves[0].stage.name
     with style():
         figure = new_figure(2.3, legend=[*names, CHOSEN])
         panels = figure.subplots(1, 3, sharey=True)
         for axes, (index, title) in zip(panels, INDICES, strict=True):
-            handles = [_draw(axes, curves, f"val/{index}/{name}", place) for place, name in enumerate(names)]
+            handles = [_draw(axes, curves, f"val/{index}/{name}", number) for number, name in enumerate(names)]
             _finish(axes, title, loss=False, values=np.array([0.0, 100.0]))
             axes.set_ylim(-3, 103)
         legend_above(figure, [*handles, _best_handle()], [*names, CHOSEN])
-    last = ", ".join(f"{name} {_percent_at(curves, f'val/f1/{name}')}" for name in names)
+    scores = ", ".join(f"{name} {_percent_at(curves, f'val/f1/{name}')}" for name in names)
     return Drawing(
         key=f"indices-{stem}-{stage}",
         title=f"{label}, stage {stage}: precision, sensitivity and F1 of each class over epochs",
         basis=trained_on([each.run for each in curves]),
-        alt=f"Three line plots over epochs, a line a class. F1 at the chosen epoch: {last}.",
+        alt=f"Three line plots over epochs, one line per class. F1 at the selected epoch: {scores}.",
         figure=figure,
         notes=(
-            f"On {validation_images([each.run for each in curves])}. A gap in a line: undefined, since no image was "
+            f"On {validation_images([each.run for each in curves])}. Gaps in a line: undefined, because no image was "
             "predicted as that class.",
             *_precision_notes(curves),
             *_replicate_notes([curves]),
@@ -175,15 +175,15 @@ def index_figure(curves: Sequence[Curves], names: Sequence[str], *, label: str, 
 
 
 def _draw(axes: Axes, curves: Sequence[Curves], name: str, number: int) -> Line2D:
-    """One curve, shares in %; of replicates their mean, and each thin; a ring at the epoch chosen, if of validation."""
+    """Plot one curve (proportions in %), of replicates the mean and each as a thin line; ring the selected epoch."""
     scale = 1.0 if name.endswith("loss") else 100.0
-    look = line_style(number)
-    several = len(curves) > 1
-    for each in curves if several else ():
+    line_options = line_style(number)
+    has_replicates = len(curves) > 1
+    for each in curves if has_replicates else ():
         axes.plot(each.epochs, scale * each.of(name), **replicate_style(number))
     length = min(len(each.table) for each in curves)
     mean = scale * np.mean([each.of(name)[:length] for each in curves], axis=0)
-    (line,) = axes.plot(curves[0].epochs[:length], mean, markevery=max(1, length // 10), **look)
+    (line,) = axes.plot(curves[0].epochs[:length], mean, markevery=max(1, length // 10), **line_options)
     for each in curves if name.startswith("val/") else ():
         best, values = each.best, scale * each.of(name)
         if best is not None and np.isfinite(values[best]):
@@ -191,21 +191,21 @@ def _draw(axes: Axes, curves: Sequence[Curves], name: str, number: int) -> Line2
                 each.epochs[best],
                 values[best],
                 marker="o",
-                markersize=6 if several else 9,
+                markersize=6 if has_replicates else 9,
                 markerfacecolor="none",
-                markeredgecolor=look["color"],
-                markeredgewidth=0.7 if several else 1.0,
+                markeredgecolor=line_options["color"],
+                markeredgewidth=0.7 if has_replicates else 1.0,
             )
     return line
 
 
 def _replicate_notes(groups: Sequence[Sequence[Curves]]) -> tuple[str, ...]:
-    """What thin lines are, where there are any, and how far a mean goes."""
+    """Explain thin lines, if there are any, and where their mean ends."""
     several = [group for group in groups if len(group) > 1]
     if not several:
         return ()
     short = any(len({len(each.table) for each in group}) > 1 for group in several)
-    return (REPLICATES + (" It ends where the first of them ends." if short else ""),)
+    return (REPLICATES + (" It ends where the shortest of them ends." if short else ""),)
 
 
 def _best_handle() -> Artist:
@@ -223,7 +223,7 @@ def _finish(axes: Axes, title: str, *, loss: bool, values: NDArray[np.float64]) 
 
 
 def _percent_at(curves: Sequence[Curves], name: str) -> str:
-    """A share at the chosen epoch; of replicates the mean."""
+    """Format a proportion at the selected epoch, or its mean over replicates."""
     values = [np.nan if each.best is None else each.of(name)[each.best] for each in curves]
     mean = float(np.mean(values))
     return "undefined" if np.isnan(mean) else f"{100 * mean:.1f} %" + (" (mean)" if len(values) > 1 else "")

@@ -1,4 +1,4 @@
-"""What a model is good for: risk against coverage where it may abstain, and net benefit where it decides."""
+"""Plot risk-coverage curves, if the model may refer images, and decision curves of net benefit, if it decides."""
 
 from collections.abc import Sequence
 
@@ -22,14 +22,14 @@ from pylorus.report.options import CONFIDENCE
 from pylorus.report.result import Result
 from pylorus.report.run_facts import validation_images
 
-BANDS = "Bands: 95 % intervals at each threshold by itself, which keep the images of a group together."
+BANDS = "Bands: pointwise 95 % confidence intervals that account for clustering of images within groups."
 
 SQUARE = 4.6
-"""Inches across a figure of one panel."""
+"""Width of a single-panel figure in inches."""
 
 
 def risk_figure(candidates: Sequence[Candidate]) -> Drawing:
-    """Mistakes among the images that are answered, the surest first, a colour a candidate.
+    """Plot the error rate among the images that are not referred, most confident first, one colour per candidate.
 
     Args:
         candidates: At least one.
@@ -38,7 +38,7 @@ def risk_figure(candidates: Sequence[Candidate]) -> Drawing:
     with style():
         figure = new_figure(3.2, width=SQUARE, legend=labels)
         axes = figure.subplots()
-        handles, halves = [], []
+        handles, half_texts = [], []
         for number, candidate in enumerate(candidates):
             curves = [_risk(result) for result in candidate.results]
             if len(curves) == 1:
@@ -48,77 +48,77 @@ def risk_figure(candidates: Sequence[Candidate]) -> Drawing:
                     axes.plot(100 * curve.coverage, 100 * curve.risk, **replicate_style(number))
                 coverage = np.linspace(max(curve.coverage[0] for curve in curves), 1, 100)
                 risk = np.mean([np.interp(coverage, curve.coverage, curve.risk) for curve in curves], axis=0)
-            every = max(1, len(coverage) // 8)
-            handles += axes.plot(100 * coverage, 100 * risk, markevery=every, **line_style(number))
-            halves.append(f"{candidate.label}: {_mistakes(coverage, risk, 0.5)} of the surest half are mistaken")
-        axes.set_xlabel("coverage: images answered, %")
-        axes.set_ylabel("mistakes among them, %")
+            marker_step = max(1, len(coverage) // 8)
+            handles += axes.plot(100 * coverage, 100 * risk, markevery=marker_step, **line_style(number))
+            half_texts.append(f"{candidate.label}: {_mistakes(coverage, risk, 0.5)} errors in the most confident half")
+        axes.set_xlabel("coverage (images not referred), %")
+        axes.set_ylabel("error rate among these images, %")
         axes.set_xlim(0, 102)
         axes.set_ylim(bottom=-1)
         legend_above(figure, handles, labels)
     return Drawing(
         key="risk-coverage",
-        title="Risk and coverage on test images: mistakes left if the least certain images go to the doctor",
+        title="Risk-coverage curves on test images: remaining errors if the least confident predictions are referred",
         basis=tested_on([result for each in candidates for result in each.results]),
-        alt=f"Share of mistakes against share of images answered. {'; '.join(halves)}.",
+        alt=f"Error rate against proportion of images not referred. {'; '.join(half_texts)}.",
         figure=figure,
         notes=(
-            "At 100 % every image is answered, and the mistakes are 100 % less the accuracy.",
+            "At 100 % coverage no image is referred, and the error rate is 100 % minus the accuracy.",
             *replicate_notes(candidates),
         ),
     )
 
 
 def net_benefit_figure(candidates: Sequence[Candidate], class_name: str) -> Drawing:
-    """Net benefit of acting on one class's calibrated probability, a colour a candidate.
+    """Plot the decision curve of one class's calibrated probability, one colour per candidate.
 
     Args:
-        candidates: At least one; each result has a calibration and the class among its own.
+        candidates: At least one; each result has a calibration and knows the class.
         class_name: Short name of the class.
     """
     results = [result for each in candidates for result in each.results]
     with style():
-        labels = [*(each.label for each in candidates), "act on every image", "act on none"]
+        labels = [*(each.label for each in candidates), "act on all images", "act on no image"]
         figure = new_figure(3.2, width=SQUARE, legend=labels)
         axes = figure.subplots()
-        handles, every_curve = [], []
+        handles, all_curves = [], []
         for number, candidate in enumerate(candidates):
             curves = [_net_benefit(result, class_name) for result in candidate.results]
-            every_curve += curves
+            all_curves += curves
             if len(curves) > 1:
                 for curve in curves:
                     axes.plot(100 * curve.threshold, curve.model, **replicate_style(number))
             mean = np.mean([curve.model for curve in curves], axis=0)
-            every = slice(number * 3, None, 16)
-            look = line_style(number)
-            handles += axes.plot(100 * curves[0].threshold, mean, markevery=every, **look)
+            marker_slice = slice(number * 3, None, 16)
+            line_options = line_style(number)
+            handles += axes.plot(100 * curves[0].threshold, mean, markevery=marker_slice, **line_options)
             if len(curves) == 1:
                 steps, ends = 100 * curves[0].threshold, (curves[0].low, curves[0].high)
-                axes.fill_between(steps, *ends, color=look["color"], alpha=0.12, linewidth=0)
-        banded = any(len(candidate.results) == 1 for candidate in candidates)
-        prevalence = float(np.mean([curve.prevalence for curve in every_curve]))
-        treat_all = np.mean([curve.treat_all for curve in every_curve], axis=0)
+                axes.fill_between(steps, *ends, color=line_options["color"], alpha=0.12, linewidth=0)
+        has_bands = any(len(candidate.results) == 1 for candidate in candidates)
+        prevalence = float(np.mean([curve.prevalence for curve in all_curves]))
+        treat_all = np.mean([curve.treat_all for curve in all_curves], axis=0)
         top = max(0.02, prevalence)
-        handles += axes.plot(100 * every_curve[0].threshold, treat_all, color=FAINT, linestyle=":")
+        handles += axes.plot(100 * all_curves[0].threshold, treat_all, color=FAINT, linestyle=":")
         handles.append(axes.axhline(0, color=INK, linewidth=0.8))
         axes.set_ylim(-0.25 * top, 1.12 * top)
-        axes.set_xlabel("threshold probability at which one acts, %")
-        axes.set_ylabel("net benefit, true positives an image")
+        axes.set_xlabel("threshold probability, %")
+        axes.set_ylabel("net benefit, true positives per image")
         legend_above(figure, handles, labels)
     return Drawing(
         key="net-benefit",
-        title=f"Net benefit of acting on the probability of {class_name}, on test images",
+        title=f"Decision curves on test images: net benefit of acting on the probability of {class_name}",
         basis=tested_on(results),
-        alt=f"Net benefit against the threshold probability, with acting on all and on none. Share of {class_name} "
-        f"among the test images: {100 * prevalence:.0f} %.",
+        alt="Net benefit against threshold probability, with acting on all images and on none for reference. "
+        f"Proportion of {class_name} among the test images: {100 * prevalence:.0f} %.",
         figure=figure,
         notes=(
-            f"The curve rests on the test set's share of {class_name}, {100 * prevalence:.0f} %; a clinic's may "
-            "be another.",
-            f"Probabilities are calibrated on {validation_images([each.run for each in results])}.",
+            f"Net benefit depends on the proportion of {class_name}, here {100 * prevalence:.0f} %; it may differ in "
+            "clinical practice.",
+            f"Probabilities were calibrated on {validation_images([each.run for each in results])}.",
             *(
-                ("Bands: 95 % intervals at each threshold by itself, which keep the images of a group together.",)
-                * banded
+                ("Bands: pointwise 95 % confidence intervals that account for clustering of images within groups.",)
+                * has_bands
             ),
             *replicate_notes(candidates),
         ),
@@ -126,23 +126,23 @@ def net_benefit_figure(candidates: Sequence[Candidate], class_name: str) -> Draw
 
 
 def replicate_notes(candidates: Sequence[Candidate]) -> tuple[str, ...]:
-    """What thin lines are, where there are any."""
+    """Explain thin lines, if there are any."""
     return (REPLICATES,) if any(len(each.results) > 1 for each in candidates) else ()
 
 
 def _risk(result: Result) -> RiskCoverage:
-    said = result.test.predictions
-    return risk_coverage(said.correct, said.probabilities.max(axis=1))
+    predictions = result.test.predictions
+    return risk_coverage(predictions.correct, predictions.probabilities.max(axis=1))
 
 
 def _net_benefit(result: Result, class_name: str) -> NetBenefit:
     assert result.calibration is not None
-    said = result.calibration.test
-    column = said.class_names.index(class_name)
-    chance = np.clip(said.probabilities[:, column], 0, 1)
-    return net_benefit(said.true == column, chance, result.test.clusters, confidence=CONFIDENCE)
+    predictions = result.calibration.test
+    column = predictions.class_names.index(class_name)
+    probability = np.clip(predictions.probabilities[:, column], 0, 1)
+    return net_benefit(predictions.true == column, probability, result.test.clusters, confidence=CONFIDENCE)
 
 
-def _mistakes(coverage: np.ndarray, risk: np.ndarray, share: float) -> str:
-    """The risk at the least coverage that reaches a share."""
-    return f"{100 * risk[int(np.argmax(coverage >= share))]:.1f} %"
+def _mistakes(coverage: np.ndarray, risk: np.ndarray, proportion: float) -> str:
+    """Format the risk at the lowest coverage that reaches a proportion."""
+    return f"{100 * risk[int(np.argmax(coverage >= proportion))]:.1f} %"

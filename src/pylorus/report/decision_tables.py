@@ -1,4 +1,4 @@
-"""Calibration before and after the temperature, and what a threshold that was fixed on validation images gives."""
+"""Tables of calibration before and after temperature scaling, and of thresholds fixed on validation images."""
 
 from collections.abc import Sequence
 
@@ -19,20 +19,22 @@ from pylorus.report.table import Cell, Column, Number, Row, Table, as_number, in
 
 
 def calibration_table(results: Sequence[Result], *, class_name: str | None = None) -> Table:
-    """List scores of the test images' probabilities before and after the temperature, two rows a result.
+    """Build the table of calibration scores on test images before and after temperature scaling, two rows per result.
 
     Args:
         results: At least one, each with a calibration.
-        class_name: Short name of the class whose calibration line is given; None for no line.
+        class_name: Short name of the class whose calibration line is reported; None for no line.
     """
     rows = []
     for result in results:
-        found = result.calibration
-        assert found is not None
-        doubt = "" if found.temperature.identified else ", not identified"
-        fitted = f"temperature {found.temperature.temperature:.2f} ({found.temperature.images:,} images{doubt})"
-        labels = ("as computed", fitted)
-        sides = ((found.before, found.uncalibrated), (found.after, found.test))
+        calibration = result.calibration
+        assert calibration is not None
+        suffix = "" if calibration.temperature.identified else ", not identified"
+        fitted = (
+            f"temperature {calibration.temperature.temperature:.2f} ({calibration.temperature.images:,} images{suffix})"
+        )
+        labels = ("uncalibrated", fitted)
+        sides = ((calibration.before, calibration.uncalibrated), (calibration.after, calibration.test))
         for label, (scores, predictions) in zip(labels, sides, strict=True):
             certainty = predictions.probabilities.max(axis=1)
             area = area_under_risk_coverage(predictions.correct, certainty, result.test.clusters, confidence=CONFIDENCE)
@@ -40,26 +42,26 @@ def calibration_table(results: Sequence[Result], *, class_name: str | None = Non
             cells += _line_cells(predictions, class_name, result.test.clusters) if class_name is not None else []
             rows.append(Row((result.run.label, result.stage.name, label, *cells)))
     notes = [
-        "ECE: expected calibration error over ten bins of equal mass, above 0 by chance even where calibration is "
-        "perfect; its interval leaves that out. Brier: squared error summed over classes. NLL: negative log "
-        "likelihood, in nats. AURC: area under the risk-coverage curve, the mean share of errors among the images of "
-        "which the model is surest. Lower is better for each.",
+        "ECE: expected calibration error over ten bins with equal numbers of images; by chance it exceeds 0 even under "
+        "perfect calibration, which its interval does not account for. Brier: squared error summed over classes. NLL: "
+        "negative log likelihood, in nats. AURC: area under the risk-coverage curve, the mean error rate among the "
+        "images on which the model is most confident. Lower is better for all four.",
     ]
     if class_name is not None:
         notes.append(
-            f"Calibration line of {class_name}: log odds of the truth against log odds of the model. Slope 1 and "
-            "intercept 0 are perfect; a slope below 1 is overconfidence, an intercept (with the slope held at 1) above "
-            f"0 means that {class_name} is more frequent than the model says."
+            f"Calibration line of {class_name}: log odds of the true class regressed on the log odds of the model. "
+            "Slope 1 and intercept 0 are ideal; a slope below 1 indicates overconfidence, an intercept (with the "
+            f"slope held at 1) above 0 means that {class_name} is more frequent than the model predicts."
         )
     if any(not result.calibration.temperature.identified for result in results if result.calibration is not None):
         notes.append(
-            "Not identified: the images that it is fitted on single out no temperature, so the logits are left as "
-            "they are."
+            "Not identified: the images on which it is fitted do not determine a temperature, so the logits are left "
+            "unchanged."
         )
     fitted_on = validation_images([result.run for result in results])
     return Table(
         key="calibration",
-        title=f"Calibration of the test images before and after a temperature fitted on {fitted_on}",
+        title=f"Calibration on test images before and after scaling by a temperature fitted on {fitted_on}",
         basis=tested_on(results),
         columns=(
             *text_columns("model", "stage", "probabilities"),
@@ -77,13 +79,13 @@ def _line_cells(
     if class_name not in predictions.class_names:
         return "", ""
     column = predictions.class_names.index(class_name)
-    chance = np.clip(predictions.probabilities[:, column], 0, 1)
-    line = calibration_line(predictions.true == column, chance, groups, confidence=CONFIDENCE)
+    probability = np.clip(predictions.probabilities[:, column], 0, 1)
+    line = calibration_line(predictions.true == column, probability, groups, confidence=CONFIDENCE)
     return as_number(line.slope, digits=2), as_number(line.intercept, digits=2)
 
 
 def threshold_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
-    """List what a threshold gives on test images, fixed on validation images or, where these are the same, on them.
+    """Build the table of a threshold's performance on test images; it was fixed on the images used for validation.
 
     Args:
         results: At least one, each with a threshold at the level.
@@ -91,64 +93,68 @@ def threshold_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
     """
     points = [(result, point) for result in results for point in result.operating if point.level == level]
     first = points[0][1]
-    wanted, sure = f"{100 * first.fixed.sensitivity:g} %", f"{100 * first.fixed.confidence:g} %"
+    target, confidence = f"{100 * first.fixed.sensitivity:g} %", f"{100 * first.fixed.confidence:g} %"
     unit = "patients" if level == PATIENTS else "images"
     runs = [result.run for result, _ in points]
     fixed_on = ("the patients of " if level == PATIENTS else "") + validation_images(runs)
-    fixing = "fixed on" if all(map(is_validated_on_test, runs)) else "validation"
-    applied = "" if all(map(is_validated_on_test, runs)) else f", applied untouched to test {unit}"
+    fixed_title = "fixed on" if all(map(is_validated_on_test, runs)) else "validation"
+    applied = "" if all(map(is_validated_on_test, runs)) else f", applied unchanged to test {unit}"
     return Table(
         key=f"threshold{'-patients' if level == PATIENTS else ''}",
         title=(
-            f"A threshold for {first.class_name}, fixed on {fixed_on} for a true sensitivity of at least {wanted} with "
-            f"{sure} confidence{applied}"
+            f"Threshold for {first.class_name}, fixed on {fixed_on} for a true sensitivity of at least {target} with "
+            f"{confidence} confidence{applied}"
             + ("" if all(point.fixed.is_guaranteed for _, point in points) else "; not guaranteed, see below")
         ),
         basis=tested_on([result for result, _ in points], level=level),
         columns=(
             *text_columns("model", "stage"),
             Column("threshold"),
-            Column("positives", over=fixing),
-            *([] if level == PATIENTS else [Column("positive groups", over=fixing)]),
-            Column(f"guaranteed sensitivity, {sure} confidence", over=fixing, unit="%"),
+            Column("positives", over=fixed_title),
+            *([] if level == PATIENTS else [Column("positive groups", over=fixed_title)]),
+            Column(f"guaranteed sensitivity, {confidence} confidence", over=fixed_title, unit="%"),
             Column("positives", over="test"),
             *(Column(name, over="test", unit="%") for name in ("sensitivity", "specificity", "precision", "NPV")),
         ),
         rows=tuple(_threshold_row(result, point) for result, point in points),
         notes=(
-            f"A test {unit[:-1]} is called {first.class_name} where its calibrated probability reaches the threshold. "
-            "What is guaranteed is a lower bound for new patients of the same hospitals, each patient counting the "
-            "same; the test interval says what was reached.",
-            *_guarantees(points, wanted, sure),
+            f"A test {unit[:-1]} is classified as {first.class_name} if its calibrated probability reaches the "
+            "threshold. The guaranteed sensitivity is a lower bound for new patients of the same hospitals, with "
+            "equal weight for each patient; the test columns give the performance achieved.",
+            *_guarantees(points, target, confidence),
         ),
     )
 
 
-def _guarantees(points: Sequence[tuple[Result, Operating]], wanted: str, sure: str) -> list[str]:
-    """Which thresholds guarantee what was asked for, and what the others guarantee."""
+def _guarantees(points: Sequence[tuple[Result, Operating]], target: str, confidence: str) -> list[str]:
+    """Say which thresholds guarantee the target sensitivity, and what the others guarantee."""
     result, point = points[0]
     patients = "patients" if point.level == PATIENTS or result.run.grouped else "images"
     if len(points) == 1:
-        part = "test" if is_validated_on_test(result.run) else "validation"
-        return [guarantee_sentence(point.fixed, class_name=point.class_name, grouped=patients == "patients", part=part)]
-    kept = [result.label for result, each in points if each.fixed.is_guaranteed]
-    few = [
+        split = "test" if is_validated_on_test(result.run) else "validation"
+        return [
+            guarantee_sentence(point.fixed, class_name=point.class_name, grouped=patients == "patients", part=split)
+        ]
+    guaranteed = [result.label for result, each in points if each.fixed.is_guaranteed]
+    not_guaranteed = [
         f"{result.label} ({each.fixed.patients:,} {patients}; {percent_at_least(each.fixed.confidence_reached)} % "
-        f"confidence of {wanted})"
+        f"confidence of {target})"
         for result, each in points
         if not each.fixed.is_guaranteed
     ]
-    sentences = [f"{wanted} with {sure} confidence is guaranteed for {', '.join(kept)}."] if kept else []
-    if few:
+    sentences = (
+        [f"{target} with {confidence} confidence is guaranteed for {', '.join(guaranteed)}."] if guaranteed else []
+    )
+    if not_guaranteed:
         needed = point.fixed.patients_needed
-        enough = "no number is enough" if needed is None else f"{needed:,} are needed"
+        requirement = "no number is sufficient" if needed is None else f"{needed:,} are needed"
         sentences.append(
-            f"There are too few {patients} with {point.class_name} to guarantee {wanted} with {sure} confidence "
-            f"({enough}), so that the threshold is the lowest probability of {point.class_name} among them: "
-            f"{', '.join(few)}."
+            f"There are too few {patients} with {point.class_name} to guarantee {target} with {confidence} confidence "
+            f"({requirement}), so the threshold is the lowest probability of {point.class_name} among them: "
+            f"{', '.join(not_guaranteed)}."
         )
     if patients == "images":
-        sentences.append("Patients are not known, so that each image counts as one.")
+        sentences.append("Patients are not known, so each image counts as one patient.")
     return sentences
 
 

@@ -1,4 +1,4 @@
-"""How figures look, and how they become SVG and PNG: one style, told apart by colour, line and marker alike."""
+"""Style of the figures, and their export to SVG and PNG: series differ in colour, line style and marker."""
 
 import io
 import warnings
@@ -15,16 +15,16 @@ from matplotlib.figure import Figure
 from pylorus.report.fonts import OWN, give_fonts
 
 WIDTH = 7.1
-"""Inches across: two columns of a journal."""
+"""Width in inches: two columns of a journal."""
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
-"""Told apart by colour-blind readers too (Okabe and Ito), and rising and falling in lightness for grey print."""
+"""Colours that colour-blind readers can distinguish (Okabe and Ito), alternating in lightness for greyscale print."""
 
 LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
-REPLICATES = "Thin lines: the runs of a configuration; the line of the legend is their mean."
-"""The note of a figure that draws replicates."""
+REPLICATES = "Thin lines: individual runs of a configuration; the line in the legend is their mean."
+"""Note below a figure with replicates."""
 
 INK, FAINT, PAPER = "#1f2933", "#9aa5b1", "#ffffff"
 
@@ -53,7 +53,7 @@ STYLE: dict[str, Any] = {
     "legend.handlelength": 3.2,
     "figure.facecolor": PAPER,
     "savefig.facecolor": PAPER,
-    # Letters as shapes: an SVG looks the same wherever it is opened.
+    # Text as paths, so that an SVG looks the same everywhere.
     "svg.fonttype": "path",
     "svg.hashsalt": "pylorus",
 }
@@ -64,12 +64,12 @@ class Drawing:
     """A figure with its caption.
 
     Attributes:
-        key: Name of its files, unique in a report.
-        title: What it shows, without a full stop.
-        basis: What it rests on; whole sentences.
-        alt: What a reader who can't see it has to know.
+        key: Stem of its file names, unique in a report.
+        title: Title, without a full stop.
+        basis: The data it is based on, in full sentences.
+        alt: Alternative text for readers who cannot see the figure.
         figure: The figure.
-        notes: Sentences of the caption.
+        notes: Further sentences of the caption.
     """
 
     key: str
@@ -82,27 +82,27 @@ class Drawing:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Our style while a figure is made or saved; nobody else's figures are touched."""
-    # Any, because releases of matplotlib type these keys in different ways.
+    """Apply the report's style while a figure is created or saved, without affecting other figures."""
+    # Any, because matplotlib releases type these keys differently.
     settings: Any = STYLE | {"font.family": [OWN]}
     with mpl.rc_context(settings):
         yield
 
 
 def new_figure(height: float, *, width: float = WIDTH, legend: Sequence[str] = ()) -> Figure:
-    """An empty figure whose parts make room for each other.
+    """Create an empty figure with constrained layout.
 
     Args:
-        height: In inches, without the legend.
-        width: In inches.
-        legend: Labels of a legend above, for which the figure is higher.
+        height: Height in inches, without the legend.
+        width: Width in inches.
+        legend: Labels of a legend above the axes; the height grows to fit it.
     """
     lines = -(-len(legend) // _columns(legend, width)) if legend else 0
     return Figure(figsize=(width, height + 0.19 * lines), layout="constrained")
 
 
 def line_style(number: int) -> dict[str, Any]:
-    """Colour, line and marker of the n-th line of a figure; 56 differ in two of the three."""
+    """Return colour, line style and marker of the n-th line of a figure; the first 56 are distinct."""
     return {
         "color": COLOURS[number % len(COLOURS)],
         "linestyle": LINES[number % len(LINES)],
@@ -111,34 +111,34 @@ def line_style(number: int) -> dict[str, Any]:
 
 
 def replicate_style(number: int) -> dict[str, Any]:
-    """How a single replicate is drawn beside the mean of the n-th line: thin and pale, in the line's colour."""
+    """Return the style of a single replicate of the n-th line: thin and pale, in the colour of the line."""
     return {"color": COLOURS[number % len(COLOURS)], "linewidth": 0.7, "alpha": 0.45, "marker": ""}
 
 
 def legend_above(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
-    """A legend above all axes, where it covers nothing."""
+    """Add a legend above all axes, where it covers nothing."""
     columns = _columns(labels, figure.get_figwidth())
     figure.legend(handles, labels, loc="outside upper left", ncols=columns, fontsize=8)
 
 
 def _columns(labels: Sequence[str], width: float) -> int:
-    """How many labels stand side by side: a letter takes 0.068 inches, a line and its spaces nine letters."""
+    """Return how many labels fit side by side: 0.068 inches per character, nine characters for the line sample."""
     longest = max(len(label) for label in labels)
     return max(1, min(len(labels), int(width / 0.068 / (longest + 9))))
 
 
 def legend_below(axes: Axes, handles: Sequence[Artist], labels: Sequence[str]) -> None:
-    """A legend of short words below one pair of axes and their label."""
+    """Add a legend of short labels below one panel and its axis label."""
     axes.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.25), fontsize=7.5, borderaxespad=0)
 
 
 def as_svg(drawing: Drawing) -> bytes:
-    """The figure as SVG, the same bytes each time."""
+    """Render the figure as SVG; the bytes are reproducible."""
     return _saved(drawing, "svg", metadata={"Date": None, "Creator": None})
 
 
 def as_png(drawing: Drawing) -> bytes:
-    """The figure as PNG, 200 pixels an inch."""
+    """Render the figure as PNG at 200 dpi."""
     return _saved(drawing, "png", dpi=200, metadata={"Software": None})
 
 
@@ -146,8 +146,8 @@ def _saved(drawing: Drawing, kind: str, **arguments: Any) -> bytes:
     file = io.BytesIO()
     give_fonts(drawing.figure)
     with style(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # `give_fonts` has told
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # `give_fonts` has warned
         drawing.figure.savefig(file, format=kind, **arguments)
-        # Its parts have found their places: a second format need not look for them again.
+        # The layout is final: a second format need not compute it again.
         drawing.figure.set_layout_engine("none")
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""All indices with their intervals: of each class, and of all classes together, at one level."""
+"""Tables of all metrics with confidence intervals, per class and over all classes, at one level."""
 
 from collections.abc import Sequence
 
@@ -8,26 +8,27 @@ from pylorus.report.result import Result
 from pylorus.report.table import Column, Row, Table, as_number, in_percent, text_columns
 
 METHODS = (
-    "All intervals keep the images of a group together. Precision, sensitivity, specificity, NPV and accuracy: Wilson, "
-    "at the effective number of images. F1: the same, of the overlap of called and true images. Averages of classes: "
-    "combined from the intervals of the classes (MOVER). κ and MCC: Wilson interval of the errors that they count. "
-    "AUROC: score interval with DeLong's variance, in groups Obuchowski's. Average precision: linearised variance."
+    "All confidence intervals account for clustering of images within groups. Precision, sensitivity, specificity, NPV "
+    "and accuracy: Wilson interval at the effective number of images. F1: the same, for the overlap of predicted and "
+    "true images. Averages over classes: combined from the intervals of the classes (MOVER). κ and MCC: Wilson "
+    "interval of the errors that they count. AUROC: score interval with DeLong's variance or, with several images per "
+    "group, Obuchowski's. Average precision: linearised variance."
 )
 
 
 def class_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
-    """Each class of one run, a block a stage.
+    """Build the table of each class of one run, one block per stage.
 
     Args:
-        results: Of one run, at least one.
-        level: `image-level` or `patient-level`; each result has it.
+        results: At least one, all of one run.
+        level: `image-level` or `patient-level`; every result must have it.
     """
     run = results[0].run
     unit = "patients" if level == PATIENTS else "images"
     shares = ("precision", "sensitivity", "specificity", "NPV", "F1")
     return Table(
         key=f"classes-{run.stem}{_suffix(level)}",
-        title=f"{run.label}: all indices of each class",
+        title=f"{run.label}: all metrics of each class",
         basis=tested_on(results, level=level),
         columns=(
             *text_columns("stage", "class"),
@@ -38,22 +39,22 @@ def class_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
         ),
         rows=tuple(row for result in results for row in _class_rows(result, at(result, level))),
         notes=(
-            "Macro average: unweighted mean over the classes. AUROC and average precision: one class against the rest.",
+            "Macro average: unweighted mean over the classes. AUROC and average precision: one class versus the rest.",
             METHODS,
         ),
     )
 
 
 def overall_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
-    """All classes together, a row a stage of a run.
+    """Build the table of metrics over all classes, one row per run and stage.
 
     Args:
         results: At least one.
-        level: `image-level` or `patient-level`; each result has it.
+        level: `image-level` or `patient-level`; every result must have it.
     """
     return Table(
         key=f"overall{_suffix(level)}",
-        title="All classes together",
+        title="Metrics over all classes",
         basis=tested_on(results, level=level),
         columns=(
             *text_columns("model", "stage"),
@@ -66,20 +67,20 @@ def overall_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
             Column("MCC"),
         ),
         rows=tuple(_overall_row(result, at(result, level)) for result in results),
-        notes=("Balanced accuracy: mean sensitivity of the classes. MCC: Matthews correlation coefficient.",),
+        notes=("Balanced accuracy: mean sensitivity over the classes. MCC: Matthews correlation coefficient.",),
     )
 
 
 def at(result: Result, level: str) -> Level:
-    """A result's indices at a level.
+    """Return the metrics of a result at a level.
 
     Raises:
         ValueError: If it has no patient level.
     """
-    found = result.images if level == IMAGES else result.patients
-    if found is None:
+    metrics = result.images if level == IMAGES else result.patients
+    if metrics is None:
         raise ValueError(f"{result.label} has no {level}")
-    return found
+    return metrics
 
 
 def _class_rows(result: Result, level: Level) -> list[Row]:
@@ -89,17 +90,17 @@ def _class_rows(result: Result, level: Level) -> list[Row]:
             (
                 stage,
                 name,
-                int(level.confusion[place].sum()),
-                in_percent(shares.precision[place]),
-                in_percent(shares.sensitivity[place]),
-                in_percent(shares.specificity[place]),
-                in_percent(shares.npv[place]),
-                in_percent(level.indices.f1[place]),
-                as_number(ranking.auroc[place]),
-                as_number(ranking.average_precision[place]),
+                int(level.confusion[index].sum()),
+                in_percent(shares.precision[index]),
+                in_percent(shares.sensitivity[index]),
+                in_percent(shares.specificity[index]),
+                in_percent(shares.npv[index]),
+                in_percent(level.indices.f1[index]),
+                as_number(ranking.auroc[index]),
+                as_number(ranking.average_precision[index]),
             )
         )
-        for place, name in enumerate(level.predictions.class_names)
+        for index, name in enumerate(level.predictions.class_names)
     ]
     average = Row(
         (

@@ -1,4 +1,4 @@
-"""Cross-validation: what the folds of one configuration say together of images that each tested once."""
+"""Tables of cross-validation: the folds of one configuration together, each image tested exactly once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,14 +30,14 @@ from pylorus.report.table import Cell, Column, Number, Row, Table, as_number, in
 
 @dataclass(frozen=True, eq=False)
 class Pooled:
-    """One stage of one configuration over its folds, once for each repeat of the folds.
+    """Pooled predictions of one stage of one configuration over its folds, once per repeat of the folds.
 
     Attributes:
         candidate: The configuration and the stage.
-        rounds: The predictions of each repeat, all test images together, each by the model that did not see it.
-        patients: The same by patient, with how many groups of several true classes were left out; None where no group
-            holds several images.
-        calibration: Scores of each repeat's calibrated probabilities; None where a fold has no validation predictions.
+        rounds: The predictions of each repeat: all test images, each predicted by the model not trained on it.
+        patients: The same per patient, with the number of groups excluded for having several true classes; None if no
+            group has several images.
+        calibration: Scores of each repeat's calibrated probabilities; None if a fold has no validation predictions.
     """
 
     candidate: Candidate
@@ -52,14 +52,14 @@ class Pooled:
 
     @property
     def head(self) -> tuple[str, str, str]:
-        """Model, stage, and how many folds there are of how many."""
+        """Model, stage, and the number of finished folds out of all folds, as text."""
         candidate = self.candidate
         folds = f"{len(candidate.rounds[0])} of {candidate.wanted_folds}"
         return candidate.configuration, candidate.stage, folds
 
 
 def pool_folds(configurations: Sequence[Configuration]) -> tuple[Pooled, ...]:
-    """Pool the folds of each stage of each configuration, and of what it ships, where there are at least two."""
+    """Pool the folds of each stage of each configuration, and of its shipped stage, if there are at least two."""
     candidates = [
         candidate
         for each in configurations
@@ -70,29 +70,29 @@ def pool_folds(configurations: Sequence[Configuration]) -> tuple[Pooled, ...]:
 
 
 def pooled_table(pools: Sequence[Pooled], *, level: str = IMAGES, number: int = 1) -> Table | None:
-    """Indices of each configuration over all test images of its folds, whole groups drawn.
+    """Build the table of metrics of each configuration over all test images of its folds, clustered by group.
 
     Args:
         pools: At least one, all of the same classes.
         level: `image-level` or `patient-level`.
-        number: Which of the report's tables of this kind it is, where there are several sets of classes.
+        number: Number of the table if the report has several, one per set of classes.
 
     Returns:
-        None at patient level where no group holds several images.
+        The table; None at patient level if no group has several images.
     """
-    chosen = [each for each in pools if level == IMAGES or each.patients is not None]
-    if not chosen:
+    shown_pools = [each for each in pools if level == IMAGES or each.patients is not None]
+    if not shown_pools:
         return None
-    names = chosen[0].class_names
-    repeated = any(len(each.rounds) > 1 for each in chosen)
+    names = shown_pools[0].class_names
+    repeated = any(len(each.rounds) > 1 for each in shown_pools)
     rows: list[Row] = []
-    for each in chosen:
+    for each in shown_pools:
         rows += _pooled_rows(each, level, repeated=repeated)
     unit = "patients" if level == PATIENTS else "images"
     return Table(
         key=("fold-patients" if level == PATIENTS else "folds") + ("" if number == 1 else f"-{number}"),
         title=f"Cross-validation: all folds pooled{', by patient' if level == PATIENTS else ''}",
-        basis=_basis(chosen, level),
+        basis=_basis(shown_pools, level),
         columns=(
             *text_columns("model", "stage", "folds"),
             *(text_columns("repeat") if repeated else ()),
@@ -107,77 +107,79 @@ def pooled_table(pools: Sequence[Pooled], *, level: str = IMAGES, number: int = 
             *(Column(name, over="precision", unit="%") for name in names),
         ),
         rows=tuple(rows),
-        notes=tuple(_pooled_notes(chosen, level, repeated=repeated)),
+        notes=tuple(_pooled_notes(shown_pools, level, repeated=repeated)),
     )
 
 
 def training_table(pools: Sequence[Pooled], *, number: int = 1) -> Table:
-    """Each configuration as a procedure: mean and spread over folds, and the calibration of the pool.
+    """Build the table of each configuration as a procedure: mean and spread over folds, and pooled calibration.
 
     Args:
         pools: At least one.
-        number: Of several tables of a report.
+        number: Number of the table if the report has several.
     """
     rows = []
     for each in pools:
         candidate = each.candidate
         cells: list[Cell] = list(each.head)
         pooled = [estimate_overall(predictions, confidence=CONFIDENCE) for predictions in each.rounds]
-        for name, share in (("accuracy", True), ("macro_f1", True), ("auroc", False)):
+        for name, is_percentage in (("accuracy", True), ("macro_f1", True), ("auroc", False)):
             values = np.array([_over_runs(results, name) for results in candidate.by_test.values()])
             summary = summarize_replicates(values)
             mean: Estimate = corrected_resampled_t(
                 values, test_to_train=test_to_train(candidate), bounds=(0.0, 1.0), confidence=CONFIDENCE
             )
-            if share:
-                # A few folds may agree by chance; the patients of the pool say how far they can be trusted at least.
+            if is_percentage:
+                # A few folds may agree by chance: do not go below the width of the pooled patients' interval.
                 mean = widen(mean, [estimates[name] for estimates in pooled])
-            scale, digits = (100.0, 1) if share else (1.0, 3)
+            scale, digits = (100.0, 1) if is_percentage else (1.0, 3)
             cells.append(Number(scale * mean.value, digits, (scale * mean.low, scale * mean.high)))
             cells += [Number(scale * value, digits) for value in (summary.deviation, summary.lowest, summary.highest)]
         for name in ("ece", "brier", "nll"):
             scores = [getattr(one, name) for one in each.calibration or ()]
             cells.append(Number(float(np.mean(scores)) if scores else float("nan"), 3))
         rows.append(Row(tuple(cells)))
-    spread = ("mean", "SD", "lowest", "highest")
+    statistics = ("mean", "SD", "lowest", "highest")
     return Table(
         key="fold-training" + ("" if number == 1 else f"-{number}"),
         title="Cross-validation: the configuration as a procedure, over its folds",
         basis=_basis(pools, IMAGES),
         columns=(
             *text_columns("model", "stage", "folds"),
-            *(Column(name, over="accuracy, %") for name in spread),
-            *(Column(name, over="macro F1, %") for name in spread),
-            *(Column(name, over="macro AUROC") for name in spread),
+            *(Column(name, over="accuracy, %") for name in statistics),
+            *(Column(name, over="macro F1, %") for name in statistics),
+            *(Column(name, over="macro AUROC") for name in statistics),
             *(Column(name, over="calibrated, pooled") for name in ("ECE", "Brier", "NLL")),
         ),
         rows=tuple(rows),
         notes=(
-            "Mean over folds, each fold counting once, and SD and range of the folds. The interval of the mean is that "
-            f"of the procedure: other patients{_other_values(pools)} and another training set; it allows for training "
-            "sets that overlap (Nadeau and Bengio 2003). Of accuracy and macro F1 it is not narrower than that of the "
-            "patients of the pool. AUROC, SD, range and calibration have none.",
-            "There is no AUROC of the pool: each fold's scores are of another model and not on one scale, so ranking "
-            "images of different folds against each other would mean nothing. Its mean over folds stands instead.",
-            "Calibration: of the pooled probabilities, each fold at the temperature fitted on its own validation "
-            "images.",
+            "Mean over folds with equal weight, and SD and range over folds. The confidence interval of the mean "
+            f"refers to the procedure: other patients{_other_values(pools)} and another training set; it accounts for "
+            "overlapping training sets (Nadeau and Bengio 2003). For accuracy and macro F1 it is not narrower than "
+            "that of the pooled patients; for AUROC there is no such bound. SD, range and calibration have no "
+            "interval.",
+            "There is no AUROC of the pool: the scores of each fold come from a different model and are not on the "
+            "same scale, so ranking images of different folds against each other would be meaningless. The mean over "
+            "folds is given instead.",
+            "Calibration: scores of the pooled probabilities, each fold with the temperature fitted on its own "
+            "validation images.",
         ),
     )
 
 
 def each_fold_table(pools: Sequence[Pooled], *, number: int = 1) -> Table:
-    """The figures of every fold by itself; of folds by a column, such as sites, by the column's value.
+    """Build the table of each fold separately; folds defined by a column, such as site, are named by its values.
 
     Args:
         pools: At least one, all of the same classes.
-        number: Of several tables of a report.
+        number: Number of the table if the report has several.
     """
     names = pools[0].class_names
     column = pools[0].candidate.results[0].run.setting("data.fold_column")
     repeated = any(len(each.rounds) > 1 for each in pools)
     return Table(
         key="fold-each" + ("" if number == 1 else f"-{number}"),
-        title=f"Cross-validation: each {column or 'fold'} by itself",
+        title=f"Cross-validation: each {column or 'fold'} separately",
         basis=_basis(pools, IMAGES),
         columns=(
             *text_columns("model", "stage", str(column or "fold")),
@@ -194,12 +196,12 @@ def each_fold_table(pools: Sequence[Pooled], *, number: int = 1) -> Table:
             for each in pools
             for result in sorted(each.candidate.results_used, key=_fold_order)
         ),
-        notes=(f"Tested on the images of that {column}, by a model trained without them.",) if column else (),
+        notes=(f"Each row: tested on the images of that {column} by a model trained without them.",) if column else (),
     )
 
 
 def _pool(candidate: Candidate) -> Pooled:
-    patients = [patients_of(each) for each in candidate.pooled]
+    patient_levels = [patients_of(each) for each in candidate.pooled]
     calibrated = [[result.calibration for result in each] for each in candidate.rounds]
     calibration = None
     if all(one is not None for each in calibrated for one in each):
@@ -208,7 +210,9 @@ def _pool(candidate: Candidate) -> Pooled:
     return Pooled(
         candidate,
         candidate.pooled,
-        tuple(each for each in patients if each is not None) if all(each is not None for each in patients) else None,
+        tuple(each for each in patient_levels if each is not None)
+        if all(each is not None for each in patient_levels)
+        else None,
         calibration,
     )
 
@@ -234,7 +238,7 @@ def _pooled_rows(each: Pooled, level: str, *, repeated: bool) -> list[Row]:
 
 def _index_cells(predictions: Predictions) -> list[Cell]:
     groups = predictions.clusters
-    shares = proportions_of_predictions(
+    proportions = proportions_of_predictions(
         predictions.true, predictions.predicted, groups, classes=predictions.classes, confidence=CONFIDENCE
     )
     indices = indices_of_predictions(
@@ -244,44 +248,51 @@ def _index_cells(predictions: Predictions) -> list[Cell]:
         classes=predictions.classes,
         confidence=CONFIDENCE,
     )
-    cells: list[Cell] = [in_percent(shares.accuracy), in_percent(indices.balanced_accuracy)]
+    cells: list[Cell] = [in_percent(proportions.accuracy), in_percent(indices.balanced_accuracy)]
     cells += [in_percent(indices.macro_f1), as_number(indices.cohen_kappa, digits=2), as_number(indices.mcc, digits=2)]
-    return [*cells, *(in_percent(share) for kind in (shares.sensitivity, shares.precision) for share in kind)]
+    return [
+        *cells,
+        *(in_percent(proportion) for kind in (proportions.sensitivity, proportions.precision) for proportion in kind),
+    ]
 
 
 def _pooled_notes(pools: Sequence[Pooled], level: str, *, repeated: bool) -> list[str]:
     notes = [
-        f"Out of fold: each image was tested once, by the model of the fold that left it{_left_out_too(pools)} out. "
-        f"These intervals tell the spread over patients, with the trained models as they are; the table of the "
-        f"procedure allows for training too."
+        f"Out-of-fold predictions: each image was tested once, by the model of the fold that excluded it"
+        f"{_left_out_too(pools)} from training. These confidence intervals account for the sampling of patients and "
+        f"treat the trained models as fixed; the table of the procedure also accounts for variation from training."
     ]
-    left_out = sum(left for each in pools for _, left in (each.patients or ())[:1]) if level == PATIENTS else 0
+    excluded = (
+        sum(excluded_groups for each in pools for _, excluded_groups in (each.patients or ())[:1])
+        if level == PATIENTS
+        else 0
+    )
     if level == PATIENTS:
-        notes.append("Each patient counts once, by the mean probability of its images.")
-    if left_out:
-        notes.append(f"Groups of several true classes are left out ({left_out} over all rows).")
+        notes.append("Each patient counts once, with the mean probability over the patient's images.")
+    if excluded:
+        notes.append(f"Groups with more than one true class are excluded ({excluded} over all rows).")
     if repeated:
         notes.append(
-            "Each repeat of the folds is pooled by itself; the last row of a block is the mean of the repeats."
+            "Each repeat of the folds is pooled separately; the last row of a block is the mean over the repeats."
         )
-    missing = [each for each in pools if not each.candidate.is_complete]
-    if missing:
-        verb = "lacks" if len(missing) == 1 else "lack"
+    incomplete = [each for each in pools if not each.candidate.is_complete]
+    if incomplete:
+        verb = "lacks" if len(incomplete) == 1 else "lack"
         notes.append(
-            f"INCOMPLETE: {len(missing)} of {len(pools)} {verb} folds; such figures hold for the images of the folds "
-            "that are there."
+            f"INCOMPLETE: {len(incomplete)} of {len(pools)} {verb} folds; these results refer only to the images of "
+            "the available folds."
         )
     runs = list(dict.fromkeys(result.run.label for each in pools for result in each.candidate.left_out))
     if runs:
-        notes.append(f"Left out, since their repeat lacks folds that others have: {', '.join(runs)}.")
+        notes.append(f"Excluded because their repeat lacks folds that others have: {', '.join(runs)}.")
     return notes
 
 
 def _left_out_too(pools: Sequence[Pooled]) -> str:
-    """What else a fold leaves out of training, as far as the runs' splits say."""
+    """Say that a fold also excludes the patient of each image, if the runs' splits show it."""
     runs = {result.run for each in pools for result in each.candidate.results}
-    known = all(run.grouped and run.split is not None and not run.split.shared_groups for run in runs)
-    return " and its patient" if known else ""
+    excludes_patient = all(run.grouped and run.split is not None and not run.split.shared_groups for run in runs)
+    return " and its patient" if excludes_patient else ""
 
 
 def _basis(pools: Sequence[Pooled], level: str) -> str:
@@ -289,13 +300,13 @@ def _basis(pools: Sequence[Pooled], level: str) -> str:
 
 
 def _other_values(pools: Sequence[Pooled]) -> str:
-    """What else another time would be other, where folds are the values of a column."""
+    """Name the further source of variation if folds are the values of a column: another value, such as another site."""
     column = pools[0].candidate.results[0].run.setting("data.fold_column")
     return "" if column is None else f", another {column}"
 
 
 def _over_runs(results: Sequence[Result], name: str) -> float:
-    """The mean of an index over the runs that tested the same images."""
+    """Return the mean of a metric over the runs that tested the same images."""
     if name == "auroc":
         return float(np.mean([result.images.ranking.macro_auroc.value for result in results]))
     return float(np.mean([index_of(result, name) for result in results]))
@@ -307,16 +318,16 @@ def _fold_cells(candidate: Candidate, result: Result, *, repeated: bool) -> list
     cells += [_repeat_name(result)] if repeated else []
     cells += [result.test.images, result.test.groups, in_percent(level.shares.accuracy)]
     cells += [in_percent(level.indices.macro_f1), as_number(level.ranking.macro_auroc)]
-    return [*cells, *(in_percent(share) for share in level.shares.sensitivity)]
+    return [*cells, *(in_percent(proportion) for proportion in level.shares.sensitivity)]
 
 
 def _fold_order(result: Result) -> tuple[int, str]:
-    """Folds by number, named ones by name."""
+    """Return the sort key of a fold: numbered folds by number, then named ones by name."""
     fold = str(fold_of(result))
     return (int(fold), "") if fold.isdigit() else (1 << 31, str(result.run.fold))
 
 
 def _repeat_name(result: Result) -> str:
-    """What sets a repeat of the folds apart."""
+    """Name a repeat of the folds by its seeds."""
     seed, split = result.run.setting("seed"), result.run.setting("data.split_seed")
     return f"seed={seed}" + (f", split_seed={split}" if split else "")

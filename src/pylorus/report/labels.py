@@ -1,4 +1,4 @@
-"""What tables and figures call each run: its model, and what sets it apart from others of that model."""
+"""Label each run for tables and figures: its model, and the settings that distinguish it from runs of that model."""
 
 import re
 from collections import Counter
@@ -9,39 +9,41 @@ from pylorus.report.redaction import flat, redacted
 from pylorus.report.saved_run import SavedRun
 
 UNTOLD = ("data.root", "report", "logger.", "trainer.progress", "trainer.accelerator", "data.workers", "stages.")
-"""Keys that never set a run apart in a label: folders, views and speed; stages are told by their names."""
+"""Keys that never appear in a label: folders, loggers and speed. Stages are distinguished by their names."""
 
 MOST = 3
-"""Most settings that a label tells."""
+"""Maximum number of settings in a label."""
 
 
 def labelled(runs: Sequence[SavedRun], *, untold: Sequence[str] = ()) -> tuple[SavedRun, ...]:
-    """The runs, each with a label that no other has.
+    """Return the runs, each with a unique label and file stem.
 
     Args:
-        runs: In their order.
-        untold: Further keys and groups of keys that no label tells.
+        runs: The runs; their order is kept.
+        untold: Further keys and groups of keys that must not appear in a label.
     """
     names = [run.model.partition(".")[0] for run in runs]
-    often = Counter(names)
-    told = []
+    counts = Counter(names)
+    candidates = []
     for name, run in zip(names, runs, strict=True):
         others = [other for other in runs if other is not run and _same(other, run)]
-        told.append(f"{name} ({', '.join(_apart(run, others, untold))})" if often[name] > 1 else name)
-    told = [name.removesuffix(" ()") for name in told]
-    often = Counter(told)
-    labels = [f"{name} [{run.folder.name}]" if often[name] > 1 else name for name, run in zip(told, runs, strict=True)]
+        candidates.append(f"{name} ({', '.join(_apart(run, others, untold))})" if counts[name] > 1 else name)
+    candidates = [name.removesuffix(" ()") for name in candidates]
+    counts = Counter(candidates)
+    labels = [
+        f"{name} [{run.folder.name}]" if counts[name] > 1 else name for name, run in zip(candidates, runs, strict=True)
+    ]
     stems = make_stems(labels)
     return tuple(replace(run, label=label, stem=stem) for run, label, stem in zip(runs, labels, stems, strict=True))
 
 
 def make_stems(labels: Sequence[str]) -> list[str]:
-    """Labels for names of files: ASCII letters, digits and hyphens, each once."""
+    """Convert labels to unique stems for file names: ASCII lower-case letters, digits and hyphens."""
     stems: list[str] = []
     for label in labels:
         stem = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") or "run"
-        taken = sum(other == stem or other.startswith(f"{stem}--") for other in stems)
-        stems.append(f"{stem}--{taken + 1}" if taken else stem)
+        duplicates = sum(other == stem or other.startswith(f"{stem}--") for other in stems)
+        stems.append(f"{stem}--{duplicates + 1}" if duplicates else stem)
     return stems
 
 
@@ -50,16 +52,16 @@ def _same(first: SavedRun, second: SavedRun) -> bool:
 
 
 def _apart(run: SavedRun, others: Sequence[SavedRun], untold: Sequence[str]) -> list[str]:
-    """Settings of a run that not all others of its model share, as `key=value` with the key's last part."""
-    own, theirs = flat(run.config), [flat(other.config) for other in others]
+    """List the settings in which a run differs from others of its model, as `key=value` without the key's groups."""
+    settings, other_settings = flat(run.config), [flat(other.config) for other in others]
     stages = [stage.name for stage in run.stages]
-    found = []
+    differences = []
     if any([stage.name for stage in other.stages] != stages for other in others) and stages:
-        found.append(" + ".join(stages) if len(stages) > 1 else f"{stages[0]} only")
-    for key, value in own.items():
+        differences.append(" + ".join(stages) if len(stages) > 1 else f"{stages[0]} only")
+    for key, value in settings.items():
         if key in untold or key.startswith((*UNTOLD, *(f"{name}." for name in untold))):
             continue
-        if any(other.get(key) != value for other in theirs):
+        if any(other.get(key) != value for other in other_settings):
             value_text = run.fold if key == "data.fold" else redacted(key, value)
-            found.append(f"{key.rpartition('.')[2]}={value_text}")
-    return found[:MOST]
+            differences.append(f"{key.rpartition('.')[2]}={value_text}")
+    return differences[:MOST]

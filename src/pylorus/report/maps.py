@@ -1,4 +1,4 @@
-"""Heat maps that `pylorus explain` left in a run's folder, for a report that may show images."""
+"""Read the heat maps that `pylorus explain` saved in a run's folder, for reports that may show images."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ from pylorus.report.saved_run import SavedRun
 from pylorus.report.thumbnails import small_jpeg
 
 MAPS, RECORD, INDEX, OVERLAYS = "maps", "maps.json", "maps.csv", "overlays"
-"""Their folder in the run, and what is in it: what they are, which image each is of, and the maps over the images."""
+"""Their folder in the run and its contents: a description, the image of each map, and the maps over the images."""
 SUMS = "SHA256SUMS"
-PASSED = "Networks with other weights gave other maps (randomisation check passed)."
+PASSED = "Networks with randomised weights gave different maps (randomisation check passed)."
 FAILED = (
-    "WARNING: networks with other weights gave much the same maps (randomisation check failed): do not read them as "
-    "the model's reasons."
+    "WARNING: networks with randomised weights gave nearly the same maps (randomisation check failed): do not "
+    "interpret them as the reasons for the model's predictions."
 )
 
 
@@ -27,8 +27,8 @@ class SavedMaps:
     """Heat maps of a run.
 
     Attributes:
-        overlays: Small JPEGs in base64 by the id of the image.
-        said: What they are, or why there are none.
+        overlays: Small JPEGs in base64 by image id.
+        said: Explanation of the maps, or of why there are none.
     """
 
     overlays: dict[str, str] = field(default_factory=dict)
@@ -36,36 +36,37 @@ class SavedMaps:
 
 
 def saved_maps(run: SavedRun, *, stage: str) -> SavedMaps:
-    """The heat maps of a stage's mistakes, where they were drawn with the run's own bundle.
+    """Read the heat maps of a stage's misclassified images, if they were computed with the run's own bundle.
 
     Args:
         run: The run.
-        stage: Whose mistakes are shown.
+        stage: Name of the stage whose misclassified images are shown.
 
     Raises:
-        PylorusError: If a file of them is damaged.
+        PylorusError: If one of their files is damaged.
     """
-    place = run.folder / MAPS
-    record = read_json(place / RECORD)
+    folder = run.folder / MAPS
+    record = read_json(folder / RECORD)
     if record is None or not record.get("finished"):
         return SavedMaps(
-            said="With `pylorus explain RUN/model --mistakes` before, heat maps stand beside these images."
+            said="To show heat maps beside these images, run `pylorus explain RUN/model --mistakes` before the report."
         )
     sums = run.folder / "model" / SUMS
     if not sums.is_file() or record.get(SUMS) != hashlib.sha256(sums.read_bytes()).hexdigest():
-        return SavedMaps(said="The heat maps in this run are of another bundle: not shown.")
+        return SavedMaps(said="The heat maps in this run were computed with a different bundle and are not shown.")
     if record.get("stage") != stage:
-        return SavedMaps(said=f"No heat maps of these: the bundle holds another network than that of {stage}.")
+        return SavedMaps(said=f"No heat maps for these images: the network in the bundle is not that of stage {stage}.")
     try:
-        table = pd.read_csv(place / INDEX, dtype=str, keep_default_na=False)
-        drawn = table[(table["sample"] != "") & (table["picture"] != "") & (table["class"] == table["predicted"])]
+        table = pd.read_csv(folder / INDEX, dtype=str, keep_default_na=False)
+        rows = table[(table["sample"] != "") & (table["picture"] != "") & (table["class"] == table["predicted"])]
         overlays = {
-            str(sample): small_jpeg(np.asarray(Image.open(place / OVERLAYS / str(name)).convert("RGB")))
-            for sample, name in zip(drawn["sample"], drawn["picture"], strict=True)
+            str(sample): small_jpeg(np.asarray(Image.open(folder / OVERLAYS / str(name)).convert("RGB")))
+            for sample, name in zip(rows["sample"], rows["picture"], strict=True)
         }
     except (OSError, ValueError, KeyError) as error:
         raise PylorusError(
-            f"{place}: damaged: {error}. Draw the maps again: pylorus explain {run.folder / 'model'} --mistakes"
+            f"{folder}: damaged: {error}. Compute the heat maps again: pylorus explain {run.folder / 'model'} "
+            "--mistakes"
         ) from error
     return SavedMaps(overlays, _said(record))
 
@@ -73,10 +74,10 @@ def saved_maps(run: SavedRun, *, stage: str) -> SavedMaps:
 def _said(record: dict[str, object]) -> str:
     check = record.get("randomisation_check")
     passed = check.get("passed") if isinstance(check, dict) else None
-    checked = "No randomisation check was made of them."
+    check_text = "No randomisation check was performed."
     if passed is not None:
-        checked = PASSED if passed else FAILED
+        check_text = PASSED if passed else FAILED
     return (
-        f"Below each image the network's own input, which may be cropped, and over it the map of the class that it "
-        f"was taken for: {record.get('method')}; yellow speaks most for it. {checked}"
+        f"Below each image: the network's input, which may be cropped, overlaid with the heat map of the predicted "
+        f"class ({record.get('method')}); yellow regions support that class most. {check_text}"
     )

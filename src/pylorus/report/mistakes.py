@@ -1,4 +1,4 @@
-"""The worst mistakes: the test images of which the model was surest and wrong, where a failure analysis begins."""
+"""The worst errors: the misclassified test images on which the model was most confident, for a failure analysis."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from pylorus.report.result import Result
 from pylorus.report.table import Cell, Column, Number, Row, Table, text_columns
 
 WORST = 12
-"""How many are shown."""
+"""Maximum number of errors shown."""
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A test image taken for another class.
+    """A misclassified test image.
 
     Attributes:
-        sample: Its id.
-        true: Short name of its class.
-        predicted: Short name of the class that it was taken for.
-        certainty: Calibrated probability of that class, in [0, 1].
+        sample: Id of the image.
+        true: Short name of the true class.
+        predicted: Short name of the predicted class.
+        certainty: Calibrated probability of the predicted class, in [0, 1].
         chance: Calibrated probability of the true class, in [0, 1].
-        missed_by: How many of the compared results are mistaken about it too.
+        missed_by: Number of compared results that misclassify it, including this one.
     """
 
     sample: str
@@ -36,54 +36,59 @@ class Mistake:
 
 
 def worst_mistakes(result: Result, peers: Sequence[Result]) -> tuple[Mistake, ...]:
-    """The mistakes of one result, the surest first, at most `WORST`.
+    """Return the misclassified images of one result, most confident first, at most `WORST`.
 
     Args:
-        result: Whose mistakes.
-        peers: Results on the same test images, this one among them.
+        result: The result whose errors are returned.
+        peers: Results on the same test images, including this one.
     """
-    said = result.test.predictions
-    rows = np.arange(len(said.true))
-    certainty, chance = said.probabilities.max(axis=1), said.probabilities[rows, said.true]
-    missed = dict.fromkeys(said.sample.tolist(), 0)
+    predictions = result.test.predictions
+    rows = np.arange(len(predictions.true))
+    confidence, true_probability = (
+        predictions.probabilities.max(axis=1),
+        predictions.probabilities[rows, predictions.true],
+    )
+    error_counts = dict.fromkeys(predictions.sample.tolist(), 0)
     for peer in peers:
         for name in peer.test.predictions.sample[~peer.test.predictions.correct].tolist():
-            missed[name] += 1
+            error_counts[name] += 1
     return tuple(
         Mistake(
-            sample=str(said.sample[row]),
-            true=said.class_names[said.true[row]],
-            predicted=said.class_names[said.predicted[row]],
-            certainty=float(certainty[row]),
-            chance=float(chance[row]),
-            missed_by=missed[str(said.sample[row])],
+            sample=str(predictions.sample[row]),
+            true=predictions.class_names[predictions.true[row]],
+            predicted=predictions.class_names[predictions.predicted[row]],
+            certainty=float(confidence[row]),
+            chance=float(true_probability[row]),
+            missed_by=error_counts[str(predictions.sample[row])],
         )
-        for row in surest_mistakes(said)
+        for row in surest_mistakes(predictions)
     )
 
 
-def surest_mistakes(said: Predictions) -> list[int]:
-    """The places of the mistakes, the surest first, at most `WORST`."""
-    certainty = said.probabilities.max(axis=1)
-    # Equal certainties go by sample, so that the order does not depend on the file's.
-    order = sorted(np.flatnonzero(~said.correct), key=lambda row: (-certainty[row], str(said.sample[row])))
+def surest_mistakes(predictions: Predictions) -> list[int]:
+    """Return the row indices of misclassified images, most confident first, at most `WORST`."""
+    confidence = predictions.probabilities.max(axis=1)
+    # Ties are broken by sample id, so that the order does not depend on the order in the file.
+    order = sorted(
+        np.flatnonzero(~predictions.correct), key=lambda row: (-confidence[row], str(predictions.sample[row]))
+    )
     return [int(row) for row in order[:WORST]]
 
 
 def mistake_table(result: Result, mistakes: Sequence[Mistake], *, peers: int, names: bool, number: int = 1) -> Table:
-    """The worst mistakes; with `names` also file and group, which may name a patient.
+    """Build the table of the worst errors; with `names` also with file and group, which may identify a patient.
 
     Args:
-        result: Whose mistakes.
+        result: The result whose errors are listed.
         mistakes: From `worst_mistakes`.
-        peers: How many results were asked about the same images.
+        peers: Number of results on the same images.
         names: Whether file and group are shown.
-        number: Of several tables of a report.
+        number: Number of the table if the report has several.
     """
     total = int((~result.test.predictions.correct).sum())
     return Table(
         key="worst-mistakes" + (f"-{number}" if number > 1 else ""),
-        title=f"{result.label}: the {len(mistakes)} surest of {total} mistakes",
+        title=f"{result.label}: the {len(mistakes)} most confident of {total} misclassifications",
         basis=tested_on([result]),
         columns=(
             *text_columns("sample"),
@@ -94,7 +99,9 @@ def mistake_table(result: Result, mistakes: Sequence[Mistake], *, peers: int, na
             *((Column(f"mistaken, of {peers} results"),) if peers > 1 else ()),
         ),
         rows=tuple(Row(tuple(_cells(result, each, peers, names))) for each in mistakes),
-        notes=("Samples stand for images by an id that names no file; with --names the report names the files.",)
+        notes=(
+            "Samples are identified by an id that does not reveal the file name; use --names to include file names.",
+        )
         if not names
         else (),
     )

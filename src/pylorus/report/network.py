@@ -1,4 +1,4 @@
-"""The structure of a network as its run wrote it down: blocks alike are told together."""
+"""Structure of a network as its run recorded it, with consecutive identical blocks merged."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from pylorus.report.table import Column, Row, Table, text_columns
 
 @dataclass(frozen=True)
 class Blocks:
-    """One block, or several alike in a row.
+    """One block, or several consecutive identical ones.
 
     Attributes:
-        name: As `layer1.1–2`.
-        type: As `2 × Bottleneck`.
-        layers: Layers with weights: convolutions and linear layers.
-        parameters: How many there are.
-        output: Shape of what the last gives, without the batch; None where that is no tensor.
-        learning: How many of the parameters learn in each stage.
+        name: Name, such as `layer1.1–2`.
+        type: Type, such as `2 × Bottleneck`.
+        layers: Number of layers with weights: convolutions and linear layers.
+        parameters: Number of parameters.
+        output: Shape of the last block's output without the batch axis; None if it is not a tensor.
+        learning: Number of trainable parameters by stage.
     """
 
     name: str
@@ -31,10 +31,10 @@ class Blocks:
 
 
 def blocks_of(run: SavedRun) -> list[Blocks]:
-    """The blocks of a run's network, in its order.
+    """Read the blocks of a run's network, in order.
 
     Raises:
-        PylorusError: If network.json is not as a run writes it.
+        PylorusError: If network.json does not have the format that a run writes.
     """
     try:
         return [
@@ -49,11 +49,13 @@ def blocks_of(run: SavedRun) -> list[Blocks]:
             for block in run.network or []
         ]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise PylorusError(f"{run.folder / 'network.json'}: not as a run writes it: {error!r}") from error
+        raise PylorusError(
+            f"{run.folder / 'network.json'}: expected the format that a run writes, found an invalid block: {error!r}"
+        ) from error
 
 
 def united(blocks: Sequence[Blocks]) -> list[Blocks]:
-    """Neighbours in one sequence, of one type and one output, as one entry.
+    """Merge consecutive blocks of one sequence with the same type and output shape into one entry.
 
     Example:
         >>> two = [Blocks(f"layer1.{n}", "Bottleneck", 3, 10, (64, 8, 8), {"finetune": 10}) for n in (1, 2)]
@@ -71,7 +73,7 @@ def united(blocks: Sequence[Blocks]) -> list[Blocks]:
 
 
 def network_table(run: SavedRun) -> Table:
-    """Every block of a run's network."""
+    """Build the table of all blocks of a run's network."""
     blocks = blocks_of(run)
     stages = list(blocks[0].learning) if blocks else []
     total = Row(
@@ -97,7 +99,9 @@ def network_table(run: SavedRun) -> Table:
             *(Column(f"learn in {stage}") for stage in stages),
         ),
         rows=(*(Row(_cells(block, stages)) for block in blocks), total),
-        notes=("Layers with weights: convolutions and linear layers. Output: of one image, without the batch.",),
+        notes=(
+            "Layers with weights: convolutions and linear layers. Output: shape for one image, without the batch axis.",
+        ),
     )
 
 
@@ -113,7 +117,7 @@ def _cells(block: Blocks, stages: Sequence[str]) -> tuple[Any, ...]:
 
 
 def output_text(block: Blocks) -> str:
-    """The shape of what it gives, or nothing.
+    """Format the output shape of a block; empty if it is unknown.
 
     Example:
         >>> output_text(Blocks("fc", "Linear", 1, 6147, (3,), {}))

@@ -1,34 +1,34 @@
-"""Where the panels of a figure stand that has one a result."""
+"""Arrange the panels of figures that show one panel per result."""
 
 from collections.abc import Sequence
 
 from pylorus.report.result import Result
 
 ACROSS = 4
-"""Most panels in a line."""
+"""Maximum number of panels per row."""
 
 MOST = 16
-"""Most panels in a figure: what a printed page holds."""
+"""Maximum number of panels per figure: what fits on a printed page."""
 
 
 def arranged(results: Sequence[Result]) -> list[list[list[Result | None]]]:
-    """Figures of lines of panels: models across and stages down where that fits, else one after the other.
+    """Arrange results in figures of rows of panels: models in columns and stages in rows if they fit, else in sequence.
 
     Args:
         results: At least one, in the order of runs and stages.
 
     Returns:
-        A figure each a list of lines of equal length; None where a panel stays empty.
+        Figures, each a list of rows of equal length; None marks an empty panel.
     """
     runs = list(dict.fromkeys(result.run for result in results))
     stages = list(dict.fromkeys(result.stage.name for result in results))
     if 1 < len(runs) <= ACROSS and len(runs) * len(stages) <= MOST:
-        by_place = {(result.stage.name, result.run): result for result in results}
-        return [[[by_place.get((stage, run)) for run in runs] for stage in stages]]
+        by_position = {(result.stage.name, result.run): result for result in results}
+        return [[[by_position.get((stage, run)) for run in runs] for stage in stages]]
     figures = []
     for start in range(0, len(results), MOST):
         chunk: list[Result | None] = list(results[start : start + MOST])
-        across = min(ACROSS, len(chunk))
-        chunk += [None] * (-len(chunk) % across)
-        figures.append([chunk[place : place + across] for place in range(0, len(chunk), across)])
+        columns = min(ACROSS, len(chunk))
+        chunk += [None] * (-len(chunk) % columns)
+        figures.append([chunk[first : first + columns] for first in range(0, len(chunk), columns)])
     return figures

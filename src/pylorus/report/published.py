@@ -1,4 +1,4 @@
-"""The published study that runs are compared with: its confusion matrices and its tables, as printed.
+"""The published study used for comparison: its confusion matrices and tables, as printed.
 
 "Construction of gastroscopic image recognition model based on transfer learning and its application in gastric
 cancer diagnosis", Academic Journal of Second Military Medical University 2019;40(5):483-491.
@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """What the study printed of one model after one stage.
+    """Printed results of one model after one stage.
 
     Attributes:
-        model: Its name, as printed.
-        stage: "pretrain" (only the new classifier learned) or "finetune".
+        model: Name of the model, as printed.
+        stage: "pretrain" (only the new classification head was trained) or "finetune".
         counts: Table 4: rows are true classes, columns predicted ones, both in the order of the study's classes.
-        precision: Tables 1-3, in whole percent: one a class, then their average. As printed, misprints and all.
-        sensitivity: The same.
-        f1: The same.
+        precision: Tables 1-3, in whole percent: one value per class, then their average. Misprints are included.
+        sensitivity: Likewise.
+        f1: Likewise.
     """
 
     model: str
@@ -43,17 +43,17 @@ class PublishedModel:
 
 @dataclass(frozen=True)
 class PublishedStudy:
-    """A study and all it printed.
+    """A study and its printed results.
 
     Attributes:
-        title: Of the paper.
+        title: Title of the paper.
         source: Journal, year, volume and pages.
-        doi: Its digital object identifier.
-        class_names: In the order of its tables.
+        doi: Digital object identifier.
+        class_names: Class names, in the order of its tables.
         short_names: Their abbreviations.
-        patients: How many patients each class has.
-        training_images: How many images of each class were trained on; one a patient.
-        test_images: How many images of each class were tested on, which were also those validated on each epoch.
+        patients: Number of patients per class.
+        training_images: Number of training images per class; one per patient.
+        test_images: Number of test images per class; the study also validated every epoch on them.
         results: Three models in two stages.
     """
 
@@ -68,7 +68,7 @@ class PublishedStudy:
     results: tuple[PublishedModel, ...]
 
     def result(self, model: str, stage: str) -> PublishedModel:
-        """What was printed of one model after one stage.
+        """Return the printed results of one model after one stage.
 
         Raises:
             KeyError: If the study has no such model or stage.
@@ -81,7 +81,7 @@ class PublishedStudy:
             if (result.model, result.stage) == (model, stage):
                 return result
         known = ", ".join(f"{result.model} {result.stage}" for result in self.results)
-        raise KeyError(f"the study has no {model} {stage}; it has {known}")
+        raise KeyError(f"the study has no results for {model} {stage}; it has {known}")
 
 
 STUDY = PublishedStudy(
@@ -149,4 +149,4 @@ STUDY = PublishedStudy(
         ),
     ),
 )
-"""The study this project makes repeatable. Its images were never published; these numbers were."""
+"""The study that this project makes reproducible. Its images were never published; these numbers were."""

@@ -1,4 +1,4 @@
-"""Our results beside the published ones: other images, so unpaired, with intervals and a sentence."""
+"""Compare our results with the published ones: unpaired, since the images differ, with confidence intervals."""
 
 import re
 from collections.abc import Sequence
@@ -17,17 +17,17 @@ from pylorus.report.study_tables import published_basis
 from pylorus.report.table import Column, Row, Table, in_percent, text_columns
 
 WINNER = ("ResNet50", "finetune")
-"""The study's winner, with which models are compared that it did not have."""
+"""The study's best model, used as the reference for models that the study did not include."""
 
 
 @dataclass(frozen=True, eq=False)
 class PublishedComparison:
-    """One of our results beside a published one.
+    """Comparison of one of our results with a published one.
 
     Attributes:
-        ours: The result.
-        theirs: The published one of the same model and stage, or the study's winner.
-        indices: Name, ours, theirs; the same index, with intervals.
+        ours: Our result.
+        theirs: The published result of the same model and stage, or of the study's best model.
+        indices: Name of each metric with our estimate and the published one, both with intervals.
     """
 
     ours: Result
@@ -36,7 +36,7 @@ class PublishedComparison:
 
     @property
     def sentence(self) -> str:
-        """What is and what is not shown of accuracy."""
+        """The conclusion about the difference in accuracy."""
         name, ours, theirs = self.indices[0]
         return unpaired_sentence(
             self.ours.label,
@@ -49,18 +49,18 @@ class PublishedComparison:
 
 
 def compare_with_published(results: Sequence[Result]) -> tuple[PublishedComparison, ...]:
-    """Compares every result that has the study's three classes; none where classes differ."""
-    found = []
+    """Compare every result that has the study's three classes; results with other classes are skipped."""
+    comparisons = []
     for result in results:
-        places = _places(result)
-        if places is not None:
+        class_indices = _places(result)
+        if class_indices is not None:
             theirs = _matching(result)
-            found.append(PublishedComparison(result, theirs, _indices(result, theirs, places)))
-    return tuple(found)
+            comparisons.append(PublishedComparison(result, theirs, _indices(result, theirs, class_indices)))
+    return tuple(comparisons)
 
 
 def published_comparison_table(comparisons: Sequence[PublishedComparison]) -> Table:
-    """Accuracy, macro F1 and the sensitivity of each class, ours and published.
+    """Build the table of accuracy, macro F1 and per-class sensitivity, ours and published.
 
     Args:
         comparisons: At least one.
@@ -82,7 +82,7 @@ def published_comparison_table(comparisons: Sequence[PublishedComparison]) -> Ta
             )
     return Table(
         key="published-comparison",
-        title="Ours and the published results, on different images",
+        title="Our results and the published results, on different images",
         basis=f"Ours: {tested_on([each.ours for each in comparisons])} Published: {published_basis()}",
         columns=(
             *text_columns("ours", "published", "index"),
@@ -92,41 +92,41 @@ def published_comparison_table(comparisons: Sequence[PublishedComparison]) -> Ta
         ),
         rows=tuple(rows),
         notes=(
-            "Ours less the published. The images are others, and so may be the patients, the endoscopes and the "
-            "cancers: a difference says nothing of the models alone. Intervals of the difference: Newcombe's method "
-            "(MOVER).",
+            "Difference: ours minus published. The images differ, and so may the patients, the endoscopes and the "
+            "cancers; a difference therefore cannot be attributed to the models alone. Confidence intervals of the "
+            "difference: Newcombe's method (MOVER).",
         ),
     )
 
 
 def _indices(
-    result: Result, theirs: PublishedModel, places: Sequence[int]
+    result: Result, theirs: PublishedModel, class_indices: Sequence[int]
 ) -> tuple[tuple[str, Estimate, Estimate], ...]:
-    shares = proportions_of_confusion(theirs.confusion, confidence=CONFIDENCE)
+    proportions = proportions_of_confusion(theirs.confusion, confidence=CONFIDENCE)
     f1 = indices_of_confusion(theirs.confusion, confidence=CONFIDENCE).macro_f1
     return (
-        ("accuracy", result.images.shares.accuracy, shares.accuracy),
+        ("accuracy", result.images.shares.accuracy, proportions.accuracy),
         ("macro F1", result.images.indices.macro_f1, f1),
         *(
-            (f"sensitivity of {name}", result.images.shares.sensitivity[place], shares.sensitivity[number])
-            for number, (name, place) in enumerate(zip(STUDY.short_names, places, strict=True))
+            (f"sensitivity of {name}", result.images.shares.sensitivity[own_index], proportions.sensitivity[index])
+            for index, (name, own_index) in enumerate(zip(STUDY.short_names, class_indices, strict=True))
         ),
     )
 
 
 def _places(result: Result) -> list[int] | None:
-    """Where the study's classes stand among a result's; None where they are not its classes."""
+    """Return the indices of the study's classes among a result's classes; None if the classes differ."""
     names = result.images.predictions.class_names
-    full = dict(zip(result.run.short_names, result.run.class_names, strict=True))
+    full_names = dict(zip(result.run.short_names, result.run.class_names, strict=True))
     if len(names) != len(STUDY.short_names):
         return None
-    for known, own in (
+    for study_names, own_names in (
         (STUDY.short_names, list(names)),
-        (STUDY.class_names, [_plain(full[name]) for name in names]),
+        (STUDY.class_names, [_plain(full_names[name]) for name in names]),
     ):
-        wanted = [name if known is STUDY.short_names else _plain(name) for name in known]
-        if set(wanted) == set(own):
-            return [own.index(name) for name in wanted]
+        wanted = [name if study_names is STUDY.short_names else _plain(name) for name in study_names]
+        if set(wanted) == set(own_names):
+            return [own_names.index(name) for name in wanted]
     return None
 
 

@@ -1,4 +1,4 @@
-"""What several runs of one configuration say together: mean, standard deviation and range over its replicates."""
+"""Table of replicates: mean, standard deviation and range over several runs of one configuration."""
 
 from collections.abc import Sequence
 
@@ -19,35 +19,37 @@ NAMES = {
     "cohen_kappa": "Cohen's κ",
     "mcc": "MCC",
 }
-"""What tables call the indices of `pylorus.evaluation.comparison.INDICES`."""
+"""Names in tables of the metrics in `pylorus.evaluation.comparison.INDICES`."""
 
 CORRELATIONS = ("cohen_kappa", "mcc")
-"""Indices in [-1, 1], which are not given in %."""
+"""Metrics in [-1, 1], which are not given in %."""
 
 
 def has_replicates(candidate: Candidate) -> bool:
-    """Whether several runs of it, or several repeats of its folds, can be summed up."""
+    """Return whether it has several runs, or several repeats of its folds, to summarize."""
     return len(candidate.rounds) > 1 or candidate.kind == SPLITS
 
 
 def replicate_table(candidates: Sequence[Candidate]) -> Table:
-    """Every index over the replicates of each candidate.
+    """Build the table of every metric over the replicates of each candidate.
 
     Args:
         candidates: At least one, each with replicates.
     """
     kinds = {each.kind for each in candidates}
-    notes = ["SD: standard deviation over the runs, of n − 1. Lowest, highest: the range of the runs."]
+    notes = ["SD: standard deviation over the runs (n − 1). Lowest, highest: range over the runs."]
     if kinds - {SPLITS}:
         notes.append(
-            "Validation accuracy and macro AUROC have no interval here. That of a mean allows for patients and for "
-            "seeds together (Obuchowski and Rockette 1995): other patients and other seeds of the configuration. It "
-            "is not narrower than those of the runs are on average."
+            "Validation accuracy and macro AUROC have no interval here. The confidence interval of a mean accounts for "
+            "both patients and seeds (Obuchowski and Rockette 1995): it refers to other patients and other seeds of "
+            "the configuration, and it is not narrower than the intervals of the runs are on average."
         )
     if any(" or " in each.stage for each in candidates):
-        notes.append("One stage or another: of each run the stage that it ships, where the runs ship different ones.")
+        notes.append("One stage or another: the shipped stage of each run, if the runs ship different stages.")
     if SPLITS in kinds:
-        notes.append("Of repeated splits each run has test images of its own, so the spread is of both.")
+        notes.append(
+            "Repeated splits: each run has its own test images, so the spread reflects both training and testing."
+        )
     return Table(
         key="replicates",
         title="Replicates: each configuration over its runs",
@@ -65,12 +67,12 @@ def replicate_table(candidates: Sequence[Candidate]) -> Table:
 
 
 def summary_cells(summary: ReplicateSummary, *, share: bool, mean: Estimate | None = None) -> tuple[Number, ...]:
-    """Mean, standard deviation, lowest and highest.
+    """Return the cells of mean, standard deviation, lowest and highest value.
 
     Args:
-        summary: Over the replicates.
-        share: Whether it is a share, which is shown in %.
-        mean: The mean with its interval, where there is one.
+        summary: Summary over the replicates.
+        share: Whether the metric is a proportion, which is shown in %.
+        mean: The mean with its confidence interval, if there is one.
     """
     scale, digits = (100.0, 1) if share else (1.0, 3)
     interval = None if mean is None else (scale * mean.low, scale * mean.high)
@@ -93,8 +95,8 @@ def _rows(candidate: Candidate) -> list[Row]:
     else:
         values = candidate.round_indices.values
         means = [
-            candidate.estimate_index(place, lowest=-1.0 if name in CORRELATIONS else 0.0)
-            for place, name in enumerate(INDICES)
+            candidate.estimate_index(index, lowest=-1.0 if name in CORRELATIONS else 0.0)
+            for index, name in enumerate(INDICES)
         ]
         means[0] = candidate.accuracy
         if candidate.kind == SET:
@@ -104,9 +106,9 @@ def _rows(candidate: Candidate) -> list[Row]:
                 for mean, name in zip(means[1:], INDICES[1:], strict=True)
                 if mean is not None
             ]
-    for place, name in enumerate(INDICES):
-        summary = summarize_replicates(values[:, place])
-        cells = summary_cells(summary, share=name not in CORRELATIONS, mean=means[place])
+    for index, name in enumerate(INDICES):
+        summary = summarize_replicates(values[:, index])
+        cells = summary_cells(summary, share=name not in CORRELATIONS, mean=means[index])
         rows.append(Row((*head, NAMES[name], *cells)))
     if candidate.kind in (SET, SPLITS):
         areas = np.array([result.images.ranking.macro_auroc.value for result in candidate.results_used])

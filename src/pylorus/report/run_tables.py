@@ -1,4 +1,4 @@
-"""What was run on what: the runs, their images and how these were split."""
+"""Tables of the runs, their results in brief, and how their images were split."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,11 @@ from pylorus.report.saved_run import SavedRun
 from pylorus.report.saved_split import PARTS
 from pylorus.report.table import Cell, Column, Number, Row, Table, in_percent, text_columns
 
-NO_PATIENTS = "neither data.group nor a manifest's column group nor data.patients=dicom tells patients apart"
+NO_PATIENTS = "neither data.group, nor a manifest column `group`, nor data.patients=dicom identifies patients"
 
 
 def run_table(runs: Sequence[SavedRun]) -> Table:
-    """Every run, also those that gave nothing."""
+    """Build the table of all runs, including those without results."""
     return Table(
         key="runs",
         title="Runs",
@@ -30,16 +30,16 @@ def run_table(runs: Sequence[SavedRun]) -> Table:
 
 
 def command_lines(runs: Sequence[SavedRun], *, names: bool) -> str:
-    """What started each run, a line each; unless `names`, without folders."""
-    told = []
+    """Return the command line of each run, one per line; folder names are redacted unless `names` is True."""
+    lines = []
     for run in runs:
         words = [str(word) for word in run.status.get("overrides", [])]
-        told.append(f"{run.label}: python train.py {' '.join(words if names else redacted_overrides(words))}")
-    return "\n".join(line.rstrip() for line in told)
+        lines.append(f"{run.label}: python train.py {' '.join(words if names else redacted_overrides(words))}")
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def result_table(results: Sequence[Result]) -> Table:
-    """The result in short: accuracy on validation and on test images.
+    """Build the table of accuracy on validation and test images.
 
     Args:
         results: At least one.
@@ -47,7 +47,7 @@ def result_table(results: Sequence[Result]) -> Table:
     on_test = [is_validated_on_test(result.run) for result in results]
     return Table(
         key="accuracy",
-        title="Accuracy on validation and on test images",
+        title="Accuracy on validation and test images",
         basis=tested_on(results),
         columns=(
             *text_columns("model", "stage"),
@@ -75,9 +75,9 @@ def result_table(results: Sequence[Result]) -> Table:
 
 
 def split_table(run: SavedRun) -> Table:
-    """Images and groups of each class in each part of a run's split."""
+    """Build the table of images and groups per class in the training, validation and test split of a run."""
     assert run.split is not None
-    full = dict(zip(run.class_names, run.short_names, strict=True))
+    short_names = dict(zip(run.class_names, run.short_names, strict=True))
     grouped = run.grouped
 
     def row(name: str, counts: Sequence[Cell], patients: Sequence[Cell], *, strong: bool = False) -> Row:
@@ -85,19 +85,19 @@ def split_table(run: SavedRun) -> Table:
 
     rows = [
         row(
-            f"{full[name]} ({name})" if full[name] != name else name,
+            f"{short_names[name]} ({name})" if short_names[name] != name else name,
             run.split.counts(name),
             run.split.counts(name, "group"),
         )
         for name in run.class_names
     ]
-    every = [run.split.part(part) for part in PARTS]
+    tables = [run.split.part(part) for part in PARTS]
     rows.append(
-        row("all", [len(part) for part in every], [int(part["group"].nunique()) for part in every], strong=True)
+        row("all", [len(part) for part in tables], [int(part["group"].nunique()) for part in tables], strong=True)
     )
     return Table(
         key=f"split-{run.stem}",
-        title="Images by class and part of the split" + (", and the groups they belong to" if grouped else ""),
+        title="Images by class and split (training, validation, test)" + (", with their groups" if grouped else ""),
         basis=trained_on([run]),
         columns=(
             *text_columns("class"),
@@ -110,24 +110,24 @@ def split_table(run: SavedRun) -> Table:
 
 
 def split_sentences(run: SavedRun) -> tuple[str, ...]:
-    """What is known of leaks between the parts of a run's split."""
+    """Say what is known about leakage between the splits of a run."""
     assert run.split is not None
-    same, groups = run.split.shared_images, run.split.shared_groups
-    said = [f"Identical images in two parts of the split: {same}."]
+    identical, groups = run.split.shared_images, run.split.shared_groups
+    sentences = [f"Identical images in more than one split (train, val, test): {identical}."]
     if run.grouped:
-        said.append(f"Groups (patients) in two parts of the split: {groups}.")
+        sentences.append(f"Groups (patients) in more than one split: {groups}.")
     else:
-        said.append(f"Whether one patient lies in two parts is not known: {NO_PATIENTS}.")
-    return (*said, *split_warnings(run))
+        sentences.append(f"Whether a patient occurs in more than one split is unknown: {NO_PATIENTS}.")
+    return (*sentences, *split_warnings(run))
 
 
 def split_warnings(run: SavedRun) -> tuple[str, ...]:
-    """Shares of a run's split that are not those asked for, and parts with few groups of a class."""
+    """Warn of split sizes that differ from those requested, and of splits with few groups of a class."""
     if run.split is None:
         return ()
-    asked: dict[str, float] = {}
+    requested: dict[str, float] = {}
     if run.given_parts is not None:
-        asked = find_asked_shares(
+        requested = find_asked_shares(
             given=run.given_parts,
             chosen=run.setting("data.fold") is not None or run.setting("data.test_column") is not None,
             fixed=run.setting("data.split_file") is not None,
@@ -135,20 +135,20 @@ def split_warnings(run: SavedRun) -> tuple[str, ...]:
             test_fraction=float(run.setting("data.test_fraction")),
             val_fraction=float(run.setting("data.val_fraction")),
         )
-    joined = int(run.audit.get("joined_groups", 0))
-    return describe_split(run.split.table, asked, grouped=run.grouped, joined=joined)
+    merged_groups = int(run.audit.get("joined_groups", 0))
+    return describe_split(run.split.table, requested, grouped=run.grouped, joined=merged_groups)
 
 
 def _split_notes(run: SavedRun) -> tuple[str, ...]:
     assert run.split is not None
     if not run.grouped:
-        return (f"Every image stands for itself: {NO_PATIENTS}.",)
+        return (f"Each image is its own group: {NO_PATIENTS}.",)
     several = int((run.split.table.groupby("group")["class"].nunique() > 1).sum())
     if not several:
         return ()
     if several == 1:
-        return ("1 group has images of several classes and counts in each of them.",)
-    return (f"{several:,} groups have images of several classes and count in each of them.",)
+        return ("1 group has images of several classes and is counted in each of them.",)
+    return (f"{several:,} groups have images of several classes and are counted in each of them.",)
 
 
 def _run_row(run: SavedRun) -> Row:

@@ -1,4 +1,4 @@
-"""The structure of a network: its blocks from the image to the classes, and what learned in which stage."""
+"""Plot the structure of a network: its blocks from image to classes, and which were trained in which stage."""
 
 import math
 from collections.abc import Sequence
@@ -12,47 +12,48 @@ from pylorus.report.saved_run import SavedRun
 
 FROZEN, LEARNING = "#eceff2", "#bcdcf2"
 ROW = 0.27
-"""Inches a block takes."""
+"""Height of a block in inches."""
 
 NAME, BOX, OUTPUT, LAYERS, PARAMETERS, STAGES = 0.0, 0.34, 0.6, 0.665, 0.8, 0.83
-"""Where the columns stand, as shares of the width: names from the left, boxes around their middle, numbers up to."""
+"""Positions of the columns as fractions of the width: left edge of names, center of boxes, right edge of numbers."""
 
 
 def structure_figure(run: SavedRun) -> Drawing:
-    """The blocks of a run's network, top to bottom.
+    """Plot the blocks of a run's network, top to bottom.
 
     Args:
-        run: With network.json.
+        run: A run with network.json.
     """
     blocks = blocks_of(run)
-    told = united(blocks)
+    rows = united(blocks)
     stages = list(blocks[0].learning)
     layers, parameters = sum(block.layers for block in blocks), sum(block.parameters for block in blocks)
     with style():
-        figure = new_figure(ROW * (len(told) + 2.4))
+        figure = new_figure(ROW * (len(rows) + 2.4))
         axes = figure.subplots()
         axes.set_axis_off()
         axes.set_xlim(0, 1)
-        axes.set_ylim(len(told) + 1.2, -1.2)
+        axes.set_ylim(len(rows) + 1.2, -1.2)
         _heads(axes, stages)
-        for place, block in enumerate(told):
-            _draw_block(axes, place, block, stages, _widest(told))
-        _say(axes, NAME, len(told) + 0.4, "all", weight="bold")
-        _say(axes, LAYERS, len(told) + 0.4, f"{layers:,}", ha="right", weight="bold")
-        _say(axes, PARAMETERS, len(told) + 0.4, f"{parameters:,}", ha="right", weight="bold")
-    learned = "; ".join(
-        f"{stage}: {sum(block.learning[stage] for block in blocks):,} of {parameters:,} parameters learn"
+        for position, block in enumerate(rows):
+            _draw_block(axes, position, block, stages, _widest(rows))
+        _say(axes, NAME, len(rows) + 0.4, "all", weight="bold")
+        _say(axes, LAYERS, len(rows) + 0.4, f"{layers:,}", ha="right", weight="bold")
+        _say(axes, PARAMETERS, len(rows) + 0.4, f"{parameters:,}", ha="right", weight="bold")
+    trained = "; ".join(
+        f"{stage}: {sum(block.learning[stage] for block in blocks):,} of {parameters:,} parameters trained"
         for stage in stages
     )
     return Drawing(
         key=f"structure-{run.stem}",
-        title=f"Structure of {run.model}, from the image to the classes",
+        title=f"Structure of {run.model}, from image to classes",
         basis="",
-        alt=f"{len(blocks)} blocks with {layers} layers with weights. {learned}.",
+        alt=f"{len(blocks)} blocks with {layers} layers with weights. {trained}.",
         figure=figure,
         notes=(
-            "Boxes are as wide as their output has channels, on a logarithmic scale. Squares: filled where all of a "
-            "block learned in that stage, half where a part of it did, empty where it was frozen.",
+            "Box width increases with the number of output channels (logarithmic scale). Squares: filled if all "
+            "parameters of a block were trained in that stage, half filled if some were, empty if the block was "
+            "frozen.",
         ),
     )
 
@@ -71,42 +72,42 @@ def _heads(axes: Axes, stages: Sequence[str]) -> None:
     axes.plot([0, 1], [-0.55, -0.55], color=FAINT, linewidth=0.8)
 
 
-def _draw_block(axes: Axes, place: int, block: Blocks, stages: Sequence[str], widest: float) -> None:
-    learns = bool(stages) and block.learning[stages[-1]] > 0
+def _draw_block(axes: Axes, position: int, block: Blocks, stages: Sequence[str], widest: float) -> None:
+    is_trained = bool(stages) and block.learning[stages[-1]] > 0
     width = 0.15 + 0.12 * _channels(block) / widest
-    if place:
+    if position:
         axes.annotate(
             "",
-            xy=(BOX, place - 0.36),
-            xytext=(BOX, place - 0.64),
+            xy=(BOX, position - 0.36),
+            xytext=(BOX, position - 0.64),
             arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 1},
         )
     axes.add_patch(
         FancyBboxPatch(
-            (BOX - width / 2, place - 0.36),
+            (BOX - width / 2, position - 0.36),
             width,
             0.72,
             boxstyle="round,pad=0,rounding_size=0.008",
             mutation_aspect=30,
-            facecolor=LEARNING if learns else FROZEN,
+            facecolor=LEARNING if is_trained else FROZEN,
             edgecolor=INK,
             linewidth=0.6,
             alpha=0.9,
         )
     )
-    _say(axes, BOX, place, block.type if len(block.type) < 26 else f"{block.type[:24]}…", ha="center", size=7)
-    _say(axes, NAME, place, block.name if len(block.name) < 26 else f"{block.name[:24]}…")
-    _say(axes, OUTPUT, place, output_text(block), ha="right")
-    _say(axes, LAYERS, place, str(block.layers), ha="right")
-    _say(axes, PARAMETERS, place, f"{block.parameters:,}", ha="right")
+    _say(axes, BOX, position, block.type if len(block.type) < 26 else f"{block.type[:24]}…", ha="center", size=7)
+    _say(axes, NAME, position, block.name if len(block.name) < 26 else f"{block.name[:24]}…")
+    _say(axes, OUTPUT, position, output_text(block), ha="right")
+    _say(axes, LAYERS, position, str(block.layers), ha="right")
+    _say(axes, PARAMETERS, position, f"{block.parameters:,}", ha="right")
     for number, stage in enumerate(stages):
-        _square(axes, _stage_at(number, len(stages)), place, block.learning[stage] / max(1, block.parameters))
+        _square(axes, _stage_at(number, len(stages)), position, block.learning[stage] / max(1, block.parameters))
 
 
-def _square(axes: Axes, x: float, y: float, share: float) -> None:
-    """A square filled as far as a block learns: not at all, half or all."""
+def _square(axes: Axes, x: float, y: float, proportion: float) -> None:
+    """Draw a square that is empty, half filled or filled for the proportion of a block that is trained."""
     height, width = 0.5, 0.5 * ROW / WIDTH
-    fill = 0.0 if share == 0 else 1.0 if share == 1 else 0.5
+    fill = 0.0 if proportion == 0 else 1.0 if proportion == 1 else 0.5
     axes.add_patch(
         Rectangle((x - width / 2, y - height / 2), width, height, facecolor=PAPER, edgecolor=INK, linewidth=0.7)
     )
@@ -121,7 +122,7 @@ def _stage_at(number: int, count: int) -> float:
 
 
 def _channels(block: Blocks) -> float:
-    """Channels of the output on a logarithmic scale: first of three axes, else the last."""
+    """Return log2 of the number of output channels: the first of three axes, else the last."""
     if not block.output:
         return 0.0
     return math.log2(max(2, block.output[0] if len(block.output) == 3 else block.output[-1]))

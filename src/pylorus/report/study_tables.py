@@ -1,4 +1,4 @@
-"""The study's own tables for our runs: 1-3, precision, sensitivity and F1; 4, the confusion matrices."""
+"""Build the study's tables from our runs: 1-3, precision, sensitivity and F1; 4, the confusion matrices."""
 
 from collections.abc import Sequence
 
@@ -13,14 +13,14 @@ from pylorus.report.result import Result
 from pylorus.report.table import Column, Number, Row, Table, text_columns
 
 INDICES = (("precision", "precision"), ("sensitivity", "sensitivity"), ("f1", "F1"))
-"""Indices of the study's tables by their name in the code and on the page."""
+"""Metrics of the study's tables: their name in the code and their title in the report."""
 
 
 def index_table(results: Sequence[Result]) -> Table:
-    """Tables 1-3: one run, all its stages, three indices of each class and their average, in %.
+    """Build table 1, 2 or 3: three metrics of each class and their average, in %, for all stages of one run.
 
     Args:
-        results: Of one run, at least one, of the same classes.
+        results: At least one, all of one run and of the same classes.
     """
     run = results[0].run
     return Table(
@@ -31,36 +31,36 @@ def index_table(results: Sequence[Result]) -> Table:
         rows=_index_rows(
             results[0].images.predictions.class_names, [_percentages(result.images.confusion) for result in results]
         ),
-        notes=("Average: unweighted mean over the classes. Intervals stand in the extended tables.",),
+        notes=("Average: unweighted mean over the classes. The extended tables give confidence intervals.",),
     )
 
 
 def confusion_table(results: Sequence[Result], *, level: str = IMAGES, number: int = 1) -> Table:
-    """Table 4: all confusion matrices, rows true, columns predicted.
+    """Build table 4: all confusion matrices; rows are true classes, columns predicted ones.
 
     Args:
         results: At least one, all of the same classes in the same order.
-        level: `image-level` or `patient-level`; results without that level are left out.
-        number: Of several tables of a report, since other classes need another table.
+        level: `image-level` or `patient-level`; results without that level are omitted.
+        number: Number of the table if the report has several; each set of classes needs its own.
     """
-    shown = [(result, found) for result in results if (found := _at(result, level)) is not None]
-    names = shown[0][1].predictions.class_names
-    suffix, what = ("-patients", "patients") if level == PATIENTS else ("", "test images")
+    levels = [(result, level_result) for result in results if (level_result := _at(result, level)) is not None]
+    names = levels[0][1].predictions.class_names
+    suffix, unit = ("-patients", "patients") if level == PATIENTS else ("", "test images")
     return Table(
         key=f"confusion-matrices{suffix}" + (f"-{number}" if number > 1 else ""),
-        title=f"Confusion matrices: {what} by true (rows) and predicted class (columns)",
-        basis=tested_on([result for result, _ in shown], level=level),
+        title=f"Confusion matrices: number of {unit} by true class (rows) and predicted class (columns)",
+        basis=tested_on([result for result, _ in levels], level=level),
         columns=(*text_columns("model", "stage", "true"), *(Column(name, over="predicted") for name in names)),
         rows=tuple(
             Row((result.run.label, result.stage.name, name, *(int(count) for count in counts)))
-            for result, found in shown
-            for name, counts in zip(names, found.confusion, strict=True)
+            for result, level_result in levels
+            for name, counts in zip(names, level_result.confusion, strict=True)
         ),
     )
 
 
 def published_index_table(model: str) -> Table:
-    """Table 1, 2 or 3 as the study printed it."""
+    """Build table 1, 2 or 3 as the study printed it."""
     results = [result for result in STUDY.results if result.model == model]
     return Table(
         key=f"published-{model.lower()}",
@@ -72,10 +72,10 @@ def published_index_table(model: str) -> Table:
 
 
 def published_confusion_table() -> Table:
-    """Table 4 as the study printed it."""
+    """Build table 4 as the study printed it."""
     return Table(
         key="published-confusion-matrices",
-        title="As published: confusion matrices, test images by true (rows) and predicted class (columns)",
+        title="As published: confusion matrices, test images by true class (rows) and predicted class (columns)",
         basis=published_basis(),
         columns=(
             *text_columns("model", "stage", "true"),
@@ -90,9 +90,9 @@ def published_confusion_table() -> Table:
 
 
 def published_basis() -> str:
-    """What the study's numbers rest on."""
+    """Describe the data behind the study's numbers."""
     return (
-        f"Image-level; {sum(STUDY.test_images)} test images, one a patient; OPTIMISTIC: every epoch was validated on "
+        f"Image-level; {sum(STUDY.test_images)} test images, one per patient; OPTIMISTIC: every epoch was validated on "
         f"them. {STUDY.source}, DOI {STUDY.doi}."
     )
 
@@ -102,9 +102,9 @@ def _at(result: Result, level: str) -> Level | None:
 
 
 def _percentages(confusion: NDArray[np.int64]) -> list[list[float]]:
-    """Three indices, each of the classes and then their average, in %."""
-    found = class_indices(confusion)
-    return [[*(100 * (index := getattr(found, name))), 100 * float(np.mean(index))] for name, _ in INDICES]
+    """Compute the three metrics, each as one value per class followed by their average, in %."""
+    indices = class_indices(confusion)
+    return [[*(100 * (index := getattr(indices, name))), 100 * float(np.mean(index))] for name, _ in INDICES]
 
 
 def _printed(result: PublishedModel) -> list[list[float]]:
@@ -118,11 +118,11 @@ def _index_columns(stages: Sequence[str]) -> tuple[Column, ...]:
 def _index_rows(
     names: Sequence[str], stages: Sequence[Sequence[Sequence[float]]], *, digits: int = 1
 ) -> tuple[Row, ...]:
-    """A row a class, then the average; `stages` holds each stage's indices, each of the classes and then their mean."""
+    """Build one row per class, then the average; `stages` holds, per stage and metric, one value per row."""
     return tuple(
         Row(
-            (name, *(Number(float(index[place]), digits) for stage in stages for index in stage)),
-            strong=place == len(names),
+            (name, *(Number(float(index[position]), digits) for stage in stages for index in stage)),
+            strong=position == len(names),
         )
-        for place, name in enumerate([*names, "average"])
+        for position, name in enumerate([*names, "average"])
     )

@@ -1,4 +1,4 @@
-"""How a model does in parts of the test images: by device, site, sex, age or whatever a manifest says of them."""
+"""Performance in subgroups of the test images: by device, site, sex, age or any other column of the manifest."""
 
 import math
 from collections.abc import Sequence
@@ -26,15 +26,15 @@ UNDEFINED = Estimate(math.nan, math.nan, math.nan)
 
 @dataclass(frozen=True)
 class ColumnTest:
-    """Whether a result differs between the subgroups of one column.
+    """Test of whether a metric differs between the subgroups of one column.
 
     Attributes:
-        column: Its name.
-        subgroups: How many were compared; images of which nothing is stated are left out.
-        index: "accuracy" or "sensitivity of GC".
-        p_value: Of the permutation test; nan where nothing can differ.
-        corrected: After Holm's correction over the columns of the index.
-        family: How many columns that is.
+        column: Name of the column.
+        subgroups: Number of subgroups compared; images without a value are excluded.
+        index: The metric, "accuracy" or "sensitivity of GC".
+        p_value: p of the permutation test; NaN if no difference is possible.
+        corrected: The p after Holm's correction over the columns tested for this metric.
+        family: Number of these columns.
     """
 
     column: str
@@ -46,21 +46,21 @@ class ColumnTest:
 
     @property
     def is_shown(self) -> bool:
-        """Whether the subgroups are shown to differ."""
+        """Whether the difference between the subgroups is statistically significant."""
         return self.corrected < LEVEL
 
 
 def columns_of(result: Result) -> tuple[SubgroupColumn, ...]:
-    """The columns that the manifest says of a result's test images, each with its subgroups or why it has none."""
-    cut_by = result.run.setting("data.test_column") or result.run.setting("data.fold_column")
-    return subgroup_columns(result.test.about, result.test.predictions.group, test_column=cut_by)
+    """Return the manifest's columns for the test images, each with its subgroups or the reason for having none."""
+    test_column = result.run.setting("data.test_column") or result.run.setting("data.fold_column")
+    return subgroup_columns(result.test.about, result.test.predictions.group, test_column=test_column)
 
 
 def subgroup_section(evidence: Evidence) -> Section:
-    """The subgroups of each run's final result, what differs between them, and the columns that are left out."""
+    """Build the section on subgroups: the tables of each run's shipped stage, the tests, and the omitted columns."""
     items: list[Item] = []
-    final = [result for result in evidence.results if result.is_shipped and result.test.about]
-    for result in final:
+    shipped = [result for result in evidence.results if result.is_shipped and result.test.about]
+    for result in shipped:
         columns = [column for column in columns_of(result) if column.subgroups]
         if not columns:
             continue
@@ -69,23 +69,23 @@ def subgroup_section(evidence: Evidence) -> Section:
         if evidence.class_name in result.images.predictions.class_names:
             items.append(class_subgroup_table(result, columns, class_name=str(evidence.class_name)))
         items += [difference_table(result, tests), Sentences(difference_sentences(result, tests), listed=True)]
-    left_out = left_out_table(final)
-    return Section("subgroups", "Subgroups of the test images", (*items, *([left_out] if left_out else [])))
+    omitted = left_out_table(shipped)
+    return Section("subgroups", "Subgroups of the test images", (*items, *([omitted] if omitted else [])))
 
 
 def subgroup_table(result: Result, columns: Sequence[SubgroupColumn]) -> Table:
-    """Accuracy and each class's sensitivity in each subgroup.
+    """Build the table of accuracy and per-class sensitivity in each subgroup.
 
     Args:
-        result: Of the test images.
-        columns: Those with subgroups, at least one.
+        result: The result on the test images.
+        columns: At least one, each with subgroups.
     """
-    said = result.test.predictions
+    predictions = result.test.predictions
     rows = []
     for column, subgroup in _each(columns):
-        found = _shares(result, subgroup)
-        cells: list[Cell] = [*_head(result, column, subgroup), in_percent(found.accuracy)]
-        rows.append(Row((*cells, *(in_percent(share) for share in found.sensitivity))))
+        proportions = _shares(result, subgroup)
+        cells: list[Cell] = [*_head(result, column, subgroup), in_percent(proportions.accuracy)]
+        rows.append(Row((*cells, *(in_percent(proportion) for proportion in proportions.sensitivity))))
     return Table(
         key=f"subgroups-{result.run.stem}-{result.stage.name}",
         title=f"{result.label}: accuracy and sensitivity in subgroups of the test images",
@@ -93,39 +93,47 @@ def subgroup_table(result: Result, columns: Sequence[SubgroupColumn]) -> Table:
         columns=(
             *_head_columns(),
             Column("accuracy", unit="%"),
-            *(Column(name, over="sensitivity", unit="%") for name in said.class_names),
+            *(Column(name, over="sensitivity", unit="%") for name in predictions.class_names),
         ),
         rows=tuple(rows),
         notes=(
-            "Each interval is of its subgroup alone and not corrected for the number of subgroups: with many of them "
-            "some lie apart by chance. Whether the subgroups of a column differ is tested below.",
+            "Each interval is that of one subgroup, not corrected for the number of subgroups; with many subgroups, "
+            "some intervals will not overlap by chance alone. Differences between the subgroups of a column are "
+            "tested below.",
             *_binning_notes(columns),
         ),
     )
 
 
 def class_subgroup_table(result: Result, columns: Sequence[SubgroupColumn], *, class_name: str) -> Table:
-    """One class against the rest in each subgroup: sensitivity, specificity, AUROC, calibration in the large.
+    """Build the table of one class versus the rest: sensitivity, specificity, AUROC and calibration in the large.
 
     Args:
-        result: Of the test images.
-        columns: Those with subgroups, at least one.
-        class_name: Short name of a class that the result knows.
+        result: The result on the test images.
+        columns: At least one, each with subgroups.
+        class_name: Short name of one of the result's classes.
     """
-    place = result.test.predictions.class_names.index(class_name)
+    class_index = result.test.predictions.class_names.index(class_name)
     rows = []
     for column, subgroup in _each(columns):
-        found, area, calibration = _shares(result, subgroup), *_ranking_and_calibration(result, subgroup, place)
-        cells: list[Cell] = [*_head(result, column, subgroup), found.sensitivity[place].total]
-        cells += [in_percent(found.sensitivity[place]), in_percent(found.specificity[place]), as_number(area)]
+        proportions, area, calibration = (
+            _shares(result, subgroup),
+            *_ranking_and_calibration(result, subgroup, class_index),
+        )
+        cells: list[Cell] = [*_head(result, column, subgroup), proportions.sensitivity[class_index].total]
+        cells += [
+            in_percent(proportions.sensitivity[class_index]),
+            in_percent(proportions.specificity[class_index]),
+            as_number(area),
+        ]
         rows.append(Row((*cells, in_percent(calibration)) if result.calibration is not None else tuple(cells)))
-    calibrated = (
-        "Calibration in the large: observed share less mean calibrated probability of the class, in points; above 0 "
-        "the model expects too few of them, below 0 too many.",
+    calibration_notes = (
+        "Calibration in the large: observed proportion minus mean calibrated probability of the class, in percentage "
+        "points; values above 0 mean that the model underestimates the class, values below 0 that it overestimates it.",
     )
     return Table(
         key=f"class-subgroups-{result.run.stem}-{result.stage.name}",
-        title=f"{result.label}: {class_name} against the rest in subgroups of the test images",
+        title=f"{result.label}: {class_name} versus the rest in subgroups of the test images",
         basis=tested_on([result]),
         columns=(
             *_head_columns(),
@@ -137,8 +145,8 @@ def class_subgroup_table(result: Result, columns: Sequence[SubgroupColumn], *, c
         ),
         rows=tuple(rows),
         notes=(
-            f"Sensitivity and specificity: {class_name} where it is the likeliest class.",
-            *(calibrated if result.calibration is not None else ()),
+            f"Sensitivity and specificity: an image counts as {class_name} if that is its most probable class.",
+            *(calibration_notes if result.calibration is not None else ()),
         ),
     )
 
@@ -146,36 +154,36 @@ def class_subgroup_table(result: Result, columns: Sequence[SubgroupColumn], *, c
 def difference_tests(
     result: Result, columns: Sequence[SubgroupColumn], *, class_name: str | None, options: ReportOptions
 ) -> tuple[ColumnTest, ...]:
-    """Tests accuracy, and the class's sensitivity, for a difference between the subgroups of each column.
+    """Test accuracy, and the sensitivity of one class, for differences between the subgroups of each column.
 
-    Each index is a family of its own, corrected by Holm's method over the columns. A p that can't be told counts as 1.
+    Each metric is a family of its own, corrected by Holm's method over the columns. An undefined p counts as 1.
 
     Args:
-        result: Of the test images.
-        columns: Those with subgroups.
-        class_name: Short name of the class; None or one that the result does not know: accuracy alone.
-        options: Seed of the permutations.
+        result: The result on the test images.
+        columns: The columns with subgroups.
+        class_name: Short name of the class; if None or not one of the result's classes, only accuracy is tested.
+        options: Provides the seed of the permutations.
     """
-    said = result.test.predictions
-    indices = {"accuracy": np.ones(len(said.true), dtype=np.bool_)}
-    if class_name in said.class_names:
-        indices[f"sensitivity of {class_name}"] = said.true == said.class_names.index(class_name)
-    found = []
-    for index, among in indices.items():
-        tested = [_test(result, column, among, seed=options.seed) for column in columns]
-        p_values = np.array([p for _, p in tested])
+    predictions = result.test.predictions
+    indices = {"accuracy": np.ones(len(predictions.true), dtype=np.bool_)}
+    if class_name in predictions.class_names:
+        indices[f"sensitivity of {class_name}"] = predictions.true == predictions.class_names.index(class_name)
+    column_tests = []
+    for index, is_included in indices.items():
+        tests = [_test(result, column, is_included, seed=options.seed) for column in columns]
+        p_values = np.array([p for _, p in tests])
         corrected = holm(np.where(np.isnan(p_values), 1.0, p_values))
         corrected = np.where(np.isnan(p_values), np.nan, corrected)
-        found += [
-            ColumnTest(column.name, subgroups, index, p, float(after), len(columns))
-            for column, (subgroups, p), after in zip(columns, tested, corrected, strict=True)
+        column_tests += [
+            ColumnTest(column.name, subgroups, index, p, float(corrected_p), len(columns))
+            for column, (subgroups, p), corrected_p in zip(columns, tests, corrected, strict=True)
         ]
-    return tuple(found)
+    return tuple(column_tests)
 
 
 def difference_table(result: Result, tests: Sequence[ColumnTest]) -> Table:
-    """The tests, a row a column and index."""
-    whose = "patients" if result.run.grouped else "images, since patients are not known"
+    """Build the table of these tests, one row per metric and column."""
+    unit = "patients" if result.run.grouped else "images, since patients are unknown"
     return Table(
         key=f"subgroup-differences-{result.run.stem}-{result.stage.name}",
         title=f"{result.label}: tests of difference between the subgroups of each column",
@@ -191,41 +199,43 @@ def difference_table(result: Result, tests: Sequence[ColumnTest]) -> Table:
             for test in tests
         ),
         notes=(
-            f"Permutation test over {whose}: the statistic is a chi-square between the subgroups. Images of which "
-            "nothing is stated are left out. Corrected by Holm's method over the columns of an index.",
+            f"Permutation test over {unit}, with a chi-square statistic between the subgroups. Images without a value "
+            "in the column are excluded. p corrected by Holm's method over the columns tested for the same index.",
         ),
     )
 
 
 def difference_sentences(result: Result, tests: Sequence[ColumnTest]) -> tuple[str, ...]:
-    """What is and what is not shown of each index."""
+    """Say for each metric between which subgroups a difference is shown, is not shown, or cannot be tested."""
     sentences = []
     for index in dict.fromkeys(test.index for test in tests):
-        own = [test for test in tests if test.index == index]
-        shown = [test for test in own if test.is_shown]
-        rest = [test.column for test in own if not test.is_shown and not math.isnan(test.p_value)]
-        nothing = [test.column for test in own if math.isnan(test.p_value)]
-        after = f" after Holm's correction for {own[0].family} columns" if own[0].family > 1 else ""
+        index_tests = [test for test in tests if test.index == index]
+        significant = [test for test in index_tests if test.is_shown]
+        not_significant = [test.column for test in index_tests if not test.is_shown and not math.isnan(test.p_value)]
+        untestable = [test.column for test in index_tests if math.isnan(test.p_value)]
+        correction = (
+            f" after Holm's correction for {index_tests[0].family} columns" if index_tests[0].family > 1 else ""
+        )
         sentences += [
             f"The {index} of {result.label} differs between the subgroups of {test.column} "
-            f"({p_text(test.corrected, level=LEVEL)}{after})."
-            for test in shown
+            f"({p_text(test.corrected, level=LEVEL)}{correction})."
+            for test in significant
         ]
-        if rest:
+        if not_significant:
             sentences.append(
-                f"The {index} of {result.label} is not shown to differ between the subgroups of {_listed(rest)}"
-                f"{after}; nor is it shown to be the same."
+                f"The {index} of {result.label} is not shown to differ between the subgroups of "
+                f"{_listed(not_significant)}{correction}; nor is it shown to be the same."
             )
-        if nothing:
+        if untestable:
             sentences.append(
-                f"Whether the {index} of {result.label} differs between the subgroups of {_listed(nothing)} can't be "
-                "told: all of these images are recognised, or none, or one subgroup alone holds them."
+                f"Whether the {index} of {result.label} differs between the subgroups of {_listed(untestable)} cannot "
+                "be tested: all of these images are classified correctly, or none, or they all belong to one subgroup."
             )
     return tuple(sentences)
 
 
 def left_out_table(results: Sequence[Result]) -> Table | None:
-    """The columns that make no subgroups, each with the reason and without its values; None where there is none."""
+    """Build the table of omitted columns, with the reasons but without their values; None if no column was omitted."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for result in results:
         for column in columns_of(result):
@@ -235,14 +245,14 @@ def left_out_table(results: Sequence[Result]) -> Table | None:
         return None
     return Table(
         key="subgroup-columns-left-out",
-        title="Columns of the manifest that make no subgroups",
-        basis="Judged by the values of the test images, never by the column's name.",
+        title="Manifest columns for which no subgroups were formed",
+        basis="Decided from the values of the test images, never from the name of the column.",
         columns=text_columns("column", "why", *(("runs",) if len(results) > 1 else ())),
         rows=tuple(
             Row((name, reason, *(_whose(runs, results) if len(results) > 1 else ())))
             for (name, reason), runs in reasons.items()
         ),
-        notes=("If such a column names no person, write codes (site-1, device-2) or ages in place of its values.",),
+        notes=("If such a column does not identify a person, replace its values by codes (site-1, device-2) or ages.",),
     )
 
 
@@ -264,56 +274,58 @@ def _head(result: Result, column: SubgroupColumn, subgroup: Subgroup) -> list[Ce
 
 
 def _shares(result: Result, subgroup: Subgroup) -> ClassProportions:
-    said = result.test.predictions
+    predictions = result.test.predictions
     return proportions_of_predictions(
-        said.true[subgroup.images],
-        said.predicted[subgroup.images],
+        predictions.true[subgroup.images],
+        predictions.predicted[subgroup.images],
         _clusters(result, subgroup.images),
-        classes=said.classes,
+        classes=predictions.classes,
         confidence=CONFIDENCE,
     )
 
 
-def _ranking_and_calibration(result: Result, subgroup: Subgroup, place: int) -> tuple[Estimate, Estimate]:
-    """AUROC and calibration in the large of the class at a place."""
-    said, images = result.test.predictions, subgroup.images
+def _ranking_and_calibration(result: Result, subgroup: Subgroup, class_index: int) -> tuple[Estimate, Estimate]:
+    """Compute AUROC and calibration in the large of the class at a column index."""
+    predictions, images = result.test.predictions, subgroup.images
     groups = _clusters(result, images)
-    positive = said.true[images] == place
-    area = auroc(positive, said.probabilities[images, place], groups, confidence=CONFIDENCE)
+    positive = predictions.true[images] == class_index
+    area = auroc(positive, predictions.probabilities[images, class_index], groups, confidence=CONFIDENCE)
     if result.calibration is None:
         return area, UNDEFINED
-    calibrated = result.calibration.test.probabilities[images, place]
+    calibrated = result.calibration.test.probabilities[images, class_index]
     return area, calibration_in_the_large(positive, calibrated, groups, confidence=CONFIDENCE)
 
 
 def _clusters(result: Result, images: NDArray[np.bool_]) -> NDArray[np.generic] | None:
-    """The group of each chosen image where groups hold several, else None."""
+    """Return the group of each selected image, or None if every group has a single image."""
     return result.test.predictions.group[images] if result.test.clusters is not None else None
 
 
-def _test(result: Result, column: SubgroupColumn, among: NDArray[np.bool_], *, seed: int) -> tuple[int, float]:
-    """How many subgroups hold images, and the p of their difference."""
-    place = np.full(len(among), -1)
+def _test(result: Result, column: SubgroupColumn, is_included: NDArray[np.bool_], *, seed: int) -> tuple[int, float]:
+    """Return the number of subgroups with images and the p-value of their difference."""
+    subgroup_index = np.full(len(is_included), -1)
     for number, subgroup in enumerate(each for each in column.subgroups if each.is_stated):
-        place[subgroup.images] = number
-    chosen = among & (place >= 0)
-    if not chosen.any():
+        subgroup_index[subgroup.images] = number
+    selected = is_included & (subgroup_index >= 0)
+    if not selected.any():
         return 0, math.nan
-    said = result.test.predictions
-    found = subgroup_difference(said.correct[chosen], place[chosen], said.group[chosen], seed=seed)
-    return found.subgroups, found.p_value
+    predictions = result.test.predictions
+    difference = subgroup_difference(
+        predictions.correct[selected], subgroup_index[selected], predictions.group[selected], seed=seed
+    )
+    return difference.subgroups, difference.p_value
 
 
 def _binning_notes(columns: Sequence[SubgroupColumn]) -> tuple[str, ...]:
-    """How subgroups were made, as far as these columns need it."""
+    """Explain how subgroups were formed, as far as it concerns these columns."""
     names = [subgroup.name for _, subgroup in _each(columns)]
     notes = []
     if any(name.startswith("below ") for name in names):
-        notes.append("A column of many numbers is cut at its quartiles.")
+        notes.append("Columns with many different numbers are divided at their quartiles.")
     if OTHER in names:
-        notes.append("Of a column of more than 12 values the 11 most frequent are shown.")
+        notes.append("For columns with more than 12 values, the 11 most frequent ones are shown.")
     if RARE in names:
-        notes.append("A value that only one patient has is not shown.")
+        notes.append("Values that occur in only one patient are not shown.")
     return tuple(notes)
 
 

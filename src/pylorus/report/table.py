@@ -1,4 +1,4 @@
-"""A table as plain values: what it shows, what it rests on, its cells. How it is written stands in `table_text`."""
+"""A table as plain values: caption, data basis and cells. Module `table_text` writes it as text."""
 
 import math
 from collections.abc import Sequence
@@ -9,19 +9,19 @@ from pylorus.evaluation.estimate import Estimate
 from pylorus.evaluation.sentence import p_text
 
 DASH = "–"
-"""What stands for an undefined value."""
+"""Symbol for an undefined value."""
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number in a cell, with its interval where the table gives intervals.
+    """A number in a cell, with its confidence interval if the table has intervals.
 
     Attributes:
-        value: In the unit of its column; nan where undefined.
-        digits: Decimals shown.
-        interval: Its ends, nan where they can't be told; None in a table without intervals.
-        words: How the value is shown where rounding would mislead, as `< 0.001`; None: rounded.
-        reason: Why there is no value or no interval, in words that follow "since"; empty where that is not known.
+        value: The value, in the unit of its column; NaN if undefined.
+        digits: Number of decimals shown.
+        interval: Lower and upper limit, NaN if undefined; None in a table without intervals.
+        words: Text shown instead of the rounded value where rounding would mislead, such as `< 0.001`.
+        reason: Why there is no value or no interval, as a clause that follows "because"; empty if unknown.
     """
 
     value: float
@@ -32,7 +32,7 @@ class Number:
 
     @property
     def value_text(self) -> str:
-        """The value as shown: `–` where undefined.
+        """The value as shown: `–` if undefined.
 
         Example:
             >>> Number(90.888).value_text, Number(float("nan")).value_text, Number(-0.04, digits=2).value_text
@@ -42,7 +42,7 @@ class Number:
 
     @property
     def interval_text(self) -> str:
-        """The interval as shown; `–` where there is a value without one, nothing where there is no value.
+        """The interval as shown; `–` if the value has none, empty if there is no value.
 
         Example:
             >>> Number(0.91, 2, (0.88, 0.932)).interval_text, Number(1.0, 1, (math.nan, math.nan)).interval_text
@@ -57,12 +57,12 @@ class Number:
 
     @property
     def text(self) -> str:
-        """Value and interval in one."""
+        """Value and interval together, as shown."""
         return f"{self.value_text} ({self.interval_text})" if self.interval_text else self.value_text
 
 
 Cell: TypeAlias = str | int | Number
-"""What stands in a cell; an empty text where nothing belongs there."""
+"""Content of a cell; an empty string if the cell does not apply."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ class Column:
     """A column.
 
     Attributes:
-        title: At its head.
-        over: What stands above it and its neighbours of the same word; may be empty.
-        unit: Of its numbers, such as `%`; may be empty.
-        text: Whether it holds words, which stand at the left.
+        title: Heading of the column.
+        over: Spanning heading shared with neighbouring columns; may be empty.
+        unit: Unit of its numbers, such as `%`; may be empty.
+        text: Whether it contains text, which is left-aligned.
     """
 
     title: str
@@ -84,7 +84,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of as many cells as there are columns; a strong one sums up those above it."""
+    """A row with one cell per column; a strong row summarizes the rows above it."""
 
     cells: tuple[Cell, ...]
     strong: bool = False
@@ -95,12 +95,12 @@ class Table:
     """A table with its caption.
 
     Attributes:
-        key: Name of its files, unique in a report.
-        title: What it shows, without a full stop.
-        basis: What it rests on: level, images and groups, split, marks; whole sentences.
-        columns: Its columns; equal cells below each other in the first one belong together.
-        rows: Its rows.
-        notes: Sentences below it.
+        key: Stem of its file names, unique in a report.
+        title: Title, without a full stop.
+        basis: The data it is based on (level, images and groups, split, caveats), in full sentences.
+        columns: The columns; consecutive equal cells in the first one form a block of rows.
+        rows: The rows.
+        notes: Footnotes, in full sentences.
     """
 
     key: str
@@ -113,30 +113,35 @@ class Table:
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row.cells) != len(self.columns):
-                raise ValueError(f"table {self.key}: found a row of {len(row.cells)}, expected {len(self.columns)}")
+                raise ValueError(
+                    f"table {self.key}: found a row of {len(row.cells)} cells, expected {len(self.columns)}"
+                )
 
     @property
     def numbers(self) -> list[Number]:
-        """All numbers in it."""
+        """All numbers in the table."""
         return [cell for row in self.rows for cell in row.cells if isinstance(cell, Number)]
 
     @property
     def all_notes(self) -> tuple[str, ...]:
-        """Its notes, and what its dashes and brackets mean."""
-        found = list(self.notes)
+        """Its footnotes, including the meaning of dashes and brackets."""
+        notes = list(self.notes)
         if any(number.interval is not None for number in self.numbers):
-            found.append("In brackets, or below a value: 95 % confidence interval.")
+            notes.append("In parentheses or below a value: 95 % confidence interval.")
         undefined = [number for number in self.numbers if math.isnan(number.value)]
         if undefined:
-            found.append(f"{DASH}: undefined, since {_list_reasons(undefined, 'it would divide zero by zero')}.")
+            notes.append(f"{DASH}: undefined, because {_list_reasons(undefined, 'the denominator is zero')}.")
         unbounded = [number for number in self.numbers if number.interval_text == DASH]
         if unbounded:
-            found.append(f"({DASH}): no interval, since {_list_reasons(unbounded, 'nothing varied in these images')}.")
-        return tuple(found)
+            notes.append(
+                f"({DASH}): no interval, because "
+                f"{_list_reasons(unbounded, 'there was no variation among these images')}."
+            )
+        return tuple(notes)
 
     @property
     def blocks(self) -> list[tuple[Row, ...]]:
-        """Rows that belong together, by their first cell."""
+        """Rows grouped into blocks by consecutive equal first cells."""
         blocks: list[list[Row]] = []
         for row in self.rows:
             if blocks and blocks[-1][0].cells[0] == row.cells[0]:
@@ -147,9 +152,9 @@ class Table:
 
     @property
     def heights(self) -> list[list[int]]:
-        """How many rows each cell stands for, of shape (rows, columns); 0 where a cell above stands for it too.
+        """Number of rows that each cell spans, of shape (rows, columns); 0 if a cell above spans it.
 
-        Only leading columns of words are united, each within what the column before it unites.
+        Only leading text columns are merged, each within the merged cells of the column to its left.
 
         Example:
             >>> columns = (*text_columns("model", "stage"), Column("right"))
@@ -157,20 +162,22 @@ class Table:
             [[2, 1, 1], [0, 1, 1], [1, 1, 1]]
         """
         heights = [[1] * len(self.columns) for _ in self.rows]
-        leading = next((place for place, column in enumerate(self.columns) if not column.text), len(self.columns))
-        for place in range(leading):
+        leading = next(
+            (column_index for column_index, column in enumerate(self.columns) if not column.text), len(self.columns)
+        )
+        for column_index in range(leading):
             top = 0
-            for number in range(1, len(self.rows)):
-                if self.rows[number].cells[: place + 1] == self.rows[top].cells[: place + 1]:
-                    heights[top][place] += 1
-                    heights[number][place] = 0
+            for row_index in range(1, len(self.rows)):
+                if self.rows[row_index].cells[: column_index + 1] == self.rows[top].cells[: column_index + 1]:
+                    heights[top][column_index] += 1
+                    heights[row_index][column_index] = 0
                 else:
-                    top = number
+                    top = row_index
         return heights
 
     @property
     def spans(self) -> list[tuple[str, int]]:
-        """The words above the heads, and how many columns each spans."""
+        """The spanning headings, and the number of columns that each spans."""
         spans: list[tuple[str, int]] = []
         for column in self.columns:
             if spans and spans[-1][0] == column.over and column.over:
@@ -181,23 +188,23 @@ class Table:
 
 
 def in_percent(estimate: Estimate, *, interval: bool = True) -> Number:
-    """A share with its interval, in %.
+    """Convert a proportion with its interval to a cell in %.
 
     Example:
         >>> in_percent(Estimate(0.909, 0.879, 0.932)).text
         '90.9 (87.9 to 93.2)'
     """
-    ends = (100 * estimate.low, 100 * estimate.high) if interval else None
-    return Number(100 * estimate.value, 1, ends, reason=estimate.reason)
+    limits = (100 * estimate.low, 100 * estimate.high) if interval else None
+    return Number(100 * estimate.value, 1, limits, reason=estimate.reason)
 
 
 def as_number(estimate: Estimate, *, digits: int = 3) -> Number:
-    """An estimate with its interval, as it is."""
+    """Convert an estimate with its interval to a cell, without scaling."""
     return Number(estimate.value, digits, (estimate.low, estimate.high), reason=estimate.reason)
 
 
 def p_value(value: float) -> Number:
-    """A p in a column of its own.
+    """Format a p-value for a column of p-values.
 
     Example:
         >>> p_value(0.33172).text, p_value(0.00002).text, p_value(math.nan).text
@@ -207,12 +214,12 @@ def p_value(value: float) -> Number:
 
 
 def text_columns(*titles: str) -> tuple[Column, ...]:
-    """Columns of words."""
+    """Create text columns with the given titles."""
     return tuple(Column(title, text=True) for title in titles)
 
 
 def shown(cell: Cell) -> str:
-    """A cell as a reader sees it.
+    """Format a cell as a reader sees it.
 
     Example:
         >>> shown(1234), shown("GC"), shown(Number(66.48))
@@ -224,7 +231,7 @@ def shown(cell: Cell) -> str:
 
 
 def rows_of(cells: Sequence[Sequence[Cell]]) -> tuple[Row, ...]:
-    """Plain rows."""
+    """Create rows without emphasis."""
     return tuple(Row(tuple(row)) for row in cells)
 
 

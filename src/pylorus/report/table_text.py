@@ -1,4 +1,4 @@
-"""A table as CSV, Markdown and LaTeX: the same cells, each in the way that its reader needs."""
+"""Format a table as CSV, Markdown and LaTeX with the same cells."""
 
 import csv
 import io
@@ -31,46 +31,46 @@ LATEX = {
     "·": r"$\cdot$",
     "…": r"\dots{}",
 }
-"""Characters that mean something to LaTeX, or that its fonts lack."""
+"""Replacements of characters that are special in LaTeX or missing from its fonts."""
 
 WIDEST = 84
-"""Letters side by side beyond which a LaTeX table is scaled to the width of the text."""
+"""A LaTeX table with more characters per row than this is scaled to the text width."""
 
 PROSE = 60
-"""Letters beyond which a cell is prose, which breaks into lines."""
+"""A cell with more characters than this is prose, whose lines are wrapped."""
 
 LONGEST = 40
-"""Rows beyond which a LaTeX table runs over several pages."""
+"""A LaTeX table with more rows than this may span several pages."""
 
 
 def as_csv(table: Table) -> str:
-    """Comma-separated values for a program: a head, then rows, and nothing else.
+    """Format a table as machine-readable CSV: a header, then rows, and nothing else.
 
-    Numbers are not rounded to what a page shows; an interval takes two more columns, low and high; `–` stands for
-    what is undefined. The last column says what each row rests on, so that a row can't lose it.
+    Numbers have six significant digits; an interval adds two columns, low and high; `–` marks undefined values. The
+    last column repeats the basis, so that no row can lose it.
     """
-    with_interval = [any(_has_interval(row.cells[place]) for row in table.rows) for place in range(len(table.columns))]
-    head: list[str] = []
-    for column, wide in zip(table.columns, with_interval, strict=True):
+    has_interval = [any(_has_interval(row.cells[index]) for row in table.rows) for index in range(len(table.columns))]
+    header: list[str] = []
+    for column, is_interval in zip(table.columns, has_interval, strict=True):
         name = _flat_title(column)
-        head += [name, f"{name}, low", f"{name}, high"] if wide else [name]
+        header += [name, f"{name}, low", f"{name}, high"] if is_interval else [name]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*head, "basis"])
+    writer.writerow([*header, "basis"])
     for row in table.rows:
         cells: list[str] = []
-        for cell, wide in zip(row.cells, with_interval, strict=True):
-            cells += _values(cell) if wide else _values(cell)[:1]
+        for cell, is_interval in zip(row.cells, has_interval, strict=True):
+            cells += _values(cell) if is_interval else _values(cell)[:1]
         writer.writerow([*cells, table.basis])
     return file.getvalue()
 
 
 def as_markdown(table: Table) -> str:
-    """A table that reads well as text and as Markdown, with its caption above and its notes below."""
-    head = [_flat_title(column) for column in table.columns]
+    """Format a table as aligned Markdown that is also readable as plain text, with caption above and notes below."""
+    header = [_flat_title(column) for column in table.columns]
     body = [[shown(cell) for cell in row.cells] for row in table.rows]
-    lines = [[cell.replace("|", r"\|") for cell in line] for line in [head, *body]]
-    widths = [max(3, *(len(line[place]) for line in lines)) for place in range(len(head))]
+    lines = [[cell.replace("|", r"\|") for cell in line] for line in [header, *body]]
+    widths = [max(3, *(len(line[index]) for line in lines)) for index in range(len(header))]
     aligned = [
         [
             cell.ljust(width) if column.text else cell.rjust(width)
@@ -88,47 +88,47 @@ def as_markdown(table: Table) -> str:
 
 
 def as_latex(table: Table) -> str:
-    """A table with booktabs' rules: floating, or over several pages where it is long.
+    """Format a table as LaTeX with booktabs rules: floating, or a longtable if it is long.
 
-    Where it is wide, intervals stand below their values.
+    In a wide table, intervals are placed below their values.
     """
-    prose = any(len(shown(cell)) > PROSE for row in table.rows for cell in row.cells)
-    long = prose or len(table.rows) > LONGEST
-    stacked = _letters(table, stacked=False) > WIDEST
-    wide = not long and _letters(table, stacked=stacked) > WIDEST
+    has_prose = any(len(shown(cell)) > PROSE for row in table.rows for cell in row.cells)
+    is_long = has_prose or len(table.rows) > LONGEST
+    is_stacked = _letters(table, stacked=False) > WIDEST
+    is_scaled = not is_long and _letters(table, stacked=is_stacked) > WIDEST
     caption = rf"\caption{{{escaped(f'{table.title}. {table.basis}'.strip())}}}"
     label = rf"\label{{tab:{table.key}}}"
-    head = [r"\toprule", *_latex_head(table), r"\midrule"]
-    columns = "".join(_latex_column(table, place, prose=prose) for place in range(len(table.columns)))
-    rows = _latex_rows(table, stacked=stacked)
+    header = [r"\toprule", *_latex_head(table), r"\midrule"]
+    columns = "".join(_latex_column(table, index, prose=has_prose) for index in range(len(table.columns)))
+    rows = _latex_rows(table, stacked=is_stacked)
     notes = escaped(" ".join(table.all_notes))
-    below = [rf"\par\smallskip{{\footnotesize {notes}}}"] if notes else []
-    if long:
-        lines = [rf"\begin{{longtable}}{{{columns}}}", rf"{caption}{label}\\", *head, r"\endhead"]
-        lines += [*rows, r"\bottomrule", r"\end{longtable}", *below]
+    footnotes = [rf"\par\smallskip{{\footnotesize {notes}}}"] if notes else []
+    if is_long:
+        lines = [rf"\begin{{longtable}}{{{columns}}}", rf"{caption}{label}\\", *header, r"\endhead"]
+        lines += [*rows, r"\bottomrule", r"\end{longtable}", *footnotes]
         return "\n".join([r"% Needs \usepackage{booktabs, longtable}.", *lines, ""])
-    body = [rf"\begin{{tabular}}{{{columns}}}", *head, *rows, r"\bottomrule", r"\end{tabular}"]
-    if wide:
+    body = [rf"\begin{{tabular}}{{{columns}}}", *header, *rows, r"\bottomrule", r"\end{tabular}"]
+    if is_scaled:
         body = [r"\resizebox{\textwidth}{!}{%", *body[:-1], r"\end{tabular}}"]
-    needs = "booktabs, graphicx" if wide else "booktabs"
-    start = [rf"% Needs \usepackage{{{needs}}}.", r"\begin{table}[htbp]", r"\centering", caption, label]
-    return "\n".join([*start, *body, *below, r"\end{table}", ""])
+    packages = "booktabs, graphicx" if is_scaled else "booktabs"
+    start = [rf"% Needs \usepackage{{{packages}}}.", r"\begin{table}[htbp]", r"\centering", caption, label]
+    return "\n".join([*start, *body, *footnotes, r"\end{table}", ""])
 
 
 def _latex_rows(table: Table, *, stacked: bool) -> list[str]:
-    """The rows; what a cell above says too is left out, and blocks are set apart."""
+    """Format the rows; merged cells are left empty, and blocks are separated by space."""
     lines: list[str] = []
-    several = len(table.blocks) < len(table.rows)
+    has_blocks = len(table.blocks) < len(table.rows)
     for number, (row, heights) in enumerate(zip(table.rows, table.heights, strict=True)):
-        if number and several and heights[0]:
+        if number and has_blocks and heights[0]:
             lines.append(r"\addlinespace")
         cells = [
             escaped(_value(cell, stacked)) if height else "" for cell, height in zip(row.cells, heights, strict=True)
         ]
         lines.append(" & ".join(cells) + r" \\")
-        below = [cell.interval_text if isinstance(cell, Number) else "" for cell in row.cells]
-        if stacked and any(below):
-            lines.append(" & ".join(rf"\scriptsize {escaped(text)}" if text else "" for text in below) + r" \\")
+        intervals = [cell.interval_text if isinstance(cell, Number) else "" for cell in row.cells]
+        if stacked and any(intervals):
+            lines.append(" & ".join(rf"\scriptsize {escaped(text)}" if text else "" for text in intervals) + r" \\")
     return lines
 
 
@@ -136,38 +136,38 @@ def _value(cell: Cell, stacked: bool) -> str:
     return cell.value_text if stacked and isinstance(cell, Number) else shown(cell)
 
 
-def _latex_column(table: Table, place: int, *, prose: bool) -> str:
-    column = table.columns[place]
+def _latex_column(table: Table, index: int, *, prose: bool) -> str:
+    column = table.columns[index]
     if not column.text:
         return "r"
-    longest = max((len(shown(row.cells[place])) for row in table.rows), default=0)
+    longest = max((len(shown(row.cells[index])) for row in table.rows), default=0)
     if longest > PROSE:
         return r"p{0.5\textwidth}"
     return r"p{0.2\textwidth}" if prose and longest > PROSE / 4 else "l"
 
 
 def _letters(table: Table, *, stacked: bool) -> int:
-    """How many letters the widest cells of all columns have together, with two between columns."""
+    """Count the characters of the widest cells of all columns together, plus two between columns."""
     return sum(
         2
         + max(
             [
                 len(_title(column)),
-                *(len(_value(row.cells[place], stacked)) for row in table.rows),
-                *(_interval_letters(row.cells[place]) for row in table.rows),
+                *(len(_value(row.cells[index], stacked)) for row in table.rows),
+                *(_interval_letters(row.cells[index]) for row in table.rows),
             ]
         )
-        for place, column in enumerate(table.columns)
+        for index, column in enumerate(table.columns)
     )
 
 
 def _interval_letters(cell: Cell) -> int:
-    """Letters of an interval below its value, in which three take the room of two."""
+    """Return the width of an interval below its value, whose small print fits three characters in the space of two."""
     return 2 * len(cell.interval_text) // 3 if isinstance(cell, Number) else 0
 
 
 def escaped(text: str) -> str:
-    r"""Text as LaTeX prints it.
+    r"""Escape text for LaTeX.
 
     Example:
         >>> print(escaped("a_b, 5 % – p < 0.05"))
@@ -202,7 +202,7 @@ def _has_interval(cell: Cell) -> bool:
 
 
 def _values(cell: Cell) -> list[str]:
-    """Value, low and high as a program reads them."""
+    """Format value, low and high for CSV."""
     if not isinstance(cell, Number):
         return [str(cell), "", ""]
     return [_plain(value) for value in (cell.value, *(cell.interval or (math.nan, math.nan)))]

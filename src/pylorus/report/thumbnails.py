@@ -1,4 +1,4 @@
-"""Small pictures of single images, for a report that may show them: the only part that looks at images at all."""
+"""Thumbnails of single images, for reports that may show them; no other part of the report reads images."""
 
 import base64
 import hashlib
@@ -13,18 +13,18 @@ from pylorus.data.image import RGB, UnreadableImageError, decode, fit
 from pylorus.report.saved_run import SavedRun
 
 SIDE = 160
-"""Pixels of a thumbnail's side."""
+"""Side length of a thumbnail in pixels."""
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A small picture.
+    """A thumbnail of an image.
 
     Attributes:
         sample: Id of the image.
-        jpeg: The picture in base64, without any of the file's metadata; empty where there is none.
-        missing: Why there is none; empty where there is one.
-        overlay: The network's input with the heat map over it, as `jpeg`; empty where none was drawn.
+        jpeg: The JPEG in base64, without any metadata of the file; empty if there is none.
+        missing: Why there is no thumbnail; empty if there is one.
+        overlay: The network's input with its heat map, encoded like `jpeg`; empty if there is no heat map.
     """
 
     sample: str
@@ -36,36 +36,39 @@ class Thumbnail:
 def thumbnails_of(
     run: SavedRun, samples: Sequence[str], overlays: Mapping[str, str] | None = None
 ) -> dict[str, Thumbnail]:
-    """Reads images of a run by their ids; one that is gone or was changed since is said to be.
+    """Create thumbnails of a run's images; one that is missing or has changed since the run says so instead.
 
     Args:
         run: The run.
         samples: Ids of its images.
-        overlays: Heat maps by these ids, from `pylorus.report.maps`.
+        overlays: Heat maps by image id, from `pylorus.report.maps`.
     """
     return {sample: _thumbnail(run, sample, (overlays or {}).get(sample, "")) for sample in samples}
 
 
 def file_of(run: SavedRun, sample: str) -> Path:
-    """Where the file of an image lay when the run was made."""
+    """Return the path that an image file had at the time of the run."""
     assert run.split is not None
     root = run.folder / "images" if run.setting("data.kind") == "synthetic" else Path(str(run.setting("data.root", "")))
     return root / str(run.split.table.set_index("sample_id").loc[sample, "path"])
 
 
 def image_of(run: SavedRun, sample: str) -> RGB:
-    """An image of a run, of shape (height, width, 3).
+    """Read an image of a run.
+
+    Returns:
+        RGB image of shape (height, width, 3).
 
     Raises:
-        UnreadableImageError: If it is gone, was changed since, or lies in a shard.
+        UnreadableImageError: If it is missing, has changed since the run, or is stored in a shard.
     """
     assert run.split is not None
     if run.setting("data.kind") == "shards":
-        raise UnreadableImageError("it lies in a shard")
+        raise UnreadableImageError("it is stored in a shard")
     try:
         content = file_of(run, sample).read_bytes()
     except OSError:
-        raise UnreadableImageError("the file is not there any more") from None
+        raise UnreadableImageError("the file no longer exists") from None
     if hashlib.sha256(content).hexdigest() != run.split.table.set_index("sample_id").loc[sample, "sha256"]:
         raise UnreadableImageError("the file has changed since the run")
     return decode(content)
@@ -79,7 +82,7 @@ def _thumbnail(run: SavedRun, sample: str, overlay: str) -> Thumbnail:
 
 
 def small_jpeg(image: RGB) -> str:
-    """An image as a small JPEG in base64, without any of its file's metadata."""
+    """Encode an image as a small JPEG in base64, without any metadata of its file."""
     file = io.BytesIO()
     Image.fromarray(fit(image, size=SIDE, how="pad", interpolation="lanczos")).save(file, format="JPEG", quality=85)
     return base64.b64encode(file.getvalue()).decode()
