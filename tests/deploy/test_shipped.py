@@ -144,7 +144,7 @@ def test_the_stage_that_validation_chooses_is_named_everywhere(trained, stage, c
         in (folder.path / "model" / "MODEL_CARD.md").read_text()
     )
     page = (folder.path / "report" / "report.html").read_text()
-    assert re.search(rf"{stage}, chosen by validation accuracy", page)
+    assert re.search(rf"{stage}, selected by validation accuracy", page)
     runs = pd.read_csv(folder.path / "report" / "tables" / "runs.csv")
     assert runs["shipped stage"].tolist() == [stage]
     assert objective(folder) == found["accuracy"][stage]
@@ -273,7 +273,7 @@ def test_images_that_are_validated_and_tested_on_are_marked_as_what_the_choice_w
         assert_same(abstention["answered_test"]["value"], predicted["answered"])
     card = (folder.path / "model" / "MODEL_CARD.md").read_text()
     assert "so the choice was made on the test images" in card
-    assert "chosen by accuracy on these very images" in (folder.path / "report" / "report.html").read_text()
+    assert "selected by accuracy on these same images" in (folder.path / "report" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

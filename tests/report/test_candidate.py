@@ -47,16 +47,17 @@ def test_a_lucky_seed_wins_nothing(make_run):
     (winner,) = gather(paths, FAST).winners
     assert [each.label for each in winner.leaders] == ["vgg19 s"]
     assert winner.rule == (
-        "By the study's rule (best test accuracy, of several runs their mean) vgg19 s wins, with 85.0 % (3 seeds: "
-        "standard deviation 0.0 points, 85.0 to 85.0 %)."
+        "By the study's criterion (highest test accuracy, averaged over several runs), vgg19 s ranks first with 85.0 % (3 "
+        "seeds: standard deviation 0.0 percentage points, range 85.0 to 85.0 %)."
     )
 
 
 def test_what_seeds_differ_in_keeps_a_difference_from_being_shown(make_run):
     certain = [*seeds(make_run, "resnet50", [FAIR] * 3), *seeds(make_run, "vgg19", [POOR] * 3)]
     (winner,) = gather(certain, FAST).winners
-    assert "is shown on this test set" in winner.verdict
-    assert winner.verdict.endswith("These tests allow for patients and for seeds.")
+    assert "is significantly more accurate than" in winner.verdict
+    assert "on this test set" in winner.verdict
+    assert winner.verdict.endswith("These tests account for variation between patients and between seeds.")
     mixed = [PERFECT, FAIR, [[3, 17, 0], [0, 3, 17], [17, 0, 3]]]
     uncertain = [*seeds(make_run, "densenet121", mixed), *seeds(make_run, "convnext", [POOR] * 3)]
     (winner,) = gather(uncertain, FAST).winners
@@ -71,7 +72,7 @@ def test_a_single_run_is_not_shown_better_than_seeds_that_lie_far_apart(make_run
     assert comparison.accuracy.patients.p_value < 0.001
     assert not comparison.is_shown
     assert comparison.sentence.endswith(
-        "allowing for patients and for the seeds of vgg19 s, not for other seeds of resnet50 s)."
+        "allowing for patients and for the seeds of vgg19 s but not for those of resnet50 s)."
     )
 
 
@@ -87,7 +88,7 @@ def test_where_a_run_computes_makes_no_other_configuration_but_its_precision_doe
 def test_a_run_that_was_repeated_counts_once_and_the_page_says_so(make_run):
     evidence = gather([make_run("a", stages=("s",)), make_run("b", stages=("s",))], FAST)
     assert evidence.candidates[0].replicates == 1
-    assert any("so it counts once" in sentence for sentence in summarize(evidence, kind="runs").warnings)
+    assert any("such runs count only once" in sentence for sentence in summarize(evidence, kind="runs").warnings)
 
 
 def test_a_run_that_did_not_finish_is_no_replicate_of_what_is_shipped(make_run):
@@ -97,7 +98,9 @@ def test_a_run_that_did_not_finish_is_no_replicate_of_what_is_shipped(make_run):
     (configuration,) = evidence.configurations
     assert (configuration.shipped.stage, configuration.shipped.replicates) == ("finetune", 2)
     assert [stage.replicates for stage in configuration.stages] == [3, 2]
-    assert any("not among the runs of resnet50 finetune" in text for text in summarize(evidence, kind="runs").warnings)
+    assert any(
+        "not counted as a replicate of resnet50 finetune" in text for text in summarize(evidence, kind="runs").warnings
+    )
 
 
 def test_the_table_of_replicates_gives_mean_deviation_and_range_of_the_runs(make_run, tmp_path, undrawn):
@@ -128,7 +131,7 @@ def test_the_run_of_median_validation_accuracy_is_named_and_each_ships_its_own(m
     (winner,) = evidence.winners
     assert winner.chosen.run is evidence.runs[2]
     assert winner.choice.endswith(
-        "Each of its 3 runs ships a model of its own; that of median validation accuracy is resnet50 (seed=2)."
+        "Each of its 3 runs ships its own model; the run with the median validation accuracy is resnet50 (seed=2)."
     )
 
 
@@ -192,5 +195,5 @@ def test_pooled_folds_are_compared_by_patient_and_as_procedures(make_run):
     assert comparison.images.groups == 90
     assert comparison.accuracy.patients.p_value == comparison.images.p_value
     assert comparison.accuracy.training.value == pytest.approx(0.35)
-    assert "training sets that overlap" in winner.verdict
+    assert "overlapping training sets" in winner.verdict
     assert np.isclose(float(winner.leaders[0].share), 0.85)

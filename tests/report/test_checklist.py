@@ -86,7 +86,7 @@ LEFT_OUT = {"left_out": [{"class": "gastric_ulcer", "split": "not given", "files
             "Teaching.",
         ),
         (answers.images, {"images_per_group": 2}, None, "129 images.", "129 images of 66 groups."),
-        (answers.images, {"config": {"data.kind": "synthetic"}}, None, "129 images.", "129 drawn images."),
+        (answers.images, {"config": {"data.kind": "synthetic"}}, None, "129 images.", "129 synthetic images."),
         (answers.preprocessing, {}, change_bundle_input(crop="auto"), "RGB, made square", "RGB, cropped to the field"),
         (
             answers.classes,
@@ -99,91 +99,91 @@ LEFT_OUT = {"left_out": [{"class": "gastric_ulcer", "split": "not given", "files
             answers.identification,
             {"config": {"data.patients": "dicom"}},
             None,
-            "Of image files pixels and orientation are used",
-            "Patients are told apart by salted hashes of the DICOM PatientID",
+            "Only pixels and orientation of the image files are used",
+            "Patients are distinguished by salted hashes of the DICOM PatientID",
         ),
         (
             answers.identification,
             {"config": {"logger.name": "wandb", "logger.images": True}},
             None,
-            "names files (split.csv).",
-            "Mistaken images were shown in wandb",
+            "contains file names (split.csv).",
+            "Misclassified images were logged to wandb",
         ),
-        (answers.identification, {"config": {"data.kind": "synthetic"}}, None, "Of image files", "they are of nobody"),
+        (answers.identification, {"config": {"data.kind": "synthetic"}}, None, "of the image files", "show no patient"),
         (
             answers.missing,
             {"config": {"data.on_error": "quarantine"}},
             None,
-            "one that can't be read stops a run",
-            "Files that can't be read are left out (data.on_error=quarantine); there was none.",
+            "an unreadable file stops the run",
+            "Unreadable files are excluded (data.on_error=quarantine); there were none.",
         ),
         (
             answers.missing,
             {"config": {"data.on_error": "quarantine"}},
             change_json("audit.json", **LEFT_OUT),
-            "one that can't be read stops a run",
-            "4 files could not be read and were left out",
+            "an unreadable file stops the run",
+            "4 files could not be read and were excluded",
         ),
-        (answers.missing, {"finished": 0}, None, "Every test image is answered", "Every file could be read"),
-        (answers.blinding, {"config": {"data.validation": "test"}}, None, "pixels only", "not blind."),
+        (answers.missing, {"finished": 0}, None, "Every test image was classified", "Every file could be read"),
+        (answers.blinding, {"config": {"data.validation": "test"}}, None, "pixels only", "Not blinded:"),
         (answers.blinding, {"finished": 0}, None, "pixels only", ""),
         (answers.sample_size, {"test_each": (8, 8, 9)}, None, "on 24 images", "on 25 images"),
         (
             answers.partitions,
             {},
             configure(**{"data.split_seed": 7}),
-            "Test images: drawn at random by image, stratified by class (",
-            "Test images: drawn at random by image, stratified by class (data.split_seed 7).",
+            "Test images: selected at random by image, stratified by class (",
+            "Test images: selected at random by image, stratified by class (data.split_seed 7).",
         ),
         (answers.partitions, {"images_per_group": 2}, None, "random by image", "random by patient (group)"),
         (
             answers.partitions,
             {"config": {"data.test_column": "site_id", "data.test_values": ["Klinik Mustermann"]}},
             None,
-            "Test images: drawn at random",
-            "Test images: those of one value of site_id (data.test_column).",
+            "Test images: selected at random",
+            "Test images: those with one value of site_id (data.test_column).",
         ),
         (
             answers.partitions,
             {"config": {"data.test_column": "date", "data.test_from": "2024"}},
             None,
-            "Test images: drawn at random",
+            "Test images: selected at random",
             "Test images: those whose date reaches a given value (data.test_column).",
         ),
         (
             answers.partitions,
             {"config": {"data.split_file": "other/split.csv"}},
             None,
-            "Test images: drawn at random",
+            "Test images: selected at random",
             "Test images: those of another run's split (data.split_file). Validation images: those of another run's",
         ),
         (
             answers.partitions,
             {"config": {"data.fold": 2}},
             None,
-            "Test images: drawn at random",
-            "Test images: fold 2 of the folds 0 to 4, drawn at random by image",
+            "Test images: selected at random",
+            "Test images: fold 2 of folds 0 to 4, selected at random by image",
         ),
         (
             answers.partitions,
             {},
             configure(**{"data.fold": "B", "data.fold_column": "site"}),
-            "Test images: drawn at random",
-            "Test images: those of one value of site, left out of training (data.fold_column).",
+            "Test images: selected at random",
+            "Test images: those with one value of site, excluded from training (data.fold_column).",
         ),
         (
             answers.partitions,
             {},
             give_parts("train", "test"),
-            "Test images: drawn at random",
-            "Test images: given by the folders. Validation images: drawn at random",
+            "Test images: selected at random",
+            "Test images: given by the folders. Validation images: selected at random",
         ),
         (
             answers.partitions,
             {"config": {"data.kind": "manifest"}},
             give_parts("train", "val", "test"),
-            "Validation images: drawn at random",
-            "Validation images: given by the manifest's column split.",
+            "Validation images: selected at random",
+            "Validation images: given by the column `split` of the manifest.",
         ),
         (
             answers.partitions,
@@ -192,42 +192,66 @@ LEFT_OUT = {"left_out": [{"class": "gastric_ulcer", "split": "not given", "files
             "90 training, 15 validation and 24 test images",
             "90 training and 24 test images",
         ),
-        (answers.partitions, {}, change_json("audit.json", **LEFT_OUT), "not tested on.", "can't be read: 4."),
+        (answers.partitions, {}, change_json("audit.json", **LEFT_OUT), "not test images.", "could not be read: 4."),
         (
             answers.disjoint,
             {"images_per_group": 2},
             None,
-            "is not known",
-            "Groups (patients); in two parts: 0 groups, 0 identical images.",
+            "is unknown",
+            "Groups (patients); in more than one split: 0 groups, 0 identical images.",
         ),
         (
             answers.disjoint,
             {"images_per_group": 2, "config": {"data.patients": "dicom"}},
             None,
-            "is not known",
-            "Patients (by DICOM PatientID); in two parts: 0 groups",
+            "is unknown",
+            "Patients (by DICOM PatientID); in more than one split: 0 groups",
         ),
         (
             answers.disjoint,
             {},
             change_json("audit.json", accepted_leaks={"patient": 0, "file": 0, "pixels": 1, "near": 2}),
-            "in two parts: 0 identical images. Whether",
-            "in two parts: 0 identical images and 3 near copies. Whether",
+            "in more than one split: 0 identical images. Whether",
+            "in more than one split: 0 identical images and 3 near copies. Whether",
         ),
         (answers.models, {"model": "vgg19.tv_in1k"}, None, "resnet50.tv_in1k at 224 pixels", "vgg19.tv_in1k"),
-        (answers.models, {"config": {"model.args": {"drop_rate": 0.1}}}, None, "3 classes.", "with drop_rate 0.1."),
+        (
+            answers.models,
+            {"config": {"model.args": {"drop_rate": 0.1}}},
+            None,
+            "3 classes.",
+            "3 classes, drop_rate 0.1.",
+        ),
         (answers.software, {}, change_json("environment.json", packages={"torch": "9.9"}), "torch 2.6.0", "torch 9.9"),
-        (answers.weights, {}, change_json("model/model.json", weights={"from": "none"}), "timm's hub", "Random."),
+        (
+            answers.weights,
+            {},
+            change_json("model/model.json", weights={"from": "none"}),
+            "the timm hub",
+            "Random initialisation.",
+        ),
         (
             answers.weights,
             {},
             change_json("model/model.json", weights={"from": "/home/w/vgg.pth", "sha256": "cd" * 32}),
-            "Pretrained weights of timm's hub",
-            "Weights of the file vgg.pth, SHA-256 cdcdcdcdcdcd",
+            "Pretrained weights from the timm hub",
+            "Weights from the file vgg.pth, SHA-256 cdcdcdcdcdcd",
         ),
-        (answers.training, {"config": {"stages.s.lr": 0.03}}, None, "rate 0.001 (cosine)", "rate 0.03 (cosine)"),
+        (
+            answers.training,
+            {"config": {"stages.s.lr": 0.03}},
+            None,
+            "rate 0.001 (cosine schedule)",
+            "rate 0.03 (cosine schedule)",
+        ),
         (answers.training, {"config": {"stages.s.lr_factor": 0.1}}, None, "rate 0.001 ", "rate 0.0001 "),
-        (answers.training, {"config": {"stages.s.schedule": "plateau"}}, None, "(cosine)", "(plateau)"),
+        (
+            answers.training,
+            {"config": {"stages.s.schedule": "plateau"}},
+            None,
+            "(cosine schedule)",
+            "(plateau schedule)",
+        ),
         (answers.training, {"config": {"stages.s.augment": "endoscopy"}}, None, "augmentation none", "endoscopy"),
         (answers.training, {"config": {"augment.name": "light"}}, None, "augmentation none", "augmentation light"),
         (answers.training, {"config": {"stages.s.views": 4}}, None, "augmentation none.", "4 variants of each image"),
@@ -235,21 +259,33 @@ LEFT_OUT = {"left_out": [{"class": "gastric_ulcer", "split": "not given", "files
             answers.training,
             {"config": {"stages.s.layer_decay": 0.8}},
             None,
-            "(cosine), aug",
-            "(cosine), 0.8 times that",
+            "(cosine schedule), aug",
+            "(cosine schedule), layer-wise learning rate decay 0.8",
         ),
-        (answers.training, {"config": {"stages.s.learn": "layer4"}}, None, "learns all", "learns layer4"),
+        (
+            answers.training,
+            {"config": {"stages.s.learn": "layer4"}},
+            None,
+            "trained layers: all",
+            "trained layers: layer4",
+        ),
         (
             answers.training,
             {"config": {"stages.s.patience": 2}},
             None,
             "4 of 10 epochs,",
-            "4 of 10 epochs (ended after 2 without improvement)",
+            "4 of 10 epochs (stopped early after 2 epochs without improvement)",
         ),
         (answers.training, {"config": {"optimizer.name": "sgd"}}, None, "adamw, weight decay 0.01", "momentum 0.9"),
-        (answers.training, {"config": {"optimizer.clip": None}}, None, "clipped to a norm of 1", "0.01, batches"),
-        (answers.training, {}, change_json("environment.json", batch_size=64), "batches of 16", "batches of 64"),
-        (answers.training, {"config": {"loss.class_weights": "balanced"}}, None, "cross entropy,", "weighted by class"),
+        (answers.training, {"config": {"optimizer.clip": None}}, None, "clipped to a norm of 1", "0.01, batch size"),
+        (answers.training, {}, change_json("environment.json", batch_size=64), "batch size 16", "batch size 64"),
+        (
+            answers.training,
+            {"config": {"loss.class_weights": "balanced"}},
+            None,
+            ", cross-entropy,",
+            "class-weighted cross-entropy",
+        ),
         (answers.training, {"config": {"loss.label_smoothing": 0.1}}, None, "entropy, prec", "label smoothing 0.1"),
         (answers.training, {"config": {"trainer.devices": 4}}, None, "precision auto, seed", "4 devices (ddp)"),
         (answers.training, {}, change_json("environment.json", precision="bf16"), "precision auto", "precision bf16"),
@@ -259,14 +295,14 @@ LEFT_OUT = {"left_out": [{"class": "gastric_ulcer", "split": "not given", "files
             answers.selection,
             {"config": {"stages.s.monitor": "f1"}},
             None,
-            "by loss on validation",
-            "by f1 on validation",
+            "by loss on the validation",
+            "by f1 on the validation",
         ),
         (
             answers.selection,
             {"config": {"data.validation": "test"}},
             None,
-            "by loss on validation images",
+            "by loss on the validation images",
             "by loss on the test images (data.validation=test)",
         ),
         (answers.selection, {"finished": 0}, None, "best of 4 epochs", ""),
@@ -277,47 +313,59 @@ LEFT_OUT = {"left_out": [{"class": "gastric_ulcer", "split": "not given", "files
             "fixed on the validation images for a true sensitivity of at least 95 % with 90 % confidence",
             "fixed on the test images (data.validation=test) for a true sensitivity of at least 95 %",
         ),
-        (answers.cut_offs, {"val_each": (0, 8, 8)}, None, "For GC", "No threshold: the likeliest class."),
+        (
+            answers.cut_offs,
+            {"val_each": (0, 8, 8)},
+            None,
+            "For GC",
+            "No threshold was used: the class with the highest probability is predicted.",
+        ),
         (
             answers.measures,
             {},
             remove("predictions-val.parquet"),
             "net benefit of calibrated",
-            "risk-coverage; of images.",
+            "risk-coverage curves; per image.",
         ),
-        (answers.measures, {"images_per_group": 2}, None, "; of images.", "of images and of patients (groups)."),
-        (answers.uncertainty, {"images_per_group": 2}, None, "each image stands for itself", "kept together"),
-        (answers.uncertainty, {"stages": ("a", "b")}, None, "names.", "Pairs on the same test images"),
+        (answers.measures, {"images_per_group": 2}, None, "; per image.", "per image and per patient (group)."),
+        (
+            answers.uncertainty,
+            {"images_per_group": 2},
+            None,
+            "treating images as independent",
+            "allowing for the clustering of images within groups",
+        ),
+        (answers.uncertainty, {"stages": ("a", "b")}, None, "in the last section.", "Pairs on the same test images"),
         (
             answers.external,
             {"config": {"data.test_column": "site_id", "data.test_values": ["A", "B"]}},
             None,
-            "None: the test images come from the same set",
-            "The test images are those of 2 values of site_id (data.test_column), and no image of such a value was trained",
+            "No external test: the test images come from the same data set",
+            "The test images are those with 2 values of site_id (data.test_column); no image with such a value was used for",
         ),
         (
             answers.external,
             {},
             give_parts("train", "test"),
-            "None: the test images",
-            "given by the folders. Whether they come from another hospital is for the author to say.",
+            "No external test: the test images",
+            "given by the folders. Whether they come from another hospital is for the author to state.",
         ),
         (
             answers.external,
             {"config": {"data.split_file": "split.csv"}},
             None,
-            "None: the test images",
-            "how that was cut is not known here.",
+            "No external test: the test images",
+            "how that split was made is not documented here.",
         ),
         (
             answers.external,
             {},
             configure(**{"data.fold": "B", "data.fold_column": "site"}),
-            "None: the test images",
-            "those of one value of site, left out of training",
+            "No external test: the test images",
+            "those with one value of site, excluded from training",
         ),
-        (answers.external, {"finished": 0}, None, "None: the test images", ""),
-        (answers.characteristics, {}, add_column("sex", "mf"), "", "by sex: see the tables of subgroups."),
+        (answers.external, {"finished": 0}, None, "No external test: the test images", ""),
+        (answers.characteristics, {}, add_column("sex", "mf"), "", "by sex: see the subgroup tables."),
         (answers.cross_table, {"finished": 0}, None, "See the confusion matrices.", ""),
         (answers.accuracy, {"finished": 0}, None, "See the tables", ""),
         (
@@ -325,17 +373,23 @@ LEFT_OUT = {"left_out": [{"class": "gastric_ulcer", "split": "not given", "files
             {"confusions": {"s": [[8, 0, 0], [0, 8, 0], [0, 0, 8]]}},
             None,
             "See the worst mistakes.",
-            "No test image was mistaken for another class.",
+            "No test image was misclassified.",
         ),
         (answers.fairness, {}, add_column("site_id", "AB"), "", "Subgroups by site_id: see their tables"),
         (
             answers.limitations,
             {"config": {"data.validation": "test"}},
             None,
-            "looked at once",
+            "evaluated at least once",
             "All figures are optimistic",
         ),
-        (answers.availability, {"finished": 0}, None, "predictions, the trained model", "versions, curves;"),
+        (
+            answers.availability,
+            {"finished": 0},
+            None,
+            "the predictions, the trained model",
+            "the software versions, the training curves;",
+        ),
     ],
 )
 def test_an_answer_is_made_of_facts_and_another_run_changes_it(
@@ -370,13 +424,13 @@ def test_every_answer_of_the_checklist_is_tested_with_a_contrary_run():
 def test_an_older_run_was_cut_by_its_seed(make_run):
     run = make_run(**(BASE | {"config": {"seed": 3}}))
     configure(**{"data.split_seed": None})(run)
-    assert "drawn at random by image, stratified by class (seed 3)" in answers.partitions(gather([run], FAST))
+    assert "selected at random by image, stratified by class (seed 3)" in answers.partitions(gather([run], FAST))
 
 
 def test_values_that_cut_the_test_set_are_shown_with_names_alone(make_run):
     run = make_run(**(BASE | {"config": {"data.test_column": "site", "data.test_values": ["Köln", "Bonn"]}}))
     named = answers.external(gather([run], ReportOptions(resamples=20, names=True)))
-    assert "those of 2 values of site (Köln, Bonn)" in named
+    assert "those with 2 values of site (Köln, Bonn)" in named
     assert "Köln" not in answers.external(gather([run], FAST))
 
 
@@ -393,7 +447,7 @@ def test_runs_that_answer_alike_share_an_answer_and_the_others_are_named(make_ru
     said = answers.missing(evidence)
     first, second, third = (run.label for run in evidence.runs)
     assert said.startswith(f"{first}, {second}: Every file could be read")
-    assert f"{third}: Files that can't be read are left out" in said
+    assert f"{third}: Unreadable files are excluded" in said
 
 
 def test_the_blank_stays_beside_the_answer(make_run):
@@ -402,7 +456,7 @@ def test_the_blank_stays_beside_the_answer(make_run):
     rows = {row.cells[0]: row.cells[3] for row in checklist_table(gather([run], FAST)).rows}
     assert rows["Bias and fairness"].startswith("Subgroups by sex")
     assert "[author: " in rows["Bias and fairness"]
-    assert rows["Robustness"] == "[author: other endoscopes, sites, image quality]"
+    assert rows["Robustness"] == "[author: robustness to other endoscopes, sites and image quality]"
 
 
 def test_a_run_that_failed_before_it_had_a_split_answers_what_it_can(make_run):
@@ -417,16 +471,16 @@ def test_a_run_that_failed_before_it_had_a_split_answers_what_it_can(make_run):
 @pytest.mark.parametrize(
     ("story", "present", "absent"),
     [
-        ({}, "are fitted on validation images alone", "optimistic"),
+        ({}, "were fitted on the validation images only", "optimistic"),
         (
             {"config": {"data.validation": "test"}},
-            "are fitted on the test images themselves",
-            "validation images alone",
+            "were fitted on the test images themselves",
+            "validation images only",
         ),
-        ({"val_each": (0, 8, 8)}, "The temperature is fitted on validation images alone", "threshold are fitted"),
+        ({"val_each": (0, 8, 8)}, "The temperature was fitted on the validation images only", "threshold were fitted"),
         ({"images_per_group": 2}, "At patient level", "Pairs on the same test images"),
         ({"stages": ("a", "b")}, "Pairs on the same test images", "At patient level"),
-        ({"finished": 0}, "Everything here is rebuilt", "temperature"),
+        ({"finished": 0}, "This report was computed", "temperature"),
     ],
 )
 def test_the_methods_are_those_that_the_report_used(make_run, undrawn, story, present, absent):
@@ -438,7 +492,7 @@ def test_the_methods_are_those_that_the_report_used(make_run, undrawn, story, pr
 
 def test_a_report_that_was_validated_on_the_test_images_never_says_otherwise(make_run, undrawn):
     page = write_report([make_run(**(BASE | {"config": {"data.validation": "test"}}))], options=FAST).read_text()
-    for false in ("fitted on the validation images", "images alone", "on training and validation images"):
+    for false in ("fitted on the validation images", "validation images only", "on training and validation images"):
         assert false not in page
     assert "a temperature fitted on the test images (data.validation=test)" in page
 
@@ -446,5 +500,5 @@ def test_a_report_that_was_validated_on_the_test_images_never_says_otherwise(mak
 def test_only_what_is_there_counts_as_a_look_a_mistake_or_a_pair(make_run, undrawn):
     perfect = [[8, 0, 0], [0, 8, 0], [0, 0, 8]]
     page = write_report([make_run(**(BASE | {"confusions": {"s": perfect}}))], options=FAST).read_text()
-    assert "recognises all 24 test images" in page
-    assert "With --thumbnails the report shows these images" not in page
+    assert "classifies all 24 test images correctly" in page
+    assert "With --thumbnails, the report includes these images" not in page

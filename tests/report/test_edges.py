@@ -55,7 +55,8 @@ def test_one_test_image_gives_no_interval_of_an_average_and_no_false_one(make_ru
 def test_no_validation_image_of_the_class_means_no_threshold_and_says_so(make_run, undrawn):
     run = make_run(val_each=(0, 15, 15))
     text = write_report([run], options=FAST).read_text()
-    assert "None of the validation images is of class GC: no threshold can be fixed for" in text
+    assert "none of the validation images is of class GC" in text
+    assert "No threshold can be fixed for" in text
     assert not (run / "report" / "tables" / "threshold.csv").exists()
 
 
@@ -63,8 +64,8 @@ def test_without_validation_predictions_nothing_is_calibrated_and_it_says_so(mak
     run = make_run(stages=("s",))
     predictions(run, "s", "val").unlink()
     text = write_report([run], options=FAST).read_text()
-    assert "Without validation predictions nothing is calibrated: resnet50 s." in text
-    assert "there are no validation predictions to choose by" in text
+    assert "Not calibrated, because there are no validation predictions: resnet50 s." in text
+    assert "No model could be selected by validation accuracy, because there are no validation predictions." in text
 
 
 @pytest.mark.parametrize(
@@ -74,9 +75,9 @@ def test_without_validation_predictions_nothing_is_calibrated_and_it_says_so(mak
         (lambda table: table.assign(**{"probability/GC": np.nan}), "probabilities of image 0 are NaN"),
         (lambda table: table.assign(**{"probability/GC": 0.5}), "probabilities of image"),
         (lambda table: table.assign(group=None), "column group is empty in 60 of 60 rows"),
-        (lambda table: table.assign(true="XX"), "column true holds ['XX']"),
-        (lambda table: table.drop(columns="group"), "expected ['group']"),
-        (lambda table: table.drop(columns="probability/CG"), "expected ['probability/CG']"),
+        (lambda table: table.assign(true="XX"), "column true contains ['XX']"),
+        (lambda table: table.drop(columns="group"), "expected also ['group']"),
+        (lambda table: table.drop(columns="probability/CG"), "expected also ['probability/CG']"),
         (lambda table: table.assign(sample_id=table["sample_id"].iloc[0]), "samples that occur more than once"),
         (
             lambda table: table.assign(predicted=table["predicted"].iloc[::-1].to_numpy()),
@@ -96,8 +97,11 @@ def test_predictions_that_do_not_hold_together_are_refused_with_file_and_fault(m
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda table: table.iloc[:-1], "1 images lie in the predictions or in test of split.csv, but not in both"),
-        (lambda table: table.assign(true="GC"), "40 images have another class there than in split.csv"),
+        (
+            lambda table: table.iloc[:-1],
+            "1 image is either in the predictions or in the test split of split.csv, but not in both",
+        ),
+        (lambda table: table.assign(true="GC"), "40 images have another class in the predictions than in split.csv"),
     ],
 )
 def test_predictions_of_other_images_than_the_splits_are_refused(make_run, change, said):
@@ -131,7 +135,7 @@ def test_a_damaged_file_is_named(make_run, file, content, undrawn):
 def test_predictions_without_a_split_are_refused_since_no_table_could_cite_it(make_run):
     run = make_run()
     (run / "split.csv").unlink()
-    with pytest.raises(PylorusError, match=r"there is no split\.csv"):
+    with pytest.raises(PylorusError, match=r"split\.csv is missing"):
         gather([run], FAST)
 
 
@@ -139,7 +143,7 @@ def test_an_empty_metrics_file_is_a_stage_without_curves(make_run, undrawn):
     run = make_run()
     (run / "pretrain" / "metrics.csv").write_text("\n")
     assert (
-        "There is no metrics.csv, and so no curve, of resnet50 pretrain."
+        "No training curves, because metrics.csv is missing: resnet50 pretrain."
         in write_report([run], options=FAST).read_text()
     )
 

@@ -65,8 +65,8 @@ def test_other_configurations_are_rows_of_their_own(make_run, tmp_path, undrawn)
 def test_folds_are_told_once_not_pair_by_pair(folds, tmp_path):
     folds([0, 1, 2])
     page = (tmp_path / "report" / "report.html").read_text()
-    assert page.count("The runs of resnet50 are folds: they test 3 different parts of the images") == 1
-    assert "are not compared pair by pair:" not in page
+    assert page.count("The runs of resnet50 form a cross-validation: each of 3 disjoint folds was tested") == 1
+    assert "are not compared in pairs:" not in page
 
 
 def test_the_pool_has_patients_kappa_mcc_and_calibration_and_says_why_it_has_no_auroc(folds, tmp_path):
@@ -136,4 +136,4 @@ def test_configurations_that_lack_folds_are_compared_on_those_that_all_have(make
     assert winner.pool.images == 120
     (comparison,) = winner.comparisons
     assert comparison.images.images == 120
-    assert "the 2 folds that all were tested on" in winner.verdict
+    assert "the 2 folds common to all configurations" in winner.verdict

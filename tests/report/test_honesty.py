@@ -54,7 +54,7 @@ def test_looks_count_each_stage_that_predicted_the_test_set(make_run):
     evidence = gather([make_run("a"), make_run("b", model="vgg19.tv_in1k", stages=("pretrain",))], FAST)
     (looks,) = evidence.looks
     assert (looks.here, looks.epochs, looks.elsewhere) == (3, 0, 0)
-    assert "was looked at 3 times, or more" in looks.sentence
+    assert "was evaluated at least 3 times" in looks.sentence
 
 
 def test_epochs_validated_on_the_test_set_are_looks(make_run):
@@ -85,7 +85,7 @@ def test_different_test_sets_are_not_compared_and_the_page_says_why(make_run, un
     assert evidence.comparisons == ()
     assert len(evidence.tests) == 2
     said = " ".join(summarize(evidence, kind="runs").warnings)
-    assert "vgg19 and resnet50 are not compared pair by pair: the two predictions are not for the same images" in said
+    assert "vgg19 and resnet50 are not compared in pairs: the two predictions are not for the same images" in said
     assert "2 different test sets, not to be compared" in str(sections_of(evidence))
 
 
@@ -98,7 +98,7 @@ def test_other_groups_on_the_same_images_are_not_compared_either(make_run):
 
 def test_without_groups_the_page_says_that_patients_are_not_known(make_run):
     found = summarize(gather([make_run()], FAST), kind="run").findings
-    assert any("data.group names no patients" in sentence for sentence in found)
+    assert any("data.group does not identify patients" in sentence for sentence in found)
 
 
 def test_a_run_that_did_not_finish_is_named_with_its_state(make_run):

@@ -29,7 +29,7 @@ def test_a_run_given_twice_or_with_its_sweep_counts_once(tmp_path):
 
 
 def test_a_path_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(PylorusError, match="gone: found no such folder"):
+    with pytest.raises(PylorusError, match="gone: no such folder"):
         scope_of([tmp_path / "gone"])
 
 
@@ -40,7 +40,7 @@ def test_an_empty_folder_is_no_run_and_no_sweep(tmp_path):
 
 def test_runs_that_lie_deeper_are_pointed_at(tmp_path):
     run(tmp_path / "2026-01-31" / "12-00-00")
-    with pytest.raises(PylorusError, match=r"Runs lie deeper:\n.*12-00-00"):
+    with pytest.raises(PylorusError, match=r"There are runs deeper inside it:\n.*12-00-00"):
         scope_of([tmp_path])
 
 

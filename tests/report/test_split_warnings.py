@@ -76,7 +76,7 @@ def test_each_split_is_warned_of_once_and_many_are_counted(make_split):
     assert warnings_of(*one).count("The test set should contain") == 1
     many = [make_split(name=f"b{n}", split_seed=n) for n in range(6)]
     said = warnings_of(*many)
-    assert "6 of 6 splits have a class that is not in its share in a part" in said
+    assert "6 of 6 splits have a class whose proportion in train, val or test differs from" in said
     assert "set should contain" not in said
 
 

@@ -93,7 +93,7 @@ def test_every_column_stands_in_a_table_of_subgroups_or_among_those_left_out(wit
     left_out = written_table(folder, "subgroup-columns-left-out").set_index("column")["why"]
     assert shown | set(left_out.index) == set(columns)
     assert shown == {"site_id", "device", "sex", "age", "examined"}
-    assert "names of persons" in left_out["patient_name"]
+    assert "personal names" in left_out["patient_name"]
     assert left_out["empty"] == "no test image has a value"
     assert "Mustermann" not in page
     assert "case 7" not in page
@@ -137,5 +137,8 @@ def test_where_all_images_are_recognised_no_difference_can_be_told(with_columns)
 def test_groups_of_a_manifest_are_told_as_such(make_run, undrawn):
     folder = make_run(images_per_group=2, config={"data.group": None, "data.kind": "manifest"})
     page = write_report([folder], options=ReportOptions(resamples=20)).read_text()
-    assert "data.group names no patients" not in page
-    assert "Figures are image-level, with intervals that keep the images of a group" in page
+    assert "data.group does not identify patients" not in page
+    assert (
+        "Results are image-level, with confidence intervals that allow for the clustering of images within groups"
+        in page
+    )

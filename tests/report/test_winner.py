@@ -19,10 +19,11 @@ def study(make_run):
 
 def test_the_winner_by_the_studys_rule_is_resnet50_and_that_it_is_better_is_not_shown(study):
     (winner,) = study.winners
-    assert winner.rule == "By the study's rule (best test accuracy) resnet50 finetune wins, with 90.9 %."
+    assert winner.rule == "By the study's criterion (highest test accuracy), resnet50 finetune ranks first with 90.9 %."
     assert winner.verdict == (
-        "A difference in accuracy between resnet50 finetune and vgg19 finetune or inception_v3 finetune is not shown on this test "
-        "set. These tests are of the models as trained, one run each; they do not tell what another seed would give."
+        "No significant difference in accuracy between resnet50 finetune and vgg19 finetune or inception_v3 finetune was "
+        "found on this test set. These tests compare the models as trained, one run each; they do not account for "
+        "variation between seeds."
     )
 
 
@@ -36,7 +37,7 @@ def test_a_winner_that_is_far_ahead_is_shown_to_be_better(make_run):
     )
     (winner,) = gather([good, bad], ReportOptions(resamples=200)).winners
     assert winner.verdict.startswith(
-        "That resnet50 finetune is more accurate than vgg19 finetune is shown on this test set."
+        "resnet50 finetune is significantly more accurate than vgg19 finetune on this test set."
     )
 
 
@@ -58,7 +59,7 @@ def test_runs_that_tie_are_both_named(make_run):
         make_run("b", stages=("s",), confusions=same, model="vgg19.tv_in1k", seed=1),
     ]
     (winner,) = gather(paths, ReportOptions(resamples=200)).winners
-    assert winner.rule == "By the study's rule (best test accuracy) resnet50 s and vgg19 s tie, with 90.0 %."
+    assert winner.rule == "By the study's criterion (highest test accuracy), resnet50 s and vgg19 s tie at 90.0 %."
 
 
 def test_the_family_that_holm_corrects_is_the_question_and_no_pair_is_asked_twice(study):
@@ -82,7 +83,7 @@ def test_a_winner_that_the_test_images_chose_is_corrected_for_all_pairs(make_run
     ]
     (winner,) = gather(paths, ReportOptions(resamples=100)).winners
     assert [comparison.family for comparison in winner.comparisons] == [3, 3]
-    assert "not chosen independently" in winner.comparisons[0].question
+    assert "not selected independently" in winner.comparisons[0].question
 
 
 def test_pairs_of_the_appendix_are_unadjusted_and_never_shown(make_run):
@@ -97,9 +98,9 @@ def test_pairs_of_the_appendix_are_unadjusted_and_never_shown(make_run):
     assert {other.first.label, other.second.label} == {"vgg19 s", "inception_v3 s"}
     assert other.corrected["accuracy"] == other.images.p_value < 0.05
     assert not other.is_shown
-    assert winner.verdict.startswith("That vgg19 s is more accurate than resnet50 s is shown on this test set.")
+    assert winner.verdict.startswith("vgg19 s is significantly more accurate than resnet50 s on this test set.")
 
 
 def test_where_validation_is_the_test_set_the_choice_is_not_passed_off_as_ours(make_run):
     (winner,) = gather([make_run(config={"data.validation": "test"})], ReportOptions(resamples=100)).winners
-    assert winner.choice.endswith("so this choice, too, was made on the test set.")
+    assert winner.choice.endswith("so this selection, too, was made on the test set.")

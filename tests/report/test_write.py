@@ -176,13 +176,13 @@ def test_a_sweep_with_a_failed_job_a_job_of_one_stage_and_one_without_a_start_is
 def test_a_sweep_in_which_every_job_failed_still_gets_a_page(make_run, tmp_path, undrawn):
     make_run("sweep/0", finished=0, state="failed", curves=False, network=False)
     text = write_report([tmp_path / "sweep"], options=FAST).read_text()
-    assert "there is nothing to report but the runs themselves" in text
+    assert "so this report only describes the runs" in text
 
 
 def test_a_run_without_curves_and_network_says_so_and_keeps_the_rest(make_run, undrawn):
     run = make_run(curves=False, network=False)
     text = write_report([run], options=FAST).read_text()
-    assert "There is no metrics.csv" in text
-    assert "There is no network.json" in text
+    assert "because metrics.csv is missing" in text
+    assert "because network.json is missing" in text
     assert not (run / "report" / "figures" / "curves-pretrain.svg").exists()
     assert (run / "report" / "figures" / "roc.svg").exists()

@@ -1,1 +1,1 @@
-"""What a reader sees of runs: tables, figures, the published results to compare with."""
+"""Reports on runs: tables, figures, reporting checklists and the comparison with published results."""

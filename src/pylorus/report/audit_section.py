@@ -1,4 +1,4 @@
-"""The data audit in short: what a run found of its own images, by count; names stay in the run's folder."""
+"""Data audit section of a report: the findings on the images of a run as counts, without file names."""
 
 from pylorus.report.evidence import Evidence
 from pylorus.report.marks import accepted_leaks
@@ -10,14 +10,14 @@ from pylorus.report.table import Column, Row, Table, text_columns
 KINDS = {
     "patient": ("patient", "patients"),
     "file": ("file", "files"),
-    "pixels": ("pair of the same pixels", "pairs of the same pixels"),
+    "pixels": ("pair of images with identical pixels", "pairs of images with identical pixels"),
     "near": ("near copy", "near copies"),
 }
-"""What may lie in two parts of a split, as audit.json calls it: one of it, and several."""
+"""Kinds of leaks between splits in audit.json, with singular and plural."""
 
 
 def audit_section(evidence: Evidence) -> Section:
-    """Each audited split once: accepted leaks, files left out, findings."""
+    """Build the audit section, with each split shown once: accepted leaks, excluded files and findings."""
     audited: dict[str, SavedRun] = {}
     for run in evidence.runs:
         if run.audit:
@@ -33,41 +33,48 @@ def audit_section(evidence: Evidence) -> Section:
 
 
 def audit_sentences(run: SavedRun) -> tuple[str, ...]:
-    """What was looked at, what leaks and was accepted, what was left out."""
-    left_out = files_left_out(run)
-    looked = f"{'every file' if not left_out else 'every file that could be read'} was looked at before training"
-    said = [f"{run.label}: {looked}; audit.json in the run's folder names the files of each finding."]
+    """State what was checked, which leaks were accepted and which files were excluded."""
+    excluded = files_left_out(run)
+    files = "every readable file" if excluded else "every file"
+    sentences = [
+        f"{run.label}: {files} was checked before training; audit.json in the folder of the run names the files of "
+        "each finding."
+    ]
     leaks = accepted_leaks(run)
     if leaks:
-        what = ", ".join(f"{count} {KINDS[kind][count > 1]}" for kind, count in leaks.items() if kind in KINDS)
-        said.append(f"LEAKS ACCEPTED (data.accept_leaks=true): in two parts of the split lie {what}.")
+        counts = ", ".join(f"{count} {KINDS[kind][count > 1]}" for kind, count in leaks.items() if kind in KINDS)
+        sentences.append(
+            f"LEAKS ACCEPTED (data.accept_leaks=true): in more than one split (train, val, test): {counts}."
+        )
     else:
-        said.append("No copy and no near copy of an image was found in two parts of the split.")
-    if left_out:
-        verb = "was" if left_out == 1 else "were"
-        said.append(f"{count_of(left_out, 'file')} could not be read and {verb} left out (data.on_error=quarantine).")
+        sentences.append("No copies or near copies of an image were found in more than one split (train, val, test).")
+    if excluded:
+        verb = "was" if excluded == 1 else "were"
+        sentences.append(
+            f"{count_of(excluded, 'file')} could not be read and {verb} excluded (data.on_error=quarantine)."
+        )
     if not run.audit.get("findings"):
-        said.append("The audit found nothing else.")
-    return tuple(said)
+        sentences.append("The audit found nothing else.")
+    return tuple(sentences)
 
 
 def left_out_table(run: SavedRun, *, number: int) -> Table:
-    """How many files of each class and part were left out."""
+    """Build the table of excluded files by class and split."""
     return Table(
         key="left-out" if number == 1 else f"left-out-{number}",
-        title=f"{run.label}: files left out since they can't be read",
-        basis="By the part that came with the images, before any was cut.",
+        title=f"{run.label}: files excluded because they could not be read",
+        basis="By the split that came with the images, before any random split.",
         columns=(*text_columns("class", "part"), Column("files")),
         rows=tuple(Row((row["class"], row["split"], int(row["files"]))) for row in run.audit["left_out"]),
     )
 
 
 def finding_table(run: SavedRun, *, number: int) -> Table:
-    """What the audit found, the gravest first."""
+    """Build the table of findings, the most severe first."""
     return Table(
         key="audit" if number == 1 else f"audit-{number}",
-        title=f"{run.label}: what the audit found",
-        basis="A case is a file, or files that belong together; a finding about the whole set has none.",
+        title=f"{run.label}: findings of the data audit",
+        basis="A case is one file or several files that belong together; findings on the whole data set have none.",
         columns=(*text_columns("severity", "finding", "what"), Column("cases")),
         rows=tuple(
             Row((each["severity"], each["code"], each["sentence"], len(each["items"])))

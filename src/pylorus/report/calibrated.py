@@ -1,4 +1,4 @@
-"""A temperature fitted on validation images, and how calibrated the test images are before and after it."""
+"""Temperature scaling fitted on validation images, and the calibration of the test images before and after it."""
 
 from dataclasses import dataclass, replace
 
@@ -21,13 +21,13 @@ class Calibration:
 
     Attributes:
         temperature: Fitted on the validation images alone.
-        validation: Their predictions at that temperature.
-        test: The test images' predictions at that temperature.
-        uncalibrated: Their predictions as the network gave them.
-        before: Scores of these.
-        after: Scores at the temperature.
-        curve_before: Their reliability curve.
-        curve_after: The same at the temperature.
+        validation: Predictions for the validation images after temperature scaling.
+        test: Predictions for the test images after temperature scaling.
+        uncalibrated: Predictions for the test images before temperature scaling.
+        before: Calibration scores of the test images before temperature scaling.
+        after: Calibration scores of the test images after temperature scaling.
+        curve_before: Reliability curve of the test images before temperature scaling.
+        curve_after: Reliability curve of the test images after temperature scaling.
     """
 
     temperature: Temperature
@@ -41,19 +41,19 @@ class Calibration:
 
 
 def calibrate(validation: SavedPredictions, test: SavedPredictions) -> Calibration:
-    """Fit the temperature on validation images and apply it, untouched, to test images."""
-    fitted = fit_temperature(validation.logits, validation.predictions.true)
+    """Fit the temperature on validation images and apply it unchanged to test images."""
+    temperature = fit_temperature(validation.logits, validation.predictions.true)
     calibrated = {
-        part: replace(
+        split: replace(
             saved.predictions,
-            probabilities=probabilities_of_logits(saved.logits, temperature=fitted.temperature),
+            probabilities=probabilities_of_logits(saved.logits, temperature=temperature.temperature),
         )
-        for part, saved in (("validation", validation), ("test", test))
+        for split, saved in (("validation", validation), ("test", test))
     }
     true, groups = test.predictions.true, test.clusters
     raw, tempered = test.predictions.probabilities, calibrated["test"].probabilities
     return Calibration(
-        temperature=fitted,
+        temperature=temperature,
         validation=calibrated["validation"],
         test=calibrated["test"],
         uncalibrated=test.predictions,

@@ -1,7 +1,7 @@
-"""Candidates: configurations with their replicates, and the pools of test images on which they may be compared.
+"""Candidates (configurations with their replicates) and the pools of test images on which they can be compared.
 
-A candidate is a configuration together with a stage: the one that each run ships, or one by its name. Runs that differ
-in nothing but seed, fold or split are its replicates. A winner is chosen among candidates, never among seeds.
+A candidate is a configuration together with a stage: either the stage that each run ships, or a stage given by name.
+Runs that differ only in seed, fold or split are its replicates. A winner is chosen among candidates, never among seeds.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from pylorus.report.saved_run import SavedRun
 from pylorus.report.saved_split import SavedSplit, name_of_images
 
 REPLICATE_KEYS = ("seed", "data.fold", "data.split_seed", "data.split_file")
-"""Keys in which replicates of one configuration may differ."""
+"""Configuration keys in which replicates of one configuration may differ."""
 
 MACHINE_KEYS = (
     "report",
@@ -54,7 +54,7 @@ MACHINE_KEYS = (
 )
 """Keys and groups that say where and how fast a run computes; they change its result by rounding at most.
 
-The precision and the batch size are no such keys: they change what is learnt. Images are told by their content.
+Precision and batch size are not among them: they change what the model learns. Images are identified by their content.
 """
 
 SET, FOLDS, SPLITS = "set", "folds", "splits"
@@ -65,11 +65,11 @@ class Candidate:
     """A configuration after one stage, with its replicates.
 
     Attributes:
-        label: What tables and figures call it.
-        configuration: The same without the stage.
-        stage: Name of the stage; several names joined by "or" where runs ship different ones.
-        results: One for each replicate, in the order of the runs.
-        tests: What each result was tested on, by `name_test`.
+        label: Name in tables and figures.
+        configuration: Label of the configuration, without the stage.
+        stage: Name of the stage; several names joined by "or" where runs ship different stages.
+        results: One result per replicate, in the order of the runs.
+        tests: Hash of the test set of each result, from `name_test`.
     """
 
     label: str
@@ -80,16 +80,17 @@ class Candidate:
 
     @property
     def kind(self) -> str:
-        """`set`: one set of test images; `folds`: parts that are tested once each; `splits`: several that overlap."""
+        """`set`: a single test set; `folds`: disjoint test sets; `splits`: several test sets that overlap."""
         if len(set(self.tests)) == 1:
             return SET
         return FOLDS if self._fold_rounds else SPLITS
 
     @property
     def rounds(self) -> tuple[tuple[Result, ...], ...]:
-        """Results that together test the same images once: each replicate of a test set, each repeat of the folds.
+        """Groups of results that test the same images exactly once: one per replicate, or one per repeat of the folds.
 
-        Repeats that lack folds are left out where others have them. Of repeated splits none test the same images.
+        Repeats with missing folds are excluded if other repeats are complete. Repeated splits have no rounds, because
+        their test sets differ.
         """
         return tuple((result,) for result in self.results) if self.kind == SET else self._fold_rounds
 
@@ -103,23 +104,25 @@ class Candidate:
             repeat = (setting("seed"), setting("data.split_seed"), setting("data.split_file"))
             repeats.setdefault(repeat, {}).setdefault(str(fold_of(result)), result)
         rounds = [tuple(by_fold.values()) for by_fold in repeats.values()]
-        rounds = [each for each in rounds if _are_disjoint(each)]
+        rounds = [results for results in rounds if _are_disjoint(results)]
         if not rounds:
             return ()
         largest = max(rounds, key=_count_images)
         images = _sample_names(largest)
-        return tuple(each for each in rounds if _sample_names(each) == images)
+        return tuple(results for results in rounds if _sample_names(results) == images)
 
     @cached_property
     def pooled(self) -> tuple[Predictions, ...]:
-        """The predictions of each round, images and classes in the order of the first."""
-        tables = [pool_predictions([result.test.predictions for result in each]) for each in self.rounds]
+        """Predictions of each round, with images and classes in the order of the first round."""
+        tables = [pool_predictions([result.test.predictions for result in results]) for results in self.rounds]
         return tuple(tables[:1] + [aligned(tables[0], table) for table in tables[1:]])
 
     @cached_property
     def by_test(self) -> dict[str, tuple[Result, ...]]:
-        """The results by what they were tested on; of folds those of the rounds alone."""
-        in_rounds = {result for each in self.rounds for result in each} if self.kind == FOLDS else set(self.results)
+        """Results by the hash of their test set; for folds, only the results that belong to a round."""
+        in_rounds = (
+            {result for results in self.rounds for result in results} if self.kind == FOLDS else set(self.results)
+        )
         by_test: dict[str, list[Result]] = {}
         for result, test in zip(self.results, self.tests, strict=True):
             if result in in_rounds:
@@ -128,39 +131,39 @@ class Candidate:
 
     @property
     def results_used(self) -> tuple[Result, ...]:
-        """The results that its figures rest on."""
+        """Results on which the reported figures are based."""
         return tuple(result for results in self.by_test.values() for result in results)
 
     @property
     def left_out(self) -> tuple[Result, ...]:
-        """Results of repeats that lack folds, where other repeats have them."""
+        """Results of repeats with missing folds, excluded because other repeats have these folds."""
         used = set(self.results_used)
         return tuple(result for result in self.results if result not in used)
 
     def restrict(self, tests: frozenset[str]) -> "Candidate":
-        """The candidate with those results alone that were tested on some sets of images."""
+        """Return the candidate reduced to the results on the given test sets."""
         pairs = [(result, test) for result, test in zip(self.results, self.tests, strict=True) if test in tests]
         results, names = tuple(result for result, _ in pairs), tuple(test for _, test in pairs)
         return replace(self, results=results, tests=names)
 
     @property
     def replicates(self) -> int:
-        """How many runs it was trained in."""
+        """Number of training runs."""
         return len(self.results)
 
     @property
     def wanted_folds(self) -> int:
-        """How many folds make a whole."""
+        """Number of folds in a complete cross-validation."""
         return int(self.results[0].run.setting("data.folds", len(self.by_test)))
 
     @property
     def is_complete(self) -> bool:
-        """Whether no fold of a round is missing; always so without folds."""
+        """Whether every round has all its folds; always true without folds."""
         return self.kind != FOLDS or all(len(each) == self.wanted_folds for each in self.rounds)
 
     @property
     def replicate_words(self) -> str:
-        """What its replicates are, such as "3 seeds"; empty for a single run."""
+        """Number and kind of replicates, such as "3 seeds"; empty for a single run."""
         if self.replicates == 1:
             return ""
         if self.kind == SET:
@@ -173,16 +176,16 @@ class Candidate:
 
     @cached_property
     def share(self) -> Fraction:
-        """Share of the test images recognised, exactly: each test set's mean over its runs, weighted by its images."""
-        right = total = Fraction(0)
+        """Exact accuracy: the mean over the runs of each test set, weighted by its number of images."""
+        correct = total = Fraction(0)
         for results in self.by_test.values():
-            right += Fraction(sum(result.images.shares.accuracy.successes for result in results), len(results))
+            correct += Fraction(sum(result.images.shares.accuracy.successes for result in results), len(results))
             total += results[0].images.shares.accuracy.total
-        return right / total
+        return correct / total
 
     @cached_property
     def accuracy(self) -> Estimate:
-        """That share with its interval: for patients, and for seeds where several saw the same test images."""
+        """Accuracy with an interval that allows for patients and, where several runs share a test set, for seeds."""
         if self.kind == SET and self.replicates == 1:
             return self.results[0].images.shares.accuracy
         if not self.pooled:
@@ -200,45 +203,50 @@ class Candidate:
             estimate,
             [
                 proportions_of_predictions(
-                    each.true, each.predicted, each.group, classes=each.classes, confidence=CONFIDENCE
+                    table.true, table.predicted, table.group, classes=table.classes, confidence=CONFIDENCE
                 ).accuracy
-                for each in self.pooled
+                for table in self.pooled
             ],
         )
 
-    def estimate_index(self, place: int, *, lowest: float = 0.0) -> Estimate:
-        """Mean of an index over the rounds, by its place in `INDICES`, allowing for patients and for seeds."""
+    def estimate_index(self, position: int, *, lowest: float = 0.0) -> Estimate:
+        """Estimate the mean of an index over the rounds, with an interval that allows for patients and for seeds.
+
+        Args:
+            position: Position of the index in `INDICES`.
+            lowest: Lowest value that the index can take.
+        """
         indices, rounds = self.round_indices, len(self.pooled)
         return estimate_replicates(
-            indices.values[:, place],
-            indices.covariance[place],
-            degrees=indices.count_freedom(place, np.full(rounds, 1 / rounds)),
+            indices.values[:, position],
+            indices.covariance[position],
+            degrees=indices.count_freedom(position, np.full(rounds, 1 / rounds)),
             bounds=(lowest, 1.0),
             confidence=CONFIDENCE,
         )
 
     @cached_property
     def round_indices(self) -> ReplicateIndices:
-        """Accuracy, macro F1 and their like of each round, and how they vary with the patients."""
+        """Accuracy, macro F1 and the other overall indices of each round, with their covariance over patients."""
         first = self.pooled[0]
-        answers = np.array([each.predicted for each in self.pooled])
-        return indices_of_replicates(first.true, answers, first.group, classes=first.classes)
+        predicted = np.array([table.predicted for table in self.pooled])
+        return indices_of_replicates(first.true, predicted, first.group, classes=first.classes)
 
     @property
     def accuracies(self) -> ReplicateSummary:
-        """Test accuracy over its runs."""
+        """Summary of the test accuracy over the runs."""
         return summarize_replicates(np.array([result.images.shares.accuracy.value for result in self.results_used]))
 
     @property
     def validation(self) -> ReplicateSummary | None:
-        """Validation accuracy over its runs; None where one has no validation predictions."""
+        """Summary of the validation accuracy over the runs; None if a run has no validation predictions."""
         accuracies = [result.validation_accuracy for result in self.results_used]
-        values = [each.value for each in accuracies if each is not None]
+        values = [accuracy.value for accuracy in accuracies if accuracy is not None]
         return summarize_replicates(np.array(values)) if values and len(values) == len(accuracies) else None
 
     @property
     def representative(self) -> Result:
-        """The replicate of median validation accuracy, of two the lower; the first where there is no validation."""
+        """Replicate with the median validation accuracy (the lower of two); the first one without validation."""
         results = list(self.results_used)
         if self.validation is None:
             return results[0]
@@ -253,11 +261,11 @@ class Configuration:
     """A configuration with its runs.
 
     Attributes:
-        label: What tables and figures call it.
-        shipped: The candidate of the stage that each run ships.
-        stages: A candidate for each stage, in their order; `shipped` is one of them where all runs ship the same.
-        repeated: Runs that repeat another of the same seed and split, which count once.
-        unfinished: Runs that did not test all their stages, which are no replicates of `shipped` where others did.
+        label: Name in tables and figures.
+        shipped: Candidate of the stage that each run ships.
+        stages: One candidate per stage, in order; includes `shipped` if all runs ship the same stage.
+        repeated: Runs with the seed and split of another run; such runs count only once.
+        unfinished: Runs that did not test all their stages; not replicates of `shipped` if other runs tested all.
     """
 
     label: str
@@ -268,11 +276,11 @@ class Configuration:
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
-        """Its stages, and what its runs ship where they ship different stages."""
+        """The stages, followed by the shipped candidate if the runs ship different stages."""
         return self.stages if self.shipped in self.stages else (*self.stages, self.shipped)
 
     def restrict(self, tests: frozenset[str]) -> "Configuration":
-        """The configuration with those results alone that were tested on some sets of images."""
+        """Return the configuration reduced to the results on the given test sets."""
         stages = {each: each.restrict(tests) for each in self.stages if tests & set(each.tests)}
         shipped = stages.get(self.shipped) or self.shipped.restrict(tests)
         return replace(self, shipped=shipped, stages=tuple(stages.values()))
@@ -280,12 +288,12 @@ class Configuration:
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Configurations whose candidates were tested on the same images, so that they may be compared.
+    """Configurations whose candidates were tested on the same images and can therefore be compared.
 
     Attributes:
-        kind: `set`, `folds` or `splits`, as of a candidate.
+        kind: `set`, `folds` or `splits`; see `Candidate.kind`.
         configurations: At least one.
-        is_restricted: Whether folds were left out that not every configuration was tested on.
+        is_restricted: Whether folds were excluded because not every configuration was tested on them.
     """
 
     kind: str
@@ -294,7 +302,7 @@ class Pool:
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
-        """Among what a winner is chosen: what each configuration ships; of a single one its stages."""
+        """Candidates among which a winner is chosen: each configuration as shipped, or the stages of a single one."""
         if len(self.configurations) > 1:
             return tuple(each.shipped for each in self.configurations)
         only = self.configurations[0]
@@ -302,38 +310,38 @@ class Pool:
 
     @property
     def first(self) -> Candidate:
-        """The first configuration's candidate, for what all share."""
+        """The shipped candidate of the first configuration, for properties that all candidates share."""
         return self.configurations[0].shipped
 
     @property
     def images(self) -> int:
-        """How many test images there are; of repeated splits, how many tests of images."""
+        """Number of test images; for repeated splits, an image counts once per split in which it is tested."""
         return sum(results[0].test.images for results in self.first.by_test.values())
 
     @property
     def place(self) -> str:
-        """Where something is shown: on what."""
+        """Phrase that says on which test images a statement holds."""
         if self.is_restricted:
-            return f"on the pooled test images of the {len(self.first.by_test)} folds that all were tested on"
+            return f"on the pooled test images of the {len(self.first.by_test)} folds common to all configurations"
         if self.kind == FOLDS:
             return "on the pooled test images of these folds"
-        return "over these splits" if self.kind == SPLITS else "on this test set"
+        return "across these splits" if self.kind == SPLITS else "on this test set"
 
     def same_test(self, result: Result) -> SameTest:
-        """All results of the pool on the test images of one of them."""
+        """Return all results of the pool that have the test images of the given result."""
         key = name_test(result)
         results = dict.fromkeys(
-            other
-            for each in self.configurations
-            for stage in each.stages
-            for other, test in zip(stage.results, stage.tests, strict=True)
+            candidate_result
+            for configuration in self.configurations
+            for stage in configuration.stages
+            for candidate_result, test in zip(stage.results, stage.tests, strict=True)
             if test == key
         )
         return SameTest(tuple(results))
 
 
 def configurations_of(results: Sequence[Result]) -> tuple[Configuration, ...]:
-    """Sorts results by the configuration of their run, in the order of the first run of each."""
+    """Group results by the configuration of their run, in the order of the first run of each configuration."""
     runs = list(dict.fromkeys(result.run for result in results))
     by_key: dict[str, list[SavedRun]] = {}
     for run in runs:
@@ -341,8 +349,7 @@ def configurations_of(results: Sequence[Result]) -> tuple[Configuration, ...]:
         by_key.setdefault(configuration_key(run.config, run.split), []).append(run)
     firsts = [group[0] for group in by_key.values()]
     if len(firsts) < len(runs):
-        named = labelled(firsts, untold=(*REPLICATE_KEYS, *MACHINE_KEYS))
-        labels = [run.label for run in named]
+        labels = [run.label for run in labelled(firsts, untold=(*REPLICATE_KEYS, *MACHINE_KEYS))]
     else:
         labels = [run.label for run in firsts]
     tests = {result: name_test(result) for result in results}
@@ -352,70 +359,72 @@ def configurations_of(results: Sequence[Result]) -> tuple[Configuration, ...]:
 
 
 def pools_of(configurations: Sequence[Configuration]) -> tuple[Pool, ...]:
-    """Sorts configurations by the images that they were tested on, in the order of the first of each.
+    """Group configurations by the images that they were tested on, in the order of the first configuration of each.
 
-    Where configurations lack different folds of the same parts, they are compared on the folds that all have; one that
-    lacks more than half of them stands by itself.
+    Configurations that lack different folds of the same cross-validation are compared on the folds that all of them
+    have; a configuration that lacks more than half of the folds gets a pool of its own.
     """
     groups: dict[tuple[object, ...], list[Configuration]] = {}
     for each in configurations:
         groups.setdefault(_pool_key(each.shipped), []).append(each)
     pools: list[Pool] = []
-    waiting = [Pool(group[0].shipped.kind, tuple(group)) for group in groups.values()]
-    while waiting:
-        pool = waiting.pop(0)
-        related = [other for other in waiting if pool.kind == other.kind == FOLDS and _have_common_folds(pool, other)]
+    remaining = [Pool(group[0].shipped.kind, tuple(group)) for group in groups.values()]
+    while remaining:
+        pool = remaining.pop(0)
+        related = [other for other in remaining if pool.kind == other.kind == FOLDS and _have_common_folds(pool, other)]
         joined = _join_folds([pool, *related]) if related else None
         pools.append(joined or pool)
-        waiting = [other for other in waiting if joined is None or other not in related]
+        remaining = [other for other in remaining if joined is None or other not in related]
     return tuple(pools)
 
 
 def describe_pools(pools: Sequence[Pool], configurations: Sequence[Configuration]) -> tuple[str, ...]:
-    """Which configurations are not compared and why, which lack folds, and which runs count once."""
+    """Explain which configurations are not compared and why, which lack folds, and which runs count only once."""
     sentences = []
     for pool in pools:
         if pool.kind == FOLDS:
-            parts = len(pool.first.by_test)
+            folds = len(pool.first.by_test)
             sentences.append(
-                f"The runs of {_name_all(pool)} are folds: they test {parts} different parts of the images, each by a "
-                "model that was trained without it; the tables of pooled folds say what they show together."
+                f"The runs of {_name_all(pool)} form a cross-validation: each of {folds} disjoint folds was tested "
+                "with a model trained without it. The tables of pooled folds give the joint results."
             )
             if pool.is_restricted:
-                sentences.append(f"They are compared on the {parts} folds that all of them were tested on.")
+                sentences.append(f"They are compared on the {folds} folds that all of them were tested on.")
     for each in configurations:
         shipped = each.shipped
         if not shipped.is_complete:
-            lengths = " and ".join(dict.fromkeys(str(len(folds)) for folds in shipped.rounds))
-            sentences.append(f"INCOMPLETE: of {each.label} {lengths} of {shipped.wanted_folds} folds were tested.")
+            lengths = " and ".join(dict.fromkeys(str(len(results)) for results in shipped.rounds))
+            sentences.append(f"INCOMPLETE: {each.label} was tested on {lengths} of {shipped.wanted_folds} folds.")
         if shipped.left_out:
             names = ", ".join(result.run.label for result in shipped.left_out)
             sentences.append(
-                f"{names}: left out of the pooled folds, since that repeat lacks folds that another one has."
+                f"{names}: excluded from the pooled folds because this repeat lacks folds that another repeat has."
             )
         if each.unfinished:
             names = ", ".join(run.label for run in each.unfinished)
             sentences.append(
-                f"{names}: not among the runs of {shipped.label}, since not all of its stages were tested."
+                f"{names}: not counted as a replicate of {shipped.label} because not all stages were tested."
             )
         if each.repeated:
             names = ", ".join(run.label for run in each.repeated)
-            sentences.append(f"{names}: configuration, seed and split of another run reported here, so it counts once.")
+            sentences.append(
+                f"{names}: same configuration, seed and split as another run in this report; such runs count only once."
+            )
     first = pools[0] if pools else None
     for other in pools[1:]:
         assert first is not None
         sentences.append(
-            f"{_name_all(other)} and {_name_all(first)} are not compared pair by pair: {_why_apart(other, first)}. "
+            f"{_name_all(other)} and {_name_all(first)} are not compared in pairs: {_why_apart(other, first)}. "
             f"Splits {_cite_splits(other)} and {_cite_splits(first)}."
         )
     return tuple(sentences)
 
 
 def configuration_key(config: DictConfig, split: SavedSplit) -> str:
-    """A name of a configuration: what is left without the keys that replicates and machines differ in.
+    """Compute a key that is the same for all replicates of a configuration, on whatever machine they ran.
 
-    Images are told by their content; those of folds, whose runs need not hold the same ones, by their root. Whether
-    there are folds counts, which of them does not.
+    Images are identified by their content; those of folds, whose runs need not hold the same images, by their root
+    folder. Whether there are folds matters, the number of the fold does not.
     """
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)
@@ -427,9 +436,9 @@ def configuration_key(config: DictConfig, split: SavedSplit) -> str:
 
 
 def widen(mean: Estimate, singles: Sequence[Estimate]) -> Estimate:
-    """An interval of a mean that is on neither side narrower than those of its replicates are on average.
+    """Widen the interval of a mean so that neither side is narrower than the replicates' intervals are on average.
 
-    Where replicates make hardly a mistake, their spread says little, and the interval of each single one more.
+    Where replicates make hardly any errors, their spread is uninformative, and the single intervals tell more.
     """
     if not all(each.has_interval for each in singles):
         return mean
@@ -442,29 +451,29 @@ def widen(mean: Estimate, singles: Sequence[Estimate]) -> Estimate:
 
 
 def fold_of(result: Result) -> object:
-    """The fold that a result was tested on, as its configuration has it; None without folds."""
+    """Return the fold on which a result was tested (data.fold); None without folds."""
     return result.run.setting("data.fold")
 
 
 def index_of(result: Result, name: str) -> float:
-    """An index of a result's test images by its name in `pylorus.evaluation.comparison.INDICES`."""
+    """Compute an index on the test images of a result; its name is one of `pylorus.evaluation.comparison.INDICES`."""
     return float(getattr(overall_indices(result.images.confusion), name))
 
 
 def test_to_train(candidate: Candidate) -> float:
-    """Test images for each training image, over all its runs."""
+    """Compute the ratio of test images to training images over all runs."""
     splits = [result.run.split for result in candidate.results_used if result.run.split is not None]
     return sum(len(split.part("test")) for split in splits) / max(1, sum(len(split.part("train")) for split in splits))
 
 
-def pool_predictions(parts: Sequence[Predictions]) -> Predictions:
-    """Predictions of disjoint sets of images as those of one set."""
+def pool_predictions(tables: Sequence[Predictions]) -> Predictions:
+    """Concatenate the predictions for disjoint sets of images."""
     return Predictions(
-        sample=np.concatenate([part.sample for part in parts]),
-        group=np.concatenate([np.asarray(part.group) for part in parts]),
-        true=np.concatenate([part.true for part in parts]),
-        probabilities=np.concatenate([part.probabilities for part in parts]),
-        class_names=parts[0].class_names,
+        sample=np.concatenate([table.sample for table in tables]),
+        group=np.concatenate([np.asarray(table.group) for table in tables]),
+        true=np.concatenate([table.true for table in tables]),
+        probabilities=np.concatenate([table.probabilities for table in tables]),
+        class_names=tables[0].class_names,
     )
 
 
@@ -479,15 +488,15 @@ def _configuration(
             repeated.append(run)
     own = [result for result in results if result.run in distinct.values()]
 
-    def candidate(chosen: Callable[[Result], bool]) -> Candidate:
-        chosen_results = tuple(result for result in own if chosen(result))
-        names = list(dict.fromkeys(result.stage.name for result in chosen_results))
+    def candidate(is_included: Callable[[Result], bool]) -> Candidate:
+        included = tuple(result for result in own if is_included(result))
+        names = list(dict.fromkeys(result.stage.name for result in included))
         return Candidate(
             f"{label} {names[0]}" if len(names) == 1 else f"{label} as shipped ({' or '.join(names)})",
             label,
             " or ".join(names),
-            chosen_results,
-            tuple(tests[result] for result in chosen_results),
+            included,
+            tuple(tests[result] for result in included),
         )
 
     stages = {
@@ -502,13 +511,14 @@ def _configuration(
     return Configuration(label, shipped, tuple(stages.values()), tuple(repeated), tuple(unfinished))
 
 
-def _have_common_folds(one: Pool, other: Pool) -> bool:
-    ours, theirs = set(one.first.by_test), set(other.first.by_test)
-    return 2 * len(ours & theirs) >= len(ours | theirs) and len(ours & theirs) > 1
+def _have_common_folds(first: Pool, second: Pool) -> bool:
+    first_tests, second_tests = set(first.first.by_test), set(second.first.by_test)
+    common = len(first_tests & second_tests)
+    return 2 * common >= len(first_tests | second_tests) and common > 1
 
 
 def _join_folds(pools: Sequence[Pool]) -> Pool | None:
-    """Configurations of the same folds, some of which lack some, on the folds that all have; None if these are few."""
+    """Reduce configurations with missing folds to the folds that all of them have; None if fewer than two remain."""
     configurations = [each for pool in pools for each in pool.configurations]
     tests = frozenset.intersection(*(frozenset(each.shipped.by_test) for each in configurations))
     restricted = [each.restrict(tests) for each in configurations]
@@ -523,19 +533,19 @@ def _name_all(pool: Pool) -> str:
 
 
 def _cite_splits(pool: Pool) -> str:
-    """The hashes of the splits of a pool's first configuration; beyond three they are counted."""
+    """Return the short split hashes of a pool's first configuration; beyond three, the rest is counted."""
     splits = list(dict.fromkeys(result.split for result in pool.first.results))
     return ", ".join(splits) if len(splits) < 4 else f"{', '.join(splits[:2])} and {len(splits) - 2} others"
 
 
-def _why_apart(one: Pool, other: Pool) -> str:
-    if one.kind != other.kind or one.kind == SPLITS:
-        return "they were not tested on the same parts of the images"
+def _why_apart(first: Pool, second: Pool) -> str:
+    if first.kind != second.kind or first.kind == SPLITS:
+        return "they were not tested on the same subsets of the images"
     try:
-        aligned(one.first.pooled[0], other.first.pooled[0])
+        aligned(first.first.pooled[0], second.first.pooled[0])
     except ValueError as error:
         return str(error)
-    return "the folds are other parts of the images"
+    return "the images are divided into folds differently"
 
 
 def _pool_key(candidate: Candidate) -> tuple[object, ...]:
@@ -544,17 +554,17 @@ def _pool_key(candidate: Candidate) -> tuple[object, ...]:
     predictions = candidate.pooled[0]
     order = np.argsort(predictions.sample)
     truth = np.array(predictions.class_names)[predictions.true[order]]
-    parts = (predictions.sample[order], np.asarray(predictions.group)[order], truth)
-    content = "\n".join("\t".join(map(str, part.tolist())) for part in parts)
-    # Folds of another cut test the same images, but are other parts of them: fold by fold they can't be compared.
+    columns = (predictions.sample[order], np.asarray(predictions.group)[order], truth)
+    content = "\n".join("\t".join(map(str, column.tolist())) for column in columns)
+    # Other folds may test the same images in total, but they divide them differently: no fold-by-fold comparison.
     return (candidate.kind, hashlib.sha256(content.encode()).hexdigest(), *sorted(candidate.by_test))
 
 
-def _without(values: dict[Any, Any], above: str, keys: Sequence[str]) -> dict[str, Any]:
+def _without(values: dict[Any, Any], prefix: str, keys: Sequence[str]) -> dict[str, Any]:
     return {
-        str(name): _without(value, f"{above}{name}.", keys) if isinstance(value, dict) else value
+        str(name): _without(value, f"{prefix}{name}.", keys) if isinstance(value, dict) else value
         for name, value in values.items()
-        if f"{above}{name}" not in keys
+        if f"{prefix}{name}" not in keys
     }
 
 

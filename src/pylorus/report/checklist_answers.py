@@ -1,4 +1,4 @@
-"""What runs can answer of the checklists: one function an item, made of facts, nothing where these tell nothing."""
+"""Checklist answers that the runs document: one function per item, empty text where the runs hold no answer."""
 
 from collections.abc import Callable
 
@@ -24,28 +24,28 @@ from pylorus.report.saved_run import SavedRun, SavedStage
 from pylorus.report.subgroup_tables import columns_of
 from pylorus.report.table import in_percent
 
-PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
+SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 WITH_MOMENTUM = ("sgd", "momentum", "nesterov", "rmsprop")
-"""Beginnings of the names of optimisers that have a momentum."""
+"""Prefixes of the names of optimisers that use momentum."""
 
 
 def intended_use(evidence: Evidence) -> str:
-    """What the bundle says it is for."""
+    """Return the intended use that the bundle states."""
     return _each(evidence, lambda run: str(run.bundle.get("intended_use", "")))
 
 
 def images(evidence: Evidence) -> str:
-    """How many images there are, of what kind."""
+    """Report the number and kind of images."""
     return _each(evidence, _images)
 
 
 def preprocessing(evidence: Evidence) -> str:
-    """How a frame becomes the network's input."""
+    """Report how a frame is converted to the input of the network."""
     return _each(evidence, _preprocessing)
 
 
 def classes(evidence: Evidence) -> str:
-    """Names and short names."""
+    """Report the classes by name and short name."""
     return _each(
         evidence,
         lambda run: ", ".join(
@@ -56,191 +56,192 @@ def classes(evidence: Evidence) -> str:
 
 
 def identification(evidence: Evidence) -> str:
-    """Which names the report shows, and what is read of metadata."""
+    """Report which names appear in this report and which metadata of the images are read."""
     options = evidence.options
-    shown = (
+    naming = (
         "This report names files and groups (--names)"
         if options.names
-        else "This report names images by ids made of hashes"
+        else "This report identifies images by hash-based ids only"
     )
     pictures = " and shows test images (--thumbnails)" if options.thumbnails else ""
-    return f"{shown}{pictures}. {_each(evidence, _identification)}".strip()
+    return f"{naming}{pictures}. {_each(evidence, _identification)}".strip()
 
 
 def missing(evidence: Evidence) -> str:
-    """What happened to images that can't be read, or that the model is unsure of."""
-    answered = "Every test image is answered: no figure here leaves out those of which a model is unsure."
-    return f"{_each(evidence, _missing)} {answered if evidence.results else ''}".strip()
+    """Report how unreadable images and uncertain predictions were handled."""
+    complete = "Every test image was classified: no result in this report excludes images with uncertain predictions."
+    return f"{_each(evidence, _missing)} {complete if evidence.results else ''}".strip()
 
 
 def blinding(evidence: Evidence) -> str:
-    """What the model knows of the truth."""
+    """Report what the model knows of the reference standard."""
     if not evidence.results:
         return ""
-    said = "The model is given pixels only; true classes are joined to its answers afterwards."
-    return f"{said} {_each(evidence, _not_blind)}".strip()
+    inputs = "The model receives pixels only; the true classes are joined to its predictions afterwards."
+    return f"{inputs} {_each(evidence, _not_blind)}".strip()
 
 
 def sample_size(evidence: Evidence) -> str:
-    """How wide the interval of accuracy is."""
-    said = [
+    """Report the precision of the accuracy that the sample size allows."""
+    estimates = [
         f"{result.label}: accuracy {in_percent(result.images.shares.accuracy).text} % on {result.test.images} images"
         for result in _shipped(evidence)
     ]
-    return f"What the size allows: {'; '.join(said)}." if said else ""
+    return f"Precision achieved with this sample size: {'; '.join(estimates)}." if estimates else ""
 
 
 def partitions(evidence: Evidence) -> str:
-    """Sizes of the parts and how they came to be."""
+    """Report the sizes of the splits and how they were made."""
     return _each(evidence, lambda run: _partitions(run, names=evidence.options.names))
 
 
 def disjoint(evidence: Evidence) -> str:
-    """Whether parts share patients or images."""
+    """Report whether splits share patients or images."""
     return _each(evidence, _disjoint)
 
 
 def models(evidence: Evidence) -> str:
-    """Architectures and inputs."""
+    """Report the architectures and input sizes."""
     return _each(evidence, lambda run: f"{run.model}{_model_details(run)}")
 
 
 def software(evidence: Evidence) -> str:
-    """Versions."""
+    """Report the versions of the software."""
     return _each(evidence, _software)
 
 
 def weights(evidence: Evidence) -> str:
-    """Where training began."""
+    """Report the initial weights."""
     return _each(evidence, _weights)
 
 
 def training(evidence: Evidence) -> str:
-    """Stages, optimiser, loss, augmentation, devices."""
+    """Report stages, optimiser, loss, augmentation and devices."""
     return _each(evidence, _training)
 
 
 def selection(evidence: Evidence) -> str:
-    """How epoch and model were chosen."""
+    """Report how the epoch and the final model were selected."""
     if not evidence.results:
         return ""
     choices = " ".join(winner.choice for winner in evidence.winners)
-    return f"{_each(evidence, _epoch_choice)} {choices} No ensemble.".strip()
+    return f"{_each(evidence, _epoch_choice)} {choices} No ensemble was used.".strip()
 
 
 def cut_offs(evidence: Evidence) -> str:
-    """The threshold."""
+    """Report the decision thresholds and how they were fixed."""
     results = [result for result in evidence.results if result.operating]
     if not results:
-        return "No threshold: the likeliest class." if evidence.results else ""
+        return "No threshold was used: the class with the highest probability is predicted." if evidence.results else ""
     runs = [result.run for result in results]
-    applied = "" if all(map(is_validated_on_test, runs)) else ", applied untouched to the test images"
+    applied = "" if all(map(is_validated_on_test, runs)) else ", applied unchanged to the test images"
     points = [point for result in results for point in result.operating]
-    kept = sum(point.fixed.is_guaranteed for point in points)
-    guaranteed = {
-        0: "no threshold guarantees: there are too few patients",
+    met = sum(point.fixed.is_guaranteed for point in points)
+    guarantee = {
+        0: "no threshold guarantees because there are too few patients",
         len(points): "the threshold guarantees" if len(points) == 1 else "each threshold guarantees",
-    }.get(kept, f"{kept} of {len(points)} thresholds guarantee")
+    }.get(met, f"{met} of {len(points)} thresholds guarantee")
     return (
-        f"For {evidence.class_name}: fixed on {validation_images(runs)} for a true sensitivity of at least "
-        f"{100 * evidence.aim.sensitivity:g} % with {100 * evidence.aim.confidence:g} % confidence (one-sided "
-        f"tolerance bound by patient), which {guaranteed}{applied}. "
-        "Else: the likeliest class."
+        f"For {evidence.class_name}: the threshold was fixed on {validation_images(runs)} for a true sensitivity of "
+        f"at least {100 * evidence.aim.sensitivity:g} % with {100 * evidence.aim.confidence:g} % confidence (one-sided "
+        f"tolerance bound by patient), which {guarantee}{applied}. "
+        "Otherwise, the class with the highest probability is predicted."
     )
 
 
 def measures(evidence: Evidence) -> str:
-    """What was measured."""
+    """Report the measures of diagnostic accuracy."""
     if not evidence.results:
         return ""
     calibrated = any(result.calibration is not None for result in evidence.results)
     patients = any(result.patients is not None for result in evidence.results)
     return (
         "Precision, sensitivity, specificity, NPV, F1, AUROC and average precision of each class; accuracy, balanced "
-        "accuracy, macro averages, kappa, MCC; risk-coverage"
+        "accuracy, macro averages, kappa and MCC; risk-coverage curves"
         + ("; ECE, Brier score, NLL and net benefit of calibrated probabilities" if calibrated else "")
-        + ("; of images and of patients (groups)." if patients else "; of images.")
+        + ("; per image and per patient (group)." if patients else "; per image.")
     )
 
 
 def uncertainty(evidence: Evidence) -> str:
-    """Intervals and tests."""
+    """Report the confidence intervals and tests."""
     if not evidence.results:
         return ""
     clustered = [result.test.clusters is not None for result in evidence.results]
-    kept = "images of a group are kept together" if any(clustered) else "each image stands for itself"
+    unit = "allowing for the clustering of images within groups" if any(clustered) else "treating images as independent"
     pairs = ""
     if evidence.comparisons:
         pairs = f" {' '.join(describe_comparisons(evidence.comparisons))}"
-    return f"95 % intervals ({kept}), by the methods that the last section names.{pairs}"
+    return f"95 % confidence intervals ({unit}), by the methods described in the last section.{pairs}"
 
 
 def explainability(evidence: Evidence) -> str:
-    """Whether heat maps were drawn."""
+    """Report for which results heat maps were computed."""
     mapped = [result for result in evidence.results if saved_maps(result.run, stage=result.stage.name).overlays]
-    return f"Heat maps of the mistakes of {', '.join(each.label for each in mapped)} were drawn." if mapped else ""
+    labels = ", ".join(result.label for result in mapped)
+    return f"Heat maps were computed for images misclassified by {labels}." if mapped else ""
 
 
 def external(evidence: Evidence) -> str:
-    """Where the test images come from."""
+    """Report where the test images come from."""
     if not evidence.results:
         return ""
     return _each(evidence, lambda run: external_sentence(run, names=evidence.options.names) if _tested(run) else "")
 
 
 def characteristics(evidence: Evidence) -> str:
-    """Which columns of a manifest are counted."""
+    """Report the columns of the manifest by which test images and groups are counted."""
     columns = _subgroup_columns(evidence)
-    return f"Test images and groups by {', '.join(columns)}: see the tables of subgroups." if columns else ""
+    return f"Test images and groups by {', '.join(columns)}: see the subgroup tables." if columns else ""
 
 
 def cross_table(evidence: Evidence) -> str:
-    """Where the confusion matrices stand."""
+    """Refer to the confusion matrices."""
     return "See the confusion matrices." if evidence.results else ""
 
 
 def accuracy(evidence: Evidence) -> str:
-    """Where the estimates stand."""
-    return "See the tables of all indices, with 95 % intervals." if evidence.results else ""
+    """Refer to the estimates."""
+    return "See the tables of all indices, with 95 % confidence intervals." if evidence.results else ""
 
 
 def failures(evidence: Evidence) -> str:
-    """Where the mistakes stand."""
+    """Refer to the misclassified images."""
     if not evidence.results:
         return ""
-    mistaken = any(not result.test.predictions.correct.all() for result in evidence.results)
-    return "See the worst mistakes." if mistaken else "No test image was mistaken for another class."
+    has_mistakes = any(not result.test.predictions.correct.all() for result in evidence.results)
+    return "See the worst mistakes." if has_mistakes else "No test image was misclassified."
 
 
 def fairness(evidence: Evidence) -> str:
-    """Subgroups: which there are, and what is shown of them."""
+    """Report the subgroups that were compared."""
     columns = _subgroup_columns(evidence)
     if not columns:
         return ""
-    return f"Subgroups by {', '.join(columns)}: see their tables, and what is and is not shown to differ between them."
+    return f"Subgroups by {', '.join(columns)}: see their tables, which state the significant differences."
 
 
 def limitations(evidence: Evidence) -> str:
-    """Marks, looks and what is not shown."""
+    """Report caveats, inconclusive comparisons and how often the test sets were used."""
     marks = dict.fromkeys(mark.meaning for run in evidence.runs for mark in marks_of(run))
-    looks = [looks.sentence for looks in evidence.looks]
-    return " ".join([*marks, *(winner.verdict for winner in evidence.winners), *looks]).strip()
+    evaluations = [looks.sentence for looks in evidence.looks]
+    return " ".join([*marks, *(winner.verdict for winner in evidence.winners), *evaluations]).strip()
 
 
 def availability(evidence: Evidence) -> str:
-    """What the runs' folders hold."""
+    """Report what the folders of the runs contain."""
     return _each(evidence, _availability)
 
 
 def _each(evidence: Evidence, answer: Callable[[SavedRun], str]) -> str:
-    """What runs answer: once where all answer the same, else each different answer with the runs that give it."""
-    runs_of: dict[str, list[str]] = {}
+    """Join the answers of all runs: once if they agree, otherwise each answer with the labels of its runs."""
+    labels_by_text: dict[str, list[str]] = {}
     for run in evidence.runs:
-        runs_of.setdefault(answer(run).strip(), []).append(run.label)
-    answers = {text: runs for text, runs in runs_of.items() if text}
-    if len(runs_of) == 1:
+        labels_by_text.setdefault(answer(run).strip(), []).append(run.label)
+    answers = {text: labels for text, labels in labels_by_text.items() if text}
+    if len(labels_by_text) == 1:
         return "".join(map(_as_sentence, answers))
-    return " ".join(f"{', '.join(runs)}: {_as_sentence(text)}" for text, runs in answers.items())
+    return " ".join(f"{', '.join(labels)}: {_as_sentence(text)}" for text, labels in answers.items())
 
 
 def _as_sentence(text: str) -> str:
@@ -256,107 +257,115 @@ def _tested(run: SavedRun) -> bool:
 
 
 def _subgroup_columns(evidence: Evidence) -> list[str]:
-    """Columns that make subgroups of a final result."""
-    found = [column for result in _shipped(evidence) for column in columns_of(result)]
-    return list(dict.fromkeys(column.name for column in found if column.subgroups))
+    """Return the names of the columns that divide the test images of a shipped stage into subgroups."""
+    columns = [column for result in _shipped(evidence) for column in columns_of(result)]
+    return list(dict.fromkeys(column.name for column in columns if column.subgroups))
 
 
 def _images(run: SavedRun) -> str:
     if run.split is None:
         return ""
-    kind = "drawn images" if run.setting("data.kind") == "synthetic" else "images"
+    kind = "synthetic images" if run.setting("data.kind") == "synthetic" else "images"
     groups = f" of {run.split.table['group'].nunique():,} groups" if run.grouped else ""
     return f"{len(run.split.table):,} {kind}{groups}"
 
 
 def _preprocessing(run: SavedRun) -> str:
-    form = run.bundle.get("input")
-    if not form:
+    spec = run.bundle.get("input")
+    if not spec:
         return ""
-    cropped = form.get("crop", run.setting("data.crop")) == "auto"
-    crop = "cropped to the field of view where one is found, what lies outside it blacked out, " if cropped else ""
+    is_cropped = spec.get("crop", run.setting("data.crop")) == "auto"
+    crop = (
+        "cropped to the field of view if one is found, with everything outside it set to black, " if is_cropped else ""
+    )
     return (
-        f"Decoded to RGB, {crop}made square ({form['fit']}), resized to {form['size']} pixels "
-        f"({form['interpolation']}), normalised by mean {form['mean']} and standard deviation {form['std']}"
+        f"Decoded to RGB, {crop}made square ({spec['fit']}), resized to {spec['size']} pixels "
+        f"({spec['interpolation']}), normalised with mean {spec['mean']} and standard deviation {spec['std']}"
     )
 
 
 def _identification(run: SavedRun) -> str:
     if run.setting("data.kind") == "synthetic":
-        return "The images are drawn: they are of nobody"
+        return "The images are synthetic and show no patient"
     patients = (
-        "Patients are told apart by salted hashes of the DICOM PatientID (data.patients=dicom)"
+        "Patients are distinguished by salted hashes of the DICOM PatientID (data.patients=dicom)"
         if run.setting("data.patients") == "dicom"
-        else "Of image files pixels and orientation are used; of other metadata the audit notes that they are there"
+        else "Only pixels and orientation of the image files are used; the audit notes the presence of other metadata"
     )
     dashboard = run.setting("logger.name")
-    shown = run.setting("logger.images") and dashboard in ("tensorboard", "wandb")
-    sent = f". Mistaken images were shown in {dashboard} (logger.images=true)" if shown else ""
-    named = ". The run's own folder names files (split.csv)" if run.split is not None else ""
-    return f"{patients}{named}{sent}"
+    is_logged = run.setting("logger.images") and dashboard in ("tensorboard", "wandb")
+    logged = f". Misclassified images were logged to {dashboard} (logger.images=true)" if is_logged else ""
+    named = ". The folder of the run contains file names (split.csv)" if run.split is not None else ""
+    return f"{patients}{named}{logged}"
 
 
 def _missing(run: SavedRun) -> str:
     if run.split is None:
         return ""
     if run.setting("data.on_error") != "quarantine":
-        return "Every file could be read: one that can't be read stops a run (data.on_error=fail)"
+        return "Every file could be read: an unreadable file stops the run (data.on_error=fail)"
     count = files_left_out(run)
     if not count:
-        return "Files that can't be read are left out (data.on_error=quarantine); there was none"
+        return "Unreadable files are excluded (data.on_error=quarantine); there were none"
     verb = "was" if count == 1 else "were"
-    left_out = f"{count_of(count, 'file')} could not be read and {verb} left out (data.on_error=quarantine)"
-    return f"{left_out}; the data audit has the counts by class and part"
+    excluded = f"{count_of(count, 'file')} could not be read and {verb} excluded (data.on_error=quarantine)"
+    return f"{excluded}; the data audit gives the counts by class and split"
 
 
 def _not_blind(run: SavedRun) -> str:
     if not (is_validated_on_test(run) and _tested(run)):
         return ""
     return (
-        "The true classes of the test images chose epoch, temperature and threshold (data.validation=test): not blind"
+        "Not blinded: epoch, temperature and threshold were selected with the true classes of the test images "
+        "(data.validation=test)"
     )
 
 
 def _partitions(run: SavedRun, *, names: bool) -> str:
     if run.split is None:
         return ""
-    parts = {part: name for part, name in PART_NAMES.items() if not (part == "val" and is_validated_on_test(run))}
-    sizes = [f"{len(run.split.part(part)):,} {name}" for part, name in parts.items()]
+    names_by_split = {
+        split: name for split, name in SPLIT_NAMES.items() if not (split == "val" and is_validated_on_test(run))
+    }
+    sizes = [f"{len(run.split.part(split)):,} {name}" for split, name in names_by_split.items()]
     listed = f"{', '.join(sizes[:-1])} and {sizes[-1]}"
     validation = (
-        "No validation images of their own: every epoch was validated on the test images (data.validation=test)"
+        "There were no separate validation images: every epoch was validated on the test images (data.validation=test)"
         if is_validated_on_test(run)
         else f"Validation images: {validation_images_origin(run)}"
     )
-    left_out = files_left_out(run)
-    unread = f". Files left out since they can't be read: {left_out:,}" if left_out else ""
+    excluded = files_left_out(run)
+    unreadable = f". Files excluded because they could not be read: {excluded:,}" if excluded else ""
     return (
         f"{listed} images (split {run.split.cited}). Test images: {test_images_origin(run, names=names)}. "
-        f"{validation}{unread}"
+        f"{validation}{unreadable}"
     )
 
 
 def _disjoint(run: SavedRun) -> str:
     if run.split is None:
         return ""
-    in_two = [count_of(run.split.shared_images, "identical image")]
+    overlaps = [count_of(run.split.shared_images, "identical image")]
     if run.audit:
         leaks = accepted_leaks(run)
         copies = leaks.get("pixels", 0) + leaks.get("near", 0)
-        in_two.append("1 near copy" if copies == 1 else f"{copies:,} near copies")
+        overlaps.append("1 near copy" if copies == 1 else f"{copies:,} near copies")
     if not run.grouped:
-        return f"Images; in two parts: {' and '.join(in_two)}. Whether a patient lies in two parts is not known"
+        return (
+            f"Images; in more than one split: {' and '.join(overlaps)}. Whether patients occur in more than one split "
+            "is unknown"
+        )
     dicom = run.setting("data.patients") == "dicom"
     kind = "Patients (by DICOM PatientID)" if dicom else "Groups (patients)"
-    return f"{kind}; in two parts: {', '.join([count_of(run.split.shared_groups, 'group'), *in_two])}"
+    overlaps = [count_of(run.split.shared_groups, "group"), *overlaps]
+    return f"{kind}; in more than one split: {', '.join(overlaps)}"
 
 
 def _model_details(run: SavedRun) -> str:
     size = run.bundle.get("input", {}).get("size")
-    said = f" at {size} pixels, a new head of {len(run.class_names)} classes" if size else ""
-    arguments = run.setting("model.args") or {}
-    with_them = ", ".join(f"{name} {value}" for name, value in arguments.items())
-    return f"{said}, with {with_them}" if with_them else said
+    details = f" at {size} pixels, with a new classification head for {len(run.class_names)} classes" if size else ""
+    arguments = ", ".join(f"{name} {value}" for name, value in (run.setting("model.args") or {}).items())
+    return f"{details}, {arguments}" if arguments else details
 
 
 def _software(run: SavedRun) -> str:
@@ -370,12 +379,12 @@ def _weights(run: SavedRun) -> str:
     if not source:
         return ""
     if source == "none":
-        return "Random"
+        return "Random initialisation"
     sha256 = run.bundle.get("weights", {}).get("sha256") or run.environment.get("weights_sha256")
     digest = f", SHA-256 {str(sha256)[:12]}" if sha256 else ""
     if source == "hub":
-        return f"Pretrained weights of timm's hub{digest}, a new head"
-    return f"Weights of the file {source}{digest}, a new head"
+        return f"Pretrained weights from the timm hub{digest}; new classification head"
+    return f"Weights from the file {source}{digest}; new classification head"
 
 
 def _training(run: SavedRun) -> str:
@@ -386,72 +395,73 @@ def _training(run: SavedRun) -> str:
 
 
 def _stage(run: SavedRun, stage: SavedStage) -> str:
-    def own(key: str) -> object:
+    def setting(key: str) -> object:
         return run.setting(f"stages.{stage.name}.{key}")
 
     rate = learning_rate(run, stage)
-    details = [f"learns {own('learn')}", _epochs(run, stage)]
-    details += [f"peak learning rate {rate:g} ({own('schedule')})"] if rate is not None else []
+    details = [f"trained layers: {setting('learn')}", _epochs(run, stage)]
+    details += [f"peak learning rate {rate:g} ({setting('schedule')} schedule)"] if rate is not None else []
     decay = float(run.setting(f"stages.{stage.name}.layer_decay", 1.0))
-    details += [f"{decay:g} times that of the layer behind in each layer"] if decay < 1 else []
+    details += [f"layer-wise learning rate decay {decay:g}"] if decay < 1 else []
     details.append(f"augmentation {augmentation(run, stage)}")
-    details += [f"{own('views')} variants of each image"] if own("views") is not None else []
+    details += [f"{setting('views')} variants of each image"] if setting("views") is not None else []
     return f"{stage.name}: {', '.join(details)}"
 
 
 def _epochs(run: SavedRun, stage: SavedStage) -> str:
     done, planned = epochs_run(stage), int(run.setting(f"stages.{stage.name}.epochs", 0))
     patience = run.setting(f"stages.{stage.name}.patience")
-    ended = stage.test is not None and done < planned and patience is not None
-    return f"{done} of {planned} epochs" + (f" (ended after {patience} without improvement)" if ended else "")
+    is_early_stop = stage.test is not None and done < planned and patience is not None
+    reason = f" (stopped early after {patience} epochs without improvement)" if is_early_stop else ""
+    return f"{done} of {planned} epochs{reason}"
 
 
 def _optimiser(run: SavedRun) -> list[str]:
     name = str(run.setting("optimizer.name"))
     size = run.environment.get("batch_size", run.setting("trainer.batch_size"))
-    found = [name, f"weight decay {run.setting('optimizer.weight_decay', 0):g}"]
+    details = [name, f"weight decay {run.setting('optimizer.weight_decay', 0):g}"]
     if name.startswith(WITH_MOMENTUM):
-        found.append(f"momentum {run.setting('optimizer.momentum', 0):g}")
+        details.append(f"momentum {run.setting('optimizer.momentum', 0):g}")
     if run.setting("optimizer.clip") is not None:
-        found.append(f"gradients clipped to a norm of {run.setting('optimizer.clip'):g}")
-    return [*found, f"batches of {size}"]
+        details.append(f"gradients clipped to a norm of {run.setting('optimizer.clip'):g}")
+    return [*details, f"batch size {size}"]
 
 
 def _loss(run: SavedRun) -> list[str]:
     smoothing = float(run.setting("loss.label_smoothing", 0.0))
-    found = ["cross entropy" + (" weighted by class" if run.setting("loss.class_weights") == "balanced" else "")]
-    return [*found, f"label smoothing {smoothing:g}"] if smoothing else found
+    details = ["class-weighted cross-entropy" if run.setting("loss.class_weights") == "balanced" else "cross-entropy"]
+    return [*details, f"label smoothing {smoothing:g}"] if smoothing else details
 
 
 def _machine(run: SavedRun) -> list[str]:
     devices = int(run.setting("trainer.devices", 1)) * int(run.setting("trainer.nodes", 1))
     precision = run.environment.get("precision", run.setting("trainer.precision", "auto"))
-    found = [f"precision {precision}"]
+    details = [f"precision {precision}"]
     if devices > 1:
-        found.append(f"{devices} devices ({run.setting('trainer.strategy', 'ddp')})")
+        details.append(f"{devices} devices ({run.setting('trainer.strategy', 'ddp')})")
     resumed = int(run.status.get("resumed", 0))
-    return [*found, f"resumed {resumed} times" if resumed > 1 else "resumed once"] if resumed else found
+    return [*details, f"resumed {resumed} times" if resumed > 1 else "resumed once"] if resumed else details
 
 
 def _epoch_choice(run: SavedRun) -> str:
-    where = "the test images (data.validation=test)" if is_validated_on_test(run) else "validation images"
+    images_used = "the test images (data.validation=test)" if is_validated_on_test(run) else "the validation images"
     stages = [
-        f"{stage.name}: its only epoch"
+        f"{stage.name}: the only epoch"
         if epochs_run(stage) == 1
-        else f"{stage.name}: best of {epochs_run(stage)} epochs by {stage.monitor} on {where}"
+        else f"{stage.name}: best of {epochs_run(stage)} epochs by {stage.monitor} on {images_used}"
         for stage in run.finished_stages
     ]
     return ", ".join(stages)
 
 
 def _availability(run: SavedRun) -> str:
-    held = {
+    contents = {
         "the configuration": bool(run.config),
-        "the split with the hash of every image": run.split is not None,
-        "versions": bool(run.environment),
-        "curves": any(stage.curves is not None for stage in run.stages),
-        "predictions": _tested(run),
+        "the split with a hash of every image": run.split is not None,
+        "the software versions": bool(run.environment),
+        "the training curves": any(stage.curves is not None for stage in run.stages),
+        "the predictions": _tested(run),
         "the trained model": bool(run.bundle),
     }
-    listed = ", ".join(what for what, is_there in held.items() if is_there)
-    return f"The run's folder holds {listed}; this report is rebuilt from it" if listed else ""
+    available = ", ".join(name for name, is_present in contents.items() if is_present)
+    return f"The folder of the run contains {available}; this report can be rebuilt from it" if available else ""

@@ -1,4 +1,4 @@
-"""All that a report says, computed once from the saved runs; tables, figures and sentences only show it."""
+"""All results of a report, computed once from the saved runs; tables, figures and sentences only present them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,19 +20,19 @@ from pylorus.report.winner import Winner, winner_of
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What is known of some runs.
+    """Everything that was computed from a set of runs.
 
     Attributes:
-        options: What the reader chose.
-        class_name: Short name of the class that a threshold is fixed for; None if no run has classes yet.
-        aim: What that threshold is to guarantee.
-        runs: All runs, also those that gave nothing.
-        results: One for each stage that predicted the test images.
-        tests: The results by test set.
-        configurations: The results by configuration, seeds and folds of one together.
-        pools: The configurations by what they were tested on.
-        winners: One a pool, with all comparisons.
-        looks: How often each test set was looked at.
+        options: Options of the report.
+        class_name: Short name of the class for which a threshold is fixed; None if no run has classes yet.
+        aim: Sensitivity and confidence that this threshold has to guarantee.
+        runs: All runs, including those without results.
+        results: One result per stage with test predictions.
+        tests: Results by test set.
+        configurations: Results by configuration, with its seeds and folds together.
+        pools: Configurations by test images.
+        winners: One winner per pool, with all comparisons.
+        looks: How often each test set was evaluated.
     """
 
     options: ReportOptions
@@ -47,12 +47,12 @@ class Evidence:
     looks: tuple[Looks, ...]
 
     def of_run(self, run: SavedRun) -> tuple[Result, ...]:
-        """The results of one run."""
+        """Return the results of one run."""
         return tuple(result for result in self.results if result.run is run)
 
     @property
     def comparisons(self) -> tuple[Comparison, ...]:
-        """The pairs that a question asks about, corrected within it, each once."""
+        """Comparisons that answer a research question, corrected within it, each once."""
         return tuple(dict.fromkeys(each for winner in self.winners for each in (*winner.comparisons, *winner.stages)))
 
     @property
@@ -62,43 +62,43 @@ class Evidence:
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
-        """What figures lay over each other: what each configuration ships; its stages, where there is one."""
+        """Candidates that figures overlay: each configuration as shipped, or the stages of a single configuration."""
         if len(self.configurations) == 1:
             return self.configurations[0].stages
         return tuple(each.shipped for each in self.configurations)
 
     @property
     def replicates(self) -> dict[str, tuple[SavedRun, ...]]:
-        """The runs by the configuration that they are replicates of; one without results is called by its own label."""
-        found: dict[str, list[SavedRun]] = {}
+        """Runs by the label of their configuration; a run without results is listed under its own label."""
+        replicates: dict[str, list[SavedRun]] = {}
         labels = {
             result.run: each.label for each in self.configurations for stage in each.stages for result in stage.results
         }
         for run in self.runs:
-            found.setdefault(labels.get(run, run.label), []).append(run)
-        return {label: tuple(runs) for label, runs in found.items()}
+            replicates.setdefault(labels.get(run, run.label), []).append(run)
+        return {label: tuple(runs) for label, runs in replicates.items()}
 
     @property
     def compared(self) -> tuple[Result, ...]:
-        """The results of these candidates."""
+        """Results of `candidates`."""
         return tuple(result for each in self.candidates for result in each.results)
 
 
 def gather(folders: Sequence[Path], options: ReportOptions) -> Evidence:
-    """Reads runs and computes all that is to be said of them.
+    """Read runs and compute everything that the report presents.
 
-    Runs of the same classes are put in the order of the first of them.
+    Runs with the same set of classes all use the class order of the first of them.
 
     Raises:
-        PylorusError: If a file is damaged or contradicts another, or no run knows the chosen class.
+        PylorusError: If a file is damaged or contradicts another, or no run has the class given in the options.
     """
     orders: dict[frozenset[str], list[str]] = {}
-    found = []
+    saved_runs = []
     for folder in folders:
         config = read_config(folder)
         names = class_order(config)
-        found.append(read_run(folder, config, order=orders.setdefault(frozenset(names), names)))
-    runs = labelled(found)
+        saved_runs.append(read_run(folder, config, order=orders.setdefault(frozenset(names), names)))
+    runs = labelled(saved_runs)
     class_name = _chosen_class(runs, options)
     aim = _aim(runs, options)
     results = tuple(
@@ -122,24 +122,24 @@ def gather(folders: Sequence[Path], options: ReportOptions) -> Evidence:
 
 
 def _chosen_class(runs: Sequence[SavedRun], options: ReportOptions) -> str | None:
-    """Short name of the class that the reader chose, by its short or full name; else the one of the first run."""
+    """Return the short name of the class in the options (short or full name), else that of the first run's bundle."""
     known = dict.fromkeys(name for run in runs for name in run.short_names)
     full = {name: short for run in runs for name, short in zip(run.class_names, run.short_names, strict=True)}
     if options.class_name is None:
         first = next(iter(known), None)
         deciding = runs[0].setting("deploy.class_name", first) if runs else first
         return str(full.get(deciding, deciding)) if deciding in {*known, *full} else first
-    found = options.class_name if options.class_name in known else full.get(options.class_name)
-    if found is None:
+    short_name = options.class_name if options.class_name in known else full.get(options.class_name)
+    if short_name is None:
         raise PylorusError(
             f'--class: found "{options.class_name}", expected one of {", ".join(known) or "no class"}.'
             f"{did_you_mean(options.class_name, known)}"
         )
-    return found
+    return short_name
 
 
 def _aim(runs: Sequence[SavedRun], options: ReportOptions) -> Aim:
-    """What the reader asks of the threshold; else what the first run asks of its own."""
+    """Return the aim in the options, completed by that of the first run."""
     default = DeployConfig()
 
     def setting(key: str, fallback: float) -> float:

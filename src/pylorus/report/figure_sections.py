@@ -1,4 +1,4 @@
-"""The figures of a report: training, the test images, the networks."""
+"""Figure sections of a report: training, test images and networks."""
 
 from pylorus.report.confusion_figure import confusion_figures
 from pylorus.report.curve_figures import curves_of, index_figure, training_figure
@@ -14,7 +14,7 @@ from pylorus.report.structure_figure import structure_figure
 
 
 def training_section(evidence: Evidence) -> Section:
-    """Curves over epochs: all models in one plot a stage, then each model's classes."""
+    """Build the section of training curves: all models in one plot per stage, then the classes of each model."""
     curves = curves_of(evidence.runs)
     labels = {run: label for label, runs in evidence.replicates.items() for run in runs}
     stages = dict.fromkeys(each.stage.name for each in curves)
@@ -29,12 +29,12 @@ def training_section(evidence: Evidence) -> Section:
                 items.append(index_figure(own, own[0].run.short_names, label=label, stem=stem))
     without = [f"{run.label} {stage.name}" for run in evidence.runs for stage in run.stages if stage.curves is None]
     if without:
-        items.append(Sentences((f"There is no metrics.csv, and so no curve, of {'; '.join(without)}.",)))
+        items.append(Sentences((f"No training curves, because metrics.csv is missing: {'; '.join(without)}.",)))
     return Section("training", "Training", tuple(items))
 
 
 def tested_section(evidence: Evidence) -> Section:
-    """What the models make of the test images."""
+    """Build the section of figures on the test images."""
     results, candidates = evidence.results, evidence.candidates
     if not results:
         return Section("test-figures", "", ())
@@ -51,21 +51,19 @@ def tested_section(evidence: Evidence) -> Section:
         )
     ]
     items += [net_benefit_figure(deciding, str(evidence.class_name))] if deciding else []
-    return Section("test-figures", "Figures of the test images", tuple(items))
+    return Section("test-figures", "Figures on the test images", tuple(items))
 
 
 def network_section(evidence: Evidence) -> Section:
-    """The structure of each network, once where runs share it."""
-    seen: dict[str, SavedRun] = {}
+    """Build the section of network structures, each shown once."""
+    distinct: dict[str, SavedRun] = {}
     for run in evidence.runs:
         if run.network:
-            seen.setdefault(f"{run.model} {blocks_of(run)}", run)
+            distinct.setdefault(f"{run.model} {blocks_of(run)}", run)
     items: list[Item] = []
-    for run in seen.values():
+    for run in distinct.values():
         items += [structure_figure(run), FileOnly(network_table(run))]
     without = [run.label for run in evidence.runs if not run.network]
     if without:
-        items.append(
-            Sentences((f"There is no network.json, and so no figure of the network, of {', '.join(without)}.",))
-        )
+        items.append(Sentences((f"No figure of the network, because network.json is missing: {', '.join(without)}.",)))
     return Section("networks", "Networks", tuple(items))

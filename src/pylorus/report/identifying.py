@@ -1,7 +1,7 @@
-"""Whether the values of a manifest's column tell who a patient is: judged by the values, never by the column's name.
+"""Detect manifest columns whose values may identify patients, judged by the values and never by the column's name.
 
-A report is passed on, so what may be a name must not stand in it. A column refused by mistake is listed with its
-reason, and its user can write codes (site-1, device-2) in place of the values.
+Reports are passed on, so nothing that may be a name must appear in them. A column rejected by mistake is listed with
+the reason, so that the user can replace its values by codes (site-1, device-2).
 """
 
 import re
@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 SHARED_BY = 3
-"""A column of codes that fewer patients than these share, on average, may number persons."""
+"""A column of codes may number persons if fewer patients than this share a code on average."""
 MANY = 12
-"""Distinct values beyond which a column of initials or codes may stand for persons."""
+"""Number of distinct values above which a column of initials or codes may denote persons."""
 OWN = 0.5
-"""A column is refused where at least this share of the patients has a value that no other patient has."""
+"""A column is rejected if at least this fraction of the patients has a value that no other patient has."""
 SOME = 0.25
-"""A column is refused where at least this share of its values holds a common name of persons."""
+"""A column is rejected if at least this fraction of its values contains a common personal name."""
 
 E_MAIL = re.compile(r"\S+@\S+\.\S+")
 PHONE = re.compile(r"(\+|00?\s?[1-9]|\(0)[\d\s()/.-]{6,}")
@@ -27,7 +27,7 @@ YEAR = re.compile(r"(19|20)\d\d")
 INITIALS = re.compile(r"[^\W\d_]\.?[ -]?[^\W\d_]\.?([ -]?[^\W\d_]\.?)?")
 TITLED = re.compile(r"(dr|prof|mr|mrs|ms|herr|frau|sr|sra|mme)\b\.?\s+[^\W\d_]+", re.IGNORECASE)
 SEPARATED = re.compile(r"[^\W\d_][^\W\d_'-]*(\^|,\s*)[^\W\d_][^\W\d_'. -]*")
-"""Family name and given name, as DICOM (Weber^Anna) and lists (Weber, Anna) write them."""
+"""Family name and given name as written in DICOM (Weber^Anna) and in lists (Weber, Anna)."""
 HAN_NAME = re.compile(
     "[王李张刘陈杨赵吴周徐孙朱胡郭何林罗郑梁谢宋唐许邓冯韩曹曾彭萧蔡潘田董袁于余叶蒋杜苏魏程吕丁沈任姚卢傅钟崔]"
     "[\u4e00-\u9fff]{1,2}"
@@ -42,7 +42,7 @@ NO_PERSONS = (
     "blue linked no not yes unknown high low medium mild moderate severe grade stage early advanced never former "
     "current smoker positive negative helicobacter pylori bank holiday day night left right"
 )
-"""Words that no name of a person holds: two capitalised words with one of these are none."""
+"""Words that do not occur in personal names: two capitalised words that include one of these are not a name."""
 
 NAMES = (
     "anna maria erika sabine monika petra ursula renate helga karin susanne andrea claudia stefanie katharina julia "
@@ -59,22 +59,22 @@ NAMES = (
     "kim choi lee wang zhang chen liu yang huang zhao zhou tanaka suzuki takahashi watanabe yamamoto nakamura "
     "kobayashi singh kumar sharma patel khan"
 )
-"""Given and family names of several countries that are no other words; no list is complete, so shapes count too."""
+"""Given and family names of several countries that have no other meaning; as no list is complete, shape counts too."""
 
 _NO_PERSONS, _NAMES = frozenset(NO_PERSONS.split()), frozenset(NAMES.split())
 
 
 def identifying_reason(values: NDArray[np.str_], group: NDArray[np.generic]) -> str | None:
-    """Why a column of words or codes may tell who a patient is, without any of its values; None if it doesn't.
+    """Explain why a column may identify patients, without quoting its values; return None if it does not.
 
     Args:
-        values: Of shape (images,), as text; empty where nothing is known.
-        group: The patient of each image, of shape (images,).
+        values: Value of each image as text, of shape (images,); empty if unknown.
+        group: Patient of each image, of shape (images,).
 
     Example:
         >>> patients = np.arange(4)
         >>> identifying_reason(np.array(["Weber, Anna", "Klein, Max", "Koch, Eva", "Wolf, Jan"]), patients)
-        'its values look like names of persons'
+        'its values look like personal names'
         >>> identifying_reason(np.array(["Olympus", "Olympus", "Fujifilm", "Fujifilm"]), patients)
     """
     known = values != ""
@@ -87,35 +87,37 @@ def identifying_reason(values: NDArray[np.str_], group: NDArray[np.generic]) -> 
     if _share(distinct, _is_phone) >= OWN:
         return "its values look like telephone numbers"
     if _look_like_names(distinct):
-        return "its values look like names of persons"
+        return "its values look like personal names"
     rarely_shared = patients < SHARED_BY * len(distinct)
     if rarely_shared and _share(distinct, _is_person_number) >= OWN:
-        return "its values look like numbers of persons or cases"
+        return "its values look like patient or case numbers"
     if rarely_shared and len(distinct) > MANY and _share(distinct, INITIALS.fullmatch) >= OWN:
-        return "its values look like initials of persons"
+        return "its values look like personal initials"
     return None
 
 
 def is_of_one_patient(values: NDArray[np.str_], group: NDArray[np.generic]) -> NDArray[np.bool_]:
-    """Whether each image's value is known and occurs in no other patient, of shape (images,).
+    """Return, for each image, whether its value is known and occurs in no other patient; of shape (images,).
 
     Args:
-        values: Of shape (images,), as text; empty where nothing is known.
-        group: The patient of each image, of shape (images,).
+        values: Value of each image as text, of shape (images,); empty if unknown.
+        group: Patient of each image, of shape (images,).
     """
-    kinds, value = np.unique(values, return_inverse=True)
+    distinct, value = np.unique(values, return_inverse=True)
     patient = np.unique(group, return_inverse=True)[1]
     pairs = np.unique(np.stack([value, patient]), axis=1)
-    alone = np.bincount(pairs[0], minlength=len(kinds)) == 1
-    return np.asarray(alone[value] & (values != ""))
+    has_one_patient = np.bincount(pairs[0], minlength=len(distinct)) == 1
+    return np.asarray(has_one_patient[value] & (values != ""))
 
 
 def is_nearly_unique(values: NDArray[np.str_], group: NDArray[np.generic]) -> bool:
-    """Whether many patients have a value of their own: at least half of them, or values have two patients on average.
+    """Return whether many patients have a value of their own.
+
+    That is at least half of the patients, or, with many distinct values, at most two patients per value on average.
 
     Args:
-        values: Of shape (images,), as text; empty where nothing is known.
-        group: The patient of each image, of shape (images,).
+        values: Value of each image as text, of shape (images,); empty if unknown.
+        group: Patient of each image, of shape (images,).
 
     Example:
         >>> is_nearly_unique(np.array(["a", "b", "c", "c"]), np.arange(4))
@@ -126,13 +128,13 @@ def is_nearly_unique(values: NDArray[np.str_], group: NDArray[np.generic]) -> bo
     known = values != ""
     if not known.any():
         return False
-    alone = is_of_one_patient(values, group)
+    is_alone = is_of_one_patient(values, group)
     patients, distinct = len(set(group[known].tolist())), len(set(values[known].tolist()))
-    return len(set(group[alone].tolist())) >= OWN * patients or (distinct > MANY and patients <= 2 * distinct)
+    return len(set(group[is_alone].tolist())) >= OWN * patients or (distinct > MANY and patients <= 2 * distinct)
 
 
-def _share(distinct: Sequence[str], fits: Callable[[str], object]) -> float:
-    return sum(bool(fits(value)) for value in distinct) / len(distinct)
+def _share(distinct: Sequence[str], is_match: Callable[[str], object]) -> float:
+    return sum(bool(is_match(value)) for value in distinct) / len(distinct)
 
 
 def _is_e_mail(value: str) -> bool:
@@ -152,7 +154,7 @@ def _look_like_names(distinct: Sequence[str]) -> bool:
 
 
 def _is_name(value: str) -> bool:
-    """Whether a value has the shape of a person's name."""
+    """Return whether a value has the shape of a personal name."""
     if HAN_NAME.fullmatch(value):
         return HAN_PLACE.search(value) is None
     words = value.replace("^", " ").replace(",", " ").split()

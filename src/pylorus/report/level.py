@@ -1,4 +1,4 @@
-"""All indices of one set of predictions, with intervals, at one level: of images or of patients."""
+"""All indices of one set of predictions, with intervals, at image level or at patient level."""
 
 from dataclasses import dataclass
 
@@ -18,16 +18,16 @@ IMAGES, PATIENTS = "image-level", "patient-level"
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """What predictions are worth at one level.
+    """Performance of a set of predictions at one level.
 
     Attributes:
         name: `IMAGES` or `PATIENTS`.
-        predictions: One row an image, or a group.
+        predictions: One row per image or per group.
         confusion: Counts of shape (classes, classes); rows are true, columns predicted.
-        shares: Indices that are shares, with Wilson intervals that allow for groups.
+        shares: Indices that are proportions, with Wilson intervals that allow for groups.
         indices: F1, balanced accuracy, macro averages, kappa and MCC, with intervals.
         ranking: AUROC and average precision, with intervals.
-        left_out: Groups left out because their images carry several true classes; 0 at image level.
+        left_out: Number of groups excluded because their images have several true classes; 0 at image level.
     """
 
     name: str
@@ -40,14 +40,16 @@ class Level:
 
 
 def image_level(predictions: Predictions) -> Level:
-    """Each image counts; intervals keep the images of a group together."""
+    """Evaluate predictions per image; intervals allow for images of one group."""
     return _level(IMAGES, predictions, predictions.clusters, 0)
 
 
 def patients_of(predictions: Predictions) -> tuple[Predictions, int] | None:
-    """Predictions of one row a group, and how many groups have no one truth; None if no group holds several images.
+    """Reduce predictions to one row per group; None if no group has several images.
 
-    Groups whose images carry several true classes are left out, and counted.
+    Returns:
+        The predictions, and the number of groups excluded because their images have several true classes. None also if
+        all groups are excluded.
     """
     groups, images = np.unique(predictions.group, return_inverse=True)
     if len(groups) == len(predictions.true):
@@ -57,14 +59,14 @@ def patients_of(predictions: Predictions) -> tuple[Predictions, int] | None:
     np.maximum.at(highest, images, predictions.true)
     if (lowest < highest).all():
         return None
-    found = patient_level(predictions, leave_out_mixed=True)
-    return found.predictions, len(found.left_out)
+    patients = patient_level(predictions, leave_out_mixed=True)
+    return patients.predictions, len(patients.left_out)
 
 
 def patients_level(predictions: Predictions) -> Level | None:
-    """Each patient counts once, by the mean of what was said of its images; None where that is nothing new."""
-    found = patients_of(predictions)
-    return None if found is None else _level(PATIENTS, found[0], None, found[1])
+    """Evaluate predictions per patient, by the mean of its images; None if that equals image level or is undefined."""
+    patients = patients_of(predictions)
+    return None if patients is None else _level(PATIENTS, patients[0], None, patients[1])
 
 
 def _level(

@@ -1,10 +1,10 @@
-"""How often a test set was looked at: every look makes the best figure of many a little better than it should be.
+"""How often a test set was evaluated: every evaluation makes the best of many results a little more optimistic.
 
-A look is one stage of one run that predicted the test images; where each epoch was validated on them, each epoch is
-one more. Test sets are told by the content of their images, not by the split's hash alone, so that a split which only
-cuts another validation part counts too. Looks are counted from what lies on the disk, so nothing has to be kept:
-in the runs of the report, and in the other runs below the folders `outputs` and `multirun` that these lie in. Runs
-that were deleted or lie elsewhere can't be counted: the number is a lower bound, and is said to be.
+Each stage of a run that predicted the test images counts as one evaluation; if every epoch was validated on them, each
+epoch counts as well. Test sets are identified by the content of their images and not only by the hash of the split, so
+that splits that differ only in the validation images count together. Evaluations are counted from the runs on disk: the
+runs of the report, and the other runs in the `outputs` and `multirun` folders in which these lie. Runs that were
+deleted or lie elsewhere cannot be counted, so the number is a lower bound and is reported as such.
 """
 
 import csv
@@ -17,19 +17,19 @@ from pylorus.report.saved_split import name_of_images
 from pylorus.report.scope import STATUS
 
 ROOTS = ("outputs", "multirun")
-"""Where runs and sweeps land: <root>/<day>/<run>, <root>/<day>/<sweep>/<job>."""
+"""Folders of runs and sweeps: <root>/<day>/<run> and <root>/<day>/<sweep>/<job>."""
 
 
 @dataclass(frozen=True)
 class Looks:
-    """How often one test set was looked at, at least.
+    """Lower bound of how often one test set was evaluated.
 
     Attributes:
-        splits: Hashes of the splits that have this test set, as tables cite them.
-        here: Stages of the report's runs that predicted it.
-        epochs: Epochs of the report's runs that were validated on it.
-        elsewhere: Stages of other runs beside these that predicted it.
-        other_runs: How many runs that is.
+        splits: Short hashes of the splits that have this test set.
+        here: Number of stages in the report that predicted it.
+        epochs: Number of epochs in the report that were validated on it.
+        elsewhere: Number of stages of other runs in the same folders that predicted it.
+        other_runs: Number of these other runs.
     """
 
     splits: tuple[str, ...]
@@ -40,8 +40,8 @@ class Looks:
 
     @property
     def sentence(self) -> str:
-        """The count as the page says it."""
-        return f"The test set of split {', '.join(self.splits)} was looked at {self._words}"
+        """The count as a sentence."""
+        return f"The test set of split {', '.join(self.splits)} was evaluated {self._words}"
 
     @property
     def _words(self) -> str:
@@ -50,40 +50,41 @@ class Looks:
         if self.epochs:
             parts.append(f"{_times(self.epochs)} by epochs that were validated on it")
         if self.elsewhere:
-            parts.append(f"{_times(self.elsewhere)} by {self.other_runs} other runs found beside them")
-        count = "once" if total == 1 else f"{total} times, or more"
-        return f"{count}: {', '.join(parts)}. Runs that were deleted or lie elsewhere are not counted."
+            runs = "1 other run" if self.other_runs == 1 else f"{self.other_runs} other runs"
+            parts.append(f"{_times(self.elsewhere)} by {runs} in the same folders")
+        count = f"at least {_times(total)}"
+        return f"{count}: {', '.join(parts)}. Runs that were deleted or are stored elsewhere are not counted."
 
 
 def look_sentences(looks: Sequence[Looks]) -> tuple[str, ...]:
-    """How often the test sets were looked at; those looked at equally often, as folds are, in one sentence."""
-    alike: dict[tuple[int, ...], list[Looks]] = {}
+    """State how often the test sets were evaluated, in one sentence for all sets evaluated equally often."""
+    by_count: dict[tuple[int, ...], list[Looks]] = {}
     for each in looks:
-        alike.setdefault((each.here, each.epochs, each.elsewhere, each.other_runs), []).append(each)
+        by_count.setdefault((each.here, each.epochs, each.elsewhere, each.other_runs), []).append(each)
     return tuple(
-        group[0].sentence if len(group) == 1 else f"Each of {len(group)} test sets was looked at {group[0]._words}"
-        for group in alike.values()
+        group[0].sentence if len(group) == 1 else f"Each of {len(group)} test sets was evaluated {group[0]._words}"
+        for group in by_count.values()
     )
 
 
 def count_looks(runs: Sequence[SavedRun]) -> tuple[Looks, ...]:
-    """The looks at each test set that a run of the report predicted, in the order of the runs."""
-    seen = [run for run in runs if run.split is not None and run.finished_stages]
+    """Count the evaluations of each test set that a run of the report predicted, in the order of the runs."""
+    tested = [run for run in runs if run.split is not None and run.finished_stages]
     others = _other_runs(runs)
-    found = []
-    for test_images in dict.fromkeys(run.split.test_images for run in seen if run.split is not None):
-        same = [run for run in seen if run.split is not None and run.split.test_images == test_images]
-        beside = [len(_predicted(folder)) for folder in others if _test_images(folder) == test_images]
-        found.append(
+    counts = []
+    for test_images in dict.fromkeys(run.split.test_images for run in tested if run.split is not None):
+        same = [run for run in tested if run.split is not None and run.split.test_images == test_images]
+        elsewhere = [len(_predicted(folder)) for folder in others if _test_images(folder) == test_images]
+        counts.append(
             Looks(
                 splits=tuple(dict.fromkeys(run.split.cited for run in same if run.split is not None)),
                 here=sum(len(run.finished_stages) for run in same),
                 epochs=sum(_epochs(run) for run in same if run.setting("data.validation") == "test"),
-                elsewhere=sum(beside),
-                other_runs=len(beside),
+                elsewhere=sum(elsewhere),
+                other_runs=len(elsewhere),
             )
         )
-    return tuple(found)
+    return tuple(counts)
 
 
 def _epochs(run: SavedRun) -> int:
@@ -91,13 +92,13 @@ def _epochs(run: SavedRun) -> int:
 
 
 def _other_runs(runs: Sequence[SavedRun]) -> list[Path]:
-    """Folders of runs that predicted a test set and lie beside those of the report."""
+    """Find the folders of other runs with test predictions under the same roots as those of the report."""
     own = {run.folder.resolve() for run in runs}
     roots = {
         parent.parent / name for folder in own for parent in folder.parents if parent.name in ROOTS for name in ROOTS
     }
-    found = {file.parent for root in roots for pattern in ("*/*/", "*/*/*/") for file in root.glob(pattern + STATUS)}
-    return sorted(folder for folder in found - own if _predicted(folder))
+    folders = {file.parent for root in roots for pattern in ("*/*/", "*/*/*/") for file in root.glob(pattern + STATUS)}
+    return sorted(folder for folder in folders - own if _predicted(folder))
 
 
 def _predicted(folder: Path) -> list[Path]:
@@ -105,7 +106,7 @@ def _predicted(folder: Path) -> list[Path]:
 
 
 def _test_images(folder: Path) -> str | None:
-    """The name of a run's test set; None where its split can't be read, since that is another run's trouble."""
+    """Return the hash of a run's test set; None if its split is unreadable, which is no problem of this report."""
     try:
         with (folder / "split.csv").open(encoding="utf-8", newline="") as file:
             rows: Iterable[dict[str, str]] = csv.DictReader(file)

@@ -1,4 +1,4 @@
-"""A threshold for one class, fixed on validation images for a guaranteed sensitivity and applied to test images."""
+"""Threshold for one class, fixed on validation images for a guaranteed sensitivity and applied to test images."""
 
 from dataclasses import dataclass
 
@@ -17,11 +17,11 @@ from pylorus.report.options import CONFIDENCE
 
 @dataclass(frozen=True)
 class Aim:
-    """What a threshold is to guarantee for new patients.
+    """Sensitivity that a threshold has to guarantee for new patients.
 
     Attributes:
-        sensitivity: In (0, 1].
-        confidence: In (0, 1).
+        sensitivity: Minimum true sensitivity, in (0, 1].
+        confidence: Confidence of the guarantee, in (0, 1).
     """
 
     sensitivity: float
@@ -30,13 +30,13 @@ class Aim:
 
 @dataclass(frozen=True)
 class Operating:
-    """What calling an image (or a patient) positive at a threshold gives.
+    """Performance of a decision threshold for one class.
 
     Attributes:
         level: `image-level` or `patient-level`.
-        class_name: The class that is called.
-        fixed: The threshold, and what it guarantees of the sensitivity for new patients.
-        test: What it gives on the test images, untouched.
+        class_name: Class that counts as positive.
+        fixed: The threshold, and the sensitivity that it guarantees for new patients.
+        test: Its performance on the test images, without any adjustment.
     """
 
     level: str
@@ -46,16 +46,16 @@ class Operating:
 
 
 def operating_points(calibration: Calibration, *, class_name: str, aim: Aim) -> tuple[Operating, ...]:
-    """Thresholds of the calibrated probability, of images and, where groups hold several, of patients.
+    """Determine thresholds of the calibrated probability per image and, if groups have several images, per patient.
 
     Returns:
-        One a level; none if no validation image is of the class, so that nothing can be fixed.
+        One per level; empty if no validation image is of the class, so that no threshold can be fixed.
     """
-    found = [_operating(IMAGES, calibration.validation, calibration.test, class_name, aim)]
+    points = [_operating(IMAGES, calibration.validation, calibration.test, class_name, aim)]
     validation, test = patients_of(calibration.validation), patients_of(calibration.test)
     if validation is not None and test is not None:
-        found.append(_operating(PATIENTS, validation[0], test[0], class_name, aim))
-    return tuple(each for each in found if each is not None)
+        points.append(_operating(PATIENTS, validation[0], test[0], class_name, aim))
+    return tuple(point for point in points if point is not None)
 
 
 def _operating(level: str, validation: Predictions, test: Predictions, class_name: str, aim: Aim) -> Operating | None:

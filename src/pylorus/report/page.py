@@ -1,4 +1,4 @@
-"""The page: one HTML file with everything in it, that opens offline and needs no script."""
+"""The HTML page of a report: a single self-contained file that opens offline and needs no script."""
 
 import base64
 import re
@@ -17,21 +17,21 @@ from pylorus.report.summary import Summary
 from pylorus.report.table import Cell, Number, Table, shown
 
 SCALE = 1.18
-"""How much larger than printed a figure is shown."""
+"""Size of a figure on the page relative to its size in print."""
 
 WARNINGS = re.compile("|".join(re.escape(mark.word) for mark in (marks.OPTIMISTIC, marks.DRAWN, marks.LEAKING)))
 
 BLANKS = re.compile(r"\[author: [^\]]*\]")
-"""What is left to the author."""
+"""Pattern of blanks that the author fills in."""
 
 
 def render(summary: Summary, sections: Sequence[Section], pictures: dict[str, bytes]) -> str:
-    """The page as HTML.
+    """Render the page as HTML.
 
     Args:
-        summary: Its head.
-        sections: In their order.
-        pictures: Each figure as SVG, by its key.
+        summary: Head of the page.
+        sections: Sections in the order of the page; those without items are omitted.
+        pictures: SVG of each figure by its key.
     """
     tables = [item.key for section in sections for item in section.items if isinstance(item, Table)]
     figures = [item.key for section in sections for item in section.items if isinstance(item, Drawing)]
@@ -48,7 +48,7 @@ def render(summary: Summary, sections: Sequence[Section], pictures: dict[str, by
 
 @cache
 def template(name: str) -> jinja2.Template:
-    """A page's template, beside this file; what is filled in is escaped."""
+    """Load a page template from this package; every value inserted into it is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(file),
         autoescape=True,
@@ -61,17 +61,17 @@ def template(name: str) -> jinja2.Template:
 
 
 def file(name: str) -> str:
-    """The text of a file beside this one."""
+    """Read a text file from this package."""
     return resources.files("pylorus.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _marked(text: str) -> Markup:
-    """Text in which the marks stand out."""
-    return Markup(WARNINGS.sub(lambda found: f'<strong class="mark">{found[0]}</strong>', str(escape(text))))
+    """Highlight caveats in a text."""
+    return Markup(WARNINGS.sub(lambda match: f'<strong class="mark">{match[0]}</strong>', str(escape(text))))
 
 
 def _cell(cell: Cell) -> Markup:
-    """A cell: the value, and its interval below."""
+    """Render a cell: the value with its interval below."""
     if isinstance(cell, Number) and cell.interval_text:
         interval = f"({cell.interval_text})" if cell.interval_text == "–" else cell.interval_text
         return Markup('{}<span class="ci">{}</span>').format(cell.value_text, interval)
@@ -83,5 +83,5 @@ def _kind(item: object) -> str:
 
 
 def _width(drawing: Drawing) -> int:
-    """Pixels that a figure takes where there is room."""
+    """Return the natural width of a figure on the page, in pixels."""
     return round(float(drawing.figure.get_figwidth()) * 96 * SCALE)

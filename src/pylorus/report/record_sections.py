@@ -1,4 +1,4 @@
-"""The record: worst mistakes, data and split, configuration and environment, the checklist, the methods."""
+"""Sections that document a report: worst mistakes, data and split, configuration, checklist and methods."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,58 +21,65 @@ from pylorus.report.thumbnails import thumbnails_of
 from pylorus.runs.shipped import read_shipped
 
 METHODS = (
-    "Everything here is rebuilt from the predictions, curves and records that the runs saved.",
-    "An index that divides zero by zero is undefined: it stands as a dash, is never taken as 0 or 1, and makes every "
-    "average over classes undefined. Below its table stands why.",
-    "Precision, sensitivity, specificity, NPV and accuracy have Wilson intervals. Where groups hold several images the "
-    "interval is that of the effective number of images: the variance is the larger of that between whole groups and "
-    "that of the intraclass correlation (analysis of variance), with Student's t of Satterthwaite's degrees of "
-    "freedom. Where no image is wrong the images of a group count as copies of one another.",
-    "F1 has the Wilson interval of the overlap of true and called images, carried over; averages of classes combine "
-    "the intervals of the classes (MOVER, Zou and Donner 2008, with the asymmetry that a mean keeps); kappa and MCC "
-    "have the Wilson interval of the share of errors, scaled to their variance.",
-    "AUROC is DeLong's, in groups Obuchowski's (1997), with a score interval whose variance is combined with that of "
-    "the binormal model and whose degrees of freedom are those of the rarer kind (Welch). Average precision, Brier "
-    "score and the area under the risk-coverage curve have Wilson intervals at their linearised variance.",
+    "This report was computed from the predictions, training curves and records that the runs saved.",
+    "An index that divides zero by zero is undefined: it is shown as a dash, is never taken as 0 or 1, and makes every "
+    "average over classes undefined. The reason is given below its table.",
+    "Precision, sensitivity, specificity, NPV and accuracy have Wilson intervals. If groups have several images, the "
+    "interval is based on the effective number of images: the variance is the larger of the between-group variance and "
+    "that given by the intraclass correlation (analysis of variance), with Student's t at Satterthwaite's degrees of "
+    "freedom. If no image is misclassified, the images of a group count as copies of one another.",
+    "F1 has the transformed Wilson interval of the overlap of true and predicted images; averages over classes combine "
+    "the intervals of the classes (MOVER, Zou and Donner 2008, preserving the asymmetry of a mean); kappa and MCC have "
+    "the Wilson interval of the error rate, scaled to their variance.",
+    "AUROC follows DeLong or, with several images per group, Obuchowski (1997); its score interval combines the "
+    "variance with that of the binormal model and uses the degrees of freedom of the rarer outcome (Welch). Average "
+    "precision, Brier score and the area under the risk-coverage curve have Wilson intervals with linearised variance.",
 )
-"""How indices and intervals are computed, in every report."""
+"""How indices and intervals are computed; part of every report."""
 
 OF_PATIENTS = (
-    "At patient level a patient is the mean of what was said of its images. Groups whose images carry several true "
-    "classes have no one truth and are left out there, and counted."
+    "At patient level, the probabilities of a patient are the mean of those of the patient's images. Groups whose "
+    "images have several true classes have no single reference diagnosis; they are excluded at patient level, and "
+    "counted."
 )
 OF_SUBGROUPS = (
-    "Subgroups of a column are compared by a permutation test: subgroups are permuted among patients, and within a "
-    "patient whose images lie in several; the statistic is a chi-square that allows for the images of a patient "
-    "({permutations:,} permutations, seed {seed}). Holm's method corrects over the columns. Calibration in the large "
-    "has an interval of residuals with whole groups drawn."
+    "Subgroups of a column are compared by a permutation test: subgroups are permuted among patients, and within "
+    "patients whose images belong to several subgroups; the statistic is a chi-square that allows for the clustering "
+    "of images within patients ({permutations:,} permutations, seed {seed}). Holm's method corrects for the number of "
+    "columns. The interval of calibration-in-the-large uses the variance of the residuals clustered by group."
 )
 OF_LOOKS = (
-    "A look at a test set is one stage of one run that predicted it, and each epoch that was validated on it. Test "
-    "sets are told by the content of their images. Looks are counted from the runs that lie on the disk, so the number "
-    "is a lower bound."
+    "A test set counts as evaluated once for each stage of a run that predicted it, and once for each epoch that was "
+    "validated on it. Test sets are identified by the content of their images. Evaluations are counted from the runs "
+    "on disk, so their number is a lower bound."
 )
 
 CALIBRATED = (
-    "Probabilities are those that the bundle gives, calibrated by the temperature: by them go AUROC, average "
-    "precision, comparisons, thresholds and worst mistakes. The files predictions-val.parquet and "
-    "predictions-test.parquet hold logits and their softmax, before the temperature."
+    "AUROC, average precision, comparisons, thresholds and worst mistakes are based on the probabilities of the "
+    "bundle, calibrated by temperature scaling. The files predictions-val.parquet and predictions-test.parquet "
+    "contain the logits and their softmax before temperature scaling."
 )
 FULL_PRECISION = (
-    "Validation and test images were answered in 32 bits by the code that the bundle runs, whatever the precision of "
-    "the training: `pylorus predict RUN/model --evaluate` gives the same figures."
+    "Validation and test images were predicted in 32-bit precision by the code that runs the bundle, whatever the "
+    "precision of training: `pylorus predict RUN/model --evaluate` gives the same results."
 )
-BURNT_IN = "Thumbnails show what the console burnt into the frames, names included: look before you pass this page on."
+BURNT_IN = (
+    "Thumbnails show any text that was burnt into the frames, which may include names: check them before you pass this "
+    "page on."
+)
 
 
 def mistake_section(evidence: Evidence) -> Section:
-    """The surest mistakes of our own choice on each test set; its run ships that very network."""
+    """Build the section of the most confident mistakes of the selected model on each test set.
+
+    The network is the one that its run ships.
+    """
     items: list[Item] = []
     for number, winner in enumerate(evidence.winners, start=1):
         result, peers = winner.chosen or winner.best[0], winner.tests.candidates
         mistakes = worst_mistakes(result, peers)
         if not mistakes:
-            items.append(Sentences((f"{result.label} recognises all {result.test.images} test images.",)))
+            items.append(Sentences((f"{result.label} classifies all {result.test.images} test images correctly.",)))
             continue
         items.append(mistake_table(result, mistakes, peers=len(peers), names=evidence.options.names, number=number))
         if evidence.options.thumbnails:
@@ -82,12 +89,14 @@ def mistake_section(evidence: Evidence) -> Section:
             burnt_in = () if result.run.setting("data.kind") == "synthetic" else (BURNT_IN,)
             items.append(Sentences((*burnt_in, maps.said)))
     if any(isinstance(item, Table) for item in items) and not evidence.options.thumbnails:
-        items.append(Sentences(("With --thumbnails the report shows these images, which then leave with it.",)))
+        items.append(
+            Sentences(("With --thumbnails, the report includes these images, which are then passed on with it.",))
+        )
     return Section("mistakes", "Worst mistakes", tuple(items))
 
 
 def data_section(evidence: Evidence) -> Section:
-    """The runs, and each split once."""
+    """Build the section of the runs, with each split shown once."""
     items: list[Item] = [
         run_table(evidence.runs),
         Listing("Command lines", command_lines(evidence.runs, names=evidence.options.names)),
@@ -105,7 +114,7 @@ def data_section(evidence: Evidence) -> Section:
 
 
 def configuration_section(evidence: Evidence) -> Section:
-    """Each run's configuration, and each environment once."""
+    """Build the section of each run's configuration, with each environment shown once."""
     items: list[Item] = []
     environments: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
     for run in evidence.runs:
@@ -122,12 +131,12 @@ def configuration_section(evidence: Evidence) -> Section:
 
 
 def checklist_section(evidence: Evidence) -> Section:
-    """What a paper has to say."""
+    """Build the section with the draft of the reporting checklists."""
     return Section("checklist", "Draft of the reporting checklists", (checklist_table(evidence),))
 
 
 def method_section(evidence: Evidence) -> Section:
-    """How the numbers were made that this report holds."""
+    """Build the section that describes how the results were computed."""
     options = evidence.options
     results = evidence.results
     texts = list(METHODS)
@@ -141,23 +150,23 @@ def method_section(evidence: Evidence) -> Section:
         sentences.append(FULL_PRECISION)
     sentences += describe_comparisons(evidence.comparisons)
     sentences += [OF_LOOKS] if evidence.looks else []
-    return Section("methods", "How these numbers were made", (Sentences(tuple(sentences), listed=True),))
+    return Section("methods", "Statistical methods", (Sentences(tuple(sentences), listed=True),))
 
 
 def _fitting_sentences(results: Sequence[Result]) -> list[str]:
-    """On what temperature and thresholds were fitted, of results that have them."""
-    several = any(result.operating for result in results)
-    subject, verb = ("The temperature and the threshold", "are") if several else ("The temperature", "is")
+    """State on which images temperature and thresholds were fitted."""
+    has_thresholds = any(result.operating for result in results)
+    subject, verb = ("The temperature and the threshold", "were") if has_thresholds else ("The temperature", "was")
     labels: dict[bool, list[str]] = {}
     for run in dict.fromkeys(result.run for result in results):
         labels.setdefault(is_validated_on_test(run), []).append(run.label)
     endings = {
-        False: "fitted on validation images alone and applied untouched to the test images.",
-        True: "fitted on the test images themselves, on which every epoch was validated (data.validation=test): what "
-        "is reached there is optimistic.",
+        False: "fitted on the validation images only and applied unchanged to the test images.",
+        True: "fitted on the test images themselves, on which every epoch was validated (data.validation=test): their "
+        "performance there is optimistic.",
     }
-    whose = {key: f" of {', '.join(names)}" if len(labels) > 1 else "" for key, names in labels.items()}
-    return [f"{subject}{whose[key]} {verb} {ending}" for key, ending in endings.items() if key in whose]
+    owners = {key: f" of {', '.join(names)}" if len(labels) > 1 else "" for key, names in labels.items()}
+    return [f"{subject}{owners[key]} {verb} {ending}" for key, ending in endings.items() if key in owners]
 
 
 def _environment_table(environment: Mapping[str, Any], labels: list[str], *, number: int) -> Table:

@@ -1,4 +1,4 @@
-"""One stage of one run on its test images: what tables and figures are made of."""
+"""Results of one stage of one run on its test images: the source of tables and figures."""
 
 from dataclasses import dataclass, replace
 
@@ -15,18 +15,19 @@ from pylorus.report.saved_run import SavedRun, SavedStage
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a stage of a run is worth.
+    """Performance of one stage of a run.
 
     Attributes:
         run: The run.
         stage: The stage.
-        test: What it said of the test images, with the probabilities that its bundle gives: calibrated, where there
-            are validation predictions to calibrate by.
-        images: Its indices at image level.
-        patients: Its indices at patient level; None where no group holds several images.
-        validation_accuracy: By which our own choice of a model is made; None without validation predictions.
-        calibration: None without validation predictions.
-        operating: Thresholds, one a level; none where nothing can be fixed.
+        test: Predictions for the test images with the probabilities of the bundle, that is calibrated if there are
+            validation predictions.
+        images: Indices at image level.
+        patients: Indices at patient level; None if no group has several images.
+        validation_accuracy: Accuracy on the validation images, by which models are selected; None without validation
+            predictions.
+        calibration: Calibration; None without validation predictions.
+        operating: Thresholds, one per level; empty if none can be fixed.
     """
 
     run: SavedRun
@@ -40,34 +41,34 @@ class Result:
 
     @property
     def label(self) -> str:
-        """Run and stage, as tables and figures call them."""
+        """Run and stage as named in tables and figures."""
         return f"{self.run.label} {self.stage.name}"
 
     @property
     def is_shipped(self) -> bool:
-        """Whether it stands for its run; see `SavedRun.shipped`."""
+        """Whether this is the shipped stage of its run; see `SavedRun.shipped`."""
         return self.run.shipped is not None and self.stage.name == self.run.shipped.name
 
     @property
     def split(self) -> str:
-        """The split's hash, as tables cite it."""
-        assert self.run.split is not None  # no predictions without a split
+        """Short hash of the split, as cited in tables."""
+        assert self.run.split is not None  # predictions are only read with a split
         return self.run.split.cited
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        """Image level and, where there is one, patient level."""
+        """Image level and, if available, patient level."""
         return (self.images,) if self.patients is None else (self.images, self.patients)
 
 
 def results_of(run: SavedRun, *, class_name: str | None, aim: Aim, options: ReportOptions) -> tuple[Result, ...]:
-    """One result for each stage that the run finished.
+    """Compute one result per stage with test predictions.
 
     Args:
         run: The run.
-        class_name: The class that a threshold is fixed for; None where the run does not know it.
-        aim: What that threshold is to guarantee.
-        options: Resamples and seed.
+        class_name: Short name of the class for which a threshold is fixed; there is no threshold if the run lacks it.
+        aim: Sensitivity that this threshold has to guarantee.
+        options: Options of the report.
     """
     return tuple(
         _result(run, stage, stage.test, class_name, aim, options) for stage in run.stages if stage.test is not None
@@ -97,8 +98,8 @@ def _result(
 
 
 def _accuracy(saved: SavedPredictions) -> Proportion:
-    said = saved.predictions
-    found = proportions_of_predictions(
-        said.true, np.asarray(said.predicted), saved.clusters, classes=said.classes, confidence=CONFIDENCE
+    table = saved.predictions
+    proportions = proportions_of_predictions(
+        table.true, np.asarray(table.predicted), saved.clusters, classes=table.classes, confidence=CONFIDENCE
     )
-    return found.accuracy
+    return proportions.accuracy

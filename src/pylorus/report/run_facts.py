@@ -1,6 +1,6 @@
-"""What a run did, read from what it saved: from these facts the sentences of a report are made.
+"""Facts about a run, read from its files, from which the sentences of a report are derived.
 
-A sentence that holds for most runs is false for some; so no sentence about a run stands without the fact that it says.
+A fixed sentence that holds for most runs would be false for some, so every sentence is derived from a fact of the run.
 """
 
 from collections.abc import Sequence
@@ -10,40 +10,40 @@ from pylorus.report.saved_run import SavedRun, SavedStage
 
 SOURCES = {
     "folders": "the folders",
-    "manifest": "the manifest's column split",
+    "manifest": "the column `split` of the manifest",
     "shards": "the shards",
     "synthetic": "the folders",
 }
-"""What gives a part of the split, by data.kind."""
+"""Source of a given split, by data.kind."""
 
 
 def is_validated_on_test(run: SavedRun) -> bool:
-    """Whether epochs, temperature and thresholds were chosen on the test images (data.validation=test)."""
+    """Return whether epochs, temperature and thresholds were chosen on the test images (data.validation=test)."""
     return bool(run.setting("data.validation") == "test")
 
 
 def validation_images(runs: Sequence[SavedRun]) -> str:
-    """What the runs were validated on: the validation images, or the test images, named where runs differ."""
+    """Name the images that the runs were validated on: validation or test images, with labels if runs differ."""
     on_test = list(dict.fromkeys(run.label for run in runs if is_validated_on_test(run)))
     if not on_test:
         return "the validation images"
     if len(on_test) == len({run.label for run in runs}):
         return "the test images (data.validation=test)"
-    return f"the validation images (of {', '.join(on_test)}: the test images, data.validation=test)"
+    return f"the validation images (for {', '.join(on_test)}: the test images, data.validation=test)"
 
 
 def cut_seed(run: SavedRun) -> str:
-    """The key and the value that decide how images are cut into parts: data.split_seed, in older runs seed."""
+    """Return the key and value that seed the random split: data.split_seed or, in older runs, seed."""
     seed = run.setting("data.split_seed")
     return f"seed {run.setting('seed', 0)}" if seed is None else f"data.split_seed {seed}"
 
 
 def test_images_origin(run: SavedRun, *, names: bool = False) -> str:
-    """How the test images came to be tested on, as a clause after "test images".
+    """Describe how the test images were selected, as a phrase that follows "test images".
 
     Args:
         run: The run.
-        names: Whether values of a manifest's column, which may name patients, are shown.
+        names: Whether to show values of a manifest column, which may name patients.
     """
     column = run.setting("data.test_column")
     if run.setting("data.split_file") is not None:
@@ -52,65 +52,64 @@ def test_images_origin(run: SavedRun, *, names: bool = False) -> str:
         return f"those {_tested_values(run, names=names)} (data.test_column)"
     if run.setting("data.fold_column") is not None and run.setting("data.fold") is not None:
         value = f" ({run.setting('data.fold')})" if names else ""
-        return (
-            f"those of one value{value} of {run.setting('data.fold_column')}, left out of training (data.fold_column)"
-        )
+        column = run.setting("data.fold_column")
+        return f"those with one value{value} of {column}, excluded from training (data.fold_column)"
     if run.setting("data.fold") is not None:
         fold, folds = run.setting("data.fold"), run.setting("data.folds")
-        return f"fold {fold} of the folds 0 to {int(folds) - 1}, {_drawn(run)}"
+        return f"fold {fold} of folds 0 to {int(folds) - 1}, {_drawn(run)}"
     if "test" in (run.given_parts or ()):
         return f"given by {SOURCES.get(str(run.setting('data.kind')), 'the images')}"
     return _drawn(run)
 
 
 def validation_images_origin(run: SavedRun) -> str:
-    """How the validation images came to be, as a clause after "validation images"."""
+    """Describe how the validation images were selected, as a phrase that follows "validation images"."""
     if run.setting("data.split_file") is not None:
         return "those of another run's split (data.split_file)"
     if "val" in (run.given_parts or ()) and run.setting("data.test_column") is None:
         return f"given by {SOURCES.get(str(run.setting('data.kind')), 'the images')}"
-    return f"{_drawn(run)}, from the images that are not tested on"
+    return f"{_drawn(run)}, from the images that are not test images"
 
 
 def external_sentence(run: SavedRun, *, names: bool = False) -> str:
-    """What is known of whether the test images are external: from elsewhere, or from another time."""
+    """State what is known about whether the test images are external, that is from another site or period."""
     column = run.setting("data.test_column")
     if column is None and run.setting("data.fold") is not None:
         column = run.setting("data.fold_column")
     origin = test_images_origin(run, names=names)
     if run.setting("data.split_file") is not None:
-        return f"The test images are {origin}; how that was cut is not known here"
+        return f"The test images are {origin}; how that split was made is not documented here"
     if column is not None:
         return (
-            f"The test images are {origin}, and no image of such a value was trained on. Whether that makes another "
-            "hospital or another time is for the author to say"
+            f"The test images are {origin}; no image with such a value was used for training. Whether this "
+            "corresponds to another hospital or another period is for the author to state"
         )
     if "test" in (run.given_parts or ()) and run.setting("data.fold") is None:
-        return f"The test images are {origin}. Whether they come from another hospital is for the author to say"
-    return f"None: the test images come from the same set as the training images ({origin})"
+        return f"The test images are {origin}. Whether they come from another hospital is for the author to state"
+    return f"No external test: the test images come from the same data set as the training images ({origin})"
 
 
 def learning_rate(run: SavedRun, stage: SavedStage) -> float | None:
-    """A stage's peak learning rate: its own, or its share of the optimiser's; None where the run has none."""
-    own = run.setting(f"stages.{stage.name}.lr")
-    if own is not None:
-        return float(own)
+    """Return the peak learning rate of a stage (its lr, or optimizer.lr times its lr_factor); None if not recorded."""
+    stage_rate = run.setting(f"stages.{stage.name}.lr")
+    if stage_rate is not None:
+        return float(stage_rate)
     rate = run.setting("optimizer.lr")
     return None if rate is None else float(rate) * float(run.setting(f"stages.{stage.name}.lr_factor", 1.0))
 
 
 def augmentation(run: SavedRun, stage: SavedStage) -> str:
-    """A stage's augmentation: its own, or the run's."""
+    """Return the name of the augmentation of a stage, by default that of the run."""
     return str(run.setting(f"stages.{stage.name}.augment") or run.setting("augment.name", "none"))
 
 
 def epochs_run(stage: SavedStage) -> int:
-    """How many epochs a stage ran."""
+    """Return the number of epochs that a stage ran."""
     return 0 if stage.curves is None else len(stage.curves)
 
 
 def count_of(number: int, noun: str) -> str:
-    """A number with its noun.
+    """Format a count with its noun in singular or plural.
 
     Example:
         >>> count_of(1, "group"), count_of(1200, "group")
@@ -120,19 +119,19 @@ def count_of(number: int, noun: str) -> str:
 
 
 def files_left_out(run: SavedRun) -> int:
-    """How many files could not be read and were left out."""
+    """Return the number of unreadable files that were excluded."""
     return sum(int(row["files"]) for row in run.audit.get("left_out", []))
 
 
 def weights_source(run: SavedRun) -> str:
-    """Where training began: none, hub, or a file's name."""
+    """Return the source of the initial weights: `none`, `hub`, or the name of a file."""
     source: Any = run.bundle.get("weights", {}).get("from") or run.setting("model.weights", "")
     return str(source).replace("\\", "/").rpartition("/")[2]
 
 
 def _drawn(run: SavedRun) -> str:
     unit = "patient (group)" if run.grouped else "image"
-    return f"drawn at random by {unit}, stratified by class ({cut_seed(run)})"
+    return f"selected at random by {unit}, stratified by class ({cut_seed(run)})"
 
 
 def _tested_values(run: SavedRun, *, names: bool) -> str:
@@ -140,5 +139,7 @@ def _tested_values(run: SavedRun, *, names: bool) -> str:
     values = run.setting("data.test_values") or []
     if values:
         shown = f" ({', '.join(map(str, values))})" if names else ""
-        return f"of {len(values)} values of {column}{shown}" if len(values) > 1 else f"of one value of {column}{shown}"
+        return (
+            f"with {len(values)} values of {column}{shown}" if len(values) > 1 else f"with one value of {column}{shown}"
+        )
     return f"whose {column} is {start} or later" if names else f"whose {column} reaches a given value"

@@ -1,4 +1,4 @@
-"""Which results were tested on the same images: only these may be compared pair by pair."""
+"""Group results by test set: only results on the same test images may be compared in pairs."""
 
 import hashlib
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class SameTest:
 
     @property
     def candidates(self) -> tuple[Result, ...]:
-        """Among what a winner is chosen: the shipped stage of each run; the stages, where there is one run."""
+        """Results among which a winner is chosen: the shipped stage of each run, or the stages of a single run."""
         shipped = tuple(result for result in self.results if result.is_shipped)
         return shipped if len(shipped) > 1 else self.results
 
@@ -33,18 +33,18 @@ class SameTest:
 
 
 def by_test_set(results: Sequence[Result]) -> tuple[SameTest, ...]:
-    """Sorts results by what they were tested on: the same images, truth, groups and classes."""
-    found: dict[str, list[Result]] = {}
+    """Group results that have the same test images, true classes, groups and class names."""
+    by_test: dict[str, list[Result]] = {}
     for result in results:
-        found.setdefault(name_test(result), []).append(result)
-    return tuple(SameTest(tuple(group)) for group in found.values())
+        by_test.setdefault(name_test(result), []).append(result)
+    return tuple(SameTest(tuple(group)) for group in by_test.values())
 
 
 @lru_cache(maxsize=512)
 def name_test(result: Result) -> str:
-    """A name of what a result was tested on: the same for the same images, truth, groups and classes."""
-    said = result.test.predictions
-    order = np.argsort(said.sample)
-    classes = np.array(said.class_names)[said.true[order]]
-    parts = (said.sample[order], classes, np.asarray(said.group)[order], np.array(sorted(said.class_names)))
-    return hashlib.sha256("\n".join("\t".join(map(str, part.tolist())) for part in parts).encode()).hexdigest()
+    """Return a hash of the test images of a result, their true classes, groups and class names."""
+    table = result.test.predictions
+    order = np.argsort(table.sample)
+    classes = np.array(table.class_names)[table.true[order]]
+    columns = (table.sample[order], classes, np.asarray(table.group)[order], np.array(sorted(table.class_names)))
+    return hashlib.sha256("\n".join("\t".join(map(str, column.tolist())) for column in columns).encode()).hexdigest()

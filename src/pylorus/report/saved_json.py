@@ -1,4 +1,4 @@
-"""A JSON file of a run, or nothing where there is none."""
+"""Read optional JSON files of a run."""
 
 import json
 from pathlib import Path
@@ -8,14 +8,14 @@ from pylorus.errors import PylorusError
 
 
 def read_json(path: Path) -> Any:
-    """What the file holds; None where there is no such file.
+    """Return the content of a JSON file, or None if it does not exist.
 
     Raises:
-        PylorusError: If it holds no JSON.
+        PylorusError: If the file is not valid JSON.
     """
     if not path.is_file():
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise PylorusError(f"{path}: damaged: {error}") from error
+        raise PylorusError(f"{path}: not valid JSON: {error}") from error

@@ -1,4 +1,4 @@
-"""Predictions as a run saved them, read and checked: what does not hold together is refused, never counted."""
+"""Read the predictions that a run saved and reject tables that are inconsistent."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,17 +17,17 @@ from pylorus.predictions import class_names
 
 COLUMNS = ("sample_id", "group", "true", "predicted")
 TOLERANCE = 1e-3
-"""How far a saved probability may lie from the softmax of its logits."""
+"""Maximum absolute difference between a saved probability and the softmax of its logits."""
 
 
 @dataclass(frozen=True, eq=False)
 class SavedPredictions:
-    """What one stage said of one part of the images.
+    """Predictions of one stage for one split.
 
     Attributes:
-        predictions: Samples, groups, truth and probabilities.
-        logits: Of shape (images, classes), in the same order of images and classes.
-        about: What a manifest says of the images: a column's name and its values as text, of shape (images,).
+        predictions: Sample ids, groups, true classes and probabilities.
+        logits: Logits of shape (images, classes), in the same order of images and classes.
+        about: Further columns of the manifest by name, with their values as text, each of shape (images,).
     """
 
     predictions: Predictions
@@ -36,67 +36,70 @@ class SavedPredictions:
 
     @property
     def images(self) -> int:
-        """How many images there are."""
+        """Number of images."""
         return len(self.predictions.true)
 
     @property
     def groups(self) -> int:
-        """How many groups they belong to."""
+        """Number of groups."""
         return len(np.unique(self.predictions.group))
 
     @property
     def clusters(self) -> NDArray[np.generic] | None:
-        """The group of each image where groups hold several, else None."""
+        """Group of each image if any group has several images, else None."""
         return self.predictions.clusters
 
 
 def read_predictions(path: Path, *, order: Sequence[str] = ()) -> SavedPredictions:
-    """Reads a table of predictions.
+    """Read and check a table of predictions.
 
     Args:
-        path: Of the Parquet file.
-        order: Short names of the classes in the order wanted; of other classes than the file's: as in the file.
+        path: Parquet file.
+        order: Short class names in the requested order; ignored if the file has other classes.
 
     Raises:
-        PylorusError: If the file is damaged, or its values do not hold together; names the file and the fault.
+        PylorusError: If the file is damaged or inconsistent; the message names the file and the problem.
     """
     try:
         table = pd.read_parquet(path)
-    except Exception as error:  # pyarrow raises many kinds on a damaged file
-        raise PylorusError(f"{path}: can't be read as a table of predictions: {error}") from error
+    except Exception as error:  # pyarrow raises many types of exceptions on a damaged file
+        raise PylorusError(f"{path}: cannot be read as a table of predictions: {error}") from error
     try:
         return _checked(table, order)
     except ValueError as error:
-        raise PylorusError(f"{path}: {error}. The run that wrote it has to predict again.") from error
+        raise PylorusError(
+            f"{path}: {error}. The run that wrote this file has to compute its predictions again."
+        ) from error
 
 
 def _checked(table: pd.DataFrame, order: Sequence[str]) -> SavedPredictions:
     names = class_names(table)
-    chosen = list(order) if set(order) == set(names) else names
-    wanted = [*COLUMNS, *(f"{kind}/{name}" for kind in ("logit", "probability") for name in names)]
-    absent = [name for name in wanted if name not in table.columns]
-    if absent or len(names) < 2:
-        raise ValueError(f"found columns {list(table.columns)}, expected {absent or 'logits of at least two classes'}")
-    place = {name: index for index, name in enumerate(chosen)}
+    ordered = list(order) if set(order) == set(names) else names
+    required = [*COLUMNS, *(f"{kind}/{name}" for kind in ("logit", "probability") for name in names)]
+    missing = [name for name in required if name not in table.columns]
+    if missing or len(names) < 2:
+        expected = f"also {missing}" if missing else "logits of at least two classes"
+        raise ValueError(f"found columns {list(table.columns)}, expected {expected}")
+    class_index = {name: index for index, name in enumerate(ordered)}
     for column in COLUMNS:
         if table[column].isna().any() or (table[column].astype(str) == "").any():
             raise ValueError(f"column {column} is empty in {int(table[column].isna().sum())} of {len(table)} rows")
         unknown = set(table[column]) - set(names) if column in ("true", "predicted") else set()
         if unknown:
-            raise ValueError(f"column {column} holds {sorted(unknown)}, expected one of {names}")
-    logits = checked_logits(table[[f"logit/{name}" for name in chosen]].to_numpy(dtype=np.float64))
+            raise ValueError(f"column {column} contains {sorted(unknown)}, expected only {names}")
+    logits = checked_logits(table[[f"logit/{name}" for name in ordered]].to_numpy(dtype=np.float64))
     predictions = Predictions(
         sample=table["sample_id"].to_numpy(dtype=str),
         group=table["group"].to_numpy(dtype=str),
-        true=np.asarray(table["true"].map(place), dtype=np.int64),
-        probabilities=table[[f"probability/{name}" for name in chosen]].to_numpy(dtype=np.float64),
-        class_names=tuple(chosen),
+        true=np.asarray(table["true"].map(class_index), dtype=np.int64),
+        probabilities=table[[f"probability/{name}" for name in ordered]].to_numpy(dtype=np.float64),
+        class_names=tuple(ordered),
     )
     if np.abs(predictions.probabilities - softmax(logits, axis=1)).max() > TOLERANCE:
-        raise ValueError("the probabilities are not those of the logits")
-    said = table["predicted"].map(place).to_numpy(dtype=np.int64)
+        raise ValueError("the probabilities are not the softmax of the logits")
+    predicted = table["predicted"].map(class_index).to_numpy(dtype=np.int64)
     rows = np.arange(len(table))
-    if (logits[rows, said] < logits.max(axis=1)).any():
+    if (logits[rows, predicted] < logits.max(axis=1)).any():
         raise ValueError("the predicted class is not the one with the highest logit")
     about = {
         name.removeprefix(ABOUT): table[name].fillna("").to_numpy(dtype=str)

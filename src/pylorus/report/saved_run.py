@@ -1,4 +1,4 @@
-"""A run as it lies in its folder: all that a report reads, checked, and nothing computed yet."""
+"""Read a run from its folder: everything that a report needs, checked for consistency but not yet evaluated."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,11 +24,11 @@ class SavedStage:
     """One stage of a run.
 
     Attributes:
-        name: Of the stage.
-        monitor: What named its best epoch: loss, accuracy, precision, sensitivity or f1.
-        curves: metrics.csv, a row an epoch, or None where there is none.
-        validation: What it said of the images validated on, or None.
-        test: What it said of the test images, or None where it did not come so far.
+        name: Name of the stage.
+        monitor: Validation metric that selected the best epoch: loss, accuracy, precision, sensitivity or f1.
+        curves: Content of metrics.csv, one row per epoch, or None if it is missing.
+        validation: Predictions for the images that it was validated on, or None.
+        test: Predictions for the test images, or None if the stage was not tested.
     """
 
     name: str
@@ -40,22 +40,22 @@ class SavedStage:
 
 @dataclass(frozen=True, eq=False)
 class SavedRun:
-    """One run.
+    """A run as read from its folder.
 
     Attributes:
-        folder: Where it lies.
-        status: status.json; `state` says how far it came.
-        config: config.yaml; empty where it failed before.
-        split: split.csv, or None where it did not come so far.
-        stages: Those that it planned, in their order.
-        environment: environment.json, or empty.
-        bundle: model/model.json, or empty.
-        network: network.json, the blocks of its network; None where there is none.
-        audit: audit.json, what was found of its images; empty where there is none.
-        given_parts: Parts of the split in which folders or a manifest put images; empty where the whole split is the
-            run's own, None where its catalog is gone.
-        label: What tables call it.
-        stem: The same for the names of files.
+        folder: Folder of the run.
+        status: Content of status.json; `state` says how far the run got.
+        config: Content of config.yaml; empty if the run failed before writing it.
+        split: Content of split.csv, or None if the run failed before writing it.
+        stages: Planned stages, in order.
+        environment: Content of environment.json, or empty.
+        bundle: Content of model/model.json, or empty.
+        network: Content of network.json, the blocks of the network; None if it is missing.
+        audit: Content of audit.json, the findings on the images; empty if it is missing.
+        given_parts: Splits (train, val, test) to which folders or a manifest assigned images; empty if the run made the
+            whole split itself, None if catalog.parquet is missing.
+        label: Name in tables.
+        stem: Label in a form suitable for file names.
     """
 
     folder: Path
@@ -73,21 +73,20 @@ class SavedRun:
 
     @property
     def state(self) -> str:
-        """Starting, running, finished, failed, interrupted or stopped."""
+        """State of the run: starting, running, finished, failed, interrupted or stopped."""
         return str(self.status["state"])
 
     @property
     def finished_stages(self) -> tuple[SavedStage, ...]:
-        """The stages that predicted the test images."""
+        """Stages with predictions for the test images."""
         return tuple(stage for stage in self.stages if stage.test is not None)
 
     @cached_property
     def shipped(self) -> ShippedStage | None:
-        """The stage that stands for the run: the one whose network its bundle holds.
+        """Shipped stage of the run, whose network is in the bundle and which represents the run.
 
-        Of a run without a bundle it is the one that the rule chooses among the stages that predicted up to now; of a
-        bundle that does not name it, as versions without the rule wrote it, the last stage. None before any stage
-        predicted the test images.
+        For a run without a bundle, the rule chooses among the stages tested so far; for a bundle that does not name its
+        stage, as written by versions without the rule, it is the last stage. None if no stage has test predictions.
         """
         if not self.finished_stages:
             return None
@@ -104,36 +103,36 @@ class SavedRun:
 
     @property
     def minutes(self) -> float:
-        """How long it ran, interruptions left out; nan where that is not known."""
+        """Run time in minutes, without interruptions; NaN if unknown."""
         return float(self.status.get("seconds", float("nan"))) / 60
 
     @property
     def model(self) -> str:
-        """Timm's name of the model, with its tag where it is known."""
+        """Name of the model in timm, with its tag if known."""
         return str(self.bundle.get("architecture") or self.setting("model.name", "unknown model"))
 
     @property
     def short_names(self) -> list[str]:
-        """Short names of the classes, in the run's own order."""
+        """Short names of the classes, in the order of the run."""
         return class_order(self.config)
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the class folders, in the same order."""
+        """Names of the class folders, in the order of the run."""
         return [str(name) for name in self.setting("data.classes") or []]
 
     @property
     def grouped(self) -> bool:
-        """Whether groups are patients, told by data.group or by a manifest; else each image is its own."""
+        """Whether groups (patients) are known from data.group or a manifest; otherwise each image is its own group."""
         if self.setting("data.group") is not None:
             return True
         return self.split is not None and bool((self.split.table["group"] != self.split.table["path"]).any())
 
     @property
     def fold(self) -> str | None:
-        """What tables call its fold: a number, or a value of data.fold_column; None where it is no fold.
+        """Name of the fold in tables: its number, or its value of data.fold_column; None if the run is not a fold.
 
-        A value that a single patient has may be a name and is not shown, as in subgroup tables.
+        A value that belongs to a single patient may be a name and is hidden, as in subgroup tables.
         """
         fold = self.setting("data.fold")
         if fold is None or self.setting("data.fold_column") is None:
@@ -142,13 +141,13 @@ class SavedRun:
         return str(fold) if patients > 1 else HIDDEN
 
     def setting(self, key: str, default: Any = None) -> Any:
-        """The value of a key of the configuration."""
-        found = OmegaConf.select(self.config, key, default=default)
-        return default if found is None else found
+        """Return the value of a configuration key, or the default if it is missing or null."""
+        value = OmegaConf.select(self.config, key, default=default)
+        return default if value is None else value
 
 
 def read_config(folder: Path) -> DictConfig:
-    """A run's configuration, empty where it failed before it had one.
+    """Read the configuration of a run; empty if the run failed before writing it.
 
     Raises:
         PylorusError: If config.yaml is damaged.
@@ -159,44 +158,45 @@ def read_config(folder: Path) -> DictConfig:
     try:
         config = OmegaConf.load(path)
     except Exception as error:  # PyYAML's and OmegaConf's errors have no common base
-        raise PylorusError(f"{path}: damaged: {error}") from error
+        raise PylorusError(f"{path}: not a valid YAML file: {error}") from error
     if not isinstance(config, DictConfig):
-        raise PylorusError(f"{path}: found a list, expected a run's configuration.")
+        raise PylorusError(f"{path}: found a list, expected the configuration of a run (keys and values).")
     return config
 
 
 def class_order(config: DictConfig) -> list[str]:
-    """Short names of the classes, in the run's own order; none where they were not known yet."""
+    """Return the short names of the classes in the order of the run; empty if they were not known yet."""
     names = OmegaConf.select(config, "data.short_names") or OmegaConf.select(config, "data.classes")
     return [str(name) for name in names or []]
 
 
 def read_run(folder: Path, config: DictConfig | None = None, *, order: Sequence[str] = ()) -> SavedRun:
-    """Reads a run's folder.
+    """Read a run from its folder.
 
     Args:
-        folder: Holds status.json.
-        config: From `read_config`, where that was read before.
-        order: Short names of the classes in the order wanted, for a run that has these classes.
+        folder: Folder that contains status.json.
+        config: Configuration from `read_config`, if already read.
+        order: Short class names in the requested order; ignored if the run has other classes.
 
     Raises:
-        PylorusError: If a file is damaged, or predictions and split contradict each other; names file and fault.
+        PylorusError: If a file is damaged, or predictions and split contradict each other; the message names the file
+            and the problem.
     """
-    place = RunFolder(folder)
+    run_folder = RunFolder(folder)
     config = read_config(folder) if config is None else config
     try:
-        status = place.status()
+        status = run_folder.status()
     except (ValueError, KeyError) as error:
-        raise PylorusError(f"{folder / 'status.json'}: damaged: {error}") from error
+        raise PylorusError(f"{folder / 'status.json'}: not a valid status file: {error}") from error
     split = read_split(folder / "split.csv") if (folder / "split.csv").is_file() else None
     planned = OmegaConf.select(config, "stages", default=None) or {}
     stages = tuple(
         SavedStage(
             name=str(name),
             monitor=str(OmegaConf.select(config, f"stages.{name}.monitor", default="loss")),
-            curves=_curves(place.stage(str(name)).path / "metrics.csv"),
-            validation=_optional_predictions(place.predictions(str(name), "val"), order),
-            test=_optional_predictions(place.predictions(str(name), "test"), order),
+            curves=_curves(run_folder.stage(str(name)).path / "metrics.csv"),
+            validation=_optional_predictions(run_folder.predictions(str(name), "val"), order),
+            test=_optional_predictions(run_folder.predictions(str(name), "test"), order),
         )
         for name in planned
     )
@@ -217,28 +217,35 @@ def read_run(folder: Path, config: DictConfig | None = None, *, order: Sequence[
 
 
 def _check(run: SavedRun) -> None:
-    """Refuses predictions that the split does not know, or knows otherwise."""
+    """Raise an error if predictions and split disagree about the images or their classes."""
     full = dict(zip(run.short_names, run.class_names, strict=True))
     validated_on = "test" if run.setting("data.validation") == "test" else "val"
     for stage in run.stages:
-        for kind, part, saved in (("val", validated_on, stage.validation), ("test", "test", stage.test)):
+        for kind, split, saved in (("val", validated_on, stage.validation), ("test", "test", stage.test)):
             if saved is None:
                 continue
             file = RunFolder(run.folder).predictions(stage.name, kind)
             if run.split is None:
-                raise PylorusError(f"{file}: there is no split.csv in the run's folder, so no table could cite it.")
-            said = saved.predictions
-            unknown = set(said.class_names) - set(full)
+                raise PylorusError(
+                    f"{file}: split.csv is missing in the run's folder, so these predictions cannot be checked or "
+                    "cited."
+                )
+            table = saved.predictions
+            unknown = set(table.class_names) - set(full)
             if unknown:
-                raise PylorusError(f"{file}: found classes {sorted(unknown)}, config.yaml knows {list(full)}.")
-            classes = [full[said.class_names[label]] for label in said.true]
-            wrong = contradiction(run.split, part, np.asarray(said.sample), classes)
-            if wrong:
-                raise PylorusError(f"{file}: {wrong}. The two are not of one run: restore the run's own files.")
+                raise PylorusError(
+                    f"{file}: found classes {sorted(unknown)}, expected those of config.yaml: {list(full)}."
+                )
+            classes = [full[table.class_names[label]] for label in table.true]
+            problem = contradiction(run.split, split, np.asarray(table.sample), classes)
+            if problem:
+                raise PylorusError(
+                    f"{file}: {problem}. The two files are not from the same run: restore the run's own files."
+                )
 
 
 def _given_parts(path: Path) -> frozenset[str] | None:
-    """Read which parts came with the images; None where there is no catalog.
+    """Read which splits came with the images; None if there is no catalog.
 
     Raises:
         PylorusError: If catalog.parquet is damaged.
@@ -246,10 +253,10 @@ def _given_parts(path: Path) -> frozenset[str] | None:
     if not path.is_file():
         return None
     try:
-        parts = pd.read_parquet(path, columns=["split"])["split"]
+        splits = pd.read_parquet(path, columns=["split"])["split"]
     except (ValueError, OSError, KeyError) as error:  # pyarrow's errors derive from these
-        raise PylorusError(f"{path}: can't be read as a table with a column split: {error}") from error
-    return frozenset(str(part) for part in parts.unique()) - {""}
+        raise PylorusError(f"{path}: cannot be read as a table with a column `split`: {error}") from error
+    return frozenset(str(split) for split in splits.unique()) - {""}
 
 
 def _curves(path: Path) -> pd.DataFrame | None:
@@ -258,13 +265,15 @@ def _curves(path: Path) -> pd.DataFrame | None:
     try:
         table = pd.read_csv(path)
     except pd.errors.EmptyDataError:
-        return None  # a stage that failed in its first epoch
+        return None  # the stage failed in its first epoch
     except (ValueError, pd.errors.ParserError) as error:
-        raise PylorusError(f"{path}: can't be read as a table: {error}") from error
+        raise PylorusError(f"{path}: cannot be read as a CSV table: {error}") from error
     try:
         return table.astype({"step": int}).sort_values("step", ignore_index=True)
     except (ValueError, KeyError) as error:
-        raise PylorusError(f"{path}: found columns {list(table.columns)}, expected step, in whole epochs.") from error
+        raise PylorusError(
+            f"{path}: found columns {list(table.columns)}, expected a column `step` with whole epoch numbers."
+        ) from error
 
 
 def _optional_predictions(path: Path, order: Sequence[str]) -> SavedPredictions | None:

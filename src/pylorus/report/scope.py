@@ -1,4 +1,4 @@
-"""What the PATHs of `pylorus report` mean: a run, a sweep, or several runs, and where the report goes."""
+"""Resolve the PATH arguments of `pylorus report` to a run, a sweep or several runs, and to an output folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from pathlib import Path
 from pylorus.errors import PylorusError, listing
 
 STATUS = "status.json"
-"""The file that makes a folder a run."""
+"""File that identifies a folder as a run."""
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What a report is about.
+    """The runs of a report and its output folder.
 
     Attributes:
         kind: "run", "sweep" or "runs".
-        folders: Of the runs, each once, a sweep's jobs in their order.
-        output: The report's folder.
+        folders: Folders of the runs, each once; jobs of a sweep are in the order of their numbers.
+        output: Output folder of the report.
     """
 
     kind: str
@@ -26,19 +26,18 @@ class Scope:
 
 
 def scope_of(paths: Sequence[Path], output: Path | None = None) -> Scope:
-    """Finds the runs in the paths.
+    """Find the runs in the given paths.
 
     Args:
         paths: Folders of runs or of sweeps (whose subfolders are runs).
-        output: The report's folder; None: `report` in the one run or sweep, or here for several paths.
+        output: Output folder; None: `report` inside a single run or sweep, or in the current folder for several paths.
 
     Raises:
-        PylorusError: If there is no path, or one is neither a run nor a sweep.
+        PylorusError: If no path is given, or a path is neither a run nor a sweep.
     """
     if not paths:
-        raise PylorusError("no path given: expected the folder of a run, or of a sweep.")
-    found = [(path, _runs(path)) for path in paths]
-    folders = tuple({folder.resolve(): folder for _, inside in found for folder in inside}.values())
+        raise PylorusError("no path given; expected the folder of a run or of a sweep, as in: pylorus report FOLDER")
+    folders = tuple({folder.resolve(): folder for path in paths for folder in _runs(path)}.values())
     if len(paths) > 1:
         return Scope("runs" if len(folders) > 1 else "run", folders, output or Path("report"))
     is_run = (paths[0] / STATUS).is_file()
@@ -46,19 +45,21 @@ def scope_of(paths: Sequence[Path], output: Path | None = None) -> Scope:
 
 
 def _runs(path: Path) -> list[Path]:
-    """The run that a path is, or the runs right inside it."""
+    """Return the path itself if it is a run, or the runs directly inside it."""
     if not path.is_dir():
-        raise PylorusError(f"{path}: found no such folder, expected the folder of a run or of a sweep.")
+        raise PylorusError(f"{path}: no such folder; expected the folder of a run or of a sweep.")
     if (path / STATUS).is_file():
         return [path]
     jobs = [file.parent for file in path.glob(f"*/{STATUS}")]
     if jobs:
         return sorted(jobs, key=_job_order)
     deeper = sorted({file.parent for pattern in (f"*/*/{STATUS}", f"*/*/*/{STATUS}") for file in path.glob(pattern)})
-    hint = f" Runs lie deeper:\n{listing(deeper, most=4)}" if deeper else ""
-    raise PylorusError(f"{path}: neither a run (it holds no {STATUS}) nor a sweep (no folder in it does).{hint}")
+    hint = f" There are runs deeper inside it:\n{listing(deeper, most=4)}" if deeper else ""
+    raise PylorusError(
+        f"{path}: neither a run (it contains no {STATUS}) nor a sweep (none of its folders contains one).{hint}"
+    )
 
 
 def _job_order(folder: Path) -> tuple[int, str]:
-    """Jobs 0, 1, …, 10 by number, what has a name after them."""
+    """Return a sort key that puts jobs 0, 1, …, 10 in numerical order before folders with other names."""
     return (int(folder.name), "") if folder.name.isdigit() else (1 << 31, folder.name)

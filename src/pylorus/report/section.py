@@ -1,4 +1,4 @@
-"""What a report consists of: sections of tables, figures, sentences, pictures and listings."""
+"""Building blocks of a report: sections of tables, figures, sentences, pictures and listings."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -11,7 +11,7 @@ from pylorus.report.thumbnails import Thumbnail
 
 @dataclass(frozen=True)
 class Sentences:
-    """Sentences below each other; as a list where there are several of one kind."""
+    """Sentences, each in its own paragraph or, if `listed`, as items of a list."""
 
     texts: tuple[str, ...]
     listed: bool = False
@@ -19,14 +19,14 @@ class Sentences:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Thumbnails of mistakes, in their order."""
+    """Thumbnails of misclassified images, in order."""
 
     shown: tuple[tuple[Mistake, Thumbnail], ...]
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Text as a file holds it."""
+    """Preformatted text, such as the content of a file."""
 
     title: str
     text: str
@@ -34,7 +34,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class FileOnly:
-    """A table that is written to its files and does not stand on the page, where a figure shows the same."""
+    """A table that is written to files but not shown on the page."""
 
     table: Table
 
@@ -47,9 +47,9 @@ class Section:
     """A section of the page.
 
     Attributes:
-        key: Its anchor.
-        title: Its head.
-        items: What stands in it, in order; a section without items is left out.
+        key: Anchor of the section in the page.
+        title: Heading.
+        items: Content, in order; a section without items is omitted.
     """
 
     key: str

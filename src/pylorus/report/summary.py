@@ -1,4 +1,4 @@
-"""The summary: what was trained on what, who is best, what is shown and what is not."""
+"""Summary at the head of a report: training data, best model, and which differences are significant."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,18 +20,18 @@ STATES = {
     "failed": "failed",
     "interrupted": "was interrupted",
     "stopped": "was stopped",
-    "starting": "has not begun",
+    "starting": "has not started training yet",
     "running": "is still running",
 }
-"""What became of a run that has not given all it should, by its state."""
+"""Explains why a run is incomplete, by its state."""
 
 MANY = 4
-"""Labels beyond this number are counted, not listed."""
+"""Maximum number of labels that are listed; more are counted instead."""
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One figure at the head of the page: what it is, the figure, what it rests on."""
+    """A key figure at the head of the page: its name, value and details."""
 
     name: str
     value: str
@@ -40,15 +40,15 @@ class Fact:
 
 @dataclass(frozen=True)
 class Summary:
-    """The head of a report.
+    """Head of a report.
 
     Attributes:
-        title: Of the page.
-        subtitle: Of what, when.
-        marks: What a reader must know first, each with the runs that it is about.
-        facts: The figures that matter.
-        findings: Sentences: what was done, who is best, what is shown.
-        warnings: Sentences: what did not finish, what is not compared, how often the test set was looked at.
+        title: Title of the page.
+        subtitle: Dates of the runs.
+        marks: Caveats, each with the labels of the runs concerned (empty if it concerns all).
+        facts: Key figures.
+        findings: Sentences on what was trained, which model is best and which differences are significant.
+        warnings: Sentences on incomplete runs, results that are not compared and the use of the test sets.
     """
 
     title: str
@@ -60,7 +60,7 @@ class Summary:
 
 
 def summarize(evidence: Evidence, *, kind: str) -> Summary:
-    """The summary of a run, a sweep or several runs."""
+    """Summarize a report; `kind` is one of `KINDS`."""
     labels = [run.label for run in evidence.runs]
     named = ", ".join(labels) if len(labels) <= MANY else f"{len(labels)} runs"
     return Summary(
@@ -93,60 +93,60 @@ def _facts(evidence: Evidence) -> tuple[Fact, ...]:
         sets = len(evidence.pools)
         return (
             Fact("Runs", str(len(evidence.runs)), f"{len(evidence.results)} stages tested"),
-            Fact("Test sets", str(sets), "not to be compared with each other"),
+            Fact("Test sets", str(sets), "which must not be compared with each other"),
         )
     facts = []
     for winner in evidence.winners:
         chosen = winner.preferred or winner.leaders[0]
-        how = _describe_choice(winner)
-        facts += [_accuracy_fact(chosen, how), *_image_facts(chosen, winner.pool)]
+        facts += [_accuracy_fact(chosen, _describe_choice(winner)), *_image_facts(chosen, winner.pool)]
     for looks in evidence.looks if len(evidence.tests) == 1 else ():
         total = looks.here + looks.epochs + looks.elsewhere
-        facts.append(Fact("Looks at the test set", f"{total}", "known; each makes the best figure more optimistic"))
+        detail = "at least; each one makes the best result more optimistic"
+        facts.append(Fact("Evaluations of the test set", f"{total}", detail))
     return tuple(facts)
 
 
-def _accuracy_fact(chosen: Candidate, how: str) -> Fact:
-    accuracy = in_percent(chosen.accuracy)
+def _accuracy_fact(candidate: Candidate, selection: str) -> Fact:
+    accuracy = in_percent(candidate.accuracy)
     interval = f"{accuracy.interval_text}; " if accuracy.interval_text not in ("", DASH) else ""
-    if chosen.kind == SET:
-        name, over = "Test accuracy", f", mean of {chosen.replicate_words}" if chosen.replicates > 1 else ""
-    elif chosen.kind == FOLDS:
-        name, over = "Accuracy, folds pooled", f", {chosen.replicate_words}"
+    if candidate.kind == SET:
+        name, replicates = "Test accuracy", f", mean of {candidate.replicate_words}" if candidate.replicates > 1 else ""
+    elif candidate.kind == FOLDS:
+        name, replicates = "Accuracy, folds pooled", f", {candidate.replicate_words}"
     else:
-        name, over = "Mean test accuracy", f", {chosen.replicate_words}"
-    return Fact(name, f"{accuracy.value_text} %", f"{interval}{chosen.label}{over}, {how}")
+        name, replicates = "Mean test accuracy", f", {candidate.replicate_words}"
+    return Fact(name, f"{accuracy.value_text} %", f"{interval}{candidate.label}{replicates}, {selection}")
 
 
-def _image_facts(chosen: Candidate, pool: Pool) -> list[Fact]:
-    test = chosen.representative.test
+def _image_facts(candidate: Candidate, pool: Pool) -> list[Fact]:
+    test = candidate.representative.test
     if pool.kind == SET:
         groups = f"of {test.groups:,} groups" if test.clusters is not None else "each its own group"
         return [
             Fact("Test images", f"{test.images:,}", groups),
-            Fact("Split", chosen.representative.split, "first digits of the SHA-256 of split.csv"),
+            Fact("Split", candidate.representative.split, "first digits of the SHA-256 of split.csv"),
         ]
     if pool.kind == FOLDS:
-        predictions = chosen.pooled[0]
-        number = len(set(predictions.group.tolist()))
-        words = f"of {number:,} groups" if number < len(predictions.true) else "each its own group"
-        folds = f"{len(chosen.rounds[0])} of {chosen.wanted_folds}"
+        predictions = candidate.pooled[0]
+        count = len(set(predictions.group.tolist()))
+        groups = f"of {count:,} groups" if count < len(predictions.true) else "each its own group"
+        folds = f"{len(candidate.rounds[0])} of {candidate.wanted_folds}"
         return [
-            Fact("Test images", f"{len(predictions.true):,}", f"{words}, each tested in one fold"),
-            Fact("Folds", folds, "a split of its own each"),
+            Fact("Test images", f"{len(predictions.true):,}", f"{groups}, each tested in one fold"),
+            Fact("Folds", folds, "each with its own split"),
         ]
-    return [Fact("Splits", str(len(chosen.by_test)), "with test images that overlap")]
+    return [Fact("Splits", str(len(candidate.by_test)), "with overlapping test images")]
 
 
 def _describe_choice(winner: Winner) -> str:
-    """By what the candidate at the head was chosen, in few words."""
+    """Describe in a few words how the headline candidate was selected."""
     if winner.chosen is None:
-        return "by test accuracy"
+        return "selected by test accuracy"
     shipped = winner.chosen.run.shipped
     if len(winner.pool.configurations) == 1 and shipped is not None and shipped.chosen_by in (KEY, LAST):
-        return "named by deploy.stage" if shipped.chosen_by == KEY else "the last stage, which the bundle holds"
+        return "selected by deploy.stage" if shipped.chosen_by == KEY else "the last stage, which is in the bundle"
     on_test = winner.chosen.run.setting("data.validation") == "test"
-    return "chosen by accuracy on these very images" if on_test else "chosen by validation accuracy"
+    return "selected by accuracy on these same images" if on_test else "selected by validation accuracy"
 
 
 def _findings(evidence: Evidence) -> list[str]:
@@ -159,14 +159,14 @@ def _findings(evidence: Evidence) -> list[str]:
 
 
 def _training_sentences(evidence: Evidence) -> list[str]:
-    """What was trained on what; one sentence for all runs of a pool with several splits."""
+    """Describe the training and its data; one sentence covers all runs of a pool with several splits."""
     sentences: list[str] = []
     pooled: set[SavedRun] = set()
-    every = {each.label: each for each in evidence.configurations}
+    configurations = {each.label: each for each in evidence.configurations}
     for pool in evidence.pools:
         if pool.kind != SET:
-            # Of folds all runs, also those of folds that others lack.
-            candidates = [every[each.label].shipped for each in pool.configurations]
+            # All runs of the folds, including folds that other configurations lack.
+            candidates = [configurations[each.label].shipped for each in pool.configurations]
             pooled |= {result.run for each in candidates for result in each.results}
             sentences.append(_trained_on_several(candidates))
     sentences += dict.fromkeys(_trained(run) for run in evidence.runs if run.split is not None and run not in pooled)
@@ -174,19 +174,19 @@ def _training_sentences(evidence: Evidence) -> list[str]:
 
 
 def _trained_on_several(candidates: Sequence[Candidate]) -> str:
-    """What the runs of several splits were trained on."""
+    """Describe the training of runs on several splits."""
     runs = list(dict.fromkeys(result.run for each in candidates for result in each.results))
     tests = {test for each in candidates for test in each.tests}
     splits = [run.split for run in runs if run.split is not None]
-    part = "test" if runs[0].setting("data.validation") == "test" else "val"
-    sizes = {name: _range([len(split.part(name)) for split in splits]) for name in ("train", part, "test")}
-    kind = "drawn images" if runs[0].setting("data.kind") == "synthetic" else "images"
+    validation = "test" if runs[0].setting("data.validation") == "test" else "val"
+    sizes = {name: _range([len(split.part(name)) for split in splits]) for name in ("train", validation, "test")}
+    kind = "synthetic images" if runs[0].setting("data.kind") == "synthetic" else "images"
     stages = " or ".join(dict.fromkeys(" then ".join(stage.name for stage in run.finished_stages) for run in runs))
-    parts = f"{len(tests)} {'folds' if candidates[0].kind == FOLDS else 'splits'}"
-    validated = "the test images" if part == "test" else sizes[part]
+    rounds = f"{len(tests)} {'folds' if candidates[0].kind == FOLDS else 'splits'}"
+    validated = "the test images" if validation == "test" else sizes[validation]
     return (
-        f"Trained ({stages}) in {parts}, each on {sizes['train']} {kind} of {len(runs[0].class_names)} classes "
-        f"({', '.join(runs[0].short_names)}), validated on {validated}, tested on {sizes['test']}."
+        f"Models were trained ({stages}) in {rounds}, each on {sizes['train']} {kind} of {len(runs[0].class_names)} "
+        f"classes ({', '.join(runs[0].short_names)}), validated on {validated} and tested on {sizes['test']}."
     )
 
 
@@ -196,61 +196,63 @@ def _range(sizes: Sequence[int]) -> str:
 
 
 def _trained(run: SavedRun) -> str:
-    """What was trained on what; the same words for runs that differ in the model alone."""
+    """Describe the training of one run; runs that differ only in the model get the same sentence."""
     assert run.split is not None
-    kind = "drawn images" if run.setting("data.kind") == "synthetic" else "images"
-    part = "test" if run.setting("data.validation") == "test" else "val"
-    sizes = {name: len(run.split.part(name)) for name in ("train", part, "test")}
-    validated = "the test images" if part == "test" else f"{sizes[part]:,}"
+    kind = "synthetic images" if run.setting("data.kind") == "synthetic" else "images"
+    validation = "test" if run.setting("data.validation") == "test" else "val"
+    sizes = {name: len(run.split.part(name)) for name in ("train", validation, "test")}
+    validated = "the test images" if validation == "test" else f"{sizes[validation]:,}"
     stages = " then ".join(stage.name for stage in run.finished_stages)
-    done = f"Trained ({stages})" if stages else "Meant to be trained"
+    training = f"Models were trained ({stages})" if stages else "Models were to be trained"
     return (
-        f"{done} on {sizes['train']:,} {kind} of {len(run.class_names)} classes "
-        f"({', '.join(run.short_names)}), validated on {validated}, tested on {sizes['test']:,}; "
-        f"split {run.split.cited}."
+        f"{training} on {sizes['train']:,} {kind} of {len(run.class_names)} classes "
+        f"({', '.join(run.short_names)}), validated on {validated} and tested on {sizes['test']:,} "
+        f"(split {run.split.cited})."
     )
 
 
 def _levels(results: Sequence[Result]) -> str:
     if not any(result.run.grouped for result in results):
         return (
-            "All figures are image-level: data.group names no patients, so several images of one patient count as if "
-            "they were of several, and intervals may be too narrow."
+            "All results are image-level: data.group does not identify patients, so several images of one patient "
+            "count as if they came from different patients, and confidence intervals may be too narrow."
         )
     if any(result.patients is not None for result in results):
         return (
-            "Figures are image-level, with intervals that keep the images of a group (the "
-            "patient, or what stands in for one) together; patient-level figures stand beside them."
+            "Results are image-level, with confidence intervals that allow for the clustering of images within groups "
+            "(patients, or what stands in for them); patient-level results are given in addition."
         )
-    return "Figures are image-level; each group (patient) has one test image, so they are patient-level too."
+    return "Results are image-level; as each group (patient) has a single test image, they are also patient-level."
 
 
 def _split_warnings(runs: Sequence[SavedRun]) -> list[str]:
-    """What is to be known of each split, once; of many splits only how many have such a warning."""
+    """Collect the warnings about each split; for many splits, only count those with warnings."""
     splits = {run.split.sha256: run for run in runs if run.split is not None}
-    found = {run.split.cited: split_warnings(run) for run in splits.values() if run.split is not None}
-    warned = {cited: sentences for cited, sentences in found.items() if sentences}
-    if len(found) > MANY:
+    by_split = {run.split.cited: split_warnings(run) for run in splits.values() if run.split is not None}
+    warned = {cited: sentences for cited, sentences in by_split.items() if sentences}
+    if len(by_split) > MANY:
         return [
-            f"{len(warned)} of {len(found)} splits have a class that is not in its share in a part, or few groups of "
-            'it: see "Runs, data and split".'
+            f"{len(warned)} of {len(by_split)} splits have a class whose proportion in train, val or test differs from "
+            'the requested one, or that has few groups there: see "Runs, data and split".'
         ] * bool(warned)
-    prefix = len(found) > 1
-    return [f"Split {cited}: {text}" if prefix else text for cited, texts in warned.items() for text in texts]
+    has_several = len(by_split) > 1
+    return [f"Split {cited}: {text}" if has_several else text for cited, texts in warned.items() for text in texts]
 
 
 def _warnings(evidence: Evidence) -> list[str]:
-    said = []
+    sentences = []
     for run in evidence.runs:
         planned, done = len(run.stages), len(run.finished_stages)
         if run.state != "finished" or done < planned:
             error = run.status.get("error") if evidence.options.names else None
-            why = f" Its error: {error}" if error else ""
-            told = f"{done} of {planned} stages were tested" if planned else "no stage was tested"
-            said.append(f"{run.label} {STATES.get(run.state, run.state)} (state: {run.state}): {told}.{why}")
-    said += _split_warnings(evidence.runs)
-    said += describe_pools(evidence.pools, evidence.configurations)
-    said += look_sentences(evidence.looks)
+            reason = f" Error: {error}" if error else ""
+            progress = f"{done} of {planned} stages were tested" if planned else "no stage was tested"
+            sentences.append(
+                f"{run.label} {STATES.get(run.state, run.state)} (state: {run.state}): {progress}.{reason}"
+            )
+    sentences += _split_warnings(evidence.runs)
+    sentences += describe_pools(evidence.pools, evidence.configurations)
+    sentences += look_sentences(evidence.looks)
     if not evidence.results:
-        said.insert(0, "No stage predicted test images yet: there is nothing to report but the runs themselves.")
-    return said
+        sentences.insert(0, "No stage has test predictions yet, so this report only describes the runs.")
+    return sentences

@@ -1,4 +1,4 @@
-"""The winner by the study's rule, our own choice, and what the test images show of either."""
+"""Choose the winner by the study's criterion and the model selected on validation images, and test the differences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,24 +11,27 @@ from pylorus.report.result import Result
 from pylorus.report.same_test import SameTest
 from pylorus.runs.shipped import KEY, LAST, describe_choice
 
-BRIEF = {KEY: "named by deploy.stage", LAST: "the last stage: written by a version that did not compare stages"}
-"""How the shipped stage of several runs was chosen, where validation did not choose it."""
+BRIEF = {
+    KEY: "named by deploy.stage",
+    LAST: "the last stage; these runs were written by a version that did not compare stages",
+}
+"""Explains how the shipped stage of several runs was chosen, if not by validation."""
 
 MANY = 5
-"""Names beyond this number are counted, not listed."""
+"""Maximum number of names that a sentence lists; the rest is counted."""
 
 
 @dataclass(frozen=True, eq=False)
 class Winner:
-    """Who is best on the test images of one pool.
+    """The best candidates of one pool and the comparisons between its candidates.
 
     Attributes:
-        pool: The candidates.
-        leaders: Those with the highest test accuracy: the study's rule. More than one where they tie.
-        preferred: The candidate with the highest validation accuracy, of equals the first; None without validation.
-        reference: The candidate that the others are compared with: `preferred`, or without one the first of `leaders`.
+        pool: The pool of candidates.
+        leaders: Candidates with the highest test accuracy, the study's criterion; several if they tie.
+        preferred: Candidate with the highest validation accuracy, the first of equals; None without validation.
+        reference: Candidate with which the others are compared: `preferred`, or else the first of `leaders`.
         comparisons: `reference` against every other candidate, corrected.
-        stages: The stages of each configuration against each other, corrected within it.
+        stages: The stages of each configuration against each other, corrected within the configuration.
         others: All other pairs, unadjusted.
     """
 
@@ -42,41 +45,42 @@ class Winner:
 
     @property
     def best(self) -> tuple[Result, ...]:
-        """A run of each leader, that of median validation accuracy."""
+        """Results that represent the leaders: of each, the run with the median validation accuracy."""
         return tuple(each.representative for each in self.leaders)
 
     @property
     def chosen(self) -> Result | None:
-        """The run of our own choice; of several replicates that of median validation accuracy."""
+        """Result that represents `preferred`: of several replicates, that with the median validation accuracy."""
         return None if self.preferred is None else self.preferred.representative
 
     @property
     def tests(self) -> SameTest:
-        """The results on the test images of that run."""
+        """All results on the test images of the representative run."""
         return self.pool.same_test(self.chosen or self.best[0])
 
     @property
     def rule(self) -> str:
-        """Who wins by the study's rule."""
+        """Sentence that names the winner by the study's criterion."""
         first = self.leaders[0]
         names = list_names([each.label for each in self.leaders])
         share, spread = percent(float(first.share)), _spread(first)
         if len(self.pool.candidates) == 1:
             return (
-                f"{names} stands alone, with {share} of the test images recognised{spread}: there is nothing to "
+                f"{names} classified {share} of the test images correctly{spread}; there is no other candidate to "
                 "compare it with."
             )
-        verb = "wins" if len(self.leaders) == 1 else "tie"
-        how = {SET: "best test accuracy", FOLDS: "best accuracy on the pooled test images of the folds"}.get(
-            self.pool.kind, "best mean test accuracy"
-        )
+        verb = "ranks first with" if len(self.leaders) == 1 else "tie at"
+        criterion = {
+            SET: "highest test accuracy",
+            FOLDS: "highest accuracy on the pooled test images of the folds",
+        }.get(self.pool.kind, "highest mean test accuracy")
         if self.pool.kind == SET and any(each.replicates > 1 for each in self.pool.candidates):
-            how += ", of several runs their mean"
-        return f"By the study's rule ({how}) {names} {verb}, with {share}{spread}."
+            criterion += ", averaged over several runs"
+        return f"By the study's criterion ({criterion}), {names} {verb} {share}{spread}."
 
     @property
     def verdict(self) -> str:
-        """Whether the candidate that is compared is shown to differ from the others; empty where there are none."""
+        """Sentences that state whether the reference differs significantly from the others; empty if there are none."""
         if not self.comparisons:
             return ""
         name, where = self.reference.label, self.pool.place
@@ -89,82 +93,88 @@ class Winner:
             outcome.append(other.label)
         sentences = []
         if better:
-            sentences.append(f"That {name} is more accurate than {list_names(better)} is shown {where}.")
+            sentences.append(f"{name} is significantly more accurate than {list_names(better)} {where}.")
         if worse:
             verb = "is" if len(worse) == 1 else "are"
-            sentences.append(f"That {list_names(worse)} {verb} more accurate than {name} is shown {where}.")
+            sentences.append(f"{list_names(worse)} {verb} significantly more accurate than {name} {where}.")
         if undecided:
             sentences.append(
-                f"A difference in accuracy between {name} and {list_names(undecided, last='or')} is not shown {where}."
+                f"No significant difference in accuracy between {name} and {list_names(undecided, last='or')} was "
+                f"found {where}."
             )
         return " ".join([*sentences, self._allowance])
 
     @property
     def _allowance(self) -> str:
-        """What the verdict allows for, where a reader could take it for more or for less."""
+        """Sentence that states which sources of variation the tests account for."""
         if self.pool.kind != SET:
-            return "These tests allow for patients and for training sets that overlap."
+            return "These tests account for variation between patients and for overlapping training sets."
         numbers = [candidate.replicates for each in self.comparisons for candidate in (each.first, each.second)]
         if min(numbers) > 1:
-            return "These tests allow for patients and for seeds."
+            return "These tests account for variation between patients and between seeds."
         if max(numbers) > 1:
-            return "They allow for patients, and for the seeds of what has several; a single run may be a lucky seed."
-        return "These tests are of the models as trained, one run each; they do not tell what another seed would give."
+            return (
+                "These tests account for variation between patients and, for candidates with several runs, between "
+                "seeds; a single run may owe its result to a favourable seed."
+            )
+        return (
+            "These tests compare the models as trained, one run each; they do not account for variation between seeds."
+        )
 
     @property
     def choice(self) -> str:
-        """Our own choice, which leaves the test set out."""
+        """Sentences that name the model selected by validation accuracy, without using the test set."""
         if self.preferred is None or self.preferred.validation is None or self.chosen is None:
-            return "Our own choice goes by validation accuracy; there are no validation predictions to choose by."
+            return "No model could be selected by validation accuracy, because there are no validation predictions."
         label = self.preferred.label
         validation = percent(self.preferred.validation.mean)
         test = percent(float(self.preferred.share))
-        mean = "a mean of " if self.preferred.replicates > 1 else ""
+        article = "a mean" if self.preferred.replicates > 1 else "an"
+        accuracies = f"{article} accuracy of {validation} on validation images and {test} on test images"
         shipped = self.chosen.run.shipped
         if len(self.pool.configurations) == 1 and shipped is not None and shipped.chosen_by in (KEY, LAST):
             why = describe_choice(shipped) if self.preferred.replicates == 1 else BRIEF[shipped.chosen_by]
-            sentence = f"Shown first is what is shipped, {label} ({why}), with {mean}{test} on test images."
+            sentence = f"The headline results are those of the shipped stage, {label} ({why}), with {accuracies}."
             return f"{sentence} {self._shipping}".strip()
         if self.chosen.run.setting("data.validation") == "test":
             return (
-                f"By validation accuracy {label} would be our own choice; but here the validation images "
-                "are the test images, so this choice, too, was made on the test set."
+                f"Validation accuracy would select {label}; but here the validation images are the test images, so "
+                "this selection, too, was made on the test set."
             )
         if len(self.pool.candidates) == 1:
-            sentence = f"{label} is the only candidate: {mean}{validation} on validation and {test} on test images."
+            sentence = f"{label} is the only candidate, with {accuracies}."
             return f"{sentence} {self._shipping}".strip()
         sentence = (
-            "Our own choice goes by validation accuracy, because choosing by the test set would make its figures "
-            f"optimistic: {label}, with {mean}{validation} on validation and {test} on test images."
+            f"The model selected by validation accuracy is {label}, with {accuracies}; selection on the test set would "
+            "make its results optimistic."
         )
         return f"{sentence} {self._shipping}".strip()
 
     @property
     def _shipping(self) -> str:
-        """Which model is shipped where the choice was trained several times."""
+        """Sentences about the shipped models if the selected candidate has several runs."""
         preferred = self.preferred
         if preferred is None or preferred.replicates == 1:
             return ""
         if self.pool.kind == SET:
             return (
-                f"Each of its {preferred.replicates} runs ships a model of its own; that of median validation accuracy "
-                f"is {preferred.representative.run.label}."
+                f"Each of its {preferred.replicates} runs ships its own model; the run with the median validation "
+                f"accuracy is {preferred.representative.run.label}."
             )
-        several = len(self.pool.candidates) > 1
-        blind = (
-            "The validation images of one fold are test images of others, so this choice did not leave the pooled test "
-            "images out wholly. "
-            if self.pool.kind == FOLDS and several
+        caveat = (
+            "The validation images of one fold are test images of other folds, so this selection was not fully "
+            "independent of the pooled test images. "
+            if self.pool.kind == FOLDS and len(self.pool.candidates) > 1
             else ""
         )
         return (
-            f"{blind}Each of its runs ships a model of its own, trained on a part of the images; the figures are of "
-            "the configuration, not of one of these models."
+            f"{caveat}Each of its runs ships its own model, trained on a subset of the images; the results describe "
+            "the configuration, not any single one of these models."
         )
 
 
 def winner_of(pool: Pool, *, class_name: str | None, options: ReportOptions) -> Winner:
-    """Picks the winner among the candidates of a pool and tests the questions asked."""
+    """Choose the winner among the candidates of a pool and test the research questions."""
     candidates = pool.candidates
     most = max(each.share for each in candidates)
     leaders = tuple(each for each in candidates if each.share == most)
@@ -177,19 +187,23 @@ def winner_of(pool: Pool, *, class_name: str | None, options: ReportOptions) -> 
     stages = tuple(
         comparison
         for each, pairs in zip(pool.configurations, stage_pairs(pool), strict=True)
-        for comparison in correct_family(compare(pairs), question=f"stage against stage within {each.label}")
+        for comparison in correct_family(compare(pairs), question=f"the stages of {each.label} against each other")
     )
     if len(pool.configurations) == 1:
         against = tuple(each for each in stages if reference in (each.first, each.second))
         return Winner(pool, leaders, preferred, reference, against, stages, ())
     against_winner = compare([(reference, each) for each in candidates if each is not reference])
     others = compare(other_pairs(pool, [*against_winner, *stages]))
-    blind = preferred is not None and pool.kind == SET and reference.results[0].run.setting("data.validation") != "test"
-    # Where these test images had a say in who is compared, any pair could have become the question.
-    rivals = [] if blind else [each for each in others if {each.first, each.second} <= set(candidates)]
-    question = f"{reference.label} against each other configuration"
+    is_independent = (
+        preferred is not None and pool.kind == SET and reference.results[0].run.setting("data.validation") != "test"
+    )
+    # If the test images influenced which candidate is the reference, any pair could have become the question.
+    rivals = [] if is_independent else [each for each in others if {each.first, each.second} <= set(candidates)]
+    question = f"{reference.label} against every other configuration"
     if rivals:
-        question += ", corrected for all pairs of configurations, since it was not chosen independently of these images"
+        question += (
+            ", corrected for all pairs of configurations because it was not selected independently of these images"
+        )
     return Winner(
         pool,
         leaders,
@@ -202,7 +216,7 @@ def winner_of(pool: Pool, *, class_name: str | None, options: ReportOptions) -> 
 
 
 def list_names(names: Sequence[str], *, last: str = "and") -> str:
-    """Names in a sentence; beyond `MANY` the rest is counted.
+    """Join names for a sentence; beyond `MANY` names, the rest is counted.
 
     Example:
         >>> list_names(["a", "b", "c"], last="or")
@@ -218,16 +232,16 @@ def _choose(pool: Pool) -> Candidate | None:
         only = pool.configurations[0].shipped
         return only if only.validation is not None else None
     validated = [each for each in pool.candidates if each.validation is not None]
-    # Rounded, so that of equal means the first is taken, whatever the last digit of their sums.
+    # Rounded, so that the first of equal means is taken in spite of rounding errors in their sums.
     return max(validated, key=lambda each: round(each.validation.mean, 12) if each.validation else 0.0, default=None)
 
 
 def _spread(candidate: Candidate) -> str:
-    """How far the runs of a candidate lie apart, in brackets; nothing for a single run."""
+    """Format the spread of a candidate's runs in parentheses; empty for a single run."""
     summary = candidate.accuracies
     if summary.replicates == 1:
         return ""
     return (
-        f" ({candidate.replicate_words}: standard deviation {100 * summary.deviation:.1f} points, "
-        f"{100 * summary.lowest:.1f} to {percent(summary.highest)})"
+        f" ({candidate.replicate_words}: standard deviation {100 * summary.deviation:.1f} percentage points, "
+        f"range {100 * summary.lowest:.1f} to {percent(summary.highest)})"
     )

@@ -1,4 +1,4 @@
-"""From runs to a report on the disk: tables, figures and the page, each file whole or not there."""
+"""Write a report: tables, figures and the page, each file either complete or absent."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,22 +35,22 @@ from pylorus.report.table_text import as_csv, as_latex, as_markdown
 
 PAGE = "report.html"
 WRITTEN = "files.json"
-"""Names the files of a report, so that the next one takes away those that it does not write again."""
+"""File that lists the files of a report, so that the next report can delete those that it does not write again."""
 
 
 def write_report(paths: Sequence[Path], output: Path | None = None, *, options: ReportOptions | None = None) -> Path:
-    """Rebuilds the report of a run, a sweep or several runs from what they saved.
+    """Write the report of a run, a sweep or several runs from their saved files.
 
     Args:
         paths: Folders of runs or of sweeps.
-        output: The report's folder; None: `report` in the one run or sweep, or here for several paths.
-        options: What is shown; None: the defaults.
+        output: Output folder; None: `report` inside a single run or sweep, or in the current folder for several paths.
+        options: Options of the report; None: the defaults.
 
     Returns:
-        The page.
+        Path of the HTML page.
 
     Raises:
-        PylorusError: If a path is no run, or a run's file is damaged; names it.
+        PylorusError: If a path is not a run or sweep, or a file is damaged; the message names it.
     """
     scope = scope_of(paths, output)
     evidence = gather(scope.folders, options or ReportOptions())
@@ -70,7 +70,7 @@ def write_report(paths: Sequence[Path], output: Path | None = None, *, options: 
 
 
 def sections_of(evidence: Evidence) -> tuple[Section, ...]:
-    """The sections in the order of the page."""
+    """Build the sections in the order of the page."""
     return (
         study_section(evidence),
         published_section(evidence),
@@ -113,12 +113,12 @@ def _drawings(sections: Sequence[Section]) -> Iterator[Drawing]:
 
 
 def _clear(output: Path, written: Sequence[Path]) -> None:
-    """Takes away files of an earlier report that this one did not write: they would pass for its own."""
+    """Delete files of an earlier report that this report did not write, so that they are not taken for its own."""
     names = sorted(path.relative_to(output).as_posix() for path in written)
-    before = read_json(output / WRITTEN) or {}
-    for name in set(map(str, before.get("files", []))) - set(names):
+    previous = read_json(output / WRITTEN) or {}
+    for name in set(map(str, previous.get("files", []))) - set(names):
         stale = output / name
-        # Only what lies where reports lie: a list that someone changed must not reach further.
+        # Only inside the folders of a report: an edited list must not delete anything elsewhere.
         if stale.parent in (output / "tables", output / "figures") and stale.name == Path(name).name:
             stale.unlink(missing_ok=True)
     write_json(output / WRITTEN, {"pylorus": __version__, "files": names})
