@@ -144,7 +144,7 @@ def _describe_choice(winner: Winner) -> str:
         return "selected by test accuracy"
     shipped = winner.chosen.run.shipped
     if len(winner.pool.configurations) == 1 and shipped is not None and shipped.chosen_by in (KEY, LAST):
-        return "selected by deploy.stage" if shipped.chosen_by == KEY else "the last stage, which is in the bundle"
+        return "named by deploy.stage" if shipped.chosen_by == KEY else "the last stage, which is in the bundle"
     on_test = winner.chosen.run.setting("data.validation") == "test"
     return "selected by accuracy on these same images" if on_test else "selected by validation accuracy"
 
