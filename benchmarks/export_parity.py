@@ -23,14 +23,14 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
-from pylorus.deploy.export_speed import measured_speed
-from pylorus.deploy.exported import ExportedModel, computed, opened
+from pylorus.deploy.export_speed import measure_speed
+from pylorus.deploy.exported import ExportedModel, open_session, run_session
 from pylorus.deploy.load import Bundle, load_bundle
-from pylorus.deploy.network import BundledClassifier, laid_out, logits_and_features
+from pylorus.deploy.network import BundleClassifier, compute_logits_and_features, move_to_device
 from pylorus.deploy.onnx_graph import write_onnx
-from pylorus.deploy.parity import IMAGES, logits_in_64_bits, tried
-from pylorus.deploy.trial_images import TrialImages, given_images, spread
-from pylorus.model.head import draw_head
+from pylorus.deploy.parity import IMAGES, check_parity, compute_fp64_logits
+from pylorus.deploy.trial_images import TrialImages, find_user_images, select_evenly
+from pylorus.model.head import init_head
 
 IN_64_BITS = 14
 TITLES = (
@@ -51,26 +51,26 @@ def main() -> None:
     for name in chosen.models or ["the bundle's own"]:
         began = time.monotonic()
         bundle = drawn(lent, name, chosen.images) if chosen.models else lent
-        images = given_images(chosen.images, bundle.description, group=None)
+        images = find_user_images(chosen.images, bundle.description, group=None)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             write_onnx(bundle, path)
-            session = opened(path)
-            found = tried(bundle, session, images)
+            session = open_session(path)
+            found = check_parity(bundle, session, images)
             cells = [
                 *(bundle.description.architecture, bundle.input.size, f"{found.largest_logit:.3g}"),
                 *(f"{far:.1e}" for far in found.logits),
                 f"{max(found.logits) / found.largest_logit:.1e}",
                 f"{max(found.unlikeness):.1e}",
                 *(f"{far:.1e}" for far in from_64_bits(bundle, session, images)),
-                "open" if found.passed else f"closed ({found.other_class} of another class)",
+                "open" if found.has_passed else f"closed ({found.other_class} of another class)",
             ]
             print("| " + " | ".join(map(str, cells)) + " |", flush=True)
             print(f"{found.images} images, {time.monotonic() - began:.0f} s", file=sys.stderr)
             if chosen.speed:
-                _, pixels = next(spread(images, 16).read(bundle.input))
+                _, pixels = next(select_evenly(images, 16).read_blocks(bundle.input))
                 model = ExportedModel(path.parent, bundle.description, {}, session)
-                for each in measured_speed(bundle, {"onnx": model}, pixels):
+                for each in measure_speed(bundle, {"onnx": model}, pixels):
                     print(each, flush=True)
         del bundle, session
         gc.collect()
@@ -78,10 +78,10 @@ def main() -> None:
 
 def from_64_bits(bundle: Bundle, session: object, images: TrialImages) -> tuple[float, float]:
     """How far PyTorch's and the export's logits are from those in 64 bits, at most."""
-    _, pixels = next(spread(images, IN_64_BITS).read(bundle.input))
-    theirs = bundle.output(pixels).logits.double().numpy()
-    (ours,) = computed(session, pixels, "logits")
-    wanted = logits_in_64_bits(bundle, pixels)
+    _, pixels = next(select_evenly(images, IN_64_BITS).read_blocks(bundle.input))
+    theirs = bundle.run_network(pixels).logits.double().numpy()
+    (ours,) = run_session(session, pixels, "logits")
+    wanted = compute_fp64_logits(bundle, pixels)
     return float(np.abs(theirs - wanted).max()), float(np.abs(ours - wanted).max())
 
 
@@ -89,7 +89,7 @@ def drawn(lent: Bundle, name: str, images: Path) -> Bundle:
     """A bundle in memory of another network, with drawn weights."""
     torch.manual_seed(0)
     network = timm.create_model(name, pretrained=False, num_classes=len(lent.description.classes))
-    draw_head(network)
+    init_head(network)
     data = resolve_model_data_config(network)
     given = replace(
         lent.description.input,
@@ -98,7 +98,10 @@ def drawn(lent: Bundle, name: str, images: Path) -> Bundle:
     )
     said = replace(lent.description, architecture=name, input=given)
     pixels = np.concatenate(
-        [block for _, block in spread(given_images(images, said, group=None), IMAGES).read(given.form)]
+        [
+            block
+            for _, block in select_evenly(find_user_images(images, said, group=None), IMAGES).read_blocks(given.form)
+        ]
     )
     tensor = torch.from_numpy(pixels[::4].transpose(0, 3, 1, 2).copy()).float() / 255
     tensor = (tensor - torch.tensor(given.mean).view(1, 3, 1, 1)) / torch.tensor(given.std).view(1, 3, 1, 1)
@@ -109,14 +112,16 @@ def drawn(lent: Bundle, name: str, images: Path) -> Bundle:
             part.momentum = None
     with torch.no_grad():
         network.train()(tensor)
-        logits, features = logits_and_features(network.eval(), tensor)
+        logits, features = compute_logits_and_features(network.eval(), tensor)
         head = network.get_classifier()
         head.weight *= 3 / logits.std()
     directions = nn.functional.normalize(
         torch.stack([features[:4].mean(0), features[4:9].mean(0), features[9:].mean(0)]), dim=1
     )
     device = torch.device("cpu")
-    classifier = BundledClassifier(laid_out(network, device), mean=given.mean, std=given.std, directions=directions)
+    classifier = BundleClassifier(
+        move_to_device(network, device), mean=given.mean, std=given.std, directions=directions
+    )
     return Bundle(lent.folder, said, {}, classifier, device)
 
 

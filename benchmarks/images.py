@@ -17,14 +17,14 @@ def draw(folder: Path, *, images: int, size: int) -> Path:
     if folder.is_dir():
         return folder
     try:
-        from pylorus.data.synthetic import CLASSES, draw_image_set
+        from pylorus.data.synthetic import CLASSES, generate_image_set
     except ImportError as error:
         raise SystemExit(f"drawing images needs OpenCV ({error}). Give your own: --data DIR") from error
 
     drawn, parted = folder.with_name(folder.name + ".drawn"), folder.with_name(folder.name + ".parted")
     for old in (drawn, parted):
         shutil.rmtree(old, ignore_errors=True)
-    draw_image_set(drawn, images=images // len(CLASSES), size=size)
+    generate_image_set(drawn, images=images // len(CLASSES), size=size)
     for label in CLASSES:
         _share_out(sorted((drawn / label).iterdir()), parted, label, step=2)  # two images a patient
     parted.rename(folder)

@@ -26,7 +26,7 @@ def frames(width: int, height: int, *, count: int) -> Path:
     import numpy as np
     from PIL import Image
 
-    from pylorus.data.synthetic import CLASSES, draw_frame
+    from pylorus.data.synthetic import CLASSES, generate_frame
 
     folder = HERE / "outputs" / f"frames-{width}x{height}-{count}"
     if folder.is_dir():
@@ -37,7 +37,7 @@ def frames(width: int, height: int, *, count: int) -> Path:
     for label in CLASSES:
         (temporary / label).mkdir(parents=True)
         for patient in range(max(6, -(-count // (TURNS * len(CLASSES))))):  # fewer can't be split
-            drawn = draw_frame(label, seed=patient, size=side).image
+            drawn = generate_frame(label, seed=patient, size=side).image
             for turn in range(TURNS):
                 seen = np.rot90(drawn if turn < 4 else drawn[:, ::-1], turn % 4)
                 frame = np.zeros((height, width, 3), np.uint8)
@@ -55,10 +55,10 @@ def data_module(root: Path, *, size: int, workers: int, keep: bool, store: Path)
     from pylorus.data.catalog import read_folders
     from pylorus.data.datamodule import ImageDataModule
     from pylorus.data.input import InputFormat
-    from pylorus.data.split import split
+    from pylorus.data.split import split_catalog
 
     catalog = read_folders(root, group=r"patient_\d+")
-    table = split(catalog, DataConfig()).table
+    table = split_catalog(catalog, DataConfig()).table
     return ImageDataModule(
         table,
         catalog.root,

@@ -35,17 +35,17 @@ def made_up(count: int) -> tuple[Any, Any]:
     facts.thumbnails[copied] = facts.thumbnails[copied - 1]
     digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(2 * count)]
     for name, value in (("problem", ""), ("format", "JPEG"), ("mode", "RGB")):
-        facts.column(name)[:] = [value] * count
-    facts.column("sha256")[:] = digests[:count]
-    facts.column("pixels")[:] = digests[count:]
+        facts.get_column(name)[:] = [value] * count
+    facts.get_column("sha256")[:] = digests[:count]
+    facts.get_column("pixels")[:] = digests[count:]
     for name, low, high in (
         ("width", 640, 1920),
         ("height", 640, 641),
         ("sharpness", 50, 900),
         ("brightness", 60, 140),
     ):
-        facts.column(name)[:] = rng.integers(low, high, count)
-    facts.column("width")[copied] = facts.column("width")[copied - 1]
+        facts.get_column(name)[:] = rng.integers(low, high, count)
+    facts.get_column("width")[copied] = facts.get_column("width")[copied - 1]
     rows = pd.DataFrame({"path": paths, "class": [CLASSES[one] for one in label], "split": ""})
     rows["group"] = [path.split("/")[1] for path in paths]
     return rows, facts
@@ -57,7 +57,7 @@ def saved_run(folder: Path, table: Any, rng: Any) -> None:
 
     from pylorus.config import Config, StageConfig
     from pylorus.files import write_json, write_text
-    from pylorus.predictions import prediction_table, write_predictions
+    from pylorus.predictions import build_prediction_table, write_predictions
 
     config = OmegaConf.structured(Config)
     config.model.name = "resnet50.tv_in1k"
@@ -70,6 +70,6 @@ def saved_run(folder: Path, table: Any, rng: Any) -> None:
         rows = table[table["split"] == part].reset_index(drop=True)
         logits = rng.normal(size=(len(rows), 3)).astype("float32")
         logits[range(len(rows)), rows["label"]] += 1.5
-        said = prediction_table(rows, logits, names=["GC", "GU", "CG"], split=part)
+        said = build_prediction_table(rows, logits, names=["GC", "GU", "CG"], split=part)
         (folder / "finetune").mkdir(exist_ok=True)
         write_predictions(said, folder / "finetune" / f"predictions-{part}.parquet")

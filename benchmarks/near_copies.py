@@ -17,8 +17,8 @@ from PIL import Image
 
 from pylorus.data.audit.duplicates import find_copies
 from pylorus.data.audit.thresholds import Thresholds
-from pylorus.data.facts import Facts, examine
-from pylorus.data.synthetic import draw_image_set
+from pylorus.data.facts import Facts, compute_facts
+from pylorus.data.synthetic import generate_image_set
 
 
 def _smaller(image: Image.Image, share: float) -> Image.Image:
@@ -59,12 +59,12 @@ def found_share(originals: list[Facts], copies: list[Facts]) -> float:
 
 def measure(name: str, root: Path) -> None:
     contents = [path.read_bytes() for path in sorted(root.rglob("*.jpg"))]
-    originals = [examine(content) for content in contents]
+    originals = [compute_facts(content) for content in contents]
     accused = len(find_copies(originals, Thresholds()).near)
     images = len(originals)
     print(f"| {name} | different images taken for copies | {accused} of {images * (images - 1) // 2:,} pairs |")
     for change in CHANGES:
-        share = found_share(originals, [examine(changed(content, change)) for content in contents])
+        share = found_share(originals, [compute_facts(changed(content, change)) for content in contents])
         print(f"| {name} | found: {change} | {100 * share:.1f} % |", flush=True)
 
 
@@ -80,7 +80,7 @@ def main() -> None:
             for seed in range(3):
                 for overlay in (False, True):
                     root = Path(folder) / f"{seed}-{overlay}"
-                    draw_image_set(root, images=100, size=256, images_per_patient=1, seed=seed, overlay=overlay)
+                    generate_image_set(root, images=100, size=256, images_per_patient=1, seed=seed, overlay=overlay)
                     measure(f"drawn, seed {seed}{', with text' if overlay else ''}", root)
 
 

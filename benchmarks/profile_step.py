@@ -44,8 +44,8 @@ def steps(model: str, device: str, batch_size: int) -> dict[str, Callable[[], ob
     from torch.profiler import record_function
 
     from pylorus.config import Config, ModelConfig, StageConfig, TrainerConfig
-    from pylorus.machine.choices import channels_last
-    from pylorus.machine.engine import settle_engine
+    from pylorus.machine.choices import resolve_channels_last
+    from pylorus.machine.engine import resolve_engine
     from pylorus.model.backbone import build_backbone
     from pylorus.model.classifier import Classifier, StagePlan
     from pylorus.model.schedule import build_optimizer
@@ -54,10 +54,10 @@ def steps(model: str, device: str, batch_size: int) -> dict[str, Callable[[], ob
         model=ModelConfig(name=MODELS[model].name, weights="none"),
         trainer=TrainerConfig(accelerator="gpu" if device == "cuda" else device),
     )
-    stage, engine = StageConfig(lr=1e-4), settle_engine(config.trainer)
-    engine.take_up()
+    stage, engine = StageConfig(lr=1e-4), resolve_engine(config.trainer)
+    engine.setup_process()
     backbone = build_backbone(config.model, classes=3)
-    last, _ = channels_last(config, engine, backbone.network)
+    last, _ = resolve_channels_last(config, engine, backbone.network)
     plan = StagePlan("finetune", stage, 0, 0)
     names = ("a", "b", "c")
     classifier = Classifier(backbone, names, plan, config.optimizer, config.loss, channels_last=last).to(device)
@@ -95,14 +95,17 @@ def _batches(size: int, interpolation: str, batch_size: int) -> Iterator[object]
     import torch
     from images import draw
 
-    from pylorus.data.image import fit, read
+    from pylorus.data.image import read_image, resize_image
     from pylorus.model.classifier import Batch
 
     (HERE / "outputs").mkdir(exist_ok=True)
     folder = draw(HERE / "outputs" / "images-48-320", images=48, size=320)
     paths = itertools.cycle(sorted((folder / "train").glob("*/*")))
     while True:
-        images = [fit(read(next(paths)), size=size, how="pad", interpolation=interpolation) for _ in range(batch_size)]
+        images = [
+            resize_image(read_image(next(paths)), size=size, how="pad", interpolation=interpolation)
+            for _ in range(batch_size)
+        ]
         pixels = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())
         yield Batch(pixels, torch.arange(batch_size) % 3, torch.arange(batch_size))
 

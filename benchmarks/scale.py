@@ -63,12 +63,12 @@ def measure(count: int) -> dict[str, tuple[float, float]]:
     from pylorus.data import reading
     from pylorus.data.audit.duplicates import find_copies
     from pylorus.data.audit.thresholds import Thresholds
-    from pylorus.data.catalog import completed
+    from pylorus.data.catalog import build_catalog
     from pylorus.data.datamodule import ImageDataModule
-    from pylorus.data.facts import facts_of
+    from pylorus.data.facts import load_or_compute_facts
     from pylorus.data.input import InputFormat
-    from pylorus.data.look_through import every_file
-    from pylorus.data.split import split, write_split
+    from pylorus.data.look_through import list_catalog_files
+    from pylorus.data.split import split_catalog, write_split
 
     measures = Measures()
     rows, facts = made_up(count)
@@ -81,36 +81,41 @@ def measure(count: int) -> dict[str, tuple[float, float]]:
         with measures.step("facts found again"):
             facts = find(folder / "facts", places)
         del places
-        reading.facts_of = lambda *_, known=facts, **__: known  # what reading the files would give
+        reading.load_or_compute_facts = lambda *_, known=facts, **__: known  # what reading the files would give
         with measures.step("catalog"):
-            catalog = completed(
-                rows, folder, CLASSES, short_names=["GC", "GU", "CG"], grouped=True, reading=reading.AS_THEY_ARE
+            catalog = build_catalog(
+                rows,
+                folder,
+                CLASSES,
+                short_names=["GC", "GU", "CG"],
+                grouped=True,
+                reading=reading.DEFAULT_READ_OPTIONS,
             )
         del rows
         with measures.step("copies"):
             copies = find_copies(catalog.facts, Thresholds())
         with measures.step("split by patient"):
-            found = split(catalog, DataConfig(), copies=copies)
+            found = split_catalog(catalog, DataConfig(), copies=copies)
         alone = catalog.table.assign(group=catalog.table["path"])
         ungrouped = dataclasses.replace(catalog, grouped=False, table=alone)
         with measures.step("split, each image its own group"):
-            split(ungrouped, DataConfig(), copies=copies)
+            split_catalog(ungrouped, DataConfig(), copies=copies)
         del ungrouped, alone
         with measures.step("audit's findings"):
-            audited(every_file(catalog, found), catalog.facts, copies)
+            audited(list_catalog_files(catalog, found), catalog.facts, copies)
         with measures.step("split.csv"):
             write_split(found.table, catalog.classes, folder / "split.csv")
         table = found.table
         del catalog, facts, found, copies
-        reading.facts_of = facts_of
+        reading.load_or_compute_facts = load_or_compute_facts
         with measures.step("epoch set-up"):
             served = ImageDataModule(
                 table, folder, InputFormat(224, "pad", "bilinear"), batch_size=64, workers=0,
                 policy=AugmentConfig(), seed=0, cache=CacheConfig(images=False),
             )  # fmt: skip
             for part in ("train", "val", "test"):
-                served.dataset(part)
-                assert sum(len(batch) for batch in served.order(part)) == len(served.parts[part])
+                served.get_dataset(part)
+                assert sum(len(batch) for batch in served.build_batches(part)) == len(served.parts[part])
         rng = np.random.default_rng(1)
         with measures.step("predictions written"):
             saved_run(folder, table, rng)
@@ -136,9 +141,9 @@ def find(folder: Path, places: dict[str, int]) -> Any:
     from pylorus.data.facts import Facts, FactTable
 
     store = FactStore(folder, version="1")
-    assert len(store.known()) == len(places)
+    assert len(store.read_digests()) == len(places)
     facts = FactTable(len(places))
-    for row in store.rows(places):
+    for row in store.iter_facts(places):
         facts.put(places[row["sha256"]], Facts(**row))
     return facts
 
@@ -148,33 +153,33 @@ def audited(images: Any, facts: Any, copies: Any) -> None:
     from pylorus.data.audit import audit
     from pylorus.data.audit.thresholds import Thresholds
 
-    audit.as_json(audit.audit(images, facts, Thresholds(), copies=copies), names=True)
+    audit.convert_audit_to_json(audit.audit(images, facts, Thresholds(), copies=copies), names=True)
 
 
 def report_tables(folder: Path) -> None:
     """A report's tables and sentences; figures are not drawn."""
-    from pylorus.report.evidence import gather
+    from pylorus.report.evidence import collect_evidence
     from pylorus.report.options import ReportOptions
-    from pylorus.report.write import sections_of
+    from pylorus.report.write import build_sections
 
-    assert sections_of(gather([folder], ReportOptions()))
+    assert build_sections(collect_evidence([folder], ReportOptions()))
 
 
 def cost_of_files(count: int) -> list[str]:
     """Sentences: what reading drawn files costs an image, the first and the second time."""
-    from pylorus.data.facts import facts_of
-    from pylorus.data.synthetic import draw_image_set
+    from pylorus.data.facts import load_or_compute_facts
+    from pylorus.data.synthetic import generate_image_set
 
     said = []
     with tempfile.TemporaryDirectory() as place:
         for part in (count // 10, count):
             root, store = Path(place) / f"images-{part}", Path(place) / f"facts-{part}"
-            draw_image_set(root, images=part // 3, size=512, seed=0)
+            generate_image_set(root, images=part // 3, size=512, seed=0)
             paths = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*.*"))]
             seconds = []
             for _ in range(2):
                 start = perf_counter()
-                facts_of(root, paths, store=store)
+                load_or_compute_facts(root, paths, store=store)
                 seconds.append(1000 * (perf_counter() - start) / len(paths))
             said.append(
                 f"{len(paths)} drawn files of 512 × 512 pixels: {seconds[0]:.2f} ms an image the first time, "

@@ -21,7 +21,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from pylorus.model.sharded import called, shard
+from pylorus.model.sharded import apply_sharding, find_called_modules
 
 MIB = 2**20
 
@@ -36,7 +36,12 @@ def train(rank: int, strategy: str, options: argparse.Namespace, port: int, answ
     side = network.default_cfg["input_size"][-1]
     pixels = torch.randn(options.images, 3, side, side)
     if strategy == "fsdp":
-        shard(network, called(network, lambda: network(pixels)), set(), init_device_mesh("cpu", (options.devices,)))
+        apply_sharding(
+            network,
+            find_called_modules(network, lambda: network(pixels)),
+            set(),
+            init_device_mesh("cpu", (options.devices,)),
+        )
     model = network if strategy == "fsdp" else DistributedDataParallel(network, gradient_as_bucket_view=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     tracker = MemTracker()

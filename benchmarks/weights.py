@@ -46,8 +46,8 @@ def draw_weights(
         persistent_workers=False,
         device=torch.device("cpu"),
     )
-    samples = loader.dataset.reader.samples  # sorted by class: mixed, so that each batch holds all classes
-    loader.dataset.reader.samples = [samples[place] for place in torch.randperm(len(samples))[:MEASURED_ON]]
+    samples = loader.get_dataset.reader.samples  # sorted by class: mixed, so that each batch holds all classes
+    loader.get_dataset.reader.samples = [samples[place] for place in torch.randperm(len(samples))[:MEASURED_ON]]
     with torch.no_grad():
         for pixels, _ in loader:
             network(pixels)

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pylorus.cli import parser
+from pylorus.cli import build_parser
 from pylorus.config import CONF, GROUPS, PACKAGE, Config
-from pylorus.validation import fields_of
+from pylorus.validation import iter_fields
 
 ROOMS = ("data", "model", "evaluation", "report", "deploy")
 """Packages of `pylorus`, each a page of the Python reference; what lies beside them makes the page `training`."""
@@ -66,7 +66,7 @@ def schema_keys() -> Iterator[str]:
 
 
 def _sections(schema: type, path: str) -> Iterator[str]:
-    for field, kind in fields_of(schema):
+    for field, kind in iter_fields(schema):
         name = f"{path}{field.name}"
         if field.name == "stages":
             name, kind = f"{name}.<stage>", typing.get_args(kind)[1]
@@ -86,7 +86,7 @@ def _table_of(schema: type, path: str) -> Iterator[str]:
 
 
 def _leaves(schema: type, path: str, *, deep: bool) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
-    for field, kind in fields_of(schema):
+    for field, kind in iter_fields(schema):
         name = f"{path}{field.name}"
         if field.name == "stages":
             name, kind = f"{name}.<stage>", typing.get_args(kind)[1]
@@ -149,7 +149,7 @@ def groups_page() -> str:
 def commands() -> dict[str, argparse.ArgumentParser]:
     """The parser of each `pylorus` command, by name."""
     found: dict[str, argparse.ArgumentParser] = {}
-    for action in parser()._actions:
+    for action in build_parser()._actions:
         if isinstance(action, argparse._SubParsersAction):
             found |= action.choices
     return found
@@ -157,7 +157,7 @@ def commands() -> dict[str, argparse.ArgumentParser]:
 
 def commands_page() -> str:
     """Every `pylorus` command with its arguments, as `--help` has them."""
-    whole = parser()
+    whole = build_parser()
     helps = {
         choice.dest: choice.help or ""
         for action in whole._actions

@@ -15,9 +15,9 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from pylorus.config import CONF, Config
-from pylorus.data.synthetic import draw_image_set
+from pylorus.data.synthetic import generate_image_set
 from pylorus.launch import register
-from pylorus.validation import built
+from pylorus.validation import build_config
 from tests.forking import Forks
 
 TINY = "test_resnet.r160_in1k"
@@ -28,7 +28,7 @@ TINY = "test_resnet.r160_in1k"
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of drawn class folders, 10 images a class, two a patient; to be read only."""
     root = tmp_path_factory.mktemp("drawn") / "images"
-    draw_image_set(root, images=10, size=48, seed=3)
+    generate_image_set(root, images=10, size=48, seed=3)
     return root
 
 
@@ -40,7 +40,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
     def compose_words(*words: str) -> Config:
         register()
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return built(compose("config", overrides=[kept, *words]))
+            return build_config(compose("config", overrides=[kept, *words]))
 
     return compose_words
 

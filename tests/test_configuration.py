@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 
 from pylorus.config import CONF, GROUPS, Config, StageConfig
 from pylorus.errors import PylorusError
-from pylorus.help import help_text
-from pylorus.launch import checked, register
+from pylorus.help import format_help
+from pylorus.launch import check_overrides, register
 from pylorus.sweeps.engines import check_installed
-from pylorus.validation import fields_of, loaded
+from pylorus.validation import iter_fields, load_config
 
 FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 NEEDS = {
@@ -56,7 +56,7 @@ def test_a_launcher_that_is_not_installed_is_refused_with_the_command_that_insta
     monkeypatch.setattr("pylorus.sweeps.engines.distribution", missing)
     for word, extra in (("hydra/launcher=joblib", "parallel"), ("experiment=search", "optuna")):
         with pytest.raises(PylorusError, match=re.escape(f"pip install 'pylorus[{extra}]'")):
-            checked(["-m", word])
+            check_overrides(["-m", word])
 
 
 def test_every_folder_of_conf_is_a_group_that_help_names():
@@ -64,17 +64,17 @@ def test_every_folder_of_conf_is_a_group_that_help_names():
         "hydra"
     }  # launchers, which docs/sweeps.md names
     assert folders == set(GROUPS)
-    text = help_text(CONF)
+    text = format_help(CONF)
     assert all(f"  {group}=" in text for group in GROUPS)
 
 
 def test_help_explains_every_key():
-    text = help_text(CONF)
-    for field, kind in fields_of(Config):
+    text = format_help(CONF)
+    for field, kind in iter_fields(Config):
         if hasattr(kind, "__dataclass_fields__"):
-            for inner, _ in fields_of(kind):
+            for inner, _ in iter_fields(kind):
                 assert f"{field.name}.{inner.name}" in text
-    assert all(f"stages.<stage>.{field.name} " in text for field, _ in fields_of(StageConfig))
+    assert all(f"stages.<stage>.{field.name} " in text for field, _ in iter_fields(StageConfig))
 
 
 @pytest.mark.parametrize(
@@ -93,26 +93,26 @@ def test_help_explains_every_key():
 )
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(word, suggested):
     with pytest.raises(PylorusError, match=re.escape(f'Did you mean "{suggested}"?')):
-        checked([word])
+        check_overrides([word])
 
 
 def test_an_unknown_file_of_a_group_is_refused_with_the_nearest_known_one():
     with pytest.raises(PylorusError, match='Did you mean "resnet50"'):
-        checked(["model=resnet5"])
+        check_overrides(["model=resnet5"])
 
 
 def test_a_sweep_with_one_unknown_file_is_refused_before_its_first_job():
     with pytest.raises(PylorusError, match='model=resnet5: there is no.*Did you mean "resnet50"'):
-        checked(["-m", "model=vgg19,resnet5"])
+        check_overrides(["-m", "model=vgg19,resnet5"])
 
 
 def test_a_stage_is_not_added_by_a_typo():
     with pytest.raises(PylorusError, match="stages are added in a file"):
-        checked(["+stages.pretain.epochs=3"])
+        check_overrides(["+stages.pretain.epochs=3"])
 
 
 def test_arguments_for_timm_need_no_plus(composed):
-    words = checked(["model.args.drop_path_rate=0.1"])
+    words = check_overrides(["model.args.drop_path_rate=0.1"])
     assert composed(*words).model.args == {"drop_path_rate": 0.1}
 
 
@@ -131,7 +131,7 @@ def test_arguments_for_timm_need_no_plus(composed):
 )
 def test_a_value_out_of_its_range_is_refused_by_name(composed, word, message):
     with pytest.raises(PylorusError, match=message):
-        composed(*checked([word]))
+        composed(*check_overrides([word]))
 
 
 def test_a_word_where_a_number_belongs_is_refused(composed):
@@ -201,4 +201,4 @@ def test_a_fold_by_a_column_is_text_and_stays_so_when_the_configuration_is_read_
     config = composed("data=manifest", "data.manifest=X.csv", "data.fold_column=site", f"data.fold={value}")
     assert config.data.fold == value.strip("'")
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config))
-    assert loaded(tmp_path / "config.yaml").data.fold == config.data.fold
+    assert load_config(tmp_path / "config.yaml").data.fold == config.data.fold

@@ -2,13 +2,13 @@ import json
 
 import pytest
 
-from pylorus.files import whole, write_json
+from pylorus.files import write_atomically, write_json
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})
-    with pytest.raises(RuntimeError), whole(path) as temporary:
+    with pytest.raises(RuntimeError), write_atomically(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert json.loads(path.read_text()) == {"a": 1}

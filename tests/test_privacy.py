@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from pylorus.data.synthetic import CLASSES, draw_frame
+from pylorus.data.synthetic import CLASSES, generate_frame
 from pylorus.files import write_text
 from pylorus.runs.folder import RunFolder
 from pylorus.train import run
@@ -32,7 +32,7 @@ def clinic(tmp_path):
         exif[0x013B], exif[0x010E] = "Erika Mustermann", "geheim"
         path = root / f"Mustermann_{number // 2}" / f"erika_{number}.jpg"
         path.parent.mkdir(exist_ok=True)
-        image = Image.fromarray(draw_frame(label, seed=number // 2, view=number % 2, size=48).image)
+        image = Image.fromarray(generate_frame(label, seed=number // 2, view=number % 2, size=48).image)
         image.save(path, exif=exif, comment=b"geheim")
         rows.append(
             {
@@ -67,7 +67,7 @@ def test_no_name_leaves_with_model_report_or_dashboard(composed, clinic, tmp_pat
     ]  # fmt: skip
     folder = RunFolder(tmp_path / "run")
     config = composed(*words)
-    with folder.prepared(words):
+    with folder.set_starting(words):
         write_text(folder.config, OmegaConf.to_yaml(config))
     run(folder)
     assert b"erika_defekt.jpg" in (folder.path / "quarantine.csv").read_bytes()  # here it may be named
@@ -96,8 +96,11 @@ def unpacked(path):
 
 
 def test_a_samples_id_can_not_be_found_from_a_guessed_name_alone():
-    from pylorus.data.reading import sample_id
+    from pylorus.data.reading import compute_sample_id
 
     digests = [f"{number:064x}" for number in np.random.default_rng(0).integers(0, 1 << 60, 100)]
-    assert len({sample_id("mustermann.jpg", digest) for digest in digests}) == 100
-    assert sample_id("mustermann.jpg", digests[0]) not in {sample_id("mustermann.jpg", ""), sample_id("", digests[0])}
+    assert len({compute_sample_id("mustermann.jpg", digest) for digest in digests}) == 100
+    assert compute_sample_id("mustermann.jpg", digests[0]) not in {
+        compute_sample_id("mustermann.jpg", ""),
+        compute_sample_id("", digests[0]),
+    }

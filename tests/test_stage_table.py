@@ -8,9 +8,9 @@ import pytest
 
 from pylorus.config import StageConfig
 from pylorus.model.classifier import StagePlan
-from pylorus.predictions import prediction_table
+from pylorus.predictions import build_prediction_table
 from pylorus.stages.stage import StageResult
-from pylorus.stages.table import show_stage
+from pylorus.stages.table import log_stage_table
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from pylorus.stages.table import show_stage
 def test_the_title_says_what_chose_the_epoch(caplog, epochs, validated_on, title):
     rows = pd.DataFrame({"sample_id": ["a", "b"], "group": ["a", "b"], "label": [0, 1]})
     logits = np.eye(2, dtype=np.float32)
-    tables = {part: prediction_table(rows, logits, names=["GC", "GU"], split=part) for part in ("val", "test")}
+    tables = {part: build_prediction_table(rows, logits, names=["GC", "GU"], split=part) for part in ("val", "test")}
     with caplog.at_level(logging.INFO, logger="pylorus"):
-        show_stage(StagePlan("s", StageConfig(), 0, 0), StageResult(epochs, 1, tables), validated_on=validated_on)
+        log_stage_table(StagePlan("s", StageConfig(), 0, 0), StageResult(epochs, 1, tables), validated_on=validated_on)
     assert title in caplog.text

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from pylorus.errors import PylorusError
 from pylorus.files import write_text
-from pylorus.predictions import class_names
+from pylorus.predictions import get_class_names
 from pylorus.runs.folder import RunFolder
 from pylorus.train import run
 from tests.conftest import TINY
@@ -28,7 +28,7 @@ def run_of(composed, drawn, tmp_path_factory):
     def go(*words: str) -> RunFolder:
         folder = RunFolder(tmp_path_factory.mktemp("run"))
         config = composed("data=folders", f"data.root={drawn}", r"data.group=patient_\d+", *FAST, *words)
-        with folder.prepared(list(words)):
+        with folder.set_starting(list(words)):
             write_text(folder.config, OmegaConf.to_yaml(config))
         run(folder)
         return folder
@@ -46,7 +46,7 @@ def weights(folder):
 
 
 def test_a_run_leaves_what_its_readers_need(both):
-    assert both.status()["state"] == "finished"
+    assert both.read_status()["state"] == "finished"
     names = {str(path.relative_to(both.path)) for path in both.path.rglob("*") if path.is_file()}
     assert {
         "status.json", "config.yaml", "environment.json", "catalog.parquet", "split.csv", "run.log",
@@ -69,10 +69,10 @@ def test_curves_of_both_stages_lie_on_one_axis_under_their_own_names(both):
 def test_predictions_are_those_of_every_image_of_the_part(both):
     split = pd.read_csv(both.path / "split.csv", dtype=str)
     for part in ("val", "test"):
-        table = pd.read_parquet(both.predictions("finetune", part))
+        table = pd.read_parquet(both.get_predictions_path("finetune", part))
         rows = split[split["split"] == part]
         assert sorted(table["sample_id"]) == sorted(rows["sample_id"])
-        assert class_names(table) == ["GC", "GU", "CG"]
+        assert get_class_names(table) == ["GC", "GU", "CG"]
         short = {"gastric_cancer": "GC", "gastric_ulcer": "GU", "chronic_gastritis": "CG"}
         true = table.set_index("sample_id")["true"]
         assert (true[rows["sample_id"]].to_numpy() == rows["class"].map(short).to_numpy()).all()
@@ -82,7 +82,7 @@ def test_predictions_are_those_of_every_image_of_the_part(both):
 
 
 def test_predictions_carry_no_file_names(both):
-    table = pd.read_parquet(both.predictions("finetune", "test"))
+    table = pd.read_parquet(both.get_predictions_path("finetune", "test"))
     assert not [name for name in table.columns if "path" in name]
     assert ".jpg" not in table.to_csv()
 
@@ -103,7 +103,7 @@ def test_checkpoints_hold_tensors_and_plain_values_only(both):
 
 def test_finetuning_starts_from_the_best_of_pretraining_and_pretraining_leaves_the_backbone(run_of, both):
     alone = run_of(CLASSES, "data.short_names=[GC,GU,CG]", "stage=pretrain")
-    head = torch.load(both.stage("pretrain").path / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    head = torch.load(both.get_stage("pretrain").path / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     after = weights(alone)
     assert torch.equal(after["fc.weight"], head["network.fc.weight"])
     torch.manual_seed(0)
@@ -129,21 +129,21 @@ def test_another_seed_gives_another_model(run_of, both):
 
 
 def test_inferred_classes_are_written_down(run_of):
-    from pylorus.validation import loaded
+    from pylorus.validation import load_config
 
     folder = run_of("stage=pretrain", "stages.pretrain.epochs=1")
-    assert loaded(folder.config).data.classes == ["chronic_gastritis", "gastric_cancer", "gastric_ulcer"]
+    assert load_config(folder.config).data.classes == ["chronic_gastritis", "gastric_cancer", "gastric_ulcer"]
 
 
 def test_early_stopping_ends_a_stage(run_of):
     folder = run_of("stage=pretrain", "stages.pretrain.epochs=30", "stages.pretrain.patience=1", "optimizer.lr=0")
-    assert len(pd.read_csv(folder.stage("pretrain").path / "metrics.csv")) == 2
+    assert len(pd.read_csv(folder.get_stage("pretrain").path / "metrics.csv")) == 2
 
 
 def test_validating_on_the_test_images_is_told_as_optimistic(run_of, composed, class_folders, drawn, capsys):
     folder = run_of("stage=pretrain", "stages.pretrain.epochs=1", "data.validation=test")
     assert "OPTIMISTIC" in (folder.path / "run.log").read_text()
-    val, test = (pd.read_parquet(folder.predictions("pretrain", part)) for part in ("val", "test"))
+    val, test = (pd.read_parquet(folder.get_predictions_path("pretrain", part)) for part in ("val", "test"))
     assert val["sample_id"].tolist() == test["sample_id"].tolist()
 
 

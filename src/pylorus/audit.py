@@ -5,13 +5,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pylorus.data.audit.audit import Audit, as_json, audit
-from pylorus.data.audit.field_findings import look_for_fields
-from pylorus.data.audit.image_set import find_files, listed_files
+from pylorus.data.audit.audit import Audit, audit, convert_audit_to_json
+from pylorus.data.audit.field_findings import sample_fields
+from pylorus.data.audit.image_set import list_folder_files, list_manifest_files
 from pylorus.data.audit.thresholds import Thresholds
-from pylorus.data.facts import facts_of
+from pylorus.data.facts import load_or_compute_facts
 from pylorus.files import write_json, write_text
-from pylorus.report.audit_page import audit_page
+from pylorus.report.audit_page import render_audit_page
 
 COLOURS = {"leak": "bold red", "error": "red", "warning": "yellow", "note": "default"}
 
@@ -35,16 +35,18 @@ def audit_folder(
     Raises:
         PylorusError: If the folder or manifest holds no image set.
     """
-    images = find_files(root, group=group) if manifest is None else listed_files(manifest, root, group=group)
-    facts = facts_of(root, list(images.table["path"]), store=cache / "facts")
-    result = audit(images, facts, Thresholds(), fields=look_for_fields(images, facts))
-    write_json(output / "audit.json", as_json(result, names=names))
-    write_text(output / "audit.html", audit_page(result, names=names))
-    _tell(result, output)
+    images = (
+        list_folder_files(root, group=group) if manifest is None else list_manifest_files(manifest, root, group=group)
+    )
+    facts = load_or_compute_facts(root, list(images.table["path"]), store=cache / "facts")
+    result = audit(images, facts, Thresholds(), fields=sample_fields(images, facts))
+    write_json(output / "audit.json", convert_audit_to_json(result, names=names))
+    write_text(output / "audit.html", render_audit_page(result, names=names))
+    _print_findings(result, output)
     return result.exit_code
 
 
-def _tell(result: Audit, output: Path) -> None:
+def _print_findings(result: Audit, output: Path) -> None:
     console = Console()
     count = len(result.samples)
     console.print(

@@ -3,15 +3,15 @@
 import hashlib
 
 
-def derived_seed(*purpose: str | int) -> int:
+def compute_seed(*purpose: str | int) -> int:
     """Return a seed in [0, 2^63) that depends on all of `purpose` and on nothing else.
 
     Unlike `hash`, it is the same on every machine, in every process and in every version of Python.
 
     Example:
-        >>> derived_seed(0, "order", 1) == derived_seed(0, "order", 1)
+        >>> compute_seed(0, "order", 1) == compute_seed(0, "order", 1)
         True
-        >>> derived_seed(0, "order", 1) == derived_seed(0, "order", 2)
+        >>> compute_seed(0, "order", 1) == compute_seed(0, "order", 2)
         False
     """
     # repr distinguishes 1 from "1", and ("a", "bc") from ("ab", "c").

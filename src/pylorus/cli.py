@@ -6,13 +6,13 @@ import sys
 from pylorus import __version__
 from pylorus.commands import evidence, images, models
 from pylorus.errors import INTERRUPTED, PylorusError
-from pylorus.pipe import ends_quietly
+from pylorus.pipe import handle_closed_pipe
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and run the command; errors that a user can fix are printed without a traceback."""
-    with ends_quietly():
-        options = parser().parse_args(arguments)
+    with handle_closed_pipe():
+        options = build_parser().parse_args(arguments)
         try:
             options.act(options)
         except BrokenPipeError:
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(INTERRUPTED)
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; the reference documentation is generated from it, too."""
     parser = argparse.ArgumentParser(
         prog="pylorus",

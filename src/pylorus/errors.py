@@ -11,22 +11,22 @@ class PylorusError(Exception):
     """An error that the user can fix; its message names the file or key, what was found and how to fix it."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def format_suggestion(name: str, known: Iterable[str]) -> str:
     """Return the sentence of an error message that suggests the known name closest to `name`, or an empty string.
 
     Example:
-        >>> did_you_mean("resnet5", ["vgg19", "resnet50"])
+        >>> format_suggestion("resnet5", ["vgg19", "resnet50"])
         ' Did you mean "resnet50"?'
     """
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f' Did you mean "{nearest[0]}"?' if nearest else ""
 
 
-def listing(names: Iterable[object], *, most: int = 10) -> str:
+def format_name_list(names: Iterable[object], *, most: int = 10) -> str:
     """Format `names` as indented lines, at most `most` of them; the rest is only counted.
 
     Example:
-        >>> print(listing(["a", "b", "c"], most=2))
+        >>> print(format_name_list(["a", "b", "c"], most=2))
           a
           b
           … and 1 more

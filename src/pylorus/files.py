@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def write_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`; rename it to `path` on success, delete it on any error.
 
     Raises:
@@ -20,13 +20,13 @@ def whole(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
     try:
         yield temporary
-        _on_disk(temporary)  # if only the name reached the disk before a power failure, the file would be empty
+        _ensure_on_disk(temporary)  # if only the name reached the disk before a power failure, the file would be empty
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _on_disk(path: Path) -> None:
+def _ensure_on_disk(path: Path) -> None:
     """Block until the content of a file has been written to disk."""
     descriptor = os.open(path, os.O_RDWR)  # Windows only syncs files that are open for writing
     try:
@@ -37,7 +37,7 @@ def _on_disk(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` atomically, in UTF-8."""
-    with whole(path) as temporary:
+    with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

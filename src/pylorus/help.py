@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pylorus.config import GROUPS, Config
-from pylorus.validation import fields_of
+from pylorus.validation import iter_fields
 
 USAGE = """\
 Pylorus trains image classifiers for gastroscopy by transfer learning, stage by stage.
@@ -30,7 +30,7 @@ FLAGS
 """
 
 
-def help_text(conf: Path) -> str:
+def format_help(conf: Path) -> str:
     """Return the complete help text; `$` is doubled because Hydra treats the text as a template.
 
     Args:
@@ -41,26 +41,26 @@ def help_text(conf: Path) -> str:
         files = sorted(path.stem for path in (conf / group).glob("*.yaml"))
         lines.append(f"  {group + '=':<12} {' | '.join(files)}")
     lines += ["", "KEYS: override one, as in optimizer.lr=1e-4", ""]
-    lines += _keys(Config, "")
+    lines += _format_keys(Config, "")
     text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).replace("$", "$$")
     return text + FLAGS
 
 
-def _keys(schema: type, path: str) -> list[str]:
+def _format_keys(schema: type, path: str) -> list[str]:
     lines: list[str] = []
-    for field, kind in fields_of(schema):
+    for field, kind in iter_fields(schema):
         name = f"{path}{field.name}"
         if dataclasses.is_dataclass(kind):
-            lines += ["", f"{name}: {_first_line(kind)}", *_keys(cast(type, kind), f"{name}."), ""]
+            lines += ["", f"{name}: {_get_first_line(kind)}", *_format_keys(cast(type, kind), f"{name}."), ""]
         elif field.name == "stages":
             stage = kind.__args__[1]
-            lines += ["", f"{name}.<stage>: {_first_line(stage)}", *_keys(stage, f"{name}.<stage>."), ""]
+            lines += ["", f"{name}.<stage>: {_get_first_line(stage)}", *_format_keys(stage, f"{name}.<stage>."), ""]
         else:
-            lines += _entry(name, field)
+            lines += _format_entry(name, field)
     return lines
 
 
-def _entry(name: str, field: dataclasses.Field[Any]) -> list[str]:
+def _format_entry(name: str, field: dataclasses.Field[Any]) -> list[str]:
     metadata = field.metadata
     default = field.default if field.default is not dataclasses.MISSING else {}
     default_text = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
@@ -74,5 +74,5 @@ def _entry(name: str, field: dataclasses.Field[Any]) -> list[str]:
     return textwrap.wrap(text, width=112, initial_indent=head, subsequent_indent=" " * 34)
 
 
-def _first_line(schema: Any) -> str:
+def _get_first_line(schema: Any) -> str:
     return str(schema.__doc__).splitlines()[0]

@@ -22,16 +22,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pylorus.config import CONF, GROUPS, Config
-from pylorus.errors import INTERRUPTED, PylorusError, did_you_mean
+from pylorus.errors import INTERRUPTED, PylorusError, format_suggestion
 from pylorus.files import write_text
-from pylorus.pipe import ends_quietly
-from pylorus.runs.disk import refused
+from pylorus.pipe import handle_closed_pipe
+from pylorus.runs.disk import explain_disk_error
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.resume import change_to, check_resumable, resume
-from pylorus.runs.signals import stopped_by_signals, undisturbed
-from pylorus.sweeps.apart import interrupted, run_apart
-from pylorus.sweeps.engines import check_installed, explained_end, share_machine
-from pylorus.validation import built, check_key, is_free
+from pylorus.runs.resume import check_resumable, resume, update_config
+from pylorus.runs.signals import ensure_uninterrupted, handle_signals
+from pylorus.sweeps.apart import interrupted, run_job_process
+from pylorus.sweeps.engines import check_installed, explain_sweep_end, setup_sweep_process
+from pylorus.validation import build_config, check_key, is_free_form
 
 RESUME = "resume="
 
@@ -47,7 +47,7 @@ class SweepFolder(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Store the sweep's folder."""
         SweepFolder.path = Path(config.hydra.sweep.dir).absolute()
-        share_machine(config.hydra.launcher, SweepFolder.path)
+        setup_sweep_process(config.hydra.launcher, SweepFolder.path)
 
 
 def register() -> None:
@@ -55,67 +55,67 @@ def register() -> None:
     token = "".join(secrets.choice("abcdefghijkmnpqrstuvwxyz23456789") for _ in range(4))
     # Cached, so that a launcher's worker sees the same value as this process.
     OmegaConf.register_new_resolver("pylorus.token", lambda: token, replace=True, use_cache=True)
-    OmegaConf.register_new_resolver("pylorus.help", _help, replace=True)
+    OmegaConf.register_new_resolver("pylorus.help", _render_help, replace=True)
     ConfigStore.instance().store(name="schema", node=Config)
 
 
-def _help() -> str:
-    from pylorus.help import help_text
+def _render_help() -> str:
+    from pylorus.help import format_help
 
-    return help_text(CONF)
+    return format_help(CONF)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def _job(composed: DictConfig) -> float | None:
+def _run_hydra_job(composed: DictConfig) -> float | None:
     """Run one Hydra job: a run in this process or, in a sweep, in a separate process that leaves ours clean.
 
     Returns what a hyperparameter search maximizes: validation accuracy of the shipped stage; None if it failed.
     """
-    return job(composed, HydraConfig.get())
+    return run_job(composed, HydraConfig.get())
 
 
-def job(composed: DictConfig, context: Any) -> float | None:
-    """Do what `_job` documents; launchers pickle it by name, so that a worker uses the state of its own process."""
+def run_job(composed: DictConfig, context: Any) -> float | None:
+    """Do what `_run_hydra_job` documents; launchers pickle it by name, so that a worker uses the state of its own process."""
     folder = RunFolder(Path(context.runtime.output_dir).absolute())
     in_sweep = context.mode == RunMode.MULTIRUN
     try:
-        _run(composed, context, folder, in_sweep=in_sweep)
+        _start_or_resume(composed, context, folder, in_sweep=in_sweep)
     except PylorusError as error:
         if not in_sweep:
             _failures.append(error)  # if raised here, Hydra would print the command line again
-        elif folder.status().get("state") not in ("failed", "stopped"):
+        elif folder.read_status().get("state") not in ("failed", "stopped"):
             raise  # the folder belongs to another run, so its status does not report this error
         return None
     if not in_sweep:
         return None
-    with undisturbed():  # an import must not be interrupted: the module is needed afterwards too
-        from pylorus.sweeps.table import objective
+    with ensure_uninterrupted():  # an import must not be interrupted: the module is needed afterwards too
+        from pylorus.sweeps.table import get_objective
 
-    return objective(folder)
+    return get_objective(folder)
 
 
-def _run(composed: DictConfig, context: Any, folder: RunFolder, *, in_sweep: bool) -> None:
+def _start_or_resume(composed: DictConfig, context: Any, folder: RunFolder, *, in_sweep: bool) -> None:
     if interrupted:
         raise KeyboardInterrupt
-    if folder.status() and folder.config.is_file():
+    if folder.read_status() and folder.config.is_file():
         # The same command on the same folder: resume it.
         check_resumable(folder)
-        change_to(folder, built(composed))
+        update_config(folder, build_config(composed))
     else:
         overrides = [str(override) for override in context.overrides.task]
-        with folder.prepared(overrides, sweep=folder.path.parent.name if in_sweep else None):
-            write_text(folder.config, OmegaConf.to_yaml(built(composed)))
-    if in_sweep and folder.status()["state"] == "finished":
+        with folder.set_starting(overrides, sweep=folder.path.parent.name if in_sweep else None):
+            write_text(folder.config, OmegaConf.to_yaml(build_config(composed)))
+    if in_sweep and folder.read_status()["state"] == "finished":
         print(f"job {folder.path.name}: already finished")
     elif in_sweep:
-        run_apart(folder)
+        run_job_process(folder)
     else:
         from pylorus.train import run
 
         run(folder)
 
 
-def checked(arguments: list[str]) -> list[str]:
+def check_overrides(arguments: list[str]) -> list[str]:
     """Check a command line for unknown keys; new keys of free-form parts (model.args) need no `+`.
 
     Raises:
@@ -127,12 +127,12 @@ def checked(arguments: list[str]) -> list[str]:
     parser = OverridesParser.create()
     overrides = set(get_args_parser().parse_args(arguments).overrides)
     return [
-        _checked_override(argument, parser.parse_override(argument)) if argument in overrides else argument
+        _check_override(argument, parser.parse_override(argument)) if argument in overrides else argument
         for argument in arguments
     ]
 
 
-def _checked_override(argument: str, override: Any) -> str:
+def _check_override(argument: str, override: Any) -> str:
     key = override.key_or_group
     check_installed(argument)
     if key.startswith("hydra"):
@@ -144,14 +144,14 @@ def _checked_override(argument: str, override: Any) -> str:
         for option in [str(choice) for choice in choices if choice is not None]:
             if option not in options:
                 raise PylorusError(
-                    f"{key}={option}: there is no {key}/{option}.yaml.{did_you_mean(option, options)}\n"
+                    f"{key}={option}: there is no {key}/{option}.yaml.{format_suggestion(option, options)}\n"
                     f"Available: {', '.join(sorted(options))}."
                 )
         return argument
     check_key(key)
     if override.is_add() and re.match(r"stages\.", key):
         raise PylorusError(f"{argument}: stages are added in a file of conf/stage, not here. Remove the +.")
-    is_free_key = is_free(key) and not (override.is_add() or override.is_force_add() or override.is_delete())
+    is_free_key = is_free_form(key) and not (override.is_add() or override.is_force_add() or override.is_delete())
     return f"++{argument}" if is_free_key else argument
 
 
@@ -162,37 +162,37 @@ def main() -> None:
     """`python train.py`: run, print errors that users can fix without a traceback, and summarize a sweep."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # make Hydra raise errors, so that we print them
     code = 0
-    with ends_quietly():
+    with handle_closed_pipe():
         try:
-            code = _ended(_begin)
+            code = _get_exit_code(_run_command_line)
         finally:
             if SweepFolder.path is not None:
-                code = max(code, _ended(_sum_up))
+                code = max(code, _get_exit_code(_report_sweep))
         sys.exit(code)
 
 
-def _begin() -> int:
+def _run_command_line() -> int:
     """Execute the command line."""
     resumed_folders = [argument.removeprefix(RESUME) for argument in sys.argv[1:] if argument.startswith(RESUME)]
-    sys.argv[1:] = checked([argument for argument in sys.argv[1:] if not argument.startswith(RESUME)])
-    with stopped_by_signals():
+    sys.argv[1:] = check_overrides([argument for argument in sys.argv[1:] if not argument.startswith(RESUME)])
+    with handle_signals():
         if resumed_folders:
             resume(RunFolder(Path(resumed_folders[-1]).expanduser().absolute()), sys.argv[1:])
         else:
-            _job()
+            _run_hydra_job()
     if _failures and SweepFolder.path is None:
         raise _failures[0]
     return 0
 
 
-def _sum_up() -> int:
-    from pylorus.sweeps.table import sum_up
+def _report_sweep() -> int:
+    from pylorus.sweeps.table import write_sweep_table
 
     assert SweepFolder.path is not None
-    return sum_up(SweepFolder.path)
+    return write_sweep_table(SweepFolder.path)
 
 
-def _ended(run_command: Callable[[], int]) -> int:
+def _get_exit_code(run_command: Callable[[], int]) -> int:
     """Call `run_command` and return its exit code; if it raises, print the error and return the matching code."""
     try:
         return run_command()
@@ -203,24 +203,24 @@ def _ended(run_command: Callable[[], int]) -> int:
             print(f"to resume: the same command with hydra.sweep.dir={SweepFolder.path}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        message = _words(error)
+        message = _explain_error(error)
         if message is None:
             raise
         print(f"\nerror: {message}", file=sys.stderr)
         return 1
 
 
-def _words(error: Exception) -> str | None:
+def _explain_error(error: Exception) -> str | None:
     """Return the message of an error that users can fix, to be shown without a traceback; None for all others."""
     if isinstance(error, PylorusError | HydraException | OmegaConfBaseException):
-        return readable(error)
-    message = refused(error) if isinstance(error, OSError) else None
+        return format_error(error)
+    message = explain_disk_error(error) if isinstance(error, OSError) else None
     if message is None and SweepFolder.path is not None and not isinstance(error, BrokenPipeError):
-        message = explained_end(error, SweepFolder.path)
+        message = explain_sweep_end(error, SweepFolder.path)
     return message
 
 
-def readable(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """Format an error's message; for OmegaConf's, with the key and what is wrong with its value."""
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: no value given. Add {error.full_key}=… to the command line."

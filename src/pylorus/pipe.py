@@ -10,7 +10,7 @@ GONE = 141
 
 
 @contextmanager
-def ends_quietly() -> Iterator[None]:
+def handle_closed_pipe() -> Iterator[None]:
     """Exit the process silently if the standard output is closed while the body of the `with` statement prints."""
     try:
         try:

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from pylorus.columns import ABOUT
-from pylorus.errors import PylorusError, listing
+from pylorus.errors import PylorusError, format_name_list
 from pylorus.evaluation.confusion import confusion_matrix
-from pylorus.files import whole
+from pylorus.files import write_atomically
 
 
-def prediction_table(
+def build_prediction_table(
     rows: pd.DataFrame, logits: NDArray[np.float32], *, names: Sequence[str], split: str
 ) -> pd.DataFrame:
     """Build the prediction table of one split.
@@ -49,7 +49,7 @@ def prediction_table(
         raise PylorusError(
             f"The logits of {len(non_finite)} of the {len(rows)} images of {split} are NaN or infinite: the weights "
             "diverged or the arithmetic overflowed. Lower optimizer.lr, or set trainer.precision=32.\n"
-            f"Affected images (split.csv lists their files):\n{listing(rows['sample_id'].iloc[non_finite])}\n"
+            f"Affected images (split.csv lists their files):\n{format_name_list(rows['sample_id'].iloc[non_finite])}\n"
             "Changed values need a new run."
         )
     probabilities = softmax(logits.astype(np.float64), axis=1)
@@ -66,22 +66,22 @@ def prediction_table(
 
 def write_predictions(table: pd.DataFrame, path: Path) -> None:
     """Write a prediction table atomically, as Parquet."""
-    with whole(path) as temporary:
+    with write_atomically(path) as temporary:
         table.to_parquet(temporary, index=False)
 
 
-def class_names(table: pd.DataFrame) -> list[str]:
+def get_class_names(table: pd.DataFrame) -> list[str]:
     """Return the short names of the classes, in the order of the labels."""
     return [name.removeprefix("logit/") for name in table.columns if name.startswith("logit/")]
 
 
-def labels_of(table: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return true and predicted classes as indices into `class_names`, each of shape (rows,)."""
-    label_of_name = {name: index for index, name in enumerate(class_names(table))}
+def extract_labels(table: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return true and predicted classes as indices into `get_class_names`, each of shape (rows,)."""
+    label_of_name = {name: index for index, name in enumerate(get_class_names(table))}
     true, predicted = (np.asarray(table[column].map(label_of_name), dtype=np.int64) for column in ("true", "predicted"))
     return true, predicted
 
 
-def confusion_of(table: pd.DataFrame) -> NDArray[np.int64]:
+def count_confusion(table: pd.DataFrame) -> NDArray[np.int64]:
     """Count images by class, in shape (classes, classes); rows are true, columns predicted."""
-    return confusion_matrix(*labels_of(table), classes=len(class_names(table)))
+    return confusion_matrix(*extract_labels(table), classes=len(get_class_names(table)))

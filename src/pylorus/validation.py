@@ -12,24 +12,24 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pylorus.config import FUSED, GROUPS, Config
-from pylorus.errors import PylorusError, did_you_mean
+from pylorus.errors import PylorusError, format_suggestion
 
 RESERVED_STAGE_NAMES = ("model", "report", "images")
 """Names that no stage may have: each stage has a folder in the run's folder, where these names are in use."""
 
 
-def unwrapped(annotation: Any) -> Any:
+def resolve_optional_type(annotation: Any) -> Any:
     """Return the type of an annotation without None: `int` for `int | None`."""
     if typing.get_origin(annotation) in (types.UnionType, typing.Union):
         return next(member for member in typing.get_args(annotation) if member is not type(None))
     return annotation
 
 
-def fields_of(schema: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+def iter_fields(schema: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
     """Yield each field of a dataclass with its type, without None."""
     hints = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
-        yield field, unwrapped(hints[field.name])
+        yield field, resolve_optional_type(hints[field.name])
 
 
 def check_key(path: str, *, schema: type = Config) -> None:
@@ -42,12 +42,12 @@ def check_key(path: str, *, schema: type = Config) -> None:
     parents: list[str] = []
     for part in path.split("."):
         if dataclasses.is_dataclass(kind):
-            known = {field.name: field_kind for field, field_kind in fields_of(typing.cast(type, kind))}
+            known = {field.name: field_kind for field, field_kind in iter_fields(typing.cast(type, kind))}
             if part not in known:
                 problem = f'"{".".join(parents)}" has no key "{part}"' if parents else f'there is no key "{part}"'
                 names = list(known) if parents else [*known, *GROUPS]
                 raise PylorusError(
-                    f"{path}: {problem}.{did_you_mean(part, names)}\n"
+                    f"{path}: {problem}.{format_suggestion(part, names)}\n"
                     f"Keys at this level: {', '.join(names)}. For all keys, run: python train.py --help"
                 )
             kind = known[part]
@@ -60,12 +60,12 @@ def check_key(path: str, *, schema: type = Config) -> None:
         parents.append(part)
 
 
-def is_free(path: str) -> bool:
+def is_free_form(path: str) -> bool:
     """Return whether a key is in a part of the schema that accepts any name (model.args, augment.transforms)."""
     kind: Any = Config
     for part in path.split("."):
         if dataclasses.is_dataclass(kind):
-            kind = {field.name: field_kind for field, field_kind in fields_of(typing.cast(type, kind))}.get(part)
+            kind = {field.name: field_kind for field, field_kind in iter_fields(typing.cast(type, kind))}.get(part)
         elif typing.get_origin(kind) is dict:
             kind = typing.get_args(kind)[1]
             if kind is Any:
@@ -85,7 +85,7 @@ def check_values(config: object, *, path: str = "") -> None:
     Raises:
         PylorusError: If a value is not allowed; the message names the key, the value found and what is expected.
     """
-    for field, _ in fields_of(type(config)):
+    for field, _ in iter_fields(type(config)):
         value, name = getattr(config, field.name), f"{path}{field.name}"
         if dataclasses.is_dataclass(value):
             check_values(value, path=f"{name}.")
@@ -106,13 +106,13 @@ def _check_value(name: str, value: Any, metadata: typing.Mapping[str, Any]) -> N
         allowed = (
             f"one of {', '.join(choices)}" if low is None else f"{', '.join(choices)} or a number ({allowed_range})"
         )
-        raise PylorusError(f'{name}: found "{value}", expected {allowed}.{did_you_mean(value, choices)}')
+        raise PylorusError(f'{name}: found "{value}", expected {allowed}.{format_suggestion(value, choices)}')
     # Negated comparisons, so that NaN is refused as well.
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         raise PylorusError(f"{name}: found {value}, expected {allowed_range}.")
 
 
-def built(composed: DictConfig) -> Config:
+def build_config(composed: DictConfig) -> Config:
     """Build the typed configuration from what Hydra composed, and check it.
 
     Raises:
@@ -123,7 +123,7 @@ def built(composed: DictConfig) -> Config:
         raise PylorusError(f"{missing[0]}: no value given. Add {missing[0]}=… to the command line.")
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
-    check(config)
+    check_config(config)
     config.stages = {name: config.stages[name] for name in config.run}
     if config.data.fold_column is not None:
         config.data.fold = str(config.data.fold)  # values of a manifest are text, even if they look like numbers
@@ -140,19 +140,19 @@ def built(composed: DictConfig) -> Config:
     return config
 
 
-def loaded(path: Path) -> Config:
+def load_config(path: Path) -> Config:
     """Load the configuration file of a run's folder.
 
     Raises:
         PylorusError: If it is not a configuration of this version of Pylorus.
     """
     try:
-        return built(DictConfig(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))))
+        return build_config(DictConfig(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))))
     except OmegaConfBaseException as error:
         raise PylorusError(f"{path}: not a configuration of this version of Pylorus. {error}") from error
 
 
-def check(config: Config) -> None:
+def check_config(config: Config) -> None:
     """Check all values, and the rules that involve several keys.
 
     Raises:
@@ -165,11 +165,11 @@ def check(config: Config) -> None:
         )
     for name in config.run:
         if name not in config.stages:
-            raise PylorusError(f'run: there is no stage "{name}".{did_you_mean(name, config.stages)}')
+            raise PylorusError(f'run: there is no stage "{name}".{format_suggestion(name, config.stages)}')
     if config.deploy.stage is not None and config.deploy.stage not in config.run:
         problem = "which this run does not train" if config.deploy.stage in config.stages else "which is not a stage"
         raise PylorusError(
-            f'deploy.stage: found "{config.deploy.stage}", {problem}.{did_you_mean(config.deploy.stage, config.run)} '
+            f'deploy.stage: found "{config.deploy.stage}", {problem}.{format_suggestion(config.deploy.stage, config.run)} '
             f"Expected one of {', '.join(config.run)}, or null."
         )
     for name in config.stages:

@@ -56,7 +56,7 @@ def store(root: Path, *, key: str = "a", budget: int = BUDGET, kind: str = "feat
 def fill(root: Path, names: Sequence[str], **how: str | int) -> Path:
     """Keeps the records of `names` and gives the store's folder."""
     filled = store(root, **how)
-    filled.records(names, Computation(names), memory_bytes=0)
+    filled.load_or_compute(names, Computation(names), memory_bytes=0)
     return filled.folder
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pylorus.cache import budget, filling, shard_writer
-from pylorus.cache.budget import bytes_below
+from pylorus.cache.budget import sum_file_sizes
 from pylorus.cache.store import DoesNotFitError
 from tests.cache.drawn import SIZE, Computation, fill, process, right, some, store
 
@@ -31,10 +31,10 @@ def test_the_least_recently_used_store_makes_room(tmp_path, caplog):
     old, older, recent = (fill(tmp_path, some(20), key=key) for key in ("old", "older", "recent"))
     for folder, seconds in ((old, 2000), (older, 1000), (recent, 3000)):
         last_used(folder, seconds)
-    limit = bytes_below(tmp_path) + 6 * SIZE
+    limit = sum_file_sizes(tmp_path) + 6 * SIZE
     own = fill(tmp_path, some(20), key="own", budget=limit)
     assert [folder.exists() for folder in (old, older, recent, own)] == [True, False, True, True]
-    assert bytes_below(tmp_path) <= limit
+    assert sum_file_sizes(tmp_path) <= limit
     assert str(older) in caplog.text
 
 
@@ -42,8 +42,8 @@ def test_finding_records_counts_as_use(tmp_path):
     first, second = fill(tmp_path, some(20), key="first"), fill(tmp_path, some(20), key="second")
     last_used(first, 1000)
     last_used(second, 2000)
-    store(tmp_path, key="first").records(some(20), Computation(some(20)), memory_bytes=MEMORY)
-    fill(tmp_path, some(20), key="own", budget=bytes_below(tmp_path) + 6 * SIZE)
+    store(tmp_path, key="first").load_or_compute(some(20), Computation(some(20)), memory_bytes=MEMORY)
+    fill(tmp_path, some(20), key="own", budget=sum_file_sizes(tmp_path) + 6 * SIZE)
     assert (first.exists(), second.exists()) == (True, False)
 
 
@@ -61,7 +61,7 @@ print((records.take(range(20)) == right(some(20))).all())
     assert reader.stdout.readline() == "ready\n"
     read, idle = store(tmp_path, key="read").folder, fill(tmp_path, some(20), key="idle")
     last_used(read, 1000)
-    limit = bytes_below(tmp_path) + 6 * SIZE
+    limit = sum_file_sizes(tmp_path) + 6 * SIZE
     fill(tmp_path, some(20), key="own", budget=limit)
     assert (read.exists(), idle.exists()) == (True, False)
     last_used(store(tmp_path, key="own").folder, 500)
@@ -81,7 +81,9 @@ def test_a_store_that_is_being_written_is_never_removed_and_its_room_is_kept(tmp
     slow = Computation(some(20), before=pause)
     limit = 30 * SIZE
     writer = threading.Thread(
-        target=lambda: written.append(store(tmp_path, key="slow", budget=limit).records(some(20), slow, memory_bytes=0))
+        target=lambda: written.append(
+            store(tmp_path, key="slow", budget=limit).load_or_compute(some(20), slow, memory_bytes=0)
+        )
     )
     writer.start()
     begun.wait(20)
@@ -89,7 +91,7 @@ def test_a_store_that_is_being_written_is_never_removed_and_its_room_is_kept(tmp
         fill(tmp_path, some(20), key="own", budget=limit)
     goes_on.set()
     writer.join()
-    np.testing.assert_array_equal(written[0].take(range(20)), right(some(20)))
+    np.testing.assert_array_equal(written[0].read_rows(range(20)), right(some(20)))
 
 
 def test_nothing_is_removed_where_that_would_not_suffice(tmp_path):
@@ -102,8 +104,8 @@ def test_nothing_is_removed_where_that_would_not_suffice(tmp_path):
 def test_the_own_store_is_never_removed(tmp_path):
     fill(tmp_path, some(20))
     with pytest.raises(DoesNotFitError):
-        fill(tmp_path, some(40), budget=bytes_below(tmp_path) + 6 * SIZE)
-    assert store(tmp_path).records(some(20), Computation(some(20)), memory_bytes=0).kept == 20
+        fill(tmp_path, some(40), budget=sum_file_sizes(tmp_path) + 6 * SIZE)
+    assert store(tmp_path).load_or_compute(some(20), Computation(some(20)), memory_bytes=0).kept == 20
 
 
 def test_folders_that_are_no_stores_are_never_removed(tmp_path):
@@ -118,9 +120,9 @@ def test_folders_that_are_no_stores_are_never_removed(tmp_path):
 def test_records_over_the_budget_are_computed_into_memory_and_the_log_says_why(tmp_path, caplog):
     names = some(20)
     computation = Computation(names)
-    records = store(tmp_path, budget=10 * SIZE).records(names, computation, memory_bytes=MEMORY)
+    records = store(tmp_path, budget=10 * SIZE).load_or_compute(names, computation, memory_bytes=MEMORY)
     assert (records.place, records.computed, computation.asked) == ("memory", 20, names)
-    np.testing.assert_array_equal(records.take(range(20)), right(names))
+    np.testing.assert_array_equal(records.read_rows(range(20)), right(names))
     assert "cache.budget_gib" in caplog.text
     assert list(tmp_path.rglob("*.data")) == []
 
@@ -128,16 +130,16 @@ def test_records_over_the_budget_are_computed_into_memory_and_the_log_says_why(t
 def test_a_run_that_keeps_nothing_lets_no_other_wait(tmp_path):
     def look_from_another_run(first):
         if first == 0:
-            others.append(store(tmp_path).records(some(6), Computation(some(6)), memory_bytes=MEMORY))
+            others.append(store(tmp_path).load_or_compute(some(6), Computation(some(6)), memory_bytes=MEMORY))
 
     others = []
     computation = Computation(some(20), before=look_from_another_run)
-    store(tmp_path, budget=10 * SIZE).records(some(20), computation, memory_bytes=MEMORY)
+    store(tmp_path, budget=10 * SIZE).load_or_compute(some(20), computation, memory_bytes=MEMORY)
     assert others[0].computed == 6
 
 
 def test_readers_leave_no_files(tmp_path):
-    records = store(tmp_path).records(some(6), Computation(some(6)), memory_bytes=0)
+    records = store(tmp_path).load_or_compute(some(6), Computation(some(6)), memory_bytes=0)
     assert len(list(tmp_path.rglob("*.reader.lock"))) == 1
     del records
     assert list(tmp_path.rglob("*.reader.lock")) == []
@@ -147,18 +149,18 @@ def test_records_that_fit_nowhere_are_an_error_with_numbers_and_the_key(tmp_path
     names = some(20)
     computation = Computation(names)
     with pytest.raises(DoesNotFitError, match=r"cache\.budget_gib is 9\.8 KiB(.|\n)*take 19\.5 KiB, and 4\.9 KiB"):
-        store(tmp_path, budget=10 * SIZE).records(names, computation, memory_bytes=5 * SIZE)
+        store(tmp_path, budget=10 * SIZE).load_or_compute(names, computation, memory_bytes=5 * SIZE)
     assert computation.asked == []
 
 
 def test_a_disk_without_room_is_left_alone(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(budget, "free_bytes", lambda root: 15 * SIZE)
+    monkeypatch.setattr(budget, "get_free_bytes", lambda root: 15 * SIZE)
     names = some(20)
-    assert store(tmp_path).records(names, Computation(names), memory_bytes=MEMORY).computed == 20
+    assert store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=MEMORY).computed == 20
     assert "has only 14.6 KiB available" in caplog.text
     assert list(tmp_path.rglob("*.data")) == []
     with pytest.raises(DoesNotFitError, match="Free"):
-        store(tmp_path).records(names, Computation(names), memory_bytes=0)
+        store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=0)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
@@ -167,34 +169,34 @@ def test_a_disk_that_fails_while_writing_costs_no_computation(tmp_path, monkeypa
     break_after(monkeypatch, writes, code)
     names = some(12)
     computation = Computation(names)
-    records = store(tmp_path).records(names, computation, memory_bytes=MEMORY)
+    records = store(tmp_path).load_or_compute(names, computation, memory_bytes=MEMORY)
     assert (records.place, computation.asked) == ("memory", names)
-    np.testing.assert_array_equal(records.take(range(12)), right(names))
+    np.testing.assert_array_equal(records.read_rows(range(12)), right(names))
     monkeypatch.undo()
     assert not [path for path in store(tmp_path).folder.iterdir() if path.suffix == ".partial"]
     failed = os.strerror(code) in caplog.text
-    again = store(tmp_path).records(names, Computation(names), memory_bytes=0)
+    again = store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=0)
     assert failed == (again.computed > 0)
     assert again.kept % 4 == 0
-    np.testing.assert_array_equal(again.take(range(12)), right(names))
+    np.testing.assert_array_equal(again.read_rows(range(12)), right(names))
 
 
 def test_a_disk_that_fails_while_writing_is_an_error_where_memory_is_too_small(tmp_path, monkeypatch):
     break_after(monkeypatch, 5, errno.ENOSPC)
     with pytest.raises(DoesNotFitError, match="No space left on device"):
-        store(tmp_path).records(some(12), Computation(some(12)), memory_bytes=0)
+        store(tmp_path).load_or_compute(some(12), Computation(some(12)), memory_bytes=0)
     monkeypatch.undo()
-    assert store(tmp_path).records(some(12), Computation(some(12)), memory_bytes=0).kept == 4
+    assert store(tmp_path).load_or_compute(some(12), Computation(some(12)), memory_bytes=0).kept == 4
 
 
 def test_a_folder_that_can_not_be_made_leaves_memory(tmp_path, caplog):
     (tmp_path / "file").touch()
     names = some(6)
-    records = store(tmp_path / "file" / "cache").records(names, Computation(names), memory_bytes=MEMORY)
-    np.testing.assert_array_equal(records.take(range(6)), right(names))
+    records = store(tmp_path / "file" / "cache").load_or_compute(names, Computation(names), memory_bytes=MEMORY)
+    np.testing.assert_array_equal(records.read_rows(range(6)), right(names))
     assert "can't be written to" in caplog.text
     with pytest.raises(DoesNotFitError, match="can't be written to"):
-        store(tmp_path / "file" / "cache").records(names, Computation(names), memory_bytes=0)
+        store(tmp_path / "file" / "cache").load_or_compute(names, Computation(names), memory_bytes=0)
 
 
 def break_after(monkeypatch, writes, code):
@@ -230,25 +232,25 @@ def test_a_disk_that_another_program_fills_costs_no_computation(small_disk, capl
 
     names = some(60)
     computation = Computation(names, before=fill_up)
-    records = store(small_disk).records(names, computation, memory_bytes=MEMORY)
+    records = store(small_disk).load_or_compute(names, computation, memory_bytes=MEMORY)
     assert computation.asked == names
     assert "No space left on device" in caplog.text
-    np.testing.assert_array_equal(records.take(range(60)), right(names))
+    np.testing.assert_array_equal(records.read_rows(range(60)), right(names))
     (small_disk / "other").unlink()
-    again = store(small_disk).records(names, Computation(names), memory_bytes=0)
+    again = store(small_disk).load_or_compute(names, Computation(names), memory_bytes=0)
     assert 0 < again.kept < 60
-    np.testing.assert_array_equal(again.take(range(60)), right(names))
+    np.testing.assert_array_equal(again.read_rows(range(60)), right(names))
 
 
 def test_a_read_only_disk_is_read(small_disk, caplog):
     names = some(12)
     fill(small_disk, names[:8])
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    kept = store(small_disk).records(names[:8], Computation(names), memory_bytes=0)
+    kept = store(small_disk).load_or_compute(names[:8], Computation(names), memory_bytes=0)
     assert (kept.kept, kept.place) == (8, "disk")
-    np.testing.assert_array_equal(kept.take(range(8)), right(names[:8]))
+    np.testing.assert_array_equal(kept.read_rows(range(8)), right(names[:8]))
     computation = Computation(names)
-    more = store(small_disk).records(names, computation, memory_bytes=MEMORY)
+    more = store(small_disk).load_or_compute(names, computation, memory_bytes=MEMORY)
     assert computation.asked == names[8:]
-    np.testing.assert_array_equal(more.take(range(12)), right(names))
+    np.testing.assert_array_equal(more.read_rows(range(12)), right(names))
     assert "Read-only file system" in caplog.text

@@ -50,13 +50,13 @@ def flip_name(path):
 def test_a_damaged_shard_is_named_and_computed_anew(tmp_path, caplog, memory, change):
     path, names = damaged(tmp_path, change), some(12)
     computation = Computation(names)
-    records = store(tmp_path).records(names, computation, memory_bytes=memory)
+    records = store(tmp_path).load_or_compute(names, computation, memory_bytes=memory)
     assert computation.asked == names[4:8]
-    np.testing.assert_array_equal(records.take(range(12)), right(names))
+    np.testing.assert_array_equal(records.read_rows(range(12)), right(names))
     assert len(warnings(caplog)) == 1
     assert str(path) in warnings(caplog)[0]
     caplog.clear()
-    again = store(tmp_path).records(names, Computation(names), memory_bytes=memory)
+    again = store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=memory)
     assert (again.kept, warnings(caplog)) == (12, [])
 
 
@@ -73,7 +73,7 @@ def test_a_damaged_shard_is_named_and_computed_anew(tmp_path, caplog, memory, ch
 def test_an_index_that_can_not_be_read_does_not_count(tmp_path, caplog, content):
     path = damaged(tmp_path, lambda path: path.with_suffix(".index").write_text(content))
     names = some(12)
-    records = store(tmp_path).records(names, Computation(names), memory_bytes=0)
+    records = store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=0)
     assert (records.kept, records.computed) == (8, 4)
     assert len(warnings(caplog)) == 1
     assert str(path.with_suffix(".index")) in warnings(caplog)[0]
@@ -83,9 +83,9 @@ def test_an_index_that_can_not_be_read_does_not_count(tmp_path, caplog, content)
 def test_data_that_vanished_are_computed_anew(tmp_path):
     damaged(tmp_path, lambda path: path.unlink())
     names = some(12)
-    records = store(tmp_path).records(names, Computation(names), memory_bytes=0)
+    records = store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=0)
     assert (records.kept, records.computed) == (8, 4)
-    np.testing.assert_array_equal(records.take(range(12)), right(names))
+    np.testing.assert_array_equal(records.read_rows(range(12)), right(names))
 
 
 def test_after_a_killed_run_the_next_goes_on_from_its_last_whole_shard(tmp_path):
@@ -106,10 +106,10 @@ store(Path(sys.argv[1])).records(some(12), Computation(some(12), before=hang), m
     (left,) = folder.glob("*.partial")
     os.utime(left, (time.time() - 3700, time.time() - 3700))
     computation = Computation(names)
-    records = store(tmp_path).records(names, computation, memory_bytes=0)
+    records = store(tmp_path).load_or_compute(names, computation, memory_bytes=0)
     assert computation.asked == names[4:]
     assert (records.kept, records.computed) == (4, 8)
-    np.testing.assert_array_equal(records.take(range(12)), right(names))
+    np.testing.assert_array_equal(records.read_rows(range(12)), right(names))
     assert list(folder.glob("*.partial")) == []
 
 
@@ -129,14 +129,14 @@ def test_an_error_of_the_computation_passes_and_whole_shards_stay(tmp_path, erro
 
     names = some(12)
     with pytest.raises(type(error)) as raised:
-        store(tmp_path).records(names, Computation(names, before=fail), memory_bytes=memory)
+        store(tmp_path).load_or_compute(names, Computation(names, before=fail), memory_bytes=memory)
     assert raised.value is error
     folder = store(tmp_path).folder
     assert sorted(path.suffix for path in folder.iterdir()) == ["", ".data", ".index", ".json"]
     again = Computation(names)
-    records = store(tmp_path).records(names, again, memory_bytes=memory)
+    records = store(tmp_path).load_or_compute(names, again, memory_bytes=memory)
     assert again.asked == names[4:]
-    np.testing.assert_array_equal(records.take(range(12)), right(names))
+    np.testing.assert_array_equal(records.read_rows(range(12)), right(names))
 
 
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
@@ -152,20 +152,20 @@ def test_ctrl_c_at_any_step_of_completing_a_shard_leaves_nothing_half_written(tm
         return real(*words)
 
     names = some(12)
-    store(tmp_path).records(
+    store(tmp_path).load_or_compute(
         names[:1], Computation(names), memory_bytes=0
     )  # so that only shards are still to be written
     with monkeypatch.context() as patch:
         patch.setattr(owner, moment, interrupted)
         with pytest.raises(KeyboardInterrupt):
-            store(tmp_path).records(names, Computation(names), memory_bytes=0)
+            store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=0)
     folder = store(tmp_path).folder
     data = {path.stem for path in folder.glob("*.data")}
     assert data == {path.stem for path in folder.glob("*.index")}
     assert list(folder.glob("*.partial")) == []
-    records = store(tmp_path).records(names, Computation(names), memory_bytes=0)
+    records = store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=0)
     assert records.kept == 1 + 4 * ((count - 1) // 2)
-    np.testing.assert_array_equal(records.take(range(12)), right(names))
+    np.testing.assert_array_equal(records.read_rows(range(12)), right(names))
 
 
 def test_a_slow_computation_loses_no_more_than_a_while(tmp_path, monkeypatch):
@@ -174,4 +174,4 @@ def test_a_slow_computation_loses_no_more_than_a_while(tmp_path, monkeypatch):
 
 
 def warnings(caplog):
-    return [entry.getMessage() for entry in caplog.records if entry.levelno >= logging.WARNING]
+    return [entry.getMessage() for entry in caplog.load_or_compute if entry.levelno >= logging.WARNING]

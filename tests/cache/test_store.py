@@ -20,13 +20,13 @@ def small_shards(monkeypatch):
 def test_records_are_computed_once_and_found_by_a_second_store(tmp_path, place, memory):
     names = some(10)
     first = Computation(names)
-    records = store(tmp_path).records(names, first, memory_bytes=memory)
+    records = store(tmp_path).load_or_compute(names, first, memory_bytes=memory)
     assert (records.kept, records.computed, records.place, len(records)) == (0, 10, place, 10)
-    np.testing.assert_array_equal(records.take(range(10)), right(names))
+    np.testing.assert_array_equal(records.read_rows(range(10)), right(names))
     second = Computation(names)
-    records = store(tmp_path).records(names, second, memory_bytes=memory)
+    records = store(tmp_path).load_or_compute(names, second, memory_bytes=memory)
     assert (records.kept, records.computed, second.asked) == (10, 0, [])
-    np.testing.assert_array_equal(records.take([7, 0, 7]), right([names[7], names[0], names[7]]))
+    np.testing.assert_array_equal(records.read_rows([7, 0, 7]), right([names[7], names[0], names[7]]))
 
 
 def test_another_process_finds_the_records(tmp_path):
@@ -48,10 +48,10 @@ def test_only_what_is_missing_is_computed(tmp_path, place, memory):
     fill(tmp_path, some(10)[::2])
     names = some(10)[::-1]
     computation = Computation(names)
-    records = store(tmp_path).records(names, computation, memory_bytes=memory)
+    records = store(tmp_path).load_or_compute(names, computation, memory_bytes=memory)
     assert computation.asked == some(10)[1::2][::-1]
     assert (records.kept, records.computed) == (5, 5)
-    np.testing.assert_array_equal(records.take(range(10)), right(names))
+    np.testing.assert_array_equal(records.read_rows(range(10)), right(names))
 
 
 @pytest.mark.parametrize(("place", "memory"), PLACES)
@@ -60,26 +60,26 @@ def test_some_of_what_is_kept_can_be_asked_for_in_another_order(tmp_path, monkey
     fill(tmp_path, some(10))
     names = [some(10)[number] for number in (9, 2, 3, 5, 1)]
     computation = Computation(names)
-    records = store(tmp_path).records(names, computation, memory_bytes=memory)
+    records = store(tmp_path).load_or_compute(names, computation, memory_bytes=memory)
     assert (records.kept, computation.asked) == (5, [])
-    np.testing.assert_array_equal(records.take(range(5)), right(names))
+    np.testing.assert_array_equal(records.read_rows(range(5)), right(names))
 
 
 @pytest.mark.parametrize(("place", "memory"), PLACES)
 def test_one_record_serves_a_name_that_comes_twice(tmp_path, place, memory):
     names = ["b", "a", "b", "c", "a", "b"]
     computation = Computation(names)
-    records = store(tmp_path).records(names, computation, memory_bytes=memory)
+    records = store(tmp_path).load_or_compute(names, computation, memory_bytes=memory)
     assert computation.asked == ["b", "a", "c"]
     assert (records.kept, records.computed, len(records)) == (0, 3, 6)
-    np.testing.assert_array_equal(records.take(range(6)), right(names))
+    np.testing.assert_array_equal(records.read_rows(range(6)), right(names))
 
 
 def test_records_made_in_another_way_lie_in_another_folder(tmp_path):
     names = some(3)
     folder = fill(tmp_path, names)
     other = Computation(names)
-    assert store(tmp_path, key="b").records(names, other, memory_bytes=0).kept == 0
+    assert store(tmp_path, key="b").load_or_compute(names, other, memory_bytes=0).kept == 0
     assert other.asked == names
     bigger = RecordStore(tmp_path, kind="features", key={"network": "a"}, record_bytes=SIZE + 1, budget_bytes=BUDGET)
     assert len({folder, store(tmp_path, key="b").folder, bigger.folder, store(tmp_path, kind="images").folder}) == 4
@@ -106,34 +106,34 @@ def test_only_the_owner_can_look_into_the_stores(tmp_path):
 @pytest.mark.parametrize(("place", "memory"), PLACES)
 def test_what_is_taken_can_be_written_to_without_changing_the_records(tmp_path, place, memory):
     names = some(6)
-    records = store(tmp_path).records(names, Computation(names), memory_bytes=memory)
-    records.take(range(6))[:] = 0
-    records.take([2])[:] = 0
-    np.testing.assert_array_equal(records.take(np.arange(6)), right(names))
-    assert records.take([]).shape == (0, SIZE)
+    records = store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=memory)
+    records.read_rows(range(6))[:] = 0
+    records.read_rows([2])[:] = 0
+    np.testing.assert_array_equal(records.read_rows(np.arange(6)), right(names))
+    assert records.read_rows([]).shape == (0, SIZE)
 
 
 def test_memory_and_disk_give_the_same_bytes(tmp_path):
     names, rows = some(20), np.random.default_rng(0).integers(-20, 20, 100)
-    mapped = store(tmp_path).records(names, Computation(names), memory_bytes=20 * SIZE - 1)
-    loaded = store(tmp_path).records(names, Computation(names), memory_bytes=20 * SIZE)
+    mapped = store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=20 * SIZE - 1)
+    loaded = store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=20 * SIZE)
     assert (mapped.place, loaded.place) == ("disk", "memory")
-    np.testing.assert_array_equal(mapped.take(rows), loaded.take(rows))
+    np.testing.assert_array_equal(mapped.read_rows(rows), loaded.read_rows(rows))
 
 
 @pytest.mark.parametrize(("place", "memory"), PLACES)
 @pytest.mark.parametrize("rows", [[6], [-7], [0.5], [True], [[0]]])
 def test_a_row_that_is_none_is_refused(tmp_path, place, memory, rows):
     names = some(6)
-    records = store(tmp_path).records(names, Computation(names), memory_bytes=memory)
+    records = store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=memory)
     with pytest.raises(IndexError):
-        records.take(rows)
+        records.read_rows(rows)
 
 
 @pytest.mark.parametrize(("place", "memory"), PLACES)
 def test_a_worker_process_can_be_given_the_records(tmp_path, place, memory):
     names = some(200)
-    records = store(tmp_path).records(names, Computation(names), memory_bytes=memory)
+    records = store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=memory)
     sent = pickle.dumps(records)
     np.testing.assert_array_equal(pickle.loads(sent).take(range(200)), right(names))
     assert (len(sent) < 100 * SIZE) == (place == "disk")
@@ -141,7 +141,7 @@ def test_a_worker_process_can_be_given_the_records(tmp_path, place, memory):
 
 def test_no_names_need_no_computation(tmp_path):
     computation = Computation([])
-    records = store(tmp_path).records([], computation, memory_bytes=0)
+    records = store(tmp_path).load_or_compute([], computation, memory_bytes=0)
     assert (len(records), records.kept, records.computed, computation.asked) == (0, 0, 0, [])
 
 
@@ -156,7 +156,7 @@ def test_no_names_need_no_computation(tmp_path):
 )
 def test_a_computation_that_gives_other_than_asked_for_is_an_error(tmp_path, blocks):
     with pytest.raises(ValueError, match="compute: found"):
-        store(tmp_path).records(some(3), lambda places: iter(blocks), memory_bytes=0)
+        store(tmp_path).load_or_compute(some(3), lambda places: iter(blocks), memory_bytes=0)
     assert [path.suffix for path in store(tmp_path).folder.iterdir() if "data" in path.name] == []
 
 
@@ -168,8 +168,8 @@ def test_blocks_may_have_any_size_and_layout(tmp_path):
         yield np.asfortranarray(right(names[:7]))
         yield right(names[7:])
 
-    records = store(tmp_path).records(names, compute, memory_bytes=0)
-    np.testing.assert_array_equal(records.take(range(9)), right(names))
+    records = store(tmp_path).load_or_compute(names, compute, memory_bytes=0)
+    np.testing.assert_array_equal(records.read_rows(range(9)), right(names))
 
 
 @pytest.mark.parametrize("kind", ["", "../x", "A", ".locks"])

@@ -40,11 +40,13 @@ def test_who_waits_says_so_and_then_finds_everything(tmp_path, monkeypatch, capl
     caplog.set_level(logging.INFO)
     names, told = some(6), threading.Event()
     slow = Computation(names, before=lambda first: told.wait(20))
-    first = threading.Thread(target=lambda: store(tmp_path).records(names, slow, memory_bytes=0))
+    first = threading.Thread(target=lambda: store(tmp_path).load_or_compute(names, slow, memory_bytes=0))
     first.start()
     wait_until(lambda: bool(slow.asked))
     quick, found = Computation(names), []
-    second = threading.Thread(target=lambda: found.append(store(tmp_path).records(names, quick, memory_bytes=0)))
+    second = threading.Thread(
+        target=lambda: found.append(store(tmp_path).load_or_compute(names, quick, memory_bytes=0))
+    )
     second.start()
     wait_until(lambda: "Another run is computing features" in caplog.text)
     told.set()
@@ -60,11 +62,11 @@ def test_a_holder_that_hangs_is_not_waited_for_for_ever(tmp_path, monkeypatch, c
     lock_file(tmp_path).parent.mkdir()
     names = some(6)
     with FileLock(lock_file(tmp_path)):
-        records = store(tmp_path).records(names, Computation(names), memory_bytes=0)
+        records = store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=0)
     assert records.computed == 6
     assert "no longer waiting for it" in caplog.text
-    np.testing.assert_array_equal(records.take(range(6)), right(names))
-    assert store(tmp_path).records(names, Computation(names), memory_bytes=0).kept == 6
+    np.testing.assert_array_equal(records.read_rows(range(6)), right(names))
+    assert store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=0).kept == 6
 
 
 def test_a_holder_that_makes_progress_is_waited_for(tmp_path, monkeypatch, caplog):
@@ -85,7 +87,7 @@ def test_a_holder_that_makes_progress_is_waited_for(tmp_path, monkeypatch, caplo
     holder = threading.Thread(target=write_slowly)
     holder.start()
     held.wait()
-    records = store(tmp_path).records(names, Computation(names), memory_bytes=0)
+    records = store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=0)
     assert not holder.is_alive() or holder.join(1) is None
     assert records.computed == 6
     assert "no longer waiting for it" not in caplog.text
@@ -98,7 +100,7 @@ def test_a_disk_that_can_not_lock_still_keeps_records(tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(lock.FileLock, "acquire", refuse)
     names = some(6)
-    assert store(tmp_path).records(names, Computation(names), memory_bytes=0).computed == 6
-    assert store(tmp_path, key="b").records(names, Computation(names), memory_bytes=0).computed == 6
-    assert store(tmp_path).records(names, Computation(names), memory_bytes=0).kept == 6
+    assert store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=0).computed == 6
+    assert store(tmp_path, key="b").load_or_compute(names, Computation(names), memory_bytes=0).computed == 6
+    assert store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=0).kept == 6
     assert caplog.text.count("locks don't work in this folder") == 1

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 from numpy.random import Generator
 
-from pylorus.data.image import MOST_PIXELS, UnreadableImageError, decode
+from pylorus.data.image import MOST_PIXELS, UnreadableImageError, decode_image
 from tests.data.sample_files import samples
 
 SECONDS = 5.0
@@ -135,7 +135,7 @@ class _Worker:
 def _serve(pipe: Connection) -> None:
     samples()
     for content in samples().values():  # so that every library is loaded before memory is measured
-        decode(content)
+        decode_image(content)
     used = _limit_memory()
     pipe.send("ready")
     while True:
@@ -157,7 +157,7 @@ def _judged(number: int, used: int) -> Outcome:
     sample, mutation, content = mutated(number)
     begin = time.monotonic()
     try:
-        verdict, reason = _plausible(decode(content), sample, mutation)
+        verdict, reason = _plausible(decode_image(content), sample, mutation)
     except UnreadableImageError as error:
         verdict, reason = "refused", re.sub(r"b['\"].*", "…", re.sub(r"\d+", "N", str(error)))[:60]
         if isinstance(error.__cause__, MemoryError):
@@ -172,7 +172,7 @@ def _judged(number: int, used: int) -> Outcome:
 def _plausible(image: np.ndarray, sample: str, mutation: str) -> tuple[str, str]:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not 0 < image.size <= 3 * MOST_PIXELS:
         return "fault", f"gives an array of {image.dtype} {image.shape}"
-    if np.array_equal(image, decode(samples()[sample])):
+    if np.array_equal(image, decode_image(samples()[sample])):
         return "decoded", "the very image"
     return ("fault", "cut, and another image") if mutation == "truncation" else ("decoded", "another image")
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pylorus.data.image import UnreadableImageError, read
+from pylorus.data.image import UnreadableImageError, read_image
 from tests.data.sample_files import deep, encoded, picture, png, samples, tiled_tiff
 
 IMAGE = None
@@ -217,13 +217,13 @@ def test_each_bad_file_has_its_stated_outcome(make, outcome, tmp_path):
         pytest.skip("root reads every file")
     path = make(tmp_path)
     if outcome is IMAGE:
-        found = read(path)
+        found = read_image(path)
         assert found.dtype == np.uint8
         assert found.ndim == 3
         assert found.shape[2] == 3
         return
     with pytest.raises(UnreadableImageError, match=outcome) as caught:
-        read(path)
+        read_image(path)
     assert path.name in str(caught.value)
 
 
@@ -231,7 +231,7 @@ def test_a_wrong_checksum_is_damage(tmp_path):
     content = bytearray(samples()["png"])
     content[60] ^= 1
     with pytest.raises(UnreadableImageError, match="chunk b'IDAT' at byte 33 has a wrong checksum"):
-        read(file("a.png", lambda: bytes(content))(tmp_path))
+        read_image(file("a.png", lambda: bytes(content))(tmp_path))
 
 
 def test_a_file_that_is_still_growing_is_refused(tmp_path, monkeypatch):
@@ -246,13 +246,13 @@ def test_a_file_that_is_still_growing_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr("pylorus.data.content.os.fstat", growing)
     with pytest.raises(UnreadableImageError, match="changed while it was being read; is it still being copied"):
-        read(path)
+        read_image(path)
 
 
 @pytest.mark.parametrize("name", ["a\nb.png", os.fsdecode(b"\xff.png")])
 def test_any_name_can_be_printed_in_a_message(name, tmp_path):
     with pytest.raises(UnreadableImageError) as caught:
-        read(tmp_path / name)
+        read_image(tmp_path / name)
     message = str(caught.value)
     assert "\n" not in message
     assert message.encode("utf-8")
@@ -268,7 +268,7 @@ def test_opencv_and_pydicom_write_nothing_to_the_terminal_about_damaged_files(tm
             flipped[at] ^= 0x55
         (tmp_path / f"{index}-{re.sub(r'[^a-z0-9]', '-', name)}").write_bytes(flipped)
     program = (
-        "import sys, pathlib\nfrom pylorus.data.image import UnreadableImageError, read\n"
+        "import sys, pathlib\nfrom pylorus.data.image import UnreadableImageError, read_image\n"
         "for path in pathlib.Path(sys.argv[1]).iterdir():\n"
         "    try: read(path)\n    except UnreadableImageError: pass\n"
     )

@@ -9,8 +9,8 @@ from pylorus.config import CONF, AugmentConfig, CacheConfig, DataConfig
 from pylorus.data.catalog import read_folders
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.input import InputFormat
-from pylorus.data.order import EpochBatches, EpochOrder
-from pylorus.data.split import split
+from pylorus.data.order import EpochBatchSampler, EpochSampler
+from pylorus.data.split import split_catalog
 
 POLICY = AugmentConfig(**yaml.safe_load((CONF / "augment" / "light.yaml").read_text()))
 
@@ -19,7 +19,7 @@ POLICY = AugmentConfig(**yaml.safe_load((CONF / "augment" / "light.yaml").read_t
 def serve(drawn, tmp_path_factory):
     kept = str(tmp_path_factory.mktemp("kept"))
     catalog = read_folders(drawn, group=r"patient_\d+")
-    table = split(catalog, DataConfig(val_fraction=0.2, test_fraction=0.2)).table
+    table = split_catalog(catalog, DataConfig(val_fraction=0.2, test_fraction=0.2)).table
 
     def make(*, workers=0, seed=0, policy=POLICY, batch_size=4, views=None, images=False):
         return ImageDataModule(
@@ -79,9 +79,9 @@ def test_kept_images_are_the_very_images_that_the_files_give(serve, workers):
 
 
 def test_a_kept_image_is_not_decoded_again(serve, monkeypatch):
-    list(serve(images=True).loader("test"))
-    monkeypatch.setattr("pylorus.data.input.read", lambda path: pytest.fail(f"{path} was read again"))
-    assert len(list(serve(images=True).loader("test")))
+    list(serve(images=True).build_loader("test"))
+    monkeypatch.setattr("pylorus.data.input.read_image", lambda path: pytest.fail(f"{path} was read again"))
+    assert len(list(serve(images=True).build_loader("test")))
 
 
 @pytest.mark.parametrize(("side", "kept"), [(44, True), (48, False)])
@@ -90,7 +90,7 @@ def test_only_large_frames_are_kept_where_the_user_leaves_it_open(serve, side, k
     monkeypatch.setattr("pylorus.data.input.LARGE", 1.1)
     module = serve(images=None)
     module.form = InputFormat(side, "pad", "bilinear")
-    assert (module.dataset("test")._cached is not None) == kept
+    assert (module.get_dataset("test")._cached is not None) == kept
 
 
 def test_images_of_one_epoch_are_augmented_differently(serve, drawn):
@@ -124,7 +124,7 @@ def test_every_training_image_is_served_once_an_epoch(serve):
 def test_validation_and_test_images_come_unaugmented_in_the_order_of_the_table(serve):
     for part in ("val", "test"):
         with_policy, without = (
-            torch.cat([batch.image for batch in serve(policy=policy).loader(part)])
+            torch.cat([batch.image for batch in serve(policy=policy).build_loader(part)])
             for policy in (POLICY, AugmentConfig())
         )
         assert torch.equal(with_policy, without)
@@ -134,7 +134,7 @@ def test_validation_and_test_images_come_unaugmented_in_the_order_of_the_table(s
 
 def test_batches_hold_bytes_and_labels_of_the_table(serve):
     module = serve()
-    batch = next(iter(module.loader("test")))
+    batch = next(iter(module.build_loader("test")))
     assert batch.image.dtype == torch.uint8
     assert batch.image.shape[1:] == (3, 32, 32)
     assert batch.label.tolist() == module.parts["test"]["label"].tolist()[: len(batch.label)]
@@ -143,18 +143,18 @@ def test_batches_hold_bytes_and_labels_of_the_table(serve):
 @pytest.mark.parametrize(("images", "sizes"), [(8, [4, 4]), (9, [4, 5]), (10, [4, 4, 2]), (1, [1]), (3, [3])])
 def test_no_batch_of_a_single_image_is_left_over(images, sizes):
     """Batch norm can learn nothing from one image, and refuses where its maps are one pixel."""
-    batches = EpochBatches(EpochOrder(images, seed=0), 4)
+    batches = EpochBatchSampler(EpochSampler(images, seed=0), 4)
     found = [len(batch) for batch in batches]
     assert found == sizes
     assert len(batches) == len(sizes)
 
 
 def test_batches_of_one_image_are_kept_where_they_are_asked_for():
-    assert [len(batch) for batch in EpochBatches(EpochOrder(3, seed=0), 1)] == [1, 1, 1]
+    assert [len(batch) for batch in EpochBatchSampler(EpochSampler(3, seed=0), 1)] == [1, 1, 1]
 
 
 def test_the_order_is_one_of_seed_and_epoch():
-    order = EpochOrder(50, seed=7)
+    order = EpochSampler(50, seed=7)
     first = [draw.row for draw in order]
     order.set_epoch(1)
     assert [draw.row for draw in order] != first

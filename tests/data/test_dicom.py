@@ -8,8 +8,8 @@ from PIL import Image
 
 pytest.importorskip("pydicom")
 
-from pylorus.data.dicom import patient_of
-from pylorus.data.image import UnreadableImageError, decode
+from pylorus.data.dicom import read_patient_pseudonym
+from pylorus.data.image import UnreadableImageError, decode_image
 from tests.data.sample_files import dicom, encoded, picture, samples
 
 GREY = np.array([[0, 1, 100], [200, 254, 255]], np.uint8)
@@ -18,41 +18,43 @@ EXPLICIT = "1.2.840.10008.1.2.1"
 
 @pytest.mark.parametrize("name", ["dicom rgb", "dicom rgb implicit", "dicom jpeg 2000", "dicom rle"])
 def test_colour_without_loss_gives_its_very_pixels(name):
-    assert np.array_equal(decode(samples()[name]), picture())
+    assert np.array_equal(decode_image(samples()[name]), picture())
 
 
 @pytest.mark.parametrize(("name", "most"), [("dicom ybr", 3), ("dicom ybr 422", 24), ("dicom jpeg", 40)])
 def test_ybr_gives_nearly_its_colours(name, most):
-    assert np.abs(decode(samples()[name]).astype(int) - picture()).max() <= most
+    assert np.abs(decode_image(samples()[name]).astype(int) - picture()).max() <= most
 
 
 def test_the_palette_is_applied():
     expected = np.asarray(Image.fromarray(picture()).quantize(16).convert("RGB"))
-    assert np.array_equal(decode(samples()["dicom palette"]), expected)
+    assert np.array_equal(decode_image(samples()["dicom palette"]), expected)
 
 
 @pytest.mark.parametrize("planar", [0, 1])
 def test_colours_may_lie_in_planes(planar):
     stored = picture().transpose(2, 0, 1).tobytes() if planar else picture().tobytes()
-    assert np.array_equal(decode(dicom(picture(), "RGB", PlanarConfiguration=planar, PixelData=stored)), picture())
+    assert np.array_equal(
+        decode_image(dicom(picture(), "RGB", PlanarConfiguration=planar, PixelData=stored)), picture()
+    )
 
 
 def test_grey_of_8_bits_is_as_stored_and_monochrome1_is_turned_over():
-    assert np.array_equal(decode(dicom(GREY, "MONOCHROME2"))[:, :, 1], GREY)
-    assert np.array_equal(decode(dicom(GREY, "MONOCHROME1"))[:, :, 1], 255 - GREY)
+    assert np.array_equal(decode_image(dicom(GREY, "MONOCHROME2"))[:, :, 1], GREY)
+    assert np.array_equal(decode_image(dicom(GREY, "MONOCHROME1"))[:, :, 1], 255 - GREY)
 
 
 def test_without_a_window_the_range_is_that_of_the_stored_bits():
     stored = np.array([[0, 16, 4095]], np.uint16)
-    assert decode(dicom(stored, "MONOCHROME2", BitsStored=12, HighBit=11))[0, :, 0].tolist() == [0, 1, 255]
-    assert decode(dicom(stored * 16, "MONOCHROME2"))[0, :, 0].tolist() == [0, 1, 255]
+    assert decode_image(dicom(stored, "MONOCHROME2", BitsStored=12, HighBit=11))[0, :, 0].tolist() == [0, 1, 255]
+    assert decode_image(dicom(stored * 16, "MONOCHROME2"))[0, :, 0].tolist() == [0, 1, 255]
     signed = np.array([[-32768, 0, 32767]], np.int16)
-    assert decode(dicom(signed, "MONOCHROME2"))[0, :, 0].tolist() == [0, 128, 255]
+    assert decode_image(dicom(signed, "MONOCHROME2"))[0, :, 0].tolist() == [0, 128, 255]
 
 
 def test_rescale_and_window_are_applied():
     stored = np.array([[0, 100, 150, 200, 4000]], np.uint16)
-    found = decode(
+    found = decode_image(
         dicom(stored, "MONOCHROME2", RescaleSlope=2, RescaleIntercept=-100, WindowCenter=[200, 5], WindowWidth=[200, 5],
               VOILUTFunction="LINEAR_EXACT")
     )  # fmt: skip
@@ -61,7 +63,7 @@ def test_rescale_and_window_are_applied():
 
 def test_the_window_of_the_standard_is_half_a_level_off():
     """PS3.3, C.11.2.1.2.1: centre 128, width 256 leaves 8 bits as they are."""
-    assert np.array_equal(decode(dicom(GREY, "MONOCHROME2", WindowCenter=128, WindowWidth=256))[:, :, 0], GREY)
+    assert np.array_equal(decode_image(dicom(GREY, "MONOCHROME2", WindowCenter=128, WindowWidth=256))[:, :, 0], GREY)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_the_window_of_the_standard_is_half_a_level_off():
 )  # fmt: skip
 def test_what_is_refused_says_why(content, why):
     with pytest.raises(UnreadableImageError, match=why):
-        decode(content())
+        decode_image(content())
 
 
 def test_private_elements_are_not_looked_at():
@@ -99,29 +101,29 @@ def test_private_elements_are_not_looked_at():
     data.private_block(0x0029, "SOMEONE", create=True).add_new(1, "UN", b"\xff" * 64)
     stream = DicomBytesIO()
     data.save_as(stream)
-    assert np.array_equal(decode(stream.getvalue()), picture())
+    assert np.array_equal(decode_image(stream.getvalue()), picture())
 
 
 def test_a_patient_has_one_stand_in_that_does_not_show_who_it_is(tmp_path):
     for name, changes in [("a", {}), ("b", {"Rows": 1}), ("c", {"PatientID": "4712"}), ("d", {"PatientID": ""})]:
         (tmp_path / name).write_bytes(dicom(GREY, "MONOCHROME2", **changes))
-    first = patient_of(tmp_path / "a")
+    first = read_patient_pseudonym(tmp_path / "a")
     assert first is not None
     assert len(first) == 16
     assert "4711" not in first
-    assert patient_of(tmp_path / "b") == first
-    assert patient_of(tmp_path / "c") not in (first, None)
-    assert patient_of(tmp_path / "d") is None
-    assert patient_of(tmp_path / "a", salt="ours") not in (first, None)
+    assert read_patient_pseudonym(tmp_path / "b") == first
+    assert read_patient_pseudonym(tmp_path / "c") not in (first, None)
+    assert read_patient_pseudonym(tmp_path / "d") is None
+    assert read_patient_pseudonym(tmp_path / "a", salt="ours") not in (first, None)
 
 
 def test_another_file_names_no_patient(tmp_path):
     (tmp_path / "a.dcm").write_bytes(samples()["png"])
-    assert patient_of(tmp_path / "a.dcm") is None
+    assert read_patient_pseudonym(tmp_path / "a.dcm") is None
 
 
 def test_without_pydicom_the_error_says_what_to_install(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pydicom" else find(name))
     with pytest.raises(UnreadableImageError, match=r"pip install 'pylorus\[dicom\]'"):
-        decode(samples()["dicom rgb"])
+        decode_image(samples()["dicom rgb"])

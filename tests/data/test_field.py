@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pylorus.data.field import FieldOfView, crop_to_field, find_field
-from pylorus.data.image import read
-from pylorus.data.synthetic import CLASSES, draw_frame
+from pylorus.data.image import read_image
+from pylorus.data.synthetic import CLASSES, generate_frame
 from tests.data.drawn_frames import SHAPES, Mask, drawn_frame
 
 IMAGES = Path(__file__).parents[3] / "shared" / "data" / "bloodcells"
@@ -39,7 +39,7 @@ def test_a_drawn_field_is_found_to_within_three_percent(seed):
 @pytest.mark.parametrize("label", CLASSES)
 @pytest.mark.parametrize("seed", range(6))
 def test_the_field_of_a_demo_image_is_found_with_text_over_it(label, seed):
-    frame = draw_frame(label, seed=seed, size=256, overlay=True)
+    frame = generate_frame(label, seed=seed, size=256, overlay=True)
     assert overlap(found_pixels(find_field(frame.image), frame.image.shape), frame.field) >= LEAST_OVERLAP
 
 
@@ -119,4 +119,4 @@ def test_what_is_no_rgb_image_is_refused(image):
 def test_microscopy_is_left_alone():
     paths = sorted(path for path in IMAGES.rglob("*") if path.suffix in (".jpg", ".jpeg", ".png"))
     assert paths
-    assert [path.name for path in paths if find_field(read(path)).shape != "full"] == []
+    assert [path.name for path in paths if find_field(read_image(path)).shape != "full"] == []

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pylorus.data.image import UnreadableImageError, decode
+from pylorus.data.image import UnreadableImageError, decode_image
 from pylorus.data.whole import MOST_SCANS
 from tests.data.sample_files import deep, encoded, picture, samples
 
@@ -18,31 +18,31 @@ GREY = ["png interlaced", "tiff tiles"]
 
 @pytest.mark.parametrize("name", EXACT)
 def test_a_lossless_kind_gives_its_very_pixels(name):
-    assert np.array_equal(decode(samples()[name]), picture())
+    assert np.array_equal(decode_image(samples()[name]), picture())
 
 
 @pytest.mark.parametrize("name", LOSSY)
 def test_a_lossy_kind_gives_nearly_its_pixels(name):
-    assert np.abs(decode(samples()[name]).astype(int) - picture()).mean() < 8
+    assert np.abs(decode_image(samples()[name]).astype(int) - picture()).mean() < 8
 
 
 @pytest.mark.parametrize("name", GREY)
 def test_interlaced_and_tiled_grey_gives_its_very_pixels(name):
-    assert np.array_equal(decode(samples()[name]), np.repeat(picture()[:, :, :1], 3, axis=2))
+    assert np.array_equal(decode_image(samples()[name]), np.repeat(picture()[:, :, :1], 3, axis=2))
 
 
 @pytest.mark.parametrize(
     ("name", "colours"), [("png 1 bit", 2), ("png 2 bits", 4), ("png 4 bits", 16), ("bmp palette", 16)]
 )
 def test_few_bits_give_few_colours(name, colours):
-    found = decode(samples()[name])
+    found = decode_image(samples()[name])
     assert found.shape == picture().shape
     assert 1 < len(np.unique(found.reshape(-1, 3), axis=0)) <= colours
 
 
 @pytest.mark.parametrize("name", ["png 16 bits alpha", "tiff 16 bits alpha"])
 def test_deep_alpha_is_laid_over_black(name):
-    assert np.abs(decode(samples()[name]).astype(int) - picture() * (200 / 255)).max() <= 1
+    assert np.abs(decode_image(samples()[name]).astype(int) - picture() * (200 / 255)).max() <= 1
 
 
 def test_a_deep_tiff_is_turned_upright():
@@ -55,41 +55,43 @@ def test_a_deep_tiff_is_turned_upright():
     entries = sorted([body[i : i + 12] for i in range(0, len(body), 12)] + [turned], key=lambda e: e[1] * 256 + e[0])
     moved = content + (count + 1).to_bytes(2, "little") + b"".join(entries) + bytes(4)
     assert at > directory
-    assert np.array_equal(decode(moved[:4] + len(content).to_bytes(4, "little") + moved[8:]), np.rot90(picture(), -1))
+    assert np.array_equal(
+        decode_image(moved[:4] + len(content).to_bytes(4, "little") + moved[8:]), np.rot90(picture(), -1)
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in samples() if name.startswith("jpeg")])
 def test_a_jpeg_without_its_last_bytes_is_refused_though_its_pixels_are_there(name):
     with pytest.raises(UnreadableImageError, match="truncated: the JPEG's end is missing"):
-        decode(samples()[name][:-2])
+        decode_image(samples()[name][:-2])
 
 
 def test_a_jpeg_may_carry_bytes_behind_its_end():
-    assert decode(samples()["jpeg"] + bytes(512)).shape == picture().shape
+    assert decode_image(samples()["jpeg"] + bytes(512)).shape == picture().shape
 
 
 def test_the_end_of_a_thumbnail_is_not_taken_for_the_end_of_its_jpeg():
     whole = samples()["jpeg"]
     thumbnail = b"\xff\xe1" + (2 + len(whole)).to_bytes(2, "big") + whole
     with pytest.raises(UnreadableImageError, match="end is missing"):
-        decode(whole[:2] + thumbnail + whole[2:-2])
+        decode_image(whole[:2] + thumbnail + whole[2:-2])
 
 
 def test_a_jpeg_of_endless_scans_is_refused():
     whole = samples()["jpeg progressive"]
     with pytest.raises(UnreadableImageError, match="scans, over the limit"):
-        decode(whole[:-2] + b"\xff\xda\0\x06\x01\x01\0\0\0\0" * MOST_SCANS + whole[-2:])
+        decode_image(whole[:-2] + b"\xff\xda\0\x06\x01\x01\0\0\0\0" * MOST_SCANS + whole[-2:])
 
 
 def test_a_colour_profile_changes_nothing():
     image = Image.fromarray(picture())
-    plain = decode(encoded(image, "PNG"))
-    assert np.array_equal(decode(encoded(image, "PNG", icc_profile=b"no profile" * 20)), plain)
+    plain = decode_image(encoded(image, "PNG"))
+    assert np.array_equal(decode_image(encoded(image, "PNG", icc_profile=b"no profile" * 20)), plain)
 
 
 def test_pydicom_is_imported_only_for_a_dicom_file():
     program = (
-        "import sys\nfrom pylorus.data.image import decode\nfrom tests.data.sample_files import encoded, picture\n"
+        "import sys\nfrom pylorus.data.image import decode_image\nfrom tests.data.sample_files import encoded, picture\n"
         "from PIL import Image\ndecode(encoded(Image.fromarray(picture()), 'PNG'))\nassert 'pydicom' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

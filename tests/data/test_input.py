@@ -4,18 +4,20 @@ import numpy as np
 from PIL import Image
 
 from pylorus.data.field import crop_to_field
-from pylorus.data.image import fit
+from pylorus.data.image import resize_image
 from pylorus.data.input import InputFormat
-from pylorus.data.synthetic import draw_frame
+from pylorus.data.synthetic import generate_frame
 
 
 def test_cropped_to_the_field_the_consoles_text_does_not_reach_the_network(tmp_path):
-    frame = draw_frame("gastric_cancer", seed=2, size=256, overlay=True)
+    frame = generate_frame("gastric_cancer", seed=2, size=256, overlay=True)
     Image.fromarray(frame.image).save(tmp_path / "frame.png")
-    whole = InputFormat(128, "pad", "bilinear").read(tmp_path / "frame.png")
-    cropped = InputFormat(128, "pad", "bilinear", crop="auto").read(tmp_path / "frame.png")
+    whole = InputFormat(128, "pad", "bilinear").load_image(tmp_path / "frame.png")
+    cropped = InputFormat(128, "pad", "bilinear", crop="auto").load_image(tmp_path / "frame.png")
     assert cropped.shape == whole.shape == (128, 128, 3)
-    assert np.array_equal(cropped, fit(crop_to_field(frame.image), size=128, how="pad", interpolation="bilinear"))
+    assert np.array_equal(
+        cropped, resize_image(crop_to_field(frame.image), size=128, how="pad", interpolation="bilinear")
+    )
     beside = crop_to_field(frame.image)
     assert beside.shape[0] < 256 or (beside > 40).any(axis=-1).sum() < (frame.image > 40).any(axis=-1).sum()
 
@@ -24,10 +26,10 @@ def test_a_frame_without_a_field_stays_as_it_is(tmp_path):
     pixels = np.random.default_rng(0).integers(90, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photograph.png")
     form = {"size": 64, "fit": "pad", "interpolation": "bilinear"}
-    read = [InputFormat(**form, crop=crop).read(tmp_path / "photograph.png") for crop in ("none", "auto")]
+    read = [InputFormat(**form, crop=crop).load_image(tmp_path / "photograph.png") for crop in ("none", "auto")]
     assert np.array_equal(*read)
     assert np.array_equal(read[0], pixels)
 
 
 def test_what_is_kept_of_cropped_images_is_kept_apart():
-    assert InputFormat(64, "pad", "bilinear").key() != InputFormat(64, "pad", "bilinear", crop="auto").key()
+    assert InputFormat(64, "pad", "bilinear").get_key() != InputFormat(64, "pad", "bilinear", crop="auto").get_key()

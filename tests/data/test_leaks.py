@@ -12,9 +12,9 @@ from pylorus.config import DataConfig
 from pylorus.data.audit.duplicates import Copies, find_copies
 from pylorus.data.audit.thresholds import Thresholds
 from pylorus.data.catalog import read_folders
-from pylorus.data.leaks import bundles, counted, pairs_of
-from pylorus.data.split import split
-from pylorus.data.synthetic import draw_frame
+from pylorus.data.leaks import collect_copy_pairs, count_leaks, merge_linked_groups
+from pylorus.data.split import split_catalog
+from pylorus.data.synthetic import generate_frame
 from pylorus.errors import PylorusError
 
 NONE = Copies((), (), (), (), ())
@@ -28,7 +28,7 @@ FIRST_SPLIT = (
 
 
 def frame(number, *, label="gastric_ulcer"):
-    return draw_frame(label, seed=number, size=96).image
+    return generate_frame(label, seed=number, size=96).image
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_a_cut_keeps_copies_in_one_part(frames, kind):
     catalog = read_folders(root)
     for seed in range(6):
         for data in (DataConfig(split_seed=seed), DataConfig(split_seed=seed, fold=seed % 5)):
-            table = split(catalog, data).table
+            table = split_catalog(catalog, data).table
             number = table["path"].str.extract(r"(\d+)", expand=False)
             assert (table.groupby(number)["split"].nunique() == 1).all()
 
@@ -90,19 +90,19 @@ def test_a_copy_across_given_parts_stops_the_run_and_names_both(frames, kind):
     catalog = read_folders(root)
     name = "leak.png" if kind in ("file", "pixels") else "leak.jpg"
     with pytest.raises(PylorusError) as caught:
-        split(catalog, DataConfig())
+        split_catalog(catalog, DataConfig())
     said = str(caught.value)
     assert re.search(rf"test/a/{name} and train/a/001.png: |train/a/001.png and test/a/{name}: ", said)
     assert "data.accept_leaks=true" in said
-    found = split(catalog, DataConfig(accept_leaks=True)).leaks
+    found = split_catalog(catalog, DataConfig(accept_leaks=True)).leaks
     wanted = kind if kind in ("file", "pixels") else "near"
-    assert {name: count for name, count in counted(found).items() if count} == {wanted: 1}
+    assert {name: count for name, count in count_leaks(found).items() if count} == {wanted: 1}
 
 
 def test_a_copy_within_one_given_part_stops_nothing(frames):
     root = frames(GIVEN)
     shutil.copy(root / "train/a/001.png", root / "train/a/again.png")
-    assert split(read_folders(root), DataConfig()).leaks == ()
+    assert split_catalog(read_folders(root), DataConfig()).leaks == ()
 
 
 def test_the_validation_part_that_is_cut_from_given_training_images_keeps_copies_together(frames):
@@ -110,7 +110,7 @@ def test_the_validation_part_that_is_cut_from_given_training_images_keeps_copies
     for original in sorted((root / "train/a").iterdir())[:5]:
         copied(original, "saved anew", root / "train" / "a" / f"{original.stem}-again.png")
     for seed in range(5):
-        assert split(read_folders(root), DataConfig(split_seed=seed)).leaks == ()
+        assert split_catalog(read_folders(root), DataConfig(split_seed=seed)).leaks == ()
 
 
 @pytest.mark.parametrize("kind", ["file", "pixels"])
@@ -120,7 +120,7 @@ def test_one_content_under_two_labels_is_refused_by_name(frames, kind):
     with pytest.raises(
         PylorusError, match=r"different labels:\n  a/001.png \(a\) and b/wrong.png \(b\): identical"
     ) as caught:
-        split(read_folders(root), DataConfig(accept_leaks=True))
+        split_catalog(read_folders(root), DataConfig(accept_leaks=True))
     assert "remove that file" in str(caught.value)
 
 
@@ -129,14 +129,14 @@ def test_copies_tie_patients_together_over_several_steps(frames):
     copied(root / "a/p1/001.png", "file", root / "a/p2/x.png")
     copied(root / "a/p2/003.png", "saved anew", root / "a/p3/y.png")
     catalog = read_folders(root, group=r"p\d+")
-    joined = bundles(catalog, pairs_of(catalog, find_copies(catalog.facts, Thresholds())))
+    joined = merge_linked_groups(catalog, collect_copy_pairs(catalog, find_copies(catalog.facts, Thresholds())))
     told = dict(zip(catalog.table["group"], joined, strict=True))
     assert told == {"p1": "p1", "p2": "p1", "p3": "p1", "p4": "p4", "p5": "p5", "p6": "p6"}
 
 
 def test_a_split_without_copies_stays_as_it_was_published(drawn):
     catalog = read_folders(drawn, group=r"patient_\d+")
-    assert list(bundles(catalog, [])) == list(catalog.table["group"])
-    for table in (split(catalog, DataConfig(), copies=NONE).table, split(catalog, DataConfig()).table):
+    assert list(merge_linked_groups(catalog, [])) == list(catalog.table["group"])
+    for table in (split_catalog(catalog, DataConfig(), copies=NONE).table, split_catalog(catalog, DataConfig()).table):
         chosen = {part: sorted(set(rows["group"])) for part, rows in table.groupby("split")}
         assert (chosen["test"], chosen["val"]) == FIRST_SPLIT

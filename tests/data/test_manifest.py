@@ -7,7 +7,7 @@ import pytest
 
 from pylorus.config import DataConfig
 from pylorus.data.manifest import read_manifest
-from pylorus.data.split import split as cut
+from pylorus.data.split import split_catalog as cut
 from pylorus.data.split import write_split
 from pylorus.errors import PylorusError
 

@@ -10,9 +10,9 @@ pytest.importorskip("pydicom")
 
 from pylorus.config import DataConfig
 from pylorus.data.catalog import read_folders
-from pylorus.data.patients import salt_of
-from pylorus.data.reading import Reading
-from pylorus.data.split import split, write_split
+from pylorus.data.patients import ensure_salt
+from pylorus.data.reading import ReadOptions
+from pylorus.data.split import split_catalog, write_split
 from pylorus.errors import PylorusError
 from tests.data.sample_files import dicom
 
@@ -32,22 +32,22 @@ def frames(tmp_path):
 
 
 def test_images_of_one_patient_are_one_group_that_does_not_say_who(frames):
-    catalog = read_folders(frames, reading=Reading(salt="secret"))
+    catalog = read_folders(frames, reading=ReadOptions(salt="secret"))
     assert catalog.grouped
     assert catalog.table["group"].nunique() == 12
     assert catalog.table["group"].str.fullmatch("[0-9a-f]{16}").all()
-    assert (split(catalog, DataConfig()).table.groupby("group")["split"].nunique() == 1).all()
+    assert (split_catalog(catalog, DataConfig()).table.groupby("group")["split"].nunique() == 1).all()
 
 
 def test_another_salt_gives_other_groups_and_the_same_split(frames):
-    first, other = (read_folders(frames, reading=Reading(salt=salt)) for salt in ("one", "two"))
+    first, other = (read_folders(frames, reading=ReadOptions(salt=salt)) for salt in ("one", "two"))
     assert set(first.table["group"]).isdisjoint(other.table["group"])
-    assert split(first, DataConfig()).table["split"].equals(split(other, DataConfig()).table["split"])
+    assert split_catalog(first, DataConfig()).table["split"].equals(split_catalog(other, DataConfig()).table["split"])
 
 
 def test_no_patients_number_stands_in_the_split(frames, tmp_path):
-    catalog = read_folders(frames, reading=Reading(salt="secret"))
-    write_split(split(catalog, DataConfig()).table, catalog.classes, tmp_path / "split.csv")
+    catalog = read_folders(frames, reading=ReadOptions(salt="secret"))
+    write_split(split_catalog(catalog, DataConfig()).table, catalog.classes, tmp_path / "split.csv")
     assert "MUSTERMANN" not in (tmp_path / "split.csv").read_text()
 
 
@@ -55,26 +55,24 @@ def test_a_file_that_names_no_patient_is_named(frames):
     path = frames / "a" / "00.dcm"
     path.write_bytes(path.read_bytes().replace(b"MUSTERMANN-0", b" " * 12))
     with pytest.raises(PylorusError, match=r"data.patients=dicom: 1 of 24 files (?s:.*)a/00.dcm"):
-        read_folders(frames, reading=Reading(salt="secret"))
+        read_folders(frames, reading=ReadOptions(salt="secret"))
 
 
 def test_the_salt_is_made_once_whoever_comes_first_and_is_for_its_owner_only(tmp_path):
-    program = (
-        "import sys, pathlib\nfrom pylorus.data.patients import salt_of\nprint(salt_of(pathlib.Path(sys.argv[1])))"
-    )
+    program = "import sys, pathlib\nfrom pylorus.data.patients import ensure_salt\nprint(ensure_salt(pathlib.Path(sys.argv[1])))"
     runs = [
         subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "cache")], stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
     said = {run.communicate(timeout=120)[0].strip() for run in runs}
-    assert said == {salt_of(tmp_path / "cache")}
+    assert said == {ensure_salt(tmp_path / "cache")}
     assert (tmp_path / "cache" / "salt").stat().st_mode & 0o077 == 0
 
 
 def test_a_salt_that_someone_cut_is_refused(tmp_path):
     (tmp_path / "salt").write_text("short")
     with pytest.raises(PylorusError, match="found 5 characters, expected a salt of 64"):
-        salt_of(tmp_path)
+        ensure_salt(tmp_path)
 
 
 def test_two_ways_of_telling_patients_are_refused(composed):

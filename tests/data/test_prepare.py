@@ -11,8 +11,8 @@ from pylorus.data import facts as module
 from pylorus.data.prepare import prepare_images
 from pylorus.errors import PylorusError
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.resume import change_to
-from pylorus.validation import loaded
+from pylorus.runs.resume import update_config
+from pylorus.validation import load_config
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_the_audit_of_a_run_is_written_and_told_in_a_line(composed, given, tmp_p
 
 def test_a_second_run_decodes_nothing(composed, given, tmp_path, monkeypatch):
     first = prepared(composed, given, tmp_path / "first", f"cache.folder={tmp_path / 'cache'}")
-    monkeypatch.setattr(module, "examine", None)
+    monkeypatch.setattr(module, "compute_facts", None)
     second = prepared(composed, given, tmp_path / "second", f"cache.folder={tmp_path / 'cache'}")
     assert first.split_hash == second.split_hash
     assert (tmp_path / "first" / "audit.json").read_bytes() == (tmp_path / "second" / "audit.json").read_bytes()
@@ -101,8 +101,8 @@ def test_folds_by_a_column_are_counted_in_the_runs_configuration(composed, unspl
     config = composed(*words)
     prepare_images(config, RunFolder(tmp_path))
     assert (config.data.folds, config.data.fold) == (3, "site 1")
-    assert loaded(tmp_path / "config.yaml").data.folds == 3
-    change_to(RunFolder(tmp_path), composed(*words))  # the same command goes on with it
+    assert load_config(tmp_path / "config.yaml").data.folds == 3
+    update_config(RunFolder(tmp_path), composed(*words))  # the same command goes on with it
 
 
 def test_a_leak_stops_the_run_and_is_written_down_where_it_is_accepted(composed, given, tmp_path):

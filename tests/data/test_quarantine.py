@@ -7,11 +7,11 @@ import pytest
 
 from pylorus.data.catalog import read_folders
 from pylorus.data.manifest import read_manifest
-from pylorus.data.quarantine import counts_of, tell_unreadable, write_quarantine
-from pylorus.data.reading import Reading
+from pylorus.data.quarantine import count_unreadable, log_unreadable, write_quarantine
+from pylorus.data.reading import ReadOptions
 from pylorus.errors import PylorusError
 
-QUARANTINE = Reading(on_error="quarantine")
+QUARANTINE = ReadOptions(on_error="quarantine")
 
 
 @pytest.fixture
@@ -39,13 +39,13 @@ def test_broken_files_are_left_out_and_listed_with_their_reasons(damaged, tmp_pa
     assert list(listed["path"].str.rsplit("/", n=1).str[0]) == ["test/b", "train/a"]
     with caplog.at_level(logging.WARNING, logger="pylorus"):
         logging.getLogger("pylorus").propagate = True
-        tell_unreadable(catalog)
+        log_unreadable(catalog)
     assert "2 of 12 files can't be read and are not used" in caplog.text
     assert listed["path"][0] in caplog.text
 
 
 def test_what_was_left_out_is_counted_by_class_and_part_without_names(damaged):
-    found = counts_of(read_folders(damaged, reading=QUARANTINE))
+    found = count_unreadable(read_folders(damaged, reading=QUARANTINE))
     assert found == [
         {"class": "a", "split": "train", "files": 1},
         {"class": "b", "split": "test", "files": 1},

@@ -17,14 +17,14 @@ import yaml
 from pylorus.config import CONF, AugmentConfig, CacheConfig, DataConfig
 from pylorus.data import shards_catalog
 from pylorus.data.catalog import read_folders
-from pylorus.data.content import contents
+from pylorus.data.content import read_image_bytes
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.input import InputFormat
-from pylorus.data.order import Windows
-from pylorus.data.reading import Reading
-from pylorus.data.shards_catalog import read_shards
-from pylorus.data.shards_pack import pack
-from pylorus.data.split import split
+from pylorus.data.order import ShardWindows
+from pylorus.data.reading import ReadOptions
+from pylorus.data.shards_catalog import read_shard_catalog
+from pylorus.data.shards_pack import pack_shards
+from pylorus.data.split import split_catalog
 from pylorus.data.unreadable import UnreadableImageError
 from pylorus.errors import PylorusError
 
@@ -36,13 +36,13 @@ POLICY = AugmentConfig(**yaml.safe_load((CONF / "augment" / "light.yaml").read_t
 def packed(drawn, tmp_path_factory):
     """The drawn images in four shards; to be read only."""
     output = tmp_path_factory.mktemp("packed") / "shards"
-    pack(drawn, output, group=GROUP, per_shard=8)
+    pack_shards(drawn, output, group=GROUP, per_shard=8)
     return output
 
 
 @pytest.fixture
 def catalog_of(tmp_path):
-    return lambda root, **further: read_shards(str(root), index=tmp_path / "index", **further)
+    return lambda root, **further: read_shard_catalog(str(root), index=tmp_path / "index", **further)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def tar_of(drawn, tmp_path):
 
 
 def module_of(catalog, *, workers=0, window=None, batch_size=4):
-    table = split(catalog, DataConfig(val_fraction=0.2, test_fraction=0.2)).table
+    table = split_catalog(catalog, DataConfig(val_fraction=0.2, test_fraction=0.2)).table
     return ImageDataModule(
         table,
         catalog.root,
@@ -80,7 +80,7 @@ def module_of(catalog, *, workers=0, window=None, batch_size=4):
 
 
 def seen(module, part="train", epoch=1):
-    loader = module.loader(part)
+    loader = module.build_loader(part)
     loader.batch_sampler.sampler.set_epoch(epoch)
     batches = list(loader)
     return torch.cat([batch.row for batch in batches]), torch.cat([batch.image for batch in batches])
@@ -103,7 +103,7 @@ def test_batches_are_those_of_the_class_folders_for_any_number_of_workers(drawn,
 
 
 def test_packing_twice_gives_the_same_bytes(drawn, packed, tmp_path):
-    again = pack(drawn, tmp_path / "again", group=GROUP, per_shard=8)
+    again = pack_shards(drawn, tmp_path / "again", group=GROUP, per_shard=8)
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in sorted(packed.glob("*.tar"))]
 
 
@@ -113,17 +113,17 @@ def test_a_manifest_is_packed_with_its_further_columns(drawn, tmp_path, catalog_
     table["site"] = ["A" if number % 2 else "" for number in range(len(table))]
     (tmp_path / "images").symlink_to(drawn)
     table.assign(path="images/" + table["path"]).to_csv(tmp_path / "set.csv", index=False)
-    pack(tmp_path / "set.csv", tmp_path / "out")
+    pack_shards(tmp_path / "set.csv", tmp_path / "out")
     assert list(catalog_of(tmp_path / "out").table["about/site"]) == list(table["site"])
 
 
 def test_windows_walk_shard_by_shard_and_miss_no_image():
-    windows = Windows(np.repeat(np.arange(10, dtype=np.int32), 7)[np.random.default_rng(1).permutation(70)], 2)
-    order = windows.order(np.random.default_rng(3))
+    windows = ShardWindows(np.repeat(np.arange(10, dtype=np.int32), 7)[np.random.default_rng(1).permutation(70)], 2)
+    order = windows.generate_order(np.random.default_rng(3))
     assert sorted(order) == list(range(70))
     for start in range(0, 70, 14):
         assert len(set(windows.shards[order[start : start + 14]])) == 2
-    assert list(order) != list(windows.order(np.random.default_rng(4)))
+    assert list(order) != list(windows.generate_order(np.random.default_rng(4)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -136,7 +136,7 @@ def test_the_order_in_windows_is_one_of_seed_and_epoch(packed, catalog_of, worke
 
 
 def test_a_second_start_reads_no_shard(packed, tmp_path, monkeypatch):
-    start = partial(read_shards, str(packed), index=tmp_path, reading=Reading(store=tmp_path / "facts"))
+    start = partial(read_shard_catalog, str(packed), index=tmp_path, reading=ReadOptions(store=tmp_path / "facts"))
     first = start()
     monkeypatch.setattr("pylorus.data.shards_index.open_shard", lambda shard: pytest.fail("indexed again"))
     monkeypatch.setattr("pylorus.data.shards.read_range", lambda *_: pytest.fail("read again"))
@@ -146,25 +146,25 @@ def test_a_second_start_reads_no_shard(packed, tmp_path, monkeypatch):
 
 
 def test_indexing_goes_on_where_it_was_stopped(packed, tmp_path, monkeypatch):
-    true, names = shards_catalog.index_of, []
+    true, names = shards_catalog.load_shard_index, []
 
     def dies(shard, folder):
         if shard.name.endswith("2.tar"):
             raise KeyboardInterrupt
         return true(shard, folder)
 
-    monkeypatch.setattr(shards_catalog, "index_of", dies)
+    monkeypatch.setattr(shards_catalog, "load_shard_index", dies)
     with pytest.raises(KeyboardInterrupt):
-        read_shards(str(packed), index=tmp_path / "index")
-    monkeypatch.setattr(shards_catalog, "index_of", true)
+        read_shard_catalog(str(packed), index=tmp_path / "index")
+    monkeypatch.setattr(shards_catalog, "load_shard_index", true)
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "index").iterdir()}
     assert done
     assert all(path.suffix == ".parquet" and not path.name.startswith(".") for path in done)
-    opened = shards_catalog.index_of.__globals__["open_shard"]
+    opened = shards_catalog.load_shard_index.__globals__["open_shard"]
     monkeypatch.setattr(
         "pylorus.data.shards_index.open_shard", lambda shard: (names.append(shard.name), opened(shard))[1]
     )
-    assert len(read_shards(str(packed), index=tmp_path / "index").table) == 30
+    assert len(read_shard_catalog(str(packed), index=tmp_path / "index").table) == 30
     assert len(names) == 4 - len(done)
     assert all(path.stat().st_mtime_ns == time for path, time in done.items())
 
@@ -287,10 +287,10 @@ def test_a_shard_that_changes_after_it_was_indexed_gives_no_image(tar_of, catalo
     whole = path.read_bytes()
     path.write_bytes(whole[:600])
     with pytest.raises(UnreadableImageError, match=r"shard a\.tar has changed .* ends within x\.png"):
-        contents(place)
+        read_image_bytes(place)
     path.write_bytes(whole[:600] + b"\0" + whole[601:])
     with pytest.raises(UnreadableImageError, match=r"shard a\.tar has changed .* contains a different x\.png"):
-        contents(place)
+        read_image_bytes(place)
     path.unlink()
     with pytest.raises(UnreadableImageError, match=r"can't read shard a\.tar: No such file"):
-        contents(place)
+        read_image_bytes(place)

@@ -7,7 +7,7 @@ import pytest
 
 from pylorus.config import DataConfig
 from pylorus.data.catalog import read_folders
-from pylorus.data.split import split as cut
+from pylorus.data.split import split_catalog as cut
 from pylorus.data.split import write_split
 from pylorus.errors import PylorusError
 
@@ -102,7 +102,7 @@ def test_what_was_asked_and_what_hangs_together_is_told_with_the_split(class_fol
     catalog = read_folders(root, group=r"[pq]\d+")
     found = cut(catalog, DataConfig(test_fraction=0.2, val_fraction=0.1))
     assert found.asked == {"test": 0.2, "val": 0.1}
-    said = " ".join(found.describe(catalog.classes, grouped=True))
+    said = " ".join(found.explain_deviations(catalog.classes, grouped=True))
     assert 'of "b" (one patient has 83.3 % of them, too many to be drawn)' in said
     assert '"b" 1 in training' in said
     shutil.copy(next((root / "a/p0").iterdir()), root / "a/p1/again.png")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pylorus.data import synthetic
-from pylorus.data.synthetic import CLASSES, SHORT_NAMES, Frame, draw_frame, draw_image_set
+from pylorus.data.synthetic import CLASSES, SHORT_NAMES, Frame, generate_frame, generate_image_set
 
 PATIENT = re.compile(r"patient_\d+")
 
@@ -27,8 +27,8 @@ def test_every_class_has_a_short_name() -> None:
 @pytest.mark.parametrize("label", CLASSES)
 def test_a_frame_is_a_function_of_its_arguments_and_leaves_global_chance_alone(label: str) -> None:
     np.random.seed(0)
-    one = draw_frame(label, seed=3, view=1, size=64)
-    two = draw_frame(label, seed=3, view=1, size=64)
+    one = generate_frame(label, seed=3, view=1, size=64)
+    two = generate_frame(label, seed=3, view=1, size=64)
     assert one.image.dtype == np.uint8
     assert one.image.shape == (64, 64, 3)
     np.testing.assert_array_equal(one.image, two.image)
@@ -37,18 +37,18 @@ def test_a_frame_is_a_function_of_its_arguments_and_leaves_global_chance_alone(l
 
 
 def test_label_seed_and_view_each_change_the_frame() -> None:
-    frames = [draw_frame(label, seed=3, size=64).image for label in CLASSES]
+    frames = [generate_frame(label, seed=3, size=64).image for label in CLASSES]
     frames += [
-        draw_frame(CLASSES[0], seed=4, size=64).image,
-        draw_frame(CLASSES[0], seed=3, view=1, size=64).image,
+        generate_frame(CLASSES[0], seed=4, size=64).image,
+        generate_frame(CLASSES[0], seed=3, view=1, size=64).image,
     ]
     assert len({frame.tobytes() for frame in frames}) == len(frames)
 
 
 def test_views_of_one_patient_share_the_field_of_view_and_patients_do_not() -> None:
-    first, second = (draw_frame("gastric_ulcer", seed=5, view=view, size=96) for view in (0, 1))
+    first, second = (generate_frame("gastric_ulcer", seed=5, view=view, size=96) for view in (0, 1))
     np.testing.assert_array_equal(first.field, second.field)
-    fields = {draw_frame("gastric_ulcer", seed=seed, size=96).field.tobytes() for seed in range(8)}
+    fields = {generate_frame("gastric_ulcer", seed=seed, size=96).field.tobytes() for seed in range(8)}
     assert len(fields) == 8
 
 
@@ -56,7 +56,7 @@ def test_views_of_one_patient_share_the_field_of_view_and_patients_do_not() -> N
 @pytest.mark.parametrize("label", CLASSES)
 def test_a_frame_is_black_outside_its_field_of_view_and_nowhere_inside(label: str, size: int) -> None:
     for seed in range(4):
-        frame = draw_frame(label, seed=seed, size=size)
+        frame = generate_frame(label, seed=seed, size=size)
         assert not frame.image[~frame.field].any()
         assert frame.image[frame.field].min() > 8
         assert 0.45 < frame.field.mean() < 0.95
@@ -65,7 +65,7 @@ def test_a_frame_is_black_outside_its_field_of_view_and_nowhere_inside(label: st
 def test_fields_of_view_are_discs_and_bevelled_squares_off_the_centre() -> None:
     fill, offset = [], []
     for seed in range(24):
-        rows, columns = np.nonzero(draw_frame("gastric_cancer", seed=seed, size=128).field)
+        rows, columns = np.nonzero(generate_frame("gastric_cancer", seed=seed, size=128).field)
         height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
         assert abs(height - width) <= 1
         fill.append(len(rows) / (height * width))
@@ -77,16 +77,16 @@ def test_fields_of_view_are_discs_and_bevelled_squares_off_the_centre() -> None:
 
 @pytest.mark.parametrize("label", CLASSES)
 def test_size_changes_the_resolution_and_not_the_picture(label: str) -> None:
-    large, small = (draw_frame(label, seed=2, size=size).image.astype(np.float32) for size in (256, 64))
+    large, small = (generate_frame(label, seed=2, size=size).image.astype(np.float32) for size in (256, 64))
     shrunk = cv2.resize(large, (64, 64), interpolation=cv2.INTER_AREA)
-    other = draw_frame(label, seed=2, view=1, size=64).image
+    other = generate_frame(label, seed=2, view=1, size=64).image
     assert np.abs(shrunk - small).mean() < 8
     assert np.abs(shrunk - small).mean() < 0.5 * np.abs(shrunk - other).mean()
 
 
 def test_an_overlay_is_light_text_in_the_left_corners_and_changes_nothing_else() -> None:
-    plain = draw_frame("chronic_gastritis", seed=1, size=256)
-    written = draw_frame("chronic_gastritis", seed=1, size=256, overlay=True)
+    plain = generate_frame("chronic_gastritis", seed=1, size=256)
+    written = generate_frame("chronic_gastritis", seed=1, size=256, overlay=True)
     np.testing.assert_array_equal(plain.field, written.field)
     changed = (plain.image != written.image).any(axis=-1)
     assert 0.003 < changed.mean() < 0.1
@@ -97,7 +97,7 @@ def test_an_overlay_is_light_text_in_the_left_corners_and_changes_nothing_else()
 
 def test_an_image_set_holds_the_images_and_patients_asked_for(tmp_path: Path) -> None:
     root = tmp_path / "new" / "set"
-    assert draw_image_set(root, images=5, size=48, images_per_patient=2) == 15
+    assert generate_image_set(root, images=5, size=48, images_per_patient=2) == 15
     assert sorted(folder.name for folder in root.iterdir()) == sorted(CLASSES)
     classes_of: dict[str, set[str]] = {}
     for label in CLASSES:
@@ -117,7 +117,7 @@ def test_an_image_set_holds_the_images_and_patients_asked_for(tmp_path: Path) ->
 
 def test_an_image_set_is_the_same_for_the_same_seed_and_another_for_another(tmp_path: Path) -> None:
     for name, seed in (("one", 0), ("two", 0), ("other", 1)):
-        draw_image_set(tmp_path / name, images=2, size=32, seed=seed)
+        generate_image_set(tmp_path / name, images=2, size=32, seed=seed)
     one, two, other = (files(tmp_path / name) for name in ("one", "two", "other"))
     assert one == two
     assert one.keys() == other.keys()
@@ -125,7 +125,7 @@ def test_an_image_set_is_the_same_for_the_same_seed_and_another_for_another(tmp_
 
 
 def test_an_existing_empty_folder_is_filled(tmp_path: Path) -> None:
-    assert draw_image_set(tmp_path, images=1, size=32, overlay=True) == 3
+    assert generate_image_set(tmp_path, images=1, size=32, overlay=True) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(CLASSES)
 
 
@@ -134,7 +134,7 @@ def test_a_folder_that_holds_something_is_refused_and_left_as_it_is(tmp_path: Pa
     kept.write_text("mine")
     for taken in (tmp_path, kept):
         with pytest.raises(FileExistsError, match=rf"{re.escape(str(taken))}.*choose a new"):
-            draw_image_set(taken, images=1, size=32)
+            generate_image_set(taken, images=1, size=32)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     assert kept.read_text() == "mine"
 
@@ -151,14 +151,14 @@ def test_an_interrupted_image_set_leaves_nothing_behind(
         drawn += 1
         if drawn == 5:
             raise error
-        return draw_frame(label, seed=seed, view=view, size=size, overlay=overlay)
+        return generate_frame(label, seed=seed, view=view, size=size, overlay=overlay)
 
-    monkeypatch.setattr(synthetic, "draw_frame", fail_at_the_fifth)
+    monkeypatch.setattr(synthetic, "generate_frame", fail_at_the_fifth)
     root = tmp_path / "set"
     if existing:
         root.mkdir()
     with pytest.raises(error):
-        draw_image_set(root, images=4, size=32)
+        generate_image_set(root, images=4, size=32)
     assert list(tmp_path.rglob("*")) == ([root] if existing else [])
 
 
@@ -175,22 +175,22 @@ def test_an_image_set_out_of_range_is_refused_before_anything_is_written(
     tmp_path: Path, arguments: dict[str, int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        draw_image_set(tmp_path / "set", **arguments)  # type: ignore[arg-type]
+        generate_image_set(tmp_path / "set", **arguments)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_frame_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="label is 'polyp'; expected one of gastric_cancer, gastric_ulcer, chron"):
-        draw_frame("polyp", seed=0)
+        generate_frame("polyp", seed=0)
     with pytest.raises(ValueError, match="size is 16; expected 32 or more"):
-        draw_frame("gastric_ulcer", seed=0, size=16)
+        generate_frame("gastric_ulcer", seed=0, size=16)
     with pytest.raises(ValueError, match="view is -1; expected 0 or more"):
-        draw_frame("gastric_ulcer", seed=0, view=-1)
+        generate_frame("gastric_ulcer", seed=0, view=-1)
 
 
 def test_the_mean_colour_does_not_give_the_class_away() -> None:
     def mean_colours(first: int) -> NDArray[np.float64]:
-        frames = [[draw_frame(label, seed=first + patient, size=48) for patient in range(60)] for label in CLASSES]
+        frames = [[generate_frame(label, seed=first + patient, size=48) for patient in range(60)] for label in CLASSES]
         return np.array([[frame.image[frame.field].mean(axis=0) for frame in row] for row in frames])
 
     known, unseen = mean_colours(0), mean_colours(1000)

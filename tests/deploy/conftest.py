@@ -27,7 +27,7 @@ def trained_run(composed, drawn, tmp_path_factory) -> RunFolder:
     """A run of both stages in 32 bits on the drawn class folders; to be read only."""
     folder = RunFolder(tmp_path_factory.mktemp("trained"))
     config = composed(f"data.root={drawn}", *WORDS)
-    with folder.prepared(WORDS):
+    with folder.set_starting(WORDS):
         write_text(folder.config, OmegaConf.to_yaml(config))
     run(folder)
     return folder

@@ -23,12 +23,12 @@ from starlette.testclient import TestClient
 
 from pylorus.cli import main
 from pylorus.deploy.app import pages as pages_module
-from pylorus.deploy.app.card import card_as_html
-from pylorus.deploy.app.desk import Desk
+from pylorus.deploy.app.card import render_card_html
+from pylorus.deploy.app.desk import InferenceService
 from pylorus.deploy.app.options import ServeOptions
-from pylorus.deploy.app.pages import STATIC, application
+from pylorus.deploy.app.pages import STATIC, create_application
 from pylorus.deploy.load import load_bundle
-from pylorus.deploy.network import Output
+from pylorus.deploy.network import NetworkOutput
 from pylorus.errors import PylorusError
 
 HERE = "http://127.0.0.1:7860"
@@ -51,7 +51,7 @@ sys.addaudithook(watch)
 
 @pytest.fixture(scope="module")
 def desk(bundle_folder):
-    made = Desk(load_bundle(bundle_folder))
+    made = InferenceService(load_bundle(bundle_folder))
     yield made
     made.close()
 
@@ -61,7 +61,7 @@ def client(desk):
     """Talks to a server; `client(max_mb=1)` sets an option, `password` its password."""
 
     def start(*, password: str | None = None, **options: object) -> TestClient:
-        asked = TestClient(application(desk, ServeOptions(**options), password), base_url=HERE)
+        asked = TestClient(create_application(desk, ServeOptions(**options), password), base_url=HERE)
         asked.headers["host"] = "127.0.0.1:7860"
         return asked
 
@@ -96,7 +96,7 @@ def test_the_answers_are_those_of_predict(client, desk, drawn):
     paths = sorted(drawn.glob("*/*"))[::5]
     sent = [("files", (path.name, path.read_bytes())) for path in paths]
     found = rows(client().post("/api/predict", files=sent))
-    expected = desk.bundle.answer(desk.bundle.input.read_all(paths))
+    expected = desk.bundle.predict_images(desk.bundle.input.load_images(paths))
     names = desk.bundle.description.short_names
     assert [row["file"] for row in found] == [path.name for path in paths]
     for place, row in enumerate(found):
@@ -333,8 +333,8 @@ def test_what_would_be_unsafe_or_can_not_be_is_refused(options, said):
 
 def test_this_machine_alone_is_the_default():
     ServeOptions().check()
-    assert ServeOptions().loopback
-    assert ServeOptions(host="::1").loopback
+    assert ServeOptions().is_loopback
+    assert ServeOptions(host="::1").is_loopback
     ServeOptions(host="0.0.0.0", without_password=True).check()
 
 
@@ -344,13 +344,13 @@ def test_a_password_file_that_will_not_do_is_named(tmp_path, content, said):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(PylorusError, match=said):
-        ServeOptions(password_file=path).password()
+        ServeOptions(password_file=path).read_password()
 
 
 def test_a_password_is_the_files_line(tmp_path):
     (tmp_path / "password").write_text(f"{PASSWORD}\n")
-    assert ServeOptions(password_file=tmp_path / "password").password() == PASSWORD
-    assert ServeOptions().password() is None
+    assert ServeOptions(password_file=tmp_path / "password").read_password() == PASSWORD
+    assert ServeOptions().read_password() is None
 
 
 def test_every_answer_tells_the_browser_to_load_nothing_from_elsewhere(client):
@@ -388,9 +388,9 @@ def test_the_page_says_what_the_model_is_for(client, desk):
 def test_the_page_of_a_model_that_was_validated_on_its_test_images_says_so(bundle_folder, client):
     bundle = load_bundle(bundle_folder)
     training = replace(bundle.description.training, validated_on="test")
-    made = Desk(replace(bundle, description=replace(bundle.description, training=training)))
+    made = InferenceService(replace(bundle, description=replace(bundle.description, training=training)))
     try:
-        optimistic = TestClient(application(made, ServeOptions(), None), base_url=HERE).get("/").text
+        optimistic = TestClient(create_application(made, ServeOptions(), None), base_url=HERE).get("/").text
     finally:
         made.close()
     honest = client().get("/").text
@@ -405,7 +405,7 @@ def test_a_model_card_can_not_bring_its_own_page(tmp_path):
         "# T\n\n<script>alert(1)</script>\n\n[a](javascript:alert(1)) ![b](http://evil.example/x.png) <http://evil.example>\n\n"
         "<img src=x onerror=alert(1)>\n\n| a |\n| --- |\n| <b>c</b> |\n\n`<i>`"
     )
-    found = str(card_as_html(path))
+    found = str(render_card_html(path))
     assert set(re.findall(r"<(\w+)", found)) == {"h3", "p", "div", "table", "thead", "tr", "th", "tbody", "td", "code"}
     assert "href" not in found
 
@@ -470,7 +470,7 @@ def test_a_network_that_gives_no_number_says_so_for_that_image_alone(client, des
         output = original(bundle, images)
         logits = output.logits.clone()
         logits[0] = torch.nan
-        return Output(logits, output.unlikeness)
+        return NetworkOutput(logits, output.unlikeness)
 
     monkeypatch.setattr(type(desk.bundle), "output", broken)
     first, second = rows(client().post("/api/predict?image=1", files=files(png(1), png(2))))

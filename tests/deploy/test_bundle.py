@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from pylorus.config import Config, DeployConfig
-from pylorus.deploy.card import model_card
+from pylorus.deploy.card import render_model_card
 from pylorus.deploy.checks import read_description
-from pylorus.deploy.fixing import deciding_class
+from pylorus.deploy.fixing import resolve_deciding_class
 from pylorus.deploy.load import load_bundle
 from pylorus.errors import PylorusError
 from pylorus.evaluation.calibration import fit_temperature, probabilities_of_logits
@@ -34,7 +34,7 @@ def said(bundle_folder):
 
 
 def saved(trained_run, part, wanted="logit"):
-    table = pd.read_parquet(trained_run.predictions(trained_run.shipped.name, part))
+    table = pd.read_parquet(trained_run.get_predictions_path(trained_run.shipped.name, part))
     true = table["true"].map({name: place for place, name in enumerate(NAMES)}).to_numpy(dtype=np.int64)
     return true, table[[f"{wanted}/{name}" for name in NAMES]].to_numpy(dtype=np.float64), table
 
@@ -49,16 +49,16 @@ def test_temperature_and_thresholds_are_those_of_the_validation_images(trained_r
         expected = threshold_at_sensitivity(
             true == place, shares[:, place], groups, sensitivity=0.95, confidence=0.9, margin=ROUNDING
         )
-        assert said.decision.fixed_threshold(name) == expected
+        assert said.decision.get_threshold(name) == expected
     fitted_limits = fit_set_limits(shares, true, groups, coverage=0.5)
-    for limit, lowest in zip(said.prediction_sets.limits(NAMES).lowest, fitted_limits.lowest, strict=True):
+    for limit, lowest in zip(said.prediction_sets.get_limits(NAMES).lowest, fitted_limits.lowest, strict=True):
         assert limit == (None if lowest is None else max(0.0, lowest - ROUNDING))
     right = shares.argmax(axis=1) == true
     assert (shares.max(axis=1)[right] < said.abstention.unsure_below).mean() <= 0.05
 
 
 def test_too_few_validation_patients_for_the_guarantee_are_told_in_the_card(bundle_folder, said):
-    fixed = said.decision.fixed_threshold("GC")
+    fixed = said.decision.get_threshold("GC")
     assert not fixed.is_guaranteed
     card = (bundle_folder / "MODEL_CARD.md").read_text()
     assert "The validation set is too small to guarantee a sensitivity of 95 % for GC with 90 % confidence" in card
@@ -70,7 +70,8 @@ def test_too_few_validation_patients_for_the_guarantee_are_told_in_the_card(bund
 def test_figures_of_prediction_sets_are_those_of_the_test_images(trained_run, bundle_folder, said):
     true, logits, table = saved(trained_run, "test")
     members = prediction_sets(
-        probabilities_of_logits(logits, temperature=said.calibration.temperature), said.prediction_sets.limits(NAMES)
+        probabilities_of_logits(logits, temperature=said.calibration.temperature),
+        said.prediction_sets.get_limits(NAMES),
     )
     sizes = pd.Series(members.sum(axis=1)).groupby(table["group"]).mean()
     assert said.prediction_sets.test.size.value == pytest.approx(sizes.mean())
@@ -86,9 +87,9 @@ def test_figures_of_prediction_sets_are_those_of_the_test_images(trained_run, bu
 @pytest.mark.parametrize(("name", "short"), [(None, "GC"), ("GU", "GU"), ("gastric_ulcer", "GU")])
 def test_the_class_that_decides_may_be_chosen_by_either_name(name, short):
     classes = {"classes": ("gastric_cancer", "gastric_ulcer"), "short_names": ("GC", "GU")}
-    assert deciding_class(DeployConfig(class_name=name), **classes) == short
+    assert resolve_deciding_class(DeployConfig(class_name=name), **classes) == short
     with pytest.raises(PylorusError, match=r'deploy.class_name: found "GX", expected one of GC, GU'):
-        deciding_class(DeployConfig(class_name="GX"), **classes)
+        resolve_deciding_class(DeployConfig(class_name="GX"), **classes)
 
 
 def test_the_threshold_of_unlikeness_withholds_5_percent_of_validation_images_at_most(
@@ -98,8 +99,8 @@ def test_the_threshold_of_unlikeness_withholds_5_percent_of_validation_images_at
     split = pd.read_csv(trained_run.path / "split.csv", dtype=str)
 
     def far(part):
-        images = bundle.input.read_all([drawn / path for path in split[split["split"] == part]["path"]])
-        return bundle.answer(images).unlikeness
+        images = bundle.input.load_images([drawn / path for path in split[split["split"] == part]["path"]])
+        return bundle.predict_images(images).unlikeness
 
     assert (far("val") > said.abstention.unlike_above + 1e-6).mean() <= 0.05
     assert (far("test") > said.abstention.unlike_above).mean() == pytest.approx(said.abstention.unlike_test.value)
@@ -162,26 +163,29 @@ def test_the_card_says_what_its_reader_must_know(bundle_folder, drawn):
 def test_the_card_says_of_the_split_what_is_true_of_it(bundle_folder, before, after, leaks, present, absent):
     content = (bundle_folder / "model.json").read_text()
     assert before in content
-    text = model_card(read_description(content.replace(before, after).encode()), leaks=leaks)
+    text = render_model_card(read_description(content.replace(before, after).encode()), leaks=leaks)
     assert present in text
     assert absent not in text
 
 
 def test_names_in_the_card_are_text_and_nothing_else(bundle_folder):
     content = (bundle_folder / "model.json").read_text().replace("gastric_ulcer", "<script>alert(1)</script>|`*")
-    text = model_card(read_description(content.encode()))
+    text = render_model_card(read_description(content.encode()))
     assert "<script>" not in text
     assert "\\|\\`\\*" in text
 
 
 def test_answers_do_not_depend_on_the_batch_and_the_network_is_the_runs(trained_run, bundle_folder, drawn):
     bundle = load_bundle(bundle_folder)
-    images = bundle.input.read_all(sorted((drawn / "gastric_ulcer").iterdir()))
-    whole, single = bundle.output(images), [bundle.output(images[place : place + 1]) for place in range(len(images))]
+    images = bundle.input.load_images(sorted((drawn / "gastric_ulcer").iterdir()))
+    whole, single = (
+        bundle.run_network(images),
+        [bundle.run_network(images[place : place + 1]) for place in range(len(images))],
+    )
     for field in ("logits", "unlikeness"):
         assert torch.allclose(getattr(whole, field), torch.cat([getattr(one, field) for one in single]), atol=1e-5)
     with torch.inference_mode():
-        pixels = bundle.classifier.pixels(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+        pixels = bundle.classifier.normalize_images(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
         assert torch.equal(bundle.classifier.network(pixels), whole.logits)
 
 
@@ -215,12 +219,12 @@ def test_killed_while_it_is_written_a_bundle_is_written_again_to_the_same_bytes(
 def test_networks_of_other_kinds_give_their_own_logits_beside_the_features(name):
     import timm
 
-    from pylorus.deploy.network import logits_and_features
+    from pylorus.deploy.network import compute_logits_and_features
 
     network = timm.create_model(name, num_classes=3).eval()
     pixels = torch.randn(2, 3, 160, 160)
     with torch.inference_mode():
-        logits, features = logits_and_features(network, pixels)
+        logits, features = compute_logits_and_features(network, pixels)
         assert torch.equal(logits, network(pixels))
     assert features.shape == (2, network.head_hidden_size)
 

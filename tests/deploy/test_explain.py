@@ -15,16 +15,22 @@ import torch
 from PIL import Image
 
 from pylorus.cli import main
-from pylorus.deploy.explain import coarse_maps, heat_map, heat_maps, method_of, overlay
-from pylorus.deploy.explain_drawing import picture
+from pylorus.deploy.explain import (
+    compute_coarse_maps,
+    compute_heat_map,
+    compute_heat_maps,
+    format_heat_map_method,
+    render_overlay,
+)
+from pylorus.deploy.explain_drawing import draw_explanation
 from pylorus.deploy.files import SUMS
-from pylorus.deploy.last_map import Opened, last_map
+from pylorus.deploy.last_map import FeatureTap, find_last_map
 from pylorus.deploy.load import load_bundle
-from pylorus.deploy.network import BundledClassifier
-from pylorus.deploy.sanity import Likeness, Sanity, randomisation_check
+from pylorus.deploy.network import BundleClassifier
+from pylorus.deploy.sanity import MapSimilarity, Sanity, run_randomization_check
 from pylorus.errors import PylorusError
-from pylorus.model.weights import sha256
-from pylorus.report.maps import saved_maps
+from pylorus.model.weights import compute_sha256
+from pylorus.report.maps import read_saved_maps
 from pylorus.report.saved_run import read_run
 
 pytest.importorskip("captum")
@@ -58,7 +64,7 @@ def enlarged(folder):
     said["input"]["size"] = 128
     path.write_text(json.dumps(said))
     names = sorted(each.name for each in folder.iterdir() if each.name != SUMS)
-    (folder / SUMS).write_text("".join(f"{sha256(folder / name)}  {name}\n" for name in names))
+    (folder / SUMS).write_text("".join(f"{compute_sha256(folder / name)}  {name}\n" for name in names))
     return folder
 
 
@@ -70,7 +76,7 @@ def images(bundle, drawn):
 def bundle_of(name, size, arguments):
     torch.manual_seed(0)
     network = timm.create_model(name, num_classes=3, **arguments).eval().requires_grad_(False)
-    classifier = BundledClassifier(network, mean=(0.5,) * 3, std=(0.25,) * 3, directions=torch.eye(3))
+    classifier = BundleClassifier(network, mean=(0.5,) * 3, std=(0.25,) * 3, directions=torch.eye(3))
     said = SimpleNamespace(classes=("a", "b", "c"), architecture=name)
     return SimpleNamespace(
         classifier=classifier,
@@ -86,31 +92,31 @@ def test_a_frozen_network_of_each_family_gives_a_map_and_stays_as_it_was(name, s
     made = bundle_of(name, size, arguments)
     network = made.classifier.network
     image = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    opened = last_map(network)
-    pixels = made.classifier.pixels(torch.from_numpy(image.transpose(2, 0, 1)[None].copy()))
+    opened = find_last_map(network)
+    pixels = made.classifier.normalize_images(torch.from_numpy(image.transpose(2, 0, 1)[None].copy()))
     with torch.inference_mode():
         assert torch.equal(opened.network(pixels), network(pixels))
-    found = [heat_map(made, image, label) for label in range(3)]
+    found = [compute_heat_map(made, image, label) for label in range(3)]
     assert all(each.shape == (size, size) and each.min() >= 0 and each.max() in (0, 1) for each in found)
     assert max(each.max() for each in found) == 1
-    assert coarse_maps(made, image[None], [0]).shape == (1, side, side)
-    assert method_of(made) == f"{method} ({side} × {side} cells)"
+    assert compute_coarse_maps(made, image[None], [0]).shape == (1, side, side)
+    assert format_heat_map_method(made) == f"{method} ({side} × {side} cells)"
     assert not any(
-        isinstance(part, Opened) or part._forward_hooks or part._backward_hooks for part in network.modules()
+        isinstance(part, FeatureTap) or part._forward_hooks or part._backward_hooks for part in network.modules()
     )
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"])
 def test_the_cells_of_the_map_lie_where_the_image_is(name):
     made = bundle_of(name, 128, {} if name == "convnext_atto" else {"img_size": 128})
-    opened = last_map(made.classifier.network)
+    opened = find_last_map(made.classifier.network)
     seen = []
     opened.layer.register_forward_hook(lambda module, given, found: seen.append(found))
     image = np.random.default_rng(0).integers(0, 256, (3, 128, 128), dtype=np.uint8)
     changed = image.copy()
     changed[:, 8:24, 104:120] = 255 - changed[:, 8:24, 104:120]  # above, on the right
     with torch.inference_mode():
-        opened.network(made.classifier.pixels(torch.from_numpy(np.stack([image, changed]))))
+        opened.network(made.classifier.normalize_images(torch.from_numpy(np.stack([image, changed]))))
     moved = (seen[0][0] - seen[0][1]).abs().sum(dim=0)
     row, column = divmod(int(moved.argmax()), moved.shape[1])
     assert row < moved.shape[0] / 2
@@ -120,42 +126,44 @@ def test_the_cells_of_the_map_lie_where_the_image_is(name):
 def test_where_the_head_averages_and_weighs_the_map_is_that_weighted_sum(bundle, images):
     network = bundle.classifier.network
     with torch.inference_mode():
-        features = network.forward_features(bundle.classifier.pixels(torch.from_numpy(images.transpose(0, 3, 1, 2))))
+        features = network.forward_features(
+            bundle.classifier.normalize_images(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+        )
         for label in range(3):
             expected = torch.einsum("nchw,c->nhw", features, network.get_classifier().weight[label]).clamp(min=0)
-            found = coarse_maps(bundle, images, [label] * len(images))
+            found = compute_coarse_maps(bundle, images, [label] * len(images))
             torch.testing.assert_close(found * features.shape[2] * features.shape[3], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_map_is_the_same_alone_among_others_and_beside_other_threads(bundle, images):
-    alone = [heat_map(bundle, image, place % 3) for place, image in enumerate(images)]
+    alone = [compute_heat_map(bundle, image, place % 3) for place, image in enumerate(images)]
     with torch.no_grad():
-        together = heat_maps(bundle, images, [place % 3 for place in range(len(images))])
+        together = compute_heat_maps(bundle, images, [place % 3 for place in range(len(images))])
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: bundle.answer(images), range(2)))
-        beside = list(pool.map(lambda place: heat_map(bundle, images[place], place % 3), range(len(images))))
+        list(pool.map(lambda _: bundle.predict_images(images), range(2)))
+        beside = list(pool.map(lambda place: compute_heat_map(bundle, images[place], place % 3), range(len(images))))
     np.testing.assert_allclose(together, alone, atol=1e-5)
     np.testing.assert_allclose(beside, alone, atol=1e-5)
 
 
 def test_what_the_bundle_does_not_take_is_refused(bundle, bundle_folder, images, monkeypatch):
     with pytest.raises(ValueError, match=re.escape("found float64 of shape")):
-        heat_map(bundle, images[0] / 255, 0)
+        compute_heat_map(bundle, images[0] / 255, 0)
     with pytest.raises(ValueError, match="expected 0 to 2"):
-        heat_map(bundle, images[0], 3)
+        compute_heat_map(bundle, images[0], 3)
     small = load_bundle(bundle_folder)
     with pytest.raises(PylorusError, match=r"has only 1 × 1 cells for images of 32 pixels: too few to localize"):
-        method_of(small)
+        format_heat_map_method(small)
     monkeypatch.setitem(sys.modules, "captum", None)
     with pytest.raises(PylorusError, match=re.escape('pip install "pylorus[explain]"')):
-        heat_map(bundle, images[0], 0)
+        compute_heat_map(bundle, images[0], 0)
 
 
 def test_an_overlay_hides_the_image_only_where_the_map_is():
     image = np.full((8, 8, 3), 200, dtype=np.uint8)
     heat = np.zeros((8, 8))
     heat[:, 4:] = 1
-    found = overlay(image, heat)
+    found = render_overlay(image, heat)
     assert (found[:, :4] == 200).all()
     assert (found[:, 4:, 2] < 100).all()  # yellow
     assert found.dtype == np.uint8
@@ -163,7 +171,7 @@ def test_an_overlay_hides_the_image_only_where_the_map_is():
 
 def test_the_words_of_a_picture_are_not_cut_off():
     page = np.asarray(
-        picture(np.zeros((64, 64, 3), dtype=np.uint8), np.zeros((64, 64)), ("word " * 60, "慢性胃炎" * 30))
+        draw_explanation(np.zeros((64, 64, 3), dtype=np.uint8), np.zeros((64, 64)), ("word " * 60, "慢性胃炎" * 30))
     )
     assert (page[:, -8:] == 255).all()
     assert (page[-8:] == 255).all()
@@ -175,38 +183,40 @@ def test_an_explanation_that_never_asks_the_network_fails_the_randomisation_chec
         grey = torch.from_numpy(images.mean(axis=3))
         return (grey[:, :-1, :-1] - grey[:, 1:, 1:]).abs()
 
-    found = randomisation_check(bundle, images, [0] * len(images), maps=edges)
-    assert found.passed is False
+    found = run_randomization_check(bundle, images, [0] * len(images), maps=edges)
+    assert found.has_passed is False
     assert [each.mean for each in found.found] == [1, 1]
-    assert "WARNING" in found.said
+    assert "WARNING" in found.summary
 
 
 def test_an_explanation_that_is_all_network_passes_the_randomisation_check(bundle, images):
     def weights(bundle, images, labels, network):
         return network.get_classifier().weight.detach().flatten()[:64].reshape(1, 8, 8).repeat(len(images), 1, 1)
 
-    found = randomisation_check(bundle, images, [0] * len(images), maps=weights)
-    assert found.passed is True
-    assert "WARNING" not in found.said
+    found = run_randomization_check(bundle, images, [0] * len(images), maps=weights)
+    assert found.has_passed is True
+    assert "WARNING" not in found.summary
 
 
 def test_the_randomisation_check_repeats_itself_and_leaves_chance_and_network_alone(bundle, images):
     before = {name: tensor.clone() for name, tensor in bundle.classifier.network.state_dict().items()}
     torch.manual_seed(5)
-    first = randomisation_check(bundle, images, [1] * len(images))
+    first = run_randomization_check(bundle, images, [1] * len(images))
     drawn = torch.rand(3)
     torch.manual_seed(5)
     assert torch.equal(drawn, torch.rand(3))
-    assert randomisation_check(bundle, images, [1] * len(images)) == first
+    assert run_randomization_check(bundle, images, [1] * len(images)) == first
     assert all(torch.equal(before[name], tensor) for name, tensor in bundle.classifier.network.state_dict().items())
 
 
 def test_without_any_map_the_check_says_that_it_is_not_possible(bundle, images):
-    found = randomisation_check(bundle, images, [0] * len(images), maps=lambda b, i, c, n: torch.zeros(len(i), 4, 4))
+    found = run_randomization_check(
+        bundle, images, [0] * len(images), maps=lambda b, i, c, n: torch.zeros(len(i), 4, 4)
+    )
     assert found == Sanity(0, ())
-    assert found.passed is None
-    assert "not possible" in found.said
-    assert not Likeness("all weights", 0.49, 0.9, 0.0).alike
+    assert found.has_passed is None
+    assert "not possible" in found.summary
+    assert not MapSimilarity("all weights", 0.49, 0.9, 0.0).is_alike
 
 
 def test_a_folder_becomes_pictures_that_name_no_file_and_a_table_that_does(bundle, drawn, tmp_path, capsys):
@@ -239,9 +249,9 @@ def test_a_folder_becomes_pictures_that_name_no_file_and_a_table_that_does(bundl
     image = bundle.input.read(given / "gastric_cancer" / first["path"].rsplit("/", 1)[1])
     np.testing.assert_array_equal(
         np.asarray(Image.open(tmp_path / "maps" / "overlays" / first["picture"])),
-        overlay(image, heat_map(bundle, image, 0)),
+        render_overlay(image, compute_heat_map(bundle, image, 0)),
     )
-    probability = bundle.answer(image[None]).probabilities[0, 0]
+    probability = bundle.predict_images(image[None]).probabilities[0, 0]
     assert float(first["probability"]) == pytest.approx(probability, abs=1e-5)
 
 
@@ -295,19 +305,21 @@ def test_the_worst_mistakes_stand_in_the_report_with_their_maps(trained_run, tmp
     assert page.count("the heat map for ") == (table["class"] == table["predicted"]).sum() > 0
     assert "No randomisation check was performed." in page
     stage = trained_run.shipped.name
-    assert saved_maps(read_run(run), stage=stage).overlays
-    assert not saved_maps(read_run(run), stage="another").overlays
+    assert read_saved_maps(read_run(run), stage=stage).overlays
+    assert not read_saved_maps(read_run(run), stage="another").overlays
     (run / "model" / "SHA256SUMS").write_text("another")
-    assert "were computed with a different bundle" in saved_maps(read_run(run), stage=stage).said
-    assert not saved_maps(read_run(run), stage=stage).overlays
+    assert "were computed with a different bundle" in read_saved_maps(read_run(run), stage=stage).said
+    assert not read_saved_maps(read_run(run), stage=stage).overlays
     shutil.rmtree(run / "maps")
-    assert "pylorus explain RUN/model --mistakes" in saved_maps(read_run(run), stage=stage).said
+    assert "pylorus explain RUN/model --mistakes" in read_saved_maps(read_run(run), stage=stage).said
 
 
 def test_a_run_without_a_mistake_has_none_to_explain(trained_run, monkeypatch, capsys):
-    monkeypatch.setattr("pylorus.deploy.mistaken.surest_mistakes", lambda said: [])
+    monkeypatch.setattr("pylorus.deploy.mistaken.find_confident_errors", lambda said: [])
     run = trained_run.path
-    monkeypatch.setattr("pylorus.deploy.explain_images.method_of", lambda bundle: "at 32 pixels there is no map")
+    monkeypatch.setattr(
+        "pylorus.deploy.explain_images.format_heat_map_method", lambda bundle: "at 32 pixels there is no map"
+    )
     with pytest.raises(SystemExit) as ended:
         main(["explain", str(run / "model"), "--mistakes"])
     assert ended.value.code == 0

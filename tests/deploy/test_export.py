@@ -16,14 +16,14 @@ from pylorus.deploy import export_speed, onnx_packages, parity
 from pylorus.deploy.export import ExportOptions, export
 from pylorus.deploy.load import load_bundle
 from pylorus.deploy.predict import PredictOptions, predict
-from pylorus.deploy.trial_images import given_images, run_images
+from pylorus.deploy.trial_images import find_run_images, find_user_images
 from pylorus.errors import PylorusError
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxscript", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 
-from pylorus.deploy.exported import load_exported, opened  # noqa: E402
+from pylorus.deploy.exported import load_export, open_session  # noqa: E402
 
 SHARES = ["probability/GC", "probability/GU", "probability/CG"]
 FILES = ["MODEL_CARD.md", "README.md", "SHA256SUMS", "export.json", "model.json", "model.onnx"]
@@ -93,7 +93,7 @@ def test_the_file_alone_is_enough_and_says_what_goes_in_and_comes_out(exported, 
     for count in (1, 2, 5):
         images = np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
         found = dict(zip(("logits", "probabilities", "unlikeness"), session.run(None, {"image": images}), strict=True))
-        answers = load_bundle(bundle_folder).answer(images)
+        answers = load_bundle(bundle_folder).predict_images(images)
         assert np.abs(found["probabilities"] - answers.probabilities).max() < 1e-5
         assert np.abs(found["unlikeness"] - answers.unlikeness).max() < 1e-5
 
@@ -161,11 +161,11 @@ def test_the_gate_closes_on_an_export_that_is_wrong_only_for_several_at_once(exp
             return [logits + 1e-3 * (len(logits) > 1), *others]
 
     bundle = load_bundle(bundle_folder)
-    images = run_images(bundle_folder, bundle.description)
-    right = parity.tried(bundle, opened(exported / "model.onnx"), images)
-    wrong = parity.tried(bundle, Wrong(opened(exported / "model.onnx")), images)
-    assert right.passed
-    assert not wrong.passed
+    images = find_run_images(bundle_folder, bundle.description)
+    right = parity.check_parity(bundle, open_session(exported / "model.onnx"), images)
+    wrong = parity.check_parity(bundle, Wrong(open_session(exported / "model.onnx")), images)
+    assert right.has_passed
+    assert not wrong.has_passed
     assert wrong.logits[0] == right.logits[0]
     assert wrong.logits[1] == pytest.approx(1e-3, rel=0.1)
 
@@ -173,19 +173,19 @@ def test_the_gate_closes_on_an_export_that_is_wrong_only_for_several_at_once(exp
 def test_where_32_bits_are_rough_by_themselves_the_gate_asks_64_bits_and_no_more(exported, bundle_folder, monkeypatch):
     class Off:
         def run(self, names, feed):
-            logits, *others = opened(exported / "model.onnx").run(names, feed)
+            logits, *others = open_session(exported / "model.onnx").run(names, feed)
             return [logits + 3e-6, *others]
 
     bundle = load_bundle(bundle_folder)
-    images = run_images(bundle_folder, bundle.description)
-    exact = parity.logits_in_64_bits
-    strict = parity.tried(bundle, Off(), images)
-    assert not strict.passed
+    images = find_run_images(bundle_folder, bundle.description)
+    exact = parity.compute_fp64_logits
+    strict = parity.check_parity(bundle, Off(), images)
+    assert not strict.has_passed
     assert strict.rounding < 1e-6  # so this network gives no excuse
     monkeypatch.setattr(parity, "ROUGHEST", 1.0)
-    monkeypatch.setattr(parity, "logits_in_64_bits", lambda *given: exact(*given) + 2e-6)
-    rough = parity.tried(bundle, Off(), images)
-    assert rough.passed
+    monkeypatch.setattr(parity, "compute_fp64_logits", lambda *given: exact(*given) + 2e-6)
+    rough = parity.check_parity(bundle, Off(), images)
+    assert rough.has_passed
     assert rough.tolerance == pytest.approx(4e-6, rel=0.1)
 
 
@@ -255,10 +255,10 @@ def test_8_bits_are_measured_on_other_images_than_those_that_fixed_the_ranges(
 
 
 def test_no_group_is_on_both_sides_of_the_measurement(bundle_folder, drawn):
-    from pylorus.deploy.int8 import calibration_and_measured
+    from pylorus.deploy.int8 import split_for_calibration
 
-    images = given_images(drawn, load_bundle(bundle_folder).description, group=r"patient_\d+")
-    ranges, measured = calibration_and_measured(images)
+    images = find_user_images(drawn, load_bundle(bundle_folder).description, group=r"patient_\d+")
+    ranges, measured = split_for_calibration(images)
     assert len(ranges) + len(measured) == 30
     assert not set(ranges.groups) & set(measured.groups)
 
@@ -279,7 +279,7 @@ def test_one_changed_byte_is_found(exported, tmp_path):
     content[len(content) // 2] ^= 1
     (folder / "model.onnx").write_bytes(content)
     with pytest.raises(PylorusError, match=r"model\.onnx: its SHA-256 is .* changed or damaged"):
-        load_exported(folder)
+        load_export(folder)
 
 
 def outside(model):
@@ -323,14 +323,14 @@ def other_classes(model):
 )
 def test_a_graph_that_is_none_of_ours_is_refused(changed, act, words):
     with pytest.raises(PylorusError, match=words):
-        load_exported(changed(act))
+        load_export(changed(act))
 
 
 def test_what_is_no_onnx_at_all_is_refused(exported, tmp_path, resealed):
     folder = Path(shutil.copytree(exported, tmp_path / "changed"))
     (folder / "model.onnx").write_bytes(b"\x80\x04no graph")
     with pytest.raises(PylorusError, match=r"model\.onnx: can't be read as ONNX"):
-        load_exported(resealed(folder))
+        load_export(resealed(folder))
 
 
 def test_what_needs_pytorch_says_so_of_an_export(exported):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pylorus.deploy.card import threshold_sentence
+from pylorus.deploy.card import format_threshold_guarantee
 from pylorus.deploy.load import load_bundle
 from pylorus.errors import PylorusError
 
@@ -210,9 +210,11 @@ def test_what_else_lies_in_the_folder_is_never_opened(spoilt, tmp_path):
 
 
 def test_the_description_is_read_as_it_was_written(bundle_folder):
-    from pylorus.deploy.strict import plain
+    from pylorus.deploy.strict import convert_to_plain
 
-    assert plain(load_bundle(bundle_folder).description) == json.loads((bundle_folder / "model.json").read_text())
+    assert convert_to_plain(load_bundle(bundle_folder).description) == json.loads(
+        (bundle_folder / "model.json").read_text()
+    )
 
 
 def _as_format_1(content):
@@ -226,10 +228,10 @@ def test_a_bundle_of_format_1_is_read_and_guarantees_nothing(bundle_folder, desc
     old, new = load_bundle(described(_as_format_1)), load_bundle(bundle_folder)
     decision = old.description.decision
     assert decision.thresholds == new.description.decision.thresholds
-    assert [decision.fixed_threshold(name) for name in ("GC", "GU", "CG")] == [None] * 3
-    assert "no sensitivity is guaranteed for new patients" in threshold_sentence(old.description, "GC")
+    assert [decision.get_threshold(name) for name in ("GC", "GU", "CG")] == [None] * 3
+    assert "no sensitivity is guaranteed for new patients" in format_threshold_guarantee(old.description, "GC")
     images = np.zeros((2, 32, 32, 3), dtype=np.uint8)
-    found, expected = old.answer(images), new.answer(images)
+    found, expected = old.predict_images(images), new.predict_images(images)
     assert (found.positive == expected.positive).all()
     assert found.sets is None
     assert expected.sets is not None

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from pylorus.deploy.load import load_bundle
-from pylorus.deploy.predict import set_text
+from pylorus.deploy.predict import format_prediction_set
 
 from .chromium import PROGRAM, Chromium
 
@@ -118,7 +118,7 @@ def test_images_are_chosen_and_their_results_seen_and_downloaded(tab, images, bu
     page.until(DONE.format(3))
     bundle = load_bundle(bundle_folder)
     names = bundle.description.short_names
-    expected = bundle.answer(bundle.input.read_all(images))
+    expected = bundle.predict_images(bundle.input.load_images(images))
     for place, (text, path) in enumerate(zip(page.run(CARDS), images, strict=True)):
         assert path.name in text
         assert ("No answer" in text) == bool(expected.why[place])
@@ -131,7 +131,7 @@ def test_images_are_chosen_and_their_results_seen_and_downloaded(tab, images, bu
     none = int((expected.why != "").sum())
     assert page.run("document.getElementById('status').textContent").startswith(f"3 files: {3 - none} answered")
     assert page.run("document.querySelectorAll('#table tbody tr').length") == 3
-    browser.ask(
+    browser.handle_request(
         "Browser.setDownloadBehavior",
         behavior="allow",
         downloadPath=str(tmp_path / "got"),
@@ -147,7 +147,7 @@ def test_images_are_chosen_and_their_results_seen_and_downloaded(tab, images, bu
     assert [row["file"] for row in rows] == [path.name for path in images]
     found = [[float(row[f"probability/{name}"]) for name in names] for row in rows]
     assert np.allclose(found, expected.probabilities, atol=1e-6)
-    assert [row["prediction_set"] for row in rows] == [set_text(names, row) for row in expected.sets]
+    assert [row["prediction_set"] for row in rows] == [format_prediction_set(names, row) for row in expected.sets]
     assert "too small to guarantee a sensitivity of 95 % for GC" in page.run("document.body.innerText")
 
 
@@ -292,7 +292,7 @@ def test_it_is_used_by_keyboard_and_read_aloud(tab, images):
     page.until(DONE.format(1))
     nodes = [
         (node["role"]["value"], node.get("name", {}).get("value", ""))
-        for node in page.ask("Accessibility.getFullAXTree")["nodes"]
+        for node in page.handle_request("Accessibility.getFullAXTree")["nodes"]
         if not node.get("ignored") and "role" in node
     ]
     spoken = ("button", "image", "checkbox", "link", "region", "table", "list")

@@ -15,11 +15,11 @@ from PIL import Image
 from pylorus.cli import main
 from pylorus.deploy import parts as parts_module
 from pylorus.deploy import predict as predict_module
-from pylorus.deploy.evaluate import told
+from pylorus.deploy.evaluate import format_prediction_summary
 from pylorus.deploy.load import load_bundle
 from pylorus.deploy.predict import PredictOptions, predict
 from pylorus.deploy.sources import Sources
-from pylorus.deploy.strict import plain
+from pylorus.deploy.strict import convert_to_plain
 from pylorus.errors import PylorusError
 
 SHARES = ["probability/GC", "probability/GU", "probability/CG"]
@@ -58,7 +58,7 @@ def test_the_probabilities_are_those_of_the_runs_own_test_predictions(trained_ru
             bundle_folder, [drawn / path for path in rows["path"]], tmp_path / f"{batch}.parquet", batch=batch
         )
         assert code == 0
-        table_of_run = pd.read_parquet(trained_run.predictions(trained_run.shipped.name, "test"))
+        table_of_run = pd.read_parquet(trained_run.get_predictions_path(trained_run.shipped.name, "test"))
         saved = table_of_run.set_index("sample_id").loc[rows["sample_id"]]
         temperature = load_bundle(bundle_folder).description.calibration.temperature
         # Undone for the comparison: the run's own are not calibrated.
@@ -176,14 +176,14 @@ def test_killed_before_any_file_the_same_command_goes_on_and_ends_in_the_same_on
     monkeypatch.setattr(predict_module, "PART_ROWS", 8)
     asked(bundle_folder, [drawn], tmp_path / f"whole{suffix}", batch=4)
     expected = (tmp_path / f"whole{suffix}").read_bytes()
-    read_images, original, replace = 0, predict_module._image, Path.replace
+    read_images, original, replace = 0, predict_module._read_image, Path.replace
 
     def counted(*words):
         nonlocal read_images
         read_images += 1
         return original(*words)
 
-    monkeypatch.setattr(predict_module, "_image", counted)
+    monkeypatch.setattr(predict_module, "_read_image", counted)
     for kill_at in kills:  # files: the request, four parts, the output, what is said about it
         output, seen = tmp_path / f"{kill_at}{suffix}", 0
 
@@ -228,7 +228,7 @@ def test_an_output_of_another_request_is_not_touched(bundle_folder, drawn, tmp_p
 
 def test_two_processes_do_not_write_one_output(bundle_folder, drawn, tmp_path):
     with (
-        parts_module.Parts(tmp_path / "p.csv", {}, also={}).open(),
+        parts_module.ResumableTable(tmp_path / "p.csv", {}, also={}).lock_parts(),
         pytest.raises(PylorusError, match="another process"),
     ):
         asked(bundle_folder, [drawn], tmp_path / "p.csv")
@@ -260,18 +260,18 @@ def test_a_folder_too_long_to_sort_is_taken_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "SORTED", 3)
     for number in range(8):
         (tmp_path / f"{number}.jpg").touch()
-    found = [item.path for item in Sources((str(tmp_path),), [], None).items()]
+    found = [item.path for item in Sources((str(tmp_path),), [], None).iter_items()]
     assert sorted(found) == [str(tmp_path / f"{number}.jpg") for number in range(8)]
 
 
 def test_without_groups_an_evaluation_says_that_each_image_counts_as_a_patient(bundle_folder):
     said = load_bundle(bundle_folder).description
-    figures = plain(said.test)
+    figures = convert_to_plain(said.test)
     shares = ("balanced_accuracy", "macro_f1", "answered", "accuracy_answered")
     evaluation = {**figures, **dict.fromkeys(shares, figures["accuracy"])}
     record = {"images": 3, "unreadable": 0, "evaluation": evaluation}
-    assert "each treated as a separate patient because --group was not given" in told(record, said)
-    grouped = told(record | {"request": {"group": "p"}}, said)
+    assert "each treated as a separate patient because --group was not given" in format_prediction_summary(record, said)
+    grouped = format_prediction_summary(record | {"request": {"group": "p"}}, said)
     assert f"images of {said.test.groups} groups (patients), in %" in grouped
 
 

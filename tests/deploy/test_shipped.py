@@ -19,10 +19,10 @@ from pylorus.deploy.checks import read_description
 from pylorus.deploy.load import load_bundle
 from pylorus.errors import PylorusError
 from pylorus.files import write_text
-from pylorus.percent import percent
+from pylorus.percent import format_percent
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.shipped import StageScore, choose_stage, describe_choice
-from pylorus.sweeps.table import objective, sweep_table
+from pylorus.runs.shipped import StageScore, explain_choice, select_stage
+from pylorus.sweeps.table import build_sweep_table, get_objective
 from pylorus.train import run
 from tests.conftest import TINY
 
@@ -66,7 +66,7 @@ def trained(composed, images, tmp_path_factory) -> Callable[..., RunFolder]:
         if (better, *words) not in folders:
             folder = RunFolder(sweep / str(len(folders)))
             overrides = [f"data.root={images}", *WORDS, *BETTER[better], *words]
-            with folder.prepared(overrides):
+            with folder.set_starting(overrides):
                 write_text(folder.config, OmegaConf.to_yaml(composed(*overrides)))
             with pytest.MonkeyPatch.context() as patched:
                 for name in ("as_svg", "as_png"):  # drawing takes most of a report's time
@@ -135,10 +135,10 @@ def test_the_stage_that_validation_chooses_is_named_everywhere(trained, stage, c
     found = description(folder)["shipped"]
     assert (found["name"], found["chosen_by"]) == (stage, "accuracy")
     for name, accuracy in found["accuracy"].items():
-        table = pd.read_parquet(folder.predictions(name, "val"))
+        table = pd.read_parquet(folder.get_predictions_path(name, "val"))
         assert accuracy == (table["true"] == table["predicted"]).mean()
     assert found["accuracy"][stage] == max(found["accuracy"].values()) > min(found["accuracy"].values())
-    assert (folder.status()["shipped_stage"], folder.status()["shipped_by"]) == (stage, "accuracy")
+    assert (folder.read_status()["shipped_stage"], folder.read_status()["shipped_by"]) == (stage, "accuracy")
     assert (
         f"The shipped network is that of stage **{stage}** of its run (highest validation accuracy"
         in (folder.path / "model" / "MODEL_CARD.md").read_text()
@@ -147,7 +147,7 @@ def test_the_stage_that_validation_chooses_is_named_everywhere(trained, stage, c
     assert re.search(rf"{stage}, selected by validation accuracy", page)
     runs = pd.read_csv(folder.path / "report" / "tables" / "runs.csv")
     assert runs["shipped stage"].tolist() == [stage]
-    assert objective(folder) == found["accuracy"][stage]
+    assert get_objective(folder) == found["accuracy"][stage]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -202,8 +202,8 @@ def test_report_card_bundle_and_prediction_agree_in_every_index(trained, evaluat
     assert_same(written["abstention"]["accuracy_answered"]["value"], predicted["accuracy_answered"])
 
     card = (folder.path / "model" / "MODEL_CARD.md").read_text()
-    assert f"accuracy {percent(predicted['accuracy']['value'])} (" in card
-    assert f"The model answers {percent(predicted['answered']['value'])} (" in card
+    assert f"accuracy {format_percent(predicted['accuracy']['value'])} (" in card
+    assert f"The model answers {format_percent(predicted['answered']['value'])} (" in card
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -212,9 +212,9 @@ def test_predicted_probabilities_are_those_of_the_report_although_training_was_i
     table = evaluated(folder)["table"]
     bundle = load_bundle(folder.path / "model")
     assert bundle.description.training.precision == "bf16"
-    saved = pd.read_parquet(folder.predictions(stage, "test"))
+    saved = pd.read_parquet(folder.get_predictions_path(stage, "test"))
     columns = [f"logit/{name}" for name in NAMES]
-    expected = np.sort(bundle.probabilities(saved[columns].to_numpy(dtype=np.float64)), axis=0)
+    expected = np.sort(bundle.calibrate_logits(saved[columns].to_numpy(dtype=np.float64)), axis=0)
     shares = np.sort(table[[f"probability/{name}" for name in NAMES]].to_numpy(), axis=0)
     assert np.abs(shares - expected).max() < TOLERANCE
 
@@ -228,7 +228,7 @@ def test_deploy_stage_overrides_the_choice_and_says_so(trained, evaluated, capsy
     folder = trained("pretrain", "deploy.stage=finetune")
     run(folder)
     assert "holds stage finetune (named by deploy.stage; validation accuracy" in capsys.readouterr().out
-    assert folder.status()["shipped_stage"] == "finetune"
+    assert folder.read_status()["shipped_stage"] == "finetune"
     card = (folder.path / "model" / "MODEL_CARD.md").read_text()
     assert "The shipped network is that of stage **finetune** of its run (named by deploy.stage" in card
     page = (folder.path / "report" / "report.html").read_text()
@@ -244,7 +244,7 @@ def test_both_runs_of_one_stage_give_the_same_bundle_weights_whoever_trained_on(
     alone = trained("pretrain", "stage=pretrain")
     first, second = (load_bundle(folder.path / "model").classifier.network.state_dict() for folder in (whole, alone))
     assert all(np.array_equal(first[name], second[name]) for name in first)
-    assert alone.status()["shipped_by"] == "only"
+    assert alone.read_status()["shipped_by"] == "only"
     assert [stage["name"] for stage in description(whole)["training"]["stages"]] == ["pretrain"]
 
 
@@ -256,10 +256,10 @@ def test_nothing_that_only_the_bundle_needed_is_left_behind(trained):
 
 def test_a_sweep_orders_its_jobs_by_what_they_ship(trained):
     folders = [trained("pretrain"), trained("finetune")]
-    table = sweep_table(folders[0].path.parent)
+    table = build_sweep_table(folders[0].path.parent)
     for folder in folders:
         job = table[table["job"] == folder.path.name]
-        assert job.loc[job["shipped"] == "yes", "stage"].tolist() == [folder.status()["shipped_stage"]]
+        assert job.loc[job["shipped"] == "yes", "stage"].tolist() == [folder.read_status()["shipped_stage"]]
     order = table.loc[table["shipped"] == "yes", "val accuracy"].tolist()
     assert order == sorted(order, reverse=True)
 
@@ -305,9 +305,9 @@ def test_a_bundle_of_version_1_is_read_as_the_last_stage_of_its_run(trained):
     ],
 )
 def test_the_rule_is_accuracy_then_loss_then_the_later_stage_unless_a_stage_is_named(scores, asked, expected):
-    found = choose_stage(scores, asked=asked)
+    found = select_stage(scores, asked=asked)
     assert (found.name, found.chosen_by) == expected
-    assert describe_choice(found)
+    assert explain_choice(found)
 
 
 def test_killed_wherever_a_run_that_ships_an_earlier_stage_ships_the_same_bytes(trained, composed, images, monkeypatch):
@@ -317,7 +317,7 @@ def test_killed_wherever_a_run_that_ships_an_earlier_stage_ships_the_same_bytes(
     whole = trained("pretrain", "report=false")
     folder = RunFolder(whole.path.with_name("killed"))
     overrides = [f"data.root={images}", *WORDS, *BETTER["pretrain"], "report=false"]
-    with folder.prepared(overrides):
+    with folder.set_starting(overrides):
         write_text(folder.config, OmegaConf.to_yaml(composed(*overrides)))
     replace = Path.replace
     for name in ("network.safetensors", "predictions-test.parquet", "model.safetensors"):
@@ -333,11 +333,14 @@ def test_killed_wherever_a_run_that_ships_an_earlier_stage_ships_the_same_bytes(
             run(folder)
         assert not (folder.path / "model" / "SHA256SUMS").exists()
     run(folder)
-    assert folder.status()["shipped_stage"] == "pretrain"
+    assert folder.read_status()["shipped_stage"] == "pretrain"
     for path in (whole.path / "model").iterdir():
         assert path.read_bytes() == (folder.path / "model" / path.name).read_bytes(), path.name
     for stage, part in ((stage, part) for stage in STAGES for part in ("val", "test")):
-        assert whole.predictions(stage, part).read_bytes() == folder.predictions(stage, part).read_bytes()
+        assert (
+            whole.get_predictions_path(stage, part).read_bytes()
+            == folder.get_predictions_path(stage, part).read_bytes()
+        )
 
 
 def test_predictions_that_were_made_before_features_were_kept_are_made_again(trained, tmp_path):
@@ -348,10 +351,13 @@ def test_predictions_that_were_made_before_features_were_kept_are_made_again(tra
     status = json.loads((folder.path / "status.json").read_text())
     (folder.path / "status.json").write_text(json.dumps({**status, "state": "failed"}))
     for part in ("val", "test"):
-        rough = pd.read_parquet(folder.predictions("pretrain", part))
+        rough = pd.read_parquet(folder.get_predictions_path("pretrain", part))
         columns = [name for name in rough if name.startswith("logit/")]
         rough[columns] = rough[columns].round(1)
-        rough.to_parquet(folder.predictions("pretrain", part), index=False)
+        rough.to_parquet(folder.get_predictions_path("pretrain", part), index=False)
     run(folder)
     for part in ("val", "test"):
-        assert whole.predictions("pretrain", part).read_bytes() == folder.predictions("pretrain", part).read_bytes()
+        assert (
+            whole.get_predictions_path("pretrain", part).read_bytes()
+            == folder.get_predictions_path("pretrain", part).read_bytes()
+        )

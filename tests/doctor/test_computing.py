@@ -7,15 +7,15 @@ import torch
 
 from pylorus.doctor import computing
 from pylorus.doctor.check import State
-from pylorus.machine.engine import fitting_precision
+from pylorus.machine.engine import resolve_precision
 
 GIB = 2**30
 
 
 def test_the_precision_is_the_one_that_a_run_takes(monkeypatch):
     for gain, precision, words in ((3.0, "bf16", "bf16 (matrix products run 3.0 times"), (0.4, "32", "fp32 (matrix")):
-        monkeypatch.setattr("pylorus.machine.engine.bf16_gain", lambda _, gain=gain: gain)
-        assert fitting_precision("cpu")[0] == precision
+        monkeypatch.setattr("pylorus.machine.engine.measure_bf16_speedup", lambda _, gain=gain: gain)
+        assert resolve_precision("cpu")[0] == precision
         found = {check.name: check.found for check in computing.check_computing()}
         assert found["CPU precision"].startswith(words)
 
@@ -54,7 +54,7 @@ def test_the_drivers_version_is_read_where_linux_states_it(tmp_path, monkeypatch
     monkeypatch.setattr(computing, "DRIVER", file)
     for line in ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Tue Sep 23", "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build"):  # fmt: skip
         file.write_text(line)
-        assert computing.driver_version() == "580.95.05"
+        assert computing.read_driver_version() == "580.95.05"
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pylorus.doctor.examine import broken_off
+from pylorus.doctor.examine import report_early_end
 
 
 @pytest.fixture
@@ -53,9 +53,9 @@ def test_a_torch_that_ends_python_is_named_with_the_signal(doctor):
 
 
 def test_one_that_hangs_or_exits_is_a_line_too():
-    late = broken_off("loading torch", -9, in_time=False, said="")
+    late = report_early_end("loading torch", -9, in_time=False, said="")
     assert "not finished within 600 s" in late.found
-    ended = broken_off("loading cv2", 3, in_time=True, said="libGL: no such file")
+    ended = report_early_end("loading cv2", 3, in_time=True, said="libGL: no such file")
     assert ended.found.startswith("Python ended with exit code 3 (libGL: no such file)")
 
 

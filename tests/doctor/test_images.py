@@ -3,14 +3,14 @@
 from pylorus.doctor import figures
 from pylorus.doctor.check import State
 from pylorus.doctor.figures import check_fonts
-from pylorus.doctor.images import check_images, class_names
+from pylorus.doctor.images import check_images, list_class_names
 
 
 def test_classes_are_counted_and_a_sample_is_read(drawn):
     folder, reading = check_images(drawn)
     assert folder.state is reading.state is State.GOOD
     assert folder.found.startswith("30 images in ")
-    assert all(f"{name} 10" in folder.found for name in class_names(drawn))
+    assert all(f"{name} 10" in folder.found for name in list_class_names(drawn))
     assert reading.found.startswith("all 24 sampled images can be read")
 
 
@@ -30,7 +30,7 @@ def test_what_is_no_image_set_is_wrong_with_its_reason(tmp_path):
     (halves,) = check_images(tmp_path)
     assert halves.state is State.WRONG
     assert "there is no folder test next to train" in halves.found
-    assert class_names(tmp_path) == class_names(tmp_path / "none") == []
+    assert list_class_names(tmp_path) == list_class_names(tmp_path / "none") == []
 
 
 def test_shards_are_told_with_the_words_that_train_on_them(tmp_path):
@@ -42,7 +42,7 @@ def test_shards_are_told_with_the_words_that_train_on_them(tmp_path):
 
 
 def test_a_missing_font_matters_only_where_a_class_needs_it(monkeypatch):
-    monkeypatch.setattr(figures, "wider_font_file", lambda: None)
+    monkeypatch.setattr(figures, "find_cjk_font_file", lambda: None)
     assert next(check_fonts(["gastric cancer", "Zöliakie"])).state is State.GOOD
     needed = next(check_fonts(["胃癌"]))
     assert needed.state is State.WARNING

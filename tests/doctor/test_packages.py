@@ -83,7 +83,7 @@ def test_a_second_opencv_is_told_with_the_command_that_leaves_ours(install):
 
 def test_a_first_number_above_the_one_that_was_seen_to_work_is_a_warning(install):
     install("numpy", "9.0")
-    (check,) = packages.check_newer(["numpy", "pandas"], packages.seen())
+    (check,) = packages.check_newer(["numpy", "pandas"], packages.read_tested_versions())
     assert check.state is State.WARNING
     assert check.found.startswith("9.0; the newest tested version is 2.")
 
@@ -95,7 +95,7 @@ def test_an_old_python_is_wrong():
 
 def test_a_package_that_is_not_installed_at_all_is_an_error_that_a_line_is_made_of():
     with pytest.raises(PackageNotFoundError):
-        packages.requirements("no-such-package")
+        packages.list_requirements("no-such-package")
 
 
 def test_an_extra_is_told_as_there_as_missing_or_as_too_old(install):

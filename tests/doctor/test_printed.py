@@ -4,7 +4,7 @@ import io
 import json
 
 from pylorus.doctor.check import Check, State
-from pylorus.doctor.printed import as_json, lines_of, print_checks
+from pylorus.doctor.printed import format_check_lines, format_json, print_checks
 
 HASH = "0123456789abcdef" * 4
 CHECKS = [
@@ -17,17 +17,17 @@ CHECKS = [
 
 def test_lines_fit_into_the_terminal_and_words_to_be_copied_stay_whole():
     for width in (80, 120):
-        lines = [line for check in CHECKS for line in lines_of(check, width=width, coloured=False)]
+        lines = [line for check in CHECKS for line in format_check_lines(check, width=width, coloured=False)]
         assert max(map(len, lines)) <= width
         assert sum(HASH in line for line in lines) == 1
         assert not [line for line in lines if line != line.rstrip()]
 
 
 def test_what_is_not_good_is_followed_by_its_mend():
-    text = "\n".join(lines_of(CHECKS[0], width=80, coloured=False))
+    text = "\n".join(format_check_lines(CHECKS[0], width=80, coloured=False))
     assert text.startswith("  wrong    torch")
     assert "fix: pip install" in text
-    good = "\n".join(lines_of(CHECKS[1], width=80, coloured=False))
+    good = "\n".join(format_check_lines(CHECKS[1], width=80, coloured=False))
     assert good.startswith("  good     extra")
     assert "optional: pip install 'pylorus[extra]'" in " ".join(good.split())
 
@@ -39,11 +39,11 @@ def test_a_pipe_gets_no_colour_and_each_area_one_heading():
     assert "\x1b" not in text
     assert text.count("\nPackages\n") == text.count("\nWeights\n") == 1
     assert text.endswith("\n2 good, 1 warning, 1 wrong\n")
-    assert "\x1b[31mwrong" in "\n".join(lines_of(CHECKS[0], width=80, coloured=True))
+    assert "\x1b[31mwrong" in "\n".join(format_check_lines(CHECKS[0], width=80, coloured=True))
 
 
 def test_json_holds_every_line_and_the_worst_state():
-    text, state = as_json(CHECKS)
+    text, state = format_json(CHECKS)
     content = json.loads(text)
     assert state is State.WRONG
     assert content["state"] == "wrong"

@@ -58,7 +58,7 @@ def test_a_folder_that_takes_no_file_is_wrong_with_the_systems_reason(tmp_path, 
     def refused(_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(space, "whole", refused)
+    monkeypatch.setattr(space, "write_atomically", refused)
     check = space.check_writable(tmp_path)
     assert check.state is State.WRONG
     assert check.found == f"can't write to {tmp_path}: Permission denied"

@@ -31,11 +31,11 @@ def folder(tmp_path):
 
 
 def looked_at(folder):
-    return room.check_model("tiny", HUB, room.look_for(HUB, folder), folder)
+    return room.check_model("tiny", HUB, room.find_weights(HUB, folder), folder)
 
 
 def test_the_studys_three_models_are_looked_for_and_none_that_starts_from_random_weights():
-    models = room.study_models()
+    models = room.list_study_models()
     assert models["vgg19"] == "vgg19.tv_in1k"
     assert {"resnet50", "inception_v3"} <= set(models)
     assert "small" not in models
@@ -97,7 +97,7 @@ def test_the_hubs_cache_comes_first_and_a_blob_that_its_name_belies_is_wrong(fol
 
 def test_a_sweep_over_carried_files_is_told_the_one_key_that_takes_them_all(tmp_path, monkeypatch):
     names = {"one": TINY, "two": "test_efficientnet.r160_in1k"}
-    monkeypatch.setattr(room, "study_models", lambda: names)
+    monkeypatch.setattr(room, "list_study_models", lambda: names)
     for name in names.values():
         save_file(timm.create_model(name).state_dict(), tmp_path / f"{name}.safetensors")
     *models, sweep = room.check_weights(tmp_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pylorus.data.synthetic import draw_image_set
+from pylorus.data.synthetic import generate_image_set
 from tests.data.audit.planted import plant
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "bloodcells"
@@ -32,7 +32,7 @@ def test_real_images_with_planted_faults_end_with_1_and_without_them_with_0(trai
 
 def test_usage_ends_with_2_and_writes_nothing(train, tmp_path):
     (tmp_path / "empty").mkdir()
-    draw_image_set(tmp_path / "set", images=2, size=48)
+    generate_image_set(tmp_path / "set", images=2, size=48)
     for words in (["nowhere"], ["empty"], ["set", "--group", "("], ["set", "--manifest", "none.csv"]):
         found = train("audit", *words, program=PYLORUS)
         assert found.returncode == 2, words
@@ -43,7 +43,7 @@ def test_usage_ends_with_2_and_writes_nothing(train, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there a file's name may be any bytes")
 def test_a_name_that_is_no_utf_8_does_not_stop_it(train, tmp_path):
-    draw_image_set(tmp_path / "set", images=4, size=48)
+    generate_image_set(tmp_path / "set", images=4, size=48)
     source = next((tmp_path / "set" / "gastric_ulcer").iterdir())
     odd = source.with_name(os.fsdecode(b"patient_\xff.jpg"))
     odd.write_bytes(source.read_bytes()[:-60])

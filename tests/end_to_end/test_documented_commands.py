@@ -20,11 +20,11 @@ import pandas as pd
 import pytest
 from hydra.errors import HydraException
 
-from pylorus.cli import parser
-from pylorus.data.synthetic import draw_image_set
+from pylorus.cli import build_parser
+from pylorus.data.synthetic import generate_image_set
 from pylorus.errors import PylorusError
 from pylorus.files import write_json
-from pylorus.launch import RESUME, checked
+from pylorus.launch import RESUME, check_overrides
 from pylorus.sweeps.engines import NEEDS
 from tests.forking import Forks
 
@@ -99,7 +99,7 @@ def fill(folder: Path, prepared: Path, *, draws_images: bool) -> None:
 
 def prepare(folder: Path, forks: Forks) -> None:
     """Draws images and trains on them twice."""
-    draw_image_set(folder / "images", images=10, size=48, seed=3)
+    generate_image_set(folder / "images", images=10, size=48, seed=3)
     paths = sorted((folder / "images").rglob("*.jpg"))
     film = cv2.VideoWriter(str(folder / "film.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 5.0, (48, 48))
     for path in paths:
@@ -200,7 +200,7 @@ def test_the_words_of_a_training_command_compose_as_they_stand(command, composed
         if word.startswith("hydra/launcher="):
             assert word in NEEDS
     for combination in combinations([word for word in words if not re.match(LAUNCHERS, word)]):
-        composed(*[word for word in checked(combination) if not word.startswith("hydra.")])
+        composed(*[word for word in check_overrides(combination) if not word.startswith("hydra.")])
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.text.startswith("pylorus ")], ids=str)
@@ -208,9 +208,9 @@ def test_the_options_of_a_pylorus_command_exist(command, capsys):
     words = shlex.split(command.filled)[1:]
     if is_name(command):
         with pytest.raises(SystemExit, match="0"):
-            parser().parse_args([words[0], "--help"])
+            build_parser().parse_args([words[0], "--help"])
     else:
-        assert parser().parse_args(words).act, capsys.readouterr().err
+        assert build_parser().parse_args(words).act, capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_what_a_command_that_is_not_run_names_is_there(command, composed):
     if command.text.startswith("#!"):
         subprocess.run(["bash", "-n"], input=command.text, text=True, check=True)
         for words_of_run in re.findall(r"set -- (data=\S.*?);", command.text):
-            composed(*[word for word in checked(words_of_run.split()) if not word.startswith("hydra.")])
+            composed(*[word for word in check_overrides(words_of_run.split()) if not word.startswith("hydra.")])
         assert words_of_run
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (PROJECT / "Makefile").read_text(), re.MULTILINE)
@@ -232,10 +232,10 @@ def test_what_a_command_that_is_not_run_names_is_there(command, composed):
     elif words[0] == ".venv/bin/pre-commit":
         assert (PROJECT / ".pre-commit-config.yaml").is_file()
     elif words[0] == ".venv/bin/pylorus":
-        assert parser().parse_args(words[1:]).act
+        assert build_parser().parse_args(words[1:]).act
     elif words[:2] == [".venv/bin/python", "train.py"]:
         for combination in combinations([word for word in words[2:] if word != "-m"]):
-            composed(*checked(combination))
+            composed(*check_overrides(combination))
     elif words[0] in ("python3", "pip", ".venv/bin/python", "openssl", "chmod", "sha256sum"):
         files = [word for word in words if word.endswith(".txt")]
         assert all((PROJECT / name).is_file() for name in files)
@@ -261,7 +261,7 @@ def test_overrides_in_running_text_name_keys_and_files_that_exist(page):
         plain = [word for word in plain if "hydra" not in word and word not in NEEDS]  # whose extra may be missing
         plain = [word for word in plain if not word.startswith(RESUME)]  # no key: it names a run
         try:
-            checked([word for word in plain if not re.search(r"=(choice|tag|interval)\(", word)])
+            check_overrides([word for word in plain if not re.search(r"=(choice|tag|interval)\(", word)])
         except (PylorusError, HydraException) as error:
             pytest.fail(f"{' '.join(words)}: {error}")
 

@@ -30,7 +30,7 @@ optuna_sweeper = pytest.mark.skipif(
 
 
 def states(sweep) -> list[str]:
-    return [RunFolder(sweep / str(job)).status()["state"] for job in range(len(list(sweep.glob("*/status.json"))))]
+    return [RunFolder(sweep / str(job)).read_status()["state"] for job in range(len(list(sweep.glob("*/status.json"))))]
 
 
 @joblib_launcher
@@ -53,7 +53,7 @@ def test_jobs_run_at_once_share_the_cores_and_one_that_fails_leaves_the_others(t
     assert "2 run at once" in (sweep / "0" / "run.log").read_text()
     threads = json.loads((sweep / "0" / "environment.json").read_text())["threads"]
     assert threads <= max(1, (os.cpu_count() or 2) // 2)
-    first = [RunFolder(sweep / job).status() for job in "01"]
+    first = [RunFolder(sweep / job).read_status() for job in "01"]
     assert first[0]["pid"] != first[1]["pid"]
     assert first[1]["started"] <= first[0]["ended"]
     again = train_for_real(*words)
@@ -95,10 +95,10 @@ def test_a_search_maximises_validation_accuracy_and_goes_on_with_its_trials(trai
     ]  # fmt: skip
     found = train(*words, "hydra.sweeper.n_trials=1")
     assert found.returncode == 0, found.stderr
-    ended = RunFolder(sweep / "0").status()["ended"]
+    ended = RunFolder(sweep / "0").read_status()["ended"]
     found = train(*words, "hydra.sweeper.n_trials=2")
     assert found.returncode == 0, found.stderr
-    assert RunFolder(sweep / "0").status()["ended"] == ended
+    assert RunFolder(sweep / "0").read_status()["ended"] == ended
     assert states(sweep) == ["finished", "finished"]
     table = pd.read_csv(sweep / "sweep.csv").drop_duplicates("job", keep="last")
     best = (sweep / "optimization_results.yaml").read_text()

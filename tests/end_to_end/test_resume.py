@@ -57,7 +57,7 @@ def test_stopped_in_three_ways_a_run_goes_on_to_the_result_of_an_uninterrupted_o
         wait_for_epochs(folder, 3 + 12 * number)
         run.send_signal(way)
         _, errors = run.communicate(timeout=60)
-        assert RunFolder(folder).status()["state"] == state
+        assert RunFolder(folder).read_status()["state"] == state
         assert "Traceback" not in errors
         if state == "interrupted":
             assert f"to resume: python train.py resume={folder}" in errors
@@ -67,7 +67,7 @@ def test_stopped_in_three_ways_a_run_goes_on_to_the_result_of_an_uninterrupted_o
     assert found.returncode == 0, found.stderr
     assert "finetune resumes after epoch" in found.stdout
     assert same_results(whole, folder)
-    assert RunFolder(folder).status()["resumed"] == 3
+    assert RunFolder(folder).read_status()["resumed"] == 3
     again = train(f"resume={folder}")
     assert again.returncode == 0
     assert "already finished" in again.stdout
@@ -116,4 +116,4 @@ def test_a_second_ctrl_c_does_not_wait(started, tmp_path):
     run.send_signal(signal.SIGINT)
     run.communicate(timeout=20)
     assert run.returncode in (130, -signal.SIGINT)
-    assert RunFolder(tmp_path / "run").status()["state"] in ("interrupted", "stopped")
+    assert RunFolder(tmp_path / "run").read_status()["state"] in ("interrupted", "stopped")

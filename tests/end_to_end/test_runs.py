@@ -101,8 +101,8 @@ def test_a_killed_run_is_told_from_a_running_one(tmp_path):
     while not list(tmp_path.glob("outputs/20*/*/pretrain/metrics.csv")) and time.monotonic() < deadline:
         time.sleep(0.2)
     folder = RunFolder(next(tmp_path.glob("outputs/20*/*")))
-    assert folder.status()["state"] == "running"
+    assert folder.read_status()["state"] == "running"
     run.kill()
     run.wait()
-    assert folder.status()["state"] == "stopped"
-    assert len(pd.read_csv(folder.stage("pretrain").path / "metrics.csv")) >= 1
+    assert folder.read_status()["state"] == "stopped"
+    assert len(pd.read_csv(folder.get_stage("pretrain").path / "metrics.csv")) >= 1

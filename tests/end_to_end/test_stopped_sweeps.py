@@ -43,7 +43,7 @@ def assert_ended_cleanly(sweep, found, *, jobs=1) -> None:
     assert found.returncode == 130, found.stderr
     assert "Traceback" not in found.stderr
     assert f"to resume: the same command with hydra.sweep.dir={sweep}" in found.stderr
-    states = [RunFolder(path.parent).status()["state"] for path in sweep.glob("*/status.json")]
+    states = [RunFolder(path.parent).read_status()["state"] for path in sweep.glob("*/status.json")]
     assert states == ["interrupted"] * jobs
     assert (sweep / "sweep.csv").is_file()
     assert f"sweep: {sweep}" in found.stdout

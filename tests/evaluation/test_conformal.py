@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pylorus.evaluation.conformal import fit_set_limits, patients_needed_for_sets, prediction_sets
+from pylorus.evaluation.conformal import count_patients_needed_for_sets, fit_set_limits, prediction_sets
 
 
 def drawn(generator, patients, *, images=(1, 1), skill=1.5):
@@ -69,7 +69,7 @@ def test_a_class_of_too_few_patients_is_in_every_set():
     table, true, _ = drawn(generator, 40)
     few = np.concatenate([np.flatnonzero(true == label)[:n] for label, n in ((0, 8), (1, 9), (2, 0))])
     limits = fit_set_limits(table[few], true[few], coverage=0.9)
-    assert patients_needed_for_sets(0.9) == 9
+    assert count_patients_needed_for_sets(0.9) == 9
     assert limits.lowest[0] is None
     assert limits.lowest[1] == table[few][true[few] == 1, 1].min()
     assert limits.lowest[2] is None

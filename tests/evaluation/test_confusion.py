@@ -10,8 +10,8 @@ from pylorus.evaluation.confusion import (
     balanced_accuracy,
     class_indices,
     cohen_kappa,
+    compute_macro_average,
     confusion_matrix,
-    macro_average,
     macro_f1,
     mcc,
     overall_indices,
@@ -104,7 +104,7 @@ def test_exchanging_truth_and_answer_exchanges_precision_and_sensitivity():
 
 
 def test_macro_average_never_leaves_a_class_out():
-    assert np.isnan(macro_average(np.array([1.0, np.nan, 1.0])))
+    assert np.isnan(compute_macro_average(np.array([1.0, np.nan, 1.0])))
 
 
 @pytest.mark.parametrize(

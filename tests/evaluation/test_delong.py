@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from pylorus.evaluation.delong import auroc, covariance, structural_components
+from pylorus.evaluation.delong import auroc, compute_area_covariance, compute_structural_components
 from pylorus.evaluation.interval import compute_satterthwaite_freedom
 
 
@@ -50,10 +50,10 @@ def test_areas_and_standard_errors_of_the_published_example_are_found(delong_198
 def test_the_joint_test_of_the_published_example_is_found(delong_1988):
     """Chi-square 2.5340 with 2 degrees of freedom, p = 0.2817: it needs every covariance."""
     scores = [delong_1988[name] for name in ("albumin", "K-G score", "protein")]
-    parts = structural_components(delong_1988["helped"], scores, None)
+    parts = compute_structural_components(delong_1988["helped"], scores, None)
     contrasts = np.array([[1, -1, 0], [0, -1, 1]])
     apart = contrasts @ parts.areas
-    statistic = apart @ np.linalg.solve(contrasts @ covariance(parts) @ contrasts.T, apart)
+    statistic = apart @ np.linalg.solve(contrasts @ compute_area_covariance(parts) @ contrasts.T, apart)
     assert statistic == pytest.approx(2.5340, abs=5e-5)
     assert stats.chi2.sf(statistic, 2) == pytest.approx(0.2817, abs=5e-5)
 
@@ -65,10 +65,10 @@ def test_variance_and_covariance_agree_with_pair_by_pair_counting(seed, clustere
     positive = generator.random(40) < 0.4
     scores = [generator.integers(0, 8, 40) + 3.0 * positive for _ in range(2)]
     groups = generator.integers(0, 15, 40) if clustered else np.arange(40)
-    parts = structural_components(positive, scores, groups)
+    parts = compute_structural_components(positive, scores, groups)
     areas, expected = brute_force(positive, scores, groups)
     np.testing.assert_allclose(parts.areas, areas)
-    np.testing.assert_allclose(covariance(parts), expected)
+    np.testing.assert_allclose(compute_area_covariance(parts), expected)
 
 
 @pytest.mark.parametrize("seed", range(4))

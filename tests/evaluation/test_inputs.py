@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 
 from pylorus.evaluation.inputs import (
-    checked_flags,
-    checked_logits,
-    checked_names,
-    checked_probabilities,
-    checked_scores,
-    group_codes,
-    labels_in_range,
+    check_flags,
+    check_labels,
+    check_logits,
+    check_names,
+    check_probabilities,
+    check_scores,
+    encode_groups,
 )
 
 
@@ -25,7 +25,7 @@ from pylorus.evaluation.inputs import (
 )
 def test_labels_that_are_no_class_indices_are_refused_with_what_was_found(labels, message):
     with pytest.raises(ValueError, match=message):
-        labels_in_range(labels, 3, name="true")
+        check_labels(labels, 3, name="true")
 
 
 @pytest.mark.parametrize(
@@ -43,28 +43,28 @@ def test_labels_that_are_no_class_indices_are_refused_with_what_was_found(labels
 )
 def test_probabilities_that_are_none_are_refused(table, message):
     with pytest.raises(ValueError, match=message):
-        checked_probabilities(np.array(table))
+        check_probabilities(np.array(table))
 
 
 def test_half_precision_probabilities_are_accepted():
     logits = np.random.default_rng(0).standard_normal((500, 23))
     chance = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    assert checked_probabilities(chance.astype(np.float16)).dtype == np.float64
+    assert check_probabilities(chance.astype(np.float16)).dtype == np.float64
 
 
 def test_logits_may_be_any_finite_numbers_but_not_nan():
-    assert checked_logits(np.array([[-50.0, 900.0]])).tolist() == [[-50.0, 900.0]]
+    assert check_logits(np.array([[-50.0, 900.0]])).tolist() == [[-50.0, 900.0]]
     with pytest.raises(ValueError, match="logits of image 0"):
-        checked_logits(np.array([[np.nan, 0.0]]))
+        check_logits(np.array([[np.nan, 0.0]]))
 
 
 def test_scores_and_flags_must_fit_the_images():
     with pytest.raises(ValueError, match=r"expected \(2,\)"):
-        checked_scores(np.ones(3), length=2)
+        check_scores(np.ones(3), length=2)
     with pytest.raises(ValueError, match="score of image 1 is nan"):
-        checked_scores(np.array([0.0, np.nan]), length=2)
+        check_scores(np.array([0.0, np.nan]), length=2)
     with pytest.raises(ValueError, match="booleans"):
-        checked_flags(np.array([0, 1]), name="positive")
+        check_flags(np.array([0, 1]), name="positive")
 
 
 @pytest.mark.parametrize(
@@ -72,18 +72,18 @@ def test_scores_and_flags_must_fit_the_images():
 )
 def test_a_missing_or_misshapen_group_is_refused(groups):
     with pytest.raises(ValueError, match="groups"):
-        group_codes(groups, length=2)
+        encode_groups(groups, length=2)
 
 
 def test_groups_are_numbered_by_name_whatever_their_type():
     text = np.array(["b", "a", "b"])
-    assert group_codes(text, length=3).tolist() == [1, 0, 1]
-    assert group_codes(text.astype(object), length=3).tolist() == [1, 0, 1]
-    assert group_codes(np.array([70, 7, 70]), length=3).tolist() == [1, 0, 1]
-    assert group_codes(None, length=3).tolist() == [0, 1, 2]
+    assert encode_groups(text, length=3).tolist() == [1, 0, 1]
+    assert encode_groups(text.astype(object), length=3).tolist() == [1, 0, 1]
+    assert encode_groups(np.array([70, 7, 70]), length=3).tolist() == [1, 0, 1]
+    assert encode_groups(None, length=3).tolist() == [0, 1, 2]
 
 
 def test_names_are_text():
-    assert checked_names(np.array(["a", "b"], dtype=object)).dtype.kind == "U"
+    assert check_names(np.array(["a", "b"], dtype=object)).dtype.kind == "U"
     with pytest.raises(ValueError, match="expected text"):
-        checked_names(np.array([1, 2]))
+        check_names(np.array([1, 2]))

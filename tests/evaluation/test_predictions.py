@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pylorus.evaluation.predictions import aligned
+from pylorus.evaluation.predictions import align_predictions
 
 
 def shuffled(predictions, order):
@@ -18,7 +18,7 @@ def shuffled(predictions, order):
 
 def test_images_in_another_order_are_put_in_the_first_order(said):
     first = said(images=50, groups=20)
-    back = aligned(first, shuffled(first, np.random.default_rng(0).permutation(50)))
+    back = align_predictions(first, shuffled(first, np.random.default_rng(0).permutation(50)))
     assert (back.sample == first.sample).all()
     assert (back.true == first.true).all()
     assert (back.group == first.group).all()
@@ -34,7 +34,7 @@ def test_classes_in_another_order_are_put_in_the_first_order(said, order):
         probabilities=first.probabilities[:, order],
         true=np.argsort(order)[first.true],
     )
-    back = aligned(first, turned)
+    back = align_predictions(first, turned)
     assert back.class_names == first.class_names
     assert (back.true == first.true).all()
     np.testing.assert_array_equal(back.probabilities, first.probabilities)
@@ -43,13 +43,13 @@ def test_classes_in_another_order_are_put_in_the_first_order(said, order):
 def test_different_test_sets_are_refused(said):
     first, second = said(images=50), said(images=40)
     with pytest.raises(ValueError, match=r"not for the same images .* image-00040, image-00041, image-00042 and 7"):
-        aligned(first, second)
+        align_predictions(first, second)
 
 
 def test_different_classes_are_refused(said):
     first = said(images=10)
     with pytest.raises(ValueError, match="classes differ"):
-        aligned(first, replace(first, class_names=("GC", "GU", "normal")))
+        align_predictions(first, replace(first, class_names=("GC", "GU", "normal")))
 
 
 def test_another_truth_or_another_patient_for_the_same_image_is_refused(said):
@@ -58,9 +58,9 @@ def test_another_truth_or_another_patient_for_the_same_image_is_refused(said):
     truth[3] = (truth[3] + 1) % 3
     group[4] = "somebody else"
     with pytest.raises(ValueError, match="true classes of image-00003"):
-        aligned(first, replace(first, true=truth))
+        align_predictions(first, replace(first, true=truth))
     with pytest.raises(ValueError, match="groups of image-00004"):
-        aligned(first, replace(first, group=group))
+        align_predictions(first, replace(first, group=group))
 
 
 @pytest.mark.parametrize(

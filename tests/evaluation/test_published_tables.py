@@ -52,7 +52,7 @@ def test_each_printed_average_but_one_is_also_the_mean_of_the_unrounded_indices(
 
 
 def test_the_cell_that_the_paper_has_wrong_is_66_5_where_it_printed_64():
-    result = STUDY.result("Inception-V3", "pretrain")
+    result = STUDY.get_result("Inception-V3", "pretrain")
     precision = class_indices(result.confusion).precision[1]
     assert precision == pytest.approx(121 / 182)
     assert round(100 * precision, 1) == 66.5
@@ -60,7 +60,7 @@ def test_the_cell_that_the_paper_has_wrong_is_66_5_where_it_printed_64():
 
 
 def test_the_average_that_the_paper_rounded_twice_is_88_49_where_it_printed_89():
-    result = STUDY.result("ResNet50", "pretrain")
+    result = STUDY.get_result("ResNet50", "pretrain")
     f1 = class_indices(result.confusion).f1
     assert round(100 * f1.mean(), 2) == 88.49
     assert whole_percent(whole_percent(f1).mean() / 100) == 89
@@ -88,4 +88,4 @@ def test_the_intervals_of_a_published_matrix_are_around_its_own_indices():
 
 def test_an_unknown_model_is_refused_with_those_known():
     with pytest.raises(KeyError, match="it has VGG19 pretrain"):
-        STUDY.result("VGG16", "pretrain")
+        STUDY.get_result("VGG16", "pretrain")

@@ -10,10 +10,10 @@ from pylorus.evaluation.comparison import mcnemar, sign_flip_test
 from pylorus.evaluation.predictions import Predictions
 from pylorus.evaluation.replicates import (
     compare_replicates,
+    compute_replicate_balance,
+    compute_replicate_indices,
     corrected_resampled_t,
     estimate_replicates,
-    indices_of_replicates,
-    replicate_balance,
     summarize_replicates,
 )
 
@@ -42,7 +42,7 @@ def test_with_one_run_each_the_sign_flip_test_is_mcnemars_by_patient():
     names = np.array([f"i{number}" for number in range(60)])
     one, two = (np.where(generator.random(60) < 0.75, truth, 1 - truth) for _ in range(2))
     first, second = (Predictions(names, groups, truth, np.eye(2)[each], ("x", "y")) for each in (one, two))
-    balance = replicate_balance(one == truth, two == truth, groups)
+    balance = compute_replicate_balance(one == truth, two == truth, groups)
     assert sign_flip_test(balance) == pytest.approx(mcnemar(first, second).p_value)
 
 
@@ -111,9 +111,9 @@ def test_indices_of_replicates_are_those_of_each_one_alone():
     generator = np.random.default_rng(2)
     truth, groups = generator.integers(0, 3, 90), np.repeat(np.arange(30), 3)
     answers = np.array([np.where(generator.random(90) < 0.7, truth, (truth + 1) % 3) for _ in range(3)])
-    together = indices_of_replicates(truth, answers, groups, classes=3)
+    together = compute_replicate_indices(truth, answers, groups, classes=3)
     for number, row in enumerate(answers):
-        alone = indices_of_replicates(truth, row, groups, classes=3)
+        alone = compute_replicate_indices(truth, row, groups, classes=3)
         np.testing.assert_allclose(together.values[number], alone.values[0])
         np.testing.assert_allclose(together.covariance[:, number, number], alone.covariance[:, 0, 0])
 
@@ -127,8 +127,8 @@ def test_two_equal_configurations_whose_seeds_vary_are_seldom_told_apart():
         ease = generator.normal(0, 1, 100)[groups]
         skill = 1.5 + generator.normal(0, 0.4, 6)  # each seed of either configuration
         right = generator.random((6, 200)) < 1 / (1 + np.exp(-(skill[:, None] + ease)))
-        by_patients.append(sign_flip_test(replicate_balance(right[:3], right[3:], groups)))
-        found = indices_of_replicates(truth, np.where(right, truth, 1 - truth), groups, classes=2)
+        by_patients.append(sign_flip_test(compute_replicate_balance(right[:3], right[3:], groups)))
+        found = compute_replicate_indices(truth, np.where(right, truth, 1 - truth), groups, classes=2)
         contrast = np.repeat([1 / 3, -1 / 3], 3)
         values, degrees = found.values[:, 0], found.count_freedom(0, contrast)
         by_both.append(compare_replicates(values[:3], values[3:], found.covariance[0], degrees=degrees).p_value)

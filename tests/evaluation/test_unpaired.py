@@ -24,7 +24,7 @@ def test_newcombes_own_example_is_found():
 
 def test_macro_f1_of_two_published_models_is_not_shown_to_differ():
     resnet50, vgg19 = (
-        indices_of_confusion(STUDY.result(model, "finetune").confusion, seed=0).macro_f1
+        indices_of_confusion(STUDY.get_result(model, "finetune").confusion, seed=0).macro_f1
         for model in ("ResNet50", "VGG19")
     )
     difference = difference_of_independent(resnet50, vgg19)

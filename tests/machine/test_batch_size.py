@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from pylorus.errors import PylorusError
 from pylorus.files import write_text
 from pylorus.machine import batch_size
-from pylorus.machine.batch_size import Trial, Tried, largest
+from pylorus.machine.batch_size import StepCost, TrialProcess, find_largest_size
 from pylorus.runs.folder import RunFolder
 from pylorus.train import run
 from tests.conftest import TINY
@@ -27,13 +27,13 @@ def found(*, per_image=10, base=100, budget=10**9, crowded_from=10**9, refuses_f
     """What is found where a step takes so much, and which sizes were tried for it."""
     tried = []
 
-    def step(size: int) -> Tried | None:
+    def step(size: int) -> StepCost | None:
         tried.append(size)
         if size >= refuses_from:
             return None
-        return Tried(base + per_image * size, size / min(size, crowded_from))
+        return StepCost(base + per_image * size, size / min(size, crowded_from))
 
-    return (*largest(step, sizes=SIZES, budget=budget, room="70 % of 3 GiB", careful=careful), tried)
+    return (*find_largest_size(step, sizes=SIZES, budget=budget, room="70 % of 3 GiB", careful=careful), tried)
 
 
 def test_without_any_limit_the_largest_size_is_taken():
@@ -71,7 +71,7 @@ def test_where_not_even_the_smallest_fits_it_is_told_with_its_cure():
     ("images", "most", "largest_tried"), [(3, 128, 2), (40, 128, 16), (1000, 128, 128), (1000, 512, 256)]
 )
 def test_no_step_is_larger_than_half_of_the_training_images(images, most, largest_tried):
-    sizes = batch_size._sizes(images, most)
+    sizes = batch_size._list_sizes(images, most)
     assert sizes[-1] == largest_tried
     assert all(size & (size - 1) == 0 for size in sizes)
 
@@ -82,7 +82,7 @@ def finished(composed, drawn, tmp_path_factory):
 
     def of(*words: str) -> RunFolder:
         folder = RunFolder(tmp_path_factory.mktemp("run"))
-        with folder.prepared([]):
+        with folder.set_starting([]):
             write_text(folder.config, OmegaConf.to_yaml(composed(f"data.root={drawn}", *FAST, *words)))
         run(folder)
         return folder
@@ -95,7 +95,7 @@ def test_a_run_with_auto_is_the_run_of_the_number_that_was_found(finished, monke
     auto, given = finished("trainer.batch_size=auto"), finished("trainer.batch_size=8")
     first, second = (load_file(folder.path / "model" / "model.safetensors") for folder in (auto, given))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
-    curves = [(folder.stage("finetune").metrics).read_bytes() for folder in (auto, given)]
+    curves = [(folder.get_stage("finetune").metrics_path).read_bytes() for folder in (auto, given)]
     assert curves[0] == curves[1]
     assert json.loads((auto.path / "environment.json").read_text())["batch_size"] == 8
     assert OmegaConf.load(auto.config).trainer.batch_size == "auto"
@@ -110,22 +110,22 @@ def request_of(composed):
 
 
 def test_real_steps_tell_what_they_took_and_what_does_not_fit(request_of):
-    with Trial(request_of) as trial:
+    with TrialProcess(request_of) as trial:
         assert trial.free > 0
-        small, larger = trial.step(2), trial.step(64)
+        small, larger = trial.measure_step(2), trial.measure_step(64)
         assert small is not None
         assert larger is not None
         assert larger.peak > small.peak
-        assert trial.step(2**38) is None
+        assert trial.measure_step(2**38) is None
 
 
 def test_a_process_that_the_system_killed_says_that_the_step_did_not_fit(request_of):
-    with Trial(request_of) as trial:
+    with TrialProcess(request_of) as trial:
         os.kill(trial._process.pid, signal.SIGKILL)
-        assert trial.step(4) is None
+        assert trial.measure_step(4) is None
 
 
 def test_steps_that_fail_otherwise_are_an_error_with_its_reason(request_of):
-    wrong = Trial({**request_of, "model": {"name": "no_such_model", "weights": "none"}})
+    wrong = TrialProcess({**request_of, "model": {"name": "no_such_model", "weights": "none"}})
     with pytest.raises(PylorusError, match=r"(?s)batch_size: found auto.*such as 16.*has no .no_such_model"), wrong:
         pass

@@ -22,7 +22,7 @@ def limited(tmp_path, monkeypatch):
 
 
 def left(tmp_path) -> list[int]:
-    return sorted(memory._left(tmp_path / "cgroup", tmp_path / "groups"))
+    return sorted(memory._read_free_cgroup_memory(tmp_path / "cgroup", tmp_path / "groups"))
 
 
 def test_a_limit_of_the_second_version_leaves_what_is_not_used_or_given_back(limited, tmp_path):
@@ -54,5 +54,5 @@ def test_a_container_whose_path_is_only_valid_outside_is_seen_by_its_top(limited
 
 
 def test_without_limits_or_on_another_system_the_machines_own_memory_counts(tmp_path, monkeypatch):
-    assert memory._left(tmp_path, tmp_path / "nothing") == []
-    assert memory.free_memory() > 0
+    assert memory._read_free_cgroup_memory(tmp_path, tmp_path / "nothing") == []
+    assert memory.get_free_memory() > 0

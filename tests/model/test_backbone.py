@@ -15,7 +15,7 @@ from pylorus.config import ModelConfig
 from pylorus.errors import PylorusError
 from pylorus.model import weights as room
 from pylorus.model.backbone import build_backbone
-from pylorus.model.head import classifier_names
+from pylorus.model.head import list_classifier_names
 from pylorus.model.weights import HubUnreachableError
 from tests.conftest import TINY
 
@@ -196,5 +196,5 @@ def test_the_head_starts_from_even_odds_and_from_the_seed():
 def test_the_classifier_is_timms_last_layer():
     """For VGG that leaves the two 4096-wide layers in the backbone."""
     with torch.device("meta"):
-        names = {name: classifier_names(timm.create_model(name)) for name in ("vgg19", "inception_v3", "test_vit")}
+        names = {name: list_classifier_names(timm.create_model(name)) for name in ("vgg19", "inception_v3", "test_vit")}
     assert names == {"vgg19": ("head.fc",), "inception_v3": ("fc",), "test_vit": ("head",)}

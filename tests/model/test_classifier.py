@@ -8,7 +8,7 @@ from torch.nn import functional
 from pylorus.config import LossConfig, ModelConfig, OptimizerConfig, StageConfig
 from pylorus.data.dataset import Batch
 from pylorus.model.backbone import build_backbone
-from pylorus.model.classifier import Classifier, StagePlan, Tally
+from pylorus.model.classifier import Classifier, EpochMetrics, StagePlan
 from tests.conftest import TINY
 
 NAMES = ("GC", "GU", "CG")
@@ -57,7 +57,7 @@ def test_the_loss_is_torchs_cross_entropy_with_weights_and_smoothing(smoothing):
     drawn = batch()
     weights = 100 / (3 * torch.tensor([10.0, 20.0, 70.0]))
     expected = functional.cross_entropy(model(drawn.image), drawn.label, weight=weights, label_smoothing=smoothing)
-    assert torch.isclose(model._step(drawn, "val_part"), expected, rtol=1e-5)
+    assert torch.isclose(model._compute_batch_loss(drawn, "val_part"), expected, rtol=1e-5)
 
 
 def test_balanced_weights_make_classes_weigh_the_same():
@@ -78,16 +78,16 @@ def test_dropout_draws_the_same_in_the_same_step_whatever_came_before():
 
 
 def test_an_epochs_metrics_are_those_of_all_its_images():
-    tally = Tally(3)
+    tally = EpochMetrics(3)
     truth, decisions = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 1, 1, 1, 0])
     for part in (slice(0, 3), slice(3, 5)):
-        tally.add(
+        tally.add_batch(
             torch.tensor(2.0),
             torch.tensor(float(len(truth[part]))),
             functional.one_hot(decisions[part], 3) * 1.0,
             truth[part],
         )
-    found = tally.take("pretrain/val", NAMES)
+    found = tally.compute_and_reset("pretrain/val", NAMES)
     assert found["pretrain/val/accuracy"] == pytest.approx(3 / 5)
     assert found["pretrain/val/sensitivity/GC"] == pytest.approx(1 / 2)
     assert found["pretrain/val/precision/GU"] == pytest.approx(2 / 3)
@@ -96,18 +96,18 @@ def test_an_epochs_metrics_are_those_of_all_its_images():
 
 
 def test_what_is_undefined_is_no_number_and_makes_no_average():
-    tally = Tally(3)
+    tally = EpochMetrics(3)
     truth = torch.tensor([0, 1, 2])
-    tally.add(torch.tensor(1.0), torch.tensor(3.0), functional.one_hot(torch.tensor([0, 0, 0]), 3) * 1.0, truth)
-    found = tally.take("val", NAMES)
+    tally.add_batch(torch.tensor(1.0), torch.tensor(3.0), functional.one_hot(torch.tensor([0, 0, 0]), 3) * 1.0, truth)
+    found = tally.compute_and_reset("val", NAMES)
     assert np.isnan(found["val/precision/GU"])
     assert np.isnan(found["val/precision/average"])
     assert found["val/sensitivity/GU"] == 0
 
 
 def test_a_tally_starts_anew_after_it_is_taken():
-    tally = Tally(3)
+    tally = EpochMetrics(3)
     for _ in range(2):
-        tally.add(torch.tensor(1.0), torch.tensor(1.0), torch.eye(3)[:1], torch.tensor([0]))
-        assert tally.take("val", NAMES)["val/accuracy"] == 1
+        tally.add_batch(torch.tensor(1.0), torch.tensor(1.0), torch.eye(3)[:1], torch.tensor([0]))
+        assert tally.compute_and_reset("val", NAMES)["val/accuracy"] == 1
         assert int(tally.confusion.confmat.sum()) == 0

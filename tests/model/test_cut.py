@@ -5,8 +5,8 @@ import timm
 import torch
 from torch import nn
 
-from pylorus.model.cut import UncuttableError, cut
-from pylorus.model.freeze import apply, depth, set_modes
+from pylorus.model.cut import CannotCutError, cut_network
+from pylorus.model.freeze import apply_depth, resolve_depth, set_modes
 from tests.conftest import TINY
 
 SIZES = {
@@ -56,18 +56,18 @@ DEPTHS = [
 def test_both_parts_together_are_the_network_in_evaluation_and_in_training(name, learn, shapes):
     network = network_of(name)
     pixels = pixels_for(network)
-    frozen = depth(network, learn)
-    found = cut(network, frozen, pixels)
-    features = found.features(pixels)
+    frozen = resolve_depth(network, learn)
+    found = cut_network(network, frozen, pixels)
+    features = found.run_prefix(pixels)
     assert shapes is None or [tuple(tensor.shape[1:]) for tensor in features] == shapes
 
     network.eval()
-    assert torch.allclose(found.logits(found.features(pixels)), network(pixels), atol=1e-5)
+    assert torch.allclose(found.run_suffix(found.run_prefix(pixels)), network(pixels), atol=1e-5)
 
-    apply(network, learn)
+    apply_depth(network, learn)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     gradients, moved, logits = [], [], []
-    for step in (network, lambda images: found.logits([one.detach() for one in found.features(images)])):
+    for step in (network, lambda images: found.run_suffix([one.detach() for one in found.run_prefix(images)])):
         network.load_state_dict(before)
         network.zero_grad()
         set_modes(network, frozen.still)
@@ -89,17 +89,17 @@ def test_dropout_before_the_head_still_drops_in_training_and_not_in_evaluation()
     network = network_of("ghostnet_100")  # its dropout is a call in the network's own code, no module
     assert network.drop_rate > 0
     pixels = pixels_for(network)
-    found = cut(network, depth(network, "head"), pixels)
-    features = found.features(pixels)
+    found = cut_network(network, resolve_depth(network, "head"), pixels)
+    features = found.run_prefix(pixels)
     network.train()
-    assert not torch.equal(found.logits(features), found.logits(features))
+    assert not torch.equal(found.run_suffix(features), found.run_suffix(features))
     network.eval()
-    assert torch.equal(found.logits(features), found.logits(features))
+    assert torch.equal(found.run_suffix(features), found.run_suffix(features))
 
 
 def test_the_features_are_no_larger_than_what_the_first_learning_layer_takes():
     network = network_of(TINY)
-    found = cut(network, depth(network, "head"), pixels_for(network))
+    found = cut_network(network, resolve_depth(network, "head"), pixels_for(network))
     assert [node.op for node in found.evaluation_suffix.nodes] == ["placeholder", "call_module", "output"]
 
 
@@ -107,7 +107,7 @@ def test_modes_are_as_before():
     network = network_of(TINY)
     network.train()
     network.layer1.eval()
-    cut(network, depth(network, "layer4"), pixels_for(network))
+    cut_network(network, resolve_depth(network, "layer4"), pixels_for(network))
     assert network.training
     assert not network.layer1[0].conv1.training
     assert network.layer2[0].conv1.training
@@ -116,14 +116,14 @@ def test_modes_are_as_before():
 @pytest.mark.parametrize("learn", ["all", "conv1"])
 def test_nothing_is_cut_where_all_learns(learn):
     network = network_of(TINY)
-    with pytest.raises(UncuttableError, match="the whole network is trained"):
-        cut(network, depth(network, learn), pixels_for(network))
+    with pytest.raises(CannotCutError, match="the whole network is trained"):
+        cut_network(network, resolve_depth(network, learn), pixels_for(network))
 
 
 def test_nothing_is_cut_where_what_is_frozen_lies_beside_the_first_layer_that_learns():
     network = network_of("test_vit")  # its class token and positions come first in its list, but not in its way
-    with pytest.raises(UncuttableError, match="trained from its first layer on"):
-        cut(network, depth(network, "patch_embed"), pixels_for(network))
+    with pytest.raises(CannotCutError, match="trained from its first layer on"):
+        cut_network(network, resolve_depth(network, "patch_embed"), pixels_for(network))
 
 
 def test_a_network_that_decides_by_its_input_is_refused_with_the_reason():
@@ -140,8 +140,8 @@ def test_a_network_that_decides_by_its_input_is_refused_with_the_reason():
             return self.fc((kept if kept.sum() > 0 else -kept).mean((2, 3)))
 
     network = Deciding()
-    with pytest.raises(UncuttableError, match="can't be traced: symbolically traced variables cannot be used"):
-        cut(network, depth(network, "head"), torch.randn(2, 3, 8, 8))
+    with pytest.raises(CannotCutError, match="can't be traced: symbolically traced variables cannot be used"):
+        cut_network(network, resolve_depth(network, "head"), torch.randn(2, 3, 8, 8))
 
 
 def test_a_network_whose_two_parts_would_give_other_logits_is_refused():
@@ -168,8 +168,8 @@ def test_a_network_whose_two_parts_would_give_other_logits_is_refused():
             return self.calls * super().forward(image).mean((2, 3))
 
     network = Counting()
-    with pytest.raises(UncuttableError, match="different logits"):
-        cut(network, depth(network, "head"), torch.randn(2, 3, 8, 8))
+    with pytest.raises(CannotCutError, match="different logits"):
+        cut_network(network, resolve_depth(network, "head"), torch.randn(2, 3, 8, 8))
 
 
 @pytest.mark.parametrize("change", ["weight", "statistics", "depth", "hyperparameter"])
@@ -185,7 +185,7 @@ def test_the_digest_tells_whatever_changes_the_features(change):
             learn = "layer4"
         elif changed == "hyperparameter":
             network.layer1[0].bn1.eps = 1e-3
-        return cut(network, depth(network, learn), pixels_for(network)).digest()
+        return cut_network(network, resolve_depth(network, learn), pixels_for(network)).compute_digest()
 
     assert digest(None) == digest(None)
     assert digest(change) != digest(None)
@@ -193,7 +193,7 @@ def test_the_digest_tells_whatever_changes_the_features(change):
 
 def test_the_head_is_no_part_of_the_digest():
     network = network_of(TINY)
-    found = cut(network, depth(network, "head"), pixels_for(network))
-    before = found.digest()
+    found = cut_network(network, resolve_depth(network, "head"), pixels_for(network))
+    before = found.compute_digest()
     network.fc.weight.data += 1
-    assert found.digest() == before
+    assert found.compute_digest() == before

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from pylorus.files import write_text
-from pylorus.model.cut import UncuttableError
+from pylorus.model.cut import CannotCutError
 from pylorus.runs.folder import RunFolder
 from pylorus.train import run
 from tests.conftest import TINY
@@ -45,7 +45,7 @@ def run_of(composed, drawn, tmp_path, weights_file):
         config = composed(
             *WORDS, f"data.root={drawn}", f"model.weights={weights_file}", f"cache.folder={tmp_path / 'kept'}", *words
         )
-        with folder.prepared(list(words)):
+        with folder.set_starting(list(words)):
             write_text(folder.config, OmegaConf.to_yaml(config))
         run(folder)
         return folder
@@ -64,7 +64,7 @@ def weights(folder):
 
 
 def logits(folder, part="test"):
-    return pd.read_parquet(folder.predictions("finetune", part)).filter(like="logit/").to_numpy()
+    return pd.read_parquet(folder.get_predictions_path("finetune", part)).filter(like="logit/").to_numpy()
 
 
 def said(folder):
@@ -88,7 +88,7 @@ def test_the_model_is_that_of_the_uncached_run_to_within_rounding(run_of, learn,
         far = (first[name].float() - second[name].float()).abs().max()
         assert far <= rounding * max(1.0, float(start[name].float().abs().max())), name
     assert np.allclose(logits(plain), logits(cached), atol=50 * rounding)
-    curves = [pd.read_csv(folder.stage("finetune").path / "metrics.csv") for folder in (plain, cached)]
+    curves = [pd.read_csv(folder.get_stage("finetune").path / "metrics.csv") for folder in (plain, cached)]
     assert np.allclose(curves[0].filter(like="loss"), curves[1].filter(like="loss"), rtol=50 * rounding)
 
 
@@ -192,17 +192,17 @@ def test_both_stages_of_a_run_have_their_own(run_of):
 
 def test_a_network_that_cant_be_cut_says_so_and_trains(run_of, monkeypatch):
     def refuse(*_):
-        raise UncuttableError("its code can't be traced: it decides by its input")
+        raise CannotCutError("its code can't be traced: it decides by its input")
 
-    monkeypatch.setattr("pylorus.model.prefix.cut", refuse)
+    monkeypatch.setattr("pylorus.model.prefix.cut_network", refuse)
     folder = run_of("stages.finetune.learn=layer4")
     assert "finetune: frozen layers are recomputed in every epoch: its code can't be traced" in said(folder)
-    assert folder.status()["state"] == "finished"
+    assert folder.read_status()["state"] == "finished"
 
 
 def test_a_stage_tells_its_seconds_and_its_memory(run_of):
     folder = run_of("stages.finetune.learn=layer4")
-    speed = json.loads((folder.stage("finetune").path / "speed.json").read_text())
+    speed = json.loads((folder.get_stage("finetune").path / "speed.json").read_text())
     assert speed["epochs"] == 3
     assert 0 < speed["features_seconds"] < speed["seconds"]
     assert 0 < speed["fit_seconds"] < speed["seconds"]

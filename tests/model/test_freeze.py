@@ -8,7 +8,7 @@ from timm.models.vgg import VGG
 from torch import nn
 
 from pylorus.errors import PylorusError
-from pylorus.model.freeze import Freeze, apply, blocks, depth
+from pylorus.model.freeze import Freeze, apply_depth, list_blocks, resolve_depth
 from tests.conftest import TINY
 
 
@@ -95,13 +95,13 @@ def test_dropout_right_before_the_classifier_belongs_to_the_head():
 
 def test_vggs_wide_layers_are_backbone_for_the_head_and_learn_when_named():
     network = small_vgg()
-    assert {name.split(".")[0] for name in depth(network, "head").learning} == {"head"}
-    assert {name.split(".")[0] for name in depth(network, "pre_logits").learning} == {"pre_logits", "head"}
+    assert {name.split(".")[0] for name in resolve_depth(network, "head").learning} == {"head"}
+    assert {name.split(".")[0] for name in resolve_depth(network, "pre_logits").learning} == {"pre_logits", "head"}
 
 
 def test_a_block_within_a_sequence_can_be_named():
     network = timm.create_model("test_efficientnet", num_classes=3)
-    learning = apply(network, "blocks.2").learning
+    learning = apply_depth(network, "blocks.2").learning
     assert learning[0].startswith("blocks.2.")
     assert not any(name.startswith(("blocks.0.", "blocks.1.", "conv_stem")) for name in learning)
     assert {name for name, parameter in network.named_parameters() if parameter.requires_grad} == set(learning)
@@ -114,12 +114,12 @@ def test_a_block_within_a_sequence_can_be_named():
 def test_the_studys_models_have_the_blocks_that_users_name(name, learn):
     with torch.device("meta"):
         network = timm.create_model(name, num_classes=3)
-    assert learn in blocks(network)
-    assert depth(network, learn).learning[0].startswith(learn)
+    assert learn in list_blocks(network)
+    assert resolve_depth(network, learn).learning[0].startswith(learn)
 
 
 def test_an_unknown_block_is_refused_with_those_that_there_are():
     network = timm.create_model(TINY, num_classes=3)
     with pytest.raises(PylorusError, match=r'has no block "layer5"\..*Did you mean "layer\d"') as caught:
-        depth(network, "layer5")
+        resolve_depth(network, "layer5")
     assert "Available: head, all, conv1" in str(caught.value)

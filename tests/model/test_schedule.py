@@ -6,8 +6,8 @@ import torch
 
 from pylorus.config import OptimizerConfig, StageConfig
 from pylorus.errors import PylorusError
-from pylorus.model.freeze import apply
-from pylorus.model.schedule import build_optimizer, build_schedule, peak_lr
+from pylorus.model.freeze import apply_depth
+from pylorus.model.schedule import build_optimizer, build_schedule, compute_peak_lr
 from tests.conftest import TINY
 
 
@@ -17,13 +17,13 @@ def network():
 
 
 def test_a_stage_takes_its_share_of_the_runs_rate_or_its_own():
-    assert peak_lr(StageConfig(lr_factor=0.1), OptimizerConfig(lr=1e-2)) == pytest.approx(1e-3)
-    assert peak_lr(StageConfig(lr=5e-4, lr_factor=0.1), OptimizerConfig(lr=1e-2)) == 5e-4
+    assert compute_peak_lr(StageConfig(lr_factor=0.1), OptimizerConfig(lr=1e-2)) == pytest.approx(1e-3)
+    assert compute_peak_lr(StageConfig(lr=5e-4, lr_factor=0.1), OptimizerConfig(lr=1e-2)) == 5e-4
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lamb"])
 def test_only_what_learns_is_given_to_the_optimiser(network, name):
-    learning = set(apply(network, "layer4").learning)
+    learning = set(apply_depth(network, "layer4").learning)
     optimizer = build_optimizer(network, StageConfig(), OptimizerConfig(name=name))
     given = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     assert given == {id(p) for n, p in network.named_parameters() if n in learning}

@@ -5,8 +5,8 @@ import timm
 import torch
 from torch import nn
 
-from pylorus.model.freeze import blocks, depth
-from pylorus.model.structure import OWN, network_structure
+from pylorus.model.freeze import list_blocks, resolve_depth
+from pylorus.model.structure import OWN, extract_network_structure
 
 CASES = {
     "test_resnet": 64,
@@ -23,8 +23,8 @@ def created(name):
 
 
 def structure_of(network, size):
-    learning = {"pretrain": depth(network, "head").learning, "finetune": depth(network, "all").learning}
-    return network_structure(network, image_size=size, learning=learning)
+    learning = {"pretrain": resolve_depth(network, "head").learning, "finetune": resolve_depth(network, "all").learning}
+    return extract_network_structure(network, image_size=size, learning=learning)
 
 
 @pytest.mark.parametrize(("name", "size"), CASES.items())
@@ -34,7 +34,7 @@ def test_every_parameter_of_any_timm_model_is_in_one_block(name, size):
     total = sum(parameter.numel() for parameter in network.parameters())
     assert sum(block["parameters"] for block in structure) == total
     assert sum(block["learning"]["finetune"] for block in structure) == total
-    head = sum(dict(network.named_parameters())[each].numel() for each in depth(network, "head").learning)
+    head = sum(dict(network.named_parameters())[each].numel() for each in resolve_depth(network, "head").learning)
     assert sum(block["learning"]["pretrain"] for block in structure) == head > 0
 
 
@@ -42,7 +42,7 @@ def test_every_parameter_of_any_timm_model_is_in_one_block(name, size):
 def test_blocks_are_named_as_learn_takes_them_and_end_in_the_classes(name, size):
     network = created(name)
     structure = structure_of(network, size)
-    assert {block["name"] for block in structure} - {OWN} <= set(blocks(network))
+    assert {block["name"] for block in structure} - {OWN} <= set(list_blocks(network))
     assert structure[-1]["output"] == [3]
 
 
@@ -76,7 +76,7 @@ def test_the_network_is_left_as_it_was_and_draws_no_chance():
 def test_hooks_and_modes_come_off_also_where_the_network_fails():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(5, 2)).train()
     with pytest.raises(RuntimeError):
-        network_structure(network, image_size=8, learning={})
+        extract_network_structure(network, image_size=8, learning={})
     assert all(module.training for module in network.modules())
     assert not any(module._forward_hooks for module in network.modules())
 
@@ -88,4 +88,4 @@ def test_the_result_is_plain_json():
 
 def test_a_stage_that_learns_what_is_not_there_is_refused():
     with pytest.raises(ValueError, match='learning of stage "s": the network has no parameter "nothing"'):
-        network_structure(created("test_resnet"), image_size=64, learning={"s": ["nothing"]})
+        extract_network_structure(created("test_resnet"), image_size=64, learning={"s": ["nothing"]})

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pylorus.model.tally import Tally
+from pylorus.model.tally import EpochMetrics
 from pylorus.parallel.processes import ALONE
 
 NAMES = ("A", "B", "C")
@@ -20,18 +20,18 @@ def epoch():
     return logits, labels, torch.tensor([0.5, 1.0, 4.0])
 
 
-def add(tally: Tally, logits, labels, class_weights) -> None:
+def add(tally: EpochMetrics, logits, labels, class_weights) -> None:
     loss = functional.cross_entropy(logits, labels, weight=class_weights)
-    tally.add(loss, class_weights[labels].sum(), logits, labels)
+    tally.add_batch(loss, class_weights[labels].sum(), logits, labels)
 
 
 @pytest.mark.parametrize("sizes", [(11,), (4, 4, 3), (8, 2, 1), (1,) * 11])
 def test_the_loss_of_an_epoch_is_that_of_its_images_whatever_the_batches(epoch, sizes):
     logits, labels, class_weights = epoch
-    tally = Tally(3)
+    tally = EpochMetrics(3)
     for part in zip(logits.split(sizes), labels.split(sizes), strict=True):
         add(tally, *part, class_weights)
-    found = tally.take("train", NAMES)
+    found = tally.compute_and_reset("train", NAMES)
     expected = functional.cross_entropy(logits, labels, weight=class_weights)
     assert found["train/loss"] == pytest.approx(float(expected), rel=1e-5)
     assert found["train/accuracy"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
@@ -39,27 +39,27 @@ def test_the_loss_of_an_epoch_is_that_of_its_images_whatever_the_batches(epoch, 
 
 def test_an_epoch_starts_anew(epoch):
     logits, labels, class_weights = epoch
-    tally = Tally(3)
+    tally = EpochMetrics(3)
     add(tally, logits, labels, class_weights)
-    tally.take("train", NAMES)
+    tally.compute_and_reset("train", NAMES)
     add(tally, logits[:4], labels[:4], class_weights)
     expected = functional.cross_entropy(logits[:4], labels[:4], weight=class_weights)
-    assert tally.take("train", NAMES)["train/loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert tally.compute_and_reset("train", NAMES)["train/loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_what_was_gathered_before_an_interruption_is_taken_up(epoch):
     logits, labels, class_weights = epoch
-    before, after = Tally(3), Tally(3)
+    before, after = EpochMetrics(3), EpochMetrics(3)
     add(before, logits[:8], labels[:8], class_weights)
-    after.take_gathered(before.gathered(ALONE))
+    after.restore_sums(before.gather_sums(ALONE))
     add(after, logits[8:], labels[8:], class_weights)
     expected = functional.cross_entropy(logits, labels, weight=class_weights)
-    assert after.take("train", NAMES)["train/loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert after.compute_and_reset("train", NAMES)["train/loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_a_loss_that_is_no_number_does_not_hide(epoch):
     logits, labels, class_weights = epoch
-    tally = Tally(3)
+    tally = EpochMetrics(3)
     add(tally, logits, labels, class_weights)
-    tally.add(torch.tensor(float("nan")), torch.tensor(1.0), logits[:1], labels[:1])
-    assert math.isnan(tally.take("train", NAMES)["train/loss"])
+    tally.add_batch(torch.tensor(float("nan")), torch.tensor(1.0), logits[:1], labels[:1])
+    assert math.isnan(tally.compute_and_reset("train", NAMES)["train/loss"])

@@ -39,7 +39,7 @@ def begin(composed, drawn, tmp_path_factory) -> Callable[..., RunFolder]:
     def prepare(*words: str) -> RunFolder:
         folder = RunFolder(tmp_path_factory.mktemp("run"))
         words = (f"data.root={drawn}", f"cache.folder={folder.path}/cache", *WORDS, *words)
-        with folder.prepared(list(words)):
+        with folder.set_starting(list(words)):
             write_text(folder.config, OmegaConf.to_yaml(composed(*words)))
         return folder
 
@@ -73,8 +73,8 @@ def expect_alike(found: RunFolder, expected: RunFolder) -> None:
             tensor, wanted[name], rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
         )
     for stage in ("pretrain", "finetune"):
-        curves = [pd.read_csv(folder.stage(stage).metrics) for folder in (found, expected)]
+        curves = [pd.read_csv(folder.get_stage(stage).metrics_path) for folder in (found, expected)]
         pd.testing.assert_frame_equal(*curves, rtol=1e-3, atol=1e-4)
         for part in ("val", "test"):
-            predictions = [pd.read_parquet(folder.predictions(stage, part)) for folder in (found, expected)]
+            predictions = [pd.read_parquet(folder.get_predictions_path(stage, part)) for folder in (found, expected)]
             pd.testing.assert_frame_equal(*predictions, rtol=1e-3, atol=1e-3)

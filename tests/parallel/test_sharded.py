@@ -13,8 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from pylorus.errors import PylorusError
-from pylorus.model.freeze import apply
-from pylorus.model.sharded import called, shard
+from pylorus.model.freeze import apply_depth
+from pylorus.model.sharded import apply_sharding, find_called_modules
 from pylorus.runs.folder import RunFolder
 from pylorus.train import run
 from tests.parallel.conftest import expect_alike, weights, when
@@ -53,7 +53,7 @@ def test_each_holds_half_of_what_learns(divided):
 
 def test_interrupted_it_goes_on_to_the_same_weights(begin, divided):
     folder = begin(*FSDP)
-    when(folder.stage("finetune").last, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    when(folder.get_stage("finetune").last_checkpoint, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
         run(folder)
     run(folder)
@@ -63,7 +63,7 @@ def test_interrupted_it_goes_on_to_the_same_weights(begin, divided):
 @pytest.mark.parametrize(("begun", "gone_on"), [(FSDP, ()), ((), FSDP)], ids=["to one", "from one"])
 def test_any_number_of_devices_goes_on_with_it(begin, one, begun, gone_on):
     folder = begin(*begun)
-    when(folder.stage("finetune").last, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    when(folder.get_stage("finetune").last_checkpoint, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
         run(folder)
     devices = dict(word.removeprefix("trainer.").split("=") for word in gone_on)
@@ -115,13 +115,13 @@ def test_any_network_gives_the_same_logits_and_gradients_divided(mesh, name, arg
     torch.manual_seed(0)
     network = timm.create_model(name, num_classes=3, **arguments).eval()
     pixels = torch.randn(2, 3, arguments.get("img_size", 96), arguments.get("img_size", 96))
-    apply(network, "all" if whole else block)
+    apply_depth(network, "all" if whole else block)
     logits = network(pixels)
     logits.square().sum().backward()
     gradients = {n: p.grad for n, p in network.named_parameters() if p.requires_grad}
     network.zero_grad()
     frozen = {parameter for parameter in network.parameters() if not parameter.requires_grad}
-    blocks = shard(network, called(network, lambda: network(pixels)), frozen, mesh)
+    blocks = apply_sharding(network, find_called_modules(network, lambda: network(pixels)), frozen, mesh)
     assert len(blocks) > 1
     divided = network(pixels)
     torch.testing.assert_close(divided, logits)

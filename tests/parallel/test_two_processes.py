@@ -33,17 +33,17 @@ def test_two_processes_give_the_weights_curves_and_predictions_of_one(begin, two
 
 def test_every_test_image_is_counted_once_and_there_is_one_set_of_results(two):
     split = pd.read_csv(two.path / "split.csv")
-    tested = pd.read_parquet(two.predictions("finetune", "test"))
+    tested = pd.read_parquet(two.get_predictions_path("finetune", "test"))
     assert sorted(tested["sample_id"]) == sorted(split.loc[split["split"] == "test", "sample_id"])
     log = (two.path / "run.log").read_text()
     assert log.count("training head") == 1
     assert not [path for path in two.path.rglob("*") if path.name.startswith(".") and "cache" not in str(path)]
-    assert two.status()["state"] == "finished"
+    assert two.read_status()["state"] == "finished"
 
 
 def test_the_stage_that_is_shipped_stands_in_the_status(two):
     assert two.shipped is not None
-    assert two.status()["shipped_stage"] == two.shipped.name
+    assert two.read_status()["shipped_stage"] == two.shipped.name
 
 
 def test_each_process_fills_its_share_of_the_cache(two):
@@ -60,30 +60,30 @@ def ranks(forks) -> list[Forked]:
 
 def test_interrupted_they_all_end_and_the_run_goes_on_to_the_same_weights(begin, two, forks):
     folder = begin("trainer.devices=2")
-    watcher = when(folder.stage("finetune").last, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    watcher = when(folder.get_stage("finetune").last_checkpoint, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
         run(folder)
     watcher.join()
     assert not ranks(forks)
-    assert folder.status()["state"] == "interrupted"
+    assert folder.read_status()["state"] == "interrupted"
     run(folder)
     assert all(torch.equal(tensor, weights(folder)[name]) for name, tensor in weights(two).items())
 
 
 def test_one_that_is_killed_ends_the_others_and_is_named(begin, forks):
     folder = begin("trainer.devices=2")
-    when(folder.stage("pretrain").last, lambda: ranks(forks)[-1].kill())
+    when(folder.get_stage("pretrain").last_checkpoint, lambda: ranks(forks)[-1].kill())
     with pytest.raises(PylorusError, match=r"process [12] of 2 was killed by SIGKILL"):
         run(folder)
     assert not ranks(forks)
-    assert folder.status()["state"] == "failed"
+    assert folder.read_status()["state"] == "failed"
 
 
 def test_an_error_in_one_is_the_runs_error(begin, drawn):
     folder = begin("trainer.devices=2", "stages.finetune.learn=layer9")
     with pytest.raises(PylorusError, match='no block "layer9"'):
         run(folder)
-    assert 'no block "layer9"' in folder.status()["error"]
+    assert 'no block "layer9"' in folder.read_status()["error"]
 
 
 def test_a_batch_that_they_cannot_share_is_refused(begin):

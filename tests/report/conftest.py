@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 
 from pylorus.config import Config, StageConfig
 from pylorus.files import write_json, write_text
-from pylorus.predictions import prediction_table, write_predictions
+from pylorus.predictions import build_prediction_table, write_predictions
 from pylorus.report.options import ReportOptions
 from pylorus.report.saved_predictions import read_predictions
 from pylorus.report.write import write_report
-from pylorus.runs.shipped import choose_stage, score_stage
+from pylorus.runs.shipped import score_stage, select_stage
 
 CLASSES = {"GC": "gastric_cancer", "GU": "gastric_ulcer", "CG": "chronic_gastritis"}
 
@@ -111,7 +111,7 @@ def _shipped(folder: Path, config: Any) -> dict[str, Any]:
     for stage in config.stages:
         validation = read_predictions(folder / stage / "predictions-val.parquet")
         scores[stage] = score_stage(validation.logits, validation.predictions.true)
-    return {"shipped": asdict(choose_stage(scores, asked=config.deploy.stage))} if scores else {}
+    return {"shipped": asdict(select_stage(scores, asked=config.deploy.stage))} if scores else {}
 
 
 def network() -> list[dict[str, Any]]:
@@ -171,7 +171,7 @@ def _write_stage(folder: Path, stage: str, number: int, rows: pd.DataFrame, stor
             logits[np.arange(len(own)), answers] = logits.max(axis=1) + generator.uniform(0.1, 3, len(own))
         else:
             logits[np.arange(len(own)), own["label"]] += story.skill + number
-        table = prediction_table(own, logits.astype(np.float32), names=names, split=kind)
+        table = build_prediction_table(own, logits.astype(np.float32), names=names, split=kind)
         write_predictions(table, folder / stage / f"predictions-{kind}.parquet")
     if story.curves:
         write_text(folder / stage / "metrics.csv", _curves(stage, number, names).to_csv(index=False))

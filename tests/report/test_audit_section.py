@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from pylorus.files import write_json
-from pylorus.report.marks import LEAKING, marks_of
+from pylorus.report.marks import LEAKING, collect_caveats
 from pylorus.report.options import ReportOptions
 from pylorus.report.saved_run import read_run
 from pylorus.report.write import write_report
@@ -51,7 +51,7 @@ def test_findings_are_counted_and_no_file_is_named(audited, undrawn):
 
 def test_accepted_leaks_are_told_at_the_head_and_in_every_caption(audited, undrawn):
     folder = audited(accepted_leaks={"patient": 0, "file": 1, "pixels": 0, "near": 3})
-    assert marks_of(read_run(folder)) == (LEAKING,)
+    assert collect_caveats(read_run(folder)) == (LEAKING,)
     text = write_report([folder], options=FAST).read_text()
     assert LEAKING.meaning in text
     assert (

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 
 from pylorus.report.candidate import FOLDS, SET, SPLITS
-from pylorus.report.evidence import gather
+from pylorus.report.evidence import collect_evidence
 from pylorus.report.options import ReportOptions
-from pylorus.report.roc_figure import roc_figure
-from pylorus.report.summary import summarize
+from pylorus.report.roc_figure import plot_roc_curves
+from pylorus.report.summary import build_summary
 from pylorus.report.write import write_report
 
 FAST = ReportOptions(resamples=50)
@@ -34,17 +34,17 @@ def seeds(make_run, model, confusions, **story):
 
 def test_seeds_of_a_configuration_are_one_candidate_without_a_seed_in_its_name(make_run):
     paths = [*seeds(make_run, "resnet50", [FAIR] * 3), *seeds(make_run, "vgg19", [POOR] * 3)]
-    (winner,) = gather(paths, FAST).winners
+    (winner,) = collect_evidence(paths, FAST).winners
     assert [(each.label, each.replicates, each.kind) for each in winner.pool.candidates] == [
         ("resnet50 s", 3, SET),
         ("vgg19 s", 3, SET),
     ]
-    assert winner.pool.candidates[0].replicate_words == "3 seeds"
+    assert winner.pool.candidates[0].replicate_text == "3 seeds"
 
 
 def test_a_lucky_seed_wins_nothing(make_run):
     paths = [*seeds(make_run, "resnet50", [PERFECT, POOR, POOR]), *seeds(make_run, "vgg19", [FAIR] * 3)]
-    (winner,) = gather(paths, FAST).winners
+    (winner,) = collect_evidence(paths, FAST).winners
     assert [each.label for each in winner.leaders] == ["vgg19 s"]
     assert winner.rule == (
         "By the study's criterion (highest test accuracy, averaged over several runs), vgg19 s ranks first with 85.0 % (3 "
@@ -54,13 +54,13 @@ def test_a_lucky_seed_wins_nothing(make_run):
 
 def test_what_seeds_differ_in_keeps_a_difference_from_being_shown(make_run):
     certain = [*seeds(make_run, "resnet50", [FAIR] * 3), *seeds(make_run, "vgg19", [POOR] * 3)]
-    (winner,) = gather(certain, FAST).winners
+    (winner,) = collect_evidence(certain, FAST).winners
     assert "is significantly more accurate than" in winner.verdict
     assert "on this test set" in winner.verdict
     assert winner.verdict.endswith("These tests account for variation between patients and between seeds.")
     mixed = [PERFECT, FAIR, [[3, 17, 0], [0, 3, 17], [17, 0, 3]]]
     uncertain = [*seeds(make_run, "densenet121", mixed), *seeds(make_run, "convnext", [POOR] * 3)]
-    (winner,) = gather(uncertain, FAST).winners
+    (winner,) = collect_evidence(uncertain, FAST).winners
     (comparison,) = winner.comparisons
     assert comparison.accuracy.patients.p_value < comparison.accuracy.training.p_value
     assert comparison.corrected["accuracy"] == comparison.accuracy.training.p_value > 0.05
@@ -68,9 +68,9 @@ def test_what_seeds_differ_in_keeps_a_difference_from_being_shown(make_run):
 
 def test_a_single_run_is_not_shown_better_than_seeds_that_lie_far_apart(make_run):
     paths = [make_run("one", stages=("s",), confusions={"s": PERFECT}), *seeds(make_run, "vgg19", [PERFECT, POOR])]
-    (comparison,) = gather(paths, FAST).winners[0].comparisons
+    (comparison,) = collect_evidence(paths, FAST).winners[0].comparisons
     assert comparison.accuracy.patients.p_value < 0.001
-    assert not comparison.is_shown
+    assert not comparison.is_significant
     assert comparison.sentence.endswith(
         "allowing for patients and for the seeds of vgg19 s but not for those of resnet50 s)."
     )
@@ -82,24 +82,25 @@ def test_a_single_run_is_not_shown_better_than_seeds_that_lie_far_apart(make_run
 )
 def test_where_a_run_computes_makes_no_other_configuration_but_its_precision_does(make_run, key, value, candidates):
     paths = [make_run("a", stages=("s",)), make_run("b", stages=("s",), seed=1, config={"seed": 1, key: value})]
-    assert len(gather(paths, FAST).configurations) == candidates
+    assert len(collect_evidence(paths, FAST).configurations) == candidates
 
 
 def test_a_run_that_was_repeated_counts_once_and_the_page_says_so(make_run):
-    evidence = gather([make_run("a", stages=("s",)), make_run("b", stages=("s",))], FAST)
+    evidence = collect_evidence([make_run("a", stages=("s",)), make_run("b", stages=("s",))], FAST)
     assert evidence.candidates[0].replicates == 1
-    assert any("such runs count only once" in sentence for sentence in summarize(evidence, kind="runs").warnings)
+    assert any("such runs count only once" in sentence for sentence in build_summary(evidence, kind="runs").warnings)
 
 
 def test_a_run_that_did_not_finish_is_no_replicate_of_what_is_shipped(make_run):
     paths = [make_run(f"r{seed}", seed=seed, config={"seed": seed}) for seed in (0, 1)]
     paths.append(make_run("r2", seed=2, config={"seed": 2}, finished=1, state="failed"))
-    evidence = gather(paths, FAST)
+    evidence = collect_evidence(paths, FAST)
     (configuration,) = evidence.configurations
     assert (configuration.shipped.stage, configuration.shipped.replicates) == ("finetune", 2)
     assert [stage.replicates for stage in configuration.stages] == [3, 2]
     assert any(
-        "not counted as a replicate of resnet50 finetune" in text for text in summarize(evidence, kind="runs").warnings
+        "not counted as a replicate of resnet50 finetune" in text
+        for text in build_summary(evidence, kind="runs").warnings
     )
 
 
@@ -116,7 +117,7 @@ def test_the_table_of_replicates_gives_mean_deviation_and_range_of_the_runs(make
 
 
 def test_perfect_seeds_have_an_interval_of_their_mean(make_run):
-    (winner,) = gather(seeds(make_run, "resnet50", [PERFECT] * 3), FAST).winners
+    (winner,) = collect_evidence(seeds(make_run, "resnet50", [PERFECT] * 3), FAST).winners
     accuracy = winner.leaders[0].accuracy
     assert accuracy.value == 1.0
     assert 0.9 < accuracy.low < 1.0
@@ -127,9 +128,9 @@ def test_the_run_of_median_validation_accuracy_is_named_and_each_ships_its_own(m
         make_run(f"r{seed}", stages=("s",), seed=seed, skill=skill, config={"seed": seed})
         for seed, skill in enumerate((0.2, 6.0, 2.0))
     ]
-    evidence = gather(paths, FAST)
+    evidence = collect_evidence(paths, FAST)
     (winner,) = evidence.winners
-    assert winner.chosen.run is evidence.runs[2]
+    assert winner.headline_result.run is evidence.runs[2]
     assert winner.choice.endswith(
         "Each of its 3 runs ships its own model; the run with the median validation accuracy is resnet50 (seed=2)."
     )
@@ -137,7 +138,7 @@ def test_the_run_of_median_validation_accuracy_is_named_and_each_ships_its_own(m
 
 def test_a_figure_of_two_models_and_three_seeds_has_a_legend_of_two(make_run):
     paths = [*seeds(make_run, "resnet50", [FAIR] * 3), *seeds(make_run, "vgg19", [POOR] * 3)]
-    drawing = roc_figure(gather(paths, FAST).candidates)
+    drawing = plot_roc_curves(collect_evidence(paths, FAST).candidates)
     assert [text.get_text() for text in drawing.figure.legends[0].get_texts()] == ["resnet50 s", "vgg19 s"]
     lines = drawing.figure.axes[0].get_lines()
     assert len(lines) == 1 + 2 * (3 + 1)  # chance; of each model three runs and their mean
@@ -162,8 +163,8 @@ def test_repeated_splits_of_the_same_images_are_compared_split_by_split(make_run
     for path, own in zip(paths, tables, strict=True):  # what one tests, the others train on
         others = [table.assign(split="train") for table in tables]
         pd.concat([own, *others]).drop_duplicates("sample_id").to_csv(path / "split.csv", index=False)
-    (winner,) = gather(paths, FAST).winners
-    assert [(each.label, each.replicate_words) for each in winner.pool.candidates] == [
+    (winner,) = collect_evidence(paths, FAST).winners
+    assert [(each.label, each.replicate_text) for each in winner.pool.candidates] == [
         ("resnet50 s", "3 splits"),
         ("vgg19 s", "3 splits"),
     ]
@@ -188,7 +189,7 @@ def test_pooled_folds_are_compared_by_patient_and_as_procedures(make_run):
         for model, confusion in (("resnet50", FAIR), ("vgg19", POOR))
         for fold in range(3)
     ]
-    (winner,) = gather(paths, FAST).winners
+    (winner,) = collect_evidence(paths, FAST).winners
     assert winner.pool.kind == FOLDS
     (comparison,) = winner.comparisons
     assert comparison.images.images == 180
@@ -196,4 +197,4 @@ def test_pooled_folds_are_compared_by_patient_and_as_procedures(make_run):
     assert comparison.accuracy.patients.p_value == comparison.images.p_value
     assert comparison.accuracy.training.value == pytest.approx(0.35)
     assert "overlapping training sets" in winner.verdict
-    assert np.isclose(float(winner.leaders[0].share), 0.85)
+    assert np.isclose(float(winner.leaders[0].exact_accuracy), 0.85)

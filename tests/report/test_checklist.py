@@ -6,8 +6,8 @@ from omegaconf import OmegaConf
 
 from pylorus.files import write_json
 from pylorus.report import checklist_answers as answers
-from pylorus.report.checklist import ITEMS, checklist_table
-from pylorus.report.evidence import gather
+from pylorus.report.checklist import ITEMS, build_checklist_table
+from pylorus.report.evidence import collect_evidence
 from pylorus.report.options import ReportOptions
 from pylorus.report.saved_json import read_json
 from pylorus.report.write import write_report
@@ -79,312 +79,390 @@ LEFT_OUT = {"left_out": [{"class": "gastric_ulcer", "split": "not given", "files
     ("answer", "story", "change", "base_says", "contrary_says"),
     [
         (
-            answers.intended_use,
+            answers.report_intended_use,
             {},
             change_json("model/model.json", intended_use="Teaching."),
             "Research use",
             "Teaching.",
         ),
-        (answers.images, {"images_per_group": 2}, None, "129 images.", "129 images of 66 groups."),
-        (answers.images, {"config": {"data.kind": "synthetic"}}, None, "129 images.", "129 synthetic images."),
-        (answers.preprocessing, {}, change_bundle_input(crop="auto"), "RGB, made square", "RGB, cropped to the field"),
+        (answers.report_images, {"images_per_group": 2}, None, "129 images.", "129 images of 66 groups."),
+        (answers.report_images, {"config": {"data.kind": "synthetic"}}, None, "129 images.", "129 synthetic images."),
         (
-            answers.classes,
+            answers.report_preprocessing,
+            {},
+            change_bundle_input(crop="auto"),
+            "RGB, made square",
+            "RGB, cropped to the field",
+        ),
+        (
+            answers.report_classes,
             TWO_CLASSES,
             None,
             "gastric_ulcer",
             "gastric_cancer (GC), chronic_gastritis (CG).",
         ),
         (
-            answers.identification,
+            answers.report_deidentification,
             {"config": {"data.patients": "dicom"}},
             None,
             "Only pixels and orientation of the image files are used",
             "Patients are distinguished by salted hashes of the DICOM PatientID",
         ),
         (
-            answers.identification,
+            answers.report_deidentification,
             {"config": {"logger.name": "wandb", "logger.images": True}},
             None,
             "contains file names (split.csv).",
             "Misclassified images were logged to wandb",
         ),
-        (answers.identification, {"config": {"data.kind": "synthetic"}}, None, "of the image files", "show no patient"),
         (
-            answers.missing,
+            answers.report_deidentification,
+            {"config": {"data.kind": "synthetic"}},
+            None,
+            "of the image files",
+            "show no patient",
+        ),
+        (
+            answers.report_missing_data,
             {"config": {"data.on_error": "quarantine"}},
             None,
             "an unreadable file stops the run",
             "Unreadable files are excluded (data.on_error=quarantine); there were none.",
         ),
         (
-            answers.missing,
+            answers.report_missing_data,
             {"config": {"data.on_error": "quarantine"}},
             change_json("audit.json", **LEFT_OUT),
             "an unreadable file stops the run",
             "4 files could not be read and were excluded",
         ),
-        (answers.missing, {"finished": 0}, None, "Every test image was classified", "Every file could be read"),
-        (answers.blinding, {"config": {"data.validation": "test"}}, None, "pixels only", "Not blinded:"),
-        (answers.blinding, {"finished": 0}, None, "pixels only", ""),
-        (answers.sample_size, {"test_each": (8, 8, 9)}, None, "on 24 images", "on 25 images"),
         (
-            answers.partitions,
+            answers.report_missing_data,
+            {"finished": 0},
+            None,
+            "Every test image was classified",
+            "Every file could be read",
+        ),
+        (answers.report_blinding, {"config": {"data.validation": "test"}}, None, "pixels only", "Not blinded:"),
+        (answers.report_blinding, {"finished": 0}, None, "pixels only", ""),
+        (answers.report_sample_size, {"test_each": (8, 8, 9)}, None, "on 24 images", "on 25 images"),
+        (
+            answers.report_partitions,
             {},
             configure(**{"data.split_seed": 7}),
             "Test images: selected at random by image, stratified by class (",
             "Test images: selected at random by image, stratified by class (data.split_seed 7).",
         ),
-        (answers.partitions, {"images_per_group": 2}, None, "random by image", "random by patient (group)"),
+        (answers.report_partitions, {"images_per_group": 2}, None, "random by image", "random by patient (group)"),
         (
-            answers.partitions,
+            answers.report_partitions,
             {"config": {"data.test_column": "site_id", "data.test_values": ["Klinik Mustermann"]}},
             None,
             "Test images: selected at random",
             "Test images: those with one value of site_id (data.test_column).",
         ),
         (
-            answers.partitions,
+            answers.report_partitions,
             {"config": {"data.test_column": "date", "data.test_from": "2024"}},
             None,
             "Test images: selected at random",
             "Test images: those whose date reaches a given value (data.test_column).",
         ),
         (
-            answers.partitions,
+            answers.report_partitions,
             {"config": {"data.split_file": "other/split.csv"}},
             None,
             "Test images: selected at random",
             "Test images: those of another run's split (data.split_file). Validation images: those of another run's",
         ),
         (
-            answers.partitions,
+            answers.report_partitions,
             {"config": {"data.fold": 2}},
             None,
             "Test images: selected at random",
             "Test images: fold 2 of folds 0 to 4, selected at random by image",
         ),
         (
-            answers.partitions,
+            answers.report_partitions,
             {},
             configure(**{"data.fold": "B", "data.fold_column": "site"}),
             "Test images: selected at random",
             "Test images: those with one value of site, excluded from training (data.fold_column).",
         ),
         (
-            answers.partitions,
+            answers.report_partitions,
             {},
             give_parts("train", "test"),
             "Test images: selected at random",
             "Test images: given by the folders. Validation images: selected at random",
         ),
         (
-            answers.partitions,
+            answers.report_partitions,
             {"config": {"data.kind": "manifest"}},
             give_parts("train", "val", "test"),
             "Validation images: selected at random",
             "Validation images: given by the column `split` of the manifest.",
         ),
         (
-            answers.partitions,
+            answers.report_partitions,
             {"config": {"data.validation": "test"}},
             None,
             "90 training, 15 validation and 24 test images",
             "90 training and 24 test images",
         ),
-        (answers.partitions, {}, change_json("audit.json", **LEFT_OUT), "not test images.", "could not be read: 4."),
         (
-            answers.disjoint,
+            answers.report_partitions,
+            {},
+            change_json("audit.json", **LEFT_OUT),
+            "not test images.",
+            "could not be read: 4.",
+        ),
+        (
+            answers.report_split_overlaps,
             {"images_per_group": 2},
             None,
             "is unknown",
             "Groups (patients); in more than one split: 0 groups, 0 identical images.",
         ),
         (
-            answers.disjoint,
+            answers.report_split_overlaps,
             {"images_per_group": 2, "config": {"data.patients": "dicom"}},
             None,
             "is unknown",
             "Patients (by DICOM PatientID); in more than one split: 0 groups",
         ),
         (
-            answers.disjoint,
+            answers.report_split_overlaps,
             {},
             change_json("audit.json", accepted_leaks={"patient": 0, "file": 0, "pixels": 1, "near": 2}),
             "in more than one split: 0 identical images. Whether",
             "in more than one split: 0 identical images and 3 near copies. Whether",
         ),
-        (answers.models, {"model": "vgg19.tv_in1k"}, None, "resnet50.tv_in1k at 224 pixels", "vgg19.tv_in1k"),
+        (answers.report_models, {"model": "vgg19.tv_in1k"}, None, "resnet50.tv_in1k at 224 pixels", "vgg19.tv_in1k"),
         (
-            answers.models,
+            answers.report_models,
             {"config": {"model.args": {"drop_rate": 0.1}}},
             None,
             "3 classes.",
             "3 classes, drop_rate 0.1.",
         ),
-        (answers.software, {}, change_json("environment.json", packages={"torch": "9.9"}), "torch 2.6.0", "torch 9.9"),
         (
-            answers.weights,
+            answers.report_software,
+            {},
+            change_json("environment.json", packages={"torch": "9.9"}),
+            "torch 2.6.0",
+            "torch 9.9",
+        ),
+        (
+            answers.report_initial_weights,
             {},
             change_json("model/model.json", weights={"from": "none"}),
             "the timm hub",
             "Random initialisation.",
         ),
         (
-            answers.weights,
+            answers.report_initial_weights,
             {},
             change_json("model/model.json", weights={"from": "/home/w/vgg.pth", "sha256": "cd" * 32}),
             "Pretrained weights from the timm hub",
             "Weights from the file vgg.pth, SHA-256 cdcdcdcdcdcd",
         ),
         (
-            answers.training,
+            answers.report_training,
             {"config": {"stages.s.lr": 0.03}},
             None,
             "rate 0.001 (cosine schedule)",
             "rate 0.03 (cosine schedule)",
         ),
-        (answers.training, {"config": {"stages.s.lr_factor": 0.1}}, None, "rate 0.001 ", "rate 0.0001 "),
+        (answers.report_training, {"config": {"stages.s.lr_factor": 0.1}}, None, "rate 0.001 ", "rate 0.0001 "),
         (
-            answers.training,
+            answers.report_training,
             {"config": {"stages.s.schedule": "plateau"}},
             None,
             "(cosine schedule)",
             "(plateau schedule)",
         ),
-        (answers.training, {"config": {"stages.s.augment": "endoscopy"}}, None, "augmentation none", "endoscopy"),
-        (answers.training, {"config": {"augment.name": "light"}}, None, "augmentation none", "augmentation light"),
-        (answers.training, {"config": {"stages.s.views": 4}}, None, "augmentation none.", "4 variants of each image"),
         (
-            answers.training,
+            answers.report_training,
+            {"config": {"stages.s.augment": "endoscopy"}},
+            None,
+            "augmentation none",
+            "endoscopy",
+        ),
+        (
+            answers.report_training,
+            {"config": {"augment.name": "light"}},
+            None,
+            "augmentation none",
+            "augmentation light",
+        ),
+        (
+            answers.report_training,
+            {"config": {"stages.s.views": 4}},
+            None,
+            "augmentation none.",
+            "4 variants of each image",
+        ),
+        (
+            answers.report_training,
             {"config": {"stages.s.layer_decay": 0.8}},
             None,
             "(cosine schedule), aug",
             "(cosine schedule), layer-wise learning rate decay 0.8",
         ),
         (
-            answers.training,
+            answers.report_training,
             {"config": {"stages.s.learn": "layer4"}},
             None,
             "trained layers: all",
             "trained layers: layer4",
         ),
         (
-            answers.training,
+            answers.report_training,
             {"config": {"stages.s.patience": 2}},
             None,
             "4 of 10 epochs,",
             "4 of 10 epochs (stopped early after 2 epochs without improvement)",
         ),
-        (answers.training, {"config": {"optimizer.name": "sgd"}}, None, "adamw, weight decay 0.01", "momentum 0.9"),
-        (answers.training, {"config": {"optimizer.clip": None}}, None, "clipped to a norm of 1", "0.01, batch size"),
-        (answers.training, {}, change_json("environment.json", batch_size=64), "batch size 16", "batch size 64"),
         (
-            answers.training,
+            answers.report_training,
+            {"config": {"optimizer.name": "sgd"}},
+            None,
+            "adamw, weight decay 0.01",
+            "momentum 0.9",
+        ),
+        (
+            answers.report_training,
+            {"config": {"optimizer.clip": None}},
+            None,
+            "clipped to a norm of 1",
+            "0.01, batch size",
+        ),
+        (answers.report_training, {}, change_json("environment.json", batch_size=64), "batch size 16", "batch size 64"),
+        (
+            answers.report_training,
             {"config": {"loss.class_weights": "balanced"}},
             None,
             ", cross-entropy,",
             "class-weighted cross-entropy",
         ),
-        (answers.training, {"config": {"loss.label_smoothing": 0.1}}, None, "entropy, prec", "label smoothing 0.1"),
-        (answers.training, {"config": {"trainer.devices": 4}}, None, "precision auto, seed", "4 devices (ddp)"),
-        (answers.training, {}, change_json("environment.json", precision="bf16"), "precision auto", "precision bf16"),
-        (answers.training, {}, change_json("status.json", resumed=2), "auto, seed 0.", "resumed 2 times"),
-        (answers.training, {"config": {"seed": 5}}, None, "seed 0.", "seed 5."),
         (
-            answers.selection,
+            answers.report_training,
+            {"config": {"loss.label_smoothing": 0.1}},
+            None,
+            "entropy, prec",
+            "label smoothing 0.1",
+        ),
+        (answers.report_training, {"config": {"trainer.devices": 4}}, None, "precision auto, seed", "4 devices (ddp)"),
+        (
+            answers.report_training,
+            {},
+            change_json("environment.json", precision="bf16"),
+            "precision auto",
+            "precision bf16",
+        ),
+        (answers.report_training, {}, change_json("status.json", resumed=2), "auto, seed 0.", "resumed 2 times"),
+        (answers.report_training, {"config": {"seed": 5}}, None, "seed 0.", "seed 5."),
+        (
+            answers.report_model_selection,
             {"config": {"stages.s.monitor": "f1"}},
             None,
             "by loss on the validation",
             "by f1 on the validation",
         ),
         (
-            answers.selection,
+            answers.report_model_selection,
             {"config": {"data.validation": "test"}},
             None,
             "by loss on the validation images",
             "by loss on the test images (data.validation=test)",
         ),
-        (answers.selection, {"finished": 0}, None, "best of 4 epochs", ""),
+        (answers.report_model_selection, {"finished": 0}, None, "best of 4 epochs", ""),
         (
-            answers.cut_offs,
+            answers.report_thresholds,
             {"config": {"data.validation": "test"}},
             None,
             "fixed on the validation images for a true sensitivity of at least 95 % with 90 % confidence",
             "fixed on the test images (data.validation=test) for a true sensitivity of at least 95 %",
         ),
         (
-            answers.cut_offs,
+            answers.report_thresholds,
             {"val_each": (0, 8, 8)},
             None,
             "For GC",
             "No threshold was used: the class with the highest probability is predicted.",
         ),
         (
-            answers.measures,
+            answers.report_measures,
             {},
             remove("predictions-val.parquet"),
             "net benefit of calibrated",
             "risk-coverage curves; per image.",
         ),
-        (answers.measures, {"images_per_group": 2}, None, "; per image.", "per image and per patient (group)."),
+        (answers.report_measures, {"images_per_group": 2}, None, "; per image.", "per image and per patient (group)."),
         (
-            answers.uncertainty,
+            answers.report_uncertainty,
             {"images_per_group": 2},
             None,
             "treating images as independent",
             "allowing for the clustering of images within groups",
         ),
-        (answers.uncertainty, {"stages": ("a", "b")}, None, "in the last section.", "Pairs on the same test images"),
         (
-            answers.external,
+            answers.report_uncertainty,
+            {"stages": ("a", "b")},
+            None,
+            "in the last section.",
+            "Pairs on the same test images",
+        ),
+        (
+            answers.report_external_test,
             {"config": {"data.test_column": "site_id", "data.test_values": ["A", "B"]}},
             None,
             "No external test: the test images come from the same data set",
             "The test images are those with 2 values of site_id (data.test_column); no image with such a value was used for",
         ),
         (
-            answers.external,
+            answers.report_external_test,
             {},
             give_parts("train", "test"),
             "No external test: the test images",
             "given by the folders. Whether they come from another hospital is for the author to state.",
         ),
         (
-            answers.external,
+            answers.report_external_test,
             {"config": {"data.split_file": "split.csv"}},
             None,
             "No external test: the test images",
             "how that split was made is not documented here.",
         ),
         (
-            answers.external,
+            answers.report_external_test,
             {},
             configure(**{"data.fold": "B", "data.fold_column": "site"}),
             "No external test: the test images",
             "those with one value of site, excluded from training",
         ),
-        (answers.external, {"finished": 0}, None, "No external test: the test images", ""),
-        (answers.characteristics, {}, add_column("sex", "mf"), "", "by sex: see the subgroup tables."),
-        (answers.cross_table, {"finished": 0}, None, "See the confusion matrices.", ""),
-        (answers.accuracy, {"finished": 0}, None, "See the tables", ""),
+        (answers.report_external_test, {"finished": 0}, None, "No external test: the test images", ""),
+        (answers.report_characteristics, {}, add_column("sex", "mf"), "", "by sex: see the subgroup tables."),
+        (answers.report_confusion_matrices, {"finished": 0}, None, "See the confusion matrices.", ""),
+        (answers.report_accuracy, {"finished": 0}, None, "See the tables", ""),
         (
-            answers.failures,
+            answers.report_failures,
             {"confusions": {"s": [[8, 0, 0], [0, 8, 0], [0, 0, 8]]}},
             None,
             "See the worst mistakes.",
             "No test image was misclassified.",
         ),
-        (answers.fairness, {}, add_column("site_id", "AB"), "", "Subgroups by site_id: see their tables"),
+        (answers.report_fairness, {}, add_column("site_id", "AB"), "", "Subgroups by site_id: see their tables"),
         (
-            answers.limitations,
+            answers.report_limitations,
             {"config": {"data.validation": "test"}},
             None,
             "evaluated at least once",
             "All figures are optimistic",
         ),
         (
-            answers.availability,
+            answers.report_availability,
             {"finished": 0},
             None,
             "the predictions, the trained model",
@@ -397,11 +475,11 @@ def test_an_answer_is_made_of_facts_and_another_run_changes_it(
 ):
     base = make_run("base", **BASE)
     contrary = make_run("contrary", **(BASE | story))
-    if answer is answers.availability and story.get("finished") == 0:
+    if answer is answers.report_availability and story.get("finished") == 0:
         write_curves(contrary)
     if change is not None:
         change(contrary)
-    first, second = (answer(gather([folder], FAST)) for folder in (base, contrary))
+    first, second = (answer(collect_evidence([folder], FAST)) for folder in (base, contrary))
     assert base_says in first
     assert contrary_says in second
     assert bool(contrary_says) == bool(second)
@@ -417,34 +495,38 @@ def write_curves(folder):
 
 def test_every_answer_of_the_checklist_is_tested_with_a_contrary_run():
     marks = test_an_answer_is_made_of_facts_and_another_run_changes_it.pytestmark
-    tested = {case[0] for mark in marks for case in mark.args[1]} | {answers.explainability}
+    tested = {case[0] for mark in marks for case in mark.args[1]} | {answers.report_explainability}
     assert {item.answer for item in ITEMS if item.answer is not None} <= tested
 
 
 def test_an_older_run_was_cut_by_its_seed(make_run):
     run = make_run(**(BASE | {"config": {"seed": 3}}))
     configure(**{"data.split_seed": None})(run)
-    assert "selected at random by image, stratified by class (seed 3)" in answers.partitions(gather([run], FAST))
+    assert "selected at random by image, stratified by class (seed 3)" in answers.report_partitions(
+        collect_evidence([run], FAST)
+    )
 
 
 def test_values_that_cut_the_test_set_are_shown_with_names_alone(make_run):
     run = make_run(**(BASE | {"config": {"data.test_column": "site", "data.test_values": ["Köln", "Bonn"]}}))
-    named = answers.external(gather([run], ReportOptions(resamples=20, names=True)))
+    named = answers.report_external_test(collect_evidence([run], ReportOptions(resamples=20, names=True)))
     assert "those with 2 values of site (Köln, Bonn)" in named
-    assert "Köln" not in answers.external(gather([run], FAST))
+    assert "Köln" not in answers.report_external_test(collect_evidence([run], FAST))
 
 
 def test_names_and_pictures_are_admitted_where_they_are_shown(make_run):
     run = make_run(**BASE)
-    shown = answers.identification(gather([run], ReportOptions(resamples=20, names=True, thumbnails=True)))
+    shown = answers.report_deidentification(
+        collect_evidence([run], ReportOptions(resamples=20, names=True, thumbnails=True))
+    )
     assert shown.startswith("This report names files and groups (--names) and shows test images (--thumbnails).")
 
 
 def test_runs_that_answer_alike_share_an_answer_and_the_others_are_named(make_run):
     stories = ({}, {"config": {"seed": 1}}, {"config": {"seed": 2, "data.on_error": "quarantine"}})
     runs = [make_run(f"run-{number}", **(BASE | story)) for number, story in enumerate(stories)]
-    evidence = gather(runs, FAST)
-    said = answers.missing(evidence)
+    evidence = collect_evidence(runs, FAST)
+    said = answers.report_missing_data(evidence)
     first, second, third = (run.label for run in evidence.runs)
     assert said.startswith(f"{first}, {second}: Every file could be read")
     assert f"{third}: Unreadable files are excluded" in said
@@ -453,7 +535,7 @@ def test_runs_that_answer_alike_share_an_answer_and_the_others_are_named(make_ru
 def test_the_blank_stays_beside_the_answer(make_run):
     run = make_run(**BASE)
     add_column("sex", "mf")(run)
-    rows = {row.cells[0]: row.cells[3] for row in checklist_table(gather([run], FAST)).rows}
+    rows = {row.cells[0]: row.cells[3] for row in build_checklist_table(collect_evidence([run], FAST)).rows}
     assert rows["Bias and fairness"].startswith("Subgroups by sex")
     assert "[author: " in rows["Bias and fairness"]
     assert rows["Robustness"] == "[author: robustness to other endoscopes, sites and image quality]"
@@ -464,7 +546,7 @@ def test_a_run_that_failed_before_it_had_a_split_answers_what_it_can(make_run):
     for name in ("split.csv", "environment.json"):
         (run / name).unlink()
     OmegaConf.save(OmegaConf.create({}), run / "config.yaml")
-    table = checklist_table(gather([run], FAST))
+    table = build_checklist_table(collect_evidence([run], FAST))
     assert not [row for row in table.rows if "None" in row.cells[3] or "nan" in row.cells[3]]
 
 

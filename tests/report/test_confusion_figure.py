@@ -1,8 +1,8 @@
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from pylorus.report.confusion_figure import published_confusion_figure
-from pylorus.report.drawing import style
+from pylorus.report.confusion_figure import plot_published_confusion_matrices
+from pylorus.report.drawing import report_style
 from pylorus.report.published import STUDY
 
 
@@ -11,8 +11,8 @@ def test_no_title_and_no_label_is_cut_off(stages, monkeypatch):
     names = sorted({result.stage for result in STUDY.results})[:stages]
     results = tuple(result for result in STUDY.results if result.stage in names)
     monkeypatch.setattr("pylorus.report.confusion_figure.STUDY", type(STUDY)(**{**vars(STUDY), "results": results}))
-    figure = published_confusion_figure().figure
-    with style():
+    figure = plot_published_confusion_matrices().figure
+    with report_style():
         canvas = FigureCanvasAgg(figure)
         figure.draw_without_rendering()
         boxes = [axes.get_tightbbox(canvas.get_renderer()) for axes in figure.axes]

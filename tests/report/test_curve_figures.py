@@ -2,13 +2,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pylorus.report.curve_figures import curves_of, index_figure, training_figure
+from pylorus.report.curve_figures import collect_curves, plot_class_metric_curves, plot_training_curves
 from pylorus.report.saved_run import read_run
 
 
 @pytest.fixture
 def curves(make_run):
-    return curves_of([read_run(make_run())])
+    return collect_curves([read_run(make_run())])
 
 
 def test_epochs_of_a_stage_begin_at_one_wherever_the_stage_begins_in_the_run(curves):
@@ -21,7 +21,7 @@ def test_the_chosen_epoch_is_the_first_of_the_best_by_what_the_stage_monitors(ma
     table = pd.read_csv(path)
     table["s/val/f1/average"] = [np.nan, 0.7, 0.8, 0.8]
     table.to_csv(path, index=False)
-    (each,) = curves_of([read_run(run)])
+    (each,) = collect_curves([read_run(run)])
     assert each.best == 2
 
 
@@ -32,14 +32,14 @@ def test_a_metric_that_was_not_written_down_is_undefined(curves):
 
 def test_all_models_share_one_plot_of_four_panels(make_run):
     runs = [read_run(make_run("a")), read_run(make_run("b", model="vgg19.tv_in1k"))]
-    drawing = training_figure([each for each in curves_of(runs) if each.stage.name == "finetune"])
+    drawing = plot_training_curves([each for each in collect_curves(runs) if each.stage.name == "finetune"])
     assert drawing.key == "curves-finetune"
     titles = [axes.get_title(loc="left") for axes in drawing.figure.axes]
     assert titles == ["training accuracy, %", "training loss", "validation accuracy, %", "validation loss"]
 
 
 def test_undefined_precision_leaves_a_gap(curves):
-    drawing = index_figure(curves[:1], ["GC", "GU", "CG"], label="resnet50", stem="resnet50")
+    drawing = plot_class_metric_curves(curves[:1], ["GC", "GU", "CG"], label="resnet50", stem="resnet50")
     line = drawing.figure.axes[0].get_lines()[4]
     assert np.isnan(line.get_ydata()[0])
     assert not np.isnan(line.get_ydata()[1:]).any()

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from pylorus.errors import PylorusError
-from pylorus.report.evidence import gather
+from pylorus.report.evidence import collect_evidence
 from pylorus.report.options import ReportOptions
 from pylorus.report.write import write_report
 
@@ -37,7 +37,7 @@ def test_a_class_without_test_images_leaves_its_indices_and_every_average_undefi
 
 
 def test_a_comparison_by_a_class_without_test_images_is_undefined_and_keeps_its_place_in_the_family(make_run):
-    evidence = gather([make_run(test_each=(0, 20, 20))], FAST)
+    evidence = collect_evidence([make_run(test_each=(0, 20, 20))], FAST)
     (comparison,) = evidence.comparisons
     assert math.isnan(comparison.auroc.widest.value)
     assert math.isnan(comparison.corrected["auroc"])
@@ -90,7 +90,7 @@ def test_predictions_that_do_not_hold_together_are_refused_with_file_and_fault(m
     run = make_run()
     changed(run, change)
     with pytest.raises(PylorusError, match=re.escape(said)) as error:
-        gather([run], FAST)
+        collect_evidence([run], FAST)
     assert "predictions-test.parquet" in str(error.value)
 
 
@@ -108,7 +108,7 @@ def test_predictions_of_other_images_than_the_splits_are_refused(make_run, chang
     run = make_run()
     changed(run, change)
     with pytest.raises(PylorusError, match=re.escape(said)):
-        gather([run], FAST)
+        collect_evidence([run], FAST)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_predictions_without_a_split_are_refused_since_no_table_could_cite_it(ma
     run = make_run()
     (run / "split.csv").unlink()
     with pytest.raises(PylorusError, match=r"split\.csv is missing"):
-        gather([run], FAST)
+        collect_evidence([run], FAST)
 
 
 def test_an_empty_metrics_file_is_a_stage_without_curves(make_run, undrawn):
@@ -156,7 +156,7 @@ def test_runs_with_the_classes_in_another_order_are_put_in_the_order_of_the_firs
         make_run("a", stages=("s",), confusions=confusions),
         make_run("b", stages=("s",), names=("CG", "GC", "GU"), confusions=turned, model="vgg19.tv_in1k"),
     ]
-    evidence = gather(paths, FAST)
+    evidence = collect_evidence(paths, FAST)
     first, second = evidence.results
     assert first.images.confusion.tolist() == second.images.confusion.tolist() == confusions["s"]
     assert len(evidence.tests) == 1
@@ -188,7 +188,7 @@ def test_a_group_of_several_true_classes_is_left_out_at_patient_level_and_counte
                 stage=part,
                 part=kind,
             )
-    result = gather([run], FAST).results[-1]
+    result = collect_evidence([run], FAST).results[-1]
     assert result.patients is not None
     assert result.patients.left_out == 1
     assert len(result.patients.predictions.true) == 27

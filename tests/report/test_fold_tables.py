@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from pylorus.evaluation.proportion import wilson
-from pylorus.report.evidence import gather
+from pylorus.report.evidence import collect_evidence
 from pylorus.report.options import ReportOptions
 from pylorus.report.write import write_report
 
@@ -131,7 +131,7 @@ def test_configurations_that_lack_folds_are_compared_on_those_that_all_have(make
         for fold in chosen
         for config in ({"data.fold": fold, "data.folds": 3},)
     ]
-    (winner,) = gather(runs, OPTIONS).winners
+    (winner,) = collect_evidence(runs, OPTIONS).winners
     assert winner.pool.is_restricted
     assert winner.pool.images == 120
     (comparison,) = winner.comparisons

@@ -3,12 +3,12 @@
 import pandas as pd
 import pytest
 
-from pylorus.report.evidence import gather
-from pylorus.report.marks import DRAWN, LEAKING, OPTIMISTIC, mark_words, marks_of
+from pylorus.report.evidence import collect_evidence
+from pylorus.report.marks import DRAWN, LEAKING, OPTIMISTIC, collect_caveats, format_caveats
 from pylorus.report.options import ReportOptions
 from pylorus.report.saved_run import read_run
-from pylorus.report.summary import summarize
-from pylorus.report.write import sections_of, write_report
+from pylorus.report.summary import build_summary
+from pylorus.report.write import build_sections, write_report
 
 FAST = ReportOptions(resamples=100)
 
@@ -30,7 +30,7 @@ def test_a_mark_stands_on_the_page_and_in_the_caption_of_every_table_of_results(
 
 def test_an_honest_run_has_no_mark(make_run, undrawn):
     run = make_run()
-    assert marks_of(read_run(run)) == ()
+    assert collect_caveats(read_run(run)) == ()
     text = write_report([run], options=FAST).read_text()
     assert OPTIMISTIC.word not in text
     assert DRAWN.word not in text
@@ -41,24 +41,24 @@ def test_a_split_whose_parts_share_an_image_is_marked_whatever_the_configuration
     split = pd.read_csv(run / "split.csv")
     split.loc[split["split"] == "train", "sha256"] = split.loc[split["split"] == "test", "sha256"].iloc[0]
     split.to_csv(run / "split.csv", index=False)
-    assert marks_of(read_run(run)) == (LEAKING,)
+    assert collect_caveats(read_run(run)) == (LEAKING,)
 
 
 def test_in_a_mixed_report_a_mark_names_the_runs_that_it_is_about(make_run):
     paths = [make_run("a"), make_run("b", model="vgg19.tv_in1k", config={"data.kind": "synthetic"})]
-    runs = gather(paths, FAST).runs
-    assert mark_words(runs) == "SYNTHETIC IMAGES: no clinical meaning (vgg19)."
+    runs = collect_evidence(paths, FAST).runs
+    assert format_caveats(runs) == "SYNTHETIC IMAGES: no clinical meaning (vgg19)."
 
 
 def test_looks_count_each_stage_that_predicted_the_test_set(make_run):
-    evidence = gather([make_run("a"), make_run("b", model="vgg19.tv_in1k", stages=("pretrain",))], FAST)
+    evidence = collect_evidence([make_run("a"), make_run("b", model="vgg19.tv_in1k", stages=("pretrain",))], FAST)
     (looks,) = evidence.looks
     assert (looks.here, looks.epochs, looks.elsewhere) == (3, 0, 0)
     assert "was evaluated at least 3 times" in looks.sentence
 
 
 def test_epochs_validated_on_the_test_set_are_looks(make_run):
-    (looks,) = gather([make_run(config={"data.validation": "test"})], FAST).looks
+    (looks,) = collect_evidence([make_run(config={"data.validation": "test"})], FAST).looks
     assert (looks.here, looks.epochs) == (2, 8)
 
 
@@ -67,7 +67,7 @@ def test_runs_beside_those_reported_are_found_and_counted_also_with_another_vali
     make_run("outputs/2026-01-30/b", seed=3, val_each=(5, 5, 5))
     make_run("multirun/2026-01-29/sweep/0", seed=4, finished=1)
     make_run("multirun/2026-01-29/sweep/1", seed=4, split_seed=9)
-    (looks,) = gather([run], FAST).looks
+    (looks,) = collect_evidence([run], FAST).looks
     assert (looks.here, looks.elsewhere, looks.other_runs) == (2, 3, 2)
 
 
@@ -75,33 +75,33 @@ def test_a_damaged_run_beside_does_not_stop_the_report(make_run):
     run = make_run("outputs/2026-01-31/a")
     other = make_run("outputs/2026-01-30/b")
     (other / "split.csv").write_bytes(b"\xff\xfe")
-    (looks,) = gather([run], FAST).looks
+    (looks,) = collect_evidence([run], FAST).looks
     assert looks.elsewhere == 0
 
 
 def test_different_test_sets_are_not_compared_and_the_page_says_why(make_run, undrawn):
     paths = [make_run("a", stages=("s",)), make_run("b", stages=("s",), model="vgg19.tv_in1k", split_seed=1)]
-    evidence = gather(paths, FAST)
+    evidence = collect_evidence(paths, FAST)
     assert evidence.comparisons == ()
     assert len(evidence.tests) == 2
-    said = " ".join(summarize(evidence, kind="runs").warnings)
+    said = " ".join(build_summary(evidence, kind="runs").warnings)
     assert "vgg19 and resnet50 are not compared in pairs: the two predictions are not for the same images" in said
-    assert "2 different test sets, not to be compared" in str(sections_of(evidence))
+    assert "2 different test sets, not to be compared" in str(build_sections(evidence))
 
 
 def test_other_groups_on_the_same_images_are_not_compared_either(make_run):
     paths = [make_run("a", stages=("s",)), make_run("b", stages=("s",), images_per_group=2)]
-    evidence = gather(paths, FAST)
+    evidence = collect_evidence(paths, FAST)
     assert evidence.comparisons == ()
-    assert "disagree on the groups" in " ".join(summarize(evidence, kind="runs").warnings)
+    assert "disagree on the groups" in " ".join(build_summary(evidence, kind="runs").warnings)
 
 
 def test_without_groups_the_page_says_that_patients_are_not_known(make_run):
-    found = summarize(gather([make_run()], FAST), kind="run").findings
+    found = build_summary(collect_evidence([make_run()], FAST), kind="run").findings
     assert any("data.group does not identify patients" in sentence for sentence in found)
 
 
 def test_a_run_that_did_not_finish_is_named_with_its_state(make_run):
-    evidence = gather([make_run(state="interrupted", finished=1)], FAST)
-    warnings = summarize(evidence, kind="run").warnings
+    evidence = collect_evidence([make_run(state="interrupted", finished=1)], FAST)
+    warnings = build_summary(evidence, kind="run").warnings
     assert "resnet50 was interrupted (state: interrupted): 1 of 2 stages were tested." in warnings

@@ -1,9 +1,9 @@
-from pylorus.report.labels import labelled
+from pylorus.report.labels import set_run_labels
 from pylorus.report.saved_run import read_run
 
 
 def labels(*folders):
-    runs = labelled([read_run(folder) for folder in folders])
+    runs = set_run_labels([read_run(folder) for folder in folders])
     return [run.label for run in runs], [run.stem for run in runs]
 
 

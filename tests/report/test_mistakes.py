@@ -4,23 +4,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pylorus.report.evidence import gather
-from pylorus.report.mistakes import mistake_table, worst_mistakes
+from pylorus.report.evidence import collect_evidence
+from pylorus.report.mistakes import build_mistake_table, find_worst_mistakes
 from pylorus.report.options import ReportOptions
 from pylorus.report.saved_run import read_run
-from pylorus.report.thumbnails import thumbnails_of
+from pylorus.report.thumbnails import create_thumbnails
 
 FAST = ReportOptions(resamples=100)
 
 
 @pytest.fixture
 def evidence(make_run):
-    return gather([make_run("a"), make_run("b", model="vgg19.tv_in1k", seed=1)], FAST)
+    return collect_evidence([make_run("a"), make_run("b", model="vgg19.tv_in1k", seed=1)], FAST)
 
 
 def test_mistakes_come_surest_first_and_are_mistakes(evidence):
     result = evidence.results[-1]
-    found = worst_mistakes(result, evidence.compared)
+    found = find_worst_mistakes(result, evidence.candidate_results)
     said = result.test.predictions
     assert [each.certainty for each in found] == sorted((each.certainty for each in found), reverse=True)
     assert len(found) == min(12, int((~said.correct).sum()))
@@ -30,17 +30,17 @@ def test_mistakes_come_surest_first_and_are_mistakes(evidence):
 
 
 def test_it_is_told_how_many_models_share_a_mistake(evidence):
-    first, second = evidence.compared
+    first, second = evidence.candidate_results
     wrong = [set(result.test.predictions.sample[~result.test.predictions.correct]) for result in (first, second)]
-    for each in worst_mistakes(first, (first, second)):
+    for each in find_worst_mistakes(first, (first, second)):
         assert each.missed_by == 1 + (each.sample in wrong[1])
 
 
 def test_the_table_names_files_only_if_asked(evidence):
     result = evidence.results[0]
-    found = worst_mistakes(result, evidence.compared)
-    assert "file" not in [column.title for column in mistake_table(result, found, peers=2, names=False).columns]
-    named = mistake_table(result, found, peers=2, names=True)
+    found = find_worst_mistakes(result, evidence.candidate_results)
+    assert "file" not in [column.title for column in build_mistake_table(result, found, peers=2, names=False).columns]
+    named = build_mistake_table(result, found, peers=2, names=True)
     assert named.rows[0].cells[1].endswith(".jpg")
 
 
@@ -55,7 +55,7 @@ def test_a_thumbnail_shows_the_image_that_was_predicted_and_no_other(make_run, t
     Image.fromarray(np.full((40, 60, 3), 90, np.uint8)).save(tmp_path / "images" / rows["path"].iloc[1])
     content = (tmp_path / "images" / rows["path"].iloc[0]).read_bytes()
     run.split.table.loc[rows.index[0], "sha256"] = hashlib.sha256(content).hexdigest()
-    shown, changed, gone = (thumbnails_of(run, [sample])[sample] for sample in rows["sample_id"])
+    shown, changed, gone = (create_thumbnails(run, [sample])[sample] for sample in rows["sample_id"])
     assert shown.jpeg
     assert (changed.jpeg, changed.missing) == ("", "the file has changed since the run")
     assert (gone.jpeg, gone.missing) == ("", "the file no longer exists")

@@ -3,15 +3,15 @@ import json
 import pytest
 
 from pylorus.errors import PylorusError
-from pylorus.report.network import blocks_of, network_table, united
+from pylorus.report.network import build_network_table, merge_similar_blocks, read_network_blocks
 from pylorus.report.saved_run import read_run
-from pylorus.report.structure_figure import structure_figure
+from pylorus.report.structure_figure import plot_network_structure
 
 
 def test_blocks_alike_are_told_together_and_nothing_is_lost(make_run):
     run = read_run(make_run())
-    blocks = blocks_of(run)
-    told = united(blocks)
+    blocks = read_network_blocks(run)
+    told = merge_similar_blocks(blocks)
     assert [(block.name, block.type) for block in told] == [
         ("conv1", "Conv2d"),
         ("layer1.0–1", "2 × Bottleneck"),
@@ -22,13 +22,13 @@ def test_blocks_alike_are_told_together_and_nothing_is_lost(make_run):
 
 
 def test_the_table_has_every_block_and_a_sum(make_run):
-    table = network_table(read_run(make_run()))
+    table = build_network_table(read_run(make_run()))
     assert [row.cells[0] for row in table.rows] == ["conv1", "layer1.0", "layer1.1", "fc", "all"]
     assert table.rows[-1].cells == ("all", "", 9, 160963, "", 6147, 160963)
 
 
 def test_the_figure_says_in_words_what_learned(make_run):
-    drawing = structure_figure(read_run(make_run()))
+    drawing = plot_network_structure(read_run(make_run()))
     assert "pretrain: 6,147 of 160,963 parameters trained" in drawing.alt
     texts = [text.get_text() for text in drawing.figure.axes[0].texts]
     assert {"2 × Bottleneck", "256 × 56 × 56", "160,963"} <= set(texts)
@@ -38,4 +38,4 @@ def test_a_network_file_of_another_shape_is_refused(make_run):
     run = make_run()
     (run / "network.json").write_text(json.dumps([{"name": "conv1"}]))
     with pytest.raises(PylorusError, match=r"network\.json: expected the format that a run writes"):
-        blocks_of(read_run(run))
+        read_network_blocks(read_run(run))

@@ -2,17 +2,17 @@ import pytest
 
 from pylorus.evaluation.comparison import difference_of_independent
 from pylorus.evaluation.proportion import wilson
-from pylorus.report.evidence import gather
+from pylorus.report.evidence import collect_evidence
 from pylorus.report.options import ReportOptions
 from pylorus.report.published import STUDY
-from pylorus.report.published_comparison import compare_with_published, published_comparison_table
+from pylorus.report.published_comparison import build_published_comparison_table, compare_with_published
 from pylorus.report.write import write_report
 
 FAST = ReportOptions(published=True, resamples=100)
 
 
 def test_a_result_stands_beside_the_published_one_of_its_model_and_stage(make_run):
-    evidence = gather([make_run(model="inception_v3.tf_in1k")], FAST)
+    evidence = collect_evidence([make_run(model="inception_v3.tf_in1k")], FAST)
     found = compare_with_published(evidence.results)
     assert [(each.theirs.model, each.theirs.stage) for each in found] == [
         ("Inception-V3", "pretrain"),
@@ -21,17 +21,17 @@ def test_a_result_stands_beside_the_published_one_of_its_model_and_stage(make_ru
 
 
 def test_a_model_that_the_study_did_not_have_stands_beside_its_winner(make_run):
-    evidence = gather([make_run(model="convnext_tiny.fb_in1k", stages=("finetune",))], FAST)
+    evidence = collect_evidence([make_run(model="convnext_tiny.fb_in1k", stages=("finetune",))], FAST)
     (found,) = compare_with_published(evidence.results)
     assert (found.theirs.model, found.theirs.stage) == ("ResNet50", "finetune")
 
 
 def test_the_difference_is_unpaired_with_newcombes_interval(make_run):
-    evidence = gather(
-        [make_run(stages=("finetune",), confusions={"finetune": STUDY.result("VGG19", "finetune").counts})], FAST
+    evidence = collect_evidence(
+        [make_run(stages=("finetune",), confusions={"finetune": STUDY.get_result("VGG19", "finetune").counts})], FAST
     )
     found = compare_with_published(evidence.results)
-    row = published_comparison_table(found).rows[0]
+    row = build_published_comparison_table(found).rows[0]
     expected = difference_of_independent(wilson(401, 450), wilson(409, 450))
     assert row.cells[2] == "accuracy"
     assert (row.cells[5].value, *row.cells[5].interval) == pytest.approx(
@@ -43,7 +43,7 @@ def test_the_difference_is_unpaired_with_newcombes_interval(make_run):
 
 
 def test_classes_are_matched_by_name_in_whatever_order(make_run):
-    evidence = gather([make_run(names=("CG", "GC", "GU"), stages=("finetune",))], FAST)
+    evidence = collect_evidence([make_run(names=("CG", "GC", "GU"), stages=("finetune",))], FAST)
     (found,) = compare_with_published(evidence.results)
     ours = {name: ours for name, ours, _ in found.indices}
     shares = evidence.results[0].images.shares

@@ -3,20 +3,20 @@
 import pandas as pd
 import pytest
 
-from pylorus.report.evidence import gather
+from pylorus.report.evidence import collect_evidence
 from pylorus.report.options import ReportOptions
-from pylorus.report.summary import summarize
-from pylorus.report.write import sections_of
+from pylorus.report.summary import build_summary
+from pylorus.report.write import build_sections
 
 QUICK = ReportOptions(resamples=20)
 
 
 def warnings_of(*folders):
-    return " ".join(summarize(gather(list(folders), QUICK), kind="runs").warnings)
+    return " ".join(build_summary(collect_evidence(list(folders), QUICK), kind="runs").warnings)
 
 
 def data_section(folder):
-    return str(next(section for section in sections_of(gather([folder], QUICK)) if section.key == "data"))
+    return str(next(section for section in build_sections(collect_evidence([folder], QUICK)) if section.key == "data"))
 
 
 @pytest.fixture
@@ -88,5 +88,5 @@ def test_a_fold_by_a_column_is_called_by_its_value_unless_that_is_a_single_patie
     table = pd.read_csv(single / "split.csv")
     table.loc[table["split"] == "test", "group"] = "the only one"
     table.to_csv(single / "split.csv", index=False)
-    runs = gather([several, single], QUICK).runs
+    runs = collect_evidence([several, single], QUICK).runs
     assert [run.label for run in runs] == ["resnet50 (fold=Bonn)", "resnet50 (fold=(not shown))"]

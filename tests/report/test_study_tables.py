@@ -6,12 +6,17 @@ import io
 import numpy as np
 import pytest
 
-from pylorus.report.evidence import gather
+from pylorus.report.evidence import collect_evidence
 from pylorus.report.level import PATIENTS
 from pylorus.report.options import ReportOptions
 from pylorus.report.published import STUDY
-from pylorus.report.study_tables import confusion_table, index_table, published_confusion_table, published_index_table
-from pylorus.report.table_text import as_csv, as_markdown
+from pylorus.report.study_tables import (
+    build_confusion_table,
+    build_published_confusion_table,
+    build_published_metric_table,
+    build_study_metric_table,
+)
+from pylorus.report.table_text import format_csv, format_markdown
 
 MODELS = {"VGG19": "vgg19.tv_in1k", "ResNet50": "resnet50.tv_in1k", "Inception-V3": "inception_v3.tv_in1k"}
 STAGES = ("pretrain", "finetune")
@@ -24,46 +29,46 @@ MISPRINTS = {("Inception-V3", "pretrain", "precision", 1), ("ResNet50", "pretrai
 @pytest.fixture
 def study(make_run):
     def made(published):
-        confusions = {stage: STUDY.result(published, stage).counts for stage in STAGES}
+        confusions = {stage: STUDY.get_result(published, stage).counts for stage in STAGES}
         return make_run(published, model=MODELS[published], confusions=confusions)
 
-    return gather([made(name) for name in MODELS], ReportOptions(resamples=100))
+    return collect_evidence([made(name) for name in MODELS], ReportOptions(resamples=100))
 
 
 def test_70_of_the_72_cells_are_those_of_the_paper_and_the_other_two_are_its_misprints(study):
     differing = set()
     for run, published in zip(study.runs, MODELS, strict=True):
-        rows = list(csv.DictReader(io.StringIO(as_csv(index_table(study.of_run(run))))))
+        rows = list(csv.DictReader(io.StringIO(format_csv(build_study_metric_table(study.get_run_results(run))))))
         assert [row["class"] for row in rows] == ["GC", "GU", "CG", "average"]
         for stage in STAGES:
             for index, title in INDICES.items():
                 for place, row in enumerate(rows):
                     ours = np.floor(float(row[f"{stage} {title}"]) + 0.5)
-                    if ours != getattr(STUDY.result(published, stage), index)[place]:
+                    if ours != getattr(STUDY.get_result(published, stage), index)[place]:
                         differing.add((published, stage, index, place))
     assert differing == MISPRINTS
 
 
 def test_all_six_confusion_matrices_are_those_of_the_paper(study):
-    ours, theirs = confusion_table(study.results), published_confusion_table()
+    ours, theirs = build_confusion_table(study.results), build_published_confusion_table()
     assert [row.cells[2:] for row in ours.rows] == [row.cells[2:] for row in theirs.rows]
     assert len(ours.rows) == 18
 
 
 def test_the_published_tables_stand_as_printed_misprints_and_all():
-    text = as_markdown(published_index_table("Inception-V3"))
+    text = format_markdown(build_published_metric_table("Inception-V3"))
     assert "| GU      |                 64 |" in text
     assert "OPTIMISTIC" in text
 
 
 def test_captions_say_level_images_and_split(study):
-    split = study.runs[0].split.cited
-    basis = index_table(study.of_run(study.runs[0])).basis
+    split = study.runs[0].split.short_hash
+    basis = build_study_metric_table(study.get_run_results(study.runs[0])).basis
     assert basis == f"Image-level; 450 test images, each its own group; split {split}."
 
 
 def test_the_patient_level_matrix_counts_patients(make_run):
-    evidence = gather([make_run(images_per_group=2)], ReportOptions(resamples=100))
-    table = confusion_table(evidence.results, level=PATIENTS)
+    evidence = collect_evidence([make_run(images_per_group=2)], ReportOptions(resamples=100))
+    table = build_confusion_table(evidence.results, level=PATIENTS)
     assert sum(cell for row in table.rows for cell in row.cells[3:]) == 2 * 30
     assert table.basis.startswith("Patient-level; 30 groups, mean probability of their images; 60 test images; split ")

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from pylorus.report.subgroup_columns import RARE, subgroup_columns, without_single_patients
+from pylorus.report.subgroup_columns import RARE, build_subgroup_columns, replace_single_patient_values
 
 
 def column(values, group=None):
     values = np.array(values, dtype=str)
     group = np.arange(len(values)) if group is None else np.array(group)
-    (found,) = subgroup_columns({"column": values}, group)
+    (found,) = build_subgroup_columns({"column": values}, group)
     return found
 
 
@@ -72,7 +72,7 @@ def test_dates_of_more_than_twelve_years_are_cut_at_quartiles_of_years():
 
 @pytest.mark.parametrize("name", ["site_id", "patient_site", "case_mix", "endoscope name", "id"])
 def test_a_columns_name_decides_nothing(name):
-    (found,) = subgroup_columns({name: np.array(["A", "B"] * 4)}, np.arange(8))
+    (found,) = build_subgroup_columns({name: np.array(["A", "B"] * 4)}, np.arange(8))
     assert [each.name for each in found.subgroups] == ["A", "B"]
 
 
@@ -141,14 +141,14 @@ def test_a_column_without_subgroups_says_why(values, reason):
 
 
 def test_the_column_that_cut_the_test_set_says_so():
-    (found,) = subgroup_columns({"site": np.array(["C"] * 4)}, np.arange(4), test_column="site")
+    (found,) = build_subgroup_columns({"site": np.array(["C"] * 4)}, np.arange(4), test_column="site")
     assert found.reason == "all test images have the same value; it defines the test images"
 
 
 def test_values_that_only_one_patient_has_are_not_shown():
     values = np.array(["Miller", "Miller", "A", "A", "Meyer", ""])
     group = np.array(["1", "1", "2", "3", "4", "5"])
-    assert without_single_patients(values, group).tolist() == [RARE, RARE, "A", "A", RARE, ""]
+    assert replace_single_patient_values(values, group).tolist() == [RARE, RARE, "A", "A", RARE, ""]
 
 
 def test_a_year_with_a_single_patient_is_not_shown():

@@ -7,9 +7,14 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from pylorus.evaluation.proportion import wilson
-from pylorus.report.evidence import gather
+from pylorus.report.evidence import collect_evidence
 from pylorus.report.options import ReportOptions
-from pylorus.report.subgroup_tables import columns_of, difference_sentences, difference_tests, subgroup_section
+from pylorus.report.subgroup_tables import (
+    build_subgroup_section,
+    compute_subgroup_tests,
+    format_subgroup_sentences,
+    get_subgroup_columns,
+)
 from pylorus.report.write import write_report
 
 FAST = ReportOptions(resamples=20)
@@ -60,7 +65,7 @@ def test_the_reports_tables_hold_the_figures_of_each_subgroup(with_columns, undr
 def test_calibration_in_the_large_is_of_the_calibrated_probabilities(with_columns, undrawn):
     folder = with_columns(columns={"site_id": site})
     write_report([folder], options=FAST)
-    result = gather([folder], FAST).results[-1]
+    result = collect_evidence([folder], FAST).results[-1]
     chosen = result.test.about["site_id"] == "A"
     said = result.calibration.test
     difference = (said.true[chosen] == 0).mean() - said.probabilities[chosen, 0].mean()
@@ -100,7 +105,7 @@ def test_every_column_stands_in_a_table_of_subgroups_or_among_those_left_out(wit
 
 
 def test_a_report_without_a_manifest_has_no_section_of_subgroups(make_run):
-    assert subgroup_section(gather([make_run()], FAST)).items == ()
+    assert build_subgroup_section(collect_evidence([make_run()], FAST)).items == ()
 
 
 def test_a_site_where_the_model_fails_is_shown_and_the_others_are_not(with_columns):
@@ -112,14 +117,14 @@ def test_a_site_where_the_model_fails_is_shown_and_the_others_are_not(with_colum
         },
         confusions={"finetune": confusion, "pretrain": confusion},
     )
-    evidence = gather([folder], FAST)
+    evidence = collect_evidence([folder], FAST)
     result = evidence.results[-1]
-    tests = difference_tests(result, columns_of(result), class_name="CG", options=FAST)
+    tests = compute_subgroup_tests(result, get_subgroup_columns(result), class_name="CG", options=FAST)
     by_site, by_sex = (test for test in tests if test.index == "accuracy")
     assert by_site.is_shown
     assert not by_sex.is_shown
     assert by_site.corrected == pytest.approx(2 * by_site.p_value)
-    said = difference_sentences(result, tests)
+    said = format_subgroup_sentences(result, tests)
     assert said[0].startswith("The accuracy of resnet50 finetune differs between the subgroups of site (p")
     assert "is not shown to differ between the subgroups of sex after Holm's correction for 2 columns" in said[1]
 
@@ -127,11 +132,13 @@ def test_a_site_where_the_model_fails_is_shown_and_the_others_are_not(with_colum
 def test_where_all_images_are_recognised_no_difference_can_be_told(with_columns):
     confusion = [[20, 0, 0], [0, 20, 0], [0, 0, 20]]
     folder = with_columns(columns={"site": site}, stages=("s",), confusions={"s": confusion})
-    (result,) = gather([folder], FAST).results
-    tests = difference_tests(result, columns_of(result), class_name=None, options=FAST)
+    (result,) = collect_evidence([folder], FAST).results
+    tests = compute_subgroup_tests(result, get_subgroup_columns(result), class_name=None, options=FAST)
     assert math.isnan(tests[0].corrected)
-    (sentence,) = difference_sentences(result, tests)
-    assert sentence.startswith("Whether the accuracy of resnet50 s differs between the subgroups of site cannot be tested")
+    (sentence,) = format_subgroup_sentences(result, tests)
+    assert sentence.startswith(
+        "Whether the accuracy of resnet50 s differs between the subgroups of site cannot be tested"
+    )
 
 
 def test_groups_of_a_manifest_are_told_as_such(make_run, undrawn):

@@ -2,12 +2,12 @@ import math
 
 import pytest
 
-from pylorus.report.table import Column, Number, Row, Table, rows_of, text_columns
+from pylorus.report.table import Column, Number, Row, Table, create_rows, create_text_columns
 
 
 def table(*rows):
-    columns = (*text_columns("model", "stage"), Column("accuracy", unit="%"))
-    return Table("t", "Title", "Image-level.", columns, rows_of(rows))
+    columns = (*create_text_columns("model", "stage"), Column("accuracy", unit="%"))
+    return Table("t", "Title", "Image-level.", columns, create_rows(rows))
 
 
 def test_an_undefined_value_is_a_dash_with_a_note_and_never_a_number():
@@ -48,4 +48,4 @@ def test_equal_words_below_each_other_unite_only_within_what_is_left_of_them():
 
 def test_a_row_of_another_length_than_the_columns_is_refused():
     with pytest.raises(ValueError, match="a row of 2 cells, expected 3"):
-        Table("t", "Title", "", text_columns("a", "b", "c"), (Row(("x", "y")),))
+        Table("t", "Title", "", create_text_columns("a", "b", "c"), (Row(("x", "y")),))

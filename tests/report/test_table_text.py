@@ -5,23 +5,31 @@ import re
 
 import pytest
 
-from pylorus.report.table import Column, Number, Table, p_value, rows_of, shown, text_columns
-from pylorus.report.table_text import as_csv, as_latex, as_markdown, escaped
+from pylorus.report.table import (
+    Column,
+    Number,
+    Table,
+    convert_to_p_value_cell,
+    create_rows,
+    create_text_columns,
+    format_cell,
+)
+from pylorus.report.table_text import escape_latex, format_csv, format_latex, format_markdown
 
 TABLE = Table(
     key="demo",
     title="A title with 5 % & more",
     basis="Image-level; 36 test images, split 954c22b29479.",
     columns=(
-        *text_columns("model"),
+        *create_text_columns("model"),
         Column("right"),
         Column("sensitivity", over="test", unit="%"),
         Column("p", over="test"),
     ),
-    rows=rows_of(
+    rows=create_rows(
         [
-            ("a_b|c", 1234, Number(90.8888, 1, (87.9, 93.2)), p_value(0.00001)),
-            ("plain", 5, Number(math.nan, 1, (math.nan, math.nan)), p_value(0.3317)),
+            ("a_b|c", 1234, Number(90.8888, 1, (87.9, 93.2)), convert_to_p_value_cell(0.00001)),
+            ("plain", 5, Number(math.nan, 1, (math.nan, math.nan)), convert_to_p_value_cell(0.3317)),
         ]
     ),
 )
@@ -42,13 +50,13 @@ def cells_of_latex(text):
 
 
 def test_markdown_and_latex_hold_the_same_cells_as_the_page():
-    wanted = [[shown(cell) for cell in row.cells] for row in TABLE.rows]
-    assert cells_of_markdown(as_markdown(TABLE))[2:] == wanted
-    assert cells_of_latex(as_latex(TABLE)) == wanted
+    wanted = [[format_cell(cell) for cell in row.cells] for row in TABLE.rows]
+    assert cells_of_markdown(format_markdown(TABLE))[2:] == wanted
+    assert cells_of_latex(format_latex(TABLE)) == wanted
 
 
 def test_csv_rounds_to_what_the_page_shows_and_gives_intervals_their_own_columns():
-    rows = list(csv.DictReader(io.StringIO(as_csv(TABLE))))
+    rows = list(csv.DictReader(io.StringIO(format_csv(TABLE))))
     names = ["test sensitivity, %", "test sensitivity, %, low", "test sensitivity, %, high"]
     assert [float(rows[0][name]) for name in names] == [90.8888, 87.9, 93.2]
     assert [rows[1][name] for name in names] == ["–", "–", "–"]
@@ -57,19 +65,19 @@ def test_csv_rounds_to_what_the_page_shows_and_gives_intervals_their_own_columns
 
 
 def test_every_row_of_the_csv_says_what_it_rests_on():
-    rows = list(csv.DictReader(io.StringIO(as_csv(TABLE))))
+    rows = list(csv.DictReader(io.StringIO(format_csv(TABLE))))
     assert {row["basis"] for row in rows} == {TABLE.basis}
 
 
 def test_caption_and_notes_go_with_markdown_and_latex():
-    for text in (as_markdown(TABLE), as_latex(TABLE)):
+    for text in (format_markdown(TABLE), format_latex(TABLE)):
         assert "Image-level; 36 test images, split 954c22b29479." in text
         assert "undefined" in text
-    assert r"\caption{A title with 5 \% \& more. " in as_latex(TABLE)
+    assert r"\caption{A title with 5 \% \& more. " in format_latex(TABLE)
 
 
 def test_latex_is_balanced_and_uses_booktabs():
-    text = as_latex(TABLE)
+    text = format_latex(TABLE)
     for name in ("table", "tabular"):
         assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 1
     assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
@@ -82,23 +90,23 @@ def test_a_wide_table_has_its_intervals_below_the_values():
         "wide",
         "Title",
         "",
-        (*text_columns("model"), *(Column(f"index {n}") for n in range(10))),
-        rows_of([("a", *(Number(50.0 + n, 1, (40.0 + n, 60.0 + n)) for n in range(10)))]),
+        (*create_text_columns("model"), *(Column(f"index {n}") for n in range(10))),
+        create_rows([("a", *(Number(50.0 + n, 1, (40.0 + n, 60.0 + n)) for n in range(10)))]),
     )
-    lines = [line for line in as_latex(wide).splitlines() if line.endswith(r"\\") and "index" not in line]
+    lines = [line for line in format_latex(wide).splitlines() if line.endswith(r"\\") and "index" not in line]
     assert lines[0].startswith("a & 50.0 & 51.0")
     assert lines[1].startswith(r" & \scriptsize 40.0 to 60.0 & \scriptsize 41.0 to 61.0")
 
 
 def test_prose_breaks_into_lines_over_several_pages():
-    prose = Table("prose", "Title", "", text_columns("topic", "text"), rows_of([("a", "word " * 40)]))
-    assert r"\begin{longtable}{lp{0.5\textwidth}}" in as_latex(prose)
+    prose = Table("prose", "Title", "", create_text_columns("topic", "text"), create_rows([("a", "word " * 40)]))
+    assert r"\begin{longtable}{lp{0.5\textwidth}}" in format_latex(prose)
 
 
 @pytest.mark.parametrize("character", "&%$#_{}")
 def test_what_means_something_to_latex_is_escaped(character):
-    assert escaped(f"a{character}b") == f"a\\{character}b"
+    assert escape_latex(f"a{character}b") == f"a\\{character}b"
 
 
 def test_a_backslash_is_escaped_once():
-    assert escaped("a\\b_c") == r"a\textbackslash{}b\_c"
+    assert escape_latex("a\\b_c") == r"a\textbackslash{}b\_c"

@@ -1,6 +1,6 @@
 import pytest
 
-from pylorus.report.evidence import gather
+from pylorus.report.evidence import collect_evidence
 from pylorus.report.options import ReportOptions
 from pylorus.report.published import STUDY
 
@@ -10,11 +10,11 @@ MODELS = {"VGG19": "vgg19.tv_in1k", "ResNet50": "resnet50.tv_in1k", "Inception-V
 @pytest.fixture
 def study(make_run):
     def made(published):
-        confusions = {stage: STUDY.result(published, stage).counts for stage in ("pretrain", "finetune")}
+        confusions = {stage: STUDY.get_result(published, stage).counts for stage in ("pretrain", "finetune")}
         skill = 2.0 if published == "ResNet50" else 1.5
         return make_run(published, model=MODELS[published], confusions=confusions, skill=skill)
 
-    return gather([made(name) for name in MODELS], ReportOptions(resamples=200))
+    return collect_evidence([made(name) for name in MODELS], ReportOptions(resamples=200))
 
 
 def test_the_winner_by_the_studys_rule_is_resnet50_and_that_it_is_better_is_not_shown(study):
@@ -35,7 +35,7 @@ def test_a_winner_that_is_far_ahead_is_shown_to_be_better(make_run):
         confusions={"finetune": [[20, 20, 0], [0, 20, 20], [20, 0, 20]]},
         stages=("finetune",),
     )
-    (winner,) = gather([good, bad], ReportOptions(resamples=200)).winners
+    (winner,) = collect_evidence([good, bad], ReportOptions(resamples=200)).winners
     assert winner.verdict.startswith(
         "resnet50 finetune is significantly more accurate than vgg19 finetune on this test set."
     )
@@ -46,9 +46,9 @@ def test_our_own_choice_goes_by_validation_accuracy_even_where_the_test_set_pref
     able = make_run(
         "able", model="vgg19.tv_in1k", skill=6.0, stages=("s",), confusions={"s": [[15, 5, 0], [0, 20, 0], [0, 0, 20]]}
     )
-    (winner,) = gather([lucky, able], ReportOptions(resamples=200)).winners
+    (winner,) = collect_evidence([lucky, able], ReportOptions(resamples=200)).winners
     assert winner.best[0].label == "resnet50 s"
-    assert winner.chosen.label == "vgg19 s"
+    assert winner.headline_result.label == "vgg19 s"
     assert "validation accuracy" in winner.choice
 
 
@@ -58,7 +58,7 @@ def test_runs_that_tie_are_both_named(make_run):
         make_run("a", stages=("s",), confusions=same),
         make_run("b", stages=("s",), confusions=same, model="vgg19.tv_in1k", seed=1),
     ]
-    (winner,) = gather(paths, ReportOptions(resamples=200)).winners
+    (winner,) = collect_evidence(paths, ReportOptions(resamples=200)).winners
     assert winner.rule == "By the study's criterion (highest test accuracy), resnet50 s and vgg19 s tie at 90.0 %."
 
 
@@ -81,7 +81,7 @@ def test_a_winner_that_the_test_images_chose_is_corrected_for_all_pairs(make_run
         make_run(name, model=name, stages=("s",), config={"data.validation": "test"}, skill=1.0 + number / 4)
         for number, name in enumerate(names)
     ]
-    (winner,) = gather(paths, ReportOptions(resamples=100)).winners
+    (winner,) = collect_evidence(paths, ReportOptions(resamples=100)).winners
     assert [comparison.family for comparison in winner.comparisons] == [3, 3]
     assert "not selected independently" in winner.comparisons[0].question
 
@@ -93,14 +93,14 @@ def test_pairs_of_the_appendix_are_unadjusted_and_never_shown(make_run):
         make_run("b", stages=("s",), confusions={"s": perfect}, model="vgg19"),
         make_run("c", stages=("s",), confusions={"s": poor}, model="inception_v3"),
     ]
-    (winner,) = gather(paths, ReportOptions(resamples=100)).winners
+    (winner,) = collect_evidence(paths, ReportOptions(resamples=100)).winners
     (other,) = winner.others
     assert {other.first.label, other.second.label} == {"vgg19 s", "inception_v3 s"}
     assert other.corrected["accuracy"] == other.images.p_value < 0.05
-    assert not other.is_shown
+    assert not other.is_significant
     assert winner.verdict.startswith("vgg19 s is significantly more accurate than resnet50 s on this test set.")
 
 
 def test_where_validation_is_the_test_set_the_choice_is_not_passed_off_as_ours(make_run):
-    (winner,) = gather([make_run(config={"data.validation": "test"})], ReportOptions(resamples=100)).winners
+    (winner,) = collect_evidence([make_run(config={"data.validation": "test"})], ReportOptions(resamples=100)).winners
     assert winner.choice.endswith("so this selection, too, was made on the test set.")

@@ -128,14 +128,10 @@ def test_the_command_takes_class_sensitivity_and_output(make_run, tmp_path, caps
     main(["report", str(run), "--output", str(tmp_path / "out"), "--class", "gastric_ulcer", "--sensitivity", "0.8"])
     assert capsys.readouterr().out.strip() == f"report: {tmp_path / 'out' / 'report.html'}"
     text = (tmp_path / "out" / "tables" / "threshold.md").read_text()
-    assert (
-        "Threshold for GU, fixed on the validation images for a true sensitivity of at least 80 % with 90 % " in text
-    )
+    assert "Threshold for GU, fixed on the validation images for a true sensitivity of at least 80 % with 90 % " in text
     main(["report", str(run), "--output", str(tmp_path / "out"), "--sensitivity", "0.8", "--guarantee", "0.6"])
     text = (tmp_path / "out" / "tables" / "threshold.md").read_text()
-    assert (
-        "Threshold for GC, fixed on the validation images for a true sensitivity of at least 80 % with 60 % " in text
-    )
+    assert "Threshold for GC, fixed on the validation images for a true sensitivity of at least 80 % with 60 % " in text
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from pylorus.errors import PylorusError
-from pylorus.runs.dashboard import Dashboard, confusion_figure, shared_config
+from pylorus.runs.dashboard import Dashboard, build_shareable_config, plot_confusion_counts
 from pylorus.runs.folder import RunFolder
 from tests.conftest import TINY
 
@@ -27,14 +27,14 @@ def test_folders_and_file_names_of_the_configuration_stay_here(composed):
     config = composed(
         "data=folders", f"data.root={SECRET}", "data.group='miller_(.*)'", f"model.weights={SECRET}/w.pth"
     )
-    shared = json.dumps(shared_config(config))
+    shared = json.dumps(build_shareable_config(config))
     assert "miller" not in shared
     assert "resnet50" in shared
 
 
 def test_without_a_dashboard_nothing_is_loaded_or_sent(composed, tmp_path):
     with Dashboard(composed(), RunFolder(tmp_path)) as dashboard:
-        assert dashboard.loggers() == []
+        assert dashboard.create_loggers() == []
 
 
 class FakeRun:
@@ -83,7 +83,7 @@ def test_it_stays_offline_and_takes_nothing_of_this_machine_along(composed, tmp_
 def test_jobs_of_a_sweep_are_a_group(composed, tmp_path, opened):
     for job in ("0", "1"):
         folder = RunFolder(tmp_path / "sweep" / job)
-        with folder.prepared(["model=vgg19"], sweep="sweep"):
+        with folder.set_starting(["model=vgg19"], sweep="sweep"):
             pass
         with Dashboard(composed("logger=wandb"), folder):
             pass
@@ -101,7 +101,7 @@ def test_going_online_needs_a_login(composed, tmp_path, opened):
 
 
 def test_the_matrix_is_drawn_with_true_classes_in_rows(table):
-    axes = confusion_figure(table, title="t").axes[0]
+    axes = plot_confusion_counts(table, title="t").axes[0]
     counts = {(round(text.get_position()[1]), round(text.get_position()[0])): text.get_text() for text in axes.texts}
     assert counts == {(0, 0): "1", (0, 1): "1", (1, 0): "0", (1, 1): "1"}
     assert axes.get_ylabel() == "true"
@@ -121,10 +121,10 @@ def test_a_run_with_a_dashboard_keeps_curves_and_matrices_on_this_machine(compos
         "data=folders", f"data.root={drawn}", "data.image_size=32", "model=timm", f"model.name={TINY}",
         "model.weights=none", "report=false", *words,
     )  # fmt: skip
-    with folder.prepared(words):
+    with folder.set_starting(words):
         write_text(folder.config, OmegaConf.to_yaml(config))
     run(folder)
-    assert folder.status()["state"] == "finished"
+    assert folder.read_status()["state"] == "finished"
     kept = [path for path in folder.path.rglob("*") if path.is_file() and name in str(path)]
     assert kept
     assert not [path for path in kept if str(drawn).encode() in path.read_bytes() or b"patient_" in path.read_bytes()]

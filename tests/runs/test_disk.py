@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from pylorus.runs.disk import refused
+from pylorus.runs.disk import explain_disk_error
 
 
 @pytest.mark.parametrize(
@@ -24,12 +24,12 @@ from pylorus.runs.disk import refused
 )
 def test_each_refusal_names_the_place_and_another_way(tmp_path, number, said):
     place = tmp_path / "there" / "run"
-    words = refused(OSError(number, "gone", str(place)))
+    words = explain_disk_error(OSError(number, "gone", str(place)))
     assert words is not None
     assert said.format(place=place, above=tmp_path) in words
     assert "hydra.run.dir=DIR" in words
 
 
 def test_what_is_not_the_disks_keeps_its_traceback():
-    assert refused(OSError(errno.ENOENT, "gone", "a module")) is None
-    assert refused(BrokenPipeError(errno.EPIPE, "gone")) is None
+    assert explain_disk_error(OSError(errno.ENOENT, "gone", "a module")) is None
+    assert explain_disk_error(BrokenPipeError(errno.EPIPE, "gone")) is None

@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 from torch.utils.data import get_worker_info
 
 from pylorus.data.dataset import ImageDataset
-from pylorus.deploy.network import NormalisedNetwork
+from pylorus.deploy.network import NormalizingNetwork
 from pylorus.errors import PylorusError
 from pylorus.files import write_text
 from pylorus.model.classifier import Classifier
 from pylorus.runs import dashboard
-from pylorus.runs.faults import explained
+from pylorus.runs.faults import explain_fault
 from pylorus.runs.folder import RunFolder
 from pylorus.train import run
 from tests.conftest import TINY
@@ -43,7 +43,7 @@ def begin(composed, drawn, tmp_path_factory):
     def prepare(*words: str, root: Path = drawn) -> RunFolder:
         folder = RunFolder(tmp_path_factory.mktemp("run"))
         config = composed(f"data.root={root}", *FAST, *words)
-        with folder.prepared([]):
+        with folder.set_starting([]):
             write_text(folder.config, OmegaConf.to_yaml(config))
         return folder
 
@@ -68,7 +68,7 @@ def fails(folder: RunFolder) -> str:
     """Runs; the run must fail with a message for its user, which its status repeats."""
     with pytest.raises(PylorusError) as failed:
         run(folder)
-    status = folder.status()
+    status = folder.read_status()
     assert (status["state"], status["error"]) == ("failed", str(failed.value))
     assert "Traceback" not in str(failed.value)
     return str(failed.value)
@@ -76,7 +76,7 @@ def fails(folder: RunFolder) -> str:
 
 def goes_on_to(expected: RunFolder, folder: RunFolder) -> None:
     run(folder)
-    assert folder.status()["state"] == "finished"
+    assert folder.read_status()["state"] == "finished"
     first, second = (load_file(one.path / "model" / "model.safetensors") for one in (expected, folder))
     assert all(torch.equal(first[name], second[name]) for name in first)
     for path in expected.path.glob("*/metrics.csv"):
@@ -148,7 +148,7 @@ def test_a_full_disk_is_known_under_its_other_names(begin, composed, error):
         except Exception as inner:
             raise ValueError("while closing") from inner
     except ValueError as outer:
-        told = str(explained(outer, begin(), composed()))
+        told = str(explain_fault(outer, begin(), composed()))
     assert "the disk is full" in told
     assert " free)" in told
     assert "cache" in told
@@ -161,7 +161,7 @@ def test_where_not_even_the_status_can_be_written_the_first_error_is_shown(begin
     with monkeypatch.context() as patched:
 
         def fill(*_):
-            patched.setattr(RunFolder, "_write", raises(OSError(errno.ENOSPC, "of the status")))
+            patched.setattr(RunFolder, "_write_status", raises(OSError(errno.ENOSPC, "of the status")))
             raise OSError(errno.ENOSPC, "of the checkpoint", "last.ckpt")
 
         patched.setattr(Trainer, "save_checkpoint", from_call(2, Trainer.save_checkpoint, fill))
@@ -180,7 +180,7 @@ def test_a_folder_that_vanished_is_told_and_does_not_come_again(begin, whole, mo
 
     with monkeypatch.context() as patched:
         owner, step, call = (
-            (Classifier, "training_step", 4) if where == "an epoch" else (NormalisedNetwork, "logits_and_features", 1)
+            (Classifier, "training_step", 4) if where == "an epoch" else (NormalizingNetwork, "logits_and_features", 1)
         )
         patched.setattr(owner, step, from_call(call, getattr(owner, step), take_away))
         with pytest.raises(PylorusError, match=r"folder .* disappeared during the run.*\n.*resume=NEW_LOCATION"):
@@ -224,16 +224,16 @@ def test_an_image_that_goes_while_features_are_computed_is_named(begin, whole, d
             path.unlink()
 
     with monkeypatch.context() as patched:
-        patched.setattr("pylorus.stages.stage.serve_features", from_call(1, _serve_features(), hurt))
+        patched.setattr("pylorus.stages.stage.build_stage_data", from_call(1, _serve_features(), hurt))
         assert f"  {root}/" in fails(folder)
     shutil.copytree(drawn, root, dirs_exist_ok=True)
     goes_on_to(expected, folder)
 
 
 def _serve_features():
-    from pylorus.stages.serving import serve_features
+    from pylorus.stages.serving import build_stage_data
 
-    return serve_features
+    return build_stage_data
 
 
 def test_a_killed_decoding_worker_is_told_with_its_likely_causes(begin, whole, monkeypatch):
@@ -280,24 +280,24 @@ def test_out_of_memory_says_which_batch_to_try(begin, whole, monkeypatch, error,
 def test_torch_on_this_machine_says_out_of_memory_in_words_that_are_known(begin, composed):
     with pytest.raises(RuntimeError) as real:
         torch.empty(2**55)
-    assert "trainer.batch_size=8" in str(explained(real.value, begin(), composed()))
+    assert "trainer.batch_size=8" in str(explain_fault(real.value, begin(), composed()))
 
 
 def test_out_of_memory_halves_what_auto_found(begin, composed):
     folder = begin("trainer.batch_size=auto")
     record = {"accelerator": "cuda", "precision": "32", "threads": 1, "batch_size": 64}
     write_text(folder.path / "environment.json", json.dumps(record))
-    told = explained(torch.OutOfMemoryError("no"), folder, composed("trainer.batch_size=auto"))
+    told = explain_fault(torch.OutOfMemoryError("no"), folder, composed("trainer.batch_size=auto"))
     assert "trainer.batch_size=32 (now 64, as found by auto)." in str(told)
 
 
 def test_a_batch_of_one_is_not_halved(begin, composed):
-    told = explained(torch.OutOfMemoryError("no"), begin(), composed("trainer.batch_size=1"))
+    told = explain_fault(torch.OutOfMemoryError("no"), begin(), composed("trainer.batch_size=1"))
     assert "already a single image" in str(told)
 
 
 def test_a_loss_that_is_no_number_names_the_images_of_the_batch_that_broke_it(begin, monkeypatch):
-    folder, seen, logits = begin(*IMAGES), {}, Classifier.logits
+    folder, seen, logits = begin(*IMAGES), {}, Classifier.compute_logits
 
     def broken(self, batch):
         found = logits(self, batch)
@@ -307,7 +307,7 @@ def test_a_loss_that_is_no_number_names_the_images_of_the_batch_that_broke_it(be
         seen["steps"] += 1
         return found * float("nan") if seen["steps"] >= 2 else found
 
-    monkeypatch.setattr(Classifier, "logits", broken)
+    monkeypatch.setattr(Classifier, "compute_logits", broken)
     told = fails(folder)
     split = pd.read_csv(folder.path / "split.csv", dtype=str)
     train = split[split["split"] == "train"].reset_index(drop=True)
@@ -325,13 +325,13 @@ def named_in(told: str) -> set[str]:
 
 
 def test_a_loss_that_is_no_number_in_validation_alone_names_its_images(begin, monkeypatch):
-    folder, logits = begin(*IMAGES), Classifier.logits
+    folder, logits = begin(*IMAGES), Classifier.compute_logits
 
     def broken(self, batch):
         found = logits(self, batch)
         return found * float("nan") if not self.training and self.current_epoch == 1 else found
 
-    monkeypatch.setattr(Classifier, "logits", broken)
+    monkeypatch.setattr(Classifier, "compute_logits", broken)
     told = fails(folder)
     split = pd.read_csv(folder.path / "split.csv", dtype=str)
     assert (
@@ -356,14 +356,14 @@ def test_weights_that_break_in_the_very_last_step_stop_the_run_in_words(begin, m
 
 
 def test_logits_that_are_no_numbers_in_the_test_alone_name_its_images(begin, monkeypatch):
-    folder, answers = begin(*IMAGES), NormalisedNetwork.logits_and_features
+    folder, answers = begin(*IMAGES), NormalizingNetwork.forward_with_features
 
     def broken(self, image):
         logits, features = answers(self, image)
         logits[1] = float("-inf")
         return logits, features
 
-    monkeypatch.setattr(NormalisedNetwork, "logits_and_features", broken)
+    monkeypatch.setattr(NormalizingNetwork, "forward_with_features", broken)
     told = fails(folder)
     split = pd.read_csv(folder.path / "split.csv", dtype=str)
     rows = split[split["split"] == "val"].reset_index(drop=True)
@@ -386,12 +386,12 @@ def test_a_dashboard_that_fails_is_told_once_and_the_run_finishes(begin, whole, 
                 raise ConnectionError("the service is gone")
 
     service = types.SimpleNamespace(log=Failing().log_metrics, finish=raises_any("the service is gone"))
-    monkeypatch.setattr(dashboard, "_wandb_run", lambda *_: service)
+    monkeypatch.setattr(dashboard, "_start_wandb_run", lambda *_: service)
     monkeypatch.setattr(dashboard, "WandbLogger", lambda **_: Failing())
     run(folder)
     said = (folder.path / "run.log").read_text()
     assert said.count("wandb failed; the run continues and its files are complete: the service is gone") == 1
-    assert folder.status()["state"] == "finished"
+    assert folder.read_status()["state"] == "finished"
     goes_on_to(expected, folder)
 
 
@@ -403,7 +403,7 @@ def raises_any(text: str):
 
 
 def test_a_program_bug_keeps_its_traceback(begin, composed):
-    assert explained(KeyError("network"), begin(), composed()) is None
+    assert explain_fault(KeyError("network"), begin(), composed()) is None
 
 
 def test_the_command_ends_with_an_error_code_and_without_a_traceback(begin):

@@ -17,7 +17,7 @@ from pylorus.errors import PylorusError
 from pylorus.files import write_text
 from pylorus.model.classifier import Classifier
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.resume import change_to, check_resumable, resume
+from pylorus.runs.resume import check_resumable, resume, update_config
 from pylorus.stages import checkpoints
 from pylorus.train import run
 from tests.conftest import TINY
@@ -45,7 +45,7 @@ def begin(composed, drawn, tmp_path_factory):
     def prepare(*words: str) -> RunFolder:
         folder = RunFolder(tmp_path_factory.mktemp("run"))
         config = composed(f"data.root={drawn}", *WORDS, *words)
-        with folder.prepared([f"data.root={drawn}", *WORDS, *words]):
+        with folder.set_starting([f"data.root={drawn}", *WORDS, *words]):
             write_text(folder.config, OmegaConf.to_yaml(config))
         return folder
 
@@ -79,16 +79,18 @@ def files_written(folder: RunFolder, monkeypatch, *, stop_before: int | None = N
         try:
             run(folder)
         except KilledError:
-            assert folder.status()["state"] == "failed"
+            assert folder.read_status()["state"] == "failed"
     return count
 
 
 def results(folder: RunFolder) -> dict[str, object]:
     found: dict[str, object] = {"weights": load_file(folder.path / "model" / "model.safetensors")}
     for stage in ("pretrain", "finetune"):
-        found[f"{stage} curves"] = folder.stage(stage).metrics.read_bytes()
-        found[f"{stage} record"] = folder.stage(stage).record.read_bytes()
-        found |= {f"{stage} {part}": pd.read_parquet(folder.predictions(stage, part)) for part in ("val", "test")}
+        found[f"{stage} curves"] = folder.get_stage(stage).metrics_path.read_bytes()
+        found[f"{stage} record"] = folder.get_stage(stage).record_path.read_bytes()
+        found |= {
+            f"{stage} {part}": pd.read_parquet(folder.get_predictions_path(stage, part)) for part in ("val", "test")
+        }
     found["split"] = (folder.path / "split.csv").read_bytes()
     return found
 
@@ -113,7 +115,7 @@ def test_killed_before_any_of_its_files_a_run_goes_on_to_the_very_same_result(be
         folder = begin(*manner)
         files_written(folder, monkeypatch, stop_before=stop_before)
         run(folder)
-        assert folder.status()["state"] == "finished"
+        assert folder.read_status()["state"] == "finished"
         assert_same(expected, results(folder))
         left = {path.name for path in folder.path.rglob("*") if path.is_file()}
         assert not [name for name in left if name.startswith((".", "last", "best-"))]
@@ -128,10 +130,10 @@ def test_killed_right_after_its_training_a_stage_keeps_all_its_curves(begin, mon
         raise KilledError
 
     with monkeypatch.context() as patched:
-        patched.setattr("pylorus.stages.folder.StageFolder.forget_way", killed)
+        patched.setattr("pylorus.stages.folder.StageFolder.delete_training_state", killed)
         with pytest.raises(KilledError):
             run(folder)
-    assert folder.stage("pretrain").last.is_file()
+    assert folder.get_stage("pretrain").last_checkpoint.is_file()
     run(folder)
     assert_same(results(whole), results(folder))
     assert not list(folder.path.rglob("last.ckpt"))
@@ -153,13 +155,15 @@ def test_asked_to_stop_in_a_step_it_goes_on_after_that_step(begin, monkeypatch, 
     monkeypatch.setattr(Classifier, "training_step", asked)
     with pytest.raises(KeyboardInterrupt):
         run(folder)
-    assert folder.status()["state"] == "interrupted"
-    assert folder.stage("finetune").reached == (1, 3)
+    assert folder.read_status()["state"] == "interrupted"
+    assert folder.get_stage("finetune").progress == (1, 3)
     monkeypatch.setattr(Classifier, "training_step", training_step)
     run(folder)
     first, second = (load_file(each.path / "model" / "model.safetensors") for each in (whole, folder))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
-    assert whole.stage("finetune").metrics.read_bytes() == folder.stage("finetune").metrics.read_bytes()
+    assert (
+        whole.get_stage("finetune").metrics_path.read_bytes() == folder.get_stage("finetune").metrics_path.read_bytes()
+    )
 
 
 @pytest.mark.parametrize("longest", [600.0, 0.0], ids=["each epoch saved", "each step saved"])
@@ -170,9 +174,11 @@ def test_with_processes_that_decode_too(begin, monkeypatch, longest):
     whole, folder = begin(*words), begin(*words)
     run(whole)
     files_written(folder, monkeypatch, stop_before=17 if longest == 0.0 else 14)
-    assert 1 <= folder.stage("finetune").reached.epochs < 4
+    assert 1 <= folder.get_stage("finetune").progress.epochs < 4
     run(folder)
-    assert (whole.stage("finetune").metrics.read_bytes()) == folder.stage("finetune").metrics.read_bytes()
+    assert (whole.get_stage("finetune").metrics_path.read_bytes()) == folder.get_stage(
+        "finetune"
+    ).metrics_path.read_bytes()
     first, second = (load_file(each.path / "model" / "model.safetensors") for each in (whole, folder))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
@@ -183,11 +189,11 @@ def test_killed_again_and_again_it_ends_the_same(begin, monkeypatch):
     run(whole)
     for _ in range(12):
         files_written(folder, monkeypatch, stop_before=9)
-        if folder.status()["state"] == "finished":
+        if folder.read_status()["state"] == "finished":
             break
     run(folder)
     assert_same(results(whole), results(folder))
-    assert folder.status()["resumed"] >= 3
+    assert folder.read_status()["resumed"] >= 3
 
 
 def test_a_finished_run_says_so_and_changes_nothing(begin, capsys):
@@ -202,7 +208,7 @@ def test_a_finished_run_says_so_and_changes_nothing(begin, capsys):
 
 def test_another_configuration_is_refused_and_each_difference_named(begin):
     folder = begin("stage=pretrain")
-    write_text(folder.path / "status.json", json.dumps({**folder.status(), "state": "interrupted"}))
+    write_text(folder.path / "status.json", json.dumps({**folder.read_status(), "state": "interrupted"}))
     with pytest.raises(PylorusError, match=r"optimizer.lr: the run has 0.001, found 0.5") as refused:
         resume(folder, ["optimizer.lr=0.5", "seed=3"])
     assert "seed: the run has 0, found 3" in str(refused.value)
@@ -242,7 +248,9 @@ def test_what_was_chosen_for_the_machine_is_kept(begin, monkeypatch):
     folder = begin("stage=pretrain", "trainer.precision=auto")
     files_written(folder, monkeypatch, stop_before=12)
     chosen = json.loads((folder.path / "environment.json").read_text())["precision"]
-    monkeypatch.setattr("pylorus.machine.engine.bf16_gain", lambda accelerator: 0.0 if chosen == "bf16" else 9.0)
+    monkeypatch.setattr(
+        "pylorus.machine.engine.measure_bf16_speedup", lambda accelerator: 0.0 if chosen == "bf16" else 9.0
+    )
     run(folder)
     assert re.findall(r"trainer.precision +(\w+)", (folder.path / "run.log").read_text()) == [chosen, chosen]
 
@@ -256,7 +264,9 @@ def test_a_batch_size_that_was_found_is_kept(begin, monkeypatch):
     )
     run(whole)
     files_written(folder, monkeypatch, stop_before=12)
-    monkeypatch.setattr("pylorus.machine.batch_size.largest", lambda *_, **__: pytest.fail("it was looked for again"))
+    monkeypatch.setattr(
+        "pylorus.machine.batch_size.find_largest_size", lambda *_, **__: pytest.fail("it was looked for again")
+    )
     run(folder)
     assert re.findall(r"trainer.batch_size +4 +(.+);", (folder.path / "run.log").read_text()) == [
         "fits; larger steps are not tried, since they change what is learned",
@@ -271,14 +281,14 @@ def test_the_same_command_goes_on_more_than_once_where_the_machine_chose(begin, 
     folder, asked = begin(*words), composed(f"data.root={drawn}", *WORDS, *words)
     for _ in range(2):
         files_written(folder, monkeypatch, stop_before=12)
-        change_to(folder, asked)  # refuses what differs
+        update_config(folder, asked)  # refuses what differs
     run(folder)
-    change_to(folder, asked)
+    update_config(folder, asked)
 
 
 def test_what_does_not_change_the_result_may_change(begin, composed, drawn):
     folder = begin("stage=pretrain")
-    change_to(
+    update_config(
         folder, composed(f"data.root={drawn}", *WORDS, "stage=pretrain", "data.workers=1", "cache.memory_gib=0.1")
     )
     saved = OmegaConf.load(folder.config)
@@ -289,7 +299,9 @@ def test_a_folder_without_a_run_a_sweep_and_a_running_run_are_refused(tmp_path, 
     with pytest.raises(PylorusError, match="found no run in"):
         check_resumable(RunFolder(tmp_path))
     running = begin("stage=pretrain")
-    write_text(running.path / "status.json", json.dumps({**running.status(), "state": "running", "pid": os.getpid()}))
+    write_text(
+        running.path / "status.json", json.dumps({**running.read_status(), "state": "running", "pid": os.getpid()})
+    )
     with pytest.raises(PylorusError, match=r"is running, as process \d+ on"):
         check_resumable(running)
     (tmp_path / "0").mkdir()
@@ -301,16 +313,16 @@ def test_a_folder_without_a_run_a_sweep_and_a_running_run_are_refused(tmp_path, 
 def test_a_process_number_that_another_process_has_now_is_no_running_run(begin):
     folder = begin("stage=pretrain")
     long_ago = {"state": "running", "pid": os.getpid(), "heartbeat": "2020-01-01T00:00:00+00:00"}
-    write_text(folder.path / "status.json", json.dumps({**folder.status(), **long_ago}))
-    assert folder.status()["state"] == "stopped"
+    write_text(folder.path / "status.json", json.dumps({**folder.read_status(), **long_ago}))
+    assert folder.read_status()["state"] == "stopped"
 
 
 def test_a_run_of_another_machine_lives_while_it_is_heard(begin):
     folder = begin("stage=pretrain")
     for heartbeat, state in (("2999-01-01T00:00:00+00:00", "running"), ("2020-01-01T00:00:00+00:00", "stopped")):
         there = {"state": "running", "host": "elsewhere", "pid": 1, "heartbeat": heartbeat}
-        write_text(folder.path / "status.json", json.dumps({**folder.status(), **there}))
-        assert folder.status()["state"] == state
+        write_text(folder.path / "status.json", json.dumps({**folder.read_status(), **there}))
+        assert folder.read_status()["state"] == state
 
 
 def test_checkpoints_of_a_stage_load_with_tensors_and_plain_values_only(begin, monkeypatch):
@@ -338,9 +350,9 @@ def test_asked_to_stop_wherever_in_training_nothing_is_lost(begin, monkeypatch, 
         try:
             run(folder)
         except KeyboardInterrupt:
-            place, epoch = folder.stage("pretrain"), calls[-1][0]
-            within = place.reached.batches > 0
-            assert place.trained or place.reached.epochs + within >= epoch + (method == "validation_step")
-            assert place.trained or place.reached != (0, 0)
+            place, epoch = folder.get_stage("pretrain"), calls[-1][0]
+            within = place.progress.batches > 0
+            assert place.training_result or place.progress.epochs + within >= epoch + (method == "validation_step")
+            assert place.training_result or place.progress != (0, 0)
     run(folder)
-    assert folder.status()["state"] == "finished"
+    assert folder.read_status()["state"] == "finished"

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from pylorus.runs.signals import IN_SWEEP, STOP_SIGNALS, stopped_by_signals, undisturbed
+from pylorus.runs.signals import IN_SWEEP, STOP_SIGNALS, ensure_uninterrupted, handle_signals
 
 SWEEP = """
 import os, signal, sys
 from pathlib import Path
 import pylorus.launch
-from pylorus.runs.signals import stopped_by_signals
+from pylorus.runs.signals import handle_signals
 
 class Interrupted:  # as pandas' C code is made, a Ctrl-C comes
     def find_spec(self, name, path=None, target=None):
@@ -23,11 +23,11 @@ class Interrupted:  # as pandas' C code is made, a Ctrl-C comes
     done = False
 
 sys.meta_path.insert(0, Interrupted())
-pylorus.launch._run = lambda *_, **__: None
+pylorus.launch._start_or_resume = lambda *_, **__: None
 context = type("Context", (), {"runtime": type("R", (), {"output_dir": "."}), "mode": pylorus.launch.RunMode.MULTIRUN})
 try:
-    with stopped_by_signals():
-        pylorus.launch.job(None, context)
+    with handle_signals():
+        pylorus.launch.run_job(None, context)
 except KeyboardInterrupt:
     import pandas
     print("interrupted; pandas reads", len(pandas.read_csv(sys.argv[1])), "rows")
@@ -37,7 +37,7 @@ except KeyboardInterrupt:
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_waits_for_what_must_not_be_broken_off(number):
     done = False
-    with stopped_by_signals(), pytest.raises(KeyboardInterrupt, match=signal.Signals(number).name), undisturbed():
+    with handle_signals(), pytest.raises(KeyboardInterrupt, match=signal.Signals(number).name), ensure_uninterrupted():
         os.kill(os.getpid(), number)
         done = True
     assert done
@@ -53,10 +53,10 @@ def test_ctrl_c_while_a_sweep_imports_what_sums_it_up_ends_it_and_it_is_summed_u
 
 TWICE = """
 import os, signal, sys
-from pylorus.runs.signals import stopped_by_signals
+from pylorus.runs.signals import handle_signals
 first, second = (getattr(signal, name) for name in sys.argv[1:])
 try:
-    with stopped_by_signals() as stop:
+    with handle_signals() as stop:
         stop.wait_for_step()
         os.kill(os.getpid(), first)
         os.kill(os.getpid(), second)

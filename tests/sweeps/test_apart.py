@@ -33,19 +33,19 @@ def job():
 
 def test_a_job_is_given_time_for_its_step(job):
     process = job(ENDS)
-    apart._end(process)
+    apart._stop_job(process)
     assert process.returncode == 130
 
 
 def test_a_job_that_ctrl_c_reached_already_is_left_to_it(job):
     process = job(TWICE)
     process.send_signal(2)
-    apart._end(process)
+    apart._stop_job(process)
     assert process.returncode == 130
 
 
 def test_a_job_that_does_not_end_is_killed(job, monkeypatch):
     monkeypatch.setattr(apart, "JOB_PATIENCE", 0.3)
     process = job(DEAF)
-    apart._end(process)
+    apart._stop_job(process)
     assert process.returncode == -9

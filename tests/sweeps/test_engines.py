@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from pylorus.runs.signals import STOP_SIGNALS
-from pylorus.sweeps.engines import JOBS_AT_ONCE, explained_end, share_machine
+from pylorus.sweeps.engines import JOBS_AT_ONCE, explain_sweep_end, setup_sweep_process
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def raised_in(package: str, error: str = "ValueError('No trials are completed ye
 
 def test_a_search_without_any_result_names_the_failed_jobs(sweep):
     folder = sweep("failed", "interrupted", "failed")
-    words = explained_end(raised_in("optuna"), folder)
+    words = explain_sweep_end(raised_in("optuna"), folder)
     assert words is not None
     assert "no job of the sweep finished (No trials are completed yet.)" in words
     assert "  job 0 failed: no room 0\n  job 1 interrupted: see its run.log\n  job 2 failed: no room 2" in words
@@ -49,17 +49,17 @@ def test_a_search_without_any_result_names_the_failed_jobs(sweep):
 
 @pytest.mark.parametrize("states", [(), ("finished", "failed")])
 def test_what_a_search_raises_beside_that_keeps_its_traceback(sweep, states):
-    assert explained_end(raised_in("optuna"), sweep(*states)) is None
+    assert explain_sweep_end(raised_in("optuna"), sweep(*states)) is None
 
 
 def test_a_bug_of_ours_keeps_its_traceback_though_all_jobs_failed(sweep):
-    assert explained_end(raised_in("pylorus", "KeyError('network')"), sweep("failed")) is None
+    assert explain_sweep_end(raised_in("pylorus", "KeyError('network')"), sweep("failed")) is None
 
 
 @pytest.mark.parametrize("states", [("finished", "interrupted"), ("failed",)])
 def test_a_job_that_a_launcher_lost_is_told_in_words(sweep, states):
     lost = type("UncompletedJobError", (RuntimeError,), {"__module__": "submitit.core.utils"})
-    words = explained_end(lost("Job 7 (task: 0)\nhas not produced any output\n------\nlong log"), sweep(*states))
+    words = explain_sweep_end(lost("Job 7 (task: 0)\nhas not produced any output\n------\nlong log"), sweep(*states))
     assert words is not None
     assert "the launcher lost a job: Job 7 (task: 0) has not produced any output\n" in words
     assert "long log" not in words
@@ -91,7 +91,7 @@ def ray_launcher(**init):
 
 
 def test_ray_is_started_before_its_launcher_does_it_and_does_not_keep_a_signal_from_the_jobs(ray, sweep):
-    share_machine(ray_launcher(num_cpus=1), sweep())
+    setup_sweep_process(ray_launcher(num_cpus=1), sweep())
     assert ray.words["num_cpus"] == 1
     assert ray.words["object_store_memory"] > 0
     with pytest.raises(KeyboardInterrupt):
@@ -99,13 +99,13 @@ def test_ray_is_started_before_its_launcher_does_it_and_does_not_keep_a_signal_f
 
 
 def test_ray_reports_on_nobody_unless_its_user_says_so(ray, sweep, monkeypatch):
-    share_machine(ray_launcher(), sweep())
+    setup_sweep_process(ray_launcher(), sweep())
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
-    share_machine(ray_launcher(), sweep())
+    setup_sweep_process(ray_launcher(), sweep())
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
 
 
 def test_of_a_cluster_that_runs_already_no_memory_is_asked(ray, sweep):
-    share_machine(ray_launcher(address="auto"), sweep())
+    setup_sweep_process(ray_launcher(address="auto"), sweep())
     assert ray.words == {"address": "auto"}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pylorus.sweeps.table import as_text, summarize_configurations, sweep_table
+from pylorus.sweeps.table import build_sweep_table, format_sweep_table, summarize_configurations
 from tests.report.conftest import Story, write_story
 
 GOOD, FAIR, POOR = ([[20 - wrong, wrong, 0], [0, 20, 0], [0, 0, 20]] for wrong in (0, 6, 15))
@@ -14,7 +14,7 @@ def sweep(tmp_path):
     def write(*stories):
         for number, story in enumerate(stories):
             write_story(tmp_path / str(number), Story(stages=("s",), curves=False, network=False, **story))
-        return sweep_table(tmp_path)
+        return build_sweep_table(tmp_path)
 
     return write
 
@@ -36,7 +36,7 @@ def test_seeds_are_summed_up_as_one_configuration_with_mean_deviation_and_range(
     assert row["test mean"] == pytest.approx(shares.mean())
     assert row["test SD"] == pytest.approx(shares.std())
     assert (row["test lowest"], row["test highest"]) == (shares.min(), shares.max())
-    text = as_text(table)
+    text = format_sweep_table(table)
     assert "averaged over a configuration's runs, best first" in text
     assert f"{100 * shares.mean():.1f} ± {100 * shares.std():.1f}" in text
 
@@ -54,7 +54,7 @@ def test_runs_with_other_test_images_are_not_ranked_against_each_other(sweep):
     )
     assert table["test set"].tolist() == [1, 1, 2]
     assert table["model"].tolist() == ["inception_v3", "resnet50", "vgg19"]
-    text = as_text(table)
+    text = format_sweep_table(table)
     assert text.count("not to be ranked against the other test sets") == 2
     assert text.index("Test set 1 of 2") < text.index("resnet50") < text.index("Test set 2 of 2")
 
@@ -69,7 +69,7 @@ def test_folds_are_one_configuration_of_several_parts(sweep):
     )
     assert set(table["test set"]) == {1}
     assert summarize_configurations(table)["runs"].tolist() == [3, 3]
-    assert "in 3 subsets (folds or splits)" in as_text(table)
+    assert "in 3 subsets (folds or splits)" in format_sweep_table(table)
 
 
 def test_jobs_without_test_predictions_come_last_and_count_in_no_mean(sweep):
@@ -78,7 +78,7 @@ def test_jobs_without_test_predictions_come_last_and_count_in_no_mean(sweep):
     assert table["state"].tolist() == ["finished", "finished", "failed"]
     assert np.isnan(table["val accuracy"].iloc[-1])
     assert summarize_configurations(table)["runs"].tolist() == [2]
-    assert "Jobs without test predictions:" in as_text(table)
+    assert "Jobs without test predictions:" in format_sweep_table(table)
 
 
 def test_the_same_seed_on_the_same_split_counts_once(sweep):
@@ -91,6 +91,6 @@ def test_the_same_seed_on_the_same_split_counts_once(sweep):
 
 def test_single_runs_are_one_table_under_one_line(sweep):
     table = sweep({"model": "resnet50"}, {"model": "vgg19", "skill": 5.0})
-    head, _, body = as_text(table).partition("\n\n")
+    head, _, body = format_sweep_table(table).partition("\n\n")
     assert head == "The same test images. Ordered by the validation accuracy of the shipped stage, best first."
     assert len(body.splitlines()) == len(table) + 2

@@ -50,7 +50,7 @@ class Address:
     @property
     def name(self) -> str:
         """The name under which the store is locked."""
-        return store_name(self.folder)
+        return get_store_name(self.folder)
 
     def prepare(self) -> None:
         """Create the folder if it does not exist, accessible to its owner only, and record the time of use.
@@ -65,6 +65,6 @@ class Address:
         (self.folder / USED).touch()
 
 
-def store_name(folder: Path) -> str:
+def get_store_name(folder: Path) -> str:
     """Return the name under which the store in a folder is locked."""
     return f"{folder.parent.name}-{folder.name}"

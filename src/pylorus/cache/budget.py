@@ -8,8 +8,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from pylorus.cache.address import KEY, USED, store_name
-from pylorus.cache.lock import Lock, has_reader, in_use
+from pylorus.cache.address import KEY, USED, get_store_name
+from pylorus.cache.lock import Lock, has_reader, is_in_use
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ _STORE = re.compile(r"[0-9a-f]{24}")
 
 
 @dataclass(frozen=True)
-class _Neighbour:
+class _OtherStore:
     """Another store below the same root.
 
     Attributes:
@@ -41,11 +41,11 @@ class _Neighbour:
     idle: bool
 
 
-def make_room(root: Path, folder: Path, *, need: int, budget: int) -> str | None:
+def ensure_space(root: Path, folder: Path, *, need: int, budget: int) -> str | None:
     """Reserve `need` more bytes for the store in `folder`, evicting idle stores where necessary.
 
     The least recently used stores are evicted first; none is evicted if that would not free enough. The bytes stay
-    reserved until `release_room`.
+    reserved until `clear_reservation`.
 
     Args:
         root: Folder of all stores.
@@ -62,39 +62,39 @@ def make_room(root: Path, folder: Path, *, need: int, budget: int) -> str | None
     lock = Lock(root, "budget")
     lock.acquire(watched=root, holder="freeing cache space")
     try:
-        (folder / RESERVED).write_text(str(bytes_below(folder) + need))
-        _finish_evictions(root)
-        stores = _neighbours(root, folder)
-        shortage, reason = _lacking(root, stores, need, budget)
+        (folder / RESERVED).write_text(str(sum_file_sizes(folder) + need))
+        _remove_evicted_stores(root)
+        stores = _list_other_stores(root, folder)
+        shortage, reason = _calculate_shortage(root, stores, need, budget)
         idle = sorted((store for store in stores if store.idle), key=lambda store: store.used)
         if shortage <= sum(store.size for store in idle):
             for store in idle:
-                if shortage > 0 and _evict(root, store):
+                if shortage > 0 and _evict_store(root, store):
                     shortage -= store.size
         if shortage <= 0:
             return None
-        release_room(folder)
+        clear_reservation(folder)
         return reason
     finally:
         lock.release()
 
 
-def release_room(folder: Path) -> None:
-    """Remove the reservation of `make_room`: the bytes have been written, or will not be."""
+def clear_reservation(folder: Path) -> None:
+    """Remove the reservation of `ensure_space`: the bytes have been written, or will not be."""
     try:
         (folder / RESERVED).unlink(missing_ok=True)
     except OSError as error:
         log.info("%s: can't remove the reservation: %s", folder, error)
 
 
-def bytes_below(folder: Path) -> int:
+def sum_file_sizes(folder: Path) -> int:
     """Sum the sizes in bytes of all files below a folder; files that disappear meanwhile are skipped."""
     total = 0
     try:
         for entry in os.scandir(folder):
             try:
                 is_folder = entry.is_dir(follow_symlinks=False)
-                total += bytes_below(Path(entry.path)) if is_folder else entry.stat(follow_symlinks=False).st_size
+                total += sum_file_sizes(Path(entry.path)) if is_folder else entry.stat(follow_symlinks=False).st_size
             except OSError:
                 continue
     except OSError:
@@ -102,11 +102,11 @@ def bytes_below(folder: Path) -> int:
     return total
 
 
-def readable_size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Format a number of bytes for people.
 
     Example:
-        >>> readable_size(1536), readable_size(3 * 2**30)
+        >>> format_bytes(1536), format_bytes(3 * 2**30)
         ('1.5 KiB', '3.0 GiB')
     """
     for unit in ("bytes", "KiB", "MiB"):
@@ -116,7 +116,7 @@ def readable_size(count: float) -> str:
     return f"{count:.1f} GiB"
 
 
-def free_bytes(root: Path) -> int:
+def get_free_bytes(root: Path) -> int:
     """Return the bytes that may still be written to the disk of `root`.
 
     2 % of the disk, but at most 1 GiB, is kept free. The result may be negative.
@@ -125,49 +125,49 @@ def free_bytes(root: Path) -> int:
     return disk.free - min(2**30, disk.total // 50)
 
 
-def _lacking(root: Path, stores: list[_Neighbour], need: int, budget: int) -> tuple[int, str]:
+def _calculate_shortage(root: Path, stores: list[_OtherStore], need: int, budget: int) -> tuple[int, str]:
     """Return the bytes missing before anything is evicted, and a message with the reason and the fix."""
     pending = sum(store.pending for store in stores)
     idle = sum(store.size for store in stores if store.idle)
-    used, free = bytes_below(root) + pending, free_bytes(root) - pending
+    used, free = sum_file_sizes(root) + pending, get_free_bytes(root) - pending
     over_budget, over_disk = used + need - budget, need - free
     shortage = max(over_budget, over_disk)
-    needed, more = f"{readable_size(need)} must be written", readable_size(shortage - idle)
+    needed, more = f"{format_bytes(need)} must be written", format_bytes(shortage - idle)
     if over_budget >= over_disk:
-        limit = f"cache.budget_gib is {readable_size(budget)}, of which {readable_size(used - idle)} is in use"
+        limit = f"cache.budget_gib is {format_bytes(budget)}, of which {format_bytes(used - idle)} is in use"
         return shortage, f"{needed}, but {limit}. Raise cache.budget_gib by at least {more}."
-    limit = f"the disk of {root} has only {readable_size(max(0, free))} available"
+    limit = f"the disk of {root} has only {format_bytes(max(0, free))} available"
     return shortage, f"{needed}, but {limit}. Free {more} there, or set cache.folder to another disk."
 
 
-def _neighbours(root: Path, own_folder: Path) -> list[_Neighbour]:
+def _list_other_stores(root: Path, own_folder: Path) -> list[_OtherStore]:
     stores = []
     for folder in root.glob("*/*"):
         # Only a folder that is certainly a store of Pylorus may ever be removed.
         if folder == own_folder or not _STORE.fullmatch(folder.name) or not (folder / KEY).is_file():
             continue
-        size, idle = bytes_below(folder), not in_use(root, store_name(folder))
+        size, idle = sum_file_sizes(folder), not is_in_use(root, get_store_name(folder))
         try:
             used = (folder / USED).stat().st_mtime
         except OSError:
             used = 0.0
-        pending = 0 if idle else max(0, _reserved(folder) - size)
-        stores.append(_Neighbour(folder, size, pending, used, idle))
+        pending = 0 if idle else max(0, _read_reservation(folder) - size)
+        stores.append(_OtherStore(folder, size, pending, used, idle))
     return stores
 
 
-def _reserved(folder: Path) -> int:
+def _read_reservation(folder: Path) -> int:
     try:
         return int((folder / RESERVED).read_text())
     except (OSError, ValueError):
         return 0
 
 
-def _evict(root: Path, store: _Neighbour) -> bool:
-    name = store_name(store.folder)
+def _evict_store(root: Path, store: _OtherStore) -> bool:
+    name = get_store_name(store.folder)
     lock = Lock(root, name)
     try:
-        if not lock.attempt() or has_reader(root, name):
+        if not lock.try_acquire() or has_reader(root, name):
             return False
         evicted = root / f"{EVICTED}{secrets.token_hex(6)}"
         store.folder.rename(evicted)  # atomic: no run ever sees half a store
@@ -177,10 +177,10 @@ def _evict(root: Path, store: _Neighbour) -> bool:
         return False
     finally:
         lock.release()
-    log.info("%s: evicted to free %s.", store.folder, readable_size(store.size))
+    log.info("%s: evicted to free %s.", store.folder, format_bytes(store.size))
     return True
 
 
-def _finish_evictions(root: Path) -> None:
+def _remove_evicted_stores(root: Path) -> None:
     for folder in root.glob(f"{EVICTED}*"):
         shutil.rmtree(folder, ignore_errors=True)

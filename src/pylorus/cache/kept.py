@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 GIB = 2**30
 
 
-def kept_records(
+def load_or_compute_records(
     settings: CacheConfig,
     names: Sequence[str],
     compute: Compute,
@@ -47,7 +47,7 @@ def kept_records(
     )
     try:
         memory = int(settings.memory_gib * GIB) // processes.beside
-        return store.records(names, compute, memory_bytes=memory, processes=processes)
+        return store.load_or_compute(names, compute, memory_bytes=memory, processes=processes)
     except DoesNotFitError as error:
         log.warning("%s\nThe run continues without a cache: they are recomputed every time they are needed.", error)
         return None

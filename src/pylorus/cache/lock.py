@@ -51,14 +51,14 @@ class Lock:
             watched: Folder in which the holder's progress is visible.
             holder: What the holder is doing, for the log.
         """
-        contents, last_change, is_logged = _contents(watched), time.monotonic(), False
-        while not (self.held or self.attempt(POLL_SECONDS)):
+        contents, last_change, is_logged = _list_file_sizes(watched), time.monotonic(), False
+        while not (self.held or self.try_acquire(POLL_SECONDS)):
             if not self._possible:
                 return
             if not is_logged:
                 log.info("Another run is %s in %s; waiting for it.", holder, watched)
                 is_logged = True
-            if (now := _contents(watched)) != contents:
+            if (now := _list_file_sizes(watched)) != contents:
                 contents, last_change = now, time.monotonic()
             if time.monotonic() - last_change > PATIENCE_SECONDS:
                 log.warning(
@@ -69,7 +69,7 @@ class Lock:
                 )
                 return
 
-    def attempt(self, seconds: float = 0.0) -> bool:
+    def try_acquire(self, seconds: float = 0.0) -> bool:
         """Acquire the lock if it becomes free within `seconds`; False if it doesn't or locking is not possible."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ class Lock:
             self._lock.release()
 
 
-class Lease:
+class ReaderLease:
     """Protects a store that is being read from disk from removal for as long as this object lives.
 
     Args:
@@ -102,38 +102,38 @@ class Lease:
     def __init__(self, root: Path, store: str) -> None:
         name = f"{store}.{secrets.token_hex(6)}.reader"
         lock = Lock(root, name)
-        if lock.attempt(1.0):
-            weakref.finalize(self, _give_back, lock, root / LOCKS / f"{name}.lock", os.getpid())
+        if lock.try_acquire(1.0):
+            weakref.finalize(self, _remove_reader_lock, lock, root / LOCKS / f"{name}.lock", os.getpid())
 
 
-def in_use(root: Path, store: str) -> bool:
+def is_in_use(root: Path, store: str) -> bool:
     """Whether a process or thread is writing the store or reading it from disk; True if that can't be determined."""
-    return not _free(root, store) or has_reader(root, store)
+    return not _is_unlocked(root, store) or has_reader(root, store)
 
 
 def has_reader(root: Path, store: str) -> bool:
     """Whether a process or thread is reading the store from disk; True if that can't be determined."""
     for path in (root / LOCKS).glob(f"{store}.*.reader.lock"):
-        if not _free(root, path.name.removesuffix(".lock")):
+        if not _is_unlocked(root, path.name.removesuffix(".lock")):
             return True
         path.unlink(missing_ok=True)  # left by a reader that was killed
     return False
 
 
-def _free(root: Path, name: str) -> bool:
+def _is_unlocked(root: Path, name: str) -> bool:
     lock = Lock(root, name)
-    free = lock.attempt()
+    free = lock.try_acquire()
     lock.release()
     return free
 
 
-def _give_back(lock: Lock, path: Path, owner_pid: int) -> None:
+def _remove_reader_lock(lock: Lock, path: Path, owner_pid: int) -> None:
     if os.getpid() == owner_pid:  # a forked child shares the lock and must not release its parent's
         lock.release()
         path.unlink(missing_ok=True)
 
 
-def _contents(folder: Path) -> list[tuple[str, int]]:
+def _list_file_sizes(folder: Path) -> list[tuple[str, int]]:
     """List the names and sizes of the files in a folder: they change while a run is writing."""
     try:
         return sorted((entry.name, entry.stat().st_size) for entry in os.scandir(folder))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.cache.source import Place, Source
+from pylorus.cache.source import Place, RecordSource
 
 
 class Records:
@@ -23,7 +23,7 @@ class Records:
         computed: See above.
     """
 
-    def __init__(self, source: Source, numbers: NDArray[np.intp], *, kept: int, computed: int) -> None:
+    def __init__(self, source: RecordSource, numbers: NDArray[np.intp], *, kept: int, computed: int) -> None:
         self.kept = kept
         self.computed = computed
         self.place: Place = source.place
@@ -33,11 +33,11 @@ class Records:
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def chosen(self, rows: NDArray[np.integer]) -> "Records":
+    def select_rows(self, rows: NDArray[np.integer]) -> "Records":
         """Return the records at the given rows, in their order, as a request of their own."""
         return Records(self._source, self._numbers[rows], kept=self.kept, computed=self.computed)
 
-    def take(self, rows: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint8]:
+    def read_rows(self, rows: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint8]:
         """Return the records of the names at `rows` as a new, writable array of shape (len(rows), record_bytes).
 
         Raises:
@@ -46,4 +46,4 @@ class Records:
         indices = np.asarray(rows)
         if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
             raise IndexError(f"rows: found {indices.dtype} of shape {indices.shape}, expected a 1D array of integers")
-        return self._source.take(self._numbers[indices.astype(np.intp)])
+        return self._source.read_records(self._numbers[indices.astype(np.intp)])

@@ -46,7 +46,7 @@ class Shard:
         data: The file of the records.
         names: One per record, in the order of the records.
         record_bytes: Size of one record in bytes.
-        checksum: CRC-32 of the records followed by the names; see `names_checksum`.
+        checksum: CRC-32 of the records followed by the names; see `compute_shard_checksum`.
     """
 
     data: Path
@@ -54,7 +54,7 @@ class Shard:
     record_bytes: int
     checksum: int
 
-    def blocks(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    def iter_blocks(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Read the records in order and verify their checksum.
 
         Trust no block before the iterator has ended.
@@ -69,17 +69,17 @@ class Shard:
         buffer = np.empty((max(1, READ_BYTES // self.record_bytes), self.record_bytes), np.uint8)
         checksum = 0
         with FileIO(self.data) as file:
-            status = self._checked_status(file)
+            status = self._check_file_size(file)
             for first in range(0, len(self.names), len(buffer)):
                 block = buffer[: len(self.names) - first]
-                self._read(file, block.data.cast("B"))
+                self._read_into(file, block.data.cast("B"))
                 checksum = zlib.crc32(block.data, checksum)
                 yield first, block
-            if names_checksum(self.names, checksum) != self.checksum:
+            if compute_shard_checksum(self.names, checksum) != self.checksum:
                 raise DamagedShardError(f"{self.data}: the checksum does not match its index")
-            _verified.add(self._identity(status))
+            _verified.add(self._get_identity(status))
 
-    def mapped(self) -> NDArray[np.uint8]:
+    def open_mapped(self) -> NDArray[np.uint8]:
         """Return the records as a read-only array (n, record_bytes) that is memory-mapped from the file.
 
         The first call in a process reads the whole file to verify it.
@@ -89,15 +89,15 @@ class Shard:
             OSError: If the file can't be read.
         """
         with FileIO(self.data) as file:
-            if self._identity(self._checked_status(file)) not in _verified:
-                for _ in self.blocks():
+            if self._get_identity(self._check_file_size(file)) not in _verified:
+                for _ in self.iter_blocks():
                     pass
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return np.frombuffer(mapping, np.uint8).reshape(len(self.names), self.record_bytes)
 
-    def mark_verified(self) -> None:
+    def register_verified(self) -> None:
         """Record that this process wrote the shard itself and need not read it again to verify it."""
-        _verified.add(self._identity(self.data.stat()))
+        _verified.add(self._get_identity(self.data.stat()))
 
     def remove(self) -> None:
         """Remove the shard if possible; the index first, so that it never exists without its data."""
@@ -105,10 +105,10 @@ class Shard:
             self.data.with_suffix(INDEX).unlink(missing_ok=True)
             self.data.unlink(missing_ok=True)
 
-    def _identity(self, status: os.stat_result) -> tuple[str, int, int, int, int]:
+    def _get_identity(self, status: os.stat_result) -> tuple[str, int, int, int, int]:
         return str(self.data), status.st_ino, status.st_size, status.st_mtime_ns, hash(self.names)
 
-    def _checked_status(self, file: FileIO) -> os.stat_result:
+    def _check_file_size(self, file: FileIO) -> os.stat_result:
         # Of the open file: a network file system may report an outdated status for a path.
         status = os.fstat(file.fileno())
         expected = len(self.names) * self.record_bytes
@@ -116,7 +116,7 @@ class Shard:
             raise DamagedShardError(f"{self.data}: found {status.st_size} bytes, expected {expected}")
         return status
 
-    def _read(self, file: FileIO, target: memoryview) -> None:
+    def _read_into(self, file: FileIO, target: memoryview) -> None:
         while target:
             count = file.readinto(target)
             if not count:
@@ -124,12 +124,12 @@ class Shard:
             target = target[count:]
 
 
-def names_checksum(names: tuple[str, ...], records_checksum: int) -> int:
+def compute_shard_checksum(names: tuple[str, ...], records_checksum: int) -> int:
     """Continue the CRC-32 of a shard's records over its names."""
     return zlib.crc32("\n".join(names).encode(), records_checksum)
 
 
-def complete_shards(folder: Path, record_bytes: int, *, remove_damaged: bool = False) -> list[Shard]:
+def list_complete_shards(folder: Path, record_bytes: int, *, remove_damaged: bool = False) -> list[Shard]:
     """List the shards of a folder that have an index, oldest first; damaged indices are logged, or removed."""
     try:
         paths = sorted(path for path in folder.iterdir() if path.suffix == INDEX)
@@ -138,7 +138,7 @@ def complete_shards(folder: Path, record_bytes: int, *, remove_damaged: bool = F
     shards = []
     for path in paths:
         try:
-            shards.append(_described(path, record_bytes))
+            shards.append(_read_index(path, record_bytes))
         except FileNotFoundError:
             continue  # another run has just removed it
         except OSError as error:
@@ -152,7 +152,7 @@ def complete_shards(folder: Path, record_bytes: int, *, remove_damaged: bool = F
     return shards
 
 
-def _described(index: Path, record_bytes: int) -> Shard:
+def _read_index(index: Path, record_bytes: int) -> Shard:
     content = json.loads(index.read_bytes())
     names = content["names"]
     if not names or not all(isinstance(name, str) for name in names) or content["record_bytes"] != record_bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.cache.shard import DATA, INDEX, PARTIAL, Shard, names_checksum
+from pylorus.cache.shard import DATA, INDEX, PARTIAL, Shard, compute_shard_checksum
 
 SHARD_SECONDS = 120.0
 """A shard is closed after this time even if it is small, so that a killed run loses no more than that."""
@@ -55,7 +55,7 @@ class ShardWriter:
         """Write the records `block`, of shape (n, record_bytes), under `names`, one per record."""
         done = 0
         while done < len(names):
-            file = self._file or self._open()
+            file = self._file or self._open_data_file()
             chunk = block[done : done + self._most - len(self._names)]
             write_all(file, chunk.data.cast("B"))
             self._checksum = zlib.crc32(chunk.data, self._checksum)
@@ -70,12 +70,12 @@ class ShardWriter:
             return
         os.fsync(self._file.fileno())
         self._file.close()
-        _partial(self._data).replace(self._data)
+        _get_partial_path(self._data).replace(self._data)
         names = tuple(self._names)
-        shard = Shard(self._data, names, self._record_bytes, names_checksum(names, self._checksum))
+        shard = Shard(self._data, names, self._record_bytes, compute_shard_checksum(names, self._checksum))
         content = {"record_bytes": shard.record_bytes, "checksum": shard.checksum, "names": names}
         _write_index(self._data.with_suffix(INDEX), json.dumps(content, ensure_ascii=False).encode())
-        shard.mark_verified()
+        shard.register_verified()
         self._file = None
 
     def discard(self) -> None:
@@ -87,24 +87,24 @@ class ShardWriter:
         with suppress(OSError):
             file.close()
         with suppress(OSError):
-            _partial(self._data).unlink(missing_ok=True)
+            _get_partial_path(self._data).unlink(missing_ok=True)
         with suppress(OSError):
             if not self._data.with_suffix(INDEX).exists():
                 self._data.unlink(missing_ok=True)
 
-    def _open(self) -> FileIO:
+    def _open_data_file(self) -> FileIO:
         self._data = self._folder / f"{time.time_ns():x}-{secrets.token_hex(4)}{DATA}"
         self._names, self._checksum, self._opened = [], 0, time.monotonic()
-        self._file = FileIO(_partial(self._data), "xb")
+        self._file = FileIO(_get_partial_path(self._data), "xb")
         return self._file
 
 
-def _partial(path: Path) -> Path:
+def _get_partial_path(path: Path) -> Path:
     return path.with_name(path.name + PARTIAL)
 
 
 def _write_index(path: Path, content: bytes) -> None:
-    partial = _partial(path)
+    partial = _get_partial_path(path)
     try:
         with FileIO(partial, "xb") as file:
             write_all(file, memoryview(content))

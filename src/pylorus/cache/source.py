@@ -8,15 +8,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.cache.lock import Lease
-from pylorus.cache.shard import DamagedShardError, Shard, complete_shards
+from pylorus.cache.lock import ReaderLease
+from pylorus.cache.shard import DamagedShardError, Shard, list_complete_shards
 
 log = logging.getLogger(__name__)
 
 Place = Literal["memory", "disk"]
 
 
-class Source(ABC):
+class RecordSource(ABC):
     """Collects the distinct records of a request, from whichever shard or computation they come.
 
     Attributes:
@@ -42,7 +42,7 @@ class Source(ABC):
         """Indices of the records that have not been found yet."""
         return np.flatnonzero(~self._present)
 
-    def absorb(self, shard: Shard) -> None:
+    def load_shard(self, shard: Shard) -> None:
         """Take over the records from a shard that are still missing.
 
         Raises:
@@ -53,19 +53,19 @@ class Source(ABC):
         pairs = np.array(matches, np.intp).reshape(-1, 2)
         pairs = pairs[~self._present[pairs[:, 0]]]
         if len(pairs):
-            self._take_over(shard, pairs[:, 0], pairs[:, 1])
+            self._load_records(shard, pairs[:, 0], pairs[:, 1])
             self._present[pairs[:, 0]] = True
 
     @abstractmethod
-    def take(self, numbers: NDArray[np.intp]) -> NDArray[np.uint8]:
+    def read_records(self, numbers: NDArray[np.intp]) -> NDArray[np.uint8]:
         """Return the records as a new array of shape (len(numbers), record_bytes)."""
 
     @abstractmethod
-    def _take_over(self, shard: Shard, numbers: NDArray[np.intp], positions: NDArray[np.intp]) -> None:
+    def _load_records(self, shard: Shard, numbers: NDArray[np.intp], positions: NDArray[np.intp]) -> None:
         """Take the records at `positions` of the shard, in ascending order, as those with the indices `numbers`."""
 
 
-class InMemory(Source):
+class InMemorySource(RecordSource):
     """Holds the records in one array."""
 
     place = "memory"
@@ -74,35 +74,35 @@ class InMemory(Source):
         super().__init__(numbers, record_bytes)
         self._array = np.empty((len(numbers), record_bytes), np.uint8)
 
-    def put(self, numbers: NDArray[np.intp], block: NDArray[np.uint8]) -> None:
+    def put_records(self, numbers: NDArray[np.intp], block: NDArray[np.uint8]) -> None:
         """Store records that were computed: `block` of shape (len(numbers), record_bytes)."""
         self._array[numbers] = block
         self._present[numbers] = True
 
-    def take(self, numbers: NDArray[np.intp]) -> NDArray[np.uint8]:
+    def read_records(self, numbers: NDArray[np.intp]) -> NDArray[np.uint8]:
         """Return the records as a new array of shape (len(numbers), record_bytes)."""
         return self._array[numbers]
 
-    def _take_over(self, shard: Shard, numbers: NDArray[np.intp], positions: NDArray[np.intp]) -> None:
-        for first, block in shard.blocks():
+    def _load_records(self, shard: Shard, numbers: NDArray[np.intp], positions: NDArray[np.intp]) -> None:
+        for first, block in shard.iter_blocks():
             low, high = np.searchsorted(positions, (first, first + len(block)))
             self._array[numbers[low:high]] = block[positions[low:high] - first]
 
 
-class OnDisk(Source):
+class OnDiskSource(RecordSource):
     """Reads the records from memory-mapped shards; the store is not evicted while this object lives."""
 
     place = "disk"
 
     def __init__(self, numbers: dict[str, int], record_bytes: int, root: Path, store: str) -> None:
         super().__init__(numbers, record_bytes)
-        self._lease: Lease | None = Lease(root, store)
+        self._lease: ReaderLease | None = ReaderLease(root, store)
         self._shards: list[Shard] = []
         self._mappings: list[NDArray[np.uint8]] = []
         self._shard_of = np.zeros(len(numbers), np.intp)
         self._position_of = np.zeros(len(numbers), np.intp)
 
-    def take(self, numbers: NDArray[np.intp]) -> NDArray[np.uint8]:
+    def read_records(self, numbers: NDArray[np.intp]) -> NDArray[np.uint8]:
         """Return the records as a new array of shape (len(numbers), record_bytes)."""
         records = np.empty((len(numbers), self.record_bytes), np.uint8)
         shards, positions = self._shard_of[numbers].tolist(), self._position_of[numbers].tolist()
@@ -110,8 +110,8 @@ class OnDisk(Source):
             records[row] = self._mappings[shard][position]
         return records
 
-    def _take_over(self, shard: Shard, numbers: NDArray[np.intp], positions: NDArray[np.intp]) -> None:
-        self._mappings.append(shard.mapped())
+    def _load_records(self, shard: Shard, numbers: NDArray[np.intp], positions: NDArray[np.intp]) -> None:
+        self._mappings.append(shard.open_mapped())
         self._shards.append(shard)
         self._shard_of[numbers] = len(self._shards) - 1
         self._position_of[numbers] = positions
@@ -122,10 +122,10 @@ class OnDisk(Source):
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        self._mappings = [shard.mapped() for shard in self._shards]
+        self._mappings = [shard.open_mapped() for shard in self._shards]
 
 
-def gather(source: Source, folder: Path, *, remove_damaged: bool = False) -> None:
+def load_missing_records(source: RecordSource, folder: Path, *, remove_damaged: bool = False) -> None:
     """Collect missing records from the complete shards of a folder; a damaged shard is skipped with a warning.
 
     Args:
@@ -135,10 +135,10 @@ def gather(source: Source, folder: Path, *, remove_damaged: bool = False) -> Non
     """
     if not len(source.missing):
         return
-    for shard in complete_shards(folder, source.record_bytes, remove_damaged=remove_damaged):
+    for shard in list_complete_shards(folder, source.record_bytes, remove_damaged=remove_damaged):
         if shard.data not in source.damaged:
             try:
-                source.absorb(shard)
+                source.load_shard(shard)
             except DamagedShardError as error:
                 log.warning("%s; its records are recomputed.", error)
                 source.damaged.add(shard.data)

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from pylorus.cache.address import Address
-from pylorus.cache.filling import Compute, DoesNotFitError, Filling
+from pylorus.cache.filling import Compute, DoesNotFitError, StoreFiller
 from pylorus.cache.records import Records
-from pylorus.cache.source import InMemory, OnDisk, Source, gather
+from pylorus.cache.source import InMemorySource, OnDiskSource, RecordSource, load_missing_records
 from pylorus.parallel.processes import ALONE, Processes
 
 __all__ = ["Compute", "DoesNotFitError", "RecordStore", "Records"]
@@ -47,7 +47,7 @@ class RecordStore:
         self._budget_bytes = budget_bytes
         self.folder = self._address.folder
 
-    def records(
+    def load_or_compute(
         self, names: Sequence[str], compute: Compute, *, memory_bytes: int, processes: Processes = ALONE
     ) -> Records:
         """Load the records of `names`; those that are missing are computed and stored.
@@ -69,15 +69,15 @@ class RecordStore:
         rows = np.fromiter((numbers.setdefault(name, len(numbers)) for name in names), np.intp, len(names))
         with suppress(OSError):  # existing records can still be read; writing reports what is wrong
             self._address.prepare()
-        source: Source
+        source: RecordSource
         if len(numbers) * self._address.record_bytes <= memory_bytes:
-            source = InMemory(numbers, self._address.record_bytes)
+            source = InMemorySource(numbers, self._address.record_bytes)
         else:
-            source = OnDisk(numbers, self._address.record_bytes, self._address.root, self._address.name)
-        gather(source, self.folder)
+            source = OnDiskSource(numbers, self._address.record_bytes, self._address.root, self._address.name)
+        load_missing_records(source, self.folder)
         computed = 0
-        if any(processes.any(len(source.missing) > 0)):
-            filling = Filling(
+        if any(processes.reduce_any(len(source.missing) > 0)):
+            filling = StoreFiller(
                 self._address,
                 source,
                 names=list(numbers),

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_evidence_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `report` and `doctor` to the command line."""
     _add_report(commands)
     _add_doctor(commands)
@@ -50,10 +50,10 @@ def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     report.add_argument(
         "--names", action="store_true", help="show file names, groups and folders, which may identify patients"
     )
-    report.set_defaults(act=_report)
+    report.set_defaults(act=_run_report)
 
 
-def _report(arguments: argparse.Namespace) -> None:
+def _run_report(arguments: argparse.Namespace) -> None:
     from pylorus.report.options import ReportOptions
     from pylorus.report.write import write_report
 
@@ -87,17 +87,17 @@ def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="folder with downloaded weight files (default: ./weights)",
     )
     doctor.add_argument("--json", action="store_true", help="print the result as JSON, for programs")
-    doctor.set_defaults(act=_doctor)
+    doctor.set_defaults(act=_run_doctor)
 
 
-def _doctor(arguments: argparse.Namespace) -> None:
+def _run_doctor(arguments: argparse.Namespace) -> None:
     from pylorus.doctor.check import State
-    from pylorus.doctor.examine import Question, examine
-    from pylorus.doctor.printed import as_json, print_checks
+    from pylorus.doctor.examine import DoctorOptions, run_checks
+    from pylorus.doctor.printed import format_json, print_checks
 
-    checks = examine(Question(weights=arguments.weights, data=arguments.data, bundle=arguments.bundle))
+    checks = run_checks(DoctorOptions(weights=arguments.weights, data=arguments.data, bundle=arguments.bundle))
     if arguments.json:
-        text, state = as_json(checks)
+        text, state = format_json(checks)
         print(text)
     else:
         state = print_checks(checks)

@@ -7,8 +7,8 @@ from pathlib import Path
 from pylorus.errors import PylorusError
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `draw`, `audit` and `pack` to the command line."""
+def add_image_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `draw`, `audit` and `pack_shards` to the command line."""
     _add_draw(commands)
     _add_audit(commands)
     _add_pack(commands)
@@ -29,13 +29,13 @@ def _add_draw(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     command.add_argument(
         "--overlay", action="store_true", help="add burned-in text to the images, as endoscopy consoles do"
     )
-    command.set_defaults(act=_draw)
+    command.set_defaults(act=_run_draw)
 
 
-def _draw(arguments: argparse.Namespace) -> None:
-    from pylorus.data.synthetic import draw_image_set
+def _run_draw(arguments: argparse.Namespace) -> None:
+    from pylorus.data.synthetic import generate_image_set
 
-    count = draw_image_set(
+    count = generate_image_set(
         arguments.folder,
         images=arguments.images,
         size=arguments.size,
@@ -74,10 +74,10 @@ def _add_audit(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="DIR",
         help="cache of facts about files, by content (default: outputs/cache)",
     )
-    command.set_defaults(act=_audit)
+    command.set_defaults(act=_run_audit)
 
 
-def _audit(arguments: argparse.Namespace) -> None:
+def _run_audit(arguments: argparse.Namespace) -> None:
     from pylorus.audit import audit_folder
 
     try:
@@ -110,13 +110,13 @@ def _add_pack(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         "--group", metavar="REGEX", help="regular expression that finds the patient in a path below ROOT"
     )
     command.add_argument("--per-shard", type=int, default=1000, metavar="N", help="images per shard (default: 1000)")
-    command.set_defaults(act=_pack)
+    command.set_defaults(act=_run_pack)
 
 
-def _pack(arguments: argparse.Namespace) -> None:
-    from pylorus.data.shards_pack import pack
+def _run_pack(arguments: argparse.Namespace) -> None:
+    from pylorus.data.shards_pack import pack_shards
 
-    shards = pack(arguments.root, arguments.output, group=arguments.group, per_shard=arguments.per_shard)
+    shards = pack_shards(arguments.root, arguments.output, group=arguments.group, per_shard=arguments.per_shard)
     count = "1 shard" if len(shards) == 1 else f"{len(shards)} shards"
     print(f"Wrote {count} to {arguments.output}. To train on them:")
     print(f"  python train.py data=shards data.root={arguments.output}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from pylorus.errors import PylorusError
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `predict`, `explain`, `export` and `serve` to the command line."""
     _add_predict(commands)
     _add_explain(commands)
@@ -15,22 +15,22 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     _add_serve(commands)
 
 
-def _add_reading(command: argparse.ArgumentParser, *, batch: int) -> None:
+def _add_inference_options(command: argparse.ArgumentParser, *, batch: int) -> None:
     """Add the options that commands for many images have in common."""
     command.add_argument(
         "--frames-every", type=float, metavar="SECONDS", help="also read videos: one frame every SECONDS seconds"
     )
     command.add_argument("--batch", type=int, default=batch, metavar="N", help=f"images per batch (default: {batch})")
-    _add_device(command)
+    _add_device_option(command)
 
 
-def _add_device(command: argparse.ArgumentParser) -> None:
+def _add_device_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="where to compute (default: auto)"
     )
 
 
-def _batch(arguments: argparse.Namespace) -> int:
+def _validate_batch_size(arguments: argparse.Namespace) -> int:
     if arguments.batch < 1:
         raise PylorusError(f"--batch: found {arguments.batch}, expected at least 1.")
     return int(arguments.batch)
@@ -65,11 +65,11 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.add_argument(
         "--group", metavar="REGEX", help="regular expression that finds the patient in a path, for confidence intervals"
     )
-    _add_reading(command, batch=32)
-    command.set_defaults(act=_predict)
+    _add_inference_options(command, batch=32)
+    command.set_defaults(act=_run_predict)
 
 
-def _predict(arguments: argparse.Namespace) -> None:
+def _run_predict(arguments: argparse.Namespace) -> None:
     from pylorus.deploy.predict import PredictOptions, predict
 
     options = PredictOptions(
@@ -77,7 +77,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         frames_every=arguments.frames_every,
         evaluate=arguments.evaluate,
         group=arguments.group,
-        batch=_batch(arguments),
+        batch=_validate_batch_size(arguments),
         device=arguments.device,
     )
     sys.exit(predict(arguments.bundle, arguments.inputs, arguments.output, options))
@@ -112,11 +112,11 @@ def _add_explain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.add_argument(
         "--no-sanity", action="store_true", help="skip the comparison with maps of randomized networks"
     )
-    _add_reading(command, batch=8)
-    command.set_defaults(act=_explain)
+    _add_inference_options(command, batch=8)
+    command.set_defaults(act=_run_explain)
 
 
-def _explain(arguments: argparse.Namespace) -> None:
+def _run_explain(arguments: argparse.Namespace) -> None:
     from pylorus.deploy.explain_images import ExplainOptions, explain
 
     options = ExplainOptions(
@@ -124,7 +124,7 @@ def _explain(arguments: argparse.Namespace) -> None:
         mistakes=arguments.mistakes,
         sanity=not arguments.no_sanity,
         frames_every=arguments.frames_every,
-        batch=_batch(arguments),
+        batch=_validate_batch_size(arguments),
         device=arguments.device,
     )
     sys.exit(explain(arguments.bundle, arguments.inputs, arguments.output, options))
@@ -157,10 +157,10 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--int8", action="store_true", help="quantize to 8-bit integers and measure the loss of accuracy"
     )
     command.add_argument("--speed", action="store_true", help="measure the speed compared with PyTorch")
-    command.set_defaults(act=_export)
+    command.set_defaults(act=_run_export)
 
 
-def _export(arguments: argparse.Namespace) -> None:
+def _run_export(arguments: argparse.Namespace) -> None:
     from pylorus.deploy.export import ExportOptions, export
 
     options = ExportOptions(
@@ -196,11 +196,11 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     command.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest file in MB (default: 20)")
     command.add_argument("--max-images", type=int, default=32, metavar="N", help="most files per request (default: 32)")
-    _add_device(command)
-    command.set_defaults(act=_serve)
+    _add_device_option(command)
+    command.set_defaults(act=_run_serve)
 
 
-def _serve(arguments: argparse.Namespace) -> None:
+def _run_serve(arguments: argparse.Namespace) -> None:
     try:
         from pylorus.deploy.app.server import serve
     except ModuleNotFoundError as error:

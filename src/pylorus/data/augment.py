@@ -10,7 +10,7 @@ from typing import Any
 
 from pylorus.config import AugmentConfig
 from pylorus.data.image import RGB
-from pylorus.errors import PylorusError, did_you_mean
+from pylorus.errors import PylorusError, format_suggestion
 
 
 class Augmentation:
@@ -43,11 +43,11 @@ def build_augmentation(policy: AugmentConfig) -> Augmentation | None:
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     import albumentations
 
-    transforms = [_transform(albumentations, name, arguments) for name, arguments in policy.transforms.items()]
+    transforms = [_build_transform(albumentations, name, arguments) for name, arguments in policy.transforms.items()]
     return Augmentation(policy.name, albumentations.Compose(transforms))
 
 
-def _transform(albumentations: Any, name: str, arguments: Any) -> Any:
+def _build_transform(albumentations: Any, name: str, arguments: Any) -> Any:
     # Only image transforms of albumentations can be named, never arbitrary code.
     transforms = {
         key: kind
@@ -56,7 +56,7 @@ def _transform(albumentations: Any, name: str, arguments: Any) -> Any:
         and issubclass(kind, (albumentations.ImageOnlyTransform, albumentations.DualTransform))
     }
     if name not in transforms:
-        raise PylorusError(f'augment.transforms: albumentations has no "{name}".{did_you_mean(name, transforms)}')
+        raise PylorusError(f'augment.transforms: albumentations has no "{name}".{format_suggestion(name, transforms)}')
     try:
         with warnings.catch_warnings():
             # albumentations only warns about an unknown argument, and ignores it.

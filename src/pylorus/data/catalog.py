@@ -29,8 +29,8 @@ from pylorus.columns import ABOUT
 from pylorus.data.content import Root
 from pylorus.data.facts import FactTable
 from pylorus.data.image import SUFFIXES
-from pylorus.data.reading import AS_THEY_ARE, Reading, read_files
-from pylorus.errors import PylorusError, did_you_mean, listing
+from pylorus.data.reading import DEFAULT_READ_OPTIONS, ReadOptions, read_files
+from pylorus.errors import PylorusError, format_name_list, format_suggestion
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Catalog:
     places: NDArray[np.int64]
     unreadable: pd.DataFrame
 
-    def without_facts(self) -> "Catalog":
+    def copy_without_facts(self) -> "Catalog":
         """Return the same catalog without its facts, which take 1.3 GiB for a million files."""
         return dataclasses.replace(self, facts=FactTable(0), places=np.zeros(0, dtype=np.int64))
 
@@ -79,7 +79,7 @@ def read_folders(
     classes: list[str] | None = None,
     short_names: list[str] | None = None,
     group: str | None = None,
-    reading: Reading = AS_THEY_ARE,
+    reading: ReadOptions = DEFAULT_READ_OPTIONS,
 ) -> Catalog:
     """Build the catalog of class folders: ROOT/CLASS/…, or ROOT/SPLIT/CLASS/… with train, test and optionally val.
 
@@ -98,22 +98,22 @@ def read_folders(
     """
     if not root.is_dir():
         raise PylorusError(f"data.root: found {root}, expected an existing folder.")
-    rows, folders_by_split = scan_folders(root)
-    class_names = _settled_classes(root, folders_by_split, classes)
+    rows, folders_by_split = list_class_images(root)
+    class_names = _resolve_folder_classes(root, folders_by_split, classes)
     table = pd.DataFrame(rows, columns=["path", "class", "split"])
-    table["group"] = groups_of(list(table["path"]), group)
+    table["group"] = extract_groups(list(table["path"]), group)
     grouped = group is not None
-    return completed(table, root, class_names, short_names=short_names, grouped=grouped, reading=reading)
+    return build_catalog(table, root, class_names, short_names=short_names, grouped=grouped, reading=reading)
 
 
-def completed(
+def build_catalog(
     rows: pd.DataFrame,
     root: Root,
     classes: tuple[str, ...],
     *,
     short_names: list[str] | None,
     grouped: bool,
-    reading: Reading,
+    reading: ReadOptions,
 ) -> Catalog:
     """Build a catalog from rows with path, class, group, split and about/…. Each file is read once.
 
@@ -147,7 +147,7 @@ def completed(
     )
 
 
-def scan_folders(root: Path) -> tuple[list[tuple[str, str, str]], dict[str, set[str]]]:
+def list_class_images(root: Path) -> tuple[list[tuple[str, str, str]], dict[str, set[str]]]:
     """Return rows (path, class, split) and the class folders of each split ("" if there are no split folders).
 
     No file is opened.
@@ -155,36 +155,40 @@ def scan_folders(root: Path) -> tuple[list[tuple[str, str, str]], dict[str, set[
     Raises:
         PylorusError: If the folders don't have the expected structure; the message says what differs.
     """
-    folders = _visible_folders(root)
+    folders = _list_visible_folders(root)
     splits = {folder: SPLIT_FOLDERS.get(folder.name.lower(), "") for folder in folders}
     split_names = {split for split in splits.values() if split}
     if split_names and not all(splits.values()):
         other_folders = [folder.name for folder, split in splits.items() if not split]
         raise PylorusError(
             f"{root}: contains both split folders ({', '.join(sorted(split_names))}) and other folders:\n"
-            f"{listing(other_folders)}\n"
+            f"{format_name_list(other_folders)}\n"
             "Expected either class folders only, or train, val and test folders that contain class folders."
         )
     if split_names and not {"train", "test"} <= split_names:
         missing = " and ".join(sorted({"train", "test"} - split_names))
         raise PylorusError(f"{root}: there is no folder {missing} next to {', '.join(sorted(split_names))}.")
     if len(set(splits.values())) < len(folders) and split_names:
-        raise PylorusError(f"{root}: several folders for the same split:\n{listing(folder.name for folder in folders)}")
+        raise PylorusError(
+            f"{root}: several folders for the same split:\n{format_name_list(folder.name for folder in folders)}"
+        )
     rows: list[tuple[str, str, str]] = []
     folders_by_split: dict[str, set[str]] = {}
     for folder_of_split, split in splits.items() if split_names else [(root, "")]:
         stray = [path for path in folder_of_split.iterdir() if _is_image(path)]
         if stray:
             count = "1 image is" if len(stray) == 1 else f"{len(stray)} images are"
-            raise PylorusError(f"{folder_of_split}: {count} outside the class folders:\n{listing(sorted(stray))}")
-        for folder in _visible_folders(folder_of_split):
+            raise PylorusError(
+                f"{folder_of_split}: {count} outside the class folders:\n{format_name_list(sorted(stray))}"
+            )
+        for folder in _list_visible_folders(folder_of_split):
             folders_by_split.setdefault(split, set()).add(folder.name)
-            rows += [(path.relative_to(root).as_posix(), folder.name, split) for path in _images(folder)]
+            rows += [(path.relative_to(root).as_posix(), folder.name, split) for path in _list_images(folder)]
         folders_by_split.setdefault(split, set())
     return rows, folders_by_split
 
 
-def _settled_classes(
+def _resolve_folder_classes(
     root: Path, folders_by_split: dict[str, set[str]], configured: list[str] | None
 ) -> tuple[str, ...]:
     names = configured if configured is not None else sorted(set().union(*folders_by_split.values()))
@@ -195,18 +199,18 @@ def _settled_classes(
         folder = root / split if split else root
         for missing in [name for name in names if name not in present]:
             raise PylorusError(
-                f'{folder}: there is no folder for class "{missing}".{did_you_mean(missing, present)} '
+                f'{folder}: there is no folder for class "{missing}".{format_suggestion(missing, present)} '
                 f"Found: {', '.join(sorted(present)) or 'none'}."
             )
         for unknown in sorted(present - set(names)):
             raise PylorusError(
                 f'{folder}: folder "{unknown}" is not among data.classes ({", ".join(names)}).'
-                f"{did_you_mean(unknown, names)} Move it elsewhere or add it to data.classes."
+                f"{format_suggestion(unknown, names)} Move it elsewhere or add it to data.classes."
             )
     return tuple(names)
 
 
-def groups_of(paths: list[str], pattern: str | None) -> list[str]:
+def extract_groups(paths: list[str], pattern: str | None) -> list[str]:
     """Return the group of each path as matched by a regular expression; without a pattern, the path itself.
 
     Raises:
@@ -214,17 +218,19 @@ def groups_of(paths: list[str], pattern: str | None) -> list[str]:
     """
     if pattern is None:
         return paths
-    expression = group_finder(pattern, key="data.group")
+    expression = parse_group_pattern(pattern, key="data.group")
     matches = [expression.search(path) for path in paths]
-    unmatched = [path for path, match in zip(paths, matches, strict=True) if match is None or not group_in(match)]
+    unmatched = [
+        path for path, match in zip(paths, matches, strict=True) if match is None or not get_matched_group(match)
+    ]
     if unmatched:
         raise PylorusError(
-            f"data.group: {pattern!r} finds no patient in {len(unmatched)} of {len(paths)} paths:\n{listing(unmatched)}"
+            f"data.group: {pattern!r} finds no patient in {len(unmatched)} of {len(paths)} paths:\n{format_name_list(unmatched)}"
         )
-    return [group_in(match) for match in matches if match is not None]
+    return [get_matched_group(match) for match in matches if match is not None]
 
 
-def group_finder(pattern: str, *, key: str) -> re.Pattern[str]:
+def parse_group_pattern(pattern: str, *, key: str) -> re.Pattern[str]:
     """Compile the pattern that matches groups in paths; `key` names the option in the error message.
 
     Raises:
@@ -236,12 +242,12 @@ def group_finder(pattern: str, *, key: str) -> re.Pattern[str]:
         raise PylorusError(f"{key}: {pattern!r} is not a regular expression: {error}.") from error
 
 
-def group_in(match: re.Match[str]) -> str:
+def get_matched_group(match: re.Match[str]) -> str:
     """Return the first capture group of a match, or the whole match if the pattern has none."""
     return str(match.group(1) or "") if match.re.groups else match.group(0)
 
 
-def _images(folder: Path) -> list[Path]:
+def _list_images(folder: Path) -> list[Path]:
     """Return the images of a class folder, including its subfolders, sorted.
 
     Raises:
@@ -270,5 +276,5 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
 
 
-def _visible_folders(folder: Path) -> list[Path]:
+def _list_visible_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))

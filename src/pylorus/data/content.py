@@ -26,7 +26,7 @@ class Member(ABC):
     """An image inside a larger file. Its string form is what messages call it."""
 
     @abstractmethod
-    def contents(self) -> bytes:
+    def read_content(self) -> bytes:
         """Return all bytes of the image.
 
         Raises:
@@ -37,17 +37,17 @@ class Member(ABC):
     def __str__(self) -> str: ...
 
 
-Place = Path | Member
+ImageLocation = Path | Member
 """Location of an image."""
 
 
 class Root(Protocol):
     """What image paths are relative to: a folder, or anything that maps a path to a location by `root / path`."""
 
-    def __truediv__(self, path: str, /) -> Place: ...
+    def __truediv__(self, path: str, /) -> ImageLocation: ...
 
 
-def contents(path: Place) -> bytes:
+def read_image_bytes(path: ImageLocation) -> bytes:
     """Read all bytes of an image; symbolic links are followed.
 
     Raises:
@@ -55,13 +55,13 @@ def contents(path: Place) -> bytes:
             `MOST_BYTES`, or changes while it is read; the message says which, without the file's name.
     """
     if isinstance(path, Member):
-        return path.contents()
+        return path.read_content()
     try:
-        _expect_plain(os.stat(path))  # noqa: PTH116 as fstat below, but before a device is opened
+        _check_regular_file(os.stat(path))  # noqa: PTH116 as fstat below, but before a device is opened
         descriptor = os.open(path, _FLAGS)
         with os.fdopen(descriptor, "rb") as file:
             before = os.fstat(descriptor)
-            _expect_plain(before)
+            _check_regular_file(before)
             content = file.read(before.st_size + 1)
             after = os.fstat(descriptor)
     except OSError as error:
@@ -71,7 +71,7 @@ def contents(path: Place) -> bytes:
     return content
 
 
-def _expect_plain(status: os.stat_result) -> None:
+def _check_regular_file(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "not a regular file")
         raise UnreadableImageError(f"is {kind}, expected an image file")

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from pylorus.cache.records import Records
 from pylorus.config import AugmentConfig, CacheConfig
 from pylorus.data.content import Root
-from pylorus.data.dataset import Batch, ImageDataset, as_is
-from pylorus.data.input import InputFormat, kept_images
-from pylorus.data.order import Draw, EpochBatches, EpochOrder, Windows
+from pylorus.data.dataset import Batch, ImageDataset, return_batch
+from pylorus.data.input import InputFormat, load_or_decode_images
+from pylorus.data.order import Draw, EpochBatchSampler, EpochSampler, ShardWindows
 from pylorus.data.shards import Shards
 from pylorus.parallel.processes import ALONE, Processes
 
@@ -43,7 +43,7 @@ class ImageDataModule(pl.LightningDataModule):
         """Create the data module of a split table.
 
         Args:
-            table: Rows of `pylorus.data.split.split`.
+            table: Rows of `pylorus.data.split.split_catalog`.
             root: Root of the table's paths: a folder or shards.
             form: How a file becomes the network's input.
             batch_size: Images per training step, over all processes; evaluation uses twice as many, as it stores no
@@ -78,65 +78,65 @@ class ImageDataModule(pl.LightningDataModule):
         """Whether training images are augmented."""
         return bool(self.policy.transforms)
 
-    def sample_ids(self, split: str) -> NDArray[np.str_]:
+    def get_sample_ids(self, split: str) -> NDArray[np.str_]:
         """Return the ID of each image of a split, by row."""
         return self.parts[split]["sample_id"].to_numpy(dtype=np.str_)
 
-    def dataset(self, split: str) -> ImageDataset:
+    def get_dataset(self, split: str) -> ImageDataset:
         """Return the images of a split; the first call caches the images of all splits if that is worthwhile."""
         if not self._is_cache_checked:
             self._is_cache_checked = True
-            self._cached_images = kept_images(self._table, self.root, self.form, self._cache, self.processes)
+            self._cached_images = load_or_decode_images(self._table, self.root, self.form, self._cache, self.processes)
         if split not in self._datasets:
-            cached = self._cached_images.chosen(self._rows[split]) if self._cached_images is not None else None
+            cached = self._cached_images.select_rows(self._rows[split]) if self._cached_images is not None else None
             self._datasets[split] = ImageDataset(
                 self.parts[split], self.root, self.form, policy=self.policy, seed=self.seed, cached=cached
             )
         return self._datasets[split]
 
-    def order(self, split: str) -> EpochBatches:
+    def build_batches(self, split: str) -> EpochBatchSampler:
         """Build the batches of a split: train is shuffled and augmented, the others are in the table's order."""
         images = len(self.parts[split])
         if split == "train":
-            order = EpochOrder(
-                images, seed=self.seed, augmented=self.augments, views=self.views, windows=self._windows(split)
+            order = EpochSampler(
+                images, seed=self.seed, augmented=self.augments, views=self.views, windows=self._build_windows(split)
             )
             order.set_epoch(self.begun[0])
-            return EpochBatches(order, self.batch_size, processes=self.processes, first_batch=self.begun[1])
-        return EpochBatches(EpochOrder(images, seed=None), 2 * self.batch_size, processes=self.processes)
+            return EpochBatchSampler(order, self.batch_size, processes=self.processes, first_batch=self.begun[1])
+        return EpochBatchSampler(EpochSampler(images, seed=None), 2 * self.batch_size, processes=self.processes)
 
-    def _windows(self, split: str) -> Windows | None:
+    def _build_windows(self, split: str) -> ShardWindows | None:
         """Return the shards through which training walks; None if it shuffles all images."""
         if self.shard_window is None or not isinstance(self.root, Shards):
             return None
-        return Windows(self.root.numbers(list(self.parts[split]["path"])), self.shard_window)
+        return ShardWindows(self.root.get_shard_numbers(list(self.parts[split]["path"])), self.shard_window)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Every training image once, shuffled and augmented differently in each epoch."""
-        return self.loader("train")
+        return self.build_loader("train")
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Every validation image once, unaugmented."""
-        return self.loader("val")
+        return self.build_loader("val")
 
-    def loader(self, split: str) -> DataLoader[Batch]:
+    def build_loader(self, split: str) -> DataLoader[Batch]:
         """Build the loader that yields every image of a split once."""
-        return self.serve(split, self.order(split))
+        return self.build_batch_loader(split, self.build_batches(split))
 
-    def serve(self, split: str, batches: Iterable[list[Draw]]) -> DataLoader[Batch]:
+    def build_batch_loader(self, split: str, batches: Iterable[list[Draw]]) -> DataLoader[Batch]:
         """Build a loader of the given batches of a split's images."""
         return DataLoader(
-            self.dataset(split),
+            self.get_dataset(split),
             batch_sampler=batches,
             num_workers=self.workers,
-            collate_fn=as_is,
-            worker_init_fn=_one_thread,
+            collate_fn=return_batch,
+            worker_init_fn=_use_one_thread,
             persistent_workers=self.workers > 0,
             pin_memory=self.pin_memory,
         )
 
 
-def _one_thread(_: int) -> None:
+def _use_one_thread(_: int) -> None:
     """Limit a worker to one thread: the threads of several workers would compete for the same cores."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

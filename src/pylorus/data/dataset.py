@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from pylorus.cache.records import Records
-from pylorus.chance import derived_seed
+from pylorus.chance import compute_seed
 from pylorus.config import AugmentConfig
 from pylorus.data.augment import build_augmentation
 from pylorus.data.content import Root
@@ -64,11 +64,11 @@ class ImageDataset(Dataset[Batch]):
 
     def __getitems__(self, draws: list[Draw]) -> Batch:
         """Return the batch of the given draws: a pure function of them and the constructor's arguments."""
-        images = self.fitted([draw.row for draw in draws])
+        images = self.load_rows([draw.row for draw in draws])
         if self._augment is not None:
             for index, draw in enumerate(draws):
                 if draw.view is not None:
-                    images[index] = self._augment(images[index], self.chance(draw.row, draw.view))
+                    images[index] = self._augment(images[index], self.get_augmentation_seed(draw.row, draw.view))
         rows = np.array([draw.row for draw in draws])
         return Batch(
             image=torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
@@ -76,21 +76,21 @@ class ImageDataset(Dataset[Batch]):
             row=torch.from_numpy(rows),
         )
 
-    def chance(self, row: int, view: int) -> int:
+    def get_augmentation_seed(self, row: int, view: int) -> int:
         """Return the seed of an augmented variant, in [0, 2^63)."""
-        return derived_seed(self.seed, view, str(self.ids[row]))
+        return compute_seed(self.seed, view, str(self.ids[row]))
 
-    def fitted(self, rows: list[int]) -> NDArray[np.uint8]:
+    def load_rows(self, rows: list[int]) -> NDArray[np.uint8]:
         """Load unaugmented images of the network's input size, as a writable array of shape (rows, size, size, 3).
 
         Raises:
             UnreadableImageError: Names the file.
         """
         if self._cached is not None:
-            return self._cached.take(rows).reshape(len(rows), self.form.size, self.form.size, 3)
-        return self.form.read_all([self.root / str(self.paths[row]) for row in rows])
+            return self._cached.read_rows(rows).reshape(len(rows), self.form.size, self.form.size, 3)
+        return self.form.load_images([self.root / str(self.paths[row]) for row in rows])
 
 
-def as_is(batch: Any) -> Any:
+def return_batch(batch: Any) -> Any:
     """Return the batch unchanged, as the collate function of a DataLoader whose dataset returns whole batches."""
     return batch

@@ -27,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pylorus.data.content import Place, contents
-from pylorus.data.unreadable import UnreadableImageError, shown
-from pylorus.data.whole import check_whole
+from pylorus.data.content import ImageLocation, read_image_bytes
+from pylorus.data.unreadable import UnreadableImageError, format_path
+from pylorus.data.whole import check_container
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -41,9 +41,9 @@ GREYS = ("MONOCHROME1", "MONOCHROME2")
 PALETTE = "PALETTE COLOR"
 GROUP_DIGITS = 16
 
-_MARK = slice(128, 132)
+_SIGNATURE = slice(128, 132)
 _DEFLATED = (b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.4.95", b"1.2.840.10008.1.2.4.205")
-_MAY_FOLLOW = (
+_ALLOWED_TRAILERS = (
     b"\xfc\xff\xfc\xff",
     b"\xff\xfc\xff\xfc",
     b"\xfa\xff\xfa\xff",
@@ -54,7 +54,7 @@ _HEADER = slice(132, 4096)  # the file meta information, which names the transfe
 
 def is_dicom(content: bytes) -> bool:
     """Return whether a file has the DICOM prefix: `DICM` after a preamble of 128 arbitrary bytes."""
-    return content[_MARK] == b"DICM"
+    return content[_SIGNATURE] == b"DICM"
 
 
 def decode_dicom(content: bytes, *, most_pixels: int) -> NDArray[np.uint8]:
@@ -70,7 +70,7 @@ def decode_dicom(content: bytes, *, most_pixels: int) -> NDArray[np.uint8]:
     Raises:
         UnreadableImageError: If pydicom is missing, the kind of file is not supported, or it is damaged.
     """
-    dataset = _dataset(content)
+    dataset = _read_dataset(content)
     if "PixelData" not in dataset:
         raise UnreadableImageError("a DICOM file without pixel data, expected an image")
     _check_claims(dataset, most_pixels)
@@ -82,10 +82,10 @@ def decode_dicom(content: bytes, *, most_pixels: int) -> NDArray[np.uint8]:
         missing = "; ".join(decoder.missing_dependencies)
         raise UnreadableImageError(f"pydicom has no plugin that decodes {decoder.UID.name}; install one of: {missing}")
     pixels, properties = decoder.as_array(dataset, index=0, raw=True)
-    return _as_rgb(pixels, str(properties["photometric_interpretation"]), dataset)
+    return _convert_to_rgb(pixels, str(properties["photometric_interpretation"]), dataset)
 
 
-def patient_of(path: Place, *, salt: str = "") -> str | None:
+def read_patient_pseudonym(path: ImageLocation, *, salt: str = "") -> str | None:
     """Compute a pseudonym of the patient of a DICOM file, to group images by.
 
     The PatientID itself never leaves this function. The pseudonym is the start of the SHA-256 of salt,
@@ -103,13 +103,13 @@ def patient_of(path: Place, *, salt: str = "") -> str | None:
         UnreadableImageError: If the file can't be read or pydicom is missing; the message names the file.
     """
     try:
-        content = contents(path)
+        content = read_image_bytes(path)
         if not is_dicom(content):
             return None
-        dataset = _dataset(content, pixels=False)
+        dataset = _read_dataset(content, pixels=False)
         patient, issuer = (str(dataset.get(name) or "").strip() for name in ("PatientID", "IssuerOfPatientID"))
     except Exception as error:  # pydicom raises almost any exception on damaged files
-        raise UnreadableImageError(f"{shown(path)}: {error}") from error
+        raise UnreadableImageError(f"{format_path(path)}: {error}") from error
     if not patient:
         return None
     return hashlib.sha256("\0".join((salt, issuer, patient)).encode(errors="backslashreplace")).hexdigest()[
@@ -117,7 +117,7 @@ def patient_of(path: Place, *, salt: str = "") -> str | None:
     ]
 
 
-def _dataset(content: bytes, *, pixels: bool = True) -> "Dataset":
+def _read_dataset(content: bytes, *, pixels: bool = True) -> "Dataset":
     if importlib.util.find_spec("pydicom") is None:
         raise UnreadableImageError("a DICOM file, and pydicom is not installed: pip install 'pylorus[dicom]'")
     if any(syntax in content[_HEADER] for syntax in _DEFLATED):
@@ -157,7 +157,7 @@ def _check_pixel_data(dataset: "Dataset", content: bytes) -> None:
         if len(pixel_data) != expected_length + expected_length % 2:
             raise UnreadableImageError(f"damaged: {len(pixel_data)} bytes of pixel data, expected {expected_length}")
         trailing = content[int(dataset["PixelData"].file_tell or 0) + len(pixel_data) :]
-        if trailing and not trailing.startswith(_MAY_FOLLOW):
+        if trailing and not trailing.startswith(_ALLOWED_TRAILERS):
             raise UnreadableImageError(f"damaged: {len(trailing)} bytes after the pixel data")
         return
     if pixel_data[-8:-4] == b"\xfe\xff\xdd\xe0":
@@ -180,7 +180,7 @@ def _check_items(pixel_data: bytes) -> None:
 
 
 def _check_jpeg_frame(frame: bytes, expected_size: tuple[int, int]) -> None:
-    check_whole(frame)
+    check_container(frame)
     if frame.startswith(b"\xff\x4f") and b"\xff\xd9" not in frame[-3:]:
         raise UnreadableImageError("damaged: truncated: the end of the JPEG 2000 frame is missing")
     try:
@@ -194,9 +194,11 @@ def _check_jpeg_frame(frame: bytes, expected_size: tuple[int, int]) -> None:
         )
 
 
-def _as_rgb(pixels: Pixels, kind: str, dataset: "Dataset") -> NDArray[np.uint8]:
+def _convert_to_rgb(pixels: Pixels, kind: str, dataset: "Dataset") -> NDArray[np.uint8]:
     if kind in GREYS:
-        return np.repeat(_grey(pixels, dataset, inverted=kind == "MONOCHROME1")[:, :, None], 3, axis=2)
+        return np.repeat(
+            _convert_to_grey_levels(pixels, dataset, inverted=kind == "MONOCHROME1")[:, :, None], 3, axis=2
+        )
     if kind == PALETTE:
         from pydicom.pixels.processing import apply_color_lut
 
@@ -208,15 +210,15 @@ def _as_rgb(pixels: Pixels, kind: str, dataset: "Dataset") -> NDArray[np.uint8]:
     return (pixels >> (int(dataset.BitsStored) - 8)).astype(np.uint8)
 
 
-def _grey(pixels: Pixels, dataset: "Dataset", *, inverted: bool) -> NDArray[np.uint8]:
+def _convert_to_grey_levels(pixels: Pixels, dataset: "Dataset", *, inverted: bool) -> NDArray[np.uint8]:
     """Return grey levels of shape (height, width), mapped by a table over all values that the stored bits can hold."""
     for table in ("ModalityLUTSequence", "VOILUTSequence"):
         if dataset.get(table):
             raise UnreadableImageError(f"grey levels are defined by a {table}, expected rescale and window")
     bits = int(dataset.BitsStored)
     lowest = -(2 ** (bits - 1)) if dataset.PixelRepresentation else 0
-    slope, intercept = (_number(dataset.get(name)) for name in ("RescaleSlope", "RescaleIntercept"))
-    centre, width = (_number(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
+    slope, intercept = (_parse_number(dataset.get(name)) for name in ("RescaleSlope", "RescaleIntercept"))
+    centre, width = (_parse_number(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
     slope = 1.0 if slope is None else slope
     stored = np.arange(2**bits)
     if centre is None or width is None:
@@ -224,12 +226,12 @@ def _grey(pixels: Pixels, dataset: "Dataset", *, inverted: bool) -> NDArray[np.u
         inverted ^= slope < 0
     else:
         values = (stored + lowest) * slope + (intercept or 0.0)
-        levels = np.rint(_windowed(values, centre, width, str(dataset.get("VOILUTFunction") or "LINEAR")))
+        levels = np.rint(_apply_window(values, centre, width, str(dataset.get("VOILUTFunction") or "LINEAR")))
     gray_levels = (255 - levels if inverted else levels).astype(np.uint8)
     return gray_levels[np.clip(pixels, lowest, lowest + 2**bits - 1).astype(np.int32) - lowest]
 
 
-def _windowed(values: NDArray[np.float64], centre: float, width: float, function: str) -> NDArray[np.float64]:
+def _apply_window(values: NDArray[np.float64], centre: float, width: float, function: str) -> NDArray[np.float64]:
     """Map values to grey levels from 0 to 255 by a window; DICOM PS3.3, C.11.2.1.2."""
     if function == "LINEAR_EXACT" and width > 0:
         levels = ((values - centre) / width + 0.5) * 255
@@ -244,7 +246,7 @@ def _windowed(values: NDArray[np.float64], centre: float, width: float, function
     return np.clip(levels, 0.0, 255.0)
 
 
-def _number(value: object) -> float | None:
+def _parse_number(value: object) -> float | None:
     """Return the finite number of an element, the first one if it has several, or None if it is empty."""
     if value is None or value == "":
         return None

@@ -7,13 +7,13 @@ from numpy.typing import NDArray
 
 TOLERANCE = 0.02
 """Deviation of a class's share from the requested one above which large groups may be exchanged to correct it."""
-LARGE = 0.25
+LARGE_GROUP_SHARE = 0.25
 """A group with more than this share of the split's images of a class is large and is drawn before the others."""
-ALIKE = 1.5
+SIMILAR_SIZE_RATIO = 1.5
 """Groups up to this many times the size of a class's smallest groups are similar: none is too large to be drawn."""
 CANDIDATES = 64
 """Groups inside and outside the split that one correction step compares."""
-GROUPS = 0.1
+GROUP_WEIGHT = 0.1
 """Weight of the number of groups in the loss of the correction, relative to the images of a class."""
 
 
@@ -61,7 +61,7 @@ def draw_part(
     rng = np.random.RandomState(seed)  # same numbers in every version of NumPy
     order = rng.permutation(len(counts))
     drawn = np.empty(len(counts), dtype=np.bool_)
-    drawn[order] = _Draw(counts[order], share=share, later=later, rng=rng).draw()
+    drawn[order] = _SplitSampler(counts[order], share=share, later=later, rng=rng).draw_groups()
     return drawn[group]
 
 
@@ -75,7 +75,7 @@ def _count_images(labels: NDArray[np.int64], groups: NDArray[np.str_]) -> tuple[
     return counts[:, sorted(range(classes), key=lambda number: counts[:, number].tobytes())], group
 
 
-class _Draw:
+class _SplitSampler:
     """State of one draw.
 
     Attributes:
@@ -103,22 +103,22 @@ class _Draw:
         wanted = share * self.totals
         # If groups are excluded, the rest may not suffice for both splits: each gets its share of what there is.
         self.target = wanted * np.minimum(1, images / (wanted + later * (self.totals - wanted)))
-        self.large = self.eligible & (counts > LARGE * self.target).any(axis=1)
+        self.large = self.eligible & (counts > LARGE_GROUP_SHARE * self.target).any(axis=1)
         self.oversized = (counts > self.target + TOLERANCE * self.totals).any(axis=1)
-        self.probabilities = self._compute_chances(self.target / images)
+        self.probabilities = self._compute_probabilities(self.target / images)
 
-    def draw(self) -> NDArray[np.bool_]:
+    def draw_groups(self) -> NDArray[np.bool_]:
         """Return whether each group is in the split, of shape (groups,)."""
         drawn = self._draw_from(self.large, self.probabilities)
         small = self.eligible & ~self.large
         missing = np.maximum(0, self.target - self.counts[drawn].sum(axis=0))
         images = np.maximum(1, self.counts[small].sum(axis=0))
         drawn |= self._draw_from(small, self.counts @ np.minimum(1, missing / images) / self.sizes)
-        self._correct(drawn, small, slack=TOLERANCE / 4)
+        self._reduce_deviation(drawn, small, slack=TOLERANCE / 4)
         if self._is_uneven(drawn):
-            self._correct(drawn, self.eligible & ~self.oversized, slack=TOLERANCE)
-        if self._lacks_class(drawn):
-            self._correct(drawn, self.eligible, slack=1.0)
+            self._reduce_deviation(drawn, self.eligible & ~self.oversized, slack=TOLERANCE)
+        if self._has_missing_class(drawn):
+            self._reduce_deviation(drawn, self.eligible, slack=1.0)
         return drawn
 
     def _find_eligible(self, share: float) -> NDArray[np.bool_]:
@@ -126,10 +126,10 @@ class _Draw:
         eligible: NDArray[np.bool_] = small_enough & (2 * self.counts <= self.totals).all(axis=1)
         for images in self.counts.T:
             needed = np.partition(self.sizes[images > 0], self.left_out - 1)[self.left_out - 1]
-            eligible |= (images > 0) & (self.sizes <= ALIKE * needed)
+            eligible |= (images > 0) & (self.sizes <= SIMILAR_SIZE_RATIO * needed)
         return eligible
 
-    def _compute_chances(self, share: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _compute_probabilities(self, share: NDArray[np.float64]) -> NDArray[np.float64]:
         """Compute inclusion probabilities from the share of the eligible images of each class that is to be drawn."""
         probabilities: NDArray[np.float64] = self.counts @ share / self.sizes
         one_group = 1 / (self.counts[self.eligible] > 0).sum(axis=0)
@@ -150,7 +150,7 @@ class _Draw:
             drawn[block[_draw_pivotal(probabilities[block].tolist(), uniforms)]] = True
         return drawn
 
-    def _correct(self, drawn: NDArray[np.bool_], movable: NDArray[np.bool_], *, slack: float) -> None:
+    def _reduce_deviation(self, drawn: NDArray[np.bool_], movable: NDArray[np.bool_], *, slack: float) -> None:
         """Add, remove and exchange random groups in place until no class deviates by more than `slack`."""
         inside = self.counts[drawn]
         sums, members, groups = inside.sum(axis=0), (inside > 0).sum(axis=0), len(inside)
@@ -191,15 +191,17 @@ class _Draw:
         excess = np.maximum(0, np.abs(sums - self.target) / self.totals - np.maximum(slack, 0.5 / self.totals))
         lacking = np.maximum(0, 1 - members) + np.maximum(0, self.left_out - (self.members - members))
         group_deviation = np.abs(groups - self.probabilities[self.eligible].sum()) / len(self.sizes)
-        loss = (excess**2).sum(axis=-1) + GROUPS * np.maximum(0, group_deviation - max(slack, 1 / len(self.sizes))) ** 2
+        loss = (excess**2).sum(axis=-1) + GROUP_WEIGHT * np.maximum(
+            0, group_deviation - max(slack, 1 / len(self.sizes))
+        ) ** 2
         # Round, so that ties are ties on every machine.
         return np.asarray(np.round(loss + 1000.0 * lacking.sum(axis=-1), 12))
 
     def _is_uneven(self, drawn: NDArray[np.bool_]) -> bool:
         deviation = np.abs(self.counts[drawn].sum(axis=0) - self.target) / self.totals
-        return bool((deviation > TOLERANCE).any()) or self._lacks_class(drawn)
+        return bool((deviation > TOLERANCE).any()) or self._has_missing_class(drawn)
 
-    def _lacks_class(self, drawn: NDArray[np.bool_]) -> bool:
+    def _has_missing_class(self, drawn: NDArray[np.bool_]) -> bool:
         inside = (self.counts[drawn] > 0).sum(axis=0)
         return bool((inside < 1).any() or (self.members - inside < self.left_out).any())
 
@@ -214,10 +216,10 @@ def _draw_pivotal(probabilities: Sequence[float], uniforms: Sequence[float]) -> 
         probabilities: Inclusion probabilities, each in [0, 1].
         uniforms: As many uniform random numbers in [0, 1).
     """
-    return list(_pivot(probabilities, uniforms))
+    return list(_iter_pivotal(probabilities, uniforms))
 
 
-def _pivot(probabilities: Sequence[float], uniforms: Sequence[float]) -> Iterator[int]:
+def _iter_pivotal(probabilities: Sequence[float], uniforms: Sequence[float]) -> Iterator[int]:
     if not probabilities:
         return
     undecided, undecided_probability = 0, probabilities[0]

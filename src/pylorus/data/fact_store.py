@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from pylorus.data.fingerprint import SIDE
-from pylorus.files import whole
+from pylorus.files import write_atomically
 
 if TYPE_CHECKING:
     from pylorus.data.facts import Facts
@@ -63,21 +63,21 @@ class FactStore:
         self.folder = folder / version
         self._new: list[Facts] = []
 
-    def known(self) -> frozenset[bytes]:
+    def read_digests(self) -> frozenset[bytes]:
         """Return the SHA-256 digests, of 32 bytes, of all contents in the store."""
         digests: set[bytes] = set()
-        for part in self._parts():
-            table = _table(part, columns=["sha256"])
+        for part in self._list_parts():
+            table = _read_table(part, columns=["sha256"])
             if table is not None:
                 digests.update(table["sha256"].to_pylist())
         return frozenset(digests)
 
-    def rows(self, wanted: Container[str]) -> Iterator[dict[str, Any]]:
+    def iter_facts(self, wanted: Container[str]) -> Iterator[dict[str, Any]]:
         """Yield the facts of contents by their SHA-256 in hexadecimal digits; some may come twice, some not at all."""
-        for part in self._parts():
-            table = _table(part)
+        for part in self._list_parts():
+            table = _read_table(part)
             for batch in table.to_batches(max_chunksize=ROWS_AT_ONCE) if table is not None else ():
-                yield from (_plain(row) for row in batch.to_pylist() if row["sha256"].hex() in wanted)
+                yield from (_convert_row(row) for row in batch.to_pylist() if row["sha256"].hex() in wanted)
 
     def add(self, facts: "Sequence[Facts]") -> None:
         """Add facts of readable images; they are written once there are `PART_ROWS` of them or `close` is called."""
@@ -89,20 +89,20 @@ class FactStore:
         """Write what is new, and merge small parts if there are many."""
         if self._new:
             self._write()
-            self._join_small_parts()
+            self._merge_small_parts()
 
     def _write(self) -> None:
         columns: dict[str, list[Any]] = {name: [getattr(each, name) for each in self._new] for name in SCHEMA.names}
         for name in DIGESTS:
             columns[name] = [bytes.fromhex(value) for value in columns[name]]
-        self._keep(pa.table(columns, schema=SCHEMA))
+        self._save_table(pa.table(columns, schema=SCHEMA))
         self._new = []
 
-    def _keep(self, table: pa.Table) -> bool:
+    def _save_table(self, table: pa.Table) -> bool:
         try:
             for folder in (self.folder.parent.parent, self.folder.parent, self.folder):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with whole(self.folder / f"{secrets.token_hex(8)}.parquet") as temporary:
+            with write_atomically(self.folder / f"{secrets.token_hex(8)}.parquet") as temporary:
                 parquet.write_table(table, temporary, write_page_checksum=True, compression="zstd")
         except OSError as error:
             # On a full or read-only disk, later runs lose time and nothing else.
@@ -112,26 +112,26 @@ class FactStore:
             return False
         return True
 
-    def _join_small_parts(self) -> None:
+    def _merge_small_parts(self) -> None:
         """Merge the small parts if there are many: runs with few new images add one small file each."""
-        digests = {part: _table(part, columns=["sha256"]) for part in self._parts()}
+        digests = {part: _read_table(part, columns=["sha256"]) for part in self._list_parts()}
         small_parts = [part for part, table in digests.items() if table is not None and len(table) < SMALL_ROWS]
         if len(small_parts) <= MOST_SMALL:
             return
-        small_tables = [(part, table) for part in small_parts if (table := _table(part)) is not None]
-        if self._keep(pa.concat_tables([table for _, table in small_tables])):
+        small_tables = [(part, table) for part in small_parts if (table := _read_table(part)) is not None]
+        if self._save_table(pa.concat_tables([table for _, table in small_tables])):
             for part, _ in small_tables:
                 with suppress(OSError):
                     part.unlink()
 
-    def _parts(self) -> list[Path]:
+    def _list_parts(self) -> list[Path]:
         try:
             return sorted(path for path in self.folder.glob("*.parquet") if not path.name.startswith("."))
         except OSError:
             return []
 
 
-def _table(part: Path, *, columns: list[str] | None = None) -> pa.Table | None:
+def _read_table(part: Path, *, columns: list[str] | None = None) -> pa.Table | None:
     """Read a part, or some of its columns; return None if it is missing, damaged or has another schema."""
     try:
         # Open the file here: pyarrow would interpret a folder's name as a partition.
@@ -146,5 +146,5 @@ def _table(part: Path, *, columns: list[str] | None = None) -> pa.Table | None:
     return table if table.schema.equals(expected_schema) else None
 
 
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
+def _convert_row(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value.hex() if name in DIGESTS else value for name, value in row.items()}

@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pylorus.data.content import Root, contents
+from pylorus.data.content import Root, read_image_bytes
 from pylorus.data.fact_store import FactStore
-from pylorus.data.fingerprint import SIDE, thumbnail
-from pylorus.data.image import POLICY_VERSION, UnreadableImageError, decode
-from pylorus.data.look import look_at
-from pylorus.data.metadata import metadata_of
+from pylorus.data.fingerprint import SIDE, compute_thumbnail
+from pylorus.data.image import POLICY_VERSION, UnreadableImageError, decode_image
+from pylorus.data.look import measure_image
+from pylorus.data.metadata import read_metadata
 
 VERSION = 1
 """Increment when the same file would give other facts."""
@@ -121,22 +121,22 @@ class FactTable(Sequence[Facts]):
         if facts.thumbnail:
             self.thumbnails[index] = np.frombuffer(facts.thumbnail, dtype=np.uint8).reshape(SIDE, SIDE)
 
-    def column(self, name: str) -> Any:
+    def get_column(self, name: str) -> Any:
         """Return one attribute of all files: a list of str, or an array of numbers of shape (files,)."""
         return self._columns[name]
 
 
-def column_of(facts: Sequence[Facts], name: str) -> Any:
+def extract_fact_column(facts: Sequence[Facts], name: str) -> Any:
     """Return one attribute of all files: a list of str, or an array of numbers of shape (files,)."""
     if isinstance(facts, FactTable):
-        return facts.column(name)
+        return facts.get_column(name)
     values = [getattr(each, name) for each in facts]
     return values if all(isinstance(value, str) for value in values) else np.array(values)
 
 
-def examine(content: bytes) -> Facts:
+def compute_facts(content: bytes) -> Facts:
     """Compute the facts of a file's content; if it can't be decoded, `problem` says why and there are no measures."""
-    sha256, metadata = hashlib.sha256(content).hexdigest(), metadata_of(content)
+    sha256, metadata = hashlib.sha256(content).hexdigest(), read_metadata(content)
     facts = Facts(
         sha256,
         format=metadata.format,
@@ -145,7 +145,7 @@ def examine(content: bytes) -> Facts:
         personal=", ".join(metadata.personal),
     )
     try:
-        image = decode(content)
+        image = decode_image(content)
     except UnreadableImageError as error:
         return dataclasses.replace(facts, problem=str(error))
     height, width = image.shape[:2]
@@ -157,12 +157,12 @@ def examine(content: bytes) -> Facts:
         width=width,
         height=height,
         pixels=pixel_hash.hexdigest(),
-        thumbnail=thumbnail(grey).tobytes(),
-        **dataclasses.asdict(look_at(grey)),
+        thumbnail=compute_thumbnail(grey).tobytes(),
+        **dataclasses.asdict(measure_image(grey)),
     )
 
 
-def facts_of(
+def load_or_compute_facts(
     root: Root, paths: Sequence[str], *, store: Path | None, digests: Sequence[str] | None = None
 ) -> FactTable:
     """Return the facts of files, in their order.
@@ -177,20 +177,20 @@ def facts_of(
     """
     table = FactTable(len(paths))
     cache = FactStore(store, version=f"{VERSION}-{POLICY_VERSION}") if store is not None else None
-    cached = cache.known() if cache is not None else frozenset()
-    pending = _read(root, paths, range(len(paths)), table, cache, cached, digests)
+    cached = cache.read_digests() if cache is not None else frozenset()
+    pending = _read_new_files(root, paths, range(len(paths)), table, cache, cached, digests)
     if cache is not None and pending:
-        for row in cache.rows(pending):
+        for row in cache.iter_facts(pending):
             facts = Facts(**row)
             for index in pending.pop(facts.sha256, ()):
                 table.put(index, facts)
         # Compute again what another process deleted or damaged meanwhile.
         missing = [index for indices in pending.values() for index in indices]
-        _read(root, paths, missing, table, cache, frozenset())
+        _read_new_files(root, paths, missing, table, cache, frozenset())
     return table
 
 
-def thumbnails_of(facts: Sequence[Facts], indices: Sequence[int] | None = None) -> NDArray[np.uint8]:
+def extract_thumbnails(facts: Sequence[Facts], indices: Sequence[int] | None = None) -> NDArray[np.uint8]:
     """Return the thumbnails of readable images, of shape (images, SIDE, SIDE).
 
     Args:
@@ -205,7 +205,7 @@ def thumbnails_of(facts: Sequence[Facts], indices: Sequence[int] | None = None) 
     return np.frombuffer(joined, dtype=np.uint8).reshape(-1, SIDE, SIDE)
 
 
-def _read(
+def _read_new_files(
     root: Root,
     paths: Sequence[str],
     indices: Sequence[int],
@@ -229,15 +229,15 @@ def _read(
         Indices of the files whose facts are in the cache, by the SHA-256 of their content.
     """
 
-    def of(index: int) -> Facts | str:
+    def compute_one(index: int) -> Facts | str:
         if digests is not None and bytes.fromhex(digests[index]) in cached:
             return digests[index]
         try:
-            content = contents(root / paths[index])
+            content = read_image_bytes(root / paths[index])
         except UnreadableImageError as error:
             return Facts("", problem=str(error))
         digest = hashlib.sha256(content)
-        return digest.hexdigest() if digest.digest() in cached else examine(content)
+        return digest.hexdigest() if digest.digest() in cached else compute_facts(content)
 
     pending: dict[str, list[int]] = {}
     quiet = not sys.stderr.isatty() or not len(indices)
@@ -248,7 +248,7 @@ def _read(
         for start in range(0, len(indices), BLOCK):
             block = indices[start : start + BLOCK]
             fresh: dict[str, Facts] = {}
-            for index, facts in zip(block, pool.map(of, block), strict=True):
+            for index, facts in zip(block, pool.map(compute_one, block), strict=True):
                 if isinstance(facts, str):
                     pending.setdefault(facts, []).append(index)
                     continue

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.data.field_edge import PAD, WORKING_SIDE, WorkingCopy, find_edge, working_copy
+from pylorus.data.field_edge import PAD, WORKING_SIDE, WorkingCopy, create_working_copy, find_edge
 from pylorus.data.field_fit import fit_shape
 from pylorus.data.field_shape import Disc, Shape
 from pylorus.data.image import RGB
@@ -70,21 +70,29 @@ def find_field(image: RGB) -> FieldOfView:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image is {image.dtype} of shape {image.shape}; expected uint8 of shape (height, width, 3).")
     if min(image.shape[:2]) < MIN_SIDE:
-        return _whole(image, f"no field of view found: a side is shorter than {MIN_SIDE} pixels; not cropped")
-    copy = working_copy(image)
+        return _build_full_field(
+            image, f"no field of view found: a side is shorter than {MIN_SIDE} pixels; not cropped"
+        )
+    copy = create_working_copy(image)
     if copy is None:
-        return _whole(image, "no dark background at the edge of the frame: the field of view is the whole frame")
+        return _build_full_field(
+            image, "no dark background at the edge of the frame: the field of view is the whole frame"
+        )
     edge = find_edge(copy)
     if edge is None or len(edge.points) < MIN_POINTS:
-        return _whole(image, "no field of view found: no sharp edge between field and dark background; not cropped")
+        return _build_full_field(
+            image, "no field of view found: no sharp edge between field and dark background; not cropped"
+        )
     shape, points_on_shape = fit_shape(edge.points, centre=edge.centre)
     support = points_on_shape / len(edge.points)
     if support < MIN_SUPPORT:
-        return _whole(image, f"no field of view found: no shape fits the edge (at best {support:.0%}); not cropped")
-    objection = _doubt(copy, shape)
+        return _build_full_field(
+            image, f"no field of view found: no shape fits the edge (at best {support:.0%}); not cropped"
+        )
+    objection = _find_objection(copy, shape)
     if objection is not None:
-        return _whole(image, f"{objection}; not cropped", support=support)
-    return _in_frame(image, shape, support)
+        return _build_full_field(image, f"{objection}; not cropped", support=support)
+    return _scale_to_frame(image, shape, support)
 
 
 def crop_to_field(image: RGB) -> RGB:
@@ -111,15 +119,15 @@ def crop_to_field(image: RGB) -> RGB:
     return np.asarray(cv2.bitwise_and(cropped, cropped, mask=field.mask.view(np.uint8)))
 
 
-def _whole(image: RGB, reason: str, *, support: float = 0.0) -> FieldOfView:
+def _build_full_field(image: RGB, reason: str, *, support: float = 0.0) -> FieldOfView:
     height, width = image.shape[:2]
     return FieldOfView((0, 0, width, height), "full", None, support, reason)
 
 
-def _doubt(copy: WorkingCopy, shape: Shape) -> str | None:
+def _find_objection(copy: WorkingCopy, shape: Shape) -> str | None:
     """Return what speaks against a shape as the field; None if nothing does."""
     height, width = copy.grey.shape[0] - 2 * PAD, copy.grey.shape[1] - 2 * PAD
-    inside = _drawn(shape, scale=(1.0, 1.0), size=(width, height))
+    inside = _draw_mask(shape, scale=(1.0, 1.0), size=(width, height))
     area = np.count_nonzero(inside) / inside.size
     if area < MIN_AREA:
         return f"no field of view found: the best shape covers only {area:.0%} of the frame"
@@ -133,12 +141,12 @@ def _doubt(copy: WorkingCopy, shape: Shape) -> str | None:
     return None
 
 
-def _in_frame(image: RGB, shape: Shape, support: float) -> FieldOfView:
+def _scale_to_frame(image: RGB, shape: Shape, support: float) -> FieldOfView:
     """Convert a shape from pixels of the working copy to a field of view in pixels of the frame."""
     height, width = image.shape[:2]
     scale = min(1.0, WORKING_SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    mask = _drawn(shape, scale=(width / size[0], height / size[1]), size=(width, height))
+    mask = _draw_mask(shape, scale=(width / size[0], height / size[1]), size=(width, height))
     rows, columns = np.asarray(mask.any(axis=1)), np.asarray(mask.any(axis=0))
     top, bottom = int(np.argmax(rows)), height - int(np.argmax(rows[::-1]))
     left, right = int(np.argmax(columns)), width - int(np.argmax(columns[::-1]))
@@ -147,13 +155,13 @@ def _in_frame(image: RGB, shape: Shape, support: float) -> FieldOfView:
     return FieldOfView((left, top, right, bottom), shape.name, None if box_mask.all() else box_mask, support, reason)
 
 
-def _drawn(shape: Shape, *, scale: tuple[float, float], size: tuple[int, int]) -> NDArray[np.bool_]:
+def _draw_mask(shape: Shape, *, scale: tuple[float, float], size: tuple[int, int]) -> NDArray[np.bool_]:
     """Rasterize a shape, scaled by (x, y) `scale`, to a mask of a frame of `size` (width, height)."""
     import cv2
 
     width, height = size
     mask = np.zeros((height, width), dtype=np.uint8)
-    corners = np.round((shape.polygon() * scale - 0.5) * 2**_SHIFT).astype(np.int32)
+    corners = np.round((shape.get_polygon() * scale - 0.5) * 2**_SHIFT).astype(np.int32)
     cv2.fillConvexPoly(mask, corners, 1, lineType=cv2.LINE_8, shift=_SHIFT)
     if isinstance(shape, Disc):
         box = np.clip(np.array(shape.box), -1e6, 1e6) * np.tile(scale, 2)

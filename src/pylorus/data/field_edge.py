@@ -60,7 +60,7 @@ class Edge:
     bright: Mask
 
 
-def working_copy(image: RGB) -> WorkingCopy | None:
+def create_working_copy(image: RGB) -> WorkingCopy | None:
     """Create the working copy of a frame; None if its rim is nowhere dark, so that no background surrounds a field.
 
     Args:
@@ -75,7 +75,7 @@ def working_copy(image: RGB) -> WorkingCopy | None:
     small = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR) if scale < 1 else np.ascontiguousarray(image)
     red, green, blue = cv2.split(small)
     grey = np.asarray(cv2.medianBlur(cv2.max(red, cv2.max(green, blue)), 3), dtype=np.uint8)
-    rim = _rim(grey)
+    rim = _extract_rim(grey)
     dark = rim[rim < np.percentile(rim, 1) + MAX_BACKGROUND_RANGE]
     background, high = np.percentile(dark, [50, 84])
     if background > MAX_BACKGROUND:
@@ -87,24 +87,24 @@ def working_copy(image: RGB) -> WorkingCopy | None:
 
 def find_edge(copy: WorkingCopy) -> Edge | None:
     """Find the sharp edge of the largest bright region; None if no bright region is larger than text."""
-    bright = _largest_bright_part(copy)
+    bright = _find_largest_bright_region(copy)
     if bright is None:
         return None
     rows, columns = (np.flatnonzero(bright.any(axis=axis)) for axis in (1, 0))
     centre = np.array([0.5 * (columns[0] + columns[-1]), 0.5 * (rows[0] + rows[-1])], dtype=np.float32)
     angles = np.arange(RAYS, dtype=np.float32) * np.float32(2 * np.pi / RAYS)
     directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    last_bright = _last_bright(bright, centre, directions)
+    last_bright = _find_last_bright(bright, centre, directions)
     offsets = np.arange(-REACH, REACH + 1, dtype=np.float32)
-    profiles = _sample(copy.grey, centre, directions, last_bright[:, None] + offsets)
-    sharp, shift = _half_level(profiles, copy.threshold)
+    profiles = _sample_rays(copy.grey, centre, directions, last_bright[:, None] + offsets)
+    sharp, shift = _find_half_level(profiles, copy.threshold)
     distance = last_bright + shift
     points = centre + directions * distance[:, None] + 0.5 - PAD
     start = float(centre[0]) + 0.5 - PAD, float(centre[1]) + 0.5 - PAD
     return Edge(np.asarray(points[sharp], dtype=np.float64), start, bright)
 
 
-def _rim(grey: Grey) -> Grey:
+def _extract_rim(grey: Grey) -> Grey:
     """Return the pixels along the four sides as a flat array."""
     width = max(2, round(0.03 * min(grey.shape)))
     between = grey[width:-width]
@@ -112,7 +112,7 @@ def _rim(grey: Grey) -> Grey:
     return np.concatenate([strip.ravel() for strip in strips])
 
 
-def _largest_bright_part(copy: WorkingCopy) -> Mask | None:
+def _find_largest_bright_region(copy: WorkingCopy) -> Mask | None:
     import cv2
 
     bright = (copy.grey > copy.threshold).astype(np.uint8)
@@ -126,7 +126,7 @@ def _largest_bright_part(copy: WorkingCopy) -> Mask | None:
     return np.asarray(labels == 1 + int(np.argmax(statistics[1:, cv2.CC_STAT_AREA])))
 
 
-def _last_bright(bright: Mask, centre: Plane, directions: Plane) -> Plane:
+def _find_last_bright(bright: Mask, centre: Plane, directions: Plane) -> Plane:
     """Return the distance from the centre to the last bright pixel of each ray."""
     import cv2
 
@@ -137,7 +137,7 @@ def _last_bright(bright: Mask, centre: Plane, directions: Plane) -> Plane:
     return np.asarray(reach[-1] - np.argmax(samples[:, ::-1], axis=1), dtype=np.float32)
 
 
-def _sample(grey: Grey, centre: Plane, directions: Plane, distances: Plane) -> Plane:
+def _sample_rays(grey: Grey, centre: Plane, directions: Plane, distances: Plane) -> Plane:
     """Sample grey levels at the given distances from the centre on each ray; shape (rays, distances)."""
     import cv2
 
@@ -146,7 +146,7 @@ def _sample(grey: Grey, centre: Plane, directions: Plane, distances: Plane) -> P
     return np.asarray(cv2.remap(grey, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.float32)
 
 
-def _half_level(profiles: Plane, threshold: float) -> tuple[Mask, Plane]:
+def _find_half_level(profiles: Plane, threshold: float) -> tuple[Mask, Plane]:
     """Find which profiles fall sharply to the background, and where.
 
     Returns:

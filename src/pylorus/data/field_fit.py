@@ -8,7 +8,17 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.data.field_shape import Box, Corner, CutBox, Disc, Points, RoundedBox, Shape, box_distance, from_corner
+from pylorus.data.field_shape import (
+    Box,
+    ChamferedBox,
+    Corner,
+    Disc,
+    Points,
+    RoundedBox,
+    Shape,
+    compute_box_distance,
+    transform_to_corner,
+)
 
 TOLERANCE = 1.3
 """Tolerance in pixels: a point this close to a shape's border lies on it."""
@@ -31,39 +41,39 @@ def fit_shape(points: Points, *, centre: tuple[float, float]) -> tuple[Shape, in
     Returns:
         The shape, and the number of points on its border.
     """
-    boxes = _boxes(points, centre)
-    disc = _disc(points, boxes[0])
-    shapes: list[Shape] = [fit(points, box) for box in boxes for fit in (_cut_box, _rounded_box)]
-    counts = [_passes(shape, points) for shape in shapes]
+    boxes = _find_boxes(points, centre)
+    disc = _fit_disc(points, boxes[0])
+    shapes: list[Shape] = [fit(points, box) for box in boxes for fit in (_fit_cut_box, _fit_rounded_box)]
+    counts = [_count_border_points(shape, points) for shape in shapes]
     best = int(np.argmax(counts))
     if disc is not None:
         # A box with wide corners is nearly a disc; a disc that is cut on all sides is nearly a box.
         penalty = 0.98 if np.isinf(disc.box).sum() >= 2 else 1.0
-        if _passes(disc, points) > penalty * counts[best]:
-            return disc, _passes(disc, points)
+        if _count_border_points(disc, points) > penalty * counts[best]:
+            return disc, _count_border_points(disc, points)
     return shapes[best], counts[best]
 
 
-def _passes(shape: Shape, points: Points) -> int:
-    return int(np.count_nonzero(np.abs(shape.distance(points)) < TOLERANCE))
+def _count_border_points(shape: Shape, points: Points) -> int:
+    return int(np.count_nonzero(np.abs(shape.compute_distance(points)) < TOLERANCE))
 
 
-def _boxes(points: Points, centre: tuple[float, float]) -> list[Box]:
+def _find_boxes(points: Points, centre: tuple[float, float]) -> list[Box]:
     """Propose boxes of straight lines through many points: first the likeliest, then variants with one other side."""
     offsets = points - centre
     half = np.maximum(np.percentile(np.abs(offsets), 90, axis=0), 1)
     across, down = (offsets / half).T
     sideways = np.abs(across) >= np.abs(down)
     sectors = (sideways & (across < 0), ~sideways & (down < 0), sideways & (across > 0), ~sideways & (down > 0))
-    sides = [_lines(points[sector, side % 2]) for side, sector in enumerate(sectors)]
+    sides = [_find_side_lines(points[sector, side % 2]) for side, sector in enumerate(sectors)]
     low, high = points.min(axis=0), points.max(axis=0)
     likely = [side[0] if side else float(bound) for side, bound in zip(sides, (*low, *high), strict=True)]
     box = likely[0], likely[1], likely[2], likely[3]
-    variants = [_with_side(box, side, position) for side, lines in enumerate(sides) for position in lines[1:]]
+    variants = [_replace_side(box, side, position) for side, lines in enumerate(sides) for position in lines[1:]]
     return [box, *variants]
 
 
-def _lines(values: NDArray[np.floating]) -> list[float]:
+def _find_side_lines(values: NDArray[np.floating]) -> list[float]:
     """Return the coordinate that most points of a side share, then a second one that has at least a third as many."""
     if not len(values):
         return []
@@ -77,35 +87,35 @@ def _lines(values: NDArray[np.floating]) -> list[float]:
     return [float(np.median(values[np.abs(values - centre) <= TOLERANCE])) for centre in centres]
 
 
-def _cut_box(points: Points, box: Box) -> CutBox:
+def _fit_cut_box(points: Points, box: Box) -> ChamferedBox:
     """Fit the box's cut corners: those that the points show; a hidden corner is cut like its neighbours."""
     size = np.array([box[2] - box[0], box[3] - box[1]])
     if size.min() < 4 * TOLERANCE:
-        return CutBox(box)
-    lines = [_cut_corner(from_corner(points, box, index), size) for index in range(4)]
+        return ChamferedBox(box)
+    lines = [_fit_corner(transform_to_corner(points, box, index), size) for index in range(4)]
     corners = [line[0] if line is not None and line[1] >= MIN_AGREEMENT else None for line in lines]
     largest = max((corner for corner in corners if corner is not None), default=(0.0, 0.0))
     for index, corner in enumerate(corners):
-        if corner is None and _is_square(from_corner(points, box, index), largest):
+        if corner is None and _is_right_angle(transform_to_corner(points, box, index), largest):
             corners[index] = (0.0, 0.0)
     # For a corner hidden by text or an inset: fields may be cut only at the left or right, not only at the top.
     for index in [index for index, corner in enumerate(corners) if corner is None]:
         line, neighbours = lines[index], (corners[3 - index], corners[index ^ 1], corners[index ^ 2])
         corners[index] = next((other for other in neighbours if other is not None), None if line is None else line[0])
-    cut = _with_corners(box, corners)
+    cut = _build_cut_box(box, corners)
     for index in range(4):  # a reflection in the lumen may look like a cut although points lie on the sides
-        square = _with_corners(box, [None if other == index else corner for other, corner in enumerate(corners)])
-        if _passes(square, points) > _passes(cut, points) + MIN_CORNER_POINTS:
+        square = _build_cut_box(box, [None if other == index else corner for other, corner in enumerate(corners)])
+        if _count_border_points(square, points) > _count_border_points(cut, points) + MIN_CORNER_POINTS:
             cut, corners[index] = square, None
     return cut
 
 
-def _with_corners(box: Box, corners: list[Corner | None]) -> CutBox:
+def _build_cut_box(box: Box, corners: list[Corner | None]) -> ChamferedBox:
     top_left, top_right, bottom_right, bottom_left = (corner or (0.0, 0.0) for corner in corners)
-    return CutBox(box, (top_left, top_right, bottom_right, bottom_left))
+    return ChamferedBox(box, (top_left, top_right, bottom_right, bottom_left))
 
 
-def _is_square(points: Points, corner: Corner) -> bool:
+def _is_right_angle(points: Points, corner: Corner) -> bool:
     """Whether the points lie on the box's own sides where a corner of the given size would have been cut off."""
     if corner == (0.0, 0.0):
         return True
@@ -114,11 +124,11 @@ def _is_square(points: Points, corner: Corner) -> bool:
     return on_sides >= max(MIN_CORNER_POINTS, MIN_AGREEMENT * len(within))
 
 
-def _cut_corner(points: Points, size: NDArray[np.floating]) -> tuple[Corner, float] | None:
+def _fit_corner(points: Points, size: NDArray[np.floating]) -> tuple[Corner, float] | None:
     """Fit the slanted line through most points near a corner.
 
     Args:
-        points: In coordinates of the corner, see `from_corner`.
+        points: In coordinates of the corner, see `transform_to_corner`.
         size: Width and height of the box.
 
     Returns:
@@ -144,11 +154,11 @@ def _cut_corner(points: Points, size: NDArray[np.floating]) -> tuple[Corner, flo
     if counts[best] < MIN_CORNER_POINTS:
         return None
     on_line = near[errors[best] < TOLERANCE]
-    corner = _line(on_line) or (float(level[best] / slope[best]), float(level[best]))
+    corner = _fit_line(on_line) or (float(level[best] / slope[best]), float(level[best]))
     return corner, len(on_line) / len(near)
 
 
-def _line(points: Points) -> Corner | None:
+def _fit_line(points: Points) -> Corner | None:
     """Fit a line by total least squares and return its intercepts with the axes; None if one is not positive."""
     centre = points.mean(axis=0)
     normal = np.linalg.svd(points - centre, full_matrices=False)[2][1]
@@ -158,7 +168,7 @@ def _line(points: Points) -> Corner | None:
     return (float(across), float(down)) if across > 0 and down > 0 else None
 
 
-def _rounded_box(points: Points, box: Box) -> RoundedBox:
+def _fit_rounded_box(points: Points, box: Box) -> RoundedBox:
     """Fit the corner radius with which the box passes through most points."""
     low, high = np.array(box[:2]), np.array(box[2:])
     radii = np.linspace(0.02, 0.5, 49) * float((high - low).min())
@@ -171,28 +181,32 @@ def _rounded_box(points: Points, box: Box) -> RoundedBox:
     return RoundedBox(box, float(radii[best]))
 
 
-def _disc(points: Points, sides: Box) -> Disc | None:
+def _fit_disc(points: Points, sides: Box) -> Disc | None:
     """Fit the circle through most points, cut by those straight sides that lie inside it and are visible."""
     # If a disc is cut on all sides, few points lie on its arc and many on straight sides.
-    on_arc = points[box_distance(points, sides) < -TOLERANCE]
-    circle = _circles(on_arc if len(on_arc) >= MIN_SIDE_POINTS else points)
+    on_arc = points[compute_box_distance(points, sides) < -TOLERANCE]
+    circle = _find_circle(on_arc if len(on_arc) >= MIN_SIDE_POINTS else points)
     if circle is None:
         return None
-    disc = _adjusted(circle, points)
+    disc = _fit_ellipse(circle, points)
     for side, position in enumerate(sides):
-        cut_disc = replace(disc, box=_with_side(disc.box, side, position))
-        on_side = (np.abs(points[:, side % 2] - position) < TOLERANCE) & (disc.arc_distance(points) < -TOLERANCE)
-        if np.count_nonzero(on_side) >= MIN_SIDE_POINTS and _passes(cut_disc, points) > _passes(disc, points):
+        cut_disc = replace(disc, box=_replace_side(disc.box, side, position))
+        on_side = (np.abs(points[:, side % 2] - position) < TOLERANCE) & (
+            disc.compute_arc_distance(points) < -TOLERANCE
+        )
+        if np.count_nonzero(on_side) >= MIN_SIDE_POINTS and _count_border_points(
+            cut_disc, points
+        ) > _count_border_points(disc, points):
             disc = cut_disc
     return disc
 
 
-def _with_side(box: Box, side: int, position: float) -> Box:
+def _replace_side(box: Box, side: int, position: float) -> Box:
     left, top, right, bottom = (position if index == side else old for index, old in enumerate(box))
     return left, top, right, bottom
 
 
-def _circles(points: Points) -> Disc | None:
+def _find_circle(points: Points) -> Disc | None:
     """Find the circle through most points among circles through three random points each."""
     generator = np.random.default_rng(0)  # fixed, so that the result is deterministic
     picks = generator.integers(0, len(points), (PROPOSALS, 3))
@@ -217,13 +231,13 @@ def _circles(points: Points) -> Disc | None:
     return Disc(unbounded, (float(centre[0]), float(centre[1])), (radius, radius))
 
 
-def _adjusted(disc: Disc, points: Points) -> Disc:
+def _fit_ellipse(disc: Disc, points: Points) -> Disc:
     """Refine a circle to the axis-aligned ellipse of least squares through the points on it.
 
     The axes may differ by up to 4 %; otherwise a circle is fitted.
     """
     for _ in range(4):
-        x, y = (points[np.abs(disc.arc_distance(points)) < 1.5 * TOLERANCE] - disc.centre).T
+        x, y = (points[np.abs(disc.compute_arc_distance(points)) < 1.5 * TOLERANCE] - disc.centre).T
         if len(x) < MIN_SIDE_POINTS:
             return disc
         scale = np.mean(disc.radii)

@@ -33,10 +33,10 @@ class Shape(Protocol):
     def name(self) -> str:
         """A description for the audit."""
 
-    def distance(self, points: Points) -> Distances:
+    def compute_distance(self, points: Points) -> Distances:
         """Compute the signed distance of each point from the border, negative inside."""
 
-    def polygon(self) -> Points:
+    def get_polygon(self) -> Points:
         """Return the convex border before the box cuts it."""
 
 
@@ -51,31 +51,31 @@ class Disc:
     @property
     def name(self) -> str:
         """`round`, and the sides that are cut."""
-        inner = self.inner_box()
+        inner = self.get_inner_box()
         cut_sides = [side for side, own, bound in zip(_SIDES, self.box, inner, strict=True) if own == bound]
         return f"round, cut {' and '.join(cut_sides)}" if cut_sides else "round"
 
-    def inner_box(self) -> Box:
+    def get_inner_box(self) -> Box:
         """Return the bounding box of the disc inside its box."""
         (x, y), (a, b), (left, top, right, bottom) = self.centre, self.radii, self.box
         return max(left, x - a), max(top, y - b), min(right, x + a), min(bottom, y + b)
 
-    def distance(self, points: Points) -> Distances:
+    def compute_distance(self, points: Points) -> Distances:
         """Compute the signed distance of each point; approximate for the ellipse."""
-        return np.maximum(self.arc_distance(points), box_distance(points, self.box))
+        return np.maximum(self.compute_arc_distance(points), compute_box_distance(points, self.box))
 
-    def arc_distance(self, points: Points) -> Distances:
+    def compute_arc_distance(self, points: Points) -> Distances:
         """Compute the signed distance of each point from the ellipse, ignoring the box."""
         relative_radius = np.hypot(*((points - self.centre) / self.radii).T)
         return np.asarray((relative_radius - 1) * np.mean(self.radii))
 
-    def polygon(self) -> Points:
+    def get_polygon(self) -> Points:
         """Return the ellipse as 256 points."""
         return np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1) * self.radii + self.centre
 
 
 @dataclass(frozen=True)
-class CutBox:
+class ChamferedBox:
     """A box whose corners may be cut off: top left, top right, bottom right, bottom left.
 
     A corner is given by the lengths that it removes from the horizontal and the vertical side; (0, 0) is a right angle.
@@ -90,17 +90,17 @@ class CutBox:
         cut = sum(corner != (0, 0) for corner in self.corners)
         return {0: "rectangle", 4: "octagon"}.get(cut, f"rectangle, {cut} corners cut")
 
-    def distance(self, points: Points) -> Distances:
+    def compute_distance(self, points: Points) -> Distances:
         """Compute the signed distance of each point; beyond a corner it is that to the nearer side's line."""
-        distance = box_distance(points, self.box)
+        distance = compute_box_distance(points, self.box)
         for index, (width, height) in enumerate(self.corners):
             if width > 0 and height > 0:
-                across, down = from_corner(points, self.box, index).T
+                across, down = transform_to_corner(points, self.box, index).T
                 beyond = (1 - across / width - down / height) / np.hypot(1 / width, 1 / height)
                 distance = np.maximum(distance, beyond)
         return distance
 
-    def polygon(self) -> Points:
+    def get_polygon(self) -> Points:
         """Return its eight corners; two of them coincide where no corner is cut."""
         left, top, right, bottom = self.box
         (aw, ah), (bw, bh), (cw, ch), (dw, dh) = self.corners
@@ -123,7 +123,7 @@ class RoundedBox:
         """Always `rounded rectangle`."""
         return "rounded rectangle"
 
-    def distance(self, points: Points) -> Distances:
+    def compute_distance(self, points: Points) -> Distances:
         """Compute the signed distance of each point."""
         left, top, right, bottom = self.box
         centre, half = np.array([left + right, top + bottom]) / 2, np.array([right - left, bottom - top]) / 2
@@ -131,7 +131,7 @@ class RoundedBox:
         outside = np.hypot(*np.maximum(over, 0).T)
         return np.asarray(outside + np.minimum(over.max(axis=1), 0) - self.radius)
 
-    def polygon(self) -> Points:
+    def get_polygon(self) -> Points:
         """Return its four arcs as 256 points."""
         left, top, right, bottom = self.box
         centre, half = np.array([left + right, top + bottom]) / 2, np.array([right - left, bottom - top]) / 2
@@ -140,7 +140,7 @@ class RoundedBox:
         return np.asarray(circle * self.radius + np.where(circle >= 0, inner, -inner) + centre)
 
 
-def box_distance(points: Points, box: Box) -> Distances:
+def compute_box_distance(points: Points, box: Box) -> Distances:
     """Compute the signed distance of each point from the nearest line through a side of the box, negative inside."""
     left, top, right, bottom = box
     x, y = points.T
@@ -148,7 +148,7 @@ def box_distance(points: Points, box: Box) -> Distances:
     return distance
 
 
-def from_corner(points: Points, box: Box, index: int) -> Points:
+def transform_to_corner(points: Points, box: Box, index: int) -> Points:
     """Convert points to distances from a corner of a box: inwards across and down; 0 to 3 clockwise from top left."""
     left, top, right, bottom = box
     x, y = points.T

@@ -17,7 +17,7 @@ BLACK, SEEN = 10.0, 34.0
 """Grey levels up to which a pixel has weight 0, and from which it has weight 1."""
 BLOCK = 8192
 """Thumbnails that are processed at once."""
-POSITIONS = (
+ORIENTATIONS = (
     "as it is",
     "rotated by 90°",
     "rotated by 180°",
@@ -27,24 +27,24 @@ POSITIONS = (
     "mirrored and rotated by 180°",
     "mirrored and rotated by 270°",
 )
-"""Names of the eight orientations, in the order of `turned`."""
+"""Names of the eight orientations, in the order of `transform_thumbnails`."""
 
 Thumbnails = NDArray[np.uint8]
 """Grey thumbnails of shape (images, SIDE, SIDE)."""
 
 
-def thumbnail(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def compute_thumbnail(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Resize a grey image of shape (height, width) to (SIDE, SIDE), without keeping its proportions."""
     return np.asarray(cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def turned(thumbnails: Thumbnails, position: int) -> Thumbnails:
-    """Return all thumbnails in one of the eight orientations; `position` is an index into `POSITIONS`."""
+def transform_thumbnails(thumbnails: Thumbnails, position: int) -> Thumbnails:
+    """Return all thumbnails in one of the eight orientations; `position` is an index into `ORIENTATIONS`."""
     oriented = thumbnails[:, :, ::-1] if position >= 4 else thumbnails
     return np.rot90(oriented, k=position % 4, axes=(1, 2))
 
 
-def hashes(thumbnails: Thumbnails) -> NDArray[np.uint64]:
+def compute_hashes(thumbnails: Thumbnails) -> NDArray[np.uint64]:
     """Compute the perceptual hash of each thumbnail: which of its 64 lowest frequencies exceed their median.
 
     The transform is the discrete cosine transform without its constant, over SIDE × SIDE pixels (Zauner 2010).
@@ -52,11 +52,11 @@ def hashes(thumbnails: Thumbnails) -> NDArray[np.uint64]:
     Returns:
         Hashes of shape (images,).
     """
-    return _in_blocks(_hashes, thumbnails, np.uint64)
+    return _map_blocks(_compute_block_hashes, thumbnails, np.uint64)
 
 
-def _hashes(thumbnails: Thumbnails) -> NDArray[np.uint64]:
-    filled = _without_black(thumbnails)
+def _compute_block_hashes(thumbnails: Thumbnails) -> NDArray[np.uint64]:
+    filled = _replace_black(thumbnails)
     frequencies, pixels = np.arange(1, 9)[:, None], np.arange(SIDE)[None, :]
     basis = np.cos(np.pi * frequencies * (2 * pixels + 1) / (2 * SIDE)).astype(np.float32)
     spectrum = (basis @ filled @ basis.T).reshape(-1, 64)
@@ -64,19 +64,19 @@ def _hashes(thumbnails: Thumbnails) -> NDArray[np.uint64]:
     return np.ascontiguousarray(np.packbits(bits, axis=1)).view(np.uint64).reshape(-1)
 
 
-def contrast(thumbnails: Thumbnails) -> NDArray[np.float32]:
+def compute_contrast(thumbnails: Thumbnails) -> NDArray[np.float32]:
     """Compute the standard deviation of each thumbnail's grey levels outside the black; near 0, an image is blank."""
-    return _in_blocks(_contrast, thumbnails, np.float32)
+    return _map_blocks(_compute_block_contrast, thumbnails, np.float32)
 
 
-def _contrast(thumbnails: Thumbnails) -> NDArray[np.float32]:
-    weight = _weight(thumbnails)
+def _compute_block_contrast(thumbnails: Thumbnails) -> NDArray[np.float32]:
+    weight = _compute_weight(thumbnails)
     total = np.maximum(weight.sum(axis=(1, 2)), 1.0)
     offset = thumbnails - ((weight * thumbnails).sum(axis=(1, 2)) / total)[:, None, None]
     return np.asarray(np.sqrt((weight * offset**2).sum(axis=(1, 2)) / total), dtype=np.float32)
 
 
-def likeness(first: Thumbnails, second: Thumbnails) -> NDArray[np.float32]:
+def compute_similarity(first: Thumbnails, second: Thumbnails) -> NDArray[np.float32]:
     """Compute the similarity of pairs of thumbnails: the correlation of their fine structure, in [-1, 1].
 
     What is smooth over a quarter of the frame is subtracted first: images of different subjects share a pale center on
@@ -85,35 +85,35 @@ def likeness(first: Thumbnails, second: Thumbnails) -> NDArray[np.float32]:
     Returns:
         Similarities of shape (pairs,).
     """
-    weight = _weight(first) * _weight(second)
+    weight = _compute_weight(first) * _compute_weight(second)
     total = np.maximum(weight.sum(axis=(1, 2), keepdims=True), 1e-6)
 
-    def centred(thumbnails: Thumbnails) -> NDArray[np.float32]:
-        filled = _without_black(thumbnails)
+    def filter_fine_structure(thumbnails: Thumbnails) -> NDArray[np.float32]:
+        filled = _replace_black(thumbnails)
         smooth = np.stack([cv2.GaussianBlur(each, (0, 0), SIDE / 8) for each in filled])
         fine = filled - smooth
         return np.asarray(fine - (weight * fine).sum(axis=(1, 2), keepdims=True) / total, dtype=np.float32)
 
     if not len(first):
         return np.zeros(0, dtype=np.float32)
-    first_fine, second_fine = centred(first), centred(second)
+    first_fine, second_fine = filter_fine_structure(first), filter_fine_structure(second)
     covariance = (weight * first_fine * second_fine).sum(axis=(1, 2))
     norm = np.sqrt((weight * first_fine**2).sum(axis=(1, 2)) * (weight * second_fine**2).sum(axis=(1, 2)))
     return np.asarray(covariance / np.maximum(norm, 1e-6), dtype=np.float32)
 
 
-def _in_blocks(measure: Callable[[Thumbnails], NDArray[Any]], thumbnails: Thumbnails, kind: type) -> NDArray[Any]:
+def _map_blocks(measure: Callable[[Thumbnails], NDArray[Any]], thumbnails: Thumbnails, kind: type) -> NDArray[Any]:
     """Apply `measure` in blocks: all thumbnails as floating-point numbers would take four times the memory."""
     parts = [measure(thumbnails[begin : begin + BLOCK]) for begin in range(0, len(thumbnails), BLOCK)]
     return np.concatenate(parts) if parts else np.zeros(0, dtype=kind)
 
 
-def _weight(thumbnails: Thumbnails) -> NDArray[np.float32]:
+def _compute_weight(thumbnails: Thumbnails) -> NDArray[np.float32]:
     return np.asarray(np.clip((thumbnails.astype(np.float32) - BLACK) / (SEEN - BLACK), 0.0, 1.0), dtype=np.float32)
 
 
-def _without_black(thumbnails: Thumbnails) -> NDArray[np.float32]:
+def _replace_black(thumbnails: Thumbnails) -> NDArray[np.float32]:
     """Replace black by the mean of the visible pixels, without a hard edge that noise could shift."""
-    weight = _weight(thumbnails)
+    weight = _compute_weight(thumbnails)
     mean = (weight * thumbnails).sum(axis=(1, 2)) / np.maximum(weight.sum(axis=(1, 2)), 1e-6)
     return np.asarray(mean[:, None, None] + weight * (thumbnails - mean[:, None, None]), dtype=np.float32)

@@ -41,11 +41,11 @@ def stratified_folds(
     counts = table.reshape(len(names), len(totals)).astype(np.float64)[shuffled]
     order = np.argsort(-np.std(counts, axis=1), kind="stable")
     fold = np.empty(len(names), dtype=np.int64)
-    fold[shuffled[order]] = _dealt(counts[order], totals, folds)
+    fold[shuffled[order]] = _put_groups_in_folds(counts[order], totals, folds)
     return fold[group]
 
 
-def _dealt(counts: NDArray[np.float64], totals: NDArray[np.int64], folds: int) -> NDArray[np.int64]:
+def _put_groups_in_folds(counts: NDArray[np.float64], totals: NDArray[np.int64], folds: int) -> NDArray[np.int64]:
     """Assign groups to folds, in their order.
 
     Args:
@@ -67,13 +67,13 @@ def _dealt(counts: NDArray[np.float64], totals: NDArray[np.int64], folds: int) -
         shares -= shares.sum(axis=1, keepdims=True) / folds
         shares *= shares
         imbalance = np.sqrt(shares.sum(axis=1) / folds).mean(axis=1)
-        best = _first_best(imbalance.tolist(), filled.sum(axis=1).tolist())
+        best = _find_best_fold(imbalance.tolist(), filled.sum(axis=1).tolist())
         filled[best] += group
         fold_of_group[index] = best
     return fold_of_group
 
 
-def _first_best(imbalance: list[float], images: list[float]) -> int:
+def _find_best_fold(imbalance: list[float], images: list[float]) -> int:
     best, least, fewest = 0, imbalance[0], images[0]
     for fold in range(1, len(imbalance)):
         value = imbalance[fold]

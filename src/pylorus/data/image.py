@@ -37,11 +37,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from pylorus.data.content import Place, contents
-from pylorus.data.tiff import check_pieces, deep_colour, is_tiff
+from pylorus.data.content import ImageLocation, read_image_bytes
+from pylorus.data.tiff import check_pieces, decode_deep_tiff, is_tiff
 from pylorus.data.unreadable import UnreadableImageError as UnreadableImageError
-from pylorus.data.unreadable import shown
-from pylorus.data.whole import check_whole, is_webp, webp_size
+from pylorus.data.unreadable import format_path
+from pylorus.data.whole import check_container, is_webp, read_webp_size
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
@@ -61,7 +61,7 @@ RGB = NDArray[np.uint8]
 """An image of shape (height, width, 3)."""
 
 
-def decode(content: bytes) -> RGB:
+def decode_image(content: bytes) -> RGB:
     """Decode the content of an image file.
 
     Args:
@@ -79,7 +79,7 @@ def decode(content: bytes) -> RGB:
         with warnings.catch_warnings():
             # Pylorus has its own pixel limit, and damaged EXIF data do not make an image unusable.
             warnings.simplefilter("ignore")
-            return _decoded(content)
+            return _decode_content(content)
     except UnreadableImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -88,19 +88,19 @@ def decode(content: bytes) -> RGB:
         raise UnreadableImageError(f"damaged: {error or type(error).__name__}") from error
 
 
-def read(path: Place) -> RGB:
+def read_image(path: ImageLocation) -> RGB:
     """Read and decode an image from a file or a shard.
 
     Raises:
         UnreadableImageError: Names the file and what is wrong with it.
     """
     try:
-        return decode(contents(path))
+        return decode_image(read_image_bytes(path))
     except UnreadableImageError as error:
-        raise UnreadableImageError(f"{shown(path)}: {error}") from error
+        raise UnreadableImageError(f"{format_path(path)}: {error}") from error
 
 
-def fit(image: RGB, *, size: int, how: str, interpolation: str) -> RGB:
+def resize_image(image: RGB, *, size: int, how: str, interpolation: str) -> RGB:
     """Resize an image to a square of `size` pixels.
 
     Args:
@@ -131,27 +131,27 @@ def fit(image: RGB, *, size: int, how: str, interpolation: str) -> RGB:
     return square
 
 
-def _decoded(content: bytes) -> RGB:
+def _decode_content(content: bytes) -> RGB:
     if content[128:132] == b"DICM":
         from pylorus.data.dicom import decode_dicom
 
         return decode_dicom(content, most_pixels=MOST_PIXELS)
     if is_webp(content):
-        _check_size(*webp_size(content))
+        _check_size(*read_webp_size(content))
     try:
         pillow_image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
         if is_tiff(content):
-            return deep_colour(content, most_pixels=MOST_PIXELS)
+            return decode_deep_tiff(content, most_pixels=MOST_PIXELS)
         raise UnreadableImageError(
             f"no readable JPEG, PNG, BMP, TIFF or WebP image: it begins with {content[:8]!r}"
         ) from None
     with pillow_image as image:
         _check_size(*image.size)
-        check_whole(content)
+        check_container(content)
         if isinstance(image, TiffImageFile):
             check_pieces(image.tag_v2, len(content))
-        return _upright_rgb(image)
+        return _convert_to_rgb(image)
 
 
 def _check_size(width: int, height: int) -> None:
@@ -159,13 +159,13 @@ def _check_size(width: int, height: int) -> None:
         raise UnreadableImageError(f"{width} × {height} pixels are over the limit of {MOST_PIXELS:,}")
 
 
-def _upright_rgb(image: Image.Image) -> RGB:
+def _convert_to_rgb(image: Image.Image) -> RGB:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # an MPO from a camera is one photograph with a preview
         raise UnreadableImageError(f"holds {frames} pages or frames, expected a single image")
     upright = ImageOps.exif_transpose(image)
     if upright.mode in ("I;16", "I;16B", "I;16L", "I;16N"):
-        return _three_channels((np.asarray(upright) >> 8).astype(np.uint8))
+        return _convert_grey_to_rgb((np.asarray(upright) >> 8).astype(np.uint8))
     if upright.mode in ("I", "F"):
         raise UnreadableImageError(
             f"pixels of mode {upright.mode} (32 bits) have an undefined range, expected 8 or 16 bits"
@@ -177,5 +177,5 @@ def _upright_rgb(image: Image.Image) -> RGB:
     return np.asarray(upright.convert("RGB"))
 
 
-def _three_channels(grey: NDArray[np.uint8]) -> RGB:
+def _convert_grey_to_rgb(grey: NDArray[np.uint8]) -> RGB:
     return np.repeat(grey[:, :, None], 3, axis=2)

@@ -12,12 +12,12 @@ import PIL
 from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
-from pylorus.cache.kept import kept_records
+from pylorus.cache.kept import load_or_compute_records
 from pylorus.cache.records import Records
 from pylorus.config import CacheConfig
-from pylorus.data.content import Place, Root
+from pylorus.data.content import ImageLocation, Root
 from pylorus.data.field import crop_to_field
-from pylorus.data.image import POLICY_VERSION, RGB, fit, read
+from pylorus.data.image import POLICY_VERSION, RGB, read_image, resize_image
 from pylorus.data.shards import Shards
 from pylorus.parallel.processes import ALONE, Processes
 
@@ -35,7 +35,7 @@ class InputFormat:
 
     Attributes:
         size: Side of the square in pixels.
-        fit: pad, stretch or crop; see `pylorus.data.image.fit`.
+        fit: pad, stretch or crop; see `pylorus.data.image.resize_image`.
         interpolation: Interpolation of the resize.
         crop: none, or auto: crop to the endoscopic field of view; see `pylorus.data.field`.
     """
@@ -45,25 +45,25 @@ class InputFormat:
     interpolation: str
     crop: str = "none"
 
-    def key(self) -> dict[str, object]:
+    def get_key(self) -> dict[str, object]:
         """Everything that the prepared image depends on besides the file's content, as plain values."""
         return {**asdict(self), "policy": POLICY_VERSION, "pillow": PIL.__version__}
 
-    def read(self, path: Place) -> RGB:
+    def load_image(self, path: ImageLocation) -> RGB:
         """Load the image in a file as uint8 of shape (size, size, 3).
 
         Raises:
             UnreadableImageError: Names the file and what is wrong with it.
         """
-        return self.fitted(read(path))
+        return self.prepare_image(read_image(path))
 
-    def fitted(self, image: RGB) -> RGB:
+    def prepare_image(self, image: RGB) -> RGB:
         """Crop and resize a decoded image, such as a frame of a video, to uint8 of shape (size, size, 3)."""
         if self.crop == "auto":
             image = crop_to_field(image)
-        return fit(image, size=self.size, how=self.fit, interpolation=self.interpolation)
+        return resize_image(image, size=self.size, how=self.fit, interpolation=self.interpolation)
 
-    def read_all(self, paths: Sequence[Place]) -> NDArray[np.uint8]:
+    def load_images(self, paths: Sequence[ImageLocation]) -> NDArray[np.uint8]:
         """Load the images in several files as uint8 of shape (paths, size, size, 3).
 
         Raises:
@@ -72,10 +72,10 @@ class InputFormat:
         # Data-loading workers already run in parallel; the main process would leave the other cores idle.
         threads = 1 if get_worker_info() is not None else min(len(paths), os.cpu_count() or 1)
         with ThreadPoolExecutor(threads) as pool:
-            return np.stack(list(pool.map(self.read, paths)))
+            return np.stack(list(pool.map(self.load_image, paths)))
 
 
-def kept_images(
+def load_or_decode_images(
     table: pd.DataFrame, root: Root, form: InputFormat, settings: CacheConfig, processes: Processes = ALONE
 ) -> Records | None:
     """Load the prepared images of a table's rows from the cache; each is decoded once for all runs.
@@ -103,18 +103,18 @@ def kept_images(
         return None
     paths = [root / path for path in table["path"]]
 
-    def decode(missing: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+    def decode_missing(missing: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
         log.info("images   decoding %d of %d once, for the cache (cache.images)", len(missing), len(paths))
         for start in range(0, len(missing), BLOCK):
-            block = form.read_all([paths[index] for index in missing[start : start + BLOCK]])
+            block = form.load_images([paths[index] for index in missing[start : start + BLOCK]])
             yield block.reshape(len(block), -1)
 
-    return kept_records(
+    return load_or_compute_records(
         settings,
         list(table["sha256"]),
-        decode,
+        decode_missing,
         kind="images",
-        key=form.key(),
+        key=form.get_key(),
         record_bytes=form.size**2 * 3,
         processes=processes,
     )

@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 
 from pylorus.data.audit.duplicates import Copies
 from pylorus.data.catalog import Catalog
-from pylorus.errors import PylorusError, listing
+from pylorus.errors import PylorusError, format_name_list
 
 KINDS = {
     "patient": ("patient", "patients"),
@@ -44,7 +44,7 @@ class Pair:
     told: str
 
 
-def pairs_of(catalog: Catalog, copies: Copies) -> list[Pair]:
+def collect_copy_pairs(catalog: Catalog, copies: Copies) -> list[Pair]:
     """Return the copies as pairs of rows; of several identical files, each is paired with the first."""
     row = np.full(len(catalog.facts), -1, dtype=np.int64)
     row[catalog.places] = np.arange(len(catalog.places))
@@ -58,7 +58,7 @@ def pairs_of(catalog: Catalog, copies: Copies) -> list[Pair]:
         pairs += [
             Pair("pixels", rows[0], other, "identical pixels") for other in rows[1:] if digest[rows[0]] != digest[other]
         ]
-    pairs += [Pair("near", int(row[each.first]), int(row[each.second]), each.told) for each in copies.near]
+    pairs += [Pair("near", int(row[each.first]), int(row[each.second]), each.description) for each in copies.near]
     return pairs
 
 
@@ -82,12 +82,12 @@ def check_labels(catalog: Catalog, pairs: Sequence[Pair]) -> None:
             else f"{len(contradictory)} pairs of identical images have"
         )
         raise PylorusError(
-            f"{catalog.root}: {count} different labels:\n{listing(lines)}\n"
+            f"{catalog.root}: {count} different labels:\n{format_name_list(lines)}\n"
             "One label of each pair is wrong: remove that file."
         )
 
 
-def bundles(catalog: Catalog, pairs: Sequence[Pair]) -> NDArray[np.str_]:
+def merge_linked_groups(catalog: Catalog, pairs: Sequence[Pair]) -> NDArray[np.str_]:
     """Return what a split must keep together, for each row: its group, or the first of the groups that copies link.
 
     DICOM patients are identified by their first path: their hashes depend on a salt, and a split must not.
@@ -107,33 +107,33 @@ def bundles(catalog: Catalog, pairs: Sequence[Pair]) -> NDArray[np.str_]:
     return np.asarray(names.take(first_group[component[group_index]]))
 
 
-def leaks(table: pd.DataFrame, pairs: Sequence[Pair], *, grouped: bool) -> list[Pair]:
+def find_leaks(table: pd.DataFrame, pairs: Sequence[Pair], *, grouped: bool) -> list[Pair]:
     """Return pairs of rows in different splits: of patients, if groups are patients, and of copies."""
     split = table["split"].to_numpy()
-    leaked_groups = list(_torn_groups(table)) if grouped else []
+    leaked_groups = list(_find_leaked_groups(table)) if grouped else []
     return leaked_groups + [pair for pair in pairs if split[pair.first] != split[pair.second]]
 
 
-def leaks_said(table: pd.DataFrame, found_leaks: Sequence[Pair]) -> str:
+def format_leaks(table: pd.DataFrame, found_leaks: Sequence[Pair]) -> str:
     """Format the error message about leaks: how many of each kind, and the first pairs by name."""
     path = table["path"].to_numpy()
-    counts = counted(found_leaks)
+    counts = count_leaks(found_leaks)
     summary = ", ".join(f"{count} {KINDS[kind][count > 1]}" for kind, count in counts.items() if count)
     lines = [f"{path[pair.first]} and {path[pair.second]}: {pair.told}" for pair in found_leaks]
     return (
-        f"Found in more than one split: {summary}.\n{listing(lines)}\n"
+        f"Found in more than one split: {summary}.\n{format_name_list(lines)}\n"
         "Performance measured on this split would not be valid. Move each pair to one split, remove one of each pair, "
         "let Pylorus make the split (it keeps copies together), or accept the leaks with data.accept_leaks=true: the "
         "report then states them."
     )
 
 
-def counted(found_leaks: Sequence[Pair]) -> dict[str, int]:
+def count_leaks(found_leaks: Sequence[Pair]) -> dict[str, int]:
     """Count the leaks of each kind."""
     return {kind: sum(pair.kind == kind for pair in found_leaks) for kind in KINDS}
 
 
-def _torn_groups(table: pd.DataFrame) -> Iterator[Pair]:
+def _find_leaked_groups(table: pd.DataFrame) -> Iterator[Pair]:
     """Yield a pair for each group in several splits: its first rows in the first two of them."""
     firsts = table.reset_index(drop=True).drop_duplicates(["group", "split"])
     leaked = firsts[firsts["group"].duplicated(keep=False)]

@@ -17,7 +17,7 @@ Grey = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageMeasures:
     """Measures of one image.
 
     Attributes:
@@ -33,19 +33,19 @@ class Look:
     letters: int
 
 
-def look_at(grey: Grey) -> Look:
+def measure_image(grey: Grey) -> ImageMeasures:
     """Measure a grey image of shape (height, width)."""
-    resized = _at_most(grey, LONGEST)
-    border = _joined_to_edge(resized <= DARK)
+    resized = _resize_to_limit(grey, LONGEST)
+    border = _find_edge_regions(resized <= DARK)
     interior = cv2.erode((~border).astype(np.uint8), np.ones((5, 5), np.uint8), borderValue=1).astype(bool)
     if not interior.any():
         interior = np.ones_like(border)
     laplacian = cv2.Laplacian(resized, cv2.CV_32F)
-    return Look(
+    return ImageMeasures(
         sharpness=float(laplacian[interior].var()),
         brightness=float(resized[interior].mean()),
         border=float(border.mean()),
-        letters=count_letters(_at_most(grey, LONGEST_TEXT)),
+        letters=count_letters(_resize_to_limit(grey, LONGEST_TEXT)),
     )
 
 
@@ -66,7 +66,7 @@ def count_letters(grey: Grey) -> int:
         return 0  # letters would have a few pixels only
     stroke = max(5, round(longest / 40) | 1)
     background = cv2.morphologyEx(grey, cv2.MORPH_OPEN, np.ones((stroke, stroke), np.uint8))
-    border = _joined_to_edge(np.asarray(background <= 2 * DARK))
+    border = _find_edge_regions(np.asarray(background <= 2 * DARK))
     strokes = border & (grey.astype(np.int16) - background >= 60)
     count, _, stats, _ = cv2.connectedComponentsWithStats(strokes.astype(np.uint8), connectivity=8)
     height, width, area = (stats[1:count, which] for which in (cv2.CC_STAT_HEIGHT, cv2.CC_STAT_WIDTH, cv2.CC_STAT_AREA))
@@ -74,7 +74,7 @@ def count_letters(grey: Grey) -> int:
     return int((has_letter_height & (width <= longest / 8) & (area >= 4)).sum())
 
 
-def _at_most(grey: Grey, longest: int) -> Grey:
+def _resize_to_limit(grey: Grey, longest: int) -> Grey:
     scale = longest / max(grey.shape)
     if scale >= 1:
         return grey
@@ -82,7 +82,7 @@ def _at_most(grey: Grey, longest: int) -> Grey:
     return np.asarray(cv2.resize(grey, target, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def _joined_to_edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _find_edge_regions(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the connected components of a mask that touch the frame's edge."""
     _, components = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
     edge_labels = np.concatenate([components[0], components[-1], components[:, 0], components[:, -1]])

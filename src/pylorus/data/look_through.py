@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pylorus.data.audit.audit import as_json, audit
+from pylorus.data.audit.audit import audit, convert_audit_to_json
 from pylorus.data.audit.duplicates import Copies
 from pylorus.data.audit.image_set import ImageSet
 from pylorus.data.audit.thresholds import Thresholds
 from pylorus.data.catalog import Catalog
-from pylorus.data.leaks import counted
-from pylorus.data.quarantine import counts_of
+from pylorus.data.leaks import count_leaks
+from pylorus.data.quarantine import count_unreadable
 from pylorus.data.split import Split
 from pylorus.files import write_json
 
@@ -21,18 +21,18 @@ log = logging.getLogger(__name__)
 FILE = "audit.json"
 
 
-def look_through(catalog: Catalog, split: Split, copies: Copies, folder: Path) -> None:
+def audit_run_images(catalog: Catalog, split: Split, copies: Copies, folder: Path) -> None:
     """Audit a run's images from the facts in the catalog, without opening files, and write audit.json.
 
     The file contains paths, as split.csv does; reports take only counts and sentences from it.
     """
-    result = audit(every_file(catalog, split), catalog.facts, Thresholds(), copies=copies)
+    result = audit(list_catalog_files(catalog, split), catalog.facts, Thresholds(), copies=copies)
     accepted = {
-        "accepted_leaks": counted(split.leaks),
+        "accepted_leaks": count_leaks(split.leaks),
         "joined_groups": split.joined,
-        "left_out": counts_of(catalog),
+        "left_out": count_unreadable(catalog),
     }
-    write_json(folder / FILE, as_json(result, names=True) | accepted)
+    write_json(folder / FILE, convert_audit_to_json(result, names=True) | accepted)
     counts = [f"{count} {severity}{'s' if count > 1 else ''}" for severity, count in result.counts.items() if count]
     if counts:
         log.info("audit    %s; for details: pylorus audit %s", ", ".join(counts), catalog.root)
@@ -40,7 +40,7 @@ def look_through(catalog: Catalog, split: Split, copies: Copies, folder: Path) -
         log.info("audit    no findings")
 
 
-def every_file(catalog: Catalog, split: Split) -> ImageSet:
+def list_catalog_files(catalog: Catalog, split: Split) -> ImageSet:
     """Return all files of a catalog, including those that were left out, in the order of its facts."""
     columns = ["path", "class", "split", "group"]
     left_out = np.setdiff1d(np.arange(len(catalog.facts)), catalog.places)

@@ -16,9 +16,9 @@ from pathlib import Path
 import pandas as pd
 
 from pylorus.columns import ABOUT
-from pylorus.data.catalog import SPLIT_FOLDERS, Catalog, completed, groups_of
-from pylorus.data.reading import AS_THEY_ARE, Reading
-from pylorus.errors import PylorusError, did_you_mean, listing
+from pylorus.data.catalog import SPLIT_FOLDERS, Catalog, build_catalog, extract_groups
+from pylorus.data.reading import DEFAULT_READ_OPTIONS, ReadOptions
+from pylorus.errors import PylorusError, format_name_list, format_suggestion
 
 REQUIRED = ("path", "label")
 KNOWN = (*REQUIRED, "group", "split")
@@ -31,7 +31,7 @@ def read_manifest(
     classes: list[str] | None = None,
     short_names: list[str] | None = None,
     group: str | None = None,
-    reading: Reading = AS_THEY_ARE,
+    reading: ReadOptions = DEFAULT_READ_OPTIONS,
 ) -> Catalog:
     """Build the catalog of a manifest.
 
@@ -46,30 +46,32 @@ def read_manifest(
     Raises:
         PylorusError: If the manifest or an image is missing, unreadable or not as described above; it is named.
     """
-    table = manifest_rows(manifest)
+    table = read_manifest_rows(manifest)
     folder = root if root is not None else manifest.parent
-    class_names = _settled_classes(table["class"], classes, manifest)
+    class_names = _resolve_manifest_classes(table["class"], classes, manifest)
     missing = [path for path in table["path"] if not (folder / path).is_file()]
     if missing and (reading.on_error == "fail" or len(missing) == len(table)):
         raise PylorusError(
-            f"{manifest}: {len(missing)} of {len(table)} files do not exist below {folder}:\n{listing(missing)}\n"
+            f"{manifest}: {len(missing)} of {len(table)} files do not exist below {folder}:\n{format_name_list(missing)}\n"
             "Set data.root to the folder that the paths are relative to."
         )
     grouped = group is not None or "group" in table
     if group is not None or not grouped:
-        table["group"] = groups_of(list(table["path"]), group)
-    return completed(table, folder, class_names, short_names=short_names, grouped=grouped, reading=reading)
+        table["group"] = extract_groups(list(table["path"]), group)
+    return build_catalog(table, folder, class_names, short_names=short_names, grouped=grouped, reading=reading)
 
 
-def manifest_rows(manifest: Path) -> pd.DataFrame:
+def read_manifest_rows(manifest: Path) -> pd.DataFrame:
     """Read the rows of a manifest: path, class, split, about/… and, if there is such a column, group. Opens no image.
 
     Raises:
         PylorusError: If the table itself is missing, unreadable or not as described above; the message names it.
     """
-    rows = _read(manifest)
-    _check_columns(rows, manifest)
-    table = pd.DataFrame({"path": rows["path"], "class": rows["label"], "split": _splits(rows, manifest)})
+    rows = _read_manifest_table(manifest)
+    _check_manifest_columns(rows, manifest)
+    table = pd.DataFrame(
+        {"path": rows["path"], "class": rows["label"], "split": _parse_manifest_splits(rows, manifest)}
+    )
     if "group" in rows:
         table["group"] = rows["group"]
     for name in rows.columns:
@@ -78,7 +80,7 @@ def manifest_rows(manifest: Path) -> pd.DataFrame:
     return table
 
 
-def _read(manifest: Path) -> pd.DataFrame:
+def _read_manifest_table(manifest: Path) -> pd.DataFrame:
     """Read the file as a table of stripped text; empty cells become empty strings."""
     if not manifest.is_file():
         raise PylorusError(f"data.manifest: found {manifest}, expected an existing file.")
@@ -95,12 +97,12 @@ def _read(manifest: Path) -> pd.DataFrame:
     return pd.DataFrame({name: as_text[name].str.strip() for name in as_text.columns})
 
 
-def _check_columns(rows: pd.DataFrame, manifest: Path) -> None:
+def _check_manifest_columns(rows: pd.DataFrame, manifest: Path) -> None:
     for name in REQUIRED:
         if name not in rows.columns:
             raise PylorusError(
                 f'{manifest}: there is no column "{name}".'
-                f"{did_you_mean(name, [str(column) for column in rows.columns])} "
+                f"{format_suggestion(name, [str(column) for column in rows.columns])} "
                 f"Found: {', '.join(map(str, rows.columns))}."
             )
     if rows.empty:
@@ -114,10 +116,10 @@ def _check_columns(rows: pd.DataFrame, manifest: Path) -> None:
     duplicates = rows["path"][rows["path"].duplicated()]
     if len(duplicates):
         count = "1 path occurs" if duplicates.nunique() == 1 else f"{duplicates.nunique()} paths occur"
-        raise PylorusError(f"{manifest}: {count} in several rows:\n{listing(duplicates.unique())}")
+        raise PylorusError(f"{manifest}: {count} in several rows:\n{format_name_list(duplicates.unique())}")
 
 
-def _settled_classes(labels: pd.Series, configured: list[str] | None, manifest: Path) -> tuple[str, ...]:
+def _resolve_manifest_classes(labels: pd.Series, configured: list[str] | None, manifest: Path) -> tuple[str, ...]:
     labels_found = sorted(set(labels))
     names = configured if configured is not None else labels_found
     if len(names) < 2:
@@ -126,17 +128,17 @@ def _settled_classes(labels: pd.Series, configured: list[str] | None, manifest: 
     for unknown in [name for name in labels_found if name not in names]:
         raise PylorusError(
             f'{manifest}: label "{unknown}" is not among data.classes ({", ".join(names)}).'
-            f"{did_you_mean(unknown, names)}"
+            f"{format_suggestion(unknown, names)}"
         )
     for missing in [name for name in names if name not in labels_found]:
         raise PylorusError(
-            f'{manifest}: no row has label "{missing}".{did_you_mean(missing, labels_found)} '
+            f'{manifest}: no row has label "{missing}".{format_suggestion(missing, labels_found)} '
             f"Found: {', '.join(labels_found)}."
         )
     return tuple(names)
 
 
-def _splits(rows: pd.DataFrame, manifest: Path) -> pd.Series:
+def _parse_manifest_splits(rows: pd.DataFrame, manifest: Path) -> pd.Series:
     if "split" not in rows or (rows["split"] == "").all():
         return pd.Series("", index=rows.index)
     splits = rows["split"].str.lower().map(SPLIT_FOLDERS)

@@ -49,7 +49,7 @@ PERSONAL = frozenset(
 )
 """EXIF tags that may identify a person, a place, a time or a single device."""
 
-BESIDE_EXIF = {"xmp": "XMP", "XML:com.adobe.xmp": "XMP", "photoshop": "IPTC", "comment": "comment"}
+TEXT_KEYS = {"xmp": "XMP", "XML:com.adobe.xmp": "XMP", "photoshop": "IPTC", "comment": "comment"}
 """Pillow's names of other places for text, and the names reported here."""
 
 
@@ -70,21 +70,21 @@ class Metadata:
     personal: tuple[str, ...] = ()
 
 
-def metadata_of(content: bytes) -> Metadata:
+def read_metadata(content: bytes) -> Metadata:
     """Read the header of a file, not its pixels. If it can't be read, the result is empty; the decoder says why."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                orientation, personal = _exif(image)
+                orientation, personal = _read_exif(image)
                 return Metadata(image.format or "", image.mode, orientation, personal)
     except Exception:  # Pillow raises almost any exception on a damaged header
         is_deep_tiff = content[:4] in (b"II*\0", b"MM\0*")
         return Metadata(format="TIFF", mode="16 bits") if is_deep_tiff else Metadata()
 
 
-def _exif(image: Image.Image) -> tuple[int, tuple[str, ...]]:
-    names = {BESIDE_EXIF[key] for key in image.info if key in BESIDE_EXIF}
+def _read_exif(image: Image.Image) -> tuple[int, tuple[str, ...]]:
+    names = {TEXT_KEYS[key] for key in image.info if key in TEXT_KEYS}
     if image.format == "PNG" and getattr(image, "text", None):
         names.add("PNG text")
     try:
@@ -95,12 +95,12 @@ def _exif(image: Image.Image) -> tuple[int, tuple[str, ...]]:
         value = all_tags.get(ORIENTATION, 1)
     except Exception:  # damaged EXIF does not make the image unreadable
         return 1, tuple(sorted(names))
-    tag_names = {ExifTags.TAGS.get(tag, "") for tag, content in all_tags.items() if _says_something(content)}
+    tag_names = {ExifTags.TAGS.get(tag, "") for tag, content in all_tags.items() if _has_text(content)}
     orientation = value if isinstance(value, int) and 1 <= value <= 8 else 1
     return orientation, tuple(sorted(names | (tag_names & PERSONAL)))
 
 
-def _says_something(value: object) -> bool:
+def _has_text(value: object) -> bool:
     if isinstance(value, bytes):
         return bool(value.removeprefix(b"ASCII\0\0\0").strip(b"\0 "))
     return bool(str(value).strip("\0 "))

@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from pylorus.chance import derived_seed
+from pylorus.chance import compute_seed
 from pylorus.parallel.processes import ALONE, Processes
 
 
-class Windows(NamedTuple):
+class ShardWindows(NamedTuple):
     """How to traverse the images shard by shard.
 
     Attributes:
@@ -22,7 +22,7 @@ class Windows(NamedTuple):
     shards: NDArray[np.int32]
     width: int
 
-    def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
+    def generate_order(self, generator: np.random.Generator) -> NDArray[np.int64]:
         """Return all image indices once: the shards in random order, and the images of each `width` shards shuffled."""
         shard_order = generator.permutation(int(self.shards.max()) + 1)
         ranks = np.empty_like(shard_order)
@@ -44,7 +44,7 @@ class Draw(NamedTuple):
     view: int | None
 
 
-class EpochOrder(Sampler[Draw]):
+class EpochSampler(Sampler[Draw]):
     """All images once, in an order that depends on seed and epoch; without a seed, in the table's order.
 
     Args:
@@ -62,7 +62,7 @@ class EpochOrder(Sampler[Draw]):
         seed: int | None,
         augmented: bool = False,
         views: int | None = None,
-        windows: Windows | None = None,
+        windows: ShardWindows | None = None,
     ) -> None:
         self.images, self.seed, self.augmented, self.views, self.epoch = images, seed, augmented, views, 0
         self._windows = windows
@@ -77,13 +77,15 @@ class EpochOrder(Sampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         order = np.arange(self.images)
         if self.seed is not None:
-            generator = np.random.default_rng(derived_seed(self.seed, "order", self.epoch))
-            order = generator.permutation(self.images) if self._windows is None else self._windows.order(generator)
+            generator = np.random.default_rng(compute_seed(self.seed, "order", self.epoch))
+            order = (
+                generator.permutation(self.images) if self._windows is None else self._windows.generate_order(generator)
+            )
         view = self.epoch if self.views is None else self.epoch % self.views
         return iter([Draw(int(row), view if self.augmented else None) for row in order])
 
 
-class EpochBatches(Sampler[list[Draw]]):
+class EpochBatchSampler(Sampler[list[Draw]]):
     """Batches of an order, or this process's share of each.
 
     A single remaining image joins the last batch, since batch norm can't be trained on one image; so do remaining
@@ -97,7 +99,7 @@ class EpochBatches(Sampler[list[Draw]]):
     """
 
     def __init__(
-        self, sampler: EpochOrder, batch_size: int, *, processes: Processes = ALONE, first_batch: int = 0
+        self, sampler: EpochSampler, batch_size: int, *, processes: Processes = ALONE, first_batch: int = 0
     ) -> None:
         self.sampler, self.batch_size, self._processes = sampler, batch_size, processes
         self._first_batch, self._resumed_epoch = first_batch, sampler.epoch
@@ -113,4 +115,4 @@ class EpochBatches(Sampler[list[Draw]]):
             is_last = index == len(self) - 1
             start = index * self.batch_size
             batch = draws[start:] if is_last else draws[start : start + self.batch_size]
-            yield batch[self._processes.mine]
+            yield batch[self._processes.own_slice]

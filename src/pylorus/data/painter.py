@@ -56,7 +56,7 @@ class Wall:
     x: Plane
     y: Plane
 
-    def noise(self, patient: Generator, *, cells: float) -> Plane:
+    def sample_noise(self, patient: Generator, *, cells: float) -> Plane:
         """Sample smooth noise with mean 0 and a standard deviation of about 1.
 
         A small random grid is enlarged and then sampled at each pixel, which is much cheaper than a wide blur.
@@ -76,7 +76,7 @@ class Wall:
         return np.asarray(sampled, dtype=np.float32)
 
 
-def field_of_view(patient: Generator, *, size: int) -> Field:
+def generate_field(patient: Generator, *, size: int) -> Field:
     """Generate a disc or a square with cut corners, slightly off the frame's centre and fully inside the frame."""
     radius = patient.uniform(0.43, 0.485) * size
     octagonal, bevel = patient.random() < 0.5, patient.uniform(1.35, 1.6)
@@ -89,7 +89,7 @@ def field_of_view(patient: Generator, *, size: int) -> Field:
     return Field(mask, x, y, radius)
 
 
-def look_at_wall(view: Generator, field: Field) -> Wall:
+def transform_wall(view: Generator, field: Field) -> Wall:
     """Compute the wall seen in one view: rotated by any angle, zoomed by up to a quarter, slightly shifted."""
     angle, zoom = view.uniform(0, 2 * np.pi), view.uniform(0.8, 1.25)
     right, down = view.uniform(-0.15, 0.15), view.uniform(-0.15, 0.15)
@@ -97,11 +97,11 @@ def look_at_wall(view: Generator, field: Field) -> Wall:
     return Wall(cos * field.x - sin * field.y + right, sin * field.x + cos * field.y + down)
 
 
-def mucosa(patient: Generator, wall: Wall, *, lumen: tuple[float, float]) -> Layer:
+def render_mucosa(patient: Generator, wall: Wall, *, lumen: tuple[float, float]) -> Layer:
     """Render healthy wall: folds that run towards or around the lumen, patches, fine vessels, flecks of mucus."""
     across, down = wall.x - lumen[0], wall.y - lumen[1]
     distance = np.hypot(across, down) + np.float32(0.05)
-    bend = wall.noise(patient, cells=1.6)
+    bend = wall.sample_noise(patient, cells=1.6)
     # An integer, so that the folds close around the lumen.
     radial_folds = int(patient.integers(7, 15)) if patient.random() < 0.65 else 0
     circular_folds = patient.uniform(0, 3) if radial_folds else patient.uniform(6, 11)
@@ -109,12 +109,12 @@ def mucosa(patient: Generator, wall: Wall, *, lumen: tuple[float, float]) -> Lay
         radial_folds * np.arctan2(down, across) + circular_folds * np.log(distance) + patient.uniform(1.2, 2.6) * bend
     )
     crest = np.sqrt(np.sin(0.5 * phase) ** 2 + np.float32(0.02))
-    folded = 1 - _ramp(wall.noise(patient, cells=1.3) + patient.uniform(-0.8, 0.8), width=1.2)
+    folded = 1 - _compute_smoothstep(wall.sample_noise(patient, cells=1.3) + patient.uniform(-0.8, 0.8), width=1.2)
     depth = patient.uniform(0.5, 1.5) / (radial_folds or circular_folds) * distance * (0.15 + 0.85 * folded)
-    grain = wall.noise(patient, cells=12)
-    vessels = np.exp(-(((wall.noise(patient, cells=4.5) + 0.25 * bend) / 0.09) ** 2)) * (1 - folded)
-    blotches = patient.uniform(0.05, 0.18) * wall.noise(patient, cells=3)
-    mucus = _ramp(wall.noise(patient, cells=7) - patient.uniform(1.5, 3.0), width=0.8)
+    grain = wall.sample_noise(patient, cells=12)
+    vessels = np.exp(-(((wall.sample_noise(patient, cells=4.5) + 0.25 * bend) / 0.09) ** 2)) * (1 - folded)
+    blotches = patient.uniform(0.05, 0.18) * wall.sample_noise(patient, cells=3)
+    mucus = _compute_smoothstep(wall.sample_noise(patient, cells=7) - patient.uniform(1.5, 3.0), width=0.8)
     return Layer(
         height=depth * crest + 0.03 * bend + 0.006 * grain + 0.012 * mucus,
         redness=blotches + patient.uniform(0.1, 0.5) * vessels + 0.07 * grain + 0.35 * (1 - crest) * folded,
@@ -122,26 +122,26 @@ def mucosa(patient: Generator, wall: Wall, *, lumen: tuple[float, float]) -> Lay
     )
 
 
-def cancer(patient: Generator, wall: Wall) -> Layer:
+def render_cancer(patient: Generator, wall: Wall) -> Layer:
     """Render an irregular, raised, dark-red mass with a nodular surface and a ragged edge."""
-    distance, size = _around_lesion(patient, wall, ragged=patient.uniform(0.16, 0.3))
-    inside = _ramp(1.15 - distance, width=patient.uniform(0.4, 0.8))
+    distance, size = _compute_lesion_distance(patient, wall, ragged=patient.uniform(0.16, 0.3))
+    inside = _compute_smoothstep(1.15 - distance, width=patient.uniform(0.4, 0.8))
     # The absolute value of smooth noise gives rounded tops with narrow clefts between them.
-    nodules = np.sqrt(wall.noise(patient, cells=patient.uniform(2.0, 3.0) / size) ** 2 + np.float32(0.03))
-    patchy = wall.noise(patient, cells=1.8 / size)
+    nodules = np.sqrt(wall.sample_noise(patient, cells=patient.uniform(2.0, 3.0) / size) ** 2 + np.float32(0.03))
+    patchy = wall.sample_noise(patient, cells=1.8 / size)
     return Layer(
         height=size * inside * (patient.uniform(0.1, 0.35) + patient.uniform(0.1, 0.2) * nodules),
         redness=inside * (patient.uniform(0.8, 1.6) + 0.3 * patchy - 0.3 * nodules),
-        coat=0.6 * inside * _ramp(patchy - patient.uniform(1.0, 2.0), width=0.8),
+        coat=0.6 * inside * _compute_smoothstep(patchy - patient.uniform(1.0, 2.0), width=0.8),
     )
 
 
-def ulcer(patient: Generator, wall: Wall) -> Layer:
+def render_ulcer(patient: Generator, wall: Wall) -> Layer:
     """Render a smooth oval crater with a pale floor and a swollen red rim."""
-    distance, size = _around_lesion(patient, wall, ragged=patient.uniform(0.03, 0.1))
-    crater = _ramp(0.95 - distance, width=patient.uniform(0.25, 0.5))
+    distance, size = _compute_lesion_distance(patient, wall, ragged=patient.uniform(0.03, 0.1))
+    crater = _compute_smoothstep(0.95 - distance, width=patient.uniform(0.25, 0.5))
     rim = np.exp(-(((distance - 1) / patient.uniform(0.2, 0.4)) ** 2))
-    uneven = wall.noise(patient, cells=2 / size) + 0.5 * wall.noise(patient, cells=6 / size)
+    uneven = wall.sample_noise(patient, cells=2 / size) + 0.5 * wall.sample_noise(patient, cells=6 / size)
     return Layer(
         height=size * (patient.uniform(0.08, 0.2) * rim - patient.uniform(0.1, 0.3) * crater),
         redness=patient.uniform(0.3, 0.8) * rim * (1 + 0.2 * uneven),
@@ -149,12 +149,12 @@ def ulcer(patient: Generator, wall: Wall) -> Layer:
     )
 
 
-def gastritis(patient: Generator, wall: Wall) -> Layer:
+def render_gastritis(patient: Generator, wall: Wall) -> Layer:
     """Render red patches all over the wall without a single lesion; the reddest are slightly swollen or eroded."""
-    coarse, fine = wall.noise(patient, cells=patient.uniform(4, 7)), wall.noise(patient, cells=14)
+    coarse, fine = wall.sample_noise(patient, cells=patient.uniform(4, 7)), wall.sample_noise(patient, cells=14)
     patchiness = coarse + 0.35 * fine
-    patches = _ramp(patchiness - patient.uniform(-0.2, 0.4), width=patient.uniform(0.9, 1.7))
-    erosions = _ramp(patchiness - patient.uniform(1.6, 2.6), width=0.8)
+    patches = _compute_smoothstep(patchiness - patient.uniform(-0.2, 0.4), width=patient.uniform(0.9, 1.7))
+    erosions = _compute_smoothstep(patchiness - patient.uniform(1.6, 2.6), width=0.8)
     return Layer(
         height=0.01 * patches,
         redness=patient.uniform(0.5, 1.1) * patches * (1 + 0.2 * fine),
@@ -162,13 +162,13 @@ def gastritis(patient: Generator, wall: Wall) -> Layer:
     )
 
 
-def draw_lumen(patient: Generator) -> tuple[float, float]:
+def sample_lumen(patient: Generator) -> tuple[float, float]:
     """Sample the position of the lumen on the wall: mostly near the edge of the field, sometimes out of sight."""
     angle, distance = patient.uniform(0, 2 * np.pi), patient.uniform(0.7, 1.35)
     return distance * float(np.cos(angle)), distance * float(np.sin(angle))
 
 
-def colour_wall(patient: Generator, layer: Layer) -> Plane:
+def compute_wall_colour(patient: Generator, layer: Layer) -> Plane:
     """Compute the wall's colour under white light, of shape (size, size, 3), linear RGB in [0, 1].
 
     Blood absorbs green and blue (Beer-Lambert law); patients differ in hue and paleness.
@@ -180,14 +180,14 @@ def colour_wall(patient: Generator, layer: Layer) -> Plane:
     return np.asarray(colour + (_FIBRIN - colour) * layer.coat[..., None])
 
 
-def shade_lumen(patient: Generator, wall: Wall, *, lumen: tuple[float, float]) -> Plane:
+def compute_lumen_shade(patient: Generator, wall: Wall, *, lumen: tuple[float, float]) -> Plane:
     """Compute the proportion of light that returns, of shape (size, size): little from the depth of the lumen."""
-    uneven = 1 + 0.12 * wall.noise(patient, cells=2)
+    uneven = 1 + 0.12 * wall.sample_noise(patient, cells=2)
     distance = np.hypot(wall.x - lumen[0], wall.y - lumen[1]) * uneven
     return np.asarray(1 - 0.95 * np.exp(-((distance / patient.uniform(0.2, 0.4)) ** 2)))
 
 
-def light_wall(view: Generator, field: Field, height: Plane) -> tuple[Plane, Plane]:
+def compute_wall_light(view: Generator, field: Field, height: Plane) -> tuple[Plane, Plane]:
     """Compute the diffuse and the specular reflection of the wall, each of shape (size, size); 1 is white."""
     reach, power = view.uniform(0.9, 1.3), view.uniform(0.8, 1.25)  # reach: from lens to wall
     to_x, to_y = view.uniform(-0.25, 0.25) - field.x, view.uniform(-0.25, 0.25) - field.y
@@ -206,7 +206,7 @@ def light_wall(view: Generator, field: Field, height: Plane) -> tuple[Plane, Pla
     return diffuse, 2 * np.exp(800 * (halfway - 1)) * diffuse
 
 
-def record(view: Generator, light: Plane, field: Field) -> NDArray[np.uint8]:
+def render_sensor_image(view: Generator, light: Plane, field: Field) -> NDArray[np.uint8]:
     """Convert light to a sensor image: blurred, noisy, 8-bit RGB, black outside the field."""
     blurred = cv2.GaussianBlur(light, (0, 0), view.uniform(0.4, 1.1) * field.mask.shape[0] / 256)
     grey = 255 * (1 - np.exp(-1.6 * blurred))  # bright light saturates softly
@@ -214,18 +214,18 @@ def record(view: Generator, light: Plane, field: Field) -> NDArray[np.uint8]:
     return np.where(field.mask[..., None], np.clip(grey, _MIN_GREY, 255), 0).astype(np.uint8)
 
 
-def _around_lesion(patient: Generator, wall: Wall, *, ragged: float) -> tuple[Plane, float]:
+def _compute_lesion_distance(patient: Generator, wall: Wall, *, ragged: float) -> tuple[Plane, float]:
     """Compute the distance from a lesion's centre, 1 at its edge, and the lesion's size in field radii."""
     angle, offset = patient.uniform(0, 2 * np.pi), patient.uniform(0, 0.4)
     size, aspect, rotation = patient.uniform(0.28, 0.5), patient.uniform(1.0, 1.35), patient.uniform(0, np.pi)
     x, y = wall.x - offset * float(np.cos(angle)), wall.y - offset * float(np.sin(angle))
     cos, sin = float(np.cos(rotation)), float(np.sin(rotation))
-    edge = wall.noise(patient, cells=1.3 / size) + 0.5 * wall.noise(patient, cells=3 / size)
+    edge = wall.sample_noise(patient, cells=1.3 / size) + 0.5 * wall.sample_noise(patient, cells=3 / size)
     along, across = (cos * x + sin * y) / (size * aspect), (cos * y - sin * x) / (size / aspect)
     return np.hypot(along, across) + ragged * edge, size
 
 
-def _ramp(values: Plane, *, width: float) -> Plane:
+def _compute_smoothstep(values: Plane, *, width: float) -> Plane:
     """Rise smoothly from 0 to 1 while the values rise from 0 to `width` (smoothstep)."""
     fraction = np.clip(values / width, 0, 1)
     return np.asarray(fraction * fraction * (3 - 2 * fraction))

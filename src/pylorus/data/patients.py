@@ -8,15 +8,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from pylorus.data.content import Root
-from pylorus.data.dicom import patient_of
-from pylorus.data.unreadable import UnreadableImageError, shown
-from pylorus.errors import PylorusError, listing
+from pylorus.data.dicom import read_patient_pseudonym
+from pylorus.data.unreadable import UnreadableImageError, format_path
+from pylorus.errors import PylorusError, format_name_list
 
 SALT = "salt"
 """File of the salt in the cache folder. With it, whoever knows a hospital's patient numbers can reverse a hash."""
 
 
-def salt_of(folder: Path) -> str:
+def ensure_salt(folder: Path) -> str:
     """Return the salt stored in a folder; the first call creates it, readable by its owner only.
 
     Raises:
@@ -26,7 +26,7 @@ def salt_of(folder: Path) -> str:
     try:
         if not path.exists():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _make(path)
+            _create_salt(path)
         salt = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise PylorusError(f"{path}: can't read or create the salt of the patients' hashes: {error}") from error
@@ -37,7 +37,7 @@ def salt_of(folder: Path) -> str:
     return salt
 
 
-def patients_of(root: Root, paths: Sequence[str], reasons: Sequence[str], *, salt: str) -> list[str]:
+def read_patient_pseudonyms(root: Root, paths: Sequence[str], reasons: Sequence[str], *, salt: str) -> list[str]:
     """Return a pseudonym of the patient of each file.
 
     Args:
@@ -50,26 +50,26 @@ def patients_of(root: Root, paths: Sequence[str], reasons: Sequence[str], *, sal
         PylorusError: If a readable file names no patient; the message names it.
     """
 
-    def of(path: str, reason: str) -> str | None:
+    def read_pseudonym(path: str, reason: str) -> str | None:
         if reason:
             return ""
         try:
-            return patient_of(root / path, salt=salt)
+            return read_patient_pseudonym(root / path, salt=salt)
         except UnreadableImageError:
             return None
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        patients = list(pool.map(of, paths, reasons))
-    nameless = [shown(Path(path)) for path, patient in zip(paths, patients, strict=True) if patient is None]
+        patients = list(pool.map(read_pseudonym, paths, reasons))
+    nameless = [format_path(Path(path)) for path, patient in zip(paths, patients, strict=True) if patient is None]
     if nameless:
         raise PylorusError(
             f"data.patients=dicom: {len(nameless)} of {len(paths)} files are not DICOM or name no patient:\n"
-            f"{listing(nameless)}\nDefine the patients by data.group or by a manifest's column group instead."
+            f"{format_name_list(nameless)}\nDefine the patients by data.group or by a manifest's column group instead."
         )
     return [str(patient) for patient in patients]
 
 
-def _make(path: Path) -> None:
+def _create_salt(path: Path) -> None:
     """Write a new salt atomically; if another process was first, its salt stays."""
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

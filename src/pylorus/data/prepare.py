@@ -7,28 +7,28 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import OmegaConf
 
-from pylorus.config import Config, DrawnConfig
+from pylorus.config import Config, SyntheticConfig
 from pylorus.data.audit.duplicates import find_copies
 from pylorus.data.audit.thresholds import Thresholds
 from pylorus.data.catalog import Catalog, read_folders
-from pylorus.data.look_through import look_through
+from pylorus.data.look_through import audit_run_images
 from pylorus.data.manifest import read_manifest
-from pylorus.data.patients import salt_of
-from pylorus.data.quarantine import tell_unreadable, write_quarantine
-from pylorus.data.reading import Reading
-from pylorus.data.same_images import check_same, read_parts
-from pylorus.data.shards_catalog import read_shards
-from pylorus.data.split import SPLITS, split, write_split
-from pylorus.data.synthetic import draw_image_set
+from pylorus.data.patients import ensure_salt
+from pylorus.data.quarantine import log_unreadable, write_quarantine
+from pylorus.data.reading import ReadOptions
+from pylorus.data.same_images import check_images_unchanged, read_initial_split
+from pylorus.data.shards_catalog import read_shard_catalog
+from pylorus.data.split import SPLITS, split_catalog, write_split
+from pylorus.data.synthetic import generate_image_set
 from pylorus.data.test_set import read_fold_values
-from pylorus.files import whole, write_text
+from pylorus.files import write_atomically, write_text
 from pylorus.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Images:
+class RunImages:
     """The images of a run.
 
     Attributes:
@@ -43,13 +43,13 @@ class Images:
     split_hash: str
     validation: str
 
-    def of_class(self, part: str) -> list[int]:
+    def count_by_class(self, part: str) -> list[int]:
         """Count the images of each class in a split."""
         labels = self.table.loc[self.table["split"] == part, "label"]
         return [int((labels == label).sum()) for label in range(len(self.catalog.classes))]
 
 
-def prepare_images(config: Config, folder: RunFolder) -> Images:
+def prepare_images(config: Config, folder: RunFolder) -> RunImages:
     """Catalog, audit and split the configured images, and write the results into the run's folder.
 
     Writes catalog.parquet, split.csv, audit.json, quarantine.csv if files were left out, and config.yaml, completed
@@ -63,11 +63,11 @@ def prepare_images(config: Config, folder: RunFolder) -> Images:
     if data.kind == "synthetic":
         root = folder.path / "images"
         if not root.is_dir():  # a resumed run has it already, and complete
-            _draw(root, data.drawn)
+            _generate_images(root, data.drawn)
     else:
         root = Path(data.root) if data.root is not None else None
-    catalog = _catalog(config, root)
-    check_same(catalog.table, folder.path / "split.csv")  # before any file of the run is overwritten
+    catalog = _read_catalog(config, root)
+    check_images_unchanged(catalog.table, folder.path / "split.csv")  # before any file of the run is overwritten
     # Record what was inferred, so that the configuration of a run is complete.
     data.classes, data.short_names = list(catalog.classes), list(catalog.short_names)
     if data.kind == "manifest":
@@ -75,38 +75,40 @@ def prepare_images(config: Config, folder: RunFolder) -> Images:
     if data.fold_column is not None:
         data.folds = read_fold_values(catalog, data).nunique()
     write_text(folder.config, OmegaConf.to_yaml(config))
-    with whole(folder.path / "catalog.parquet") as temporary:
+    with write_atomically(folder.path / "catalog.parquet") as temporary:
         catalog.table.to_parquet(temporary, index=False)
     write_quarantine(catalog, folder.path)
-    tell_unreadable(catalog)
+    log_unreadable(catalog)
     copies = find_copies(catalog.facts, Thresholds())
-    assignment = split(catalog, data, copies=copies, parts=read_parts(catalog.table, folder.path / "split.csv"))
-    split_hash = write_split(assignment.table, catalog.classes, folder.path / "split.csv")
-    look_through(catalog, assignment, copies, folder.path)
-    images = Images(
-        catalog.without_facts(), assignment.table, split_hash, "test" if data.validation == "test" else "val"
+    assignment = split_catalog(
+        catalog, data, copies=copies, parts=read_initial_split(catalog.table, folder.path / "split.csv")
     )
-    _tell(images)
-    for sentence in assignment.describe(catalog.classes, grouped=catalog.grouped):
+    split_hash = write_split(assignment.table, catalog.classes, folder.path / "split.csv")
+    audit_run_images(catalog, assignment, copies, folder.path)
+    images = RunImages(
+        catalog.copy_without_facts(), assignment.table, split_hash, "test" if data.validation == "test" else "val"
+    )
+    _log_images(images)
+    for sentence in assignment.explain_deviations(catalog.classes, grouped=catalog.grouped):
         log.warning("split    %s", sentence)
     return images
 
 
-def _catalog(config: Config, root: Path | None) -> Catalog:
+def _read_catalog(config: Config, root: Path | None) -> Catalog:
     data, cache = config.data, Path(config.cache.folder)
-    salt = salt_of(cache) if data.patients == "dicom" else None
-    reading = Reading(store=cache / "facts", on_error=data.on_error, salt=salt)
+    salt = ensure_salt(cache) if data.patients == "dicom" else None
+    reading = ReadOptions(store=cache / "facts", on_error=data.on_error, salt=salt)
     known = {"classes": data.classes, "short_names": data.short_names}
     if data.kind == "manifest":
         return read_manifest(Path(str(data.manifest)), root=root, **known, group=data.group, reading=reading)
     if data.kind == "shards":
         index = cache / "shards"
-        return read_shards(str(data.root), index=index, **known, group=data.group, reading=reading)
+        return read_shard_catalog(str(data.root), index=index, **known, group=data.group, reading=reading)
     return read_folders(Path(str(root)), **known, group=data.group, reading=reading)
 
 
-def _draw(root: Path, drawn: DrawnConfig) -> None:
-    draw_image_set(
+def _generate_images(root: Path, drawn: SyntheticConfig) -> None:
+    generate_image_set(
         root,
         images=drawn.images,
         size=drawn.size,
@@ -116,7 +118,7 @@ def _draw(root: Path, drawn: DrawnConfig) -> None:
     )
 
 
-def _tell(images: Images) -> None:
+def _log_images(images: RunImages) -> None:
     catalog = images.catalog
     names = ", ".join(
         name if name == short else f"{name} ({short})"
@@ -135,7 +137,7 @@ def _tell(images: Images) -> None:
             "has" if count == 1 else "have",
             class_counts.idxmax(),
         )
-    sizes = [f"{sum(images.of_class(part))} {part}" for part in SPLITS]
+    sizes = [f"{sum(images.count_by_class(part))} {part}" for part in SPLITS]
     log.info("split    %s (%s)", ", ".join(sizes), images.split_hash[:12])
     if images.validation == "test":
         log.warning("OPTIMISTIC: every epoch is validated on the test images, as in the study (data.validation=test)")

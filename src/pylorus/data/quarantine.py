@@ -5,9 +5,9 @@ from collections import Counter
 from pathlib import Path
 
 from pylorus.data.catalog import Catalog
-from pylorus.data.unreadable import shown
-from pylorus.errors import listing
-from pylorus.files import whole
+from pylorus.data.unreadable import format_path
+from pylorus.errors import format_name_list
+from pylorus.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -21,18 +21,18 @@ def write_quarantine(catalog: Catalog, folder: Path) -> None:
     """Write quarantine.csv if files were left out; its column split is the one that folders or a manifest define."""
     if catalog.unreadable.empty:
         return
-    with whole(folder / FILE) as temporary:
+    with write_atomically(folder / FILE) as temporary:
         # Escape line breaks and control characters, which not every spreadsheet program can read.
-        table = catalog.unreadable.assign(path=[shown(Path(path)) for path in catalog.unreadable["path"]])
+        table = catalog.unreadable.assign(path=[format_path(Path(path)) for path in catalog.unreadable["path"]])
         table[COLUMNS].to_csv(temporary, index=False, lineterminator="\n")
 
 
-def tell_unreadable(catalog: Catalog) -> None:
+def log_unreadable(catalog: Catalog) -> None:
     """Log a warning about files that were left out, and name the first of them."""
     if catalog.unreadable.empty:
         return
     names = [
-        f"{shown(Path(path))}: {reason}"
+        f"{format_path(Path(path))}: {reason}"
         for path, reason in zip(catalog.unreadable["path"], catalog.unreadable["reason"], strict=True)
     ]
     log.warning(
@@ -41,11 +41,11 @@ def tell_unreadable(catalog: Catalog) -> None:
         len(catalog.facts),
         "is" if len(names) == 1 else "are",
         FILE,
-        listing(names, most=FIRST),
+        format_name_list(names, most=FIRST),
     )
 
 
-def counts_of(catalog: Catalog) -> list[dict[str, object]]:
+def count_unreadable(catalog: Catalog) -> list[dict[str, object]]:
     """Count the files that were left out, by class and given split; the result contains no file names."""
     counts = Counter(zip(catalog.unreadable["class"], catalog.unreadable["split"], strict=True))
     return [

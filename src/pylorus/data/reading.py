@@ -8,14 +8,14 @@ from pathlib import Path
 import pandas as pd
 
 from pylorus.data.content import Root
-from pylorus.data.facts import FactTable, facts_of
-from pylorus.data.patients import patients_of
-from pylorus.data.unreadable import shown
-from pylorus.errors import PylorusError, listing
+from pylorus.data.facts import FactTable, load_or_compute_facts
+from pylorus.data.patients import read_patient_pseudonyms
+from pylorus.data.unreadable import format_path
+from pylorus.errors import PylorusError, format_name_list
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """Options for reading image files.
 
     Attributes:
@@ -30,11 +30,11 @@ class Reading:
     salt: str | None = None
 
 
-AS_THEY_ARE = Reading()
+DEFAULT_READ_OPTIONS = ReadOptions()
 """Default options: nothing is cached, and an unreadable file is an error."""
 
 
-def read_files(files: pd.DataFrame, root: Root, reading: Reading) -> tuple[pd.DataFrame, FactTable, list[str]]:
+def read_files(files: pd.DataFrame, root: Root, reading: ReadOptions) -> tuple[pd.DataFrame, FactTable, list[str]]:
     """Read every file once.
 
     Args:
@@ -51,28 +51,28 @@ def read_files(files: pd.DataFrame, root: Root, reading: Reading) -> tuple[pd.Da
     """
     paths = list(files["path"])
     digests = list(files["sha256"]) if "sha256" in files else None
-    facts = facts_of(root, paths, store=reading.store, digests=digests)
-    reasons: list[str] = list(facts.column("problem"))
-    unreadable = [f"{shown(Path(path))}: {reason}" for path, reason in zip(paths, reasons, strict=True) if reason]
+    facts = load_or_compute_facts(root, paths, store=reading.store, digests=digests)
+    reasons: list[str] = list(facts.get_column("problem"))
+    unreadable = [f"{format_path(Path(path))}: {reason}" for path, reason in zip(paths, reasons, strict=True) if reason]
     if unreadable and reading.on_error == "fail":
         raise PylorusError(
-            f"{root}: {len(unreadable)} of {len(paths)} images can't be read:\n{listing(unreadable)}\n"
+            f"{root}: {len(unreadable)} of {len(paths)} images can't be read:\n{format_name_list(unreadable)}\n"
             "Replace them, move them out of the class folders, or leave them out with data.on_error=quarantine, which "
             "lists them in quarantine.csv."
         )
     if reading.salt is not None:
-        files = files.assign(group=patients_of(root, paths, reasons, salt=reading.salt))
-    hashes = facts.column("sha256")
+        files = files.assign(group=read_patient_pseudonyms(root, paths, reasons, salt=reading.salt))
+    hashes = facts.get_column("sha256")
     described = files.assign(
-        sample_id=[sample_id(path, digest) for path, digest in zip(paths, hashes, strict=True)],
-        width=facts.column("width"),
-        height=facts.column("height"),
+        sample_id=[compute_sample_id(path, digest) for path, digest in zip(paths, hashes, strict=True)],
+        width=facts.get_column("width"),
+        height=facts.get_column("height"),
         sha256=hashes,
     )
     return described, facts, reasons
 
 
-def sample_id(path: str, sha256: str) -> str:
+def compute_sample_id(path: str, sha256: str) -> str:
     """Compute the id of an image: 16 hexadecimal digits from its path and its content.
 
     It identifies the image where file names must not appear. It can't be computed from a guessed file name alone.

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pylorus.data.content import Member, Place
+from pylorus.data.content import ImageLocation, Member
 from pylorus.data.shards_places import Shard, is_remote, read_range
 from pylorus.data.unreadable import UnreadableImageError
 
@@ -30,7 +30,7 @@ class ShardMember(Member):
     size: int
     digest: bytes
 
-    def contents(self) -> bytes:
+    def read_content(self) -> bytes:
         """Read its bytes and verify them against the index.
 
         Raises:
@@ -75,13 +75,13 @@ class Shards:
         """Whether the shards are read over a network."""
         return is_remote(self.root)
 
-    def __truediv__(self, path: str, /) -> Place:
+    def __truediv__(self, path: str, /) -> ImageLocation:
         """Return the image at a path.
 
         Raises:
             KeyError: If no shard holds it.
         """
-        index = int(self._places([path])[0])
+        index = int(self._find_indices([path])[0])
         return ShardMember(
             self.shards[self._shard[index]],
             path,
@@ -93,11 +93,11 @@ class Shards:
     def __str__(self) -> str:
         return self.root
 
-    def numbers(self, paths: list[str]) -> NDArray[np.int32]:
+    def get_shard_numbers(self, paths: list[str]) -> NDArray[np.int32]:
         """Return the index of the shard that holds each path, of shape (paths,)."""
-        return self._shard[self._places(paths)]
+        return self._shard[self._find_indices(paths)]
 
-    def _places(self, paths: list[str]) -> NDArray[np.intp]:
+    def _find_indices(self, paths: list[str]) -> NDArray[np.intp]:
         names = np.array([path.encode() for path in paths], dtype=np.bytes_)
         indices = np.minimum(np.searchsorted(self._names, names), len(self._names) - 1)
         missing = np.flatnonzero(self._names[indices] != names)

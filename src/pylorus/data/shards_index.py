@@ -18,9 +18,9 @@ from pylorus.columns import ABOUT
 from pylorus.data.content import MOST_BYTES
 from pylorus.data.image import SUFFIXES
 from pylorus.data.shards_places import Shard, open_shard
-from pylorus.data.unreadable import shown
+from pylorus.data.unreadable import format_path
 from pylorus.errors import PylorusError
-from pylorus.files import whole
+from pylorus.files import write_atomically
 
 VERSION = 1
 """Increase it when the same shard would give a different index."""
@@ -43,7 +43,7 @@ class Sample:
     extensions: set[str] = field(default_factory=set)
 
 
-def index_of(shard: Shard, folder: Path) -> pd.DataFrame:
+def load_shard_index(shard: Shard, folder: Path) -> pd.DataFrame:
     """Load the index of a shard from `folder`; if it is not stored there, read the shard once and store the index.
 
     Returns:
@@ -57,22 +57,22 @@ def index_of(shard: Shard, folder: Path) -> pd.DataFrame:
         return pd.read_parquet(path)
     try:
         with open_shard(shard) as file:
-            table = _table(shard.name, file)
+            table = _build_table(shard.name, file)
     except PylorusError:
         raise
     except Exception as error:  # each storage backend of fsspec raises its own errors
         raise PylorusError(f"can't read shard {shard.name}: {error or type(error).__name__}") from error
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with whole(path) as temporary:
+    with write_atomically(path) as temporary:
         table.to_parquet(temporary, index=False)
     return table
 
 
-def key_of(path: str) -> tuple[str, str]:
+def split_member_path(path: str) -> tuple[str, str]:
     """Split a member's path into key and extension at the first dot of its name.
 
     Example:
-        >>> key_of("a.b/0001.seg.png")
+        >>> split_member_path("a.b/0001.seg.png")
         ('a.b/0001', 'seg.png')
     """
     folder, slash, name = path.rpartition("/")
@@ -80,11 +80,11 @@ def key_of(path: str) -> tuple[str, str]:
     return folder + slash + stem, ending
 
 
-def _table(shard: str, file: BinaryIO) -> pd.DataFrame:
+def _build_table(shard: str, file: BinaryIO) -> pd.DataFrame:
     rows: list[dict[str, object]] = []
     seen_keys: set[str] = set()
-    for key, sample in _samples(shard, file):
-        location = f"shard {shard}, key {shown(key)}"
+    for key, sample in _iter_samples(shard, file):
+        location = f"shard {shard}, key {format_path(key)}"
         if key in seen_keys:
             raise PylorusError(f"{location}: occurs twice. All members of a key must be adjacent.")
         seen_keys.add(key)
@@ -104,31 +104,33 @@ def _table(shard: str, file: BinaryIO) -> pd.DataFrame:
     return table
 
 
-def _samples(shard: str, file: BinaryIO) -> Iterator[tuple[str, Sample]]:
+def _iter_samples(shard: str, file: BinaryIO) -> Iterator[tuple[str, Sample]]:
     """Yield keys with their samples in the order of the shard, holding one sample at a time."""
     current, sample = "", Sample()
-    for member, content in _members(shard, file):
-        key, ending = key_of(member.name)
+    for member, content in _iter_members(shard, file):
+        key, ending = split_member_path(member.name)
         if key != current:
             if sample.extensions:
                 yield current, sample
             current, sample = key, Sample()
         if ending in sample.extensions:
-            raise PylorusError(f"shard {shard}, key {shown(key)}: has two {ending} files.")
+            raise PylorusError(f"shard {shard}, key {format_path(key)}: has two {ending} files.")
         sample.extensions.add(ending)
         if f".{ending.lower()}" in SUFFIXES:
             if sample.image is not None:
-                raise PylorusError(f"shard {shard}, key {shown(key)}: has two images: {', '.join(sample.extensions)}.")
+                raise PylorusError(
+                    f"shard {shard}, key {format_path(key)}: has two images: {', '.join(sample.extensions)}."
+                )
             sample.image = (member.name, member.offset_data, member.size, hashlib.sha256(content).hexdigest())
         elif ending == "json":
-            sample.metadata = _said(shard, key, content) | sample.metadata
+            sample.metadata = _parse_metadata(shard, key, content) | sample.metadata
         elif ending == "cls":
             sample.metadata.setdefault("label", content.decode(errors="replace").strip())
     if sample.extensions:
         yield current, sample
 
 
-def _members(shard: str, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+def _iter_members(shard: str, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
     """Yield the files of a tar with their content.
 
     Python's reader takes a damaged header for the end of the archive, so the last member must be followed by a block of
@@ -138,7 +140,7 @@ def _members(shard: str, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, byte
     try:
         tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 the caller closes the underlying file
         for member in tar:
-            last_member = shown(member.name)
+            last_member = format_path(member.name)
             if member.isdir():
                 continue
             if not member.isreg() or member.size > MOST_BYTES:
@@ -156,13 +158,15 @@ def _members(shard: str, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, byte
         raise PylorusError(f"shard {shard}: truncated or damaged after {last_member}. Copy it again.")
 
 
-def _said(shard: str, key: str, content: bytes) -> dict[str, str]:
+def _parse_metadata(shard: str, key: str, content: bytes) -> dict[str, str]:
     """Parse KEY.json: label, group and split as they are, other plain values as about/…."""
     try:
         metadata = json.loads(content)
     except ValueError as error:
-        raise PylorusError(f"shard {shard}, key {shown(key)}: can't read its .json: {error}") from error
+        raise PylorusError(f"shard {shard}, key {format_path(key)}: can't read its .json: {error}") from error
     if not isinstance(metadata, dict):
-        raise PylorusError(f'shard {shard}, key {shown(key)}: its .json is not an object, expected {{"label": …}}.')
+        raise PylorusError(
+            f'shard {shard}, key {format_path(key)}: its .json is not an object, expected {{"label": …}}.'
+        )
     plain = {name: value for name, value in metadata.items() if isinstance(value, str | int | float)}
     return {name if name in KNOWN else ABOUT + name: str(value).strip() for name, value in plain.items()}

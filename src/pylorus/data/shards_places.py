@@ -55,11 +55,11 @@ def is_remote(root: str) -> bool:
     return "://" in root
 
 
-def expanded(pattern: str) -> list[str]:
+def resolve_pattern(pattern: str) -> list[str]:
     """Expand a pattern to all names: `{000..127}` is a range, `{a,b}` a list.
 
     Example:
-        >>> expanded("{train,test}-{08..10}.tar")[:4]
+        >>> resolve_pattern("{train,test}-{08..10}.tar")[:4]
         ['train-08.tar', 'train-09.tar', 'train-10.tar', 'test-08.tar']
     """
     match = _BRACES.search(pattern)
@@ -74,7 +74,7 @@ def expanded(pattern: str) -> list[str]:
     return [
         pattern[: match.start()] + alternative + suffix
         for alternative in alternatives
-        for suffix in expanded(pattern[match.end() :])
+        for suffix in resolve_pattern(pattern[match.end() :])
     ]
 
 
@@ -87,10 +87,10 @@ def find_shards(root: str) -> list[Shard]:
     if not is_remote(root) and Path(root).is_dir():
         urls = sorted(str(path) for path in Path(root).glob("*.tar") if not path.name.startswith("."))
     else:
-        urls = sorted(expanded(root))
+        urls = sorted(resolve_pattern(root))
     if not urls:
         raise PylorusError(f"data.root: found no shards in {root}, expected files that end in .tar.")
-    return [_described(url) for url in urls]
+    return [_build_shard(url) for url in urls]
 
 
 def open_shard(shard: Shard) -> BinaryIO:
@@ -125,7 +125,7 @@ def read_range(shard: Shard, start: int, size: int) -> bytes:
     return content
 
 
-def _described(url: str) -> Shard:
+def _build_shard(url: str) -> Shard:
     name = url.rsplit("/", 1)[-1]
     try:
         if is_remote(url):

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-TOLERANCE = 0.02
+SHARE_TOLERANCE = 0.02
 """Deviation from the requested fraction above which a class is reported."""
-FEW = 5
+MIN_GROUPS = 5
 """A split with fewer groups of a class is reported: single groups then determine what is learned or measured."""
 PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
-def find_asked_shares(
+def get_requested_fractions(
     *, given: Collection[str], chosen: bool, fixed: bool, validation: str, test_fraction: float, val_fraction: float
 ) -> dict[str, float]:
     """Return the requested fraction of each split that is drawn at random; other splits have no entry.
@@ -27,9 +27,9 @@ def find_asked_shares(
 
     Example:
         >>> words = {"validation": "cut", "test_fraction": 0.15, "val_fraction": 0.2}
-        >>> find_asked_shares(given=(), chosen=False, fixed=False, **words)
+        >>> get_requested_fractions(given=(), chosen=False, fixed=False, **words)
         {'test': 0.15, 'val': 0.2}
-        >>> find_asked_shares(given=("train", "test"), chosen=False, fixed=False, **words)
+        >>> get_requested_fractions(given=("train", "test"), chosen=False, fixed=False, **words)
         {'val': 0.2}
     """
     fractions = {} if chosen or given else {"test": test_fraction}
@@ -38,32 +38,32 @@ def find_asked_shares(
     return {} if fixed else fractions
 
 
-def describe_split(
+def explain_split(
     table: pd.DataFrame, asked: Mapping[str, float], *, grouped: bool, joined: int = 0
 ) -> tuple[str, ...]:
     """Return sentences about splits that deviate from the requested fractions or have few groups of a class.
 
     Args:
         table: One row per image, with the columns class, group and split.
-        asked: Requested fraction of each split, from `find_asked_shares`.
+        asked: Requested fraction of each split, from `get_requested_fractions`.
         grouped: Whether groups are patients; else every image is its own group.
         joined: Number of groups that were kept together with others because of copies.
     """
     noun = "patient" if grouped else "image"
-    sentences = [_describe_share(table, part, share, noun, joined) for part, share in asked.items()]
-    return tuple(sentence for sentence in (*sentences, _describe_few(table, noun)) if sentence)
+    sentences = [_explain_fractions(table, part, share, noun, joined) for part, share in asked.items()]
+    return tuple(sentence for sentence in (*sentences, _explain_small_counts(table, noun)) if sentence)
 
 
-def _describe_share(table: pd.DataFrame, part: str, share: float, noun: str, joined: int) -> str:
+def _explain_fractions(table: pd.DataFrame, part: str, share: float, noun: str, joined: int) -> str:
     """Describe the classes whose fraction in a split deviates from the requested one, with reasons; "" if none does."""
     pool = table if part == "test" else table[table["split"] != "test"]
     mixed = pool.groupby("group")["class"].nunique()
-    sampled = _Drawn(part, share, noun, joined, images=len(pool), mixed=frozenset(mixed.index[mixed > 1]))
+    sampled = _RandomSplit(part, share, noun, joined, images=len(pool), mixed=frozenset(mixed.index[mixed > 1]))
     deviations = [
-        f'{100 * actual:.1f} % of "{name}" ({sampled.explain(rows)})'
+        f'{100 * actual:.1f} % of "{name}" ({sampled.explain_class(rows)})'
         for name, rows in pool.groupby("class", sort=True)
         for actual in [float((rows["split"] == part).mean())]
-        if abs(actual - share) > TOLERANCE
+        if abs(actual - share) > SHARE_TOLERANCE
     ]
     if not deviations:
         return ""
@@ -76,7 +76,7 @@ def _describe_share(table: pd.DataFrame, part: str, share: float, noun: str, joi
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _RandomSplit:
     """A split that was drawn at random.
 
     Attributes:
@@ -95,7 +95,7 @@ class _Drawn:
     images: int
     mixed: frozenset[str]
 
-    def explain(self, rows: pd.DataFrame) -> str:
+    def explain_class(self, rows: pd.DataFrame) -> str:
         """Explain why the fraction of one class deviates, as far as the sizes of its groups show it."""
         groups = rows.groupby("group").agg(images=("split", "size"), split=("split", "first"))
         is_inside, count, noun = groups["split"] == self.part, len(groups), self.noun
@@ -104,7 +104,7 @@ class _Drawn:
         if actual > self.share and len(inside) == 1 and count * self.share < 1:
             left = "" if self.part == "test" else "remaining "
             return f"each split needs at least one of its {count} {left}{noun}s"
-        if actual > self.share and inside.max() / len(rows) > self.share + TOLERANCE:
+        if actual > self.share and inside.max() / len(rows) > self.share + SHARE_TOLERANCE:
             return largest_patient.format(100 * inside.max() / len(rows))
         if actual < self.share and (2 * outside.max() > len(rows) or outside.max() > self.share * self.images):
             return f"{largest_patient.format(100 * outside.max() / len(rows))}, too many to be drawn"
@@ -114,7 +114,7 @@ class _Drawn:
         if mixed:
             verb = "has" if mixed == 1 else "have"
             return f"{mixed} of its {count} {noun}s {verb} images of other classes too and can't be divided"
-        if groups["images"].median() > TOLERANCE * len(rows):
+        if groups["images"].median() > SHARE_TOLERANCE * len(rows):
             low, high = groups["images"].min(), groups["images"].max()
             if noun == "image":
                 return f"it has only {count} images"
@@ -122,22 +122,22 @@ class _Drawn:
         return f"the sizes of its {noun}s do not explain this; a new draw would come closer"
 
 
-def _describe_few(table: pd.DataFrame, noun: str) -> str:
+def _explain_small_counts(table: pd.DataFrame, noun: str) -> str:
     """Describe the classes with few groups in a split; "" if there are none."""
     parts = [part for part in PART_NAMES if (table["split"] == part).any()]
     counts = table.groupby(["class", "split"])["group"].nunique().unstack(fill_value=0)
     descriptions = []
     for name, row in counts.iterrows():
-        small_counts = [f"{row[part]} in {PART_NAMES[part]}" for part in parts if row[part] < FEW]
+        small_counts = [f"{row[part]} in {PART_NAMES[part]}" for part in parts if row[part] < MIN_GROUPS]
         if small_counts:
-            descriptions.append(f'"{name}" {_join(small_counts)}')
+            descriptions.append(f'"{name}" {_join_words(small_counts)}')
     if not descriptions:
         return ""
     return (
-        f"Fewer than {FEW} {noun}s of a class in a split: {'; '.join(descriptions)}. Single {noun}s determine "
+        f"Fewer than {MIN_GROUPS} {noun}s of a class in a split: {'; '.join(descriptions)}. Single {noun}s determine "
         "what is learned or measured there."
     )
 
 
-def _join(words: list[str]) -> str:
+def _join_words(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -10,24 +10,24 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pylorus.chance import derived_seed
+from pylorus.chance import compute_seed
 from pylorus.config import DataConfig
 from pylorus.data.audit.duplicates import Copies, find_copies
 from pylorus.data.audit.thresholds import Thresholds
 from pylorus.data.catalog import Catalog
 from pylorus.data.draw import draw_part
 from pylorus.data.folds import stratified_folds
-from pylorus.data.leaks import Pair, bundles, check_labels, leaks, leaks_said, pairs_of
-from pylorus.data.shares import describe_split, find_asked_shares
-from pylorus.data.test_set import by_column, by_file, by_fold_column
+from pylorus.data.leaks import Pair, check_labels, collect_copy_pairs, find_leaks, format_leaks, merge_linked_groups
+from pylorus.data.shares import explain_split, get_requested_fractions
+from pylorus.data.test_set import read_split_file, select_by_column, select_by_fold_column
 from pylorus.errors import PylorusError
-from pylorus.files import whole
+from pylorus.files import write_atomically
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ["sample_id", "path", "class", "group", "split", "sha256"]
-MUCH = 0.2
+LARGE_UNIT = 0.2
 """Fraction of all images that copies link to one unit, above which the user is warned."""
 
 
@@ -47,12 +47,12 @@ class Split:
     asked: Mapping[str, float]
     joined: int
 
-    def describe(self, classes: tuple[str, ...], *, grouped: bool) -> tuple[str, ...]:
+    def explain_deviations(self, classes: tuple[str, ...], *, grouped: bool) -> tuple[str, ...]:
         """Return sentences about splits that deviate from the requested fractions or have few groups of a class."""
-        return describe_split(_with_class_names(self.table, classes), self.asked, grouped=grouped, joined=self.joined)
+        return explain_split(_add_class_names(self.table, classes), self.asked, grouped=grouped, joined=self.joined)
 
 
-def split(
+def split_catalog(
     catalog: Catalog, data: DataConfig, *, copies: Copies | None = None, parts: Sequence[str] | None = None
 ) -> Split:
     """Assign every row of the catalog to train, val or test.
@@ -73,26 +73,26 @@ def split(
     """
     table, validation = catalog.table.copy(), data.validation
     given_splits = set(table["split"]) - {""}
-    pairs = pairs_of(catalog, find_copies(catalog.facts, Thresholds()) if copies is None else copies)
+    pairs = collect_copy_pairs(catalog, find_copies(catalog.facts, Thresholds()) if copies is None else copies)
     check_labels(catalog, pairs)
-    table["bundle"] = bundles(catalog, pairs)
-    joined = _count_joined(table, catalog)
+    table["bundle"] = merge_linked_groups(catalog, pairs)
+    joined = _count_linked_groups(table, catalog)
     if parts is not None:
         table["split"] = list(parts)
     else:
-        _assign_test(table, catalog, data, pairs)
+        _select_test(table, catalog, data, pairs)
     if validation == "cut" and not (table["split"] == "val").any():
-        _draw(table, "val", share=data.val_fraction, later=0.0, split_seed=data.split_seed, catalog=catalog)
+        _draw_rows(table, "val", share=data.val_fraction, later=0.0, split_seed=data.split_seed, catalog=catalog)
     if validation == "test" and (table["split"] == "val").any():
         raise PylorusError(
             f"data.validation: found test, but {catalog.root} has a val folder. Remove data.validation to "
             "validate on that folder, or move its images to train."
         )
-    _check_classes(table, catalog, data)
-    found_leaks = leaks(table, pairs, grouped=catalog.grouped)
+    _check_split_classes(table, catalog, data)
+    found_leaks = find_leaks(table, pairs, grouped=catalog.grouped)
     if found_leaks and not data.accept_leaks:
-        raise PylorusError(leaks_said(table, found_leaks))
-    requested = find_asked_shares(
+        raise PylorusError(format_leaks(table, found_leaks))
+    requested = get_requested_fractions(
         given=given_splits,
         chosen=data.fold is not None or data.test_column is not None,
         fixed=data.split_file is not None,
@@ -103,12 +103,12 @@ def split(
     return Split(table.drop(columns="bundle"), tuple(found_leaks), requested, joined)
 
 
-def _assign_test(table: pd.DataFrame, catalog: Catalog, data: DataConfig, pairs: Sequence[Pair]) -> None:
+def _select_test(table: pd.DataFrame, catalog: Catalog, data: DataConfig, pairs: Sequence[Pair]) -> None:
     """Assign each row to test or train, unless folders or a manifest define the split."""
     if data.split_file is not None:
-        table["split"] = by_file(catalog, Path(data.split_file))
+        table["split"] = read_split_file(catalog, Path(data.split_file))
     elif data.test_column is not None:
-        table["split"] = np.where(by_column(catalog, data), "test", "train")
+        table["split"] = np.where(select_by_column(catalog, data), "test", "train")
     elif (table["split"] != "").any():
         if data.fold is not None:
             raise PylorusError(
@@ -116,13 +116,13 @@ def _assign_test(table: pd.DataFrame, catalog: Catalog, data: DataConfig, pairs:
                 "one of the two."
             )
     elif data.fold_column is not None:
-        table["split"] = np.where(by_fold_column(catalog, data, pairs), "test", "train")
+        table["split"] = np.where(select_by_fold_column(catalog, data, pairs), "test", "train")
     elif data.fold is not None:
         table["split"] = np.where(_is_in_fold(table, catalog, data), "test", "train")
     else:
         table["split"] = "train"
         later = data.val_fraction if data.validation == "cut" else 0.0
-        _draw(table, "test", share=data.test_fraction, later=later, split_seed=data.split_seed, catalog=catalog)
+        _draw_rows(table, "test", share=data.test_fraction, later=later, split_seed=data.split_seed, catalog=catalog)
 
 
 def _is_in_fold(table: pd.DataFrame, catalog: Catalog, data: DataConfig) -> NDArray[np.bool_]:
@@ -130,22 +130,24 @@ def _is_in_fold(table: pd.DataFrame, catalog: Catalog, data: DataConfig) -> NDAr
     if counts.min() < data.folds:
         raise PylorusError(
             f'data.folds: found {data.folds}, but class "{catalog.classes[int(counts.to_numpy().argmin())]}" has only '
-            f"{counts.min()} {_groups_word(catalog)}: expected at least one per fold."
+            f"{counts.min()} {_get_group_noun(catalog)}: expected at least one per fold."
         )
-    seed = derived_seed(data.split_seed, "split", "folds") % (1 << 32)
+    seed = compute_seed(data.split_seed, "split", "folds") % (1 << 32)
     fold = stratified_folds(table["label"].to_numpy(), table["bundle"].to_numpy(), folds=data.folds, seed=seed)
     return np.asarray(fold == data.fold)
 
 
 def write_split(table: pd.DataFrame, classes: tuple[str, ...], path: Path) -> str:
     """Write split.csv and return its SHA-256, by which tables cite the split."""
-    table = _with_class_names(table, classes)
-    with whole(path) as temporary:
+    table = _add_class_names(table, classes)
+    with write_atomically(path) as temporary:
         table[COLUMNS].sort_values("path").to_csv(temporary, index=False, lineterminator="\n")
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _draw(table: pd.DataFrame, part: str, *, share: float, later: float, split_seed: int, catalog: Catalog) -> None:
+def _draw_rows(
+    table: pd.DataFrame, part: str, *, share: float, later: float, split_seed: int, catalog: Catalog
+) -> None:
     """Move whole groups from train to `part`: about `share` of the training rows of each class."""
     train = table.index[table["split"] == "train"].to_numpy()
     counts = table.loc[train].groupby("label")["bundle"].nunique()
@@ -153,7 +155,7 @@ def _draw(table: pd.DataFrame, part: str, *, share: float, later: float, split_s
     if counts.min() < needed:
         rarest = catalog.classes[int(counts.index.to_numpy()[counts.to_numpy().argmin()])]
         raise PylorusError(
-            f'class "{rarest}" has {counts.min()} {_groups_word(catalog)} to draw {part} from, expected at least '
+            f'class "{rarest}" has {counts.min()} {_get_group_noun(catalog)} to draw {part} from, expected at least '
             f"{needed}. Add some, or define the split by folders train, val and test."
         )
     rows = table.loc[train]
@@ -162,12 +164,12 @@ def _draw(table: pd.DataFrame, part: str, *, share: float, later: float, split_s
         rows["bundle"].to_numpy(),
         share=share,
         later=later,
-        seed=derived_seed(split_seed, "split", part) % (1 << 32),
+        seed=compute_seed(split_seed, "split", part) % (1 << 32),
     )
     table.loc[train[drawn], "split"] = part
 
 
-def _check_classes(table: pd.DataFrame, catalog: Catalog, data: DataConfig) -> None:
+def _check_split_classes(table: pd.DataFrame, catalog: Catalog, data: DataConfig) -> None:
     for part in ("train", "test") if data.validation == "test" else SPLITS:
         present = set(table.loc[table["split"] == part, "label"])
         missing = [name for label, name in enumerate(catalog.classes) if label not in present]
@@ -185,13 +187,13 @@ def _check_classes(table: pd.DataFrame, catalog: Catalog, data: DataConfig) -> N
         raise PylorusError(f'class "{missing[0]}" has no image in {part}. {remedy}')
 
 
-def _count_joined(table: pd.DataFrame, catalog: Catalog) -> int:
+def _count_linked_groups(table: pd.DataFrame, catalog: Catalog) -> int:
     """Count and log the groups that copies link to others; warn if too many are linked for a balanced split."""
     units = table.groupby("bundle").agg(images=("group", "size"), groups=("group", "nunique"))
     linked = units[units["groups"] > 1]
     if linked.empty:
         return 0
-    noun = _groups_word(catalog)
+    noun = _get_group_noun(catalog)
     log.info(
         "copies   link %d %s into %d %s, each kept in one split",
         linked["groups"].sum(),
@@ -199,7 +201,7 @@ def _count_joined(table: pd.DataFrame, catalog: Catalog) -> int:
         len(linked),
         "unit" if len(linked) == 1 else "units",
     )
-    if linked["images"].max() > MUCH * len(table):
+    if linked["images"].max() > LARGE_UNIT * len(table):
         log.warning(
             "copies   %.0f %% of all images are linked by copies and must be in the same split; %s",
             100 * linked["images"].max() / len(table),
@@ -208,9 +210,9 @@ def _count_joined(table: pd.DataFrame, catalog: Catalog) -> int:
     return int(linked["groups"].sum())
 
 
-def _with_class_names(table: pd.DataFrame, classes: tuple[str, ...]) -> pd.DataFrame:
+def _add_class_names(table: pd.DataFrame, classes: tuple[str, ...]) -> pd.DataFrame:
     return table.assign(**{"class": np.array(classes, dtype=object)[table["label"]]})
 
 
-def _groups_word(catalog: Catalog) -> str:
+def _get_group_noun(catalog: Catalog) -> str:
     return "patients" if catalog.grouped else "images"

@@ -18,9 +18,9 @@ from PIL import Image
 from pylorus.data import painter
 
 _FINDINGS: dict[str, Callable[[Generator, painter.Wall], painter.Layer]] = {
-    "gastric_cancer": painter.cancer,
-    "gastric_ulcer": painter.ulcer,
-    "chronic_gastritis": painter.gastritis,
+    "gastric_cancer": painter.render_cancer,
+    "gastric_ulcer": painter.render_ulcer,
+    "chronic_gastritis": painter.render_gastritis,
 }
 CLASSES: tuple[str, ...] = tuple(_FINDINGS)
 SHORT_NAMES: tuple[str, ...] = ("GC", "GU", "CG")
@@ -35,7 +35,7 @@ class Frame:
     field: NDArray[np.bool_]  # (size, size), True inside the field of view; not changed by an overlay
 
 
-def draw_frame(label: str, *, seed: int, view: int = 0, size: int = 256, overlay: bool = False) -> Frame:
+def generate_frame(label: str, *, seed: int, view: int = 0, size: int = 256, overlay: bool = False) -> Frame:
     """Generate one image of one patient; the same arguments give the same pixels.
 
     Args:
@@ -52,35 +52,35 @@ def draw_frame(label: str, *, seed: int, view: int = 0, size: int = 256, overlay
         ValueError: If an argument is out of range; the message names it.
 
     Example:
-        >>> frame = draw_frame("gastric_ulcer", seed=7, size=64)
+        >>> frame = generate_frame("gastric_ulcer", seed=7, size=64)
         >>> frame.image.shape, bool(frame.image[~frame.field].any())
         ((64, 64, 3), False)
     """
     if label not in CLASSES:
         raise ValueError(f"label is {label!r}; expected one of {', '.join(CLASSES)}.")
-    _at_least(0, seed=seed, view=view)
-    _at_least(_MIN_SIZE, size=size)
+    _check_minimum(0, seed=seed, view=view)
+    _check_minimum(_MIN_SIZE, size=size)
     # Separate random streams for the patient, the view and the text, so that none affects another.
     class_index = CLASSES.index(label)
     keys = (class_index, 0), (class_index, 1, view), (class_index, 2)
     patient_generator, view_generator, overlay_generator = (
         np.random.default_rng(SeedSequence(seed, spawn_key=key)) for key in keys
     )
-    field = painter.field_of_view(patient_generator, size=size)
-    wall = painter.look_at_wall(view_generator, field)
-    lumen = painter.draw_lumen(patient_generator)
-    layer = painter.mucosa(patient_generator, wall, lumen=lumen) + _FINDINGS[label](patient_generator, wall)
-    colour = painter.colour_wall(patient_generator, layer)
-    shade = painter.shade_lumen(patient_generator, wall, lumen=lumen)
-    diffuse, specular = painter.light_wall(view_generator, field, layer.height)
+    field = painter.generate_field(patient_generator, size=size)
+    wall = painter.transform_wall(view_generator, field)
+    lumen = painter.sample_lumen(patient_generator)
+    layer = painter.render_mucosa(patient_generator, wall, lumen=lumen) + _FINDINGS[label](patient_generator, wall)
+    colour = painter.compute_wall_colour(patient_generator, layer)
+    shade = painter.compute_lumen_shade(patient_generator, wall, lumen=lumen)
+    diffuse, specular = painter.compute_wall_light(view_generator, field, layer.height)
     light = colour * (shade * diffuse)[..., None] + (shade * specular)[..., None]
-    image = painter.record(view_generator, light, field)
+    image = painter.render_sensor_image(view_generator, light, field)
     if overlay:
-        _burn_in(image, overlay_generator, view=view)
+        _draw_overlay(image, overlay_generator, view=view)
     return Frame(image, field.mask)
 
 
-def draw_image_set(
+def generate_image_set(
     root: Path,
     *,
     images: int = 60,
@@ -109,9 +109,9 @@ def draw_image_set(
         ValueError: If a number is out of range; the message names it.
         FileExistsError: If `root` is a file or a folder that is not empty.
     """
-    _at_least(1, images=images, images_per_patient=images_per_patient)
-    _at_least(_MIN_SIZE, size=size)
-    _at_least(0, seed=seed)
+    _check_minimum(1, images=images, images_per_patient=images_per_patient)
+    _check_minimum(_MIN_SIZE, size=size)
+    _check_minimum(0, seed=seed)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise FileExistsError(f"root is {root}, which is not an empty folder; choose a new or empty one.")
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def draw_image_set(
             path = finished / CLASSES[class_index] / f"patient_{patient:04d}_{view + 1}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             patient_seed = int(SeedSequence(seed, spawn_key=(patient,)).generate_state(1, np.uint64)[0])
-            frame = draw_frame(CLASSES[class_index], seed=patient_seed, view=view, size=size, overlay=overlay)
+            frame = generate_frame(CLASSES[class_index], seed=patient_seed, view=view, size=size, overlay=overlay)
             Image.fromarray(frame.image).save(path, quality=95)
         if is_existing:
             for folder in sorted(finished.iterdir()):
@@ -136,7 +136,7 @@ def draw_image_set(
     return images * len(CLASSES)
 
 
-def _burn_in(image: NDArray[np.uint8], generator: Generator, *, view: int) -> None:
+def _draw_overlay(image: NDArray[np.uint8], generator: Generator, *, view: int) -> None:
     """Draw a console's text into the image's corners, beside and over the field of view."""
     size = image.shape[0]
     hospital = ("ST. ELSEWHERE HOSPITAL", "RIVERBEND CLINIC", "LAKESIDE ENDOSCOPY UNIT")[generator.integers(3)]
@@ -157,7 +157,7 @@ def _burn_in(image: NDArray[np.uint8], generator: Generator, *, view: int) -> No
         cv2.putText(image, text, position, font, 0.0013 * size, (235, 235, 225), stroke, cv2.LINE_AA)
 
 
-def _at_least(minimum: int, **arguments: int) -> None:
+def _check_minimum(minimum: int, **arguments: int) -> None:
     """Raise ValueError, naming the argument, if one of `arguments` is below `minimum`."""
     for name, value in arguments.items():
         if value < minimum:

@@ -11,33 +11,33 @@ from numpy.typing import NDArray
 from pylorus.columns import ABOUT
 from pylorus.config import DataConfig
 from pylorus.data.catalog import Catalog
-from pylorus.data.leaks import KINDS, Pair, counted, leaks
-from pylorus.errors import PylorusError, did_you_mean, listing
+from pylorus.data.leaks import KINDS, Pair, count_leaks, find_leaks
+from pylorus.errors import PylorusError, format_name_list, format_suggestion
 
 
-def by_column(catalog: Catalog, data: DataConfig) -> NDArray[np.bool_]:
+def select_by_column(catalog: Catalog, data: DataConfig) -> NDArray[np.bool_]:
     """Return whether each image is a test image according to `data.test_column` and its values.
 
     Raises:
         PylorusError: If there is no such column or value, or `data.test_from` is set and an image has no value.
     """
     name = str(data.test_column)
-    values = _column(catalog, name, key="data.test_column")
+    values = _get_manifest_column(catalog, name, key="data.test_column")
     if data.test_values is not None:
         for wanted in data.test_values:
             if not (values == wanted).any():
                 raise PylorusError(
                     f'data.test_values: no image has "{wanted}" in column {name}.'
-                    f"{did_you_mean(wanted, sorted(set(values)))}\n"
-                    f"Found:\n{listing(sorted(set(values) - {''}), most=30)}"
+                    f"{format_suggestion(wanted, sorted(set(values)))}\n"
+                    f"Found:\n{format_name_list(sorted(set(values) - {''}), most=30)}"
                 )
         return np.asarray(values.isin(data.test_values))
     empty = catalog.table["path"][values == ""]
     if len(empty):
         raise PylorusError(
-            f"data.test_from: no value in column {name} for {_format_image_count(len(empty))}:\n{listing(empty)}"
+            f"data.test_from: no value in column {name} for {_format_image_count(len(empty))}:\n{format_name_list(empty)}"
         )
-    return _from(values, str(data.test_from))
+    return _is_at_least(values, str(data.test_from))
 
 
 def read_fold_values(catalog: Catalog, data: DataConfig) -> pd.Series:
@@ -47,11 +47,11 @@ def read_fold_values(catalog: Catalog, data: DataConfig) -> pd.Series:
         PylorusError: If there is no such column, all images have the same value, or an image has none.
     """
     name = str(data.fold_column)
-    values = _column(catalog, name, key="data.fold_column")
+    values = _get_manifest_column(catalog, name, key="data.fold_column")
     empty = catalog.table["path"][values == ""]
     if len(empty):
         raise PylorusError(
-            f"data.fold_column: no value in column {name} for {_format_image_count(len(empty))}:\n{listing(empty)}\n"
+            f"data.fold_column: no value in column {name} for {_format_image_count(len(empty))}:\n{format_name_list(empty)}\n"
             "It is unknown whether they belong to the test set. Add their values to the manifest, or remove them."
         )
     if values.nunique() < 2:
@@ -61,7 +61,7 @@ def read_fold_values(catalog: Catalog, data: DataConfig) -> pd.Series:
     return values
 
 
-def by_fold_column(catalog: Catalog, data: DataConfig, pairs: Sequence[Pair]) -> NDArray[np.bool_]:
+def select_by_fold_column(catalog: Catalog, data: DataConfig, pairs: Sequence[Pair]) -> NDArray[np.bool_]:
     """Return whether each image is a test image: whether its value of `data.fold_column` is `data.fold`.
 
     Args:
@@ -77,16 +77,16 @@ def by_fold_column(catalog: Catalog, data: DataConfig, pairs: Sequence[Pair]) ->
     wanted = _find_value(str(data.fold), known_values)
     if wanted is None:
         raise PylorusError(
-            f'data.fold: no image has "{data.fold}" in column {column}.{did_you_mean(str(data.fold), known_values)}\n'
-            f"Found:\n{listing(known_values, most=30)}\n"
-            f"To test on each value in turn: -m {_override('data.fold', known_values)} "
-            f"{_override('data.fold_column', [column])}"
+            f'data.fold: no image has "{data.fold}" in column {column}.{format_suggestion(str(data.fold), known_values)}\n'
+            f"Found:\n{format_name_list(known_values, most=30)}\n"
+            f"To test on each value in turn: -m {_format_override('data.fold', known_values)} "
+            f"{_format_override('data.fold_column', [column])}"
         )
-    found_leaks = leaks(catalog.table.assign(split=values), pairs, grouped=catalog.grouped)
+    found_leaks = find_leaks(catalog.table.assign(split=values), pairs, grouped=catalog.grouped)
     if found_leaks and not data.accept_leaks:
         path = catalog.table["path"].to_numpy()
         summary = ", ".join(
-            f"{count} {KINDS[kind][count > 1]}" for kind, count in counted(found_leaks).items() if count
+            f"{count} {KINDS[kind][count > 1]}" for kind, count in count_leaks(found_leaks).items() if count
         )
         lines = [
             f"{path[pair.first]} ({values.iloc[pair.first]}) and {path[pair.second]} ({values.iloc[pair.second]}): "
@@ -94,14 +94,14 @@ def by_fold_column(catalog: Catalog, data: DataConfig, pairs: Sequence[Pair]) ->
             for pair in found_leaks
         ]
         raise PylorusError(
-            f"data.fold_column: found under more than one value of column {column}: {summary}.\n{listing(lines)}\n"
+            f"data.fold_column: found under more than one value of column {column}: {summary}.\n{format_name_list(lines)}\n"
             "A model tested on one value would have been trained on the other. Correct the manifest, remove one of "
             "each pair, or accept the leaks with data.accept_leaks=true: the report then states them."
         )
     return np.asarray(values == wanted)
 
 
-def _override(key: str, values: Sequence[str]) -> str:
+def _format_override(key: str, values: Sequence[str]) -> str:
     """Format a command-line override, quoted if Hydra or a shell would not read the values as plain text."""
     is_plain = all(
         re.fullmatch(r"[A-Za-z_][\w.-]*|\d+", value) and value.lower() not in ("true", "false", "null", "nan", "inf")
@@ -122,7 +122,7 @@ def _find_value(wanted: str, known: Sequence[str]) -> str | None:
     return equal[0] if len(equal) == 1 else None
 
 
-def _column(catalog: Catalog, name: str, *, key: str) -> pd.Series:
+def _get_manifest_column(catalog: Catalog, name: str, *, key: str) -> pd.Series:
     """Return an additional column of the manifest.
 
     Raises:
@@ -131,13 +131,13 @@ def _column(catalog: Catalog, name: str, *, key: str) -> pd.Series:
     known = [column.removeprefix(ABOUT) for column in catalog.table.columns if column.startswith(ABOUT)]
     if name not in known:
         raise PylorusError(
-            f'{key}: the manifest has no additional column "{name}".{did_you_mean(name, known)} '
+            f'{key}: the manifest has no additional column "{name}".{format_suggestion(name, known)} '
             f"Found: {', '.join(known) or 'none'}."
         )
     return catalog.table[ABOUT + name]
 
 
-def _from(values: pd.Series, first: str) -> NDArray[np.bool_]:
+def _is_at_least(values: pd.Series, first: str) -> NDArray[np.bool_]:
     """Return which values are at least `first`: compared as numbers if all are, else as text, as for ISO dates."""
     number = re.compile(r"-?\d+(\.\d+)?")
     if number.fullmatch(first) and values.str.fullmatch(number.pattern).all():
@@ -145,7 +145,7 @@ def _from(values: pd.Series, first: str) -> NDArray[np.bool_]:
     return np.asarray(values >= first)
 
 
-def by_file(catalog: Catalog, path: Path) -> Sequence[str]:
+def read_split_file(catalog: Catalog, path: Path) -> Sequence[str]:
     """Return the split of each image from another run's split.csv.
 
     Raises:
@@ -164,7 +164,7 @@ def by_file(catalog: Catalog, path: Path) -> Sequence[str]:
     ):
         if len(paths):
             raise PylorusError(
-                f"data.split_file: {path}: {_format_image_count(len(paths))} {difference}:\n{listing(paths)}"
+                f"data.split_file: {path}: {_format_image_count(len(paths))} {difference}:\n{format_name_list(paths)}"
             )
     saved = saved.loc[table.index]
     current = {
@@ -177,7 +177,7 @@ def by_file(catalog: Catalog, path: Path) -> Sequence[str]:
         if len(differs):
             raise PylorusError(
                 f"data.split_file: {path}: the {difference} of {_format_image_count(len(differs))} differs from "
-                f"the file:\n{listing(differs)}"
+                f"the file:\n{format_name_list(differs)}"
             )
     return list(saved["split"])
 

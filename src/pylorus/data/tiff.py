@@ -29,14 +29,16 @@ def check_pieces(tags: Mapping[int, object], length: int) -> None:
         UnreadableImageError: If one is not: the file is truncated.
     """
     for offsets, counts in _PIECES:
-        for offset, count in zip(_numbers(tags.get(offsets)), _numbers(tags.get(counts)), strict=False):
+        for offset, count in zip(
+            _extract_integers(tags.get(offsets)), _extract_integers(tags.get(counts)), strict=False
+        ):
             if offset + count > length:
                 raise UnreadableImageError(
                     f"damaged: truncated: pixels end at byte {offset + count}, the file at byte {length}"
                 )
 
 
-def deep_colour(content: bytes, *, most_pixels: int) -> NDArray[np.uint8]:
+def decode_deep_tiff(content: bytes, *, most_pixels: int) -> NDArray[np.uint8]:
     """Decode a TIFF of three or four channels with 16 bits each, which Pillow does not support.
 
     Args:
@@ -52,8 +54,8 @@ def deep_colour(content: bytes, *, most_pixels: int) -> NDArray[np.uint8]:
     import cv2
 
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it would print what is raised here
-    tags = _only_page(content)
-    width, height = _numbers(tags.get(_WIDTH)), _numbers(tags.get(_HEIGHT))
+    tags = _read_only_page(content)
+    width, height = _extract_integers(tags.get(_WIDTH)), _extract_integers(tags.get(_HEIGHT))
     if len(width) != 1 or len(height) != 1 or min(width[0], height[0]) < 1:
         raise UnreadableImageError("damaged: a TIFF without width and height")
     if width[0] * height[0] > most_pixels:
@@ -64,12 +66,12 @@ def deep_colour(content: bytes, *, most_pixels: int) -> NDArray[np.uint8]:
         raise UnreadableImageError("an unsupported kind of TIFF, or damaged")
     deep = np.asarray(pages[0], dtype=np.uint16)
     if deep.shape[2] == 4:
-        _lay_over_black(deep)
+        _apply_alpha(deep)
     rgb = (deep[:, :, 2::-1] >> 8).astype(np.uint8)  # OpenCV returns BGR
-    return np.ascontiguousarray(_upright(rgb, tags.get(_ORIENTATION)))
+    return np.ascontiguousarray(_rotate_upright(rgb, tags.get(_ORIENTATION)))
 
 
-def _only_page(content: bytes) -> ImageFileDirectory_v2:
+def _read_only_page(content: bytes) -> ImageFileDirectory_v2:
     file = io.BytesIO(content)
     tags = ImageFileDirectory_v2(file.read(8))
     file.seek(tags.next)
@@ -82,17 +84,17 @@ def _only_page(content: bytes) -> ImageFileDirectory_v2:
     return tags
 
 
-def _numbers(value: object) -> tuple[int, ...]:
+def _extract_integers(value: object) -> tuple[int, ...]:
     values = value if isinstance(value, tuple) else (value,)
     return tuple(entry for entry in values if isinstance(entry, int))
 
 
-def _lay_over_black(deep: NDArray[np.uint16]) -> None:
+def _apply_alpha(deep: NDArray[np.uint16]) -> None:
     for channel in range(3):  # one at a time: the product needs twice the memory of its factors
         deep[:, :, channel] = deep[:, :, channel].astype(np.uint32) * deep[:, :, 3] // 65535
 
 
-def _upright(image: NDArray[np.uint8], orientation: object) -> NDArray[np.uint8]:
+def _rotate_upright(image: NDArray[np.uint8], orientation: object) -> NDArray[np.uint8]:
     """Rotate an image upright by its EXIF orientation, 1 to 8; any other value counts as 1, as in Pillow."""
     if orientation in (5, 6, 7, 8):
         image = image.transpose(1, 0, 2)

@@ -5,13 +5,13 @@ class UnreadableImageError(ValueError):
     """A file that can't be decoded under the policy; the message says why, without the file's name."""
 
 
-def shown(path: object) -> str:
+def format_path(path: object) -> str:
     r"""Return a path on one line, in characters that every terminal and text file accepts.
 
     Line breaks, control characters and bytes that are not UTF-8 are written as escapes.
 
     Example:
-        >>> print(shown("a\nb"))
+        >>> print(format_path("a\nb"))
         a\nb
     """
     return "".join(

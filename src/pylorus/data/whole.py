@@ -12,12 +12,12 @@ MOST_SCANS = 200
 """Scans allowed in a progressive JPEG, which has about ten; thousands would keep a decoder busy for minutes."""
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-_ALONE = frozenset([0x00, 0x01, *range(0xD0, 0xD9)])  # JPEG markers without a length
+_MARKERS_WITHOUT_LENGTH = frozenset([0x00, 0x01, *range(0xD0, 0xD9)])  # JPEG markers without a length
 _SCAN, _END = 0xDA, 0xD9
 _PROGRESSIVE = frozenset([0xC2, 0xC6, 0xCA, 0xCE])
 
 
-def check_whole(content: bytes) -> None:
+def check_container(content: bytes) -> None:
     """Check the container of a JPEG, PNG or WebP; other content is accepted.
 
     Args:
@@ -41,7 +41,7 @@ def is_webp(content: bytes) -> bool:
     return content[:4] == b"RIFF" and content[8:12] == b"WEBP"
 
 
-def webp_size(content: bytes) -> tuple[int, int]:
+def read_webp_size(content: bytes) -> tuple[int, int]:
     """Read width and height from the header of a WebP file: its decoder allocates memory for them on opening.
 
     Returns:
@@ -61,14 +61,14 @@ def webp_size(content: bytes) -> tuple[int, int]:
 
 
 def _check_jpeg(content: bytes) -> None:
-    scan, progressive = _first_scan(content)
+    scan, progressive = _find_first_scan(content)
     if scan < 0 or content.rfind(b"\xff\xd9", scan) < 0:
         raise UnreadableImageError("damaged: truncated: the JPEG's end is missing")
     if progressive and (scans := content.count(b"\xff\xda", scan)) > MOST_SCANS:
         raise UnreadableImageError(f"has {scans} scans, over the limit of {MOST_SCANS}")
 
 
-def _first_scan(content: bytes) -> tuple[int, bool]:
+def _find_first_scan(content: bytes) -> tuple[int, bool]:
     """Return the offset of the first scan, or -1, and whether the JPEG is progressive.
 
     The first scan follows all metadata, including a thumbnail with an end marker of its own.
@@ -82,7 +82,7 @@ def _first_scan(content: bytes) -> tuple[int, bool]:
             return offset, progressive
         elif marker == _END:
             break
-        elif marker in _ALONE:
+        elif marker in _MARKERS_WITHOUT_LENGTH:
             offset += 2
         else:
             progressive |= marker in _PROGRESSIVE

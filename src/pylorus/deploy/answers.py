@@ -12,13 +12,13 @@ from torch import Tensor
 
 from pylorus.data.input import InputFormat
 from pylorus.deploy.description import Description
-from pylorus.deploy.network import Output
+from pylorus.deploy.network import NetworkOutput
 from pylorus.evaluation.calibration import probabilities_of_logits
 from pylorus.evaluation.conformal import prediction_sets
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class ModelPredictions:
     """The predictions of a bundle for n images.
 
     Attributes:
@@ -40,7 +40,7 @@ class Answers:
 
 
 @dataclass(frozen=True, eq=False)
-class TrainedModel(ABC):
+class InferenceModel(ABC):
     """A trained network that is loaded and ready for inference.
 
     Attributes:
@@ -59,7 +59,7 @@ class TrainedModel(ABC):
         return self.description.input.form
 
     @abstractmethod
-    def output(self, images: NDArray[np.uint8]) -> Output:
+    def run_network(self, images: NDArray[np.uint8]) -> NetworkOutput:
         """Run the network on images.
 
         Args:
@@ -69,12 +69,12 @@ class TrainedModel(ABC):
             Tensors on the CPU.
         """
 
-    def probabilities(self, logits: Tensor | NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    def calibrate_logits(self, logits: Tensor | NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Return the calibrated probabilities of logits, both of shape (n, classes)."""
         values = np.asarray(logits, dtype=np.float64)
         return probabilities_of_logits(values, temperature=self.description.calibration.temperature)
 
-    def decide(self, output: Output, *, class_name: str | None = None) -> Answers:
+    def apply_thresholds(self, output: NetworkOutput, *, class_name: str | None = None) -> ModelPredictions:
         """Derive probabilities, classes, decisions at the stored threshold and abstentions from the network's output.
 
         Args:
@@ -84,19 +84,19 @@ class TrainedModel(ABC):
         names, abstention = self.description.short_names, self.description.abstention
         deciding = class_name or self.description.decision.class_name
         threshold = self.description.decision.thresholds[deciding]
-        probabilities = self.probabilities(output.logits)
+        probabilities = self.calibrate_logits(output.logits)
         sets = self.description.prediction_sets
         unlikeness = np.asarray(output.unlikeness, dtype=np.float64)
         is_uncertain = probabilities.max(axis=1) < abstention.unsure_below
-        return Answers(
+        return ModelPredictions(
             probabilities=probabilities,
             predicted=probabilities.argmax(axis=1).astype(np.int64),
             positive=probabilities[:, names.index(deciding)] >= (2.0 if threshold is None else threshold),
             unlikeness=unlikeness,
             why=np.where(unlikeness > abstention.unlike_above, "unlike", np.where(is_uncertain, "unsure", "")),
-            sets=None if sets is None else prediction_sets(probabilities, sets.limits(names)),
+            sets=None if sets is None else prediction_sets(probabilities, sets.get_limits(names)),
         )
 
-    def answer(self, images: NDArray[np.uint8], *, class_name: str | None = None) -> Answers:
+    def predict_images(self, images: NDArray[np.uint8], *, class_name: str | None = None) -> ModelPredictions:
         """Predict images: uint8 RGB of shape (n, size, size, 3), as `input` reads them."""
-        return self.decide(self.output(images), class_name=class_name)
+        return self.apply_thresholds(self.run_network(images), class_name=class_name)

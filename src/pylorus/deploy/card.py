@@ -4,15 +4,15 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
-from pylorus.deploy.description import Description, Figure, PredictionSets
-from pylorus.evaluation.sentence import guarantee_sentence, percent_at_least, threshold_text
-from pylorus.percent import percent
-from pylorus.runs.shipped import describe_choice
+from pylorus.deploy.description import Description, IntervalEstimate, PredictionSets
+from pylorus.evaluation.sentence import format_guarantee_sentence, format_percent_at_least, format_threshold
+from pylorus.percent import format_percent
+from pylorus.runs.shipped import explain_choice
 
 PARTS = {"train": "training", "val": "validation", "test": "test"}
 
 
-def model_card(description: Description, *, leaks: Mapping[str, int] | None = None) -> str:
+def render_model_card(description: Description, *, leaks: Mapping[str, int] | None = None) -> str:
     """Return the text of MODEL_CARD.md.
 
     Args:
@@ -20,27 +20,27 @@ def model_card(description: Description, *, leaks: Mapping[str, int] | None = No
         leaks: Accepted leaks between splits: how many of each kind (patients, kinds of copies).
     """
     sections = [
-        f"# {_text(description.architecture)}: {', '.join(map(_text, description.classes))}",
-        f"**{_text(description.intended_use)}**\n\n" + _use(description),
-        "## Data\n\n" + _data(description, leaks or {}),
-        "## Training\n\n" + _training(description),
-        "## Input\n\n" + _input(description),
-        "## Performance\n\n" + _worth(description),
-        "## Calibration\n\n" + _calibration(description),
-        "## Thresholds\n\n" + _thresholds(description),
+        f"# {_format_markdown(description.architecture)}: {', '.join(map(_format_markdown, description.classes))}",
+        f"**{_format_markdown(description.intended_use)}**\n\n" + _render_intended_use(description),
+        "## Data\n\n" + _render_data(description, leaks or {}),
+        "## Training\n\n" + _render_training(description),
+        "## Input\n\n" + _render_input(description),
+        "## Performance\n\n" + _render_performance(description),
+        "## Calibration\n\n" + _render_calibration(description),
+        "## Thresholds\n\n" + _render_thresholds(description),
         *(
-            ["## Prediction sets\n\n" + _sets(description, description.prediction_sets)]
+            ["## Prediction sets\n\n" + _render_prediction_sets(description, description.prediction_sets)]
             if description.prediction_sets is not None
             else []
         ),
-        "## Abstention\n\n" + _abstention(description),
-        "## Limits\n\n" + _limits(description),
-        "## Licence and versions\n\n" + _licence(description),
+        "## Abstention\n\n" + _render_abstention(description),
+        "## Limits\n\n" + _render_limits(description),
+        "## Licence and versions\n\n" + _render_licence(description),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _use(description: Description) -> str:
+def _render_intended_use(description: Description) -> str:
     return (
         f"This model classifies single images into {len(description.classes)} classes. It is intended for research on "
         "images like those it was trained on: to measure how well such a model performs and to compare it with "
@@ -49,26 +49,30 @@ def _use(description: Description) -> str:
     )
 
 
-def _data(description: Description, leaks: Mapping[str, int]) -> str:
+def _render_data(description: Description, leaks: Mapping[str, int]) -> str:
     rows = [
-        [_text(name), _text(short), *(f"{counts[index]:,}" for counts in description.training.images.values())]
+        [
+            _format_markdown(name),
+            _format_markdown(short),
+            *(f"{counts[index]:,}" for counts in description.training.images.values()),
+        ]
         for index, (name, short) in enumerate(zip(description.classes, description.short_names, strict=True))
     ]
     totals = ["all", "", *(f"{sum(counts):,}" for counts in description.training.images.values())]
-    titles = ["class", "short name", *(PARTS.get(part, _text(part)) for part in description.training.images)]
+    titles = ["class", "short name", *(PARTS.get(part, _format_markdown(part)) for part in description.training.images)]
     synthetic_note = (
         "The images are **synthetic**: the model knows nothing about stomachs. "
         if description.training.data == "synthetic"
         else ""
     )
-    grouping = _parts_sentence(grouped=description.training.grouped, leaks=leaks)
+    grouping = _format_leakage(grouped=description.training.grouped, leaks=leaks)
     return (
-        f"{_table(titles, [*rows, totals])}\n\n{synthetic_note}{grouping} "
+        f"{_render_table(titles, [*rows, totals])}\n\n{synthetic_note}{grouping} "
         f"SHA-256 of the split: `{description.training.split_sha256}`."
     )
 
 
-def _parts_sentence(*, grouped: bool, leaks: Mapping[str, int]) -> str:
+def _format_leakage(*, grouped: bool, leaks: Mapping[str, int]) -> str:
     """Return a sentence on whether patients or copies of images are in more than one split."""
     if any(leaks.values()):
         patients = leaks.get("patient", 0)
@@ -82,40 +86,42 @@ def _parts_sentence(*, grouped: bool, leaks: Mapping[str, int]) -> str:
     return "Patients are unknown: images of one patient may be in several splits, which makes the results optimistic."
 
 
-def _fixed_on(description: Description) -> str:
+def _get_fitting_images(description: Description) -> str:
     """Return the name of the images on which temperature and thresholds were fixed."""
     return "test images (data.validation=test)" if description.training.validated_on == "test" else "validation images"
 
 
-def _count_epochs(epochs: int) -> str:
+def _format_epochs(epochs: int) -> str:
     return "1 epoch" if epochs == 1 else f"{epochs} epochs"
 
 
-def _trained_layers(learn: str) -> str:
+def _format_trained_layers(learn: str) -> str:
     """Return which layers a stage trained: `head`, `all`, or a block's name, which includes all later layers."""
-    return {"head": "classification head", "all": "all layers"}.get(learn, f"{_text(learn)} and all later layers")
+    return {"head": "classification head", "all": "all layers"}.get(
+        learn, f"{_format_markdown(learn)} and all later layers"
+    )
 
 
-def _training(description: Description) -> str:
+def _render_training(description: Description) -> str:
     stages = [
-        f"- {_text(stage.name)}: {_trained_layers(stage.learn)} trained for {_count_epochs(stage.epochs)}, "
+        f"- {_format_markdown(stage.name)}: {_format_trained_layers(stage.learn)} trained for {_format_epochs(stage.epochs)}, "
         f"weights of epoch {stage.best_epoch} used"
         for stage in description.training.stages
     ]
     source = {"none": "random weights", "hub": "timm's pretrained weights"}.get(
-        description.weights.source, f"the weights file {_text(description.weights.source)}"
+        description.weights.source, f"the weights file {_format_markdown(description.weights.source)}"
     )
     digest = f" (SHA-256 `{description.weights.sha256}`)" if description.weights.sha256 else ""
-    choice = _text(describe_choice(description.shipped, validated_on=description.training.validated_on))
+    choice = _format_markdown(explain_choice(description.shipped, validated_on=description.training.validated_on))
     return (
         f"Trained from {source}{digest} with seed {description.training.seed} and precision "
-        f"{_text(description.training.precision)}:\n\n"
+        f"{_format_markdown(description.training.precision)}:\n\n"
         + "\n".join(stages)
-        + f"\n\nThe shipped network is that of stage **{_text(description.shipped.name)}** of its run ({choice})."
+        + f"\n\nThe shipped network is that of stage **{_format_markdown(description.shipped.name)}** of its run ({choice})."
     )
 
 
-def _input(description: Description) -> str:
+def _render_input(description: Description) -> str:
     settings = description.input
     crop = "cropped to the endoscopic field of view, " if settings.crop == "auto" else ""
     means, deviations = (", ".join(f"{value:.4g}" for value in channels) for channels in (settings.mean, settings.std))
@@ -126,11 +132,14 @@ def _input(description: Description) -> str:
     )
 
 
-def _worth(description: Description) -> str:
+def _render_performance(description: Description) -> str:
     metrics = description.test
     titles = ["class", "sensitivity", "specificity", "precision", "AUROC"]
     tables = (metrics.sensitivity, metrics.specificity, metrics.precision, metrics.auroc)
-    rows = [[_text(name), *(_shown(table[name]) for table in tables)] for name in description.short_names]
+    rows = [
+        [_format_markdown(name), *(_format_estimate(table[name]) for table in tables)]
+        for name in description.short_names
+    ]
     groups, clustering = "", ""
     if description.training.grouped:
         groups, clustering = f" of {metrics.groups:,} groups (patients)", " that keep each group's images together"
@@ -142,12 +151,12 @@ def _worth(description: Description) -> str:
     )
     return (
         f"Without abstentions, on {metrics.images:,} test images{groups}, in % with 95 % confidence intervals"
-        f"{clustering}: accuracy {_shown(metrics.accuracy)}.{caveat}\n\n{_table(titles, rows)}"
+        f"{clustering}: accuracy {_format_estimate(metrics.accuracy)}.{caveat}\n\n{_render_table(titles, rows)}"
     )
 
 
-def _calibration(description: Description) -> str:
-    calibration, fixed_on = description.calibration, _fixed_on(description)
+def _render_calibration(description: Description) -> str:
+    calibration, fixed_on = description.calibration, _get_fitting_images(description)
     method = (
         f"Logits are divided by a temperature of {calibration.temperature:.3f}, fitted on {calibration.images:,} "
         f"{fixed_on}."
@@ -155,12 +164,12 @@ def _calibration(description: Description) -> str:
         else f"The {calibration.images:,} {fixed_on} do not determine a temperature: logits are left unchanged."
     )
     return (
-        f"{method} Expected calibration error on the test images: {percent(calibration.ece_before)} % before, "
-        f"{percent(calibration.ece_after)} % after."
+        f"{method} Expected calibration error on the test images: {format_percent(calibration.ece_before)} % before, "
+        f"{format_percent(calibration.ece_after)} % after."
     )
 
 
-def threshold_sentence(description: Description, name: str) -> str:
+def format_threshold_guarantee(description: Description, name: str) -> str:
     """Return a sentence on what the stored threshold of a class guarantees.
 
     Args:
@@ -170,119 +179,121 @@ def threshold_sentence(description: Description, name: str) -> str:
     decision = description.decision
     if decision.thresholds[name] is None:
         return f"There is no threshold for class {name}: no validation image is of this class."
-    threshold = decision.fixed_threshold(name)
+    threshold = decision.get_threshold(name)
     if threshold is None:
         return (
             f"The threshold for {name} reaches a sensitivity of {100 * decision.sensitivity:g} % on the "
-            f"{_fixed_on(description)}; an older Pylorus wrote this bundle, and no sensitivity is guaranteed for new "
+            f"{_get_fitting_images(description)}; an older Pylorus wrote this bundle, and no sensitivity is guaranteed for new "
             "patients."
         )
-    return guarantee_sentence(
-        threshold, class_name=name, grouped=description.training.grouped, part=_fixed_part(description)
+    return format_guarantee_sentence(
+        threshold, class_name=name, grouped=description.training.grouped, part=_get_fitting_split(description)
     )
 
 
-def _fixed_part(description: Description) -> str:
+def _get_fitting_split(description: Description) -> str:
     """Return the split on which thresholds were fixed: validation or test."""
     return "test" if description.training.validated_on == "test" else "validation"
 
 
-def _thresholds(description: Description) -> str:
+def _render_thresholds(description: Description) -> str:
     decision = description.decision
     patients = "patients" if description.training.grouped else "images"
     rows = []
     for name in description.short_names:
-        threshold, point = decision.fixed_threshold(name), decision.test[name]
-        cells = [f"none: no {_fixed_part(description)} image", "", "", ""]
+        threshold, point = decision.get_threshold(name), decision.test[name]
+        cells = [f"none: no {_get_fitting_split(description)} image", "", "", ""]
         if threshold is not None:
             lower_bounds = (threshold.sensitivity_reached, threshold.confidence_reached)
             cells = [
-                threshold_text(threshold.threshold),
+                format_threshold(threshold.threshold),
                 f"{threshold.patients:,}",
-                *(percent_at_least(bound) for bound in lower_bounds),
+                *(format_percent_at_least(bound) for bound in lower_bounds),
             ]
-        rows.append([_text(name), *cells, _shown(point.sensitivity), _shown(point.specificity)])
+        rows.append(
+            [_format_markdown(name), *cells, _format_estimate(point.sensitivity), _format_estimate(point.specificity)]
+        )
     titles = [
-        *("class", "threshold", f"{_fixed_part(description)} {patients}"),
+        *("class", "threshold", f"{_get_fitting_split(description)} {patients}"),
         f"guaranteed sensitivity at {100 * (decision.confidence or 0):g} % confidence",
         f"confidence of a sensitivity of at least {100 * decision.sensitivity:g} %",
         *("sensitivity on test images", "specificity on test images"),
     ]
     return (
         "An image is called positive for a class if its calibrated probability for that class reaches the threshold. "
-        f"Unless another class is requested, {_text(decision.class_name)} decides. "
-        f"{_text(threshold_sentence(description, decision.class_name))}\n\n"
-        f"{_table(titles, rows)}\n\nThe guaranteed sensitivity is that for one image of a new patient, each patient "
+        f"Unless another class is requested, {_format_markdown(decision.class_name)} decides. "
+        f"{_format_markdown(format_threshold_guarantee(description, decision.class_name))}\n\n"
+        f"{_render_table(titles, rows)}\n\nThe guaranteed sensitivity is that for one image of a new patient, each patient "
         "weighted equally; where patients with many images are harder to recognise, the sensitivity over all images "
-        f"is lower. The guarantee holds for patients like those of the {_fixed_on(description)}, from the same "
+        f"is lower. The guarantee holds for patients like those of the {_get_fitting_images(description)}, from the same "
         "hospitals. It does not account for what else was chosen on these images: the epoch and the temperature."
     )
 
 
-def _sets(description: Description, sets: PredictionSets) -> str:
+def _render_prediction_sets(description: Description, sets: PredictionSets) -> str:
     patients = "patients" if description.training.grouped else "images"
     rows = [
         [
-            _text(name),
+            _format_markdown(name),
             f"{sets.patients[name]:,}",
-            "always in the set" if (lowest := sets.lowest[name]) is None else threshold_text(lowest),
-            _shown(sets.test.coverage[name]),
+            "always in the set" if (lowest := sets.lowest[name]) is None else format_threshold(lowest),
+            _format_estimate(sets.test.coverage[name]),
         ]
         for name in description.short_names
     ]
     titles = [
         "class",
-        f"{_fixed_part(description)} {patients}",
+        f"{_get_fitting_split(description)} {patients}",
         "in the set from a probability of",
         "coverage on test images",
     ]
     uncalibrated = [name for name in description.short_names if sets.lowest[name] is None]
     always = (
-        f" Leaving a class out of a set takes at least {sets.patients_needed} {_fixed_part(description)} {patients} of "
-        f"that class; with fewer, these classes are in every set: {', '.join(map(_text, uncalibrated))}."
+        f" Leaving a class out of a set takes at least {sets.patients_needed} {_get_fitting_split(description)} {patients} of "
+        f"that class; with fewer, these classes are in every set: {', '.join(map(_format_markdown, uncalibrated))}."
         if uncalibrated
         else ""
     )
     return (
         "Besides its prediction, the model gives a set of classes for each image, calibrated separately for each "
-        f"class on {_fixed_on(description)} (split-conformal): for an image of a new patient, whatever its class, the "
+        f"class on {_get_fitting_images(description)} (split-conformal): for an image of a new patient, whatever its class, the "
         f"set contains the true class with a probability of at least {100 * sets.coverage:g} %, provided that the "
-        f"patient is like those of the {_fixed_on(description)}, from the same hospitals. An empty set means that no "
+        f"patient is like those of the {_get_fitting_images(description)}, from the same hospitals. An empty set means that no "
         f"class is as probable as is usual for images of that class.{always}\n\n"
-        f"{_table(titles, rows)}\n\nOn the test images, a set contains {set_size_text(sets.test.size)} classes "
+        f"{_render_table(titles, rows)}\n\nOn the test images, a set contains {format_set_size(sets.test.size)} classes "
         "on average. Each patient is weighted equally in these figures."
     )
 
 
-def set_size_text(size: Figure) -> str:
+def format_set_size(size: IntervalEstimate) -> str:
     """Format a mean number of classes with its interval.
 
     Example:
-        >>> set_size_text(Figure(1.2, 1.06, 1.414))
+        >>> format_set_size(IntervalEstimate(1.2, 1.06, 1.414))
         '1.20 (1.06 to 1.41)'
     """
     value, low, high = ("–" if number is None else f"{number:.2f}" for number in (size.value, size.low, size.high))
     return f"{value} ({low} to {high})"
 
 
-def _abstention(description: Description) -> str:
-    abstention, fixed_on = description.abstention, _fixed_on(description)
+def _render_abstention(description: Description) -> str:
+    abstention, fixed_on = description.abstention, _get_fitting_images(description)
     return (
         "The model abstains in two cases:\n\n"
         f"- **Out-of-distribution** (`unlike`): the {abstention.method} (from {abstention.images:,} training images) "
         f"exceeds {abstention.unlike_above:.4f}. The threshold was set so that at most "
-        f"{percent(abstention.false_alarms)} % of the {fixed_on} are flagged as out-of-distribution; of the test "
-        f"images, {_shown(abstention.unlike_test)} % are: the false-alarm rate.\n"
+        f"{format_percent(abstention.false_alarms)} % of the {fixed_on} are flagged as out-of-distribution; of the test "
+        f"images, {_format_estimate(abstention.unlike_test)} % are: the false-alarm rate.\n"
         "- **Uncertain** (`unsure`): the highest calibrated probability of any class is below "
-        f"{abstention.unsure_below:.4f}. The threshold was set so that at most {percent(abstention.false_alarms)} % of "
+        f"{abstention.unsure_below:.4f}. The threshold was set so that at most {format_percent(abstention.false_alarms)} % of "
         f"the correctly classified {fixed_on} are flagged as uncertain; of the correctly classified test images, "
-        f"{_shown(abstention.unsure_test)} % are.\n\n"
-        f"The model answers {_shown(abstention.answered_test)} % of the test images; of these, "
-        f"{_shown(abstention.accuracy_answered)} % are classified correctly."
+        f"{_format_estimate(abstention.unsure_test)} % are.\n\n"
+        f"The model answers {_format_estimate(abstention.answered_test)} % of the test images; of these, "
+        f"{_format_estimate(abstention.accuracy_answered)} % are classified correctly."
     )
 
 
-def _limits(description: Description) -> str:
+def _render_limits(description: Description) -> str:
     lines = [
         "The model knows only its own classes: an image of anything else is assigned to one of them, unless it is "
         "flagged as out-of-distribution.",
@@ -295,37 +306,39 @@ def _limits(description: Description) -> str:
     ]
     if description.training.precision != "32":
         lines.append(
-            f"The model was trained in {_text(description.training.precision)}; its predictions and all results here "
+            f"The model was trained in {_format_markdown(description.training.precision)}; its predictions and all results here "
             "are computed in 32 bits."
         )
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _licence(description: Description) -> str:
+def _render_licence(description: Description) -> str:
     stated = (
-        _text(description.weights.licence)
+        _format_markdown(description.weights.licence)
         if description.weights.licence
         else "not stated; ask the provider of the weights"
     )
-    versions = ", ".join(f"{_text(name)} {_text(version)}" for name, version in description.versions.items())
+    versions = ", ".join(
+        f"{_format_markdown(name)} {_format_markdown(version)}" for name, version in description.versions.items()
+    )
     licence = "random weights, no licence" if description.weights.source == "none" else stated
     return f"Licence of the weights that training started from: {licence}.\n\nCreated with {versions}."
 
 
-def _shown(figure: Figure) -> str:
+def _format_estimate(figure: IntervalEstimate) -> str:
     bounds = (figure.value, figure.low, figure.high)
     value, low, high = (math.nan if number is None else number for number in bounds)
     if math.isnan(value):
         return "undefined"
-    return f"{percent(value)} ({percent(low)} to {percent(high)})"
+    return f"{format_percent(value)} ({format_percent(low)} to {format_percent(high)})"
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _render_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _text(name: str) -> str:
+def _format_markdown(name: str) -> str:
     """Escape a name for Markdown and HTML."""
     escaped = html.escape(name, quote=False)
     return "".join(f"\\{letter}" if letter in "\\`*[]|#~" else letter for letter in escaped)

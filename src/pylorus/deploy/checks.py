@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pylorus.data.image import POLICY_VERSION, RESAMPLING
-from pylorus.deploy.description import FORMAT_VERSION, Description, Input
-from pylorus.deploy.strict import built, parsed
+from pylorus.deploy.description import FORMAT_VERSION, Description, InputSpecification
+from pylorus.deploy.strict import build_dataclass, parse_json
 from pylorus.errors import PylorusError
 from pylorus.evaluation.calibration import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
-from pylorus.model.backbone import check_arguments, check_name
+from pylorus.model.backbone import check_model_arguments, check_model_name
 from pylorus.runs.shipped import CHOICES, LAST
 
 MOST_BYTES = 1_000_000
@@ -30,19 +30,19 @@ def read_description(content: bytes, *, where: str = "model.json") -> Descriptio
     """
     if len(content) > MOST_BYTES:
         raise PylorusError(f"{where}: has {len(content):,} bytes, expected {MOST_BYTES:,} at most.")
-    values: Any = parsed(content, where=where)
+    values: Any = parse_json(content, where=where)
     version = values.get("format_version") if isinstance(values, dict) else None
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise PylorusError(
             f"{where}: found format_version {str(version)[:20]}, expected 1 to {FORMAT_VERSION}. "
             "A newer bundle needs a newer Pylorus; a bundle without a version has to be trained again."
         )
-    description = built(Description, _upgrade(values) if version == 1 else values, where=where)
+    description = build_dataclass(Description, _convert_format_1(values) if version == 1 else values, where=where)
     check_description(description, where=where)
     return description
 
 
-def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
+def _convert_format_1(values: dict[str, Any]) -> dict[str, Any]:
     """Convert a description of format 1 to the current format: the last stage is shipped, nothing is guaranteed."""
     upgraded = {name: value for name, value in values.items() if name != "largest_difference"}
     decision, names, training = (values.get(name) for name in ("decision", "short_names", "training"))
@@ -65,13 +65,15 @@ def check_description(description: Description, *, where: str = "model.json") ->
     Raises:
         PylorusError: Names the entry, the value found and the value expected.
     """
-    check_name(description.architecture, where=f"{where}: architecture")
-    check_arguments(description.arguments, where=f"{where}: arguments")
+    check_model_name(description.architecture, where=f"{where}: architecture")
+    check_model_arguments(description.arguments, where=f"{where}: arguments")
     names, short_names = description.classes, description.short_names
     for key, listed in (("classes", names), ("short_names", short_names)):
         invalid = [name for name in listed if not 0 < len(name) <= LONGEST_NAME or not name.isprintable()]
         if invalid or len(set(listed)) != len(listed) or not 2 <= len(listed) <= MOST_CLASSES:
-            raise PylorusError(f"{where}: {key}: found {_few(listed)}, expected 2 to {MOST_CLASSES} different names.")
+            raise PylorusError(
+                f"{where}: {key}: found {_format_few(listed)}, expected 2 to {MOST_CLASSES} different names."
+            )
     if len(names) != len(short_names):
         raise PylorusError(f"{where}: found {len(names)} classes but {len(short_names)} short_names.")
     _check_input(description.input, where)
@@ -83,14 +85,14 @@ def check_description(description: Description, *, where: str = "model.json") ->
         ("abstention.unlike_above", description.abstention.unlike_above, 0, 2),
         ("abstention.unsure_below", description.abstention.unsure_below, 0, 1),
         *((f"decision.thresholds.{name}", value, 0, 1) for name, value in description.decision.thresholds.items()),
-        *_shares_of_guarantees(description),
-        *_shares_of_sets(description),
+        *_list_guarantee_proportions(description),
+        *_list_set_proportions(description),
     ):
         if value is not None and not low <= value <= high:
             raise PylorusError(f"{where}: {key}: found {value}, expected {low} to {high}.")
 
 
-def _shares_of_guarantees(description: Description) -> list[tuple[str, float, int, int]]:
+def _list_guarantee_proportions(description: Description) -> list[tuple[str, float, int, int]]:
     return [
         (f"decision.guarantees.{name}.{key}", getattr(guarantee, key), 0, 1)
         for name, guarantee in description.decision.guarantees.items()
@@ -99,7 +101,7 @@ def _shares_of_guarantees(description: Description) -> list[tuple[str, float, in
     ]
 
 
-def _shares_of_sets(description: Description) -> list[tuple[str, float | None, int, int]]:
+def _list_set_proportions(description: Description) -> list[tuple[str, float | None, int, int]]:
     sets = description.prediction_sets
     if sets is None:
         return []
@@ -107,7 +109,7 @@ def _shares_of_sets(description: Description) -> list[tuple[str, float | None, i
     return [("prediction_sets.coverage", sets.coverage, 0, 1), *lowest]
 
 
-def _check_input(settings: Input, where: str) -> None:
+def _check_input(settings: InputSpecification, where: str) -> None:
     if not 1 <= settings.size <= LARGEST_SIZE:
         raise PylorusError(f"{where}: input.size: found {settings.size}, expected 1 to {LARGEST_SIZE} pixels.")
     for key, value, known in (
@@ -119,7 +121,9 @@ def _check_input(settings: Input, where: str) -> None:
             raise PylorusError(f'{where}: input.{key}: found "{value[:50]}", expected one of {", ".join(known)}.')
     for key, numbers, low in (("mean", settings.mean, -math.inf), ("std", settings.std, 0.0)):
         if len(numbers) != 3 or not all(low < number < 1e6 for number in numbers):
-            raise PylorusError(f"{where}: input.{key}: found {_few(numbers)}, expected three numbers above {low:g}.")
+            raise PylorusError(
+                f"{where}: input.{key}: found {_format_few(numbers)}, expected three numbers above {low:g}."
+            )
     if settings.policy != POLICY_VERSION:
         raise PylorusError(
             f"{where}: input.policy: found {settings.policy}, but this Pylorus reads images by policy "
@@ -134,7 +138,7 @@ def _check_choices(description: Description, where: str) -> None:
     ):
         raise PylorusError(
             f'{where}: shipped: found "{description.shipped.chosen_by[:50]}" with accuracies of '
-            f"{_few(list(description.shipped.accuracy))}, expected one of {', '.join(CHOICES)}, with "
+            f"{_format_few(list(description.shipped.accuracy))}, expected one of {', '.join(CHOICES)}, with "
             "the accuracy of the shipped stage."
         )
     short_names = set(description.short_names)
@@ -159,15 +163,15 @@ def _check_choices(description: Description, where: str) -> None:
     for key, values in by_class.items():
         if set(values) != short_names:
             raise PylorusError(
-                f"{where}: {key}: found {_few(sorted(values))}, expected {_few(description.short_names)}."
+                f"{where}: {key}: found {_format_few(sorted(values))}, expected {_format_few(description.short_names)}."
             )
     for part, counts in description.training.images.items():
         if len(counts) != len(description.classes) or min(counts) < 0:
             raise PylorusError(
-                f"{where}: training.images.{part[:50]}: found {_few(counts)}, expected one count for each class."
+                f"{where}: training.images.{part[:50]}: found {_format_few(counts)}, expected one count for each class."
             )
 
 
-def _few(values: Sequence[object]) -> str:
+def _format_few(values: Sequence[object]) -> str:
     text = ", ".join(str(value)[:50] for value in values[:5])
     return text + (f" and {len(values) - 5} more" if len(values) > 5 else "") if values else "nothing"

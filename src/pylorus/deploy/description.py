@@ -15,7 +15,7 @@ INTENDED_USE = "Research use only. Not a medical device."
 
 
 @dataclass(frozen=True)
-class Figure:
+class IntervalEstimate:
     """A proportion, area or mean with its 95 % confidence interval; null where undefined."""
 
     value: float | None
@@ -24,7 +24,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Input:
+class InputSpecification:
     """How an image file is turned into the network's input.
 
     Attributes:
@@ -67,7 +67,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class TrainedStage:
+class StageSummary:
     """A training stage.
 
     Attributes:
@@ -98,7 +98,7 @@ class Training:
         validated_on: val, or test, in which case all results are optimistic.
     """
 
-    stages: tuple[TrainedStage, ...]
+    stages: tuple[StageSummary, ...]
     seed: int
     precision: str
     data: str
@@ -128,11 +128,11 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class OperatingFigures:
+class OperatingMetrics:
     """Performance of a class's threshold on the test images."""
 
-    sensitivity: Figure
-    specificity: Figure
+    sensitivity: IntervalEstimate
+    specificity: IntervalEstimate
 
 
 @dataclass(frozen=True)
@@ -173,9 +173,9 @@ class Decision:
     patients_needed: int | None
     thresholds: dict[str, float | None]
     guarantees: dict[str, Guarantee | None]
-    test: dict[str, OperatingFigures]
+    test: dict[str, OperatingMetrics]
 
-    def fixed_threshold(self, name: str) -> SensitivityThreshold | None:
+    def get_threshold(self, name: str) -> SensitivityThreshold | None:
         """Return the threshold of a class with its guarantee, or None if nothing is guaranteed."""
         threshold, guarantee = self.thresholds[name], self.guarantees[name]
         if threshold is None or guarantee is None or self.confidence is None:
@@ -193,7 +193,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class SetFigures:
+class SetMetrics:
     """Performance of prediction sets on some images; each patient is weighted equally, as in their calibration.
 
     Attributes:
@@ -201,8 +201,8 @@ class SetFigures:
         size: Mean number of classes in a set.
     """
 
-    coverage: dict[str, Figure]
-    size: Figure
+    coverage: dict[str, IntervalEstimate]
+    size: IntervalEstimate
 
 
 @dataclass(frozen=True)
@@ -222,9 +222,9 @@ class PredictionSets:
     lowest: dict[str, float | None]
     patients: dict[str, int]
     patients_needed: int
-    test: SetFigures
+    test: SetMetrics
 
-    def limits(self, names: tuple[str, ...]) -> SetLimits:
+    def get_limits(self, names: tuple[str, ...]) -> SetLimits:
         """Return the limits of the classes in the order of these short names."""
         return SetLimits(
             self.coverage, tuple(self.lowest[name] for name in names), tuple(self.patients[name] for name in names)
@@ -252,14 +252,14 @@ class Abstention:
     unsure_below: float
     false_alarms: float
     images: int
-    unlike_test: Figure
-    unsure_test: Figure
-    answered_test: Figure
-    accuracy_answered: Figure
+    unlike_test: IntervalEstimate
+    unsure_test: IntervalEstimate
+    answered_test: IntervalEstimate
+    accuracy_answered: IntervalEstimate
 
 
 @dataclass(frozen=True)
-class Figures:
+class ClassificationMetrics:
     """Performance of the model on some images, without abstentions.
 
     Attributes:
@@ -274,11 +274,11 @@ class Figures:
 
     images: int
     groups: int
-    accuracy: Figure
-    sensitivity: dict[str, Figure]
-    specificity: dict[str, Figure]
-    precision: dict[str, Figure]
-    auroc: dict[str, Figure]
+    accuracy: IntervalEstimate
+    sensitivity: dict[str, IntervalEstimate]
+    specificity: dict[str, IntervalEstimate]
+    precision: dict[str, IntervalEstimate]
+    auroc: dict[str, IntervalEstimate]
 
 
 @dataclass(frozen=True)
@@ -302,7 +302,7 @@ class Description:
     arguments: dict[str, Any]
     classes: tuple[str, ...]
     short_names: tuple[str, ...]
-    input: Input
+    input: InputSpecification
     weights: Weights
     training: Training
     shipped: ShippedStage
@@ -310,6 +310,6 @@ class Description:
     decision: Decision
     prediction_sets: PredictionSets | None
     abstention: Abstention
-    test: Figures
+    test: ClassificationMetrics
     intended_use: str
     versions: dict[str, str]

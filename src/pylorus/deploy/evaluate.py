@@ -8,11 +8,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pylorus.data.catalog import group_finder, group_in
-from pylorus.deploy.card import set_size_text, threshold_sentence
-from pylorus.deploy.description import Description, Figure
-from pylorus.deploy.fixing import figure, figures_of, set_figures, share
-from pylorus.deploy.strict import plain
+from pylorus.data.catalog import get_matched_group, parse_group_pattern
+from pylorus.deploy.card import format_set_size, format_threshold_guarantee
+from pylorus.deploy.description import Description, IntervalEstimate
+from pylorus.deploy.fixing import (
+    compute_classification_metrics,
+    compute_set_metrics,
+    convert_estimate,
+    estimate_proportion,
+)
+from pylorus.deploy.strict import convert_to_plain
 from pylorus.errors import PylorusError
 from pylorus.evaluation.calibration import estimate_calibration
 from pylorus.evaluation.conformal import prediction_sets
@@ -22,14 +27,14 @@ from pylorus.evaluation.index_intervals import OVERALL, indices_of_predictions
 from pylorus.evaluation.predictions import Predictions
 from pylorus.evaluation.proportion import proportions_of_predictions
 from pylorus.evaluation.ranking import ranking_of_predictions
-from pylorus.evaluation.sentence import threshold_text
-from pylorus.percent import percent
+from pylorus.evaluation.sentence import format_threshold
+from pylorus.percent import format_percent
 
 if TYPE_CHECKING:
     from pylorus.deploy.predict import PredictOptions
 
 
-def evaluation_of(
+def evaluate_predictions(
     tables: Iterator[pd.DataFrame], description: Description, options: "PredictOptions"
 ) -> dict[str, object]:
     """Evaluate predictions on the images whose class is known; unreadable images are left out and counted.
@@ -47,34 +52,36 @@ def evaluation_of(
     Raises:
         PylorusError: If no image of a known class can be read, or if no patient is found in a path.
     """
-    predictions, why, left_out = _known(tables, description, options.group)
+    predictions, why, left_out = _collect_known_images(tables, description, options.group)
     groups = predictions.clusters
     deciding = options.class_name or description.decision.class_name
     threshold = description.decision.thresholds[deciding]
     metrics: dict[str, object] = {
-        **plain(figures_of(predictions)),
+        **convert_to_plain(compute_classification_metrics(predictions)),
         "left_out": left_out,
         "classes": list(description.short_names),
         "confusion": confusion_matrix(predictions.true, predictions.predicted, predictions.classes).tolist(),
-        **_further_indices(predictions),
-        "unlike": plain(share(why == "unlike", groups)),
-        "unsure": plain(share(why == "unsure", groups)),
-        "answered": plain(share(why == "", groups)),
-        "accuracy_answered": plain(share(predictions.correct, groups, among=why == "")),
+        **_compute_further_metrics(predictions),
+        "unlike": convert_to_plain(estimate_proportion(why == "unlike", groups)),
+        "unsure": convert_to_plain(estimate_proportion(why == "unsure", groups)),
+        "answered": convert_to_plain(estimate_proportion(why == "", groups)),
+        "accuracy_answered": convert_to_plain(estimate_proportion(predictions.correct, groups, among=why == "")),
     }
     if threshold is not None:
         guarantee = description.decision.guarantees[deciding]
-        metrics["decision"] = _decided(predictions, deciding, threshold) | {"guarantee": plain(guarantee)}
+        metrics["decision"] = _evaluate_threshold(predictions, deciding, threshold) | {
+            "guarantee": convert_to_plain(guarantee)
+        }
     if description.prediction_sets is not None:
         members = prediction_sets(
-            predictions.probabilities, description.prediction_sets.limits(description.short_names)
+            predictions.probabilities, description.prediction_sets.get_limits(description.short_names)
         )
         coverage = {"coverage_asked": description.prediction_sets.coverage}
-        metrics["prediction_sets"] = coverage | plain(set_figures(predictions, members))
+        metrics["prediction_sets"] = coverage | convert_to_plain(compute_set_metrics(predictions, members))
     return metrics
 
 
-def _further_indices(predictions: Predictions) -> dict[str, object]:
+def _compute_further_metrics(predictions: Predictions) -> dict[str, object]:
     """Compute the other image-level metrics of the run's report."""
     groups, names, classes = predictions.clusters, predictions.class_names, predictions.classes
     proportions = proportions_of_predictions(predictions.true, predictions.predicted, groups, classes=classes)
@@ -87,25 +94,26 @@ def _further_indices(predictions: Predictions) -> dict[str, object]:
     overall |= {"ece": scores.ece, "brier": scores.brier, "nll": scores.nll}
     return {
         **{
-            metric: {name: plain(figure(value)) for name, value in zip(names, values, strict=True)}
+            metric: {name: convert_to_plain(convert_estimate(value)) for name, value in zip(names, values, strict=True)}
             for metric, values in by_class.items()
         },
-        **{name: plain(figure(value)) for name, value in overall.items()},
+        **{name: convert_to_plain(convert_estimate(value)) for name, value in overall.items()},
     }
 
 
-def _decided(predictions: Predictions, deciding: str, threshold: float) -> dict[str, object]:
+def _evaluate_threshold(predictions: Predictions, deciding: str, threshold: float) -> dict[str, object]:
     """Return the performance of a class's stored threshold on these images."""
     column = predictions.class_names.index(deciding)
     positive, scores = predictions.true == column, predictions.probabilities[:, column]
     point = operating_point(positive, scores, predictions.clusters, threshold=threshold)
     proportions = {
-        name: plain(figure(getattr(point, name))) for name in ("sensitivity", "specificity", "precision", "npv")
+        name: convert_to_plain(convert_estimate(getattr(point, name)))
+        for name in ("sensitivity", "specificity", "precision", "npv")
     }
     return {"class": deciding, "threshold": threshold, **proportions}
 
 
-def _known(
+def _collect_known_images(
     tables: Iterator[pd.DataFrame], description: Description, group: str | None
 ) -> tuple[Predictions, NDArray[np.str_], int]:
     """Return the predictions of images of known class, each one's reason to abstain, and the number of unreadable ones.
@@ -120,7 +128,7 @@ def _known(
         left_out += int((known["error"] != "").sum())
         readable = known[known["error"] == ""]
         part = readable[["true", "why", *columns]].reset_index(drop=True)
-        part["group"] = _groups(readable["path"], group) if group is not None else ""
+        part["group"] = _extract_groups(readable["path"], group) if group is not None else ""
         tables_of_known_class.append(part)
     rows = pd.concat(tables_of_known_class, ignore_index=True)
     if rows.empty:
@@ -138,25 +146,25 @@ def _known(
     return predictions, rows["why"].to_numpy(dtype=str), left_out
 
 
-def _groups(paths: "pd.Series[str]", pattern: str) -> list[str]:
-    finder = group_finder(pattern, key="--group")
+def _extract_groups(paths: "pd.Series[str]", pattern: str) -> list[str]:
+    finder = parse_group_pattern(pattern, key="--group")
     groups = []
     for path in paths:
         match = finder.search(path)
-        if match is None or not group_in(match):
+        if match is None or not get_matched_group(match):
             raise PylorusError(f"--group: the pattern {pattern!r} finds no patient in {path}.")
-        groups.append(group_in(match))
+        groups.append(get_matched_group(match))
     return groups
 
 
-def _groups_text(record: Mapping[str, Any]) -> str:
+def _format_groups(record: Mapping[str, Any]) -> str:
     """Return how many patients the evaluated images come from, to follow the number of images."""
     if record.get("request", {}).get("group") is None:
         return ", each treated as a separate patient because --group was not given"
     return f" of {record['evaluation']['groups']:,} groups (patients)"
 
 
-def told(record: Mapping[str, Any], description: Description) -> str:
+def format_prediction_summary(record: Mapping[str, Any], description: Description) -> str:
     """Format the summary of a prediction: the number of images, and the evaluation if there is one.
 
     Args:
@@ -170,40 +178,41 @@ def told(record: Mapping[str, Any], description: Description) -> str:
     if evaluation is None:
         return lines[0]
 
-    def shown(estimate: Mapping[str, float | None]) -> str:
-        numbers = Figure(**estimate).__dict__.values()
+    def format_estimate(estimate: Mapping[str, float | None]) -> str:
+        numbers = IntervalEstimate(**estimate).__dict__.values()
         value, low, high = (float("nan") if number is None else number for number in numbers)
-        return f"{percent(value):>5} ({percent(low)} to {percent(high)})"
+        return f"{format_percent(value):>5} ({format_percent(low)} to {format_percent(high)})"
 
     lines += [
         "",
-        f"evaluation on {evaluation['images']:,} images{_groups_text(record)}, in % (95 % confidence interval):",
-        f"  accuracy {shown(evaluation['accuracy'])}",
-        f"  balanced accuracy {shown(evaluation['balanced_accuracy'])}, macro F1 {shown(evaluation['macro_f1'])}",
+        f"evaluation on {evaluation['images']:,} images{_format_groups(record)}, in % (95 % confidence interval):",
+        f"  accuracy {format_estimate(evaluation['accuracy'])}",
+        f"  balanced accuracy {format_estimate(evaluation['balanced_accuracy'])}, macro F1 {format_estimate(evaluation['macro_f1'])}",
     ]
     width = max(map(len, description.short_names))
     lines += [
-        f"  {name:<{width}}  sensitivity {shown(evaluation['sensitivity'][name])}, specificity "
-        f"{shown(evaluation['specificity'][name])}, AUROC {shown(evaluation['auroc'][name])}"
+        f"  {name:<{width}}  sensitivity {format_estimate(evaluation['sensitivity'][name])}, specificity "
+        f"{format_estimate(evaluation['specificity'][name])}, AUROC {format_estimate(evaluation['auroc'][name])}"
         for name in description.short_names
     ]
     decision = evaluation.get("decision")
     if decision is not None:
         lines.append(
-            f"  {decision['class']} at the stored threshold {threshold_text(decision['threshold'])}: sensitivity "
-            f"{shown(decision['sensitivity'])}, specificity {shown(decision['specificity'])}"
+            f"  {decision['class']} at the stored threshold {format_threshold(decision['threshold'])}: sensitivity "
+            f"{format_estimate(decision['sensitivity'])}, specificity {format_estimate(decision['specificity'])}"
         )
         lines += [
-            f"    {line}" for line in textwrap.wrap(threshold_sentence(description, decision["class"]), width=110)
+            f"    {line}"
+            for line in textwrap.wrap(format_threshold_guarantee(description, decision["class"]), width=110)
         ]
     sets = evaluation.get("prediction_sets")
     if sets is not None:
         lines.append(
             f"  prediction sets at {100 * sets['coverage_asked']:g} %, each patient weighted equally: "
-            f"{set_size_text(Figure(**sets['size']))} classes on average; they contain the true class in"
+            f"{format_set_size(IntervalEstimate(**sets['size']))} classes on average; they contain the true class in"
         )
-        lines += [f"    {name:<{width}}  {shown(sets['coverage'][name])}" for name in description.short_names]
+        lines += [f"    {name:<{width}}  {format_estimate(sets['coverage'][name])}" for name in description.short_names]
     lines.append(
-        f"  answered {shown(evaluation['answered'])}; of these, correct {shown(evaluation['accuracy_answered'])}"
+        f"  answered {format_estimate(evaluation['answered'])}; of these, correct {format_estimate(evaluation['accuracy_answered'])}"
     )
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pylorus.data.image import RGB
-from pylorus.deploy.last_map import last_map
+from pylorus.deploy.last_map import find_last_map
 from pylorus.deploy.load import Bundle
 from pylorus.errors import PylorusError
 
@@ -21,7 +21,7 @@ STRENGTH = 0.65
 """Opacity of the map at its maximum, in [0, 1]; where the map is 0, the image is unchanged."""
 
 
-def heat_map(bundle: Bundle, image: RGB, class_index: int) -> NDArray[np.float64]:
+def compute_heat_map(bundle: Bundle, image: RGB, class_index: int) -> NDArray[np.float64]:
     """Compute where in an image the network finds support for a class, by Grad-CAM (Selvaraju et al. 2017).
 
     Each channel of the last feature map is weighted by the mean gradient of the class's logit; the positive part of
@@ -39,24 +39,24 @@ def heat_map(bundle: Bundle, image: RGB, class_index: int) -> NDArray[np.float64
         PylorusError: If the network has no usable feature map, or captum is not installed.
         ValueError: If the shape or dtype of the image, or the class index, does not match the bundle.
     """
-    heat: NDArray[np.float64] = heat_maps(bundle, image[None], [class_index])[0]
+    heat: NDArray[np.float64] = compute_heat_maps(bundle, image[None], [class_index])[0]
     return heat
 
 
-def heat_maps(bundle: Bundle, images: NDArray[np.uint8], class_indices: Sequence[int]) -> NDArray[np.float64]:
-    """Compute heat maps of shape (n, size, size) for images (n, size, size, 3), one class each; see `heat_map`."""
+def compute_heat_maps(bundle: Bundle, images: NDArray[np.uint8], class_indices: Sequence[int]) -> NDArray[np.float64]:
+    """Compute heat maps of shape (n, size, size) for images (n, size, size, 3), one class each; see `compute_heat_map`."""
     size = bundle.input.size
     if images.shape[1:] != (size, size, 3) or images.dtype != np.uint8:
         raise ValueError(f"images: found {images.dtype} of shape {images.shape}, expected uint8 (n, {size}, {size}, 3)")
     if not all(0 <= index < len(bundle.description.classes) for index in class_indices):
         raise ValueError(f"classes: found {class_indices}, expected 0 to {len(bundle.description.classes) - 1}")
-    coarse = coarse_maps(bundle, images, class_indices)
+    coarse = compute_coarse_maps(bundle, images, class_indices)
     fine = functional.interpolate(coarse[:, None], size=(size, size), mode="bilinear")[:, 0].clamp(min=0)
     maximum = fine.amax(dim=(1, 2), keepdim=True)
     return np.asarray(torch.where(maximum > 0, fine / maximum, 0).cpu(), dtype=np.float64)
 
 
-def coarse_maps(
+def compute_coarse_maps(
     bundle: Bundle, images: NDArray[np.uint8], class_indices: Sequence[int], *, network: nn.Module | None = None
 ) -> Tensor:
     """Compute the heat maps at the resolution of the last features: shape (n, height, width), values >= 0, not scaled.
@@ -67,13 +67,13 @@ def coarse_maps(
         class_indices: One class index per image.
         network: Another network of the bundle's architecture; None for the trained one.
     """
-    target_map = last_map(bundle.classifier.network if network is None else network)
+    target_map = find_last_map(bundle.classifier.network if network is None else network)
     batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(bundle.device)
     with torch.inference_mode(False), torch.enable_grad():
         # Frozen weights have no gradient; that of the pixels carries it back to the feature map.
-        pixels = bundle.classifier.pixels(batch).detach().requires_grad_()
+        pixels = bundle.classifier.normalize_images(batch).detach().requires_grad_()
         targets = torch.tensor(class_indices, device=bundle.device)
-        method = _captum().LayerGradCam(target_map.network, target_map.layer)
+        method = _import_captum().LayerGradCam(target_map.network, target_map.layer)
         maps: Tensor = method.attribute(pixels, targets, relu_attributions=True)
     maps = maps.detach().float()[:, 0]
     if maps.shape[-1] * maps.shape[-2] < 4:
@@ -84,12 +84,12 @@ def coarse_maps(
     return maps
 
 
-def overlay(image: RGB, heat: NDArray[np.floating[Any]]) -> RGB:
+def render_overlay(image: RGB, heat: NDArray[np.floating[Any]]) -> RGB:
     """Overlay a heat map on its image.
 
     Args:
         image: uint8 RGB of shape (size, size, 3).
-        heat: Heat map of shape (size, size), in [0, 1], from `heat_map`.
+        heat: Heat map of shape (size, size), in [0, 1], from `compute_heat_map`.
 
     Returns:
         uint8 RGB of shape (size, size, 3).
@@ -99,18 +99,18 @@ def overlay(image: RGB, heat: NDArray[np.floating[Any]]) -> RGB:
     return np.asarray(np.rint(image * (1 - opacity) + color * opacity), dtype=np.uint8)
 
 
-def method_of(bundle: Bundle) -> str:
+def format_heat_map_method(bundle: Bundle) -> str:
     """Describe the method and the resolution of the map before it is scaled up.
 
     Raises:
-        PylorusError: As `heat_map`.
+        PylorusError: As `compute_heat_map`.
     """
     size = bundle.input.size
-    height, width = coarse_maps(bundle, np.zeros((1, size, size, 3), dtype=np.uint8), [0]).shape[1:]
-    return f"{last_map(bundle.classifier.network).method} ({height} × {width} cells)"
+    height, width = compute_coarse_maps(bundle, np.zeros((1, size, size, 3), dtype=np.uint8), [0]).shape[1:]
+    return f"{find_last_map(bundle.classifier.network).method} ({height} × {width} cells)"
 
 
-def _captum() -> Any:
+def _import_captum() -> Any:
     try:
         from captum import attr
     except ImportError as error:

@@ -14,18 +14,18 @@ from PIL import Image
 from tqdm import tqdm
 
 from pylorus.data.image import RGB
-from pylorus.deploy.explain import heat_maps, method_of, overlay
-from pylorus.deploy.explain_drawing import picture
+from pylorus.deploy.explain import compute_heat_maps, format_heat_map_method, render_overlay
+from pylorus.deploy.explain_drawing import draw_explanation
 from pylorus.deploy.files import SUMS
 from pylorus.deploy.load import Bundle, load_bundle
-from pylorus.deploy.mistaken import mistaken
-from pylorus.deploy.predict import FIRST_CODE, MOST_COUNTED, read_ahead, settled_device
-from pylorus.deploy.sanity import MOST_IMAGES, Sanity, randomisation_check
+from pylorus.deploy.mistaken import find_confident_mistakes
+from pylorus.deploy.predict import FIRST_CODE, MOST_COUNTED, read_ahead, resolve_device
+from pylorus.deploy.sanity import MOST_IMAGES, Sanity, run_randomization_check
 from pylorus.deploy.sources import Item, Sources
-from pylorus.errors import PylorusError, did_you_mean
-from pylorus.files import whole, write_json
-from pylorus.model.weights import sha256
-from pylorus.percent import percent
+from pylorus.errors import PylorusError, format_suggestion
+from pylorus.files import write_atomically, write_json
+from pylorus.model.weights import compute_sha256
+from pylorus.percent import format_percent
 from pylorus.report.maps import INDEX, MAPS, OVERLAYS, RECORD
 
 NOTHING = "nothing in the image supports the class"
@@ -57,7 +57,7 @@ class ExplainOptions:
 
 
 @dataclass
-class _Explained:
+class _Explanations:
     """Results so far; holds only as many images as the randomisation check needs."""
 
     rows: list[dict[str, object]] = field(default_factory=list)
@@ -85,33 +85,33 @@ def explain(folder: Path, inputs: Sequence[str], output: Path | None, options: E
         raise PylorusError("explain: found no INPUT, expected images, folders or --mistakes.")
     if output is None and (inputs or not options.mistakes):
         raise PylorusError("--output: expected a folder for the heat maps, such as --output maps.")
-    bundle = load_bundle(folder, device=settled_device(options.device))
+    bundle = load_bundle(folder, device=resolve_device(options.device))
     names = bundle.description.short_names
     if options.class_name is not None and options.class_name not in names:
         raise PylorusError(
-            f'--class: found "{options.class_name}".{did_you_mean(options.class_name, names)} '
+            f'--class: found "{options.class_name}".{format_suggestion(options.class_name, names)} '
             f"Expected one of {', '.join(names)}."
         )
-    method = method_of(bundle)
-    stage, items = mistaken(folder) if options.mistakes else (None, {})
+    method = format_heat_map_method(bundle)
+    stage, items = find_confident_mistakes(folder) if options.mistakes else (None, {})
     if options.mistakes and not items:
         print(f"{stage} classifies all test images of its run correctly: there are no mistakes to explain")
         if not inputs:
             return 0
     sources = Sources(tuple(inputs), tuple(zip(bundle.description.classes, names, strict=True)), options.frames_every)
-    sources.check()
+    sources.check_inputs()
     maps_folder = output or folder.resolve().parent / MAPS
-    _cleared(maps_folder)
-    results = _Explained()
-    for group, samples in ((items.values(), list(items)), (sources.items(), None)):
+    _prepare_folder(maps_folder)
+    results = _Explanations()
+    for group, samples in ((items.values(), list(items)), (sources.iter_items(), None)):
         _explain_all(bundle, method, group, samples, maps_folder, options, results)
     if not results.rows:
         raise PylorusError(
             "found no image in the inputs; in a folder, only files with the suffix of an image format count."
         )
-    sanity = _checked(bundle, results) if options.sanity else None
+    sanity = _run_sanity_check(bundle, results) if options.sanity else None
     _write_record(bundle, method, results, sanity, maps_folder, stage)
-    return _told(results, sanity, maps_folder)
+    return _report_outcome(results, sanity, maps_folder)
 
 
 def _explain_all(
@@ -121,13 +121,15 @@ def _explain_all(
     samples: list[str] | None,
     folder: Path,
     options: ExplainOptions,
-    results: _Explained,
+    results: _Explanations,
 ) -> None:
     names = bundle.description.short_names
     sample_ids = iter(samples or [])
     with tqdm(desc="heat maps", unit="", disable=not sys.stderr.isatty()) as bar:
         for batch, images in read_ahead(items, bundle.input, options.batch):
-            rows = [_row(item, image, next(sample_ids, ""), names) for item, image in zip(batch, images, strict=True)]
+            rows = [
+                _create_row(item, image, next(sample_ids, ""), names) for item, image in zip(batch, images, strict=True)
+            ]
             readable = [(row, image) for row, image in zip(rows, images, strict=True) if not isinstance(image, str)]
             if readable:
                 _explain_batch(bundle, readable, options, results)
@@ -135,12 +137,12 @@ def _explain_all(
                 row["number"] = number
                 drawing = row.pop("drawn", None)
                 if drawing is not None:
-                    row["picture"] = _write(folder, number, drawing, _lines(bundle, row, method))
+                    row["picture"] = _write_picture(folder, number, drawing, _format_caption(bundle, row, method))
             results.rows += rows
             bar.update(len(rows))
 
 
-def _row(item: Item, image: RGB | str, sample: str, names: Sequence[str]) -> dict[str, Any]:
+def _create_row(item: Item, image: RGB | str, sample: str, names: Sequence[str]) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(COLUMNS, "")
     row |= {"path": item.path, "second": item.second, "sample": sample, "probability": None}
     row["true"] = "" if item.label is None else names[item.label]
@@ -149,14 +151,16 @@ def _row(item: Item, image: RGB | str, sample: str, names: Sequence[str]) -> dic
 
 
 def _explain_batch(
-    bundle: Bundle, readable: list[tuple[dict[str, Any], RGB]], options: ExplainOptions, results: _Explained
+    bundle: Bundle, readable: list[tuple[dict[str, Any], RGB]], options: ExplainOptions, results: _Explanations
 ) -> None:
     names = bundle.description.short_names
     images = np.stack([image for _, image in readable])
-    answers = bundle.answer(images)
+    answers = bundle.predict_images(images)
     labels = answers.predicted if options.class_name is None else [names.index(options.class_name)] * len(readable)
     classes = [int(label) for label in labels]
-    for index, ((row, image), heat) in enumerate(zip(readable, heat_maps(bundle, images, classes), strict=True)):
+    for index, ((row, image), heat) in enumerate(
+        zip(readable, compute_heat_maps(bundle, images, classes), strict=True)
+    ):
         label = classes[index]
         row["class"], row["probability"] = names[label], float(answers.probabilities[index, label])
         row["predicted"] = names[answers.predicted[index]]
@@ -168,23 +172,23 @@ def _explain_batch(
             results.classes.append(label)
 
 
-def _write(folder: Path, number: int, drawing: tuple[RGB, NDArray[np.float64]], lines: tuple[str, ...]) -> str:
+def _write_picture(folder: Path, number: int, drawing: tuple[RGB, NDArray[np.float64]], lines: tuple[str, ...]) -> str:
     """Write the captioned picture and the plain overlay, named by a number since a file name may identify a patient."""
     name = f"{number:04d}.png"
     for path, image in (
-        (folder / name, picture(*drawing, lines)),
-        (folder / OVERLAYS / name, Image.fromarray(overlay(*drawing))),
+        (folder / name, draw_explanation(*drawing, lines)),
+        (folder / OVERLAYS / name, Image.fromarray(render_overlay(*drawing))),
     ):
-        with whole(path) as temporary:
+        with write_atomically(path) as temporary:
             image.save(temporary)
     return name
 
 
-def _lines(bundle: Bundle, row: dict[str, Any], method: str) -> tuple[str, ...]:
+def _format_caption(bundle: Bundle, row: dict[str, Any], method: str) -> tuple[str, ...]:
     description, input_format = bundle.description, bundle.input
     full_names = dict(zip(description.short_names, description.classes, strict=True))
     class_name = full_names[row["class"]] + ("" if full_names[row["class"]] == row["class"] else f" ({row['class']})")
-    probability = f"calibrated probability {percent(row['probability'])} %"
+    probability = f"calibrated probability {format_percent(row['probability'])} %"
     answer = (
         "the most probable class"
         if row["class"] == row["predicted"]
@@ -202,46 +206,46 @@ def _lines(bundle: Bundle, row: dict[str, Any], method: str) -> tuple[str, ...]:
     )
 
 
-def _checked(bundle: Bundle, results: _Explained) -> Sanity | None:
-    return randomisation_check(bundle, np.stack(results.images), results.classes) if results.images else None
+def _run_sanity_check(bundle: Bundle, results: _Explanations) -> Sanity | None:
+    return run_randomization_check(bundle, np.stack(results.images), results.classes) if results.images else None
 
 
 def _write_record(
-    bundle: Bundle, method: str, results: _Explained, sanity: Sanity | None, folder: Path, stage: str | None
+    bundle: Bundle, method: str, results: _Explanations, sanity: Sanity | None, folder: Path, stage: str | None
 ) -> None:
     table = pd.DataFrame(results.rows, columns=list(COLUMNS))
     empty_columns = [name for name in ("second", "sample", "true") if not table[name].replace("", None).notna().any()]
-    with whole(folder / INDEX) as temporary:
+    with write_atomically(folder / INDEX) as temporary:
         table.drop(columns=empty_columns).to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
     record = {
         "finished": True,
         "method": method,
         "input": f"{bundle.input.size} x {bundle.input.size} pixels, as the network sees them",
         "architecture": bundle.description.architecture,
-        SUMS: sha256(bundle.folder / SUMS),
+        SUMS: compute_sha256(bundle.folder / SUMS),
         "stage": stage,
         "images": len(results.rows),
         "empty": sum(row["remark"] == NOTHING for row in results.rows),
         "unreadable": sum(bool(row["error"]) for row in results.rows),
-        "randomisation_check": None if sanity is None else sanity.plain(),
+        "randomisation_check": None if sanity is None else sanity.to_dict(),
         "intended_use": bundle.description.intended_use,
     }
     write_json(folder / RECORD, record)
 
 
-def _told(results: _Explained, sanity: Sanity | None, folder: Path) -> int:
+def _report_outcome(results: _Explanations, sanity: Sanity | None, folder: Path) -> int:
     unreadable = [row for row in results.rows if row["error"]]
     count = len(results.rows)
     print(f"{count:,} image{'' if count == 1 else 's'}, {len(unreadable):,} of them unreadable")
     for row in unreadable[:5]:
         print(f"  {row['path']}: {row['error']}")
     if sanity is not None:
-        print(f"\n{sanity.said}")
+        print(f"\n{sanity.summary}")
     print(f"\nheat maps: {folder}\n{INDEX} in it lists the file of each picture; the pictures themselves name no file.")
     return FIRST_CODE + min(len(unreadable), MOST_COUNTED) if unreadable else 0
 
 
-def _cleared(folder: Path) -> None:
+def _prepare_folder(folder: Path) -> None:
     """Prepare the folder for maps; delete only those of an earlier explanation, whether finished or not."""
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / RECORD).is_file())):
         raise PylorusError(

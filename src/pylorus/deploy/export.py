@@ -11,20 +11,20 @@ from typing import Any
 
 from pylorus import __version__
 from pylorus.deploy import exported
-from pylorus.deploy.export_about import readme, record, told
-from pylorus.deploy.export_speed import Speed, measured_speed
-from pylorus.deploy.exported import FILES, ExportedModel, load_exported, opened
+from pylorus.deploy.export_about import build_export_record, format_export_summary, render_readme
+from pylorus.deploy.export_speed import Speed, measure_speed
+from pylorus.deploy.exported import FILES, ExportedModel, load_export, open_session
 from pylorus.deploy.files import CARD, DESCRIPTION, MODEL, SUMS
-from pylorus.deploy.int8 import Loss, calibration_and_measured, measured_loss, quantise
+from pylorus.deploy.int8 import QuantizationLoss, convert_to_int8, measure_loss, split_for_calibration
 from pylorus.deploy.load import Bundle, load_bundle
 from pylorus.deploy.onnx_graph import write_onnx
-from pylorus.deploy.onnx_packages import onnx_package
-from pylorus.deploy.parity import Parity, tried
-from pylorus.deploy.predict import settled_device
-from pylorus.deploy.trial_images import TrialImages, given_images, run_images, spread
+from pylorus.deploy.onnx_packages import import_onnx_package
+from pylorus.deploy.parity import Parity, check_parity
+from pylorus.deploy.predict import resolve_device
+from pylorus.deploy.trial_images import TrialImages, find_run_images, find_user_images, select_evenly
 from pylorus.errors import PylorusError
-from pylorus.files import whole, write_json, write_text
-from pylorus.model.weights import sha256
+from pylorus.files import write_atomically, write_json, write_text
+from pylorus.model.weights import compute_sha256
 
 PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "onnxscript")
 
@@ -63,40 +63,40 @@ def export(folder: Path, options: ExportOptions) -> Path:
             PyTorch.
     """
     for name in ("onnx", "onnxscript", "onnxruntime"):
-        onnx_package(name)
+        import_onnx_package(name)
     suffix = "-onnx-int8" if options.int8 else "-onnx"
     output = options.output or folder.absolute().with_name(folder.absolute().name + suffix)
     if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
         raise PylorusError(f"{output}: already exists, expected a new or empty folder. Choose another --output.")
-    settled_device("cpu")
+    resolve_device("cpu")
     bundle = load_bundle(folder)
-    images = _trial_images(folder, bundle, options)
-    with _appearing(output) as staging:
+    images = _collect_trial_images(folder, bundle, options)
+    with _create_folder_atomically(output) as staging:
         write_onnx(bundle, staging / MODEL)
-        parity = tried(bundle, opened(staging / MODEL), images[0])
-        if not parity.passed:
-            raise PylorusError(_refusal(folder, parity))
-        loss = _in_int8(bundle, staging, images) if options.int8 else None
-        speed = _speed(bundle, staging, images[0]) if options.speed else []
-        _write_beside(bundle, staging, parity, loss, speed)
-        load_exported(staging)
-    print(told(bundle.description, parity, loss, speed))
+        parity = check_parity(bundle, open_session(staging / MODEL), images[0])
+        if not parity.has_passed:
+            raise PylorusError(_format_refusal(folder, parity))
+        loss = _replace_by_int8(bundle, staging, images) if options.int8 else None
+        speed = _measure_onnx_speed(bundle, staging, images[0]) if options.speed else []
+        _write_other_files(bundle, staging, parity, loss, speed)
+        load_export(staging)
+    print(format_export_summary(bundle.description, parity, loss, speed))
     print(f"\nexport: {output}\nTo predict with it:\n  pylorus predict {output} IMAGES --output predictions.csv")
     return output
 
 
-def _trial_images(folder: Path, bundle: Bundle, options: ExportOptions) -> list[TrialImages]:
+def _collect_trial_images(folder: Path, bundle: Bundle, options: ExportOptions) -> list[TrialImages]:
     """Return the images for the parity check; for int8 also those for calibration and those for measuring the loss."""
     description = bundle.description
     if options.images is not None:
-        trial = given_images(options.images, description, group=options.group)
-        return [trial, *(calibration_and_measured(trial) if options.int8 else ())]
-    int8_images = [run_images(folder, description, split) for split in ("val", "test")] if options.int8 else []
-    return [run_images(folder, description), *int8_images]
+        trial = find_user_images(options.images, description, group=options.group)
+        return [trial, *(split_for_calibration(trial) if options.int8 else ())]
+    int8_images = [find_run_images(folder, description, split) for split in ("val", "test")] if options.int8 else []
+    return [find_run_images(folder, description), *int8_images]
 
 
 @contextmanager
-def _appearing(output: Path) -> Iterator[Path]:
+def _create_folder_atomically(output: Path) -> Iterator[Path]:
     """Yield a temporary folder next to `output`, renamed to `output` on success and deleted on any error."""
     output.parent.mkdir(parents=True, exist_ok=True)
     staging = output.with_name(f".{output.name}-{secrets.token_hex(4)}")
@@ -110,7 +110,7 @@ def _appearing(output: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _refusal(folder: Path, parity: Parity) -> str:
+def _format_refusal(folder: Path, parity: Parity) -> str:
     differences = ", ".join(
         f"{difference:.2g} at batch {size}" for difference, size in zip(parity.logits, parity.batches, strict=True)
     )
@@ -123,30 +123,34 @@ def _refusal(folder: Path, parity: Parity) -> str:
     )
 
 
-def _in_int8(bundle: Bundle, staging: Path, images: Sequence[TrialImages]) -> Loss:
+def _replace_by_int8(bundle: Bundle, staging: Path, images: Sequence[TrialImages]) -> QuantizationLoss:
     """Replace the fp32 export by its int8 version, and measure the loss."""
     description, int8_path = bundle.description, staging / "int8.onnx"
-    count = quantise(staging / MODEL, int8_path, images[1], bundle.input)
+    count = convert_to_int8(staging / MODEL, int8_path, images[1], bundle.input)
     fp32_model, int8_model = (
-        ExportedModel(staging, description, {}, opened(path)) for path in (staging / MODEL, int8_path)
+        ExportedModel(staging, description, {}, open_session(path)) for path in (staging / MODEL, int8_path)
     )
-    loss = measured_loss(fp32_model, int8_model, images[2], count)
+    loss = measure_loss(fp32_model, int8_model, images[2], count)
     int8_path.replace(staging / MODEL)
     return loss
 
 
-def _speed(bundle: Bundle, staging: Path, images: TrialImages) -> list[Speed]:
-    _, pixels = next(spread(images, 16).read(bundle.input))
-    model = ExportedModel(staging, bundle.description, {}, opened(staging / MODEL))
-    return measured_speed(bundle, {"onnx": model}, pixels)
+def _measure_onnx_speed(bundle: Bundle, staging: Path, images: TrialImages) -> list[Speed]:
+    _, pixels = next(select_evenly(images, 16).read_blocks(bundle.input))
+    model = ExportedModel(staging, bundle.description, {}, open_session(staging / MODEL))
+    return measure_speed(bundle, {"onnx": model}, pixels)
 
 
-def _write_beside(bundle: Bundle, staging: Path, parity: Parity, loss: Loss | None, speed: Sequence[Speed]) -> None:
+def _write_other_files(
+    bundle: Bundle, staging: Path, parity: Parity, loss: QuantizationLoss | None, speed: Sequence[Speed]
+) -> None:
     for name in (DESCRIPTION, CARD):
-        with whole(staging / name) as temporary:
+        with write_atomically(staging / name) as temporary:
             temporary.write_bytes((bundle.folder / name).read_bytes())
-    write_text(staging / exported.README, readme(bundle.description, parity, loss))
+    write_text(staging / exported.README, render_readme(bundle.description, parity, loss))
     versions: dict[str, Any] = {"pylorus": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES}
-    content = record(bundle.description, parity, loss, speed, bundle=sha256(bundle.folder / SUMS), versions=versions)
+    content = build_export_record(
+        bundle.description, parity, loss, speed, bundle=compute_sha256(bundle.folder / SUMS), versions=versions
+    )
     write_json(staging / exported.RECORD, content)
-    write_text(staging / SUMS, "".join(f"{sha256(staging / name)}  {name}\n" for name in FILES))
+    write_text(staging / SUMS, "".join(f"{compute_sha256(staging / name)}  {name}\n" for name in FILES))

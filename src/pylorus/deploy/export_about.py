@@ -9,19 +9,19 @@ from pylorus.deploy.description import Description
 from pylorus.deploy.export_speed import Speed
 from pylorus.deploy.exported import IMAGE, OUTPUTS
 from pylorus.deploy.files import MODEL
-from pylorus.deploy.int8 import Loss
-from pylorus.deploy.onnx_graph import input_in_words, outputs_in_words
+from pylorus.deploy.int8 import QuantizationLoss
+from pylorus.deploy.onnx_graph import format_input_description, format_outputs_description
 from pylorus.deploy.parity import Parity
-from pylorus.deploy.strict import plain
-from pylorus.percent import percent
+from pylorus.deploy.strict import convert_to_plain
+from pylorus.percent import format_percent
 
 RECORD_VERSION = 1
 
 
-def record(
+def build_export_record(
     description: Description,
     parity: Parity,
-    loss: Loss | None,
+    loss: QuantizationLoss | None,
     speed: Sequence[Speed],
     *,
     bundle: str,
@@ -44,23 +44,25 @@ def record(
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "bundle": bundle,
         "intended_use": description.intended_use,
-        "input": {IMAGE: input_in_words(description)},
-        "outputs": {"names": list(OUTPUTS), "meaning": outputs_in_words(description)},
+        "input": {IMAGE: format_input_description(description)},
+        "outputs": {"names": list(OUTPUTS), "meaning": format_outputs_description(description)},
         "classes": list(description.classes),
         "short_names": list(description.short_names),
-        "preprocessing": plain(description.input),
-        "parity": plain(parity),
-        "int8": plain(loss),
-        "speed": {"threads": torch.get_num_threads(), "measured": plain(list(speed))} if speed else None,
+        "preprocessing": convert_to_plain(description.input),
+        "parity": convert_to_plain(parity),
+        "int8": convert_to_plain(loss),
+        "speed": {"threads": torch.get_num_threads(), "measured": convert_to_plain(list(speed))} if speed else None,
         "versions": dict(versions),
     }
 
 
-def told(description: Description, parity: Parity, loss: Loss | None, speed: Sequence[Speed]) -> str:
+def format_export_summary(
+    description: Description, parity: Parity, loss: QuantizationLoss | None, speed: Sequence[Speed]
+) -> str:
     """Return the summary for the terminal."""
-    lines = [f"{description.architecture}, classes {', '.join(description.short_names)}", *_parity(parity)]
+    lines = [f"{description.architecture}, classes {', '.join(description.short_names)}", *_format_parity(parity)]
     if loss is not None:
-        lines += ["", *_loss(loss, description)]
+        lines += ["", *_format_loss(loss, description)]
     threads = "thread" if torch.get_num_threads() == 1 else "threads"
     for each in speed:
         lines.append(
@@ -71,9 +73,9 @@ def told(description: Description, parity: Parity, loss: Loss | None, speed: Seq
     return "\n".join(lines)
 
 
-def readme(description: Description, parity: Parity, loss: Loss | None) -> str:
+def render_readme(description: Description, parity: Parity, loss: QuantizationLoss | None) -> str:
     """Return the text of README.md."""
-    lines = [*_parity(parity), *([] if loss is None else _loss(loss, description))]
+    lines = [*_format_parity(parity), *([] if loss is None else _format_loss(loss, description))]
     measured = "\n".join(f"{'  ' if line.startswith(' ') else ''}- {line.strip()}" for line in lines)
     size = description.input.size
     pairs = zip(description.classes, description.short_names, strict=True)
@@ -87,11 +89,11 @@ def readme(description: Description, parity: Parity, loss: Loss | None) -> str:
 
 ## Input
 
-{input_in_words(description)}
+{format_input_description(description)}
 
 ## Outputs
 
-{outputs_in_words(description)}
+{format_outputs_description(description)}
 
 Classes, in order: {classes}.
 
@@ -114,7 +116,7 @@ logits, probabilities, unlikeness = session.run(["logits", "probabilities", "unl
 """
 
 
-def _parity(parity: Parity) -> list[str]:
+def _format_parity(parity: Parity) -> list[str]:
     return [
         f"parity with PyTorch on {parity.images} images ({parity.source}), in fp32:",
         *(
@@ -131,7 +133,7 @@ def _parity(parity: Parity) -> list[str]:
     ]
 
 
-def _loss(loss: Loss, description: Description) -> list[str]:
+def _format_loss(loss: QuantizationLoss, description: Description) -> list[str]:
     difference = loss.accuracy_difference
     change = "no interval: fewer than two groups differ"
     if difference.value is not None and difference.low is not None and difference.high is not None:
@@ -140,7 +142,7 @@ def _loss(loss: Loss, description: Description) -> list[str]:
     return [
         f"int8 compared with fp32, on {loss.images} images of {loss.groups} groups ({loss.source}); calibrated on "
         f"{loss.calibration_images} other images:",
-        f"  accuracy {percent(loss.right_8 / loss.images)} % instead of {percent(loss.right_32 / loss.images)} %: "
+        f"  accuracy {format_percent(loss.right_8 / loss.images)} % instead of {format_percent(loss.right_32 / loss.images)} %: "
         f"{value:+.1f} points ({change})",
         f"  {loss.only_32} images correct only in fp32, {loss.only_8} only in int8; McNemar's p = {loss.p_value:.3g}",
         f"  {loss.other_class} images with another predicted class, {loss.other_decision} with another decision for "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.deploy.answers import TrainedModel
+from pylorus.deploy.answers import InferenceModel
 
 BATCHES = (1, 16)
 REPEATS, SECONDS = 31, 20.0
@@ -32,7 +32,9 @@ class Speed:
     times_pytorch: dict[str, float]
 
 
-def measured_speed(pytorch: TrainedModel, others: Mapping[str, TrainedModel], images: NDArray[np.uint8]) -> list[Speed]:
+def measure_speed(
+    pytorch: InferenceModel, others: Mapping[str, InferenceModel], images: NDArray[np.uint8]
+) -> list[Speed]:
     """Measure models in turns, so that other load on the machine affects all of them alike.
 
     Args:
@@ -45,13 +47,13 @@ def measured_speed(pytorch: TrainedModel, others: Mapping[str, TrainedModel], im
     for size in BATCHES:
         batch = np.resize(images, (size, *images.shape[1:]))
         for model in models.values():
-            model.output(batch)
+            model.run_network(batch)
         times: dict[str, list[float]] = {name: [] for name in models}
         begin = time.perf_counter()
         while (repeats := len(times["pytorch"])) < REPEATS and (repeats < 5 or time.perf_counter() - begin < SECONDS):
             for name, model in models.items():
                 start = time.perf_counter()
-                model.output(batch)
+                model.run_network(batch)
                 times[name].append(time.perf_counter() - start)
         speeds.append(
             Speed(

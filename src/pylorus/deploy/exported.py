@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pylorus.deploy.answers import TrainedModel
-from pylorus.deploy.files import CARD, DESCRIPTION, MODEL, checked_sums
-from pylorus.deploy.load import described, try_out
-from pylorus.deploy.network import Output
-from pylorus.deploy.onnx_packages import onnx_package
+from pylorus.deploy.answers import InferenceModel
+from pylorus.deploy.files import CARD, DESCRIPTION, MODEL, verify_checksums
+from pylorus.deploy.load import load_description, verify_inference
+from pylorus.deploy.network import NetworkOutput
+from pylorus.deploy.onnx_packages import import_onnx_package
 from pylorus.errors import PylorusError
 
 RECORD, README = "export.json", "README.md"
@@ -27,7 +27,7 @@ DOMAINS = ("", "ai.onnx", "com.microsoft")
 
 
 @dataclass(frozen=True, eq=False)
-class ExportedModel(TrainedModel):
+class ExportedModel(InferenceModel):
     """A trained model that runs in onnxruntime on the CPU.
 
     Attributes:
@@ -36,13 +36,13 @@ class ExportedModel(TrainedModel):
 
     session: Any
 
-    def output(self, images: NDArray[np.uint8]) -> Output:
+    def run_network(self, images: NDArray[np.uint8]) -> NetworkOutput:
         """Run inference on uint8 images of shape (n, size, size, 3), preprocessed by `input`."""
-        logits, unlikeness = computed(self.session, images, "logits", "unlikeness")
-        return Output(torch.from_numpy(logits), torch.from_numpy(unlikeness))
+        logits, unlikeness = run_session(self.session, images, "logits", "unlikeness")
+        return NetworkOutput(torch.from_numpy(logits), torch.from_numpy(unlikeness))
 
 
-def load_exported(folder: Path) -> ExportedModel:
+def load_export(folder: Path) -> ExportedModel:
     """Load and check an export.
 
     Args:
@@ -51,13 +51,13 @@ def load_exported(folder: Path) -> ExportedModel:
     Raises:
         PylorusError: If it is not an export, a file is missing, changed or invalid, or onnxruntime is not installed.
     """
-    hashes = checked_sums(folder, FILES)
-    description = described(folder)
+    hashes = verify_checksums(folder, FILES)
+    description = load_description(folder)
     path = folder / MODEL
     _check_graph(path)
-    session = opened(path)
+    session = open_session(path)
     size, classes = description.input.size, len(description.classes)
-    signature = _signature([*session.get_inputs(), *session.get_outputs()])
+    signature = _get_signature([*session.get_inputs(), *session.get_outputs()])
     expected = [
         (IMAGE, "tensor(uint8)", (None, size, size, 3)),
         ("logits", "tensor(float)", (None, classes)),
@@ -73,7 +73,7 @@ def load_exported(folder: Path) -> ExportedModel:
             f"{path}: was not exported with the {DESCRIPTION} next to it: its metadata differ from that file."
         )
     model = ExportedModel(folder, description, hashes, session)
-    try_out(model, path)
+    verify_inference(model, path)
     return model
 
 
@@ -82,23 +82,23 @@ def is_export(folder: Path) -> bool:
     return (folder / MODEL).is_file()
 
 
-def opened(path: Path) -> Any:
+def open_session(path: Path) -> Any:
     """Open an ONNX file in onnxruntime on the CPU, with as many threads as PyTorch uses.
 
     Raises:
         PylorusError: If onnxruntime can't open the file.
     """
-    runtime = onnx_package("onnxruntime")
+    runtime = import_onnx_package("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors only; its warnings concern its own graph optimization
     try:
         return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no other common base class
-        raise PylorusError(f"{path}: onnxruntime can't open it: {_first_line(error)}.") from error
+        raise PylorusError(f"{path}: onnxruntime can't open it: {_get_first_line(error)}.") from error
 
 
-def computed(session: Any, images: NDArray[np.uint8], *names: str) -> list[NDArray[np.float32]]:
+def run_session(session: Any, images: NDArray[np.uint8], *names: str) -> list[NDArray[np.float32]]:
     """Run a session on uint8 images of shape (n, size, size, 3) and return the named outputs.
 
     Raises:
@@ -107,17 +107,17 @@ def computed(session: Any, images: NDArray[np.uint8], *names: str) -> list[NDArr
     try:
         outputs: list[NDArray[np.float32]] = session.run(list(names), {IMAGE: np.ascontiguousarray(images)})
     except Exception as error:
-        raise RuntimeError(_first_line(error)) from error
+        raise RuntimeError(_get_first_line(error)) from error
     return outputs
 
 
 def _check_graph(path: Path) -> None:
     """Refuse graphs that no export has: those that could read other files or loop forever."""
-    onnx = onnx_package("onnx")
+    onnx = import_onnx_package("onnx")
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's own exceptions
-        raise PylorusError(f"{path}: can't be read as ONNX: {_first_line(error)}.") from error
+        raise PylorusError(f"{path}: can't be read as ONNX: {_get_first_line(error)}.") from error
     nodes = model.graph.node
     tensors = [*model.graph.initializer, *(attribute.t for node in nodes for attribute in node.attribute)]
     if any(tensor.external_data or tensor.data_location for tensor in tensors) or model.graph.sparse_initializer:
@@ -131,12 +131,12 @@ def _check_graph(path: Path) -> None:
         raise PylorusError(f"{path}: contains operators that no export has: {listed}.")
 
 
-def _signature(values: list[Any]) -> list[tuple[str, str, tuple[int | None, ...]]]:
+def _get_signature(values: list[Any]) -> list[tuple[str, str, tuple[int | None, ...]]]:
     return [
         (value.name, value.type, tuple(side if isinstance(side, int) else None for side in value.shape))
         for value in values
     ]
 
 
-def _first_line(error: Exception) -> str:
+def _get_first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -22,7 +22,7 @@ MOST_SUMS = 65_536
 """The largest SHA256SUMS that is read, in bytes."""
 
 
-def checked_sums(folder: Path, files: Sequence[str] = FILES) -> dict[str, str]:
+def verify_checksums(folder: Path, files: Sequence[str] = FILES) -> dict[str, str]:
     """Verify the files of a bundle against SHA256SUMS.
 
     Args:
@@ -41,9 +41,9 @@ def checked_sums(folder: Path, files: Sequence[str] = FILES) -> dict[str, str]:
         raise PylorusError(f"{folder}: found {kind}, expected a bundle: the folder `model` of a run.")
     if (folder / "model" / SUMS).is_file():
         raise PylorusError(f"{folder}: this is a run; its bundle is {folder / 'model'}.")
-    hashes = _listed(folder, files)
+    hashes = _read_checksums(folder, files)
     for name, expected in hashes.items():
-        _expect_file(folder / name)
+        _check_regular_file(folder / name)
         with (folder / name).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != expected:
@@ -54,9 +54,9 @@ def checked_sums(folder: Path, files: Sequence[str] = FILES) -> dict[str, str]:
     return hashes
 
 
-def _listed(folder: Path, files: Sequence[str]) -> dict[str, str]:
+def _read_checksums(folder: Path, files: Sequence[str]) -> dict[str, str]:
     path = folder / SUMS
-    _expect_file(path)
+    _check_regular_file(path)
     with path.open("rb") as file:
         content = file.read(MOST_SUMS + 1)
     hashes: dict[str, str] = {}
@@ -80,7 +80,7 @@ def _listed(folder: Path, files: Sequence[str]) -> dict[str, str]:
     return hashes
 
 
-def _expect_file(path: Path) -> None:
+def _check_regular_file(path: Path) -> None:
     """Reject anything but a regular file in this folder: a link could lead anywhere."""
     try:
         mode = path.lstat().st_mode

@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 from pylorus.config import DeployConfig
 from pylorus.deploy.description import (
     Abstention,
+    ClassificationMetrics,
     Decision,
-    Figure,
-    Figures,
     Guarantee,
-    OperatingFigures,
+    IntervalEstimate,
+    OperatingMetrics,
     PredictionSets,
-    SetFigures,
+    SetMetrics,
 )
 from pylorus.deploy.description import Calibration as SaidCalibration
 from pylorus.deploy.network import UNLIKENESS
-from pylorus.errors import PylorusError, did_you_mean
-from pylorus.evaluation.bounded_mean import mean_over_groups
-from pylorus.evaluation.conformal import fit_set_limits, patients_needed_for_sets, prediction_sets
+from pylorus.errors import PylorusError, format_suggestion
+from pylorus.evaluation.bounded_mean import estimate_mean_over_groups
+from pylorus.evaluation.conformal import count_patients_needed_for_sets, fit_set_limits, prediction_sets
 from pylorus.evaluation.decisions import ROUNDING, operating_point, patients_needed, threshold_at_sensitivity
 from pylorus.evaluation.delong import auroc
 from pylorus.evaluation.estimate import Estimate
@@ -35,7 +35,7 @@ FALSE_ALARMS = 0.05
 
 
 @dataclass(frozen=True, eq=False)
-class Unlikeness:
+class TrainingDistances:
     """Distances of validation and test images from the training images; see `pylorus.deploy.network.UNLIKENESS`.
 
     Attributes:
@@ -51,7 +51,7 @@ class Unlikeness:
     test_rows: NDArray[np.int64]
 
 
-def deciding_class(deploy: DeployConfig, *, classes: Sequence[str], short_names: Sequence[str]) -> str:
+def resolve_deciding_class(deploy: DeployConfig, *, classes: Sequence[str], short_names: Sequence[str]) -> str:
     """Return the short name of the class that decides.
 
     Args:
@@ -68,12 +68,12 @@ def deciding_class(deploy: DeployConfig, *, classes: Sequence[str], short_names:
     if name not in classes:
         raise PylorusError(
             f'deploy.class_name: found "{name}", expected one of {", ".join(short_names)}.'
-            f"{did_you_mean(name, [*short_names, *classes])}"
+            f"{format_suggestion(name, [*short_names, *classes])}"
         )
     return short_names[list(classes).index(name)]
 
 
-def fixed_decision(calibration: Calibration, deploy: DeployConfig, *, class_name: str) -> Decision:
+def fit_decision(calibration: Calibration, deploy: DeployConfig, *, class_name: str) -> Decision:
     """Fix a threshold for each class that guarantees the requested sensitivity or, with too few patients, less.
 
     Args:
@@ -105,12 +105,12 @@ def fixed_decision(calibration: Calibration, deploy: DeployConfig, *, class_name
             test.clusters,
             threshold=2.0 if threshold is None else threshold,
         )
-        figures[name] = OperatingFigures(figure(point.sensitivity), figure(point.specificity))
+        figures[name] = OperatingMetrics(convert_estimate(point.sensitivity), convert_estimate(point.specificity))
     needed = patients_needed(**target)
     return Decision(class_name, deploy.sensitivity, deploy.confidence, needed, thresholds, guarantees, figures)
 
 
-def fixed_sets(calibration: Calibration, coverage: float | None) -> PredictionSets | None:
+def fit_prediction_sets(calibration: Calibration, coverage: float | None) -> PredictionSets | None:
     """Calibrate prediction sets of a coverage in (0, 1) on validation images; None if no coverage is requested."""
     if coverage is None:
         return None
@@ -122,12 +122,12 @@ def fixed_sets(calibration: Calibration, coverage: float | None) -> PredictionSe
         coverage=coverage,
         lowest=dict(zip(validation.class_names, limits.lowest, strict=True)),
         patients=dict(zip(validation.class_names, limits.patients, strict=True)),
-        patients_needed=patients_needed_for_sets(coverage),
-        test=set_figures(test, prediction_sets(test.probabilities, limits)),
+        patients_needed=count_patients_needed_for_sets(coverage),
+        test=compute_set_metrics(test, prediction_sets(test.probabilities, limits)),
     )
 
 
-def set_figures(predictions: Predictions, members: NDArray[np.bool_]) -> SetFigures:
+def compute_set_metrics(predictions: Predictions, members: NDArray[np.bool_]) -> SetMetrics:
     """Compute the coverage and mean size of prediction sets.
 
     Args:
@@ -137,22 +137,23 @@ def set_figures(predictions: Predictions, members: NDArray[np.bool_]) -> SetFigu
     groups = predictions.clusters
     is_covered = members[np.arange(len(members)), predictions.true].astype(np.float64)
 
-    def coverage(selected: NDArray[np.bool_]) -> Estimate:
+    def estimate_coverage(selected: NDArray[np.bool_]) -> Estimate:
         if not selected.any():
             return Estimate(math.nan, math.nan, math.nan)
-        return mean_over_groups(is_covered[selected], None if groups is None else groups[selected])
+        return estimate_mean_over_groups(is_covered[selected], None if groups is None else groups[selected])
 
-    proportion = mean_over_groups(members.mean(axis=1), groups)
+    proportion = estimate_mean_over_groups(members.mean(axis=1), groups)
     size = (predictions.classes * bound for bound in (proportion.value, proportion.low, proportion.high))
-    return SetFigures(
+    return SetMetrics(
         coverage={
-            name: figure(coverage(predictions.true == label)) for label, name in enumerate(predictions.class_names)
+            name: convert_estimate(estimate_coverage(predictions.true == label))
+            for label, name in enumerate(predictions.class_names)
         },
-        size=figure(Estimate(*size)),
+        size=convert_estimate(Estimate(*size)),
     )
 
 
-def said_calibration(calibration: Calibration) -> SaidCalibration:
+def convert_calibration(calibration: Calibration) -> SaidCalibration:
     """Return the temperature and the calibration error on the test images, as model.json holds them."""
     fitted = calibration.temperature
     return SaidCalibration(
@@ -160,7 +161,7 @@ def said_calibration(calibration: Calibration) -> SaidCalibration:
     )
 
 
-def fixed_abstention(calibration: Calibration, unlikeness: Unlikeness) -> Abstention:
+def fit_abstention(calibration: Calibration, unlikeness: TrainingDistances) -> Abstention:
     """Fix the two thresholds for abstention on validation images, and measure them on the test images.
 
     Out-of-distribution: a distance above that of 95 % of the validation images. Uncertain: a calibrated probability of
@@ -183,44 +184,44 @@ def fixed_abstention(calibration: Calibration, unlikeness: Unlikeness) -> Absten
         unsure_below=unsure_below,
         false_alarms=FALSE_ALARMS,
         images=unlikeness.training,
-        unlike_test=share(is_unlike, groups),
-        unsure_test=share(is_uncertain, groups, among=correct),
-        answered_test=share(answered, groups),
-        accuracy_answered=share(correct, groups, among=answered),
+        unlike_test=estimate_proportion(is_unlike, groups),
+        unsure_test=estimate_proportion(is_uncertain, groups, among=correct),
+        answered_test=estimate_proportion(answered, groups),
+        accuracy_answered=estimate_proportion(correct, groups, among=answered),
     )
 
 
-def figures_of(test: Predictions) -> Figures:
+def compute_classification_metrics(test: Predictions) -> ClassificationMetrics:
     """Compute the model's performance on some images, without abstentions."""
     groups = test.clusters
     proportions = proportions_of_predictions(test.true, test.predicted, groups, classes=test.classes)
     areas = [auroc(test.true == label, test.probabilities[:, label], groups) for label in range(test.classes)]
 
-    def by_class(values: tuple[Estimate, ...]) -> dict[str, Figure]:
-        return {name: figure(value) for name, value in zip(test.class_names, values, strict=True)}
+    def convert_by_class(values: tuple[Estimate, ...]) -> dict[str, IntervalEstimate]:
+        return {name: convert_estimate(value) for name, value in zip(test.class_names, values, strict=True)}
 
-    return Figures(
+    return ClassificationMetrics(
         images=len(test.true),
         groups=len(np.unique(test.group)),
-        accuracy=figure(proportions.accuracy),
-        sensitivity=by_class(proportions.sensitivity),
-        specificity=by_class(proportions.specificity),
-        precision=by_class(proportions.precision),
-        auroc=by_class(tuple(areas)),
+        accuracy=convert_estimate(proportions.accuracy),
+        sensitivity=convert_by_class(proportions.sensitivity),
+        specificity=convert_by_class(proportions.specificity),
+        precision=convert_by_class(proportions.precision),
+        auroc=convert_by_class(tuple(areas)),
     )
 
 
-def figure(estimate: Estimate) -> Figure:
+def convert_estimate(estimate: Estimate) -> IntervalEstimate:
     """Convert an estimate to values that JSON can hold: None in place of NaN and infinities."""
     value, low, high = (
         float(number) if math.isfinite(number) else None for number in (estimate.value, estimate.low, estimate.high)
     )
-    return Figure(value, low, high)
+    return IntervalEstimate(value, low, high)
 
 
-def share(
+def estimate_proportion(
     success: NDArray[np.bool_], groups: NDArray[np.generic] | None, *, among: NDArray[np.bool_] | None = None
-) -> Figure:
+) -> IntervalEstimate:
     """Compute the proportion of images with a property, with its confidence interval.
 
     Args:
@@ -230,5 +231,5 @@ def share(
     """
     selected = np.ones(len(success), dtype=np.bool_) if among is None else among
     if not selected.any():
-        return figure(wilson(0, 0))
-    return figure(clustered_wilson(success[selected], None if groups is None else groups[selected]))
+        return convert_estimate(wilson(0, 0))
+    return convert_estimate(clustered_wilson(success[selected], None if groups is None else groups[selected]))

@@ -7,20 +7,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.chance import derived_seed
+from pylorus.chance import compute_seed
 from pylorus.data.input import InputFormat
-from pylorus.deploy.answers import Answers
-from pylorus.deploy.description import Figure
+from pylorus.deploy.answers import ModelPredictions
+from pylorus.deploy.description import IntervalEstimate
 from pylorus.deploy.exported import IMAGE, ExportedModel
-from pylorus.deploy.fixing import figure
-from pylorus.deploy.onnx_graph import strip
-from pylorus.deploy.onnx_packages import onnx_package
+from pylorus.deploy.fixing import convert_estimate
+from pylorus.deploy.onnx_graph import remove_machine_details
+from pylorus.deploy.onnx_packages import import_onnx_package
 from pylorus.deploy.parity import BATCH
-from pylorus.deploy.trial_images import UNKNOWN, TrialImages, spread
+from pylorus.deploy.trial_images import UNKNOWN, TrialImages, select_evenly
 from pylorus.errors import PylorusError
 from pylorus.evaluation.comparison import mcnemar, paired_differences
 from pylorus.evaluation.predictions import Predictions
-from pylorus.files import whole
+from pylorus.files import write_atomically
 
 CALIBRATED_ON = 64
 """Maximum number of images that calibrate the integer ranges."""
@@ -29,7 +29,7 @@ CALIBRATION_SHARE = 4
 
 
 @dataclass(frozen=True)
-class Loss:
+class QuantizationLoss:
     """Loss by int8 quantization, measured on labelled images; differences are int8 minus fp32.
 
     Attributes:
@@ -58,20 +58,20 @@ class Loss:
     only_32: int
     only_8: int
     p_value: float
-    accuracy_difference: Figure
+    accuracy_difference: IntervalEstimate
     other_class: int
     other_decision: int
     other_abstention: int
     largest_difference: float
 
 
-def calibration_and_measured(images: TrialImages) -> tuple[TrialImages, TrialImages]:
+def split_for_calibration(images: TrialImages) -> tuple[TrialImages, TrialImages]:
     """Split labelled images by group into those for calibration and those for measuring the loss.
 
     Raises:
         PylorusError: If too few images are labelled.
     """
-    labelled = images.taken(np.flatnonzero(images.labels != UNKNOWN))
+    labelled = images.select_files(np.flatnonzero(images.labels != UNKNOWN))
     groups = np.unique(labelled.groups)
     if len(labelled) < 2 * BATCH or len(groups) < CALIBRATION_SHARE:
         raise PylorusError(
@@ -79,12 +79,12 @@ def calibration_and_measured(images: TrialImages) -> tuple[TrialImages, TrialIma
             "folder named after a class, too few to measure the loss by quantization: "
             f"expected at least {2 * BATCH} images of {CALIBRATION_SHARE} groups."
         )
-    order = np.random.default_rng(derived_seed(0, "int8")).permutation(len(groups))
+    order = np.random.default_rng(compute_seed(0, "int8")).permutation(len(groups))
     is_calibration = np.isin(labelled.groups, groups[order[: len(groups) // CALIBRATION_SHARE]])
-    return labelled.taken(np.flatnonzero(is_calibration)), labelled.taken(np.flatnonzero(~is_calibration))
+    return labelled.select_files(np.flatnonzero(is_calibration)), labelled.select_files(np.flatnonzero(~is_calibration))
 
 
-def quantise(source: Path, target: Path, images: TrialImages, input_format: InputFormat) -> int:
+def convert_to_int8(source: Path, target: Path, images: TrialImages, input_format: InputFormat) -> int:
     """Write an int8 version of an export: weights quantized per channel, activations per layer.
 
     Args:
@@ -99,26 +99,30 @@ def quantise(source: Path, target: Path, images: TrialImages, input_format: Inpu
     Raises:
         PylorusError: If none of the images can be read, or onnxruntime can't quantize this network.
     """
-    onnx, quantization = onnx_package("onnx"), onnx_package("onnxruntime.quantization")
-    prepare = onnx_package("onnxruntime.quantization.shape_inference").quant_pre_process
-    pixels = [image[np.newaxis] for _, block in spread(images, CALIBRATED_ON).read(input_format) for image in block]
+    onnx, quantization = import_onnx_package("onnx"), import_onnx_package("onnxruntime.quantization")
+    prepare = import_onnx_package("onnxruntime.quantization.shape_inference").quant_pre_process
+    pixels = [
+        image[np.newaxis]
+        for _, block in select_evenly(images, CALIBRATED_ON).read_blocks(input_format)
+        for image in block
+    ]
     if not pixels:
         raise PylorusError(f"--int8: none of the {len(images)} calibration images can be read.")
     prepared = source.with_name(f".prepared-{source.name}")
     try:
         prepare(str(source), str(prepared), skip_symbolic_shape=True)
-        with whole(target) as temporary:
+        with write_atomically(target) as temporary:
             quantization.quantize_static(
                 str(prepared),
                 str(temporary),
-                _reader(quantization.CalibrationDataReader, pixels),
-                nodes_to_exclude=_beside_logits(onnx.load(str(prepared)).graph),
+                _create_reader(quantization.CalibrationDataReader, pixels),
+                nodes_to_exclude=_find_non_logit_nodes(onnx.load(str(prepared)).graph),
                 per_channel=True,
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
             )
             model = onnx.load(str(temporary))
-            strip(model)
+            remove_machine_details(model)
             del model.metadata_props[:]
             model.metadata_props.extend(onnx.load(str(source)).metadata_props)
             temporary.write_bytes(model.SerializeToString())
@@ -132,7 +136,7 @@ def quantise(source: Path, target: Path, images: TrialImages, input_format: Inpu
     return len(pixels)
 
 
-def _reader(base: Any, pixels: list[NDArray[np.uint8]]) -> Any:
+def _create_reader(base: Any, pixels: list[NDArray[np.uint8]]) -> Any:
     class Reader(base):  # type: ignore[misc]
         def __init__(self) -> None:
             self.remaining = iter(pixels)
@@ -144,7 +148,7 @@ def _reader(base: Any, pixels: list[NDArray[np.uint8]]) -> Any:
     return Reader()
 
 
-def _beside_logits(graph: Any) -> list[str]:
+def _find_non_logit_nodes(graph: Any) -> list[str]:
     """Return the nodes that the logits don't depend on: unlikeness is an angle and stays in fp32."""
     producers = {name: node for node in graph.node for name in node.output}
     pending, visited = ["logits"], set()
@@ -156,7 +160,9 @@ def _beside_logits(graph: Any) -> list[str]:
     return [node.name for node in graph.node if node.name not in visited]
 
 
-def measured_loss(first: ExportedModel, second: ExportedModel, images: TrialImages, calibration_images: int) -> Loss:
+def measure_loss(
+    first: ExportedModel, second: ExportedModel, images: TrialImages, calibration_images: int
+) -> QuantizationLoss:
     """Measure the loss of the second export compared with the first.
 
     Args:
@@ -169,23 +175,23 @@ def measured_loss(first: ExportedModel, second: ExportedModel, images: TrialImag
         PylorusError: If fewer than `BATCH` images can be read.
     """
     indices, fp32_parts, int8_parts = [], [], []
-    for block_indices, pixels in images.read(first.input):
+    for block_indices, pixels in images.read_blocks(first.input):
         indices.append(block_indices)
-        fp32_parts.append(first.answer(pixels))
-        int8_parts.append(second.answer(pixels))
+        fp32_parts.append(first.predict_images(pixels))
+        int8_parts.append(second.predict_images(pixels))
     count = sum(map(len, indices))
     if count < BATCH:
         raise PylorusError(
             f"--int8: {count} labelled images can be read, expected at least {BATCH} to measure the loss."
         )
-    measured = images.taken(np.concatenate(indices))
+    measured = images.select_files(np.concatenate(indices))
     names = first.description.short_names
-    fp32_answers, int8_answers = _joined(fp32_parts), _joined(int8_parts)
+    fp32_answers, int8_answers = _join_answers(fp32_parts), _join_answers(int8_parts)
     fp32_predictions, int8_predictions = (
-        _predictions(measured, answers, names) for answers in (fp32_answers, int8_answers)
+        _create_predictions(measured, answers, names) for answers in (fp32_answers, int8_answers)
     )
     test = mcnemar(fp32_predictions, int8_predictions)
-    return Loss(
+    return QuantizationLoss(
         images=count,
         groups=test.groups,
         source=measured.source,
@@ -195,7 +201,7 @@ def measured_loss(first: ExportedModel, second: ExportedModel, images: TrialImag
         only_32=test.only_first,
         only_8=test.only_second,
         p_value=test.p_value,
-        accuracy_difference=figure(paired_differences(int8_predictions, fp32_predictions, seed=0).accuracy),
+        accuracy_difference=convert_estimate(paired_differences(int8_predictions, fp32_predictions, seed=0).accuracy),
         other_class=int((fp32_answers.predicted != int8_answers.predicted).sum()),
         other_decision=int((fp32_answers.positive != int8_answers.positive).sum()),
         other_abstention=int((fp32_answers.why != int8_answers.why).sum()),
@@ -203,15 +209,15 @@ def measured_loss(first: ExportedModel, second: ExportedModel, images: TrialImag
     )
 
 
-def _joined(parts: list[Answers]) -> Answers:
+def _join_answers(parts: list[ModelPredictions]) -> ModelPredictions:
     joined: dict[str, Any] = {
         name: None if value is None else np.concatenate([getattr(part, name) for part in parts])
         for name, value in vars(parts[0]).items()
     }
-    return Answers(**joined)
+    return ModelPredictions(**joined)
 
 
-def _predictions(images: TrialImages, answers: Answers, names: tuple[str, ...]) -> Predictions:
+def _create_predictions(images: TrialImages, answers: ModelPredictions, names: tuple[str, ...]) -> Predictions:
     return Predictions(
         sample=np.array([str(file) for file in images.files], dtype=np.str_),
         group=images.groups,

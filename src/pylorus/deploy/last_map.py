@@ -14,7 +14,7 @@ from pylorus.errors import PylorusError
 POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 
 
-class Opened(nn.Module):
+class FeatureTap(nn.Module):
     """Wrap a module so that its output passes through `map` as (n, channels, height, width), whatever its own layout.
 
     Args:
@@ -63,7 +63,7 @@ class _Features(nn.Module):
         return self.network.forward_features(pixels)  # type: ignore[no-any-return]
 
 
-class _Split(nn.Module):
+class _FeaturesAndHead(nn.Module):
     def __init__(self, features: nn.Module, network: Any) -> None:
         super().__init__()
         self.features, self.network = features, network
@@ -87,7 +87,7 @@ class LastMap:
     method: str
 
 
-def last_map(network: Any) -> LastMap:
+def find_last_map(network: Any) -> LastMap:
     """Find the last feature map before the head of a timm model.
 
     The modules are copies that share the model's tensors, so hooks on them don't affect others who use the model at the
@@ -110,18 +110,18 @@ def last_map(network: Any) -> LastMap:
                 "a heat map needs the tokens that enter the last block; they are not accessible in "
                 f"{type(network_copy).__name__}."
             )
-        tap = block.norm1 = Opened(block.norm1, prefix=prefix)
+        tap = block.norm1 = FeatureTap(block.norm1, prefix=prefix)
         return LastMap(network_copy, tap.map, "Grad-CAM on the tokens that enter the last block, as a square grid")
-    pool = _last_pool(network_copy)
+    pool = _find_last_pool(network_copy)
     if pool is not None:
         layers, index = pool
-        tap = layers[index - 1] = Opened(layers[index - 1])
+        tap = layers[index - 1] = FeatureTap(layers[index - 1])
         return LastMap(network_copy, tap.map, "Grad-CAM on the last feature map before the last pooling")
-    tap = Opened(_Features(network_copy), channels_last=getattr(network_copy, "output_fmt", None) == "NHWC")
-    return LastMap(_Split(tap, network_copy), tap.map, "Grad-CAM on the last feature map before pooling")
+    tap = FeatureTap(_Features(network_copy), channels_last=getattr(network_copy, "output_fmt", None) == "NHWC")
+    return LastMap(_FeaturesAndHead(tap, network_copy), tap.map, "Grad-CAM on the last feature map before pooling")
 
 
-def _last_pool(network: Any) -> tuple[nn.Sequential, int] | None:
+def _find_last_pool(network: Any) -> tuple[nn.Sequential, int] | None:
     """Return the pooling that ends a network's features, as in VGG: its container and index; None if there is none."""
     info = getattr(network, "feature_info", None)
     if not info:

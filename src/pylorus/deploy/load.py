@@ -11,19 +11,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pylorus.deploy.answers import TrainedModel
+from pylorus.deploy.answers import InferenceModel
 from pylorus.deploy.checks import MOST_BYTES, read_description
 from pylorus.deploy.description import Description
-from pylorus.deploy.files import DESCRIPTION, UNLIKE, WEIGHTS, checked_sums
-from pylorus.deploy.network import BundledClassifier, Output, laid_out
-from pylorus.errors import PylorusError, listing
+from pylorus.deploy.files import DESCRIPTION, UNLIKE, WEIGHTS, verify_checksums
+from pylorus.deploy.network import BundleClassifier, NetworkOutput, move_to_device
+from pylorus.errors import PylorusError, format_name_list
 from pylorus.model.backbone import create_network
 
 DIRECTIONS = "directions"
 
 
 @dataclass(frozen=True, eq=False)
-class Bundle(TrainedModel):
+class Bundle(InferenceModel):
     """A trained network in PyTorch, ready for inference.
 
     Attributes:
@@ -31,15 +31,15 @@ class Bundle(TrainedModel):
         device: The device that computes.
     """
 
-    classifier: BundledClassifier
+    classifier: BundleClassifier
     device: torch.device
 
-    def output(self, images: NDArray[np.uint8]) -> Output:
+    def run_network(self, images: NDArray[np.uint8]) -> NetworkOutput:
         """Run the network on uint8 RGB images (n, size, size, 3), as `input` reads them; tensors are on the CPU."""
         batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self.device)
         with torch.inference_mode():
-            computed: Output = self.classifier(batch)
-        return Output(computed.logits.cpu(), computed.unlikeness.cpu())
+            computed: NetworkOutput = self.classifier(batch)
+        return NetworkOutput(computed.logits.cpu(), computed.unlikeness.cpu())
 
 
 def load_bundle(folder: Path, *, device: str | torch.device = "cpu") -> Bundle:
@@ -53,30 +53,30 @@ def load_bundle(folder: Path, *, device: str | torch.device = "cpu") -> Bundle:
         PylorusError: If the folder is not a bundle, or if one of its files is missing, changed or invalid; names the
             file and what is wrong.
     """
-    sums = checked_sums(folder)
-    description = described(folder)
+    sums = verify_checksums(folder)
+    description = load_description(folder)
     network = create_network(
         description.architecture,
         description.arguments,
         classes=len(description.classes),
         image_size=description.input.size,
     )
-    weights = _tensors(folder / WEIGHTS)
+    weights = _load_tensors(folder / WEIGHTS)
     _check_shapes(weights, network.state_dict(), folder / WEIGHTS, description)
     network.load_state_dict(weights)
     target = torch.device(device)
-    classifier = BundledClassifier(
-        laid_out(network, target),
+    classifier = BundleClassifier(
+        move_to_device(network, target),
         mean=description.input.mean,
         std=description.input.std,
-        directions=_directions(folder / UNLIKE, len(description.classes)),
+        directions=_load_directions(folder / UNLIKE, len(description.classes)),
     )
     bundle = Bundle(folder, description, sums, classifier.to(target), target)
-    try_out(bundle, folder / WEIGHTS)
+    verify_inference(bundle, folder / WEIGHTS)
     return bundle
 
 
-def described(folder: Path) -> Description:
+def load_description(folder: Path) -> Description:
     """Read and check the model.json of a folder.
 
     Raises:
@@ -87,7 +87,7 @@ def described(folder: Path) -> Description:
     return read_description(content, where=str(folder / DESCRIPTION))
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(path)
     except (SafetensorError, ValueError, OSError, KeyError) as error:
@@ -98,31 +98,31 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()
     ]
     if non_finite:
-        raise PylorusError(f"{path}: contains NaN or infinite values in:\n{listing(non_finite, most=4)}")
+        raise PylorusError(f"{path}: contains NaN or infinite values in:\n{format_name_list(non_finite, most=4)}")
     return tensors
 
 
 def _check_shapes(
     tensors_found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, description: Description
 ) -> None:
-    def shown(tensors: Mapping[str, Tensor], name: str) -> str:
+    def format_shape(tensors: Mapping[str, Tensor], name: str) -> str:
         return f"{tensors[name].dtype} {tuple(tensors[name].shape)}" if name in tensors else "nothing"
 
     mismatches = [
-        f"{name}: found {shown(tensors_found, name)}, expected {shown(expected, name)}"
+        f"{name}: found {format_shape(tensors_found, name)}, expected {format_shape(expected, name)}"
         for name in sorted({*tensors_found, *expected})
-        if shown(tensors_found, name) != shown(expected, name)
+        if format_shape(tensors_found, name) != format_shape(expected, name)
     ]
     if mismatches:
         raise PylorusError(
             f"{path}: does not fit {description.architecture} with {len(description.classes)} classes, as "
             f"{DESCRIPTION} says:\n"
-            f"{listing(mismatches, most=4)}"
+            f"{format_name_list(mismatches, most=4)}"
         )
 
 
-def _directions(path: Path, classes: int) -> Tensor:
-    tensors = _tensors(path)
+def _load_directions(path: Path, classes: int) -> Tensor:
+    tensors = _load_tensors(path)
     directions = tensors.get(DIRECTIONS)
     if (
         directions is None
@@ -138,7 +138,7 @@ def _directions(path: Path, classes: int) -> Tensor:
     return directions
 
 
-def try_out(model: TrainedModel, weights: Path) -> None:
+def verify_inference(model: InferenceModel, weights: Path) -> None:
     """Run a model on one black image, so that files that do not fit together are reported when it is loaded.
 
     Args:
@@ -150,7 +150,7 @@ def try_out(model: TrainedModel, weights: Path) -> None:
     """
     size = model.input.size
     try:
-        output = model.output(np.zeros((1, size, size, 3), dtype=np.uint8))
+        output = model.run_network(np.zeros((1, size, size, 3), dtype=np.uint8))
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__
         raise PylorusError(f"{model.folder}: its files do not fit together: {reason}.") from error

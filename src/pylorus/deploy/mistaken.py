@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from pylorus.data.unreadable import UnreadableImageError, shown
+from pylorus.data.unreadable import UnreadableImageError, format_path
 from pylorus.deploy.sources import Item
 from pylorus.errors import PylorusError
-from pylorus.report.calibrated import calibrate
-from pylorus.report.mistakes import surest_mistakes
+from pylorus.report.calibrated import calibrate_predictions
+from pylorus.report.mistakes import find_confident_errors
 from pylorus.report.saved_run import SavedRun, read_run
-from pylorus.report.thumbnails import file_of, image_of
+from pylorus.report.thumbnails import read_run_image, resolve_image_file
 
 
-def mistaken(bundle: Path) -> tuple[str, dict[str, Item]]:
+def find_confident_mistakes(bundle: Path) -> tuple[str, dict[str, Item]]:
     """Return the shipped stage's name and its most confident mistakes on test images, by sample id.
 
     The most confident mistake comes first; there are none if all images were classified correctly. Confidence is the
@@ -28,22 +28,29 @@ def mistaken(bundle: Path) -> tuple[str, dict[str, Item]]:
         raise PylorusError(f"--mistakes: {bundle} is not in a run; expected the folder model/ of a run.")
     run = read_run(folder)
     stage = next(
-        (candidate for candidate in run.finished_stages if run.shipped and candidate.name == run.shipped.name), None
+        (
+            candidate
+            for candidate in run.complete_stages
+            if run.bundle_stage and candidate.name == run.bundle_stage.name
+        ),
+        None,
     )
     if stage is None or stage.test is None or run.split is None:
         raise PylorusError(f"--mistakes: {folder} holds no predictions for test images.")
-    predictions = stage.test.predictions if stage.validation is None else calibrate(stage.validation, stage.test).test
-    rows = surest_mistakes(predictions)
+    predictions = (
+        stage.test.predictions if stage.validation is None else calibrate_predictions(stage.validation, stage.test).test
+    )
+    rows = find_confident_errors(predictions)
     labels = [run.short_names.index(predictions.class_names[predictions.true[row]]) for row in rows]
     return stage.name, {
-        str(predictions.sample[row]): _item(run, str(predictions.sample[row]), label)
+        str(predictions.sample[row]): _create_item(run, str(predictions.sample[row]), label)
         for row, label in zip(rows, labels, strict=True)
     }
 
 
-def _item(run: SavedRun, sample: str, label: int) -> Item:
-    path = file_of(run, sample)
+def _create_item(run: SavedRun, sample: str, label: int) -> Item:
+    path = resolve_image_file(run, sample)
     try:
-        return Item(shown(path), image_of(run, sample), label)
+        return Item(format_path(path), read_run_image(run, sample), label)
     except UnreadableImageError as error:
-        return Item(shown(path), path, label, error=str(error))
+        return Item(format_path(path), path, label, error=str(error))

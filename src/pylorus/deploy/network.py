@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pylorus.machine.choices import gains_channels_last
+from pylorus.machine.choices import is_faster_channels_last
 
 UNLIKENESS = "cosine distance of the penultimate features to the mean direction of the nearest class"
 
 
-class Output(NamedTuple):
+class NetworkOutput(NamedTuple):
     """The network's output for n images.
 
     Attributes:
@@ -23,7 +23,7 @@ class Output(NamedTuple):
     unlikeness: Tensor
 
 
-class NormalisedNetwork(nn.Module):
+class NormalizingNetwork(nn.Module):
     """A network in evaluation mode that normalises its input images itself.
 
     Both a run and a bundle predict with it, so both give the same logits.
@@ -44,20 +44,20 @@ class NormalisedNetwork(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
         self.eval()
 
-    def pixels(self, image: Tensor) -> Tensor:
+    def normalize_images(self, image: Tensor) -> Tensor:
         """Normalise uint8 RGB images of shape (n, 3, size, size) to float32 of the same shape."""
         return (image.float() - self.mean) / self.std
 
-    def logits_and_features(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_with_features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Compute logits and penultimate features; see the function of this name.
 
         Args:
             image: uint8 RGB of shape (n, 3, size, size).
         """
-        return logits_and_features(self.network, self.pixels(image))
+        return compute_logits_and_features(self.network, self.normalize_images(image))
 
 
-class BundledClassifier(NormalisedNetwork):
+class BundleClassifier(NormalizingNetwork):
     """A network that also computes the distance of images from its training images.
 
     Args:
@@ -73,13 +73,13 @@ class BundledClassifier(NormalisedNetwork):
         super().__init__(network, mean=mean, std=std)
         self.register_buffer("directions", directions)
 
-    def forward(self, image: Tensor) -> Output:
+    def forward(self, image: Tensor) -> NetworkOutput:
         """Compute the output for uint8 RGB images of shape (n, 3, size, size)."""
-        logits, features = self.logits_and_features(image)
-        return Output(logits, unlikeness(features, self.directions))
+        logits, features = self.forward_with_features(image)
+        return NetworkOutput(logits, compute_unlikeness(features, self.directions))
 
 
-def logits_and_features(network: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+def compute_logits_and_features(network: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Compute logits and penultimate features.
 
     Args:
@@ -98,7 +98,7 @@ def logits_and_features(network: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return logits.float(), features.float()
 
 
-def unlikeness(features: Tensor, directions: Tensor) -> Tensor:
+def compute_unlikeness(features: Tensor, directions: Tensor) -> Tensor:
     """Compute the distance of images from the training images; see `UNLIKENESS`.
 
     Args:
@@ -111,7 +111,7 @@ def unlikeness(features: Tensor, directions: Tensor) -> Tensor:
     return 1 - (functional.normalize(features, dim=1) @ directions.T).amax(dim=1)
 
 
-def laid_out(network: nn.Module, device: torch.device) -> nn.Module:
+def move_to_device(network: nn.Module, device: torch.device) -> nn.Module:
     """Move the network to a device, in the memory layout that is fastest for its convolutions; values stay the same."""
-    is_faster = gains_channels_last(network, device.type)
+    is_faster = is_faster_channels_last(network, device.type)
     return network.to(device, memory_format=torch.channels_last if is_faster else torch.contiguous_format)  # type: ignore[call-overload,no-any-return]

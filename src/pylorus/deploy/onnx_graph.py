@@ -15,19 +15,19 @@ from pylorus.deploy.description import Description
 from pylorus.deploy.exported import DESCRIBED, IMAGE, OUTPUTS
 from pylorus.deploy.files import DESCRIPTION
 from pylorus.deploy.load import Bundle
-from pylorus.deploy.network import BundledClassifier
-from pylorus.deploy.onnx_packages import onnx_package
+from pylorus.deploy.network import BundleClassifier
+from pylorus.deploy.onnx_packages import import_onnx_package
 from pylorus.errors import PylorusError
-from pylorus.files import whole
+from pylorus.files import write_atomically
 
 LARGEST = 1_900_000_000
 """Maximum size of the weights in bytes: one ONNX file can't hold 2 GiB."""
 
 
-class _Whole(nn.Module):
+class _ExportModule(nn.Module):
     """The whole computation from the uint8 image on; returns the outputs that `OUTPUTS` names."""
 
-    def __init__(self, classifier: BundledClassifier, temperature: float):
+    def __init__(self, classifier: BundleClassifier, temperature: float):
         super().__init__()
         self.classifier, self.temperature = classifier, temperature
         self.eval()
@@ -48,21 +48,21 @@ def write_onnx(bundle: Bundle, path: Path) -> None:
         PylorusError: If its weights exceed `LARGEST`, torch can't export this network, or a package is missing.
     """
     for name in ("onnx", "onnxscript"):
-        onnx_package(name)
+        import_onnx_package(name)
     size = sum(tensor.numel() * tensor.element_size() for tensor in bundle.classifier.state_dict().values())
     if size > LARGEST:
         raise PylorusError(f"{bundle.folder}: has {size:,} bytes of weights; an ONNX file holds at most {LARGEST:,}.")
-    model = _traced(bundle)
-    strip(model)
-    for key, text in _metadata(bundle).items():
+    model = _export_graph(bundle)
+    remove_machine_details(model)
+    for key, text in _build_metadata(bundle).items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, text
-    with whole(path) as temporary:
+    with write_atomically(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
 
 
-def _traced(bundle: Bundle) -> Any:
-    module = _Whole(bundle.classifier, bundle.description.calibration.temperature)
+def _export_graph(bundle: Bundle) -> Any:
+    module = _ExportModule(bundle.classifier, bundle.description.calibration.temperature)
     side = bundle.input.size
     # Two images: with one, torch would treat the batch size as a constant.
     images = torch.zeros((2, side, side, 3), dtype=torch.uint8)
@@ -91,7 +91,7 @@ def _traced(bundle: Bundle) -> Any:
         logging.disable(level)
 
 
-def strip(model: Any) -> None:
+def remove_machine_details(model: Any) -> None:
     """Remove what the exporter records about this machine, such as paths of source files."""
     graph = model.graph
     for item in (*graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info, graph, model):
@@ -99,19 +99,19 @@ def strip(model: Any) -> None:
         item.doc_string = ""
 
 
-def _metadata(bundle: Bundle) -> dict[str, str]:
+def _build_metadata(bundle: Bundle) -> dict[str, str]:
     description = bundle.description
     return {
         DESCRIBED: (bundle.folder / DESCRIPTION).read_text("utf-8"),
         "pylorus.classes": json.dumps(description.classes, ensure_ascii=False),
         "pylorus.short_names": json.dumps(description.short_names, ensure_ascii=False),
-        "pylorus.input": input_in_words(description),
-        "pylorus.outputs": outputs_in_words(description),
+        "pylorus.input": format_input_description(description),
+        "pylorus.outputs": format_outputs_description(description),
         "pylorus.intended_use": description.intended_use,
     }
 
 
-def input_in_words(description: Description) -> str:
+def format_input_description(description: Description) -> str:
     """Describe the graph's input and the preprocessing that it needs."""
     input_format = description.input
     size = input_format.size
@@ -128,7 +128,7 @@ def input_in_words(description: Description) -> str:
     )
 
 
-def outputs_in_words(description: Description) -> str:
+def format_outputs_description(description: Description) -> str:
     """Describe the graph's outputs."""
     return (
         f"logits: float32 (n, {len(description.classes)}), classes in the order of pylorus.classes. probabilities: the "

@@ -6,7 +6,7 @@ from types import ModuleType
 from pylorus.errors import PylorusError
 
 
-def onnx_package(name: str) -> ModuleType:
+def import_onnx_package(name: str) -> ModuleType:
     """Import `onnx`, `onnxruntime` or `onnxscript`, or a submodule such as `onnxruntime.quantization`.
 
     Raises:

@@ -13,34 +13,34 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from pylorus.deploy.sources import key_of
+from pylorus.deploy.sources import build_item_key
 from pylorus.errors import PylorusError
-from pylorus.files import whole, write_json
+from pylorus.files import write_atomically, write_json
 
 FORMATS = (".csv", ".parquet", ".json")
 ABOUT = ".about.json"
 
 
-class Done:
+class CompactKeySet:
     """A set of image keys that stores eight bytes per key: a million keys take 8 MB.
 
     Args:
-        keys: The keys of the images; see `pylorus.deploy.sources.key_of`.
+        keys: The keys of the images; see `pylorus.deploy.sources.build_item_key`.
     """
 
     def __init__(self, keys: Iterator[str]) -> None:
-        self._digests = np.sort(np.fromiter((_digest(key) for key in keys), dtype=np.uint64))
+        self._digests = np.sort(np.fromiter((_hash_key(key) for key in keys), dtype=np.uint64))
 
     def __len__(self) -> int:
         return len(self._digests)
 
     def __contains__(self, key: str) -> bool:
-        digest = np.uint64(_digest(key))
+        digest = np.uint64(_hash_key(key))
         position = int(np.searchsorted(self._digests, digest))
         return position < len(self._digests) and bool(self._digests[position] == digest)
 
 
-class Parts:
+class ResumableTable:
     """The rows of an output file while they are being computed; an interrupted output can be resumed.
 
     Args:
@@ -62,7 +62,7 @@ class Parts:
         self.about = output.with_name(output.name + ABOUT)
         self._written, self._complete = 0, False
 
-    def finished(self) -> dict[str, object] | None:
+    def load_record(self) -> dict[str, object] | None:
         """Return the record of a complete output, or None if the output is not complete.
 
         Raises:
@@ -70,12 +70,12 @@ class Parts:
         """
         if self.output.is_file() and not self.folder.is_dir():
             record = json.loads(self.about.read_text(encoding="utf-8")) if self.about.is_file() else {}
-            self._expect_same(record.get("request"), self.request, self.output)
+            self._check_same_request(record.get("request"), self.request, self.output)
             return dict(record)
         return None
 
     @contextmanager
-    def open(self) -> Iterator[None]:
+    def lock_parts(self) -> Iterator[None]:
         """Lock the parts for this process, so that no other process writes them.
 
         Raises:
@@ -92,54 +92,54 @@ class Parts:
         try:
             request = self.folder / "request.json"
             if request.is_file():
-                self._expect_same(json.loads(request.read_text(encoding="utf-8")), self._of_rows, self.folder)
+                self._check_same_request(json.loads(request.read_text(encoding="utf-8")), self._of_rows, self.folder)
             else:
                 write_json(request, self._of_rows)
             for leftover in self.folder.glob(".part-*"):
                 leftover.unlink()
-            self._written = len(self.paths())
+            self._written = len(self.list_parts())
             yield
         finally:
             lock.release()
-            if self._complete or not self.paths():
+            if self._complete or not self.list_parts():
                 shutil.rmtree(self.folder)
 
-    def paths(self) -> list[Path]:
+    def list_parts(self) -> list[Path]:
         """Return the files of the parts, in order."""
         return sorted(self.folder.glob("part-*.parquet"))
 
-    def tables(self) -> Iterator[pd.DataFrame]:
+    def iter_tables(self) -> Iterator[pd.DataFrame]:
         """Read the rows, part by part."""
-        for path in self.paths():
+        for path in self.list_parts():
             yield pd.read_parquet(path)
 
-    def done(self) -> Done:
+    def read_finished_keys(self) -> CompactKeySet:
         """Return the keys of the images that are already predicted."""
-        return Done(
-            key_of(path, None if pd.isna(second) else float(second))
-            for table in self.tables()
+        return CompactKeySet(
+            build_item_key(path, None if pd.isna(second) else float(second))
+            for table in self.iter_tables()
             for path, second in zip(table["path"], table["second"], strict=True)
         )
 
-    def add(self, table: pd.DataFrame) -> None:
+    def add_part(self, table: pd.DataFrame) -> None:
         """Write a part atomically."""
-        with whole(self.folder / f"part-{self._written:08d}.parquet") as temporary:
+        with write_atomically(self.folder / f"part-{self._written:08d}.parquet") as temporary:
             table.to_parquet(temporary, index=False)
         self._written += 1
 
-    def close(self, record: Mapping[str, object], *, columns: Sequence[str]) -> None:
+    def merge_parts(self, record: Mapping[str, object], *, columns: Sequence[str]) -> None:
         """Merge the parts into the output file; they are deleted once it is written.
 
         Args:
             record: What to write to the .about.json beside the request.
             columns: The columns to write.
         """
-        with whole(self.output) as temporary:
-            _WRITERS[self.output.suffix.lower()](temporary, (table[list(columns)] for table in self.tables()))
+        with write_atomically(self.output) as temporary:
+            _WRITERS[self.output.suffix.lower()](temporary, (table[list(columns)] for table in self.iter_tables()))
         write_json(self.about, {"request": self.request, **record})
         self._complete = True
 
-    def _expect_same(self, request: object, expected: dict[str, object], path: Path) -> None:
+    def _check_same_request(self, request: object, expected: dict[str, object], path: Path) -> None:
         if request != expected:
             existing = request if isinstance(request, dict) else {}
             differing = [name for name in expected if existing.get(name) != expected[name]]
@@ -180,5 +180,5 @@ def _write_json(path: Path, tables: Iterator[pd.DataFrame]) -> None:
 _WRITERS = {".csv": _write_csv, ".parquet": _write_parquet, ".json": _write_json}
 
 
-def _digest(key: str) -> int:
+def _hash_key(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")

@@ -14,29 +14,29 @@ from tqdm import tqdm
 
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.order import Draw
-from pylorus.deploy.network import NormalisedNetwork, laid_out
-from pylorus.machine.engine import Engine, full_precision
+from pylorus.deploy.network import NormalizingNetwork, move_to_device
+from pylorus.machine.engine import Engine, use_full_precision
 from pylorus.model.backbone import Backbone
-from pylorus.model.cut import modes_kept
+from pylorus.model.cut import restore_modes
 
 MOST_IMAGES = {"train": 1000, "val": 5000, "test": 5000}
 """Images of each split whose features are saved: enough for the classes' means and the threshold's quantile."""
 
 
 @dataclass(frozen=True, eq=False)
-class PartAnswers:
+class SplitOutputs:
     """The network's output for a split of the images.
 
     Attributes:
         logits: float32 of shape (images, classes), in the order of the split's rows.
-        features: float32 of shape (n, features): penultimate features of the rows that `feature_rows` returns.
+        features: float32 of shape (n, features): penultimate features of the rows that `select_feature_rows` returns.
     """
 
     logits: NDArray[np.float32]
     features: NDArray[np.float32]
 
 
-def feature_rows(part: str, images: int) -> NDArray[np.int64]:
+def select_feature_rows(part: str, images: int) -> NDArray[np.int64]:
     """Return the rows of a split whose features are saved: all, or `MOST_IMAGES` evenly spaced ones.
 
     Args:
@@ -46,9 +46,9 @@ def feature_rows(part: str, images: int) -> NDArray[np.int64]:
     return np.linspace(0, images - 1, min(images, MOST_IMAGES[part])).round().astype(np.int64)
 
 
-def answer_part(
+def compute_split_outputs(
     backbone: Backbone, datamodule: ImageDataModule, part: str, engine: Engine, *, progress: bool
-) -> PartAnswers:
+) -> SplitOutputs:
     """Compute the network's output for every image of a split.
 
     Each distributed process computes its share of the images; all processes return the output for all images.
@@ -61,27 +61,27 @@ def answer_part(
         progress: Whether to show a progress bar on a terminal.
     """
     images = len(datamodule.parts[part])
-    saved_rows = feature_rows(part, images)
+    saved_rows = select_feature_rows(part, images)
     rows, logits, features = [], [], []
-    is_silent = not (progress and datamodule.processes.first and sys.stderr.isatty())
+    is_silent = not (progress and datamodule.processes.is_first and sys.stderr.isatty())
     with (
-        _computing(backbone, engine) as network,
+        _prepare_network(backbone, engine) as network,
         tqdm(total=images, desc=f"{part} predictions", leave=False, disable=is_silent) as bar,
     ):
-        for batch in datamodule.loader(part):
-            batch_logits, batch_features = _answer(network, batch.image, engine)
+        for batch in datamodule.build_loader(part):
+            batch_logits, batch_features = _run_network(network, batch.image, engine)
             is_saved = torch.from_numpy(np.isin(batch.row.numpy(), saved_rows))
             rows.append(batch.row)
             logits.append(batch_logits)
             features.append((batch.row[is_saved], batch_features[is_saved]))
             bar.update(datamodule.processes.count * len(batch.row))
     local = (torch.cat(rows), torch.cat(logits), *(torch.cat(tensors) for tensors in zip(*features, strict=True)))
-    by_process = datamodule.processes.gathered(local)
+    by_process = datamodule.processes.gather(local)
     all_rows, all_logits, feature_row, all_features = (torch.cat(each) for each in zip(*by_process, strict=True))
-    return PartAnswers(all_logits[torch.argsort(all_rows)].numpy(), all_features[torch.argsort(feature_row)].numpy())
+    return SplitOutputs(all_logits[torch.argsort(all_rows)].numpy(), all_features[torch.argsort(feature_row)].numpy())
 
 
-def mean_directions(backbone: Backbone, datamodule: ImageDataModule, engine: Engine, *, classes: int) -> Tensor:
+def compute_mean_directions(backbone: Backbone, datamodule: ImageDataModule, engine: Engine, *, classes: int) -> Tensor:
     """Compute the mean direction of each class's features over the training images, without augmentation.
 
     Args:
@@ -93,11 +93,13 @@ def mean_directions(backbone: Backbone, datamodule: ImageDataModule, engine: Eng
     Returns:
         Unit vectors of shape (classes, features).
     """
-    rows = feature_rows("train", len(datamodule.parts["train"]))
+    rows = select_feature_rows("train", len(datamodule.parts["train"]))
     size = 2 * datamodule.batch_size
     batches = [[Draw(int(row), None) for row in rows[at : at + size]] for at in range(0, len(rows), size)]
-    with _computing(backbone, engine) as network:
-        features = torch.cat([_answer(network, batch.image, engine)[1] for batch in datamodule.serve("train", batches)])
+    with _prepare_network(backbone, engine) as network:
+        features = torch.cat(
+            [_run_network(network, batch.image, engine)[1] for batch in datamodule.build_batch_loader("train", batches)]
+        )
     labels = torch.from_numpy(datamodule.parts["train"]["label"].to_numpy(dtype=np.int64)[rows])
     directions = functional.normalize(features.double(), dim=1)
     means = torch.stack([directions[labels == label].mean(dim=0) for label in range(classes)])
@@ -105,16 +107,16 @@ def mean_directions(backbone: Backbone, datamodule: ImageDataModule, engine: Eng
 
 
 @contextmanager
-def _computing(backbone: Backbone, engine: Engine) -> Iterator[NormalisedNetwork]:
+def _prepare_network(backbone: Backbone, engine: Engine) -> Iterator[NormalizingNetwork]:
     """Move the network to its device as a bundle does; on exit it is on the CPU again, with its modes restored."""
     device = torch.device(engine.accelerator)
-    with modes_kept(backbone.network), full_precision():
-        network = laid_out(backbone.network, device)
-        yield NormalisedNetwork(network, mean=backbone.mean, std=backbone.std).to(device)
+    with restore_modes(backbone.network), use_full_precision():
+        network = move_to_device(backbone.network, device)
+        yield NormalizingNetwork(network, mean=backbone.mean, std=backbone.std).to(device)
         network.to("cpu")
 
 
-def _answer(network: NormalisedNetwork, image: Tensor, engine: Engine) -> tuple[Tensor, Tensor]:
+def _run_network(network: NormalizingNetwork, image: Tensor, engine: Engine) -> tuple[Tensor, Tensor]:
     with torch.inference_mode():
-        logits, features = network.logits_and_features(image.to(engine.accelerator))
+        logits, features = network.forward_with_features(image.to(engine.accelerator))
     return logits.cpu(), features.cpu()

@@ -20,18 +20,18 @@ from tqdm import tqdm
 
 from pylorus.data.image import RGB
 from pylorus.data.input import InputFormat
-from pylorus.data.unreadable import UnreadableImageError, shown
-from pylorus.deploy.answers import TrainedModel
-from pylorus.deploy.evaluate import evaluation_of, told
-from pylorus.deploy.exported import is_export, load_exported
+from pylorus.data.unreadable import UnreadableImageError, format_path
+from pylorus.deploy.answers import InferenceModel
+from pylorus.deploy.evaluate import evaluate_predictions, format_prediction_summary
+from pylorus.deploy.exported import is_export, load_export
 from pylorus.deploy.files import SUMS
 from pylorus.deploy.load import load_bundle
-from pylorus.deploy.network import Output
-from pylorus.deploy.parts import Parts
+from pylorus.deploy.network import NetworkOutput
+from pylorus.deploy.parts import ResumableTable
 from pylorus.deploy.sources import Item, Sources
-from pylorus.errors import PylorusError, did_you_mean
-from pylorus.machine.engine import accelerators, keep_freed_memory, take_full_precision, usable_cores
-from pylorus.model.weights import sha256
+from pylorus.errors import PylorusError, format_suggestion
+from pylorus.machine.engine import count_usable_cores, list_accelerators, set_full_precision, set_malloc_options
+from pylorus.model.weights import compute_sha256
 
 PART_ROWS, PART_SECONDS = 2000, 60.0
 """A part is written after this many rows or seconds: a kill loses no more than that."""
@@ -80,34 +80,34 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
     Raises:
         PylorusError: If the bundle, an input or an option is invalid.
     """
-    bundle = _loaded(folder, options.device)
+    bundle = _load_model(folder, options.device)
     description = bundle.description
     short_names = description.short_names
     if options.class_name is not None and description.decision.thresholds.get(options.class_name) is None:
         raise PylorusError(
             f'--class: found "{options.class_name}", which has no threshold.'
-            f"{did_you_mean(options.class_name, short_names)} Expected one of {', '.join(short_names)}."
+            f"{format_suggestion(options.class_name, short_names)} Expected one of {', '.join(short_names)}."
         )
     class_names = tuple(zip(description.classes, short_names, strict=True))
     sources = Sources(tuple(inputs), class_names, options.frames_every)
     whole_table_options = {"group": options.group, "evaluate": options.evaluate}
-    parts = Parts(output, _request(bundle, inputs, options), also=whole_table_options)
-    record = parts.finished()
+    parts = ResumableTable(output, _build_request(bundle, inputs, options), also=whole_table_options)
+    record = parts.load_record()
     if record is not None:
         print(f"already complete: {output}")
     else:
-        sources.check()
-        with parts.open(), _kept():
-            _predict_rest(bundle, sources, parts, options)
-            record = _completed(bundle, parts, options)
-    print(told(record, bundle.description))
+        sources.check_inputs()
+        with parts.lock_parts(), _print_resume_hint():
+            _predict_remaining(bundle, sources, parts, options)
+            record = _finalize_output(bundle, parts, options)
+    print(format_prediction_summary(record, bundle.description))
     print(f"\npredictions: {output}")
     unreadable = int(str(record["unreadable"]))
     return FIRST_CODE + min(unreadable, MOST_COUNTED) if unreadable else 0
 
 
 @contextmanager
-def _kept() -> Iterator[None]:
+def _print_resume_hint() -> Iterator[None]:
     """Print how to resume a prediction when the user interrupts it."""
     try:
         yield
@@ -116,31 +116,33 @@ def _kept() -> Iterator[None]:
         raise
 
 
-def _predict_rest(bundle: TrainedModel, sources: Sources, parts: Parts, options: PredictOptions) -> None:
+def _predict_remaining(
+    bundle: InferenceModel, sources: Sources, parts: ResumableTable, options: PredictOptions
+) -> None:
     """Predict the images that are not predicted yet."""
-    done = parts.done()
+    done = parts.read_finished_keys()
     if len(done):
         print(f"already predicted: {len(done):,} image{'' if len(done) == 1 else 's'}")
-    remaining = (item for item in sources.items() if item.key not in done)
+    remaining = (item for item in sources.iter_items() if item.key not in done)
     rows: list[pd.DataFrame] = []
     last_write = time.monotonic()
     with tqdm(desc="images", unit="", initial=len(done), disable=not sys.stderr.isatty()) as bar:
         try:
             for items, images in read_ahead(remaining, bundle.input, options.batch):
-                rows.append(_rows(bundle, items, images, options.class_name))
+                rows.append(_predict_rows(bundle, items, images, options.class_name))
                 bar.update(len(items))
                 if sum(map(len, rows)) >= PART_ROWS or time.monotonic() - last_write > PART_SECONDS:
-                    parts.add(pd.concat(rows, ignore_index=True))
+                    parts.add_part(pd.concat(rows, ignore_index=True))
                     rows, last_write = [], time.monotonic()
         finally:  # also when the user interrupts the prediction
             if rows:
-                parts.add(pd.concat(rows, ignore_index=True))
+                parts.add_part(pd.concat(rows, ignore_index=True))
 
 
-def _completed(bundle: TrainedModel, parts: Parts, options: PredictOptions) -> dict[str, object]:
+def _finalize_output(bundle: InferenceModel, parts: ResumableTable, options: PredictOptions) -> dict[str, object]:
     """Merge the parts into the output file and return the record of the prediction."""
     images = unreadable = labelled = 0
-    for table in parts.tables():
+    for table in parts.iter_tables():
         images += len(table)
         unreadable += int((table["error"] != "").sum())
         labelled += int((table["true"] != "").sum())
@@ -153,20 +155,20 @@ def _completed(bundle: TrainedModel, parts: Parts, options: PredictOptions) -> d
         raise PylorusError(f"--evaluate: no image is in a folder named after a class ({names}).")
     record: dict[str, object] = {"images": images, "unreadable": unreadable}
     if labelled:
-        record["evaluation"] = evaluation_of(parts.tables(), bundle.description, options)
+        record["evaluation"] = evaluate_predictions(parts.iter_tables(), bundle.description, options)
     unused = {"true"} if not labelled else set()
     unused |= {"second"} if options.frames_every is None else set()
-    columns = [name for name in next(parts.tables()).columns if name not in unused]
-    parts.close(record, columns=columns)
+    columns = [name for name in next(parts.iter_tables()).columns if name not in unused]
+    parts.merge_parts(record, columns=columns)
     return {"request": parts.request, **record}
 
 
-def _request(bundle: TrainedModel, inputs: list[str], options: PredictOptions) -> dict[str, object]:
+def _build_request(bundle: InferenceModel, inputs: list[str], options: PredictOptions) -> dict[str, object]:
     description = bundle.description
     return {
-        "bundle": {"architecture": description.architecture, SUMS: sha256(bundle.folder / SUMS)},
+        "bundle": {"architecture": description.architecture, SUMS: compute_sha256(bundle.folder / SUMS)},
         "intended use": description.intended_use,
-        "inputs": [shown(Path(path).absolute()) for path in inputs],
+        "inputs": [format_path(Path(path).absolute()) for path in inputs],
         "class": options.class_name or description.decision.class_name,
         "frames every": options.frames_every,
     }
@@ -186,9 +188,9 @@ def read_ahead(items: Iterable[Item], form: InputFormat, size: int) -> Iterator[
     cv2.setNumThreads(0)
     remaining = iter(items)
     waiting: deque[tuple[list[Item], list[Future[RGB | str]]]] = deque()
-    with ThreadPoolExecutor(max(2, usable_cores())) as pool:
+    with ThreadPoolExecutor(max(2, count_usable_cores())) as pool:
         while batch := list(islice(remaining, size)):
-            waiting.append((batch, [pool.submit(_image, item, form) for item in batch]))
+            waiting.append((batch, [pool.submit(_read_image, item, form) for item in batch]))
             if len(waiting) > AHEAD:
                 first, futures = waiting.popleft()
                 yield first, [future.result() for future in futures]
@@ -196,18 +198,20 @@ def read_ahead(items: Iterable[Item], form: InputFormat, size: int) -> Iterator[
             yield last, [future.result() for future in futures]
 
 
-def _image(item: Item, form: InputFormat) -> RGB | str:
+def _read_image(item: Item, form: InputFormat) -> RGB | str:
     if item.error:
         return item.error
     try:
-        return form.read(item.source) if isinstance(item.source, Path) else form.fitted(item.source)
+        return form.load_image(item.source) if isinstance(item.source, Path) else form.prepare_image(item.source)
     except UnreadableImageError as error:
         return str(error).removeprefix(f"{item.path}: ")
     except Exception as error:  # one bad file must not end the prediction of all others
         return f"damaged: {error or type(error).__name__}"
 
 
-def _rows(bundle: TrainedModel, items: list[Item], images: list[RGB | str], class_name: str | None) -> pd.DataFrame:
+def _predict_rows(
+    bundle: InferenceModel, items: list[Item], images: list[RGB | str], class_name: str | None
+) -> pd.DataFrame:
     """Predict a batch and return its rows; rows without an image have only an error."""
     names = bundle.description.short_names
     deciding = class_name or bundle.description.decision.class_name
@@ -217,18 +221,20 @@ def _rows(bundle: TrainedModel, items: list[Item], images: list[RGB | str], clas
     readable = [image for image in images if not isinstance(image, str)]
     if readable:
         rows = np.flatnonzero(errors == "")
-        output = bundle.output(np.stack(readable))
+        output = bundle.run_network(np.stack(readable))
         finite = (output.logits.isfinite().all(dim=1) & output.unlikeness.isfinite()).numpy()
         errors[rows[~finite]] = "the network's output is NaN or infinite for this image"
         rows = rows[finite]
         if len(rows):
-            predictions = bundle.decide(Output(output.logits[finite], output.unlikeness[finite]), class_name=class_name)
+            predictions = bundle.apply_thresholds(
+                NetworkOutput(output.logits[finite], output.unlikeness[finite]), class_name=class_name
+            )
             probabilities[rows], unlikeness[rows] = predictions.probabilities, predictions.unlikeness
             predicted[rows] = np.array(names, dtype=object)[predictions.predicted]
             decision[rows] = np.where(predictions.positive, deciding, f"not {deciding}")
             why[rows] = predictions.why
             if predictions.sets is not None:
-                members[rows] = [set_text(names, row) for row in predictions.sets]
+                members[rows] = [format_prediction_set(names, row) for row in predictions.sets]
     table = pd.DataFrame({"path": [item.path for item in items]})
     table["second"] = np.array([np.nan if item.second is None else item.second for item in items], dtype=np.float64)
     table["true"] = ["" if item.label is None else names[item.label] for item in items]
@@ -245,7 +251,7 @@ def _rows(bundle: TrainedModel, items: list[Item], images: list[RGB | str], clas
     return table.astype({name: "str" for name in TEXTS if name in table})
 
 
-def set_text(names: Sequence[str], members: NDArray[np.bool_]) -> str:
+def format_prediction_set(names: Sequence[str], members: NDArray[np.bool_]) -> str:
     """Format a prediction set for a table.
 
     Args:
@@ -253,22 +259,22 @@ def set_text(names: Sequence[str], members: NDArray[np.bool_]) -> str:
         members: Whether each class is in the set, of shape (classes,).
 
     Example:
-        >>> set_text(["GC", "GU", "CG"], np.array([True, False, True])), set_text(["GC", "GU"], np.zeros(2, dtype=bool))
+        >>> format_prediction_set(["GC", "GU", "CG"], np.array([True, False, True])), format_prediction_set(["GC", "GU"], np.zeros(2, dtype=bool))
         ('{GC, CG}', '{}')
     """
     return f"{{{', '.join(name for name, member in zip(names, members, strict=True) if member)}}}"
 
 
-def _loaded(folder: Path, device: str) -> TrainedModel:
+def _load_model(folder: Path, device: str) -> InferenceModel:
     if not is_export(folder):
-        return load_bundle(folder, device=settled_device(device))
+        return load_bundle(folder, device=resolve_device(device))
     if device not in ("auto", "cpu"):
         raise PylorusError(f"--device: found {device}, but an export runs on the CPU only. Use the bundle itself.")
-    settled_device("cpu")
-    return load_exported(folder)
+    resolve_device("cpu")
+    return load_export(folder)
 
 
-def settled_device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """Resolve the device to compute on, and set up this process for it (threads, memory, full precision).
 
     Args:
@@ -277,11 +283,11 @@ def settled_device(name: str) -> torch.device:
     Raises:
         PylorusError: If this machine does not have the device.
     """
-    available = accelerators()
+    available = list_accelerators()
     if name not in ("auto", *available):
         raise PylorusError(f"--device: found {name}, which this machine does not have. Use auto or cpu.")
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(usable_cores())
-    keep_freed_memory()
-    take_full_precision()
+        torch.set_num_threads(count_usable_cores())
+    set_malloc_options()
+    set_full_precision()
     return torch.device(available[0] if name == "auto" else name)

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from pylorus.deploy.explain import coarse_maps
+from pylorus.deploy.explain import compute_coarse_maps
 from pylorus.deploy.load import Bundle
-from pylorus.deploy.network import laid_out
+from pylorus.deploy.network import move_to_device
 from pylorus.model.backbone import create_network
-from pylorus.model.head import draw_head
-from pylorus.percent import percent
+from pylorus.model.head import init_head
+from pylorus.percent import format_percent
 
 MOST_IMAGES, DRAWS = 8, 3
 ALIKE = 0.5
@@ -28,7 +28,7 @@ Maps = Callable[[Bundle, NDArray[np.uint8], Sequence[int], nn.Module], Tensor]
 
 
 @dataclass(frozen=True)
-class Likeness:
+class MapSimilarity:
     """How similar maps are to those of the trained network.
 
     Attributes:
@@ -44,7 +44,7 @@ class Likeness:
     empty: float
 
     @property
-    def alike(self) -> bool:
+    def is_alike(self) -> bool:
         """Whether the maps are much the same despite other weights."""
         return self.mean >= ALIKE
 
@@ -59,15 +59,15 @@ class Sanity:
     """
 
     images: int
-    found: tuple[Likeness, ...]
+    found: tuple[MapSimilarity, ...]
 
     @property
-    def passed(self) -> bool | None:
+    def has_passed(self) -> bool | None:
         """Whether other weights give other maps; None if no image has a map."""
-        return None if not self.images else not any(each.alike for each in self.found)
+        return None if not self.images else not any(each.is_alike for each in self.found)
 
     @property
-    def said(self) -> str:
+    def summary(self) -> str:
         """The result as text."""
         if not self.images:
             return "Randomisation check: not possible, since all heat maps of the checked images are empty."
@@ -77,21 +77,21 @@ class Sanity:
             f"the trained network's maps and those after randomizing"
         ]
         lines += [
-            f"  {each.weights}: {each.mean:.2f} (highest {each.highest:.2f}; {percent(each.empty)} % of maps empty)"
+            f"  {each.weights}: {each.mean:.2f} (highest {each.highest:.2f}; {format_percent(each.empty)} % of maps empty)"
             for each in self.found
         ]
         lines.append(
             f"Passed: below {ALIKE}, so other weights give other maps."
-            if self.passed
+            if self.has_passed
             else f"WARNING: {ALIKE} or more: the maps hardly change with other weights. They show the image or the "
             "architecture more than what the network learned; do not read them as its reasons."
         )
         return "\n".join(lines)
 
-    def plain(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values for a JSON file."""
         return {
-            "passed": self.passed,
+            "passed": self.has_passed,
             "alike_from": ALIKE,
             "images": self.images,
             "draws": DRAWS,
@@ -101,7 +101,7 @@ class Sanity:
         }
 
 
-def randomisation_check(
+def run_randomization_check(
     bundle: Bundle, images: NDArray[np.uint8], class_indices: Sequence[int], *, maps: Maps | None = None, seed: int = 0
 ) -> Sanity:
     """Compare the trained network's maps with those of networks whose weights were randomized.
@@ -115,38 +115,38 @@ def randomisation_check(
         maps: The method to check; None for Grad-CAM as in `heat_map`.
         seed: Random seed of the new weights.
     """
-    compute_maps = maps or _grad_cam
+    compute_maps = maps or _compute_grad_cam
 
-    def of(network: nn.Module) -> NDArray[np.float64]:
+    def compute_flat_maps(network: nn.Module) -> NDArray[np.float64]:
         batches = [
             compute_maps(bundle, images[at : at + AT_ONCE], class_indices[at : at + AT_ONCE], network)
             for at in range(0, len(images), AT_ONCE)
         ]
         return np.asarray(torch.cat(batches).flatten(1).cpu(), dtype=np.float64)
 
-    trained = of(bundle.classifier.network)
+    trained = compute_flat_maps(bundle.classifier.network)
     has_map = np.ptp(trained, axis=1) > 0
     likenesses = []
-    for weights, randomize in (("the last layer", _with_new_head), ("all weights", _with_new_weights)):
+    for weights, randomize in (("the last layer", _copy_with_random_head), ("all weights", _create_random_network)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            random_maps = [of(randomize(bundle))[has_map] for _ in range(DRAWS)] if has_map.any() else []
+            random_maps = [compute_flat_maps(randomize(bundle))[has_map] for _ in range(DRAWS)] if has_map.any() else []
         correlations = [
-            rank_correlation(*pair)
+            compute_rank_correlation(*pair)
             for maps_of_draw in random_maps
             for pair in zip(trained[has_map], maps_of_draw, strict=True)
         ]
         if correlations:
             empty = float(np.mean([np.ptp(maps_of_draw, axis=1) == 0 for maps_of_draw in random_maps]))
-            likenesses.append(Likeness(weights, float(np.mean(correlations)), max(correlations), empty))
+            likenesses.append(MapSimilarity(weights, float(np.mean(correlations)), max(correlations), empty))
     return Sanity(int(has_map.sum()), tuple(likenesses))
 
 
-def rank_correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+def compute_rank_correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
     """Return Spearman's rank correlation of two flat maps; 0 if one is constant, NaN or infinite.
 
     Example:
-        >>> rank_correlation(np.array([0.1, 0.2, 0.9]), np.array([1.0, 2.0, 3.0]))
+        >>> compute_rank_correlation(np.array([0.1, 0.2, 0.9]), np.array([1.0, 2.0, 3.0]))
         1.0
     """
     if not (np.isfinite(first).all() and np.isfinite(second).all()) or np.ptp(first) == 0 or np.ptp(second) == 0:
@@ -155,20 +155,22 @@ def rank_correlation(first: NDArray[np.float64], second: NDArray[np.float64]) ->
     return 0.0 if math.isnan(correlation) else round(correlation, 12)
 
 
-def _grad_cam(bundle: Bundle, images: NDArray[np.uint8], class_indices: Sequence[int], network: nn.Module) -> Tensor:
-    return coarse_maps(bundle, images, class_indices, network=network)
+def _compute_grad_cam(
+    bundle: Bundle, images: NDArray[np.uint8], class_indices: Sequence[int], network: nn.Module
+) -> Tensor:
+    return compute_coarse_maps(bundle, images, class_indices, network=network)
 
 
-def _with_new_head(bundle: Bundle) -> nn.Module:
+def _copy_with_random_head(bundle: Bundle) -> nn.Module:
     network = copy.deepcopy(bundle.classifier.network).cpu()
-    draw_head(network)
+    init_head(network)
     return network.to(bundle.device)
 
 
-def _with_new_weights(bundle: Bundle) -> nn.Module:
+def _create_random_network(bundle: Bundle) -> nn.Module:
     description = bundle.description
     network = create_network(
         description.architecture, description.arguments, classes=len(description.classes), image_size=bundle.input.size
     ).eval()
-    draw_head(network)
-    return laid_out(network, bundle.device)
+    init_head(network)
+    return move_to_device(network, bundle.device)

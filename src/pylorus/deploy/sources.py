@@ -8,8 +8,8 @@ from itertools import chain, islice
 from pathlib import Path
 
 from pylorus.data.image import RGB, SUFFIXES
-from pylorus.data.unreadable import UnreadableImageError, shown
-from pylorus.deploy.video import VIDEOS, frames
+from pylorus.data.unreadable import UnreadableImageError, format_path
+from pylorus.deploy.video import VIDEOS, decode_frames
 from pylorus.errors import PylorusError
 
 SORTED = 10_000
@@ -37,10 +37,10 @@ class Item:
     @property
     def key(self) -> str:
         """Identifier of the image within a prediction."""
-        return key_of(self.path, self.second)
+        return build_item_key(self.path, self.second)
 
 
-def key_of(path: str, second: float | None) -> str:
+def build_item_key(path: str, second: float | None) -> str:
     """Return the identifier of an image within a prediction: its path and, for a frame, its second."""
     return path if second is None else f"{path}\n{second:.3f}"
 
@@ -59,7 +59,7 @@ class Sources:
     classes: Sequence[tuple[str, ...]]
     frames_every: float | None
 
-    def check(self) -> None:
+    def check_inputs(self) -> None:
         """Check that all inputs exist, before anything is computed.
 
         Raises:
@@ -68,52 +68,52 @@ class Sources:
         if self.frames_every is not None and not 0 < self.frames_every < float("inf"):
             raise PylorusError(f"--frames-every: found {self.frames_every:g}, expected a number of seconds above 0.")
         for user_input in self.inputs:
-            if not Path(user_input).exists() and next(_fitting(user_input), None) is None:
+            if not Path(user_input).exists() and next(_find_matches(user_input), None) is None:
                 raise PylorusError(
-                    f"{shown(user_input)}: found no such file or folder, and no file that matches it as a pattern."
+                    f"{format_path(user_input)}: found no such file or folder, and no file that matches it as a pattern."
                 )
             if self.frames_every is None and Path(user_input).suffix.lower() in VIDEOS and Path(user_input).is_file():
                 raise PylorusError(
-                    f"{shown(user_input)}: this is a video. Add --frames-every SECONDS to choose the frames to predict."
+                    f"{format_path(user_input)}: this is a video. Add --frames-every SECONDS to choose the frames to predict."
                 )
 
-    def items(self) -> Iterator[Item]:
+    def iter_items(self) -> Iterator[Item]:
         """Iterate over all images in the order of the inputs; small folders are sorted (see `SORTED`)."""
         for user_input in self.inputs:
             path = Path(user_input)
             if path.is_dir():
-                yield from self._below(path, path)
+                yield from self._iter_folder(path, path)
             elif path.exists():
-                yield from self._of_file(path, None)
+                yield from self._iter_file(path, None)
             else:
-                for match in _in_order(_fitting(user_input)):
-                    yield from self._below(match, match) if match.is_dir() else self._of_file(match, None)
+                for match in _sort_if_few(_find_matches(user_input)):
+                    yield from self._iter_folder(match, match) if match.is_dir() else self._iter_file(match, None)
 
-    def _below(self, folder: Path, root: Path) -> Iterator[Item]:
+    def _iter_folder(self, folder: Path, root: Path) -> Iterator[Item]:
         try:
             with os.scandir(folder) as entries:
                 named = (Path(entry.path) for entry in entries if not entry.name.startswith("."))
-                for path in _in_order(named):
+                for path in _sort_if_few(named):
                     # A link to a folder may be circular and is not followed; a link to a file is read like the file.
                     if path.is_dir() and not path.is_symlink():
-                        yield from self._below(path, root)
+                        yield from self._iter_folder(path, root)
                     elif path.suffix.lower() in SUFFIXES or (self.frames_every and path.suffix.lower() in VIDEOS):
-                        yield from self._of_file(path, root)
+                        yield from self._iter_file(path, root)
         except OSError as error:
-            yield Item(shown(folder), folder, error=error.strerror or str(error))
+            yield Item(format_path(folder), folder, error=error.strerror or str(error))
 
-    def _of_file(self, path: Path, root: Path | None) -> Iterator[Item]:
-        name, label = shown(path), None if root is None else self._label(path.relative_to(root))
+    def _iter_file(self, path: Path, root: Path | None) -> Iterator[Item]:
+        name, label = format_path(path), None if root is None else self._find_label(path.relative_to(root))
         if path.suffix.lower() not in VIDEOS or self.frames_every is None:
             yield Item(name, path, label)
             return
         try:
-            for second, frame in frames(path, every=self.frames_every):
+            for second, frame in decode_frames(path, every=self.frames_every):
                 yield Item(name, frame, label, second)
         except UnreadableImageError as error:
             yield Item(name, path, label, error=str(error))
 
-    def _label(self, path: Path) -> int | None:
+    def _find_label(self, path: Path) -> int | None:
         """Return the class of the nearest folder that is named after one."""
         for part in reversed(path.parts[:-1]):
             for label, names in enumerate(self.classes):
@@ -122,12 +122,12 @@ class Sources:
         return None
 
 
-def _fitting(pattern: str) -> Iterator[Path]:
+def _find_matches(pattern: str) -> Iterator[Path]:
     # Path.glob does not accept absolute patterns.
     return map(Path, glob.iglob(pattern, recursive=True))  # noqa: PTH207
 
 
-def _in_order(paths: Iterable[Path]) -> Iterator[Path]:
+def _sort_if_few(paths: Iterable[Path]) -> Iterator[Path]:
     remaining = iter(paths)
     first = list(islice(remaining, SORTED))
     next_path = next(remaining, None)

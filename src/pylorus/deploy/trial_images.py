@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from pylorus.data.catalog import group_finder, group_in
+from pylorus.data.catalog import get_matched_group, parse_group_pattern
 from pylorus.data.input import InputFormat
 from pylorus.data.unreadable import UnreadableImageError
 from pylorus.deploy.description import Description
@@ -40,19 +40,19 @@ class TrialImages:
     def __len__(self) -> int:
         return len(self.files)
 
-    def taken(self, indices: NDArray[np.int64]) -> "TrialImages":
+    def select_files(self, indices: NDArray[np.int64]) -> "TrialImages":
         """Return the files at the given indices."""
         return TrialImages(
             tuple(self.files[index] for index in indices), self.labels[indices], self.groups[indices], self.source
         )
 
-    def read(self, input_format: InputFormat) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+    def read_blocks(self, input_format: InputFormat) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
         """Yield indices and pixels (n, size, size, 3), block by block; files that can't be read are skipped."""
         for start in range(0, len(self.files), READ_AT_ONCE):
             indices, images = [], []
             for index in range(start, min(start + READ_AT_ONCE, len(self.files))):
                 try:
-                    images.append(input_format.read(self.files[index]))
+                    images.append(input_format.load_image(self.files[index]))
                     indices.append(index)
                 except UnreadableImageError:
                     continue
@@ -60,13 +60,13 @@ class TrialImages:
                 yield np.array(indices, dtype=np.int64), np.stack(images)
 
 
-def spread(images: TrialImages, count: int) -> TrialImages:
+def select_evenly(images: TrialImages, count: int) -> TrialImages:
     """Return at most `count` of the images, evenly spaced."""
     indices = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(np.int64)
-    return images.taken(indices)
+    return images.select_files(indices)
 
 
-def given_images(folder: Path, description: Description, *, group: str | None) -> TrialImages:
+def find_user_images(folder: Path, description: Description, *, group: str | None) -> TrialImages:
     """Find the images below a folder; a folder named after a class labels its images.
 
     Args:
@@ -80,17 +80,17 @@ def given_images(folder: Path, description: Description, *, group: str | None) -
     if not folder.is_dir():
         raise PylorusError(f"--images: found {folder}, expected a folder of images.")
     class_names = tuple(zip(description.classes, description.short_names, strict=True))
-    items = [item for item in Sources((str(folder),), class_names, None).items() if isinstance(item.source, Path)]
+    items = [item for item in Sources((str(folder),), class_names, None).iter_items() if isinstance(item.source, Path)]
     if not items:
         raise PylorusError(f"--images: {folder} holds no images.")
     groups = [item.path for item in items]
     if group is not None:
-        finder = group_finder(group, key="--group")
+        finder = parse_group_pattern(group, key="--group")
         matches = [finder.search(item.path) for item in items]
         missing = next((item.path for item, match in zip(items, matches, strict=True) if not match), None)
         if missing is not None:
             raise PylorusError(f"--group: {group!r} finds no patient in {missing}.")
-        groups = [group_in(match) for match in matches if match]
+        groups = [get_matched_group(match) for match in matches if match]
     return TrialImages(
         tuple(Path(str(item.source)) for item in items),
         np.array([UNKNOWN if item.label is None else item.label for item in items], dtype=np.int64),
@@ -99,7 +99,7 @@ def given_images(folder: Path, description: Description, *, group: str | None) -
     )
 
 
-def run_images(bundle: Path, description: Description, split: str | None = None) -> TrialImages:
+def find_run_images(bundle: Path, description: Description, split: str | None = None) -> TrialImages:
     """Find the images of a bundle's run.
 
     Args:

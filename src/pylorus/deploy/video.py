@@ -13,7 +13,7 @@ from pylorus.data.unreadable import UnreadableImageError
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".mpg", ".mpeg", ".wmv", ".webm")
 
 
-def frames(path: Path, *, every: float) -> Iterator[tuple[float, RGB]]:
+def decode_frames(path: Path, *, every: float) -> Iterator[tuple[float, RGB]]:
     """Decode the first frame at or after 0, `every`, 2 × `every`, … seconds.
 
     Args:

@@ -6,7 +6,7 @@ from pathlib import Path
 from pylorus.doctor.check import Check, State
 from pylorus.errors import PylorusError
 
-AREA = "Bundle"
+BUNDLE = "Bundle"
 
 
 def check_bundle(folder: Path) -> Iterator[Check]:
@@ -17,8 +17,8 @@ def check_bundle(folder: Path) -> Iterator[Check]:
         bundle = load_bundle(folder)
     except (PylorusError, OSError) as error:
         fix = "Copy the run's whole model/ folder again; `sha256sum -c SHA256SUMS` in it lists the files that changed."
-        yield Check(AREA, "bundle", State.WRONG, " ".join(str(error).split()), fix)
+        yield Check(BUNDLE, "bundle", State.WRONG, " ".join(str(error).split()), fix)
         return
     description = bundle.description
     summary = f"{folder}: {description.architecture}, classes {', '.join(description.classes)}; complete and loadable"
-    yield Check(AREA, "bundle", State.GOOD, summary)
+    yield Check(BUNDLE, "bundle", State.GOOD, summary)

@@ -43,18 +43,18 @@ class Check:
         return cls(**{**content, "state": State(content["state"])})
 
 
-def worst(checks: Iterable[Check]) -> State:
+def get_worst_state(checks: Iterable[Check]) -> State:
     """Return the worst state of the checks; good if there are none.
 
     Example:
-        >>> worst([Check("a", "b", State.WARNING, "c"), Check("a", "b", State.GOOD, "c")])
+        >>> get_worst_state([Check("a", "b", State.WARNING, "c"), Check("a", "b", State.GOOD, "c")])
         <State.WARNING: 'warning'>
     """
     order = list(State)
     return max((check.state for check in checks), key=order.index, default=State.GOOD)
 
 
-def guarded(area: str, name: str, look: Callable[[], Iterable[Check]]) -> Iterator[Check]:
+def run_guarded(area: str, name: str, look: Callable[[], Iterable[Check]]) -> Iterator[Check]:
     """Yield the checks of `look`; if it raises an error, yield that as a failed check.
 
     The doctor is called because something is broken, so one failure must not hide the remaining checks.
@@ -63,10 +63,10 @@ def guarded(area: str, name: str, look: Callable[[], Iterable[Check]]) -> Iterat
         yield from look()
     except Exception as error:
         fix = "If another line names a broken package, fix that first. Otherwise report this with the output of --json."
-        yield Check(area, name, State.WRONG, f"the check itself failed: {first_line(error)}", fix)
+        yield Check(area, name, State.WRONG, f"the check itself failed: {format_first_line(error)}", fix)
 
 
-def first_line(error: BaseException) -> str:
+def format_first_line(error: BaseException) -> str:
     """Return the type of an error and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from pylorus.doctor.check import Check, State, guarded
-from pylorus.doctor.extras import AREA as EXTRAS
+from pylorus.doctor.check import Check, State, run_guarded
+from pylorus.doctor.extras import EXTRAS as EXTRAS
 from pylorus.doctor.extras import check_extras
-from pylorus.doctor.loading import AREA as LOADING
+from pylorus.doctor.loading import LOADING as LOADING
 from pylorus.doctor.network import check_network
-from pylorus.doctor.packages import AREA as PACKAGES
+from pylorus.doctor.packages import PACKAGES as PACKAGES
 from pylorus.doctor.packages import check_packages
-from pylorus.doctor.space import AREA as SPACE
+from pylorus.doctor.space import MEMORY_AND_DISK as SPACE
 from pylorus.doctor.space import check_space
 
 PATIENCE = 600.0
@@ -29,7 +29,7 @@ PATIENCE = 600.0
 
 
 @dataclass(frozen=True)
-class Question:
+class DoctorOptions:
     """What the doctor should check besides the machine.
 
     Attributes:
@@ -49,28 +49,28 @@ class Question:
         return json.dumps({"weights": str(self.weights), **paths})
 
 
-def examine(question: Question) -> Iterator[Check]:
+def run_checks(question: DoctorOptions) -> Iterator[Check]:
     """Run all checks and yield each as soon as it is done."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
-        process = _start(question, errors)
+        process = _start_process(question, errors)
         try:
-            yield from guarded(PACKAGES, "packages", check_packages)
-            yield from guarded(EXTRAS, "extras", check_extras)
-            yield from guarded(SPACE, "memory and disk", check_space)
+            yield from run_guarded(PACKAGES, "packages", check_packages)
+            yield from run_guarded(EXTRAS, "extras", check_extras)
+            yield from run_guarded(SPACE, "memory and disk", check_space)
             yield from check_network()
-            yield from _from_second(process, errors)
+            yield from _read_checks(process, errors)
         finally:
             process.kill()
             process.wait()
 
 
-def _start(question: Question, errors: IO[str]) -> "subprocess.Popen[str]":
+def _start_process(question: DoctorOptions, errors: IO[str]) -> "subprocess.Popen[str]":
     # -P: a file in the current folder that has the name of a module must not be imported in its place.
     command = [sys.executable, "-P", "-m", "pylorus.doctor.second", question.to_json()]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8")
 
 
-def _from_second(process: "subprocess.Popen[str]", errors: IO[str]) -> Iterator[Check]:
+def _read_checks(process: "subprocess.Popen[str]", errors: IO[str]) -> Iterator[Check]:
     """Yield the second process's checks; if it ends early, also a check that says during which step."""
     timer = threading.Timer(PATIENCE, process.kill)
     timer.daemon = True
@@ -88,16 +88,16 @@ def _from_second(process: "subprocess.Popen[str]", errors: IO[str]) -> Iterator[
     in_time = timer.is_alive()
     timer.cancel()
     if process.wait() != 0:
-        yield broken_off(step, process.returncode, in_time=in_time, said=_last_line(errors))
+        yield report_early_end(step, process.returncode, in_time=in_time, said=_read_last_line(errors))
 
 
-def _last_line(errors: IO[str]) -> str:
+def _read_last_line(errors: IO[str]) -> str:
     errors.seek(0)
     lines = errors.read().strip().splitlines()
     return lines[-1].strip() if lines else ""
 
 
-def broken_off(doing: str, code: int, *, in_time: bool, said: str) -> Check:
+def report_early_end(doing: str, code: int, *, in_time: bool, said: str) -> Check:
     """Return the check that reports that the second process ended early.
 
     Args:

@@ -4,9 +4,9 @@ import importlib.metadata as metadata
 from collections.abc import Iterator
 
 from pylorus.doctor.check import Check, State
-from pylorus.doctor.packages import check_requirement, installed, of_extra
+from pylorus.doctor.packages import check_requirement, get_installed_version, list_extra_requirements
 
-AREA = "Optional extras"
+EXTRAS = "Optional extras"
 LEFT_OUT = ("dev", "docs")
 """Extras for developers of Pylorus, which are not checked."""
 
@@ -34,15 +34,17 @@ def check_extras() -> Iterator[Check]:
 
 def check_extra(extra: str) -> Check:
     """Check that an extra is completely installed, in compatible versions."""
-    required = of_extra("pylorus", extra)
+    required = list_extra_requirements("pylorus", extra)
     purpose = f" ({GIVES[extra]})" if extra in GIVES else ""
     install = f"pip install 'pylorus[{extra}]'"
-    present = [found for found in required if installed(found.name) is not None]
+    present = [found for found in required if get_installed_version(found.name) is not None]
     problems = [found for requirement in present if (found := check_requirement(requirement)) is not None]
     if problems:
         details = "; ".join(f"{check.name} {check.found}" for check in problems)
-        return Check(AREA, extra, State.WARNING, details, install)
+        return Check(EXTRAS, extra, State.WARNING, details, install)
     if len(present) < len(required):
-        return Check(AREA, extra, State.GOOD, f"not installed{purpose}", install)
-    versions = ", ".join(f"{name} {installed(name)}" for name in dict.fromkeys(found.name for found in required))
-    return Check(AREA, extra, State.GOOD, f"{versions}{purpose}")
+        return Check(EXTRAS, extra, State.GOOD, f"not installed{purpose}", install)
+    versions = ", ".join(
+        f"{name} {get_installed_version(name)}" for name in dict.fromkeys(found.name for found in required)
+    )
+    return Check(EXTRAS, extra, State.GOOD, f"{versions}{purpose}")

@@ -6,38 +6,38 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from pylorus.data.catalog import scan_folders
-from pylorus.data.image import UnreadableImageError, read
+from pylorus.data.catalog import list_class_images
+from pylorus.data.image import UnreadableImageError, read_image
 from pylorus.doctor.check import Check, State
 from pylorus.errors import PylorusError
 
-AREA = "Images"
+IMAGES = "Images"
 TRIED = 24
 """Number of images that are read."""
 
-_scanned = cache(scan_folders)
+_scanned = cache(list_class_images)
 
 
 def check_images(root: Path) -> Iterator[Check]:
     """Count the images of each class folder and read a sample of them."""
     if not root.is_dir():
         fix = "Pass a folder with one subfolder per class: --data DIR"
-        yield Check(AREA, "folder", State.WRONG, f"{root} is not a folder", fix)
+        yield Check(IMAGES, "folder", State.WRONG, f"{root} is not a folder", fix)
         return
     shards = len(list(root.glob("*.tar")))
     if shards:
         summary = f"{shards} shard{'' if shards == 1 else 's'} in {root}"
-        yield Check(AREA, "folder", State.GOOD, summary, f"train with data=shards data.root={root}")
+        yield Check(IMAGES, "folder", State.GOOD, summary, f"train with data=shards data.root={root}")
         return
     try:
         rows, _ = _scanned(root)
     except PylorusError as error:
         fix = f"Put the images into {root}/CLASS/…, or list them in a manifest (docs/data.md)."
-        yield Check(AREA, "folder", State.WRONG, " ".join(str(error).split()), fix)
+        yield Check(IMAGES, "folder", State.WRONG, " ".join(str(error).split()), fix)
         return
     counts = Counter(row[1] for row in rows)
     classes = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
-    yield Check(AREA, "folder", State.GOOD, f"{len(rows)} images in {root}: {classes}")
+    yield Check(IMAGES, "folder", State.GOOD, f"{len(rows)} images in {root}: {classes}")
     yield check_sample([root / row[0] for row in rows[:: max(1, len(rows) // TRIED)]][:TRIED])
 
 
@@ -47,24 +47,24 @@ def check_sample(paths: list[Path]) -> Check:
     start = time.perf_counter()
     for path in paths:
         try:
-            read(path)
+            read_image(path)
         except UnreadableImageError as error:
             unreadable.append(str(error))
     seconds = time.perf_counter() - start
     if unreadable:
         summary = f"{len(unreadable)} of {len(paths)} sampled images can't be read, e.g. {unreadable[0]}"
         return Check(
-            AREA,
+            IMAGES,
             "reading",
             State.WARNING,
             summary,
             "List all of them: pylorus audit DIR. Train without them: data.on_error=quarantine",
         )
     speed = f"{seconds / max(1, len(paths)) * 1000:.0f} ms each"
-    return Check(AREA, "reading", State.GOOD, f"all {len(paths)} sampled images can be read, {speed}")
+    return Check(IMAGES, "reading", State.GOOD, f"all {len(paths)} sampled images can be read, {speed}")
 
 
-def class_names(root: Path) -> list[str]:
+def list_class_names(root: Path) -> list[str]:
     """Return the class names of a folder; an empty list if it does not exist or holds no class folders."""
     if not root.is_dir() or list(root.glob("*.tar")):
         return []

@@ -5,10 +5,10 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator
 
-from pylorus.doctor.check import Check, State, first_line
-from pylorus.doctor.packages import installed
+from pylorus.doctor.check import Check, State, format_first_line
+from pylorus.doctor.packages import get_installed_version
 
-AREA = "Package loading"
+LOADING = "Package loading"
 
 LOADED = {
     "numpy": "numpy",
@@ -52,15 +52,23 @@ def check_loading(doing: Callable[[str], None]) -> Iterator[Check]:
             failed.append(module)
             if importlib.util.find_spec(module) is None:
                 continue  # missing: another check reports that
-            yield Check(AREA, package, State.WRONG, f"can't be imported: {first_line(error)}", mend_of(package))
+            yield Check(
+                LOADING,
+                package,
+                State.WRONG,
+                f"can't be imported: {format_first_line(error)}",
+                format_reinstall_command(package),
+            )
     if not failed:
-        yield Check(AREA, "packages", State.GOOD, f"all {len(LOADED)} packages with compiled code can be imported")
+        yield Check(LOADING, "packages", State.GOOD, f"all {len(LOADED)} packages with compiled code can be imported")
     elif "torch" in failed:
         summary = "cores, GPU, weights and bundle were not checked: this needs torch"
-        yield Check(AREA, "skipped checks", State.WARNING, summary, "Fix torch first, then run pylorus doctor again.")
+        yield Check(
+            LOADING, "skipped checks", State.WARNING, summary, "Fix torch first, then run pylorus doctor again."
+        )
 
 
-def mend_of(package: str) -> str:
+def format_reinstall_command(package: str) -> str:
     """Return the command that reinstalls a package in its present version."""
-    version = installed(package)
+    version = get_installed_version(package)
     return f"pip install --force-reinstall --no-deps '{package}{f'=={version}' if version else ''}'"

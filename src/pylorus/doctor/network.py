@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from pylorus.doctor.check import Check, State
 
-AREA = "Network"
+NETWORK = "Network"
 
 ASKED_FOR = "model.weights=hub for weights that are not on this machine yet, shards at a URL, logger.offline=false"
 """What uses the network, each only if the user asks for it."""
@@ -17,11 +17,11 @@ def check_network(environment: Mapping[str, str] = os.environ) -> Iterator[Check
         "not needed: training, report and all other commands work offline; this check made no connection either. "
         f"Used only if you ask for it: {ASKED_FOR}. To install on a machine without a network, see docs/offline.md"
     )
-    yield Check(AREA, "network", State.GOOD, summary)
+    yield Check(NETWORK, "network", State.GOOD, summary)
     if environment.get("WANDB_MODE") == "online":
         fix = "unset WANDB_MODE"
         yield Check(
-            AREA,
+            NETWORK,
             "WANDB_MODE",
             State.WARNING,
             "online: Weights & Biases may send metrics of your runs to its servers",

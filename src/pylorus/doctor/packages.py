@@ -13,7 +13,7 @@ from pylorus.doctor.check import Check, State
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-AREA = "Python and packages"
+PACKAGES = "Python and packages"
 SEEN = CONF.parent / "constraints.txt"
 """Versions tested together. Like conf/, the file lies at the top level of a clone and inside the package of a wheel."""
 
@@ -34,15 +34,18 @@ TOLD = ("torch", "torchvision", "timm", "pytorch-lightning", "hydra-core", "albu
 def check_packages() -> Iterator[Check]:
     """Check Python, package versions, packages that overwrite each other and releases that were malware."""
     yield check_python(platform.python_version())
-    required = [requirement for requirement in requirements("pylorus") if _applies(requirement, "")]
+    required = [requirement for requirement in list_requirements("pylorus") if _is_applicable(requirement, "")]
     problems = [found for requirement in required if (found := check_requirement(requirement)) is not None]
     if not problems:
-        versions = ", ".join(f"{name} {installed(name)}" for name in TOLD)
+        versions = ", ".join(f"{name} {get_installed_version(name)}" for name in TOLD)
         yield Check(
-            AREA, "packages", State.GOOD, f"all {len(required)} required packages in compatible versions: {versions}"
+            PACKAGES,
+            "packages",
+            State.GOOD,
+            f"all {len(required)} required packages in compatible versions: {versions}",
         )
     yield from problems
-    yield from check_newer([requirement.name for requirement in required], seen())
+    yield from check_newer([requirement.name for requirement in required], read_tested_versions())
     yield from check_malware()
     yield from check_same_files()
 
@@ -54,9 +57,9 @@ def check_python(version: str) -> Check:
     supported = metadata.metadata("pylorus")["Requires-Python"]
     summary = f"{version} on {platform.system()} {platform.machine()}, {sys.prefix}"
     if SpecifierSet(supported).contains(version, prereleases=True):
-        return Check(AREA, "Python", State.GOOD, summary)
+        return Check(PACKAGES, "Python", State.GOOD, summary)
     return Check(
-        AREA,
+        PACKAGES,
         "Python",
         State.WRONG,
         f"{summary}; expected {supported}",
@@ -64,7 +67,7 @@ def check_python(version: str) -> Check:
     )
 
 
-def requirements(package: str) -> list["Requirement"]:
+def list_requirements(package: str) -> list["Requirement"]:
     """Return the requirements of an installed package, including those of its extras.
 
     Raises:
@@ -75,28 +78,28 @@ def requirements(package: str) -> list["Requirement"]:
     return [Requirement(line) for line in metadata.requires(package) or []]
 
 
-def _applies(requirement: "Requirement", extra: str) -> bool:
+def _is_applicable(requirement: "Requirement", extra: str) -> bool:
     return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
-def of_extra(package: str, extra: str) -> list["Requirement"]:
+def list_extra_requirements(package: str, extra: str) -> list["Requirement"]:
     """Return the requirements that an extra adds to those of the package itself."""
     added = [
         requirement
-        for requirement in requirements(package)
-        if _applies(requirement, extra) and not _applies(requirement, "")
+        for requirement in list_requirements(package)
+        if _is_applicable(requirement, extra) and not _is_applicable(requirement, "")
     ]
     nested = [
         inner
         for requirement in added
         for name in requirement.extras
-        if installed(requirement.name) is not None
-        for inner in of_extra(requirement.name, name)
+        if get_installed_version(requirement.name) is not None
+        for inner in list_extra_requirements(requirement.name, name)
     ]
     return added + nested
 
 
-def installed(package: str) -> str | None:
+def get_installed_version(package: str) -> str | None:
     """Return the version of a package; None if it is not installed, empty if its installation is damaged."""
     try:
         return metadata.version(package) or ""
@@ -108,34 +111,34 @@ def installed(package: str) -> str | None:
 
 def check_requirement(requirement: "Requirement") -> Check | None:
     """Return what is wrong with a required package, or None."""
-    version = installed(requirement.name)
+    version = get_installed_version(requirement.name)
     expected = f"{requirement.name}{requirement.specifier}"
     fix = f"pip install '{expected}'"
     if version is None:
-        return Check(AREA, requirement.name, State.WRONG, f"not installed; expected {expected}", fix)
+        return Check(PACKAGES, requirement.name, State.WRONG, f"not installed; expected {expected}", fix)
     if not version:
         fix = f"pip install --force-reinstall '{expected}'"
         return Check(
-            AREA, requirement.name, State.WRONG, f"installation damaged: no version found; expected {expected}", fix
+            PACKAGES, requirement.name, State.WRONG, f"installation damaged: no version found; expected {expected}", fix
         )
     if not requirement.specifier.contains(version, prereleases=True):
-        return Check(AREA, requirement.name, State.WRONG, f"{version}; expected {expected}", fix)
+        return Check(PACKAGES, requirement.name, State.WRONG, f"{version}; expected {expected}", fix)
     return None
 
 
-def seen() -> dict[str, str]:
+def read_tested_versions() -> dict[str, str]:
     """Return the versions that were tested together, by normalized package name."""
     if not SEEN.is_file():
         return {}
     pairs = (line.split("==") for line in SEEN.read_text(encoding="utf-8").splitlines() if "==" in line)
-    return {normal(name): version.strip() for name, version in pairs}
+    return {normalize_package_name(name): version.strip() for name, version in pairs}
 
 
-def normal(name: str) -> str:
+def normalize_package_name(name: str) -> str:
     """Return a package's name in normalized form (PEP 503).
 
     Example:
-        >>> normal("huggingface_hub")
+        >>> normalize_package_name("huggingface_hub")
         'huggingface-hub'
     """
     return re.sub(r"[-_.]+", "-", name).lower()
@@ -146,12 +149,12 @@ def check_newer(names: list[str], known: dict[str, str]) -> Iterator[Check]:
 
     Args:
         names: Packages to check.
-        known: Tested versions by normalized name, as from `seen`.
+        known: Tested versions by normalized name, as from `read_tested_versions`.
     """
     from packaging.version import InvalidVersion, Version
 
     for name in names:
-        version, tested = installed(name), known.get(normal(name))
+        version, tested = get_installed_version(name), known.get(normalize_package_name(name))
         if not version or tested is None:
             continue
         try:
@@ -161,30 +164,30 @@ def check_newer(names: list[str], known: dict[str, str]) -> Iterator[Check]:
         if is_newer:
             summary = f"{version}; the newest tested version is {tested}"
             fix = f"If something fails, go back to it: pip install '{name}=={tested}'"
-            yield Check(AREA, name, State.WARNING, summary, fix)
+            yield Check(PACKAGES, name, State.WARNING, summary, fix)
 
 
 def check_malware() -> Iterator[Check]:
     """Yield an error for each installed release that was malware."""
     for name, releases in MALWARE.items():
-        version = installed(name)
+        version = get_installed_version(name)
         if version in releases:
             summary = f"{version}, the number of a release that was malware (it stole passwords and keys)"
             fix = (
                 f"Disconnect the machine from the network, pip uninstall {name}, reinstall the machine, and change "
                 "every password, token and key that was on it."
             )
-            yield Check(AREA, name, State.WRONG, summary, fix)
+            yield Check(PACKAGES, name, State.WRONG, summary, fix)
 
 
 def check_same_files() -> Iterator[Check]:
     """Yield a warning for installed packages that overwrite each other's files."""
     for ours, *others in SAME_FILES:
-        present = [name for name in others if installed(name) is not None]
-        if installed(ours) is None or not present:
+        present = [name for name in others if get_installed_version(name) is not None]
+        if get_installed_version(ours) is None or not present:
             continue
         summary = (
             f"{', '.join(present)} beside {ours}: they overwrite each other's files, so either may be the one that runs"
         )
-        fix = f"pip uninstall {' '.join(present)} && pip install --force-reinstall --no-deps {ours}=={installed(ours)}"
-        yield Check(AREA, present[0], State.WARNING, summary, fix)
+        fix = f"pip uninstall {' '.join(present)} && pip install --force-reinstall --no-deps {ours}=={get_installed_version(ours)}"
+        yield Check(PACKAGES, present[0], State.WARNING, summary, fix)

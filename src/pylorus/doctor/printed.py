@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import TextIO
 
 from pylorus import __version__
-from pylorus.doctor.check import Check, State, worst
+from pylorus.doctor.check import Check, State, get_worst_state
 
 COLOURS = {State.GOOD: "32", State.WARNING: "33", State.WRONG: "31"}
 """ANSI color codes: green, yellow, red."""
@@ -33,21 +33,21 @@ def print_checks(checks: Iterable[Check], output: TextIO = sys.stdout) -> State:
     for check in checks:
         if not done or done[-1].area != check.area:
             print(f"\n{check.area}", file=output)
-        print("\n".join(lines_of(check, width=width, coloured=coloured)), file=output, flush=True)
+        print("\n".join(format_check_lines(check, width=width, coloured=coloured)), file=output, flush=True)
         done.append(check)
     counts = Counter(check.state for check in done)
     good, warnings, wrong = (counts[state] for state in State)
     print(f"\n{good} good, {warnings} warning{'' if warnings == 1 else 's'}, {wrong} wrong", file=output)
-    return worst(done)
+    return get_worst_state(done)
 
 
-def lines_of(check: Check, *, width: int, coloured: bool) -> Iterator[str]:
+def format_check_lines(check: Check, *, width: int, coloured: bool) -> Iterator[str]:
     """Yield a check as lines of at most `width` characters, with its text and fix in a column of their own."""
     if check.mend and check.state is State.GOOD:
         texts = [f"{check.found}; optional: {check.mend}"]
     else:
         texts = [check.found, *([f"fix: {check.mend}"] if check.mend else [])]
-    lines = [line for text in texts for line in _column(text, width)]
+    lines = [line for text in texts for line in _wrap_text(text, width)]
     state = f"{check.state:<{STATE_WIDTH}}"
     if coloured:
         state = f"\x1b[{COLOURS[check.state]}m{state}\x1b[0m"
@@ -59,14 +59,14 @@ def lines_of(check: Check, *, width: int, coloured: bool) -> Iterator[str]:
     yield from lines
 
 
-def _column(text: str, width: int) -> Iterator[str]:
+def _wrap_text(text: str, width: int) -> Iterator[str]:
     """Yield the text wrapped from `COLUMN` on; a long word, such as a hash, starts further left, unbroken."""
     for line in textwrap.wrap(text, width - COLUMN, break_long_words=False, break_on_hyphens=False) or [""]:
         yield " " * min(COLUMN, max(2, width - len(line))) + line
 
 
-def as_json(checks: Iterable[Check]) -> tuple[str, State]:
+def format_json(checks: Iterable[Check]) -> tuple[str, State]:
     """Return all checks as one JSON object, and the worst state."""
     done = list(checks)
-    content = {"pylorus": __version__, "state": worst(done), "checks": [asdict(check) for check in done]}
-    return json.dumps(content, indent=2, ensure_ascii=False), worst(done)
+    content = {"pylorus": __version__, "state": get_worst_state(done), "checks": [asdict(check) for check in done]}
+    return json.dumps(content, indent=2, ensure_ascii=False), get_worst_state(done)

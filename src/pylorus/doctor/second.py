@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TextIO
 
-from pylorus.doctor.check import Check, guarded
+from pylorus.doctor.check import Check, run_guarded
 from pylorus.doctor.loading import check_loading
 
 
@@ -19,64 +19,64 @@ def main() -> None:
     """Run the checks and write them to the original standard output; what packages print goes to standard error."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as output:
         os.dup2(2, 1)
-        _look(output, **json.loads(sys.argv[1]))
+        _run_checks(output, **json.loads(sys.argv[1]))
 
 
-def _look(output: TextIO, *, weights: str, data: str | None, bundle: str | None) -> None:
-    def tell(line: str) -> None:
+def _run_checks(output: TextIO, *, weights: str, data: str | None, bundle: str | None) -> None:
+    def write_line(line: str) -> None:
         output.write(f"{line}\n")
         output.flush()
 
-    def doing(what: str) -> None:
-        tell(json.dumps({"doing": what}))
+    def report_step(what: str) -> None:
+        write_line(json.dumps({"doing": what}))
 
-    def run(area: str, what: str, look: Callable[[], Iterable[Check]]) -> None:
-        doing(what)
-        for check in guarded(area, what, look):
-            tell(check.to_json())
+    def run_check(area: str, what: str, look: Callable[[], Iterable[Check]]) -> None:
+        report_step(what)
+        for check in run_guarded(area, what, look):
+            write_line(check.to_json())
 
-    for check in check_loading(doing):
-        tell(check.to_json())
+    for check in check_loading(report_step):
+        write_line(check.to_json())
     has_torch = "torch" in sys.modules
     if has_torch:
-        run("Computing", "cores, precision and GPU", _computing)
-        run("Weights", "weights of the study's models", lambda: _weights(Path(weights)))
-    run("Figures", "fonts", lambda: _fonts(data))
+        run_check("Computing", "cores, precision and GPU", _check_computing)
+        run_check("Weights", "weights of the study's models", lambda: _check_weights(Path(weights)))
+    run_check("Figures", "fonts", lambda: _check_fonts(data))
     if data is not None:
-        run("Images", "images", lambda: _images(Path(data)))
+        run_check("Images", "images", lambda: _check_images(Path(data)))
     if bundle is not None and has_torch:
-        run("Bundle", "bundle", lambda: _bundle(Path(bundle)))
+        run_check("Bundle", "bundle", lambda: _check_bundle(Path(bundle)))
 
 
-def _computing() -> Iterable[Check]:
+def _check_computing() -> Iterable[Check]:
     from pylorus.doctor.computing import check_computing
 
     return check_computing()
 
 
-def _weights(folder: Path) -> Iterable[Check]:
+def _check_weights(folder: Path) -> Iterable[Check]:
     from pylorus.doctor.weights import check_weights
 
     return check_weights(folder)
 
 
-def _fonts(data: str | None) -> Iterable[Check]:
+def _check_fonts(data: str | None) -> Iterable[Check]:
     from pylorus.doctor.figures import check_fonts
 
     if data is None:
         return check_fonts()
-    from pylorus.doctor.images import class_names
+    from pylorus.doctor.images import list_class_names
 
-    return check_fonts(class_names(Path(data)))
+    return check_fonts(list_class_names(Path(data)))
 
 
-def _images(root: Path) -> Iterable[Check]:
+def _check_images(root: Path) -> Iterable[Check]:
     from pylorus.doctor.images import check_images
 
     return check_images(root)
 
 
-def _bundle(folder: Path) -> Iterable[Check]:
+def _check_bundle(folder: Path) -> Iterable[Check]:
     from pylorus.doctor.bundle import check_bundle
 
     return check_bundle(folder)

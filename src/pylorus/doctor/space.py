@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from pylorus.cache.budget import readable_size
+from pylorus.cache.budget import format_bytes
 from pylorus.config import PACKAGE, CacheConfig
 from pylorus.doctor.check import Check, State
-from pylorus.files import whole
+from pylorus.files import write_atomically
 
-AREA = "Memory and disk"
+MEMORY_AND_DISK = "Memory and disk"
 GIB = 2**30
 FEW_MEMORY, LEAST_MEMORY = 4 * GIB, GIB
 """Bytes of free memory that the study's models should have, and that any run needs."""
@@ -34,18 +34,18 @@ LIMITS = (
 
 def check_space() -> Iterator[Check]:
     """Check memory, shared memory, disks, whether results can be written, and the clock."""
-    yield check_memory(*_memory())
+    yield check_memory(*_read_memory())
     if SHARED_MEMORY.is_dir():
         yield check_shared_memory(shutil.disk_usage(SHARED_MEMORY).free)
     results, cache = Path("outputs"), Path(CacheConfig().folder)
     yield check_disk("outputs", results)
-    if _there(results).stat().st_dev != _there(cache).stat().st_dev:
+    if _find_existing_folder(results).stat().st_dev != _find_existing_folder(cache).stat().st_dev:
         yield check_disk("cache", cache)
     yield check_writable(results)
     yield check_clock(time.time(), (PACKAGE / "__init__.py").stat().st_mtime)
 
 
-def _memory() -> tuple[int, int]:
+def _read_memory() -> tuple[int, int]:
     """Return the free and total memory of the machine or the container, in bytes."""
     import psutil
 
@@ -62,37 +62,43 @@ def _memory() -> tuple[int, int]:
 
 def check_memory(free: int, total: int) -> Check:
     """Check that there is enough memory for a run; both arguments in bytes."""
-    summary = f"{readable_size(free)} free of {readable_size(total)}"
+    summary = f"{format_bytes(free)} free of {format_bytes(total)}"
     if free >= FEW_MEMORY:
-        return Check(AREA, "memory", State.GOOD, summary)
+        return Check(MEMORY_AND_DISK, "memory", State.GOOD, summary)
     state = State.WRONG if free < LEAST_MEMORY else State.WARNING
     fix = "Close other programs, or choose a smaller trainer.batch_size, data.image_size or model."
     return Check(
-        AREA, "memory", state, f"{summary}; the study's models should have {readable_size(FEW_MEMORY)} free", fix
+        MEMORY_AND_DISK,
+        "memory",
+        state,
+        f"{summary}; the study's models should have {format_bytes(FEW_MEMORY)} free",
+        fix,
     )
 
 
 def check_shared_memory(free: int) -> Check:
     """Check that worker processes have enough shared memory to pass on images; `free` in bytes."""
-    summary = f"{readable_size(free)} free in {SHARED_MEMORY}"
+    summary = f"{format_bytes(free)} free in {SHARED_MEMORY}"
     if free >= FEW_SHARED:
-        return Check(AREA, "shared memory", State.GOOD, summary)
+        return Check(MEMORY_AND_DISK, "shared memory", State.GOOD, summary)
     fix = "In a container: docker run --shm-size=8g. Or set data.workers=0, which needs none and gives the same result."
-    return Check(AREA, "shared memory", State.WARNING, f"{summary}, too little for a large data.workers", fix)
+    return Check(
+        MEMORY_AND_DISK, "shared memory", State.WARNING, f"{summary}, too little for a large data.workers", fix
+    )
 
 
 def check_disk(name: str, folder: Path) -> Check:
     """Check the free space of the disk on which `folder` is or would be created."""
-    free = shutil.disk_usage(_there(folder)).free
-    summary = f"{readable_size(free)} free on the disk of {folder} ({_there(folder)})"
+    free = shutil.disk_usage(_find_existing_folder(folder)).free
+    summary = f"{format_bytes(free)} free on the disk of {folder} ({_find_existing_folder(folder)})"
     if free >= FEW_DISK:
-        return Check(AREA, f"disk of {name}", State.GOOD, summary)
+        return Check(MEMORY_AND_DISK, f"disk of {name}", State.GOOD, summary)
     state = State.WRONG if free < LEAST_DISK else State.WARNING
     fix = "Free some space, work on another disk, or set cache.folder to another disk and a smaller cache.budget_gib."
-    return Check(AREA, f"disk of {name}", state, summary, fix)
+    return Check(MEMORY_AND_DISK, f"disk of {name}", state, summary, fix)
 
 
-def _there(folder: Path) -> Path:
+def _find_existing_folder(folder: Path) -> Path:
     """Return the folder, or its nearest parent that exists."""
     nearest = folder.absolute()
     while not nearest.exists() and nearest != nearest.parent:
@@ -102,37 +108,45 @@ def _there(folder: Path) -> Path:
 
 def check_writable(folder: Path) -> Check:
     """Write a small file as a run does, read it back and delete it; compare the disk's clock with this machine's."""
-    existing = _there(folder)
+    existing = _find_existing_folder(folder)
     file = existing / f".pylorus-doctor-{secrets.token_hex(4)}.txt"
     fix = f"Work in a folder that you own, or type: chown -R $USER {existing}"
     if not existing.is_dir():
         return Check(
-            AREA,
+            MEMORY_AND_DISK,
             "results",
             State.WRONG,
             f"{existing} is not a folder",
             f"Rename {existing}: runs are saved in a folder of this name.",
         )
     try:
-        with whole(file) as temporary:
+        with write_atomically(file) as temporary:
             temporary.write_text("pylorus", encoding="utf-8")
         content = file.read_text(encoding="utf-8")
         skew = file.stat().st_mtime - time.time()
     except OSError as error:
-        return Check(AREA, "results", State.WRONG, f"can't write to {existing}: {error.strerror}", fix)
+        return Check(MEMORY_AND_DISK, "results", State.WRONG, f"can't write to {existing}: {error.strerror}", fix)
     finally:
         if os.access(file, os.F_OK):
             file.unlink()
     if content != "pylorus":
         return Check(
-            AREA, "results", State.WRONG, f"{existing}: a test file came back with other content", "Use another disk."
+            MEMORY_AND_DISK,
+            "results",
+            State.WRONG,
+            f"{existing}: a test file came back with other content",
+            "Use another disk.",
         )
     if abs(skew) > SKEW:
         summary = f"{existing} is writable, but its clock differs by {skew:+.0f} s"
         return Check(
-            AREA, "results", State.WARNING, summary, "Synchronize the clocks of this machine and its file server (NTP)."
+            MEMORY_AND_DISK,
+            "results",
+            State.WARNING,
+            summary,
+            "Synchronize the clocks of this machine and its file server (NTP).",
         )
-    return Check(AREA, "results", State.GOOD, f"{existing} is writable")
+    return Check(MEMORY_AND_DISK, "results", State.GOOD, f"{existing} is writable")
 
 
 def check_clock(now: float, installed: float) -> Check:
@@ -144,6 +158,6 @@ def check_clock(now: float, installed: float) -> Check:
     """
     time_text = datetime.fromtimestamp(now).astimezone().isoformat(" ", "minutes")
     if now >= installed - 24 * 3600:
-        return Check(AREA, "clock", State.GOOD, time_text)
+        return Check(MEMORY_AND_DISK, "clock", State.GOOD, time_text)
     fix = "Set the clock (date, or NTP): the folders of runs are named after it."
-    return Check(AREA, "clock", State.WARNING, f"{time_text}, before Pylorus was installed", fix)
+    return Check(MEMORY_AND_DISK, "clock", State.WARNING, f"{time_text}, before Pylorus was installed", fix)

@@ -8,19 +8,19 @@ from typing import Any
 import timm
 import torch
 
-from pylorus.cache.budget import readable_size
+from pylorus.cache.budget import format_bytes
 from pylorus.config import CONF
 from pylorus.doctor.check import Check, State
 from pylorus.errors import PylorusError
-from pylorus.model.weights import HubFile, fitting_tensors, hub_file, sha256
+from pylorus.model.weights import HubFile, compute_sha256, match_tensors, resolve_hub_file
 
-AREA = "Weights"
+WEIGHTS = "Weights"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 """Possible suffixes of a weight file."""
 
 
 @dataclass(frozen=True)
-class Found:
+class LocalWeights:
     """A model's weight file on this machine.
 
     Attributes:
@@ -41,17 +41,17 @@ def check_weights(folder: Path) -> Iterator[Check]:
         folder: Folder with weight files that were copied here, searched besides the hub's cache.
     """
     carried = 0
-    for model, name in study_models().items():
-        hub = hub_file(dict(timm.models.get_pretrained_cfg(name).to_dict()))  # type: ignore[union-attr]
-        found = look_for(hub, folder)
+    for model, name in list_study_models().items():
+        hub = resolve_hub_file(dict(timm.models.get_pretrained_cfg(name).to_dict()))  # type: ignore[union-attr]
+        found = find_weights(hub, folder)
         carried += found is not None and found.file.parent == folder
         yield check_model(model, hub, found, folder)
     if carried > 1:
         key = f"'model.weights={folder}/${{model.name}}.safetensors'"
-        yield Check(AREA, "sweep", State.GOOD, f"use all weight files of {folder} in a sweep with {key}")
+        yield Check(WEIGHTS, "sweep", State.GOOD, f"use all weight files of {folder} in a sweep with {key}")
 
 
-def study_models() -> dict[str, str]:
+def list_study_models() -> dict[str, str]:
     """Return the models of conf/model that start from the hub's weights: their names there, mapped to timm's names."""
     from omegaconf import OmegaConf
 
@@ -63,19 +63,19 @@ def study_models() -> dict[str, str]:
     return models
 
 
-def look_for(hub: HubFile, folder: Path) -> Found | None:
+def find_weights(hub: HubFile, folder: Path) -> LocalWeights | None:
     """Return the weights from the hub's cache or the folder; None if neither has them."""
-    cached = hub.kept()
+    cached = hub.find_cached_file()
     if cached is not None:
-        return Found(cached, "in the hub's cache", "model.weights=hub")
+        return LocalWeights(cached, "in the hub's cache", "model.weights=hub")
     for suffix in SUFFIXES:
         file = folder / f"{hub.name}{suffix}"
         if file.is_file():
-            return Found(file, f"in {file}", f"model.weights={file}")
+            return LocalWeights(file, f"in {file}", f"model.weights={file}")
     return None
 
 
-def check_model(model: str, hub: HubFile, found: Found | None, folder: Path) -> Check:
+def check_model(model: str, hub: HubFile, found: LocalWeights | None, folder: Path) -> Check:
     """Check that a model's weights are present, undamaged and match the network.
 
     Args:
@@ -88,30 +88,30 @@ def check_model(model: str, hub: HubFile, found: Found | None, folder: Path) -> 
         network: Any = timm.create_model(hub.name, pretrained=False)
     if found is None:
         size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
-        summary = f"{hub.name} not found (about {readable_size(size)}): neither in the hub's cache nor in {folder}/"
-        how = hub.how_to_bring(str(folder))
+        summary = f"{hub.name} not found (about {format_bytes(size)}): neither in the hub's cache nor in {folder}/"
+        how = hub.format_download_hint(str(folder))
         fix = f"With a network, a run downloads it once. Without one: on a machine that has a network, {how}"
-        return Check(AREA, model, State.WARNING, summary, fix)
-    actual_hash = sha256(found.file)
-    summary = f"{hub.name} {found.where}, {readable_size(found.file.stat().st_size)}, SHA-256 {actual_hash}"
-    replace_file = f"Remove {found.file}, then {hub.how_to_bring(str(folder))}"
-    expected_hash = _named_by_hash(found.file)
+        return Check(WEIGHTS, model, State.WARNING, summary, fix)
+    actual_hash = compute_sha256(found.file)
+    summary = f"{hub.name} {found.where}, {format_bytes(found.file.stat().st_size)}, SHA-256 {actual_hash}"
+    replace_file = f"Remove {found.file}, then {hub.format_download_hint(str(folder))}"
+    expected_hash = _get_expected_hash(found.file)
     if expected_hash is not None and expected_hash != actual_hash:
         return Check(
-            AREA,
+            WEIGHTS,
             model,
             State.WRONG,
             f"{summary}, but the hub's cache expects {expected_hash}: the file is damaged",
             replace_file,
         )
     try:
-        fitting_tensors(network, found.file)
+        match_tensors(network, found.file)
     except PylorusError as error:
-        return Check(AREA, model, State.WRONG, f"{summary}: {str(error).splitlines()[0]}", replace_file)
-    return Check(AREA, model, State.GOOD, f"{summary}, all keys match; use it with {found.key}")
+        return Check(WEIGHTS, model, State.WRONG, f"{summary}: {str(error).splitlines()[0]}", replace_file)
+    return Check(WEIGHTS, model, State.GOOD, f"{summary}, all keys match; use it with {found.key}")
 
 
-def _named_by_hash(file: Path) -> str | None:
+def _get_expected_hash(file: Path) -> str | None:
     """Return the SHA-256 that a file of the hub's cache is named after, or None if its name is not a hash."""
     name = file.resolve().name
     return name if len(name) == 64 and set(name) <= set("0123456789abcdef") else None

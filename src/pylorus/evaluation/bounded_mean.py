@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from scipy import optimize, special
 
 from pylorus.evaluation.estimate import Estimate
-from pylorus.evaluation.inputs import group_codes
+from pylorus.evaluation.inputs import encode_groups
 from pylorus.evaluation.interval import check_confidence
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(256)
 _ANGLES = (_NODES + 1) * np.pi / 4
 
 
-def confidence_below(values: NDArray[np.float64], bound: float) -> float:
+def compute_confidence_below(values: NDArray[np.float64], bound: float) -> float:
     """Compute the confidence, in [0, 1], with which the mean of the population is at most `bound`.
 
     Args:
@@ -32,12 +32,12 @@ def confidence_below(values: NDArray[np.float64], bound: float) -> float:
         ValueError: If there are no values, or one is outside [0, 1].
 
     Example:
-        >>> round(confidence_below(np.zeros(45), 0.05), 3), round(1 - 0.95**45, 3)
+        >>> round(compute_confidence_below(np.zeros(45), 0.05), 3), round(1 - 0.95**45, 3)
         (0.901, 0.901)
-        >>> confidence_below(np.array([0.0, 0.0, 0.5]), 0.5) > confidence_below(np.array([0.0, 0.0, 1.0]), 0.5)
+        >>> compute_confidence_below(np.array([0.0, 0.0, 0.5]), 0.5) > compute_confidence_below(np.array([0.0, 0.0, 1.0]), 0.5)
         True
     """
-    proportions = _checked_values(values)
+    proportions = _check_values(values)
     if bound >= 1:
         return 1.0
     if bound <= 0:
@@ -56,7 +56,7 @@ def confidence_below(values: NDArray[np.float64], bound: float) -> float:
     return float(np.clip(0.5 - integral / np.pi, 0.0, 1.0))
 
 
-def upper_bound(values: NDArray[np.float64], *, confidence: float) -> float:
+def compute_upper_bound(values: NDArray[np.float64], *, confidence: float) -> float:
     """Compute the one-sided upper confidence bound of the mean of the population, in [0, 1].
 
     Args:
@@ -67,18 +67,20 @@ def upper_bound(values: NDArray[np.float64], *, confidence: float) -> float:
         ValueError: If there are no values, one is outside [0, 1], or confidence is not in (0, 1).
 
     Example:
-        >>> round(upper_bound(np.zeros(30), confidence=0.95), 4), round(1 - 0.05 ** (1 / 30), 4)
+        >>> round(compute_upper_bound(np.zeros(30), confidence=0.95), 4), round(1 - 0.05 ** (1 / 30), 4)
         (0.095, 0.095)
     """
     check_confidence(confidence)
-    proportions = _checked_values(values)
+    proportions = _check_values(values)
     if (proportions == 1).all():
         return 1.0
     mean = float(proportions.mean())
-    return float(optimize.brentq(lambda bound: confidence_below(proportions, bound) - confidence, mean * 1e-3, 1.0))
+    return float(
+        optimize.brentq(lambda bound: compute_confidence_below(proportions, bound) - confidence, mean * 1e-3, 1.0)
+    )
 
 
-def mean_over_groups(
+def estimate_mean_over_groups(
     values: NDArray[np.float64], groups: NDArray[np.generic] | None, *, confidence: float = 0.95
 ) -> Estimate:
     """Estimate the mean of values in [0, 1], with equal weight for each group, and its interval.
@@ -95,20 +97,20 @@ def mean_over_groups(
         ValueError: If there are no values, one is outside [0, 1], the shapes differ, or confidence is not in (0, 1).
 
     Example:
-        >>> mean_over_groups(np.array([1.0, 1.0, 1.0, 0.0]), np.array(["a", "a", "a", "b"])).value
+        >>> estimate_mean_over_groups(np.array([1.0, 1.0, 1.0, 0.0]), np.array(["a", "a", "a", "b"])).value
         0.5
     """
     check_confidence(confidence)
-    means = group_means(_checked_values(values), groups)
+    means = compute_group_means(_check_values(values), groups)
     one_sided = (1 + confidence) / 2
     return Estimate(
         value=float(means.mean()),
-        low=1 - upper_bound(1 - means, confidence=one_sided),
-        high=upper_bound(means, confidence=one_sided),
+        low=1 - compute_upper_bound(1 - means, confidence=one_sided),
+        high=compute_upper_bound(means, confidence=one_sided),
     )
 
 
-def group_means(values: NDArray[np.float64], groups: NDArray[np.generic] | None) -> NDArray[np.float64]:
+def compute_group_means(values: NDArray[np.float64], groups: NDArray[np.generic] | None) -> NDArray[np.float64]:
     """Compute the mean of each group's values, in the order of the groups' sorted names.
 
     Args:
@@ -116,15 +118,15 @@ def group_means(values: NDArray[np.float64], groups: NDArray[np.generic] | None)
         groups: Group of each value, of shape (n,), or None if each value is its own group.
 
     Example:
-        >>> group_means(np.array([1.0, 0.0, 1.0]), np.array(["b", "b", "a"])).tolist()
+        >>> compute_group_means(np.array([1.0, 0.0, 1.0]), np.array(["b", "b", "a"])).tolist()
         [1.0, 0.5]
     """
-    codes = group_codes(groups, length=len(values))
+    codes = encode_groups(groups, length=len(values))
     means: NDArray[np.float64] = np.bincount(codes, weights=values) / np.bincount(codes)
     return means
 
 
-def _checked_values(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _check_values(values: NDArray[np.float64]) -> NDArray[np.float64]:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"values have shape {array.shape}; expected (n,), with n >= 1")

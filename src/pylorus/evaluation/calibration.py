@@ -10,19 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
-from pylorus.evaluation.estimate import Estimate, undefined
+from pylorus.evaluation.estimate import Estimate, create_undefined_estimate
 from pylorus.evaluation.influence import compute_copies, estimate_bounded_mean, estimate_mean_variance
 from pylorus.evaluation.inputs import (
-    checked_flags,
-    checked_logits,
-    checked_probabilities,
-    checked_scores,
-    group_codes,
-    labels_in_range,
+    check_flags,
+    check_labels,
+    check_logits,
+    check_probabilities,
+    check_scores,
+    encode_groups,
 )
-from pylorus.evaluation.interval import check_confidence, quantile
+from pylorus.evaluation.interval import check_confidence, compute_quantile
 from pylorus.evaluation.proportion import ALL_IMAGES, NO_IMAGES, ONE_GROUP, clustered_wilson
-from pylorus.evaluation.reliability import BINS, assign_equal_mass_bins, reliability_curve
+from pylorus.evaluation.reliability import BINS, compute_equal_mass_bins, reliability_curve
 
 TOO_CERTAIN = "no line can be fitted: the probabilities are too close to 0 and 1, or contain almost no information"
 MOST_ERROR = 30.0
@@ -83,7 +83,7 @@ def probabilities_of_logits(logits: NDArray[np.float64], *, temperature: float =
     """
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; expected a positive number")
-    softmax: NDArray[np.float64] = special.softmax(checked_logits(logits) / temperature, axis=1)
+    softmax: NDArray[np.float64] = special.softmax(check_logits(logits) / temperature, axis=1)
     return softmax
 
 
@@ -105,21 +105,21 @@ def fit_temperature(logits: NDArray[np.float64], true: NDArray[np.int64]) -> Tem
         >>> fit.identified, round(fit.temperature, 2)
         (True, 3.64)
     """
-    table = checked_logits(logits)
-    truth = _fitting_labels(true, table)
+    table = check_logits(logits)
+    truth = _check_labels(true, table)
 
-    def loss(log_temperature: float) -> float:
+    def compute_loss(log_temperature: float) -> float:
         log_probability = special.log_softmax(table / math.exp(log_temperature), axis=1)
         return float(-log_probability[np.arange(len(truth)), truth].mean())
 
     # The loss is convex in 1 / temperature, so it has one minimum between the bounds or none.
     low, high = math.log(LOWEST_TEMPERATURE), math.log(HIGHEST_TEMPERATURE)
-    result = optimize.minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    best, before = float(result.x), loss(0.0)
+    result = optimize.minimize_scalar(compute_loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    best, before = float(result.x), compute_loss(0.0)
     # Both ends must be worse: logits without information, or without errors, have no optimal temperature.
-    identified = min(loss(low), loss(high)) > loss(best) + 1e-9 and loss(best) <= before
+    identified = min(compute_loss(low), compute_loss(high)) > compute_loss(best) + 1e-9 and compute_loss(best) <= before
     temperature = math.exp(best) if identified else 1.0
-    return Temperature(temperature, identified, len(truth), before, loss(math.log(temperature)))
+    return Temperature(temperature, identified, len(truth), before, compute_loss(math.log(temperature)))
 
 
 def calibration_scores(
@@ -143,8 +143,8 @@ def calibration_scores(
         >>> round(scores.ece, 2), round(scores.brier, 2), round(scores.nll, 3)
         (0.2, 0.4, 0.57)
     """
-    table = checked_probabilities(probabilities)
-    truth = _fitting_labels(true, table)
+    table = check_probabilities(probabilities)
+    truth = _check_labels(true, table)
     rows = np.arange(len(truth))
     error = table.copy()
     error[rows, truth] -= 1
@@ -219,9 +219,9 @@ def estimate_calibration(
         (0.32, True, 0.0)
     """
     check_confidence(confidence)
-    table = checked_probabilities(probabilities)
-    truth = _fitting_labels(true, table)
-    codes = group_codes(groups, length=len(truth))
+    table = check_probabilities(probabilities)
+    truth = _check_labels(true, table)
+    codes = encode_groups(groups, length=len(truth))
     return CalibrationEstimates(
         ece=_estimate_ece(table, truth, codes, bins, confidence),
         brier=_estimate_brier(table, truth, codes, confidence),
@@ -258,22 +258,24 @@ def calibration_line(
         (1.0, True)
     """
     check_confidence(confidence)
-    flags = checked_flags(positive, name="positive")
-    values = checked_scores(probability, length=len(flags))
+    flags = check_flags(positive, name="positive")
+    values = check_scores(probability, length=len(flags))
     if ((values < 0) | (values > 1)).any():
         raise ValueError("a calibration line needs probabilities in [0, 1]; pass calibrated probabilities, not logits")
-    codes = group_codes(groups, length=len(flags))
+    codes = encode_groups(groups, length=len(flags))
     if flags.all() or not flags.any():
-        no_estimate = undefined(ALL_IMAGES if flags.all() else NO_IMAGES)
+        no_estimate = create_undefined_estimate(ALL_IMAGES if flags.all() else NO_IMAGES)
         return CalibrationLine(no_estimate, no_estimate)
     odds = special.logit(np.clip(values, 1e-12, 1 - 1e-12))
     freedom = max(1.0, min(compute_copies(codes[flags]), compute_copies(codes[~flags])) - 1)
     intercept = _fit_logistic(flags, np.ones((len(flags), 1)), odds, codes, freedom, confidence)
     if np.ptp(odds) < 1e-9:
-        return CalibrationLine(undefined("all images have the same probability"), intercept)
+        return CalibrationLine(create_undefined_estimate("all images have the same probability"), intercept)
     if odds[flags].min() >= odds[~flags].max() or odds[flags].max() <= odds[~flags].min():
         return CalibrationLine(
-            undefined("the probability separates the class from the rest, so that the best slope is infinite"),
+            create_undefined_estimate(
+                "the probability separates the class from the rest, so that the best slope is infinite"
+            ),
             intercept,
         )
     # Standardized, so that Newton's steps have the right size even if the probabilities vary little.
@@ -303,7 +305,7 @@ def _fit_logistic(
         if float(np.abs(step).max()) < 1e-10:
             break
     else:
-        return undefined(TOO_CERTAIN)
+        return create_undefined_estimate(TOO_CERTAIN)
     value = float(weights[0])
     scores = design * (positive - special.expit(design @ weights + offset))[:, None]
     groups = int(codes.max()) + 1
@@ -313,8 +315,8 @@ def _fit_logistic(
     bread = np.linalg.inv(information)
     variance = groups / (groups - 1) * float((bread @ (sums.T @ sums) @ bread)[0, 0])
     if not variance < MOST_ERROR**2:
-        return undefined(TOO_CERTAIN)
-    reach = quantile(confidence, freedom=freedom) * math.sqrt(max(variance, 0.0))
+        return create_undefined_estimate(TOO_CERTAIN)
+    reach = compute_quantile(confidence, freedom=freedom) * math.sqrt(max(variance, 0.0))
     return Estimate(value, value - reach, value + reach)
 
 
@@ -324,7 +326,7 @@ def _estimate_brier(
     losses = (table**2).sum(axis=1)[:, None] - 2 * table + 1  # for each class, if it were the true one
     true_losses = losses[np.arange(len(truth)), truth]
     mean = estimate_bounded_mean(true_losses, codes, highest=2.0, confidence=confidence)
-    reach = _reach_of_unseen_errors(table, losses, truth, codes, confidence)
+    reach = _compute_reach_of_unseen_errors(table, losses, truth, codes, confidence)
     return Estimate(mean.value, mean.low, min(2.0, max(mean.high, mean.value + reach)))
 
 
@@ -338,15 +340,17 @@ def _estimate_nll(
     value, spread = float(true_losses.mean()) + 0.0, estimate_mean_variance(true_losses, codes)
     if math.isnan(spread.variance):
         return Estimate(value, math.nan, math.nan, reason=ONE_GROUP)
-    exponent = quantile(confidence, freedom=spread.freedom) * math.sqrt(spread.variance) / value if value > 0 else 0.0
+    exponent = (
+        compute_quantile(confidence, freedom=spread.freedom) * math.sqrt(spread.variance) / value if value > 0 else 0.0
+    )
     with np.errstate(divide="ignore"):
         losses = -np.log(table)
-    reach = _reach_of_unseen_errors(table, losses, truth, codes, confidence)
+    reach = _compute_reach_of_unseen_errors(table, losses, truth, codes, confidence)
     low, high = value * math.exp(-exponent), value * math.exp(min(exponent, 700.0))
     return Estimate(value, low, max(high, value + reach))
 
 
-def _reach_of_unseen_errors(
+def _compute_reach_of_unseen_errors(
     table: NDArray[np.float64],
     losses: NDArray[np.float64],
     truth: NDArray[np.int64],
@@ -376,11 +380,11 @@ def _estimate_ece(
     table: NDArray[np.float64], truth: NDArray[np.int64], codes: NDArray[np.int64], bins: int, confidence: float
 ) -> Estimate:
     confidences, correct = table.max(axis=1), table.argmax(axis=1) == truth
-    member = assign_equal_mass_bins(confidences, bins=bins)
+    member = compute_equal_mass_bins(confidences, bins=bins)
     images = np.bincount(member)
     gaps = np.bincount(member, weights=confidences - correct) / images
     bin_weights = images / len(truth)
-    errors = quantile(confidence)
+    errors = compute_quantile(confidence)
     reaches = []
     for each in range(len(images)):
         inside = member == each
@@ -394,8 +398,8 @@ def _estimate_ece(
     return Estimate(value, max(0.0, min(value, corrected - reach)), min(1.0, value + reach))
 
 
-def _fitting_labels(true: NDArray[np.int64], table: NDArray[np.float64]) -> NDArray[np.int64]:
-    truth = labels_in_range(true, table.shape[1], name="true")
+def _check_labels(true: NDArray[np.int64], table: NDArray[np.float64]) -> NDArray[np.int64]:
+    truth = check_labels(true, table.shape[1], name="true")
     if len(truth) != len(table):
         raise ValueError(f"found {len(truth)} true labels and {len(table)} rows; expected equally many")
     return truth

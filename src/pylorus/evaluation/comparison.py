@@ -17,10 +17,10 @@ from pylorus.evaluation.confusion import overall_indices
 from pylorus.evaluation.delong import auroc, compute_placements, estimate_area_variance
 from pylorus.evaluation.estimate import Estimate
 from pylorus.evaluation.index_intervals import OVERALL, estimate_overall
-from pylorus.evaluation.influence import BATCH_NUMBERS, count_by_group, linearise_indices
-from pylorus.evaluation.inputs import group_codes
-from pylorus.evaluation.interval import check_confidence, quantile, two_sided_p
-from pylorus.evaluation.predictions import Predictions, aligned
+from pylorus.evaluation.influence import BATCH_NUMBERS, compute_linearised_indices, count_by_group
+from pylorus.evaluation.inputs import encode_groups
+from pylorus.evaluation.interval import check_confidence, compute_quantile, compute_two_sided_p
+from pylorus.evaluation.predictions import Predictions, align_predictions
 
 EXACT_STEPS = 500_000_000
 """Additions up to which a sign-flip test is exact; beyond, it uses the normal approximation."""
@@ -69,8 +69,8 @@ def mcnemar(first: Predictions, second: Predictions) -> McNemar:
         ... ).p_value
         0.03125
     """
-    second = aligned(first, second)
-    codes = group_codes(first.group, length=len(first.true))
+    second = align_predictions(first, second)
+    codes = encode_groups(first.group, length=len(first.true))
     lead = first.correct.astype(np.int64) - second.correct.astype(np.int64)
     balance = np.bincount(codes, weights=lead).astype(np.int64)
     return McNemar(
@@ -110,7 +110,7 @@ def sign_flip_test(balance: NDArray[np.int64]) -> float:
     sizes, observed = sizes // unit, observed // unit
     reach = int(sizes.sum())
     if len(sizes) * (2 * reach + 1) > EXACT_STEPS:
-        return two_sided_p(max(0.0, observed - 0.5) / math.sqrt(float((sizes.astype(np.float64) ** 2).sum())))
+        return compute_two_sided_p(max(0.0, observed - 0.5) / math.sqrt(float((sizes.astype(np.float64) ** 2).sum())))
     probability = np.zeros(2 * reach + 1)
     probability[reach] = 1.0
     for size in sizes:
@@ -209,7 +209,7 @@ def delong_test(first: Predictions, second: Predictions, *, class_name: str, con
         0.222
     """
     check_confidence(confidence)
-    second = aligned(first, second)
+    second = align_predictions(first, second)
     if class_name not in first.class_names:
         raise ValueError(f'no class "{class_name}"; expected one of {list(first.class_names)}')
     column = first.class_names.index(class_name)
@@ -217,7 +217,7 @@ def delong_test(first: Predictions, second: Predictions, *, class_name: str, con
     if positive.all() or not positive.any():
         reason = auroc(positive, first.probabilities[:, column]).reason
         return Difference(math.nan, math.nan, math.nan, math.nan, math.nan, reason=reason)
-    codes = group_codes(first.group, length=len(first.true))
+    codes = encode_groups(first.group, length=len(first.true))
     scores = [model.probabilities[:, column] for model in (first, second)]
     areas = [auroc(positive, score, codes, confidence=confidence) for score in scores]
     placements = [compute_placements(positive, score) for score in scores]
@@ -225,17 +225,17 @@ def delong_test(first: Predictions, second: Predictions, *, class_name: str, con
     value, error = areas[0].value - areas[1].value, math.sqrt(difference.variance)
     own = [area.standard_error**2 for area in areas]
     shared = (sum(own) - difference.variance) / 2
-    low, high = _combine_intervals(
+    low, high = _merge_intervals(
         areas[0], areas[1], np.array([[own[0], shared], [shared, own[1]]]), confidence=confidence
     )
     if abs(value) < 1e-12 and not error > 1e-9:
         p_value = 1.0
     elif error > 1e-9:
-        p_value = two_sided_p(value / error, freedom=difference.freedom)
+        p_value = compute_two_sided_p(value / error, freedom=difference.freedom)
     else:
         # Nothing varied, or one patient has all positives or negatives: take the p that matches the interval.
-        reach = (value - low if value > 0 else high - value) / quantile(confidence)
-        p_value = two_sided_p(value / reach)
+        reach = (value - low if value > 0 else high - value) / compute_quantile(confidence)
+        p_value = compute_two_sided_p(value / reach)
     return Difference(value, low, high, error, p_value)
 
 
@@ -277,8 +277,8 @@ def paired_differences(
         (0.5, True, True)
     """
     check_confidence(confidence)
-    second, classes = aligned(first, second), first.classes
-    codes = group_codes(first.group, length=len(first.true))
+    second, classes = align_predictions(first, second), first.classes
+    codes = encode_groups(first.group, length=len(first.true))
     if resamples < 1:
         raise ValueError(f"resamples is {resamples}; expected at least 1")
     cells = (first.true * classes + first.predicted) * classes + second.predicted
@@ -288,8 +288,8 @@ def paired_differences(
         models = [overall_indices(cube.sum(axis=axis)) for axis in (3, 2)]
         return np.column_stack([getattr(model, name) for name in INDICES for model in models])
 
-    covariance = linearise_indices(count_by_group(codes, cells), compute_both, width=classes**3).covariance
-    p_values = _exchange(first, second, codes, seed=seed, resamples=resamples)
+    covariance = compute_linearised_indices(count_by_group(codes, cells), compute_both, width=classes**3).covariance
+    p_values = _compute_exchange_p_values(first, second, codes, seed=seed, resamples=resamples)
     p_values["accuracy"] = mcnemar(first, second).p_value
     estimates = [estimate_overall(model, confidence=confidence) for model in (first, second)]
     differences = {}
@@ -297,7 +297,7 @@ def paired_differences(
         one, two = (each[name] for each in estimates)
         pair = covariance[2 * index : 2 * index + 2, 2 * index : 2 * index + 2]
         error = float(np.sqrt(np.maximum(pair[0, 0] + pair[1, 1] - 2 * pair[0, 1], 0.0)))
-        low, high = _combine_intervals(one, two, pair, confidence=confidence)
+        low, high = _merge_intervals(one, two, pair, confidence=confidence)
         p_value = p_values[name] if one.defined and two.defined else math.nan
         differences[name] = Difference(
             one.value - two.value, low, high, error, p_value, reason=one.reason or two.reason
@@ -305,7 +305,7 @@ def paired_differences(
     return PairedDifferences(**differences)
 
 
-def _combine_intervals(
+def _merge_intervals(
     first: Estimate, second: Estimate, covariance: NDArray[np.float64], *, confidence: float
 ) -> tuple[float, float]:
     """Combine two intervals into that of the difference, first minus second (MOVER).
@@ -317,7 +317,7 @@ def _combine_intervals(
         confidence: Coverage of both intervals, in (0, 1).
     """
     value = first.value - second.value
-    errors = quantile(confidence) * np.sqrt(np.maximum(np.diagonal(covariance), 0.0))
+    errors = compute_quantile(confidence) * np.sqrt(np.maximum(np.diagonal(covariance), 0.0))
     halves = np.array([first.high - first.low, second.high - second.low]) / 2
     correlation = 0.0
     if (errors > 0).all() and (halves > 0).all():
@@ -326,15 +326,15 @@ def _combine_intervals(
         explained = min(1.0, float(np.sqrt(np.prod(errors / halves))))
         correlation = explained * float(np.clip(covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]), -1, 1))
 
-    def reach(one: float, two: float) -> float:
+    def compute_reach(one: float, two: float) -> float:
         return math.sqrt(max(0.0, one**2 + two**2 - 2 * correlation * one * two))
 
-    below = reach(first.value - first.low, second.high - second.value)
-    above = reach(first.high - first.value, second.value - second.low)
+    below = compute_reach(first.value - first.low, second.high - second.value)
+    above = compute_reach(first.high - first.value, second.value - second.low)
     return value - below, value + above
 
 
-def _exchange(
+def _compute_exchange_p_values(
     first: Predictions, second: Predictions, codes: NDArray[np.int64], *, seed: int, resamples: int
 ) -> dict[str, float]:
     """Compute p of each index by exchanging the two models' predictions on whole groups at random.
@@ -359,7 +359,7 @@ def _exchange(
         exchanged_groups = (np.arange(2 ** len(discordant))[:, None] >> np.arange(len(discordant))) & 1
         changes = exchanged_groups @ change_by_group
     else:
-        unique_changes, count = _unite_rows(change_by_group)
+        unique_changes, count = _count_unique_rows(change_by_group)
         generator = np.random.default_rng(seed)
         batch = max(1, 10 * BATCH_NUMBERS // len(count))
         sizes = [min(batch, resamples - start) for start in range(0, resamples, batch)]
@@ -385,7 +385,7 @@ def _exchange(
     return {name: float(p) for name, p in zip(INDICES, p_values, strict=True)}
 
 
-def _unite_rows(table: sparse.csr_array) -> tuple[sparse.csr_array, NDArray[np.int64]]:
+def _count_unique_rows(table: sparse.csr_array) -> tuple[sparse.csr_array, NDArray[np.int64]]:
     """Return the unique rows of a table, in a fixed order, and how often each occurs."""
     table.sum_duplicates()
     table.eliminate_zeros()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.evaluation.inputs import checked_probabilities, group_codes, labels_in_range
+from pylorus.evaluation.inputs import check_labels, check_probabilities, encode_groups
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,20 @@ def fit_set_limits(
         >>> prediction_sets(np.array([[0.15, 0.85], [0.2, 0.8]]), limits).tolist()
         [[False, True], [True, True]]
     """
-    table = checked_probabilities(probabilities)
-    truth = labels_in_range(true, table.shape[1], name="true")
+    table = check_probabilities(probabilities)
+    truth = check_labels(true, table.shape[1], name="true")
     if len(truth) != len(table):
         raise ValueError(f"found {len(truth)} true labels and probabilities of {len(table)} images; expected as many")
     if not 0 < coverage < 1:
         raise ValueError(f"coverage is {coverage}; expected a proportion in (0, 1), such as 0.9")
-    codes = group_codes(groups, length=len(truth))
+    codes = encode_groups(groups, length=len(truth))
     lowest, patients = [], []
     for column in range(table.shape[1]):
         in_class = truth == column
         count = len(np.unique(codes[in_class]))
-        lowest.append(_lowest(table[in_class, column], codes[in_class], patients=count, coverage=coverage))
+        lowest.append(
+            _find_lowest_probability(table[in_class, column], codes[in_class], patients=count, coverage=coverage)
+        )
         patients.append(count)
     return SetLimits(float(coverage), tuple(lowest), tuple(patients))
 
@@ -91,24 +93,24 @@ def prediction_sets(probabilities: NDArray[np.float64], limits: SetLimits) -> ND
     Raises:
         ValueError: If the number of columns differs from that of the limits, or a value is not a probability.
     """
-    table = checked_probabilities(probabilities)
+    table = check_probabilities(probabilities)
     if table.ndim != 2 or table.shape[1] != len(limits.lowest):
         raise ValueError(f"probabilities have shape {table.shape}; expected (n, {len(limits.lowest)})")
     members: NDArray[np.bool_] = table >= np.array([0.0 if low is None else low for low in limits.lowest])
     return members
 
 
-def patients_needed_for_sets(coverage: float) -> int:
+def count_patients_needed_for_sets(coverage: float) -> int:
     """Return how many patients of a class are needed before a set can exclude that class: n / (n + 1) >= coverage.
 
     Example:
-        >>> patients_needed_for_sets(0.9), patients_needed_for_sets(0.95)
+        >>> count_patients_needed_for_sets(0.9), count_patients_needed_for_sets(0.95)
         (9, 19)
     """
     return max(1, int(np.ceil(coverage / (1 - coverage) - 1e-9)))
 
 
-def _lowest(
+def _find_lowest_probability(
     probabilities: NDArray[np.float64], codes: NDArray[np.int64], *, patients: int, coverage: float
 ) -> float | None:
     """Return the highest limit that a weight of `coverage` * (patients + 1) reaches; None if all weigh too little."""

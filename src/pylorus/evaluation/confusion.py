@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.evaluation.inputs import labels_in_range
+from pylorus.evaluation.inputs import check_labels
 
 Counts: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
 """Whole numbers >= 0; floats are allowed because resampling uses matrix products, which BLAS only has for floats."""
@@ -77,8 +77,8 @@ def confusion_matrix(true: NDArray[np.int64], predicted: NDArray[np.int64], clas
         >>> confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), classes=3).tolist()
         [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
     """
-    true_labels = labels_in_range(true, classes, name="true")
-    predicted_labels = labels_in_range(predicted, classes, name="predicted")
+    true_labels = check_labels(true, classes, name="true")
+    predicted_labels = check_labels(predicted, classes, name="predicted")
     if len(true_labels) != len(predicted_labels):
         raise ValueError(
             f"found {len(true_labels)} true and {len(predicted_labels)} predicted labels; expected equally many"
@@ -104,17 +104,17 @@ def class_indices(confusion: Counts) -> ClassIndices:
         >>> class_indices(resnet50).sensitivity.round(3).tolist()
         [0.953, 0.8, 0.973]
     """
-    counts = _checked(confusion)
+    counts = _check_counts(confusion)
     hits = np.diagonal(counts, axis1=-2, axis2=-1)
     predicted, present = counts.sum(axis=-2), counts.sum(axis=-1)
     total = counts.sum(axis=(-2, -1))[..., None]
     rejected = total - predicted - present + hits
     return ClassIndices(
-        precision=_ratio(hits, predicted),
-        sensitivity=_ratio(hits, present),
-        specificity=_ratio(rejected, total - present),
-        npv=_ratio(rejected, total - predicted),
-        f1=_ratio(2 * hits, predicted + present),
+        precision=_compute_ratio(hits, predicted),
+        sensitivity=_compute_ratio(hits, present),
+        specificity=_compute_ratio(rejected, total - present),
+        npv=_compute_ratio(rejected, total - predicted),
+        f1=_compute_ratio(2 * hits, predicted + present),
     )
 
 
@@ -135,7 +135,7 @@ def overall_indices(confusion: Counts) -> OverallIndices:
         >>> overall_indices(stack).accuracy.tolist()
         [1.0, 0.7]
     """
-    counts = _checked(confusion)
+    counts = _check_counts(confusion)
     by_class = class_indices(counts)
     hits = np.trace(counts, axis1=-2, axis2=-1)
     predicted, present = counts.sum(axis=-2), counts.sum(axis=-1)
@@ -144,16 +144,16 @@ def overall_indices(confusion: Counts) -> OverallIndices:
     covariance = total * hits - expected
     variances = (total**2 - (predicted**2).sum(axis=-1)) * (total**2 - (present**2).sum(axis=-1))
     return OverallIndices(
-        accuracy=_ratio(hits, total),
-        balanced_accuracy=macro_average(by_class.sensitivity),
-        macro_precision=macro_average(by_class.precision),
-        macro_f1=macro_average(by_class.f1),
-        cohen_kappa=_ratio(covariance, total**2 - expected),
-        mcc=_ratio(covariance, np.sqrt(variances)),
+        accuracy=_compute_ratio(hits, total),
+        balanced_accuracy=compute_macro_average(by_class.sensitivity),
+        macro_precision=compute_macro_average(by_class.precision),
+        macro_f1=compute_macro_average(by_class.f1),
+        cohen_kappa=_compute_ratio(covariance, total**2 - expected),
+        mcc=_compute_ratio(covariance, np.sqrt(variances)),
     )
 
 
-def macro_average(by_class: NDArray[np.float64]) -> NDArray[np.float64]:
+def compute_macro_average(by_class: NDArray[np.float64]) -> NDArray[np.float64]:
     """Compute the unweighted mean over classes; NaN if any class is undefined.
 
     Args:
@@ -163,7 +163,7 @@ def macro_average(by_class: NDArray[np.float64]) -> NDArray[np.float64]:
         Its mean, of shape (...). No class is left out: a mean over fewer classes would be a different index.
 
     Example:
-        >>> macro_average(np.array([[0.5, 1.0], [0.5, np.nan]])).tolist()
+        >>> compute_macro_average(np.array([[0.5, 1.0], [0.5, np.nan]])).tolist()
         [0.75, nan]
     """
     mean: NDArray[np.float64] = np.asarray(np.mean(by_class, axis=-1))
@@ -177,7 +177,7 @@ def accuracy(confusion: Counts) -> float:
         >>> accuracy(np.array([[4, 1], [2, 3]]))
         0.7
     """
-    return float(overall_indices(_single(confusion)).accuracy)
+    return float(overall_indices(_check_single_matrix(confusion)).accuracy)
 
 
 def balanced_accuracy(confusion: Counts) -> float:
@@ -187,7 +187,7 @@ def balanced_accuracy(confusion: Counts) -> float:
         >>> balanced_accuracy(np.array([[4, 0], [1, 1]]))
         0.75
     """
-    return float(overall_indices(_single(confusion)).balanced_accuracy)
+    return float(overall_indices(_check_single_matrix(confusion)).balanced_accuracy)
 
 
 def macro_f1(confusion: Counts) -> float:
@@ -197,7 +197,7 @@ def macro_f1(confusion: Counts) -> float:
         >>> macro_f1(np.array([[3, 0], [0, 3]]))
         1.0
     """
-    return float(overall_indices(_single(confusion)).macro_f1)
+    return float(overall_indices(_check_single_matrix(confusion)).macro_f1)
 
 
 def cohen_kappa(confusion: Counts) -> float:
@@ -207,7 +207,7 @@ def cohen_kappa(confusion: Counts) -> float:
         >>> cohen_kappa(np.array([[4, 1], [2, 3]]))
         0.4
     """
-    return float(overall_indices(_single(confusion)).cohen_kappa)
+    return float(overall_indices(_check_single_matrix(confusion)).cohen_kappa)
 
 
 def mcc(confusion: Counts) -> float:
@@ -217,16 +217,16 @@ def mcc(confusion: Counts) -> float:
         >>> round(mcc(np.array([[4, 1], [2, 3]])), 4)
         0.4082
     """
-    return float(overall_indices(_single(confusion)).mcc)
+    return float(overall_indices(_check_single_matrix(confusion)).mcc)
 
 
-def _ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> NDArray[np.float64]:
+def _compute_ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> NDArray[np.float64]:
     """Divide, with 0/0 as NaN and without a warning: NaN is the documented result there."""
     defined = denominator > 0
     return np.where(defined, numerator / np.where(defined, denominator, 1.0), np.nan)
 
 
-def _checked(confusion: Counts) -> NDArray[np.float64]:
+def _check_counts(confusion: Counts) -> NDArray[np.float64]:
     counts = np.asarray(confusion, dtype=np.float64)
     if counts.ndim < 2 or counts.shape[-1] != counts.shape[-2] or counts.shape[-1] < 2:
         raise ValueError(f"confusion has shape {counts.shape}; expected (..., classes >= 2, classes >= 2)")
@@ -235,7 +235,7 @@ def _checked(confusion: Counts) -> NDArray[np.float64]:
     return counts
 
 
-def _single(confusion: Counts) -> Counts:
+def _check_single_matrix(confusion: Counts) -> Counts:
     if np.ndim(confusion) != 2:
         raise ValueError(f"confusion has shape {np.shape(confusion)}; expected a single matrix with two axes")
     return confusion

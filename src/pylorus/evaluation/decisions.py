@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.evaluation.bounded_mean import confidence_below, group_means, upper_bound
+from pylorus.evaluation.bounded_mean import compute_confidence_below, compute_group_means, compute_upper_bound
 from pylorus.evaluation.estimate import Estimate
 from pylorus.evaluation.influence import estimate_from_variance, estimate_mean_variance
-from pylorus.evaluation.inputs import checked_flags, checked_scores, group_codes
+from pylorus.evaluation.inputs import check_flags, check_scores, encode_groups
 from pylorus.evaluation.interval import check_confidence
 from pylorus.evaluation.proportion import Proportion, clustered_wilson, wilson
 from pylorus.evaluation.ranking import compute_mean_share_above
@@ -115,16 +115,16 @@ def threshold_at_sensitivity(
         >>> few.threshold, few.is_guaranteed, round(few.confidence_reached, 3), few.patients_needed
         (0.5, False, 0.642, 45)
     """
-    flags = checked_flags(positive, name="positive")
-    values = checked_scores(scores, length=len(flags))
-    codes = group_codes(groups, length=len(flags))
+    flags = check_flags(positive, name="positive")
+    values = check_scores(scores, length=len(flags))
+    codes = encode_groups(groups, length=len(flags))
     needed = patients_needed(sensitivity=sensitivity, confidence=confidence)
     if not flags.any():
         raise ValueError("no validation image is of the class, so no threshold can be fixed for it")
     values, codes = values[flags], codes[flags]
 
-    def missed(threshold: float) -> NDArray[np.float64]:
-        return group_means((values < threshold).astype(np.float64), codes)
+    def compute_missed_proportions(threshold: float) -> NDArray[np.float64]:
+        return compute_group_means((values < threshold).astype(np.float64), codes)
 
     # The confidence falls as the threshold rises, so bisection finds the highest threshold. The lowest one misses
     # nothing and is always allowed.
@@ -132,15 +132,15 @@ def threshold_at_sensitivity(
     low, high = 0, len(candidates)
     while high - low > 1:
         middle = (low + high) // 2
-        enough = confidence_below(missed(candidates[middle]), 1 - sensitivity) >= confidence
+        enough = compute_confidence_below(compute_missed_proportions(candidates[middle]), 1 - sensitivity) >= confidence
         low, high = (middle, high) if enough else (low, middle)
-    missed_proportions, lowest = missed(candidates[low]), float(candidates[low])
+    missed_proportions, lowest = compute_missed_proportions(candidates[low]), float(candidates[low])
     return SensitivityThreshold(
         threshold=max(lowest - margin, min(lowest, 0.0)),
         sensitivity=float(sensitivity),
         confidence=float(confidence),
-        confidence_reached=confidence_below(missed_proportions, 1 - sensitivity),
-        sensitivity_reached=1 - upper_bound(missed_proportions, confidence=confidence),
+        confidence_reached=compute_confidence_below(missed_proportions, 1 - sensitivity),
+        sensitivity_reached=1 - compute_upper_bound(missed_proportions, confidence=confidence),
         images=len(values),
         patients=len(missed_proportions),
         patients_needed=needed,
@@ -202,24 +202,24 @@ def operating_point(
         >>> point.sensitivity.value, point.specificity.value
         (0.5, 0.5)
     """
-    flags = checked_flags(positive, name="positive")
-    values = checked_scores(scores, length=len(flags))
-    codes = group_codes(groups, length=len(flags))
+    flags = check_flags(positive, name="positive")
+    values = check_scores(scores, length=len(flags))
+    codes = encode_groups(groups, length=len(flags))
     if math.isnan(threshold):
         raise ValueError("threshold is NaN; fix it on validation images with threshold_at_sensitivity")
     called = values >= threshold
 
-    def share(success: NDArray[np.bool_], among: NDArray[np.bool_]) -> Proportion:
+    def estimate_share(success: NDArray[np.bool_], among: NDArray[np.bool_]) -> Proportion:
         if not among.any():
             return wilson(0, 0, confidence=confidence)
         return clustered_wilson(success[among], codes[among], confidence=confidence)
 
     return OperatingPoint(
         threshold=float(threshold),
-        sensitivity=share(called, flags),
-        specificity=share(~called, ~flags),
-        precision=share(flags, called),
-        npv=share(~flags, ~called),
+        sensitivity=estimate_share(called, flags),
+        specificity=estimate_share(~called, ~flags),
+        precision=estimate_share(flags, called),
+        npv=estimate_share(~flags, ~called),
     )
 
 
@@ -281,14 +281,14 @@ def net_benefit(
         ([0.375, 0.5], [0.375, 0.0])
     """
     check_confidence(confidence)
-    flags = checked_flags(positive, name="positive")
-    values = checked_scores(probability, length=len(flags))
+    flags = check_flags(positive, name="positive")
+    values = check_scores(probability, length=len(flags))
     if ((values < 0) | (values > 1)).any():
         raise ValueError("net benefit needs probabilities in [0, 1]; pass calibrated probabilities, not logits")
     steps = np.asarray(thresholds, dtype=np.float64)
     if steps.ndim != 1 or not len(steps) or not ((steps > 0) & (steps < 1)).all() or (np.diff(steps) <= 0).any():
         raise ValueError("thresholds must be increasing probabilities in (0, 1)")
-    codes = group_codes(groups, length=len(flags))
+    codes = encode_groups(groups, length=len(flags))
     odds = steps / (1 - steps)
     prevalence = float(flags.mean())
     model, low, high = zip(
@@ -322,12 +322,12 @@ def _estimate_benefit(
     scale = float(np.sqrt(covariance[0, 0] * covariance[1, 1]))
     correlation = float(covariance[0, 1]) / scale if scale > 0 else 0.0
 
-    def reach(one: float, two: float) -> float:
+    def compute_reach(one: float, two: float) -> float:
         return float(np.sqrt(max(0.0, one**2 + two**2 - 2 * correlation * one * two)))
 
     value = gain.value - odds * loss.value
-    below = reach(gain.value - gain.low, odds * (loss.high - loss.value))
-    above = reach(gain.high - gain.value, odds * (loss.value - loss.low))
+    below = compute_reach(gain.value - gain.low, odds * (loss.high - loss.value))
+    above = compute_reach(gain.high - gain.value, odds * (loss.value - loss.low))
     return value, value - below, value + above
 
 
@@ -366,8 +366,8 @@ def risk_coverage(correct: NDArray[np.bool_], certainty: NDArray[np.float64]) ->
         >>> curve.coverage.tolist(), curve.risk.tolist()
         ([0.25, 0.75, 1.0], [0.0, 0.0, 0.25])
     """
-    flags = checked_flags(correct, name="correct")
-    values = checked_scores(certainty, length=len(flags))
+    flags = check_flags(correct, name="correct")
+    values = check_scores(certainty, length=len(flags))
     levels, member, images = np.unique(-values, return_inverse=True, return_counts=True)
     answered = np.cumsum(images)
     errors = np.cumsum(np.bincount(member, weights=~flags))
@@ -409,9 +409,9 @@ def area_under_risk_coverage(
         (0.0625, True)
     """
     check_confidence(confidence)
-    flags = checked_flags(correct, name="correct")
-    values = checked_scores(certainty, length=len(flags))
-    codes = group_codes(groups, length=len(flags))
+    flags = check_flags(correct, name="correct")
+    values = check_scores(certainty, length=len(flags))
+    codes = encode_groups(groups, length=len(flags))
     area = compute_mean_share_above(~flags, np.ones(len(flags), dtype=np.bool_), values)
     variance = estimate_mean_variance(area.contributions * len(flags), codes)
     return estimate_from_variance(area.value, variance, codes, confidence=confidence)

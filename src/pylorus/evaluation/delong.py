@@ -15,8 +15,8 @@ from scipy import optimize, special
 
 from pylorus.evaluation.estimate import Estimate
 from pylorus.evaluation.influence import compute_copies, estimate_mean_variance
-from pylorus.evaluation.inputs import checked_flags, checked_scores, group_codes
-from pylorus.evaluation.interval import check_confidence, quantile
+from pylorus.evaluation.inputs import check_flags, check_scores, encode_groups
+from pylorus.evaluation.interval import check_confidence, compute_quantile
 from pylorus.evaluation.proportion import ALL_IMAGES, NO_IMAGES
 
 PRIOR = 20.0
@@ -40,7 +40,7 @@ class AreaEstimate(Estimate):
 
 
 @dataclass(frozen=True, eq=False)
-class Components:
+class StructuralComponents:
     """Structural components of one or more areas over the same images, summed within groups.
 
     Attributes:
@@ -103,24 +103,26 @@ def auroc(
         (0.75, True)
     """
     check_confidence(confidence)
-    flags = checked_flags(positive, name="positive")
+    flags = check_flags(positive, name="positive")
     positives, negatives = int(flags.sum()), int((~flags).sum())
     if not positives or not negatives:
         reason = ALL_IMAGES if positives else NO_IMAGES
         return AreaEstimate(math.nan, math.nan, math.nan, math.nan, positives, negatives, reason=reason)
-    codes = group_codes(groups, length=len(flags))
-    placements = compute_placements(flags, checked_scores(scores, length=len(flags)))
+    codes = encode_groups(groups, length=len(flags))
+    placements = compute_placements(flags, check_scores(scores, length=len(flags)))
     area = estimate_area_variance(flags, placements, codes)
     kinds = (flags, ~flags)
     copies = [compute_copies(codes[kind]) for kind in kinds]
     if area.mean in (0.0, 1.0) or not area.variance > 0:
-        low, high = _score_interval(area.mean, copies, 1.0, quantile(confidence))
+        low, high = _compute_score_interval(area.mean, copies, 1.0, compute_quantile(confidence))
         return AreaEstimate(area.mean, low, high, math.sqrt(area.variance), positives, negatives)
-    sizes = [_effective_size(placements[kind], codes[kind], least) for kind, least in zip(kinds, copies, strict=True)]
-    expected = _binormal_variance(area.mean, sizes)
+    sizes = [
+        _compute_effective_size(placements[kind], codes[kind], least) for kind, least in zip(kinds, copies, strict=True)
+    ]
+    expected = _compute_binormal_variance(area.mean, sizes)
     moderated = (area.freedom * area.variance + PRIOR * max(area.variance, expected)) / (area.freedom + PRIOR)
-    errors = quantile(confidence, freedom=area.freedom + 1)
-    low, high = _score_interval(area.mean, sizes, moderated / expected, errors)
+    errors = compute_quantile(confidence, freedom=area.freedom + 1)
+    low, high = _compute_score_interval(area.mean, sizes, moderated / expected, errors)
     return AreaEstimate(area.mean, low, high, math.sqrt(area.variance), positives, negatives)
 
 
@@ -155,8 +157,8 @@ def compute_placements(positive: NDArray[np.bool_], scores: NDArray[np.float64])
         [1.0, 0.0, 0.5]
     """
     placements = np.empty(len(scores))
-    placements[positive] = _ranks(scores[positive], scores[~positive])
-    placements[~positive] = 1 - _ranks(scores[~positive], scores[positive])
+    placements[positive] = _compute_ranks(scores[positive], scores[~positive])
+    placements[~positive] = 1 - _compute_ranks(scores[~positive], scores[positive])
     return placements
 
 
@@ -192,11 +194,11 @@ def estimate_area_variance(
     return AreaVariance(mean, variance, freedom)
 
 
-def structural_components(
+def compute_structural_components(
     positive: NDArray[np.bool_],
     scores: list[NDArray[np.float64]],
     groups: NDArray[np.generic] | None,
-) -> Components:
+) -> StructuralComponents:
     """Split the area of each score into the contributions of the groups.
 
     Args:
@@ -209,24 +211,24 @@ def structural_components(
 
     Example:
         >>> flags = np.array([True, True, False])
-        >>> structural_components(flags, [np.array([0.9, 0.2, 0.5])], None).areas.tolist()
+        >>> compute_structural_components(flags, [np.array([0.9, 0.2, 0.5])], None).areas.tolist()
         [0.5]
     """
-    flags = checked_flags(positive, name="positive")
+    flags = check_flags(positive, name="positive")
     if flags.all() or not flags.any():
         raise ValueError(
             f"{int(flags.sum())} of {len(flags)} images are positive; an area needs positives and negatives"
         )
-    codes = group_codes(groups, length=len(flags))
+    codes = encode_groups(groups, length=len(flags))
     count = int(codes.max()) + 1
     areas, of_positives, of_negatives = [], [], []
     for each in scores:
-        placements = compute_placements(flags, checked_scores(each, length=len(flags)))
+        placements = compute_placements(flags, check_scores(each, length=len(flags)))
         area = float(placements[flags].mean())
         areas.append(area)
         of_positives.append(np.bincount(codes[flags], weights=placements[flags] - area, minlength=count))
         of_negatives.append(np.bincount(codes[~flags], weights=placements[~flags] - area, minlength=count))
-    return Components(
+    return StructuralComponents(
         areas=np.array(areas),
         of_positives=np.array(of_positives),
         of_negatives=np.array(of_negatives),
@@ -237,14 +239,14 @@ def structural_components(
     )
 
 
-def covariance(parts: Components) -> NDArray[np.float64]:
+def compute_area_covariance(parts: StructuralComponents) -> NDArray[np.float64]:
     """Compute the covariance of the areas, of shape (scores, scores).
 
     It is NaN if fewer than two groups have positives, or fewer than two have negatives.
 
     Example:
         >>> flags, score = np.array([True, True, False, False]), np.array([0.9, 0.4, 0.5, 0.1])
-        >>> covariance(structural_components(flags, [score], None)).round(4).tolist()
+        >>> compute_area_covariance(compute_structural_components(flags, [score], None)).round(4).tolist()
         [[0.125]]
     """
     if min(parts.positive_groups, parts.negative_groups) < 2:
@@ -253,25 +255,25 @@ def covariance(parts: Components) -> NDArray[np.float64]:
     total = up.shape[1]
     cross = up @ down.T
     matrix: NDArray[np.float64] = (
-        _unbiased(parts.positive_groups) * (up @ up.T)
-        + _unbiased(parts.negative_groups) * (down @ down.T)
-        + _unbiased(total) * (cross + cross.T)
+        _compute_unbiased_factor(parts.positive_groups) * (up @ up.T)
+        + _compute_unbiased_factor(parts.negative_groups) * (down @ down.T)
+        + _compute_unbiased_factor(total) * (cross + cross.T)
     )
     return matrix
 
 
-def _ranks(values: NDArray[np.float64], reference: NDArray[np.float64]) -> NDArray[np.float64]:
+def _compute_ranks(values: NDArray[np.float64], reference: NDArray[np.float64]) -> NDArray[np.float64]:
     """Compute, for each value, the proportion of the reference values below it, ties counting half."""
     ordered = np.sort(reference)
     left, right = np.searchsorted(ordered, values, "left"), np.searchsorted(ordered, values, "right")
     return (left + right) / (2 * len(reference))
 
 
-def _unbiased(groups: int) -> float:
+def _compute_unbiased_factor(groups: int) -> float:
     return groups / (groups - 1)
 
 
-def _effective_size(placements: NDArray[np.float64], codes: NDArray[np.int64], copies: float) -> float:
+def _compute_effective_size(placements: NDArray[np.float64], codes: NDArray[np.int64], copies: float) -> float:
     """Compute how many independent images would give the observed variance of the mean placement."""
     variance = estimate_mean_variance(placements, codes).variance
     if not variance > 0:
@@ -279,7 +281,7 @@ def _effective_size(placements: NDArray[np.float64], codes: NDArray[np.int64], c
     return max(copies, min(float(len(placements)), float(placements.var(ddof=1)) / variance))
 
 
-def _binormal_variance(area: float, sizes: Sequence[float]) -> float:
+def _compute_binormal_variance(area: float, sizes: Sequence[float]) -> float:
     """Compute the variance of an area between two normal distributions of equal variance.
 
     Args:
@@ -293,11 +295,11 @@ def _binormal_variance(area: float, sizes: Sequence[float]) -> float:
     return (area * (1 - area) + (positives - 1 + negatives - 1) * excess) / (positives * negatives)
 
 
-def _score_interval(area: float, sizes: Sequence[float], factor: float, errors: float) -> tuple[float, float]:
+def _compute_score_interval(area: float, sizes: Sequence[float], factor: float, errors: float) -> tuple[float, float]:
     """Compute the areas whose standard error, by the binormal variance times a factor, reaches the one observed."""
 
     def compute_gap(true: float) -> float:
-        return abs(area - true) - errors * math.sqrt(max(factor * _binormal_variance(true, sizes), 0.0))
+        return abs(area - true) - errors * math.sqrt(max(factor * _compute_binormal_variance(true, sizes), 0.0))
 
     # The gap is positive at 0 and at 1, and negative next to the area, where the error exceeds the distance.
     edge = 1e-9

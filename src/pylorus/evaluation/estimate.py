@@ -35,11 +35,11 @@ class Estimate:
         return not (math.isnan(self.low) or math.isnan(self.high))
 
 
-def undefined(reason: str) -> Estimate:
+def create_undefined_estimate(reason: str) -> Estimate:
     """Create an estimate without a value, with the reason for it.
 
     Example:
-        >>> undefined("no image is of class GC").defined
+        >>> create_undefined_estimate("no image is of class GC").defined
         False
     """
     return Estimate(math.nan, math.nan, math.nan, reason=reason)

@@ -4,7 +4,7 @@ The intervals of proportions of images (accuracy, sensitivity, …) are in `prop
 
 * F1 of a class is 2 J / (1 + J), where J is a proportion: among the images that are of the class or predicted as it,
   those that are both. Its interval is the transformed Wilson interval of J.
-* Averages over classes combine the intervals of the classes (`average_estimates`).
+* Averages over classes combine the intervals of the classes (`compute_mean_estimate`).
 * Cohen's kappa and MCC are 1 - e / q, where e is the error rate. Their interval is the Wilson interval of e, at the
   number of images with which e / q has the variance of the index.
 
@@ -18,18 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pylorus.evaluation.confusion import class_indices, confusion_matrix, overall_indices
-from pylorus.evaluation.estimate import Estimate, undefined
+from pylorus.evaluation.estimate import Estimate, create_undefined_estimate
 from pylorus.evaluation.influence import (
     NOISE,
     GroupCounts,
     Linearisation,
-    average_estimates,
     compute_copies,
-    correlate,
+    compute_correlation,
+    compute_linearised_indices,
+    compute_mean_estimate,
     count_by_group,
-    linearise_indices,
 )
-from pylorus.evaluation.inputs import group_codes, labels_in_range, warn_of_unused
+from pylorus.evaluation.inputs import check_labels, encode_groups, handle_deprecated_arguments
 from pylorus.evaluation.interval import check_confidence
 from pylorus.evaluation.predictions import Predictions
 from pylorus.evaluation.proportion import (
@@ -107,23 +107,25 @@ def indices_of_predictions(
         (0.8, True)
     """
     check_confidence(confidence)
-    warn_of_unused(seed=seed, resamples=resamples)
+    handle_deprecated_arguments(seed=seed, resamples=resamples)
     confusion_matrix(true, predicted, classes)  # checks the labels
-    truth, guess = labels_in_range(true, classes), labels_in_range(predicted, classes)
-    codes = group_codes(groups, length=len(truth))
+    truth, guess = check_labels(true, classes), check_labels(predicted, classes)
+    codes = encode_groups(groups, length=len(truth))
     counts, copies = count_by_group(codes, truth * classes + guess), compute_copies(codes)
     f1 = tuple(_estimate_f1(truth == each, guess == each, codes, confidence) for each in range(classes))
     shares = proportions_of_predictions(truth, guess, codes, classes=classes, confidence=confidence)
 
-    def average(name: str, parts: tuple[Estimate, ...], unknown: float) -> Estimate:
+    def estimate_macro_average(name: str, parts: tuple[Estimate, ...], unknown: float) -> Estimate:
         def compute(tables: NDArray[np.float64]) -> NDArray[np.float64]:
             values: NDArray[np.float64] = getattr(class_indices(tables.reshape(-1, classes, classes)), name)
             return values
 
-        covariance = linearise_indices(counts, compute, width=classes**2).covariance
-        return average_estimates(parts, correlate(covariance, copies=copies, unknown=unknown))
+        covariance = compute_linearised_indices(counts, compute, width=classes**2).covariance
+        return compute_mean_estimate(parts, compute_correlation(covariance, copies=copies, unknown=unknown))
 
-    overall = linearise_indices(counts, lambda tables: _compute_chance_indices(tables, classes), width=classes**2)
+    overall = compute_linearised_indices(
+        counts, lambda tables: _compute_chance_indices(tables, classes), width=classes**2
+    )
     accuracy = _compute_accuracy_design(counts, classes)
     true_shares, predicted_shares = (np.bincount(labels, minlength=classes) / len(truth) for labels in (truth, guess))
     by_chance = 1 - float(true_shares @ predicted_shares)
@@ -132,10 +134,10 @@ def indices_of_predictions(
         for index, name in enumerate(CHANCE)
     )
     return IndexEstimates(
-        balanced_accuracy=average("sensitivity", shares.sensitivity, 0.0),
-        macro_precision=average("precision", shares.precision, 0.0),
+        balanced_accuracy=estimate_macro_average("sensitivity", shares.sensitivity, 0.0),
+        macro_precision=estimate_macro_average("precision", shares.precision, 0.0),
         # An error affects two classes, so two classes share a fraction of 1 / (classes - 1) of their possible errors.
-        macro_f1=average("f1", f1, 1 / (classes - 1)),
+        macro_f1=estimate_macro_average("f1", f1, 1 / (classes - 1)),
         cohen_kappa=kappa,
         mcc=mcc,
         f1=f1,
@@ -184,7 +186,7 @@ def indices_of_confusion(
         >>> round(indices_of_confusion(resnet50).macro_f1.value, 4)
         0.9073
     """
-    warn_of_unused(seed=seed, resamples=resamples)
+    handle_deprecated_arguments(seed=seed, resamples=resamples)
     counts = np.asarray(confusion)
     overall_indices(counts)  # checks that it is a matrix of counts
     if counts.ndim != 2 or not np.issubdtype(counts.dtype, np.integer) or not counts.any():
@@ -200,7 +202,7 @@ def _estimate_f1(
 ) -> Estimate:
     either = present | predicted
     if not either.any():
-        return undefined(NEITHER)
+        return create_undefined_estimate(NEITHER)
     overlap = clustered_wilson((present & predicted)[either], codes[either], confidence=confidence)
     value, low, high = (2 * share / (1 + share) for share in (overlap.value, overlap.low, overlap.high))
     return Estimate(value, low, high)
@@ -223,11 +225,11 @@ def _estimate_beyond_chance(
     """Estimate kappa or MCC as 1 - e / q from the Wilson interval of the error rate e."""
     value, errors = float(overall.values[index]), 1 - float(overall.values[-1])
     if math.isnan(value):
-        return undefined(CHANCE[name])
+        return create_undefined_estimate(CHANCE[name])
     # Without errors kappa and MCC are 1, and q is the same for both: the error rate expected by chance.
     scale, factor = (by_chance if errors <= 0 else errors / (1 - value)), 1.0
     index_variance, error_variance = overall.covariance[index, index] * scale**2, overall.covariance[-1, -1]
     if 0 < errors < 1 and index_variance + error_variance > NOISE:
         factor = float(np.clip(error_variance / max(index_variance, NOISE), *INFORMATION))
-    low, high = accuracy.rescale(factor).compute_interval(errors, confidence=confidence)
+    low, high = accuracy.scale_size(factor).compute_interval(errors, confidence=confidence)
     return Estimate(value, max(-1.0, 1 - high / scale), 1 - low / scale)

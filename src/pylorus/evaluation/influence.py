@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from pylorus.evaluation.estimate import Estimate
-from pylorus.evaluation.interval import compute_satterthwaite_freedom, compute_wilson_ends, quantile
+from pylorus.evaluation.interval import compute_quantile, compute_satterthwaite_freedom, compute_wilson_ends
 
 STEP = 1e-4
 """Step, in images, of a numerical derivative: small compared with one image, large compared with rounding."""
@@ -92,7 +92,7 @@ def count_by_group(codes: NDArray[np.int64], cells: NDArray[np.int64]) -> GroupC
     )
 
 
-def linearise_indices(
+def compute_linearised_indices(
     counts: GroupCounts, indices: Callable[[NDArray[np.float64]], NDArray[np.float64]], *, width: int
 ) -> Linearisation:
     """Compute indices of a table of counts, and the contribution of each group to their deviations.
@@ -105,7 +105,7 @@ def linearise_indices(
 
     Example:
         >>> counts = count_by_group(np.array([0, 0, 1]), np.array([0, 1, 1]))
-        >>> first = linearise_indices(counts, lambda table: table[:, :1] / table.sum(axis=1, keepdims=True), width=2)
+        >>> first = compute_linearised_indices(counts, lambda table: table[:, :1] / table.sum(axis=1, keepdims=True), width=2)
         >>> first.values.round(3).tolist(), first.contributions.round(3).ravel().tolist()
         ([0.333], [0.111, -0.111])
     """
@@ -234,9 +234,9 @@ def estimate_from_variance(
     share = value / highest
     if spread.variance > NOISE * highest**2 and 0 < share < 1:
         size = share * (1 - share) * highest**2 / spread.variance
-        low, high = compute_wilson_ends(share, size, quantile(confidence, freedom=spread.freedom))
+        low, high = compute_wilson_ends(share, size, compute_quantile(confidence, freedom=spread.freedom))
     else:
-        low, high = compute_wilson_ends(share, compute_copies(codes), quantile(confidence))
+        low, high = compute_wilson_ends(share, compute_copies(codes), compute_quantile(confidence))
     return Estimate(value, highest * low, highest * high)
 
 
@@ -251,7 +251,7 @@ def compute_copies(codes: NDArray[np.int64]) -> float:
     return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
-def correlate(covariance: NDArray[np.float64], *, copies: float, unknown: float) -> NDArray[np.float64]:
+def compute_correlation(covariance: NDArray[np.float64], *, copies: float, unknown: float) -> NDArray[np.float64]:
     """Convert covariances to the correlations that combine intervals.
 
     A negative correlation makes a combined interval narrower. It is imprecise with few independent patients, so it is
@@ -267,9 +267,9 @@ def correlate(covariance: NDArray[np.float64], *, copies: float, unknown: float)
 
     Example:
         >>> covariance = np.array([[4.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
-        >>> correlate(covariance, copies=40, unknown=0.5).tolist()
+        >>> compute_correlation(covariance, copies=40, unknown=0.5).tolist()
         [[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]]
-        >>> correlate(np.array([[1.0, -0.6], [-0.6, 1.0]]), copies=12, unknown=0.5).round(2).tolist()
+        >>> compute_correlation(np.array([[1.0, -0.6], [-0.6, 1.0]]), copies=12, unknown=0.5).round(2).tolist()
         [[1.0, -0.35], [-0.35, 1.0]]
     """
     errors = np.sqrt(np.nan_to_num(np.diagonal(covariance)))
@@ -285,7 +285,7 @@ def correlate(covariance: NDArray[np.float64], *, copies: float, unknown: float)
     return correlation
 
 
-def average_estimates(parts: Sequence[Estimate], correlation: NDArray[np.float64]) -> Estimate:
+def compute_mean_estimate(parts: Sequence[Estimate], correlation: NDArray[np.float64]) -> Estimate:
     """Average the estimates of the classes and combine their intervals.
 
     Each end is the wider of two. MOVER adds the squared distances from value to end, and so preserves the asymmetry of
@@ -302,7 +302,7 @@ def average_estimates(parts: Sequence[Estimate], correlation: NDArray[np.float64
 
     Example:
         >>> halves = [Estimate(0.9, 0.8, 0.95), Estimate(0.7, 0.6, 0.8)]
-        >>> mean = average_estimates(halves, np.eye(2))
+        >>> mean = compute_mean_estimate(halves, np.eye(2))
         >>> round(mean.value, 3), round(mean.low, 3), round(mean.high, 3)
         (0.8, 0.729, 0.858)
     """
@@ -314,7 +314,7 @@ def average_estimates(parts: Sequence[Estimate], correlation: NDArray[np.float64
     below = values - np.array([part.low for part in parts])
     above = np.array([part.high for part in parts]) - values
 
-    def combine(distances: NDArray[np.float64]) -> float:
+    def compute_distance(distances: NDArray[np.float64]) -> float:
         return math.sqrt(max(0.0, float(distances @ correlation @ distances))) / len(parts)
 
     half, shift = (below + above) / 2, (below - above) / 2
@@ -322,8 +322,8 @@ def average_estimates(parts: Sequence[Estimate], correlation: NDArray[np.float64
     # Fully correlated classes keep their skewness.
     weight = float(half @ correlation @ half) / squares**2 if squares > 0 else 0.0
     asymmetry = float((shift * half**2).sum()) * weight / len(parts)
-    low = value - max(combine(below), combine(half) + asymmetry)
-    high = value + max(combine(above), combine(half) - asymmetry)
+    low = value - max(compute_distance(below), compute_distance(half) + asymmetry)
+    high = value + max(compute_distance(above), compute_distance(half) - asymmetry)
     without = next((part for part in parts if not part.has_interval), None)
     if without is not None:
         return Estimate(value, math.nan, math.nan, reason=without.reason)

@@ -12,7 +12,7 @@ SUM_TOLERANCE = 1e-3
 """Largest deviation of a sum of probabilities from 1; half precision and values with four decimals stay within it."""
 
 
-def labels_in_range(labels: NDArray[np.int64], classes: int, *, name: str = "the") -> NDArray[np.int64]:
+def check_labels(labels: NDArray[np.int64], classes: int, *, name: str = "the") -> NDArray[np.int64]:
     """Check labels and return them as int64.
 
     Args:
@@ -24,7 +24,7 @@ def labels_in_range(labels: NDArray[np.int64], classes: int, *, name: str = "the
         ValueError: If there are no labels, or they are not one-dimensional, not of an integer type, or out of range.
 
     Example:
-        >>> labels_in_range(np.array([0.0, 1.0]), 2, name="true")
+        >>> check_labels(np.array([0.0, 1.0]), 2, name="true")
         Traceback (most recent call last):
         ValueError: true labels are float64; expected integers (class indices)
     """
@@ -44,21 +44,21 @@ def labels_in_range(labels: NDArray[np.int64], classes: int, *, name: str = "the
     return array.astype(np.int64)
 
 
-def checked_logits(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+def check_logits(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Check logits of shape (n, classes) and return them as float64.
 
     Raises:
         ValueError: If the shape is not (n >= 1, classes >= 2), or a value is NaN or infinite.
 
     Example:
-        >>> checked_logits(np.array([[1.0, np.nan]]))
+        >>> check_logits(np.array([[1.0, np.nan]]))
         Traceback (most recent call last):
         ValueError: logits of image 0 are NaN or infinite: [1.0, nan]
     """
-    return _finite_table(logits, name="logits")
+    return _check_finite_table(logits, name="logits")
 
 
-def checked_probabilities(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+def check_probabilities(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
     """Check probabilities of shape (n, classes) and return them as float64.
 
     Raises:
@@ -66,11 +66,11 @@ def checked_probabilities(probabilities: NDArray[np.float64]) -> NDArray[np.floa
             does not sum to one within `SUM_TOLERANCE`.
 
     Example:
-        >>> checked_probabilities(np.array([[0.5, 0.5], [0.5, 0.4]]))
+        >>> check_probabilities(np.array([[0.5, 0.5], [0.5, 0.4]]))
         Traceback (most recent call last):
         ValueError: probabilities of image 1 sum to 0.9 instead of 1: [0.5, 0.4]
     """
-    table = _finite_table(probabilities, name="probabilities")
+    table = _check_finite_table(probabilities, name="probabilities")
     outside = ((table < 0) | (table > 1)).any(axis=1)
     if outside.any():
         first = int(np.flatnonzero(outside)[0])
@@ -85,14 +85,14 @@ def checked_probabilities(probabilities: NDArray[np.float64]) -> NDArray[np.floa
     return table
 
 
-def checked_scores(scores: NDArray[np.float64], *, length: int) -> NDArray[np.float64]:
+def check_scores(scores: NDArray[np.float64], *, length: int) -> NDArray[np.float64]:
     """Check scores of shape (length,) and return them as float64.
 
     Raises:
         ValueError: If the shape is different, or a score is NaN or infinite.
 
     Example:
-        >>> checked_scores(np.array([0.1, 0.2]), length=3)
+        >>> check_scores(np.array([0.1, 0.2]), length=3)
         Traceback (most recent call last):
         ValueError: scores have shape (2,); expected (3,), one per image
     """
@@ -105,14 +105,14 @@ def checked_scores(scores: NDArray[np.float64], *, length: int) -> NDArray[np.fl
     return array
 
 
-def checked_flags(flags: NDArray[np.bool_], *, name: str) -> NDArray[np.bool_]:
+def check_flags(flags: NDArray[np.bool_], *, name: str) -> NDArray[np.bool_]:
     """Check that flags are booleans of shape (n,), and return them.
 
     Raises:
         ValueError: If there are none, or they are not one-dimensional or not of a boolean type.
 
     Example:
-        >>> checked_flags(np.array([0.2, 1.0]), name="positive")
+        >>> check_flags(np.array([0.2, 1.0]), name="positive")
         Traceback (most recent call last):
         ValueError: positive is float64; expected booleans, one per image
     """
@@ -124,14 +124,14 @@ def checked_flags(flags: NDArray[np.bool_], *, name: str) -> NDArray[np.bool_]:
     return array
 
 
-def checked_names(names: NDArray[np.str_]) -> NDArray[np.str_]:
+def check_names(names: NDArray[np.str_]) -> NDArray[np.str_]:
     """Check names (of images) of shape (n,) and return them as text.
 
     Raises:
         ValueError: If they are not text or not one-dimensional.
 
     Example:
-        >>> checked_names(np.array([1.5]))
+        >>> check_names(np.array([1.5]))
         Traceback (most recent call last):
         ValueError: names are float64 of shape (1,); expected text of shape (n,)
     """
@@ -143,7 +143,7 @@ def checked_names(names: NDArray[np.str_]) -> NDArray[np.str_]:
     return array
 
 
-def group_codes(groups: NDArray[np.generic] | None, *, length: int) -> NDArray[np.int64]:
+def encode_groups(groups: NDArray[np.generic] | None, *, length: int) -> NDArray[np.int64]:
     """Number the groups 0, 1, … in the order of their sorted names.
 
     Args:
@@ -157,7 +157,7 @@ def group_codes(groups: NDArray[np.generic] | None, *, length: int) -> NDArray[n
         ValueError: If the shape is different, or a name is neither text nor an integer (NaN is not allowed).
 
     Example:
-        >>> group_codes(np.array(["p7", "p2", "p7"]), length=3).tolist()
+        >>> encode_groups(np.array(["p7", "p2", "p7"]), length=3).tolist()
         [1, 0, 1]
     """
     if groups is None:
@@ -175,7 +175,7 @@ def group_codes(groups: NDArray[np.generic] | None, *, length: int) -> NDArray[n
     return codes.astype(np.int64)
 
 
-def warn_of_unused(**arguments: object) -> None:
+def handle_deprecated_arguments(**arguments: object) -> None:
     """Warn about arguments of earlier versions that no longer have an effect.
 
     Args:
@@ -190,7 +190,7 @@ def warn_of_unused(**arguments: object) -> None:
         )
 
 
-def _finite_table(table: NDArray[np.float64], *, name: str) -> NDArray[np.float64]:
+def _check_finite_table(table: NDArray[np.float64], *, name: str) -> NDArray[np.float64]:
     array = np.asarray(table, dtype=np.float64)
     if array.ndim != 2 or array.shape[0] < 1 or array.shape[1] < 2:
         raise ValueError(f"{name} have shape {array.shape}; expected (n, classes), n >= 1, classes >= 2")

@@ -26,7 +26,7 @@ def check_confidence(confidence: float) -> None:
         raise ValueError(f"confidence is {confidence}; expected a proportion in (0, 1), such as 0.95")
 
 
-def quantile(confidence: float, *, freedom: float = math.inf) -> float:
+def compute_quantile(confidence: float, *, freedom: float = math.inf) -> float:
     """Compute the half-width of an interval in standard errors.
 
     Args:
@@ -37,7 +37,7 @@ def quantile(confidence: float, *, freedom: float = math.inf) -> float:
         ValueError: If confidence is not in (0, 1).
 
     Example:
-        >>> round(quantile(0.95), 3), round(quantile(0.95, freedom=10), 3)
+        >>> round(compute_quantile(0.95), 3), round(compute_quantile(0.95, freedom=10), 3)
         (1.96, 2.228)
     """
     check_confidence(confidence)
@@ -45,7 +45,7 @@ def quantile(confidence: float, *, freedom: float = math.inf) -> float:
     return -float(special.ndtri(tail) if math.isinf(freedom) else special.stdtrit(freedom, tail))
 
 
-def two_sided_p(statistic: float, *, freedom: float = math.inf) -> float:
+def compute_two_sided_p(statistic: float, *, freedom: float = math.inf) -> float:
     """Compute the two-sided p of a statistic, in [0, 1].
 
     Args:
@@ -53,14 +53,14 @@ def two_sided_p(statistic: float, *, freedom: float = math.inf) -> float:
         freedom: Degrees of freedom of Student's t, > 0; infinite for the normal distribution.
 
     Example:
-        >>> round(two_sided_p(1.96), 3), round(two_sided_p(-2.228, freedom=10), 3)
+        >>> round(compute_two_sided_p(1.96), 3), round(compute_two_sided_p(-2.228, freedom=10), 3)
         (0.05, 0.05)
     """
     below = -abs(statistic)
     return 2 * float(special.ndtr(below) if math.isinf(freedom) else special.stdtr(freedom, below))
 
 
-def logit_interval(
+def compute_logit_interval(
     value: float, error: float, *, lowest: float = 0.0, confidence: float, freedom: float
 ) -> tuple[float, float]:
     """Compute an interval that is symmetric on the scale log((x - lowest) / (1 - x)), so that it stays in (lowest, 1).
@@ -78,13 +78,13 @@ def logit_interval(
         ValueError: If confidence is not in (0, 1).
 
     Example:
-        >>> low, high = logit_interval(0.9, 0.05, confidence=0.95, freedom=100)
+        >>> low, high = compute_logit_interval(0.9, 0.05, confidence=0.95, freedom=100)
         >>> round(low, 3), round(high, 3)
         (0.749, 0.964)
     """
     width = 1 - lowest
     position = (value - lowest) / width
-    reach = quantile(confidence, freedom=freedom) * error / (width * position * (1 - position))
+    reach = compute_quantile(confidence, freedom=freedom) * error / (width * position * (1 - position))
     low, high = special.expit(special.logit(position) + np.array([-reach, reach]))
     return lowest + width * float(low), lowest + width * float(high)
 
@@ -118,7 +118,7 @@ def compute_wilson_ends(value: float, size: float, errors: float) -> tuple[float
     Args:
         value: The proportion, in [0, 1].
         size: Effective number of independent images, > 0, not necessarily whole.
-        errors: Half-width in standard errors, from `quantile`.
+        errors: Half-width in standard errors, from `compute_quantile`.
 
     Raises:
         ValueError: If the value or the size is out of range.
@@ -134,6 +134,6 @@ def compute_wilson_ends(value: float, size: float, errors: float) -> tuple[float
         )
     if not size < 1e15:
         return value, value
-    low, high = proportion_confint(value * size, size, alpha=two_sided_p(errors), method="wilson")
+    low, high = proportion_confint(value * size, size, alpha=compute_two_sided_p(errors), method="wilson")
     # Rounding may move the ends of 0/n and n/n slightly past the value.
     return min(value, max(0.0, float(low))), max(value, min(1.0, float(high)))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.evaluation.inputs import group_codes
+from pylorus.evaluation.inputs import encode_groups
 from pylorus.evaluation.predictions import SHOWN, Predictions
 
 
@@ -52,7 +52,7 @@ def patient_level(predictions: Predictions, *, leave_out_mixed: bool = False) ->
         >>> patients.images.tolist(), patients.predictions.probabilities.round(3).tolist()
         ([2, 1], [[0.6, 0.4], [0.2, 0.8]])
     """
-    codes = group_codes(predictions.group, length=len(predictions.true))
+    codes = encode_groups(predictions.group, length=len(predictions.true))
     first = np.unique(codes, return_index=True)[1]
     names = np.asarray(predictions.group)[first].astype(np.str_)
     images = np.bincount(codes).astype(np.int64)

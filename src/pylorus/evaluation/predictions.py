@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.evaluation.inputs import checked_names, checked_probabilities, group_codes, labels_in_range
+from pylorus.evaluation.inputs import check_labels, check_names, check_probabilities, encode_groups
 
 SHOWN = 3
 """Number of samples that an error message names."""
@@ -44,8 +44,8 @@ class Predictions:
     class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        table = checked_probabilities(self.probabilities)
-        truth = labels_in_range(self.true, table.shape[1], name="true")
+        table = check_probabilities(self.probabilities)
+        truth = check_labels(self.true, table.shape[1], name="true")
         if not len(truth) == len(table) == len(self.sample):
             raise ValueError(
                 f"found {len(self.sample)} samples, {len(truth)} true labels and probabilities of {len(table)} images; "
@@ -55,10 +55,10 @@ class Predictions:
             raise ValueError(
                 f"class names are {list(self.class_names)}; expected a unique name for each of {table.shape[1]} columns"
             )
-        names, count = np.unique(checked_names(self.sample), return_counts=True)
+        names, count = np.unique(check_names(self.sample), return_counts=True)
         if (count > 1).any():
-            raise ValueError(f"samples that occur more than once: {_some(names[count > 1])}")
-        group_codes(self.group, length=len(truth))  # checks the names of the groups
+            raise ValueError(f"samples that occur more than once: {_format_some_names(names[count > 1])}")
+        encode_groups(self.group, length=len(truth))  # checks the names of the groups
 
     @property
     def classes(self) -> int:
@@ -83,7 +83,7 @@ class Predictions:
         return self.group if len(np.unique(self.group)) < len(self.true) else None
 
 
-def aligned(first: Predictions, second: Predictions) -> Predictions:
+def align_predictions(first: Predictions, second: Predictions) -> Predictions:
     """Reorder the second model's predictions to the first's order of images and classes.
 
     Raises:
@@ -93,17 +93,17 @@ def aligned(first: Predictions, second: Predictions) -> Predictions:
     Example:
         >>> one = Predictions(np.array(["a", "b"]), np.array([1, 2]), np.array([0, 1]), np.eye(2), ("x", "y"))
         >>> two = Predictions(np.array(["b", "a"]), np.array([2, 1]), np.array([0, 1]), np.eye(2), ("y", "x"))
-        >>> aligned(one, two).sample.tolist(), aligned(one, two).probabilities.tolist()
+        >>> align_predictions(one, two).sample.tolist(), align_predictions(one, two).probabilities.tolist()
         (['a', 'b'], [[1.0, 0.0], [0.0, 1.0]])
     """
     if set(first.class_names) != set(second.class_names):
         raise ValueError(f"the classes differ: {list(first.class_names)} and {list(second.class_names)}")
-    first_names, second_names = checked_names(first.sample), checked_names(second.sample)
+    first_names, second_names = check_names(first.sample), check_names(second.sample)
     unmatched = np.setxor1d(first_names, second_names)
     if len(unmatched):
         raise ValueError(
             f"the two predictions are not for the same images ({len(first_names)} and {len(second_names)} images; "
-            f"{len(unmatched)} are in only one of them: {_some(unmatched)}); compare runs with the same split"
+            f"{len(unmatched)} are in only one of them: {_format_some_names(unmatched)}); compare runs with the same split"
         )
     rows = np.argsort(second_names)[np.searchsorted(second_names[np.argsort(second_names)], first_names)]
     columns = np.array([second.class_names.index(name) for name in first.class_names])
@@ -116,12 +116,12 @@ def aligned(first: Predictions, second: Predictions) -> Predictions:
     ):
         if np.any(differs):
             raise ValueError(
-                f"the two predictions disagree on the {name} of {_some(first_names[np.atleast_1d(differs)])}"
+                f"the two predictions disagree on the {name} of {_format_some_names(first_names[np.atleast_1d(differs)])}"
             )
     return Predictions(first_names, groups, truth, second.probabilities[rows][:, columns], first.class_names)
 
 
-def _some(names: NDArray[np.str_]) -> str:
+def _format_some_names(names: NDArray[np.str_]) -> str:
     """Format the first `SHOWN` names, and the number of the others."""
     text = ", ".join(str(name) for name in names[:SHOWN])
     return text if len(names) <= SHOWN else f"{text} and {len(names) - SHOWN} more"

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from pylorus.evaluation.confusion import confusion_matrix
 from pylorus.evaluation.estimate import Estimate
 from pylorus.evaluation.influence import estimate_design_effect
-from pylorus.evaluation.inputs import checked_flags, group_codes, labels_in_range
+from pylorus.evaluation.inputs import check_flags, check_labels, encode_groups
 from pylorus.evaluation.interval import (
     check_confidence,
+    compute_quantile,
     compute_satterthwaite_freedom,
     compute_wilson_ends,
-    quantile,
 )
 
 NO_IMAGES = "no image is of the class"
@@ -75,7 +75,7 @@ def wilson(successes: int, total: int, *, confidence: float = 0.95, reason: str 
         raise ValueError(f"found {successes} successes out of {total}; expected 0 <= successes <= total")
     if total == 0:
         return Proportion(math.nan, math.nan, math.nan, 0, 0, reason=reason)
-    low, high = compute_wilson_ends(successes / total, float(total), quantile(confidence))
+    low, high = compute_wilson_ends(successes / total, float(total), compute_quantile(confidence))
     return Proportion(successes / total, low, high, int(successes), int(total))
 
 
@@ -103,8 +103,8 @@ def clustered_wilson(
         (True, True)
     """
     check_confidence(confidence)
-    flags = checked_flags(success, name="success")
-    codes = group_codes(groups, length=len(flags))
+    flags = check_flags(success, name="success")
+    codes = encode_groups(groups, length=len(flags))
     sizes = np.bincount(codes).astype(np.float64)
     if sizes.max() == 1:
         return wilson(int(flags.sum()), len(flags), confidence=confidence)
@@ -143,14 +143,14 @@ class ClusterDesign:
             >>> round(low, 3), round(high, 3)
             (0.79, 0.956)
         """
-        low, high = compute_wilson_ends(value, self.size, quantile(confidence, freedom=self.freedom))
+        low, high = compute_wilson_ends(value, self.size, compute_quantile(confidence, freedom=self.freedom))
         if math.isinf(self.freedom):
             return low, high
-        widest = quantile(confidence, freedom=max(1.0, self.copies - 1))
+        widest = compute_quantile(confidence, freedom=max(1.0, self.copies - 1))
         lowest, highest = compute_wilson_ends(value, min(self.size, self.copies), widest)
         return max(low, lowest), min(high, highest)
 
-    def rescale(self, factor: float) -> "ClusterDesign":
+    def scale_size(self, factor: float) -> "ClusterDesign":
         """Return the design of an index that varies like a proportion of `factor` times as many images."""
         return ClusterDesign(self.size * factor, self.freedom, self.copies * factor)
 
@@ -242,10 +242,10 @@ def proportions_of_predictions(
         [0.5, 1.0, nan]
     """
     confusion_matrix(true, predicted, classes)  # checks the labels
-    truth, guess = labels_in_range(true, classes), labels_in_range(predicted, classes)
-    codes = group_codes(groups, length=len(truth))
+    truth, guess = check_labels(true, classes), check_labels(predicted, classes)
+    codes = encode_groups(groups, length=len(truth))
 
-    def share(success: NDArray[np.bool_], among: NDArray[np.bool_], reason: str) -> Proportion:
+    def estimate_share(success: NDArray[np.bool_], among: NDArray[np.bool_], reason: str) -> Proportion:
         if not among.any():
             return wilson(0, 0, confidence=confidence, reason=reason)
         return clustered_wilson(success[among], codes[among], confidence=confidence)
@@ -254,9 +254,9 @@ def proportions_of_predictions(
     called = [guess == each for each in range(classes)]
     pairs = list(zip(present, called, strict=True))
     return ClassProportions(
-        accuracy=share(truth == guess, np.ones(len(truth), dtype=np.bool_), ""),
-        precision=tuple(share(p, c, NEVER_PREDICTED) for p, c in pairs),
-        sensitivity=tuple(share(c, p, NO_IMAGES) for p, c in pairs),
-        specificity=tuple(share(~c, ~p, ALL_IMAGES) for p, c in pairs),
-        npv=tuple(share(~p, ~c, ALWAYS_PREDICTED) for p, c in pairs),
+        accuracy=estimate_share(truth == guess, np.ones(len(truth), dtype=np.bool_), ""),
+        precision=tuple(estimate_share(p, c, NEVER_PREDICTED) for p, c in pairs),
+        sensitivity=tuple(estimate_share(c, p, NO_IMAGES) for p, c in pairs),
+        specificity=tuple(estimate_share(~c, ~p, ALL_IMAGES) for p, c in pairs),
+        npv=tuple(estimate_share(~p, ~c, ALWAYS_PREDICTED) for p, c in pairs),
     )

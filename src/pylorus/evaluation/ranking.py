@@ -12,23 +12,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.evaluation.delong import AreaEstimate, auroc, structural_components
-from pylorus.evaluation.estimate import Estimate, undefined
+from pylorus.evaluation.delong import AreaEstimate, auroc, compute_structural_components
+from pylorus.evaluation.estimate import Estimate, create_undefined_estimate
 from pylorus.evaluation.influence import (
     MeanVariance,
-    average_estimates,
     compute_copies,
-    correlate,
+    compute_correlation,
+    compute_mean_estimate,
     estimate_from_variance,
     estimate_mean_variance,
 )
 from pylorus.evaluation.inputs import (
-    checked_flags,
-    checked_probabilities,
-    checked_scores,
-    group_codes,
-    labels_in_range,
-    warn_of_unused,
+    check_flags,
+    check_labels,
+    check_probabilities,
+    check_scores,
+    encode_groups,
+    handle_deprecated_arguments,
 )
 from pylorus.evaluation.interval import check_confidence
 from pylorus.evaluation.proportion import NO_IMAGES
@@ -95,13 +95,13 @@ def ranking_of_predictions(
         (0.889, 0.917)
     """
     check_confidence(confidence)
-    warn_of_unused(seed=seed, resamples=resamples)
-    table = checked_probabilities(probabilities)
+    handle_deprecated_arguments(seed=seed, resamples=resamples)
+    table = check_probabilities(probabilities)
     classes = table.shape[1]
-    truth = labels_in_range(true, classes, name="true")
+    truth = check_labels(true, classes, name="true")
     if len(truth) != len(table):
         raise ValueError(f"found {len(truth)} true labels and probabilities of {len(table)} images; expected as many")
-    codes = group_codes(groups, length=len(truth))
+    codes = encode_groups(groups, length=len(truth))
     present = [truth == each for each in range(classes)]
     scores = [table[:, each] for each in range(classes)]
     areas = tuple(
@@ -115,11 +115,15 @@ def ranking_of_predictions(
     return RankingEstimates(
         auroc=areas,
         average_precision=precisions,
-        macro_auroc=average_estimates(
-            areas, correlate(_covariance_of_areas(present, scores, codes, areas), copies=copies, unknown=unknown)
+        macro_auroc=compute_mean_estimate(
+            areas,
+            compute_correlation(
+                _compute_area_covariance(present, scores, codes, areas), copies=copies, unknown=unknown
+            ),
         ),
-        macro_average_precision=average_estimates(
-            precisions, correlate(_covariance_of_sums(contributions, codes), copies=copies, unknown=unknown)
+        macro_average_precision=compute_mean_estimate(
+            precisions,
+            compute_correlation(_compute_sum_covariance(contributions, codes), copies=copies, unknown=unknown),
         ),
     )
 
@@ -155,9 +159,9 @@ def average_precision(
         0.8333
     """
     check_confidence(confidence)
-    flags = checked_flags(positive, name="positive")
-    codes = group_codes(groups, length=len(flags))
-    return _estimate_precision(flags, checked_scores(scores, length=len(flags)), codes, confidence)[0]
+    flags = check_flags(positive, name="positive")
+    codes = encode_groups(groups, length=len(flags))
+    return _estimate_precision(flags, check_scores(scores, length=len(flags)), codes, confidence)[0]
 
 
 def compute_mean_share_above(
@@ -197,7 +201,7 @@ def _estimate_precision(
 ) -> tuple[Estimate, NDArray[np.float64]]:
     """Estimate average precision, and the contribution of each image to its deviation."""
     if not positive.any():
-        return undefined(NO_IMAGES), np.zeros(len(positive))
+        return create_undefined_estimate(NO_IMAGES), np.zeros(len(positive))
     mean = compute_mean_share_above(positive, positive, scores)
     groups = len(np.unique(codes[positive]))
     spread = estimate_mean_variance(mean.contributions * len(positive), codes)
@@ -209,7 +213,7 @@ def _estimate_precision(
     return estimate, mean.contributions
 
 
-def _covariance_of_areas(
+def _compute_area_covariance(
     present: Sequence[NDArray[np.bool_]],
     scores: Sequence[NDArray[np.float64]],
     codes: NDArray[np.int64],
@@ -217,19 +221,21 @@ def _covariance_of_areas(
 ) -> NDArray[np.float64]:
     """Sum the products of the groups' contributions to two areas, of shape (classes, classes)."""
     contributions = [
-        structural_components(positive, [score], codes).contributions[0]
+        compute_structural_components(positive, [score], codes).contributions[0]
         if area.defined
         else np.zeros(int(codes.max()) + 1)
         for positive, score, area in zip(present, scores, areas, strict=True)
     ]
-    return _multiply(contributions)
+    return _compute_products(contributions)
 
 
-def _covariance_of_sums(contributions: Sequence[NDArray[np.float64]], codes: NDArray[np.int64]) -> NDArray[np.float64]:
-    return _multiply([np.bincount(codes, weights=each).astype(np.float64) for each in contributions])
+def _compute_sum_covariance(
+    contributions: Sequence[NDArray[np.float64]], codes: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    return _compute_products([np.bincount(codes, weights=each).astype(np.float64) for each in contributions])
 
 
-def _multiply(contributions: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+def _compute_products(contributions: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     table = np.array(contributions)
     product: NDArray[np.float64] = table @ table.T
     return product

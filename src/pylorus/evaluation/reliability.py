@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.evaluation.inputs import checked_probabilities, group_codes, labels_in_range
+from pylorus.evaluation.inputs import check_labels, check_probabilities, encode_groups
 from pylorus.evaluation.interval import check_confidence
 from pylorus.evaluation.proportion import Proportion, clustered_wilson
 
@@ -62,15 +62,15 @@ def reliability_curve(
         ([0.65, 0.95], [0.5, 1.0])
     """
     check_confidence(confidence)
-    table = checked_probabilities(probabilities)
-    truth = labels_in_range(true, table.shape[1], name="true")
+    table = check_probabilities(probabilities)
+    truth = check_labels(true, table.shape[1], name="true")
     if len(truth) != len(table):
         raise ValueError(f"found {len(truth)} true labels and probabilities of {len(table)} images; expected as many")
     if bins < 1:
         raise ValueError(f"bins is {bins}; expected at least 1")
-    codes = group_codes(groups, length=len(truth))
+    codes = encode_groups(groups, length=len(truth))
     confidences, correct = table.max(axis=1), table.argmax(axis=1) == truth
-    member = assign_equal_mass_bins(confidences, bins=bins)
+    member = compute_equal_mass_bins(confidences, bins=bins)
     images = np.bincount(member).astype(np.int64)
     certainty = np.bincount(member, weights=confidences) / images
     accuracy = tuple(
@@ -81,7 +81,7 @@ def reliability_curve(
     return ReliabilityCurve(certainty, accuracy, images, float((images * gaps).sum() / len(truth)))
 
 
-def assign_equal_mass_bins(values: NDArray[np.float64], *, bins: int) -> NDArray[np.int64]:
+def compute_equal_mass_bins(values: NDArray[np.float64], *, bins: int) -> NDArray[np.int64]:
     """Assign each value to one of the bins 0, 1, … without gaps; equal values get the same bin.
 
     Args:
@@ -89,7 +89,7 @@ def assign_equal_mass_bins(values: NDArray[np.float64], *, bins: int) -> NDArray
         bins: Target number of bins with equally many values, >= 1.
 
     Example:
-        >>> assign_equal_mass_bins(np.array([0.6, 0.9, 0.7, 1.0]), bins=2).tolist()
+        >>> compute_equal_mass_bins(np.array([0.6, 0.9, 0.7, 1.0]), bins=2).tolist()
         [0, 1, 0, 1]
     """
     ordered = np.sort(values)

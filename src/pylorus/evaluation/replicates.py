@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from pylorus.evaluation.comparison import INDICES, Difference
 from pylorus.evaluation.confusion import overall_indices
 from pylorus.evaluation.estimate import Estimate
-from pylorus.evaluation.inputs import group_codes, labels_in_range
+from pylorus.evaluation.inputs import check_labels, encode_groups
 from pylorus.evaluation.interval import (
     check_confidence,
+    compute_quantile,
     compute_satterthwaite_freedom,
+    compute_two_sided_p,
     compute_wilson_ends,
-    quantile,
-    two_sided_p,
 )
 
 NOTHING_VARIES = "neither patients nor replicates vary"
@@ -122,7 +122,7 @@ def summarize_replicates(values: NDArray[np.float64]) -> ReplicateSummary:
     return ReplicateSummary(float(table.mean()), deviation, float(table.min()), float(table.max()), len(table))
 
 
-def replicate_balance(
+def compute_replicate_balance(
     first: NDArray[np.bool_], second: NDArray[np.bool_], groups: NDArray[np.generic] | None
 ) -> NDArray[np.int64]:
     """Compute the balance of each group between two configurations, in whole numbers for `sign_flip_test`.
@@ -141,7 +141,7 @@ def replicate_balance(
 
     Example:
         >>> one, two = np.array([[True, True], [True, False]]), np.array([[False, False]])
-        >>> replicate_balance(one, two, np.array(["a", "b"])).tolist()
+        >>> compute_replicate_balance(one, two, np.array(["a", "b"])).tolist()
         [2, 1]
     """
     first, second = np.atleast_2d(first), np.atleast_2d(second)
@@ -150,11 +150,11 @@ def replicate_balance(
             f"found {first.shape[1]} images for the first and {second.shape[1]} for the second; expected the same"
         )
     lead = first.sum(axis=0).astype(np.int64) * len(second) - second.sum(axis=0).astype(np.int64) * len(first)
-    codes = group_codes(groups, length=len(lead))
+    codes = encode_groups(groups, length=len(lead))
     return np.rint(np.bincount(codes, weights=lead)).astype(np.int64)
 
 
-def indices_of_replicates(
+def compute_replicate_indices(
     true: NDArray[np.int64],
     predicted: NDArray[np.int64],
     groups: NDArray[np.generic] | None,
@@ -177,23 +177,23 @@ def indices_of_replicates(
 
     Example:
         >>> truth, predictions = np.array([0, 0, 1, 1]), np.array([[0, 0, 1, 1], [0, 1, 1, 1]])
-        >>> indices = indices_of_replicates(truth, predictions, None, classes=2)
+        >>> indices = compute_replicate_indices(truth, predictions, None, classes=2)
         >>> indices.values[:, 0].tolist(), indices.covariance[0].round(4).tolist()
         ([1.0, 0.75], [[0.0, 0.0], [0.0, 0.0625]])
     """
-    truth = labels_in_range(true, classes, name="true")
+    truth = check_labels(true, classes, name="true")
     predictions = np.atleast_2d(predicted)
     if predictions.shape[1] != len(truth):
         raise ValueError(f"found {len(truth)} true and {predictions.shape[1]} predicted labels; expected equally many")
-    codes = group_codes(groups, length=len(truth))
+    codes = encode_groups(groups, length=len(truth))
     count = int(codes.max()) + 1
     values, left_out = [], []
     for row in predictions:
-        cells = (codes * classes + truth) * classes + labels_in_range(row, classes, name="predicted")
+        cells = (codes * classes + truth) * classes + check_labels(row, classes, name="predicted")
         tables = np.bincount(cells, minlength=count * classes**2).reshape(count, classes, classes)
         total = tables.sum(axis=0)
-        values.append(_indices(total))
-        left_out.append(_indices(total - tables) if count > 1 else np.full((1, len(INDICES)), math.nan))
+        values.append(_compute_indices(total))
+        left_out.append(_compute_indices(total - tables) if count > 1 else np.full((1, len(INDICES)), math.nan))
     changes = np.moveaxis(np.array(left_out), 2, 0)
     return ReplicateIndices(np.array(values), changes - changes.mean(axis=2, keepdims=True))
 
@@ -263,8 +263,8 @@ def compare_replicates(
     if paired:
         cross = covariance[: len(ours), len(ours) :]
         parts = [(ours - theirs, own_first + own_second - cross - cross.T)]
-    variance, total = _total_variance(patients, parts, degrees) if seeds else (patients, degrees)
-    return _difference(value, variance, total, bounds, confidence, training=seeds)
+    variance, total = _compute_total_variance(patients, parts, degrees) if seeds else (patients, degrees)
+    return _build_difference(value, variance, total, bounds, confidence, training=seeds)
 
 
 def estimate_replicates(
@@ -301,7 +301,7 @@ def estimate_replicates(
         return Estimate(value, math.nan, math.nan, reason=UNDEFINED)
     variance = patients
     if len(table) > 1:
-        variance, degrees = _total_variance(patients, [(table, covariance)], degrees)
+        variance, degrees = _compute_total_variance(patients, [(table, covariance)], degrees)
     if variance < 1e-18:
         return Estimate(value, math.nan, math.nan, reason=NOTHING_VARIES)
     position = (value - bounds[0]) / (bounds[1] - bounds[0])
@@ -309,7 +309,7 @@ def estimate_replicates(
         return Estimate(value, math.nan, math.nan, reason=NOTHING_VARIES)
     # The score interval of a proportion with that variance, which is asymmetric if the mean is near a bound.
     size = position * (1 - position) * (bounds[1] - bounds[0]) ** 2 / variance
-    ends = compute_wilson_ends(position, size, quantile(confidence, freedom=degrees))
+    ends = compute_wilson_ends(position, size, compute_quantile(confidence, freedom=degrees))
     low, high = (bounds[0] + (bounds[1] - bounds[0]) * end for end in ends)
     return Estimate(value, low, high)
 
@@ -355,15 +355,15 @@ def corrected_resampled_t(
         reason = "the index is undefined for a fold" if math.isnan(value) else "there is a single fold"
         return ReplicateDifference(value, math.nan, math.nan, math.nan, math.nan, True, reason=reason)
     variance = (1 / len(table) + test_to_train) * float(table.var(ddof=1))
-    return _difference(value, variance, len(table) - 1, bounds, confidence, training=True)
+    return _build_difference(value, variance, len(table) - 1, bounds, confidence, training=True)
 
 
-def _indices(tables: NDArray[np.int64]) -> NDArray[np.float64]:
+def _compute_indices(tables: NDArray[np.int64]) -> NDArray[np.float64]:
     indices = overall_indices(tables)
     return np.stack([getattr(indices, name) for name in INDICES], axis=-1)
 
 
-def _total_variance(
+def _compute_total_variance(
     patients: float, parts: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], degrees: float
 ) -> tuple[float, float]:
     """Compute the total variance of patients and seeds, and its degrees of freedom.
@@ -390,13 +390,13 @@ def _total_variance(
     return total, total**2 / loss
 
 
-def _difference(
+def _build_difference(
     value: float, variance: float, degrees: float, bounds: tuple[float, float], confidence: float, *, training: bool
 ) -> ReplicateDifference:
     if variance < 1e-18:
         p_value = 1.0 if value == 0 else math.nan
         return ReplicateDifference(value, math.nan, math.nan, math.nan, p_value, training, reason=NOTHING_VARIES)
     error = math.sqrt(variance)
-    reach = quantile(confidence, freedom=degrees) * error
+    reach = compute_quantile(confidence, freedom=degrees) * error
     low, high = max(bounds[0], value - reach), min(bounds[1], value + reach)
-    return ReplicateDifference(value, low, high, error, two_sided_p(value / error, freedom=degrees), training)
+    return ReplicateDifference(value, low, high, error, compute_two_sided_p(value / error, freedom=degrees), training)

@@ -10,7 +10,7 @@ MORE_FIGURES = 4
 """Greatest number of additional digits of a p-value that rounding would move to the other side of the level."""
 
 
-def better_sentence(
+def format_better_sentence(
     first: str,
     second: str,
     test: McNemar,
@@ -39,31 +39,33 @@ def better_sentence(
     Example:
         >>> test = McNemar(images=450, groups=450, right_first=409, right_second=401,
         ...                only_first=30, only_second=22, p_value=0.332)
-        >>> better_sentence("ResNet50", "VGG19", test)
+        >>> format_better_sentence("ResNet50", "VGG19", test)
         'ResNet50 is not shown to be better than VGG19 on these 450 images (90.9 % vs. 89.1 %, p = 0.33).'
     """
     _check_level(level)
     if corrected_p is not None and family < 2:
         raise ValueError(f"family is {family}; expected at least 2 tests with a corrected p")
     p_value = test.p_value if corrected_p is None else corrected_p
-    where = f"on these {_count(test.images)} images"
+    where = f"on these {_format_count(test.images)} images"
     if test.groups < test.images:
-        where += f" of {_count(test.groups)} {group_word}"
-    p_part = p_text(p_value, level=level)
+        where += f" of {_format_count(test.groups)} {group_word}"
+    p_part = format_p_value(p_value, level=level)
     if corrected_p is not None:
         p_part += f" after Holm's correction for {family} comparisons"
     if test.right_first == test.right_second:
-        accuracy = percent(test.right_first / test.images)
+        accuracy = format_percent_with_unit(test.right_first / test.images)
         return f"{first} and {second} are correct equally often {where} ({accuracy} each, {p_part})."
     better, worse, correct = first, second, (test.right_first, test.right_second)
     if correct[0] < correct[1]:
         better, worse, correct = second, first, (correct[1], correct[0])
     verdict = "is shown to be better than" if p_value < level else "is not shown to be better than"
-    accuracies = f"{percent(correct[0] / test.images)} vs. {percent(correct[1] / test.images)}"
+    accuracies = (
+        f"{format_percent_with_unit(correct[0] / test.images)} vs. {format_percent_with_unit(correct[1] / test.images)}"
+    )
     return f"{better} {verdict} {worse} {where} ({accuracies}, {p_part})."
 
 
-def paired_sentence(
+def format_paired_sentence(
     first: str, second: str, difference: Difference, *, index: str, images: int, level: float = 0.05
 ) -> str:
     """State whether an index of two models differs on the same images.
@@ -81,20 +83,18 @@ def paired_sentence(
 
     Example:
         >>> difference = Difference(value=0.018, low=-0.012, high=0.048, standard_error=0.015, p_value=0.24)
-        >>> print(paired_sentence("ResNet50", "VGG19", difference, index="macro F1", images=450))
+        >>> print(format_paired_sentence("ResNet50", "VGG19", difference, index="macro F1", images=450))
         ResNet50 and VGG19 are not shown to differ in macro F1 on these 450 images (+0.018, p = 0.24).
     """
     _check_level(level)
-    where = f"in {index} on these {_count(images)} images"
+    where = f"in {index} on these {_format_count(images)} images"
     if math.isnan(difference.value) or math.isnan(difference.p_value):
         return f"It can't be determined whether {first} and {second} differ {where}."
     verdict = "differ" if difference.p_value < level else "are not shown to differ"
-    return (
-        f"{first} and {second} {verdict} {where} ({difference.value:+.3f}, {p_text(difference.p_value, level=level)})."
-    )
+    return f"{first} and {second} {verdict} {where} ({difference.value:+.3f}, {format_p_value(difference.p_value, level=level)})."
 
 
-def unpaired_sentence(
+def format_unpaired_sentence(
     first: str,
     second: str,
     difference: Estimate,
@@ -115,12 +115,12 @@ def unpaired_sentence(
 
     Example:
         >>> difference = Estimate(value=0.018, low=-0.022, high=0.057)
-        >>> sentence = unpaired_sentence("Ours", "the published VGG19", difference, index="F1", images=(200, 450))
+        >>> sentence = format_unpaired_sentence("Ours", "the published VGG19", difference, index="F1", images=(200, 450))
         >>> print(sentence.replace(" (", "\n("))
         Ours and the published VGG19 are not shown to differ in F1, on 200 and 450 different images
         (+0.018, 95 % interval -0.022 to +0.057).
     """
-    where = f"in {index}, on {_count(images[0])} and {_count(images[1])} different images"
+    where = f"in {index}, on {_format_count(images[0])} and {_format_count(images[1])} different images"
     if not difference.has_interval:
         return f"It can't be determined whether {first} and {second} differ {where}."
     excludes_zero = difference.low > 0 or difference.high < 0
@@ -129,7 +129,7 @@ def unpaired_sentence(
     return f"{first} and {second} {verdict} {where} ({difference.value:+.3f}, {ends})."
 
 
-def guarantee_sentence(
+def format_guarantee_sentence(
     fixed: SensitivityThreshold, *, class_name: str, grouped: bool = True, part: str = "validation"
 ) -> str:
     r"""State the sensitivity that a threshold guarantees, or why it does not guarantee the requested one.
@@ -142,17 +142,17 @@ def guarantee_sentence(
 
     Example:
         >>> fixed = SensitivityThreshold(0.12, 0.95, 0.9, 0.954, 0.962, images=80, patients=60, patients_needed=45)
-        >>> sentence = guarantee_sentence(fixed, class_name="GC")
+        >>> sentence = format_guarantee_sentence(fixed, class_name="GC")
         >>> print(sentence.replace(" is at", "\n is at"))
         At the threshold of 0.12 the true sensitivity for GC
          is at least 95 % with 90 % confidence, for patients like the 60 validation patients with GC.
     """
     sensitivity, confidence = f"{100 * fixed.sensitivity:g} %", f"{100 * fixed.confidence:g} %"
     unit = "patient" if grouped else "image"
-    count = f"{_count(fixed.patients)} {part} {unit}{'s' if fixed.patients != 1 else ''} with {class_name}"
+    count = f"{_format_count(fixed.patients)} {part} {unit}{'s' if fixed.patients != 1 else ''} with {class_name}"
     unknown = "" if grouped else " The patients are unknown, so each image counts as one."
     verb = "are" if fixed.patients != 1 else "is"
-    prefix = f"At the threshold of {threshold_text(fixed.threshold)}"
+    prefix = f"At the threshold of {format_threshold(fixed.threshold)}"
     if fixed.is_guaranteed:
         return (
             f"{prefix} the true sensitivity for {class_name} is at least {sensitivity} "
@@ -161,10 +161,10 @@ def guarantee_sentence(
     needed = (
         "no number can guarantee that"
         if fixed.patients_needed is None
-        else f"{_count(fixed.patients_needed)} are needed"
+        else f"{_format_count(fixed.patients_needed)} are needed"
     )
     reached = (
-        f", and at least {sensitivity} with {percent_at_least(fixed.confidence_reached)} % confidence"
+        f", and at least {sensitivity} with {format_percent_at_least(fixed.confidence_reached)} % confidence"
         if fixed.sensitivity < 1
         else ""
     )
@@ -172,15 +172,15 @@ def guarantee_sentence(
         f"The {part} set is too small to guarantee a sensitivity of {sensitivity} for {class_name} with {confidence} "
         f"confidence: there {verb} {count}, and {needed}. {prefix}, the lowest "
         f"probability of {class_name} among them, the true sensitivity is at least "
-        f"{percent_at_least(fixed.sensitivity_reached)} % with {confidence} confidence{reached}.{unknown}"
+        f"{format_percent_at_least(fixed.sensitivity_reached)} % with {confidence} confidence{reached}.{unknown}"
     )
 
 
-def threshold_text(threshold: float) -> str:
+def format_threshold(threshold: float) -> str:
     """Format a threshold, rounded down to four digits, so that every positive image also exceeds the printed threshold.
 
     Example:
-        >>> threshold_text(0.32996), threshold_text(0.5), threshold_text(0.0000123456), threshold_text(0.0)
+        >>> format_threshold(0.32996), format_threshold(0.5), format_threshold(0.0000123456), format_threshold(0.0)
         ('0.3299', '0.5', '1.234e-05', '0')
     """
     if threshold <= 0:
@@ -189,17 +189,17 @@ def threshold_text(threshold: float) -> str:
     return f"{math.floor(threshold / unit + 1e-9) * unit:.4g}"
 
 
-def percent_at_least(proportion: float) -> str:
+def format_percent_at_least(proportion: float) -> str:
     """Format a proportion that is a lower bound in percent, rounded down to one decimal.
 
     Example:
-        >>> percent_at_least(0.8736), percent_at_least(0.9)
+        >>> format_percent_at_least(0.8736), format_percent_at_least(0.9)
         ('87.3', '90.0')
     """
     return f"{math.floor(1000 * proportion + 1e-9) / 10:.1f}"
 
 
-def p_text(p_value: float, *, level: float = 0.05) -> str:
+def format_p_value(p_value: float, *, level: float = 0.05) -> str:
     """Format a p-value with two digits, or more if rounding would move it to the other side of the level.
 
     Args:
@@ -207,9 +207,9 @@ def p_text(p_value: float, *, level: float = 0.05) -> str:
         level: Significance level, in (0, 1).
 
     Example:
-        >>> p_text(0.3317), p_text(0.0496), p_text(0.00002), p_text(1.0), p_text(float("nan"))
+        >>> format_p_value(0.3317), format_p_value(0.0496), format_p_value(0.00002), format_p_value(1.0), format_p_value(float("nan"))
         ('p = 0.33', 'p = 0.0496', 'p < 0.001', 'p = 1', 'p undefined')
-        >>> p_text(0.05), p_text(0.0499999999)
+        >>> format_p_value(0.05), format_p_value(0.0499999999)
         ('p = 0.050', 'p < 0.05')
     """
     if math.isnan(p_value):
@@ -226,17 +226,17 @@ def p_text(p_value: float, *, level: float = 0.05) -> str:
     return f"p < {level:g}" if p_value < level else f"p = {level:g}"
 
 
-def percent(proportion: float) -> str:
+def format_percent_with_unit(proportion: float) -> str:
     """Format a proportion in percent with one decimal and the sign.
 
     Example:
-        >>> percent(409 / 450), percent(float("nan"))
+        >>> format_percent_with_unit(409 / 450), format_percent_with_unit(float("nan"))
         ('90.9 %', 'undefined')
     """
     return "undefined" if math.isnan(proportion) else f"{proportion * 100:.1f} %"
 
 
-def _count(number: int) -> str:
+def _format_count(number: int) -> str:
     return f"{number:,}"
 
 

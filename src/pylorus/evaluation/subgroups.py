@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pylorus.evaluation.estimate import Estimate
-from pylorus.evaluation.inputs import checked_flags, checked_scores, group_codes
-from pylorus.evaluation.interval import check_confidence, quantile
+from pylorus.evaluation.inputs import check_flags, check_scores, encode_groups
+from pylorus.evaluation.interval import check_confidence, compute_quantile
 from pylorus.evaluation.proportion import ONE_GROUP
 
 PERMUTATIONS = 1999
@@ -66,10 +66,10 @@ def calibration_in_the_large(
         (-0.1, True)
     """
     check_confidence(confidence)
-    flags, predicted = checked_flags(positive, name="positive"), checked_scores(probability, length=len(positive))
+    flags, predicted = check_flags(positive, name="positive"), check_scores(probability, length=len(positive))
     if (predicted < 0).any() or (predicted > 1).any():
         raise ValueError("probabilities are out of range; expected values in [0, 1]")
-    codes = group_codes(groups, length=len(flags))
+    codes = encode_groups(groups, length=len(flags))
     sizes = np.bincount(codes).astype(np.float64)
     images, count = len(flags), len(sizes)
     residuals = flags - predicted
@@ -82,7 +82,7 @@ def calibration_in_the_large(
     effective = images**2 / float((sizes**2).sum())
     observed = (float(flags.sum()) + 1) / (images + 2)
     variance = max(empirical, implied) + 2 * observed * (1 - observed) / effective**2
-    reach = quantile(confidence, freedom=max(effective - 1, 1.0)) * math.sqrt(variance)
+    reach = compute_quantile(confidence, freedom=max(effective - 1, 1.0)) * math.sqrt(variance)
     return Estimate(value, max(-1.0, value - reach), min(1.0, value + reach))
 
 
@@ -118,22 +118,22 @@ def subgroup_difference(
         >>> subgroup_difference(correct, np.tile(["A", "B"], 30)).p_value
         1.0
     """
-    flags = checked_flags(success, name="success")
+    flags = check_flags(success, name="success")
     if permutations < 1:
         raise ValueError(f"permutations is {permutations}; expected at least 1")
-    codes, parts = group_codes(groups, length=len(flags)), group_codes(subgroup, length=len(flags))
+    codes, parts = encode_groups(groups, length=len(flags)), encode_groups(subgroup, length=len(flags))
     count, kinds = int(codes.max()) + 1, int(parts.max()) + 1
     if kinds == 1 or flags.all() or not flags.any():
         return SubgroupTest(math.nan, math.nan, kinds, count)
     order = np.argsort(codes, kind="stable")
-    images = _Images(codes[order], parts[order], (flags - flags.mean())[order])
-    observed, generator = images.chi_square(), np.random.default_rng(seed)
+    images = _SubgroupResiduals(codes[order], parts[order], (flags - flags.mean())[order])
+    observed, generator = images.compute_chi_square(), np.random.default_rng(seed)
     # Tolerate rounding, by which equal arrangements differ.
-    as_large = sum(images.chi_square(generator) >= observed * (1 - 1e-9) for _ in range(permutations))
+    as_large = sum(images.compute_chi_square(generator) >= observed * (1 - 1e-9) for _ in range(permutations))
     return SubgroupTest(observed, (1 + as_large) / (1 + permutations), kinds, count)
 
 
-class _Images:
+class _SubgroupResiduals:
     """Residuals of images in subgroups, with the statistic of the observed or of permuted subgroups.
 
     A group whose images are all in one subgroup is permuted as a whole, so only its sums are stored.
@@ -149,13 +149,13 @@ class _Images:
         single = np.maximum.reduceat(parts, first) == np.minimum.reduceat(parts, first)
         mixed = ~single[codes]
         self._kinds, self._variance = int(parts.max()) + 1, float((residuals**2).mean())
-        self._correlation = _correlation(residuals, codes)
+        self._correlation = _estimate_correlation(residuals, codes)
         self._parts, self._sums = parts[first][single], np.bincount(codes, residuals)[single]
-        self._spread = self._size(np.bincount(codes)[single])
+        self._spread = self._compute_sum_variance(np.bincount(codes)[single])
         self._mixed_parts, self._mixed_residuals = parts[mixed], residuals[mixed]
         self._mixed_codes = np.unique(codes[mixed], return_inverse=True)[1].astype(np.int64)
 
-    def chi_square(self, generator: np.random.Generator | None = None) -> float:
+    def compute_chi_square(self, generator: np.random.Generator | None = None) -> float:
         """Sum, over subgroups, the squared sum of residuals divided by its variance.
 
         Args:
@@ -172,15 +172,17 @@ class _Images:
         if len(mixed):
             sums += np.bincount(mixed, self._mixed_residuals, minlength=self._kinds)
             cells = np.bincount(self._mixed_codes * self._kinds + mixed)
-            spread += np.bincount(np.arange(len(cells)) % self._kinds, self._size(cells), minlength=self._kinds)
+            spread += np.bincount(
+                np.arange(len(cells)) % self._kinds, self._compute_sum_variance(cells), minlength=self._kinds
+            )
         return float((sums**2 / (spread * self._variance)).sum())
 
-    def _size(self, images: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _compute_sum_variance(self, images: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the variance of a sum over this many images of one group, in units of that of one image."""
         return images * (1 + (images - 1) * self._correlation)
 
 
-def _correlation(residuals: NDArray[np.float64], codes: NDArray[np.int64]) -> float:
+def _estimate_correlation(residuals: NDArray[np.float64], codes: NDArray[np.int64]) -> float:
     """Estimate the correlation of two images of a group by the method of moments, in [0, 1]; 0 without such a pair."""
     sizes = np.bincount(codes)
     pairs = float((sizes * (sizes - 1)).sum())

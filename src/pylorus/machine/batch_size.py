@@ -14,25 +14,25 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import NamedTuple
 
-from pylorus.cache.budget import readable_size
+from pylorus.cache.budget import format_bytes
 from pylorus.config import Config, TrainerConfig
 from pylorus.errors import PylorusError
-from pylorus.machine.choices import channels_last, images_a_step
-from pylorus.machine.engine import Engine, jobs_at_once
+from pylorus.machine.choices import get_batch_size, resolve_channels_last
+from pylorus.machine.engine import Engine, get_concurrent_jobs
 from pylorus.model.backbone import Backbone
-from pylorus.model.freeze import depth
+from pylorus.model.freeze import resolve_depth
 
 MOST = {"cpu": 128, "cuda": 512}
 """Images of the largest step that is tried: larger ones change what is learned."""
 SHARE = {"cpu": 0.7, "cuda": 0.9}
 """Fraction of the free memory that a step may use."""
-ENOUGH = images_a_step(TrainerConfig())
+ENOUGH = get_batch_size(TrainerConfig())
 """Below this batch size, speed is no reason to stop."""
 GAIN = 1.05
 """Factor by which throughput (images/s) must grow when the step doubles on a CPU."""
 
 
-class Tried(NamedTuple):
+class StepCost(NamedTuple):
     """Cost of one trial step.
 
     Attributes:
@@ -44,11 +44,11 @@ class Tried(NamedTuple):
     seconds: float
 
 
-Try = Callable[[int], Tried | None]
+Try = Callable[[int], StepCost | None]
 """Try a step of the given size; None if it does not fit."""
 
 
-def settle_batch_size(
+def resolve_batch_size(
     initial: TrainerConfig, config: Config, backbone: Backbone, engine: Engine, *, images: int, devices: int = 1
 ) -> tuple[int, str]:
     """Return the batch size over all devices, and why it was chosen.
@@ -74,20 +74,20 @@ def settle_batch_size(
             f"trainer.batch_size: found auto, which {engine.accelerator} does not support. Set a number, such as 16."
         )
     fraction = SHARE[engine.accelerator]
-    with Trial(_request(config, backbone, engine)) as trial:
-        budget = int(fraction * trial.free / jobs_at_once())
-        room = f"{fraction:.0%} of the {readable_size(trial.free)} of free memory"
-        size, why = largest(
-            trial.step,
-            sizes=_sizes(images // devices, MOST[engine.accelerator] // devices),
+    with TrialProcess(_build_request(config, backbone, engine)) as trial:
+        budget = int(fraction * trial.free / get_concurrent_jobs())
+        room = f"{fraction:.0%} of the {format_bytes(trial.free)} of free memory"
+        size, why = find_largest_size(
+            trial.measure_step,
+            sizes=_list_sizes(images // devices, MOST[engine.accelerator] // devices),
             budget=budget,
-            room=room if jobs_at_once() == 1 else f"{room}, shared with other jobs of the sweep",
+            room=room if get_concurrent_jobs() == 1 else f"{room}, shared with other jobs of the sweep",
             careful=engine.accelerator == "cpu",
         )
     return size * devices, why
 
 
-def largest(try_step: Try, *, sizes: Sequence[int], budget: int, room: str, careful: bool) -> tuple[int, str]:
+def find_largest_size(try_step: Try, *, sizes: Sequence[int], budget: int, room: str, careful: bool) -> tuple[int, str]:
     """Return the largest size whose steps fit, and why no larger one was chosen.
 
     Args:
@@ -101,14 +101,14 @@ def largest(try_step: Try, *, sizes: Sequence[int], budget: int, room: str, care
     Raises:
         PylorusError: If the smallest does not fit.
     """
-    fitting: list[tuple[int, Tried]] = []
+    fitting: list[tuple[int, StepCost]] = []
     reason = "fits; larger steps are not tried, since they change what is learned"
     for size in sizes:
-        cost = None if careful and _foretold(fitting) > budget else try_step(size)
+        cost = None if careful and _estimate_next_peak(fitting) > budget else try_step(size)
         if cost is None or cost.peak > budget:
             reason = f"the largest that fits: a step of {size} would need more than {room}"
             break
-        if careful and size > ENOUGH and _speed(size, cost) < GAIN * _speed(*fitting[-1]):
+        if careful and size > ENOUGH and _compute_throughput(size, cost) < GAIN * _compute_throughput(*fitting[-1]):
             reason = f"a step of {size} would fit, but is no faster in images per second"
             break
         fitting.append((size, cost))
@@ -120,7 +120,7 @@ def largest(try_step: Try, *, sizes: Sequence[int], budget: int, room: str, care
     return fitting[-1][0], reason
 
 
-def _foretold(fitting: Sequence[tuple[int, Tried]]) -> int:
+def _estimate_next_peak(fitting: Sequence[tuple[int, StepCost]]) -> int:
     """Extrapolate the peak memory of the next size, twice the last: memory grows linearly."""
     if len(fitting) < 2:
         return 0
@@ -128,19 +128,19 @@ def _foretold(fitting: Sequence[tuple[int, Tried]]) -> int:
     return last + 2 * (last - previous)
 
 
-def _speed(size: int, cost: Tried) -> float:
+def _compute_throughput(size: int, cost: StepCost) -> float:
     """Return images per second."""
     return size / cost.seconds
 
 
-def _sizes(images: int, most: int) -> list[int]:
+def _list_sizes(images: int, most: int) -> list[int]:
     """List powers of two from 2 to `most`, and to half of the images."""
     return [2, *(size for size in (2**power for power in range(2, 32)) if size <= min(most, images // 2))]
 
 
-def _request(config: Config, backbone: Backbone, engine: Engine) -> dict[str, object]:
+def _build_request(config: Config, backbone: Backbone, engine: Engine) -> dict[str, object]:
     """Build the trial request, for the stage that trains the most parameter tensors."""
-    stage = max(config.stages.values(), key=lambda stage: len(depth(backbone.network, stage.learn).learning))
+    stage = max(config.stages.values(), key=lambda stage: len(resolve_depth(backbone.network, stage.learn).learning))
     return {
         "model": asdict(config.model) | {"weights": "none"},
         "classes": backbone.network.num_classes,
@@ -148,12 +148,12 @@ def _request(config: Config, backbone: Backbone, engine: Engine) -> dict[str, ob
         "timed_from": ENOUGH,
         "stage": asdict(stage),
         "optimizer": asdict(config.optimizer),
-        "channels_last": channels_last(config, engine, backbone.network)[0],
+        "channels_last": resolve_channels_last(config, engine, backbone.network)[0],
         "engine": {"accelerator": engine.accelerator, "precision": engine.precision, "threads": engine.threads},
     }
 
 
-class Trial:
+class TrialProcess:
     """A process that tries training steps.
 
     Args:
@@ -167,7 +167,7 @@ class Trial:
         self._request = request
         self.free = 0
 
-    def __enter__(self) -> "Trial":
+    def __enter__(self) -> "TrialProcess":
         pipe = subprocess.PIPE
         self._stderr = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
@@ -178,7 +178,7 @@ class Trial:
             text=True,
         )
         try:
-            self.free = int((self._answer(self._request) or {"free": 0})["free"])
+            self.free = int((self._query_process(self._request) or {"free": 0})["free"])
         except BaseException:
             self.__exit__()
             raise
@@ -189,12 +189,12 @@ class Trial:
         self._process.communicate()
         self._stderr.close()
 
-    def step(self, size: int) -> Tried | None:
+    def measure_step(self, size: int) -> StepCost | None:
         """Try a step of the given size; None if it does not fit."""
-        answer = self._answer(size)
-        return Tried(int(answer["peak"]), answer["seconds"]) if answer else None
+        answer = self._query_process(size)
+        return StepCost(int(answer["peak"]), answer["seconds"]) if answer else None
 
-    def _answer(self, request: object) -> dict[str, float] | None:
+    def _query_process(self, request: object) -> dict[str, float] | None:
         """Return the process's answer to a request; None if the system killed it."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None

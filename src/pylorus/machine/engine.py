@@ -59,7 +59,7 @@ class Engine:
         """Lightning's name for the precision: bf16 for matrix products, 32 bits for weights and sums."""
         return "bf16-mixed" if self.precision == "bf16" else "32-true"
 
-    def take_up(self, *, beside: int = 1) -> None:
+    def setup_process(self, *, beside: int = 1) -> None:
         """Configure this process to compute with these settings.
 
         Args:
@@ -69,24 +69,24 @@ class Engine:
         torch.set_float32_matmul_precision("high")
         torch.set_num_threads(max(1, self.threads // beside))
         if self.accelerator == "cpu":
-            keep_freed_memory()
+            set_malloc_options()
 
-    def computing(self) -> AbstractContextManager[object]:
+    def use_precision(self) -> AbstractContextManager[object]:
         """Return an autocast context for use outside of Lightning's loops, with the precision that they use."""
         return torch.autocast(self.accelerator, torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def take_full_precision() -> None:
+def set_full_precision() -> None:
     """Compute 32-bit matrix products and convolutions in full 32-bit precision, also on a GPU (no TF32)."""
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
 
 
 @contextmanager
-def full_precision() -> Iterator[None]:
-    """Apply `take_full_precision` inside, and restore the previous settings on exit."""
+def use_full_precision() -> Iterator[None]:
+    """Apply `set_full_precision` inside, and restore the previous settings on exit."""
     products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    take_full_precision()
+    set_full_precision()
     try:
         yield
     finally:
@@ -94,19 +94,19 @@ def full_precision() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = convolutions
 
 
-def accelerators() -> list[str]:
+def list_accelerators() -> list[str]:
     """List this machine's accelerators by torch's names (cuda, mps, cpu), the fastest first."""
     availability = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     return [name for name, is_available in availability.items() if is_available]
 
 
-def choose_accelerator(config: TrainerConfig) -> tuple[str, str]:
+def resolve_accelerator(config: TrainerConfig) -> tuple[str, str]:
     """Return the accelerator by torch's name (cpu, cuda or mps), and why it was chosen.
 
     Raises:
         PylorusError: If the requested accelerator is missing, or there are fewer devices than requested.
     """
-    available, requested = accelerators(), config.accelerator
+    available, requested = list_accelerators(), config.accelerator
     accelerator = available[0] if requested == "auto" else "cuda" if requested == "gpu" else requested
     if accelerator not in available:
         raise PylorusError(
@@ -122,41 +122,43 @@ def choose_accelerator(config: TrainerConfig) -> tuple[str, str]:
     return accelerator, "set by the user" if requested != "auto" else "the fastest available"
 
 
-def settle_engine(config: TrainerConfig) -> Engine:
+def resolve_engine(config: TrainerConfig) -> Engine:
     """Choose accelerator, precision and threads where the configuration leaves them open.
 
     Raises:
         PylorusError: If the requested accelerator is missing.
     """
-    accelerator, accelerator_reason = choose_accelerator(config)
-    threads = config.threads or usable_cores()
+    accelerator, accelerator_reason = resolve_accelerator(config)
+    threads = config.threads or count_usable_cores()
     reasons = {"accelerator": accelerator_reason}
-    reasons["threads"] = "set by the user" if config.threads else f"the cores available to this process{_shared()}"
+    reasons["threads"] = (
+        "set by the user" if config.threads else f"the cores available to this process{_explain_shared_cores()}"
+    )
     precision, reasons["precision"] = config.precision, "set by the user"
     if config.precision == "auto":
-        precision, reasons["precision"] = fitting_precision(accelerator)
+        precision, reasons["precision"] = resolve_precision(accelerator)
     return Engine(accelerator, precision, threads, reasons)
 
 
-def usable_cores() -> int:
+def count_usable_cores() -> int:
     """Count the cores available to this process: fewer than exist in containers, under SLURM, or beside other jobs."""
     cores = int(joblib.cpu_count(only_physical_cores=True))
     allocated = int(os.environ.get("SLURM_CPUS_PER_TASK", cores))  # not every SLURM installation binds a job to these
-    return max(1, min(cores, allocated) // jobs_at_once())
+    return max(1, min(cores, allocated) // get_concurrent_jobs())
 
 
-def jobs_at_once() -> int:
+def get_concurrent_jobs() -> int:
     """Return how many jobs of a sweep share this machine."""
     return int(os.environ.get(JOBS_AT_ONCE, "1"))
 
 
-def _shared() -> str:
+def _explain_shared_cores() -> str:
     """Explain fewer threads for one of several jobs: two with all cores each are far slower than two with half."""
-    jobs = jobs_at_once()
+    jobs = get_concurrent_jobs()
     return f", shared with other jobs of the sweep: {jobs} run at once" if jobs > 1 else ""
 
 
-def keep_freed_memory() -> None:
+def set_malloc_options() -> None:
     """Make the C library keep freed memory for the next step, instead of returning each large tensor to the system.
 
     On Linux with glibc a training step otherwise spends much of its time on page faults; elsewhere this does nothing.
@@ -170,7 +172,7 @@ def keep_freed_memory() -> None:
         return
 
 
-def environment(engine: Engine) -> dict[str, object]:
+def collect_environment(engine: Engine) -> dict[str, object]:
     """Return versions and hardware, for the record of a run."""
     return {
         "python": platform.python_version(),
@@ -186,13 +188,13 @@ def environment(engine: Engine) -> dict[str, object]:
     }
 
 
-def fitting_precision(accelerator: str) -> tuple[str, str]:
+def resolve_precision(accelerator: str) -> tuple[str, str]:
     """Return the precision that suits an accelerator, "32" or "bf16", and why."""
-    speedup = bf16_gain(accelerator)
+    speedup = measure_bf16_speedup(accelerator)
     return "bf16" if speedup > 1.3 else "32", f"matrix products run {speedup:.1f} times as fast in bf16 as in fp32"
 
 
-def bf16_gain(accelerator: str) -> float:
+def measure_bf16_speedup(accelerator: str) -> float:
     """Return the speedup of matrix products in bf16: measured on a CPU, since some machines only emulate it."""
     if accelerator == "mps":
         return 0.0
@@ -201,11 +203,11 @@ def bf16_gain(accelerator: str) -> float:
     full = torch.ones(1024, 1024)
     half = full.to(torch.bfloat16)
 
-    def seconds(matrix: torch.Tensor) -> float:
+    def measure_seconds(matrix: torch.Tensor) -> float:
         start = time.perf_counter()
         matrix @ matrix
         return time.perf_counter() - start
 
     # Alternate, since a shared machine's speed drifts; the first pair only warms up.
-    pairs = [(seconds(full), seconds(half)) for _ in range(9)][1:]
+    pairs = [(measure_seconds(full), measure_seconds(half)) for _ in range(9)][1:]
     return min(pair[0] for pair in pairs) / min(pair[1] for pair in pairs)

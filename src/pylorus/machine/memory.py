@@ -13,12 +13,12 @@ FILES = {
 """Files for limit and usage, and the statistic for reclaimable memory, by cgroup version."""
 
 
-def free_memory() -> int:
+def get_free_memory() -> int:
     """Return how many bytes this process and its children may still allocate."""
-    return min([int(psutil.virtual_memory().available), *_left(ROOT, Path("/proc/self/cgroup"))])
+    return min([int(psutil.virtual_memory().available), *_read_free_cgroup_memory(ROOT, Path("/proc/self/cgroup"))])
 
 
-def _left(root: Path, groups: Path) -> list[int]:
+def _read_free_cgroup_memory(root: Path, groups: Path) -> list[int]:
     """Return the bytes left in each memory-limited cgroup that contains this process.
 
     Args:
@@ -40,13 +40,13 @@ def _left(root: Path, groups: Path) -> list[int]:
             top,
             *(ancestor for ancestor in (group_folder, *group_folder.parents) if ancestor.is_relative_to(top)),
         }:
-            group_left = _left_in(folder, *FILES[version])
+            group_left = _read_free_memory_of(folder, *FILES[version])
             if group_left is not None:
                 bytes_left.append(group_left)
     return bytes_left
 
 
-def _left_in(folder: Path, limit: str, use: str, reclaimable: str) -> int | None:
+def _read_free_memory_of(folder: Path, limit: str, use: str, reclaimable: str) -> int | None:
     try:
         limit_bytes = (folder / limit).read_text(encoding="utf-8").strip()
         if limit_bytes == "max":

@@ -19,13 +19,13 @@ from torch.nn import functional
 
 from pylorus.config import LossConfig, ModelConfig, OptimizerConfig, StageConfig
 from pylorus.machine.engine import Engine
-from pylorus.machine.memory import free_memory
+from pylorus.machine.memory import get_free_memory
 from pylorus.model.backbone import build_backbone
 from pylorus.model.classifier import Classifier, StagePlan
-from pylorus.model.freeze import apply, set_modes
+from pylorus.model.freeze import apply_depth, set_modes
 from pylorus.model.schedule import build_optimizer
-from pylorus.runs.faults import out_of_memory
-from pylorus.stages.speed import peak_bytes
+from pylorus.runs.faults import is_out_of_memory
+from pylorus.stages.speed import get_peak_memory
 
 
 def main() -> None:
@@ -34,22 +34,22 @@ def main() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # other output must not mix with the answers
-    step = _prepared(json.loads(sys.stdin.readline()), answers)
+    step = _prepare_step(json.loads(sys.stdin.readline()), answers)
     for line in sys.stdin:
         try:
-            _say(answers, step(int(line)))
+            _send_answer(answers, step(int(line)))
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-            _say(answers, {})
+            _send_answer(answers, {})
             return
 
 
-def _prepared(request: dict[str, Any], answers: TextIO) -> Callable[[int], dict[str, float]]:
+def _prepare_step(request: dict[str, Any], answers: TextIO) -> Callable[[int], dict[str, float]]:
     """Build what is to be trained; return a function that runs a step of a given size and measures it."""
     engine = Engine(**request["engine"], reasons={})
-    free = torch.cuda.mem_get_info()[0] if engine.accelerator == "cuda" else free_memory()
-    engine.take_up()
+    free = torch.cuda.mem_get_info()[0] if engine.accelerator == "cuda" else get_free_memory()
+    engine.setup_process()
     backbone = build_backbone(
         ModelConfig(**request["model"]), classes=request["classes"], image_size=request["image_size"]
     )
@@ -62,18 +62,18 @@ def _prepared(request: dict[str, Any], answers: TextIO) -> Callable[[int], dict[
         LossConfig(),
         channels_last=request["channels_last"],
     ).to(engine.accelerator)
-    eval_modules = apply(classifier.network, stage.learn).still
+    eval_modules = apply_depth(classifier.network, stage.learn).still
     optimizer = build_optimizer(classifier.network, stage, optimizer_config)
 
-    def noise(images: int) -> torch.Tensor:
+    def generate_noise(images: int) -> torch.Tensor:
         shape = (images, 3, backbone.image_size, backbone.image_size)
         return torch.randint(256, shape, dtype=torch.uint8, device=engine.accelerator)
 
-    def train(size: int) -> float:
+    def run_step(size: int) -> float:
         set_modes(classifier.network, eval_modules)
-        image, label = noise(size), torch.arange(size, device=engine.accelerator) % request["classes"]
+        image, label = generate_noise(size), torch.arange(size, device=engine.accelerator) % request["classes"]
         start = time.perf_counter()
-        with engine.computing():
+        with engine.use_precision():
             loss = functional.cross_entropy(classifier(image), label)
         loss.backward()  # type: ignore[no-untyped-call]
         classifier.configure_gradient_clipping(optimizer)
@@ -82,22 +82,22 @@ def _prepared(request: dict[str, Any], answers: TextIO) -> Callable[[int], dict[
         loss.item()  # waits for a GPU
         return time.perf_counter() - start
 
-    def tried(size: int) -> dict[str, float]:
-        seconds = min(train(size) for _ in range(2 if size >= request["timed_from"] else 1))
+    def measure_step(size: int) -> dict[str, float]:
+        seconds = min(run_step(size) for _ in range(2 if size >= request["timed_from"] else 1))
         classifier.network.eval()
-        with engine.computing(), torch.inference_mode():
-            classifier(noise(2 * size)).sum().item()  # evaluation uses twice the batch size
+        with engine.use_precision(), torch.inference_mode():
+            classifier(generate_noise(2 * size)).sum().item()  # evaluation uses twice the batch size
         if engine.accelerator != "cuda":
-            return {"peak": peak_bytes("cpu"), "seconds": seconds}
+            return {"peak": get_peak_memory("cpu"), "seconds": seconds}
         peak = torch.cuda.max_memory_reserved()  # includes what torch's allocator caches
         torch.cuda.empty_cache()
         return {"peak": peak, "seconds": seconds}
 
-    _say(answers, {"free": free})
-    return tried
+    _send_answer(answers, {"free": free})
+    return measure_step
 
 
-def _say(answers: TextIO, message: object) -> None:
+def _send_answer(answers: TextIO, message: object) -> None:
     answers.write(json.dumps(message) + "\n")
     answers.flush()
 

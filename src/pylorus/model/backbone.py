@@ -11,9 +11,9 @@ from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from pylorus.config import ModelConfig
-from pylorus.errors import PylorusError, did_you_mean
-from pylorus.model.head import draw_head
-from pylorus.model.weights import HubUnreachableError, load_weights, sha256, weights_file
+from pylorus.errors import PylorusError, format_suggestion
+from pylorus.model.head import init_head
+from pylorus.model.weights import HubUnreachableError, compute_sha256, load_weights, resolve_weights_file
 
 log = logging.getLogger(__name__)
 
@@ -68,13 +68,13 @@ def build_backbone(
     Raises:
         PylorusError: If timm has no such model, or the weights are unavailable or do not match.
     """
-    check_name(config.name, where="model.name")
-    check_arguments(config.args, where="model.args")
+    check_model_name(config.name, where="model.name")
+    check_model_arguments(config.args, where="model.args")
     network = create_network(config.name, config.args, classes=classes, image_size=image_size)
     pretrained_cfg = network.pretrained_cfg
     file, weights = None, config.weights
     try:
-        file = weights_file(config.weights, pretrained_cfg)
+        file = resolve_weights_file(config.weights, pretrained_cfg)
     except HubUnreachableError as error:
         if not random_if_unreachable:
             raise
@@ -85,7 +85,7 @@ def build_backbone(
         )
     if file is not None:
         load_weights(network, file)
-    draw_head(network)
+    init_head(network)
     data_config = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
     return Backbone(
         network=network,
@@ -95,12 +95,12 @@ def build_backbone(
         mean=tuple(data_config["mean"]),
         std=tuple(data_config["std"]),
         weights=weights if weights in ("hub", "none") else Path(weights).name,
-        weights_sha256=sha256(file) if file is not None else None,
+        weights_sha256=compute_sha256(file) if file is not None else None,
         licence=pretrained_cfg.get("license") if weights == "hub" else None,
     )
 
 
-def check_name(name: str, *, where: str) -> None:
+def check_model_name(name: str, *, where: str) -> None:
     """Check that `name` is a timm model, with or without a tag.
 
     Raises:
@@ -108,11 +108,11 @@ def check_name(name: str, *, where: str) -> None:
     """
     known = timm.list_models()
     if name.split(".")[0] not in known:
-        nearest = did_you_mean(name.split(".")[0][:100], known)
+        nearest = format_suggestion(name.split(".")[0][:100], known)
         raise PylorusError(f'{where}: timm {timm.__version__} has no "{name[:100]}".{nearest}')
 
 
-def check_arguments(arguments: Mapping[str, Any], *, where: str) -> None:
+def check_model_arguments(arguments: Mapping[str, Any], *, where: str) -> None:
     """Check that arguments of timm.create_model are plain values, not absurdly large, and load no files.
 
     Raises:
@@ -149,8 +149,8 @@ def create_network(name: str, arguments: Mapping[str, Any], *, classes: int, ima
     """Create the timm model with random weights and a head of `classes` outputs.
 
     Args:
-        name: A name that passes `check_name`.
-        arguments: Arguments that pass `check_arguments`.
+        name: A name that passes `check_model_name`.
+        arguments: Arguments that pass `check_model_arguments`.
         classes: Number of outputs.
         image_size: Side of the input in pixels, for networks built for a fixed size; None for timm's default.
 

@@ -12,15 +12,15 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from pylorus.chance import derived_seed
+from pylorus.chance import compute_seed
 from pylorus.config import LossConfig, OptimizerConfig, StageConfig
 from pylorus.data.dataset import Batch
-from pylorus.errors import PylorusError, listing
+from pylorus.errors import PylorusError, format_name_list
 from pylorus.model.backbone import Backbone
-from pylorus.model.cut import Cut
+from pylorus.model.cut import CutNetwork
 from pylorus.model.features import FeatureBatch
 from pylorus.model.schedule import build_optimizer, build_schedule
-from pylorus.model.tally import FirstBroken, Tally
+from pylorus.model.tally import EpochMetrics, FirstNonFiniteLoss
 from pylorus.parallel.processes import ALONE, Processes
 
 
@@ -76,17 +76,21 @@ class Classifier(pl.LightningModule):
         self.strict_loading = False  # checkpoints omit frozen weights; `_check_weights` is strict about the rest
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = backbone.network.to(memory_format=self.memory_format)
-        self.cut: Cut | None = None
+        self.cut: CutNetwork | None = None
         """The network split in two, if features are used in place of images."""
         self.sample_ids: dict[str, NDArray[np.str_]] = {}
         """IDs of training and validation images, by row: for the message when a loss becomes NaN or infinite."""
-        self._non_finite = {"train": FirstBroken(), "val": FirstBroken()}
+        self._non_finite = {"train": FirstNonFiniteLoss(), "val": FirstNonFiniteLoss()}
         self.processes = processes
         self.names, self.plan, self.optimizer_config, self.loss_config = tuple(names), plan, optimizer, loss
         self.register_buffer("mean", 255 * torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("class_weights", _class_weights(loss, len(self.names), images_of_class), persistent=False)
-        self.tallies = nn.ModuleDict({"train_part": Tally(len(self.names)), "val_part": Tally(len(self.names))})
+        self.register_buffer(
+            "class_weights", _compute_class_weights(loss, len(self.names), images_of_class), persistent=False
+        )
+        self.tallies = nn.ModuleDict(
+            {"train_part": EpochMetrics(len(self.names)), "val_part": EpochMetrics(len(self.names))}
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute logits (batch, classes) of uint8 RGB images (batch, 3, size, size).
@@ -94,10 +98,10 @@ class Classifier(pl.LightningModule):
         Raises:
             ValueError: If the images do not have three channels.
         """
-        logits: Tensor = self.network(self.pixels(image))
+        logits: Tensor = self.network(self.normalize_images(image))
         return logits.float()
 
-    def pixels(self, image: Tensor) -> Tensor:
+    def normalize_images(self, image: Tensor) -> Tensor:
         """Normalize uint8 RGB images (batch, 3, size, size), in the network's memory layout.
 
         Raises:
@@ -109,19 +113,19 @@ class Classifier(pl.LightningModule):
             )
         return ((image.float() - self.mean) / self.std).contiguous(memory_format=self.memory_format)
 
-    def logits(self, batch: Batch | FeatureBatch) -> Tensor:
+    def compute_logits(self, batch: Batch | FeatureBatch) -> Tensor:
         """Compute logits (batch, classes) of images, or of the features that replace them."""
         if isinstance(batch, Batch):
             logits: Tensor = self(batch.image)
             return logits
         if self.cut is None:
             raise ValueError("found features, expected images: the network was not split")
-        return self.cut.logits(batch.features).float()
+        return self.cut.run_suffix(batch.features).float()
 
     def compile_network(self) -> None:
         """Compile the network with torch, or its suffix if it is split; compilation happens at the first call."""
         if self.cut is not None:
-            self.cut.compile()
+            self.cut.compile_suffix()
         else:
             self.network.compile()
 
@@ -131,17 +135,17 @@ class Classifier(pl.LightningModule):
         Each process draws its own, for its own images.
         """
         rank = (self.processes.index,) if self.processes.index else ()
-        torch.manual_seed(derived_seed(self.plan.seed, "step", self.current_epoch, batch_idx, *rank))
+        torch.manual_seed(compute_seed(self.plan.seed, "step", self.current_epoch, batch_idx, *rank))
 
     def training_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        loss = self._step(batch, "train_part")
-        self._non_finite["train"].look(loss, batch.row, batch_idx)
+        loss = self._compute_batch_loss(batch, "train_part")
+        self._non_finite["train"].check_loss(loss, batch.row, batch_idx)
         return loss
 
     def validation_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> None:
         """Accumulate a batch's loss and confusion matrix."""
-        self._non_finite["val"].look(self._step(batch, "val_part"), batch.row, batch_idx)
+        self._non_finite["val"].check_loss(self._compute_batch_loss(batch, "val_part"), batch.row, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Log the epoch's metrics: Lightning validates after the last training batch, so both splits are complete.
@@ -150,11 +154,11 @@ class Classifier(pl.LightningModule):
             PylorusError: If a loss became NaN or infinite.
         """
         name, monitor = self.plan.name, self.plan.config.monitor
-        metrics = self._tally("train_part").take(f"{name}/train", self.names)
-        metrics |= self._tally("val_part").take(f"{name}/val", self.names)
+        metrics = self._get_metrics("train_part").compute_and_reset(f"{name}/train", self.names)
+        metrics |= self._get_metrics("val_part").compute_and_reset(f"{name}/val", self.names)
         for split in ("train", "val"):
             if not np.isfinite(metrics[f"{name}/{split}/loss"]):
-                raise PylorusError(self._loss_broke(split))
+                raise PylorusError(self._explain_non_finite_loss(split))
         metrics[f"{name}/lr"] = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
         # "step" is the loggers' x-axis in Lightning: epochs over the whole run, so that stages follow each other.
         self.log_dict({**metrics, "step": float(self.plan.first_epoch + self.current_epoch + 1)})
@@ -164,14 +168,14 @@ class Classifier(pl.LightningModule):
         if isinstance(schedule, ReduceLROnPlateau) and not self.trainer.sanity_checking:
             schedule.step(metrics[monitored])
 
-    def _loss_broke(self, split: str) -> str:
+    def _explain_non_finite_loss(self, split: str) -> str:
         stage, sample_ids = self.plan.name, self.sample_ids.get(split)
-        rows = [row for process_rows in self.processes.gathered(self._non_finite[split].rows()) for row in process_rows]
+        rows = [
+            row for process_rows in self.processes.gather(self._non_finite[split].get_rows()) for row in process_rows
+        ]
         first_ids = [f"row {row}" if sample_ids is None else sample_ids[row] for row in rows]
         loss = "the training loss" if split == "train" else "the validation loss, but not yet the training loss,"
-        first_images = (
-            f"It happened first in the batch of these images (split.csv has their files):\n{listing(first_ids)}\n"
-        )
+        first_images = f"It happened first in the batch of these images (split.csv has their files):\n{format_name_list(first_ids)}\n"
         return (
             f"{loss} of stage {stage} became NaN or infinite in epoch {self.current_epoch + 1}. "
             f"Lower optimizer.lr or stages.{stage}.lr, or set trainer.precision=32.\n"
@@ -200,14 +204,14 @@ class Classifier(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Omit frozen weights: they have not changed since the stage began, and take hundreds of MB per epoch."""
-        for name in self._frozen():
+        for name in self._list_frozen_names():
             del checkpoint["state_dict"][name]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check a checkpoint of this stage before Lightning loads it: it must lack only the frozen weights."""
         self._check_weights(checkpoint["state_dict"])
 
-    def take_weights(self, weights: Mapping[str, Tensor]) -> None:
+    def load_stage_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Load the weights from a checkpoint of this stage.
 
         Raises:
@@ -217,17 +221,17 @@ class Classifier(pl.LightningModule):
         self.load_state_dict(weights, strict=False)
 
     def _check_weights(self, weights: Mapping[str, Tensor]) -> None:
-        mismatched = (set(self.state_dict()) - self._frozen()) ^ set(weights)
+        mismatched = (set(self.state_dict()) - self._list_frozen_names()) ^ set(weights)
         if mismatched:
             raise ValueError(
                 f"not a checkpoint of stage {self.plan.name}: it differs in {', '.join(sorted(mismatched))}"
             )
 
-    def _frozen(self) -> set[str]:
+    def _list_frozen_names(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
 
-    def _step(self, batch: Batch | FeatureBatch, split: str) -> Tensor:
-        logits = self.logits(batch)
+    def _compute_batch_loss(self, batch: Batch | FeatureBatch, split: str) -> Tensor:
+        logits = self.compute_logits(batch)
         image_weights = self.class_weights[batch.label]
         losses = functional.cross_entropy(
             logits,
@@ -237,29 +241,29 @@ class Classifier(pl.LightningModule):
             reduction="none",
         )
         loss = losses.sum() / image_weights.sum()
-        self._tally(split).add(loss, image_weights.sum(), logits, batch.label)
-        if split == "val_part" or not self.processes.several:
+        self._get_metrics(split).add_batch(loss, image_weights.sum(), logits, batch.label)
+        if split == "val_part" or not self.processes.is_distributed:
             return loss
         # Gradients are averaged over processes: scaled like this, they give the whole batch's gradient.
         total_weight = image_weights.sum()
         distributed.all_reduce(total_weight)
         return losses.sum() * self.processes.count / total_weight
 
-    def gathered(self) -> dict[str, Tensor]:
+    def gather_metric_sums(self) -> dict[str, Tensor]:
         """Return the sums over this epoch's training batches so far, over all processes."""
-        return self._tally("train_part").gathered(self.processes)
+        return self._get_metrics("train_part").gather_sums(self.processes)
 
-    def take_gathered(self, sums: Mapping[str, Tensor]) -> None:
+    def restore_metric_sums(self, sums: Mapping[str, Tensor]) -> None:
         """Resume from the sums accumulated before an interruption."""
-        self._tally("train_part").take_gathered(sums)
+        self._get_metrics("train_part").restore_sums(sums)
 
-    def _tally(self, split: str) -> Tally:
+    def _get_metrics(self, split: str) -> EpochMetrics:
         metrics = self.tallies[split]
-        assert isinstance(metrics, Tally)
+        assert isinstance(metrics, EpochMetrics)
         return metrics
 
 
-def _class_weights(loss: LossConfig, classes: int, images_of_class: Sequence[int] | None) -> Tensor:
+def _compute_class_weights(loss: LossConfig, classes: int, images_of_class: Sequence[int] | None) -> Tensor:
     """Return one weight per class: inverse to its frequency if configured, with mean 1 over the images."""
     if loss.class_weights == "none":
         return torch.ones(classes)

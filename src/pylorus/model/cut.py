@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from pylorus.model.freeze import Depth, set_modes
-from pylorus.model.trace import traced
+from pylorus.model.trace import trace_network
 
 
-class UncuttableError(Exception):
+class CannotCutError(Exception):
     """Raised if a network can't be split at this depth; the message says why."""
 
 
 @dataclass(frozen=True)
-class Cut:
+class CutNetwork:
     """A network in two parts, which share its weights and follow it to any device.
 
     Attributes:
@@ -40,25 +40,25 @@ class Cut:
     evaluation_suffix: fx.Graph
     _compiled: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    def features(self, pixels: Tensor) -> tuple[Tensor, ...]:
+    def run_prefix(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Compute the features of normalized images (batch, 3, size, size): tensors of `batch` rows each."""
-        return _run(self.network, self.prefix, [pixels])
+        return _run_graph(self.network, self.prefix, [pixels])
 
-    def logits(self, features: Sequence[Tensor]) -> Tensor:
+    def run_suffix(self, features: Sequence[Tensor]) -> Tensor:
         """Compute logits (batch, classes) from features, in the network's current mode."""
         mode = "training" if self.network.training else "evaluation"
         if mode in self._compiled:
             logits: Tensor = self._compiled[mode](*features)[0]
             return logits
         graph = self.training_suffix if mode == "training" else self.evaluation_suffix
-        return _run(self.network, graph, features)[0]
+        return _run_graph(self.network, graph, features)[0]
 
-    def compile(self) -> None:
+    def compile_suffix(self) -> None:
         """Compile the suffix with torch, for training and for evaluation; compilation happens at the first call."""
         for mode, graph in (("training", self.training_suffix), ("evaluation", self.evaluation_suffix)):
             self._compiled[mode] = torch.compile(fx.GraphModule(self.network, graph))
 
-    def digest(self) -> str:
+    def compute_digest(self) -> str:
         """Return a SHA-256 of all that features depend on besides the image: prefix steps, layers and weights."""
         digest = hashlib.sha256(str(self.prefix).encode())
         for node in self.prefix.nodes:
@@ -67,7 +67,7 @@ class Cut:
                 digest.update(repr(module).encode())
                 tensors = module.state_dict(prefix=f"{node.target}.")
             elif node.op == "get_attr":
-                tensors = {str(node.target): _attribute(self.network, str(node.target))}
+                tensors = {str(node.target): _get_attribute(self.network, str(node.target))}
             else:
                 continue
             for name, tensor in tensors.items():
@@ -76,12 +76,12 @@ class Cut:
         return digest.hexdigest()
 
 
-def cut(network: nn.Module, depth: Depth, pixels: Tensor) -> Cut:
+def cut_network(network: nn.Module, depth: Depth, pixels: Tensor) -> CutNetwork:
     """Split the network before the first trainable layer, and verify the logits in evaluation mode.
 
     Args:
         network: Any timm model; its modes are restored afterwards.
-        depth: What is trained, from `pylorus.model.freeze.depth`.
+        depth: What is trained, from `pylorus.model.freeze.resolve_depth`.
         pixels: Normalized images (batch, 3, size, size) to verify it on, at least two.
 
     Raises:
@@ -89,44 +89,48 @@ def cut(network: nn.Module, depth: Depth, pixels: Tensor) -> Cut:
             the two parts do not give the logits of the complete network.
     """
     if not depth.frozen:
-        raise UncuttableError("the whole network is trained")
-    with modes_kept(network), torch.no_grad():
+        raise CannotCutError("the whole network is trained")
+    with restore_modes(network), torch.no_grad():
         try:
-            result = _cut(network, depth, pixels)
-            features = result.features(pixels)
-            is_equivalent = torch.allclose(result.logits(features), network(pixels), rtol=1e-3, equal_nan=True)
-        except UncuttableError:
+            result = _cut_traced(network, depth, pixels)
+            features = result.run_prefix(pixels)
+            is_equivalent = torch.allclose(result.run_suffix(features), network(pixels), rtol=1e-3, equal_nan=True)
+        except CannotCutError:
             raise
         except Exception as error:  # a network's code can fail to trace in any way
-            raise UncuttableError(f"its code can't be traced: {str(error).strip().splitlines()[0][:120]}") from error
+            raise CannotCutError(f"its code can't be traced: {str(error).strip().splitlines()[0][:120]}") from error
     if not is_equivalent:
-        raise UncuttableError("its two parts give different logits than the complete network")
+        raise CannotCutError("its two parts give different logits than the complete network")
     return result
 
 
-def _cut(network: nn.Module, depth: Depth, pixels: Tensor) -> Cut:
+def _cut_traced(network: nn.Module, depth: Depth, pixels: Tensor) -> CutNetwork:
     """Split the network without verifying the result; leaves it in evaluation mode."""
     set_modes(network, depth.still)
-    training_graph = traced(network, depth.still)
+    training_graph = trace_network(network, depth.still)
     network.eval()
-    evaluation_graph = traced(network, depth.still)
-    pure, constants = _pure(
-        network, evaluation_graph, depth, pixels, excluded_steps=_changing(training_graph, evaluation_graph)
+    evaluation_graph = trace_network(network, depth.still)
+    pure, constants = _find_pure_steps(
+        network,
+        evaluation_graph,
+        depth,
+        pixels,
+        excluded_steps=_find_mode_dependent_steps(training_graph, evaluation_graph),
     )
-    crossing = _crossing(evaluation_graph, pure, constants)
+    crossing = _find_crossing_steps(evaluation_graph, pure, constants)
     if not any(node.op == "call_module" and node.name in pure for node in evaluation_graph.nodes):
-        raise UncuttableError("it is trained from its first layer on")
-    if _crossing(training_graph, pure, constants) != crossing:
-        raise UncuttableError("its code takes a different path in training than in evaluation")
-    return Cut(
+        raise CannotCutError("it is trained from its first layer on")
+    if _find_crossing_steps(training_graph, pure, constants) != crossing:
+        raise CannotCutError("its code takes a different path in training than in evaluation")
+    return CutNetwork(
         network=network,
-        prefix=_prefix(evaluation_graph, pure, crossing),
-        training_suffix=_suffix(training_graph, pure, crossing, constants),
-        evaluation_suffix=_suffix(evaluation_graph, pure, crossing, constants),
+        prefix=_build_prefix(evaluation_graph, pure, crossing),
+        training_suffix=_build_suffix(training_graph, pure, crossing, constants),
+        evaluation_suffix=_build_suffix(evaluation_graph, pure, crossing, constants),
     )
 
 
-def _changing(training: fx.Graph, evaluation: fx.Graph) -> set[str]:
+def _find_mode_dependent_steps(training: fx.Graph, evaluation: fx.Graph) -> set[str]:
     """Find steps that differ between training and evaluation, such as a functional dropout."""
     steps_by_mode = [
         {node.name: (node.op, node.target, str(node.args), str(node.kwargs)) for node in graph.nodes}
@@ -135,7 +139,7 @@ def _changing(training: fx.Graph, evaluation: fx.Graph) -> set[str]:
     return {name for name, signature in steps_by_mode[1].items() if steps_by_mode[0].get(name) != signature}
 
 
-def _pure(
+def _find_pure_steps(
     network: nn.Module, graph: fx.Graph, depth: Depth, pixels: Tensor, *, excluded_steps: Collection[str]
 ) -> tuple[set[str], dict[str, Any]]:
     """Find the steps that depend only on the image and frozen weights, and those among them that are constants.
@@ -152,47 +156,47 @@ def _pure(
             is_in_training_mode = node.op == "call_module" and node.target not in still
             if not (node.op == "output" or is_trained or is_in_training_mode or node.name in excluded):
                 pure += [node] if set(node.all_input_nodes) <= set(pure) else []
-        values, values_of_first = _values(network, pure, pixels), _values(network, pure, pixels[:1])
+        values, values_of_first = _compute_values(network, pure, pixels), _compute_values(network, pure, pixels[:1])
         names = {node.name for node in pure}
         crossing = [node for node in pure if any(user.name not in names for user in node.users)]
         constants = {
             node.name: values[node]
             for node in crossing
-            if _plain(values[node]) and values[node] == values_of_first[node]
+            if _is_plain_value(values[node]) and values[node] == values_of_first[node]
         }
         not_separable = {
             node.name
             for node in crossing
-            if node.name not in constants and not _owned_by_images(node, values[node], len(pixels))
+            if node.name not in constants and not _is_per_image(node, values[node], len(pixels))
         }
         if not not_separable:
             return names, constants
         excluded |= not_separable
 
 
-def _values(network: nn.Module, pure: Sequence[fx.Node], pixels: Tensor) -> dict[fx.Node, Any]:
+def _compute_values(network: nn.Module, pure: Sequence[fx.Node], pixels: Tensor) -> dict[fx.Node, Any]:
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in pure:
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(tuple(copies.values()))
-    return dict(zip(pure, _run(network, graph, [pixels]), strict=True))
+    return dict(zip(pure, _run_graph(network, graph, [pixels]), strict=True))
 
 
-def _plain(value: Any) -> bool:
+def _is_plain_value(value: Any) -> bool:
     inner = value if isinstance(value, tuple | list) else ()
-    return all(map(_plain, inner)) if inner else isinstance(value, int | float | str | bool | None)
+    return all(map(_is_plain_value, inner)) if inner else isinstance(value, int | float | str | bool | None)
 
 
-def _owned_by_images(node: fx.Node, value: Any, images: int) -> bool:
+def _is_per_image(node: fx.Node, value: Any, images: int) -> bool:
     """Return whether a step produces a tensor with one row per image, computed from the image."""
-    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == images and _sees_image(node)
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == images and _has_image_input(node)
 
 
-def _sees_image(node: fx.Node) -> bool:
-    return node.op == "placeholder" or any(_sees_image(source) for source in node.all_input_nodes)
+def _has_image_input(node: fx.Node) -> bool:
+    return node.op == "placeholder" or any(_has_image_input(source) for source in node.all_input_nodes)
 
 
-def _crossing(graph: fx.Graph, pure: Collection[str], constants: Collection[str]) -> list[str]:
+def _find_crossing_steps(graph: fx.Graph, pure: Collection[str], constants: Collection[str]) -> list[str]:
     """List the pure steps whose tensors are used by a step in the suffix."""
     return [
         node.name
@@ -201,7 +205,7 @@ def _crossing(graph: fx.Graph, pure: Collection[str], constants: Collection[str]
     ]
 
 
-def _prefix(graph: fx.Graph, pure: Collection[str], crossing: Sequence[str]) -> fx.Graph:
+def _build_prefix(graph: fx.Graph, pure: Collection[str], crossing: Sequence[str]) -> fx.Graph:
     prefix, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in graph.nodes:
         if node.name in pure:
@@ -210,7 +214,9 @@ def _prefix(graph: fx.Graph, pure: Collection[str], crossing: Sequence[str]) -> 
     return prefix
 
 
-def _suffix(graph: fx.Graph, pure: Collection[str], crossing: Sequence[str], constants: Mapping[str, Any]) -> fx.Graph:
+def _build_suffix(
+    graph: fx.Graph, pure: Collection[str], crossing: Sequence[str], constants: Mapping[str, Any]
+) -> fx.Graph:
     suffix, copies = fx.Graph(), dict[fx.Node, Any]()
     for node in graph.nodes:
         if node.name in crossing:
@@ -225,19 +231,19 @@ def _suffix(graph: fx.Graph, pure: Collection[str], crossing: Sequence[str], con
     return suffix
 
 
-def _run(network: nn.Module, graph: fx.Graph, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _run_graph(network: nn.Module, graph: fx.Graph, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     results: tuple[Tensor, ...] = fx.Interpreter(network, graph=graph).run(*inputs)
     return results
 
 
-def _attribute(network: nn.Module, path: str) -> Tensor:
+def _get_attribute(network: nn.Module, path: str) -> Tensor:
     module_path, _, name = path.rpartition(".")
     tensor: Tensor = getattr(network.get_submodule(module_path), name)
     return tensor
 
 
 @contextmanager
-def modes_kept(network: nn.Module) -> Iterator[None]:
+def restore_modes(network: nn.Module) -> Iterator[None]:
     """Restore each module's training or evaluation mode on exit."""
     modes = [(module, module.training) for module in network.modules()]
     try:

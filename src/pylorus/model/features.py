@@ -22,13 +22,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from pylorus.cache.kept import kept_records
+from pylorus.cache.kept import load_or_compute_records
 from pylorus.cache.records import Records
 from pylorus.config import CacheConfig
 from pylorus.data.datamodule import ImageDataModule
-from pylorus.data.dataset import as_is
+from pylorus.data.dataset import return_batch
 from pylorus.data.order import Draw
-from pylorus.model.prefix import Prefix
+from pylorus.model.prefix import FrozenPrefix
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +60,15 @@ class FeatureDataset(Dataset[FeatureBatch]):
         labels: int64 of shape (images,).
     """
 
-    def __init__(self, prefix: Prefix, records: Records, positions: dict[Draw, int], labels: NDArray[np.int64]) -> None:
+    def __init__(
+        self, prefix: FrozenPrefix, records: Records, positions: dict[Draw, int], labels: NDArray[np.int64]
+    ) -> None:
         self._prefix, self._records, self._positions, self._labels = prefix, records, positions, labels
 
     def __getitems__(self, draws: list[Draw]) -> FeatureBatch:
         """Return the batch of the given draws."""
         rows = np.array([draw.row for draw in draws])
-        features = self._prefix.unpacked(self._records.take([self._positions[draw] for draw in draws]))
+        features = self._prefix.decode_records(self._records.read_rows([self._positions[draw] for draw in draws]))
         return FeatureBatch(features, torch.from_numpy(self._labels[rows]), torch.from_numpy(rows))
 
 
@@ -88,7 +90,7 @@ class FeatureDataModule(pl.LightningDataModule):
     def __init__(
         self,
         image_data: ImageDataModule,
-        prefix: Prefix,
+        prefix: FrozenPrefix,
         *,
         name: str,
         epochs: int,
@@ -99,59 +101,61 @@ class FeatureDataModule(pl.LightningDataModule):
         start = time.monotonic()
         self._image_data, self._prefix, self._name = image_data, prefix, name
         self._silent = not (progress and sys.stderr.isatty())
-        self._draws = {split: _draws(image_data, split, epochs) for split in PARTS}
-        self._records = kept_records(
+        self._draws = {split: _list_draws(image_data, split, epochs) for split in PARTS}
+        self._records = load_or_compute_records(
             settings,
-            [name for split in PARTS for name in _names(image_data, split, self._draws[split])],
-            self._compute,
+            [name for split in PARTS for name in _build_record_names(image_data, split, self._draws[split])],
+            self._compute_records,
             kind="features",
-            key={**prefix.key(), "input": image_data.form.key()},
+            key={**prefix.build_cache_key(), "input": image_data.form.get_key()},
             record_bytes=prefix.record_bytes,
             processes=image_data.processes,
         )
         self.seconds = time.monotonic() - start
         if self._records is not None:
-            self._tell(self._records)
+            self._log_cache_use(self._records)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return every training image once, in the order in which the images would have come."""
-        return self.loader("train")
+        return self.build_loader("train")
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return every validation image once."""
-        return self.loader("val")
+        return self.build_loader("val")
 
-    def loader(self, split: str) -> DataLoader[Any]:
+    def build_loader(self, split: str) -> DataLoader[Any]:
         """Return a loader over every image of a split once: its features, or the image if they are not cached."""
         draws = self._draws[split]
         if self._records is None or not draws:
-            return self._image_data.loader(split)
+            return self._image_data.build_loader(split)
         offset = sum(len(self._draws[previous]) for previous in PARTS[: PARTS.index(split)])
         positions = {draw: offset + position for position, draw in enumerate(draws)}
         labels = self._image_data.parts[split]["label"].to_numpy(dtype=np.int64)
         return DataLoader(
             FeatureDataset(self._prefix, self._records, positions, labels),
-            batch_sampler=self._image_data.order(split),
-            collate_fn=as_is,
+            batch_sampler=self._image_data.build_batches(split),
+            collate_fn=return_batch,
             pin_memory=self._image_data.pin_memory,
         )
 
-    def _compute(self, missing: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+    def _compute_records(self, missing: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
         """Compute the records at the given positions, in batches of evaluation size."""
         for split in PARTS:
-            self._image_data.dataset(split)  # all processes decode together, including one that has nothing to compute
+            self._image_data.get_dataset(
+                split
+            )  # all processes decode together, including one that has nothing to compute
         all_draws = [(split, draw) for split in PARTS for draw in self._draws[split]]
         with tqdm(total=len(missing), desc=f"{self._name} features", leave=False, disable=self._silent) as progress_bar:
             for split, split_draws in groupby((all_draws[position] for position in missing), key=lambda item: item[0]):
                 draws = [draw for _, draw in split_draws]
                 size = max(1, 2 * self._image_data.batch_size // self._image_data.processes.count)
-                for batch in self._image_data.serve(
+                for batch in self._image_data.build_batch_loader(
                     split, [draws[start : start + size] for start in range(0, len(draws), size)]
                 ):
-                    yield self._prefix.packed(batch.image)
+                    yield self._prefix.compute_records(batch.image)
                     progress_bar.update(len(batch.row))
 
-    def _tell(self, records: Records) -> None:
+    def _log_cache_use(self, records: Records) -> None:
         images_are_fresh = not self._draws["train"]
         log.info(
             "features %s: %d cached, %d computed in %.1f s, %.1f KiB each, %s; frozen layers are not recomputed%s",
@@ -167,7 +171,7 @@ class FeatureDataModule(pl.LightningDataModule):
         )
 
 
-def _draws(image_data: ImageDataModule, split: str, epochs: int) -> list[Draw]:
+def _list_draws(image_data: ImageDataModule, split: str, epochs: int) -> list[Draw]:
     """List all draws of a split that a stage will use, unless each epoch augments its images anew."""
     rows = range(len(image_data.parts[split]))
     if split != "train" or not image_data.augments:
@@ -175,7 +179,7 @@ def _draws(image_data: ImageDataModule, split: str, epochs: int) -> list[Draw]:
     return [Draw(row, view) for view in range(min(image_data.views or 0, epochs)) for row in rows]
 
 
-def _names(image_data: ImageDataModule, split: str, draws: Sequence[Draw]) -> list[str]:
+def _build_record_names(image_data: ImageDataModule, split: str, draws: Sequence[Draw]) -> list[str]:
     """Name each draw for the cache: by the image's content and, for a view, what its augmentation depends on."""
     hashes = list(image_data.parts[split]["sha256"])
     policy = json.dumps(dict(image_data.policy.transforms), sort_keys=True, default=str)
@@ -183,6 +187,6 @@ def _names(image_data: ImageDataModule, split: str, draws: Sequence[Draw]) -> li
     return [
         hashes[draw.row]
         if draw.view is None
-        else f"{hashes[draw.row]}/{policy_digest}/{image_data.dataset(split).chance(draw.row, draw.view):x}"
+        else f"{hashes[draw.row]}/{policy_digest}/{image_data.get_dataset(split).get_augmentation_seed(draw.row, draw.view):x}"
         for draw in draws
     ]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import pytorch_lightning as pl
 from torch import nn
 
-from pylorus.errors import PylorusError, did_you_mean
-from pylorus.model.head import classifier_names
+from pylorus.errors import PylorusError, format_suggestion
+from pylorus.model.head import list_classifier_names
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Depth:
     still: tuple[str, ...]
 
 
-def depth(network: nn.Module, learn: str) -> Depth:
+def resolve_depth(network: nn.Module, learn: str) -> Depth:
     """Return which parameters and modules of a timm model are trainable at the depth that `learn` names.
 
     Raises:
@@ -40,24 +40,24 @@ def depth(network: nn.Module, learn: str) -> Depth:
     if learn == "all":
         return Depth(learning=tuple(parameter_names), frozen=(), still=())
     if learn == "head":
-        head_prefixes = tuple(f"{name}." for name in classifier_names(network))
+        head_prefixes = tuple(f"{name}." for name in list_classifier_names(network))
         trainable_names = [name for name in parameter_names if name.startswith(head_prefixes)]
     else:
         first_trainable = next(
             (index for index, name in enumerate(parameter_names) if name.startswith(f"{learn}.")), None
         )
         if first_trainable is None:
-            raise PylorusError(_no_such_block(network, learn))
+            raise PylorusError(_format_unknown_block(network, learn))
         trainable_names = parameter_names[first_trainable:]
     frozen_names = [name for name in parameter_names if name not in set(trainable_names)]
     return Depth(
         learning=tuple(trainable_names),
         frozen=tuple(frozen_names),
-        still=_still(network, trainable_names, frozen_names),
+        still=_find_eval_modules(network, trainable_names, frozen_names),
     )
 
 
-def blocks(network: nn.Module) -> list[str]:
+def list_blocks(network: nn.Module) -> list[str]:
     """List the names that `learn` accepts: children with weights and, where a child is a sequence, its children."""
     names: list[str] = []
     for name, module in network.named_children():
@@ -69,9 +69,9 @@ def blocks(network: nn.Module) -> list[str]:
     return names
 
 
-def apply(network: nn.Module, learn: str) -> Depth:
+def apply_depth(network: nn.Module, learn: str) -> Depth:
     """Set `requires_grad` of every parameter to match the depth, and return the depth."""
-    resolved = depth(network, learn)
+    resolved = resolve_depth(network, learn)
     trainable_names = set(resolved.learning)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in trainable_names)
@@ -97,7 +97,7 @@ class Freeze(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Set `requires_grad` before the optimizer is built and before the model is wrapped for several GPUs."""
-        self._still = apply(_network(pl_module), self.learn).still
+        self._still = apply_depth(_get_network(pl_module), self.learn).still
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set the modes here too: an epoch resumed midway does not call `on_train_epoch_start`."""
@@ -105,17 +105,17 @@ class Freeze(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set every module's mode: Lightning leaves each as the previous stage left it."""
-        set_modes(_network(pl_module), self._still)
+        set_modes(_get_network(pl_module), self._still)
 
 
-def _still(network: nn.Module, learning: list[str], frozen: list[str]) -> tuple[str, ...]:
+def _find_eval_modules(network: nn.Module, learning: list[str], frozen: list[str]) -> tuple[str, ...]:
     """List the modules before the first trainable one; modules without weights count by their position."""
     names = [name for name, _ in network.named_modules()]
     positions = {name: index for index, name in enumerate(names)}
     trainable_positions = [positions[name.rpartition(".")[0]] for name in learning]
     last_frozen_position = max((positions[name.rpartition(".")[0]] for name in frozen), default=-1)
     first_trainable_position = min(trainable_positions)
-    head_parents = {name.rpartition(".")[0] for name in classifier_names(network)} | {""}
+    head_parents = {name.rpartition(".")[0] for name in list_classifier_names(network)} | {""}
     still = []
     for name, module in network.named_modules():
         prefix = f"{name}." if name else ""
@@ -131,19 +131,19 @@ def _still(network: nn.Module, learning: list[str], frozen: list[str]) -> tuple[
     return tuple(still)
 
 
-def _network(module: pl.LightningModule) -> nn.Module:
+def _get_network(module: pl.LightningModule) -> nn.Module:
     network = module.network
     assert isinstance(network, nn.Module)
     return network
 
 
-def _no_such_block(network: nn.Module, learn: str) -> str:
-    known = ["head", "all", *blocks(network)]
+def _format_unknown_block(network: nn.Module, learn: str) -> str:
+    known = ["head", "all", *list_blocks(network)]
     candidates = [
         *known,
         *(name for name, module in network.named_modules() if name and list(module.parameters())),
     ]
     return (
-        f'learn: {type(network).__name__} has no block "{learn}".{did_you_mean(learn, candidates)}\n'
+        f'learn: {type(network).__name__} has no block "{learn}".{format_suggestion(learn, candidates)}\n'
         f"Available: {', '.join(known)}; nested blocks by their dotted names."
     )

@@ -5,19 +5,19 @@ from typing import Any
 from torch import nn
 
 
-def classifier_names(network: Any) -> tuple[str, ...]:
+def list_classifier_names(network: Any) -> tuple[str, ...]:
     """Return the names of the modules that produce the logits: one classifier, or two in distilled transformers."""
     classifier = network.get_classifier()
     heads = classifier if isinstance(classifier, tuple | list) else (classifier,)
     return tuple(name for name, module in network.named_modules() if any(module is head for head in heads))
 
 
-def draw_head(network: Any) -> None:
+def init_head(network: Any) -> None:
     """Initialize the head with small random weights, so that a stage starts from nearly uniform probabilities.
 
     timm's own initialization differs between models; with few classes some are so large that ten epochs only undo it.
     """
-    for name in classifier_names(network):
+    for name in list_classifier_names(network):
         head = network.get_submodule(name)
         if isinstance(head, nn.Linear | nn.Conv2d):
             nn.init.normal_(head.weight, std=0.01)

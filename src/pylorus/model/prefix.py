@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pylorus.machine.engine import Engine
-from pylorus.model.cut import Cut, cut
+from pylorus.model.cut import CutNetwork, cut_network
 from pylorus.model.freeze import Depth
 
 
 @dataclass(frozen=True)
-class Field:
+class TensorLayout:
     """How one feature tensor is stored in an image's record.
 
     Attributes:
@@ -38,13 +38,13 @@ class Field:
         """Size for one image in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def packed(self, tensor: Tensor) -> NDArray[np.uint8]:
+    def encode_tensor(self, tensor: Tensor) -> NDArray[np.uint8]:
         """Return the bytes, uint8 (images, size), of a tensor (images, *shape)."""
         ordered = tensor.permute(0, 2, 3, 1) if self.channels_last else tensor
         content: NDArray[np.uint8] = ordered.contiguous().flatten(1).view(torch.uint8).cpu().numpy()
         return content
 
-    def unpacked(self, content: Tensor) -> Tensor:
+    def decode_tensor(self, content: Tensor) -> Tensor:
         """Return the tensor (images, *shape) stored in bytes (images, size)."""
         elements = content.contiguous().view(self.dtype)
         if not self.channels_last:
@@ -53,21 +53,21 @@ class Field:
         return elements.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
 
 
-class Classifying(Protocol):
+class ClassifierProtocol(Protocol):
     """The part of `pylorus.model.classifier.Classifier` that is needed here."""
 
     network: nn.Module
     mean: Tensor
     std: Tensor
 
-    def pixels(self, image: Tensor) -> Tensor:
+    def normalize_images(self, image: Tensor) -> Tensor:
         """Normalize uint8 images (batch, 3, size, size)."""
 
     def to(self, device: str) -> object:
         """Move the network and its buffers to a device."""
 
 
-class Prefix:
+class FrozenPrefix:
     """The frozen prefix of a network at one depth, and the features it computes from images.
 
     Args:
@@ -84,25 +84,27 @@ class Prefix:
         UncuttableError: If the network can't be split at this depth; the message says why.
     """
 
-    def __init__(self, classifier: Classifying, depth: Depth, engine: Engine, *, image_size: int) -> None:
+    def __init__(self, classifier: ClassifierProtocol, depth: Depth, engine: Engine, *, image_size: int) -> None:
         self._classifier, self._engine = classifier, engine
         classifier.to(engine.accelerator)
         sample = torch.randint(
             256, (2, 3, image_size, image_size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
         )
-        with engine.computing():
-            self.cut: Cut = cut(classifier.network, depth, classifier.pixels(sample.to(engine.accelerator)))
-        self.fields = tuple(_field(tensor) for tensor in self.features(sample))
+        with engine.use_precision():
+            self.cut: CutNetwork = cut_network(
+                classifier.network, depth, classifier.normalize_images(sample.to(engine.accelerator))
+            )
+        self.fields = tuple(_detect_layout(tensor) for tensor in self.compute_features(sample))
 
     @property
     def record_bytes(self) -> int:
         """Size of one image's features in bytes."""
         return sum(field.size for field in self.fields)
 
-    def key(self) -> dict[str, object]:
+    def build_cache_key(self) -> dict[str, object]:
         """Return everything that features depend on besides the image, as plain values."""
         return {
-            "prefix": self.cut.digest(),
+            "prefix": self.cut.compute_digest(),
             "fields": str(self.fields),
             "mean": self._classifier.mean.flatten().tolist(),
             "std": self._classifier.std.flatten().tolist(),
@@ -112,27 +114,31 @@ class Prefix:
             "timm": timm.__version__,
         }
 
-    def features(self, image: Tensor) -> tuple[Tensor, ...]:
+    def compute_features(self, image: Tensor) -> tuple[Tensor, ...]:
         """Compute the features of uint8 images (batch, 3, size, size) in evaluation mode; `batch` rows each."""
         network = self.cut.network
         network.eval()
-        with self._engine.computing(), torch.inference_mode():
-            return self.cut.features(self._classifier.pixels(image.to(self._engine.accelerator, non_blocking=True)))
+        with self._engine.use_precision(), torch.inference_mode():
+            return self.cut.run_prefix(
+                self._classifier.normalize_images(image.to(self._engine.accelerator, non_blocking=True))
+            )
 
-    def packed(self, image: Tensor) -> NDArray[np.uint8]:
+    def compute_records(self, image: Tensor) -> NDArray[np.uint8]:
         """Compute the records, uint8 (batch, record_bytes), of uint8 images (batch, 3, size, size)."""
-        parts = [field.packed(tensor) for field, tensor in zip(self.fields, self.features(image), strict=True)]
+        parts = [
+            field.encode_tensor(tensor) for field, tensor in zip(self.fields, self.compute_features(image), strict=True)
+        ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
-    def unpacked(self, records: NDArray[np.uint8]) -> tuple[Tensor, ...]:
+    def decode_records(self, records: NDArray[np.uint8]) -> tuple[Tensor, ...]:
         """Return the features stored in records (batch, record_bytes)."""
         sizes = [field.size for field in self.fields]
         parts = torch.from_numpy(records).split(sizes, dim=1)  # type: ignore[no-untyped-call]
-        return tuple(field.unpacked(part) for field, part in zip(self.fields, parts, strict=True))
+        return tuple(field.decode_tensor(part) for field, part in zip(self.fields, parts, strict=True))
 
 
-def _field(tensor: Tensor) -> Field:
+def _detect_layout(tensor: Tensor) -> TensorLayout:
     channels_last = (
         tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
     )
-    return Field(tuple(tensor.shape[1:]), tensor.dtype, channels_last)
+    return TensorLayout(tuple(tensor.shape[1:]), tensor.dtype, channels_last)

@@ -9,15 +9,15 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from pylorus.config import FUSED, OptimizerConfig, StageConfig
-from pylorus.errors import PylorusError, did_you_mean
+from pylorus.errors import PylorusError, format_suggestion
 
 
-def peak_lr(stage: StageConfig, optimizer: OptimizerConfig) -> float:
+def compute_peak_lr(stage: StageConfig, optimizer: OptimizerConfig) -> float:
     """Return the stage's own learning rate, or its multiple of the run's."""
     return stage.lr if stage.lr is not None else optimizer.lr * stage.lr_factor
 
 
-def better(stage: StageConfig) -> Literal["min", "max"]:
+def get_monitor_mode(stage: StageConfig) -> Literal["min", "max"]:
     """Return whether a smaller or a larger value of the monitored metric is better."""
     return "min" if stage.monitor == "loss" else "max"
 
@@ -30,11 +30,11 @@ def build_optimizer(network: nn.Module, stage: StageConfig, config: OptimizerCon
     """
     known = [str(name) for name in list_optimizers()]
     if config.name not in known:
-        raise PylorusError(f'optimizer.name: timm has no "{config.name}".{did_you_mean(config.name, known)}')
+        raise PylorusError(f'optimizer.name: timm has no "{config.name}".{format_suggestion(config.name, known)}')
     optimizer = create_optimizer_v2(
         network,
         opt=config.name,
-        lr=peak_lr(stage, config),
+        lr=compute_peak_lr(stage, config),
         weight_decay=config.weight_decay,
         momentum=config.momentum,
         layer_decay=stage.layer_decay if stage.layer_decay < 1 else None,
@@ -46,11 +46,11 @@ def build_optimizer(network: nn.Module, stage: StageConfig, config: OptimizerCon
     return optimizer
 
 
-class WarmCosine:
+class WarmupCosine:
     """Learning rate as a fraction of its peak: linear warm-up, then half a cosine down to 0, or constant.
 
     Example:
-        >>> schedule = WarmCosine(steps=10, warmup=2, falls=True)
+        >>> schedule = WarmupCosine(steps=10, warmup=2, falls=True)
         >>> [round(schedule(step), 2) for step in (0, 1, 2, 6, 10)]
         [0.5, 1.0, 1.0, 0.5, 0.0]
     """
@@ -78,7 +78,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, stage: StageConfig, *, step
     """
     scheduler: LRScheduler | ReduceLROnPlateau
     if stage.schedule == "plateau":
-        scheduler = ReduceLROnPlateau(optimizer, mode=better(stage), factor=0.1, patience=3)
+        scheduler = ReduceLROnPlateau(optimizer, mode=get_monitor_mode(stage), factor=0.1, patience=3)
         return {"scheduler": scheduler, "interval": "epoch", "monitor": "monitor"}
-    lr_factor = WarmCosine(steps=steps, warmup=round(stage.warmup * steps), falls=stage.schedule == "cosine")
+    lr_factor = WarmupCosine(steps=steps, warmup=round(stage.warmup * steps), falls=stage.schedule == "cosine")
     return {"scheduler": LambdaLR(optimizer, lr_factor), "interval": "step"}

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pylorus.parallel.processes import Processes
 
 
-class _Sum(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     """Sum over all processes; its gradient is the sum of their gradients."""
 
     @staticmethod
@@ -34,11 +34,11 @@ class _Sum(torch.autograd.Function):
 
 
 @contextmanager
-def norm_of_all(network: nn.Module, processes: Processes) -> Iterator[None]:
+def use_sync_batch_norm(network: nn.Module, processes: Processes) -> Iterator[None]:
     """Inside, batch-norm layers in training mode normalize over the images of all processes."""
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and processes.several]
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and processes.is_distributed]
     for norm in norms:
-        norm.forward = partial(_forward, norm, norm.forward)  # type: ignore[method-assign]
+        norm.forward = partial(_forward_batch_norm, norm, norm.forward)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -46,10 +46,10 @@ def norm_of_all(network: nn.Module, processes: Processes) -> Iterator[None]:
             del norm.forward
 
 
-def _forward(norm: _BatchNorm, original_forward: Any, image: Tensor) -> Tensor:
+def _forward_batch_norm(norm: _BatchNorm, original_forward: Any, image: Tensor) -> Tensor:
     if not norm.training:
         return cast(Tensor, original_forward(image))
-    output = normalised(norm, image)
+    output = normalize_batch(norm, image)
     # timm's batch-norm layers include their dropout and activation.
     for name in ("drop", "act"):
         layer = getattr(norm, name, None)
@@ -57,7 +57,7 @@ def _forward(norm: _BatchNorm, original_forward: Any, image: Tensor) -> Tensor:
     return output
 
 
-def normalised(norm: _BatchNorm, image: Tensor) -> Tensor:
+def normalize_batch(norm: _BatchNorm, image: Tensor) -> Tensor:
     """Return what `norm` gives in training for this process's images (batch, channels, …); update its statistics.
 
     Mean and variance are those of all processes' images (Ioffe and Szegedy 2015), summed in 32 bits.
@@ -66,23 +66,23 @@ def normalised(norm: _BatchNorm, image: Tensor) -> Tensor:
     dimensions = [0, *range(2, image.ndim)]
     shape = [1, -1] + [1] * (image.ndim - 2)
     count = image_fp32.new_tensor([image_fp32.numel() / image_fp32.shape[1]])
-    sums = _summed(torch.cat([image_fp32.sum(dimensions), count]))
+    sums = _sum_over_processes(torch.cat([image_fp32.sum(dimensions), count]))
     total = sums[-1].detach()
     mean = sums[:-1] / total
     centered = image_fp32 - mean.view(shape)
-    variance = _summed(centered.square().sum(dimensions)) / total
-    _move_statistics(norm, mean.detach(), variance.detach(), total)
+    variance = _sum_over_processes(centered.square().sum(dimensions)) / total
+    _update_running_statistics(norm, mean.detach(), variance.detach(), total)
     output = centered * torch.rsqrt(variance + norm.eps).view(shape)
     if norm.affine:
         output = output * norm.weight.view(shape) + norm.bias.view(shape)
     return output.to(image.dtype)
 
 
-def _summed(tensor: Tensor) -> Tensor:
-    return cast(Tensor, _Sum.apply(tensor))
+def _sum_over_processes(tensor: Tensor) -> Tensor:
+    return cast(Tensor, _AllReduceSum.apply(tensor))
 
 
-def _move_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+def _update_running_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: Tensor) -> None:
     if norm.running_mean is None or norm.running_var is None:
         return
     assert norm.num_batches_tracked is not None

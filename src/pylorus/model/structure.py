@@ -33,7 +33,7 @@ class BlockStructure(TypedDict):
     """Number of its trainable parameters in each stage."""
 
 
-def network_structure(
+def extract_network_structure(
     network: nn.Module, *, image_size: int, learning: Mapping[str, Collection[str]]
 ) -> list[BlockStructure]:
     """List blocks with weights in the network's order: its children and, where a child is a sequence, its children.
@@ -43,14 +43,14 @@ def network_structure(
     Args:
         network: Any timm model; takes (batch, 3, size, size).
         image_size: Side of that image in pixels.
-        learning: Names of the trainable parameters of each stage, as `pylorus.model.freeze.depth` gives them.
+        learning: Names of the trainable parameters of each stage, as `pylorus.model.freeze.resolve_depth` gives them.
 
     Raises:
         ValueError: If a name in `learning` is not a parameter of the network.
 
     Example:
         >>> network = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.AdaptiveAvgPool2d(1))
-        >>> network_structure(network, image_size=8, learning={"pretrain": []})  # doctest: +NORMALIZE_WHITESPACE
+        >>> extract_network_structure(network, image_size=8, learning={"pretrain": []})  # doctest: +NORMALIZE_WHITESPACE
         [{'name': '0.0', 'type': 'Conv2d', 'layers': 1, 'parameters': 112, 'output': [4, 6, 6],
           'learning': {'pretrain': 0}}]
     """
@@ -59,19 +59,19 @@ def network_structure(
         unknown = [name for name in names if name not in parameters]
         if unknown:
             raise ValueError(f'learning of stage "{stage}": the network has no parameter "{unknown[0]}"')
-    modules = dict(_blocks(network))
-    shapes = _output_shapes(network, modules, image_size)
+    modules = dict(_iter_blocks(network))
+    shapes = _compute_output_shapes(network, modules, image_size)
     counted_names: set[str] = set()
     structure = []
     for block, module in [(OWN, network), *modules.items()]:
-        block_names = _names_inside(block, parameters, [*modules]) - counted_names
+        block_names = _list_block_parameters(block, parameters, [*modules]) - counted_names
         counted_names |= block_names
         if block_names:
             structure.append(
                 BlockStructure(
                     name=block,
                     type=type(module).__name__ if block != OWN else ", ".join(sorted(block_names)),
-                    layers=0 if block == OWN else _layers(module),
+                    layers=0 if block == OWN else _count_layers(module),
                     parameters=sum(parameters[name].numel() for name in block_names),
                     output=shapes.get(block),
                     learning={
@@ -83,13 +83,13 @@ def network_structure(
     return structure
 
 
-def _blocks(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _iter_blocks(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in network.named_children():
         children = list(module.named_children()) if isinstance(module, nn.Sequential | nn.ModuleList) else []
         yield from ((f"{name}.{child}", inner) for child, inner in children) if children else [(name, module)]
 
 
-def _names_inside(block: str, parameters: Collection[str], blocks: list[str]) -> set[str]:
+def _list_block_parameters(block: str, parameters: Collection[str], blocks: list[str]) -> set[str]:
     """Return the names of a block's parameters; for `OWN`, of those that are in no block."""
     if block != OWN:
         return {name for name in parameters if name.startswith(f"{block}.")}
@@ -97,28 +97,30 @@ def _names_inside(block: str, parameters: Collection[str], blocks: list[str]) ->
     return {name for name in parameters if not name.startswith(block_prefixes)}
 
 
-def _layers(module: nn.Module) -> int:
+def _count_layers(module: nn.Module) -> int:
     return sum(isinstance(inner, _ConvNd | nn.Linear | nn.Bilinear) for inner in module.modules())
 
 
-def _output_shapes(network: nn.Module, modules: Mapping[str, nn.Module], image_size: int) -> dict[str, list[int]]:
+def _compute_output_shapes(
+    network: nn.Module, modules: Mapping[str, nn.Module], image_size: int
+) -> dict[str, list[int]]:
     """Return each block's output shape for one image of zeros, without the batch."""
     shapes: dict[str, list[int]] = {}
     handles: list[RemovableHandle] = []
 
-    def watch(name: str, module: nn.Module) -> None:
-        def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            tensor = _first_tensor(output)
+    def register_shape_hook(name: str, module: nn.Module) -> None:
+        def save_shape(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            tensor = _find_first_tensor(output)
             if tensor is not None:
                 shapes[name] = list(tensor.shape[1:])
 
-        handles.append(module.register_forward_hook(note))
+        handles.append(module.register_forward_hook(save_shape))
 
     parameter = next(network.parameters())
     try:
         for name, module in modules.items():
-            watch(name, module)
-        with _evaluating(network), torch.no_grad():
+            register_shape_hook(name, module)
+        with _use_eval_mode(network), torch.no_grad():
             network(torch.zeros(1, 3, image_size, image_size, dtype=parameter.dtype, device=parameter.device))
     finally:
         for handle in handles:
@@ -127,7 +129,7 @@ def _output_shapes(network: nn.Module, modules: Mapping[str, nn.Module], image_s
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
+def _use_eval_mode(network: nn.Module) -> Iterator[None]:
     """Switch to evaluation mode, which leaves batch-norm statistics alone; restore each module's mode on exit."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
@@ -138,8 +140,8 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _first_tensor(output: Any) -> Tensor | None:
+def _find_first_tensor(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
         return output
     parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
-    return next((tensor for tensor in map(_first_tensor, parts) if tensor is not None), None)
+    return next((tensor for tensor in map(_find_first_tensor, parts) if tensor is not None), None)

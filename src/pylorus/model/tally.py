@@ -15,7 +15,7 @@ from pylorus.parallel.processes import Processes
 CLASS_METRICS = ("precision", "sensitivity", "f1")
 
 
-class Tally(nn.Module):
+class EpochMetrics(nn.Module):
     """Mean loss and confusion matrix of an epoch, accumulated on the device without synchronizing."""
 
     def __init__(self, classes: int) -> None:
@@ -26,13 +26,13 @@ class Tally(nn.Module):
         self.weight = SumMetric(nan_strategy="disable")
         self.confusion = MulticlassConfusionMatrix(classes, validate_args=False)
 
-    def add(self, loss: Tensor, weight: Tensor, logits: Tensor, label: Tensor) -> None:
+    def add_batch(self, loss: Tensor, weight: Tensor, logits: Tensor, label: Tensor) -> None:
         """Add a batch: its mean loss, the weight of that mean, logits (batch, classes), labels (batch,)."""
         self.loss.update(loss.detach() * weight)
         self.weight.update(weight)
         self.confusion.update(logits.detach(), label)
 
-    def take(self, prefix: str, names: Sequence[str]) -> dict[str, float]:
+    def compute_and_reset(self, prefix: str, names: Sequence[str]) -> dict[str, float]:
         """Return all metrics of the epoch by name, per class and averaged, and reset. Undefined ones are NaN."""
         confusion = self.confusion.compute().cpu().numpy()
         by_class, overall = class_indices(confusion), overall_indices(confusion)
@@ -47,31 +47,31 @@ class Tally(nn.Module):
         self.confusion.reset()
         return metrics
 
-    def gathered(self, processes: Processes) -> dict[str, Tensor]:
+    def gather_sums(self, processes: Processes) -> dict[str, Tensor]:
         """Return the sums over all processes, to resume from."""
-        sums_by_process = processes.gathered({name: value.cpu() for name, value in self._sums().items()})
+        sums_by_process = processes.gather({name: value.cpu() for name, value in self._get_sums().items()})
         return {
             name: sum((sums[name] for sums in sums_by_process[1:]), sums_by_process[0][name])
             for name in sums_by_process[0]
         }
 
-    def take_gathered(self, sums: Mapping[str, Tensor]) -> None:
+    def restore_sums(self, sums: Mapping[str, Tensor]) -> None:
         """Resume from sums."""
-        for name, value in self._sums().items():
+        for name, value in self._get_sums().items():
             value.copy_(sums[name])
 
-    def _sums(self) -> dict[str, Tensor]:
+    def _get_sums(self) -> dict[str, Tensor]:
         return {"loss": self.loss.sum_value, "weight": self.weight.sum_value, "confusion": self.confusion.confmat}
 
 
-class FirstBroken:
+class FirstNonFiniteLoss:
     """Rows of an epoch's first batch with a NaN or infinite loss, kept on the device until they are requested."""
 
     def __init__(self) -> None:
         self._rows: Tensor | None = None
         self._has_failed: Tensor | None = None
 
-    def look(self, loss: Tensor, row: Tensor, step: int) -> None:
+    def check_loss(self, loss: Tensor, row: Tensor, step: int) -> None:
         """Check a batch's loss; takes its rows (batch,) and its index in the epoch. The first batch is the largest."""
         if step == 0 or self._rows is None or self._has_failed is None:
             self._rows = torch.full_like(row, -1)
@@ -81,6 +81,6 @@ class FirstBroken:
         self._rows = torch.where(is_first, padded, self._rows)
         self._has_failed = self._has_failed | is_first
 
-    def rows(self) -> list[int]:
+    def get_rows(self) -> list[int]:
         """Return the rows, after synchronizing with the device; empty if every loss was finite."""
         return [] if self._rows is None else [row for row in self._rows.tolist() if row >= 0]

@@ -7,7 +7,7 @@ from timm.layers._fx import get_notrace_functions, get_notrace_modules
 from torch import fx, nn
 
 
-def traced(network: nn.Module, still: Collection[str]) -> fx.Graph:
+def trace_network(network: nn.Module, still: Collection[str]) -> fx.Graph:
     """Trace a network in its current mode, from its only input, the image, to the logits.
 
     A module that is frozen as a whole, or trainable as a whole, becomes one step.

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pylorus.errors import PylorusError, listing
-from pylorus.model.head import classifier_names
+from pylorus.errors import PylorusError, format_name_list
+from pylorus.model.head import list_classifier_names
 
 PATIENCE = 12.0
 """Seconds to wait for the hub's first answer."""
@@ -40,14 +40,14 @@ class HubFile:
     repository: str
     file: str
 
-    def kept(self) -> Path | None:
+    def find_cached_file(self) -> Path | None:
         """Return the file in the hub's cache on this machine, or None; uses no network."""
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(self.repository, self.file)
         return Path(cached) if isinstance(cached, str) else None
 
-    def how_to_bring(self, folder: str = "PATH") -> str:
+    def format_download_hint(self, folder: str = "PATH") -> str:
         """Say which file to download, from where, and how to use it on a machine without network access."""
         local_file = f"{folder}/{self.name}.safetensors"
         return (
@@ -56,7 +56,7 @@ class HubFile:
         )
 
 
-def hub_file(cfg: Mapping[str, Any]) -> HubFile:
+def resolve_hub_file(cfg: Mapping[str, Any]) -> HubFile:
     """Return the hub location of the weights that timm's `cfg` describes.
 
     Raises:
@@ -71,7 +71,7 @@ def hub_file(cfg: Mapping[str, Any]) -> HubFile:
     return HubFile(name, repository, cfg.get("hf_hub_filename") or "model.safetensors")
 
 
-def weights_file(weights: str, cfg: Mapping[str, Any]) -> Path | None:
+def resolve_weights_file(weights: str, cfg: Mapping[str, Any]) -> Path | None:
     """Return the file that `model.weights` refers to; None for random weights.
 
     Args:
@@ -85,14 +85,14 @@ def weights_file(weights: str, cfg: Mapping[str, Any]) -> Path | None:
     if weights == "none":
         return None
     if weights == "hub":
-        return _from_hub(cfg)
+        return _fetch_from_hub(cfg)
     file = Path(weights)
     if not file.is_file():
         raise PylorusError(f"model.weights: found {weights}, expected hub, none, or an existing file.")
     return file
 
 
-def _from_hub(cfg: Mapping[str, Any]) -> Path:
+def _fetch_from_hub(cfg: Mapping[str, Any]) -> Path:
     """Return the weights file in the hub's cache, downloading it if necessary.
 
     Raises:
@@ -100,11 +100,11 @@ def _from_hub(cfg: Mapping[str, Any]) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
-    hub_location = hub_file(cfg)
-    cached = hub_location.kept()
+    hub_location = resolve_hub_file(cfg)
+    cached = hub_location.find_cached_file()
     if cached is not None:
         return cached
-    reason = _why_unreachable(hub_location.repository, hub_location.file)
+    reason = _explain_unreachable(hub_location.repository, hub_location.file)
     if reason is None:
         try:
             return Path(hf_hub_download(hub_location.repository, hub_location.file))
@@ -112,25 +112,25 @@ def _from_hub(cfg: Mapping[str, Any]) -> Path:
             reason = str(error)
     raise HubUnreachableError(
         f"the weights of {hub_location.name} are not on this machine, and the hub is unreachable "
-        f"({reason.strip().splitlines()[0]}).\nOn a machine with network access, {hub_location.how_to_bring()} "
+        f"({reason.strip().splitlines()[0]}).\nOn a machine with network access, {hub_location.format_download_hint()} "
         "For random weights: model.weights=none."
     )
 
 
-def _why_unreachable(repository: str, file: str) -> str | None:
+def _explain_unreachable(repository: str, file: str) -> str | None:
     """Return None if the hub answers for this file, else why not; DNS may hang longer than any timeout."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     reason: list[str | None] = [f"no answer within {PATIENCE:.0f} s"]
 
-    def ask() -> None:
+    def query_hub() -> None:
         try:
             get_hf_file_metadata(hf_hub_url(repository, file), timeout=PATIENCE - 2)
             reason[0] = None
         except Exception as error:
             reason[0] = str(error) or type(error).__name__
 
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=query_hub, daemon=True)
     thread.start()
     thread.join(PATIENCE)
     return reason[0]
@@ -142,18 +142,18 @@ def load_weights(network: Any, file: Path) -> None:
     Raises:
         PylorusError: If the file can't be read as tensors, or a key is missing, unknown or has a different shape.
     """
-    network.load_state_dict(fitting_tensors(network, file), strict=False)
+    network.load_state_dict(match_tensors(network, file), strict=False)
 
 
-def fitting_tensors(network: Any, file: Path) -> dict[str, torch.Tensor]:
+def match_tensors(network: Any, file: Path) -> dict[str, torch.Tensor]:
     """Return a file's tensors for the network, under the network's names, without the classification head.
 
     Raises:
         PylorusError: If the file can't be read as tensors, or a key is missing, unknown or has a different shape.
     """
-    tensors = _adapted(network, _tensors(file))
+    tensors = _convert_keys(network, _read_tensors(file))
     expected = network.state_dict()
-    head_prefixes = tuple(f"{name}." for name in classifier_names(network))
+    head_prefixes = tuple(f"{name}." for name in list_classifier_names(network))
     # Files from before torch 0.4.1 lack this counter, which no network with a fixed momentum uses.
     missing = [
         name
@@ -173,7 +173,7 @@ def fitting_tensors(network: Any, file: Path) -> dict[str, torch.Tensor]:
             ("with a different shape", mismatched),
         ]
         details = "\n".join(
-            f"{len(names)} {'key' if len(names) == 1 else 'keys'} {problem}:\n{listing(names, most=4)}"
+            f"{len(names)} {'key' if len(names) == 1 else 'keys'} {problem}:\n{format_name_list(names, most=4)}"
             for problem, names in problems
             if names
         )
@@ -182,14 +182,14 @@ def fitting_tensors(network: Any, file: Path) -> dict[str, torch.Tensor]:
             f"({getattr(network, 'pretrained_cfg', {}).get('architecture')}).\n{details}\n"
             "Is it a file for exactly this architecture? See model.name."
         )
-    return {name: tensor for name, tensor in tensors.items() if _fits(name, expected, head_prefixes)}
+    return {name: tensor for name, tensor in tensors.items() if _is_backbone_tensor(name, expected, head_prefixes)}
 
 
-def _fits(name: str, expected: Mapping[str, torch.Tensor], head_prefixes: tuple[str, ...]) -> bool:
+def _is_backbone_tensor(name: str, expected: Mapping[str, torch.Tensor], head_prefixes: tuple[str, ...]) -> bool:
     return name in expected and not name.startswith(head_prefixes)
 
 
-def _tensors(file: Path) -> dict[str, torch.Tensor]:
+def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
     """Read the tensors of a safetensors file, or of a pickle from which only tensors are loaded."""
     try:
         if file.suffix == ".safetensors":
@@ -213,7 +213,7 @@ def _tensors(file: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _adapted(network: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _convert_keys(network: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Rename keys of other sources (torchvision, the authors) to timm's, with timm's filter for the architecture."""
     module = sys.modules[type(network).__module__]
     filter_keys = getattr(module, "checkpoint_filter_fn", None) or getattr(module, "_filter_fn", None)
@@ -223,7 +223,7 @@ def _adapted(network: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, 
     return dict(filter_keys(tensors, network) if takes_network else filter_keys(tensors))
 
 
-def sha256(file: Path) -> str:
+def compute_sha256(file: Path) -> str:
     """Return the SHA-256 of a file's content in hexadecimal digits."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

@@ -35,47 +35,47 @@ class Processes:
     beside: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         """Whether this is the process that writes, logs and shows progress."""
         return self.index == 0
 
     @property
-    def several(self) -> bool:
+    def is_distributed(self) -> bool:
         """Whether there is more than one process."""
         return self.count > 1
 
     @property
-    def mine(self) -> slice:
+    def own_slice(self) -> slice:
         """This process's slice of any sequence; the slices of all processes cover each item once."""
         return slice(self.index, None, self.count)
 
     def wait(self) -> None:
         """Block until all processes have arrived here."""
-        if self.several:
-            self.gathered(None)
+        if self.is_distributed:
+            self.gather(None)
 
-    def agreed(self, make: Callable[[], Thing]) -> Thing:
+    def run_on_first(self, make: Callable[[], Thing]) -> Thing:
         """Call `make` in the first process only and return its result in all of them."""
-        if not self.several:
+        if not self.is_distributed:
             return make()
         from torch import distributed
 
-        results: list[Any] = [make() if self.first else None]
+        results: list[Any] = [make() if self.is_first else None]
         distributed.broadcast_object_list(results)
         result: Thing = results[0]
         return result
 
-    def in_turn(self, make: Callable[[], Thing]) -> Thing:
+    def run_first_then_others(self, make: Callable[[], Thing]) -> Thing:
         """Call `make` in every process, in the first one before the others: they find what it downloaded."""
-        result = make() if self.first else None
+        result = make() if self.is_first else None
         self.wait()
         if result is None:
             result = make()
         return result
 
-    def gathered(self, value: Thing) -> list[Thing]:
+    def gather(self, value: Thing) -> list[Thing]:
         """Return the values of all processes, by rank, in each of them."""
-        if not self.several:
+        if not self.is_distributed:
             return [value]
         from torch import distributed
 
@@ -83,9 +83,9 @@ class Processes:
         distributed.all_gather_object(values, value)
         return values
 
-    def any(self, *flags: bool) -> tuple[bool, ...]:
+    def reduce_any(self, *flags: bool) -> tuple[bool, ...]:
         """Return, for each flag, whether it is true in any process."""
-        if not self.several:
+        if not self.is_distributed:
             return flags
         import torch
         from torch import distributed
@@ -99,7 +99,7 @@ ALONE = Processes()
 """A run with a single process."""
 
 
-def found() -> Processes:
+def read_processes() -> Processes:
     """Return this process's place in its run, from the environment variables that its launcher set.
 
     Raises:
@@ -122,11 +122,11 @@ def found() -> Processes:
 
 
 @contextmanager
-def joined(processes: Processes, *, accelerator: str) -> Iterator[None]:
+def join_process_group(processes: Processes, *, accelerator: str) -> Iterator[None]:
     """Join the process group, and leave it at the end.
 
     Args:
-        processes: The processes, from `found`.
+        processes: The processes, from `read_processes`.
         accelerator: cpu or cuda.
     """
     import torch

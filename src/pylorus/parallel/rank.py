@@ -13,29 +13,31 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from pylorus.errors import INTERRUPTED, PylorusError
-from pylorus.machine.engine import choose_accelerator
-from pylorus.parallel.processes import Processes, found, joined
+from pylorus.machine.engine import resolve_accelerator
+from pylorus.parallel.processes import Processes, join_process_group, read_processes
 from pylorus.parallel.start import Failure
-from pylorus.runs.begun import as_begun
-from pylorus.runs.console import run_log
-from pylorus.runs.faults import faults_explained
+from pylorus.runs.begun import restore_trainer_config
+from pylorus.runs.console import open_run_log
+from pylorus.runs.faults import explain_faults
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.signals import stopped_by_signals
+from pylorus.runs.signals import handle_signals
 from pylorus.train import train
-from pylorus.validation import loaded
+from pylorus.validation import load_config
 
 
 def main() -> None:
     """Train with the other processes; record an error for the process that started this one."""
     folder = RunFolder(Path(sys.argv[1]))
-    config = loaded(folder.config)
-    processes = found()
-    _end_with(os.getppid())
+    config = load_config(folder.config)
+    processes = read_processes()
+    _stop_with_parent(os.getppid())
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the parent handles it and requeues the job
     try:
-        with stopped_by_signals() as stop, _voice(folder, processes), faults_explained(folder, config):
-            accelerator, _ = choose_accelerator(as_begun(config.trainer, folder.path / "environment.json"))
-            with joined(processes, accelerator=accelerator):
+        with handle_signals() as stop, _setup_rank_logging(folder, processes), explain_faults(folder, config):
+            accelerator, _ = resolve_accelerator(
+                restore_trainer_config(config.trainer, folder.path / "environment.json")
+            )
+            with join_process_group(processes, accelerator=accelerator):
                 train(config, folder, processes, stop)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -47,24 +49,24 @@ def main() -> None:
 
 
 @contextmanager
-def _voice(folder: RunFolder, processes: Processes) -> Iterator[None]:
+def _setup_rank_logging(folder: RunFolder, processes: Processes) -> Iterator[None]:
     """Let only the first process log and warn."""
-    with run_log(folder.path) if processes.first else nullcontext():
-        if not processes.first:
+    with open_run_log(folder.path) if processes.is_first else nullcontext():
+        if not processes.is_first:
             logging.disable(logging.CRITICAL)
             warnings.simplefilter("ignore")
         yield
 
 
-def _end_with(parent: int) -> None:
+def _stop_with_parent(parent: int) -> None:
     """Exit when the parent process is gone: if it was killed, it can't tell this one, and a new run may follow."""
 
-    def watch() -> None:
+    def wait_for_parent() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
         os._exit(INTERRUPTED)
 
-    threading.Thread(target=watch, name="parent", daemon=True).start()
+    threading.Thread(target=wait_for_parent, name="parent", daemon=True).start()
 
 
 if __name__ == "__main__":

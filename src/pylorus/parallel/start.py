@@ -51,23 +51,23 @@ def train_in_processes(config: Config, folder: RunFolder) -> None:
         KeyboardInterrupt: If they are interrupted.
     """
     if isinstance(config.trainer.batch_size, int):
-        check_shares(config.trainer.batch_size, config.trainer.devices * config.trainer.nodes)
+        check_batch_divides(config.trainer.batch_size, config.trainer.devices * config.trainer.nodes)
     if config.trainer.nodes > 1:
-        check_nodes(config.trainer)
-        children = [_by_slurm(config.trainer, folder.path)]
+        check_slurm_nodes(config.trainer)
+        children = [_start_slurm_step(config.trainer, folder.path)]
     else:
-        port, count = _free_port(), config.trainer.devices
-        children = [_here(index, count, port, folder.path) for index in range(count)]
+        port, count = _find_free_port(), config.trainer.devices
+        children = [_start_local_process(index, count, port, folder.path) for index in range(count)]
     try:
-        codes = _ended(children)
+        codes = _wait_for_children(children)
     except BaseException:
-        _end(children, patience=PATIENCE)
+        _stop_children(children, patience=PATIENCE)
         raise
     if any(codes):
-        raise _why(codes, folder.path)
+        raise _build_error(codes, folder.path)
 
 
-def check_shares(size: int, count: int) -> None:
+def check_batch_divides(size: int, count: int) -> None:
     """Check that a batch of `size` images divides evenly among `count` processes.
 
     Raises:
@@ -80,7 +80,7 @@ def check_shares(size: int, count: int) -> None:
         )
 
 
-def check_nodes(trainer: TrainerConfig) -> None:
+def check_slurm_nodes(trainer: TrainerConfig) -> None:
     """Check that SLURM allocated the configured number of machines.
 
     Raises:
@@ -94,29 +94,29 @@ def check_nodes(trainer: TrainerConfig) -> None:
         )
 
 
-def _by_slurm(trainer: TrainerConfig, folder: Path) -> "subprocess.Popen[bytes]":
+def _start_slurm_step(trainer: TrainerConfig, folder: Path) -> "subprocess.Popen[bytes]":
     """Start all processes as one step of the current SLURM job; their output comes here."""
     # The job's own variables would be mistaken for those of one process.
     environment = {
         name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     }
-    environment |= {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(_free_port())}
+    environment |= {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(_find_free_port())}
     srun = ["srun", f"--nodes={trainer.nodes}", f"--ntasks-per-node={trainer.devices}", "--kill-on-bad-exit=0"]
-    return subprocess.Popen([*srun, *_command(folder)], env=environment, start_new_session=True)
+    return subprocess.Popen([*srun, *_build_command(folder)], env=environment, start_new_session=True)
 
 
-def _here(index: int, count: int, port: int, folder: Path) -> "subprocess.Popen[bytes]":
+def _start_local_process(index: int, count: int, port: int, folder: Path) -> "subprocess.Popen[bytes]":
     """Start one process on this machine, in its own session, so that only this process forwards signals to it."""
     ranks = {"RANK": index, "WORLD_SIZE": count, "LOCAL_RANK": index, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
     variables = {name: str(value) for name, value in ranks.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    return subprocess.Popen(_command(folder), env={**os.environ, **variables}, start_new_session=True)
+    return subprocess.Popen(_build_command(folder), env={**os.environ, **variables}, start_new_session=True)
 
 
-def _command(folder: Path) -> list[str]:
+def _build_command(folder: Path) -> list[str]:
     return [sys.executable, "-m", "pylorus.parallel.rank", str(folder)]
 
 
-def _ended(children: "Sequence[subprocess.Popen[bytes]]") -> list[int]:
+def _wait_for_children(children: "Sequence[subprocess.Popen[bytes]]") -> list[int]:
     """Return the exit codes of all processes; after a failure, stop the rest, which would wait for it forever."""
     failed_at: float | None = None
     while any(child.poll() is None for child in children):
@@ -124,13 +124,13 @@ def _ended(children: "Sequence[subprocess.Popen[bytes]]") -> list[int]:
             failed_at = time.monotonic()
         if failed_at is not None and time.monotonic() - failed_at > AFTER_FAILURE:
             codes = [child.poll() for child in children]
-            _end([child for child in children if child.poll() is None], patience=AFTER_FAILURE)
+            _stop_children([child for child in children if child.poll() is None], patience=AFTER_FAILURE)
             return [0 if code is None else code for code in codes]  # a process that we stopped did not fail
         time.sleep(0.1)
     return [child.wait() for child in children]
 
 
-def _end(children: "Sequence[subprocess.Popen[bytes]]", *, patience: float) -> None:
+def _stop_children(children: "Sequence[subprocess.Popen[bytes]]", *, patience: float) -> None:
     """Ask processes to stop, and kill those that don't."""
     for child in children:
         if child.poll() is None:
@@ -144,7 +144,7 @@ def _end(children: "Sequence[subprocess.Popen[bytes]]", *, patience: float) -> N
         child.wait()
 
 
-def _why(codes: list[int], folder: Path) -> BaseException:
+def _build_error(codes: list[int], folder: Path) -> BaseException:
     """Return the error that ended the run: that of a killed process, else of the first that failed."""
     # srun reports 128 + the signal number.
     signals = [-code if code < 0 else code - 128 if code != INTERRUPTED else 0 for code in codes]
@@ -169,7 +169,7 @@ def _why(codes: list[int], folder: Path) -> BaseException:
     return PylorusError(f"the run's processes exited with codes {', '.join(map(str, codes))}")
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("", 0))
         return int(listener.getsockname()[1])

@@ -15,9 +15,9 @@ from pylorus.config import TrainerConfig
 from pylorus.parallel.processes import Processes
 
 
-def spread(processes: Processes, trainer: TrainerConfig) -> dict[str, Any]:
+def build_strategy_arguments(processes: Processes, trainer: TrainerConfig) -> dict[str, Any]:
     """Return the Trainer arguments for the run's processes; gradients are averaged over all of them after each step."""
-    if not processes.several:
+    if not processes.is_distributed:
         return {"devices": 1}
     arguments: dict[str, Any] = {"devices": processes.beside, "num_nodes": processes.count // processes.beside}
     if trainer.strategy == "fsdp":
@@ -46,11 +46,11 @@ class ShardedStrategy(DDPStrategy):
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Return unsharded weights in the first process; the others help gather them."""
         assert self.lightning_module is not None
-        return {name: self._whole(value) for name, value in self.lightning_module.state_dict().items()}
+        return {name: self._gather_tensors(value) for name, value in self.lightning_module.state_dict().items()}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return unsharded moments in the first process."""
-        return {name: self._whole(value) for name, value in super().optimizer_state(optimizer).items()}
+        return {name: self._gather_tensors(value) for name, value in super().optimizer_state(optimizer).items()}
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = True) -> dict[str, Any]:
         """Memory-map the file: each process reads its shard only."""
@@ -63,7 +63,7 @@ class ShardedStrategy(DDPStrategy):
         """Load this process's shard of the weights."""
         assert self.lightning_module is not None
         own_state = self.lightning_module.state_dict()
-        shards = {name: _share(value, own_state.get(name)) for name, value in checkpoint["state_dict"].items()}
+        shards = {name: _extract_shard(value, own_state.get(name)) for name, value in checkpoint["state_dict"].items()}
         self.lightning_module.load_state_dict(shards, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
@@ -73,22 +73,22 @@ class ShardedStrategy(DDPStrategy):
             indices = [index for group in saved["param_groups"] for index in group["params"]]
             weight_of_index = dict(zip(indices, parameters, strict=True))
             state = {
-                index: {name: _share(value, weight_of_index[index]) for name, value in moments.items()}
+                index: {name: _extract_shard(value, weight_of_index[index]) for name, value in moments.items()}
                 for index, moments in saved["state"].items()
             }
             optimizer.load_state_dict({**saved, "state": state})
 
-    def _whole(self, tree: Any) -> Any:
+    def _gather_tensors(self, tree: Any) -> Any:
         """Gather a state's tensors on the CPU in the first process, which writes them; empty in the others."""
         if isinstance(tree, DTensor):
             gathered = tree.full_tensor()
             return gathered.cpu() if self.is_global_zero else torch.empty(0)
         if isinstance(tree, dict):
-            return {name: self._whole(value) for name, value in tree.items()}
+            return {name: self._gather_tensors(value) for name, value in tree.items()}
         return tree
 
 
-def _share(value: Any, like: Tensor | None) -> Any:
+def _extract_shard(value: Any, like: Tensor | None) -> Any:
     """Return this process's shard of a tensor if `like` is sharded, else a copy; nothing stays memory-mapped."""
     if not isinstance(value, Tensor):
         return value

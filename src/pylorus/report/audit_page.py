@@ -9,14 +9,14 @@ import numpy as np
 from markupsafe import Markup
 
 from pylorus import __version__
-from pylorus.data.audit.audit import Audit, numbered_groups
-from pylorus.data.audit.field_findings import image_of
+from pylorus.data.audit.audit import Audit, build_group_aliases
+from pylorus.data.audit.field_findings import load_image_if_readable
 from pylorus.data.audit.findings import Finding, Item, Severity
 from pylorus.data.field import FieldOfView, find_field
 from pylorus.data.image import RGB
-from pylorus.data.unreadable import shown
-from pylorus.report.page import file, template
-from pylorus.report.thumbnails import SIDE, small_jpeg
+from pylorus.data.unreadable import format_path
+from pylorus.report.page import load_template, read_package_file
+from pylorus.report.thumbnails import SIDE, encode_thumbnail
 
 PICTURED = 12
 """Maximum number of cases of a finding shown as pictures; the others are listed."""
@@ -53,7 +53,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Told:
+class FindingView:
     """A finding as shown on the page."""
 
     code: str
@@ -65,48 +65,48 @@ class Told:
     left_out: int
 
 
-def audit_page(audit: Audit, *, names: bool) -> str:
+def render_audit_page(audit: Audit, *, names: bool) -> str:
     """Render the audit page as HTML.
 
     Args:
         audit: The audit.
         names: Whether to show file names and pictures; otherwise files are identified by sample id, without pictures.
     """
-    return template("audit.html.j2").render(
+    return load_template("audit.html.j2").render(
         audit=audit,
         root=str(audit.images.root) if names else "an image set",
         names=names,
-        findings=[_told(audit, finding, names=names) for finding in audit.findings],
+        findings=[_build_finding_view(audit, finding, names=names) for finding in audit.findings],
         sizes=audit.sizes,
         limits=LIMITS,
-        style=Markup(file("page.css") + file("audit.css")),
+        style=Markup(read_package_file("page.css") + read_package_file("audit.css")),
         version=__version__,
     )
 
 
-def _told(audit: Audit, finding: Finding, *, names: bool) -> Told:
-    has_outline, groups = finding.code == "field-of-view", {} if names else numbered_groups(audit)
+def _build_finding_view(audit: Audit, finding: Finding, *, names: bool) -> FindingView:
+    has_outline, groups = finding.code == "field-of-view", {} if names else build_group_aliases(audit)
     # Fields of view have to be checked visually, so all are shown, in the order of the classes.
     limit = len(finding.items) if has_outline else PICTURED
     pictured = finding.items[:limit] if names else ()
     remaining = finding.items[len(pictured) :]
-    return Told(
+    return FindingView(
         finding.code,
         finding.severity,
         finding.sentence,
         finding.mend,
-        tuple(_case(audit, item, groups, names=names, pictures=True, outline=has_outline) for item in pictured),
-        tuple(_case(audit, item, groups, names=names, pictures=False) for item in remaining[:LISTED]),
+        tuple(_build_case(audit, item, groups, names=names, pictures=True, outline=has_outline) for item in pictured),
+        tuple(_build_case(audit, item, groups, names=names, pictures=False) for item in remaining[:LISTED]),
         max(0, len(remaining) - LISTED),
     )
 
 
-def _case(
+def _build_case(
     audit: Audit, item: Item, groups: Mapping[str, str], *, names: bool, pictures: bool, outline: bool = False
 ) -> Case:
     paths = audit.images.table["path"]
     details = [item.detail, item.content if names else ""]
-    files = _of_each_part(audit, item.files)[:SIDE_BY_SIDE] if pictures else item.files
+    files = _sort_across_splits(audit, item.files)[:SIDE_BY_SIDE] if pictures else item.files
     if len(files) < len(item.files):
         omitted = len(item.files) - len(files)
         details.append(f"and {omitted} more {'file' if omitted == 1 else 'files'}")
@@ -115,8 +115,8 @@ def _case(
     return Case(
         tuple(
             Picture(
-                _jpeg(audit, index, outline=outline) if pictures else "",
-                shown(paths.iloc[index]) if names else audit.samples[index],
+                _encode_thumbnail(audit, index, outline=outline) if pictures else "",
+                format_path(paths.iloc[index]) if names else audit.samples[index],
             )
             for index in files
         ),
@@ -124,7 +124,7 @@ def _case(
     )
 
 
-def _of_each_part(audit: Audit, files: tuple[int, ...]) -> tuple[int, ...]:
+def _sort_across_splits(audit: Audit, files: tuple[int, ...]) -> tuple[int, ...]:
     """Order the files of a case in turn from each split and class, so that overlaps between these are visible first."""
     counts: Counter[tuple[str, str]] = Counter()
     ranks = []
@@ -136,17 +136,17 @@ def _of_each_part(audit: Audit, files: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(index for _, index in sorted(ranks))
 
 
-def _jpeg(audit: Audit, index: int, *, outline: bool) -> str:
+def _encode_thumbnail(audit: Audit, index: int, *, outline: bool) -> str:
     """Encode the thumbnail of a file as base64 JPEG without metadata; empty if the file has no image."""
-    image = image_of(audit.images.root / audit.images.table["path"].iloc[index])
+    image = load_image_if_readable(audit.images.root / audit.images.table["path"].iloc[index])
     if image is None:
         return ""
     if outline:
-        image = with_outline(image, find_field(image))
-    return small_jpeg(image)
+        image = draw_field_outline(image, find_field(image))
+    return encode_thumbnail(image)
 
 
-def with_outline(image: RGB, field: FieldOfView) -> RGB:
+def draw_field_outline(image: RGB, field: FieldOfView) -> RGB:
     """Draw the outline of the field of view on a copy of the image, thick enough to be visible in a thumbnail."""
     inside = np.zeros(image.shape[:2], dtype=np.uint8)
     left, top, right, bottom = field.box

@@ -40,7 +40,7 @@ class Calibration:
     curve_after: ReliabilityCurve
 
 
-def calibrate(validation: SavedPredictions, test: SavedPredictions) -> Calibration:
+def calibrate_predictions(validation: SavedPredictions, test: SavedPredictions) -> Calibration:
     """Fit the temperature on validation images and apply it unchanged to test images."""
     temperature = fit_temperature(validation.logits, validation.predictions.true)
     calibrated = {

@@ -18,21 +18,21 @@ from omegaconf import DictConfig, OmegaConf
 
 from pylorus.evaluation.confusion import overall_indices
 from pylorus.evaluation.estimate import Estimate
-from pylorus.evaluation.predictions import Predictions, aligned
+from pylorus.evaluation.predictions import Predictions, align_predictions
 from pylorus.evaluation.proportion import proportions_of_predictions
 from pylorus.evaluation.replicates import (
     ReplicateIndices,
     ReplicateSummary,
+    compute_replicate_indices,
     estimate_replicates,
-    indices_of_replicates,
     summarize_replicates,
 )
-from pylorus.report.labels import labelled
+from pylorus.report.labels import set_run_labels
 from pylorus.report.options import CONFIDENCE
 from pylorus.report.result import Result
-from pylorus.report.same_test import SameTest, name_test
+from pylorus.report.same_test import ComparableResults, compute_test_hash
 from pylorus.report.saved_run import SavedRun
-from pylorus.report.saved_split import SavedSplit, name_of_images
+from pylorus.report.saved_split import SavedSplit, compute_image_set_hash
 
 REPLICATE_KEYS = ("seed", "data.fold", "data.split_seed", "data.split_file")
 """Configuration keys in which replicates of one configuration may differ."""
@@ -69,7 +69,7 @@ class Candidate:
         configuration: Label of the configuration, without the stage.
         stage: Name of the stage; several names joined by "or" where runs ship different stages.
         results: One result per replicate, in the order of the runs.
-        tests: Hash of the test set of each result, from `name_test`.
+        tests: Hash of the test set of each result, from `compute_test_hash`.
     """
 
     label: str
@@ -96,26 +96,26 @@ class Candidate:
 
     @cached_property
     def _fold_rounds(self) -> tuple[tuple[Result, ...], ...]:
-        if any(fold_of(result) is None for result in self.results):
+        if any(get_fold(result) is None for result in self.results):
             return ()
         repeats: dict[tuple[object, ...], dict[str, Result]] = {}
         for result in self.results:
-            setting = result.run.setting
+            setting = result.run.get_setting
             repeat = (setting("seed"), setting("data.split_seed"), setting("data.split_file"))
-            repeats.setdefault(repeat, {}).setdefault(str(fold_of(result)), result)
+            repeats.setdefault(repeat, {}).setdefault(str(get_fold(result)), result)
         rounds = [tuple(by_fold.values()) for by_fold in repeats.values()]
-        rounds = [results for results in rounds if _are_disjoint(results)]
+        rounds = [results for results in rounds if _is_disjoint(results)]
         if not rounds:
             return ()
         largest = max(rounds, key=_count_images)
-        images = _sample_names(largest)
-        return tuple(results for results in rounds if _sample_names(results) == images)
+        images = _collect_sample_names(largest)
+        return tuple(results for results in rounds if _collect_sample_names(results) == images)
 
     @cached_property
-    def pooled(self) -> tuple[Predictions, ...]:
+    def round_predictions(self) -> tuple[Predictions, ...]:
         """Predictions of each round, with images and classes in the order of the first round."""
-        tables = [pool_predictions([result.test.predictions for result in results]) for results in self.rounds]
-        return tuple(tables[:1] + [aligned(tables[0], table) for table in tables[1:]])
+        tables = [concat_predictions([result.test.predictions for result in results]) for results in self.rounds]
+        return tuple(tables[:1] + [align_predictions(tables[0], table) for table in tables[1:]])
 
     @cached_property
     def by_test(self) -> dict[str, tuple[Result, ...]]:
@@ -135,12 +135,12 @@ class Candidate:
         return tuple(result for results in self.by_test.values() for result in results)
 
     @property
-    def left_out(self) -> tuple[Result, ...]:
+    def incomplete_repeats(self) -> tuple[Result, ...]:
         """Results of repeats with missing folds, excluded because other repeats have these folds."""
         used = set(self.results_used)
         return tuple(result for result in self.results if result not in used)
 
-    def restrict(self, tests: frozenset[str]) -> "Candidate":
+    def filter_tests(self, tests: frozenset[str]) -> "Candidate":
         """Return the candidate reduced to the results on the given test sets."""
         pairs = [(result, test) for result, test in zip(self.results, self.tests, strict=True) if test in tests]
         results, names = tuple(result for result, _ in pairs), tuple(test for _, test in pairs)
@@ -152,22 +152,22 @@ class Candidate:
         return len(self.results)
 
     @property
-    def wanted_folds(self) -> int:
+    def fold_count(self) -> int:
         """Number of folds in a complete cross-validation."""
-        return int(self.results[0].run.setting("data.folds", len(self.by_test)))
+        return int(self.results[0].run.get_setting("data.folds", len(self.by_test)))
 
     @property
     def is_complete(self) -> bool:
         """Whether every round has all its folds; always true without folds."""
-        return self.kind != FOLDS or all(len(each) == self.wanted_folds for each in self.rounds)
+        return self.kind != FOLDS or all(len(each) == self.fold_count for each in self.rounds)
 
     @property
-    def replicate_words(self) -> str:
+    def replicate_text(self) -> str:
         """Number and kind of replicates, such as "3 seeds"; empty for a single run."""
         if self.replicates == 1:
             return ""
         if self.kind == SET:
-            return f"{self.replicates} {'seeds' if _differ_in_seed(self.results) else 'runs'}"
+            return f"{self.replicates} {'seeds' if _has_distinct_seeds(self.results) else 'runs'}"
         if self.kind == SPLITS:
             splits = len(self.by_test)
             return f"{splits} splits" + (f", {self.replicates} runs" if self.replicates > splits else "")
@@ -175,7 +175,7 @@ class Candidate:
         return f"{folds} folds" + (f", {len(self.rounds)} times" if len(self.rounds) > 1 else "")
 
     @cached_property
-    def share(self) -> Fraction:
+    def exact_accuracy(self) -> Fraction:
         """Exact accuracy: the mean over the runs of each test set, weighted by its number of images."""
         correct = total = Fraction(0)
         for results in self.by_test.values():
@@ -188,24 +188,24 @@ class Candidate:
         """Accuracy with an interval that allows for patients and, where several runs share a test set, for seeds."""
         if self.kind == SET and self.replicates == 1:
             return self.results[0].images.shares.accuracy
-        if not self.pooled:
-            return Estimate(float(self.share), float("nan"), float("nan"))
-        first = self.pooled[0]
+        if not self.round_predictions:
+            return Estimate(float(self.exact_accuracy), float("nan"), float("nan"))
+        first = self.round_predictions[0]
         shares = proportions_of_predictions(
             first.true, first.predicted, first.group, classes=first.classes, confidence=CONFIDENCE
         )
-        if len(self.pooled) == 1:
+        if len(self.round_predictions) == 1:
             return shares.accuracy
         estimate = self.estimate_index(0)
         if self.kind == SET:
-            return widen(estimate, [result.images.shares.accuracy for result in self.results])
-        return widen(
+            return ensure_interval_width(estimate, [result.images.shares.accuracy for result in self.results])
+        return ensure_interval_width(
             estimate,
             [
                 proportions_of_predictions(
                     table.true, table.predicted, table.group, classes=table.classes, confidence=CONFIDENCE
                 ).accuracy
-                for table in self.pooled
+                for table in self.round_predictions
             ],
         )
 
@@ -216,7 +216,7 @@ class Candidate:
             position: Position of the index in `INDICES`.
             lowest: Lowest value that the index can take.
         """
-        indices, rounds = self.round_indices, len(self.pooled)
+        indices, rounds = self.round_indices, len(self.round_predictions)
         return estimate_replicates(
             indices.values[:, position],
             indices.covariance[position],
@@ -228,9 +228,9 @@ class Candidate:
     @cached_property
     def round_indices(self) -> ReplicateIndices:
         """Accuracy, macro F1 and the other overall indices of each round, with their covariance over patients."""
-        first = self.pooled[0]
-        predicted = np.array([table.predicted for table in self.pooled])
-        return indices_of_replicates(first.true, predicted, first.group, classes=first.classes)
+        first = self.round_predictions[0]
+        predicted = np.array([table.predicted for table in self.round_predictions])
+        return compute_replicate_indices(first.true, predicted, first.group, classes=first.classes)
 
     @property
     def accuracies(self) -> ReplicateSummary:
@@ -279,10 +279,10 @@ class Configuration:
         """The stages, followed by the shipped candidate if the runs ship different stages."""
         return self.stages if self.shipped in self.stages else (*self.stages, self.shipped)
 
-    def restrict(self, tests: frozenset[str]) -> "Configuration":
+    def filter_tests(self, tests: frozenset[str]) -> "Configuration":
         """Return the configuration reduced to the results on the given test sets."""
-        stages = {each: each.restrict(tests) for each in self.stages if tests & set(each.tests)}
-        shipped = stages.get(self.shipped) or self.shipped.restrict(tests)
+        stages = {each: each.filter_tests(tests) for each in self.stages if tests & set(each.tests)}
+        shipped = stages.get(self.shipped) or self.shipped.filter_tests(tests)
         return replace(self, shipped=shipped, stages=tuple(stages.values()))
 
 
@@ -319,7 +319,7 @@ class Pool:
         return sum(results[0].test.images for results in self.first.by_test.values())
 
     @property
-    def place(self) -> str:
+    def scope_text(self) -> str:
         """Phrase that says on which test images a statement holds."""
         if self.is_restricted:
             return f"on the pooled test images of the {len(self.first.by_test)} folds common to all configurations"
@@ -327,9 +327,9 @@ class Pool:
             return "on the pooled test images of these folds"
         return "across these splits" if self.kind == SPLITS else "on this test set"
 
-    def same_test(self, result: Result) -> SameTest:
+    def select_same_test(self, result: Result) -> ComparableResults:
         """Return all results of the pool that have the test images of the given result."""
-        key = name_test(result)
+        key = compute_test_hash(result)
         results = dict.fromkeys(
             candidate_result
             for configuration in self.configurations
@@ -337,28 +337,28 @@ class Pool:
             for candidate_result, test in zip(stage.results, stage.tests, strict=True)
             if test == key
         )
-        return SameTest(tuple(results))
+        return ComparableResults(tuple(results))
 
 
-def configurations_of(results: Sequence[Result]) -> tuple[Configuration, ...]:
+def group_by_configuration(results: Sequence[Result]) -> tuple[Configuration, ...]:
     """Group results by the configuration of their run, in the order of the first run of each configuration."""
     runs = list(dict.fromkeys(result.run for result in results))
     by_key: dict[str, list[SavedRun]] = {}
     for run in runs:
         assert run.split is not None  # it has results
-        by_key.setdefault(configuration_key(run.config, run.split), []).append(run)
+        by_key.setdefault(compute_configuration_key(run.config, run.split), []).append(run)
     firsts = [group[0] for group in by_key.values()]
     if len(firsts) < len(runs):
-        labels = [run.label for run in labelled(firsts, untold=(*REPLICATE_KEYS, *MACHINE_KEYS))]
+        labels = [run.label for run in set_run_labels(firsts, untold=(*REPLICATE_KEYS, *MACHINE_KEYS))]
     else:
         labels = [run.label for run in firsts]
-    tests = {result: name_test(result) for result in results}
+    tests = {result: compute_test_hash(result) for result in results}
     return tuple(
-        _configuration(label, group, results, tests) for label, group in zip(labels, by_key.values(), strict=True)
+        _build_configuration(label, group, results, tests) for label, group in zip(labels, by_key.values(), strict=True)
     )
 
 
-def pools_of(configurations: Sequence[Configuration]) -> tuple[Pool, ...]:
+def group_into_pools(configurations: Sequence[Configuration]) -> tuple[Pool, ...]:
     """Group configurations by the images that they were tested on, in the order of the first configuration of each.
 
     Configurations that lack different folds of the same cross-validation are compared on the folds that all of them
@@ -366,26 +366,26 @@ def pools_of(configurations: Sequence[Configuration]) -> tuple[Pool, ...]:
     """
     groups: dict[tuple[object, ...], list[Configuration]] = {}
     for each in configurations:
-        groups.setdefault(_pool_key(each.shipped), []).append(each)
+        groups.setdefault(_compute_pool_key(each.shipped), []).append(each)
     pools: list[Pool] = []
     remaining = [Pool(group[0].shipped.kind, tuple(group)) for group in groups.values()]
     while remaining:
         pool = remaining.pop(0)
-        related = [other for other in remaining if pool.kind == other.kind == FOLDS and _have_common_folds(pool, other)]
+        related = [other for other in remaining if pool.kind == other.kind == FOLDS and _has_common_folds(pool, other)]
         joined = _join_folds([pool, *related]) if related else None
         pools.append(joined or pool)
         remaining = [other for other in remaining if joined is None or other not in related]
     return tuple(pools)
 
 
-def describe_pools(pools: Sequence[Pool], configurations: Sequence[Configuration]) -> tuple[str, ...]:
+def format_pool_notes(pools: Sequence[Pool], configurations: Sequence[Configuration]) -> tuple[str, ...]:
     """Explain which configurations are not compared and why, which lack folds, and which runs count only once."""
     sentences = []
     for pool in pools:
         if pool.kind == FOLDS:
             folds = len(pool.first.by_test)
             sentences.append(
-                f"The runs of {_name_all(pool)} form a cross-validation: each of {folds} disjoint folds was tested "
+                f"The runs of {_join_configuration_labels(pool)} form a cross-validation: each of {folds} disjoint folds was tested "
                 "with a model trained without it. The tables of pooled folds give the joint results."
             )
             if pool.is_restricted:
@@ -394,9 +394,9 @@ def describe_pools(pools: Sequence[Pool], configurations: Sequence[Configuration
         shipped = each.shipped
         if not shipped.is_complete:
             lengths = " and ".join(dict.fromkeys(str(len(results)) for results in shipped.rounds))
-            sentences.append(f"INCOMPLETE: {each.label} was tested on {lengths} of {shipped.wanted_folds} folds.")
-        if shipped.left_out:
-            names = ", ".join(result.run.label for result in shipped.left_out)
+            sentences.append(f"INCOMPLETE: {each.label} was tested on {lengths} of {shipped.fold_count} folds.")
+        if shipped.incomplete_repeats:
+            names = ", ".join(result.run.label for result in shipped.incomplete_repeats)
             sentences.append(
                 f"{names}: excluded from the pooled folds because this repeat lacks folds that another repeat has."
             )
@@ -414,13 +414,13 @@ def describe_pools(pools: Sequence[Pool], configurations: Sequence[Configuration
     for other in pools[1:]:
         assert first is not None
         sentences.append(
-            f"{_name_all(other)} and {_name_all(first)} are not compared in pairs: {_why_apart(other, first)}. "
-            f"Splits {_cite_splits(other)} and {_cite_splits(first)}."
+            f"{_join_configuration_labels(other)} and {_join_configuration_labels(first)} are not compared in pairs: {_explain_separation(other, first)}. "
+            f"Splits {_format_split_hashes(other)} and {_format_split_hashes(first)}."
         )
     return tuple(sentences)
 
 
-def configuration_key(config: DictConfig, split: SavedSplit) -> str:
+def compute_configuration_key(config: DictConfig, split: SavedSplit) -> str:
     """Compute a key that is the same for all replicates of a configuration, on whatever machine they ran.
 
     Images are identified by their content; those of folds, whose runs need not hold the same images, by their root
@@ -430,12 +430,12 @@ def configuration_key(config: DictConfig, split: SavedSplit) -> str:
     assert isinstance(plain, dict)
     folds = OmegaConf.select(config, "data.fold", default=None) is not None
     root = OmegaConf.select(config, "data.root", default=None)
-    images = str(root) if folds else name_of_images(set(split.table["sha256"]))
-    settings = _without(plain, "", (*REPLICATE_KEYS, *MACHINE_KEYS))
+    images = str(root) if folds else compute_image_set_hash(set(split.table["sha256"]))
+    settings = _remove_keys(plain, "", (*REPLICATE_KEYS, *MACHINE_KEYS))
     return json.dumps([settings, folds, images], sort_keys=True, default=str)
 
 
-def widen(mean: Estimate, singles: Sequence[Estimate]) -> Estimate:
+def ensure_interval_width(mean: Estimate, singles: Sequence[Estimate]) -> Estimate:
     """Widen the interval of a mean so that neither side is narrower than the replicates' intervals are on average.
 
     Where replicates make hardly any errors, their spread is uninformative, and the single intervals tell more.
@@ -450,23 +450,25 @@ def widen(mean: Estimate, singles: Sequence[Estimate]) -> Estimate:
     return Estimate(mean.value, low, high)
 
 
-def fold_of(result: Result) -> object:
+def get_fold(result: Result) -> object:
     """Return the fold on which a result was tested (data.fold); None without folds."""
-    return result.run.setting("data.fold")
+    return result.run.get_setting("data.fold")
 
 
-def index_of(result: Result, name: str) -> float:
+def compute_overall_index(result: Result, name: str) -> float:
     """Compute an index on the test images of a result; its name is one of `pylorus.evaluation.comparison.INDICES`."""
     return float(getattr(overall_indices(result.images.confusion), name))
 
 
-def test_to_train(candidate: Candidate) -> float:
+def compute_test_train_ratio(candidate: Candidate) -> float:
     """Compute the ratio of test images to training images over all runs."""
     splits = [result.run.split for result in candidate.results_used if result.run.split is not None]
-    return sum(len(split.part("test")) for split in splits) / max(1, sum(len(split.part("train")) for split in splits))
+    return sum(len(split.get_split_rows("test")) for split in splits) / max(
+        1, sum(len(split.get_split_rows("train")) for split in splits)
+    )
 
 
-def pool_predictions(tables: Sequence[Predictions]) -> Predictions:
+def concat_predictions(tables: Sequence[Predictions]) -> Predictions:
     """Concatenate the predictions for disjoint sets of images."""
     return Predictions(
         sample=np.concatenate([table.sample for table in tables]),
@@ -477,18 +479,18 @@ def pool_predictions(tables: Sequence[Predictions]) -> Predictions:
     )
 
 
-def _configuration(
+def _build_configuration(
     label: str, runs: Sequence[SavedRun], results: Sequence[Result], tests: dict[Result, str]
 ) -> Configuration:
     distinct: dict[tuple[object, ...], SavedRun] = {}
     repeated = []
     for run in runs:
         digest = run.split.sha256 if run.split is not None else None
-        if distinct.setdefault((run.setting("seed"), digest), run) is not run:
+        if distinct.setdefault((run.get_setting("seed"), digest), run) is not run:
             repeated.append(run)
     own = [result for result in results if result.run in distinct.values()]
 
-    def candidate(is_included: Callable[[Result], bool]) -> Candidate:
+    def build_candidate(is_included: Callable[[Result], bool]) -> Candidate:
         included = tuple(result for result in own if is_included(result))
         names = list(dict.fromkeys(result.stage.name for result in included))
         return Candidate(
@@ -500,18 +502,18 @@ def _configuration(
         )
 
     stages = {
-        name: candidate(lambda result, name=name: result.stage.name == name)  # type: ignore[misc]
+        name: build_candidate(lambda result, name=name: result.stage.name == name)  # type: ignore[misc]
         for name in dict.fromkeys(result.stage.name for result in own)
     }
-    unfinished = [run for run in distinct.values() if len(run.finished_stages) < len(run.stages)]
+    unfinished = [run for run in distinct.values() if len(run.complete_stages) < len(run.stages)]
     if len(unfinished) == len(distinct):
         unfinished = []
-    shipped = candidate(lambda result: result.is_shipped and result.run not in unfinished)
+    shipped = build_candidate(lambda result: result.is_shipped and result.run not in unfinished)
     shipped = next((each for each in stages.values() if each.results == shipped.results), shipped)
     return Configuration(label, shipped, tuple(stages.values()), tuple(repeated), tuple(unfinished))
 
 
-def _have_common_folds(first: Pool, second: Pool) -> bool:
+def _has_common_folds(first: Pool, second: Pool) -> bool:
     first_tests, second_tests = set(first.first.by_test), set(second.first.by_test)
     common = len(first_tests & second_tests)
     return 2 * common >= len(first_tests | second_tests) and common > 1
@@ -521,37 +523,37 @@ def _join_folds(pools: Sequence[Pool]) -> Pool | None:
     """Reduce configurations with missing folds to the folds that all of them have; None if fewer than two remain."""
     configurations = [each for pool in pools for each in pool.configurations]
     tests = frozenset.intersection(*(frozenset(each.shipped.by_test) for each in configurations))
-    restricted = [each.restrict(tests) for each in configurations]
-    if len(tests) < 2 or len({_pool_key(each.shipped) for each in restricted}) > 1:
+    restricted = [each.filter_tests(tests) for each in configurations]
+    if len(tests) < 2 or len({_compute_pool_key(each.shipped) for each in restricted}) > 1:
         return None
     return Pool(FOLDS, tuple(restricted), is_restricted=True)
 
 
-def _name_all(pool: Pool) -> str:
+def _join_configuration_labels(pool: Pool) -> str:
     names = [each.label for each in pool.configurations]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _cite_splits(pool: Pool) -> str:
+def _format_split_hashes(pool: Pool) -> str:
     """Return the short split hashes of a pool's first configuration; beyond three, the rest is counted."""
     splits = list(dict.fromkeys(result.split for result in pool.first.results))
     return ", ".join(splits) if len(splits) < 4 else f"{', '.join(splits[:2])} and {len(splits) - 2} others"
 
 
-def _why_apart(first: Pool, second: Pool) -> str:
+def _explain_separation(first: Pool, second: Pool) -> str:
     if first.kind != second.kind or first.kind == SPLITS:
         return "they were not tested on the same subsets of the images"
     try:
-        aligned(first.first.pooled[0], second.first.pooled[0])
+        align_predictions(first.first.round_predictions[0], second.first.round_predictions[0])
     except ValueError as error:
         return str(error)
     return "the images are divided into folds differently"
 
 
-def _pool_key(candidate: Candidate) -> tuple[object, ...]:
+def _compute_pool_key(candidate: Candidate) -> tuple[object, ...]:
     if candidate.kind != FOLDS:
         return (candidate.kind, *sorted(set(candidate.tests)))
-    predictions = candidate.pooled[0]
+    predictions = candidate.round_predictions[0]
     order = np.argsort(predictions.sample)
     truth = np.array(predictions.class_names)[predictions.true[order]]
     columns = (predictions.sample[order], np.asarray(predictions.group)[order], truth)
@@ -560,15 +562,15 @@ def _pool_key(candidate: Candidate) -> tuple[object, ...]:
     return (candidate.kind, hashlib.sha256(content.encode()).hexdigest(), *sorted(candidate.by_test))
 
 
-def _without(values: dict[Any, Any], prefix: str, keys: Sequence[str]) -> dict[str, Any]:
+def _remove_keys(values: dict[Any, Any], prefix: str, keys: Sequence[str]) -> dict[str, Any]:
     return {
-        str(name): _without(value, f"{prefix}{name}.", keys) if isinstance(value, dict) else value
+        str(name): _remove_keys(value, f"{prefix}{name}.", keys) if isinstance(value, dict) else value
         for name, value in values.items()
         if f"{prefix}{name}" not in keys
     }
 
 
-def _are_disjoint(results: Sequence[Result]) -> bool:
+def _is_disjoint(results: Sequence[Result]) -> bool:
     names = Counter(name for result in results for name in result.test.predictions.sample.tolist())
     return max(names.values()) == 1
 
@@ -577,9 +579,9 @@ def _count_images(results: Sequence[Result]) -> int:
     return sum(result.test.images for result in results)
 
 
-def _sample_names(results: Sequence[Result]) -> frozenset[str]:
+def _collect_sample_names(results: Sequence[Result]) -> frozenset[str]:
     return frozenset(name for result in results for name in result.test.predictions.sample.tolist())
 
 
-def _differ_in_seed(results: Sequence[Result]) -> bool:
-    return len({result.run.setting("seed") for result in results}) == len(results)
+def _has_distinct_seeds(results: Sequence[Result]) -> bool:
+    return len({result.run.get_setting("seed") for result in results}) == len(results)

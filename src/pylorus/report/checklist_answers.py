@@ -2,51 +2,51 @@
 
 from collections.abc import Callable
 
-from pylorus.report.comparison_tables import describe_comparisons
+from pylorus.report.comparison_tables import explain_comparisons
 from pylorus.report.evidence import Evidence
-from pylorus.report.maps import saved_maps
-from pylorus.report.marks import accepted_leaks, marks_of
+from pylorus.report.maps import read_saved_maps
+from pylorus.report.marks import collect_caveats, count_accepted_leaks
 from pylorus.report.result import Result
 from pylorus.report.run_facts import (
-    augmentation,
-    count_of,
-    epochs_run,
-    external_sentence,
-    files_left_out,
+    count_epochs_run,
+    count_excluded_files,
+    format_count,
+    format_external_test,
+    format_test_images_origin,
+    format_validation_images,
+    format_validation_images_origin,
+    get_augmentation_name,
+    get_peak_learning_rate,
+    get_weights_source,
     is_validated_on_test,
-    learning_rate,
-    test_images_origin,
-    validation_images,
-    validation_images_origin,
-    weights_source,
 )
 from pylorus.report.saved_run import SavedRun, SavedStage
-from pylorus.report.subgroup_tables import columns_of
-from pylorus.report.table import in_percent
+from pylorus.report.subgroup_tables import get_subgroup_columns
+from pylorus.report.table import convert_to_percent_cell
 
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 WITH_MOMENTUM = ("sgd", "momentum", "nesterov", "rmsprop")
 """Prefixes of the names of optimisers that use momentum."""
 
 
-def intended_use(evidence: Evidence) -> str:
+def report_intended_use(evidence: Evidence) -> str:
     """Return the intended use that the bundle states."""
-    return _each(evidence, lambda run: str(run.bundle.get("intended_use", "")))
+    return _merge_run_answers(evidence, lambda run: str(run.bundle.get("intended_use", "")))
 
 
-def images(evidence: Evidence) -> str:
+def report_images(evidence: Evidence) -> str:
     """Report the number and kind of images."""
-    return _each(evidence, _images)
+    return _merge_run_answers(evidence, _format_image_count)
 
 
-def preprocessing(evidence: Evidence) -> str:
+def report_preprocessing(evidence: Evidence) -> str:
     """Report how a frame is converted to the input of the network."""
-    return _each(evidence, _preprocessing)
+    return _merge_run_answers(evidence, _format_preprocessing)
 
 
-def classes(evidence: Evidence) -> str:
+def report_classes(evidence: Evidence) -> str:
     """Report the classes by name and short name."""
-    return _each(
+    return _merge_run_answers(
         evidence,
         lambda run: ", ".join(
             name if name == short else f"{name} ({short})"
@@ -55,7 +55,7 @@ def classes(evidence: Evidence) -> str:
     )
 
 
-def identification(evidence: Evidence) -> str:
+def report_deidentification(evidence: Evidence) -> str:
     """Report which names appear in this report and which metadata of the images are read."""
     options = evidence.options
     naming = (
@@ -64,71 +64,71 @@ def identification(evidence: Evidence) -> str:
         else "This report identifies images by hash-based ids only"
     )
     pictures = " and shows test images (--thumbnails)" if options.thumbnails else ""
-    return f"{naming}{pictures}. {_each(evidence, _identification)}".strip()
+    return f"{naming}{pictures}. {_merge_run_answers(evidence, _format_deidentification)}".strip()
 
 
-def missing(evidence: Evidence) -> str:
+def report_missing_data(evidence: Evidence) -> str:
     """Report how unreadable images and uncertain predictions were handled."""
     complete = "Every test image was classified: no result in this report excludes images with uncertain predictions."
-    return f"{_each(evidence, _missing)} {complete if evidence.results else ''}".strip()
+    return f"{_merge_run_answers(evidence, _format_missing_data)} {complete if evidence.results else ''}".strip()
 
 
-def blinding(evidence: Evidence) -> str:
+def report_blinding(evidence: Evidence) -> str:
     """Report what the model knows of the reference standard."""
     if not evidence.results:
         return ""
     inputs = "The model receives pixels only; the true classes are joined to its predictions afterwards."
-    return f"{inputs} {_each(evidence, _not_blind)}".strip()
+    return f"{inputs} {_merge_run_answers(evidence, _format_blinding_caveat)}".strip()
 
 
-def sample_size(evidence: Evidence) -> str:
+def report_sample_size(evidence: Evidence) -> str:
     """Report the precision of the accuracy that the sample size allows."""
     estimates = [
-        f"{result.label}: accuracy {in_percent(result.images.shares.accuracy).text} % on {result.test.images} images"
-        for result in _shipped(evidence)
+        f"{result.label}: accuracy {convert_to_percent_cell(result.images.shares.accuracy).text} % on {result.test.images} images"
+        for result in _filter_shipped(evidence)
     ]
     return f"Precision achieved with this sample size: {'; '.join(estimates)}." if estimates else ""
 
 
-def partitions(evidence: Evidence) -> str:
+def report_partitions(evidence: Evidence) -> str:
     """Report the sizes of the splits and how they were made."""
-    return _each(evidence, lambda run: _partitions(run, names=evidence.options.names))
+    return _merge_run_answers(evidence, lambda run: _format_partitions(run, names=evidence.options.names))
 
 
-def disjoint(evidence: Evidence) -> str:
+def report_split_overlaps(evidence: Evidence) -> str:
     """Report whether splits share patients or images."""
-    return _each(evidence, _disjoint)
+    return _merge_run_answers(evidence, _format_split_overlaps)
 
 
-def models(evidence: Evidence) -> str:
+def report_models(evidence: Evidence) -> str:
     """Report the architectures and input sizes."""
-    return _each(evidence, lambda run: f"{run.model}{_model_details(run)}")
+    return _merge_run_answers(evidence, lambda run: f"{run.model}{_format_model_details(run)}")
 
 
-def software(evidence: Evidence) -> str:
+def report_software(evidence: Evidence) -> str:
     """Report the versions of the software."""
-    return _each(evidence, _software)
+    return _merge_run_answers(evidence, _format_versions)
 
 
-def weights(evidence: Evidence) -> str:
+def report_initial_weights(evidence: Evidence) -> str:
     """Report the initial weights."""
-    return _each(evidence, _weights)
+    return _merge_run_answers(evidence, _format_initial_weights)
 
 
-def training(evidence: Evidence) -> str:
+def report_training(evidence: Evidence) -> str:
     """Report stages, optimiser, loss, augmentation and devices."""
-    return _each(evidence, _training)
+    return _merge_run_answers(evidence, _format_training)
 
 
-def selection(evidence: Evidence) -> str:
+def report_model_selection(evidence: Evidence) -> str:
     """Report how the epoch and the final model were selected."""
     if not evidence.results:
         return ""
     choices = " ".join(winner.choice for winner in evidence.winners)
-    return f"{_each(evidence, _epoch_choice)} {choices} No ensemble was used.".strip()
+    return f"{_merge_run_answers(evidence, _format_epoch_choice)} {choices} No ensemble was used.".strip()
 
 
-def cut_offs(evidence: Evidence) -> str:
+def report_thresholds(evidence: Evidence) -> str:
     """Report the decision thresholds and how they were fixed."""
     results = [result for result in evidence.results if result.operating]
     if not results:
@@ -142,14 +142,14 @@ def cut_offs(evidence: Evidence) -> str:
         len(points): "the threshold guarantees" if len(points) == 1 else "each threshold guarantees",
     }.get(met, f"{met} of {len(points)} thresholds guarantee")
     return (
-        f"For {evidence.class_name}: the threshold was fixed on {validation_images(runs)} for a true sensitivity of "
+        f"For {evidence.class_name}: the threshold was fixed on {format_validation_images(runs)} for a true sensitivity of "
         f"at least {100 * evidence.aim.sensitivity:g} % with {100 * evidence.aim.confidence:g} % confidence (one-sided "
         f"tolerance bound by patient), which {guarantee}{applied}. "
         "Otherwise, the class with the highest probability is predicted."
     )
 
 
-def measures(evidence: Evidence) -> str:
+def report_measures(evidence: Evidence) -> str:
     """Report the measures of diagnostic accuracy."""
     if not evidence.results:
         return ""
@@ -163,7 +163,7 @@ def measures(evidence: Evidence) -> str:
     )
 
 
-def uncertainty(evidence: Evidence) -> str:
+def report_uncertainty(evidence: Evidence) -> str:
     """Report the confidence intervals and tests."""
     if not evidence.results:
         return ""
@@ -171,41 +171,44 @@ def uncertainty(evidence: Evidence) -> str:
     unit = "allowing for the clustering of images within groups" if any(clustered) else "treating images as independent"
     pairs = ""
     if evidence.comparisons:
-        pairs = f" {' '.join(describe_comparisons(evidence.comparisons))}"
+        pairs = f" {' '.join(explain_comparisons(evidence.comparisons))}"
     return f"95 % confidence intervals ({unit}), by the methods described in the last section.{pairs}"
 
 
-def explainability(evidence: Evidence) -> str:
+def report_explainability(evidence: Evidence) -> str:
     """Report for which results heat maps were computed."""
-    mapped = [result for result in evidence.results if saved_maps(result.run, stage=result.stage.name).overlays]
+    mapped = [result for result in evidence.results if read_saved_maps(result.run, stage=result.stage.name).overlays]
     labels = ", ".join(result.label for result in mapped)
     return f"Heat maps were computed for images misclassified by {labels}." if mapped else ""
 
 
-def external(evidence: Evidence) -> str:
+def report_external_test(evidence: Evidence) -> str:
     """Report where the test images come from."""
     if not evidence.results:
         return ""
-    return _each(evidence, lambda run: external_sentence(run, names=evidence.options.names) if _tested(run) else "")
+    return _merge_run_answers(
+        evidence,
+        lambda run: format_external_test(run, names=evidence.options.names) if _has_test_predictions(run) else "",
+    )
 
 
-def characteristics(evidence: Evidence) -> str:
+def report_characteristics(evidence: Evidence) -> str:
     """Report the columns of the manifest by which test images and groups are counted."""
-    columns = _subgroup_columns(evidence)
+    columns = _list_subgroup_columns(evidence)
     return f"Test images and groups by {', '.join(columns)}: see the subgroup tables." if columns else ""
 
 
-def cross_table(evidence: Evidence) -> str:
+def report_confusion_matrices(evidence: Evidence) -> str:
     """Refer to the confusion matrices."""
     return "See the confusion matrices." if evidence.results else ""
 
 
-def accuracy(evidence: Evidence) -> str:
+def report_accuracy(evidence: Evidence) -> str:
     """Refer to the estimates."""
     return "See the tables of all indices, with 95 % confidence intervals." if evidence.results else ""
 
 
-def failures(evidence: Evidence) -> str:
+def report_failures(evidence: Evidence) -> str:
     """Refer to the misclassified images."""
     if not evidence.results:
         return ""
@@ -213,68 +216,68 @@ def failures(evidence: Evidence) -> str:
     return "See the worst mistakes." if has_mistakes else "No test image was misclassified."
 
 
-def fairness(evidence: Evidence) -> str:
+def report_fairness(evidence: Evidence) -> str:
     """Report the subgroups that were compared."""
-    columns = _subgroup_columns(evidence)
+    columns = _list_subgroup_columns(evidence)
     if not columns:
         return ""
     return f"Subgroups by {', '.join(columns)}: see their tables, which state the significant differences."
 
 
-def limitations(evidence: Evidence) -> str:
+def report_limitations(evidence: Evidence) -> str:
     """Report caveats, inconclusive comparisons and how often the test sets were used."""
-    marks = dict.fromkeys(mark.meaning for run in evidence.runs for mark in marks_of(run))
+    marks = dict.fromkeys(mark.meaning for run in evidence.runs for mark in collect_caveats(run))
     evaluations = [looks.sentence for looks in evidence.looks]
     return " ".join([*marks, *(winner.verdict for winner in evidence.winners), *evaluations]).strip()
 
 
-def availability(evidence: Evidence) -> str:
+def report_availability(evidence: Evidence) -> str:
     """Report what the folders of the runs contain."""
-    return _each(evidence, _availability)
+    return _merge_run_answers(evidence, _format_availability)
 
 
-def _each(evidence: Evidence, answer: Callable[[SavedRun], str]) -> str:
+def _merge_run_answers(evidence: Evidence, answer: Callable[[SavedRun], str]) -> str:
     """Join the answers of all runs: once if they agree, otherwise each answer with the labels of its runs."""
     labels_by_text: dict[str, list[str]] = {}
     for run in evidence.runs:
         labels_by_text.setdefault(answer(run).strip(), []).append(run.label)
     answers = {text: labels for text, labels in labels_by_text.items() if text}
     if len(labels_by_text) == 1:
-        return "".join(map(_as_sentence, answers))
-    return " ".join(f"{', '.join(labels)}: {_as_sentence(text)}" for text, labels in answers.items())
+        return "".join(map(_format_sentence, answers))
+    return " ".join(f"{', '.join(labels)}: {_format_sentence(text)}" for text, labels in answers.items())
 
 
-def _as_sentence(text: str) -> str:
+def _format_sentence(text: str) -> str:
     return f"{text.removesuffix('.')}."
 
 
-def _shipped(evidence: Evidence) -> list[Result]:
+def _filter_shipped(evidence: Evidence) -> list[Result]:
     return [result for result in evidence.results if result.is_shipped]
 
 
-def _tested(run: SavedRun) -> bool:
-    return bool(run.finished_stages)
+def _has_test_predictions(run: SavedRun) -> bool:
+    return bool(run.complete_stages)
 
 
-def _subgroup_columns(evidence: Evidence) -> list[str]:
+def _list_subgroup_columns(evidence: Evidence) -> list[str]:
     """Return the names of the columns that divide the test images of a shipped stage into subgroups."""
-    columns = [column for result in _shipped(evidence) for column in columns_of(result)]
+    columns = [column for result in _filter_shipped(evidence) for column in get_subgroup_columns(result)]
     return list(dict.fromkeys(column.name for column in columns if column.subgroups))
 
 
-def _images(run: SavedRun) -> str:
+def _format_image_count(run: SavedRun) -> str:
     if run.split is None:
         return ""
-    kind = "synthetic images" if run.setting("data.kind") == "synthetic" else "images"
-    groups = f" of {run.split.table['group'].nunique():,} groups" if run.grouped else ""
+    kind = "synthetic images" if run.get_setting("data.kind") == "synthetic" else "images"
+    groups = f" of {run.split.table['group'].nunique():,} groups" if run.has_groups else ""
     return f"{len(run.split.table):,} {kind}{groups}"
 
 
-def _preprocessing(run: SavedRun) -> str:
+def _format_preprocessing(run: SavedRun) -> str:
     spec = run.bundle.get("input")
     if not spec:
         return ""
-    is_cropped = spec.get("crop", run.setting("data.crop")) == "auto"
+    is_cropped = spec.get("crop", run.get_setting("data.crop")) == "auto"
     crop = (
         "cropped to the field of view if one is found, with everything outside it set to black, " if is_cropped else ""
     )
@@ -284,36 +287,36 @@ def _preprocessing(run: SavedRun) -> str:
     )
 
 
-def _identification(run: SavedRun) -> str:
-    if run.setting("data.kind") == "synthetic":
+def _format_deidentification(run: SavedRun) -> str:
+    if run.get_setting("data.kind") == "synthetic":
         return "The images are synthetic and show no patient"
     patients = (
         "Patients are distinguished by salted hashes of the DICOM PatientID (data.patients=dicom)"
-        if run.setting("data.patients") == "dicom"
+        if run.get_setting("data.patients") == "dicom"
         else "Only pixels and orientation of the image files are used; the audit notes the presence of other metadata"
     )
-    dashboard = run.setting("logger.name")
-    is_logged = run.setting("logger.images") and dashboard in ("tensorboard", "wandb")
+    dashboard = run.get_setting("logger.name")
+    is_logged = run.get_setting("logger.images") and dashboard in ("tensorboard", "wandb")
     logged = f". Misclassified images were logged to {dashboard} (logger.images=true)" if is_logged else ""
     named = ". The folder of the run contains file names (split.csv)" if run.split is not None else ""
     return f"{patients}{named}{logged}"
 
 
-def _missing(run: SavedRun) -> str:
+def _format_missing_data(run: SavedRun) -> str:
     if run.split is None:
         return ""
-    if run.setting("data.on_error") != "quarantine":
+    if run.get_setting("data.on_error") != "quarantine":
         return "Every file could be read: an unreadable file stops the run (data.on_error=fail)"
-    count = files_left_out(run)
+    count = count_excluded_files(run)
     if not count:
         return "Unreadable files are excluded (data.on_error=quarantine); there were none"
     verb = "was" if count == 1 else "were"
-    excluded = f"{count_of(count, 'file')} could not be read and {verb} excluded (data.on_error=quarantine)"
+    excluded = f"{format_count(count, 'file')} could not be read and {verb} excluded (data.on_error=quarantine)"
     return f"{excluded}; the data audit gives the counts by class and split"
 
 
-def _not_blind(run: SavedRun) -> str:
-    if not (is_validated_on_test(run) and _tested(run)):
+def _format_blinding_caveat(run: SavedRun) -> str:
+    if not (is_validated_on_test(run) and _has_test_predictions(run)):
         return ""
     return (
         "Not blinded: epoch, temperature and threshold were selected with the true classes of the test images "
@@ -321,61 +324,61 @@ def _not_blind(run: SavedRun) -> str:
     )
 
 
-def _partitions(run: SavedRun, *, names: bool) -> str:
+def _format_partitions(run: SavedRun, *, names: bool) -> str:
     if run.split is None:
         return ""
     names_by_split = {
         split: name for split, name in SPLIT_NAMES.items() if not (split == "val" and is_validated_on_test(run))
     }
-    sizes = [f"{len(run.split.part(split)):,} {name}" for split, name in names_by_split.items()]
+    sizes = [f"{len(run.split.get_split_rows(split)):,} {name}" for split, name in names_by_split.items()]
     listed = f"{', '.join(sizes[:-1])} and {sizes[-1]}"
     validation = (
         "There were no separate validation images: every epoch was validated on the test images (data.validation=test)"
         if is_validated_on_test(run)
-        else f"Validation images: {validation_images_origin(run)}"
+        else f"Validation images: {format_validation_images_origin(run)}"
     )
-    excluded = files_left_out(run)
+    excluded = count_excluded_files(run)
     unreadable = f". Files excluded because they could not be read: {excluded:,}" if excluded else ""
     return (
-        f"{listed} images (split {run.split.cited}). Test images: {test_images_origin(run, names=names)}. "
+        f"{listed} images (split {run.split.short_hash}). Test images: {format_test_images_origin(run, names=names)}. "
         f"{validation}{unreadable}"
     )
 
 
-def _disjoint(run: SavedRun) -> str:
+def _format_split_overlaps(run: SavedRun) -> str:
     if run.split is None:
         return ""
-    overlaps = [count_of(run.split.shared_images, "identical image")]
+    overlaps = [format_count(run.split.images_in_several_splits, "identical image")]
     if run.audit:
-        leaks = accepted_leaks(run)
+        leaks = count_accepted_leaks(run)
         copies = leaks.get("pixels", 0) + leaks.get("near", 0)
         overlaps.append("1 near copy" if copies == 1 else f"{copies:,} near copies")
-    if not run.grouped:
+    if not run.has_groups:
         return (
             f"Images; in more than one split: {' and '.join(overlaps)}. Whether patients occur in more than one split "
             "is unknown"
         )
-    dicom = run.setting("data.patients") == "dicom"
+    dicom = run.get_setting("data.patients") == "dicom"
     kind = "Patients (by DICOM PatientID)" if dicom else "Groups (patients)"
-    overlaps = [count_of(run.split.shared_groups, "group"), *overlaps]
+    overlaps = [format_count(run.split.groups_in_several_splits, "group"), *overlaps]
     return f"{kind}; in more than one split: {', '.join(overlaps)}"
 
 
-def _model_details(run: SavedRun) -> str:
+def _format_model_details(run: SavedRun) -> str:
     size = run.bundle.get("input", {}).get("size")
     details = f" at {size} pixels, with a new classification head for {len(run.class_names)} classes" if size else ""
-    arguments = ", ".join(f"{name} {value}" for name, value in (run.setting("model.args") or {}).items())
+    arguments = ", ".join(f"{name} {value}" for name, value in (run.get_setting("model.args") or {}).items())
     return f"{details}, {arguments}" if arguments else details
 
 
-def _software(run: SavedRun) -> str:
+def _format_versions(run: SavedRun) -> str:
     packages = run.environment.get("packages", {})
     versions = {**run.bundle.get("versions", {}), **packages}
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def _weights(run: SavedRun) -> str:
-    source = weights_source(run)
+def _format_initial_weights(run: SavedRun) -> str:
+    source = get_weights_source(run)
     if not source:
         return ""
     if source == "none":
@@ -387,80 +390,89 @@ def _weights(run: SavedRun) -> str:
     return f"Weights from the file {source}{digest}; new classification head"
 
 
-def _training(run: SavedRun) -> str:
-    if not run.stages or run.setting("optimizer.name") is None:
+def _format_training(run: SavedRun) -> str:
+    if not run.stages or run.get_setting("optimizer.name") is None:
         return ""
-    details = [*_optimiser(run), *_loss(run), *_machine(run), f"seed {run.setting('seed')}"]
-    return f"{'; '.join(_stage(run, stage) for stage in run.stages)}. {', '.join(details)}"
+    details = [
+        *_list_optimizer_details(run),
+        *_list_loss_details(run),
+        *_list_machine_details(run),
+        f"seed {run.get_setting('seed')}",
+    ]
+    return f"{'; '.join(_format_stage(run, stage) for stage in run.stages)}. {', '.join(details)}"
 
 
-def _stage(run: SavedRun, stage: SavedStage) -> str:
-    def setting(key: str) -> object:
-        return run.setting(f"stages.{stage.name}.{key}")
+def _format_stage(run: SavedRun, stage: SavedStage) -> str:
+    def get_stage_setting(key: str) -> object:
+        return run.get_setting(f"stages.{stage.name}.{key}")
 
-    rate = learning_rate(run, stage)
-    details = [f"trained layers: {setting('learn')}", _epochs(run, stage)]
-    details += [f"peak learning rate {rate:g} ({setting('schedule')} schedule)"] if rate is not None else []
-    decay = float(run.setting(f"stages.{stage.name}.layer_decay", 1.0))
+    rate = get_peak_learning_rate(run, stage)
+    details = [f"trained layers: {get_stage_setting('learn')}", _format_epochs(run, stage)]
+    details += [f"peak learning rate {rate:g} ({get_stage_setting('schedule')} schedule)"] if rate is not None else []
+    decay = float(run.get_setting(f"stages.{stage.name}.layer_decay", 1.0))
     details += [f"layer-wise learning rate decay {decay:g}"] if decay < 1 else []
-    details.append(f"augmentation {augmentation(run, stage)}")
-    details += [f"{setting('views')} variants of each image"] if setting("views") is not None else []
+    details.append(f"augmentation {get_augmentation_name(run, stage)}")
+    details += (
+        [f"{get_stage_setting('views')} variants of each image"] if get_stage_setting("views") is not None else []
+    )
     return f"{stage.name}: {', '.join(details)}"
 
 
-def _epochs(run: SavedRun, stage: SavedStage) -> str:
-    done, planned = epochs_run(stage), int(run.setting(f"stages.{stage.name}.epochs", 0))
-    patience = run.setting(f"stages.{stage.name}.patience")
+def _format_epochs(run: SavedRun, stage: SavedStage) -> str:
+    done, planned = count_epochs_run(stage), int(run.get_setting(f"stages.{stage.name}.epochs", 0))
+    patience = run.get_setting(f"stages.{stage.name}.patience")
     is_early_stop = stage.test is not None and done < planned and patience is not None
     reason = f" (stopped early after {patience} epochs without improvement)" if is_early_stop else ""
     return f"{done} of {planned} epochs{reason}"
 
 
-def _optimiser(run: SavedRun) -> list[str]:
-    name = str(run.setting("optimizer.name"))
-    size = run.environment.get("batch_size", run.setting("trainer.batch_size"))
-    details = [name, f"weight decay {run.setting('optimizer.weight_decay', 0):g}"]
+def _list_optimizer_details(run: SavedRun) -> list[str]:
+    name = str(run.get_setting("optimizer.name"))
+    size = run.environment.get("batch_size", run.get_setting("trainer.batch_size"))
+    details = [name, f"weight decay {run.get_setting('optimizer.weight_decay', 0):g}"]
     if name.startswith(WITH_MOMENTUM):
-        details.append(f"momentum {run.setting('optimizer.momentum', 0):g}")
-    if run.setting("optimizer.clip") is not None:
-        details.append(f"gradients clipped to a norm of {run.setting('optimizer.clip'):g}")
+        details.append(f"momentum {run.get_setting('optimizer.momentum', 0):g}")
+    if run.get_setting("optimizer.clip") is not None:
+        details.append(f"gradients clipped to a norm of {run.get_setting('optimizer.clip'):g}")
     return [*details, f"batch size {size}"]
 
 
-def _loss(run: SavedRun) -> list[str]:
-    smoothing = float(run.setting("loss.label_smoothing", 0.0))
-    details = ["class-weighted cross-entropy" if run.setting("loss.class_weights") == "balanced" else "cross-entropy"]
+def _list_loss_details(run: SavedRun) -> list[str]:
+    smoothing = float(run.get_setting("loss.label_smoothing", 0.0))
+    details = [
+        "class-weighted cross-entropy" if run.get_setting("loss.class_weights") == "balanced" else "cross-entropy"
+    ]
     return [*details, f"label smoothing {smoothing:g}"] if smoothing else details
 
 
-def _machine(run: SavedRun) -> list[str]:
-    devices = int(run.setting("trainer.devices", 1)) * int(run.setting("trainer.nodes", 1))
-    precision = run.environment.get("precision", run.setting("trainer.precision", "auto"))
+def _list_machine_details(run: SavedRun) -> list[str]:
+    devices = int(run.get_setting("trainer.devices", 1)) * int(run.get_setting("trainer.nodes", 1))
+    precision = run.environment.get("precision", run.get_setting("trainer.precision", "auto"))
     details = [f"precision {precision}"]
     if devices > 1:
-        details.append(f"{devices} devices ({run.setting('trainer.strategy', 'ddp')})")
+        details.append(f"{devices} devices ({run.get_setting('trainer.strategy', 'ddp')})")
     resumed = int(run.status.get("resumed", 0))
     return [*details, f"resumed {resumed} times" if resumed > 1 else "resumed once"] if resumed else details
 
 
-def _epoch_choice(run: SavedRun) -> str:
+def _format_epoch_choice(run: SavedRun) -> str:
     images_used = "the test images (data.validation=test)" if is_validated_on_test(run) else "the validation images"
     stages = [
         f"{stage.name}: the only epoch"
-        if epochs_run(stage) == 1
-        else f"{stage.name}: best of {epochs_run(stage)} epochs by {stage.monitor} on {images_used}"
-        for stage in run.finished_stages
+        if count_epochs_run(stage) == 1
+        else f"{stage.name}: best of {count_epochs_run(stage)} epochs by {stage.monitor} on {images_used}"
+        for stage in run.complete_stages
     ]
     return ", ".join(stages)
 
 
-def _availability(run: SavedRun) -> str:
+def _format_availability(run: SavedRun) -> str:
     contents = {
         "the configuration": bool(run.config),
         "the split with a hash of every image": run.split is not None,
         "the software versions": bool(run.environment),
         "the training curves": any(stage.curves is not None for stage in run.stages),
-        "the predictions": _tested(run),
+        "the predictions": _has_test_predictions(run),
         "the trained model": bool(run.bundle),
     }
     available = ", ".join(name for name, is_present in contents.items() if is_present)

@@ -22,17 +22,25 @@ from pylorus.evaluation.comparison import (
     paired_differences,
     sign_flip_test,
 )
-from pylorus.evaluation.delong import covariance, structural_components
+from pylorus.evaluation.delong import compute_area_covariance, compute_structural_components
 from pylorus.evaluation.interval import compute_satterthwaite_freedom
-from pylorus.evaluation.predictions import Predictions, aligned
+from pylorus.evaluation.predictions import Predictions, align_predictions
 from pylorus.evaluation.replicates import (
     compare_replicates,
+    compute_replicate_balance,
+    compute_replicate_indices,
     corrected_resampled_t,
-    indices_of_replicates,
-    replicate_balance,
 )
-from pylorus.evaluation.sentence import better_sentence, p_text, percent
-from pylorus.report.candidate import FOLDS, SET, SPLITS, Candidate, Pool, index_of, test_to_train
+from pylorus.evaluation.sentence import format_better_sentence, format_p_value, format_percent_with_unit
+from pylorus.report.candidate import (
+    FOLDS,
+    SET,
+    SPLITS,
+    Candidate,
+    Pool,
+    compute_overall_index,
+    compute_test_train_ratio,
+)
 from pylorus.report.options import CONFIDENCE, LEVEL, ReportOptions
 from pylorus.report.result import Result
 
@@ -101,7 +109,7 @@ class Comparison:
     question: str = ""
 
     @property
-    def is_shown(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether the difference in accuracy is significant; never in the appendix."""
         return self.family > 0 and self.corrected[ACCURACY] < LEVEL
 
@@ -110,7 +118,7 @@ class Comparison:
         """Sentence that states whether the difference in accuracy is significant."""
         corrected = self.corrected[ACCURACY]
         if self.images is not None and self.pool.kind == SET:
-            return better_sentence(
+            return format_better_sentence(
                 self.first.label,
                 self.second.label,
                 self.images,
@@ -119,9 +127,9 @@ class Comparison:
                 level=LEVEL,
                 group_word="groups",
             )
-        return _replicate_sentence(self)
+        return _format_replicate_sentence(self)
 
-    def of(self, candidate: Candidate, other: Candidate) -> bool:
+    def is_between(self, candidate: Candidate, other: Candidate) -> bool:
         """Return whether these two candidates are compared, in either order."""
         return {candidate, other} == {self.first, self.second}
 
@@ -136,26 +144,26 @@ def compare_pair(
     by group on the pooled decisions, and the corrected resampled t-test of Nadeau and Bengio over the folds.
     """
     has_class = all(class_name in each.results[0].test.predictions.class_names for each in (first, second))
-    is_single = len(first.pooled) == len(second.pooled) == 1
+    is_single = len(first.round_predictions) == len(second.round_predictions) == 1
     paired = [result.run for result in first.results] == [result.run for result in second.results]
     images = None
     if is_single:
-        images, accuracy, macro_f1 = _compare_single(first.pooled[0], second.pooled[0], options)
+        images, accuracy, macro_f1 = _compare_single(first.round_predictions[0], second.round_predictions[0], options)
     elif pool.kind == SPLITS:
         accuracy, macro_f1 = _compare_tests_by_patient(first, second), None
     else:
-        accuracy, macro_f1 = _compare_rounds(first.pooled, second.pooled, allow_for_seeds=False)
-        accuracy = replace(accuracy, p_value=_flip(first.pooled, second.pooled))
+        accuracy, macro_f1 = _compare_rounds(first.round_predictions, second.round_predictions, allow_for_seeds=False)
+        accuracy = replace(accuracy, p_value=_compute_sign_flip_p(first.round_predictions, second.round_predictions))
     training: dict[str, Difference | None] = dict.fromkeys((ACCURACY, MACRO_F1, AUROC))
     if len(first.by_test) > 1:
         training |= _compare_over_tests(first, second, class_name if has_class else None)
     elif pool.kind == SET and not is_single:
         training[ACCURACY], training[MACRO_F1] = _compare_rounds(
-            first.pooled, second.pooled, allow_for_seeds=True, paired=paired
+            first.round_predictions, second.round_predictions, allow_for_seeds=True, paired=paired
         )
     auroc = None
     if has_class and pool.kind == SET:
-        auroc = _compare_auroc(first.pooled, second.pooled, str(class_name), paired=paired)
+        auroc = _compare_auroc(first.round_predictions, second.round_predictions, str(class_name), paired=paired)
     elif has_class:
         auroc = IndexComparison(None, training[AUROC])
     comparison = Comparison(
@@ -168,10 +176,10 @@ def compare_pair(
         auroc,
         corrected={},
     )
-    return replace(comparison, corrected=_p_values(comparison))
+    return replace(comparison, corrected=_collect_p_values(comparison))
 
 
-def correct_family(
+def compute_corrected_family(
     comparisons: Sequence[Comparison], *, question: str, others: Sequence[Comparison] = ()
 ) -> tuple[Comparison, ...]:
     """Correct the p-values of one research question by Holm's method, separately for each index.
@@ -187,7 +195,7 @@ def correct_family(
     if not comparisons:
         return ()
     family = [*comparisons, *others]
-    corrected = {name: _holm([each.corrected[name] for each in family]) for name in (ACCURACY, AUROC, MACRO_F1)}
+    corrected = {name: _compute_holm([each.corrected[name] for each in family]) for name in (ACCURACY, AUROC, MACRO_F1)}
     return tuple(
         replace(
             each,
@@ -199,28 +207,28 @@ def correct_family(
     )
 
 
-def stage_pairs(pool: Pool) -> list[list[tuple[Candidate, Candidate]]]:
+def list_stage_pairs(pool: Pool) -> list[list[tuple[Candidate, Candidate]]]:
     """List the pairs of stages within each configuration of a pool, on the pool's images, the later stage first."""
     return [
-        [(later, earlier) for earlier, later in combinations(_on_images_of(pool, each.stages), 2)]
+        [(later, earlier) for earlier, later in combinations(_filter_tested_on_pool(pool, each.stages), 2)]
         for each in pool.configurations
     ]
 
 
-def other_pairs(pool: Pool, in_question: Sequence[Comparison]) -> list[tuple[Candidate, Candidate]]:
+def list_other_pairs(pool: Pool, in_question: Sequence[Comparison]) -> list[tuple[Candidate, Candidate]]:
     """List the pairs that belong to no question: shipped candidates, and configurations after the same stage."""
     if len(pool.configurations) < 2:
         return []
     pairs = list(combinations(pool.candidates, 2))
     by_stage: dict[str, list[Candidate]] = {}
     for each in pool.configurations:
-        for candidate in _on_images_of(pool, each.stages):
+        for candidate in _filter_tested_on_pool(pool, each.stages):
             by_stage.setdefault(candidate.stage, []).append(candidate)
     pairs += [pair for group in by_stage.values() for pair in combinations(group, 2) if pair not in pairs]
-    return [pair for pair in pairs if not any(each.of(*pair) for each in in_question)]
+    return [pair for pair in pairs if not any(each.is_between(*pair) for each in in_question)]
 
 
-def _on_images_of(pool: Pool, candidates: Sequence[Candidate]) -> list[Candidate]:
+def _filter_tested_on_pool(pool: Pool, candidates: Sequence[Candidate]) -> list[Candidate]:
     """Return the candidates that were tested on all images of the pool, which excludes unfinished stages."""
     tests = set(pool.first.by_test)
     return [each for each in candidates if set(each.by_test) == tests and each.kind == pool.kind]
@@ -236,21 +244,25 @@ def _compare_single(
     return images, replace(differences.accuracy, p_value=images.p_value), differences.macro_f1
 
 
-def _stack(first: Sequence[Predictions], second: Sequence[Predictions]) -> tuple[Predictions, list[Predictions]]:
+def _stack_predictions(
+    first: Sequence[Predictions], second: Sequence[Predictions]
+) -> tuple[Predictions, list[Predictions]]:
     """Return the first table of predictions, and all tables aligned to its order of images and classes."""
     reference = first[0]
-    return reference, [table if table is reference else aligned(reference, table) for table in (*first, *second)]
+    return reference, [
+        table if table is reference else align_predictions(reference, table) for table in (*first, *second)
+    ]
 
 
 def _compare_rounds(
     first: Sequence[Predictions], second: Sequence[Predictions], *, allow_for_seeds: bool, paired: bool = False
 ) -> tuple[Difference, Difference]:
     """Compute the differences in mean accuracy and in mean macro F1 over rounds on the same images."""
-    reference, tables = _stack(first, second)
-    indices = indices_of_replicates(
+    reference, tables = _stack_predictions(first, second)
+    indices = compute_replicate_indices(
         reference.true, np.array([table.predicted for table in tables]), reference.group, classes=reference.classes
     )
-    contrast = _contrast(first, second)
+    contrast = _compute_contrast(first, second)
     accuracy, macro_f1 = (
         compare_replicates(
             indices.values[: len(first), position],
@@ -266,15 +278,15 @@ def _compare_rounds(
     return accuracy, macro_f1
 
 
-def _contrast(first: Sequence[Predictions], second: Sequence[Predictions]) -> NDArray[np.float64]:
+def _compute_contrast(first: Sequence[Predictions], second: Sequence[Predictions]) -> NDArray[np.float64]:
     """Return the weights of all replicates whose weighted sum is the mean of the first minus that of the second."""
     return np.concatenate([np.full(len(first), 1 / len(first)), np.full(len(second), -1 / len(second))])
 
 
-def _flip(first: Sequence[Predictions], second: Sequence[Predictions]) -> float:
-    reference, tables = _stack(first, second)
+def _compute_sign_flip_p(first: Sequence[Predictions], second: Sequence[Predictions]) -> float:
+    reference, tables = _stack_predictions(first, second)
     correct = np.array([table.correct for table in tables])
-    return sign_flip_test(replicate_balance(correct[: len(first)], correct[len(first) :], reference.group))
+    return sign_flip_test(compute_replicate_balance(correct[: len(first)], correct[len(first) :], reference.group))
 
 
 def _compare_auroc(
@@ -283,13 +295,15 @@ def _compare_auroc(
     """Compare AUROC on one test set by DeLong's test and, with several seeds, Obuchowski and Rockette's method."""
     if len(first) == len(second) == 1:
         return IndexComparison(delong_test(first[0], second[0], class_name=class_name, confidence=CONFIDENCE), None)
-    reference, tables = _stack(first, second)
+    reference, tables = _stack_predictions(first, second)
     column = reference.class_names.index(class_name)
     positive = reference.true == column
     if positive.all() or not positive.any():
         return IndexComparison(UNDEFINED, None)
-    components = structural_components(positive, [table.probabilities[:, column] for table in tables], reference.group)
-    contrast = _contrast(first, second)
+    components = compute_structural_components(
+        positive, [table.probabilities[:, column] for table in tables], reference.group
+    )
+    contrast = _compute_contrast(first, second)
     rarer = min(components.positive_groups, components.negative_groups) - 1
     by_group = contrast @ components.contributions
     degrees = max(1.0, min(float(rarer), compute_satterthwaite_freedom(by_group) if by_group.any() else math.inf))
@@ -297,7 +311,7 @@ def _compare_auroc(
         compare_replicates(
             components.areas[: len(first)],
             components.areas[len(first) :],
-            covariance(components),
+            compute_area_covariance(components),
             degrees=degrees,
             allow_for_seeds=allow_for_seeds,
             paired=paired and allow_for_seeds,
@@ -311,13 +325,16 @@ def _compare_auroc(
 def _compare_over_tests(first: Candidate, second: Candidate, class_name: str | None) -> dict[str, Difference | None]:
     """Compare the means over folds or splits, each averaged over its runs, with Nadeau and Bengio's interval."""
     tests = list(first.by_test)
-    ratio = test_to_train(first)
+    ratio = compute_test_train_ratio(first)
     differences: dict[str, Difference | None] = {}
     for name in (ACCURACY, MACRO_F1, AUROC):
         if name == AUROC and class_name is None:
             continue
         values = [
-            [float(np.mean([_index(result, name, class_name) for result in each.by_test[test]])) for test in tests]
+            [
+                float(np.mean([_compute_index(result, name, class_name) for result in each.by_test[test]]))
+                for test in tests
+            ]
             for each in (first, second)
         ]
         differences[name] = corrected_resampled_t(
@@ -332,7 +349,7 @@ def _compare_tests_by_patient(first: Candidate, second: Candidate) -> Difference
     unit = math.lcm(*(len(results) for each in (first, second) for results in each.by_test.values()))
     for test, first_results in first.by_test.items():
         second_results = second.by_test[test]
-        reference, tables = _stack(
+        reference, tables = _stack_predictions(
             [result.test.predictions for result in first_results],
             [result.test.predictions for result in second_results],
         )
@@ -342,23 +359,27 @@ def _compare_tests_by_patient(first: Candidate, second: Candidate) -> Difference
         for group, amount in zip(np.asarray(reference.group).tolist(), lead.tolist(), strict=True):
             balances[str(group)] = balances.get(str(group), 0) + amount
     p_value = sign_flip_test(np.array(list(balances.values()), dtype=np.int64))
-    return Difference(float(first.share - second.share), math.nan, math.nan, math.nan, p_value)
+    return Difference(float(first.exact_accuracy - second.exact_accuracy), math.nan, math.nan, math.nan, p_value)
 
 
-def _index(result: Result, name: str, class_name: str | None) -> float:
-    return measure_area(result.test.predictions, str(class_name)) if name == AUROC else index_of(result, name)
+def _compute_index(result: Result, name: str, class_name: str | None) -> float:
+    return (
+        measure_auroc(result.test.predictions, str(class_name))
+        if name == AUROC
+        else compute_overall_index(result, name)
+    )
 
 
-def measure_area(predictions: Predictions, class_name: str) -> float:
+def measure_auroc(predictions: Predictions, class_name: str) -> float:
     """Compute the AUROC of one class against the rest; NaN if the class or the rest has no images."""
     column = predictions.class_names.index(class_name)
     positive = predictions.true == column
     if positive.all() or not positive.any():
         return math.nan
-    return float(structural_components(positive, [predictions.probabilities[:, column]], None).areas[0])
+    return float(compute_structural_components(positive, [predictions.probabilities[:, column]], None).areas[0])
 
 
-def _p_values(comparison: Comparison) -> dict[str, float]:
+def _collect_p_values(comparison: Comparison) -> dict[str, float]:
     return {
         ACCURACY: comparison.accuracy.p_value,
         MACRO_F1: comparison.macro_f1.p_value,
@@ -366,40 +387,40 @@ def _p_values(comparison: Comparison) -> dict[str, float]:
     }
 
 
-def _holm(p_values: Sequence[float]) -> list[float]:
+def _compute_holm(p_values: Sequence[float]) -> list[float]:
     family = np.array(p_values, dtype=np.float64)
     undefined = np.isnan(family)
     corrected = holm(np.where(undefined, 1.0, family))
     return [float(p) for p in np.where(undefined, np.nan, corrected)]
 
 
-def _replicate_sentence(comparison: Comparison) -> str:
+def _format_replicate_sentence(comparison: Comparison) -> str:
     """State whether the difference in accuracy is significant, for candidates with replicates."""
     pool, widest = comparison.pool, comparison.accuracy.widest
     ahead, behind, sign = comparison.first, comparison.second, 1
-    if behind.share > ahead.share:
+    if behind.exact_accuracy > ahead.exact_accuracy:
         ahead, behind, sign = behind, ahead, -1
     where = {
         SET: f"on these {pool.images:,} test images",
         FOLDS: f"on these {pool.images:,} out-of-fold images",
         SPLITS: f"across these {len(ahead.by_test)} splits",
     }[pool.kind]
-    p_value = p_text(comparison.corrected[ACCURACY])
+    p_value = format_p_value(comparison.corrected[ACCURACY])
     if comparison.family > 1:
         p_value += f" after Holm's correction for {comparison.family} comparisons"
     mean = "mean " if pool.kind == SPLITS or len(ahead.rounds) > 1 or len(behind.rounds) > 1 else ""
-    shares = f"{mean}{percent(float(ahead.share))} vs. {percent(float(behind.share))}"
+    shares = f"{mean}{format_percent_with_unit(float(ahead.exact_accuracy))} vs. {format_percent_with_unit(float(behind.exact_accuracy))}"
     if widest.has_interval:
         over = "" if pool.kind == SET else {FOLDS: "(mean over folds) ", SPLITS: "(mean over splits) "}[pool.kind]
         low, high = sorted((100 * sign * widest.low, 100 * sign * widest.high))
         shares += f"; difference {over}{100 * sign * widest.value:+.1f} points, {low:+.1f} to {high:+.1f}"
-    if ahead.share == behind.share:
+    if ahead.exact_accuracy == behind.exact_accuracy:
         return f"{ahead.label} and {behind.label} are correct equally often {where} ({shares}; {p_value})."
-    verdict = "is shown to be better than" if comparison.is_shown else "is not shown to be better than"
-    return f"{ahead.label} {verdict} {behind.label} {where} ({shares}; {p_value}, {_chances(comparison)})."
+    verdict = "is shown to be better than" if comparison.is_significant else "is not shown to be better than"
+    return f"{ahead.label} {verdict} {behind.label} {where} ({shares}; {p_value}, {_format_variation_sources(comparison)})."
 
 
-def _chances(comparison: Comparison) -> str:
+def _format_variation_sources(comparison: Comparison) -> str:
     """State which sources of variation the p-value of accuracy allows for."""
     if comparison.accuracy.training is None:
         return "allowing for patients but not for seeds"

@@ -3,10 +3,19 @@
 from collections.abc import Sequence
 
 from pylorus.evaluation.estimate import Estimate
-from pylorus.report.basis import tested_on
+from pylorus.report.basis import format_test_basis
 from pylorus.report.candidate import FOLDS, SET, SPLITS
 from pylorus.report.comparison import ACCURACY, AUROC, MACRO_F1, UNDEFINED, Comparison
-from pylorus.report.table import Cell, Column, Row, Table, as_number, in_percent, p_value, text_columns
+from pylorus.report.table import (
+    Cell,
+    Column,
+    Row,
+    Table,
+    convert_to_number_cell,
+    convert_to_p_value_cell,
+    convert_to_percent_cell,
+    create_text_columns,
+)
 
 PAIR_METHODS = (
     "Accuracy: exact McNemar test that keeps the images of a group together. Macro F1: permutation test that exchanges "
@@ -30,14 +39,14 @@ SPLIT_METHODS = (
 DECIDES = "The larger of p (patients) and p (training) is corrected and decides."
 
 
-def comparison_table(comparisons: Sequence[Comparison], *, class_name: str | None) -> Table:
+def build_comparison_table(comparisons: Sequence[Comparison], *, class_name: str | None) -> Table:
     """Build the table of pairs that a research question asks about, first minus second, with p corrected per question.
 
     Args:
         comparisons: At least one.
         class_name: Short name of the class whose AUROC was compared, if any.
     """
-    return _table(
+    return _build_pair_table(
         comparisons,
         class_name,
         key="comparisons",
@@ -53,14 +62,14 @@ def comparison_table(comparisons: Sequence[Comparison], *, class_name: str | Non
     )
 
 
-def other_table(comparisons: Sequence[Comparison], *, class_name: str | None) -> Table:
+def build_unadjusted_table(comparisons: Sequence[Comparison], *, class_name: str | None) -> Table:
     """Build the table of all other pairs, without correction.
 
     Args:
         comparisons: At least one.
         class_name: Short name of the class whose AUROC was compared, if any.
     """
-    return _table(
+    return _build_pair_table(
         comparisons,
         class_name,
         key="comparisons-other",
@@ -73,7 +82,7 @@ def other_table(comparisons: Sequence[Comparison], *, class_name: str | None) ->
     )
 
 
-def describe_comparisons(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
+def explain_comparisons(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
     """Describe how the pairs of a report were compared and corrected; empty if there are none."""
     if not comparisons:
         return ()
@@ -84,14 +93,14 @@ def describe_comparisons(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
         else "Pairs on the same test images: each question is a single test, so no correction is needed; pairs "
         "that no question asks about are unadjusted."
     )
-    return (corrected, *describe_methods(comparisons))
+    return (corrected, *explain_comparison_methods(comparisons))
 
 
-def describe_methods(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
+def explain_comparison_methods(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
     """Describe the methods of comparison for the kinds of pairs present."""
     methods = (
-        (PAIR_METHODS, any(_is_pair(each) for each in comparisons)),
-        (SEED_METHODS, any(each.pool.kind == SET and not _is_pair(each) for each in comparisons)),
+        (PAIR_METHODS, any(_is_single_pair(each) for each in comparisons)),
+        (SEED_METHODS, any(each.pool.kind == SET and not _is_single_pair(each) for each in comparisons)),
         (FOLD_METHODS, any(each.pool.kind == FOLDS for each in comparisons)),
         (SPLIT_METHODS, any(each.pool.kind == SPLITS for each in comparisons)),
         (DECIDES, any(each.accuracy.training is not None for each in comparisons)),
@@ -99,7 +108,7 @@ def describe_methods(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
     return tuple(text for text, is_used in methods if is_used)
 
 
-def _table(
+def _build_pair_table(
     comparisons: Sequence[Comparison],
     class_name: str | None,
     *,
@@ -115,10 +124,10 @@ def _table(
     return Table(
         key=key,
         title=title,
-        basis=tested_on([result for each in candidates for result in each.results_used]),
+        basis=format_test_basis([result for each in candidates for result in each.results_used]),
         columns=(
-            *(text_columns("question") if corrected else ()),
-            *text_columns("first", "second"),
+            *(create_text_columns("question") if corrected else ()),
+            *create_text_columns("first", "second"),
             *((Column("tests", over="corrected for"),) if corrected else ()),
             *(
                 (Column("first alone", over="images right"), Column("second alone", over="images right"))
@@ -140,18 +149,18 @@ def _table(
             Column(p_title, over=f"AUROC {class_name or ''}".strip()),
         ),
         rows=tuple(
-            Row(tuple(_cells(each, corrected=corrected, single=has_single_runs, trained=has_training)))
+            Row(tuple(_build_pair_cells(each, corrected=corrected, single=has_single_runs, trained=has_training)))
             for each in comparisons
         ),
-        notes=(*notes, *describe_methods(comparisons)),
+        notes=(*notes, *explain_comparison_methods(comparisons)),
     )
 
 
-def _is_pair(comparison: Comparison) -> bool:
+def _is_single_pair(comparison: Comparison) -> bool:
     return comparison.pool.kind == SET and comparison.images is not None
 
 
-def _cells(each: Comparison, *, corrected: bool, single: bool, trained: bool) -> list[Cell]:
+def _build_pair_cells(each: Comparison, *, corrected: bool, single: bool, trained: bool) -> list[Cell]:
     patients, training = each.accuracy.patients or UNDEFINED, each.accuracy.training or UNDEFINED
     auroc: Estimate = UNDEFINED if each.auroc is None else each.auroc.widest
     same_configuration = each.first.configuration == each.second.configuration
@@ -160,8 +169,8 @@ def _cells(each: Comparison, *, corrected: bool, single: bool, trained: bool) ->
     cells += [each.family] if corrected else []
     if single:
         cells += ["", ""] if each.images is None else [each.images.only_first, each.images.only_second]
-    cells += [in_percent(patients), p_value(patients.p_value)]
-    cells += [in_percent(training), p_value(training.p_value)] if trained else []
-    cells += [p_value(each.corrected[ACCURACY])] if corrected or trained else []
-    cells += [in_percent(each.macro_f1.widest), p_value(each.corrected[MACRO_F1])]
-    return [*cells, as_number(auroc), p_value(each.corrected[AUROC])]
+    cells += [convert_to_percent_cell(patients), convert_to_p_value_cell(patients.p_value)]
+    cells += [convert_to_percent_cell(training), convert_to_p_value_cell(training.p_value)] if trained else []
+    cells += [convert_to_p_value_cell(each.corrected[ACCURACY])] if corrected or trained else []
+    cells += [convert_to_percent_cell(each.macro_f1.widest), convert_to_p_value_cell(each.corrected[MACRO_F1])]
+    return [*cells, convert_to_number_cell(auroc), convert_to_p_value_cell(each.corrected[AUROC])]

@@ -6,12 +6,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from pylorus.report.basis import tested_on
-from pylorus.report.drawing import INK, PAPER, WIDTH, Drawing, new_figure, style
-from pylorus.report.panels import arranged
+from pylorus.report.basis import format_test_basis
+from pylorus.report.drawing import INK, PAPER, WIDTH, Drawing, create_figure, report_style
+from pylorus.report.panels import split_into_panels
 from pylorus.report.published import STUDY
 from pylorus.report.result import Result
-from pylorus.report.study_tables import published_basis
+from pylorus.report.study_tables import format_published_basis
 
 READABLE = 12
 """Maximum number of classes for which a panel shows counts."""
@@ -22,18 +22,23 @@ FEW = 5
 NOTE = "Rows: true class; columns: predicted class. Shading: proportion of the true class."
 
 
-def confusion_figures(results: Sequence[Result]) -> list[Drawing]:
+def plot_confusion_matrices(results: Sequence[Result]) -> list[Drawing]:
     """Plot the confusion matrices of all results, in as many figures as needed.
 
     Args:
         results: At least one.
     """
-    figures = arranged(results)
+    figures = split_into_panels(results)
     drawings = []
     for number, lines in enumerate(figures, start=1):
         plotted = [result for line in lines for result in line if result is not None]
         panels = [
-            [None if result is None else (_title(result), _names(result), result.images.confusion) for result in line]
+            [
+                None
+                if result is None
+                else (_format_panel_title(result), _get_panel_class_names(result), result.images.confusion)
+                for result in line
+            ]
             for line in lines
         ]
         part = f"-{number}" if len(figures) > 1 else ""
@@ -42,10 +47,10 @@ def confusion_figures(results: Sequence[Result]) -> list[Drawing]:
             for result in plotted
         )
         drawings.append(
-            _drawing(
+            _plot_confusion_panels(
                 f"confusion-matrices{part}",
                 "Confusion matrices of the test images",
-                tested_on(plotted),
+                format_test_basis(plotted),
                 panels,
                 correct,
             )
@@ -53,7 +58,7 @@ def confusion_figures(results: Sequence[Result]) -> list[Drawing]:
     return drawings
 
 
-def published_confusion_figure() -> Drawing:
+def plot_published_confusion_matrices() -> Drawing:
     """Plot table 4 of the study in the style of our figures."""
     stages = list(dict.fromkeys(result.stage for result in STUDY.results))
     panels = [
@@ -65,32 +70,34 @@ def published_confusion_figure() -> Drawing:
         for stage in stages
     ]
     correct = ", ".join(f"{each.model} {each.stage}: {each.confusion.trace()} of 450" for each in STUDY.results)
-    return _drawing(
-        "published-confusion-matrices", "As published: confusion matrices", published_basis(), panels, correct
+    return _plot_confusion_panels(
+        "published-confusion-matrices", "As published: confusion matrices", format_published_basis(), panels, correct
     )
 
 
 Panel = tuple[str, Sequence[str], NDArray[np.int64]]
 
 
-def _drawing(key: str, title: str, basis: str, panels: Sequence[Sequence[Panel | None]], correct: str) -> Drawing:
+def _plot_confusion_panels(
+    key: str, title: str, basis: str, panels: Sequence[Sequence[Panel | None]], correct: str
+) -> Drawing:
     columns = len(panels[0])
     max_classes = max(len(panel[1]) for line in panels for panel in line if panel is not None)
     side = WIDTH / max(columns, 3 if max_classes <= FEW else 2)
-    with style():
+    with report_style():
         # The two-line title and the label below need more space than the label on the left.
-        figure = new_figure(len(panels) * (side * 1.06 + 0.15), width=side * columns)
+        figure = create_figure(len(panels) * (side * 1.06 + 0.15), width=side * columns)
         grid = figure.subplots(len(panels), columns, squeeze=False)
         for line, axes_line in zip(panels, grid, strict=True):
             for axes, panel in zip(axes_line, line, strict=True):
                 if panel is None:
                     axes.set_axis_off()
                 else:
-                    _heat_map(axes, *panel, small=columns > 3)
+                    _draw_heat_map(axes, *panel, small=columns > 3)
     return Drawing(key, title, basis, f"Heat maps of counts. Correctly classified: {correct}.", figure, (NOTE,))
 
 
-def _heat_map(axes: Axes, title: str, names: Sequence[str], counts: NDArray[np.int64], *, small: bool) -> None:
+def _draw_heat_map(axes: Axes, title: str, names: Sequence[str], counts: NDArray[np.int64], *, small: bool) -> None:
     totals = counts.sum(axis=1, keepdims=True)
     proportions = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
     axes.pcolormesh(proportions, cmap="Blues", vmin=0, vmax=1.15, edgecolors=PAPER, linewidth=1.5)
@@ -122,9 +129,9 @@ def _heat_map(axes: Axes, title: str, names: Sequence[str], counts: NDArray[np.i
         )
 
 
-def _title(result: Result) -> str:
+def _format_panel_title(result: Result) -> str:
     return f"{result.run.label}\n{result.stage.name}"
 
 
-def _names(result: Result) -> Sequence[str]:
+def _get_panel_class_names(result: Result) -> Sequence[str]:
     return result.images.predictions.class_names

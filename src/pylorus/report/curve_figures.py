@@ -11,18 +11,18 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from pylorus.report.basis import trained_on
+from pylorus.report.basis import format_training_basis
 from pylorus.report.drawing import (
     INK,
     REPLICATES,
     Drawing,
-    legend_above,
-    line_style,
-    new_figure,
-    replicate_style,
-    style,
+    add_legend_above,
+    create_figure,
+    get_line_style,
+    get_replicate_style,
+    report_style,
 )
-from pylorus.report.run_facts import validation_images
+from pylorus.report.run_facts import format_validation_images
 from pylorus.report.saved_run import SavedRun, SavedStage
 
 STEEP = 30.0
@@ -41,7 +41,7 @@ INDICES = (("precision", "precision, %"), ("sensitivity", "sensitivity, %"), ("f
 
 
 @dataclass(frozen=True, eq=False)
-class Curves:
+class StageCurves:
     """The curves of one stage of one run."""
 
     run: SavedRun
@@ -60,12 +60,12 @@ class Curves:
         """Index of the best epoch by the monitored validation metric (the first of equals); None if it is undefined."""
         monitor = self.stage.monitor
         name = f"val/{monitor}" + ("" if monitor in ("loss", "accuracy") else "/average")
-        values = self.of(name)
+        values = self.get_metric(name)
         if np.isnan(values).all():
             return None
         return int(np.nanargmin(values) if monitor == "loss" else np.nanargmax(values))
 
-    def of(self, name: str) -> NDArray[np.float64]:
+    def get_metric(self, name: str) -> NDArray[np.float64]:
         """Return a metric over the epochs, NaN where it is undefined or was not recorded."""
         column = f"{self.stage.name}/{name}"
         if column not in self.table:
@@ -73,17 +73,17 @@ class Curves:
         return self.table[column].to_numpy(dtype=np.float64)
 
 
-def curves_of(runs: Sequence[SavedRun]) -> list[Curves]:
+def collect_curves(runs: Sequence[SavedRun]) -> list[StageCurves]:
     """Return the available curves, run by run."""
     return [
-        Curves(run, stage, stage.curves)
+        StageCurves(run, stage, stage.curves)
         for run in runs
         for stage in run.stages
         if stage.curves is not None and len(stage.curves)
     ]
 
 
-def training_figure(curves: Sequence[Curves], *, labels: Mapping[SavedRun, str] | None = None) -> Drawing:
+def plot_training_curves(curves: Sequence[StageCurves], *, labels: Mapping[SavedRun, str] | None = None) -> Drawing:
     """Plot accuracy and loss of all models over the epochs of one stage, on training and validation images.
 
     Args:
@@ -93,34 +93,43 @@ def training_figure(curves: Sequence[Curves], *, labels: Mapping[SavedRun, str] 
     """
     stage = curves[0].stage.name
     names = {each.run: each.run.label for each in curves} | dict(labels or {})
-    groups: dict[str, list[Curves]] = {}
+    groups: dict[str, list[StageCurves]] = {}
     for each in curves:
         groups.setdefault(names[each.run], []).append(each)
-    validation_name = validation_images([each.run for each in curves])
-    with style():
+    validation_name = format_validation_images([each.run for each in curves])
+    with report_style():
         legend = [*groups, CHOSEN]
-        figure = new_figure(4.4, legend=legend)
+        figure = create_figure(4.4, legend=legend)
         panels = figure.subplots(2, 2)
         handles = []
         for number, group in enumerate(groups.values()):
             for axes, (name, _) in zip(panels.flat, PANELS, strict=True):
-                line = _draw(axes, group, name, number)
+                line = _draw_metric_curve(axes, group, name, number)
             handles.append(line)
         for axes, (name, title) in zip(panels.flat, PANELS, strict=True):
-            _finish(axes, title, loss=name.endswith("loss"), values=np.concatenate([each.of(name) for each in curves]))
-        legend_above(figure, [*handles, _best_handle()], legend)
-    best = [f"{label} {_percent_at(group, 'val/accuracy')}" for label, group in groups.items()]
+            _format_epoch_axes(
+                axes,
+                title,
+                loss=name.endswith("loss"),
+                values=np.concatenate([each.get_metric(name) for each in curves]),
+            )
+        add_legend_above(figure, [*handles, _create_ring_handle()], legend)
+    best = [f"{label} {_format_best_percentage(group, 'val/accuracy')}" for label, group in groups.items()]
     return Drawing(
         key=f"curves-{stage}",
         title=f"Stage {stage}: accuracy and loss over epochs, on training images and {validation_name}",
-        basis=trained_on(list(dict.fromkeys(each.run for each in curves))),
+        basis=format_training_basis(list(dict.fromkeys(each.run for each in curves))),
         alt=f"Four line plots over epochs. Validation accuracy at the selected epoch: {', '.join(best)}.",
         figure=figure,
-        notes=(_ring_note(curves), *_precision_notes(curves), *_replicate_notes(list(groups.values()))),
+        notes=(
+            _format_ring_note(curves),
+            *_format_precision_notes(curves),
+            *_format_curve_replicate_notes(list(groups.values())),
+        ),
     )
 
 
-def _precision_notes(curves: Sequence[Curves]) -> tuple[str, ...]:
+def _format_precision_notes(curves: Sequence[StageCurves]) -> tuple[str, ...]:
     """Explain why curves may differ from the tables, for runs that did not train in 32-bit precision."""
     precisions = {str(each.run.environment.get("precision", "32")) for each in curves} - {"32"}
     if not precisions:
@@ -131,16 +140,16 @@ def _precision_notes(curves: Sequence[Curves]) -> tuple[str, ...]:
     )
 
 
-def _ring_note(curves: Sequence[Curves]) -> str:
+def _format_ring_note(curves: Sequence[StageCurves]) -> str:
     """Explain the ring; an unfinished stage has not predicted test images yet."""
     tested = [each.stage.test is not None for each in curves]
     explanation = (
         "its weights were used for the test predictions" if all(tested) else "in an unfinished stage, the best so far"
     )
-    return f"A ring marks the best epoch on {validation_images([each.run for each in curves])}; {explanation}."
+    return f"A ring marks the best epoch on {format_validation_images([each.run for each in curves])}; {explanation}."
 
 
-def index_figure(curves: Sequence[Curves], names: Sequence[str], *, label: str, stem: str) -> Drawing:
+def plot_class_metric_curves(curves: Sequence[StageCurves], names: Sequence[str], *, label: str, stem: str) -> Drawing:
     """Plot precision, sensitivity and F1 of each class on the validation images over the epochs of one stage.
 
     Args:
@@ -150,42 +159,44 @@ def index_figure(curves: Sequence[Curves], names: Sequence[str], *, label: str, 
         stem: The label as a stem for file names.
     """
     stage = curves[0].stage.name
-    with style():
-        figure = new_figure(2.3, legend=[*names, CHOSEN])
+    with report_style():
+        figure = create_figure(2.3, legend=[*names, CHOSEN])
         panels = figure.subplots(1, 3, sharey=True)
         for axes, (index, title) in zip(panels, INDICES, strict=True):
-            handles = [_draw(axes, curves, f"val/{index}/{name}", number) for number, name in enumerate(names)]
-            _finish(axes, title, loss=False, values=np.array([0.0, 100.0]))
+            handles = [
+                _draw_metric_curve(axes, curves, f"val/{index}/{name}", number) for number, name in enumerate(names)
+            ]
+            _format_epoch_axes(axes, title, loss=False, values=np.array([0.0, 100.0]))
             axes.set_ylim(-3, 103)
-        legend_above(figure, [*handles, _best_handle()], [*names, CHOSEN])
-    scores = ", ".join(f"{name} {_percent_at(curves, f'val/f1/{name}')}" for name in names)
+        add_legend_above(figure, [*handles, _create_ring_handle()], [*names, CHOSEN])
+    scores = ", ".join(f"{name} {_format_best_percentage(curves, f'val/f1/{name}')}" for name in names)
     return Drawing(
         key=f"indices-{stem}-{stage}",
         title=f"{label}, stage {stage}: precision, sensitivity and F1 of each class over epochs",
-        basis=trained_on([each.run for each in curves]),
+        basis=format_training_basis([each.run for each in curves]),
         alt=f"Three line plots over epochs, one line per class. F1 at the selected epoch: {scores}.",
         figure=figure,
         notes=(
-            f"On {validation_images([each.run for each in curves])}. Gaps in a line: undefined, because no image was "
+            f"On {format_validation_images([each.run for each in curves])}. Gaps in a line: undefined, because no image was "
             "predicted as that class.",
-            *_precision_notes(curves),
-            *_replicate_notes([curves]),
+            *_format_precision_notes(curves),
+            *_format_curve_replicate_notes([curves]),
         ),
     )
 
 
-def _draw(axes: Axes, curves: Sequence[Curves], name: str, number: int) -> Line2D:
+def _draw_metric_curve(axes: Axes, curves: Sequence[StageCurves], name: str, number: int) -> Line2D:
     """Plot one curve (proportions in %), of replicates the mean and each as a thin line; ring the selected epoch."""
     scale = 1.0 if name.endswith("loss") else 100.0
-    line_options = line_style(number)
+    line_options = get_line_style(number)
     has_replicates = len(curves) > 1
     for each in curves if has_replicates else ():
-        axes.plot(each.epochs, scale * each.of(name), **replicate_style(number))
+        axes.plot(each.epochs, scale * each.get_metric(name), **get_replicate_style(number))
     length = min(len(each.table) for each in curves)
-    mean = scale * np.mean([each.of(name)[:length] for each in curves], axis=0)
+    mean = scale * np.mean([each.get_metric(name)[:length] for each in curves], axis=0)
     (line,) = axes.plot(curves[0].epochs[:length], mean, markevery=max(1, length // 10), **line_options)
     for each in curves if name.startswith("val/") else ():
-        best, values = each.best, scale * each.of(name)
+        best, values = each.best, scale * each.get_metric(name)
         if best is not None and np.isfinite(values[best]):
             axes.plot(
                 each.epochs[best],
@@ -199,7 +210,7 @@ def _draw(axes: Axes, curves: Sequence[Curves], name: str, number: int) -> Line2
     return line
 
 
-def _replicate_notes(groups: Sequence[Sequence[Curves]]) -> tuple[str, ...]:
+def _format_curve_replicate_notes(groups: Sequence[Sequence[StageCurves]]) -> tuple[str, ...]:
     """Explain thin lines, if there are any, and where their mean ends."""
     several = [group for group in groups if len(group) > 1]
     if not several:
@@ -208,11 +219,11 @@ def _replicate_notes(groups: Sequence[Sequence[Curves]]) -> tuple[str, ...]:
     return (REPLICATES + (" It ends where the shortest of them ends." if short else ""),)
 
 
-def _best_handle() -> Artist:
+def _create_ring_handle() -> Artist:
     return Line2D([], [], marker="o", markersize=8, linestyle="none", markerfacecolor="none", markeredgecolor=INK)
 
 
-def _finish(axes: Axes, title: str, *, loss: bool, values: NDArray[np.float64]) -> None:
+def _format_epoch_axes(axes: Axes, title: str, *, loss: bool, values: NDArray[np.float64]) -> None:
     positive = values[np.isfinite(values) & (values > 0)]
     if loss and len(positive) and positive.max() > STEEP * positive.min():
         axes.set_yscale("log")
@@ -222,8 +233,8 @@ def _finish(axes: Axes, title: str, *, loss: bool, values: NDArray[np.float64]) 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
 
 
-def _percent_at(curves: Sequence[Curves], name: str) -> str:
+def _format_best_percentage(curves: Sequence[StageCurves], name: str) -> str:
     """Format a proportion at the selected epoch, or its mean over replicates."""
-    values = [np.nan if each.best is None else each.of(name)[each.best] for each in curves]
+    values = [np.nan if each.best is None else each.get_metric(name)[each.best] for each in curves]
     mean = float(np.mean(values))
     return "undefined" if np.isnan(mean) else f"{100 * mean:.1f} %" + (" (mean)" if len(values) > 1 else "")

@@ -8,17 +8,26 @@ from numpy.typing import NDArray
 from pylorus.evaluation.calibration import calibration_line
 from pylorus.evaluation.decisions import area_under_risk_coverage
 from pylorus.evaluation.predictions import Predictions
-from pylorus.evaluation.sentence import guarantee_sentence, percent_at_least, threshold_text
-from pylorus.report.basis import tested_on
+from pylorus.evaluation.sentence import format_guarantee_sentence, format_percent_at_least, format_threshold
+from pylorus.report.basis import format_test_basis
 from pylorus.report.level import IMAGES, PATIENTS
-from pylorus.report.operating import Operating
+from pylorus.report.operating import ThresholdResult
 from pylorus.report.options import CONFIDENCE
 from pylorus.report.result import Result
-from pylorus.report.run_facts import is_validated_on_test, validation_images
-from pylorus.report.table import Cell, Column, Number, Row, Table, as_number, in_percent, text_columns
+from pylorus.report.run_facts import format_validation_images, is_validated_on_test
+from pylorus.report.table import (
+    Cell,
+    Column,
+    Number,
+    Row,
+    Table,
+    convert_to_number_cell,
+    convert_to_percent_cell,
+    create_text_columns,
+)
 
 
-def calibration_table(results: Sequence[Result], *, class_name: str | None = None) -> Table:
+def build_calibration_table(results: Sequence[Result], *, class_name: str | None = None) -> Table:
     """Build the table of calibration scores on test images before and after temperature scaling, two rows per result.
 
     Args:
@@ -38,8 +47,12 @@ def calibration_table(results: Sequence[Result], *, class_name: str | None = Non
         for label, (scores, predictions) in zip(labels, sides, strict=True):
             certainty = predictions.probabilities.max(axis=1)
             area = area_under_risk_coverage(predictions.correct, certainty, result.test.clusters, confidence=CONFIDENCE)
-            cells: list[Cell] = [as_number(each) for each in (scores.ece, scores.brier, scores.nll, area)]
-            cells += _line_cells(predictions, class_name, result.test.clusters) if class_name is not None else []
+            cells: list[Cell] = [convert_to_number_cell(each) for each in (scores.ece, scores.brier, scores.nll, area)]
+            cells += (
+                _build_calibration_line_cells(predictions, class_name, result.test.clusters)
+                if class_name is not None
+                else []
+            )
             rows.append(Row((result.run.label, result.stage.name, label, *cells)))
     notes = [
         "ECE: expected calibration error over ten bins with equal numbers of images; by chance it exceeds 0 even under "
@@ -58,13 +71,13 @@ def calibration_table(results: Sequence[Result], *, class_name: str | None = Non
             "Not identified: the images on which it is fitted do not determine a temperature, so the logits are left "
             "unchanged."
         )
-    fitted_on = validation_images([result.run for result in results])
+    fitted_on = format_validation_images([result.run for result in results])
     return Table(
         key="calibration",
         title=f"Calibration on test images before and after scaling by a temperature fitted on {fitted_on}",
-        basis=tested_on(results),
+        basis=format_test_basis(results),
         columns=(
-            *text_columns("model", "stage", "probabilities"),
+            *create_text_columns("model", "stage", "probabilities"),
             *(Column(title) for title in ("ECE", "Brier", "NLL", "AURC")),
             *(Column(title, over=f"line of {class_name}") for title in ("slope", "intercept") if class_name),
         ),
@@ -73,7 +86,7 @@ def calibration_table(results: Sequence[Result], *, class_name: str | None = Non
     )
 
 
-def _line_cells(
+def _build_calibration_line_cells(
     predictions: Predictions, class_name: str, groups: NDArray[np.generic] | None
 ) -> tuple[Number, Number] | tuple[str, str]:
     if class_name not in predictions.class_names:
@@ -81,10 +94,10 @@ def _line_cells(
     column = predictions.class_names.index(class_name)
     probability = np.clip(predictions.probabilities[:, column], 0, 1)
     line = calibration_line(predictions.true == column, probability, groups, confidence=CONFIDENCE)
-    return as_number(line.slope, digits=2), as_number(line.intercept, digits=2)
+    return convert_to_number_cell(line.slope, digits=2), convert_to_number_cell(line.intercept, digits=2)
 
 
-def threshold_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
+def build_threshold_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
     """Build the table of a threshold's performance on test images; it was fixed on the images used for validation.
 
     Args:
@@ -96,7 +109,7 @@ def threshold_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
     target, confidence = f"{100 * first.fixed.sensitivity:g} %", f"{100 * first.fixed.confidence:g} %"
     unit = "patients" if level == PATIENTS else "images"
     runs = [result.run for result, _ in points]
-    fixed_on = ("the patients of " if level == PATIENTS else "") + validation_images(runs)
+    fixed_on = ("the patients of " if level == PATIENTS else "") + format_validation_images(runs)
     fixed_title = "fixed on" if all(map(is_validated_on_test, runs)) else "validation"
     applied = "" if all(map(is_validated_on_test, runs)) else f", applied unchanged to test {unit}"
     return Table(
@@ -106,9 +119,9 @@ def threshold_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
             f"{confidence} confidence{applied}"
             + ("" if all(point.fixed.is_guaranteed for _, point in points) else "; not guaranteed, see below")
         ),
-        basis=tested_on([result for result, _ in points], level=level),
+        basis=format_test_basis([result for result, _ in points], level=level),
         columns=(
-            *text_columns("model", "stage"),
+            *create_text_columns("model", "stage"),
             Column("threshold"),
             Column("positives", over=fixed_title),
             *([] if level == PATIENTS else [Column("positive groups", over=fixed_title)]),
@@ -116,28 +129,30 @@ def threshold_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
             Column("positives", over="test"),
             *(Column(name, over="test", unit="%") for name in ("sensitivity", "specificity", "precision", "NPV")),
         ),
-        rows=tuple(_threshold_row(result, point) for result, point in points),
+        rows=tuple(_build_threshold_row(result, point) for result, point in points),
         notes=(
             f"A test {unit[:-1]} is classified as {first.class_name} if its calibrated probability reaches the "
             "threshold. The guaranteed sensitivity is a lower bound for new patients of the same hospitals, with "
             "equal weight for each patient; the test columns give the performance achieved.",
-            *_guarantees(points, target, confidence),
+            *_format_guarantees(points, target, confidence),
         ),
     )
 
 
-def _guarantees(points: Sequence[tuple[Result, Operating]], target: str, confidence: str) -> list[str]:
+def _format_guarantees(points: Sequence[tuple[Result, ThresholdResult]], target: str, confidence: str) -> list[str]:
     """Say which thresholds guarantee the target sensitivity, and what the others guarantee."""
     result, point = points[0]
-    patients = "patients" if point.level == PATIENTS or result.run.grouped else "images"
+    patients = "patients" if point.level == PATIENTS or result.run.has_groups else "images"
     if len(points) == 1:
         split = "test" if is_validated_on_test(result.run) else "validation"
         return [
-            guarantee_sentence(point.fixed, class_name=point.class_name, grouped=patients == "patients", part=split)
+            format_guarantee_sentence(
+                point.fixed, class_name=point.class_name, grouped=patients == "patients", part=split
+            )
         ]
     guaranteed = [result.label for result, each in points if each.fixed.is_guaranteed]
     not_guaranteed = [
-        f"{result.label} ({each.fixed.patients:,} {patients}; {percent_at_least(each.fixed.confidence_reached)} % "
+        f"{result.label} ({each.fixed.patients:,} {patients}; {format_percent_at_least(each.fixed.confidence_reached)} % "
         f"confidence of {target})"
         for result, each in points
         if not each.fixed.is_guaranteed
@@ -158,20 +173,20 @@ def _guarantees(points: Sequence[tuple[Result, Operating]], target: str, confide
     return sentences
 
 
-def _threshold_row(result: Result, point: Operating) -> Row:
+def _build_threshold_row(result: Result, point: ThresholdResult) -> Row:
     tested, fixed = point.test, point.fixed
     return Row(
         (
             result.run.label,
             result.stage.name,
-            Number(tested.threshold, words=threshold_text(tested.threshold)),
+            Number(tested.threshold, words=format_threshold(tested.threshold)),
             fixed.images,
             *([] if point.level == PATIENTS else [fixed.patients]),
-            Number(100 * fixed.sensitivity_reached, words=percent_at_least(fixed.sensitivity_reached)),
+            Number(100 * fixed.sensitivity_reached, words=format_percent_at_least(fixed.sensitivity_reached)),
             tested.sensitivity.total,
-            in_percent(tested.sensitivity),
-            in_percent(tested.specificity),
-            in_percent(tested.precision),
-            in_percent(tested.npv),
+            convert_to_percent_cell(tested.sensitivity),
+            convert_to_percent_cell(tested.specificity),
+            convert_to_percent_cell(tested.precision),
+            convert_to_percent_cell(tested.npv),
         )
     )

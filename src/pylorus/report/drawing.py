@@ -12,7 +12,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pylorus.report.fonts import OWN, give_fonts
+from pylorus.report.fonts import OWN, set_figure_fonts
 
 WIDTH = 7.1
 """Width in inches: two columns of a journal."""
@@ -81,7 +81,7 @@ class Drawing:
 
 
 @contextmanager
-def style() -> Iterator[None]:
+def report_style() -> Iterator[None]:
     """Apply the report's style while a figure is created or saved, without affecting other figures."""
     # Any, because matplotlib releases type these keys differently.
     settings: Any = STYLE | {"font.family": [OWN]}
@@ -89,7 +89,7 @@ def style() -> Iterator[None]:
         yield
 
 
-def new_figure(height: float, *, width: float = WIDTH, legend: Sequence[str] = ()) -> Figure:
+def create_figure(height: float, *, width: float = WIDTH, legend: Sequence[str] = ()) -> Figure:
     """Create an empty figure with constrained layout.
 
     Args:
@@ -97,11 +97,11 @@ def new_figure(height: float, *, width: float = WIDTH, legend: Sequence[str] = (
         width: Width in inches.
         legend: Labels of a legend above the axes; the height grows to fit it.
     """
-    lines = -(-len(legend) // _columns(legend, width)) if legend else 0
+    lines = -(-len(legend) // _count_legend_columns(legend, width)) if legend else 0
     return Figure(figsize=(width, height + 0.19 * lines), layout="constrained")
 
 
-def line_style(number: int) -> dict[str, Any]:
+def get_line_style(number: int) -> dict[str, Any]:
     """Return colour, line style and marker of the n-th line of a figure; the first 56 are distinct."""
     return {
         "color": COLOURS[number % len(COLOURS)],
@@ -110,43 +110,43 @@ def line_style(number: int) -> dict[str, Any]:
     }
 
 
-def replicate_style(number: int) -> dict[str, Any]:
+def get_replicate_style(number: int) -> dict[str, Any]:
     """Return the style of a single replicate of the n-th line: thin and pale, in the colour of the line."""
     return {"color": COLOURS[number % len(COLOURS)], "linewidth": 0.7, "alpha": 0.45, "marker": ""}
 
 
-def legend_above(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
+def add_legend_above(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
     """Add a legend above all axes, where it covers nothing."""
-    columns = _columns(labels, figure.get_figwidth())
+    columns = _count_legend_columns(labels, figure.get_figwidth())
     figure.legend(handles, labels, loc="outside upper left", ncols=columns, fontsize=8)
 
 
-def _columns(labels: Sequence[str], width: float) -> int:
+def _count_legend_columns(labels: Sequence[str], width: float) -> int:
     """Return how many labels fit side by side: 0.068 inches per character, nine characters for the line sample."""
     longest = max(len(label) for label in labels)
     return max(1, min(len(labels), int(width / 0.068 / (longest + 9))))
 
 
-def legend_below(axes: Axes, handles: Sequence[Artist], labels: Sequence[str]) -> None:
+def add_legend_below(axes: Axes, handles: Sequence[Artist], labels: Sequence[str]) -> None:
     """Add a legend of short labels below one panel and its axis label."""
     axes.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.25), fontsize=7.5, borderaxespad=0)
 
 
-def as_svg(drawing: Drawing) -> bytes:
+def render_svg(drawing: Drawing) -> bytes:
     """Render the figure as SVG; the bytes are reproducible."""
-    return _saved(drawing, "svg", metadata={"Date": None, "Creator": None})
+    return _render_figure(drawing, "svg", metadata={"Date": None, "Creator": None})
 
 
-def as_png(drawing: Drawing) -> bytes:
+def render_png(drawing: Drawing) -> bytes:
     """Render the figure as PNG at 200 dpi."""
-    return _saved(drawing, "png", dpi=200, metadata={"Software": None})
+    return _render_figure(drawing, "png", dpi=200, metadata={"Software": None})
 
 
-def _saved(drawing: Drawing, kind: str, **arguments: Any) -> bytes:
+def _render_figure(drawing: Drawing, kind: str, **arguments: Any) -> bytes:
     file = io.BytesIO()
-    give_fonts(drawing.figure)
-    with style(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # `give_fonts` has warned
+    set_figure_fonts(drawing.figure)
+    with report_style(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # `set_figure_fonts` has warned
         drawing.figure.savefig(file, format=kind, **arguments)
         # The layout is final: a second format need not compute it again.
         drawing.figure.set_layout_engine("none")

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pylorus.config import DeployConfig
-from pylorus.errors import PylorusError, did_you_mean
-from pylorus.report.candidate import Candidate, Configuration, Pool, configurations_of, pools_of
+from pylorus.errors import PylorusError, format_suggestion
+from pylorus.report.candidate import Candidate, Configuration, Pool, group_by_configuration, group_into_pools
 from pylorus.report.comparison import Comparison
-from pylorus.report.labels import labelled
-from pylorus.report.looks import Looks, count_looks
-from pylorus.report.operating import Aim
+from pylorus.report.labels import set_run_labels
+from pylorus.report.looks import EvaluationCount, count_test_evaluations
+from pylorus.report.operating import SensitivityTarget
 from pylorus.report.options import ReportOptions
-from pylorus.report.result import Result, results_of
-from pylorus.report.same_test import SameTest, by_test_set
-from pylorus.report.saved_run import SavedRun, class_order, read_config, read_run
-from pylorus.report.winner import Winner, winner_of
+from pylorus.report.result import Result, compute_results
+from pylorus.report.same_test import ComparableResults, group_by_test_set
+from pylorus.report.saved_run import SavedRun, get_class_order, read_config, read_run
+from pylorus.report.winner import Winner, find_winner
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,16 +37,16 @@ class Evidence:
 
     options: ReportOptions
     class_name: str | None
-    aim: Aim
+    aim: SensitivityTarget
     runs: tuple[SavedRun, ...]
     results: tuple[Result, ...]
-    tests: tuple[SameTest, ...]
+    tests: tuple[ComparableResults, ...]
     configurations: tuple[Configuration, ...]
     pools: tuple[Pool, ...]
     winners: tuple[Winner, ...]
-    looks: tuple[Looks, ...]
+    looks: tuple[EvaluationCount, ...]
 
-    def of_run(self, run: SavedRun) -> tuple[Result, ...]:
+    def get_run_results(self, run: SavedRun) -> tuple[Result, ...]:
         """Return the results of one run."""
         return tuple(result for result in self.results if result.run is run)
 
@@ -79,12 +79,12 @@ class Evidence:
         return {label: tuple(runs) for label, runs in replicates.items()}
 
     @property
-    def compared(self) -> tuple[Result, ...]:
+    def candidate_results(self) -> tuple[Result, ...]:
         """Results of `candidates`."""
         return tuple(result for each in self.candidates for result in each.results)
 
 
-def gather(folders: Sequence[Path], options: ReportOptions) -> Evidence:
+def collect_evidence(folders: Sequence[Path], options: ReportOptions) -> Evidence:
     """Read runs and compute everything that the report presents.
 
     Runs with the same set of classes all use the class order of the first of them.
@@ -96,17 +96,17 @@ def gather(folders: Sequence[Path], options: ReportOptions) -> Evidence:
     saved_runs = []
     for folder in folders:
         config = read_config(folder)
-        names = class_order(config)
+        names = get_class_order(config)
         saved_runs.append(read_run(folder, config, order=orders.setdefault(frozenset(names), names)))
-    runs = labelled(saved_runs)
-    class_name = _chosen_class(runs, options)
-    aim = _aim(runs, options)
+    runs = set_run_labels(saved_runs)
+    class_name = _resolve_class_name(runs, options)
+    aim = _resolve_aim(runs, options)
     results = tuple(
-        result for run in runs for result in results_of(run, class_name=class_name, aim=aim, options=options)
+        result for run in runs for result in compute_results(run, class_name=class_name, aim=aim, options=options)
     )
-    tests = by_test_set(results)
-    configurations = configurations_of(results)
-    pools = pools_of(configurations)
+    tests = group_by_test_set(results)
+    configurations = group_by_configuration(results)
+    pools = group_into_pools(configurations)
     return Evidence(
         options=options,
         class_name=class_name,
@@ -116,36 +116,36 @@ def gather(folders: Sequence[Path], options: ReportOptions) -> Evidence:
         tests=tests,
         configurations=configurations,
         pools=pools,
-        winners=tuple(winner_of(each, class_name=class_name, options=options) for each in pools),
-        looks=count_looks(runs),
+        winners=tuple(find_winner(each, class_name=class_name, options=options) for each in pools),
+        looks=count_test_evaluations(runs),
     )
 
 
-def _chosen_class(runs: Sequence[SavedRun], options: ReportOptions) -> str | None:
+def _resolve_class_name(runs: Sequence[SavedRun], options: ReportOptions) -> str | None:
     """Return the short name of the class in the options (short or full name), else that of the first run's bundle."""
     known = dict.fromkeys(name for run in runs for name in run.short_names)
     full = {name: short for run in runs for name, short in zip(run.class_names, run.short_names, strict=True)}
     if options.class_name is None:
         first = next(iter(known), None)
-        deciding = runs[0].setting("deploy.class_name", first) if runs else first
+        deciding = runs[0].get_setting("deploy.class_name", first) if runs else first
         return str(full.get(deciding, deciding)) if deciding in {*known, *full} else first
     short_name = options.class_name if options.class_name in known else full.get(options.class_name)
     if short_name is None:
         raise PylorusError(
             f'--class: found "{options.class_name}", expected one of {", ".join(known) or "no class"}.'
-            f"{did_you_mean(options.class_name, known)}"
+            f"{format_suggestion(options.class_name, known)}"
         )
     return short_name
 
 
-def _aim(runs: Sequence[SavedRun], options: ReportOptions) -> Aim:
+def _resolve_aim(runs: Sequence[SavedRun], options: ReportOptions) -> SensitivityTarget:
     """Return the aim in the options, completed by that of the first run."""
     default = DeployConfig()
 
-    def setting(key: str, fallback: float) -> float:
-        return float(runs[0].setting(f"deploy.{key}", fallback)) if runs else fallback
+    def get_deploy_setting(key: str, fallback: float) -> float:
+        return float(runs[0].get_setting(f"deploy.{key}", fallback)) if runs else fallback
 
-    return Aim(
-        setting("sensitivity", default.sensitivity) if options.sensitivity is None else options.sensitivity,
-        setting("confidence", default.confidence) if options.guarantee is None else options.guarantee,
+    return SensitivityTarget(
+        get_deploy_setting("sensitivity", default.sensitivity) if options.sensitivity is None else options.sensitivity,
+        get_deploy_setting("confidence", default.confidence) if options.guarantee is None else options.guarantee,
     )

@@ -2,10 +2,17 @@
 
 from collections.abc import Sequence
 
-from pylorus.report.basis import tested_on
+from pylorus.report.basis import format_test_basis
 from pylorus.report.level import IMAGES, PATIENTS, Level
 from pylorus.report.result import Result
-from pylorus.report.table import Column, Row, Table, as_number, in_percent, text_columns
+from pylorus.report.table import (
+    Column,
+    Row,
+    Table,
+    convert_to_number_cell,
+    convert_to_percent_cell,
+    create_text_columns,
+)
 
 METHODS = (
     "All confidence intervals account for clustering of images within groups. Precision, sensitivity, specificity, NPV "
@@ -16,7 +23,7 @@ METHODS = (
 )
 
 
-def class_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
+def build_class_metric_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
     """Build the table of each class of one run, one block per stage.
 
     Args:
@@ -27,17 +34,17 @@ def class_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
     unit = "patients" if level == PATIENTS else "images"
     shares = ("precision", "sensitivity", "specificity", "NPV", "F1")
     return Table(
-        key=f"classes-{run.stem}{_suffix(level)}",
+        key=f"classes-{run.stem}{_get_level_suffix(level)}",
         title=f"{run.label}: all metrics of each class",
-        basis=tested_on(results, level=level),
+        basis=format_test_basis(results, level=level),
         columns=(
-            *text_columns("stage", "class"),
+            *create_text_columns("stage", "class"),
             Column(unit),
             *(Column(name, unit="%") for name in shares),
             Column("AUROC"),
             Column("average precision"),
         ),
-        rows=tuple(row for result in results for row in _class_rows(result, at(result, level))),
+        rows=tuple(row for result in results for row in _build_class_metric_rows(result, get_level(result, level))),
         notes=(
             "Macro average: unweighted mean over the classes. AUROC and average precision: one class versus the rest.",
             METHODS,
@@ -45,7 +52,7 @@ def class_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
     )
 
 
-def overall_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
+def build_overall_metric_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
     """Build the table of metrics over all classes, one row per run and stage.
 
     Args:
@@ -53,11 +60,11 @@ def overall_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
         level: `image-level` or `patient-level`; every result must have it.
     """
     return Table(
-        key=f"overall{_suffix(level)}",
+        key=f"overall{_get_level_suffix(level)}",
         title="Metrics over all classes",
-        basis=tested_on(results, level=level),
+        basis=format_test_basis(results, level=level),
         columns=(
-            *text_columns("model", "stage"),
+            *create_text_columns("model", "stage"),
             Column("accuracy", unit="%"),
             Column("balanced accuracy", unit="%"),
             Column("macro F1", unit="%"),
@@ -66,12 +73,12 @@ def overall_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
             Column("Cohen's κ"),
             Column("MCC"),
         ),
-        rows=tuple(_overall_row(result, at(result, level)) for result in results),
+        rows=tuple(_build_overall_metric_row(result, get_level(result, level)) for result in results),
         notes=("Balanced accuracy: mean sensitivity over the classes. MCC: Matthews correlation coefficient.",),
     )
 
 
-def at(result: Result, level: str) -> Level:
+def get_level(result: Result, level: str) -> Level:
     """Return the metrics of a result at a level.
 
     Raises:
@@ -83,7 +90,7 @@ def at(result: Result, level: str) -> Level:
     return metrics
 
 
-def _class_rows(result: Result, level: Level) -> list[Row]:
+def _build_class_metric_rows(result: Result, level: Level) -> list[Row]:
     stage, shares, ranking = result.stage.name, level.shares, level.ranking
     rows = [
         Row(
@@ -91,13 +98,13 @@ def _class_rows(result: Result, level: Level) -> list[Row]:
                 stage,
                 name,
                 int(level.confusion[index].sum()),
-                in_percent(shares.precision[index]),
-                in_percent(shares.sensitivity[index]),
-                in_percent(shares.specificity[index]),
-                in_percent(shares.npv[index]),
-                in_percent(level.indices.f1[index]),
-                as_number(ranking.auroc[index]),
-                as_number(ranking.average_precision[index]),
+                convert_to_percent_cell(shares.precision[index]),
+                convert_to_percent_cell(shares.sensitivity[index]),
+                convert_to_percent_cell(shares.specificity[index]),
+                convert_to_percent_cell(shares.npv[index]),
+                convert_to_percent_cell(level.indices.f1[index]),
+                convert_to_number_cell(ranking.auroc[index]),
+                convert_to_number_cell(ranking.average_precision[index]),
             )
         )
         for index, name in enumerate(level.predictions.class_names)
@@ -107,34 +114,34 @@ def _class_rows(result: Result, level: Level) -> list[Row]:
             stage,
             "macro average",
             int(level.confusion.sum()),
-            in_percent(level.indices.macro_precision),
-            in_percent(level.indices.balanced_accuracy),
+            convert_to_percent_cell(level.indices.macro_precision),
+            convert_to_percent_cell(level.indices.balanced_accuracy),
             "",
             "",
-            in_percent(level.indices.macro_f1),
-            as_number(ranking.macro_auroc),
-            as_number(ranking.macro_average_precision),
+            convert_to_percent_cell(level.indices.macro_f1),
+            convert_to_number_cell(ranking.macro_auroc),
+            convert_to_number_cell(ranking.macro_average_precision),
         ),
         strong=True,
     )
     return [*rows, average]
 
 
-def _overall_row(result: Result, level: Level) -> Row:
+def _build_overall_metric_row(result: Result, level: Level) -> Row:
     return Row(
         (
             result.run.label,
             result.stage.name,
-            in_percent(level.shares.accuracy),
-            in_percent(level.indices.balanced_accuracy),
-            in_percent(level.indices.macro_f1),
-            as_number(level.ranking.macro_auroc),
-            as_number(level.ranking.macro_average_precision),
-            as_number(level.indices.cohen_kappa),
-            as_number(level.indices.mcc),
+            convert_to_percent_cell(level.shares.accuracy),
+            convert_to_percent_cell(level.indices.balanced_accuracy),
+            convert_to_percent_cell(level.indices.macro_f1),
+            convert_to_number_cell(level.ranking.macro_auroc),
+            convert_to_number_cell(level.ranking.macro_average_precision),
+            convert_to_number_cell(level.indices.cohen_kappa),
+            convert_to_number_cell(level.indices.mcc),
         )
     )
 
 
-def _suffix(level: str) -> str:
+def _get_level_suffix(level: str) -> str:
     return "-patients" if level == PATIENTS else ""

@@ -11,25 +11,34 @@ from pylorus.evaluation.index_intervals import estimate_overall, indices_of_pred
 from pylorus.evaluation.predictions import Predictions
 from pylorus.evaluation.proportion import proportions_of_predictions
 from pylorus.evaluation.replicates import corrected_resampled_t, summarize_replicates
-from pylorus.report.basis import pooled_from
+from pylorus.report.basis import format_pooled_basis
 from pylorus.report.candidate import (
     FOLDS,
     Candidate,
     Configuration,
-    fold_of,
-    index_of,
-    pool_predictions,
-    test_to_train,
-    widen,
+    compute_overall_index,
+    compute_test_train_ratio,
+    concat_predictions,
+    ensure_interval_width,
+    get_fold,
 )
-from pylorus.report.level import IMAGES, PATIENTS, patients_of
+from pylorus.report.level import IMAGES, PATIENTS, group_by_patient
 from pylorus.report.options import CONFIDENCE
 from pylorus.report.result import Result
-from pylorus.report.table import Cell, Column, Number, Row, Table, as_number, in_percent, text_columns
+from pylorus.report.table import (
+    Cell,
+    Column,
+    Number,
+    Row,
+    Table,
+    convert_to_number_cell,
+    convert_to_percent_cell,
+    create_text_columns,
+)
 
 
 @dataclass(frozen=True, eq=False)
-class Pooled:
+class FoldPool:
     """Pooled predictions of one stage of one configuration over its folds, once per repeat of the folds.
 
     Attributes:
@@ -54,11 +63,11 @@ class Pooled:
     def head(self) -> tuple[str, str, str]:
         """Model, stage, and the number of finished folds out of all folds, as text."""
         candidate = self.candidate
-        folds = f"{len(candidate.rounds[0])} of {candidate.wanted_folds}"
+        folds = f"{len(candidate.rounds[0])} of {candidate.fold_count}"
         return candidate.configuration, candidate.stage, folds
 
 
-def pool_folds(configurations: Sequence[Configuration]) -> tuple[Pooled, ...]:
+def collect_fold_pools(configurations: Sequence[Configuration]) -> tuple[FoldPool, ...]:
     """Pool the folds of each stage of each configuration, and of its shipped stage, if there are at least two."""
     candidates = [
         candidate
@@ -66,10 +75,10 @@ def pool_folds(configurations: Sequence[Configuration]) -> tuple[Pooled, ...]:
         for candidate in each.candidates
         if candidate.kind == FOLDS and len(candidate.rounds[0]) > 1
     ]
-    return tuple(_pool(candidate) for candidate in candidates)
+    return tuple(_build_fold_pool(candidate) for candidate in candidates)
 
 
-def pooled_table(pools: Sequence[Pooled], *, level: str = IMAGES, number: int = 1) -> Table | None:
+def build_pooled_fold_table(pools: Sequence[FoldPool], *, level: str = IMAGES, number: int = 1) -> Table | None:
     """Build the table of metrics of each configuration over all test images of its folds, clustered by group.
 
     Args:
@@ -87,15 +96,15 @@ def pooled_table(pools: Sequence[Pooled], *, level: str = IMAGES, number: int = 
     repeated = any(len(each.rounds) > 1 for each in shown_pools)
     rows: list[Row] = []
     for each in shown_pools:
-        rows += _pooled_rows(each, level, repeated=repeated)
+        rows += _build_pooled_rows(each, level, repeated=repeated)
     unit = "patients" if level == PATIENTS else "images"
     return Table(
         key=("fold-patients" if level == PATIENTS else "folds") + ("" if number == 1 else f"-{number}"),
         title=f"Cross-validation: all folds pooled{', by patient' if level == PATIENTS else ''}",
-        basis=_basis(shown_pools, level),
+        basis=_format_fold_basis(shown_pools, level),
         columns=(
-            *text_columns("model", "stage", "folds"),
-            *(text_columns("repeat") if repeated else ()),
+            *create_text_columns("model", "stage", "folds"),
+            *(create_text_columns("repeat") if repeated else ()),
             Column(unit),
             *((Column("groups"),) if level == IMAGES else ()),
             Column("accuracy", unit="%"),
@@ -107,11 +116,11 @@ def pooled_table(pools: Sequence[Pooled], *, level: str = IMAGES, number: int = 
             *(Column(name, over="precision", unit="%") for name in names),
         ),
         rows=tuple(rows),
-        notes=tuple(_pooled_notes(shown_pools, level, repeated=repeated)),
+        notes=tuple(_format_pooled_notes(shown_pools, level, repeated=repeated)),
     )
 
 
-def training_table(pools: Sequence[Pooled], *, number: int = 1) -> Table:
+def build_fold_training_table(pools: Sequence[FoldPool], *, number: int = 1) -> Table:
     """Build the table of each configuration as a procedure: mean and spread over folds, and pooled calibration.
 
     Args:
@@ -124,14 +133,14 @@ def training_table(pools: Sequence[Pooled], *, number: int = 1) -> Table:
         cells: list[Cell] = list(each.head)
         pooled = [estimate_overall(predictions, confidence=CONFIDENCE) for predictions in each.rounds]
         for name, is_percentage in (("accuracy", True), ("macro_f1", True), ("auroc", False)):
-            values = np.array([_over_runs(results, name) for results in candidate.by_test.values()])
+            values = np.array([_calculate_run_mean(results, name) for results in candidate.by_test.values()])
             summary = summarize_replicates(values)
             mean: Estimate = corrected_resampled_t(
-                values, test_to_train=test_to_train(candidate), bounds=(0.0, 1.0), confidence=CONFIDENCE
+                values, test_to_train=compute_test_train_ratio(candidate), bounds=(0.0, 1.0), confidence=CONFIDENCE
             )
             if is_percentage:
                 # A few folds may agree by chance: do not go below the width of the pooled patients' interval.
-                mean = widen(mean, [estimates[name] for estimates in pooled])
+                mean = ensure_interval_width(mean, [estimates[name] for estimates in pooled])
             scale, digits = (100.0, 1) if is_percentage else (1.0, 3)
             cells.append(Number(scale * mean.value, digits, (scale * mean.low, scale * mean.high)))
             cells += [Number(scale * value, digits) for value in (summary.deviation, summary.lowest, summary.highest)]
@@ -143,9 +152,9 @@ def training_table(pools: Sequence[Pooled], *, number: int = 1) -> Table:
     return Table(
         key="fold-training" + ("" if number == 1 else f"-{number}"),
         title="Cross-validation: the configuration as a procedure, over its folds",
-        basis=_basis(pools, IMAGES),
+        basis=_format_fold_basis(pools, IMAGES),
         columns=(
-            *text_columns("model", "stage", "folds"),
+            *create_text_columns("model", "stage", "folds"),
             *(Column(name, over="accuracy, %") for name in statistics),
             *(Column(name, over="macro F1, %") for name in statistics),
             *(Column(name, over="macro AUROC") for name in statistics),
@@ -154,7 +163,7 @@ def training_table(pools: Sequence[Pooled], *, number: int = 1) -> Table:
         rows=tuple(rows),
         notes=(
             "Mean over folds with equal weight, and SD and range over folds. The confidence interval of the mean "
-            f"refers to the procedure: other patients{_other_values(pools)} and another training set; it accounts for "
+            f"refers to the procedure: other patients{_format_other_value(pools)} and another training set; it accounts for "
             "overlapping training sets (Nadeau and Bengio 2003). For accuracy and macro F1 it is not narrower than "
             "that of the pooled patients; for AUROC there is no such bound. SD, range and calibration have no "
             "interval.",
@@ -167,7 +176,7 @@ def training_table(pools: Sequence[Pooled], *, number: int = 1) -> Table:
     )
 
 
-def each_fold_table(pools: Sequence[Pooled], *, number: int = 1) -> Table:
+def build_single_fold_table(pools: Sequence[FoldPool], *, number: int = 1) -> Table:
     """Build the table of each fold separately; folds defined by a column, such as site, are named by its values.
 
     Args:
@@ -175,15 +184,15 @@ def each_fold_table(pools: Sequence[Pooled], *, number: int = 1) -> Table:
         number: Number of the table if the report has several.
     """
     names = pools[0].class_names
-    column = pools[0].candidate.results[0].run.setting("data.fold_column")
+    column = pools[0].candidate.results[0].run.get_setting("data.fold_column")
     repeated = any(len(each.rounds) > 1 for each in pools)
     return Table(
         key="fold-each" + ("" if number == 1 else f"-{number}"),
         title=f"Cross-validation: each {column or 'fold'} separately",
-        basis=_basis(pools, IMAGES),
+        basis=_format_fold_basis(pools, IMAGES),
         columns=(
-            *text_columns("model", "stage", str(column or "fold")),
-            *(text_columns("run") if repeated else ()),
+            *create_text_columns("model", "stage", str(column or "fold")),
+            *(create_text_columns("run") if repeated else ()),
             Column("images"),
             Column("groups"),
             Column("accuracy", unit="%"),
@@ -192,24 +201,24 @@ def each_fold_table(pools: Sequence[Pooled], *, number: int = 1) -> Table:
             *(Column(name, over="sensitivity", unit="%") for name in names),
         ),
         rows=tuple(
-            Row(tuple(_fold_cells(each.candidate, result, repeated=repeated)))
+            Row(tuple(_build_fold_cells(each.candidate, result, repeated=repeated)))
             for each in pools
-            for result in sorted(each.candidate.results_used, key=_fold_order)
+            for result in sorted(each.candidate.results_used, key=_get_fold_sort_key)
         ),
         notes=(f"Each row: tested on the images of that {column} by a model trained without them.",) if column else (),
     )
 
 
-def _pool(candidate: Candidate) -> Pooled:
-    patient_levels = [patients_of(each) for each in candidate.pooled]
+def _build_fold_pool(candidate: Candidate) -> FoldPool:
+    patient_levels = [group_by_patient(each) for each in candidate.round_predictions]
     calibrated = [[result.calibration for result in each] for each in candidate.rounds]
     calibration = None
     if all(one is not None for each in calibrated for one in each):
-        pools = [pool_predictions([one.test for one in each if one is not None]) for each in calibrated]
+        pools = [concat_predictions([one.test for one in each if one is not None]) for each in calibrated]
         calibration = tuple(calibration_scores(each.probabilities, each.true) for each in pools)
-    return Pooled(
+    return FoldPool(
         candidate,
-        candidate.pooled,
+        candidate.round_predictions,
         tuple(each for each in patient_levels if each is not None)
         if all(each is not None for each in patient_levels)
         else None,
@@ -217,13 +226,13 @@ def _pool(candidate: Candidate) -> Pooled:
     )
 
 
-def _pooled_rows(each: Pooled, level: str, *, repeated: bool) -> list[Row]:
+def _build_pooled_rows(each: FoldPool, level: str, *, repeated: bool) -> list[Row]:
     tables = [predictions for predictions, _ in each.patients or ()] if level == PATIENTS else list(each.rounds)
     rows = []
     for predictions, results in zip(tables, each.candidate.rounds, strict=True):
-        cells: list[Cell] = [*each.head, *([_repeat_name(results[0])] if repeated else [])]
+        cells: list[Cell] = [*each.head, *([_format_repeat_name(results[0])] if repeated else [])]
         cells += [len(predictions.true), *([len(np.unique(predictions.group))] if level == IMAGES else [])]
-        rows.append(Row((*cells, *_index_cells(predictions))))
+        rows.append(Row((*cells, *_build_pooled_metric_cells(predictions))))
     if len(rows) > 1:
         values = [[cell.value for cell in row.cells if isinstance(cell, Number)] for row in rows]
         means = np.mean(values, axis=0)
@@ -236,7 +245,7 @@ def _pooled_rows(each: Pooled, level: str, *, repeated: bool) -> list[Row]:
     return rows
 
 
-def _index_cells(predictions: Predictions) -> list[Cell]:
+def _build_pooled_metric_cells(predictions: Predictions) -> list[Cell]:
     groups = predictions.clusters
     proportions = proportions_of_predictions(
         predictions.true, predictions.predicted, groups, classes=predictions.classes, confidence=CONFIDENCE
@@ -248,18 +257,29 @@ def _index_cells(predictions: Predictions) -> list[Cell]:
         classes=predictions.classes,
         confidence=CONFIDENCE,
     )
-    cells: list[Cell] = [in_percent(proportions.accuracy), in_percent(indices.balanced_accuracy)]
-    cells += [in_percent(indices.macro_f1), as_number(indices.cohen_kappa, digits=2), as_number(indices.mcc, digits=2)]
+    cells: list[Cell] = [
+        convert_to_percent_cell(proportions.accuracy),
+        convert_to_percent_cell(indices.balanced_accuracy),
+    ]
+    cells += [
+        convert_to_percent_cell(indices.macro_f1),
+        convert_to_number_cell(indices.cohen_kappa, digits=2),
+        convert_to_number_cell(indices.mcc, digits=2),
+    ]
     return [
         *cells,
-        *(in_percent(proportion) for kind in (proportions.sensitivity, proportions.precision) for proportion in kind),
+        *(
+            convert_to_percent_cell(proportion)
+            for kind in (proportions.sensitivity, proportions.precision)
+            for proportion in kind
+        ),
     ]
 
 
-def _pooled_notes(pools: Sequence[Pooled], level: str, *, repeated: bool) -> list[str]:
+def _format_pooled_notes(pools: Sequence[FoldPool], level: str, *, repeated: bool) -> list[str]:
     notes = [
         f"Out-of-fold predictions: each image was tested once, by the model of the fold that excluded it"
-        f"{_left_out_too(pools)} from training. These confidence intervals account for the sampling of patients and "
+        f"{_format_excluded_patient(pools)} from training. These confidence intervals account for the sampling of patients and "
         f"treat the trained models as fixed; the table of the procedure also accounts for variation from training."
     ]
     excluded = (
@@ -282,52 +302,54 @@ def _pooled_notes(pools: Sequence[Pooled], level: str, *, repeated: bool) -> lis
             f"INCOMPLETE: {len(incomplete)} of {len(pools)} {verb} folds; these results refer only to the images of "
             "the available folds."
         )
-    runs = list(dict.fromkeys(result.run.label for each in pools for result in each.candidate.left_out))
+    runs = list(dict.fromkeys(result.run.label for each in pools for result in each.candidate.incomplete_repeats))
     if runs:
         notes.append(f"Excluded because their repeat lacks folds that others have: {', '.join(runs)}.")
     return notes
 
 
-def _left_out_too(pools: Sequence[Pooled]) -> str:
+def _format_excluded_patient(pools: Sequence[FoldPool]) -> str:
     """Say that a fold also excludes the patient of each image, if the runs' splits show it."""
     runs = {result.run for each in pools for result in each.candidate.results}
-    excludes_patient = all(run.grouped and run.split is not None and not run.split.shared_groups for run in runs)
+    excludes_patient = all(
+        run.has_groups and run.split is not None and not run.split.groups_in_several_splits for run in runs
+    )
     return " and its patient" if excludes_patient else ""
 
 
-def _basis(pools: Sequence[Pooled], level: str) -> str:
-    return pooled_from([result for each in pools for result in each.candidate.results_used], level=level)
+def _format_fold_basis(pools: Sequence[FoldPool], level: str) -> str:
+    return format_pooled_basis([result for each in pools for result in each.candidate.results_used], level=level)
 
 
-def _other_values(pools: Sequence[Pooled]) -> str:
+def _format_other_value(pools: Sequence[FoldPool]) -> str:
     """Name the further source of variation if folds are the values of a column: another value, such as another site."""
-    column = pools[0].candidate.results[0].run.setting("data.fold_column")
+    column = pools[0].candidate.results[0].run.get_setting("data.fold_column")
     return "" if column is None else f", another {column}"
 
 
-def _over_runs(results: Sequence[Result], name: str) -> float:
+def _calculate_run_mean(results: Sequence[Result], name: str) -> float:
     """Return the mean of a metric over the runs that tested the same images."""
     if name == "auroc":
         return float(np.mean([result.images.ranking.macro_auroc.value for result in results]))
-    return float(np.mean([index_of(result, name) for result in results]))
+    return float(np.mean([compute_overall_index(result, name) for result in results]))
 
 
-def _fold_cells(candidate: Candidate, result: Result, *, repeated: bool) -> list[Cell]:
+def _build_fold_cells(candidate: Candidate, result: Result, *, repeated: bool) -> list[Cell]:
     level = result.images
     cells: list[Cell] = [candidate.configuration, candidate.stage, str(result.run.fold)]
-    cells += [_repeat_name(result)] if repeated else []
-    cells += [result.test.images, result.test.groups, in_percent(level.shares.accuracy)]
-    cells += [in_percent(level.indices.macro_f1), as_number(level.ranking.macro_auroc)]
-    return [*cells, *(in_percent(proportion) for proportion in level.shares.sensitivity)]
+    cells += [_format_repeat_name(result)] if repeated else []
+    cells += [result.test.images, result.test.groups, convert_to_percent_cell(level.shares.accuracy)]
+    cells += [convert_to_percent_cell(level.indices.macro_f1), convert_to_number_cell(level.ranking.macro_auroc)]
+    return [*cells, *(convert_to_percent_cell(proportion) for proportion in level.shares.sensitivity)]
 
 
-def _fold_order(result: Result) -> tuple[int, str]:
+def _get_fold_sort_key(result: Result) -> tuple[int, str]:
     """Return the sort key of a fold: numbered folds by number, then named ones by name."""
-    fold = str(fold_of(result))
+    fold = str(get_fold(result))
     return (int(fold), "") if fold.isdigit() else (1 << 31, str(result.run.fold))
 
 
-def _repeat_name(result: Result) -> str:
+def _format_repeat_name(result: Result) -> str:
     """Name a repeat of the folds by its seeds."""
-    seed, split = result.run.setting("seed"), result.run.setting("data.split_seed")
+    seed, split = result.run.get_setting("seed"), result.run.get_setting("data.split_seed")
     return f"seed={seed}" + (f", split_seed={split}" if split else "")

@@ -22,33 +22,33 @@ WIDER = re.compile(
 """File names of fonts with Chinese, Japanese or Korean characters on Linux, macOS and Windows."""
 
 
-def give_fonts(figure: Figure) -> None:
+def set_figure_fonts(figure: Figure) -> None:
     """Set a CJK font on the texts of a figure that the default font cannot draw; warn if none is installed."""
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
-        if not drawn_by_own(text.get_text()):
-            font = _wider_font()
+        if not is_in_default_font(text.get_text()):
+            font = _load_cjk_font()
             if font is not None:
                 text.set_fontfamily([OWN, font])
                 text.set_fontweight("normal")  # the font may have no bold weight
 
 
-def drawn_by_own(text: str) -> bool:
+def is_in_default_font(text: str) -> bool:
     """Return whether matplotlib's default font has all characters of a text."""
     # Latin characters need no lookup in the font.
-    return max(map(ord, text), default=0) < 0x250 or _own_letters().issuperset(map(ord, text))
+    return max(map(ord, text), default=0) < 0x250 or _load_default_characters().issuperset(map(ord, text))
 
 
 @cache
-def _own_letters() -> frozenset[int]:
+def _load_default_characters() -> frozenset[int]:
     font = font_manager.get_font(font_manager.findfont(OWN))
     return frozenset(int(code) for code in font.get_charmap())
 
 
 @cache
-def _wider_font() -> str | None:
+def _load_cjk_font() -> str | None:
     """Return the name of a CJK font, after registering it: matplotlib's cached font list may be older."""
-    path = wider_font_file()
+    path = find_cjk_font_file()
     if path is None:
         log.warning(
             "No installed font can draw these class names: figures will show boxes instead. Install Noto Sans CJK "
@@ -59,12 +59,12 @@ def _wider_font() -> str | None:
     return str(font_manager.get_font(path).family_name)
 
 
-def wider_font_file() -> Path | None:
+def find_cjk_font_file() -> Path | None:
     """Return the file of an installed font with Chinese, Japanese or Korean characters; None if there is none."""
-    return _by_preference(Path(path) for path in font_manager.findSystemFonts())
+    return _find_preferred_font(Path(path) for path in font_manager.findSystemFonts())
 
 
-def _by_preference(paths: Iterable[Path]) -> Path | None:
+def _find_preferred_font(paths: Iterable[Path]) -> Path | None:
     """Select a known font deterministically, preferring the regular weight; None if there is none."""
     known = sorted(path for path in paths if WIDER.search(path.name))
     regular = [path for path in known if "regular" in path.name.lower()]

@@ -64,7 +64,7 @@ NAMES = (
 _NO_PERSONS, _NAMES = frozenset(NO_PERSONS.split()), frozenset(NAMES.split())
 
 
-def identifying_reason(values: NDArray[np.str_], group: NDArray[np.generic]) -> str | None:
+def find_identifying_reason(values: NDArray[np.str_], group: NDArray[np.generic]) -> str | None:
     """Explain why a column may identify patients, without quoting its values; return None if it does not.
 
     Args:
@@ -73,25 +73,25 @@ def identifying_reason(values: NDArray[np.str_], group: NDArray[np.generic]) -> 
 
     Example:
         >>> patients = np.arange(4)
-        >>> identifying_reason(np.array(["Weber, Anna", "Klein, Max", "Koch, Eva", "Wolf, Jan"]), patients)
+        >>> find_identifying_reason(np.array(["Weber, Anna", "Klein, Max", "Koch, Eva", "Wolf, Jan"]), patients)
         'its values look like personal names'
-        >>> identifying_reason(np.array(["Olympus", "Olympus", "Fujifilm", "Fujifilm"]), patients)
+        >>> find_identifying_reason(np.array(["Olympus", "Olympus", "Fujifilm", "Fujifilm"]), patients)
     """
     known = values != ""
     distinct = sorted(set(values[known].tolist()))
     if not distinct:
         return None
     patients = len(set(group[known].tolist()))
-    if _share(distinct, _is_e_mail) > 0:
+    if _compute_match_fraction(distinct, _is_e_mail) > 0:
         return "its values look like e-mail addresses"
-    if _share(distinct, _is_phone) >= OWN:
+    if _compute_match_fraction(distinct, _is_phone) >= OWN:
         return "its values look like telephone numbers"
-    if _look_like_names(distinct):
+    if _has_personal_names(distinct):
         return "its values look like personal names"
     rarely_shared = patients < SHARED_BY * len(distinct)
-    if rarely_shared and _share(distinct, _is_person_number) >= OWN:
+    if rarely_shared and _compute_match_fraction(distinct, _is_person_number) >= OWN:
         return "its values look like patient or case numbers"
-    if rarely_shared and len(distinct) > MANY and _share(distinct, INITIALS.fullmatch) >= OWN:
+    if rarely_shared and len(distinct) > MANY and _compute_match_fraction(distinct, INITIALS.fullmatch) >= OWN:
         return "its values look like personal initials"
     return None
 
@@ -133,7 +133,7 @@ def is_nearly_unique(values: NDArray[np.str_], group: NDArray[np.generic]) -> bo
     return len(set(group[is_alone].tolist())) >= OWN * patients or (distinct > MANY and patients <= 2 * distinct)
 
 
-def _share(distinct: Sequence[str], is_match: Callable[[str], object]) -> float:
+def _compute_match_fraction(distinct: Sequence[str], is_match: Callable[[str], object]) -> float:
     return sum(bool(is_match(value)) for value in distinct) / len(distinct)
 
 
@@ -149,8 +149,11 @@ def _is_person_number(value: str) -> bool:
     return PERSON_NUMBER.fullmatch(value) is not None and YEAR.fullmatch(value) is None
 
 
-def _look_like_names(distinct: Sequence[str]) -> bool:
-    return _share(distinct, _is_name) >= OWN or _share(distinct, _holds_a_common_name) >= SOME
+def _has_personal_names(distinct: Sequence[str]) -> bool:
+    return (
+        _compute_match_fraction(distinct, _is_name) >= OWN
+        or _compute_match_fraction(distinct, _has_common_name) >= SOME
+    )
 
 
 def _is_name(value: str) -> bool:
@@ -166,6 +169,6 @@ def _is_name(value: str) -> bool:
     return 2 <= len(words) <= 4 and all(word.isalpha() and word.istitle() for word in plain)
 
 
-def _holds_a_common_name(value: str) -> bool:
+def _has_common_name(value: str) -> bool:
     words = re.split(r"[\s,^.;_-]+", value.casefold())
     return any(word in _NAMES for word in words) and not any(word in _NO_PERSONS for word in words)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pylorus.report.redaction import flat, redacted
+from pylorus.report.redaction import collect_config_values, redact_value
 from pylorus.report.saved_run import SavedRun
 
 UNTOLD = ("data.root", "report", "logger.", "trainer.progress", "trainer.accelerator", "data.workers", "stages.")
@@ -15,7 +15,7 @@ MOST = 3
 """Maximum number of settings in a label."""
 
 
-def labelled(runs: Sequence[SavedRun], *, untold: Sequence[str] = ()) -> tuple[SavedRun, ...]:
+def set_run_labels(runs: Sequence[SavedRun], *, untold: Sequence[str] = ()) -> tuple[SavedRun, ...]:
     """Return the runs, each with a unique label and file stem.
 
     Args:
@@ -26,18 +26,20 @@ def labelled(runs: Sequence[SavedRun], *, untold: Sequence[str] = ()) -> tuple[S
     counts = Counter(names)
     candidates = []
     for name, run in zip(names, runs, strict=True):
-        others = [other for other in runs if other is not run and _same(other, run)]
-        candidates.append(f"{name} ({', '.join(_apart(run, others, untold))})" if counts[name] > 1 else name)
+        others = [other for other in runs if other is not run and _is_same_model(other, run)]
+        candidates.append(
+            f"{name} ({', '.join(_collect_differing_settings(run, others, untold))})" if counts[name] > 1 else name
+        )
     candidates = [name.removesuffix(" ()") for name in candidates]
     counts = Counter(candidates)
     labels = [
         f"{name} [{run.folder.name}]" if counts[name] > 1 else name for name, run in zip(candidates, runs, strict=True)
     ]
-    stems = make_stems(labels)
+    stems = make_file_stems(labels)
     return tuple(replace(run, label=label, stem=stem) for run, label, stem in zip(runs, labels, stems, strict=True))
 
 
-def make_stems(labels: Sequence[str]) -> list[str]:
+def make_file_stems(labels: Sequence[str]) -> list[str]:
     """Convert labels to unique stems for file names: ASCII lower-case letters, digits and hyphens."""
     stems: list[str] = []
     for label in labels:
@@ -47,13 +49,16 @@ def make_stems(labels: Sequence[str]) -> list[str]:
     return stems
 
 
-def _same(first: SavedRun, second: SavedRun) -> bool:
+def _is_same_model(first: SavedRun, second: SavedRun) -> bool:
     return first.model.partition(".")[0] == second.model.partition(".")[0]
 
 
-def _apart(run: SavedRun, others: Sequence[SavedRun], untold: Sequence[str]) -> list[str]:
+def _collect_differing_settings(run: SavedRun, others: Sequence[SavedRun], untold: Sequence[str]) -> list[str]:
     """List the settings in which a run differs from others of its model, as `key=value` without the key's groups."""
-    settings, other_settings = flat(run.config), [flat(other.config) for other in others]
+    settings, other_settings = (
+        collect_config_values(run.config),
+        [collect_config_values(other.config) for other in others],
+    )
     stages = [stage.name for stage in run.stages]
     differences = []
     if any([stage.name for stage in other.stages] != stages for other in others) and stages:
@@ -62,6 +67,6 @@ def _apart(run: SavedRun, others: Sequence[SavedRun], untold: Sequence[str]) -> 
         if key in untold or key.startswith((*UNTOLD, *(f"{name}." for name in untold))):
             continue
         if any(other.get(key) != value for other in other_settings):
-            value_text = run.fold if key == "data.fold" else redacted(key, value)
+            value_text = run.fold if key == "data.fold" else redact_value(key, value)
             differences.append(f"{key.rpartition('.')[2]}={value_text}")
     return differences[:MOST]

@@ -39,12 +39,12 @@ class Level:
     left_out: int
 
 
-def image_level(predictions: Predictions) -> Level:
+def evaluate_images(predictions: Predictions) -> Level:
     """Evaluate predictions per image; intervals allow for images of one group."""
-    return _level(IMAGES, predictions, predictions.clusters, 0)
+    return _evaluate_level(IMAGES, predictions, predictions.clusters, 0)
 
 
-def patients_of(predictions: Predictions) -> tuple[Predictions, int] | None:
+def group_by_patient(predictions: Predictions) -> tuple[Predictions, int] | None:
     """Reduce predictions to one row per group; None if no group has several images.
 
     Returns:
@@ -63,13 +63,13 @@ def patients_of(predictions: Predictions) -> tuple[Predictions, int] | None:
     return patients.predictions, len(patients.left_out)
 
 
-def patients_level(predictions: Predictions) -> Level | None:
+def evaluate_patients(predictions: Predictions) -> Level | None:
     """Evaluate predictions per patient, by the mean of its images; None if that equals image level or is undefined."""
-    patients = patients_of(predictions)
-    return None if patients is None else _level(PATIENTS, patients[0], None, patients[1])
+    patients = group_by_patient(predictions)
+    return None if patients is None else _evaluate_level(PATIENTS, patients[0], None, patients[1])
 
 
-def _level(
+def _evaluate_level(
     name: str,
     predictions: Predictions,
     groups: NDArray[np.generic] | None,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pylorus.report.saved_run import SavedRun
-from pylorus.report.saved_split import name_of_images
+from pylorus.report.saved_split import compute_image_set_hash
 from pylorus.report.scope import STATUS
 
 ROOTS = ("outputs", "multirun")
@@ -21,7 +21,7 @@ ROOTS = ("outputs", "multirun")
 
 
 @dataclass(frozen=True)
-class Looks:
+class EvaluationCount:
     """Lower bound of how often one test set was evaluated.
 
     Attributes:
@@ -41,45 +41,49 @@ class Looks:
     @property
     def sentence(self) -> str:
         """The count as a sentence."""
-        return f"The test set of split {', '.join(self.splits)} was evaluated {self._words}"
+        return f"The test set of split {', '.join(self.splits)} was evaluated {self._count_text}"
 
     @property
-    def _words(self) -> str:
+    def _count_text(self) -> str:
         total = self.here + self.epochs + self.elsewhere
-        parts = [f"{_times(self.here)} by the stages of the runs reported here"]
+        parts = [f"{_format_times(self.here)} by the stages of the runs reported here"]
         if self.epochs:
-            parts.append(f"{_times(self.epochs)} by epochs that were validated on it")
+            parts.append(f"{_format_times(self.epochs)} by epochs that were validated on it")
         if self.elsewhere:
             runs = "1 other run" if self.other_runs == 1 else f"{self.other_runs} other runs"
-            parts.append(f"{_times(self.elsewhere)} by {runs} in the same folders")
-        count = f"at least {_times(total)}"
+            parts.append(f"{_format_times(self.elsewhere)} by {runs} in the same folders")
+        count = f"at least {_format_times(total)}"
         return f"{count}: {', '.join(parts)}. Runs that were deleted or are stored elsewhere are not counted."
 
 
-def look_sentences(looks: Sequence[Looks]) -> tuple[str, ...]:
+def format_evaluation_counts(looks: Sequence[EvaluationCount]) -> tuple[str, ...]:
     """State how often the test sets were evaluated, in one sentence for all sets evaluated equally often."""
-    by_count: dict[tuple[int, ...], list[Looks]] = {}
+    by_count: dict[tuple[int, ...], list[EvaluationCount]] = {}
     for each in looks:
         by_count.setdefault((each.here, each.epochs, each.elsewhere, each.other_runs), []).append(each)
     return tuple(
-        group[0].sentence if len(group) == 1 else f"Each of {len(group)} test sets was evaluated {group[0]._words}"
+        group[0].sentence if len(group) == 1 else f"Each of {len(group)} test sets was evaluated {group[0]._count_text}"
         for group in by_count.values()
     )
 
 
-def count_looks(runs: Sequence[SavedRun]) -> tuple[Looks, ...]:
+def count_test_evaluations(runs: Sequence[SavedRun]) -> tuple[EvaluationCount, ...]:
     """Count the evaluations of each test set that a run of the report predicted, in the order of the runs."""
-    tested = [run for run in runs if run.split is not None and run.finished_stages]
-    others = _other_runs(runs)
+    tested = [run for run in runs if run.split is not None and run.complete_stages]
+    others = _find_other_runs(runs)
     counts = []
-    for test_images in dict.fromkeys(run.split.test_images for run in tested if run.split is not None):
-        same = [run for run in tested if run.split is not None and run.split.test_images == test_images]
-        elsewhere = [len(_predicted(folder)) for folder in others if _test_images(folder) == test_images]
+    for test_images in dict.fromkeys(run.split.test_set_hash for run in tested if run.split is not None):
+        same = [run for run in tested if run.split is not None and run.split.test_set_hash == test_images]
+        elsewhere = [
+            len(_list_test_predictions(folder)) for folder in others if _read_test_set_hash(folder) == test_images
+        ]
         counts.append(
-            Looks(
-                splits=tuple(dict.fromkeys(run.split.cited for run in same if run.split is not None)),
-                here=sum(len(run.finished_stages) for run in same),
-                epochs=sum(_epochs(run) for run in same if run.setting("data.validation") == "test"),
+            EvaluationCount(
+                splits=tuple(dict.fromkeys(run.split.short_hash for run in same if run.split is not None)),
+                here=sum(len(run.complete_stages) for run in same),
+                epochs=sum(
+                    _count_validated_epochs(run) for run in same if run.get_setting("data.validation") == "test"
+                ),
                 elsewhere=sum(elsewhere),
                 other_runs=len(elsewhere),
             )
@@ -87,33 +91,33 @@ def count_looks(runs: Sequence[SavedRun]) -> tuple[Looks, ...]:
     return tuple(counts)
 
 
-def _epochs(run: SavedRun) -> int:
+def _count_validated_epochs(run: SavedRun) -> int:
     return sum(len(stage.curves) for stage in run.stages if stage.curves is not None)
 
 
-def _other_runs(runs: Sequence[SavedRun]) -> list[Path]:
+def _find_other_runs(runs: Sequence[SavedRun]) -> list[Path]:
     """Find the folders of other runs with test predictions under the same roots as those of the report."""
     own = {run.folder.resolve() for run in runs}
     roots = {
         parent.parent / name for folder in own for parent in folder.parents if parent.name in ROOTS for name in ROOTS
     }
     folders = {file.parent for root in roots for pattern in ("*/*/", "*/*/*/") for file in root.glob(pattern + STATUS)}
-    return sorted(folder for folder in folders - own if _predicted(folder))
+    return sorted(folder for folder in folders - own if _list_test_predictions(folder))
 
 
-def _predicted(folder: Path) -> list[Path]:
+def _list_test_predictions(folder: Path) -> list[Path]:
     return list(folder.glob("*/predictions-test.parquet"))
 
 
-def _test_images(folder: Path) -> str | None:
+def _read_test_set_hash(folder: Path) -> str | None:
     """Return the hash of a run's test set; None if its split is unreadable, which is no problem of this report."""
     try:
         with (folder / "split.csv").open(encoding="utf-8", newline="") as file:
             rows: Iterable[dict[str, str]] = csv.DictReader(file)
-            return name_of_images({row["sha256"] for row in rows if row["split"] == "test"})
+            return compute_image_set_hash({row["sha256"] for row in rows if row["split"] == "test"})
     except (OSError, KeyError, ValueError):
         return None
 
 
-def _times(count: int) -> str:
+def _format_times(count: int) -> str:
     return {1: "once", 2: "twice"}.get(count, f"{count} times")

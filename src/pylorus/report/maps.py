@@ -10,7 +10,7 @@ from PIL import Image
 from pylorus.errors import PylorusError
 from pylorus.report.saved_json import read_json
 from pylorus.report.saved_run import SavedRun
-from pylorus.report.thumbnails import small_jpeg
+from pylorus.report.thumbnails import encode_thumbnail
 
 MAPS, RECORD, INDEX, OVERLAYS = "maps", "maps.json", "maps.csv", "overlays"
 """Their folder in the run and its contents: a description, the image of each map, and the maps over the images."""
@@ -35,7 +35,7 @@ class SavedMaps:
     said: str = ""
 
 
-def saved_maps(run: SavedRun, *, stage: str) -> SavedMaps:
+def read_saved_maps(run: SavedRun, *, stage: str) -> SavedMaps:
     """Read the heat maps of a stage's misclassified images, if they were computed with the run's own bundle.
 
     Args:
@@ -60,7 +60,7 @@ def saved_maps(run: SavedRun, *, stage: str) -> SavedMaps:
         table = pd.read_csv(folder / INDEX, dtype=str, keep_default_na=False)
         rows = table[(table["sample"] != "") & (table["picture"] != "") & (table["class"] == table["predicted"])]
         overlays = {
-            str(sample): small_jpeg(np.asarray(Image.open(folder / OVERLAYS / str(name)).convert("RGB")))
+            str(sample): encode_thumbnail(np.asarray(Image.open(folder / OVERLAYS / str(name)).convert("RGB")))
             for sample, name in zip(rows["sample"], rows["picture"], strict=True)
         }
     except (OSError, ValueError, KeyError) as error:
@@ -68,10 +68,10 @@ def saved_maps(run: SavedRun, *, stage: str) -> SavedMaps:
             f"{folder}: damaged: {error}. Compute the heat maps again: pylorus explain {run.folder / 'model'} "
             "--mistakes"
         ) from error
-    return SavedMaps(overlays, _said(record))
+    return SavedMaps(overlays, _explain_maps(record))
 
 
-def _said(record: dict[str, object]) -> str:
+def _explain_maps(record: dict[str, object]) -> str:
     check = record.get("randomisation_check")
     passed = check.get("passed") if isinstance(check, dict) else None
     check_text = "No randomisation check was performed."

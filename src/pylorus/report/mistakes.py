@@ -6,16 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from pylorus.evaluation.predictions import Predictions
-from pylorus.report.basis import tested_on
+from pylorus.report.basis import format_test_basis
 from pylorus.report.result import Result
-from pylorus.report.table import Cell, Column, Number, Row, Table, text_columns
+from pylorus.report.table import Cell, Column, Number, Row, Table, create_text_columns
 
 WORST = 12
 """Maximum number of errors shown."""
 
 
 @dataclass(frozen=True)
-class Mistake:
+class Misclassification:
     """A misclassified test image.
 
     Attributes:
@@ -35,7 +35,7 @@ class Mistake:
     missed_by: int
 
 
-def worst_mistakes(result: Result, peers: Sequence[Result]) -> tuple[Mistake, ...]:
+def find_worst_mistakes(result: Result, peers: Sequence[Result]) -> tuple[Misclassification, ...]:
     """Return the misclassified images of one result, most confident first, at most `WORST`.
 
     Args:
@@ -53,7 +53,7 @@ def worst_mistakes(result: Result, peers: Sequence[Result]) -> tuple[Mistake, ..
         for name in peer.test.predictions.sample[~peer.test.predictions.correct].tolist():
             error_counts[name] += 1
     return tuple(
-        Mistake(
+        Misclassification(
             sample=str(predictions.sample[row]),
             true=predictions.class_names[predictions.true[row]],
             predicted=predictions.class_names[predictions.predicted[row]],
@@ -61,11 +61,11 @@ def worst_mistakes(result: Result, peers: Sequence[Result]) -> tuple[Mistake, ..
             chance=float(true_probability[row]),
             missed_by=error_counts[str(predictions.sample[row])],
         )
-        for row in surest_mistakes(predictions)
+        for row in find_confident_errors(predictions)
     )
 
 
-def surest_mistakes(predictions: Predictions) -> list[int]:
+def find_confident_errors(predictions: Predictions) -> list[int]:
     """Return the row indices of misclassified images, most confident first, at most `WORST`."""
     confidence = predictions.probabilities.max(axis=1)
     # Ties are broken by sample id, so that the order does not depend on the order in the file.
@@ -75,12 +75,14 @@ def surest_mistakes(predictions: Predictions) -> list[int]:
     return [int(row) for row in order[:WORST]]
 
 
-def mistake_table(result: Result, mistakes: Sequence[Mistake], *, peers: int, names: bool, number: int = 1) -> Table:
+def build_mistake_table(
+    result: Result, mistakes: Sequence[Misclassification], *, peers: int, names: bool, number: int = 1
+) -> Table:
     """Build the table of the worst errors; with `names` also with file and group, which may identify a patient.
 
     Args:
         result: The result whose errors are listed.
-        mistakes: From `worst_mistakes`.
+        mistakes: From `find_worst_mistakes`.
         peers: Number of results on the same images.
         names: Whether file and group are shown.
         number: Number of the table if the report has several.
@@ -89,16 +91,16 @@ def mistake_table(result: Result, mistakes: Sequence[Mistake], *, peers: int, na
     return Table(
         key="worst-mistakes" + (f"-{number}" if number > 1 else ""),
         title=f"{result.label}: the {len(mistakes)} most confident of {total} misclassifications",
-        basis=tested_on([result]),
+        basis=format_test_basis([result]),
         columns=(
-            *text_columns("sample"),
-            *(text_columns("file", "group") if names else ()),
-            *text_columns("true", "taken for"),
+            *create_text_columns("sample"),
+            *(create_text_columns("file", "group") if names else ()),
+            *create_text_columns("true", "taken for"),
             Column("certainty", unit="%"),
             Column("probability of the true class", unit="%"),
             *((Column(f"mistaken, of {peers} results"),) if peers > 1 else ()),
         ),
-        rows=tuple(Row(tuple(_cells(result, each, peers, names))) for each in mistakes),
+        rows=tuple(Row(tuple(_build_mistake_cells(result, each, peers, names))) for each in mistakes),
         notes=(
             "Samples are identified by an id that does not reveal the file name; use --names to include file names.",
         )
@@ -107,7 +109,7 @@ def mistake_table(result: Result, mistakes: Sequence[Mistake], *, peers: int, na
     )
 
 
-def _cells(result: Result, mistake: Mistake, peers: int, names: bool) -> list[Cell]:
+def _build_mistake_cells(result: Result, mistake: Misclassification, peers: int, names: bool) -> list[Cell]:
     cells: list[Cell] = [mistake.sample]
     if names:
         assert result.run.split is not None

@@ -6,11 +6,11 @@ from typing import Any
 
 from pylorus.errors import PylorusError
 from pylorus.report.saved_run import SavedRun
-from pylorus.report.table import Column, Row, Table, text_columns
+from pylorus.report.table import Column, Row, Table, create_text_columns
 
 
 @dataclass(frozen=True)
-class Blocks:
+class NetworkBlock:
     """One block, or several consecutive identical ones.
 
     Attributes:
@@ -30,7 +30,7 @@ class Blocks:
     learning: Mapping[str, int]
 
 
-def blocks_of(run: SavedRun) -> list[Blocks]:
+def read_network_blocks(run: SavedRun) -> list[NetworkBlock]:
     """Read the blocks of a run's network, in order.
 
     Raises:
@@ -38,7 +38,7 @@ def blocks_of(run: SavedRun) -> list[Blocks]:
     """
     try:
         return [
-            Blocks(
+            NetworkBlock(
                 name=str(block["name"]),
                 type=str(block["type"]),
                 layers=int(block["layers"]),
@@ -54,27 +54,27 @@ def blocks_of(run: SavedRun) -> list[Blocks]:
         ) from error
 
 
-def united(blocks: Sequence[Blocks]) -> list[Blocks]:
+def merge_similar_blocks(blocks: Sequence[NetworkBlock]) -> list[NetworkBlock]:
     """Merge consecutive blocks of one sequence with the same type and output shape into one entry.
 
     Example:
-        >>> two = [Blocks(f"layer1.{n}", "Bottleneck", 3, 10, (64, 8, 8), {"finetune": 10}) for n in (1, 2)]
-        >>> [(entry.name, entry.type, entry.layers) for entry in united(two)]
+        >>> two = [NetworkBlock(f"layer1.{n}", "Bottleneck", 3, 10, (64, 8, 8), {"finetune": 10}) for n in (1, 2)]
+        >>> [(entry.name, entry.type, entry.layers) for entry in merge_similar_blocks(two)]
         [('layer1.1–2', '2 × Bottleneck', 6)]
     """
-    runs: list[list[Blocks]] = []
+    runs: list[list[NetworkBlock]] = []
     for block in blocks:
-        alike = runs and "." in block.name and _kind(runs[-1][-1]) == _kind(block)
+        alike = runs and "." in block.name and _get_block_signature(runs[-1][-1]) == _get_block_signature(block)
         if alike:
             runs[-1].append(block)
         else:
             runs.append([block])
-    return [_one(run) for run in runs]
+    return [_merge_blocks(run) for run in runs]
 
 
-def network_table(run: SavedRun) -> Table:
+def build_network_table(run: SavedRun) -> Table:
     """Build the table of all blocks of a run's network."""
-    blocks = blocks_of(run)
+    blocks = read_network_blocks(run)
     stages = list(blocks[0].learning) if blocks else []
     total = Row(
         (
@@ -92,49 +92,49 @@ def network_table(run: SavedRun) -> Table:
         title=f"{run.label}: blocks of the network ({run.model})",
         basis="",
         columns=(
-            *text_columns("block", "type"),
+            *create_text_columns("block", "type"),
             Column("layers with weights"),
             Column("parameters"),
             Column("output"),
             *(Column(f"learn in {stage}") for stage in stages),
         ),
-        rows=(*(Row(_cells(block, stages)) for block in blocks), total),
+        rows=(*(Row(_build_block_cells(block, stages)) for block in blocks), total),
         notes=(
             "Layers with weights: convolutions and linear layers. Output: shape for one image, without the batch axis.",
         ),
     )
 
 
-def _cells(block: Blocks, stages: Sequence[str]) -> tuple[Any, ...]:
+def _build_block_cells(block: NetworkBlock, stages: Sequence[str]) -> tuple[Any, ...]:
     return (
         block.name,
         block.type,
         block.layers,
         block.parameters,
-        output_text(block),
+        format_output_shape(block),
         *(block.learning[stage] for stage in stages),
     )
 
 
-def output_text(block: Blocks) -> str:
+def format_output_shape(block: NetworkBlock) -> str:
     """Format the output shape of a block; empty if it is unknown.
 
     Example:
-        >>> output_text(Blocks("fc", "Linear", 1, 6147, (3,), {}))
+        >>> format_output_shape(NetworkBlock("fc", "Linear", 1, 6147, (3,), {}))
         '3'
     """
     return "" if block.output is None else " × ".join(str(side) for side in block.output)
 
 
-def _kind(block: Blocks) -> tuple[object, ...]:
+def _get_block_signature(block: NetworkBlock) -> tuple[object, ...]:
     return block.name.rpartition(".")[0], block.type, block.output
 
 
-def _one(blocks: Sequence[Blocks]) -> Blocks:
+def _merge_blocks(blocks: Sequence[NetworkBlock]) -> NetworkBlock:
     first, last = blocks[0], blocks[-1]
     if first is last:
         return first
-    return Blocks(
+    return NetworkBlock(
         name=f"{first.name}–{last.name.rpartition('.')[2]}",
         type=f"{len(blocks)} × {first.type}",
         layers=sum(block.layers for block in blocks),

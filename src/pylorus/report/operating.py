@@ -11,12 +11,12 @@ from pylorus.evaluation.decisions import (
 )
 from pylorus.evaluation.predictions import Predictions
 from pylorus.report.calibrated import Calibration
-from pylorus.report.level import IMAGES, PATIENTS, patients_of
+from pylorus.report.level import IMAGES, PATIENTS, group_by_patient
 from pylorus.report.options import CONFIDENCE
 
 
 @dataclass(frozen=True)
-class Aim:
+class SensitivityTarget:
     """Sensitivity that a threshold has to guarantee for new patients.
 
     Attributes:
@@ -29,7 +29,7 @@ class Aim:
 
 
 @dataclass(frozen=True)
-class Operating:
+class ThresholdResult:
     """Performance of a decision threshold for one class.
 
     Attributes:
@@ -45,20 +45,24 @@ class Operating:
     test: OperatingPoint
 
 
-def operating_points(calibration: Calibration, *, class_name: str, aim: Aim) -> tuple[Operating, ...]:
+def compute_operating_points(
+    calibration: Calibration, *, class_name: str, aim: SensitivityTarget
+) -> tuple[ThresholdResult, ...]:
     """Determine thresholds of the calibrated probability per image and, if groups have several images, per patient.
 
     Returns:
         One per level; empty if no validation image is of the class, so that no threshold can be fixed.
     """
-    points = [_operating(IMAGES, calibration.validation, calibration.test, class_name, aim)]
-    validation, test = patients_of(calibration.validation), patients_of(calibration.test)
+    points = [_compute_operating_point(IMAGES, calibration.validation, calibration.test, class_name, aim)]
+    validation, test = group_by_patient(calibration.validation), group_by_patient(calibration.test)
     if validation is not None and test is not None:
-        points.append(_operating(PATIENTS, validation[0], test[0], class_name, aim))
+        points.append(_compute_operating_point(PATIENTS, validation[0], test[0], class_name, aim))
     return tuple(point for point in points if point is not None)
 
 
-def _operating(level: str, validation: Predictions, test: Predictions, class_name: str, aim: Aim) -> Operating | None:
+def _compute_operating_point(
+    level: str, validation: Predictions, test: Predictions, class_name: str, aim: SensitivityTarget
+) -> ThresholdResult | None:
     column = validation.class_names.index(class_name)
     positive = validation.true == column
     if not positive.any():
@@ -78,4 +82,4 @@ def _operating(level: str, validation: Predictions, test: Predictions, class_nam
         threshold=fixed.threshold,
         confidence=CONFIDENCE,
     )
-    return Operating(level, class_name, fixed, point)
+    return ThresholdResult(level, class_name, fixed, point)

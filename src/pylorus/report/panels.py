@@ -11,7 +11,7 @@ MOST = 16
 """Maximum number of panels per figure: what fits on a printed page."""
 
 
-def arranged(results: Sequence[Result]) -> list[list[list[Result | None]]]:
+def split_into_panels(results: Sequence[Result]) -> list[list[list[Result | None]]]:
     """Arrange results in figures of rows of panels: models in columns and stages in rows if they fit, else in sequence.
 
     Args:

@@ -35,7 +35,7 @@ class PublishedModel:
         """Table 4 as counts of shape (classes, classes).
 
         Example:
-            >>> int(STUDY.result("ResNet50", "finetune").confusion.trace())
+            >>> int(STUDY.get_result("ResNet50", "finetune").confusion.trace())
             409
         """
         return np.array(self.counts, dtype=np.int64)
@@ -67,14 +67,14 @@ class PublishedStudy:
     test_images: tuple[int, ...]
     results: tuple[PublishedModel, ...]
 
-    def result(self, model: str, stage: str) -> PublishedModel:
+    def get_result(self, model: str, stage: str) -> PublishedModel:
         """Return the printed results of one model after one stage.
 
         Raises:
             KeyError: If the study has no such model or stage.
 
         Example:
-            >>> STUDY.result("VGG19", "finetune").precision
+            >>> STUDY.get_result("VGG19", "finetune").precision
             (92, 85, 90, 89)
         """
         for result in self.results:

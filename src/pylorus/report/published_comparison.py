@@ -8,13 +8,13 @@ from pylorus.evaluation.comparison import difference_of_independent
 from pylorus.evaluation.estimate import Estimate
 from pylorus.evaluation.index_intervals import indices_of_confusion
 from pylorus.evaluation.proportion import proportions_of_confusion
-from pylorus.evaluation.sentence import unpaired_sentence
-from pylorus.report.basis import tested_on
+from pylorus.evaluation.sentence import format_unpaired_sentence
+from pylorus.report.basis import format_test_basis
 from pylorus.report.options import CONFIDENCE
 from pylorus.report.published import STUDY, PublishedModel
 from pylorus.report.result import Result
-from pylorus.report.study_tables import published_basis
-from pylorus.report.table import Column, Row, Table, in_percent, text_columns
+from pylorus.report.study_tables import format_published_basis
+from pylorus.report.table import Column, Row, Table, convert_to_percent_cell, create_text_columns
 
 WINNER = ("ResNet50", "finetune")
 """The study's best model, used as the reference for models that the study did not include."""
@@ -38,7 +38,7 @@ class PublishedComparison:
     def sentence(self) -> str:
         """The conclusion about the difference in accuracy."""
         name, ours, theirs = self.indices[0]
-        return unpaired_sentence(
+        return format_unpaired_sentence(
             self.ours.label,
             f"the published {self.theirs.model} {self.theirs.stage}",
             difference_of_independent(ours, theirs),
@@ -52,14 +52,16 @@ def compare_with_published(results: Sequence[Result]) -> tuple[PublishedComparis
     """Compare every result that has the study's three classes; results with other classes are skipped."""
     comparisons = []
     for result in results:
-        class_indices = _places(result)
+        class_indices = _match_study_classes(result)
         if class_indices is not None:
-            theirs = _matching(result)
-            comparisons.append(PublishedComparison(result, theirs, _indices(result, theirs, class_indices)))
+            theirs = _match_published_model(result)
+            comparisons.append(
+                PublishedComparison(result, theirs, _collect_metric_pairs(result, theirs, class_indices))
+            )
     return tuple(comparisons)
 
 
-def published_comparison_table(comparisons: Sequence[PublishedComparison]) -> Table:
+def build_published_comparison_table(comparisons: Sequence[PublishedComparison]) -> Table:
     """Build the table of accuracy, macro F1 and per-class sensitivity, ours and published.
 
     Args:
@@ -74,18 +76,18 @@ def published_comparison_table(comparisons: Sequence[PublishedComparison]) -> Ta
                         each.ours.label,
                         f"{each.theirs.model} {each.theirs.stage}",
                         name,
-                        in_percent(ours),
-                        in_percent(theirs),
-                        in_percent(difference_of_independent(ours, theirs)),
+                        convert_to_percent_cell(ours),
+                        convert_to_percent_cell(theirs),
+                        convert_to_percent_cell(difference_of_independent(ours, theirs)),
                     )
                 )
             )
     return Table(
         key="published-comparison",
         title="Our results and the published results, on different images",
-        basis=f"Ours: {tested_on([each.ours for each in comparisons])} Published: {published_basis()}",
+        basis=f"Ours: {format_test_basis([each.ours for each in comparisons])} Published: {format_published_basis()}",
         columns=(
-            *text_columns("ours", "published", "index"),
+            *create_text_columns("ours", "published", "index"),
             Column("ours", unit="%"),
             Column("published", unit="%"),
             Column("difference", unit="points"),
@@ -99,7 +101,7 @@ def published_comparison_table(comparisons: Sequence[PublishedComparison]) -> Ta
     )
 
 
-def _indices(
+def _collect_metric_pairs(
     result: Result, theirs: PublishedModel, class_indices: Sequence[int]
 ) -> tuple[tuple[str, Estimate, Estimate], ...]:
     proportions = proportions_of_confusion(theirs.confusion, confidence=CONFIDENCE)
@@ -114,7 +116,7 @@ def _indices(
     )
 
 
-def _places(result: Result) -> list[int] | None:
+def _match_study_classes(result: Result) -> list[int] | None:
     """Return the indices of the study's classes among a result's classes; None if the classes differ."""
     names = result.images.predictions.class_names
     full_names = dict(zip(result.run.short_names, result.run.class_names, strict=True))
@@ -122,21 +124,21 @@ def _places(result: Result) -> list[int] | None:
         return None
     for study_names, own_names in (
         (STUDY.short_names, list(names)),
-        (STUDY.class_names, [_plain(full_names[name]) for name in names]),
+        (STUDY.class_names, [_normalize_name(full_names[name]) for name in names]),
     ):
-        wanted = [name if study_names is STUDY.short_names else _plain(name) for name in study_names]
+        wanted = [name if study_names is STUDY.short_names else _normalize_name(name) for name in study_names]
         if set(wanted) == set(own_names):
             return [own_names.index(name) for name in wanted]
     return None
 
 
-def _matching(result: Result) -> PublishedModel:
-    architecture = _plain(result.run.model.partition(".")[0])
+def _match_published_model(result: Result) -> PublishedModel:
+    architecture = _normalize_name(result.run.model.partition(".")[0])
     for published in STUDY.results:
-        if _plain(published.model) == architecture and published.stage == result.stage.name:
+        if _normalize_name(published.model) == architecture and published.stage == result.stage.name:
             return published
-    return STUDY.result(*WINNER)
+    return STUDY.get_result(*WINNER)
 
 
-def _plain(name: str) -> str:
+def _normalize_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -4,20 +4,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pylorus.evaluation.subgroups import PERMUTATIONS
-from pylorus.report.checklist import checklist_table
-from pylorus.report.comparison_tables import describe_comparisons
+from pylorus.report.checklist import build_checklist_table
+from pylorus.report.comparison_tables import explain_comparisons
 from pylorus.report.evidence import Evidence
-from pylorus.report.maps import saved_maps
-from pylorus.report.mistakes import mistake_table, worst_mistakes
-from pylorus.report.redaction import redacted_yaml
+from pylorus.report.maps import read_saved_maps
+from pylorus.report.mistakes import build_mistake_table, find_worst_mistakes
+from pylorus.report.redaction import format_redacted_yaml
 from pylorus.report.result import Result
 from pylorus.report.run_facts import is_validated_on_test
-from pylorus.report.run_tables import command_lines, run_table, split_sentences, split_table
+from pylorus.report.run_tables import build_run_table, build_split_table, format_command_lines, format_split_sentences
 from pylorus.report.saved_run import SavedRun
 from pylorus.report.section import Item, Listing, Pictures, Section, Sentences
-from pylorus.report.subgroup_tables import columns_of
-from pylorus.report.table import Row, Table, text_columns
-from pylorus.report.thumbnails import thumbnails_of
+from pylorus.report.subgroup_tables import get_subgroup_columns
+from pylorus.report.table import Row, Table, create_text_columns
+from pylorus.report.thumbnails import create_thumbnails
 from pylorus.runs.shipped import read_shipped
 
 METHODS = (
@@ -69,24 +69,26 @@ BURNT_IN = (
 )
 
 
-def mistake_section(evidence: Evidence) -> Section:
+def build_mistake_section(evidence: Evidence) -> Section:
     """Build the section of the most confident mistakes of the selected model on each test set.
 
     The network is the one that its run ships.
     """
     items: list[Item] = []
     for number, winner in enumerate(evidence.winners, start=1):
-        result, peers = winner.chosen or winner.best[0], winner.tests.candidates
-        mistakes = worst_mistakes(result, peers)
+        result, peers = winner.headline_result or winner.best[0], winner.comparable_results.candidates
+        mistakes = find_worst_mistakes(result, peers)
         if not mistakes:
             items.append(Sentences((f"{result.label} classifies all {result.test.images} test images correctly.",)))
             continue
-        items.append(mistake_table(result, mistakes, peers=len(peers), names=evidence.options.names, number=number))
+        items.append(
+            build_mistake_table(result, mistakes, peers=len(peers), names=evidence.options.names, number=number)
+        )
         if evidence.options.thumbnails:
-            maps = saved_maps(result.run, stage=result.stage.name)
-            pictures = thumbnails_of(result.run, [mistake.sample for mistake in mistakes], maps.overlays)
+            maps = read_saved_maps(result.run, stage=result.stage.name)
+            pictures = create_thumbnails(result.run, [mistake.sample for mistake in mistakes], maps.overlays)
             items.append(Pictures(tuple((mistake, pictures[mistake.sample]) for mistake in mistakes)))
-            burnt_in = () if result.run.setting("data.kind") == "synthetic" else (BURNT_IN,)
+            burnt_in = () if result.run.get_setting("data.kind") == "synthetic" else (BURNT_IN,)
             items.append(Sentences((*burnt_in, maps.said)))
     if any(isinstance(item, Table) for item in items) and not evidence.options.thumbnails:
         items.append(
@@ -95,11 +97,11 @@ def mistake_section(evidence: Evidence) -> Section:
     return Section("mistakes", "Worst mistakes", tuple(items))
 
 
-def data_section(evidence: Evidence) -> Section:
+def build_data_section(evidence: Evidence) -> Section:
     """Build the section of the runs, with each split shown once."""
     items: list[Item] = [
-        run_table(evidence.runs),
-        Listing("Command lines", command_lines(evidence.runs, names=evidence.options.names)),
+        build_run_table(evidence.runs),
+        Listing("Command lines", format_command_lines(evidence.runs, names=evidence.options.names)),
     ]
     splits: dict[str, SavedRun] = {}
     for run in evidence.runs:
@@ -107,13 +109,13 @@ def data_section(evidence: Evidence) -> Section:
             splits.setdefault(run.split.sha256, run)
     for digest, run in splits.items():
         items += [
-            split_table(run),
-            Sentences((f"SHA-256 of split.csv: {digest}.", *split_sentences(run))),
+            build_split_table(run),
+            Sentences((f"SHA-256 of split.csv: {digest}.", *format_split_sentences(run))),
         ]
     return Section("data", "Runs, data and split", tuple(items))
 
 
-def configuration_section(evidence: Evidence) -> Section:
+def build_configuration_section(evidence: Evidence) -> Section:
     """Build the section of each run's configuration, with each environment shown once."""
     items: list[Item] = []
     environments: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
@@ -121,39 +123,41 @@ def configuration_section(evidence: Evidence) -> Section:
         if run.environment:
             environments.setdefault(str(run.environment), (run.environment, []))[1].append(run.label)
     for number, (environment, labels) in enumerate(environments.values(), start=1):
-        items.append(_environment_table(environment, labels, number=number))
+        items.append(_build_environment_table(environment, labels, number=number))
     items += [
-        Listing(f"{run.label}: config.yaml", redacted_yaml(run.config, names=evidence.options.names))
+        Listing(f"{run.label}: config.yaml", format_redacted_yaml(run.config, names=evidence.options.names))
         for run in evidence.runs
         if run.config
     ]
     return Section("configuration", "Configuration and environment", tuple(items))
 
 
-def checklist_section(evidence: Evidence) -> Section:
+def build_checklist_section(evidence: Evidence) -> Section:
     """Build the section with the draft of the reporting checklists."""
-    return Section("checklist", "Draft of the reporting checklists", (checklist_table(evidence),))
+    return Section("checklist", "Draft of the reporting checklists", (build_checklist_table(evidence),))
 
 
-def method_section(evidence: Evidence) -> Section:
+def build_method_section(evidence: Evidence) -> Section:
     """Build the section that describes how the results were computed."""
     options = evidence.options
     results = evidence.results
     texts = list(METHODS)
     texts += [OF_PATIENTS] if any(result.patients is not None for result in results) else []
-    texts += [OF_SUBGROUPS] if any(column.subgroups for result in results for column in columns_of(result)) else []
+    texts += (
+        [OF_SUBGROUPS] if any(column.subgroups for result in results for column in get_subgroup_columns(result)) else []
+    )
     values = {"resamples": options.resamples, "seed": options.seed, "permutations": PERMUTATIONS}
     sentences = [text.format(**values) for text in texts]
-    sentences += _fitting_sentences([result for result in results if result.calibration is not None])
+    sentences += _format_fitting_sentences([result for result in results if result.calibration is not None])
     sentences += [CALIBRATED] if any(result.calibration is not None for result in results) else []
     if results and all(read_shipped(result.run.bundle) is not None for result in results):
         sentences.append(FULL_PRECISION)
-    sentences += describe_comparisons(evidence.comparisons)
+    sentences += explain_comparisons(evidence.comparisons)
     sentences += [OF_LOOKS] if evidence.looks else []
     return Section("methods", "Statistical methods", (Sentences(tuple(sentences), listed=True),))
 
 
-def _fitting_sentences(results: Sequence[Result]) -> list[str]:
+def _format_fitting_sentences(results: Sequence[Result]) -> list[str]:
     """State on which images temperature and thresholds were fitted."""
     has_thresholds = any(result.operating for result in results)
     subject, verb = ("The temperature and the threshold", "were") if has_thresholds else ("The temperature", "was")
@@ -169,18 +173,18 @@ def _fitting_sentences(results: Sequence[Result]) -> list[str]:
     return [f"{subject}{owners[key]} {verb} {ending}" for key, ending in endings.items() if key in owners]
 
 
-def _environment_table(environment: Mapping[str, Any], labels: list[str], *, number: int) -> Table:
+def _build_environment_table(environment: Mapping[str, Any], labels: list[str], *, number: int) -> Table:
     packages = environment.get("packages", {})
-    rows = [(str(name), _said(value)) for name, value in environment.items() if name != "packages"]
+    rows = [(str(name), _format_value(value)) for name, value in environment.items() if name != "packages"]
     rows += [(str(name), str(version)) for name, version in packages.items()]
     return Table(
         key="environment" + (f"-{number}" if number > 1 else ""),
         title=f"Machine and versions ({', '.join(labels)})",
         basis="",
-        columns=text_columns("what", "found"),
+        columns=create_text_columns("what", "found"),
         rows=tuple(Row(row) for row in rows),
     )
 
 
-def _said(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return "none" if value is None else str(value)

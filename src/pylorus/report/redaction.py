@@ -20,11 +20,11 @@ REGULAR_EXPRESSIONS = ("data.group",)
 """Keys whose values may look like paths but are not."""
 
 
-def redacted(key: str, value: Any) -> Any:
+def redact_value(key: str, value: Any) -> Any:
     """Redact the value of a configuration key if it is a path or may identify a patient.
 
     Example:
-        >>> redacted("data.root", "/patients"), redacted("model.weights", "/home/w/vgg.pth"), redacted("seed", 3)
+        >>> redact_value("data.root", "/patients"), redact_value("model.weights", "/home/w/vgg.pth"), redact_value("seed", 3)
         ('(not shown)', 'vgg.pth', 3)
     """
     if value is not None and key in (*FILES, *OF_PATIENTS):
@@ -38,27 +38,27 @@ def redacted(key: str, value: Any) -> Any:
     return HIDDEN if "/" in value or "\\" in value else value
 
 
-def redacted_override(word: str) -> str:
+def redact_override(word: str) -> str:
     """Redact the value of one override of the command line.
 
     Example:
-        >>> redacted_override("data.root=/patients"), redacted_override("optimizer.lr=0.1")
+        >>> redact_override("data.root=/patients"), redact_override("optimizer.lr=0.1")
         ('data.root=(not shown)', 'optimizer.lr=0.1')
     """
     key, equals, value = word.partition("=")
     name = key.lstrip("+~")
-    return f"{key}{equals}{redacted(name, int(value) if name == FOLD and value.isdecimal() else value)}"
+    return f"{key}{equals}{redact_value(name, int(value) if name == FOLD and value.isdecimal() else value)}"
 
 
-def redacted_overrides(words: Sequence[str]) -> list[str]:
+def redact_overrides(words: Sequence[str]) -> list[str]:
     """Redact the overrides of a command line, including a fold that is a value of data.fold_column."""
     by_column = any(word.startswith("data.fold_column=") for word in words)
     return [
-        f"{FOLD}={HIDDEN}" if by_column and word.startswith(f"{FOLD}=") else redacted_override(word) for word in words
+        f"{FOLD}={HIDDEN}" if by_column and word.startswith(f"{FOLD}=") else redact_override(word) for word in words
     ]
 
 
-def redacted_yaml(config: DictConfig, *, names: bool) -> str:
+def format_redacted_yaml(config: DictConfig, *, names: bool) -> str:
     """Format a configuration as YAML.
 
     Args:
@@ -67,30 +67,30 @@ def redacted_yaml(config: DictConfig, *, names: bool) -> str:
     """
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)
-    return OmegaConf.to_yaml(plain if names else _without_folders(plain, ""))
+    return OmegaConf.to_yaml(plain if names else _redact_values(plain, ""))
 
 
-def flat(config: DictConfig) -> dict[str, Any]:
+def collect_config_values(config: DictConfig) -> dict[str, Any]:
     """Return every value of a configuration by its dotted key."""
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)
-    return dict(_flat(plain, ""))
+    return dict(_iter_config_values(plain, ""))
 
 
-def _flat(values: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _iter_config_values(values: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from _iter_config_values(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
 
-def _without_folders(values: Mapping[Any, Any], prefix: str) -> dict[Any, Any]:
+def _redact_values(values: Mapping[Any, Any], prefix: str) -> dict[Any, Any]:
     return {
-        name: _without_folders(value, f"{prefix}{name}.")
+        name: _redact_values(value, f"{prefix}{name}.")
         if isinstance(value, dict)
-        else [redacted(f"{prefix}{name}", item) for item in value]
+        else [redact_value(f"{prefix}{name}", item) for item in value]
         if isinstance(value, list)
-        else redacted(f"{prefix}{name}", value)
+        else redact_value(f"{prefix}{name}", value)
         for name, value in values.items()
     }

@@ -7,9 +7,9 @@ import numpy as np
 from pylorus.evaluation.comparison import INDICES
 from pylorus.evaluation.estimate import Estimate
 from pylorus.evaluation.replicates import ReplicateSummary, summarize_replicates
-from pylorus.report.basis import tested_on
-from pylorus.report.candidate import SET, SPLITS, Candidate, index_of, widen
-from pylorus.report.table import Column, Number, Row, Table, text_columns
+from pylorus.report.basis import format_test_basis
+from pylorus.report.candidate import SET, SPLITS, Candidate, compute_overall_index, ensure_interval_width
+from pylorus.report.table import Column, Number, Row, Table, create_text_columns
 
 NAMES = {
     "accuracy": "accuracy, %",
@@ -30,7 +30,7 @@ def has_replicates(candidate: Candidate) -> bool:
     return len(candidate.rounds) > 1 or candidate.kind == SPLITS
 
 
-def replicate_table(candidates: Sequence[Candidate]) -> Table:
+def build_replicate_table(candidates: Sequence[Candidate]) -> Table:
     """Build the table of every metric over the replicates of each candidate.
 
     Args:
@@ -53,20 +53,20 @@ def replicate_table(candidates: Sequence[Candidate]) -> Table:
     return Table(
         key="replicates",
         title="Replicates: each configuration over its runs",
-        basis=tested_on([result for each in candidates for result in each.results_used]),
+        basis=format_test_basis([result for each in candidates for result in each.results_used]),
         columns=(
-            *text_columns("model", "stage", "replicates", "index"),
+            *create_text_columns("model", "stage", "replicates", "index"),
             Column("mean"),
             Column("SD"),
             Column("lowest"),
             Column("highest"),
         ),
-        rows=tuple(row for each in candidates for row in _rows(each)),
+        rows=tuple(row for each in candidates for row in _build_replicate_rows(each)),
         notes=tuple(notes),
     )
 
 
-def summary_cells(summary: ReplicateSummary, *, share: bool, mean: Estimate | None = None) -> tuple[Number, ...]:
+def build_summary_cells(summary: ReplicateSummary, *, share: bool, mean: Estimate | None = None) -> tuple[Number, ...]:
     """Return the cells of mean, standard deviation, lowest and highest value.
 
     Args:
@@ -84,13 +84,15 @@ def summary_cells(summary: ReplicateSummary, *, share: bool, mean: Estimate | No
     )
 
 
-def _rows(candidate: Candidate) -> list[Row]:
-    head = (candidate.configuration, candidate.stage, candidate.replicate_words)
+def _build_replicate_rows(candidate: Candidate) -> list[Row]:
+    head = (candidate.configuration, candidate.stage, candidate.replicate_text)
     rows = []
     if candidate.validation is not None:
-        rows.append(Row((*head, "validation accuracy, %", *summary_cells(candidate.validation, share=True))))
+        rows.append(Row((*head, "validation accuracy, %", *build_summary_cells(candidate.validation, share=True))))
     if candidate.kind == SPLITS:
-        values = np.array([[index_of(result, name) for name in INDICES] for result in candidate.results_used])
+        values = np.array(
+            [[compute_overall_index(result, name) for name in INDICES] for result in candidate.results_used]
+        )
         means: list[Estimate | None] = [None] * len(INDICES)
     else:
         values = candidate.round_indices.values
@@ -102,15 +104,15 @@ def _rows(candidate: Candidate) -> list[Row]:
         if candidate.kind == SET:
             levels = [result.images.indices for result in candidate.results]
             means[1:] = [
-                widen(mean, [getattr(level, name) for level in levels])
+                ensure_interval_width(mean, [getattr(level, name) for level in levels])
                 for mean, name in zip(means[1:], INDICES[1:], strict=True)
                 if mean is not None
             ]
     for index, name in enumerate(INDICES):
         summary = summarize_replicates(values[:, index])
-        cells = summary_cells(summary, share=name not in CORRELATIONS, mean=means[index])
+        cells = build_summary_cells(summary, share=name not in CORRELATIONS, mean=means[index])
         rows.append(Row((*head, NAMES[name], *cells)))
     if candidate.kind in (SET, SPLITS):
         areas = np.array([result.images.ranking.macro_auroc.value for result in candidate.results_used])
-        rows.append(Row((*head, "macro AUROC", *summary_cells(summarize_replicates(areas), share=False))))
+        rows.append(Row((*head, "macro AUROC", *build_summary_cells(summarize_replicates(areas), share=False))))
     return rows

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pylorus.evaluation.proportion import Proportion, proportions_of_predictions
-from pylorus.report.calibrated import Calibration, calibrate
-from pylorus.report.level import Level, image_level, patients_level
-from pylorus.report.operating import Aim, Operating, operating_points
+from pylorus.report.calibrated import Calibration, calibrate_predictions
+from pylorus.report.level import Level, evaluate_images, evaluate_patients
+from pylorus.report.operating import SensitivityTarget, ThresholdResult, compute_operating_points
 from pylorus.report.options import CONFIDENCE, ReportOptions
 from pylorus.report.saved_predictions import SavedPredictions
 from pylorus.report.saved_run import SavedRun, SavedStage
@@ -37,7 +37,7 @@ class Result:
     patients: Level | None
     validation_accuracy: Proportion | None
     calibration: Calibration | None
-    operating: tuple[Operating, ...]
+    operating: tuple[ThresholdResult, ...]
 
     @property
     def label(self) -> str:
@@ -47,13 +47,13 @@ class Result:
     @property
     def is_shipped(self) -> bool:
         """Whether this is the shipped stage of its run; see `SavedRun.shipped`."""
-        return self.run.shipped is not None and self.stage.name == self.run.shipped.name
+        return self.run.bundle_stage is not None and self.stage.name == self.run.bundle_stage.name
 
     @property
     def split(self) -> str:
         """Short hash of the split, as cited in tables."""
         assert self.run.split is not None  # predictions are only read with a split
-        return self.run.split.cited
+        return self.run.split.short_hash
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -61,7 +61,9 @@ class Result:
         return (self.images,) if self.patients is None else (self.images, self.patients)
 
 
-def results_of(run: SavedRun, *, class_name: str | None, aim: Aim, options: ReportOptions) -> tuple[Result, ...]:
+def compute_results(
+    run: SavedRun, *, class_name: str | None, aim: SensitivityTarget, options: ReportOptions
+) -> tuple[Result, ...]:
     """Compute one result per stage with test predictions.
 
     Args:
@@ -71,33 +73,40 @@ def results_of(run: SavedRun, *, class_name: str | None, aim: Aim, options: Repo
         options: Options of the report.
     """
     return tuple(
-        _result(run, stage, stage.test, class_name, aim, options) for stage in run.stages if stage.test is not None
+        _compute_result(run, stage, stage.test, class_name, aim, options)
+        for stage in run.stages
+        if stage.test is not None
     )
 
 
-def _result(
-    run: SavedRun, stage: SavedStage, test: SavedPredictions, class_name: str | None, aim: Aim, options: ReportOptions
+def _compute_result(
+    run: SavedRun,
+    stage: SavedStage,
+    test: SavedPredictions,
+    class_name: str | None,
+    aim: SensitivityTarget,
+    options: ReportOptions,
 ) -> Result:
     validation = stage.validation
-    calibration = None if validation is None else calibrate(validation, test)
+    calibration = None if validation is None else calibrate_predictions(validation, test)
     if calibration is not None:
         test = replace(test, predictions=calibration.test)
-    operating: tuple[Operating, ...] = ()
+    operating: tuple[ThresholdResult, ...] = ()
     if calibration is not None and class_name in test.predictions.class_names:
-        operating = operating_points(calibration, class_name=str(class_name), aim=aim)
+        operating = compute_operating_points(calibration, class_name=str(class_name), aim=aim)
     return Result(
         run=run,
         stage=stage,
         test=test,
-        images=image_level(test.predictions),
-        patients=patients_level(test.predictions),
-        validation_accuracy=None if validation is None else _accuracy(validation),
+        images=evaluate_images(test.predictions),
+        patients=evaluate_patients(test.predictions),
+        validation_accuracy=None if validation is None else _compute_accuracy(validation),
         calibration=calibration,
         operating=operating,
     )
 
 
-def _accuracy(saved: SavedPredictions) -> Proportion:
+def _compute_accuracy(saved: SavedPredictions) -> Proportion:
     table = saved.predictions
     proportions = proportions_of_predictions(
         table.true, np.asarray(table.predicted), saved.clusters, classes=table.classes, confidence=CONFIDENCE

@@ -3,72 +3,88 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pylorus.evaluation.sentence import paired_sentence
+from pylorus.evaluation.sentence import format_paired_sentence
 from pylorus.report.comparison import AUROC, MACRO_F1, Comparison, IndexComparison
-from pylorus.report.comparison_tables import comparison_table, other_table
-from pylorus.report.confusion_figure import published_confusion_figure
-from pylorus.report.decision_tables import calibration_table, threshold_table
+from pylorus.report.comparison_tables import build_comparison_table, build_unadjusted_table
+from pylorus.report.confusion_figure import plot_published_confusion_matrices
+from pylorus.report.decision_tables import build_calibration_table, build_threshold_table
 from pylorus.report.evidence import Evidence
-from pylorus.report.extended_tables import class_table, overall_table
-from pylorus.report.fold_tables import each_fold_table, pool_folds, pooled_table, training_table
+from pylorus.report.extended_tables import build_class_metric_table, build_overall_metric_table
+from pylorus.report.fold_tables import (
+    build_fold_training_table,
+    build_pooled_fold_table,
+    build_single_fold_table,
+    collect_fold_pools,
+)
 from pylorus.report.level import IMAGES, PATIENTS
 from pylorus.report.options import LEVEL
 from pylorus.report.published import STUDY
-from pylorus.report.published_comparison import compare_with_published, published_comparison_table
-from pylorus.report.replicate_tables import has_replicates, replicate_table
+from pylorus.report.published_comparison import build_published_comparison_table, compare_with_published
+from pylorus.report.replicate_tables import build_replicate_table, has_replicates
 from pylorus.report.result import Result
-from pylorus.report.run_facts import validation_images
-from pylorus.report.run_tables import result_table
+from pylorus.report.run_facts import format_validation_images
+from pylorus.report.run_tables import build_accuracy_table
 from pylorus.report.section import FileOnly, Item, Section, Sentences
-from pylorus.report.study_tables import confusion_table, index_table, published_confusion_table, published_index_table
+from pylorus.report.study_tables import (
+    build_confusion_table,
+    build_published_confusion_table,
+    build_published_metric_table,
+    build_study_metric_table,
+)
 
 MOST_PAIRS = 24
 """Maximum number of pairs shown on the page; further pairs are only in the CSV file."""
 
 
-def study_section(evidence: Evidence) -> Section:
+def build_study_section(evidence: Evidence) -> Section:
     """Build the main results: pooled replicates and folds, tables 1 to 4 of the study, then accuracy."""
     items = [
-        *_pooled_tables(evidence),
-        *(index_table(results) for run in evidence.runs if (results := evidence.of_run(run))),
+        *_build_pooled_tables(evidence),
+        *(build_study_metric_table(results) for run in evidence.runs if (results := evidence.get_run_results(run))),
     ]
-    for number, group in enumerate(_by_classes(evidence.results), start=1):
-        items.append(confusion_table(group, number=number))
-    items += [result_table(evidence.results)] if evidence.results else []
+    for number, group in enumerate(_group_by_classes(evidence.results), start=1):
+        items.append(build_confusion_table(group, number=number))
+    items += [build_accuracy_table(evidence.results)] if evidence.results else []
     return Section("results", "Results in the format of the study", tuple(items))
 
 
-def _pooled_tables(evidence: Evidence) -> list[Item]:
+def _build_pooled_tables(evidence: Evidence) -> list[Item]:
     """Build the tables that pool the replicates or folds of each configuration, shown before those of single runs."""
     candidates = [candidate for each in evidence.configurations for candidate in each.candidates]
     replicated = [candidate for candidate in candidates if has_replicates(candidate)]
-    items: list[Item] = [replicate_table(replicated)] if replicated else []
-    folds = pool_folds(evidence.configurations)
+    items: list[Item] = [build_replicate_table(replicated)] if replicated else []
+    folds = collect_fold_pools(evidence.configurations)
     for number, names in enumerate(dict.fromkeys(each.class_names for each in folds), start=1):
         same_classes = [each for each in folds if each.class_names == names]
-        tables = [pooled_table(same_classes, level=level, number=number) for level in (IMAGES, PATIENTS)]
+        tables = [build_pooled_fold_table(same_classes, level=level, number=number) for level in (IMAGES, PATIENTS)]
         items += [table for table in tables if table is not None]
-        items += [training_table(same_classes, number=number), each_fold_table(same_classes, number=number)]
+        items += [
+            build_fold_training_table(same_classes, number=number),
+            build_single_fold_table(same_classes, number=number),
+        ]
     return items
 
 
-def published_section(evidence: Evidence) -> Section:
+def build_published_section(evidence: Evidence) -> Section:
     """Build the section of the published results, if requested, and how ours differ from them."""
     if not evidence.options.published:
         return Section("published", "", ())
     models = dict.fromkeys(result.model for result in STUDY.results)
     items: list[Item] = [
         Sentences((f"{STUDY.title}. {STUDY.source}, DOI {STUDY.doi}.",)),
-        *(published_index_table(model) for model in models),
-        published_confusion_table(),
-        published_confusion_figure(),
+        *(build_published_metric_table(model) for model in models),
+        build_published_confusion_table(),
+        plot_published_confusion_matrices(),
         Sentences(
             ("Its training curves were published as figures only, not as numbers, and are not reproduced here.",)
         ),
     ]
     compared = compare_with_published(evidence.results)
     if compared:
-        items += [published_comparison_table(compared), Sentences(tuple(each.sentence for each in compared), True)]
+        items += [
+            build_published_comparison_table(compared),
+            Sentences(tuple(each.sentence for each in compared), True),
+        ]
     elif evidence.results:
         items.append(
             Sentences(("The classes of these runs differ from those of the study, so the results cannot be compared.",))
@@ -76,33 +92,35 @@ def published_section(evidence: Evidence) -> Section:
     return Section("published", "Comparison with the published study", tuple(items))
 
 
-def index_section(evidence: Evidence) -> Section:
+def build_index_section(evidence: Evidence) -> Section:
     """Build the section of all indices with their intervals, at image level and patient level."""
     results = evidence.results
     patients = [result for result in results if result.patients is not None]
-    items: list[Item] = [overall_table(results)] if results else []
-    items += [overall_table(patients, level=PATIENTS)] if patients else []
+    items: list[Item] = [build_overall_metric_table(results)] if results else []
+    items += [build_overall_metric_table(patients, level=PATIENTS)] if patients else []
     for run in evidence.runs:
         for level in (IMAGES, PATIENTS):
-            shown = [result for result in evidence.of_run(run) if level == IMAGES or result.patients is not None]
-            items += [class_table(shown, level=level)] if shown else []
-    for number, group in enumerate(_by_classes(patients), start=1):
-        items.append(confusion_table(group, level=PATIENTS, number=number))
+            shown = [
+                result for result in evidence.get_run_results(run) if level == IMAGES or result.patients is not None
+            ]
+            items += [build_class_metric_table(shown, level=level)] if shown else []
+    for number, group in enumerate(_group_by_classes(patients), start=1):
+        items.append(build_confusion_table(group, level=PATIENTS, number=number))
     return Section("indices", "All indices with 95 % confidence intervals", tuple(items))
 
 
-def comparison_section(evidence: Evidence) -> Section:
+def build_comparison_section(evidence: Evidence) -> Section:
     """Build the section of comparisons between configurations and between stages, then all other pairs, unadjusted."""
     questions, others = evidence.comparisons, evidence.other_comparisons
     if not questions:
         return Section("comparisons", "", ())
-    pairs = questions if len(questions) <= MOST_PAIRS else _pairs_with_winner(evidence)
+    pairs = questions if len(questions) <= MOST_PAIRS else _filter_winner_pairs(evidence)
     indices = [("macro F1", MACRO_F1)]
     indices += [(f"AUROC of {evidence.class_name}", AUROC)] if any(each.auroc for each in questions) else []
     items: list[Item] = [
-        Sentences((_describe_families(questions, others=bool(others)),)),
+        Sentences((_format_families(questions, others=bool(others)),)),
         Sentences(tuple(each.sentence for each in pairs), listed=True),
-        Sentences(tuple(_differing(pairs, title, key) for title, key in indices)),
+        Sentences(tuple(_format_differences(pairs, title, key) for title, key in indices)),
     ]
     if pairs is not questions:
         items.append(
@@ -113,23 +131,23 @@ def comparison_section(evidence: Evidence) -> Section:
                 )
             )
         )
-    table = comparison_table(questions, class_name=evidence.class_name)
+    table = build_comparison_table(questions, class_name=evidence.class_name)
     items.append(table if pairs is questions else FileOnly(table))
     if others:
-        appendix = other_table(others, class_name=evidence.class_name)
+        appendix = build_unadjusted_table(others, class_name=evidence.class_name)
         items.append(appendix if len(others) <= MOST_PAIRS else FileOnly(appendix))
     return Section("comparisons", "Comparisons between models", tuple(items))
 
 
-def _pairs_with_winner(evidence: Evidence) -> tuple[Comparison, ...]:
+def _filter_winner_pairs(evidence: Evidence) -> tuple[Comparison, ...]:
     """Return the pairs that include a winner, for reports with too many pairs to show."""
     return tuple(dict.fromkeys(each for winner in evidence.winners for each in winner.comparisons))
 
 
-def _describe_families(comparisons: Sequence[Comparison], *, others: bool) -> str:
+def _format_families(comparisons: Sequence[Comparison], *, others: bool) -> str:
     """State the research questions and the number of tests for which each is corrected."""
     families = dict.fromkeys((each.question, each.family) for each in comparisons)
-    questions = [f"{question} ({_count_tests(size)})" for question, size in families]
+    questions = [f"{question} ({_format_test_count(size)})" for question, size in families]
     sentence = (
         f"Research questions, each a separate family of tests for Holm's correction: {'; '.join(questions)}."
         if len(questions) > 1
@@ -138,11 +156,11 @@ def _describe_families(comparisons: Sequence[Comparison], *, others: bool) -> st
     return sentence + (" All other pairs are listed in the appendix below, unadjusted." if others else "")
 
 
-def _count_tests(size: int) -> str:
+def _format_test_count(size: int) -> str:
     return "1 test, no correction needed" if size == 1 else f"{size} tests"
 
 
-def _differing(comparisons: Sequence[Comparison], index: str, key: str) -> str:
+def _format_differences(comparisons: Sequence[Comparison], index: str, key: str) -> str:
     """State which pairs differ significantly in macro F1 or in AUROC, by the corrected p-value."""
     sentences, remaining = [], 0
     for each in comparisons:
@@ -154,37 +172,37 @@ def _differing(comparisons: Sequence[Comparison], index: str, key: str) -> str:
             continue
         corrected = replace(compared.widest, p_value=each.corrected[key])
         names = (each.first.label, each.second.label)
-        sentences.append(paired_sentence(*names, corrected, index=index, images=each.pool.images, level=LEVEL))
+        sentences.append(format_paired_sentence(*names, corrected, index=index, images=each.pool.images, level=LEVEL))
     if not sentences:
         pairs = "This pair does not differ" if remaining == 1 else "None of these pairs differs"
         return f"{pairs} significantly in {index}."
     return " ".join(sentences) + (f" No other pair differs significantly in {index}." if remaining else "")
 
 
-def decision_section(evidence: Evidence) -> Section:
+def build_decision_section(evidence: Evidence) -> Section:
     """Build the section of calibration and thresholds."""
     calibrated = [result for result in evidence.results if result.calibration is not None]
-    items: list[Item] = [calibration_table(calibrated, class_name=evidence.class_name)] if calibrated else []
+    items: list[Item] = [build_calibration_table(calibrated, class_name=evidence.class_name)] if calibrated else []
     for level in (IMAGES, PATIENTS):
         with_threshold = [
             result for result in evidence.results if any(point.level == level for point in result.operating)
         ]
-        items += [threshold_table(with_threshold, level=level)] if with_threshold else []
-    items += [Sentences((sentence,)) for sentence in _without_threshold(calibrated, evidence.class_name)]
+        items += [build_threshold_table(with_threshold, level=level)] if with_threshold else []
+    items += [Sentences((sentence,)) for sentence in _explain_missing_thresholds(calibrated, evidence.class_name)]
     if len(calibrated) < len(evidence.results):
         missing = ", ".join(result.label for result in evidence.results if result.calibration is None)
         items.append(Sentences((f"Not calibrated, because there are no validation predictions: {missing}.",)))
     return Section("decisions", "Calibration and threshold", tuple(items))
 
 
-def _without_threshold(results: Sequence[Result], class_name: str | None) -> list[str]:
+def _explain_missing_thresholds(results: Sequence[Result], class_name: str | None) -> list[str]:
     """Explain why some results have no threshold."""
     without = [result for result in results if not result.operating]
     lacking_class = [result for result in without if class_name not in result.images.predictions.class_names]
     lacking_images = [result for result in without if result not in lacking_class]
     sentences = []
     if lacking_images:
-        images = validation_images([result.run for result in lacking_images])
+        images = format_validation_images([result.run for result in lacking_images])
         labels = ", ".join(result.label for result in lacking_images)
         sentences.append(f"No threshold can be fixed for {labels}: none of {images} is of class {class_name}.")
     if lacking_class:
@@ -193,7 +211,7 @@ def _without_threshold(results: Sequence[Result], class_name: str | None) -> lis
     return sentences
 
 
-def _by_classes(results: Sequence[Result]) -> list[list[Result]]:
+def _group_by_classes(results: Sequence[Result]) -> list[list[Result]]:
     """Group results that have the same classes in the same order and can share a table."""
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:

@@ -7,27 +7,27 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from pylorus.report.basis import tested_on
+from pylorus.report.basis import format_test_basis
 from pylorus.report.candidate import Candidate
 from pylorus.report.drawing import (
     FAINT,
     REPLICATES,
     Drawing,
-    legend_above,
-    legend_below,
-    line_style,
-    new_figure,
-    replicate_style,
-    style,
+    add_legend_above,
+    add_legend_below,
+    create_figure,
+    get_line_style,
+    get_replicate_style,
+    report_style,
 )
 from pylorus.report.result import Result
-from pylorus.report.table import as_number
+from pylorus.report.table import convert_to_number_cell
 
 MOST = 12
 """Maximum number of classes plotted; the tables give the AUROC of every class."""
 
 
-def roc_figure(candidates: Sequence[Candidate]) -> Drawing:
+def plot_roc_curves(candidates: Sequence[Candidate]) -> Drawing:
     """Plot ROC curves on the test images, one colour per candidate.
 
     Args:
@@ -37,8 +37,8 @@ def roc_figure(candidates: Sequence[Candidate]) -> Drawing:
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
     labels = [each.label for each in candidates]
-    with style():
-        figure = new_figure(lines * (2.45 + 0.168 * len(candidates)), legend=labels)
+    with report_style():
+        figure = create_figure(lines * (2.45 + 0.168 * len(candidates)), legend=labels)
         grid = figure.subplots(lines, columns, squeeze=False)
         for axes in list(grid.flat)[len(names) :]:
             axes.set_axis_off()
@@ -46,21 +46,23 @@ def roc_figure(candidates: Sequence[Candidate]) -> Drawing:
             axes.plot([0, 100], [0, 100], color=FAINT, linestyle=":", linewidth=1)
             handles, areas = [], []
             for number, candidate in enumerate(candidates):
-                handle = _draw(axes, candidate, name, number)
+                handle = _draw_roc_curve(axes, candidate, name, number)
                 if handle is not None:
                     handles.append(handle)
-                    areas.append(_area(candidate, name))
+                    areas.append(_format_auroc(candidate, name))
             axes.set_title(f"{name} versus the rest")
             axes.set_xlabel("100 − specificity, %")
             axes.set_ylabel("sensitivity, %")
             axes.set_xlim(-2, 102)
             axes.set_ylim(-2, 102)
             axes.set_aspect("equal", anchor="N")  # surplus height stays below, for the legend
-            legend_below(axes, handles, areas)
-        legend_lines = [Line2D([], [], **(line_style(number) | {"marker": ""})) for number in range(len(candidates))]
-        legend_above(figure, legend_lines, labels)
+            add_legend_below(axes, handles, areas)
+        legend_lines = [
+            Line2D([], [], **(get_line_style(number) | {"marker": ""})) for number in range(len(candidates))
+        ]
+        add_legend_above(figure, legend_lines, labels)
     area_text = "; ".join(
-        f"{name}: {', '.join(f'{each.label} {_area(each, name)}' for each in candidates)}" for name in names
+        f"{name}: {', '.join(f'{each.label} {_format_auroc(each, name)}' for each in candidates)}" for name in names
     )
     notes = []
     if any(len(each.results) == 1 for each in candidates):
@@ -71,14 +73,14 @@ def roc_figure(candidates: Sequence[Candidate]) -> Drawing:
     return Drawing(
         key="roc",
         title="ROC curves on test images, each class versus the rest",
-        basis=tested_on([result for each in candidates for result in each.results]),
+        basis=format_test_basis([result for each in candidates for result in each.results]),
         alt=f"Sensitivity against 100 minus specificity. Area under the curve: {area_text}.",
         figure=figure,
         notes=(*notes, "Dotted line: chance level."),
     )
 
 
-def roc_points(
+def compute_roc_points(
     positive: NDArray[np.bool_], scores: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Compute false and true positive rates from the strictest to the most lenient threshold, both from 0 to 1.
@@ -88,7 +90,7 @@ def roc_points(
         scores: Scores of shape (n,), higher if more probable; equal scores share one threshold.
 
     Example:
-        >>> rates = roc_points(np.array([True, False, True]), np.array([0.9, 0.5, 0.5]))
+        >>> rates = compute_roc_points(np.array([True, False, True]), np.array([0.9, 0.5, 0.5]))
         >>> [rate.tolist() for rate in rates]
         [[0.0, 0.0, 1.0], [0.0, 0.5, 1.0]]
     """
@@ -100,7 +102,7 @@ def roc_points(
     return false / false[-1], true / true[-1]
 
 
-def _points(result: Result, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+def _compute_class_roc(result: Result, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """Return the curve of a class; None if the class or the rest has no test images."""
     predictions = result.test.predictions
     if name not in predictions.class_names:
@@ -109,27 +111,27 @@ def _points(result: Result, name: str) -> tuple[NDArray[np.float64], NDArray[np.
     positive = predictions.true == column
     if positive.all() or not positive.any():
         return None
-    return roc_points(positive, predictions.probabilities[:, column])
+    return compute_roc_points(positive, predictions.probabilities[:, column])
 
 
-def _draw(axes: Axes, candidate: Candidate, name: str, number: int) -> Line2D | None:
+def _draw_roc_curve(axes: Axes, candidate: Candidate, name: str, number: int) -> Line2D | None:
     """Plot a candidate's curve, and those of its runs if there are several; return None if no run has a curve."""
-    curves = [points for result in candidate.results if (points := _points(result, name)) is not None]
+    curves = [points for result in candidate.results if (points := _compute_class_roc(result, name)) is not None]
     if not curves:
         return None
-    line_options = line_style(number) | {"marker": ""}
+    line_options = get_line_style(number) | {"marker": ""}
     if len(candidate.results) == 1:
         (line,) = axes.plot(100 * curves[0][0], 100 * curves[0][1], **line_options)
         return line
     for false, true in curves:
-        axes.plot(100 * false, 100 * true, **replicate_style(number))
+        axes.plot(100 * false, 100 * true, **get_replicate_style(number))
     grid = np.linspace(0, 1, 201)
-    mean = np.mean([_sensitivity_at(grid, *points) for points in curves], axis=0)
+    mean = np.mean([_calculate_sensitivity_at(grid, *points) for points in curves], axis=0)
     (line,) = axes.plot(100 * np.append(0.0, grid), 100 * np.append(0.0, mean), **line_options)
     return line
 
 
-def _sensitivity_at(
+def _calculate_sensitivity_at(
     grid: NDArray[np.float64], false: NDArray[np.float64], true: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Interpolate the curve at a grid of false positive rates; use the upper end of vertical segments."""
@@ -138,12 +140,12 @@ def _sensitivity_at(
     return sensitivity
 
 
-def _area(candidate: Candidate, name: str) -> str:
+def _format_auroc(candidate: Candidate, name: str) -> str:
     areas = []
     for result in candidate.results:
         names = result.images.predictions.class_names
         if name in names:
-            areas.append(as_number(result.images.ranking.auroc[names.index(name)], digits=2))
+            areas.append(convert_to_number_cell(result.images.ranking.auroc[names.index(name)], digits=2))
     values = [each.value for each in areas if each.value == each.value]
     if not values:
         return "undefined"

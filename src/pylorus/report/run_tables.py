@@ -2,43 +2,43 @@
 
 from collections.abc import Sequence
 
-from pylorus.data.shares import describe_split, find_asked_shares
-from pylorus.report.basis import tested_on, trained_on
-from pylorus.report.marks import mark_words
-from pylorus.report.redaction import redacted_overrides
+from pylorus.data.shares import explain_split, get_requested_fractions
+from pylorus.report.basis import format_test_basis, format_training_basis
+from pylorus.report.marks import format_caveats
+from pylorus.report.redaction import redact_overrides
 from pylorus.report.result import Result
 from pylorus.report.run_facts import is_validated_on_test
 from pylorus.report.saved_run import SavedRun
 from pylorus.report.saved_split import PARTS
-from pylorus.report.table import Cell, Column, Number, Row, Table, in_percent, text_columns
+from pylorus.report.table import Cell, Column, Number, Row, Table, convert_to_percent_cell, create_text_columns
 
 NO_PATIENTS = "neither data.group, nor a manifest column `group`, nor data.patients=dicom identifies patients"
 
 
-def run_table(runs: Sequence[SavedRun]) -> Table:
+def build_run_table(runs: Sequence[SavedRun]) -> Table:
     """Build the table of all runs, including those without results."""
     return Table(
         key="runs",
         title="Runs",
-        basis=mark_words(runs),
+        basis=format_caveats(runs),
         columns=(
-            *text_columns("run", "model", "weights", "state", "finished stages", "shipped stage", "split"),
+            *create_text_columns("run", "model", "weights", "state", "finished stages", "shipped stage", "split"),
             Column("minutes"),
         ),
-        rows=tuple(_run_row(run) for run in runs),
+        rows=tuple(_build_run_row(run) for run in runs),
     )
 
 
-def command_lines(runs: Sequence[SavedRun], *, names: bool) -> str:
+def format_command_lines(runs: Sequence[SavedRun], *, names: bool) -> str:
     """Return the command line of each run, one per line; folder names are redacted unless `names` is True."""
     lines = []
     for run in runs:
         words = [str(word) for word in run.status.get("overrides", [])]
-        lines.append(f"{run.label}: python train.py {' '.join(words if names else redacted_overrides(words))}")
+        lines.append(f"{run.label}: python train.py {' '.join(words if names else redact_overrides(words))}")
     return "\n".join(line.rstrip() for line in lines)
 
 
-def result_table(results: Sequence[Result]) -> Table:
+def build_accuracy_table(results: Sequence[Result]) -> Table:
     """Build the table of accuracy on validation and test images.
 
     Args:
@@ -48,9 +48,9 @@ def result_table(results: Sequence[Result]) -> Table:
     return Table(
         key="accuracy",
         title="Accuracy on validation and test images",
-        basis=tested_on(results),
+        basis=format_test_basis(results),
         columns=(
-            *text_columns("model", "stage"),
+            *create_text_columns("model", "stage"),
             Column("validation" if not all(on_test) else "validation (test images)", unit="%"),
             Column("test", unit="%"),
             Column("right", over="test images"),
@@ -63,8 +63,8 @@ def result_table(results: Sequence[Result]) -> Table:
                     result.stage.name,
                     Number(float("nan"), 1, (float("nan"), float("nan")))
                     if result.validation_accuracy is None
-                    else in_percent(result.validation_accuracy),
-                    in_percent(result.images.shares.accuracy),
+                    else convert_to_percent_cell(result.validation_accuracy),
+                    convert_to_percent_cell(result.images.shares.accuracy),
                     result.images.shares.accuracy.successes,
                     result.images.shares.accuracy.total,
                 )
@@ -74,74 +74,74 @@ def result_table(results: Sequence[Result]) -> Table:
     )
 
 
-def split_table(run: SavedRun) -> Table:
+def build_split_table(run: SavedRun) -> Table:
     """Build the table of images and groups per class in the training, validation and test split of a run."""
     assert run.split is not None
     short_names = dict(zip(run.class_names, run.short_names, strict=True))
-    grouped = run.grouped
+    grouped = run.has_groups
 
-    def row(name: str, counts: Sequence[Cell], patients: Sequence[Cell], *, strong: bool = False) -> Row:
+    def build_row(name: str, counts: Sequence[Cell], patients: Sequence[Cell], *, strong: bool = False) -> Row:
         return Row((name, *counts, *(patients if grouped else ())), strong=strong)
 
     rows = [
-        row(
+        build_row(
             f"{short_names[name]} ({name})" if short_names[name] != name else name,
-            run.split.counts(name),
-            run.split.counts(name, "group"),
+            run.split.count_by_split(name),
+            run.split.count_by_split(name, "group"),
         )
         for name in run.class_names
     ]
-    tables = [run.split.part(part) for part in PARTS]
+    tables = [run.split.get_split_rows(part) for part in PARTS]
     rows.append(
-        row("all", [len(part) for part in tables], [int(part["group"].nunique()) for part in tables], strong=True)
+        build_row("all", [len(part) for part in tables], [int(part["group"].nunique()) for part in tables], strong=True)
     )
     return Table(
         key=f"split-{run.stem}",
         title="Images by class and split (training, validation, test)" + (", with their groups" if grouped else ""),
-        basis=trained_on([run]),
+        basis=format_training_basis([run]),
         columns=(
-            *text_columns("class"),
+            *create_text_columns("class"),
             *(Column(part, over="images") for part in PARTS),
             *(Column(part, over="groups") for part in PARTS if grouped),
         ),
         rows=tuple(rows),
-        notes=_split_notes(run),
+        notes=_format_split_notes(run),
     )
 
 
-def split_sentences(run: SavedRun) -> tuple[str, ...]:
+def format_split_sentences(run: SavedRun) -> tuple[str, ...]:
     """Say what is known about leakage between the splits of a run."""
     assert run.split is not None
-    identical, groups = run.split.shared_images, run.split.shared_groups
+    identical, groups = run.split.images_in_several_splits, run.split.groups_in_several_splits
     sentences = [f"Identical images in more than one split (train, val, test): {identical}."]
-    if run.grouped:
+    if run.has_groups:
         sentences.append(f"Groups (patients) in more than one split: {groups}.")
     else:
         sentences.append(f"Whether a patient occurs in more than one split is unknown: {NO_PATIENTS}.")
-    return (*sentences, *split_warnings(run))
+    return (*sentences, *format_split_warnings(run))
 
 
-def split_warnings(run: SavedRun) -> tuple[str, ...]:
+def format_split_warnings(run: SavedRun) -> tuple[str, ...]:
     """Warn of split sizes that differ from those requested, and of splits with few groups of a class."""
     if run.split is None:
         return ()
     requested: dict[str, float] = {}
     if run.given_parts is not None:
-        requested = find_asked_shares(
+        requested = get_requested_fractions(
             given=run.given_parts,
-            chosen=run.setting("data.fold") is not None or run.setting("data.test_column") is not None,
-            fixed=run.setting("data.split_file") is not None,
-            validation=str(run.setting("data.validation")),
-            test_fraction=float(run.setting("data.test_fraction")),
-            val_fraction=float(run.setting("data.val_fraction")),
+            chosen=run.get_setting("data.fold") is not None or run.get_setting("data.test_column") is not None,
+            fixed=run.get_setting("data.split_file") is not None,
+            validation=str(run.get_setting("data.validation")),
+            test_fraction=float(run.get_setting("data.test_fraction")),
+            val_fraction=float(run.get_setting("data.val_fraction")),
         )
     merged_groups = int(run.audit.get("joined_groups", 0))
-    return describe_split(run.split.table, requested, grouped=run.grouped, joined=merged_groups)
+    return explain_split(run.split.table, requested, grouped=run.has_groups, joined=merged_groups)
 
 
-def _split_notes(run: SavedRun) -> tuple[str, ...]:
+def _format_split_notes(run: SavedRun) -> tuple[str, ...]:
     assert run.split is not None
-    if not run.grouped:
+    if not run.has_groups:
         return (f"Each image is its own group: {NO_PATIENTS}.",)
     several = int((run.split.table.groupby("group")["class"].nunique() > 1).sum())
     if not several:
@@ -151,17 +151,17 @@ def _split_notes(run: SavedRun) -> tuple[str, ...]:
     return (f"{several:,} groups have images of several classes and are counted in each of them.",)
 
 
-def _run_row(run: SavedRun) -> Row:
-    weights = run.bundle.get("weights", {}).get("from") or run.setting("model.weights", "–")
+def _build_run_row(run: SavedRun) -> Row:
+    weights = run.bundle.get("weights", {}).get("from") or run.get_setting("model.weights", "–")
     return Row(
         (
             run.label,
             run.model,
             str(weights).replace("\\", "/").rpartition("/")[2],
             run.state,
-            ", ".join(stage.name for stage in run.finished_stages) or "none",
-            run.shipped.name if run.bundle and run.shipped else "–",
-            run.split.cited if run.split else "–",
+            ", ".join(stage.name for stage in run.complete_stages) or "none",
+            run.bundle_stage.name if run.bundle and run.bundle_stage else "–",
+            run.split.short_hash if run.split else "–",
             Number(run.minutes),
         )
     )

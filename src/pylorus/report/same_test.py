@@ -11,7 +11,7 @@ from pylorus.report.result import Result
 
 
 @dataclass(frozen=True, eq=False)
-class SameTest:
+class ComparableResults:
     """Results on one test set.
 
     Attributes:
@@ -32,16 +32,16 @@ class SameTest:
         return list(dict.fromkeys(result.run.label for result in self.results))
 
 
-def by_test_set(results: Sequence[Result]) -> tuple[SameTest, ...]:
+def group_by_test_set(results: Sequence[Result]) -> tuple[ComparableResults, ...]:
     """Group results that have the same test images, true classes, groups and class names."""
     by_test: dict[str, list[Result]] = {}
     for result in results:
-        by_test.setdefault(name_test(result), []).append(result)
-    return tuple(SameTest(tuple(group)) for group in by_test.values())
+        by_test.setdefault(compute_test_hash(result), []).append(result)
+    return tuple(ComparableResults(tuple(group)) for group in by_test.values())
 
 
 @lru_cache(maxsize=512)
-def name_test(result: Result) -> str:
+def compute_test_hash(result: Result) -> str:
     """Return a hash of the test images of a result, their true classes, groups and class names."""
     table = result.test.predictions
     order = np.argsort(table.sample)

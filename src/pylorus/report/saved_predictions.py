@@ -11,9 +11,9 @@ from scipy.special import softmax
 
 from pylorus.columns import ABOUT
 from pylorus.errors import PylorusError
-from pylorus.evaluation.inputs import checked_logits
+from pylorus.evaluation.inputs import check_logits
 from pylorus.evaluation.predictions import Predictions
-from pylorus.predictions import class_names
+from pylorus.predictions import get_class_names
 
 COLUMNS = ("sample_id", "group", "true", "predicted")
 TOLERANCE = 1e-3
@@ -65,15 +65,15 @@ def read_predictions(path: Path, *, order: Sequence[str] = ()) -> SavedPredictio
     except Exception as error:  # pyarrow raises many types of exceptions on a damaged file
         raise PylorusError(f"{path}: cannot be read as a table of predictions: {error}") from error
     try:
-        return _checked(table, order)
+        return _convert_predictions(table, order)
     except ValueError as error:
         raise PylorusError(
             f"{path}: {error}. The run that wrote this file has to compute its predictions again."
         ) from error
 
 
-def _checked(table: pd.DataFrame, order: Sequence[str]) -> SavedPredictions:
-    names = class_names(table)
+def _convert_predictions(table: pd.DataFrame, order: Sequence[str]) -> SavedPredictions:
+    names = get_class_names(table)
     ordered = list(order) if set(order) == set(names) else names
     required = [*COLUMNS, *(f"{kind}/{name}" for kind in ("logit", "probability") for name in names)]
     missing = [name for name in required if name not in table.columns]
@@ -87,7 +87,7 @@ def _checked(table: pd.DataFrame, order: Sequence[str]) -> SavedPredictions:
         unknown = set(table[column]) - set(names) if column in ("true", "predicted") else set()
         if unknown:
             raise ValueError(f"column {column} contains {sorted(unknown)}, expected only {names}")
-    logits = checked_logits(table[[f"logit/{name}" for name in ordered]].to_numpy(dtype=np.float64))
+    logits = check_logits(table[[f"logit/{name}" for name in ordered]].to_numpy(dtype=np.float64))
     predictions = Predictions(
         sample=table["sample_id"].to_numpy(dtype=str),
         group=table["group"].to_numpy(dtype=str),

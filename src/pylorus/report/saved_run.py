@@ -14,9 +14,9 @@ from pylorus.errors import PylorusError
 from pylorus.report.redaction import HIDDEN
 from pylorus.report.saved_json import read_json
 from pylorus.report.saved_predictions import SavedPredictions, read_predictions
-from pylorus.report.saved_split import SavedSplit, contradiction, read_split
+from pylorus.report.saved_split import SavedSplit, find_contradiction, read_split
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.shipped import LAST, ShippedStage, choose_stage, read_shipped, score_stage
+from pylorus.runs.shipped import LAST, ShippedStage, read_shipped, score_stage, select_stage
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,29 +77,29 @@ class SavedRun:
         return str(self.status["state"])
 
     @property
-    def finished_stages(self) -> tuple[SavedStage, ...]:
+    def complete_stages(self) -> tuple[SavedStage, ...]:
         """Stages with predictions for the test images."""
         return tuple(stage for stage in self.stages if stage.test is not None)
 
     @cached_property
-    def shipped(self) -> ShippedStage | None:
+    def bundle_stage(self) -> ShippedStage | None:
         """Shipped stage of the run, whose network is in the bundle and which represents the run.
 
         For a run without a bundle, the rule chooses among the stages tested so far; for a bundle that does not name its
         stage, as written by versions without the rule, it is the last stage. None if no stage has test predictions.
         """
-        if not self.finished_stages:
+        if not self.complete_stages:
             return None
         if self.bundle:
-            return read_shipped(self.bundle) or ShippedStage(self.finished_stages[-1].name, LAST, {})
+            return read_shipped(self.bundle) or ShippedStage(self.complete_stages[-1].name, LAST, {})
         scores = {
             stage.name: score_stage(stage.validation.logits, stage.validation.predictions.true)
-            for stage in self.finished_stages
+            for stage in self.complete_stages
             if stage.validation is not None
         }
         if not scores:
-            return ShippedStage(self.finished_stages[-1].name, LAST, {})
-        return choose_stage(scores, asked=self.setting("deploy.stage"))
+            return ShippedStage(self.complete_stages[-1].name, LAST, {})
+        return select_stage(scores, asked=self.get_setting("deploy.stage"))
 
     @property
     def minutes(self) -> float:
@@ -109,22 +109,22 @@ class SavedRun:
     @property
     def model(self) -> str:
         """Name of the model in timm, with its tag if known."""
-        return str(self.bundle.get("architecture") or self.setting("model.name", "unknown model"))
+        return str(self.bundle.get("architecture") or self.get_setting("model.name", "unknown model"))
 
     @property
     def short_names(self) -> list[str]:
         """Short names of the classes, in the order of the run."""
-        return class_order(self.config)
+        return get_class_order(self.config)
 
     @property
     def class_names(self) -> list[str]:
         """Names of the class folders, in the order of the run."""
-        return [str(name) for name in self.setting("data.classes") or []]
+        return [str(name) for name in self.get_setting("data.classes") or []]
 
     @property
-    def grouped(self) -> bool:
+    def has_groups(self) -> bool:
         """Whether groups (patients) are known from data.group or a manifest; otherwise each image is its own group."""
-        if self.setting("data.group") is not None:
+        if self.get_setting("data.group") is not None:
             return True
         return self.split is not None and bool((self.split.table["group"] != self.split.table["path"]).any())
 
@@ -134,13 +134,13 @@ class SavedRun:
 
         A value that belongs to a single patient may be a name and is hidden, as in subgroup tables.
         """
-        fold = self.setting("data.fold")
-        if fold is None or self.setting("data.fold_column") is None:
+        fold = self.get_setting("data.fold")
+        if fold is None or self.get_setting("data.fold_column") is None:
             return None if fold is None else str(fold)
-        patients = 0 if self.split is None else self.split.part("test")["group"].nunique()
+        patients = 0 if self.split is None else self.split.get_split_rows("test")["group"].nunique()
         return str(fold) if patients > 1 else HIDDEN
 
-    def setting(self, key: str, default: Any = None) -> Any:
+    def get_setting(self, key: str, default: Any = None) -> Any:
         """Return the value of a configuration key, or the default if it is missing or null."""
         value = OmegaConf.select(self.config, key, default=default)
         return default if value is None else value
@@ -164,7 +164,7 @@ def read_config(folder: Path) -> DictConfig:
     return config
 
 
-def class_order(config: DictConfig) -> list[str]:
+def get_class_order(config: DictConfig) -> list[str]:
     """Return the short names of the classes in the order of the run; empty if they were not known yet."""
     names = OmegaConf.select(config, "data.short_names") or OmegaConf.select(config, "data.classes")
     return [str(name) for name in names or []]
@@ -185,7 +185,7 @@ def read_run(folder: Path, config: DictConfig | None = None, *, order: Sequence[
     run_folder = RunFolder(folder)
     config = read_config(folder) if config is None else config
     try:
-        status = run_folder.status()
+        status = run_folder.read_status()
     except (ValueError, KeyError) as error:
         raise PylorusError(f"{folder / 'status.json'}: not a valid status file: {error}") from error
     split = read_split(folder / "split.csv") if (folder / "split.csv").is_file() else None
@@ -194,9 +194,9 @@ def read_run(folder: Path, config: DictConfig | None = None, *, order: Sequence[
         SavedStage(
             name=str(name),
             monitor=str(OmegaConf.select(config, f"stages.{name}.monitor", default="loss")),
-            curves=_curves(run_folder.stage(str(name)).path / "metrics.csv"),
-            validation=_optional_predictions(run_folder.predictions(str(name), "val"), order),
-            test=_optional_predictions(run_folder.predictions(str(name), "test"), order),
+            curves=_read_curves(run_folder.get_stage(str(name)).path / "metrics.csv"),
+            validation=_read_optional_predictions(run_folder.get_predictions_path(str(name), "val"), order),
+            test=_read_optional_predictions(run_folder.get_predictions_path(str(name), "test"), order),
         )
         for name in planned
     )
@@ -210,21 +210,21 @@ def read_run(folder: Path, config: DictConfig | None = None, *, order: Sequence[
         bundle=read_json(folder / "model" / "model.json") or {},
         network=read_json(folder / "network.json"),
         audit=read_json(folder / "audit.json") or {},
-        given_parts=_given_parts(folder / "catalog.parquet"),
+        given_parts=_read_given_splits(folder / "catalog.parquet"),
     )
-    _check(run)
+    _check_predictions(run)
     return run
 
 
-def _check(run: SavedRun) -> None:
+def _check_predictions(run: SavedRun) -> None:
     """Raise an error if predictions and split disagree about the images or their classes."""
     full = dict(zip(run.short_names, run.class_names, strict=True))
-    validated_on = "test" if run.setting("data.validation") == "test" else "val"
+    validated_on = "test" if run.get_setting("data.validation") == "test" else "val"
     for stage in run.stages:
         for kind, split, saved in (("val", validated_on, stage.validation), ("test", "test", stage.test)):
             if saved is None:
                 continue
-            file = RunFolder(run.folder).predictions(stage.name, kind)
+            file = RunFolder(run.folder).get_predictions_path(stage.name, kind)
             if run.split is None:
                 raise PylorusError(
                     f"{file}: split.csv is missing in the run's folder, so these predictions cannot be checked or "
@@ -237,14 +237,14 @@ def _check(run: SavedRun) -> None:
                     f"{file}: found classes {sorted(unknown)}, expected those of config.yaml: {list(full)}."
                 )
             classes = [full[table.class_names[label]] for label in table.true]
-            problem = contradiction(run.split, split, np.asarray(table.sample), classes)
+            problem = find_contradiction(run.split, split, np.asarray(table.sample), classes)
             if problem:
                 raise PylorusError(
                     f"{file}: {problem}. The two files are not from the same run: restore the run's own files."
                 )
 
 
-def _given_parts(path: Path) -> frozenset[str] | None:
+def _read_given_splits(path: Path) -> frozenset[str] | None:
     """Read which splits came with the images; None if there is no catalog.
 
     Raises:
@@ -259,7 +259,7 @@ def _given_parts(path: Path) -> frozenset[str] | None:
     return frozenset(str(split) for split in splits.unique()) - {""}
 
 
-def _curves(path: Path) -> pd.DataFrame | None:
+def _read_curves(path: Path) -> pd.DataFrame | None:
     if not path.is_file():
         return None
     try:
@@ -276,5 +276,5 @@ def _curves(path: Path) -> pd.DataFrame | None:
         ) from error
 
 
-def _optional_predictions(path: Path, order: Sequence[str]) -> SavedPredictions | None:
+def _read_optional_predictions(path: Path, order: Sequence[str]) -> SavedPredictions | None:
     return read_predictions(path, order=order) if path.is_file() else None

@@ -31,36 +31,36 @@ class SavedSplit:
     table: pd.DataFrame
 
     @property
-    def cited(self) -> str:
+    def short_hash(self) -> str:
         """Short hash, as cited in tables."""
         return self.sha256[:SHOWN_DIGITS]
 
     @cached_property
-    def test_images(self) -> str:
+    def test_set_hash(self) -> str:
         """Hash of the contents of the test images: the same for every split that tests on these images."""
-        return name_of_images(set(self.part("test")["sha256"]))
+        return compute_image_set_hash(set(self.get_split_rows("test")["sha256"]))
 
-    def part(self, name: str) -> pd.DataFrame:
+    def get_split_rows(self, name: str) -> pd.DataFrame:
         """Return the rows of train, val or test."""
         return self.table[self.table["split"] == name]
 
-    def counts(self, class_name: str, column: str | None = None) -> list[int]:
+    def count_by_split(self, class_name: str, column: str | None = None) -> list[int]:
         """Count the images of a class, or their distinct values of a column, in train, val and test."""
         images = self.table[self.table["class"] == class_name]
         tables = [images[images["split"] == name] for name in PARTS]
         return [len(table) if column is None else int(table[column].nunique()) for table in tables]
 
     @cached_property
-    def shared_groups(self) -> int:
+    def groups_in_several_splits(self) -> int:
         """Number of groups that occur in more than one split (train, val, test)."""
-        return self._shared("group")
+        return self._count_in_several_splits("group")
 
     @cached_property
-    def shared_images(self) -> int:
+    def images_in_several_splits(self) -> int:
         """Number of images, identified by their content, that occur in more than one split (train, val, test)."""
-        return self._shared("sha256")
+        return self._count_in_several_splits("sha256")
 
-    def _shared(self, column: str) -> int:
+    def _count_in_several_splits(self, column: str) -> int:
         return int((self.table.groupby(column)["split"].nunique() > 1).sum())
 
 
@@ -83,12 +83,12 @@ def read_split(path: Path) -> SavedSplit:
     return SavedSplit(hashlib.sha256(content).hexdigest(), table)
 
 
-def name_of_images(contents: set[str]) -> str:
+def compute_image_set_hash(contents: set[str]) -> str:
     """Hash a set of images, each given by the hash of its content; independent of their order and names."""
     return hashlib.sha256("\n".join(sorted(contents)).encode()).hexdigest()
 
 
-def contradiction(split: SavedSplit, split_name: str, samples: np.ndarray, classes: list[str]) -> str | None:
+def find_contradiction(split: SavedSplit, split_name: str, samples: np.ndarray, classes: list[str]) -> str | None:
     """Describe how predictions and split disagree about images or classes; return None if they agree.
 
     Args:
@@ -97,7 +97,7 @@ def contradiction(split: SavedSplit, split_name: str, samples: np.ndarray, class
         samples: Sample ids of the predicted images, of shape (images,).
         classes: Folder name of the true class of each image, in the same order.
     """
-    rows = split.part(split_name).set_index("sample_id")["class"]
+    rows = split.get_split_rows(split_name).set_index("sample_id")["class"]
     unmatched = len(set(samples) ^ set(rows.index))
     if unmatched:
         verb = "image is" if unmatched == 1 else "images are"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pylorus.errors import PylorusError, listing
+from pylorus.errors import PylorusError, format_name_list
 
 STATUS = "status.json"
 """File that identifies a folder as a run."""
@@ -25,7 +25,7 @@ class Scope:
     output: Path
 
 
-def scope_of(paths: Sequence[Path], output: Path | None = None) -> Scope:
+def resolve_scope(paths: Sequence[Path], output: Path | None = None) -> Scope:
     """Find the runs in the given paths.
 
     Args:
@@ -37,14 +37,14 @@ def scope_of(paths: Sequence[Path], output: Path | None = None) -> Scope:
     """
     if not paths:
         raise PylorusError("no path given; expected the folder of a run or of a sweep, as in: pylorus report FOLDER")
-    folders = tuple({folder.resolve(): folder for path in paths for folder in _runs(path)}.values())
+    folders = tuple({folder.resolve(): folder for path in paths for folder in _find_runs(path)}.values())
     if len(paths) > 1:
         return Scope("runs" if len(folders) > 1 else "run", folders, output or Path("report"))
     is_run = (paths[0] / STATUS).is_file()
     return Scope("run" if is_run else "sweep", folders, output or paths[0] / "report")
 
 
-def _runs(path: Path) -> list[Path]:
+def _find_runs(path: Path) -> list[Path]:
     """Return the path itself if it is a run, or the runs directly inside it."""
     if not path.is_dir():
         raise PylorusError(f"{path}: no such folder; expected the folder of a run or of a sweep.")
@@ -52,14 +52,14 @@ def _runs(path: Path) -> list[Path]:
         return [path]
     jobs = [file.parent for file in path.glob(f"*/{STATUS}")]
     if jobs:
-        return sorted(jobs, key=_job_order)
+        return sorted(jobs, key=_get_job_order)
     deeper = sorted({file.parent for pattern in (f"*/*/{STATUS}", f"*/*/*/{STATUS}") for file in path.glob(pattern)})
-    hint = f" There are runs deeper inside it:\n{listing(deeper, most=4)}" if deeper else ""
+    hint = f" There are runs deeper inside it:\n{format_name_list(deeper, most=4)}" if deeper else ""
     raise PylorusError(
         f"{path}: neither a run (it contains no {STATUS}) nor a sweep (none of its folders contains one).{hint}"
     )
 
 
-def _job_order(folder: Path) -> tuple[int, str]:
+def _get_job_order(folder: Path) -> tuple[int, str]:
     """Return a sort key that puts jobs 0, 1, …, 10 in numerical order before folders with other names."""
     return (int(folder.name), "") if folder.name.isdigit() else (1 << 31, folder.name)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from pylorus.report.drawing import Drawing
-from pylorus.report.mistakes import Mistake
+from pylorus.report.mistakes import Misclassification
 from pylorus.report.table import Table
 from pylorus.report.thumbnails import Thumbnail
 
@@ -21,7 +21,7 @@ class Sentences:
 class Pictures:
     """Thumbnails of misclassified images, in order."""
 
-    shown: tuple[tuple[Mistake, Thumbnail], ...]
+    shown: tuple[tuple[Misclassification, Thumbnail], ...]
 
 
 @dataclass(frozen=True)

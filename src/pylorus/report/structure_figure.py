@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from pylorus.report.drawing import FAINT, INK, PAPER, WIDTH, Drawing, new_figure, style
-from pylorus.report.network import Blocks, blocks_of, output_text, united
+from pylorus.report.drawing import FAINT, INK, PAPER, WIDTH, Drawing, create_figure, report_style
+from pylorus.report.network import NetworkBlock, format_output_shape, merge_similar_blocks, read_network_blocks
 from pylorus.report.saved_run import SavedRun
 
 FROZEN, LEARNING = "#eceff2", "#bcdcf2"
@@ -18,28 +18,28 @@ NAME, BOX, OUTPUT, LAYERS, PARAMETERS, STAGES = 0.0, 0.34, 0.6, 0.665, 0.8, 0.83
 """Positions of the columns as fractions of the width: left edge of names, center of boxes, right edge of numbers."""
 
 
-def structure_figure(run: SavedRun) -> Drawing:
+def plot_network_structure(run: SavedRun) -> Drawing:
     """Plot the blocks of a run's network, top to bottom.
 
     Args:
         run: A run with network.json.
     """
-    blocks = blocks_of(run)
-    rows = united(blocks)
+    blocks = read_network_blocks(run)
+    rows = merge_similar_blocks(blocks)
     stages = list(blocks[0].learning)
     layers, parameters = sum(block.layers for block in blocks), sum(block.parameters for block in blocks)
-    with style():
-        figure = new_figure(ROW * (len(rows) + 2.4))
+    with report_style():
+        figure = create_figure(ROW * (len(rows) + 2.4))
         axes = figure.subplots()
         axes.set_axis_off()
         axes.set_xlim(0, 1)
         axes.set_ylim(len(rows) + 1.2, -1.2)
-        _heads(axes, stages)
+        _draw_column_heads(axes, stages)
         for position, block in enumerate(rows):
-            _draw_block(axes, position, block, stages, _widest(rows))
-        _say(axes, NAME, len(rows) + 0.4, "all", weight="bold")
-        _say(axes, LAYERS, len(rows) + 0.4, f"{layers:,}", ha="right", weight="bold")
-        _say(axes, PARAMETERS, len(rows) + 0.4, f"{parameters:,}", ha="right", weight="bold")
+            _draw_block(axes, position, block, stages, _calculate_max_channels(rows))
+        _draw_text(axes, NAME, len(rows) + 0.4, "all", weight="bold")
+        _draw_text(axes, LAYERS, len(rows) + 0.4, f"{layers:,}", ha="right", weight="bold")
+        _draw_text(axes, PARAMETERS, len(rows) + 0.4, f"{parameters:,}", ha="right", weight="bold")
     trained = "; ".join(
         f"{stage}: {sum(block.learning[stage] for block in blocks):,} of {parameters:,} parameters trained"
         for stage in stages
@@ -58,7 +58,7 @@ def structure_figure(run: SavedRun) -> Drawing:
     )
 
 
-def _heads(axes: Axes, stages: Sequence[str]) -> None:
+def _draw_column_heads(axes: Axes, stages: Sequence[str]) -> None:
     for x, text, align in (
         (NAME, "block", "left"),
         (BOX, "type", "center"),
@@ -66,15 +66,15 @@ def _heads(axes: Axes, stages: Sequence[str]) -> None:
         (LAYERS, "layers", "right"),
         (PARAMETERS, "parameters", "right"),
     ):
-        _say(axes, x, -0.9, text, ha=align, weight="bold")
+        _draw_text(axes, x, -0.9, text, ha=align, weight="bold")
     for number, stage in enumerate(stages):
-        _say(axes, _stage_at(number, len(stages)), -0.9, stage, ha="center", weight="bold")
+        _draw_text(axes, _calculate_stage_position(number, len(stages)), -0.9, stage, ha="center", weight="bold")
     axes.plot([0, 1], [-0.55, -0.55], color=FAINT, linewidth=0.8)
 
 
-def _draw_block(axes: Axes, position: int, block: Blocks, stages: Sequence[str], widest: float) -> None:
+def _draw_block(axes: Axes, position: int, block: NetworkBlock, stages: Sequence[str], widest: float) -> None:
     is_trained = bool(stages) and block.learning[stages[-1]] > 0
-    width = 0.15 + 0.12 * _channels(block) / widest
+    width = 0.15 + 0.12 * _calculate_log_channels(block) / widest
     if position:
         axes.annotate(
             "",
@@ -95,16 +95,21 @@ def _draw_block(axes: Axes, position: int, block: Blocks, stages: Sequence[str],
             alpha=0.9,
         )
     )
-    _say(axes, BOX, position, block.type if len(block.type) < 26 else f"{block.type[:24]}…", ha="center", size=7)
-    _say(axes, NAME, position, block.name if len(block.name) < 26 else f"{block.name[:24]}…")
-    _say(axes, OUTPUT, position, output_text(block), ha="right")
-    _say(axes, LAYERS, position, str(block.layers), ha="right")
-    _say(axes, PARAMETERS, position, f"{block.parameters:,}", ha="right")
+    _draw_text(axes, BOX, position, block.type if len(block.type) < 26 else f"{block.type[:24]}…", ha="center", size=7)
+    _draw_text(axes, NAME, position, block.name if len(block.name) < 26 else f"{block.name[:24]}…")
+    _draw_text(axes, OUTPUT, position, format_output_shape(block), ha="right")
+    _draw_text(axes, LAYERS, position, str(block.layers), ha="right")
+    _draw_text(axes, PARAMETERS, position, f"{block.parameters:,}", ha="right")
     for number, stage in enumerate(stages):
-        _square(axes, _stage_at(number, len(stages)), position, block.learning[stage] / max(1, block.parameters))
+        _draw_training_square(
+            axes,
+            _calculate_stage_position(number, len(stages)),
+            position,
+            block.learning[stage] / max(1, block.parameters),
+        )
 
 
-def _square(axes: Axes, x: float, y: float, proportion: float) -> None:
+def _draw_training_square(axes: Axes, x: float, y: float, proportion: float) -> None:
     """Draw a square that is empty, half filled or filled for the proportion of a block that is trained."""
     height, width = 0.5, 0.5 * ROW / WIDTH
     fill = 0.0 if proportion == 0 else 1.0 if proportion == 1 else 0.5
@@ -117,22 +122,22 @@ def _square(axes: Axes, x: float, y: float, proportion: float) -> None:
         )
 
 
-def _stage_at(number: int, count: int) -> float:
+def _calculate_stage_position(number: int, count: int) -> float:
     return STAGES + (1 - STAGES) * (number + 0.5) / max(count, 1)
 
 
-def _channels(block: Blocks) -> float:
+def _calculate_log_channels(block: NetworkBlock) -> float:
     """Return log2 of the number of output channels: the first of three axes, else the last."""
     if not block.output:
         return 0.0
     return math.log2(max(2, block.output[0] if len(block.output) == 3 else block.output[-1]))
 
 
-def _widest(blocks: Sequence[Blocks]) -> float:
-    return max(1.0, *(_channels(block) for block in blocks), 1.0)
+def _calculate_max_channels(blocks: Sequence[NetworkBlock]) -> float:
+    return max(1.0, *(_calculate_log_channels(block) for block in blocks), 1.0)
 
 
-def _say(
+def _draw_text(
     axes: Axes, x: float, y: float, text: str, *, ha: str = "left", size: float = 7.5, weight: str = "normal"
 ) -> None:
     axes.text(x, y, text, ha=ha, va="center", fontsize=size, fontweight=weight)

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.report.identifying import identifying_reason, is_nearly_unique, is_of_one_patient
+from pylorus.report.identifying import find_identifying_reason, is_nearly_unique, is_of_one_patient
 
 MOST_VALUES = 12
 """Maximum number of subgroups of a text column; if it has more values, the rarest are merged."""
@@ -69,7 +69,7 @@ class SubgroupColumn:
     reason: str = ""
 
 
-def subgroup_columns(
+def build_subgroup_columns(
     about: Mapping[str, NDArray[np.str_]], group: NDArray[np.generic], *, test_column: str | None = None
 ) -> tuple[SubgroupColumn, ...]:
     """Return every column with its subgroups or the reason for having none.
@@ -81,13 +81,13 @@ def subgroup_columns(
 
     Example:
         >>> sites, ages = np.array(["B", "A", "B", "A"]), np.array(["", "", "", ""])
-        >>> site, age = subgroup_columns({"site": sites, "age": ages}, np.arange(4))
+        >>> site, age = build_subgroup_columns({"site": sites, "age": ages}, np.arange(4))
         >>> [subgroup.name for subgroup in site.subgroups], age.reason
         (['A', 'B'], 'no test image has a value')
     """
     columns = []
     for name, values in about.items():
-        subgroups = _named_subgroups(np.asarray(values, dtype=np.str_), group)
+        subgroups = _build_subgroups_or_reason(np.asarray(values, dtype=np.str_), group)
         if isinstance(subgroups, str):
             suffix = "; it defines the test images" if name == test_column else ""
             columns.append(SubgroupColumn(name, (), subgroups + suffix))
@@ -96,7 +96,7 @@ def subgroup_columns(
     return tuple(columns)
 
 
-def _named_subgroups(values: NDArray[np.str_], group: NDArray[np.generic]) -> tuple[Subgroup, ...] | str:
+def _build_subgroups_or_reason(values: NDArray[np.str_], group: NDArray[np.generic]) -> tuple[Subgroup, ...] | str:
     """Return the subgroups of a column's values, or the reason why there are none."""
     known = values != ""
     distinct = sorted(set(values[known].tolist()))
@@ -104,24 +104,24 @@ def _named_subgroups(values: NDArray[np.str_], group: NDArray[np.generic]) -> tu
         return "no test image has a value"
     if len(distinct) == 1:
         return "all test images have the same value" if known.all() else "only one value is given"
-    dates, numbers = _months(values), _numbers(values)
+    dates, numbers = _parse_months(values), _parse_numbers(values)
     if dates is not None:
         if dates[known].max() - dates[known].min() > 12 * MOST_YEARS:
             return "its values look like dates of birth; give ages to form subgroups"
-        return _shared_by_patients(_by_date(values, dates), group)
-    reason = identifying_reason(values, group)
+        return _group_by_shared_value(_convert_to_periods(values, dates), group)
+    reason = find_identifying_reason(values, group)
     if reason is not None:
         return reason
     if numbers is not None and len(distinct) > MOST_NUMBERS:
-        return _shared_by_patients(_by_quartile(numbers), group)
+        return _group_by_shared_value(_convert_to_quartiles(numbers), group)
     if len(distinct) > MOST_NUMBERS and is_nearly_unique(values, group):
         return "many patients have a value of their own, which could identify them"
-    return _by_value(values, group)
+    return _group_by_value(values, group)
 
 
-def _by_value(values: NDArray[np.str_], group: NDArray[np.generic]) -> tuple[Subgroup, ...] | str:
+def _group_by_value(values: NDArray[np.str_], group: NDArray[np.generic]) -> tuple[Subgroup, ...] | str:
     """Form one subgroup per value; of many values the most frequent ones, with the rest merged."""
-    subgroups = _shared_by_patients(values, group)
+    subgroups = _group_by_shared_value(values, group)
     if isinstance(subgroups, str) or len(subgroups) <= MOST_VALUES + sum(
         each.name in (RARE, NOT_STATED) for each in subgroups
     ):
@@ -129,14 +129,14 @@ def _by_value(values: NDArray[np.str_], group: NDArray[np.generic]) -> tuple[Sub
     values = np.where(is_of_one_patient(values, group), OTHER, values)
     counts = Counter(values[(values != "") & (values != OTHER)].tolist())
     frequent = [name for name, _ in sorted(counts.items(), key=lambda each: (-each[1], each[0]))[: MOST_VALUES - 1]]
-    return _subgroups(np.where(np.isin(values, ["", *frequent]), values, OTHER))
+    return _build_subgroups(np.where(np.isin(values, ["", *frequent]), values, OTHER))
 
 
-def _shared_by_patients(values: NDArray[np.str_], group: NDArray[np.generic]) -> tuple[Subgroup, ...] | str:
+def _group_by_shared_value(values: NDArray[np.str_], group: NDArray[np.generic]) -> tuple[Subgroup, ...] | str:
     """Form one subgroup per value shared by several patients; values of single patients are merged and not named."""
     if len(set(values.tolist()) - {""}) < 2:
         return "all its values fall into one subgroup"
-    subgroups = _subgroups(without_single_patients(values, group))
+    subgroups = _build_subgroups(replace_single_patient_values(values, group))
     return (
         subgroups
         if sum(each.is_stated for each in subgroups) > 1
@@ -144,7 +144,7 @@ def _shared_by_patients(values: NDArray[np.str_], group: NDArray[np.generic]) ->
     )
 
 
-def without_single_patients(values: NDArray[np.str_], group: NDArray[np.generic]) -> NDArray[np.str_]:
+def replace_single_patient_values(values: NDArray[np.str_], group: NDArray[np.generic]) -> NDArray[np.str_]:
     """Replace values that only one patient has by `RARE`: such a value may be a name, and it forms no subgroup.
 
     Args:
@@ -152,21 +152,21 @@ def without_single_patients(values: NDArray[np.str_], group: NDArray[np.generic]
         group: The patient of each image, of shape (images,).
 
     Example:
-        >>> without_single_patients(np.array(["A", "A", "B"]), np.array([1, 2, 3])).tolist()
+        >>> replace_single_patient_values(np.array(["A", "A", "B"]), np.array([1, 2, 3])).tolist()
         ['A', 'A', 'values too rare to be shown']
     """
     return np.where(is_of_one_patient(values, group), RARE, values)
 
 
-def _subgroups(values: NDArray[np.str_]) -> tuple[Subgroup, ...]:
+def _build_subgroups(values: NDArray[np.str_]) -> tuple[Subgroup, ...]:
     """Form one subgroup per value, in order; merged and missing values come last."""
     last = (OTHER, RARE, "")
-    names = [name for name in _in_order(sorted(set(values.tolist()))) if name not in last]
+    names = [name for name in _sort_subgroup_names(sorted(set(values.tolist()))) if name not in last]
     names += [name for name in last if (values == name).any()]
     return tuple(Subgroup(name or NOT_STATED, values == name) for name in names)
 
 
-def _in_order(names: list[str]) -> list[str]:
+def _sort_subgroup_names(names: list[str]) -> list[str]:
     """Sort names by the numbers they begin with, if all do (`below` comes first)."""
     starts = [re.match(r"(below )?(-?\d+(\.\d+)?)", name) for name in names]
     if not all(starts):
@@ -175,7 +175,7 @@ def _in_order(names: list[str]) -> list[str]:
     return sorted(names, key=lambda name: (keys[name], name))
 
 
-def _by_quartile(numbers: NDArray[np.float64]) -> NDArray[np.str_]:
+def _convert_to_quartiles(numbers: NDArray[np.float64]) -> NDArray[np.str_]:
     """Name the quartile range of each number, without the minimum and maximum, which identify single patients."""
     known = np.isfinite(numbers)
     is_integer = bool((numbers[known] % 1 == 0).all())
@@ -190,7 +190,7 @@ def _by_quartile(numbers: NDArray[np.float64]) -> NDArray[np.str_]:
     return np.where(known, np.array(names)[bin_index], "")
 
 
-def _by_date(values: NDArray[np.str_], months: NDArray[np.float64]) -> NDArray[np.str_]:
+def _convert_to_periods(values: NDArray[np.str_], months: NDArray[np.float64]) -> NDArray[np.str_]:
     """Name the quarter or the year of each date; if there are many years, the quartile range of years."""
     known = np.isfinite(months)
     month_numbers = np.where(known, months, 0).astype(np.int64)
@@ -200,11 +200,11 @@ def _by_date(values: NDArray[np.str_], months: NDArray[np.float64]) -> NDArray[n
         return np.where(known, np.array(quarters), "")
     years = np.where(known, month_numbers // 12, np.nan)
     if len(set(years[known].tolist())) > MOST_VALUES:
-        return _by_quartile(years)
+        return _convert_to_quartiles(years)
     return np.where(known, np.array([str(month // 12) for month in month_numbers.tolist()]), "")
 
 
-def _months(values: NDArray[np.str_]) -> NDArray[np.float64] | None:
+def _parse_months(values: NDArray[np.str_]) -> NDArray[np.float64] | None:
     """Convert dates to months since year 0, NaN for empty values; None if a value is not a date."""
     months = np.full(len(values), np.nan)
     for index, value in enumerate(values.tolist()):
@@ -219,7 +219,7 @@ def _months(values: NDArray[np.str_]) -> NDArray[np.float64] | None:
     return months
 
 
-def _numbers(values: NDArray[np.str_]) -> NDArray[np.float64] | None:
+def _parse_numbers(values: NDArray[np.str_]) -> NDArray[np.float64] | None:
     """Convert values to numbers, NaN for empty values; None if one is not a number, or is a code such as 007."""
     known = values[values != ""]
     if any(re.match(r"-?0\d", value) for value in known.tolist()):

@@ -11,21 +11,30 @@ from pylorus.evaluation.comparison import holm
 from pylorus.evaluation.delong import auroc
 from pylorus.evaluation.estimate import Estimate
 from pylorus.evaluation.proportion import ClassProportions, proportions_of_predictions
-from pylorus.evaluation.sentence import p_text
+from pylorus.evaluation.sentence import format_p_value
 from pylorus.evaluation.subgroups import calibration_in_the_large, subgroup_difference
-from pylorus.report.basis import tested_on
+from pylorus.report.basis import format_test_basis
 from pylorus.report.evidence import Evidence
 from pylorus.report.options import CONFIDENCE, LEVEL, ReportOptions
 from pylorus.report.result import Result
 from pylorus.report.section import Item, Section, Sentences
-from pylorus.report.subgroup_columns import OTHER, RARE, Subgroup, SubgroupColumn, subgroup_columns
-from pylorus.report.table import Cell, Column, Row, Table, as_number, in_percent, p_value, text_columns
+from pylorus.report.subgroup_columns import OTHER, RARE, Subgroup, SubgroupColumn, build_subgroup_columns
+from pylorus.report.table import (
+    Cell,
+    Column,
+    Row,
+    Table,
+    convert_to_number_cell,
+    convert_to_p_value_cell,
+    convert_to_percent_cell,
+    create_text_columns,
+)
 
 UNDEFINED = Estimate(math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
-class ColumnTest:
+class SubgroupColumnTest:
     """Test of whether a metric differs between the subgroups of one column.
 
     Attributes:
@@ -50,30 +59,33 @@ class ColumnTest:
         return self.corrected < LEVEL
 
 
-def columns_of(result: Result) -> tuple[SubgroupColumn, ...]:
+def get_subgroup_columns(result: Result) -> tuple[SubgroupColumn, ...]:
     """Return the manifest's columns for the test images, each with its subgroups or the reason for having none."""
-    test_column = result.run.setting("data.test_column") or result.run.setting("data.fold_column")
-    return subgroup_columns(result.test.about, result.test.predictions.group, test_column=test_column)
+    test_column = result.run.get_setting("data.test_column") or result.run.get_setting("data.fold_column")
+    return build_subgroup_columns(result.test.about, result.test.predictions.group, test_column=test_column)
 
 
-def subgroup_section(evidence: Evidence) -> Section:
+def build_subgroup_section(evidence: Evidence) -> Section:
     """Build the section on subgroups: the tables of each run's shipped stage, the tests, and the omitted columns."""
     items: list[Item] = []
     shipped = [result for result in evidence.results if result.is_shipped and result.test.about]
     for result in shipped:
-        columns = [column for column in columns_of(result) if column.subgroups]
+        columns = [column for column in get_subgroup_columns(result) if column.subgroups]
         if not columns:
             continue
-        tests = difference_tests(result, columns, class_name=evidence.class_name, options=evidence.options)
-        items.append(subgroup_table(result, columns))
+        tests = compute_subgroup_tests(result, columns, class_name=evidence.class_name, options=evidence.options)
+        items.append(build_subgroup_table(result, columns))
         if evidence.class_name in result.images.predictions.class_names:
-            items.append(class_subgroup_table(result, columns, class_name=str(evidence.class_name)))
-        items += [difference_table(result, tests), Sentences(difference_sentences(result, tests), listed=True)]
-    omitted = left_out_table(shipped)
+            items.append(build_class_subgroup_table(result, columns, class_name=str(evidence.class_name)))
+        items += [
+            build_subgroup_test_table(result, tests),
+            Sentences(format_subgroup_sentences(result, tests), listed=True),
+        ]
+    omitted = build_omitted_column_table(shipped)
     return Section("subgroups", "Subgroups of the test images", (*items, *([omitted] if omitted else [])))
 
 
-def subgroup_table(result: Result, columns: Sequence[SubgroupColumn]) -> Table:
+def build_subgroup_table(result: Result, columns: Sequence[SubgroupColumn]) -> Table:
     """Build the table of accuracy and per-class sensitivity in each subgroup.
 
     Args:
@@ -82,16 +94,19 @@ def subgroup_table(result: Result, columns: Sequence[SubgroupColumn]) -> Table:
     """
     predictions = result.test.predictions
     rows = []
-    for column, subgroup in _each(columns):
-        proportions = _shares(result, subgroup)
-        cells: list[Cell] = [*_head(result, column, subgroup), in_percent(proportions.accuracy)]
-        rows.append(Row((*cells, *(in_percent(proportion) for proportion in proportions.sensitivity))))
+    for column, subgroup in _list_subgroups(columns):
+        proportions = _compute_subgroup_proportions(result, subgroup)
+        cells: list[Cell] = [
+            *_build_subgroup_head_cells(result, column, subgroup),
+            convert_to_percent_cell(proportions.accuracy),
+        ]
+        rows.append(Row((*cells, *(convert_to_percent_cell(proportion) for proportion in proportions.sensitivity))))
     return Table(
         key=f"subgroups-{result.run.stem}-{result.stage.name}",
         title=f"{result.label}: accuracy and sensitivity in subgroups of the test images",
-        basis=tested_on([result]),
+        basis=format_test_basis([result]),
         columns=(
-            *_head_columns(),
+            *_build_subgroup_head_columns(),
             Column("accuracy", unit="%"),
             *(Column(name, over="sensitivity", unit="%") for name in predictions.class_names),
         ),
@@ -100,12 +115,12 @@ def subgroup_table(result: Result, columns: Sequence[SubgroupColumn]) -> Table:
             "Each interval is that of one subgroup, not corrected for the number of subgroups; with many subgroups, "
             "some intervals will not overlap by chance alone. Differences between the subgroups of a column are "
             "tested below.",
-            *_binning_notes(columns),
+            *_format_binning_notes(columns),
         ),
     )
 
 
-def class_subgroup_table(result: Result, columns: Sequence[SubgroupColumn], *, class_name: str) -> Table:
+def build_class_subgroup_table(result: Result, columns: Sequence[SubgroupColumn], *, class_name: str) -> Table:
     """Build the table of one class versus the rest: sensitivity, specificity, AUROC and calibration in the large.
 
     Args:
@@ -115,18 +130,23 @@ def class_subgroup_table(result: Result, columns: Sequence[SubgroupColumn], *, c
     """
     class_index = result.test.predictions.class_names.index(class_name)
     rows = []
-    for column, subgroup in _each(columns):
+    for column, subgroup in _list_subgroups(columns):
         proportions, area, calibration = (
-            _shares(result, subgroup),
-            *_ranking_and_calibration(result, subgroup, class_index),
+            _compute_subgroup_proportions(result, subgroup),
+            *_compute_subgroup_ranking(result, subgroup, class_index),
         )
-        cells: list[Cell] = [*_head(result, column, subgroup), proportions.sensitivity[class_index].total]
-        cells += [
-            in_percent(proportions.sensitivity[class_index]),
-            in_percent(proportions.specificity[class_index]),
-            as_number(area),
+        cells: list[Cell] = [
+            *_build_subgroup_head_cells(result, column, subgroup),
+            proportions.sensitivity[class_index].total,
         ]
-        rows.append(Row((*cells, in_percent(calibration)) if result.calibration is not None else tuple(cells)))
+        cells += [
+            convert_to_percent_cell(proportions.sensitivity[class_index]),
+            convert_to_percent_cell(proportions.specificity[class_index]),
+            convert_to_number_cell(area),
+        ]
+        rows.append(
+            Row((*cells, convert_to_percent_cell(calibration)) if result.calibration is not None else tuple(cells))
+        )
     calibration_notes = (
         "Calibration in the large: observed proportion minus mean calibrated probability of the class, in percentage "
         "points; values above 0 mean that the model underestimates the class, values below 0 that it overestimates it.",
@@ -134,9 +154,9 @@ def class_subgroup_table(result: Result, columns: Sequence[SubgroupColumn], *, c
     return Table(
         key=f"class-subgroups-{result.run.stem}-{result.stage.name}",
         title=f"{result.label}: {class_name} versus the rest in subgroups of the test images",
-        basis=tested_on([result]),
+        basis=format_test_basis([result]),
         columns=(
-            *_head_columns(),
+            *_build_subgroup_head_columns(),
             Column(f"images of {class_name}"),
             Column("sensitivity", unit="%"),
             Column("specificity", unit="%"),
@@ -151,9 +171,9 @@ def class_subgroup_table(result: Result, columns: Sequence[SubgroupColumn], *, c
     )
 
 
-def difference_tests(
+def compute_subgroup_tests(
     result: Result, columns: Sequence[SubgroupColumn], *, class_name: str | None, options: ReportOptions
-) -> tuple[ColumnTest, ...]:
+) -> tuple[SubgroupColumnTest, ...]:
     """Test accuracy, and the sensitivity of one class, for differences between the subgroups of each column.
 
     Each metric is a family of its own, corrected by Holm's method over the columns. An undefined p counts as 1.
@@ -170,32 +190,40 @@ def difference_tests(
         indices[f"sensitivity of {class_name}"] = predictions.true == predictions.class_names.index(class_name)
     column_tests = []
     for index, is_included in indices.items():
-        tests = [_test(result, column, is_included, seed=options.seed) for column in columns]
+        tests = [_compute_column_test(result, column, is_included, seed=options.seed) for column in columns]
         p_values = np.array([p for _, p in tests])
         corrected = holm(np.where(np.isnan(p_values), 1.0, p_values))
         corrected = np.where(np.isnan(p_values), np.nan, corrected)
         column_tests += [
-            ColumnTest(column.name, subgroups, index, p, float(corrected_p), len(columns))
+            SubgroupColumnTest(column.name, subgroups, index, p, float(corrected_p), len(columns))
             for column, (subgroups, p), corrected_p in zip(columns, tests, corrected, strict=True)
         ]
     return tuple(column_tests)
 
 
-def difference_table(result: Result, tests: Sequence[ColumnTest]) -> Table:
+def build_subgroup_test_table(result: Result, tests: Sequence[SubgroupColumnTest]) -> Table:
     """Build the table of these tests, one row per metric and column."""
-    unit = "patients" if result.run.grouped else "images, since patients are unknown"
+    unit = "patients" if result.run.has_groups else "images, since patients are unknown"
     return Table(
         key=f"subgroup-differences-{result.run.stem}-{result.stage.name}",
         title=f"{result.label}: tests of difference between the subgroups of each column",
-        basis=tested_on([result]),
+        basis=format_test_basis([result]),
         columns=(
-            *text_columns("index", "column"),
+            *create_text_columns("index", "column"),
             Column("subgroups"),
             Column("p"),
             Column("p, corrected"),
         ),
         rows=tuple(
-            Row((test.index, test.column, test.subgroups, p_value(test.p_value), p_value(test.corrected)))
+            Row(
+                (
+                    test.index,
+                    test.column,
+                    test.subgroups,
+                    convert_to_p_value_cell(test.p_value),
+                    convert_to_p_value_cell(test.corrected),
+                )
+            )
             for test in tests
         ),
         notes=(
@@ -205,7 +233,7 @@ def difference_table(result: Result, tests: Sequence[ColumnTest]) -> Table:
     )
 
 
-def difference_sentences(result: Result, tests: Sequence[ColumnTest]) -> tuple[str, ...]:
+def format_subgroup_sentences(result: Result, tests: Sequence[SubgroupColumnTest]) -> tuple[str, ...]:
     """Say for each metric between which subgroups a difference is shown, is not shown, or cannot be tested."""
     sentences = []
     for index in dict.fromkeys(test.index for test in tests):
@@ -218,27 +246,27 @@ def difference_sentences(result: Result, tests: Sequence[ColumnTest]) -> tuple[s
         )
         sentences += [
             f"The {index} of {result.label} differs between the subgroups of {test.column} "
-            f"({p_text(test.corrected, level=LEVEL)}{correction})."
+            f"({format_p_value(test.corrected, level=LEVEL)}{correction})."
             for test in significant
         ]
         if not_significant:
             sentences.append(
                 f"The {index} of {result.label} is not shown to differ between the subgroups of "
-                f"{_listed(not_significant)}{correction}; nor is it shown to be the same."
+                f"{_join_names(not_significant)}{correction}; nor is it shown to be the same."
             )
         if untestable:
             sentences.append(
-                f"Whether the {index} of {result.label} differs between the subgroups of {_listed(untestable)} cannot "
+                f"Whether the {index} of {result.label} differs between the subgroups of {_join_names(untestable)} cannot "
                 "be tested: all of these images are classified correctly, or none, or they all belong to one subgroup."
             )
     return tuple(sentences)
 
 
-def left_out_table(results: Sequence[Result]) -> Table | None:
+def build_omitted_column_table(results: Sequence[Result]) -> Table | None:
     """Build the table of omitted columns, with the reasons but without their values; None if no column was omitted."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for result in results:
-        for column in columns_of(result):
+        for column in get_subgroup_columns(result):
             if not column.subgroups:
                 reasons.setdefault((column.name, column.reason), []).append(result.run.label)
     if not reasons:
@@ -247,47 +275,47 @@ def left_out_table(results: Sequence[Result]) -> Table | None:
         key="subgroup-columns-left-out",
         title="Manifest columns for which no subgroups were formed",
         basis="Decided from the values of the test images, never from the name of the column.",
-        columns=text_columns("column", "why", *(("runs",) if len(results) > 1 else ())),
+        columns=create_text_columns("column", "why", *(("runs",) if len(results) > 1 else ())),
         rows=tuple(
-            Row((name, reason, *(_whose(runs, results) if len(results) > 1 else ())))
+            Row((name, reason, *(_format_run_cell(runs, results) if len(results) > 1 else ())))
             for (name, reason), runs in reasons.items()
         ),
         notes=("If such a column does not identify a person, replace its values by codes (site-1, device-2) or ages.",),
     )
 
 
-def _whose(runs: Sequence[str], results: Sequence[Result]) -> tuple[str]:
+def _format_run_cell(runs: Sequence[str], results: Sequence[Result]) -> tuple[str]:
     return ("all" if len(runs) == len(results) else ", ".join(runs),)
 
 
-def _each(columns: Sequence[SubgroupColumn]) -> list[tuple[SubgroupColumn, Subgroup]]:
+def _list_subgroups(columns: Sequence[SubgroupColumn]) -> list[tuple[SubgroupColumn, Subgroup]]:
     return [(column, subgroup) for column in columns for subgroup in column.subgroups]
 
 
-def _head_columns() -> tuple[Column, ...]:
-    return (*text_columns("column", "subgroup"), Column("images"), Column("groups"))
+def _build_subgroup_head_columns() -> tuple[Column, ...]:
+    return (*create_text_columns("column", "subgroup"), Column("images"), Column("groups"))
 
 
-def _head(result: Result, column: SubgroupColumn, subgroup: Subgroup) -> list[Cell]:
+def _build_subgroup_head_cells(result: Result, column: SubgroupColumn, subgroup: Subgroup) -> list[Cell]:
     groups = len(np.unique(result.test.predictions.group[subgroup.images]))
     return [column.name, subgroup.name, int(subgroup.images.sum()), groups]
 
 
-def _shares(result: Result, subgroup: Subgroup) -> ClassProportions:
+def _compute_subgroup_proportions(result: Result, subgroup: Subgroup) -> ClassProportions:
     predictions = result.test.predictions
     return proportions_of_predictions(
         predictions.true[subgroup.images],
         predictions.predicted[subgroup.images],
-        _clusters(result, subgroup.images),
+        _get_subgroup_clusters(result, subgroup.images),
         classes=predictions.classes,
         confidence=CONFIDENCE,
     )
 
 
-def _ranking_and_calibration(result: Result, subgroup: Subgroup, class_index: int) -> tuple[Estimate, Estimate]:
+def _compute_subgroup_ranking(result: Result, subgroup: Subgroup, class_index: int) -> tuple[Estimate, Estimate]:
     """Compute AUROC and calibration in the large of the class at a column index."""
     predictions, images = result.test.predictions, subgroup.images
-    groups = _clusters(result, images)
+    groups = _get_subgroup_clusters(result, images)
     positive = predictions.true[images] == class_index
     area = auroc(positive, predictions.probabilities[images, class_index], groups, confidence=CONFIDENCE)
     if result.calibration is None:
@@ -296,12 +324,14 @@ def _ranking_and_calibration(result: Result, subgroup: Subgroup, class_index: in
     return area, calibration_in_the_large(positive, calibrated, groups, confidence=CONFIDENCE)
 
 
-def _clusters(result: Result, images: NDArray[np.bool_]) -> NDArray[np.generic] | None:
+def _get_subgroup_clusters(result: Result, images: NDArray[np.bool_]) -> NDArray[np.generic] | None:
     """Return the group of each selected image, or None if every group has a single image."""
     return result.test.predictions.group[images] if result.test.clusters is not None else None
 
 
-def _test(result: Result, column: SubgroupColumn, is_included: NDArray[np.bool_], *, seed: int) -> tuple[int, float]:
+def _compute_column_test(
+    result: Result, column: SubgroupColumn, is_included: NDArray[np.bool_], *, seed: int
+) -> tuple[int, float]:
     """Return the number of subgroups with images and the p-value of their difference."""
     subgroup_index = np.full(len(is_included), -1)
     for number, subgroup in enumerate(each for each in column.subgroups if each.is_stated):
@@ -316,9 +346,9 @@ def _test(result: Result, column: SubgroupColumn, is_included: NDArray[np.bool_]
     return difference.subgroups, difference.p_value
 
 
-def _binning_notes(columns: Sequence[SubgroupColumn]) -> tuple[str, ...]:
+def _format_binning_notes(columns: Sequence[SubgroupColumn]) -> tuple[str, ...]:
     """Explain how subgroups were formed, as far as it concerns these columns."""
-    names = [subgroup.name for _, subgroup in _each(columns)]
+    names = [subgroup.name for _, subgroup in _list_subgroups(columns)]
     notes = []
     if any(name.startswith("below ") for name in names):
         notes.append("Columns with many different numbers are divided at their quartiles.")
@@ -329,5 +359,5 @@ def _binning_notes(columns: Sequence[SubgroupColumn]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

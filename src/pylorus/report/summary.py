@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pylorus.report.candidate import FOLDS, SET, Candidate, Pool, describe_pools
+from pylorus.report.candidate import FOLDS, SET, Candidate, Pool, format_pool_notes
 from pylorus.report.evidence import Evidence
-from pylorus.report.looks import look_sentences
-from pylorus.report.marks import Mark, marks_of
+from pylorus.report.looks import format_evaluation_counts
+from pylorus.report.marks import Caveat, collect_caveats
 from pylorus.report.result import Result
-from pylorus.report.run_tables import split_warnings
+from pylorus.report.run_tables import format_split_warnings
 from pylorus.report.saved_run import SavedRun
-from pylorus.report.table import DASH, in_percent
+from pylorus.report.table import DASH, convert_to_percent_cell
 from pylorus.report.winner import Winner
 from pylorus.runs.shipped import KEY, LAST
 
@@ -30,7 +30,7 @@ MANY = 4
 
 
 @dataclass(frozen=True)
-class Fact:
+class KeyFigure:
     """A key figure at the head of the page: its name, value and details."""
 
     name: str
@@ -53,112 +53,112 @@ class Summary:
 
     title: str
     subtitle: str
-    marks: tuple[tuple[Mark, str], ...]
-    facts: tuple[Fact, ...]
+    marks: tuple[tuple[Caveat, str], ...]
+    facts: tuple[KeyFigure, ...]
     findings: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
-def summarize(evidence: Evidence, *, kind: str) -> Summary:
+def build_summary(evidence: Evidence, *, kind: str) -> Summary:
     """Summarize a report; `kind` is one of `KINDS`."""
     labels = [run.label for run in evidence.runs]
     named = ", ".join(labels) if len(labels) <= MANY else f"{len(labels)} runs"
     return Summary(
         title=f"{KINDS[kind]}: {named}",
-        subtitle=_subtitle(evidence.runs),
-        marks=_marks(evidence.runs),
-        facts=_facts(evidence),
-        findings=tuple(_findings(evidence)),
-        warnings=tuple(_warnings(evidence)),
+        subtitle=_format_subtitle(evidence.runs),
+        marks=_collect_caveats(evidence.runs),
+        facts=_collect_key_figures(evidence),
+        findings=tuple(_collect_findings(evidence)),
+        warnings=tuple(_collect_warnings(evidence)),
     )
 
 
-def _subtitle(runs: Sequence[SavedRun]) -> str:
+def _format_subtitle(runs: Sequence[SavedRun]) -> str:
     days = sorted({str(run.status.get("started", ""))[:10] for run in runs} - {""})
     span = f"{days[0]} to {days[-1]}" if len(days) > 1 else "".join(days)
     return f"Started {span}" if span else ""
 
 
-def _marks(runs: Sequence[SavedRun]) -> tuple[tuple[Mark, str], ...]:
-    marks = dict.fromkeys(mark for run in runs for mark in marks_of(run))
+def _collect_caveats(runs: Sequence[SavedRun]) -> tuple[tuple[Caveat, str], ...]:
+    marks = dict.fromkeys(mark for run in runs for mark in collect_caveats(run))
     return tuple(
         (mark, "" if len(marked) == len(runs) else ", ".join(marked))
         for mark in marks
-        for marked in [[run.label for run in runs if mark in marks_of(run)]]
+        for marked in [[run.label for run in runs if mark in collect_caveats(run)]]
     )
 
 
-def _facts(evidence: Evidence) -> tuple[Fact, ...]:
+def _collect_key_figures(evidence: Evidence) -> tuple[KeyFigure, ...]:
     if len(evidence.pools) > 1:
         sets = len(evidence.pools)
         return (
-            Fact("Runs", str(len(evidence.runs)), f"{len(evidence.results)} stages tested"),
-            Fact("Test sets", str(sets), "which must not be compared with each other"),
+            KeyFigure("Runs", str(len(evidence.runs)), f"{len(evidence.results)} stages tested"),
+            KeyFigure("Test sets", str(sets), "which must not be compared with each other"),
         )
     facts = []
     for winner in evidence.winners:
         chosen = winner.preferred or winner.leaders[0]
-        facts += [_accuracy_fact(chosen, _describe_choice(winner)), *_image_facts(chosen, winner.pool)]
+        facts += [_build_accuracy_figure(chosen, _format_choice(winner)), *_build_image_figures(chosen, winner.pool)]
     for looks in evidence.looks if len(evidence.tests) == 1 else ():
         total = looks.here + looks.epochs + looks.elsewhere
         detail = "at least; each one makes the best result more optimistic"
-        facts.append(Fact("Evaluations of the test set", f"{total}", detail))
+        facts.append(KeyFigure("Evaluations of the test set", f"{total}", detail))
     return tuple(facts)
 
 
-def _accuracy_fact(candidate: Candidate, selection: str) -> Fact:
-    accuracy = in_percent(candidate.accuracy)
+def _build_accuracy_figure(candidate: Candidate, selection: str) -> KeyFigure:
+    accuracy = convert_to_percent_cell(candidate.accuracy)
     interval = f"{accuracy.interval_text}; " if accuracy.interval_text not in ("", DASH) else ""
     if candidate.kind == SET:
-        name, replicates = "Test accuracy", f", mean of {candidate.replicate_words}" if candidate.replicates > 1 else ""
+        name, replicates = "Test accuracy", f", mean of {candidate.replicate_text}" if candidate.replicates > 1 else ""
     elif candidate.kind == FOLDS:
-        name, replicates = "Accuracy, folds pooled", f", {candidate.replicate_words}"
+        name, replicates = "Accuracy, folds pooled", f", {candidate.replicate_text}"
     else:
-        name, replicates = "Mean test accuracy", f", {candidate.replicate_words}"
-    return Fact(name, f"{accuracy.value_text} %", f"{interval}{candidate.label}{replicates}, {selection}")
+        name, replicates = "Mean test accuracy", f", {candidate.replicate_text}"
+    return KeyFigure(name, f"{accuracy.value_text} %", f"{interval}{candidate.label}{replicates}, {selection}")
 
 
-def _image_facts(candidate: Candidate, pool: Pool) -> list[Fact]:
+def _build_image_figures(candidate: Candidate, pool: Pool) -> list[KeyFigure]:
     test = candidate.representative.test
     if pool.kind == SET:
         groups = f"of {test.groups:,} groups" if test.clusters is not None else "each its own group"
         return [
-            Fact("Test images", f"{test.images:,}", groups),
-            Fact("Split", candidate.representative.split, "first digits of the SHA-256 of split.csv"),
+            KeyFigure("Test images", f"{test.images:,}", groups),
+            KeyFigure("Split", candidate.representative.split, "first digits of the SHA-256 of split.csv"),
         ]
     if pool.kind == FOLDS:
-        predictions = candidate.pooled[0]
+        predictions = candidate.round_predictions[0]
         count = len(set(predictions.group.tolist()))
         groups = f"of {count:,} groups" if count < len(predictions.true) else "each its own group"
-        folds = f"{len(candidate.rounds[0])} of {candidate.wanted_folds}"
+        folds = f"{len(candidate.rounds[0])} of {candidate.fold_count}"
         return [
-            Fact("Test images", f"{len(predictions.true):,}", f"{groups}, each tested in one fold"),
-            Fact("Folds", folds, "each with its own split"),
+            KeyFigure("Test images", f"{len(predictions.true):,}", f"{groups}, each tested in one fold"),
+            KeyFigure("Folds", folds, "each with its own split"),
         ]
-    return [Fact("Splits", str(len(candidate.by_test)), "with overlapping test images")]
+    return [KeyFigure("Splits", str(len(candidate.by_test)), "with overlapping test images")]
 
 
-def _describe_choice(winner: Winner) -> str:
+def _format_choice(winner: Winner) -> str:
     """Describe in a few words how the headline candidate was selected."""
-    if winner.chosen is None:
+    if winner.headline_result is None:
         return "selected by test accuracy"
-    shipped = winner.chosen.run.shipped
+    shipped = winner.headline_result.run.bundle_stage
     if len(winner.pool.configurations) == 1 and shipped is not None and shipped.chosen_by in (KEY, LAST):
         return "named by deploy.stage" if shipped.chosen_by == KEY else "the last stage, which is in the bundle"
-    on_test = winner.chosen.run.setting("data.validation") == "test"
+    on_test = winner.headline_result.run.get_setting("data.validation") == "test"
     return "selected by accuracy on these same images" if on_test else "selected by validation accuracy"
 
 
-def _findings(evidence: Evidence) -> list[str]:
-    sentences = _training_sentences(evidence)
+def _collect_findings(evidence: Evidence) -> list[str]:
+    sentences = _format_training_sentences(evidence)
     for winner in evidence.winners:
         sentences += [winner.rule, winner.verdict, winner.choice]
     if evidence.results:
-        sentences.append(_levels(evidence.results))
+        sentences.append(_explain_levels(evidence.results))
     return [sentence for sentence in sentences if sentence]
 
 
-def _training_sentences(evidence: Evidence) -> list[str]:
+def _format_training_sentences(evidence: Evidence) -> list[str]:
     """Describe the training and its data; one sentence covers all runs of a pool with several splits."""
     sentences: list[str] = []
     pooled: set[SavedRun] = set()
@@ -168,20 +168,25 @@ def _training_sentences(evidence: Evidence) -> list[str]:
             # All runs of the folds, including folds that other configurations lack.
             candidates = [configurations[each.label].shipped for each in pool.configurations]
             pooled |= {result.run for each in candidates for result in each.results}
-            sentences.append(_trained_on_several(candidates))
-    sentences += dict.fromkeys(_trained(run) for run in evidence.runs if run.split is not None and run not in pooled)
+            sentences.append(_format_training_on_splits(candidates))
+    sentences += dict.fromkeys(
+        _format_training_of_run(run) for run in evidence.runs if run.split is not None and run not in pooled
+    )
     return sentences
 
 
-def _trained_on_several(candidates: Sequence[Candidate]) -> str:
+def _format_training_on_splits(candidates: Sequence[Candidate]) -> str:
     """Describe the training of runs on several splits."""
     runs = list(dict.fromkeys(result.run for each in candidates for result in each.results))
     tests = {test for each in candidates for test in each.tests}
     splits = [run.split for run in runs if run.split is not None]
-    validation = "test" if runs[0].setting("data.validation") == "test" else "val"
-    sizes = {name: _range([len(split.part(name)) for split in splits]) for name in ("train", validation, "test")}
-    kind = "synthetic images" if runs[0].setting("data.kind") == "synthetic" else "images"
-    stages = " or ".join(dict.fromkeys(" then ".join(stage.name for stage in run.finished_stages) for run in runs))
+    validation = "test" if runs[0].get_setting("data.validation") == "test" else "val"
+    sizes = {
+        name: _format_range([len(split.get_split_rows(name)) for split in splits])
+        for name in ("train", validation, "test")
+    }
+    kind = "synthetic images" if runs[0].get_setting("data.kind") == "synthetic" else "images"
+    stages = " or ".join(dict.fromkeys(" then ".join(stage.name for stage in run.complete_stages) for run in runs))
     rounds = f"{len(tests)} {'folds' if candidates[0].kind == FOLDS else 'splits'}"
     validated = "the test images" if validation == "test" else sizes[validation]
     return (
@@ -190,29 +195,29 @@ def _trained_on_several(candidates: Sequence[Candidate]) -> str:
     )
 
 
-def _range(sizes: Sequence[int]) -> str:
+def _format_range(sizes: Sequence[int]) -> str:
     low, high = min(sizes), max(sizes)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _trained(run: SavedRun) -> str:
+def _format_training_of_run(run: SavedRun) -> str:
     """Describe the training of one run; runs that differ only in the model get the same sentence."""
     assert run.split is not None
-    kind = "synthetic images" if run.setting("data.kind") == "synthetic" else "images"
-    validation = "test" if run.setting("data.validation") == "test" else "val"
-    sizes = {name: len(run.split.part(name)) for name in ("train", validation, "test")}
+    kind = "synthetic images" if run.get_setting("data.kind") == "synthetic" else "images"
+    validation = "test" if run.get_setting("data.validation") == "test" else "val"
+    sizes = {name: len(run.split.get_split_rows(name)) for name in ("train", validation, "test")}
     validated = "the test images" if validation == "test" else f"{sizes[validation]:,}"
-    stages = " then ".join(stage.name for stage in run.finished_stages)
+    stages = " then ".join(stage.name for stage in run.complete_stages)
     training = f"Models were trained ({stages})" if stages else "Models were to be trained"
     return (
         f"{training} on {sizes['train']:,} {kind} of {len(run.class_names)} classes "
         f"({', '.join(run.short_names)}), validated on {validated} and tested on {sizes['test']:,} "
-        f"(split {run.split.cited})."
+        f"(split {run.split.short_hash})."
     )
 
 
-def _levels(results: Sequence[Result]) -> str:
-    if not any(result.run.grouped for result in results):
+def _explain_levels(results: Sequence[Result]) -> str:
+    if not any(result.run.has_groups for result in results):
         return (
             "All results are image-level: data.group does not identify patients, so several images of one patient "
             "count as if they came from different patients, and confidence intervals may be too narrow."
@@ -225,10 +230,10 @@ def _levels(results: Sequence[Result]) -> str:
     return "Results are image-level; as each group (patient) has a single test image, they are also patient-level."
 
 
-def _split_warnings(runs: Sequence[SavedRun]) -> list[str]:
+def _collect_split_warnings(runs: Sequence[SavedRun]) -> list[str]:
     """Collect the warnings about each split; for many splits, only count those with warnings."""
     splits = {run.split.sha256: run for run in runs if run.split is not None}
-    by_split = {run.split.cited: split_warnings(run) for run in splits.values() if run.split is not None}
+    by_split = {run.split.short_hash: format_split_warnings(run) for run in splits.values() if run.split is not None}
     warned = {cited: sentences for cited, sentences in by_split.items() if sentences}
     if len(by_split) > MANY:
         return [
@@ -239,10 +244,10 @@ def _split_warnings(runs: Sequence[SavedRun]) -> list[str]:
     return [f"Split {cited}: {text}" if has_several else text for cited, texts in warned.items() for text in texts]
 
 
-def _warnings(evidence: Evidence) -> list[str]:
+def _collect_warnings(evidence: Evidence) -> list[str]:
     sentences = []
     for run in evidence.runs:
-        planned, done = len(run.stages), len(run.finished_stages)
+        planned, done = len(run.stages), len(run.complete_stages)
         if run.state != "finished" or done < planned:
             error = run.status.get("error") if evidence.options.names else None
             reason = f" Error: {error}" if error else ""
@@ -250,9 +255,9 @@ def _warnings(evidence: Evidence) -> list[str]:
             sentences.append(
                 f"{run.label} {STATES.get(run.state, run.state)} (state: {run.state}): {progress}.{reason}"
             )
-    sentences += _split_warnings(evidence.runs)
-    sentences += describe_pools(evidence.pools, evidence.configurations)
-    sentences += look_sentences(evidence.looks)
+    sentences += _collect_split_warnings(evidence.runs)
+    sentences += format_pool_notes(evidence.pools, evidence.configurations)
+    sentences += format_evaluation_counts(evidence.looks)
     if not evidence.results:
         sentences.insert(0, "No stage has test predictions yet, so this report only describes the runs.")
     return sentences

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from pylorus.evaluation.estimate import Estimate
-from pylorus.evaluation.sentence import p_text
+from pylorus.evaluation.sentence import format_p_value
 
 DASH = "–"
 """Symbol for an undefined value."""
@@ -38,7 +38,7 @@ class Number:
             >>> Number(90.888).value_text, Number(float("nan")).value_text, Number(-0.04, digits=2).value_text
             ('90.9', '–', '−0.04')
         """
-        return _shown(self.value, self.digits) if self.words is None else self.words
+        return _format_cell_value(self.value, self.digits) if self.words is None else self.words
 
     @property
     def interval_text(self) -> str:
@@ -53,7 +53,7 @@ class Number:
         low, high = self.interval
         if math.isnan(low) or math.isnan(high):
             return DASH
-        return f"{_shown(low, self.digits)} to {_shown(high, self.digits)}"
+        return f"{_format_cell_value(low, self.digits)} to {_format_cell_value(high, self.digits)}"
 
     @property
     def text(self) -> str:
@@ -130,12 +130,12 @@ class Table:
             notes.append("In parentheses or below a value: 95 % confidence interval.")
         undefined = [number for number in self.numbers if math.isnan(number.value)]
         if undefined:
-            notes.append(f"{DASH}: undefined, because {_list_reasons(undefined, 'the denominator is zero')}.")
+            notes.append(f"{DASH}: undefined, because {_join_reasons(undefined, 'the denominator is zero')}.")
         unbounded = [number for number in self.numbers if number.interval_text == DASH]
         if unbounded:
             notes.append(
                 f"({DASH}): no interval, because "
-                f"{_list_reasons(unbounded, 'there was no variation among these images')}."
+                f"{_join_reasons(unbounded, 'there was no variation among these images')}."
             )
         return tuple(notes)
 
@@ -157,8 +157,8 @@ class Table:
         Only leading text columns are merged, each within the merged cells of the column to its left.
 
         Example:
-            >>> columns = (*text_columns("model", "stage"), Column("right"))
-            >>> Table("t", "", "", columns, rows_of([("a", "x", 1), ("a", "y", 1), ("b", "y", 1)])).heights
+            >>> columns = (*create_text_columns("model", "stage"), Column("right"))
+            >>> Table("t", "", "", columns, create_rows([("a", "x", 1), ("a", "y", 1), ("b", "y", 1)])).heights
             [[2, 1, 1], [0, 1, 1], [1, 1, 1]]
         """
         heights = [[1] * len(self.columns) for _ in self.rows]
@@ -187,42 +187,44 @@ class Table:
         return spans
 
 
-def in_percent(estimate: Estimate, *, interval: bool = True) -> Number:
+def convert_to_percent_cell(estimate: Estimate, *, interval: bool = True) -> Number:
     """Convert a proportion with its interval to a cell in %.
 
     Example:
-        >>> in_percent(Estimate(0.909, 0.879, 0.932)).text
+        >>> convert_to_percent_cell(Estimate(0.909, 0.879, 0.932)).text
         '90.9 (87.9 to 93.2)'
     """
     limits = (100 * estimate.low, 100 * estimate.high) if interval else None
     return Number(100 * estimate.value, 1, limits, reason=estimate.reason)
 
 
-def as_number(estimate: Estimate, *, digits: int = 3) -> Number:
+def convert_to_number_cell(estimate: Estimate, *, digits: int = 3) -> Number:
     """Convert an estimate with its interval to a cell, without scaling."""
     return Number(estimate.value, digits, (estimate.low, estimate.high), reason=estimate.reason)
 
 
-def p_value(value: float) -> Number:
+def convert_to_p_value_cell(value: float) -> Number:
     """Format a p-value for a column of p-values.
 
     Example:
-        >>> p_value(0.33172).text, p_value(0.00002).text, p_value(math.nan).text
+        >>> convert_to_p_value_cell(0.33172).text, convert_to_p_value_cell(0.00002).text, convert_to_p_value_cell(math.nan).text
         ('0.33', '< 0.001', '–')
     """
-    return Number(value, words=DASH if math.isnan(value) else p_text(value).removeprefix("p ").removeprefix("= "))
+    return Number(
+        value, words=DASH if math.isnan(value) else format_p_value(value).removeprefix("p ").removeprefix("= ")
+    )
 
 
-def text_columns(*titles: str) -> tuple[Column, ...]:
+def create_text_columns(*titles: str) -> tuple[Column, ...]:
     """Create text columns with the given titles."""
     return tuple(Column(title, text=True) for title in titles)
 
 
-def shown(cell: Cell) -> str:
+def format_cell(cell: Cell) -> str:
     """Format a cell as a reader sees it.
 
     Example:
-        >>> shown(1234), shown("GC"), shown(Number(66.48))
+        >>> format_cell(1234), format_cell("GC"), format_cell(Number(66.48))
         ('1,234', 'GC', '66.5')
     """
     if isinstance(cell, Number):
@@ -230,16 +232,16 @@ def shown(cell: Cell) -> str:
     return f"{cell:,}" if isinstance(cell, int) else cell
 
 
-def rows_of(cells: Sequence[Sequence[Cell]]) -> tuple[Row, ...]:
+def create_rows(cells: Sequence[Sequence[Cell]]) -> tuple[Row, ...]:
     """Create rows without emphasis."""
     return tuple(Row(tuple(row)) for row in cells)
 
 
-def _list_reasons(numbers: Sequence[Number], otherwise: str) -> str:
+def _join_reasons(numbers: Sequence[Number], otherwise: str) -> str:
     return ", or ".join(dict.fromkeys(number.reason or otherwise for number in numbers))
 
 
-def _shown(value: float, digits: int) -> str:
+def _format_cell_value(value: float, digits: int) -> str:
     if math.isnan(value):
         return DASH
     if math.isinf(value):

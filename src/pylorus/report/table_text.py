@@ -4,7 +4,7 @@ import csv
 import io
 import math
 
-from pylorus.report.table import DASH, Cell, Column, Number, Table, shown
+from pylorus.report.table import DASH, Cell, Column, Number, Table, format_cell
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -43,7 +43,7 @@ LONGEST = 40
 """A LaTeX table with more rows than this may span several pages."""
 
 
-def as_csv(table: Table) -> str:
+def format_csv(table: Table) -> str:
     """Format a table as machine-readable CSV: a header, then rows, and nothing else.
 
     Numbers have six significant digits; an interval adds two columns, low and high; `–` marks undefined values. The
@@ -52,7 +52,7 @@ def as_csv(table: Table) -> str:
     has_interval = [any(_has_interval(row.cells[index]) for row in table.rows) for index in range(len(table.columns))]
     header: list[str] = []
     for column, is_interval in zip(table.columns, has_interval, strict=True):
-        name = _flat_title(column)
+        name = _format_flat_title(column)
         header += [name, f"{name}, low", f"{name}, high"] if is_interval else [name]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -60,15 +60,15 @@ def as_csv(table: Table) -> str:
     for row in table.rows:
         cells: list[str] = []
         for cell, is_interval in zip(row.cells, has_interval, strict=True):
-            cells += _values(cell) if is_interval else _values(cell)[:1]
+            cells += _format_csv_values(cell) if is_interval else _format_csv_values(cell)[:1]
         writer.writerow([*cells, table.basis])
     return file.getvalue()
 
 
-def as_markdown(table: Table) -> str:
+def format_markdown(table: Table) -> str:
     """Format a table as aligned Markdown that is also readable as plain text, with caption above and notes below."""
-    header = [_flat_title(column) for column in table.columns]
-    body = [[shown(cell) for cell in row.cells] for row in table.rows]
+    header = [_format_flat_title(column) for column in table.columns]
+    body = [[format_cell(cell) for cell in row.cells] for row in table.rows]
     lines = [[cell.replace("|", r"\|") for cell in line] for line in [header, *body]]
     widths = [max(3, *(len(line[index]) for line in lines)) for index in range(len(header))]
     aligned = [
@@ -87,21 +87,21 @@ def as_markdown(table: Table) -> str:
     return "\n".join([f"**{table.title}.** {table.basis}", "", *rows, *([""] if notes else []), *notes]).rstrip() + "\n"
 
 
-def as_latex(table: Table) -> str:
+def format_latex(table: Table) -> str:
     """Format a table as LaTeX with booktabs rules: floating, or a longtable if it is long.
 
     In a wide table, intervals are placed below their values.
     """
-    has_prose = any(len(shown(cell)) > PROSE for row in table.rows for cell in row.cells)
+    has_prose = any(len(format_cell(cell)) > PROSE for row in table.rows for cell in row.cells)
     is_long = has_prose or len(table.rows) > LONGEST
-    is_stacked = _letters(table, stacked=False) > WIDEST
-    is_scaled = not is_long and _letters(table, stacked=is_stacked) > WIDEST
-    caption = rf"\caption{{{escaped(f'{table.title}. {table.basis}'.strip())}}}"
+    is_stacked = _count_row_characters(table, stacked=False) > WIDEST
+    is_scaled = not is_long and _count_row_characters(table, stacked=is_stacked) > WIDEST
+    caption = rf"\caption{{{escape_latex(f'{table.title}. {table.basis}'.strip())}}}"
     label = rf"\label{{tab:{table.key}}}"
-    header = [r"\toprule", *_latex_head(table), r"\midrule"]
-    columns = "".join(_latex_column(table, index, prose=has_prose) for index in range(len(table.columns)))
-    rows = _latex_rows(table, stacked=is_stacked)
-    notes = escaped(" ".join(table.all_notes))
+    header = [r"\toprule", *_format_latex_head(table), r"\midrule"]
+    columns = "".join(_format_latex_column(table, index, prose=has_prose) for index in range(len(table.columns)))
+    rows = _format_latex_rows(table, stacked=is_stacked)
+    notes = escape_latex(" ".join(table.all_notes))
     footnotes = [rf"\par\smallskip{{\footnotesize {notes}}}"] if notes else []
     if is_long:
         lines = [rf"\begin{{longtable}}{{{columns}}}", rf"{caption}{label}\\", *header, r"\endhead"]
@@ -115,7 +115,7 @@ def as_latex(table: Table) -> str:
     return "\n".join([*start, *body, *footnotes, r"\end{table}", ""])
 
 
-def _latex_rows(table: Table, *, stacked: bool) -> list[str]:
+def _format_latex_rows(table: Table, *, stacked: bool) -> list[str]:
     """Format the rows; merged cells are left empty, and blocks are separated by space."""
     lines: list[str] = []
     has_blocks = len(table.blocks) < len(table.rows)
@@ -123,90 +123,93 @@ def _latex_rows(table: Table, *, stacked: bool) -> list[str]:
         if number and has_blocks and heights[0]:
             lines.append(r"\addlinespace")
         cells = [
-            escaped(_value(cell, stacked)) if height else "" for cell, height in zip(row.cells, heights, strict=True)
+            escape_latex(_format_latex_value(cell, stacked)) if height else ""
+            for cell, height in zip(row.cells, heights, strict=True)
         ]
         lines.append(" & ".join(cells) + r" \\")
         intervals = [cell.interval_text if isinstance(cell, Number) else "" for cell in row.cells]
         if stacked and any(intervals):
-            lines.append(" & ".join(rf"\scriptsize {escaped(text)}" if text else "" for text in intervals) + r" \\")
+            lines.append(
+                " & ".join(rf"\scriptsize {escape_latex(text)}" if text else "" for text in intervals) + r" \\"
+            )
     return lines
 
 
-def _value(cell: Cell, stacked: bool) -> str:
-    return cell.value_text if stacked and isinstance(cell, Number) else shown(cell)
+def _format_latex_value(cell: Cell, stacked: bool) -> str:
+    return cell.value_text if stacked and isinstance(cell, Number) else format_cell(cell)
 
 
-def _latex_column(table: Table, index: int, *, prose: bool) -> str:
+def _format_latex_column(table: Table, index: int, *, prose: bool) -> str:
     column = table.columns[index]
     if not column.text:
         return "r"
-    longest = max((len(shown(row.cells[index])) for row in table.rows), default=0)
+    longest = max((len(format_cell(row.cells[index])) for row in table.rows), default=0)
     if longest > PROSE:
         return r"p{0.5\textwidth}"
     return r"p{0.2\textwidth}" if prose and longest > PROSE / 4 else "l"
 
 
-def _letters(table: Table, *, stacked: bool) -> int:
+def _count_row_characters(table: Table, *, stacked: bool) -> int:
     """Count the characters of the widest cells of all columns together, plus two between columns."""
     return sum(
         2
         + max(
             [
-                len(_title(column)),
-                *(len(_value(row.cells[index], stacked)) for row in table.rows),
-                *(_interval_letters(row.cells[index]) for row in table.rows),
+                len(_format_column_title(column)),
+                *(len(_format_latex_value(row.cells[index], stacked)) for row in table.rows),
+                *(_count_interval_characters(row.cells[index]) for row in table.rows),
             ]
         )
         for index, column in enumerate(table.columns)
     )
 
 
-def _interval_letters(cell: Cell) -> int:
+def _count_interval_characters(cell: Cell) -> int:
     """Return the width of an interval below its value, whose small print fits three characters in the space of two."""
     return 2 * len(cell.interval_text) // 3 if isinstance(cell, Number) else 0
 
 
-def escaped(text: str) -> str:
+def escape_latex(text: str) -> str:
     r"""Escape text for LaTeX.
 
     Example:
-        >>> print(escaped("a_b, 5 % – p < 0.05"))
+        >>> print(escape_latex("a_b, 5 % – p < 0.05"))
         a\_b, 5 \% -- p $<$ 0.05
     """
     return "".join(LATEX.get(character, character) for character in text)
 
 
-def _latex_head(table: Table) -> list[str]:
-    titles = " & ".join(escaped(_title(column)) for column in table.columns) + r" \\"
+def _format_latex_head(table: Table) -> list[str]:
+    titles = " & ".join(escape_latex(_format_column_title(column)) for column in table.columns) + r" \\"
     if not any(column.over for column in table.columns):
         return [titles]
     spans, rules, first = [], [], 1
     for over, count in table.spans:
-        spans.append(rf"\multicolumn{{{count}}}{{c}}{{{escaped(over)}}}" if over else "")
+        spans.append(rf"\multicolumn{{{count}}}{{c}}{{{escape_latex(over)}}}" if over else "")
         if over:
             rules.append(rf"\cmidrule(lr){{{first}-{first + count - 1}}}")
         first += count
     return [" & ".join(spans) + r" \\", " ".join(rules), titles]
 
 
-def _title(column: Column) -> str:
+def _format_column_title(column: Column) -> str:
     return f"{column.title}, {column.unit}" if column.unit else column.title
 
 
-def _flat_title(column: Column) -> str:
-    return f"{column.over} {_title(column)}".strip()
+def _format_flat_title(column: Column) -> str:
+    return f"{column.over} {_format_column_title(column)}".strip()
 
 
 def _has_interval(cell: Cell) -> bool:
     return isinstance(cell, Number) and cell.interval is not None
 
 
-def _values(cell: Cell) -> list[str]:
+def _format_csv_values(cell: Cell) -> list[str]:
     """Format value, low and high for CSV."""
     if not isinstance(cell, Number):
         return [str(cell), "", ""]
-    return [_plain(value) for value in (cell.value, *(cell.interval or (math.nan, math.nan)))]
+    return [_format_csv_number(value) for value in (cell.value, *(cell.interval or (math.nan, math.nan)))]
 
 
-def _plain(value: float) -> str:
+def _format_csv_number(value: float) -> str:
     return DASH if math.isnan(value) else f"{value:.6g}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pylorus.data.image import RGB, UnreadableImageError, decode, fit
+from pylorus.data.image import RGB, UnreadableImageError, decode_image, resize_image
 from pylorus.report.saved_run import SavedRun
 
 SIDE = 160
@@ -33,7 +33,7 @@ class Thumbnail:
     overlay: str = ""
 
 
-def thumbnails_of(
+def create_thumbnails(
     run: SavedRun, samples: Sequence[str], overlays: Mapping[str, str] | None = None
 ) -> dict[str, Thumbnail]:
     """Create thumbnails of a run's images; one that is missing or has changed since the run says so instead.
@@ -43,17 +43,21 @@ def thumbnails_of(
         samples: Ids of its images.
         overlays: Heat maps by image id, from `pylorus.report.maps`.
     """
-    return {sample: _thumbnail(run, sample, (overlays or {}).get(sample, "")) for sample in samples}
+    return {sample: _create_thumbnail(run, sample, (overlays or {}).get(sample, "")) for sample in samples}
 
 
-def file_of(run: SavedRun, sample: str) -> Path:
+def resolve_image_file(run: SavedRun, sample: str) -> Path:
     """Return the path that an image file had at the time of the run."""
     assert run.split is not None
-    root = run.folder / "images" if run.setting("data.kind") == "synthetic" else Path(str(run.setting("data.root", "")))
+    root = (
+        run.folder / "images"
+        if run.get_setting("data.kind") == "synthetic"
+        else Path(str(run.get_setting("data.root", "")))
+    )
     return root / str(run.split.table.set_index("sample_id").loc[sample, "path"])
 
 
-def image_of(run: SavedRun, sample: str) -> RGB:
+def read_run_image(run: SavedRun, sample: str) -> RGB:
     """Read an image of a run.
 
     Returns:
@@ -63,26 +67,28 @@ def image_of(run: SavedRun, sample: str) -> RGB:
         UnreadableImageError: If it is missing, has changed since the run, or is stored in a shard.
     """
     assert run.split is not None
-    if run.setting("data.kind") == "shards":
+    if run.get_setting("data.kind") == "shards":
         raise UnreadableImageError("it is stored in a shard")
     try:
-        content = file_of(run, sample).read_bytes()
+        content = resolve_image_file(run, sample).read_bytes()
     except OSError:
         raise UnreadableImageError("the file no longer exists") from None
     if hashlib.sha256(content).hexdigest() != run.split.table.set_index("sample_id").loc[sample, "sha256"]:
         raise UnreadableImageError("the file has changed since the run")
-    return decode(content)
+    return decode_image(content)
 
 
-def _thumbnail(run: SavedRun, sample: str, overlay: str) -> Thumbnail:
+def _create_thumbnail(run: SavedRun, sample: str, overlay: str) -> Thumbnail:
     try:
-        return Thumbnail(sample, small_jpeg(image_of(run, sample)), "", overlay)
+        return Thumbnail(sample, encode_thumbnail(read_run_image(run, sample)), "", overlay)
     except UnreadableImageError as error:
         return Thumbnail(sample, "", str(error), overlay)
 
 
-def small_jpeg(image: RGB) -> str:
+def encode_thumbnail(image: RGB) -> str:
     """Encode an image as a small JPEG in base64, without any metadata of its file."""
     file = io.BytesIO()
-    Image.fromarray(fit(image, size=SIDE, how="pad", interpolation="lanczos")).save(file, format="JPEG", quality=85)
+    Image.fromarray(resize_image(image, size=SIDE, how="pad", interpolation="lanczos")).save(
+        file, format="JPEG", quality=85
+    )
     return base64.b64encode(file.getvalue()).decode()

@@ -3,13 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pylorus.evaluation.sentence import percent
+from pylorus.evaluation.sentence import format_percent_with_unit
 from pylorus.report.candidate import FOLDS, SET, Candidate, Pool
-from pylorus.report.comparison import Comparison, compare_pair, correct_family, other_pairs, stage_pairs
+from pylorus.report.comparison import (
+    Comparison,
+    compare_pair,
+    compute_corrected_family,
+    list_other_pairs,
+    list_stage_pairs,
+)
 from pylorus.report.options import ReportOptions
 from pylorus.report.result import Result
-from pylorus.report.same_test import SameTest
-from pylorus.runs.shipped import KEY, LAST, describe_choice
+from pylorus.report.same_test import ComparableResults
+from pylorus.runs.shipped import KEY, LAST, explain_choice
 
 BRIEF = {
     KEY: "named by deploy.stage",
@@ -49,21 +55,21 @@ class Winner:
         return tuple(each.representative for each in self.leaders)
 
     @property
-    def chosen(self) -> Result | None:
+    def headline_result(self) -> Result | None:
         """Result that represents `preferred`: of several replicates, that with the median validation accuracy."""
         return None if self.preferred is None else self.preferred.representative
 
     @property
-    def tests(self) -> SameTest:
+    def comparable_results(self) -> ComparableResults:
         """All results on the test images of the representative run."""
-        return self.pool.same_test(self.chosen or self.best[0])
+        return self.pool.select_same_test(self.headline_result or self.best[0])
 
     @property
     def rule(self) -> str:
         """Sentence that names the winner by the study's criterion."""
         first = self.leaders[0]
-        names = list_names([each.label for each in self.leaders])
-        share, spread = percent(float(first.share)), _spread(first)
+        names = join_names([each.label for each in self.leaders])
+        share, spread = format_percent_with_unit(float(first.exact_accuracy)), _format_spread(first)
         if len(self.pool.candidates) == 1:
             return (
                 f"{names} classified {share} of the test images correctly{spread}; there is no other candidate to "
@@ -83,23 +89,29 @@ class Winner:
         """Sentences that state whether the reference differs significantly from the others; empty if there are none."""
         if not self.comparisons:
             return ""
-        name, where = self.reference.label, self.pool.place
+        name, where = self.reference.label, self.pool.scope_text
         better: list[str] = []
         worse: list[str] = []
         undecided: list[str] = []
         for each in self.comparisons:
             other = each.second if each.first is self.reference else each.first
-            outcome = undecided if not each.is_shown else better if self.reference.share > other.share else worse
+            outcome = (
+                undecided
+                if not each.is_significant
+                else better
+                if self.reference.exact_accuracy > other.exact_accuracy
+                else worse
+            )
             outcome.append(other.label)
         sentences = []
         if better:
-            sentences.append(f"{name} is significantly more accurate than {list_names(better)} {where}.")
+            sentences.append(f"{name} is significantly more accurate than {join_names(better)} {where}.")
         if worse:
             verb = "is" if len(worse) == 1 else "are"
-            sentences.append(f"{list_names(worse)} {verb} significantly more accurate than {name} {where}.")
+            sentences.append(f"{join_names(worse)} {verb} significantly more accurate than {name} {where}.")
         if undecided:
             sentences.append(
-                f"No significant difference in accuracy between {name} and {list_names(undecided, last='or')} was "
+                f"No significant difference in accuracy between {name} and {join_names(undecided, last='or')} was "
                 f"found {where}."
             )
         return " ".join([*sentences, self._allowance])
@@ -124,19 +136,19 @@ class Winner:
     @property
     def choice(self) -> str:
         """Sentences that name the model selected by validation accuracy, without using the test set."""
-        if self.preferred is None or self.preferred.validation is None or self.chosen is None:
+        if self.preferred is None or self.preferred.validation is None or self.headline_result is None:
             return "No model could be selected by validation accuracy, because there are no validation predictions."
         label = self.preferred.label
-        validation = percent(self.preferred.validation.mean)
-        test = percent(float(self.preferred.share))
+        validation = format_percent_with_unit(self.preferred.validation.mean)
+        test = format_percent_with_unit(float(self.preferred.exact_accuracy))
         article = "a mean" if self.preferred.replicates > 1 else "an"
         accuracies = f"{article} accuracy of {validation} on validation images and {test} on test images"
-        shipped = self.chosen.run.shipped
+        shipped = self.headline_result.run.bundle_stage
         if len(self.pool.configurations) == 1 and shipped is not None and shipped.chosen_by in (KEY, LAST):
-            why = describe_choice(shipped) if self.preferred.replicates == 1 else BRIEF[shipped.chosen_by]
+            why = explain_choice(shipped) if self.preferred.replicates == 1 else BRIEF[shipped.chosen_by]
             sentence = f"The headline results are those of the shipped stage, {label} ({why}), with {accuracies}."
             return f"{sentence} {self._shipping}".strip()
-        if self.chosen.run.setting("data.validation") == "test":
+        if self.headline_result.run.get_setting("data.validation") == "test":
             return (
                 f"Validation accuracy would select {label}; but here the validation images are the test images, so "
                 "this selection, too, was made on the test set."
@@ -173,29 +185,31 @@ class Winner:
         )
 
 
-def winner_of(pool: Pool, *, class_name: str | None, options: ReportOptions) -> Winner:
+def find_winner(pool: Pool, *, class_name: str | None, options: ReportOptions) -> Winner:
     """Choose the winner among the candidates of a pool and test the research questions."""
     candidates = pool.candidates
-    most = max(each.share for each in candidates)
-    leaders = tuple(each for each in candidates if each.share == most)
-    preferred = _choose(pool)
+    most = max(each.exact_accuracy for each in candidates)
+    leaders = tuple(each for each in candidates if each.exact_accuracy == most)
+    preferred = _select_preferred(pool)
     reference = preferred or leaders[0]
 
-    def compare(pairs: Sequence[tuple[Candidate, Candidate]]) -> tuple[Comparison, ...]:
+    def compare_pairs(pairs: Sequence[tuple[Candidate, Candidate]]) -> tuple[Comparison, ...]:
         return tuple(compare_pair(*pair, pool, class_name=class_name, options=options) for pair in pairs)
 
     stages = tuple(
         comparison
-        for each, pairs in zip(pool.configurations, stage_pairs(pool), strict=True)
-        for comparison in correct_family(compare(pairs), question=f"the stages of {each.label} against each other")
+        for each, pairs in zip(pool.configurations, list_stage_pairs(pool), strict=True)
+        for comparison in compute_corrected_family(
+            compare_pairs(pairs), question=f"the stages of {each.label} against each other"
+        )
     )
     if len(pool.configurations) == 1:
         against = tuple(each for each in stages if reference in (each.first, each.second))
         return Winner(pool, leaders, preferred, reference, against, stages, ())
-    against_winner = compare([(reference, each) for each in candidates if each is not reference])
-    others = compare(other_pairs(pool, [*against_winner, *stages]))
+    against_winner = compare_pairs([(reference, each) for each in candidates if each is not reference])
+    others = compare_pairs(list_other_pairs(pool, [*against_winner, *stages]))
     is_independent = (
-        preferred is not None and pool.kind == SET and reference.results[0].run.setting("data.validation") != "test"
+        preferred is not None and pool.kind == SET and reference.results[0].run.get_setting("data.validation") != "test"
     )
     # If the test images influenced which candidate is the reference, any pair could have become the question.
     rivals = [] if is_independent else [each for each in others if {each.first, each.second} <= set(candidates)]
@@ -209,17 +223,17 @@ def winner_of(pool: Pool, *, class_name: str | None, options: ReportOptions) -> 
         leaders,
         preferred,
         reference,
-        correct_family(against_winner, question=question, others=rivals),
+        compute_corrected_family(against_winner, question=question, others=rivals),
         stages,
         others,
     )
 
 
-def list_names(names: Sequence[str], *, last: str = "and") -> str:
+def join_names(names: Sequence[str], *, last: str = "and") -> str:
     """Join names for a sentence; beyond `MANY` names, the rest is counted.
 
     Example:
-        >>> list_names(["a", "b", "c"], last="or")
+        >>> join_names(["a", "b", "c"], last="or")
         'a, b or c'
     """
     if len(names) > MANY:
@@ -227,7 +241,7 @@ def list_names(names: Sequence[str], *, last: str = "and") -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
 
 
-def _choose(pool: Pool) -> Candidate | None:
+def _select_preferred(pool: Pool) -> Candidate | None:
     if len(pool.configurations) == 1:
         only = pool.configurations[0].shipped
         return only if only.validation is not None else None
@@ -236,12 +250,12 @@ def _choose(pool: Pool) -> Candidate | None:
     return max(validated, key=lambda each: round(each.validation.mean, 12) if each.validation else 0.0, default=None)
 
 
-def _spread(candidate: Candidate) -> str:
+def _format_spread(candidate: Candidate) -> str:
     """Format the spread of a candidate's runs in parentheses; empty for a single run."""
     summary = candidate.accuracies
     if summary.replicates == 1:
         return ""
     return (
-        f" ({candidate.replicate_words}: standard deviation {100 * summary.deviation:.1f} percentage points, "
-        f"range {100 * summary.lowest:.1f} to {percent(summary.highest)})"
+        f" ({candidate.replicate_text}: standard deviation {100 * summary.deviation:.1f} percentage points, "
+        f"range {100 * summary.lowest:.1f} to {format_percent_with_unit(summary.highest)})"
     )

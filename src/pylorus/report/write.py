@@ -4,34 +4,34 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pylorus import __version__
-from pylorus.files import whole, write_json, write_text
-from pylorus.report.audit_section import audit_section
-from pylorus.report.drawing import Drawing, as_png, as_svg
-from pylorus.report.evidence import Evidence, gather
-from pylorus.report.figure_sections import network_section, tested_section, training_section
+from pylorus.files import write_atomically, write_json, write_text
+from pylorus.report.audit_section import build_audit_section
+from pylorus.report.drawing import Drawing, render_png, render_svg
+from pylorus.report.evidence import Evidence, collect_evidence
+from pylorus.report.figure_sections import build_network_section, build_test_figure_section, build_training_section
 from pylorus.report.options import ReportOptions
-from pylorus.report.page import render
+from pylorus.report.page import render_page
 from pylorus.report.record_sections import (
-    checklist_section,
-    configuration_section,
-    data_section,
-    method_section,
-    mistake_section,
+    build_checklist_section,
+    build_configuration_section,
+    build_data_section,
+    build_method_section,
+    build_mistake_section,
 )
 from pylorus.report.result_sections import (
-    comparison_section,
-    decision_section,
-    index_section,
-    published_section,
-    study_section,
+    build_comparison_section,
+    build_decision_section,
+    build_index_section,
+    build_published_section,
+    build_study_section,
 )
 from pylorus.report.saved_json import read_json
-from pylorus.report.scope import scope_of
+from pylorus.report.scope import resolve_scope
 from pylorus.report.section import FileOnly, Section
-from pylorus.report.subgroup_tables import subgroup_section
-from pylorus.report.summary import summarize
+from pylorus.report.subgroup_tables import build_subgroup_section
+from pylorus.report.summary import build_summary
 from pylorus.report.table import Table
-from pylorus.report.table_text import as_csv, as_latex, as_markdown
+from pylorus.report.table_text import format_csv, format_latex, format_markdown
 
 PAGE = "report.html"
 WRITTEN = "files.json"
@@ -52,67 +52,67 @@ def write_report(paths: Sequence[Path], output: Path | None = None, *, options: 
     Raises:
         PylorusError: If a path is not a run or sweep, or a file is damaged; the message names it.
     """
-    scope = scope_of(paths, output)
-    evidence = gather(scope.folders, options or ReportOptions())
-    sections = sections_of(evidence)
+    scope = resolve_scope(paths, output)
+    evidence = collect_evidence(scope.folders, options or ReportOptions())
+    sections = build_sections(evidence)
     written = [scope.output / name for name in _write_tables(scope.output, sections)]
     pictures: dict[str, bytes] = {}
-    for drawing in _drawings(sections):
-        pictures[drawing.key] = as_svg(drawing)
-        for kind, content in (("svg", pictures[drawing.key]), ("png", as_png(drawing))):
+    for drawing in _iter_drawings(sections):
+        pictures[drawing.key] = render_svg(drawing)
+        for kind, content in (("svg", pictures[drawing.key]), ("png", render_png(drawing))):
             written.append(scope.output / "figures" / f"{drawing.key}.{kind}")
-            with whole(written[-1]) as temporary:
+            with write_atomically(written[-1]) as temporary:
                 temporary.write_bytes(content)
     page = scope.output / PAGE
-    write_text(page, render(summarize(evidence, kind=scope.kind), sections, pictures))
-    _clear(scope.output, [*written, page])
+    write_text(page, render_page(build_summary(evidence, kind=scope.kind), sections, pictures))
+    _delete_stale_files(scope.output, [*written, page])
     return page
 
 
-def sections_of(evidence: Evidence) -> tuple[Section, ...]:
+def build_sections(evidence: Evidence) -> tuple[Section, ...]:
     """Build the sections in the order of the page."""
     return (
-        study_section(evidence),
-        published_section(evidence),
-        comparison_section(evidence),
-        index_section(evidence),
-        subgroup_section(evidence),
-        decision_section(evidence),
-        training_section(evidence),
-        tested_section(evidence),
-        mistake_section(evidence),
-        network_section(evidence),
-        audit_section(evidence),
-        data_section(evidence),
-        configuration_section(evidence),
-        checklist_section(evidence),
-        method_section(evidence),
+        build_study_section(evidence),
+        build_published_section(evidence),
+        build_comparison_section(evidence),
+        build_index_section(evidence),
+        build_subgroup_section(evidence),
+        build_decision_section(evidence),
+        build_training_section(evidence),
+        build_test_figure_section(evidence),
+        build_mistake_section(evidence),
+        build_network_section(evidence),
+        build_audit_section(evidence),
+        build_data_section(evidence),
+        build_configuration_section(evidence),
+        build_checklist_section(evidence),
+        build_method_section(evidence),
     )
 
 
 def _write_tables(output: Path, sections: Sequence[Section]) -> Iterator[str]:
-    for table in _tables(sections):
-        for suffix, text in (("csv", as_csv(table)), ("md", as_markdown(table)), ("tex", as_latex(table))):
+    for table in _iter_tables(sections):
+        for suffix, text in (("csv", format_csv(table)), ("md", format_markdown(table)), ("tex", format_latex(table))):
             name = f"tables/{table.key}.{suffix}"
             write_text(output / name, text)
             yield name
 
 
-def _tables(sections: Sequence[Section]) -> Iterator[Table]:
+def _iter_tables(sections: Sequence[Section]) -> Iterator[Table]:
     for section in sections:
         for item in section.items:
             if isinstance(item, Table | FileOnly):
                 yield item if isinstance(item, Table) else item.table
 
 
-def _drawings(sections: Sequence[Section]) -> Iterator[Drawing]:
+def _iter_drawings(sections: Sequence[Section]) -> Iterator[Drawing]:
     for section in sections:
         for item in section.items:
             if isinstance(item, Drawing):
                 yield item
 
 
-def _clear(output: Path, written: Sequence[Path]) -> None:
+def _delete_stale_files(output: Path, written: Sequence[Path]) -> None:
     """Delete files of an earlier report that this report did not write, so that they are not taken for its own."""
     names = sorted(path.relative_to(output).as_posix() for path in written)
     previous = read_json(output / WRITTEN) or {}

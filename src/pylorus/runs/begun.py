@@ -16,7 +16,7 @@ ACCELERATORS = {"cuda": "gpu"}
 """Names of accelerators in torch, mapped to those of `trainer.accelerator`."""
 
 
-def as_begun(trainer: TrainerConfig, record: Path) -> TrainerConfig:
+def restore_trainer_config(trainer: TrainerConfig, record: Path) -> TrainerConfig:
     """Return the trainer's configuration with the values that were chosen for the machine when the run started.
 
     They are not measured again when a run is resumed.
@@ -27,7 +27,7 @@ def as_begun(trainer: TrainerConfig, record: Path) -> TrainerConfig:
     """
     if not record.is_file():
         return trainer
-    initial = _read(record)
+    initial = _read_record(record)
     accelerator = str(initial["accelerator"])
     return replace(
         trainer,
@@ -38,7 +38,7 @@ def as_begun(trainer: TrainerConfig, record: Path) -> TrainerConfig:
     )
 
 
-def check_begun(record: Path, now: dict[str, Any]) -> None:
+def check_environment(record: Path, now: dict[str, Any]) -> None:
     """Write the environment of a new run, or compare it with the present one when a run is resumed.
 
     Args:
@@ -51,11 +51,11 @@ def check_begun(record: Path, now: dict[str, Any]) -> None:
     if not record.is_file():
         write_json(record, now)
         return
-    initial = _read(record)
+    initial = _read_record(record)
     if initial.get("weights_sha256") != now["weights_sha256"]:
         raise PylorusError(
             f"model.weights: the run in {record.parent} started from other weights: expected SHA-256 "
-            f"{_short(initial.get('weights_sha256'))}, found {_short(now['weights_sha256'])}. Restore that file, or "
+            f"{_format_digest(initial.get('weights_sha256'))}, found {_format_digest(now['weights_sha256'])}. Restore that file, or "
             "start a new run."
         )
     changed = [
@@ -73,9 +73,9 @@ def check_begun(record: Path, now: dict[str, Any]) -> None:
         )
 
 
-def _read(record: Path) -> dict[str, Any]:
+def _read_record(record: Path) -> dict[str, Any]:
     return dict(json.loads(record.read_text(encoding="utf-8")))
 
 
-def _short(digest: str | None) -> str:
+def _format_digest(digest: str | None) -> str:
     return digest[:12] if digest else "none: random weights"

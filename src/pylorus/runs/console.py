@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 
-class _Terminal(logging.Handler):
+class _TerminalHandler(logging.Handler):
     """Handler that prints above a progress bar; if the terminal is gone, the run continues without output."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -19,7 +19,7 @@ class _Terminal(logging.Handler):
             sys.stdout.flush()
 
 
-class _File(logging.FileHandler):
+class _LogFileHandler(logging.FileHandler):
     """Handler for run.log that ignores errors of a full disk: the terminal still shows the line."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 the standard library's name
@@ -28,14 +28,14 @@ class _File(logging.FileHandler):
 
 
 @contextmanager
-def run_log(folder: Path) -> Iterator[None]:
+def open_run_log(folder: Path) -> Iterator[None]:
     """Send Pylorus's log to the terminal and to run.log, and silence warnings that users can do nothing about.
 
     Args:
         folder: The run's folder.
     """
     logger = logging.getLogger("pylorus")
-    terminal, file = _Terminal(), _File(folder / "run.log", encoding="utf-8")
+    terminal, file = _TerminalHandler(), _LogFileHandler(folder / "run.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.setLevel(logging.INFO)
     logger.propagate = False

@@ -24,8 +24,8 @@ from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.unreadable import UnreadableImageError
 from pylorus.errors import PylorusError
 from pylorus.model.classifier import StagePlan
-from pylorus.predictions import class_names, confusion_of, labels_of
-from pylorus.report.redaction import redacted
+from pylorus.predictions import count_confusion, extract_labels, get_class_names
+from pylorus.report.redaction import redact_value
 from pylorus.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Dashboard:
         matplotlib.use("agg")
         self.config, self.folder = config, folder
         self._name = config.logger.name if shown else "csv"
-        self._view = _View(self._name)
+        self._view = _FailureGuard(self._name)
         self._wandb: Any = None
         self._tensorboard: TensorBoardLogger | None = None
 
@@ -61,7 +61,7 @@ class Dashboard:
             self._tensorboard = TensorBoardLogger(self.folder.path, name="", version="tensorboard")
         if self._name == "wandb":
             try:
-                self._wandb = _wandb_run(self.config, self.folder)
+                self._wandb = _start_wandb_run(self.config, self.folder)
             except PylorusError:
                 raise
             except Exception as error:  # its own errors, network errors, or errors of its service process
@@ -74,42 +74,42 @@ class Dashboard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._view.tried():
+        with self._view.handle_errors():
             if self._wandb is not None:
                 self._wandb.finish(exit_code=0 if kind is None else 1)
             if self._tensorboard is not None:
                 self._tensorboard.experiment.close()
 
-    def loggers(self, *, known_step: int = 0) -> list[Logger]:
+    def create_loggers(self, *, known_step: int = 0) -> list[Logger]:
         """Return the loggers that Lightning sends metrics to.
 
         Args:
             known_step: Steps up to this one were already sent before the run was interrupted.
         """
         if self._wandb is not None:
-            return [_News(WandbLogger(experiment=self._wandb), known_step, self._view)]
-        return [_News(self._tensorboard, known_step, self._view)] if self._tensorboard is not None else []
+            return [_NewStepsLogger(WandbLogger(experiment=self._wandb), known_step, self._view)]
+        return [_NewStepsLogger(self._tensorboard, known_step, self._view)] if self._tensorboard is not None else []
 
     def show_predictions(self, plan: StagePlan, part: str, table: pd.DataFrame, datamodule: ImageDataModule) -> None:
         """Show a stage's confusion matrix on a split and, if images may be sent, the worst validation errors."""
         if self._wandb is None and self._tensorboard is None:
             return
-        with self._view.tried():
-            self._show(f"{plan.name}/{part}", part, table, datamodule)
+        with self._view.handle_errors():
+            self._show_split(f"{plan.name}/{part}", part, table, datamodule)
 
-    def _show(self, name: str, part: str, table: pd.DataFrame, datamodule: ImageDataModule) -> None:
+    def _show_split(self, name: str, part: str, table: pd.DataFrame, datamodule: ImageDataModule) -> None:
         if self._wandb is not None:
             import wandb
 
-            true, predicted = labels_of(table)
+            true, predicted = extract_labels(table)
             plot = wandb.plot.confusion_matrix(
-                y_true=true.tolist(), preds=predicted.tolist(), class_names=class_names(table), title=name
+                y_true=true.tolist(), preds=predicted.tolist(), class_names=get_class_names(table), title=name
             )
             self._wandb.log({f"{name}/confusion": plot})
         else:
-            self._add_figure(f"{name}/confusion", confusion_figure(table, title=name))
+            self._add_figure(f"{name}/confusion", plot_confusion_counts(table, title=name))
         if self.config.logger.images and part == "val":
-            figure = mistakes_figure(table, datamodule)
+            figure = plot_confident_errors(table, datamodule)
             if figure is not None:
                 self._add_figure(f"{name}/mistakes", figure)
 
@@ -122,14 +122,14 @@ class Dashboard:
             self._tensorboard.experiment.add_figure(name, figure)
 
 
-class _View:
+class _FailureGuard:
     """Logs a dashboard's failure during a run once; the run's files are complete without it."""
 
     def __init__(self, name: str) -> None:
         self._name, self._has_warned = name, False
 
     @contextmanager
-    def tried(self) -> Iterator[None]:
+    def handle_errors(self) -> Iterator[None]:
         """Continue after any error of a dashboard: each has its own kinds of errors, and none affects the run."""
         try:
             yield
@@ -142,10 +142,10 @@ class _View:
             self._has_warned = True
 
 
-class _News(Logger):
+class _NewStepsLogger(Logger):
     """Logger that forwards only what a dashboard does not have yet."""
 
-    def __init__(self, dashboard: Logger, known_step: int, view: _View) -> None:
+    def __init__(self, dashboard: Logger, known_step: int, view: _FailureGuard) -> None:
         super().__init__()
         self._dashboard, self._known_step, self._view = dashboard, known_step, view
 
@@ -160,23 +160,23 @@ class _News(Logger):
         return self._dashboard.version
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: `shared_config` sends the configuration."""
+        """Do nothing: `build_shareable_config` sends the configuration."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Forward metrics whose step is new."""
         if step is None or step > self._known_step:
-            with self._view.tried():
+            with self._view.handle_errors():
                 self._dashboard.log_metrics(metrics, step)
 
     def save(self) -> None:
         """Save the dashboard's log."""
-        with self._view.tried():
+        with self._view.handle_errors():
             self._dashboard.save()
 
 
-def confusion_figure(table: pd.DataFrame, *, title: str) -> Figure:
+def plot_confusion_counts(table: pd.DataFrame, *, title: str) -> Figure:
     """Plot the confusion matrix with counts; the shade is the proportion of the true class."""
-    counts, names = confusion_of(table), class_names(table)
+    counts, names = count_confusion(table), get_class_names(table)
     proportions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(1.5 + len(names), 1.2 + len(names)), layout="constrained")
     axes = figure.subplots()
@@ -196,7 +196,7 @@ def confusion_figure(table: pd.DataFrame, *, title: str) -> Figure:
     return figure
 
 
-def mistakes_figure(table: pd.DataFrame, datamodule: ImageDataModule) -> Figure | None:
+def plot_confident_errors(table: pd.DataFrame, datamodule: ImageDataModule) -> Figure | None:
     """Plot the misclassified validation images with the highest confidence; None if there are none."""
     wrong = table.index[table["true"] != table["predicted"]]
     if not len(wrong):
@@ -204,7 +204,7 @@ def mistakes_figure(table: pd.DataFrame, datamodule: ImageDataModule) -> Figure 
     confidence = table.filter(like="probability/").max(axis=1)
     rows = confidence[wrong].sort_values(ascending=False).index[:MOST_MISTAKES]
     figure = Figure(figsize=(8, 2.2 * -(-len(rows) // 4)), layout="constrained")
-    images = datamodule.dataset("val").fitted([int(row) for row in rows])
+    images = datamodule.get_dataset("val").load_rows([int(row) for row in rows])
     panels = figure.subplots(-(-len(rows) // 4), 4, squeeze=False).flat
     for axes, row, image in zip(panels, rows, images, strict=False):
         axes.imshow(image)
@@ -214,7 +214,7 @@ def mistakes_figure(table: pd.DataFrame, datamodule: ImageDataModule) -> Figure 
     return figure
 
 
-def shared_config(config: Config) -> dict[str, Any]:
+def build_shareable_config(config: Config) -> dict[str, Any]:
     """Return the configuration as it may leave the machine: without folders, file names and values of a manifest."""
     shareable: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(config))  # type: ignore[assignment]
     for name in PRIVATE:
@@ -223,14 +223,14 @@ def shared_config(config: Config) -> dict[str, Any]:
         del shareable["data"]["fold"]
     del shareable["cache"]["folder"]
     shareable["model"]["args"] = {
-        name: redacted(f"model.args.{name}", value) for name, value in shareable["model"]["args"].items()
+        name: redact_value(f"model.args.{name}", value) for name, value in shareable["model"]["args"].items()
     }
     if config.model.weights not in ("hub", "none"):
         shareable["model"]["weights"] = "file"
     return shareable
 
 
-def _wandb_run(config: Config, folder: RunFolder) -> Any:
+def _start_wandb_run(config: Config, folder: RunFolder) -> Any:
     """Start a run in Weights & Biases, offline unless the user requests an online run.
 
     Raises:
@@ -255,17 +255,17 @@ def _wandb_run(config: Config, folder: RunFolder) -> Any:
     )
     return wandb.init(
         project=config.logger.project,
-        name=_run_name(config, folder.path),
-        group=folder.status().get("sweep"),
-        id=folder.status().get("id"),
+        name=_format_run_name(config, folder.path),
+        group=folder.read_status().get("sweep"),
+        id=folder.read_status().get("id"),
         resume="allow",
         dir=folder.path,
         mode="offline" if config.logger.offline else "online",
-        config=shared_config(config),
+        config=build_shareable_config(config),
         settings=settings,
         reinit="finish_previous",
     )
 
 
-def _run_name(config: Config, folder: Path) -> str:
+def _format_run_name(config: Config, folder: Path) -> str:
     return f"{config.model.name} {'+'.join(config.stages)} {folder.parent.name}/{folder.name}"

@@ -7,7 +7,7 @@ import errno
 import shutil
 from pathlib import Path
 
-from pylorus.cache.budget import readable_size
+from pylorus.cache.budget import format_bytes
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -17,16 +17,16 @@ NOT_A_FOLDER = {errno.EEXIST, errno.ENOTDIR}
 ELSEWHERE = "choose another folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
 
 
-def refused(error: OSError) -> str | None:
+def explain_disk_error(error: OSError) -> str | None:
     """Return a message on why a run can't start or be summarized; None if it is not an error of the disk."""
-    path = named(error) or "the output folder"
-    folder = _nearest(Path(path) if named(error) else Path.cwd())
+    path = get_error_path(error) or "the output folder"
+    folder = _find_existing_folder(Path(path) if get_error_path(error) else Path.cwd())
     if error.errno in DISK_FULL:
-        return f"{full(path, folder)}\nFree some space, or {ELSEWHERE}"
+        return f"{format_disk_full(path, folder)}\nFree some space, or {ELSEWHERE}"
     if error.errno in NOT_WRITABLE:
-        return f"{shut(error, path, folder)}\nOr {ELSEWHERE}"
+        return f"{format_not_writable(error, path, folder)}\nOr {ELSEWHERE}"
     if error.errno in UNREACHABLE:
-        return f"{lost(error, path)}\nReconnect the drive or the network, or {ELSEWHERE}"
+        return f"{format_drive_lost(error, path)}\nReconnect the drive or the network, or {ELSEWHERE}"
     if error.errno in NOT_A_FOLDER:
         return (
             f"{path}: found a file with this name or with the name of a folder above it, expected a folder. Move the "
@@ -37,18 +37,18 @@ def refused(error: OSError) -> str | None:
     return None
 
 
-def named(error: BaseException) -> str | None:
+def get_error_path(error: BaseException) -> str | None:
     """Return the file that an error names, if any."""
     filename = error.filename2 or error.filename if isinstance(error, OSError) else None
     return str(filename) if filename else None
 
 
-def full(path: str, folder: Path) -> str:
+def format_disk_full(path: str, folder: Path) -> str:
     """Return the message for a full disk: what could not be written, and how much space is free at `folder`."""
-    return f"the disk is full: {path} could not be written{_free(folder)}."
+    return f"the disk is full: {path} could not be written{_format_free_space(folder)}."
 
 
-def shut(error: OSError, path: str, folder: Path) -> str:
+def format_not_writable(error: OSError, path: str, folder: Path) -> str:
     """Return the message for a file or folder that is not writable, and how to find out why."""
     return (
         f"{path} can't be written to: {error.strerror}.\n"
@@ -57,18 +57,18 @@ def shut(error: OSError, path: str, folder: Path) -> str:
     )
 
 
-def lost(error: OSError, path: str) -> str:
+def format_drive_lost(error: OSError, path: str) -> str:
     """Return the message for a drive that has become unavailable."""
     return f"{path} can't be reached: {error.strerror}."
 
 
-def _free(folder: Path) -> str:
+def _format_free_space(folder: Path) -> str:
     try:
-        return f" ({readable_size(shutil.disk_usage(folder).free)} free)"
+        return f" ({format_bytes(shutil.disk_usage(folder).free)} free)"
     except OSError:
         return ""
 
 
-def _nearest(path: Path) -> Path:
+def _find_existing_folder(path: Path) -> Path:
     """Return the path, or the nearest folder above it that exists."""
     return next((folder for folder in (path, *path.parents) if folder.is_dir()), path)

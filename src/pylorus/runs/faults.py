@@ -15,9 +15,17 @@ import torch
 from pylorus.config import Config, TrainerConfig
 from pylorus.data.unreadable import UnreadableImageError
 from pylorus.errors import PylorusError
-from pylorus.machine.choices import images_a_step
-from pylorus.runs.begun import as_begun
-from pylorus.runs.disk import DISK_FULL, NOT_WRITABLE, UNREACHABLE, full, lost, named, shut
+from pylorus.machine.choices import get_batch_size
+from pylorus.runs.begun import restore_trainer_config
+from pylorus.runs.disk import (
+    DISK_FULL,
+    NOT_WRITABLE,
+    UNREACHABLE,
+    format_disk_full,
+    format_drive_lost,
+    format_not_writable,
+    get_error_path,
+)
 from pylorus.runs.folder import RunFolder
 
 MEMORY_ERROR = re.compile(
@@ -29,18 +37,18 @@ WRITE_ERROR = re.compile(r"PytorchStreamWriter failed writing|No space left on d
 
 
 @contextmanager
-def faults_explained(folder: RunFolder, config: Config) -> Iterator[None]:
-    """Turn faults that `explained` knows into a PylorusError; the original error becomes its cause."""
+def explain_faults(folder: RunFolder, config: Config) -> Iterator[None]:
+    """Turn faults that `explain_fault` knows into a PylorusError; the original error becomes its cause."""
     try:
         yield
     except Exception as error:
-        explanation = explained(error, folder, config)
+        explanation = explain_fault(error, folder, config)
         if explanation is None:
             raise
         raise explanation from error
 
 
-def explained(error: BaseException, folder: RunFolder, config: Config) -> PylorusError | None:
+def explain_fault(error: BaseException, folder: RunFolder, config: Config) -> PylorusError | None:
     """Explain an error if it is a known fault of the machine or of the images; otherwise return None.
 
     Args:
@@ -50,50 +58,50 @@ def explained(error: BaseException, folder: RunFolder, config: Config) -> Pyloru
     """
     if isinstance(error, PylorusError):
         return None
-    for cause in _chain(error):
-        message = _words(cause, folder, config)
+    for cause in _iter_causes(error):
+        message = _explain_cause(cause, folder, config)
         if message is not None:
             return PylorusError(message)
     return None
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that the memory of the GPU or of the machine was insufficient."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or MEMORY_ERROR.search(str(error)) is not None
 
 
-def _words(error: BaseException, folder: RunFolder, config: Config) -> str | None:
+def _explain_cause(error: BaseException, folder: RunFolder, config: Config) -> str | None:
     text = str(error)
     if isinstance(error, UnreadableImageError):
-        return _unreadable(text, folder)
-    if out_of_memory(error):
-        return _out_of_memory(error, folder, config)
+        return _explain_unreadable_image(text, folder)
+    if is_out_of_memory(error):
+        return _explain_out_of_memory(error, folder, config)
     if isinstance(error, RuntimeError) and (WORKER_ERROR.search(text) or SHARED_MEMORY_ERROR.search(text)):
-        return _worker(text, folder, config)
+        return _explain_lost_worker(text, folder, config)
     if (
         isinstance(error, OSError)
         and (error.errno == errno.ENOENT or error.errno in UNREACHABLE)
-        and not _there(folder)
+        and not _has_config(folder)
     ):
-        return _vanished(folder)
+        return _explain_missing_folder(folder)
     if (isinstance(error, OSError) and error.errno in DISK_FULL) or WRITE_ERROR.search(text):
-        return _disk_full(error, folder, config)
+        return _explain_full_disk(error, folder, config)
     if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
-        return f"{shut(error, _place(error, folder), folder.path)}\nThen {_go_on(folder)}"
+        return f"{format_not_writable(error, _format_error_location(error, folder), folder.path)}\nThen {_format_resume_command(folder)}"
     if isinstance(error, OSError) and error.errno in UNREACHABLE:
-        return f"{lost(error, _place(error, folder))}\nReconnect the drive or the network, then {_go_on(folder)}"
+        return f"{format_drive_lost(error, _format_error_location(error, folder))}\nReconnect the drive or the network, then {_format_resume_command(folder)}"
     return None
 
 
-def _disk_full(error: BaseException, folder: RunFolder, config: Config) -> str:
+def _explain_full_disk(error: BaseException, folder: RunFolder, config: Config) -> str:
     return (
-        f"{full(_place(error, folder), folder.path)}\n"
+        f"{format_disk_full(_format_error_location(error, folder), folder.path)}\n"
         f"Free some space: delete older runs beside {folder.path} (their checkpoints first), or the whole cache in "
-        f"{Path(config.cache.folder).absolute()}, which is recomputed when needed.\nThen {_go_on(folder)}"
+        f"{Path(config.cache.folder).absolute()}, which is recomputed when needed.\nThen {_format_resume_command(folder)}"
     )
 
 
-def _vanished(folder: RunFolder) -> str:
+def _explain_missing_folder(folder: RunFolder) -> str:
     return (
         f"the run's folder {folder.path} disappeared during the run: its config.yaml no longer exists.\n"
         "If the folder was moved or its drive was disconnected, restore it, or continue in its new location: "
@@ -101,18 +109,18 @@ def _vanished(folder: RunFolder) -> str:
     )
 
 
-def _unreadable(text: str, folder: RunFolder) -> str:
+def _explain_unreadable_image(text: str, folder: RunFolder) -> str:
     # A worker of the data loader passes on its whole traceback, whose last line is the error.
     reason = text.strip().splitlines()[-1].removeprefix(f"{UnreadableImageError.__module__}.UnreadableImageError: ")
     return (
         f"an image can no longer be read, although it could be read when the run started:\n  {reason}\n"
         "Restore the original file (a run can only continue with exactly the images that it started with), "
-        f"then {_go_on(folder)}\n"
+        f"then {_format_resume_command(folder)}\n"
         "To leave such files out, start a new run with data.on_error=quarantine."
     )
 
 
-def _worker(text: str, folder: RunFolder, config: Config) -> str:
+def _explain_lost_worker(text: str, folder: RunFolder, config: Config) -> str:
     match = WORKER_ERROR.search(text)
     process = f"a process that decodes images (pid {match[1].strip()})" if match else "a process that decodes images"
     workers = "chosen for the machine's cores" if config.data.workers is None else config.data.workers
@@ -120,12 +128,12 @@ def _worker(text: str, folder: RunFolder, config: Config) -> str:
         f"{process} was killed or got no shared memory. Usually the machine has run out of memory (see dmesg), or "
         "/dev/shm is too small (in a container: docker run --shm-size=8g).\n"
         f"Use fewer processes: data.workers is {workers}; 0 needs no shared memory and gives the same result.\n"
-        f"Then {_go_on(folder, 'data.workers=0')}"
+        f"Then {_format_resume_command(folder, 'data.workers=0')}"
     )
 
 
-def _out_of_memory(error: BaseException, folder: RunFolder, config: Config) -> str:
-    size, is_automatic = _batch_size(folder, config), config.trainer.batch_size == "auto"
+def _explain_out_of_memory(error: BaseException, folder: RunFolder, config: Config) -> str:
+    size, is_automatic = _get_batch_size(folder, config), config.trainer.batch_size == "auto"
     device = "the GPU" if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error) else "this machine"
     advice = (
         f"Try half the batch size in a new run: the same command with trainer.batch_size={size // 2} (now {size}"
@@ -139,35 +147,35 @@ def _out_of_memory(error: BaseException, folder: RunFolder, config: Config) -> s
     )
     return (
         f"{device} ran out of memory: {str(error).strip().splitlines()[0] if str(error) else 'no memory'}\n"
-        f"{advice}\nIf other programs used the memory, close them and {_go_on(folder)}"
+        f"{advice}\nIf other programs used the memory, close them and {_format_resume_command(folder)}"
     )
 
 
-def _batch_size(folder: RunFolder, config: Config) -> int:
+def _get_batch_size(folder: RunFolder, config: Config) -> int:
     """Return the number of images in a step: as configured, or as found when the run started."""
     try:
-        return images_a_step(as_begun(config.trainer, folder.path / "environment.json"))
+        return get_batch_size(restore_trainer_config(config.trainer, folder.path / "environment.json"))
     except (OSError, ValueError):
-        return images_a_step(TrainerConfig())
+        return get_batch_size(TrainerConfig())
 
 
-def _go_on(folder: RunFolder, *overrides: str) -> str:
+def _format_resume_command(folder: RunFolder, *overrides: str) -> str:
     return f"resume the run: {' '.join(['python train.py', f'resume={folder.path}', *overrides])}"
 
 
-def _place(error: BaseException, folder: RunFolder) -> str:
+def _format_error_location(error: BaseException, folder: RunFolder) -> str:
     """Return the file that an error names, else a phrase with the run's folder."""
-    return named(error) or f"a file in {folder.path}"
+    return get_error_path(error) or f"a file in {folder.path}"
 
 
-def _there(folder: RunFolder) -> bool:
+def _has_config(folder: RunFolder) -> bool:
     try:
         return folder.config.is_file()
     except OSError:
         return False
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def _iter_causes(error: BaseException) -> Iterator[BaseException]:
     """Iterate over an error and its causes and contexts, the last error first."""
     current: BaseException | None = error
     seen: set[int] = set()

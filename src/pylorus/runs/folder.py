@@ -48,13 +48,13 @@ class RunFolder:
         """File of the complete, resolved configuration."""
         return self.path / "config.yaml"
 
-    def stage(self, name: str) -> StageFolder:
+    def get_stage(self, name: str) -> StageFolder:
         """Return the folder of a stage: its curves, checkpoints and predictions."""
         return StageFolder(self.path / name)
 
-    def predictions(self, stage: str, split: str) -> Path:
+    def get_predictions_path(self, stage: str, split: str) -> Path:
         """Return the file with the predictions of a stage's best checkpoint for each image of `val` or `test`."""
-        return self.stage(stage).predictions(split)
+        return self.get_stage(stage).get_predictions_path(split)
 
     @property
     def shipped(self) -> ShippedStage | None:
@@ -62,17 +62,17 @@ class RunFolder:
         path = self.path / "model" / "model.json"
         return read_shipped(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
-    def status(self) -> dict[str, Any]:
+    def read_status(self) -> dict[str, Any]:
         """Read the run's status; empty if the folder has none. A run whose process is gone is `stopped`."""
         try:
             status = dict(json.loads((self.path / "status.json").read_text(encoding="utf-8")))
         except FileNotFoundError:
             return {}
-        if status["state"] in ("starting", "running") and not _lives(status):
+        if status["state"] in ("starting", "running") and not _is_alive(status):
             status["state"] = "stopped"
         return status
 
-    def clear(self) -> None:
+    def remove_incomplete_files(self) -> None:
         """Remove incomplete files of a killed process: their names begin with a dot."""
         for path in [*self.path.glob(".*"), *self.path.glob("*/.*"), *self.path.glob("*/checkpoints/.*")]:
             if path.is_dir():
@@ -81,7 +81,7 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     @contextmanager
-    def prepared(self, overrides: list[str], *, sweep: str | None = None) -> Iterator[None]:
+    def set_starting(self, overrides: list[str], *, sweep: str | None = None) -> Iterator[None]:
         """Mark the run as `starting`, or as `failed` if the code inside the context fails.
 
         Args:
@@ -91,52 +91,52 @@ class RunFolder:
         status: dict[str, Any] = {
             "state": "starting",
             "id": secrets.token_hex(4),
-            **_here(),
-            "started": _now(),
+            **_get_process_info(),
+            "started": _format_now(),
             "overrides": overrides,
             "sweep": sweep,
         }
-        self._write(status)
+        self._write_status(status)
         try:
             yield
         except Exception as error:
-            self._write({**status, "state": "failed", "ended": _now(), "error": str(error)})
+            self._write_status({**status, "state": "failed", "ended": _format_now(), "error": str(error)})
             raise
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def update_status(self) -> Iterator[None]:
         """Keep status.json up to date while the run executes inside the context, however it ends."""
-        previous = self.status()
-        status = {**previous, **_here(), "state": "running"}
+        previous = self.read_status()
+        status = {**previous, **_get_process_info(), "state": "running"}
         for key in ("ended", "error"):
             status.pop(key, None)
         if previous["state"] != "starting":
             status["resumed"] = previous.get("resumed", 0) + 1
         start, earlier_seconds = time.monotonic(), previous.get("seconds", 0.0)
 
-        def say(**updates: Any) -> None:
-            self.expect_there()
-            self._write({**status, "seconds": round(earlier_seconds + time.monotonic() - start, 1), **updates})
+        def write_update(**updates: Any) -> None:
+            self.check_exists()
+            self._write_status({**status, "seconds": round(earlier_seconds + time.monotonic() - start, 1), **updates})
 
-        def say_if_possible(**updates: Any) -> None:
+        def write_if_possible(**updates: Any) -> None:
             with suppress(OSError):  # the user has to see the error that ended the run, not this one
-                say(**updates)
+                write_update(**updates)
 
-        say()
+        write_update()
         try:
-            with _beating(say):
+            with _send_heartbeats(write_update):
                 yield
         except KeyboardInterrupt:
-            say_if_possible(state="interrupted", ended=_now())
+            write_if_possible(state="interrupted", ended=_format_now())
             raise
         except BaseException as error:
-            say_if_possible(state="failed", ended=_now(), error=str(error) or type(error).__name__)
+            write_if_possible(state="failed", ended=_format_now(), error=str(error) or type(error).__name__)
             raise
         shipped = self.shipped
         choice = {} if shipped is None else {"shipped_stage": shipped.name, "shipped_by": shipped.chosen_by}
-        say(state="finished", ended=_now(), **choice)
+        write_update(state="finished", ended=_format_now(), **choice)
 
-    def expect_there(self) -> None:
+    def check_exists(self) -> None:
         """Check that the run's folder still exists: writing to it would create it again, half empty.
 
         Raises:
@@ -145,21 +145,21 @@ class RunFolder:
         if not self.config.is_file():
             raise FileNotFoundError(errno.ENOENT, "the run's folder disappeared", str(self.config))
 
-    def _write(self, status: dict[str, Any]) -> None:
+    def _write_status(self, status: dict[str, Any]) -> None:
         write_json(self.path / "status.json", status)
 
 
 @contextmanager
-def _beating(write: Callable[..., None]) -> Iterator[None]:
+def _send_heartbeats(write: Callable[..., None]) -> Iterator[None]:
     """Write a heartbeat at regular intervals while the code inside the context runs."""
     ended = threading.Event()
 
-    def beat() -> None:
+    def send_heartbeat() -> None:
         while not ended.wait(HEARTBEAT):
             with suppress(OSError):  # the run itself will report a full disk
-                write(heartbeat=_now())
+                write(heartbeat=_format_now())
 
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread = threading.Thread(target=send_heartbeat, name="heartbeat", daemon=True)
     thread.start()
     try:
         yield
@@ -168,20 +168,20 @@ def _beating(write: Callable[..., None]) -> Iterator[None]:
         thread.join()
 
 
-def _here() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "slurm": _slurm(), "heartbeat": _now()}
+def _get_process_info() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "slurm": _get_slurm_job(), "heartbeat": _format_now()}
 
 
-def _slurm() -> list[str] | None:
+def _get_slurm_job() -> list[str] | None:
     """Return the SLURM job ID of this process and how often the job was requeued; None outside SLURM."""
     job = os.environ.get("SLURM_JOB_ID")
     return [job, os.environ.get("SLURM_RESTART_COUNT", "0")] if job else None
 
 
-def _lives(status: dict[str, Any]) -> bool:
+def _is_alive(status: dict[str, Any]) -> bool:
     """Return whether the process of a run is alive; on another machine only its heartbeat can be checked."""
     heartbeat = datetime.fromisoformat(status.get("heartbeat", status["started"]))
-    before, now = status.get("slurm"), _slurm()
+    before, now = status.get("slurm"), _get_slurm_job()
     if before and now and before[0] == now[0] and before[1] != now[1]:
         return False  # the same job before it was requeued: that process may have run on another machine
     if status.get("host", socket.gethostname()) != socket.gethostname():
@@ -194,5 +194,5 @@ def _lives(status: dict[str, Any]) -> bool:
         return False
 
 
-def _now() -> str:
+def _format_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")

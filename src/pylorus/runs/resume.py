@@ -12,10 +12,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from pylorus.config import CONF, Config
-from pylorus.errors import PylorusError, listing
+from pylorus.errors import PylorusError, format_name_list
 from pylorus.files import write_text
 from pylorus.runs.folder import RunFolder
-from pylorus.validation import built, loaded
+from pylorus.validation import build_config, load_config
 
 FREE = (
     "report",
@@ -47,8 +47,8 @@ def resume(folder: RunFolder, overrides: list[str]) -> None:
     """
     check_resumable(folder)
     if overrides:
-        initial = folder.status().get("overrides", [])
-        change_to(folder, _composed([*initial, *overrides]), was=_composed(initial))
+        initial = folder.read_status().get("overrides", [])
+        update_config(folder, _resolve_config([*initial, *overrides]), was=_resolve_config(initial))
     from pylorus.train import run
 
     run(folder)
@@ -60,7 +60,7 @@ def check_resumable(folder: RunFolder) -> None:
     Raises:
         PylorusError: If the folder contains no run, a sweep, a run that is still running, or one that never started.
     """
-    status = folder.status()
+    status = folder.read_status()
     if not status and list(folder.path.glob("*/status.json")):
         raise PylorusError(
             f"resume: {folder.path} is a sweep. Run the command of the sweep again with "
@@ -80,7 +80,7 @@ def check_resumable(folder: RunFolder) -> None:
         )
 
 
-def change_to(folder: RunFolder, asked: Config, *, was: Config | None = None) -> None:
+def update_config(folder: RunFolder, asked: Config, *, was: Config | None = None) -> None:
     """Update a run's configuration with the keys that may change when it is resumed.
 
     Args:
@@ -91,8 +91,8 @@ def change_to(folder: RunFolder, asked: Config, *, was: Config | None = None) ->
     Raises:
         PylorusError: If other keys differ; names each of them with both values.
     """
-    saved = loaded(folder.config)
-    before, after = dict(_leaves(was or saved)), dict(_leaves(asked))
+    saved = load_config(folder.config)
+    before, after = dict(_iter_leaves(was or saved)), dict(_iter_leaves(asked))
     if asked.data.fold_column is not None:  # the number of folds is read from the manifest
         after["data.folds"] = before["data.folds"]
     changed = {
@@ -104,7 +104,7 @@ def change_to(folder: RunFolder, asked: Config, *, was: Config | None = None) ->
     if fixed:
         lines = [f"{name}: the run has {before.get(name)}, found {after.get(name)}" for name in fixed]
         raise PylorusError(
-            f"{folder.path}: this folder contains a run with a different configuration:\n{listing(lines)}\n"
+            f"{folder.path}: this folder contains a run with a different configuration:\n{format_name_list(lines)}\n"
             f"Remove these to resume it, or start a new run. Keys that may change: {', '.join(FREE)}."
         )
     if changed:
@@ -114,18 +114,18 @@ def change_to(folder: RunFolder, asked: Config, *, was: Config | None = None) ->
         write_text(folder.config, OmegaConf.to_yaml(updated))
 
 
-def _composed(overrides: list[str]) -> Config:
+def _resolve_config(overrides: list[str]) -> Config:
     with initialize_config_dir(str(Path(CONF)), version_base="1.3"):
-        return built(compose("config", overrides=[each for each in overrides if not each.startswith("hydra")]))
+        return build_config(compose("config", overrides=[each for each in overrides if not each.startswith("hydra")]))
 
 
-def _leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def _iter_leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Iterate over all keys with their values; lists and free-form groups are single values."""
     if is_dataclass(config):
         for field in fields(config):
-            yield from _leaves(getattr(config, field.name), f"{path}.{field.name}" if path else field.name)
+            yield from _iter_leaves(getattr(config, field.name), f"{path}.{field.name}" if path else field.name)
     elif isinstance(config, Mapping) and any(is_dataclass(value) for value in config.values()):
         for name, value in config.items():
-            yield from _leaves(value, f"{path}.{name}")
+            yield from _iter_leaves(value, f"{path}.{name}")
     else:
         yield path, config

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from pylorus.percent import percent
+from pylorus.percent import format_percent
 
 ONLY, ACCURACY, LOSS, ORDER, KEY, LAST = CHOICES = ("only", "accuracy", "loss", "order", "key", "last")
 """How a stage is chosen; see `ShippedStage`."""
@@ -72,7 +72,7 @@ def score_stage(logits: NDArray[np.float64], true: NDArray[np.int64]) -> StageSc
     return StageScore(int((logits.argmax(axis=1) == true).sum()), len(true), float(loss))
 
 
-def choose_stage(scores: Mapping[str, StageScore], *, asked: str | None = None) -> ShippedStage:
+def select_stage(scores: Mapping[str, StageScore], *, asked: str | None = None) -> ShippedStage:
     """Choose the stage that is shipped.
 
     Args:
@@ -81,7 +81,7 @@ def choose_stage(scores: Mapping[str, StageScore], *, asked: str | None = None) 
 
     Example:
         >>> scores = {"pretrain": StageScore(17, 20, 0.4), "finetune": StageScore(14, 20, 0.9)}
-        >>> choose_stage(scores).name
+        >>> select_stage(scores).name
         'pretrain'
     """
     accuracy = {name: score.accuracy for name, score in scores.items()}
@@ -101,16 +101,16 @@ def read_shipped(description: Mapping[str, Any]) -> ShippedStage | None:
     return None if entry is None else ShippedStage(**entry)
 
 
-def describe_choice(shipped: ShippedStage, *, validated_on: str = "val") -> str:
+def explain_choice(shipped: ShippedStage, *, validated_on: str = "val") -> str:
     """Describe how a stage was chosen, in a phrase that follows its name.
 
     Args:
         shipped: The stage.
         validated_on: `val`, or `test` if the validation images were the test images.
     """
-    own = percent(shipped.accuracy[shipped.name]) if shipped.name in shipped.accuracy else ""
+    own = format_percent(shipped.accuracy[shipped.name]) if shipped.name in shipped.accuracy else ""
     others = ", ".join(
-        f"{name} {percent(accuracy)} %" for name, accuracy in shipped.accuracy.items() if name != shipped.name
+        f"{name} {format_percent(accuracy)} %" for name, accuracy in shipped.accuracy.items() if name != shipped.name
     )
     reason = {
         ONLY: "the only stage",

@@ -29,7 +29,7 @@ STOP_SIGNALS = tuple(
 )
 
 
-class Stop:
+class StopRequest:
     """Whether a run was asked to end, and when it may end: at once or after the current training step.
 
     Attributes:
@@ -40,7 +40,7 @@ class Stop:
         self.asked = False
         self._waits = False
 
-    def ask(self, name: str) -> None:
+    def handle_request(self, name: str) -> None:
         """Raise a KeyboardInterrupt with the signal's name, or leave that to the end of the training step."""
         self.asked = True
         if not self._waits:
@@ -50,13 +50,13 @@ class Stop:
         """Let signals take effect at the end of a training step: from now on the trainer checks `asked`."""
         self._waits = True
 
-    def at_once(self) -> None:
+    def stop_waiting(self) -> None:
         """Let signals take effect at once, including one that was received in the meantime."""
         self._waits = False
         if self.asked:
-            self.now()
+            self.raise_interrupt()
 
-    def now(self) -> None:
+    def raise_interrupt(self) -> None:
         """End the run.
 
         Raises:
@@ -67,37 +67,37 @@ class Stop:
 
 
 @contextmanager
-def stopped_by_signals() -> Iterator[Stop]:
+def handle_signals() -> Iterator[StopRequest]:
     """Turn the first signal inside the context into a KeyboardInterrupt; a second one ends the process.
 
     A SLURM job that received SIGUSR1 is requeued, unless submitit or a sweep started it: these requeue it themselves.
     """
     received: list[int] = []
-    request = Stop()
+    request = StopRequest()
 
-    def stop(number: int, _: FrameType | None) -> None:
+    def handle_signal(number: int, _: FrameType | None) -> None:
         if received and number == JOB_STOP_SIGNAL and IN_SWEEP in os.environ:
             return
         if received:
             os._exit(INTERRUPTED)
         received.append(number)
-        request.ask(signal.Signals(number).name)
+        request.handle_request(signal.Signals(number).name)
 
     before: dict[signal.Signals, Any] = {}
     try:
         for number in STOP_SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, stop)
+                before[number] = signal.signal(number, handle_signal)
         yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         if received and signal.Signals(received[0]).name == "SIGUSR1":
-            _requeue()
+            _send_requeue()
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def ensure_uninterrupted() -> Iterator[None]:
     """Defer signals until the end of the context: an interrupted import leaves an incomplete module behind."""
     if threading.current_thread() is not threading.main_thread():  # signals only interrupt the main thread
         yield
@@ -116,7 +116,7 @@ def undisturbed() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-def _requeue() -> None:
+def _send_requeue() -> None:
     job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
     if job is None or "SUBMITIT_EXECUTOR" in os.environ or IN_SWEEP in os.environ:
         return

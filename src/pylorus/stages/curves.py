@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from pytorch_lightning.loggers.logger import Logger
 
-from pylorus.files import whole
+from pylorus.files import write_atomically
 
 
 class CurvesFile(Logger):
@@ -57,5 +57,5 @@ class CurvesFile(Logger):
         if not self._rows:
             return
         frame = pd.DataFrame([{"step": step, **row} for step, row in sorted(self._rows.items())])
-        with whole(self.path) as temporary:
+        with write_atomically(self.path) as temporary:
             frame.to_csv(temporary, index=False)

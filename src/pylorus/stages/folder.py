@@ -9,7 +9,7 @@ PARTS = ("val", "test")
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """Result of a stage's training.
 
     Attributes:
@@ -21,7 +21,7 @@ class Trained:
     best_epoch: int
 
 
-class Reached(NamedTuple):
+class StageProgress(NamedTuple):
     """Progress of a stage in training: complete epochs, and batches of the next one."""
 
     epochs: int
@@ -35,81 +35,83 @@ class StageFolder:
     path: Path
 
     @property
-    def metrics(self) -> Path:
+    def metrics_path(self) -> Path:
         """The learning curves."""
         return self.path / "metrics.csv"
 
     @property
-    def last(self) -> Path:
+    def last_checkpoint(self) -> Path:
         """The state from which an interrupted stage resumes: after an epoch, or within one."""
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
-    def reached(self) -> Reached:
+    def progress(self) -> StageProgress:
         """Saved progress: all epochs of a trained stage, else that of `last.ckpt`."""
-        if self.trained is not None:
-            return Reached(self.trained.epochs, 0)
-        if not self.last.is_file():
-            return Reached(0, 0)
+        if self.training_result is not None:
+            return StageProgress(self.training_result.epochs, 0)
+        if not self.last_checkpoint.is_file():
+            return StageProgress(0, 0)
         import torch  # imported here, since reading a status needs no torch
 
-        return Reached(*torch.load(self.last, map_location="meta", weights_only=True)["reached"])
+        return StageProgress(*torch.load(self.last_checkpoint, map_location="meta", weights_only=True)["reached"])
 
     @property
-    def chosen(self) -> Path:
+    def best_checkpoint(self) -> Path:
         """The weights of the best epoch, once the stage is trained."""
         return self.path / "checkpoints" / "best.ckpt"
 
     @property
-    def record(self) -> Path:
-        """The file that marks the stage as trained; see `Trained`."""
+    def record_path(self) -> Path:
+        """The file that marks the stage as trained; see `TrainingResult`."""
         return self.path / "stage.json"
 
-    def best(self, epoch: int) -> Path:
+    def get_best_path(self, epoch: int) -> Path:
         """Return the path of the weights of an epoch, counted from 0, that is the best so far."""
         return self.path / "checkpoints" / f"best-{epoch}.ckpt"
 
-    def forget_bests_but(self, epoch: int | None) -> None:
+    def delete_other_bests(self, epoch: int | None) -> None:
         """Delete weights of epochs that are no longer the best."""
-        for path in self.chosen.parent.glob("best-*.ckpt"):
-            if epoch is None or path != self.best(epoch):
+        for path in self.best_checkpoint.parent.glob("best-*.ckpt"):
+            if epoch is None or path != self.get_best_path(epoch):
                 path.unlink()
 
-    def forget_way(self) -> None:
+    def delete_training_state(self) -> None:
         """Delete what is only needed until the stage is trained."""
-        self.forget_bests_but(None)
-        self.last.unlink(missing_ok=True)
+        self.delete_other_bests(None)
+        self.last_checkpoint.unlink(missing_ok=True)
 
-    def predictions(self, split: str) -> Path:
+    def get_predictions_path(self, split: str) -> Path:
         """Return the path of the best epoch's predictions for `val` or `test`."""
         return self.path / f"predictions-{split}.parquet"
 
-    def features(self, split: str) -> Path:
+    def get_features_path(self, split: str) -> Path:
         """Return the path of penultimate features for `val` or `test`; they exist until the bundle does."""
         return self.path / "checkpoints" / f"features-{split}.npy"
 
     @property
-    def network(self) -> Path:
+    def network_path(self) -> Path:
         """The complete network of a stage that may be shipped, since later stages change it."""
         return self.path / "checkpoints" / "network.safetensors"
 
-    def forget_candidate(self) -> None:
+    def delete_candidate(self) -> None:
         """Delete what is only needed until the bundle is written."""
-        for path in (*map(self.features, PARTS), self.network):
+        for path in (*map(self.get_features_path, PARTS), self.network_path):
             path.unlink(missing_ok=True)
 
     @property
-    def trained(self) -> Trained | None:
+    def training_result(self) -> TrainingResult | None:
         """The result of training; None if it has not finished."""
-        if not self.record.is_file():
+        if not self.record_path.is_file():
             return None
-        return Trained(**json.loads(self.record.read_text(encoding="utf-8")))
+        return TrainingResult(**json.loads(self.record_path.read_text(encoding="utf-8")))
 
     @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether the stage is trained and has predicted every split, as the bundle predicts it.
 
         A stage without features predicts again: older versions, which saved none, predicted in training precision.
         """
-        outputs = [path for split in PARTS for path in (self.features(split), self.predictions(split))]
-        return self.trained is not None and all(path.is_file() for path in outputs)
+        outputs = [
+            path for split in PARTS for path in (self.get_features_path(split), self.get_predictions_path(split))
+        ]
+        return self.training_result is not None and all(path.is_file() for path in outputs)

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
 
 from pylorus.model.classifier import StagePlan
-from pylorus.percent import percent
+from pylorus.percent import format_percent
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +49,11 @@ class EpochLine(pl.Callback):
         epochs, name = self.plan.config.epochs, self.plan.name
         seconds_left = (time.monotonic() - self._epoch_start) * (epochs - trainer.current_epoch - 1)
 
-        def shown(split: str) -> str:
+        def format_metrics(split: str) -> str:
             loss, accuracy = (
                 float(trainer.callback_metrics[f"{name}/{split}/{metric}"]) for metric in ("loss", "accuracy")
             )
-            return f"loss {loss:.3f}, acc {percent(accuracy)} %"
+            return f"loss {loss:.3f}, acc {format_percent(accuracy)} %"
 
         log.info(
             "%s epoch %*d/%d | train: %s | val: %s | %s left",
@@ -61,7 +61,7 @@ class EpochLine(pl.Callback):
             len(str(epochs)),
             trainer.current_epoch + 1,
             epochs,
-            shown("train"),
-            shown("val"),
+            format_metrics("train"),
+            format_metrics("val"),
             time.strftime("%H:%M:%S" if seconds_left >= 3600 else "%M:%S", time.gmtime(seconds_left)),
         )

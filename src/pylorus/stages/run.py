@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 from pylorus.config import Config
-from pylorus.data.prepare import Images
+from pylorus.data.prepare import RunImages
 from pylorus.machine.engine import Engine
 from pylorus.model.backbone import Backbone
 from pylorus.parallel.processes import Processes
 from pylorus.runs.dashboard import Dashboard
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.signals import Stop
+from pylorus.runs.signals import StopRequest
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Run:
 
     config: Config
     folder: RunFolder
-    images: Images
+    images: RunImages
     backbone: Backbone
     engine: Engine
     dashboard: Dashboard
     processes: Processes
-    stop: Stop
+    stop: StopRequest

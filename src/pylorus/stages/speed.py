@@ -14,7 +14,7 @@ from pylorus.files import write_json
 MIB = 2**20
 
 
-class Speed(pl.Callback):
+class SpeedMonitor(pl.Callback):
     """Measure the duration and memory of a stage, starting when this callback is created.
 
     Args:
@@ -34,7 +34,7 @@ class Speed(pl.Callback):
         self._training: list[float] = []
         self.features_seconds = 0.0
         self.fit_seconds = 0.0
-        _forget_peak(accelerator)
+        _reset_peak_memory(accelerator)
 
     def on_fit_start(self, *_: Any) -> None:
         """Start the clock of the whole fit."""
@@ -55,7 +55,7 @@ class Speed(pl.Callback):
         """Stop the clock of the whole fit."""
         self.fit_seconds = time.monotonic() - self._fit_start
 
-    def write(self, path: Path) -> None:
+    def write_speed(self, path: Path) -> None:
         """Write the measurements as JSON: seconds, training images per second, MiB."""
         # The first epoch is a warm-up, unless it is the only one.
         epoch_seconds = self._training[1:] or self._training
@@ -67,13 +67,13 @@ class Speed(pl.Callback):
                 "fit_seconds": round(self.fit_seconds, 3),
                 "epochs": len(self._training),
                 "images_per_second": round(self._images / median(epoch_seconds), 2) if epoch_seconds else None,
-                "peak_memory_mib": peak_bytes("cpu") // MIB,
-                "peak_gpu_memory_mib": peak_bytes("cuda") // MIB if self._accelerator == "cuda" else None,
+                "peak_memory_mib": get_peak_memory("cpu") // MIB,
+                "peak_gpu_memory_mib": get_peak_memory("cuda") // MIB if self._accelerator == "cuda" else None,
             },
         )
 
 
-def _forget_peak(accelerator: str) -> None:
+def _reset_peak_memory(accelerator: str) -> None:
     """Reset the peak memory, where the system supports it."""
     if accelerator == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -83,7 +83,7 @@ def _forget_peak(accelerator: str) -> None:
         return
 
 
-def peak_bytes(accelerator: str) -> int:
+def get_peak_memory(accelerator: str) -> int:
     """Return the peak memory of this process in bytes: GPU memory for cuda, else main memory."""
     if accelerator == "cuda":
         return int(torch.cuda.max_memory_allocated())

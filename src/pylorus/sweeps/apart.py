@@ -15,7 +15,7 @@ interrupted: list[Path] = []
 """Folders of this process's jobs that a signal ended: after that a launcher's worker starts no other job."""
 
 
-def run_apart(folder: RunFolder) -> None:
+def run_job_process(folder: RunFolder) -> None:
     """Run a job of a sweep as `python -m pylorus.train FOLDER`; if it fails, the sweep continues.
 
     Args:
@@ -30,19 +30,19 @@ def run_apart(folder: RunFolder) -> None:
         code = job.wait()
     except BaseException:  # a signal, or a launcher that requeues its job
         interrupted.append(folder.path)
-        _end(job)
-        if (status := folder.status())["state"] == "starting":  # the job had not yet written its own status
+        _stop_job(job)
+        if (status := folder.read_status())["state"] == "starting":  # the job had not yet written its own status
             write_json(folder.path / "status.json", {**status, "state": "interrupted"})
         raise
     if code == INTERRUPTED:
         interrupted.append(folder.path)
         raise KeyboardInterrupt
     if code not in (0, GONE):
-        reason = folder.status().get("error", f"its process ended with exit code {code}")
+        reason = folder.read_status().get("error", f"its process ended with exit code {code}")
         raise PylorusError(f"the job in {folder.path} failed: {reason}")
 
 
-def _end(job: subprocess.Popen[bytes]) -> None:
+def _stop_job(job: subprocess.Popen[bytes]) -> None:
     """Ask a job to end, and kill it if it does not; a job that already received Ctrl-C from the terminal ignores it."""
     job.send_signal(JOB_STOP_SIGNAL)
     try:

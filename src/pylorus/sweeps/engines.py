@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
-from pylorus.errors import PylorusError, listing
+from pylorus.errors import PylorusError, format_name_list
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.signals import JOB_PATIENCE, JOB_STOP_SIGNAL, STOP_SIGNALS
 
@@ -59,17 +59,17 @@ def check_installed(word: str) -> None:
         ) from None
 
 
-def jobs_at_once(launcher: Any) -> int:
+def count_concurrent_jobs(launcher: Any) -> int:
     """Return how many jobs a launcher runs at once on this machine; 1 if it runs them elsewhere.
 
     Args:
         launcher: Hydra's configuration of the launcher.
     """
-    if _is(launcher, "JoblibLauncher"):
+    if _is_launcher(launcher, "JoblibLauncher"):
         from joblib import effective_n_jobs
 
         return int(effective_n_jobs(launcher.n_jobs))
-    if _is(launcher, "RayLauncher"):
+    if _is_launcher(launcher, "RayLauncher"):
         from joblib import cpu_count
 
         cores = launcher.ray.init.get("num_cpus") or cpu_count()
@@ -77,7 +77,7 @@ def jobs_at_once(launcher: Any) -> int:
     return 1
 
 
-def share_machine(launcher: Any, sweep: Path) -> None:
+def setup_sweep_process(launcher: Any, sweep: Path) -> None:
     """Prepare this process for a sweep: set how many jobs share the machine, and let signals end all jobs.
 
     The signals are Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2.
@@ -86,19 +86,19 @@ def share_machine(launcher: Any, sweep: Path) -> None:
         launcher: Hydra's configuration of the launcher.
         sweep: The folder of the jobs.
     """
-    at_once = jobs_at_once(launcher)
+    at_once = count_concurrent_jobs(launcher)
     os.environ[JOBS_AT_ONCE] = str(at_once)
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    ray = _is(launcher, "RayLauncher")
+    ray = _is_launcher(launcher, "RayLauncher")
     if ray:
         _start_ray(launcher.ray.init)
     if at_once > 1 or ray:
         for number, before in handlers.items():
             if before is not signal.SIG_IGN:
-                signal.signal(number, _ending(sweep, before))
+                signal.signal(number, _create_signal_handler(sweep, before))
 
 
-def _is(launcher: Any, name: str) -> bool:
+def _is_launcher(launcher: Any, name: str) -> bool:
     return str(launcher.get("_target_", "")).endswith(name)
 
 
@@ -118,14 +118,14 @@ def _start_ray(asked: Any) -> None:
     ray.init(**arguments)
 
 
-def explained_end(error: Exception, sweep: Path) -> str | None:
+def explain_sweep_end(error: Exception, sweep: Path) -> str | None:
     """Explain the end of a sweep if a launcher lost a job or no job finished; otherwise return None.
 
     Args:
         error: The error of a launcher, or of a sweeper without any result.
         sweep: The folder of the jobs.
     """
-    states = {path.parent.name: RunFolder(path.parent).status() for path in sorted(sweep.glob("*/status.json"))}
+    states = {path.parent.name: RunFolder(path.parent).read_status() for path in sorted(sweep.glob("*/status.json"))}
     advice = f"the same command with hydra.sweep.dir={sweep} runs the missing and failed jobs."
     reason = " ".join(str(error).split("\n----", maxsplit=1)[0].split()) or type(error).__name__
     if type(error).__module__.split(".")[0] in LAUNCHERS:
@@ -134,19 +134,19 @@ def explained_end(error: Exception, sweep: Path) -> str | None:
             f"(see dmesg, or SLURM's sacct). Finished jobs are saved; {advice}"
         )
     finished = any(status["state"] == "finished" for status in states.values())
-    if finished or not states or _raised_by(error) not in SEARCHERS:
+    if finished or not states or _get_raising_package(error) not in SEARCHERS:
         return None
     ends = [f"job {job} {status['state']}: {status.get('error', 'see its run.log')}" for job, status in states.items()]
-    return f"no job of the sweep finished ({reason[:400]})\n{listing(ends)}\nFix the cause; {advice}"
+    return f"no job of the sweep finished ({reason[:400]})\n{format_name_list(ends)}\nFix the cause; {advice}"
 
 
-def _raised_by(error: Exception) -> str:
+def _get_raising_package(error: Exception) -> str:
     """Return the package of the code that raised an error."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return str(frames[-1].f_globals.get("__name__", "")).split(".")[0] if frames else ""
 
 
-def _ending(sweep: Path, previous: Any) -> Any:
+def _create_signal_handler(sweep: Path, previous: Any) -> Any:
     """Return a signal handler that ends the jobs first: launchers kill their workers as soon as they get a signal.
 
     Args:
@@ -154,22 +154,22 @@ def _ending(sweep: Path, previous: Any) -> Any:
         previous: The signal's previous handler, which is called afterwards.
     """
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def handle_signal(number: int, frame: FrameType | None) -> None:
         for each in STOP_SIGNALS:
             if signal.getsignal(each) is not signal.SIG_IGN:
                 signal.signal(each, signal.default_int_handler)  # a second signal does not wait
-        _end_jobs(sweep)
+        _stop_jobs(sweep)
         if callable(previous):
             previous(number, frame)
         raise KeyboardInterrupt
 
-    return stop
+    return handle_signal
 
 
-def _end_jobs(sweep: Path) -> None:
+def _stop_jobs(sweep: Path) -> None:
     """Ask all jobs to end, including those that are just starting, and wait for them."""
     deadline, signalled = time.monotonic() + JOB_PATIENCE, set()
-    while (jobs := _running(sweep)) and time.monotonic() < deadline:
+    while (jobs := _list_active_statuses(sweep)) and time.monotonic() < deadline:
         for status in jobs:
             if status["state"] == "running" and status["pid"] not in signalled:
                 signalled.add(status["pid"])
@@ -178,6 +178,6 @@ def _end_jobs(sweep: Path) -> None:
         time.sleep(0.1)
 
 
-def _running(sweep: Path) -> list[dict[str, Any]]:
-    statuses = [RunFolder(path.parent).status() for path in sweep.glob("*/status.json")]
+def _list_active_statuses(sweep: Path) -> list[dict[str, Any]]:
+    statuses = [RunFolder(path.parent).read_status() for path in sweep.glob("*/status.json")]
     return [status for status in statuses if status["state"] in ("starting", "running")]

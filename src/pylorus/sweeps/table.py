@@ -9,32 +9,32 @@ from omegaconf import DictConfig, OmegaConf
 from pylorus.errors import PylorusError
 from pylorus.evaluation.confusion import class_indices, overall_indices
 from pylorus.evaluation.replicates import summarize_replicates
-from pylorus.files import whole, write_text
-from pylorus.percent import percent
-from pylorus.predictions import confusion_of
-from pylorus.report.candidate import configuration_key
+from pylorus.files import write_atomically, write_text
+from pylorus.percent import format_percent
+from pylorus.predictions import count_confusion
+from pylorus.report.candidate import compute_configuration_key
 from pylorus.report.saved_split import SHOWN_DIGITS, read_split
 from pylorus.report.write import write_report
 from pylorus.runs.folder import RunFolder
-from pylorus.validation import loaded
+from pylorus.validation import load_config
 
 SHIPPED = "yes"
 """Value in the column `shipped` of the stage that represents its job."""
 MEASURES = ["accuracy", "precision", "sensitivity", "F1"]
 
 
-def sum_up(sweep: Path) -> int:
+def write_sweep_table(sweep: Path) -> int:
     """Print and write the table of all jobs of a sweep, and write its report.
 
     Returns:
         The exit code: 0, or 1 if a job did not finish or the report could not be written.
     """
-    table = sweep_table(sweep)
+    table = build_sweep_table(sweep)
     if table.empty:
         return 0
-    with whole(sweep / "sweep.csv") as temporary:
+    with write_atomically(sweep / "sweep.csv") as temporary:
         table.to_csv(temporary, index=False)
-    text = as_text(table)
+    text = format_sweep_table(table)
     write_text(sweep / "sweep.md", text + "\n")
     print(f"\n{text}\n")
     code = int((table["state"] != "finished").any())
@@ -46,24 +46,24 @@ def sum_up(sweep: Path) -> int:
             code = 1
     print(f"sweep: {sweep}")
     for job in table.loc[table["state"] != "finished", "job"].unique():
-        status = RunFolder(sweep / str(job)).status()
+        status = RunFolder(sweep / str(job)).read_status()
         print(f"job {job} {status['state']}: {status.get('error', 'see its run.log')}")
     return code
 
 
-def objective(folder: RunFolder) -> float | None:
+def get_objective(folder: RunFolder) -> float | None:
     """Return the validation accuracy of a job's shipped stage, in [0, 1]; None if the job did not finish.
 
     A search optimizes nothing else: if it used the test images, their results would be optimistic.
     """
-    if folder.status()["state"] != "finished":
+    if folder.read_status()["state"] != "finished":
         return None
     shipped = folder.shipped
-    stage = list(loaded(folder.config).stages)[-1] if shipped is None else shipped.name
-    return _measures(pd.read_parquet(folder.predictions(stage, "val")), "val")["val accuracy"]
+    stage = list(load_config(folder.config).stages)[-1] if shipped is None else shipped.name
+    return _compute_measures(pd.read_parquet(folder.get_predictions_path(stage, "val")), "val")["val accuracy"]
 
 
-def sweep_table(sweep: Path) -> pd.DataFrame:
+def build_sweep_table(sweep: Path) -> pd.DataFrame:
     """Build a table with a row for each finished stage of each job, and one row for a job without any.
 
     Jobs with the same configuration (replicates with other seeds, folds or splits) have the same number in the column
@@ -73,7 +73,7 @@ def sweep_table(sweep: Path) -> pd.DataFrame:
     F1 are averages over the classes, empty if one of them is undefined.
     """
     folders = [RunFolder(path.parent) for path in sorted(sweep.glob("*/status.json"))]
-    rows = [row for folder in folders for row in _rows(folder)]
+    rows = [row for folder in folders for row in _build_job_rows(folder)]
     table = pd.DataFrame(rows)
     if table.empty:
         return table
@@ -107,7 +107,7 @@ def summarize_configurations(table: pd.DataFrame) -> pd.DataFrame:
     Runs with the same seed and split count once.
 
     Args:
-        table: From `sweep_table`.
+        table: From `build_sweep_table`.
 
     Returns:
         `mean`, `SD`, `lowest` and `highest` of the shipped stages' accuracies on validation and test images, in
@@ -123,7 +123,7 @@ def summarize_configurations(table: pd.DataFrame) -> pd.DataFrame:
             "test set": runs["test set"].iloc[0],
             "model": runs["model"].iloc[0],
             "stage": " or ".join(dict.fromkeys(runs["stage"])),
-            "overrides": " ".join(_common_words(runs["overrides"])),
+            "overrides": " ".join(_find_common_overrides(runs["overrides"])),
             "runs": len(runs),
             "jobs": ", ".join(map(str, runs["job"])),
         }
@@ -139,7 +139,7 @@ def summarize_configurations(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def as_text(table: pd.DataFrame) -> str:
+def format_sweep_table(table: pd.DataFrame) -> str:
     """Format the table in Markdown: proportions in %, and only those overrides in which the jobs differ.
 
     If configurations have several runs, each is summarized in a row before the jobs; configurations with different test
@@ -151,18 +151,18 @@ def as_text(table: pd.DataFrame) -> str:
     parts = []
     for number in sets:
         of_set = configurations[configurations["test set"] == number]
-        parts.append(_heading(table[table["test set"] == number], number, len(sets), several=several))
+        parts.append(_format_heading(table[table["test set"] == number], number, len(sets), several=several))
         if several:
-            parts += [_configuration_text(of_set, table), "Jobs:"]
-        parts.append(_job_text(table[table["test set"] == number], table, numbered=several))
+            parts += [_format_configurations(of_set, table), "Jobs:"]
+        parts.append(_format_jobs(table[table["test set"] == number], table, numbered=several))
     untested = table[table["test set"] == 0]
     if len(untested):
         parts += ["Jobs without test predictions:"] * bool(sets)
-        parts.append(_job_text(untested, table, numbered=False))
+        parts.append(_format_jobs(untested, table, numbered=False))
     return "\n\n".join(parts)
 
 
-def _heading(rows: pd.DataFrame, number: int, sets: int, *, several: bool) -> str:
+def _format_heading(rows: pd.DataFrame, number: int, sets: int, *, several: bool) -> str:
     """Return a heading that states what the rows below were tested on and how they are ordered."""
     name = "The same test images" if sets == 1 else f"Test set {number} of {sets}"
     subsets = rows.loc[rows["shipped"] == SHIPPED, "tested on"].nunique()
@@ -172,26 +172,28 @@ def _heading(rows: pd.DataFrame, number: int, sets: int, *, several: bool) -> st
     return f"{images}{caveat}. Ordered by the validation accuracy of the shipped stage{mean}, best first."
 
 
-def _configuration_text(configurations: pd.DataFrame, table: pd.DataFrame) -> str:
-    common = _common_words(table["overrides"])
+def _format_configurations(configurations: pd.DataFrame, table: pd.DataFrame) -> str:
+    common = _find_common_overrides(table["overrides"])
     rows = []
     for row in configurations.to_dict("records"):
         differing = [override for override in row["overrides"].split() if override not in common]
         cells = [str(row[name]) for name in ("configuration", "model", "stage")]
         cells += [" ".join(differing) or "–", str(row["runs"]), row["jobs"]]
-        rows.append([*cells, *(_spread(row, part) for part in ("val", "test"))])
+        rows.append([*cells, *(_format_spread(row, part) for part in ("val", "test"))])
     columns = ["configuration", "model", "stage", "overrides", "runs", "jobs"]
-    return _markdown([*columns, "val accuracy: mean ± SD (range)", "test accuracy: mean ± SD (range)"], rows)
+    return _render_markdown_table(
+        [*columns, "val accuracy: mean ± SD (range)", "test accuracy: mean ± SD (range)"], rows
+    )
 
 
-def _spread(row: dict[Any, Any], part: str) -> str:
+def _format_spread(row: dict[Any, Any], part: str) -> str:
     if row["runs"] == 1:
-        return percent(row[f"{part} mean"])
-    ends = f"{percent(row[f'{part} lowest'])} to {percent(row[f'{part} highest'])}"
-    return f"{percent(row[f'{part} mean'])} ± {percent(row[f'{part} SD'])} ({ends})"
+        return format_percent(row[f"{part} mean"])
+    ends = f"{format_percent(row[f'{part} lowest'])} to {format_percent(row[f'{part} highest'])}"
+    return f"{format_percent(row[f'{part} mean'])} ± {format_percent(row[f'{part} SD'])} ({ends})"
 
 
-def _job_text(rows: pd.DataFrame, table: pd.DataFrame, *, numbered: bool) -> str:
+def _format_jobs(rows: pd.DataFrame, table: pd.DataFrame, *, numbered: bool) -> str:
     hidden = [
         "val precision",
         "val sensitivity",
@@ -203,34 +205,34 @@ def _job_text(rows: pd.DataFrame, table: pd.DataFrame, *, numbered: bool) -> str
         *([] if numbered else ["configuration"]),
     ]
     rows = rows.drop(columns=hidden)
-    common = _common_words(table["overrides"])
+    common = _find_common_overrides(table["overrides"])
     rows["overrides"] = [
         " ".join(word for word in overrides.split() if word not in common) or "–" for overrides in rows["overrides"]
     ]
     for name in rows.columns:
         if name.startswith(("val ", "test ")):
-            rows[name] = [percent(proportion) for proportion in rows[name]]
+            rows[name] = [format_percent(proportion) for proportion in rows[name]]
     rows["minutes"] = [f"{minutes:.1f}" for minutes in rows["minutes"]]
-    return _markdown(
+    return _render_markdown_table(
         [str(name) for name in rows.columns], [[str(cell) for cell in row] for row in rows.itertuples(index=False)]
     )
 
 
-def _markdown(header: list[str], body: list[list[str]]) -> str:
+def _render_markdown_table(header: list[str], body: list[list[str]]) -> str:
     widths = [max(len(row[column]) for row in [header, *body]) for column in range(len(header))]
     lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *body]]
     lines.insert(1, "-|-".join("-" * width for width in widths))
     return "\n".join(f"| {line} |" if index != 1 else f"|-{line}-|" for index, line in enumerate(lines))
 
 
-def _common_words(overrides: pd.Series) -> list[str]:
+def _find_common_overrides(overrides: pd.Series) -> list[str]:
     """Return the overrides that all command lines have in common, in the order of the first."""
     words = [text.split() for text in overrides]
     return [word for word in words[0] if all(word in others for others in words)] if words else []
 
 
-def _rows(folder: RunFolder) -> list[dict[str, Any]]:
-    status = folder.status()
+def _build_job_rows(folder: RunFolder) -> list[dict[str, Any]]:
+    status = folder.read_status()
     config = OmegaConf.load(folder.config) if folder.config.is_file() else OmegaConf.create()
     job = {
         "key": folder.path.name,
@@ -243,14 +245,14 @@ def _rows(folder: RunFolder) -> list[dict[str, Any]]:
         "shipped": "",
         "overrides": " ".join(status.get("overrides", [])) or "–",
         "state": status["state"],
-        "minutes": _minutes(status),
+        "minutes": _get_minutes(status),
     }
     stage_rows = []
     for stage in OmegaConf.select(config, "stages", default={}):
-        if folder.predictions(stage, "test").is_file():
+        if folder.get_predictions_path(stage, "test").is_file():
             measures: dict[str, float] = {}
             for part in ("val", "test"):
-                measures |= _measures(pd.read_parquet(folder.predictions(stage, part)), part)
+                measures |= _compute_measures(pd.read_parquet(folder.get_predictions_path(stage, part)), part)
             stage_rows.append({**job, "stage": stage, **measures})
     if stage_rows:
         assert isinstance(config, DictConfig)
@@ -259,19 +261,19 @@ def _rows(folder: RunFolder) -> list[dict[str, Any]]:
         names = [row["stage"] for row in stage_rows]
         stage_rows[names.index(shipped.name) if shipped is not None else -1]["shipped"] = SHIPPED
         for row in stage_rows:
-            row |= {"key": configuration_key(config, split), "split": split.cited}
-            row["tested on"] = split.test_images[:SHOWN_DIGITS]
+            row |= {"key": compute_configuration_key(config, split), "split": split.short_hash}
+            row["tested on"] = split.test_set_hash[:SHOWN_DIGITS]
     nothing = {f"{part} {measure}": float("nan") for part in ("val", "test") for measure in MEASURES}
     return stage_rows or [{**job, **nothing}]
 
 
-def _measures(predictions: pd.DataFrame, part: str) -> dict[str, float]:
-    counts = confusion_of(predictions)
+def _compute_measures(predictions: pd.DataFrame, part: str) -> dict[str, float]:
+    counts = count_confusion(predictions)
     by_class = class_indices(counts)
     means = [by_class.precision.mean(), by_class.sensitivity.mean(), by_class.f1.mean()]
     values = [float(overall_indices(counts).accuracy), *(float(mean) for mean in means)]
     return {f"{part} {measure}": value for measure, value in zip(MEASURES, values, strict=True)}
 
 
-def _minutes(status: dict[str, Any]) -> float:
+def _get_minutes(status: dict[str, Any]) -> float:
     return float(status.get("seconds", float("nan"))) / 60

@@ -10,11 +10,11 @@ from PIL import Image
 
 from pylorus.audit import audit_folder
 from pylorus.data.audit.audit import Audit, audit
-from pylorus.data.audit.field_findings import look_for_fields
-from pylorus.data.audit.image_set import find_files, listed_files
+from pylorus.data.audit.field_findings import sample_fields
+from pylorus.data.audit.image_set import list_folder_files, list_manifest_files
 from pylorus.data.audit.thresholds import Thresholds
-from pylorus.data.facts import facts_of
-from pylorus.data.synthetic import draw_image_set
+from pylorus.data.facts import load_or_compute_facts
+from pylorus.data.synthetic import generate_image_set
 from pylorus.errors import PylorusError
 
 from .planted import Planted, plant
@@ -24,9 +24,9 @@ real = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real images in {SHARE
 
 
 def audited(root: Path, group: str | None = None) -> Audit:
-    images = find_files(root, group=group)
-    facts = facts_of(root, list(images.table["path"]), store=None)
-    return audit(images, facts, Thresholds(), fields=look_for_fields(images, facts))
+    images = list_folder_files(root, group=group)
+    facts = load_or_compute_facts(root, list(images.table["path"]), store=None)
+    return audit(images, facts, Thresholds(), fields=sample_fields(images, facts))
 
 
 def found_in(result: Audit) -> dict[str, set[tuple[str, ...]]]:
@@ -53,7 +53,7 @@ def drawn_set(tmp_path_factory) -> Path:
     """Drawn class folders in train and test, three patients of two images a class in each."""
     root = tmp_path_factory.mktemp("set")
     for number, part in enumerate(("train", "test")):
-        draw_image_set(root / part, images=8, size=160, seed=number)
+        generate_image_set(root / part, images=8, size=160, seed=number)
         for path in (root / part).rglob("*.jpg"):
             path.rename(path.with_name(f"{part}_{path.name}"))
     return root
@@ -77,8 +77,8 @@ def test_every_planted_fault_is_found_and_nothing_else_is_accused(drawn_set, tmp
 
 def test_in_a_very_large_set_turned_copies_are_still_found(drawn_set, tmp_path):
     planted = plant(drawn_set, tmp_path / "set")
-    images = find_files(planted.root)
-    facts = facts_of(planted.root, list(images.table["path"]), store=None)
+    images = list_folder_files(planted.root)
+    facts = load_or_compute_facts(planted.root, list(images.table["path"]), store=None)
     found = found_in(audit(images, facts, replace(Thresholds(), many=0)))
     assert {tuple(sorted(planted.rotated)), tuple(sorted(planted.mirrored))} <= found["near-copy-across-splits"]
 
@@ -99,7 +99,7 @@ def test_every_fault_planted_among_real_images_is_found_and_none_of_the_others_a
 
 @pytest.mark.parametrize("overlay", [False, True])
 def test_of_all_pairs_of_different_drawn_images_none_is_called_a_copy(tmp_path, overlay):
-    draw_image_set(tmp_path / "set", images=60, size=96, seed=11, overlay=overlay)
+    generate_image_set(tmp_path / "set", images=60, size=96, seed=11, overlay=overlay)
     assert not [code for code in found_in(audited(tmp_path / "set", r"patient_\d+")) if "copy" in code]
 
 
@@ -113,7 +113,7 @@ def test_two_labels_for_one_content_are_an_error(class_folders, tmp_path):
 
 
 def test_dark_blank_and_blurred_images_are_told_from_their_set(drawn_set, tmp_path):
-    draw_image_set(tmp_path / "set", images=14, size=128, seed=2)
+    generate_image_set(tmp_path / "set", images=14, size=128, seed=2)
     first, second, third, *_ = sorted((tmp_path / "set").rglob("*.jpg"))
     with Image.open(first) as image:
         small = image.resize((12, 12)).resize(image.size, Image.Resampling.BICUBIC)
@@ -129,8 +129,8 @@ def test_dark_blank_and_blurred_images_are_told_from_their_set(drawn_set, tmp_pa
 
 
 def test_a_class_that_its_overlay_gives_away_is_told(tmp_path):
-    draw_image_set(tmp_path / "set", images=12, size=320, seed=4)
-    draw_image_set(tmp_path / "other", images=12, size=320, seed=4, overlay=True)
+    generate_image_set(tmp_path / "set", images=12, size=320, seed=4)
+    generate_image_set(tmp_path / "other", images=12, size=320, seed=4, overlay=True)
     for path in sorted((tmp_path / "set" / "gastric_ulcer").iterdir()):
         path.write_bytes((tmp_path / "other" / "gastric_ulcer" / path.name).read_bytes())
     result = audited(tmp_path / "set", r"patient_\d+")
@@ -142,8 +142,8 @@ def test_a_manifest_lists_files_that_are_gone(class_folders, tmp_path):
     root = class_folders({"a": 3, "b": 3})
     rows = [f"{path.relative_to(root).as_posix()},{path.parent.name}" for path in sorted(root.rglob("*.png"))]
     (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows, "a/gone.png,a"]) + "\n")
-    images = listed_files(tmp_path / "list.csv", root)
-    result = audit(images, facts_of(root, list(images.table["path"]), store=None), Thresholds())
+    images = list_manifest_files(tmp_path / "list.csv", root)
+    result = audit(images, load_or_compute_facts(root, list(images.table["path"]), store=None), Thresholds())
     assert found_in(result)["unreadable"] == {("a/gone.png",)}
 
 
@@ -171,7 +171,7 @@ def test_the_command_writes_a_page_and_json_and_says_by_its_exit_code_what_it_fo
 def test_a_clean_set_has_exit_code_zero_and_a_second_audit_decodes_nothing(drawn_set, tmp_path, monkeypatch):
     options = {"manifest": None, "group": None, "names": True, "cache": tmp_path / "cache"}
     assert audit_folder(drawn_set / "train", tmp_path / "one", **options) == 0
-    monkeypatch.setattr("pylorus.data.facts.decode", lambda content: pytest.fail("decoded again"))
+    monkeypatch.setattr("pylorus.data.facts.decode_image", lambda content: pytest.fail("decoded again"))
     assert audit_folder(drawn_set / "train", tmp_path / "two", **options) == 0
 
 
@@ -186,9 +186,9 @@ def test_a_clean_set_has_exit_code_zero_and_a_second_audit_decodes_nothing(drawn
 def test_what_is_no_image_set_is_refused(tmp_path, make, group, says):
     make(tmp_path / "set")
     with pytest.raises(PylorusError, match=says):
-        find_files(tmp_path / "set", group=group)
+        list_folder_files(tmp_path / "set", group=group)
 
 
 def test_an_expression_that_is_none_is_refused(class_folders):
     with pytest.raises(PylorusError, match=r"--group: '\(' is not a regular expression"):
-        find_files(class_folders({"a": 2, "b": 2}), group="(")
+        list_folder_files(class_folders({"a": 2, "b": 2}), group="(")

@@ -7,18 +7,18 @@ from typing import Any
 import pandas as pd
 
 from pylorus import __version__
-from pylorus.data.audit.copy_findings import copy_findings
+from pylorus.data.audit.copy_findings import check_copies
 from pylorus.data.audit.duplicates import Copies, find_copies
-from pylorus.data.audit.field_findings import SeenField, field_findings
-from pylorus.data.audit.file_findings import file_findings
-from pylorus.data.audit.findings import SEVERITIES, Finding, Item, in_order
-from pylorus.data.audit.group_findings import set_findings
+from pylorus.data.audit.field_findings import FieldSample, check_fields
+from pylorus.data.audit.file_findings import check_files
+from pylorus.data.audit.findings import SEVERITIES, Finding, Item, sort_by_severity
+from pylorus.data.audit.group_findings import check_classes_and_groups
 from pylorus.data.audit.image_set import ImageSet
-from pylorus.data.audit.look_findings import look_findings
+from pylorus.data.audit.look_findings import check_image_quality
 from pylorus.data.audit.thresholds import Thresholds
-from pylorus.data.facts import Facts, column_of
+from pylorus.data.facts import Facts, extract_fact_column
 from pylorus.data.image import POLICY_VERSION
-from pylorus.data.reading import sample_id
+from pylorus.data.reading import compute_sample_id
 
 FORMAT = 1
 """Version of audit.json; increment when readers of the previous version would fail."""
@@ -41,7 +41,7 @@ class Audit:
     samples: tuple[str, ...]
     readable: int
     findings: tuple[Finding, ...]
-    fields: tuple[SeenField, ...]
+    fields: tuple[FieldSample, ...]
     thresholds: Thresholds
 
     @property
@@ -52,7 +52,7 @@ class Audit:
     @property
     def exit_code(self) -> int:
         """1 if there is a leak or an error, else 0."""
-        return int(any(finding.stops for finding in self.findings))
+        return int(any(finding.is_blocking for finding in self.findings))
 
     @property
     def sizes(self) -> pd.DataFrame:
@@ -67,7 +67,7 @@ def audit(
     facts: Sequence[Facts],
     thresholds: Thresholds,
     *,
-    fields: Sequence[SeenField] = (),
+    fields: Sequence[FieldSample] = (),
     copies: Copies | None = None,
 ) -> Audit:
     """Run all checks on an image set.
@@ -85,26 +85,26 @@ def audit(
     if len(facts) != len(images.table):
         raise ValueError(f"found {len(facts)} facts, expected {len(images.table)}: one per file.")
     findings = [
-        *copy_findings(images, copies if copies is not None else find_copies(facts, thresholds)),
-        *set_findings(images, thresholds),
-        *file_findings(images, facts, thresholds),
-        *look_findings(images, facts, thresholds),
-        *field_findings(fields),
+        *check_copies(images, copies if copies is not None else find_copies(facts, thresholds)),
+        *check_classes_and_groups(images, thresholds),
+        *check_files(images, facts, thresholds),
+        *check_image_quality(images, facts, thresholds),
+        *check_fields(fields),
     ]
-    digests = column_of(facts, "sha256")
-    samples = tuple(sample_id(path, digest) for path, digest in zip(images.table["path"], digests, strict=True))
-    readable = sum(not problem for problem in column_of(facts, "problem"))
-    return Audit(images, samples, readable, in_order(findings), tuple(fields), thresholds)
+    digests = extract_fact_column(facts, "sha256")
+    samples = tuple(compute_sample_id(path, digest) for path, digest in zip(images.table["path"], digests, strict=True))
+    readable = sum(not problem for problem in extract_fact_column(facts, "problem"))
+    return Audit(images, samples, readable, sort_by_severity(findings), tuple(fields), thresholds)
 
 
-def as_json(result: Audit, *, names: bool) -> dict[str, Any]:
+def convert_audit_to_json(result: Audit, *, names: bool) -> dict[str, Any]:
     """Convert an audit to JSON-compatible values.
 
     Args:
         result: The audit.
         names: Whether to name paths, the root and groups; else files are identified by sample ids, groups by numbers.
     """
-    group_aliases = numbered_groups(result)
+    group_aliases = build_group_aliases(result)
     return {
         "format": FORMAT,
         "pylorus": __version__,
@@ -126,20 +126,22 @@ def as_json(result: Audit, *, names: bool) -> dict[str, Any]:
                 "severity": finding.severity,
                 "sentence": finding.sentence,
                 "mend": finding.mend,
-                "items": [_item_json(result, item, group_aliases, names=names) for item in finding.items],
+                "items": [_convert_item_to_json(result, item, group_aliases, names=names) for item in finding.items],
             }
             for finding in result.findings
         ],
     }
 
 
-def numbered_groups(result: Audit) -> dict[str, str]:
+def build_group_aliases(result: Audit) -> dict[str, str]:
     """Return an alias of each group for use where names must not appear: hashes could be reversed by guessing."""
     groups = dict.fromkeys(item.group for finding in result.findings for item in finding.items if item.group)
     return {group: f"group {number}" for number, group in enumerate(sorted(groups), start=1)}
 
 
-def _item_json(result: Audit, item: Item, group_aliases: Mapping[str, str], *, names: bool) -> dict[str, Any]:
+def _convert_item_to_json(
+    result: Audit, item: Item, group_aliases: Mapping[str, str], *, names: bool
+) -> dict[str, Any]:
     paths = result.images.table["path"]
     values: dict[str, Any] = {"samples": [result.samples[index] for index in item.files]}
     if names:

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from itertools import product
 
 from pylorus.data.audit.duplicates import Copies, NearCopy
-from pylorus.data.audit.findings import Finding, Item, Severity, counted
+from pylorus.data.audit.findings import Finding, Item, Severity, format_quantity
 from pylorus.data.audit.image_set import ImageSet
 
 SPLITS, CLASSES, GROUPS, WITHIN = "splits", "classes", "groups", "within"
 """Boundaries that copies may cross, the most severe first."""
 
 
-def copy_findings(images: ImageSet, copies: Copies) -> list[Finding]:
+def check_copies(images: ImageSet, copies: Copies) -> list[Finding]:
     """Return findings about copies.
 
     Copies across splits and across classes are reported as both. A pair of near copies is reported once, under the most
@@ -19,23 +19,23 @@ def copy_findings(images: ImageSet, copies: Copies) -> list[Finding]:
     """
     exact_items: dict[str, list[Item]] = {SPLITS: [], CLASSES: [], GROUPS: [], WITHIN: []}
     near_items: dict[str, list[Item]] = {SPLITS: [], CLASSES: [], GROUPS: [], WITHIN: []}
-    exact_copies = _exact(copies)
+    exact_copies = _merge_exact_copies(copies)
     for members, similarity in exact_copies.items():
-        boundaries = _across(images, members)
+        boundaries = _find_crossed_boundaries(images, members)
         for boundary in [each for each in (SPLITS, CLASSES) if each in boundaries] or boundaries[:1]:
-            exact_items[boundary].append(Item(members, _told(similarity, boundaries)))
+            exact_items[boundary].append(Item(members, _format_copy_detail(similarity, boundaries)))
     identical_files = {index: members for members in exact_copies for index in members}
     for copy in sorted(copies.near, key=lambda each: -each.likeness):
-        pair, boundaries = _gravest(images, copy, identical_files)
-        near_items[boundaries[0]].append(Item(pair, _told(copy.told, boundaries)))
+        pair, boundaries = _select_worst_pair(images, copy, identical_files)
+        near_items[boundaries[0]].append(Item(pair, _format_copy_detail(copy.description, boundaries)))
     return [
-        *(_finding("copy", boundary, items) for boundary, items in exact_items.items() if items),
-        *(_finding("near-copy", boundary, items) for boundary, items in near_items.items() if items),
-        *_not_compared(copies),
+        *(_build_copy_finding("copy", boundary, items) for boundary, items in exact_items.items() if items),
+        *(_build_copy_finding("near-copy", boundary, items) for boundary, items in near_items.items() if items),
+        *_report_uncompared_images(copies),
     ]
 
 
-def _exact(copies: Copies) -> dict[tuple[int, ...], str]:
+def _merge_exact_copies(copies: Copies) -> dict[tuple[int, ...], str]:
     """Return groups of files with identical pixels, and whether their bytes are identical too."""
     by_pixels = dict.fromkeys(copies.same_pixels, "identical pixels")
     covered = {index for members in by_pixels for index in members}
@@ -44,35 +44,37 @@ def _exact(copies: Copies) -> dict[tuple[int, ...], str]:
     }
 
 
-def _across(images: ImageSet, files: Sequence[int]) -> list[str]:
+def _find_crossed_boundaries(images: ImageSet, files: Sequence[int]) -> list[str]:
     """Return the boundaries that copies cross, the most severe first; never empty."""
     rows = images.table.iloc[list(files)]
-    splits = images.given_split and rows["split"].nunique() > 1
+    splits = images.has_split and rows["split"].nunique() > 1
     # Without patients and splits, an image and its copy may end up in different splits.
-    groups = rows["group"].nunique() > 1 if images.grouped else not images.given_split
+    groups = rows["group"].nunique() > 1 if images.grouped else not images.has_split
     crossed = [(SPLITS, splits), (CLASSES, rows["class"].nunique() > 1), (GROUPS, groups)]
     return [boundary for boundary, is_crossed in crossed if is_crossed] or [WITHIN]
 
 
-def _gravest(
+def _select_worst_pair(
     images: ImageSet, copy: NearCopy, identical_files: dict[int, tuple[int, ...]]
 ) -> tuple[tuple[int, int], list[str]]:
     """Choose the pair to report for a near copy: of identical files, the one across the most severe boundary."""
     # Of identical files, one of each split and class is enough: comparing all pairs could take very long.
-    first, second = (_one_of_each(images, identical_files.get(index, (index,))) for index in (copy.first, copy.second))
+    first, second = (
+        _select_representatives(images, identical_files.get(index, (index,))) for index in (copy.first, copy.second)
+    )
     pairs = product(first, second)
-    candidates = [(pair, _across(images, pair)) for pair in pairs]
+    candidates = [(pair, _find_crossed_boundaries(images, pair)) for pair in pairs]
     severity = (SPLITS, CLASSES, GROUPS, WITHIN)
     return min(candidates, key=lambda each: severity.index(each[1][0]))
 
 
-def _one_of_each(images: ImageSet, files: tuple[int, ...]) -> list[int]:
+def _select_representatives(images: ImageSet, files: tuple[int, ...]) -> list[int]:
     """Return the first of the files of each split and class."""
     rows = images.table.iloc[list(files)][["split", "class"]].reset_index(drop=True)
     return [files[index] for index in rows.drop_duplicates().index]
 
 
-def _told(similarity: str, boundaries: list[str]) -> str:
+def _format_copy_detail(similarity: str, boundaries: list[str]) -> str:
     names = {SPLITS: "in two splits", CLASSES: "of two classes", GROUPS: "of two groups"}
     crossed = ", ".join(names[boundary] for boundary in boundaries if boundary in names)
     return f"{similarity}; {crossed}" if crossed else similarity
@@ -94,7 +96,7 @@ _WHERE = {
     GROUPS: "in more than one group: the groups are the same patient, or a file is assigned to the wrong one.",
     WITHIN: "within one class and group: each counts more than once.",
 }
-_MENDS = {
+_REMEDIES = {
     SPLITS: "Keep one of each, or move all of them to the same split.",
     CLASSES: "Find out which label is correct, and remove the other file.",
     GROUPS: "Keep one of each, or assign them to one group, so that they stay in one split.",
@@ -102,26 +104,26 @@ _MENDS = {
 }
 
 
-def _finding(kind: str, boundary: str, items: list[Item]) -> Finding:
+def _build_copy_finding(kind: str, boundary: str, items: list[Item]) -> Finding:
     if kind == "copy":
         files = sum(len(item.files) for item in items)
-        subject = f"{counted(len(items), 'image')} (in {files:,} files)"
+        subject = f"{format_quantity(len(items), 'image')} (in {files:,} files)"
     else:
-        subject = f"{counted(len(items), 'pair')} of nearly identical images"
+        subject = f"{format_quantity(len(items), 'pair')} of nearly identical images"
     verb = "occurs" if len(items) == 1 else "occur"
     code = kind if boundary == WITHIN else f"{kind}-across-{boundary}"
-    remedy = _MENDS[boundary] if kind == "copy" else f"Inspect the pairs. {_MENDS[boundary]}"
+    remedy = _REMEDIES[boundary] if kind == "copy" else f"Inspect the pairs. {_REMEDIES[boundary]}"
     return Finding(code, _SEVERITIES[kind, boundary], f"{subject} {verb} {_WHERE[boundary]}", remedy, tuple(items))
 
 
-def _not_compared(copies: Copies) -> list[Finding]:
+def _report_uncompared_images(copies: Copies) -> list[Finding]:
     findings = []
     if copies.blank:
         findings.append(
             Finding(
                 "blank",
                 "warning",
-                f"{counted(len(copies.blank), 'image')} without contrast: nothing can be seen.",
+                f"{format_quantity(len(copies.blank), 'image')} without contrast: nothing can be seen.",
                 "Inspect and remove them. They were not compared with other images.",
                 tuple(Item((index,)) for index in copies.blank),
             )
@@ -132,7 +134,7 @@ def _not_compared(copies: Copies) -> list[Finding]:
             Finding(
                 "compared-in-part",
                 "note",
-                f"{counted(len(copies.crowded), 'image')} {'resembles' if one else 'resemble'} so many others "
+                f"{format_quantity(len(copies.crowded), 'image')} {'resembles' if one else 'resemble'} so many others "
                 "that only some of these were compared: near copies may have been missed.",
                 "Fix the other findings and run the audit again.",
                 tuple(Item((index,)) for index in copies.crowded),

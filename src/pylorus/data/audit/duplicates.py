@@ -15,13 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pylorus.data.audit.thresholds import Thresholds
-from pylorus.data.facts import Facts, column_of, thumbnails_of
-from pylorus.data.fingerprint import POSITIONS, contrast, hashes, likeness, turned
+from pylorus.data.facts import Facts, extract_fact_column, extract_thumbnails
+from pylorus.data.fingerprint import (
+    ORIENTATIONS,
+    compute_contrast,
+    compute_hashes,
+    compute_similarity,
+    transform_thumbnails,
+)
 
 BANDS = 4
-FARTHEST = 2 * BANDS - 1
+MAX_DISTANCE = 2 * BANDS - 1
 """Largest Hamming distance of hashes at which every pair is found."""
-FLIPS = np.concatenate([[0], 1 << np.arange(16)]).astype(np.uint16)
+KEY_MASKS = np.concatenate([[0], 1 << np.arange(16)]).astype(np.uint16)
 """XOR masks of a key: unchanged, and with each one of its bits flipped."""
 
 AT_ONCE = 8192
@@ -40,7 +46,7 @@ class NearCopy:
         second: Index of the second image, greater than the first.
         distance: Hamming distance of their hashes, in bits.
         likeness: Correlation of their fine structure, in [-1, 1].
-        position: Orientation of the first that matches the second: index into `POSITIONS`.
+        position: Orientation of the first that matches the second: index into `ORIENTATIONS`.
     """
 
     first: int
@@ -50,9 +56,9 @@ class NearCopy:
     position: int
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """Description for messages."""
-        relation = "nearly identical images" if not self.position else f"the same image, {POSITIONS[self.position]}"
+        relation = "nearly identical images" if not self.position else f"the same image, {ORIENTATIONS[self.position]}"
         return f"{relation} (similarity {self.likeness:.3f}, {self.distance} of 64 bits differ)"
 
 
@@ -77,16 +83,16 @@ class Copies:
 
 def find_copies(facts: Sequence[Facts], thresholds: Thresholds) -> Copies:
     """Find all copies among files, given their facts."""
-    by_bytes, by_pixels = _alike(facts, "sha256"), _alike(facts, "pixels")
+    by_bytes, by_pixels = _group_by_hash(facts, "sha256"), _group_by_hash(facts, "pixels")
     unique_images = [members[0] for members in by_pixels.values()]
-    has_contrast = _shows(facts, unique_images, thresholds.contrast)
+    has_contrast = _has_contrast(facts, unique_images, thresholds.contrast)
     compared = [index for index, visible in zip(unique_images, has_contrast, strict=True) if visible]
-    near, crowded = _near(thumbnails_of(facts, compared), thresholds)
+    near, crowded = _find_near_copies(extract_thumbnails(facts, compared), thresholds)
     # `compared` is increasing, so the first of a pair stays the first.
     near = [
         replace(each, first=compared[each.first], second=compared[each.second])
         for each in near
-        if _same_shape(facts[compared[each.first]], facts[compared[each.second]], each.position)
+        if _has_same_shape(facts[compared[each.first]], facts[compared[each.second]], each.position)
     ]
     return Copies(
         same_bytes=tuple(tuple(members) for members in by_bytes.values() if len(members) > 1),
@@ -99,16 +105,16 @@ def find_copies(facts: Sequence[Facts], thresholds: Thresholds) -> Copies:
     )
 
 
-def _shows(facts: Sequence[Facts], indices: Sequence[int], least_contrast: float) -> NDArray[np.bool_]:
+def _has_contrast(facts: Sequence[Facts], indices: Sequence[int], least_contrast: float) -> NDArray[np.bool_]:
     """Return whether images have contrast; in blocks, so that the thumbnails are not copied all at once."""
     blocks = [
-        contrast(thumbnails_of(facts, indices[start : start + AT_ONCE])) >= least_contrast
+        compute_contrast(extract_thumbnails(facts, indices[start : start + AT_ONCE])) >= least_contrast
         for start in range(0, len(indices), AT_ONCE)
     ]
     return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.bool_)
 
 
-def near_pairs(
+def find_near_pairs(
     queries: NDArray[np.uint64], known: NDArray[np.uint64], *, distance: int, most: int
 ) -> tuple[Pairs, NDArray[np.int64], NDArray[np.int64]]:
     """Find pairs of a query and a later known hash that differ in few bits.
@@ -116,7 +122,7 @@ def near_pairs(
     Args:
         queries: Hashes in one of the orientations, of shape (images,).
         known: Hashes of the images as they are, of shape (images,).
-        distance: Maximum number of differing bits, at most `FARTHEST`.
+        distance: Maximum number of differing bits, at most `MAX_DISTANCE`.
         most: Maximum number of known images per key; of a more crowded key, the first are compared.
 
     Returns:
@@ -125,9 +131,9 @@ def near_pairs(
     Raises:
         ValueError: If `distance` is outside the range in which every pair is found.
     """
-    if not 0 <= distance <= FARTHEST:
-        raise ValueError(f"distance is {distance}; expected 0 to {FARTHEST} bits.")
-    flips = FLIPS if distance >= BANDS else FLIPS[:1]
+    if not 0 <= distance <= MAX_DISTANCE:
+        raise ValueError(f"distance is {distance}; expected 0 to {MAX_DISTANCE} bits.")
+    flips = KEY_MASKS if distance >= BANDS else KEY_MASKS[:1]
     close_pairs, crowded = [np.zeros((0, 2), dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     for band in range(BANDS):
         shift = np.uint64(16 * band)
@@ -137,7 +143,7 @@ def near_pairs(
         for start in range(0, len(queries), AT_ONCE):
             block = queries[start : start + AT_ONCE]
             wanted = (block >> shift).astype(np.uint16)[:, None] ^ flips
-            pairs, overflowing = _sharing_a_key(wanted, keys, order, most=most)
+            pairs, overflowing = _join_by_key(wanted, keys, order, most=most)
             pairs, overflowing = pairs + np.array([start, 0]), overflowing + start
             pairs = pairs[pairs[:, 0] < pairs[:, 1]]
             close_pairs.append(pairs[np.bitwise_count(queries[pairs[:, 0]] ^ known[pairs[:, 1]]) <= distance])
@@ -147,7 +153,7 @@ def near_pairs(
     return pairs, distances, np.unique(np.concatenate(crowded))
 
 
-def _sharing_a_key(
+def _join_by_key(
     wanted: NDArray[np.uint16], keys: NDArray[np.uint16], order: NDArray[np.int64], *, most: int
 ) -> tuple[Pairs, NDArray[np.int64]]:
     """Join queries with known images by key.
@@ -170,19 +176,23 @@ def _sharing_a_key(
     return np.stack([np.repeat(query, length), order[np.repeat(start, length) + offset]], axis=1), overflowing
 
 
-def _near(thumbnails: NDArray[np.uint8], thresholds: Thresholds) -> tuple[list[NearCopy], NDArray[np.int64]]:
+def _find_near_copies(
+    thumbnails: NDArray[np.uint8], thresholds: Thresholds
+) -> tuple[list[NearCopy], NDArray[np.int64]]:
     """Return confirmed near copies, each pair once in its best orientation, and images that hit a crowded key."""
-    known = hashes(thumbnails)
+    known = compute_hashes(thumbnails)
     best: dict[tuple[int, int], NearCopy] = {}
     crowded = []
-    for position in range(len(POSITIONS)):
-        oriented = turned(thumbnails, position)
+    for position in range(len(ORIENTATIONS)):
+        oriented = transform_thumbnails(thumbnails, position)
         distance = thresholds.turned_distance if position and len(known) > thresholds.many else thresholds.distance
-        pairs, distances, overflowing = near_pairs(hashes(oriented), known, distance=distance, most=thresholds.crowd)
+        pairs, distances, overflowing = find_near_pairs(
+            compute_hashes(oriented), known, distance=distance, most=thresholds.crowd
+        )
         crowded.append(overflowing)
         for chunk in range(0, len(pairs), 4096):
             chunk_pairs, bits = pairs[chunk : chunk + 4096], distances[chunk : chunk + 4096]
-            similarity = likeness(oriented[chunk_pairs[:, 0]], thumbnails[chunk_pairs[:, 1]])
+            similarity = compute_similarity(oriented[chunk_pairs[:, 0]], thumbnails[chunk_pairs[:, 1]])
             for index in np.flatnonzero(similarity >= thresholds.likeness):
                 first, second = int(chunk_pairs[index, 0]), int(chunk_pairs[index, 1])
                 copy = NearCopy(first, second, int(bits[index]), float(similarity[index]), position)
@@ -192,17 +202,17 @@ def _near(thumbnails: NDArray[np.uint8], thresholds: Thresholds) -> tuple[list[N
     return [best[pair] for pair in sorted(best)], np.unique(np.concatenate(crowded))
 
 
-def _alike(facts: Sequence[Facts], column: str) -> dict[str, list[int]]:
+def _group_by_hash(facts: Sequence[Facts], column: str) -> dict[str, list[int]]:
     """Group the indices of readable images by the values of a column with hashes."""
     members: dict[str, list[int]] = defaultdict(list)
-    hashes_of_images, problems = column_of(facts, column), column_of(facts, "problem")
+    hashes_of_images, problems = extract_fact_column(facts, column), extract_fact_column(facts, "problem")
     for index, (value, problem) in enumerate(zip(hashes_of_images, problems, strict=True)):
         if not problem:
             members[value].append(index)
     return members
 
 
-def _same_shape(first: Facts, second: Facts, position: int) -> bool:
+def _has_same_shape(first: Facts, second: Facts, position: int) -> bool:
     """Return whether the aspect ratios agree within 5 %, once rotated: thumbnails don't preserve them."""
     width, height = (first.height, first.width) if position % 2 else (first.width, first.height)
     return abs(width * second.height / (height * second.width) - 1) <= 0.05

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from pylorus.data.audit.findings import Finding, Item, Severity, counted
+from pylorus.data.audit.findings import Finding, Item, Severity, format_quantity
 from pylorus.data.audit.image_set import ImageSet
 from pylorus.data.audit.thresholds import Thresholds
 from pylorus.data.facts import Facts
@@ -13,7 +13,7 @@ from pylorus.data.metadata import SUFFIXES_OF
 USUAL_MODES = ("RGB",)
 
 
-def file_findings(images: ImageSet, facts: Sequence[Facts], thresholds: Thresholds) -> list[Finding]:
+def check_files(images: ImageSet, facts: Sequence[Facts], thresholds: Thresholds) -> list[Finding]:
     """Return findings about single files; see the module docstring."""
     unreadable: list[Item] = []
     kinds: dict[str, list[Item]] = {name: [] for name in ("suffix", "mode", "tiny", "huge", "aspect", "exif", "tags")}
@@ -22,14 +22,14 @@ def file_findings(images: ImageSet, facts: Sequence[Facts], thresholds: Threshol
             reason, _, content = each.problem.partition(": it begins with ")
             unreadable.append(Item((index,), reason, content=f"it begins with {content}" if content else ""))
             continue
-        for name, detail in _oddities(path, each, thresholds):
+        for name, detail in _find_file_problems(path, each, thresholds):
             kinds[name].append(Item((index,), detail))
-    findings = [_unreadable(unreadable)]
-    findings += [_finding(name, items, each) for name, items in kinds.items() for each in [_WORDS[name]]]
+    findings = [_build_unreadable_finding(unreadable)]
+    findings += [_build_file_finding(name, items, each) for name, items in kinds.items() for each in [_WORDS[name]]]
     return [finding for finding in findings if finding.items]
 
 
-def _oddities(path: str, facts: Facts, thresholds: Thresholds) -> list[tuple[str, str]]:
+def _find_file_problems(path: str, facts: Facts, thresholds: Thresholds) -> list[tuple[str, str]]:
     """Return the problems of one readable image: keys of `_WORDS`, each with its detail."""
     problems = []
     suffix = PurePosixPath(path).suffix.lower()
@@ -51,11 +51,11 @@ def _oddities(path: str, facts: Facts, thresholds: Thresholds) -> list[tuple[str
     return problems
 
 
-def _unreadable(items: list[Item]) -> Finding:
+def _build_unreadable_finding(items: list[Item]) -> Finding:
     return Finding(
         "unreadable",
         "error",
-        f"{counted(len(items), 'file')} can't be read as an image: damaged, truncated or not an image at all.",
+        f"{format_quantity(len(items), 'file')} can't be read as an image: damaged, truncated or not an image at all.",
         "Copy them again from their source, or move them out of the class folders.",
         tuple(items),
     )
@@ -108,11 +108,11 @@ _WORDS: dict[str, tuple[str, Severity, str, str]] = {
 }
 
 
-def _finding(name: str, items: list[Item], template: tuple[str, Severity, str, str]) -> Finding:
+def _build_file_finding(name: str, items: list[Item], template: tuple[str, Severity, str, str]) -> Finding:
     code, severity, sentence, remedy = template
     if name == "mode":
         modes = ", ".join(f"{count:,} {mode}" for mode, count in Counter(item.detail for item in items).most_common())
         sentence = f"{sentence} but {modes}."
     are = "is" if len(items) == 1 else "are"
     verb = "" if sentence.startswith("with ") else f" {are}"
-    return Finding(code, severity, f"{counted(len(items), 'image')}{verb} {sentence}", remedy, tuple(items))
+    return Finding(code, severity, f"{format_quantity(len(items), 'image')}{verb} {sentence}", remedy, tuple(items))

@@ -47,21 +47,21 @@ class Finding:
     items: tuple[Item, ...] = ()
 
     @property
-    def stops(self) -> bool:
+    def is_blocking(self) -> bool:
         """Whether it must be fixed before training."""
         return self.severity in STOPPING
 
 
-def in_order(findings: list[Finding]) -> tuple[Finding, ...]:
+def sort_by_severity(findings: list[Finding]) -> tuple[Finding, ...]:
     """Sort findings by severity, the most severe first; the order is stable."""
     return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
-def counted(number: int, singular: str, plural: str = "") -> str:
+def format_quantity(number: int, singular: str, plural: str = "") -> str:
     """Format a number with its noun.
 
     Example:
-        >>> counted(1, "image"), counted(1200, "image"), counted(2, "copy", "copies")
+        >>> format_quantity(1, "image"), format_quantity(1200, "image"), format_quantity(2, "copy", "copies")
         ('1 image', '1,200 images', '2 copies')
     """
     return f"{number:,} {singular if number == 1 else plural or singular + 's'}"

@@ -2,17 +2,17 @@
 
 import pandas as pd
 
-from pylorus.data.audit.findings import Finding, Item, counted
+from pylorus.data.audit.findings import Finding, Item, format_quantity
 from pylorus.data.audit.image_set import ImageSet
 from pylorus.data.audit.thresholds import Thresholds
 
 
-def set_findings(images: ImageSet, thresholds: Thresholds) -> list[Finding]:
+def check_classes_and_groups(images: ImageSet, thresholds: Thresholds) -> list[Finding]:
     """Return findings about class imbalance and about groups."""
-    return [*_imbalance(images, thresholds), *_groups(images)]
+    return [*_check_imbalance(images, thresholds), *_check_groups(images)]
 
 
-def _imbalance(images: ImageSet, thresholds: Thresholds) -> list[Finding]:
+def _check_imbalance(images: ImageSet, thresholds: Thresholds) -> list[Finding]:
     counts = images.table["class"].value_counts()
     ratio = counts.max() / counts.min()
     if ratio < thresholds.imbalance:
@@ -29,7 +29,7 @@ def _imbalance(images: ImageSet, thresholds: Thresholds) -> list[Finding]:
     ]
 
 
-def _groups(images: ImageSet) -> list[Finding]:
+def _check_groups(images: ImageSet) -> list[Finding]:
     if not images.grouped:
         return [
             Finding(
@@ -48,30 +48,30 @@ def _groups(images: ImageSet) -> list[Finding]:
             Finding(
                 "group-not-found",
                 "error",
-                f"The regular expression matches no patient in {counted(len(unmatched), 'path')}.",
+                f"The regular expression matches no patient in {format_quantity(len(unmatched), 'path')}.",
                 "Rename these files, or use an expression that matches all paths: each needs a patient.",
                 tuple(Item((int(index),)) for index in unmatched),
             )
         )
-    across_splits = _in_several(with_group, "split") if images.given_split else []
+    across_splits = _find_spanning_groups(with_group, "split") if images.has_split else []
     if across_splits:
         findings.append(
             Finding(
                 "group-across-splits",
                 "leak",
-                f"{counted(len(across_splits), 'group')} ({_patients(across_splits)}) "
+                f"{format_quantity(len(across_splits), 'group')} ({_format_image_count(across_splits)}) "
                 f"{'has' if len(across_splits) == 1 else 'have'} images in more than one split.",
                 "Move all images of a patient to the same split, or let Pylorus make the split.",
                 tuple(across_splits),
             )
         )
-    across_classes = _in_several(with_group, "class")
+    across_classes = _find_spanning_groups(with_group, "class")
     if across_classes:
         findings.append(
             Finding(
                 "group-with-several-labels",
                 "warning",
-                f"{counted(len(across_classes), 'group')} ({_patients(across_classes)}) "
+                f"{format_quantity(len(across_classes), 'group')} ({_format_image_count(across_classes)}) "
                 f"{'has' if len(across_classes) == 1 else 'have'} images of more than one class.",
                 "Check whether the patient really has both findings, or whether the expression matches a date or a "
                 "room instead of a patient.",
@@ -81,11 +81,11 @@ def _groups(images: ImageSet) -> list[Finding]:
     return findings
 
 
-def _patients(items: list[Item]) -> str:
-    return counted(sum(len(item.files) for item in items), "image")
+def _format_image_count(items: list[Item]) -> str:
+    return format_quantity(sum(len(item.files) for item in items), "image")
 
 
-def _in_several(table: pd.DataFrame, column: str) -> list[Item]:
+def _find_spanning_groups(table: pd.DataFrame, column: str) -> list[Item]:
     """Return groups with more than one value in a column, those with most images first."""
     value_counts = table.groupby("group")[column].nunique()
     spanning = table[table["group"].isin(value_counts.index[value_counts > 1])]

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from pylorus.data.catalog import group_finder, group_in, scan_folders
+from pylorus.data.catalog import get_matched_group, list_class_images, parse_group_pattern
 from pylorus.data.content import Root
-from pylorus.data.manifest import manifest_rows
-from pylorus.data.unreadable import shown
+from pylorus.data.manifest import read_manifest_rows
+from pylorus.data.unreadable import format_path
 from pylorus.errors import PylorusError
 
 
@@ -28,12 +28,12 @@ class ImageSet:
     grouped: bool
 
     @property
-    def given_split(self) -> bool:
+    def has_split(self) -> bool:
         """Whether folders or a manifest define a split."""
         return bool((self.table["split"] != "").any())
 
 
-def find_files(root: Path, *, group: str | None = None) -> ImageSet:
+def list_folder_files(root: Path, *, group: str | None = None) -> ImageSet:
     """Find the files in class folders, by the same rules as the catalog; none is opened.
 
     Args:
@@ -43,8 +43,8 @@ def find_files(root: Path, *, group: str | None = None) -> ImageSet:
     Raises:
         PylorusError: If the folders don't have this structure, or `group` is not a regular expression.
     """
-    _expect_folder(root)
-    rows, _ = scan_folders(root)
+    _check_folder(root)
+    rows, _ = list_class_images(root)
     if not rows:
         raise PylorusError(
             f"{root}: found no class folder, expected images as in {root / 'CLASS' / 'image.jpg'} or "
@@ -55,15 +55,15 @@ def find_files(root: Path, *, group: str | None = None) -> ImageSet:
         {
             # A path may contain bytes that are not UTF-8, which pandas' text columns reject: use objects.
             "path": pd.Series(paths, dtype=object),
-            "class": [shown(Path(name)) for name in classes],
+            "class": [format_path(Path(name)) for name in classes],
             "split": splits,
-            "group": [shown(Path(name)) if name else "" for name in _groups(list(paths), group)],
+            "group": [format_path(Path(name)) if name else "" for name in _match_groups(list(paths), group)],
         }
     )
     return ImageSet(root, table, grouped=group is not None)
 
 
-def listed_files(manifest: Path, root: Path, *, group: str | None = None) -> ImageSet:
+def list_manifest_files(manifest: Path, root: Path, *, group: str | None = None) -> ImageSet:
     """Return the files that a manifest lists, whether they exist or not; none is opened.
 
     Args:
@@ -74,23 +74,23 @@ def listed_files(manifest: Path, root: Path, *, group: str | None = None) -> Ima
     Raises:
         PylorusError: If the manifest is not such a table, or `group` is not a regular expression.
     """
-    _expect_folder(root)
-    rows = manifest_rows(manifest)
+    _check_folder(root)
+    rows = read_manifest_rows(manifest)
     table = rows[["path", "class", "split"]].reset_index(drop=True)
     has_groups = group is None and "group" in rows
-    groups = list(rows["group"]) if has_groups else _groups(list(rows["path"]), group)
+    groups = list(rows["group"]) if has_groups else _match_groups(list(rows["path"]), group)
     return ImageSet(root, table.assign(group=groups), grouped=has_groups or group is not None)
 
 
-def _expect_folder(root: Path) -> None:
+def _check_folder(root: Path) -> None:
     if not root.is_dir():
         raise PylorusError(f"{root} is not a folder; expected the folder of an image set.")
 
 
-def _groups(paths: list[str], pattern: str | None) -> list[str]:
+def _match_groups(paths: list[str], pattern: str | None) -> list[str]:
     """Return the group of each path, empty if the expression does not match: the audit reports all these paths."""
     if pattern is None:
         return paths
-    expression = group_finder(pattern, key="--group")
+    expression = parse_group_pattern(pattern, key="--group")
     matches = [expression.search(path) for path in paths]
-    return ["" if match is None else group_in(match) for match in matches]
+    return ["" if match is None else get_matched_group(match) for match in matches]

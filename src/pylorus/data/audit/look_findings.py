@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.data.audit.findings import Finding, Item, counted
+from pylorus.data.audit.findings import Finding, Item, format_quantity
 from pylorus.data.audit.image_set import ImageSet
 from pylorus.data.audit.thresholds import Thresholds
-from pylorus.data.facts import Facts, column_of
+from pylorus.data.facts import Facts, extract_fact_column
 
 LEAST_SPREAD = {"sharpness": 0.1, "brightness": 4.0}
 """Least spread (log units, grey levels): otherwise small differences in a homogeneous set would be outliers."""
@@ -16,32 +16,35 @@ LEAST_SPREAD = {"sharpness": 0.1, "brightness": 4.0}
 Mask = NDArray[np.bool_]
 
 
-def look_findings(images: ImageSet, facts: Sequence[Facts], thresholds: Thresholds) -> list[Finding]:
+def check_image_quality(images: ImageSet, facts: Sequence[Facts], thresholds: Thresholds) -> list[Finding]:
     """Return findings about image quality; outliers are relative to the median of the set."""
-    indices = np.flatnonzero([not problem for problem in column_of(facts, "problem")])
+    indices = np.flatnonzero([not problem for problem in extract_fact_column(facts, "problem")])
     if not len(indices):
         return []
     classes = images.table["class"].to_numpy()[indices].astype(np.str_)
-    border, letters = column_of(facts, "border")[indices], column_of(facts, "letters")[indices]
-    sharpness, brightness = column_of(facts, "sharpness")[indices], column_of(facts, "brightness")[indices]
+    border, letters = extract_fact_column(facts, "border")[indices], extract_fact_column(facts, "letters")[indices]
+    sharpness, brightness = (
+        extract_fact_column(facts, "sharpness")[indices],
+        extract_fact_column(facts, "brightness")[indices],
+    )
     has_border, has_text = border >= thresholds.border, letters >= thresholds.letters
     return [
-        *_light(indices, sharpness, brightness, thresholds),
-        *_border(indices, border, has_border),
-        *_shortcut("border", "a black border", has_border, classes, thresholds),
-        *_text(indices, letters, has_text),
-        *_shortcut("text", "signs of burned-in text", has_text, classes, thresholds),
+        *_check_sharpness_and_brightness(indices, sharpness, brightness, thresholds),
+        *_check_borders(indices, border, has_border),
+        *_check_shortcut("border", "a black border", has_border, classes, thresholds),
+        *_check_text(indices, letters, has_text),
+        *_check_shortcut("text", "signs of burned-in text", has_text, classes, thresholds),
     ]
 
 
-def below_median(values: NDArray[np.float64], *, least_spread: float) -> NDArray[np.float64]:
+def measure_deviation_below_median(values: NDArray[np.float64], *, least_spread: float) -> NDArray[np.float64]:
     """Compute how many robust standard deviations each value is below the median, of shape (images,).
 
     The robust standard deviation is 1.4826 times the median absolute deviation (Rousseeuw and Croux 1993), which
     outliers do not inflate.
 
     Example:
-        >>> below_median(np.array([10.0, 11, 9, 10, 1]), least_spread=0.1).round(1).tolist()
+        >>> measure_deviation_below_median(np.array([10.0, 11, 9, 10, 1]), least_spread=0.1).round(1).tolist()
         [0.0, -0.7, 0.7, 0.0, 6.1]
     """
     median = np.median(values)
@@ -49,7 +52,7 @@ def below_median(values: NDArray[np.float64], *, least_spread: float) -> NDArray
     return np.asarray((median - values) / spread, dtype=np.float64)
 
 
-def _light(
+def _check_sharpness_and_brightness(
     indices: NDArray[np.int64],
     sharpness: NDArray[np.float64],
     brightness: NDArray[np.float64],
@@ -57,8 +60,8 @@ def _light(
 ) -> list[Finding]:
     sharpness = np.log(np.maximum(sharpness, 1e-3))
     has_reference = len(indices) >= thresholds.least_for_outliers
-    blur_score = below_median(sharpness, least_spread=LEAST_SPREAD["sharpness"])
-    dark_score = below_median(brightness, least_spread=LEAST_SPREAD["brightness"])
+    blur_score = measure_deviation_below_median(sharpness, least_spread=LEAST_SPREAD["sharpness"])
+    dark_score = measure_deviation_below_median(brightness, least_spread=LEAST_SPREAD["brightness"])
     is_black = brightness < thresholds.black
     is_dark = is_black | ((dark_score >= thresholds.outlier) & has_reference)
     is_blurred = (blur_score >= thresholds.outlier) & has_reference & ~is_dark  # dark images have faint edges
@@ -70,10 +73,10 @@ def _light(
             Finding(
                 "blurred",
                 "warning",
-                f"{counted(int(is_blurred.sum()), 'image')} much less sharp than the others.",
+                f"{format_quantity(int(is_blurred.sum()), 'image')} much less sharp than the others.",
                 "Inspect them: out of focus, motion blur or upscaled? A model can't learn from images that "
                 "don't show the finding.",
-                _items(indices, is_blurred, -blur_score, details),
+                _build_items(indices, is_blurred, -blur_score, details),
             )
         )
     if is_dark.any():
@@ -84,39 +87,39 @@ def _light(
             Finding(
                 "dark",
                 "warning",
-                f"{counted(int(is_dark.sum()), 'image')} much darker than the others.",
+                f"{format_quantity(int(is_dark.sum()), 'image')} much darker than the others.",
                 "Inspect them: was the light off, the lens covered, or the exposure wrong?",
-                _items(indices, is_dark, brightness, details),
+                _build_items(indices, is_dark, brightness, details),
             )
         )
     return findings
 
 
-def _border(indices: NDArray[np.int64], border: NDArray[np.float64], has_border: Mask) -> list[Finding]:
+def _check_borders(indices: NDArray[np.int64], border: NDArray[np.float64], has_border: Mask) -> list[Finding]:
     if not has_border.any():
         return []
     return [
         Finding(
             "black-border",
             "note",
-            f"{counted(int(has_border.sum()), 'image')} of {len(indices):,} with a black border.",
+            f"{format_quantity(int(has_border.sum()), 'image')} of {len(indices):,} with a black border.",
             "data.crop=auto crops to the field of view; see below what it would crop.",
-            _items(indices, has_border, -border, [f"{value:.0%} of the frame" for value in border]),
+            _build_items(indices, has_border, -border, [f"{value:.0%} of the frame" for value in border]),
         )
     ]
 
 
-def _text(indices: NDArray[np.int64], letters: NDArray[np.int64], has_text: Mask) -> list[Finding]:
+def _check_text(indices: NDArray[np.int64], letters: NDArray[np.int64], has_text: Mask) -> list[Finding]:
     if not has_text.any():
         return []
     return [
         Finding(
             "burned-in-text",
             "warning",
-            f"{counted(int(has_text.sum()), 'image')} of {len(indices):,} with signs of burned-in text "
+            f"{format_quantity(int(has_text.sum()), 'image')} of {len(indices):,} with signs of burned-in text "
             "outside the field of view: it may identify the patient or the device.",
             "Export without overlays, or set data.crop=auto and check what remains before you share images.",
-            _items(
+            _build_items(
                 indices,
                 has_text,
                 -letters,
@@ -126,7 +129,7 @@ def _text(indices: NDArray[np.int64], letters: NDArray[np.int64], has_text: Mask
     ]
 
 
-def _shortcut(
+def _check_shortcut(
     name: str, feature: str, has_feature: Mask, classes: NDArray[np.str_], thresholds: Thresholds
 ) -> list[Finding]:
     """Return a finding if something other than the mucosa distinguishes the classes."""
@@ -149,7 +152,7 @@ def _shortcut(
     ]
 
 
-def _items(
+def _build_items(
     indices: NDArray[np.int64], selected: Mask, rank: NDArray[np.generic], details: Sequence[str]
 ) -> tuple[Item, ...]:
     order = np.argsort(rank, kind="stable")

@@ -15,7 +15,7 @@ WRAPPED = {
 """Markup around a table, so that a wide one scrolls by itself, by keyboard too."""
 
 
-def card_as_html(path: Path) -> Markup:
+def render_card_html(path: Path) -> Markup:
     """Render a Markdown file as HTML: paragraphs, headings, lists and tables, but no embedded HTML, links or images."""
     with path.open("rb") as file:
         text = file.read(MOST_BYTES).decode("utf-8", errors="replace")

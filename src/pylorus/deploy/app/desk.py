@@ -13,12 +13,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from pylorus.data.image import RGB, decode
+from pylorus.data.image import RGB, decode_image
 from pylorus.data.unreadable import UnreadableImageError
-from pylorus.deploy.app.heat import heat_over, why_no_heat
+from pylorus.deploy.app.heat import find_heat_map_problem, render_heat_overlay
 from pylorus.deploy.app.upload import Upload
 from pylorus.deploy.load import Bundle
-from pylorus.deploy.network import Output
+from pylorus.deploy.network import NetworkOutput
 from pylorus.errors import PylorusError
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class AnswerOptions:
     """What an answer should hold besides numbers.
 
     Attributes:
@@ -49,7 +49,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Frame:
+class DecodedUpload:
     """An uploaded file after decoding; only its small preprocessed images stay in memory.
 
     Attributes:
@@ -65,7 +65,7 @@ class Frame:
     error: str = ""
 
 
-class Desk:
+class InferenceService:
     """Answers requests for one bundle, from any number of users at once.
 
     Args:
@@ -75,20 +75,20 @@ class Desk:
     def __init__(self, bundle: Bundle):
         cv2.setNumThreads(0)
         self.bundle = bundle
-        self.why_no_heat = why_no_heat(bundle)
+        self.why_no_heat = find_heat_map_problem(bundle)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
         self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
 
-    async def decode_upload(self, upload: Upload, wanted: Wanted) -> Frame:
+    async def decode_upload(self, upload: Upload, wanted: AnswerOptions) -> DecodedUpload:
         """Decode and preprocess a file; one that can't be read gets an error."""
-        return await _in(self._readers, lambda: _frame(self.bundle, upload, wanted))
+        return await _run_in_pool(self._readers, lambda: _decode_upload(self.bundle, upload, wanted))
 
-    async def answers(self, frames: Sequence[Frame], wanted: Wanted) -> list[Row]:
+    async def classify_uploads(self, frames: Sequence[DecodedUpload], wanted: AnswerOptions) -> list[Row]:
         """Return one row per image, in their order, with the columns of `pylorus predict`."""
         rows: list[Row] = []
         for start in range(0, len(frames), BATCH):
             batch = frames[start : start + BATCH]
-            rows += await _in(self._network, lambda batch=batch: self._rows(batch, wanted))  # type: ignore[misc]
+            rows += await _run_in_pool(self._network, lambda batch=batch: self._build_rows(batch, wanted))  # type: ignore[misc]
         return rows
 
     def close(self) -> None:
@@ -96,26 +96,28 @@ class Desk:
         for pool in (self._readers, self._network):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _rows(self, frames: Sequence[Frame], wanted: Wanted) -> list[Row]:
+    def _build_rows(self, frames: Sequence[DecodedUpload], wanted: AnswerOptions) -> list[Row]:
         pixels = [frame.pixels for frame in frames if frame.pixels is not None]
-        answers = iter(self._answered(np.stack(pixels)) if pixels else [])
+        answers = iter(self._run_inference(np.stack(pixels)) if pixels else [])
         rows = []
         for frame in frames:
             row: Row = {"file": frame.name, "error": frame.error}
             if frame.pixels is not None:
                 row |= next(answers)
                 if not row["error"] and frame.display is not None:
-                    row |= self._pictures(frame.pixels, frame.display, row, wanted)
+                    row |= self._encode_images(frame.pixels, frame.display, row, wanted)
             rows.append(row)
         return rows
 
-    def _answered(self, images: RGB) -> list[Row]:
+    def _run_inference(self, images: RGB) -> list[Row]:
         """Run inference on uint8 images of shape (n, size, size, 3); return one row per image."""
         description = self.bundle.description
         class_names, decision_class = description.short_names, description.decision.class_name
-        output = self.bundle.output(images)
+        output = self.bundle.run_network(images)
         is_finite = (output.logits.isfinite().all(dim=1) & output.unlikeness.isfinite()).tolist()
-        answers = self.bundle.decide(Output(output.logits.nan_to_num(0, 0, 0), output.unlikeness.nan_to_num(0, 0, 0)))
+        answers = self.bundle.apply_thresholds(
+            NetworkOutput(output.logits.nan_to_num(0, 0, 0), output.unlikeness.nan_to_num(0, 0, 0))
+        )
         rows: list[Row] = []
         for index, has_output in enumerate(is_finite):
             if not has_output:
@@ -138,43 +140,43 @@ class Desk:
                 rows[-1]["prediction_set"] = [name for name, member in members if member]
         return rows
 
-    def _pictures(self, pixels: RGB, display: RGB, row: Row, wanted: Wanted) -> Row:
+    def _encode_images(self, pixels: RGB, display: RGB, row: Row, wanted: AnswerOptions) -> Row:
         encoded: Row = {}
         if wanted.image:
-            encoded["image"] = _data_url(display)
+            encoded["image"] = _encode_data_url(display)
         if wanted.heat_map and not self.why_no_heat:
             class_index = self.bundle.description.short_names.index(str(row["predicted"]))
             try:
-                encoded["heat_map"] = _data_url(heat_over(self.bundle, pixels, display, class_index))
+                encoded["heat_map"] = _encode_data_url(render_heat_overlay(self.bundle, pixels, display, class_index))
             except PylorusError as error:
                 log.warning("heat map failed: %s", error)
         return encoded
 
 
-def _frame(bundle: Bundle, upload: Upload, wanted: Wanted) -> Frame:
+def _decode_upload(bundle: Bundle, upload: Upload, wanted: AnswerOptions) -> DecodedUpload:
     if upload.error:
-        return Frame(upload.name, error=upload.error)
+        return DecodedUpload(upload.name, error=upload.error)
     input_format = bundle.input
     try:
-        image = decode(upload.content)
-        pixels = input_format.fitted(image)
+        image = decode_image(upload.content)
+        pixels = input_format.prepare_image(image)
         display_format = replace(input_format, size=max(input_format.size, PICTURE))
-        display = display_format.fitted(image) if wanted.image or wanted.heat_map else None
+        display = display_format.prepare_image(image) if wanted.image or wanted.heat_map else None
     except UnreadableImageError as error:
-        return Frame(upload.name, error=str(error))
+        return DecodedUpload(upload.name, error=str(error))
     except Exception as error:  # one file must not fail the whole request
         log.warning("failed to read a file: %s", type(error).__name__)
-        return Frame(upload.name, error=f"damaged: {type(error).__name__}")
-    return Frame(upload.name, pixels, display)
+        return DecodedUpload(upload.name, error=f"damaged: {type(error).__name__}")
+    return DecodedUpload(upload.name, pixels, display)
 
 
-def _data_url(image: RGB) -> str:
+def _encode_data_url(image: RGB) -> str:
     """Encode an image as a JPEG data URL, without any metadata of the original file."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-async def _in(pool: ThreadPoolExecutor, act: Callable[[], Result]) -> Result:
+async def _run_in_pool(pool: ThreadPoolExecutor, act: Callable[[], Result]) -> Result:
     """Run a function in a thread pool without blocking the event loop."""
     return await asyncio.get_running_loop().run_in_executor(pool, act)

@@ -31,7 +31,7 @@ HEADERS = {
 }
 
 
-class Guard:
+class RequestGuard:
     """ASGI middleware that passes on permitted requests and refuses all others.
 
     Args:
@@ -45,7 +45,7 @@ class Guard:
         self._app = app
         self._hosts = hosts
         self._any_address = any_address
-        self._wanted = None if password is None else _digest(password)
+        self._wanted = None if password is None else _hash_text(password)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -59,23 +59,23 @@ class Guard:
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        refusal = self._refusal(scope["method"], scope["path"], Headers(scope=scope))
+        refusal = self._check_request(scope["method"], scope["path"], Headers(scope=scope))
         await (refusal or self._app)(scope, receive, send_guarded)
 
-    def _refusal(self, method: str, path: str, headers: Headers) -> JSONResponse | None:
+    def _check_request(self, method: str, path: str, headers: Headers) -> JSONResponse | None:
         host_headers = headers.getlist("host")
-        if len(host_headers) != 1 or not self._is_own(_name(host_headers[0])):
+        if len(host_headers) != 1 or not self._is_own_host(_parse_host_name(host_headers[0])):
             host_name = host_headers[0][:100] if host_headers else '""'
             text = f"this server does not answer to the host name {host_name}; allow it with --allow-host"
             return JSONResponse({"error": text}, 421)
         if self._wanted is not None and path != OPEN and not self._has_password(headers.get("authorization", "")):
             challenge = {"WWW-Authenticate": 'Basic realm="Pylorus", charset="UTF-8"'}
             return JSONResponse({"error": "the password is missing or wrong"}, 401, challenge)
-        if method not in READING and not _own_page(headers, host_headers[0]):
+        if method not in READING and not _is_own_page(headers, host_headers[0]):
             return JSONResponse({"error": "the request came from another site's page"}, 403)
         return None
 
-    def _is_own(self, name: str) -> bool:
+    def _is_own_host(self, name: str) -> bool:
         return name in self._hosts or (self._any_address and is_address(name))
 
     def _has_password(self, authorization: str) -> bool:
@@ -85,11 +85,11 @@ class Guard:
         except (binascii.Error, ValueError):
             password = ""
         # Digests have a fixed length, so the comparison time reveals nothing, not even the password's length.
-        matches = hmac.compare_digest(_digest(password), self._wanted or b"")
+        matches = hmac.compare_digest(_hash_text(password), self._wanted or b"")
         return matches and scheme.lower() == "basic"
 
 
-def _own_page(headers: Headers, host_header: str) -> bool:
+def _is_own_page(headers: Headers, host_header: str) -> bool:
     """Return whether a request comes from this server's own page or from a program instead of a browser."""
     origin = headers.get("origin")
     if origin is None:
@@ -97,12 +97,12 @@ def _own_page(headers: Headers, host_header: str) -> bool:
     return urlsplit(origin).netloc.lower() == host_header.lower()
 
 
-def _name(host: str) -> str:
+def _parse_host_name(host: str) -> str:
     """Return a Host header without its port, which differs behind a tunnel."""
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.partition(":")[0].lower().removesuffix(".")
 
 
-def _digest(text: str) -> bytes:
+def _hash_text(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()

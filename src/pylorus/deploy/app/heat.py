@@ -12,7 +12,7 @@ from pylorus.errors import PylorusError
 log = logging.getLogger(__name__)
 
 
-def heat_over(bundle: Bundle, pixels: RGB, display: RGB, class_index: int) -> RGB:
+def render_heat_overlay(bundle: Bundle, pixels: RGB, display: RGB, class_index: int) -> RGB:
     """Overlay the heat map of a class on the image for the page.
 
     Args:
@@ -24,19 +24,19 @@ def heat_over(bundle: Bundle, pixels: RGB, display: RGB, class_index: int) -> RG
     Raises:
         PylorusError: If the network has no usable map, or a package is missing; the message names it.
     """
-    from pylorus.deploy.explain import heat_map, overlay
+    from pylorus.deploy.explain import compute_heat_map, render_overlay
 
-    heat = heat_map(bundle, pixels, class_index)
+    heat = compute_heat_map(bundle, pixels, class_index)
     resized = cv2.resize(heat, (display.shape[1], display.shape[0]), interpolation=cv2.INTER_LINEAR)
-    return overlay(display, np.clip(resized, 0, 1))
+    return render_overlay(display, np.clip(resized, 0, 1))
 
 
-def why_no_heat(bundle: Bundle) -> str:
+def find_heat_map_problem(bundle: Bundle) -> str:
     """Return why there are no heat maps, found by computing one; empty if they work."""
     size = bundle.input.size
     black = np.zeros((size, size, 3), dtype=np.uint8)
     try:
-        heat_over(bundle, black, black, 0)
+        render_heat_overlay(bundle, black, black, 0)
     except (PylorusError, ImportError) as error:
         return str(error).removeprefix(f"{bundle.folder}: ")
     except Exception as error:  # the page is useful without heat maps, too

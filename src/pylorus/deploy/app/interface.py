@@ -22,7 +22,7 @@ ERRORS = {
 }
 
 
-def interface(bundle: Bundle, options: ServeOptions) -> Schema:
+def build_openapi(bundle: Bundle, options: ServeOptions) -> Schema:
     """Return the OpenAPI description of this server's interface."""
     return {
         "openapi": "3.1.0",
@@ -32,19 +32,24 @@ def interface(bundle: Bundle, options: ServeOptions) -> Schema:
             "description": bundle.description.intended_use,
         },
         "paths": {
-            "/api/predict": {"post": _predict(options)},
-            "/api/model": {"get": _get("The model that this server runs", "Model")},
-            "/health": {"get": {**_get("Server status, version and bundle", "Health"), "security": []}},
+            "/api/predict": {"post": _build_predict_operation(options)},
+            "/api/model": {"get": _build_get_operation("The model that this server runs", "Model")},
+            "/health": {"get": {**_build_get_operation("Server status, version and bundle", "Health"), "security": []}},
         },
         "components": {
-            "schemas": {"Row": _row(bundle), "Answer": _answer(), "Model": _model(), "Health": _health()},
+            "schemas": {
+                "Row": _build_row_schema(bundle),
+                "Answer": _build_answer_schema(),
+                "Model": _build_model_schema(),
+                "Health": _build_health_schema(),
+            },
             "securitySchemes": {"password": {"type": "http", "scheme": "basic"}},
         },
         "security": [{}] if options.password_file is None else [{"password": []}],
     }
 
 
-def _predict(options: ServeOptions) -> Schema:
+def _build_predict_operation(options: ServeOptions) -> Schema:
     form = {
         "type": "object",
         "required": [FIELD],
@@ -70,13 +75,13 @@ def _predict(options: ServeOptions) -> Schema:
         ],
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
         "responses": {
-            "200": _content("One row per file, in the order of the files", "Answer"),
+            "200": _build_content("One row per file, in the order of the files", "Answer"),
             **{status: {"description": text} for status, text in ERRORS.items()},
         },
     }
 
 
-def _row(bundle: Bundle) -> Schema:
+def _build_row_schema(bundle: Bundle) -> Schema:
     names, decision_class = bundle.description.short_names, bundle.description.decision.class_name
     return {
         "type": "object",
@@ -106,43 +111,43 @@ def _row(bundle: Bundle) -> Schema:
     }
 
 
-def _answer() -> Schema:
+def _build_answer_schema() -> Schema:
     rows = {"type": "array", "items": {"$ref": "#/components/schemas/Row"}}
-    return _object(bundle=TEXT, intended_use=TEXT, results=rows)
+    return _build_object_schema(bundle=TEXT, intended_use=TEXT, results=rows)
 
 
-def _model() -> Schema:
+def _build_model_schema() -> Schema:
     names: Schema = {"type": "array", "items": TEXT}
-    return _object(
+    return _build_object_schema(
         bundle=TEXT,
         architecture=TEXT,
         classes=names,
         short_names={**names, "description": "Short class names used in answers, in the order of classes."},
-        decision=_object(**{"class": TEXT, "threshold": {"type": ["number", "null"]}}),
+        decision=_build_object_schema(**{"class": TEXT, "threshold": {"type": ["number", "null"]}}),
         prediction_sets={
-            "oneOf": [{"type": "null"}, _object(coverage=NUMBER)],
+            "oneOf": [{"type": "null"}, _build_object_schema(coverage=NUMBER)],
             "description": "Null if the bundle has none.",
         },
-        abstention=_object(unlike_above=NUMBER, unsure_below=NUMBER),
-        limits=_object(most_bytes=NUMBER, most_files=NUMBER),
+        abstention=_build_object_schema(unlike_above=NUMBER, unsure_below=NUMBER),
+        limits=_build_object_schema(most_bytes=NUMBER, most_files=NUMBER),
         no_heat_maps={**TEXT, "description": "Why there are no heat maps; empty if there are."},
         intended_use=TEXT,
     )
 
 
-def _health() -> Schema:
-    return _object(status=TEXT, bundle=TEXT, version=TEXT)
+def _build_health_schema() -> Schema:
+    return _build_object_schema(status=TEXT, bundle=TEXT, version=TEXT)
 
 
-def _object(**properties: object) -> Schema:
+def _build_object_schema(**properties: object) -> Schema:
     return {"type": "object", "required": list(properties), "properties": properties}
 
 
-def _get(summary: str, schema: str) -> Schema:
-    return {"summary": summary, "responses": {"200": _content(summary, schema)}}
+def _build_get_operation(summary: str, schema: str) -> Schema:
+    return {"summary": summary, "responses": {"200": _build_content(summary, schema)}}
 
 
-def _content(text: str, schema: str) -> Schema:
+def _build_content(text: str, schema: str) -> Schema:
     return {
         "description": text,
         "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}},

@@ -44,7 +44,7 @@ class ServeOptions:
         return int(self.max_mb * MEGABYTE)
 
     @property
-    def loopback(self) -> bool:
+    def is_loopback(self) -> bool:
         """Whether only this machine can reach the server."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
@@ -54,7 +54,7 @@ class ServeOptions:
     @property
     def hosts(self) -> frozenset[str]:
         """Host names under which a browser may call the server; any other may point here by DNS rebinding."""
-        own = (self.host.lower(),) if self.loopback else (self.host.lower(), socket.gethostname().lower())
+        own = (self.host.lower(),) if self.is_loopback else (self.host.lower(), socket.gethostname().lower())
         return frozenset((*LOCAL, *own, *(name.lower() for name in self.allowed_hosts)))
 
     def check(self) -> None:
@@ -69,7 +69,7 @@ class ServeOptions:
             raise PylorusError(f"--max-mb: found {self.max_mb:g}, expected more than 0 and at most 500.")
         if not 1 <= self.max_images <= 1000:
             raise PylorusError(f"--max-images: found {self.max_images}, expected 1 to 1000.")
-        if not self.loopback and self.password_file is None and not self.without_password:
+        if not self.is_loopback and self.password_file is None and not self.without_password:
             raise PylorusError(
                 f"--host {self.host}: others in the network could use the page. Add --password-file FILE, or "
                 "--without-password if everybody may use it."
@@ -77,7 +77,7 @@ class ServeOptions:
         if self.password_file is not None and self.without_password:
             raise PylorusError("--password-file and --without-password can't be combined; remove one of them.")
 
-    def password(self) -> str | None:
+    def read_password(self) -> str | None:
         """Return the password in the password file; None if there is no file.
 
         Raises:

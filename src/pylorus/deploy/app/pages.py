@@ -15,13 +15,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from pylorus import __version__
-from pylorus.deploy.app.card import card_as_html
-from pylorus.deploy.app.desk import Desk, Frame, Wanted
-from pylorus.deploy.app.guard import Guard
-from pylorus.deploy.app.interface import interface
+from pylorus.deploy.app.card import render_card_html
+from pylorus.deploy.app.desk import AnswerOptions, DecodedUpload, InferenceService
+from pylorus.deploy.app.guard import RequestGuard
+from pylorus.deploy.app.interface import build_openapi
 from pylorus.deploy.app.options import ServeOptions
-from pylorus.deploy.app.upload import Limits, RefusedUploadError, uploads
-from pylorus.deploy.card import threshold_sentence
+from pylorus.deploy.app.upload import RefusedUploadError, UploadLimits, iter_uploads
+from pylorus.deploy.card import format_threshold_guarantee
 from pylorus.deploy.files import CARD, SUMS
 from pylorus.deploy.load import Bundle
 
@@ -40,9 +40,9 @@ STATIC = {
 }
 
 
-def application(desk: Desk, options: ServeOptions, password: str | None = None) -> ASGIApp:
+def create_application(desk: InferenceService, options: ServeOptions, password: str | None = None) -> ASGIApp:
     """Return the complete ASGI application, behind its guard."""
-    pages = Pages(desk, options)
+    pages = RequestHandlers(desk, options)
     routes = [
         Route("/", pages.get_page),
         Route("/static/{name}", pages.get_static_file),
@@ -51,12 +51,12 @@ def application(desk: Desk, options: ServeOptions, password: str | None = None) 
         Route("/api/model", pages.get_model_facts),
         Route("/api/predict", pages.predict, methods=["POST"]),
     ]
-    handlers = {HTTPException: _refused, Exception: _failed}
+    handlers = {HTTPException: _handle_http_error, Exception: _handle_server_error}
     starlette = Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
-    return Guard(starlette, hosts=options.hosts, any_address=options.host in ANYWHERE, password=password)
+    return RequestGuard(starlette, hosts=options.hosts, any_address=options.host in ANYWHERE, password=password)
 
 
-class Pages:
+class RequestHandlers:
     """Request handlers, one per path.
 
     Args:
@@ -64,14 +64,14 @@ class Pages:
         options: Options of the server.
     """
 
-    def __init__(self, desk: Desk, options: ServeOptions):
+    def __init__(self, desk: InferenceService, options: ServeOptions):
         self._desk = desk
-        self._limits = Limits(options.most_bytes, options.max_images)
+        self._limits = UploadLimits(options.most_bytes, options.max_images)
         self._in_hand = 0
-        self._health = {"status": "ok", "bundle": name_of(desk.bundle), "version": __version__}
-        self._model = _model(desk, options)
-        self._interface = interface(desk.bundle, options)
-        self._page = _page(desk.bundle, options)
+        self._health = {"status": "ok", "bundle": compute_bundle_id(desk.bundle), "version": __version__}
+        self._model = _build_model_facts(desk, options)
+        self._interface = build_openapi(desk.bundle, options)
+        self._page = _render_page(desk.bundle, options)
 
     async def get_page(self, _: Request) -> Response:
         """Return the HTML page."""
@@ -82,7 +82,7 @@ class Pages:
         name = request.path_params["name"]
         if name not in STATIC:
             raise HTTPException(404)
-        return Response(_file(name), media_type=STATIC[name])
+        return Response(_read_static_file(name), media_type=STATIC[name])
 
     async def get_health(self, _: Request) -> Response:
         """Return the server's status, even while the network is busy."""
@@ -101,12 +101,12 @@ class Pages:
         if self._in_hand >= AT_ONCE:
             return JSONResponse({"error": f"the server is busy with {AT_ONCE} requests"}, 503, {"Retry-After": "2"})
         query = request.query_params
-        wanted = Wanted(image=query.get("image") == "1", heat_map=query.get("heat_map") == "1")
+        wanted = AnswerOptions(image=query.get("image") == "1", heat_map=query.get("heat_map") == "1")
         self._in_hand += 1
         try:
             async with asyncio.timeout(SECONDS):
-                frames = await self._frames(request, wanted)
-            results = await self._desk.answers(frames, wanted)
+                frames = await self._read_uploads(request, wanted)
+            results = await self._desk.classify_uploads(frames, wanted)
         except RefusedUploadError as error:
             return JSONResponse({"error": str(error)}, error.status)
         except TimeoutError:
@@ -118,23 +118,25 @@ class Pages:
         intended_use = self._desk.bundle.description.intended_use
         return JSONResponse({"bundle": self._health["bundle"], "intended_use": intended_use, "results": results})
 
-    async def _frames(self, request: Request, wanted: Wanted) -> list[Frame]:
-        frames = [await self._desk.decode_upload(upload, wanted) async for upload in uploads(request, self._limits)]
+    async def _read_uploads(self, request: Request, wanted: AnswerOptions) -> list[DecodedUpload]:
+        frames = [
+            await self._desk.decode_upload(upload, wanted) async for upload in iter_uploads(request, self._limits)
+        ]
         if not frames:
             raise RefusedUploadError(400, "the form contains no file")
         return frames
 
 
-def name_of(bundle: Bundle) -> str:
+def compute_bundle_id(bundle: Bundle) -> str:
     """Return the SHA-256 of a bundle's list of file hashes, which identifies the bundle."""
     return hashlib.sha256((bundle.folder / SUMS).read_bytes()).hexdigest()
 
 
-def _model(desk: Desk, options: ServeOptions) -> dict[str, object]:
+def _build_model_facts(desk: InferenceService, options: ServeOptions) -> dict[str, object]:
     description = desk.bundle.description
     decision_class = description.decision.class_name
     return {
-        "bundle": name_of(desk.bundle),
+        "bundle": compute_bundle_id(desk.bundle),
         "architecture": description.architecture,
         "classes": list(description.classes),
         "short_names": list(description.short_names),
@@ -152,9 +154,9 @@ def _model(desk: Desk, options: ServeOptions) -> dict[str, object]:
     }
 
 
-def _page(bundle: Bundle, options: ServeOptions) -> str:
+def _render_page(bundle: Bundle, options: ServeOptions) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: _file(name).decode()),
+        loader=jinja2.FunctionLoader(lambda name: _read_static_file(name).decode()),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -162,22 +164,22 @@ def _page(bundle: Bundle, options: ServeOptions) -> str:
     )
     return environment.get_template("page.html.j2").render(
         description=bundle.description,
-        guarantee=threshold_sentence(bundle.description, bundle.description.decision.class_name),
+        guarantee=format_threshold_guarantee(bundle.description, bundle.description.decision.class_name),
         options=options,
-        card=card_as_html(bundle.folder / CARD),
-        bundle=name_of(bundle),
+        card=render_card_html(bundle.folder / CARD),
+        bundle=compute_bundle_id(bundle),
         version=__version__,
     )
 
 
 @cache
-def _file(name: str) -> bytes:
+def _read_static_file(name: str) -> bytes:
     return (resources.files("pylorus.deploy.app") / "static" / name).read_bytes()
 
 
-async def _refused(_: Request, error: HTTPException) -> Response:
+async def _handle_http_error(_: Request, error: HTTPException) -> Response:
     return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 
-async def _failed(_: Request, error: Exception) -> Response:
+async def _handle_server_error(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": f"internal server error: {type(error).__name__}"}, 500)

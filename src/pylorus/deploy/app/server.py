@@ -8,11 +8,11 @@ from pathlib import Path
 
 import uvicorn
 
-from pylorus.deploy.app.desk import Desk
+from pylorus.deploy.app.desk import InferenceService
 from pylorus.deploy.app.options import ServeOptions
-from pylorus.deploy.app.pages import application
+from pylorus.deploy.app.pages import create_application
 from pylorus.deploy.load import load_bundle
-from pylorus.deploy.predict import settled_device
+from pylorus.deploy.predict import resolve_device
 from pylorus.errors import PylorusError
 
 PATIENCE = 10
@@ -30,29 +30,29 @@ def serve(folder: Path, options: ServeOptions) -> None:
         PylorusError: If an option or the bundle is invalid, or the port is in use.
     """
     options.check()
-    password = options.password()
-    listener = listen(options)
+    password = options.read_password()
+    listener = open_listener(options)
     with listener:
-        bundle = load_bundle(folder, device=settled_device(options.device))
-        desk = Desk(bundle)
+        bundle = load_bundle(folder, device=resolve_device(options.device))
+        desk = InferenceService(bundle)
         print(f"{bundle.description.architecture}: {', '.join(bundle.description.classes)}")
         print(f"{bundle.description.intended_use}")
         if desk.why_no_heat:
             print(f"no heat maps: {desk.why_no_heat}")
-        if not options.loopback:
+        if not options.is_loopback:
             print("Others in the network can reach this page, and HTTP is not encrypted: see docs/serve.md.")
-        print(f"\npage: {address(listener)}    (Ctrl-C stops the server)", flush=True)
+        print(f"\npage: {format_page_url(listener)}    (Ctrl-C stops the server)", flush=True)
         # Ctrl-C is the normal way to stop: uvicorn finishes running requests, then raises it again.
         with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(settings(desk, options, password)).run(sockets=[listener])
+            uvicorn.Server(build_server_config(desk, options, password)).run(sockets=[listener])
         desk.close()
         print("\nstopped")
 
 
-def settings(desk: Desk, options: ServeOptions, password: str | None) -> uvicorn.Config:
+def build_server_config(desk: InferenceService, options: ServeOptions, password: str | None) -> uvicorn.Config:
     """Return uvicorn's configuration: no access log, no trust in proxy headers, no Server header."""
     return uvicorn.Config(
-        application(desk, options, password),
+        create_application(desk, options, password),
         log_level=logging.WARNING,
         access_log=False,
         server_header=False,
@@ -65,7 +65,7 @@ def settings(desk: Desk, options: ServeOptions, password: str | None) -> uvicorn
     )
 
 
-def listen(options: ServeOptions) -> socket.socket:
+def open_listener(options: ServeOptions) -> socket.socket:
     """Open a listening socket at the host and port of the options.
 
     Raises:
@@ -84,7 +84,7 @@ def listen(options: ServeOptions) -> socket.socket:
         ) from error
 
 
-def address(listener: socket.socket) -> str:
+def format_page_url(listener: socket.socket) -> str:
     """Return the URL of the page for a browser on this machine."""
     host, port = listener.getsockname()[:2]
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

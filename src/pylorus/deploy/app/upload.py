@@ -8,7 +8,7 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from pylorus.data.unreadable import shown
+from pylorus.data.unreadable import format_path
 
 FIELD = "files"
 OVERHEAD = 8192
@@ -25,7 +25,7 @@ class RefusedUploadError(Exception):
 
 
 @dataclass(frozen=True)
-class Limits:
+class UploadLimits:
     """Upload limits: bytes per file and files per request."""
 
     most_bytes: int
@@ -47,7 +47,7 @@ class Upload:
     error: str = ""
 
 
-async def uploads(request: Request, limits: Limits) -> AsyncIterator[Upload]:
+async def iter_uploads(request: Request, limits: UploadLimits) -> AsyncIterator[Upload]:
     """Yield the files of a multipart body, each as soon as it is complete.
 
     A file that is too large is skipped and yields an error; the other files are still processed.
@@ -60,7 +60,7 @@ async def uploads(request: Request, limits: Limits) -> AsyncIterator[Upload]:
     declared = request.headers.get("content-length", "0")
     if not declared.isdecimal() or int(declared[:20]) > max_bytes:
         raise too_much
-    parser = _Parts(_boundary(request.headers.get("content-type", "")), limits)
+    parser = _UploadParser(_parse_boundary(request.headers.get("content-type", "")), limits)
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
@@ -72,10 +72,10 @@ async def uploads(request: Request, limits: Limits) -> AsyncIterator[Upload]:
         raise RefusedUploadError(400, "the form is incomplete: its last boundary is missing")
 
 
-class _Parts:
+class _UploadParser:
     """Incremental parser that splits a multipart body into files."""
 
-    def __init__(self, boundary: bytes, limits: Limits):
+    def __init__(self, boundary: bytes, limits: UploadLimits):
         self.ended = False
         self._limits = limits
         self._count = 0
@@ -88,13 +88,13 @@ class _Parts:
             self._parser = MultipartParser(
                 boundary,
                 {
-                    "on_part_begin": self._begin,
+                    "on_part_begin": self._start_part,
                     "on_header_field": lambda data, start, end: self._field.extend(data[start:end]),
                     "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
-                    "on_header_end": self._keep_header,
+                    "on_header_end": self._save_header,
                     "on_headers_finished": self._read_headers,
-                    "on_part_data": self._add,
-                    "on_part_end": self._finish,
+                    "on_part_data": self._add_data,
+                    "on_part_end": self._close_part,
                     "on_end": self._set_ended,
                 },
             )
@@ -110,13 +110,13 @@ class _Parts:
             raise RefusedUploadError(400, f"malformed form: {error}") from error
         return self._done
 
-    def _begin(self) -> None:
+    def _start_part(self) -> None:
         self._count += 1
         if self._count > self._limits.most_files:
             raise RefusedUploadError(413, f"more than {self._limits.most_files} files in one request")
         self._headers, self._content, self._too_large = {}, bytearray(), False
 
-    def _keep_header(self) -> None:
+    def _save_header(self) -> None:
         self._headers[bytes(self._field).lower()] = bytes(self._value)
         self._field, self._value = bytearray(), bytearray()
 
@@ -124,16 +124,16 @@ class _Parts:
         _, parameters = parse_options_header(self._headers.get(b"content-disposition"))
         field = parameters.get(b"name", b"").decode(errors="replace")
         if field != FIELD or b"filename" not in parameters:
-            raise RefusedUploadError(400, f'found the field "{shown(field)[:50]}", expected files as "{FIELD}"')
-        self._name = shown_name(parameters[b"filename"].decode(errors="replace"))
+            raise RefusedUploadError(400, f'found the field "{format_path(field)[:50]}", expected files as "{FIELD}"')
+        self._name = format_file_name(parameters[b"filename"].decode(errors="replace"))
 
-    def _add(self, data: bytes, start: int, end: int) -> None:
+    def _add_data(self, data: bytes, start: int, end: int) -> None:
         if len(self._content) + end - start > self._limits.most_bytes:
             self._content, self._too_large = bytearray(), True
         if not self._too_large:
             self._content += data[start:end]
 
-    def _finish(self) -> None:
+    def _close_part(self) -> None:
         error = f"the file is over the limit of {self._limits.most_bytes:,} bytes" if self._too_large else ""
         self._done.append(Upload(self._name, bytes(self._content), error))
         self._content = bytearray()
@@ -142,18 +142,18 @@ class _Parts:
         self.ended = True
 
 
-def shown_name(name: str) -> str:
+def format_file_name(name: str) -> str:
     r"""Return the last part of a sender's file name, on one line.
 
     Example:
-        >>> shown_name("../../etc/passwd"), shown_name("C:\\images\\a.png"), shown_name("..")
+        >>> format_file_name("../../etc/passwd"), format_file_name("C:\\images\\a.png"), format_file_name("..")
         ('passwd', 'a.png', 'unnamed')
     """
     last = PurePosixPath(name.replace("\\", "/").replace("%22", '"')).name.strip()
-    return shown(last)[-LONGEST_NAME:] if last.strip(".") else "unnamed"
+    return format_path(last)[-LONGEST_NAME:] if last.strip(".") else "unnamed"
 
 
-def _boundary(content_type: str) -> bytes:
+def _parse_boundary(content_type: str) -> bytes:
     media_type, parameters = parse_options_header(content_type)
     if media_type != b"multipart/form-data" or not parameters.get(b"boundary"):
         raise RefusedUploadError(415, f'expected multipart/form-data with files as "{FIELD}"')
