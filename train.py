@@ -1,6 +1,6 @@
 """One training run or a sweep of them: `python train.py --help`."""
 
-from pylorus.launch import main
+from pylorus.launch.main import main
 
 if __name__ == "__main__":
     main()

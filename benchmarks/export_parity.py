@@ -23,14 +23,19 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
-from pylorus.deploy.export_speed import measure_speed
-from pylorus.deploy.exported import ExportedModel, open_session, run_session
-from pylorus.deploy.load import Bundle, load_bundle
-from pylorus.deploy.network import BundleClassifier, compute_logits_and_features, move_to_device
-from pylorus.deploy.onnx_graph import write_onnx
-from pylorus.deploy.parity import IMAGES, check_parity, compute_fp64_logits
-from pylorus.deploy.trial_images import TrialImages, find_user_images, select_evenly
-from pylorus.model.head import init_head
+from pylorus.deploy.model import Bundle, load_bundle
+from pylorus.deploy.onnx import ExportedModel, open_session, run_session, write_onnx
+from pylorus.deploy.parity import (
+    IMAGES,
+    TrialImages,
+    check_parity,
+    compute_fp64_logits,
+    find_user_images,
+    measure_speed,
+    select_evenly,
+)
+from pylorus.model.backbone import init_head
+from pylorus.model.inference import BundleClassifier, compute_logits_and_features, move_to_device
 
 IN_64_BITS = 14
 TITLES = (

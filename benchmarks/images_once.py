@@ -51,11 +51,11 @@ def frames(width: int, height: int, *, count: int) -> Path:
 
 def data_module(root: Path, *, size: int, workers: int, keep: bool, store: Path) -> object:
     """Pylorus's data module over a folder, without augmentation; `keep`: cache.images. The one seam to its API."""
-    from pylorus.config import AugmentConfig, CacheConfig, DataConfig
+    from pylorus.config.schema import AugmentConfig, CacheConfig, DataConfig
     from pylorus.data.catalog import read_folders
     from pylorus.data.datamodule import ImageDataModule
-    from pylorus.data.input import InputFormat
     from pylorus.data.split import split_catalog
+    from pylorus.data.transforms import InputFormat
 
     catalog = read_folders(root, group=r"patient_\d+")
     table = split_catalog(catalog, DataConfig()).table

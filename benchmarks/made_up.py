@@ -17,7 +17,7 @@ def made_up(count: int) -> tuple[Any, Any]:
     import numpy as np
     import pandas as pd
 
-    from pylorus.data.facts import FactTable
+    from pylorus.data.image_facts import FactTable
 
     rng = np.random.default_rng(0)
     patients = np.arange(count) // IMAGES_PER_PATIENT
@@ -55,9 +55,9 @@ def saved_run(folder: Path, table: Any, rng: Any) -> None:
     """What a run leaves for a report: status, configuration and predictions of one stage."""
     from omegaconf import OmegaConf
 
-    from pylorus.config import Config, StageConfig
-    from pylorus.files import write_json, write_text
-    from pylorus.predictions import build_prediction_table, write_predictions
+    from pylorus.config.schema import Config, StageConfig
+    from pylorus.core.io import write_json, write_text
+    from pylorus.runs.predictions import build_prediction_table, write_predictions
 
     config = OmegaConf.structured(Config)
     config.model.name = "resnet50.tv_in1k"

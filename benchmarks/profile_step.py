@@ -43,12 +43,11 @@ def steps(model: str, device: str, batch_size: int) -> dict[str, Callable[[], ob
     import torch
     from torch.profiler import record_function
 
-    from pylorus.config import Config, ModelConfig, StageConfig, TrainerConfig
-    from pylorus.machine.choices import resolve_channels_last
-    from pylorus.machine.engine import resolve_engine
+    from pylorus.config.schema import Config, ModelConfig, StageConfig, TrainerConfig
+    from pylorus.hardware.choices import resolve_channels_last
+    from pylorus.hardware.engine import resolve_engine
     from pylorus.model.backbone import build_backbone
-    from pylorus.model.classifier import Classifier, StagePlan
-    from pylorus.model.schedule import build_optimizer
+    from pylorus.model.classifier import Classifier, StagePlan, build_optimizer
 
     config = Config(
         model=ModelConfig(name=MODELS[model].name, weights="none"),
@@ -95,7 +94,7 @@ def _batches(size: int, interpolation: str, batch_size: int) -> Iterator[object]
     import torch
     from images import draw
 
-    from pylorus.data.image import read_image, resize_image
+    from pylorus.data.decode import read_image, resize_image
     from pylorus.model.classifier import Batch
 
     (HERE / "outputs").mkdir(exist_ok=True)

@@ -59,16 +59,16 @@ def measure(count: int) -> dict[str, tuple[float, float]]:
     """All steps for one size."""
     import numpy as np
 
-    from pylorus.config import AugmentConfig, CacheConfig, DataConfig
-    from pylorus.data import reading
-    from pylorus.data.audit.duplicates import find_copies
-    from pylorus.data.audit.thresholds import Thresholds
+    from pylorus.config.schema import AugmentConfig, CacheConfig, DataConfig
+    from pylorus.data import catalog as catalog_module
+    from pylorus.data.audit_thresholds import Thresholds
     from pylorus.data.catalog import build_catalog
     from pylorus.data.datamodule import ImageDataModule
-    from pylorus.data.facts import load_or_compute_facts
-    from pylorus.data.input import InputFormat
-    from pylorus.data.look_through import list_catalog_files
+    from pylorus.data.image_facts import load_or_compute_facts
+    from pylorus.data.leakage import find_copies
+    from pylorus.data.prepare import list_catalog_files
     from pylorus.data.split import split_catalog, write_split
+    from pylorus.data.transforms import InputFormat
 
     measures = Measures()
     rows, facts = made_up(count)
@@ -81,7 +81,7 @@ def measure(count: int) -> dict[str, tuple[float, float]]:
         with measures.step("facts found again"):
             facts = find(folder / "facts", places)
         del places
-        reading.load_or_compute_facts = lambda *_, known=facts, **__: known  # what reading the files would give
+        catalog_module.load_or_compute_facts = lambda *_, known=facts, **__: known  # what reading the files would give
         with measures.step("catalog"):
             catalog = build_catalog(
                 rows,
@@ -89,7 +89,7 @@ def measure(count: int) -> dict[str, tuple[float, float]]:
                 CLASSES,
                 short_names=["GC", "GU", "CG"],
                 grouped=True,
-                reading=reading.DEFAULT_READ_OPTIONS,
+                reading=catalog_module.DEFAULT_READ_OPTIONS,
             )
         del rows
         with measures.step("copies"):
@@ -107,7 +107,7 @@ def measure(count: int) -> dict[str, tuple[float, float]]:
             write_split(found.table, catalog.classes, folder / "split.csv")
         table = found.table
         del catalog, facts, found, copies
-        reading.load_or_compute_facts = load_or_compute_facts
+        catalog_module.load_or_compute_facts = load_or_compute_facts
         with measures.step("epoch set-up"):
             served = ImageDataModule(
                 table, folder, InputFormat(224, "pad", "bilinear"), batch_size=64, workers=0,
@@ -127,7 +127,7 @@ def measure(count: int) -> dict[str, tuple[float, float]]:
 
 def keep(folder: Path, facts: Any) -> None:
     """The store's part of a first pass over the files."""
-    from pylorus.data.fact_store import FactStore
+    from pylorus.data.image_facts import FactStore
 
     store = FactStore(folder, version="1")
     for start in range(0, len(facts), 1024):
@@ -137,8 +137,7 @@ def keep(folder: Path, facts: Any) -> None:
 
 def find(folder: Path, places: dict[str, int]) -> Any:
     """The store's part of a second pass: the table of facts."""
-    from pylorus.data.fact_store import FactStore
-    from pylorus.data.facts import Facts, FactTable
+    from pylorus.data.image_facts import Facts, FactStore, FactTable
 
     store = FactStore(folder, version="1")
     assert len(store.read_digests()) == len(places)
@@ -150,8 +149,8 @@ def find(folder: Path, places: dict[str, int]) -> Any:
 
 def audited(images: Any, facts: Any, copies: Any) -> None:
     """What an audit says beside copies, which were looked for before."""
-    from pylorus.data.audit import audit
-    from pylorus.data.audit.thresholds import Thresholds
+    from pylorus.data import audit
+    from pylorus.data.audit_thresholds import Thresholds
 
     audit.convert_audit_to_json(audit.audit(images, facts, Thresholds(), copies=copies), names=True)
 
@@ -159,15 +158,15 @@ def audited(images: Any, facts: Any, copies: Any) -> None:
 def report_tables(folder: Path) -> None:
     """A report's tables and sentences; figures are not drawn."""
     from pylorus.report.evidence import collect_evidence
-    from pylorus.report.options import ReportOptions
-    from pylorus.report.write import build_sections
+    from pylorus.report.page import build_sections
+    from pylorus.report.results import ReportOptions
 
     assert build_sections(collect_evidence([folder], ReportOptions()))
 
 
 def cost_of_files(count: int) -> list[str]:
     """Sentences: what reading drawn files costs an image, the first and the second time."""
-    from pylorus.data.facts import load_or_compute_facts
+    from pylorus.data.image_facts import load_or_compute_facts
     from pylorus.data.synthetic import generate_image_set
 
     said = []

@@ -21,7 +21,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from pylorus.model.sharded import apply_sharding, find_called_modules
+from pylorus.model.distributed import apply_sharding, find_called_modules
 
 MIB = 2**20
 

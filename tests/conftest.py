@@ -14,10 +14,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from pylorus.config import CONF, Config
+from pylorus.config.checks import build_config
+from pylorus.config.schema import CONF, Config
 from pylorus.data.synthetic import generate_image_set
-from pylorus.launch import register
-from pylorus.validation import build_config
+from pylorus.launch.main import register
 from tests.forking import Forks
 
 TINY = "test_resnet.r160_in1k"

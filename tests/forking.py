@@ -206,14 +206,13 @@ class Child:
 
 def main() -> None:
     """Imports what the commands need, then forks for each connection."""
-    import pylorus.audit
-    import pylorus.parallel.rank
-    import pylorus.parallel.start
-    import pylorus.report.write
-    import pylorus.sweeps.apart
-    import pylorus.sweeps.table
+    import pylorus.launch.rank
+    import pylorus.launch.sweep
+    import pylorus.launch.train
+    import pylorus.report.audit_page
+    import pylorus.report.page
 
-    for starting in (pylorus.sweeps.apart, pylorus.parallel.start):
+    for starting in (pylorus.launch.sweep, pylorus.launch.train):
         starting.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": popen})
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(sys.argv[1])
@@ -261,7 +260,7 @@ def act_of(words: list[str]) -> Callable[[], None] | None:
         return lambda: pylorus(words[1:])
     if Path(words[1]).name == TRAIN.name:
         return lambda: train(words[2:])
-    if words[1:2] == ["-m"] and words[2] in ("pylorus.train", "pylorus.parallel.rank"):
+    if words[1:2] == ["-m"] and words[2] in ("pylorus.launch.train", "pylorus.launch.rank"):
         module = sys.modules[words[2]]
         return lambda: called(module.main, words[2:])
     return None
@@ -269,7 +268,7 @@ def act_of(words: list[str]) -> Callable[[], None] | None:
 
 def train(words: list[str]) -> None:
     """`python train.py WORDS`."""
-    from pylorus.launch import register
+    from pylorus.launch.main import register
 
     register()  # another token for another run's folder
     sys.path.insert(0, str(PROJECT))

@@ -90,7 +90,7 @@ def stages(job: Job) -> list[str]:
 
 def knows_cache(checkout: Path) -> bool:
     """Whether the checkout is of a version that keeps features: older ones can be measured too."""
-    ask = "from pylorus.config import Config; print(hasattr(Config(), 'cache'))"
+    ask = "from pylorus.config.schema import Config; print(hasattr(Config(), 'cache'))"
     found = {**os.environ, "PYTHONPATH": str(checkout / "src")}
     said = subprocess.run([sys.executable, "-c", ask], env=found, capture_output=True, text=True, check=True)
     return said.stdout.strip() == "True"

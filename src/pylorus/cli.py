@@ -1,12 +1,438 @@
-"""The `pylorus` command: work with images, runs and trained models. Training itself is `python train.py`."""
+"""Commands for a trained model: predict, explain, export, serve."""
 
 import argparse
 import sys
+from pathlib import Path
 
 from pylorus import __version__
-from pylorus.commands import evidence, images, models
-from pylorus.errors import INTERRUPTED, PylorusError
-from pylorus.pipe import handle_closed_pipe
+from pylorus.core.errors import INTERRUPTED, PylorusError
+from pylorus.core.io import handle_closed_pipe
+
+
+def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `predict`, `explain`, `export` and `serve` to the command line."""
+    _add_predict(commands)
+    _add_explain(commands)
+    _add_export(commands)
+    _add_serve(commands)
+
+
+def _add_inference_options(command: argparse.ArgumentParser, *, batch: int) -> None:
+    """Add the options that commands for many images have in common."""
+    command.add_argument(
+        "--frames-every", type=float, metavar="SECONDS", help="also read videos: one frame every SECONDS seconds"
+    )
+    command.add_argument("--batch", type=int, default=batch, metavar="N", help=f"images per batch (default: {batch})")
+    _add_device_option(command)
+
+
+def _add_device_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="where to compute (default: auto)"
+    )
+
+
+def _validate_batch_size(arguments: argparse.Namespace) -> int:
+    if arguments.batch < 1:
+        raise PylorusError(f"--batch: found {arguments.batch}, expected at least 1.")
+    return int(arguments.batch)
+
+
+def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "predict",
+        help="classify images and videos with a trained model",
+        description="Classify images, folders of images and videos with a trained model, and write one row per image.",
+    )
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder model/ of a run, or an export of it")
+    command.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder, glob pattern or video")
+    command.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="table to write; its name ends in .csv, .parquet or .json",
+    )
+    command.add_argument(
+        "--class",
+        dest="class_name",
+        metavar="NAME",
+        help="class whose threshold makes the decision (default: the bundle's)",
+    )
+    command.add_argument(
+        "--evaluate",
+        action="store_true",
+        help="require an evaluation; the images must be in folders named after the classes",
+    )
+    command.add_argument(
+        "--group", metavar="REGEX", help="regular expression that finds the patient in a path, for confidence intervals"
+    )
+    _add_inference_options(command, batch=32)
+    command.set_defaults(act=_run_predict)
+
+
+def _run_predict(arguments: argparse.Namespace) -> None:
+    from pylorus.deploy.predict import PredictOptions, predict
+
+    options = PredictOptions(
+        class_name=arguments.class_name,
+        frames_every=arguments.frames_every,
+        evaluate=arguments.evaluate,
+        group=arguments.group,
+        batch=_validate_batch_size(arguments),
+        device=arguments.device,
+    )
+    sys.exit(predict(arguments.bundle, arguments.inputs, arguments.output, options))
+
+
+def _add_explain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "explain",
+        help="draw heat maps that show which part of an image supports a class",
+        description="Draw heat maps (Grad-CAM) that show which part of an image supports a class, and check that they "
+        "depend on what the network learned.",
+    )
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder model/ of a run")
+    command.add_argument("inputs", nargs="*", metavar="INPUT", help="image, folder, glob pattern or video")
+    command.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder to write to (with --mistakes alone, default: maps/ in the run)",
+    )
+    command.add_argument(
+        "--class",
+        dest="class_name",
+        metavar="NAME",
+        help="class to explain (default: the most probable one of each image)",
+    )
+    command.add_argument(
+        "--mistakes",
+        action="store_true",
+        help="explain the most confident mistakes on the test images of the bundle's run, for `report --thumbnails`",
+    )
+    command.add_argument(
+        "--no-sanity", action="store_true", help="skip the comparison with maps of randomized networks"
+    )
+    _add_inference_options(command, batch=8)
+    command.set_defaults(act=_run_explain)
+
+
+def _run_explain(arguments: argparse.Namespace) -> None:
+    from pylorus.deploy.explain_command import ExplainOptions, explain
+
+    options = ExplainOptions(
+        class_name=arguments.class_name,
+        mistakes=arguments.mistakes,
+        sanity=not arguments.no_sanity,
+        frames_every=arguments.frames_every,
+        batch=_validate_batch_size(arguments),
+        device=arguments.device,
+    )
+    sys.exit(explain(arguments.bundle, arguments.inputs, arguments.output, options))
+
+
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "export",
+        help="export a trained model to ONNX and verify it on real images",
+        description="Export a trained model to ONNX. The export is compared with PyTorch on real images and written "
+        "only if both agree.",
+    )
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder model/ of a run")
+    command.add_argument("--format", default="onnx", choices=("onnx",), help="file format (default: onnx)")
+    command.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="a new or empty folder (default: next to BUNDLE: BUNDLE-onnx, with --int8 BUNDLE-onnx-int8)",
+    )
+    command.add_argument(
+        "--images", type=Path, metavar="DIR", help="images to verify the export on (default: those of BUNDLE's run)"
+    )
+    command.add_argument(
+        "--group",
+        metavar="REGEX",
+        help="regular expression that finds the patient in a path of --images, for intervals",
+    )
+    command.add_argument(
+        "--int8", action="store_true", help="quantize to 8-bit integers and measure the loss of accuracy"
+    )
+    command.add_argument("--speed", action="store_true", help="measure the speed compared with PyTorch")
+    command.set_defaults(act=_run_export)
+
+
+def _run_export(arguments: argparse.Namespace) -> None:
+    from pylorus.deploy.export import ExportOptions, export
+
+    options = ExportOptions(
+        output=arguments.output,
+        images=arguments.images,
+        group=arguments.group,
+        int8=arguments.int8,
+        speed=arguments.speed,
+    )
+    export(arguments.bundle, options)
+
+
+def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "serve",
+        help="serve a trained model as a web page on this machine",
+        description="Serve a trained model as a web page and a JSON interface on this machine. Uploaded images are not "
+        "stored.",
+    )
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder model/ of a run")
+    command.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
+    )
+    command.add_argument("--port", type=int, default=7860, help="TCP port; 0 for any free one (default: 7860)")
+    command.add_argument("--password-file", type=Path, metavar="FILE", help="file with the password, on one line")
+    command.add_argument("--without-password", action="store_true", help="let everybody in the network use it")
+    command.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another host name of this server, such as a proxy's",
+    )
+    command.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest file in MB (default: 20)")
+    command.add_argument("--max-images", type=int, default=32, metavar="N", help="most files per request (default: 32)")
+    _add_device_option(command)
+    command.set_defaults(act=_run_serve)
+
+
+def _run_serve(arguments: argparse.Namespace) -> None:
+    try:
+        from pylorus.deploy.app.server import serve
+    except ModuleNotFoundError as error:
+        raise PylorusError(f"the web page needs {error.name}: pip install 'pylorus[serve]'") from error
+    from pylorus.deploy.app.security import ServeOptions
+
+    options = ServeOptions(
+        host=arguments.host,
+        port=arguments.port,
+        password_file=arguments.password_file,
+        without_password=arguments.without_password,
+        allowed_hosts=tuple(arguments.allow_host),
+        max_mb=arguments.max_mb,
+        max_images=arguments.max_images,
+        device=arguments.device,
+    )
+    serve(arguments.bundle, options)
+
+
+def add_evidence_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `report` and `doctor` to the command line."""
+    _add_report(commands)
+    _add_doctor(commands)
+
+
+def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    report = commands.add_parser(
+        "report",
+        help="write tables, figures and an HTML page for runs or a sweep",
+        description="Write tables, figures and one HTML page, which opens offline, for a run, several runs or a sweep.",
+    )
+    report.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="folder of a run or of a sweep")
+    report.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder to write to (default: report/ in the run or sweep; ./report for several PATHs)",
+    )
+    report.add_argument(
+        "--class", dest="class_name", metavar="NAME", help="class whose threshold is set (default: the bundle's)"
+    )
+    report.add_argument(
+        "--sensitivity",
+        type=float,
+        metavar="SHARE",
+        help="sensitivity to guarantee for new patients, 0 to 1 (default: the run's deploy.sensitivity)",
+    )
+    report.add_argument(
+        "--guarantee",
+        type=float,
+        metavar="CONFIDENCE",
+        help="confidence of this guarantee, 0 to 1 (default: the run's deploy.confidence)",
+    )
+    report.add_argument(
+        "--published", action="store_true", help="show the results of the published study next to yours"
+    )
+    report.add_argument(
+        "--thumbnails",
+        action="store_true",
+        help="show the most confident mistakes as images; whoever gets the page gets these images",
+    )
+    report.add_argument(
+        "--names", action="store_true", help="show file names, groups and folders, which may identify patients"
+    )
+    report.set_defaults(act=_run_report)
+
+
+def _run_report(arguments: argparse.Namespace) -> None:
+    from pylorus.report.page import write_report
+    from pylorus.report.results import ReportOptions
+
+    options = ReportOptions(
+        class_name=arguments.class_name,
+        sensitivity=arguments.sensitivity,
+        guarantee=arguments.guarantee,
+        published=arguments.published,
+        thumbnails=arguments.thumbnails,
+        names=arguments.names,
+    )
+    print(f"report: {write_report(arguments.paths, arguments.output, options=options)}")
+
+
+def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="check this machine and say how to fix what is missing",
+        description="Check Python, packages, GPU, memory, disks and weights on this machine, and say how to fix what "
+        "is missing or wrong. Makes no network connection. Exit code 1 if something is wrong, else 0.",
+    )
+    doctor.add_argument("--data", type=Path, metavar="DIR", help="also check this folder of class folders")
+    doctor.add_argument(
+        "--bundle", type=Path, metavar="DIR", help="also check this bundle (the folder model/ of a run)"
+    )
+    doctor.add_argument(
+        "--weights",
+        type=Path,
+        default=Path("weights"),
+        metavar="DIR",
+        help="folder with downloaded weight files (default: ./weights)",
+    )
+    doctor.add_argument("--json", action="store_true", help="print the result as JSON, for programs")
+    doctor.set_defaults(act=_run_doctor)
+
+
+def _run_doctor(arguments: argparse.Namespace) -> None:
+    from pylorus.doctor.check import State
+    from pylorus.doctor.examine import DoctorOptions, format_json, print_checks, run_checks
+
+    checks = run_checks(DoctorOptions(weights=arguments.weights, data=arguments.data, bundle=arguments.bundle))
+    if arguments.json:
+        text, state = format_json(checks)
+        print(text)
+    else:
+        state = print_checks(checks)
+    sys.exit(1 if state is State.WRONG else 0)
+
+
+def add_image_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `draw`, `audit` and `pack_shards` to the command line."""
+    _add_draw(commands)
+    _add_audit(commands)
+    _add_pack(commands)
+
+
+def _add_draw(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "draw",
+        help="generate synthetic gastroscopy images to try Pylorus with",
+        description="Generate synthetic gastroscopy images in three class folders, to try Pylorus without real data.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("folder", type=Path, help="a new or empty folder")
+    command.add_argument("--images", type=int, default=60, help="images per class")
+    command.add_argument("--size", type=int, default=256, help="side of the square images, in pixels")
+    command.add_argument("--images-per-patient", type=int, default=2, help="images per patient")
+    command.add_argument("--seed", type=int, default=0, help="the same seed generates the same images")
+    command.add_argument(
+        "--overlay", action="store_true", help="add burned-in text to the images, as endoscopy consoles do"
+    )
+    command.set_defaults(act=_run_draw)
+
+
+def _run_draw(arguments: argparse.Namespace) -> None:
+    from pylorus.data.synthetic import generate_image_set
+
+    count = generate_image_set(
+        arguments.folder,
+        images=arguments.images,
+        size=arguments.size,
+        seed=arguments.seed,
+        images_per_patient=arguments.images_per_patient,
+        overlay=arguments.overlay,
+    )
+    print(f"Wrote {count} images to {arguments.folder}. To train on them:")
+    print(f"  python train.py data=folders data.root={arguments.folder} data.group='patient_\\d+'")
+
+
+def _add_audit(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "audit",
+        help="check an image set for leaks, copies, damaged files and burned-in text",
+        description="Check an image set for leaks between splits, near copies, damaged files, burned-in text and other "
+        "problems. Exit code 1 if there is a leak or an error, 2 if the audit itself fails, else 0.",
+    )
+    command.add_argument("root", type=Path, metavar="ROOT", help="ROOT/CLASS/… or ROOT/{train,val,test}/CLASS/…")
+    command.add_argument(
+        "--manifest", type=Path, metavar="FILE", help="CSV or Parquet file that lists the images below ROOT"
+    )
+    command.add_argument(
+        "--group", metavar="REGEX", help="regular expression that finds the patient in a path below ROOT"
+    )
+    command.add_argument(
+        "--output", type=Path, default=Path("audit"), metavar="DIR", help="folder to write to (default: ./audit)"
+    )
+    command.add_argument(
+        "--no-names", action="store_true", help="show neither file names nor pictures, so that the result can be shared"
+    )
+    command.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("outputs/cache"),
+        metavar="DIR",
+        help="cache of facts about files, by content (default: outputs/cache)",
+    )
+    command.set_defaults(act=_run_audit)
+
+
+def _run_audit(arguments: argparse.Namespace) -> None:
+    from pylorus.report.audit_page import audit_folder
+
+    try:
+        code = audit_folder(
+            arguments.root,
+            arguments.output,
+            manifest=arguments.manifest,
+            group=arguments.group,
+            names=not arguments.no_names,
+            cache=arguments.cache,
+        )
+    except BrokenPipeError:
+        raise
+    except (PylorusError, ValueError, OSError) as error:
+        # Exit code 1 means that the images have faults; a script must not mistake a mistyped folder for that.
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    sys.exit(code)
+
+
+def _add_pack(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "pack",
+        help="pack an image set into shards (tar files)",
+        description="Pack class folders, or the images that a manifest lists, into shards (tar files) for data=shards.",
+    )
+    command.add_argument("root", type=Path, metavar="ROOT", help="class folders, or a manifest next to its images")
+    command.add_argument("output", type=Path, metavar="OUT", help="a new or empty folder")
+    command.add_argument(
+        "--group", metavar="REGEX", help="regular expression that finds the patient in a path below ROOT"
+    )
+    command.add_argument("--per-shard", type=int, default=1000, metavar="N", help="images per shard (default: 1000)")
+    command.set_defaults(act=_run_pack)
+
+
+def _run_pack(arguments: argparse.Namespace) -> None:
+    from pylorus.data.sources import pack_shards
+
+    shards = pack_shards(arguments.root, arguments.output, group=arguments.group, per_shard=arguments.per_shard)
+    count = "1 shard" if len(shards) == 1 else f"{len(shards)} shards"
+    print(f"Wrote {count} to {arguments.output}. To train on them:")
+    print(f"  python train.py data=shards data.root={arguments.output}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -32,8 +458,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pylorus {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (images, evidence, models):
-        module.add(commands)
+    for add_commands in (add_image_commands, add_evidence_commands, add_model_commands):
+        add_commands(commands)
     return parser
 
 

@@ -9,8 +9,9 @@ import threading
 import numpy as np
 import pytest
 
-from pylorus.cache import budget, filling, shard_writer
-from pylorus.cache.budget import sum_file_sizes
+from pylorus.cache import eviction, shard
+from pylorus.cache import store as store_module
+from pylorus.cache.eviction import sum_file_sizes
 from pylorus.cache.store import DoesNotFitError
 from tests.cache.drawn import SIZE, Computation, fill, process, right, some, store
 
@@ -19,7 +20,7 @@ MEMORY = 1 << 20
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(filling, "SHARD_BYTES", 4 * SIZE)
+    monkeypatch.setattr(store_module, "SHARD_BYTES", 4 * SIZE)
 
 
 def last_used(folder, seconds):
@@ -154,7 +155,7 @@ def test_records_that_fit_nowhere_are_an_error_with_numbers_and_the_key(tmp_path
 
 
 def test_a_disk_without_room_is_left_alone(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(budget, "get_free_bytes", lambda root: 15 * SIZE)
+    monkeypatch.setattr(eviction, "get_free_bytes", lambda root: 15 * SIZE)
     names = some(20)
     assert store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=MEMORY).computed == 20
     assert "has only 14.6 KiB available" in caplog.text
@@ -201,7 +202,7 @@ def test_a_folder_that_can_not_be_made_leaves_memory(tmp_path, caplog):
 
 def break_after(monkeypatch, writes, code):
     """Lets so many writes of shards pass; the next writes half of what it is given, and fails as all after it do."""
-    real, left = shard_writer.write_all, [writes]
+    real, left = shard.write_all, [writes]
 
     def write(file, content):
         left[0] -= 1
@@ -210,7 +211,7 @@ def break_after(monkeypatch, writes, code):
             raise OSError(code, os.strerror(code))
         real(file, content)
 
-    monkeypatch.setattr(shard_writer, "write_all", write)
+    monkeypatch.setattr(shard, "write_all", write)
 
 
 @pytest.fixture

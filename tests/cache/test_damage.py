@@ -8,13 +8,14 @@ import time
 import numpy as np
 import pytest
 
-from pylorus.cache import filling, shard_writer
+from pylorus.cache import shard
+from pylorus.cache import store as store_module
 from tests.cache.drawn import SIZE, Computation, fill, process, right, some, store, wait_until
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(filling, "SHARD_BYTES", 4 * SIZE)
+    monkeypatch.setattr(store_module, "SHARD_BYTES", 4 * SIZE)
 
 
 def damaged(root, change):
@@ -142,7 +143,7 @@ def test_an_error_of_the_computation_passes_and_whole_shards_stay(tmp_path, erro
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
 @pytest.mark.parametrize("count", range(1, 5))
 def test_ctrl_c_at_any_step_of_completing_a_shard_leaves_nothing_half_written(tmp_path, monkeypatch, moment, count):
-    owner = shard_writer.os if moment == "fsync" else shard_writer.Path
+    owner = shard.os if moment == "fsync" else shard.Path
     real, left = getattr(owner, moment), [count]
 
     def interrupted(*words):
@@ -169,7 +170,7 @@ def test_ctrl_c_at_any_step_of_completing_a_shard_leaves_nothing_half_written(tm
 
 
 def test_a_slow_computation_loses_no_more_than_a_while(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard_writer, "SHARD_SECONDS", 0.0)
+    monkeypatch.setattr(shard, "SHARD_SECONDS", 0.0)
     assert len(list(fill(tmp_path, some(4)).glob("*.index"))) == 2  # one a block, not one for all four
 
 

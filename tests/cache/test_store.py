@@ -4,7 +4,8 @@ import pickle
 import numpy as np
 import pytest
 
-from pylorus.cache import filling, shard
+from pylorus.cache import shard
+from pylorus.cache import store as store_module
 from pylorus.cache.store import RecordStore
 from tests.cache.drawn import BUDGET, SIZE, Computation, fill, process, right, some, store
 
@@ -13,7 +14,7 @@ PLACES = [("memory", 1 << 20), ("disk", 0)]
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(filling, "SHARD_BYTES", 4 * SIZE)
+    monkeypatch.setattr(store_module, "SHARD_BYTES", 4 * SIZE)
 
 
 @pytest.mark.parametrize(("place", "memory"), PLACES)

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 from numpy.random import Generator
 
-from pylorus.data.image import MOST_PIXELS, UnreadableImageError, decode_image
+from pylorus.data.decode import MOST_PIXELS, UnreadableImageError, decode_image
 from tests.data.sample_files import samples
 
 SECONDS = 5.0

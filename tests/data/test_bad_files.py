@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pylorus.data.image import UnreadableImageError, read_image
+from pylorus.data.decode import UnreadableImageError, read_image
 from tests.data.sample_files import deep, encoded, picture, png, samples, tiled_tiff
 
 IMAGE = None
@@ -244,7 +244,7 @@ def test_a_file_that_is_still_growing_is_refused(tmp_path, monkeypatch):
             writer.write(b"more")
         return found
 
-    monkeypatch.setattr("pylorus.data.content.os.fstat", growing)
+    monkeypatch.setattr("pylorus.data.files.os.fstat", growing)
     with pytest.raises(UnreadableImageError, match="changed while it was being read; is it still being copied"):
         read_image(path)
 
@@ -268,7 +268,7 @@ def test_opencv_and_pydicom_write_nothing_to_the_terminal_about_damaged_files(tm
             flipped[at] ^= 0x55
         (tmp_path / f"{index}-{re.sub(r'[^a-z0-9]', '-', name)}").write_bytes(flipped)
     program = (
-        "import sys, pathlib\nfrom pylorus.data.image import UnreadableImageError, read_image\n"
+        "import sys, pathlib\nfrom pylorus.data.decode import UnreadableImageError, read_image\n"
         "for path in pathlib.Path(sys.argv[1]).iterdir():\n"
         "    try: read(path)\n    except UnreadableImageError: pass\n"
     )

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
+from pylorus.core.errors import PylorusError
 from pylorus.data.catalog import read_folders
-from pylorus.errors import PylorusError
 
 
 def test_class_folders_give_a_row_an_image(drawn):

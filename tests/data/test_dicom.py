@@ -8,8 +8,8 @@ from PIL import Image
 
 pytest.importorskip("pydicom")
 
+from pylorus.data.decode import UnreadableImageError, decode_image
 from pylorus.data.dicom import read_patient_pseudonym
-from pylorus.data.image import UnreadableImageError, decode_image
 from tests.data.sample_files import dicom, encoded, picture, samples
 
 GREY = np.array([[0, 1, 100], [200, 254, 255]], np.uint8)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedGroupKFold
 
-from pylorus.data.folds import stratified_folds
+from pylorus.data.stratification import stratified_folds
 
 
 @pytest.mark.parametrize("trial", range(30))

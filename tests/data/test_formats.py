@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pylorus.data.image import UnreadableImageError, decode_image
-from pylorus.data.whole import MOST_SCANS
+from pylorus.data.decode import UnreadableImageError, decode_image
+from pylorus.data.files import MOST_SCANS
 from tests.data.sample_files import deep, encoded, picture, samples
 
 EXACT = ["png", "png 16 bits", "bmp", "tiff", "tiff lzw", "tiff deflate", "tiff 16 bits", "webp lossless"]
@@ -91,7 +91,7 @@ def test_a_colour_profile_changes_nothing():
 
 def test_pydicom_is_imported_only_for_a_dicom_file():
     program = (
-        "import sys\nfrom pylorus.data.image import decode_image\nfrom tests.data.sample_files import encoded, picture\n"
+        "import sys\nfrom pylorus.data.decode import decode_image\nfrom tests.data.sample_files import encoded, picture\n"
         "from PIL import Image\ndecode(encoded(Image.fromarray(picture()), 'PNG'))\nassert 'pydicom' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

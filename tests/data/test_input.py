@@ -3,10 +3,10 @@
 import numpy as np
 from PIL import Image
 
-from pylorus.data.field import crop_to_field
-from pylorus.data.image import resize_image
-from pylorus.data.input import InputFormat
+from pylorus.data.decode import resize_image
+from pylorus.data.field_of_view import crop_to_field
 from pylorus.data.synthetic import generate_frame
+from pylorus.data.transforms import InputFormat
 
 
 def test_cropped_to_the_field_the_consoles_text_does_not_reach_the_network(tmp_path):

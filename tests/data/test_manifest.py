@@ -5,11 +5,11 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from pylorus.config import DataConfig
-from pylorus.data.manifest import read_manifest
+from pylorus.config.schema import DataConfig
+from pylorus.core.errors import PylorusError
+from pylorus.data.sources import read_manifest
 from pylorus.data.split import split_catalog as cut
 from pylorus.data.split import write_split
-from pylorus.errors import PylorusError
 
 
 def split(catalog, data, *, seed=0):

@@ -8,12 +8,11 @@ import pytest
 
 pytest.importorskip("pydicom")
 
-from pylorus.config import DataConfig
-from pylorus.data.catalog import read_folders
-from pylorus.data.patients import ensure_salt
-from pylorus.data.reading import ReadOptions
+from pylorus.config.schema import DataConfig
+from pylorus.core.errors import PylorusError
+from pylorus.data.catalog import ReadOptions, read_folders
+from pylorus.data.dicom import ensure_salt
 from pylorus.data.split import split_catalog, write_split
-from pylorus.errors import PylorusError
 from tests.data.sample_files import dicom
 
 
@@ -59,7 +58,9 @@ def test_a_file_that_names_no_patient_is_named(frames):
 
 
 def test_the_salt_is_made_once_whoever_comes_first_and_is_for_its_owner_only(tmp_path):
-    program = "import sys, pathlib\nfrom pylorus.data.patients import ensure_salt\nprint(ensure_salt(pathlib.Path(sys.argv[1])))"
+    program = (
+        "import sys, pathlib\nfrom pylorus.data.dicom import ensure_salt\nprint(ensure_salt(pathlib.Path(sys.argv[1])))"
+    )
     runs = [
         subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "cache")], stdout=subprocess.PIPE, text=True)
         for _ in range(3)

@@ -7,12 +7,12 @@ import shutil
 import pandas as pd
 import pytest
 
-from pylorus.data import facts as module
+from pylorus.config.checks import load_config
+from pylorus.core.errors import PylorusError
+from pylorus.data import image_facts as module
 from pylorus.data.prepare import prepare_images
-from pylorus.errors import PylorusError
+from pylorus.launch.main import update_config
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.resume import update_config
-from pylorus.validation import load_config
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def given(class_folders):
 
 
 def prepared(composed, root, folder, *words):
-    return prepare_images(composed("data=folders", f"data.root={root}", *words), RunFolder(folder))
+    return prepare_images(composed("data=folders", f"data.root={root}", *words), folder)
 
 
 def test_the_audit_of_a_run_is_written_and_told_in_a_line(composed, given, tmp_path, told):
@@ -99,7 +99,7 @@ def test_folds_by_a_column_are_counted_in_the_runs_configuration(composed, unspl
     )
     words = ("data=manifest", f"data.manifest={unsplit / 'list.csv'}", "data.fold=site 1", "data.fold_column=site")
     config = composed(*words)
-    prepare_images(config, RunFolder(tmp_path))
+    prepare_images(config, tmp_path)
     assert (config.data.folds, config.data.fold) == (3, "site 1")
     assert load_config(tmp_path / "config.yaml").data.folds == 3
     update_config(RunFolder(tmp_path), composed(*words))  # the same command goes on with it

@@ -5,11 +5,9 @@ import logging
 import pandas as pd
 import pytest
 
-from pylorus.data.catalog import read_folders
-from pylorus.data.manifest import read_manifest
-from pylorus.data.quarantine import count_unreadable, log_unreadable, write_quarantine
-from pylorus.data.reading import ReadOptions
-from pylorus.errors import PylorusError
+from pylorus.core.errors import PylorusError
+from pylorus.data.catalog import ReadOptions, count_unreadable, log_unreadable, read_folders, write_quarantine
+from pylorus.data.sources import read_manifest
 
 QUARANTINE = ReadOptions(on_error="quarantine")
 

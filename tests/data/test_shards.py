@@ -14,19 +14,15 @@ import pytest
 import torch
 import yaml
 
-from pylorus.config import CONF, AugmentConfig, CacheConfig, DataConfig
-from pylorus.data import shards_catalog
-from pylorus.data.catalog import read_folders
-from pylorus.data.content import read_image_bytes
-from pylorus.data.datamodule import ImageDataModule
-from pylorus.data.input import InputFormat
-from pylorus.data.order import ShardWindows
-from pylorus.data.reading import ReadOptions
-from pylorus.data.shards_catalog import read_shard_catalog
-from pylorus.data.shards_pack import pack_shards
+from pylorus.config.schema import CONF, AugmentConfig, CacheConfig, DataConfig
+from pylorus.core.errors import PylorusError, UnreadableImageError
+from pylorus.data import sources
+from pylorus.data.catalog import ReadOptions, read_folders
+from pylorus.data.datamodule import ImageDataModule, ShardWindows
+from pylorus.data.files import read_image_bytes
+from pylorus.data.sources import pack_shards, read_shard_catalog
 from pylorus.data.split import split_catalog
-from pylorus.data.unreadable import UnreadableImageError
-from pylorus.errors import PylorusError
+from pylorus.data.transforms import InputFormat
 
 GROUP = r"patient_\d+"
 POLICY = AugmentConfig(**yaml.safe_load((CONF / "augment" / "light.yaml").read_text()))
@@ -138,7 +134,7 @@ def test_the_order_in_windows_is_one_of_seed_and_epoch(packed, catalog_of, worke
 def test_a_second_start_reads_no_shard(packed, tmp_path, monkeypatch):
     start = partial(read_shard_catalog, str(packed), index=tmp_path, reading=ReadOptions(store=tmp_path / "facts"))
     first = start()
-    monkeypatch.setattr("pylorus.data.shards_index.open_shard", lambda shard: pytest.fail("indexed again"))
+    monkeypatch.setattr("pylorus.data.shards.open_shard", lambda shard: pytest.fail("indexed again"))
     monkeypatch.setattr("pylorus.data.shards.read_range", lambda *_: pytest.fail("read again"))
     second = start()
     pd.testing.assert_frame_equal(first.table, second.table)
@@ -146,24 +142,22 @@ def test_a_second_start_reads_no_shard(packed, tmp_path, monkeypatch):
 
 
 def test_indexing_goes_on_where_it_was_stopped(packed, tmp_path, monkeypatch):
-    true, names = shards_catalog.load_shard_index, []
+    true, names = sources.load_shard_index, []
 
     def dies(shard, folder):
         if shard.name.endswith("2.tar"):
             raise KeyboardInterrupt
         return true(shard, folder)
 
-    monkeypatch.setattr(shards_catalog, "load_shard_index", dies)
+    monkeypatch.setattr(sources, "load_shard_index", dies)
     with pytest.raises(KeyboardInterrupt):
         read_shard_catalog(str(packed), index=tmp_path / "index")
-    monkeypatch.setattr(shards_catalog, "load_shard_index", true)
+    monkeypatch.setattr(sources, "load_shard_index", true)
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "index").iterdir()}
     assert done
     assert all(path.suffix == ".parquet" and not path.name.startswith(".") for path in done)
-    opened = shards_catalog.load_shard_index.__globals__["open_shard"]
-    monkeypatch.setattr(
-        "pylorus.data.shards_index.open_shard", lambda shard: (names.append(shard.name), opened(shard))[1]
-    )
+    opened = sources.load_shard_index.__globals__["open_shard"]
+    monkeypatch.setattr("pylorus.data.shards.open_shard", lambda shard: (names.append(shard.name), opened(shard))[1])
     assert len(read_shard_catalog(str(packed), index=tmp_path / "index").table) == 30
     assert len(names) == 4 - len(done)
     assert all(path.stat().st_mtime_ns == time for path, time in done.items())

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from pylorus.data.shares import explain_split, get_requested_fractions
+from pylorus.data.stratification import explain_split, get_requested_fractions
 
 ASKED = {"validation": "cut", "test_fraction": 0.2, "val_fraction": 0.1}
 

@@ -5,11 +5,11 @@ import shutil
 import pandas as pd
 import pytest
 
-from pylorus.config import DataConfig
+from pylorus.config.schema import DataConfig
+from pylorus.core.errors import PylorusError
 from pylorus.data.catalog import read_folders
 from pylorus.data.split import split_catalog as cut
 from pylorus.data.split import write_split
-from pylorus.errors import PylorusError
 
 
 def split(catalog, *, seed=0, **data):

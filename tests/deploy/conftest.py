@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from pylorus.deploy.files import SUMS
-from pylorus.files import write_text
+from pylorus.core.io import write_text
+from pylorus.deploy.bundle_files import SUMS
+from pylorus.launch.train import run
 from pylorus.runs.folder import RunFolder
-from pylorus.train import run
 from tests.conftest import TINY
 
 WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.workers=0", "trainer=cpu", "trainer.precision=32",

@@ -22,14 +22,13 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from pylorus.cli import main
-from pylorus.deploy.app import pages as pages_module
-from pylorus.deploy.app.card import render_card_html
-from pylorus.deploy.app.desk import InferenceService
-from pylorus.deploy.app.options import ServeOptions
-from pylorus.deploy.app.pages import STATIC, create_application
-from pylorus.deploy.load import load_bundle
-from pylorus.deploy.network import NetworkOutput
-from pylorus.errors import PylorusError
+from pylorus.core.errors import PylorusError
+from pylorus.deploy.app import server as pages_module
+from pylorus.deploy.app.inference import InferenceService
+from pylorus.deploy.app.security import ServeOptions
+from pylorus.deploy.app.server import STATIC, create_application, render_card_html
+from pylorus.deploy.model import load_bundle
+from pylorus.model.inference import NetworkOutput
 
 HERE = "http://127.0.0.1:7860"
 PASSWORD = "correct horse battery"

@@ -12,17 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pylorus.config import Config, DeployConfig
+from pylorus.config.schema import Config, DeployConfig
+from pylorus.core.errors import PylorusError
+from pylorus.deploy.bundle_files import read_description
 from pylorus.deploy.card import render_model_card
-from pylorus.deploy.checks import read_description
-from pylorus.deploy.fixing import resolve_deciding_class
-from pylorus.deploy.load import load_bundle
-from pylorus.errors import PylorusError
+from pylorus.deploy.model import load_bundle
+from pylorus.deploy.thresholds import resolve_deciding_class
 from pylorus.evaluation.calibration import fit_temperature, probabilities_of_logits
 from pylorus.evaluation.conformal import fit_set_limits, prediction_sets
 from pylorus.evaluation.decisions import ROUNDING, threshold_at_sensitivity
+from pylorus.launch.train import run
 from pylorus.runs.folder import RunFolder
-from pylorus.train import run
 from tests.conftest import TINY
 
 NAMES = ("GC", "GU", "CG")
@@ -219,7 +219,7 @@ def test_killed_while_it_is_written_a_bundle_is_written_again_to_the_same_bytes(
 def test_networks_of_other_kinds_give_their_own_logits_beside_the_features(name):
     import timm
 
-    from pylorus.deploy.network import compute_logits_and_features
+    from pylorus.model.inference import compute_logits_and_features
 
     network = timm.create_model(name, num_classes=3).eval()
     pixels = torch.randn(2, 3, 160, 160)

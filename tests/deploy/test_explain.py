@@ -15,23 +15,26 @@ import torch
 from PIL import Image
 
 from pylorus.cli import main
+from pylorus.core.errors import PylorusError
+from pylorus.deploy.bundle_files import SUMS
 from pylorus.deploy.explain import (
+    FeatureTap,
+    MapSimilarity,
+    Sanity,
     compute_coarse_maps,
     compute_heat_map,
     compute_heat_maps,
+    find_last_map,
     format_heat_map_method,
     render_overlay,
+    run_randomization_check,
 )
-from pylorus.deploy.explain_drawing import draw_explanation
-from pylorus.deploy.files import SUMS
-from pylorus.deploy.last_map import FeatureTap, find_last_map
-from pylorus.deploy.load import load_bundle
-from pylorus.deploy.network import BundleClassifier
-from pylorus.deploy.sanity import MapSimilarity, Sanity, run_randomization_check
-from pylorus.errors import PylorusError
-from pylorus.model.weights import compute_sha256
-from pylorus.report.maps import read_saved_maps
-from pylorus.report.saved_run import read_run
+from pylorus.deploy.explain_command import draw_explanation
+from pylorus.deploy.model import load_bundle
+from pylorus.model.backbone import compute_sha256
+from pylorus.model.inference import BundleClassifier
+from pylorus.report.mistakes import read_saved_maps
+from pylorus.runs.reading import read_run
 
 pytest.importorskip("captum")
 
@@ -315,10 +318,10 @@ def test_the_worst_mistakes_stand_in_the_report_with_their_maps(trained_run, tmp
 
 
 def test_a_run_without_a_mistake_has_none_to_explain(trained_run, monkeypatch, capsys):
-    monkeypatch.setattr("pylorus.deploy.mistaken.find_confident_errors", lambda said: [])
+    monkeypatch.setattr("pylorus.deploy.explain_command.find_confident_errors", lambda said: [])
     run = trained_run.path
     monkeypatch.setattr(
-        "pylorus.deploy.explain_images.format_heat_map_method", lambda bundle: "at 32 pixels there is no map"
+        "pylorus.deploy.explain_command.format_heat_map_method", lambda bundle: "at 32 pixels there is no map"
     )
     with pytest.raises(SystemExit) as ended:
         main(["explain", str(run / "model"), "--mistakes"])

@@ -11,19 +11,20 @@ import pandas as pd
 import pytest
 
 from pylorus.cli import main
+from pylorus.core.errors import PylorusError
 from pylorus.deploy import export as export_module
-from pylorus.deploy import export_speed, onnx_packages, parity
+from pylorus.deploy import onnx as onnx_module
+from pylorus.deploy import parity
 from pylorus.deploy.export import ExportOptions, export
-from pylorus.deploy.load import load_bundle
+from pylorus.deploy.model import load_bundle
+from pylorus.deploy.parity import find_run_images, find_user_images
 from pylorus.deploy.predict import PredictOptions, predict
-from pylorus.deploy.trial_images import find_run_images, find_user_images
-from pylorus.errors import PylorusError
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxscript", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 
-from pylorus.deploy.exported import load_export, open_session  # noqa: E402
+from pylorus.deploy.onnx import load_export, open_session  # noqa: E402
 
 SHARES = ["probability/GC", "probability/GU", "probability/CG"]
 FILES = ["MODEL_CARD.md", "README.md", "SHA256SUMS", "export.json", "model.json", "model.onnx"]
@@ -230,7 +231,7 @@ def test_8_bits_are_measured_on_other_images_than_those_that_fixed_the_ranges(
     spoilt, drawn, tmp_path, written_before, monkeypatch, capsys
 ):
     written_before()
-    monkeypatch.setattr(export_speed, "REPEATS", 2)
+    monkeypatch.setattr(parity, "REPEATS", 2)
     options = ExportOptions(images=drawn, group=r"patient_\d+", int8=True, speed=True)
     folder = export(spoilt, options)
     assert folder == tmp_path / "spoilt-onnx-int8"
@@ -342,6 +343,6 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(bundle_fol
     def missing(name):
         raise ImportError(f"No module named '{name}'")
 
-    monkeypatch.setattr(onnx_packages.importlib, "import_module", missing)
+    monkeypatch.setattr(onnx_module.importlib, "import_module", missing)
     with pytest.raises(PylorusError, match=r"ONNX needs onnx, .*Type: pip install 'pylorus\[onnx\]'"):
         export(bundle_folder, ExportOptions(output=tmp_path / "onnx"))

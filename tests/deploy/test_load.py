@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pylorus.core.errors import PylorusError
 from pylorus.deploy.card import format_threshold_guarantee
-from pylorus.deploy.load import load_bundle
-from pylorus.errors import PylorusError
+from pylorus.deploy.model import load_bundle
 
 
 class Evil:
@@ -210,7 +210,7 @@ def test_what_else_lies_in_the_folder_is_never_opened(spoilt, tmp_path):
 
 
 def test_the_description_is_read_as_it_was_written(bundle_folder):
-    from pylorus.deploy.strict import convert_to_plain
+    from pylorus.deploy.description import convert_to_plain
 
     assert convert_to_plain(load_bundle(bundle_folder).description) == json.loads(
         (bundle_folder / "model.json").read_text()

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from pylorus.deploy.load import load_bundle
+from pylorus.deploy.model import load_bundle
 from pylorus.deploy.predict import format_prediction_set
 
 from .chromium import PROGRAM, Chromium

@@ -13,14 +13,13 @@ import pytest
 from PIL import Image
 
 from pylorus.cli import main
-from pylorus.deploy import parts as parts_module
+from pylorus.core.errors import PylorusError
+from pylorus.deploy import inputs as parts_module
 from pylorus.deploy import predict as predict_module
-from pylorus.deploy.evaluate import format_prediction_summary
-from pylorus.deploy.load import load_bundle
-from pylorus.deploy.predict import PredictOptions, predict
-from pylorus.deploy.sources import Sources
-from pylorus.deploy.strict import convert_to_plain
-from pylorus.errors import PylorusError
+from pylorus.deploy.description import convert_to_plain
+from pylorus.deploy.inputs import Sources
+from pylorus.deploy.model import load_bundle
+from pylorus.deploy.predict import PredictOptions, format_prediction_summary, predict
 
 SHARES = ["probability/GC", "probability/GU", "probability/CG"]
 
@@ -240,7 +239,7 @@ def test_images_are_taken_one_batch_after_another_and_never_listed(bundle_folder
 
     def endless():
         nonlocal taken
-        from pylorus.deploy.sources import Item
+        from pylorus.deploy.inputs import Item
 
         while True:
             taken += 1
@@ -255,9 +254,9 @@ def test_images_are_taken_one_batch_after_another_and_never_listed(bundle_folder
 
 
 def test_a_folder_too_long_to_sort_is_taken_whole(tmp_path, monkeypatch):
-    from pylorus.deploy import sources
+    from pylorus.deploy import inputs
 
-    monkeypatch.setattr(sources, "SORTED", 3)
+    monkeypatch.setattr(inputs, "SORTED", 3)
     for number in range(8):
         (tmp_path / f"{number}.jpg").touch()
     found = [item.path for item in Sources((str(tmp_path),), [], None).iter_items()]

@@ -15,15 +15,14 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from pylorus.cli import main
-from pylorus.deploy.checks import read_description
-from pylorus.deploy.load import load_bundle
-from pylorus.errors import PylorusError
-from pylorus.files import write_text
-from pylorus.percent import format_percent
-from pylorus.runs.folder import RunFolder
-from pylorus.runs.shipped import StageScore, explain_choice, select_stage
-from pylorus.sweeps.table import build_sweep_table, get_objective
-from pylorus.train import run
+from pylorus.core.errors import PylorusError
+from pylorus.core.formatting import format_percent
+from pylorus.core.io import write_text
+from pylorus.deploy.bundle_files import read_description
+from pylorus.deploy.model import load_bundle
+from pylorus.launch.sweep import build_sweep_table, get_objective
+from pylorus.launch.train import run
+from pylorus.runs.folder import RunFolder, StageScore, explain_choice, select_stage
 from tests.conftest import TINY
 
 CLASSES = ("gastric_cancer", "gastric_ulcer", "chronic_gastritis")
@@ -70,7 +69,7 @@ def trained(composed, images, tmp_path_factory) -> Callable[..., RunFolder]:
                 write_text(folder.config, OmegaConf.to_yaml(composed(*overrides)))
             with pytest.MonkeyPatch.context() as patched:
                 for name in ("as_svg", "as_png"):  # drawing takes most of a report's time
-                    patched.setattr(f"pylorus.report.write.{name}", lambda drawing: drawing.alt.encode())
+                    patched.setattr(f"pylorus.report.page.{name}", lambda drawing: drawing.alt.encode())
                 run(folder)
             folders[(better, *words)] = folder
         return folders[(better, *words)]

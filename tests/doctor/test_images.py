@@ -1,9 +1,8 @@
 """The user's images at a glance."""
 
-from pylorus.doctor import figures
+from pylorus.doctor import user_files
 from pylorus.doctor.check import State
-from pylorus.doctor.figures import check_fonts
-from pylorus.doctor.images import check_images, list_class_names
+from pylorus.doctor.user_files import check_fonts, check_images, list_class_names
 
 
 def test_classes_are_counted_and_a_sample_is_read(drawn):
@@ -42,7 +41,7 @@ def test_shards_are_told_with_the_words_that_train_on_them(tmp_path):
 
 
 def test_a_missing_font_matters_only_where_a_class_needs_it(monkeypatch):
-    monkeypatch.setattr(figures, "find_cjk_font_file", lambda: None)
+    monkeypatch.setattr(user_files, "find_cjk_font_file", lambda: None)
     assert next(check_fonts(["gastric cancer", "Zöliakie"])).state is State.GOOD
     needed = next(check_fonts(["胃癌"]))
     assert needed.state is State.WARNING

@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 from packaging.requirements import Requirement
 
-from pylorus.doctor import extras, packages
+from pylorus.doctor import packages
 from pylorus.doctor.check import State
 
 
@@ -100,9 +100,9 @@ def test_a_package_that_is_not_installed_at_all_is_an_error_that_a_line_is_made_
 
 def test_an_extra_is_told_as_there_as_missing_or_as_too_old(install):
     install("pylorus", "0.1.0", "Provides-Extra: dicom", "Provides-Extra: gone", 'Requires-Dist: pydicom<4,>=3.0; extra == "dicom"', 'Requires-Dist: no-such-package; extra == "gone"')  # fmt: skip
-    gone = extras.check_extra("gone")
+    gone = packages.check_extra("gone")
     assert (gone.state, gone.found, gone.mend) == (State.GOOD, "not installed", "pip install 'pylorus[gone]'")
     install("pydicom", "2.4.4")
-    old = extras.check_extra("dicom")
+    old = packages.check_extra("dicom")
     assert old.state is State.WARNING
     assert old.found == "pydicom 2.4.4; expected pydicom<4,>=3.0"

@@ -4,7 +4,7 @@ import io
 import json
 
 from pylorus.doctor.check import Check, State
-from pylorus.doctor.printed import format_check_lines, format_json, print_checks
+from pylorus.doctor.examine import format_check_lines, format_json, print_checks
 
 HASH = "0123456789abcdef" * 4
 CHECKS = [

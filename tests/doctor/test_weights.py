@@ -7,9 +7,9 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
-from pylorus.doctor import weights as room
+from pylorus.doctor import user_files as room
 from pylorus.doctor.check import State
-from pylorus.model.weights import HubFile
+from pylorus.model.backbone import HubFile
 from tests.conftest import TINY
 
 HUB = HubFile(TINY, f"timm/{TINY}", "model.safetensors")

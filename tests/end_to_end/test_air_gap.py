@@ -117,7 +117,7 @@ def test_the_air_gap_lets_a_process_talk_to_its_own_machine(air_gap):
 def test_weights_that_are_asked_of_the_hub_are_an_attempt(air_gap):
     """The very libraries of a run are caught: what follows shows more than a wall that nobody came to."""
     code = (
-        "from pylorus.config import ModelConfig\nfrom pylorus.model.backbone import build_backbone\n"
+        "from pylorus.config.schema import ModelConfig\nfrom pylorus.model.backbone import build_backbone\n"
         "build_backbone(ModelConfig('resnet50.tv_in1k'), classes=3)"
     )
     found = air_gap.python("-c", code)
@@ -148,7 +148,7 @@ def test_the_doctor_needs_no_network(trained):
     assert found.returncode == 0, found.stdout
     assert lines["network"]["state"] == "good"
     assert lines["resnet50"]["state"] == "warning"
-    assert any("pylorus.doctor.second" in process for process in gap.watched())
+    assert any("pylorus.doctor.examine" in process for process in gap.watched())
     assert gap.attempts() == []
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pylorus.data.synthetic import generate_image_set
-from tests.data.audit.planted import plant
+from tests.data.planted import plant
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "bloodcells"
 PYLORUS = (str(Path(sys.executable).with_name("pylorus")),)

@@ -45,7 +45,7 @@ def test_what_is_not_there_is_one_message_and_the_run_is_marked_failed(train_for
 def test_composing_a_configuration_does_not_wait_for_heavy_packages(module):
     code = (
         "import sys; sys.argv = ['train.py', '--cfg', 'job']\n"
-        "from pylorus.launch import main\n"
+        "from pylorus.launch.main import main\n"
         f"try: main()\nexcept SystemExit: pass\nprint('loaded' if '{module}' in sys.modules else 'light')"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

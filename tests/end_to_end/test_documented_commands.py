@@ -21,11 +21,11 @@ import pytest
 from hydra.errors import HydraException
 
 from pylorus.cli import build_parser
+from pylorus.core.errors import PylorusError
+from pylorus.core.io import write_json
 from pylorus.data.synthetic import generate_image_set
-from pylorus.errors import PylorusError
-from pylorus.files import write_json
-from pylorus.launch import RESUME, check_overrides
-from pylorus.sweeps.engines import NEEDS
+from pylorus.launch.main import RESUME, check_overrides
+from pylorus.launch.sweep import NEEDS
 from tests.forking import Forks
 
 from .documented import (

@@ -94,7 +94,7 @@ def test_where_nothing_can_be_written_no_run_begins_and_the_cure_is_named(tmp_pa
         "import errno, sys; from pathlib import Path\n"
         "def shut(path, *_, **__): raise OSError(errno.EROFS, 'Read-only file system', str(path))\n"
         "sys.argv = ['train.py', 'hydra.run.dir=there']; Path.mkdir = shut\n"
-        "from pylorus.launch import main; main()"
+        "from pylorus.launch.main import main; main()"
     )
     found = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert found.returncode == 1

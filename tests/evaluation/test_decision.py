@@ -6,7 +6,7 @@ from scipy import stats
 
 from benchmarks.thresholds import Condition, simulate
 from pylorus.evaluation.decisions import operating_point, patients_needed, threshold_at_sensitivity
-from pylorus.evaluation.proportion import wilson
+from pylorus.evaluation.index_intervals import wilson
 
 
 def fixed(scores, groups=None, *, sensitivity=0.95, confidence=0.9):

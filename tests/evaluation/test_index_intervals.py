@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 
 from pylorus.evaluation.confusion import class_indices, confusion_matrix, overall_indices
-from pylorus.evaluation.index_intervals import OVERALL, indices_of_confusion, indices_of_predictions
-from pylorus.evaluation.proportion import proportions_of_predictions, wilson
+from pylorus.evaluation.index_intervals import (
+    OVERALL,
+    indices_of_confusion,
+    indices_of_predictions,
+    proportions_of_predictions,
+    wilson,
+)
 
 
 def test_values_are_those_of_the_confusion_matrix(said):

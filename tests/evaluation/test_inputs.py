@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pylorus.evaluation.inputs import (
+from pylorus.evaluation.predictions import (
     check_flags,
     check_labels,
     check_logits,

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pylorus.evaluation.auroc import auroc
 from pylorus.evaluation.comparison import INDICES, delong_test, mcnemar, paired_differences
 from pylorus.evaluation.confusion import confusion_matrix, overall_indices
-from pylorus.evaluation.delong import auroc
 from pylorus.evaluation.predictions import Predictions
 
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pylorus.evaluation.patient import patient_level
+from pylorus.evaluation.predictions import patient_level
 
 
 def test_a_patient_is_the_mean_of_its_images(said):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from statsmodels.stats.proportion import proportion_confint
 
-from pylorus.evaluation.proportion import (
+from pylorus.evaluation.index_intervals import (
     clustered_wilson,
     proportions_of_confusion,
     proportions_of_predictions,

@@ -9,8 +9,8 @@ import pytest
 
 from pylorus.evaluation.comparison import difference_of_independent
 from pylorus.evaluation.confusion import accuracy, class_indices
-from pylorus.evaluation.proportion import proportions_of_confusion, wilson
-from pylorus.report.published import STUDY
+from pylorus.evaluation.index_intervals import proportions_of_confusion, wilson
+from pylorus.report.study_tables import STUDY
 
 INDICES = ("precision", "sensitivity", "f1")
 CELLS = [(result, index) for result in STUDY.results for index in INDICES]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from pylorus.evaluation.ranking import average_precision, compute_mean_share_above, ranking_of_predictions
+from pylorus.evaluation.auroc import compute_mean_share_above
+from pylorus.evaluation.ranking import average_precision, ranking_of_predictions
 
 
 @pytest.mark.parametrize("seed", range(4))

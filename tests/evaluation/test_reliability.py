@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pylorus.evaluation.reliability import reliability_curve
+from pylorus.evaluation.calibration import reliability_curve
 
 
 def sure_of(certainty):

@@ -2,10 +2,9 @@ import pytest
 from statsmodels.stats.proportion import confint_proportions_2indep
 
 from pylorus.evaluation.comparison import difference_of_independent
-from pylorus.evaluation.estimate import Estimate
-from pylorus.evaluation.index_intervals import indices_of_confusion
-from pylorus.evaluation.proportion import wilson
-from pylorus.report.published import STUDY
+from pylorus.evaluation.index_intervals import indices_of_confusion, wilson
+from pylorus.evaluation.intervals import Estimate
+from pylorus.report.study_tables import STUDY
 
 
 @pytest.mark.parametrize(("a", "n", "b", "m"), [(409, 450, 401, 450), (5, 56, 0, 29), (10, 10, 20, 20), (1, 9, 90, 95)])

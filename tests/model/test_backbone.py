@@ -11,12 +11,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from pylorus.config import ModelConfig
-from pylorus.errors import PylorusError
-from pylorus.model import weights as room
-from pylorus.model.backbone import build_backbone
-from pylorus.model.head import list_classifier_names
-from pylorus.model.weights import HubUnreachableError
+from pylorus.config.schema import ModelConfig
+from pylorus.core.errors import PylorusError
+from pylorus.model import backbone as room
+from pylorus.model.backbone import HubUnreachableError, build_backbone, list_classifier_names
 from tests.conftest import TINY
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pylorus.config import LossConfig, ModelConfig, OptimizerConfig, StageConfig
-from pylorus.data.dataset import Batch
+from pylorus.config.schema import LossConfig, ModelConfig, OptimizerConfig, StageConfig
+from pylorus.data.datamodule import Batch
 from pylorus.model.backbone import build_backbone
 from pylorus.model.classifier import Classifier, EpochMetrics, StagePlan
 from tests.conftest import TINY

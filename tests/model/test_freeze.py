@@ -7,7 +7,7 @@ import torch
 from timm.models.vgg import VGG
 from torch import nn
 
-from pylorus.errors import PylorusError
+from pylorus.core.errors import PylorusError
 from pylorus.model.freeze import Freeze, apply_depth, list_blocks, resolve_depth
 from tests.conftest import TINY
 

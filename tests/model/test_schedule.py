@@ -4,10 +4,10 @@ import pytest
 import timm
 import torch
 
-from pylorus.config import OptimizerConfig, StageConfig
-from pylorus.errors import PylorusError
+from pylorus.config.schema import OptimizerConfig, StageConfig
+from pylorus.core.errors import PylorusError
+from pylorus.model.classifier import build_optimizer, build_schedule, compute_peak_lr
 from pylorus.model.freeze import apply_depth
-from pylorus.model.schedule import build_optimizer, build_schedule, compute_peak_lr
 from tests.conftest import TINY
 
 

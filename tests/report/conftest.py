@@ -12,13 +12,12 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from pylorus.config import Config, StageConfig
-from pylorus.files import write_json, write_text
-from pylorus.predictions import build_prediction_table, write_predictions
-from pylorus.report.options import ReportOptions
-from pylorus.report.saved_predictions import read_predictions
-from pylorus.report.write import write_report
-from pylorus.runs.shipped import score_stage, select_stage
+from pylorus.config.schema import Config, StageConfig
+from pylorus.core.io import write_json, write_text
+from pylorus.report.page import write_report
+from pylorus.report.results import ReportOptions
+from pylorus.runs.folder import score_stage, select_stage
+from pylorus.runs.predictions import build_prediction_table, read_predictions, write_predictions
 
 CLASSES = {"GC": "gastric_cancer", "GU": "gastric_ulcer", "CG": "chronic_gastritis"}
 
@@ -77,7 +76,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made but not drawn, where a test is not about them: drawing is what takes a report's time."""
     for name in ("as_svg", "as_png"):
-        monkeypatch.setattr(f"pylorus.report.write.{name}", lambda drawing: drawing.alt.encode())
+        monkeypatch.setattr(f"pylorus.report.page.{name}", lambda drawing: drawing.alt.encode())
 
 
 def write_story(folder: Path, story: Story) -> None:

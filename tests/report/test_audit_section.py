@@ -3,11 +3,11 @@
 import pandas as pd
 import pytest
 
-from pylorus.files import write_json
-from pylorus.report.marks import LEAKING, collect_caveats
-from pylorus.report.options import ReportOptions
-from pylorus.report.saved_run import read_run
-from pylorus.report.write import write_report
+from pylorus.core.io import write_json
+from pylorus.report.captions import LEAKING, collect_caveats
+from pylorus.report.page import write_report
+from pylorus.report.results import ReportOptions
+from pylorus.runs.reading import read_run
 
 FAST = ReportOptions(resamples=20)
 AUDIT = {

@@ -6,10 +6,10 @@ import pytest
 
 from pylorus.report.candidate import FOLDS, SET, SPLITS
 from pylorus.report.evidence import collect_evidence
-from pylorus.report.options import ReportOptions
-from pylorus.report.roc_figure import plot_roc_curves
+from pylorus.report.page import write_report
+from pylorus.report.result_figures import plot_roc_curves
+from pylorus.report.results import ReportOptions
 from pylorus.report.summary import build_summary
-from pylorus.report.write import write_report
 
 FAST = ReportOptions(resamples=50)
 PERFECT = [[20, 0, 0], [0, 20, 0], [0, 0, 20]]

@@ -4,13 +4,12 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from pylorus.files import write_json
+from pylorus.core.io import read_json, write_json
 from pylorus.report import checklist_answers as answers
-from pylorus.report.checklist import ITEMS, build_checklist_table
 from pylorus.report.evidence import collect_evidence
-from pylorus.report.options import ReportOptions
-from pylorus.report.saved_json import read_json
-from pylorus.report.write import write_report
+from pylorus.report.page import write_report
+from pylorus.report.record_sections import ITEMS, build_checklist_table
+from pylorus.report.results import ReportOptions
 
 FAST = ReportOptions(resamples=20)
 

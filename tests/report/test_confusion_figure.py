@@ -1,16 +1,16 @@
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from pylorus.report.confusion_figure import plot_published_confusion_matrices
-from pylorus.report.drawing import report_style
-from pylorus.report.published import STUDY
+from pylorus.report.figure_style import report_style
+from pylorus.report.result_figures import plot_published_confusion_matrices
+from pylorus.report.study_tables import STUDY
 
 
 @pytest.mark.parametrize("stages", [1, 2])
 def test_no_title_and_no_label_is_cut_off(stages, monkeypatch):
     names = sorted({result.stage for result in STUDY.results})[:stages]
     results = tuple(result for result in STUDY.results if result.stage in names)
-    monkeypatch.setattr("pylorus.report.confusion_figure.STUDY", type(STUDY)(**{**vars(STUDY), "results": results}))
+    monkeypatch.setattr("pylorus.report.result_figures.STUDY", type(STUDY)(**{**vars(STUDY), "results": results}))
     figure = plot_published_confusion_matrices().figure
     with report_style():
         canvas = FigureCanvasAgg(figure)

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from pylorus.report.curve_figures import collect_curves, plot_class_metric_curves, plot_training_curves
-from pylorus.report.saved_run import read_run
+from pylorus.runs.reading import read_run
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pylorus.errors import PylorusError
+from pylorus.core.errors import PylorusError
 from pylorus.report.evidence import collect_evidence
-from pylorus.report.options import ReportOptions
-from pylorus.report.write import write_report
+from pylorus.report.page import write_report
+from pylorus.report.results import ReportOptions
 
 FAST = ReportOptions(resamples=100)
 

@@ -3,10 +3,10 @@
 import pandas as pd
 import pytest
 
-from pylorus.evaluation.proportion import wilson
+from pylorus.evaluation.index_intervals import wilson
 from pylorus.report.evidence import collect_evidence
-from pylorus.report.options import ReportOptions
-from pylorus.report.write import write_report
+from pylorus.report.page import write_report
+from pylorus.report.results import ReportOptions
 
 OPTIONS = ReportOptions(resamples=20)
 

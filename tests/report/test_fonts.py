@@ -4,8 +4,8 @@ import warnings
 import pytest
 from matplotlib.figure import Figure
 
-from pylorus.report import fonts
-from pylorus.report.drawing import Drawing, render_png
+from pylorus.report import figure_style
+from pylorus.report.figure_style import Drawing, render_png
 
 
 @pytest.fixture
@@ -17,28 +17,28 @@ def labelled():
 
 
 def test_names_in_other_scripts_get_a_font_that_has_them_and_other_texts_keep_theirs(labelled, monkeypatch):
-    monkeypatch.setattr(fonts, "_load_cjk_font", lambda: "Some CJK")
+    monkeypatch.setattr(figure_style, "_load_cjk_font", lambda: "Some CJK")
     figure, (latin, chinese) = labelled
     before = latin.get_fontfamily()
-    fonts.set_figure_fonts(figure)
+    figure_style.set_figure_fonts(figure)
     assert latin.get_fontfamily() == before
     assert chinese.get_fontfamily() == ["DejaVu Sans", "Some CJK"]
 
 
 def test_where_no_font_has_them_it_is_told_once_and_how_to_mend_it(labelled, monkeypatch, caplog):
-    monkeypatch.setattr(fonts, "_find_preferred_font", lambda paths: None)
-    fonts._load_cjk_font.cache_clear()
+    monkeypatch.setattr(figure_style, "_find_preferred_font", lambda paths: None)
+    figure_style._load_cjk_font.cache_clear()
     figure, _ = labelled
     with caplog.at_level(logging.WARNING), warnings.catch_warnings():
         warnings.simplefilter("error")
         assert render_png(Drawing("key", "Title", "", "alt", figure)).startswith(b"\x89PNG")
-        fonts.set_figure_fonts(figure)
-    fonts._load_cjk_font.cache_clear()
+        figure_style.set_figure_fonts(figure)
+    figure_style._load_cjk_font.cache_clear()
     assert [record.message for record in caplog.load_or_compute if "fonts-noto-cjk" in record.message] != []
     assert sum("fonts-noto-cjk" in record.message for record in caplog.load_or_compute) == 1
 
 
 def test_the_regular_weight_is_preferred_and_the_same_each_time(tmp_path):
     names = ("NotoSansCJK-Bold.ttc", "NotoSansCJK-Regular.ttc", "Other.ttf")
-    assert fonts._find_preferred_font(tmp_path / name for name in names) == tmp_path / "NotoSansCJK-Regular.ttc"
-    assert fonts._find_preferred_font([tmp_path / "Other.ttf"]) is None
+    assert figure_style._find_preferred_font(tmp_path / name for name in names) == tmp_path / "NotoSansCJK-Regular.ttc"
+    assert figure_style._find_preferred_font([tmp_path / "Other.ttf"]) is None

@@ -3,12 +3,12 @@
 import pandas as pd
 import pytest
 
+from pylorus.report.captions import DRAWN, LEAKING, OPTIMISTIC, collect_caveats, format_caveats
 from pylorus.report.evidence import collect_evidence
-from pylorus.report.marks import DRAWN, LEAKING, OPTIMISTIC, collect_caveats, format_caveats
-from pylorus.report.options import ReportOptions
-from pylorus.report.saved_run import read_run
+from pylorus.report.page import build_sections, write_report
+from pylorus.report.results import ReportOptions
 from pylorus.report.summary import build_summary
-from pylorus.report.write import build_sections, write_report
+from pylorus.runs.reading import read_run
 
 FAST = ReportOptions(resamples=100)
 

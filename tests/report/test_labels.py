@@ -1,5 +1,5 @@
-from pylorus.report.labels import set_run_labels
-from pylorus.report.saved_run import read_run
+from pylorus.report.results import set_run_labels
+from pylorus.runs.reading import read_run
 
 
 def labels(*folders):

@@ -5,10 +5,9 @@ import pytest
 from PIL import Image
 
 from pylorus.report.evidence import collect_evidence
-from pylorus.report.mistakes import build_mistake_table, find_worst_mistakes
-from pylorus.report.options import ReportOptions
-from pylorus.report.saved_run import read_run
-from pylorus.report.thumbnails import create_thumbnails
+from pylorus.report.mistakes import build_mistake_table, create_thumbnails, find_worst_mistakes
+from pylorus.report.results import ReportOptions
+from pylorus.runs.reading import read_run
 
 FAST = ReportOptions(resamples=100)
 

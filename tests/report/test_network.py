@@ -2,10 +2,14 @@ import json
 
 import pytest
 
-from pylorus.errors import PylorusError
-from pylorus.report.network import build_network_table, merge_similar_blocks, read_network_blocks
-from pylorus.report.saved_run import read_run
-from pylorus.report.structure_figure import plot_network_structure
+from pylorus.core.errors import PylorusError
+from pylorus.report.network_figure import (
+    build_network_table,
+    merge_similar_blocks,
+    plot_network_structure,
+    read_network_blocks,
+)
+from pylorus.runs.reading import read_run
 
 
 def test_blocks_alike_are_told_together_and_nothing_is_lost(make_run):

@@ -3,8 +3,8 @@ import re
 
 import pytest
 
-from pylorus.report.options import ReportOptions
-from pylorus.report.write import write_report
+from pylorus.report.page import write_report
+from pylorus.report.results import ReportOptions
 
 FAST = ReportOptions(resamples=100)
 

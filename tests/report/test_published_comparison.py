@@ -1,12 +1,11 @@
 import pytest
 
 from pylorus.evaluation.comparison import difference_of_independent
-from pylorus.evaluation.proportion import wilson
+from pylorus.evaluation.index_intervals import wilson
 from pylorus.report.evidence import collect_evidence
-from pylorus.report.options import ReportOptions
-from pylorus.report.published import STUDY
-from pylorus.report.published_comparison import build_published_comparison_table, compare_with_published
-from pylorus.report.write import write_report
+from pylorus.report.page import write_report
+from pylorus.report.results import ReportOptions
+from pylorus.report.study_tables import STUDY, build_published_comparison_table, compare_with_published
 
 FAST = ReportOptions(published=True, resamples=100)
 

@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 
 from pylorus.report.evidence import collect_evidence
-from pylorus.report.options import ReportOptions
+from pylorus.report.page import build_sections
+from pylorus.report.results import ReportOptions
 from pylorus.report.summary import build_summary
-from pylorus.report.write import build_sections
 
 QUICK = ReportOptions(resamples=20)
 

@@ -7,16 +7,15 @@ import numpy as np
 import pytest
 
 from pylorus.report.evidence import collect_evidence
-from pylorus.report.level import PATIENTS
-from pylorus.report.options import ReportOptions
-from pylorus.report.published import STUDY
+from pylorus.report.results import PATIENTS, ReportOptions
 from pylorus.report.study_tables import (
+    STUDY,
     build_confusion_table,
     build_published_confusion_table,
     build_published_metric_table,
     build_study_metric_table,
 )
-from pylorus.report.table_text import format_csv, format_markdown
+from pylorus.report.table import format_csv, format_markdown
 
 MODELS = {"VGG19": "vgg19.tv_in1k", "ResNet50": "resnet50.tv_in1k", "Inception-V3": "inception_v3.tv_in1k"}
 STAGES = ("pretrain", "finetune")

@@ -6,16 +6,12 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from pylorus.evaluation.proportion import wilson
+from pylorus.evaluation.index_intervals import wilson
 from pylorus.report.evidence import collect_evidence
-from pylorus.report.options import ReportOptions
-from pylorus.report.subgroup_tables import (
-    build_subgroup_section,
-    compute_subgroup_tests,
-    format_subgroup_sentences,
-    get_subgroup_columns,
-)
-from pylorus.report.write import write_report
+from pylorus.report.page import write_report
+from pylorus.report.results import ReportOptions
+from pylorus.report.subgroup_columns import get_subgroup_columns
+from pylorus.report.subgroup_tables import build_subgroup_section, compute_subgroup_tests, format_subgroup_sentences
 
 FAST = ReportOptions(resamples=20)
 

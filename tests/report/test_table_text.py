@@ -12,9 +12,12 @@ from pylorus.report.table import (
     convert_to_p_value_cell,
     create_rows,
     create_text_columns,
+    escape_latex,
     format_cell,
+    format_csv,
+    format_latex,
+    format_markdown,
 )
-from pylorus.report.table_text import escape_latex, format_csv, format_latex, format_markdown
 
 TABLE = Table(
     key="demo",

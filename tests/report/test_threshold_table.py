@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from pylorus.report.options import ReportOptions
-from pylorus.report.write import write_report
+from pylorus.report.page import write_report
+from pylorus.report.results import ReportOptions
 
 FAST = {"resamples": 50}
 

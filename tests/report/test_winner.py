@@ -1,8 +1,8 @@
 import pytest
 
 from pylorus.report.evidence import collect_evidence
-from pylorus.report.options import ReportOptions
-from pylorus.report.published import STUDY
+from pylorus.report.results import ReportOptions
+from pylorus.report.study_tables import STUDY
 
 MODELS = {"VGG19": "vgg19.tv_in1k", "ResNet50": "resnet50.tv_in1k", "Inception-V3": "inception_v3.tv_in1k"}
 

@@ -7,9 +7,9 @@ import time
 import pandas as pd
 import pytest
 
-from pylorus.errors import PylorusError
-from pylorus.report.options import ReportOptions
-from pylorus.report.write import write_report
+from pylorus.core.errors import PylorusError
+from pylorus.report.page import write_report
+from pylorus.report.results import ReportOptions
 
 FAST = ReportOptions(resamples=200)
 

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from pylorus.runs.signals import IN_SWEEP, STOP_SIGNALS, ensure_uninterrupted, handle_signals
+from pylorus.runs.process import IN_SWEEP, STOP_SIGNALS, ensure_uninterrupted, handle_signals
 
 SWEEP = """
 import os, signal, sys
 from pathlib import Path
-import pylorus.launch
-from pylorus.runs.signals import handle_signals
+import pylorus.launch.main
+from pylorus.runs.process import handle_signals
 
 class Interrupted:  # as pandas' C code is made, a Ctrl-C comes
     def find_spec(self, name, path=None, target=None):
@@ -23,11 +23,11 @@ class Interrupted:  # as pandas' C code is made, a Ctrl-C comes
     done = False
 
 sys.meta_path.insert(0, Interrupted())
-pylorus.launch._start_or_resume = lambda *_, **__: None
-context = type("Context", (), {"runtime": type("R", (), {"output_dir": "."}), "mode": pylorus.launch.RunMode.MULTIRUN})
+pylorus.launch.main._start_or_resume = lambda *_, **__: None
+context = type("Context", (), {"runtime": type("R", (), {"output_dir": "."}), "mode": pylorus.launch.main.RunMode.MULTIRUN})
 try:
     with handle_signals():
-        pylorus.launch.run_job(None, context)
+        pylorus.launch.main.run_job(None, context)
 except KeyboardInterrupt:
     import pandas
     print("interrupted; pandas reads", len(pandas.read_csv(sys.argv[1])), "rows")
@@ -53,7 +53,7 @@ def test_ctrl_c_while_a_sweep_imports_what_sums_it_up_ends_it_and_it_is_summed_u
 
 TWICE = """
 import os, signal, sys
-from pylorus.runs.signals import handle_signals
+from pylorus.runs.process import handle_signals
 first, second = (getattr(signal, name) for name in sys.argv[1:])
 try:
     with handle_signals() as stop:

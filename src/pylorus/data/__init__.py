@@ -7,12 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pylorus.data.draw import draw_part
-    from pylorus.data.folds import stratified_folds
+    from pylorus.data.stratification import draw_part, stratified_folds
 
 __all__ = ["draw_part", "stratified_folds"]
 
-_MODULES = {"draw_part": "pylorus.data.draw", "stratified_folds": "pylorus.data.folds"}
+_MODULES = {"draw_part": "pylorus.data.stratification", "stratified_folds": "pylorus.data.stratification"}
 
 
 def __getattr__(name: str) -> Any:

@@ -16,8 +16,11 @@ about/…      further columns of a manifest, as text
 """
 
 import dataclasses
+import hashlib
 import logging
+import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +28,80 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pylorus.columns import ABOUT
-from pylorus.data.content import Root
-from pylorus.data.facts import FactTable
-from pylorus.data.image import SUFFIXES
-from pylorus.data.reading import DEFAULT_READ_OPTIONS, ReadOptions, read_files
-from pylorus.errors import PylorusError, format_name_list, format_suggestion
+from pylorus.core.errors import PylorusError, format_name_list, format_path, format_suggestion
+from pylorus.core.formatting import ABOUT
+from pylorus.core.io import write_atomically
+from pylorus.data.decode import SUFFIXES
+from pylorus.data.dicom import read_patient_pseudonyms
+from pylorus.data.files import Root
+from pylorus.data.image_facts import FactTable, load_or_compute_facts
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """Options for reading image files.
+
+    Attributes:
+        store: Folder of the cache of image facts; None: nothing is cached.
+        on_error: `fail`: a file that can't be read is an error; `quarantine`: it is left out and listed.
+        salt: Secret for hashing the patients in DICOM files, which then are the groups; None: groups come from paths
+            or a manifest.
+    """
+
+    store: Path | None = None
+    on_error: str = "fail"
+    salt: str | None = None
+
+
+DEFAULT_READ_OPTIONS = ReadOptions()
+"""Default options: nothing is cached, and an unreadable file is an error."""
+
+
+def read_files(files: pd.DataFrame, root: Root, reading: ReadOptions) -> tuple[pd.DataFrame, FactTable, list[str]]:
+    """Read every file once.
+
+    Args:
+        files: One row per file, with path and group, and with sha256 if contents are on record.
+        root: What the paths are relative to.
+        reading: Cache, handling of unreadable files, and salt.
+
+    Returns:
+        The files with sample_id, width, height and sha256; the facts of each; and why each is unreadable, empty if it
+        is readable.
+
+    Raises:
+        PylorusError: If files can't be read and may not be left out; the message names them.
+    """
+    paths = list(files["path"])
+    digests = list(files["sha256"]) if "sha256" in files else None
+    facts = load_or_compute_facts(root, paths, store=reading.store, digests=digests)
+    reasons: list[str] = list(facts.get_column("problem"))
+    unreadable = [f"{format_path(Path(path))}: {reason}" for path, reason in zip(paths, reasons, strict=True) if reason]
+    if unreadable and reading.on_error == "fail":
+        raise PylorusError(
+            f"{root}: {len(unreadable)} of {len(paths)} images can't be read:\n{format_name_list(unreadable)}\n"
+            "Replace them, move them out of the class folders, or leave them out with data.on_error=quarantine, which "
+            "lists them in quarantine.csv."
+        )
+    if reading.salt is not None:
+        files = files.assign(group=read_patient_pseudonyms(root, paths, reasons, salt=reading.salt))
+    hashes = facts.get_column("sha256")
+    described = files.assign(
+        sample_id=[compute_sample_id(path, digest) for path, digest in zip(paths, hashes, strict=True)],
+        width=facts.get_column("width"),
+        height=facts.get_column("height"),
+        sha256=hashes,
+    )
+    return described, facts, reasons
+
+
+def compute_sample_id(path: str, sha256: str) -> str:
+    """Compute the id of an image: 16 hexadecimal digits from its path and its content.
+
+    It identifies the image where file names must not appear. It can't be computed from a guessed file name alone.
+    """
+    return hashlib.sha256(os.fsencode(f"{path}\0{sha256}")).hexdigest()[:16]
+
 
 log = logging.getLogger(__name__)
 
@@ -278,3 +349,46 @@ def _is_image(path: Path) -> bool:
 
 def _list_visible_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+
+
+FILE = "quarantine.csv"
+COLUMNS = ["path", "class", "group", "split", "reason"]
+FIRST = 5
+"""Number of files named on the terminal."""
+
+
+def write_quarantine(catalog: Catalog, folder: Path) -> None:
+    """Write quarantine.csv if files were left out; its column split is the one that folders or a manifest define."""
+    if catalog.unreadable.empty:
+        return
+    with write_atomically(folder / FILE) as temporary:
+        # Escape line breaks and control characters, which not every spreadsheet program can read.
+        table = catalog.unreadable.assign(path=[format_path(Path(path)) for path in catalog.unreadable["path"]])
+        table[COLUMNS].to_csv(temporary, index=False, lineterminator="\n")
+
+
+def log_unreadable(catalog: Catalog) -> None:
+    """Log a warning about files that were left out, and name the first of them."""
+    if catalog.unreadable.empty:
+        return
+    names = [
+        f"{format_path(Path(path))}: {reason}"
+        for path, reason in zip(catalog.unreadable["path"], catalog.unreadable["reason"], strict=True)
+    ]
+    log.warning(
+        "left out  %d of %d files can't be read and %s not used (data.on_error=quarantine); %s lists all:\n%s",
+        len(names),
+        len(catalog.facts),
+        "is" if len(names) == 1 else "are",
+        FILE,
+        format_name_list(names, most=FIRST),
+    )
+
+
+def count_unreadable(catalog: Catalog) -> list[dict[str, object]]:
+    """Count the files that were left out, by class and given split; the result contains no file names."""
+    counts = Counter(zip(catalog.unreadable["class"], catalog.unreadable["split"], strict=True))
+    return [
+        {"class": str(name), "split": str(part) or "not given", "files": count}
+        for (name, part), count in sorted(counts.items())
+    ]

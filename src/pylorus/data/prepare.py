@@ -4,27 +4,61 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
-from pylorus.config import Config, SyntheticConfig
-from pylorus.data.audit.duplicates import find_copies
-from pylorus.data.audit.thresholds import Thresholds
-from pylorus.data.catalog import Catalog, read_folders
-from pylorus.data.look_through import audit_run_images
-from pylorus.data.manifest import read_manifest
-from pylorus.data.patients import ensure_salt
-from pylorus.data.quarantine import log_unreadable, write_quarantine
-from pylorus.data.reading import ReadOptions
-from pylorus.data.same_images import check_images_unchanged, read_initial_split
-from pylorus.data.shards_catalog import read_shard_catalog
-from pylorus.data.split import SPLITS, split_catalog, write_split
+from pylorus.config.schema import Config, SyntheticConfig
+from pylorus.core.io import write_atomically, write_json, write_text
+from pylorus.data.audit import audit, convert_audit_to_json
+from pylorus.data.audit_findings import ImageSet
+from pylorus.data.audit_thresholds import Thresholds
+from pylorus.data.catalog import Catalog, ReadOptions, count_unreadable, log_unreadable, read_folders, write_quarantine
+from pylorus.data.dicom import ensure_salt
+from pylorus.data.leakage import Copies, count_leaks, find_copies
+from pylorus.data.sources import read_manifest, read_shard_catalog
+from pylorus.data.split import (
+    SPLITS,
+    Split,
+    check_images_unchanged,
+    read_fold_values,
+    read_initial_split,
+    split_catalog,
+    write_split,
+)
 from pylorus.data.synthetic import generate_image_set
-from pylorus.data.test_set import read_fold_values
-from pylorus.files import write_atomically, write_text
-from pylorus.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
+
+FILE = "audit.json"
+
+
+def audit_run_images(catalog: Catalog, split: Split, copies: Copies, folder: Path) -> None:
+    """Audit a run's images from the facts in the catalog, without opening files, and write audit.json.
+
+    The file contains paths, as split.csv does; reports take only counts and sentences from it.
+    """
+    result = audit(list_catalog_files(catalog, split), catalog.facts, Thresholds(), copies=copies)
+    accepted = {
+        "accepted_leaks": count_leaks(split.leaks),
+        "joined_groups": split.joined,
+        "left_out": count_unreadable(catalog),
+    }
+    write_json(folder / FILE, convert_audit_to_json(result, names=True) | accepted)
+    counts = [f"{count} {severity}{'s' if count > 1 else ''}" for severity, count in result.counts.items() if count]
+    if counts:
+        log.info("audit    %s; for details: pylorus audit %s", ", ".join(counts), catalog.root)
+    else:
+        log.info("audit    no findings")
+
+
+def list_catalog_files(catalog: Catalog, split: Split) -> ImageSet:
+    """Return all files of a catalog, including those that were left out, in the order of its facts."""
+    columns = ["path", "class", "split", "group"]
+    left_out = np.setdiff1d(np.arange(len(catalog.facts)), catalog.places)
+    rows = split.table.assign(**{"class": np.array(catalog.classes, dtype=object)[split.table["label"]]})[columns]
+    table = pd.concat([rows.set_axis(catalog.places), catalog.unreadable[columns].set_axis(left_out)]).sort_index()
+    return ImageSet(catalog.root, table, grouped=catalog.grouped)
 
 
 @dataclass(frozen=True)
@@ -49,7 +83,7 @@ class RunImages:
         return [int((labels == label).sum()) for label in range(len(self.catalog.classes))]
 
 
-def prepare_images(config: Config, folder: RunFolder) -> RunImages:
+def prepare_images(config: Config, folder: Path) -> RunImages:
     """Catalog, audit and split the configured images, and write the results into the run's folder.
 
     Writes catalog.parquet, split.csv, audit.json, quarantine.csv if files were left out, and config.yaml, completed
@@ -61,30 +95,30 @@ def prepare_images(config: Config, folder: RunFolder) -> RunImages:
     data = config.data
     root: Path | None
     if data.kind == "synthetic":
-        root = folder.path / "images"
+        root = folder / "images"
         if not root.is_dir():  # a resumed run has it already, and complete
             _generate_images(root, data.drawn)
     else:
         root = Path(data.root) if data.root is not None else None
     catalog = _read_catalog(config, root)
-    check_images_unchanged(catalog.table, folder.path / "split.csv")  # before any file of the run is overwritten
+    check_images_unchanged(catalog.table, folder / "split.csv")  # before any file of the run is overwritten
     # Record what was inferred, so that the configuration of a run is complete.
     data.classes, data.short_names = list(catalog.classes), list(catalog.short_names)
     if data.kind == "manifest":
         data.root = str(catalog.root)
     if data.fold_column is not None:
         data.folds = read_fold_values(catalog, data).nunique()
-    write_text(folder.config, OmegaConf.to_yaml(config))
-    with write_atomically(folder.path / "catalog.parquet") as temporary:
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
+    with write_atomically(folder / "catalog.parquet") as temporary:
         catalog.table.to_parquet(temporary, index=False)
-    write_quarantine(catalog, folder.path)
+    write_quarantine(catalog, folder)
     log_unreadable(catalog)
     copies = find_copies(catalog.facts, Thresholds())
     assignment = split_catalog(
-        catalog, data, copies=copies, parts=read_initial_split(catalog.table, folder.path / "split.csv")
+        catalog, data, copies=copies, parts=read_initial_split(catalog.table, folder / "split.csv")
     )
-    split_hash = write_split(assignment.table, catalog.classes, folder.path / "split.csv")
-    audit_run_images(catalog, assignment, copies, folder.path)
+    split_hash = write_split(assignment.table, catalog.classes, folder / "split.csv")
+    audit_run_images(catalog, assignment, copies, folder)
     images = RunImages(
         catalog.copy_without_facts(), assignment.table, split_hash, "test" if data.validation == "test" else "val"
     )

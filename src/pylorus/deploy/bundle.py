@@ -11,13 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pylorus import __version__
-from pylorus.config import AugmentConfig, Config
+from pylorus.config.schema import AugmentConfig, Config
+from pylorus.core.io import read_json, write_atomically, write_json, write_text
 from pylorus.data.datamodule import ImageDataModule
-from pylorus.data.image import POLICY_VERSION
-from pylorus.data.look_through import FILE as AUDIT
+from pylorus.data.decode import POLICY_VERSION
+from pylorus.data.prepare import FILE as AUDIT
 from pylorus.data.prepare import RunImages
+from pylorus.deploy.bundle_files import CARD, DESCRIPTION, FILES, SUMS, UNLIKE, WEIGHTS, check_description
 from pylorus.deploy.card import render_model_card
-from pylorus.deploy.checks import check_description
 from pylorus.deploy.description import (
     FORMAT_VERSION,
     INTENDED_USE,
@@ -26,9 +27,10 @@ from pylorus.deploy.description import (
     StageSummary,
     Training,
     Weights,
+    convert_to_plain,
 )
-from pylorus.deploy.files import CARD, DESCRIPTION, FILES, SUMS, UNLIKE, WEIGHTS
-from pylorus.deploy.fixing import (
+from pylorus.deploy.model import DIRECTIONS
+from pylorus.deploy.thresholds import (
     TrainingDistances,
     compute_classification_metrics,
     convert_calibration,
@@ -37,21 +39,13 @@ from pylorus.deploy.fixing import (
     fit_prediction_sets,
     resolve_deciding_class,
 )
-from pylorus.deploy.load import DIRECTIONS
-from pylorus.deploy.network import compute_unlikeness
-from pylorus.deploy.passing import compute_mean_directions, select_feature_rows
-from pylorus.deploy.strict import convert_to_plain
-from pylorus.files import write_atomically, write_json, write_text
-from pylorus.machine.choices import get_batch_size, resolve_workers
-from pylorus.machine.engine import Engine
-from pylorus.model.backbone import Backbone
-from pylorus.model.weights import compute_sha256
-from pylorus.report.calibrated import calibrate_predictions
-from pylorus.report.saved_json import read_json
-from pylorus.report.saved_predictions import read_predictions
-from pylorus.runs.folder import RunFolder
-from pylorus.runs.shipped import ShippedStage, score_stage, select_stage
-from pylorus.stages.folder import PARTS
+from pylorus.hardware.choices import get_batch_size, resolve_workers
+from pylorus.hardware.engine import Engine
+from pylorus.model.backbone import Backbone, compute_sha256
+from pylorus.model.inference import compute_mean_directions, compute_unlikeness, select_feature_rows
+from pylorus.report.results import calibrate_predictions
+from pylorus.runs.folder import PARTS, RunFolder, ShippedStage, score_stage, select_stage
+from pylorus.runs.predictions import read_predictions
 
 log = logging.getLogger(__name__)
 

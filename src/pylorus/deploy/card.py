@@ -4,10 +4,10 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
+from pylorus.core.formatting import format_percent
 from pylorus.deploy.description import Description, IntervalEstimate, PredictionSets
-from pylorus.evaluation.sentence import format_guarantee_sentence, format_percent_at_least, format_threshold
-from pylorus.percent import format_percent
-from pylorus.runs.shipped import explain_choice
+from pylorus.evaluation.wording import format_guarantee_sentence, format_percent_at_least, format_threshold
+from pylorus.runs.folder import explain_choice
 
 PARTS = {"train": "training", "val": "validation", "test": "test"}
 

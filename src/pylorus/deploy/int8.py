@@ -7,20 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.chance import compute_seed
-from pylorus.data.input import InputFormat
-from pylorus.deploy.answers import ModelPredictions
+from pylorus.core.errors import PylorusError
+from pylorus.core.io import write_atomically
+from pylorus.core.seeding import compute_seed
+from pylorus.data.transforms import InputFormat
 from pylorus.deploy.description import IntervalEstimate
-from pylorus.deploy.exported import IMAGE, ExportedModel
-from pylorus.deploy.fixing import convert_estimate
-from pylorus.deploy.onnx_graph import remove_machine_details
-from pylorus.deploy.onnx_packages import import_onnx_package
-from pylorus.deploy.parity import BATCH
-from pylorus.deploy.trial_images import UNKNOWN, TrialImages, select_evenly
-from pylorus.errors import PylorusError
+from pylorus.deploy.model import ModelPredictions
+from pylorus.deploy.onnx import IMAGE, ExportedModel, import_onnx_package, remove_machine_details
+from pylorus.deploy.parity import BATCH, UNKNOWN, TrialImages, select_evenly
+from pylorus.deploy.thresholds import convert_estimate
 from pylorus.evaluation.comparison import mcnemar, paired_differences
 from pylorus.evaluation.predictions import Predictions
-from pylorus.files import write_atomically
 
 CALIBRATED_ON = 64
 """Maximum number of images that calibrate the integer ranges."""

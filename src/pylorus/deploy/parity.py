@@ -1,18 +1,147 @@
 """Parity check of an export: on real images it must agree with PyTorch, one image at a time and in batches."""
 
 import copy
-from collections.abc import Callable
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
-from pylorus.deploy.exported import OUTPUTS, run_session
-from pylorus.deploy.load import Bundle
-from pylorus.deploy.trial_images import TrialImages, select_evenly
-from pylorus.errors import PylorusError
+from pylorus.core.errors import PylorusError, UnreadableImageError
+from pylorus.data.catalog import get_matched_group, parse_group_pattern
+from pylorus.data.transforms import InputFormat
+from pylorus.deploy.description import Description
+from pylorus.deploy.inputs import Sources
+from pylorus.deploy.model import Bundle, InferenceModel
+from pylorus.deploy.onnx import OUTPUTS, run_session
+
+READ_AT_ONCE = 32
+UNKNOWN = -1
+ASK = "Choose images with --images DIR."
+
+
+@dataclass(frozen=True, eq=False)
+class TrialImages:
+    """Image files, not read yet.
+
+    Attributes:
+        files: In any order.
+        labels: Class index of each file in the bundle's class order, or `UNKNOWN`; int64 of shape (files,).
+        groups: Group (patient) of each file; shape (files,).
+        source: Where they come from, as text.
+    """
+
+    files: tuple[Path, ...]
+    labels: NDArray[np.int64]
+    groups: NDArray[np.str_]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def select_files(self, indices: NDArray[np.int64]) -> "TrialImages":
+        """Return the files at the given indices."""
+        return TrialImages(
+            tuple(self.files[index] for index in indices), self.labels[indices], self.groups[indices], self.source
+        )
+
+    def read_blocks(self, input_format: InputFormat) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+        """Yield indices and pixels (n, size, size, 3), block by block; files that can't be read are skipped."""
+        for start in range(0, len(self.files), READ_AT_ONCE):
+            indices, images = [], []
+            for index in range(start, min(start + READ_AT_ONCE, len(self.files))):
+                try:
+                    images.append(input_format.load_image(self.files[index]))
+                    indices.append(index)
+                except UnreadableImageError:
+                    continue
+            if images:
+                yield np.array(indices, dtype=np.int64), np.stack(images)
+
+
+def select_evenly(images: TrialImages, count: int) -> TrialImages:
+    """Return at most `count` of the images, evenly spaced."""
+    indices = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(np.int64)
+    return images.select_files(indices)
+
+
+def find_user_images(folder: Path, description: Description, *, group: str | None) -> TrialImages:
+    """Find the images below a folder; a folder named after a class labels its images.
+
+    Args:
+        folder: Folder from --images.
+        description: The bundle's description.
+        group: Regular expression that finds the patient in a path; None to make each image its own group.
+
+    Raises:
+        PylorusError: If it is not a folder, holds no image, or a path matches no patient.
+    """
+    if not folder.is_dir():
+        raise PylorusError(f"--images: found {folder}, expected a folder of images.")
+    class_names = tuple(zip(description.classes, description.short_names, strict=True))
+    items = [item for item in Sources((str(folder),), class_names, None).iter_items() if isinstance(item.source, Path)]
+    if not items:
+        raise PylorusError(f"--images: {folder} holds no images.")
+    groups = [item.path for item in items]
+    if group is not None:
+        finder = parse_group_pattern(group, key="--group")
+        matches = [finder.search(item.path) for item in items]
+        missing = next((item.path for item, match in zip(items, matches, strict=True) if not match), None)
+        if missing is not None:
+            raise PylorusError(f"--group: {group!r} finds no patient in {missing}.")
+        groups = [get_matched_group(match) for match in matches if match]
+    return TrialImages(
+        tuple(Path(str(item.source)) for item in items),
+        np.array([UNKNOWN if item.label is None else item.label for item in items], dtype=np.int64),
+        np.array(groups, dtype=np.str_),
+        "--images",
+    )
+
+
+def find_run_images(bundle: Path, description: Description, split: str | None = None) -> TrialImages:
+    """Find the images of a bundle's run.
+
+    Args:
+        bundle: The folder `model` of a run.
+        description: The bundle's description.
+        split: Split (train, val or test); None for all.
+
+    Raises:
+        PylorusError: If it is not in a run, or the run's images are missing; the message asks for --images.
+    """
+    run = bundle.absolute().parent
+    try:
+        table = pd.read_csv(run / "split.csv", dtype=str)
+        config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=False)
+        source, root = (config["data"][key] for key in ("kind", "root"))  # type: ignore[index, call-overload]
+        rows = table if split is None else table[table["split"] == split]
+        labels = [description.classes.index(name) for name in rows["class"]]
+        paths, groups = list(rows["path"]), rows["group"].to_numpy(dtype=np.str_)
+    except Exception:  # errors of pandas or YAML: the files are not those of a run
+        raise PylorusError(
+            f"{bundle}: an export is verified on real images, but this bundle is not in a run with images. {ASK}"
+        ) from None
+    if source == "shards":
+        raise PylorusError(f"{run}: its images are in shards, which export can't read. {ASK}")
+    folder = run / "images" if source == "synthetic" else Path(str(root))
+    files = tuple(folder / path for path in paths)
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None:
+        raise PylorusError(
+            f"{missing}: this image of the run no longer exists, but the export is verified on it. {ASK}"
+        )
+    note = " (synthetic, not real)" if source == "synthetic" else ""
+    return TrialImages(
+        files, np.array(labels, dtype=np.int64), groups, f"the run's own {f'{split} ' if split else ''}images{note}"
+    )
+
 
 IMAGES = 66
 """Maximum number of images for the parity check."""
@@ -161,3 +290,62 @@ def _compute_difference(first: NDArray[np.float64], second: NDArray[np.float64])
     if first.shape != second.shape or not (np.isfinite(first).all() and np.isfinite(second).all()):
         return float("inf")
     return float(np.abs(first - second).max())
+
+
+BATCHES = (1, 16)
+REPEATS, SECONDS = 31, 20.0
+"""Repetitions of each batch, or as many as fit into this number of seconds; at least five."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Median speed for one batch size.
+
+    Attributes:
+        batch: Images per batch.
+        repeats: Number of repetitions.
+        milliseconds: Time per image, by model name.
+        times_pytorch: Speed relative to PyTorch, by model name (2: twice as fast); median ratio of paired repetitions.
+    """
+
+    batch: int
+    repeats: int
+    milliseconds: dict[str, float]
+    times_pytorch: dict[str, float]
+
+
+def measure_speed(
+    pytorch: InferenceModel, others: Mapping[str, InferenceModel], images: NDArray[np.uint8]
+) -> list[Speed]:
+    """Measure models in turns, so that other load on the machine affects all of them alike.
+
+    Args:
+        pytorch: The reference.
+        others: Models to compare, by name.
+        images: uint8 RGB of shape (n, size, size, 3); repeated if n is less than the batch.
+    """
+    models = {"pytorch": pytorch, **others}
+    speeds = []
+    for size in BATCHES:
+        batch = np.resize(images, (size, *images.shape[1:]))
+        for model in models.values():
+            model.run_network(batch)
+        times: dict[str, list[float]] = {name: [] for name in models}
+        begin = time.perf_counter()
+        while (repeats := len(times["pytorch"])) < REPEATS and (repeats < 5 or time.perf_counter() - begin < SECONDS):
+            for name, model in models.items():
+                start = time.perf_counter()
+                model.run_network(batch)
+                times[name].append(time.perf_counter() - start)
+        speeds.append(
+            Speed(
+                batch=size,
+                repeats=len(times["pytorch"]),
+                milliseconds={name: 1000 * statistics.median(each) / size for name, each in times.items()},
+                times_pytorch={
+                    name: statistics.median(a / b for a, b in zip(times["pytorch"], times[name], strict=True))
+                    for name in others
+                },
+            )
+        )
+    return speeds

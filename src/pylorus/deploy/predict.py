@@ -2,14 +2,16 @@
 
 import os
 import sys
+import textwrap
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -18,20 +20,38 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pylorus.data.image import RGB
-from pylorus.data.input import InputFormat
-from pylorus.data.unreadable import UnreadableImageError, format_path
-from pylorus.deploy.answers import InferenceModel
-from pylorus.deploy.evaluate import evaluate_predictions, format_prediction_summary
-from pylorus.deploy.exported import is_export, load_export
-from pylorus.deploy.files import SUMS
-from pylorus.deploy.load import load_bundle
-from pylorus.deploy.network import NetworkOutput
-from pylorus.deploy.parts import ResumableTable
-from pylorus.deploy.sources import Item, Sources
-from pylorus.errors import PylorusError, format_suggestion
-from pylorus.machine.engine import count_usable_cores, list_accelerators, set_full_precision, set_malloc_options
-from pylorus.model.weights import compute_sha256
+from pylorus.core.errors import PylorusError, UnreadableImageError, format_path, format_suggestion
+from pylorus.core.formatting import format_percent
+from pylorus.data.catalog import get_matched_group, parse_group_pattern
+from pylorus.data.decode import RGB
+from pylorus.data.transforms import InputFormat
+from pylorus.deploy.bundle_files import SUMS
+from pylorus.deploy.card import format_set_size, format_threshold_guarantee
+from pylorus.deploy.description import Description, IntervalEstimate, convert_to_plain
+from pylorus.deploy.inputs import Item, ResumableTable, Sources
+from pylorus.deploy.model import InferenceModel, load_bundle
+from pylorus.deploy.onnx import is_export, load_export
+from pylorus.deploy.thresholds import (
+    compute_classification_metrics,
+    compute_set_metrics,
+    convert_estimate,
+    estimate_proportion,
+)
+from pylorus.evaluation.calibration import estimate_calibration
+from pylorus.evaluation.conformal import prediction_sets
+from pylorus.evaluation.confusion import confusion_matrix
+from pylorus.evaluation.decisions import operating_point
+from pylorus.evaluation.index_intervals import OVERALL, indices_of_predictions, proportions_of_predictions
+from pylorus.evaluation.predictions import Predictions
+from pylorus.evaluation.ranking import ranking_of_predictions
+from pylorus.evaluation.wording import format_threshold
+from pylorus.hardware.engine import count_usable_cores, list_accelerators, set_full_precision, set_malloc_options
+from pylorus.model.backbone import compute_sha256
+from pylorus.model.inference import NetworkOutput
+
+if TYPE_CHECKING:
+    pass
+
 
 PART_ROWS, PART_SECONDS = 2000, 60.0
 """A part is written after this many rows or seconds: a kill loses no more than that."""
@@ -291,3 +311,187 @@ def resolve_device(name: str) -> torch.device:
     set_malloc_options()
     set_full_precision()
     return torch.device(available[0] if name == "auto" else name)
+
+
+def evaluate_predictions(
+    tables: Iterator[pd.DataFrame], description: Description, options: "PredictOptions"
+) -> dict[str, object]:
+    """Evaluate predictions on the images whose class is known; unreadable images are left out and counted.
+
+    The probabilities of these images are held in memory: eight bytes per class and image.
+
+    Args:
+        tables: Rows as `pylorus predict` writes them.
+        description: The content of the bundle's model.json.
+        options: Options of the prediction: the class that decides, and the pattern that finds the patient in a path.
+
+    Returns:
+        The metrics as plain values, under the names that the record of a prediction has.
+
+    Raises:
+        PylorusError: If no image of a known class can be read, or if no patient is found in a path.
+    """
+    predictions, why, left_out = _collect_known_images(tables, description, options.group)
+    groups = predictions.clusters
+    deciding = options.class_name or description.decision.class_name
+    threshold = description.decision.thresholds[deciding]
+    metrics: dict[str, object] = {
+        **convert_to_plain(compute_classification_metrics(predictions)),
+        "left_out": left_out,
+        "classes": list(description.short_names),
+        "confusion": confusion_matrix(predictions.true, predictions.predicted, predictions.classes).tolist(),
+        **_compute_further_metrics(predictions),
+        "unlike": convert_to_plain(estimate_proportion(why == "unlike", groups)),
+        "unsure": convert_to_plain(estimate_proportion(why == "unsure", groups)),
+        "answered": convert_to_plain(estimate_proportion(why == "", groups)),
+        "accuracy_answered": convert_to_plain(estimate_proportion(predictions.correct, groups, among=why == "")),
+    }
+    if threshold is not None:
+        guarantee = description.decision.guarantees[deciding]
+        metrics["decision"] = _evaluate_threshold(predictions, deciding, threshold) | {
+            "guarantee": convert_to_plain(guarantee)
+        }
+    if description.prediction_sets is not None:
+        members = prediction_sets(
+            predictions.probabilities, description.prediction_sets.get_limits(description.short_names)
+        )
+        coverage = {"coverage_asked": description.prediction_sets.coverage}
+        metrics["prediction_sets"] = coverage | convert_to_plain(compute_set_metrics(predictions, members))
+    return metrics
+
+
+def _compute_further_metrics(predictions: Predictions) -> dict[str, object]:
+    """Compute the other image-level metrics of the run's report."""
+    groups, names, classes = predictions.clusters, predictions.class_names, predictions.classes
+    proportions = proportions_of_predictions(predictions.true, predictions.predicted, groups, classes=classes)
+    indices = indices_of_predictions(predictions.true, predictions.predicted, groups, classes=classes)
+    ranking = ranking_of_predictions(predictions.true, predictions.probabilities, groups)
+    scores = estimate_calibration(predictions.probabilities, predictions.true, groups)
+    by_class = {"npv": proportions.npv, "f1": indices.f1, "average_precision": ranking.average_precision}
+    overall = {name: getattr(indices, name) for name in OVERALL}
+    overall |= {"macro_auroc": ranking.macro_auroc, "macro_average_precision": ranking.macro_average_precision}
+    overall |= {"ece": scores.ece, "brier": scores.brier, "nll": scores.nll}
+    return {
+        **{
+            metric: {name: convert_to_plain(convert_estimate(value)) for name, value in zip(names, values, strict=True)}
+            for metric, values in by_class.items()
+        },
+        **{name: convert_to_plain(convert_estimate(value)) for name, value in overall.items()},
+    }
+
+
+def _evaluate_threshold(predictions: Predictions, deciding: str, threshold: float) -> dict[str, object]:
+    """Return the performance of a class's stored threshold on these images."""
+    column = predictions.class_names.index(deciding)
+    positive, scores = predictions.true == column, predictions.probabilities[:, column]
+    point = operating_point(positive, scores, predictions.clusters, threshold=threshold)
+    proportions = {
+        name: convert_to_plain(convert_estimate(getattr(point, name)))
+        for name in ("sensitivity", "specificity", "precision", "npv")
+    }
+    return {"class": deciding, "threshold": threshold, **proportions}
+
+
+def _collect_known_images(
+    tables: Iterator[pd.DataFrame], description: Description, group: str | None
+) -> tuple[Predictions, NDArray[np.str_], int]:
+    """Return the predictions of images of known class, each one's reason to abstain, and the number of unreadable ones.
+
+    The reason is "", "unsure" or "unlike".
+    """
+    names = list(description.short_names)
+    columns = [f"probability/{name}" for name in names]
+    tables_of_known_class, left_out = [], 0
+    for table in tables:
+        known = table[table["true"] != ""]
+        left_out += int((known["error"] != "").sum())
+        readable = known[known["error"] == ""]
+        part = readable[["true", "why", *columns]].reset_index(drop=True)
+        part["group"] = _extract_groups(readable["path"], group) if group is not None else ""
+        tables_of_known_class.append(part)
+    rows = pd.concat(tables_of_known_class, ignore_index=True)
+    if rows.empty:
+        raise PylorusError(
+            f"None of the {left_out} images of a known class can be read, so there is nothing to evaluate."
+        )
+    sample = np.arange(len(rows)).astype(str)
+    predictions = Predictions(
+        sample=sample,
+        group=sample if group is None else rows["group"].to_numpy(dtype=str),
+        true=np.asarray(rows["true"].map({name: index for index, name in enumerate(names)}), dtype=np.int64),
+        probabilities=rows[columns].to_numpy(dtype=np.float64),
+        class_names=tuple(names),
+    )
+    return predictions, rows["why"].to_numpy(dtype=str), left_out
+
+
+def _extract_groups(paths: "pd.Series[str]", pattern: str) -> list[str]:
+    finder = parse_group_pattern(pattern, key="--group")
+    groups = []
+    for path in paths:
+        match = finder.search(path)
+        if match is None or not get_matched_group(match):
+            raise PylorusError(f"--group: the pattern {pattern!r} finds no patient in {path}.")
+        groups.append(get_matched_group(match))
+    return groups
+
+
+def _format_groups(record: Mapping[str, Any]) -> str:
+    """Return how many patients the evaluated images come from, to follow the number of images."""
+    if record.get("request", {}).get("group") is None:
+        return ", each treated as a separate patient because --group was not given"
+    return f" of {record['evaluation']['groups']:,} groups (patients)"
+
+
+def format_prediction_summary(record: Mapping[str, Any], description: Description) -> str:
+    """Format the summary of a prediction: the number of images, and the evaluation if there is one.
+
+    Args:
+        record: The record of the prediction, as its .about.json holds it.
+        description: The content of the bundle's model.json.
+    """
+    lines = [
+        f"images: {record['images']:,}, unreadable: {record['unreadable']:,} (the column `error` gives the reasons)"
+    ]
+    evaluation = record.get("evaluation")
+    if evaluation is None:
+        return lines[0]
+
+    def format_estimate(estimate: Mapping[str, float | None]) -> str:
+        numbers = IntervalEstimate(**estimate).__dict__.values()
+        value, low, high = (float("nan") if number is None else number for number in numbers)
+        return f"{format_percent(value):>5} ({format_percent(low)} to {format_percent(high)})"
+
+    lines += [
+        "",
+        f"evaluation on {evaluation['images']:,} images{_format_groups(record)}, in % (95 % confidence interval):",
+        f"  accuracy {format_estimate(evaluation['accuracy'])}",
+        f"  balanced accuracy {format_estimate(evaluation['balanced_accuracy'])}, macro F1 {format_estimate(evaluation['macro_f1'])}",
+    ]
+    width = max(map(len, description.short_names))
+    lines += [
+        f"  {name:<{width}}  sensitivity {format_estimate(evaluation['sensitivity'][name])}, specificity "
+        f"{format_estimate(evaluation['specificity'][name])}, AUROC {format_estimate(evaluation['auroc'][name])}"
+        for name in description.short_names
+    ]
+    decision = evaluation.get("decision")
+    if decision is not None:
+        lines.append(
+            f"  {decision['class']} at the stored threshold {format_threshold(decision['threshold'])}: sensitivity "
+            f"{format_estimate(decision['sensitivity'])}, specificity {format_estimate(decision['specificity'])}"
+        )
+        lines += [
+            f"    {line}"
+            for line in textwrap.wrap(format_threshold_guarantee(description, decision["class"]), width=110)
+        ]
+    sets = evaluation.get("prediction_sets")
+    if sets is not None:
+        lines.append(
+            f"  prediction sets at {100 * sets['coverage_asked']:g} %, each patient weighted equally: "
+            f"{format_set_size(IntervalEstimate(**sets['size']))} classes on average; they contain the true class in"
+        )
+        lines += [f"    {name:<{width}}  {format_estimate(sets['coverage'][name])}" for name in description.short_names]
+    lines.append(
+        f"  answered {format_estimate(evaluation['answered'])}; of these, correct {format_estimate(evaluation['accuracy_answered'])}"
+    )
+    return "\n".join(lines)

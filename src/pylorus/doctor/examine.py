@@ -4,25 +4,154 @@ The checks that need no heavy package run first, while a second process loads th
 """
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TextIO
 
-from pylorus.doctor.check import Check, State, run_guarded
-from pylorus.doctor.extras import EXTRAS as EXTRAS
-from pylorus.doctor.extras import check_extras
-from pylorus.doctor.loading import LOADING as LOADING
-from pylorus.doctor.network import check_network
+from pylorus import __version__
+from pylorus.doctor.check import Check, State, get_worst_state, run_guarded
+from pylorus.doctor.machine import MEMORY_AND_DISK as SPACE
+from pylorus.doctor.machine import check_space
+from pylorus.doctor.packages import EXTRAS as EXTRAS
+from pylorus.doctor.packages import LOADING as LOADING
 from pylorus.doctor.packages import PACKAGES as PACKAGES
-from pylorus.doctor.packages import check_packages
-from pylorus.doctor.space import MEMORY_AND_DISK as SPACE
-from pylorus.doctor.space import check_space
+from pylorus.doctor.packages import check_extras, check_loading, check_network, check_packages
+
+COLOURS = {State.GOOD: "32", State.WARNING: "33", State.WRONG: "31"}
+"""ANSI color codes: green, yellow, red."""
+STATE_WIDTH, NAME_WIDTH = 7, 15
+COLUMN = 2 + STATE_WIDTH + 2 + NAME_WIDTH + 2
+"""Column at which the text of a check begins."""
+
+
+def print_checks(checks: Iterable[Check], output: TextIO = sys.stdout) -> State:
+    """Print each check under its area as soon as it is done, then how many are good, warnings and wrong.
+
+    Returns:
+        The worst state of all checks.
+    """
+    width = min(120, shutil.get_terminal_size((100, 24)).columns)
+    coloured = output.isatty() and "NO_COLOR" not in os.environ
+    print(f"Pylorus {__version__}: what this machine has and lacks", file=output)
+    done: list[Check] = []
+    for check in checks:
+        if not done or done[-1].area != check.area:
+            print(f"\n{check.area}", file=output)
+        print("\n".join(format_check_lines(check, width=width, coloured=coloured)), file=output, flush=True)
+        done.append(check)
+    counts = Counter(check.state for check in done)
+    good, warnings, wrong = (counts[state] for state in State)
+    print(f"\n{good} good, {warnings} warning{'' if warnings == 1 else 's'}, {wrong} wrong", file=output)
+    return get_worst_state(done)
+
+
+def format_check_lines(check: Check, *, width: int, coloured: bool) -> Iterator[str]:
+    """Yield a check as lines of at most `width` characters, with its text and fix in a column of their own."""
+    if check.mend and check.state is State.GOOD:
+        texts = [f"{check.found}; optional: {check.mend}"]
+    else:
+        texts = [check.found, *([f"fix: {check.mend}"] if check.mend else [])]
+    lines = [line for text in texts for line in _wrap_text(text, width)]
+    state = f"{check.state:<{STATE_WIDTH}}"
+    if coloured:
+        state = f"\x1b[{COLOURS[check.state]}m{state}\x1b[0m"
+    prefix = f"  {state}  {check.name:<{NAME_WIDTH}}"
+    if len(check.name) <= NAME_WIDTH and lines[0].startswith(" " * COLUMN):
+        yield f"{prefix}{lines.pop(0)[COLUMN - 2 :]}"
+    else:
+        yield prefix.rstrip()
+    yield from lines
+
+
+def _wrap_text(text: str, width: int) -> Iterator[str]:
+    """Yield the text wrapped from `COLUMN` on; a long word, such as a hash, starts further left, unbroken."""
+    for line in textwrap.wrap(text, width - COLUMN, break_long_words=False, break_on_hyphens=False) or [""]:
+        yield " " * min(COLUMN, max(2, width - len(line))) + line
+
+
+def format_json(checks: Iterable[Check]) -> tuple[str, State]:
+    """Return all checks as one JSON object, and the worst state."""
+    done = list(checks)
+    content = {"pylorus": __version__, "state": get_worst_state(done), "checks": [asdict(check) for check in done]}
+    return json.dumps(content, indent=2, ensure_ascii=False), get_worst_state(done)
+
+
+def main() -> None:
+    """Run the checks and write them to the original standard output; what packages print goes to standard error."""
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as output:
+        os.dup2(2, 1)
+        _run_checks(output, **json.loads(sys.argv[1]))
+
+
+def _run_checks(output: TextIO, *, weights: str, data: str | None, bundle: str | None) -> None:
+    def write_line(line: str) -> None:
+        output.write(f"{line}\n")
+        output.flush()
+
+    def report_step(what: str) -> None:
+        write_line(json.dumps({"doing": what}))
+
+    def run_check(area: str, what: str, look: Callable[[], Iterable[Check]]) -> None:
+        report_step(what)
+        for check in run_guarded(area, what, look):
+            write_line(check.to_json())
+
+    for check in check_loading(report_step):
+        write_line(check.to_json())
+    has_torch = "torch" in sys.modules
+    if has_torch:
+        run_check("Computing", "cores, precision and GPU", _check_computing)
+        run_check("Weights", "weights of the study's models", lambda: _check_weights(Path(weights)))
+    run_check("Figures", "fonts", lambda: _check_fonts(data))
+    if data is not None:
+        run_check("Images", "images", lambda: _check_images(Path(data)))
+    if bundle is not None and has_torch:
+        run_check("Bundle", "bundle", lambda: _check_bundle(Path(bundle)))
+
+
+def _check_computing() -> Iterable[Check]:
+    from pylorus.doctor.machine import check_computing
+
+    return check_computing()
+
+
+def _check_weights(folder: Path) -> Iterable[Check]:
+    from pylorus.doctor.user_files import check_weights
+
+    return check_weights(folder)
+
+
+def _check_fonts(data: str | None) -> Iterable[Check]:
+    from pylorus.doctor.user_files import check_fonts
+
+    if data is None:
+        return check_fonts()
+    from pylorus.doctor.user_files import list_class_names
+
+    return check_fonts(list_class_names(Path(data)))
+
+
+def _check_images(root: Path) -> Iterable[Check]:
+    from pylorus.doctor.user_files import check_images
+
+    return check_images(root)
+
+
+def _check_bundle(folder: Path) -> Iterable[Check]:
+    from pylorus.doctor.user_files import check_bundle
+
+    return check_bundle(folder)
+
 
 PATIENCE = 600.0
 """Time limit of the second process, in seconds: from a cold network disk torch takes minutes to load."""
@@ -66,7 +195,7 @@ def run_checks(question: DoctorOptions) -> Iterator[Check]:
 
 def _start_process(question: DoctorOptions, errors: IO[str]) -> "subprocess.Popen[str]":
     # -P: a file in the current folder that has the name of a module must not be imported in its place.
-    command = [sys.executable, "-P", "-m", "pylorus.doctor.second", question.to_json()]
+    command = [sys.executable, "-P", "-m", "pylorus.doctor.examine", question.to_json()]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8")
 
 
@@ -131,3 +260,7 @@ def report_early_end(doing: str, code: int, *, in_time: bool, said: str) -> Chec
     return Check(
         LOADING, doing, State.WRONG, f"Python ended with {ending}{detail}; the checks after it were skipped", fix
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -7,11 +7,17 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pylorus.config import CONF
+from pylorus.config.schema import CONF
 from pylorus.doctor.check import Check, State
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+
+from pylorus.doctor.check import format_first_line
 
 PACKAGES = "Python and packages"
 SEEN = CONF.parent / "constraints.txt"
@@ -191,3 +197,137 @@ def check_same_files() -> Iterator[Check]:
         )
         fix = f"pip uninstall {' '.join(present)} && pip install --force-reinstall --no-deps {ours}=={get_installed_version(ours)}"
         yield Check(PACKAGES, present[0], State.WARNING, summary, fix)
+
+
+EXTRAS = "Optional extras"
+LEFT_OUT = ("dev", "docs")
+"""Extras for developers of Pylorus, which are not checked."""
+
+GIVES = {
+    "dicom": "DICOM images",
+    "explain": "heat maps",
+    "shards": "shards at http(s) URLs",
+    "parallel": "parallel jobs of a sweep",
+    "slurm": "sweeps on SLURM",
+    "optuna": "hyperparameter searches",
+    "ray": "sweeps with Ray",
+    "serve": "web page of a trained model",
+    "onnx": "ONNX export and prediction with an export",
+}
+"""What each extra is for."""
+
+
+def check_extras() -> Iterator[Check]:
+    """Yield one check for each extra of the package."""
+    names = metadata.metadata("pylorus").get_all("Provides-Extra") or []
+    for extra in names:
+        if extra not in LEFT_OUT:
+            yield check_extra(extra)
+
+
+def check_extra(extra: str) -> Check:
+    """Check that an extra is completely installed, in compatible versions."""
+    required = list_extra_requirements("pylorus", extra)
+    purpose = f" ({GIVES[extra]})" if extra in GIVES else ""
+    install = f"pip install 'pylorus[{extra}]'"
+    present = [found for found in required if get_installed_version(found.name) is not None]
+    problems = [found for requirement in present if (found := check_requirement(requirement)) is not None]
+    if problems:
+        details = "; ".join(f"{check.name} {check.found}" for check in problems)
+        return Check(EXTRAS, extra, State.WARNING, details, install)
+    if len(present) < len(required):
+        return Check(EXTRAS, extra, State.GOOD, f"not installed{purpose}", install)
+    versions = ", ".join(
+        f"{name} {get_installed_version(name)}" for name in dict.fromkeys(found.name for found in required)
+    )
+    return Check(EXTRAS, extra, State.GOOD, f"{versions}{purpose}")
+
+
+LOADING = "Package loading"
+
+LOADED = {
+    "numpy": "numpy",
+    "cv2": "opencv-python-headless",
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "timm": "timm",
+    "albumentations": "albumentations",
+    "pytorch_lightning": "pytorch-lightning",
+    "torchmetrics": "torchmetrics",
+    "pandas": "pandas",
+    "pyarrow": "pyarrow",
+    "scipy": "scipy",
+    "sklearn": "scikit-learn",
+    "statsmodels": "statsmodels",
+    "matplotlib": "matplotlib",
+    "safetensors": "safetensors",
+    "PIL": "pillow",
+}
+"""Modules with compiled code, which may fail on a machine even in compatible versions, and their packages."""
+
+ON_TORCH = ("torchvision", "timm", "albumentations", "pytorch_lightning", "torchmetrics")
+"""Modules that can't load without torch."""
+
+
+def check_loading(doing: Callable[[str], None]) -> Iterator[Check]:
+    """Import each module; yield a check for each failure, or one for all if there is none.
+
+    Args:
+        doing: Called with each step before it begins: the process may not survive it.
+    """
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # otherwise it asks the package index for a newer version
+    failed: list[str] = []
+    for module, package in LOADED.items():
+        if "torch" in failed and module in ON_TORCH:
+            continue
+        doing(f"loading {package}")
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            failed.append(module)
+            if importlib.util.find_spec(module) is None:
+                continue  # missing: another check reports that
+            yield Check(
+                LOADING,
+                package,
+                State.WRONG,
+                f"can't be imported: {format_first_line(error)}",
+                format_reinstall_command(package),
+            )
+    if not failed:
+        yield Check(LOADING, "packages", State.GOOD, f"all {len(LOADED)} packages with compiled code can be imported")
+    elif "torch" in failed:
+        summary = "cores, GPU, weights and bundle were not checked: this needs torch"
+        yield Check(
+            LOADING, "skipped checks", State.WARNING, summary, "Fix torch first, then run pylorus doctor again."
+        )
+
+
+def format_reinstall_command(package: str) -> str:
+    """Return the command that reinstalls a package in its present version."""
+    version = get_installed_version(package)
+    return f"pip install --force-reinstall --no-deps '{package}{f'=={version}' if version else ''}'"
+
+
+NETWORK = "Network"
+
+ASKED_FOR = "model.weights=hub for weights that are not on this machine yet, shards at a URL, logger.offline=false"
+"""What uses the network, each only if the user asks for it."""
+
+
+def check_network(environment: Mapping[str, str] = os.environ) -> Iterator[Check]:
+    """State when the network is used; nothing is tested, so that the doctor itself makes no connection."""
+    summary = (
+        "not needed: training, report and all other commands work offline; this check made no connection either. "
+        f"Used only if you ask for it: {ASKED_FOR}. To install on a machine without a network, see docs/offline.md"
+    )
+    yield Check(NETWORK, "network", State.GOOD, summary)
+    if environment.get("WANDB_MODE") == "online":
+        fix = "unset WANDB_MODE"
+        yield Check(
+            NETWORK,
+            "WANDB_MODE",
+            State.WARNING,
+            "online: Weights & Biases may send metrics of your runs to its servers",
+            fix,
+        )

@@ -13,14 +13,12 @@ from numpy.typing import NDArray
 from scipy import sparse
 from statsmodels.stats.multitest import multipletests
 
+from pylorus.evaluation.auroc import auroc, compute_placements, estimate_area_variance
 from pylorus.evaluation.confusion import overall_indices
-from pylorus.evaluation.delong import auroc, compute_placements, estimate_area_variance
-from pylorus.evaluation.estimate import Estimate
 from pylorus.evaluation.index_intervals import OVERALL, estimate_overall
 from pylorus.evaluation.influence import BATCH_NUMBERS, compute_linearised_indices, count_by_group
-from pylorus.evaluation.inputs import encode_groups
-from pylorus.evaluation.interval import check_confidence, compute_quantile, compute_two_sided_p
-from pylorus.evaluation.predictions import Predictions, align_predictions
+from pylorus.evaluation.intervals import Estimate, check_confidence, compute_quantile, compute_two_sided_p
+from pylorus.evaluation.predictions import Predictions, align_predictions, encode_groups
 
 EXACT_STEPS = 500_000_000
 """Additions up to which a sign-flip test is exact; beyond, it uses the normal approximation."""
@@ -414,7 +412,7 @@ def difference_of_independent(first: Estimate, second: Estimate) -> Estimate:
         The difference; NaN if a value is undefined, with a NaN interval if an interval is undefined.
 
     Example:
-        >>> from pylorus.evaluation.proportion import wilson
+        >>> from pylorus.evaluation.index_intervals import wilson
         >>> difference = difference_of_independent(wilson(409, 450), wilson(401, 450))
         >>> round(difference.value, 4), round(difference.low, 4), round(difference.high, 4)
         (0.0178, -0.0217, 0.0575)

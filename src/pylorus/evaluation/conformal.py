@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.evaluation.inputs import check_labels, check_probabilities, encode_groups
+from pylorus.evaluation.predictions import check_labels, check_probabilities, encode_groups
 
 
 @dataclass(frozen=True)

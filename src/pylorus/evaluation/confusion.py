@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.evaluation.inputs import check_labels
+from pylorus.evaluation.predictions import check_labels
 
 Counts: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
 """Whole numbers >= 0; floats are allowed because resampling uses matrix products, which BLAS only has for floats."""

@@ -9,13 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.evaluation.bounded_mean import compute_confidence_below, compute_group_means, compute_upper_bound
-from pylorus.evaluation.estimate import Estimate
+from pylorus.evaluation.auroc import compute_mean_share_above
+from pylorus.evaluation.index_intervals import Proportion, clustered_wilson, wilson
 from pylorus.evaluation.influence import estimate_from_variance, estimate_mean_variance
-from pylorus.evaluation.inputs import check_flags, check_scores, encode_groups
-from pylorus.evaluation.interval import check_confidence
-from pylorus.evaluation.proportion import Proportion, clustered_wilson, wilson
-from pylorus.evaluation.ranking import compute_mean_share_above
+from pylorus.evaluation.intervals import (
+    Estimate,
+    check_confidence,
+    compute_confidence_below,
+    compute_group_means,
+    compute_upper_bound,
+)
+from pylorus.evaluation.predictions import check_flags, check_scores, encode_groups
 
 ROUNDING = 1e-5
 """Margin between a threshold and the score of the image that fixes it: rounding depends on the batch size."""
@@ -87,7 +91,7 @@ def threshold_at_sensitivity(
     It is a one-sided tolerance bound. With one image per patient it is the k-th lowest score of the n positives, with
     the largest k for which a binomial variable of n trials with probability 1 - sensitivity is at least k with the
     requested confidence (Wilks 1941). With several images per patient, the proportion of missed images of each patient
-    replaces the single misses (see `pylorus.evaluation.bounded_mean`).
+    replaces the single misses (see `pylorus.evaluation.intervals`).
 
     Pass validation images only, of patients like those that the threshold will be applied to. If there are too few
     positive patients for any threshold, the lowest score of the positives is used, and the result states the

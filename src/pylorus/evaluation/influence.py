@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from pylorus.evaluation.estimate import Estimate
-from pylorus.evaluation.interval import compute_quantile, compute_satterthwaite_freedom, compute_wilson_ends
+from pylorus.evaluation.intervals import Estimate, compute_quantile, compute_satterthwaite_freedom, compute_wilson_ends
 
 STEP = 1e-4
 """Step, in images, of a numerical derivative: small compared with one image, large compared with rounding."""

@@ -12,8 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.evaluation.delong import AreaEstimate, auroc, compute_structural_components
-from pylorus.evaluation.estimate import Estimate, create_undefined_estimate
+from pylorus.evaluation.auroc import (
+    AreaEstimate,
+    auroc,
+    compute_mean_share_above,
+    compute_structural_components,
+)
 from pylorus.evaluation.influence import (
     MeanVariance,
     compute_copies,
@@ -22,7 +26,8 @@ from pylorus.evaluation.influence import (
     estimate_from_variance,
     estimate_mean_variance,
 )
-from pylorus.evaluation.inputs import (
+from pylorus.evaluation.intervals import NO_IMAGES, Estimate, check_confidence, create_undefined_estimate
+from pylorus.evaluation.predictions import (
     check_flags,
     check_labels,
     check_probabilities,
@@ -30,8 +35,6 @@ from pylorus.evaluation.inputs import (
     encode_groups,
     handle_deprecated_arguments,
 )
-from pylorus.evaluation.interval import check_confidence
-from pylorus.evaluation.proportion import NO_IMAGES
 
 
 @dataclass(frozen=True)
@@ -50,19 +53,6 @@ class RankingEstimates:
     average_precision: tuple[Estimate, ...]
     macro_auroc: Estimate
     macro_average_precision: Estimate
-
-
-@dataclass(frozen=True, eq=False)
-class MeanShareAbove:
-    """The mean, over some images, of the proportion of hits among all images that score as high or higher.
-
-    Attributes:
-        value: The mean, in [0, 1].
-        contributions: Contribution of each image to the deviation of the value, of shape (n,); they sum to 0.
-    """
-
-    value: float
-    contributions: NDArray[np.float64]
 
 
 def ranking_of_predictions(
@@ -162,38 +152,6 @@ def average_precision(
     flags = check_flags(positive, name="positive")
     codes = encode_groups(groups, length=len(flags))
     return _estimate_precision(flags, check_scores(scores, length=len(flags)), codes, confidence)[0]
-
-
-def compute_mean_share_above(
-    hit: NDArray[np.bool_], counted: NDArray[np.bool_], scores: NDArray[np.float64]
-) -> MeanShareAbove:
-    """Compute the mean proportion of hits above each counted image, including itself and equal scores.
-
-    Average precision is that of positives above positives; the area under the risk-coverage curve is that of errors
-    above each image.
-
-    Args:
-        hit: Shape (n,): whether each image is a hit.
-        counted: Shape (n,): whether the mean includes each image, at least one.
-        scores: Shape (n,), finite.
-
-    Example:
-        >>> flags = np.array([True, False, True])
-        >>> round(compute_mean_share_above(flags, flags, np.array([0.9, 0.5, 0.1])).value, 4)
-        0.8333
-    """
-    level = np.unique(-scores, return_inverse=True)[1]  # 0 is the highest score
-    above = np.cumsum(np.bincount(level)).astype(np.float64)
-    hits = np.cumsum(np.bincount(level, weights=hit))
-    weight = np.bincount(level, weights=counted)
-    proportion = hits / above
-    count = float(counted.sum())
-    value = float((weight * proportion).sum() / count)
-    # An image changes the proportion of every counted image that scores as high or lower.
-    hit_effect = np.cumsum((weight / above)[::-1])[::-1]
-    image_effect = np.cumsum((weight * proportion / above)[::-1])[::-1]
-    changes = counted * (proportion[level] - value) + hit * hit_effect[level] - image_effect[level]
-    return MeanShareAbove(value, changes / count)
 
 
 def _estimate_precision(

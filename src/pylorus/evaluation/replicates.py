@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 
 from pylorus.evaluation.comparison import INDICES, Difference
 from pylorus.evaluation.confusion import overall_indices
-from pylorus.evaluation.estimate import Estimate
-from pylorus.evaluation.inputs import check_labels, encode_groups
-from pylorus.evaluation.interval import (
+from pylorus.evaluation.intervals import (
+    Estimate,
     check_confidence,
     compute_quantile,
     compute_satterthwaite_freedom,
     compute_two_sided_p,
     compute_wilson_ends,
 )
+from pylorus.evaluation.predictions import check_labels, encode_groups
 
 NOTHING_VARIES = "neither patients nor replicates vary"
 UNDEFINED = "the index is undefined for a replicate, or without one of the groups"

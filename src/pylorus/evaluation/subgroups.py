@@ -6,10 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.evaluation.estimate import Estimate
-from pylorus.evaluation.inputs import check_flags, check_scores, encode_groups
-from pylorus.evaluation.interval import check_confidence, compute_quantile
-from pylorus.evaluation.proportion import ONE_GROUP
+from pylorus.evaluation.intervals import ONE_GROUP, Estimate, check_confidence, compute_quantile
+from pylorus.evaluation.predictions import check_flags, check_scores, encode_groups
 
 PERMUTATIONS = 1999
 """Default number of permutations of a test, whose p is then never below 1 / 2000."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import pytorch_lightning as pl
 from torch import nn
 
-from pylorus.errors import PylorusError, format_suggestion
-from pylorus.model.head import list_classifier_names
+from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.model.backbone import list_classifier_names
 
 
 @dataclass(frozen=True)

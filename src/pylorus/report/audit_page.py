@@ -3,20 +3,27 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 from markupsafe import Markup
+from rich.console import Console
+from rich.table import Table
 
 from pylorus import __version__
-from pylorus.data.audit.audit import Audit, build_group_aliases
-from pylorus.data.audit.field_findings import load_image_if_readable
-from pylorus.data.audit.findings import Finding, Item, Severity
-from pylorus.data.field import FieldOfView, find_field
-from pylorus.data.image import RGB
-from pylorus.data.unreadable import format_path
+from pylorus.core.errors import format_path
+from pylorus.core.io import write_json, write_text
+from pylorus.data.audit import Audit, audit, build_group_aliases, convert_audit_to_json
+from pylorus.data.audit_findings import Finding, Item, Severity
+from pylorus.data.audit_image_checks import load_image_if_readable, sample_fields
+from pylorus.data.audit_thresholds import Thresholds
+from pylorus.data.decode import RGB
+from pylorus.data.field_of_view import FieldOfView, find_field
+from pylorus.data.image_facts import load_or_compute_facts
+from pylorus.data.sources import list_folder_files, list_manifest_files
+from pylorus.report.mistakes import SIDE, encode_thumbnail
 from pylorus.report.page import load_template, read_package_file
-from pylorus.report.thumbnails import SIDE, encode_thumbnail
 
 PICTURED = 12
 """Maximum number of cases of a finding shown as pictures; the others are listed."""
@@ -155,3 +162,57 @@ def draw_field_outline(image: RGB, field: FieldOfView) -> RGB:
     canvas = image.copy()
     cv2.drawContours(canvas, edges, -1, OUTLINE, thickness=max(2, max(image.shape) // SIDE * 2))
     return np.asarray(canvas, dtype=np.uint8)
+
+
+COLOURS = {"leak": "bold red", "error": "red", "warning": "yellow", "note": "default"}
+
+
+def audit_folder(
+    root: Path, output: Path, *, manifest: Path | None, group: str | None, names: bool, cache: Path
+) -> int:
+    """Audit an image set and write the result.
+
+    Args:
+        root: Folder of the image set.
+        output: Folder for audit.json and audit.html.
+        manifest: CSV or Parquet file that lists the images; None for class folders.
+        group: Regular expression that finds the patient in a path; None for no groups.
+        names: Whether to show file names and pictures.
+        cache: Folder that caches facts about files by content; runs use the same cache.
+
+    Returns:
+        The exit code: 1 if there is a leak or an error, else 0.
+
+    Raises:
+        PylorusError: If the folder or manifest holds no image set.
+    """
+    images = (
+        list_folder_files(root, group=group) if manifest is None else list_manifest_files(manifest, root, group=group)
+    )
+    facts = load_or_compute_facts(root, list(images.table["path"]), store=cache / "facts")
+    result = audit(images, facts, Thresholds(), fields=sample_fields(images, facts))
+    write_json(output / "audit.json", convert_audit_to_json(result, names=names))
+    write_text(output / "audit.html", render_audit_page(result, names=names))
+    _print_findings(result, output)
+    return result.exit_code
+
+
+def _print_findings(result: Audit, output: Path) -> None:
+    console = Console()
+    count = len(result.samples)
+    console.print(
+        f"{count:,} file{'' if count == 1 else 's'}, of which {result.readable:,} can be read as images",
+        highlight=False,
+    )
+    if result.findings:
+        table = Table(show_edge=False, pad_edge=False)
+        for title in ("", "finding", "what to do"):
+            table.add_column(title, overflow="fold")
+        for finding in result.findings:
+            table.add_row(
+                f"[{COLOURS[finding.severity]}]{finding.severity}[/]", finding.sentence, finding.mend, end_section=True
+            )
+        console.print(table)
+    else:
+        console.print("no problems found")
+    console.print(f"\n{output / 'audit.html'}\n{output / 'audit.json'}", highlight=False, soft_wrap=True)

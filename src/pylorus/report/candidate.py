@@ -17,9 +17,9 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from pylorus.evaluation.confusion import overall_indices
-from pylorus.evaluation.estimate import Estimate
+from pylorus.evaluation.index_intervals import proportions_of_predictions
+from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.predictions import Predictions, align_predictions
-from pylorus.evaluation.proportion import proportions_of_predictions
 from pylorus.evaluation.replicates import (
     ReplicateIndices,
     ReplicateSummary,
@@ -27,12 +27,8 @@ from pylorus.evaluation.replicates import (
     estimate_replicates,
     summarize_replicates,
 )
-from pylorus.report.labels import set_run_labels
-from pylorus.report.options import CONFIDENCE
-from pylorus.report.result import Result
-from pylorus.report.same_test import ComparableResults, compute_test_hash
-from pylorus.report.saved_run import SavedRun
-from pylorus.report.saved_split import SavedSplit, compute_image_set_hash
+from pylorus.report.results import CONFIDENCE, ComparableResults, Result, compute_test_hash, set_run_labels
+from pylorus.runs.reading import SavedRun, SavedSplit, compute_image_set_hash
 
 REPLICATE_KEYS = ("seed", "data.fold", "data.split_seed", "data.split_file")
 """Configuration keys in which replicates of one configuration may differ."""

@@ -2,12 +2,9 @@
 
 from collections.abc import Callable
 
-from pylorus.report.comparison_tables import explain_comparisons
-from pylorus.report.evidence import Evidence
-from pylorus.report.maps import read_saved_maps
-from pylorus.report.marks import collect_caveats, count_accepted_leaks
-from pylorus.report.result import Result
-from pylorus.report.run_facts import (
+from pylorus.report.captions import (
+    collect_caveats,
+    count_accepted_leaks,
     count_epochs_run,
     count_excluded_files,
     format_count,
@@ -20,9 +17,13 @@ from pylorus.report.run_facts import (
     get_weights_source,
     is_validated_on_test,
 )
-from pylorus.report.saved_run import SavedRun, SavedStage
-from pylorus.report.subgroup_tables import get_subgroup_columns
+from pylorus.report.evidence import Evidence
+from pylorus.report.mistakes import read_saved_maps
+from pylorus.report.result_tables import explain_comparisons
+from pylorus.report.results import Result
+from pylorus.report.subgroup_columns import get_subgroup_columns
 from pylorus.report.table import convert_to_percent_cell
+from pylorus.runs.reading import SavedRun, SavedStage
 
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 WITH_MOMENTUM = ("sgd", "momentum", "nesterov", "rmsprop")

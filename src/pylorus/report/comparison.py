@@ -12,6 +12,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from pylorus.evaluation.auroc import compute_area_covariance, compute_structural_components
 from pylorus.evaluation.comparison import (
     INDICES,
     Difference,
@@ -22,8 +23,7 @@ from pylorus.evaluation.comparison import (
     paired_differences,
     sign_flip_test,
 )
-from pylorus.evaluation.delong import compute_area_covariance, compute_structural_components
-from pylorus.evaluation.interval import compute_satterthwaite_freedom
+from pylorus.evaluation.intervals import compute_satterthwaite_freedom
 from pylorus.evaluation.predictions import Predictions, align_predictions
 from pylorus.evaluation.replicates import (
     compare_replicates,
@@ -31,7 +31,7 @@ from pylorus.evaluation.replicates import (
     compute_replicate_indices,
     corrected_resampled_t,
 )
-from pylorus.evaluation.sentence import format_better_sentence, format_p_value, format_percent_with_unit
+from pylorus.evaluation.wording import format_better_sentence, format_p_value, format_percent_with_unit
 from pylorus.report.candidate import (
     FOLDS,
     SET,
@@ -41,8 +41,7 @@ from pylorus.report.candidate import (
     compute_overall_index,
     compute_test_train_ratio,
 )
-from pylorus.report.options import CONFIDENCE, LEVEL, ReportOptions
-from pylorus.report.result import Result
+from pylorus.report.results import CONFIDENCE, LEVEL, ReportOptions, Result
 
 UNDEFINED = Difference(math.nan, math.nan, math.nan, math.nan, math.nan)
 ACCURACY, AUROC, MACRO_F1 = "accuracy", "auroc", "macro_f1"

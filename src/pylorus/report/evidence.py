@@ -1,21 +1,283 @@
-"""All results of a report, computed once from the saved runs; tables, figures and sentences only present them."""
+"""Choose the winner by the study's criterion and the model selected on validation images, and test the differences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pylorus.config import DeployConfig
-from pylorus.errors import PylorusError, format_suggestion
-from pylorus.report.candidate import Candidate, Configuration, Pool, group_by_configuration, group_into_pools
-from pylorus.report.comparison import Comparison
-from pylorus.report.labels import set_run_labels
-from pylorus.report.looks import EvaluationCount, count_test_evaluations
-from pylorus.report.operating import SensitivityTarget
-from pylorus.report.options import ReportOptions
-from pylorus.report.result import Result, compute_results
-from pylorus.report.same_test import ComparableResults, group_by_test_set
-from pylorus.report.saved_run import SavedRun, get_class_order, read_config, read_run
-from pylorus.report.winner import Winner, find_winner
+from pylorus.config.schema import DeployConfig
+from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.evaluation.wording import format_percent_with_unit
+from pylorus.report.candidate import (
+    FOLDS,
+    SET,
+    Candidate,
+    Configuration,
+    Pool,
+    group_by_configuration,
+    group_into_pools,
+)
+from pylorus.report.captions import EvaluationCount, count_test_evaluations
+from pylorus.report.comparison import (
+    Comparison,
+    compare_pair,
+    compute_corrected_family,
+    list_other_pairs,
+    list_stage_pairs,
+)
+from pylorus.report.results import (
+    ComparableResults,
+    ReportOptions,
+    Result,
+    SensitivityTarget,
+    compute_results,
+    group_by_test_set,
+    set_run_labels,
+)
+from pylorus.runs.folder import KEY, LAST, explain_choice
+from pylorus.runs.reading import SavedRun, get_class_order, read_config, read_run
+
+BRIEF = {
+    KEY: "named by deploy.stage",
+    LAST: "the last stage; these runs were written by a version that did not compare stages",
+}
+"""Explains how the shipped stage of several runs was chosen, if not by validation."""
+
+MANY = 5
+"""Maximum number of names that a sentence lists; the rest is counted."""
+
+
+@dataclass(frozen=True, eq=False)
+class Winner:
+    """The best candidates of one pool and the comparisons between its candidates.
+
+    Attributes:
+        pool: The pool of candidates.
+        leaders: Candidates with the highest test accuracy, the study's criterion; several if they tie.
+        preferred: Candidate with the highest validation accuracy, the first of equals; None without validation.
+        reference: Candidate with which the others are compared: `preferred`, or else the first of `leaders`.
+        comparisons: `reference` against every other candidate, corrected.
+        stages: The stages of each configuration against each other, corrected within the configuration.
+        others: All other pairs, unadjusted.
+    """
+
+    pool: Pool
+    leaders: tuple[Candidate, ...]
+    preferred: Candidate | None
+    reference: Candidate
+    comparisons: tuple[Comparison, ...]
+    stages: tuple[Comparison, ...]
+    others: tuple[Comparison, ...]
+
+    @property
+    def best(self) -> tuple[Result, ...]:
+        """Results that represent the leaders: of each, the run with the median validation accuracy."""
+        return tuple(each.representative for each in self.leaders)
+
+    @property
+    def headline_result(self) -> Result | None:
+        """Result that represents `preferred`: of several replicates, that with the median validation accuracy."""
+        return None if self.preferred is None else self.preferred.representative
+
+    @property
+    def comparable_results(self) -> ComparableResults:
+        """All results on the test images of the representative run."""
+        return self.pool.select_same_test(self.headline_result or self.best[0])
+
+    @property
+    def rule(self) -> str:
+        """Sentence that names the winner by the study's criterion."""
+        first = self.leaders[0]
+        names = join_names([each.label for each in self.leaders])
+        share, spread = format_percent_with_unit(float(first.exact_accuracy)), _format_spread(first)
+        if len(self.pool.candidates) == 1:
+            return (
+                f"{names} classified {share} of the test images correctly{spread}; there is no other candidate to "
+                "compare it with."
+            )
+        verb = "ranks first with" if len(self.leaders) == 1 else "tie at"
+        criterion = {
+            SET: "highest test accuracy",
+            FOLDS: "highest accuracy on the pooled test images of the folds",
+        }.get(self.pool.kind, "highest mean test accuracy")
+        if self.pool.kind == SET and any(each.replicates > 1 for each in self.pool.candidates):
+            criterion += ", averaged over several runs"
+        return f"By the study's criterion ({criterion}), {names} {verb} {share}{spread}."
+
+    @property
+    def verdict(self) -> str:
+        """Sentences that state whether the reference differs significantly from the others; empty if there are none."""
+        if not self.comparisons:
+            return ""
+        name, where = self.reference.label, self.pool.scope_text
+        better: list[str] = []
+        worse: list[str] = []
+        undecided: list[str] = []
+        for each in self.comparisons:
+            other = each.second if each.first is self.reference else each.first
+            outcome = (
+                undecided
+                if not each.is_significant
+                else better
+                if self.reference.exact_accuracy > other.exact_accuracy
+                else worse
+            )
+            outcome.append(other.label)
+        sentences = []
+        if better:
+            sentences.append(f"{name} is significantly more accurate than {join_names(better)} {where}.")
+        if worse:
+            verb = "is" if len(worse) == 1 else "are"
+            sentences.append(f"{join_names(worse)} {verb} significantly more accurate than {name} {where}.")
+        if undecided:
+            sentences.append(
+                f"No significant difference in accuracy between {name} and {join_names(undecided, last='or')} was "
+                f"found {where}."
+            )
+        return " ".join([*sentences, self._allowance])
+
+    @property
+    def _allowance(self) -> str:
+        """Sentence that states which sources of variation the tests account for."""
+        if self.pool.kind != SET:
+            return "These tests account for variation between patients and for overlapping training sets."
+        numbers = [candidate.replicates for each in self.comparisons for candidate in (each.first, each.second)]
+        if min(numbers) > 1:
+            return "These tests account for variation between patients and between seeds."
+        if max(numbers) > 1:
+            return (
+                "These tests account for variation between patients and, for candidates with several runs, between "
+                "seeds; a single run may owe its result to a favourable seed."
+            )
+        return (
+            "These tests compare the models as trained, one run each; they do not account for variation between seeds."
+        )
+
+    @property
+    def choice(self) -> str:
+        """Sentences that name the model selected by validation accuracy, without using the test set."""
+        if self.preferred is None or self.preferred.validation is None or self.headline_result is None:
+            return "No model could be selected by validation accuracy, because there are no validation predictions."
+        label = self.preferred.label
+        validation = format_percent_with_unit(self.preferred.validation.mean)
+        test = format_percent_with_unit(float(self.preferred.exact_accuracy))
+        article = "a mean" if self.preferred.replicates > 1 else "an"
+        accuracies = f"{article} accuracy of {validation} on validation images and {test} on test images"
+        shipped = self.headline_result.run.bundle_stage
+        if len(self.pool.configurations) == 1 and shipped is not None and shipped.chosen_by in (KEY, LAST):
+            why = explain_choice(shipped) if self.preferred.replicates == 1 else BRIEF[shipped.chosen_by]
+            sentence = f"The headline results are those of the shipped stage, {label} ({why}), with {accuracies}."
+            return f"{sentence} {self._shipping}".strip()
+        if self.headline_result.run.get_setting("data.validation") == "test":
+            return (
+                f"Validation accuracy would select {label}; but here the validation images are the test images, so "
+                "this selection, too, was made on the test set."
+            )
+        if len(self.pool.candidates) == 1:
+            sentence = f"{label} is the only candidate, with {accuracies}."
+            return f"{sentence} {self._shipping}".strip()
+        sentence = (
+            f"The model selected by validation accuracy is {label}, with {accuracies}; selection on the test set would "
+            "make its results optimistic."
+        )
+        return f"{sentence} {self._shipping}".strip()
+
+    @property
+    def _shipping(self) -> str:
+        """Sentences about the shipped models if the selected candidate has several runs."""
+        preferred = self.preferred
+        if preferred is None or preferred.replicates == 1:
+            return ""
+        if self.pool.kind == SET:
+            return (
+                f"Each of its {preferred.replicates} runs ships its own model; the run with the median validation "
+                f"accuracy is {preferred.representative.run.label}."
+            )
+        caveat = (
+            "The validation images of one fold are test images of other folds, so this selection was not fully "
+            "independent of the pooled test images. "
+            if self.pool.kind == FOLDS and len(self.pool.candidates) > 1
+            else ""
+        )
+        return (
+            f"{caveat}Each of its runs ships its own model, trained on a subset of the images; the results describe "
+            "the configuration, not any single one of these models."
+        )
+
+
+def find_winner(pool: Pool, *, class_name: str | None, options: ReportOptions) -> Winner:
+    """Choose the winner among the candidates of a pool and test the research questions."""
+    candidates = pool.candidates
+    most = max(each.exact_accuracy for each in candidates)
+    leaders = tuple(each for each in candidates if each.exact_accuracy == most)
+    preferred = _select_preferred(pool)
+    reference = preferred or leaders[0]
+
+    def compare_pairs(pairs: Sequence[tuple[Candidate, Candidate]]) -> tuple[Comparison, ...]:
+        return tuple(compare_pair(*pair, pool, class_name=class_name, options=options) for pair in pairs)
+
+    stages = tuple(
+        comparison
+        for each, pairs in zip(pool.configurations, list_stage_pairs(pool), strict=True)
+        for comparison in compute_corrected_family(
+            compare_pairs(pairs), question=f"the stages of {each.label} against each other"
+        )
+    )
+    if len(pool.configurations) == 1:
+        against = tuple(each for each in stages if reference in (each.first, each.second))
+        return Winner(pool, leaders, preferred, reference, against, stages, ())
+    against_winner = compare_pairs([(reference, each) for each in candidates if each is not reference])
+    others = compare_pairs(list_other_pairs(pool, [*against_winner, *stages]))
+    is_independent = (
+        preferred is not None and pool.kind == SET and reference.results[0].run.get_setting("data.validation") != "test"
+    )
+    # If the test images influenced which candidate is the reference, any pair could have become the question.
+    rivals = [] if is_independent else [each for each in others if {each.first, each.second} <= set(candidates)]
+    question = f"{reference.label} against every other configuration"
+    if rivals:
+        question += (
+            ", corrected for all pairs of configurations because it was not selected independently of these images"
+        )
+    return Winner(
+        pool,
+        leaders,
+        preferred,
+        reference,
+        compute_corrected_family(against_winner, question=question, others=rivals),
+        stages,
+        others,
+    )
+
+
+def join_names(names: Sequence[str], *, last: str = "and") -> str:
+    """Join names for a sentence; beyond `MANY` names, the rest is counted.
+
+    Example:
+        >>> join_names(["a", "b", "c"], last="or")
+        'a, b or c'
+    """
+    if len(names) > MANY:
+        return f"{', '.join(names[:MANY])} {last} {len(names) - MANY} others"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
+
+
+def _select_preferred(pool: Pool) -> Candidate | None:
+    if len(pool.configurations) == 1:
+        only = pool.configurations[0].shipped
+        return only if only.validation is not None else None
+    validated = [each for each in pool.candidates if each.validation is not None]
+    # Rounded, so that the first of equal means is taken in spite of rounding errors in their sums.
+    return max(validated, key=lambda each: round(each.validation.mean, 12) if each.validation else 0.0, default=None)
+
+
+def _format_spread(candidate: Candidate) -> str:
+    """Format the spread of a candidate's runs in parentheses; empty for a single run."""
+    summary = candidate.accuracies
+    if summary.replicates == 1:
+        return ""
+    return (
+        f" ({candidate.replicate_text}: standard deviation {100 * summary.deviation:.1f} percentage points, "
+        f"range {100 * summary.lowest:.1f} to {format_percent_with_unit(summary.highest)})"
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,14 +1,177 @@
 """The worst errors: the misclassified test images on which the model was most confident, for a failure analysis."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import base64
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from PIL import Image
 
+from pylorus.core.errors import PylorusError
+from pylorus.core.io import read_json
+from pylorus.data.decode import RGB, UnreadableImageError, decode_image, resize_image
 from pylorus.evaluation.predictions import Predictions
-from pylorus.report.basis import format_test_basis
-from pylorus.report.result import Result
+from pylorus.report.captions import format_test_basis
+from pylorus.report.results import Result
 from pylorus.report.table import Cell, Column, Number, Row, Table, create_text_columns
+from pylorus.runs.reading import SavedRun
+
+SIDE = 160
+"""Side length of a thumbnail in pixels."""
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A thumbnail of an image.
+
+    Attributes:
+        sample: Id of the image.
+        jpeg: The JPEG in base64, without any metadata of the file; empty if there is none.
+        missing: Why there is no thumbnail; empty if there is one.
+        overlay: The network's input with its heat map, encoded like `jpeg`; empty if there is no heat map.
+    """
+
+    sample: str
+    jpeg: str
+    missing: str
+    overlay: str = ""
+
+
+def create_thumbnails(
+    run: SavedRun, samples: Sequence[str], overlays: Mapping[str, str] | None = None
+) -> dict[str, Thumbnail]:
+    """Create thumbnails of a run's images; one that is missing or has changed since the run says so instead.
+
+    Args:
+        run: The run.
+        samples: Ids of its images.
+        overlays: Heat maps by image id, from `pylorus.report.mistakes`.
+    """
+    return {sample: _create_thumbnail(run, sample, (overlays or {}).get(sample, "")) for sample in samples}
+
+
+def resolve_image_file(run: SavedRun, sample: str) -> Path:
+    """Return the path that an image file had at the time of the run."""
+    assert run.split is not None
+    root = (
+        run.folder / "images"
+        if run.get_setting("data.kind") == "synthetic"
+        else Path(str(run.get_setting("data.root", "")))
+    )
+    return root / str(run.split.table.set_index("sample_id").loc[sample, "path"])
+
+
+def read_run_image(run: SavedRun, sample: str) -> RGB:
+    """Read an image of a run.
+
+    Returns:
+        RGB image of shape (height, width, 3).
+
+    Raises:
+        UnreadableImageError: If it is missing, has changed since the run, or is stored in a shard.
+    """
+    assert run.split is not None
+    if run.get_setting("data.kind") == "shards":
+        raise UnreadableImageError("it is stored in a shard")
+    try:
+        content = resolve_image_file(run, sample).read_bytes()
+    except OSError:
+        raise UnreadableImageError("the file no longer exists") from None
+    if hashlib.sha256(content).hexdigest() != run.split.table.set_index("sample_id").loc[sample, "sha256"]:
+        raise UnreadableImageError("the file has changed since the run")
+    return decode_image(content)
+
+
+def _create_thumbnail(run: SavedRun, sample: str, overlay: str) -> Thumbnail:
+    try:
+        return Thumbnail(sample, encode_thumbnail(read_run_image(run, sample)), "", overlay)
+    except UnreadableImageError as error:
+        return Thumbnail(sample, "", str(error), overlay)
+
+
+def encode_thumbnail(image: RGB) -> str:
+    """Encode an image as a small JPEG in base64, without any metadata of its file."""
+    file = io.BytesIO()
+    Image.fromarray(resize_image(image, size=SIDE, how="pad", interpolation="lanczos")).save(
+        file, format="JPEG", quality=85
+    )
+    return base64.b64encode(file.getvalue()).decode()
+
+
+MAPS, RECORD, INDEX, OVERLAYS = "maps", "maps.json", "maps.csv", "overlays"
+"""Their folder in the run and its contents: a description, the image of each map, and the maps over the images."""
+SUMS = "SHA256SUMS"
+PASSED = "Networks with randomised weights gave different maps (randomisation check passed)."
+FAILED = (
+    "WARNING: networks with randomised weights gave nearly the same maps (randomisation check failed): do not "
+    "interpret them as the reasons for the model's predictions."
+)
+
+
+@dataclass(frozen=True)
+class SavedMaps:
+    """Heat maps of a run.
+
+    Attributes:
+        overlays: Small JPEGs in base64 by image id.
+        said: Explanation of the maps, or of why there are none.
+    """
+
+    overlays: dict[str, str] = field(default_factory=dict)
+    said: str = ""
+
+
+def read_saved_maps(run: SavedRun, *, stage: str) -> SavedMaps:
+    """Read the heat maps of a stage's misclassified images, if they were computed with the run's own bundle.
+
+    Args:
+        run: The run.
+        stage: Name of the stage whose misclassified images are shown.
+
+    Raises:
+        PylorusError: If one of their files is damaged.
+    """
+    folder = run.folder / MAPS
+    record = read_json(folder / RECORD)
+    if record is None or not record.get("finished"):
+        return SavedMaps(
+            said="To show heat maps beside these images, run `pylorus explain RUN/model --mistakes` before the report."
+        )
+    sums = run.folder / "model" / SUMS
+    if not sums.is_file() or record.get(SUMS) != hashlib.sha256(sums.read_bytes()).hexdigest():
+        return SavedMaps(said="The heat maps in this run were computed with a different bundle and are not shown.")
+    if record.get("stage") != stage:
+        return SavedMaps(said=f"No heat maps for these images: the network in the bundle is not that of stage {stage}.")
+    try:
+        table = pd.read_csv(folder / INDEX, dtype=str, keep_default_na=False)
+        rows = table[(table["sample"] != "") & (table["picture"] != "") & (table["class"] == table["predicted"])]
+        overlays = {
+            str(sample): encode_thumbnail(np.asarray(Image.open(folder / OVERLAYS / str(name)).convert("RGB")))
+            for sample, name in zip(rows["sample"], rows["picture"], strict=True)
+        }
+    except (OSError, ValueError, KeyError) as error:
+        raise PylorusError(
+            f"{folder}: damaged: {error}. Compute the heat maps again: pylorus explain {run.folder / 'model'} "
+            "--mistakes"
+        ) from error
+    return SavedMaps(overlays, _explain_maps(record))
+
+
+def _explain_maps(record: dict[str, object]) -> str:
+    check = record.get("randomisation_check")
+    passed = check.get("passed") if isinstance(check, dict) else None
+    check_text = "No randomisation check was performed."
+    if passed is not None:
+        check_text = PASSED if passed else FAILED
+    return (
+        f"Below each image: the network's input, which may be cropped, overlaid with the heat map of the predicted "
+        f"class ({record.get('method')}); yellow regions support that class most. {check_text}"
+    )
+
 
 WORST = 12
 """Maximum number of errors shown."""

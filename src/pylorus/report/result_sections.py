@@ -3,34 +3,53 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pylorus.evaluation.sentence import format_paired_sentence
+from pylorus.evaluation.wording import format_paired_sentence
+from pylorus.report.captions import format_validation_images
 from pylorus.report.comparison import AUROC, MACRO_F1, Comparison, IndexComparison
-from pylorus.report.comparison_tables import build_comparison_table, build_unadjusted_table
-from pylorus.report.confusion_figure import plot_published_confusion_matrices
-from pylorus.report.decision_tables import build_calibration_table, build_threshold_table
+from pylorus.report.curve_figures import (
+    collect_curves,
+    plot_class_metric_curves,
+    plot_net_benefit,
+    plot_risk_coverage,
+    plot_training_curves,
+)
+from pylorus.report.document import FileOnly, Item, Section, Sentences
 from pylorus.report.evidence import Evidence
-from pylorus.report.extended_tables import build_class_metric_table, build_overall_metric_table
-from pylorus.report.fold_tables import (
+from pylorus.report.network_figure import build_network_table, plot_network_structure, read_network_blocks
+from pylorus.report.replicate_tables import (
     build_fold_training_table,
     build_pooled_fold_table,
+    build_replicate_table,
     build_single_fold_table,
     collect_fold_pools,
+    has_replicates,
 )
-from pylorus.report.level import IMAGES, PATIENTS
-from pylorus.report.options import LEVEL
-from pylorus.report.published import STUDY
-from pylorus.report.published_comparison import build_published_comparison_table, compare_with_published
-from pylorus.report.replicate_tables import build_replicate_table, has_replicates
-from pylorus.report.result import Result
-from pylorus.report.run_facts import format_validation_images
+from pylorus.report.result_figures import (
+    plot_confusion_matrices,
+    plot_published_confusion_matrices,
+    plot_reliability_diagrams,
+    plot_roc_curves,
+)
+from pylorus.report.result_tables import (
+    build_calibration_table,
+    build_class_metric_table,
+    build_comparison_table,
+    build_overall_metric_table,
+    build_threshold_table,
+    build_unadjusted_table,
+)
+from pylorus.report.results import IMAGES, LEVEL, PATIENTS, Result, make_file_stems
 from pylorus.report.run_tables import build_accuracy_table
-from pylorus.report.section import FileOnly, Item, Section, Sentences
 from pylorus.report.study_tables import (
+    STUDY,
     build_confusion_table,
+    build_published_comparison_table,
     build_published_confusion_table,
     build_published_metric_table,
     build_study_metric_table,
+    compare_with_published,
 )
+from pylorus.runs.reading import SavedRun
 
 MOST_PAIRS = 24
 """Maximum number of pairs shown on the page; further pairs are only in the CSV file."""
@@ -217,3 +236,59 @@ def _group_by_classes(results: Sequence[Result]) -> list[list[Result]]:
     for result in results:
         groups.setdefault(result.images.predictions.class_names, []).append(result)
     return list(groups.values())
+
+
+def build_training_section(evidence: Evidence) -> Section:
+    """Build the section of training curves: all models in one plot per stage, then the classes of each model."""
+    curves = collect_curves(evidence.runs)
+    labels = {run: label for label, runs in evidence.replicates.items() for run in runs}
+    stages = dict.fromkeys(each.stage.name for each in curves)
+    items: list[Item] = [
+        plot_training_curves([each for each in curves if each.stage.name == stage], labels=labels) for stage in stages
+    ]
+    stems = make_file_stems(list(evidence.replicates))
+    for stem, (label, runs) in zip(stems, evidence.replicates.items(), strict=True):
+        for stage in stages:
+            own = [each for each in curves if each.stage.name == stage and each.run in runs]
+            if own:
+                items.append(plot_class_metric_curves(own, own[0].run.short_names, label=label, stem=stem))
+    without = [f"{run.label} {stage.name}" for run in evidence.runs for stage in run.stages if stage.curves is None]
+    if without:
+        items.append(Sentences((f"No training curves, because metrics.csv is missing: {'; '.join(without)}.",)))
+    return Section("training", "Training", tuple(items))
+
+
+def build_test_figure_section(evidence: Evidence) -> Section:
+    """Build the section of figures on the test images."""
+    results, candidates = evidence.results, evidence.candidates
+    if not results:
+        return Section("test-figures", "", ())
+    items: list[Item] = [*plot_confusion_matrices(results), plot_roc_curves(candidates)]
+    calibrated = [result for result in results if result.calibration is not None]
+    items += plot_reliability_diagrams(calibrated) if calibrated else []
+    items.append(plot_risk_coverage(candidates))
+    deciding = [
+        candidate
+        for candidate in candidates
+        if all(
+            result.calibration is not None and evidence.class_name in result.images.predictions.class_names
+            for result in candidate.results
+        )
+    ]
+    items += [plot_net_benefit(deciding, str(evidence.class_name))] if deciding else []
+    return Section("test-figures", "Figures on the test images", tuple(items))
+
+
+def build_network_section(evidence: Evidence) -> Section:
+    """Build the section of network structures, each shown once."""
+    distinct: dict[str, SavedRun] = {}
+    for run in evidence.runs:
+        if run.network:
+            distinct.setdefault(f"{run.model} {read_network_blocks(run)}", run)
+    items: list[Item] = []
+    for run in distinct.values():
+        items += [plot_network_structure(run), FileOnly(build_network_table(run))]
+    without = [run.label for run in evidence.runs if not run.network]
+    if without:
+        items.append(Sentences((f"No figure of the network, because network.json is missing: {', '.join(without)}.",)))
+    return Section("networks", "Networks", tuple(items))

@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 
-from pylorus.data.shares import explain_split, get_requested_fractions
-from pylorus.report.basis import format_test_basis, format_training_basis
-from pylorus.report.marks import format_caveats
-from pylorus.report.redaction import redact_overrides
-from pylorus.report.result import Result
-from pylorus.report.run_facts import is_validated_on_test
-from pylorus.report.saved_run import SavedRun
-from pylorus.report.saved_split import PARTS
+from pylorus.core.privacy import redact_overrides
+from pylorus.data.stratification import explain_split, get_requested_fractions
+from pylorus.report.captions import format_caveats, format_test_basis, format_training_basis, is_validated_on_test
+from pylorus.report.results import Result
 from pylorus.report.table import Cell, Column, Number, Row, Table, convert_to_percent_cell, create_text_columns
+from pylorus.runs.reading import PARTS, SavedRun
 
 NO_PATIENTS = "neither data.group, nor a manifest column `group`, nor data.patients=dicom identifies patients"
 

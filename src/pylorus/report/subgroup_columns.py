@@ -9,7 +9,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.report.identifying import find_identifying_reason, is_nearly_unique, is_of_one_patient
+from pylorus.core.privacy import find_identifying_reason, is_nearly_unique, is_of_one_patient
+from pylorus.report.results import Result
 
 MOST_VALUES = 12
 """Maximum number of subgroups of a text column; if it has more values, the rarest are merged."""
@@ -229,3 +230,9 @@ def _parse_numbers(values: NDArray[np.str_]) -> NDArray[np.float64] | None:
     except ValueError:
         return None
     return numbers if np.isfinite(numbers[values != ""]).all() else None
+
+
+def get_subgroup_columns(result: Result) -> tuple[SubgroupColumn, ...]:
+    """Return the manifest's columns for the test images, each with its subgroups or the reason for having none."""
+    test_column = result.run.get_setting("data.test_column") or result.run.get_setting("data.fold_column")
+    return build_subgroup_columns(result.test.about, result.test.predictions.group, test_column=test_column)

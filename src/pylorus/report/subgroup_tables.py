@@ -7,18 +7,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pylorus.evaluation.auroc import auroc
 from pylorus.evaluation.comparison import holm
-from pylorus.evaluation.delong import auroc
-from pylorus.evaluation.estimate import Estimate
-from pylorus.evaluation.proportion import ClassProportions, proportions_of_predictions
-from pylorus.evaluation.sentence import format_p_value
+from pylorus.evaluation.index_intervals import ClassProportions, proportions_of_predictions
+from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.subgroups import calibration_in_the_large, subgroup_difference
-from pylorus.report.basis import format_test_basis
+from pylorus.evaluation.wording import format_p_value
+from pylorus.report.captions import format_test_basis
+from pylorus.report.document import Item, Section, Sentences
 from pylorus.report.evidence import Evidence
-from pylorus.report.options import CONFIDENCE, LEVEL, ReportOptions
-from pylorus.report.result import Result
-from pylorus.report.section import Item, Section, Sentences
-from pylorus.report.subgroup_columns import OTHER, RARE, Subgroup, SubgroupColumn, build_subgroup_columns
+from pylorus.report.results import CONFIDENCE, LEVEL, ReportOptions, Result
+from pylorus.report.subgroup_columns import (
+    OTHER,
+    RARE,
+    Subgroup,
+    SubgroupColumn,
+    get_subgroup_columns,
+)
 from pylorus.report.table import (
     Cell,
     Column,
@@ -57,12 +62,6 @@ class SubgroupColumnTest:
     def is_shown(self) -> bool:
         """Whether the difference between the subgroups is statistically significant."""
         return self.corrected < LEVEL
-
-
-def get_subgroup_columns(result: Result) -> tuple[SubgroupColumn, ...]:
-    """Return the manifest's columns for the test images, each with its subgroups or the reason for having none."""
-    test_column = result.run.get_setting("data.test_column") or result.run.get_setting("data.fold_column")
-    return build_subgroup_columns(result.test.about, result.test.predictions.group, test_column=test_column)
 
 
 def build_subgroup_section(evidence: Evidence) -> Section:

@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pylorus.report.candidate import FOLDS, SET, Candidate, Pool, format_pool_notes
-from pylorus.report.evidence import Evidence
-from pylorus.report.looks import format_evaluation_counts
-from pylorus.report.marks import Caveat, collect_caveats
-from pylorus.report.result import Result
+from pylorus.report.captions import Caveat, collect_caveats, format_evaluation_counts
+from pylorus.report.evidence import Evidence, Winner
+from pylorus.report.results import Result
 from pylorus.report.run_tables import format_split_warnings
-from pylorus.report.saved_run import SavedRun
 from pylorus.report.table import DASH, convert_to_percent_cell
-from pylorus.report.winner import Winner
-from pylorus.runs.shipped import KEY, LAST
+from pylorus.runs.folder import KEY, LAST
+from pylorus.runs.reading import SavedRun
 
 KINDS = {"run": "Report of a run", "sweep": "Report of a sweep", "runs": "Report of several runs"}
 STATES = {

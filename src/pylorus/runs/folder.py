@@ -8,18 +8,242 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import psutil
+from numpy.typing import NDArray
+from scipy.special import log_softmax
 
-from pylorus.files import write_json
-from pylorus.runs.shipped import ShippedStage, read_shipped
-from pylorus.stages.folder import StageFolder
+from pylorus.core.formatting import format_percent
+from pylorus.core.io import write_json
+
+ONLY, ACCURACY, LOSS, ORDER, KEY, LAST = CHOICES = ("only", "accuracy", "loss", "order", "key", "last")
+"""How a stage is chosen; see `ShippedStage`."""
+
+
+@dataclass(frozen=True)
+class StageScore:
+    """Performance of a stage on the validation images.
+
+    Attributes:
+        correct: Number of correctly classified images.
+        images: Number of images, at least one.
+        loss: Mean negative log-likelihood of the true class, in nats.
+    """
+
+    correct: int
+    images: int
+    loss: float
+
+    @property
+    def accuracy(self) -> float:
+        """Proportion of correctly classified images, in [0, 1]."""
+        return self.correct / self.images
+
+
+@dataclass(frozen=True)
+class ShippedStage:
+    """The stage whose network is shipped, and how it was chosen.
+
+    Attributes:
+        name: Name of the stage.
+        chosen_by: `only`: there is no other stage; `accuracy`: highest validation accuracy; `loss`: equal accuracy,
+            lower validation loss; `order`: both equal, later stage; `key`: set by deploy.stage; `last`: the last
+            stage, which versions without this rule shipped.
+        accuracy: Validation accuracy of each stage, in [0, 1], in the order of the stages; empty if unknown.
+    """
+
+    name: str
+    chosen_by: str
+    accuracy: dict[str, float]
+
+
+def score_stage(logits: NDArray[np.float64], true: NDArray[np.int64]) -> StageScore:
+    """Score a stage by its logits for the validation images.
+
+    Args:
+        logits: Uncalibrated logits of shape (images, classes).
+        true: True classes, of shape (images,).
+
+    Example:
+        >>> score_stage(np.array([[2.0, 0.0], [1.0, 3.0]]), np.array([0, 0])).accuracy
+        0.5
+    """
+    rows = np.arange(len(true))
+    loss = -log_softmax(logits, axis=1)[rows, true].mean()
+    return StageScore(int((logits.argmax(axis=1) == true).sum()), len(true), float(loss))
+
+
+def select_stage(scores: Mapping[str, StageScore], *, asked: str | None = None) -> ShippedStage:
+    """Choose the stage that is shipped.
+
+    Args:
+        scores: Score of each stage on the same validation images, in the order of the stages; at least one.
+        asked: The value of deploy.stage; if that stage has no score yet, the rule decides.
+
+    Example:
+        >>> scores = {"pretrain": StageScore(17, 20, 0.4), "finetune": StageScore(14, 20, 0.9)}
+        >>> select_stage(scores).name
+        'pretrain'
+    """
+    accuracy = {name: score.accuracy for name, score in scores.items()}
+    if asked is not None and asked in scores:
+        return ShippedStage(asked, KEY, accuracy)
+    most = max(score.correct for score in scores.values())
+    best = {name: score.loss for name, score in scores.items() if score.correct == most}
+    lowest = min(best.values())
+    names = [name for name, loss in best.items() if loss == lowest]
+    reason = ORDER if len(names) > 1 else LOSS if len(best) > 1 else ACCURACY if len(scores) > 1 else ONLY
+    return ShippedStage(names[-1], reason, accuracy)
+
+
+def read_shipped(description: Mapping[str, Any]) -> ShippedStage | None:
+    """Return the shipped stage that the content of a model.json names; None if an earlier version wrote it."""
+    entry = description.get("shipped")
+    return None if entry is None else ShippedStage(**entry)
+
+
+def explain_choice(shipped: ShippedStage, *, validated_on: str = "val") -> str:
+    """Describe how a stage was chosen, in a phrase that follows its name.
+
+    Args:
+        shipped: The stage.
+        validated_on: `val`, or `test` if the validation images were the test images.
+    """
+    own = format_percent(shipped.accuracy[shipped.name]) if shipped.name in shipped.accuracy else ""
+    others = ", ".join(
+        f"{name} {format_percent(accuracy)} %" for name, accuracy in shipped.accuracy.items() if name != shipped.name
+    )
+    reason = {
+        ONLY: "the only stage",
+        ACCURACY: f"highest validation accuracy: {own} %, against {others}",
+        LOSS: f"validation accuracy {own} %, against {others}; lowest validation loss of the stages with that accuracy",
+        ORDER: f"validation accuracy {own} %, against {others}; latest of the stages with that accuracy and loss",
+        KEY: f"named by deploy.stage; validation accuracy {own} %{f', against {others}' if others else ''}",
+        LAST: "the last stage: written by a version that did not compare stages",
+    }[shipped.chosen_by]
+    if validated_on == "test" and shipped.chosen_by in (ACCURACY, LOSS, ORDER):
+        reason += "; the validation images are the test images, so the choice was made on the test images"
+    return reason
+
+
+PARTS = ("val", "test")
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Result of a stage's training.
+
+    Attributes:
+        epochs: Number of epochs trained.
+        best_epoch: Epoch whose weights were chosen, from 1.
+    """
+
+    epochs: int
+    best_epoch: int
+
+
+class StageProgress(NamedTuple):
+    """Progress of a stage in training: complete epochs, and batches of the next one."""
+
+    epochs: int
+    batches: int
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """The files of one stage."""
+
+    path: Path
+
+    @property
+    def metrics_path(self) -> Path:
+        """The learning curves."""
+        return self.path / "metrics.csv"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The state from which an interrupted stage resumes: after an epoch, or within one."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def progress(self) -> StageProgress:
+        """Saved progress: all epochs of a trained stage, else that of `last.ckpt`."""
+        if self.training_result is not None:
+            return StageProgress(self.training_result.epochs, 0)
+        if not self.last_checkpoint.is_file():
+            return StageProgress(0, 0)
+        import torch  # imported here, since reading a status needs no torch
+
+        return StageProgress(*torch.load(self.last_checkpoint, map_location="meta", weights_only=True)["reached"])
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The weights of the best epoch, once the stage is trained."""
+        return self.path / "checkpoints" / "best.ckpt"
+
+    @property
+    def record_path(self) -> Path:
+        """The file that marks the stage as trained; see `TrainingResult`."""
+        return self.path / "stage.json"
+
+    def get_best_path(self, epoch: int) -> Path:
+        """Return the path of the weights of an epoch, counted from 0, that is the best so far."""
+        return self.path / "checkpoints" / f"best-{epoch}.ckpt"
+
+    def delete_other_bests(self, epoch: int | None) -> None:
+        """Delete weights of epochs that are no longer the best."""
+        for path in self.best_checkpoint.parent.glob("best-*.ckpt"):
+            if epoch is None or path != self.get_best_path(epoch):
+                path.unlink()
+
+    def delete_training_state(self) -> None:
+        """Delete what is only needed until the stage is trained."""
+        self.delete_other_bests(None)
+        self.last_checkpoint.unlink(missing_ok=True)
+
+    def get_predictions_path(self, split: str) -> Path:
+        """Return the path of the best epoch's predictions for `val` or `test`."""
+        return self.path / f"predictions-{split}.parquet"
+
+    def get_features_path(self, split: str) -> Path:
+        """Return the path of penultimate features for `val` or `test`; they exist until the bundle does."""
+        return self.path / "checkpoints" / f"features-{split}.npy"
+
+    @property
+    def network_path(self) -> Path:
+        """The complete network of a stage that may be shipped, since later stages change it."""
+        return self.path / "checkpoints" / "network.safetensors"
+
+    def delete_candidate(self) -> None:
+        """Delete what is only needed until the bundle is written."""
+        for path in (*map(self.get_features_path, PARTS), self.network_path):
+            path.unlink(missing_ok=True)
+
+    @property
+    def training_result(self) -> TrainingResult | None:
+        """The result of training; None if it has not finished."""
+        if not self.record_path.is_file():
+            return None
+        return TrainingResult(**json.loads(self.record_path.read_text(encoding="utf-8")))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the stage is trained and has predicted every split, as the bundle predicts it.
+
+        A stage without features predicts again: older versions, which saved none, predicted in training precision.
+        """
+        outputs = [
+            path for split in PARTS for path in (self.get_features_path(split), self.get_predictions_path(split))
+        ]
+        return self.training_result is not None and all(path.is_file() for path in outputs)
+
 
 HEARTBEAT = 20.0
 """Seconds between two heartbeats of a running run."""
@@ -35,7 +259,7 @@ class RunFolder:
     ID and how often the job was requeued, or null), `started`, `heartbeat`, `ended`, `seconds` (running time without
     interruptions), `resumed` (how often), `overrides` (from the command line), `sweep` (the sweep's name, or null) and,
     if the run failed, `error`. A finished run also has `shipped_stage` and `shipped_by`: the stage in `model` and how
-    it was chosen (see `pylorus.runs.shipped`).
+    it was chosen (see `pylorus.runs.folder`).
 
     Attributes:
         path: The folder.

@@ -1,19 +1,375 @@
-"""`pylorus serve`: run the web server of a bundle on this machine."""
+"""Routes of the server: the page and its static files from memory, and the JSON interface."""
 
+import asyncio
 import contextlib
+import hashlib
 import logging
 import os
 import socket
+from functools import cache
+from importlib import resources
 from pathlib import Path
 
+import jinja2
 import uvicorn
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
 
-from pylorus.deploy.app.desk import InferenceService
-from pylorus.deploy.app.options import ServeOptions
-from pylorus.deploy.app.pages import create_application
-from pylorus.deploy.load import load_bundle
+from pylorus import __version__
+from pylorus.core.errors import PylorusError
+from pylorus.deploy.app.inference import AnswerOptions, DecodedUpload, InferenceService
+from pylorus.deploy.app.security import (
+    FIELD,
+    RefusedUploadError,
+    RequestGuard,
+    ServeOptions,
+    UploadLimits,
+    iter_uploads,
+)
+from pylorus.deploy.bundle_files import CARD, SUMS
+from pylorus.deploy.card import format_threshold_guarantee
+from pylorus.deploy.model import Bundle, load_bundle
 from pylorus.deploy.predict import resolve_device
-from pylorus.errors import PylorusError
+
+MOST_BYTES = 1_000_000
+SUNK = 2
+"""Levels by which its headings are lowered, since they come below the page's own."""
+WRAPPED = {
+    "table_open": '<div class="scroll" role="region" aria-label="Table" tabindex="0"><table>\n',
+    "table_close": "</table></div>\n",
+}
+"""Markup around a table, so that a wide one scrolls by itself, by keyboard too."""
+
+
+def render_card_html(path: Path) -> Markup:
+    """Render a Markdown file as HTML: paragraphs, headings, lists and tables, but no embedded HTML, links or images."""
+    with path.open("rb") as file:
+        text = file.read(MOST_BYTES).decode("utf-8", errors="replace")
+    renderer = MarkdownIt("commonmark", {"html": False}).enable("table")
+    renderer.disable(["html_block", "html_inline", "link", "image", "autolink", "reference"])
+    tokens = renderer.parse(text)
+    for token in tokens:
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(6, int(token.tag[1]) + SUNK)}"
+        if token.type in WRAPPED:
+            token.type, token.content = "html_block", WRAPPED[token.type]
+    return Markup(renderer.renderer.render(tokens, renderer.options, {}))
+
+
+Schema = dict[str, object]
+
+TEXT: Schema = {"type": "string"}
+NUMBER: Schema = {"type": "number"}
+TRUTH: Schema = {"type": "boolean"}
+ERRORS = {
+    "400": "The form is malformed or incomplete.",
+    "401": "The password is missing or wrong (HTTP Basic, any user name).",
+    "403": "The request came from another site's page.",
+    "408": "The files took too long to arrive.",
+    "413": "Too many files, or too many bytes in total.",
+    "415": "The body is not multipart/form-data.",
+    "421": "The Host header names another server.",
+    "503": "Too many requests at once; retry after Retry-After seconds.",
+}
+
+
+def build_openapi(bundle: Bundle, options: ServeOptions) -> Schema:
+    """Return the OpenAPI description of this server's interface."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Pylorus: predictions of a trained model",
+            "version": __version__,
+            "description": bundle.description.intended_use,
+        },
+        "paths": {
+            "/api/predict": {"post": _build_predict_operation(options)},
+            "/api/model": {"get": _build_get_operation("The model that this server runs", "Model")},
+            "/health": {"get": {**_build_get_operation("Server status, version and bundle", "Health"), "security": []}},
+        },
+        "components": {
+            "schemas": {
+                "Row": _build_row_schema(bundle),
+                "Answer": _build_answer_schema(),
+                "Model": _build_model_schema(),
+                "Health": _build_health_schema(),
+            },
+            "securitySchemes": {"password": {"type": "http", "scheme": "basic"}},
+        },
+        "security": [{}] if options.password_file is None else [{"password": []}],
+    }
+
+
+def _build_predict_operation(options: ServeOptions) -> Schema:
+    form = {
+        "type": "object",
+        "required": [FIELD],
+        "properties": {
+            FIELD: {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": options.max_images,
+                "items": {"type": "string", "contentMediaType": "application/octet-stream"},
+                "description": f"JPEG, PNG, BMP, TIFF, WebP or DICOM, at most {options.most_bytes:,} bytes each.",
+            }
+        },
+    }
+    descriptions = {
+        "image": "With 1, each row has the preprocessed image as a JPEG (data: URL).",
+        "heat_map": "With 1, each row has that image under the heat map of its predicted class, if available.",
+    }
+    return {
+        "summary": "Classify images",
+        "parameters": [
+            {"name": name, "in": "query", "description": text, "schema": {"type": "string", "enum": ["0", "1"]}}
+            for name, text in descriptions.items()
+        ],
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
+        "responses": {
+            "200": _build_content("One row per file, in the order of the files", "Answer"),
+            **{status: {"description": text} for status, text in ERRORS.items()},
+        },
+    }
+
+
+def _build_row_schema(bundle: Bundle) -> Schema:
+    names, decision_class = bundle.description.short_names, bundle.description.decision.class_name
+    return {
+        "type": "object",
+        "required": ["file", "error"],
+        "description": "If error is not empty, the row holds only file and error.",
+        "properties": {
+            "file": TEXT,
+            "error": {**TEXT, "description": "Why there is no answer for this file; empty if there is one."},
+            "predicted": {"type": "string", "enum": list(names)},
+            "probability": {
+                "type": "object",
+                "properties": dict.fromkeys(names, NUMBER),
+                "description": "Calibrated probability of each class, 0 to 1.",
+            },
+            "decision": {"type": "string", "enum": [decision_class, f"not {decision_class}"]},
+            "abstain": {**TRUTH, "description": "Whether the model abstains: this answer must not be used."},
+            "why": {"type": "string", "enum": ["", "unsure", "unlike"]},
+            "prediction_set": {
+                "type": "array",
+                "items": {"type": "string", "enum": list(names)},
+                "description": "Short class names; only if the bundle has prediction sets.",
+            },
+            "unlikeness": {**NUMBER, "description": "Distance from the training images, 0 to 2."},
+            "image": TEXT,
+            "heat_map": TEXT,
+        },
+    }
+
+
+def _build_answer_schema() -> Schema:
+    rows = {"type": "array", "items": {"$ref": "#/components/schemas/Row"}}
+    return _build_object_schema(bundle=TEXT, intended_use=TEXT, results=rows)
+
+
+def _build_model_schema() -> Schema:
+    names: Schema = {"type": "array", "items": TEXT}
+    return _build_object_schema(
+        bundle=TEXT,
+        architecture=TEXT,
+        classes=names,
+        short_names={**names, "description": "Short class names used in answers, in the order of classes."},
+        decision=_build_object_schema(**{"class": TEXT, "threshold": {"type": ["number", "null"]}}),
+        prediction_sets={
+            "oneOf": [{"type": "null"}, _build_object_schema(coverage=NUMBER)],
+            "description": "Null if the bundle has none.",
+        },
+        abstention=_build_object_schema(unlike_above=NUMBER, unsure_below=NUMBER),
+        limits=_build_object_schema(most_bytes=NUMBER, most_files=NUMBER),
+        no_heat_maps={**TEXT, "description": "Why there are no heat maps; empty if there are."},
+        intended_use=TEXT,
+    )
+
+
+def _build_health_schema() -> Schema:
+    return _build_object_schema(status=TEXT, bundle=TEXT, version=TEXT)
+
+
+def _build_object_schema(**properties: object) -> Schema:
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _build_get_operation(summary: str, schema: str) -> Schema:
+    return {"summary": summary, "responses": {"200": _build_content(summary, schema)}}
+
+
+def _build_content(text: str, schema: str) -> Schema:
+    return {
+        "description": text,
+        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}},
+    }
+
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 16
+"""Maximum number of concurrent requests with files; further ones are told to retry."""
+SECONDS = 300.0
+"""Seconds within which all files of a request must arrive."""
+ANYWHERE = ("0.0.0.0", "::")
+STATIC = {
+    "page.css": "text/css",
+    "page.js": "text/javascript",
+    "table.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
+
+
+def create_application(desk: InferenceService, options: ServeOptions, password: str | None = None) -> ASGIApp:
+    """Return the complete ASGI application, behind its guard."""
+    pages = RequestHandlers(desk, options)
+    routes = [
+        Route("/", pages.get_page),
+        Route("/static/{name}", pages.get_static_file),
+        Route("/health", pages.get_health),
+        Route("/api", pages.get_interface),
+        Route("/api/model", pages.get_model_facts),
+        Route("/api/predict", pages.predict, methods=["POST"]),
+    ]
+    handlers = {HTTPException: _handle_http_error, Exception: _handle_server_error}
+    starlette = Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
+    return RequestGuard(starlette, hosts=options.hosts, any_address=options.host in ANYWHERE, password=password)
+
+
+class RequestHandlers:
+    """Request handlers, one per path.
+
+    Args:
+        desk: Runs inference for the bundle.
+        options: Options of the server.
+    """
+
+    def __init__(self, desk: InferenceService, options: ServeOptions):
+        self._desk = desk
+        self._limits = UploadLimits(options.most_bytes, options.max_images)
+        self._in_hand = 0
+        self._health = {"status": "ok", "bundle": compute_bundle_id(desk.bundle), "version": __version__}
+        self._model = _build_model_facts(desk, options)
+        self._interface = build_openapi(desk.bundle, options)
+        self._page = _render_page(desk.bundle, options)
+
+    async def get_page(self, _: Request) -> Response:
+        """Return the HTML page."""
+        return Response(self._page, media_type="text/html")
+
+    async def get_static_file(self, request: Request) -> Response:
+        """Return a static file of the page, looked up by name and never by path."""
+        name = request.path_params["name"]
+        if name not in STATIC:
+            raise HTTPException(404)
+        return Response(_read_static_file(name), media_type=STATIC[name])
+
+    async def get_health(self, _: Request) -> Response:
+        """Return the server's status, even while the network is busy."""
+        return JSONResponse(self._health)
+
+    async def get_interface(self, _: Request) -> Response:
+        """Return the OpenAPI description of the JSON interface."""
+        return JSONResponse(self._interface)
+
+    async def get_model_facts(self, _: Request) -> Response:
+        """Return facts about the model."""
+        return JSONResponse(self._model)
+
+    async def predict(self, request: Request) -> Response:
+        """Classify the uploaded files; return one row per file."""
+        if self._in_hand >= AT_ONCE:
+            return JSONResponse({"error": f"the server is busy with {AT_ONCE} requests"}, 503, {"Retry-After": "2"})
+        query = request.query_params
+        wanted = AnswerOptions(image=query.get("image") == "1", heat_map=query.get("heat_map") == "1")
+        self._in_hand += 1
+        try:
+            async with asyncio.timeout(SECONDS):
+                frames = await self._read_uploads(request, wanted)
+            results = await self._desk.classify_uploads(frames, wanted)
+        except RefusedUploadError as error:
+            return JSONResponse({"error": str(error)}, error.status)
+        except TimeoutError:
+            return JSONResponse({"error": f"the upload took more than {SECONDS:g} s"}, 408)
+        except ClientDisconnect:
+            return Response(status_code=400)
+        finally:
+            self._in_hand -= 1
+        intended_use = self._desk.bundle.description.intended_use
+        return JSONResponse({"bundle": self._health["bundle"], "intended_use": intended_use, "results": results})
+
+    async def _read_uploads(self, request: Request, wanted: AnswerOptions) -> list[DecodedUpload]:
+        frames = [
+            await self._desk.decode_upload(upload, wanted) async for upload in iter_uploads(request, self._limits)
+        ]
+        if not frames:
+            raise RefusedUploadError(400, "the form contains no file")
+        return frames
+
+
+def compute_bundle_id(bundle: Bundle) -> str:
+    """Return the SHA-256 of a bundle's list of file hashes, which identifies the bundle."""
+    return hashlib.sha256((bundle.folder / SUMS).read_bytes()).hexdigest()
+
+
+def _build_model_facts(desk: InferenceService, options: ServeOptions) -> dict[str, object]:
+    description = desk.bundle.description
+    decision_class = description.decision.class_name
+    return {
+        "bundle": compute_bundle_id(desk.bundle),
+        "architecture": description.architecture,
+        "classes": list(description.classes),
+        "short_names": list(description.short_names),
+        "decision": {"class": decision_class, "threshold": description.decision.thresholds[decision_class]},
+        "prediction_sets": None
+        if description.prediction_sets is None
+        else {"coverage": description.prediction_sets.coverage},
+        "abstention": {
+            "unlike_above": description.abstention.unlike_above,
+            "unsure_below": description.abstention.unsure_below,
+        },
+        "limits": {"most_bytes": options.most_bytes, "most_files": options.max_images},
+        "no_heat_maps": desk.why_no_heat,
+        "intended_use": description.intended_use,
+    }
+
+
+def _render_page(bundle: Bundle, options: ServeOptions) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: _read_static_file(name).decode()),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("page.html.j2").render(
+        description=bundle.description,
+        guarantee=format_threshold_guarantee(bundle.description, bundle.description.decision.class_name),
+        options=options,
+        card=render_card_html(bundle.folder / CARD),
+        bundle=compute_bundle_id(bundle),
+        version=__version__,
+    )
+
+
+@cache
+def _read_static_file(name: str) -> bytes:
+    return (resources.files("pylorus.deploy.app") / "static" / name).read_bytes()
+
+
+async def _handle_http_error(_: Request, error: HTTPException) -> Response:
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+async def _handle_server_error(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": f"internal server error: {type(error).__name__}"}, 500)
+
 
 PATIENCE = 10
 """Seconds that running requests have to finish when the server is stopped."""

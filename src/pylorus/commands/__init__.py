@@ -1,1 +1,0 @@
-"""The commands of `pylorus`: their arguments, and the functions that they call."""

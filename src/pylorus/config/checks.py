@@ -1,0 +1,345 @@
+"""Validation of a configuration against the schema; unknown keys are refused, even those added with `+`."""
+
+import dataclasses
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pylorus.config.schema import FUSED, GROUPS, Config
+from pylorus.core.errors import PylorusError, format_suggestion
+
+RESERVED_STAGE_NAMES = ("model", "report", "images")
+"""Names that no stage may have: each stage has a folder in the run's folder, where these names are in use."""
+
+
+def resolve_optional_type(annotation: Any) -> Any:
+    """Return the type of an annotation without None: `int` for `int | None`."""
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        return next(member for member in typing.get_args(annotation) if member is not type(None))
+    return annotation
+
+
+def iter_fields(schema: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+    """Yield each field of a dataclass with its type, without None."""
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        yield field, resolve_optional_type(hints[field.name])
+
+
+def check_key(path: str, *, schema: type = Config) -> None:
+    """Check that the schema has a dotted key.
+
+    Raises:
+        PylorusError: If it does not; the message names the unknown part and suggests the closest known one.
+    """
+    kind: Any = schema
+    parents: list[str] = []
+    for part in path.split("."):
+        if dataclasses.is_dataclass(kind):
+            known = {field.name: field_kind for field, field_kind in iter_fields(typing.cast(type, kind))}
+            if part not in known:
+                problem = f'"{".".join(parents)}" has no key "{part}"' if parents else f'there is no key "{part}"'
+                names = list(known) if parents else [*known, *GROUPS]
+                raise PylorusError(
+                    f"{path}: {problem}.{format_suggestion(part, names)}\n"
+                    f"Keys at this level: {', '.join(names)}. For all keys, run: python train.py --help"
+                )
+            kind = known[part]
+        elif typing.get_origin(kind) is dict:
+            kind = typing.get_args(kind)[1]
+        elif kind is Any:
+            return
+        else:
+            raise PylorusError(f'{path}: "{".".join(parents)}" is a single value and has no keys of its own.')
+        parents.append(part)
+
+
+def is_free_form(path: str) -> bool:
+    """Return whether a key is in a part of the schema that accepts any name (model.args, augment.transforms)."""
+    kind: Any = Config
+    for part in path.split("."):
+        if dataclasses.is_dataclass(kind):
+            kind = {field.name: field_kind for field, field_kind in iter_fields(typing.cast(type, kind))}.get(part)
+        elif typing.get_origin(kind) is dict:
+            kind = typing.get_args(kind)[1]
+            if kind is Any:
+                return True
+        else:
+            return False
+    return False
+
+
+def check_values(config: object, *, path: str = "") -> None:
+    """Check every value against the range and the choices of its key.
+
+    Args:
+        config: An instance of a dataclass of the schema.
+        path: Dotted prefix of its keys, with a final dot.
+
+    Raises:
+        PylorusError: If a value is not allowed; the message names the key, the value found and what is expected.
+    """
+    for field, _ in iter_fields(type(config)):
+        value, name = getattr(config, field.name), f"{path}{field.name}"
+        if dataclasses.is_dataclass(value):
+            check_values(value, path=f"{name}.")
+        elif isinstance(value, dict):
+            for part, inner in value.items():
+                if dataclasses.is_dataclass(inner):
+                    check_values(inner, path=f"{name}.{part}.")
+        elif value is not None:
+            _check_value(name, value, field.metadata)
+
+
+def _check_value(name: str, value: Any, metadata: typing.Mapping[str, Any]) -> None:
+    choices, low, high = metadata["choices"], metadata["low"], metadata["high"]
+    allowed_range = f"{low} to {high}" if low is not None and high is not None else f"at least {low}"
+    if choices and (low is None or isinstance(value, str)):
+        if value in choices:
+            return
+        allowed = (
+            f"one of {', '.join(choices)}" if low is None else f"{', '.join(choices)} or a number ({allowed_range})"
+        )
+        raise PylorusError(f'{name}: found "{value}", expected {allowed}.{format_suggestion(value, choices)}')
+    # Negated comparisons, so that NaN is refused as well.
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        raise PylorusError(f"{name}: found {value}, expected {allowed_range}.")
+
+
+def build_config(composed: DictConfig) -> Config:
+    """Build the typed configuration from what Hydra composed, and check it.
+
+    Raises:
+        PylorusError: If a key is missing or a value is not allowed; the message names the key.
+    """
+    missing = sorted(str(name) for name in OmegaConf.missing_keys(composed))
+    if missing:
+        raise PylorusError(f"{missing[0]}: no value given. Add {missing[0]}=… to the command line.")
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    check_config(config)
+    config.stages = {name: config.stages[name] for name in config.run}
+    if config.data.fold_column is not None:
+        config.data.fold = str(config.data.fold)  # values of a manifest are text, even if they look like numbers
+    # Make paths absolute, so that a run can be resumed from another working directory.
+    config.cache.folder = str(Path(config.cache.folder).expanduser().absolute())
+    if config.data.root is not None and "://" not in config.data.root:
+        config.data.root = str(Path(config.data.root).expanduser().absolute())
+    if config.data.manifest is not None:
+        config.data.manifest = str(Path(config.data.manifest).expanduser().absolute())
+    if config.data.split_file is not None:
+        config.data.split_file = str(Path(config.data.split_file).expanduser().absolute())
+    if config.model.weights not in ("hub", "none"):
+        config.model.weights = str(Path(config.model.weights).expanduser().absolute())
+    return config
+
+
+def load_config(path: Path) -> Config:
+    """Load the configuration file of a run's folder.
+
+    Raises:
+        PylorusError: If it is not a configuration of this version of Pylorus.
+    """
+    try:
+        return build_config(DictConfig(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))))
+    except OmegaConfBaseException as error:
+        raise PylorusError(f"{path}: not a configuration of this version of Pylorus. {error}") from error
+
+
+def check_config(config: Config) -> None:
+    """Check all values, and the rules that involve several keys.
+
+    Raises:
+        PylorusError: If a rule is violated; the message names the key, what was found and what was expected.
+    """
+    check_values(config)
+    if not config.run or len(set(config.run)) < len(config.run):
+        raise PylorusError(
+            f"run: found {config.run}, expected at least one stage and each only once, as in stage=both."
+        )
+    for name in config.run:
+        if name not in config.stages:
+            raise PylorusError(f'run: there is no stage "{name}".{format_suggestion(name, config.stages)}')
+    if config.deploy.stage is not None and config.deploy.stage not in config.run:
+        problem = "which this run does not train" if config.deploy.stage in config.stages else "which is not a stage"
+        raise PylorusError(
+            f'deploy.stage: found "{config.deploy.stage}", {problem}.{format_suggestion(config.deploy.stage, config.run)} '
+            f"Expected one of {', '.join(config.run)}, or null."
+        )
+    for name in config.stages:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED_STAGE_NAMES:
+            raise PylorusError(
+                f'stages: found "{name}", expected lowercase letters, digits and _, beginning with a letter, and '
+                f"none of {', '.join(RESERVED_STAGE_NAMES)}: it becomes the name of a folder."
+            )
+    if config.data.kind == "folders" and config.data.root is None:
+        raise PylorusError("data.root: no value given. Add data.root=DIR, the folder with your class folders.")
+    if config.data.kind == "shards" and config.data.root is None:
+        raise PylorusError("data.root: no value given. Add data.root=DIR, the folder with your shards, or a URL.")
+    if config.data.kind != "shards" and config.data.shard_window is not None:
+        raise PylorusError("data.shard_window: only allowed with data=shards. Add data=shards, or leave it out.")
+    _check_test_set(config)
+    _check_classes(config)
+    _check_strategy(config)
+    if config.model.args.get("in_chans", 3) != 3:
+        raise PylorusError(
+            f"model.args.in_chans: found {config.model.args['in_chans']}, expected 3. Every image is converted to RGB, "
+            "also a grayscale one, so leave in_chans out."
+        )
+    reserved = {"num_classes", "pretrained", "pretrained_cfg", "checkpoint_path"} & set(config.model.args)
+    if reserved:
+        raise PylorusError(
+            f"model.args.{min(reserved)}: Pylorus sets it itself, from the classes and model.weights. Leave it out."
+        )
+
+
+def _check_strategy(config: Config) -> None:
+    if config.trainer.strategy != "fsdp":
+        return
+    if config.trainer.compile:
+        raise PylorusError("trainer.compile: found true, expected false with trainer.strategy=fsdp. Leave it out.")
+    if config.trainer.batch_size == "auto":
+        raise PylorusError(
+            "trainer.batch_size: found auto, which only tries steps on a single device, expected a number with "
+            "trainer.strategy=fsdp, such as 16."
+        )
+    if config.optimizer.name not in FUSED:
+        raise PylorusError(
+            f"optimizer.name: found {config.optimizer.name}, expected an optimiser of torch itself with "
+            f"trainer.strategy=fsdp, because the weights are sharded: {', '.join(FUSED)}."
+        )
+
+
+def _check_test_set(config: Config) -> None:
+    data = config.data
+    if data.kind == "manifest" and data.manifest is None:
+        raise PylorusError("data.manifest: no value given. Add data.manifest=FILE, a CSV or Parquet file.")
+    if data.kind != "manifest" and data.manifest is not None:
+        raise PylorusError("data.manifest: only allowed with data=manifest. Add data=manifest, or leave it out.")
+    if data.patients == "dicom" and data.group is not None:
+        raise PylorusError("data.group and data.patients=dicom: both define the patients. Leave one of them out.")
+    test_set_keys = {"data.fold": data.fold, "data.test_column": data.test_column, "data.split_file": data.split_file}
+    used = [name for name, value in test_set_keys.items() if value is not None]
+    if len(used) > 1:
+        raise PylorusError(f"{' and '.join(used)}: each of them defines the test set. Keep only one.")
+    _check_fold(config)
+    values = [name for name in ("test_values", "test_from") if getattr(data, name) is not None]
+    if (data.test_column is None) != (not values) or len(values) > 1:
+        raise PylorusError(
+            "data.test_column, data.test_values, data.test_from: expected the column and exactly one of the other "
+            "two, as in data.test_column=site data.test_values=[B]."
+        )
+    if data.test_column is not None and data.kind not in ("manifest", "shards"):
+        raise PylorusError("data.test_column: refers to a column of a manifest. Add data=manifest data.manifest=FILE.")
+
+
+def _check_fold(config: Config) -> None:
+    data = config.data
+    if data.fold_column is None:
+        if data.fold is not None and (not isinstance(data.fold, int) or not 0 <= data.fold < data.folds):
+            raise PylorusError(
+                f"data.fold: found {data.fold}, expected 0 to {data.folds - 1} with data.folds={data.folds}, or a "
+                "value of a manifest column with data.fold_column, as in -m data.fold=A,B,C data.fold_column=site."
+            )
+        return
+    if data.fold is None:
+        raise PylorusError(
+            f"data.fold_column: found {data.fold_column} without data.fold, expected the value of this column to test "
+            f"on. To test on each value in turn: -m data.fold=A,B,C data.fold_column={data.fold_column}."
+        )
+    if data.kind not in ("manifest", "shards"):
+        raise PylorusError("data.fold_column: refers to a column of a manifest. Add data=manifest data.manifest=FILE.")
+
+
+def _check_classes(config: Config) -> None:
+    classes, short = config.data.classes, config.data.short_names
+    if classes is not None and len(set(classes)) != len(classes):
+        raise PylorusError(f"data.classes: found {classes}, expected each name only once.")
+    if classes is not None and len(classes) < 2:
+        raise PylorusError(f"data.classes: found {classes}, expected at least two classes.")
+    if short is None:
+        return
+    if classes is None:
+        raise PylorusError(
+            "data.short_names: needs data.classes as well, which says to which folder each name belongs."
+        )
+    if len(short) != len(classes) or len(set(short)) != len(short):
+        raise PylorusError(
+            f"data.short_names: found {short}, expected {len(classes)} different names, one for each of {classes}."
+        )
+
+
+USAGE = """\
+Pylorus trains image classifiers for gastroscopy by transfer learning, stage by stage.
+
+  python train.py                                            a demo on synthetic images
+  python train.py data=folders data.root=DIR model=resnet50  your own images, in class folders
+  python train.py -m model=vgg19,resnet50,inception_v3       a sweep: one run per value, and a comparison
+  python train.py experiment=paper data.root=DIR             the protocol of the study
+  python train.py resume=RUN                                 resume a run that was interrupted
+
+GROUPS: choose one file from each, as in model=vgg19
+"""
+
+FLAGS = """
+FLAGS
+
+  -m                              run a sweep over comma-separated values
+  --cfg job                       print the configuration instead of running it
+  --hydra-help                    help of Hydra itself: launchers, sweepers, shell completion
+"""
+
+
+def format_help(conf: Path) -> str:
+    """Return the complete help text; `$` is doubled because Hydra treats the text as a template.
+
+    Args:
+        conf: Folder of the configuration files.
+    """
+    lines = [USAGE]
+    for group in GROUPS:
+        files = sorted(path.stem for path in (conf / group).glob("*.yaml"))
+        lines.append(f"  {group + '=':<12} {' | '.join(files)}")
+    lines += ["", "KEYS: override one, as in optimizer.lr=1e-4", ""]
+    lines += _format_keys(Config, "")
+    text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).replace("$", "$$")
+    return text + FLAGS
+
+
+def _format_keys(schema: type, path: str) -> list[str]:
+    lines: list[str] = []
+    for field, kind in iter_fields(schema):
+        name = f"{path}{field.name}"
+        if dataclasses.is_dataclass(kind):
+            lines += ["", f"{name}: {_get_first_line(kind)}", *_format_keys(cast(type, kind), f"{name}."), ""]
+        elif field.name == "stages":
+            stage = kind.__args__[1]
+            lines += ["", f"{name}.<stage>: {_get_first_line(stage)}", *_format_keys(stage, f"{name}.<stage>."), ""]
+        else:
+            lines += _format_entry(name, field)
+    return lines
+
+
+def _format_entry(name: str, field: dataclasses.Field[Any]) -> list[str]:
+    metadata = field.metadata
+    default = field.default if field.default is not dataclasses.MISSING else {}
+    default_text = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
+    allowed = list(metadata["choices"])
+    low, high = metadata["low"], metadata["high"]
+    if low is not None:
+        allowed.append(f"{low} to {high}" if high is not None else f"{low} or more")
+    allowed_text = f" [{' | '.join(allowed)}]" if allowed else ""
+    text = f"{metadata['meaning']}{allowed_text} (default: {default_text})"
+    head = f"  {name:<31} "
+    return textwrap.wrap(text, width=112, initial_indent=head, subsequent_indent=" " * 34)
+
+
+def _get_first_line(schema: Any) -> str:
+    return str(schema.__doc__).splitlines()[0]

@@ -1,0 +1,56 @@
+"""Errors that a user can fix: printed as one message, without a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+INTERRUPTED = 130
+"""Exit code of a process that was ended by Ctrl-C."""
+
+
+class PylorusError(Exception):
+    """An error that the user can fix; its message names the file or key, what was found and how to fix it."""
+
+
+def format_suggestion(name: str, known: Iterable[str]) -> str:
+    """Return the sentence of an error message that suggests the known name closest to `name`, or an empty string.
+
+    Example:
+        >>> format_suggestion("resnet5", ["vgg19", "resnet50"])
+        ' Did you mean "resnet50"?'
+    """
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f' Did you mean "{nearest[0]}"?' if nearest else ""
+
+
+def format_name_list(names: Iterable[object], *, most: int = 10) -> str:
+    """Format `names` as indented lines, at most `most` of them; the rest is only counted.
+
+    Example:
+        >>> print(format_name_list(["a", "b", "c"], most=2))
+          a
+          b
+          … and 1 more
+    """
+    texts = [str(name) for name in names]
+    lines = [f"  {text}" for text in texts[:most]]
+    if len(texts) > most:
+        lines.append(f"  … and {len(texts) - most} more")
+    return "\n".join(lines)
+
+
+class UnreadableImageError(ValueError):
+    """A file that can't be decoded under the policy; the message says why, without the file's name."""
+
+
+def format_path(path: object) -> str:
+    r"""Return a path on one line, in characters that every terminal and text file accepts.
+
+    Line breaks, control characters and bytes that are not UTF-8 are written as escapes.
+
+    Example:
+        >>> print(format_path("a\nb"))
+        a\nb
+    """
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in str(path)
+    )

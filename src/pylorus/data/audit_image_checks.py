@@ -1,0 +1,244 @@
+"""Check image quality: blurred and dark images, black borders, burned-in text, and shortcuts that reveal the class."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pylorus.data.audit_findings import Finding, ImageSet, Item, format_quantity
+from pylorus.data.audit_thresholds import Thresholds
+from pylorus.data.decode import RGB, UnreadableImageError, decode_image
+from pylorus.data.field_of_view import find_field
+from pylorus.data.files import ImageLocation, read_image_bytes
+from pylorus.data.image_facts import Facts, extract_fact_column
+
+LEAST_SPREAD = {"sharpness": 0.1, "brightness": 4.0}
+"""Least spread (log units, grey levels): otherwise small differences in a homogeneous set would be outliers."""
+
+Mask = NDArray[np.bool_]
+
+
+def check_image_quality(images: ImageSet, facts: Sequence[Facts], thresholds: Thresholds) -> list[Finding]:
+    """Return findings about image quality; outliers are relative to the median of the set."""
+    indices = np.flatnonzero([not problem for problem in extract_fact_column(facts, "problem")])
+    if not len(indices):
+        return []
+    classes = images.table["class"].to_numpy()[indices].astype(np.str_)
+    border, letters = extract_fact_column(facts, "border")[indices], extract_fact_column(facts, "letters")[indices]
+    sharpness, brightness = (
+        extract_fact_column(facts, "sharpness")[indices],
+        extract_fact_column(facts, "brightness")[indices],
+    )
+    has_border, has_text = border >= thresholds.border, letters >= thresholds.letters
+    return [
+        *_check_sharpness_and_brightness(indices, sharpness, brightness, thresholds),
+        *_check_borders(indices, border, has_border),
+        *_check_shortcut("border", "a black border", has_border, classes, thresholds),
+        *_check_text(indices, letters, has_text),
+        *_check_shortcut("text", "signs of burned-in text", has_text, classes, thresholds),
+    ]
+
+
+def measure_deviation_below_median(values: NDArray[np.float64], *, least_spread: float) -> NDArray[np.float64]:
+    """Compute how many robust standard deviations each value is below the median, of shape (images,).
+
+    The robust standard deviation is 1.4826 times the median absolute deviation (Rousseeuw and Croux 1993), which
+    outliers do not inflate.
+
+    Example:
+        >>> measure_deviation_below_median(np.array([10.0, 11, 9, 10, 1]), least_spread=0.1).round(1).tolist()
+        [0.0, -0.7, 0.7, 0.0, 6.1]
+    """
+    median = np.median(values)
+    spread = max(1.4826 * float(np.median(np.abs(values - median))), least_spread)
+    return np.asarray((median - values) / spread, dtype=np.float64)
+
+
+def _check_sharpness_and_brightness(
+    indices: NDArray[np.int64],
+    sharpness: NDArray[np.float64],
+    brightness: NDArray[np.float64],
+    thresholds: Thresholds,
+) -> list[Finding]:
+    sharpness = np.log(np.maximum(sharpness, 1e-3))
+    has_reference = len(indices) >= thresholds.least_for_outliers
+    blur_score = measure_deviation_below_median(sharpness, least_spread=LEAST_SPREAD["sharpness"])
+    dark_score = measure_deviation_below_median(brightness, least_spread=LEAST_SPREAD["brightness"])
+    is_black = brightness < thresholds.black
+    is_dark = is_black | ((dark_score >= thresholds.outlier) & has_reference)
+    is_blurred = (blur_score >= thresholds.outlier) & has_reference & ~is_dark  # dark images have faint edges
+    findings = []
+    if is_blurred.any():
+        relative_sharpness = np.exp(sharpness - np.median(sharpness))
+        details = [f"sharpness {value:.0%} of the set's median" for value in relative_sharpness]
+        findings.append(
+            Finding(
+                "blurred",
+                "warning",
+                f"{format_quantity(int(is_blurred.sum()), 'image')} much less sharp than the others.",
+                "Inspect them: out of focus, motion blur or upscaled? A model can't learn from images that "
+                "don't show the finding.",
+                _build_items(indices, is_blurred, -blur_score, details),
+            )
+        )
+    if is_dark.any():
+        details = [
+            f"mean grey level {value:.0f}, the set's median is {np.median(brightness):.0f}" for value in brightness
+        ]
+        findings.append(
+            Finding(
+                "dark",
+                "warning",
+                f"{format_quantity(int(is_dark.sum()), 'image')} much darker than the others.",
+                "Inspect them: was the light off, the lens covered, or the exposure wrong?",
+                _build_items(indices, is_dark, brightness, details),
+            )
+        )
+    return findings
+
+
+def _check_borders(indices: NDArray[np.int64], border: NDArray[np.float64], has_border: Mask) -> list[Finding]:
+    if not has_border.any():
+        return []
+    return [
+        Finding(
+            "black-border",
+            "note",
+            f"{format_quantity(int(has_border.sum()), 'image')} of {len(indices):,} with a black border.",
+            "data.crop=auto crops to the field of view; see below what it would crop.",
+            _build_items(indices, has_border, -border, [f"{value:.0%} of the frame" for value in border]),
+        )
+    ]
+
+
+def _check_text(indices: NDArray[np.int64], letters: NDArray[np.int64], has_text: Mask) -> list[Finding]:
+    if not has_text.any():
+        return []
+    return [
+        Finding(
+            "burned-in-text",
+            "warning",
+            f"{format_quantity(int(has_text.sum()), 'image')} of {len(indices):,} with signs of burned-in text "
+            "outside the field of view: it may identify the patient or the device.",
+            "Export without overlays, or set data.crop=auto and check what remains before you share images.",
+            _build_items(
+                indices,
+                has_text,
+                -letters,
+                [f"{count} letter-like {'shape' if count == 1 else 'shapes'}" for count in letters],
+            ),
+        )
+    ]
+
+
+def _check_shortcut(
+    name: str, feature: str, has_feature: Mask, classes: NDArray[np.str_], thresholds: Thresholds
+) -> list[Finding]:
+    """Return a finding if something other than the mucosa distinguishes the classes."""
+    names, counts = np.unique(classes, return_counts=True)
+    proportions = {
+        str(each): float(has_feature[classes == each].mean()) for each in names[counts >= thresholds.least_for_shortcut]
+    }
+    if len(proportions) < 2 or max(proportions.values()) - min(proportions.values()) < thresholds.shortcut:
+        return []
+    proportions_text = ", ".join(f"{each} {share:.0%}" for each, share in proportions.items())
+    return [
+        Finding(
+            f"{name}-tells-the-class",
+            "warning",
+            f"The proportion of images with {feature} differs between classes ({proportions_text}): a model may "
+            "learn this instead of the disease.",
+            "Set data.crop=auto, or use images of all classes from the same devices and exports; compare the results "
+            "with and without cropping.",
+        )
+    ]
+
+
+def _build_items(
+    indices: NDArray[np.int64], selected: Mask, rank: NDArray[np.generic], details: Sequence[str]
+) -> tuple[Item, ...]:
+    order = np.argsort(rank, kind="stable")
+    return tuple(Item((int(indices[index]),), details[index]) for index in order if selected[index])
+
+
+IMAGES_PER_CLASS = 12
+"""Images per class in the sample: finding a field is the slowest step, and a class has few devices."""
+LEAST_BORDER = 0.02
+"""Fraction of the frame: with less black at its edge, there is nothing to crop."""
+
+
+@dataclass(frozen=True)
+class FieldSample:
+    """The field of view of one image.
+
+    Attributes:
+        file: Index of the image in the image set's table.
+        shape: `full` if nothing is cropped, else its shape in words.
+        cut: Fraction of the frame that is cropped or blacked out, in [0, 1].
+        reason: Why this is the field, or why none was found.
+    """
+
+    file: int
+    shape: str
+    cut: float
+    reason: str
+
+
+def sample_fields(images: ImageSet, facts: Sequence[Facts]) -> tuple[FieldSample, ...]:
+    """Find the fields of view of up to `IMAGES_PER_CLASS` images per class.
+
+    Images are selected by content, so every audit selects the same. Images without a black edge are skipped: they
+    are all field.
+    """
+    fields = []
+    for index in _select_images(images, facts):
+        image = load_image_if_readable(images.root / images.table["path"].iloc[index])
+        if image is None:
+            continue  # deleted since its facts were computed: there is nothing to show
+        field = find_field(image)
+        left, top, right, bottom = field.box
+        field_pixels = (right - left) * (bottom - top) if field.mask is None else int(field.mask.sum())
+        fields.append(
+            FieldSample(index, field.shape, 1 - field_pixels / (image.shape[0] * image.shape[1]), field.reason)
+        )
+    return tuple(fields)
+
+
+def load_image_if_readable(path: ImageLocation) -> RGB | None:
+    """Decode the image in a file; return None if it is missing or no longer readable."""
+    try:
+        return decode_image(read_image_bytes(path))
+    except UnreadableImageError:
+        return None
+
+
+def check_fields(fields: Sequence[FieldSample]) -> list[Finding]:
+    """Return a note on how many of the images would be cropped, or nothing if there are none."""
+    cropped = [each for each in fields if each.shape != "full"]
+    if not fields:
+        return []
+    fractions = sorted(each.cut for each in cropped)
+    range_of_fractions = f" ({fractions[0]:.0%} to {fractions[-1]:.0%} of the frame)" if cropped else ""
+    return [
+        Finding(
+            "field-of-view",
+            "note",
+            f"In a sample of {format_quantity(len(fields), 'image')} with a black edge, data.crop=auto would crop "
+            f"{len(cropped)}{range_of_fractions} and leave {len(fields) - len(cropped)} unchanged.",
+            "Inspect the outlines below. If they fit, set data.crop=auto.",
+            tuple(Item((each.file,), each.reason) for each in fields),
+        )
+    ]
+
+
+def _select_images(images: ImageSet, facts: Sequence[Facts]) -> list[int]:
+    selected: list[int] = []
+    for _, rows in images.table.groupby("class"):
+        candidates = [
+            (facts[index].sha256, index)
+            for index in map(int, rows.index)
+            if facts[index].readable and facts[index].border >= LEAST_BORDER
+        ]
+        selected += [index for _, index in sorted(candidates)[:IMAGES_PER_CLASS]]
+    return sorted(selected)

@@ -1,0 +1,280 @@
+"""Handle what Pillow does not do for TIFF: detect truncated pixel data, and decode color with 16 bits per channel."""
+
+import io
+import os
+import stat
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from pylorus.core.errors import UnreadableImageError
+
+MOST_BYTES = 500_000_000
+"""More than any image within the pixel limit needs, even uncompressed with four channels of 16 bits."""
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+# A plain open() of a pipe without a writer would block forever. Windows has none of these flags, but a text mode.
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+
+
+class Member(ABC):
+    """An image inside a larger file. Its string form is what messages call it."""
+
+    @abstractmethod
+    def read_content(self) -> bytes:
+        """Return all bytes of the image.
+
+        Raises:
+            UnreadableImageError: If they are missing or differ from the catalogued content; the message says why.
+        """
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+
+ImageLocation = Path | Member
+"""Location of an image."""
+
+
+class Root(Protocol):
+    """What image paths are relative to: a folder, or anything that maps a path to a location by `root / path`."""
+
+    def __truediv__(self, path: str, /) -> ImageLocation: ...
+
+
+def read_image_bytes(path: ImageLocation) -> bytes:
+    """Read all bytes of an image; symbolic links are followed.
+
+    Raises:
+        UnreadableImageError: If the file is missing, may not be read, is a folder, pipe or device, exceeds
+            `MOST_BYTES`, or changes while it is read; the message says which, without the file's name.
+    """
+    if isinstance(path, Member):
+        return path.read_content()
+    try:
+        _check_regular_file(os.stat(path))  # noqa: PTH116 as fstat below, but before a device is opened
+        descriptor = os.open(path, _FLAGS)
+        with os.fdopen(descriptor, "rb") as file:
+            before = os.fstat(descriptor)
+            _check_regular_file(before)
+            content = file.read(before.st_size + 1)
+            after = os.fstat(descriptor)
+    except OSError as error:
+        raise UnreadableImageError(error.strerror or str(error)) from error
+    if len(content) != before.st_size or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise UnreadableImageError("changed while it was being read; is it still being copied?")
+    return content
+
+
+def _check_regular_file(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "not a regular file")
+        raise UnreadableImageError(f"is {kind}, expected an image file")
+    if status.st_size > MOST_BYTES:
+        raise UnreadableImageError(f"has {status.st_size:,} bytes, over the limit of {MOST_BYTES:,}")
+
+
+MOST_SCANS = 200
+"""Scans allowed in a progressive JPEG, which has about ten; thousands would keep a decoder busy for minutes."""
+
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_MARKERS_WITHOUT_LENGTH = frozenset([0x00, 0x01, *range(0xD0, 0xD9)])  # JPEG markers without a length
+_SCAN, _END = 0xDA, 0xD9
+_PROGRESSIVE = frozenset([0xC2, 0xC6, 0xCA, 0xCE])
+
+
+def check_container(content: bytes) -> None:
+    """Check the container of a JPEG, PNG or WebP; other content is accepted.
+
+    Args:
+        content: All bytes of the file.
+
+    Raises:
+        UnreadableImageError: If the file is truncated, a checksum is wrong, or a JPEG has too many scans.
+    """
+    if content.startswith(_JPEG):
+        _check_jpeg(content)
+    elif content.startswith(_PNG):
+        _check_png(content)
+    elif is_webp(content):
+        claimed = int.from_bytes(content[4:8], "little") + 8
+        if claimed > len(content):
+            raise UnreadableImageError(f"damaged: truncated: {len(content)} of {claimed} bytes")
+
+
+def is_webp(content: bytes) -> bool:
+    """Return whether a file has the signature of a WebP image."""
+    return content[:4] == b"RIFF" and content[8:12] == b"WEBP"
+
+
+def read_webp_size(content: bytes) -> tuple[int, int]:
+    """Read width and height from the header of a WebP file: its decoder allocates memory for them on opening.
+
+    Returns:
+        Width and height in pixels; (0, 0) if the header is damaged.
+    """
+    kind, data = content[12:16], content[20:30]
+    if len(data) < 10:
+        return 0, 0
+    if kind == b"VP8X":
+        return int.from_bytes(data[4:7], "little") + 1, int.from_bytes(data[7:10], "little") + 1
+    if kind == b"VP8L":
+        bits = int.from_bytes(data[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        return int.from_bytes(data[6:8], "little") & 0x3FFF, int.from_bytes(data[8:10], "little") & 0x3FFF
+    return 0, 0
+
+
+def _check_jpeg(content: bytes) -> None:
+    scan, progressive = _find_first_scan(content)
+    if scan < 0 or content.rfind(b"\xff\xd9", scan) < 0:
+        raise UnreadableImageError("damaged: truncated: the JPEG's end is missing")
+    if progressive and (scans := content.count(b"\xff\xda", scan)) > MOST_SCANS:
+        raise UnreadableImageError(f"has {scans} scans, over the limit of {MOST_SCANS}")
+
+
+def _find_first_scan(content: bytes) -> tuple[int, bool]:
+    """Return the offset of the first scan, or -1, and whether the JPEG is progressive.
+
+    The first scan follows all metadata, including a thumbnail with an end marker of its own.
+    """
+    offset, progressive = 2, False
+    while 0 <= offset < len(content) - 3:
+        marker = content[offset + 1]
+        if content[offset] != 0xFF or marker == 0xFF:  # stray or fill bytes
+            offset = content.find(b"\xff", offset + 1)
+        elif marker == _SCAN:
+            return offset, progressive
+        elif marker == _END:
+            break
+        elif marker in _MARKERS_WITHOUT_LENGTH:
+            offset += 2
+        else:
+            progressive |= marker in _PROGRESSIVE
+            offset += 2 + int.from_bytes(content[offset + 2 : offset + 4], "big")
+    return -1, progressive
+
+
+def _check_png(content: bytes) -> None:
+    view = memoryview(content)
+    offset = len(_PNG)
+    while offset + 12 <= len(content):
+        length = int.from_bytes(view[offset : offset + 4], "big")
+        kind, end = content[offset + 4 : offset + 8], offset + 8 + length
+        if end + 4 > len(content):
+            break
+        if zlib.crc32(view[offset + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            raise UnreadableImageError(f"damaged: the PNG's chunk {kind!r} at byte {offset} has a wrong checksum")
+        if kind == b"IEND":
+            return
+        offset = end + 4
+    raise UnreadableImageError("damaged: truncated: the PNG's end is missing")
+
+
+_WIDTH, _HEIGHT, _ORIENTATION = 256, 257, 274
+_PIECES = ((273, 279), (324, 325))  # offsets and byte counts of strips, and of tiles
+
+
+def is_tiff(content: bytes) -> bool:
+    """Return whether a file has the signature of a TIFF."""
+    return content[:4] in (b"II*\0", b"MM\0*")
+
+
+def check_pieces(tags: Mapping[int, object], length: int) -> None:
+    """Check that all strips or tiles are within the file.
+
+    Args:
+        tags: Tags of the page, by number.
+        length: Length of the file in bytes.
+
+    Raises:
+        UnreadableImageError: If one is not: the file is truncated.
+    """
+    for offsets, counts in _PIECES:
+        for offset, count in zip(
+            _extract_integers(tags.get(offsets)), _extract_integers(tags.get(counts)), strict=False
+        ):
+            if offset + count > length:
+                raise UnreadableImageError(
+                    f"damaged: truncated: pixels end at byte {offset + count}, the file at byte {length}"
+                )
+
+
+def decode_deep_tiff(content: bytes, *, most_pixels: int) -> NDArray[np.uint8]:
+    """Decode a TIFF of three or four channels with 16 bits each, which Pillow does not support.
+
+    Args:
+        content: All bytes of the file.
+        most_pixels: A file whose header claims more is rejected before decoding.
+
+    Returns:
+        RGB of shape (height, width, 3), upright, the upper 8 of the 16 bits; alpha is composited over black.
+
+    Raises:
+        UnreadableImageError: If it is another kind of TIFF, is damaged or has several pages.
+    """
+    import cv2
+
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it would print what is raised here
+    tags = _read_only_page(content)
+    width, height = _extract_integers(tags.get(_WIDTH)), _extract_integers(tags.get(_HEIGHT))
+    if len(width) != 1 or len(height) != 1 or min(width[0], height[0]) < 1:
+        raise UnreadableImageError("damaged: a TIFF without width and height")
+    if width[0] * height[0] > most_pixels:
+        raise UnreadableImageError(f"{width[0]} × {height[0]} pixels are over the limit of {most_pixels:,}")
+    check_pieces(tags, len(content))
+    is_decoded, pages = cv2.imdecodemulti(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if not is_decoded or len(pages) != 1 or pages[0].dtype != np.uint16 or pages[0].ndim != 3:
+        raise UnreadableImageError("an unsupported kind of TIFF, or damaged")
+    deep = np.asarray(pages[0], dtype=np.uint16)
+    if deep.shape[2] == 4:
+        _apply_alpha(deep)
+    rgb = (deep[:, :, 2::-1] >> 8).astype(np.uint8)  # OpenCV returns BGR
+    return np.ascontiguousarray(_rotate_upright(rgb, tags.get(_ORIENTATION)))
+
+
+def _read_only_page(content: bytes) -> ImageFileDirectory_v2:
+    file = io.BytesIO(content)
+    tags = ImageFileDirectory_v2(file.read(8))
+    file.seek(tags.next)
+    first = tags.next
+    tags.load(file)
+    if tags.next == first:  # Pillow only warns, and returns what it has read
+        raise UnreadableImageError("damaged: truncated: the TIFF's tag directory is missing")
+    if tags.next:
+        raise UnreadableImageError("holds several pages, expected a single image")
+    return tags
+
+
+def _extract_integers(value: object) -> tuple[int, ...]:
+    values = value if isinstance(value, tuple) else (value,)
+    return tuple(entry for entry in values if isinstance(entry, int))
+
+
+def _apply_alpha(deep: NDArray[np.uint16]) -> None:
+    for channel in range(3):  # one at a time: the product needs twice the memory of its factors
+        deep[:, :, channel] = deep[:, :, channel].astype(np.uint32) * deep[:, :, 3] // 65535
+
+
+def _rotate_upright(image: NDArray[np.uint8], orientation: object) -> NDArray[np.uint8]:
+    """Rotate an image upright by its EXIF orientation, 1 to 8; any other value counts as 1, as in Pillow."""
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return image

@@ -1,0 +1,447 @@
+"""Read a manifest, a CSV or Parquet file with one row per image, as a catalog.
+
+Columns of the file:
+
+=======  ==========================================================================================
+path     relative to data.root, or to the manifest's own folder; required
+label    name of the class; required
+group    the patient, or a stand-in for one; or data.group extracts it from the path
+split    train, val or test, in every row or in none
+others   stored under their names, for splits by a column and for subgroup tables: device, site, age …
+=======  ==========================================================================================
+"""
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pylorus.core.errors import PylorusError, UnreadableImageError, format_name_list, format_path, format_suggestion
+from pylorus.core.formatting import ABOUT
+from pylorus.core.io import write_atomically
+from pylorus.core.seeding import compute_seed
+from pylorus.data.audit_findings import ImageSet
+from pylorus.data.catalog import (
+    DEFAULT_READ_OPTIONS,
+    SPLIT_FOLDERS,
+    Catalog,
+    ReadOptions,
+    build_catalog,
+    extract_groups,
+    get_matched_group,
+    list_class_images,
+    parse_group_pattern,
+)
+from pylorus.data.files import read_image_bytes
+from pylorus.data.shards import Shards, find_shards, load_shard_index
+
+
+def list_folder_files(root: Path, *, group: str | None = None) -> ImageSet:
+    """Find the files in class folders, by the same rules as the catalog; none is opened.
+
+    Args:
+        root: Folder with the structure ROOT/CLASS/… or ROOT/SPLIT/CLASS/…
+        group: Regular expression that matches the patient in the path relative to the root.
+
+    Raises:
+        PylorusError: If the folders don't have this structure, or `group` is not a regular expression.
+    """
+    _check_folder(root)
+    rows, _ = list_class_images(root)
+    if not rows:
+        raise PylorusError(
+            f"{root}: found no class folder, expected images as in {root / 'CLASS' / 'image.jpg'} or "
+            f"{root / 'train' / 'CLASS' / 'image.jpg'}."
+        )
+    paths, classes, splits = zip(*sorted(rows), strict=True)
+    table = pd.DataFrame(
+        {
+            # A path may contain bytes that are not UTF-8, which pandas' text columns reject: use objects.
+            "path": pd.Series(paths, dtype=object),
+            "class": [format_path(Path(name)) for name in classes],
+            "split": splits,
+            "group": [format_path(Path(name)) if name else "" for name in _match_groups(list(paths), group)],
+        }
+    )
+    return ImageSet(root, table, grouped=group is not None)
+
+
+def list_manifest_files(manifest: Path, root: Path, *, group: str | None = None) -> ImageSet:
+    """Return the files that a manifest lists, whether they exist or not; none is opened.
+
+    Args:
+        manifest: A table in the format that `manifest.py` documents.
+        root: Folder that its paths are relative to.
+        group: Regular expression that matches the patient in the path; None: the column group, if there is one.
+
+    Raises:
+        PylorusError: If the manifest is not such a table, or `group` is not a regular expression.
+    """
+    _check_folder(root)
+    rows = read_manifest_rows(manifest)
+    table = rows[["path", "class", "split"]].reset_index(drop=True)
+    has_groups = group is None and "group" in rows
+    groups = list(rows["group"]) if has_groups else _match_groups(list(rows["path"]), group)
+    return ImageSet(root, table.assign(group=groups), grouped=has_groups or group is not None)
+
+
+def _check_folder(root: Path) -> None:
+    if not root.is_dir():
+        raise PylorusError(f"{root} is not a folder; expected the folder of an image set.")
+
+
+def _match_groups(paths: list[str], pattern: str | None) -> list[str]:
+    """Return the group of each path, empty if the expression does not match: the audit reports all these paths."""
+    if pattern is None:
+        return paths
+    expression = parse_group_pattern(pattern, key="--group")
+    matches = [expression.search(path) for path in paths]
+    return ["" if match is None else get_matched_group(match) for match in matches]
+
+
+REQUIRED = ("path", "label")
+KNOWN = (*REQUIRED, "group", "split")
+
+
+def read_manifest(
+    manifest: Path,
+    *,
+    root: Path | None = None,
+    classes: list[str] | None = None,
+    short_names: list[str] | None = None,
+    group: str | None = None,
+    reading: ReadOptions = DEFAULT_READ_OPTIONS,
+) -> Catalog:
+    """Build the catalog of a manifest.
+
+    Args:
+        manifest: The file, .csv or .parquet.
+        root: Folder that its paths are relative to; None: the manifest's own folder.
+        classes: Names of the classes in the order of the labels; None: all labels found, sorted.
+        short_names: One per class; None: the class names.
+        group: Regular expression that matches the patient in a path; None: the column group, if there is one.
+        reading: Where facts are cached, and what to do with files that can't be read.
+
+    Raises:
+        PylorusError: If the manifest or an image is missing, unreadable or not as described above; it is named.
+    """
+    table = read_manifest_rows(manifest)
+    folder = root if root is not None else manifest.parent
+    class_names = _resolve_manifest_classes(table["class"], classes, manifest)
+    missing = [path for path in table["path"] if not (folder / path).is_file()]
+    if missing and (reading.on_error == "fail" or len(missing) == len(table)):
+        raise PylorusError(
+            f"{manifest}: {len(missing)} of {len(table)} files do not exist below {folder}:\n{format_name_list(missing)}\n"
+            "Set data.root to the folder that the paths are relative to."
+        )
+    grouped = group is not None or "group" in table
+    if group is not None or not grouped:
+        table["group"] = extract_groups(list(table["path"]), group)
+    return build_catalog(table, folder, class_names, short_names=short_names, grouped=grouped, reading=reading)
+
+
+def read_manifest_rows(manifest: Path) -> pd.DataFrame:
+    """Read the rows of a manifest: path, class, split, about/… and, if there is such a column, group. Opens no image.
+
+    Raises:
+        PylorusError: If the table itself is missing, unreadable or not as described above; the message names it.
+    """
+    rows = _read_manifest_table(manifest)
+    _check_manifest_columns(rows, manifest)
+    table = pd.DataFrame(
+        {"path": rows["path"], "class": rows["label"], "split": _parse_manifest_splits(rows, manifest)}
+    )
+    if "group" in rows:
+        table["group"] = rows["group"]
+    for name in rows.columns:
+        if name not in KNOWN:
+            table[ABOUT + name] = rows[name]
+    return table
+
+
+def _read_manifest_table(manifest: Path) -> pd.DataFrame:
+    """Read the file as a table of stripped text; empty cells become empty strings."""
+    if not manifest.is_file():
+        raise PylorusError(f"data.manifest: found {manifest}, expected an existing file.")
+    try:
+        if manifest.suffix.lower() == ".parquet":
+            table = pd.read_parquet(manifest)
+        elif manifest.suffix.lower() == ".csv":
+            table = pd.read_csv(manifest, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        else:
+            raise PylorusError(f"data.manifest: found {manifest.name}, expected a name that ends in .csv or .parquet.")
+    except (ValueError, OSError) as error:  # base classes of pandas' and pyarrow's errors
+        raise PylorusError(f"{manifest}: can't be read as a table: {error}") from error
+    as_text = table.astype(object).where(table.notna(), "").astype(str)
+    return pd.DataFrame({name: as_text[name].str.strip() for name in as_text.columns})
+
+
+def _check_manifest_columns(rows: pd.DataFrame, manifest: Path) -> None:
+    for name in REQUIRED:
+        if name not in rows.columns:
+            raise PylorusError(
+                f'{manifest}: there is no column "{name}".'
+                f"{format_suggestion(name, [str(column) for column in rows.columns])} "
+                f"Found: {', '.join(map(str, rows.columns))}."
+            )
+    if rows.empty:
+        raise PylorusError(f"{manifest}: the table is empty, expected one row per image.")
+    for name in [name for name in KNOWN if name in rows and name != "split"]:
+        empty = rows.index[rows[name] == ""]
+        if len(empty):
+            count = "1 row" if len(empty) == 1 else f"{len(empty)} rows"
+            # Row numbers are those of a spreadsheet, whose header is row 1.
+            raise PylorusError(f'{manifest}: column "{name}" is empty in {count}, first in row {empty[0] + 2}.')
+    duplicates = rows["path"][rows["path"].duplicated()]
+    if len(duplicates):
+        count = "1 path occurs" if duplicates.nunique() == 1 else f"{duplicates.nunique()} paths occur"
+        raise PylorusError(f"{manifest}: {count} in several rows:\n{format_name_list(duplicates.unique())}")
+
+
+def _resolve_manifest_classes(labels: pd.Series, configured: list[str] | None, manifest: Path) -> tuple[str, ...]:
+    labels_found = sorted(set(labels))
+    names = configured if configured is not None else labels_found
+    if len(names) < 2:
+        count = "1 class" if names else "no class"
+        raise PylorusError(f'{manifest}: found {count} in column "label", expected at least two.')
+    for unknown in [name for name in labels_found if name not in names]:
+        raise PylorusError(
+            f'{manifest}: label "{unknown}" is not among data.classes ({", ".join(names)}).'
+            f"{format_suggestion(unknown, names)}"
+        )
+    for missing in [name for name in names if name not in labels_found]:
+        raise PylorusError(
+            f'{manifest}: no row has label "{missing}".{format_suggestion(missing, labels_found)} '
+            f"Found: {', '.join(labels_found)}."
+        )
+    return tuple(names)
+
+
+def _parse_manifest_splits(rows: pd.DataFrame, manifest: Path) -> pd.Series:
+    if "split" not in rows or (rows["split"] == "").all():
+        return pd.Series("", index=rows.index)
+    splits = rows["split"].str.lower().map(SPLIT_FOLDERS)
+    unknown = rows["split"][splits.isna()]
+    if len(unknown):
+        raise PylorusError(
+            f'{manifest}: column "split" contains "{unknown.iloc[0]}" in row {unknown.index[0] + 2}, '
+            "expected train, val or test in every row, or in none."
+        )
+    missing = {"train", "test"} - set(splits)
+    if missing:
+        raise PylorusError(f'{manifest}: column "split" has no image in {" and ".join(sorted(missing))}.')
+    return splits
+
+
+def read_shard_catalog(
+    root: str,
+    *,
+    index: Path,
+    classes: list[str] | None = None,
+    short_names: list[str] | None = None,
+    group: str | None = None,
+    reading: ReadOptions = DEFAULT_READ_OPTIONS,
+) -> Catalog:
+    """Read the catalog of shards.
+
+    Args:
+        root: A folder, or a pattern of files or URLs; see `shards_places`.
+        index: Folder of cached indices: a shard with an index there is not read.
+        classes: Class names in the order of the labels; None: those found, sorted.
+        short_names: One per class; None: the class names.
+        group: Regular expression that extracts the patient from a member's path; None: the group given in the shards.
+        reading: Which facts of the images are stored, and how unreadable images are handled.
+
+    Returns:
+        The catalog, whose root is a `Shards`.
+
+    Raises:
+        PylorusError: If a shard or an image can't be used; names the shard and the key.
+    """
+    shards = find_shards(root)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        tables = list(pool.map(lambda shard: load_shard_index(shard, index), shards))
+    rows = pd.concat([table.assign(shard=number) for number, table in enumerate(tables)], ignore_index=True)
+    shard_names = [shard.name for shard in shards]
+    _check_unique_paths(rows, shard_names)
+    rows["class"], class_names = _resolve_classes(rows, classes, shard_names)
+    rows["split"] = _parse_splits(rows, shard_names)
+    has_groups = group is not None or "group" in rows
+    if group is not None or not has_groups:
+        rows["group"] = extract_groups(list(rows["path"]), group)
+    _raise_for_first(
+        rows, rows["group"].isin([""]) | rows["group"].isna(), shard_names, "has no group, but other images have one."
+    )
+    metadata = [str(name) for name in rows.columns if str(name).startswith(ABOUT)]
+    for name in metadata:
+        rows[name] = rows[name].fillna("")
+    catalog_rows = rows[["path", "class", "group", "split", "sha256", *metadata]]
+    members = Shards(root, shards, rows[["path", "shard", "offset", "size", "sha256"]])
+    return build_catalog(
+        catalog_rows, members, class_names, short_names=short_names, grouped=has_groups, reading=reading
+    )
+
+
+def _find_first(is_wrong: pd.Series) -> int:
+    return int(is_wrong.to_numpy().argmax())
+
+
+def _raise_for_first(rows: pd.DataFrame, is_wrong: pd.Series, shard_names: list[str], problem: str) -> None:
+    if is_wrong.any():
+        first = rows.iloc[_find_first(is_wrong)]
+        location = f"shard {shard_names[int(first['shard'])]}, {format_path(first['path'])}"
+        raise PylorusError(f"{location}: {problem} ({is_wrong.sum()} of {len(rows)} images)")
+
+
+def _check_unique_paths(rows: pd.DataFrame, shard_names: list[str]) -> None:
+    is_duplicate = rows["path"].duplicated()
+    if is_duplicate.any():
+        path = str(rows["path"].iloc[_find_first(is_duplicate)])
+        holders = " and ".join(shard_names[number] for number in rows.loc[rows["path"] == path, "shard"])
+        raise PylorusError(
+            f"key {format_path(path)} is in shards {holders}: {is_duplicate.sum()} images would share a name. Keys must be "
+            "unique over all shards: prefix them with the number of the shard, for instance."
+        )
+
+
+def _resolve_classes(
+    rows: pd.DataFrame, configured: list[str] | None, shard_names: list[str]
+) -> tuple[pd.Series, tuple[str, ...]]:
+    """Resolve the class of each row, and all classes.
+
+    A number in KEY.cls is an index into `data.classes` if these are given.
+    """
+    labels = rows["label"]
+    if configured is not None:
+        numbers = {str(number): name for number, name in enumerate(configured) if str(number) not in configured}
+        labels = labels.replace(numbers)
+    class_names = configured if configured is not None else sorted(set(labels))
+    is_unknown = ~labels.isin(class_names)
+    if is_unknown.any():
+        label = str(labels.iloc[_find_first(is_unknown)])
+        hint = format_suggestion(label, class_names)
+        problem = f'label "{label}" is not among data.classes ({", ".join(class_names)}).{hint}'
+        _raise_for_first(rows, is_unknown, shard_names, problem)
+    missing = [name for name in class_names if name not in set(labels)]
+    if missing or len(class_names) < 2:
+        raise PylorusError(
+            f"data.classes: found {', '.join(sorted(set(labels)))} in the shards, expected at least two classes"
+            + (f", including {missing[0]}." if missing else ".")
+        )
+    return labels, tuple(class_names)
+
+
+def _parse_splits(rows: pd.DataFrame, shard_names: list[str]) -> pd.Series:
+    values = rows["split"].fillna("") if "split" in rows else pd.Series("", index=rows.index)
+    if (values == "").all():
+        return values
+    splits = values.str.lower().map(SPLIT_FOLDERS)
+    _raise_for_first(
+        rows, splits.isna(), shard_names, "its split is not train, val or test: give all images one, or none."
+    )
+    absent = sorted({"train", "test"} - set(np.unique(splits.astype(str))))
+    if absent:
+        raise PylorusError(f"{shard_names[0]} …: no image of the shards has split {' or '.join(absent)}.")
+    return splits
+
+
+def pack_shards(root: Path, output: Path, *, group: str | None = None, per_shard: int = 1000) -> list[Path]:
+    """Write images to shards; the same images give the same bytes, and no shard is left incomplete.
+
+    Images are assigned to shards at random, so that each shard is a sample of all classes. Since a dot in a file's name
+    would end WebDataset's key, it is written as %2E.
+
+    Args:
+        root: Folder of class folders, or a manifest beside its images.
+        output: A folder that does not exist yet, or is empty.
+        group: Regular expression that extracts the patient from the path; None: the group given in a manifest.
+        per_shard: Images per shard.
+
+    Returns:
+        The paths of the shards.
+
+    Raises:
+        PylorusError: If the images or the folder can't be used; names them.
+    """
+    if per_shard < 1:
+        raise PylorusError(f"--per-shard: found {per_shard}, expected at least 1.")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise PylorusError(f"{output}: already exists, expected a new or empty folder.")
+    folder, rows = _read_rows(root, group)
+    members = _build_member_names(list(rows["path"]))
+    order = np.random.default_rng(compute_seed(0, "pack")).permutation(len(rows))
+    written = []
+    for number, start in enumerate(range(0, len(rows), per_shard)):
+        path = output / f"shard-{number:06d}.tar"
+        with write_atomically(path) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+            for index in order[start : start + per_shard]:
+                row = rows.iloc[int(index)]
+                _add_image(
+                    tar,
+                    folder / str(row["path"]),
+                    members[int(index)],
+                    _build_metadata({str(name): value for name, value in row.items()}),
+                )
+        written.append(path)
+    return written
+
+
+def _read_rows(root: Path, group: str | None) -> tuple[Path, pd.DataFrame]:
+    if root.is_file():
+        folder, rows = root.parent, read_manifest_rows(root)
+    elif root.is_dir():
+        folder, rows = root, pd.DataFrame(list_class_images(root)[0], columns=["path", "class", "split"])
+    else:
+        raise PylorusError(f"{root}: expected a folder of class folders, or a manifest file.")
+    if group is not None:
+        rows["group"] = extract_groups(list(rows["path"]), group)
+    if rows.empty:
+        raise PylorusError(f"{root}: contains no images.")
+    return folder, rows.sort_values("path", ignore_index=True)
+
+
+def _build_member_names(paths: list[str]) -> list[str]:
+    """Return the member name of each path.
+
+    Raises:
+        PylorusError: If two paths would have the same key.
+    """
+    keys: dict[str, str] = {}
+    members = []
+    for path in paths:
+        folder, slash, name = path.rpartition("/")
+        stem, dot, ending = name.rpartition(".")
+        key = folder + slash + stem.replace(".", "%2E")
+        if key in keys:
+            raise PylorusError(
+                f"{format_path(path)} and {format_path(keys[key])} would share the key {format_path(key)}. Rename one."
+            )
+        keys[key] = path
+        members.append(key + dot + ending)
+    return members
+
+
+def _build_metadata(row: Mapping[str, object]) -> dict[str, str]:
+    """Return the content of KEY.json."""
+    columns = {"label": row["class"], "group": row.get("group", ""), "split": row["split"]}
+    metadata = {name.removeprefix(ABOUT): value for name, value in row.items() if name.startswith(ABOUT)}
+    return {name: str(value) for name, value in {**metadata, **columns}.items() if value != ""}
+
+
+def _add_image(tar: tarfile.TarFile, path: Path, member: str, metadata: dict[str, str]) -> None:
+    try:
+        image = read_image_bytes(path)
+    except UnreadableImageError as error:
+        raise PylorusError(f"{format_path(path)}: {error}") from error
+    key = member.rpartition(".")[0]
+    encoded_metadata = json.dumps(metadata, sort_keys=True, ensure_ascii=False).encode()
+    for name, content in ((member, image), (f"{key}.json", encoded_metadata)):
+        entry = tarfile.TarInfo(name)  # without owner and time, so that the same images give the same bytes
+        entry.size = len(content)
+        tar.addfile(entry, io.BytesIO(content))

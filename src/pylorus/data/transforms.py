@@ -1,0 +1,177 @@
+"""Load files as the network's input: decoded, cropped and resized; cached if the frames are large."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import PIL
+from numpy.typing import NDArray
+from torch.utils.data import get_worker_info
+
+from pylorus.cache.records import Records
+from pylorus.cache.store import load_or_compute_records
+from pylorus.config.schema import AugmentConfig, CacheConfig
+from pylorus.core.distributed import ALONE, Processes
+from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.data.decode import POLICY_VERSION, RGB, read_image, resize_image
+from pylorus.data.field_of_view import crop_to_field
+from pylorus.data.files import ImageLocation, Root
+from pylorus.data.shards import Shards
+
+
+class Augmentation:
+    """Returns the augmented image for an image and a seed; can be sent to other processes."""
+
+    def __init__(self, name: str, composed: Any) -> None:
+        self.name, self._composed = name, composed
+
+    def __call__(self, image: RGB, seed: int) -> RGB:
+        """Augment an image, uint8 of shape (size, size, 3), with a seed in [0, 2^63)."""
+        self._composed.set_random_seed(seed % (1 << 32))
+        augmented: RGB = self._composed(image=image)["image"]
+        if augmented.shape != image.shape or augmented.dtype != image.dtype:
+            raise PylorusError(
+                f'augment "{self.name}": changed {image.dtype} {image.shape} to {augmented.dtype} {augmented.shape}. '
+                "Remove transforms that resize or normalize: an image has the network's size before it is augmented."
+            )
+        return augmented
+
+
+def build_augmentation(policy: AugmentConfig) -> Augmentation | None:
+    """Build the augmentation of a policy; None if the policy has no transforms.
+
+    Raises:
+        PylorusError: If albumentations has no such transform or rejects its arguments.
+    """
+    if not policy.transforms:
+        return None
+    # At import, albumentations would query the package index for a newer version; Pylorus makes no such calls.
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    import albumentations
+
+    transforms = [_build_transform(albumentations, name, arguments) for name, arguments in policy.transforms.items()]
+    return Augmentation(policy.name, albumentations.Compose(transforms))
+
+
+def _build_transform(albumentations: Any, name: str, arguments: Any) -> Any:
+    # Only image transforms of albumentations can be named, never arbitrary code.
+    transforms = {
+        key: kind
+        for key, kind in vars(albumentations).items()
+        if isinstance(kind, type)
+        and issubclass(kind, (albumentations.ImageOnlyTransform, albumentations.DualTransform))
+    }
+    if name not in transforms:
+        raise PylorusError(f'augment.transforms: albumentations has no "{name}".{format_suggestion(name, transforms)}')
+    try:
+        with warnings.catch_warnings():
+            # albumentations only warns about an unknown argument, and ignores it.
+            warnings.simplefilter("error", UserWarning)
+            return transforms[name](**(arguments or {}))
+    except (TypeError, ValueError, UserWarning) as error:
+        raise PylorusError(f"augment.transforms.{name}: {error}") from error
+
+
+log = logging.getLogger(__name__)
+
+LARGE = 2.0
+"""Frames with more than this many times the pixels of the network's input are cached by default."""
+BLOCK = 64
+"""Images that are decoded at a time for the cache."""
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """How a file becomes the network's input, the same in training and in prediction.
+
+    Attributes:
+        size: Side of the square in pixels.
+        fit: pad, stretch or crop; see `pylorus.data.decode.resize_image`.
+        interpolation: Interpolation of the resize.
+        crop: none, or auto: crop to the endoscopic field of view; see `pylorus.data.field_of_view`.
+    """
+
+    size: int
+    fit: str
+    interpolation: str
+    crop: str = "none"
+
+    def get_key(self) -> dict[str, object]:
+        """Everything that the prepared image depends on besides the file's content, as plain values."""
+        return {**asdict(self), "policy": POLICY_VERSION, "pillow": PIL.__version__}
+
+    def load_image(self, path: ImageLocation) -> RGB:
+        """Load the image in a file as uint8 of shape (size, size, 3).
+
+        Raises:
+            UnreadableImageError: Names the file and what is wrong with it.
+        """
+        return self.prepare_image(read_image(path))
+
+    def prepare_image(self, image: RGB) -> RGB:
+        """Crop and resize a decoded image, such as a frame of a video, to uint8 of shape (size, size, 3)."""
+        if self.crop == "auto":
+            image = crop_to_field(image)
+        return resize_image(image, size=self.size, how=self.fit, interpolation=self.interpolation)
+
+    def load_images(self, paths: Sequence[ImageLocation]) -> NDArray[np.uint8]:
+        """Load the images in several files as uint8 of shape (paths, size, size, 3).
+
+        Raises:
+            UnreadableImageError: Names the first file that can't be read.
+        """
+        # Data-loading workers already run in parallel; the main process would leave the other cores idle.
+        threads = 1 if get_worker_info() is not None else min(len(paths), os.cpu_count() or 1)
+        with ThreadPoolExecutor(threads) as pool:
+            return np.stack(list(pool.map(self.load_image, paths)))
+
+
+def load_or_decode_images(
+    table: pd.DataFrame, root: Root, form: InputFormat, settings: CacheConfig, processes: Processes = ALONE
+) -> Records | None:
+    """Load the prepared images of a table's rows from the cache; each is decoded once for all runs.
+
+    The arrays are identical to those that reading the files would give.
+
+    Args:
+        table: Rows with path, sha256, width and height.
+        root: Root of the paths: a folder or shards.
+        form: How a file becomes the network's input.
+        settings: What may be cached, and where.
+        processes: Each process decodes its share.
+
+    Returns:
+        The images in the order of the rows; None if caching is disabled, gains nothing or has no space.
+
+    Raises:
+        UnreadableImageError: Names the first file that can't be read.
+    """
+    pixels = float((table["width"] * table["height"]).median())
+    # An image in a remote shard is downloaded once; the cache holds the local copy, within its budget.
+    is_worthwhile = pixels > LARGE * form.size**2 or (isinstance(root, Shards) and root.remote)
+    is_enabled = is_worthwhile if settings.images is None else settings.images
+    if not is_enabled:
+        return None
+    paths = [root / path for path in table["path"]]
+
+    def decode_missing(missing: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+        log.info("images   decoding %d of %d once, for the cache (cache.images)", len(missing), len(paths))
+        for start in range(0, len(missing), BLOCK):
+            block = form.load_images([paths[index] for index in missing[start : start + BLOCK]])
+            yield block.reshape(len(block), -1)
+
+    return load_or_compute_records(
+        settings,
+        list(table["sha256"]),
+        decode_missing,
+        kind="images",
+        key=form.get_key(),
+        record_bytes=form.size**2 * 3,
+        processes=processes,
+    )

@@ -1,0 +1,369 @@
+"""Parse the files of a request's body one at a time, in memory only: none is ever written to disk."""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import ipaddress
+import math
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pylorus.core.errors import PylorusError, format_path
+
+SHORTEST, LONGEST = 12, 1024
+"""Minimum and maximum length of a password. One of minimum length can't be guessed through a network within years."""
+MEGABYTE = 1_000_000
+LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """Options of the server.
+
+    Attributes:
+        host: Name or address to listen on.
+        port: TCP port; 0 for any free one.
+        password_file: File with the password on one line; None for no password.
+        without_password: Whether others in the network may use the page without a password.
+        allowed_hosts: Further host names under which browsers may call the server, such as a proxy's.
+        max_mb: Maximum size of a file, in MB of 1,000,000 bytes.
+        max_images: Maximum number of files per request.
+        device: auto, cpu, cuda or mps.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 7860
+    password_file: Path | None = None
+    without_password: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    max_mb: float = 20.0
+    max_images: int = 32
+    device: str = "auto"
+
+    @property
+    def most_bytes(self) -> int:
+        """Maximum size of a file, in bytes."""
+        return int(self.max_mb * MEGABYTE)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """Host names under which a browser may call the server; any other may point here by DNS rebinding."""
+        own = (self.host.lower(),) if self.is_loopback else (self.host.lower(), socket.gethostname().lower())
+        return frozenset((*LOCAL, *own, *(name.lower() for name in self.allowed_hosts)))
+
+    def check(self) -> None:
+        """Check the options; refuse a page that everybody in the network could use by accident.
+
+        Raises:
+            PylorusError: Names the option, the value found and how to fix it.
+        """
+        if not 0 <= self.port <= 65535:
+            raise PylorusError(f"--port: found {self.port}, expected 0 to 65535.")
+        if not (math.isfinite(self.max_mb) and 0 < self.max_mb <= 500):
+            raise PylorusError(f"--max-mb: found {self.max_mb:g}, expected more than 0 and at most 500.")
+        if not 1 <= self.max_images <= 1000:
+            raise PylorusError(f"--max-images: found {self.max_images}, expected 1 to 1000.")
+        if not self.is_loopback and self.password_file is None and not self.without_password:
+            raise PylorusError(
+                f"--host {self.host}: others in the network could use the page. Add --password-file FILE, or "
+                "--without-password if everybody may use it."
+            )
+        if self.password_file is not None and self.without_password:
+            raise PylorusError("--password-file and --without-password can't be combined; remove one of them.")
+
+    def read_password(self) -> str | None:
+        """Return the password in the password file; None if there is no file.
+
+        Raises:
+            PylorusError: If the file can't be read, or its password is too short, too long or not one printable line.
+        """
+        path = self.password_file
+        if path is None:
+            return None
+        try:
+            with path.open(encoding="utf-8") as file:
+                password = file.read(LONGEST + 1).strip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PylorusError(
+                f"--password-file: {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}."
+            ) from error
+        if not SHORTEST <= len(password) <= LONGEST or not password.isprintable():
+            raise PylorusError(
+                f"--password-file: {path}: found {len(password)} characters, expected one line of at least {SHORTEST}. "
+                f"To create one: openssl rand -base64 18 > {path}"
+            )
+        return password
+
+
+def is_address(name: str) -> bool:
+    """Return whether a host name is an IP address, which DNS rebinding can't abuse."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+OPEN = "/health"
+"""The only path that needs no password."""
+READING = ("GET", "HEAD")
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""Content security policy: the browser loads nothing from other hosts; `data:` allows the images in an answer."""
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class RequestGuard:
+    """ASGI middleware that passes on permitted requests and refuses all others.
+
+    Args:
+        app: The application behind it.
+        hosts: Host names under which the server may be called.
+        any_address: Whether to accept any IP address as host, for a server that listens on all interfaces.
+        password: The password, with any user name; None for no password.
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: frozenset[str], any_address: bool, password: str | None):
+        self._app = app
+        self._hosts = hosts
+        self._any_address = any_address
+        self._wanted = None if password is None else _hash_text(password)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        if scope["type"] != "http":
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        refusal = self._check_request(scope["method"], scope["path"], Headers(scope=scope))
+        await (refusal or self._app)(scope, receive, send_guarded)
+
+    def _check_request(self, method: str, path: str, headers: Headers) -> JSONResponse | None:
+        host_headers = headers.getlist("host")
+        if len(host_headers) != 1 or not self._is_own_host(_parse_host_name(host_headers[0])):
+            host_name = host_headers[0][:100] if host_headers else '""'
+            text = f"this server does not answer to the host name {host_name}; allow it with --allow-host"
+            return JSONResponse({"error": text}, 421)
+        if self._wanted is not None and path != OPEN and not self._has_password(headers.get("authorization", "")):
+            challenge = {"WWW-Authenticate": 'Basic realm="Pylorus", charset="UTF-8"'}
+            return JSONResponse({"error": "the password is missing or wrong"}, 401, challenge)
+        if method not in READING and not _is_own_page(headers, host_headers[0]):
+            return JSONResponse({"error": "the request came from another site's page"}, 403)
+        return None
+
+    def _is_own_host(self, name: str) -> bool:
+        return name in self._hosts or (self._any_address and is_address(name))
+
+    def _has_password(self, authorization: str) -> bool:
+        scheme, _, encoded = authorization.partition(" ")
+        try:
+            password = base64.b64decode(encoded.strip(), validate=True).decode().partition(":")[2]
+        except (binascii.Error, ValueError):
+            password = ""
+        # Digests have a fixed length, so the comparison time reveals nothing, not even the password's length.
+        matches = hmac.compare_digest(_hash_text(password), self._wanted or b"")
+        return matches and scheme.lower() == "basic"
+
+
+def _is_own_page(headers: Headers, host_header: str) -> bool:
+    """Return whether a request comes from this server's own page or from a program instead of a browser."""
+    origin = headers.get("origin")
+    if origin is None:
+        return headers.get("sec-fetch-site", "none") in ("none", "same-origin")
+    return urlsplit(origin).netloc.lower() == host_header.lower()
+
+
+def _parse_host_name(host: str) -> str:
+    """Return a Host header without its port, which differs behind a tunnel."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower().removesuffix(".")
+
+
+def _hash_text(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+FIELD = "files"
+OVERHEAD = 8192
+"""Bytes that a file may add to the body besides its content: boundary and headers."""
+LONGEST_NAME = 200
+
+
+class RefusedUploadError(Exception):
+    """The whole request is refused, with this HTTP status."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class UploadLimits:
+    """Upload limits: bytes per file and files per request."""
+
+    most_bytes: int
+    most_files: int
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One uploaded file.
+
+    Attributes:
+        name: File name from the sender, without folders and unprintable characters. Only displayed, never opened.
+        content: The file's bytes; empty if `error` is set.
+        error: Why the file is refused; empty if it is accepted.
+    """
+
+    name: str
+    content: bytes
+    error: str = ""
+
+
+async def iter_uploads(request: Request, limits: UploadLimits) -> AsyncIterator[Upload]:
+    """Yield the files of a multipart body, each as soon as it is complete.
+
+    A file that is too large is skipped and yields an error; the other files are still processed.
+
+    Raises:
+        RefusedUploadError: If the body is not such a form, is incomplete or too large.
+    """
+    max_bytes = limits.most_files * (limits.most_bytes + OVERHEAD)
+    too_much = RefusedUploadError(413, f"the request is larger than {max_bytes:,} bytes")
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdecimal() or int(declared[:20]) > max_bytes:
+        raise too_much
+    parser = _UploadParser(_parse_boundary(request.headers.get("content-type", "")), limits)
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > max_bytes:
+            raise too_much
+        for upload in parser.add(chunk):
+            yield upload
+    if not parser.ended:
+        raise RefusedUploadError(400, "the form is incomplete: its last boundary is missing")
+
+
+class _UploadParser:
+    """Incremental parser that splits a multipart body into files."""
+
+    def __init__(self, boundary: bytes, limits: UploadLimits):
+        self.ended = False
+        self._limits = limits
+        self._count = 0
+        self._done: list[Upload] = []
+        self._headers: dict[bytes, bytes] = {}
+        self._field, self._value, self._content = bytearray(), bytearray(), bytearray()
+        self._name = ""
+        self._too_large = False
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._start_part,
+                    "on_header_field": lambda data, start, end: self._field.extend(data[start:end]),
+                    "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+                    "on_header_end": self._save_header,
+                    "on_headers_finished": self._read_headers,
+                    "on_part_data": self._add_data,
+                    "on_part_end": self._close_part,
+                    "on_end": self._set_ended,
+                },
+            )
+        except ValueError as error:
+            raise RefusedUploadError(400, str(error)) from error
+
+    def add(self, chunk: bytes) -> list[Upload]:
+        """Parse the next piece of the body; return the files that it completes."""
+        self._done = []
+        try:
+            self._parser.write(chunk)
+        except MultipartParseError as error:
+            raise RefusedUploadError(400, f"malformed form: {error}") from error
+        return self._done
+
+    def _start_part(self) -> None:
+        self._count += 1
+        if self._count > self._limits.most_files:
+            raise RefusedUploadError(413, f"more than {self._limits.most_files} files in one request")
+        self._headers, self._content, self._too_large = {}, bytearray(), False
+
+    def _save_header(self) -> None:
+        self._headers[bytes(self._field).lower()] = bytes(self._value)
+        self._field, self._value = bytearray(), bytearray()
+
+    def _read_headers(self) -> None:
+        _, parameters = parse_options_header(self._headers.get(b"content-disposition"))
+        field = parameters.get(b"name", b"").decode(errors="replace")
+        if field != FIELD or b"filename" not in parameters:
+            raise RefusedUploadError(400, f'found the field "{format_path(field)[:50]}", expected files as "{FIELD}"')
+        self._name = format_file_name(parameters[b"filename"].decode(errors="replace"))
+
+    def _add_data(self, data: bytes, start: int, end: int) -> None:
+        if len(self._content) + end - start > self._limits.most_bytes:
+            self._content, self._too_large = bytearray(), True
+        if not self._too_large:
+            self._content += data[start:end]
+
+    def _close_part(self) -> None:
+        error = f"the file is over the limit of {self._limits.most_bytes:,} bytes" if self._too_large else ""
+        self._done.append(Upload(self._name, bytes(self._content), error))
+        self._content = bytearray()
+
+    def _set_ended(self) -> None:
+        self.ended = True
+
+
+def format_file_name(name: str) -> str:
+    r"""Return the last part of a sender's file name, on one line.
+
+    Example:
+        >>> format_file_name("../../etc/passwd"), format_file_name("C:\\images\\a.png"), format_file_name("..")
+        ('passwd', 'a.png', 'unnamed')
+    """
+    last = PurePosixPath(name.replace("\\", "/").replace("%22", '"')).name.strip()
+    return format_path(last)[-LONGEST_NAME:] if last.strip(".") else "unnamed"
+
+
+def _parse_boundary(content_type: str) -> bytes:
+    media_type, parameters = parse_options_header(content_type)
+    if media_type != b"multipart/form-data" or not parameters.get(b"boundary"):
+        raise RefusedUploadError(415, f'expected multipart/form-data with files as "{FIELD}"')
+    return parameters[b"boundary"]

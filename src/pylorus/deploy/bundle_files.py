@@ -1,0 +1,263 @@
+"""Read model.json and reject invalid content: unknown entries, wrong types, values out of range."""
+
+import hashlib
+import math
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pylorus.core.errors import PylorusError
+from pylorus.data.decode import POLICY_VERSION, RESAMPLING
+from pylorus.deploy.description import FORMAT_VERSION, Description, InputSpecification, build_dataclass, parse_json
+from pylorus.evaluation.calibration import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
+from pylorus.model.backbone import check_model_arguments, check_model_name
+from pylorus.runs.folder import CHOICES, LAST
+
+WEIGHTS, DESCRIPTION, UNLIKE, CARD, SUMS = (
+    "model.safetensors",
+    "model.json",
+    "unlike.safetensors",
+    "MODEL_CARD.md",
+    "SHA256SUMS",
+)
+FILES = (WEIGHTS, DESCRIPTION, UNLIKE, CARD)
+"""The files of a bundle, apart from the list of their hashes."""
+MODEL = "model.onnx"
+"""The file that an export has in place of the weights; see `pylorus.deploy.onnx`."""
+MOST_SUMS = 65_536
+"""The largest SHA256SUMS that is read, in bytes."""
+
+
+def verify_checksums(folder: Path, files: Sequence[str] = FILES) -> dict[str, str]:
+    """Verify the files of a bundle against SHA256SUMS.
+
+    Args:
+        folder: Folder of a bundle or an export.
+        files: Names of the files that it must contain.
+
+    Returns:
+        The SHA-256 of each file, by name.
+
+    Raises:
+        PylorusError: If the folder is not a bundle, or if a file is missing, changed, or not a regular file in this
+            folder.
+    """
+    if not folder.is_dir():
+        kind = "a file, which is never loaded because it could be a pickle" if folder.is_file() else "nothing"
+        raise PylorusError(f"{folder}: found {kind}, expected a bundle: the folder `model` of a run.")
+    if (folder / "model" / SUMS).is_file():
+        raise PylorusError(f"{folder}: this is a run; its bundle is {folder / 'model'}.")
+    hashes = _read_checksums(folder, files)
+    for name, expected in hashes.items():
+        _check_regular_file(folder / name)
+        with (folder / name).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != expected:
+            raise PylorusError(
+                f"{folder / name}: its SHA-256 is {digest[:12]}…, expected {expected[:12]}… ({SUMS}): the file was "
+                "changed or damaged. Copy the bundle again from its original location."
+            )
+    return hashes
+
+
+def _read_checksums(folder: Path, files: Sequence[str]) -> dict[str, str]:
+    path = folder / SUMS
+    _check_regular_file(path)
+    with path.open("rb") as file:
+        content = file.read(MOST_SUMS + 1)
+    hashes: dict[str, str] = {}
+    for line in content.decode("utf-8", errors="replace").splitlines():
+        digest, _, name = line.partition("  ")
+        if len(content) > MOST_SUMS or len(digest) != 64 or set(digest) - set("0123456789abcdef") or name in hashes:
+            raise PylorusError(
+                f"{path}: found {line[:80]!r}, expected a SHA-256, two spaces and a file name on each line."
+            )
+        if name in ("", ".", "..") or set(name) & set("/\\:") or not name.isprintable():
+            raise PylorusError(f"{path}: found the name {name[:80]!r}, expected the name of a file in this folder.")
+        hashes[name] = digest
+    missing = [name for name in files if name not in hashes]
+    if missing and MODEL in hashes:
+        raise PylorusError(
+            f"{folder}: this is an export, which only `pylorus predict` accepts. This command needs the bundle itself: "
+            "the folder `model` of the run that it was exported from."
+        )
+    if missing:
+        raise PylorusError(f"{path}: does not list {missing[0]}. Copy the bundle again from its original location.")
+    return hashes
+
+
+def _check_regular_file(path: Path) -> None:
+    """Reject anything but a regular file in this folder: a link could lead anywhere."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError as error:
+        raise PylorusError(f"{path}: {error.strerror or error}; expected a file of a bundle.") from error
+    if not stat.S_ISREG(mode):
+        kind = "a symbolic link" if stat.S_ISLNK(mode) else "something that is not a regular file"
+        raise PylorusError(f"{path}: found {kind}, expected a file: a bundle contains its files itself.")
+
+
+MOST_BYTES = 1_000_000
+"""The largest model.json that is read: a hundred times the usual size."""
+MOST_CLASSES, LARGEST_SIZE, LONGEST_NAME = 1000, 2048, 200
+
+
+def read_description(content: bytes, *, where: str = "model.json") -> Description:
+    """Parse and check the content of a model.json.
+
+    Args:
+        content: All bytes of the file.
+        where: Name of the file in error messages.
+
+    Raises:
+        PylorusError: If the content is not a valid description; names the entry, the value found and the value
+            expected.
+    """
+    if len(content) > MOST_BYTES:
+        raise PylorusError(f"{where}: has {len(content):,} bytes, expected {MOST_BYTES:,} at most.")
+    values: Any = parse_json(content, where=where)
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+        raise PylorusError(
+            f"{where}: found format_version {str(version)[:20]}, expected 1 to {FORMAT_VERSION}. "
+            "A newer bundle needs a newer Pylorus; a bundle without a version has to be trained again."
+        )
+    description = build_dataclass(Description, _convert_format_1(values) if version == 1 else values, where=where)
+    check_description(description, where=where)
+    return description
+
+
+def _convert_format_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Convert a description of format 1 to the current format: the last stage is shipped, nothing is guaranteed."""
+    upgraded = {name: value for name, value in values.items() if name != "largest_difference"}
+    decision, names, training = (values.get(name) for name in ("decision", "short_names", "training"))
+    if isinstance(decision, dict) and isinstance(names, list):
+        guarantees = {str(name): None for name in names}
+        upgraded["decision"] = decision | {"confidence": None, "patients_needed": None, "guarantees": guarantees}
+    stages = training.get("stages") if isinstance(training, dict) else None
+    if isinstance(stages, list) and stages and isinstance(stages[-1], dict):
+        upgraded["shipped"] = {"name": stages[-1].get("name"), "chosen_by": LAST, "accuracy": {}}
+    return upgraded | {"format_version": FORMAT_VERSION, "prediction_sets": None}
+
+
+def check_description(description: Description, *, where: str = "model.json") -> None:
+    """Reject invalid values: unknown architectures, sizes out of range, thresholds outside [0, 1].
+
+    Args:
+        description: The content of a model.json.
+        where: Name of the file in error messages.
+
+    Raises:
+        PylorusError: Names the entry, the value found and the value expected.
+    """
+    check_model_name(description.architecture, where=f"{where}: architecture")
+    check_model_arguments(description.arguments, where=f"{where}: arguments")
+    names, short_names = description.classes, description.short_names
+    for key, listed in (("classes", names), ("short_names", short_names)):
+        invalid = [name for name in listed if not 0 < len(name) <= LONGEST_NAME or not name.isprintable()]
+        if invalid or len(set(listed)) != len(listed) or not 2 <= len(listed) <= MOST_CLASSES:
+            raise PylorusError(
+                f"{where}: {key}: found {_format_few(listed)}, expected 2 to {MOST_CLASSES} different names."
+            )
+    if len(names) != len(short_names):
+        raise PylorusError(f"{where}: found {len(names)} classes but {len(short_names)} short_names.")
+    _check_input(description.input, where)
+    _check_choices(description, where)
+    for key, value, low, high in (
+        ("calibration.temperature", description.calibration.temperature, LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE),
+        ("decision.sensitivity", description.decision.sensitivity, 0, 1),
+        ("decision.confidence", description.decision.confidence, 0, 1),
+        ("abstention.unlike_above", description.abstention.unlike_above, 0, 2),
+        ("abstention.unsure_below", description.abstention.unsure_below, 0, 1),
+        *((f"decision.thresholds.{name}", value, 0, 1) for name, value in description.decision.thresholds.items()),
+        *_list_guarantee_proportions(description),
+        *_list_set_proportions(description),
+    ):
+        if value is not None and not low <= value <= high:
+            raise PylorusError(f"{where}: {key}: found {value}, expected {low} to {high}.")
+
+
+def _list_guarantee_proportions(description: Description) -> list[tuple[str, float, int, int]]:
+    return [
+        (f"decision.guarantees.{name}.{key}", getattr(guarantee, key), 0, 1)
+        for name, guarantee in description.decision.guarantees.items()
+        if guarantee is not None
+        for key in ("confidence_reached", "sensitivity_reached")
+    ]
+
+
+def _list_set_proportions(description: Description) -> list[tuple[str, float | None, int, int]]:
+    sets = description.prediction_sets
+    if sets is None:
+        return []
+    lowest = [(f"prediction_sets.lowest.{name}", value, 0, 1) for name, value in sets.lowest.items()]
+    return [("prediction_sets.coverage", sets.coverage, 0, 1), *lowest]
+
+
+def _check_input(settings: InputSpecification, where: str) -> None:
+    if not 1 <= settings.size <= LARGEST_SIZE:
+        raise PylorusError(f"{where}: input.size: found {settings.size}, expected 1 to {LARGEST_SIZE} pixels.")
+    for key, value, known in (
+        ("crop", settings.crop, ("none", "auto")),
+        ("fit", settings.fit, ("pad", "stretch", "crop")),
+        ("interpolation", settings.interpolation, tuple(RESAMPLING)),
+    ):
+        if value not in known:
+            raise PylorusError(f'{where}: input.{key}: found "{value[:50]}", expected one of {", ".join(known)}.')
+    for key, numbers, low in (("mean", settings.mean, -math.inf), ("std", settings.std, 0.0)):
+        if len(numbers) != 3 or not all(low < number < 1e6 for number in numbers):
+            raise PylorusError(
+                f"{where}: input.{key}: found {_format_few(numbers)}, expected three numbers above {low:g}."
+            )
+    if settings.policy != POLICY_VERSION:
+        raise PylorusError(
+            f"{where}: input.policy: found {settings.policy}, but this Pylorus reads images by policy "
+            f"{POLICY_VERSION}: probabilities would differ from those in training. Use the version of Pylorus that "
+            "`versions` names."
+        )
+
+
+def _check_choices(description: Description, where: str) -> None:
+    if description.shipped.chosen_by not in CHOICES or (
+        description.shipped.chosen_by != LAST and description.shipped.name not in description.shipped.accuracy
+    ):
+        raise PylorusError(
+            f'{where}: shipped: found "{description.shipped.chosen_by[:50]}" with accuracies of '
+            f"{_format_few(list(description.shipped.accuracy))}, expected one of {', '.join(CHOICES)}, with "
+            "the accuracy of the shipped stage."
+        )
+    short_names = set(description.short_names)
+    if description.decision.class_name not in short_names:
+        raise PylorusError(
+            f'{where}: decision.class: found "{description.decision.class_name[:50]}", expected a short name.'
+        )
+    by_class: dict[str, Mapping[str, object]] = {
+        "decision.thresholds": description.decision.thresholds,
+        "decision.guarantees": description.decision.guarantees,
+        "decision.test": description.decision.test,
+        **{
+            f"test.{key}": getattr(description.test, key)
+            for key in ("sensitivity", "specificity", "precision", "auroc")
+        },
+    }
+    if description.prediction_sets is not None:
+        sets = description.prediction_sets
+        by_class["prediction_sets.lowest"] = sets.lowest
+        by_class["prediction_sets.patients"] = sets.patients
+        by_class["prediction_sets.test.coverage"] = sets.test.coverage
+    for key, values in by_class.items():
+        if set(values) != short_names:
+            raise PylorusError(
+                f"{where}: {key}: found {_format_few(sorted(values))}, expected {_format_few(description.short_names)}."
+            )
+    for part, counts in description.training.images.items():
+        if len(counts) != len(description.classes) or min(counts) < 0:
+            raise PylorusError(
+                f"{where}: training.images.{part[:50]}: found {_format_few(counts)}, expected one count for each class."
+            )
+
+
+def _format_few(values: Sequence[object]) -> str:
+    text = ", ".join(str(value)[:50] for value in values[:5])
+    return text + (f" and {len(values) - 5} more" if len(values) > 5 else "") if values else "nothing"

@@ -1,0 +1,354 @@
+"""Write a table that does not fit in memory: in parts beside the output file, merged once it is complete."""
+
+import glob
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from pylorus.core.errors import PylorusError, UnreadableImageError, format_path
+from pylorus.core.io import write_atomically, write_json
+from pylorus.data.decode import MOST_PIXELS, RGB, SUFFIXES
+
+VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".mpg", ".mpeg", ".wmv", ".webm")
+
+
+def decode_frames(path: Path, *, every: float) -> Iterator[tuple[float, RGB]]:
+    """Decode the first frame at or after 0, `every`, 2 × `every`, … seconds.
+
+    Args:
+        path: The video file.
+        every: Seconds between two frames, > 0.
+
+    Yields:
+        The time of the frame in seconds, and the frame.
+
+    Raises:
+        UnreadableImageError: If the file is not a video, has frames that are too large, or contains no frames.
+    """
+    # A file may be a playlist of addresses: only local files may be opened.
+    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "protocol_whitelist;file")
+    video = cv2.VideoCapture(str(path.resolve()), cv2.CAP_FFMPEG)
+    try:
+        if not video.isOpened():
+            raise UnreadableImageError("not a video that OpenCV can read")
+        if video.get(cv2.CAP_PROP_FRAME_WIDTH) * video.get(cv2.CAP_PROP_FRAME_HEIGHT) > MOST_PIXELS:
+            raise UnreadableImageError(f"its frames exceed the limit of {MOST_PIXELS:,} pixels")
+        next_index, count = 0, 0
+        while video.grab():
+            second = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            if second < next_index * every - 1e-6:
+                continue
+            is_decoded, frame = video.retrieve()
+            if is_decoded:
+                count += 1
+                yield round(second, 3), np.ascontiguousarray(frame[:, :, ::-1])
+            next_index = max(next_index, int(second / every + 1e-6)) + 1
+        if not count:
+            raise UnreadableImageError("a video without frames")
+    finally:
+        video.release()
+
+
+SORTED = 10_000
+"""A folder with more files is read in the order of the file system: sorting would need all names in memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One image to predict.
+
+    Attributes:
+        path: Path of its file, as tables and messages write it.
+        source: The file, or a decoded frame of a video.
+        label: Index of its class according to the name of its folder; None if no folder is named after a class.
+        second: Time of the frame in its video, in seconds; None for an image file.
+        error: Why there is no image; empty if there may be one.
+    """
+
+    path: str
+    source: Path | RGB
+    label: int | None = None
+    second: float | None = None
+    error: str = ""
+
+    @property
+    def key(self) -> str:
+        """Identifier of the image within a prediction."""
+        return build_item_key(self.path, self.second)
+
+
+def build_item_key(path: str, second: float | None) -> str:
+    """Return the identifier of an image within a prediction: its path and, for a frame, its second."""
+    return path if second is None else f"{path}\n{second:.3f}"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Files, folders and patterns, and how they are read.
+
+    Attributes:
+        inputs: The inputs as the user gave them.
+        classes: Names of folders for each class, in the order of the labels; a class may have several.
+        frames_every: Seconds between two frames of a video; None to accept no videos.
+    """
+
+    inputs: tuple[str, ...]
+    classes: Sequence[tuple[str, ...]]
+    frames_every: float | None
+
+    def check_inputs(self) -> None:
+        """Check that all inputs exist, before anything is computed.
+
+        Raises:
+            PylorusError: If an input does not exist or can't be used; names the input.
+        """
+        if self.frames_every is not None and not 0 < self.frames_every < float("inf"):
+            raise PylorusError(f"--frames-every: found {self.frames_every:g}, expected a number of seconds above 0.")
+        for user_input in self.inputs:
+            if not Path(user_input).exists() and next(_find_matches(user_input), None) is None:
+                raise PylorusError(
+                    f"{format_path(user_input)}: found no such file or folder, and no file that matches it as a pattern."
+                )
+            if self.frames_every is None and Path(user_input).suffix.lower() in VIDEOS and Path(user_input).is_file():
+                raise PylorusError(
+                    f"{format_path(user_input)}: this is a video. Add --frames-every SECONDS to choose the frames to predict."
+                )
+
+    def iter_items(self) -> Iterator[Item]:
+        """Iterate over all images in the order of the inputs; small folders are sorted (see `SORTED`)."""
+        for user_input in self.inputs:
+            path = Path(user_input)
+            if path.is_dir():
+                yield from self._iter_folder(path, path)
+            elif path.exists():
+                yield from self._iter_file(path, None)
+            else:
+                for match in _sort_if_few(_find_matches(user_input)):
+                    yield from self._iter_folder(match, match) if match.is_dir() else self._iter_file(match, None)
+
+    def _iter_folder(self, folder: Path, root: Path) -> Iterator[Item]:
+        try:
+            with os.scandir(folder) as entries:
+                named = (Path(entry.path) for entry in entries if not entry.name.startswith("."))
+                for path in _sort_if_few(named):
+                    # A link to a folder may be circular and is not followed; a link to a file is read like the file.
+                    if path.is_dir() and not path.is_symlink():
+                        yield from self._iter_folder(path, root)
+                    elif path.suffix.lower() in SUFFIXES or (self.frames_every and path.suffix.lower() in VIDEOS):
+                        yield from self._iter_file(path, root)
+        except OSError as error:
+            yield Item(format_path(folder), folder, error=error.strerror or str(error))
+
+    def _iter_file(self, path: Path, root: Path | None) -> Iterator[Item]:
+        name, label = format_path(path), None if root is None else self._find_label(path.relative_to(root))
+        if path.suffix.lower() not in VIDEOS or self.frames_every is None:
+            yield Item(name, path, label)
+            return
+        try:
+            for second, frame in decode_frames(path, every=self.frames_every):
+                yield Item(name, frame, label, second)
+        except UnreadableImageError as error:
+            yield Item(name, path, label, error=str(error))
+
+    def _find_label(self, path: Path) -> int | None:
+        """Return the class of the nearest folder that is named after one."""
+        for part in reversed(path.parts[:-1]):
+            for label, names in enumerate(self.classes):
+                if part in names:
+                    return label
+        return None
+
+
+def _find_matches(pattern: str) -> Iterator[Path]:
+    # Path.glob does not accept absolute patterns.
+    return map(Path, glob.iglob(pattern, recursive=True))  # noqa: PTH207
+
+
+def _sort_if_few(paths: Iterable[Path]) -> Iterator[Path]:
+    remaining = iter(paths)
+    first = list(islice(remaining, SORTED))
+    next_path = next(remaining, None)
+    if next_path is None:
+        yield from sorted(first)
+    else:
+        yield from chain(first, [next_path], remaining)
+
+
+FORMATS = (".csv", ".parquet", ".json")
+ABOUT = ".about.json"
+
+
+class CompactKeySet:
+    """A set of image keys that stores eight bytes per key: a million keys take 8 MB.
+
+    Args:
+        keys: The keys of the images; see `pylorus.deploy.inputs.build_item_key`.
+    """
+
+    def __init__(self, keys: Iterator[str]) -> None:
+        self._digests = np.sort(np.fromiter((_hash_key(key) for key in keys), dtype=np.uint64))
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def __contains__(self, key: str) -> bool:
+        digest = np.uint64(_hash_key(key))
+        position = int(np.searchsorted(self._digests, digest))
+        return position < len(self._digests) and bool(self._digests[position] == digest)
+
+
+class ResumableTable:
+    """The rows of an output file while they are being computed; an interrupted output can be resumed.
+
+    Args:
+        output: The final file: .csv, .parquet or .json.
+        request: The options that determine the rows, as plain values.
+        also: The options that are only applied to the complete table.
+
+    Raises:
+        PylorusError: If the file has another suffix.
+    """
+
+    def __init__(self, output: Path, request: Mapping[str, object], *, also: Mapping[str, object]) -> None:
+        if output.suffix.lower() not in FORMATS:
+            raise PylorusError(f"--output: found {output}, expected a file name that ends in {', '.join(FORMATS)}.")
+        self.output = output
+        self._of_rows = json.loads(json.dumps(request))
+        self.request = {**self._of_rows, **json.loads(json.dumps(also))}
+        self.folder = output.with_name(f".{output.name}.parts")
+        self.about = output.with_name(output.name + ABOUT)
+        self._written, self._complete = 0, False
+
+    def load_record(self) -> dict[str, object] | None:
+        """Return the record of a complete output, or None if the output is not complete.
+
+        Raises:
+            PylorusError: If the output file exists but was written for another request.
+        """
+        if self.output.is_file() and not self.folder.is_dir():
+            record = json.loads(self.about.read_text(encoding="utf-8")) if self.about.is_file() else {}
+            self._check_same_request(record.get("request"), self.request, self.output)
+            return dict(record)
+        return None
+
+    @contextmanager
+    def lock_parts(self) -> Iterator[None]:
+        """Lock the parts for this process, so that no other process writes them.
+
+        Raises:
+            PylorusError: If another process has locked them, or if they belong to another request.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise PylorusError(
+                f"{self.output}: another process is writing this file. Wait for it, or choose another --output."
+            ) from None
+        try:
+            request = self.folder / "request.json"
+            if request.is_file():
+                self._check_same_request(json.loads(request.read_text(encoding="utf-8")), self._of_rows, self.folder)
+            else:
+                write_json(request, self._of_rows)
+            for leftover in self.folder.glob(".part-*"):
+                leftover.unlink()
+            self._written = len(self.list_parts())
+            yield
+        finally:
+            lock.release()
+            if self._complete or not self.list_parts():
+                shutil.rmtree(self.folder)
+
+    def list_parts(self) -> list[Path]:
+        """Return the files of the parts, in order."""
+        return sorted(self.folder.glob("part-*.parquet"))
+
+    def iter_tables(self) -> Iterator[pd.DataFrame]:
+        """Read the rows, part by part."""
+        for path in self.list_parts():
+            yield pd.read_parquet(path)
+
+    def read_finished_keys(self) -> CompactKeySet:
+        """Return the keys of the images that are already predicted."""
+        return CompactKeySet(
+            build_item_key(path, None if pd.isna(second) else float(second))
+            for table in self.iter_tables()
+            for path, second in zip(table["path"], table["second"], strict=True)
+        )
+
+    def add_part(self, table: pd.DataFrame) -> None:
+        """Write a part atomically."""
+        with write_atomically(self.folder / f"part-{self._written:08d}.parquet") as temporary:
+            table.to_parquet(temporary, index=False)
+        self._written += 1
+
+    def merge_parts(self, record: Mapping[str, object], *, columns: Sequence[str]) -> None:
+        """Merge the parts into the output file; they are deleted once it is written.
+
+        Args:
+            record: What to write to the .about.json beside the request.
+            columns: The columns to write.
+        """
+        with write_atomically(self.output) as temporary:
+            _WRITERS[self.output.suffix.lower()](temporary, (table[list(columns)] for table in self.iter_tables()))
+        write_json(self.about, {"request": self.request, **record})
+        self._complete = True
+
+    def _check_same_request(self, request: object, expected: dict[str, object], path: Path) -> None:
+        if request != expected:
+            existing = request if isinstance(request, dict) else {}
+            differing = [name for name in expected if existing.get(name) != expected[name]]
+            raise PylorusError(
+                f"{path}: already exists, from another request (different: {', '.join(differing)}). "
+                "Delete it, or choose another --output."
+            )
+
+
+def _write_csv(path: Path, tables: Iterator[pd.DataFrame]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        for number, table in enumerate(tables):
+            table.to_csv(file, index=False, header=number == 0, float_format="%.9g", lineterminator="\n")
+
+
+def _write_parquet(path: Path, tables: Iterator[pd.DataFrame]) -> None:
+    writer = None
+    try:
+        for table in tables:
+            rows = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(None)
+            writer = writer or pq.ParquetWriter(path, rows.schema)
+            writer.write_table(rows.cast(writer.schema))
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _write_json(path: Path, tables: Iterator[pd.DataFrame]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        separator = "[\n"
+        for table in tables:
+            for row in table.astype(object).where(table.notna(), None).to_dict("records"):
+                file.write(separator + json.dumps(row, ensure_ascii=False, allow_nan=False))
+                separator = ",\n"
+        file.write("\n]\n" if separator == ",\n" else "[]\n")
+
+
+_WRITERS = {".csv": _write_csv, ".parquet": _write_parquet, ".json": _write_json}
+
+
+def _hash_key(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")

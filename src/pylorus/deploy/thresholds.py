@@ -1,0 +1,234 @@
+"""Fix a bundle's thresholds and limits on validation images, and measure them on the untouched test images."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pylorus.config.schema import DeployConfig
+from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.deploy.description import (
+    Abstention,
+    ClassificationMetrics,
+    Decision,
+    Guarantee,
+    IntervalEstimate,
+    OperatingMetrics,
+    PredictionSets,
+    SetMetrics,
+)
+from pylorus.deploy.description import Calibration as SaidCalibration
+from pylorus.evaluation.auroc import auroc
+from pylorus.evaluation.conformal import count_patients_needed_for_sets, fit_set_limits, prediction_sets
+from pylorus.evaluation.decisions import ROUNDING, operating_point, patients_needed, threshold_at_sensitivity
+from pylorus.evaluation.index_intervals import clustered_wilson, proportions_of_predictions, wilson
+from pylorus.evaluation.intervals import Estimate, estimate_mean_over_groups
+from pylorus.evaluation.predictions import Predictions
+from pylorus.model.inference import UNLIKENESS
+from pylorus.report.results import Calibration
+
+FALSE_ALARMS = 0.05
+"""Each of the two thresholds for abstention makes the model abstain on at most this proportion of validation images."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingDistances:
+    """Distances of validation and test images from the training images; see `pylorus.model.inference.UNLIKENESS`.
+
+    Attributes:
+        training: Number of training images that they were compared with.
+        validation: Distances of shape (validation images,), in [0, 2].
+        test: Distances of shape (test images,), in [0, 2].
+        test_rows: Row of each of these test images in the saved predictions of test images.
+    """
+
+    training: int
+    validation: NDArray[np.float64]
+    test: NDArray[np.float64]
+    test_rows: NDArray[np.int64]
+
+
+def resolve_deciding_class(deploy: DeployConfig, *, classes: Sequence[str], short_names: Sequence[str]) -> str:
+    """Return the short name of the class that decides.
+
+    Args:
+        deploy: The configuration; without `class_name` the first class decides.
+        classes: Full names of the classes.
+        short_names: Their short names, in the same order.
+
+    Raises:
+        PylorusError: If `deploy.class_name` is not one of the classes.
+    """
+    name = deploy.class_name
+    if name is None or name in short_names:
+        return short_names[0] if name is None else name
+    if name not in classes:
+        raise PylorusError(
+            f'deploy.class_name: found "{name}", expected one of {", ".join(short_names)}.'
+            f"{format_suggestion(name, [*short_names, *classes])}"
+        )
+    return short_names[list(classes).index(name)]
+
+
+def fit_decision(calibration: Calibration, deploy: DeployConfig, *, class_name: str) -> Decision:
+    """Fix a threshold for each class that guarantees the requested sensitivity or, with too few patients, less.
+
+    Args:
+        calibration: Predictions of validation images, on which thresholds are fixed, and of test images.
+        deploy: The requested sensitivity and confidence.
+        class_name: Short name of the class that decides.
+
+    Returns:
+        The thresholds, what each guarantees, and their performance on the test images.
+    """
+    validation, test = calibration.validation, calibration.test
+    target = {"sensitivity": deploy.sensitivity, "confidence": deploy.confidence}
+    thresholds: dict[str, float | None] = {}
+    guarantees: dict[str, Guarantee | None] = {}
+    figures = {}
+    for column, name in enumerate(validation.class_names):
+        positive, scores = validation.true == column, validation.probabilities[:, column]
+        thresholds[name] = guarantees[name] = None
+        if positive.any():
+            fitted = threshold_at_sensitivity(positive, scores, validation.clusters, margin=ROUNDING, **target)
+            thresholds[name] = fitted.threshold
+            guarantees[name] = Guarantee(
+                fitted.confidence_reached, fitted.sensitivity_reached, fitted.images, fitted.patients
+            )
+        threshold = thresholds[name]
+        point = operating_point(
+            test.true == column,
+            test.probabilities[:, column],
+            test.clusters,
+            threshold=2.0 if threshold is None else threshold,
+        )
+        figures[name] = OperatingMetrics(convert_estimate(point.sensitivity), convert_estimate(point.specificity))
+    needed = patients_needed(**target)
+    return Decision(class_name, deploy.sensitivity, deploy.confidence, needed, thresholds, guarantees, figures)
+
+
+def fit_prediction_sets(calibration: Calibration, coverage: float | None) -> PredictionSets | None:
+    """Calibrate prediction sets of a coverage in (0, 1) on validation images; None if no coverage is requested."""
+    if coverage is None:
+        return None
+    validation, test = calibration.validation, calibration.test
+    limits = fit_set_limits(validation.probabilities, validation.true, validation.clusters, coverage=coverage)
+    lowest = tuple(None if limit is None else max(0.0, limit - ROUNDING) for limit in limits.lowest)
+    limits = replace(limits, lowest=lowest)
+    return PredictionSets(
+        coverage=coverage,
+        lowest=dict(zip(validation.class_names, limits.lowest, strict=True)),
+        patients=dict(zip(validation.class_names, limits.patients, strict=True)),
+        patients_needed=count_patients_needed_for_sets(coverage),
+        test=compute_set_metrics(test, prediction_sets(test.probabilities, limits)),
+    )
+
+
+def compute_set_metrics(predictions: Predictions, members: NDArray[np.bool_]) -> SetMetrics:
+    """Compute the coverage and mean size of prediction sets.
+
+    Args:
+        predictions: Predictions of n images with their true classes.
+        members: Which classes are in the set of each image, of shape (n, classes).
+    """
+    groups = predictions.clusters
+    is_covered = members[np.arange(len(members)), predictions.true].astype(np.float64)
+
+    def estimate_coverage(selected: NDArray[np.bool_]) -> Estimate:
+        if not selected.any():
+            return Estimate(math.nan, math.nan, math.nan)
+        return estimate_mean_over_groups(is_covered[selected], None if groups is None else groups[selected])
+
+    proportion = estimate_mean_over_groups(members.mean(axis=1), groups)
+    size = (predictions.classes * bound for bound in (proportion.value, proportion.low, proportion.high))
+    return SetMetrics(
+        coverage={
+            name: convert_estimate(estimate_coverage(predictions.true == label))
+            for label, name in enumerate(predictions.class_names)
+        },
+        size=convert_estimate(Estimate(*size)),
+    )
+
+
+def convert_calibration(calibration: Calibration) -> SaidCalibration:
+    """Return the temperature and the calibration error on the test images, as model.json holds them."""
+    fitted = calibration.temperature
+    return SaidCalibration(
+        fitted.temperature, fitted.identified, fitted.images, calibration.before.ece.value, calibration.after.ece.value
+    )
+
+
+def fit_abstention(calibration: Calibration, unlikeness: TrainingDistances) -> Abstention:
+    """Fix the two thresholds for abstention on validation images, and measure them on the test images.
+
+    Out-of-distribution: a distance above that of 95 % of the validation images. Uncertain: a calibrated probability of
+    the most probable class below that of 95 % of the correctly classified validation images.
+    """
+    validation, test = calibration.validation, calibration.test
+    unlike_above = float(np.quantile(unlikeness.validation, 1 - FALSE_ALARMS, method="higher")) + ROUNDING
+    confidences = validation.probabilities.max(axis=1)[validation.correct]
+    unsure_below = float(np.quantile(confidences, FALSE_ALARMS, method="lower")) if len(confidences) else 0.0
+    unsure_below = max(0.0, unsure_below - ROUNDING)
+    rows = unlikeness.test_rows
+    groups = test.clusters
+    groups = None if groups is None else groups[rows]
+    is_unlike = unlikeness.test > unlike_above
+    is_uncertain = test.probabilities.max(axis=1)[rows] < unsure_below
+    correct, answered = test.correct[rows], ~(is_unlike | is_uncertain)
+    return Abstention(
+        method=UNLIKENESS,
+        unlike_above=unlike_above,
+        unsure_below=unsure_below,
+        false_alarms=FALSE_ALARMS,
+        images=unlikeness.training,
+        unlike_test=estimate_proportion(is_unlike, groups),
+        unsure_test=estimate_proportion(is_uncertain, groups, among=correct),
+        answered_test=estimate_proportion(answered, groups),
+        accuracy_answered=estimate_proportion(correct, groups, among=answered),
+    )
+
+
+def compute_classification_metrics(test: Predictions) -> ClassificationMetrics:
+    """Compute the model's performance on some images, without abstentions."""
+    groups = test.clusters
+    proportions = proportions_of_predictions(test.true, test.predicted, groups, classes=test.classes)
+    areas = [auroc(test.true == label, test.probabilities[:, label], groups) for label in range(test.classes)]
+
+    def convert_by_class(values: tuple[Estimate, ...]) -> dict[str, IntervalEstimate]:
+        return {name: convert_estimate(value) for name, value in zip(test.class_names, values, strict=True)}
+
+    return ClassificationMetrics(
+        images=len(test.true),
+        groups=len(np.unique(test.group)),
+        accuracy=convert_estimate(proportions.accuracy),
+        sensitivity=convert_by_class(proportions.sensitivity),
+        specificity=convert_by_class(proportions.specificity),
+        precision=convert_by_class(proportions.precision),
+        auroc=convert_by_class(tuple(areas)),
+    )
+
+
+def convert_estimate(estimate: Estimate) -> IntervalEstimate:
+    """Convert an estimate to values that JSON can hold: None in place of NaN and infinities."""
+    value, low, high = (
+        float(number) if math.isfinite(number) else None for number in (estimate.value, estimate.low, estimate.high)
+    )
+    return IntervalEstimate(value, low, high)
+
+
+def estimate_proportion(
+    success: NDArray[np.bool_], groups: NDArray[np.generic] | None, *, among: NDArray[np.bool_] | None = None
+) -> IntervalEstimate:
+    """Compute the proportion of images with a property, with its confidence interval.
+
+    Args:
+        success: Whether each image has the property, of shape (n,).
+        groups: The group (patient) of each image, of shape (n,); None if each image is its own.
+        among: The images to count, of shape (n,); None for all. Without any the proportion is undefined.
+    """
+    selected = np.ones(len(success), dtype=np.bool_) if among is None else among
+    if not selected.any():
+        return convert_estimate(wilson(0, 0))
+    return convert_estimate(clustered_wilson(success[selected], None if groups is None else groups[selected]))

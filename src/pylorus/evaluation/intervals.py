@@ -1,0 +1,311 @@
+"""Nonparametric confidence bounds for the mean of values in [0, 1], such as the proportion of each patient's images.
+
+The method is Gaffke's (2005; Learned-Miller and Thomas 2019): the n observed values and the worst possible one, 1,
+are weighted by a random point of the simplex (a Dirichlet distribution with all parameters 1); the bound is a quantile
+of that weighted mean. For values that are only 0 or 1 it is the exact bound of Clopper and Pearson (1934). If all
+values are 0, the bound is exact for any distribution: with a mean above q, the probability of a value of 0 is at most
+1 - q. Between these cases no distribution is known for which the coverage is too low; `benchmarks/thresholds.py`
+simulates it. With one value per patient the images of a patient stay together: their similarity shows in how much the
+patients' proportions differ, so that no intraclass correlation has to be estimated.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, special
+from statsmodels.stats.proportion import proportion_confint
+
+from pylorus.evaluation.predictions import encode_groups
+
+NO_IMAGES = "no image is of the class"
+ALL_IMAGES = "all images are of the class"
+ONE_GROUP = "all images are of one group"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its confidence interval.
+
+    Attributes:
+        value: The estimate; NaN if the index is undefined.
+        low: Lower end of the interval; NaN if there is no value or no interval.
+        high: Upper end of the interval.
+        reason: Why there is no value or no interval, as text that can follow a colon; empty if both exist.
+
+    Example:
+        >>> Estimate(value=0.9, low=0.85, high=0.94).has_interval
+        True
+    """
+
+    value: float
+    low: float
+    high: float
+    reason: str = field(default="", kw_only=True)
+
+    @property
+    def defined(self) -> bool:
+        """Whether there is a value."""
+        return not math.isnan(self.value)
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether both ends of the interval are known."""
+        return not (math.isnan(self.low) or math.isnan(self.high))
+
+
+def create_undefined_estimate(reason: str) -> Estimate:
+    """Create an estimate without a value, with the reason for it.
+
+    Example:
+        >>> create_undefined_estimate("no image is of class GC").defined
+        False
+    """
+    return Estimate(math.nan, math.nan, math.nan, reason=reason)
+
+
+def check_confidence(confidence: float) -> None:
+    """Check that a coverage is in (0, 1).
+
+    Raises:
+        ValueError: If confidence is not strictly between 0 and 1.
+
+    Example:
+        >>> check_confidence(95)
+        Traceback (most recent call last):
+        ValueError: confidence is 95; expected a proportion in (0, 1), such as 0.95
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; expected a proportion in (0, 1), such as 0.95")
+
+
+def compute_quantile(confidence: float, *, freedom: float = math.inf) -> float:
+    """Compute the half-width of an interval in standard errors.
+
+    Args:
+        confidence: Coverage of the interval, in (0, 1).
+        freedom: Degrees of freedom of Student's t, > 0; infinite for the normal distribution.
+
+    Raises:
+        ValueError: If confidence is not in (0, 1).
+
+    Example:
+        >>> round(compute_quantile(0.95), 3), round(compute_quantile(0.95, freedom=10), 3)
+        (1.96, 2.228)
+    """
+    check_confidence(confidence)
+    tail = (1 - confidence) / 2
+    return -float(special.ndtri(tail) if math.isinf(freedom) else special.stdtrit(freedom, tail))
+
+
+def compute_two_sided_p(statistic: float, *, freedom: float = math.inf) -> float:
+    """Compute the two-sided p of a statistic, in [0, 1].
+
+    Args:
+        statistic: A value divided by its standard error.
+        freedom: Degrees of freedom of Student's t, > 0; infinite for the normal distribution.
+
+    Example:
+        >>> round(compute_two_sided_p(1.96), 3), round(compute_two_sided_p(-2.228, freedom=10), 3)
+        (0.05, 0.05)
+    """
+    below = -abs(statistic)
+    return 2 * float(special.ndtr(below) if math.isinf(freedom) else special.stdtr(freedom, below))
+
+
+def compute_logit_interval(
+    value: float, error: float, *, lowest: float = 0.0, confidence: float, freedom: float
+) -> tuple[float, float]:
+    """Compute an interval that is symmetric on the scale log((x - lowest) / (1 - x)), so that it stays in (lowest, 1).
+
+    The standard error is transformed to that scale by the delta method.
+
+    Args:
+        value: The estimate, in (lowest, 1).
+        error: Standard error of the value, > 0.
+        lowest: Least possible value; the greatest is 1.
+        confidence: Coverage of the interval, in (0, 1).
+        freedom: Degrees of freedom of Student's t, > 0.
+
+    Raises:
+        ValueError: If confidence is not in (0, 1).
+
+    Example:
+        >>> low, high = compute_logit_interval(0.9, 0.05, confidence=0.95, freedom=100)
+        >>> round(low, 3), round(high, 3)
+        (0.749, 0.964)
+    """
+    width = 1 - lowest
+    position = (value - lowest) / width
+    reach = compute_quantile(confidence, freedom=freedom) * error / (width * position * (1 - position))
+    low, high = special.expit(special.logit(position) + np.array([-reach, reach]))
+    return lowest + width * float(low), lowest + width * float(high)
+
+
+def compute_satterthwaite_freedom(contributions: NDArray[np.float64]) -> float:
+    """Compute the degrees of freedom, 2 V² / Var(V), of a variance V that is a sum of squares (Satterthwaite 1946).
+
+    If nearly all images are classified correctly, a few images make up most of the variance, and only they carry
+    information about it.
+
+    Args:
+        contributions: Contribution of each group to the deviation of an index, or of a difference, of shape
+            (groups,), at least two groups.
+
+    Returns:
+        Degrees of freedom, above 0 and at most groups - 1; groups - 1 if all contributions are 0.
+
+    Example:
+        >>> round(compute_satterthwaite_freedom(np.array([0.02, -0.01, 0.01] + 100 * [0.0])), 2)
+        4.08
+    """
+    squares = contributions**2
+    total, most = float(squares.sum()), len(squares) - 1.0
+    spread = float((squares**2).sum()) - total**2 / len(squares)
+    return min(most, 2 * total**2 / spread) if spread > 0 else most
+
+
+def compute_wilson_ends(value: float, size: float, errors: float) -> tuple[float, float]:
+    """Compute the Wilson interval around a proportion.
+
+    Args:
+        value: The proportion, in [0, 1].
+        size: Effective number of independent images, > 0, not necessarily whole.
+        errors: Half-width in standard errors, from `compute_quantile`.
+
+    Raises:
+        ValueError: If the value or the size is out of range.
+
+    Example:
+        >>> low, high = compute_wilson_ends(0.9, 50.0, 1.96)
+        >>> round(low, 3), round(high, 3)
+        (0.786, 0.957)
+    """
+    if not (size > 0 and 0 <= value <= 1):
+        raise ValueError(
+            f"the proportion is {value} of {size} images; expected a proportion in [0, 1] of a number above 0"
+        )
+    if not size < 1e15:
+        return value, value
+    low, high = proportion_confint(value * size, size, alpha=compute_two_sided_p(errors), method="wilson")
+    # Rounding may move the ends of 0/n and n/n slightly past the value.
+    return min(value, max(0.0, float(low))), max(value, min(1.0, float(high)))
+
+
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(256)
+_ANGLES = (_NODES + 1) * np.pi / 4
+
+
+def compute_confidence_below(values: NDArray[np.float64], bound: float) -> float:
+    """Compute the confidence, in [0, 1], with which the mean of the population is at most `bound`.
+
+    Args:
+        values: Independent values in [0, 1], of shape (n,), n >= 1.
+        bound: Value that the mean is compared with.
+
+    Raises:
+        ValueError: If there are no values, or one is outside [0, 1].
+
+    Example:
+        >>> round(compute_confidence_below(np.zeros(45), 0.05), 3), round(1 - 0.95**45, 3)
+        (0.901, 0.901)
+        >>> compute_confidence_below(np.array([0.0, 0.0, 0.5]), 0.5) > compute_confidence_below(np.array([0.0, 0.0, 1.0]), 0.5)
+        True
+    """
+    proportions = _check_values(values)
+    if bound >= 1:
+        return 1.0
+    if bound <= 0:
+        return 0.0
+    ones = int((proportions == 1).sum())
+    if ones + int((proportions == 0).sum()) == len(proportions):
+        return float(special.betainc(ones + 1, len(proportions) - ones, bound)) if ones < len(proportions) else 0.0
+    # With exponential variables E, the weighted mean is at most `bound` if sum((value - bound) E) <= 0; the
+    # distribution function of that sum follows from its characteristic function (Gil-Pelaez 1951).
+    levels, counts = np.unique(np.append(proportions, 1.0), return_counts=True)
+    coefficients = levels - bound
+    scale = np.sqrt((counts * coefficients**2).sum())
+    logarithm = -(counts * np.log(1 - 1j * (np.tan(_ANGLES) / scale)[:, None] * coefficients)).sum(axis=1)
+    integrand = np.exp(logarithm).imag / (np.sin(_ANGLES) * np.cos(_ANGLES))
+    integral = float((_WEIGHTS * integrand).sum()) * np.pi / 4
+    return float(np.clip(0.5 - integral / np.pi, 0.0, 1.0))
+
+
+def compute_upper_bound(values: NDArray[np.float64], *, confidence: float) -> float:
+    """Compute the one-sided upper confidence bound of the mean of the population, in [0, 1].
+
+    Args:
+        values: Independent values in [0, 1], of shape (n,), n >= 1.
+        confidence: Coverage of the bound, in (0, 1).
+
+    Raises:
+        ValueError: If there are no values, one is outside [0, 1], or confidence is not in (0, 1).
+
+    Example:
+        >>> round(compute_upper_bound(np.zeros(30), confidence=0.95), 4), round(1 - 0.05 ** (1 / 30), 4)
+        (0.095, 0.095)
+    """
+    check_confidence(confidence)
+    proportions = _check_values(values)
+    if (proportions == 1).all():
+        return 1.0
+    mean = float(proportions.mean())
+    return float(
+        optimize.brentq(lambda bound: compute_confidence_below(proportions, bound) - confidence, mean * 1e-3, 1.0)
+    )
+
+
+def estimate_mean_over_groups(
+    values: NDArray[np.float64], groups: NDArray[np.generic] | None, *, confidence: float = 0.95
+) -> Estimate:
+    """Estimate the mean of values in [0, 1], with equal weight for each group, and its interval.
+
+    Args:
+        values: Shape (n,), n >= 1, each in [0, 1].
+        groups: Group (patient) of each value, of shape (n,), or None if each value is its own group.
+        confidence: Coverage of the two-sided interval, in (0, 1).
+
+    Returns:
+        The mean of the groups' means. The interval is nonparametric, and wider than a normal one.
+
+    Raises:
+        ValueError: If there are no values, one is outside [0, 1], the shapes differ, or confidence is not in (0, 1).
+
+    Example:
+        >>> estimate_mean_over_groups(np.array([1.0, 1.0, 1.0, 0.0]), np.array(["a", "a", "a", "b"])).value
+        0.5
+    """
+    check_confidence(confidence)
+    means = compute_group_means(_check_values(values), groups)
+    one_sided = (1 + confidence) / 2
+    return Estimate(
+        value=float(means.mean()),
+        low=1 - compute_upper_bound(1 - means, confidence=one_sided),
+        high=compute_upper_bound(means, confidence=one_sided),
+    )
+
+
+def compute_group_means(values: NDArray[np.float64], groups: NDArray[np.generic] | None) -> NDArray[np.float64]:
+    """Compute the mean of each group's values, in the order of the groups' sorted names.
+
+    Args:
+        values: Shape (n,), n >= 1.
+        groups: Group of each value, of shape (n,), or None if each value is its own group.
+
+    Example:
+        >>> compute_group_means(np.array([1.0, 0.0, 1.0]), np.array(["b", "b", "a"])).tolist()
+        [1.0, 0.5]
+    """
+    codes = encode_groups(groups, length=len(values))
+    means: NDArray[np.float64] = np.bincount(codes, weights=values) / np.bincount(codes)
+    return means
+
+
+def _check_values(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"values have shape {array.shape}; expected (n,), with n >= 1")
+    if not ((array >= 0) & (array <= 1)).all():  # negated, so that NaN is refused as well
+        raise ValueError(f"values are in [{array.min()}, {array.max()}]; expected [0, 1]")
+    return array

@@ -1,0 +1,245 @@
+"""Sentences that state what a comparison shows and what it does not show."""
+
+import math
+
+from pylorus.evaluation.comparison import Difference, McNemar
+from pylorus.evaluation.decisions import SensitivityThreshold
+from pylorus.evaluation.intervals import Estimate
+
+MORE_FIGURES = 4
+"""Greatest number of additional digits of a p-value that rounding would move to the other side of the level."""
+
+
+def format_better_sentence(
+    first: str,
+    second: str,
+    test: McNemar,
+    *,
+    corrected_p: float | None = None,
+    family: int = 1,
+    level: float = 0.05,
+    group_word: str = "patients",
+) -> str:
+    """State whether one of two models is shown to classify more of the same images correctly.
+
+    The model with more correct images is named first, regardless of the order of the arguments.
+
+    Args:
+        first: Name of the test's first model.
+        second: Name of its second model.
+        test: From `mcnemar`.
+        corrected_p: p after `holm` over a family of tests, used instead of the test's own.
+        family: Number of tests in the family; must be above 1 if a corrected p is given.
+        level: Significance level, in (0, 1); a difference is shown if p is below it.
+        group_word: Word for the groups, used if they have several images.
+
+    Raises:
+        ValueError: If level is not in (0, 1), or a corrected p is given without its family.
+
+    Example:
+        >>> test = McNemar(images=450, groups=450, right_first=409, right_second=401,
+        ...                only_first=30, only_second=22, p_value=0.332)
+        >>> format_better_sentence("ResNet50", "VGG19", test)
+        'ResNet50 is not shown to be better than VGG19 on these 450 images (90.9 % vs. 89.1 %, p = 0.33).'
+    """
+    _check_level(level)
+    if corrected_p is not None and family < 2:
+        raise ValueError(f"family is {family}; expected at least 2 tests with a corrected p")
+    p_value = test.p_value if corrected_p is None else corrected_p
+    where = f"on these {_format_count(test.images)} images"
+    if test.groups < test.images:
+        where += f" of {_format_count(test.groups)} {group_word}"
+    p_part = format_p_value(p_value, level=level)
+    if corrected_p is not None:
+        p_part += f" after Holm's correction for {family} comparisons"
+    if test.right_first == test.right_second:
+        accuracy = format_percent_with_unit(test.right_first / test.images)
+        return f"{first} and {second} are correct equally often {where} ({accuracy} each, {p_part})."
+    better, worse, correct = first, second, (test.right_first, test.right_second)
+    if correct[0] < correct[1]:
+        better, worse, correct = second, first, (correct[1], correct[0])
+    verdict = "is shown to be better than" if p_value < level else "is not shown to be better than"
+    accuracies = (
+        f"{format_percent_with_unit(correct[0] / test.images)} vs. {format_percent_with_unit(correct[1] / test.images)}"
+    )
+    return f"{better} {verdict} {worse} {where} ({accuracies}, {p_part})."
+
+
+def format_paired_sentence(
+    first: str, second: str, difference: Difference, *, index: str, images: int, level: float = 0.05
+) -> str:
+    """State whether an index of two models differs on the same images.
+
+    Args:
+        first: Name of the first model.
+        second: Name of the second model.
+        difference: First minus second, from `delong_test` or `paired_differences`.
+        index: Name of the index, such as "macro F1".
+        images: Number of images.
+        level: Significance level, in (0, 1); a difference is shown if p is below it.
+
+    Raises:
+        ValueError: If level is not in (0, 1).
+
+    Example:
+        >>> difference = Difference(value=0.018, low=-0.012, high=0.048, standard_error=0.015, p_value=0.24)
+        >>> print(format_paired_sentence("ResNet50", "VGG19", difference, index="macro F1", images=450))
+        ResNet50 and VGG19 are not shown to differ in macro F1 on these 450 images (+0.018, p = 0.24).
+    """
+    _check_level(level)
+    where = f"in {index} on these {_format_count(images)} images"
+    if math.isnan(difference.value) or math.isnan(difference.p_value):
+        return f"It can't be determined whether {first} and {second} differ {where}."
+    verdict = "differ" if difference.p_value < level else "are not shown to differ"
+    return f"{first} and {second} {verdict} {where} ({difference.value:+.3f}, {format_p_value(difference.p_value, level=level)})."
+
+
+def format_unpaired_sentence(
+    first: str,
+    second: str,
+    difference: Estimate,
+    *,
+    index: str,
+    images: tuple[int, int],
+    confidence: float = 0.95,
+) -> str:
+    r"""State whether an index of two models that were tested on different images differs.
+
+    Args:
+        first: Name of the first model.
+        second: Name of the second model, such as "VGG19 (published)".
+        difference: First minus second, from `difference_of_independent`.
+        index: Name of the index, such as "accuracy".
+        images: Number of test images of each model.
+        confidence: Confidence of the interval, in (0, 1).
+
+    Example:
+        >>> difference = Estimate(value=0.018, low=-0.022, high=0.057)
+        >>> sentence = format_unpaired_sentence("Ours", "the published VGG19", difference, index="F1", images=(200, 450))
+        >>> print(sentence.replace(" (", "\n("))
+        Ours and the published VGG19 are not shown to differ in F1, on 200 and 450 different images
+        (+0.018, 95 % interval -0.022 to +0.057).
+    """
+    where = f"in {index}, on {_format_count(images[0])} and {_format_count(images[1])} different images"
+    if not difference.has_interval:
+        return f"It can't be determined whether {first} and {second} differ {where}."
+    excludes_zero = difference.low > 0 or difference.high < 0
+    verdict = "differ" if excludes_zero else "are not shown to differ"
+    ends = f"{confidence * 100:g} % interval {difference.low:+.3f} to {difference.high:+.3f}"
+    return f"{first} and {second} {verdict} {where} ({difference.value:+.3f}, {ends})."
+
+
+def format_guarantee_sentence(
+    fixed: SensitivityThreshold, *, class_name: str, grouped: bool = True, part: str = "validation"
+) -> str:
+    r"""State the sensitivity that a threshold guarantees, or why it does not guarantee the requested one.
+
+    Args:
+        fixed: Result of `threshold_at_sensitivity`.
+        class_name: Name of the positive class.
+        grouped: Whether the patients of the images are known; if not, each image counts as a patient.
+        part: Images that the threshold was fixed on: validation, or test if these are the same.
+
+    Example:
+        >>> fixed = SensitivityThreshold(0.12, 0.95, 0.9, 0.954, 0.962, images=80, patients=60, patients_needed=45)
+        >>> sentence = format_guarantee_sentence(fixed, class_name="GC")
+        >>> print(sentence.replace(" is at", "\n is at"))
+        At the threshold of 0.12 the true sensitivity for GC
+         is at least 95 % with 90 % confidence, for patients like the 60 validation patients with GC.
+    """
+    sensitivity, confidence = f"{100 * fixed.sensitivity:g} %", f"{100 * fixed.confidence:g} %"
+    unit = "patient" if grouped else "image"
+    count = f"{_format_count(fixed.patients)} {part} {unit}{'s' if fixed.patients != 1 else ''} with {class_name}"
+    unknown = "" if grouped else " The patients are unknown, so each image counts as one."
+    verb = "are" if fixed.patients != 1 else "is"
+    prefix = f"At the threshold of {format_threshold(fixed.threshold)}"
+    if fixed.is_guaranteed:
+        return (
+            f"{prefix} the true sensitivity for {class_name} is at least {sensitivity} "
+            f"with {confidence} confidence, for {unit}s like the {count}.{unknown}"
+        )
+    needed = (
+        "no number can guarantee that"
+        if fixed.patients_needed is None
+        else f"{_format_count(fixed.patients_needed)} are needed"
+    )
+    reached = (
+        f", and at least {sensitivity} with {format_percent_at_least(fixed.confidence_reached)} % confidence"
+        if fixed.sensitivity < 1
+        else ""
+    )
+    return (
+        f"The {part} set is too small to guarantee a sensitivity of {sensitivity} for {class_name} with {confidence} "
+        f"confidence: there {verb} {count}, and {needed}. {prefix}, the lowest "
+        f"probability of {class_name} among them, the true sensitivity is at least "
+        f"{format_percent_at_least(fixed.sensitivity_reached)} % with {confidence} confidence{reached}.{unknown}"
+    )
+
+
+def format_threshold(threshold: float) -> str:
+    """Format a threshold, rounded down to four digits, so that every positive image also exceeds the printed threshold.
+
+    Example:
+        >>> format_threshold(0.32996), format_threshold(0.5), format_threshold(0.0000123456), format_threshold(0.0)
+        ('0.3299', '0.5', '1.234e-05', '0')
+    """
+    if threshold <= 0:
+        return f"{threshold:.4g}"
+    unit = 10.0 ** (math.floor(math.log10(threshold)) - 3)
+    return f"{math.floor(threshold / unit + 1e-9) * unit:.4g}"
+
+
+def format_percent_at_least(proportion: float) -> str:
+    """Format a proportion that is a lower bound in percent, rounded down to one decimal.
+
+    Example:
+        >>> format_percent_at_least(0.8736), format_percent_at_least(0.9)
+        ('87.3', '90.0')
+    """
+    return f"{math.floor(1000 * proportion + 1e-9) / 10:.1f}"
+
+
+def format_p_value(p_value: float, *, level: float = 0.05) -> str:
+    """Format a p-value with two digits, or more if rounding would move it to the other side of the level.
+
+    Args:
+        p_value: In [0, 1], or NaN.
+        level: Significance level, in (0, 1).
+
+    Example:
+        >>> format_p_value(0.3317), format_p_value(0.0496), format_p_value(0.00002), format_p_value(1.0), format_p_value(float("nan"))
+        ('p = 0.33', 'p = 0.0496', 'p < 0.001', 'p = 1', 'p undefined')
+        >>> format_p_value(0.05), format_p_value(0.0499999999)
+        ('p = 0.050', 'p < 0.05')
+    """
+    if math.isnan(p_value):
+        return "p undefined"
+    if p_value < 0.001 <= level:
+        return "p < 0.001"
+    if p_value > 0.995:
+        return "p = 1"
+    figures = max(2, 1 - math.floor(math.log10(p_value))) if p_value else 2
+    for digits in range(figures, figures + MORE_FIGURES):
+        text = f"{p_value:.{digits}f}"
+        if (float(text) < level) == (p_value < level):
+            return f"p = {text}"
+    return f"p < {level:g}" if p_value < level else f"p = {level:g}"
+
+
+def format_percent_with_unit(proportion: float) -> str:
+    """Format a proportion in percent with one decimal and the sign.
+
+    Example:
+        >>> format_percent_with_unit(409 / 450), format_percent_with_unit(float("nan"))
+        ('90.9 %', 'undefined')
+    """
+    return "undefined" if math.isnan(proportion) else f"{proportion * 100:.1f} %"
+
+
+def _format_count(number: int) -> str:
+    return f"{number:,}"
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; expected a number in (0, 1), such as 0.05")

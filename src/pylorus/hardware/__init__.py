@@ -1,0 +1,1 @@
+"""Accelerator, precision, threads and memory."""

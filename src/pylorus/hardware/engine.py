@@ -1,0 +1,271 @@
+"""Detect what this machine can do: accelerator, precision, threads, versions. Each choice comes with its reason."""
+
+import ctypes
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import joblib
+import psutil
+import torch
+
+from pylorus.config.schema import TrainerConfig
+from pylorus.core.errors import PylorusError
+
+JOBS_AT_ONCE = "PYLORUS_JOBS_AT_ONCE"
+"""The environment variable that tells a job how many jobs of its sweep share this machine's cores."""
+
+
+ROOT = Path("/sys/fs/cgroup")
+"""Where Linux mounts control groups (cgroups)."""
+FILES = {
+    "v2": ("memory.max", "memory.current", "inactive_file"),
+    "v1": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""Files for limit and usage, and the statistic for reclaimable memory, by cgroup version."""
+
+
+def get_free_memory() -> int:
+    """Return how many bytes this process and its children may still allocate."""
+    return min([int(psutil.virtual_memory().available), *_read_free_cgroup_memory(ROOT, Path("/proc/self/cgroup"))])
+
+
+def _read_free_cgroup_memory(root: Path, groups: Path) -> list[int]:
+    """Return the bytes left in each memory-limited cgroup that contains this process.
+
+    Args:
+        root: Mount point of the cgroups.
+        groups: File with a line `number:controllers:/path` for each cgroup of the process.
+    """
+    try:
+        lines = groups.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return []
+    bytes_left: list[int] = []
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if controllers not in ("", "memory"):
+            continue
+        version, top = ("v1", root / "memory") if controllers else ("v2", root)
+        # A container may mount its own cgroup as the root, under a path that is only valid outside.
+        group_folder = top / path.lstrip("/")
+        for folder in {
+            top,
+            *(ancestor for ancestor in (group_folder, *group_folder.parents) if ancestor.is_relative_to(top)),
+        }:
+            group_left = _read_free_memory_of(folder, *FILES[version])
+            if group_left is not None:
+                bytes_left.append(group_left)
+    return bytes_left
+
+
+def _read_free_memory_of(folder: Path, limit: str, use: str, reclaimable: str) -> int | None:
+    try:
+        limit_bytes = (folder / limit).read_text(encoding="utf-8").strip()
+        if limit_bytes == "max":
+            return None
+        used_bytes = int((folder / use).read_text(encoding="utf-8"))
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
+    except (OSError, ValueError):
+        return None
+    return max(0, int(limit_bytes) - used_bytes + int(statistics.get(reclaimable, 0)))
+
+
+# Parameters of mallopt(3).
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+MOST_FREED_BYTES = 2**31 - 1
+
+PACKAGES = (
+    "albumentations",
+    "hydra-core",
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "pytorch-lightning",
+    "scikit-learn",
+    "timm",
+    "torch",
+    "torchmetrics",
+    "torchvision",
+)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The compute engine of a run.
+
+    Attributes:
+        accelerator: cpu, cuda or mps.
+        precision: "32" or "bf16", resolved.
+        threads: CPU threads for computation, of all the run's processes on this machine together.
+        reasons: Why each of these was chosen, for the user: one sentence per field.
+    """
+
+    accelerator: str
+    precision: str
+    threads: int
+    reasons: dict[str, str]
+
+    @property
+    def lightning_precision(self) -> Literal["bf16-mixed", "32-true"]:
+        """Lightning's name for the precision: bf16 for matrix products, 32 bits for weights and sums."""
+        return "bf16-mixed" if self.precision == "bf16" else "32-true"
+
+    def setup_process(self, *, beside: int = 1) -> None:
+        """Configure this process to compute with these settings.
+
+        Args:
+            beside: Number of the run's processes that share this machine's cores.
+        """
+        cv2.setNumThreads(0)
+        torch.set_float32_matmul_precision("high")
+        torch.set_num_threads(max(1, self.threads // beside))
+        if self.accelerator == "cpu":
+            set_malloc_options()
+
+    def use_precision(self) -> AbstractContextManager[object]:
+        """Return an autocast context for use outside of Lightning's loops, with the precision that they use."""
+        return torch.autocast(self.accelerator, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def set_full_precision() -> None:
+    """Compute 32-bit matrix products and convolutions in full 32-bit precision, also on a GPU (no TF32)."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+
+
+@contextmanager
+def use_full_precision() -> Iterator[None]:
+    """Apply `set_full_precision` inside, and restore the previous settings on exit."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    set_full_precision()
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def list_accelerators() -> list[str]:
+    """List this machine's accelerators by torch's names (cuda, mps, cpu), the fastest first."""
+    availability = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [name for name, is_available in availability.items() if is_available]
+
+
+def resolve_accelerator(config: TrainerConfig) -> tuple[str, str]:
+    """Return the accelerator by torch's name (cpu, cuda or mps), and why it was chosen.
+
+    Raises:
+        PylorusError: If the requested accelerator is missing, or there are fewer devices than requested.
+    """
+    available, requested = list_accelerators(), config.accelerator
+    accelerator = available[0] if requested == "auto" else "cuda" if requested == "gpu" else requested
+    if accelerator not in available:
+        raise PylorusError(
+            f"trainer.accelerator: found {requested}, which this machine does not have. Use auto or cpu."
+        )
+    if accelerator == "cuda" and config.devices > torch.cuda.device_count():
+        raise PylorusError(
+            f"trainer.devices: found {config.devices}, but PyTorch can use {torch.cuda.device_count()} here. "
+            "Use at most that many, or more machines (trainer.nodes, under SLURM)."
+        )
+    if accelerator == "mps" and config.devices > 1:
+        raise PylorusError(f"trainer.devices: found {config.devices}, expected 1: a Mac has a single GPU.")
+    return accelerator, "set by the user" if requested != "auto" else "the fastest available"
+
+
+def resolve_engine(config: TrainerConfig) -> Engine:
+    """Choose accelerator, precision and threads where the configuration leaves them open.
+
+    Raises:
+        PylorusError: If the requested accelerator is missing.
+    """
+    accelerator, accelerator_reason = resolve_accelerator(config)
+    threads = config.threads or count_usable_cores()
+    reasons = {"accelerator": accelerator_reason}
+    reasons["threads"] = (
+        "set by the user" if config.threads else f"the cores available to this process{_explain_shared_cores()}"
+    )
+    precision, reasons["precision"] = config.precision, "set by the user"
+    if config.precision == "auto":
+        precision, reasons["precision"] = resolve_precision(accelerator)
+    return Engine(accelerator, precision, threads, reasons)
+
+
+def count_usable_cores() -> int:
+    """Count the cores available to this process: fewer than exist in containers, under SLURM, or beside other jobs."""
+    cores = int(joblib.cpu_count(only_physical_cores=True))
+    allocated = int(os.environ.get("SLURM_CPUS_PER_TASK", cores))  # not every SLURM installation binds a job to these
+    return max(1, min(cores, allocated) // get_concurrent_jobs())
+
+
+def get_concurrent_jobs() -> int:
+    """Return how many jobs of a sweep share this machine."""
+    return int(os.environ.get(JOBS_AT_ONCE, "1"))
+
+
+def _explain_shared_cores() -> str:
+    """Explain fewer threads for one of several jobs: two with all cores each are far slower than two with half."""
+    jobs = get_concurrent_jobs()
+    return f", shared with other jobs of the sweep: {jobs} run at once" if jobs > 1 else ""
+
+
+def set_malloc_options() -> None:
+    """Make the C library keep freed memory for the next step, instead of returning each large tensor to the system.
+
+    On Linux with glibc a training step otherwise spends much of its time on page faults; elsewhere this does nothing.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, MOST_FREED_BYTES)
+        libc.mallopt(M_TOP_PAD, 64 << 20)
+    except (OSError, AttributeError):
+        return
+
+
+def collect_environment(engine: Engine) -> dict[str, object]:
+    """Return versions and hardware, for the record of a run."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if engine.accelerator == "cuda" else None,
+        "accelerator": engine.accelerator,
+        "precision": engine.precision,
+        "threads": engine.threads,
+    }
+
+
+def resolve_precision(accelerator: str) -> tuple[str, str]:
+    """Return the precision that suits an accelerator, "32" or "bf16", and why."""
+    speedup = measure_bf16_speedup(accelerator)
+    return "bf16" if speedup > 1.3 else "32", f"matrix products run {speedup:.1f} times as fast in bf16 as in fp32"
+
+
+def measure_bf16_speedup(accelerator: str) -> float:
+    """Return the speedup of matrix products in bf16: measured on a CPU, since some machines only emulate it."""
+    if accelerator == "mps":
+        return 0.0
+    if accelerator == "cuda":
+        return 2.0 if torch.cuda.is_bf16_supported(including_emulation=False) else 0.0
+    full = torch.ones(1024, 1024)
+    half = full.to(torch.bfloat16)
+
+    def measure_seconds(matrix: torch.Tensor) -> float:
+        start = time.perf_counter()
+        matrix @ matrix
+        return time.perf_counter() - start
+
+    # Alternate, since a shared machine's speed drifts; the first pair only warms up.
+    pairs = [(measure_seconds(full), measure_seconds(half)) for _ in range(9)][1:]
+    return min(pair[0] for pair in pairs) / min(pair[1] for pair in pairs)

@@ -1,0 +1,341 @@
+"""Start runs from the command line: Hydra composes and sweeps; this module checks, starts and summarizes.
+
+Nothing here imports torch, so that help, error messages and composition are immediate.
+"""
+
+import os
+import re
+import secrets
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import ChoiceSweep
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from pylorus.config.checks import build_config, check_key, is_free_form, load_config
+from pylorus.config.schema import CONF, GROUPS, Config
+from pylorus.core.errors import INTERRUPTED, PylorusError, format_name_list, format_suggestion
+from pylorus.core.io import explain_disk_error, handle_closed_pipe, write_text
+from pylorus.launch.sweep import check_installed, explain_sweep_end, interrupted, run_job_process, setup_sweep_process
+from pylorus.runs.folder import RunFolder
+from pylorus.runs.process import ensure_uninterrupted, handle_signals
+
+FREE = (
+    "report",
+    "cache.folder",
+    "cache.budget_gib",
+    "cache.memory_gib",
+    "data.root",  # the images there are compared by content
+    "data.workers",
+    "trainer.devices",
+    "trainer.nodes",
+    "trainer.progress",
+    "trainer.strategy",
+)
+"""Keys that may change when a run is resumed: they do not change its result, except that other devices may change
+rounding."""
+INFERRED = ("data.classes", "data.short_names", "data.root")
+"""Keys that a run fills in if they are not given."""
+
+
+def resume(folder: RunFolder, overrides: list[str]) -> None:
+    """Resume an unfinished run; for a finished run, only write its report if it is missing.
+
+    Args:
+        folder: The run's folder.
+        overrides: The overrides of the command line apart from `resume=`, already checked.
+
+    Raises:
+        PylorusError: If there is no run, if it is still running, or if the overrides would make it a different run.
+    """
+    check_resumable(folder)
+    if overrides:
+        initial = folder.read_status().get("overrides", [])
+        update_config(folder, _resolve_config([*initial, *overrides]), was=_resolve_config(initial))
+    from pylorus.launch.train import run
+
+    run(folder)
+
+
+def check_resumable(folder: RunFolder) -> None:
+    """Check that the run in a folder can be resumed.
+
+    Raises:
+        PylorusError: If the folder contains no run, a sweep, a run that is still running, or one that never started.
+    """
+    status = folder.read_status()
+    if not status and list(folder.path.glob("*/status.json")):
+        raise PylorusError(
+            f"resume: {folder.path} is a sweep. Run the command of the sweep again with "
+            f"hydra.sweep.dir={folder.path}: it runs the missing jobs."
+        )
+    if not status:
+        raise PylorusError(f"resume: found no run in {folder.path}, expected a folder with status.json.")
+    if status["state"] in ("starting", "running"):
+        raise PylorusError(
+            f"resume: the run in {folder.path} is {status['state']} as process {status['pid']} on {status['host']}. "
+            "Wait until it ends, or stop it first."
+        )
+    if not folder.config.is_file():
+        raise PylorusError(
+            f"resume: the run in {folder.path} failed before it started: {status.get('error', 'no configuration')}\n"
+            f"Start it again: python train.py {' '.join(status.get('overrides', []))}"
+        )
+
+
+def update_config(folder: RunFolder, asked: Config, *, was: Config | None = None) -> None:
+    """Update a run's configuration with the keys that may change when it is resumed.
+
+    Args:
+        folder: The run's folder.
+        asked: The requested configuration.
+        was: The configuration to compare it with; None for the one in the run's folder.
+
+    Raises:
+        PylorusError: If other keys differ; names each of them with both values.
+    """
+    saved = load_config(folder.config)
+    before, after = dict(_iter_leaves(was or saved)), dict(_iter_leaves(asked))
+    if asked.data.fold_column is not None:  # the number of folds is read from the manifest
+        after["data.folds"] = before["data.folds"]
+    changed = {
+        name: after.get(name)
+        for name in before | after
+        if before.get(name) != after.get(name) and not (name in INFERRED and after.get(name) is None)
+    }
+    fixed = [name for name in changed if name not in FREE]
+    if fixed:
+        lines = [f"{name}: the run has {before.get(name)}, found {after.get(name)}" for name in fixed]
+        raise PylorusError(
+            f"{folder.path}: this folder contains a run with a different configuration:\n{format_name_list(lines)}\n"
+            f"Remove these to resume it, or start a new run. Keys that may change: {', '.join(FREE)}."
+        )
+    if changed:
+        updated = OmegaConf.structured(saved)
+        for name, value in changed.items():
+            OmegaConf.update(updated, name, value)
+        write_text(folder.config, OmegaConf.to_yaml(updated))
+
+
+def _resolve_config(overrides: list[str]) -> Config:
+    with initialize_config_dir(str(Path(CONF)), version_base="1.3"):
+        return build_config(compose("config", overrides=[each for each in overrides if not each.startswith("hydra")]))
+
+
+def _iter_leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Iterate over all keys with their values; lists and free-form groups are single values."""
+    if is_dataclass(config):
+        for field in fields(config):
+            yield from _iter_leaves(getattr(config, field.name), f"{path}.{field.name}" if path else field.name)
+    elif isinstance(config, Mapping) and any(is_dataclass(value) for value in config.values()):
+        for name, value in config.items():
+            yield from _iter_leaves(value, f"{path}.{name}")
+    else:
+        yield path, config
+
+
+RESUME = "resume="
+
+_failures: list[PylorusError] = []
+"""Errors of a run that is not part of a sweep: `main` raises the first."""
+
+
+class SweepFolder(Callback):
+    """Record for `main` where the sweep's jobs are; Hydra calls this before the first job."""
+
+    path: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Store the sweep's folder."""
+        SweepFolder.path = Path(config.hydra.sweep.dir).absolute()
+        setup_sweep_process(config.hydra.launcher, SweepFolder.path)
+
+
+def register() -> None:
+    """Register the schema and our resolvers with Hydra; calling it again changes nothing."""
+    token = "".join(secrets.choice("abcdefghijkmnpqrstuvwxyz23456789") for _ in range(4))
+    # Cached, so that a launcher's worker sees the same value as this process.
+    OmegaConf.register_new_resolver("pylorus.token", lambda: token, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("pylorus.help", _render_help, replace=True)
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def _render_help() -> str:
+    from pylorus.config.checks import format_help
+
+    return format_help(CONF)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def _run_hydra_job(composed: DictConfig) -> float | None:
+    """Run one Hydra job: a run in this process or, in a sweep, in a separate process that leaves ours clean.
+
+    Returns what a hyperparameter search maximizes: validation accuracy of the shipped stage; None if it failed.
+    """
+    return run_job(composed, HydraConfig.get())
+
+
+def run_job(composed: DictConfig, context: Any) -> float | None:
+    """Do what `_run_hydra_job` documents; launchers pickle it by name, so that a worker uses the state of its own process."""
+    folder = RunFolder(Path(context.runtime.output_dir).absolute())
+    in_sweep = context.mode == RunMode.MULTIRUN
+    try:
+        _start_or_resume(composed, context, folder, in_sweep=in_sweep)
+    except PylorusError as error:
+        if not in_sweep:
+            _failures.append(error)  # if raised here, Hydra would print the command line again
+        elif folder.read_status().get("state") not in ("failed", "stopped"):
+            raise  # the folder belongs to another run, so its status does not report this error
+        return None
+    if not in_sweep:
+        return None
+    with ensure_uninterrupted():  # an import must not be interrupted: the module is needed afterwards too
+        from pylorus.launch.sweep import get_objective
+
+    return get_objective(folder)
+
+
+def _start_or_resume(composed: DictConfig, context: Any, folder: RunFolder, *, in_sweep: bool) -> None:
+    if interrupted:
+        raise KeyboardInterrupt
+    if folder.read_status() and folder.config.is_file():
+        # The same command on the same folder: resume it.
+        check_resumable(folder)
+        update_config(folder, build_config(composed))
+    else:
+        overrides = [str(override) for override in context.overrides.task]
+        with folder.set_starting(overrides, sweep=folder.path.parent.name if in_sweep else None):
+            write_text(folder.config, OmegaConf.to_yaml(build_config(composed)))
+    if in_sweep and folder.read_status()["state"] == "finished":
+        print(f"job {folder.path.name}: already finished")
+    elif in_sweep:
+        run_job_process(folder)
+    else:
+        from pylorus.launch.train import run
+
+        run(folder)
+
+
+def check_overrides(arguments: list[str]) -> list[str]:
+    """Check a command line for unknown keys; new keys of free-form parts (model.args) need no `+`.
+
+    Raises:
+        PylorusError: Names the unknown key or file and suggests the nearest known one.
+    """
+    from hydra._internal.utils import get_args_parser
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create()
+    overrides = set(get_args_parser().parse_args(arguments).overrides)
+    return [
+        _check_override(argument, parser.parse_override(argument)) if argument in overrides else argument
+        for argument in arguments
+    ]
+
+
+def _check_override(argument: str, override: Any) -> str:
+    key = override.key_or_group
+    check_installed(argument)
+    if key.startswith("hydra"):
+        return argument
+    if key in GROUPS:
+        options = [path.stem for path in (CONF / key).glob("*.yaml")]
+        value = override.value()
+        choices = value.list if isinstance(value, ChoiceSweep) else [value]
+        for option in [str(choice) for choice in choices if choice is not None]:
+            if option not in options:
+                raise PylorusError(
+                    f"{key}={option}: there is no {key}/{option}.yaml.{format_suggestion(option, options)}\n"
+                    f"Available: {', '.join(sorted(options))}."
+                )
+        return argument
+    check_key(key)
+    if override.is_add() and re.match(r"stages\.", key):
+        raise PylorusError(f"{argument}: stages are added in a file of conf/stage, not here. Remove the +.")
+    is_free_key = is_free_form(key) and not (override.is_add() or override.is_force_add() or override.is_delete())
+    return f"++{argument}" if is_free_key else argument
+
+
+register()  # here, since a launcher's worker imports this module and composes before it calls anything
+
+
+def main() -> None:
+    """`python train.py`: run, print errors that users can fix without a traceback, and summarize a sweep."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # make Hydra raise errors, so that we print them
+    code = 0
+    with handle_closed_pipe():
+        try:
+            code = _get_exit_code(_run_command_line)
+        finally:
+            if SweepFolder.path is not None:
+                code = max(code, _get_exit_code(_report_sweep))
+        sys.exit(code)
+
+
+def _run_command_line() -> int:
+    """Execute the command line."""
+    resumed_folders = [argument.removeprefix(RESUME) for argument in sys.argv[1:] if argument.startswith(RESUME)]
+    sys.argv[1:] = check_overrides([argument for argument in sys.argv[1:] if not argument.startswith(RESUME)])
+    with handle_signals():
+        if resumed_folders:
+            resume(RunFolder(Path(resumed_folders[-1]).expanduser().absolute()), sys.argv[1:])
+        else:
+            _run_hydra_job()
+    if _failures and SweepFolder.path is None:
+        raise _failures[0]
+    return 0
+
+
+def _report_sweep() -> int:
+    from pylorus.launch.sweep import write_sweep_table
+
+    assert SweepFolder.path is not None
+    return write_sweep_table(SweepFolder.path)
+
+
+def _get_exit_code(run_command: Callable[[], int]) -> int:
+    """Call `run_command` and return its exit code; if it raises, print the error and return the matching code."""
+    try:
+        return run_command()
+    except KeyboardInterrupt as stop:
+        suffix = f" by {stop}" if str(stop) not in ("", "SIGINT") else ""
+        print(f"\ninterrupted{suffix}", file=sys.stderr)
+        if SweepFolder.path is not None:
+            print(f"to resume: the same command with hydra.sweep.dir={SweepFolder.path}", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        message = _explain_error(error)
+        if message is None:
+            raise
+        print(f"\nerror: {message}", file=sys.stderr)
+        return 1
+
+
+def _explain_error(error: Exception) -> str | None:
+    """Return the message of an error that users can fix, to be shown without a traceback; None for all others."""
+    if isinstance(error, PylorusError | HydraException | OmegaConfBaseException):
+        return format_error(error)
+    message = explain_disk_error(error) if isinstance(error, OSError) else None
+    if message is None and SweepFolder.path is not None and not isinstance(error, BrokenPipeError):
+        message = explain_sweep_end(error, SweepFolder.path)
+    return message
+
+
+def format_error(error: BaseException) -> str:
+    """Format an error's message; for OmegaConf's, with the key and what is wrong with its value."""
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: no value given. Add {error.full_key}=… to the command line."
+    cause = error.__cause__ if isinstance(error, HydraException) else None
+    lines = [str(error)] + ([str(cause)] if cause is not None else [])
+    return "\n".join(line.strip() for line in lines if line.strip())

@@ -1,0 +1,321 @@
+"""Compute the features of the frozen prefix once per image and view instead of once per epoch.
+
+Features are cached on disk under a key of all that they depend on: weights, split point, preprocessing, precision, view
+and the image's content. Later epochs, validation, later stages and other runs read them from there.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import groupby
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pytorch_lightning as pl
+import timm
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from pylorus.cache.records import Records
+from pylorus.cache.store import load_or_compute_records
+from pylorus.config.schema import CacheConfig
+from pylorus.data.datamodule import Draw, ImageDataModule, return_batch
+from pylorus.hardware.engine import Engine
+from pylorus.model.freeze import Depth
+from pylorus.model.frozen_prefix import CutNetwork, cut_network
+
+
+@dataclass(frozen=True)
+class TensorLayout:
+    """How one feature tensor is stored in an image's record.
+
+    Attributes:
+        shape: Shape for one image.
+        dtype: Data type of its elements.
+        channels_last: Whether a pixel's channels are adjacent, in memory and in the record.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    channels_last: bool
+
+    @property
+    def size(self) -> int:
+        """Size for one image in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def encode_tensor(self, tensor: Tensor) -> NDArray[np.uint8]:
+        """Return the bytes, uint8 (images, size), of a tensor (images, *shape)."""
+        ordered = tensor.permute(0, 2, 3, 1) if self.channels_last else tensor
+        content: NDArray[np.uint8] = ordered.contiguous().flatten(1).view(torch.uint8).cpu().numpy()
+        return content
+
+    def decode_tensor(self, content: Tensor) -> Tensor:
+        """Return the tensor (images, *shape) stored in bytes (images, size)."""
+        elements = content.contiguous().view(self.dtype)
+        if not self.channels_last:
+            return elements.reshape(-1, *self.shape)
+        channels, height, width = self.shape
+        return elements.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
+
+
+class ClassifierProtocol(Protocol):
+    """The part of `pylorus.model.classifier.Classifier` that is needed here."""
+
+    network: nn.Module
+    mean: Tensor
+    std: Tensor
+
+    def normalize_images(self, image: Tensor) -> Tensor:
+        """Normalize uint8 images (batch, 3, size, size)."""
+
+    def to(self, device: str) -> object:
+        """Move the network and its buffers to a device."""
+
+
+class FrozenPrefix:
+    """The frozen prefix of a network at one depth, and the features it computes from images.
+
+    Args:
+        classifier: Normalizes images and holds the network; moved to the device of the run.
+        depth: What is trained.
+        engine: Device and precision to compute with.
+        image_size: Side of the input in pixels.
+
+    Attributes:
+        cut: The network in its two parts.
+        fields: How a record stores the features of one image.
+
+    Raises:
+        UncuttableError: If the network can't be split at this depth; the message says why.
+    """
+
+    def __init__(self, classifier: ClassifierProtocol, depth: Depth, engine: Engine, *, image_size: int) -> None:
+        self._classifier, self._engine = classifier, engine
+        classifier.to(engine.accelerator)
+        sample = torch.randint(
+            256, (2, 3, image_size, image_size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )
+        with engine.use_precision():
+            self.cut: CutNetwork = cut_network(
+                classifier.network, depth, classifier.normalize_images(sample.to(engine.accelerator))
+            )
+        self.fields = tuple(_detect_layout(tensor) for tensor in self.compute_features(sample))
+
+    @property
+    def record_bytes(self) -> int:
+        """Size of one image's features in bytes."""
+        return sum(field.size for field in self.fields)
+
+    def build_cache_key(self) -> dict[str, object]:
+        """Return everything that features depend on besides the image, as plain values."""
+        return {
+            "prefix": self.cut.compute_digest(),
+            "fields": str(self.fields),
+            "mean": self._classifier.mean.flatten().tolist(),
+            "std": self._classifier.std.flatten().tolist(),
+            "accelerator": self._engine.accelerator,
+            "precision": self._engine.precision,
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+        }
+
+    def compute_features(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Compute the features of uint8 images (batch, 3, size, size) in evaluation mode; `batch` rows each."""
+        network = self.cut.network
+        network.eval()
+        with self._engine.use_precision(), torch.inference_mode():
+            return self.cut.run_prefix(
+                self._classifier.normalize_images(image.to(self._engine.accelerator, non_blocking=True))
+            )
+
+    def compute_records(self, image: Tensor) -> NDArray[np.uint8]:
+        """Compute the records, uint8 (batch, record_bytes), of uint8 images (batch, 3, size, size)."""
+        parts = [
+            field.encode_tensor(tensor) for field, tensor in zip(self.fields, self.compute_features(image), strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def decode_records(self, records: NDArray[np.uint8]) -> tuple[Tensor, ...]:
+        """Return the features stored in records (batch, record_bytes)."""
+        sizes = [field.size for field in self.fields]
+        parts = torch.from_numpy(records).split(sizes, dim=1)  # type: ignore[no-untyped-call]
+        return tuple(field.decode_tensor(part) for field, part in zip(self.fields, parts, strict=True))
+
+
+def _detect_layout(tensor: Tensor) -> TensorLayout:
+    channels_last = (
+        tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+    )
+    return TensorLayout(tuple(tensor.shape[1:]), tensor.dtype, channels_last)
+
+
+log = logging.getLogger(__name__)
+
+PARTS = ("train", "val")
+"""Splits used in training; test images always run through the complete network, in 32 bits."""
+
+
+class FeatureBatch(NamedTuple):
+    """Features with the labels and row numbers of their images.
+
+    Attributes:
+        features: Output of the frozen prefix: tensors of `batch` rows each.
+        label: int64 of shape (batch,).
+        row: int64 of shape (batch,): row in the table of the split.
+    """
+
+    features: tuple[Tensor, ...]
+    label: Tensor
+    row: Tensor
+
+
+class FeatureDataset(Dataset[FeatureBatch]):
+    """The features of one split, read in whole batches.
+
+    Args:
+        prefix: Decodes the records.
+        records: Records of all images and views.
+        positions: Position of each draw of the split among the records.
+        labels: int64 of shape (images,).
+    """
+
+    def __init__(
+        self, prefix: FrozenPrefix, records: Records, positions: dict[Draw, int], labels: NDArray[np.int64]
+    ) -> None:
+        self._prefix, self._records, self._positions, self._labels = prefix, records, positions, labels
+
+    def __getitems__(self, draws: list[Draw]) -> FeatureBatch:
+        """Return the batch of the given draws."""
+        rows = np.array([draw.row for draw in draws])
+        features = self._prefix.decode_records(self._records.read_rows([self._positions[draw] for draw in draws]))
+        return FeatureBatch(features, torch.from_numpy(self._labels[rows]), torch.from_numpy(rows))
+
+
+class FeatureDataModule(pl.LightningDataModule):
+    """Serve cached features where possible, and images where each epoch augments them anew.
+
+    Args:
+        image_data: The stage's images.
+        prefix: Computes their features.
+        name: Name of the stage, for log messages.
+        epochs: Epochs of the stage: no more views are computed than it will use.
+        settings: What may be cached, and where.
+        progress: Whether to draw a progress bar on a terminal.
+
+    Attributes:
+        seconds: Time it took to find or compute the features.
+    """
+
+    def __init__(
+        self,
+        image_data: ImageDataModule,
+        prefix: FrozenPrefix,
+        *,
+        name: str,
+        epochs: int,
+        settings: CacheConfig,
+        progress: bool,
+    ) -> None:
+        super().__init__()
+        start = time.monotonic()
+        self._image_data, self._prefix, self._name = image_data, prefix, name
+        self._silent = not (progress and sys.stderr.isatty())
+        self._draws = {split: _list_draws(image_data, split, epochs) for split in PARTS}
+        self._records = load_or_compute_records(
+            settings,
+            [name for split in PARTS for name in _build_record_names(image_data, split, self._draws[split])],
+            self._compute_records,
+            kind="features",
+            key={**prefix.build_cache_key(), "input": image_data.form.get_key()},
+            record_bytes=prefix.record_bytes,
+            processes=image_data.processes,
+        )
+        self.seconds = time.monotonic() - start
+        if self._records is not None:
+            self._log_cache_use(self._records)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return every training image once, in the order in which the images would have come."""
+        return self.build_loader("train")
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return every validation image once."""
+        return self.build_loader("val")
+
+    def build_loader(self, split: str) -> DataLoader[Any]:
+        """Return a loader over every image of a split once: its features, or the image if they are not cached."""
+        draws = self._draws[split]
+        if self._records is None or not draws:
+            return self._image_data.build_loader(split)
+        offset = sum(len(self._draws[previous]) for previous in PARTS[: PARTS.index(split)])
+        positions = {draw: offset + position for position, draw in enumerate(draws)}
+        labels = self._image_data.parts[split]["label"].to_numpy(dtype=np.int64)
+        return DataLoader(
+            FeatureDataset(self._prefix, self._records, positions, labels),
+            batch_sampler=self._image_data.build_batches(split),
+            collate_fn=return_batch,
+            pin_memory=self._image_data.pin_memory,
+        )
+
+    def _compute_records(self, missing: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+        """Compute the records at the given positions, in batches of evaluation size."""
+        for split in PARTS:
+            self._image_data.get_dataset(
+                split
+            )  # all processes decode together, including one that has nothing to compute
+        all_draws = [(split, draw) for split in PARTS for draw in self._draws[split]]
+        with tqdm(total=len(missing), desc=f"{self._name} features", leave=False, disable=self._silent) as progress_bar:
+            for split, split_draws in groupby((all_draws[position] for position in missing), key=lambda item: item[0]):
+                draws = [draw for _, draw in split_draws]
+                size = max(1, 2 * self._image_data.batch_size // self._image_data.processes.count)
+                for batch in self._image_data.build_batch_loader(
+                    split, [draws[start : start + size] for start in range(0, len(draws), size)]
+                ):
+                    yield self._prefix.compute_records(batch.image)
+                    progress_bar.update(len(batch.row))
+
+    def _log_cache_use(self, records: Records) -> None:
+        images_are_fresh = not self._draws["train"]
+        log.info(
+            "features %s: %d cached, %d computed in %.1f s, %.1f KiB each, %s; frozen layers are not recomputed%s",
+            self._name,
+            records.kept,
+            records.computed,
+            self.seconds,
+            self._prefix.record_bytes / 1024,
+            "in memory" if records.place == "memory" else "mapped from disk",
+            f", except for training images, which are augmented anew in each epoch (stages.{self._name}.views)"
+            if images_are_fresh
+            else " (cache.prefix)",
+        )
+
+
+def _list_draws(image_data: ImageDataModule, split: str, epochs: int) -> list[Draw]:
+    """List all draws of a split that a stage will use, unless each epoch augments its images anew."""
+    rows = range(len(image_data.parts[split]))
+    if split != "train" or not image_data.augments:
+        return [Draw(row, None) for row in rows]
+    return [Draw(row, view) for view in range(min(image_data.views or 0, epochs)) for row in rows]
+
+
+def _build_record_names(image_data: ImageDataModule, split: str, draws: Sequence[Draw]) -> list[str]:
+    """Name each draw for the cache: by the image's content and, for a view, what its augmentation depends on."""
+    hashes = list(image_data.parts[split]["sha256"])
+    policy = json.dumps(dict(image_data.policy.transforms), sort_keys=True, default=str)
+    policy_digest = hashlib.sha256(f"{policy} {version('albumentations')}".encode()).hexdigest()[:16]
+    return [
+        hashes[draw.row]
+        if draw.view is None
+        else f"{hashes[draw.row]}/{policy_digest}/{image_data.get_dataset(split).get_augmentation_seed(draw.row, draw.view):x}"
+        for draw in draws
+    ]

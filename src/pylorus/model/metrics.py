@@ -1,0 +1,86 @@
+"""Epoch metrics, accumulated on the device without synchronizing: loss, confusion matrix, first non-finite loss."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics import SumMetric
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from pylorus.core.distributed import Processes
+from pylorus.evaluation.confusion import class_indices, overall_indices
+
+CLASS_METRICS = ("precision", "sensitivity", "f1")
+
+
+class EpochMetrics(nn.Module):
+    """Mean loss and confusion matrix of an epoch, accumulated on the device without synchronizing."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        # NaN stays in the sum: dropping it would hide a failed batch, and checking for it would synchronize.
+        # Two sums, since torchmetrics' mean then drops its weights (its issue 3434).
+        self.loss = SumMetric(nan_strategy="disable")
+        self.weight = SumMetric(nan_strategy="disable")
+        self.confusion = MulticlassConfusionMatrix(classes, validate_args=False)
+
+    def add_batch(self, loss: Tensor, weight: Tensor, logits: Tensor, label: Tensor) -> None:
+        """Add a batch: its mean loss, the weight of that mean, logits (batch, classes), labels (batch,)."""
+        self.loss.update(loss.detach() * weight)
+        self.weight.update(weight)
+        self.confusion.update(logits.detach(), label)
+
+    def compute_and_reset(self, prefix: str, names: Sequence[str]) -> dict[str, float]:
+        """Return all metrics of the epoch by name, per class and averaged, and reset. Undefined ones are NaN."""
+        confusion = self.confusion.compute().cpu().numpy()
+        by_class, overall = class_indices(confusion), overall_indices(confusion)
+        loss = float(self.loss.compute() / self.weight.compute())
+        metrics = {f"{prefix}/loss": loss, f"{prefix}/accuracy": float(overall.accuracy)}
+        for metric in CLASS_METRICS:
+            values = getattr(by_class, metric)
+            metrics |= {f"{prefix}/{metric}/{name}": float(value) for name, value in zip(names, values, strict=True)}
+            metrics[f"{prefix}/{metric}/average"] = float(np.mean(values))
+        self.loss.reset()
+        self.weight.reset()
+        self.confusion.reset()
+        return metrics
+
+    def gather_sums(self, processes: Processes) -> dict[str, Tensor]:
+        """Return the sums over all processes, to resume from."""
+        sums_by_process = processes.gather({name: value.cpu() for name, value in self._get_sums().items()})
+        return {
+            name: sum((sums[name] for sums in sums_by_process[1:]), sums_by_process[0][name])
+            for name in sums_by_process[0]
+        }
+
+    def restore_sums(self, sums: Mapping[str, Tensor]) -> None:
+        """Resume from sums."""
+        for name, value in self._get_sums().items():
+            value.copy_(sums[name])
+
+    def _get_sums(self) -> dict[str, Tensor]:
+        return {"loss": self.loss.sum_value, "weight": self.weight.sum_value, "confusion": self.confusion.confmat}
+
+
+class FirstNonFiniteLoss:
+    """Rows of an epoch's first batch with a NaN or infinite loss, kept on the device until they are requested."""
+
+    def __init__(self) -> None:
+        self._rows: Tensor | None = None
+        self._has_failed: Tensor | None = None
+
+    def check_loss(self, loss: Tensor, row: Tensor, step: int) -> None:
+        """Check a batch's loss; takes its rows (batch,) and its index in the epoch. The first batch is the largest."""
+        if step == 0 or self._rows is None or self._has_failed is None:
+            self._rows = torch.full_like(row, -1)
+            self._has_failed = torch.zeros((), dtype=torch.bool, device=row.device)
+        is_first = ~torch.isfinite(loss.detach()).to(row.device) & ~self._has_failed
+        padded = functional.pad(row, (0, len(self._rows) - len(row)), value=-1)
+        self._rows = torch.where(is_first, padded, self._rows)
+        self._has_failed = self._has_failed | is_first
+
+    def get_rows(self) -> list[int]:
+        """Return the rows, after synchronizing with the device; empty if every loss was finite."""
+        return [] if self._rows is None else [row for row in self._rows.tolist() if row >= 0]

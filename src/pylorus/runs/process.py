@@ -1,0 +1,270 @@
+"""Handle signals that end a run: Ctrl-C, SIGTERM, and SIGUSR1 or SIGUSR2, which SLURM sends when a job's time is up.
+
+Each ends the run cleanly: during training after the current step (after the last step of an epoch: after its
+validation), whose state is saved; otherwise at once. A second signal does not wait for any of that.
+"""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
+
+from pylorus.config.schema import TrainerConfig
+from pylorus.core.errors import INTERRUPTED, PylorusError
+from pylorus.core.io import write_json
+
+log = logging.getLogger(__name__)
+
+ACCELERATORS = {"cuda": "gpu"}
+"""Names of accelerators in torch, mapped to those of `trainer.accelerator`."""
+
+
+def restore_trainer_config(trainer: TrainerConfig, record: Path) -> TrainerConfig:
+    """Return the trainer's configuration with the values that were chosen for the machine when the run started.
+
+    They are not measured again when a run is resumed.
+
+    Args:
+        trainer: The configuration.
+        record: The run's environment.json; if it does not exist, the run is new and the configuration is unchanged.
+    """
+    if not record.is_file():
+        return trainer
+    initial = _read_record(record)
+    accelerator = str(initial["accelerator"])
+    return replace(
+        trainer,
+        precision=str(initial["precision"]),
+        threads=initial["threads"],
+        accelerator=ACCELERATORS.get(accelerator, accelerator),
+        batch_size=initial.get("batch_size", trainer.batch_size),
+    )
+
+
+def check_environment(record: Path, now: dict[str, Any]) -> None:
+    """Write the environment of a new run, or compare it with the present one when a run is resumed.
+
+    Args:
+        record: The run's environment.json.
+        now: The result of `machine.environment`, with `batch_size` and `weights_sha256`.
+
+    Raises:
+        PylorusError: If the run started from other initial weights.
+    """
+    if not record.is_file():
+        write_json(record, now)
+        return
+    initial = _read_record(record)
+    if initial.get("weights_sha256") != now["weights_sha256"]:
+        raise PylorusError(
+            f"model.weights: the run in {record.parent} started from other weights: expected SHA-256 "
+            f"{_format_digest(initial.get('weights_sha256'))}, found {_format_digest(now['weights_sha256'])}. Restore that file, or "
+            "start a new run."
+        )
+    changed = [
+        f"{name} {initial['packages'].get(name)} → {version}"
+        for name, version in {**now["packages"], "python": now["python"]}.items()
+        if {**initial["packages"], "python": initial["python"]}.get(name) != version
+    ]
+    changed += [
+        f"{key} {initial[key]} → {now[key]}" for key in ("system", "processor", "gpu") if initial[key] != now[key]
+    ]
+    if changed:
+        log.warning(
+            "the run started with other versions or on another machine (%s): results may differ by rounding",
+            ", ".join(changed),
+        )
+
+
+def _read_record(record: Path) -> dict[str, Any]:
+    return dict(json.loads(record.read_text(encoding="utf-8")))
+
+
+def _format_digest(digest: str | None) -> str:
+    return digest[:12] if digest else "none: random weights"
+
+
+class _TerminalHandler(logging.Handler):
+    """Handler that prints above a progress bar; if the terminal is gone, the run continues without output."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+
+
+class _LogFileHandler(logging.FileHandler):
+    """Handler for run.log that ignores errors of a full disk: the terminal still shows the line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 the standard library's name
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+@contextmanager
+def open_run_log(folder: Path) -> Iterator[None]:
+    """Send Pylorus's log to the terminal and to run.log, and silence warnings that users can do nothing about.
+
+    Args:
+        folder: The run's folder.
+    """
+    logger = logging.getLogger("pylorus")
+    terminal, file = _TerminalHandler(), _LogFileHandler(folder / "run.log", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for handler in (terminal, file):
+        logger.addHandler(handler)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        # Frozen layers are in evaluation mode on purpose, the number of workers is chosen for the machine, small data
+        # sets have few steps, and predictions are sorted by row.
+        for message in (
+            "Found .* module.* in eval mode",
+            ".*does not have many workers",
+            ".*smaller than the logging interval",
+            "You are using a custom batch sampler",
+            ".*LeafSpec.* is deprecated",
+            "The .srun. command is available on your system",
+            "You're resuming from a checkpoint that ended before the epoch ended",  # its batches are skipped
+            "It is recommended to use .*sync_dist",  # the metrics already combine all processes
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        # Deprecations between Lightning, torch and timm: nothing that a user of Pylorus could change.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="(pytorch_lightning|torch|timm).*")
+        warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning.*checkpoint")
+        try:
+            yield
+        except Exception:
+            # The terminal shows the error anyway; the next morning only the file is left.
+            file.handle(logging.makeLogRecord({"levelname": "ERROR", "msg": "failed", "exc_info": sys.exc_info()}))
+            raise
+        finally:
+            for handler in (terminal, file):
+                logger.removeHandler(handler)
+                with suppress(OSError):  # the run itself reports a full disk
+                    handler.close()
+
+
+IN_SWEEP = "PYLORUS_IN_SWEEP"
+"""The environment variable of a job that a sweep started: the sweep handles its signals."""
+PATIENCE = 60.0
+"""Seconds in which a run must finish and save its current step once it is asked to end."""
+JOB_PATIENCE = 1.5 * PATIENCE
+"""Seconds in which a job of a sweep must end; it may have to wait for processes of its own."""
+JOB_STOP_SIGNAL = signal.SIGTERM
+"""The signal that a sweep sends to its jobs when it has to end; a job that already received a signal ignores it."""
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
+
+
+class StopRequest:
+    """Whether a run was asked to end, and when it may end: at once or after the current training step.
+
+    Attributes:
+        asked: Whether the run was asked to end.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._waits = False
+
+    def handle_request(self, name: str) -> None:
+        """Raise a KeyboardInterrupt with the signal's name, or leave that to the end of the training step."""
+        self.asked = True
+        if not self._waits:
+            raise KeyboardInterrupt(name)
+
+    def wait_for_step(self) -> None:
+        """Let signals take effect at the end of a training step: from now on the trainer checks `asked`."""
+        self._waits = True
+
+    def stop_waiting(self) -> None:
+        """Let signals take effect at once, including one that was received in the meantime."""
+        self._waits = False
+        if self.asked:
+            self.raise_interrupt()
+
+    def raise_interrupt(self) -> None:
+        """End the run.
+
+        Raises:
+            KeyboardInterrupt: Always.
+        """
+        self._waits = False
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def handle_signals() -> Iterator[StopRequest]:
+    """Turn the first signal inside the context into a KeyboardInterrupt; a second one ends the process.
+
+    A SLURM job that received SIGUSR1 is requeued, unless submitit or a sweep started it: these requeue it themselves.
+    """
+    received: list[int] = []
+    request = StopRequest()
+
+    def handle_signal(number: int, _: FrameType | None) -> None:
+        if received and number == JOB_STOP_SIGNAL and IN_SWEEP in os.environ:
+            return
+        if received:
+            os._exit(INTERRUPTED)
+        received.append(number)
+        request.handle_request(signal.Signals(number).name)
+
+    before: dict[signal.Signals, Any] = {}
+    try:
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, handle_signal)
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if received and signal.Signals(received[0]).name == "SIGUSR1":
+            _send_requeue()
+
+
+@contextmanager
+def ensure_uninterrupted() -> Iterator[None]:
+    """Defer signals until the end of the context: an interrupted import leaves an incomplete module behind."""
+    if threading.current_thread() is not threading.main_thread():  # signals only interrupt the main thread
+        yield
+        return
+    deferred: list[int] = []
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: deferred.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in deferred:
+            signal.raise_signal(number)
+
+
+def _send_requeue() -> None:
+    job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
+    if job is None or "SUBMITIT_EXECUTOR" in os.environ or IN_SWEEP in os.environ:
+        return
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    name = f"{job}_{task}" if task and os.environ.get("SLURM_ARRAY_JOB_ID") else job
+    result = subprocess.run(["scontrol", "requeue", name], capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        print(f"SLURM did not requeue job {name}: {result.stderr.strip()}", file=sys.stderr)

@@ -1,1 +1,0 @@
-"""One stage of training, from its data to the files in its folder."""

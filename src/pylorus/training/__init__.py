@@ -1,0 +1,1 @@
+"""Stage by stage training: trainer, callbacks, loggers."""

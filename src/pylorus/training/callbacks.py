@@ -1,0 +1,355 @@
+"""Checkpoints of a stage: the weights of its best epoch, and all that is needed to resume.
+
+Both are in checkpoints/. `last.ckpt` is the state after a complete epoch, or within one that takes long or was asked to
+stop: weights, optimizer, schedule, number of epochs and batches. It names the best epoch so far, whose weights are
+beside it in `best-<epoch>.ckpt`. When the stage is trained, that file becomes `best.ckpt`, `stage.json` is written, and
+`last.ckpt` is deleted. However a run is killed, the files that `last.ckpt` refers to exist.
+"""
+
+import logging
+import math
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.loggers.logger import Logger
+
+from pylorus.core.distributed import Processes
+from pylorus.core.formatting import format_percent
+from pylorus.core.io import write_atomically, write_json
+from pylorus.model.classifier import Classifier, StagePlan
+from pylorus.runs.folder import RunFolder, StageFolder, StageProgress
+from pylorus.runs.process import StopRequest
+
+log = logging.getLogger(__name__)
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's progress bar, on a terminal only: in a file each refresh would be a line."""
+
+    def __init__(self, plan: StagePlan) -> None:
+        super().__init__(refresh_rate=1 if sys.stderr.isatty() else 0)
+        self.plan = plan
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Label the bar with stage and epoch."""
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description(
+            f"{self.plan.name} {trainer.current_epoch + 1}/{self.plan.config.epochs}"
+        )
+
+
+class EpochLine(pl.Callback):
+    """Log one line per epoch, with the time remaining in the stage."""
+
+    def __init__(self, plan: StagePlan) -> None:
+        self.plan = plan
+        self._epoch_start = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock here too: an epoch resumed midway does not call `on_train_epoch_start`."""
+        self._epoch_start = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._epoch_start = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the line."""
+        epochs, name = self.plan.config.epochs, self.plan.name
+        seconds_left = (time.monotonic() - self._epoch_start) * (epochs - trainer.current_epoch - 1)
+
+        def format_metrics(split: str) -> str:
+            loss, accuracy = (
+                float(trainer.callback_metrics[f"{name}/{split}/{metric}"]) for metric in ("loss", "accuracy")
+            )
+            return f"loss {loss:.3f}, acc {format_percent(accuracy)} %"
+
+        log.info(
+            "%s epoch %*d/%d | train: %s | val: %s | %s left",
+            name,
+            len(str(epochs)),
+            trainer.current_epoch + 1,
+            epochs,
+            format_metrics("train"),
+            format_metrics("val"),
+            time.strftime("%H:%M:%S" if seconds_left >= 3600 else "%M:%S", time.gmtime(seconds_left)),
+        )
+
+
+MIB = 2**20
+
+
+class SpeedMonitor(pl.Callback):
+    """Measure the duration and memory of a stage, starting when this callback is created.
+
+    Args:
+        images: Number of training images.
+        accelerator: cpu, cuda or mps.
+
+    Attributes:
+        features_seconds: Time to find or compute the frozen prefix's features; set by the caller.
+        fit_seconds: Time for all epochs, with validation and checkpoints.
+    """
+
+    def __init__(self, images: int, accelerator: str) -> None:
+        self._images, self._accelerator = images, accelerator
+        self._start = time.monotonic()
+        self._epoch_start = 0.0
+        self._fit_start = 0.0
+        self._training: list[float] = []
+        self.features_seconds = 0.0
+        self.fit_seconds = 0.0
+        _reset_peak_memory(accelerator)
+
+    def on_fit_start(self, *_: Any) -> None:
+        """Start the clock of the whole fit."""
+        self._fit_start = time.monotonic()
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """Start the clock of an epoch."""
+        self._epoch_start = time.monotonic()
+
+    def on_validation_start(self, *_: Any) -> None:
+        """Stop the clock of an epoch: Lightning validates after its last training batch."""
+        if self._accelerator == "cuda":
+            torch.cuda.synchronize()
+        if self._epoch_start:  # not for an epoch resumed midway
+            self._training.append(time.monotonic() - self._epoch_start)
+
+    def on_fit_end(self, *_: Any) -> None:
+        """Stop the clock of the whole fit."""
+        self.fit_seconds = time.monotonic() - self._fit_start
+
+    def write_speed(self, path: Path) -> None:
+        """Write the measurements as JSON: seconds, training images per second, MiB."""
+        # The first epoch is a warm-up, unless it is the only one.
+        epoch_seconds = self._training[1:] or self._training
+        write_json(
+            path,
+            {
+                "seconds": round(time.monotonic() - self._start, 3),
+                "features_seconds": round(self.features_seconds, 3),
+                "fit_seconds": round(self.fit_seconds, 3),
+                "epochs": len(self._training),
+                "images_per_second": round(self._images / median(epoch_seconds), 2) if epoch_seconds else None,
+                "peak_memory_mib": get_peak_memory("cpu") // MIB,
+                "peak_gpu_memory_mib": get_peak_memory("cuda") // MIB if self._accelerator == "cuda" else None,
+            },
+        )
+
+
+def _reset_peak_memory(accelerator: str) -> None:
+    """Reset the peak memory, where the system supports it."""
+    if accelerator == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
+    except OSError:
+        return
+
+
+def get_peak_memory(accelerator: str) -> int:
+    """Return the peak memory of this process in bytes: GPU memory for cuda, else main memory."""
+    if accelerator == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    except (OSError, StopIteration):
+        return int(psutil.Process().memory_info().rss)
+
+
+class CurvesFile(Logger):
+    """Write Lightning's metrics to metrics.csv: columns `step` (epochs over the whole run) and one per metric.
+
+    Undefined values are empty cells. A row is rewritten when more metrics of its epoch arrive.
+
+    Args:
+        path: The file.
+        last_step: Rows up to this step are retained: a stage resumed from there has neither gaps nor duplicates.
+
+    Attributes:
+        known_step: The last step in the existing file; 0 if there was none.
+    """
+
+    def __init__(self, path: Path, *, last_step: int = 0) -> None:
+        super().__init__()
+        self.path = path
+        self.known_step = 0
+        self._rows: dict[int, dict[str, float]] = {}
+        if path.is_file():
+            existing = pd.read_csv(path, index_col="step")
+            rows = {int(str(step)): {str(k): float(v) for k, v in row.items()} for step, row in existing.iterrows()}
+            self.known_step = max(rows, default=0)
+            self._rows = {step: row for step, row in rows.items() if step <= last_step}
+
+    @property
+    def name(self) -> str:
+        """Lightning's name for this logger."""
+        return "curves"
+
+    @property
+    def version(self) -> str:
+        """Empty: there is only one."""
+        return ""
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: config.yaml has them."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add metrics to the row of a step."""
+        row = self._rows.setdefault(int(step or 0), {})
+        row.update({name: value for name, value in metrics.items() if "/" in name})
+
+    def save(self) -> None:
+        """Write the file; Lightning calls this after each set of metrics, and before the first."""
+        if not self._rows:
+            return
+        frame = pd.DataFrame([{"step": step, **row} for step, row in sorted(self._rows.items())])
+        with write_atomically(self.path) as temporary:
+            frame.to_csv(temporary, index=False)
+
+
+SHARE_OF_TIME = 0.02
+"""Fraction of training time that saving may take: if it takes longer, not every epoch is saved."""
+LONGEST = 600.0
+"""Seconds of training that a killed run may lose: longer epochs are saved midway."""
+
+
+class Checkpoints(pl.Callback):
+    """Save a stage's state during training.
+
+    Args:
+        saved: The stage's folder.
+        mode: Whether the best monitored value is the `min` or the `max`.
+        processes: The run's processes; the first one writes.
+        stop: Stop request: the current step is finished and its state saved.
+    """
+
+    def __init__(self, saved: StageFolder, *, mode: str, processes: Processes, stop: StopRequest) -> None:
+        self._saved, self._sign = saved, 1.0 if mode == "max" else -1.0
+        self._processes, self._stop = processes, stop
+        self._best_score, self._best_epoch = -math.inf, -1
+        self._saved_at, self._cost = -math.inf, 0.0
+        self._trained_since = 0.0
+        self._reached = StageProgress(0, 0)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock; from now until the end of training, signals wait for a state that can be saved."""
+        self._trained_since = time.monotonic()
+        self._stop.wait_for_step()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *step: Any) -> None:
+        """Save within long epochs, and when the run is asked to stop.
+
+        Raises:
+            KeyboardInterrupt: If the run was asked to stop.
+        """
+        batches = int(trainer.fit_loop.epoch_loop.batch_idx) + 1
+        unsaved_seconds = time.monotonic() - self._trained_since
+        due, stop = self._processes.reduce_any(
+            unsaved_seconds >= max(LONGEST, self._cost / SHARE_OF_TIME), self._stop.asked
+        )
+        if batches == trainer.num_training_batches:
+            return  # saved at the end of the epoch, after validation
+        if due or stop:
+            self._save_last(trainer, StageProgress(trainer.current_epoch, batches))
+        if stop:
+            self._stop.raise_interrupt()
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check that the run's folder still exists, before anything of the epoch is written."""
+        RunFolder(self._saved.path.parent).check_exists()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save after validation, and after early stopping has decided.
+
+        Raises:
+            KeyboardInterrupt: If the run was asked to stop since the epoch's last step; its state is saved.
+        """
+        score = self._sign * float(trainer.callback_metrics["monitor"])
+        if score > self._best_score or self._best_epoch < 0:  # NaN only beats having no score
+            self._best_score = score if math.isfinite(score) else -math.inf
+            self._best_epoch = int(trainer.current_epoch)
+            self._save(trainer, self._saved.get_best_path(self._best_epoch), weights_only=True)
+        done = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        due = time.monotonic() - self._saved_at >= self._cost / SHARE_OF_TIME
+        due, stop = self._processes.reduce_any(due and self._processes.is_first, self._stop.asked)
+        stop = stop and not trainer.should_stop  # resumed, it would train on although early stopping ended it
+        if (due and not done) or stop:
+            self._save_last(trainer, StageProgress(trainer.current_epoch + 1, 0))
+        if stop:
+            self._stop.raise_interrupt()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Record that the stage is trained, and name its best checkpoint."""
+        if self._processes.is_first:
+            _create_link(self._saved.get_best_path(self._best_epoch), self._saved.best_checkpoint)
+            write_json(
+                self._saved.record_path, {"epochs": int(trainer.current_epoch), "best_epoch": self._best_epoch + 1}
+            )
+            self._saved.delete_training_state()
+        self._processes.wait()
+        self._stop.stop_waiting()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add what Lightning does not save: the stage's progress and, within an epoch, its metric sums."""
+        assert isinstance(pl_module, Classifier)
+        checkpoint["reached"] = tuple(self._reached)
+        if self._reached.batches:
+            checkpoint["tally"] = pl_module.gather_metric_sums()
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Restore the metric sums of a partial epoch in the first process."""
+        assert isinstance(pl_module, Classifier)
+        if "tally" in checkpoint and self._processes.is_first:
+            pl_module.restore_metric_sums(checkpoint["tally"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values, so that a checkpoint loads with tensors only."""
+        return {"best_score": self._best_score, "best_epoch": self._best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best score and epoch."""
+        self._best_score, self._best_epoch = state_dict["best_score"], state_dict["best_epoch"]
+
+    def _save_last(self, trainer: pl.Trainer, reached: StageProgress) -> None:
+        start = time.monotonic()
+        self._reached = reached
+        self._save(trainer, self._saved.last_checkpoint)
+        self._saved_at = self._trained_since = time.monotonic()
+        self._cost = self._saved_at - start
+        if self._processes.is_first:
+            self._saved.delete_other_bests(self._best_epoch)
+
+    def _save(self, trainer: pl.Trainer, path: Path, *, weights_only: bool = False) -> None:
+        """Write a checkpoint atomically from the first process; the others wait."""
+        if self._processes.is_first:
+            with write_atomically(path) as temporary:
+                trainer.save_checkpoint(temporary, weights_only=weights_only)
+        else:
+            trainer.save_checkpoint(path, weights_only=weights_only)
+        self._processes.wait()
+
+
+def _create_link(path: Path, link: Path) -> None:
+    """Hard-link or copy a file: if the run is killed now, the name in `last.ckpt` still exists."""
+    with write_atomically(link) as temporary:
+        try:
+            temporary.hardlink_to(path)
+        except OSError:  # the file system has no hard links
+            shutil.copyfile(path, temporary)

@@ -1,0 +1,184 @@
+"""Explain faults during a run to the user: what happened, where, and how to fix it.
+
+Errors of the operating system, of torch and of its data loader are wrapped in many ways; only this module tells them
+apart.
+"""
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from pylorus.config.schema import Config, TrainerConfig
+from pylorus.core.errors import PylorusError, UnreadableImageError
+from pylorus.core.io import (
+    DISK_FULL,
+    NOT_WRITABLE,
+    UNREACHABLE,
+    format_disk_full,
+    format_drive_lost,
+    format_not_writable,
+    get_error_path,
+)
+from pylorus.hardware.choices import get_batch_size
+from pylorus.runs.folder import RunFolder
+from pylorus.runs.process import restore_trainer_config
+
+MEMORY_ERROR = re.compile(
+    r"DefaultCPUAllocator: (can't allocate|not enough) memory|CUDA error: out of memory", re.IGNORECASE
+)
+WORKER_ERROR = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
+SHARED_MEMORY_ERROR = re.compile(r"shared memory|unable to (write to file|open shared).*/?torch_", re.IGNORECASE)
+WRITE_ERROR = re.compile(r"PytorchStreamWriter failed writing|No space left on device|Disk quota exceeded")
+
+
+@contextmanager
+def explain_faults(folder: RunFolder, config: Config) -> Iterator[None]:
+    """Turn faults that `explain_fault` knows into a PylorusError; the original error becomes its cause."""
+    try:
+        yield
+    except Exception as error:
+        explanation = explain_fault(error, folder, config)
+        if explanation is None:
+            raise
+        raise explanation from error
+
+
+def explain_fault(error: BaseException, folder: RunFolder, config: Config) -> PylorusError | None:
+    """Explain an error if it is a known fault of the machine or of the images; otherwise return None.
+
+    Args:
+        error: The error that ended the run; the errors that led to it are examined too, the last one first.
+        folder: The run's folder.
+        config: The run's configuration.
+    """
+    if isinstance(error, PylorusError):
+        return None
+    for cause in _iter_causes(error):
+        message = _explain_cause(cause, folder, config)
+        if message is not None:
+            return PylorusError(message)
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that the memory of the GPU or of the machine was insufficient."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or MEMORY_ERROR.search(str(error)) is not None
+
+
+def _explain_cause(error: BaseException, folder: RunFolder, config: Config) -> str | None:
+    text = str(error)
+    if isinstance(error, UnreadableImageError):
+        return _explain_unreadable_image(text, folder)
+    if is_out_of_memory(error):
+        return _explain_out_of_memory(error, folder, config)
+    if isinstance(error, RuntimeError) and (WORKER_ERROR.search(text) or SHARED_MEMORY_ERROR.search(text)):
+        return _explain_lost_worker(text, folder, config)
+    if (
+        isinstance(error, OSError)
+        and (error.errno == errno.ENOENT or error.errno in UNREACHABLE)
+        and not _has_config(folder)
+    ):
+        return _explain_missing_folder(folder)
+    if (isinstance(error, OSError) and error.errno in DISK_FULL) or WRITE_ERROR.search(text):
+        return _explain_full_disk(error, folder, config)
+    if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
+        return f"{format_not_writable(error, _format_error_location(error, folder), folder.path)}\nThen {_format_resume_command(folder)}"
+    if isinstance(error, OSError) and error.errno in UNREACHABLE:
+        return f"{format_drive_lost(error, _format_error_location(error, folder))}\nReconnect the drive or the network, then {_format_resume_command(folder)}"
+    return None
+
+
+def _explain_full_disk(error: BaseException, folder: RunFolder, config: Config) -> str:
+    return (
+        f"{format_disk_full(_format_error_location(error, folder), folder.path)}\n"
+        f"Free some space: delete older runs beside {folder.path} (their checkpoints first), or the whole cache in "
+        f"{Path(config.cache.folder).absolute()}, which is recomputed when needed.\nThen {_format_resume_command(folder)}"
+    )
+
+
+def _explain_missing_folder(folder: RunFolder) -> str:
+    return (
+        f"the run's folder {folder.path} disappeared during the run: its config.yaml no longer exists.\n"
+        "If the folder was moved or its drive was disconnected, restore it, or continue in its new location: "
+        "python train.py resume=NEW_LOCATION. If it was deleted, start the run again."
+    )
+
+
+def _explain_unreadable_image(text: str, folder: RunFolder) -> str:
+    # A worker of the data loader passes on its whole traceback, whose last line is the error.
+    reason = text.strip().splitlines()[-1].removeprefix(f"{UnreadableImageError.__module__}.UnreadableImageError: ")
+    return (
+        f"an image can no longer be read, although it could be read when the run started:\n  {reason}\n"
+        "Restore the original file (a run can only continue with exactly the images that it started with), "
+        f"then {_format_resume_command(folder)}\n"
+        "To leave such files out, start a new run with data.on_error=quarantine."
+    )
+
+
+def _explain_lost_worker(text: str, folder: RunFolder, config: Config) -> str:
+    match = WORKER_ERROR.search(text)
+    process = f"a process that decodes images (pid {match[1].strip()})" if match else "a process that decodes images"
+    workers = "chosen for the machine's cores" if config.data.workers is None else config.data.workers
+    return (
+        f"{process} was killed or got no shared memory. Usually the machine has run out of memory (see dmesg), or "
+        "/dev/shm is too small (in a container: docker run --shm-size=8g).\n"
+        f"Use fewer processes: data.workers is {workers}; 0 needs no shared memory and gives the same result.\n"
+        f"Then {_format_resume_command(folder, 'data.workers=0')}"
+    )
+
+
+def _explain_out_of_memory(error: BaseException, folder: RunFolder, config: Config) -> str:
+    size, is_automatic = _get_batch_size(folder, config), config.trainer.batch_size == "auto"
+    device = "the GPU" if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error) else "this machine"
+    advice = (
+        f"Try half the batch size in a new run: the same command with trainer.batch_size={size // 2} (now {size}"
+        + (
+            ", as found by auto)."
+            if is_automatic
+            else "), or with trainer.batch_size=auto, which finds a size that fits."
+        )
+        if size > 1
+        else "The batch is already a single image: use a smaller data.image_size or a smaller model in a new run."
+    )
+    return (
+        f"{device} ran out of memory: {str(error).strip().splitlines()[0] if str(error) else 'no memory'}\n"
+        f"{advice}\nIf other programs used the memory, close them and {_format_resume_command(folder)}"
+    )
+
+
+def _get_batch_size(folder: RunFolder, config: Config) -> int:
+    """Return the number of images in a step: as configured, or as found when the run started."""
+    try:
+        return get_batch_size(restore_trainer_config(config.trainer, folder.path / "environment.json"))
+    except (OSError, ValueError):
+        return get_batch_size(TrainerConfig())
+
+
+def _format_resume_command(folder: RunFolder, *overrides: str) -> str:
+    return f"resume the run: {' '.join(['python train.py', f'resume={folder.path}', *overrides])}"
+
+
+def _format_error_location(error: BaseException, folder: RunFolder) -> str:
+    """Return the file that an error names, else a phrase with the run's folder."""
+    return get_error_path(error) or f"a file in {folder.path}"
+
+
+def _has_config(folder: RunFolder) -> bool:
+    try:
+        return folder.config.is_file()
+    except OSError:
+        return False
+
+
+def _iter_causes(error: BaseException) -> Iterator[BaseException]:
+    """Iterate over an error and its causes and contexts, the last error first."""
+    current: BaseException | None = error
+    seen: set[int] = set()
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__

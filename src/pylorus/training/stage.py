@@ -1,0 +1,299 @@
+"""Run one stage: train, load the best epoch, predict, save."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from pylorus.config.schema import CONF, AugmentConfig, Config, StageConfig
+from pylorus.core.distributed import Processes
+from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.core.formatting import format_percent
+from pylorus.core.io import write_atomically
+from pylorus.data.datamodule import ImageDataModule
+from pylorus.data.prepare import RunImages
+from pylorus.data.transforms import InputFormat, build_augmentation
+from pylorus.evaluation.confusion import class_indices
+from pylorus.evaluation.index_intervals import proportions_of_predictions
+from pylorus.hardware.choices import get_batch_size, resolve_channels_last, resolve_workers
+from pylorus.hardware.engine import Engine
+from pylorus.model.backbone import Backbone
+from pylorus.model.classifier import Classifier, StagePlan, build_optimizer
+from pylorus.model.freeze import apply_depth, resolve_depth
+from pylorus.model.frozen_features import FeatureDataModule, FrozenPrefix
+from pylorus.model.frozen_prefix import CannotCutError
+from pylorus.model.inference import SplitOutputs, compute_split_outputs
+from pylorus.runs.folder import PARTS, StageFolder
+from pylorus.runs.predictions import (
+    build_prediction_table,
+    count_confusion,
+    extract_labels,
+    get_class_names,
+    write_predictions,
+)
+from pylorus.training.callbacks import SpeedMonitor
+from pylorus.training.trainer import Run, build_trainer, fit_stage
+
+log = logging.getLogger(__name__)
+
+
+def resolve_augmentation(stage: StageConfig, default: AugmentConfig) -> AugmentConfig:
+    """Return the augmentation of a stage: the run's, or the one of conf/augment that it names.
+
+    Raises:
+        PylorusError: If there is no such file.
+    """
+    if stage.augment is None or stage.augment == default.name:
+        return default
+    files = {path.stem: path for path in (CONF / "augment").glob("*.yaml")}
+    if stage.augment not in files:
+        raise PylorusError(
+            f"stages: augment: there is no augment/{stage.augment}.yaml.{format_suggestion(stage.augment, files)} "
+            f"Available: {', '.join(sorted(files))}."
+        )
+    merged = OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(AugmentConfig), OmegaConf.load(files[stage.augment]))
+    )
+    assert isinstance(merged, AugmentConfig)
+    return merged
+
+
+def build_image_data(
+    plan: StagePlan, config: Config, backbone: Backbone, images: RunImages, engine: Engine, processes: Processes
+) -> ImageDataModule:
+    """Build the data module of a stage's images."""
+    return ImageDataModule(
+        images.table,
+        images.catalog.root,
+        InputFormat(backbone.image_size, config.data.fit, backbone.interpolation, config.data.crop),
+        batch_size=get_batch_size(config.trainer),
+        workers=resolve_workers(config, engine)[0],
+        policy=resolve_augmentation(plan.config, config.augment),
+        seed=plan.seed,
+        cache=config.cache,
+        views=plan.config.views,
+        validation=images.validation,
+        pin_memory=engine.accelerator == "cuda",
+        shard_window=config.data.shard_window,
+        processes=processes,
+    )
+
+
+def build_stage_data(
+    image_data: ImageDataModule, classifier: Classifier, plan: StagePlan, config: Config, engine: Engine
+) -> ImageDataModule | FeatureDataModule:
+    """Build a data module of features if the network can be split at the stage's depth; else return the images'.
+
+    Sets `classifier.cut` if features are used.
+    """
+    stage_depth = resolve_depth(classifier.network, plan.config.learn)
+    if not config.cache.prefix or not stage_depth.frozen:
+        return image_data
+    try:
+        prefix = FrozenPrefix(classifier, stage_depth, engine, image_size=image_data.form.size)
+    except CannotCutError as error:
+        log.warning("%s: frozen layers are recomputed in every epoch: %s", plan.name, error)
+        return image_data
+    classifier.cut = prefix.cut
+    return FeatureDataModule(
+        image_data,
+        prefix,
+        name=plan.name,
+        epochs=plan.config.epochs,
+        settings=config.cache,
+        progress=config.trainer.progress,
+    )
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """Result of a stage.
+
+    Attributes:
+        epochs: Number of epochs trained.
+        best_epoch: Epoch whose weights the network now holds, from 1.
+        predictions: Prediction table of each split, val and test.
+    """
+
+    epochs: int
+    best_epoch: int
+    predictions: dict[str, pd.DataFrame]
+
+
+def run_stage(plan: StagePlan, run: Run) -> StageResult:
+    """Train one stage, load its best epoch and save that network's fp32 predictions for validation and test.
+
+    Whatever is in the stage's folder is not done again: a stage resumes where it was last saved.
+    """
+    stage_folder, images = run.folder.get_stage(plan.name), run.images
+    speed = SpeedMonitor(sum(images.count_by_class("train")), run.engine.accelerator)
+    classifier = Classifier(
+        run.backbone,
+        images.catalog.short_names,
+        plan,
+        run.config.optimizer,
+        run.config.loss,
+        images_of_class=images.count_by_class("train"),
+        channels_last=resolve_channels_last(run.config, run.engine, run.backbone.network)[0],
+        processes=run.processes,
+    )
+    apply_depth(run.backbone.network, plan.config.learn)
+    log.info("\n%s", _format_headline(plan, run.backbone))
+    if stage_folder.is_finished:
+        log.info("%s is already finished", plan.name)
+        return _load_finished_stage(classifier, stage_folder)
+    image_data = build_image_data(plan, run.config, run.backbone, images, run.engine, run.processes)
+    if stage_folder.training_result is None:
+        _train(classifier, image_data, run, stage_folder, speed)
+    _load_best_weights(classifier, stage_folder)
+    _predict(plan, run, stage_folder, image_data)
+    if run.processes.is_first:
+        stage_folder.delete_training_state()  # remains if a run was killed right after training
+        speed.write_speed(stage_folder.path / "speed.json")
+    run.processes.wait()
+    return _read_result(stage_folder)
+
+
+def _train(
+    classifier: Classifier, image_data: ImageDataModule, run: Run, stage_folder: StageFolder, speed: SpeedMonitor
+) -> None:
+    """Train the classifier's stage, from the start or from where it was last saved."""
+    plan = classifier.plan
+    trainer = build_trainer(plan, run, stage_folder, speed)
+    image_data.begun = stage_folder.progress
+    classifier.sample_ids = {split: image_data.get_sample_ids(split) for split in ("train", "val")}
+    data = build_stage_data(image_data, classifier, plan, run.config, run.engine)
+    if isinstance(data, FeatureDataModule):
+        speed.features_seconds = data.seconds
+    if run.config.trainer.compile:
+        classifier.compile_network()
+    fit_stage(trainer, classifier, data, stage_folder, run)
+
+
+def _predict(plan: StagePlan, run: Run, stage_folder: StageFolder, image_data: ImageDataModule) -> None:
+    """Save the network's predictions for validation and test; if both are the same images, compute them once."""
+    outputs: dict[str, SplitOutputs] = {}
+    for split in PARTS:
+        if split == "test" and run.images.validation == "test":
+            outputs[split] = outputs["val"]
+        else:
+            progress = run.config.trainer.progress
+            outputs[split] = compute_split_outputs(run.backbone, image_data, split, run.engine, progress=progress)
+        table = build_prediction_table(
+            image_data.parts[split], outputs[split].logits, names=run.images.catalog.short_names, split=split
+        )
+        if run.processes.is_first:
+            run.dashboard.show_predictions(plan, split, table, image_data)
+            run.folder.check_exists()
+            with write_atomically(stage_folder.get_features_path(split)) as temporary:
+                np.save(temporary, outputs[split].features)
+            write_predictions(table, stage_folder.get_predictions_path(split))
+
+
+def _load_best_weights(classifier: Classifier, stage_folder: StageFolder) -> None:
+    checkpoint = torch.load(stage_folder.best_checkpoint, map_location="cpu", weights_only=True)
+    classifier.load_stage_weights(checkpoint["state_dict"])
+
+
+def _load_finished_stage(classifier: Classifier, stage_folder: StageFolder) -> StageResult:
+    _load_best_weights(classifier, stage_folder)
+    return _read_result(stage_folder)
+
+
+def _read_result(stage_folder: StageFolder) -> StageResult:
+    training_result = stage_folder.training_result
+    assert training_result is not None
+    tables = {split: pd.read_parquet(stage_folder.get_predictions_path(split)) for split in PARTS}
+    return StageResult(training_result.epochs, training_result.best_epoch, tables)
+
+
+def check_stages(config: Config, backbone: Backbone, images: RunImages, processes: Processes) -> None:
+    """Build what each stage will need, so that a typo is reported now and not after the previous stage.
+
+    Raises:
+        PylorusError: Names the unknown block, augmentation or optimizer, or a split with fewer images than devices.
+    """
+    smallest = min(sum(images.count_by_class(split)) for split in ("train", images.validation, "test"))
+    if smallest < processes.count:
+        raise PylorusError(
+            f"trainer.devices: found {processes.count} devices, but the smallest split has only {smallest} "
+            f"{'image' if smallest == 1 else 'images'}."
+        )
+    for stage in config.stages.values():
+        resolve_depth(backbone.network, stage.learn)
+        build_augmentation(resolve_augmentation(stage, config.augment))
+        build_optimizer(backbone.network, stage, config.optimizer)
+
+
+def _format_headline(plan: StagePlan, backbone: Backbone) -> str:
+    stage_depth = resolve_depth(backbone.network, plan.config.learn)
+    parameters = dict(backbone.network.named_parameters())
+    trainable_count = sum(parameters[name].numel() for name in stage_depth.learning)
+    parameter_count = sum(parameter.numel() for parameter in parameters.values())
+    return (
+        f"{plan.name}: {backbone.name} at {backbone.image_size} px, training {plan.config.learn} "
+        f"({trainable_count:,} of {parameter_count:,} parameters), "
+        f"{plan.config.epochs} {'epoch' if plan.config.epochs == 1 else 'epochs'}"
+    )
+
+
+def log_stage_table(plan: StagePlan, result: StageResult, *, validated_on: str = "val") -> None:
+    """Log a table of each class's metrics on validation and test images, at the stage's best epoch.
+
+    Args:
+        plan: The stage.
+        result: Its result.
+        validated_on: val, or test: then the test images selected the best epoch.
+    """
+    images = "the test images" if validated_on == "test" else "validation images"
+    selection = f"best by {plan.config.monitor} on {images}" if result.epochs > 1 else "the only one"
+    table = Table(title=f"{plan.name}: epoch {result.best_epoch} of {result.epochs}, {selection}")
+    table.add_column("%", justify="left")
+    for split in result.predictions:
+        for metric in ("precision", "sensitivity", "F1"):
+            table.add_column(f"{split}\n{metric}", justify="right")
+    metrics_by_split = [class_indices(count_confusion(predictions)) for predictions in result.predictions.values()]
+    names = get_class_names(result.predictions["test"])
+    for row, name in enumerate(names):
+        table.add_row(
+            name,
+            *(
+                format_percent(v[row])
+                for metrics in metrics_by_split
+                for v in (metrics.precision, metrics.sensitivity, metrics.f1)
+            ),
+        )
+    means = [v.mean() for metrics in metrics_by_split for v in (metrics.precision, metrics.sensitivity, metrics.f1)]
+    table.add_row("average", *(format_percent(mean) for mean in means), style="bold")
+    log.info(
+        "\n%s%s", _render_text(table), "\n".join(_format_accuracy(split, t) for split, t in result.predictions.items())
+    )
+
+
+def _render_text(table: Table) -> str:
+    """Render a table as text, the same on a terminal and in a file."""
+    console = Console(width=140, color_system=None, force_terminal=False)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
+
+
+def _format_accuracy(split: str, table: pd.DataFrame) -> str:
+    """Return accuracy with its confidence interval, and the numbers of images and groups."""
+    true, predicted = extract_labels(table)
+    groups = table["group"].to_numpy(dtype=str)
+    is_grouped = len(set(groups)) < len(groups)
+    proportions = proportions_of_predictions(
+        true, predicted, groups if is_grouped else None, classes=len(get_class_names(table))
+    )
+    accuracy = proportions.accuracy
+    grouping = f"{len(set(groups))} groups" if is_grouped else "each image its own group"
+    return (
+        f"{split}: accuracy {format_percent(accuracy.value)} % (95 % CI {format_percent(accuracy.low)} to {format_percent(accuracy.high)}), "
+        f"{len(table)} images, {grouping}"
+    )

@@ -1,0 +1,203 @@
+"""Every file in conf/ composes, and what a user mistypes is refused by name."""
+
+import re
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from pylorus.config.checks import format_help, iter_fields, load_config
+from pylorus.config.schema import CONF, GROUPS, Config, StageConfig
+from pylorus.core.errors import PylorusError
+from pylorus.launch.main import check_overrides, register
+from pylorus.launch.sweep import check_installed
+
+FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+NEEDS = {
+    "data=folders": ["data.root=X"],
+    "data=manifest": ["data.manifest=X.csv"],
+    "data=shards": ["data.root=X"],
+    "model=timm": ["model.name=resnet18"],
+    "experiment=paper": ["data.root=X"],
+}
+
+
+@pytest.mark.parametrize(("group", "file"), FILES, ids=lambda part: str(part))
+def test_every_file_of_conf_composes_to_a_valid_configuration(composed, group, file):
+    word = f"{group}={file}"
+    needs_extra(word)
+    assert isinstance(composed(word, *NEEDS.get(word, [])), Config)
+
+
+def needs_extra(word: str) -> None:
+    """Skips a test where the package that a word needs is not installed."""
+    try:
+        check_installed(word)
+    except PylorusError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("launcher", sorted(path.stem for path in (CONF / "hydra" / "launcher").glob("*.yaml")))
+def test_every_launcher_of_conf_composes(launcher):
+    needs_extra(f"hydra/launcher={launcher}")
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        found = compose("config", overrides=[f"hydra/launcher={launcher}"], return_hydra_config=True)
+    assert "launcher" in found.hydra.launcher._target_
+
+
+def test_a_launcher_that_is_not_installed_is_refused_with_the_command_that_installs_it(monkeypatch):
+    def missing(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("pylorus.launch.sweep.distribution", missing)
+    for word, extra in (("hydra/launcher=joblib", "parallel"), ("experiment=search", "optuna")):
+        with pytest.raises(PylorusError, match=re.escape(f"pip install 'pylorus[{extra}]'")):
+            check_overrides(["-m", word])
+
+
+def test_every_folder_of_conf_is_a_group_that_help_names():
+    folders = {path.name for path in CONF.iterdir() if path.is_dir()} - {
+        "hydra"
+    }  # launchers, which docs/sweeps.md names
+    assert folders == set(GROUPS)
+    text = format_help(CONF)
+    assert all(f"  {group}=" in text for group in GROUPS)
+
+
+def test_help_explains_every_key():
+    text = format_help(CONF)
+    for field, kind in iter_fields(Config):
+        if hasattr(kind, "__dataclass_fields__"):
+            for inner, _ in iter_fields(kind):
+                assert f"{field.name}.{inner.name}" in text
+    assert all(f"stages.<stage>.{field.name} " in text for field, _ in iter_fields(StageConfig))
+
+
+@pytest.mark.parametrize(
+    ("word", "suggested"),
+    [
+        ("optimizer.lrr=1e-3", "lr"),
+        ("+optimizer.lrr=1e-3", "lr"),
+        ("++optimizer.lrr=1e-3", "lr"),
+        ("data.rooot=X", "root"),
+        ("+data.drawn.imagse=3", "images"),
+        ("stages.pretrain.epoch=3", "epochs"),
+        ("modle=vgg19", "model"),
+        ("+sede=1", "seed"),
+        ("stages.finetune.learning=head", "learn"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(word, suggested):
+    with pytest.raises(PylorusError, match=re.escape(f'Did you mean "{suggested}"?')):
+        check_overrides([word])
+
+
+def test_an_unknown_file_of_a_group_is_refused_with_the_nearest_known_one():
+    with pytest.raises(PylorusError, match='Did you mean "resnet50"'):
+        check_overrides(["model=resnet5"])
+
+
+def test_a_sweep_with_one_unknown_file_is_refused_before_its_first_job():
+    with pytest.raises(PylorusError, match='model=resnet5: there is no.*Did you mean "resnet50"'):
+        check_overrides(["-m", "model=vgg19,resnet5"])
+
+
+def test_a_stage_is_not_added_by_a_typo():
+    with pytest.raises(PylorusError, match="stages are added in a file"):
+        check_overrides(["+stages.pretain.epochs=3"])
+
+
+def test_arguments_for_timm_need_no_plus(composed):
+    words = check_overrides(["model.args.drop_path_rate=0.1"])
+    assert composed(*words).model.args == {"drop_path_rate": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("stages.pretrain.epochs=0", "stages.pretrain.epochs: found 0, expected at least 1"),
+        ("data.val_fraction=0.9", "data.val_fraction: found 0.9, expected 0.01 to 0.5"),
+        ("optimizer.lr=nan", "optimizer.lr: found nan"),
+        ("data.fit=stretched", 'data.fit: found "stretched", expected one of .*Did you mean "stretch"'),
+        ("model.args.in_chans=1", "model.args.in_chans: found 1, expected 3"),
+        ("model.args.num_classes=4", "model.args.num_classes: Pylorus sets it itself"),
+        ("data.short_names=[A,B]", "data.short_names: found .* expected 3 different names"),
+        ("data.classes=[a,a]", "data.classes: found .* expected each name only once"),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused_by_name(composed, word, message):
+    with pytest.raises(PylorusError, match=message):
+        composed(*check_overrides([word]))
+
+
+def test_a_word_where_a_number_belongs_is_refused(composed):
+    with pytest.raises(HydraException, match="epochs"):
+        composed("stages.pretrain.epochs=three")
+
+
+def test_a_value_that_must_be_given_is_named(composed):
+    with pytest.raises(PylorusError, match=re.escape("data.root: no value given. Add data.root=")):
+        composed("data=folders")
+
+
+def test_short_names_need_classes_to_belong_to(composed):
+    with pytest.raises(PylorusError, match="needs data.classes as well"):
+        composed("data=folders", "data.root=X", "data.short_names=[A,B]")
+
+
+def test_stage_both_is_pretrain_then_finetune(composed):
+    assert list(composed("stage=both").stages) == ["pretrain", "finetune"]
+    assert list(composed("stage=finetune").stages) == ["finetune"]
+
+
+def test_a_sweep_over_stages_may_set_keys_of_a_stage_that_one_job_leaves_out(composed):
+    assert list(composed("stage=pretrain", "stages.finetune.epochs=3").stages) == ["pretrain"]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"), [("run=[pretain]", 'no stage "pretain".*"pretrain"'), ("run=[]", "found")]
+)
+def test_a_run_needs_stages_that_there_are(composed, word, message):
+    with pytest.raises(PylorusError, match=message):
+        composed(word)
+
+
+def test_own_images_get_pretrained_weights_and_drawn_ones_a_small_network(composed):
+    assert composed().model.weights == "none"
+    own = composed("data=folders", "data.root=X")
+    assert (own.model.name, own.model.weights) == ("resnet50.tv_in1k", "hub")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data=manifest"], "data.manifest: no value given"),
+        (["data=shards"], "data.root: no value given"),
+        (["data=folders", "data.root=X", "data.shard_window=2"], "data.shard_window: only allowed with data=shards"),
+        (["data=folders", "data.root=X", "data.manifest=X.csv"], "data.manifest: only allowed with data=manifest"),
+        (["data.fold=5"], "data.fold: found 5, expected 0 to 4"),
+        (["data.fold=-1"], "data.fold: found -1, expected 0 to 4"),
+        (["data.fold=B"], "data.fold: found B, expected 0 to 4 .* or a value of a manifest column with data.fold_column"),
+        (["data.fold=1.5"], "data.fold: found 1.5, expected 0 to 4"),
+        (["data=manifest", "data.manifest=X.csv", "data.fold_column=site"], "-m data.fold=A,B,C data.fold_column=site"),
+        (["data=folders", "data.root=X", "data.fold=A", "data.fold_column=site"], "refers to a column of a manifest"),
+        (["data.fold=0", "data.split_file=X"], "data.fold and data.split_file: each of them defines the test set"),
+        (["data=manifest", "data.manifest=X.csv", "data.test_column=site"], "expected the column and exactly one of the other two"),
+        (["data=manifest", "data.manifest=X.csv", "data.test_from=3"], "expected the column and exactly one of the other two"),
+        (["data=folders", "data.root=X", "data.test_column=a", "data.test_from=3"], "refers to a column of a manifest"),
+    ],
+)  # fmt: skip
+def test_what_names_the_test_images_is_refused_where_it_contradicts_itself(composed, words, message):
+    with pytest.raises(PylorusError, match=message):
+        composed(*words)
+
+
+@pytest.mark.parametrize("value", ["B", "1", "01", "1.5", "2024-01-01", "'Site 3'"])
+def test_a_fold_by_a_column_is_text_and_stays_so_when_the_configuration_is_read_again(composed, tmp_path, value):
+    config = composed("data=manifest", "data.manifest=X.csv", "data.fold_column=site", f"data.fold={value}")
+    assert config.data.fold == value.strip("'")
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    assert load_config(tmp_path / "config.yaml").data.fold == config.data.fold

@@ -1,0 +1,35 @@
+"""What a disk refuses before a run begins is told with its cure."""
+
+import errno
+
+import pytest
+
+from pylorus.core.io import explain_disk_error
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "the disk is full: {place} could not be written ("),
+        (
+            errno.EROFS,
+            "{place} can't be written to: gone.\nMake the folder writable (to see its owner: ls -ld {above};",
+        ),
+        (errno.EACCES, "{place} can't be written to"),
+        (errno.EIO, "{place} can't be reached: gone.\nReconnect the drive"),
+        (errno.EEXIST, "{place}: found a file with this name"),
+        (errno.ENOTDIR, "{place}: found a file with this name"),
+        (errno.ENAMETOOLONG, "{place}: the name is too long"),
+    ],
+)
+def test_each_refusal_names_the_place_and_another_way(tmp_path, number, said):
+    place = tmp_path / "there" / "run"
+    words = explain_disk_error(OSError(number, "gone", str(place)))
+    assert words is not None
+    assert said.format(place=place, above=tmp_path) in words
+    assert "hydra.run.dir=DIR" in words
+
+
+def test_what_is_not_the_disks_keeps_its_traceback():
+    assert explain_disk_error(OSError(errno.ENOENT, "gone", "a module")) is None
+    assert explain_disk_error(BrokenPipeError(errno.EPIPE, "gone")) is None

@@ -1,0 +1,141 @@
+"""Copies: kept in one part where Pylorus cuts, refused where the parts are given, told where they are accepted."""
+
+import re
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from pylorus.config.schema import DataConfig
+from pylorus.core.errors import PylorusError
+from pylorus.data.audit_thresholds import Thresholds
+from pylorus.data.catalog import read_folders
+from pylorus.data.leakage import Copies, collect_copy_pairs, count_leaks, find_copies, merge_linked_groups
+from pylorus.data.split import split_catalog
+from pylorus.data.synthetic import generate_frame
+
+NONE = Copies((), (), (), (), ())
+
+
+FIRST_SPLIT = (
+    ["patient_0009", "patient_0011", "patient_0013"],
+    ["patient_0003", "patient_0005", "patient_0007"],
+)
+"""Test and validation patients of the drawn images by split seed 0: a split that was published stays."""
+
+
+def frame(number, *, label="gastric_ulcer"):
+    return generate_frame(label, seed=number, size=96).image
+
+
+@pytest.fixture
+def frames(tmp_path):
+    """Makes folders of drawn frames, each of another patient."""
+
+    def make(counts):
+        number = 0
+        for folder, count in counts.items():
+            (tmp_path / folder).mkdir(parents=True)
+            for _ in range(count):
+                number += 1
+                label = "gastric_ulcer" if folder.endswith("a") else "gastric_cancer"
+                Image.fromarray(frame(number, label=label)).save(tmp_path / folder / f"{number:03d}.png")
+        return tmp_path
+
+    return make
+
+
+def copied(path, kind, place):
+    """A copy of an image of some kind, in another file."""
+    image = np.asarray(Image.open(path))
+    place.parent.mkdir(exist_ok=True, parents=True)
+    if kind == "file":
+        shutil.copy(path, place)
+    elif kind == "pixels":
+        Image.fromarray(image).save(place, compress_level=1)
+    else:
+        made = {
+            "saved anew": image,
+            "scaled": cv2.resize(image, (128, 128), interpolation=cv2.INTER_AREA),
+            "rotated": np.rot90(image),
+        }[kind]
+        Image.fromarray(np.ascontiguousarray(made)).save(place.with_suffix(".jpg"), quality=90)
+
+
+KINDS = ["file", "pixels", "saved anew", "scaled", "rotated"]
+GIVEN = {f"{part}/{name}": 3 for part in ("train", "val", "test") for name in "ab"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cut_keeps_copies_in_one_part(frames, kind):
+    root = frames({"a": 20, "b": 20})
+    for original in sorted((root / "a").iterdir())[:6]:
+        copied(original, kind, root / "a" / f"{original.stem}-again.png")
+    catalog = read_folders(root)
+    for seed in range(6):
+        for data in (DataConfig(split_seed=seed), DataConfig(split_seed=seed, fold=seed % 5)):
+            table = split_catalog(catalog, data).table
+            number = table["path"].str.extract(r"(\d+)", expand=False)
+            assert (table.groupby(number)["split"].nunique() == 1).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copy_across_given_parts_stops_the_run_and_names_both(frames, kind):
+    root = frames(GIVEN)
+    original = sorted((root / "train/a").iterdir())[0]
+    copied(original, kind, root / "test" / "a" / "leak.png")
+    catalog = read_folders(root)
+    name = "leak.png" if kind in ("file", "pixels") else "leak.jpg"
+    with pytest.raises(PylorusError) as caught:
+        split_catalog(catalog, DataConfig())
+    said = str(caught.value)
+    assert re.search(rf"test/a/{name} and train/a/001.png: |train/a/001.png and test/a/{name}: ", said)
+    assert "data.accept_leaks=true" in said
+    found = split_catalog(catalog, DataConfig(accept_leaks=True)).leaks
+    wanted = kind if kind in ("file", "pixels") else "near"
+    assert {name: count for name, count in count_leaks(found).items() if count} == {wanted: 1}
+
+
+def test_a_copy_within_one_given_part_stops_nothing(frames):
+    root = frames(GIVEN)
+    shutil.copy(root / "train/a/001.png", root / "train/a/again.png")
+    assert split_catalog(read_folders(root), DataConfig()).leaks == ()
+
+
+def test_the_validation_part_that_is_cut_from_given_training_images_keeps_copies_together(frames):
+    root = frames({"train/a": 12, "train/b": 12, "test/a": 3, "test/b": 3})
+    for original in sorted((root / "train/a").iterdir())[:5]:
+        copied(original, "saved anew", root / "train" / "a" / f"{original.stem}-again.png")
+    for seed in range(5):
+        assert split_catalog(read_folders(root), DataConfig(split_seed=seed)).leaks == ()
+
+
+@pytest.mark.parametrize("kind", ["file", "pixels"])
+def test_one_content_under_two_labels_is_refused_by_name(frames, kind):
+    root = frames({"a": 5, "b": 5})
+    copied(root / "a" / "001.png", kind, root / "b" / "wrong.png")
+    with pytest.raises(
+        PylorusError, match=r"different labels:\n  a/001.png \(a\) and b/wrong.png \(b\): identical"
+    ) as caught:
+        split_catalog(read_folders(root), DataConfig(accept_leaks=True))
+    assert "remove that file" in str(caught.value)
+
+
+def test_copies_tie_patients_together_over_several_steps(frames):
+    root = frames({"a/p1": 2, "a/p2": 2, "a/p3": 2, "a/p4": 2, "b/p5": 1, "b/p6": 1})
+    copied(root / "a/p1/001.png", "file", root / "a/p2/x.png")
+    copied(root / "a/p2/003.png", "saved anew", root / "a/p3/y.png")
+    catalog = read_folders(root, group=r"p\d+")
+    joined = merge_linked_groups(catalog, collect_copy_pairs(catalog, find_copies(catalog.facts, Thresholds())))
+    told = dict(zip(catalog.table["group"], joined, strict=True))
+    assert told == {"p1": "p1", "p2": "p1", "p3": "p1", "p4": "p4", "p5": "p5", "p6": "p6"}
+
+
+def test_a_split_without_copies_stays_as_it_was_published(drawn):
+    catalog = read_folders(drawn, group=r"patient_\d+")
+    assert list(merge_linked_groups(catalog, [])) == list(catalog.table["group"])
+    for table in (split_catalog(catalog, DataConfig(), copies=NONE).table, split_catalog(catalog, DataConfig()).table):
+        chosen = {part: sorted(set(rows["group"])) for part, rows in table.groupby("split")}
+        assert (chosen["test"], chosen["val"]) == FIRST_SPLIT

@@ -1,0 +1,164 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from pylorus.evaluation.auroc import auroc, compute_area_covariance, compute_structural_components
+from pylorus.evaluation.intervals import compute_satterthwaite_freedom
+
+
+def brute_force(positive, scores, groups):
+    """Obuchowski's estimate, pair by pair and group by group, as her paper writes it."""
+    above = [
+        np.array([[1.0 if p > n else 0.5 if p == n else 0.0 for n in score[~positive]] for p in score[positive]])
+        for score in scores
+    ]
+    areas = [matrix.mean() for matrix in above]
+    m, n = above[0].shape
+    names = sorted(set(groups))
+    hold_positive, hold_negative = set(groups[positive]), set(groups[~positive])
+    sums = []
+    for matrix, area in zip(above, areas, strict=True):
+        up = {g: (matrix.mean(axis=1) - area)[groups[positive] == g].sum() for g in names}
+        down = {g: (matrix.mean(axis=0) - area)[groups[~positive] == g].sum() for g in names}
+        sums.append((up, down))
+    result = np.zeros((len(scores), len(scores)))
+    for r, (up_r, down_r) in enumerate(sums):
+        for s, (up_s, down_s) in enumerate(sums):
+            k, j, i = len(hold_positive), len(hold_negative), len(names)
+            s10 = k / ((k - 1) * m) * sum(up_r[g] * up_s[g] for g in hold_positive)
+            s01 = j / ((j - 1) * n) * sum(down_r[g] * down_s[g] for g in hold_negative)
+            s11 = i / (i - 1) * sum(up_r[g] * down_s[g] for g in names)
+            s11_turned = i / (i - 1) * sum(up_s[g] * down_r[g] for g in names)
+            result[r, s] = s10 / m + s01 / n + (s11 + s11_turned) / (m * n)
+    return np.array(areas), result
+
+
+@pytest.mark.parametrize(
+    ("score", "area", "error"),
+    [("albumin", 0.7366, 0.0927), ("K-G score", 0.7258, 0.1028), ("protein", 0.6478, 0.1000)],
+)
+def test_areas_and_standard_errors_of_the_published_example_are_found(delong_1988, score, area, error):
+    found = auroc(delong_1988["helped"], delong_1988[score])
+    assert found.value == pytest.approx(area, abs=5e-5)
+    assert found.standard_error == pytest.approx(error, abs=5e-5)
+    assert (found.positives, found.negatives) == (31, 12)
+
+
+def test_the_joint_test_of_the_published_example_is_found(delong_1988):
+    """Chi-square 2.5340 with 2 degrees of freedom, p = 0.2817: it needs every covariance."""
+    scores = [delong_1988[name] for name in ("albumin", "K-G score", "protein")]
+    parts = compute_structural_components(delong_1988["helped"], scores, None)
+    contrasts = np.array([[1, -1, 0], [0, -1, 1]])
+    apart = contrasts @ parts.areas
+    statistic = apart @ np.linalg.solve(contrasts @ compute_area_covariance(parts) @ contrasts.T, apart)
+    assert statistic == pytest.approx(2.5340, abs=5e-5)
+    assert stats.chi2.sf(statistic, 2) == pytest.approx(0.2817, abs=5e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("clustered", [False, True])
+def test_variance_and_covariance_agree_with_pair_by_pair_counting(seed, clustered):
+    generator = np.random.default_rng(seed)
+    positive = generator.random(40) < 0.4
+    scores = [generator.integers(0, 8, 40) + 3.0 * positive for _ in range(2)]
+    groups = generator.integers(0, 15, 40) if clustered else np.arange(40)
+    parts = compute_structural_components(positive, scores, groups)
+    areas, expected = brute_force(positive, scores, groups)
+    np.testing.assert_allclose(parts.areas, areas)
+    np.testing.assert_allclose(compute_area_covariance(parts), expected)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_area_is_that_of_scikit_learn_with_ties(seed):
+    generator = np.random.default_rng(seed)
+    positive = generator.random(60) < 0.3
+    scores = generator.integers(0, 6, 60) + 2.0 * positive
+    assert auroc(positive, scores).value == pytest.approx(roc_auc_score(positive, scores))
+
+
+def test_turning_the_score_round_turns_the_area_and_its_interval_round(delong_1988):
+    helped, albumin = delong_1988["helped"], delong_1988["albumin"]
+    found, turned = auroc(helped, albumin), auroc(helped, -albumin)
+    assert turned.value == pytest.approx(1 - found.value)
+    assert (turned.low, turned.high) == pytest.approx((1 - found.high, 1 - found.low))
+
+
+def test_any_rising_change_of_the_score_changes_nothing(delong_1988):
+    helped, albumin = delong_1988["helped"], delong_1988["albumin"]
+    assert auroc(helped, np.exp(albumin)) == auroc(helped, albumin)
+
+
+def test_copies_of_each_image_add_no_certainty(delong_1988):
+    helped, albumin = delong_1988["helped"], delong_1988["albumin"]
+    alone = auroc(helped, albumin, np.arange(43))
+    copied = auroc(np.repeat(helped, 5), np.repeat(albumin, 5), np.repeat(np.arange(43), 5))
+    assert copied.standard_error == pytest.approx(alone.standard_error)
+    assert (copied.low, copied.high) == pytest.approx((alone.low, alone.high))
+
+
+@pytest.mark.parametrize("positive", [np.ones(5, dtype=bool), np.zeros(5, dtype=bool)])
+def test_without_positives_or_negatives_the_area_is_undefined(positive):
+    found = auroc(positive, np.arange(5.0))
+    assert math.isnan(found.value)
+    assert not found.has_interval
+
+
+def test_perfect_ranking_has_an_interval_that_narrows_with_the_number_of_groups():
+    few = auroc(np.repeat([True, False], 10), np.arange(20.0)[::-1])
+    many = auroc(np.repeat([True, False], 100), np.arange(200.0)[::-1])
+    grouped = auroc(np.repeat([True, False], 100), np.arange(200.0)[::-1], np.repeat(np.arange(20), 10))
+    assert few.value == few.high == 1.0
+    assert few.low < many.low < 1.0
+    assert grouped.low == pytest.approx(few.low)
+    wrong = auroc(np.repeat([True, False], 10), np.arange(20.0))
+    assert (wrong.low, wrong.high) == pytest.approx((0.0, 1 - few.low))
+
+
+def test_one_positive_and_one_negative_tell_as_little_as_one_coin():
+    found = auroc(np.array([True, False]), np.array([0.9, 0.1]))
+    quantile = stats.norm.isf(0.025)
+    assert found.low == pytest.approx(1 / (1 + quantile**2), abs=1e-6)
+
+
+def test_the_same_score_for_all_images_has_a_wide_interval():
+    found = auroc(np.array([True, True, False, False]), np.full(4, 0.3))
+    assert found.value == 0.5
+    assert found.low < 0.2
+    assert found.high > 0.8
+
+
+def test_one_patient_with_all_positives_counts_as_one_positive():
+    scores = np.array([4.0, 3.5, 2, 3, 1, 0.5, 0.2, 0.1])
+    positive, patients = np.arange(8) < 3, np.array([0, 0, 0, 1, 2, 3, 4, 5])
+    found = auroc(positive, scores, patients)
+    alone = auroc(positive, scores)
+    assert found.value == alone.value
+    assert found.low < alone.low < found.value
+    assert found.has_interval
+
+
+def test_few_positive_patients_give_a_wider_interval_than_many():
+    generator = np.random.default_rng(0)
+    patients = np.repeat(np.arange(100), 5)
+    ease = 0.7 * generator.standard_normal(100)[patients] + 0.7 * generator.standard_normal(500)
+    widths = []
+    for positives in (4, 50):
+        positive = patients < positives
+        found = auroc(positive, ease + 1.5 * positive, patients)
+        widths.append(found.high - found.low)
+    assert widths[0] > 2 * widths[1]
+
+
+def test_few_groups_that_make_up_the_variance_leave_few_degrees_of_freedom():
+    assert compute_satterthwaite_freedom(np.array([1.0, 1.0, *np.zeros(500)])) == pytest.approx(4, rel=0.01)
+    normal = np.random.default_rng(0).standard_normal(20_000)
+    assert compute_satterthwaite_freedom(normal) == pytest.approx(20_000, rel=0.1)
+    assert compute_satterthwaite_freedom(np.ones(10)) == 9
+
+
+def test_scores_with_nan_are_refused():
+    with pytest.raises(ValueError, match="score of image 1 is nan"):
+        auroc(np.array([True, False]), np.array([0.5, np.nan]))

@@ -1,0 +1,112 @@
+"""A sweep that ends without a result says why in words; what is a bug keeps its traceback; Ray is started as it should."""
+
+import json
+import os
+import signal
+import sys
+import types
+
+import pytest
+from omegaconf import OmegaConf
+
+from pylorus.hardware.engine import JOBS_AT_ONCE
+from pylorus.launch.sweep import explain_sweep_end, setup_sweep_process
+from pylorus.runs.process import STOP_SIGNALS
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """A sweep of jobs in some states."""
+
+    def make(*states: str):
+        for number, state in enumerate(states):
+            (tmp_path / str(number)).mkdir()
+            status = {"state": state, "error": f"no room {number}"} if state == "failed" else {"state": state}
+            (tmp_path / str(number) / "status.json").write_text(json.dumps(status))
+        return tmp_path
+
+    return make
+
+
+def raised_in(package: str, error: str = "ValueError('No trials are completed yet.')") -> Exception:
+    """An error as code of that package raises it."""
+    module = types.ModuleType(f"{package}.study")
+    exec(f"def best():\n    raise {error}", module.__dict__)
+    try:
+        module.best()
+    except Exception as raised:
+        return raised
+    raise AssertionError
+
+
+def test_a_search_without_any_result_names_the_failed_jobs(sweep):
+    folder = sweep("failed", "interrupted", "failed")
+    words = explain_sweep_end(raised_in("optuna"), folder)
+    assert words is not None
+    assert "no job of the sweep finished (No trials are completed yet.)" in words
+    assert "  job 0 failed: no room 0\n  job 1 interrupted: see its run.log\n  job 2 failed: no room 2" in words
+    assert f"hydra.sweep.dir={folder}" in words
+
+
+@pytest.mark.parametrize("states", [(), ("finished", "failed")])
+def test_what_a_search_raises_beside_that_keeps_its_traceback(sweep, states):
+    assert explain_sweep_end(raised_in("optuna"), sweep(*states)) is None
+
+
+def test_a_bug_of_ours_keeps_its_traceback_though_all_jobs_failed(sweep):
+    assert explain_sweep_end(raised_in("pylorus", "KeyError('network')"), sweep("failed")) is None
+
+
+@pytest.mark.parametrize("states", [("finished", "interrupted"), ("failed",)])
+def test_a_job_that_a_launcher_lost_is_told_in_words(sweep, states):
+    lost = type("UncompletedJobError", (RuntimeError,), {"__module__": "submitit.core.utils"})
+    words = explain_sweep_end(lost("Job 7 (task: 0)\nhas not produced any output\n------\nlong log"), sweep(*states))
+    assert words is not None
+    assert "the launcher lost a job: Job 7 (task: 0) has not produced any output\n" in words
+    assert "long log" not in words
+
+
+class FakeRay(types.ModuleType):
+    """Takes every signal for itself when it starts, as Ray does."""
+
+    def init(self, **words):
+        self.words = words
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.fixture
+def ray(monkeypatch):
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    fake = FakeRay("ray")
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setenv(JOBS_AT_ONCE, "1")
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    yield fake
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def ray_launcher(**init):
+    launcher = {"_target_": "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"}
+    return OmegaConf.create({**launcher, "ray": {"init": {"address": None, **init}, "remote": {"num_cpus": 1}}})
+
+
+def test_ray_is_started_before_its_launcher_does_it_and_does_not_keep_a_signal_from_the_jobs(ray, sweep):
+    setup_sweep_process(ray_launcher(num_cpus=1), sweep())
+    assert ray.words["num_cpus"] == 1
+    assert ray.words["object_store_memory"] > 0
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_ray_reports_on_nobody_unless_its_user_says_so(ray, sweep, monkeypatch):
+    setup_sweep_process(ray_launcher(), sweep())
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    setup_sweep_process(ray_launcher(), sweep())
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+
+
+def test_of_a_cluster_that_runs_already_no_memory_is_asked(ray, sweep):
+    setup_sweep_process(ray_launcher(address="auto"), sweep())
+    assert ray.words == {"address": "auto"}

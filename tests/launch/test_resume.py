@@ -1,0 +1,358 @@
+"""An interrupted run that goes on gives what an uninterrupted one gives, bit for bit; what is another run is refused."""
+
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from pylorus.core.errors import PylorusError
+from pylorus.core.io import write_text
+from pylorus.launch.main import check_resumable, resume, update_config
+from pylorus.launch.train import run
+from pylorus.model.classifier import Classifier
+from pylorus.runs.folder import RunFolder
+from pylorus.training import callbacks
+from tests.conftest import TINY
+
+WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.workers=0", "trainer=cpu", "model=timm",
+         f"model.name={TINY}", "model.weights=none", "trainer.progress=false", "report=false", "++model.args={drop_rate: 0.2}",
+         "stages.pretrain.epochs=3", "stages.finetune.epochs=4", "stages.finetune.learn=layer3"]  # fmt: skip
+MANNERS = {
+    "a cosine and new variants in each epoch": ["augment=light"],
+    "a plateau, patience and kept variants": [
+        "augment=light", "stages.pretrain.schedule=plateau", "stages.finetune.schedule=plateau",
+        "stages.pretrain.augment=light", "stages.pretrain.views=2", "stages.finetune.patience=2", "optimizer.lr=0.02",
+    ],
+}  # fmt: skip
+
+
+class KilledError(BaseException):
+    """What a run does not see coming."""
+
+
+@pytest.fixture(scope="module")
+def begin(composed, drawn, tmp_path_factory):
+    """A folder in which a run may begin, with further words of the command line."""
+
+    def prepare(*words: str) -> RunFolder:
+        folder = RunFolder(tmp_path_factory.mktemp("run"))
+        config = composed(f"data.root={drawn}", *WORDS, *words)
+        with folder.set_starting([f"data.root={drawn}", *WORDS, *words]):
+            write_text(folder.config, OmegaConf.to_yaml(config))
+        return folder
+
+    return prepare
+
+
+SAVING = {"each epoch saved": (1e9, 600.0), "some epochs saved": (0.02, 600.0), "each step saved": (1e9, 0.0)}
+"""SHARE_OF_TIME and LONGEST."""
+
+
+@pytest.fixture(params=SAVING.values(), ids=SAVING)
+def saving(request, monkeypatch):
+    monkeypatch.setattr(callbacks, "SHARE_OF_TIME", request.param[0])
+    monkeypatch.setattr(callbacks, "LONGEST", request.param[1])
+
+
+def files_written(folder: RunFolder, monkeypatch, *, stop_before: int | None = None) -> int:
+    """Runs, or goes on; before the given file takes its name the run is killed. Gives how many files took theirs."""
+    count, replace = 0, Path.replace
+
+    def counted(path: Path, target: Path) -> Path:
+        nonlocal count
+        if "cache" not in str(target):
+            count += 1
+            if count == stop_before:
+                raise KilledError
+        return replace(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", counted)
+        try:
+            run(folder)
+        except KilledError:
+            assert folder.read_status()["state"] == "failed"
+    return count
+
+
+def results(folder: RunFolder) -> dict[str, object]:
+    found: dict[str, object] = {"weights": load_file(folder.path / "model" / "model.safetensors")}
+    for stage in ("pretrain", "finetune"):
+        found[f"{stage} curves"] = folder.get_stage(stage).metrics_path.read_bytes()
+        found[f"{stage} record"] = folder.get_stage(stage).record_path.read_bytes()
+        found |= {
+            f"{stage} {part}": pd.read_parquet(folder.get_predictions_path(stage, part)) for part in ("val", "test")
+        }
+    found["split"] = (folder.path / "split.csv").read_bytes()
+    return found
+
+
+def assert_same(one: dict[str, object], other: dict[str, object]) -> None:
+    for name, content in one.items():
+        if isinstance(content, pd.DataFrame):
+            pd.testing.assert_frame_equal(content, other[name], check_exact=True)
+        elif isinstance(content, dict):
+            assert all(torch.equal(tensor, other[name][key]) for key, tensor in content.items()), name
+        else:
+            assert content == other[name], name
+
+
+@pytest.mark.parametrize("manner", MANNERS.values(), ids=MANNERS)
+def test_killed_before_any_of_its_files_a_run_goes_on_to_the_very_same_result(begin, manner, saving, monkeypatch):
+    whole = begin(*manner)
+    total = files_written(whole, monkeypatch)
+    expected = results(whole)
+    assert total > 25
+    for stop_before in range(3, total, max(3, total // 8)):
+        folder = begin(*manner)
+        files_written(folder, monkeypatch, stop_before=stop_before)
+        run(folder)
+        assert folder.read_status()["state"] == "finished"
+        assert_same(expected, results(folder))
+        left = {path.name for path in folder.path.rglob("*") if path.is_file()}
+        assert not [name for name in left if name.startswith((".", "last", "best-"))]
+
+
+def test_killed_right_after_its_training_a_stage_keeps_all_its_curves(begin, monkeypatch):
+    monkeypatch.setattr(callbacks, "SHARE_OF_TIME", 1e9)
+    whole, folder = begin(), begin()
+    run(whole)
+
+    def killed(stage):
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pylorus.runs.folder.StageFolder.delete_training_state", killed)
+        with pytest.raises(KilledError):
+            run(folder)
+    assert folder.get_stage("pretrain").last_checkpoint.is_file()
+    run(folder)
+    assert_same(results(whole), results(folder))
+    assert not list(folder.path.rglob("last.ckpt"))
+
+
+@pytest.mark.parametrize("signal_name", ["SIGINT", "SIGUSR1"])
+def test_asked_to_stop_in_a_step_it_goes_on_after_that_step(begin, monkeypatch, signal_name):
+    words = ["augment=light", "stage=finetune", "trainer.batch_size=4"]
+    whole, folder = begin(*words), begin(*words)
+    run(whole)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a shell ignores Ctrl-C
+    training_step = Classifier.training_step
+
+    def asked(self, batch, batch_idx):
+        if (self.current_epoch, batch_idx) == (1, 2):
+            os.kill(os.getpid(), getattr(signal, signal_name))
+        return training_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", asked)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder)
+    assert folder.read_status()["state"] == "interrupted"
+    assert folder.get_stage("finetune").progress == (1, 3)
+    monkeypatch.setattr(Classifier, "training_step", training_step)
+    run(folder)
+    first, second = (load_file(each.path / "model" / "model.safetensors") for each in (whole, folder))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert (
+        whole.get_stage("finetune").metrics_path.read_bytes() == folder.get_stage("finetune").metrics_path.read_bytes()
+    )
+
+
+@pytest.mark.parametrize("longest", [600.0, 0.0], ids=["each epoch saved", "each step saved"])
+def test_with_processes_that_decode_too(begin, monkeypatch, longest):
+    monkeypatch.setattr(callbacks, "SHARE_OF_TIME", 1e9)
+    monkeypatch.setattr(callbacks, "LONGEST", longest)
+    words = ["augment=light", "data.workers=2", "stage=finetune", "stages.finetune.learn=all", "trainer.batch_size=8"]
+    whole, folder = begin(*words), begin(*words)
+    run(whole)
+    files_written(folder, monkeypatch, stop_before=17 if longest == 0.0 else 14)
+    assert 1 <= folder.get_stage("finetune").progress.epochs < 4
+    run(folder)
+    assert (whole.get_stage("finetune").metrics_path.read_bytes()) == folder.get_stage(
+        "finetune"
+    ).metrics_path.read_bytes()
+    first, second = (load_file(each.path / "model" / "model.safetensors") for each in (whole, folder))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_killed_again_and_again_it_ends_the_same(begin, monkeypatch):
+    monkeypatch.setattr(callbacks, "SHARE_OF_TIME", 1e9)
+    whole, folder = begin(), begin()
+    run(whole)
+    for _ in range(12):
+        files_written(folder, monkeypatch, stop_before=9)
+        if folder.read_status()["state"] == "finished":
+            break
+    run(folder)
+    assert_same(results(whole), results(folder))
+    assert folder.read_status()["resumed"] >= 3
+
+
+def test_a_finished_run_says_so_and_changes_nothing(begin, capsys):
+    folder = begin("stage=pretrain")
+    run(folder)
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    resume(folder, [])
+    assert "already finished" in capsys.readouterr().out
+    assert before == {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before}
+
+
+def test_another_configuration_is_refused_and_each_difference_named(begin):
+    folder = begin("stage=pretrain")
+    write_text(folder.path / "status.json", json.dumps({**folder.read_status(), "state": "interrupted"}))
+    with pytest.raises(PylorusError, match=r"optimizer.lr: the run has 0.001, found 0.5") as refused:
+        resume(folder, ["optimizer.lr=0.5", "seed=3"])
+    assert "seed: the run has 0, found 3" in str(refused.value)
+
+
+def test_other_images_are_refused_and_named(begin, drawn, tmp_path, monkeypatch):
+    root = tmp_path / "images"
+    shutil.copytree(drawn, root)
+    folder = begin(f"data.root={root}", "stage=pretrain")
+    files_written(folder, monkeypatch, stop_before=12)
+    first, second, *_ = sorted(root.rglob("*.jpg"))
+    second.write_bytes(first.read_bytes()[:-2] + b"\0\0\xff\xd9")
+    catalogued = (folder.path / "catalog.parquet").read_bytes()
+    with pytest.raises(PylorusError, match="the images are not those that this run started with") as refused:
+        run(folder)
+    assert (folder.path / "catalog.parquet").read_bytes() == catalogued
+    assert f"{second.relative_to(root)}: changed" in str(refused.value)
+    first.unlink()
+    with pytest.raises(PylorusError, match=f"{first.relative_to(root)}: gone"):
+        run(folder)
+
+
+def test_other_weights_are_refused_and_another_version_is_told(begin, monkeypatch, caplog):
+    folder = begin("stage=pretrain")
+    files_written(folder, monkeypatch, stop_before=12)
+    record = folder.path / "environment.json"
+    said = json.loads(record.read_text())
+    write_text(record, json.dumps({**said, "weights_sha256": "0123456789abcdef"}))
+    with pytest.raises(PylorusError, match="started from other weights: expected SHA-256 0123456789ab, found none"):
+        run(folder)
+    write_text(record, json.dumps({**said, "packages": {**said["packages"], "torch": "1.0"}}))
+    run(folder)
+    assert "torch 1.0 → " in (folder.path / "run.log").read_text()
+
+
+def test_what_was_chosen_for_the_machine_is_kept(begin, monkeypatch):
+    folder = begin("stage=pretrain", "trainer.precision=auto")
+    files_written(folder, monkeypatch, stop_before=12)
+    chosen = json.loads((folder.path / "environment.json").read_text())["precision"]
+    monkeypatch.setattr(
+        "pylorus.hardware.engine.measure_bf16_speedup", lambda accelerator: 0.0 if chosen == "bf16" else 9.0
+    )
+    run(folder)
+    assert re.findall(r"trainer.precision +(\w+)", (folder.path / "run.log").read_text()) == [chosen, chosen]
+
+
+def test_a_batch_size_that_was_found_is_kept(begin, monkeypatch):
+    monkeypatch.setattr("pylorus.training.batch_size.MOST", {"cpu": 4})
+    monkeypatch.setattr("pylorus.runs.folder.HEARTBEAT", 1e6)  # a slow trial would let it write a file that is counted
+    whole, folder = (
+        begin("stage=pretrain", "trainer.batch_size=auto"),
+        begin("stage=pretrain", "trainer.batch_size=auto"),
+    )
+    run(whole)
+    files_written(folder, monkeypatch, stop_before=12)
+    monkeypatch.setattr(
+        "pylorus.training.batch_size.find_largest_size", lambda *_, **__: pytest.fail("it was looked for again")
+    )
+    run(folder)
+    assert re.findall(r"trainer.batch_size +4 +(.+);", (folder.path / "run.log").read_text()) == [
+        "fits; larger steps are not tried, since they change what is learned",
+        "as chosen when the run started",
+    ]
+    first, second = (load_file(each.path / "model" / "model.safetensors") for each in (whole, folder))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_the_same_command_goes_on_more_than_once_where_the_machine_chose(begin, composed, drawn, monkeypatch):
+    words = ["stage=pretrain", "trainer.precision=auto", "trainer.accelerator=auto"]
+    folder, asked = begin(*words), composed(f"data.root={drawn}", *WORDS, *words)
+    for _ in range(2):
+        files_written(folder, monkeypatch, stop_before=12)
+        update_config(folder, asked)  # refuses what differs
+    run(folder)
+    update_config(folder, asked)
+
+
+def test_what_does_not_change_the_result_may_change(begin, composed, drawn):
+    folder = begin("stage=pretrain")
+    update_config(
+        folder, composed(f"data.root={drawn}", *WORDS, "stage=pretrain", "data.workers=1", "cache.memory_gib=0.1")
+    )
+    saved = OmegaConf.load(folder.config)
+    assert (saved.data.workers, saved.cache.memory_gib) == (1, 0.1)
+
+
+def test_a_folder_without_a_run_a_sweep_and_a_running_run_are_refused(tmp_path, begin):
+    with pytest.raises(PylorusError, match="found no run in"):
+        check_resumable(RunFolder(tmp_path))
+    running = begin("stage=pretrain")
+    write_text(
+        running.path / "status.json", json.dumps({**running.read_status(), "state": "running", "pid": os.getpid()})
+    )
+    with pytest.raises(PylorusError, match=r"is running, as process \d+ on"):
+        check_resumable(running)
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "status.json").write_text("{}")
+    with pytest.raises(PylorusError, match=r"is a sweep.*hydra\.sweep\.dir="):
+        check_resumable(RunFolder(tmp_path))
+
+
+def test_a_process_number_that_another_process_has_now_is_no_running_run(begin):
+    folder = begin("stage=pretrain")
+    long_ago = {"state": "running", "pid": os.getpid(), "heartbeat": "2020-01-01T00:00:00+00:00"}
+    write_text(folder.path / "status.json", json.dumps({**folder.read_status(), **long_ago}))
+    assert folder.read_status()["state"] == "stopped"
+
+
+def test_a_run_of_another_machine_lives_while_it_is_heard(begin):
+    folder = begin("stage=pretrain")
+    for heartbeat, state in (("2999-01-01T00:00:00+00:00", "running"), ("2020-01-01T00:00:00+00:00", "stopped")):
+        there = {"state": "running", "host": "elsewhere", "pid": 1, "heartbeat": heartbeat}
+        write_text(folder.path / "status.json", json.dumps({**folder.read_status(), **there}))
+        assert folder.read_status()["state"] == state
+
+
+def test_checkpoints_of_a_stage_load_with_tensors_and_plain_values_only(begin, monkeypatch):
+    folder = begin()
+    files_written(folder, monkeypatch, stop_before=12)
+    [last] = folder.path.rglob("last.ckpt")
+    state = torch.load(last, weights_only=True)
+    assert {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "epoch"} <= set(state)
+
+
+@pytest.mark.parametrize("method", ["training_step", "validation_step"])
+@pytest.mark.parametrize("call", [1, 2, 3, 4, 5, 6, 7])
+def test_asked_to_stop_wherever_in_training_nothing_is_lost(begin, monkeypatch, method, call):
+    monkeypatch.setattr(callbacks, "SHARE_OF_TIME", 1e-9)  # one epoch is saved unasked, the first
+    folder, original, calls = begin("stage=pretrain", "stages.pretrain.epochs=5"), getattr(Classifier, method), []
+
+    def asked(self, *batch):
+        calls.append((self.current_epoch, batch[-1]))
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Classifier, method, asked)
+        try:
+            run(folder)
+        except KeyboardInterrupt:
+            place, epoch = folder.get_stage("pretrain"), calls[-1][0]
+            within = place.progress.batches > 0
+            assert place.training_result or place.progress.epochs + within >= epoch + (method == "validation_step")
+            assert place.training_result or place.progress != (0, 0)
+    run(folder)
+    assert folder.read_status()["state"] == "finished"

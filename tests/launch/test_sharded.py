@@ -1,0 +1,139 @@
+"""What learns may be divided among processes: the model is the same, each holds its share, any number goes on."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from pylorus.core.errors import PylorusError
+from pylorus.launch.train import run
+from pylorus.model.distributed import apply_sharding, find_called_modules
+from pylorus.model.freeze import apply_depth
+from pylorus.runs.folder import RunFolder
+from tests.launch.conftest import expect_alike, weights, when
+
+FSDP = ("trainer.devices=2", "trainer.strategy=fsdp")
+
+
+@pytest.fixture(scope="module")
+def one(begin) -> RunFolder:
+    folder = begin()
+    run(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def divided(begin) -> RunFolder:
+    folder = begin(*FSDP)
+    run(folder)
+    return folder
+
+
+def test_divided_among_two_the_weights_curves_and_predictions_are_those_of_one(one, divided):
+    expect_alike(divided, one)
+
+
+def test_each_holds_half_of_what_learns(divided):
+    log = (divided.path / "run.log").read_text()
+    here, learning = (
+        int(number.replace(",", ""))
+        for number in re.findall(
+            r"finetune: the first device holds ([\d,]+) of the ([\d,]+) trainable parameters", log
+        )[0]
+    )
+    assert 0.49 < here / learning < 0.51
+
+
+def test_interrupted_it_goes_on_to_the_same_weights(begin, divided):
+    folder = begin(*FSDP)
+    when(folder.get_stage("finetune").last_checkpoint, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        run(folder)
+    run(folder)
+    assert all(torch.equal(tensor, weights(folder)[name]) for name, tensor in weights(divided).items())
+
+
+@pytest.mark.parametrize(("begun", "gone_on"), [(FSDP, ()), ((), FSDP)], ids=["to one", "from one"])
+def test_any_number_of_devices_goes_on_with_it(begin, one, begun, gone_on):
+    folder = begin(*begun)
+    when(folder.get_stage("finetune").last_checkpoint, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        run(folder)
+    devices = dict(word.removeprefix("trainer.").split("=") for word in gone_on)
+    said = folder.config.read_text()
+    said = re.sub(r"devices: \d", f"devices: {devices.get('devices', 1)}", said)
+    folder.config.write_text(re.sub(r"strategy: \w+", f"strategy: {devices.get('strategy', 'ddp')}", said))
+    run(folder)
+    expect_alike(folder, one)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trainer.compile=true"], r"trainer.compile: found true"),
+        (["trainer.batch_size=auto"], r"trainer.batch_size: found auto"),
+        (["optimizer.name=lamb"], r"optimizer.name: found lamb, expected an optimiser of torch itself.*adamw"),
+    ],
+)
+def test_what_does_not_go_with_divided_weights_is_refused(composed, words, message):
+    with pytest.raises(PylorusError, match=message):
+        composed(*FSDP, *words)
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory):
+    store = distributed.FileStore(str(tmp_path_factory.mktemp("store") / "store"), 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "block"),
+    [
+        ("resnet18", {}, "layer3.1"),
+        ("test_vit2", {}, "blocks.1"),
+        ("inception_v3", {}, "Mixed_6b"),
+        ("convnext_atto", {}, "stages.2.blocks.0"),
+        ("efficientnet_b0", {}, "blocks.5"),
+        ("densenet121", {}, "features.denseblock3"),
+        ("vit_tiny_patch16_224", {"img_size": 96}, "blocks.6"),
+        ("beit_base_patch16_224", {"img_size": 96}, "blocks.9"),
+        ("swin_tiny_patch4_window7_224", {"img_size": 96, "window_size": 3}, "layers.2"),
+        ("eva02_tiny_patch14_224", {"img_size": 70}, "blocks.8"),
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False], ids=["all learns", "from a block on"])
+def test_any_network_gives_the_same_logits_and_gradients_divided(mesh, name, arguments, block, whole):
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=3, **arguments).eval()
+    pixels = torch.randn(2, 3, arguments.get("img_size", 96), arguments.get("img_size", 96))
+    apply_depth(network, "all" if whole else block)
+    logits = network(pixels)
+    logits.square().sum().backward()
+    gradients = {n: p.grad for n, p in network.named_parameters() if p.requires_grad}
+    network.zero_grad()
+    frozen = {parameter for parameter in network.parameters() if not parameter.requires_grad}
+    blocks = apply_sharding(network, find_called_modules(network, lambda: network(pixels)), frozen, mesh)
+    assert len(blocks) > 1
+    divided = network(pixels)
+    torch.testing.assert_close(divided, logits)
+    divided.square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert isinstance(parameter, DTensor) == (parameter not in frozen)
+        if parameter not in frozen and gradients[name] is not None:
+            torch.testing.assert_close(parameter.grad.full_tensor(), gradients[name], rtol=1e-4, atol=1e-4)
+
+
+def test_the_network_is_whole_again_afterwards(divided: RunFolder):
+    assert not [name for name in weights(divided) if "fsdp" in name.lower()]
+    assert Path(divided.path / "finetune" / "checkpoints" / "best.ckpt").is_file()
+    saved = torch.load(divided.path / "finetune" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert all(type(tensor) is torch.Tensor for tensor in saved.values())

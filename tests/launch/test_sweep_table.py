@@ -1,0 +1,96 @@
+"""A sweep's table ranks configurations on the same test images, and no others against each other."""
+
+import numpy as np
+import pytest
+
+from pylorus.launch.sweep import build_sweep_table, format_sweep_table, summarize_configurations
+from tests.report.conftest import Story, write_story
+
+GOOD, FAIR, POOR = ([[20 - wrong, wrong, 0], [0, 20, 0], [0, 0, 20]] for wrong in (0, 6, 15))
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    def write(*stories):
+        for number, story in enumerate(stories):
+            write_story(tmp_path / str(number), Story(stages=("s",), curves=False, network=False, **story))
+        return build_sweep_table(tmp_path)
+
+    return write
+
+
+def seeds(model, confusions, skill):
+    return [
+        {"model": model, "confusions": {"s": each}, "seed": seed, "skill": skill, "config": {"seed": seed}}
+        for seed, each in enumerate(confusions)
+    ]
+
+
+def test_seeds_are_summed_up_as_one_configuration_with_mean_deviation_and_range(sweep):
+    table = sweep(*seeds("resnet50", [GOOD, FAIR, POOR], 1.0), *seeds("vgg19", [FAIR] * 3, 5.0))
+    found = summarize_configurations(table)
+    assert found["model"].tolist() == ["vgg19", "resnet50"]  # by validation accuracy
+    row = found.iloc[1]
+    shares = table.loc[table["model"] == "resnet50", "test accuracy"]
+    assert row["runs"] == 3
+    assert row["test mean"] == pytest.approx(shares.mean())
+    assert row["test SD"] == pytest.approx(shares.std())
+    assert (row["test lowest"], row["test highest"]) == (shares.min(), shares.max())
+    text = format_sweep_table(table)
+    assert "averaged over a configuration's runs, best first" in text
+    assert f"{100 * shares.mean():.1f} ± {100 * shares.std():.1f}" in text
+
+
+def test_jobs_of_a_configuration_stand_together_whatever_their_own_accuracy(sweep):
+    table = sweep(*seeds("resnet50", [FAIR] * 2, 1.0), *seeds("vgg19", [FAIR] * 2, 1.1))
+    assert table["configuration"].tolist() == [1, 1, 2, 2]
+
+
+def test_runs_with_other_test_images_are_not_ranked_against_each_other(sweep):
+    table = sweep(
+        {"model": "resnet50", "skill": 0.5},
+        {"model": "vgg19", "skill": 6.0, "split_seed": 1},
+        {"model": "inception_v3", "skill": 3.0},
+    )
+    assert table["test set"].tolist() == [1, 1, 2]
+    assert table["model"].tolist() == ["inception_v3", "resnet50", "vgg19"]
+    text = format_sweep_table(table)
+    assert text.count("not to be ranked against the other test sets") == 2
+    assert text.index("Test set 1 of 2") < text.index("resnet50") < text.index("Test set 2 of 2")
+
+
+def test_folds_are_one_configuration_of_several_parts(sweep):
+    table = sweep(
+        *(
+            {"model": model, "split_seed": fold, "seed": fold, "config": {"data.fold": fold}}
+            for model in ("resnet50", "vgg19")
+            for fold in range(3)
+        )
+    )
+    assert set(table["test set"]) == {1}
+    assert summarize_configurations(table)["runs"].tolist() == [3, 3]
+    assert "in 3 subsets (folds or splits)" in format_sweep_table(table)
+
+
+def test_jobs_without_test_predictions_come_last_and_count_in_no_mean(sweep):
+    failed = {"model": "resnet50", "finished": 0, "state": "failed", "config": {"seed": 9}}
+    table = sweep(failed, *seeds("resnet50", [FAIR] * 2, 1.0))
+    assert table["state"].tolist() == ["finished", "finished", "failed"]
+    assert np.isnan(table["val accuracy"].iloc[-1])
+    assert summarize_configurations(table)["runs"].tolist() == [2]
+    assert "Jobs without test predictions:" in format_sweep_table(table)
+
+
+def test_the_same_seed_on_the_same_split_counts_once(sweep):
+    story = {"model": "resnet50", "confusions": {"s": POOR}, "config": {"seed": 0}}
+    table = sweep(story, {**story, "config": {"seed": 0, "data.workers": 2}}, *seeds("resnet50", [GOOD, FAIR], 1.0)[1:])
+    (row,) = summarize_configurations(table).to_dict("records")
+    assert row["runs"] == 2
+    assert row["test lowest"] == pytest.approx(0.75)
+
+
+def test_single_runs_are_one_table_under_one_line(sweep):
+    table = sweep({"model": "resnet50"}, {"model": "vgg19", "skill": 5.0})
+    head, _, body = format_sweep_table(table).partition("\n\n")
+    assert head == "The same test images. Ordered by the validation accuracy of the shipped stage, best first."
+    assert len(body.splitlines()) == len(table) + 2

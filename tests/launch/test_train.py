@@ -1,0 +1,157 @@
+"""A run in this process: what it writes, and that it repeats bit for bit."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pylorus.core.errors import PylorusError
+from pylorus.core.io import write_text
+from pylorus.launch.train import run
+from pylorus.runs.folder import RunFolder
+from pylorus.runs.predictions import get_class_names
+from tests.conftest import TINY
+
+FAST = ["trainer=cpu", "data.image_size=32", "stages.pretrain.epochs=2", "stages.finetune.epochs=2", "model=timm",
+        f"model.name={TINY}", "model.weights=none", "data.workers=0", "trainer.progress=false", "report=false"]  # fmt: skip
+CLASSES = "data.classes=[gastric_cancer,gastric_ulcer,chronic_gastritis]"
+
+
+@pytest.fixture(scope="module")
+def run_of(composed, drawn, tmp_path_factory):
+    """Runs on the drawn class folders with further words of the command line; gives the run's folder."""
+    from omegaconf import OmegaConf
+
+    def go(*words: str) -> RunFolder:
+        folder = RunFolder(tmp_path_factory.mktemp("run"))
+        config = composed("data=folders", f"data.root={drawn}", r"data.group=patient_\d+", *FAST, *words)
+        with folder.set_starting(list(words)):
+            write_text(folder.config, OmegaConf.to_yaml(config))
+        run(folder)
+        return folder
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def both(run_of):
+    return run_of(CLASSES, "data.short_names=[GC,GU,CG]")
+
+
+def weights(folder):
+    return load_file(folder.path / "model" / "model.safetensors")
+
+
+def test_a_run_leaves_what_its_readers_need(both):
+    assert both.read_status()["state"] == "finished"
+    names = {str(path.relative_to(both.path)) for path in both.path.rglob("*") if path.is_file()}
+    assert {
+        "status.json", "config.yaml", "environment.json", "catalog.parquet", "split.csv", "run.log",
+        "pretrain/metrics.csv", "pretrain/checkpoints/best.ckpt", "pretrain/predictions-val.parquet",
+        "finetune/metrics.csv", "finetune/predictions-test.parquet", "model/model.safetensors", "model/model.json",
+    } <= names  # fmt: skip
+    assert not [name for name in names if "/." in name or name.startswith(".")]
+
+
+def test_curves_of_both_stages_lie_on_one_axis_under_their_own_names(both):
+    first, second = (pd.read_csv(both.stage(stage).path / "metrics.csv") for stage in ("pretrain", "finetune"))
+    assert first["step"].tolist() == [1, 2]
+    assert second["step"].tolist() == [3, 4]
+    parts, metrics = ("train", "val"), ("precision", "sensitivity", "f1")
+    wanted = {f"finetune/{p}/{m}/{c}" for p in parts for m in metrics for c in ("GC", "GU", "CG", "average")}
+    assert wanted | {f"finetune/{p}/{m}" for p in parts for m in ("loss", "accuracy")} <= set(second.columns)
+    assert not any(name.startswith("pretrain") for name in second.columns)
+
+
+def test_predictions_are_those_of_every_image_of_the_part(both):
+    split = pd.read_csv(both.path / "split.csv", dtype=str)
+    for part in ("val", "test"):
+        table = pd.read_parquet(both.get_predictions_path("finetune", part))
+        rows = split[split["split"] == part]
+        assert sorted(table["sample_id"]) == sorted(rows["sample_id"])
+        assert get_class_names(table) == ["GC", "GU", "CG"]
+        short = {"gastric_cancer": "GC", "gastric_ulcer": "GU", "chronic_gastritis": "CG"}
+        true = table.set_index("sample_id")["true"]
+        assert (true[rows["sample_id"]].to_numpy() == rows["class"].map(short).to_numpy()).all()
+        shares = table.filter(like="probability/").to_numpy()
+        assert np.allclose(shares.sum(axis=1), 1)
+        assert (table["predicted"] == np.array(["GC", "GU", "CG"])[shares.argmax(axis=1)]).all()
+
+
+def test_predictions_carry_no_file_names(both):
+    table = pd.read_parquet(both.get_predictions_path("finetune", "test"))
+    assert not [name for name in table.columns if "path" in name]
+    assert ".jpg" not in table.to_csv()
+
+
+def test_the_bundle_describes_the_model(both):
+    described = json.loads((both.path / "model" / "model.json").read_text())
+    assert described["classes"] == ["gastric_cancer", "gastric_ulcer", "chronic_gastritis"]
+    assert described["short_names"] == ["GC", "GU", "CG"]
+    assert described["input"]["size"] == 32
+    assert "Not a medical device" in described["intended_use"]
+    assert ".jpg" not in json.dumps(described)
+
+
+def test_checkpoints_hold_tensors_and_plain_values_only(both):
+    for stage in ("pretrain", "finetune"):
+        torch.load(both.stage(stage).path / "checkpoints" / "best.ckpt", weights_only=True)
+
+
+def test_finetuning_starts_from_the_best_of_pretraining_and_pretraining_leaves_the_backbone(run_of, both):
+    alone = run_of(CLASSES, "data.short_names=[GC,GU,CG]", "stage=pretrain")
+    head = torch.load(both.get_stage("pretrain").path / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    after = weights(alone)
+    assert torch.equal(after["fc.weight"], head["network.fc.weight"])
+    torch.manual_seed(0)
+    moved = {name for name, tensor in weights(both).items() if not torch.equal(tensor, after[name])}
+    assert "conv1.0.weight" in moved
+    assert "bn1.running_mean" in moved
+    assert torch.equal(after["bn1.running_mean"], torch.zeros_like(after["bn1.running_mean"]))
+
+
+def test_the_same_seed_gives_the_same_model_bit_for_bit_for_any_number_of_workers(run_of, both):
+    again = run_of(CLASSES, "data.short_names=[GC,GU,CG]", "data.workers=2")
+    first, second = weights(both), weights(again)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for stage in ("pretrain", "finetune"):
+        assert (both.stage(stage).path / "metrics.csv").read_bytes() == (
+            again.stage(stage).path / "metrics.csv"
+        ).read_bytes()
+
+
+def test_another_seed_gives_another_model(run_of, both):
+    other = run_of(CLASSES, "data.short_names=[GC,GU,CG]", "seed=1", "stage=pretrain")
+    assert not torch.equal(weights(other)["fc.weight"], weights(both)["fc.weight"])
+
+
+def test_inferred_classes_are_written_down(run_of):
+    from pylorus.config.checks import load_config
+
+    folder = run_of("stage=pretrain", "stages.pretrain.epochs=1")
+    assert load_config(folder.config).data.classes == ["chronic_gastritis", "gastric_cancer", "gastric_ulcer"]
+
+
+def test_early_stopping_ends_a_stage(run_of):
+    folder = run_of("stage=pretrain", "stages.pretrain.epochs=30", "stages.pretrain.patience=1", "optimizer.lr=0")
+    assert len(pd.read_csv(folder.get_stage("pretrain").path / "metrics.csv")) == 2
+
+
+def test_validating_on_the_test_images_is_told_as_optimistic(run_of, composed, class_folders, drawn, capsys):
+    folder = run_of("stage=pretrain", "stages.pretrain.epochs=1", "data.validation=test")
+    assert "OPTIMISTIC" in (folder.path / "run.log").read_text()
+    val, test = (pd.read_parquet(folder.get_predictions_path("pretrain", part)) for part in ("val", "test"))
+    assert val["sample_id"].tolist() == test["sample_id"].tolist()
+
+
+def test_a_misspelt_block_stops_the_run_before_its_first_stage(run_of):
+    with pytest.raises(PylorusError, match=r'no block "layr4"\..*Did you mean "layer4"'):
+        run_of("stages.finetune.learn=layr4")
+
+
+def test_a_loss_that_is_no_number_fails_the_run_and_says_what_to_change(run_of, tmp_path_factory):
+    with pytest.raises(PylorusError, match=r"loss.* of stage pretrain became NaN or infinite in epoch \d\. Lower"):
+        run_of("stage=pretrain", "optimizer.lr=1e30", "optimizer.clip=null", "optimizer=sgd")

@@ -1,0 +1,65 @@
+"""What is gathered of an epoch is what all its images give, however they came in batches."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from pylorus.core.distributed import ALONE
+from pylorus.model.metrics import EpochMetrics
+
+NAMES = ("A", "B", "C")
+
+
+@pytest.fixture
+def epoch():
+    """Logits and labels of 11 images, and the weights of three classes."""
+    chance = torch.Generator().manual_seed(0)
+    logits, labels = 3 * torch.randn(11, 3, generator=chance), torch.randint(3, (11,), generator=chance)
+    return logits, labels, torch.tensor([0.5, 1.0, 4.0])
+
+
+def add(tally: EpochMetrics, logits, labels, class_weights) -> None:
+    loss = functional.cross_entropy(logits, labels, weight=class_weights)
+    tally.add_batch(loss, class_weights[labels].sum(), logits, labels)
+
+
+@pytest.mark.parametrize("sizes", [(11,), (4, 4, 3), (8, 2, 1), (1,) * 11])
+def test_the_loss_of_an_epoch_is_that_of_its_images_whatever_the_batches(epoch, sizes):
+    logits, labels, class_weights = epoch
+    tally = EpochMetrics(3)
+    for part in zip(logits.split(sizes), labels.split(sizes), strict=True):
+        add(tally, *part, class_weights)
+    found = tally.compute_and_reset("train", NAMES)
+    expected = functional.cross_entropy(logits, labels, weight=class_weights)
+    assert found["train/loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert found["train/accuracy"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
+
+
+def test_an_epoch_starts_anew(epoch):
+    logits, labels, class_weights = epoch
+    tally = EpochMetrics(3)
+    add(tally, logits, labels, class_weights)
+    tally.compute_and_reset("train", NAMES)
+    add(tally, logits[:4], labels[:4], class_weights)
+    expected = functional.cross_entropy(logits[:4], labels[:4], weight=class_weights)
+    assert tally.compute_and_reset("train", NAMES)["train/loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_what_was_gathered_before_an_interruption_is_taken_up(epoch):
+    logits, labels, class_weights = epoch
+    before, after = EpochMetrics(3), EpochMetrics(3)
+    add(before, logits[:8], labels[:8], class_weights)
+    after.restore_sums(before.gather_sums(ALONE))
+    add(after, logits[8:], labels[8:], class_weights)
+    expected = functional.cross_entropy(logits, labels, weight=class_weights)
+    assert after.compute_and_reset("train", NAMES)["train/loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_loss_that_is_no_number_does_not_hide(epoch):
+    logits, labels, class_weights = epoch
+    tally = EpochMetrics(3)
+    add(tally, logits, labels, class_weights)
+    tally.add_batch(torch.tensor(float("nan")), torch.tensor(1.0), logits[:1], labels[:1])
+    assert math.isnan(tally.compute_and_reset("train", NAMES)["train/loss"])

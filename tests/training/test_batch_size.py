@@ -1,0 +1,131 @@
+"""trainer.batch_size=auto: the largest step that fits, found before training, and the run of the same number given."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from pylorus.core.errors import PylorusError
+from pylorus.core.io import write_text
+from pylorus.launch.train import run
+from pylorus.runs.folder import RunFolder
+from pylorus.training import batch_size
+from pylorus.training.batch_size import StepCost, TrialProcess, find_largest_size
+from tests.conftest import TINY
+
+SIZES = [2, 4, 8, 16, 32, 64]
+FAST = ["data=folders", r"data.group=patient_\d+", "trainer=cpu", "data.image_size=32", "model=timm", f"model.name={TINY}",
+        "model.weights=none", "data.workers=0", "trainer.progress=false", "report=false", "augment=light",
+        "stages.pretrain.epochs=1", "stages.finetune.epochs=2", "++model.args={drop_rate: 0.2}"]  # fmt: skip
+
+
+def found(*, per_image=10, base=100, budget=10**9, crowded_from=10**9, refuses_from=10**9, careful=True):
+    """What is found where a step takes so much, and which sizes were tried for it."""
+    tried = []
+
+    def step(size: int) -> StepCost | None:
+        tried.append(size)
+        if size >= refuses_from:
+            return None
+        return StepCost(base + per_image * size, size / min(size, crowded_from))
+
+    return (*find_largest_size(step, sizes=SIZES, budget=budget, room="70 % of 3 GiB", careful=careful), tried)
+
+
+def test_without_any_limit_the_largest_size_is_taken():
+    assert found()[0] == 64
+
+
+def test_on_a_cpu_a_size_that_would_not_fit_is_foretold_and_not_tried():
+    size, why, tried = found(budget=270)
+    assert (size, tried) == (16, [2, 4, 8, 16])
+    assert why == "the largest that fits: a step of 32 would need more than 70 % of 3 GiB"
+
+
+@pytest.mark.parametrize("limit", [{"budget": 270}, {"refuses_from": 32}])
+def test_on_a_gpu_sizes_are_tried_until_one_does_not_fit(limit):
+    size, _, tried = found(careful=False, **limit)
+    assert (size, tried) == (16, [2, 4, 8, 16, 32])
+
+
+def test_a_killed_process_counts_as_a_size_that_does_not_fit():
+    assert found(refuses_from=8)[0] == 4
+
+
+def test_on_a_cpu_it_stops_where_steps_get_no_faster_but_not_below_the_default():
+    size, why, tried = found(crowded_from=4)
+    assert (size, tried[-1]) == (16, 32)
+    assert why == "a step of 32 would fit, but is no faster in images per second"
+
+
+def test_where_not_even_the_smallest_fits_it_is_told_with_its_cure():
+    with pytest.raises(PylorusError, match=r"not even 2 images fit in 70 % of 3 GiB.*data.image_size"):
+        found(budget=100)
+
+
+@pytest.mark.parametrize(
+    ("images", "most", "largest_tried"), [(3, 128, 2), (40, 128, 16), (1000, 128, 128), (1000, 512, 256)]
+)
+def test_no_step_is_larger_than_half_of_the_training_images(images, most, largest_tried):
+    sizes = batch_size._list_sizes(images, most)
+    assert sizes[-1] == largest_tried
+    assert all(size & (size - 1) == 0 for size in sizes)
+
+
+@pytest.fixture
+def finished(composed, drawn, tmp_path_factory):
+    """Runs with further words of the command line."""
+
+    def of(*words: str) -> RunFolder:
+        folder = RunFolder(tmp_path_factory.mktemp("run"))
+        with folder.set_starting([]):
+            write_text(folder.config, OmegaConf.to_yaml(composed(f"data.root={drawn}", *FAST, *words)))
+        run(folder)
+        return folder
+
+    return of
+
+
+def test_a_run_with_auto_is_the_run_of_the_number_that_was_found(finished, monkeypatch):
+    monkeypatch.setattr(batch_size, "MOST", {"cpu": 8})
+    auto, given = finished("trainer.batch_size=auto"), finished("trainer.batch_size=8")
+    first, second = (load_file(folder.path / "model" / "model.safetensors") for folder in (auto, given))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    curves = [(folder.get_stage("finetune").metrics_path).read_bytes() for folder in (auto, given)]
+    assert curves[0] == curves[1]
+    assert json.loads((auto.path / "environment.json").read_text())["batch_size"] == 8
+    assert OmegaConf.load(auto.config).trainer.batch_size == "auto"
+
+
+@pytest.fixture
+def request_of(composed):
+    return {
+        "model": {"name": TINY, "weights": "none"}, "classes": 3, "image_size": 32, "timed_from": 16, "channels_last": True,
+        "stage": {}, "optimizer": {}, "engine": {"accelerator": "cpu", "precision": "32", "threads": 1},
+    }  # fmt: skip
+
+
+def test_real_steps_tell_what_they_took_and_what_does_not_fit(request_of):
+    with TrialProcess(request_of) as trial:
+        assert trial.free > 0
+        small, larger = trial.measure_step(2), trial.measure_step(64)
+        assert small is not None
+        assert larger is not None
+        assert larger.peak > small.peak
+        assert trial.measure_step(2**38) is None
+
+
+def test_a_process_that_the_system_killed_says_that_the_step_did_not_fit(request_of):
+    with TrialProcess(request_of) as trial:
+        os.kill(trial._process.pid, signal.SIGKILL)
+        assert trial.measure_step(4) is None
+
+
+def test_steps_that_fail_otherwise_are_an_error_with_its_reason(request_of):
+    wrong = TrialProcess({**request_of, "model": {"name": "no_such_model", "weights": "none"}})
+    with pytest.raises(PylorusError, match=r"(?s)batch_size: found auto.*such as 16.*has no .no_such_model"), wrong:
+        pass

@@ -1,0 +1,147 @@
+"""What a dashboard is given: curves, matrices and the configuration, and nothing that names a patient."""
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pylorus.core.errors import PylorusError
+from pylorus.runs.folder import RunFolder
+from pylorus.training.dashboards import Dashboard, build_shareable_config, plot_confusion_counts
+from tests.conftest import TINY
+
+SECRET = "/clinic/patients/miller"
+
+
+@pytest.fixture
+def table():
+    return pd.DataFrame(
+        {"true": ["GC", "GC", "GU"], "predicted": ["GC", "GU", "GU"], "logit/GC": [1.0, 0, 0], "logit/GU": [0, 1.0, 1]}
+    )
+
+
+def test_folders_and_file_names_of_the_configuration_stay_here(composed):
+    config = composed(
+        "data=folders", f"data.root={SECRET}", "data.group='miller_(.*)'", f"model.weights={SECRET}/w.pth"
+    )
+    shared = json.dumps(build_shareable_config(config))
+    assert "miller" not in shared
+    assert "resnet50" in shared
+
+
+def test_without_a_dashboard_nothing_is_loaded_or_sent(composed, tmp_path):
+    with Dashboard(composed(), RunFolder(tmp_path)) as dashboard:
+        assert dashboard.create_loggers() == []
+
+
+class FakeRun:
+    """Stands in for a run of Weights & Biases: remembers how it was opened and closed."""
+
+    def __init__(self, **options):
+        self.options, self.code = options, None
+
+    def finish(self, exit_code):
+        self.code = exit_code
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Weights & Biases with nobody logged in; gives the runs that were opened."""
+    runs = []
+
+    def init(**options):
+        runs.append(FakeRun(**options))
+        return runs[-1]
+
+    fake = types.SimpleNamespace(init=init, Settings=lambda **given: given, login=lambda **_: False, __spec__=None)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    return runs
+
+
+def test_a_run_that_fails_is_shown_as_failed_and_one_that_ends_as_finished(composed, tmp_path, opened):
+    config = composed("logger=wandb")
+    with Dashboard(config, RunFolder(tmp_path)):
+        pass
+    with pytest.raises(RuntimeError), Dashboard(config, RunFolder(tmp_path)):
+        raise RuntimeError
+    assert [run.code for run in opened] == [0, 1]
+
+
+def test_it_stays_offline_and_takes_nothing_of_this_machine_along(composed, tmp_path, opened):
+    with Dashboard(composed("logger=wandb"), RunFolder(tmp_path)):
+        pass
+    options = opened[0].options
+    assert options["mode"] == "offline"
+    assert options["settings"]["console"] == "off"
+    assert options["settings"]["x_disable_meta"]
+    assert options["settings"]["disable_git"]
+
+
+def test_jobs_of_a_sweep_are_a_group(composed, tmp_path, opened):
+    for job in ("0", "1"):
+        folder = RunFolder(tmp_path / "sweep" / job)
+        with folder.set_starting(["model=vgg19"], sweep="sweep"):
+            pass
+        with Dashboard(composed("logger=wandb"), folder):
+            pass
+    assert [run.options["group"] for run in opened] == ["sweep", "sweep"]
+    assert len({run.options["name"] for run in opened}) == 2
+
+
+def test_going_online_needs_a_login(composed, tmp_path, opened):
+    with (
+        pytest.raises(PylorusError, match="nobody is logged in"),
+        Dashboard(composed("logger=wandb", "logger.offline=false"), RunFolder(tmp_path)),
+    ):
+        pass  # fmt: skip
+    assert opened == []
+
+
+def test_the_matrix_is_drawn_with_true_classes_in_rows(table):
+    axes = plot_confusion_counts(table, title="t").axes[0]
+    counts = {(round(text.get_position()[1]), round(text.get_position()[0])): text.get_text() for text in axes.texts}
+    assert counts == {(0, 0): "1", (0, 1): "1", (1, 0): "0", (1, 1): "1"}
+    assert axes.get_ylabel() == "true"
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_run_with_a_dashboard_keeps_curves_and_matrices_on_this_machine(composed, drawn, tmp_path, name, monkeypatch):
+    from omegaconf import OmegaConf
+
+    from pylorus.core.io import write_text
+    from pylorus.launch.train import run
+
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    folder = RunFolder(tmp_path / "run")
+    words = ["stage=pretrain", "stages.pretrain.epochs=1", f"logger={name}", "logger.images=true", "trainer=cpu"]
+    config = composed(
+        "data=folders", f"data.root={drawn}", "data.image_size=32", "model=timm", f"model.name={TINY}",
+        "model.weights=none", "report=false", *words,
+    )  # fmt: skip
+    with folder.set_starting(words):
+        write_text(folder.config, OmegaConf.to_yaml(config))
+    run(folder)
+    assert folder.read_status()["state"] == "finished"
+    kept = [path for path in folder.path.rglob("*") if path.is_file() and name in str(path)]
+    assert kept
+    assert not [path for path in kept if str(drawn).encode() in path.read_bytes() or b"patient_" in path.read_bytes()]
+    if name == "tensorboard":
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(Path(kept[0]).parent))
+        events.Reload()
+        assert "pretrain/val/sensitivity/gastric_cancer" in events.Tags()["scalars"]
+        assert {"pretrain/val/confusion", "pretrain/test/confusion"} <= set(events.Tags()["images"])
+        assert [event.step for event in events.Scalars("pretrain/val/loss")] == [1]
+
+
+def test_a_dashboard_that_does_not_start_stops_the_run_before_it_trains(composed, tmp_path, opened, monkeypatch):
+    def unreachable(**_):
+        raise OSError("api.wandb.ai: no route to host")
+
+    monkeypatch.setattr(sys.modules["wandb"], "init", unreachable)
+    with pytest.raises(PylorusError, match=r"failed to start: .*no route.*\n.*logger=csv"):
+        Dashboard(composed("logger=wandb"), RunFolder(tmp_path)).__enter__()
