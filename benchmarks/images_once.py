@@ -54,8 +54,8 @@ def data_module(root: Path, *, size: int, workers: int, keep: bool, store: Path)
     from pylorus.config.schema import AugmentConfig, CacheConfig, DataConfig
     from pylorus.data.catalog import read_folders
     from pylorus.data.datamodule import ImageDataModule
+    from pylorus.data.input_format import InputFormat
     from pylorus.data.split import split_catalog
-    from pylorus.data.transforms import InputFormat
 
     catalog = read_folders(root, group=r"patient_\d+")
     table = split_catalog(catalog, DataConfig()).table

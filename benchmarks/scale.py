@@ -65,10 +65,10 @@ def measure(count: int) -> dict[str, tuple[float, float]]:
     from pylorus.data.catalog import build_catalog
     from pylorus.data.datamodule import ImageDataModule
     from pylorus.data.image_facts import load_or_compute_facts
+    from pylorus.data.input_format import InputFormat
     from pylorus.data.leakage import find_copies
     from pylorus.data.prepare import list_catalog_files
     from pylorus.data.split import split_catalog, write_split
-    from pylorus.data.transforms import InputFormat
 
     measures = Measures()
     rows, facts = made_up(count)

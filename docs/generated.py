@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pylorus.cli import build_parser
-from pylorus.config.schema import CONF, GROUPS, PACKAGE, Config
 from pylorus.config.checks import iter_fields
+from pylorus.config.schema import CONF, GROUPS, PACKAGE, Config
 
 ROOMS = ("data", "model", "evaluation", "report", "deploy")
 """Packages of `pylorus`, each a page of the Python reference; what lies beside them makes the page `training`."""

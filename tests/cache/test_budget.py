@@ -53,10 +53,10 @@ def test_a_store_that_another_process_reads_is_never_removed(tmp_path):
 import sys
 from pathlib import Path
 from tests.cache.drawn import Computation, right, some, store
-records = store(Path(sys.argv[1]), key="read").records(some(20), Computation(some(20)), memory_bytes=0)
+records = store(Path(sys.argv[1]), key="read").load_or_compute(some(20), Computation(some(20)), memory_bytes=0)
 print("ready", flush=True)
 input()
-print((records.take(range(20)) == right(some(20))).all())
+print((records.read_rows(range(20)) == right(some(20))).all())
 """
     reader = process(script, tmp_path)
     assert reader.stdout.readline() == "ready\n"

@@ -97,7 +97,7 @@ from pylorus.cache import filling
 from tests.cache.drawn import SIZE, Computation, some, store
 filling.SHARD_BYTES = 4 * SIZE
 hang = lambda first: time.sleep(600) if first == 6 else None
-store(Path(sys.argv[1])).records(some(12), Computation(some(12), before=hang), memory_bytes=0)
+store(Path(sys.argv[1])).load_or_compute(some(12), Computation(some(12), before=hang), memory_bytes=0)
 """
     names, folder = some(12), store(tmp_path).folder
     killed = process(script, tmp_path)
@@ -175,4 +175,4 @@ def test_a_slow_computation_loses_no_more_than_a_while(tmp_path, monkeypatch):
 
 
 def warnings(caplog):
-    return [entry.getMessage() for entry in caplog.load_or_compute if entry.levelno >= logging.WARNING]
+    return [entry.getMessage() for entry in caplog.records if entry.levelno >= logging.WARNING]

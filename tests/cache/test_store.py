@@ -38,8 +38,8 @@ import sys
 from pathlib import Path
 from tests.cache.drawn import Computation, right, some, store
 names = some(10)
-records = store(Path(sys.argv[1])).records(names, Computation(names), memory_bytes=0)
-print(records.kept, records.computed, (records.take(range(10)) == right(names)).all())
+records = store(Path(sys.argv[1])).load_or_compute(names, Computation(names), memory_bytes=0)
+print(records.kept, records.computed, (records.read_rows(range(10)) == right(names)).all())
 """
     assert process(script, tmp_path).communicate(timeout=60)[0].split() == ["10", "0", "True"]
 
@@ -136,7 +136,7 @@ def test_a_worker_process_can_be_given_the_records(tmp_path, place, memory):
     names = some(200)
     records = store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=memory)
     sent = pickle.dumps(records)
-    np.testing.assert_array_equal(pickle.loads(sent).take(range(200)), right(names))
+    np.testing.assert_array_equal(pickle.loads(sent).read_rows(range(200)), right(names))
     assert (len(sent) < 100 * SIZE) == (place == "disk")
 
 

@@ -27,8 +27,8 @@ computation = Computation(names, before=lambda first: time.sleep(0.05))
 (Path(sys.argv[1]) / f"ready-{sys.argv[2]}").touch()
 while len(list(Path(sys.argv[1]).glob("ready-*"))) < 2:
     time.sleep(0.001)
-records = store(Path(sys.argv[1])).records(names, computation, memory_bytes=int(sys.argv[3]))
-print(len(computation.asked), records.computed, records.kept, (records.take(range(30)) == right(names)).all())
+records = store(Path(sys.argv[1])).load_or_compute(names, computation, memory_bytes=int(sys.argv[3]))
+print(len(computation.asked), records.computed, records.kept, (records.read_rows(range(30)) == right(names)).all())
 """
     both = [process(script, tmp_path, 0, 0), process(script, tmp_path, 1, 1 << 20)]
     said = sorted(one.communicate(timeout=60)[0].split() for one in both)

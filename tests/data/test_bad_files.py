@@ -270,7 +270,7 @@ def test_opencv_and_pydicom_write_nothing_to_the_terminal_about_damaged_files(tm
     program = (
         "import sys, pathlib\nfrom pylorus.data.decode import UnreadableImageError, read_image\n"
         "for path in pathlib.Path(sys.argv[1]).iterdir():\n"
-        "    try: read(path)\n    except UnreadableImageError: pass\n"
+        "    try: read_image(path)\n    except UnreadableImageError: pass\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -8,8 +8,8 @@ import yaml
 from pylorus.config.schema import CONF, AugmentConfig, CacheConfig, DataConfig
 from pylorus.data.catalog import read_folders
 from pylorus.data.datamodule import EpochBatchSampler, EpochSampler, ImageDataModule
+from pylorus.data.input_format import InputFormat
 from pylorus.data.split import split_catalog
-from pylorus.data.transforms import InputFormat
 
 POLICY = AugmentConfig(**yaml.safe_load((CONF / "augment" / "light.yaml").read_text()))
 
@@ -79,14 +79,14 @@ def test_kept_images_are_the_very_images_that_the_files_give(serve, workers):
 
 def test_a_kept_image_is_not_decoded_again(serve, monkeypatch):
     list(serve(images=True).build_loader("test"))
-    monkeypatch.setattr("pylorus.data.transforms.read_image", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr("pylorus.data.input_format.read_image", lambda path: pytest.fail(f"{path} was read again"))
     assert len(list(serve(images=True).build_loader("test")))
 
 
 @pytest.mark.parametrize(("side", "kept"), [(44, True), (48, False)])
 def test_only_large_frames_are_kept_where_the_user_leaves_it_open(serve, side, kept, monkeypatch):
     """The drawn frames are 48 pixels wide: 1.19 or 1.0 times the input's pixels, against a limit of 1.1."""
-    monkeypatch.setattr("pylorus.data.transforms.LARGE", 1.1)
+    monkeypatch.setattr("pylorus.data.input_format.LARGE", 1.1)
     module = serve(images=None)
     module.form = InputFormat(side, "pad", "bilinear")
     assert (module.get_dataset("test")._cached is not None) == kept

@@ -92,6 +92,6 @@ def test_a_colour_profile_changes_nothing():
 def test_pydicom_is_imported_only_for_a_dicom_file():
     program = (
         "import sys\nfrom pylorus.data.decode import decode_image\nfrom tests.data.sample_files import encoded, picture\n"
-        "from PIL import Image\ndecode(encoded(Image.fromarray(picture()), 'PNG'))\nassert 'pydicom' not in sys.modules\n"
+        "from PIL import Image\ndecode_image(encoded(Image.fromarray(picture()), 'PNG'))\nassert 'pydicom' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

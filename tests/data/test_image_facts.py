@@ -105,7 +105,7 @@ def test_processes_may_share_a_store(listed, tmp_path):
         "import sys, pathlib\nfrom pylorus.data.image_facts import load_or_compute_facts\n"
         "root, store, *paths = sys.argv[1:]\n"
         "for end in range(5, len(paths) + 1, 5):\n"
-        "    assert all(each.readable for each in facts_of(pathlib.Path(root), paths[:end], store=pathlib.Path(store)))\n"
+        "    assert all(each.readable for each in load_or_compute_facts(pathlib.Path(root), paths[:end], store=pathlib.Path(store)))\n"
     )
     runs = [
         subprocess.Popen([sys.executable, "-c", program, str(root), str(tmp_path), *order])

@@ -5,8 +5,8 @@ from PIL import Image
 
 from pylorus.data.decode import resize_image
 from pylorus.data.field_of_view import crop_to_field
+from pylorus.data.input_format import InputFormat
 from pylorus.data.synthetic import generate_frame
-from pylorus.data.transforms import InputFormat
 
 
 def test_cropped_to_the_field_the_consoles_text_does_not_reach_the_network(tmp_path):

@@ -77,5 +77,5 @@ def test_a_salt_that_someone_cut_is_refused(tmp_path):
 
 
 def test_two_ways_of_telling_patients_are_refused(composed):
-    with pytest.raises(PylorusError, match="each tells patients apart"):
+    with pytest.raises(PylorusError, match="both define the patients"):
         composed("data=folders", "data.root=x", "data.patients=dicom", "data.group='p'")

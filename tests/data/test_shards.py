@@ -20,9 +20,9 @@ from pylorus.data import sources
 from pylorus.data.catalog import ReadOptions, read_folders
 from pylorus.data.datamodule import ImageDataModule, ShardWindows
 from pylorus.data.files import read_image_bytes
+from pylorus.data.input_format import InputFormat
 from pylorus.data.sources import pack_shards, read_shard_catalog
 from pylorus.data.split import split_catalog
-from pylorus.data.transforms import InputFormat
 
 GROUP = r"patient_\d+"
 POLICY = AugmentConfig(**yaml.safe_load((CONF / "augment" / "light.yaml").read_text()))

@@ -20,7 +20,7 @@ from pylorus.core.formatting import format_percent
 from pylorus.core.io import write_text
 from pylorus.deploy.bundle_files import read_description
 from pylorus.deploy.model import load_bundle
-from pylorus.launch.sweep import build_sweep_table, get_objective
+from pylorus.launch.sweep_table import build_sweep_table, get_objective
 from pylorus.launch.train import run
 from pylorus.runs.folder import RunFolder, StageScore, explain_choice, select_stage
 from tests.conftest import TINY

@@ -61,7 +61,7 @@ def test_one_that_hangs_or_exits_is_a_line_too():
 
 def test_the_first_process_loads_nothing_that_may_be_broken():
     code = (
-        "import sys\nfrom pylorus.doctor import examine, printed\n"
+        "import sys\nfrom pylorus.doctor import examine\n"
         "list(examine.check_packages()), list(examine.check_extras()), list(examine.check_space())\n"
         "print([name for name in ('torch', 'cv2', 'numpy', 'pandas', 'matplotlib', 'hydra') if name in sys.modules])"
     )

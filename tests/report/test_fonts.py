@@ -34,8 +34,8 @@ def test_where_no_font_has_them_it_is_told_once_and_how_to_mend_it(labelled, mon
         assert render_png(Drawing("key", "Title", "", "alt", figure)).startswith(b"\x89PNG")
         figure_style.set_figure_fonts(figure)
     figure_style._load_cjk_font.cache_clear()
-    assert [record.message for record in caplog.load_or_compute if "fonts-noto-cjk" in record.message] != []
-    assert sum("fonts-noto-cjk" in record.message for record in caplog.load_or_compute) == 1
+    assert [record.message for record in caplog.records if "fonts-noto-cjk" in record.message] != []
+    assert sum("fonts-noto-cjk" in record.message for record in caplog.records) == 1
 
 
 def test_the_regular_weight_is_preferred_and_the_same_each_time(tmp_path):

@@ -61,7 +61,7 @@ try:
         os.kill(os.getpid(), first)
         os.kill(os.getpid(), second)
         print("the step is done", flush=True)
-        stop.at_once()
+        stop.stop_waiting()
 except KeyboardInterrupt:
     print("its state is kept", flush=True)
 """

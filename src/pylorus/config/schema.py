@@ -221,7 +221,7 @@ class StageConfig:
 
 @dataclass
 class AugmentConfig:
-    """The augmentation of training images: albumentations transforms by name, with their arguments."""
+    """The augmentation of training images: transforms of Pylorus or albumentations by name, with their arguments."""
 
     name: str = key("none", "name of the policy")
     transforms: dict[str, Any] = key({}, "transform: {argument: value}, applied in this order")

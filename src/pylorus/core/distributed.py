@@ -14,6 +14,8 @@ from pylorus.core.errors import PylorusError
 
 Thing = TypeVar("Thing")
 
+JOBS_AT_ONCE = "PYLORUS_JOBS_AT_ONCE"
+"""The environment variable that tells a job how many jobs of its sweep share this machine's cores."""
 PATIENCE = timedelta(hours=6)
 """How long a process waits for the others: the first one may be reading a million images meanwhile."""
 

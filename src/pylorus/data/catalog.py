@@ -296,7 +296,8 @@ def extract_groups(paths: list[str], pattern: str | None) -> list[str]:
     ]
     if unmatched:
         raise PylorusError(
-            f"data.group: {pattern!r} finds no patient in {len(unmatched)} of {len(paths)} paths:\n{format_name_list(unmatched)}"
+            f"data.group: {pattern!r} finds no patient in {len(unmatched)} of {len(paths)} "
+            f"paths:\n{format_name_list(unmatched)}"
         )
     return [get_matched_group(match) for match in matches if match is not None]
 

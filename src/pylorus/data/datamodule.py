@@ -15,9 +15,10 @@ from pylorus.cache.records import Records
 from pylorus.config.schema import AugmentConfig, CacheConfig
 from pylorus.core.distributed import ALONE, Processes
 from pylorus.core.seeding import compute_seed
+from pylorus.data.augmentation import build_augmentation
 from pylorus.data.files import Root
+from pylorus.data.input_format import InputFormat, load_or_decode_images
 from pylorus.data.shards import Shards
-from pylorus.data.transforms import InputFormat, build_augmentation, load_or_decode_images
 
 
 class ShardWindows(NamedTuple):

@@ -137,8 +137,8 @@ def read_manifest(
     missing = [path for path in table["path"] if not (folder / path).is_file()]
     if missing and (reading.on_error == "fail" or len(missing) == len(table)):
         raise PylorusError(
-            f"{manifest}: {len(missing)} of {len(table)} files do not exist below {folder}:\n{format_name_list(missing)}\n"
-            "Set data.root to the folder that the paths are relative to."
+            f"{manifest}: {len(missing)} of {len(table)} files do not exist below "
+            f"{folder}:\n{format_name_list(missing)}\nSet data.root to the folder that the paths are relative to."
         )
     grouped = group is not None or "group" in table
     if group is not None or not grouped:
@@ -305,8 +305,8 @@ def _check_unique_paths(rows: pd.DataFrame, shard_names: list[str]) -> None:
         path = str(rows["path"].iloc[_find_first(is_duplicate)])
         holders = " and ".join(shard_names[number] for number in rows.loc[rows["path"] == path, "shard"])
         raise PylorusError(
-            f"key {format_path(path)} is in shards {holders}: {is_duplicate.sum()} images would share a name. Keys must be "
-            "unique over all shards: prefix them with the number of the shard, for instance."
+            f"key {format_path(path)} is in shards {holders}: {is_duplicate.sum()} images would share a name. Keys "
+            f"must be unique over all shards: prefix them with the number of the shard, for instance."
         )
 
 

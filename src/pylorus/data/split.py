@@ -53,7 +53,8 @@ def select_by_column(catalog: Catalog, data: DataConfig) -> NDArray[np.bool_]:
     empty = catalog.table["path"][values == ""]
     if len(empty):
         raise PylorusError(
-            f"data.test_from: no value in column {name} for {_format_image_count(len(empty))}:\n{format_name_list(empty)}"
+            f"data.test_from: no value in column {name} for "
+            f"{_format_image_count(len(empty))}:\n{format_name_list(empty)}"
         )
     return _is_at_least(values, str(data.test_from))
 
@@ -69,8 +70,9 @@ def read_fold_values(catalog: Catalog, data: DataConfig) -> pd.Series:
     empty = catalog.table["path"][values == ""]
     if len(empty):
         raise PylorusError(
-            f"data.fold_column: no value in column {name} for {_format_image_count(len(empty))}:\n{format_name_list(empty)}\n"
-            "It is unknown whether they belong to the test set. Add their values to the manifest, or remove them."
+            f"data.fold_column: no value in column {name} for "
+            f"{_format_image_count(len(empty))}:\n{format_name_list(empty)}\nIt is unknown whether they belong to the "
+            f"test set. Add their values to the manifest, or remove them."
         )
     if values.nunique() < 2:
         raise PylorusError(

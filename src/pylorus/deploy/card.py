@@ -104,8 +104,8 @@ def _format_trained_layers(learn: str) -> str:
 
 def _render_training(description: Description) -> str:
     stages = [
-        f"- {_format_markdown(stage.name)}: {_format_trained_layers(stage.learn)} trained for {_format_epochs(stage.epochs)}, "
-        f"weights of epoch {stage.best_epoch} used"
+        f"- {_format_markdown(stage.name)}: {_format_trained_layers(stage.learn)} trained for "
+        f"{_format_epochs(stage.epochs)}, weights of epoch {stage.best_epoch} used"
         for stage in description.training.stages
     ]
     source = {"none": "random weights", "hub": "timm's pretrained weights"}.get(

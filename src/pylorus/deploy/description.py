@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from pylorus.core.errors import PylorusError, format_suggestion
-from pylorus.data.transforms import InputFormat
+from pylorus.data.input_format import InputFormat
 from pylorus.evaluation.conformal import SetLimits
 from pylorus.evaluation.decisions import SensitivityThreshold
 from pylorus.runs.folder import ShippedStage
@@ -160,7 +160,7 @@ class InputSpecification:
 
     Attributes:
         size: Side of the square input in pixels.
-        crop: none or auto; see `pylorus.data.transforms`.
+        crop: none or auto; see `pylorus.data.input_format`.
         fit: pad, stretch or crop.
         interpolation: Interpolation of the resize.
         mean: Value subtracted from each channel of pixels in [0, 1].

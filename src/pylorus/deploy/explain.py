@@ -174,7 +174,9 @@ def compute_heat_map(bundle: Bundle, image: RGB, class_index: int) -> NDArray[np
 
 
 def compute_heat_maps(bundle: Bundle, images: NDArray[np.uint8], class_indices: Sequence[int]) -> NDArray[np.float64]:
-    """Compute heat maps of shape (n, size, size) for images (n, size, size, 3), one class each; see `compute_heat_map`."""
+    """Compute heat maps of shape (n, size, size) for images (n, size, size, 3), one class each; see "
+    "`compute_heat_map`.
+    """
     size = bundle.input.size
     if images.shape[1:] != (size, size, 3) or images.dtype != np.uint8:
         raise ValueError(f"images: found {images.dtype} of shape {images.shape}, expected uint8 (n, {size}, {size}, 3)")
@@ -307,7 +309,8 @@ class Sanity:
             f"the trained network's maps and those after randomizing"
         ]
         lines += [
-            f"  {each.weights}: {each.mean:.2f} (highest {each.highest:.2f}; {format_percent(each.empty)} % of maps empty)"
+            f"  {each.weights}: {each.mean:.2f} (highest {each.highest:.2f}; {format_percent(each.empty)} % of maps "
+            f"empty)"
             for each in self.found
         ]
         lines.append(

@@ -173,8 +173,8 @@ def _format_loss(loss: QuantizationLoss, description: Description) -> list[str]:
     return [
         f"int8 compared with fp32, on {loss.images} images of {loss.groups} groups ({loss.source}); calibrated on "
         f"{loss.calibration_images} other images:",
-        f"  accuracy {format_percent(loss.right_8 / loss.images)} % instead of {format_percent(loss.right_32 / loss.images)} %: "
-        f"{value:+.1f} points ({change})",
+        f"  accuracy {format_percent(loss.right_8 / loss.images)} % instead of "
+        f"{format_percent(loss.right_32 / loss.images)} %: {value:+.1f} points ({change})",
         f"  {loss.only_32} images correct only in fp32, {loss.only_8} only in int8; McNemar's p = {loss.p_value:.3g}",
         f"  {loss.other_class} images with another predicted class, {loss.other_decision} with another decision for "
         f"{description.decision.class_name}, {loss.other_abstention} answered by only one of both or abstained "

@@ -120,11 +120,13 @@ class Sources:
         for user_input in self.inputs:
             if not Path(user_input).exists() and next(_find_matches(user_input), None) is None:
                 raise PylorusError(
-                    f"{format_path(user_input)}: found no such file or folder, and no file that matches it as a pattern."
+                    f"{format_path(user_input)}: found no such file or folder, and no file that matches it as a "
+                    f"pattern."
                 )
             if self.frames_every is None and Path(user_input).suffix.lower() in VIDEOS and Path(user_input).is_file():
                 raise PylorusError(
-                    f"{format_path(user_input)}: this is a video. Add --frames-every SECONDS to choose the frames to predict."
+                    f"{format_path(user_input)}: this is a video. Add --frames-every SECONDS to choose the frames to "
+                    f"predict."
                 )
 
     def iter_items(self) -> Iterator[Item]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import write_atomically
 from pylorus.core.seeding import compute_seed
-from pylorus.data.transforms import InputFormat
+from pylorus.data.input_format import InputFormat
 from pylorus.deploy.description import IntervalEstimate
 from pylorus.deploy.model import ModelPredictions
 from pylorus.deploy.onnx import IMAGE, ExportedModel, import_onnx_package, remove_machine_details

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pylorus.core.errors import PylorusError, format_name_list
-from pylorus.data.transforms import InputFormat
+from pylorus.data.input_format import InputFormat
 from pylorus.deploy.bundle_files import DESCRIPTION, MOST_BYTES, UNLIKE, WEIGHTS, read_description, verify_checksums
 from pylorus.deploy.description import Description
 from pylorus.evaluation.calibration import probabilities_of_logits

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from pylorus.core.errors import PylorusError, UnreadableImageError
 from pylorus.data.catalog import get_matched_group, parse_group_pattern
-from pylorus.data.transforms import InputFormat
+from pylorus.data.input_format import InputFormat
 from pylorus.deploy.description import Description
 from pylorus.deploy.inputs import Sources
 from pylorus.deploy.model import Bundle, InferenceModel

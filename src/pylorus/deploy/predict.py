@@ -24,7 +24,7 @@ from pylorus.core.errors import PylorusError, UnreadableImageError, format_path,
 from pylorus.core.formatting import format_percent
 from pylorus.data.catalog import get_matched_group, parse_group_pattern
 from pylorus.data.decode import RGB
-from pylorus.data.transforms import InputFormat
+from pylorus.data.input_format import InputFormat
 from pylorus.deploy.bundle_files import SUMS
 from pylorus.deploy.card import format_set_size, format_threshold_guarantee
 from pylorus.deploy.description import Description, IntervalEstimate, convert_to_plain

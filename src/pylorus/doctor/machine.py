@@ -1,4 +1,7 @@
-"""Check memory, shared memory, disks and the clock."""
+"""Checks of the machine: cores, precision, GPUs, memory, disks and the clock.
+
+torch is imported only where it is needed: the disk and the memory are checked in a process without it.
+"""
 
 import os
 import re
@@ -10,13 +13,10 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-import torch
-
 from pylorus.config.schema import PACKAGE, CacheConfig
 from pylorus.core.formatting import format_bytes
 from pylorus.core.io import write_atomically
 from pylorus.doctor.check import Check, State, format_first_line
-from pylorus.hardware.engine import count_usable_cores, resolve_precision
 
 COMPUTING = "Computing"
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -26,6 +26,10 @@ FEW_GPU_MEMORY = 4 * 2**30
 
 def check_computing() -> Iterator[Check]:
     """Check the cores, the CPU precision and each GPU."""
+    import torch
+
+    from pylorus.hardware.engine import count_usable_cores
+
     cores = count_usable_cores()
     yield check_cores(cores, os.cpu_count() or cores)
     torch.set_num_threads(cores)
@@ -57,12 +61,16 @@ def check_cores(usable: int, counted: int) -> Check:
 
 
 def _format_precision(accelerator: str) -> str:
+    from pylorus.hardware.engine import resolve_precision
+
     precision, reason = resolve_precision(accelerator)
     return f"{'bf16' if precision == 'bf16' else 'fp32'} ({reason})"
 
 
 def check_gpu(index: int) -> Check:
     """Check one GPU: multiply two matrices on it and verify the result."""
+    import torch
+
     properties = torch.cuda.get_device_properties(index)
     name = "GPU" if torch.cuda.device_count() == 1 else f"GPU {index}"
     gpu = f"{properties.name}, compute capability {properties.major}.{properties.minor}, driver {read_driver_version()}"
@@ -94,6 +102,8 @@ def check_no_gpu(driver: str | None, messages: list[str]) -> Check:
         driver: Version of the machine's NVIDIA driver; None if there is none.
         messages: Warnings that torch gave while it searched for a GPU.
     """
+    import torch
+
     if driver is None and not messages:
         return Check(COMPUTING, "GPU", State.GOOD, "none; runs use the CPU")
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")

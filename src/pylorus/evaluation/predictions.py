@@ -298,7 +298,8 @@ def align_predictions(first: Predictions, second: Predictions) -> Predictions:
     if len(unmatched):
         raise ValueError(
             f"the two predictions are not for the same images ({len(first_names)} and {len(second_names)} images; "
-            f"{len(unmatched)} are in only one of them: {_format_some_names(unmatched)}); compare runs with the same split"
+            f"{len(unmatched)} are in only one of them: {_format_some_names(unmatched)}); compare runs with the same "
+            f"split"
         )
     rows = np.argsort(second_names)[np.searchsorted(second_names[np.argsort(second_names)], first_names)]
     columns = np.array([second.class_names.index(name) for name in first.class_names])
@@ -311,7 +312,8 @@ def align_predictions(first: Predictions, second: Predictions) -> Predictions:
     ):
         if np.any(differs):
             raise ValueError(
-                f"the two predictions disagree on the {name} of {_format_some_names(first_names[np.atleast_1d(differs)])}"
+                f"the two predictions disagree on the {name} of "
+                f"{_format_some_names(first_names[np.atleast_1d(differs)])}"
             )
     return Predictions(first_names, groups, truth, second.probabilities[rows][:, columns], first.class_names)
 

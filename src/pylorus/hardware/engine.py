@@ -17,11 +17,8 @@ import psutil
 import torch
 
 from pylorus.config.schema import TrainerConfig
+from pylorus.core.distributed import JOBS_AT_ONCE
 from pylorus.core.errors import PylorusError
-
-JOBS_AT_ONCE = "PYLORUS_JOBS_AT_ONCE"
-"""The environment variable that tells a job how many jobs of its sweep share this machine's cores."""
-
 
 ROOT = Path("/sys/fs/cgroup")
 """Where Linux mounts control groups (cgroups)."""

@@ -187,7 +187,9 @@ def _run_hydra_job(composed: DictConfig) -> float | None:
 
 
 def run_job(composed: DictConfig, context: Any) -> float | None:
-    """Do what `_run_hydra_job` documents; launchers pickle it by name, so that a worker uses the state of its own process."""
+    """Do what `_run_hydra_job` documents; launchers pickle it by name, so that a worker uses the state of its own "
+    "process.
+    """
     folder = RunFolder(Path(context.runtime.output_dir).absolute())
     in_sweep = context.mode == RunMode.MULTIRUN
     try:
@@ -201,7 +203,7 @@ def run_job(composed: DictConfig, context: Any) -> float | None:
     if not in_sweep:
         return None
     with ensure_uninterrupted():  # an import must not be interrupted: the module is needed afterwards too
-        from pylorus.launch.sweep import get_objective
+        from pylorus.launch.sweep_table import get_objective
 
     return get_objective(folder)
 
@@ -298,7 +300,7 @@ def _run_command_line() -> int:
 
 
 def _report_sweep() -> int:
-    from pylorus.launch.sweep import write_sweep_table
+    from pylorus.launch.sweep_table import write_sweep_table
 
     assert SweepFolder.path is not None
     return write_sweep_table(SweepFolder.path)

@@ -1,4 +1,7 @@
-"""The table of a sweep's jobs, by test images and configuration, best first; computed from the jobs' folders."""
+"""A sweep's jobs: each a process of its own, the launchers that start them elsewhere, and how they end.
+
+Nothing here imports torch or pandas: a launcher that is missing is reported at once.
+"""
 
 import os
 import signal
@@ -12,22 +15,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
-import pandas as pd
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from pylorus.config.checks import load_config
+from pylorus.core.distributed import JOBS_AT_ONCE
 from pylorus.core.errors import INTERRUPTED, PylorusError, format_name_list
-from pylorus.core.formatting import format_percent
-from pylorus.core.io import GONE, write_atomically, write_json, write_text
-from pylorus.evaluation.confusion import class_indices, overall_indices
-from pylorus.evaluation.replicates import summarize_replicates
-from pylorus.hardware.engine import JOBS_AT_ONCE
-from pylorus.report.candidate import compute_configuration_key
-from pylorus.report.page import write_report
+from pylorus.core.io import GONE, write_json
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.predictions import count_confusion
 from pylorus.runs.process import IN_SWEEP, JOB_PATIENCE, JOB_STOP_SIGNAL, STOP_SIGNALS
-from pylorus.runs.reading import SHOWN_DIGITS, read_split
 
 interrupted: list[Path] = []
 """Folders of this process's jobs that a signal ended: after that a launcher's worker starts no other job."""
@@ -163,7 +157,6 @@ def _start_ray(asked: Any) -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray sends usage statistics over the network
     import ray
-    from omegaconf import OmegaConf
 
     arguments = cast(dict[str, Any], OmegaConf.to_container(asked, resolve=True))
     if arguments.get("address") is None:
@@ -234,264 +227,3 @@ def _stop_jobs(sweep: Path) -> None:
 def _list_active_statuses(sweep: Path) -> list[dict[str, Any]]:
     statuses = [RunFolder(path.parent).read_status() for path in sweep.glob("*/status.json")]
     return [status for status in statuses if status["state"] in ("starting", "running")]
-
-
-SHIPPED = "yes"
-"""Value in the column `shipped` of the stage that represents its job."""
-MEASURES = ["accuracy", "precision", "sensitivity", "F1"]
-
-
-def write_sweep_table(sweep: Path) -> int:
-    """Print and write the table of all jobs of a sweep, and write its report.
-
-    Returns:
-        The exit code: 0, or 1 if a job did not finish or the report could not be written.
-    """
-    table = build_sweep_table(sweep)
-    if table.empty:
-        return 0
-    with write_atomically(sweep / "sweep.csv") as temporary:
-        table.to_csv(temporary, index=False)
-    text = format_sweep_table(table)
-    write_text(sweep / "sweep.md", text + "\n")
-    print(f"\n{text}\n")
-    code = int((table["state"] != "finished").any())
-    if table["test accuracy"].notna().any():
-        try:
-            print(f"report: {write_report([sweep])}")
-        except PylorusError as error:
-            print(f"error: the report was not written: {error}")
-            code = 1
-    print(f"sweep: {sweep}")
-    for job in table.loc[table["state"] != "finished", "job"].unique():
-        status = RunFolder(sweep / str(job)).read_status()
-        print(f"job {job} {status['state']}: {status.get('error', 'see its run.log')}")
-    return code
-
-
-def get_objective(folder: RunFolder) -> float | None:
-    """Return the validation accuracy of a job's shipped stage, in [0, 1]; None if the job did not finish.
-
-    A search optimizes nothing else: if it used the test images, their results would be optimistic.
-    """
-    if folder.read_status()["state"] != "finished":
-        return None
-    shipped = folder.shipped
-    stage = list(load_config(folder.config).stages)[-1] if shipped is None else shipped.name
-    return _compute_measures(pd.read_parquet(folder.get_predictions_path(stage, "val")), "val")["val accuracy"]
-
-
-def build_sweep_table(sweep: Path) -> pd.DataFrame:
-    """Build a table with a row for each finished stage of each job, and one row for a job without any.
-
-    Jobs with the same configuration (replicates with other seeds, folds or splits) have the same number in the column
-    `configuration`. Configurations that were tested on the same images are listed together (column `test set`), ordered
-    by the mean validation accuracy of each job's shipped stage, best first: ordering by the test set would make its
-    results optimistic. Jobs without test predictions come last. Proportions are in [0, 1]; precision, sensitivity and
-    F1 are averages over the classes, empty if one of them is undefined.
-    """
-    folders = [RunFolder(path.parent) for path in sorted(sweep.glob("*/status.json"))]
-    rows = [row for folder in folders for row in _build_job_rows(folder)]
-    table = pd.DataFrame(rows)
-    if table.empty:
-        return table
-    table["number"] = table["job"].map(lambda job: int(job) if str(job).isdigit() else 0)
-    table = table.sort_values("number", kind="stable", ignore_index=True)
-    tested = table["shipped"] == SHIPPED
-    finished = tested & (table["state"] == "finished")
-    done = finished.groupby(table["key"]).transform("any")
-    tested &= finished | ~done
-    is_counted = table.index.isin(table[tested].drop_duplicates(["key", "seed", "split"]).index)
-    accuracy = table["val accuracy"].where(is_counted).groupby(table["key"]).transform("mean").fillna(-1.0).round(12)
-    tests = table[tested].groupby("key")["tested on"].agg(lambda names: " ".join(sorted(set(names))))
-    sets = table["key"].map(tests).fillna("")
-    names = [name for name in dict.fromkeys(sets) if name]
-    table["test set"] = [names.index(name) + 1 if name else 0 for name in sets]
-    order = pd.DataFrame(
-        {"untested": table["test set"] == 0, "set": table["test set"], "accuracy": -accuracy, "key": table["key"]}
-    )
-    order["first"] = table.groupby("key")["number"].transform("min")
-    columns = ["untested", "set", "accuracy", "first"]
-    table = table.loc[order.sort_values(columns, kind="stable").index].reset_index(drop=True)
-    keys = list(dict.fromkeys(table["key"]))
-    table["configuration"] = [keys.index(key) + 1 for key in table["key"]]
-    front = ["configuration", "test set"]
-    return table[[*front, *(name for name in table.columns if name not in (*front, "key", "number"))]]
-
-
-def summarize_configurations(table: pd.DataFrame) -> pd.DataFrame:
-    """Summarize each tested configuration in a row: the number of runs, and the accuracies of the finished ones.
-
-    Runs with the same seed and split count once.
-
-    Args:
-        table: From `build_sweep_table`.
-
-    Returns:
-        `mean`, `SD`, `lowest` and `highest` of the shipped stages' accuracies on validation and test images, in
-        [0, 1], in the order of the table.
-    """
-    rows = []
-    shipped = table[table["shipped"] == SHIPPED]
-    for number, replicates in shipped.groupby("configuration", sort=True):
-        finished = replicates[replicates["state"] == "finished"]
-        runs = (finished if len(finished) else replicates).drop_duplicates(["seed", "split"])
-        row: dict[str, Any] = {
-            "configuration": number,
-            "test set": runs["test set"].iloc[0],
-            "model": runs["model"].iloc[0],
-            "stage": " or ".join(dict.fromkeys(runs["stage"])),
-            "overrides": " ".join(_find_common_overrides(runs["overrides"])),
-            "runs": len(runs),
-            "jobs": ", ".join(map(str, runs["job"])),
-        }
-        for part in ("val", "test"):
-            summary = summarize_replicates(runs[f"{part} accuracy"].to_numpy(dtype=float))
-            row |= {
-                f"{part} mean": summary.mean,
-                f"{part} SD": summary.deviation,
-                f"{part} lowest": summary.lowest,
-                f"{part} highest": summary.highest,
-            }
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def format_sweep_table(table: pd.DataFrame) -> str:
-    """Format the table in Markdown: proportions in %, and only those overrides in which the jobs differ.
-
-    If configurations have several runs, each is summarized in a row before the jobs; configurations with different test
-    images are under separate headings.
-    """
-    configurations = summarize_configurations(table)
-    several = bool(len(configurations)) and int(configurations["runs"].max()) > 1
-    sets = sorted(set(table["test set"]) - {0})
-    parts = []
-    for number in sets:
-        of_set = configurations[configurations["test set"] == number]
-        parts.append(_format_heading(table[table["test set"] == number], number, len(sets), several=several))
-        if several:
-            parts += [_format_configurations(of_set, table), "Jobs:"]
-        parts.append(_format_jobs(table[table["test set"] == number], table, numbered=several))
-    untested = table[table["test set"] == 0]
-    if len(untested):
-        parts += ["Jobs without test predictions:"] * bool(sets)
-        parts.append(_format_jobs(untested, table, numbered=False))
-    return "\n\n".join(parts)
-
-
-def _format_heading(rows: pd.DataFrame, number: int, sets: int, *, several: bool) -> str:
-    """Return a heading that states what the rows below were tested on and how they are ordered."""
-    name = "The same test images" if sets == 1 else f"Test set {number} of {sets}"
-    subsets = rows.loc[rows["shipped"] == SHIPPED, "tested on"].nunique()
-    images = f"{name}, in {subsets} subsets (folds or splits)" if subsets > 1 else name
-    mean = ", averaged over a configuration's runs" if several else ""
-    caveat = "; not to be ranked against the other test sets" if sets > 1 else ""
-    return f"{images}{caveat}. Ordered by the validation accuracy of the shipped stage{mean}, best first."
-
-
-def _format_configurations(configurations: pd.DataFrame, table: pd.DataFrame) -> str:
-    common = _find_common_overrides(table["overrides"])
-    rows = []
-    for row in configurations.to_dict("records"):
-        differing = [override for override in row["overrides"].split() if override not in common]
-        cells = [str(row[name]) for name in ("configuration", "model", "stage")]
-        cells += [" ".join(differing) or "–", str(row["runs"]), row["jobs"]]
-        rows.append([*cells, *(_format_spread(row, part) for part in ("val", "test"))])
-    columns = ["configuration", "model", "stage", "overrides", "runs", "jobs"]
-    return _render_markdown_table(
-        [*columns, "val accuracy: mean ± SD (range)", "test accuracy: mean ± SD (range)"], rows
-    )
-
-
-def _format_spread(row: dict[Any, Any], part: str) -> str:
-    if row["runs"] == 1:
-        return format_percent(row[f"{part} mean"])
-    ends = f"{format_percent(row[f'{part} lowest'])} to {format_percent(row[f'{part} highest'])}"
-    return f"{format_percent(row[f'{part} mean'])} ± {format_percent(row[f'{part} SD'])} ({ends})"
-
-
-def _format_jobs(rows: pd.DataFrame, table: pd.DataFrame, *, numbered: bool) -> str:
-    hidden = [
-        "val precision",
-        "val sensitivity",
-        "val F1",
-        "test set",
-        "tested on",
-        "split",
-        "seed",
-        *([] if numbered else ["configuration"]),
-    ]
-    rows = rows.drop(columns=hidden)
-    common = _find_common_overrides(table["overrides"])
-    rows["overrides"] = [
-        " ".join(word for word in overrides.split() if word not in common) or "–" for overrides in rows["overrides"]
-    ]
-    for name in rows.columns:
-        if name.startswith(("val ", "test ")):
-            rows[name] = [format_percent(proportion) for proportion in rows[name]]
-    rows["minutes"] = [f"{minutes:.1f}" for minutes in rows["minutes"]]
-    return _render_markdown_table(
-        [str(name) for name in rows.columns], [[str(cell) for cell in row] for row in rows.itertuples(index=False)]
-    )
-
-
-def _render_markdown_table(header: list[str], body: list[list[str]]) -> str:
-    widths = [max(len(row[column]) for row in [header, *body]) for column in range(len(header))]
-    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *body]]
-    lines.insert(1, "-|-".join("-" * width for width in widths))
-    return "\n".join(f"| {line} |" if index != 1 else f"|-{line}-|" for index, line in enumerate(lines))
-
-
-def _find_common_overrides(overrides: pd.Series) -> list[str]:
-    """Return the overrides that all command lines have in common, in the order of the first."""
-    words = [text.split() for text in overrides]
-    return [word for word in words[0] if all(word in others for others in words)] if words else []
-
-
-def _build_job_rows(folder: RunFolder) -> list[dict[str, Any]]:
-    status = folder.read_status()
-    config = OmegaConf.load(folder.config) if folder.config.is_file() else OmegaConf.create()
-    job = {
-        "key": folder.path.name,
-        "tested on": "",
-        "split": "",
-        "seed": OmegaConf.select(config, "seed", default=""),
-        "job": folder.path.name,
-        "model": OmegaConf.select(config, "model.name", default="–"),
-        "stage": "–",
-        "shipped": "",
-        "overrides": " ".join(status.get("overrides", [])) or "–",
-        "state": status["state"],
-        "minutes": _get_minutes(status),
-    }
-    stage_rows = []
-    for stage in OmegaConf.select(config, "stages", default={}):
-        if folder.get_predictions_path(stage, "test").is_file():
-            measures: dict[str, float] = {}
-            for part in ("val", "test"):
-                measures |= _compute_measures(pd.read_parquet(folder.get_predictions_path(stage, part)), part)
-            stage_rows.append({**job, "stage": stage, **measures})
-    if stage_rows:
-        assert isinstance(config, DictConfig)
-        split = read_split(folder.path / "split.csv")
-        shipped = folder.shipped  # without a bundle that names it, the last stage represents the job
-        names = [row["stage"] for row in stage_rows]
-        stage_rows[names.index(shipped.name) if shipped is not None else -1]["shipped"] = SHIPPED
-        for row in stage_rows:
-            row |= {"key": compute_configuration_key(config, split), "split": split.short_hash}
-            row["tested on"] = split.test_set_hash[:SHOWN_DIGITS]
-    nothing = {f"{part} {measure}": float("nan") for part in ("val", "test") for measure in MEASURES}
-    return stage_rows or [{**job, **nothing}]
-
-
-def _compute_measures(predictions: pd.DataFrame, part: str) -> dict[str, float]:
-    counts = count_confusion(predictions)
-    by_class = class_indices(counts)
-    means = [by_class.precision.mean(), by_class.sensitivity.mean(), by_class.f1.mean()]
-    values = [float(overall_indices(counts).accuracy), *(float(mean) for mean in means)]
-    return {f"{part} {measure}": value for measure, value in zip(MEASURES, values, strict=True)}
-
-
-def _get_minutes(status: dict[str, Any]) -> float:
-    return float(status.get("seconds", float("nan"))) / 60

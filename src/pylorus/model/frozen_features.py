@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
@@ -28,6 +27,7 @@ from tqdm import tqdm
 from pylorus.cache.records import Records
 from pylorus.cache.store import load_or_compute_records
 from pylorus.config.schema import CacheConfig
+from pylorus.data.augmentation import compute_augmentation_version
 from pylorus.data.datamodule import Draw, ImageDataModule, return_batch
 from pylorus.hardware.engine import Engine
 from pylorus.model.freeze import Depth
@@ -312,7 +312,7 @@ def _build_record_names(image_data: ImageDataModule, split: str, draws: Sequence
     """Name each draw for the cache: by the image's content and, for a view, what its augmentation depends on."""
     hashes = list(image_data.parts[split]["sha256"])
     policy = json.dumps(dict(image_data.policy.transforms), sort_keys=True, default=str)
-    policy_digest = hashlib.sha256(f"{policy} {version('albumentations')}".encode()).hexdigest()[:16]
+    policy_digest = hashlib.sha256(f"{policy} {compute_augmentation_version()}".encode()).hexdigest()[:16]
     return [
         hashes[draw.row]
         if draw.view is None

@@ -381,8 +381,8 @@ def format_pool_notes(pools: Sequence[Pool], configurations: Sequence[Configurat
         if pool.kind == FOLDS:
             folds = len(pool.first.by_test)
             sentences.append(
-                f"The runs of {_join_configuration_labels(pool)} form a cross-validation: each of {folds} disjoint folds was tested "
-                "with a model trained without it. The tables of pooled folds give the joint results."
+                f"The runs of {_join_configuration_labels(pool)} form a cross-validation: each of {folds} disjoint "
+                f"folds was tested with a model trained without it. The tables of pooled folds give the joint results."
             )
             if pool.is_restricted:
                 sentences.append(f"They are compared on the {folds} folds that all of them were tested on.")
@@ -410,8 +410,9 @@ def format_pool_notes(pools: Sequence[Pool], configurations: Sequence[Configurat
     for other in pools[1:]:
         assert first is not None
         sentences.append(
-            f"{_join_configuration_labels(other)} and {_join_configuration_labels(first)} are not compared in pairs: {_explain_separation(other, first)}. "
-            f"Splits {_format_split_hashes(other)} and {_format_split_hashes(first)}."
+            f"{_join_configuration_labels(other)} and {_join_configuration_labels(first)} are not compared in pairs: "
+            f"{_explain_separation(other, first)}. Splits {_format_split_hashes(other)} and "
+            f"{_format_split_hashes(first)}."
         )
     return tuple(sentences)
 

@@ -85,7 +85,8 @@ def report_blinding(evidence: Evidence) -> str:
 def report_sample_size(evidence: Evidence) -> str:
     """Report the precision of the accuracy that the sample size allows."""
     estimates = [
-        f"{result.label}: accuracy {convert_to_percent_cell(result.images.shares.accuracy).text} % on {result.test.images} images"
+        f"{result.label}: accuracy {convert_to_percent_cell(result.images.shares.accuracy).text} % on "
+        f"{result.test.images} images"
         for result in _filter_shipped(evidence)
     ]
     return f"Precision achieved with this sample size: {'; '.join(estimates)}." if estimates else ""
@@ -143,9 +144,9 @@ def report_thresholds(evidence: Evidence) -> str:
         len(points): "the threshold guarantees" if len(points) == 1 else "each threshold guarantees",
     }.get(met, f"{met} of {len(points)} thresholds guarantee")
     return (
-        f"For {evidence.class_name}: the threshold was fixed on {format_validation_images(runs)} for a true sensitivity of "
-        f"at least {100 * evidence.aim.sensitivity:g} % with {100 * evidence.aim.confidence:g} % confidence (one-sided "
-        f"tolerance bound by patient), which {guarantee}{applied}. "
+        f"For {evidence.class_name}: the threshold was fixed on {format_validation_images(runs)} for a true "
+        f"sensitivity of at least {100 * evidence.aim.sensitivity:g} % with {100 * evidence.aim.confidence:g} % "
+        f"confidence (one-sided tolerance bound by patient), which {guarantee}{applied}. "
         "Otherwise, the class with the highest probability is predicted."
     )
 

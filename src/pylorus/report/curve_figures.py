@@ -180,8 +180,8 @@ def plot_class_metric_curves(curves: Sequence[StageCurves], names: Sequence[str]
         alt=f"Three line plots over epochs, one line per class. F1 at the selected epoch: {scores}.",
         figure=figure,
         notes=(
-            f"On {format_validation_images([each.run for each in curves])}. Gaps in a line: undefined, because no image was "
-            "predicted as that class.",
+            f"On {format_validation_images([each.run for each in curves])}. Gaps in a line: undefined, because no "
+            f"image was predicted as that class.",
             *_format_precision_notes(curves),
             *_format_curve_replicate_notes([curves]),
         ),

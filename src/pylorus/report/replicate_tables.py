@@ -163,10 +163,10 @@ def build_fold_training_table(pools: Sequence[FoldPool], *, number: int = 1) -> 
         rows=tuple(rows),
         notes=(
             "Mean over folds with equal weight, and SD and range over folds. The confidence interval of the mean "
-            f"refers to the procedure: other patients{_format_other_value(pools)} and another training set; it accounts for "
-            "overlapping training sets (Nadeau and Bengio 2003). For accuracy and macro F1 it is not narrower than "
-            "that of the pooled patients; for AUROC there is no such bound. SD, range and calibration have no "
-            "interval.",
+            f"refers to the procedure: other patients{_format_other_value(pools)} and another training set; it "
+            f"accounts for overlapping training sets (Nadeau and Bengio 2003). For accuracy and macro F1 it is not "
+            f"narrower than that of the pooled patients; for AUROC there is no such bound. SD, range and calibration "
+            f"have no interval.",
             "There is no AUROC of the pool: the scores of each fold come from a different model and are not on the "
             "same scale, so ranking images of different folds against each other would be meaningless. The mean over "
             "folds is given instead.",
@@ -279,8 +279,9 @@ def _build_pooled_metric_cells(predictions: Predictions) -> list[Cell]:
 def _format_pooled_notes(pools: Sequence[FoldPool], level: str, *, repeated: bool) -> list[str]:
     notes = [
         f"Out-of-fold predictions: each image was tested once, by the model of the fold that excluded it"
-        f"{_format_excluded_patient(pools)} from training. These confidence intervals account for the sampling of patients and "
-        f"treat the trained models as fixed; the table of the procedure also accounts for variation from training."
+        f"{_format_excluded_patient(pools)} from training. These confidence intervals account for the sampling of "
+        f"patients and treat the trained models as fixed; the table of the procedure also accounts for variation from "
+        f"training."
     ]
     excluded = (
         sum(excluded_groups for each in pools for _, excluded_groups in (each.patients or ())[:1])

@@ -284,8 +284,8 @@ def _format_guarantees(points: Sequence[tuple[Result, ThresholdResult]], target:
         ]
     guaranteed = [result.label for result, each in points if each.fixed.is_guaranteed]
     not_guaranteed = [
-        f"{result.label} ({each.fixed.patients:,} {patients}; {format_percent_at_least(each.fixed.confidence_reached)} % "
-        f"confidence of {target})"
+        f"{result.label} ({each.fixed.patients:,} {patients}; "
+        f"{format_percent_at_least(each.fixed.confidence_reached)} % confidence of {target})"
         for result, each in points
         if not each.fixed.is_guaranteed
     ]

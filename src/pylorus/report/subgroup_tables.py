@@ -255,8 +255,9 @@ def format_subgroup_sentences(result: Result, tests: Sequence[SubgroupColumnTest
             )
         if untestable:
             sentences.append(
-                f"Whether the {index} of {result.label} differs between the subgroups of {_join_names(untestable)} cannot "
-                "be tested: all of these images are classified correctly, or none, or they all belong to one subgroup."
+                f"Whether the {index} of {result.label} differs between the subgroups of {_join_names(untestable)} "
+                f"cannot be tested: all of these images are classified correctly, or none, or they all belong to one "
+                f"subgroup."
             )
     return tuple(sentences)
 

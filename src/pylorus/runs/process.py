@@ -70,8 +70,8 @@ def check_environment(record: Path, now: dict[str, Any]) -> None:
     if initial.get("weights_sha256") != now["weights_sha256"]:
         raise PylorusError(
             f"model.weights: the run in {record.parent} started from other weights: expected SHA-256 "
-            f"{_format_digest(initial.get('weights_sha256'))}, found {_format_digest(now['weights_sha256'])}. Restore that file, or "
-            "start a new run."
+            f"{_format_digest(initial.get('weights_sha256'))}, found {_format_digest(now['weights_sha256'])}. Restore "
+            f"that file, or start a new run."
         )
     changed = [
         f"{name} {initial['packages'].get(name)} → {version}"

@@ -15,9 +15,10 @@ from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.core.formatting import format_percent
 from pylorus.core.io import write_atomically
+from pylorus.data.augmentation import build_augmentation
 from pylorus.data.datamodule import ImageDataModule
+from pylorus.data.input_format import InputFormat
 from pylorus.data.prepare import RunImages
-from pylorus.data.transforms import InputFormat, build_augmentation
 from pylorus.evaluation.confusion import class_indices
 from pylorus.evaluation.index_intervals import proportions_of_predictions
 from pylorus.hardware.choices import get_batch_size, resolve_channels_last, resolve_workers
@@ -294,6 +295,6 @@ def _format_accuracy(split: str, table: pd.DataFrame) -> str:
     accuracy = proportions.accuracy
     grouping = f"{len(set(groups))} groups" if is_grouped else "each image its own group"
     return (
-        f"{split}: accuracy {format_percent(accuracy.value)} % (95 % CI {format_percent(accuracy.low)} to {format_percent(accuracy.high)}), "
-        f"{len(table)} images, {grouping}"
+        f"{split}: accuracy {format_percent(accuracy.value)} % (95 % CI {format_percent(accuracy.low)} to "
+        f"{format_percent(accuracy.high)}), {len(table)} images, {grouping}"
     )

@@ -8,7 +8,7 @@ import yaml
 
 from pylorus.config.schema import CONF, AugmentConfig
 from pylorus.core.errors import PylorusError
-from pylorus.data.transforms import build_augmentation
+from pylorus.data.augmentation import build_augmentation
 
 POLICIES = [path.stem for path in sorted((CONF / "augment").glob("*.yaml")) if path.stem != "none"]
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
