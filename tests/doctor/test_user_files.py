@@ -98,7 +98,7 @@ def test_the_hubs_cache_comes_first_and_a_blob_that_its_name_belies_is_wrong(fol
 
 def test_a_sweep_over_carried_files_is_told_the_one_key_that_takes_them_all(tmp_path, monkeypatch):
     names = {"one": TINY, "two": "test_efficientnet.r160_in1k"}
-    monkeypatch.setattr(room, "list_study_models", lambda: names)
+    monkeypatch.setattr(user_files, "list_study_models", lambda: names)
     for name in names.values():
         save_file(timm.create_model(name).state_dict(), tmp_path / f"{name}.safetensors")
     *models, sweep = user_files.check_weights(tmp_path)
