@@ -1,16 +1,23 @@
-"""DICOM frames by kind, the patient's stand-in, and what happens without pydicom."""
+"""DICOM frames by kind, patients as groups through a salted hash, and what happens without pydicom."""
 
 import importlib.util
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pylorus.config.schema import DataConfig
+from pylorus.core.errors import PylorusError
+from pylorus.data.catalog import ReadOptions, read_folders
+from pylorus.data.decode import UnreadableImageError, decode_image
+from pylorus.data.dicom import ensure_salt, read_patient_pseudonym
+from pylorus.data.split import split_catalog, write_split
+from tests.data.sample_files import dicom, encoded, picture, samples
+
 pytest.importorskip("pydicom")
 
-from pylorus.data.decode import UnreadableImageError, decode_image
-from pylorus.data.dicom import read_patient_pseudonym
-from tests.data.sample_files import dicom, encoded, picture, samples
 
 GREY = np.array([[0, 1, 100], [200, 254, 255]], np.uint8)
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -127,3 +134,71 @@ def test_without_pydicom_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pydicom" else find(name))
     with pytest.raises(UnreadableImageError, match=r"pip install 'pylorus\[dicom\]'"):
         decode_image(samples()["dicom rgb"])
+
+
+pytest.importorskip("pydicom")
+
+
+@pytest.fixture
+def frames(tmp_path):
+    """Two classes of six patients with two frames each."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "set"
+    for number in range(24):
+        folder = root / "ab"[number // 12]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (48, 64), dtype=np.uint8)
+        content = dicom(pixels, "MONOCHROME2", PatientID=f"MUSTERMANN-{number // 2}", Rows=48, Columns=64)
+        (folder / f"{number:02d}.dcm").write_bytes(content)
+    return root
+
+
+def test_images_of_one_patient_are_one_group_that_does_not_say_who(frames):
+    catalog = read_folders(frames, reading=ReadOptions(salt="secret"))
+    assert catalog.grouped
+    assert catalog.table["group"].nunique() == 12
+    assert catalog.table["group"].str.fullmatch("[0-9a-f]{16}").all()
+    assert (split_catalog(catalog, DataConfig()).table.groupby("group")["split"].nunique() == 1).all()
+
+
+def test_another_salt_gives_other_groups_and_the_same_split(frames):
+    first, other = (read_folders(frames, reading=ReadOptions(salt=salt)) for salt in ("one", "two"))
+    assert set(first.table["group"]).isdisjoint(other.table["group"])
+    assert split_catalog(first, DataConfig()).table["split"].equals(split_catalog(other, DataConfig()).table["split"])
+
+
+def test_no_patients_number_stands_in_the_split(frames, tmp_path):
+    catalog = read_folders(frames, reading=ReadOptions(salt="secret"))
+    write_split(split_catalog(catalog, DataConfig()).table, catalog.classes, tmp_path / "split.csv")
+    assert "MUSTERMANN" not in (tmp_path / "split.csv").read_text()
+
+
+def test_a_file_that_names_no_patient_is_named(frames):
+    path = frames / "a" / "00.dcm"
+    path.write_bytes(path.read_bytes().replace(b"MUSTERMANN-0", b" " * 12))
+    with pytest.raises(PylorusError, match=r"data.patients=dicom: 1 of 24 files (?s:.*)a/00.dcm"):
+        read_folders(frames, reading=ReadOptions(salt="secret"))
+
+
+def test_the_salt_is_made_once_whoever_comes_first_and_is_for_its_owner_only(tmp_path):
+    program = (
+        "import sys, pathlib\nfrom pylorus.data.dicom import ensure_salt\nprint(ensure_salt(pathlib.Path(sys.argv[1])))"
+    )
+    runs = [
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "cache")], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    said = {run.communicate(timeout=120)[0].strip() for run in runs}
+    assert said == {ensure_salt(tmp_path / "cache")}
+    assert (tmp_path / "cache" / "salt").stat().st_mode & 0o077 == 0
+
+
+def test_a_salt_that_someone_cut_is_refused(tmp_path):
+    (tmp_path / "salt").write_text("short")
+    with pytest.raises(PylorusError, match="found 5 characters, expected a salt of 64"):
+        ensure_salt(tmp_path)
+
+
+def test_two_ways_of_telling_patients_are_refused(composed):
+    with pytest.raises(PylorusError, match="both define the patients"):
+        composed("data=folders", "data.root=x", "data.patients=dicom", "data.group='p'")

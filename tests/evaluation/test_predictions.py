@@ -1,9 +1,21 @@
+"""Predictions as evaluation reads them: what is refused, how models are aligned, one prediction per patient."""
+
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from pylorus.evaluation.predictions import align_predictions
+from pylorus.evaluation.predictions import (
+    align_predictions,
+    check_flags,
+    check_labels,
+    check_logits,
+    check_names,
+    check_probabilities,
+    check_scores,
+    encode_groups,
+    patient_level,
+)
 
 
 def shuffled(predictions, order):
@@ -88,3 +100,129 @@ def test_of_equally_likely_classes_the_first_is_the_answer(one_hot):
     even = replace(one_hot(np.array([0, 1])), probabilities=np.full((2, 2), 0.5))
     assert even.predicted.tolist() == [0, 0]
     assert even.correct.tolist() == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([0.0, 1.0]), "float64"),
+        (np.array([True, False]), "bool"),
+        (np.array([0, 3]), "label 3 at position 1 is not in"),
+        (np.array([-1, 0]), "label -1 at position 0"),
+        (np.array([], dtype=np.int64), "expected at least one image"),
+        (np.array([[0, 1]]), "shape"),
+    ],
+)
+def test_labels_that_are_no_class_indices_are_refused_with_what_was_found(labels, message):
+    with pytest.raises(ValueError, match=message):
+        check_labels(labels, 3, name="true")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ([[0.5, np.nan]], "image 0 are NaN"),
+        ([[0.5, 0.5], [np.inf, 0.0]], "image 1 are NaN or infinite"),
+        ([[0.7, 0.7]], "sum to 1.4"),
+        ([[0.3, 0.3]], "sum to 0.6"),
+        ([[1.5, -0.5]], r"not in \[0, 1\]"),
+        ([[1.0]], "shape"),
+        ([0.5, 0.5], "shape"),
+        (np.empty((0, 3)), "shape"),
+    ],
+)
+def test_probabilities_that_are_none_are_refused(table, message):
+    with pytest.raises(ValueError, match=message):
+        check_probabilities(np.array(table))
+
+
+def test_half_precision_probabilities_are_accepted():
+    logits = np.random.default_rng(0).standard_normal((500, 23))
+    chance = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert check_probabilities(chance.astype(np.float16)).dtype == np.float64
+
+
+def test_logits_may_be_any_finite_numbers_but_not_nan():
+    assert check_logits(np.array([[-50.0, 900.0]])).tolist() == [[-50.0, 900.0]]
+    with pytest.raises(ValueError, match="logits of image 0"):
+        check_logits(np.array([[np.nan, 0.0]]))
+
+
+def test_scores_and_flags_must_fit_the_images():
+    with pytest.raises(ValueError, match=r"expected \(2,\)"):
+        check_scores(np.ones(3), length=2)
+    with pytest.raises(ValueError, match="score of image 1 is nan"):
+        check_scores(np.array([0.0, np.nan]), length=2)
+    with pytest.raises(ValueError, match="booleans"):
+        check_flags(np.array([0, 1]), name="positive")
+
+
+@pytest.mark.parametrize(
+    "groups", [np.array([1.0, np.nan]), np.array(["a", None], dtype=object), np.array(["a"]), np.array([[1, 2]])]
+)
+def test_a_missing_or_misshapen_group_is_refused(groups):
+    with pytest.raises(ValueError, match="groups"):
+        encode_groups(groups, length=2)
+
+
+def test_groups_are_numbered_by_name_whatever_their_type():
+    text = np.array(["b", "a", "b"])
+    assert encode_groups(text, length=3).tolist() == [1, 0, 1]
+    assert encode_groups(text.astype(object), length=3).tolist() == [1, 0, 1]
+    assert encode_groups(np.array([70, 7, 70]), length=3).tolist() == [1, 0, 1]
+    assert encode_groups(None, length=3).tolist() == [0, 1, 2]
+
+
+def test_names_are_text():
+    assert check_names(np.array(["a", "b"], dtype=object)).dtype.kind == "U"
+    with pytest.raises(ValueError, match="expected text"):
+        check_names(np.array([1, 2]))
+
+
+def test_a_patient_is_the_mean_of_its_images(said):
+    images = said(images=60, groups=25)
+    patients = patient_level(images)
+    said_of_patients = patients.predictions
+    assert len(said_of_patients.true) == 25
+    assert patients.images.sum() == 60
+    assert (said_of_patients.sample == said_of_patients.group).all()
+    for row, name in enumerate(said_of_patients.sample):
+        own = images.group == name
+        np.testing.assert_allclose(said_of_patients.probabilities[row], images.probabilities[own].mean(axis=0))
+        assert (images.true[own] == said_of_patients.true[row]).all()
+
+
+def test_one_image_a_patient_changes_nothing_but_names(said):
+    images = said(images=30)
+    patients = patient_level(images).predictions
+    np.testing.assert_array_equal(patients.probabilities, images.probabilities)
+    assert (patients.true == images.true).all()
+
+
+def test_a_patient_with_several_true_classes_is_refused_by_name(said):
+    images = said(images=20, groups=10)
+    truth = images.true.copy()
+    truth[0] = (truth[0] + 1) % 3
+    with pytest.raises(ValueError, match=r"1 of 10 groups .*patient-00000"):
+        patient_level(replace(images, true=truth))
+
+
+def test_a_patient_with_several_true_classes_can_be_left_out_and_is_named(said):
+    images = said(images=20, groups=10)
+    truth = images.true.copy()
+    truth[0] = (truth[0] + 1) % 3
+    patients = patient_level(replace(images, true=truth), leave_out_mixed=True)
+    assert patients.left_out == ("patient-00000",)
+    assert "patient-00000" not in patients.predictions.sample
+    assert len(patients.predictions.true) == len(patients.images) == 9
+
+
+def test_nothing_is_left_where_every_patient_is_mixed(said):
+    images = replace(said(images=4, groups=2), true=np.array([0, 0, 1, 1]))
+    with pytest.raises(ValueError, match="no patient-level prediction remains"):
+        patient_level(images, leave_out_mixed=True)
+
+
+def test_patients_numbered_by_integers_become_names(said):
+    images = replace(said(images=4), group=np.array([7, 7, 12, 12]), true=np.array([0, 0, 1, 1]))
+    assert patient_level(images).predictions.sample.tolist() == ["7", "12"]

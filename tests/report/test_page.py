@@ -1,8 +1,16 @@
-import html.parser
-import re
+"""The report's page and files: complete, self-contained, and readable offline."""
 
+import html.parser
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pandas as pd
 import pytest
 
+from pylorus.core.errors import PylorusError
 from pylorus.report.page import write_report
 from pylorus.report.results import ReportOptions
 
@@ -115,3 +123,176 @@ def test_names_of_classes_are_text_and_never_markup(make_run, undrawn):
 
 def test_a_blank_of_the_checklist_is_marked_for_the_author(page):
     assert '<span class="blank">[author: objectives and hypotheses]</span>' in page
+
+
+WRITE_OPTIONS = ReportOptions(resamples=200)
+
+
+def names(folder, suffix):
+    return {path.stem for path in folder.glob(f"*.{suffix}")}
+
+
+def test_a_runs_report_has_its_page_every_table_in_three_formats_and_every_figure_in_two(written):
+    assert (written / "report" / "report.html").is_file()
+    tables, figures = written / "report" / "tables", written / "report" / "figures"
+    assert names(tables, "csv") == names(tables, "md") == names(tables, "tex")
+    assert names(figures, "svg") == names(figures, "png")
+    assert names(tables, "csv") == {
+        "study-resnet50",
+        "confusion-matrices",
+        "confusion-matrices-patients",
+        "accuracy",
+        "comparisons",
+        "overall",
+        "overall-patients",
+        "classes-resnet50",
+        "classes-resnet50-patients",
+        "calibration",
+        "threshold",
+        "threshold-patients",
+        "worst-mistakes",
+        "network-resnet50",
+        "runs",
+        "split-resnet50",
+        "environment",
+        "checklist",
+    }
+    assert names(figures, "svg") == {
+        "curves-pretrain",
+        "curves-finetune",
+        "indices-resnet50-pretrain",
+        "indices-resnet50-finetune",
+        "confusion-matrices",
+        "roc",
+        "reliability",
+        "risk-coverage",
+        "net-benefit",
+        "structure-resnet50",
+    }
+
+
+def test_torch_is_not_imported_and_the_report_of_a_run_takes_seconds(make_run):
+    run = make_run()
+    code = (
+        "import sys\n"
+        "from pylorus.cli import main\n"
+        f"main(['report', {str(run)!r}])\n"
+        "print([name for name in ('torch', 'timm', 'pytorch_lightning', 'matplotlib.pyplot') if name in sys.modules])"
+    )
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds = time.monotonic() - start
+    assert done.stdout.splitlines()[-1] == "[]"
+    # The aim is 10 s on a free machine; here others may be at work too.
+    assert seconds < 40
+
+
+def test_the_help_of_the_command_imports_neither_torch_nor_pandas():
+    code = (
+        "import sys\n"
+        "from pylorus.cli import main\n"
+        "try:\n    main(['report', '--help'])\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('torch', 'pandas', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--sensitivity" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_same_run_gives_the_same_files_byte_for_byte(written, tmp_path):
+    first = written / "report"
+    second = write_report([written], tmp_path, options=ReportOptions(resamples=100)).parent
+    files = [path.relative_to(first) for path in first.rglob("*") if path.is_file()]
+    assert files
+    assert [path for path in files if (first / path).read_bytes() != (second / path).read_bytes()] == []
+
+
+def test_a_second_report_takes_away_what_the_first_alone_had_and_nothing_else(make_run, undrawn):
+    run = make_run()
+    write_report([run], options=ReportOptions(published=True, resamples=200))
+    stale, own = run / "report" / "tables" / "published-vgg19.csv", run / "report" / "tables" / "my-notes.csv"
+    own.write_text("mine")
+    assert stale.is_file()
+    write_report([run], options=WRITE_OPTIONS)
+    assert not stale.is_file()
+    assert own.read_text() == "mine"
+
+
+def test_the_list_of_files_can_not_be_made_to_remove_others(make_run, undrawn):
+    run = make_run()
+    write_report([run], options=WRITE_OPTIONS)
+    victim = run / "config.yaml"
+    files = run / "report" / "files.json"
+    files.write_text(json.dumps({"files": ["../config.yaml", "tables/../../config.yaml", str(victim)]}))
+    write_report([run], options=WRITE_OPTIONS)
+    assert victim.is_file()
+
+
+def test_several_runs_need_no_folder_to_be_named(make_run, tmp_path, monkeypatch, undrawn):
+    monkeypatch.chdir(tmp_path)
+    paths = [make_run("a"), make_run("b", model="vgg19.tv_in1k", seed=1)]
+    assert write_report(paths, options=WRITE_OPTIONS).resolve() == tmp_path / "report" / "report.html"
+    assert write_report(paths, tmp_path / "elsewhere", options=WRITE_OPTIONS) == tmp_path / "elsewhere" / "report.html"
+
+
+def test_the_command_takes_class_sensitivity_and_output(make_run, tmp_path, capsys, undrawn):
+    from pylorus.cli import main
+
+    run = make_run()
+    main(["report", str(run), "--output", str(tmp_path / "out"), "--class", "gastric_ulcer", "--sensitivity", "0.8"])
+    assert capsys.readouterr().out.strip() == f"report: {tmp_path / 'out' / 'report.html'}"
+    text = (tmp_path / "out" / "tables" / "threshold.md").read_text()
+    assert "Threshold for GU, fixed on the validation images for a true sensitivity of at least 80 % with 90 % " in text
+    main(["report", str(run), "--output", str(tmp_path / "out"), "--sensitivity", "0.8", "--guarantee", "0.6"])
+    text = (tmp_path / "out" / "tables" / "threshold.md").read_text()
+    assert "Threshold for GC, fixed on the validation images for a true sensitivity of at least 80 % with 60 % " in text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"class_name": "GX"}, 'found "GX", expected one of GC, GU, CG'),
+        ({"sensitivity": 1.5}, "found 1.5"),
+        ({"guarantee": 1.0}, "--guarantee: found 1"),
+    ],
+)
+def test_an_unknown_class_and_an_impossible_sensitivity_are_refused(make_run, options, said):
+    run = make_run()
+    with pytest.raises(PylorusError, match=re.escape(said)):
+        write_report([run], options=ReportOptions(**options))
+
+
+def test_a_sweep_with_a_failed_job_a_job_of_one_stage_and_one_without_a_start_is_reported(make_run, tmp_path, undrawn):
+    make_run("sweep/0", model="vgg19.tv_in1k")
+    make_run("sweep/1", state="failed", finished=1, error="out of memory at /hospital/patients/Li_Wei.jpg")
+    make_run("sweep/2", model="inception_v3.tv_in1k", stages=("pretrain",), seed=4)
+    make_run("sweep/10", model="convnext_tiny.fb_in1k", finished=0, state="failed", curves=False, network=False)
+    page = write_report([tmp_path / "sweep"], options=WRITE_OPTIONS)
+    assert page == tmp_path / "sweep" / "report" / "report.html"
+    text = page.read_text()
+    assert "resnet50 failed (state: failed): 1 of 2 stages were tested." in text
+    assert "convnext_tiny failed (state: failed): 0 of 2 stages were tested." in text
+    assert "Li_Wei" not in text
+    table = pd.read_csv(page.parent / "tables" / "accuracy.csv")
+    assert list(zip(table["model"], table["stage"], strict=True)) == [
+        ("vgg19", "pretrain"),
+        ("vgg19", "finetune"),
+        ("resnet50", "pretrain"),
+        ("inception_v3", "pretrain"),
+    ]
+    assert pd.read_csv(page.parent / "tables" / "runs.csv")["run"].tolist()[-1] == "convnext_tiny"
+
+
+def test_a_sweep_in_which_every_job_failed_still_gets_a_page(make_run, tmp_path, undrawn):
+    make_run("sweep/0", finished=0, state="failed", curves=False, network=False)
+    text = write_report([tmp_path / "sweep"], options=WRITE_OPTIONS).read_text()
+    assert "so this report only describes the runs" in text
+
+
+def test_a_run_without_curves_and_network_says_so_and_keeps_the_rest(make_run, undrawn):
+    run = make_run(curves=False, network=False)
+    text = write_report([run], options=WRITE_OPTIONS).read_text()
+    assert "because metrics.csv is missing" in text
+    assert "because network.json is missing" in text
+    assert not (run / "report" / "figures" / "curves-pretrain.svg").exists()
+    assert (run / "report" / "figures" / "roc.svg").exists()

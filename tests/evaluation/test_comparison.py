@@ -1,14 +1,29 @@
+"""Two models compared: paired bootstrap, DeLong, McNemar, independent images, and Holm's adjustment."""
+
+import itertools
 import math
 import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from statsmodels.stats import contingency_tables
+from statsmodels.stats.proportion import confint_proportions_2indep
 
 from pylorus.evaluation.auroc import auroc
-from pylorus.evaluation.comparison import INDICES, delong_test, mcnemar, paired_differences
+from pylorus.evaluation.comparison import (
+    INDICES,
+    delong_test,
+    difference_of_independent,
+    holm,
+    mcnemar,
+    paired_differences,
+)
 from pylorus.evaluation.confusion import confusion_matrix, overall_indices
+from pylorus.evaluation.index_intervals import indices_of_confusion, wilson
+from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.predictions import Predictions
+from pylorus.report.study_tables import STUDY
 
 
 def ranked(score, helped):
@@ -208,3 +223,131 @@ def test_many_classes_and_patients_of_one_image_are_compared_in_bounded_memory()
     tracemalloc.stop()
     assert found.macro_f1.has_interval
     assert peak < 600 * 2**20
+
+
+@pytest.mark.parametrize(("a", "n", "b", "m"), [(409, 450, 401, 450), (5, 56, 0, 29), (10, 10, 20, 20), (1, 9, 90, 95)])
+def test_from_two_shares_it_is_the_interval_of_newcombe_in_statsmodels(a, n, b, m):
+    found = difference_of_independent(wilson(a, n), wilson(b, m))
+    low, high = confint_proportions_2indep(a, n, b, m, method="newcomb", compare="diff")
+    assert found.value == pytest.approx(a / n - b / m)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-9)
+
+
+def test_newcombes_own_example_is_found():
+    """Newcombe (1998), table II, method 10: 56/70 - 48/80 = 0.2, interval 0.0524 to 0.3339."""
+    found = difference_of_independent(wilson(56, 70), wilson(48, 80))
+    assert (round(found.low, 4), round(found.high, 4)) == (0.0524, 0.3339)
+
+
+def test_macro_f1_of_two_published_models_is_not_shown_to_differ():
+    resnet50, vgg19 = (
+        indices_of_confusion(STUDY.get_result(model, "finetune").confusion, seed=0).macro_f1
+        for model in ("ResNet50", "VGG19")
+    )
+    difference = difference_of_independent(resnet50, vgg19)
+    assert difference.low < 0 < difference.high
+
+
+def test_an_undefined_estimate_makes_the_difference_undefined():
+    assert not difference_of_independent(wilson(0, 0), wilson(3, 4)).defined
+
+
+def test_an_estimate_without_an_interval_leaves_the_difference_without_one():
+    found = difference_of_independent(Estimate(1.0, float("nan"), float("nan")), wilson(3, 4))
+    assert found.value == 0.25
+    assert not found.has_interval
+
+
+def pair(one_hot, *, both, first, second, neither):
+    """Two models of which so many images are recognised by both, by one only, by none."""
+    answers = [np.repeat(each, [both, first, second, neither]) for each in ([0, 0, 1, 1], [0, 1, 0, 1])]
+    return one_hot(answers[0]), one_hot(answers[1])
+
+
+@pytest.mark.parametrize(
+    ("both", "first", "second", "neither"),
+    [(387, 22, 14, 27), (10, 5, 5, 0), (0, 6, 0, 0), (3, 0, 1, 0), (50, 0, 0, 2), (200, 40, 90, 70)],
+)
+def test_with_one_image_a_patient_p_is_that_of_statsmodels(one_hot, both, first, second, neither):
+    test = mcnemar(*pair(one_hot, both=both, first=first, second=second, neither=neither))
+    expected = contingency_tables.mcnemar([[both, first], [second, neither]], exact=True).pvalue
+    assert test.p_value == pytest.approx(min(1.0, expected))
+    assert (test.only_first, test.only_second) == (first, second)
+    assert (test.right_first, test.right_second) == (both + first, both + second)
+    assert test.images == test.groups == both + first + second + neither
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_in_groups_p_is_the_share_of_all_turns_as_lopsided(one_hot, seed):
+    generator = np.random.default_rng(seed)
+    groups = generator.integers(0, 10, 40)
+    first = replace(one_hot(generator.integers(0, 2, 40)), group=groups)
+    second = replace(one_hot(generator.integers(0, 2, 40)), group=groups)
+    lead = first.correct.astype(int) - second.correct
+    balance = np.array([lead[groups == each].sum() for each in np.unique(groups)])
+    turns = np.array(list(itertools.product([-1, 1], repeat=len(balance)))) @ balance
+    assert mcnemar(first, second).p_value == pytest.approx(np.mean(np.abs(turns) >= abs(balance.sum())))
+
+
+def test_copies_of_each_image_in_its_group_change_nothing(one_hot):
+    first, second = pair(one_hot, both=20, first=9, second=2, neither=3)
+    copied = [
+        replace(one_hot(np.repeat(model.predicted, 3)), group=np.repeat(np.arange(34), 3)) for model in (first, second)
+    ]
+    assert mcnemar(*copied).p_value == pytest.approx(mcnemar(first, second).p_value)
+    assert mcnemar(*copied).groups == 34
+
+
+def test_exchanging_the_models_exchanges_the_counts_and_keeps_p(one_hot):
+    first, second = pair(one_hot, both=20, first=9, second=2, neither=3)
+    there, back = mcnemar(first, second), mcnemar(second, first)
+    assert there.p_value == back.p_value
+    assert (there.only_first, there.right_first) == (back.only_second, back.right_second)
+
+
+def test_models_that_never_differ_give_p_of_one(one_hot):
+    model = one_hot(np.array([0, 1, 0]))
+    assert mcnemar(model, model).p_value == 1.0
+
+
+def test_mcnemar_refuses_different_test_sets(one_hot):
+    with pytest.raises(ValueError, match="not for the same images"):
+        mcnemar(one_hot(np.array([0, 1])), one_hot(np.array([0, 1, 1])))
+
+
+def test_the_same_images_in_another_order_give_the_same_answer(said):
+    first, second = said(images=80, model=1), said(images=80, model=2)
+    order = np.random.default_rng(0).permutation(80)
+    turned = replace(
+        second,
+        sample=second.sample[order],
+        group=second.group[order],
+        true=second.true[order],
+        probabilities=second.probabilities[order],
+    )
+    assert mcnemar(first, turned) == mcnemar(first, second)
+
+
+def test_ten_thousand_images_are_no_trouble(one_hot):
+    generator = np.random.default_rng(0)
+    first, second = one_hot(generator.integers(0, 2, 10_000)), one_hot(generator.integers(0, 2, 10_000))
+    only = int((first.correct & ~second.correct).sum()), int((second.correct & ~first.correct).sum())
+    expected = contingency_tables.mcnemar([[0, only[0]], [only[1], 0]], exact=True).pvalue
+    assert mcnemar(first, second).p_value == pytest.approx(expected)
+
+
+def test_corrected_p_values_follow_holms_steps():
+    p_values = np.array([0.01, 0.4, 0.03, 0.005])
+    ordered = np.sort(p_values)
+    steps = np.minimum(1, np.maximum.accumulate(ordered * np.arange(4, 0, -1)))
+    np.testing.assert_allclose(holm(p_values), steps[np.searchsorted(ordered, p_values)])
+
+
+def test_one_test_needs_no_correction():
+    assert holm(np.array([0.03])).tolist() == [0.03]
+
+
+@pytest.mark.parametrize("family", [[], [0.1, np.nan], [1.2], [-0.1], [[0.1]]])
+def test_a_family_with_a_test_missing_or_impossible_is_refused(family):
+    with pytest.raises(ValueError, match="p-values"):
+        holm(np.array(family))

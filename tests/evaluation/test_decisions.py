@@ -1,3 +1,5 @@
+"""Operating points, sensitivity thresholds, abstention and net benefit."""
+
 import math
 
 import numpy as np
@@ -5,7 +7,13 @@ import pytest
 from scipy import stats
 
 from benchmarks.thresholds import Condition, simulate
-from pylorus.evaluation.decisions import operating_point, patients_needed, threshold_at_sensitivity
+from pylorus.evaluation.decisions import (
+    net_benefit,
+    operating_point,
+    patients_needed,
+    risk_coverage,
+    threshold_at_sensitivity,
+)
 from pylorus.evaluation.index_intervals import wilson
 
 
@@ -169,3 +177,106 @@ def test_no_threshold_can_be_fixed_without_positives_or_applied_if_nan():
         threshold_at_sensitivity(np.array([False]), np.array([0.5]), sensitivity=0.9, confidence=0.9)
     with pytest.raises(ValueError, match="threshold is NaN"):
         operating_point(np.array([True]), np.array([0.5]), threshold=math.nan)
+
+
+def test_each_point_is_what_answering_the_surest_images_gives():
+    generator = np.random.default_rng(0)
+    correct, certainty = generator.random(50) < 0.7, np.round(generator.random(50), 1)
+    curve = risk_coverage(correct, certainty)
+    for level, coverage, risk in zip(curve.certainty, curve.coverage, curve.risk, strict=True):
+        answered = certainty >= level
+        assert coverage == pytest.approx(answered.mean())
+        assert risk == pytest.approx(1 - correct[answered].mean())
+    assert curve.coverage[-1] == 1.0
+    assert curve.risk[-1] == pytest.approx(1 - correct.mean())
+
+
+def test_the_order_of_images_makes_no_difference():
+    generator = np.random.default_rng(1)
+    correct, certainty = generator.random(50) < 0.7, generator.choice([0.5, 0.7, 0.9], 50)
+    order = generator.permutation(50)
+    assert risk_coverage(correct, certainty).area == pytest.approx(risk_coverage(correct[order], certainty[order]).area)
+
+
+def test_certainty_that_knows_its_mistakes_has_the_smaller_area():
+    correct = np.repeat([True, False], [80, 20])
+    knows, reversed_, nothing = (
+        risk_coverage(correct, score).area for score in (correct + 0.0, ~correct + 0.0, np.ones(100))
+    )
+    assert knows < nothing < reversed_
+    assert nothing == pytest.approx(0.2)
+
+
+def test_without_a_mistake_there_is_no_risk_at_any_coverage():
+    curve = risk_coverage(np.ones(3, dtype=bool), np.array([0.3, 0.6, 0.9]))
+    assert curve.risk.tolist() == [0.0, 0.0, 0.0]
+    assert curve.area == 0.0
+
+
+def test_a_single_image_is_one_point():
+    curve = risk_coverage(np.array([False]), np.array([0.9]))
+    assert (curve.coverage.tolist(), curve.risk.tolist(), curve.area) == ([1.0], [1.0], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("correct", "certainty"),
+    [
+        (np.array([1, 0]), np.array([0.5, 0.6])),
+        (np.array([True, False]), np.array([0.5])),
+        (np.array([True, False]), np.array([0.5, np.nan])),
+        (np.array([], dtype=bool), np.array([])),
+    ],
+)
+def test_what_does_not_fit_is_refused(correct, certainty):
+    with pytest.raises(ValueError, match=r"correct|score"):
+        risk_coverage(correct, certainty)
+
+
+def drawn(seed=0, images=300):
+    generator = np.random.default_rng(seed)
+    chance = np.round(generator.random(images), 2)
+    return generator.random(images) < chance, chance
+
+
+def test_it_is_the_formula_of_vickers_at_every_threshold():
+    positive, chance = drawn()
+    curve = net_benefit(positive, chance)
+    for threshold, benefit in zip(curve.threshold, curve.model, strict=True):
+        called = chance >= threshold
+        hits, needless = (called & positive).sum(), (called & ~positive).sum()
+        assert benefit == pytest.approx((hits - needless * threshold / (1 - threshold)) / 300)
+
+
+def test_treating_all_is_a_model_sure_of_everybody_and_treating_none_one_sure_of_nobody():
+    positive, _ = drawn()
+    np.testing.assert_allclose(net_benefit(positive, np.ones(300)).model, net_benefit(positive, np.ones(300)).treat_all)
+    assert not net_benefit(positive, np.zeros(300)).model.any()
+    assert not net_benefit(positive, np.zeros(300)).treat_none.any()
+
+
+def test_treating_all_is_worth_nothing_where_the_threshold_is_the_prevalence():
+    curve = net_benefit(np.repeat([True, False], [30, 70]), np.ones(100), thresholds=np.array([0.3]))
+    assert curve.treat_all[0] == pytest.approx(0)
+    assert curve.prevalence == 0.3
+
+
+def test_a_calibrated_model_is_never_worse_than_treating_all_or_none():
+    positive, chance = drawn(images=50_000)
+    curve = net_benefit(positive, chance)
+    assert (curve.model >= np.maximum(curve.treat_all, 0) - 0.005).all()
+
+
+def test_a_perfect_model_gains_the_prevalence_everywhere():
+    positive = np.repeat([True, False], [30, 70])
+    np.testing.assert_allclose(net_benefit(positive, positive.astype(float)).model, 0.3)
+
+
+@pytest.mark.parametrize("thresholds", [[0.0, 0.5], [0.5, 1.0], [0.5, 0.2], [], [0.2, np.nan]])
+def test_thresholds_outside_0_to_1_or_not_rising_are_refused(thresholds):
+    with pytest.raises(ValueError, match="thresholds"):
+        net_benefit(np.array([True]), np.array([0.5]), thresholds=np.array(thresholds))
+
+
+def test_logits_are_refused():
+    with pytest.raises(ValueError, match="probabilities"):
+        net_benefit(np.array([True, False]), np.array([3.2, -1.0]))

@@ -1,4 +1,4 @@
-"""Weights on this machine: found, whole and fitting, or named with the way to bring them."""
+"""The user's weights and images: found, complete and fitting, or named with the command that fixes them."""
 
 import hashlib
 
@@ -7,8 +7,9 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
-from pylorus.doctor import user_files as room
+from pylorus.doctor import user_files
 from pylorus.doctor.check import State
+from pylorus.doctor.user_files import check_fonts, check_images, list_class_names
 from pylorus.model.backbone import HubFile
 from tests.conftest import TINY
 
@@ -31,11 +32,11 @@ def folder(tmp_path):
 
 
 def looked_at(folder):
-    return room.check_model("tiny", HUB, room.find_weights(HUB, folder), folder)
+    return user_files.check_model("tiny", HUB, user_files.find_weights(HUB, folder), folder)
 
 
 def test_the_studys_three_models_are_looked_for_and_none_that_starts_from_random_weights():
-    models = room.list_study_models()
+    models = user_files.list_study_models()
     assert models["vgg19"] == "vgg19.tv_in1k"
     assert {"resnet50", "inception_v3"} <= set(models)
     assert "small" not in models
@@ -43,7 +44,7 @@ def test_the_studys_three_models_are_looked_for_and_none_that_starts_from_random
 
 
 def test_what_is_missing_is_named_with_file_repository_place_and_key(tmp_path):
-    found = {check.name: check for check in room.check_weights(tmp_path)}
+    found = {check.name: check for check in user_files.check_weights(tmp_path)}
     assert {check.state for check in found.values()} == {State.WARNING}
     mend = found["resnet50"].mend
     assert "download model.safetensors from the Hugging Face repository timm/resnet50.tv_in1k" in mend
@@ -97,9 +98,52 @@ def test_the_hubs_cache_comes_first_and_a_blob_that_its_name_belies_is_wrong(fol
 
 def test_a_sweep_over_carried_files_is_told_the_one_key_that_takes_them_all(tmp_path, monkeypatch):
     names = {"one": TINY, "two": "test_efficientnet.r160_in1k"}
-    monkeypatch.setattr(room, "list_study_models", lambda: names)
+    monkeypatch.setattr(user_files, "list_study_models", lambda: names)
     for name in names.values():
         save_file(timm.create_model(name).state_dict(), tmp_path / f"{name}.safetensors")
-    *models, sweep = room.check_weights(tmp_path)
+    *models, sweep = user_files.check_weights(tmp_path)
     assert [check.state for check in models] == [State.GOOD, State.GOOD]
     assert f"'model.weights={tmp_path}/${{model.name}}.safetensors'" in sweep.found
+
+
+def test_classes_are_counted_and_a_sample_is_read(drawn):
+    folder, reading = check_images(drawn)
+    assert folder.state is reading.state is State.GOOD
+    assert folder.found.startswith("30 images in ")
+    assert all(f"{name} 10" in folder.found for name in list_class_names(drawn))
+    assert reading.found.startswith("all 24 sampled images can be read")
+
+
+def test_a_damaged_image_is_named(class_folders):
+    root = class_folders({"a": 3, "b": 3})
+    damaged = next((root / "a").iterdir())
+    damaged.write_bytes(b"no image")
+    _, reading = check_images(root)
+    assert reading.state is State.WARNING
+    assert f"1 of 6 sampled images can't be read, e.g. {damaged}" in reading.found
+
+
+def test_what_is_no_image_set_is_wrong_with_its_reason(tmp_path):
+    (missing,) = check_images(tmp_path / "none")
+    assert missing.state is State.WRONG
+    (tmp_path / "train").mkdir()
+    (halves,) = check_images(tmp_path)
+    assert halves.state is State.WRONG
+    assert "there is no folder test next to train" in halves.found
+    assert list_class_names(tmp_path) == list_class_names(tmp_path / "none") == []
+
+
+def test_shards_are_told_with_the_words_that_train_on_them(tmp_path):
+    (tmp_path / "shard-000.tar").write_bytes(b"")
+    (check,) = check_images(tmp_path)
+    assert check.state is State.GOOD
+    assert "1 shard in " in check.found
+    assert "data=shards" in check.mend
+
+
+def test_a_missing_font_matters_only_where_a_class_needs_it(monkeypatch):
+    monkeypatch.setattr(user_files, "find_cjk_font_file", lambda: None)
+    assert next(check_fonts(["gastric cancer", "Zöliakie"])).state is State.GOOD
+    needed = next(check_fonts(["胃癌"]))
+    assert needed.state is State.WARNING
+    assert "figures show 胃癌 as boxes" in needed.found

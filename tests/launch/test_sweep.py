@@ -1,8 +1,9 @@
-"""A sweep that ends without a result says why in words; what is a bug keeps its traceback; Ray is started as it should."""
+"""A sweep says in words why it ended without a result, and lets its jobs end before it does."""
 
 import json
 import os
 import signal
+import subprocess
 import sys
 import types
 
@@ -10,12 +11,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from pylorus.hardware.engine import JOBS_AT_ONCE
+from pylorus.launch import sweep
 from pylorus.launch.sweep import explain_sweep_end, setup_sweep_process
 from pylorus.runs.process import STOP_SIGNALS
 
 
 @pytest.fixture
-def sweep(tmp_path):
+def sweep_folder(tmp_path):
     """A sweep of jobs in some states."""
 
     def make(*states: str):
@@ -39,8 +41,8 @@ def raised_in(package: str, error: str = "ValueError('No trials are completed ye
     raise AssertionError
 
 
-def test_a_search_without_any_result_names_the_failed_jobs(sweep):
-    folder = sweep("failed", "interrupted", "failed")
+def test_a_search_without_any_result_names_the_failed_jobs(sweep_folder):
+    folder = sweep_folder("failed", "interrupted", "failed")
     words = explain_sweep_end(raised_in("optuna"), folder)
     assert words is not None
     assert "no job of the sweep finished (No trials are completed yet.)" in words
@@ -49,18 +51,20 @@ def test_a_search_without_any_result_names_the_failed_jobs(sweep):
 
 
 @pytest.mark.parametrize("states", [(), ("finished", "failed")])
-def test_what_a_search_raises_beside_that_keeps_its_traceback(sweep, states):
-    assert explain_sweep_end(raised_in("optuna"), sweep(*states)) is None
+def test_what_a_search_raises_beside_that_keeps_its_traceback(sweep_folder, states):
+    assert explain_sweep_end(raised_in("optuna"), sweep_folder(*states)) is None
 
 
-def test_a_bug_of_ours_keeps_its_traceback_though_all_jobs_failed(sweep):
-    assert explain_sweep_end(raised_in("pylorus", "KeyError('network')"), sweep("failed")) is None
+def test_a_bug_of_ours_keeps_its_traceback_though_all_jobs_failed(sweep_folder):
+    assert explain_sweep_end(raised_in("pylorus", "KeyError('network')"), sweep_folder("failed")) is None
 
 
 @pytest.mark.parametrize("states", [("finished", "interrupted"), ("failed",)])
-def test_a_job_that_a_launcher_lost_is_told_in_words(sweep, states):
+def test_a_job_that_a_launcher_lost_is_told_in_words(sweep_folder, states):
     lost = type("UncompletedJobError", (RuntimeError,), {"__module__": "submitit.core.utils"})
-    words = explain_sweep_end(lost("Job 7 (task: 0)\nhas not produced any output\n------\nlong log"), sweep(*states))
+    words = explain_sweep_end(
+        lost("Job 7 (task: 0)\nhas not produced any output\n------\nlong log"), sweep_folder(*states)
+    )
     assert words is not None
     assert "the launcher lost a job: Job 7 (task: 0) has not produced any output\n" in words
     assert "long log" not in words
@@ -91,22 +95,66 @@ def ray_launcher(**init):
     return OmegaConf.create({**launcher, "ray": {"init": {"address": None, **init}, "remote": {"num_cpus": 1}}})
 
 
-def test_ray_is_started_before_its_launcher_does_it_and_does_not_keep_a_signal_from_the_jobs(ray, sweep):
-    setup_sweep_process(ray_launcher(num_cpus=1), sweep())
+def test_ray_is_started_before_its_launcher_does_it_and_does_not_keep_a_signal_from_the_jobs(ray, sweep_folder):
+    setup_sweep_process(ray_launcher(num_cpus=1), sweep_folder())
     assert ray.words["num_cpus"] == 1
     assert ray.words["object_store_memory"] > 0
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
 
 
-def test_ray_reports_on_nobody_unless_its_user_says_so(ray, sweep, monkeypatch):
-    setup_sweep_process(ray_launcher(), sweep())
+def test_ray_reports_on_nobody_unless_its_user_says_so(ray, sweep_folder, monkeypatch):
+    setup_sweep_process(ray_launcher(), sweep_folder())
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
-    setup_sweep_process(ray_launcher(), sweep())
+    setup_sweep_process(ray_launcher(), sweep_folder())
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
 
 
-def test_of_a_cluster_that_runs_already_no_memory_is_asked(ray, sweep):
-    setup_sweep_process(ray_launcher(address="auto"), sweep())
+def test_of_a_cluster_that_runs_already_no_memory_is_asked(ray, sweep_folder):
+    setup_sweep_process(ray_launcher(address="auto"), sweep_folder())
     assert ray.words == {"address": "auto"}
+
+
+ENDS = "import signal, sys, time; signal.signal(15, lambda *_: (time.sleep(1), sys.exit(130)))"
+TWICE = (
+    "import os, signal, sys, time; signal.signal(2, lambda *_: (time.sleep(1), sys.exit(130))); signal.signal(15, 1)"
+)
+DEAF = "import signal, time; signal.signal(15, 1)"
+
+
+@pytest.fixture
+def job():
+    started = []
+
+    def start(script: str) -> subprocess.Popen[bytes]:
+        started.append(
+            subprocess.Popen([sys.executable, "-uc", f"{script}; print(); time.sleep(60)"], stdout=subprocess.PIPE)
+        )
+        started[-1].stdout.readline()
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_job_is_given_time_for_its_step(job):
+    process = job(ENDS)
+    sweep._stop_job(process)
+    assert process.returncode == 130
+
+
+def test_a_job_that_ctrl_c_reached_already_is_left_to_it(job):
+    process = job(TWICE)
+    process.send_signal(2)
+    sweep._stop_job(process)
+    assert process.returncode == 130
+
+
+def test_a_job_that_does_not_end_is_killed(job, monkeypatch):
+    monkeypatch.setattr(sweep, "JOB_PATIENCE", 0.3)
+    process = job(DEAF)
+    sweep._stop_job(process)
+    assert process.returncode == -9
