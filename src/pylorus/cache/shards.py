@@ -6,7 +6,6 @@ has its name only when it is complete. The name ends in the CRC-32 of the whole 
 
 import json
 import logging
-import mmap
 import os
 import secrets
 import time
@@ -24,17 +23,12 @@ from pylorus.core.io import write_atomically
 log = logging.getLogger(__name__)
 
 SUFFIX = ".shard"
-SHARD_BYTES = 32 << 20
-"""Bytes of records that are collected in memory before they are written, and so the most that a killed run loses."""
-SHARD_SECONDS = 120.0
-"""A shard is written after this time even if it is small, so that a killed run loses no more than that."""
+SHARD_BYTES, SHARD_SECONDS = 32 << 20, 120.0
+"""Records are collected in memory for so many bytes or seconds before they are written: all that a killed run loses."""
 READ_BYTES = 4 << 20
 """Bytes that are read at a time to verify a shard."""
 LEFTOVER_SECONDS = 3600.0
 """An incomplete file older than this was left by a run that was killed."""
-
-_verified: set[tuple[str, int, int, int]] = set()
-"""Shards that this process has written or verified: path, inode, size and modification time."""
 
 
 class DamagedShardError(Exception):
@@ -42,11 +36,7 @@ class DamagedShardError(Exception):
 
 
 class Shard:
-    """A complete file of records. Its names are read at once, and its records when they are mapped.
-
-    Args:
-        path: The file.
-        record_bytes: Size of one record in bytes.
+    """A complete file of records, of which only the names have been read yet.
 
     Raises:
         DamagedShardError: If the names or the size of the file show that it is damaged.
@@ -64,39 +54,25 @@ class Shard:
             raise DamagedShardError(f"{path}: it does not begin with the names of its records")
         if size != (expected := len(header) + len(names) * record_bytes):
             raise DamagedShardError(f"{path}: found {size} bytes, expected {expected}")
-        self.path, self.names, self._offset = path, names, len(header)
+        self.path, self.names, self._offset, self._record_bytes = path, names, len(header), record_bytes
+
+    def verify(self) -> None:
+        """Read the whole file, and raise DamagedShardError if its checksum does not match, or OSError."""
+        checksum = 0
+        with self.path.open("rb") as file:
+            while block := file.read(READ_BYTES):
+                checksum = zlib.crc32(block, checksum)
+        if not self.path.stem.endswith(f"-{checksum:08x}"):
+            raise DamagedShardError(f"{self.path}: the checksum does not match its name")
 
     def open_mapped(self) -> NDArray[np.uint8]:
-        """Return the records as a read-only, memory-mapped array of shape (names, record_bytes).
-
-        The first call in a process reads the whole file to verify it.
-
-        Raises:
-            DamagedShardError: If the checksum does not match.
-            OSError: If the file can't be read.
-        """
-        with self.path.open("rb") as file:
-            identity = _get_identity(self.path, os.fstat(file.fileno()))
-            if identity not in _verified:
-                # A bad sector is an error when it is read, but kills a process that has mapped it.
-                checksum = 0
-                while block := file.read(READ_BYTES):
-                    checksum = zlib.crc32(block, checksum)
-                if not self.path.stem.endswith(f"-{checksum:08x}"):
-                    raise DamagedShardError(f"{self.path}: the checksum does not match its name")
-                _verified.add(identity)
-            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return np.frombuffer(mapping, np.uint8, offset=self._offset).reshape(len(self.names), -1)
+        """Return the records as a read-only, memory-mapped array of shape (names, record_bytes)."""
+        shape = (len(self.names), self._record_bytes)
+        return np.asarray(np.memmap(self.path, np.uint8, "r", self._offset, shape))
 
 
 class ShardWriter:
-    """Collects records and writes them as shards of limited size; each is on disk as a whole or not at all.
-
-    Args:
-        folder: Folder of the shards.
-        record_bytes: Size of one record in bytes.
-        count: Number of records that will be added.
-    """
+    """Writes `count` records as shards of limited size; each is on disk as a whole or not at all."""
 
     def __init__(self, folder: Path, record_bytes: int, count: int) -> None:
         self._folder, self._remaining = folder, count
@@ -105,11 +81,7 @@ class ShardWriter:
         self._start = 0.0
 
     def add(self, names: Sequence[str], block: NDArray[np.uint8]) -> None:
-        """Add the records `block`, of shape (names, record_bytes); write a shard if it is full, old or the last one.
-
-        Raises:
-            OSError: If the disk is full or unavailable.
-        """
+        """Add records of shape (names, record_bytes), and write what is due; OSError if the disk is full or fails."""
         for name, record in zip(names, block, strict=True):
             self._start = self._start if self._names else time.monotonic()
             self._buffer[len(self._names)] = record
@@ -125,22 +97,7 @@ class ShardWriter:
         path = self._folder / f"{time.time_ns():x}-{secrets.token_hex(4)}-{zlib.crc32(content):08x}{SUFFIX}"
         with write_atomically(path) as temporary:
             temporary.write_bytes(content)
-        _verified.add(_get_identity(path, path.stat()))
         self._names = []
-
-
-def _get_identity(path: Path, status: os.stat_result) -> tuple[str, int, int, int]:
-    return str(path), status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of killed runs: those that are older than an hour."""
-    for path in folder.glob(f".*{SUFFIX}"):
-        try:
-            if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
-                path.unlink()
-        except OSError as error:
-            log.info("%s: can't remove this leftover: %s", path, error)
 
 
 class Records:
@@ -149,28 +106,19 @@ class Records:
     Attributes:
         place: "memory" or "disk"; a store is not evicted while its records are mapped from disk.
         distinct_names: The names without duplicates; the position of a name in it is the number of its record.
-        computed: Number of distinct records that had to be computed; the others were found in the store.
-
-    Args:
-        names: One per record.
-        folder: Folder of the shards.
-        record_bytes: Size of one record in bytes.
-        memory_bytes: Maximum bytes of records to hold in memory.
+        computed: Number of distinct records that had to be computed; the other `kept` ones were found in the store.
     """
 
     def __init__(self, names: Sequence[str], folder: Path, record_bytes: int, *, memory_bytes: int) -> None:
         self._numbers: dict[str, int] = {}
         numbers = (self._numbers.setdefault(name, len(self._numbers)) for name in names)
         self._number_of = np.fromiter(numbers, np.intp, len(names))
-        self.distinct_names, count = list(self._numbers), len(self._numbers)
-        self.computed = 0
+        self.distinct_names, count, self.computed = list(self._numbers), len(self._numbers), 0
         self._folder, self._record_bytes = folder, record_bytes
-        self._found = np.zeros(count, bool)
-        self._damaged: set[Path] = set()
-        self.place = "memory" if count * record_bytes <= memory_bytes else "disk"
-        in_memory = self.place == "memory"
+        in_memory = count * record_bytes <= memory_bytes
+        self.place = "memory" if in_memory else "disk"
         self._lease = None if in_memory else ReaderLease(folder)
-        self._shards: list[Shard] = []
+        self._found, self._damaged, self._shards = np.zeros(count, bool), set[Path](), list[Shard]()
         self._arrays = [np.empty((count, record_bytes), np.uint8)] if in_memory else []
         self._array_of, self._row_of = np.zeros(count, np.intp), np.arange(count)
 
@@ -178,8 +126,7 @@ class Records:
         return len(self._number_of)
 
     @property
-    def kept(self) -> int:
-        """Number of distinct records that were found in the store."""
+    def kept(self) -> int:  # noqa: D102
         return len(self.distinct_names) - self.computed
 
     def select_rows(self, rows: NDArray[np.integer]) -> "Records":
@@ -189,11 +136,7 @@ class Records:
         return selection
 
     def read_rows(self, rows: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint8]:
-        """Return the records of the names at `rows` as a new, writable array of shape (rows, record_bytes).
-
-        Raises:
-            IndexError: If a row is not an integer or out of range.
-        """
+        """Return the records at `rows` as a new array of shape (rows, record_bytes); IndexError if there is no such row."""
         indices = np.asarray(rows)
         if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
             raise IndexError(f"rows: found {indices.dtype} of shape {indices.shape}, expected a 1D array of integers")
@@ -215,14 +158,22 @@ class Records:
             self._arrays[0][numbers] = block
             self._found[numbers] = True
 
-    def load_missing(self, *, remove_damaged: bool = False) -> NDArray[np.intp]:
+    def load_missing(self, *, clean: bool = False) -> NDArray[np.intp]:
         """Load missing records from the shards; return the numbers of those that are still missing.
 
         Args:
-            remove_damaged: Whether to remove damaged shards, which are skipped with a warning; only for the holder of
-                the store's lock.
+            clean: Whether to remove damaged shards, which are always skipped, and what killed runs left; only for the
+                holder of the store's lock.
         """
-        for path in _list_shards(self._folder):
+        paths: list[Path] = []
+        with suppress(OSError):
+            paths = sorted(path for path in self._folder.iterdir() if path.suffix == SUFFIX)
+        for path in paths:
+            if path.name.startswith("."):  # incomplete
+                with suppress(OSError):
+                    if clean and time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                        path.unlink()
+                continue
             try:
                 if path not in self._damaged and not self._found.all():
                     self._load_shard(Shard(path, self._record_bytes))
@@ -233,7 +184,7 @@ class Records:
                 self._damaged.add(path)
             except OSError as error:
                 log.warning("%s: can't read this shard (%s); its records are recomputed.", path, error)
-            if remove_damaged and path in self._damaged:
+            if clean and path in self._damaged:
                 with suppress(OSError):
                     path.unlink()
         return np.flatnonzero(~self._found)
@@ -243,6 +194,7 @@ class Records:
         numbers, rows = np.array([pair for pair in matches if not self._found[pair[0]]], np.intp).reshape(-1, 2).T
         if not len(numbers):
             return
+        shard.verify()  # before mapping it: a bad sector is an error to who reads it, but kills who has mapped it
         mapped = shard.open_mapped()
         if self.place == "memory":
             self._arrays[0][numbers] = mapped[rows]
@@ -259,10 +211,3 @@ class Records:
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._arrays += [shard.open_mapped() for shard in self._shards]
-
-
-def _list_shards(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if path.suffix == SUFFIX and not path.name.startswith("."))
-    except OSError:
-        return []

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pylorus.cache.eviction import KEY, USED, clear_reservation, get_writer_lock, reserve_space
-from pylorus.cache.shards import Records, ShardWriter, remove_leftovers
+from pylorus.cache.shards import Records, ShardWriter
 from pylorus.config.schema import CacheConfig
 from pylorus.core.distributed import ALONE, Processes
 from pylorus.core.errors import PylorusError
@@ -109,7 +109,7 @@ class _Filler:
         if self._processes.is_first:  # on behalf of all processes
             self._lock.acquire(watched=self._store.folder, holder=f"computing {self._store.kind}")
         try:
-            missing = self._processes.run_on_first(lambda: self._records.load_missing(remove_damaged=self._lock.held))
+            missing = self._processes.run_on_first(lambda: self._records.load_missing(clean=self._lock.held))
             if len(missing):
                 reason = self._processes.run_on_first(lambda: self._reserve_space(missing))
                 self._is_writing = reason is None
@@ -135,8 +135,6 @@ class _Filler:
         need = len(json.dumps(names)) + len(names) * self._store.record_bytes
         try:
             self._store.prepare_folder()
-            if self._lock.held:
-                remove_leftovers(self._store.folder)
             return reserve_space(self._store.folder, need=need, budget=self._store.budget_bytes)
         except OSError as error:
             return f"{self._store.folder} can't be written to: {error}."
