@@ -11,7 +11,7 @@ import shutil
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,31 +35,21 @@ _unlockable: set[Path] = set()
 
 
 class Lock:
-    """An exclusive lock between processes and threads.
-
-    Attributes:
-        held: Whether this object holds the lock.
-    """
+    """An exclusive lock between processes and threads; `held` says whether this object holds it."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.held, self._possible = path, False, True
         self._lock = FileLock(path, thread_local=False)
 
     def acquire(self, *, watched: Path, holder: str) -> None:
-        """Wait for the lock, unless its holder hangs or this file system doesn't support locks; see `held`.
-
-        Args:
-            watched: Folder in which the holder's progress is visible.
-            holder: What the holder is doing, for the log.
-        """
-        size, last_change, is_logged = sum_file_sizes(watched), time.monotonic(), False
+        """Wait for the lock, unless its holder, whose progress is visible in the folder `watched`, hangs; see `held`."""
+        size, last_change = -1, time.monotonic()
         while not self.try_acquire(POLL_SECONDS) and self._possible:
-            if not is_logged:
+            if size < 0:
                 log.info("Another run is %s in %s; waiting for it.", holder, watched)
-                is_logged = True
             if (now := sum_file_sizes(watched)) != size:
                 size, last_change = now, time.monotonic()
-            if (idle := time.monotonic() - last_change) > PATIENCE_SECONDS:
+            elif (idle := time.monotonic() - last_change) > PATIENCE_SECONDS:
                 message = "The other run, which is %s in %s, has written nothing for %.0f s: no longer waiting for it."
                 log.warning(message, holder, watched, idle)
                 return
@@ -129,13 +119,10 @@ def _lock_if_idle(store: Path) -> Iterator[bool]:
 
 
 class _OtherStore(NamedTuple):
-    used: float
-    """Time of its last use, in seconds since 1970."""
+    used: float  # time of its last use
     folder: Path
-    size: int
-    """Bytes on disk."""
-    pending: int
-    """Bytes that its writer has reserved but not yet written."""
+    size: int  # bytes on disk
+    pending: int  # bytes that its writer has reserved but not yet written
     is_idle: bool
 
 
@@ -150,10 +137,7 @@ def reserve_space(store: Path, *, need: int, budget: int) -> str | None:
         budget: Maximum bytes of everything in the folder of all stores.
 
     Returns:
-        None if the space is reserved, otherwise the reason why there is not enough.
-
-    Raises:
-        OSError: If the folder can't be written to.
+        None if the space is reserved, otherwise the reason why there is not enough. OSError if nothing can be written.
     """
     root = store.parent.parent
     lock = Lock(root / LOCKS / "budget.lock")
@@ -181,10 +165,8 @@ def reserve_space(store: Path, *, need: int, budget: int) -> str | None:
 
 def clear_reservation(store: Path) -> None:
     """Remove the reservation of `reserve_space`: the bytes have been written, or will not be."""
-    try:
-        (store / RESERVED).unlink(missing_ok=True)
-    except OSError as error:
-        log.info("%s: can't remove the reservation: %s", store, error)
+    with suppress(OSError):
+        (store / RESERVED).unlink()
 
 
 def sum_file_sizes(folder: Path) -> int:
@@ -192,10 +174,8 @@ def sum_file_sizes(folder: Path) -> int:
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
-            try:
+            with suppress(OSError):
                 total += Path(parent, name).lstat().st_size
-            except OSError:
-                continue
     return total
 
 
@@ -222,11 +202,9 @@ def _calculate_shortage(root: Path, stores: list[_OtherStore], need: int, budget
 def _inspect_store(folder: Path) -> _OtherStore:
     size, reserved, used = sum_file_sizes(folder), 0, 0.0
     with _lock_if_idle(folder) as is_idle:
-        try:
+        with suppress(OSError, ValueError):
             used = (folder / USED).stat().st_mtime
             reserved = 0 if is_idle else int((folder / RESERVED).read_text())
-        except (OSError, ValueError):
-            pass
     return _OtherStore(used, folder, size, max(0, reserved - size), is_idle)
 
 

@@ -106,7 +106,7 @@ class Records:
     Attributes:
         place: "memory" or "disk"; a store is not evicted while its records are mapped from disk.
         distinct_names: The names without duplicates; the position of a name in it is the number of its record.
-        computed: Number of distinct records that had to be computed; the other `kept` ones were found in the store.
+        computed: Number of distinct records that had to be computed.
     """
 
     def __init__(self, names: Sequence[str], folder: Path, record_bytes: int, *, memory_bytes: int) -> None:
@@ -126,7 +126,8 @@ class Records:
         return len(self._number_of)
 
     @property
-    def kept(self) -> int:  # noqa: D102
+    def kept(self) -> int:
+        """Number of distinct records that were found in the store."""
         return len(self.distinct_names) - self.computed
 
     def select_rows(self, rows: NDArray[np.integer]) -> "Records":

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,30 +41,21 @@ class RecordStore:
         key: Everything that the content of a record depends on besides its name, as plain JSON values.
         record_bytes: Size of one record in bytes.
         budget_bytes: Maximum bytes of everything below `root`.
-
-    Raises:
-        ValueError: If `kind` or `record_bytes` is invalid, or `key` holds a number that is not finite.
-        TypeError: If `key` holds a value that JSON can't represent.
     """
 
     def __init__(
         self, root: Path, *, kind: str, key: Mapping[str, object], record_bytes: int, budget_bytes: int
     ) -> None:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", kind):
-            raise ValueError(f"kind: found {kind!r}, expected lower-case letters, digits, - and _")
-        if record_bytes < 1:
-            raise ValueError(f"record_bytes: found {record_bytes}, expected at least 1")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", kind) or record_bytes < 1:
+            expected = "lower-case letters, digits, - and _ for the kind, and at least 1 byte"
+            raise ValueError(f"kind {kind!r} of records of {record_bytes} bytes: expected {expected}")
         self.kind, self.record_bytes, self.budget_bytes = kind, record_bytes, budget_bytes
         self._content = {"format": FORMAT, "kind": kind, "record_bytes": record_bytes, "key": dict(key)}
         canonical = json.dumps(self._content, sort_keys=True, separators=(",", ":"), allow_nan=False)
         self.folder = root.absolute() / kind / hashlib.sha256(canonical.encode()).hexdigest()[:24]
 
     def prepare_folder(self) -> None:
-        """Create the folder if it does not exist, accessible to its owner only, and record the time of use.
-
-        Raises:
-            OSError: If the disk is full, read-only or unavailable.
-        """
+        """Create the folder if necessary, for its owner only, and record the time of use; OSError if that fails."""
         for folder in (self.folder.parent.parent, self.folder.parent, self.folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not (self.folder / KEY).exists():
@@ -84,8 +75,7 @@ class RecordStore:
 
         Raises:
             DoesNotFitError: If the missing records don't fit on disk, nor all records in `memory_bytes`.
-            ValueError: If `compute` yields something other than the records it was asked for.
-            Exception: Whatever `compute` raises; the shards that it completed stay in the store.
+            Exception: Whatever `compute` raises; what was written by then stays in the store.
         """
         with suppress(OSError):  # existing records can still be read; writing reports what is wrong
             self.prepare_folder()
@@ -99,10 +89,8 @@ class _Filler:
     """The work of one run on the records that a store lacks; its processes must all call the same methods."""
 
     def __init__(self, store: RecordStore, records: Records, processes: Processes, memory_bytes: int) -> None:
-        self._store, self._records, self._processes = store, records, processes
-        self._memory_bytes = memory_bytes
-        self._lock = get_writer_lock(store.folder)
-        self._is_writing = False
+        self._store, self._records, self._processes, self._memory_bytes = store, records, processes, memory_bytes
+        self._lock, self._is_writing = get_writer_lock(store.folder), False
 
     def compute_missing(self, compute: Compute) -> int:
         """Wait for any run that is already computing, then compute what is still missing; return how many."""
@@ -122,11 +110,11 @@ class _Filler:
             self._stop_writing()
             self._lock.release()
         if len(disappeared):
-            shared = " cache.folder must be a folder that all machines of the run share."
-            raise PylorusError(
-                f"{self._store.folder}: records disappeared after they were written."
-                f"{shared * self._processes.is_distributed} Start the run again."
+            shared = (
+                " cache.folder must be a folder that all machines of the run share." * self._processes.is_distributed
             )
+            message = f"{self._store.folder}: records disappeared after they were written."
+            raise PylorusError(f"{message}{shared} Start the run again.")
         return len(missing)
 
     def _reserve_space(self, missing: NDArray[np.intp]) -> str | None:
@@ -154,32 +142,33 @@ class _Filler:
             self._compute_records(compute, self._records.load_missing())
 
     def _compute_records(self, compute: Compute, missing: NDArray[np.intp]) -> None:
-        writer = ShardWriter(self._store.folder, self._store.record_bytes, len(missing))
-        blocks, done = compute(self._records.get_positions(missing)), 0
-        for block in _validate_blocks(blocks, len(missing), self._store.record_bytes):
+        size, done = self._store.record_bytes, 0
+        writer = ShardWriter(self._store.folder, size, len(missing))
+        for block in compute(self._records.get_positions(missing)):
             numbers = missing[done : done + len(block)]
             done += len(block)
+            if block.dtype != np.uint8 or block.shape != (len(numbers), size):
+                expected = f"uint8 of shape (at most {len(numbers)}, {size})"
+                raise ValueError(f"compute: found a block of {block.dtype} of shape {block.shape}, expected {expected}")
             self._records.put_computed(numbers, block)
             try:
                 if self._is_writing:
                     writer.add([self._records.distinct_names[number] for number in numbers], block)
             except OSError as error:
                 self._use_memory_only(f"{self._store.folder} can't be written to: {error}.")
+        if done < len(missing):
+            raise ValueError(f"compute: found {done} records, expected {len(missing)}")
 
     def _use_memory_only(self, reason: str) -> None:
-        """Continue in memory.
-
-        Raises:
-            DoesNotFitError: If the records don't fit there.
-        """
+        """Continue in memory, or raise DoesNotFitError if the records don't fit there."""
         self._stop_writing()
         self._lock.release()  # a run that waits for it would gain nothing by waiting longer
         if self._records.place != "memory":
-            all_records = format_bytes(len(self._records.distinct_names) * self._store.record_bytes)
+            size = format_bytes(len(self._records.distinct_names) * self._store.record_bytes)
+            available = f"{format_bytes(self._memory_bytes)} is available (cache.memory_gib)"
             raise DoesNotFitError(
                 f"The {self._store.kind} can't be stored on disk: {reason}\n"
-                f"They don't fit in memory either: they take {all_records}, and "
-                f"{format_bytes(self._memory_bytes)} is available (cache.memory_gib)."
+                f"They don't fit in memory either: they take {size}, and {available}."
             )
         log.warning("The %s are kept in memory, for this run only: %s", self._store.kind, reason)
 
@@ -187,23 +176,6 @@ class _Filler:
         if self._is_writing and self._processes.is_first:
             clear_reservation(self._store.folder)
         self._is_writing = False
-
-
-def _validate_blocks(blocks: Iterable[NDArray[np.uint8]], count: int, record_bytes: int) -> Iterator[NDArray[np.uint8]]:
-    """Yield the blocks unchanged.
-
-    Raises:
-        ValueError: If a block is not uint8 of shape (n, record_bytes), or the blocks are not `count` records in total.
-    """
-    remaining = count
-    for block in blocks:
-        if block.dtype != np.uint8 or block.ndim != 2 or block.shape[1] != record_bytes or len(block) > remaining:
-            expected = f"uint8 of shape (at most {remaining}, {record_bytes})"
-            raise ValueError(f"compute: found a block of {block.dtype} of shape {block.shape}, expected {expected}")
-        remaining -= len(block)
-        yield block
-    if remaining:
-        raise ValueError(f"compute: found {count - remaining} records, expected {count}")
 
 
 def load_or_compute_records(
