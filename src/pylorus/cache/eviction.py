@@ -15,14 +15,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from pylorus.core.formatting import format_bytes
 
 log = logging.getLogger(__name__)
 
 KEY, USED, RESERVED = "key.json", "used", "reserved"
-"""Files of a store: what it is for, when it was last used (its modification time), the bytes it will have once written."""
+"""Files of a store: what it is for, when it was last used (its modification time), its size once it is written."""
 LOCKS, EVICTED = ".locks", ".evicted-"
 """Folder of the locks, and prefix of a folder that is being removed, both below the root."""
 PATIENCE_SECONDS = 600.0
@@ -34,74 +34,61 @@ _unlockable: set[Path] = set()
 """Lock folders that don't support locking and have already been logged."""
 
 
-class Lock:
-    """An exclusive lock between processes and threads; `held` says whether this object holds it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.held, self._possible = path, False, True
-        self._lock = FileLock(path, thread_local=False)
-
-    def acquire(self, *, watched: Path, holder: str) -> None:
-        """Wait for the lock, unless its holder, whose progress is visible in the folder `watched`, hangs; see `held`."""
-        size, last_change = -1, time.monotonic()
-        while not self.try_acquire(POLL_SECONDS) and self._possible:
-            if size < 0:
-                log.info("Another run is %s in %s; waiting for it.", holder, watched)
-            if (now := sum_file_sizes(watched)) != size:
-                size, last_change = now, time.monotonic()
-            elif (idle := time.monotonic() - last_change) > PATIENCE_SECONDS:
-                message = "The other run, which is %s in %s, has written nothing for %.0f s: no longer waiting for it."
-                log.warning(message, holder, watched, idle)
-                return
-
-    def try_acquire(self, seconds: float = 0.0) -> bool:
-        """Acquire the lock if it becomes free within `seconds`; False if it doesn't or locking is not possible."""
-        try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock.acquire(timeout=seconds, poll_interval=0.1)
-            self.held = True
-        except Timeout:
-            pass
-        except (OSError, NotImplementedError) as error:
-            self._possible, folder = False, self.path.parent
-            if folder not in _unlockable:
-                log.warning("%s: locks don't work in this folder (%s); continuing without them.", folder, error)
-                _unlockable.add(folder)
-        return self.held
-
-    def release(self) -> None:
-        """Release the lock if it is held."""
-        if self.held:
-            self.held = False
-            self._lock.release()
+def open_lock(store: Path, suffix: str = "") -> BaseFileLock:
+    """Return the lock, not yet acquired, for the run that writes a store, or another lock with a suffix."""
+    path = store.parent.parent / LOCKS / f"{store.parent.name}-{store.name}{suffix}.lock"
+    return FileLock(path, thread_local=False)
 
 
-def get_writer_lock(store: Path, *, suffix: str = "") -> Lock:
-    """Return the lock for the run that writes the store in this folder."""
-    return Lock(store.parent.parent / LOCKS / f"{store.parent.name}-{store.name}{suffix}.lock")
+def wait_for_lock(lock: BaseFileLock, *, watched: Path, holder: str) -> None:
+    """Acquire a lock, unless its holder, whose progress is visible in the folder `watched`, hangs; see `try_lock`."""
+    size, last_change = -1, time.monotonic()
+    while not try_lock(lock, POLL_SECONDS) and Path(lock.lock_file).parent not in _unlockable:
+        if size < 0:
+            log.info("Another run is %s in %s; waiting for it.", holder, watched)
+        if (now := sum_file_sizes(watched)) != size:
+            size, last_change = now, time.monotonic()
+        elif (idle := time.monotonic() - last_change) > PATIENCE_SECONDS:
+            message = "The other run, which is %s in %s, has written nothing for %.0f s: no longer waiting for it."
+            log.warning(message, holder, watched, idle)
+            return
+
+
+def try_lock(lock: BaseFileLock, seconds: float = 0.0) -> bool:
+    """Acquire a lock if it becomes free within `seconds`; False if it doesn't or the file system has no locks."""
+    folder = Path(lock.lock_file).parent
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock.acquire(timeout=seconds, poll_interval=0.1)
+    except Timeout:
+        pass
+    except (OSError, NotImplementedError) as error:
+        if folder not in _unlockable:
+            log.warning("%s: locks don't work in this folder (%s); continuing without them.", folder, error)
+            _unlockable.add(folder)
+    return lock.is_locked
 
 
 class ReaderLease:
     """Protects the store in a folder, which is read from disk, from eviction for as long as this object lives."""
 
     def __init__(self, store: Path) -> None:
-        lock = get_writer_lock(store, suffix=f".{secrets.token_hex(6)}.reader")
-        if lock.try_acquire(1.0):
+        lock = open_lock(store, f".{secrets.token_hex(6)}.reader")
+        if try_lock(lock, 1.0):
             weakref.finalize(self, _remove_reader_lock, lock, os.getpid())
 
 
-def _remove_reader_lock(lock: Lock, owner_pid: int) -> None:
+def _remove_reader_lock(lock: BaseFileLock, owner_pid: int) -> None:
     if os.getpid() == owner_pid:  # a forked child shares the lock and must not release its parent's
         lock.release()
-        lock.path.unlink(missing_ok=True)
+        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _has_reader(store: Path) -> bool:
     """Whether a process or thread is reading the store from disk; True if that can't be determined."""
-    writer = get_writer_lock(store).path
-    for path in writer.parent.glob(f"{writer.stem}.*.reader.lock"):
-        lock = Lock(path)
-        if not lock.try_acquire():
+    for path in (store.parent.parent / LOCKS).glob(f"{store.parent.name}-{store.name}.*.reader.lock"):
+        lock = FileLock(path, thread_local=False)
+        if not try_lock(lock):
             return True
         lock.release()
         path.unlink(missing_ok=True)  # left by a reader that was killed
@@ -111,9 +98,9 @@ def _has_reader(store: Path) -> bool:
 @contextmanager
 def _lock_if_idle(store: Path) -> Iterator[bool]:
     """Lock a store; yield False if a process or thread is writing or reading it, or if that can't be determined."""
-    lock = get_writer_lock(store)
+    lock = open_lock(store)
     try:
-        yield lock.try_acquire() and not _has_reader(store)
+        yield try_lock(lock) and not _has_reader(store)
     finally:
         lock.release()
 
@@ -129,19 +116,15 @@ class _OtherStore(NamedTuple):
 def reserve_space(store: Path, *, need: int, budget: int) -> str | None:
     """Reserve `need` more bytes for a store, evicting idle stores where necessary, the least recently used first.
 
-    None is evicted if that would not free enough. The bytes stay reserved until `clear_reservation`.
-
-    Args:
-        store: Folder of the store that needs the space.
-        need: Bytes that are going to be written.
-        budget: Maximum bytes of everything in the folder of all stores.
+    Everything in the folder of all stores may take `budget` bytes. Nothing is evicted if that would not free enough.
+    The bytes stay reserved until `clear_reservation`. OSError means that nothing can be written.
 
     Returns:
-        None if the space is reserved, otherwise the reason why there is not enough. OSError if nothing can be written.
+        None if the space is reserved, otherwise the reason why there is not enough.
     """
     root = store.parent.parent
-    lock = Lock(root / LOCKS / "budget.lock")
-    lock.acquire(watched=root, holder="freeing cache space")
+    lock = FileLock(root / LOCKS / "budget.lock", thread_local=False)
+    wait_for_lock(lock, watched=root, holder="freeing cache space")
     try:
         (store / RESERVED).write_text(str(sum_file_sizes(store) + need))
         for evicted in root.glob(f"{EVICTED}*"):  # left by a run that was killed
@@ -201,10 +184,9 @@ def _calculate_shortage(root: Path, stores: list[_OtherStore], need: int, budget
 
 def _inspect_store(folder: Path) -> _OtherStore:
     size, reserved, used = sum_file_sizes(folder), 0, 0.0
-    with _lock_if_idle(folder) as is_idle:
-        with suppress(OSError, ValueError):
-            used = (folder / USED).stat().st_mtime
-            reserved = 0 if is_idle else int((folder / RESERVED).read_text())
+    with _lock_if_idle(folder) as is_idle, suppress(OSError, ValueError):
+        used = (folder / USED).stat().st_mtime
+        reserved = 0 if is_idle else int((folder / RESERVED).read_text())
     return _OtherStore(used, folder, size, max(0, reserved - size), is_idle)
 
 

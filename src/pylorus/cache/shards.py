@@ -36,11 +36,9 @@ class DamagedShardError(Exception):
 
 
 class Shard:
-    """A complete file of records, of which only the names have been read yet.
+    """A complete file of records, of which only the names are read at first.
 
-    Raises:
-        DamagedShardError: If the names or the size of the file show that it is damaged.
-        OSError: If the file can't be read.
+    Raises DamagedShardError if they or the file's size show that it is damaged, and OSError if it can't be read.
     """
 
     def __init__(self, path: Path, record_bytes: int) -> None:
@@ -106,14 +104,17 @@ class Records:
     Attributes:
         place: "memory" or "disk"; a store is not evicted while its records are mapped from disk.
         distinct_names: The names without duplicates; the position of a name in it is the number of its record.
-        computed: Number of distinct records that had to be computed.
+        first_rows: Position in the request of each record's first name.
+        kept, computed: Numbers of distinct records that were found in the store, and that had to be computed.
     """
 
     def __init__(self, names: Sequence[str], folder: Path, record_bytes: int, *, memory_bytes: int) -> None:
         self._numbers: dict[str, int] = {}
         numbers = (self._numbers.setdefault(name, len(self._numbers)) for name in names)
         self._number_of = np.fromiter(numbers, np.intp, len(names))
-        self.distinct_names, count, self.computed = list(self._numbers), len(self._numbers), 0
+        self.first_rows = np.unique(self._number_of, return_index=True)[1]
+        self.distinct_names, count = list(self._numbers), len(self._numbers)
+        self.kept, self.computed = count, 0
         self._folder, self._record_bytes = folder, record_bytes
         in_memory = count * record_bytes <= memory_bytes
         self.place = "memory" if in_memory else "disk"
@@ -125,11 +126,6 @@ class Records:
     def __len__(self) -> int:
         return len(self._number_of)
 
-    @property
-    def kept(self) -> int:
-        """Number of distinct records that were found in the store."""
-        return len(self.distinct_names) - self.computed
-
     def select_rows(self, rows: NDArray[np.integer]) -> "Records":
         """Return the records at the given rows, in their order, as a request of their own."""
         selection = Records.__new__(Records)
@@ -137,7 +133,7 @@ class Records:
         return selection
 
     def read_rows(self, rows: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint8]:
-        """Return the records at `rows` as a new array of shape (rows, record_bytes); IndexError if there is no such row."""
+        """Return the records at `rows` as a new array of shape (rows, record_bytes); IndexError for any other row."""
         indices = np.asarray(rows)
         if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
             raise IndexError(f"rows: found {indices.dtype} of shape {indices.shape}, expected a 1D array of integers")
@@ -147,11 +143,6 @@ class Records:
         for index, (array, row) in enumerate(sources):
             records[index] = self._arrays[array][row]
         return records
-
-    def get_positions(self, numbers: NDArray[np.intp]) -> list[int]:
-        """Return the position in the request of the first name of each of these records."""
-        positions: list[int] = np.unique(self._number_of, return_index=True)[1][numbers].tolist()
-        return positions
 
     def put_computed(self, numbers: NDArray[np.intp], block: NDArray[np.uint8]) -> None:
         """Hold the records `block`, of shape (numbers, record_bytes), in memory if that is their place."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.cache.eviction import KEY, USED, clear_reservation, get_writer_lock, reserve_space
+from pylorus.cache.eviction import KEY, USED, clear_reservation, open_lock, reserve_space, wait_for_lock
 from pylorus.cache.shards import Records, ShardWriter
 from pylorus.config.schema import CacheConfig
 from pylorus.core.distributed import ALONE, Processes
@@ -82,6 +82,7 @@ class RecordStore:
         records = Records(names, self.folder, self.record_bytes, memory_bytes=memory_bytes)
         if any(processes.reduce_any(len(records.load_missing()) > 0)):
             records.computed = _Filler(self, records, processes, memory_bytes).compute_missing(compute)
+            records.kept -= records.computed
         return records
 
 
@@ -90,14 +91,14 @@ class _Filler:
 
     def __init__(self, store: RecordStore, records: Records, processes: Processes, memory_bytes: int) -> None:
         self._store, self._records, self._processes, self._memory_bytes = store, records, processes, memory_bytes
-        self._lock, self._is_writing = get_writer_lock(store.folder), False
+        self._lock, self._is_writing = open_lock(store.folder), False
 
     def compute_missing(self, compute: Compute) -> int:
         """Wait for any run that is already computing, then compute what is still missing; return how many."""
         if self._processes.is_first:  # on behalf of all processes
-            self._lock.acquire(watched=self._store.folder, holder=f"computing {self._store.kind}")
+            wait_for_lock(self._lock, watched=self._store.folder, holder=f"computing {self._store.kind}")
         try:
-            missing = self._processes.run_on_first(lambda: self._records.load_missing(clean=self._lock.held))
+            missing = self._processes.run_on_first(lambda: self._records.load_missing(clean=self._lock.is_locked))
             if len(missing):
                 reason = self._processes.run_on_first(lambda: self._reserve_space(missing))
                 self._is_writing = reason is None
@@ -110,11 +111,10 @@ class _Filler:
             self._stop_writing()
             self._lock.release()
         if len(disappeared):
-            shared = (
-                " cache.folder must be a folder that all machines of the run share." * self._processes.is_distributed
-            )
-            message = f"{self._store.folder}: records disappeared after they were written."
-            raise PylorusError(f"{message}{shared} Start the run again.")
+            message = f"{self._store.folder}: records disappeared after they were written. "
+            if self._processes.is_distributed:
+                message += "cache.folder must be a folder that all machines of the run share. "
+            raise PylorusError(f"{message}Start the run again.")
         return len(missing)
 
     def _reserve_space(self, missing: NDArray[np.intp]) -> str | None:
@@ -144,7 +144,7 @@ class _Filler:
     def _compute_records(self, compute: Compute, missing: NDArray[np.intp]) -> None:
         size, done = self._store.record_bytes, 0
         writer = ShardWriter(self._store.folder, size, len(missing))
-        for block in compute(self._records.get_positions(missing)):
+        for block in compute(self._records.first_rows[missing].tolist()):
             numbers = missing[done : done + len(block)]
             done += len(block)
             if block.dtype != np.uint8 or block.shape != (len(numbers), size):
