@@ -7,6 +7,7 @@ import os
 import subprocess
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -156,7 +157,7 @@ def test_records_that_fit_nowhere_are_an_error_with_numbers_and_the_key(tmp_path
 
 
 def test_a_disk_without_room_is_left_alone(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(eviction, "get_free_bytes", lambda root: 15 * SIZE)
+    monkeypatch.setattr(eviction.shutil, "disk_usage", lambda root: SimpleNamespace(total=0, free=15 * SIZE))
     names = some(20)
     assert store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=MEMORY).computed == 20
     assert "has only 14.6 KiB available" in caplog.text

@@ -117,7 +117,7 @@ def reserve_space(store: Path, *, need: int, budget: int) -> str | None:
     """Reserve `need` more bytes for a store, evicting idle stores where necessary, the least recently used first.
 
     Everything in the folder of all stores may take `budget` bytes. Nothing is evicted if that would not free enough.
-    The bytes stay reserved until `clear_reservation`. OSError means that nothing can be written.
+    The bytes stay reserved until the file RESERVED is removed. OSError means that the store can't be written to.
 
     Returns:
         None if the space is reserved, otherwise the reason why there is not enough.
@@ -140,16 +140,10 @@ def reserve_space(store: Path, *, need: int, budget: int) -> str | None:
                     shortage -= other.size
         if shortage <= 0:
             return None
-        clear_reservation(store)
+        (store / RESERVED).unlink()
         return reason
     finally:
         lock.release()
-
-
-def clear_reservation(store: Path) -> None:
-    """Remove the reservation of `reserve_space`: the bytes have been written, or will not be."""
-    with suppress(OSError):
-        (store / RESERVED).unlink()
 
 
 def sum_file_sizes(folder: Path) -> int:
@@ -162,17 +156,13 @@ def sum_file_sizes(folder: Path) -> int:
     return total
 
 
-def get_free_bytes(root: Path) -> int:
-    """Return the bytes that may still be written to the disk of `root`: all but 2 %, or 1 GiB of a large disk."""
-    disk = shutil.disk_usage(root)
-    return disk.free - min(2**30, disk.total // 50)
-
-
 def _calculate_shortage(root: Path, stores: list[_OtherStore], need: int, budget: int) -> tuple[int, str]:
     """Return the bytes missing before anything is evicted, and a message with the reason and the fix."""
     pending = sum(store.pending for store in stores)
     idle = sum(store.size for store in stores if store.is_idle)
-    used, free = sum_file_sizes(root) + pending, get_free_bytes(root) - pending
+    disk = shutil.disk_usage(root)
+    free = disk.free - min(2**30, disk.total // 50) - pending  # 2 % or 1 GiB of the disk stay free
+    used = sum_file_sizes(root) + pending
     shortage = max(used + need - budget, need - free)
     needed, more = f"{format_bytes(need)} must be written", format_bytes(shortage - idle)
     if shortage == used + need - budget:

@@ -25,10 +25,8 @@ log = logging.getLogger(__name__)
 SUFFIX = ".shard"
 SHARD_BYTES, SHARD_SECONDS = 32 << 20, 120.0
 """Records are collected in memory for so many bytes or seconds before they are written: all that a killed run loses."""
-READ_BYTES = 4 << 20
-"""Bytes that are read at a time to verify a shard."""
-LEFTOVER_SECONDS = 3600.0
-"""An incomplete file older than this was left by a run that was killed."""
+READ_BYTES, LEFTOVER_SECONDS = 4 << 20, 3600.0
+"""Bytes that are read at a time to verify a shard; age from which on an incomplete file is that of a killed run."""
 
 
 class DamagedShardError(Exception):
@@ -44,10 +42,9 @@ class Shard:
     def __init__(self, path: Path, record_bytes: int) -> None:
         with path.open("rb") as file:
             header, size = file.readline(), os.fstat(file.fileno()).st_size
-        try:
+        names = None
+        with suppress(ValueError, RecursionError):
             names = json.loads(header)
-        except (ValueError, RecursionError):
-            names = None
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise DamagedShardError(f"{path}: it does not begin with the names of its records")
         if size != (expected := len(header) + len(names) * record_bytes):
@@ -75,8 +72,7 @@ class ShardWriter:
     def __init__(self, folder: Path, record_bytes: int, count: int) -> None:
         self._folder, self._remaining = folder, count
         self._buffer = np.empty((min(count, max(1, SHARD_BYTES // record_bytes)), record_bytes), np.uint8)
-        self._names: list[str] = []
-        self._start = 0.0
+        self._names, self._start = list[str](), 0.0
 
     def add(self, names: Sequence[str], block: NDArray[np.uint8]) -> None:
         """Add records of shape (names, record_bytes), and write what is due; OSError if the disk is full or fails."""
@@ -153,9 +149,7 @@ class Records:
     def load_missing(self, *, clean: bool = False) -> NDArray[np.intp]:
         """Load missing records from the shards; return the numbers of those that are still missing.
 
-        Args:
-            clean: Whether to remove damaged shards, which are always skipped, and what killed runs left; only for the
-                holder of the store's lock.
+        Damaged shards are skipped. `clean`, only for the holder of the store's lock, removes them and old leftovers.
         """
         paths: list[Path] = []
         with suppress(OSError):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.cache.eviction import KEY, USED, clear_reservation, open_lock, reserve_space, wait_for_lock
+from pylorus.cache.eviction import KEY, RESERVED, USED, open_lock, reserve_space, wait_for_lock
 from pylorus.cache.shards import Records, ShardWriter
 from pylorus.config.schema import CacheConfig
 from pylorus.core.distributed import ALONE, Processes
@@ -111,10 +111,8 @@ class _Filler:
             self._stop_writing()
             self._lock.release()
         if len(disappeared):
-            message = f"{self._store.folder}: records disappeared after they were written. "
-            if self._processes.is_distributed:
-                message += "cache.folder must be a folder that all machines of the run share. "
-            raise PylorusError(f"{message}Start the run again.")
+            hint = " (all machines must share cache.folder)" * self._processes.is_distributed
+            raise PylorusError(f"{self._store.folder}: records disappeared after writing{hint}. Start the run again.")
         return len(missing)
 
     def _reserve_space(self, missing: NDArray[np.intp]) -> str | None:
@@ -165,16 +163,16 @@ class _Filler:
         self._lock.release()  # a run that waits for it would gain nothing by waiting longer
         if self._records.place != "memory":
             size = format_bytes(len(self._records.distinct_names) * self._store.record_bytes)
-            available = f"{format_bytes(self._memory_bytes)} is available (cache.memory_gib)"
             raise DoesNotFitError(
-                f"The {self._store.kind} can't be stored on disk: {reason}\n"
-                f"They don't fit in memory either: they take {size}, and {available}."
+                f"The {self._store.kind} can't be stored on disk: {reason}\nThey don't fit in memory either: "
+                f"they take {size}, and {format_bytes(self._memory_bytes)} is available (cache.memory_gib)."
             )
         log.warning("The %s are kept in memory, for this run only: %s", self._store.kind, reason)
 
     def _stop_writing(self) -> None:
         if self._is_writing and self._processes.is_first:
-            clear_reservation(self._store.folder)
+            with suppress(OSError):
+                (self._store.folder / RESERVED).unlink()
         self._is_writing = False
 
 
@@ -188,10 +186,9 @@ def load_or_compute_records(
     record_bytes: int,
     processes: Processes = ALONE,
 ) -> Records | None:
-    """Load or compute the records of `names` within the configured space; see `RecordStore` for the arguments.
+    """Load or compute the records of `names`, as `RecordStore` does, within the configured space.
 
-    Returns:
-        The records, or None if they fit neither on disk nor in memory, which is logged.
+    Return None, and log why, if they fit neither on disk nor in memory.
     """
     budget = int(settings.budget_gib * 2**30)
     store = RecordStore(Path(settings.folder), kind=kind, key=key, record_bytes=record_bytes, budget_bytes=budget)
