@@ -1,16 +1,18 @@
 """Room on disk: the budget, full disks, folders that can't be written to."""
 
+import contextlib
 import errno
 import logging
 import os
 import subprocess
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from pylorus.cache import eviction, shard
-from pylorus.cache import store as store_module
+from pylorus.cache import eviction, shards
 from pylorus.cache.eviction import sum_file_sizes
 from pylorus.cache.store import DoesNotFitError
 from tests.cache.drawn import SIZE, Computation, fill, process, right, some, store
@@ -20,7 +22,7 @@ MEMORY = 1 << 20
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(store_module, "SHARD_BYTES", 4 * SIZE)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 4 * SIZE)
 
 
 def last_used(folder, seconds):
@@ -99,7 +101,7 @@ def test_nothing_is_removed_where_that_would_not_suffice(tmp_path):
     folder = fill(tmp_path, some(5))
     with pytest.raises(DoesNotFitError):
         fill(tmp_path, some(20), key="own", budget=15 * SIZE)
-    assert len(list(folder.glob("*.data"))) == 2
+    assert len(list(folder.glob("*.shard"))) == 2
 
 
 def test_the_own_store_is_never_removed(tmp_path):
@@ -125,7 +127,7 @@ def test_records_over_the_budget_are_computed_into_memory_and_the_log_says_why(t
     assert (records.place, records.computed, computation.asked) == ("memory", 20, names)
     np.testing.assert_array_equal(records.read_rows(range(20)), right(names))
     assert "cache.budget_gib" in caplog.text
-    assert list(tmp_path.rglob("*.data")) == []
+    assert list(tmp_path.rglob("*.shard")) == []
 
 
 def test_a_run_that_keeps_nothing_lets_no_other_wait(tmp_path):
@@ -155,35 +157,39 @@ def test_records_that_fit_nowhere_are_an_error_with_numbers_and_the_key(tmp_path
 
 
 def test_a_disk_without_room_is_left_alone(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(eviction, "get_free_bytes", lambda root: 15 * SIZE)
+    monkeypatch.setattr(eviction.shutil, "disk_usage", lambda root: SimpleNamespace(total=0, free=15 * SIZE))
     names = some(20)
     assert store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=MEMORY).computed == 20
     assert "has only 14.6 KiB available" in caplog.text
-    assert list(tmp_path.rglob("*.data")) == []
+    assert list(tmp_path.rglob("*.shard")) == []
     with pytest.raises(DoesNotFitError, match="Free"):
         store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=0)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
-@pytest.mark.parametrize("writes", range(12))
-def test_a_disk_that_fails_while_writing_costs_no_computation(tmp_path, monkeypatch, caplog, code, writes):
-    break_after(monkeypatch, writes, code)
+@pytest.mark.parametrize("steps", range(10))
+def test_a_disk_that_fails_while_writing_costs_no_computation(tmp_path, monkeypatch, caplog, code, steps):
+    with contextlib.suppress(DoesNotFitError):
+        fill(tmp_path, some(1), budget=1)  # so that only shards are still to be written
+    break_after(monkeypatch, steps, code)
     names = some(12)
     computation = Computation(names)
     records = store(tmp_path).load_or_compute(names, computation, memory_bytes=MEMORY)
     assert (records.place, computation.asked) == ("memory", names)
     np.testing.assert_array_equal(records.read_rows(range(12)), right(names))
     monkeypatch.undo()
-    assert not [path for path in store(tmp_path).folder.iterdir() if path.suffix == ".partial"]
+    assert not list(store(tmp_path).folder.glob(".*"))
     failed = os.strerror(code) in caplog.text
+    assert failed == (steps < 9)  # three steps for each of the three shards
     again = store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=0)
     assert failed == (again.computed > 0)
-    assert again.kept % 4 == 0
+    assert again.kept == 4 * (steps // 3)
     np.testing.assert_array_equal(again.read_rows(range(12)), right(names))
 
 
 def test_a_disk_that_fails_while_writing_is_an_error_where_memory_is_too_small(tmp_path, monkeypatch):
-    break_after(monkeypatch, 5, errno.ENOSPC)
+    fill(tmp_path, some(4))
+    break_after(monkeypatch, 0, errno.ENOSPC)
     with pytest.raises(DoesNotFitError, match="No space left on device"):
         store(tmp_path).load_or_compute(some(12), Computation(some(12)), memory_bytes=0)
     monkeypatch.undo()
@@ -200,18 +206,25 @@ def test_a_folder_that_can_not_be_made_leaves_memory(tmp_path, caplog):
         store(tmp_path / "file" / "cache").load_or_compute(names, Computation(names), memory_bytes=0)
 
 
-def break_after(monkeypatch, writes, code):
-    """Lets so many writes of shards pass; the next writes half of what it is given, and fails as all after it do."""
-    real, left = shard.write_all, [writes]
+def break_after(monkeypatch, steps, code):
+    """Lets so many steps of writing shards pass: a write, a sync, a rename; the next fails, a write in its middle."""
+    passed = [0]
 
-    def write(file, content):
-        left[0] -= 1
-        if left[0] < 0:
-            real(file, content[: len(content) // 2])
-            raise OSError(code, os.strerror(code))
-        real(file, content)
+    def break_step(owner, name, fail):
+        real = getattr(owner, name)
 
-    monkeypatch.setattr(shard, "write_all", write)
+        def step(*words):
+            passed[0] += 1
+            if passed[0] > steps:
+                fail(real, *words)
+                raise OSError(code, os.strerror(code))
+            return real(*words)
+
+        monkeypatch.setattr(owner, name, step)
+
+    break_step(Path, "write_bytes", lambda real, path, content: real(path, content[: len(content) // 2]))
+    break_step(os, "fsync", lambda real, descriptor: None)
+    break_step(Path, "replace", lambda real, path, target: None)
 
 
 @pytest.fixture

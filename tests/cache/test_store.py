@@ -4,8 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from pylorus.cache import shard
-from pylorus.cache import store as store_module
+from pylorus.cache import shards
 from pylorus.cache.store import RecordStore
 from tests.cache.drawn import BUDGET, SIZE, Computation, fill, process, right, some, store
 
@@ -14,7 +13,7 @@ PLACES = [("memory", 1 << 20), ("disk", 0)]
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(store_module, "SHARD_BYTES", 4 * SIZE)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 4 * SIZE)
 
 
 @pytest.mark.parametrize(("place", "memory"), PLACES)
@@ -57,7 +56,7 @@ def test_only_what_is_missing_is_computed(tmp_path, place, memory):
 
 @pytest.mark.parametrize(("place", "memory"), PLACES)
 def test_some_of_what_is_kept_can_be_asked_for_in_another_order(tmp_path, monkeypatch, place, memory):
-    monkeypatch.setattr(shard, "READ_BYTES", 2 * SIZE)
+    monkeypatch.setattr(shards, "READ_BYTES", 2 * SIZE)
     fill(tmp_path, some(10))
     names = [some(10)[number] for number in (9, 2, 3, 5, 1)]
     computation = Computation(names)
@@ -158,7 +157,7 @@ def test_no_names_need_no_computation(tmp_path):
 def test_a_computation_that_gives_other_than_asked_for_is_an_error(tmp_path, blocks):
     with pytest.raises(ValueError, match="compute: found"):
         store(tmp_path).load_or_compute(some(3), lambda places: iter(blocks), memory_bytes=0)
-    assert [path.suffix for path in store(tmp_path).folder.iterdir() if "data" in path.name] == []
+    assert [path for path in store(tmp_path).folder.iterdir() if "shard" in path.name] == []
 
 
 def test_blocks_may_have_any_size_and_layout(tmp_path):

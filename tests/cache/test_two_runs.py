@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from pylorus.cache import lock
+from pylorus.cache import eviction
 from tests.cache.drawn import Computation, process, right, some, store, wait_until
 
 
@@ -36,7 +36,7 @@ print(len(computation.asked), records.computed, records.kept, (records.read_rows
 
 
 def test_who_waits_says_so_and_then_finds_everything(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(lock, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(eviction, "POLL_SECONDS", 0.05)
     caplog.set_level(logging.INFO)
     names, told = some(6), threading.Event()
     slow = Computation(names, before=lambda first: told.wait(20))
@@ -57,8 +57,8 @@ def test_who_waits_says_so_and_then_finds_everything(tmp_path, monkeypatch, capl
 
 
 def test_a_holder_that_hangs_is_not_waited_for_for_ever(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(lock, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(lock, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(eviction, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(eviction, "PATIENCE_SECONDS", 0.3)
     lock_file(tmp_path).parent.mkdir()
     names = some(6)
     with FileLock(lock_file(tmp_path)):
@@ -70,14 +70,14 @@ def test_a_holder_that_hangs_is_not_waited_for_for_ever(tmp_path, monkeypatch, c
 
 
 def test_a_holder_that_makes_progress_is_waited_for(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(lock, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(lock, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(eviction, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(eviction, "PATIENCE_SECONDS", 0.5)
     folder, names = store(tmp_path).folder, some(6)
     lock_file(tmp_path).parent.mkdir()
     folder.mkdir(parents=True)
 
     def write_slowly():
-        with FileLock(lock_file(tmp_path)), (folder / "x.data.partial").open("wb", buffering=0) as file:
+        with FileLock(lock_file(tmp_path)), (folder / ".x.shard").open("wb", buffering=0) as file:
             held.set()
             for _ in range(12):
                 file.write(b"x")
@@ -98,7 +98,7 @@ def test_a_disk_that_can_not_lock_still_keeps_records(tmp_path, monkeypatch, cap
     def refuse(*words, **more):
         raise error
 
-    monkeypatch.setattr(lock.FileLock, "acquire", refuse)
+    monkeypatch.setattr(eviction.FileLock, "acquire", refuse)
     names = some(6)
     assert store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=0).computed == 6
     assert store(tmp_path, key="b").load_or_compute(names, Computation(names), memory_bytes=0).computed == 6

@@ -51,7 +51,7 @@ def test_each_process_fills_its_share_of_the_cache(two):
     computed = re.findall(r"features pretrain: 0 cached, (\d+) computed", (two.path / "run.log").read_text())
     assert computed == [str(images)]
     stores = list((two.path / "cache" / "features").iterdir())
-    assert [len(list(store.glob("*.data"))) for store in stores] == [2, 2]
+    assert [len(list(store.glob("*.shard"))) for store in stores] == [2, 2]
 
 
 def ranks(forks) -> list[Forked]:

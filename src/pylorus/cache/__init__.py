@@ -1,5 +1,5 @@
 """Fixed-size records that are computed once and stored on disk for every run that needs them again.
 
-This package knows nothing of images or networks: a record is a row of bytes with a name. Its interface is
-`store.RecordStore`.
+A record is a row of bytes with a name. LMDB, zarr and diskcache each lack one of what is needed: checksums, a budget for
+all runs, read-only folders, and kill -9 at any moment without a repair.
 """

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pylorus.cache.records import Records
+from pylorus.cache.shards import Records
 from pylorus.config.schema import AugmentConfig, CacheConfig
 from pylorus.core.distributed import ALONE, Processes
 from pylorus.core.seeding import compute_seed

@@ -12,7 +12,7 @@ import PIL
 from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
-from pylorus.cache.records import Records
+from pylorus.cache.shards import Records
 from pylorus.cache.store import load_or_compute_records
 from pylorus.config.schema import CacheConfig
 from pylorus.core.distributed import ALONE, Processes
