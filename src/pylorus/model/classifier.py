@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from timm.optim._optim_factory import create_optimizer_v2, list_optimizers
 from torch import Tensor, distributed, nn
-from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from pylorus.config.schema import FUSED, LossConfig, OptimizerConfig, StageConfig
@@ -22,6 +21,7 @@ from pylorus.data.datamodule import Batch
 from pylorus.model.backbone import Backbone
 from pylorus.model.frozen_features import FeatureBatch
 from pylorus.model.frozen_prefix import CutNetwork
+from pylorus.model.losses import build_loss
 from pylorus.model.metrics import EpochMetrics, FirstNonFiniteLoss
 
 
@@ -119,7 +119,6 @@ class Classifier(pl.LightningModule):
 
     mean: Tensor
     std: Tensor
-    class_weights: Tensor
 
     def __init__(
         self,
@@ -155,12 +154,10 @@ class Classifier(pl.LightningModule):
         """IDs of training and validation images, by row: for the message when a loss becomes NaN or infinite."""
         self._non_finite = {"train": FirstNonFiniteLoss(), "val": FirstNonFiniteLoss()}
         self.processes = processes
-        self.names, self.plan, self.optimizer_config, self.loss_config = tuple(names), plan, optimizer, loss
+        self.names, self.plan, self.optimizer_config = tuple(names), plan, optimizer
         self.register_buffer("mean", 255 * torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer(
-            "class_weights", _compute_class_weights(loss, len(self.names), images_of_class), persistent=False
-        )
+        self.loss = build_loss(loss, classes=len(self.names), images_of_class=images_of_class)
         self.tallies = nn.ModuleDict(
             {"train_part": EpochMetrics(len(self.names)), "val_part": EpochMetrics(len(self.names))}
         )
@@ -308,22 +305,16 @@ class Classifier(pl.LightningModule):
 
     def _compute_batch_loss(self, batch: Batch | FeatureBatch, split: str) -> Tensor:
         logits = self.compute_logits(batch)
-        image_weights = self.class_weights[batch.label]
-        losses = functional.cross_entropy(
-            logits,
-            batch.label,
-            weight=self.class_weights,
-            label_smoothing=self.loss_config.label_smoothing,
-            reduction="none",
-        )
-        loss = losses.sum() / image_weights.sum()
-        self._get_metrics(split).add_batch(loss, image_weights.sum(), logits, batch.label)
+        losses, weight = self.loss(logits, batch.label), self.loss.compute_weights(batch.label).sum()
+        loss: Tensor = losses.sum() / weight
+        self._get_metrics(split).add_batch(loss, weight, logits, batch.label)
         if split == "val_part" or not self.processes.is_distributed:
             return loss
         # Gradients are averaged over processes: scaled like this, they give the whole batch's gradient.
-        total_weight = image_weights.sum()
+        total_weight = weight.clone()
         distributed.all_reduce(total_weight)
-        return losses.sum() * self.processes.count / total_weight
+        scaled: Tensor = losses.sum() * self.processes.count / total_weight
+        return scaled
 
     def gather_metric_sums(self) -> dict[str, Tensor]:
         """Return the sums over this epoch's training batches so far, over all processes."""
@@ -337,13 +328,3 @@ class Classifier(pl.LightningModule):
         metrics = self.tallies[split]
         assert isinstance(metrics, EpochMetrics)
         return metrics
-
-
-def _compute_class_weights(loss: LossConfig, classes: int, images_of_class: Sequence[int] | None) -> Tensor:
-    """Return one weight per class: inverse to its frequency if configured, with mean 1 over the images."""
-    if loss.class_weights == "none":
-        return torch.ones(classes)
-    if images_of_class is None:
-        raise ValueError("balanced class weights need images_of_class")
-    counts = torch.tensor(images_of_class, dtype=torch.float32)
-    return counts.sum() / (classes * counts)
