@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 from hydra.errors import InstantiationException
@@ -42,7 +43,9 @@ def instantiate(node: Mapping[str, Any], *, key: str, **arguments: Any) -> Any:
 
     get_object(node, key=key)
     try:
-        return hydra.utils.instantiate(dict(node), _convert_="all", **arguments)
+        # Nested nodes become objects first; our own arguments are passed as they are, not through OmegaConf.
+        prepared = hydra.utils.instantiate({**node, "_partial_": True}, _convert_="all")
+        return partial(prepared, **arguments) if node.get("_partial_") else prepared(**arguments)
     except PylorusError:
         raise
     except Exception as error:  # whatever the user's code raises

@@ -355,11 +355,12 @@ class CacheConfig:
 class LoggerConfig:
     """Where the training curves are shown, in addition to metrics.csv in the run's folder."""
 
-    name: str = key("csv", "csv: files only; tensorboard; wandb", choices=("csv", "tensorboard", "wandb"))
-    project: str = key("pylorus", "project name in Weights & Biases")
+    name: str = key("csv", "a file in conf/logger; csv: files only, no dashboard", choices=list_group_files("logger"))
+    project: str = key("pylorus", "name of the project in Weights & Biases, or of the experiment in MLflow")
     offline: bool = key(
         True,
-        "Weights & Biases: true: store everything on this machine; false: upload it, which needs `wandb login` first",
+        "true: store everything on this machine; false: send it to Weights & Biases, which needs `wandb login` "
+        "first, or to the MLflow server in logger.args.tracking_uri",
     )
     images: bool = key(
         False,

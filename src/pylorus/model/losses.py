@@ -117,7 +117,9 @@ class ExternalLoss(ImageLoss):
         losses = self.function(logits, label)
         shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         if shape not in ((), tuple(label.shape)):
-            raise PylorusError(f"loss: {self.name} gave {shape}, expected a tensor of shape () or {tuple(label.shape)}.")
+            raise PylorusError(
+                f"loss: {self.name} gave {shape}, expected a tensor of shape () or {tuple(label.shape)}."
+            )
         return losses.expand(len(label))
 
 

@@ -298,8 +298,9 @@ def _format_deidentification(run: SavedRun) -> str:
         if run.get_setting("data.patients") == "dicom"
         else "Only pixels and orientation of the image files are used; the audit notes the presence of other metadata"
     )
-    dashboard = run.get_setting("logger.name")
-    is_logged = run.get_setting("logger.images") and dashboard in ("tensorboard", "wandb")
+    name = run.get_setting("logger.name", "csv")
+    dashboard = run.get_setting("logger._target_") if name == "csv" else name
+    is_logged = run.get_setting("logger.images") and dashboard
     logged = f". Misclassified images were logged to {dashboard} (logger.images=true)" if is_logged else ""
     named = ". The folder of the run contains file names (split.csv)" if run.split is not None else ""
     return f"{patients}{named}{logged}"
