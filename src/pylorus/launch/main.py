@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pylorus.config.checks import build_config, check_key, is_free_form, load_config
-from pylorus.config.schema import CONF, GROUPS, Config
+from pylorus.config.schema import CONF, EXTENSIBLE, GROUPS, Config
 from pylorus.core.errors import INTERRUPTED, PylorusError, format_name_list, format_suggestion
 from pylorus.core.io import explain_disk_error, handle_closed_pipe, write_text
 from pylorus.launch.sweep import check_installed, explain_sweep_end, interrupted, run_job_process, setup_sweep_process
@@ -168,7 +168,10 @@ def register() -> None:
     # Cached, so that a launcher's worker sees the same value as this process.
     OmegaConf.register_new_resolver("pylorus.token", lambda: token, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("pylorus.help", _render_help, replace=True)
-    ConfigStore.instance().store(name="schema", node=Config)
+    schema = OmegaConf.structured(Config)
+    for section in EXTENSIBLE:
+        OmegaConf.set_struct(schema[section], False)  # accepts the arguments of a _target_; build_config checks them
+    ConfigStore.instance().store(name="schema", node=schema)
 
 
 def _render_help() -> str:
