@@ -61,7 +61,7 @@ def test_the_loss_is_torchs_cross_entropy_with_weights_and_smoothing(smoothing):
 
 
 def test_balanced_weights_make_classes_weigh_the_same():
-    weights = classifier(loss=LossConfig(class_weights="balanced"), images_of_class=[10, 20, 70]).class_weights
+    weights = classifier(loss=LossConfig(class_weights="balanced"), images_of_class=[10, 20, 70]).loss.class_weights
     assert torch.allclose(weights * torch.tensor([10.0, 20.0, 70.0]), torch.full((3,), 100 / 3))
 
 

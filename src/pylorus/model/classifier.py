@@ -4,10 +4,9 @@
 needs.
 """
 
-import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, cast
@@ -18,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from timm.optim._optim_factory import create_optimizer_v2, list_optimizers
 from torch import Tensor, distributed, nn
-from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from pylorus.config.checks import check_values
@@ -30,6 +28,7 @@ from pylorus.data.datamodule import Batch
 from pylorus.model.backbone import Backbone, build_backbone, read_checkpoint
 from pylorus.model.frozen_features import FeatureBatch
 from pylorus.model.frozen_prefix import CutNetwork
+from pylorus.model.losses import LossFunction, build_loss, resolve_loss
 from pylorus.model.metrics import EpochMetrics, FirstNonFiniteLoss, explain_non_finite_loss
 
 
@@ -113,10 +112,6 @@ def build_schedule(optimizer: torch.optim.Optimizer, stage: StageConfig, *, step
     return {"scheduler": LambdaLR(optimizer, lr_factor), "interval": "step"}
 
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""A loss of logits (batch, classes) and labels (batch,): one value, or one per image, which are averaged."""
-
-
 class Classifier(pl.LightningModule):
     """A pretrained backbone with a new head; takes uint8 RGB images and normalizes them on the network's device.
 
@@ -131,7 +126,6 @@ class Classifier(pl.LightningModule):
 
     mean: Tensor
     std: Tensor
-    class_weights: Tensor
 
     def __init__(
         self,
@@ -141,7 +135,7 @@ class Classifier(pl.LightningModule):
         weights: str | Path = ModelConfig.weights,
         model_args: Mapping[str, Any] | None = None,
         image_size: int | None = None,
-        loss: Loss | None = None,
+        loss: str | LossFunction = LossConfig.name,
         class_weights: Sequence[float] | None = None,
         label_smoothing: float = LossConfig.label_smoothing,
         optimizer: str = OptimizerConfig.name,
@@ -159,14 +153,15 @@ class Classifier(pl.LightningModule):
 
         Args:
             model: Name of a timm model, preferably with its tag (resnet50.tv_in1k); or a backbone that is already
-                built, which `load_from_checkpoint` then needs again.
+                built: `load_from_checkpoint` can't build that again.
             classes: Name of each class, in label order.
             weights: Initial weights of the backbone; hub: downloaded once; none: random; or a file of tensors.
             model_args: Further arguments of `timm.create_model`.
             image_size: Side of the input in pixels; None: the size that the backbone was designed for.
-            loss: A loss of logits (batch, classes) and labels (batch,), such as an `nn.Module`; None: cross-entropy.
-            class_weights: Weight of each class in the cross-entropy; None: 1.
-            label_smoothing: Fraction of each label that is spread evenly over all classes, in the cross-entropy.
+            loss: cross_entropy, focal, or your own: an `nn.Module` or function of logits (batch, classes) and labels
+                (batch,).
+            class_weights: Weight of each class in the loss; None: 1.
+            label_smoothing: Fraction of each label that is spread evenly over all classes.
             optimizer: adamw, sgd, or any other optimizer of timm.
             lr: Peak learning rate.
             weight_decay: Weight decay; not applied to biases and normalization layers.
@@ -181,49 +176,36 @@ class Classifier(pl.LightningModule):
         Raises:
             PylorusError: If a value is not allowed, or the weights are unavailable or do not match.
         """
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         if len(classes) < 2:
             raise PylorusError(f"classes: found {list(classes)}, expected the names of at least two classes.")
-        self.optimizer_config = OptimizerConfig(optimizer, lr, weight_decay, momentum, clip)
+        self.optimizer_config = OptimizerConfig(
+            name=optimizer, lr=lr, weight_decay=weight_decay, momentum=momentum, clip=clip
+        )
         self.stage_config = StageConfig(layer_decay=layer_decay, schedule=schedule, warmup=warmup)
-        self.loss_config = LossConfig(label_smoothing=label_smoothing)
-        for config in (self.optimizer_config, self.stage_config, self.loss_config):
+        for config in (self.optimizer_config, self.stage_config):
             check_values(config)
         if isinstance(model, str):
-            self.save_hyperparameters(
-                {
-                    "model": model,
-                    "classes": [str(name) for name in classes],
-                    "weights": str(weights),
-                    "model_args": dict(model_args or {}),
-                    "image_size": image_size,
-                    "class_weights": None if class_weights is None else [float(weight) for weight in class_weights],
-                    "label_smoothing": label_smoothing,
-                    **dataclasses.asdict(self.optimizer_config),
-                    "layer_decay": layer_decay,
-                    "schedule": schedule,
-                    "warmup": warmup,
-                    "channels_last": channels_last,
-                    "seed": seed,
-                }
-            )
+            if not isinstance(loss, str):
+                del arguments["loss"]
+            self.save_hyperparameters({name: _convert_to_plain(value) for name, value in arguments.items()})
             backbone = _build_seeded_backbone(
-                ModelConfig(model, str(weights), dict(model_args or {})), len(classes), image_size, seed
+                ModelConfig(name=model, weights=str(weights), args=dict(model_args or {})),
+                classes=len(classes),
+                image_size=image_size,
+                seed=seed,
             )
         else:
             backbone = model
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = backbone.network.to(memory_format=self.memory_format)
         self.names, self.image_size, self.seed = tuple(classes), backbone.image_size, seed
-        self.loss = loss
+        self.loss = resolve_loss(loss, class_weights, label_smoothing=label_smoothing, classes=len(classes))
         self.processes = ALONE
         """The distributed processes, each of which computes its part of a batch."""
         self.register_buffer("mean", 255 * torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
-        weight_of_class = torch.ones(len(classes)) if class_weights is None else torch.tensor(list(class_weights))
-        if len(weight_of_class) != len(classes):
-            raise PylorusError(f"class_weights: found {len(weight_of_class)} weights for {len(classes)} classes.")
-        self.register_buffer("class_weights", weight_of_class.float(), persistent=False)
         self.tallies = nn.ModuleDict(
             {split: EpochMetrics(len(self.names)) for split in ("train_part", "val_part", "test_part")}
         )
@@ -234,8 +216,7 @@ class Classifier(pl.LightningModule):
         checkpoint_path: str | Path,
         map_location: Any = None,
         *,
-        loss: Loss | None = None,
-        model: Backbone | None = None,
+        loss: str | LossFunction | None = None,
         **changed: Any,
     ) -> Self:
         """Load a classifier from a checkpoint that any Trainer saved of it; reads tensors and plain values only.
@@ -243,23 +224,23 @@ class Classifier(pl.LightningModule):
         Args:
             checkpoint_path: The file.
             map_location: Device to load to; None: the CPU.
-            loss: The loss that it was trained with, to train on: a checkpoint does not hold it.
-            model: The backbone that it was built from, if that was not a name.
+            loss: Your own loss, to train on: a checkpoint does not hold it; None: the named loss of the checkpoint.
             changed: Arguments of the constructor that shall differ from those that it was built with.
 
         Raises:
             PylorusError: If the file is not a checkpoint of a `Classifier`; the message says what is wrong.
         """
         state, hyperparameters = read_checkpoint(Path(checkpoint_path), map_location or "cpu")
-        known = set(inspect.signature(Classifier.__init__).parameters) - {"self", "loss"}
-        arguments = {**hyperparameters, **changed} | ({} if model is None else {"model": model})
+        # The checkpoint holds all weights, so none are downloaded.
+        known = set(inspect.signature(cls.__init__).parameters) - {"self"}
+        arguments = {**hyperparameters, **changed, "weights": "none"}
         unknown = sorted(str(name) for name in set(arguments) - known)
         missing = sorted({"model", "classes"} - set(arguments))
         if unknown or missing:
             problem = f"unknown hyperparameter {unknown[0][:100]!r}" if unknown else f"no hyperparameter {missing[0]!r}"
             raise PylorusError(f"{checkpoint_path}: this is not a checkpoint of pylorus.Classifier: {problem}.")
-        # The checkpoint holds all weights, so none are downloaded.
-        classifier = cls(**{**arguments, "weights": "none"}, loss=loss)
+        arguments["loss"] = loss or hyperparameters.get("loss") or LossConfig.name
+        classifier = cls(**arguments)
         if loss is None:
             state = {name: value for name, value in state.items() if not name.startswith("loss.")}
         try:
@@ -372,25 +353,16 @@ class Classifier(pl.LightningModule):
 
     def _compute_batch_loss(self, batch: Batch | FeatureBatch, split: str) -> Tensor:
         logits = self.compute_logits(batch)
-        image_weights = self.class_weights[batch.label]
-        if self.loss is None:
-            losses = functional.cross_entropy(
-                logits,
-                batch.label,
-                weight=self.class_weights,
-                label_smoothing=self.loss_config.label_smoothing,
-                reduction="none",
-            )
-        else:
-            losses = self.loss(logits, batch.label).expand(len(batch.label))
-        loss = losses.sum() / image_weights.sum()
-        self._get_metrics(split).add_batch(loss, image_weights.sum(), logits, batch.label)
+        losses, weight = self.loss(logits, batch.label), self.loss.compute_weights(batch.label).sum()
+        loss: Tensor = losses.sum() / weight
+        self._get_metrics(split).add_batch(loss, weight, logits, batch.label)
         if split != "train_part" or not self.processes.is_distributed:
             return loss
         # Gradients are averaged over processes: scaled like this, they give the whole batch's gradient.
-        total_weight = image_weights.sum()
+        total_weight = weight.clone()
         distributed.all_reduce(total_weight)
-        return losses.sum() * self.processes.count / total_weight
+        scaled: Tensor = losses.sum() * self.processes.count / total_weight
+        return scaled
 
     def _get_metrics(self, split: str) -> EpochMetrics:
         metrics = self.tallies[split]
@@ -454,11 +426,8 @@ class StageClassifier(Classifier):
         """IDs of training and validation images, by row: for the message when a loss becomes NaN or infinite."""
         self._non_finite = {"train": FirstNonFiniteLoss(), "val": FirstNonFiniteLoss()}
         self.processes, self.plan = processes, plan
-        self.stage_config, self.optimizer_config, self.loss_config = plan.config, optimizer, loss
-        self.class_weights = _compute_class_weights(loss, len(self.names), images_of_class)
-
-    def setup(self, stage: str) -> None:
-        """Do nothing: the run has set the processes."""
+        self.stage_config, self.optimizer_config = plan.config, optimizer
+        self.loss = build_loss(loss, classes=len(self.names), images_of_class=images_of_class)
 
     def compute_logits(self, batch: Batch | FeatureBatch) -> Tensor:
         """Compute logits (batch, classes) of images, or of the features that replace them."""
@@ -564,18 +533,19 @@ class StageClassifier(Classifier):
         self._get_metrics("train_part").restore_sums(sums)
 
 
-def _build_seeded_backbone(config: ModelConfig, classes: int, image_size: int | None, seed: int) -> Backbone:
+def _convert_to_plain(value: Any) -> Any:
+    """Convert a constructor's argument to the plain types that a checkpoint may hold."""
+    if isinstance(value, Mapping):
+        return {str(name): _convert_to_plain(each) for name, each in value.items()}
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [_convert_to_plain(each) for each in value]
+    return str(value) if isinstance(value, Path | str) else value
+
+
+def _build_seeded_backbone(config: ModelConfig, *, classes: int, image_size: int | None, seed: int) -> Backbone:
     """Build a backbone whose head depends on the seed; torch's global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(compute_seed(seed, "head"))
         return build_backbone(config, classes=classes, image_size=image_size)
-
-
-def _compute_class_weights(loss: LossConfig, classes: int, images_of_class: Sequence[int] | None) -> Tensor:
-    """Return one weight per class: inverse to its frequency if configured, with mean 1 over the images."""
-    if loss.class_weights == "none":
-        return torch.ones(classes)
-    if images_of_class is None:
-        raise ValueError("balanced class weights need images_of_class")
-    counts = torch.tensor(images_of_class, dtype=torch.float32)
-    return counts.sum() / (classes * counts)

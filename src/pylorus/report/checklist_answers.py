@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from pylorus.model.losses import list_loss_details
 from pylorus.report.captions import (
     collect_caveats,
     count_accepted_leaks,
@@ -397,7 +398,7 @@ def _format_training(run: SavedRun) -> str:
         return ""
     details = [
         *_list_optimizer_details(run),
-        *_list_loss_details(run),
+        *list_loss_details(run.get_setting("loss", {})),
         *_list_machine_details(run),
         f"seed {run.get_setting('seed')}",
     ]
@@ -437,14 +438,6 @@ def _list_optimizer_details(run: SavedRun) -> list[str]:
     if run.get_setting("optimizer.clip") is not None:
         details.append(f"gradients clipped to a norm of {run.get_setting('optimizer.clip'):g}")
     return [*details, f"batch size {size}"]
-
-
-def _list_loss_details(run: SavedRun) -> list[str]:
-    smoothing = float(run.get_setting("loss.label_smoothing", 0.0))
-    details = [
-        "class-weighted cross-entropy" if run.get_setting("loss.class_weights") == "balanced" else "cross-entropy"
-    ]
-    return [*details, f"label smoothing {smoothing:g}"] if smoothing else details
 
 
 def _list_machine_details(run: SavedRun) -> list[str]:
