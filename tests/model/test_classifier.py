@@ -8,7 +8,7 @@ from torch.nn import functional
 from pylorus.config.schema import LossConfig, ModelConfig, OptimizerConfig, StageConfig
 from pylorus.data.datamodule import Batch
 from pylorus.model.backbone import build_backbone
-from pylorus.model.classifier import Classifier, EpochMetrics, StagePlan
+from pylorus.model.classifier import StageClassifier, EpochMetrics, StagePlan
 from tests.conftest import TINY
 
 NAMES = ("GC", "GU", "CG")
@@ -18,7 +18,7 @@ def classifier(*, loss=None, **options):
     torch.manual_seed(0)
     backbone = build_backbone(ModelConfig(TINY, weights="none"), classes=3)
     plan = StagePlan("pretrain", StageConfig(), first_epoch=0, seed=5)
-    return Classifier(backbone, NAMES, plan, OptimizerConfig(), loss or LossConfig(), **options)
+    return StageClassifier(backbone, NAMES, plan, OptimizerConfig(), loss or LossConfig(), **options)
 
 
 def batch(labels=(0, 1, 2, 2)):

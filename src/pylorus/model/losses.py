@@ -18,6 +18,9 @@ from pylorus.config.instantiation import TARGET, build_callable, get_object, get
 from pylorus.config.schema import LossConfig
 from pylorus.core.errors import PylorusError, format_suggestion
 
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+"""A loss of logits (batch, classes) and labels (batch,): one value per image, or the mean of a batch's images."""
+
 
 class ImageLoss(nn.Module):
     """A loss with one value per image.
@@ -102,7 +105,7 @@ class ExternalLoss(ImageLoss):
         PylorusError: If it has trainable parameters, which the optimizer does not know.
     """
 
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], class_weights: Tensor, *, name: str) -> None:
+    def __init__(self, function: LossFunction, class_weights: Tensor, *, name: str) -> None:
         super().__init__(torch.ones_like(class_weights))
         self.function, self.name = function, name
         if isinstance(function, nn.Module) and any(parameter.requires_grad for parameter in function.parameters()):
@@ -155,6 +158,32 @@ def build_loss(config: LossConfig, *, classes: int, images_of_class: Sequence[in
         return kind(weights, **{name: settings[name] for name in _list_arguments(kind) & settings.keys()})
     except (TypeError, ValueError) as error:
         raise PylorusError(f"loss.args.{error}") from error
+
+
+def resolve_loss(
+    loss: str | LossFunction, class_weights: Sequence[float] | None, *, label_smoothing: float, classes: int
+) -> ImageLoss:
+    """Build a loss by its name in `LOSSES`, or from a function or module of the caller.
+
+    Args:
+        loss: The name, or the function.
+        class_weights: Weight of each class; None: 1. Of a named loss only.
+        label_smoothing: Fraction of each label that is spread evenly over all classes. Of a named loss only.
+        classes: Number of classes.
+
+    Raises:
+        PylorusError: If there is no such loss, or it can't take these arguments.
+    """
+    weights = torch.ones(classes) if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
+    if len(weights) != classes:
+        raise PylorusError(f"class_weights: found {len(weights)} weights for {classes} classes.")
+    if isinstance(loss, str):
+        built = build_loss(LossConfig(name=loss, label_smoothing=label_smoothing), classes=classes)
+        built.class_weights = weights
+        return built
+    if class_weights is not None or label_smoothing:
+        raise PylorusError("class_weights, label_smoothing: your own loss applies them itself. Leave them out.")
+    return ExternalLoss(loss, weights, name=getattr(loss, "__name__", type(loss).__name__))
 
 
 def compute_class_weights(mode: str, classes: int, images_of_class: Sequence[int] | None) -> Tensor:

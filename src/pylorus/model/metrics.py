@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pylorus.core.distributed import Processes
+from pylorus.core.errors import format_name_list
 from pylorus.evaluation.confusion import class_indices, overall_indices
 
 CLASS_METRICS = ("precision", "sensitivity", "f1")
@@ -84,3 +86,28 @@ class FirstNonFiniteLoss:
     def get_rows(self) -> list[int]:
         """Return the rows, after synchronizing with the device; empty if every loss was finite."""
         return [] if self._rows is None else [row for row in self._rows.tolist() if row >= 0]
+
+
+def explain_non_finite_loss(
+    split: str, *, stage: str, epoch: int, rows: Sequence[int], sample_ids: NDArray[np.str_] | None
+) -> str:
+    """Explain that a loss became NaN or infinite, and what to do.
+
+    Args:
+        split: train or val.
+        stage: Name of the stage.
+        epoch: The epoch, from 0.
+        rows: Rows of the first batch with such a loss.
+        sample_ids: ID of each image of the split, by row; None if unknown.
+    """
+    first_ids = [f"row {row}" if sample_ids is None else sample_ids[row] for row in rows]
+    loss = "the training loss" if split == "train" else "the validation loss, but not yet the training loss,"
+    first_images = (
+        f"It happened first in the batch of these images (split.csv has their files):\n{format_name_list(first_ids)}\n"
+    )
+    return (
+        f"{loss} of stage {stage} became NaN or infinite in epoch {epoch + 1}. "
+        f"Lower optimizer.lr or stages.{stage}.lr, or set trainer.precision=32.\n"
+        f"{first_images if first_ids else ''}"
+        "Start a new run with other values: resumed, this one would fail again at the same step."
+    )

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from pylorus.config.schema import CONF, AugmentConfig, Config, StageConfig
+from pylorus.config.schema import AugmentConfig, Config, StageConfig
 from pylorus.core.distributed import Processes
-from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_percent
 from pylorus.core.io import write_atomically
-from pylorus.data.augmentation import build_augmentation
+from pylorus.data.augmentation import build_augmentation, load_policy
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.input_format import InputFormat
 from pylorus.data.prepare import RunImages
@@ -24,7 +23,7 @@ from pylorus.evaluation.index_intervals import proportions_of_predictions
 from pylorus.hardware.choices import get_batch_size, resolve_channels_last, resolve_workers
 from pylorus.hardware.engine import Engine
 from pylorus.model.backbone import Backbone
-from pylorus.model.classifier import Classifier, StagePlan, build_optimizer
+from pylorus.model.classifier import StageClassifier, StagePlan, build_optimizer
 from pylorus.model.freeze import apply_depth, resolve_depth
 from pylorus.model.frozen_features import FeatureDataModule, FrozenPrefix
 from pylorus.model.frozen_prefix import CannotCutError
@@ -51,24 +50,14 @@ def resolve_augmentation(stage: StageConfig, default: AugmentConfig) -> AugmentC
     """
     if stage.augment is None or stage.augment == default.name:
         return default
-    files = {path.stem: path for path in (CONF / "augment").glob("*.yaml")}
-    if stage.augment not in files:
-        raise PylorusError(
-            f"stages: augment: there is no augment/{stage.augment}.yaml.{format_suggestion(stage.augment, files)} "
-            f"Available: {', '.join(sorted(files))}."
-        )
-    merged = OmegaConf.to_object(
-        OmegaConf.merge(OmegaConf.structured(AugmentConfig), OmegaConf.load(files[stage.augment]))
-    )
-    assert isinstance(merged, AugmentConfig)
-    return merged
+    return load_policy(stage.augment, key="stages: augment")
 
 
 def build_image_data(
     plan: StagePlan, config: Config, backbone: Backbone, images: RunImages, engine: Engine, processes: Processes
 ) -> ImageDataModule:
     """Build the data module of a stage's images."""
-    return ImageDataModule(
+    return ImageDataModule.from_table(
         images.table,
         images.catalog.root,
         InputFormat(backbone.image_size, config.data.fit, backbone.interpolation, config.data.crop),
@@ -86,7 +75,7 @@ def build_image_data(
 
 
 def build_stage_data(
-    image_data: ImageDataModule, classifier: Classifier, plan: StagePlan, config: Config, engine: Engine
+    image_data: ImageDataModule, classifier: StageClassifier, plan: StagePlan, config: Config, engine: Engine
 ) -> ImageDataModule | FeatureDataModule:
     """Build a data module of features if the network can be split at the stage's depth; else return the images'.
 
@@ -133,7 +122,7 @@ def run_stage(plan: StagePlan, run: Run) -> StageResult:
     """
     stage_folder, images = run.folder.get_stage(plan.name), run.images
     speed = SpeedMonitor(sum(images.count_by_class("train")), run.engine.accelerator)
-    classifier = Classifier(
+    classifier = StageClassifier(
         run.backbone,
         images.catalog.short_names,
         plan,
@@ -161,7 +150,7 @@ def run_stage(plan: StagePlan, run: Run) -> StageResult:
 
 
 def _train(
-    classifier: Classifier, image_data: ImageDataModule, run: Run, stage_folder: StageFolder, speed: SpeedMonitor
+    classifier: StageClassifier, image_data: ImageDataModule, run: Run, stage_folder: StageFolder, speed: SpeedMonitor
 ) -> None:
     """Train the classifier's stage, from the start or from where it was last saved."""
     plan = classifier.plan
@@ -196,12 +185,12 @@ def _predict(plan: StagePlan, run: Run, stage_folder: StageFolder, image_data: I
             write_predictions(table, stage_folder.get_predictions_path(split))
 
 
-def _load_best_weights(classifier: Classifier, stage_folder: StageFolder) -> None:
+def _load_best_weights(classifier: StageClassifier, stage_folder: StageFolder) -> None:
     checkpoint = torch.load(stage_folder.best_checkpoint, map_location="cpu", weights_only=True)
     classifier.load_stage_weights(checkpoint["state_dict"])
 
 
-def _load_finished_stage(classifier: Classifier, stage_folder: StageFolder) -> StageResult:
+def _load_finished_stage(classifier: StageClassifier, stage_folder: StageFolder) -> StageResult:
     _load_best_weights(classifier, stage_folder)
     return _read_result(stage_folder)
 
