@@ -16,6 +16,8 @@ from pylorus.config.instantiation import TARGET
 from pylorus.config.schema import EXTENSIBLE, FUSED, GROUPS, NAMED_TARGETS, Config
 from pylorus.core.errors import PylorusError, format_suggestion
 
+PASSED = {"loss": ("label_smoothing",), "logger": ("project", "offline")}
+"""Keys of Pylorus's own that a `_target_` receives as well, where they differ from their default."""
 RESERVED_STAGE_NAMES = ("model", "report", "images")
 """Names that no stage may have: each stage has a folder in the run's folder, where these names are in use."""
 
@@ -156,6 +158,11 @@ def _collect_arguments(name: str, section: Any) -> None:
     arguments = {key: vars(section).pop(key) for key in list(vars(section)) if key not in known}
     if arguments and getattr(section, TARGET) is None:
         check_key(f"{name}.{next(iter(arguments))}")
+    if getattr(section, TARGET) is not None:
+        defaults = type(section)()
+        for key in PASSED.get(name, ()):
+            if getattr(section, key) != getattr(defaults, key):
+                arguments[key] = getattr(section, key)
     section.args = {**section.args, **arguments}
 
 
@@ -363,7 +370,9 @@ FLAGS
 
   -m                              run a sweep over comma-separated values
   --cfg job                       print the configuration instead of running it
-  --hydra-help                    help of Hydra itself: launchers, sweepers, shell completion
+  --config-dir DIR                also read your own files: DIR/GROUP/FILE.yaml
+  --hydra-help                    help of Hydra itself: launchers, sweepers
+  -sc install=bash                tab completion: eval "$$(python train.py -sc install=bash)"
 """
 
 

@@ -8,7 +8,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -305,12 +305,15 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     @contextmanager
-    def set_starting(self, overrides: list[str], *, sweep: str | None = None) -> Iterator[None]:
+    def set_starting(
+        self, overrides: list[str], *, sweep: str | None = None, searchpath: Sequence[str] = ()
+    ) -> Iterator[None]:
         """Mark the run as `starting`, or as `failed` if the code inside the context fails.
 
         Args:
             overrides: The overrides of the command line.
             sweep: Name of the sweep, if the run is one of its jobs.
+            searchpath: Where the user's own configuration files are, as in Hydra's `hydra.searchpath`.
         """
         status: dict[str, Any] = {
             "state": "starting",
@@ -319,6 +322,7 @@ class RunFolder:
             "started": _format_now(),
             "overrides": overrides,
             "sweep": sweep,
+            **({"searchpath": list(searchpath)} if searchpath else {}),
         }
         self._write_status(status)
         try:
