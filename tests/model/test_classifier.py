@@ -8,7 +8,7 @@ from torch.nn import functional
 from pylorus.config.schema import LossConfig, ModelConfig, OptimizerConfig, StageConfig
 from pylorus.data.datamodule import Batch
 from pylorus.model.backbone import build_backbone
-from pylorus.model.classifier import StageClassifier, EpochMetrics, StagePlan
+from pylorus.model.classifier import EpochMetrics, StageClassifier, StagePlan
 from tests.conftest import TINY
 
 NAMES = ("GC", "GU", "CG")

@@ -242,6 +242,8 @@ def _check_targets(config: Config) -> None:
             _check_free_of_targets(f"{name}.args", section.args)
     for name in NAMED_TARGETS:
         for entry, node in getattr(config, name).items():
+            if node is None and name == "metrics":
+                continue  # an index that Pylorus has
             if not isinstance(node, dict) or node.get(TARGET) is None:
                 raise PylorusError(
                     f"{name}.{entry}: found {str(node)[:80]}, expected a {TARGET} and its arguments, as in "

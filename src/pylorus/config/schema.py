@@ -222,8 +222,8 @@ class StageConfig:
     patience: int | None = key(None, "stop the stage after this many epochs without improvement; null: never", low=1)
     monitor: str = key(
         "loss",
-        "validation metric that decides which epoch is the best",
-        choices=("loss", "accuracy", "precision", "sensitivity", "f1"),
+        "validation metric that decides which epoch is the best: loss, accuracy, or the average over the classes of "
+        "precision, sensitivity, specificity, npv, f1 or a metric of yours",
     )
     augment: str | None = key(
         None, "augmentation policy of this stage, a file in conf/augment (none, light, endoscopy); null: the run's"
@@ -431,7 +431,9 @@ class Config:
         {}, "callbacks of your own by name, each with the _target_ of a Lightning callback and its arguments"
     )
     metrics: dict[str, Any] = key(
-        {}, "metrics of your own by name, each with the _target_ of a function (confusion matrix) → one value per class"
+        {},
+        "further metrics of each class for tables, curves and monitor, by name: null for one that Pylorus has "
+        "(specificity, npv), or the _target_ of a function (confusion matrix) → one value per class",
     )
 
 

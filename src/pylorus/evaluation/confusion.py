@@ -10,7 +10,7 @@ average: a macro average over classes is NaN as soon as one class is undefined.
 `monitor` read it. To add one, add an entry.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import TypeAlias
 
@@ -135,6 +135,11 @@ IMAGE_METRICS = ("loss", "accuracy")
 """What `monitor` may name beside an index of a class: means over images."""
 
 
+def get_monitor_column(monitor: str) -> str:
+    """Return the validation metric of a `monitor` as metrics.csv names it within a stage; of an index, the average."""
+    return f"val/{monitor}" + ("" if monitor in IMAGE_METRICS else "/average")
+
+
 def select_class_metrics(names: Iterable[str] = ()) -> list[ClassMetric]:
     """Return the registered indices that tables, curves and the sweep table of a run show, in their order.
 
@@ -147,6 +152,16 @@ def select_class_metrics(names: Iterable[str] = ()) -> list[ClassMetric]:
     """
     chosen = set(names)
     return [metric for metric in CLASS_METRICS.values() if metric.is_in_tables or metric.name in chosen]
+
+
+def join_labels(labels: Sequence[str]) -> str:
+    """Join the labels of indices as in a sentence.
+
+    Example:
+        >>> join_labels(["precision", "sensitivity", "F1"])
+        'precision, sensitivity and F1'
+    """
+    return " and ".join([", ".join(labels[:-1])] * (len(labels) > 1) + list(labels[-1:]))
 
 
 def compute_class_metric(metric: ClassMetric, confusion: Counts) -> NDArray[np.float64]:

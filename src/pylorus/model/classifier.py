@@ -25,6 +25,7 @@ from pylorus.core.distributed import ALONE, Processes
 from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.core.seeding import compute_seed
 from pylorus.data.datamodule import Batch
+from pylorus.evaluation.confusion import ClassMetric, get_monitor_column
 from pylorus.model.backbone import Backbone, build_backbone, read_checkpoint
 from pylorus.model.frozen_features import FeatureBatch
 from pylorus.model.frozen_prefix import CutNetwork
@@ -403,6 +404,7 @@ class StageClassifier(Classifier):
         loss: LossConfig,
         *,
         images_of_class: Sequence[int] | None = None,
+        metrics: Sequence[ClassMetric] | None = None,
         channels_last: bool = True,
         processes: Processes = ALONE,
     ) -> None:
@@ -415,6 +417,7 @@ class StageClassifier(Classifier):
             optimizer: Optimizer configuration.
             loss: Loss configuration; "balanced" class weights need `images_of_class`.
             images_of_class: Number of training images of each class.
+            metrics: The indices of a class to compute in each epoch; None: those that tables show.
             channels_last: Memory layout of tensors; the numbers are the same.
             processes: The run's distributed processes, each of which computes its part of a batch.
         """
@@ -428,6 +431,9 @@ class StageClassifier(Classifier):
         self.processes, self.plan = processes, plan
         self.stage_config, self.optimizer_config = plan.config, optimizer
         self.loss = build_loss(loss, classes=len(self.names), images_of_class=images_of_class)
+        for tally in self.tallies.values():
+            if metrics is not None and isinstance(tally, EpochMetrics):
+                tally.metrics = list(metrics)
 
     def compute_logits(self, batch: Batch | FeatureBatch) -> Tensor:
         """Compute logits (batch, classes) of images, or of the features that replace them."""
@@ -482,7 +488,7 @@ class StageClassifier(Classifier):
         metrics[f"{name}/lr"] = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
         # "step" is the loggers' x-axis in Lightning: epochs over the whole run, so that stages follow each other.
         self.log_dict({**metrics, "step": float(self.plan.first_epoch + self.current_epoch + 1)})
-        monitored = f"{name}/val/{monitor}" + ("" if monitor in ("loss", "accuracy") else "/average")
+        monitored = f"{name}/{get_monitor_column(monitor)}"
         self.log("monitor", metrics[monitored], logger=False)  # read by checkpoints and early stopping
         schedule = self.lr_schedulers()
         if isinstance(schedule, ReduceLROnPlateau) and not self.trainer.sanity_checking:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from pylorus.evaluation.confusion import CLASS_METRICS
 from pylorus.model.losses import list_loss_details
 from pylorus.report.captions import (
     collect_caveats,
@@ -157,10 +158,12 @@ def report_measures(evidence: Evidence) -> str:
     if not evidence.results:
         return ""
     calibrated = any(result.calibration is not None for result in evidence.results)
+    own = {name: None for result in evidence.results for name in result.stage.own_metrics}
+    indices = [*(metric.label for metric in CLASS_METRICS.values()), *own]
     patients = any(result.patients is not None for result in evidence.results)
     return (
-        "Precision, sensitivity, specificity, NPV, F1, AUROC and average precision of each class; accuracy, balanced "
-        "accuracy, macro averages, kappa and MCC; risk-coverage curves"
+        f"{indices[0].capitalize()}, {', '.join(indices[1:])}, AUROC and average precision of each class; accuracy, "
+        "balanced accuracy, macro averages, kappa and MCC; risk-coverage curves"
         + ("; ECE, Brier score, NLL and net benefit of calibrated probabilities" if calibrated else "")
         + ("; per image and per patient (group)." if patients else "; per image.")
     )

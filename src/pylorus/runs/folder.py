@@ -208,6 +208,16 @@ class StageFolder:
         self.delete_other_bests(None)
         self.last_checkpoint.unlink(missing_ok=True)
 
+    @property
+    def own_metrics_path(self) -> Path:
+        """Values of the user's own metrics on each split, if there are any."""
+        return self.path / "own_metrics.json"
+
+    def read_own_metrics(self) -> dict[str, dict[str, dict[str, float | None]]]:
+        """Return the values of the user's own metrics by split, metric and class; empty if there are none."""
+        path = self.own_metrics_path
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
     def get_predictions_path(self, split: str) -> Path:
         """Return the path of the best epoch's predictions for `val` or `test`."""
         return self.path / f"predictions-{split}.parquet"
