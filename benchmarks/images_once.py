@@ -59,7 +59,7 @@ def data_module(root: Path, *, size: int, workers: int, keep: bool, store: Path)
 
     catalog = read_folders(root, group=r"patient_\d+")
     table = split_catalog(catalog, DataConfig()).table
-    return ImageDataModule(
+    return ImageDataModule.from_table(
         table,
         catalog.root,
         InputFormat(size, "pad", "bilinear"),

@@ -47,7 +47,7 @@ def steps(model: str, device: str, batch_size: int) -> dict[str, Callable[[], ob
     from pylorus.hardware.choices import resolve_channels_last
     from pylorus.hardware.engine import resolve_engine
     from pylorus.model.backbone import build_backbone
-    from pylorus.model.classifier import Classifier, StagePlan, build_optimizer
+    from pylorus.model.classifier import StageClassifier, StagePlan, build_optimizer
 
     config = Config(
         model=ModelConfig(name=MODELS[model].name, weights="none"),
@@ -59,7 +59,7 @@ def steps(model: str, device: str, batch_size: int) -> dict[str, Callable[[], ob
     last, _ = resolve_channels_last(config, engine, backbone.network)
     plan = StagePlan("finetune", stage, 0, 0)
     names = ("a", "b", "c")
-    classifier = Classifier(backbone, names, plan, config.optimizer, config.loss, channels_last=last).to(device)
+    classifier = StageClassifier(backbone, names, plan, config.optimizer, config.loss, channels_last=last).to(device)
     optimizer = build_optimizer(classifier.network, stage, config.optimizer)
     served = _batches(backbone.image_size, backbone.interpolation, batch_size)
     autocast = torch.autocast(device, torch.bfloat16, enabled=engine.precision == "bf16")

@@ -109,7 +109,7 @@ def measure(count: int) -> dict[str, tuple[float, float]]:
         del catalog, facts, found, copies
         catalog_module.load_or_compute_facts = load_or_compute_facts
         with measures.step("epoch set-up"):
-            served = ImageDataModule(
+            served = ImageDataModule.from_table(
                 table, folder, InputFormat(224, "pad", "bilinear"), batch_size=64, workers=0,
                 policy=AugmentConfig(), seed=0, cache=CacheConfig(images=False),
             )  # fmt: skip

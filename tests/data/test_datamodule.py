@@ -21,7 +21,7 @@ def serve(drawn, tmp_path_factory):
     table = split_catalog(catalog, DataConfig(val_fraction=0.2, test_fraction=0.2)).table
 
     def make(*, workers=0, seed=0, policy=POLICY, batch_size=4, views=None, images=False):
-        return ImageDataModule(
+        return ImageDataModule.from_table(
             table,
             catalog.root,
             InputFormat(32, "pad", "bilinear"),

@@ -62,7 +62,7 @@ def tar_of(drawn, tmp_path):
 
 def module_of(catalog, *, workers=0, window=None, batch_size=4):
     table = split_catalog(catalog, DataConfig(val_fraction=0.2, test_fraction=0.2)).table
-    return ImageDataModule(
+    return ImageDataModule.from_table(
         table,
         catalog.root,
         InputFormat(32, "pad", "bilinear"),

@@ -235,3 +235,16 @@ def test_a_bundle_of_format_1_is_read_and_guarantees_nothing(bundle_folder, desc
     assert (found.positive == expected.positive).all()
     assert found.sets is None
     assert expected.sets is not None
+
+
+@pytest.mark.parametrize("key", ["arguments", "weights", "input", "training", "versions", ""])
+def test_a_target_in_a_bundle_is_never_honoured(spoilt, resealed, tmp_path, key):
+    mark = tmp_path / "mark"
+    description = json.loads((spoilt / "model.json").read_text())
+    (description[key] if key else description)["_target_"] = f"pathlib.Path({str(mark)!r}).touch"
+    (spoilt / "model.json").write_text(json.dumps(description))
+    if key == "versions":  # a name with a text like any other
+        load_bundle(resealed(spoilt))
+    else:
+        refused(resealed(spoilt), "_target_")
+    assert not mark.exists()

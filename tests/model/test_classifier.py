@@ -8,7 +8,7 @@ from torch.nn import functional
 from pylorus.config.schema import LossConfig, ModelConfig, OptimizerConfig, StageConfig
 from pylorus.data.datamodule import Batch
 from pylorus.model.backbone import build_backbone
-from pylorus.model.classifier import Classifier, EpochMetrics, StagePlan
+from pylorus.model.classifier import EpochMetrics, StageClassifier, StagePlan
 from tests.conftest import TINY
 
 NAMES = ("GC", "GU", "CG")
@@ -18,7 +18,7 @@ def classifier(*, loss=None, **options):
     torch.manual_seed(0)
     backbone = build_backbone(ModelConfig(TINY, weights="none"), classes=3)
     plan = StagePlan("pretrain", StageConfig(), first_epoch=0, seed=5)
-    return Classifier(backbone, NAMES, plan, OptimizerConfig(), loss or LossConfig(), **options)
+    return StageClassifier(backbone, NAMES, plan, OptimizerConfig(), loss or LossConfig(), **options)
 
 
 def batch(labels=(0, 1, 2, 2)):
@@ -61,7 +61,7 @@ def test_the_loss_is_torchs_cross_entropy_with_weights_and_smoothing(smoothing):
 
 
 def test_balanced_weights_make_classes_weigh_the_same():
-    weights = classifier(loss=LossConfig(class_weights="balanced"), images_of_class=[10, 20, 70]).class_weights
+    weights = classifier(loss=LossConfig(class_weights="balanced"), images_of_class=[10, 20, 70]).loss.class_weights
     assert torch.allclose(weights * torch.tensor([10.0, 20.0, 70.0]), torch.full((3,), 100 / 3))
 
 

@@ -8,7 +8,7 @@ from timm.models.vgg import VGG
 from torch import nn
 
 from pylorus.core.errors import PylorusError
-from pylorus.model.freeze import Freeze, apply_depth, list_blocks, resolve_depth
+from pylorus.model.freeze import FreezeBackbone, apply_depth, list_blocks, resolve_depth
 from tests.conftest import TINY
 
 
@@ -29,7 +29,7 @@ def trained(network, learn, epochs=2):
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     data = torch.utils.data.TensorDataset(torch.randn(12, 3, 32, 32), torch.arange(12) % 3)
     trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=epochs, callbacks=[Freeze(learn)], logger=False, enable_checkpointing=False,
+        accelerator="cpu", max_epochs=epochs, callbacks=[FreezeBackbone(learn)], logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(Plain(network), torch.utils.data.DataLoader(data, batch_size=6))
@@ -38,7 +38,7 @@ def trained(network, learn, epochs=2):
 
 def begin(network, learn):
     """Brings a network to where an epoch of training at this depth begins."""
-    module, freeze = Plain(network), Freeze(learn)
+    module, freeze = Plain(network), FreezeBackbone(learn)
     freeze.setup(None, module, "fit")
     freeze.on_train_epoch_start(None, module)
 

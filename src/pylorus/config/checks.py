@@ -12,9 +12,12 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pylorus.config.schema import FUSED, GROUPS, Config
+from pylorus.config.instantiation import TARGET
+from pylorus.config.schema import EXTENSIBLE, FUSED, GROUPS, NAMED_TARGETS, Config
 from pylorus.core.errors import PylorusError, format_suggestion
 
+PASSED = {"loss": ("label_smoothing",), "logger": ("project", "offline")}
+"""Keys of Pylorus's own that a `_target_` receives as well, where they differ from their default."""
 RESERVED_STAGE_NAMES = ("model", "report", "images")
 """Names that no stage may have: each stage has a folder in the run's folder, where these names are in use."""
 
@@ -119,11 +122,19 @@ def build_config(composed: DictConfig) -> Config:
     Raises:
         PylorusError: If a key is missing or a value is not allowed; the message names the key.
     """
+    target = composed.model.get(TARGET)
+    if target and OmegaConf.is_missing(composed.model, "name"):
+        composed = composed.copy()
+        composed.model.name = target.rpartition(".")[2]
     missing = sorted(str(name) for name in OmegaConf.missing_keys(composed))
     if missing:
         raise PylorusError(f"{missing[0]}: no value given. Add {missing[0]}=… to the command line.")
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
+    for name in EXTENSIBLE:
+        _collect_arguments(name, getattr(config, name))
+    if config.data._target_ is not None:
+        config.data.kind = "external"
     check_config(config)
     config.stages = {name: config.stages[name] for name in config.run}
     if config.data.fold_column is not None:
@@ -139,6 +150,20 @@ def build_config(composed: DictConfig) -> Config:
     if config.model.weights not in ("hub", "none"):
         config.model.weights = str(Path(config.model.weights).expanduser().absolute())
     return config
+
+
+def _collect_arguments(name: str, section: Any) -> None:
+    """Move the keys beside a `_target_`, which OmegaConf made attributes, into the section's `args`."""
+    known = {field.name for field in dataclasses.fields(section)}
+    arguments = {key: vars(section).pop(key) for key in list(vars(section)) if key not in known}
+    if arguments and getattr(section, TARGET) is None:
+        check_key(f"{name}.{next(iter(arguments))}")
+    if getattr(section, TARGET) is not None:
+        defaults = type(section)()
+        for key in PASSED.get(name, ()):
+            if getattr(section, key) != getattr(defaults, key):
+                arguments[key] = getattr(section, key)
+    section.args = {**section.args, **arguments}
 
 
 def load_config(path: Path) -> Config:
@@ -160,6 +185,7 @@ def check_config(config: Config) -> None:
         PylorusError: If a rule is violated; the message names the key, what was found and what was expected.
     """
     check_values(config)
+    _check_targets(config)
     if not config.run or len(set(config.run)) < len(config.run):
         raise PylorusError(
             f"run: found {config.run}, expected at least one stage and each only once, as in stage=both."
@@ -189,6 +215,8 @@ def check_config(config: Config) -> None:
     _check_test_set(config)
     _check_classes(config)
     _check_strategy(config)
+    if config.model._target_ is not None:
+        return
     if config.model.args.get("in_chans", 3) != 3:
         raise PylorusError(
             f"model.args.in_chans: found {config.model.args['in_chans']}, expected 3. Every image is converted to RGB, "
@@ -199,6 +227,56 @@ def check_config(config: Config) -> None:
         raise PylorusError(
             f"model.args.{min(reserved)}: Pylorus sets it itself, from the classes and model.weights. Leave it out."
         )
+
+
+def _check_targets(config: Config) -> None:
+    """Check that `_target_` is only where it is honoured, and that it is a dotted path there."""
+    for name in EXTENSIBLE:
+        section = getattr(config, name)
+        target = getattr(section, TARGET)
+        if target is not None:
+            _check_target(name, target)
+        elif section.args and name in ("data", "augment"):
+            raise PylorusError(f"{name}.args: found arguments without {name}.{TARGET}, which they belong to.")
+        elif name != "data":
+            _check_free_of_targets(f"{name}.args", section.args)
+    for name in NAMED_TARGETS:
+        for entry, node in getattr(config, name).items():
+            if node is None and name == "metrics":
+                continue  # an index that Pylorus has
+            if not isinstance(node, dict) or node.get(TARGET) is None:
+                raise PylorusError(
+                    f"{name}.{entry}: found {str(node)[:80]}, expected a {TARGET} and its arguments, as in "
+                    f"{name}.{entry}={{{TARGET}: my_package.MyClass}}."
+                )
+            _check_target(f"{name}.{entry}", node[TARGET])
+    if config.data.kind == "external" and config.data._target_ is None:
+        raise PylorusError(
+            f"data.kind: found external without data.{TARGET}, expected the function that lists the images."
+        )
+    _check_free_of_targets("augment.transforms", config.augment.transforms)
+    _check_free_of_targets("trainer.args", config.trainer.args)
+
+
+def _check_target(key: str, target: object) -> None:
+    if not isinstance(target, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target):
+        raise PylorusError(
+            f'{key}.{TARGET}: found "{target}", expected the dotted path of a class or function, such as '
+            "my_package.my_module.MyClass."
+        )
+
+
+def _check_free_of_targets(key: str, value: object) -> None:
+    if isinstance(value, dict):
+        if TARGET in value:
+            raise PylorusError(
+                f"{key}.{TARGET}: {TARGET} is not allowed here, only in {', '.join((*EXTENSIBLE, *NAMED_TARGETS))}."
+            )
+        for name, inner in value.items():
+            _check_free_of_targets(f"{key}.{name}", inner)
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            _check_free_of_targets(f"{key}[{index}]", inner)
 
 
 def _check_strategy(config: Config) -> None:
@@ -237,7 +315,7 @@ def _check_test_set(config: Config) -> None:
             "data.test_column, data.test_values, data.test_from: expected the column and exactly one of the other "
             "two, as in data.test_column=site data.test_values=[B]."
         )
-    if data.test_column is not None and data.kind not in ("manifest", "shards"):
+    if data.test_column is not None and data.kind not in ("manifest", "shards", "external"):
         raise PylorusError("data.test_column: refers to a column of a manifest. Add data=manifest data.manifest=FILE.")
 
 
@@ -255,7 +333,7 @@ def _check_fold(config: Config) -> None:
             f"data.fold_column: found {data.fold_column} without data.fold, expected the value of this column to test "
             f"on. To test on each value in turn: -m data.fold=A,B,C data.fold_column={data.fold_column}."
         )
-    if data.kind not in ("manifest", "shards"):
+    if data.kind not in ("manifest", "shards", "external"):
         raise PylorusError("data.fold_column: refers to a column of a manifest. Add data=manifest data.manifest=FILE.")
 
 
@@ -294,7 +372,9 @@ FLAGS
 
   -m                              run a sweep over comma-separated values
   --cfg job                       print the configuration instead of running it
-  --hydra-help                    help of Hydra itself: launchers, sweepers, shell completion
+  --config-dir DIR                also read your own files: DIR/GROUP/FILE.yaml
+  --hydra-help                    help of Hydra itself: launchers, sweepers
+  -sc install=bash                tab completion: eval "$$(python train.py -sc install=bash)"
 """
 
 

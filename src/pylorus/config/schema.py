@@ -15,6 +15,11 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1] /
 """Folder of the configuration files: at the top level of a clone, inside the package of an installed wheel."""
 
 
+def list_group_files(group: str) -> tuple[str, ...]:
+    """Return the names of the files of a group of conf/, sorted: what `GROUP=` on the command line accepts."""
+    return tuple(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+
+
 def key(
     default: Value,
     meaning: str,
@@ -58,9 +63,15 @@ class DataConfig:
     kind: str = key(
         "folders",
         "source of the images; folders: your class folders; manifest: a table that lists the files; shards: tar files; "
-        "synthetic: generated images",
-        choices=("folders", "manifest", "shards", "synthetic"),
+        "synthetic: generated images; external: a source of your own, data._target_",
+        choices=("folders", "manifest", "shards", "synthetic", "external"),
     )
+    _target_: str | None = key(
+        None,
+        "a source of your own: dotted path of a function that returns a table with the columns path and label and, "
+        "where known, group and split",
+    )
+    args: dict[str, Any] = key({}, "arguments of data._target_, e.g. {server: pacs.example.org}")
     root: str | None = key(
         None,
         "folder that contains ROOT/{train,val,test}/CLASS, ROOT/{train,test}/CLASS or ROOT/CLASS; for shards, their "
@@ -172,7 +183,13 @@ class ModelConfig:
         "initial weights; hub: downloaded once, then cached; none: random; or a file (safetensors, or a pickle that "
         "contains only tensors)",
     )
-    args: dict[str, Any] = key({}, "additional arguments for timm.create_model, e.g. {drop_path_rate: 0.1}")
+    args: dict[str, Any] = key(
+        {}, "additional arguments for timm.create_model, or for model._target_, e.g. {drop_path_rate: 0.1}"
+    )
+    _target_: str | None = key(
+        None,
+        "a network of your own: dotted path of a class or function that returns an nn.Module; model.name labels it",
+    )
 
 
 @dataclass
@@ -205,8 +222,8 @@ class StageConfig:
     patience: int | None = key(None, "stop the stage after this many epochs without improvement; null: never", low=1)
     monitor: str = key(
         "loss",
-        "validation metric that decides which epoch is the best",
-        choices=("loss", "accuracy", "precision", "sensitivity", "f1"),
+        "validation metric that decides which epoch is the best: loss, accuracy, or the average over the classes of "
+        "precision, sensitivity, specificity, npv, f1 or a metric of yours",
     )
     augment: str | None = key(
         None, "augmentation policy of this stage, a file in conf/augment (none, light, endoscopy); null: the run's"
@@ -225,6 +242,12 @@ class AugmentConfig:
 
     name: str = key("none", "name of the policy")
     transforms: dict[str, Any] = key({}, "transform: {argument: value}, applied in this order")
+    _target_: str | None = key(
+        None,
+        "an augmentation of your own in place of the transforms: dotted path of a callable (image of shape (height, "
+        "width, 3), uint8 RGB; seed) → image",
+    )
+    args: dict[str, Any] = key({}, "arguments of augment._target_")
 
 
 FUSED = ("adam", "adamw", "sgd")
@@ -244,8 +267,13 @@ class OptimizerConfig:
 
 @dataclass
 class LossConfig:
-    """Cross-entropy and its variants."""
+    """What training minimizes."""
 
+    name: str = key("cross_entropy", "name of the loss, a file in conf/loss", choices=list_group_files("loss"))
+    _target_: str | None = key(
+        None, "a loss of your own in place of a name: dotted path of a class or function (logits, labels) → loss"
+    )
+    args: dict[str, Any] = key({}, "further arguments of the loss, e.g. {gamma: 2}")
     class_weights: str = key(
         "none",
         "balanced: weight each class inversely to its frequency, so that rare and frequent classes count the same",
@@ -295,6 +323,9 @@ class TrainerConfig:
         False, "compile the trained part of the network with torch.compile: takes minutes at the start, for long runs"
     )
     progress: bool = key(True, "show a progress bar if the output is a terminal")
+    args: dict[str, Any] = key(
+        {}, "further arguments of Lightning's Trainer, e.g. {limit_train_batches: 10}; not those that Pylorus sets"
+    )
 
 
 @dataclass
@@ -324,16 +355,21 @@ class CacheConfig:
 class LoggerConfig:
     """Where the training curves are shown, in addition to metrics.csv in the run's folder."""
 
-    name: str = key("csv", "csv: files only; tensorboard; wandb", choices=("csv", "tensorboard", "wandb"))
-    project: str = key("pylorus", "project name in Weights & Biases")
+    name: str = key("csv", "a file in conf/logger; csv: files only, no dashboard", choices=list_group_files("logger"))
+    project: str = key("pylorus", "name of the project in Weights & Biases, or of the experiment in MLflow")
     offline: bool = key(
         True,
-        "Weights & Biases: true: store everything on this machine; false: upload it, which needs `wandb login` first",
+        "true: store everything on this machine; false: send it to Weights & Biases, which needs `wandb login` "
+        "first, or to the MLflow server in logger.args.tracking_uri",
     )
     images: bool = key(
         False,
         "also log misclassified validation images, which are then uploaded wherever the metrics are",
     )
+    _target_: str | None = key(
+        None, "a logger of your own in place of a name: dotted path of a class derived from Lightning's Logger"
+    )
+    args: dict[str, Any] = key({}, "further arguments of the logger")
 
 
 @dataclass
@@ -391,7 +427,30 @@ class Config:
     cache: CacheConfig = field(default_factory=CacheConfig)
     deploy: DeployConfig = field(default_factory=DeployConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    callbacks: dict[str, Any] = key(
+        {}, "callbacks of your own by name, each with the _target_ of a Lightning callback and its arguments"
+    )
+    metrics: dict[str, Any] = key(
+        {},
+        "further metrics of each class for tables, curves and monitor, by name: null for one that Pylorus has "
+        "(specificity, npv), or the _target_ of a function (confusion matrix) → one value per class",
+    )
 
 
-GROUPS = ("data", "model", "stage", "augment", "optimizer", "trainer", "logger", "experiment")
+GROUPS = (
+    "data",
+    "model",
+    "stage",
+    "augment",
+    "optimizer",
+    "loss",
+    "trainer",
+    "logger",
+    "callbacks",
+    "experiment",
+)
 """The groups of conf/: `GROUP=FILE` on the command line."""
+EXTENSIBLE = ("data", "model", "augment", "loss", "logger")
+"""Sections that accept a `_target_`; unknown keys beside it are its arguments and become entries of `args`."""
+NAMED_TARGETS = ("callbacks", "metrics")
+"""Sections whose every entry has a `_target_`."""

@@ -29,8 +29,9 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
-from pylorus.config.schema import AugmentConfig
+from pylorus.config.schema import CONF, AugmentConfig
 from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.data.decode import RGB
 
@@ -371,6 +372,27 @@ class Augmentation:
                 "Remove transforms that resize or normalize: an image has the network's size before it is augmented."
             )
         return augmented
+
+
+def load_policy(name: str, *, key: str = "augment") -> AugmentConfig:
+    """Load an augmentation policy of conf/augment, such as light.
+
+    Args:
+        name: Name of the file, without its suffix.
+        key: The configuration key or argument that names it, for the error.
+
+    Raises:
+        PylorusError: If there is no such file.
+    """
+    files = {path.stem: path for path in (CONF / "augment").glob("*.yaml")}
+    if name not in files:
+        raise PylorusError(
+            f"{key}: there is no augment/{name}.yaml.{format_suggestion(name, files)} "
+            f"Available: {', '.join(sorted(files))}."
+        )
+    merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(AugmentConfig), OmegaConf.load(files[name])))
+    assert isinstance(merged, AugmentConfig)
+    return merged
 
 
 def build_augmentation(policy: AugmentConfig) -> Augmentation | None:

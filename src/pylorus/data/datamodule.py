@@ -1,7 +1,11 @@
-"""The LightningDataModule: batches of the network's input size, with reproducible order and augmentation."""
+"""The LightningDataModule: batches of the network's input size, with reproducible order and augmentation.
 
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+`ImageDataModule(folder)` reads class folders for any `pl.Trainer`; runs use `ImageDataModule.from_table`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Required, Self, TypedDict, Unpack
 
 import cv2
 import numpy as np
@@ -12,13 +16,16 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pylorus.cache.shards import Records
-from pylorus.config.schema import AugmentConfig, CacheConfig
+from pylorus.config.checks import check_values
+from pylorus.config.schema import AugmentConfig, CacheConfig, DataConfig
 from pylorus.core.distributed import ALONE, Processes
 from pylorus.core.seeding import compute_seed
-from pylorus.data.augmentation import build_augmentation
+from pylorus.data.augmentation import build_augmentation, load_policy
+from pylorus.data.catalog import ReadOptions, read_folders
 from pylorus.data.files import Root
-from pylorus.data.input_format import InputFormat, load_or_decode_images
+from pylorus.data.input_format import InputFormat, load_or_decode_images, resolve_input_format
 from pylorus.data.shards import Shards
+from pylorus.data.split import split_catalog
 
 
 class ShardWindows(NamedTuple):
@@ -173,8 +180,12 @@ class ImageDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitems__(self, draws: list[Draw]) -> Batch:
-        """Return the batch of the given draws: a pure function of them and the constructor's arguments."""
+    def __getitems__(self, draws: Sequence[Draw | int]) -> Batch:
+        """Return the batch of the given draws: a pure function of them and the constructor's arguments.
+
+        A number is a row, unaugmented: so samplers of torch and Lightning work as well.
+        """
+        draws = [draw if isinstance(draw, Draw) else Draw(draw, None) for draw in draws]
         images = self.load_rows([draw.row for draw in draws])
         if self._augment is not None:
             for index, draw in enumerate(draws):
@@ -207,10 +218,139 @@ def return_batch(batch: Any) -> Any:
     return batch
 
 
+class LoadingOptions(TypedDict, total=False):
+    """Options of `ImageDataModule.from_table`; those up to `cache` are required.
+
+    Attributes:
+        batch_size: Images per training step, over all processes; evaluation uses twice as many, as it stores no
+            gradients.
+        workers: Number of processes that decode images; 0: the main process decodes them.
+        policy: The augmentation of the training images.
+        seed: Seed of order and augmentation; different for each stage.
+        cache: What may be cached, and where.
+        views: Number of augmented variants of each image; None: a new one in each epoch.
+        validation: The split to validate on: val, or test if the study's own protocol is replicated.
+        pin_memory: Whether to pin the batches' memory for transfer to a GPU.
+        shard_window: Number of shards whose training images are shuffled together; None: all.
+        processes: Each process provides its share of every batch; None: the Trainer's processes.
+    """
+
+    batch_size: Required[int]
+    workers: Required[int]
+    policy: Required[AugmentConfig]
+    seed: Required[int]
+    cache: Required[CacheConfig]
+    views: int | None
+    validation: str
+    pin_memory: bool
+    shard_window: int | None
+    processes: Processes | None
+
+
 class ImageDataModule(pl.LightningDataModule):
-    """Provides the images of one training stage: training images augmented, validation and test images unchanged."""
+    """Provides images in batches: training images augmented, validation and test images unchanged.
+
+    It works with any `pl.Trainer`: fit, validate, test, and predict, which predicts the test images. On several
+    devices, each takes its share of every batch; the Trainer then needs `use_distributed_sampler=False`.
+
+    Attributes:
+        classes: Names of the class folders, in label order.
+        parts: Table of each split (train, val, test) with one row per image: path, label, group and more.
+    """
 
     def __init__(
+        self,
+        folder: str | Path,
+        *,
+        model: str | None = None,
+        image_size: int | None = None,
+        classes: Sequence[str] | None = None,
+        group: str | None = None,
+        val_fraction: float = DataConfig.val_fraction,
+        test_fraction: float = DataConfig.test_fraction,
+        split_seed: int = DataConfig.split_seed,
+        accept_leaks: bool = False,
+        batch_size: int = 16,
+        workers: int = 0,
+        augment: str | Mapping[str, Any] = "light",
+        fit: str = DataConfig.fit,
+        crop: str = DataConfig.crop,
+        seed: int = 0,
+        cache: str | Path | None = None,
+    ) -> None:
+        """Read class folders and split them: each group, and each copy of an image, stays in one split.
+
+        Every file is read once, here.
+
+        Args:
+            folder: FOLDER/CLASS/…, or FOLDER/{train,val,test}/CLASS/…, which is used as it is.
+            model: Name of the timm model whose input size and interpolation the images get.
+            image_size: Side of the images in pixels; None: the model's own.
+            classes: Names of the class folders, in label order; None: those found, sorted by name.
+            group: Regular expression that finds the patient in a path below the folder; None: each image is its own.
+            val_fraction: Fraction of the training images used for validation, if there is no val folder.
+            test_fraction: Fraction of the images used for testing, if there is no test folder.
+            split_seed: Random seed of the split.
+            accept_leaks: Whether a patient or a copy may be in more than one split.
+            batch_size: Images per training step, over all devices; evaluation uses twice as many.
+            workers: Number of processes that decode images; 0: the main process decodes them.
+            augment: Augmentation of the training images: none, light, endoscopy, or transforms with their arguments.
+            fit: How a frame is made square: pad, stretch or crop.
+            crop: none, or auto: crop to the endoscopic field of view.
+            seed: Random seed of order and augmentation.
+            cache: Folder that holds what was read and decoded for the next time; None: nothing is cached.
+
+        Raises:
+            PylorusError: If the images can't be used as they are; the message says what is wrong.
+        """
+        super().__init__()
+        options = DataConfig(
+            root=str(folder),
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            split_seed=split_seed,
+            accept_leaks=accept_leaks,
+            fit=fit,
+            crop=crop,
+        )
+        check_values(options, path="data.")
+        policy = load_policy(augment) if isinstance(augment, str) else AugmentConfig("custom", dict(augment))
+        build_augmentation(policy)  # reports a typo before the files are read
+        form = resolve_input_format(model, image_size=image_size, fit=fit, crop=crop)
+        catalog = read_folders(
+            Path(folder),
+            classes=None if classes is None else list(classes),
+            group=group,
+            reading=ReadOptions(store=None if cache is None else Path(cache) / "facts"),
+        )
+        self._set_table(
+            split_catalog(catalog, options).table,
+            catalog.root,
+            form,
+            batch_size=batch_size,
+            workers=workers,
+            policy=policy,
+            seed=seed,
+            cache=CacheConfig(images=False) if cache is None else CacheConfig(folder=str(cache)),
+        )
+        self.classes = catalog.classes
+
+    @classmethod
+    def from_table(cls, table: pd.DataFrame, root: Root, form: InputFormat, **options: Unpack[LoadingOptions]) -> Self:
+        """Create the data module of a split table, as runs do.
+
+        Args:
+            table: Rows of `pylorus.data.split.split_catalog`.
+            root: Root of the table's paths: a folder or shards.
+            form: How a file becomes the network's input.
+            options: How to load the images.
+        """
+        module = cls.__new__(cls)
+        pl.LightningDataModule.__init__(module)
+        module._set_table(table, root, form, **options)
+        return module
+
+    def _set_table(
         self,
         table: pd.DataFrame,
         root: Root,
@@ -225,27 +365,8 @@ class ImageDataModule(pl.LightningDataModule):
         validation: str = "val",
         pin_memory: bool = False,
         shard_window: int | None = None,
-        processes: Processes = ALONE,
+        processes: Processes | None = None,
     ) -> None:
-        """Create the data module of a split table.
-
-        Args:
-            table: Rows of `pylorus.data.split.split_catalog`.
-            root: Root of the table's paths: a folder or shards.
-            form: How a file becomes the network's input.
-            batch_size: Images per training step, over all processes; evaluation uses twice as many, as it stores no
-                gradients.
-            workers: Number of processes that decode images; 0: the main process decodes them.
-            policy: The augmentation of the training images.
-            seed: Seed of order and augmentation; different for each stage.
-            cache: What may be cached, and where.
-            views: Number of augmented variants of each image; None: a new one in each epoch.
-            validation: The split to validate on: val, or test if the study's own protocol is replicated.
-            pin_memory: Whether to pin the batches' memory for transfer to a GPU.
-            shard_window: Number of shards whose training images are shuffled together; None: all.
-            processes: Each process provides its share of every batch.
-        """
-        super().__init__()
         self._table = table.reset_index(drop=True)
         rows = dict(list(self._table.groupby("split")))
         rows["val"] = rows[validation]
@@ -253,12 +374,23 @@ class ImageDataModule(pl.LightningDataModule):
         self._rows = {split: split_rows.index.to_numpy(dtype=np.int64) for split, split_rows in rows.items()}
         self.root, self.form, self.policy, self.seed = root, form, policy, seed
         self.batch_size, self.workers, self.pin_memory = batch_size, workers, pin_memory
-        self.views, self.shard_window, self._cache, self.processes = views, shard_window, cache, processes
+        self.views, self.shard_window, self._cache, self._processes = views, shard_window, cache, processes
+        self.classes: tuple[str, ...] = ()
         self.begun = (0, 0)
         """Epoch and batch at which training resumes: Lightning starts the workers before it sets the epoch."""
         self._datasets: dict[str, ImageDataset] = {}
         self._cached_images: Records | None = None
         self._is_cache_checked = False
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that share each batch: a run's, or else the Trainer's."""
+        if self._processes is not None:
+            return self._processes
+        trainer = self.trainer
+        if trainer is None or trainer.world_size == 1:
+            return ALONE
+        return Processes(trainer.global_rank, trainer.world_size, trainer.local_rank)
 
     @property
     def augments(self) -> bool:
@@ -268,6 +400,10 @@ class ImageDataModule(pl.LightningDataModule):
     def get_sample_ids(self, split: str) -> NDArray[np.str_]:
         """Return the ID of each image of a split, by row."""
         return self.parts[split]["sample_id"].to_numpy(dtype=np.str_)
+
+    def get_labels(self, split: str) -> NDArray[np.int64]:
+        """Return the label of each image of a split, by row: an index into `classes`."""
+        return self.parts[split]["label"].to_numpy(dtype=np.int64)
 
     def get_dataset(self, split: str) -> ImageDataset:
         """Return the images of a split; the first call caches the images of all splits if that is worthwhile."""
@@ -288,7 +424,11 @@ class ImageDataModule(pl.LightningDataModule):
             order = EpochSampler(
                 images, seed=self.seed, augmented=self.augments, views=self.views, windows=self._build_windows(split)
             )
-            order.set_epoch(self.begun[0])
+            # Without a run, Lightning has restored the epoch of a checkpoint by now.
+            resumed_epoch = (
+                self.begun[0] if self._processes is not None or self.trainer is None else self.trainer.current_epoch
+            )
+            order.set_epoch(resumed_epoch)
             return EpochBatchSampler(order, self.batch_size, processes=self.processes, first_batch=self.begun[1])
         return EpochBatchSampler(EpochSampler(images, seed=None), 2 * self.batch_size, processes=self.processes)
 
@@ -305,6 +445,22 @@ class ImageDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Batch]:
         """Every validation image once, unaugmented."""
         return self.build_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Every test image once, unaugmented."""
+        return self.build_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Every test image once, unaugmented, in the order of the table."""
+        # Lightning puts its own batches in the place of a sampler's, to follow which images are predicted.
+        return DataLoader(
+            self.get_dataset("test"),
+            batch_size=2 * self.batch_size,
+            num_workers=self.workers,
+            collate_fn=return_batch,
+            worker_init_fn=_use_one_thread,
+            pin_memory=self.pin_memory,
+        )
 
     def build_loader(self, split: str) -> DataLoader[Batch]:
         """Build the loader that yields every image of a split once."""

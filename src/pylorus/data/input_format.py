@@ -16,6 +16,7 @@ from pylorus.cache.shards import Records
 from pylorus.cache.store import load_or_compute_records
 from pylorus.config.schema import CacheConfig
 from pylorus.core.distributed import ALONE, Processes
+from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.data.decode import POLICY_VERSION, RGB, read_image, resize_image
 from pylorus.data.field_of_view import crop_to_field
 from pylorus.data.files import ImageLocation, Root
@@ -73,6 +74,32 @@ class InputFormat:
         threads = 1 if get_worker_info() is not None else min(len(paths), os.cpu_count() or 1)
         with ThreadPoolExecutor(threads) as pool:
             return np.stack(list(pool.map(self.load_image, paths)))
+
+
+def resolve_input_format(model: str | None, *, image_size: int | None, fit: str, crop: str) -> InputFormat:
+    """Return the input format that a timm model was designed for.
+
+    Args:
+        model: Name of the model, preferably with its tag; None: bicubic interpolation, and `image_size` is required.
+        image_size: Side of the input in pixels; None: the model's own.
+        fit: pad, stretch or crop.
+        crop: none, or auto.
+
+    Raises:
+        PylorusError: If timm has no such model, or neither a model nor a size is given.
+    """
+    if model is None:
+        if image_size is None:
+            raise PylorusError("image_size: found neither image_size nor model, which says the size that it takes.")
+        return InputFormat(image_size, fit, "bicubic", crop)
+    from timm.data.config import resolve_data_config  # takes seconds, and only training needs it
+    from timm.models import get_pretrained_cfg, list_models
+
+    if model.split(".")[0] not in list_models():
+        raise PylorusError(f'model: timm has no "{model}".{format_suggestion(model.split(".")[0], list_models())}')
+    pretrained_cfg = get_pretrained_cfg(model, allow_unregistered=True)
+    data_config = resolve_data_config(pretrained_cfg=pretrained_cfg.to_dict(), verbose=False)
+    return InputFormat(image_size or data_config["input_size"][-1], fit, data_config["interpolation"], crop)
 
 
 def load_or_decode_images(

@@ -99,7 +99,7 @@ def write_bundle(
     if shipped.name != list(config.stages)[-1]:
         backbone.network.load_state_dict(load_file(stage.network_path))
     input_settings = _build_input(backbone, config)
-    datamodule = ImageDataModule(
+    datamodule = ImageDataModule.from_table(
         images.table,
         images.catalog.root,
         input_settings.form,

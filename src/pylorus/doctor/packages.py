@@ -213,6 +213,7 @@ GIVES = {
     "parallel": "parallel jobs of a sweep",
     "slurm": "sweeps on SLURM",
     "optuna": "hyperparameter searches",
+    "mlflow": "curves in MLflow",
     "ray": "sweeps with Ray",
     "serve": "web page of a trained model",
     "onnx": "ONNX export and prediction with an export",

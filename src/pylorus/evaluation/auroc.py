@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
+from pylorus.evaluation.confusion import ALL_IMAGES, NO_IMAGES
 from pylorus.evaluation.influence import (
     compute_copies,
     estimate_mean_variance,
 )
 from pylorus.evaluation.intervals import (
-    ALL_IMAGES,
-    NO_IMAGES,
     Estimate,
     check_confidence,
     compute_quantile,

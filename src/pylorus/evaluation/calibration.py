@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
+from pylorus.evaluation.confusion import ALL_IMAGES, NO_IMAGES
 from pylorus.evaluation.index_intervals import Proportion, clustered_wilson
 from pylorus.evaluation.influence import compute_copies, estimate_bounded_mean, estimate_mean_variance
 from pylorus.evaluation.intervals import (
-    ALL_IMAGES,
-    NO_IMAGES,
     ONE_GROUP,
     Estimate,
     check_confidence,

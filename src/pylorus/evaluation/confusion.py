@@ -5,9 +5,13 @@ permutation test needs the same arithmetic for thousands of matrices. Rows are t
 
 An index whose definition divides zero by zero is undefined and NaN, never 0 or 1, and it is never left out of an
 average: a macro average over classes is NaN as soon as one class is undefined.
+
+`CLASS_METRICS` is the registry of the indices of a class: training, curves, tables, the sweep table and the choices of
+`monitor` read it. To add one, add an entry.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
 from typing import TypeAlias
 
 import numpy as np
@@ -17,6 +21,167 @@ from pylorus.evaluation.predictions import check_labels
 
 Counts: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
 """Whole numbers >= 0; floats are allowed because resampling uses matrix products, which BLAS only has for floats."""
+
+
+Flags: TypeAlias = NDArray[np.bool_]
+"""One flag per image."""
+
+NO_IMAGES = "no image is of the class"
+ALL_IMAGES = "all images are of the class"
+NEVER_PREDICTED = "the class is never predicted"
+ALWAYS_PREDICTED = "the class is always predicted"
+NEITHER = "no image is of the class or predicted as it"
+
+
+@dataclass(frozen=True, eq=False)
+class ClassCounts:
+    """Counts of each class against the rest; all but `confusion` have the shape (..., classes) or broadcast to it.
+
+    Attributes:
+        confusion: Counts of shape (..., classes, classes).
+        hits: Images of the class that are predicted as it (TP).
+        predicted: Images predicted as the class (TP + FP).
+        present: Images of the class (TP + FN).
+        total: All images, of shape (..., 1).
+        rejected: Images of other classes that are predicted as another class (TN).
+    """
+
+    confusion: NDArray[np.float64]
+    hits: NDArray[np.float64]
+    predicted: NDArray[np.float64]
+    present: NDArray[np.float64]
+    total: NDArray[np.float64]
+    rejected: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMetric:
+    """An index of each class against the rest.
+
+    Attributes:
+        name: Name in metrics.csv, in `monitor` and in `metrics`.
+        label: Name in tables and figures.
+        formula: Definition, with TP, FP, TN and FN.
+        compute: Function of the counts that returns one value per class, NaN where undefined; larger is better.
+        share: For the interval: function of two flags per image, whether it is of the class and whether it is predicted
+            as it, that returns which images count as successes, and among which images. None: no interval.
+        transform: Increasing function that turns the share of successes into the index; None: the share is the index.
+        undefined: Why the index may be undefined.
+        is_in_tables: Whether tables 1-3, curves and the sweep table show it without being asked.
+    """
+
+    name: str
+    label: str
+    formula: str
+    compute: Callable[[ClassCounts], NDArray[np.float64]]
+    share: Callable[[Flags, Flags], tuple[Flags, Flags]] | None = None
+    transform: Callable[[float], float] | None = None
+    undefined: str = ""
+    is_in_tables: bool = False
+
+
+CLASS_METRICS: dict[str, ClassMetric] = {
+    metric.name: metric
+    for metric in (
+        ClassMetric(
+            "precision",
+            "precision",
+            "TP / (TP + FP)",
+            lambda counts: _compute_ratio(counts.hits, counts.predicted),
+            lambda present, predicted: (present, predicted),
+            undefined=NEVER_PREDICTED,
+            is_in_tables=True,
+        ),
+        ClassMetric(
+            "sensitivity",
+            "sensitivity",
+            "TP / (TP + FN)",
+            lambda counts: _compute_ratio(counts.hits, counts.present),
+            lambda present, predicted: (predicted, present),
+            undefined=NO_IMAGES,
+            is_in_tables=True,
+        ),
+        ClassMetric(
+            "specificity",
+            "specificity",
+            "TN / (TN + FP)",
+            lambda counts: _compute_ratio(counts.rejected, counts.total - counts.present),
+            lambda present, predicted: (~predicted, ~present),
+            undefined=ALL_IMAGES,
+        ),
+        ClassMetric(
+            "npv",
+            "NPV",
+            "TN / (TN + FN)",
+            lambda counts: _compute_ratio(counts.rejected, counts.total - counts.predicted),
+            lambda present, predicted: (~present, ~predicted),
+            undefined=ALWAYS_PREDICTED,
+        ),
+        ClassMetric(
+            "f1",
+            "F1",
+            "2 TP / (2 TP + FP + FN)",
+            lambda counts: _compute_ratio(2 * counts.hits, counts.predicted + counts.present),
+            lambda present, predicted: (present & predicted, present | predicted),
+            transform=lambda overlap: 2 * overlap / (1 + overlap),
+            undefined=NEITHER,
+            is_in_tables=True,
+        ),
+    )
+}
+"""The indices of a class by name, in the order of the tables."""
+
+IMAGE_METRICS = ("loss", "accuracy")
+"""What `monitor` may name beside an index of a class: means over images."""
+
+
+def get_monitor_column(monitor: str) -> str:
+    """Return the validation metric of a `monitor` as metrics.csv names it within a stage; of an index, the average."""
+    return f"val/{monitor}" + ("" if monitor in IMAGE_METRICS else "/average")
+
+
+def select_class_metrics(names: Iterable[str] = ()) -> list[ClassMetric]:
+    """Return the registered indices that tables, curves and the sweep table of a run show, in their order.
+
+    Args:
+        names: Further ones, such as the keys of `metrics` of the run's configuration; unknown ones are left out.
+
+    Example:
+        >>> [metric.label for metric in select_class_metrics(["specificity"])]
+        ['precision', 'sensitivity', 'specificity', 'F1']
+    """
+    chosen = set(names)
+    return [metric for metric in CLASS_METRICS.values() if metric.is_in_tables or metric.name in chosen]
+
+
+def join_labels(labels: Sequence[str]) -> str:
+    """Join the labels of indices as in a sentence.
+
+    Example:
+        >>> join_labels(["precision", "sensitivity", "F1"])
+        'precision, sensitivity and F1'
+    """
+    return " and ".join([", ".join(labels[:-1])] * (len(labels) > 1) + list(labels[-1:]))
+
+
+def compute_class_metric(metric: ClassMetric, confusion: Counts) -> NDArray[np.float64]:
+    """Compute an index of each class.
+
+    Args:
+        metric: The index.
+        confusion: Counts of shape (..., classes, classes).
+
+    Returns:
+        The index, of shape (..., classes), NaN where undefined.
+
+    Raises:
+        ValueError: If the last two axes are not square, or a count is negative, NaN or infinite.
+
+    Example:
+        >>> compute_class_metric(CLASS_METRICS["specificity"], np.array([[4, 1], [2, 3]])).tolist()
+        [0.6, 0.8]
+    """
+    return metric.compute(_count_classes(_check_counts(confusion)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,18 +269,8 @@ def class_indices(confusion: Counts) -> ClassIndices:
         >>> class_indices(resnet50).sensitivity.round(3).tolist()
         [0.953, 0.8, 0.973]
     """
-    counts = _check_counts(confusion)
-    hits = np.diagonal(counts, axis1=-2, axis2=-1)
-    predicted, present = counts.sum(axis=-2), counts.sum(axis=-1)
-    total = counts.sum(axis=(-2, -1))[..., None]
-    rejected = total - predicted - present + hits
-    return ClassIndices(
-        precision=_compute_ratio(hits, predicted),
-        sensitivity=_compute_ratio(hits, present),
-        specificity=_compute_ratio(rejected, total - present),
-        npv=_compute_ratio(rejected, total - predicted),
-        f1=_compute_ratio(2 * hits, predicted + present),
-    )
+    counts = _count_classes(_check_counts(confusion))
+    return ClassIndices(**{field.name: CLASS_METRICS[field.name].compute(counts) for field in fields(ClassIndices)})
 
 
 def overall_indices(confusion: Counts) -> OverallIndices:
@@ -218,6 +373,13 @@ def mcc(confusion: Counts) -> float:
         0.4082
     """
     return float(overall_indices(_check_single_matrix(confusion)).mcc)
+
+
+def _count_classes(counts: NDArray[np.float64]) -> ClassCounts:
+    hits = np.diagonal(counts, axis1=-2, axis2=-1)
+    predicted, present = counts.sum(axis=-2), counts.sum(axis=-1)
+    total = counts.sum(axis=(-2, -1))[..., None]
+    return ClassCounts(counts, hits, predicted, present, total, total - predicted - present + hits)
 
 
 def _compute_ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> NDArray[np.float64]:

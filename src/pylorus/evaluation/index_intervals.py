@@ -11,7 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.evaluation.confusion import class_indices, confusion_matrix, overall_indices
+from pylorus.evaluation.confusion import (
+    CLASS_METRICS,
+    ClassMetric,
+    class_indices,
+    confusion_matrix,
+    overall_indices,
+)
 from pylorus.evaluation.influence import (
     NOISE,
     GroupCounts,
@@ -24,8 +30,6 @@ from pylorus.evaluation.influence import (
     estimate_design_effect,
 )
 from pylorus.evaluation.intervals import (
-    ALL_IMAGES,
-    NO_IMAGES,
     Estimate,
     check_confidence,
     compute_quantile,
@@ -40,9 +44,6 @@ from pylorus.evaluation.predictions import (
     encode_groups,
     handle_deprecated_arguments,
 )
-
-NEVER_PREDICTED = "the class is never predicted"
-ALWAYS_PREDICTED = "the class is always predicted"
 
 
 @dataclass(frozen=True)
@@ -261,21 +262,80 @@ def proportions_of_predictions(
     truth, guess = check_labels(true, classes), check_labels(predicted, classes)
     codes = encode_groups(groups, length=len(truth))
 
-    def estimate_share(success: NDArray[np.bool_], among: NDArray[np.bool_], reason: str) -> Proportion:
-        if not among.any():
-            return wilson(0, 0, confidence=confidence, reason=reason)
-        return clustered_wilson(success[among], codes[among], confidence=confidence)
-
-    present = [truth == each for each in range(classes)]
-    called = [guess == each for each in range(classes)]
-    pairs = list(zip(present, called, strict=True))
     return ClassProportions(
-        accuracy=estimate_share(truth == guess, np.ones(len(truth), dtype=np.bool_), ""),
-        precision=tuple(estimate_share(p, c, NEVER_PREDICTED) for p, c in pairs),
-        sensitivity=tuple(estimate_share(c, p, NO_IMAGES) for p, c in pairs),
-        specificity=tuple(estimate_share(~c, ~p, ALL_IMAGES) for p, c in pairs),
-        npv=tuple(estimate_share(~p, ~c, ALWAYS_PREDICTED) for p, c in pairs),
+        accuracy=clustered_wilson(truth == guess, codes, confidence=confidence),
+        **{
+            name: tuple(
+                _estimate_share(CLASS_METRICS[name], truth == each, guess == each, codes, confidence)
+                for each in range(classes)
+            )
+            for name in ("precision", "sensitivity", "specificity", "npv")
+        },
     )
+
+
+def estimate_class_metric(
+    metric: ClassMetric,
+    true: NDArray[np.int64],
+    predicted: NDArray[np.int64],
+    groups: NDArray[np.generic] | None,
+    *,
+    classes: int,
+    confidence: float = 0.95,
+) -> tuple[Estimate, ...]:
+    """Estimate an index of each class, with an interval that allows for groups.
+
+    Args:
+        metric: The index, such as `CLASS_METRICS["specificity"]`.
+        true: True classes of shape (n,), whole numbers in [0, classes).
+        predicted: Predicted classes of shape (n,).
+        groups: Group (patient) of each image, of shape (n,), or None if each image is its own group.
+        classes: Number of classes.
+        confidence: Coverage of the intervals, in (0, 1).
+
+    Raises:
+        ValueError: If the index has no interval, the shapes differ, the arrays are empty, or a label is out of range.
+
+    Example:
+        >>> f1 = estimate_class_metric(CLASS_METRICS["f1"], np.array([0, 0, 1]), np.array([0, 1, 1]), None, classes=2)
+        >>> [round(each.value, 3) for each in f1]
+        [0.667, 0.667]
+    """
+    confusion_matrix(true, predicted, classes)  # checks the labels
+    truth, guess = check_labels(true, classes), check_labels(predicted, classes)
+    codes = encode_groups(groups, length=len(truth))
+    return tuple(_estimate_index(metric, truth == each, guess == each, codes, confidence) for each in range(classes))
+
+
+def _estimate_share(
+    metric: ClassMetric,
+    present: NDArray[np.bool_],
+    predicted: NDArray[np.bool_],
+    codes: NDArray[np.int64],
+    confidence: float,
+) -> Proportion:
+    """Estimate the share of successes of an index, before its transformation."""
+    if metric.share is None:
+        raise ValueError(f"the index {metric.name} has no interval: it does not say which images it counts")
+    success, among = metric.share(present, predicted)
+    if not among.any():
+        return wilson(0, 0, confidence=confidence, reason=metric.undefined)
+    return clustered_wilson(success[among], codes[among], confidence=confidence)
+
+
+def _estimate_index(
+    metric: ClassMetric,
+    present: NDArray[np.bool_],
+    predicted: NDArray[np.bool_],
+    codes: NDArray[np.int64],
+    confidence: float,
+) -> Estimate:
+    share = _estimate_share(metric, present, predicted, codes, confidence)
+    if metric.transform is None:
+        return share
+    if share.total == 0:
+        return create_undefined_estimate(metric.undefined)
+    return Estimate(*(metric.transform(end) for end in (share.value, share.low, share.high)))
 
 
 INFORMATION = (0.05, 1.0)
@@ -287,7 +347,6 @@ variance small."""
 OVERALL = ("balanced_accuracy", "macro_precision", "macro_f1", "cohen_kappa", "mcc")
 """The overall indices that are not proportions of images."""
 
-NEITHER = "no image is of the class or predicted as it"
 ONE_CLASS = "all images are of one class and predicted as it"
 CHANCE = {"cohen_kappa": ONE_CLASS, "mcc": "all images are of one class, or all are predicted as one class"}
 """The chance-corrected indices, and why each may be undefined."""
@@ -351,7 +410,7 @@ def indices_of_predictions(
     truth, guess = check_labels(true, classes), check_labels(predicted, classes)
     codes = encode_groups(groups, length=len(truth))
     counts, copies = count_by_group(codes, truth * classes + guess), compute_copies(codes)
-    f1 = tuple(_estimate_f1(truth == each, guess == each, codes, confidence) for each in range(classes))
+    f1 = estimate_class_metric(CLASS_METRICS["f1"], truth, guess, codes, classes=classes, confidence=confidence)
     shares = proportions_of_predictions(truth, guess, codes, classes=classes, confidence=confidence)
 
     def estimate_macro_average(name: str, parts: tuple[Estimate, ...], unknown: float) -> Estimate:
@@ -434,17 +493,6 @@ def indices_of_confusion(
         )
     true, predicted = np.divmod(np.repeat(np.arange(counts.size), counts.ravel()), len(counts))
     return indices_of_predictions(true, predicted, None, classes=len(counts), confidence=confidence)
-
-
-def _estimate_f1(
-    present: NDArray[np.bool_], predicted: NDArray[np.bool_], codes: NDArray[np.int64], confidence: float
-) -> Estimate:
-    either = present | predicted
-    if not either.any():
-        return create_undefined_estimate(NEITHER)
-    overlap = clustered_wilson((present & predicted)[either], codes[either], confidence=confidence)
-    value, low, high = (2 * share / (1 + share) for share in (overlap.value, overlap.low, overlap.high))
-    return Estimate(value, low, high)
 
 
 def _compute_chance_indices(tables: NDArray[np.float64], classes: int) -> NDArray[np.float64]:

@@ -19,8 +19,6 @@ from statsmodels.stats.proportion import proportion_confint
 
 from pylorus.evaluation.predictions import encode_groups
 
-NO_IMAGES = "no image is of the class"
-ALL_IMAGES = "all images are of the class"
 ONE_GROUP = "all images are of one group"
 
 

@@ -18,6 +18,7 @@ from pylorus.evaluation.auroc import (
     compute_mean_share_above,
     compute_structural_components,
 )
+from pylorus.evaluation.confusion import NO_IMAGES
 from pylorus.evaluation.influence import (
     MeanVariance,
     compute_copies,
@@ -26,7 +27,7 @@ from pylorus.evaluation.influence import (
     estimate_from_variance,
     estimate_mean_variance,
 )
-from pylorus.evaluation.intervals import NO_IMAGES, Estimate, check_confidence, create_undefined_estimate
+from pylorus.evaluation.intervals import Estimate, check_confidence, create_undefined_estimate
 from pylorus.evaluation.predictions import (
     check_flags,
     check_labels,

@@ -3,6 +3,7 @@
 Nothing here imports torch, so that help, error messages and composition are immediate.
 """
 
+import json
 import os
 import re
 import secrets
@@ -24,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pylorus.config.checks import build_config, check_key, is_free_form, load_config
-from pylorus.config.schema import CONF, GROUPS, Config
+from pylorus.config.schema import CONF, EXTENSIBLE, GROUPS, Config
 from pylorus.core.errors import INTERRUPTED, PylorusError, format_name_list, format_suggestion
 from pylorus.core.io import explain_disk_error, handle_closed_pipe, write_text
 from pylorus.launch.sweep import check_installed, explain_sweep_end, interrupted, run_job_process, setup_sweep_process
@@ -61,7 +62,8 @@ def resume(folder: RunFolder, overrides: list[str]) -> None:
     """
     check_resumable(folder)
     if overrides:
-        initial = folder.read_status().get("overrides", [])
+        status = folder.read_status()
+        initial = [_format_search_path(status.get("searchpath", [])), *status.get("overrides", [])]
         update_config(folder, _resolve_config([*initial, *overrides]), was=_resolve_config(initial))
     from pylorus.launch.train import run
 
@@ -88,9 +90,10 @@ def check_resumable(folder: RunFolder) -> None:
             "Wait until it ends, or stop it first."
         )
     if not folder.config.is_file():
+        words = [*status.get("overrides", []), *map(_format_search_path, filter(None, [status.get("searchpath")]))]
         raise PylorusError(
             f"resume: the run in {folder.path} failed before it started: {status.get('error', 'no configuration')}\n"
-            f"Start it again: python train.py {' '.join(status.get('overrides', []))}"
+            f"Start it again: python train.py {' '.join(words)}"
         )
 
 
@@ -129,8 +132,13 @@ def update_config(folder: RunFolder, asked: Config, *, was: Config | None = None
 
 
 def _resolve_config(overrides: list[str]) -> Config:
+    ignored = re.compile(r"[+~]*hydra(?!\.searchpath)\b")
     with initialize_config_dir(str(Path(CONF)), version_base="1.3"):
-        return build_config(compose("config", overrides=[each for each in overrides if not each.startswith("hydra")]))
+        return build_config(compose("config", overrides=[each for each in overrides if not ignored.match(each)]))
+
+
+def _format_search_path(sources: list[str]) -> str:
+    return f"hydra.searchpath={json.dumps(sources)}"
 
 
 def _iter_leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -168,7 +176,10 @@ def register() -> None:
     # Cached, so that a launcher's worker sees the same value as this process.
     OmegaConf.register_new_resolver("pylorus.token", lambda: token, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("pylorus.help", _render_help, replace=True)
-    ConfigStore.instance().store(name="schema", node=Config)
+    schema = OmegaConf.structured(Config)
+    for section in EXTENSIBLE:
+        OmegaConf.set_struct(schema[section], False)  # accepts the arguments of a _target_; build_config checks them
+    ConfigStore.instance().store(name="schema", node=schema)
 
 
 def _render_help() -> str:
@@ -217,7 +228,8 @@ def _start_or_resume(composed: DictConfig, context: Any, folder: RunFolder, *, i
         update_config(folder, build_config(composed))
     else:
         overrides = [str(override) for override in context.overrides.task]
-        with folder.set_starting(overrides, sweep=folder.path.parent.name if in_sweep else None):
+        sweep = folder.path.parent.name if in_sweep else None
+        with folder.set_starting(overrides, sweep=sweep, searchpath=_list_own_sources(context.runtime.config_sources)):
             write_text(folder.config, OmegaConf.to_yaml(build_config(composed)))
     if in_sweep and folder.read_status()["state"] == "finished":
         print(f"job {folder.path.name}: already finished")
@@ -229,8 +241,16 @@ def _start_or_resume(composed: DictConfig, context: Any, folder: RunFolder, *, i
         run(folder)
 
 
+def _list_own_sources(sources: Any) -> list[str]:
+    """Return where the user's own configuration is: what `hydra.searchpath` would have to name."""
+    own = [source for source in sources if source.provider.startswith(("command-line", "hydra.searchpath"))]
+    return [f"{source.schema}://{source.path}" for source in own]
+
+
 def check_overrides(arguments: list[str]) -> list[str]:
-    """Check a command line for unknown keys; new keys of free-form parts (model.args) need no `+`.
+    """Check a command line for unknown keys and files; new keys of free-form parts (model.args) need no `+`.
+
+    Groups and files are looked up where Hydra will find them: in conf/, `--config-dir`, `hydra.searchpath` and plugins.
 
     Raises:
         PylorusError: Names the unknown key or file and suggests the nearest known one.
@@ -238,34 +258,77 @@ def check_overrides(arguments: list[str]) -> list[str]:
     from hydra._internal.utils import get_args_parser
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    parsed = get_args_parser().parse_args(arguments)
+    if parsed.shell_completion:  # install=bash, or an unfinished command line
+        return arguments
     parser = OverridesParser.create()
-    overrides = set(get_args_parser().parse_args(arguments).overrides)
+    overrides = {argument: parser.parse_override(argument) for argument in parsed.overrides}
+    files = _create_config_repository(parsed.config_path, parsed.config_dir, list(overrides.values()))
+    extended = {
+        name for name in EXTENSIBLE if any(each.key_or_group == f"{name}._target_" for each in overrides.values())
+    }
+    if len(files.get_sources()) > len(_create_config_repository(None, None, []).get_sources()):
+        extended = set(EXTENSIBLE)  # the user's own files may name a `_target_`
     return [
-        _check_override(argument, parser.parse_override(argument)) if argument in overrides else argument
+        _check_override(argument, overrides[argument], files, extended) if argument in overrides else argument
         for argument in arguments
     ]
 
 
-def _check_override(argument: str, override: Any) -> str:
+def _create_config_repository(config_path: str | None, config_dir: str | None, overrides: list[Any]) -> Any:
+    """Return Hydra's repository of configuration files for these options of the command line.
+
+    Raises:
+        PylorusError: If the search path names a folder that does not exist.
+    """
+    from hydra._internal.config_repository import ConfigRepository
+    from hydra._internal.utils import create_automatic_config_search_path
+
+    path = create_automatic_config_search_path(None, None, config_path or str(CONF))
+    own = [("--config-dir", f"file://{Path(config_dir).absolute()}")] if config_dir is not None else []
+    for override in overrides:
+        if override.key_or_group == "hydra.searchpath" and isinstance(override.value(), list):
+            own += [("hydra.searchpath", str(source)) for source in override.value()]
+    for option, source in own:
+        path.append(option, source)
+    files = ConfigRepository(path)
+    for source in files.get_sources():
+        if source.provider in ("--config-dir", "hydra.searchpath") and not source.available():
+            raise PylorusError(
+                f"{source.provider}: {source.path} is not a folder, expected one with your configuration."
+            )
+    return files
+
+
+def _check_override(argument: str, override: Any, files: Any, extended: set[str]) -> str:
     key = override.key_or_group
     check_installed(argument)
     if key.startswith("hydra"):
         return argument
-    if key in GROUPS:
-        options = [path.stem for path in (CONF / key).glob("*.yaml")]
+    if key in GROUPS or files.group_exists(key):
         value = override.value()
-        choices = value.list if isinstance(value, ChoiceSweep) else [value]
+        choices = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
         for option in [str(choice) for choice in choices if choice is not None]:
-            if option not in options:
+            if not files.config_exists(f"{key}/{option}"):
+                options = sorted(set(files.get_group_options(key)))
                 raise PylorusError(
                     f"{key}={option}: there is no {key}/{option}.yaml.{format_suggestion(option, options)}\n"
-                    f"Available: {', '.join(sorted(options))}."
+                    f"Available: {', '.join(options)}. Your own files: --config-dir DIR, with DIR/{key}/{option}.yaml."
                 )
         return argument
-    check_key(key)
+    section, _, name = key.partition(".")
+    is_argument = section in extended and bool(name)
+    try:
+        check_key(key)
+        is_argument = False
+    except PylorusError:
+        if not is_argument:
+            raise
     if override.is_add() and re.match(r"stages\.", key):
         raise PylorusError(f"{argument}: stages are added in a file of conf/stage, not here. Remove the +.")
-    is_free_key = is_free_form(key) and not (override.is_add() or override.is_force_add() or override.is_delete())
+    is_free_key = (is_argument or is_free_form(key)) and not (
+        override.is_add() or override.is_force_add() or override.is_delete()
+    )
     return f"++{argument}" if is_free_key else argument
 
 
@@ -287,11 +350,14 @@ def main() -> None:
 
 def _run_command_line() -> int:
     """Execute the command line."""
+    from hydra._internal.utils import get_args_parser
+
     resumed_folders = [argument.removeprefix(RESUME) for argument in sys.argv[1:] if argument.startswith(RESUME)]
     sys.argv[1:] = check_overrides([argument for argument in sys.argv[1:] if not argument.startswith(RESUME)])
     with handle_signals():
         if resumed_folders:
-            resume(RunFolder(Path(resumed_folders[-1]).expanduser().absolute()), sys.argv[1:])
+            overrides = get_args_parser().parse_args(sys.argv[1:]).overrides
+            resume(RunFolder(Path(resumed_folders[-1]).expanduser().absolute()), overrides)
         else:
             _run_hydra_job()
     if _failures and SweepFolder.path is None:

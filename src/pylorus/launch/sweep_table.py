@@ -1,8 +1,10 @@
 """The table of a finished sweep: one row a job and stage, means over replicates, and what a search maximises."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
@@ -10,7 +12,7 @@ from pylorus.config.checks import load_config
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_percent
 from pylorus.core.io import write_atomically, write_text
-from pylorus.evaluation.confusion import class_indices, overall_indices
+from pylorus.evaluation.confusion import compute_class_metric, overall_indices, select_class_metrics
 from pylorus.evaluation.replicates import summarize_replicates
 from pylorus.report.candidate import compute_configuration_key
 from pylorus.report.page import write_report
@@ -24,7 +26,7 @@ interrupted: list[Path] = []
 
 SHIPPED = "yes"
 """Value in the column `shipped` of the stage that represents its job."""
-MEASURES = ["accuracy", "precision", "sensitivity", "F1"]
+ACCURACY = "accuracy"
 
 
 def write_sweep_table(sweep: Path) -> int:
@@ -64,7 +66,7 @@ def get_objective(folder: RunFolder) -> float | None:
         return None
     shipped = folder.shipped
     stage = list(load_config(folder.config).stages)[-1] if shipped is None else shipped.name
-    return _compute_measures(pd.read_parquet(folder.get_predictions_path(stage, "val")), "val")["val accuracy"]
+    return _compute_measures(folder, stage, "val", [])[f"val {ACCURACY}"]
 
 
 def build_sweep_table(sweep: Path) -> pd.DataFrame:
@@ -199,9 +201,7 @@ def _format_spread(row: dict[Any, Any], part: str) -> str:
 
 def _format_jobs(rows: pd.DataFrame, table: pd.DataFrame, *, numbered: bool) -> str:
     hidden = [
-        "val precision",
-        "val sensitivity",
-        "val F1",
+        *(name for name in rows.columns if name.startswith("val ") and name != f"val {ACCURACY}"),
         "test set",
         "tested on",
         "split",
@@ -252,11 +252,12 @@ def _build_job_rows(folder: RunFolder) -> list[dict[str, Any]]:
         "minutes": _get_minutes(status),
     }
     stage_rows = []
+    metrics = [str(name) for name in OmegaConf.select(config, "metrics", default=None) or {}]
     for stage in OmegaConf.select(config, "stages", default={}):
         if folder.get_predictions_path(stage, "test").is_file():
             measures: dict[str, float] = {}
             for part in ("val", "test"):
-                measures |= _compute_measures(pd.read_parquet(folder.get_predictions_path(stage, part)), part)
+                measures |= _compute_measures(folder, stage, part, metrics)
             stage_rows.append({**job, "stage": stage, **measures})
     if stage_rows:
         assert isinstance(config, DictConfig)
@@ -267,16 +268,20 @@ def _build_job_rows(folder: RunFolder) -> list[dict[str, Any]]:
         for row in stage_rows:
             row |= {"key": compute_configuration_key(config, split), "split": split.short_hash}
             row["tested on"] = split.test_set_hash[:SHOWN_DIGITS]
-    nothing = {f"{part} {measure}": float("nan") for part in ("val", "test") for measure in MEASURES}
+    measures_of_part = [ACCURACY, *(metric.label for metric in select_class_metrics(metrics))]
+    nothing = {f"{part} {measure}": float("nan") for part in ("val", "test") for measure in measures_of_part}
     return stage_rows or [{**job, **nothing}]
 
 
-def _compute_measures(predictions: pd.DataFrame, part: str) -> dict[str, float]:
-    counts = count_confusion(predictions)
-    by_class = class_indices(counts)
-    means = [by_class.precision.mean(), by_class.sensitivity.mean(), by_class.f1.mean()]
-    values = [float(overall_indices(counts).accuracy), *(float(mean) for mean in means)]
-    return {f"{part} {measure}": value for measure, value in zip(MEASURES, values, strict=True)}
+def _compute_measures(folder: RunFolder, stage: str, part: str, metrics: Sequence[str]) -> dict[str, float]:
+    """Compute accuracy and the average of each index that a run shows; the user's own indices were saved by the run."""
+    counts = count_confusion(pd.read_parquet(folder.get_predictions_path(stage, part)))
+    measures = {ACCURACY: float(overall_indices(counts).accuracy)}
+    for metric in select_class_metrics(metrics):
+        measures[metric.label] = float(compute_class_metric(metric, counts).mean())
+    for name, by_class in folder.get_stage(stage).read_own_metrics().get(part, {}).items():
+        measures[name] = float(np.mean(np.array(list(by_class.values()), dtype=float)))
+    return {f"{part} {measure}": value for measure, value in measures.items()}
 
 
 def _get_minutes(status: dict[str, Any]) -> float:

@@ -35,6 +35,7 @@ from pylorus.hardware.engine import Engine, collect_environment, resolve_engine
 from pylorus.model.backbone import Backbone, build_backbone
 from pylorus.model.classifier import StagePlan
 from pylorus.model.freeze import resolve_depth
+from pylorus.model.metrics import build_metrics
 from pylorus.model.summary import BlockStructure, extract_network_structure
 from pylorus.report.page import write_report
 from pylorus.runs.folder import RunFolder, explain_choice
@@ -288,7 +289,7 @@ def train(config: Config, folder: RunFolder, processes: Processes, stop: StopReq
         for name, stage in config.stages.items():
             plan = StagePlan(name, stage, first_epoch, compute_seed(config.seed, "stage", name))
             result = run_stage(plan, stage_run)
-            log_stage_table(plan, result, validated_on=images.validation)
+            log_stage_table(plan, result, validated_on=images.validation, metrics=build_metrics(config.metrics))
             first_epoch += result.epochs
             if processes.is_first:
                 save_candidate(folder, backbone.network, config, images, name)

@@ -237,6 +237,33 @@ def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def read_checkpoint(file: Path, device: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read the weights and hyperparameters of a checkpoint of Lightning: tensors and plain values only.
+
+    Args:
+        file: The checkpoint.
+        device: Device to load to, in any form that `torch.load` takes.
+
+    Raises:
+        PylorusError: If there is no such file, or it is no checkpoint of tensors and plain values.
+    """
+    if not file.is_file():
+        raise PylorusError(f"{file}: there is no such file.")
+    try:
+        checkpoint: Any = torch.load(file, map_location=device, weights_only=True)
+    except Exception as error:
+        raise PylorusError(
+            f"{file}: can't be read as tensors and plain values: {str(error).splitlines()[0]}\n"
+            "Nothing else is loaded, since it could run code."
+        ) from error
+    state, hyperparameters = (
+        checkpoint.get(name) if isinstance(checkpoint, dict) else None for name in ("state_dict", "hyper_parameters")
+    )
+    if not isinstance(state, dict) or not isinstance(hyperparameters, dict | None):
+        raise PylorusError(f"{file}: this is not a checkpoint of a LightningModule.")
+    return state, hyperparameters or {}
+
+
 def _convert_keys(network: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Rename keys of other sources (torchvision, the authors) to timm's, with timm's filter for the architecture."""
     module = sys.modules[type(network).__module__]

@@ -1,9 +1,15 @@
-"""The LightningModule: one training stage of one network, its loss and its metrics."""
+"""The LightningModule: a backbone with a new head, its loss, its metrics and its optimizer.
 
+`Classifier` is built from plain values and works with any `pl.Trainer`; `StageClassifier` adds what a stage of a run
+needs.
+"""
+
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -11,18 +17,20 @@ import torch
 from numpy.typing import NDArray
 from timm.optim._optim_factory import create_optimizer_v2, list_optimizers
 from torch import Tensor, distributed, nn
-from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from pylorus.config.schema import FUSED, LossConfig, OptimizerConfig, StageConfig
+from pylorus.config.checks import check_values
+from pylorus.config.schema import FUSED, LossConfig, ModelConfig, OptimizerConfig, StageConfig
 from pylorus.core.distributed import ALONE, Processes
-from pylorus.core.errors import PylorusError, format_name_list, format_suggestion
+from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.core.seeding import compute_seed
 from pylorus.data.datamodule import Batch
-from pylorus.model.backbone import Backbone
+from pylorus.evaluation.confusion import ClassMetric, get_monitor_column
+from pylorus.model.backbone import Backbone, build_backbone, read_checkpoint
 from pylorus.model.frozen_features import FeatureBatch
 from pylorus.model.frozen_prefix import CutNetwork
-from pylorus.model.metrics import EpochMetrics, FirstNonFiniteLoss
+from pylorus.model.losses import LossFunction, build_loss, resolve_loss
+from pylorus.model.metrics import EpochMetrics, FirstNonFiniteLoss, explain_non_finite_loss
 
 
 def compute_peak_lr(stage: StageConfig, optimizer: OptimizerConfig) -> float:
@@ -35,8 +43,16 @@ def get_monitor_mode(stage: StageConfig) -> Literal["min", "max"]:
     return "min" if stage.monitor == "loss" else "max"
 
 
-def build_optimizer(network: nn.Module, stage: StageConfig, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    network: nn.Module, stage: StageConfig, config: OptimizerConfig, *, fused: bool = True
+) -> torch.optim.Optimizer:
     """Build an optimizer over the trainable parameters, grouped by layer where their learning rates differ.
+
+    Args:
+        network: A timm model.
+        stage: Learning rate and layer decay.
+        config: Name and arguments of the optimizer.
+        fused: Whether torch may update all weights at once.
 
     Raises:
         PylorusError: If timm has no optimizer of that name.
@@ -51,7 +67,7 @@ def build_optimizer(network: nn.Module, stage: StageConfig, config: OptimizerCon
         weight_decay=config.weight_decay,
         momentum=config.momentum,
         layer_decay=stage.layer_decay if stage.layer_decay < 1 else None,
-        **cast(dict[str, Any], {"fused": True} if config.name in FUSED else {}),
+        **cast(dict[str, Any], {"fused": True} if fused and config.name in FUSED else {}),
     )
     for group in optimizer.param_groups:
         # timm leaves a group's lr_scale to its own schedulers; ours start from the group's learning rate.
@@ -97,73 +113,147 @@ def build_schedule(optimizer: torch.optim.Optimizer, stage: StageConfig, *, step
     return {"scheduler": LambdaLR(optimizer, lr_factor), "interval": "step"}
 
 
-@dataclass(frozen=True)
-class StagePlan:
-    """One stage of a run.
+class Classifier(pl.LightningModule):
+    """A pretrained backbone with a new head; takes uint8 RGB images and normalizes them on the network's device.
+
+    It trains with any `pl.Trainer` and logs `train/…`, `val/…` and `test/…`: loss, accuracy, and precision, sensitivity
+    and F1 of each class and their average. Without `pylorus.FreezeBackbone` the whole network is trained.
 
     Attributes:
-        name: Name of the stage; first part of every metric's name.
-        config: The user's configuration of the stage.
-        first_epoch: Epochs that earlier stages ran: the offset of this stage's curves on the run's axis.
-        seed: Random seed of the stage.
+        network: The timm model.
+        names: Name of each class, in label order.
+        image_size: Side of the input in pixels.
     """
-
-    name: str
-    config: StageConfig
-    first_epoch: int
-    seed: int
-
-
-class Classifier(pl.LightningModule):
-    """Train a network for one stage; takes uint8 RGB images and normalizes them on the network's device."""
 
     mean: Tensor
     std: Tensor
-    class_weights: Tensor
 
     def __init__(
         self,
-        backbone: Backbone,
-        names: Sequence[str],
-        plan: StagePlan,
-        optimizer: OptimizerConfig,
-        loss: LossConfig,
+        model: str | Backbone,
+        classes: Sequence[str],
         *,
-        images_of_class: Sequence[int] | None = None,
+        weights: str | Path = ModelConfig.weights,
+        model_args: Mapping[str, Any] | None = None,
+        image_size: int | None = None,
+        loss: str | LossFunction = LossConfig.name,
+        class_weights: Sequence[float] | None = None,
+        label_smoothing: float = LossConfig.label_smoothing,
+        optimizer: str = OptimizerConfig.name,
+        lr: float = OptimizerConfig.lr,
+        weight_decay: float = OptimizerConfig.weight_decay,
+        momentum: float = OptimizerConfig.momentum,
+        clip: float | None = OptimizerConfig.clip,
+        layer_decay: float = StageConfig.layer_decay,
+        schedule: str = StageConfig.schedule,
+        warmup: float = StageConfig.warmup,
         channels_last: bool = True,
-        processes: Processes = ALONE,
+        seed: int = 0,
     ) -> None:
-        """Set up the network, loss and metrics of a stage.
+        """Build the network, its loss and its metrics.
 
         Args:
-            backbone: The network and the normalization of its input.
-            names: Short name of each class, in label order.
-            plan: The stage.
-            optimizer: Optimizer configuration.
-            loss: Loss configuration; "balanced" class weights need `images_of_class`.
-            images_of_class: Number of training images of each class.
+            model: Name of a timm model, preferably with its tag (resnet50.tv_in1k); or a backbone that is already
+                built: `load_from_checkpoint` can't build that again.
+            classes: Name of each class, in label order.
+            weights: Initial weights of the backbone; hub: downloaded once; none: random; or a file of tensors.
+            model_args: Further arguments of `timm.create_model`.
+            image_size: Side of the input in pixels; None: the size that the backbone was designed for.
+            loss: cross_entropy, focal, or your own: an `nn.Module` or function of logits (batch, classes) and labels
+                (batch,).
+            class_weights: Weight of each class in the loss; None: 1.
+            label_smoothing: Fraction of each label that is spread evenly over all classes.
+            optimizer: adamw, sgd, or any other optimizer of timm.
+            lr: Peak learning rate.
+            weight_decay: Weight decay; not applied to biases and normalization layers.
+            momentum: Momentum, for optimizers that use it.
+            clip: Largest gradient norm of a step, unless the Trainer has `gradient_clip_val`; None: no limit.
+            layer_decay: Learning rate of a layer divided by that of the next layer towards the head.
+            schedule: cosine, constant, or plateau, which follows `val/loss`.
+            warmup: Fraction of the steps over which the learning rate rises from zero.
             channels_last: Memory layout of tensors; the numbers are the same.
-            processes: The run's distributed processes, each of which computes its part of a batch.
+            seed: Random seed of the head's initial weights and of dropout.
+
+        Raises:
+            PylorusError: If a value is not allowed, or the weights are unavailable or do not match.
         """
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        self.strict_loading = False  # checkpoints omit frozen weights; `_check_weights` is strict about the rest
+        if len(classes) < 2:
+            raise PylorusError(f"classes: found {list(classes)}, expected the names of at least two classes.")
+        self.optimizer_config = OptimizerConfig(
+            name=optimizer, lr=lr, weight_decay=weight_decay, momentum=momentum, clip=clip
+        )
+        self.stage_config = StageConfig(layer_decay=layer_decay, schedule=schedule, warmup=warmup)
+        for config in (self.optimizer_config, self.stage_config):
+            check_values(config)
+        if isinstance(model, str):
+            if not isinstance(loss, str):
+                del arguments["loss"]
+            self.save_hyperparameters({name: _convert_to_plain(value) for name, value in arguments.items()})
+            backbone = _build_seeded_backbone(
+                ModelConfig(name=model, weights=str(weights), args=dict(model_args or {})),
+                classes=len(classes),
+                image_size=image_size,
+                seed=seed,
+            )
+        else:
+            backbone = model
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = backbone.network.to(memory_format=self.memory_format)
-        self.cut: CutNetwork | None = None
-        """The network split in two, if features are used in place of images."""
-        self.sample_ids: dict[str, NDArray[np.str_]] = {}
-        """IDs of training and validation images, by row: for the message when a loss becomes NaN or infinite."""
-        self._non_finite = {"train": FirstNonFiniteLoss(), "val": FirstNonFiniteLoss()}
-        self.processes = processes
-        self.names, self.plan, self.optimizer_config, self.loss_config = tuple(names), plan, optimizer, loss
+        self.names, self.image_size, self.seed = tuple(classes), backbone.image_size, seed
+        self.loss = resolve_loss(loss, class_weights, label_smoothing=label_smoothing, classes=len(classes))
+        self.processes = ALONE
+        """The distributed processes, each of which computes its part of a batch."""
         self.register_buffer("mean", 255 * torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer(
-            "class_weights", _compute_class_weights(loss, len(self.names), images_of_class), persistent=False
-        )
         self.tallies = nn.ModuleDict(
-            {"train_part": EpochMetrics(len(self.names)), "val_part": EpochMetrics(len(self.names))}
+            {split: EpochMetrics(len(self.names)) for split in ("train_part", "val_part", "test_part")}
         )
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        *,
+        loss: str | LossFunction | None = None,
+        **changed: Any,
+    ) -> Self:
+        """Load a classifier from a checkpoint that any Trainer saved of it; reads tensors and plain values only.
+
+        Args:
+            checkpoint_path: The file.
+            map_location: Device to load to; None: the CPU.
+            loss: Your own loss, to train on: a checkpoint does not hold it; None: the named loss of the checkpoint.
+            changed: Arguments of the constructor that shall differ from those that it was built with.
+
+        Raises:
+            PylorusError: If the file is not a checkpoint of a `Classifier`; the message says what is wrong.
+        """
+        state, hyperparameters = read_checkpoint(Path(checkpoint_path), map_location or "cpu")
+        # The checkpoint holds all weights, so none are downloaded.
+        known = set(inspect.signature(cls.__init__).parameters) - {"self"}
+        arguments = {**hyperparameters, **changed, "weights": "none"}
+        unknown = sorted(str(name) for name in set(arguments) - known)
+        missing = sorted({"model", "classes"} - set(arguments))
+        if unknown or missing:
+            problem = f"unknown hyperparameter {unknown[0][:100]!r}" if unknown else f"no hyperparameter {missing[0]!r}"
+            raise PylorusError(f"{checkpoint_path}: this is not a checkpoint of pylorus.Classifier: {problem}.")
+        arguments["loss"] = loss or hyperparameters.get("loss") or LossConfig.name
+        classifier = cls(**arguments)
+        if loss is None:
+            state = {name: value for name, value in state.items() if not name.startswith("loss.")}
+        try:
+            classifier.load_state_dict(state)
+        except RuntimeError as error:
+            raise PylorusError(f"{checkpoint_path}: the weights do not match {arguments['model']}: {error}") from error
+        return classifier.to(map_location or "cpu").eval()
+
+    def setup(self, stage: str) -> None:
+        """Take this process's place among the Trainer's, if they are several and a run has not set it."""
+        if self.trainer.world_size > 1 and not self.processes.is_distributed:
+            self.processes = Processes(self.trainer.global_rank, self.trainer.world_size, self.trainer.local_rank)
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute logits (batch, classes) of uint8 RGB images (batch, 3, size, size).
@@ -186,11 +276,169 @@ class Classifier(pl.LightningModule):
             )
         return ((image.float() - self.mean) / self.std).contiguous(memory_format=self.memory_format)
 
+    def on_train_batch_start(self, batch: Batch | FeatureBatch, batch_idx: int) -> None:
+        """Seed dropout from seed, epoch and step, so that a resumed training draws the same random numbers.
+
+        Each process draws its own, for its own images.
+        """
+        rank = (self.processes.index,) if self.processes.index else ()
+        torch.manual_seed(compute_seed(self.seed, "step", self.current_epoch, batch_idx, *rank))
+
+    def compute_logits(self, batch: Batch | FeatureBatch) -> Tensor:
+        """Compute logits (batch, classes) of images."""
+        assert isinstance(batch, Batch)
+        logits: Tensor = self(batch.image)
+        return logits
+
+    def training_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        return self._compute_batch_loss(batch, "train_part")
+
+    def validation_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> None:
+        """Accumulate a batch's loss and confusion matrix."""
+        self._compute_batch_loss(batch, "val_part")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Accumulate a batch's loss and confusion matrix."""
+        self._compute_batch_loss(batch, "test_part")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the probabilities (batch, classes), not calibrated, on the CPU."""
+        return self.compute_logits(batch).softmax(dim=1).cpu()
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's training metrics."""
+        self.log_dict(self._get_metrics("train_part").compute_and_reset("train", self.names))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the epoch's validation metrics."""
+        self.log_dict(self._get_metrics("val_part").compute_and_reset("val", self.names))
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics."""
+        self.log_dict(self._get_metrics("test_part").compute_and_reset("test", self.names))
+
+    def configure_optimizers(self) -> Any:
+        """Build one optimizer and one schedule for the whole training.
+
+        Raises:
+            PylorusError: If the schedule depends on the number of steps and the Trainer has no limit.
+        """
+        # With 16-bit floats, gradients are unscaled before clipping; a fused optimizer would do so afterwards.
+        fused = self.trainer.precision != "16-mixed"
+        optimizer = build_optimizer(self.network, self.stage_config, self.optimizer_config, fused=fused)
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps) and self.stage_config.schedule == "cosine":
+            raise PylorusError(
+                "schedule: cosine needs the number of steps: give the Trainer max_epochs or max_steps, or use "
+                "schedule='constant'."
+            )
+        schedule = build_schedule(optimizer, self.stage_config, steps=0 if math.isinf(steps) else int(steps))
+        return {"optimizer": optimizer, "lr_scheduler": schedule | {"monitor": self._get_monitored_name()}}
+
+    def _get_monitored_name(self) -> str:
+        return "val/loss"
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients here, since Lightning refuses to clip with a fused optimizer."""
+        limit = self.optimizer_config.clip if gradient_clip_val is None else gradient_clip_val
+        if limit is not None and gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(self.network.parameters(), limit)
+        elif limit is not None:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
+
+    def _compute_batch_loss(self, batch: Batch | FeatureBatch, split: str) -> Tensor:
+        logits = self.compute_logits(batch)
+        losses, weight = self.loss(logits, batch.label), self.loss.compute_weights(batch.label).sum()
+        loss: Tensor = losses.sum() / weight
+        self._get_metrics(split).add_batch(loss, weight, logits, batch.label)
+        if split != "train_part" or not self.processes.is_distributed:
+            return loss
+        # Gradients are averaged over processes: scaled like this, they give the whole batch's gradient.
+        total_weight = weight.clone()
+        distributed.all_reduce(total_weight)
+        scaled: Tensor = losses.sum() * self.processes.count / total_weight
+        return scaled
+
+    def _get_metrics(self, split: str) -> EpochMetrics:
+        metrics = self.tallies[split]
+        assert isinstance(metrics, EpochMetrics)
+        return metrics
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of a run.
+
+    Attributes:
+        name: Name of the stage; first part of every metric's name.
+        config: The user's configuration of the stage.
+        first_epoch: Epochs that earlier stages ran: the offset of this stage's curves on the run's axis.
+        seed: Random seed of the stage.
+    """
+
+    name: str
+    config: StageConfig
+    first_epoch: int
+    seed: int
+
+
+class StageClassifier(Classifier):
+    """A classifier for one stage of a run.
+
+    It trains on cached features where the network is split at its frozen prefix, stops at a loss that is NaN or
+    infinite, logs the metrics of all stages of a run on one axis, and leaves frozen weights out of its checkpoints.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        names: Sequence[str],
+        plan: StagePlan,
+        optimizer: OptimizerConfig,
+        loss: LossConfig,
+        *,
+        images_of_class: Sequence[int] | None = None,
+        metrics: Sequence[ClassMetric] | None = None,
+        channels_last: bool = True,
+        processes: Processes = ALONE,
+    ) -> None:
+        """Set up the network, loss and metrics of a stage.
+
+        Args:
+            backbone: The network and the normalization of its input.
+            names: Short name of each class, in label order.
+            plan: The stage.
+            optimizer: Optimizer configuration.
+            loss: Loss configuration; "balanced" class weights need `images_of_class`.
+            images_of_class: Number of training images of each class.
+            metrics: The indices of a class to compute in each epoch; None: those that tables show.
+            channels_last: Memory layout of tensors; the numbers are the same.
+            processes: The run's distributed processes, each of which computes its part of a batch.
+        """
+        super().__init__(backbone, names, channels_last=channels_last, seed=plan.seed)
+        self.strict_loading = False  # checkpoints omit frozen weights; `_check_weights` is strict about the rest
+        self.cut: CutNetwork | None = None
+        """The network split in two, if features are used in place of images."""
+        self.sample_ids: dict[str, NDArray[np.str_]] = {}
+        """IDs of training and validation images, by row: for the message when a loss becomes NaN or infinite."""
+        self._non_finite = {"train": FirstNonFiniteLoss(), "val": FirstNonFiniteLoss()}
+        self.processes, self.plan = processes, plan
+        self.stage_config, self.optimizer_config = plan.config, optimizer
+        self.loss = build_loss(loss, classes=len(self.names), images_of_class=images_of_class)
+        for tally in self.tallies.values():
+            if metrics is not None and isinstance(tally, EpochMetrics):
+                tally.metrics = list(metrics)
+
     def compute_logits(self, batch: Batch | FeatureBatch) -> Tensor:
         """Compute logits (batch, classes) of images, or of the features that replace them."""
         if isinstance(batch, Batch):
-            logits: Tensor = self(batch.image)
-            return logits
+            return super().compute_logits(batch)
         if self.cut is None:
             raise ValueError("found features, expected images: the network was not split")
         return self.cut.run_suffix(batch.features).float()
@@ -202,23 +450,18 @@ class Classifier(pl.LightningModule):
         else:
             self.network.compile()
 
-    def on_train_batch_start(self, batch: Batch | FeatureBatch, batch_idx: int) -> None:
-        """Seed dropout from stage seed, epoch and step, so that a resumed run draws the same random numbers.
-
-        Each process draws its own, for its own images.
-        """
-        rank = (self.processes.index,) if self.processes.index else ()
-        torch.manual_seed(compute_seed(self.plan.seed, "step", self.current_epoch, batch_idx, *rank))
-
     def training_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        loss = self._compute_batch_loss(batch, "train_part")
+        loss = super().training_step(batch, batch_idx)
         self._non_finite["train"].check_loss(loss, batch.row, batch_idx)
         return loss
 
     def validation_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> None:
         """Accumulate a batch's loss and confusion matrix."""
         self._non_finite["val"].check_loss(self._compute_batch_loss(batch, "val_part"), batch.row, batch_idx)
+
+    def on_train_epoch_end(self) -> None:
+        """Do nothing: training metrics are logged with those of validation."""
 
     def on_validation_epoch_end(self) -> None:
         """Log the epoch's metrics: Lightning validates after the last training batch, so both splits are complete.
@@ -231,52 +474,30 @@ class Classifier(pl.LightningModule):
         metrics |= self._get_metrics("val_part").compute_and_reset(f"{name}/val", self.names)
         for split in ("train", "val"):
             if not np.isfinite(metrics[f"{name}/{split}/loss"]):
-                raise PylorusError(self._explain_non_finite_loss(split))
+                raise PylorusError(
+                    explain_non_finite_loss(
+                        split,
+                        stage=name,
+                        epoch=self.current_epoch,
+                        rows=[
+                            row for rows in self.processes.gather(self._non_finite[split].get_rows()) for row in rows
+                        ],
+                        sample_ids=self.sample_ids.get(split),
+                    )
+                )
         metrics[f"{name}/lr"] = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
         # "step" is the loggers' x-axis in Lightning: epochs over the whole run, so that stages follow each other.
         self.log_dict({**metrics, "step": float(self.plan.first_epoch + self.current_epoch + 1)})
-        monitored = f"{name}/val/{monitor}" + ("" if monitor in ("loss", "accuracy") else "/average")
+        monitored = f"{name}/{get_monitor_column(monitor)}"
         self.log("monitor", metrics[monitored], logger=False)  # read by checkpoints and early stopping
         schedule = self.lr_schedulers()
         if isinstance(schedule, ReduceLROnPlateau) and not self.trainer.sanity_checking:
             schedule.step(metrics[monitored])
 
-    def _explain_non_finite_loss(self, split: str) -> str:
-        stage, sample_ids = self.plan.name, self.sample_ids.get(split)
-        rows = [
-            row for process_rows in self.processes.gather(self._non_finite[split].get_rows()) for row in process_rows
-        ]
-        first_ids = [f"row {row}" if sample_ids is None else sample_ids[row] for row in rows]
-        loss = "the training loss" if split == "train" else "the validation loss, but not yet the training loss,"
-        first_images = (
-            "It happened first in the batch of these images (split.csv has their files):\n"
-            f"{format_name_list(first_ids)}\n"
-        )
-        return (
-            f"{loss} of stage {stage} became NaN or infinite in epoch {self.current_epoch + 1}. "
-            f"Lower optimizer.lr or stages.{stage}.lr, or set trainer.precision=32.\n"
-            f"{first_images if first_ids else ''}"
-            "Start a new run with other values: resumed, this one would fail again at the same step."
-        )
-
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Step the schedule, except a plateau's, which steps at validation: here a checkpoint would miss it."""
         if not isinstance(scheduler, ReduceLROnPlateau):
             scheduler.step()
-
-    def configure_optimizers(self) -> Any:
-        """Build one optimizer and one schedule for the whole stage."""
-        optimizer = build_optimizer(self.network, self.plan.config, self.optimizer_config)
-        steps = int(self.trainer.estimated_stepping_batches)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": build_schedule(optimizer, self.plan.config, steps=steps),
-        }
-
-    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clip the gradient norm here, since Lightning refuses to clip with a fused optimizer."""
-        if self.optimizer_config.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.optimizer_config.clip)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Omit frozen weights: they have not changed since the stage began, and take hundreds of MB per epoch."""
@@ -303,27 +524,11 @@ class Classifier(pl.LightningModule):
                 f"not a checkpoint of stage {self.plan.name}: it differs in {', '.join(sorted(mismatched))}"
             )
 
+    def _get_monitored_name(self) -> str:
+        return "monitor"
+
     def _list_frozen_names(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
-
-    def _compute_batch_loss(self, batch: Batch | FeatureBatch, split: str) -> Tensor:
-        logits = self.compute_logits(batch)
-        image_weights = self.class_weights[batch.label]
-        losses = functional.cross_entropy(
-            logits,
-            batch.label,
-            weight=self.class_weights,
-            label_smoothing=self.loss_config.label_smoothing,
-            reduction="none",
-        )
-        loss = losses.sum() / image_weights.sum()
-        self._get_metrics(split).add_batch(loss, image_weights.sum(), logits, batch.label)
-        if split == "val_part" or not self.processes.is_distributed:
-            return loss
-        # Gradients are averaged over processes: scaled like this, they give the whole batch's gradient.
-        total_weight = image_weights.sum()
-        distributed.all_reduce(total_weight)
-        return losses.sum() * self.processes.count / total_weight
 
     def gather_metric_sums(self) -> dict[str, Tensor]:
         """Return the sums over this epoch's training batches so far, over all processes."""
@@ -333,17 +538,20 @@ class Classifier(pl.LightningModule):
         """Resume from the sums accumulated before an interruption."""
         self._get_metrics("train_part").restore_sums(sums)
 
-    def _get_metrics(self, split: str) -> EpochMetrics:
-        metrics = self.tallies[split]
-        assert isinstance(metrics, EpochMetrics)
-        return metrics
+
+def _convert_to_plain(value: Any) -> Any:
+    """Convert a constructor's argument to the plain types that a checkpoint may hold."""
+    if isinstance(value, Mapping):
+        return {str(name): _convert_to_plain(each) for name, each in value.items()}
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [_convert_to_plain(each) for each in value]
+    return str(value) if isinstance(value, Path | str) else value
 
 
-def _compute_class_weights(loss: LossConfig, classes: int, images_of_class: Sequence[int] | None) -> Tensor:
-    """Return one weight per class: inverse to its frequency if configured, with mean 1 over the images."""
-    if loss.class_weights == "none":
-        return torch.ones(classes)
-    if images_of_class is None:
-        raise ValueError("balanced class weights need images_of_class")
-    counts = torch.tensor(images_of_class, dtype=torch.float32)
-    return counts.sum() / (classes * counts)
+def _build_seeded_backbone(config: ModelConfig, *, classes: int, image_size: int | None, seed: int) -> Backbone:
+    """Build a backbone whose head depends on the seed; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(compute_seed(seed, "head"))
+        return build_backbone(config, classes=classes, image_size=image_size)

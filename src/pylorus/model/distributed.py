@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from pylorus.config.schema import TrainerConfig
 from pylorus.core.distributed import Processes
-from pylorus.model.classifier import Classifier
+from pylorus.model.classifier import StageClassifier
 from pylorus.model.frozen_prefix import CutNetwork, restore_modes
 
 LEAST = 0.01
@@ -41,7 +41,7 @@ class ShardedCutNetwork(CutNetwork):
 
 
 @contextmanager
-def use_sharded_network(classifier: Classifier, accelerator: str, *, image_size: int) -> Iterator[tuple[int, int]]:
+def use_sharded_network(classifier: StageClassifier, accelerator: str, *, image_size: int) -> Iterator[tuple[int, int]]:
     """Shard the classifier's trainable weights; yield how many of them this process holds, and of how many.
 
     All processes must call this together. On exit the classifier holds its unsharded network as it was before: trained

@@ -85,27 +85,75 @@ def set_modes(network: nn.Module, still: Iterable[str]) -> None:
         network.get_submodule(name).training = False
 
 
-class Freeze(pl.Callback):
-    """Keep the network at a stage's training depth.
+class FreezeBackbone(pl.Callback):
+    """Train only part of a LightningModule's timm model: weights, batch-norm statistics and dropout alike.
 
-    The state follows from the depth alone, never from an event, so a resumed run misses nothing.
+    What is trained follows from the epoch alone, at the start of each epoch, never from an event, so a resumed training
+    misses nothing. The optimizer holds from the start every weight that is trained in some epoch, so that its groups
+    are the same in a checkpoint.
+
+    Args:
+        learn: head, all, or the name of a block, which trains that block and everything after it.
+        unfreeze_at_epoch: The epoch, from 0, from which on the whole network is trained; None: never.
+        attribute: The LightningModule's attribute that holds the timm model.
+
+    Example:
+        >>> callback = FreezeBackbone("head", unfreeze_at_epoch=5)
+        >>> callback.get_depth(4), callback.get_depth(5)
+        ('head', 'all')
     """
 
-    def __init__(self, learn: str) -> None:
-        self.learn = learn
+    def __init__(
+        self, learn: str = "head", *, unfreeze_at_epoch: int | None = None, attribute: str = "network"
+    ) -> None:
+        if unfreeze_at_epoch is not None and unfreeze_at_epoch < 0:
+            raise PylorusError(f"unfreeze_at_epoch: found {unfreeze_at_epoch}, expected an epoch, from 0, or None.")
+        self.learn, self.unfreeze_at_epoch, self.attribute = learn, unfreeze_at_epoch, attribute
         self._still: tuple[str, ...] = ()
 
+    def get_depth(self, epoch: int) -> str:
+        """Return what is trained in an epoch, from 0: head, all, or a block's name."""
+        is_unfrozen = self.unfreeze_at_epoch is not None and epoch >= self.unfreeze_at_epoch
+        return "all" if is_unfrozen else self.learn
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Set `requires_grad` before the optimizer is built and before the model is wrapped for several GPUs."""
-        self._still = apply_depth(_get_network(pl_module), self.learn).still
+        """Set `requires_grad` before the optimizer is built and before the model is wrapped for several devices.
+
+        Raises:
+            PylorusError: If the network has no such block, or has to unfreeze on several devices.
+        """
+        network = self._get_network(pl_module)
+        self._still = apply_depth(network, self.learn).still
+        if self.unfreeze_at_epoch is None:
+            return
+        if trainer.world_size > 1:
+            raise PylorusError(
+                f"unfreeze_at_epoch: found {self.unfreeze_at_epoch} on {trainer.world_size} devices, but torch fixes "
+                "what is trained when it distributes the network. Call Trainer.fit twice, with another depth each time."
+            )
+        apply_depth(network, "all")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Set the modes here too: an epoch resumed midway does not call `on_train_epoch_start`."""
+        """Freeze here too: an epoch resumed midway does not call `on_train_epoch_start`."""
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Set every module's mode: Lightning leaves each as the previous stage left it."""
-        set_modes(_get_network(pl_module), self._still)
+        """Set what is trained and every module's mode: Lightning leaves each as it was."""
+        network = self._get_network(pl_module)
+        if self.unfreeze_at_epoch is None:
+            # `requires_grad` is as `setup` left it: a sharded network has other parameters by now.
+            set_modes(network, self._still)
+        else:
+            set_modes(network, apply_depth(network, self.get_depth(trainer.current_epoch)).still)
+
+    def _get_network(self, module: pl.LightningModule) -> nn.Module:
+        network = getattr(module, self.attribute, None)
+        if not isinstance(network, nn.Module) or not hasattr(network, "get_classifier"):
+            raise PylorusError(
+                f"FreezeBackbone: {type(module).__name__}.{self.attribute} is not a timm model. Name the attribute "
+                "that holds it: FreezeBackbone(…, attribute=…)."
+            )
+        return network
 
 
 def _find_eval_modules(network: nn.Module, learning: list[str], frozen: list[str]) -> tuple[str, ...]:
@@ -129,12 +177,6 @@ def _find_eval_modules(network: nn.Module, learning: list[str], frozen: list[str
         if not is_head_dropout:
             still.append(name)
     return tuple(still)
-
-
-def _get_network(module: pl.LightningModule) -> nn.Module:
-    network = module.network
-    assert isinstance(network, nn.Module)
-    return network
 
 
 def _format_unknown_block(network: nn.Module, learn: str) -> str:

@@ -1,25 +1,79 @@
 """Epoch metrics, accumulated on the device without synchronizing: loss, confusion matrix, first non-finite loss."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from pylorus.config.instantiation import TARGET, build_callable
 from pylorus.core.distributed import Processes
-from pylorus.evaluation.confusion import class_indices, overall_indices
+from pylorus.core.errors import PylorusError, format_name_list, format_suggestion
+from pylorus.evaluation.confusion import (
+    CLASS_METRICS,
+    IMAGE_METRICS,
+    ClassCounts,
+    ClassMetric,
+    compute_class_metric,
+    overall_indices,
+    select_class_metrics,
+)
 
-CLASS_METRICS = ("precision", "sensitivity", "f1")
+
+def build_metrics(configured: Mapping[str, Any], monitors: Sequence[str] = ()) -> list[ClassMetric]:
+    """Build the indices of a class that a run computes: the registered ones that it shows, and the user's own.
+
+    Args:
+        configured: The section `metrics` of the configuration: null for a registered index, or the `_target_` of a
+            function of a confusion matrix of shape (classes, classes) that returns one value per class.
+        monitors: The stages' `monitor`, which are computed as well.
+
+    Raises:
+        PylorusError: If a name is unknown, or a function can't be imported.
+    """
+    own = {name: _build_own_metric(name, node) for name, node in configured.items() if node is not None}
+    for name in configured:
+        if name in own and name in (*CLASS_METRICS, *IMAGE_METRICS):
+            raise PylorusError(f"metrics.{name}: Pylorus has an index of this name. Give yours another one.")
+    known = [*IMAGE_METRICS, *CLASS_METRICS, *own]
+    for key, name in [
+        *((f"metrics.{name}", name) for name in configured if name not in own),
+        *(("monitor", name) for name in monitors),
+    ]:
+        if name not in known:
+            raise PylorusError(
+                f'{key}: there is no metric "{name}".{format_suggestion(name, known)} Expected one of '
+                f"{', '.join(known)}; your own: metrics.{name}._target_."
+            )
+    return [*select_class_metrics([*configured, *monitors]), *own.values()]
+
+
+def _build_own_metric(name: str, node: Mapping[str, Any]) -> ClassMetric:
+    function = build_callable(node, key=f"metrics.{name}")
+
+    def compute(counts: ClassCounts) -> NDArray[np.float64]:
+        values = np.asarray(function(counts.confusion), dtype=np.float64)
+        if values.shape != counts.confusion.shape[:1]:
+            raise PylorusError(
+                f"metrics.{name}: {node[TARGET]} gave shape {values.shape}, expected one value per class: "
+                f"{counts.confusion.shape[:1]}."
+            )
+        return values
+
+    return ClassMetric(name, name, str(node[TARGET]), compute, is_in_tables=True)
 
 
 class EpochMetrics(nn.Module):
     """Mean loss and confusion matrix of an epoch, accumulated on the device without synchronizing."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, metrics: Sequence[ClassMetric] | None = None) -> None:
         super().__init__()
+        self.metrics = select_class_metrics() if metrics is None else list(metrics)
         # NaN stays in the sum: dropping it would hide a failed batch, and checking for it would synchronize.
         # Two sums, since torchmetrics' mean then drops its weights (its issue 3434).
         self.loss = SumMetric(nan_strategy="disable")
@@ -35,13 +89,15 @@ class EpochMetrics(nn.Module):
     def compute_and_reset(self, prefix: str, names: Sequence[str]) -> dict[str, float]:
         """Return all metrics of the epoch by name, per class and averaged, and reset. Undefined ones are NaN."""
         confusion = self.confusion.compute().cpu().numpy()
-        by_class, overall = class_indices(confusion), overall_indices(confusion)
+        overall = overall_indices(confusion)
         loss = float(self.loss.compute() / self.weight.compute())
         metrics = {f"{prefix}/loss": loss, f"{prefix}/accuracy": float(overall.accuracy)}
-        for metric in CLASS_METRICS:
-            values = getattr(by_class, metric)
-            metrics |= {f"{prefix}/{metric}/{name}": float(value) for name, value in zip(names, values, strict=True)}
-            metrics[f"{prefix}/{metric}/average"] = float(np.mean(values))
+        for metric in self.metrics:
+            values = compute_class_metric(metric, confusion)
+            metrics |= {
+                f"{prefix}/{metric.name}/{name}": float(value) for name, value in zip(names, values, strict=True)
+            }
+            metrics[f"{prefix}/{metric.name}/average"] = float(np.mean(values))
         self.loss.reset()
         self.weight.reset()
         self.confusion.reset()
@@ -84,3 +140,28 @@ class FirstNonFiniteLoss:
     def get_rows(self) -> list[int]:
         """Return the rows, after synchronizing with the device; empty if every loss was finite."""
         return [] if self._rows is None else [row for row in self._rows.tolist() if row >= 0]
+
+
+def explain_non_finite_loss(
+    split: str, *, stage: str, epoch: int, rows: Sequence[int], sample_ids: NDArray[np.str_] | None
+) -> str:
+    """Explain that a loss became NaN or infinite, and what to do.
+
+    Args:
+        split: train or val.
+        stage: Name of the stage.
+        epoch: The epoch, from 0.
+        rows: Rows of the first batch with such a loss.
+        sample_ids: ID of each image of the split, by row; None if unknown.
+    """
+    first_ids = [f"row {row}" if sample_ids is None else sample_ids[row] for row in rows]
+    loss = "the training loss" if split == "train" else "the validation loss, but not yet the training loss,"
+    first_images = (
+        f"It happened first in the batch of these images (split.csv has their files):\n{format_name_list(first_ids)}\n"
+    )
+    return (
+        f"{loss} of stage {stage} became NaN or infinite in epoch {epoch + 1}. "
+        f"Lower optimizer.lr or stages.{stage}.lr, or set trainer.precision=32.\n"
+        f"{first_images if first_ids else ''}"
+        "Start a new run with other values: resumed, this one would fail again at the same step."
+    )

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from pylorus.evaluation.confusion import CLASS_METRICS
+from pylorus.model.losses import list_loss_details
 from pylorus.report.captions import (
     collect_caveats,
     count_accepted_leaks,
@@ -156,10 +158,12 @@ def report_measures(evidence: Evidence) -> str:
     if not evidence.results:
         return ""
     calibrated = any(result.calibration is not None for result in evidence.results)
+    own = {name: None for result in evidence.results for name in result.stage.own_metrics}
+    indices = [*(metric.label for metric in CLASS_METRICS.values()), *own]
     patients = any(result.patients is not None for result in evidence.results)
     return (
-        "Precision, sensitivity, specificity, NPV, F1, AUROC and average precision of each class; accuracy, balanced "
-        "accuracy, macro averages, kappa and MCC; risk-coverage curves"
+        f"{indices[0].capitalize()}, {', '.join(indices[1:])}, AUROC and average precision of each class; accuracy, "
+        "balanced accuracy, macro averages, kappa and MCC; risk-coverage curves"
         + ("; ECE, Brier score, NLL and net benefit of calibrated probabilities" if calibrated else "")
         + ("; per image and per patient (group)." if patients else "; per image.")
     )
@@ -297,8 +301,9 @@ def _format_deidentification(run: SavedRun) -> str:
         if run.get_setting("data.patients") == "dicom"
         else "Only pixels and orientation of the image files are used; the audit notes the presence of other metadata"
     )
-    dashboard = run.get_setting("logger.name")
-    is_logged = run.get_setting("logger.images") and dashboard in ("tensorboard", "wandb")
+    name = run.get_setting("logger.name", "csv")
+    dashboard = run.get_setting("logger._target_") if name == "csv" else name
+    is_logged = run.get_setting("logger.images") and dashboard
     logged = f". Misclassified images were logged to {dashboard} (logger.images=true)" if is_logged else ""
     named = ". The folder of the run contains file names (split.csv)" if run.split is not None else ""
     return f"{patients}{named}{logged}"
@@ -397,7 +402,7 @@ def _format_training(run: SavedRun) -> str:
         return ""
     details = [
         *_list_optimizer_details(run),
-        *_list_loss_details(run),
+        *list_loss_details(run.get_setting("loss", {})),
         *_list_machine_details(run),
         f"seed {run.get_setting('seed')}",
     ]
@@ -437,14 +442,6 @@ def _list_optimizer_details(run: SavedRun) -> list[str]:
     if run.get_setting("optimizer.clip") is not None:
         details.append(f"gradients clipped to a norm of {run.get_setting('optimizer.clip'):g}")
     return [*details, f"batch size {size}"]
-
-
-def _list_loss_details(run: SavedRun) -> list[str]:
-    smoothing = float(run.get_setting("loss.label_smoothing", 0.0))
-    details = [
-        "class-weighted cross-entropy" if run.get_setting("loss.class_weights") == "balanced" else "cross-entropy"
-    ]
-    return [*details, f"label smoothing {smoothing:g}"] if smoothing else details
 
 
 def _list_machine_details(run: SavedRun) -> list[str]:

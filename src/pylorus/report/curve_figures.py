@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from pylorus.evaluation.confusion import get_monitor_column, join_labels
 from pylorus.evaluation.decisions import NetBenefit, RiskCoverage, net_benefit, risk_coverage
 from pylorus.report.candidate import Candidate
 from pylorus.report.captions import format_test_basis, format_training_basis, format_validation_images
@@ -26,7 +27,7 @@ from pylorus.report.figure_style import (
     report_style,
 )
 from pylorus.report.results import CONFIDENCE, Result
-from pylorus.runs.reading import SavedRun, SavedStage
+from pylorus.runs.reading import SavedRun, SavedStage, get_metric_labels
 
 STEEP = 30.0
 """A loss whose maximum exceeds its minimum by more than this factor is plotted on a logarithmic scale."""
@@ -39,8 +40,6 @@ PANELS = (
 )
 CHOSEN = "selected epoch"
 """Legend entry of the ring."""
-
-INDICES = (("precision", "precision, %"), ("sensitivity", "sensitivity, %"), ("f1", "F1, %"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +61,7 @@ class StageCurves:
     def best(self) -> int | None:
         """Index of the best epoch by the monitored validation metric (the first of equals); None if it is undefined."""
         monitor = self.stage.monitor
-        name = f"val/{monitor}" + ("" if monitor in ("loss", "accuracy") else "/average")
-        values = self.get_metric(name)
+        values = self.get_metric(get_monitor_column(monitor))
         if np.isnan(values).all():
             return None
         return int(np.nanargmin(values) if monitor == "loss" else np.nanargmax(values))
@@ -152,8 +150,11 @@ def _format_ring_note(curves: Sequence[StageCurves]) -> str:
     return f"A ring marks the best epoch on {format_validation_images([each.run for each in curves])}; {explanation}."
 
 
+COUNT_WORDS = {3: "Three", 4: "Four", 5: "Five"}
+
+
 def plot_class_metric_curves(curves: Sequence[StageCurves], names: Sequence[str], *, label: str, stem: str) -> Drawing:
-    """Plot precision, sensitivity and F1 of each class on the validation images over the epochs of one stage.
+    """Plot the indices of each class that the runs show, such as F1, on the validation images over the epochs of one stage.
 
     Args:
         curves: Curves of one stage of one run, or of the replicates of a configuration.
@@ -162,22 +163,23 @@ def plot_class_metric_curves(curves: Sequence[StageCurves], names: Sequence[str]
         stem: The label as a stem for file names.
     """
     stage = curves[0].stage.name
+    metrics = {name: label for each in curves for name, label in get_metric_labels(each.run).items()}
     with report_style():
         figure = create_figure(2.3, legend=[*names, CHOSEN])
-        panels = figure.subplots(1, 3, sharey=True)
-        for axes, (index, title) in zip(panels, INDICES, strict=True):
+        panels = figure.subplots(1, len(metrics), sharey=True)
+        for axes, (metric, metric_label) in zip(panels, metrics.items(), strict=True):
             handles = [
-                _draw_metric_curve(axes, curves, f"val/{index}/{name}", number) for number, name in enumerate(names)
+                _draw_metric_curve(axes, curves, f"val/{metric}/{name}", number) for number, name in enumerate(names)
             ]
-            _format_epoch_axes(axes, title, loss=False, values=np.array([0.0, 100.0]))
+            _format_epoch_axes(axes, f"{metric_label}, %", loss=False, values=np.array([0.0, 100.0]))
             axes.set_ylim(-3, 103)
         add_legend_above(figure, [*handles, _create_ring_handle()], [*names, CHOSEN])
     scores = ", ".join(f"{name} {_format_best_percentage(curves, f'val/f1/{name}')}" for name in names)
     return Drawing(
         key=f"indices-{stem}-{stage}",
-        title=f"{label}, stage {stage}: precision, sensitivity and F1 of each class over epochs",
+        title=f"{label}, stage {stage}: {join_labels(list(metrics.values()))} of each class over epochs",
         basis=format_training_basis([each.run for each in curves]),
-        alt=f"Three line plots over epochs, one line per class. F1 at the selected epoch: {scores}.",
+        alt=f"{COUNT_WORDS.get(len(metrics), len(metrics))} line plots over epochs, one line per class. F1 at the selected epoch: {scores}.",
         figure=figure,
         notes=(
             f"On {format_validation_images([each.run for each in curves])}. Gaps in a line: undefined, because no "

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pylorus.evaluation.calibration import calibration_line
+from pylorus.evaluation.confusion import CLASS_METRICS, ClassMetric
 from pylorus.evaluation.decisions import area_under_risk_coverage
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.predictions import Predictions
@@ -44,7 +45,6 @@ def build_class_metric_table(results: Sequence[Result], *, level: str = IMAGES) 
     """
     run = results[0].run
     unit = "patients" if level == PATIENTS else "images"
-    shares = ("precision", "sensitivity", "specificity", "NPV", "F1")
     return Table(
         key=f"classes-{run.stem}{_get_level_suffix(level)}",
         title=f"{run.label}: all metrics of each class",
@@ -52,7 +52,7 @@ def build_class_metric_table(results: Sequence[Result], *, level: str = IMAGES) 
         columns=(
             *create_text_columns("stage", "class"),
             Column(unit),
-            *(Column(name, unit="%") for name in shares),
+            *(Column(metric.label, unit="%") for metric in _list_metrics_with_intervals()),
             Column("AUROC"),
             Column("average precision"),
         ),
@@ -102,19 +102,25 @@ def get_level(result: Result, level: str) -> Level:
     return metrics
 
 
+def _list_metrics_with_intervals() -> list[ClassMetric]:
+    return [metric for metric in CLASS_METRICS.values() if metric.share is not None]
+
+
 def _build_class_metric_rows(result: Result, level: Level) -> list[Row]:
-    stage, shares, ranking = result.stage.name, level.shares, level.ranking
+    stage, ranking, indices = result.stage.name, level.ranking, level.indices
+    estimates = {metric.name: level.estimate_metric(metric) for metric in _list_metrics_with_intervals()}
+    averages = {
+        "precision": indices.macro_precision,
+        "sensitivity": indices.balanced_accuracy,
+        "f1": indices.macro_f1,
+    }
     rows = [
         Row(
             (
                 stage,
                 name,
                 int(level.confusion[index].sum()),
-                convert_to_percent_cell(shares.precision[index]),
-                convert_to_percent_cell(shares.sensitivity[index]),
-                convert_to_percent_cell(shares.specificity[index]),
-                convert_to_percent_cell(shares.npv[index]),
-                convert_to_percent_cell(level.indices.f1[index]),
+                *(convert_to_percent_cell(by_class[index]) for by_class in estimates.values()),
                 convert_to_number_cell(ranking.auroc[index]),
                 convert_to_number_cell(ranking.average_precision[index]),
             )
@@ -126,11 +132,7 @@ def _build_class_metric_rows(result: Result, level: Level) -> list[Row]:
             stage,
             "macro average",
             int(level.confusion.sum()),
-            convert_to_percent_cell(level.indices.macro_precision),
-            convert_to_percent_cell(level.indices.balanced_accuracy),
-            "",
-            "",
-            convert_to_percent_cell(level.indices.macro_f1),
+            *(convert_to_percent_cell(averages[name]) if name in averages else "" for name in estimates),
             convert_to_number_cell(ranking.macro_auroc),
             convert_to_number_cell(ranking.macro_average_precision),
         ),

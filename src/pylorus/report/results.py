@@ -22,7 +22,7 @@ from pylorus.evaluation.calibration import (
     reliability_curve,
 )
 from pylorus.evaluation.comparison import RESAMPLES
-from pylorus.evaluation.confusion import confusion_matrix
+from pylorus.evaluation.confusion import ClassMetric, confusion_matrix
 from pylorus.evaluation.decisions import (
     ROUNDING,
     OperatingPoint,
@@ -34,9 +34,11 @@ from pylorus.evaluation.index_intervals import (
     ClassProportions,
     IndexEstimates,
     Proportion,
+    estimate_class_metric,
     indices_of_predictions,
     proportions_of_predictions,
 )
+from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.predictions import Predictions, patient_level
 from pylorus.evaluation.ranking import RankingEstimates, ranking_of_predictions
 from pylorus.runs.predictions import SavedPredictions
@@ -224,6 +226,16 @@ class Level:
     indices: IndexEstimates
     ranking: RankingEstimates
     left_out: int
+
+    def estimate_metric(self, metric: ClassMetric) -> tuple[Estimate, ...]:
+        """Return an index of each class with its interval, in the order of the classes."""
+        for estimates in (self.shares, self.indices):
+            if hasattr(estimates, metric.name):
+                by_class: tuple[Estimate, ...] = getattr(estimates, metric.name)
+                return by_class
+        true, predicted, classes = self.predictions.true, self.predictions.predicted, self.predictions.classes
+        groups = self.predictions.clusters if self.name == IMAGES else None
+        return estimate_class_metric(metric, true, predicted, groups, classes=classes, confidence=CONFIDENCE)
 
 
 def evaluate_images(predictions: Predictions) -> Level:

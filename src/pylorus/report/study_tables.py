@@ -1,20 +1,21 @@
 """Compare our results with the published ones: unpaired, since the images differ, with confidence intervals."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pylorus.evaluation.comparison import difference_of_independent
-from pylorus.evaluation.confusion import class_indices
+from pylorus.evaluation.confusion import CLASS_METRICS, compute_class_metric, join_labels
 from pylorus.evaluation.index_intervals import indices_of_confusion, proportions_of_confusion
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.wording import format_unpaired_sentence
 from pylorus.report.captions import format_test_basis
 from pylorus.report.results import CONFIDENCE, IMAGES, PATIENTS, Level, Result
 from pylorus.report.table import Column, Number, Row, Table, convert_to_percent_cell, create_text_columns
+from pylorus.runs.reading import get_metric_labels
 
 
 @dataclass(frozen=True)
@@ -159,25 +160,26 @@ STUDY = PublishedStudy(
 """The study that this project makes reproducible. Its images were never published; these numbers were."""
 
 
-INDICES = (("precision", "precision"), ("sensitivity", "sensitivity"), ("f1", "F1"))
-"""Metrics of the study's tables: their name in the code and their title in the report."""
+PRINTED = {name: CLASS_METRICS[name].label for name in ("precision", "sensitivity", "f1")}
+"""Metrics of the study's printed tables, with their labels."""
 
 
 def build_study_metric_table(results: Sequence[Result]) -> Table:
-    """Build table 1, 2 or 3: three metrics of each class and their average, in %, for all stages of one run.
+    """Build table 1, 2 or 3: the metrics of each class and their average, in %, for all stages of one run.
 
     Args:
         results: At least one, all of one run and of the same classes.
     """
     run = results[0].run
+    metrics = get_metric_labels(run)
     return Table(
         key=f"study-{run.stem}",
-        title=f"{run.label}: precision, sensitivity and F1 of each class, in %",
+        title=f"{run.label}: {join_labels(list(metrics.values()))} of each class, in %",
         basis=format_test_basis(results),
-        columns=_build_study_columns([result.stage.name for result in results]),
+        columns=_build_study_columns([result.stage.name for result in results], metrics.values()),
         rows=_build_study_rows(
             results[0].images.predictions.class_names,
-            [_compute_study_metrics(result.images.confusion) for result in results],
+            [_compute_study_metrics(result, metrics) for result in results],
         ),
         notes=("Average: unweighted mean over the classes. The extended tables give confidence intervals.",),
     )
@@ -216,7 +218,7 @@ def build_published_metric_table(model: str) -> Table:
         key=f"published-{model.lower()}",
         title=f"As published: {model}: precision, sensitivity and F1 of each class, in %",
         basis=format_published_basis(),
-        columns=_build_study_columns([result.stage for result in results]),
+        columns=_build_study_columns([result.stage for result in results], PRINTED.values()),
         rows=_build_study_rows(STUDY.short_names, [_get_printed_metrics(result) for result in results], digits=0),
     )
 
@@ -251,18 +253,27 @@ def _get_level_or_none(result: Result, level: str) -> Level | None:
     return result.images if level == IMAGES else result.patients
 
 
-def _compute_study_metrics(confusion: NDArray[np.int64]) -> list[list[float]]:
-    """Compute the three metrics, each as one value per class followed by their average, in %."""
-    indices = class_indices(confusion)
-    return [[*(100 * (index := getattr(indices, name))), 100 * float(np.mean(index))] for name, _ in INDICES]
+def _compute_study_metrics(result: Result, metrics: Iterable[str]) -> list[list[float]]:
+    """Compute the metrics, each as one value per class followed by their average, in %; the user's own were saved."""
+    names = result.images.predictions.class_names
+    columns = []
+    for metric in metrics:
+        if metric in CLASS_METRICS:
+            values = compute_class_metric(CLASS_METRICS[metric], result.images.confusion)
+        else:
+            saved = result.stage.own_metrics.get(metric, {})
+            values = np.array([saved.get(name) for name in names], dtype=np.float64)  # None becomes NaN
+        columns.append([*(100 * values), 100 * float(np.mean(values))])
+    return columns
 
 
 def _get_printed_metrics(result: PublishedModel) -> list[list[float]]:
-    return [[float(value) for value in getattr(result, name)] for name, _ in INDICES]
+    return [[float(value) for value in getattr(result, name)] for name in PRINTED]
 
 
-def _build_study_columns(stages: Sequence[str]) -> tuple[Column, ...]:
-    return (*create_text_columns("class"), *(Column(title, over=stage) for stage in stages for _, title in INDICES))
+def _build_study_columns(stages: Sequence[str], labels: Iterable[str]) -> tuple[Column, ...]:
+    titles = list(labels)
+    return (*create_text_columns("class"), *(Column(title, over=stage) for stage in stages for title in titles))
 
 
 def _build_study_rows(

@@ -8,7 +8,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -208,6 +208,16 @@ class StageFolder:
         self.delete_other_bests(None)
         self.last_checkpoint.unlink(missing_ok=True)
 
+    @property
+    def own_metrics_path(self) -> Path:
+        """Values of the user's own metrics on each split, if there are any."""
+        return self.path / "own_metrics.json"
+
+    def read_own_metrics(self) -> dict[str, dict[str, dict[str, float | None]]]:
+        """Return the values of the user's own metrics by split, metric and class; empty if there are none."""
+        path = self.own_metrics_path
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
     def get_predictions_path(self, split: str) -> Path:
         """Return the path of the best epoch's predictions for `val` or `test`."""
         return self.path / f"predictions-{split}.parquet"
@@ -305,12 +315,15 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     @contextmanager
-    def set_starting(self, overrides: list[str], *, sweep: str | None = None) -> Iterator[None]:
+    def set_starting(
+        self, overrides: list[str], *, sweep: str | None = None, searchpath: Sequence[str] = ()
+    ) -> Iterator[None]:
         """Mark the run as `starting`, or as `failed` if the code inside the context fails.
 
         Args:
             overrides: The overrides of the command line.
             sweep: Name of the sweep, if the run is one of its jobs.
+            searchpath: Where the user's own configuration files are, as in Hydra's `hydra.searchpath`.
         """
         status: dict[str, Any] = {
             "state": "starting",
@@ -319,6 +332,7 @@ class RunFolder:
             "started": _format_now(),
             "overrides": overrides,
             "sweep": sweep,
+            **({"searchpath": list(searchpath)} if searchpath else {}),
         }
         self._write_status(status)
         try:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from pylorus.core.errors import PylorusError, format_name_list
 from pylorus.core.io import read_json
 from pylorus.core.privacy import HIDDEN
+from pylorus.evaluation.confusion import CLASS_METRICS, select_class_metrics
 from pylorus.runs.folder import LAST, RunFolder, ShippedStage, read_shipped, score_stage, select_stage
 from pylorus.runs.predictions import SavedPredictions, read_predictions
 
@@ -122,10 +123,11 @@ class SavedStage:
 
     Attributes:
         name: Name of the stage.
-        monitor: Validation metric that selected the best epoch: loss, accuracy, precision, sensitivity or f1.
+        monitor: Validation metric that selected the best epoch: loss, accuracy, or an index of a class.
         curves: Content of metrics.csv, one row per epoch, or None if it is missing.
         validation: Predictions for the images that it was validated on, or None.
         test: Predictions for the test images, or None if the stage was not tested.
+        own_metrics: Values of the user's own metrics on the test images, by metric and class.
     """
 
     name: str
@@ -133,6 +135,7 @@ class SavedStage:
     curves: pd.DataFrame | None
     validation: SavedPredictions | None
     test: SavedPredictions | None
+    own_metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,6 +246,16 @@ class SavedRun:
         return default if value is None else value
 
 
+def get_metric_labels(run: SavedRun) -> dict[str, str]:
+    """Return the indices of a class that a run's tables and curves show: their names, with their labels.
+
+    Nothing is imported or computed for the user's own metrics: the run saved their values.
+    """
+    configured = run.get_setting("metrics", {})
+    labels = {metric.name: metric.label for metric in select_class_metrics(map(str, configured))}
+    return labels | {str(name): str(name) for name in configured if name not in CLASS_METRICS}
+
+
 def read_config(folder: Path) -> DictConfig:
     """Read the configuration of a run; empty if the run failed before writing it.
 
@@ -294,6 +307,7 @@ def read_run(folder: Path, config: DictConfig | None = None, *, order: Sequence[
             curves=_read_curves(run_folder.get_stage(str(name)).path / "metrics.csv"),
             validation=_read_optional_predictions(run_folder.get_predictions_path(str(name), "val"), order),
             test=_read_optional_predictions(run_folder.get_predictions_path(str(name), "test"), order),
+            own_metrics=run_folder.get_stage(str(name)).read_own_metrics().get("test", {}),
         )
         for name in planned
     )

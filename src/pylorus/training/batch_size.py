@@ -26,7 +26,7 @@ from pylorus.core.formatting import format_bytes
 from pylorus.hardware.choices import get_batch_size, resolve_channels_last
 from pylorus.hardware.engine import Engine, get_concurrent_jobs, get_free_memory
 from pylorus.model.backbone import Backbone, build_backbone
-from pylorus.model.classifier import Classifier, StagePlan, build_optimizer
+from pylorus.model.classifier import StageClassifier, StagePlan, build_optimizer
 from pylorus.model.freeze import apply_depth, resolve_depth, set_modes
 from pylorus.training.callbacks import get_peak_memory
 from pylorus.training.faults import is_out_of_memory
@@ -58,7 +58,7 @@ def _prepare_step(request: dict[str, Any], answers: TextIO) -> Callable[[int], d
         ModelConfig(**request["model"]), classes=request["classes"], image_size=request["image_size"]
     )
     stage, optimizer_config = StageConfig(**request["stage"]), OptimizerConfig(**request["optimizer"])
-    classifier = Classifier(
+    classifier = StageClassifier(
         backbone,
         [str(number) for number in range(request["classes"])],
         StagePlan("trial", stage, 0, 0),

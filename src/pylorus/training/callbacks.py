@@ -26,7 +26,7 @@ from pytorch_lightning.loggers.logger import Logger
 from pylorus.core.distributed import Processes
 from pylorus.core.formatting import format_percent
 from pylorus.core.io import write_atomically, write_json
-from pylorus.model.classifier import Classifier, StagePlan
+from pylorus.model.classifier import StageClassifier, StagePlan
 from pylorus.runs.folder import RunFolder, StageFolder, StageProgress
 from pylorus.runs.process import StopRequest
 
@@ -306,7 +306,7 @@ class Checkpoints(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add what Lightning does not save: the stage's progress and, within an epoch, its metric sums."""
-        assert isinstance(pl_module, Classifier)
+        assert isinstance(pl_module, StageClassifier)
         checkpoint["reached"] = tuple(self._reached)
         if self._reached.batches:
             checkpoint["tally"] = pl_module.gather_metric_sums()
@@ -315,7 +315,7 @@ class Checkpoints(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Restore the metric sums of a partial epoch in the first process."""
-        assert isinstance(pl_module, Classifier)
+        assert isinstance(pl_module, StageClassifier)
         if "tally" in checkpoint and self._processes.is_first:
             pl_module.restore_metric_sums(checkpoint["tally"])
 

@@ -1,4 +1,4 @@
-"""Weights & Biases and TensorBoard: views of what is in the run's folder, off unless requested.
+"""Dashboards (TensorBoard, Weights & Biases, your own): views of what is in the run's folder, off unless requested.
 
 A dashboard receives metrics, confusion matrices, and the configuration without folders and file names. It receives
 images only with `logger.images=true`.
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from pylorus.config.instantiation import TARGET, get_object, get_target, instantiate
 from pylorus.config.schema import Config
 from pylorus.core.errors import PylorusError, UnreadableImageError
 from pylorus.core.privacy import redact_value
@@ -36,6 +37,151 @@ MOST_MISTAKES = 16
 """The most misclassified images of a stage that are shown, if images may be sent."""
 
 
+class View:
+    """One kind of dashboard: what a logger of Pylorus does. Derive a class from it to add one.
+
+    `LOGGERS` lists those that are here; a class elsewhere is named by `logger._target_`, as in conf/logger/mlflow.yaml.
+
+    Args:
+        config: The run's configuration.
+        folder: The run's folder.
+    """
+
+    def __init__(self, config: Config, folder: RunFolder) -> None:
+        self.config, self.folder = config, folder
+
+    def start(self) -> None:
+        """Start the dashboard's record of this run, or continue it; an error here ends the run before it trains."""
+
+    def create_logger(self) -> Logger:
+        """Create the logger to which Lightning sends the metrics of a stage; no other thing is sent through it."""
+        raise NotImplementedError
+
+    def log_figure(self, name: str, figure: Figure) -> None:
+        """Show a figure under a name such as `finetune/val/confusion`."""
+
+    def log_confusion(self, name: str, table: pd.DataFrame) -> None:
+        """Show the confusion matrix of a table of predictions."""
+        self.log_figure(name, plot_confusion_counts(table, title=name.removesuffix("/confusion")))
+
+    def finish(self, *, failed: bool) -> None:
+        """End the record of this run."""
+
+
+class TensorBoardView(View):
+    """TensorBoard, in the folder `tensorboard` of the run."""
+
+    def start(self) -> None:
+        """Create the folder."""
+        self._logger = TensorBoardLogger(self.folder.path, name="", version="tensorboard")
+
+    def create_logger(self) -> Logger:
+        """Return the logger, the same for all stages."""
+        return self._logger
+
+    def log_figure(self, name: str, figure: Figure) -> None:
+        """Show a figure among the images."""
+        self._logger.experiment.add_figure(name, figure)
+
+    def finish(self, *, failed: bool) -> None:
+        """Write what is still in memory."""
+        self._logger.experiment.close()
+
+
+class WandbView(View):
+    """Weights & Biases, offline unless the user requests an online run."""
+
+    def start(self) -> None:
+        """Start or continue the run."""
+        self._run = _start_wandb_run(self.config, self.folder)
+
+    def create_logger(self) -> Logger:
+        """Create a logger of the run."""
+        return WandbLogger(experiment=self._run)
+
+    def log_figure(self, name: str, figure: Figure) -> None:
+        """Send a figure as an image."""
+        import wandb
+
+        self._run.log({name: wandb.Image(figure)})
+
+    def log_confusion(self, name: str, table: pd.DataFrame) -> None:
+        """Send the confusion matrix as an interactive plot."""
+        import wandb
+
+        true, predicted = extract_labels(table)
+        plot = wandb.plot.confusion_matrix(
+            y_true=true.tolist(),
+            preds=predicted.tolist(),
+            class_names=get_class_names(table),
+            title=name.removesuffix("/confusion"),
+        )
+        self._run.log({name: plot})
+
+    def finish(self, *, failed: bool) -> None:
+        """End the run, marked as failed if it is."""
+        self._run.finish(exit_code=int(failed))
+
+
+class ExternalView(View):
+    """A logger from outside Pylorus, derived from Lightning's: it gets metrics and configuration, and no figures.
+
+    Args:
+        config: The run's configuration.
+        folder: The run's folder.
+        node: `_target_` and arguments of the logger.
+    """
+
+    def __init__(self, config: Config, folder: RunFolder, node: dict[str, Any]) -> None:
+        super().__init__(config, folder)
+        self._node = node
+
+    def start(self) -> None:
+        """Create the logger and hand it the configuration."""
+        self._logger = instantiate(self._node, key="logger")
+        if not isinstance(self._logger, Logger):
+            raise PylorusError(
+                f"logger: {self._node[TARGET]} gave {type(self._logger).__name__}, expected a logger derived from "
+                "pytorch_lightning.loggers.Logger."
+            )
+        self._logger.log_hyperparams(build_shareable_config(self.config))
+
+    def create_logger(self) -> Logger:
+        """Return the logger, the same for all stages."""
+        return self._logger
+
+    def finish(self, *, failed: bool) -> None:
+        """Finalize the logger, as Lightning does."""
+        self._logger.save()
+        self._logger.finalize("failed" if failed else "success")
+
+
+LOGGERS: dict[str, type[View] | None] = {"csv": None, "tensorboard": TensorBoardView, "wandb": WandbView}
+"""The dashboards by `logger.name`; csv has none. conf/logger lists the choices."""
+
+
+def build_view(config: Config, folder: RunFolder) -> View | None:
+    """Build the dashboard that the configuration names; None if it names none.
+
+    Raises:
+        PylorusError: If there is no such dashboard.
+    """
+    node = get_target(config.logger)
+    if node is not None:
+        target = get_object(node, key="logger")
+        if isinstance(target, type) and issubclass(target, View):
+            view: View = instantiate(node, key="logger", config=config, folder=folder)
+            return view
+        return ExternalView(config, folder, node)
+    if config.logger.name not in LOGGERS:
+        raise PylorusError(
+            f"logger.name: found {config.logger.name}, which needs its file: write logger={config.logger.name}, "
+            "without .name."
+        )
+    kind = LOGGERS[config.logger.name]
+    return None if kind is None else kind(config, folder)
+
+
 class Dashboard:
     """A run's view in the dashboard that the configuration selects; `csv` has none.
 
@@ -49,35 +195,37 @@ class Dashboard:
 
     def __init__(self, config: Config, folder: RunFolder, *, shown: bool = True) -> None:
         matplotlib.use("agg")
-        self.config, self.folder = config, folder
-        self._name = config.logger.name if shown else "csv"
-        self._view = _FailureGuard(self._name)
-        self._wandb: Any = None
-        self._tensorboard: TensorBoardLogger | None = None
+        self.config = config
+        target = get_target(config.logger)
+        is_named = target is None or config.logger.name != "csv"
+        self._name = config.logger.name if is_named else str((target or {})[TARGET])
+        self._guard = _FailureGuard(self._name)
+        self._view = build_view(config, folder) if shown else None
 
     def __enter__(self) -> "Dashboard":
-        if self._name == "tensorboard":
-            self._tensorboard = TensorBoardLogger(self.folder.path, name="", version="tensorboard")
-        if self._name == "wandb":
+        if self._view is not None:
             try:
-                self._wandb = _start_wandb_run(self.config, self.folder)
+                self._view.start()
             except PylorusError:
                 raise
             except Exception as error:  # its own errors, network errors, or errors of its service process
+                advice = (
+                    "Use"
+                    if self.config.logger.offline
+                    else "Remove logger.offline=false to save everything on this machine and upload it later, or use"
+                )
                 raise PylorusError(
-                    f"logger=wandb: Weights & Biases failed to start: {error}\nNothing has been trained yet. Remove "
-                    "logger.offline=false to save everything on this machine and upload it later, or use logger=csv."
+                    f"logger={self._name}: the dashboard failed to start: {error}\nNothing has "
+                    f"been trained yet. {advice} logger=csv."
                 ) from error
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._view.handle_errors():
-            if self._wandb is not None:
-                self._wandb.finish(exit_code=0 if kind is None else 1)
-            if self._tensorboard is not None:
-                self._tensorboard.experiment.close()
+        if self._view is not None:
+            with self._guard.handle_errors():
+                self._view.finish(failed=kind is not None)
 
     def create_loggers(self, *, known_step: int = 0) -> list[Logger]:
         """Return the loggers that Lightning sends metrics to.
@@ -85,40 +233,19 @@ class Dashboard:
         Args:
             known_step: Steps up to this one were already sent before the run was interrupted.
         """
-        if self._wandb is not None:
-            return [_NewStepsLogger(WandbLogger(experiment=self._wandb), known_step, self._view)]
-        return [_NewStepsLogger(self._tensorboard, known_step, self._view)] if self._tensorboard is not None else []
+        return [] if self._view is None else [_NewStepsLogger(self._view.create_logger(), known_step, self._guard)]
 
     def show_predictions(self, plan: StagePlan, part: str, table: pd.DataFrame, datamodule: ImageDataModule) -> None:
         """Show a stage's confusion matrix on a split and, if images may be sent, the worst validation errors."""
-        if self._wandb is None and self._tensorboard is None:
+        if self._view is None:
             return
-        with self._view.handle_errors():
-            self._show_split(f"{plan.name}/{part}", part, table, datamodule)
-
-    def _show_split(self, name: str, part: str, table: pd.DataFrame, datamodule: ImageDataModule) -> None:
-        if self._wandb is not None:
-            import wandb
-
-            true, predicted = extract_labels(table)
-            plot = wandb.plot.confusion_matrix(
-                y_true=true.tolist(), preds=predicted.tolist(), class_names=get_class_names(table), title=name
-            )
-            self._wandb.log({f"{name}/confusion": plot})
-        else:
-            self._add_figure(f"{name}/confusion", plot_confusion_counts(table, title=name))
-        if self.config.logger.images and part == "val":
-            figure = plot_confident_errors(table, datamodule)
-            if figure is not None:
-                self._add_figure(f"{name}/mistakes", figure)
-
-    def _add_figure(self, name: str, figure: Figure) -> None:
-        if self._wandb is not None:
-            import wandb
-
-            self._wandb.log({name: wandb.Image(figure)})
-        elif self._tensorboard is not None:
-            self._tensorboard.experiment.add_figure(name, figure)
+        with self._guard.handle_errors():
+            name = f"{plan.name}/{part}"
+            self._view.log_confusion(f"{name}/confusion", table)
+            if self.config.logger.images and part == "val":
+                figure = plot_confident_errors(table, datamodule)
+                if figure is not None:
+                    self._view.log_figure(f"{name}/mistakes", figure)
 
 
 class _FailureGuard:
@@ -144,9 +271,9 @@ class _FailureGuard:
 class _NewStepsLogger(Logger):
     """Logger that forwards only what a dashboard does not have yet."""
 
-    def __init__(self, dashboard: Logger, known_step: int, view: _FailureGuard) -> None:
+    def __init__(self, dashboard: Logger, known_step: int, guard: _FailureGuard) -> None:
         super().__init__()
-        self._dashboard, self._known_step, self._view = dashboard, known_step, view
+        self._dashboard, self._known_step, self._guard = dashboard, known_step, guard
 
     @property
     def name(self) -> str | None:
@@ -164,12 +291,12 @@ class _NewStepsLogger(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Forward metrics whose step is new."""
         if step is None or step > self._known_step:
-            with self._view.handle_errors():
+            with self._guard.handle_errors():
                 self._dashboard.log_metrics(metrics, step)
 
     def save(self) -> None:
         """Save the dashboard's log."""
-        with self._view.handle_errors():
+        with self._guard.handle_errors():
             self._dashboard.save()
 
 
@@ -224,6 +351,10 @@ def build_shareable_config(config: Config) -> dict[str, Any]:
     shareable["model"]["args"] = {
         name: redact_value(f"model.args.{name}", value) for name, value in shareable["model"]["args"].items()
     }
+    for section in ("data", "augment", "loss", "logger"):
+        shareable[section]["args"] = {
+            name: redact_value(f"{section}.args.{name}", value) for name, value in shareable[section]["args"].items()
+        }
     if config.model.weights not in ("hub", "none"):
         shareable["model"]["weights"] = "file"
     return shareable
@@ -254,7 +385,7 @@ def _start_wandb_run(config: Config, folder: RunFolder) -> Any:
     )
     return wandb.init(
         project=config.logger.project,
-        name=_format_run_name(config, folder.path),
+        name=format_run_name(config, folder.path),
         group=folder.read_status().get("sweep"),
         id=folder.read_status().get("id"),
         resume="allow",
@@ -266,5 +397,6 @@ def _start_wandb_run(config: Config, folder: RunFolder) -> Any:
     )
 
 
-def _format_run_name(config: Config, folder: Path) -> str:
+def format_run_name(config: Config, folder: Path) -> str:
+    """Return a name for a run on a dashboard: model, stages and the last two parts of its folder."""
     return f"{config.model.name} {'+'.join(config.stages)} {folder.parent.name}/{folder.name}"

@@ -1,34 +1,36 @@
 """Run one stage: train, load the best epoch, predict, save."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from pylorus.config.schema import CONF, AugmentConfig, Config, StageConfig
+from pylorus.config.schema import AugmentConfig, Config, StageConfig
 from pylorus.core.distributed import Processes
-from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_percent
-from pylorus.core.io import write_atomically
-from pylorus.data.augmentation import build_augmentation
+from pylorus.core.io import write_atomically, write_json
+from pylorus.data.augmentation import build_augmentation, load_policy
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.input_format import InputFormat
 from pylorus.data.prepare import RunImages
-from pylorus.evaluation.confusion import class_indices
+from pylorus.evaluation.confusion import CLASS_METRICS, ClassMetric, compute_class_metric, select_class_metrics
 from pylorus.evaluation.index_intervals import proportions_of_predictions
 from pylorus.hardware.choices import get_batch_size, resolve_channels_last, resolve_workers
 from pylorus.hardware.engine import Engine
 from pylorus.model.backbone import Backbone
-from pylorus.model.classifier import Classifier, StagePlan, build_optimizer
+from pylorus.model.classifier import StageClassifier, StagePlan, build_optimizer
 from pylorus.model.freeze import apply_depth, resolve_depth
 from pylorus.model.frozen_features import FeatureDataModule, FrozenPrefix
 from pylorus.model.frozen_prefix import CannotCutError
 from pylorus.model.inference import SplitOutputs, compute_split_outputs
+from pylorus.model.losses import build_loss
+from pylorus.model.metrics import build_metrics
 from pylorus.runs.folder import PARTS, StageFolder
 from pylorus.runs.predictions import (
     build_prediction_table,
@@ -51,24 +53,14 @@ def resolve_augmentation(stage: StageConfig, default: AugmentConfig) -> AugmentC
     """
     if stage.augment is None or stage.augment == default.name:
         return default
-    files = {path.stem: path for path in (CONF / "augment").glob("*.yaml")}
-    if stage.augment not in files:
-        raise PylorusError(
-            f"stages: augment: there is no augment/{stage.augment}.yaml.{format_suggestion(stage.augment, files)} "
-            f"Available: {', '.join(sorted(files))}."
-        )
-    merged = OmegaConf.to_object(
-        OmegaConf.merge(OmegaConf.structured(AugmentConfig), OmegaConf.load(files[stage.augment]))
-    )
-    assert isinstance(merged, AugmentConfig)
-    return merged
+    return load_policy(stage.augment, key="stages: augment")
 
 
 def build_image_data(
     plan: StagePlan, config: Config, backbone: Backbone, images: RunImages, engine: Engine, processes: Processes
 ) -> ImageDataModule:
     """Build the data module of a stage's images."""
-    return ImageDataModule(
+    return ImageDataModule.from_table(
         images.table,
         images.catalog.root,
         InputFormat(backbone.image_size, config.data.fit, backbone.interpolation, config.data.crop),
@@ -86,7 +78,7 @@ def build_image_data(
 
 
 def build_stage_data(
-    image_data: ImageDataModule, classifier: Classifier, plan: StagePlan, config: Config, engine: Engine
+    image_data: ImageDataModule, classifier: StageClassifier, plan: StagePlan, config: Config, engine: Engine
 ) -> ImageDataModule | FeatureDataModule:
     """Build a data module of features if the network can be split at the stage's depth; else return the images'.
 
@@ -133,13 +125,14 @@ def run_stage(plan: StagePlan, run: Run) -> StageResult:
     """
     stage_folder, images = run.folder.get_stage(plan.name), run.images
     speed = SpeedMonitor(sum(images.count_by_class("train")), run.engine.accelerator)
-    classifier = Classifier(
+    classifier = StageClassifier(
         run.backbone,
         images.catalog.short_names,
         plan,
         run.config.optimizer,
         run.config.loss,
         images_of_class=images.count_by_class("train"),
+        metrics=build_metrics(run.config.metrics, [plan.config.monitor]),
         channels_last=resolve_channels_last(run.config, run.engine, run.backbone.network)[0],
         processes=run.processes,
     )
@@ -161,7 +154,7 @@ def run_stage(plan: StagePlan, run: Run) -> StageResult:
 
 
 def _train(
-    classifier: Classifier, image_data: ImageDataModule, run: Run, stage_folder: StageFolder, speed: SpeedMonitor
+    classifier: StageClassifier, image_data: ImageDataModule, run: Run, stage_folder: StageFolder, speed: SpeedMonitor
 ) -> None:
     """Train the classifier's stage, from the start or from where it was last saved."""
     plan = classifier.plan
@@ -194,14 +187,39 @@ def _predict(plan: StagePlan, run: Run, stage_folder: StageFolder, image_data: I
             with write_atomically(stage_folder.get_features_path(split)) as temporary:
                 np.save(temporary, outputs[split].features)
             write_predictions(table, stage_folder.get_predictions_path(split))
+            _save_own_metrics(run.config, table, stage_folder, split)
 
 
-def _load_best_weights(classifier: Classifier, stage_folder: StageFolder) -> None:
+def _save_own_metrics(config: Config, table: pd.DataFrame, stage_folder: StageFolder, split: str) -> None:
+    """Save the values of the user's own metrics, so that a report shows them without running the user's code."""
+    own = [metric for metric in build_metrics(config.metrics) if metric.name not in CLASS_METRICS]
+    if not own:
+        return
+    confusion, names = count_confusion(table), get_class_names(table)
+    values = {
+        metric.name: dict(zip(names, map(float, compute_class_metric(metric, confusion)), strict=True))
+        for metric in own
+    }
+    write_json(
+        stage_folder.own_metrics_path,
+        stage_folder.read_own_metrics() | {split: _replace_nan(values)},
+    )
+
+
+def _replace_nan(values: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
+    """Replace NaN, which JSON lacks, by null."""
+    return {
+        metric: {name: value if np.isfinite(value) else None for name, value in by_class.items()}
+        for metric, by_class in values.items()
+    }
+
+
+def _load_best_weights(classifier: StageClassifier, stage_folder: StageFolder) -> None:
     checkpoint = torch.load(stage_folder.best_checkpoint, map_location="cpu", weights_only=True)
     classifier.load_stage_weights(checkpoint["state_dict"])
 
 
-def _load_finished_stage(classifier: Classifier, stage_folder: StageFolder) -> StageResult:
+def _load_finished_stage(classifier: StageClassifier, stage_folder: StageFolder) -> StageResult:
     _load_best_weights(classifier, stage_folder)
     return _read_result(stage_folder)
 
@@ -225,6 +243,7 @@ def check_stages(config: Config, backbone: Backbone, images: RunImages, processe
             f"trainer.devices: found {processes.count} devices, but the smallest split has only {smallest} "
             f"{'image' if smallest == 1 else 'images'}."
         )
+    build_loss(config.loss, classes=len(images.catalog.classes), images_of_class=images.count_by_class("train"))
     for stage in config.stages.values():
         resolve_depth(backbone.network, stage.learn)
         build_augmentation(resolve_augmentation(stage, config.augment))
@@ -243,34 +262,38 @@ def _format_headline(plan: StagePlan, backbone: Backbone) -> str:
     )
 
 
-def log_stage_table(plan: StagePlan, result: StageResult, *, validated_on: str = "val") -> None:
+def log_stage_table(
+    plan: StagePlan,
+    result: StageResult,
+    *,
+    validated_on: str = "val",
+    metrics: Sequence[ClassMetric] | None = None,
+) -> None:
     """Log a table of each class's metrics on validation and test images, at the stage's best epoch.
 
     Args:
         plan: The stage.
         result: Its result.
         validated_on: val, or test: then the test images selected the best epoch.
+        metrics: The indices to show; None: those that tables show.
     """
+    metrics = select_class_metrics() if metrics is None else metrics
     images = "the test images" if validated_on == "test" else "validation images"
     selection = f"best by {plan.config.monitor} on {images}" if result.epochs > 1 else "the only one"
     table = Table(title=f"{plan.name}: epoch {result.best_epoch} of {result.epochs}, {selection}")
     table.add_column("%", justify="left")
     for split in result.predictions:
-        for metric in ("precision", "sensitivity", "F1"):
-            table.add_column(f"{split}\n{metric}", justify="right")
-    metrics_by_split = [class_indices(count_confusion(predictions)) for predictions in result.predictions.values()]
+        for metric in metrics:
+            table.add_column(f"{split}\n{metric.label}", justify="right")
+    values = [
+        compute_class_metric(metric, count_confusion(predictions))
+        for predictions in result.predictions.values()
+        for metric in metrics
+    ]
     names = get_class_names(result.predictions["test"])
     for row, name in enumerate(names):
-        table.add_row(
-            name,
-            *(
-                format_percent(v[row])
-                for metrics in metrics_by_split
-                for v in (metrics.precision, metrics.sensitivity, metrics.f1)
-            ),
-        )
-    means = [v.mean() for metrics in metrics_by_split for v in (metrics.precision, metrics.sensitivity, metrics.f1)]
-    table.add_row("average", *(format_percent(mean) for mean in means), style="bold")
+        table.add_row(name, *(format_percent(by_class[row]) for by_class in values))
+    table.add_row("average", *(format_percent(by_class.mean()) for by_class in values), style="bold")
     log.info(
         "\n%s%s", _render_text(table), "\n".join(_format_accuracy(split, t) for split, t in result.predictions.items())
     )

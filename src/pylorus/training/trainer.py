@@ -14,9 +14,9 @@ from pylorus.core.distributed import Processes
 from pylorus.data.prepare import RunImages
 from pylorus.hardware.engine import Engine
 from pylorus.model.backbone import Backbone
-from pylorus.model.classifier import Classifier, StagePlan, get_monitor_mode
+from pylorus.model.classifier import StageClassifier, StagePlan, get_monitor_mode
 from pylorus.model.distributed import build_strategy_arguments, use_sharded_network, use_sync_batch_norm
-from pylorus.model.freeze import Freeze
+from pylorus.model.freeze import FreezeBackbone
 from pylorus.runs.folder import RunFolder, StageFolder
 from pylorus.runs.process import StopRequest
 from pylorus.training.callbacks import Checkpoints, CurvesFile, EpochLine, ProgressBar, SpeedMonitor
@@ -65,7 +65,7 @@ def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: S
         precision=run.engine.lightning_precision,
         max_epochs=plan.config.epochs,
         callbacks=[
-            Freeze(plan.config.learn),
+            FreezeBackbone(plan.config.learn),
             *_build_early_stopping(plan.config),
             EpochLine(plan),
             speed,
@@ -83,7 +83,7 @@ def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: S
 
 
 def fit_stage(
-    trainer: pl.Trainer, classifier: Classifier, data: pl.LightningDataModule, stage_folder: StageFolder, run: Run
+    trainer: pl.Trainer, classifier: StageClassifier, data: pl.LightningDataModule, stage_folder: StageFolder, run: Run
 ) -> None:
     """Fit from the stage's start, or from where it was last saved."""
     checkpoint = stage_folder.last_checkpoint if stage_folder.last_checkpoint.is_file() else None
@@ -99,7 +99,7 @@ def fit_stage(
 
 
 @contextmanager
-def _use_sharding(classifier: Classifier, run: Run) -> Iterator[None]:
+def _use_sharding(classifier: StageClassifier, run: Run) -> Iterator[None]:
     """Shard the trainable weights among the devices, if configured."""
     if not (run.processes.is_distributed and run.config.trainer.strategy == "fsdp"):
         yield

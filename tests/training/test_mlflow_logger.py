@@ -1,0 +1,87 @@
+"""What a run sends to MLflow, with the real package where it is installed."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from pylorus.core.errors import PylorusError
+from pylorus.core.io import write_text
+from pylorus.runs.folder import RunFolder
+from pylorus.training.dashboards import Dashboard
+from tests.conftest import TINY
+
+SECRET = "/clinic/patients/miller"
+
+
+def test_a_server_needs_to_be_asked_for_twice(composed, tmp_path):
+    config = composed("logger=mlflow", "++logger.args.tracking_uri=https://mlflow.example.org")
+    with pytest.raises(PylorusError, match=r"found https://mlflow.example.org, a server.*logger.offline=false"):
+        Dashboard(config, RunFolder(tmp_path))
+
+
+def test_its_name_alone_is_refused_with_what_to_type(composed, tmp_path):
+    with pytest.raises(PylorusError, match="write logger=mlflow"):
+        Dashboard(composed("logger.name=mlflow"), RunFolder(tmp_path))
+
+
+def test_without_the_package_the_message_says_what_to_install(composed, tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "mlflow.tracking", None)
+    with pytest.raises(PylorusError, match=r"logger=mlflow: needs mlflow-skinny.*pip install 'pylorus\[mlflow\]'"):
+        Dashboard(composed("logger=mlflow"), RunFolder(tmp_path)).__enter__()
+
+
+def open_store(folder: RunFolder):
+    tracking = pytest.importorskip("mlflow.tracking")
+    pytest.importorskip("sqlalchemy")
+    return tracking.MlflowClient(tracking_uri=f"sqlite:///{folder.path / 'mlflow.db'}")
+
+
+def test_a_run_keeps_curves_settings_and_matrices_in_its_own_folder(composed, drawn, tmp_path):
+    pytest.importorskip("mlflow.tracking")
+    pytest.importorskip("sqlalchemy")
+    from pylorus.launch.train import run
+
+    folder = RunFolder(tmp_path / "run")
+    words = ["stage=pretrain", "stages.pretrain.epochs=2", "logger=mlflow", "logger.images=true", "trainer=cpu"]
+    config = composed(
+        "data=folders", f"data.root={drawn}", "data.image_size=32", "model=timm", f"model.name={TINY}",
+        "model.weights=none", "report=false", *words,
+    )  # fmt: skip
+    with folder.set_starting(words):
+        write_text(folder.config, OmegaConf.to_yaml(config))
+    run(folder)
+    assert folder.read_status()["state"] == "finished"
+    client = open_store(folder)
+    (saved,) = client.search_runs([client.get_experiment_by_name("pylorus").experiment_id])
+    assert saved.info.status == "FINISHED"
+    assert saved.data.params["model.name"] == TINY
+    assert "data.root" not in saved.data.params
+    losses = client.get_metric_history(saved.info.run_id, "pretrain/val/loss")
+    assert [point.step for point in losses] == [1, 2]
+    assert list((folder.path / "mlflow").rglob("val/confusion.png"))
+    stored = [folder.path / "mlflow.db", *(path for path in (folder.path / "mlflow").rglob("*") if path.is_file())]
+    assert not [path for path in stored if str(drawn).encode() in path.read_bytes() or b"patient_" in path.read_bytes()]
+
+
+def test_a_resumed_run_continues_its_record_and_a_failed_one_says_so(composed, tmp_path):
+    pytest.importorskip("mlflow.tracking")
+    pytest.importorskip("sqlalchemy")
+    folder, config = RunFolder(tmp_path / "run"), composed("logger=mlflow", f"model.weights={SECRET}.pth")
+    with folder.set_starting([]):
+        pass
+    with pytest.raises(RuntimeError), Dashboard(config, folder) as dashboard:
+        dashboard.create_loggers()[0].log_metrics({"s/val/loss": 1.0}, step=1)
+        raise RuntimeError
+    client = open_store(folder)
+    experiment = client.get_experiment_by_name("pylorus").experiment_id
+    assert [each.info.status for each in client.search_runs([experiment])] == ["FAILED"]
+    with Dashboard(config, folder) as dashboard:
+        for step in (1, 2):
+            dashboard.create_loggers(known_step=1)[0].log_metrics({"s/val/loss": 0.5}, step=step)
+    (saved,) = client.search_runs([experiment])
+    assert saved.info.status == "FINISHED"
+    assert [(each.step, each.value) for each in client.get_metric_history(saved.info.run_id, "s/val/loss")] == [
+        (1, 1.0), (2, 0.5),
+    ]  # fmt: skip
+    assert "miller" not in str(saved.data.params)
