@@ -48,7 +48,7 @@ def keys_page() -> str:
         "# Keys",
         "",
         "What a run can be told, as in `python train.py optimizer.lr=1e-4`. This page is made from the schema "
-        "(`src/pylorus/config.py`), and so is `python train.py --help`. A key that does not exist and a value outside "
+        "(`src/pylorus/config/schema.py`), and so is `python train.py --help`. A key that does not exist and a value outside "
         "its range are refused before anything starts. A default may differ where a file of `conf/` says so: see "
         "[Groups](groups.md).",
         "",
