@@ -18,6 +18,7 @@ lint: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Opens without a server: site/index.html.
 docs: .venv/docs

@@ -170,7 +170,8 @@ def check_config(config: Config) -> None:
     if config.deploy.stage is not None and config.deploy.stage not in config.run:
         problem = "which this run does not train" if config.deploy.stage in config.stages else "which is not a stage"
         raise PylorusError(
-            f'deploy.stage: found "{config.deploy.stage}", {problem}.{format_suggestion(config.deploy.stage, config.run)} '
+            f'deploy.stage: found "{config.deploy.stage}", {problem}.'
+            f"{format_suggestion(config.deploy.stage, config.run)} "
             f"Expected one of {', '.join(config.run)}, or null."
         )
     for name in config.stages:

@@ -31,8 +31,10 @@ def redact_value(key: str, value: Any) -> Any:
     """Redact the value of a configuration key if it is a path or may identify a patient.
 
     Example:
-        >>> redact_value("data.root", "/patients"), redact_value("model.weights", "/home/w/vgg.pth"), redact_value("seed", 3)
-        ('(not shown)', 'vgg.pth', 3)
+        >>> redact_value("data.root", "/patients"), redact_value("seed", 3)
+        ('(not shown)', 3)
+        >>> redact_value("model.weights", "/home/w/vgg.pth")
+        'vgg.pth'
     """
     if value is not None and key in (*FILES, *OF_PATIENTS):
         return HIDDEN

@@ -97,7 +97,8 @@ def select_by_fold_column(catalog: Catalog, data: DataConfig, pairs: Sequence[Pa
     wanted = _find_value(str(data.fold), known_values)
     if wanted is None:
         raise PylorusError(
-            f'data.fold: no image has "{data.fold}" in column {column}.{format_suggestion(str(data.fold), known_values)}\n'
+            f'data.fold: no image has "{data.fold}" in column {column}.'
+            f"{format_suggestion(str(data.fold), known_values)}\n"
             f"Found:\n{format_name_list(known_values, most=30)}\n"
             f"To test on each value in turn: -m {_format_override('data.fold', known_values)} "
             f"{_format_override('data.fold_column', [column])}"
@@ -114,7 +115,8 @@ def select_by_fold_column(catalog: Catalog, data: DataConfig, pairs: Sequence[Pa
             for pair in found_leaks
         ]
         raise PylorusError(
-            f"data.fold_column: found under more than one value of column {column}: {summary}.\n{format_name_list(lines)}\n"
+            f"data.fold_column: found under more than one value of column {column}: {summary}.\n"
+            f"{format_name_list(lines)}\n"
             "A model tested on one value would have been trained on the other. Correct the manifest, remove one of "
             "each pair, or accept the leaks with data.accept_leaks=true: the report then states them."
         )
@@ -232,7 +234,8 @@ def check_images_unchanged(table: pd.DataFrame, path: Path) -> None:
     lines = [f"{name}: {change}" for change, names in differences.items() for name in names]
     if lines:
         raise PylorusError(
-            f"{path.parent}: the images are not those that this run started with:\n{format_name_list(lines)}\n{HOW_TO_FIX}"
+            f"{path.parent}: the images are not those that this run started with:\n{format_name_list(lines)}\n"
+            f"{HOW_TO_FIX}"
         )
 
 

@@ -117,7 +117,8 @@ def _render_training(description: Description) -> str:
         f"Trained from {source}{digest} with seed {description.training.seed} and precision "
         f"{_format_markdown(description.training.precision)}:\n\n"
         + "\n".join(stages)
-        + f"\n\nThe shipped network is that of stage **{_format_markdown(description.shipped.name)}** of its run ({choice})."
+        + f"\n\nThe shipped network is that of stage **{_format_markdown(description.shipped.name)}** "
+        f"of its run ({choice})."
     )
 
 
@@ -183,8 +184,8 @@ def format_threshold_guarantee(description: Description, name: str) -> str:
     if threshold is None:
         return (
             f"The threshold for {name} reaches a sensitivity of {100 * decision.sensitivity:g} % on the "
-            f"{_get_fitting_images(description)}; an older Pylorus wrote this bundle, and no sensitivity is guaranteed for new "
-            "patients."
+            f"{_get_fitting_images(description)}; an older Pylorus wrote this bundle, and no sensitivity is "
+            f"guaranteed for new patients."
         )
     return format_guarantee_sentence(
         threshold, class_name=name, grouped=description.training.grouped, part=_get_fitting_split(description)
@@ -223,10 +224,11 @@ def _render_thresholds(description: Description) -> str:
         "An image is called positive for a class if its calibrated probability for that class reaches the threshold. "
         f"Unless another class is requested, {_format_markdown(decision.class_name)} decides. "
         f"{_format_markdown(format_threshold_guarantee(description, decision.class_name))}\n\n"
-        f"{_render_table(titles, rows)}\n\nThe guaranteed sensitivity is that for one image of a new patient, each patient "
-        "weighted equally; where patients with many images are harder to recognise, the sensitivity over all images "
-        f"is lower. The guarantee holds for patients like those of the {_get_fitting_images(description)}, from the same "
-        "hospitals. It does not account for what else was chosen on these images: the epoch and the temperature."
+        f"{_render_table(titles, rows)}\n\nThe guaranteed sensitivity is that for one image of a new patient, each "
+        f"patient weighted equally; where patients with many images are harder to recognise, the sensitivity over all "
+        f"images is lower. The guarantee holds for patients like those of the {_get_fitting_images(description)}, "
+        f"from the same hospitals. It does not account for what else was chosen on these images: the epoch and the "
+        f"temperature."
     )
 
 
@@ -249,19 +251,20 @@ def _render_prediction_sets(description: Description, sets: PredictionSets) -> s
     ]
     uncalibrated = [name for name in description.short_names if sets.lowest[name] is None]
     always = (
-        f" Leaving a class out of a set takes at least {sets.patients_needed} {_get_fitting_split(description)} {patients} of "
-        f"that class; with fewer, these classes are in every set: {', '.join(map(_format_markdown, uncalibrated))}."
+        f" Leaving a class out of a set takes at least {sets.patients_needed} {_get_fitting_split(description)} "
+        f"{patients} of that class; with fewer, these classes are in every set: "
+        f"{', '.join(map(_format_markdown, uncalibrated))}."
         if uncalibrated
         else ""
     )
     return (
         "Besides its prediction, the model gives a set of classes for each image, calibrated separately for each "
-        f"class on {_get_fitting_images(description)} (split-conformal): for an image of a new patient, whatever its class, the "
-        f"set contains the true class with a probability of at least {100 * sets.coverage:g} %, provided that the "
-        f"patient is like those of the {_get_fitting_images(description)}, from the same hospitals. An empty set means that no "
-        f"class is as probable as is usual for images of that class.{always}\n\n"
-        f"{_render_table(titles, rows)}\n\nOn the test images, a set contains {format_set_size(sets.test.size)} classes "
-        "on average. Each patient is weighted equally in these figures."
+        f"class on {_get_fitting_images(description)} (split-conformal): for an image of a new patient, whatever its "
+        f"class, the set contains the true class with a probability of at least {100 * sets.coverage:g} %, provided "
+        f"that the patient is like those of the {_get_fitting_images(description)}, from the same hospitals. An empty "
+        f"set means that no class is as probable as is usual for images of that class.{always}\n\n"
+        f"{_render_table(titles, rows)}\n\nOn the test images, a set contains {format_set_size(sets.test.size)} "
+        f"classes on average. Each patient is weighted equally in these figures."
     )
 
 
@@ -282,12 +285,12 @@ def _render_abstention(description: Description) -> str:
         "The model abstains in two cases:\n\n"
         f"- **Out-of-distribution** (`unlike`): the {abstention.method} (from {abstention.images:,} training images) "
         f"exceeds {abstention.unlike_above:.4f}. The threshold was set so that at most "
-        f"{format_percent(abstention.false_alarms)} % of the {fixed_on} are flagged as out-of-distribution; of the test "
-        f"images, {_format_estimate(abstention.unlike_test)} % are: the false-alarm rate.\n"
+        f"{format_percent(abstention.false_alarms)} % of the {fixed_on} are flagged as out-of-distribution; of the "
+        f"test images, {_format_estimate(abstention.unlike_test)} % are: the false-alarm rate.\n"
         "- **Uncertain** (`unsure`): the highest calibrated probability of any class is below "
-        f"{abstention.unsure_below:.4f}. The threshold was set so that at most {format_percent(abstention.false_alarms)} % of "
-        f"the correctly classified {fixed_on} are flagged as uncertain; of the correctly classified test images, "
-        f"{_format_estimate(abstention.unsure_test)} % are.\n\n"
+        f"{abstention.unsure_below:.4f}. The threshold was set so that at most "
+        f"{format_percent(abstention.false_alarms)} % of the correctly classified {fixed_on} are flagged as "
+        f"uncertain; of the correctly classified test images, {_format_estimate(abstention.unsure_test)} % are.\n\n"
         f"The model answers {_format_estimate(abstention.answered_test)} % of the test images; of these, "
         f"{_format_estimate(abstention.accuracy_answered)} % are classified correctly."
     )
@@ -306,8 +309,8 @@ def _render_limits(description: Description) -> str:
     ]
     if description.training.precision != "32":
         lines.append(
-            f"The model was trained in {_format_markdown(description.training.precision)}; its predictions and all results here "
-            "are computed in 32 bits."
+            f"The model was trained in {_format_markdown(description.training.precision)}; its predictions and all "
+            f"results here are computed in 32 bits."
         )
     return "\n".join(f"- {line}" for line in lines)
 

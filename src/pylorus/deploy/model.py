@@ -31,7 +31,7 @@ class ModelPredictions:
         probabilities: Calibrated probabilities in [0, 1], of shape (n, classes).
         predicted: Index of the most probable class of each image, of shape (n,).
         positive: Whether the deciding class's probability reaches its threshold, of shape (n,).
-        unlikeness: Distance from the training images in [0, 2], of shape (n,); see `pylorus.model.inference.UNLIKENESS`.
+        unlikeness: Distance from the training images in [0, 2], of shape (n,); see `UNLIKENESS`.
         why: Why the model abstains, of shape (n,): "" (it answers), "unsure" or "unlike" (out-of-distribution).
         sets: Which classes are in each image's prediction set, of shape (n, classes); None if the bundle has no
             prediction sets.

@@ -246,8 +246,8 @@ def compute_tolerance(largest: float) -> float:
     """Return the largest accepted difference of a logit, given the largest absolute logit of PyTorch.
 
     It is 1e-4; less if all logits are below 1, since a wrong weight could hide below 1e-4 there; more if they are above
-    10, since fp32 is not more exact. For networks with larger rounding errors, `check_parity` accepts twice the difference
-    between PyTorch in fp32 and in fp64: if both err by that much, they differ by up to twice as much.
+    10, since fp32 is not more exact. For networks with larger rounding errors, `check_parity` accepts twice the
+    difference between PyTorch in fp32 and in fp64: if both err by that much, they differ by up to twice as much.
 
     Example:
         >>> [f"{compute_tolerance(largest):.0e}" for largest in (0.001, 0.1, 1.0, 10.0, 50.0)]

@@ -279,8 +279,10 @@ def format_prediction_set(names: Sequence[str], members: NDArray[np.bool_]) -> s
         members: Whether each class is in the set, of shape (classes,).
 
     Example:
-        >>> format_prediction_set(["GC", "GU", "CG"], np.array([True, False, True])), format_prediction_set(["GC", "GU"], np.zeros(2, dtype=bool))
-        ('{GC, CG}', '{}')
+        >>> format_prediction_set(["GC", "GU", "CG"], np.array([True, False, True]))
+        '{GC, CG}'
+        >>> format_prediction_set(["GC", "GU"], np.zeros(2, dtype=bool))
+        '{}'
     """
     return f"{{{', '.join(name for name, member in zip(names, members, strict=True) if member)}}}"
 
@@ -466,7 +468,8 @@ def format_prediction_summary(record: Mapping[str, Any], description: Descriptio
         "",
         f"evaluation on {evaluation['images']:,} images{_format_groups(record)}, in % (95 % confidence interval):",
         f"  accuracy {format_estimate(evaluation['accuracy'])}",
-        f"  balanced accuracy {format_estimate(evaluation['balanced_accuracy'])}, macro F1 {format_estimate(evaluation['macro_f1'])}",
+        f"  balanced accuracy {format_estimate(evaluation['balanced_accuracy'])}, "
+        f"macro F1 {format_estimate(evaluation['macro_f1'])}",
     ]
     width = max(map(len, description.short_names))
     lines += [
@@ -492,6 +495,7 @@ def format_prediction_summary(record: Mapping[str, Any], description: Descriptio
         )
         lines += [f"    {name:<{width}}  {format_estimate(sets['coverage'][name])}" for name in description.short_names]
     lines.append(
-        f"  answered {format_estimate(evaluation['answered'])}; of these, correct {format_estimate(evaluation['accuracy_answered'])}"
+        f"  answered {format_estimate(evaluation['answered'])}; "
+        f"of these, correct {format_estimate(evaluation['accuracy_answered'])}"
     )
     return "\n".join(lines)

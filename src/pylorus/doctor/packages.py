@@ -195,7 +195,10 @@ def check_same_files() -> Iterator[Check]:
         summary = (
             f"{', '.join(present)} beside {ours}: they overwrite each other's files, so either may be the one that runs"
         )
-        fix = f"pip uninstall {' '.join(present)} && pip install --force-reinstall --no-deps {ours}=={get_installed_version(ours)}"
+        fix = (
+            f"pip uninstall {' '.join(present)} && "
+            f"pip install --force-reinstall --no-deps {ours}=={get_installed_version(ours)}"
+        )
         yield Check(PACKAGES, present[0], State.WARNING, summary, fix)
 
 

@@ -104,7 +104,8 @@ def compute_linearised_indices(
 
     Example:
         >>> counts = count_by_group(np.array([0, 0, 1]), np.array([0, 1, 1]))
-        >>> first = compute_linearised_indices(counts, lambda table: table[:, :1] / table.sum(axis=1, keepdims=True), width=2)
+        >>> share = lambda table: table[:, :1] / table.sum(axis=1, keepdims=True)
+        >>> first = compute_linearised_indices(counts, share, width=2)
         >>> first.values.round(3).tolist(), first.contributions.round(3).ravel().tolist()
         ([0.333], [0.111, -0.111])
     """

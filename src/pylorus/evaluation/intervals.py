@@ -210,7 +210,8 @@ def compute_confidence_below(values: NDArray[np.float64], bound: float) -> float
     Example:
         >>> round(compute_confidence_below(np.zeros(45), 0.05), 3), round(1 - 0.95**45, 3)
         (0.901, 0.901)
-        >>> compute_confidence_below(np.array([0.0, 0.0, 0.5]), 0.5) > compute_confidence_below(np.array([0.0, 0.0, 1.0]), 0.5)
+        >>> low, high = np.array([0.0, 0.0, 0.5]), np.array([0.0, 0.0, 1.0])
+        >>> compute_confidence_below(low, 0.5) > compute_confidence_below(high, 0.5)
         True
     """
     proportions = _check_values(values)

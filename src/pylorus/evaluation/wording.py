@@ -91,7 +91,8 @@ def format_paired_sentence(
     if math.isnan(difference.value) or math.isnan(difference.p_value):
         return f"It can't be determined whether {first} and {second} differ {where}."
     verdict = "differ" if difference.p_value < level else "are not shown to differ"
-    return f"{first} and {second} {verdict} {where} ({difference.value:+.3f}, {format_p_value(difference.p_value, level=level)})."
+    p_value = format_p_value(difference.p_value, level=level)
+    return f"{first} and {second} {verdict} {where} ({difference.value:+.3f}, {p_value})."
 
 
 def format_unpaired_sentence(
@@ -115,7 +116,9 @@ def format_unpaired_sentence(
 
     Example:
         >>> difference = Estimate(value=0.018, low=-0.022, high=0.057)
-        >>> sentence = format_unpaired_sentence("Ours", "the published VGG19", difference, index="F1", images=(200, 450))
+        >>> sentence = format_unpaired_sentence(
+        ...     "Ours", "the published VGG19", difference, index="F1", images=(200, 450)
+        ... )
         >>> print(sentence.replace(" (", "\n("))
         Ours and the published VGG19 are not shown to differ in F1, on 200 and 450 different images
         (+0.018, 95 % interval -0.022 to +0.057).
@@ -207,8 +210,8 @@ def format_p_value(p_value: float, *, level: float = 0.05) -> str:
         level: Significance level, in (0, 1).
 
     Example:
-        >>> format_p_value(0.3317), format_p_value(0.0496), format_p_value(0.00002), format_p_value(1.0), format_p_value(float("nan"))
-        ('p = 0.33', 'p = 0.0496', 'p < 0.001', 'p = 1', 'p undefined')
+        >>> [format_p_value(p) for p in (0.3317, 0.0496, 0.00002, 1.0, float("nan"))]
+        ['p = 0.33', 'p = 0.0496', 'p < 0.001', 'p = 1', 'p undefined']
         >>> format_p_value(0.05), format_p_value(0.0499999999)
         ('p = 0.050', 'p < 0.05')
     """

@@ -1,7 +1,7 @@
 """Run the whole pipeline: images → network → stages → a model in a folder.
 
-`python -m pylorus.launch.train FOLDER` runs what FOLDER/config.yaml describes; `train.py` and sweeps call this module through
-`pylorus.launch.main`.
+`python -m pylorus.launch.train FOLDER` runs what FOLDER/config.yaml describes; `train.py` and sweeps call this module
+through `pylorus.launch.main`.
 """
 
 import json

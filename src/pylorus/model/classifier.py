@@ -248,7 +248,10 @@ class Classifier(pl.LightningModule):
         ]
         first_ids = [f"row {row}" if sample_ids is None else sample_ids[row] for row in rows]
         loss = "the training loss" if split == "train" else "the validation loss, but not yet the training loss,"
-        first_images = f"It happened first in the batch of these images (split.csv has their files):\n{format_name_list(first_ids)}\n"
+        first_images = (
+            "It happened first in the batch of these images (split.csv has their files):\n"
+            f"{format_name_list(first_ids)}\n"
+        )
         return (
             f"{loss} of stage {stage} became NaN or infinite in epoch {self.current_epoch + 1}. "
             f"Lower optimizer.lr or stages.{stage}.lr, or set trainer.precision=32.\n"

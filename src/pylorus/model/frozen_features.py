@@ -313,9 +313,10 @@ def _build_record_names(image_data: ImageDataModule, split: str, draws: Sequence
     hashes = list(image_data.parts[split]["sha256"])
     policy = json.dumps(dict(image_data.policy.transforms), sort_keys=True, default=str)
     policy_digest = hashlib.sha256(f"{policy} {compute_augmentation_version()}".encode()).hexdigest()[:16]
+    dataset = image_data.get_dataset(split)
     return [
         hashes[draw.row]
         if draw.view is None
-        else f"{hashes[draw.row]}/{policy_digest}/{image_data.get_dataset(split).get_augmentation_seed(draw.row, draw.view):x}"
+        else f"{hashes[draw.row]}/{policy_digest}/{dataset.get_augmentation_seed(draw.row, draw.view):x}"
         for draw in draws
     ]

@@ -50,7 +50,8 @@ def extract_network_structure(
 
     Example:
         >>> network = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.AdaptiveAvgPool2d(1))
-        >>> extract_network_structure(network, image_size=8, learning={"pretrain": []})  # doctest: +NORMALIZE_WHITESPACE
+        >>> learning = {"pretrain": []}
+        >>> extract_network_structure(network, image_size=8, learning=learning)  # doctest: +NORMALIZE_WHITESPACE
         [{'name': '0.0', 'type': 'Conv2d', 'layers': 1, 'parameters': 112, 'output': [4, 6, 6],
           'learning': {'pretrain': 0}}]
     """

@@ -408,7 +408,8 @@ def _format_replicate_sentence(comparison: Comparison) -> str:
     if comparison.family > 1:
         p_value += f" after Holm's correction for {comparison.family} comparisons"
     mean = "mean " if pool.kind == SPLITS or len(ahead.rounds) > 1 or len(behind.rounds) > 1 else ""
-    shares = f"{mean}{format_percent_with_unit(float(ahead.exact_accuracy))} vs. {format_percent_with_unit(float(behind.exact_accuracy))}"
+    higher, lower = (format_percent_with_unit(float(each.exact_accuracy)) for each in (ahead, behind))
+    shares = f"{mean}{higher} vs. {lower}"
     if widest.has_interval:
         over = "" if pool.kind == SET else {FOLDS: "(mean over folds) ", SPLITS: "(mean over splits) "}[pool.kind]
         low, high = sorted((100 * sign * widest.low, 100 * sign * widest.high))
@@ -416,7 +417,8 @@ def _format_replicate_sentence(comparison: Comparison) -> str:
     if ahead.exact_accuracy == behind.exact_accuracy:
         return f"{ahead.label} and {behind.label} are correct equally often {where} ({shares}; {p_value})."
     verdict = "is shown to be better than" if comparison.is_significant else "is not shown to be better than"
-    return f"{ahead.label} {verdict} {behind.label} {where} ({shares}; {p_value}, {_format_variation_sources(comparison)})."
+    sources = _format_variation_sources(comparison)
+    return f"{ahead.label} {verdict} {behind.label} {where} ({shares}; {p_value}, {sources})."
 
 
 def _format_variation_sources(comparison: Comparison) -> str:

@@ -209,8 +209,8 @@ def convert_to_p_value_cell(value: float) -> Number:
     """Format a p-value for a column of p-values.
 
     Example:
-        >>> convert_to_p_value_cell(0.33172).text, convert_to_p_value_cell(0.00002).text, convert_to_p_value_cell(math.nan).text
-        ('0.33', '< 0.001', '–')
+        >>> [convert_to_p_value_cell(p).text for p in (0.33172, 0.00002, math.nan)]
+        ['0.33', '< 0.001', '–']
     """
     return Number(
         value, words=DASH if math.isnan(value) else format_p_value(value).removeprefix("p ").removeprefix("= ")

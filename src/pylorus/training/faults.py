@@ -86,9 +86,11 @@ def _explain_cause(error: BaseException, folder: RunFolder, config: Config) -> s
     if (isinstance(error, OSError) and error.errno in DISK_FULL) or WRITE_ERROR.search(text):
         return _explain_full_disk(error, folder, config)
     if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
-        return f"{format_not_writable(error, _format_error_location(error, folder), folder.path)}\nThen {_format_resume_command(folder)}"
+        message = format_not_writable(error, _format_error_location(error, folder), folder.path)
+        return f"{message}\nThen {_format_resume_command(folder)}"
     if isinstance(error, OSError) and error.errno in UNREACHABLE:
-        return f"{format_drive_lost(error, _format_error_location(error, folder))}\nReconnect the drive or the network, then {_format_resume_command(folder)}"
+        message = format_drive_lost(error, _format_error_location(error, folder))
+        return f"{message}\nReconnect the drive or the network, then {_format_resume_command(folder)}"
     return None
 
 
@@ -96,7 +98,8 @@ def _explain_full_disk(error: BaseException, folder: RunFolder, config: Config) 
     return (
         f"{format_disk_full(_format_error_location(error, folder), folder.path)}\n"
         f"Free some space: delete older runs beside {folder.path} (their checkpoints first), or the whole cache in "
-        f"{Path(config.cache.folder).absolute()}, which is recomputed when needed.\nThen {_format_resume_command(folder)}"
+        f"{Path(config.cache.folder).absolute()}, which is recomputed when needed.\n"
+        f"Then {_format_resume_command(folder)}"
     )
 
 
