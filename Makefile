@@ -1,5 +1,5 @@
-# Two commands that set up all they need in .venv by themselves: `make demo` and `make test`.
-# Another Python: `make demo PYTHON=python3.12`. Further options for pip: `make demo PIP_OPTIONS=--no-index`.
+# `make demo` and `make test` create .venv with everything that they need.
+# Another Python: `make demo PYTHON=python3.12`. More options for pip: `make demo PIP_OPTIONS=--no-index`.
 
 PYTHON ?= python3
 PIP_OPTIONS ?=
@@ -14,18 +14,19 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest
 
+# import-linter reads the contracts between packages from pyproject.toml; CONTRIBUTING.md explains them.
 lint: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Opens without a server: site/index.html.
+# site/index.html opens without a server.
 docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "documentation: $(CURDIR)/site/index.html"
 
-# Further words for it: `make benchmark OPTIONS='--model vgg19 --repeats 5'`.
+# More options: `make benchmark OPTIONS='--model vgg19 --repeats 5'`.
 benchmark:
 	PIP_OPTIONS="$(PIP_OPTIONS)" $(PYTHON) benchmarks/run.py $(OPTIONS)
 
@@ -36,7 +37,7 @@ clean:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Pylorus needs Python 3.11 or newer; found: $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -m venv .venv \
-		|| { echo "No virtual environment could be made. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+		|| { echo "The virtual environment could not be created. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install $(PIP_OPTIONS) --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 

@@ -211,7 +211,7 @@ _WORDS: dict[str, tuple[str, Severity, str, str]] = {
         "colour-mode",
         "note",
         "not plain RGB",
-        "They are converted to RGB (src/pylorus/data/image.py documents how). Check whether they come from "
+        "They are converted to RGB (src/pylorus/data/decode.py documents how). Check whether they come from "
         "another source.",
     ),
     "tiny": (
