@@ -13,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
+ABOUT = "about/"
+"""Prefix of the columns that come from the user's manifest, in the catalog and in prediction tables."""
+
 HIDDEN = "(not shown)"
 
 FILES = ("data.root", "data.manifest", "data.split_file", "resume")

@@ -61,16 +61,6 @@ def sort_by_severity(findings: list[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
-def format_quantity(number: int, singular: str, plural: str = "") -> str:
-    """Format a number with its noun.
-
-    Example:
-        >>> format_quantity(1, "image"), format_quantity(1200, "image"), format_quantity(2, "copy", "copies")
-        ('1 image', '1,200 images', '2 copies')
-    """
-    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
-
-
 @dataclass(frozen=True)
 class ImageSet:
     """Files of an image set.

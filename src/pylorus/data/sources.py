@@ -23,8 +23,8 @@ import numpy as np
 import pandas as pd
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_name_list, format_path, format_suggestion
-from pylorus.core.formatting import ABOUT
 from pylorus.core.io import write_atomically
+from pylorus.core.privacy import ABOUT
 from pylorus.core.seeding import compute_seed
 from pylorus.data.audit_findings import ImageSet
 from pylorus.data.catalog import (

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from pylorus.config.schema import DataConfig
 from pylorus.core.errors import PylorusError, format_name_list, format_suggestion
-from pylorus.core.formatting import ABOUT
 from pylorus.core.io import write_atomically
+from pylorus.core.privacy import ABOUT
 from pylorus.core.seeding import compute_seed
 from pylorus.data.audit_thresholds import Thresholds
 from pylorus.data.catalog import Catalog

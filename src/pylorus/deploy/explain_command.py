@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path, format_suggestion
-from pylorus.core.formatting import format_percent
+from pylorus.core.formatting import format_count, format_percent
 from pylorus.core.io import write_atomically, write_json
 from pylorus.data.decode import RGB
 from pylorus.deploy.bundle_files import SUMS
@@ -349,7 +349,7 @@ def _write_record(
 def _report_outcome(results: _Explanations, sanity: Sanity | None, folder: Path) -> int:
     unreadable = [row for row in results.rows if row["error"]]
     count = len(results.rows)
-    print(f"{count:,} image{'' if count == 1 else 's'}, {len(unreadable):,} of them unreadable")
+    print(f"{format_count(count, 'image')}, {len(unreadable):,} of them unreadable")
     for row in unreadable[:5]:
         print(f"  {row['path']}: {row['error']}")
     if sanity is not None:

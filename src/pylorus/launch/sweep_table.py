@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pylorus.config.checks import load_config
 from pylorus.core.errors import PylorusError
-from pylorus.core.formatting import format_percent
+from pylorus.core.formatting import format_number, format_percent
 from pylorus.core.io import write_atomically, write_text
 from pylorus.evaluation.confusion import class_indices, overall_indices
 from pylorus.evaluation.replicates import summarize_replicates
@@ -216,7 +216,7 @@ def _format_jobs(rows: pd.DataFrame, table: pd.DataFrame, *, numbered: bool) -> 
     for name in rows.columns:
         if name.startswith(("val ", "test ")):
             rows[name] = [format_percent(proportion) for proportion in rows[name]]
-    rows["minutes"] = [f"{minutes:.1f}" for minutes in rows["minutes"]]
+    rows["minutes"] = [format_number(minutes, 1) for minutes in rows["minutes"]]
     return _render_markdown_table(
         [str(name) for name in rows.columns], [[str(cell) for cell in row] for row in rows.itertuples(index=False)]
     )

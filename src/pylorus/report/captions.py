@@ -114,16 +114,6 @@ def count_epochs_run(stage: SavedStage) -> int:
     return 0 if stage.curves is None else len(stage.curves)
 
 
-def format_count(number: int, noun: str) -> str:
-    """Format a count with its noun in singular or plural.
-
-    Example:
-        >>> format_count(1, "group"), format_count(1200, "group")
-        ('1 group', '1,200 groups')
-    """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def count_excluded_files(run: SavedRun) -> int:
     """Return the number of unreadable files that were excluded."""
     return sum(int(row["files"]) for row in run.audit.get("left_out", []))

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
+from pylorus.core.formatting import format_count, format_percent
 from pylorus.report.captions import (
     collect_caveats,
     count_accepted_leaks,
     count_epochs_run,
     count_excluded_files,
-    format_count,
     format_external_test,
     format_test_images_origin,
     format_validation_images,
@@ -145,7 +145,8 @@ def report_thresholds(evidence: Evidence) -> str:
     }.get(met, f"{met} of {len(points)} thresholds guarantee")
     return (
         f"For {evidence.class_name}: the threshold was fixed on {format_validation_images(runs)} for a true "
-        f"sensitivity of at least {100 * evidence.aim.sensitivity:g} % with {100 * evidence.aim.confidence:g} % "
+        f"sensitivity of at least {format_percent(evidence.aim.sensitivity, digits=None)} % with "
+        f"{format_percent(evidence.aim.confidence, digits=None)} % "
         f"confidence (one-sided tolerance bound by patient), which {guarantee}{applied}. "
         "Otherwise, the class with the highest probability is predicted."
     )

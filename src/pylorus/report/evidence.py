@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pylorus.config.schema import DeployConfig
 from pylorus.core.errors import PylorusError, format_suggestion
-from pylorus.evaluation.wording import format_percent_with_unit
+from pylorus.core.formatting import format_percent, format_percent_with_unit
 from pylorus.report.candidate import (
     FOLDS,
     SET,
@@ -275,8 +275,8 @@ def _format_spread(candidate: Candidate) -> str:
     if summary.replicates == 1:
         return ""
     return (
-        f" ({candidate.replicate_text}: standard deviation {100 * summary.deviation:.1f} percentage points, "
-        f"range {100 * summary.lowest:.1f} to {format_percent_with_unit(summary.highest)})"
+        f" ({candidate.replicate_text}: standard deviation {format_percent(summary.deviation)} percentage points, "
+        f"range {format_percent(summary.lowest)} to {format_percent_with_unit(summary.highest)})"
     )
 
 

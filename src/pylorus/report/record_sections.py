@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pylorus.core.formatting import format_count
 from pylorus.core.privacy import format_redacted_yaml
 from pylorus.evaluation.subgroups import PERMUTATIONS
 from pylorus.report import checklist_answers as answers
-from pylorus.report.captions import count_accepted_leaks, count_excluded_files, format_count, is_validated_on_test
+from pylorus.report.captions import count_accepted_leaks, count_excluded_files, is_validated_on_test
 from pylorus.report.document import Item, Listing, Pictures, Section, Sentences
 from pylorus.report.evidence import Evidence
 from pylorus.report.mistakes import build_mistake_table, create_thumbnails, find_worst_mistakes, read_saved_maps

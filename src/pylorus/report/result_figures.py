@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from pylorus.core.formatting import format_number
 from pylorus.evaluation.calibration import ReliabilityCurve
 from pylorus.report.candidate import Candidate
 from pylorus.report.captions import format_test_basis, format_validation_images
@@ -282,7 +283,7 @@ def _format_auroc(candidate: Candidate, name: str) -> str:
         return "undefined"
     if len(candidate.results) == 1:
         return areas[0].text
-    return f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    return "{} ({} to {})".format(*(format_number(area, 2) for area in (np.mean(values), min(values), max(values))))
 
 
 LOOKS = (
@@ -324,8 +325,8 @@ def _plot_reliability_panels(lines: Sequence[Sequence[Result | None]], part: str
         diagonal = Line2D([], [], color=FAINT, linestyle=":")
         add_legend_above(figure, [*handles, diagonal], LEGEND)
     errors = ", ".join(
-        f"{result.label} {result.calibration.before.ece.value:.3f} before and "
-        f"{result.calibration.after.ece.value:.3f} after"
+        f"{result.label} {format_number(result.calibration.before.ece.value, 3)} before and "
+        f"{format_number(result.calibration.after.ece.value, 3)} after"
         for result in plotted
         if result.calibration is not None
     )

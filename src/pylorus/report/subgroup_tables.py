@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pylorus.core.formatting import format_p_value
 from pylorus.evaluation.auroc import auroc
 from pylorus.evaluation.comparison import holm
 from pylorus.evaluation.index_intervals import ClassProportions, proportions_of_predictions
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.subgroups import calibration_in_the_large, subgroup_difference
-from pylorus.evaluation.wording import format_p_value
 from pylorus.report.captions import format_test_basis
 from pylorus.report.document import Item, Section, Sentences
 from pylorus.report.evidence import Evidence

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from pylorus.core.errors import PylorusError, format_name_list
-from pylorus.core.formatting import ABOUT
 from pylorus.core.io import write_atomically
+from pylorus.core.privacy import ABOUT
 from pylorus.evaluation.confusion import confusion_matrix
 from pylorus.evaluation.predictions import Predictions, check_logits
 

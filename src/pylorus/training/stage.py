@@ -13,7 +13,7 @@ from rich.table import Table
 from pylorus.config.schema import CONF, AugmentConfig, Config, StageConfig
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError, format_suggestion
-from pylorus.core.formatting import format_percent
+from pylorus.core.formatting import format_count, format_percent
 from pylorus.core.io import write_atomically
 from pylorus.data.augmentation import build_augmentation
 from pylorus.data.datamodule import ImageDataModule
@@ -293,8 +293,8 @@ def _format_accuracy(split: str, table: pd.DataFrame) -> str:
         true, predicted, groups if is_grouped else None, classes=len(get_class_names(table))
     )
     accuracy = proportions.accuracy
-    grouping = f"{len(set(groups))} groups" if is_grouped else "each image its own group"
+    grouping = format_count(len(set(groups)), "group") if is_grouped else "each image its own group"
     return (
         f"{split}: accuracy {format_percent(accuracy.value)} % (95 % CI {format_percent(accuracy.low)} to "
-        f"{format_percent(accuracy.high)}), {len(table)} images, {grouping}"
+        f"{format_percent(accuracy.high)}), {format_count(len(table), 'image')}, {grouping}"
     )
