@@ -15,7 +15,7 @@ from pylorus.evaluation.replicates import summarize_replicates
 from pylorus.report.candidate import compute_configuration_key
 from pylorus.report.page import write_report
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.predictions import count_confusion
+from pylorus.runs.predictions import read_predictions
 from pylorus.runs.reading import SHOWN_DIGITS, read_split
 
 interrupted: list[Path] = []
@@ -64,7 +64,7 @@ def get_objective(folder: RunFolder) -> float | None:
         return None
     shipped = folder.shipped
     stage = list(load_config(folder.config).stages)[-1] if shipped is None else shipped.name
-    return _compute_measures(pd.read_parquet(folder.get_predictions_path(stage, "val")), "val")["val accuracy"]
+    return _compute_measures(folder, stage, "val")["val accuracy"]
 
 
 def build_sweep_table(sweep: Path) -> pd.DataFrame:
@@ -256,7 +256,7 @@ def _build_job_rows(folder: RunFolder) -> list[dict[str, Any]]:
         if folder.get_predictions_path(stage, "test").is_file():
             measures: dict[str, float] = {}
             for part in ("val", "test"):
-                measures |= _compute_measures(pd.read_parquet(folder.get_predictions_path(stage, part)), part)
+                measures |= _compute_measures(folder, stage, part)
             stage_rows.append({**job, "stage": stage, **measures})
     if stage_rows:
         assert isinstance(config, DictConfig)
@@ -271,8 +271,8 @@ def _build_job_rows(folder: RunFolder) -> list[dict[str, Any]]:
     return stage_rows or [{**job, **nothing}]
 
 
-def _compute_measures(predictions: pd.DataFrame, part: str) -> dict[str, float]:
-    counts = count_confusion(predictions)
+def _compute_measures(folder: RunFolder, stage: str, part: str) -> dict[str, float]:
+    counts = read_predictions(folder.get_predictions_path(stage, part)).confusion
     by_class = class_indices(counts)
     means = [by_class.precision.mean(), by_class.sensitivity.mean(), by_class.f1.mean()]
     values = [float(overall_indices(counts).accuracy), *(float(mean) for mean in means)]

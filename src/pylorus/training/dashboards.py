@@ -14,7 +14,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -23,9 +22,11 @@ from pylorus.config.schema import Config
 from pylorus.core.errors import PylorusError, UnreadableImageError
 from pylorus.core.privacy import redact_value
 from pylorus.data.datamodule import ImageDataModule
+from pylorus.evaluation.predictions import Predictions
 from pylorus.model.classifier import StagePlan
+from pylorus.report.result_figures import plot_confusion_matrix
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.predictions import count_confusion, extract_labels, get_class_names
+from pylorus.runs.predictions import SavedPredictions
 
 log = logging.getLogger(__name__)
 
@@ -89,26 +90,30 @@ class Dashboard:
             return [_NewStepsLogger(WandbLogger(experiment=self._wandb), known_step, self._view)]
         return [_NewStepsLogger(self._tensorboard, known_step, self._view)] if self._tensorboard is not None else []
 
-    def show_predictions(self, plan: StagePlan, part: str, table: pd.DataFrame, datamodule: ImageDataModule) -> None:
+    def show_predictions(
+        self, plan: StagePlan, part: str, saved: SavedPredictions, datamodule: ImageDataModule
+    ) -> None:
         """Show a stage's confusion matrix on a split and, if images may be sent, the worst validation errors."""
         if self._wandb is None and self._tensorboard is None:
             return
         with self._view.handle_errors():
-            self._show_split(f"{plan.name}/{part}", part, table, datamodule)
+            self._show_split(f"{plan.name}/{part}", part, saved.predictions, datamodule)
 
-    def _show_split(self, name: str, part: str, table: pd.DataFrame, datamodule: ImageDataModule) -> None:
+    def _show_split(self, name: str, part: str, predictions: Predictions, datamodule: ImageDataModule) -> None:
         if self._wandb is not None:
             import wandb
 
-            true, predicted = extract_labels(table)
             plot = wandb.plot.confusion_matrix(
-                y_true=true.tolist(), preds=predicted.tolist(), class_names=get_class_names(table), title=name
+                y_true=predictions.true.tolist(),
+                preds=predictions.predicted.tolist(),
+                class_names=list(predictions.class_names),
+                title=name,
             )
             self._wandb.log({f"{name}/confusion": plot})
         else:
-            self._add_figure(f"{name}/confusion", plot_confusion_counts(table, title=name))
+            self._add_figure(f"{name}/confusion", plot_confusion_matrix(predictions, title=name))
         if self.config.logger.images and part == "val":
-            figure = plot_confident_errors(table, datamodule)
+            figure = plot_confident_errors(predictions, datamodule)
             if figure is not None:
                 self._add_figure(f"{name}/mistakes", figure)
 
@@ -173,41 +178,22 @@ class _NewStepsLogger(Logger):
             self._dashboard.save()
 
 
-def plot_confusion_counts(table: pd.DataFrame, *, title: str) -> Figure:
-    """Plot the confusion matrix with counts; the shade is the proportion of the true class."""
-    counts, names = count_confusion(table), get_class_names(table)
-    proportions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure = Figure(figsize=(1.5 + len(names), 1.2 + len(names)), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(proportions, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(counts):
-        axes.text(
-            column,
-            row,
-            str(count),
-            ha="center",
-            va="center",
-            color="white" if proportions[row, column] > 0.5 else "black",
-        )
-    axes.set_xticks(range(len(names)), names)
-    axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="predicted", ylabel="true", title=title)
-    return figure
-
-
-def plot_confident_errors(table: pd.DataFrame, datamodule: ImageDataModule) -> Figure | None:
+def plot_confident_errors(predictions: Predictions, datamodule: ImageDataModule) -> Figure | None:
     """Plot the misclassified validation images with the highest confidence; None if there are none."""
-    wrong = table.index[table["true"] != table["predicted"]]
+    wrong = np.flatnonzero(~predictions.correct)
     if not len(wrong):
         return None
-    confidence = table.filter(like="probability/").max(axis=1)
-    rows = confidence[wrong].sort_values(ascending=False).index[:MOST_MISTAKES]
+    confidence = predictions.probabilities.max(axis=1)[wrong]
+    rows = wrong[np.argsort(-confidence, kind="stable")][:MOST_MISTAKES].tolist()
     figure = Figure(figsize=(8, 2.2 * -(-len(rows) // 4)), layout="constrained")
-    images = datamodule.get_dataset("val").load_rows([int(row) for row in rows])
+    images = datamodule.get_dataset("val").load_rows(rows)
     panels = figure.subplots(-(-len(rows) // 4), 4, squeeze=False).flat
+    true, predicted = (
+        [predictions.class_names[label] for label in labels] for labels in (predictions.true, predictions.predicted)
+    )
     for axes, row, image in zip(panels, rows, images, strict=False):
         axes.imshow(image)
-        axes.set_title(f"{table.loc[row, 'true']}, predicted as {table.loc[row, 'predicted']}", fontsize=8)
+        axes.set_title(f"{true[row]}, predicted as {predicted[row]}", fontsize=8)
     for axes in figure.axes:
         axes.set_axis_off()
     return figure

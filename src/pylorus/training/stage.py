@@ -4,7 +4,6 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -31,10 +30,10 @@ from pylorus.model.frozen_prefix import CannotCutError
 from pylorus.model.inference import SplitOutputs, compute_split_outputs
 from pylorus.runs.folder import PARTS, StageFolder
 from pylorus.runs.predictions import (
+    SavedPredictions,
     build_prediction_table,
-    count_confusion,
-    extract_labels,
-    get_class_names,
+    check_predictions,
+    read_predictions,
     write_predictions,
 )
 from pylorus.training.callbacks import SpeedMonitor
@@ -118,12 +117,12 @@ class StageResult:
     Attributes:
         epochs: Number of epochs trained.
         best_epoch: Epoch whose weights the network now holds, from 1.
-        predictions: Prediction table of each split, val and test.
+        predictions: Predictions for each split, val and test.
     """
 
     epochs: int
     best_epoch: int
-    predictions: dict[str, pd.DataFrame]
+    predictions: dict[str, SavedPredictions]
 
 
 def run_stage(plan: StagePlan, run: Run) -> StageResult:
@@ -189,7 +188,7 @@ def _predict(plan: StagePlan, run: Run, stage_folder: StageFolder, image_data: I
             image_data.parts[split], outputs[split].logits, names=run.images.catalog.short_names, split=split
         )
         if run.processes.is_first:
-            run.dashboard.show_predictions(plan, split, table, image_data)
+            run.dashboard.show_predictions(plan, split, check_predictions(table), image_data)
             run.folder.check_exists()
             with write_atomically(stage_folder.get_features_path(split)) as temporary:
                 np.save(temporary, outputs[split].features)
@@ -209,8 +208,8 @@ def _load_finished_stage(classifier: Classifier, stage_folder: StageFolder) -> S
 def _read_result(stage_folder: StageFolder) -> StageResult:
     training_result = stage_folder.training_result
     assert training_result is not None
-    tables = {split: pd.read_parquet(stage_folder.get_predictions_path(split)) for split in PARTS}
-    return StageResult(training_result.epochs, training_result.best_epoch, tables)
+    predictions = {split: read_predictions(stage_folder.get_predictions_path(split)) for split in PARTS}
+    return StageResult(training_result.epochs, training_result.best_epoch, predictions)
 
 
 def check_stages(config: Config, backbone: Backbone, images: RunImages, processes: Processes) -> None:
@@ -258,8 +257,8 @@ def log_stage_table(plan: StagePlan, result: StageResult, *, validated_on: str =
     for split in result.predictions:
         for metric in ("precision", "sensitivity", "F1"):
             table.add_column(f"{split}\n{metric}", justify="right")
-    metrics_by_split = [class_indices(count_confusion(predictions)) for predictions in result.predictions.values()]
-    names = get_class_names(result.predictions["test"])
+    metrics_by_split = [class_indices(saved.confusion) for saved in result.predictions.values()]
+    names = result.predictions["test"].predictions.class_names
     for row, name in enumerate(names):
         table.add_row(
             name,
@@ -272,7 +271,9 @@ def log_stage_table(plan: StagePlan, result: StageResult, *, validated_on: str =
     means = [v.mean() for metrics in metrics_by_split for v in (metrics.precision, metrics.sensitivity, metrics.f1)]
     table.add_row("average", *(format_percent(mean) for mean in means), style="bold")
     log.info(
-        "\n%s%s", _render_text(table), "\n".join(_format_accuracy(split, t) for split, t in result.predictions.items())
+        "\n%s%s",
+        _render_text(table),
+        "\n".join(_format_accuracy(split, saved) for split, saved in result.predictions.items()),
     )
 
 
@@ -284,17 +285,15 @@ def _render_text(table: Table) -> str:
     return captured.get()
 
 
-def _format_accuracy(split: str, table: pd.DataFrame) -> str:
+def _format_accuracy(split: str, saved: SavedPredictions) -> str:
     """Return accuracy with its confidence interval, and the numbers of images and groups."""
-    true, predicted = extract_labels(table)
-    groups = table["group"].to_numpy(dtype=str)
-    is_grouped = len(set(groups)) < len(groups)
+    predictions = saved.predictions
     proportions = proportions_of_predictions(
-        true, predicted, groups if is_grouped else None, classes=len(get_class_names(table))
+        predictions.true, predictions.predicted, saved.clusters, classes=predictions.classes
     )
     accuracy = proportions.accuracy
-    grouping = format_count(len(set(groups)), "group") if is_grouped else "each image its own group"
+    grouping = format_count(saved.groups, "group") if saved.clusters is not None else "each image its own group"
     return (
         f"{split}: accuracy {format_percent(accuracy.value)} % (95 % CI {format_percent(accuracy.low)} to "
-        f"{format_percent(accuracy.high)}), {format_count(len(table), 'image')}, {grouping}"
+        f"{format_percent(accuracy.high)}), {format_count(saved.images, 'image')}, {grouping}"
     )
