@@ -45,6 +45,23 @@ def _ensure_on_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def check_new_folder(folder: Path, *, hint: str = "", allow_links: bool = True) -> None:
+    """Check that a folder does not exist yet or is empty.
+
+    Args:
+        folder: The folder.
+        hint: Sentence at the end of the error message that says what to type.
+        allow_links: Whether a symbolic link to an empty folder is accepted.
+
+    Raises:
+        PylorusError: If it holds files or is a file.
+    """
+    is_new = not (folder.exists() or folder.is_symlink())
+    is_empty = folder.is_dir() and (allow_links or not folder.is_symlink()) and not any(folder.iterdir())
+    if not (is_new or is_empty):
+        raise PylorusError(f"{folder}: already exists, expected a new or empty folder. {hint}".rstrip())
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` atomically, in UTF-8."""
     with write_atomically(path) as temporary:

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_name_list, format_path, format_suggestion
-from pylorus.core.io import write_atomically
+from pylorus.core.io import check_new_folder, write_atomically
 from pylorus.core.privacy import ABOUT
 from pylorus.core.seeding import compute_seed
 from pylorus.data.audit_findings import ImageSet
@@ -371,8 +371,7 @@ def pack_shards(root: Path, output: Path, *, group: str | None = None, per_shard
     """
     if per_shard < 1:
         raise PylorusError(f"--per-shard: found {per_shard}, expected at least 1.")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise PylorusError(f"{output}: already exists, expected a new or empty folder.")
+    check_new_folder(output)
     folder, rows = _read_rows(root, group)
     members = _build_member_names(list(rows["path"]))
     order = np.random.default_rng(compute_seed(0, "pack")).permutation(len(rows))

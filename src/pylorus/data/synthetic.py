@@ -23,6 +23,8 @@ from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 from PIL import Image
 
+from pylorus.core.io import check_new_folder
+
 Plane = NDArray[np.floating]  # always float32, which NumPy's type stubs can't express for arithmetic with floats
 
 _ABSORPTION = np.array([0.14, 0.75, 0.62], dtype=np.float32)  # absorption of red, green and blue light at redness 1
@@ -325,13 +327,12 @@ def generate_image_set(
 
     Raises:
         ValueError: If a number is out of range; the message names it.
-        FileExistsError: If `root` is a file or a folder that is not empty.
+        PylorusError: If `root` is a file or a folder that is not empty.
     """
     _check_minimum(1, images=images, images_per_patient=images_per_patient)
     _check_minimum(_MIN_SIZE, size=size)
     _check_minimum(0, seed=seed)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise FileExistsError(f"root is {root}, which is not an empty folder; choose a new or empty one.")
+    check_new_folder(root)
     root.parent.mkdir(parents=True, exist_ok=True)
     # An existing folder may be a mount point or the working directory, so it is filled, not replaced.
     is_existing = root.exists()

@@ -15,7 +15,7 @@ import torch
 from pylorus import __version__
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_number, format_p_value, format_percent
-from pylorus.core.io import write_atomically, write_json, write_text
+from pylorus.core.io import check_new_folder, write_atomically, write_json, write_text
 from pylorus.deploy import onnx
 from pylorus.deploy.bundle_files import CARD, DESCRIPTION, MODEL, SUMS
 from pylorus.deploy.description import Description, convert_to_plain
@@ -227,8 +227,7 @@ def export(folder: Path, options: ExportOptions) -> Path:
         import_onnx_package(name)
     suffix = "-onnx-int8" if options.int8 else "-onnx"
     output = options.output or folder.absolute().with_name(folder.absolute().name + suffix)
-    if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
-        raise PylorusError(f"{output}: already exists, expected a new or empty folder. Choose another --output.")
+    check_new_folder(output, hint="Choose another --output.", allow_links=False)
     resolve_device("cpu")
     bundle = load_bundle(folder)
     images = _collect_trial_images(folder, bundle, options)

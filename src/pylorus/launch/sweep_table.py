@@ -12,11 +12,10 @@ from pylorus.core.formatting import format_number, format_percent
 from pylorus.core.io import write_atomically, write_text
 from pylorus.evaluation.confusion import class_indices, overall_indices
 from pylorus.evaluation.replicates import summarize_replicates
-from pylorus.report.candidate import compute_configuration_key
 from pylorus.report.page import write_report
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.predictions import read_predictions
-from pylorus.runs.reading import SHOWN_DIGITS, read_split
+from pylorus.runs.reading import SHOWN_DIGITS, compute_configuration_key, read_split
 
 interrupted: list[Path] = []
 """Folders of this process's jobs that a signal ended: after that a launcher's worker starts no other job."""

@@ -19,7 +19,7 @@ from pylorus.core.distributed import ALONE, Processes
 from pylorus.core.errors import PylorusError, format_name_list, format_suggestion
 from pylorus.core.seeding import compute_seed
 from pylorus.data.datamodule import Batch
-from pylorus.model.backbone import Backbone
+from pylorus.model.backbone import Backbone, convert_to_pixel_scale, normalize_images
 from pylorus.model.frozen_features import FeatureBatch
 from pylorus.model.frozen_prefix import CutNetwork
 from pylorus.model.metrics import EpochMetrics, FirstNonFiniteLoss
@@ -156,8 +156,8 @@ class Classifier(pl.LightningModule):
         self._non_finite = {"train": FirstNonFiniteLoss(), "val": FirstNonFiniteLoss()}
         self.processes = processes
         self.names, self.plan, self.optimizer_config, self.loss_config = tuple(names), plan, optimizer, loss
-        self.register_buffer("mean", 255 * torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
+        for name, tensor in zip(("mean", "std"), convert_to_pixel_scale(backbone.mean, backbone.std), strict=True):
+            self.register_buffer(name, tensor, persistent=False)
         self.register_buffer(
             "class_weights", _compute_class_weights(loss, len(self.names), images_of_class), persistent=False
         )
@@ -180,11 +180,7 @@ class Classifier(pl.LightningModule):
         Raises:
             ValueError: If the images do not have three channels.
         """
-        if image.shape[1] != 3:
-            raise ValueError(
-                f"found {image.shape[1]}-channel images, expected RGB: decode them with pylorus.data.decode"
-            )
-        return ((image.float() - self.mean) / self.std).contiguous(memory_format=self.memory_format)
+        return normalize_images(image, self.mean, self.std).contiguous(memory_format=self.memory_format)
 
     def compute_logits(self, batch: Batch | FeatureBatch) -> Tensor:
         """Compute logits (batch, classes) of images, or of the features that replace them."""

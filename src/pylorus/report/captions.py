@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from pylorus.report.results import IMAGES, PATIENTS, Result, group_by_test_set
-from pylorus.runs.reading import STATUS, SavedRun, SavedStage, compute_image_set_hash
+from pylorus.runs.folder import STATUS
+from pylorus.runs.reading import SavedRun, SavedStage, compute_image_set_hash
 
 SOURCES = {
     "folders": "the folders",

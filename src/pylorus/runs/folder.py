@@ -1,7 +1,6 @@
 """A run's folder: which file is where, and whether the run is running, finished, failed or interrupted."""
 
 import errno
-import json
 import os
 import secrets
 import shutil
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from pylorus.core.formatting import format_percent
-from pylorus.core.io import write_json
+from pylorus.core.io import read_json, write_json
 
 ONLY, ACCURACY, LOSS, ORDER, KEY, LAST = CHOICES = ("only", "accuracy", "loss", "order", "key", "last")
 """How a stage is chosen; see `ShippedStage`."""
@@ -229,9 +228,8 @@ class StageFolder:
     @property
     def training_result(self) -> TrainingResult | None:
         """The result of training; None if it has not finished."""
-        if not self.record_path.is_file():
-            return None
-        return TrainingResult(**json.loads(self.record_path.read_text(encoding="utf-8")))
+        record = read_json(self.record_path)
+        return None if record is None else TrainingResult(**record)
 
     @property
     def is_finished(self) -> bool:
@@ -245,6 +243,8 @@ class StageFolder:
         return self.training_result is not None and all(path.is_file() for path in outputs)
 
 
+STATUS = "status.json"
+"""File that identifies a folder as a run."""
 HEARTBEAT = 20.0
 """Seconds between two heartbeats of a running run."""
 SILENCE = timedelta(minutes=3)
@@ -283,14 +283,13 @@ class RunFolder:
     @property
     def shipped(self) -> ShippedStage | None:
         """The stage whose network is in `model`; None if there is none, or if an earlier version wrote it."""
-        path = self.path / "model" / "model.json"
-        return read_shipped(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        description = read_json(self.path / "model" / "model.json")
+        return None if description is None else read_shipped(description)
 
     def read_status(self) -> dict[str, Any]:
         """Read the run's status; empty if the folder has none. A run whose process is gone is `stopped`."""
-        try:
-            status = dict(json.loads((self.path / "status.json").read_text(encoding="utf-8")))
-        except FileNotFoundError:
+        status: dict[str, Any] = dict(read_json(self.path / STATUS) or {})
+        if not status:
             return {}
         if status["state"] in ("starting", "running") and not _is_alive(status):
             status["state"] = "stopped"
@@ -370,7 +369,7 @@ class RunFolder:
             raise FileNotFoundError(errno.ENOENT, "the run's folder disappeared", str(self.config))
 
     def _write_status(self, status: dict[str, Any]) -> None:
-        write_json(self.path / "status.json", status)
+        write_json(self.path / STATUS, status)
 
 
 @contextmanager

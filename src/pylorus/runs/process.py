@@ -4,7 +4,6 @@ Each ends the run cleanly: during training after the current step (after the las
 validation), whose state is saved; otherwise at once. A second signal does not wait for any of that.
 """
 
-import json
 import logging
 import os
 import signal
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from pylorus.config.schema import TrainerConfig
 from pylorus.core.errors import INTERRUPTED, PylorusError
-from pylorus.core.io import write_json
+from pylorus.core.io import read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +39,9 @@ def restore_trainer_config(trainer: TrainerConfig, record: Path) -> TrainerConfi
         trainer: The configuration.
         record: The run's environment.json; if it does not exist, the run is new and the configuration is unchanged.
     """
-    if not record.is_file():
+    initial = read_json(record)
+    if initial is None:
         return trainer
-    initial = _read_record(record)
     accelerator = str(initial["accelerator"])
     return replace(
         trainer,
@@ -63,10 +62,10 @@ def check_environment(record: Path, now: dict[str, Any]) -> None:
     Raises:
         PylorusError: If the run started from other initial weights.
     """
-    if not record.is_file():
+    initial = read_json(record)
+    if initial is None:
         write_json(record, now)
         return
-    initial = _read_record(record)
     if initial.get("weights_sha256") != now["weights_sha256"]:
         raise PylorusError(
             f"model.weights: the run in {record.parent} started from other weights: expected SHA-256 "
@@ -86,10 +85,6 @@ def check_environment(record: Path, now: dict[str, Any]) -> None:
             "the run started with other versions or on another machine (%s): results may differ by rounding",
             ", ".join(changed),
         )
-
-
-def _read_record(record: Path) -> dict[str, Any]:
-    return dict(json.loads(record.read_text(encoding="utf-8")))
 
 
 def _format_digest(digest: str | None) -> str:
