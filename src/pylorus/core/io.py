@@ -1,6 +1,6 @@
-"""Messages for users about errors of a disk, shared by faults during a run and errors before it starts.
+"""Files and output: atomic writes, JSON, new folders, closed pipes, and messages about errors of a disk.
 
-Nothing here imports torch.
+A file is complete or absent, even after a power failure, because it is renamed into place. Nothing here imports torch.
 """
 
 import errno

@@ -1,7 +1,8 @@
-"""Detect manifest columns whose values may identify patients, judged by the values and never by the column's name.
+"""Keep patients out of reports and logs: redact paths and values, and detect columns of a manifest that may name them.
 
-Reports are passed on, so nothing that may be a name must appear in them. A column rejected by mistake is listed with
-the reason, so that the user can replace its values by codes (site-1, device-2).
+Names of folders and files may be those of patients. A column of a manifest is judged by its values and never by its
+name; one that is rejected by mistake is listed with the reason, so that the user can replace its values by codes
+(site-1, device-2).
 """
 
 import re

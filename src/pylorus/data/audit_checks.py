@@ -1,4 +1,9 @@
-"""Check copies: a leak across splits, a contradiction across classes, a double count across patients."""
+"""Checks of an audit that need no pixels: copies, single files, and the image set as a whole.
+
+Copies are a leak across splits, a contradiction across classes, a double count across patients. Files may be damaged,
+misnamed, rotated, of unusual size, or have tags that identify a person. The set may have unbalanced classes, or
+patients in several splits or classes.
+"""
 
 from collections import Counter
 from collections.abc import Sequence

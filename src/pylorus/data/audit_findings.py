@@ -1,4 +1,4 @@
-"""The files of an audit, readable or not, with their class, group and split."""
+"""What an audit works on and reports: the image set, and findings with their severity, remedy and files."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias

@@ -1,4 +1,7 @@
-"""Check image quality: blurred and dark images, black borders, burned-in text, and shortcuts that reveal the class."""
+"""Checks of an audit that concern the pixels: quality, shortcuts that reveal the class, and the field of view.
+
+Quality: blurred or dark images, black borders, burned-in text. Fields: what `data.crop=auto` would crop from a sample.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

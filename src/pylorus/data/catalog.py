@@ -1,4 +1,4 @@
-"""The catalog: an image set as a table with one row per image.
+"""Build the catalog of an image set, a table with one row per image; leave out files that can't be read, and list them.
 
 Columns of the table:
 

@@ -13,10 +13,10 @@ alpha                          composited over black, as around the field of vie
 32 bits, floating point        rejected: the range of values is undefined
 several pages or frames        rejected: not a single image
 empty, text, HTML, GIF, …      rejected: not a readable image; the message quotes the first bytes
-truncated anywhere             rejected as truncated or damaged (`whole.py`, `tiff.py`)
+truncated anywhere             rejected as truncated or damaged (`files.py`)
 wrong checksum (PNG)           rejected as damaged
 over `MOST_PIXELS`             rejected before the pixels are decompressed, as are decompression bombs
-over `content.MOST_BYTES`      rejected before it is read
+over `files.MOST_BYTES`        rejected before it is read
 folder, pipe, device, socket   rejected at once, without waiting for a writer
 missing, broken, looping link  rejected with the system's reason
 no permission                  rejected with the system's reason

@@ -1,8 +1,9 @@
 """Detect the field of view of an endoscopic frame: what the lens shows, without the console's text, logos and insets.
 
-The field is a bright convex shape on a nearly black background. Parts of its border are hidden by text, by an inset or
-in dark mucosa, so a complete shape is fitted to the visible parts (`field_edge.py`, `field_fit.py`). If no shape fits,
-the frame is left as it is and the reason is given.
+The field is a bright convex shape on a nearly black background. On each ray from its center, its edge is where the dark
+background begins; text is too thin to survive a morphological opening, and logos and insets are not connected to the
+field. As parts of the border are hidden by text, by an inset or in dark mucosa, a complete shape is fitted to
+the visible parts (`field_shape.py`). If no shape fits, the frame is left as it is and the reason is given.
 
 Text inside the field remains; text that crosses the border is cut off at the border.
 """

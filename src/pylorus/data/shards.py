@@ -1,7 +1,9 @@
-"""Index the images of a shard, their position in the file and their metadata; an index is built once and stored.
+"""Find, open and index shards, and read single images in them, like files.
 
 A shard is a tar file in WebDataset's layout. Files that share their name up to its first dot form a sample and are
-adjacent: an image, and KEY.json (label, and optionally group, split and further columns) or KEY.cls (label).
+adjacent: an image, and KEY.json (label, and optionally group, split and further columns) or KEY.cls (label). Shards lie
+in a folder or at URLs, which fsspec opens; only what the user names is read, and nothing is written to them. An index
+holds each image's position and metadata; it is built once and stored.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
-"""Read a manifest, a CSV or Parquet file with one row per image, as a catalog.
+"""Read an image set that is listed in a manifest or packed in shards as a catalog, and pack one into shards.
 
-Columns of the file:
+Columns of a manifest, a CSV or Parquet file with one row per image:
 
 =======  ==========================================================================================
 path     relative to data.root, or to the manifest's own folder; required
@@ -9,6 +9,9 @@ group    the patient, or a stand-in for one; or data.group extracts it from the 
 split    train, val or test, in every row or in none
 others   stored under their names, for splits by a column and for subgroup tables: device, site, age …
 =======  ==========================================================================================
+
+Class folders and the shards that `pylorus pack` creates from them have the same paths, and therefore the same sample
+IDs, groups, splits, order and augmentations: a run gives the same result on either.
 """
 
 import io
@@ -76,7 +79,7 @@ def list_manifest_files(manifest: Path, root: Path, *, group: str | None = None)
     """Return the files that a manifest lists, whether they exist or not; none is opened.
 
     Args:
-        manifest: A table in the format that `manifest.py` documents.
+        manifest: A table in the format that this module documents.
         root: Folder that its paths are relative to.
         group: Regular expression that matches the patient in the path; None: the column group, if there is one.
 

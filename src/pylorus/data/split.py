@@ -1,4 +1,8 @@
-"""Split a catalog into training, validation and test images: grouped by patient and copies, stratified by class."""
+"""Split a catalog into training, validation and test images: grouped by patient and copies, stratified by class.
+
+The user may name the test images: those of a fold, of a column's values, or of another run. A resumed run gets its
+split back, after a check that its images are unchanged.
+"""
 
 import hashlib
 import logging

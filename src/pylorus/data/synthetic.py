@@ -1,4 +1,7 @@
-"""Render the frames of `synthetic.py`, from the wall of a stomach to the image sensor.
+"""Generate synthetic gastroscopic images of three classes: the data of the demo and the input of the tests.
+
+They need no download and no patient, and their geometry is known. They only resemble gastroscopy: a model trained on
+them has learned nothing about stomachs.
 
 A frame is rendered in the order in which light forms it. The wall is a sum of layers, mucosa and a lesion; a light
 source beside the lens illuminates it; lens and sensor add blur and noise.

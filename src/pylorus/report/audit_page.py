@@ -1,4 +1,7 @@
-"""The HTML page of a data audit: the problems of an image set, with pictures, in one file that opens offline."""
+"""`pylorus audit`: check an image set, print the findings, and write audit.json and the page audit.html.
+
+The page shows the problems of the set with pictures, in one file that opens offline.
+"""
 
 from collections import Counter
 from collections.abc import Mapping

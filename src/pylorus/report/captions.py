@@ -1,6 +1,12 @@
-"""Facts about a run, read from its files, from which the sentences of a report are derived.
+"""Sentences about runs for captions and text: choices, basis of a table or figure, caveats, uses of the test set.
 
 A fixed sentence that holds for most runs would be false for some, so every sentence is derived from a fact of the run.
+
+Every evaluation of a test set makes the best of many results a little more optimistic. Each stage that predicted the
+test images counts as one, and each epoch if they were used for validation. Test sets are identified by the content of
+their images, so that splits that differ only in the validation images count together. The count includes the runs of
+the report and the other runs in the `outputs` and `multirun` folders in which these lie; it is a lower bound, because
+runs that were deleted or lie elsewhere cannot be counted.
 """
 
 import csv

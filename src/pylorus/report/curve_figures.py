@@ -1,4 +1,4 @@
-"""Plot curves over epochs: accuracy and loss of all models in one figure, and per-class metrics of one model."""
+"""Figures with curves: metrics over epochs, risk against coverage, and decision curves of net benefit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,8 @@
-"""Choose the winner by the study's criterion and the model selected on validation images, and test the differences."""
+"""All results of a report, computed once from the saved runs; tables, figures and sentences only present them.
+
+This includes the winner by the study's criterion, the model selected on validation images, and tests of the
+differences.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,8 @@
-"""Style of the figures, and their export to SVG and PNG: series differ in colour, line style and marker."""
+"""Style, fonts and panels of the figures, and their export to SVG and PNG.
+
+Series differ in color, line style and marker. Characters that matplotlib's default font lacks, as in Chinese class
+names, are drawn in a font of the system.
+"""
 
 import io
 import logging

@@ -1,4 +1,8 @@
-"""The worst errors: the misclassified test images on which the model was most confident, for a failure analysis."""
+"""The worst errors, for a failure analysis: the misclassified test images on which the model was most confident.
+
+Reports that may show images get thumbnails of them and the heat maps that `pylorus explain` saved; no other part of the
+report reads images.
+"""
 
 import base64
 import hashlib

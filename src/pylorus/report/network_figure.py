@@ -1,4 +1,7 @@
-"""Plot the structure of a network: its blocks from image to classes, and which were trained in which stage."""
+"""Table and figure of a network's structure: its blocks from image to classes, and which were trained in which stage.
+
+The blocks are read from the run's network.json; consecutive identical ones are merged.
+"""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,9 @@
-"""Sections that document a report: worst mistakes, data and split, configuration, checklist and methods."""
+"""Sections that document a report: worst mistakes, data, audit, configuration, checklist and methods.
+
+The checklist is a draft of STARD-AI and CLAIM: facts of the runs are filled in, the rest is left to the author. Item
+numbers are those of STARD 2015 (30 items) and CLAIM 2020 (42 items); STARD-AI (2025) builds on STARD 2015, and its
+additions are marked `AI`. The wording is ours: authors submit the published checklists.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Tables of cross-validation: the folds of one configuration together, each image tested exactly once."""
+"""Tables of configurations with several runs: pooled folds of a cross-validation, and the spread over replicates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

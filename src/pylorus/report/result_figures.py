@@ -1,4 +1,4 @@
-"""Plot one-versus-rest ROC curves of all candidates, one panel per class."""
+"""Figures of results on test images: confusion matrices, ROC curves and reliability diagrams."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Tables of calibration before and after temperature scaling, and of thresholds fixed on validation images."""
+"""Tables of all metrics with their intervals, of calibration and thresholds, and of paired comparisons."""
 
 from collections.abc import Sequence
 

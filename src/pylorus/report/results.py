@@ -1,4 +1,9 @@
-"""Results of one stage of one run on its test images: the source of tables and figures."""
+"""Results of stages on their test images, the source of tables and figures, and the options and labels of a report.
+
+A result has all indices with intervals, at image level and at patient level, the calibration before and after
+temperature scaling, and thresholds for a guaranteed sensitivity; temperature and thresholds are fitted on validation
+images and applied unchanged to test images. Only results on the same test images may be compared in pairs.
+"""
 
 import hashlib
 import re

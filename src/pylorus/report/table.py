@@ -1,4 +1,4 @@
-"""A table as plain values: caption, data basis and cells. Module `table_text` writes it as text."""
+"""A table as plain values (caption, data basis and cells), and its text as CSV, Markdown and LaTeX."""
 
 import csv
 import io

@@ -1,4 +1,9 @@
-"""A run's folder: which file is where, and whether the run is running, finished, failed or interrupted."""
+"""A run's folder: which file is where, how far the run and each stage have come, and which stage is shipped.
+
+One rule chooses the stage that is written to `model/`, headlines the report and represents the run in a sweep: the
+highest validation accuracy; if accuracies are equal, the lower validation loss; if losses are equal too, the later
+stage. `deploy.stage` overrides the rule.
+"""
 
 import errno
 import os

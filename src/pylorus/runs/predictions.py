@@ -1,6 +1,16 @@
-"""Predictions of a stage for one split: build their table, write it as Parquet, read and check it.
+"""Predictions of a stage's best checkpoint for one split: build their table, write it as Parquet, read and check it.
 
-This is the only reader: training, sweeps, bundles and reports all use it.
+Training, sweeps, bundles and reports all read predictions with `read_predictions`. Columns of the table:
+
+=====================  =====================================================================
+sample_id, group       as in the catalog
+split                  val or test
+true                   short name of the true class
+predicted              short name of the class with the highest logit
+logit/<class>          one column per class, by short name, in the order of the classes
+probability/<class>    softmax of the logits, in double precision
+about/<column>         value of a column of the user's manifest, as text
+=====================  =====================================================================
 """
 
 from collections.abc import Mapping, Sequence

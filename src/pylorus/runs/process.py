@@ -1,7 +1,8 @@
-"""Handle signals that end a run: Ctrl-C, SIGTERM, and SIGUSR1 or SIGUSR2, which SLURM sends when a job's time is up.
+"""The process of a run: what stays the same when it is resumed, its log, and the signals that end it.
 
-Each ends the run cleanly: during training after the current step (after the last step of an epoch: after its
-validation), whose state is saved; otherwise at once. A second signal does not wait for any of that.
+Ctrl-C, SIGTERM, and SIGUSR1 or SIGUSR2, which SLURM sends when a job's time is up, each end the run cleanly: during
+training after the current step (after the last step of an epoch: after its validation), whose state is saved;
+otherwise at once. A second signal does not wait for any of that.
 """
 
 import logging
@@ -57,7 +58,7 @@ def check_environment(record: Path, now: dict[str, Any]) -> None:
 
     Args:
         record: The run's environment.json.
-        now: The result of `machine.environment`, with `batch_size` and `weights_sha256`.
+        now: The result of `hardware.engine.collect_environment`, with `batch_size` and `weights_sha256`.
 
     Raises:
         PylorusError: If the run started from other initial weights.

@@ -1,4 +1,7 @@
-"""Read a run from its folder: everything that a report needs, checked for consistency but not yet evaluated."""
+"""Read what a report needs from the folders of runs, checked for consistency but not yet evaluated.
+
+A path names a run or a sweep. Configuration, split, stages and predictions of a run must agree with each other.
+"""
 
 import hashlib
 import json
