@@ -1,10 +1,11 @@
-"""Format numbers for people: on the console, in sentences and in tables, so that a number looks the same everywhere.
+"""Format numbers and lists for people: on the console, in sentences and in tables, everywhere in the same way.
 
 Decimals are rounded, a negative number has a real minus sign, and an undefined value is a dash in tables and the word
 "undefined" in sentences. Files for programs (CSV, JSON) do not use these functions.
 """
 
 import math
+from collections.abc import Sequence
 from typing import SupportsFloat
 
 DASH = "–"
@@ -126,6 +127,23 @@ def format_count(number: int, noun: str, plural: str = "") -> str:
         ('1 group', '1,200 groups', '2 copies')
     """
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def join_names(names: Sequence[str], *, last: str = "and", most: int | None = None) -> str:
+    """Join names for a sentence.
+
+    Args:
+        names: At least one.
+        last: Word before the last name.
+        most: If there are more names than this, the rest is counted; None: all are named.
+
+    Example:
+        >>> join_names(["a", "b", "c"], last="or"), join_names(["a", "b", "c", "d"], most=2)
+        ('a, b or c', 'a, b and 2 others')
+    """
+    if most is not None and len(names) > most:
+        return f"{', '.join(names[:most])} {last} {len(names) - most} others"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
 
 
 def format_bytes(count: float) -> str:

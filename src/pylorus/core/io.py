@@ -17,6 +17,15 @@ from typing import Any
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_bytes
 
+GONE = 141
+"""Exit code that a shell gives a program killed by SIGPIPE: 128 plus the number of the signal."""
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
+UNREACHABLE = {errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO}
+NOT_A_FOLDER = {errno.EEXIST, errno.ENOTDIR}
+
+ELSEWHERE = "choose another folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
+
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
@@ -77,24 +86,6 @@ def write_json(path: Path, content: object) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-GONE = 141
-"""Exit code that a shell gives a program killed by SIGPIPE: 128 plus the number of the signal."""
-
-
-@contextmanager
-def handle_closed_pipe() -> Iterator[None]:
-    """Exit the process silently if the standard output is closed while the body of the `with` statement prints."""
-    try:
-        try:
-            yield
-        finally:
-            sys.stdout.flush()  # otherwise Python flushes at exit, where the error can't be caught
-    except BrokenPipeError:
-        # Python flushes the remaining buffer at exit, so it needs somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(GONE)
-
-
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file, or None if it does not exist.
 
@@ -109,12 +100,18 @@ def read_json(path: Path) -> Any:
         raise PylorusError(f"{path}: not valid JSON: {error}") from error
 
 
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
-UNREACHABLE = {errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO}
-NOT_A_FOLDER = {errno.EEXIST, errno.ENOTDIR}
-
-ELSEWHERE = "choose another folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
+@contextmanager
+def handle_closed_pipe() -> Iterator[None]:
+    """Exit the process silently if the standard output is closed while the body of the `with` statement prints."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # otherwise Python flushes at exit, where the error can't be caught
+    except BrokenPipeError:
+        # Python flushes the remaining buffer at exit, so it needs somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(GONE)
 
 
 def explain_disk_error(error: OSError) -> str | None:
@@ -162,13 +159,13 @@ def format_drive_lost(error: OSError, path: str) -> str:
     return f"{path} can't be reached: {error.strerror}."
 
 
+def _find_existing_folder(path: Path) -> Path:
+    """Return the path, or the nearest folder above it that exists."""
+    return next((folder for folder in (path, *path.parents) if folder.is_dir()), path)
+
+
 def _format_free_space(folder: Path) -> str:
     try:
         return f" ({format_bytes(shutil.disk_usage(folder).free)} free)"
     except OSError:
         return ""
-
-
-def _find_existing_folder(path: Path) -> Path:
-    """Return the path, or the nearest folder above it that exists."""
-    return next((folder for folder in (path, *path.parents) if folder.is_dir()), path)

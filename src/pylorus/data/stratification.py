@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pylorus.core.formatting import format_percent
+from pylorus.core.formatting import format_percent, join_names
 
 TOLERANCE = 0.02
 """Deviation of a class's share from the requested one above which large groups may be exchanged to correct it."""
@@ -450,14 +450,10 @@ def _explain_small_counts(table: pd.DataFrame, noun: str) -> str:
     for name, row in counts.iterrows():
         small_counts = [f"{row[part]} in {PART_NAMES[part]}" for part in parts if row[part] < MIN_GROUPS]
         if small_counts:
-            descriptions.append(f'"{name}" {_join_words(small_counts)}')
+            descriptions.append(f'"{name}" {join_names(small_counts)}')
     if not descriptions:
         return ""
     return (
         f"Fewer than {MIN_GROUPS} {noun}s of a class in a split: {'; '.join(descriptions)}. Single {noun}s determine "
         "what is learned or measured there."
     )
-
-
-def _join_words(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from pylorus.config.checks import load_config
 from pylorus.core.errors import PylorusError
@@ -15,7 +15,7 @@ from pylorus.evaluation.replicates import summarize_replicates
 from pylorus.report.page import write_report
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.predictions import read_predictions
-from pylorus.runs.reading import SHOWN_DIGITS, compute_configuration_key, read_split
+from pylorus.runs.reading import SHOWN_DIGITS, compute_configuration_key, read_config, read_split
 
 interrupted: list[Path] = []
 """Folders of this process's jobs that a signal ended: after that a launcher's worker starts no other job."""
@@ -236,7 +236,7 @@ def _find_common_overrides(overrides: pd.Series) -> list[str]:
 
 def _build_job_rows(folder: RunFolder) -> list[dict[str, Any]]:
     status = folder.read_status()
-    config = OmegaConf.load(folder.config) if folder.config.is_file() else OmegaConf.create()
+    config = read_config(folder.path)
     job = {
         "key": folder.path.name,
         "tested on": "",
@@ -258,7 +258,6 @@ def _build_job_rows(folder: RunFolder) -> list[dict[str, Any]]:
                 measures |= _compute_measures(folder, stage, part)
             stage_rows.append({**job, "stage": stage, **measures})
     if stage_rows:
-        assert isinstance(config, DictConfig)
         split = read_split(folder.path / "split.csv")
         shipped = folder.shipped  # without a bundle that names it, the last stage represents the job
         names = [row["stage"] for row in stage_rows]

@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from pylorus.core.formatting import join_names
 from pylorus.evaluation.confusion import overall_indices
 from pylorus.evaluation.index_intervals import proportions_of_predictions
 from pylorus.evaluation.intervals import Estimate
@@ -461,8 +462,7 @@ def _join_folds(pools: Sequence[Pool]) -> Pool | None:
 
 
 def _join_configuration_labels(pool: Pool) -> str:
-    names = [each.label for each in pool.configurations]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return join_names([each.label for each in pool.configurations])
 
 
 def _format_split_hashes(pool: Pool) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from pylorus.core.formatting import format_count, format_percent
+from pylorus.core.formatting import format_count, format_percent, join_names
 from pylorus.report.captions import (
     collect_caveats,
     count_accepted_leaks,
@@ -334,7 +334,7 @@ def _format_partitions(run: SavedRun, *, names: bool) -> str:
         split: name for split, name in SPLIT_NAMES.items() if not (split == "val" and is_validated_on_test(run))
     }
     sizes = [f"{len(run.split.get_split_rows(split)):,} {name}" for split, name in names_by_split.items()]
-    listed = f"{', '.join(sizes[:-1])} and {sizes[-1]}"
+    listed = join_names(sizes)
     validation = (
         "There were no separate validation images: every epoch was validated on the test images (data.validation=test)"
         if is_validated_on_test(run)
