@@ -321,7 +321,7 @@ def group_by_configuration(results: Sequence[Result]) -> tuple[Configuration, ..
         by_key.setdefault(compute_configuration_key(run.config, run.split), []).append(run)
     firsts = [group[0] for group in by_key.values()]
     if len(firsts) < len(runs):
-        labels = [run.label for run in set_run_labels(firsts, untold=(*REPLICATE_KEYS, *MACHINE_KEYS))]
+        labels = [run.label for run in set_run_labels(firsts, left_out=(*REPLICATE_KEYS, *MACHINE_KEYS))]
     else:
         labels = [run.label for run in firsts]
     tests = {result: compute_test_hash(result) for result in results}

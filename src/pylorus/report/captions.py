@@ -29,6 +29,12 @@ SOURCES = {
 }
 """Source of a given split, by data.kind."""
 
+ROOTS = ("outputs", "multirun")
+"""Folders of runs and sweeps: <root>/<day>/<run> and <root>/<day>/<sweep>/<job>."""
+
+MOST_SPLITS = 6
+"""If there are more splits than this, they are counted instead of cited."""
+
 
 def is_validated_on_test(run: SavedRun) -> bool:
     """Return whether epochs, temperature and thresholds were chosen on the test images (data.validation=test)."""
@@ -146,10 +152,6 @@ def _format_test_values(run: SavedRun, *, names: bool) -> str:
             f"with {len(values)} values of {column}{shown}" if len(values) > 1 else f"with one value of {column}{shown}"
         )
     return f"whose {column} is {start} or later" if names else f"whose {column} reaches a given value"
-
-
-ROOTS = ("outputs", "multirun")
-"""Folders of runs and sweeps: <root>/<day>/<run> and <root>/<day>/<sweep>/<job>."""
 
 
 @dataclass(frozen=True)
@@ -319,10 +321,6 @@ def format_caveats(runs: Sequence[SavedRun]) -> str:
         suffix = "" if len(marked) == len(unique) else f" ({', '.join(marked)})"
         sentences.append(f"{mark.word}{suffix}.")
     return " ".join(sentences)
-
-
-MOST_SPLITS = 6
-"""If there are more splits than this, they are counted instead of cited."""
 
 
 def format_test_basis(results: Sequence[Result], *, level: str = IMAGES) -> str:

@@ -10,6 +10,42 @@ from typing import TypeAlias
 from pylorus.core.formatting import DASH, format_number, format_p_value
 from pylorus.evaluation.intervals import Estimate
 
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    "|": "$|$",
+    '"': "''",
+    "–": "--",
+    "−": "$-$",
+    "×": r"$\times$",
+    "≥": r"$\geq$",
+    "∞": r"$\infty$",
+    "→": r"$\to$",
+    "κ": r"$\kappa$",
+    "·": r"$\cdot$",
+    "…": r"\dots{}",
+}
+"""Replacements of characters that are special in LaTeX or missing from its fonts."""
+
+WIDEST = 84
+"""A LaTeX table with more characters per row than this is scaled to the text width."""
+
+PROSE = 60
+"""A cell with more characters than this is prose, whose lines are wrapped."""
+
+LONGEST = 40
+"""A LaTeX table with more rows than this may span several pages."""
+
 
 @dataclass(frozen=True)
 class Number:
@@ -238,43 +274,6 @@ def create_rows(cells: Sequence[Sequence[Cell]]) -> tuple[Row, ...]:
 
 def _join_reasons(numbers: Sequence[Number], otherwise: str) -> str:
     return ", or ".join(dict.fromkeys(number.reason or otherwise for number in numbers))
-
-
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": "$<$",
-    ">": "$>$",
-    "|": "$|$",
-    '"': "''",
-    "–": "--",
-    "−": "$-$",
-    "×": r"$\times$",
-    "≥": r"$\geq$",
-    "∞": r"$\infty$",
-    "→": r"$\to$",
-    "κ": r"$\kappa$",
-    "·": r"$\cdot$",
-    "…": r"\dots{}",
-}
-"""Replacements of characters that are special in LaTeX or missing from its fonts."""
-
-WIDEST = 84
-"""A LaTeX table with more characters per row than this is scaled to the text width."""
-
-PROSE = 60
-"""A cell with more characters than this is prose, whose lines are wrapped."""
-
-LONGEST = 40
-"""A LaTeX table with more rows than this may span several pages."""
 
 
 def format_csv(table: Table) -> str:

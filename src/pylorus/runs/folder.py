@@ -30,6 +30,18 @@ from pylorus.core.io import read_json, write_json
 ONLY, ACCURACY, LOSS, ORDER, KEY, LAST = CHOICES = ("only", "accuracy", "loss", "order", "key", "last")
 """How a stage is chosen; see `ShippedStage`."""
 
+PARTS = ("val", "test")
+"""Splits that each stage predicts."""
+
+STATUS = "status.json"
+"""File that identifies a folder as a run."""
+
+HEARTBEAT = 20.0
+"""Seconds between two heartbeats of a running run."""
+
+SILENCE = timedelta(minutes=3)
+"""A run on another machine counts as dead after this time without a heartbeat."""
+
 
 @dataclass(frozen=True)
 class StageScore:
@@ -135,9 +147,6 @@ def explain_choice(shipped: ShippedStage, *, validated_on: str = "val") -> str:
     if validated_on == "test" and shipped.chosen_by in (ACCURACY, LOSS, ORDER):
         reason += "; the validation images are the test images, so the choice was made on the test images"
     return reason
-
-
-PARTS = ("val", "test")
 
 
 @dataclass(frozen=True)
@@ -246,14 +255,6 @@ class StageFolder:
             path for split in PARTS for path in (self.get_features_path(split), self.get_predictions_path(split))
         ]
         return self.training_result is not None and all(path.is_file() for path in outputs)
-
-
-STATUS = "status.json"
-"""File that identifies a folder as a run."""
-HEARTBEAT = 20.0
-"""Seconds between two heartbeats of a running run."""
-SILENCE = timedelta(minutes=3)
-"""A run on another machine counts as dead after this time without a heartbeat."""
 
 
 @dataclass(frozen=True)

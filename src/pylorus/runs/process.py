@@ -30,6 +30,18 @@ log = logging.getLogger(__name__)
 ACCELERATORS = {"cuda": "gpu"}
 """Names of accelerators in torch, mapped to those of `trainer.accelerator`."""
 
+IN_SWEEP = "PYLORUS_IN_SWEEP"
+"""The environment variable of a job that a sweep started: the sweep handles its signals."""
+PATIENCE = 60.0
+"""Seconds in which a run must finish and save its current step once it is asked to end."""
+JOB_PATIENCE = 1.5 * PATIENCE
+"""Seconds in which a job of a sweep must end; it may have to wait for processes of its own."""
+JOB_STOP_SIGNAL = signal.SIGTERM
+"""The signal that a sweep sends to its jobs when it has to end; a job that already received a signal ignores it."""
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
+
 
 def restore_trainer_config(trainer: TrainerConfig, record: Path) -> TrainerConfig:
     """Return the trainer's configuration with the values that were chosen for the machine when the run started.
@@ -153,19 +165,6 @@ def open_run_log(folder: Path) -> Iterator[None]:
                 logger.removeHandler(handler)
                 with suppress(OSError):  # the run itself reports a full disk
                     handler.close()
-
-
-IN_SWEEP = "PYLORUS_IN_SWEEP"
-"""The environment variable of a job that a sweep started: the sweep handles its signals."""
-PATIENCE = 60.0
-"""Seconds in which a run must finish and save its current step once it is asked to end."""
-JOB_PATIENCE = 1.5 * PATIENCE
-"""Seconds in which a job of a sweep must end; it may have to wait for processes of its own."""
-JOB_STOP_SIGNAL = signal.SIGTERM
-"""The signal that a sweep sends to its jobs when it has to end; a job that already received a signal ignores it."""
-STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
-)
 
 
 class StopRequest:
