@@ -135,7 +135,7 @@ def test_a_class_that_its_overlay_gives_away_is_told(tmp_path):
         path.write_bytes((tmp_path / "other" / "gastric_ulcer" / path.name).read_bytes())
     result = audited(tmp_path / "set", r"patient_\d+")
     [finding] = [each for each in result.findings if each.code == "text-tells-the-class"]
-    assert "gastric_ulcer 100%" in finding.sentence
+    assert "gastric_ulcer 100 %" in finding.sentence
 
 
 def test_a_manifest_lists_files_that_are_gone(class_folders, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from pylorus.core.errors import PylorusError
 from pylorus.data import synthetic
 from pylorus.data.synthetic import CLASSES, SHORT_NAMES, Frame, generate_frame, generate_image_set
 
@@ -133,7 +134,7 @@ def test_a_folder_that_holds_something_is_refused_and_left_as_it_is(tmp_path: Pa
     kept = tmp_path / "notes.txt"
     kept.write_text("mine")
     for taken in (tmp_path, kept):
-        with pytest.raises(FileExistsError, match=rf"{re.escape(str(taken))}.*choose a new"):
+        with pytest.raises(PylorusError, match=rf"{re.escape(str(taken))}: already exists, expected a new or empty"):
             generate_image_set(taken, images=1, size=32)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     assert kept.read_text() == "mine"

@@ -272,7 +272,7 @@ def test_only_earlier_maps_are_ever_replaced(bundle, drawn, tmp_path):
     assert explain(some[0]) == 0
     assert sorted(path.name for path in output.rglob("*.png")) == ["0001.png", "0001.png", "mine.png"]
     (output / "maps.json").unlink()
-    assert "holds other files" in str(explain(some[0]))
+    assert "already exists, expected a new or empty folder" in str(explain(some[0]))
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,14 @@ from dataclasses import replace
 
 import pytest
 
+from pylorus.core.formatting import format_p_value, format_threshold
 from pylorus.evaluation.comparison import Difference, McNemar
 from pylorus.evaluation.decisions import SensitivityThreshold
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.wording import (
     format_better_sentence,
     format_guarantee_sentence,
-    format_p_value,
     format_paired_sentence,
-    format_threshold,
     format_unpaired_sentence,
 )
 
@@ -51,7 +50,7 @@ def test_as_many_right_is_said_without_a_winner():
 
 def test_an_index_on_the_same_images_is_told_with_its_p():
     assert format_paired_sentence("A", "B", APART, index="macro F1", images=450) == (
-        "A and B differ in macro F1 on these 450 images (-0.031, p = 0.0021)."
+        "A and B differ in macro F1 on these 450 images (−0.031, p = 0.0021)."
     )
     assert "are not shown to differ" in format_paired_sentence("A", "B", APART, index="MCC", images=450, level=0.001)
 

@@ -12,7 +12,7 @@ from pylorus.core.errors import PylorusError
 from pylorus.core.io import write_text
 from pylorus.launch.train import run
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.predictions import get_class_names
+from pylorus.runs.predictions import read_predictions
 from tests.conftest import TINY
 
 FAST = ["trainer=cpu", "data.image_size=32", "stages.pretrain.epochs=2", "stages.finetune.epochs=2", "model=timm",
@@ -72,7 +72,11 @@ def test_predictions_are_those_of_every_image_of_the_part(both):
         table = pd.read_parquet(both.get_predictions_path("finetune", part))
         rows = split[split["split"] == part]
         assert sorted(table["sample_id"]) == sorted(rows["sample_id"])
-        assert get_class_names(table) == ["GC", "GU", "CG"]
+        assert read_predictions(both.get_predictions_path("finetune", part)).predictions.class_names == (
+            "GC",
+            "GU",
+            "CG",
+        )
         short = {"gastric_cancer": "GC", "gastric_ulcer": "GU", "chronic_gastritis": "CG"}
         true = table.set_index("sample_id")["true"]
         assert (true[rows["sample_id"]].to_numpy() == rows["class"].map(short).to_numpy()).all()

@@ -5,22 +5,17 @@ import sys
 import types
 from pathlib import Path
 
-import pandas as pd
+import numpy as np
 import pytest
 
 from pylorus.core.errors import PylorusError
+from pylorus.evaluation.predictions import Predictions
+from pylorus.report.result_figures import plot_confusion_matrix
 from pylorus.runs.folder import RunFolder
-from pylorus.training.dashboards import Dashboard, build_shareable_config, plot_confusion_counts
+from pylorus.training.dashboards import Dashboard, build_shareable_config
 from tests.conftest import TINY
 
 SECRET = "/clinic/patients/miller"
-
-
-@pytest.fixture
-def table():
-    return pd.DataFrame(
-        {"true": ["GC", "GC", "GU"], "predicted": ["GC", "GU", "GU"], "logit/GC": [1.0, 0, 0], "logit/GU": [0, 1.0, 1]}
-    )
 
 
 def test_folders_and_file_names_of_the_configuration_stay_here(composed):
@@ -100,9 +95,16 @@ def test_going_online_needs_a_login(composed, tmp_path, opened):
     assert opened == []
 
 
-def test_the_matrix_is_drawn_with_true_classes_in_rows(table):
-    axes = plot_confusion_counts(table, title="t").axes[0]
-    counts = {(round(text.get_position()[1]), round(text.get_position()[0])): text.get_text() for text in axes.texts}
+def test_the_matrix_is_drawn_with_true_classes_in_rows():
+    predictions = Predictions(
+        sample=np.array(["a", "b", "c"]),
+        group=np.array(["a", "b", "c"]),
+        true=np.array([0, 0, 1]),
+        probabilities=np.array([[0.7, 0.3], [0.3, 0.7], [0.3, 0.7]]),
+        class_names=("GC", "GU"),
+    )
+    axes = plot_confusion_matrix(predictions, title="t").axes[0]
+    counts = {(int(text.get_position()[1]), int(text.get_position()[0])): text.get_text() for text in axes.texts}
     assert counts == {(0, 0): "1", (0, 1): "1", (1, 0): "0", (1, 1): "1"}
     assert axes.get_ylabel() == "true"
 

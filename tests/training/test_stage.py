@@ -8,7 +8,7 @@ import pytest
 
 from pylorus.config.schema import StageConfig
 from pylorus.model.classifier import StagePlan
-from pylorus.runs.predictions import build_prediction_table
+from pylorus.runs.predictions import build_prediction_table, check_predictions
 from pylorus.training.stage import StageResult, log_stage_table
 
 
@@ -23,7 +23,10 @@ from pylorus.training.stage import StageResult, log_stage_table
 def test_the_title_says_what_chose_the_epoch(caplog, epochs, validated_on, title):
     rows = pd.DataFrame({"sample_id": ["a", "b"], "group": ["a", "b"], "label": [0, 1]})
     logits = np.eye(2, dtype=np.float32)
-    tables = {part: build_prediction_table(rows, logits, names=["GC", "GU"], split=part) for part in ("val", "test")}
+    table = build_prediction_table(rows, logits, names=["GC", "GU"], split="val")
+    predictions = {part: check_predictions(table) for part in ("val", "test")}
     with caplog.at_level(logging.INFO, logger="pylorus"):
-        log_stage_table(StagePlan("s", StageConfig(), 0, 0), StageResult(epochs, 1, tables), validated_on=validated_on)
+        log_stage_table(
+            StagePlan("s", StageConfig(), 0, 0), StageResult(epochs, 1, predictions), validated_on=validated_on
+        )
     assert title in caplog.text

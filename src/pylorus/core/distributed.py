@@ -1,4 +1,4 @@
-"""The distributed processes of a run: this one's rank, the order of work, and exchange of values.
+"""The distributed processes of a run: this one's rank, the order of work, the exchange of values and the process group.
 
 torch is imported only if there is more than one process.
 """

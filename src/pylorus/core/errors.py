@@ -1,4 +1,4 @@
-"""Errors that a user can fix: printed as one message, without a traceback."""
+"""The errors of Pylorus, and the parts of their messages: suggestions, lists of names, printable paths."""
 
 import difflib
 from collections.abc import Iterable

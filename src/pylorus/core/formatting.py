@@ -1,10 +1,153 @@
-"""Formatting of proportions as percentages."""
+"""Format numbers and lists for people: on the console, in sentences and in tables, everywhere in the same way.
 
+Decimals are rounded, a negative number has a real minus sign, and an undefined value is a dash in tables and the word
+"undefined" in sentences. Files for programs (CSV, JSON) do not use these functions.
+"""
+
+import math
+from collections.abc import Sequence
 from typing import SupportsFloat
+
+DASH = "–"
+"""Symbol for an undefined value."""
+
+MORE_FIGURES = 4
+"""Greatest number of additional digits of a p-value that rounding would move to the other side of the level."""
+
+
+def format_number(value: SupportsFloat, digits: int, *, signed: bool = False) -> str:
+    """Format a number with a fixed number of decimals; NaN becomes a dash.
+
+    Args:
+        value: The number.
+        digits: Number of decimals, at least 0.
+        signed: Whether a number that is not negative gets a plus sign.
+
+    Example:
+        >>> format_number(-0.04, 1), format_number(-0.04, 2), format_number(0.018, 3, signed=True)
+        ('0.0', '−0.04', '+0.018')
+    """
+    number = float(value)
+    if math.isnan(number):
+        return DASH
+    if math.isinf(number):
+        return "∞" if number > 0 else "−∞"
+    sign = "+" if signed else ""
+    # Adding 0.0 turns a rounded -0.0 into 0.0.
+    return f"{round(number, digits) + 0.0:{sign}.{digits}f}".replace("-", "−")
+
+
+def format_percent(proportion: SupportsFloat, *, digits: int | None = 1, signed: bool = False) -> str:
+    """Format a proportion in percent, without the unit; NaN becomes a dash.
+
+    Args:
+        proportion: In [0, 1], or a difference of proportions.
+        digits: Number of decimals; None: as many as the number has, for one that a user chose.
+        signed: Whether a number that is not negative gets a plus sign.
+
+    Example:
+        >>> format_percent(0.90888), format_percent(0.975, digits=None), format_percent(-0.012, signed=True)
+        ('90.9', '97.5', '−1.2')
+    """
+    percent = 100 * float(proportion)
+    return f"{percent:g}" if digits is None else format_number(percent, digits, signed=signed)
+
+
+def format_percent_with_unit(proportion: SupportsFloat) -> str:
+    """Format a proportion for a sentence, in percent with one decimal and the unit.
+
+    Example:
+        >>> format_percent_with_unit(409 / 450), format_percent_with_unit(float("nan"))
+        ('90.9 %', 'undefined')
+    """
+    value = float(proportion)
+    return "undefined" if math.isnan(value) else f"{format_percent(value)} %"
+
+
+def format_percent_at_least(proportion: float) -> str:
+    """Format a proportion that is a lower bound in percent, rounded down to one decimal, without the unit.
+
+    Example:
+        >>> format_percent_at_least(0.8736), format_percent_at_least(0.9)
+        ('87.3', '90.0')
+    """
+    return f"{math.floor(1000 * proportion + 1e-9) / 10:.1f}"
+
+
+def format_threshold(threshold: float) -> str:
+    """Format a threshold, rounded down to four digits, so that every positive image also exceeds the printed threshold.
+
+    Example:
+        >>> format_threshold(0.32996), format_threshold(0.5), format_threshold(0.0000123456), format_threshold(0.0)
+        ('0.3299', '0.5', '1.234e-05', '0')
+    """
+    if threshold <= 0:
+        return f"{threshold:.4g}"
+    unit = 10.0 ** (math.floor(math.log10(threshold)) - 3)
+    return f"{math.floor(threshold / unit + 1e-9) * unit:.4g}"
+
+
+def format_p_value(p_value: float, *, level: float = 0.05) -> str:
+    """Format a p-value with two digits, or more if rounding would move it to the other side of the level.
+
+    Args:
+        p_value: In [0, 1], or NaN.
+        level: Significance level, in (0, 1).
+
+    Example:
+        >>> [format_p_value(value) for value in (0.3317, 0.0496, 0.00002, 1.0, math.nan)]
+        ['p = 0.33', 'p = 0.0496', 'p < 0.001', 'p = 1', 'p undefined']
+        >>> format_p_value(0.05), format_p_value(0.0499999999)
+        ('p = 0.050', 'p < 0.05')
+    """
+    if math.isnan(p_value):
+        return "p undefined"
+    if p_value < 0.001 <= level:
+        return "p < 0.001"
+    if p_value > 0.995:
+        return "p = 1"
+    figures = max(2, 1 - math.floor(math.log10(p_value))) if p_value else 2
+    for digits in range(figures, figures + MORE_FIGURES):
+        text = f"{p_value:.{digits}f}"
+        if (float(text) < level) == (p_value < level):
+            return f"p = {text}"
+    return f"p < {level:g}" if p_value < level else f"p = {level:g}"
+
+
+def format_count(number: int, noun: str, plural: str = "") -> str:
+    """Format a count with its noun in singular or plural.
+
+    Args:
+        number: The count.
+        noun: The noun in singular.
+        plural: Its plural, if that is not the singular with an s.
+
+    Example:
+        >>> format_count(1, "group"), format_count(1200, "group"), format_count(2, "copy", "copies")
+        ('1 group', '1,200 groups', '2 copies')
+    """
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def join_names(names: Sequence[str], *, last: str = "and", most: int | None = None) -> str:
+    """Join names for a sentence.
+
+    Args:
+        names: At least one.
+        last: Word before the last name.
+        most: If there are more names than this, the rest is counted; None: all are named.
+
+    Example:
+        >>> join_names(["a", "b", "c"], last="or"), join_names(["a", "b", "c", "d"], most=2)
+        ('a, b or c', 'a, b and 2 others')
+    """
+    if most is not None and len(names) > most:
+        return f"{', '.join(names[:most])} {last} {len(names) - most} others"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
 
 
 def format_bytes(count: float) -> str:
-    """Format a number of bytes for people.
+    """Format a number of bytes.
 
     Example:
         >>> format_bytes(1536), format_bytes(3 * 2**30)
@@ -15,13 +158,3 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} GiB"
-
-
-def format_percent(proportion: SupportsFloat) -> str:
-    """Format a proportion in percent with one decimal, without the sign; NaN becomes a dash."""
-    value = float(proportion)
-    return "–" if value != value else f"{100 * value:.1f}"
-
-
-ABOUT = "about/"
-"""Prefix of the columns that come from the user's manifest, in the catalog and in prediction tables."""

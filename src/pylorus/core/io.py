@@ -1,6 +1,6 @@
-"""Messages for users about errors of a disk, shared by faults during a run and errors before it starts.
+"""Files and output: atomic writes, JSON, new folders, closed pipes, and messages about errors of a disk.
 
-Nothing here imports torch.
+A file is complete or absent, even after a power failure, because it is renamed into place. Nothing here imports torch.
 """
 
 import errno
@@ -16,6 +16,15 @@ from typing import Any
 
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_bytes
+
+GONE = 141
+"""Exit code that a shell gives a program killed by SIGPIPE: 128 plus the number of the signal."""
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
+UNREACHABLE = {errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO}
+NOT_A_FOLDER = {errno.EEXIST, errno.ENOTDIR}
+
+ELSEWHERE = "choose another folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
 
 
 @contextmanager
@@ -45,6 +54,23 @@ def _ensure_on_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def check_new_folder(folder: Path, *, hint: str = "", allow_links: bool = True) -> None:
+    """Check that a folder does not exist yet or is empty.
+
+    Args:
+        folder: The folder.
+        hint: Sentence at the end of the error message that says what to type.
+        allow_links: Whether a symbolic link to an empty folder is accepted.
+
+    Raises:
+        PylorusError: If it holds files or is a file.
+    """
+    is_new = not (folder.exists() or folder.is_symlink())
+    is_empty = folder.is_dir() and (allow_links or not folder.is_symlink()) and not any(folder.iterdir())
+    if not (is_new or is_empty):
+        raise PylorusError(f"{folder}: already exists, expected a new or empty folder. {hint}".rstrip())
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` atomically, in UTF-8."""
     with write_atomically(path) as temporary:
@@ -58,24 +84,6 @@ def write_json(path: Path, content: object) -> None:
         ValueError: If a number is NaN or infinite, which JSON can't represent.
     """
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-GONE = 141
-"""Exit code that a shell gives a program killed by SIGPIPE: 128 plus the number of the signal."""
-
-
-@contextmanager
-def handle_closed_pipe() -> Iterator[None]:
-    """Exit the process silently if the standard output is closed while the body of the `with` statement prints."""
-    try:
-        try:
-            yield
-        finally:
-            sys.stdout.flush()  # otherwise Python flushes at exit, where the error can't be caught
-    except BrokenPipeError:
-        # Python flushes the remaining buffer at exit, so it needs somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(GONE)
 
 
 def read_json(path: Path) -> Any:
@@ -92,12 +100,18 @@ def read_json(path: Path) -> Any:
         raise PylorusError(f"{path}: not valid JSON: {error}") from error
 
 
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
-UNREACHABLE = {errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO}
-NOT_A_FOLDER = {errno.EEXIST, errno.ENOTDIR}
-
-ELSEWHERE = "choose another folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
+@contextmanager
+def handle_closed_pipe() -> Iterator[None]:
+    """Exit the process silently if the standard output is closed while the body of the `with` statement prints."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # otherwise Python flushes at exit, where the error can't be caught
+    except BrokenPipeError:
+        # Python flushes the remaining buffer at exit, so it needs somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(GONE)
 
 
 def explain_disk_error(error: OSError) -> str | None:
@@ -145,13 +159,13 @@ def format_drive_lost(error: OSError, path: str) -> str:
     return f"{path} can't be reached: {error.strerror}."
 
 
+def _find_existing_folder(path: Path) -> Path:
+    """Return the path, or the nearest folder above it that exists."""
+    return next((folder for folder in (path, *path.parents) if folder.is_dir()), path)
+
+
 def _format_free_space(folder: Path) -> str:
     try:
         return f" ({format_bytes(shutil.disk_usage(folder).free)} free)"
     except OSError:
         return ""
-
-
-def _find_existing_folder(path: Path) -> Path:
-    """Return the path, or the nearest folder above it that exists."""
-    return next((folder for folder in (path, *path.parents) if folder.is_dir()), path)

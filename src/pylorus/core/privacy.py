@@ -1,7 +1,8 @@
-"""Detect manifest columns whose values may identify patients, judged by the values and never by the column's name.
+"""Keep patients out of reports and logs: redact paths and values, and detect columns of a manifest that may name them.
 
-Reports are passed on, so nothing that may be a name must appear in them. A column rejected by mistake is listed with
-the reason, so that the user can replace its values by codes (site-1, device-2).
+Names of folders and files may be those of patients. A column of a manifest is judged by its values and never by its
+name; one that is rejected by mistake is listed with the reason, so that the user can replace its values by codes
+(site-1, device-2).
 """
 
 import re
@@ -12,6 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
+
+ABOUT = "about/"
+"""Prefix of the columns that come from the user's manifest, in the catalog and in prediction tables."""
 
 HIDDEN = "(not shown)"
 
@@ -25,6 +29,59 @@ FOLD = "data.fold"
 
 REGULAR_EXPRESSIONS = ("data.group",)
 """Keys whose values may look like paths but are not."""
+
+SHARED_BY = 3
+"""A column of codes may number persons if fewer patients than this share a code on average."""
+MANY = 12
+"""Number of distinct values above which a column of initials or codes may denote persons."""
+OWN = 0.5
+"""A column is rejected if at least this fraction of the patients has a value that no other patient has."""
+SOME = 0.25
+"""A column is rejected if at least this fraction of its values contains a common personal name."""
+
+E_MAIL = re.compile(r"\S+@\S+\.\S+")
+PHONE = re.compile(r"(\+|00?\s?[1-9]|\(0)[\d\s()/.-]{6,}")
+DIGITS_OF_A_PHONE = 7
+PERSON_NUMBER = re.compile(r"[A-Za-z]{0,6}[-_/ .]?\d{4,}")
+YEAR = re.compile(r"(19|20)\d\d")
+INITIALS = re.compile(r"[^\W\d_]\.?[ -]?[^\W\d_]\.?([ -]?[^\W\d_]\.?)?")
+TITLED = re.compile(r"(dr|prof|mr|mrs|ms|herr|frau|sr|sra|mme)\b\.?\s+[^\W\d_]+", re.IGNORECASE)
+SEPARATED = re.compile(r"[^\W\d_][^\W\d_'-]*(\^|,\s*)[^\W\d_][^\W\d_'. -]*")
+"""Family name and given name as written in DICOM (Weber^Anna) and in lists (Weber, Anna)."""
+HAN_NAME = re.compile(
+    "[王李张刘陈杨赵吴周徐孙朱胡郭何林罗郑梁谢宋唐许邓冯韩曹曾彭萧蔡潘田董袁于余叶蒋杜苏魏程吕丁沈任姚卢傅钟崔]"
+    "[\u4e00-\u9fff]{1,2}"
+)
+HAN_PLACE = re.compile("[院科部室市省区]$")
+
+NO_PERSONS = (
+    "hospital clinic klinik klinikum krankenhaus university universität center centre zentrum institute site "
+    "department olympus fujifilm fujinon fuji pentax hoya storz evis exera lucera eluxeo optivista antrum corpus "
+    "body fundus cardia angle incisura pylorus duodenum esophagus oesophagus stomach lesser greater curvature upper "
+    "lower middle anterior posterior proximal distal wall north south east west white light narrow band imaging "
+    "blue linked no not yes unknown high low medium mild moderate severe grade stage early advanced never former "
+    "current smoker positive negative helicobacter pylori bank holiday day night left right"
+)
+"""Words that do not occur in personal names: two capitalised words that include one of these are not a name."""
+
+NAMES = (
+    "anna maria erika sabine monika petra ursula renate helga karin susanne andrea claudia stefanie katharina julia "
+    "laura sarah lena michael thomas andreas peter wolfgang klaus jürgen hans dieter manfred günther stefan "
+    "christian markus matthias alexander sebastian felix lukas jonas paul john james robert william david richard "
+    "joseph charles daniel matthew anthony mary patricia jennifer linda elizabeth barbara susan jessica karen emily "
+    "emma olivia jean pierre marie françois nicolas sophie josé juan carlos luis miguel ana carmen giuseppe "
+    "giovanni francesca mehmet mustafa ahmet fatma ayşe mohammed muhammad ahmed fatima ali hassan ivan dmitri "
+    "sergei olga natalia tatiana wei fang jing xiaoming hiroshi takashi yuki kenji müller mueller schmidt schneider "
+    "fischer weber meyer meier maier wagner becker schulz hoffmann schäfer koch bauer richter wolf schröder neumann "
+    "zimmermann krüger hofmann hartmann schmitt werner schmitz krause lehmann huber mayer mustermann smith johnson "
+    "williams jones miller davis wilson taylor garcía garcia martínez martinez hernández lópez gonzález rodríguez "
+    "pérez sánchez rossi ferrari bianchi dubois durand moreau ivanov petrov smirnov yılmaz kaya demir nguyen tran "
+    "kim choi lee wang zhang chen liu yang huang zhao zhou tanaka suzuki takahashi watanabe yamamoto nakamura "
+    "kobayashi singh kumar sharma patel khan"
+)
+"""Given and family names of several countries that have no other meaning; as no list is complete, shape counts too."""
+
+_NO_PERSONS, _NAMES = frozenset(NO_PERSONS.split()), frozenset(NAMES.split())
 
 
 def redact_value(key: str, value: Any) -> Any:
@@ -103,60 +160,6 @@ def _redact_values(values: Mapping[Any, Any], prefix: str) -> dict[Any, Any]:
         else redact_value(f"{prefix}{name}", value)
         for name, value in values.items()
     }
-
-
-SHARED_BY = 3
-"""A column of codes may number persons if fewer patients than this share a code on average."""
-MANY = 12
-"""Number of distinct values above which a column of initials or codes may denote persons."""
-OWN = 0.5
-"""A column is rejected if at least this fraction of the patients has a value that no other patient has."""
-SOME = 0.25
-"""A column is rejected if at least this fraction of its values contains a common personal name."""
-
-E_MAIL = re.compile(r"\S+@\S+\.\S+")
-PHONE = re.compile(r"(\+|00?\s?[1-9]|\(0)[\d\s()/.-]{6,}")
-DIGITS_OF_A_PHONE = 7
-PERSON_NUMBER = re.compile(r"[A-Za-z]{0,6}[-_/ .]?\d{4,}")
-YEAR = re.compile(r"(19|20)\d\d")
-INITIALS = re.compile(r"[^\W\d_]\.?[ -]?[^\W\d_]\.?([ -]?[^\W\d_]\.?)?")
-TITLED = re.compile(r"(dr|prof|mr|mrs|ms|herr|frau|sr|sra|mme)\b\.?\s+[^\W\d_]+", re.IGNORECASE)
-SEPARATED = re.compile(r"[^\W\d_][^\W\d_'-]*(\^|,\s*)[^\W\d_][^\W\d_'. -]*")
-"""Family name and given name as written in DICOM (Weber^Anna) and in lists (Weber, Anna)."""
-HAN_NAME = re.compile(
-    "[王李张刘陈杨赵吴周徐孙朱胡郭何林罗郑梁谢宋唐许邓冯韩曹曾彭萧蔡潘田董袁于余叶蒋杜苏魏程吕丁沈任姚卢傅钟崔]"
-    "[\u4e00-\u9fff]{1,2}"
-)
-HAN_PLACE = re.compile("[院科部室市省区]$")
-
-NO_PERSONS = (
-    "hospital clinic klinik klinikum krankenhaus university universität center centre zentrum institute site "
-    "department olympus fujifilm fujinon fuji pentax hoya storz evis exera lucera eluxeo optivista antrum corpus "
-    "body fundus cardia angle incisura pylorus duodenum esophagus oesophagus stomach lesser greater curvature upper "
-    "lower middle anterior posterior proximal distal wall north south east west white light narrow band imaging "
-    "blue linked no not yes unknown high low medium mild moderate severe grade stage early advanced never former "
-    "current smoker positive negative helicobacter pylori bank holiday day night left right"
-)
-"""Words that do not occur in personal names: two capitalised words that include one of these are not a name."""
-
-NAMES = (
-    "anna maria erika sabine monika petra ursula renate helga karin susanne andrea claudia stefanie katharina julia "
-    "laura sarah lena michael thomas andreas peter wolfgang klaus jürgen hans dieter manfred günther stefan "
-    "christian markus matthias alexander sebastian felix lukas jonas paul john james robert william david richard "
-    "joseph charles daniel matthew anthony mary patricia jennifer linda elizabeth barbara susan jessica karen emily "
-    "emma olivia jean pierre marie françois nicolas sophie josé juan carlos luis miguel ana carmen giuseppe "
-    "giovanni francesca mehmet mustafa ahmet fatma ayşe mohammed muhammad ahmed fatima ali hassan ivan dmitri "
-    "sergei olga natalia tatiana wei fang jing xiaoming hiroshi takashi yuki kenji müller mueller schmidt schneider "
-    "fischer weber meyer meier maier wagner becker schulz hoffmann schäfer koch bauer richter wolf schröder neumann "
-    "zimmermann krüger hofmann hartmann schmitt werner schmitz krause lehmann huber mayer mustermann smith johnson "
-    "williams jones miller davis wilson taylor garcía garcia martínez martinez hernández lópez gonzález rodríguez "
-    "pérez sánchez rossi ferrari bianchi dubois durand moreau ivanov petrov smirnov yılmaz kaya demir nguyen tran "
-    "kim choi lee wang zhang chen liu yang huang zhao zhou tanaka suzuki takahashi watanabe yamamoto nakamura "
-    "kobayashi singh kumar sharma patel khan"
-)
-"""Given and family names of several countries that have no other meaning; as no list is complete, shape counts too."""
-
-_NO_PERSONS, _NAMES = frozenset(NO_PERSONS.split()), frozenset(NAMES.split())
 
 
 def find_identifying_reason(values: NDArray[np.str_], group: NDArray[np.generic]) -> str | None:

@@ -1,4 +1,4 @@
-"""Audit an image set: collect all findings from the facts of its files. No file is opened here."""
+"""Audit an image set: collect findings from the facts of its files, and convert them to JSON; no file is opened."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

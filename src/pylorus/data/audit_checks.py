@@ -1,4 +1,9 @@
-"""Check copies: a leak across splits, a contradiction across classes, a double count across patients."""
+"""Checks of an audit that need no pixels: copies, single files, and the image set as a whole.
+
+Copies are a leak across splits, a contradiction across classes, a double count across patients. Files may be damaged,
+misnamed, rotated, of unusual size, or have tags that identify a person. The set may have unbalanced classes, or
+patients in several splits or classes.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,7 +12,8 @@ from pathlib import PurePosixPath
 
 import pandas as pd
 
-from pylorus.data.audit_findings import Finding, ImageSet, Item, Severity, format_quantity
+from pylorus.core.formatting import format_count
+from pylorus.data.audit_findings import Finding, ImageSet, Item, Severity
 from pylorus.data.audit_thresholds import Thresholds
 from pylorus.data.image_facts import Facts
 from pylorus.data.image_measures import SUFFIXES_OF
@@ -113,9 +119,9 @@ _REMEDIES = {
 def _build_copy_finding(kind: str, boundary: str, items: list[Item]) -> Finding:
     if kind == "copy":
         files = sum(len(item.files) for item in items)
-        subject = f"{format_quantity(len(items), 'image')} (in {files:,} files)"
+        subject = f"{format_count(len(items), 'image')} (in {files:,} files)"
     else:
-        subject = f"{format_quantity(len(items), 'pair')} of nearly identical images"
+        subject = f"{format_count(len(items), 'pair')} of nearly identical images"
     verb = "occurs" if len(items) == 1 else "occur"
     code = kind if boundary == WITHIN else f"{kind}-across-{boundary}"
     remedy = _REMEDIES[boundary] if kind == "copy" else f"Inspect the pairs. {_REMEDIES[boundary]}"
@@ -129,7 +135,7 @@ def _report_uncompared_images(copies: Copies) -> list[Finding]:
             Finding(
                 "blank",
                 "warning",
-                f"{format_quantity(len(copies.blank), 'image')} without contrast: nothing can be seen.",
+                f"{format_count(len(copies.blank), 'image')} without contrast: nothing can be seen.",
                 "Inspect and remove them. They were not compared with other images.",
                 tuple(Item((index,)) for index in copies.blank),
             )
@@ -140,7 +146,7 @@ def _report_uncompared_images(copies: Copies) -> list[Finding]:
             Finding(
                 "compared-in-part",
                 "note",
-                f"{format_quantity(len(copies.crowded), 'image')} {'resembles' if one else 'resemble'} so many others "
+                f"{format_count(len(copies.crowded), 'image')} {'resembles' if one else 'resemble'} so many others "
                 "that only some of these were compared: near copies may have been missed.",
                 "Fix the other findings and run the audit again.",
                 tuple(Item((index,)) for index in copies.crowded),
@@ -194,7 +200,7 @@ def _build_unreadable_finding(items: list[Item]) -> Finding:
     return Finding(
         "unreadable",
         "error",
-        f"{format_quantity(len(items), 'file')} can't be read as an image: damaged, truncated or not an image at all.",
+        f"{format_count(len(items), 'file')} can't be read as an image: damaged, truncated or not an image at all.",
         "Copy them again from their source, or move them out of the class folders.",
         tuple(items),
     )
@@ -254,7 +260,7 @@ def _build_file_finding(name: str, items: list[Item], template: tuple[str, Sever
         sentence = f"{sentence} but {modes}."
     are = "is" if len(items) == 1 else "are"
     verb = "" if sentence.startswith("with ") else f" {are}"
-    return Finding(code, severity, f"{format_quantity(len(items), 'image')}{verb} {sentence}", remedy, tuple(items))
+    return Finding(code, severity, f"{format_count(len(items), 'image')}{verb} {sentence}", remedy, tuple(items))
 
 
 def check_classes_and_groups(images: ImageSet, thresholds: Thresholds) -> list[Finding]:
@@ -298,7 +304,7 @@ def _check_groups(images: ImageSet) -> list[Finding]:
             Finding(
                 "group-not-found",
                 "error",
-                f"The regular expression matches no patient in {format_quantity(len(unmatched), 'path')}.",
+                f"The regular expression matches no patient in {format_count(len(unmatched), 'path')}.",
                 "Rename these files, or use an expression that matches all paths: each needs a patient.",
                 tuple(Item((int(index),)) for index in unmatched),
             )
@@ -309,7 +315,7 @@ def _check_groups(images: ImageSet) -> list[Finding]:
             Finding(
                 "group-across-splits",
                 "leak",
-                f"{format_quantity(len(across_splits), 'group')} ({_format_image_count(across_splits)}) "
+                f"{format_count(len(across_splits), 'group')} ({_format_image_count(across_splits)}) "
                 f"{'has' if len(across_splits) == 1 else 'have'} images in more than one split.",
                 "Move all images of a patient to the same split, or let Pylorus make the split.",
                 tuple(across_splits),
@@ -321,7 +327,7 @@ def _check_groups(images: ImageSet) -> list[Finding]:
             Finding(
                 "group-with-several-labels",
                 "warning",
-                f"{format_quantity(len(across_classes), 'group')} ({_format_image_count(across_classes)}) "
+                f"{format_count(len(across_classes), 'group')} ({_format_image_count(across_classes)}) "
                 f"{'has' if len(across_classes) == 1 else 'have'} images of more than one class.",
                 "Check whether the patient really has both findings, or whether the expression matches a date or a "
                 "room instead of a patient.",
@@ -332,7 +338,7 @@ def _check_groups(images: ImageSet) -> list[Finding]:
 
 
 def _format_image_count(items: list[Item]) -> str:
-    return format_quantity(sum(len(item.files) for item in items), "image")
+    return format_count(sum(len(item.files) for item in items), "image")
 
 
 def _find_spanning_groups(table: pd.DataFrame, column: str) -> list[Item]:

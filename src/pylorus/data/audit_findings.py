@@ -1,4 +1,4 @@
-"""The files of an audit, readable or not, with their class, group and split."""
+"""What an audit works on and reports: the image set, and findings with their severity, remedy and files."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -59,16 +59,6 @@ class Finding:
 def sort_by_severity(findings: list[Finding]) -> tuple[Finding, ...]:
     """Sort findings by severity, the most severe first; the order is stable."""
     return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
-
-
-def format_quantity(number: int, singular: str, plural: str = "") -> str:
-    """Format a number with its noun.
-
-    Example:
-        >>> format_quantity(1, "image"), format_quantity(1200, "image"), format_quantity(2, "copy", "copies")
-        ('1 image', '1,200 images', '2 copies')
-    """
-    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Check image quality: blurred and dark images, black borders, burned-in text, and shortcuts that reveal the class."""
+"""Checks of an audit that concern the pixels: quality, shortcuts that reveal the class, and the field of view.
+
+Quality: blurred or dark images, black borders, burned-in text. Fields: what `data.crop=auto` would crop from a sample.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.data.audit_findings import Finding, ImageSet, Item, format_quantity
+from pylorus.core.formatting import format_count, format_percent
+from pylorus.data.audit_findings import Finding, ImageSet, Item
 from pylorus.data.audit_thresholds import Thresholds
 from pylorus.data.decode import RGB, UnreadableImageError, decode_image
 from pylorus.data.field_of_view import find_field
@@ -71,12 +75,12 @@ def _check_sharpness_and_brightness(
     findings = []
     if is_blurred.any():
         relative_sharpness = np.exp(sharpness - np.median(sharpness))
-        details = [f"sharpness {value:.0%} of the set's median" for value in relative_sharpness]
+        details = [f"sharpness {format_percent(value, digits=0)} % of the set's median" for value in relative_sharpness]
         findings.append(
             Finding(
                 "blurred",
                 "warning",
-                f"{format_quantity(int(is_blurred.sum()), 'image')} much less sharp than the others.",
+                f"{format_count(int(is_blurred.sum()), 'image')} much less sharp than the others.",
                 "Inspect them: out of focus, motion blur or upscaled? A model can't learn from images that "
                 "don't show the finding.",
                 _build_items(indices, is_blurred, -blur_score, details),
@@ -90,7 +94,7 @@ def _check_sharpness_and_brightness(
             Finding(
                 "dark",
                 "warning",
-                f"{format_quantity(int(is_dark.sum()), 'image')} much darker than the others.",
+                f"{format_count(int(is_dark.sum()), 'image')} much darker than the others.",
                 "Inspect them: was the light off, the lens covered, or the exposure wrong?",
                 _build_items(indices, is_dark, brightness, details),
             )
@@ -105,9 +109,11 @@ def _check_borders(indices: NDArray[np.int64], border: NDArray[np.float64], has_
         Finding(
             "black-border",
             "note",
-            f"{format_quantity(int(has_border.sum()), 'image')} of {len(indices):,} with a black border.",
+            f"{format_count(int(has_border.sum()), 'image')} of {len(indices):,} with a black border.",
             "data.crop=auto crops to the field of view; see below what it would crop.",
-            _build_items(indices, has_border, -border, [f"{value:.0%} of the frame" for value in border]),
+            _build_items(
+                indices, has_border, -border, [f"{format_percent(value, digits=0)} % of the frame" for value in border]
+            ),
         )
     ]
 
@@ -119,7 +125,7 @@ def _check_text(indices: NDArray[np.int64], letters: NDArray[np.int64], has_text
         Finding(
             "burned-in-text",
             "warning",
-            f"{format_quantity(int(has_text.sum()), 'image')} of {len(indices):,} with signs of burned-in text "
+            f"{format_count(int(has_text.sum()), 'image')} of {len(indices):,} with signs of burned-in text "
             "outside the field of view: it may identify the patient or the device.",
             "Export without overlays, or set data.crop=auto and check what remains before you share images.",
             _build_items(
@@ -142,7 +148,7 @@ def _check_shortcut(
     }
     if len(proportions) < 2 or max(proportions.values()) - min(proportions.values()) < thresholds.shortcut:
         return []
-    proportions_text = ", ".join(f"{each} {share:.0%}" for each, share in proportions.items())
+    proportions_text = ", ".join(f"{each} {format_percent(share, digits=0)} %" for each, share in proportions.items())
     return [
         Finding(
             f"{name}-tells-the-class",
@@ -219,12 +225,16 @@ def check_fields(fields: Sequence[FieldSample]) -> list[Finding]:
     if not fields:
         return []
     fractions = sorted(each.cut for each in cropped)
-    range_of_fractions = f" ({fractions[0]:.0%} to {fractions[-1]:.0%} of the frame)" if cropped else ""
+    range_of_fractions = (
+        f" ({format_percent(fractions[0], digits=0)} to {format_percent(fractions[-1], digits=0)} % of the frame)"
+        if cropped
+        else ""
+    )
     return [
         Finding(
             "field-of-view",
             "note",
-            f"In a sample of {format_quantity(len(fields), 'image')} with a black edge, data.crop=auto would crop "
+            f"In a sample of {format_count(len(fields), 'image')} with a black edge, data.crop=auto would crop "
             f"{len(cropped)}{range_of_fractions} and leave {len(fields) - len(cropped)} unchanged.",
             "Inspect the outlines below. If they fit, set data.crop=auto.",
             tuple(Item((each.file,), each.reason) for each in fields),

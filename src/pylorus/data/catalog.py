@@ -1,4 +1,4 @@
-"""The catalog: an image set as a table with one row per image.
+"""Build the catalog of an image set, a table with one row per image; leave out files that can't be read, and list them.
 
 Columns of the table:
 
@@ -29,8 +29,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pylorus.core.errors import PylorusError, format_name_list, format_path, format_suggestion
-from pylorus.core.formatting import ABOUT
 from pylorus.core.io import write_atomically
+from pylorus.core.privacy import ABOUT
 from pylorus.data.decode import SUFFIXES
 from pylorus.data.dicom import read_patient_pseudonyms
 from pylorus.data.files import Root

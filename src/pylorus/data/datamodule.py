@@ -1,4 +1,6 @@
-"""The LightningDataModule: batches of the network's input size, with reproducible order and augmentation.
+"""The LightningDataModule: batches of decoded, augmented images at the network's input size.
+
+The order of images and their augmented variants are functions of seed and epoch alone, for any number of workers.
 
 `ImageDataModule(folder)` reads class folders for any `pl.Trainer`; runs use `ImageDataModule.from_table`.
 """

@@ -1,8 +1,9 @@
 """Detect the field of view of an endoscopic frame: what the lens shows, without the console's text, logos and insets.
 
-The field is a bright convex shape on a nearly black background. Parts of its border are hidden by text, by an inset or
-in dark mucosa, so a complete shape is fitted to the visible parts (`field_edge.py`, `field_fit.py`). If no shape fits,
-the frame is left as it is and the reason is given.
+The field is a bright convex shape on a nearly black background. On each ray from its center, its edge is where the dark
+background begins; text is too thin to survive a morphological opening, and logos and insets are not connected to the
+field. As parts of the border are hidden by text, by an inset or in dark mucosa, a complete shape is fitted to
+the visible parts (`field_shape.py`). If no shape fits, the frame is left as it is and the reason is given.
 
 Text inside the field remains; text that crosses the border is cut off at the border.
 """
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pylorus.core.formatting import format_percent
 from pylorus.data.decode import RGB
 from pylorus.data.field_shape import Disc, Shape, fit_shape
 
@@ -240,7 +242,9 @@ def find_field(image: RGB) -> FieldOfView:
     support = points_on_shape / len(edge.points)
     if support < MIN_SUPPORT:
         return _build_full_field(
-            image, f"no field of view found: no shape fits the edge (at best {support:.0%}); not cropped"
+            image,
+            f"no field of view found: no shape fits the edge (at best {format_percent(support, digits=0)} %); "
+            "not cropped",
         )
     objection = _find_objection(copy, shape)
     if objection is not None:
@@ -283,14 +287,15 @@ def _find_objection(copy: WorkingCopy, shape: Shape) -> str | None:
     inside = _draw_mask(shape, scale=(1.0, 1.0), size=(width, height))
     area = np.count_nonzero(inside) / inside.size
     if area < MIN_AREA:
-        return f"no field of view found: the best shape covers only {area:.0%} of the frame"
+        return f"no field of view found: the best shape covers only {format_percent(area, digits=0)} % of the frame"
     if area >= FULL_AREA:
         return "the field of view fills the frame"
     bright = copy.grey[PAD:-PAD, PAD:-PAD] > copy.threshold
     bright_outside = np.count_nonzero(bright & ~inside)
     bright_proportion = bright_outside / np.count_nonzero(~inside)
     if bright_proportion > MAX_BRIGHT_OUTSIDE and bright_outside > MIN_BRIGHT_AREA * inside.size:
-        return f"no field of view found: {bright_proportion:.0%} of the area outside the best shape is bright"
+        percent = format_percent(bright_proportion, digits=0)
+        return f"no field of view found: {percent} % of the area outside the best shape is bright"
     return None
 
 
@@ -304,7 +309,7 @@ def _scale_to_frame(image: RGB, shape: Shape, support: float) -> FieldOfView:
     top, bottom = int(np.argmax(rows)), height - int(np.argmax(rows[::-1]))
     left, right = int(np.argmax(columns)), width - int(np.argmax(columns[::-1]))
     box_mask = np.ascontiguousarray(mask[top:bottom, left:right])
-    reason = f"{shape.name}: fits {support:.0%} of the visible edge"
+    reason = f"{shape.name}: fits {format_percent(support, digits=0)} % of the visible edge"
     return FieldOfView((left, top, right, bottom), shape.name, None if box_mask.all() else box_mask, support, reason)
 
 

@@ -1,6 +1,9 @@
-"""Fit a shape to the edge of a field: many of the points lie on it, others on text, insets or dark mucosa.
+"""The shapes that a field of view can have, and how one is fitted to the points of its edge.
 
-Each kind of shape is proposed from a few points and scored on all of them: the best passes through most points.
+A shape is a disc, a box with cut corners or a box with rounded corners. It gives the signed distance of points from its
+border, negative inside, and its border as a polygon; lengths are in pixels of the image in which it was found. Many of
+the points lie on the edge, others on text, insets or dark mucosa: each kind of shape is proposed from a few points and
+scored on all of them, and the best passes through most points.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""Handle what Pillow does not do for TIFF: detect truncated pixel data, and decode color with 16 bits per channel."""
+"""Read the bytes of image files, and check and decode what Pillow is too lenient or unable to.
+
+Reading never blocks on a pipe or exhausts memory. Pillow decodes a JPEG without its end marker, a PNG with wrong
+checksums or without its last chunk, and a truncated TIFF; such files may look right or end in a grey band. It reads no
+color TIFF with 16 bits per channel.
+"""
 
 import io
 import os

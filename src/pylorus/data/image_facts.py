@@ -1,7 +1,9 @@
-"""Facts of image files, computed from their bytes alone, in one pass over the files.
+"""Facts of image files, computed from their bytes alone, in one pass over the files, and cached.
 
 The audit, the catalog and the search for copies all use these facts. They are cached by the SHA-256 of the content,
-independent of the file's name (`fact_store.py`), so a second pass decodes nothing.
+independent of the file's name, so a second pass decodes nothing. The cache is a folder of immutable Parquet parts, to
+which several processes may add at once: each writes a part of its own, and many small parts are merged before the old
+ones are deleted. A part that is damaged or has another schema is ignored, and its facts are computed again.
 """
 
 import contextlib

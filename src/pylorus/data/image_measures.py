@@ -1,7 +1,9 @@
-"""Fingerprints of images: thumbnails of 1,024 bytes, and 64-bit perceptual hashes of their eight orientations.
+"""Measures of one image or file: metadata, fingerprints for the search for copies, and quality.
 
-The black around the field of view is the same in every frame of an endoscope. It has no weight, neither in the hash
-nor in the comparison; otherwise two frames would be similar because the octagon around them is the same.
+Of tags that may identify a person, only the names are read, never the values. Fingerprints are thumbnails of 1,024
+bytes and 64-bit perceptual hashes of their eight orientations. The black around the field of view, the same in every
+frame of an endoscope, has no weight in them; otherwise two frames would be similar because the octagon around them is
+the same. Quality is sharpness, brightness, black border and burned-in text.
 """
 
 import io

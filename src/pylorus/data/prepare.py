@@ -9,6 +9,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from pylorus.config.schema import Config, SyntheticConfig
+from pylorus.core.formatting import format_count
 from pylorus.core.io import write_atomically, write_json, write_text
 from pylorus.data.audit import audit, convert_audit_to_json
 from pylorus.data.audit_findings import ImageSet
@@ -45,7 +46,7 @@ def audit_run_images(catalog: Catalog, split: Split, copies: Copies, folder: Pat
         "left_out": count_unreadable(catalog),
     }
     write_json(folder / FILE, convert_audit_to_json(result, names=True) | accepted)
-    counts = [f"{count} {severity}{'s' if count > 1 else ''}" for severity, count in result.counts.items() if count]
+    counts = [format_count(count, severity) for severity, count in result.counts.items() if count]
     if counts:
         log.info("audit    %s; for details: pylorus audit %s", ", ".join(counts), catalog.root)
     else:

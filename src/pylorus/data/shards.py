@@ -1,7 +1,9 @@
-"""Index the images of a shard, their position in the file and their metadata; an index is built once and stored.
+"""Find, open and index shards, and read single images in them, like files.
 
 A shard is a tar file in WebDataset's layout. Files that share their name up to its first dot form a sample and are
-adjacent: an image, and KEY.json (label, and optionally group, split and further columns) or KEY.cls (label).
+adjacent: an image, and KEY.json (label, and optionally group, split and further columns) or KEY.cls (label). Shards lie
+in a folder or at URLs, which fsspec opens; only what the user names is read, and nothing is written to them. An index
+holds each image's position and metadata; it is built once and stored.
 """
 
 import hashlib
@@ -19,8 +21,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path
-from pylorus.core.formatting import ABOUT
 from pylorus.core.io import write_atomically
+from pylorus.core.privacy import ABOUT
 from pylorus.data.decode import SUFFIXES
 from pylorus.data.files import MOST_BYTES, ImageLocation, Member
 
@@ -145,11 +147,17 @@ def _build_shard(url: str) -> Shard:
         else:
             status = Path(url).stat()
             state = [str(status.st_size), str(status.st_mtime_ns)]
-    except ImportError as error:
-        raise PylorusError(f"data.root: {url} needs a package that is not installed: {error}") from error
     except Exception as error:  # each storage backend of fsspec raises its own errors
-        raise PylorusError(f"data.root: can't access shard {url}: {error or type(error).__name__}") from error
+        raise PylorusError(f"data.root: {_explain_storage_error(url, error)}") from error
     return Shard(name, url, hashlib.sha256("\0".join((url, *state)).encode()).hexdigest()[:32])
+
+
+def _explain_storage_error(shard: str, error: Exception) -> str:
+    """Explain why a shard, given by its name or URL, can't be read."""
+    if isinstance(error, ImportError):
+        return f"shard {shard} needs a package that is not installed: {error}"
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return f"can't read shard {shard}: {reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +187,7 @@ class ShardMember(Member):
         try:
             content = read_range(self.shard, self.offset, self.size)
         except Exception as error:  # each storage backend of fsspec raises its own errors
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise UnreadableImageError(f"can't read shard {self.shard.name}: {reason}") from error
+            raise UnreadableImageError(_explain_storage_error(self.shard.name, error)) from error
         if hashlib.sha256(content).digest() != self.digest:
             mismatch = f"ends within {self.path}" if len(content) < self.size else f"contains a different {self.path}"
             raise UnreadableImageError(f"shard {self.shard.name} has changed since it was indexed: it {mismatch}")
@@ -285,7 +292,7 @@ def load_shard_index(shard: Shard, folder: Path) -> pd.DataFrame:
     except PylorusError:
         raise
     except Exception as error:  # each storage backend of fsspec raises its own errors
-        raise PylorusError(f"can't read shard {shard.name}: {error or type(error).__name__}") from error
+        raise PylorusError(_explain_storage_error(shard.name, error)) from error
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with write_atomically(path) as temporary:
         table.to_parquet(temporary, index=False)

@@ -1,6 +1,6 @@
-"""Read a manifest, a CSV or Parquet file with one row per image, as a catalog.
+"""Read an image set that is listed in a manifest or packed in shards as a catalog, and pack one into shards.
 
-Columns of the file:
+Columns of a manifest, a CSV or Parquet file with one row per image:
 
 =======  ==========================================================================================
 path     relative to data.root, or to the manifest's own folder; required
@@ -9,6 +9,9 @@ group    the patient, or a stand-in for one; or data.group extracts it from the 
 split    train, val or test, in every row or in none
 others   stored under their names, for splits by a column and for subgroup tables: device, site, age …
 =======  ==========================================================================================
+
+Class folders and the shards that `pylorus pack` creates from them have the same paths, and therefore the same sample
+IDs, groups, splits, order and augmentations: a run gives the same result on either.
 """
 
 import io
@@ -23,8 +26,8 @@ import numpy as np
 import pandas as pd
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_name_list, format_path, format_suggestion
-from pylorus.core.formatting import ABOUT
-from pylorus.core.io import write_atomically
+from pylorus.core.io import check_new_folder, write_atomically
+from pylorus.core.privacy import ABOUT
 from pylorus.core.seeding import compute_seed
 from pylorus.data.audit_findings import ImageSet
 from pylorus.data.catalog import (
@@ -76,7 +79,7 @@ def list_manifest_files(manifest: Path, root: Path, *, group: str | None = None)
     """Return the files that a manifest lists, whether they exist or not; none is opened.
 
     Args:
-        manifest: A table in the format that `manifest.py` documents.
+        manifest: A table in the format that this module documents.
         root: Folder that its paths are relative to.
         group: Regular expression that matches the patient in the path; None: the column group, if there is one.
 
@@ -371,8 +374,7 @@ def pack_shards(root: Path, output: Path, *, group: str | None = None, per_shard
     """
     if per_shard < 1:
         raise PylorusError(f"--per-shard: found {per_shard}, expected at least 1.")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise PylorusError(f"{output}: already exists, expected a new or empty folder.")
+    check_new_folder(output)
     folder, rows = _read_rows(root, group)
     members = _build_member_names(list(rows["path"]))
     order = np.random.default_rng(compute_seed(0, "pack")).permutation(len(rows))

@@ -1,4 +1,8 @@
-"""Split a catalog into training, validation and test images: grouped by patient and copies, stratified by class."""
+"""Split a catalog into training, validation and test images: grouped by patient and copies, stratified by class.
+
+The user may name the test images: those of a fold, of a column's values, or of another run. A resumed run gets its
+split back, after a check that its images are unchanged.
+"""
 
 import hashlib
 import logging
@@ -13,8 +17,8 @@ from numpy.typing import NDArray
 
 from pylorus.config.schema import DataConfig
 from pylorus.core.errors import PylorusError, format_name_list, format_suggestion
-from pylorus.core.formatting import ABOUT
 from pylorus.core.io import write_atomically
+from pylorus.core.privacy import ABOUT
 from pylorus.core.seeding import compute_seed
 from pylorus.data.audit_thresholds import Thresholds
 from pylorus.data.catalog import Catalog

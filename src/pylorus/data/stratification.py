@@ -1,4 +1,8 @@
-"""Draw one split of an image set at random: whole groups, equal probabilities, a given share of each class."""
+"""Draw splits and folds of an image set at random, by whole groups, and explain how they differ from the request.
+
+Groups have equal probabilities, and each class its share. The folds are those of scikit-learn's StratifiedGroupKFold,
+which takes seven minutes for a million groups, because each group tries one fold after another in a Python loop.
+"""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from pylorus.core.formatting import format_percent, join_names
 
 TOLERANCE = 0.02
 """Deviation of a class's share from the requested one above which large groups may be exchanged to correct it."""
@@ -373,7 +379,7 @@ def _explain_fractions(table: pd.DataFrame, part: str, share: float, noun: str, 
     mixed = pool.groupby("group")["class"].nunique()
     sampled = _RandomSplit(part, share, noun, joined, images=len(pool), mixed=frozenset(mixed.index[mixed > 1]))
     deviations = [
-        f'{100 * actual:.1f} % of "{name}" ({sampled.explain_class(rows)})'
+        f'{format_percent(actual)} % of "{name}" ({sampled.explain_class(rows)})'
         for name, rows in pool.groupby("class", sort=True)
         for actual in [float((rows["split"] == part).mean())]
         if abs(actual - share) > SHARE_TOLERANCE
@@ -383,8 +389,9 @@ def _explain_fractions(table: pd.DataFrame, part: str, share: float, noun: str, 
     pool_name = "images of each class" if part == "test" else "images of each class outside the test set"
     overall = float((pool["split"] == part).mean())
     return (
-        f"The {PART_NAMES[part]} set should contain {100 * share:g} % of the {pool_name} but contains "
-        f"{', '.join(deviations)}; {100 * overall:.1f} % of all classes together."
+        f"The {PART_NAMES[part]} set should contain {format_percent(share, digits=None)} % of the {pool_name} "
+        "but contains "
+        f"{', '.join(deviations)}; {format_percent(overall)} % of all classes together."
     )
 
 
@@ -413,14 +420,14 @@ class _RandomSplit:
         groups = rows.groupby("group").agg(images=("split", "size"), split=("split", "first"))
         is_inside, count, noun = groups["split"] == self.part, len(groups), self.noun
         inside, outside = groups.loc[is_inside, "images"], groups.loc[~is_inside, "images"]
-        actual, largest_patient = inside.sum() / len(rows), f"one {noun} has {{:.1f}} % of them"
+        actual, largest_patient = inside.sum() / len(rows), f"one {noun} has {{}} % of them"
         if actual > self.share and len(inside) == 1 and count * self.share < 1:
             left = "" if self.part == "test" else "remaining "
             return f"each split needs at least one of its {count} {left}{noun}s"
         if actual > self.share and inside.max() / len(rows) > self.share + SHARE_TOLERANCE:
-            return largest_patient.format(100 * inside.max() / len(rows))
+            return largest_patient.format(format_percent(inside.max() / len(rows)))
         if actual < self.share and (2 * outside.max() > len(rows) or outside.max() > self.share * self.images):
-            return f"{largest_patient.format(100 * outside.max() / len(rows))}, too many to be drawn"
+            return f"{largest_patient.format(format_percent(outside.max() / len(rows)))}, too many to be drawn"
         if self.joined:
             return f"copies of images link {self.joined} {noun}s of the set to others"
         mixed = len(self.mixed.intersection(groups.index))
@@ -443,14 +450,10 @@ def _explain_small_counts(table: pd.DataFrame, noun: str) -> str:
     for name, row in counts.iterrows():
         small_counts = [f"{row[part]} in {PART_NAMES[part]}" for part in parts if row[part] < MIN_GROUPS]
         if small_counts:
-            descriptions.append(f'"{name}" {_join_words(small_counts)}')
+            descriptions.append(f'"{name}" {join_names(small_counts)}')
     if not descriptions:
         return ""
     return (
         f"Fewer than {MIN_GROUPS} {noun}s of a class in a split: {'; '.join(descriptions)}. Single {noun}s determine "
         "what is learned or measured there."
     )
-
-
-def _join_words(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -1,4 +1,7 @@
-"""Render the frames of `synthetic.py`, from the wall of a stomach to the image sensor.
+"""Generate synthetic gastroscopic images of three classes: the data of the demo and the input of the tests.
+
+They need no download and no patient, and their geometry is known. They only resemble gastroscopy: a model trained on
+them has learned nothing about stomachs.
 
 A frame is rendered in the order in which light forms it. The wall is a sum of layers, mucosa and a lesion; a light
 source beside the lens illuminates it; lens and sensor add blur and noise.
@@ -22,6 +25,8 @@ import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 from PIL import Image
+
+from pylorus.core.io import check_new_folder
 
 Plane = NDArray[np.floating]  # always float32, which NumPy's type stubs can't express for arithmetic with floats
 
@@ -325,13 +330,12 @@ def generate_image_set(
 
     Raises:
         ValueError: If a number is out of range; the message names it.
-        FileExistsError: If `root` is a file or a folder that is not empty.
+        PylorusError: If `root` is a file or a folder that is not empty.
     """
     _check_minimum(1, images=images, images_per_patient=images_per_patient)
     _check_minimum(_MIN_SIZE, size=size)
     _check_minimum(0, seed=seed)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise FileExistsError(f"root is {root}, which is not an empty folder; choose a new or empty one.")
+    check_new_folder(root)
     root.parent.mkdir(parents=True, exist_ok=True)
     # An existing folder may be a mount point or the working directory, so it is filled, not replaced.
     is_existing = root.exists()

@@ -4,9 +4,9 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
-from pylorus.core.formatting import format_percent
+from pylorus.core.formatting import format_number, format_percent, format_percent_at_least, format_threshold
 from pylorus.deploy.description import Description, IntervalEstimate, PredictionSets
-from pylorus.evaluation.wording import format_guarantee_sentence, format_percent_at_least, format_threshold
+from pylorus.evaluation.wording import format_guarantee_sentence
 from pylorus.runs.folder import explain_choice
 
 PARTS = {"train": "training", "val": "validation", "test": "test"}
@@ -159,7 +159,8 @@ def _render_performance(description: Description) -> str:
 def _render_calibration(description: Description) -> str:
     calibration, fixed_on = description.calibration, _get_fitting_images(description)
     method = (
-        f"Logits are divided by a temperature of {calibration.temperature:.3f}, fitted on {calibration.images:,} "
+        f"Logits are divided by a temperature of {format_number(calibration.temperature, 3)}, fitted on "
+        f"{calibration.images:,} "
         f"{fixed_on}."
         if calibration.identified
         else f"The {calibration.images:,} {fixed_on} do not determine a temperature: logits are left unchanged."
@@ -183,7 +184,8 @@ def format_threshold_guarantee(description: Description, name: str) -> str:
     threshold = decision.get_threshold(name)
     if threshold is None:
         return (
-            f"The threshold for {name} reaches a sensitivity of {100 * decision.sensitivity:g} % on the "
+            f"The threshold for {name} reaches a sensitivity of "
+            f"{format_percent(decision.sensitivity, digits=None)} % on the "
             f"{_get_fitting_images(description)}; an older Pylorus wrote this bundle, and no sensitivity is "
             f"guaranteed for new patients."
         )
@@ -216,8 +218,8 @@ def _render_thresholds(description: Description) -> str:
         )
     titles = [
         *("class", "threshold", f"{_get_fitting_split(description)} {patients}"),
-        f"guaranteed sensitivity at {100 * (decision.confidence or 0):g} % confidence",
-        f"confidence of a sensitivity of at least {100 * decision.sensitivity:g} %",
+        f"guaranteed sensitivity at {format_percent(decision.confidence or 0, digits=None)} % confidence",
+        f"confidence of a sensitivity of at least {format_percent(decision.sensitivity, digits=None)} %",
         *("sensitivity on test images", "specificity on test images"),
     ]
     return (
@@ -260,7 +262,8 @@ def _render_prediction_sets(description: Description, sets: PredictionSets) -> s
     return (
         "Besides its prediction, the model gives a set of classes for each image, calibrated separately for each "
         f"class on {_get_fitting_images(description)} (split-conformal): for an image of a new patient, whatever its "
-        f"class, the set contains the true class with a probability of at least {100 * sets.coverage:g} %, provided "
+        "class, the set contains the true class with a probability of at least "
+        f"{format_percent(sets.coverage, digits=None)} %, provided "
         f"that the patient is like those of the {_get_fitting_images(description)}, from the same hospitals. An empty "
         f"set means that no class is as probable as is usual for images of that class.{always}\n\n"
         f"{_render_table(titles, rows)}\n\nOn the test images, a set contains {format_set_size(sets.test.size)} "
@@ -275,7 +278,9 @@ def format_set_size(size: IntervalEstimate) -> str:
         >>> format_set_size(IntervalEstimate(1.2, 1.06, 1.414))
         '1.20 (1.06 to 1.41)'
     """
-    value, low, high = ("–" if number is None else f"{number:.2f}" for number in (size.value, size.low, size.high))
+    value, low, high = (
+        format_number(math.nan if number is None else number, 2) for number in (size.value, size.low, size.high)
+    )
     return f"{value} ({low} to {high})"
 
 
@@ -284,11 +289,11 @@ def _render_abstention(description: Description) -> str:
     return (
         "The model abstains in two cases:\n\n"
         f"- **Out-of-distribution** (`unlike`): the {abstention.method} (from {abstention.images:,} training images) "
-        f"exceeds {abstention.unlike_above:.4f}. The threshold was set so that at most "
+        f"exceeds {format_number(abstention.unlike_above, 4)}. The threshold was set so that at most "
         f"{format_percent(abstention.false_alarms)} % of the {fixed_on} are flagged as out-of-distribution; of the "
         f"test images, {_format_estimate(abstention.unlike_test)} % are: the false-alarm rate.\n"
         "- **Uncertain** (`unsure`): the highest calibrated probability of any class is below "
-        f"{abstention.unsure_below:.4f}. The threshold was set so that at most "
+        f"{format_number(abstention.unsure_below, 4)}. The threshold was set so that at most "
         f"{format_percent(abstention.false_alarms)} % of the correctly classified {fixed_on} are flagged as "
         f"uncertain; of the correctly classified test images, {_format_estimate(abstention.unsure_test)} % are.\n\n"
         f"The model answers {_format_estimate(abstention.answered_test)} % of the test images; of these, "

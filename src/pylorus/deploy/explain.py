@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pylorus.core.errors import PylorusError
-from pylorus.core.formatting import format_percent
+from pylorus.core.formatting import format_count, format_number, format_percent
 from pylorus.data.decode import RGB
 from pylorus.deploy.model import Bundle
 from pylorus.model.backbone import create_network, init_head
@@ -303,13 +303,14 @@ class Sanity:
         """The result as text."""
         if not self.images:
             return "Randomisation check: not possible, since all heat maps of the checked images are empty."
-        count = "1 image" if self.images == 1 else f"{self.images} images"
+        count = format_count(self.images, "image")
         lines = [
             f"Randomisation check (Adebayo et al. 2018), {count}, {DRAWS} draws: mean rank correlation between "
             f"the trained network's maps and those after randomizing"
         ]
         lines += [
-            f"  {each.weights}: {each.mean:.2f} (highest {each.highest:.2f}; {format_percent(each.empty)} % of maps "
+            f"  {each.weights}: {format_number(each.mean, 2)} (highest {format_number(each.highest, 2)}; "
+            f"{format_percent(each.empty)} % of maps "
             f"empty)"
             for each in self.found
         ]

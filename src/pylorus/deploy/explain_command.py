@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path, format_suggestion
-from pylorus.core.formatting import format_percent
-from pylorus.core.io import write_atomically, write_json
+from pylorus.core.formatting import format_count, format_percent
+from pylorus.core.io import check_new_folder, write_atomically, write_json
 from pylorus.data.decode import RGB
 from pylorus.deploy.bundle_files import SUMS
 from pylorus.deploy.explain import (
@@ -349,7 +349,7 @@ def _write_record(
 def _report_outcome(results: _Explanations, sanity: Sanity | None, folder: Path) -> int:
     unreadable = [row for row in results.rows if row["error"]]
     count = len(results.rows)
-    print(f"{count:,} image{'' if count == 1 else 's'}, {len(unreadable):,} of them unreadable")
+    print(f"{format_count(count, 'image')}, {len(unreadable):,} of them unreadable")
     for row in unreadable[:5]:
         print(f"  {row['path']}: {row['error']}")
     if sanity is not None:
@@ -360,10 +360,8 @@ def _report_outcome(results: _Explanations, sanity: Sanity | None, folder: Path)
 
 def _prepare_folder(folder: Path) -> None:
     """Prepare the folder for maps; delete only those of an earlier explanation, whether finished or not."""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / RECORD).is_file())):
-        raise PylorusError(
-            f"--output: {folder} holds other files; expected a new or empty folder, or one with earlier heat maps."
-        )
+    if not (folder / RECORD).is_file():
+        check_new_folder(folder, hint="A folder with earlier heat maps is accepted, too.")
     write_json(folder / RECORD, {"finished": False})
     for path in (folder / INDEX, *folder.glob("*.png"), *(folder / OVERLAYS).glob("*.png")):
         if path.suffix != ".png" or re.fullmatch(r"\d{4,}", path.stem):

@@ -14,8 +14,8 @@ import torch
 
 from pylorus import __version__
 from pylorus.core.errors import PylorusError
-from pylorus.core.formatting import format_percent
-from pylorus.core.io import write_atomically, write_json, write_text
+from pylorus.core.formatting import format_number, format_p_value, format_percent
+from pylorus.core.io import check_new_folder, write_atomically, write_json, write_text
 from pylorus.deploy import onnx
 from pylorus.deploy.bundle_files import CARD, DESCRIPTION, MODEL, SUMS
 from pylorus.deploy.description import Description, convert_to_plain
@@ -97,8 +97,9 @@ def format_export_summary(
     threads = "thread" if torch.get_num_threads() == 1 else "threads"
     for each in speed:
         lines.append(
-            f"speed at batch {each.batch}: {each.milliseconds['onnx']:.1f} ms per image, PyTorch "
-            f"{each.milliseconds['pytorch']:.1f} ms: {each.times_pytorch['onnx']:.2f} times as fast (median of "
+            f"speed at batch {each.batch}: {format_number(each.milliseconds['onnx'], 1)} ms per image, PyTorch "
+            f"{format_number(each.milliseconds['pytorch'], 1)} ms: "
+            f"{format_number(each.times_pytorch['onnx'], 2)} times as fast (median of "
             f"{each.repeats}, {torch.get_num_threads()} {threads} each; depends on the load of this machine)"
         )
     return "\n".join(lines)
@@ -166,16 +167,19 @@ def _format_parity(parity: Parity) -> list[str]:
 
 def _format_loss(loss: QuantizationLoss, description: Description) -> list[str]:
     difference = loss.accuracy_difference
-    change = "no interval: fewer than two groups differ"
+    interval = "no interval: fewer than two groups differ"
     if difference.value is not None and difference.low is not None and difference.high is not None:
-        change = f"95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
-    value = 100 * (loss.right_8 - loss.right_32) / loss.images
+        interval = "95 % interval {} to {}".format(
+            *(format_percent(end, signed=True) for end in (difference.low, difference.high))
+        )
+    change = format_percent((loss.right_8 - loss.right_32) / loss.images, signed=True)
     return [
         f"int8 compared with fp32, on {loss.images} images of {loss.groups} groups ({loss.source}); calibrated on "
         f"{loss.calibration_images} other images:",
         f"  accuracy {format_percent(loss.right_8 / loss.images)} % instead of "
-        f"{format_percent(loss.right_32 / loss.images)} %: {value:+.1f} points ({change})",
-        f"  {loss.only_32} images correct only in fp32, {loss.only_8} only in int8; McNemar's p = {loss.p_value:.3g}",
+        f"{format_percent(loss.right_32 / loss.images)} %: {change} points ({interval})",
+        f"  {loss.only_32} images correct only in fp32, {loss.only_8} only in int8; McNemar's "
+        f"{format_p_value(loss.p_value)}",
         f"  {loss.other_class} images with another predicted class, {loss.other_decision} with another decision for "
         f"{description.decision.class_name}, {loss.other_abstention} answered by only one of both or abstained "
         "for another reason",
@@ -223,8 +227,7 @@ def export(folder: Path, options: ExportOptions) -> Path:
         import_onnx_package(name)
     suffix = "-onnx-int8" if options.int8 else "-onnx"
     output = options.output or folder.absolute().with_name(folder.absolute().name + suffix)
-    if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
-        raise PylorusError(f"{output}: already exists, expected a new or empty folder. Choose another --output.")
+    check_new_folder(output, hint="Choose another --output.", allow_links=False)
     resolve_device("cpu")
     bundle = load_bundle(folder)
     images = _collect_trial_images(folder, bundle, options)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path
-from pylorus.core.io import write_atomically, write_json
+from pylorus.core.io import read_json, write_atomically, write_json
 from pylorus.data.decode import MOST_PIXELS, RGB, SUFFIXES
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".mpg", ".mpeg", ".wmv", ".webm")
@@ -241,7 +241,7 @@ class ResumableTable:
             PylorusError: If the output file exists but was written for another request.
         """
         if self.output.is_file() and not self.folder.is_dir():
-            record = json.loads(self.about.read_text(encoding="utf-8")) if self.about.is_file() else {}
+            record = read_json(self.about) or {}
             self._check_same_request(record.get("request"), self.request, self.output)
             return dict(record)
         return None
@@ -263,10 +263,11 @@ class ResumableTable:
             ) from None
         try:
             request = self.folder / "request.json"
-            if request.is_file():
-                self._check_same_request(json.loads(request.read_text(encoding="utf-8")), self._of_rows, self.folder)
-            else:
+            earlier = read_json(request)
+            if earlier is None:
                 write_json(request, self._of_rows)
+            else:
+                self._check_same_request(earlier, self._of_rows, self.folder)
             for leftover in self.folder.glob(".part-*"):
                 leftover.unlink()
             self._written = len(self.list_parts())

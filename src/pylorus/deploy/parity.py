@@ -269,7 +269,7 @@ def compute_fp64_logits(bundle: Bundle, images: NDArray[np.uint8]) -> NDArray[np
     def compute(batch: NDArray[np.uint8]) -> Outputs:
         pixels = torch.from_numpy(batch.transpose(0, 3, 1, 2).copy()).double()
         with torch.inference_mode():
-            logits: NDArray[np.float64] = classifier.network((pixels - classifier.mean) / classifier.std).numpy()
+            logits: NDArray[np.float64] = classifier.network(classifier.normalize_images(pixels)).numpy()
         return (logits,)
 
     return run_in_batches(compute, images, BATCH)[0]

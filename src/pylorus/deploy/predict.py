@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path, format_suggestion
-from pylorus.core.formatting import format_percent
+from pylorus.core.formatting import format_count, format_percent, format_threshold
 from pylorus.data.catalog import get_matched_group, parse_group_pattern
 from pylorus.data.decode import RGB
 from pylorus.data.input_format import InputFormat
@@ -44,7 +44,6 @@ from pylorus.evaluation.decisions import operating_point
 from pylorus.evaluation.index_intervals import OVERALL, indices_of_predictions, proportions_of_predictions
 from pylorus.evaluation.predictions import Predictions
 from pylorus.evaluation.ranking import ranking_of_predictions
-from pylorus.evaluation.wording import format_threshold
 from pylorus.hardware.engine import count_usable_cores, list_accelerators, set_full_precision, set_malloc_options
 from pylorus.model.backbone import compute_sha256
 from pylorus.model.inference import NetworkOutput
@@ -142,7 +141,7 @@ def _predict_remaining(
     """Predict the images that are not predicted yet."""
     done = parts.read_finished_keys()
     if len(done):
-        print(f"already predicted: {len(done):,} image{'' if len(done) == 1 else 's'}")
+        print(f"already predicted: {format_count(len(done), 'image')}")
     remaining = (item for item in sources.iter_items() if item.key not in done)
     rows: list[pd.DataFrame] = []
     last_write = time.monotonic()
@@ -490,7 +489,8 @@ def format_prediction_summary(record: Mapping[str, Any], description: Descriptio
     sets = evaluation.get("prediction_sets")
     if sets is not None:
         lines.append(
-            f"  prediction sets at {100 * sets['coverage_asked']:g} %, each patient weighted equally: "
+            f"  prediction sets at {format_percent(sets['coverage_asked'], digits=None)} %, each patient "
+            "weighted equally: "
             f"{format_set_size(IntervalEstimate(**sets['size']))} classes on average; they contain the true class in"
         )
         lines += [f"    {name:<{width}}  {format_estimate(sets['coverage'][name])}" for name in description.short_names]

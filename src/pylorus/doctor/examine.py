@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, TextIO
 
 from pylorus import __version__
+from pylorus.core.formatting import format_count
 from pylorus.doctor.check import Check, State, get_worst_state, run_guarded
 from pylorus.doctor.machine import MEMORY_AND_DISK as SPACE
 from pylorus.doctor.machine import check_space
@@ -51,7 +52,7 @@ def print_checks(checks: Iterable[Check], output: TextIO = sys.stdout) -> State:
         done.append(check)
     counts = Counter(check.state for check in done)
     good, warnings, wrong = (counts[state] for state in State)
-    print(f"\n{good} good, {warnings} warning{'' if warnings == 1 else 's'}, {wrong} wrong", file=output)
+    print(f"\n{good} good, {format_count(warnings, 'warning')}, {wrong} wrong", file=output)
     return get_worst_state(done)
 
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pylorus.config.schema import PACKAGE, CacheConfig
-from pylorus.core.formatting import format_bytes
+from pylorus.core.formatting import format_bytes, format_count
 from pylorus.core.io import write_atomically
 from pylorus.doctor.check import Check, State, format_first_line
 
@@ -53,7 +53,7 @@ def check_cores(usable: int, counted: int) -> Check:
         usable: Cores that this process may use; also the number of threads of a run.
         counted: Cores that the operating system reports.
     """
-    summary = f"{usable} of {counted} usable; a run uses {usable} thread{'' if usable == 1 else 's'}"
+    summary = f"{usable} of {counted} usable; a run uses {format_count(usable, 'thread')}"
     if usable > 1:
         return Check(COMPUTING, "cores", State.GOOD, summary)
     fix = "Give the container, job or virtual machine more cores (docker --cpus, SLURM --cpus-per-task)."

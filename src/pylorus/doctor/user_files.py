@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pylorus.config.schema import CONF
 from pylorus.core.errors import PylorusError
-from pylorus.core.formatting import format_bytes
+from pylorus.core.formatting import format_bytes, format_count
 from pylorus.data.catalog import list_class_images
 from pylorus.data.decode import UnreadableImageError, read_image
 from pylorus.doctor.check import Check, State
@@ -37,7 +37,7 @@ def check_images(root: Path) -> Iterator[Check]:
         return
     shards = len(list(root.glob("*.tar")))
     if shards:
-        summary = f"{shards} shard{'' if shards == 1 else 's'} in {root}"
+        summary = f"{format_count(shards, 'shard')} in {root}"
         yield Check(IMAGES, "folder", State.GOOD, summary, f"train with data=shards data.root={root}")
         return
     try:

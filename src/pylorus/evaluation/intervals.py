@@ -112,35 +112,6 @@ def compute_two_sided_p(statistic: float, *, freedom: float = math.inf) -> float
     return 2 * float(special.ndtr(below) if math.isinf(freedom) else special.stdtr(freedom, below))
 
 
-def compute_logit_interval(
-    value: float, error: float, *, lowest: float = 0.0, confidence: float, freedom: float
-) -> tuple[float, float]:
-    """Compute an interval that is symmetric on the scale log((x - lowest) / (1 - x)), so that it stays in (lowest, 1).
-
-    The standard error is transformed to that scale by the delta method.
-
-    Args:
-        value: The estimate, in (lowest, 1).
-        error: Standard error of the value, > 0.
-        lowest: Least possible value; the greatest is 1.
-        confidence: Coverage of the interval, in (0, 1).
-        freedom: Degrees of freedom of Student's t, > 0.
-
-    Raises:
-        ValueError: If confidence is not in (0, 1).
-
-    Example:
-        >>> low, high = compute_logit_interval(0.9, 0.05, confidence=0.95, freedom=100)
-        >>> round(low, 3), round(high, 3)
-        (0.749, 0.964)
-    """
-    width = 1 - lowest
-    position = (value - lowest) / width
-    reach = compute_quantile(confidence, freedom=freedom) * error / (width * position * (1 - position))
-    low, high = special.expit(special.logit(position) + np.array([-reach, reach]))
-    return lowest + width * float(low), lowest + width * float(high)
-
-
 def compute_satterthwaite_freedom(contributions: NDArray[np.float64]) -> float:
     """Compute the degrees of freedom, 2 V² / Var(V), of a variance V that is a sum of squares (Satterthwaite 1946).
 

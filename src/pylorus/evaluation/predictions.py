@@ -4,6 +4,7 @@ NumPy only, because the training loop imports this module through the confusion 
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -276,6 +277,17 @@ class Predictions:
     def clusters(self) -> NDArray[np.generic] | None:
         """The group of each image if a group has several images, otherwise None."""
         return self.group if len(np.unique(self.group)) < len(self.true) else None
+
+
+def concat_predictions(tables: Sequence[Predictions]) -> Predictions:
+    """Concatenate the predictions for disjoint sets of images."""
+    return Predictions(
+        sample=np.concatenate([table.sample for table in tables]),
+        group=np.concatenate([np.asarray(table.group) for table in tables]),
+        true=np.concatenate([table.true for table in tables]),
+        probabilities=np.concatenate([table.probabilities for table in tables]),
+        class_names=tables[0].class_names,
+    )
 
 
 def align_predictions(first: Predictions, second: Predictions) -> Predictions:

@@ -358,6 +358,21 @@ def corrected_resampled_t(
     return _build_difference(value, variance, len(table) - 1, bounds, confidence, training=True)
 
 
+def ensure_interval_width(mean: Estimate, singles: Sequence[Estimate]) -> Estimate:
+    """Widen the interval of a mean so that neither side is narrower than the replicates' intervals are on average.
+
+    Where replicates make hardly any errors, their spread is uninformative, and the single intervals tell more.
+    """
+    if not all(each.has_interval for each in singles):
+        return mean
+    below = float(np.mean([each.value - each.low for each in singles]))
+    above = float(np.mean([each.high - each.value for each in singles]))
+    low, high = mean.value - below, mean.value + above
+    if mean.has_interval:
+        low, high = min(low, mean.low), max(high, mean.high)
+    return Estimate(mean.value, low, high)
+
+
 def _compute_indices(tables: NDArray[np.int64]) -> NDArray[np.float64]:
     indices = overall_indices(tables)
     return np.stack([getattr(indices, name) for name in INDICES], axis=-1)

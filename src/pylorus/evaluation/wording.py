@@ -2,12 +2,18 @@
 
 import math
 
+from pylorus.core.formatting import (
+    format_count,
+    format_number,
+    format_p_value,
+    format_percent,
+    format_percent_at_least,
+    format_percent_with_unit,
+    format_threshold,
+)
 from pylorus.evaluation.comparison import Difference, McNemar
 from pylorus.evaluation.decisions import SensitivityThreshold
 from pylorus.evaluation.intervals import Estimate
-
-MORE_FIGURES = 4
-"""Greatest number of additional digits of a p-value that rounding would move to the other side of the level."""
 
 
 def format_better_sentence(
@@ -46,9 +52,9 @@ def format_better_sentence(
     if corrected_p is not None and family < 2:
         raise ValueError(f"family is {family}; expected at least 2 tests with a corrected p")
     p_value = test.p_value if corrected_p is None else corrected_p
-    where = f"on these {_format_count(test.images)} images"
+    where = f"on these {format_count(test.images, 'image')}"
     if test.groups < test.images:
-        where += f" of {_format_count(test.groups)} {group_word}"
+        where += f" of {test.groups:,} {group_word}"
     p_part = format_p_value(p_value, level=level)
     if corrected_p is not None:
         p_part += f" after Holm's correction for {family} comparisons"
@@ -87,12 +93,12 @@ def format_paired_sentence(
         ResNet50 and VGG19 are not shown to differ in macro F1 on these 450 images (+0.018, p = 0.24).
     """
     _check_level(level)
-    where = f"in {index} on these {_format_count(images)} images"
+    where = f"in {index} on these {format_count(images, 'image')}"
     if math.isnan(difference.value) or math.isnan(difference.p_value):
         return f"It can't be determined whether {first} and {second} differ {where}."
     verdict = "differ" if difference.p_value < level else "are not shown to differ"
     p_value = format_p_value(difference.p_value, level=level)
-    return f"{first} and {second} {verdict} {where} ({difference.value:+.3f}, {p_value})."
+    return f"{first} and {second} {verdict} {where} ({format_number(difference.value, 3, signed=True)}, {p_value})."
 
 
 def format_unpaired_sentence(
@@ -121,15 +127,18 @@ def format_unpaired_sentence(
         ... )
         >>> print(sentence.replace(" (", "\n("))
         Ours and the published VGG19 are not shown to differ in F1, on 200 and 450 different images
-        (+0.018, 95 % interval -0.022 to +0.057).
+        (+0.018, 95 % interval −0.022 to +0.057).
     """
-    where = f"in {index}, on {_format_count(images[0])} and {_format_count(images[1])} different images"
+    where = f"in {index}, on {images[0]:,} and {images[1]:,} different images"
     if not difference.has_interval:
         return f"It can't be determined whether {first} and {second} differ {where}."
     excludes_zero = difference.low > 0 or difference.high < 0
     verdict = "differ" if excludes_zero else "are not shown to differ"
-    ends = f"{confidence * 100:g} % interval {difference.low:+.3f} to {difference.high:+.3f}"
-    return f"{first} and {second} {verdict} {where} ({difference.value:+.3f}, {ends})."
+    ends = (
+        f"{format_percent(confidence, digits=None)} % interval {format_number(difference.low, 3, signed=True)} to "
+        f"{format_number(difference.high, 3, signed=True)}"
+    )
+    return f"{first} and {second} {verdict} {where} ({format_number(difference.value, 3, signed=True)}, {ends})."
 
 
 def format_guarantee_sentence(
@@ -150,9 +159,11 @@ def format_guarantee_sentence(
         At the threshold of 0.12 the true sensitivity for GC
          is at least 95 % with 90 % confidence, for patients like the 60 validation patients with GC.
     """
-    sensitivity, confidence = f"{100 * fixed.sensitivity:g} %", f"{100 * fixed.confidence:g} %"
+    sensitivity, confidence = (
+        f"{format_percent(share, digits=None)} %" for share in (fixed.sensitivity, fixed.confidence)
+    )
     unit = "patient" if grouped else "image"
-    count = f"{_format_count(fixed.patients)} {part} {unit}{'s' if fixed.patients != 1 else ''} with {class_name}"
+    count = f"{format_count(fixed.patients, f'{part} {unit}')} with {class_name}"
     unknown = "" if grouped else " The patients are unknown, so each image counts as one."
     verb = "are" if fixed.patients != 1 else "is"
     prefix = f"At the threshold of {format_threshold(fixed.threshold)}"
@@ -162,9 +173,7 @@ def format_guarantee_sentence(
             f"with {confidence} confidence, for {unit}s like the {count}.{unknown}"
         )
     needed = (
-        "no number can guarantee that"
-        if fixed.patients_needed is None
-        else f"{_format_count(fixed.patients_needed)} are needed"
+        "no number can guarantee that" if fixed.patients_needed is None else f"{fixed.patients_needed:,} are needed"
     )
     reached = (
         f", and at least {sensitivity} with {format_percent_at_least(fixed.confidence_reached)} % confidence"
@@ -177,70 +186,6 @@ def format_guarantee_sentence(
         f"probability of {class_name} among them, the true sensitivity is at least "
         f"{format_percent_at_least(fixed.sensitivity_reached)} % with {confidence} confidence{reached}.{unknown}"
     )
-
-
-def format_threshold(threshold: float) -> str:
-    """Format a threshold, rounded down to four digits, so that every positive image also exceeds the printed threshold.
-
-    Example:
-        >>> format_threshold(0.32996), format_threshold(0.5), format_threshold(0.0000123456), format_threshold(0.0)
-        ('0.3299', '0.5', '1.234e-05', '0')
-    """
-    if threshold <= 0:
-        return f"{threshold:.4g}"
-    unit = 10.0 ** (math.floor(math.log10(threshold)) - 3)
-    return f"{math.floor(threshold / unit + 1e-9) * unit:.4g}"
-
-
-def format_percent_at_least(proportion: float) -> str:
-    """Format a proportion that is a lower bound in percent, rounded down to one decimal.
-
-    Example:
-        >>> format_percent_at_least(0.8736), format_percent_at_least(0.9)
-        ('87.3', '90.0')
-    """
-    return f"{math.floor(1000 * proportion + 1e-9) / 10:.1f}"
-
-
-def format_p_value(p_value: float, *, level: float = 0.05) -> str:
-    """Format a p-value with two digits, or more if rounding would move it to the other side of the level.
-
-    Args:
-        p_value: In [0, 1], or NaN.
-        level: Significance level, in (0, 1).
-
-    Example:
-        >>> [format_p_value(p) for p in (0.3317, 0.0496, 0.00002, 1.0, float("nan"))]
-        ['p = 0.33', 'p = 0.0496', 'p < 0.001', 'p = 1', 'p undefined']
-        >>> format_p_value(0.05), format_p_value(0.0499999999)
-        ('p = 0.050', 'p < 0.05')
-    """
-    if math.isnan(p_value):
-        return "p undefined"
-    if p_value < 0.001 <= level:
-        return "p < 0.001"
-    if p_value > 0.995:
-        return "p = 1"
-    figures = max(2, 1 - math.floor(math.log10(p_value))) if p_value else 2
-    for digits in range(figures, figures + MORE_FIGURES):
-        text = f"{p_value:.{digits}f}"
-        if (float(text) < level) == (p_value < level):
-            return f"p = {text}"
-    return f"p < {level:g}" if p_value < level else f"p = {level:g}"
-
-
-def format_percent_with_unit(proportion: float) -> str:
-    """Format a proportion in percent with one decimal and the sign.
-
-    Example:
-        >>> format_percent_with_unit(409 / 450), format_percent_with_unit(float("nan"))
-        ('90.9 %', 'undefined')
-    """
-    return "undefined" if math.isnan(proportion) else f"{proportion * 100:.1f} %"
-
-
-def _format_count(number: int) -> str:
-    return f"{number:,}"
 
 
 def _check_level(level: float) -> None:

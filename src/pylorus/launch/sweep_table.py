@@ -6,19 +6,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from pylorus.config.checks import load_config
 from pylorus.core.errors import PylorusError
-from pylorus.core.formatting import format_percent
+from pylorus.core.formatting import format_number, format_percent
 from pylorus.core.io import write_atomically, write_text
 from pylorus.evaluation.confusion import compute_class_metric, overall_indices, select_class_metrics
 from pylorus.evaluation.replicates import summarize_replicates
-from pylorus.report.candidate import compute_configuration_key
 from pylorus.report.page import write_report
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.predictions import count_confusion
-from pylorus.runs.reading import SHOWN_DIGITS, read_split
+from pylorus.runs.predictions import read_predictions
+from pylorus.runs.reading import SHOWN_DIGITS, compute_configuration_key, read_config, read_split
 
 interrupted: list[Path] = []
 """Folders of this process's jobs that a signal ended: after that a launcher's worker starts no other job."""
@@ -216,7 +215,7 @@ def _format_jobs(rows: pd.DataFrame, table: pd.DataFrame, *, numbered: bool) -> 
     for name in rows.columns:
         if name.startswith(("val ", "test ")):
             rows[name] = [format_percent(proportion) for proportion in rows[name]]
-    rows["minutes"] = [f"{minutes:.1f}" for minutes in rows["minutes"]]
+    rows["minutes"] = [format_number(minutes, 1) for minutes in rows["minutes"]]
     return _render_markdown_table(
         [str(name) for name in rows.columns], [[str(cell) for cell in row] for row in rows.itertuples(index=False)]
     )
@@ -237,7 +236,7 @@ def _find_common_overrides(overrides: pd.Series) -> list[str]:
 
 def _build_job_rows(folder: RunFolder) -> list[dict[str, Any]]:
     status = folder.read_status()
-    config = OmegaConf.load(folder.config) if folder.config.is_file() else OmegaConf.create()
+    config = read_config(folder.path)
     job = {
         "key": folder.path.name,
         "tested on": "",
@@ -260,7 +259,6 @@ def _build_job_rows(folder: RunFolder) -> list[dict[str, Any]]:
                 measures |= _compute_measures(folder, stage, part, metrics)
             stage_rows.append({**job, "stage": stage, **measures})
     if stage_rows:
-        assert isinstance(config, DictConfig)
         split = read_split(folder.path / "split.csv")
         shipped = folder.shipped  # without a bundle that names it, the last stage represents the job
         names = [row["stage"] for row in stage_rows]
@@ -275,7 +273,7 @@ def _build_job_rows(folder: RunFolder) -> list[dict[str, Any]]:
 
 def _compute_measures(folder: RunFolder, stage: str, part: str, metrics: Sequence[str]) -> dict[str, float]:
     """Compute accuracy and the average of each index that a run shows; the user's own indices were saved by the run."""
-    counts = count_confusion(pd.read_parquet(folder.get_predictions_path(stage, part)))
+    counts = read_predictions(folder.get_predictions_path(stage, part)).confusion
     measures = {ACCURACY: float(overall_indices(counts).accuracy)}
     for metric in select_class_metrics(metrics):
         measures[metric.label] = float(compute_class_metric(metric, counts).mean())

@@ -4,7 +4,6 @@
 through `pylorus.launch.main`.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -25,7 +24,7 @@ from pylorus.config.checks import load_config
 from pylorus.config.schema import Config, TrainerConfig
 from pylorus.core.distributed import ALONE, Processes
 from pylorus.core.errors import INTERRUPTED, PylorusError
-from pylorus.core.io import handle_closed_pipe, write_json
+from pylorus.core.io import handle_closed_pipe, read_json, write_json
 from pylorus.core.seeding import compute_seed
 from pylorus.data.prepare import RunImages, prepare_images
 from pylorus.deploy.bundle import save_candidate, write_bundle
@@ -184,7 +183,7 @@ def _build_error(codes: list[int], folder: Path) -> BaseException:
     # srun reports 128 + the signal number.
     signals = [-code if code < 0 else code - 128 if code != INTERRUPTED else 0 for code in codes]
     killed_processes = [(index, signal_number) for index, signal_number in enumerate(signals) if signal_number > 0]
-    failures = [Failure(**json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob(".failure-*.json")]
+    failures = [Failure(**read_json(path)) for path in folder.glob(".failure-*.json")]
     for path in folder.glob(".failure-*.json"):
         path.unlink(missing_ok=True)
     if killed_processes:

@@ -5,7 +5,7 @@ import inspect
 import logging
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import timm
 import torch
 from timm.data.config import resolve_model_data_config
-from torch import nn
+from torch import Tensor, nn
 
 from pylorus.config.schema import ModelConfig
 from pylorus.core.errors import PylorusError, format_name_list, format_suggestion
@@ -433,3 +433,28 @@ def create_network(name: str, arguments: Mapping[str, Any], *, classes: int, ima
     if not isinstance(network.get_classifier(), nn.Module | tuple | list):
         raise PylorusError(f"model.name: {name} has no classification head to replace.")
     return network
+
+
+def convert_to_pixel_scale(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Convert mean and standard deviation of channels to those of pixels in [0, 255], each of shape (1, 3, 1, 1)."""
+    pixel_mean, pixel_std = (255 * torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+    return pixel_mean, pixel_std
+
+
+def normalize_images(image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Normalize images to a network's input: the one normalization of training, prediction and export.
+
+    Args:
+        image: RGB images of shape (n, 3, size, size), with pixels in [0, 255], usually uint8.
+        mean: Mean of each channel, from `convert_to_pixel_scale`.
+        std: Standard deviation of each channel, from `convert_to_pixel_scale`.
+
+    Returns:
+        Images of the same shape, in the precision of `mean`.
+
+    Raises:
+        ValueError: If the images do not have three channels.
+    """
+    if image.shape[1] != 3:
+        raise ValueError(f"found {image.shape[1]}-channel images, expected RGB: decode them with pylorus.data.decode")
+    return (image.float() - mean) / std

@@ -26,7 +26,13 @@ from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.core.seeding import compute_seed
 from pylorus.data.datamodule import Batch
 from pylorus.evaluation.confusion import ClassMetric, get_monitor_column
-from pylorus.model.backbone import Backbone, build_backbone, read_checkpoint
+from pylorus.model.backbone import (
+    Backbone,
+    build_backbone,
+    convert_to_pixel_scale,
+    normalize_images,
+    read_checkpoint,
+)
 from pylorus.model.frozen_features import FeatureBatch
 from pylorus.model.frozen_prefix import CutNetwork
 from pylorus.model.losses import LossFunction, build_loss, resolve_loss
@@ -205,8 +211,8 @@ class Classifier(pl.LightningModule):
         self.loss = resolve_loss(loss, class_weights, label_smoothing=label_smoothing, classes=len(classes))
         self.processes = ALONE
         """The distributed processes, each of which computes its part of a batch."""
-        self.register_buffer("mean", 255 * torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
+        for name, tensor in zip(("mean", "std"), convert_to_pixel_scale(backbone.mean, backbone.std), strict=True):
+            self.register_buffer(name, tensor, persistent=False)
         self.tallies = nn.ModuleDict(
             {split: EpochMetrics(len(self.names)) for split in ("train_part", "val_part", "test_part")}
         )
@@ -270,11 +276,7 @@ class Classifier(pl.LightningModule):
         Raises:
             ValueError: If the images do not have three channels.
         """
-        if image.shape[1] != 3:
-            raise ValueError(
-                f"found {image.shape[1]}-channel images, expected RGB: decode them with pylorus.data.decode"
-            )
-        return ((image.float() - self.mean) / self.std).contiguous(memory_format=self.memory_format)
+        return normalize_images(image, self.mean, self.std).contiguous(memory_format=self.memory_format)
 
     def on_train_batch_start(self, batch: Batch | FeatureBatch, batch_idx: int) -> None:
         """Seed dropout from seed, epoch and step, so that a resumed training draws the same random numbers.

@@ -5,7 +5,7 @@ and everything that the network registers after it. The frozen part is a pure fu
 random numbers nor changes. Dropout directly before the classifier belongs to the head.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
@@ -57,16 +57,20 @@ def resolve_depth(network: nn.Module, learn: str) -> Depth:
     )
 
 
-def list_blocks(network: nn.Module) -> list[str]:
-    """List the names that `learn` accepts: children with weights and, where a child is a sequence, its children."""
-    names: list[str] = []
+def iter_blocks(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the blocks of a network in order: its children and, in place of a sequence, the children of that."""
     for name, module in network.named_children():
-        if not any(True for _ in module.parameters()):
-            continue
-        names.append(name)
-        if isinstance(module, nn.Sequential | nn.ModuleList):
-            names += [f"{name}.{child}" for child, inner in module.named_children() if list(inner.parameters())]
-    return names
+        children = list(module.named_children()) if isinstance(module, nn.Sequential | nn.ModuleList) else []
+        yield from ((f"{name}.{child}", inner) for child, inner in children) if children else [(name, module)]
+
+
+def list_blocks(network: nn.Module) -> list[str]:
+    """List the names that `learn` accepts: blocks with weights, each sequence before its blocks."""
+    names: dict[str, None] = {}
+    for name, module in iter_blocks(network):
+        if any(True for _ in module.parameters()):
+            names |= dict.fromkeys([name.rpartition(".")[0] or name, name])
+    return list(names)
 
 
 def apply_depth(network: nn.Module, learn: str) -> Depth:

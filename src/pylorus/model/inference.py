@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from pylorus.hardware.choices import is_faster_channels_last
 from pylorus.hardware.engine import Engine, use_full_precision
-from pylorus.model.backbone import Backbone
+from pylorus.model.backbone import Backbone, convert_to_pixel_scale, normalize_images
 
 if TYPE_CHECKING:
     from pylorus.data.datamodule import ImageDataModule
@@ -52,13 +52,13 @@ class NormalizingNetwork(nn.Module):
     def __init__(self, network: nn.Module, *, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
         self.network = network
-        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
+        for name, tensor in zip(("mean", "std"), convert_to_pixel_scale(mean, std), strict=True):
+            self.register_buffer(name, tensor)
         self.eval()
 
     def normalize_images(self, image: Tensor) -> Tensor:
         """Normalise uint8 RGB images of shape (n, 3, size, size) to float32 of the same shape."""
-        return (image.float() - self.mean) / self.std
+        return normalize_images(image, self.mean, self.std)
 
     def forward_with_features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Compute logits and penultimate features; see the function of this name.

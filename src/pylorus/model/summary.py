@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
+from pylorus.model.freeze import iter_blocks
+
 OWN = "(own)"
 """Block name for parameters that belong to the network itself, such as a class token."""
 
@@ -60,7 +62,7 @@ def extract_network_structure(
         unknown = [name for name in names if name not in parameters]
         if unknown:
             raise ValueError(f'learning of stage "{stage}": the network has no parameter "{unknown[0]}"')
-    modules = dict(_iter_blocks(network))
+    modules = dict(iter_blocks(network))
     shapes = _compute_output_shapes(network, modules, image_size)
     counted_names: set[str] = set()
     structure = []
@@ -82,12 +84,6 @@ def extract_network_structure(
                 )
             )
     return structure
-
-
-def _iter_blocks(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name, module in network.named_children():
-        children = list(module.named_children()) if isinstance(module, nn.Sequential | nn.ModuleList) else []
-        yield from ((f"{name}.{child}", inner) for child, inner in children) if children else [(name, module)]
 
 
 def _list_block_parameters(block: str, parameters: Collection[str], blocks: list[str]) -> set[str]:

@@ -1,4 +1,7 @@
-"""The HTML page of a data audit: the problems of an image set, with pictures, in one file that opens offline."""
+"""`pylorus audit`: check an image set, print the findings, and write audit.json and the page audit.html.
+
+The page shows the problems of the set with pictures, in one file that opens offline.
+"""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -13,6 +16,7 @@ from rich.table import Table
 
 from pylorus import __version__
 from pylorus.core.errors import format_path
+from pylorus.core.formatting import format_count
 from pylorus.core.io import write_json, write_text
 from pylorus.data.audit import Audit, audit, build_group_aliases, convert_audit_to_json
 from pylorus.data.audit_findings import Finding, Item, Severity
@@ -201,7 +205,7 @@ def _print_findings(result: Audit, output: Path) -> None:
     console = Console()
     count = len(result.samples)
     console.print(
-        f"{count:,} file{'' if count == 1 else 's'}, of which {result.readable:,} can be read as images",
+        f"{format_count(count, 'file')}, of which {result.readable:,} can be read as images",
         highlight=False,
     )
     if result.findings:

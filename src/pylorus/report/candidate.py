@@ -5,53 +5,29 @@ Runs that differ only in seed, fold or split are its replicates. A winner is cho
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
 
+from pylorus.core.formatting import join_names
 from pylorus.evaluation.confusion import overall_indices
 from pylorus.evaluation.index_intervals import proportions_of_predictions
 from pylorus.evaluation.intervals import Estimate
-from pylorus.evaluation.predictions import Predictions, align_predictions
+from pylorus.evaluation.predictions import Predictions, align_predictions, concat_predictions
 from pylorus.evaluation.replicates import (
     ReplicateIndices,
     ReplicateSummary,
     compute_replicate_indices,
+    ensure_interval_width,
     estimate_replicates,
     summarize_replicates,
 )
 from pylorus.report.results import CONFIDENCE, ComparableResults, Result, compute_test_hash, set_run_labels
-from pylorus.runs.reading import SavedRun, SavedSplit, compute_image_set_hash
-
-REPLICATE_KEYS = ("seed", "data.fold", "data.split_seed", "data.split_file")
-"""Configuration keys in which replicates of one configuration may differ."""
-
-MACHINE_KEYS = (
-    "report",
-    "cache",
-    "logger",
-    "data.root",
-    "data.workers",
-    "trainer.accelerator",
-    "trainer.channels_last",
-    "trainer.compile",
-    "trainer.devices",
-    "trainer.nodes",
-    "trainer.progress",
-    "trainer.strategy",
-    "trainer.threads",
-)
-"""Keys and groups that say where and how fast a run computes; they change its result by rounding at most.
-
-Precision and batch size are not among them: they change what the model learns. Images are identified by their content.
-"""
+from pylorus.runs.reading import MACHINE_KEYS, REPLICATE_KEYS, SavedRun, compute_configuration_key
 
 SET, FOLDS, SPLITS = "set", "folds", "splits"
 
@@ -345,7 +321,7 @@ def group_by_configuration(results: Sequence[Result]) -> tuple[Configuration, ..
         by_key.setdefault(compute_configuration_key(run.config, run.split), []).append(run)
     firsts = [group[0] for group in by_key.values()]
     if len(firsts) < len(runs):
-        labels = [run.label for run in set_run_labels(firsts, untold=(*REPLICATE_KEYS, *MACHINE_KEYS))]
+        labels = [run.label for run in set_run_labels(firsts, left_out=(*REPLICATE_KEYS, *MACHINE_KEYS))]
     else:
         labels = [run.label for run in firsts]
     tests = {result: compute_test_hash(result) for result in results}
@@ -417,36 +393,6 @@ def format_pool_notes(pools: Sequence[Pool], configurations: Sequence[Configurat
     return tuple(sentences)
 
 
-def compute_configuration_key(config: DictConfig, split: SavedSplit) -> str:
-    """Compute a key that is the same for all replicates of a configuration, on whatever machine they ran.
-
-    Images are identified by their content; those of folds, whose runs need not hold the same images, by their root
-    folder. Whether there are folds matters, the number of the fold does not.
-    """
-    plain = OmegaConf.to_container(config)
-    assert isinstance(plain, dict)
-    folds = OmegaConf.select(config, "data.fold", default=None) is not None
-    root = OmegaConf.select(config, "data.root", default=None)
-    images = str(root) if folds else compute_image_set_hash(set(split.table["sha256"]))
-    settings = _remove_keys(plain, "", (*REPLICATE_KEYS, *MACHINE_KEYS))
-    return json.dumps([settings, folds, images], sort_keys=True, default=str)
-
-
-def ensure_interval_width(mean: Estimate, singles: Sequence[Estimate]) -> Estimate:
-    """Widen the interval of a mean so that neither side is narrower than the replicates' intervals are on average.
-
-    Where replicates make hardly any errors, their spread is uninformative, and the single intervals tell more.
-    """
-    if not all(each.has_interval for each in singles):
-        return mean
-    below = float(np.mean([each.value - each.low for each in singles]))
-    above = float(np.mean([each.high - each.value for each in singles]))
-    low, high = mean.value - below, mean.value + above
-    if mean.has_interval:
-        low, high = min(low, mean.low), max(high, mean.high)
-    return Estimate(mean.value, low, high)
-
-
 def get_fold(result: Result) -> object:
     """Return the fold on which a result was tested (data.fold); None without folds."""
     return result.run.get_setting("data.fold")
@@ -462,17 +408,6 @@ def compute_test_train_ratio(candidate: Candidate) -> float:
     splits = [result.run.split for result in candidate.results_used if result.run.split is not None]
     return sum(len(split.get_split_rows("test")) for split in splits) / max(
         1, sum(len(split.get_split_rows("train")) for split in splits)
-    )
-
-
-def concat_predictions(tables: Sequence[Predictions]) -> Predictions:
-    """Concatenate the predictions for disjoint sets of images."""
-    return Predictions(
-        sample=np.concatenate([table.sample for table in tables]),
-        group=np.concatenate([np.asarray(table.group) for table in tables]),
-        true=np.concatenate([table.true for table in tables]),
-        probabilities=np.concatenate([table.probabilities for table in tables]),
-        class_names=tables[0].class_names,
     )
 
 
@@ -527,8 +462,7 @@ def _join_folds(pools: Sequence[Pool]) -> Pool | None:
 
 
 def _join_configuration_labels(pool: Pool) -> str:
-    names = [each.label for each in pool.configurations]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return join_names([each.label for each in pool.configurations])
 
 
 def _format_split_hashes(pool: Pool) -> str:
@@ -557,14 +491,6 @@ def _compute_pool_key(candidate: Candidate) -> tuple[object, ...]:
     content = "\n".join("\t".join(map(str, column.tolist())) for column in columns)
     # Other folds may test the same images in total, but they divide them differently: no fold-by-fold comparison.
     return (candidate.kind, hashlib.sha256(content.encode()).hexdigest(), *sorted(candidate.by_test))
-
-
-def _remove_keys(values: dict[Any, Any], prefix: str, keys: Sequence[str]) -> dict[str, Any]:
-    return {
-        str(name): _remove_keys(value, f"{prefix}{name}.", keys) if isinstance(value, dict) else value
-        for name, value in values.items()
-        if f"{prefix}{name}" not in keys
-    }
 
 
 def _is_disjoint(results: Sequence[Result]) -> bool:

@@ -1,6 +1,12 @@
-"""Facts about a run, read from its files, from which the sentences of a report are derived.
+"""Sentences about runs for captions and text: choices, basis of a table or figure, caveats, uses of the test set.
 
 A fixed sentence that holds for most runs would be false for some, so every sentence is derived from a fact of the run.
+
+Every evaluation of a test set makes the best of many results a little more optimistic. Each stage that predicted the
+test images counts as one, and each epoch if they were used for validation. Test sets are identified by the content of
+their images, so that splits that differ only in the validation images count together. The count includes the runs of
+the report and the other runs in the `outputs` and `multirun` folders in which these lie; it is a lower bound, because
+runs that were deleted or lie elsewhere cannot be counted.
 """
 
 import csv
@@ -12,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from pylorus.report.results import IMAGES, PATIENTS, Result, group_by_test_set
-from pylorus.runs.reading import STATUS, SavedRun, SavedStage, compute_image_set_hash
+from pylorus.runs.folder import STATUS
+from pylorus.runs.reading import SavedRun, SavedStage, compute_image_set_hash
 
 SOURCES = {
     "folders": "the folders",
@@ -21,6 +28,12 @@ SOURCES = {
     "synthetic": "the folders",
 }
 """Source of a given split, by data.kind."""
+
+ROOTS = ("outputs", "multirun")
+"""Folders of runs and sweeps: <root>/<day>/<run> and <root>/<day>/<sweep>/<job>."""
+
+MOST_SPLITS = 6
+"""If there are more splits than this, they are counted instead of cited."""
 
 
 def is_validated_on_test(run: SavedRun) -> bool:
@@ -114,16 +127,6 @@ def count_epochs_run(stage: SavedStage) -> int:
     return 0 if stage.curves is None else len(stage.curves)
 
 
-def format_count(number: int, noun: str) -> str:
-    """Format a count with its noun in singular or plural.
-
-    Example:
-        >>> format_count(1, "group"), format_count(1200, "group")
-        ('1 group', '1,200 groups')
-    """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def count_excluded_files(run: SavedRun) -> int:
     """Return the number of unreadable files that were excluded."""
     return sum(int(row["files"]) for row in run.audit.get("left_out", []))
@@ -149,10 +152,6 @@ def _format_test_values(run: SavedRun, *, names: bool) -> str:
             f"with {len(values)} values of {column}{shown}" if len(values) > 1 else f"with one value of {column}{shown}"
         )
     return f"whose {column} is {start} or later" if names else f"whose {column} reaches a given value"
-
-
-ROOTS = ("outputs", "multirun")
-"""Folders of runs and sweeps: <root>/<day>/<run> and <root>/<day>/<sweep>/<job>."""
 
 
 @dataclass(frozen=True)
@@ -322,10 +321,6 @@ def format_caveats(runs: Sequence[SavedRun]) -> str:
         suffix = "" if len(marked) == len(unique) else f" ({', '.join(marked)})"
         sentences.append(f"{mark.word}{suffix}.")
     return " ".join(sentences)
-
-
-MOST_SPLITS = 6
-"""If there are more splits than this, they are counted instead of cited."""
 
 
 def format_test_basis(results: Sequence[Result], *, level: str = IMAGES) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from pylorus.core.formatting import format_count, format_percent, join_names
 from pylorus.evaluation.confusion import CLASS_METRICS
 from pylorus.model.losses import list_loss_details
 from pylorus.report.captions import (
@@ -9,7 +10,6 @@ from pylorus.report.captions import (
     count_accepted_leaks,
     count_epochs_run,
     count_excluded_files,
-    format_count,
     format_external_test,
     format_test_images_origin,
     format_validation_images,
@@ -147,7 +147,8 @@ def report_thresholds(evidence: Evidence) -> str:
     }.get(met, f"{met} of {len(points)} thresholds guarantee")
     return (
         f"For {evidence.class_name}: the threshold was fixed on {format_validation_images(runs)} for a true "
-        f"sensitivity of at least {100 * evidence.aim.sensitivity:g} % with {100 * evidence.aim.confidence:g} % "
+        f"sensitivity of at least {format_percent(evidence.aim.sensitivity, digits=None)} % with "
+        f"{format_percent(evidence.aim.confidence, digits=None)} % "
         f"confidence (one-sided tolerance bound by patient), which {guarantee}{applied}. "
         "Otherwise, the class with the highest probability is predicted."
     )
@@ -338,7 +339,7 @@ def _format_partitions(run: SavedRun, *, names: bool) -> str:
         split: name for split, name in SPLIT_NAMES.items() if not (split == "val" and is_validated_on_test(run))
     }
     sizes = [f"{len(run.split.get_split_rows(split)):,} {name}" for split, name in names_by_split.items()]
-    listed = f"{', '.join(sizes[:-1])} and {sizes[-1]}"
+    listed = join_names(sizes)
     validation = (
         "There were no separate validation images: every epoch was validated on the test images (data.validation=test)"
         if is_validated_on_test(run)

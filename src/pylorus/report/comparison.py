@@ -12,6 +12,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from pylorus.core.formatting import format_p_value, format_percent, format_percent_with_unit
 from pylorus.evaluation.auroc import compute_area_covariance, compute_structural_components
 from pylorus.evaluation.comparison import (
     INDICES,
@@ -31,7 +32,7 @@ from pylorus.evaluation.replicates import (
     compute_replicate_indices,
     corrected_resampled_t,
 )
-from pylorus.evaluation.wording import format_better_sentence, format_p_value, format_percent_with_unit
+from pylorus.evaluation.wording import format_better_sentence
 from pylorus.report.candidate import (
     FOLDS,
     SET,
@@ -412,8 +413,11 @@ def _format_replicate_sentence(comparison: Comparison) -> str:
     shares = f"{mean}{higher} vs. {lower}"
     if widest.has_interval:
         over = "" if pool.kind == SET else {FOLDS: "(mean over folds) ", SPLITS: "(mean over splits) "}[pool.kind]
-        low, high = sorted((100 * sign * widest.low, 100 * sign * widest.high))
-        shares += f"; difference {over}{100 * sign * widest.value:+.1f} points, {low:+.1f} to {high:+.1f}"
+        value, low, high = (
+            format_percent(sign * each, signed=True)
+            for each in (widest.value, *sorted((widest.low, widest.high), reverse=sign < 0))
+        )
+        shares += f"; difference {over}{value} points, {low} to {high}"
     if ahead.exact_accuracy == behind.exact_accuracy:
         return f"{ahead.label} and {behind.label} are correct equally often {where} ({shares}; {p_value})."
     verdict = "is shown to be better than" if comparison.is_significant else "is not shown to be better than"

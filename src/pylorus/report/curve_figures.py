@@ -1,4 +1,4 @@
-"""Plot curves over epochs: accuracy and loss of all models in one figure, and per-class metrics of one model."""
+"""Figures with curves: metrics over epochs, risk against coverage, and decision curves of net benefit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from pylorus.core.formatting import format_percent, format_percent_with_unit
 from pylorus.evaluation.confusion import get_monitor_column, join_labels
 from pylorus.evaluation.decisions import NetBenefit, RiskCoverage, net_benefit, risk_coverage
 from pylorus.report.candidate import Candidate
@@ -242,7 +243,7 @@ def _format_best_percentage(curves: Sequence[StageCurves], name: str) -> str:
     """Format a proportion at the selected epoch, or its mean over replicates."""
     values = [np.nan if each.best is None else each.get_metric(name)[each.best] for each in curves]
     mean = float(np.mean(values))
-    return "undefined" if np.isnan(mean) else f"{100 * mean:.1f} %" + (" (mean)" if len(values) > 1 else "")
+    return format_percent_with_unit(mean) + (" (mean)" if len(values) > 1 and not np.isnan(mean) else "")
 
 
 BANDS = "Bands: pointwise 95 % confidence intervals that account for clustering of images within groups."
@@ -335,10 +336,11 @@ def plot_net_benefit(candidates: Sequence[Candidate], class_name: str) -> Drawin
         title=f"Decision curves on test images: net benefit of acting on the probability of {class_name}",
         basis=format_test_basis(results),
         alt="Net benefit against threshold probability, with acting on all images and on none for reference. "
-        f"Proportion of {class_name} among the test images: {100 * prevalence:.0f} %.",
+        f"Proportion of {class_name} among the test images: {format_percent(prevalence, digits=0)} %.",
         figure=figure,
         notes=(
-            f"Net benefit depends on the proportion of {class_name}, here {100 * prevalence:.0f} %; it may differ in "
+            f"Net benefit depends on the proportion of {class_name}, here "
+            f"{format_percent(prevalence, digits=0)} %; it may differ in "
             "clinical practice.",
             f"Probabilities were calibrated on {format_validation_images([each.run for each in results])}.",
             *(
@@ -370,4 +372,4 @@ def _compute_net_benefit(result: Result, class_name: str) -> NetBenefit:
 
 def _format_risk_at(coverage: np.ndarray, risk: np.ndarray, proportion: float) -> str:
     """Format the risk at the lowest coverage that reaches a proportion."""
-    return f"{100 * risk[int(np.argmax(coverage >= proportion))]:.1f} %"
+    return format_percent_with_unit(risk[int(np.argmax(coverage >= proportion))])

@@ -1,4 +1,8 @@
-"""Choose the winner by the study's criterion and the model selected on validation images, and test the differences."""
+"""All results of a report, computed once from the saved runs; tables, figures and sentences only present them.
+
+This includes the winner by the study's criterion, the model selected on validation images, and tests of the
+differences.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +10,7 @@ from pathlib import Path
 
 from pylorus.config.schema import DeployConfig
 from pylorus.core.errors import PylorusError, format_suggestion
-from pylorus.evaluation.wording import format_percent_with_unit
+from pylorus.core.formatting import format_percent, format_percent_with_unit, join_names
 from pylorus.report.candidate import (
     FOLDS,
     SET,
@@ -87,7 +91,7 @@ class Winner:
     def rule(self) -> str:
         """Sentence that names the winner by the study's criterion."""
         first = self.leaders[0]
-        names = join_names([each.label for each in self.leaders])
+        names = join_names([each.label for each in self.leaders], most=MANY)
         share, spread = format_percent_with_unit(float(first.exact_accuracy)), _format_spread(first)
         if len(self.pool.candidates) == 1:
             return (
@@ -124,14 +128,14 @@ class Winner:
             outcome.append(other.label)
         sentences = []
         if better:
-            sentences.append(f"{name} is significantly more accurate than {join_names(better)} {where}.")
+            sentences.append(f"{name} is significantly more accurate than {join_names(better, most=MANY)} {where}.")
         if worse:
             verb = "is" if len(worse) == 1 else "are"
-            sentences.append(f"{join_names(worse)} {verb} significantly more accurate than {name} {where}.")
+            sentences.append(f"{join_names(worse, most=MANY)} {verb} significantly more accurate than {name} {where}.")
         if undecided:
             sentences.append(
-                f"No significant difference in accuracy between {name} and {join_names(undecided, last='or')} was "
-                f"found {where}."
+                f"No significant difference in accuracy between {name} and "
+                f"{join_names(undecided, last='or', most=MANY)} was found {where}."
             )
         return " ".join([*sentences, self._allowance])
 
@@ -248,18 +252,6 @@ def find_winner(pool: Pool, *, class_name: str | None, options: ReportOptions) -
     )
 
 
-def join_names(names: Sequence[str], *, last: str = "and") -> str:
-    """Join names for a sentence; beyond `MANY` names, the rest is counted.
-
-    Example:
-        >>> join_names(["a", "b", "c"], last="or")
-        'a, b or c'
-    """
-    if len(names) > MANY:
-        return f"{', '.join(names[:MANY])} {last} {len(names) - MANY} others"
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
-
-
 def _select_preferred(pool: Pool) -> Candidate | None:
     if len(pool.configurations) == 1:
         only = pool.configurations[0].shipped
@@ -275,8 +267,8 @@ def _format_spread(candidate: Candidate) -> str:
     if summary.replicates == 1:
         return ""
     return (
-        f" ({candidate.replicate_text}: standard deviation {100 * summary.deviation:.1f} percentage points, "
-        f"range {100 * summary.lowest:.1f} to {format_percent_with_unit(summary.highest)})"
+        f" ({candidate.replicate_text}: standard deviation {format_percent(summary.deviation)} percentage points, "
+        f"range {format_percent(summary.lowest)} to {format_percent_with_unit(summary.highest)})"
     )
 
 
@@ -339,11 +331,6 @@ class Evidence:
         for run in self.runs:
             replicates.setdefault(labels.get(run, run.label), []).append(run)
         return {label: tuple(runs) for label, runs in replicates.items()}
-
-    @property
-    def candidate_results(self) -> tuple[Result, ...]:
-        """Results of `candidates`."""
-        return tuple(result for each in self.candidates for result in each.results)
 
 
 def collect_evidence(folders: Sequence[Path], options: ReportOptions) -> Evidence:

@@ -1,4 +1,8 @@
-"""Style of the figures, and their export to SVG and PNG: series differ in colour, line style and marker."""
+"""Style, fonts and panels of the figures, and their export to SVG and PNG.
+
+Series differ in color, line style and marker. Characters that matplotlib's default font lacks, as in Chinese class
+names, are drawn in a font of the system.
+"""
 
 import io
 import logging
@@ -30,6 +34,56 @@ WIDER = re.compile(
     re.IGNORECASE,
 )
 """File names of fonts with Chinese, Japanese or Korean characters on Linux, macOS and Windows."""
+
+WIDTH = 7.1
+"""Width in inches: two columns of a journal."""
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+"""Colours that colour-blind readers can distinguish (Okabe and Ito), alternating in lightness for greyscale print."""
+
+LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+REPLICATES = "Thin lines: individual runs of a configuration; the line in the legend is their mean."
+"""Note below a figure with replicates."""
+
+INK, FAINT, PAPER = "#1f2933", "#9aa5b1", "#ffffff"
+
+STYLE: dict[str, Any] = {
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e7eb",
+    "grid.linewidth": 0.6,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "text.color": INK,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "legend.handlelength": 3.2,
+    "figure.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
+    # Text as paths, so that an SVG looks the same everywhere.
+    "svg.fonttype": "path",
+    "svg.hashsalt": "pylorus",
+}
+
+ACROSS = 4
+"""Maximum number of panels per row."""
+
+MOST = 16
+"""Maximum number of panels per figure: what fits on a printed page."""
 
 
 def set_figure_fonts(figure: Figure) -> None:
@@ -79,51 +133,6 @@ def _find_preferred_font(paths: Iterable[Path]) -> Path | None:
     known = sorted(path for path in paths if WIDER.search(path.name))
     regular = [path for path in known if "regular" in path.name.lower()]
     return next(iter(regular or known), None)
-
-
-WIDTH = 7.1
-"""Width in inches: two columns of a journal."""
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
-"""Colours that colour-blind readers can distinguish (Okabe and Ito), alternating in lightness for greyscale print."""
-
-LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
-REPLICATES = "Thin lines: individual runs of a configuration; the line in the legend is their mean."
-"""Note below a figure with replicates."""
-
-INK, FAINT, PAPER = "#1f2933", "#9aa5b1", "#ffffff"
-
-STYLE: dict[str, Any] = {
-    "font.size": 8.5,
-    "axes.titlesize": 9,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelcolor": INK,
-    "axes.edgecolor": FAINT,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e7eb",
-    "grid.linewidth": 0.6,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "text.color": INK,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 4,
-    "legend.frameon": False,
-    "legend.handlelength": 3.2,
-    "figure.facecolor": PAPER,
-    "savefig.facecolor": PAPER,
-    # Text as paths, so that an SVG looks the same everywhere.
-    "svg.fonttype": "path",
-    "svg.hashsalt": "pylorus",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,13 +227,6 @@ def _render_figure(drawing: Drawing, kind: str, **arguments: Any) -> bytes:
         # The layout is final: a second format need not compute it again.
         drawing.figure.set_layout_engine("none")
     return file.getvalue()
-
-
-ACROSS = 4
-"""Maximum number of panels per row."""
-
-MOST = 16
-"""Maximum number of panels per figure: what fits on a printed page."""
 
 
 def split_into_panels(results: Sequence[Result]) -> list[list[list[Result | None]]]:

@@ -1,4 +1,8 @@
-"""The worst errors: the misclassified test images on which the model was most confident, for a failure analysis."""
+"""The worst errors, for a failure analysis: the misclassified test images on which the model was most confident.
+
+Reports that may show images get thumbnails of them and the heat maps that `pylorus explain` saved; no other part of the
+report reads images.
+"""
 
 import base64
 import hashlib
@@ -22,6 +26,18 @@ from pylorus.runs.reading import SavedRun
 
 SIDE = 160
 """Side length of a thumbnail in pixels."""
+
+MAPS, RECORD, INDEX, OVERLAYS = "maps", "maps.json", "maps.csv", "overlays"
+"""Their folder in the run and its contents: a description, the image of each map, and the maps over the images."""
+SUMS = "SHA256SUMS"
+PASSED = "Networks with randomised weights gave different maps (randomisation check passed)."
+FAILED = (
+    "WARNING: networks with randomised weights gave nearly the same maps (randomisation check failed): do not "
+    "interpret them as the reasons for the model's predictions."
+)
+
+WORST = 12
+"""Maximum number of errors shown."""
 
 
 @dataclass(frozen=True)
@@ -102,16 +118,6 @@ def encode_thumbnail(image: RGB) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-MAPS, RECORD, INDEX, OVERLAYS = "maps", "maps.json", "maps.csv", "overlays"
-"""Their folder in the run and its contents: a description, the image of each map, and the maps over the images."""
-SUMS = "SHA256SUMS"
-PASSED = "Networks with randomised weights gave different maps (randomisation check passed)."
-FAILED = (
-    "WARNING: networks with randomised weights gave nearly the same maps (randomisation check failed): do not "
-    "interpret them as the reasons for the model's predictions."
-)
-
-
 @dataclass(frozen=True)
 class SavedMaps:
     """Heat maps of a run.
@@ -171,10 +177,6 @@ def _explain_maps(record: dict[str, object]) -> str:
         f"Below each image: the network's input, which may be cropped, overlaid with the heat map of the predicted "
         f"class ({record.get('method')}); yellow regions support that class most. {check_text}"
     )
-
-
-WORST = 12
-"""Maximum number of errors shown."""
 
 
 @dataclass(frozen=True)

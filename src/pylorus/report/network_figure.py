@@ -1,4 +1,7 @@
-"""Plot the structure of a network: its blocks from image to classes, and which were trained in which stage."""
+"""Table and figure of a network's structure: its blocks from image to classes, and which were trained in which stage.
+
+The blocks are read from the run's network.json; consecutive identical ones are merged.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +15,13 @@ from pylorus.core.errors import PylorusError
 from pylorus.report.figure_style import FAINT, INK, PAPER, WIDTH, Drawing, create_figure, report_style
 from pylorus.report.table import Column, Row, Table, create_text_columns
 from pylorus.runs.reading import SavedRun
+
+FROZEN, LEARNING = "#eceff2", "#bcdcf2"
+ROW = 0.27
+"""Height of a block in inches."""
+
+NAME, BOX, OUTPUT, LAYERS, PARAMETERS, STAGES = 0.0, 0.34, 0.6, 0.665, 0.8, 0.83
+"""Positions of the columns as fractions of the width: left edge of names, center of boxes, right edge of numbers."""
 
 
 @dataclass(frozen=True)
@@ -147,14 +157,6 @@ def _merge_blocks(blocks: Sequence[NetworkBlock]) -> NetworkBlock:
         output=last.output,
         learning={stage: sum(block.learning[stage] for block in blocks) for stage in first.learning},
     )
-
-
-FROZEN, LEARNING = "#eceff2", "#bcdcf2"
-ROW = 0.27
-"""Height of a block in inches."""
-
-NAME, BOX, OUTPUT, LAYERS, PARAMETERS, STAGES = 0.0, 0.34, 0.6, 0.665, 0.8, 0.83
-"""Positions of the columns as fractions of the width: left edge of names, center of boxes, right edge of numbers."""
 
 
 def plot_network_structure(run: SavedRun) -> Drawing:

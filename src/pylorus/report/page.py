@@ -1,4 +1,7 @@
-"""Write a report: tables, figures and the page, each file either complete or absent."""
+"""Write a report: its tables, figures and page, each file either complete or absent.
+
+The page is a single self-contained file that opens offline and needs no script.
+"""
 
 import base64
 import re

@@ -1,13 +1,19 @@
-"""Sections that document a report: worst mistakes, data and split, configuration, checklist and methods."""
+"""Sections that document a report: worst mistakes, data, audit, configuration, checklist and methods.
+
+The checklist is a draft of STARD-AI and CLAIM: facts of the runs are filled in, the rest is left to the author. Item
+numbers are those of STARD 2015 (30 items) and CLAIM 2020 (42 items); STARD-AI (2025) builds on STARD 2015, and its
+additions are marked `AI`. The wording is ours: authors submit the published checklists.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pylorus.core.formatting import format_count
 from pylorus.core.privacy import format_redacted_yaml
 from pylorus.evaluation.subgroups import PERMUTATIONS
 from pylorus.report import checklist_answers as answers
-from pylorus.report.captions import count_accepted_leaks, count_excluded_files, format_count, is_validated_on_test
+from pylorus.report.captions import count_accepted_leaks, count_excluded_files, is_validated_on_test
 from pylorus.report.document import Item, Listing, Pictures, Section, Sentences
 from pylorus.report.evidence import Evidence
 from pylorus.report.mistakes import build_mistake_table, create_thumbnails, find_worst_mistakes, read_saved_maps

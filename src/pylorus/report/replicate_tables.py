@@ -1,4 +1,4 @@
-"""Tables of cross-validation: the folds of one configuration together, each image tested exactly once."""
+"""Tables of configurations with several runs: pooled folds of a cross-validation, and the spread over replicates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +9,13 @@ from pylorus.evaluation.calibration import CalibrationScores, calibration_scores
 from pylorus.evaluation.comparison import INDICES
 from pylorus.evaluation.index_intervals import estimate_overall, indices_of_predictions, proportions_of_predictions
 from pylorus.evaluation.intervals import Estimate
-from pylorus.evaluation.predictions import Predictions
-from pylorus.evaluation.replicates import ReplicateSummary, corrected_resampled_t, summarize_replicates
+from pylorus.evaluation.predictions import Predictions, concat_predictions
+from pylorus.evaluation.replicates import (
+    ReplicateSummary,
+    corrected_resampled_t,
+    ensure_interval_width,
+    summarize_replicates,
+)
 from pylorus.report.candidate import (
     FOLDS,
     SET,
@@ -19,8 +24,6 @@ from pylorus.report.candidate import (
     Configuration,
     compute_overall_index,
     compute_test_train_ratio,
-    concat_predictions,
-    ensure_interval_width,
     get_fold,
 )
 from pylorus.report.captions import format_pooled_basis, format_test_basis

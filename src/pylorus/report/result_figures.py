@@ -1,13 +1,17 @@
-"""Plot one-versus-rest ROC curves of all candidates, one panel per class."""
+"""Figures of results on test images: confusion matrices, ROC curves and reliability diagrams."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from pylorus.core.formatting import format_number
 from pylorus.evaluation.calibration import ReliabilityCurve
+from pylorus.evaluation.confusion import confusion_matrix
+from pylorus.evaluation.predictions import Predictions
 from pylorus.report.candidate import Candidate
 from pylorus.report.captions import format_test_basis, format_validation_images
 from pylorus.report.figure_style import (
@@ -75,6 +79,12 @@ def plot_confusion_matrices(results: Sequence[Result]) -> list[Drawing]:
     return drawings
 
 
+def plot_confusion_matrix(predictions: Predictions, *, title: str) -> Figure:
+    """Plot the confusion matrix of one set of predictions, in the style of the report."""
+    counts = confusion_matrix(predictions.true, predictions.predicted, predictions.classes)
+    return _plot_panels([[(title, predictions.class_names, counts)]])
+
+
 def plot_published_confusion_matrices() -> Drawing:
     """Plot table 4 of the study in the style of our figures."""
     stages = list(dict.fromkeys(result.stage for result in STUDY.results))
@@ -98,6 +108,12 @@ Panel = tuple[str, Sequence[str], NDArray[np.int64]]
 def _plot_confusion_panels(
     key: str, title: str, basis: str, panels: Sequence[Sequence[Panel | None]], correct: str
 ) -> Drawing:
+    return Drawing(
+        key, title, basis, f"Heat maps of counts. Correctly classified: {correct}.", _plot_panels(panels), (NOTE,)
+    )
+
+
+def _plot_panels(panels: Sequence[Sequence[Panel | None]]) -> Figure:
     columns = len(panels[0])
     max_classes = max(len(panel[1]) for line in panels for panel in line if panel is not None)
     side = WIDTH / max(columns, 3 if max_classes <= FEW else 2)
@@ -111,7 +127,7 @@ def _plot_confusion_panels(
                     axes.set_axis_off()
                 else:
                     _draw_heat_map(axes, *panel, small=columns > 3)
-    return Drawing(key, title, basis, f"Heat maps of counts. Correctly classified: {correct}.", figure, (NOTE,))
+    return figure
 
 
 def _draw_heat_map(axes: Axes, title: str, names: Sequence[str], counts: NDArray[np.int64], *, small: bool) -> None:
@@ -282,7 +298,7 @@ def _format_auroc(candidate: Candidate, name: str) -> str:
         return "undefined"
     if len(candidate.results) == 1:
         return areas[0].text
-    return f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    return "{} ({} to {})".format(*(format_number(area, 2) for area in (np.mean(values), min(values), max(values))))
 
 
 LOOKS = (
@@ -324,8 +340,8 @@ def _plot_reliability_panels(lines: Sequence[Sequence[Result | None]], part: str
         diagonal = Line2D([], [], color=FAINT, linestyle=":")
         add_legend_above(figure, [*handles, diagonal], LEGEND)
     errors = ", ".join(
-        f"{result.label} {result.calibration.before.ece.value:.3f} before and "
-        f"{result.calibration.after.ece.value:.3f} after"
+        f"{result.label} {format_number(result.calibration.before.ece.value, 3)} before and "
+        f"{format_number(result.calibration.after.ece.value, 3)} after"
         for result in plotted
         if result.calibration is not None
     )

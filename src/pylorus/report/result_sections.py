@@ -1,4 +1,4 @@
-"""Table sections of a report: tables as in the study, all indices, comparisons, calibration and thresholds."""
+"""Sections with the results of a report: the study's tables, all indices, comparisons, decisions, and the figures."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,16 +1,17 @@
-"""Tables of calibration before and after temperature scaling, and of thresholds fixed on validation images."""
+"""Tables of all metrics with their intervals, of calibration and thresholds, and of paired comparisons."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pylorus.core.formatting import format_number, format_percent, format_percent_at_least, format_threshold
 from pylorus.evaluation.calibration import calibration_line
 from pylorus.evaluation.confusion import CLASS_METRICS, ClassMetric
 from pylorus.evaluation.decisions import area_under_risk_coverage
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.predictions import Predictions
-from pylorus.evaluation.wording import format_guarantee_sentence, format_percent_at_least, format_threshold
+from pylorus.evaluation.wording import format_guarantee_sentence
 from pylorus.report.candidate import FOLDS, SET, SPLITS
 from pylorus.report.captions import format_test_basis, format_validation_images, is_validated_on_test
 from pylorus.report.comparison import ACCURACY, AUROC, MACRO_F1, UNDEFINED, Comparison
@@ -174,7 +175,8 @@ def build_calibration_table(results: Sequence[Result], *, class_name: str | None
         assert calibration is not None
         suffix = "" if calibration.temperature.identified else ", not identified"
         fitted = (
-            f"temperature {calibration.temperature.temperature:.2f} ({calibration.temperature.images:,} images{suffix})"
+            f"temperature {format_number(calibration.temperature.temperature, 2)} "
+            f"({calibration.temperature.images:,} images{suffix})"
         )
         labels = ("uncalibrated", fitted)
         sides = ((calibration.before, calibration.uncalibrated), (calibration.after, calibration.test))
@@ -240,7 +242,9 @@ def build_threshold_table(results: Sequence[Result], *, level: str = IMAGES) -> 
     """
     points = [(result, point) for result in results for point in result.operating if point.level == level]
     first = points[0][1]
-    target, confidence = f"{100 * first.fixed.sensitivity:g} %", f"{100 * first.fixed.confidence:g} %"
+    target, confidence = (
+        f"{format_percent(share, digits=None)} %" for share in (first.fixed.sensitivity, first.fixed.confidence)
+    )
     unit = "patients" if level == PATIENTS else "images"
     runs = [result.run for result, _ in points]
     fixed_on = ("the patients of " if level == PATIENTS else "") + format_validation_images(runs)

@@ -1,4 +1,9 @@
-"""Results of one stage of one run on its test images: the source of tables and figures."""
+"""Results of stages on their test images, the source of tables and figures, and the options and labels of a report.
+
+A result has all indices with intervals, at image level and at patient level, the calibration before and after
+temperature scaling, and thresholds for a guaranteed sensitivity; temperature and thresholds are fitted on validation
+images and applied unchanged to test images. Only results on the same test images may be compared in pairs.
+"""
 
 import hashlib
 import re
@@ -50,6 +55,22 @@ CONFIDENCE = 0.95
 LEVEL = 0.05
 """Significance level: a difference is significant if its p-value is below it."""
 
+KEYS_WITHOUT_LABEL = (
+    "data.root",
+    "report",
+    "logger.",
+    "trainer.progress",
+    "trainer.accelerator",
+    "data.workers",
+    "stages.",
+)
+"""Keys that never appear in a label: folders, loggers and speed. Stages are distinguished by their names."""
+
+MOST_SETTINGS = 3
+"""Maximum number of settings in a label."""
+
+IMAGES, PATIENTS = "image-level", "patient-level"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
@@ -89,19 +110,12 @@ class ReportOptions:
             raise PylorusError(f"--guarantee: found {self.guarantee:g}, expected a proportion in (0, 1), such as 0.9.")
 
 
-UNTOLD = ("data.root", "report", "logger.", "trainer.progress", "trainer.accelerator", "data.workers", "stages.")
-"""Keys that never appear in a label: folders, loggers and speed. Stages are distinguished by their names."""
-
-MOST = 3
-"""Maximum number of settings in a label."""
-
-
-def set_run_labels(runs: Sequence[SavedRun], *, untold: Sequence[str] = ()) -> tuple[SavedRun, ...]:
+def set_run_labels(runs: Sequence[SavedRun], *, left_out: Sequence[str] = ()) -> tuple[SavedRun, ...]:
     """Return the runs, each with a unique label and file stem.
 
     Args:
         runs: The runs; their order is kept.
-        untold: Further keys and groups of keys that must not appear in a label.
+        left_out: Further keys and groups of keys that must not appear in a label.
     """
     names = [run.model.partition(".")[0] for run in runs]
     counts = Counter(names)
@@ -109,7 +123,7 @@ def set_run_labels(runs: Sequence[SavedRun], *, untold: Sequence[str] = ()) -> t
     for name, run in zip(names, runs, strict=True):
         others = [other for other in runs if other is not run and _is_same_model(other, run)]
         candidates.append(
-            f"{name} ({', '.join(_collect_differing_settings(run, others, untold))})" if counts[name] > 1 else name
+            f"{name} ({', '.join(_collect_differing_settings(run, others, left_out))})" if counts[name] > 1 else name
         )
     candidates = [name.removesuffix(" ()") for name in candidates]
     counts = Counter(candidates)
@@ -134,7 +148,7 @@ def _is_same_model(first: SavedRun, second: SavedRun) -> bool:
     return first.model.partition(".")[0] == second.model.partition(".")[0]
 
 
-def _collect_differing_settings(run: SavedRun, others: Sequence[SavedRun], untold: Sequence[str]) -> list[str]:
+def _collect_differing_settings(run: SavedRun, others: Sequence[SavedRun], left_out: Sequence[str]) -> list[str]:
     """List the settings in which a run differs from others of its model, as `key=value` without the key's groups."""
     settings, other_settings = (
         collect_config_values(run.config),
@@ -145,12 +159,12 @@ def _collect_differing_settings(run: SavedRun, others: Sequence[SavedRun], untol
     if any([stage.name for stage in other.stages] != stages for other in others) and stages:
         differences.append(" + ".join(stages) if len(stages) > 1 else f"{stages[0]} only")
     for key, value in settings.items():
-        if key in untold or key.startswith((*UNTOLD, *(f"{name}." for name in untold))):
+        if key in left_out or key.startswith((*KEYS_WITHOUT_LABEL, *(f"{name}." for name in left_out))):
             continue
         if any(other.get(key) != value for other in other_settings):
             value_text = run.fold if key == "data.fold" else redact_value(key, value)
             differences.append(f"{key.rpartition('.')[2]}={value_text}")
-    return differences[:MOST]
+    return differences[:MOST_SETTINGS]
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,9 +214,6 @@ def calibrate_predictions(validation: SavedPredictions, test: SavedPredictions) 
         curve_before=reliability_curve(raw, true, groups, confidence=CONFIDENCE),
         curve_after=reliability_curve(tempered, true, groups, confidence=CONFIDENCE),
     )
-
-
-IMAGES, PATIENTS = "image-level", "patient-level"
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pylorus.core.formatting import format_p_value, join_names
 from pylorus.evaluation.auroc import auroc
 from pylorus.evaluation.comparison import holm
 from pylorus.evaluation.index_intervals import ClassProportions, proportions_of_predictions
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.subgroups import calibration_in_the_large, subgroup_difference
-from pylorus.evaluation.wording import format_p_value
 from pylorus.report.captions import format_test_basis
 from pylorus.report.document import Item, Section, Sentences
 from pylorus.report.evidence import Evidence
@@ -251,11 +251,11 @@ def format_subgroup_sentences(result: Result, tests: Sequence[SubgroupColumnTest
         if not_significant:
             sentences.append(
                 f"The {index} of {result.label} is not shown to differ between the subgroups of "
-                f"{_join_names(not_significant)}{correction}; nor is it shown to be the same."
+                f"{join_names(not_significant)}{correction}; nor is it shown to be the same."
             )
         if untestable:
             sentences.append(
-                f"Whether the {index} of {result.label} differs between the subgroups of {_join_names(untestable)} "
+                f"Whether the {index} of {result.label} differs between the subgroups of {join_names(untestable)} "
                 f"cannot be tested: all of these images are classified correctly, or none, or they all belong to one "
                 f"subgroup."
             )
@@ -357,7 +357,3 @@ def _format_binning_notes(columns: Sequence[SubgroupColumn]) -> tuple[str, ...]:
     if RARE in names:
         notes.append("Values that occur in only one patient are not shown.")
     return tuple(notes)
-
-
-def _join_names(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pylorus.core.formatting import DASH
 from pylorus.report.candidate import FOLDS, SET, Candidate, Pool, format_pool_notes
 from pylorus.report.captions import Caveat, collect_caveats, format_evaluation_counts
 from pylorus.report.evidence import Evidence, Winner
 from pylorus.report.results import Result
 from pylorus.report.run_tables import format_split_warnings
-from pylorus.report.table import DASH, convert_to_percent_cell
+from pylorus.report.table import convert_to_percent_cell
 from pylorus.runs.folder import KEY, LAST
 from pylorus.runs.reading import SavedRun
 

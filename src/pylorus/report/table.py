@@ -1,4 +1,4 @@
-"""A table as plain values: caption, data basis and cells. Module `table_text` writes it as text."""
+"""A table as plain values (caption, data basis and cells), and its text as CSV, Markdown and LaTeX."""
 
 import csv
 import io
@@ -7,11 +7,44 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from pylorus.core.formatting import DASH, format_number, format_p_value
 from pylorus.evaluation.intervals import Estimate
-from pylorus.evaluation.wording import format_p_value
 
-DASH = "–"
-"""Symbol for an undefined value."""
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    "|": "$|$",
+    '"': "''",
+    "–": "--",
+    "−": "$-$",
+    "×": r"$\times$",
+    "≥": r"$\geq$",
+    "∞": r"$\infty$",
+    "→": r"$\to$",
+    "κ": r"$\kappa$",
+    "·": r"$\cdot$",
+    "…": r"\dots{}",
+}
+"""Replacements of characters that are special in LaTeX or missing from its fonts."""
+
+WIDEST = 84
+"""A LaTeX table with more characters per row than this is scaled to the text width."""
+
+PROSE = 60
+"""A cell with more characters than this is prose, whose lines are wrapped."""
+
+LONGEST = 40
+"""A LaTeX table with more rows than this may span several pages."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +73,7 @@ class Number:
             >>> Number(90.888).value_text, Number(float("nan")).value_text, Number(-0.04, digits=2).value_text
             ('90.9', '–', '−0.04')
         """
-        return _format_cell_value(self.value, self.digits) if self.words is None else self.words
+        return format_number(self.value, self.digits) if self.words is None else self.words
 
     @property
     def interval_text(self) -> str:
@@ -55,7 +88,7 @@ class Number:
         low, high = self.interval
         if math.isnan(low) or math.isnan(high):
             return DASH
-        return f"{_format_cell_value(low, self.digits)} to {_format_cell_value(high, self.digits)}"
+        return f"{format_number(low, self.digits)} to {format_number(high, self.digits)}"
 
     @property
     def text(self) -> str:
@@ -241,52 +274,6 @@ def create_rows(cells: Sequence[Sequence[Cell]]) -> tuple[Row, ...]:
 
 def _join_reasons(numbers: Sequence[Number], otherwise: str) -> str:
     return ", or ".join(dict.fromkeys(number.reason or otherwise for number in numbers))
-
-
-def _format_cell_value(value: float, digits: int) -> str:
-    if math.isnan(value):
-        return DASH
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    # Adding 0.0 turns a rounded -0.0 into 0.0.
-    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
-
-
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": "$<$",
-    ">": "$>$",
-    "|": "$|$",
-    '"': "''",
-    "–": "--",
-    "−": "$-$",
-    "×": r"$\times$",
-    "≥": r"$\geq$",
-    "∞": r"$\infty$",
-    "→": r"$\to$",
-    "κ": r"$\kappa$",
-    "·": r"$\cdot$",
-    "…": r"\dots{}",
-}
-"""Replacements of characters that are special in LaTeX or missing from its fonts."""
-
-WIDEST = 84
-"""A LaTeX table with more characters per row than this is scaled to the text width."""
-
-PROSE = 60
-"""A cell with more characters than this is prose, whose lines are wrapped."""
-
-LONGEST = 40
-"""A LaTeX table with more rows than this may span several pages."""
 
 
 def format_csv(table: Table) -> str:

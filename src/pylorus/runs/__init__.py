@@ -1,1 +1,1 @@
-"""A run from the outside: its folder, logs and dashboards, signals, faults, and how it is resumed."""
+"""A run from the outside: its folder, process and signals, predictions, and what a report reads of it."""

@@ -1,7 +1,11 @@
-"""A run's folder: which file is where, and whether the run is running, finished, failed or interrupted."""
+"""A run's folder: which file is where, how far the run and each stage have come, and which stage is shipped.
+
+One rule chooses the stage that is written to `model/`, headlines the report and represents the run in a sweep: the
+highest validation accuracy; if accuracies are equal, the lower validation loss; if losses are equal too, the later
+stage. `deploy.stage` overrides the rule.
+"""
 
 import errno
-import json
 import os
 import secrets
 import shutil
@@ -21,10 +25,22 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from pylorus.core.formatting import format_percent
-from pylorus.core.io import write_json
+from pylorus.core.io import read_json, write_json
 
 ONLY, ACCURACY, LOSS, ORDER, KEY, LAST = CHOICES = ("only", "accuracy", "loss", "order", "key", "last")
 """How a stage is chosen; see `ShippedStage`."""
+
+PARTS = ("val", "test")
+"""Splits that each stage predicts."""
+
+STATUS = "status.json"
+"""File that identifies a folder as a run."""
+
+HEARTBEAT = 20.0
+"""Seconds between two heartbeats of a running run."""
+
+SILENCE = timedelta(minutes=3)
+"""A run on another machine counts as dead after this time without a heartbeat."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +149,6 @@ def explain_choice(shipped: ShippedStage, *, validated_on: str = "val") -> str:
     return reason
 
 
-PARTS = ("val", "test")
-
-
 @dataclass(frozen=True)
 class TrainingResult:
     """Result of a stage's training.
@@ -216,7 +229,7 @@ class StageFolder:
     def read_own_metrics(self) -> dict[str, dict[str, dict[str, float | None]]]:
         """Return the values of the user's own metrics by split, metric and class; empty if there are none."""
         path = self.own_metrics_path
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
 
     def get_predictions_path(self, split: str) -> Path:
         """Return the path of the best epoch's predictions for `val` or `test`."""
@@ -239,9 +252,8 @@ class StageFolder:
     @property
     def training_result(self) -> TrainingResult | None:
         """The result of training; None if it has not finished."""
-        if not self.record_path.is_file():
-            return None
-        return TrainingResult(**json.loads(self.record_path.read_text(encoding="utf-8")))
+        record = read_json(self.record_path)
+        return None if record is None else TrainingResult(**record)
 
     @property
     def is_finished(self) -> bool:
@@ -253,12 +265,6 @@ class StageFolder:
             path for split in PARTS for path in (self.get_features_path(split), self.get_predictions_path(split))
         ]
         return self.training_result is not None and all(path.is_file() for path in outputs)
-
-
-HEARTBEAT = 20.0
-"""Seconds between two heartbeats of a running run."""
-SILENCE = timedelta(minutes=3)
-"""A run on another machine counts as dead after this time without a heartbeat."""
 
 
 @dataclass(frozen=True)
@@ -293,14 +299,13 @@ class RunFolder:
     @property
     def shipped(self) -> ShippedStage | None:
         """The stage whose network is in `model`; None if there is none, or if an earlier version wrote it."""
-        path = self.path / "model" / "model.json"
-        return read_shipped(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        description = read_json(self.path / "model" / "model.json")
+        return None if description is None else read_shipped(description)
 
     def read_status(self) -> dict[str, Any]:
         """Read the run's status; empty if the folder has none. A run whose process is gone is `stopped`."""
-        try:
-            status = dict(json.loads((self.path / "status.json").read_text(encoding="utf-8")))
-        except FileNotFoundError:
+        status: dict[str, Any] = dict(read_json(self.path / STATUS) or {})
+        if not status:
             return {}
         if status["state"] in ("starting", "running") and not _is_alive(status):
             status["state"] = "stopped"
@@ -384,7 +389,7 @@ class RunFolder:
             raise FileNotFoundError(errno.ENOENT, "the run's folder disappeared", str(self.config))
 
     def _write_status(self, status: dict[str, Any]) -> None:
-        write_json(self.path / "status.json", status)
+        write_json(self.path / STATUS, status)
 
 
 @contextmanager

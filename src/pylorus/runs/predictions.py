@@ -1,4 +1,17 @@
-"""Read the predictions that a run saved and reject tables that are inconsistent."""
+"""Predictions of a stage's best checkpoint for one split: build their table, write it as Parquet, read and check it.
+
+Training, sweeps, bundles and reports all read predictions with `read_predictions`. Columns of the table:
+
+=====================  =====================================================================
+sample_id, group       as in the catalog
+split                  val or test
+true                   short name of the true class
+predicted              short name of the class with the highest logit
+logit/<class>          one column per class, by short name, in the order of the classes
+probability/<class>    softmax of the logits, in double precision
+about/<column>         value of a column of the user's manifest, as text
+=====================  =====================================================================
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,10 +23,50 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from pylorus.core.errors import PylorusError, format_name_list
-from pylorus.core.formatting import ABOUT
 from pylorus.core.io import write_atomically
+from pylorus.core.privacy import ABOUT
 from pylorus.evaluation.confusion import confusion_matrix
 from pylorus.evaluation.predictions import Predictions, check_logits
+
+COLUMNS = ("sample_id", "group", "true", "predicted")
+"""Columns of every table, besides `logit/CLASS` and `probability/CLASS` for each class."""
+TOLERANCE = 1e-3
+"""Maximum absolute difference between a saved probability and the softmax of its logits."""
+
+
+@dataclass(frozen=True, eq=False)
+class SavedPredictions:
+    """Predictions of one stage for one split.
+
+    Attributes:
+        predictions: Sample ids, groups, true classes and probabilities.
+        logits: Logits of shape (images, classes), in the same order of images and classes.
+        about: Further columns of the manifest by name, with their values as text, each of shape (images,).
+    """
+
+    predictions: Predictions
+    logits: NDArray[np.float64]
+    about: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return len(self.predictions.true)
+
+    @property
+    def groups(self) -> int:
+        """Number of groups."""
+        return len(np.unique(self.predictions.group))
+
+    @property
+    def clusters(self) -> NDArray[np.generic] | None:
+        """Group of each image if any group has several images, else None."""
+        return self.predictions.clusters
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """Number of images by class, of shape (classes, classes); rows are true, columns predicted."""
+        return confusion_matrix(self.predictions.true, self.predictions.predicted, self.predictions.classes)
 
 
 def build_prediction_table(
@@ -59,58 +112,6 @@ def write_predictions(table: pd.DataFrame, path: Path) -> None:
         table.to_parquet(temporary, index=False)
 
 
-def get_class_names(table: pd.DataFrame) -> list[str]:
-    """Return the short names of the classes, in the order of the labels."""
-    return [name.removeprefix("logit/") for name in table.columns if name.startswith("logit/")]
-
-
-def extract_labels(table: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return true and predicted classes as indices into `get_class_names`, each of shape (rows,)."""
-    label_of_name = {name: index for index, name in enumerate(get_class_names(table))}
-    true, predicted = (np.asarray(table[column].map(label_of_name), dtype=np.int64) for column in ("true", "predicted"))
-    return true, predicted
-
-
-def count_confusion(table: pd.DataFrame) -> NDArray[np.int64]:
-    """Count images by class, in shape (classes, classes); rows are true, columns predicted."""
-    return confusion_matrix(*extract_labels(table), classes=len(get_class_names(table)))
-
-
-COLUMNS = ("sample_id", "group", "true", "predicted")
-TOLERANCE = 1e-3
-"""Maximum absolute difference between a saved probability and the softmax of its logits."""
-
-
-@dataclass(frozen=True, eq=False)
-class SavedPredictions:
-    """Predictions of one stage for one split.
-
-    Attributes:
-        predictions: Sample ids, groups, true classes and probabilities.
-        logits: Logits of shape (images, classes), in the same order of images and classes.
-        about: Further columns of the manifest by name, with their values as text, each of shape (images,).
-    """
-
-    predictions: Predictions
-    logits: NDArray[np.float64]
-    about: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
-
-    @property
-    def images(self) -> int:
-        """Number of images."""
-        return len(self.predictions.true)
-
-    @property
-    def groups(self) -> int:
-        """Number of groups."""
-        return len(np.unique(self.predictions.group))
-
-    @property
-    def clusters(self) -> NDArray[np.generic] | None:
-        """Group of each image if any group has several images, else None."""
-        return self.predictions.clusters
-
-
 def read_predictions(path: Path, *, order: Sequence[str] = ()) -> SavedPredictions:
     """Read and check a table of predictions.
 
@@ -126,15 +127,24 @@ def read_predictions(path: Path, *, order: Sequence[str] = ()) -> SavedPredictio
     except Exception as error:  # pyarrow raises many types of exceptions on a damaged file
         raise PylorusError(f"{path}: cannot be read as a table of predictions: {error}") from error
     try:
-        return _convert_predictions(table, order)
+        return check_predictions(table, order=order)
     except ValueError as error:
         raise PylorusError(
             f"{path}: {error}. The run that wrote this file has to compute its predictions again."
         ) from error
 
 
-def _convert_predictions(table: pd.DataFrame, order: Sequence[str]) -> SavedPredictions:
-    names = get_class_names(table)
+def check_predictions(table: pd.DataFrame, *, order: Sequence[str] = ()) -> SavedPredictions:
+    """Check a table of predictions and convert it to arrays.
+
+    Args:
+        table: From `build_prediction_table`, or read from a file.
+        order: Short class names in the requested order; ignored if the table has other classes.
+
+    Raises:
+        ValueError: If columns are missing or contradict each other.
+    """
+    names = [name.removeprefix("logit/") for name in table.columns if name.startswith("logit/")]
     ordered = list(order) if set(order) == set(names) else names
     required = [*COLUMNS, *(f"{kind}/{name}" for kind in ("logit", "probability") for name in names)]
     missing = [name for name in required if name not in table.columns]

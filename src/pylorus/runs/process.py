@@ -1,10 +1,10 @@
-"""Handle signals that end a run: Ctrl-C, SIGTERM, and SIGUSR1 or SIGUSR2, which SLURM sends when a job's time is up.
+"""The process of a run: what stays the same when it is resumed, its log, and the signals that end it.
 
-Each ends the run cleanly: during training after the current step (after the last step of an epoch: after its
-validation), whose state is saved; otherwise at once. A second signal does not wait for any of that.
+Ctrl-C, SIGTERM, and SIGUSR1 or SIGUSR2, which SLURM sends when a job's time is up, each end the run cleanly: during
+training after the current step (after the last step of an epoch: after its validation), whose state is saved;
+otherwise at once. A second signal does not wait for any of that.
 """
 
-import json
 import logging
 import os
 import signal
@@ -23,12 +23,24 @@ from tqdm import tqdm
 
 from pylorus.config.schema import TrainerConfig
 from pylorus.core.errors import INTERRUPTED, PylorusError
-from pylorus.core.io import write_json
+from pylorus.core.io import read_json, write_json
 
 log = logging.getLogger(__name__)
 
 ACCELERATORS = {"cuda": "gpu"}
 """Names of accelerators in torch, mapped to those of `trainer.accelerator`."""
+
+IN_SWEEP = "PYLORUS_IN_SWEEP"
+"""The environment variable of a job that a sweep started: the sweep handles its signals."""
+PATIENCE = 60.0
+"""Seconds in which a run must finish and save its current step once it is asked to end."""
+JOB_PATIENCE = 1.5 * PATIENCE
+"""Seconds in which a job of a sweep must end; it may have to wait for processes of its own."""
+JOB_STOP_SIGNAL = signal.SIGTERM
+"""The signal that a sweep sends to its jobs when it has to end; a job that already received a signal ignores it."""
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
 
 
 def restore_trainer_config(trainer: TrainerConfig, record: Path) -> TrainerConfig:
@@ -40,9 +52,9 @@ def restore_trainer_config(trainer: TrainerConfig, record: Path) -> TrainerConfi
         trainer: The configuration.
         record: The run's environment.json; if it does not exist, the run is new and the configuration is unchanged.
     """
-    if not record.is_file():
+    initial = read_json(record)
+    if initial is None:
         return trainer
-    initial = _read_record(record)
     accelerator = str(initial["accelerator"])
     return replace(
         trainer,
@@ -58,15 +70,15 @@ def check_environment(record: Path, now: dict[str, Any]) -> None:
 
     Args:
         record: The run's environment.json.
-        now: The result of `machine.environment`, with `batch_size` and `weights_sha256`.
+        now: The result of `hardware.engine.collect_environment`, with `batch_size` and `weights_sha256`.
 
     Raises:
         PylorusError: If the run started from other initial weights.
     """
-    if not record.is_file():
+    initial = read_json(record)
+    if initial is None:
         write_json(record, now)
         return
-    initial = _read_record(record)
     if initial.get("weights_sha256") != now["weights_sha256"]:
         raise PylorusError(
             f"model.weights: the run in {record.parent} started from other weights: expected SHA-256 "
@@ -86,10 +98,6 @@ def check_environment(record: Path, now: dict[str, Any]) -> None:
             "the run started with other versions or on another machine (%s): results may differ by rounding",
             ", ".join(changed),
         )
-
-
-def _read_record(record: Path) -> dict[str, Any]:
-    return dict(json.loads(record.read_text(encoding="utf-8")))
 
 
 def _format_digest(digest: str | None) -> str:
@@ -157,19 +165,6 @@ def open_run_log(folder: Path) -> Iterator[None]:
                 logger.removeHandler(handler)
                 with suppress(OSError):  # the run itself reports a full disk
                     handler.close()
-
-
-IN_SWEEP = "PYLORUS_IN_SWEEP"
-"""The environment variable of a job that a sweep started: the sweep handles its signals."""
-PATIENCE = 60.0
-"""Seconds in which a run must finish and save its current step once it is asked to end."""
-JOB_PATIENCE = 1.5 * PATIENCE
-"""Seconds in which a job of a sweep must end; it may have to wait for processes of its own."""
-JOB_STOP_SIGNAL = signal.SIGTERM
-"""The signal that a sweep sends to its jobs when it has to end; a job that already received a signal ignores it."""
-STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
-)
 
 
 class StopRequest:

@@ -1,6 +1,10 @@
-"""Read a run from its folder: everything that a report needs, checked for consistency but not yet evaluated."""
+"""Read what a report needs from the folders of runs, checked for consistency but not yet evaluated.
+
+A path names a run or a sweep. Configuration, split, stages and predictions of a run must agree with each other.
+"""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,12 +19,35 @@ from pylorus.core.errors import PylorusError, format_name_list
 from pylorus.core.io import read_json
 from pylorus.core.privacy import HIDDEN
 from pylorus.evaluation.confusion import CLASS_METRICS, select_class_metrics
-from pylorus.runs.folder import LAST, RunFolder, ShippedStage, read_shipped, score_stage, select_stage
+from pylorus.runs.folder import LAST, STATUS, RunFolder, ShippedStage, read_shipped, score_stage, select_stage
 from pylorus.runs.predictions import SavedPredictions, read_predictions
 
 # As in pylorus.data.split, whose import would load scikit-learn and is slow.
 COLUMNS = ["sample_id", "path", "class", "group", "split", "sha256"]
 PARTS = ("train", "val", "test")
+
+REPLICATE_KEYS = ("seed", "data.fold", "data.split_seed", "data.split_file")
+"""Configuration keys in which replicates of one configuration may differ."""
+
+MACHINE_KEYS = (
+    "report",
+    "cache",
+    "logger",
+    "data.root",
+    "data.workers",
+    "trainer.accelerator",
+    "trainer.channels_last",
+    "trainer.compile",
+    "trainer.devices",
+    "trainer.nodes",
+    "trainer.progress",
+    "trainer.strategy",
+    "trainer.threads",
+)
+"""Keys and groups that say where and how fast a run computes; they change its result by rounding at most.
+
+Precision and batch size are not among them: they change what the model learns. Images are identified by their content.
+"""
 
 SHOWN_DIGITS = 12
 """Number of digits of a hash that tables cite."""
@@ -94,6 +121,29 @@ def read_split(path: Path) -> SavedSplit:
 def compute_image_set_hash(contents: set[str]) -> str:
     """Hash a set of images, each given by the hash of its content; independent of their order and names."""
     return hashlib.sha256("\n".join(sorted(contents)).encode()).hexdigest()
+
+
+def compute_configuration_key(config: DictConfig, split: SavedSplit) -> str:
+    """Compute a key that is the same for all replicates of a configuration, on whatever machine they ran.
+
+    Images are identified by their content; those of folds, whose runs need not hold the same images, by their root
+    folder. Whether there are folds matters, the number of the fold does not.
+    """
+    plain = OmegaConf.to_container(config)
+    assert isinstance(plain, dict)
+    folds = OmegaConf.select(config, "data.fold", default=None) is not None
+    root = OmegaConf.select(config, "data.root", default=None)
+    images = str(root) if folds else compute_image_set_hash(set(split.table["sha256"]))
+    settings = _remove_keys(plain, "", (*REPLICATE_KEYS, *MACHINE_KEYS))
+    return json.dumps([settings, folds, images], sort_keys=True, default=str)
+
+
+def _remove_keys(values: dict[Any, Any], prefix: str, keys: Sequence[str]) -> dict[str, Any]:
+    return {
+        str(name): _remove_keys(value, f"{prefix}{name}.", keys) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if f"{prefix}{name}" not in keys
+    }
 
 
 def find_contradiction(split: SavedSplit, split_name: str, samples: np.ndarray, classes: list[str]) -> str | None:
@@ -297,7 +347,7 @@ def read_run(folder: Path, config: DictConfig | None = None, *, order: Sequence[
     try:
         status = run_folder.read_status()
     except (ValueError, KeyError) as error:
-        raise PylorusError(f"{folder / 'status.json'}: not a valid status file: {error}") from error
+        raise PylorusError(f"{folder / STATUS}: not a valid status file: {error}") from error
     split = read_split(folder / "split.csv") if (folder / "split.csv").is_file() else None
     planned = OmegaConf.select(config, "stages", default=None) or {}
     stages = tuple(
@@ -389,10 +439,6 @@ def _read_curves(path: Path) -> pd.DataFrame | None:
 
 def _read_optional_predictions(path: Path, order: Sequence[str]) -> SavedPredictions | None:
     return read_predictions(path, order=order) if path.is_file() else None
-
-
-STATUS = "status.json"
-"""File that identifies a folder as a run."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from pylorus.config.schema import Config, LossConfig, ModelConfig, OptimizerConfig, StageConfig, TrainerConfig
 from pylorus.core.errors import PylorusError
-from pylorus.core.formatting import format_bytes
+from pylorus.core.formatting import format_bytes, format_percent
 from pylorus.hardware.choices import get_batch_size, resolve_channels_last
 from pylorus.hardware.engine import Engine, get_concurrent_jobs, get_free_memory
 from pylorus.model.backbone import Backbone, build_backbone
@@ -160,7 +160,7 @@ def resolve_batch_size(
     fraction = SHARE[engine.accelerator]
     with TrialProcess(_build_request(config, backbone, engine)) as trial:
         budget = int(fraction * trial.free / get_concurrent_jobs())
-        room = f"{fraction:.0%} of the {format_bytes(trial.free)} of free memory"
+        room = f"{format_percent(fraction, digits=0)} % of the {format_bytes(trial.free)} of free memory"
         size, why = find_largest_size(
             trial.measure_step,
             sizes=_list_sizes(images // devices, MOST[engine.accelerator] // devices),

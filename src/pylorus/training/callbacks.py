@@ -24,7 +24,7 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers.logger import Logger
 
 from pylorus.core.distributed import Processes
-from pylorus.core.formatting import format_percent
+from pylorus.core.formatting import format_number, format_percent
 from pylorus.core.io import write_atomically, write_json
 from pylorus.model.classifier import StageClassifier, StagePlan
 from pylorus.runs.folder import RunFolder, StageFolder, StageProgress
@@ -72,7 +72,7 @@ class EpochLine(pl.Callback):
             loss, accuracy = (
                 float(trainer.callback_metrics[f"{name}/{split}/{metric}"]) for metric in ("loss", "accuracy")
             )
-            return f"loss {loss:.3f}, acc {format_percent(accuracy)} %"
+            return f"loss {format_number(loss, 3)}, acc {format_percent(accuracy)} %"
 
         log.info(
             "%s epoch %*d/%d | train: %s | val: %s | %s left",

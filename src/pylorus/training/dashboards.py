@@ -14,7 +14,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -24,9 +23,10 @@ from pylorus.config.schema import Config
 from pylorus.core.errors import PylorusError, UnreadableImageError
 from pylorus.core.privacy import redact_value
 from pylorus.data.datamodule import ImageDataModule
+from pylorus.evaluation.predictions import Predictions
 from pylorus.model.classifier import StagePlan
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.predictions import count_confusion, extract_labels, get_class_names
+from pylorus.runs.predictions import SavedPredictions
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +60,9 @@ class View:
     def log_figure(self, name: str, figure: Figure) -> None:
         """Show a figure under a name such as `finetune/val/confusion`."""
 
-    def log_confusion(self, name: str, table: pd.DataFrame) -> None:
-        """Show the confusion matrix of a table of predictions."""
-        self.log_figure(name, plot_confusion_counts(table, title=name.removesuffix("/confusion")))
+    def log_confusion(self, name: str, predictions: Predictions) -> None:
+        """Show the confusion matrix of predictions."""
+        self.log_figure(name, plot_confusion_matrix(predictions, title=name.removesuffix("/confusion")))
 
     def finish(self, *, failed: bool) -> None:
         """End the record of this run."""
@@ -105,15 +105,14 @@ class WandbView(View):
 
         self._run.log({name: wandb.Image(figure)})
 
-    def log_confusion(self, name: str, table: pd.DataFrame) -> None:
+    def log_confusion(self, name: str, predictions: Predictions) -> None:
         """Send the confusion matrix as an interactive plot."""
         import wandb
 
-        true, predicted = extract_labels(table)
         plot = wandb.plot.confusion_matrix(
-            y_true=true.tolist(),
-            preds=predicted.tolist(),
-            class_names=get_class_names(table),
+            y_true=predictions.true.tolist(),
+            preds=predictions.predicted.tolist(),
+            class_names=list(predictions.class_names),
             title=name.removesuffix("/confusion"),
         )
         self._run.log({name: plot})
@@ -138,12 +137,13 @@ class ExternalView(View):
 
     def start(self) -> None:
         """Create the logger and hand it the configuration."""
-        self._logger = instantiate(self._node, key="logger")
-        if not isinstance(self._logger, Logger):
+        logger: object = instantiate(self._node, key="logger")
+        if not isinstance(logger, Logger):
             raise PylorusError(
-                f"logger: {self._node[TARGET]} gave {type(self._logger).__name__}, expected a logger derived from "
+                f"logger: {self._node[TARGET]} gave {type(logger).__name__}, expected a logger derived from "
                 "pytorch_lightning.loggers.Logger."
             )
+        self._logger = logger
         self._logger.log_hyperparams(build_shareable_config(self.config))
 
     def create_logger(self) -> Logger:
@@ -235,15 +235,17 @@ class Dashboard:
         """
         return [] if self._view is None else [_NewStepsLogger(self._view.create_logger(), known_step, self._guard)]
 
-    def show_predictions(self, plan: StagePlan, part: str, table: pd.DataFrame, datamodule: ImageDataModule) -> None:
+    def show_predictions(
+        self, plan: StagePlan, part: str, saved: SavedPredictions, datamodule: ImageDataModule
+    ) -> None:
         """Show a stage's confusion matrix on a split and, if images may be sent, the worst validation errors."""
         if self._view is None:
             return
         with self._guard.handle_errors():
             name = f"{plan.name}/{part}"
-            self._view.log_confusion(f"{name}/confusion", table)
+            self._view.log_confusion(f"{name}/confusion", saved.predictions)
             if self.config.logger.images and part == "val":
-                figure = plot_confident_errors(table, datamodule)
+                figure = plot_confident_errors(saved.predictions, datamodule)
                 if figure is not None:
                     self._view.log_figure(f"{name}/mistakes", figure)
 
@@ -300,41 +302,22 @@ class _NewStepsLogger(Logger):
             self._dashboard.save()
 
 
-def plot_confusion_counts(table: pd.DataFrame, *, title: str) -> Figure:
-    """Plot the confusion matrix with counts; the shade is the proportion of the true class."""
-    counts, names = count_confusion(table), get_class_names(table)
-    proportions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure = Figure(figsize=(1.5 + len(names), 1.2 + len(names)), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(proportions, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(counts):
-        axes.text(
-            column,
-            row,
-            str(count),
-            ha="center",
-            va="center",
-            color="white" if proportions[row, column] > 0.5 else "black",
-        )
-    axes.set_xticks(range(len(names)), names)
-    axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="predicted", ylabel="true", title=title)
-    return figure
-
-
-def plot_confident_errors(table: pd.DataFrame, datamodule: ImageDataModule) -> Figure | None:
+def plot_confident_errors(predictions: Predictions, datamodule: ImageDataModule) -> Figure | None:
     """Plot the misclassified validation images with the highest confidence; None if there are none."""
-    wrong = table.index[table["true"] != table["predicted"]]
+    wrong = np.flatnonzero(~predictions.correct)
     if not len(wrong):
         return None
-    confidence = table.filter(like="probability/").max(axis=1)
-    rows = confidence[wrong].sort_values(ascending=False).index[:MOST_MISTAKES]
+    confidence = predictions.probabilities.max(axis=1)[wrong]
+    rows = wrong[np.argsort(-confidence, kind="stable")][:MOST_MISTAKES].tolist()
     figure = Figure(figsize=(8, 2.2 * -(-len(rows) // 4)), layout="constrained")
-    images = datamodule.get_dataset("val").load_rows([int(row) for row in rows])
+    images = datamodule.get_dataset("val").load_rows(rows)
     panels = figure.subplots(-(-len(rows) // 4), 4, squeeze=False).flat
+    true, predicted = (
+        [predictions.class_names[label] for label in labels] for labels in (predictions.true, predictions.predicted)
+    )
     for axes, row, image in zip(panels, rows, images, strict=False):
         axes.imshow(image)
-        axes.set_title(f"{table.loc[row, 'true']}, predicted as {table.loc[row, 'predicted']}", fontsize=8)
+        axes.set_title(f"{true[row]}, predicted as {predicted[row]}", fontsize=8)
     for axes in figure.axes:
         axes.set_axis_off()
     return figure

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +12,7 @@ from rich.table import Table
 from pylorus.config.schema import AugmentConfig, Config, StageConfig
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError
-from pylorus.core.formatting import format_percent
+from pylorus.core.formatting import format_count, format_percent
 from pylorus.core.io import write_atomically, write_json
 from pylorus.data.augmentation import build_augmentation, load_policy
 from pylorus.data.datamodule import ImageDataModule
@@ -33,10 +32,10 @@ from pylorus.model.losses import build_loss
 from pylorus.model.metrics import build_metrics
 from pylorus.runs.folder import PARTS, StageFolder
 from pylorus.runs.predictions import (
+    SavedPredictions,
     build_prediction_table,
-    count_confusion,
-    extract_labels,
-    get_class_names,
+    check_predictions,
+    read_predictions,
     write_predictions,
 )
 from pylorus.training.callbacks import SpeedMonitor
@@ -110,12 +109,12 @@ class StageResult:
     Attributes:
         epochs: Number of epochs trained.
         best_epoch: Epoch whose weights the network now holds, from 1.
-        predictions: Prediction table of each split, val and test.
+        predictions: Predictions for each split, val and test.
     """
 
     epochs: int
     best_epoch: int
-    predictions: dict[str, pd.DataFrame]
+    predictions: dict[str, SavedPredictions]
 
 
 def run_stage(plan: StagePlan, run: Run) -> StageResult:
@@ -182,20 +181,21 @@ def _predict(plan: StagePlan, run: Run, stage_folder: StageFolder, image_data: I
             image_data.parts[split], outputs[split].logits, names=run.images.catalog.short_names, split=split
         )
         if run.processes.is_first:
-            run.dashboard.show_predictions(plan, split, table, image_data)
+            saved = check_predictions(table)
+            run.dashboard.show_predictions(plan, split, saved, image_data)
             run.folder.check_exists()
             with write_atomically(stage_folder.get_features_path(split)) as temporary:
                 np.save(temporary, outputs[split].features)
             write_predictions(table, stage_folder.get_predictions_path(split))
-            _save_own_metrics(run.config, table, stage_folder, split)
+            _save_own_metrics(run.config, saved, stage_folder, split)
 
 
-def _save_own_metrics(config: Config, table: pd.DataFrame, stage_folder: StageFolder, split: str) -> None:
+def _save_own_metrics(config: Config, saved: SavedPredictions, stage_folder: StageFolder, split: str) -> None:
     """Save the values of the user's own metrics, so that a report shows them without running the user's code."""
     own = [metric for metric in build_metrics(config.metrics) if metric.name not in CLASS_METRICS]
     if not own:
         return
-    confusion, names = count_confusion(table), get_class_names(table)
+    confusion, names = saved.confusion, saved.predictions.class_names
     values = {
         metric.name: dict(zip(names, map(float, compute_class_metric(metric, confusion)), strict=True))
         for metric in own
@@ -227,8 +227,8 @@ def _load_finished_stage(classifier: StageClassifier, stage_folder: StageFolder)
 def _read_result(stage_folder: StageFolder) -> StageResult:
     training_result = stage_folder.training_result
     assert training_result is not None
-    tables = {split: pd.read_parquet(stage_folder.get_predictions_path(split)) for split in PARTS}
-    return StageResult(training_result.epochs, training_result.best_epoch, tables)
+    predictions = {split: read_predictions(stage_folder.get_predictions_path(split)) for split in PARTS}
+    return StageResult(training_result.epochs, training_result.best_epoch, predictions)
 
 
 def check_stages(config: Config, backbone: Backbone, images: RunImages, processes: Processes) -> None:
@@ -286,16 +286,16 @@ def log_stage_table(
         for metric in metrics:
             table.add_column(f"{split}\n{metric.label}", justify="right")
     values = [
-        compute_class_metric(metric, count_confusion(predictions))
-        for predictions in result.predictions.values()
-        for metric in metrics
+        compute_class_metric(metric, saved.confusion) for saved in result.predictions.values() for metric in metrics
     ]
-    names = get_class_names(result.predictions["test"])
+    names = result.predictions["test"].predictions.class_names
     for row, name in enumerate(names):
         table.add_row(name, *(format_percent(by_class[row]) for by_class in values))
     table.add_row("average", *(format_percent(by_class.mean()) for by_class in values), style="bold")
     log.info(
-        "\n%s%s", _render_text(table), "\n".join(_format_accuracy(split, t) for split, t in result.predictions.items())
+        "\n%s%s",
+        _render_text(table),
+        "\n".join(_format_accuracy(split, saved) for split, saved in result.predictions.items()),
     )
 
 
@@ -307,17 +307,15 @@ def _render_text(table: Table) -> str:
     return captured.get()
 
 
-def _format_accuracy(split: str, table: pd.DataFrame) -> str:
+def _format_accuracy(split: str, saved: SavedPredictions) -> str:
     """Return accuracy with its confidence interval, and the numbers of images and groups."""
-    true, predicted = extract_labels(table)
-    groups = table["group"].to_numpy(dtype=str)
-    is_grouped = len(set(groups)) < len(groups)
+    predictions = saved.predictions
     proportions = proportions_of_predictions(
-        true, predicted, groups if is_grouped else None, classes=len(get_class_names(table))
+        predictions.true, predictions.predicted, saved.clusters, classes=predictions.classes
     )
     accuracy = proportions.accuracy
-    grouping = f"{len(set(groups))} groups" if is_grouped else "each image its own group"
+    grouping = format_count(saved.groups, "group") if saved.clusters is not None else "each image its own group"
     return (
         f"{split}: accuracy {format_percent(accuracy.value)} % (95 % CI {format_percent(accuracy.low)} to "
-        f"{format_percent(accuracy.high)}), {len(table)} images, {grouping}"
+        f"{format_percent(accuracy.high)}), {format_count(saved.images, 'image')}, {grouping}"
     )
