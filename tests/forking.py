@@ -170,7 +170,7 @@ class Child:
     """A fork of this very process, as `subprocess.Popen` shows one."""
 
     def __init__(
-        self, words: list[str], *, env: Mapping[str, str] | None = None, start_new_session: bool = False
+        self, words: list[str], *, env: Mapping[str, str] | None = None, start_new_session: bool = False, **_: Any
     ) -> None:
         self.args, self.returncode = words, None
         self.pid = forked(words, dict(os.environ if env is None else env), session=start_new_session)
@@ -211,9 +211,11 @@ def main() -> None:
     import pylorus.launch.train
     import pylorus.report.audit_page
     import pylorus.report.page
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
     for starting in (pylorus.launch.sweep, pylorus.launch.train):
         starting.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": popen})
+    subprocess_handler.Popen = lambda args, **more: popen(list(args), **more)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(sys.argv[1])
     listener.listen()
