@@ -206,12 +206,13 @@ class Child:
 
 def main() -> None:
     """Imports what the commands need, then forks for each connection."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
     import pylorus.launch.rank
     import pylorus.launch.sweep
     import pylorus.launch.train
     import pylorus.report.audit_page
     import pylorus.report.page
-    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
     for starting in (pylorus.launch.sweep, pylorus.launch.train):
         starting.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": popen})

@@ -80,8 +80,8 @@ def run_launched(run_command: Callable[[], int]) -> int:
     try:
         if {"-m", "--multirun"} & set(sys.argv):
             raise PylorusError(
-                f"-m: found a sweep in one of {processes.count} processes that torchrun or srun started. A sweep starts "
-                f"the processes of its jobs itself: python train.py -m trainer.devices={processes.beside} …"
+                f"-m: found a sweep in {processes.count} processes that torchrun or srun started. A sweep starts the "
+                f"processes of its jobs itself: python train.py -m trainer.devices={processes.beside} …"
             )
         known_keys = {argument.lstrip("+").partition("=")[0] for argument in sys.argv[1:]}
         for key, count in (("devices", processes.beside), ("nodes", processes.count // processes.beside)):

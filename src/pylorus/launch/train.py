@@ -204,7 +204,7 @@ def _build_error(failures: list[ProcessFailure], count: int, folder: Path) -> Ba
         print(details["py_callstack"], file=sys.stderr, end="")
         return PylorusError(f"process {details['rank'] + 1} failed: {message}")
     codes = [failure.exitcode for failure in failures]
-    if INTERRUPTED in codes or -signal.SIGTERM in codes:
+    if set(codes) <= {INTERRUPTED, -signal.SIGTERM}:
         return KeyboardInterrupt()
     return PylorusError(f"the run's processes exited with codes {', '.join(map(str, codes))}")
 
