@@ -170,7 +170,7 @@ class Child:
     """A fork of this very process, as `subprocess.Popen` shows one."""
 
     def __init__(
-        self, words: list[str], *, env: Mapping[str, str] | None = None, start_new_session: bool = False
+        self, words: list[str], *, env: Mapping[str, str] | None = None, start_new_session: bool = False, **_: Any
     ) -> None:
         self.args, self.returncode = words, None
         self.pid = forked(words, dict(os.environ if env is None else env), session=start_new_session)
@@ -206,6 +206,8 @@ class Child:
 
 def main() -> None:
     """Imports what the commands need, then forks for each connection."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
     import pylorus.launch.rank
     import pylorus.launch.sweep
     import pylorus.launch.train
@@ -214,6 +216,7 @@ def main() -> None:
 
     for starting in (pylorus.launch.sweep, pylorus.launch.train):
         starting.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": popen})
+    subprocess_handler.Popen = lambda args, **more: popen(list(args), **more)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(sys.argv[1])
     listener.listen()

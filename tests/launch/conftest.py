@@ -4,16 +4,15 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
 from pylorus.core.io import write_text
-from pylorus.launch import train
 from pylorus.runs.folder import RunFolder
 from tests.conftest import TINY
 
@@ -22,7 +21,7 @@ from tests.conftest import TINY
 def forked_processes(forks):
     """The processes of a run, as forks; tests/end_to_end/test_runs.py has them started as a run does."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(train, "subprocess", SimpleNamespace(Popen=forks.start))
+        patched.setattr(subprocess_handler, "Popen", lambda args, **more: forks.start(list(args), **more))
         yield
 
 

@@ -4,13 +4,18 @@ torch is imported only if there is more than one process.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pylorus.core.errors import PylorusError
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 Thing = TypeVar("Thing")
 
@@ -101,6 +106,12 @@ ALONE = Processes()
 """A run with a single process."""
 
 
+def is_launched() -> bool:
+    """Return whether the user started this process beside others: with torchrun, or as one task of several of srun."""
+    count = os.environ.get("WORLD_SIZE") if "RANK" in os.environ else os.environ.get("SLURM_STEP_NUM_TASKS")
+    return int(count or "1") > 1
+
+
 def read_processes() -> Processes:
     """Return this process's place in its run, from the environment variables that its launcher set.
 
@@ -108,11 +119,8 @@ def read_processes() -> Processes:
         PylorusError: If they are missing.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    slurm_names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
-    if "RANK" not in os.environ:
-        # Started by srun: pass its variables on to torch and Lightning under torch's names.
-        values = {name: os.environ.get(slurm_name) for name, slurm_name in zip(names, slurm_names, strict=True)}
-        os.environ.update({name: value for name, value in values.items() if value is not None})
+    if "RANK" not in os.environ and "SLURM_PROCID" in os.environ:
+        _set_slurm_variables()
     missing = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise PylorusError(
@@ -123,9 +131,25 @@ def read_processes() -> Processes:
     return Processes(rank, count, local_rank, local_count)
 
 
+def _set_slurm_variables() -> None:
+    """Pass what srun says of this process on to torch and Lightning under torch's names."""
+    from lightning_fabric.plugins.environments import SLURMEnvironment
+
+    try:
+        slurm = SLURMEnvironment()
+    except RuntimeError as error:
+        raise PylorusError(str(error)) from error
+    values = (slurm.global_rank(), slurm.world_size(), slurm.local_rank(), os.environ.get("SLURM_NTASKS_PER_NODE", "1"))
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    os.environ.update({name: str(value) for name, value in zip(names, values, strict=True)})
+    os.environ.update(MASTER_ADDR=slurm.main_address, MASTER_PORT=str(slurm.main_port))
+
+
 @contextmanager
 def join_process_group(processes: Processes, *, accelerator: str) -> Iterator[None]:
     """Join the process group, and leave it at the end.
+
+    Lightning's strategies join it for a fit only; a run also exchanges values before, between and after its fits.
 
     Args:
         processes: The processes, from `read_processes`.
@@ -138,6 +162,42 @@ def join_process_group(processes: Processes, *, accelerator: str) -> Iterator[No
         torch.cuda.set_device(processes.local_rank)
     # Exchanged objects stay in CPU memory, so that no GPU waits for them.
     backend = "cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo"
-    distributed.init_process_group(backend, timeout=PATIENCE, rank=processes.index, world_size=processes.count)
+    distributed.init_process_group(
+        backend, timeout=PATIENCE, store=connect_store(), rank=processes.index, world_size=processes.count
+    )
     yield
     distributed.destroy_process_group()  # not after an error: the others may never arrive
+
+
+@cache
+def connect_store() -> "Store":
+    """Connect to the key-value store of all processes; the launcher holds it, or else the first process."""
+    from torch import distributed
+
+    store, _, _ = next(distributed.rendezvous("env://", timeout=PATIENCE))
+    store.set_timeout(PATIENCE)
+    return store
+
+
+FOLDER = "pylorus/folder"
+"""Key of the store under which the first of several launched processes names the run's folder; empty: nothing to do."""
+
+
+def announce_folder(folder: str) -> None:
+    """Tell the processes that were launched beside this one which run's folder to train in, unless they know it."""
+    store = connect_store()
+    if not store.check([FOLDER]):
+        store.set(FOLDER, folder)
+
+
+def wait_for_folder() -> str:
+    """Wait until the first process announces the run's folder; return an empty string if it ended without one."""
+    from torch import distributed
+
+    try:
+        store = connect_store()
+        while not store.check([FOLDER]):
+            time.sleep(0.1)
+        return store.get(FOLDER).decode()
+    except distributed.DistError:
+        return ""

@@ -26,6 +26,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pylorus.config.checks import build_config, check_key, is_free_form, load_config
 from pylorus.config.schema import CONF, EXTENSIBLE, GROUPS, Config
+from pylorus.core.distributed import is_launched
 from pylorus.core.errors import INTERRUPTED, PylorusError, format_name_list, format_suggestion
 from pylorus.core.io import explain_disk_error, handle_closed_pipe, write_text
 from pylorus.launch.sweep import check_installed, explain_sweep_end, interrupted, run_job_process, setup_sweep_process
@@ -341,11 +342,20 @@ def main() -> None:
     code = 0
     with handle_closed_pipe():
         try:
-            code = _get_exit_code(_run_command_line)
+            code = _get_exit_code(_run_launched if is_launched() else _run_command_line)
         finally:
             if SweepFolder.path is not None:
                 code = max(code, _get_exit_code(_report_sweep))
+        if code and is_launched():
+            sys.stdout.flush()
+            os._exit(code)  # a clean exit would wait for the other processes
         sys.exit(code)
+
+
+def _run_launched() -> int:
+    from pylorus.launch.rank import run_launched
+
+    return run_launched(_run_command_line)
 
 
 def _run_command_line() -> int:

@@ -1,4 +1,8 @@
-"""One process of a distributed run, started by `pylorus.launch.train`: `python -m pylorus.launch.rank FOLDER`."""
+"""One process of a distributed run.
+
+`pylorus.launch.train` starts it as `python -m pylorus.launch.rank FOLDER`. A user's own torchrun or srun starts
+`python train.py …` once for each process: the first one does what the command says, and the others train with it.
+"""
 
 import logging
 import os
@@ -8,41 +12,104 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from torch.distributed.elastic.multiprocessing.errors import ErrorHandler, record
+
 from pylorus.config.checks import load_config
-from pylorus.core.distributed import Processes, join_process_group, read_processes
+from pylorus.core.distributed import (
+    Processes,
+    announce_folder,
+    join_process_group,
+    read_processes,
+    wait_for_folder,
+)
 from pylorus.core.errors import INTERRUPTED, PylorusError
+from pylorus.core.io import write_json
 from pylorus.hardware.engine import resolve_accelerator
-from pylorus.launch.train import Failure, train
+from pylorus.launch.train import FAILURE, train
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.process import handle_signals, open_run_log, restore_trainer_config
 from pylorus.training.faults import explain_faults
 
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+"""The environment variable in which torch's elastic launch names the file for a process's error."""
+
+
+class RankErrorHandler(ErrorHandler):
+    """Write an error as torch's does, but with what names the first of several: torch's times are whole seconds."""
+
+    def record_exception(self, e: BaseException) -> None:
+        """Write the error to the file that the launcher named; without one, print it."""
+        is_user_error = isinstance(e, PylorusError)
+        message = str(e) or type(e).__name__
+        trace = message if is_user_error else traceback.format_exc()
+        if ERROR_FILE not in os.environ:
+            print(f"\nerror: {trace}", file=sys.stderr)
+            return
+        now, rank = time.time(), int(os.environ["RANK"])
+        details = {"py_callstack": trace, "timestamp": str(int(now)), "time": now, "rank": rank}
+        error = {"message": message, "extraInfo": details | {"is_user_error": is_user_error}}
+        write_json(Path(os.environ[ERROR_FILE]), {"message": error})
+
 
 def main() -> None:
-    """Train with the other processes; record an error for the process that started this one."""
-    folder = RunFolder(Path(sys.argv[1]))
-    config = load_config(folder.config)
+    """`python -m pylorus.launch.rank FOLDER`: train with the other processes."""
+    folder, processes = Path(sys.argv[1]), read_processes()
+    os.environ.setdefault(ERROR_FILE, str(folder / f"{FAILURE}{processes.index}.json"))  # srun names none
+    train_rank(folder, processes)
+
+
+def run_launched(run_command: Callable[[], int]) -> int:
+    """Run a command line in the first of the processes that torchrun or srun started; the others train with it.
+
+    Args:
+        run_command: Executes `sys.argv` and returns the exit code.
+
+    Raises:
+        PylorusError: If the command is a sweep.
+    """
     processes = read_processes()
-    _stop_with_parent(os.getppid())
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the parent handles it and requeues the job
+    if not processes.is_first:
+        folder = wait_for_folder()
+        if folder:
+            train_rank(Path(folder), processes)
+        return 0
     try:
-        with handle_signals() as stop, _setup_rank_logging(folder, processes), explain_faults(folder, config):
-            accelerator, _ = resolve_accelerator(
-                restore_trainer_config(config.trainer, folder.path / "environment.json")
+        if {"-m", "--multirun"} & set(sys.argv):
+            raise PylorusError(
+                f"-m: found a sweep in {processes.count} processes that torchrun or srun started. A sweep starts the "
+                f"processes of its jobs itself: python train.py -m trainer.devices={processes.beside} …"
             )
-            with join_process_group(processes, accelerator=accelerator):
-                train(config, folder, processes, stop)
+        known_keys = {argument.lstrip("+").partition("=")[0] for argument in sys.argv[1:]}
+        for key, count in (("devices", processes.beside), ("nodes", processes.count // processes.beside)):
+            if f"trainer.{key}" not in known_keys:
+                sys.argv.append(f"trainer.{key}={count}")
+        return run_command()
+    finally:
+        announce_folder("")
+
+
+def train_rank(folder: Path, processes: Processes) -> None:
+    """Train with the other processes; exit with an error's code, after recording it for the launcher."""
+    _stop_with_parent(os.getppid())
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the process that the user started handles it and requeues the job
+    try:
+        record(_train, RankErrorHandler())(RunFolder(folder), processes)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except Exception as error:
-        is_user_error = isinstance(error, PylorusError)
-        traceback_text = "" if is_user_error else traceback.format_exc()
-        Failure(processes.index, str(error) or type(error).__name__, traceback_text, time.time()).write(folder.path)
+    except Exception:
         os._exit(1)  # a clean exit would wait for the others
+
+
+def _train(folder: RunFolder, processes: Processes) -> None:
+    config = load_config(folder.config)
+    with handle_signals() as stop, _setup_rank_logging(folder, processes), explain_faults(folder, config):
+        accelerator, _ = resolve_accelerator(restore_trainer_config(config.trainer, folder.path / "environment.json"))
+        with join_process_group(processes, accelerator=accelerator):
+            train(config, folder, processes, stop)
 
 
 @contextmanager
@@ -56,7 +123,7 @@ def _setup_rank_logging(folder: RunFolder, processes: Processes) -> Iterator[Non
 
 
 def _stop_with_parent(parent: int) -> None:
-    """Exit when the parent process is gone: if it was killed, it can't tell this one, and a new run may follow."""
+    """Exit when the parent process is gone: if it was killed, it can't stop this one, and a new run may follow."""
 
     def wait_for_parent() -> None:
         while os.getppid() == parent:

@@ -11,26 +11,37 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from lightning_fabric.plugins.environments.lightning import find_free_network_port
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pylorus.config.checks import load_config
 from pylorus.config.schema import Config, TrainerConfig
-from pylorus.core.distributed import ALONE, Processes
+from pylorus.core.distributed import (
+    ALONE,
+    Processes,
+    announce_folder,
+    is_launched,
+    join_process_group,
+    read_processes,
+)
 from pylorus.core.errors import INTERRUPTED, PylorusError
-from pylorus.core.io import handle_closed_pipe, read_json, write_json
+from pylorus.core.io import handle_closed_pipe, write_json
 from pylorus.core.seeding import compute_seed
 from pylorus.data.prepare import RunImages, prepare_images
 from pylorus.deploy.bundle import save_candidate, write_bundle
 from pylorus.deploy.thresholds import resolve_deciding_class
 from pylorus.hardware.choices import list_choices, log_choices
-from pylorus.hardware.engine import Engine, collect_environment, resolve_engine
+from pylorus.hardware.engine import Engine, collect_environment, resolve_accelerator, resolve_engine
 from pylorus.model.backbone import Backbone, build_backbone
 from pylorus.model.classifier import StagePlan
 from pylorus.model.freeze import resolve_depth
@@ -52,29 +63,10 @@ from pylorus.training.faults import explain_faults
 from pylorus.training.stage import check_stages, log_stage_table, run_stage
 from pylorus.training.trainer import Run
 
+FAILURE = ".failure-"
+"""Start of the name of the files in which the processes of a SLURM step leave their errors, in the run's folder."""
 AFTER_FAILURE = 5.0
-"""Seconds to wait after a failure before the remaining processes are stopped."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a process failed.
-
-    Attributes:
-        index: Rank of the process.
-        message: Error message.
-        trace: Traceback; empty if the message says all that the user needs.
-        at: Time in seconds since 1970.
-    """
-
-    index: int
-    message: str
-    trace: str
-    at: float
-
-    def write(self, folder: Path) -> None:
-        """Write the failure to the run's folder, where the parent process reads it."""
-        write_json(folder / f".failure-{self.index}.json", asdict(self))
+"""Seconds after the first failure in which another process can fail by itself; later ones were stopped."""
 
 
 def train_in_processes(config: Config, folder: RunFolder) -> None:
@@ -84,21 +76,16 @@ def train_in_processes(config: Config, folder: RunFolder) -> None:
         PylorusError: If a process fails; the message is that of the first to fail.
         KeyboardInterrupt: If they are interrupted.
     """
-    if isinstance(config.trainer.batch_size, int):
-        check_batch_divides(config.trainer.batch_size, config.trainer.devices * config.trainer.nodes)
-    if config.trainer.nodes > 1:
-        check_slurm_nodes(config.trainer)
-        children = [_start_slurm_step(config.trainer, folder.path)]
+    trainer = config.trainer
+    if isinstance(trainer.batch_size, int):
+        check_batch_divides(trainer.batch_size, trainer.devices * trainer.nodes)
+    if trainer.nodes > 1:
+        check_slurm_nodes(trainer)
+        failures = _run_slurm_step(trainer, folder.path)
     else:
-        port, count = _find_free_port(), config.trainer.devices
-        children = [_start_local_process(index, count, port, folder.path) for index in range(count)]
-    try:
-        codes = _wait_for_children(children)
-    except BaseException:
-        _stop_children(children, patience=PATIENCE)
-        raise
-    if any(codes):
-        raise _build_error(codes, folder.path)
+        failures = _run_elastic(trainer.devices, folder.path)
+    if failures:
+        raise _build_error(failures, trainer.devices * trainer.nodes, folder.path)
 
 
 def check_batch_divides(size: int, count: int) -> None:
@@ -128,85 +115,99 @@ def check_slurm_nodes(trainer: TrainerConfig) -> None:
         )
 
 
-def _start_slurm_step(trainer: TrainerConfig, folder: Path) -> "subprocess.Popen[bytes]":
-    """Start all processes as one step of the current SLURM job; their output comes here."""
+def _run_elastic(devices: int, folder: Path) -> list[ProcessFailure]:
+    """Run one process per device of this machine by torch's elastic launch; return the failures of those that failed.
+
+    When this process is interrupted, the launch sends SIGTERM to the others and waits for them.
+    """
+    # Its log repeats what the run's own error says.
+    elastic_log = logging.getLogger("torch.distributed.elastic")
+    elastic_log.addHandler(logging.NullHandler())
+    elastic_log.propagate = False
+    with tempfile.TemporaryDirectory() as error_folder:
+        launch = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=devices,
+            run_id="pylorus",
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            local_addr="127.0.0.1",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=error_folder),
+            # The others are handled by `handle_signals`: it requeues a SLURM job and ends at once at a second signal.
+            signals_to_handle="SIGQUIT",
+            shutdown_timeout=int(PATIENCE),
+        )
+        try:
+            elastic_launch(launch, sys.executable)(*(word.replace("$", "$$") for word in _list_arguments(folder)))
+        except ChildFailedError as error:
+            failures = list(error.failures.values())
+            first = min(failure.timestamp for failure in failures)
+            # A process that the launch stopped did not fail by itself.
+            return [failure for failure in failures if failure.timestamp <= first + AFTER_FAILURE]
+        except SignalException as error:
+            raise KeyboardInterrupt(error.sigval.name) from error
+    return []
+
+
+def _run_slurm_step(trainer: TrainerConfig, folder: Path) -> list[ProcessFailure]:
+    """Run all processes as one step of the current SLURM job; return the failures of those that failed.
+
+    srun starts them, not an elastic agent on each machine: it knows the machines and passes signals and output on.
+    """
     # The job's own variables would be mistaken for those of one process.
     environment = {
         name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     }
-    environment |= {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(_find_free_port())}
+    environment |= {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(find_free_network_port())}
     srun = ["srun", f"--nodes={trainer.nodes}", f"--ntasks-per-node={trainer.devices}", "--kill-on-bad-exit=0"]
-    return subprocess.Popen([*srun, *_build_command(folder)], env=environment, start_new_session=True)
-
-
-def _start_local_process(index: int, count: int, port: int, folder: Path) -> "subprocess.Popen[bytes]":
-    """Start one process on this machine, in its own session, so that only this process forwards signals to it."""
-    ranks = {"RANK": index, "WORLD_SIZE": count, "LOCAL_RANK": index, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
-    variables = {name: str(value) for name, value in ranks.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    return subprocess.Popen(_build_command(folder), env={**os.environ, **variables}, start_new_session=True)
-
-
-def _build_command(folder: Path) -> list[str]:
-    return [sys.executable, "-m", "pylorus.launch.rank", str(folder)]
-
-
-def _wait_for_children(children: "Sequence[subprocess.Popen[bytes]]") -> list[int]:
-    """Return the exit codes of all processes; after a failure, stop the rest, which would wait for it forever."""
-    failed_at: float | None = None
-    while any(child.poll() is None for child in children):
-        if failed_at is None and any(child.poll() for child in children):
-            failed_at = time.monotonic()
-        if failed_at is not None and time.monotonic() - failed_at > AFTER_FAILURE:
-            codes = [child.poll() for child in children]
-            _stop_children([child for child in children if child.poll() is None], patience=AFTER_FAILURE)
-            return [0 if code is None else code for code in codes]  # a process that we stopped did not fail
-        time.sleep(0.1)
-    return [child.wait() for child in children]
-
-
-def _stop_children(children: "Sequence[subprocess.Popen[bytes]]", *, patience: float) -> None:
-    """Ask processes to stop, and kill those that don't."""
-    for child in children:
-        if child.poll() is None:
-            child.send_signal(signal.SIGUSR2)  # srun forwards this signal without acting on it
-    deadline = time.monotonic() + patience
-    while any(child.poll() is None for child in children) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    for child in children:
-        if child.poll() is None:
-            child.kill()
-        child.wait()
-
-
-def _build_error(codes: list[int], folder: Path) -> BaseException:
-    """Return the error that ended the run: that of a killed process, else of the first that failed."""
+    step = subprocess.Popen([*srun, sys.executable, *_list_arguments(folder)], env=environment, start_new_session=True)
+    try:
+        code = step.wait()
+    except BaseException:
+        step.send_signal(signal.SIGUSR2)  # srun forwards this signal; SIGTERM makes it kill the processes
+        try:
+            step.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            step.kill()
+        raise
     # srun reports 128 + the signal number.
-    signals = [-code if code < 0 else code - 128 if code != INTERRUPTED else 0 for code in codes]
-    killed_processes = [(index, signal_number) for index, signal_number in enumerate(signals) if signal_number > 0]
-    failures = [Failure(**read_json(path)) for path in folder.glob(".failure-*.json")]
-    for path in folder.glob(".failure-*.json"):
+    exit_code = code if code <= 128 or code == INTERRUPTED else 128 - code
+    paths = sorted(folder.glob(f"{FAILURE}*"))
+    failures = [ProcessFailure(index, step.pid, 1, str(path)) for index, path in enumerate(paths)]
+    for path in paths:
         path.unlink(missing_ok=True)
-    if killed_processes:
-        index, signal_number = killed_processes[0]
-        process_label = f"process {index + 1} of {len(codes)}" if len(codes) > 1 else "a process"
-        return PylorusError(
-            f"{process_label} was killed by {signal.Signals(signal_number).name}. Most often the machine "
-            "ran out of memory (see dmesg): set a smaller trainer.batch_size or fewer trainer.devices.\n"
-            f"Then resume: python train.py resume={folder}"
-        )
-    if failures:
-        first = min(failures, key=lambda failure: failure.at)
-        print(first.trace, file=sys.stderr, end="")
-        return PylorusError(f"process {first.index + 1} failed: {first.message}" if first.trace else first.message)
-    if INTERRUPTED in codes:
+    is_explained = not code or (failures and exit_code > 0)
+    return failures if is_explained else [ProcessFailure(-1, step.pid, exit_code, ""), *failures]
+
+
+def _list_arguments(folder: Path) -> list[str]:
+    return ["-m", "pylorus.launch.rank", str(folder)]
+
+
+def _build_error(failures: list[ProcessFailure], count: int, folder: Path) -> BaseException:
+    """Return the error that ended the run: that of a killed process, else of the first that failed."""
+    for failure in failures:
+        if failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM:  # SIGTERM is how the launch stops a process
+            label = "a process" if failure.local_rank < 0 else f"process {failure.local_rank + 1} of {count}"
+            return PylorusError(
+                f"{label} was killed by {signal.Signals(-failure.exitcode).name}. Most often the machine "
+                "ran out of memory (see dmesg): set a smaller trainer.batch_size or fewer trainer.devices.\n"
+                f"Then resume: python train.py resume={folder}"
+            )
+    errors = [failure.message for failure in failures if isinstance(failure.message, dict)]
+    if errors:
+        first = min(errors, key=lambda error: float(error["extraInfo"]["time"]))
+        message, details = str(first["message"]), first["extraInfo"]
+        if details["is_user_error"]:
+            return PylorusError(message)
+        print(details["py_callstack"], file=sys.stderr, end="")
+        return PylorusError(f"process {details['rank'] + 1} failed: {message}")
+    codes = [failure.exitcode for failure in failures]
+    if set(codes) <= {INTERRUPTED, -signal.SIGTERM}:
         return KeyboardInterrupt()
     return PylorusError(f"the run's processes exited with codes {', '.join(map(str, codes))}")
-
-
-def _find_free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        return int(listener.getsockname()[1])
 
 
 log = logging.getLogger(__name__)
@@ -228,7 +229,9 @@ def run(folder: RunFolder) -> None:
                 folder.update_status(),
                 report_faults(),
             ):
-                if config.trainer.devices * config.trainer.nodes == 1:
+                if is_launched():
+                    train_launched(config, folder, stop)
+                elif config.trainer.devices * config.trainer.nodes == 1:
                     train(config, folder, ALONE, stop)
                 else:
                     train_in_processes(config, folder)
@@ -252,6 +255,26 @@ def _print_resume_hint(config: Config, folder: RunFolder) -> Iterator[None]:
         if has_checkpoints and f"resume={folder.path}" not in str(error):
             print(f"\nprogress is saved; to resume: python train.py resume={folder.path}", file=sys.stderr)
         raise
+
+
+def train_launched(config: Config, folder: RunFolder, stop: StopRequest) -> None:
+    """Train in this process and in those that torchrun or srun started beside it.
+
+    Raises:
+        PylorusError: If the configuration expects another number of processes.
+    """
+    processes, trainer = read_processes(), config.trainer
+    if trainer.devices != processes.beside or trainer.devices * trainer.nodes != processes.count:
+        raise PylorusError(
+            f"trainer.devices: found {trainer.devices}, and trainer.nodes {trainer.nodes}, but {processes.count} "
+            f"processes were started, {processes.beside} on each machine. Leave both keys out."
+        )
+    if isinstance(trainer.batch_size, int):
+        check_batch_divides(trainer.batch_size, processes.count)
+    accelerator, _ = resolve_accelerator(restore_trainer_config(trainer, folder.path / "environment.json"))
+    announce_folder(str(folder.path))
+    with join_process_group(processes, accelerator=accelerator):
+        train(config, folder, processes, stop)
 
 
 def train(config: Config, folder: RunFolder, processes: Processes, stop: StopRequest) -> None:

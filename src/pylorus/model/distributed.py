@@ -8,13 +8,13 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
+from timm.layers.norm_act import SyncBatchNormAct
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -145,7 +145,7 @@ def _build_sharded_cut(cut: CutNetwork, network: nn.Module) -> CutNetwork:
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """Sum over all processes; its gradient is the sum of their gradients."""
+    """Sum over all processes; its gradient is the sum of their gradients. torch's own such function is deprecated."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -162,28 +162,44 @@ class _AllReduceSum(torch.autograd.Function):
         return total
 
 
+class CpuSyncBatchNorm(_BatchNorm):
+    """Batch norm over the images of all processes on a CPU: torch's SyncBatchNorm refuses its tensors."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Normalize over all processes in training mode, by the running statistics in evaluation mode."""
+        output = normalize_batch(self, image) if self.training else super().forward(image)
+        # timm's batch-norm layers include their dropout and activation.
+        for name in ("drop", "act"):
+            layer = getattr(self, name, None)
+            output = output if layer is None else layer(output)
+        return output
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Accept images of any dimension."""
+
+
+class CudaSyncBatchNorm(SyncBatchNormAct):
+    """torch's SyncBatchNorm with what timm's batch-norm layers include."""
+
+    process_group = None
+
+
 @contextmanager
-def use_sync_batch_norm(network: nn.Module, processes: Processes) -> Iterator[None]:
-    """Inside, batch-norm layers in training mode normalize over the images of all processes."""
+def use_sync_batch_norm(network: nn.Module, processes: Processes, *, accelerator: str) -> Iterator[None]:
+    """Inside, batch-norm layers in training mode normalize over the images of all processes.
+
+    Layers change their class but stay the same objects, unlike with `convert_sync_batchnorm`: afterwards the network
+    is as it was.
+    """
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and processes.is_distributed]
+    original_classes = [type(norm) for norm in norms]
     for norm in norms:
-        norm.forward = partial(_forward_batch_norm, norm, norm.forward)  # type: ignore[method-assign]
+        norm.__class__ = CudaSyncBatchNorm if accelerator == "cuda" else CpuSyncBatchNorm
     try:
         yield
     finally:
-        for norm in norms:
-            del norm.forward
-
-
-def _forward_batch_norm(norm: _BatchNorm, original_forward: Any, image: Tensor) -> Tensor:
-    if not norm.training:
-        return cast(Tensor, original_forward(image))
-    output = normalize_batch(norm, image)
-    # timm's batch-norm layers include their dropout and activation.
-    for name in ("drop", "act"):
-        layer = getattr(norm, name, None)
-        output = output if layer is None else layer(output)
-    return output
+        for norm, original_class in zip(norms, original_classes, strict=True):
+            norm.__class__ = original_class
 
 
 def normalize_batch(norm: _BatchNorm, image: Tensor) -> Tensor:
@@ -203,7 +219,8 @@ def normalize_batch(norm: _BatchNorm, image: Tensor) -> Tensor:
     _update_running_statistics(norm, mean.detach(), variance.detach(), total)
     output = centered * torch.rsqrt(variance + norm.eps).view(shape)
     if norm.affine:
-        output = output * norm.weight.view(shape) + norm.bias.view(shape)
+        output = output * norm.weight.view(shape)
+        output = output if norm.bias is None else output + norm.bias.view(shape)
     return output.to(image.dtype)
 
 
@@ -245,6 +262,7 @@ class ShardedStrategy(DDPStrategy):
     """Train a network that `pylorus.model.distributed` has sharded.
 
     Checkpoints are those of a single process, with unsharded weights and moments: any number of devices can resume.
+    ModelParallelStrategy can't load those: it numbers moments by the network's weights, not by the optimizer's.
     """
 
     def configure_ddp(self) -> None:

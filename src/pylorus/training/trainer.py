@@ -92,8 +92,8 @@ def fit_stage(
         log.info("%s resumes after epoch %d%s", classifier.plan.name, epochs, f", batch {batches}" * (batches > 0))
     with (
         _handle_interrupts(trainer),
+        use_sync_batch_norm(classifier.network, classifier.processes, accelerator=run.engine.accelerator),
         _use_sharding(classifier, run),
-        use_sync_batch_norm(classifier.network, classifier.processes),
     ):
         trainer.fit(classifier, data, ckpt_path=checkpoint, weights_only=True)
 
