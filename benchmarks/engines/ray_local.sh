@@ -5,7 +5,7 @@
 #
 #   PYTHON=/path/to/venv/bin/python benchmarks/engines/ray_local.sh
 #
-# Needs a Python with `pylorus[ray]`, best in an environment of its own. Everything lies in one temporary folder, which stays.
+# Needs a Python with `pylorus[ray]`. Everything lies in one temporary folder, which stays.
 set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/../.." && pwd)
 PYTHON=${PYTHON:-$ROOT/.venv/bin/python}

@@ -54,7 +54,7 @@ NOT_RUN = {
     r"^python benchmarks/": "measures for minutes",
     r"^#!": "a job script for sbatch, which needs SLURM",
     r"hydra/launcher=slurm": "needs SLURM",
-    r"hydra/launcher=ray_local": "needs the extra `ray`, which wants an environment of its own",
+    r"hydra/launcher=ray_local": "needs the extra `ray`; benchmarks/engines/ray_local.sh runs it",
     r"hydra/launcher=joblib|experiment=search": "needs an extra; tests/end_to_end/test_engines.py runs it where it is installed",
     r"^pylorus serve ": "serves until it is stopped; tests/deploy/ uses the page",
     r"^curl ": "asks a page that is served; tests/deploy/ does",

@@ -71,8 +71,8 @@ NEEDS = {
     "hydra/launcher=submitit_slurm": ("hydra-submitit-launcher", "slurm"),
     "hydra/launcher=submitit_local": ("hydra-submitit-launcher", "slurm"),
     "hydra/launcher=slurm": ("hydra-submitit-launcher", "slurm"),
-    "hydra/launcher=ray": ("hydra-ray-launcher", "ray"),
-    "hydra/launcher=ray_local": ("hydra-ray-launcher", "ray"),
+    "hydra/launcher=ray": ("ray", "ray"),
+    "hydra/launcher=ray_local": ("ray", "ray"),
     "hydra/sweeper=optuna": ("hydra-optuna-sweeper", "optuna"),
     "experiment=search": ("hydra-optuna-sweeper", "optuna"),
 }
@@ -152,8 +152,7 @@ def _is_launcher(launcher: Any, name: str) -> bool:
 def _start_ray(asked: Any) -> None:
     """Start Ray, or connect to the requested cluster, before its launcher does.
 
-    Ray's own handler aborts on SIGTERM, so signal handlers must be set after Ray has started. And its launcher asks for
-    object memory from a cluster that is already running, which Ray rejects.
+    Ray's own handler aborts on SIGTERM, so signal handlers must be set after Ray has started.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray sends usage statistics over the network
     import ray
