@@ -6,13 +6,17 @@ PIP_OPTIONS ?=
 OPTIONS ?=
 BIN := .venv/bin
 
-.PHONY: demo test lint docs benchmark clean
+.PHONY: demo test test-fast lint docs benchmark clean
 
 demo: .venv/installed
 	$(BIN)/python train.py
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+# The tests to run while you work: no processes, no long training.
+test-fast: .venv/installed
+	$(BIN)/python -m pytest -m fast
 
 # import-linter reads the contracts between packages from pyproject.toml; CONTRIBUTING.md explains them.
 lint: .venv/installed

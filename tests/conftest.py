@@ -1,6 +1,17 @@
-"""What many tests share: drawn images, a tiny network, a configuration as the command line would give it, processes."""
+"""Fixtures that many tests share, and the one place where each test gets its marker.
+
+Every test is exactly one of:
+
+* `fast`: starts no process (this is enforced below) and trains for seconds at most; `make test-fast` runs these,
+* `slow`: trains models, starts helper processes, or takes seconds for another reason,
+* `e2e`: starts the commands as a user does.
+
+A test gets its marker from its own `@pytest.mark.slow` (or its module's `pytestmark`), else from its folder, else from
+the fixtures that it uses; the rest is fast.
+"""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +30,48 @@ from pylorus.config.schema import CONF, Config
 from pylorus.data.synthetic import generate_image_set
 from pylorus.launch.main import register
 from tests.forking import Forks
+
+TESTS = Path(__file__).parent
+KINDS = ("fast", "slow", "e2e")
+END_TO_END_FOLDERS = (TESTS / "end_to_end", TESTS / "docs" / "test_site.py")
+SLOW_FIXTURES = frozenset({"forks"})
+"""Fixtures that start processes or train for longer than a fast test may."""
+
+_running_fast_test = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test as one of `KINDS`; see the docstring of this module."""
+    for item in items:
+        if not any(item.get_closest_marker(kind) for kind in KINDS):
+            item.add_marker(_choose_kind(item))
+
+
+def _choose_kind(item: pytest.Item) -> str:
+    if any(item.path.is_relative_to(folder) for folder in END_TO_END_FOLDERS):
+        return "e2e"
+    return "slow" if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())) else "fast"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Tell the audit hook below whether the running test is a fast one."""
+    global _running_fast_test
+    _running_fast_test = item.get_closest_marker("fast") is not None
+    try:
+        return (yield)
+    finally:
+        _running_fast_test = False
+
+
+def _refuse_processes(event: str, arguments: tuple[object, ...]) -> None:
+    if not _running_fast_test or event not in ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.system"):
+        return
+    if arguments[:1] != ("lscpu",):  # joblib counts the cores of the machine with it, once
+        raise AssertionError(f"a fast test must not start a process ({event}); mark it with @pytest.mark.slow")
+
+
+sys.addaudithook(_refuse_processes)
 
 TINY = "test_resnet.r160_in1k"
 """One of timm's own networks for tests: half a million weights, four layers, batch norm."""

@@ -50,6 +50,7 @@ def test_finding_records_counts_as_use(tmp_path):
     assert (first.exists(), second.exists()) == (True, False)
 
 
+@pytest.mark.slow
 def test_a_store_that_another_process_reads_is_never_removed(tmp_path):
     script = """
 import sys
@@ -239,6 +240,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_another_program_fills_costs_no_computation(small_disk, caplog):
     def fill_up(first):
         if first == 6:
@@ -256,6 +258,7 @@ def test_a_disk_that_another_program_fills_costs_no_computation(small_disk, capl
     np.testing.assert_array_equal(again.read_rows(range(60)), right(names))
 
 
+@pytest.mark.slow
 def test_a_read_only_disk_is_read(small_disk, caplog):
     names = some(12)
     fill(small_disk, names[:8])

@@ -133,6 +133,7 @@ def test_data_that_vanished_are_computed_anew(tmp_path):
     np.testing.assert_array_equal(records.read_rows(range(12)), right(names))
 
 
+@pytest.mark.slow
 def test_after_a_killed_run_the_next_goes_on_from_its_last_whole_shard(tmp_path):
     script = """
 import sys, time

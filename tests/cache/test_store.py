@@ -29,6 +29,7 @@ def test_records_are_computed_once_and_found_by_a_second_store(tmp_path, place, 
     np.testing.assert_array_equal(records.read_rows([7, 0, 7]), right([names[7], names[0], names[7]]))
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_records(tmp_path):
     names = some(10)
     fill(tmp_path, names)

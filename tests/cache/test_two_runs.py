@@ -17,6 +17,7 @@ def lock_file(root):
     return root / ".locks" / f"features-{folder.name}.lock"
 
 
+@pytest.mark.slow
 def test_two_processes_compute_each_record_once_and_read_the_same(tmp_path):
     script = """
 import sys, time

@@ -34,6 +34,7 @@ def doctor(tmp_path):
     return start
 
 
+@pytest.mark.slow
 def test_a_torch_that_does_not_load_is_one_wrong_line_and_the_rest_is_looked_at(doctor):
     code, lines = doctor("raise OSError('libcudart.so.12: cannot open shared object file')")
     assert code == 1
@@ -45,6 +46,7 @@ def test_a_torch_that_does_not_load_is_one_wrong_line_and_the_rest_is_looked_at(
     assert lines["results"]["state"] == lines["fonts"]["state"] == "good"
 
 
+@pytest.mark.slow
 def test_a_torch_that_ends_python_is_named_with_the_signal(doctor):
     code, lines = doctor("import os, signal; os.kill(os.getpid(), signal.SIGILL)")
     assert code == 1
@@ -61,6 +63,7 @@ def test_one_that_hangs_or_exits_is_a_line_too():
     assert ended.found.startswith("Python ended with exit code 3 (libGL: no such file)")
 
 
+@pytest.mark.slow
 def test_the_first_process_loads_nothing_that_may_be_broken():
     code = (
         "import sys\nfrom pylorus.doctor import examine\n"

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from pylorus.config.schema import ModelConfig
 from pylorus.core.errors import PylorusError
-from pylorus.model import backbone as room
+from pylorus.model import backbone
 from pylorus.model.backbone import HubUnreachableError, build_backbone, list_classifier_names
 from tests.conftest import TINY
 
@@ -115,12 +115,12 @@ def test_without_a_network_the_error_says_which_file_to_bring_and_how_to_name_it
 
 def test_a_network_that_hangs_is_given_up(monkeypatch, no_hub):
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: time.sleep(30))
-    monkeypatch.setattr(room, "PATIENCE", 0.2)
+    monkeypatch.setattr(backbone, "PATIENCE", 0.2)
     start = time.monotonic()
     with pytest.raises(HubUnreachableError, match="no answer within"):
         build_backbone(ModelConfig(TINY), classes=3)
     assert time.monotonic() - start < 10
-    assert room.PATIENCE < 15
+    assert backbone.PATIENCE < 15
 
 
 def test_drawn_images_go_on_with_random_weights_and_say_so(no_hub, caplog):

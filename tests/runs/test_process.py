@@ -43,6 +43,7 @@ def test_a_signal_waits_for_what_must_not_be_broken_off(number):
     assert done
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_a_sweep_imports_what_sums_it_up_ends_it_and_it_is_summed_up(tmp_path):
     (tmp_path / "table.csv").write_text("a,b\n1,2\n")
     found = subprocess.run(
@@ -67,6 +68,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second", "in_sweep", "ends_at_once"),
     [

@@ -155,7 +155,7 @@ COUNT_WORDS = {3: "Three", 4: "Four", 5: "Five"}
 
 
 def plot_class_metric_curves(curves: Sequence[StageCurves], names: Sequence[str], *, label: str, stem: str) -> Drawing:
-    """Plot the indices of each class that the runs show, such as F1, on the validation images over the epochs of one stage.
+    """Plot the indices of each class that the runs show, such as F1, on validation images over a stage's epochs.
 
     Args:
         curves: Curves of one stage of one run, or of the replicates of a configuration.
@@ -180,7 +180,8 @@ def plot_class_metric_curves(curves: Sequence[StageCurves], names: Sequence[str]
         key=f"indices-{stem}-{stage}",
         title=f"{label}, stage {stage}: {join_labels(list(metrics.values()))} of each class over epochs",
         basis=format_training_basis([each.run for each in curves]),
-        alt=f"{COUNT_WORDS.get(len(metrics), len(metrics))} line plots over epochs, one line per class. F1 at the selected epoch: {scores}.",
+        alt=f"{COUNT_WORDS.get(len(metrics), len(metrics))} line plots over epochs, one line per class. "
+        f"F1 at the selected epoch: {scores}.",
         figure=figure,
         notes=(
             f"On {format_validation_images([each.run for each in curves])}. Gaps in a line: undefined, because no "

@@ -25,6 +25,7 @@ from pylorus.core.privacy import redact_value
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.evaluation.predictions import Predictions
 from pylorus.model.classifier import StagePlan
+from pylorus.report.result_figures import plot_confusion_matrix
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.predictions import SavedPredictions
 
