@@ -12,6 +12,10 @@ from pylorus.runs.reading import read_run
 FAST = ReportOptions(resamples=100)
 
 
+def collect_candidate_results(evidence):
+    return [result for each in evidence.candidates for result in each.results]
+
+
 @pytest.fixture
 def evidence(make_run):
     return collect_evidence([make_run("a"), make_run("b", model="vgg19.tv_in1k", seed=1)], FAST)
@@ -19,7 +23,7 @@ def evidence(make_run):
 
 def test_mistakes_come_surest_first_and_are_mistakes(evidence):
     result = evidence.results[-1]
-    found = find_worst_mistakes(result, evidence.candidate_results)
+    found = find_worst_mistakes(result, collect_candidate_results(evidence))
     said = result.test.predictions
     assert [each.certainty for each in found] == sorted((each.certainty for each in found), reverse=True)
     assert len(found) == min(12, int((~said.correct).sum()))
@@ -29,7 +33,7 @@ def test_mistakes_come_surest_first_and_are_mistakes(evidence):
 
 
 def test_it_is_told_how_many_models_share_a_mistake(evidence):
-    first, second = evidence.candidate_results
+    first, second = collect_candidate_results(evidence)
     wrong = [set(result.test.predictions.sample[~result.test.predictions.correct]) for result in (first, second)]
     for each in find_worst_mistakes(first, (first, second)):
         assert each.missed_by == 1 + (each.sample in wrong[1])
@@ -37,7 +41,7 @@ def test_it_is_told_how_many_models_share_a_mistake(evidence):
 
 def test_the_table_names_files_only_if_asked(evidence):
     result = evidence.results[0]
-    found = find_worst_mistakes(result, evidence.candidate_results)
+    found = find_worst_mistakes(result, collect_candidate_results(evidence))
     assert "file" not in [column.title for column in build_mistake_table(result, found, peers=2, names=False).columns]
     named = build_mistake_table(result, found, peers=2, names=True)
     assert named.rows[0].cells[1].endswith(".jpg")

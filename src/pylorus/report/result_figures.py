@@ -34,6 +34,9 @@ from pylorus.report.results import Calibration, Result
 from pylorus.report.study_tables import STUDY, format_published_basis
 from pylorus.report.table import convert_to_number_cell
 
+SCREEN = 200
+"""Dots per inch of a figure that is shown on a screen alone, not in a report."""
+
 READABLE = 12
 """Maximum number of classes for which a panel shows counts."""
 
@@ -82,7 +85,9 @@ def plot_confusion_matrices(results: Sequence[Result]) -> list[Drawing]:
 def plot_confusion_matrix(predictions: Predictions, *, title: str) -> Figure:
     """Plot the confusion matrix of one set of predictions, in the style of the report."""
     counts = confusion_matrix(predictions.true, predictions.predicted, predictions.classes)
-    return _plot_panels([[(title, predictions.class_names, counts)]])
+    figure = _plot_panels([[(title, predictions.class_names, counts)]])
+    figure.set_dpi(SCREEN)
+    return figure
 
 
 def plot_published_confusion_matrices() -> Drawing:
