@@ -6,7 +6,7 @@ PIP_OPTIONS ?=
 OPTIONS ?=
 BIN := .venv/bin
 
-.PHONY: demo test lint docs benchmark clean
+.PHONY: extras demo test lint docs benchmark clean
 
 demo: .venv/installed
 	$(BIN)/python train.py
@@ -19,6 +19,14 @@ lint: .venv/installed
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Resolves all extras together under constraints.txt, as an installation would, without installing anything.
+extras: .venv/installed
+	@if $(BIN)/python -m pip index $(PIP_OPTIONS) versions pip >/dev/null 2>&1; then \
+		$(BIN)/python -m pip install $(PIP_OPTIONS) --dry-run --ignore-installed --quiet --constraint constraints.txt \
+			".[$$($(BIN)/python -c 'import tomllib; print(",".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]))')]" \
+		&& echo "all extras resolve together"; \
+	else echo "SKIPPED: the extras were not resolved: no package index can be reached"; fi
 
 # Opens without a server: site/index.html.
 docs: .venv/docs
