@@ -6,7 +6,7 @@ PIP_OPTIONS ?=
 OPTIONS ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-fast lint docs benchmark clean
+.PHONY: demo test test-fast lint extras docs benchmark clean
 
 demo: .venv/installed
 	$(BIN)/python train.py
@@ -25,7 +25,15 @@ lint: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# site/index.html opens without a server.
+# Resolves all extras together under constraints.txt, as an installation would, without installing anything.
+extras: .venv/installed
+	@if $(BIN)/python -m pip index $(PIP_OPTIONS) versions pip >/dev/null 2>&1; then \
+		$(BIN)/python -m pip install $(PIP_OPTIONS) --dry-run --ignore-installed --quiet --constraint constraints.txt \
+			".[$$($(BIN)/python -c 'import tomllib; print(",".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]))')]" \
+		&& echo "all extras resolve together"; \
+	else echo "SKIPPED: the extras were not resolved: no package index can be reached"; fi
+
+# Opens without a server: site/index.html.
 docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "documentation: $(CURDIR)/site/index.html"

@@ -1,7 +1,7 @@
 """Hydra's launcher `ray`: run the jobs of a sweep as tasks of a Ray cluster.
 
-It is ours because the package hydra-ray-launcher needs a cloudpickle that a current joblib refuses. Hydra finds launchers
-only in the namespace package `hydra_plugins`, and imports each of them at every start, so Ray is imported late.
+It is ours because the package hydra-ray-launcher needs a cloudpickle that a current joblib refuses. Hydra finds a
+launcher only in the namespace package `hydra_plugins` and imports it at every start, so Ray is imported late.
 """
 
 from collections.abc import Sequence
