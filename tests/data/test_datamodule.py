@@ -94,6 +94,7 @@ def test_only_large_frames_are_kept_where_the_user_leaves_it_open(serve, side, k
     assert (module.get_dataset("test")._cached is not None) == kept
 
 
+@pytest.mark.slow
 def test_images_of_one_epoch_are_augmented_differently(serve, drawn):
     """Two workers with the same stream of chance would turn all images the same way."""
     module = serve(workers=2)
