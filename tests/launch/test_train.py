@@ -38,7 +38,7 @@ def run_of(composed, drawn, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def both(run_of):
-    return run_of(CLASSES, "data.short_names=[GC,GU,CG]")
+    return run_of(CLASSES, "data.short_names=[GC,GU,CG]", "deploy.stage=finetune")
 
 
 def weights(folder):
@@ -115,7 +115,7 @@ def test_finetuning_starts_from_the_best_of_pretraining_and_pretraining_leaves_t
 
 
 def test_the_same_seed_gives_the_same_model_bit_for_bit_for_any_number_of_workers(run_of, both):
-    again = run_of(CLASSES, "data.short_names=[GC,GU,CG]", "data.workers=2")
+    again = run_of(CLASSES, "data.short_names=[GC,GU,CG]", "deploy.stage=finetune", "data.workers=2")
     first, second = weights(both), weights(again)
     assert all(torch.equal(first[name], second[name]) for name in first)
     for stage in ("pretrain", "finetune"):
