@@ -34,7 +34,26 @@ from tests.forking import Forks
 TESTS = Path(__file__).parent
 KINDS = ("fast", "slow", "e2e")
 END_TO_END_FOLDERS = (TESTS / "end_to_end", TESTS / "docs" / "test_site.py")
-SLOW_FIXTURES = frozenset({"forks"})
+SLOW_FILES = frozenset(
+    TESTS / name
+    for name in (
+        "deploy/test_explain.py",
+        "deploy/test_export.py",
+        "deploy/test_page.py",
+        "deploy/test_predict.py",
+        "deploy/test_shipped.py",
+        "evaluation/test_coverage.py",
+        "launch/test_resume.py",
+        "launch/test_sharded.py",
+        "launch/test_train.py",
+        "launch/test_two_processes.py",
+        "model/test_frozen_features.py",
+        "training/test_batch_size.py",
+        "training/test_faults.py",
+    )
+)
+"""Files in which nearly every test trains, starts a process or simulates for seconds."""
+SLOW_FIXTURES = frozenset({"forks", "forked_processes", "trained_run"})
 """Fixtures that start processes or train for longer than a fast test may."""
 
 _running_fast_test = False
@@ -50,6 +69,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _choose_kind(item: pytest.Item) -> str:
     if any(item.path.is_relative_to(folder) for folder in END_TO_END_FOLDERS):
         return "e2e"
+    if item.path in SLOW_FILES:
+        return "slow"
     return "slow" if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())) else "fast"
 
 

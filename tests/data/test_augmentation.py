@@ -142,6 +142,7 @@ def test_a_bad_argument_is_named_with_what_was_expected(name, arguments, message
         build(name, **arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["none", *POLICIES])
 def test_the_policies_of_pylorus_do_not_import_albumentations(policy):
     program = f"""

@@ -258,6 +258,7 @@ def test_any_name_can_be_printed_in_a_message(name, tmp_path):
     assert message.encode("utf-8")
 
 
+@pytest.mark.slow
 def test_opencv_and_pydicom_write_nothing_to_the_terminal_about_damaged_files(tmp_path):
     """Pillow's libtiff does: its lines can't be held back without touching the whole process."""
     for index, (name, content) in enumerate(samples().items()):

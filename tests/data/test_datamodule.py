@@ -47,6 +47,7 @@ def epochs(module, count=2):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_neither_order_nor_augmentation(serve, workers):
     for (rows, pixels), (same_rows, same_pixels) in zip(epochs(serve()), epochs(serve(workers=workers)), strict=True):
@@ -68,6 +69,7 @@ def test_views_come_round_again(serve):
     assert not torch.equal(first[0], third[0])  # the order is a new one all the same
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_kept_images_are_the_very_images_that_the_files_give(serve, workers):
     for (rows, pixels), (same_rows, same_pixels) in zip(
@@ -92,6 +94,7 @@ def test_only_large_frames_are_kept_where_the_user_leaves_it_open(serve, side, k
     assert (module.get_dataset("test")._cached is not None) == kept
 
 
+@pytest.mark.slow
 def test_images_of_one_epoch_are_augmented_differently(serve, drawn):
     """Two workers with the same stream of chance would turn all images the same way."""
     module = serve(workers=2)

@@ -180,6 +180,7 @@ def test_a_file_that_names_no_patient_is_named(frames):
         read_folders(frames, reading=ReadOptions(salt="secret"))
 
 
+@pytest.mark.slow
 def test_the_salt_is_made_once_whoever_comes_first_and_is_for_its_owner_only(tmp_path):
     program = (
         "import sys, pathlib\nfrom pylorus.data.dicom import ensure_salt\nprint(ensure_salt(pathlib.Path(sys.argv[1])))"

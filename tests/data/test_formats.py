@@ -89,9 +89,10 @@ def test_a_colour_profile_changes_nothing():
     assert np.array_equal(decode_image(encoded(image, "PNG", icc_profile=b"no profile" * 20)), plain)
 
 
+@pytest.mark.slow
 def test_pydicom_is_imported_only_for_a_dicom_file():
     program = (
         "import sys\nfrom pylorus.data.decode import decode_image\nfrom tests.data.sample_files import encoded, picture\n"
         "from PIL import Image\ndecode_image(encoded(Image.fromarray(picture()), 'PNG'))\nassert 'pydicom' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0

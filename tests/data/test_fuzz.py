@@ -13,6 +13,7 @@ pytest.importorskip("resource", reason="limits of memory need POSIX")
 NUMBERS = range(len(samples()) * len(MUTATIONS))  # every sample meets every mutation once
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_a_damaged_file_gives_an_image_or_a_refusal_in_time_and_in_memory():
     outcomes = run(NUMBERS)

@@ -99,6 +99,7 @@ def test_facts_of_another_version_are_not_taken(listed, stored, examined, monkey
         assert len(examined) == 30
 
 
+@pytest.mark.slow
 def test_processes_may_share_a_store(listed, tmp_path):
     root, paths = listed
     program = (

@@ -89,6 +89,7 @@ def test_the_catalog_is_that_of_the_class_folders(drawn, packed, catalog_of):
     assert shards.grouped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["train", "val", "test"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_those_of_the_class_folders_for_any_number_of_workers(drawn, packed, catalog_of, part, workers):
@@ -122,6 +123,7 @@ def test_windows_walk_shard_by_shard_and_miss_no_image():
     assert list(order) != list(windows.generate_order(np.random.default_rng(4)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_order_in_windows_is_one_of_seed_and_epoch(packed, catalog_of, workers):
     rows, pixels = seen(module_of(catalog_of(packed), window=1))
@@ -199,6 +201,7 @@ def served(packed):
     server.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_shards_of_a_web_server_give_the_same_batches(packed, served, catalog_of, workers):
     url = f"http://127.0.0.1:{served.server_port}/shard-{{000000..000003}}.tar"

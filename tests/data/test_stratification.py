@@ -128,6 +128,7 @@ def test_too_few_groups_of_a_class_are_refused():
         draw_part(np.array([0, 0, 0, 1, 1]), np.array(list("abcde")), share=0.2, later=0.2, seed=0)
 
 
+@pytest.mark.slow
 def test_the_package_gives_its_cuts_without_importing_numpy_before_they_are_asked_for():
     program = (
         "import sys, pylorus.data; assert 'numpy' not in sys.modules; "

@@ -144,6 +144,7 @@ def test_a_difference_of_few_patients_is_never_shown_with_a_tiny_p(said):
         assert 2 / 4096 <= getattr(found, name).p_value <= 4 / 4096
 
 
+@pytest.mark.slow
 def test_equal_models_are_told_apart_in_one_of_twenty_studies_for_every_index():
     """Large and small patients, a patient's images alike: exchanging whole patients keeps the level."""
     generator, rejected = np.random.default_rng(0), dict.fromkeys(INDICES, 0)

@@ -138,6 +138,7 @@ def test_a_stack_is_refused_where_one_number_is_asked_for():
         accuracy(np.ones((3, 2, 2)))
 
 
+@pytest.mark.slow
 def test_importing_the_confusion_matrix_loads_numpy_and_nothing_heavier():
     code = (
         "import sys, pylorus.evaluation.confusion\n"

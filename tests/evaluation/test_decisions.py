@@ -80,6 +80,7 @@ def test_unlike_images_of_a_patient_allow_a_higher_threshold_than_copies():
     assert (alone.ravel() < unlike.threshold).mean() > (alone[:, 0] < copies.threshold).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "condition",
     [

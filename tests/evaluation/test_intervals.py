@@ -31,6 +31,7 @@ def test_nearly_only_yes_and_no_gives_nearly_the_same():
         assert compute_confidence_below(near, bound) == pytest.approx(compute_confidence_below(values, bound), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(0.1, 1.9), (0.5, 0.5), (2, 0.2)])
 @pytest.mark.parametrize("size", [5, 30])
 def test_the_interval_covers_the_mean_of_skewed_shares(size, shape):

@@ -34,6 +34,7 @@ def test_every_exported_name_is_there_and_is_no_module():
         assert callable(getattr(pylorus.evaluation, name)), name
 
 
+@pytest.mark.slow
 def test_the_package_is_imported_without_scipy():
     code = "import sys, pylorus.evaluation.confusion; sys.exit('scipy' in sys.modules or 'statsmodels' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

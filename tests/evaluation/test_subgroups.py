@@ -63,6 +63,7 @@ def test_the_statistic_without_groups_is_that_of_the_chi_square_test_of_a_table(
     assert found.p_value == pytest.approx(expected.pvalue, abs=0.04)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", ["one image", "patients of several images", "rare and uneven", "within patients"])
 def test_a_difference_that_is_none_is_shown_in_five_of_a_hundred(condition):
     generator = np.random.default_rng(3)

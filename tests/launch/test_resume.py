@@ -284,6 +284,7 @@ def test_the_same_command_goes_on_more_than_once_where_the_machine_chose(begin, 
         update_config(folder, asked)  # refuses what differs
     run(folder)
     update_config(folder, asked)
+    assert folder.read_status()["state"] == "finished"
 
 
 def test_what_does_not_change_the_result_may_change(begin, composed, drawn):

@@ -102,7 +102,8 @@ def test_the_bundle_describes_the_model(both):
 
 def test_checkpoints_hold_tensors_and_plain_values_only(both):
     for stage in ("pretrain", "finetune"):
-        torch.load(both.get_stage(stage).path / "checkpoints" / "best.ckpt", weights_only=True)
+        checkpoint = torch.load(both.get_stage(stage).path / "checkpoints" / "best.ckpt", weights_only=True)
+        assert all(isinstance(value, torch.Tensor) for value in checkpoint["state_dict"].values())
 
 
 def test_finetuning_starts_from_the_best_of_pretraining_and_pretraining_leaves_the_backbone(run_of, both):

@@ -52,6 +52,7 @@ DEPTHS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "learn", "shapes"), DEPTHS)
 def test_both_parts_together_are_the_network_in_evaluation_and_in_training(name, learn, shapes):
     network = network_of(name)
