@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pylorus.core.errors import PylorusError
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed.distributed_c10d import Store
 
 Thing = TypeVar("Thing")
 
@@ -133,7 +133,7 @@ def read_processes() -> Processes:
 
 def _set_slurm_variables() -> None:
     """Pass what srun says of this process on to torch and Lightning under torch's names."""
-    from lightning_fabric.plugins.environments import SLURMEnvironment
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
     try:
         slurm = SLURMEnvironment()
@@ -172,9 +172,9 @@ def join_process_group(processes: Processes, *, accelerator: str) -> Iterator[No
 @cache
 def connect_store() -> "Store":
     """Connect to the key-value store of all processes; the launcher holds it, or else the first process."""
-    from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
 
-    store, _, _ = next(distributed.rendezvous("env://", timeout=PATIENCE))
+    store: Store = next(rendezvous("env://", timeout=PATIENCE))[0]
     store.set_timeout(PATIENCE)
     return store
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
@@ -196,7 +197,8 @@ def _build_error(failures: list[ProcessFailure], count: int, folder: Path) -> Ba
                 "ran out of memory (see dmesg): set a smaller trainer.batch_size or fewer trainer.devices.\n"
                 f"Then resume: python train.py resume={folder}"
             )
-    errors = [failure.message for failure in failures if isinstance(failure.message, dict)]
+    messages: list[Any] = [failure.message for failure in failures]  # torch declares str; with an error file, a dict
+    errors = [message for message in messages if isinstance(message, dict)]
     if errors:
         first = min(errors, key=lambda error: float(error["extraInfo"]["time"]))
         message, details = str(first["message"]), first["extraInfo"]
