@@ -271,7 +271,7 @@ def train(config: Config, folder: RunFolder, processes: Processes, stop: StopReq
     initial = restore_trainer_config(config.trainer, record)
     engine = processes.run_on_first(lambda: resolve_engine(initial))
     engine.setup_process(beside=processes.beside)
-    images, config = processes.run_on_first(lambda: (prepare_images(config, folder.path), config))
+    images, config = processes.run_on_first(lambda: prepare_images(config, folder.path))
     resolve_deciding_class(config.deploy, classes=images.catalog.classes, short_names=images.catalog.short_names)
     backbone = processes.run_first_then_others(lambda: _build_run_backbone(config))
     check_stages(config, backbone, images, processes)
