@@ -290,8 +290,8 @@ def _create_config_repository(config_path: str | None, config_dir: str | None, o
     for override in overrides:
         if override.key_or_group == "hydra.searchpath" and isinstance(override.value(), list):
             own += [("hydra.searchpath", str(source)) for source in override.value()]
-    for option, source in own:
-        path.append(option, source)
+    for option, location in own:
+        path.append(option, location)
     files = ConfigRepository(path)
     for source in files.get_sources():
         if source.provider in ("--config-dir", "hydra.searchpath") and not source.available():

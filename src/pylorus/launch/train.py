@@ -62,7 +62,7 @@ from pylorus.training.batch_size import resolve_batch_size
 from pylorus.training.dashboards import Dashboard
 from pylorus.training.faults import explain_faults
 from pylorus.training.stage import check_stages, log_stage_table, run_stage
-from pylorus.training.trainer import Run
+from pylorus.training.trainer import Run, check_trainer_arguments
 
 FAILURE = ".failure-"
 """Start of the name of the files in which the processes of a SLURM step leave their errors, in the run's folder."""
@@ -291,11 +291,12 @@ def train(config: Config, folder: RunFolder, processes: Processes, stop: StopReq
     Raises:
         PylorusError: If something that the user can fix is wrong; the message says what and how to fix it.
     """
+    check_trainer_arguments(config.trainer.args)
     record = folder.path / "environment.json"
     initial = restore_trainer_config(config.trainer, record)
     engine = processes.run_on_first(lambda: resolve_engine(initial))
     engine.setup_process(beside=processes.beside)
-    images, config = processes.run_on_first(lambda: (prepare_images(config, folder.path), config))
+    images, config = processes.run_on_first(lambda: prepare_images(config, folder.path))
     resolve_deciding_class(config.deploy, classes=images.catalog.classes, short_names=images.catalog.short_names)
     backbone = processes.run_first_then_others(lambda: _build_run_backbone(config))
     check_stages(config, backbone, images, processes)
