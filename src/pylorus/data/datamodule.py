@@ -185,17 +185,16 @@ class ImageDataset(Dataset[Batch]):
 
         A number is a row, unaugmented: so samplers of torch and Lightning work as well.
         """
-        draws = [draw if isinstance(draw, Draw) else Draw(draw, None) for draw in draws]
-        images = self.load_rows([draw.row for draw in draws])
+        rows = [draw.row if isinstance(draw, Draw) else draw for draw in draws]
+        images = self.load_rows(rows)
         if self._augment is not None:
             for index, draw in enumerate(draws):
-                if draw.view is not None:
+                if isinstance(draw, Draw) and draw.view is not None:
                     images[index] = self._augment(images[index], self.get_augmentation_seed(draw.row, draw.view))
-        rows = np.array([draw.row for draw in draws])
         return Batch(
             image=torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
             label=torch.from_numpy(self.labels[rows]),
-            row=torch.from_numpy(rows),
+            row=torch.tensor(rows),
         )
 
     def get_augmentation_seed(self, row: int, view: int) -> int:
@@ -333,7 +332,7 @@ class ImageDataModule(pl.LightningDataModule):
             seed=seed,
             cache=CacheConfig(images=False) if cache is None else CacheConfig(folder=str(cache)),
         )
-        self.classes = catalog.classes
+        self.classes: tuple[str, ...] = catalog.classes
 
     @classmethod
     def from_table(cls, table: pd.DataFrame, root: Root, form: InputFormat, **options: Unpack[LoadingOptions]) -> Self:
@@ -375,7 +374,6 @@ class ImageDataModule(pl.LightningDataModule):
         self.root, self.form, self.policy, self.seed = root, form, policy, seed
         self.batch_size, self.workers, self.pin_memory = batch_size, workers, pin_memory
         self.views, self.shard_window, self._cache, self._processes = views, shard_window, cache, processes
-        self.classes: tuple[str, ...] = ()
         self.begun = (0, 0)
         """Epoch and batch at which training resumes: Lightning starts the workers before it sets the epoch."""
         self._datasets: dict[str, ImageDataset] = {}
