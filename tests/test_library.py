@@ -105,7 +105,6 @@ def test_a_data_module_refuses_what_can_not_be(drawn, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optimizer": "adamm"}, None),
         ({"schedule": "cosinus"}, "schedule: found"),
         ({"lr": -1.0}, "lr: found -1.0"),
         ({"class_weights": [1.0]}, "class_weights: found 1 weights for 3 classes"),
@@ -113,8 +112,6 @@ def test_a_data_module_refuses_what_can_not_be(drawn, options, message):
     ],
 )
 def test_a_classifier_refuses_what_can_not_be(options, message):
-    if message is None:
-        return
     with pytest.raises(pylorus.PylorusError, match=message):
         build_classifier(**options)
 
@@ -126,12 +123,12 @@ def test_an_ordinary_trainer_trains_validates_tests_and_predicts(drawn, tmp_path
     assert {"train/loss", "val/loss", "val/accuracy", "val/sensitivity/GC", "val/f1/average"} <= set(
         trainer.callback_metrics
     )
-    trainer.test(classifier, data, verbose=False)
+    accuracy = trainer.test(classifier, data, verbose=False)[0]["test/accuracy"]
     probabilities = torch.cat(trainer.predict(classifier, data)).numpy()
     labels = data.get_labels("test")
     assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     counts = confusion_matrix(labels, probabilities.argmax(axis=1), 3)
-    assert np.trace(counts) / counts.sum() == pytest.approx(float(trainer.callback_metrics["test/accuracy"]))
+    assert np.trace(counts) / counts.sum() == pytest.approx(accuracy)
 
 
 def test_the_seed_gives_the_same_head_and_leaves_torchs_generator_alone():
@@ -159,7 +156,7 @@ class StopAt(pl.Callback):
 
 def fit(folder, drawn, *callbacks, checkpoint=None, workers=0):
     classifier = build_classifier(model_args={"drop_rate": 0.3})
-    checkpoints = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_epochs=1, save_on_train_epoch_end=True)
+    checkpoints = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     freeze = pylorus.FreezeBackbone("head", unfreeze_at_epoch=2)
     trainer = pl.Trainer(max_epochs=4, callbacks=[freeze, checkpoints, *callbacks], **QUIET)
     try:
@@ -321,7 +318,7 @@ def test_train_runs_in_this_process_and_returns_what_it_wrote(trained):
 
 
 def test_train_refuses_as_the_command_line_does():
-    with pytest.raises(pylorus.PylorusError, match='Did you mean "optimizer.lr"'):
+    with pytest.raises(pylorus.PylorusError, match='optimizer.lrr.*Did you mean "lr"'):
         pylorus.train(["optimizer.lrr=1"])
     with pytest.raises(pylorus.PylorusError, match="optimizer.lr"):
         pylorus.train(["optimizer.lr=fast"])
@@ -329,7 +326,9 @@ def test_train_refuses_as_the_command_line_does():
 
 def test_a_loaded_model_predicts_what_the_command_writes(trained, drawn, tmp_path):
     output = tmp_path / "predictions.parquet"
-    result = run_python("-m", "pylorus", "predict", str(trained.model), str(drawn), "--output", str(output), cwd=tmp_path)
+    result = run_python(
+        "-m", "pylorus", "predict", str(trained.model), str(drawn), "--output", str(output), cwd=tmp_path
+    )
     assert output.is_file(), result.stderr
     table = pylorus.load_model(trained.folder).predict(drawn)
     pd.testing.assert_frame_equal(table, pd.read_parquet(output), check_dtype=False)
