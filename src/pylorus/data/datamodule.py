@@ -83,6 +83,8 @@ class EpochSampler(Sampler[Draw]):
     ) -> None:
         self.images, self.seed, self.augmented, self.views, self.epoch = images, seed, augmented, views, 0
         self._windows = windows
+        self.trainer: pl.Trainer | None = None
+        """A Trainer that resumes from a checkpoint: it starts the workers before it sets the epoch."""
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch; Lightning calls this before each epoch, including the first after a resume."""
@@ -92,6 +94,8 @@ class EpochSampler(Sampler[Draw]):
         return self.images
 
     def __iter__(self) -> Iterator[Draw]:
+        if self.trainer is not None:
+            self.epoch = max(self.epoch, self.trainer.current_epoch)
         order = np.arange(self.images)
         if self.seed is not None:
             generator = np.random.default_rng(compute_seed(self.seed, "order", self.epoch))
@@ -422,11 +426,9 @@ class ImageDataModule(pl.LightningDataModule):
             order = EpochSampler(
                 images, seed=self.seed, augmented=self.augments, views=self.views, windows=self._build_windows(split)
             )
-            # Without a run, Lightning has restored the epoch of a checkpoint by now.
-            resumed_epoch = (
-                self.begun[0] if self._processes is not None or self.trainer is None else self.trainer.current_epoch
-            )
-            order.set_epoch(resumed_epoch)
+            order.set_epoch(self.begun[0])
+            if self._processes is None and self.trainer is not None:
+                order.trainer = self.trainer
             return EpochBatchSampler(order, self.batch_size, processes=self.processes, first_batch=self.begun[1])
         return EpochBatchSampler(EpochSampler(images, seed=None), 2 * self.batch_size, processes=self.processes)
 
