@@ -83,8 +83,6 @@ class EpochSampler(Sampler[Draw]):
     ) -> None:
         self.images, self.seed, self.augmented, self.views, self.epoch = images, seed, augmented, views, 0
         self._windows = windows
-        self.trainer: pl.Trainer | None = None
-        """A Trainer that resumes from a checkpoint: it starts the workers before it sets the epoch."""
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch; Lightning calls this before each epoch, including the first after a resume."""
@@ -94,8 +92,6 @@ class EpochSampler(Sampler[Draw]):
         return self.images
 
     def __iter__(self) -> Iterator[Draw]:
-        if self.trainer is not None:
-            self.epoch = max(self.epoch, self.trainer.current_epoch)
         order = np.arange(self.images)
         if self.seed is not None:
             generator = np.random.default_rng(compute_seed(self.seed, "order", self.epoch))
@@ -427,8 +423,6 @@ class ImageDataModule(pl.LightningDataModule):
                 images, seed=self.seed, augmented=self.augments, views=self.views, windows=self._build_windows(split)
             )
             order.set_epoch(self.begun[0])
-            if self._processes is None and self.trainer is not None:
-                order.trainer = self.trainer
             return EpochBatchSampler(order, self.batch_size, processes=self.processes, first_batch=self.begun[1])
         return EpochBatchSampler(EpochSampler(images, seed=None), 2 * self.batch_size, processes=self.processes)
 
@@ -468,7 +462,9 @@ class ImageDataModule(pl.LightningDataModule):
 
     def build_batch_loader(self, split: str, batches: Iterable[list[Draw]]) -> DataLoader[Batch]:
         """Build a loader of the given batches of a split's images."""
-        return DataLoader(
+        # A run sets the epoch in `begun`; any other Trainer sets it after it has asked for the iterator.
+        loader = _LateLoader if self._processes is None else DataLoader
+        return loader(
             self.get_dataset(split),
             batch_sampler=batches,
             num_workers=self.workers,
@@ -477,6 +473,13 @@ class ImageDataModule(pl.LightningDataModule):
             persistent_workers=self.workers > 0,
             pin_memory=self.pin_memory,
         )
+
+
+class _LateLoader(DataLoader[Batch]):
+    """A loader that starts with its first batch: Lightning asks for the iterator before it restores the epoch."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
 
 
 def _use_one_thread(_: int) -> None:
