@@ -93,9 +93,9 @@ def test_after_a_killed_run_the_next_goes_on_from_its_last_whole_shard(tmp_path)
     script = """
 import sys, time
 from pathlib import Path
-from pylorus.cache import filling
+from pylorus.cache import store as store_module
 from tests.cache.drawn import SIZE, Computation, some, store
-filling.SHARD_BYTES = 4 * SIZE
+store_module.SHARD_BYTES = 4 * SIZE
 hang = lambda first: time.sleep(600) if first == 6 else None
 store(Path(sys.argv[1])).load_or_compute(some(12), Computation(some(12), before=hang), memory_bytes=0)
 """

@@ -150,7 +150,7 @@ from pylorus.config.schema import CONF, AugmentConfig
 from pylorus.data.datamodule import Draw, ImageDataset
 class Form:
     size = 32
-    def read_all(self, paths): return np.zeros((len(paths), 32, 32, 3), np.uint8)
+    def load_images(self, paths): return np.zeros((len(paths), 32, 32, 3), np.uint8)
 from pathlib import Path
 policy = AugmentConfig(**yaml.safe_load((CONF / "augment" / "{policy}.yaml").read_text()))
 table = pd.DataFrame({{"path": ["a", "b"], "sample_id": ["a", "b"], "label": [0, 1]}})

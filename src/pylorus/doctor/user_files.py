@@ -1,4 +1,7 @@
-"""Check the weights of the study's models: present, undamaged, matching; else name the files to bring. Needs torch."""
+"""Checks of what the user brings: images, weights, a bundle, and fonts for the class names.
+
+torch and timm are imported only where they are needed, so that fonts and images are checked where torch does not load.
+"""
 
 import time
 from collections import Counter
@@ -6,10 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import timm
-import torch
+from typing import TYPE_CHECKING, Any
 
 from pylorus.config.schema import CONF
 from pylorus.core.errors import PylorusError
@@ -17,8 +17,10 @@ from pylorus.core.formatting import format_bytes
 from pylorus.data.catalog import list_class_images
 from pylorus.data.decode import UnreadableImageError, read_image
 from pylorus.doctor.check import Check, State
-from pylorus.model.backbone import HubFile, compute_sha256, match_tensors, resolve_hub_file
 from pylorus.report.figure_style import OWN, find_cjk_font_file, is_in_default_font
+
+if TYPE_CHECKING:
+    from pylorus.model.backbone import HubFile
 
 IMAGES = "Images"
 TRIED = 24
@@ -110,6 +112,10 @@ def check_weights(folder: Path) -> Iterator[Check]:
     Args:
         folder: Folder with weight files that were copied here, searched besides the hub's cache.
     """
+    import timm
+
+    from pylorus.model.backbone import resolve_hub_file
+
     carried = 0
     for model, name in list_study_models().items():
         hub = resolve_hub_file(dict(timm.models.get_pretrained_cfg(name).to_dict()))  # type: ignore[union-attr]
@@ -133,7 +139,7 @@ def list_study_models() -> dict[str, str]:
     return models
 
 
-def find_weights(hub: HubFile, folder: Path) -> LocalWeights | None:
+def find_weights(hub: "HubFile", folder: Path) -> LocalWeights | None:
     """Return the weights from the hub's cache or the folder; None if neither has them."""
     cached = hub.find_cached_file()
     if cached is not None:
@@ -145,7 +151,7 @@ def find_weights(hub: HubFile, folder: Path) -> LocalWeights | None:
     return None
 
 
-def check_model(model: str, hub: HubFile, found: LocalWeights | None, folder: Path) -> Check:
+def check_model(model: str, hub: "HubFile", found: LocalWeights | None, folder: Path) -> Check:
     """Check that a model's weights are present, undamaged and match the network.
 
     Args:
@@ -154,6 +160,11 @@ def check_model(model: str, hub: HubFile, found: LocalWeights | None, folder: Pa
         found: The weights on this machine; None if there are none.
         folder: Where to put weights that are brought.
     """
+    import timm
+    import torch
+
+    from pylorus.model.backbone import compute_sha256, match_tensors
+
     with torch.device("meta"):  # names and shapes only: no memory, no random numbers
         network: Any = timm.create_model(hub.name, pretrained=False)
     if found is None:
