@@ -139,13 +139,7 @@ def predict_table(model: InferenceModel, inputs: Sequence[str], options: Predict
 def iter_predicted_rows(
     model: InferenceModel, items: Iterable[Item], options: PredictOptions
 ) -> Iterator[pd.DataFrame]:
-    """Predict images and yield their rows, a batch at a time.
-
-    Args:
-        model: A loaded bundle or export.
-        items: The images.
-        options: The options: the class that decides, and the batch size.
-    """
+    """Predict images and yield their rows, a batch of `options.batch` at a time."""
     for batch, images in read_ahead(items, model.input, options.batch):
         yield _predict_rows(model, batch, images, options.class_name)
 

@@ -117,11 +117,6 @@ class Classifier(pl.LightningModule):
 
     It trains with any `pl.Trainer` and logs `train/…`, `val/…` and `test/…`: loss, accuracy, and precision, sensitivity
     and F1 of each class and their average. Without `pylorus.FreezeBackbone` the whole network is trained.
-
-    Attributes:
-        network: The timm model.
-        names: Name of each class, in label order.
-        image_size: Side of the input in pixels.
     """
 
     mean: Tensor
