@@ -124,11 +124,6 @@ class Classifier(pl.LightningModule):
 
     It trains with any `pl.Trainer` and logs `train/…`, `val/…` and `test/…`: loss, accuracy, and precision, sensitivity
     and F1 of each class and their average. Without `pylorus.FreezeBackbone` the whole network is trained.
-
-    Attributes:
-        network: The timm model.
-        names: Name of each class, in label order.
-        image_size: Side of the input in pixels.
     """
 
     mean: Tensor
@@ -242,9 +237,11 @@ class Classifier(pl.LightningModule):
         known = set(inspect.signature(cls.__init__).parameters) - {"self"}
         arguments = {**hyperparameters, **changed, "weights": "none"}
         unknown = sorted(str(name) for name in set(arguments) - known)
-        missing = sorted({"model", "classes"} - set(arguments))
-        if unknown or missing:
-            problem = f"unknown hyperparameter {unknown[0][:100]!r}" if unknown else f"no hyperparameter {missing[0]!r}"
+        is_named = all(isinstance(arguments.get(name, ""), str) for name in ("model", "loss"))
+        if unknown or not is_named or not {"model", "classes"} <= set(arguments):
+            problem = (
+                f"unknown hyperparameter {unknown[0][:100]!r}" if unknown else "it does not name model and classes"
+            )
             raise PylorusError(f"{checkpoint_path}: this is not a checkpoint of pylorus.Classifier: {problem}.")
         arguments["loss"] = loss or hyperparameters.get("loss") or LossConfig.name
         classifier = cls(**arguments)
