@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pylorus.launch.sweep import build_sweep_table, format_sweep_table, summarize_configurations
+from pylorus.launch.sweep_table import build_sweep_table, format_sweep_table, summarize_configurations
 from tests.report.conftest import Story, write_story
 
 GOOD, FAIR, POOR = ([[20 - wrong, wrong, 0], [0, 20, 0], [0, 0, 20]] for wrong in (0, 6, 15))

@@ -108,9 +108,11 @@ def _render_training(description: Description) -> str:
         f"{_format_epochs(stage.epochs)}, weights of epoch {stage.best_epoch} used"
         for stage in description.training.stages
     ]
-    source = {"none": "random weights", "hub": "timm's pretrained weights"}.get(
-        description.weights.source, f"the weights file {_format_markdown(description.weights.source)}"
-    )
+    source = {
+        "none": "random weights",
+        "hub": "timm's pretrained weights",
+        "factory": "the weights that its factory returned",
+    }.get(description.weights.source, f"the weights file {_format_markdown(description.weights.source)}")
     digest = f" (SHA-256 `{description.weights.sha256}`)" if description.weights.sha256 else ""
     choice = _format_markdown(explain_choice(description.shipped, validated_on=description.training.validated_on))
     return (

@@ -7,7 +7,7 @@ divided by the sum of the images' weights, over all devices together.
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -206,7 +206,7 @@ def list_loss_details(settings: LossConfig | Mapping[str, Any]) -> list[str]:
         >>> list_loss_details({"name": "focal", "class_weights": "balanced", "args": {"gamma": 1}})
         ['class-weighted focal loss', 'gamma 1']
     """
-    given = asdict(settings) if is_dataclass(settings) and not isinstance(settings, type) else dict(settings)
+    given = asdict(settings) if isinstance(settings, LossConfig) else dict(settings)
     arguments = dict(given.get("args") or {})
     smoothing, target = float(given.get("label_smoothing") or 0.0), given.get(TARGET)
     name = str(given.get("name") or "cross_entropy")

@@ -40,7 +40,7 @@ from pylorus.runs.predictions import (
     write_predictions,
 )
 from pylorus.training.callbacks import SpeedMonitor
-from pylorus.training.trainer import Run, build_trainer, fit_stage
+from pylorus.training.trainer import Run, build_callbacks, build_trainer, fit_stage
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,8 @@ def resolve_augmentation(stage: StageConfig, default: AugmentConfig) -> AugmentC
     Raises:
         PylorusError: If there is no such file.
     """
-    if stage.augment is None or stage.augment == default.name:
+    is_own = default._target_ is not None and default.name == "none"  # without a name of its own
+    if stage.augment is None or (stage.augment == default.name and not is_own):
         return default
     return load_policy(stage.augment, key="stages: augment")
 
@@ -243,6 +244,8 @@ def check_stages(config: Config, backbone: Backbone, images: RunImages, processe
             f"trainer.devices: found {processes.count} devices, but the smallest split has only {smallest} "
             f"{'image' if smallest == 1 else 'images'}."
         )
+    build_callbacks(config.callbacks)
+    build_metrics(config.metrics, [stage.monitor for stage in config.stages.values()])
     build_loss(config.loss, classes=len(images.catalog.classes), images_of_class=images.count_by_class("train"))
     for stage in config.stages.values():
         resolve_depth(backbone.network, stage.learn)

@@ -2,15 +2,18 @@
 
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 
+from pylorus.config.instantiation import instantiate
 from pylorus.config.schema import Config, StageConfig
 from pylorus.core.distributed import Processes
+from pylorus.core.errors import PylorusError
 from pylorus.data.prepare import RunImages
 from pylorus.hardware.engine import Engine
 from pylorus.model.backbone import Backbone
@@ -70,6 +73,7 @@ def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: S
             EpochLine(plan),
             speed,
             *progress_bar,
+            *build_callbacks(run.config.callbacks),
             checkpoints,
         ],
         logger=loggers if run.processes.is_first else False,
@@ -80,6 +84,22 @@ def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: S
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
+
+
+def build_callbacks(configured: Mapping[str, Any]) -> list[pl.Callback]:
+    """Build the user's own callbacks, new ones for each stage.
+
+    Raises:
+        PylorusError: If one can't be built, is not a callback, or would write checkpoints beside ours.
+    """
+    callbacks = {name: instantiate(node, key=f"callbacks.{name}") for name, node in configured.items()}
+    for name, callback in callbacks.items():
+        if not isinstance(callback, pl.Callback) or isinstance(callback, Checkpoint):
+            raise PylorusError(
+                f"callbacks.{name}: found {type(callback).__name__}, expected a pytorch_lightning.Callback other than "
+                "ModelCheckpoint: Pylorus saves the checkpoints itself."
+            )
+    return list(callbacks.values())
 
 
 def fit_stage(
