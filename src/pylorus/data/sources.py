@@ -162,7 +162,7 @@ def write_source_table(rows: object, manifest: Path, *, root: Path | None) -> Pa
         PylorusError: If it is not such a table, or relative paths have no root.
     """
     if not isinstance(rows, pd.DataFrame) or not {"path", "label"} <= set(rows.columns) or rows.empty:
-        found = list(rows.columns) if isinstance(rows, pd.DataFrame) else type(rows).__name__
+        found = f"{len(rows)} rows of {list(rows.columns)}" if isinstance(rows, pd.DataFrame) else type(rows).__name__
         raise PylorusError(
             f"data._target_: found {found}, expected a pandas.DataFrame with the columns path and label, one row "
             "per image."

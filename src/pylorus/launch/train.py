@@ -50,7 +50,7 @@ from pylorus.runs.process import (
 from pylorus.training.batch_size import resolve_batch_size
 from pylorus.training.dashboards import Dashboard
 from pylorus.training.faults import explain_faults
-from pylorus.training.stage import check_stages, log_stage_table, run_stage
+from pylorus.training.stage import check_stages, check_user_parts, log_stage_table, run_stage
 from pylorus.training.trainer import Run
 
 AFTER_FAILURE = 5.0
@@ -267,6 +267,7 @@ def train(config: Config, folder: RunFolder, processes: Processes, stop: StopReq
     Raises:
         PylorusError: If something that the user can fix is wrong; the message says what and how to fix it.
     """
+    check_user_parts(config)
     record = folder.path / "environment.json"
     initial = restore_trainer_config(config.trainer, record)
     engine = processes.run_on_first(lambda: resolve_engine(initial))

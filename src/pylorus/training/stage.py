@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pylorus.config.schema import AugmentConfig, Config, StageConfig
+from pylorus.config.instantiation import get_object, get_target
+from pylorus.config.schema import EXTENSIBLE, AugmentConfig, Config, StageConfig
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_percent
@@ -232,6 +233,20 @@ def _read_result(stage_folder: StageFolder) -> StageResult:
     return StageResult(training_result.epochs, training_result.best_epoch, tables)
 
 
+def check_user_parts(config: Config) -> None:
+    """Import and build what does not depend on the images, so that a typo is reported before they are read.
+
+    Raises:
+        PylorusError: Names the key of the unknown metric, callback, or `_target_`.
+    """
+    build_callbacks(config.callbacks)
+    build_metrics(config.metrics, [stage.monitor for stage in config.stages.values()])
+    for key in EXTENSIBLE:
+        node = get_target(getattr(config, key))
+        if node is not None:
+            get_object(node, key=key)
+
+
 def check_stages(config: Config, backbone: Backbone, images: RunImages, processes: Processes) -> None:
     """Build what each stage will need, so that a typo is reported now and not after the previous stage.
 
@@ -244,8 +259,6 @@ def check_stages(config: Config, backbone: Backbone, images: RunImages, processe
             f"trainer.devices: found {processes.count} devices, but the smallest split has only {smallest} "
             f"{'image' if smallest == 1 else 'images'}."
         )
-    build_callbacks(config.callbacks)
-    build_metrics(config.metrics, [stage.monitor for stage in config.stages.values()])
     build_loss(config.loss, classes=len(images.catalog.classes), images_of_class=images.count_by_class("train"))
     for stage in config.stages.values():
         resolve_depth(backbone.network, stage.learn)
