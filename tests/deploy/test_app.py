@@ -411,14 +411,14 @@ def test_a_model_card_can_not_bring_its_own_page(tmp_path):
 
 def test_health_says_which_bundle_and_answers_while_the_network_is_busy(client, desk, monkeypatch):
     computing, release = threading.Event(), threading.Event()
-    original = type(desk.bundle).output
+    original = type(desk.bundle).run_network
 
     def slow(bundle, images):
         computing.set()
         assert release.wait(30)
         return original(bundle, images)
 
-    monkeypatch.setattr(type(desk.bundle), "output", slow)
+    monkeypatch.setattr(type(desk.bundle), "run_network", slow)
     with client() as asked, ThreadPoolExecutor(1) as pool:  # one loop serves both
         answer = pool.submit(asked.post, "/api/predict", files=files(png()))
         assert computing.wait(30)
@@ -463,7 +463,7 @@ def test_files_that_never_arrive_do_not_hold_a_place_for_ever(client, monkeypatc
 
 
 def test_a_network_that_gives_no_number_says_so_for_that_image_alone(client, desk, monkeypatch):
-    original = type(desk.bundle).output
+    original = type(desk.bundle).run_network
 
     def broken(bundle, images):
         output = original(bundle, images)
@@ -471,7 +471,7 @@ def test_a_network_that_gives_no_number_says_so_for_that_image_alone(client, des
         logits[0] = torch.nan
         return NetworkOutput(logits, output.unlikeness)
 
-    monkeypatch.setattr(type(desk.bundle), "output", broken)
+    monkeypatch.setattr(type(desk.bundle), "run_network", broken)
     first, second = rows(client().post("/api/predict?image=1", files=files(png(1), png(2))))
     assert first["error"] == "the network's output is NaN or infinite for this image"
     assert second["error"] == ""

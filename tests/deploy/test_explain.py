@@ -73,7 +73,7 @@ def enlarged(folder):
 
 @pytest.fixture(scope="module")
 def images(bundle, drawn):
-    return np.stack([bundle.input.read(path) for path in sorted(drawn.glob("*/*.jpg"))[::6]])
+    return np.stack([bundle.input.load_image(path) for path in sorted(drawn.glob("*/*.jpg"))[::6]])
 
 
 def bundle_of(name, size, arguments):
@@ -249,7 +249,7 @@ def test_a_folder_becomes_pictures_that_name_no_file_and_a_table_that_does(bundl
     assert {path.name for path in pictures} == set(good["picture"]) == {f"{n:04d}.png" for n in good["number"]}
     assert not any(b"Jane" in path.read_bytes() or Image.open(path).info for path in pictures)
     first = good.iloc[0]
-    image = bundle.input.read(given / "gastric_cancer" / first["path"].rsplit("/", 1)[1])
+    image = bundle.input.load_image(given / "gastric_cancer" / first["path"].rsplit("/", 1)[1])
     np.testing.assert_array_equal(
         np.asarray(Image.open(tmp_path / "maps" / "overlays" / first["picture"])),
         render_overlay(image, compute_heat_map(bundle, image, 0)),

@@ -131,7 +131,7 @@ def test_images_are_chosen_and_their_results_seen_and_downloaded(tab, images, bu
     none = int((expected.why != "").sum())
     assert page.run("document.getElementById('status').textContent").startswith(f"3 files: {3 - none} answered")
     assert page.run("document.querySelectorAll('#table tbody tr').length") == 3
-    browser.handle_request(
+    browser.ask(
         "Browser.setDownloadBehavior",
         behavior="allow",
         downloadPath=str(tmp_path / "got"),
@@ -292,7 +292,7 @@ def test_it_is_used_by_keyboard_and_read_aloud(tab, images):
     page.until(DONE.format(1))
     nodes = [
         (node["role"]["value"], node.get("name", {}).get("value", ""))
-        for node in page.handle_request("Accessibility.getFullAXTree")["nodes"]
+        for node in page.ask("Accessibility.getFullAXTree")["nodes"]
         if not node.get("ignored") and "role" in node
     ]
     spoken = ("button", "image", "checkbox", "link", "region", "table", "list")

@@ -68,7 +68,7 @@ def trained(composed, images, tmp_path_factory) -> Callable[..., RunFolder]:
             with folder.set_starting(overrides):
                 write_text(folder.config, OmegaConf.to_yaml(composed(*overrides)))
             with pytest.MonkeyPatch.context() as patched:
-                for name in ("as_svg", "as_png"):  # drawing takes most of a report's time
+                for name in ("render_svg", "render_png"):  # drawing takes most of a report's time
                     patched.setattr(f"pylorus.report.page.{name}", lambda drawing: drawing.alt.encode())
                 run(folder)
             folders[(better, *words)] = folder

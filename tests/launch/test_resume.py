@@ -302,7 +302,7 @@ def test_a_folder_without_a_run_a_sweep_and_a_running_run_are_refused(tmp_path, 
     write_text(
         running.path / "status.json", json.dumps({**running.read_status(), "state": "running", "pid": os.getpid()})
     )
-    with pytest.raises(PylorusError, match=r"is running, as process \d+ on"):
+    with pytest.raises(PylorusError, match=r"is running as process \d+ on"):
         check_resumable(running)
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "status.json").write_text("{}")

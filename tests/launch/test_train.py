@@ -38,7 +38,7 @@ def run_of(composed, drawn, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def both(run_of):
-    return run_of(CLASSES, "data.short_names=[GC,GU,CG]")
+    return run_of(CLASSES, "data.short_names=[GC,GU,CG]", "deploy.stage=finetune")
 
 
 def weights(folder):
@@ -57,7 +57,7 @@ def test_a_run_leaves_what_its_readers_need(both):
 
 
 def test_curves_of_both_stages_lie_on_one_axis_under_their_own_names(both):
-    first, second = (pd.read_csv(both.stage(stage).path / "metrics.csv") for stage in ("pretrain", "finetune"))
+    first, second = (pd.read_csv(both.get_stage(stage).path / "metrics.csv") for stage in ("pretrain", "finetune"))
     assert first["step"].tolist() == [1, 2]
     assert second["step"].tolist() == [3, 4]
     parts, metrics = ("train", "val"), ("precision", "sensitivity", "f1")
@@ -98,7 +98,7 @@ def test_the_bundle_describes_the_model(both):
 
 def test_checkpoints_hold_tensors_and_plain_values_only(both):
     for stage in ("pretrain", "finetune"):
-        torch.load(both.stage(stage).path / "checkpoints" / "best.ckpt", weights_only=True)
+        torch.load(both.get_stage(stage).path / "checkpoints" / "best.ckpt", weights_only=True)
 
 
 def test_finetuning_starts_from_the_best_of_pretraining_and_pretraining_leaves_the_backbone(run_of, both):
@@ -114,12 +114,12 @@ def test_finetuning_starts_from_the_best_of_pretraining_and_pretraining_leaves_t
 
 
 def test_the_same_seed_gives_the_same_model_bit_for_bit_for_any_number_of_workers(run_of, both):
-    again = run_of(CLASSES, "data.short_names=[GC,GU,CG]", "data.workers=2")
+    again = run_of(CLASSES, "data.short_names=[GC,GU,CG]", "deploy.stage=finetune", "data.workers=2")
     first, second = weights(both), weights(again)
     assert all(torch.equal(first[name], second[name]) for name in first)
     for stage in ("pretrain", "finetune"):
-        assert (both.stage(stage).path / "metrics.csv").read_bytes() == (
-            again.stage(stage).path / "metrics.csv"
+        assert (both.get_stage(stage).path / "metrics.csv").read_bytes() == (
+            again.get_stage(stage).path / "metrics.csv"
         ).read_bytes()
 
 

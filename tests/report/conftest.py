@@ -75,7 +75,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made but not drawn, where a test is not about them: drawing is what takes a report's time."""
-    for name in ("as_svg", "as_png"):
+    for name in ("render_svg", "render_png"):
         monkeypatch.setattr(f"pylorus.report.page.{name}", lambda drawing: drawing.alt.encode())
 
 

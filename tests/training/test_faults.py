@@ -180,7 +180,9 @@ def test_a_folder_that_vanished_is_told_and_does_not_come_again(begin, whole, mo
 
     with monkeypatch.context() as patched:
         owner, step, call = (
-            (Classifier, "training_step", 4) if where == "an epoch" else (NormalizingNetwork, "logits_and_features", 1)
+            (Classifier, "training_step", 4)
+            if where == "an epoch"
+            else (NormalizingNetwork, "forward_with_features", 1)
         )
         patched.setattr(owner, step, from_call(call, getattr(owner, step), take_away))
         with pytest.raises(PylorusError, match=r"folder .* disappeared during the run.*\n.*resume=NEW_LOCATION"):
