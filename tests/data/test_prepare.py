@@ -1,5 +1,6 @@
 """What a run does with its images before it trains: looked through once, and all of it written into its folder."""
 
+import copy
 import json
 import logging
 import shutil
@@ -35,7 +36,7 @@ def given(class_folders):
 
 
 def prepared(composed, root, folder, *words):
-    return prepare_images(composed("data=folders", f"data.root={root}", *words), folder)
+    return prepare_images(composed("data=folders", f"data.root={root}", *words), folder)[0]
 
 
 def test_the_audit_of_a_run_is_written_and_told_in_a_line(composed, given, tmp_path, told):
@@ -99,8 +100,10 @@ def test_folds_by_a_column_are_counted_in_the_runs_configuration(composed, unspl
     )
     words = ("data=manifest", f"data.manifest={unsplit / 'list.csv'}", "data.fold=site 1", "data.fold_column=site")
     config = composed(*words)
-    prepare_images(config, tmp_path)
-    assert (config.data.folds, config.data.fold) == (3, "site 1")
+    before = copy.deepcopy(config)
+    _, completed = prepare_images(config, tmp_path)
+    assert config == before
+    assert (completed.data.folds, completed.data.fold) == (3, "site 1")
     assert load_config(tmp_path / "config.yaml").data.folds == 3
     update_config(RunFolder(tmp_path), composed(*words))  # the same command goes on with it
 

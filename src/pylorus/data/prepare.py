@@ -1,7 +1,7 @@
 """Prepare the images of a run: catalog, audit and split them, and write the results into the run's folder."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from pylorus.config.instantiation import get_target, instantiate
-from pylorus.config.schema import Config, SyntheticConfig
+from pylorus.config.schema import Config, DataConfig, SyntheticConfig
 from pylorus.core.io import write_atomically, write_json, write_text
 from pylorus.data.audit import audit, convert_audit_to_json
 from pylorus.data.audit_findings import ImageSet
@@ -84,11 +84,14 @@ class RunImages:
         return [int((labels == label).sum()) for label in range(len(self.catalog.classes))]
 
 
-def prepare_images(config: Config, folder: Path) -> RunImages:
+def prepare_images(config: Config, folder: Path) -> tuple[RunImages, Config]:
     """Catalog, audit and split the configured images, and write the results into the run's folder.
 
     Writes catalog.parquet, split.csv, audit.json, quarantine.csv if files were left out, and config.yaml, completed
     with the classes.
+
+    Returns:
+        The images, and the configuration with what they determine: classes, short names, root and number of folds.
 
     Raises:
         PylorusError: If the images can't be used as they are; the message says what is wrong.
@@ -101,14 +104,11 @@ def prepare_images(config: Config, folder: Path) -> RunImages:
             _generate_images(root, data.drawn)
     else:
         root = Path(data.root) if data.root is not None else None
-    catalog = _read_catalog(config, root, folder)
+    catalog = _read_catalog(data, root, folder, cache=Path(config.cache.folder))
     check_images_unchanged(catalog.table, folder / "split.csv")  # before any file of the run is overwritten
     # Record what was inferred, so that the configuration of a run is complete.
-    data.classes, data.short_names = list(catalog.classes), list(catalog.short_names)
-    if data.kind in ("manifest", "external"):
-        data.root = str(catalog.root)
-    if data.fold_column is not None:
-        data.folds = read_fold_values(catalog, data).nunique()
+    data = _complete_data(data, catalog)
+    config = replace(config, data=data)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
     with write_atomically(folder / "catalog.parquet") as temporary:
         catalog.table.to_parquet(temporary, index=False)
@@ -126,11 +126,20 @@ def prepare_images(config: Config, folder: Path) -> RunImages:
     _log_images(images)
     for sentence in assignment.explain_deviations(catalog.classes, grouped=catalog.grouped):
         log.warning("split    %s", sentence)
-    return images
+    return images, config
 
 
-def _read_catalog(config: Config, root: Path | None, folder: Path) -> Catalog:
-    data, cache = config.data, Path(config.cache.folder)
+def _complete_data(data: DataConfig, catalog: Catalog) -> DataConfig:
+    """Return the section with what was read from the images."""
+    completed = replace(data, classes=list(catalog.classes), short_names=list(catalog.short_names))
+    if data.kind in ("manifest", "external"):
+        completed = replace(completed, root=str(catalog.root))
+    if data.fold_column is not None:
+        completed = replace(completed, folds=read_fold_values(catalog, data).nunique())
+    return completed
+
+
+def _read_catalog(data: DataConfig, root: Path | None, folder: Path, *, cache: Path) -> Catalog:
     salt = ensure_salt(cache) if data.patients == "dicom" else None
     reading = ReadOptions(store=cache / "facts", on_error=data.on_error, salt=salt)
     known = {"classes": data.classes, "short_names": data.short_names}

@@ -51,7 +51,7 @@ from pylorus.training.batch_size import resolve_batch_size
 from pylorus.training.dashboards import Dashboard
 from pylorus.training.faults import explain_faults
 from pylorus.training.stage import check_stages, check_user_parts, log_stage_table, run_stage
-from pylorus.training.trainer import Run
+from pylorus.training.trainer import Run, check_trainer_arguments
 
 AFTER_FAILURE = 5.0
 """Seconds to wait after a failure before the remaining processes are stopped."""
@@ -267,12 +267,13 @@ def train(config: Config, folder: RunFolder, processes: Processes, stop: StopReq
     Raises:
         PylorusError: If something that the user can fix is wrong; the message says what and how to fix it.
     """
+    check_trainer_arguments(config.trainer.args)
     check_user_parts(config)
     record = folder.path / "environment.json"
     initial = restore_trainer_config(config.trainer, record)
     engine = processes.run_on_first(lambda: resolve_engine(initial))
     engine.setup_process(beside=processes.beside)
-    images, config = processes.run_on_first(lambda: (prepare_images(config, folder.path), config))
+    images, config = processes.run_on_first(lambda: prepare_images(config, folder.path))
     resolve_deciding_class(config.deploy, classes=images.catalog.classes, short_names=images.catalog.short_names)
     backbone = processes.run_first_then_others(lambda: _build_run_backbone(config))
     check_stages(config, backbone, images, processes)

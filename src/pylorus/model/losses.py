@@ -153,6 +153,11 @@ def build_loss(config: LossConfig, *, classes: int, images_of_class: Sequence[in
             )
         return ExternalLoss(function, weights, name=str(node[TARGET]))
     kind = _get_loss(config.name)
+    for name in config.args:
+        if name not in _list_arguments(kind):
+            raise PylorusError(
+                f"loss.args.{name}: {kind.label} has no such argument.{format_suggestion(name, _list_arguments(kind))}"
+            )
     settings = {**asdict(config), **config.args}
     try:
         return kind(weights, **{name: settings[name] for name in _list_arguments(kind) & settings.keys()})

@@ -1,5 +1,6 @@
 """Lightning's part of a stage: its Trainer and its fit."""
 
+import inspect
 import logging
 import signal
 from collections.abc import Iterator, Mapping
@@ -8,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 
 from pylorus.config.instantiation import instantiate
 from pylorus.config.schema import Config, StageConfig
 from pylorus.core.distributed import Processes
-from pylorus.core.errors import PylorusError
+from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.data.prepare import RunImages
 from pylorus.hardware.engine import Engine
 from pylorus.model.backbone import Backbone
@@ -54,20 +56,96 @@ class Run:
 log = logging.getLogger(__name__)
 
 
+ONE_EPOCH = "an epoch ends with one validation, after which Pylorus saves it"
+REFUSED_ARGUMENTS = {
+    "accelerator": "trainer.accelerator sets it",
+    "strategy": "trainer.strategy sets it",
+    "devices": "trainer.devices sets it",
+    "num_nodes": "trainer.nodes sets it",
+    "precision": "trainer.precision sets it",
+    "max_epochs": "stages.<stage>.epochs sets it",
+    "callbacks": "list yours in `callbacks`, as in callbacks.mine._target_=my_package.MyCallback",
+    "logger": "choose one with logger=, or your own with logger._target_",
+    "default_root_dir": "everything of a run is in its folder, hydra.run.dir",
+    "enable_progress_bar": "trainer.progress sets it",
+    "enable_checkpointing": "Pylorus saves checkpoints itself, in the run's folder",
+    "enable_model_summary": "network.json and the report have it",
+    "num_sanity_val_steps": "Pylorus checks the configuration before the first stage",
+    "use_distributed_sampler": "Pylorus shares out the images itself, so that any number of devices trains alike",
+    "sync_batchnorm": "with several devices, Pylorus synchronizes batch norm itself",
+    "gradient_clip_val": "optimizer.clip sets it",
+    "gradient_clip_algorithm": "optimizer.clip limits the norm",
+    "accumulate_grad_batches": "Pylorus may save and resume after any batch; set trainer.batch_size instead",
+    "max_steps": f"{ONE_EPOCH}; set stages.<stage>.epochs or limit_train_batches",
+    "max_time": f"{ONE_EPOCH}; set stages.<stage>.epochs or limit_train_batches",
+    "val_check_interval": ONE_EPOCH,
+    "check_val_every_n_epoch": ONE_EPOCH,
+    "overfit_batches": "Pylorus orders the images itself; set limit_train_batches",
+    "limit_test_batches": "Pylorus predicts all test images after training, without the Trainer",
+    "limit_predict_batches": "Pylorus predicts all test images after training, without the Trainer",
+    "reload_dataloaders_every_n_epochs": "the order of the images is a function of seed and epoch already",
+    "barebones": "it switches off the callbacks and loggers that Pylorus needs",
+    "inference_mode": "trainer.strategy sets it",
+    "plugins": "trainer.precision and trainer.strategy choose them",
+}
+"""Arguments of Lightning's Trainer that `trainer.args` may not set, and why."""
+LIMITS = ("fast_dev_run", "limit_train_batches", "limit_val_batches")
+
+
+def check_trainer_arguments(arguments: Mapping[str, Any]) -> None:
+    """Check `trainer.args`: further arguments of Lightning's Trainer.
+
+    Raises:
+        PylorusError: If Pylorus sets an argument itself, if the Trainer has no such argument, or if a limit leaves no
+            batch.
+    """
+    known = [name for name in inspect.signature(pl.Trainer).parameters if name not in REFUSED_ARGUMENTS]
+    for name, value in arguments.items():
+        key = f"trainer.args.{name}"
+        if name in REFUSED_ARGUMENTS:
+            raise PylorusError(f"{key}: can't be set here: {REFUSED_ARGUMENTS[name]}. Leave it out.")
+        if name not in known:
+            raise PylorusError(
+                f"{key}: Lightning's Trainer has no such argument.{format_suggestion(name, known)}\n"
+                f"Arguments that can be set: {', '.join(known)}."
+            )
+        if name == "fast_dev_run":
+            if type(value) not in (bool, int) or value < 0:
+                raise PylorusError(f"{key}: found {value}, expected true, false or a number of batches.")
+        elif name in LIMITS:
+            is_valid = (type(value) is int and value >= 1) or (type(value) is float and 0 < value <= 1)
+            if not is_valid:
+                raise PylorusError(
+                    f"{key}: found {value}, expected a number of batches, at least 1, or a fraction of them in (0, 1]."
+                )
+
+
+def _resolve_limits(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `trainer.args` for the Trainer; a fast development run is an ordinary one of few batches and one epoch.
+
+    Lightning's own would replace the loggers, and with them the curves that report and stages need.
+    """
+    resolved = dict(arguments)
+    batches = int(resolved.pop("fast_dev_run", 0))
+    if batches:
+        resolved |= {"limit_train_batches": batches, "limit_val_batches": batches, "max_epochs": 1}
+    return resolved
+
+
 def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: SpeedMonitor) -> pl.Trainer:
-    """Build the Trainer of a stage, with its loggers and callbacks."""
+    """Build the Trainer of a stage, with its loggers, callbacks and `trainer.args`."""
     curves = CurvesFile(stage_folder.metrics_path, last_step=plan.first_epoch + stage_folder.progress.epochs)
     progress = run.config.trainer.progress and run.processes.is_first
     progress_bar = [ProgressBar(plan)] if progress else []
     checkpoints = Checkpoints(stage_folder, mode=get_monitor_mode(plan.config), processes=run.processes, stop=run.stop)
     # The dashboard first: after an interruption it is not sent again what the file already holds.
     loggers = [*run.dashboard.create_loggers(known_step=curves.known_step), curves]
-    return pl.Trainer(
-        accelerator=run.engine.accelerator,
+    arguments: dict[str, Any] = {
+        "accelerator": run.engine.accelerator,
         **build_strategy_arguments(run.processes, run.config.trainer),
-        precision=run.engine.lightning_precision,
-        max_epochs=plan.config.epochs,
-        callbacks=[
+        "precision": run.engine.lightning_precision,
+        "max_epochs": plan.config.epochs,
+        "callbacks": [
             FreezeBackbone(plan.config.learn),
             *_build_early_stopping(plan.config),
             EpochLine(plan),
@@ -76,14 +154,31 @@ def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: S
             *build_callbacks(run.config.callbacks),
             checkpoints,
         ],
-        logger=loggers if run.processes.is_first else False,
-        default_root_dir=stage_folder.path,
-        enable_progress_bar=progress,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
+        "logger": loggers if run.processes.is_first else False,
+        "default_root_dir": stage_folder.path,
+        "enable_progress_bar": progress,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+    }
+    check_trainer_arguments(run.config.trainer.args)
+    further = _resolve_limits(run.config.trainer.args)
+    if set(LIMITS) & set(further):
+        log.warning("%s: trained and validated on some batches only (trainer.args)", plan.name)
+    with _explain_refusal(further):
+        return pl.Trainer(**arguments | further)
+
+
+@contextmanager
+def _explain_refusal(arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Raise Lightning's refusal of `trainer.args` as an error that names the key."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        if not arguments:
+            raise
+        raise PylorusError(f"trainer.args: found {dict(arguments)}, which Lightning refuses: {error}") from error
 
 
 def build_callbacks(configured: Mapping[str, Any]) -> list[pl.Callback]:
@@ -114,6 +209,7 @@ def fit_stage(
         _handle_interrupts(trainer),
         _use_sharding(classifier, run),
         use_sync_batch_norm(classifier.network, classifier.processes),
+        _explain_refusal(run.config.trainer.args),
     ):
         trainer.fit(classifier, data, ckpt_path=checkpoint, weights_only=True)
 
