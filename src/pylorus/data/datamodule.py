@@ -185,17 +185,16 @@ class ImageDataset(Dataset[Batch]):
 
         A number is a row, unaugmented: so samplers of torch and Lightning work as well.
         """
-        draws = [draw if isinstance(draw, Draw) else Draw(draw, None) for draw in draws]
-        images = self.load_rows([draw.row for draw in draws])
+        rows = [draw.row if isinstance(draw, Draw) else draw for draw in draws]
+        images = self.load_rows(rows)
         if self._augment is not None:
             for index, draw in enumerate(draws):
-                if draw.view is not None:
+                if isinstance(draw, Draw) and draw.view is not None:
                     images[index] = self._augment(images[index], self.get_augmentation_seed(draw.row, draw.view))
-        rows = np.array([draw.row for draw in draws])
         return Batch(
             image=torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
             label=torch.from_numpy(self.labels[rows]),
-            row=torch.from_numpy(rows),
+            row=torch.tensor(rows),
         )
 
     def get_augmentation_seed(self, row: int, view: int) -> int:
@@ -333,7 +332,7 @@ class ImageDataModule(pl.LightningDataModule):
             seed=seed,
             cache=CacheConfig(images=False) if cache is None else CacheConfig(folder=str(cache)),
         )
-        self.classes = catalog.classes
+        self.classes: tuple[str, ...] = catalog.classes
 
     @classmethod
     def from_table(cls, table: pd.DataFrame, root: Root, form: InputFormat, **options: Unpack[LoadingOptions]) -> Self:
@@ -375,7 +374,6 @@ class ImageDataModule(pl.LightningDataModule):
         self.root, self.form, self.policy, self.seed = root, form, policy, seed
         self.batch_size, self.workers, self.pin_memory = batch_size, workers, pin_memory
         self.views, self.shard_window, self._cache, self._processes = views, shard_window, cache, processes
-        self.classes: tuple[str, ...] = ()
         self.begun = (0, 0)
         """Epoch and batch at which training resumes: Lightning starts the workers before it sets the epoch."""
         self._datasets: dict[str, ImageDataset] = {}
@@ -424,11 +422,7 @@ class ImageDataModule(pl.LightningDataModule):
             order = EpochSampler(
                 images, seed=self.seed, augmented=self.augments, views=self.views, windows=self._build_windows(split)
             )
-            # Without a run, Lightning has restored the epoch of a checkpoint by now.
-            resumed_epoch = (
-                self.begun[0] if self._processes is not None or self.trainer is None else self.trainer.current_epoch
-            )
-            order.set_epoch(resumed_epoch)
+            order.set_epoch(self.begun[0])
             return EpochBatchSampler(order, self.batch_size, processes=self.processes, first_batch=self.begun[1])
         return EpochBatchSampler(EpochSampler(images, seed=None), 2 * self.batch_size, processes=self.processes)
 
@@ -468,7 +462,9 @@ class ImageDataModule(pl.LightningDataModule):
 
     def build_batch_loader(self, split: str, batches: Iterable[list[Draw]]) -> DataLoader[Batch]:
         """Build a loader of the given batches of a split's images."""
-        return DataLoader(
+        # A run sets the epoch in `begun`; any other Trainer sets it after it has asked for the iterator.
+        loader = _LateLoader if self._processes is None else DataLoader
+        return loader(
             self.get_dataset(split),
             batch_sampler=batches,
             num_workers=self.workers,
@@ -477,6 +473,13 @@ class ImageDataModule(pl.LightningDataModule):
             persistent_workers=self.workers > 0,
             pin_memory=self.pin_memory,
         )
+
+
+class _LateLoader(DataLoader[Batch]):
+    """A loader that starts with its first batch: Lightning asks for the iterator before it restores the epoch."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
 
 
 def _use_one_thread(_: int) -> None:

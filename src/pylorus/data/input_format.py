@@ -98,7 +98,8 @@ def resolve_input_format(model: str | None, *, image_size: int | None, fit: str,
     if model.split(".")[0] not in list_models():
         raise PylorusError(f'model: timm has no "{model}".{format_suggestion(model.split(".")[0], list_models())}')
     pretrained_cfg = get_pretrained_cfg(model, allow_unregistered=True)
-    data_config = resolve_data_config(pretrained_cfg=pretrained_cfg.to_dict(), verbose=False)
+    assert pretrained_cfg is not None
+    data_config = resolve_data_config(pretrained_cfg=pretrained_cfg.to_dict())  # type: ignore[no-untyped-call]
     return InputFormat(image_size or data_config["input_size"][-1], fit, data_config["interpolation"], crop)
 
 

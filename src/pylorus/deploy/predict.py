@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -49,15 +49,12 @@ from pylorus.hardware.engine import count_usable_cores, list_accelerators, set_f
 from pylorus.model.backbone import compute_sha256
 from pylorus.model.inference import NetworkOutput
 
-if TYPE_CHECKING:
-    pass
-
-
 PART_ROWS, PART_SECONDS = 2000, 60.0
 """A part is written after this many rows or seconds: a kill loses no more than that."""
 AHEAD = 3
 """Number of batches that are read ahead while the network computes."""
 TEXTS = ("path", "true", "predicted", "decision", "prediction_set", "why", "error")
+NO_IMAGES = "There are no images in the inputs. In a folder, only files with the suffix of an image format are used."
 FIRST_CODE, MOST_COUNTED = 2, 100
 """The exit code is 0 if all files could be read, else 2 + the number of unreadable files, 102 at most; 1 and 2 are for
 other errors."""
@@ -100,16 +97,8 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
     Raises:
         PylorusError: If the bundle, an input or an option is invalid.
     """
-    bundle = _load_model(folder, options.device)
-    description = bundle.description
-    short_names = description.short_names
-    if options.class_name is not None and description.decision.thresholds.get(options.class_name) is None:
-        raise PylorusError(
-            f'--class: found "{options.class_name}", which has no threshold.'
-            f"{format_suggestion(options.class_name, short_names)} Expected one of {', '.join(short_names)}."
-        )
-    class_names = tuple(zip(description.classes, short_names, strict=True))
-    sources = Sources(tuple(inputs), class_names, options.frames_every)
+    bundle = load_model(folder, options.device)
+    sources = _build_sources(bundle.description, inputs, options)
     whole_table_options = {"group": options.group, "evaluate": options.evaluate}
     parts = ResumableTable(output, _build_request(bundle, inputs, options), also=whole_table_options)
     record = parts.load_record()
@@ -124,6 +113,66 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
     print(f"\npredictions: {output}")
     unreadable = int(str(record["unreadable"]))
     return FIRST_CODE + min(unreadable, MOST_COUNTED) if unreadable else 0
+
+
+def predict_table(model: InferenceModel, inputs: Sequence[str], options: PredictOptions) -> pd.DataFrame:
+    """Return the table that `predict` writes, without writing it.
+
+    Args:
+        model: A loaded bundle or export.
+        inputs: Files, folders and patterns.
+        options: The options.
+
+    Raises:
+        PylorusError: If an input or an option is invalid, or there are no images.
+    """
+    sources = _build_sources(model.description, inputs, options)
+    sources.check_inputs()
+    parts = list(iter_predicted_rows(model, sources.iter_items(), options))
+    if not parts:
+        raise PylorusError(NO_IMAGES)
+    table = pd.concat(parts, ignore_index=True)
+    _check_evaluation(model.description, options, labelled=int((table["true"] != "").sum()))
+    return table[_select_columns(table, options, is_labelled=bool((table["true"] != "").any()))]
+
+
+def iter_predicted_rows(
+    model: InferenceModel, items: Iterable[Item], options: PredictOptions
+) -> Iterator[pd.DataFrame]:
+    """Predict images and yield their rows, a batch at a time.
+
+    Args:
+        model: A loaded bundle or export.
+        items: The images.
+        options: The options: the class that decides, and the batch size.
+    """
+    for batch, images in read_ahead(items, model.input, options.batch):
+        yield _predict_rows(model, batch, images, options.class_name)
+
+
+def _build_sources(description: Description, inputs: Sequence[str], options: PredictOptions) -> Sources:
+    """Return the images of the inputs, after checking the class that decides."""
+    short_names = description.short_names
+    if options.class_name is not None and description.decision.thresholds.get(options.class_name) is None:
+        raise PylorusError(
+            f'--class: found "{options.class_name}", which has no threshold.'
+            f"{format_suggestion(options.class_name, short_names)} Expected one of {', '.join(short_names)}."
+        )
+    return Sources(tuple(inputs), tuple(zip(description.classes, short_names, strict=True)), options.frames_every)
+
+
+def _check_evaluation(description: Description, options: PredictOptions, *, labelled: int) -> None:
+    """Check that images are labelled if an evaluation is required."""
+    if options.evaluate and not labelled:
+        names = ", ".join(description.classes)
+        raise PylorusError(f"--evaluate: no image is in a folder named after a class ({names}).")
+
+
+def _select_columns(table: pd.DataFrame, options: PredictOptions, *, is_labelled: bool) -> list[str]:
+    """Return the columns of the output: without labels if there are none, without seconds if videos are not read."""
+    unused = {"true"} if not is_labelled else set()
+    unused |= {"second"} if options.frames_every is None else set()
+    return [name for name in table.columns if name not in unused]
 
 
 @contextmanager
@@ -148,9 +197,9 @@ def _predict_remaining(
     last_write = time.monotonic()
     with tqdm(desc="images", unit="", initial=len(done), disable=not sys.stderr.isatty()) as bar:
         try:
-            for items, images in read_ahead(remaining, bundle.input, options.batch):
-                rows.append(_predict_rows(bundle, items, images, options.class_name))
-                bar.update(len(items))
+            for table in iter_predicted_rows(bundle, remaining, options):
+                rows.append(table)
+                bar.update(len(table))
                 if sum(map(len, rows)) >= PART_ROWS or time.monotonic() - last_write > PART_SECONDS:
                     parts.add_part(pd.concat(rows, ignore_index=True))
                     rows, last_write = [], time.monotonic()
@@ -167,18 +216,12 @@ def _finalize_output(bundle: InferenceModel, parts: ResumableTable, options: Pre
         unreadable += int((table["error"] != "").sum())
         labelled += int((table["true"] != "").sum())
     if not images:
-        raise PylorusError(
-            "There are no images in the inputs. In a folder, only files with the suffix of an image format are used."
-        )
-    if options.evaluate and not labelled:
-        names = ", ".join(bundle.description.classes)
-        raise PylorusError(f"--evaluate: no image is in a folder named after a class ({names}).")
+        raise PylorusError(NO_IMAGES)
+    _check_evaluation(bundle.description, options, labelled=labelled)
     record: dict[str, object] = {"images": images, "unreadable": unreadable}
     if labelled:
         record["evaluation"] = evaluate_predictions(parts.iter_tables(), bundle.description, options)
-    unused = {"true"} if not labelled else set()
-    unused |= {"second"} if options.frames_every is None else set()
-    columns = [name for name in next(parts.iter_tables()).columns if name not in unused]
+    columns = _select_columns(next(parts.iter_tables()), options, is_labelled=bool(labelled))
     parts.merge_parts(record, columns=columns)
     return {"request": parts.request, **record}
 
@@ -287,7 +330,16 @@ def format_prediction_set(names: Sequence[str], members: NDArray[np.bool_]) -> s
     return f"{{{', '.join(name for name, member in zip(names, members, strict=True) if member)}}}"
 
 
-def _load_model(folder: Path, device: str) -> InferenceModel:
+def load_model(folder: Path, device: str = "auto") -> InferenceModel:
+    """Load a bundle or an export.
+
+    Args:
+        folder: The folder `model` of a run, or an export of it.
+        device: auto, cpu, cuda or mps.
+
+    Raises:
+        PylorusError: If the folder is neither, one of its files is missing or changed, or there is no such device.
+    """
     if not is_export(folder):
         return load_bundle(folder, device=resolve_device(device))
     if device not in ("auto", "cpu"):

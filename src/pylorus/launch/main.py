@@ -21,7 +21,7 @@ from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pylorus.config.checks import build_config, check_key, is_free_form, load_config
@@ -68,6 +68,29 @@ def resume(folder: RunFolder, overrides: list[str]) -> None:
     from pylorus.launch.train import run
 
     run(folder)
+
+
+def run_overrides(overrides: list[str], folder: Path | None = None) -> RunFolder:
+    """Start or resume a run in this process, as the command line does.
+
+    Args:
+        overrides: Overrides as on the command line, such as data.root=images.
+        folder: The run's folder; None: that of `hydra.run.dir`.
+
+    Raises:
+        PylorusError: If an override or something else that the user can fix is wrong.
+    """
+    try:
+        with initialize_config_dir(str(Path(CONF)), version_base="1.3"):
+            composed = compose("config", overrides=check_overrides(overrides), return_hydra_config=True)
+            run_folder = RunFolder(Path(folder or composed.hydra.run.dir).expanduser().absolute())
+        context = composed.hydra
+        with open_dict(composed):
+            del composed["hydra"]
+        _start_or_resume(composed, context, run_folder, in_sweep=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise PylorusError(format_error(error)) from error
+    return run_folder
 
 
 def check_resumable(folder: RunFolder) -> None:

@@ -236,9 +236,11 @@ class Classifier(pl.LightningModule):
         known = set(inspect.signature(cls.__init__).parameters) - {"self"}
         arguments = {**hyperparameters, **changed, "weights": "none"}
         unknown = sorted(str(name) for name in set(arguments) - known)
-        missing = sorted({"model", "classes"} - set(arguments))
-        if unknown or missing:
-            problem = f"unknown hyperparameter {unknown[0][:100]!r}" if unknown else f"no hyperparameter {missing[0]!r}"
+        is_named = all(isinstance(arguments.get(name, ""), str) for name in ("model", "loss"))
+        if unknown or not is_named or not {"model", "classes"} <= set(arguments):
+            problem = (
+                f"unknown hyperparameter {unknown[0][:100]!r}" if unknown else "it does not name model and classes"
+            )
             raise PylorusError(f"{checkpoint_path}: this is not a checkpoint of pylorus.Classifier: {problem}.")
         arguments["loss"] = loss or hyperparameters.get("loss") or LossConfig.name
         classifier = cls(**arguments)

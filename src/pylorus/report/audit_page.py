@@ -167,6 +167,25 @@ def draw_field_outline(image: RGB, field: FieldOfView) -> RGB:
 COLOURS = {"leak": "bold red", "error": "red", "warning": "yellow", "note": "default"}
 
 
+def audit_images(root: Path, *, manifest: Path | None, group: str | None, cache: Path | None) -> Audit:
+    """Audit an image set; writes nothing but the cache.
+
+    Args:
+        root: Folder of the image set.
+        manifest: CSV or Parquet file that lists the images; None for class folders.
+        group: Regular expression that finds the patient in a path; None for no groups.
+        cache: Folder that caches facts about files by content; None for no cache.
+
+    Raises:
+        PylorusError: If the folder or manifest holds no image set.
+    """
+    images = (
+        list_folder_files(root, group=group) if manifest is None else list_manifest_files(manifest, root, group=group)
+    )
+    facts = load_or_compute_facts(root, list(images.table["path"]), store=None if cache is None else cache / "facts")
+    return audit(images, facts, Thresholds(), fields=sample_fields(images, facts))
+
+
 def audit_folder(
     root: Path, output: Path, *, manifest: Path | None, group: str | None, names: bool, cache: Path
 ) -> int:
@@ -186,11 +205,7 @@ def audit_folder(
     Raises:
         PylorusError: If the folder or manifest holds no image set.
     """
-    images = (
-        list_folder_files(root, group=group) if manifest is None else list_manifest_files(manifest, root, group=group)
-    )
-    facts = load_or_compute_facts(root, list(images.table["path"]), store=cache / "facts")
-    result = audit(images, facts, Thresholds(), fields=sample_fields(images, facts))
+    result = audit_images(root, manifest=manifest, group=group, cache=cache)
     write_json(output / "audit.json", convert_audit_to_json(result, names=names))
     write_text(output / "audit.html", render_audit_page(result, names=names))
     _print_findings(result, output)

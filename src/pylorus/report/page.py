@@ -123,11 +123,13 @@ WRITTEN = "files.json"
 """File that lists the files of a report, so that the next report can delete those that it does not write again."""
 
 
-def write_report(paths: Sequence[Path], output: Path | None = None, *, options: ReportOptions | None = None) -> Path:
+def write_report(
+    paths: str | Path | Sequence[str | Path], output: str | Path | None = None, *, options: ReportOptions | None = None
+) -> Path:
     """Write the report of a run, a sweep or several runs from their saved files.
 
     Args:
-        paths: Folders of runs or of sweeps.
+        paths: Folder of a run or of a sweep, or several.
         output: Output folder; None: `report` inside a single run or sweep, or in the current folder for several paths.
         options: Options of the report; None: the defaults.
 
@@ -137,7 +139,8 @@ def write_report(paths: Sequence[Path], output: Path | None = None, *, options: 
     Raises:
         PylorusError: If a path is not a run or sweep, or a file is damaged; the message names it.
     """
-    scope = resolve_scope(paths, output)
+    folders = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    scope = resolve_scope(folders, None if output is None else Path(output))
     evidence = collect_evidence(scope.folders, options or ReportOptions())
     sections = build_sections(evidence)
     written = [scope.output / name for name in _write_tables(scope.output, sections)]

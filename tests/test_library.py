@@ -1,0 +1,367 @@
+"""What `import pylorus` promises: lazy, typed, usable with an ordinary Trainer, resumable, and safe to load."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+import pylorus
+from pylorus.evaluation import confusion_matrix
+from pylorus.model.backbone import build_backbone
+from tests.conftest import TINY
+
+PROJECT = Path(__file__).parents[1]
+QUIET = {
+    "accelerator": "cpu",
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "logger": False,
+    "num_sanity_val_steps": 0,
+}
+
+
+def build_data(folder, **options):
+    return pylorus.ImageDataModule(
+        folder, **{"image_size": 32, "group": r"patient_\d+", "batch_size": 8, "val_fraction": 0.2} | options
+    )
+
+
+def build_classifier(**options):
+    return pylorus.Classifier(TINY, ["GC", "GU", "CG"], weights="none", **{"lr": 1e-2} | options)
+
+
+def run_python(*arguments, cwd, **options):
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT / "src"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, **options
+    )
+
+
+def test_importing_pylorus_loads_nothing_heavy(tmp_path):
+    code = (
+        "import sys, pylorus; pylorus.train, pylorus.audit; "
+        "print(sorted({'torch', 'numpy', 'pandas', 'hydra', 'pytorch_lightning', 'matplotlib'} & set(sys.modules)))"
+    )
+    result = run_python("-c", code, cwd=tmp_path)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_every_public_name_can_be_imported_and_is_typed():
+    assert all(getattr(pylorus, name) is not None for name in pylorus.__all__)
+    assert (Path(pylorus.__file__).parent / "py.typed").is_file()
+    assert {"Classifier", "ImageDataModule", "FreezeBackbone", "train", "load_model", "audit", "report"} <= set(
+        pylorus.__all__
+    )
+
+
+def test_python_m_pylorus_is_the_command_line(tmp_path):
+    result = run_python("-m", "pylorus", "--help", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "predict" in result.stdout
+
+
+def test_folders_become_grouped_splits_in_the_order_of_the_classes(drawn):
+    data = build_data(drawn)
+    groups = {split: set(data.parts[split]["group"]) for split in ("train", "val", "test")}
+    assert sum(map(len, groups.values())) == len(set().union(*groups.values()))
+    folders = [Path(path).parts[0] for path in data.parts["test"]["path"]]
+    assert [data.classes[label] for label in data.get_labels("test")] == folders
+
+
+@pytest.mark.parametrize("name", [TINY, "resnet50.tv_in1k", "inception_v3.tv_in1k", "vit_small_patch16_224"])
+def test_images_get_the_size_and_interpolation_of_the_model(drawn, name):
+    from pylorus.config.schema import ModelConfig
+
+    with torch.device("meta") if name != TINY else torch.device("cpu"):
+        backbone = build_backbone(ModelConfig(name=name, weights="none"), classes=3)
+    form = build_data(drawn, image_size=None, model=name).form
+    assert (form.size, form.interpolation) == (backbone.image_size, backbone.interpolation)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": None}, "image_size: found neither"),
+        ({"model": "resnet5O", "image_size": None}, 'timm has no "resnet5O".*Did you mean "resnet'),
+        ({"augment": "lihgt"}, 'augment: there is no augment/lihgt.yaml.*Did you mean "light"'),
+        ({"fit": "squeeze"}, "data.fit: found"),
+        ({"val_fraction": 2.0}, "data.val_fraction: found 2.0"),
+    ],
+)
+def test_a_data_module_refuses_what_can_not_be(drawn, options, message):
+    with pytest.raises(pylorus.PylorusError, match=message):
+        build_data(drawn, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": "cosinus"}, "schedule: found"),
+        ({"lr": -1.0}, "lr: found -1.0"),
+        ({"class_weights": [1.0]}, "class_weights: found 1 weights for 3 classes"),
+        ({"loss": torch.nn.CrossEntropyLoss(), "label_smoothing": 0.1}, "your own loss applies them itself"),
+    ],
+)
+def test_a_classifier_refuses_what_can_not_be(options, message):
+    with pytest.raises(pylorus.PylorusError, match=message):
+        build_classifier(**options)
+
+
+def test_an_ordinary_trainer_trains_validates_tests_and_predicts(drawn, tmp_path):
+    data, classifier = build_data(drawn), build_classifier()
+    trainer = pl.Trainer(max_epochs=2, default_root_dir=tmp_path, **QUIET)
+    trainer.fit(classifier, data)
+    assert {"train/loss", "val/loss", "val/accuracy", "val/sensitivity/GC", "val/f1/average"} <= set(
+        trainer.callback_metrics
+    )
+    accuracy = trainer.test(classifier, data, verbose=False)[0]["test/accuracy"]
+    probabilities = torch.cat(trainer.predict(classifier, data)).numpy()
+    labels = data.get_labels("test")
+    assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    counts = confusion_matrix(labels, probabilities.argmax(axis=1), 3)
+    assert np.trace(counts) / counts.sum() == pytest.approx(accuracy)
+
+
+def test_the_seed_gives_the_same_head_and_leaves_torchs_generator_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    first, second, other = build_classifier(seed=3), build_classifier(seed=3), build_classifier(seed=4)
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(first.network.fc.weight, second.network.fc.weight)
+    assert not torch.equal(first.network.fc.weight, other.network.fc.weight)
+
+
+class StopError(Exception):
+    """An interruption, such as a power cut."""
+
+
+class StopAt(pl.Callback):
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == self.epoch:
+            raise StopError
+
+
+def fit(folder, drawn, *callbacks, checkpoint=None, workers=0):
+    classifier = build_classifier(model_args={"drop_rate": 0.3})
+    checkpoints = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    freeze = pylorus.FreezeBackbone("head", unfreeze_at_epoch=2)
+    trainer = pl.Trainer(max_epochs=4, callbacks=[freeze, checkpoints, *callbacks], **QUIET)
+    try:
+        trainer.fit(classifier, build_data(drawn, workers=workers), ckpt_path=checkpoint)
+    except StopError:
+        return None
+    return classifier.state_dict()
+
+
+@pytest.mark.parametrize(("stop", "workers"), [(1, 0), (2, 0), (3, 0), (3, 1)])
+def test_an_interrupted_training_gives_the_weights_of_an_uninterrupted_one(drawn, tmp_path, stop, workers):
+    whole = fit(tmp_path / "whole", drawn)
+    assert fit(tmp_path / "cut", drawn, StopAt(stop), workers=workers) is None
+    resumed = fit(tmp_path / "rest", drawn, checkpoint=tmp_path / "cut" / "last.ckpt", workers=workers)
+    assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+
+
+def test_the_backbone_is_still_until_it_is_unfrozen(drawn, tmp_path):
+    states = {}
+
+    class Record(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            states[trainer.current_epoch] = {n: t.clone() for n, t in pl_module.state_dict().items()}
+
+    fit(tmp_path, drawn, Record())
+    changed = [
+        {name for name in states[0] if not torch.equal(states[epoch][name], states[epoch + 1][name])}
+        for epoch in range(3)
+    ]
+    assert changed[0] == {"network.fc.weight", "network.fc.bias"}
+    assert {"network.conv1.0.weight", "network.layer1.0.bn1.running_mean"} & changed[1]
+    assert len(changed[2]) > 20
+
+
+def test_freezing_says_what_it_can_not_freeze():
+    class Other(pl.LightningModule):
+        pass
+
+    with pytest.raises(pylorus.PylorusError, match=r"Other.network is not a timm model.*attribute="):
+        pylorus.FreezeBackbone("head").setup(None, Other(), "fit")
+    with pytest.raises(pylorus.PylorusError, match="unfreeze_at_epoch: found -1"):
+        pylorus.FreezeBackbone("head", unfreeze_at_epoch=-1)
+
+
+def save_checkpoint(classifier, drawn, folder):
+    trainer = pl.Trainer(max_epochs=1, limit_train_batches=1, default_root_dir=folder, **QUIET)
+    trainer.fit(classifier, build_data(drawn))
+    trainer.save_checkpoint(folder / "own.ckpt")
+    return folder / "own.ckpt"
+
+
+@pytest.mark.parametrize("loss", ["focal", torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]))])
+def test_a_checkpoint_restores_the_classifier_without_a_download_or_a_pickle(drawn, tmp_path, loss, monkeypatch):
+    classifier = build_classifier(loss=loss, model_args={"drop_rate": np.float64(0.25)})
+    path = save_checkpoint(classifier, drawn, tmp_path)
+    plain = torch.load(path, weights_only=True)["hyper_parameters"]
+    assert json.loads(json.dumps(plain)) == plain
+    loaded = pylorus.Classifier.load_from_checkpoint(path)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(classifier.cpu().eval()(images), loaded(images))
+    assert loaded.names == ("GC", "GU", "CG")
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        {"_instantiator": "os.system"},
+        {"_class_path": "os.system"},
+        {"model": {"_target_": "os.mkdir", "path": "planted"}},
+        {"loss": {"_target_": "os.mkdir", "path": "planted"}},
+        {"model_args": {"_target_": "os.mkdir", "path": "planted"}},
+        {"model_args": {"checkpoint_path": "weights.pth"}},
+    ],
+)
+def test_a_planted_hyperparameter_runs_no_code(drawn, tmp_path, planted, monkeypatch):
+    path = save_checkpoint(build_classifier(), drawn, tmp_path)
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["hyper_parameters"] |= planted
+    torch.save(checkpoint, path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(pylorus.PylorusError):
+        pylorus.Classifier.load_from_checkpoint(path)
+    assert not Path("planted").exists()
+
+
+class Planted:
+    def __reduce__(self):
+        return (os.mkdir, ("planted",))
+
+
+def test_a_pickle_of_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.ckpt").write_bytes(pickle.dumps({"state_dict": {}, "hyper_parameters": Planted()}))
+    torch.save({"state_dict": {}, "hyper_parameters": Planted()}, "worse.ckpt")
+    for name in ("bad.ckpt", "worse.ckpt", "missing.ckpt"):
+        with pytest.raises(pylorus.PylorusError, match=name):
+            pylorus.Classifier.load_from_checkpoint(name)
+    assert not Path("planted").exists()
+
+
+SCRIPT = """
+import sys, torch, pylorus, pytorch_lightning as pl
+from pytorch_lightning.loggers import CSVLogger
+
+class Hinge(torch.nn.Module):
+    def forward(self, logits, labels):
+        return torch.nn.functional.multi_margin_loss(logits, labels)
+
+data = pylorus.ImageDataModule(sys.argv[1], image_size=32, group=r"patient_\\\\d+", batch_size=8)
+model = pylorus.Classifier("test_resnet.r160_in1k", data.classes, weights="none", loss=Hinge(), lr=3e-3)
+trainer = pl.Trainer(
+    max_epochs=2, accelerator="cpu", logger=CSVLogger("logs"), log_every_n_steps=1,
+    callbacks=[pylorus.FreezeBackbone("layer4", unfreeze_at_epoch=1)],
+)
+trainer.fit(model, data)
+trainer.test(model, data)
+"""
+
+
+def test_a_users_own_script_has_its_own_trainer_loss_and_logger(drawn, tmp_path):
+    assert len(SCRIPT.strip().splitlines()) <= 15
+    (tmp_path / "own.py").write_text(SCRIPT.replace("\\\\", "\\"))
+    result = run_python("own.py", str(drawn), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    table = pd.read_csv(next(tmp_path.rglob("metrics.csv")))
+    assert {"train/loss", "val/loss", "val/accuracy", "test/accuracy"} <= set(table.columns)
+
+
+@pytest.fixture(scope="module")
+def trained(drawn, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("library")
+    return pylorus.train(
+        [
+            f"data.root={drawn}",
+            "data=folders",
+            r"data.group='patient_\d+'",
+            "model=timm",
+            f"model.name={TINY}",
+            "model.weights=none",
+            "data.image_size=32",
+            "stage=pretrain",
+            "stages.pretrain.epochs=1",
+            f"cache.folder={folder / 'cache'}",
+            "report=false",
+            "trainer.progress=false",
+            "data.workers=0",
+        ],
+        folder=folder / "run",
+    )
+
+
+def test_train_runs_in_this_process_and_returns_what_it_wrote(trained):
+    assert (trained.model / "model.safetensors").is_file()
+    assert trained.stage == "pretrain"
+    predictions = pd.read_parquet(trained.folder / "pretrain" / "predictions-test.parquet")
+    assert 0 <= trained.metrics["test/accuracy"] <= 1
+    assert any(name.startswith("test/sensitivity/") for name in trained.metrics)
+    assert len(predictions) > 0
+
+
+def test_train_refuses_as_the_command_line_does():
+    with pytest.raises(pylorus.PylorusError, match='optimizer.lrr.*Did you mean "lr"'):
+        pylorus.train(["optimizer.lrr=1"])
+    with pytest.raises(pylorus.PylorusError, match="optimizer.lr"):
+        pylorus.train(["optimizer.lr=fast"])
+
+
+def test_a_loaded_model_predicts_what_the_command_writes(trained, drawn, tmp_path):
+    output = tmp_path / "predictions.parquet"
+    result = run_python(
+        "-m", "pylorus", "predict", str(trained.model), str(drawn), "--output", str(output), cwd=tmp_path
+    )
+    assert output.is_file(), result.stderr
+    table = pylorus.load_model(trained.folder).predict(drawn)
+    pd.testing.assert_frame_equal(table, pd.read_parquet(output), check_dtype=False)
+    some = list(table["path"][:2])
+    assert list(pylorus.load_model(trained.model).predict(some)["predicted"]) == list(table["predicted"][:2])
+
+
+def test_validate_evaluates_on_labelled_folders(trained, drawn):
+    result = pylorus.validate(trained.model, drawn, group=r"patient_\d+")
+    right = (result.predictions["true"] == result.predictions["predicted"]).mean()
+    assert result.metrics["accuracy"]["value"] == pytest.approx(right)
+    assert result.confusion.to_numpy().tolist() == result.metrics["confusion"]
+    with pytest.raises(pylorus.PylorusError, match="no image is in a folder named after a class"):
+        pylorus.validate(trained.model, next(path for path in Path(drawn).iterdir() if path.is_dir()))
+
+
+def test_audit_returns_findings_and_report_writes_a_page(trained, drawn, tmp_path):
+    result = pylorus.audit(drawn, group=r"patient_\d+")
+    assert result.readable == len(result.samples) == 30
+    page = pylorus.report(trained.folder, tmp_path / "first")
+    assert page.is_file()
+    # By now the package of this name is imported, and still can be called.
+    assert pylorus.report([trained.folder], tmp_path / "second").is_file()
+
+
+def test_the_notebook_goes_from_folders_to_a_confusion_matrix(tmp_path, monkeypatch, capsys):
+    notebook = json.loads((PROJECT / "docs" / "library.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert sum(len(cell.strip().splitlines()) for cell in cells) < 25
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {}
+    for cell in cells:
+        exec(compile(cell, "library.ipynb", "exec"), namespace)
+    counts = namespace["counts"]
+    assert counts.shape == (3, 3)
+    assert counts.sum() == len(namespace["data"].get_labels("test"))
