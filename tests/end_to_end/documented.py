@@ -53,6 +53,7 @@ NOT_RUN = {
     r"^pip install|^\.venv/bin/pre-commit": "changes the environment that the tests run in",
     r"^python benchmarks/": "measures for minutes",
     r"^#!": "a job script for sbatch, which needs SLURM",
+    r"--config-dir=": "needs files of the user's; tests/config/test_own_configuration.py has some",
     r"hydra/launcher=slurm": "needs SLURM",
     r"hydra/launcher=ray_local": "needs the extra `ray`, which wants an environment of its own",
     r"hydra/launcher=joblib|experiment=search": "needs an extra; tests/end_to_end/test_engines.py runs it where it is installed",
