@@ -17,6 +17,8 @@ To add a transform, write its two functions and add a line to TRANSFORMS.
 
 import functools
 import importlib.util
+import inspect
+import json
 import math
 import os
 import warnings
@@ -31,6 +33,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
+from pylorus.config.instantiation import TARGET, build_callable, get_object, get_target
 from pylorus.config.schema import CONF, AugmentConfig
 from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.data.decode import RGB
@@ -354,6 +357,15 @@ class _AlbumentationsStep:
         return augmented
 
 
+@dataclass(frozen=True)
+class _ExternalStep:
+    function: Callable[[RGB, int], RGB]
+
+    def __call__(self, image: RGB, rng: Generator) -> RGB:
+        augmented: RGB = self.function(image.copy(), int(rng.integers(1 << 63)))
+        return augmented
+
+
 class Augmentation:
     """Returns the augmented image for an image and a seed; can be sent to other processes."""
 
@@ -401,9 +413,27 @@ def build_augmentation(policy: AugmentConfig) -> Augmentation | None:
     Raises:
         PylorusError: If there is no such transform, or it rejects its arguments.
     """
+    node = get_target(policy)
+    if node is not None:
+        return Augmentation(str(node[TARGET]), [_ExternalStep(build_callable(node, key="augment"))])
     if not policy.transforms:
         return None
     return Augmentation(policy.name, [_build_step(name, dict(args or {})) for name, args in policy.transforms.items()])
+
+
+def has_augmentation(policy: AugmentConfig) -> bool:
+    """Return whether a policy changes images."""
+    return bool(policy.transforms) or policy._target_ is not None
+
+
+def format_policy(policy: AugmentConfig) -> str:
+    """Return what distinguishes a policy from others, as text; of your own function, arguments and code."""
+    node = get_target(policy)
+    if node is None:
+        return json.dumps(dict(policy.transforms), sort_keys=True, default=str)
+    module = inspect.getmodule(get_object(node, key="augment"))
+    code = inspect.getsource(module) if module is not None else ""
+    return json.dumps(node, sort_keys=True, default=str) + code
 
 
 def compute_augmentation_version() -> str:

@@ -22,7 +22,7 @@ from pylorus.config.checks import check_values
 from pylorus.config.schema import AugmentConfig, CacheConfig, DataConfig
 from pylorus.core.distributed import ALONE, Processes
 from pylorus.core.seeding import compute_seed
-from pylorus.data.augmentation import build_augmentation, load_policy
+from pylorus.data.augmentation import build_augmentation, has_augmentation, load_policy
 from pylorus.data.catalog import ReadOptions, read_folders
 from pylorus.data.files import Root
 from pylorus.data.input_format import InputFormat, load_or_decode_images, resolve_input_format
@@ -395,7 +395,7 @@ class ImageDataModule(pl.LightningDataModule):
     @property
     def augments(self) -> bool:
         """Whether training images are augmented."""
-        return bool(self.policy.transforms)
+        return has_augmentation(self.policy)
 
     def get_sample_ids(self, split: str) -> NDArray[np.str_]:
         """Return the ID of each image of a split, by row."""

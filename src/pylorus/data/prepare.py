@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
+from pylorus.config.instantiation import get_target, instantiate
 from pylorus.config.schema import Config, DataConfig, SyntheticConfig
 from pylorus.core.formatting import format_count
 from pylorus.core.io import write_atomically, write_json, write_text
@@ -17,7 +18,7 @@ from pylorus.data.audit_thresholds import Thresholds
 from pylorus.data.catalog import Catalog, ReadOptions, count_unreadable, log_unreadable, read_folders, write_quarantine
 from pylorus.data.dicom import ensure_salt
 from pylorus.data.leakage import Copies, count_leaks, find_copies
-from pylorus.data.sources import read_manifest, read_shard_catalog
+from pylorus.data.sources import read_manifest, read_shard_catalog, write_source_table
 from pylorus.data.split import (
     SPLITS,
     Split,
@@ -104,7 +105,7 @@ def prepare_images(config: Config, folder: Path) -> tuple[RunImages, Config]:
             _generate_images(root, data.drawn)
     else:
         root = Path(data.root) if data.root is not None else None
-    catalog = _read_catalog(data, root, cache=Path(config.cache.folder))
+    catalog = _read_catalog(data, root, folder, cache=Path(config.cache.folder))
     check_images_unchanged(catalog.table, folder / "split.csv")  # before any file of the run is overwritten
     # Record what was inferred, so that the configuration of a run is complete.
     data = _complete_data(data, catalog)
@@ -132,17 +133,23 @@ def prepare_images(config: Config, folder: Path) -> tuple[RunImages, Config]:
 def _complete_data(data: DataConfig, catalog: Catalog) -> DataConfig:
     """Return the section with what was read from the images."""
     completed = replace(data, classes=list(catalog.classes), short_names=list(catalog.short_names))
-    if data.kind == "manifest":
+    if data.kind in ("manifest", "external"):
         completed = replace(completed, root=str(catalog.root))
     if data.fold_column is not None:
         completed = replace(completed, folds=read_fold_values(catalog, data).nunique())
     return completed
 
 
-def _read_catalog(data: DataConfig, root: Path | None, *, cache: Path) -> Catalog:
+def _read_catalog(data: DataConfig, root: Path | None, folder: Path, *, cache: Path) -> Catalog:
     salt = ensure_salt(cache) if data.patients == "dicom" else None
     reading = ReadOptions(store=cache / "facts", on_error=data.on_error, salt=salt)
     known = {"classes": data.classes, "short_names": data.short_names}
+    source = get_target(data)
+    if source is not None:
+        manifest = folder / "source.csv"
+        if not manifest.is_file():  # a resumed run trains on the images that it began with
+            root = write_source_table(instantiate(source, key="data"), manifest, root=root)
+        return read_manifest(manifest, root=root, **known, group=data.group, reading=reading)
     if data.kind == "manifest":
         return read_manifest(Path(str(data.manifest)), root=root, **known, group=data.group, reading=reading)
     if data.kind == "shards":

@@ -149,6 +149,41 @@ def read_manifest(
     return build_catalog(table, folder, class_names, short_names=short_names, grouped=grouped, reading=reading)
 
 
+def write_source_table(rows: object, manifest: Path, *, root: Path | None) -> Path:
+    """Write what an image source of the user's own returned as a manifest.
+
+    Args:
+        rows: A table with the columns path and label and, where known, group, split and others; paths are absolute, or
+            relative to the root.
+        manifest: The file to write.
+        root: Folder that the paths are relative to; None: the innermost folder that contains all of them.
+
+    Returns:
+        The root.
+
+    Raises:
+        PylorusError: If it is not such a table, or relative paths have no root.
+    """
+    if not isinstance(rows, pd.DataFrame) or not {"path", "label"} <= set(rows.columns) or rows.empty:
+        found = f"{len(rows)} rows of {list(rows.columns)}" if isinstance(rows, pd.DataFrame) else type(rows).__name__
+        raise PylorusError(
+            f"data._target_: found {found}, expected a pandas.DataFrame with the columns path and label, one row "
+            "per image."
+        )
+    paths = [Path(str(path)) for path in rows["path"]]
+    if root is None:
+        if not all(path.is_absolute() for path in paths):
+            raise PylorusError("data._target_: found relative paths. Add data.root=DIR, or return absolute paths.")
+        root = Path(os.path.commonpath([path.parent for path in paths]))
+    outside = [str(path) for path in paths if path.is_absolute() and not path.is_relative_to(root)]
+    if outside:
+        raise PylorusError(f"data._target_: found paths outside data.root {root}:\n{format_name_list(outside)}")
+    relative = [str(path.relative_to(root)) if path.is_absolute() else str(path) for path in paths]
+    with write_atomically(manifest) as temporary:
+        rows.assign(path=relative).to_csv(temporary, index=False)
+    return root
+
+
 def read_manifest_rows(manifest: Path) -> pd.DataFrame:
     """Read the rows of a manifest: path, class, split, about/… and, if there is such a column, group. Opens no image.
 

@@ -43,6 +43,7 @@ from pylorus.hardware.choices import get_batch_size, resolve_workers
 from pylorus.hardware.engine import Engine
 from pylorus.model.backbone import Backbone, compute_sha256
 from pylorus.model.inference import compute_mean_directions, compute_unlikeness, select_feature_rows
+from pylorus.model.losses import list_loss_details
 from pylorus.report.results import calibrate_predictions
 from pylorus.runs.folder import PARTS, RunFolder, ShippedStage, score_stage, select_stage
 from pylorus.runs.predictions import read_predictions
@@ -206,6 +207,7 @@ def _build_training(
         grouped=images.catalog.grouped,
         split_sha256=images.split_hash,
         validated_on=images.validation,
+        loss=", ".join(list_loss_details(config.loss)),
     )
 
 

@@ -108,14 +108,17 @@ def _render_training(description: Description) -> str:
         f"{_format_epochs(stage.epochs)}, weights of epoch {stage.best_epoch} used"
         for stage in description.training.stages
     ]
-    source = {"none": "random weights", "hub": "timm's pretrained weights"}.get(
-        description.weights.source, f"the weights file {_format_markdown(description.weights.source)}"
-    )
+    source = {
+        "none": "random weights",
+        "hub": "timm's pretrained weights",
+        "factory": "the weights that its factory returned",
+    }.get(description.weights.source, f"the weights file {_format_markdown(description.weights.source)}")
     digest = f" (SHA-256 `{description.weights.sha256}`)" if description.weights.sha256 else ""
     choice = _format_markdown(explain_choice(description.shipped, validated_on=description.training.validated_on))
+    loss = _format_markdown(description.training.loss)
     return (
         f"Trained from {source}{digest} with seed {description.training.seed} and precision "
-        f"{_format_markdown(description.training.precision)}:\n\n"
+        f"{_format_markdown(description.training.precision)}, minimizing {loss}:\n\n"
         + "\n".join(stages)
         + f"\n\nThe shipped network is that of stage **{_format_markdown(description.shipped.name)}** "
         f"of its run ({choice})."

@@ -101,6 +101,8 @@ def _build_fields(kind: type, value: object, where: str) -> object:
     arguments = {}
     for part in dataclasses.fields(kind):
         name = _get_field_name(part)
+        if name not in remaining and part.default is not dataclasses.MISSING:
+            continue
         if name not in remaining:
             raise PylorusError(f'{where}: the entry "{name}" is missing.')
         arguments[part.name] = _build_value(
@@ -227,6 +229,7 @@ class Training:
         grouped: Whether all images of a patient are in the same split.
         split_sha256: SHA-256 of split.csv.
         validated_on: val, or test, in which case all results are optimistic.
+        loss: What training minimized; a bundle from before this entry minimized cross-entropy.
     """
 
     stages: tuple[StageSummary, ...]
@@ -237,6 +240,7 @@ class Training:
     grouped: bool
     split_sha256: str
     validated_on: str
+    loss: str = "cross-entropy"
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ from pylorus.runs.process import (
 from pylorus.training.batch_size import resolve_batch_size
 from pylorus.training.dashboards import Dashboard
 from pylorus.training.faults import explain_faults
-from pylorus.training.stage import check_stages, log_stage_table, run_stage
+from pylorus.training.stage import check_stages, check_user_parts, log_stage_table, run_stage
 from pylorus.training.trainer import Run, check_trainer_arguments
 
 FAILURE = ".failure-"
@@ -292,6 +292,7 @@ def train(config: Config, folder: RunFolder, processes: Processes, stop: StopReq
         PylorusError: If something that the user can fix is wrong; the message says what and how to fix it.
     """
     check_trainer_arguments(config.trainer.args)
+    check_user_parts(config)
     record = folder.path / "environment.json"
     initial = restore_trainer_config(config.trainer, record)
     engine = processes.run_on_first(lambda: resolve_engine(initial))

@@ -5,7 +5,8 @@ import inspect
 import logging
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from typing import Any
 import timm
 import torch
 from timm.data.config import resolve_model_data_config
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from pylorus.config.instantiation import get_object, get_target
 from pylorus.config.schema import ModelConfig
 from pylorus.core.errors import PylorusError, format_name_list, format_suggestion
 
@@ -333,13 +336,19 @@ def build_backbone(
     Raises:
         PylorusError: If timm has no such model, or the weights are unavailable or do not match.
     """
-    check_model_name(config.name, where="model.name")
+    node = get_target(config)
+    if node is not None:
+        register_network(config.name, get_object(node, key="model"))
+    else:
+        check_model_name(config.name, where="model.name")
     check_model_arguments(config.args, where="model.args")
     network = create_network(config.name, config.args, classes=classes, image_size=image_size)
     pretrained_cfg = network.pretrained_cfg
     file, weights = None, config.weights
+    if node is not None and weights == "hub":
+        weights = OWN_WEIGHTS
     try:
-        file = resolve_weights_file(config.weights, pretrained_cfg)
+        file = None if weights == OWN_WEIGHTS else resolve_weights_file(config.weights, pretrained_cfg)
     except HubUnreachableError as error:
         if not random_if_unreachable:
             raise
@@ -359,10 +368,55 @@ def build_backbone(
         interpolation=data_config["interpolation"],
         mean=tuple(data_config["mean"]),
         std=tuple(data_config["std"]),
-        weights=weights if weights in ("hub", "none") else Path(weights).name,
+        weights=weights if weights in ("hub", "none", OWN_WEIGHTS) else Path(weights).name,
         weights_sha256=compute_sha256(file) if file is not None else None,
         licence=pretrained_cfg.get("license") if weights == "hub" else None,
     )
+
+
+def register_network(name: str, factory: Callable[..., Any]) -> None:
+    """Make a network of your own known by a name, in this process, like a model of timm.
+
+    Args:
+        name: Its name, as in `model.name` and in the exported model.
+        factory: Function or class that takes `num_classes` and `model.args`, and returns a module like timm's, with
+            `forward_features`, `forward_head(features, pre_logits=False)` and `get_classifier`. Its input is described
+            by the attributes `input_size` (3, side, side), `mean` and `std`; without them ImageNet's are assumed.
+
+    Raises:
+        PylorusError: If timm has a model of that name.
+    """
+    if name in timm.list_models() and name not in _own_networks:
+        raise PylorusError(f"model.name: timm has a model {name}. Give your own network another name.")
+
+    def create(pretrained: bool = False, pretrained_cfg: Any = None, **arguments: Any) -> Any:
+        for ignored in ("pretrained_cfg_overlay", "cache_dir"):
+            arguments.pop(ignored, None)
+        network = factory(**arguments)
+        missing = [method for method in TIMM_METHODS if not hasattr(network, method)]
+        if missing:
+            raise ValueError(f"{type(network).__name__} has no {', '.join(missing)}")
+        if not hasattr(network, "pretrained_cfg"):
+            network.pretrained_cfg = {
+                "architecture": name,
+                "input_size": tuple(getattr(network, "input_size", (3, 224, 224))),
+                "mean": tuple(getattr(network, "mean", IMAGENET_DEFAULT_MEAN)),
+                "std": tuple(getattr(network, "std", IMAGENET_DEFAULT_STD)),
+                "interpolation": getattr(network, "interpolation", "bicubic"),
+            }
+        return network
+
+    create.__name__ = name
+    _own_networks.add(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the name is registered again
+        timm.models.register_model(create)
+
+
+_own_networks: set[str] = set()
+TIMM_METHODS = ("forward_features", "forward_head", "get_classifier")
+OWN_WEIGHTS = "factory"
+"""Source of the weights of a network of the user's own, as its factory returned it."""
 
 
 def check_model_name(name: str, *, where: str) -> None:

@@ -5,7 +5,6 @@ and the image's content. Later epochs, validation, later stages and other runs r
 """
 
 import hashlib
-import json
 import logging
 import math
 import sys
@@ -27,7 +26,7 @@ from tqdm import tqdm
 from pylorus.cache.shards import Records
 from pylorus.cache.store import load_or_compute_records
 from pylorus.config.schema import CacheConfig
-from pylorus.data.augmentation import compute_augmentation_version
+from pylorus.data.augmentation import compute_augmentation_version, format_policy
 from pylorus.data.datamodule import Draw, ImageDataModule, return_batch
 from pylorus.hardware.engine import Engine
 from pylorus.model.freeze import Depth
@@ -311,7 +310,7 @@ def _list_draws(image_data: ImageDataModule, split: str, epochs: int) -> list[Dr
 def _build_record_names(image_data: ImageDataModule, split: str, draws: Sequence[Draw]) -> list[str]:
     """Name each draw for the cache: by the image's content and, for a view, what its augmentation depends on."""
     hashes = list(image_data.parts[split]["sha256"])
-    policy = json.dumps(dict(image_data.policy.transforms), sort_keys=True, default=str)
+    policy = format_policy(image_data.policy)
     policy_digest = hashlib.sha256(f"{policy} {compute_augmentation_version()}".encode()).hexdigest()[:16]
     dataset = image_data.get_dataset(split)
     return [

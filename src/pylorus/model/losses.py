@@ -7,7 +7,7 @@ divided by the sum of the images' weights, over all devices together.
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -153,6 +153,11 @@ def build_loss(config: LossConfig, *, classes: int, images_of_class: Sequence[in
             )
         return ExternalLoss(function, weights, name=str(node[TARGET]))
     kind = _get_loss(config.name)
+    for name in config.args:
+        if name not in _list_arguments(kind):
+            raise PylorusError(
+                f"loss.args.{name}: {kind.label} has no such argument.{format_suggestion(name, _list_arguments(kind))}"
+            )
     settings = {**asdict(config), **config.args}
     try:
         return kind(weights, **{name: settings[name] for name in _list_arguments(kind) & settings.keys()})
@@ -206,7 +211,7 @@ def list_loss_details(settings: LossConfig | Mapping[str, Any]) -> list[str]:
         >>> list_loss_details({"name": "focal", "class_weights": "balanced", "args": {"gamma": 1}})
         ['class-weighted focal loss', 'gamma 1']
     """
-    given = asdict(settings) if is_dataclass(settings) and not isinstance(settings, type) else dict(settings)
+    given = asdict(settings) if isinstance(settings, LossConfig) else dict(settings)
     arguments = dict(given.get("args") or {})
     smoothing, target = float(given.get("label_smoothing") or 0.0), given.get(TARGET)
     name = str(given.get("name") or "cross_entropy")

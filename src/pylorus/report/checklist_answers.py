@@ -391,6 +391,8 @@ def _format_initial_weights(run: SavedRun) -> str:
         return ""
     if source == "none":
         return "Random initialisation"
+    if run.get_setting("model._target_"):
+        return f"Network and initial weights of {run.get_setting('model._target_')}; new classification head"
     sha256 = run.bundle.get("weights", {}).get("sha256") or run.environment.get("weights_sha256")
     digest = f", SHA-256 {str(sha256)[:12]}" if sha256 else ""
     if source == "hub":

@@ -155,7 +155,7 @@ COUNT_WORDS = {3: "Three", 4: "Four", 5: "Five"}
 
 
 def plot_class_metric_curves(curves: Sequence[StageCurves], names: Sequence[str], *, label: str, stem: str) -> Drawing:
-    """Plot the indices of each class that the runs show, such as F1, on validation images over a stage's epochs.
+    """Plot the indices of each class that the runs show on the validation images, over the epochs of one stage.
 
     Args:
         curves: Curves of one stage of one run, or of the replicates of a configuration.
@@ -175,13 +175,13 @@ def plot_class_metric_curves(curves: Sequence[StageCurves], names: Sequence[str]
             _format_epoch_axes(axes, f"{metric_label}, %", loss=False, values=np.array([0.0, 100.0]))
             axes.set_ylim(-3, 103)
         add_legend_above(figure, [*handles, _create_ring_handle()], [*names, CHOSEN])
+    panel_count = COUNT_WORDS.get(len(metrics), str(len(metrics)))
     scores = ", ".join(f"{name} {_format_best_percentage(curves, f'val/f1/{name}')}" for name in names)
     return Drawing(
         key=f"indices-{stem}-{stage}",
         title=f"{label}, stage {stage}: {join_labels(list(metrics.values()))} of each class over epochs",
         basis=format_training_basis([each.run for each in curves]),
-        alt=f"{COUNT_WORDS.get(len(metrics), len(metrics))} line plots over epochs, one line per class. "
-        f"F1 at the selected epoch: {scores}.",
+        alt=f"{panel_count} line plots over epochs, one line per class. F1 at the selected epoch: {scores}.",
         figure=figure,
         notes=(
             f"On {format_validation_images([each.run for each in curves])}. Gaps in a line: undefined, because no "

@@ -138,13 +138,13 @@ class ExternalView(View):
 
     def start(self) -> None:
         """Create the logger and hand it the configuration."""
-        logger: object = instantiate(self._node, key="logger")
+        logger = instantiate(self._node, key="logger")
         if not isinstance(logger, Logger):
             raise PylorusError(
                 f"logger: {self._node[TARGET]} gave {type(logger).__name__}, expected a logger derived from "
                 "pytorch_lightning.loggers.Logger."
             )
-        self._logger = logger
+        self._logger: Logger = logger
         self._logger.log_hyperparams(build_shareable_config(self.config))
 
     def create_logger(self) -> Logger:

@@ -9,7 +9,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pylorus.config.schema import AugmentConfig, Config, StageConfig
+from pylorus.config.instantiation import get_object, get_target
+from pylorus.config.schema import EXTENSIBLE, AugmentConfig, Config, StageConfig
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count, format_percent
@@ -39,7 +40,7 @@ from pylorus.runs.predictions import (
     write_predictions,
 )
 from pylorus.training.callbacks import SpeedMonitor
-from pylorus.training.trainer import Run, build_trainer, fit_stage
+from pylorus.training.trainer import Run, build_callbacks, build_trainer, fit_stage
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ def resolve_augmentation(stage: StageConfig, default: AugmentConfig) -> AugmentC
     Raises:
         PylorusError: If there is no such file.
     """
-    if stage.augment is None or stage.augment == default.name:
+    is_own = default._target_ is not None and default.name == "none"  # without a name of its own
+    if stage.augment is None or (stage.augment == default.name and not is_own):
         return default
     return load_policy(stage.augment, key="stages: augment")
 
@@ -229,6 +231,20 @@ def _read_result(stage_folder: StageFolder) -> StageResult:
     assert training_result is not None
     predictions = {split: read_predictions(stage_folder.get_predictions_path(split)) for split in PARTS}
     return StageResult(training_result.epochs, training_result.best_epoch, predictions)
+
+
+def check_user_parts(config: Config) -> None:
+    """Import and build what does not depend on the images, so that a typo is reported before they are read.
+
+    Raises:
+        PylorusError: Names the key of the unknown metric, callback, or `_target_`.
+    """
+    build_callbacks(config.callbacks)
+    build_metrics(config.metrics, [stage.monitor for stage in config.stages.values()])
+    for key in EXTENSIBLE:
+        node = get_target(getattr(config, key))
+        if node is not None:
+            get_object(node, key=key)
 
 
 def check_stages(config: Config, backbone: Backbone, images: RunImages, processes: Processes) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 
+from pylorus.config.instantiation import instantiate
 from pylorus.config.schema import Config, StageConfig
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError, format_suggestion
@@ -150,6 +151,7 @@ def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: S
             EpochLine(plan),
             speed,
             *progress_bar,
+            *build_callbacks(run.config.callbacks),
             checkpoints,
         ],
         "logger": loggers if run.processes.is_first else False,
@@ -177,6 +179,22 @@ def _explain_refusal(arguments: Mapping[str, Any]) -> Iterator[None]:
         if not arguments:
             raise
         raise PylorusError(f"trainer.args: found {dict(arguments)}, which Lightning refuses: {error}") from error
+
+
+def build_callbacks(configured: Mapping[str, Any]) -> list[pl.Callback]:
+    """Build the user's own callbacks, new ones for each stage.
+
+    Raises:
+        PylorusError: If one can't be built, is not a callback, or would write checkpoints beside ours.
+    """
+    callbacks = {name: instantiate(node, key=f"callbacks.{name}") for name, node in configured.items()}
+    for name, callback in callbacks.items():
+        if not isinstance(callback, pl.Callback) or isinstance(callback, Checkpoint):
+            raise PylorusError(
+                f"callbacks.{name}: found {type(callback).__name__}, expected a pytorch_lightning.Callback other than "
+                "ModelCheckpoint: Pylorus saves the checkpoints itself."
+            )
+    return list(callbacks.values())
 
 
 def fit_stage(

@@ -1,0 +1,85 @@
+"""The losses: focal loss by its formula, losses from outside, and what texts call them."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from pylorus.config.schema import LossConfig
+from pylorus.core.errors import PylorusError
+from pylorus.model.losses import LOSSES, build_loss, list_loss_details
+
+LOGITS = torch.tensor([[2.0, -1.0, 0.3], [0.1, 0.2, 0.3], [-3.0, 4.0, 0.0]])
+LABELS = torch.tensor([0, 2, 0])
+
+
+def average_cross_entropy(logits, labels):
+    return functional.cross_entropy(logits, labels)
+
+
+def double(logits, labels):
+    return 2 * logits
+
+
+class Weighted(torch.nn.Module):
+    def __init__(self, class_weights):
+        super().__init__()
+        self.weights = class_weights
+
+    def forward(self, logits, labels):
+        return functional.cross_entropy(logits, labels, weight=self.weights, reduction="none")
+
+
+def own(target: str, **options) -> LossConfig:
+    return LossConfig(_target_=f"{__name__}.{target}", **options)
+
+
+def test_focal_loss_follows_its_formula():
+    losses = build_loss(LossConfig(name="focal", args={"gamma": 1.5}), classes=3)(LOGITS, LABELS)
+    true = LOGITS.softmax(1).gather(1, LABELS[:, None])[:, 0]
+    assert torch.allclose(losses, -((1 - true) ** 1.5) * true.log(), atol=1e-6)
+
+
+def test_focal_loss_without_focus_is_cross_entropy_and_its_gradient_is_finite():
+    focal = build_loss(LossConfig(name="focal", args={"gamma": 0}, class_weights="balanced"), classes=3,
+                       images_of_class=[1, 2, 3])  # fmt: skip
+    plain = build_loss(LossConfig(class_weights="balanced"), classes=3, images_of_class=[1, 2, 3])
+    assert torch.allclose(focal(LOGITS, LABELS), plain(LOGITS, LABELS))
+    sure = torch.tensor([[100.0, 0.0, 0.0]], requires_grad=True)
+    build_loss(LossConfig(name="focal", args={"gamma": 0.5}), classes=3)(sure, torch.tensor([0])).sum().backward()
+    assert torch.isfinite(sure.grad).all()
+
+
+def test_a_mean_of_your_own_counts_once_per_image():
+    loss = build_loss(own("average_cross_entropy"), classes=3)
+    total = loss(LOGITS, LABELS).sum() / loss.compute_weights(LABELS).sum()
+    assert torch.allclose(total, functional.cross_entropy(LOGITS, LABELS))
+
+
+def test_a_class_of_your_own_gets_the_class_weights_it_asks_for():
+    loss = build_loss(own("Weighted", class_weights="balanced"), classes=3, images_of_class=[1, 2, 3])
+    plain = build_loss(LossConfig(class_weights="balanced"), classes=3, images_of_class=[1, 2, 3])
+    assert torch.allclose(loss(LOGITS, LABELS), plain(LOGITS, LABELS))
+    with pytest.raises(PylorusError, match=r"loss.class_weights: found balanced, but .*average_cross_entropy"):
+        build_loss(own("average_cross_entropy", class_weights="balanced"), classes=3, images_of_class=[1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (LossConfig(name="focl"), 'no loss "focl".*Did you mean "focal"'),
+        (LossConfig(name="focal", args={"gamma": -1}), "loss.args.gamma: found -1, expected 0 or more"),
+        (LossConfig(name="focal", args={"gama": 1}), 'loss.args.gama: focal loss has no such.*Did you mean "gamma"'),
+        (own("double"), "gave .*expected a tensor of shape"),
+    ],
+)
+def test_what_is_wrong_with_a_loss_is_named(config, message):
+    with pytest.raises((PylorusError, TypeError), match=message):
+        build_loss(config, classes=3)(LOGITS, LABELS)
+
+
+def test_every_loss_has_a_label_and_a_file():
+    assert {name: kind.label for name, kind in LOSSES.items()} == {
+        "cross_entropy": "cross-entropy",
+        "focal": "focal loss",
+    }
+    assert list_loss_details({"_target_": "a.B", "args": {"k": 1}}) == ["the loss a.B", "k 1"]
