@@ -26,7 +26,7 @@ def test_the_chosen_epoch_is_the_first_of_the_best_by_what_the_stage_monitors(ma
 
 
 def test_a_metric_that_was_not_written_down_is_undefined(curves):
-    assert np.isnan(curves[0].of("val/nothing")).all()
+    assert np.isnan(curves[0].get_metric("val/nothing")).all()
     assert curves[0].best is not None
 
 
