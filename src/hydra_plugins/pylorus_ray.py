@@ -16,7 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 
-class RayLauncher(Launcher):  # type: ignore[misc]
+class RayLauncher(Launcher):
     """Runs each job as a task of the Ray cluster to which this process is connected.
 
     Args:

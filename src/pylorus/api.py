@@ -199,18 +199,16 @@ def _list_paths(paths: Paths) -> list[str]:
 
 
 def _read_trained_run(folder: Path) -> TrainedRun:
-    import pandas as pd
-
     from pylorus.evaluation.confusion import class_indices, overall_indices
     from pylorus.runs.folder import RunFolder
-    from pylorus.runs.predictions import count_confusion, get_class_names
+    from pylorus.runs.predictions import read_predictions
 
     shipped = RunFolder(folder).shipped
     assert shipped is not None  # the run has just finished
     metrics: dict[str, float] = {}
     for split in ("val", "test"):
-        table = pd.read_parquet(RunFolder(folder).get_predictions_path(shipped.name, split))
-        confusion, names = count_confusion(table), get_class_names(table)
+        saved = read_predictions(RunFolder(folder).get_predictions_path(shipped.name, split))
+        confusion, names = saved.confusion, saved.predictions.class_names
         by_class = class_indices(confusion)
         metrics[f"{split}/accuracy"] = float(overall_indices(confusion).accuracy)
         for metric in ("precision", "sensitivity", "f1"):
