@@ -19,24 +19,6 @@ Paths = str | Path | Sequence[str | Path]
 """A path, or several: files, folders and glob patterns."""
 
 
-@dataclass(frozen=True)
-class TrainedRun:
-    """A finished run.
-
-    Attributes:
-        folder: The run's folder.
-        model: The folder of its bundle, for `load_model`.
-        stage: Name of the stage that is shipped.
-        metrics: Accuracy, and precision, sensitivity and F1 of each class, of the shipped stage on validation and test
-            images, in [0, 1], as test/accuracy and test/sensitivity/GC; NaN where undefined.
-    """
-
-    folder: Path
-    model: Path
-    stage: str
-    metrics: dict[str, float]
-
-
 @dataclass(frozen=True, eq=False)
 class Validation:
     """Performance of a model on images of known classes.
@@ -98,23 +80,6 @@ class Model:
         known = table[(table["true"] != "") & (table["error"] == "")]
         confusion = pd.crosstab(known["true"], known["predicted"]).reindex(index=names, columns=names, fill_value=0)
         return Validation(table, metrics, confusion)
-
-
-def train(overrides: Sequence[str] = (), *, folder: str | Path | None = None) -> TrainedRun:
-    """Train a run in this process, from its main thread, and wait for it.
-
-    The same overrides on the same folder resume a run that was interrupted.
-
-    Args:
-        overrides: As on the command line of `train.py`, such as `["data.root=images", "model=resnet50"]`.
-        folder: The run's folder; None: a new one in outputs/.
-
-    Raises:
-        PylorusError: If something that the user can fix is wrong; the message says what.
-    """
-    from pylorus.launch.main import run_overrides
-
-    return _read_trained_run(run_overrides(list(overrides), None if folder is None else Path(folder)).path)
 
 
 def load_model(path: str | Path, *, device: str = "auto") -> Model:
@@ -196,22 +161,3 @@ def report(paths: Paths, output: str | Path | None = None, *, options: "ReportOp
 
 def _list_paths(paths: Paths) -> list[str]:
     return [str(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
-
-
-def _read_trained_run(folder: Path) -> TrainedRun:
-    from pylorus.evaluation.confusion import class_indices, overall_indices
-    from pylorus.runs.folder import RunFolder
-    from pylorus.runs.predictions import read_predictions
-
-    shipped = RunFolder(folder).shipped
-    assert shipped is not None  # the run has just finished
-    metrics: dict[str, float] = {}
-    for split in ("val", "test"):
-        saved = read_predictions(RunFolder(folder).get_predictions_path(shipped.name, split))
-        confusion, names = saved.confusion, saved.predictions.class_names
-        by_class = class_indices(confusion)
-        metrics[f"{split}/accuracy"] = float(overall_indices(confusion).accuracy)
-        for metric in ("precision", "sensitivity", "f1"):
-            for name, value in zip(names, getattr(by_class, metric), strict=True):
-                metrics[f"{split}/{metric}/{name}"] = float(value)
-    return TrainedRun(folder, folder / "model", shipped.name, metrics)

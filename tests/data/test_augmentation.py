@@ -149,7 +149,7 @@ def test_the_policies_of_pylorus_do_not_import_albumentations(policy):
 import sys
 import numpy as np, pandas as pd, yaml
 from pylorus.config.schema import CONF, AugmentConfig
-from pylorus.data.datamodule import Draw, ImageDataset
+from pylorus.data.dataset import Draw, ImageDataset
 class Form:
     size = 32
     def load_images(self, paths): return np.zeros((len(paths), 32, 32, 3), np.uint8)

@@ -7,7 +7,8 @@ import yaml
 
 from pylorus.config.schema import CONF, AugmentConfig, CacheConfig, DataConfig
 from pylorus.data.catalog import read_folders
-from pylorus.data.datamodule import EpochBatchSampler, EpochSampler, ImageDataModule
+from pylorus.data.datamodule import ImageDataModule
+from pylorus.data.dataset import EpochBatchSampler, EpochSampler
 from pylorus.data.input_format import InputFormat
 from pylorus.data.split import split_catalog
 

@@ -18,7 +18,8 @@ from pylorus.config.schema import CONF, AugmentConfig, CacheConfig, DataConfig
 from pylorus.core.errors import PylorusError, UnreadableImageError
 from pylorus.data import sources
 from pylorus.data.catalog import ReadOptions, read_folders
-from pylorus.data.datamodule import ImageDataModule, ShardWindows
+from pylorus.data.datamodule import ImageDataModule
+from pylorus.data.dataset import ShardWindows
 from pylorus.data.files import read_image_bytes
 from pylorus.data.input_format import InputFormat
 from pylorus.data.sources import pack_shards, read_shard_catalog

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from pylorus.config.schema import LossConfig, ModelConfig, OptimizerConfig, StageConfig
-from pylorus.data.datamodule import Batch
+from pylorus.data.dataset import Batch
 from pylorus.model.backbone import build_backbone
 from pylorus.model.classifier import EpochMetrics, StageClassifier, StagePlan
 from tests.conftest import TINY

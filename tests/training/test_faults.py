@@ -20,7 +20,7 @@ from torch.utils.data import get_worker_info
 
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import write_text
-from pylorus.data.datamodule import ImageDataset
+from pylorus.data.dataset import ImageDataset
 from pylorus.launch.train import run
 from pylorus.model.classifier import Classifier
 from pylorus.model.inference import NormalizingNetwork

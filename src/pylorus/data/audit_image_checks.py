@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pylorus.core.formatting import format_count, format_percent
 from pylorus.data.audit_findings import Finding, ImageSet, Item
 from pylorus.data.audit_thresholds import Thresholds
-from pylorus.data.decode import RGB, UnreadableImageError, decode_image
+from pylorus.data.decode import UnreadableImageError, decode_image
 from pylorus.data.field_of_view import find_field
-from pylorus.data.files import ImageLocation, read_image_bytes
+from pylorus.data.files import RGB, ImageLocation, read_image_bytes
 from pylorus.data.image_facts import Facts, extract_fact_column
 
 LEAST_SPREAD = {"sharpness": 0.1, "brightness": 4.0}

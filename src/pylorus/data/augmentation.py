@@ -36,7 +36,7 @@ from omegaconf import OmegaConf
 from pylorus.config.instantiation import TARGET, build_callable, get_object, get_target
 from pylorus.config.schema import CONF, AugmentConfig
 from pylorus.core.errors import PylorusError, format_suggestion
-from pylorus.data.decode import RGB
+from pylorus.data.files import RGB
 
 Range = tuple[float, float]
 Step = Callable[[RGB, Generator], RGB]

@@ -31,9 +31,8 @@ from numpy.typing import NDArray
 from pylorus.core.errors import PylorusError, format_name_list, format_path, format_suggestion
 from pylorus.core.io import write_atomically
 from pylorus.core.privacy import ABOUT
-from pylorus.data.decode import SUFFIXES
 from pylorus.data.dicom import read_patient_pseudonyms
-from pylorus.data.files import Root
+from pylorus.data.files import SUFFIXES, Root
 from pylorus.data.image_facts import FactTable, load_or_compute_facts
 
 

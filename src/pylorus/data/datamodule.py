@@ -7,7 +7,7 @@ The order of images and their augmented variants are functions of seed and epoch
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Required, Self, TypedDict, Unpack
+from typing import Any, Required, Self, TypedDict, Unpack
 
 import cv2
 import numpy as np
@@ -15,208 +15,19 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from pylorus.cache.shards import Records
 from pylorus.config.checks import check_values
 from pylorus.config.schema import AugmentConfig, CacheConfig, DataConfig
 from pylorus.core.distributed import ALONE, Processes
-from pylorus.core.seeding import compute_seed
 from pylorus.data.augmentation import build_augmentation, has_augmentation, load_policy
 from pylorus.data.catalog import ReadOptions, read_folders
+from pylorus.data.dataset import Batch, Draw, EpochBatchSampler, EpochSampler, ImageDataset, ShardWindows, return_batch
 from pylorus.data.files import Root
 from pylorus.data.input_format import InputFormat, load_or_decode_images, resolve_input_format
 from pylorus.data.shards import Shards
 from pylorus.data.split import split_catalog
-
-
-class ShardWindows(NamedTuple):
-    """How to traverse the images shard by shard.
-
-    Attributes:
-        shards: Shard number of each image, of shape (images,).
-        width: Number of shards that are shuffled together.
-    """
-
-    shards: NDArray[np.int32]
-    width: int
-
-    def generate_order(self, generator: np.random.Generator) -> NDArray[np.int64]:
-        """Return all image indices once: the shards in random order, and the images of each `width` shards shuffled."""
-        shard_order = generator.permutation(int(self.shards.max()) + 1)
-        ranks = np.empty_like(shard_order)
-        ranks[shard_order] = np.arange(len(shard_order))
-        shuffled = generator.permutation(len(self.shards))
-        window = ranks[self.shards[shuffled]] // self.width
-        return shuffled[np.argsort(window, kind="stable")]
-
-
-class Draw(NamedTuple):
-    """One image to load.
-
-    Attributes:
-        row: Its row in the split's table.
-        view: Number of its augmented variant; None: unaugmented.
-    """
-
-    row: int
-    view: int | None
-
-
-class EpochSampler(Sampler[Draw]):
-    """All images once, in an order that depends on seed and epoch; without a seed, in the table's order.
-
-    Args:
-        images: Number of images.
-        seed: Seed of the order; None: the table's order.
-        augmented: Whether each epoch draws another variant of an image.
-        views: Number of epochs after which the variants repeat; None: never.
-        windows: Shards to traverse; None: any image may follow any other.
-    """
-
-    def __init__(
-        self,
-        images: int,
-        *,
-        seed: int | None,
-        augmented: bool = False,
-        views: int | None = None,
-        windows: ShardWindows | None = None,
-    ) -> None:
-        self.images, self.seed, self.augmented, self.views, self.epoch = images, seed, augmented, views, 0
-        self._windows = windows
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch; Lightning calls this before each epoch, including the first after a resume."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.images
-
-    def __iter__(self) -> Iterator[Draw]:
-        order = np.arange(self.images)
-        if self.seed is not None:
-            generator = np.random.default_rng(compute_seed(self.seed, "order", self.epoch))
-            order = (
-                generator.permutation(self.images) if self._windows is None else self._windows.generate_order(generator)
-            )
-        view = self.epoch if self.views is None else self.epoch % self.views
-        return iter([Draw(int(row), view if self.augmented else None) for row in order])
-
-
-class EpochBatchSampler(Sampler[list[Draw]]):
-    """Batches of an order, or this process's share of each.
-
-    A single remaining image joins the last batch, since batch norm can't be trained on one image; so do remaining
-    images that are too few to give every process one.
-
-    Args:
-        sampler: The order.
-        batch_size: Images per step, over all processes.
-        processes: The processes that share each batch.
-        first_batch: In the first epoch, batches before this one are skipped: they were drawn before an interruption.
-    """
-
-    def __init__(
-        self, sampler: EpochSampler, batch_size: int, *, processes: Processes = ALONE, first_batch: int = 0
-    ) -> None:
-        self.sampler, self.batch_size, self._processes = sampler, batch_size, processes
-        self._first_batch, self._resumed_epoch = first_batch, sampler.epoch
-
-    def __len__(self) -> int:
-        full_batches, remaining = divmod(len(self.sampler), self.batch_size)
-        return max(1, full_batches + (remaining >= max(2 if self.batch_size > 1 else 1, self._processes.count)))
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        draws = list(self.sampler)
-        first = self._first_batch if self.sampler.epoch == self._resumed_epoch else 0
-        for index in range(first, len(self)):
-            is_last = index == len(self) - 1
-            start = index * self.batch_size
-            batch = draws[start:] if is_last else draws[start : start + self.batch_size]
-            yield batch[self._processes.own_slice]
-
-
-class Batch(NamedTuple):
-    """Images with their labels.
-
-    Attributes:
-        image: uint8 of shape (batch, 3, size, size), RGB in [0, 255]; the classifier normalizes it.
-        label: int64 of shape (batch,).
-        row: int64 of shape (batch,): row of each image in the split's table.
-    """
-
-    image: torch.Tensor
-    label: torch.Tensor
-    row: torch.Tensor
-
-
-class ImageDataset(Dataset[Batch]):
-    """Dataset that returns whole batches; paths are held in one array, which worker processes share.
-
-    Args:
-        table: Rows of one split.
-        root: Root of the table's paths: a folder or shards.
-        form: How a file becomes the network's input.
-        policy: The augmentation.
-        seed: Seed of the augmentation.
-        cached: The prepared images of all rows; None: each is read from its file.
-    """
-
-    def __init__(
-        self,
-        table: pd.DataFrame,
-        root: Root,
-        form: InputFormat,
-        *,
-        policy: AugmentConfig,
-        seed: int,
-        cached: Records | None = None,
-    ) -> None:
-        self.root, self.form, self.seed, self._cached = root, form, seed, cached
-        self.paths: NDArray[np.str_] = table["path"].to_numpy(dtype=np.str_)
-        self.ids: NDArray[np.str_] = table["sample_id"].to_numpy(dtype=np.str_)
-        self.labels: NDArray[np.int64] = table["label"].to_numpy(dtype=np.int64)
-        self._augment = build_augmentation(policy)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitems__(self, draws: Sequence[Draw | int]) -> Batch:
-        """Return the batch of the given draws: a pure function of them and the constructor's arguments.
-
-        A number is a row, unaugmented: so samplers of torch and Lightning work as well.
-        """
-        rows = [draw.row if isinstance(draw, Draw) else draw for draw in draws]
-        images = self.load_rows(rows)
-        if self._augment is not None:
-            for index, draw in enumerate(draws):
-                if isinstance(draw, Draw) and draw.view is not None:
-                    images[index] = self._augment(images[index], self.get_augmentation_seed(draw.row, draw.view))
-        return Batch(
-            image=torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
-            label=torch.from_numpy(self.labels[rows]),
-            row=torch.tensor(rows),
-        )
-
-    def get_augmentation_seed(self, row: int, view: int) -> int:
-        """Return the seed of an augmented variant, in [0, 2^63)."""
-        return compute_seed(self.seed, view, str(self.ids[row]))
-
-    def load_rows(self, rows: list[int]) -> NDArray[np.uint8]:
-        """Load unaugmented images of the network's input size, as a writable array of shape (rows, size, size, 3).
-
-        Raises:
-            UnreadableImageError: Names the file.
-        """
-        if self._cached is not None:
-            return self._cached.read_rows(rows).reshape(len(rows), self.form.size, self.form.size, 3)
-        return self.form.load_images([self.root / str(self.paths[row]) for row in rows])
-
-
-def return_batch(batch: Any) -> Any:
-    """Return the batch unchanged, as the collate function of a DataLoader whose dataset returns whole batches."""
-    return batch
 
 
 class LoadingOptions(TypedDict, total=False):
@@ -371,7 +182,9 @@ class ImageDataModule(pl.LightningDataModule):
         self._table = table.reset_index(drop=True)
         rows = dict(list(self._table.groupby("split")))
         rows["val"] = rows[validation]
-        self.parts = {split: split_rows.reset_index(drop=True) for split, split_rows in rows.items()}
+        self.parts: dict[str, pd.DataFrame] = {
+            str(split): split_rows.reset_index(drop=True) for split, split_rows in rows.items()
+        }
         self._rows = {split: split_rows.index.to_numpy(dtype=np.int64) for split, split_rows in rows.items()}
         self.root, self.form, self.policy, self.seed = root, form, policy, seed
         self.batch_size, self.workers, self.pin_memory = batch_size, workers, pin_memory

@@ -40,6 +40,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from pylorus.core.errors import UnreadableImageError as UnreadableImageError
 from pylorus.core.errors import format_path
 from pylorus.data.files import (
+    FORMATS,
+    RGB,
     ImageLocation,
     check_container,
     check_pieces,
@@ -50,8 +52,6 @@ from pylorus.data.files import (
     read_webp_size,
 )
 
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
 POLICY_VERSION = 2
 """Increase it when the same file would decode to another image: everything cached of images is then recomputed."""
 MOST_PIXELS = 25_000_000
@@ -63,9 +63,6 @@ RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-
-RGB = NDArray[np.uint8]
-"""An image of shape (height, width, 3)."""
 
 
 def decode_image(content: bytes) -> RGB:

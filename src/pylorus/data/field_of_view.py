@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pylorus.core.formatting import format_percent
-from pylorus.data.decode import RGB
 from pylorus.data.field_shape import Disc, Shape, fit_shape
+from pylorus.data.files import RGB
 
 WORKING_SIDE = 480
 """Longer side of the working copy in pixels; an edge is located to within a third of such a pixel."""

@@ -20,6 +20,10 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from pylorus.core.errors import UnreadableImageError
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
+RGB = NDArray[np.uint8]
+"""An image of shape (height, width, 3)."""
 MOST_BYTES = 500_000_000
 """More than any image within the pixel limit needs, even uncompressed with four channels of 16 bits."""
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from pylorus.data.decode import FORMATS
+from pylorus.data.files import FORMATS
 
 SUFFIXES_OF = {
     "JPEG": (".jpg", ".jpeg"),

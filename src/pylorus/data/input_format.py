@@ -17,9 +17,9 @@ from pylorus.cache.store import load_or_compute_records
 from pylorus.config.schema import CacheConfig
 from pylorus.core.distributed import ALONE, Processes
 from pylorus.core.errors import PylorusError, format_suggestion
-from pylorus.data.decode import POLICY_VERSION, RGB, read_image, resize_image
+from pylorus.data.decode import POLICY_VERSION, read_image, resize_image
 from pylorus.data.field_of_view import crop_to_field
-from pylorus.data.files import ImageLocation, Root
+from pylorus.data.files import RGB, ImageLocation, Root
 from pylorus.data.shards import Shards
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """Prepare the images of a run: catalog, audit and split them, and write the results into the run's folder."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from pylorus.data.leakage import Copies, count_leaks, find_copies
 from pylorus.data.sources import read_manifest, read_shard_catalog, write_source_table
 from pylorus.data.split import (
     SPLITS,
+    RunImages,
     Split,
     check_images_unchanged,
     read_fold_values,
@@ -61,28 +62,6 @@ def list_catalog_files(catalog: Catalog, split: Split) -> ImageSet:
     rows = split.table.assign(**{"class": np.array(catalog.classes, dtype=object)[split.table["label"]]})[columns]
     table = pd.concat([rows.set_axis(catalog.places), catalog.unreadable[columns].set_axis(left_out)]).sort_index()
     return ImageSet(catalog.root, table, grouped=catalog.grouped)
-
-
-@dataclass(frozen=True)
-class RunImages:
-    """The images of a run.
-
-    Attributes:
-        catalog: All images, with class names and short names.
-        table: The catalog's rows, each with a split: train, val or test.
-        split_hash: SHA-256 of split.csv, by which tables cite the split.
-        validation: Split to validate on: val, or test in the original study's protocol.
-    """
-
-    catalog: Catalog
-    table: pd.DataFrame
-    split_hash: str
-    validation: str
-
-    def count_by_class(self, part: str) -> list[int]:
-        """Count the images of each class in a split."""
-        labels = self.table.loc[self.table["split"] == part, "label"]
-        return [int((labels == label).sum()) for label in range(len(self.catalog.classes))]
 
 
 def prepare_images(config: Config, folder: Path) -> tuple[RunImages, Config]:

@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path
 from pylorus.core.io import write_atomically
 from pylorus.core.privacy import ABOUT
-from pylorus.data.decode import SUFFIXES
-from pylorus.data.files import MOST_BYTES, ImageLocation, Member
+from pylorus.data.files import MOST_BYTES, SUFFIXES, ImageLocation, Member
 
 STATES = (
     "size",

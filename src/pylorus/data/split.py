@@ -455,3 +455,25 @@ def _add_class_names(table: pd.DataFrame, classes: tuple[str, ...]) -> pd.DataFr
 
 def _get_group_noun(catalog: Catalog) -> str:
     return "patients" if catalog.grouped else "images"
+
+
+@dataclass(frozen=True)
+class RunImages:
+    """The images of a run.
+
+    Attributes:
+        catalog: All images, with class names and short names.
+        table: The catalog's rows, each with a split: train, val or test.
+        split_hash: SHA-256 of split.csv, by which tables cite the split.
+        validation: Split to validate on: val, or test in the original study's protocol.
+    """
+
+    catalog: Catalog
+    table: pd.DataFrame
+    split_hash: str
+    validation: str
+
+    def count_by_class(self, part: str) -> list[int]:
+        """Count the images of each class in a split."""
+        labels = self.table.loc[self.table["split"] == part, "label"]
+        return [int((labels == label).sum()) for label in range(len(self.catalog.classes))]

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count, format_number, format_percent
-from pylorus.data.decode import RGB
+from pylorus.data.files import RGB
 from pylorus.deploy.model import Bundle
 from pylorus.model.backbone import create_network, init_head
 from pylorus.model.inference import move_to_device

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path, format_suggestion
 from pylorus.core.formatting import format_count, format_percent
 from pylorus.core.io import check_new_folder, write_atomically, write_json
-from pylorus.data.decode import RGB
+from pylorus.data.files import RGB
 from pylorus.deploy.bundle_files import SUMS
 from pylorus.deploy.explain import (
     COLOURS,

@@ -20,7 +20,8 @@ from filelock import FileLock, Timeout
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path
 from pylorus.core.io import read_json, write_atomically, write_json
-from pylorus.data.decode import MOST_PIXELS, RGB, SUFFIXES
+from pylorus.data.decode import MOST_PIXELS
+from pylorus.data.files import RGB, SUFFIXES
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".mpg", ".mpeg", ".wmv", ".webm")
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path, format_suggestion
 from pylorus.core.formatting import format_count, format_percent, format_threshold
 from pylorus.data.catalog import get_matched_group, parse_group_pattern
-from pylorus.data.decode import RGB
+from pylorus.data.files import RGB
 from pylorus.data.input_format import InputFormat
 from pylorus.deploy.bundle_files import SUMS
 from pylorus.deploy.card import format_set_size, format_threshold_guarantee

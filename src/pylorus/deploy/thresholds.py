@@ -24,7 +24,8 @@ from pylorus.evaluation.auroc import auroc
 from pylorus.evaluation.conformal import count_patients_needed_for_sets, fit_set_limits, prediction_sets
 from pylorus.evaluation.decisions import ROUNDING, operating_point, patients_needed, threshold_at_sensitivity
 from pylorus.evaluation.index_intervals import clustered_wilson, proportions_of_predictions, wilson
-from pylorus.evaluation.intervals import Estimate, estimate_mean_over_groups
+from pylorus.evaluation.influence import estimate_mean_over_groups
+from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.predictions import Predictions
 from pylorus.model.inference import UNLIKENESS
 from pylorus.report.results import Calibration

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from pylorus.evaluation.auroc import compute_mean_share_above
 from pylorus.evaluation.index_intervals import Proportion, clustered_wilson, wilson
-from pylorus.evaluation.influence import estimate_from_variance, estimate_mean_variance
-from pylorus.evaluation.intervals import (
-    Estimate,
-    check_confidence,
+from pylorus.evaluation.influence import (
     compute_confidence_below,
     compute_group_means,
     compute_upper_bound,
+    estimate_from_variance,
+    estimate_mean_variance,
 )
+from pylorus.evaluation.intervals import Estimate, check_confidence
 from pylorus.evaluation.predictions import check_flags, check_scores, encode_groups
 
 ROUNDING = 1e-5

@@ -38,7 +38,8 @@ from pylorus.core.distributed import (
 from pylorus.core.errors import INTERRUPTED, PylorusError
 from pylorus.core.io import handle_closed_pipe, write_json
 from pylorus.core.seeding import compute_seed
-from pylorus.data.prepare import RunImages, prepare_images
+from pylorus.data.prepare import prepare_images
+from pylorus.data.split import RunImages
 from pylorus.deploy.bundle import save_candidate, write_bundle
 from pylorus.deploy.thresholds import resolve_deciding_class
 from pylorus.hardware.choices import list_choices, log_choices

@@ -24,7 +24,7 @@ from pylorus.config.schema import FUSED, LossConfig, ModelConfig, OptimizerConfi
 from pylorus.core.distributed import ALONE, Processes
 from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.core.seeding import compute_seed
-from pylorus.data.datamodule import Batch
+from pylorus.data.dataset import Batch
 from pylorus.evaluation.confusion import ClassMetric, get_monitor_column
 from pylorus.model.backbone import (
     Backbone,

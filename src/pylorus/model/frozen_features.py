@@ -27,7 +27,7 @@ from pylorus.cache.shards import Records
 from pylorus.cache.store import load_or_compute_records
 from pylorus.config.schema import CacheConfig
 from pylorus.data.augmentation import compute_augmentation_version, format_policy
-from pylorus.data.datamodule import Draw, ImageDataModule, return_batch
+from pylorus.data.dataset import Draw, ImageBatches, return_batch
 from pylorus.hardware.engine import Engine
 from pylorus.model.freeze import Depth
 from pylorus.model.frozen_prefix import CutNetwork, cut_network
@@ -217,7 +217,7 @@ class FeatureDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        image_data: ImageDataModule,
+        image_data: ImageBatches,
         prefix: FrozenPrefix,
         *,
         name: str,
@@ -299,7 +299,7 @@ class FeatureDataModule(pl.LightningDataModule):
         )
 
 
-def _list_draws(image_data: ImageDataModule, split: str, epochs: int) -> list[Draw]:
+def _list_draws(image_data: ImageBatches, split: str, epochs: int) -> list[Draw]:
     """List all draws of a split that a stage will use, unless each epoch augments its images anew."""
     rows = range(len(image_data.parts[split]))
     if split != "train" or not image_data.augments:
@@ -307,7 +307,7 @@ def _list_draws(image_data: ImageDataModule, split: str, epochs: int) -> list[Dr
     return [Draw(row, view) for view in range(min(image_data.views or 0, epochs)) for row in rows]
 
 
-def _build_record_names(image_data: ImageDataModule, split: str, draws: Sequence[Draw]) -> list[str]:
+def _build_record_names(image_data: ImageBatches, split: str, draws: Sequence[Draw]) -> list[str]:
     """Name each draw for the cache: by the image's content and, for a view, what its augmentation depends on."""
     hashes = list(image_data.parts[split]["sha256"])
     policy = format_policy(image_data.policy)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from pylorus.data.dataset import Draw, ImageBatches
 from pylorus.hardware.choices import is_faster_channels_last
 from pylorus.hardware.engine import Engine, use_full_precision
 from pylorus.model.backbone import Backbone, convert_to_pixel_scale, normalize_images
-
-if TYPE_CHECKING:
-    from pylorus.data.datamodule import ImageDataModule
 
 UNLIKENESS = "cosine distance of the penultimate features to the mean direction of the nearest class"
 
@@ -157,7 +155,7 @@ def select_feature_rows(part: str, images: int) -> NDArray[np.int64]:
 
 
 def compute_split_outputs(
-    backbone: Backbone, datamodule: "ImageDataModule", part: str, engine: Engine, *, progress: bool
+    backbone: Backbone, datamodule: ImageBatches, part: str, engine: Engine, *, progress: bool
 ) -> SplitOutputs:
     """Compute the network's output for every image of a split.
 
@@ -191,9 +189,7 @@ def compute_split_outputs(
     return SplitOutputs(all_logits[torch.argsort(all_rows)].numpy(), all_features[torch.argsort(feature_row)].numpy())
 
 
-def compute_mean_directions(
-    backbone: Backbone, datamodule: "ImageDataModule", engine: Engine, *, classes: int
-) -> Tensor:
+def compute_mean_directions(backbone: Backbone, datamodule: ImageBatches, engine: Engine, *, classes: int) -> Tensor:
     """Compute the mean direction of each class's features over the training images, without augmentation.
 
     Args:
@@ -207,8 +203,6 @@ def compute_mean_directions(
     """
     rows = select_feature_rows("train", len(datamodule.parts["train"]))
     size = 2 * datamodule.batch_size
-    from pylorus.data.datamodule import Draw  # Lightning is imported only for training
-
     batches = [[Draw(int(row), None) for row in rows[at : at + size]] for at in range(0, len(rows), size)]
     with _prepare_network(backbone, engine) as network:
         features = torch.cat(

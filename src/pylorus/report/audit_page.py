@@ -22,8 +22,8 @@ from pylorus.data.audit import Audit, audit, build_group_aliases, convert_audit_
 from pylorus.data.audit_findings import Finding, Item, Severity
 from pylorus.data.audit_image_checks import load_image_if_readable, sample_fields
 from pylorus.data.audit_thresholds import Thresholds
-from pylorus.data.decode import RGB
 from pylorus.data.field_of_view import FieldOfView, find_field
+from pylorus.data.files import RGB
 from pylorus.data.image_facts import load_or_compute_facts
 from pylorus.data.sources import list_folder_files, list_manifest_files
 from pylorus.report.mistakes import SIDE, encode_thumbnail

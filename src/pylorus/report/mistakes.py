@@ -17,7 +17,8 @@ from PIL import Image
 
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import read_json
-from pylorus.data.decode import RGB, UnreadableImageError, decode_image, resize_image
+from pylorus.data.decode import UnreadableImageError, decode_image, resize_image
+from pylorus.data.files import RGB
 from pylorus.evaluation.predictions import Predictions
 from pylorus.report.captions import format_test_basis
 from pylorus.report.results import Result

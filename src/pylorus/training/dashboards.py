@@ -22,7 +22,7 @@ from pylorus.config.instantiation import TARGET, get_object, get_target, instant
 from pylorus.config.schema import Config
 from pylorus.core.errors import PylorusError, UnreadableImageError
 from pylorus.core.privacy import redact_value
-from pylorus.data.datamodule import ImageDataModule
+from pylorus.data.dataset import ImageBatches
 from pylorus.evaluation.predictions import Predictions
 from pylorus.model.classifier import StagePlan
 from pylorus.report.result_figures import plot_confusion_matrix
@@ -236,9 +236,7 @@ class Dashboard:
         """
         return [] if self._view is None else [_NewStepsLogger(self._view.create_logger(), known_step, self._guard)]
 
-    def show_predictions(
-        self, plan: StagePlan, part: str, saved: SavedPredictions, datamodule: ImageDataModule
-    ) -> None:
+    def show_predictions(self, plan: StagePlan, part: str, saved: SavedPredictions, datamodule: ImageBatches) -> None:
         """Show a stage's confusion matrix on a split and, if images may be sent, the worst validation errors."""
         if self._view is None:
             return
@@ -303,7 +301,7 @@ class _NewStepsLogger(Logger):
             self._dashboard.save()
 
 
-def plot_confident_errors(predictions: Predictions, datamodule: ImageDataModule) -> Figure | None:
+def plot_confident_errors(predictions: Predictions, datamodule: ImageBatches) -> Figure | None:
     """Plot the misclassified validation images with the highest confidence; None if there are none."""
     wrong = np.flatnonzero(~predictions.correct)
     if not len(wrong):

@@ -18,7 +18,7 @@ from pylorus.core.io import write_atomically, write_json
 from pylorus.data.augmentation import build_augmentation, load_policy
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.input_format import InputFormat
-from pylorus.data.prepare import RunImages
+from pylorus.data.split import RunImages
 from pylorus.evaluation.confusion import CLASS_METRICS, ClassMetric, compute_class_metric, select_class_metrics
 from pylorus.evaluation.index_intervals import proportions_of_predictions
 from pylorus.hardware.choices import get_batch_size, resolve_channels_last, resolve_workers

@@ -16,7 +16,7 @@ from pylorus.config.instantiation import instantiate
 from pylorus.config.schema import Config, StageConfig
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError, format_suggestion
-from pylorus.data.prepare import RunImages
+from pylorus.data.split import RunImages
 from pylorus.hardware.engine import Engine
 from pylorus.model.backbone import Backbone
 from pylorus.model.classifier import StageClassifier, StagePlan, get_monitor_mode

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from pylorus.core.errors import PylorusError, UnreadableImageError
-from pylorus.data.decode import RGB, decode_image
+from pylorus.data.decode import decode_image
+from pylorus.data.files import RGB
 from pylorus.deploy.app.security import Upload
 from pylorus.deploy.model import Bundle
 from pylorus.model.inference import NetworkOutput
