@@ -61,7 +61,7 @@ def measure(count: int) -> dict[str, tuple[float, float]]:
 
     from pylorus.config.schema import AugmentConfig, CacheConfig, DataConfig
     from pylorus.data import catalog as catalog_module
-    from pylorus.data.audit_thresholds import Thresholds
+    from pylorus.data.audit_findings import Thresholds
     from pylorus.data.catalog import build_catalog
     from pylorus.data.datamodule import ImageDataModule
     from pylorus.data.image_facts import load_or_compute_facts
@@ -150,7 +150,7 @@ def find(folder: Path, places: dict[str, int]) -> Any:
 def audited(images: Any, facts: Any, copies: Any) -> None:
     """What an audit says beside copies, which were looked for before."""
     from pylorus.data import audit
-    from pylorus.data.audit_thresholds import Thresholds
+    from pylorus.data.audit_findings import Thresholds
 
     audit.convert_audit_to_json(audit.audit(images, facts, Thresholds(), copies=copies), names=True)
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from pylorus.core.errors import PylorusError
 from pylorus.data.audit import Audit, audit
+from pylorus.data.audit_findings import Thresholds
 from pylorus.data.audit_image_checks import sample_fields
-from pylorus.data.audit_thresholds import Thresholds
 from pylorus.data.image_facts import load_or_compute_facts
 from pylorus.data.sources import list_folder_files, list_manifest_files
 from pylorus.data.synthetic import generate_image_set

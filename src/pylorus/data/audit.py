@@ -8,9 +8,8 @@ import pandas as pd
 
 from pylorus import __version__
 from pylorus.data.audit_checks import check_classes_and_groups, check_copies, check_files
-from pylorus.data.audit_findings import SEVERITIES, Finding, ImageSet, Item, sort_by_severity
+from pylorus.data.audit_findings import SEVERITIES, Finding, ImageSet, Item, Thresholds, sort_by_severity
 from pylorus.data.audit_image_checks import FieldSample, check_fields, check_image_quality
-from pylorus.data.audit_thresholds import Thresholds
 from pylorus.data.catalog import compute_sample_id
 from pylorus.data.decode import POLICY_VERSION
 from pylorus.data.image_facts import Facts, extract_fact_column

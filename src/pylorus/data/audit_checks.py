@@ -13,8 +13,7 @@ from pathlib import PurePosixPath
 import pandas as pd
 
 from pylorus.core.formatting import format_count
-from pylorus.data.audit_findings import Finding, ImageSet, Item, Severity
-from pylorus.data.audit_thresholds import Thresholds
+from pylorus.data.audit_findings import Finding, ImageSet, Item, Severity, Thresholds
 from pylorus.data.image_facts import Facts
 from pylorus.data.image_measures import SUFFIXES_OF
 from pylorus.data.leakage import Copies, NearCopy

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pylorus.core.formatting import format_count, format_percent
-from pylorus.data.audit_findings import Finding, ImageSet, Item
-from pylorus.data.audit_thresholds import Thresholds
+from pylorus.data.audit_findings import Finding, ImageSet, Item, Thresholds
 from pylorus.data.decode import UnreadableImageError, decode_image
 from pylorus.data.field_of_view import find_field
 from pylorus.data.files import RGB, ImageLocation, read_image_bytes

@@ -22,7 +22,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from pylorus.core.errors import PylorusError, format_name_list
-from pylorus.data.audit_thresholds import Thresholds
+from pylorus.data.audit_findings import Thresholds
 from pylorus.data.catalog import Catalog
 from pylorus.data.image_facts import Facts, extract_fact_column, extract_thumbnails
 from pylorus.data.image_measures import (

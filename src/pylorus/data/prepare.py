@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
-from pylorus.config.instantiation import get_target, instantiate
+from pylorus.config.checks import get_target, instantiate
 from pylorus.config.schema import Config, DataConfig, SyntheticConfig
 from pylorus.core.formatting import format_count
 from pylorus.core.io import write_atomically, write_json, write_text
 from pylorus.data.audit import audit, convert_audit_to_json
-from pylorus.data.audit_findings import ImageSet
-from pylorus.data.audit_thresholds import Thresholds
+from pylorus.data.audit_findings import ImageSet, Thresholds
 from pylorus.data.catalog import Catalog, ReadOptions, count_unreadable, log_unreadable, read_folders, write_quarantine
 from pylorus.data.dicom import ensure_salt
 from pylorus.data.leakage import Copies, count_leaks, find_copies

@@ -20,7 +20,7 @@ from pylorus.core.errors import PylorusError, format_name_list, format_suggestio
 from pylorus.core.io import write_atomically
 from pylorus.core.privacy import ABOUT
 from pylorus.core.seeding import compute_seed
-from pylorus.data.audit_thresholds import Thresholds
+from pylorus.data.audit_findings import Thresholds
 from pylorus.data.catalog import Catalog
 from pylorus.data.leakage import (
     KINDS,

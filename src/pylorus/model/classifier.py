@@ -28,7 +28,7 @@ from pylorus.data.dataset import Batch
 from pylorus.evaluation.confusion import ClassMetric, get_monitor_column
 from pylorus.model.backbone import (
     Backbone,
-    build_backbone,
+    build_seeded_backbone,
     convert_to_pixel_scale,
     normalize_images,
     read_checkpoint,
@@ -192,7 +192,7 @@ class Classifier(pl.LightningModule):
             if not isinstance(loss, str):
                 del arguments["loss"]
             self.save_hyperparameters({name: _convert_to_plain(value) for name, value in arguments.items()})
-            backbone = _build_seeded_backbone(
+            backbone = build_seeded_backbone(
                 ModelConfig(name=model, weights=str(weights), args=dict(model_args or {})),
                 classes=len(classes),
                 image_size=image_size,
@@ -547,10 +547,3 @@ def _convert_to_plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_convert_to_plain(each) for each in value]
     return str(value) if isinstance(value, Path | str) else value
-
-
-def _build_seeded_backbone(config: ModelConfig, *, classes: int, image_size: int | None, seed: int) -> Backbone:
-    """Build a backbone whose head depends on the seed; torch's global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(compute_seed(seed, "head"))
-        return build_backbone(config, classes=classes, image_size=image_size)

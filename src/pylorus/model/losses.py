@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pylorus.config.instantiation import TARGET, build_callable, get_object, get_target, list_parameters
+from pylorus.config.checks import TARGET, build_callable, get_object, get_target, list_parameters
 from pylorus.config.schema import LossConfig
 from pylorus.core.errors import PylorusError, format_suggestion
 

@@ -19,9 +19,8 @@ from pylorus.core.errors import format_path
 from pylorus.core.formatting import format_count
 from pylorus.core.io import write_json, write_text
 from pylorus.data.audit import Audit, audit, build_group_aliases, convert_audit_to_json
-from pylorus.data.audit_findings import Finding, Item, Severity
+from pylorus.data.audit_findings import Finding, Item, Severity, Thresholds
 from pylorus.data.audit_image_checks import load_image_if_readable, sample_fields
-from pylorus.data.audit_thresholds import Thresholds
 from pylorus.data.field_of_view import FieldOfView, find_field
 from pylorus.data.files import RGB
 from pylorus.data.image_facts import load_or_compute_facts
