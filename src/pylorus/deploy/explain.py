@@ -174,8 +174,8 @@ def compute_heat_map(bundle: Bundle, image: RGB, class_index: int) -> NDArray[np
 
 
 def compute_heat_maps(bundle: Bundle, images: NDArray[np.uint8], class_indices: Sequence[int]) -> NDArray[np.float64]:
-    """Compute heat maps of shape (n, size, size) for images (n, size, size, 3), one class each; see "
-    "`compute_heat_map`.
+    """Compute heat maps of shape (n, size, size) for images (n, size, size, 3), one class each; see
+    `compute_heat_map`.
     """
     size = bundle.input.size
     if images.shape[1:] != (size, size, 3) or images.dtype != np.uint8:

@@ -273,8 +273,8 @@ def _run_hydra_job(composed: DictConfig) -> float | None:
 
 
 def run_job(composed: DictConfig, context: Any) -> float | None:
-    """Do what `_run_hydra_job` documents; launchers pickle it by name, so that a worker uses the state of its own "
-    "process.
+    """Do what `_run_hydra_job` documents; launchers pickle it by name, so that a worker uses the state of its own
+    process.
     """
     folder = RunFolder(Path(context.runtime.output_dir).absolute())
     in_sweep = context.mode == RunMode.MULTIRUN
