@@ -37,17 +37,21 @@ END_TO_END_FOLDERS = (TESTS / "end_to_end", TESTS / "docs" / "test_site.py")
 SLOW_FILES = frozenset(
     TESTS / name
     for name in (
+        "config/test_own_configuration.py",
         "deploy/test_explain.py",
         "deploy/test_export.py",
         "deploy/test_page.py",
         "deploy/test_predict.py",
         "deploy/test_shipped.py",
         "evaluation/test_coverage.py",
+        "extension/test_extension.py",
         "launch/test_resume.py",
         "launch/test_sharded.py",
         "launch/test_train.py",
         "launch/test_two_processes.py",
+        "model/test_distributed.py",
         "model/test_frozen_features.py",
+        "test_library.py",
         "training/test_batch_size.py",
         "training/test_faults.py",
     )

@@ -18,11 +18,11 @@ RELEASES = re.compile(r"^## 0\..*", re.DOTALL | re.MULTILINE)
 PATH = re.compile(r"(?<![\w./<>{}$-])(?:src|tests|docs|conf|benchmarks)/[\w./*-]*\w")
 MODULE = re.compile(r"(?<![\w./@-])pylorus(?:\.[A-Za-z_]\w*)+")
 
-BUILT = r"docs/reference/|benchmarks/(\.venv|outputs)"
-"""Paths that a build or a benchmark creates."""
+BUILT = r"docs/reference/|benchmarks/(\.venv|outputs)|conf/\w+/(NAME|poly|hospital)\.yaml"
+"""Paths that a build, a benchmark or a user creates."""
 
-NO_MODULES = r"pylorus\.(input|outputs|classes|short_names|intended_use|version|model\.json|css|help|token)\b"
-"""Keys in the metadata of an exported ONNX file, resolvers of the configuration, and a style sheet."""
+NO_MODULES = r"pylorus\.(input|run|outputs|classes|short_names|intended_use|version|model\.json|css|help|token)\b"
+"""Keys in the metadata of an exported ONNX file, a tag of MLflow, resolvers of the configuration, and a style sheet."""
 
 
 def find_files() -> list[Path]:

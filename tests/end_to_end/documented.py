@@ -53,7 +53,9 @@ NOT_RUN = {
     r"^pip install|^\.venv/bin/pre-commit": "changes the environment that the tests run in",
     r"^python benchmarks/": "measures for minutes",
     r"^#!": "a job script for sbatch, which needs SLURM",
-    r"--config-dir=": "needs files of the user's; tests/config/test_own_configuration.py has some",
+    r"^torchrun ": "starts several processes; tests/launch/test_launched.py does",
+    r"^eval ": "changes the shell; tests/config/test_own_configuration.py asks for the script",
+    r"--config-dir[= ]": "needs files of the user's; tests/config/test_own_configuration.py has some",
     r"hydra/launcher=slurm": "needs SLURM",
     r"hydra/launcher=ray_local": "needs the extra `ray`; benchmarks/engines/ray_local.sh runs it",
     r"hydra/launcher=joblib|experiment=search": "needs an extra; tests/end_to_end/test_engines.py runs it where it is installed",
@@ -68,7 +70,7 @@ BY_SHELL = r"(sha256sum|cd|mkdir|cp|mv|ls|unzip|tar) "
 EXIT_CODES = {r"^pylorus doctor": (0, 1)}
 """Exit codes that are right, of commands for which it is not 0 alone."""
 
-KNOWN_CAPITALS = {"GC", "GU", "CG", "A", "B", "C"}
+KNOWN_CAPITALS = {"PYTHONPATH", "GC", "GU", "CG", "A", "B", "C"}
 """Values in capitals that are no placeholders: names of classes and of sites."""
 
 KEPT_DEPTHS = ("head", "all", "layer4")

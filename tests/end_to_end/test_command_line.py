@@ -60,4 +60,4 @@ def test_draw_writes_images_and_says_how_to_train_on_them(train_for_real, tmp_pa
     assert "python train.py data=folders data.root=drawn" in found.stdout
     again = train_for_real("draw", "drawn", program=program)
     assert again.returncode == 1
-    assert again.stderr.startswith("error: root is drawn")
+    assert again.stderr.startswith("error: drawn: already exists")

@@ -242,6 +242,12 @@ def test_what_a_command_that_is_not_run_names_is_there(command, composed):
         assert shutil.which(words[0]) or words[0].startswith(".venv/")
     elif words[0] == "curl":
         assert re.search(r"https?://(127\.0\.0\.1|localhost)[:/]", command.text), "not a page of this machine"
+    elif words[0] == "torchrun":
+        overrides = [word for word in words if "=" in word]
+        composed(*check_overrides(overrides))
+    elif "--config-dir" in words or words[0] == "eval":
+        assert "train.py" in command.text
+        assert (PROJECT / "train.py").is_file()
     elif words[0] == "python":
         program = (PROJECT / words[1]).read_text()
         assert all(word in program for word in words[2:] if word.startswith("--"))

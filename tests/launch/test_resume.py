@@ -17,7 +17,7 @@ from pylorus.core.errors import PylorusError
 from pylorus.core.io import write_text
 from pylorus.launch.main import check_resumable, resume, update_config
 from pylorus.launch.train import run
-from pylorus.model.classifier import Classifier
+from pylorus.model.classifier import StageClassifier
 from pylorus.runs.folder import RunFolder
 from pylorus.training import callbacks
 from tests.conftest import TINY
@@ -145,19 +145,19 @@ def test_asked_to_stop_in_a_step_it_goes_on_after_that_step(begin, monkeypatch, 
     whole, folder = begin(*words), begin(*words)
     run(whole)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a shell ignores Ctrl-C
-    training_step = Classifier.training_step
+    training_step = StageClassifier.training_step
 
     def asked(self, batch, batch_idx):
         if (self.current_epoch, batch_idx) == (1, 2):
             os.kill(os.getpid(), getattr(signal, signal_name))
         return training_step(self, batch, batch_idx)
 
-    monkeypatch.setattr(Classifier, "training_step", asked)
+    monkeypatch.setattr(StageClassifier, "training_step", asked)
     with pytest.raises(KeyboardInterrupt):
         run(folder)
     assert folder.read_status()["state"] == "interrupted"
     assert folder.get_stage("finetune").progress == (1, 3)
-    monkeypatch.setattr(Classifier, "training_step", training_step)
+    monkeypatch.setattr(StageClassifier, "training_step", training_step)
     run(folder)
     first, second = (load_file(each.path / "model" / "model.safetensors") for each in (whole, folder))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
@@ -338,7 +338,7 @@ def test_checkpoints_of_a_stage_load_with_tensors_and_plain_values_only(begin, m
 @pytest.mark.parametrize("call", [1, 2, 3, 4, 5, 6, 7])
 def test_asked_to_stop_wherever_in_training_nothing_is_lost(begin, monkeypatch, method, call):
     monkeypatch.setattr(callbacks, "SHARE_OF_TIME", 1e-9)  # one epoch is saved unasked, the first
-    folder, original, calls = begin("stage=pretrain", "stages.pretrain.epochs=5"), getattr(Classifier, method), []
+    folder, original, calls = begin("stage=pretrain", "stages.pretrain.epochs=5"), getattr(StageClassifier, method), []
 
     def asked(self, *batch):
         calls.append((self.current_epoch, batch[-1]))
@@ -347,7 +347,7 @@ def test_asked_to_stop_wherever_in_training_nothing_is_lost(begin, monkeypatch, 
         return original(self, *batch)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Classifier, method, asked)
+        patched.setattr(StageClassifier, method, asked)
         try:
             run(folder)
         except KeyboardInterrupt:

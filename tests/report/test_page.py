@@ -171,6 +171,7 @@ def test_a_runs_report_has_its_page_every_table_in_three_formats_and_every_figur
     }
 
 
+@pytest.mark.slow
 def test_torch_is_not_imported_and_the_report_of_a_run_takes_seconds(make_run):
     run = make_run()
     code = (
@@ -187,6 +188,7 @@ def test_torch_is_not_imported_and_the_report_of_a_run_takes_seconds(make_run):
     assert seconds < 40
 
 
+@pytest.mark.slow
 def test_the_help_of_the_command_imports_neither_torch_nor_pandas():
     code = (
         "import sys\n"

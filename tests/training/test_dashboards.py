@@ -109,6 +109,7 @@ def test_the_matrix_is_drawn_with_true_classes_in_rows():
     assert axes.get_ylabel() == "true"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_run_with_a_dashboard_keeps_curves_and_matrices_on_this_machine(composed, drawn, tmp_path, name, monkeypatch):
     from omegaconf import OmegaConf

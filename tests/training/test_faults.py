@@ -22,7 +22,7 @@ from pylorus.core.errors import PylorusError
 from pylorus.core.io import write_text
 from pylorus.data.dataset import ImageDataset
 from pylorus.launch.train import run
-from pylorus.model.classifier import Classifier
+from pylorus.model.classifier import StageClassifier
 from pylorus.model.inference import NormalizingNetwork
 from pylorus.runs.folder import RunFolder
 from pylorus.training import dashboards
@@ -180,7 +180,7 @@ def test_a_folder_that_vanished_is_told_and_does_not_come_again(begin, whole, mo
 
     with monkeypatch.context() as patched:
         owner, step, call = (
-            (Classifier, "training_step", 4)
+            (StageClassifier, "training_step", 4)
             if where == "an epoch"
             else (NormalizingNetwork, "forward_with_features", 1)
         )
@@ -206,7 +206,9 @@ def test_an_image_that_goes_in_the_middle_of_an_epoch_is_named(
             (root / name).unlink() if harm == "deleted" else (root / name).write_bytes(b"\xff\xd8 no image")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Classifier, "on_validation_epoch_end", from_call(1, Classifier.on_validation_epoch_end, hurt))
+        patched.setattr(
+            StageClassifier, "on_validation_epoch_end", from_call(1, StageClassifier.on_validation_epoch_end, hurt)
+        )
         told = fails(folder)
     assert f"  {root}/" in told
     assert {"deleted": ".jpg: No such file", "damaged": ".jpg: "}[harm] in told
@@ -272,7 +274,7 @@ def test_a_killed_decoding_worker_is_told_with_its_likely_causes(begin, whole, m
 def test_out_of_memory_says_which_batch_to_try(begin, whole, monkeypatch, error, where):
     expected, folder = whole(), begin()
     with monkeypatch.context() as patched:
-        patched.setattr(Classifier, "training_step", from_call(4, Classifier.training_step, raises(error)))
+        patched.setattr(StageClassifier, "training_step", from_call(4, StageClassifier.training_step, raises(error)))
         told = fails(folder)
     assert f"{where} ran out of memory" in told
     assert "trainer.batch_size=8 (now 16), or with trainer.batch_size=auto, which finds a size that fits." in told
@@ -299,7 +301,7 @@ def test_a_batch_of_one_is_not_halved(begin, composed):
 
 
 def test_a_loss_that_is_no_number_names_the_images_of_the_batch_that_broke_it(begin, monkeypatch):
-    folder, seen, logits = begin(*IMAGES), {}, Classifier.compute_logits
+    folder, seen, logits = begin(*IMAGES), {}, StageClassifier.compute_logits
 
     def broken(self, batch):
         found = logits(self, batch)
@@ -309,7 +311,7 @@ def test_a_loss_that_is_no_number_names_the_images_of_the_batch_that_broke_it(be
         seen["steps"] += 1
         return found * float("nan") if seen["steps"] >= 2 else found
 
-    monkeypatch.setattr(Classifier, "compute_logits", broken)
+    monkeypatch.setattr(StageClassifier, "compute_logits", broken)
     told = fails(folder)
     split = pd.read_csv(folder.path / "split.csv", dtype=str)
     train = split[split["split"] == "train"].reset_index(drop=True)
@@ -327,13 +329,13 @@ def named_in(told: str) -> set[str]:
 
 
 def test_a_loss_that_is_no_number_in_validation_alone_names_its_images(begin, monkeypatch):
-    folder, logits = begin(*IMAGES), Classifier.compute_logits
+    folder, logits = begin(*IMAGES), StageClassifier.compute_logits
 
     def broken(self, batch):
         found = logits(self, batch)
         return found * float("nan") if not self.training and self.current_epoch == 1 else found
 
-    monkeypatch.setattr(Classifier, "compute_logits", broken)
+    monkeypatch.setattr(StageClassifier, "compute_logits", broken)
     told = fails(folder)
     split = pd.read_csv(folder.path / "split.csv", dtype=str)
     assert (
@@ -351,7 +353,7 @@ def test_weights_that_break_in_the_very_last_step_stop_the_run_in_words(begin, m
         if self.current_epoch == 2:
             self.network.get_classifier().weight.data.fill_(float("nan"))
 
-    monkeypatch.setattr(Classifier, "on_validation_epoch_start", break_weights)
+    monkeypatch.setattr(StageClassifier, "on_validation_epoch_start", break_weights)
     told = fails(folder)
     assert "became NaN or infinite in epoch 3" in told
     assert "Lower optimizer.lr" in told
