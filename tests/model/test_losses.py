@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.nn import functional
 
+from pylorus.config.checks import list_loss_details
 from pylorus.config.schema import LossConfig
 from pylorus.core.errors import PylorusError
-from pylorus.model.losses import LOSSES, build_loss, list_loss_details
+from pylorus.model.losses import LOSSES, build_loss
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.3], [0.1, 0.2, 0.3], [-3.0, 4.0, 0.0]])
 LABELS = torch.tensor([0, 2, 0])

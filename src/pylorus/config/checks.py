@@ -1,21 +1,19 @@
 """Validation of a configuration against the schema; unknown keys are refused, even those added with `+`."""
 
 import dataclasses
-import inspect
 import re
 import textwrap
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pylorus.config.schema import EXTENSIBLE, FUSED, GROUPS, NAMED_TARGETS, Config
+from pylorus.config.instantiation import TARGET
+from pylorus.config.schema import EXTENSIBLE, FUSED, GROUPS, NAMED_TARGETS, Config, LossConfig
 from pylorus.core.errors import PylorusError, format_suggestion
 
 PASSED = {"loss": ("label_smoothing",), "logger": ("project", "offline")}
@@ -428,98 +426,23 @@ def _get_first_line(schema: Any) -> str:
     return str(schema.__doc__).splitlines()[0]
 
 
-TARGET = "_target_"
-
-
-def get_target(section: Any) -> dict[str, Any] | None:
-    """Return a section of the configuration as a node for `instantiate`, or None if it names no `_target_`.
+def list_loss_details(settings: LossConfig | Mapping[str, Any]) -> list[str]:
+    """Describe a run's loss for its checklist and card: its name first, then what differs from the usual.
 
     Args:
-        section: A mapping, or a dataclass of the schema; of the latter, `_target_` and `args` are used.
+        settings: The section `loss` of a configuration, also of an older or newer version; nothing in it is executed.
+
+    Example:
+        >>> list_loss_details({"name": "focal", "class_weights": "balanced", "args": {"gamma": 1}})
+        ['class-weighted focal loss', 'gamma 1']
     """
-    if isinstance(section, Mapping | DictConfig):
-        node = OmegaConf.to_container(section, resolve=True) if isinstance(section, DictConfig) else dict(section)
-        return cast(dict[str, Any], node) if cast(dict[str, Any], node).get(TARGET) else None
-    target = getattr(section, TARGET, None)
-    return {TARGET: target, **getattr(section, "args", {})} if target else None
-
-
-def instantiate(node: Mapping[str, Any], *, key: str, **arguments: Any) -> Any:
-    """Call the `_target_` of a node with its other entries and `arguments` as keyword arguments.
-
-    Only for nodes that the user wrote in their own configuration: never for a bundle, a checkpoint or a download.
-
-    Args:
-        node: `_target_`, the dotted path of a class or function, and its arguments.
-        key: Where the node is in the configuration, for error messages.
-        arguments: Further arguments; they take precedence.
-
-    Raises:
-        PylorusError: If the target can't be imported, or fails; the message names key, target and reason.
-    """
-    import hydra.utils
-
-    get_object(node, key=key)
-    try:
-        # Nested nodes become objects first; our own arguments are passed as they are, not through OmegaConf.
-        prepared = hydra.utils.instantiate({**node, "_partial_": True}, _convert_="all")
-        return partial(prepared, **arguments) if node.get("_partial_") else prepared(**arguments)
-    except PylorusError:
-        raise
-    except Exception as error:  # whatever the user's code raises
-        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-        raise PylorusError(f"{key}: {node[TARGET]} failed: {type(cause).__name__}: {cause}") from error
-
-
-def build_callable(node: Mapping[str, Any], *, key: str, **arguments: Any) -> Any:
-    """Return a callable from a node: an instance of a class, or a function with the node's arguments bound.
-
-    Args:
-        node: `_target_` and its arguments; `_partial_: false` calls a function, which then returns the callable.
-        key: Where the node is in the configuration, for error messages.
-        arguments: Arguments that are passed only if the target has a parameter of that name.
-
-    Raises:
-        PylorusError: If the target can't be imported, fails, or the result can't be called.
-    """
-    target = get_object(node, key=key)
-    accepted = list_parameters(target)
-    passed = {name: value for name, value in arguments.items() if name in accepted and name not in node}
-    if not isinstance(target, type):
-        node = {"_partial_": True, **node}
-    built = instantiate(node, key=key, **passed)
-    if not callable(built):
-        raise PylorusError(f"{key}: {node[TARGET]} gave {type(built).__name__}, expected something that can be called.")
-    return built
-
-
-def get_object(node: Mapping[str, Any], *, key: str) -> Any:
-    """Import the `_target_` of a node.
-
-    Raises:
-        PylorusError: If there is no such module or name, or its module fails; the message says what to type.
-    """
-    import hydra.utils
-
-    target = node.get(TARGET)
-    if not isinstance(target, str) or "." not in target:
-        raise PylorusError(
-            f"{key}: found _target_: {target}, expected the dotted path of a class or function, such as "
-            f"my_package.my_module.MyClass."
-        )
-    try:
-        return hydra.utils.get_object(target)
-    except Exception as error:  # an import runs any code of the user's module
-        cause = error.__cause__ or error
-        raise PylorusError(
-            f"{key}: {target} can't be imported: {cause}. Install its package (pip install -e FOLDER), or start with "
-            f"PYTHONPATH=FOLDER, the folder that contains {target.partition('.')[0]}."
-        ) from error
-
-
-def list_parameters(target: Any) -> set[str]:
-    """Return the names of the parameters of a class or function; empty if Python does not know them."""
-    try:
-        return set(inspect.signature(target).parameters)
-    except (TypeError, ValueError):  # a builtin without a signature
-        return set()
+    given = dataclasses.asdict(settings) if isinstance(settings, LossConfig) else dict(settings)
+    smoothing, target = float(given.get("label_smoothing") or 0.0), given.get(TARGET)
+    name = str(given.get("name") or "cross_entropy").replace("_", "-")
+    label = f"the loss {target}" if target else name if name == "cross-entropy" else f"{name} loss"
+    weighted = "class-weighted " if given.get("class_weights") == "balanced" else ""
+    details = [
+        f"{key} {value:g}" if isinstance(value, int | float) else f"{key} {value}"
+        for key, value in dict(given.get("args") or {}).items()
+    ]
+    return [f"{weighted}{label}", *details, *([f"label smoothing {smoothing:g}"] if smoothing and not target else [])]

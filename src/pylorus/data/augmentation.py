@@ -33,7 +33,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from pylorus.config.checks import TARGET, build_callable, get_object, get_target
+from pylorus.config.instantiation import TARGET, build_callable, get_object, get_target
 from pylorus.config.schema import CONF, AugmentConfig
 from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.data.files import RGB

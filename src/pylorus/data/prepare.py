@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
-from pylorus.config.checks import get_target, instantiate
+from pylorus.config.instantiation import get_target, instantiate
 from pylorus.config.schema import Config, DataConfig, SyntheticConfig
 from pylorus.core.formatting import format_count
 from pylorus.core.io import write_atomically, write_json, write_text

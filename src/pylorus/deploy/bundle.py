@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pylorus import __version__
+from pylorus.config.checks import list_loss_details
 from pylorus.config.schema import AugmentConfig, Config
 from pylorus.core.io import read_json, write_atomically, write_json, write_text
 from pylorus.data.datamodule import ImageDataModule
@@ -43,7 +44,6 @@ from pylorus.hardware.choices import get_batch_size, resolve_workers
 from pylorus.hardware.engine import Engine
 from pylorus.model.backbone import Backbone, compute_sha256
 from pylorus.model.inference import compute_mean_directions, compute_unlikeness, select_feature_rows
-from pylorus.model.losses import list_loss_details
 from pylorus.report.results import calibrate_predictions
 from pylorus.runs.folder import PARTS, RunFolder, ShippedStage, score_stage, select_stage
 from pylorus.runs.predictions import read_predictions

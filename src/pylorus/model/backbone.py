@@ -17,7 +17,7 @@ from timm.data.config import resolve_model_data_config
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from pylorus.config.checks import get_object, get_target
+from pylorus.config.instantiation import get_object, get_target
 from pylorus.config.schema import ModelConfig
 from pylorus.core.errors import PylorusError, format_name_list, format_suggestion
 from pylorus.core.seeding import compute_seed

@@ -6,15 +6,14 @@ divided by the sum of the images' weights, over all devices together.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pylorus.config.checks import TARGET, build_callable, get_object, get_target, list_parameters
+from pylorus.config.instantiation import TARGET, build_callable, get_object, get_target, list_parameters
 from pylorus.config.schema import LossConfig
 from pylorus.core.errors import PylorusError, format_suggestion
 
@@ -199,34 +198,6 @@ def compute_class_weights(mode: str, classes: int, images_of_class: Sequence[int
         raise ValueError("balanced class weights need images_of_class")
     counts = torch.tensor(images_of_class, dtype=torch.float32)
     return counts.sum() / (classes * counts)
-
-
-def list_loss_details(settings: LossConfig | Mapping[str, Any]) -> list[str]:
-    """Describe a run's loss for its checklist and card: its name first, then what differs from the usual.
-
-    Args:
-        settings: The section `loss` of a configuration, also of an older or newer version; nothing in it is executed.
-
-    Example:
-        >>> list_loss_details({"name": "focal", "class_weights": "balanced", "args": {"gamma": 1}})
-        ['class-weighted focal loss', 'gamma 1']
-    """
-    given = asdict(settings) if isinstance(settings, LossConfig) else dict(settings)
-    arguments = dict(given.get("args") or {})
-    smoothing, target = float(given.get("label_smoothing") or 0.0), given.get(TARGET)
-    name = str(given.get("name") or "cross_entropy")
-    if target:
-        label = f"the loss {target}"
-    else:
-        kind = LOSSES.get(name)
-        label = kind.label if kind else f"the loss {name}"
-        known = _list_arguments(kind) if kind else set()
-        arguments |= {key: given[key] for key in sorted(known - {"label_smoothing"}) if key in given}
-    weighted = "class-weighted " if given.get("class_weights") == "balanced" else ""
-    details = [
-        f"{key} {value:g}" if isinstance(value, int | float) else f"{key} {value}" for key, value in arguments.items()
-    ]
-    return [f"{weighted}{label}", *details, *([f"label smoothing {smoothing:g}"] if smoothing and not target else [])]
 
 
 def _get_loss(name: str) -> type[ImageLoss]:

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from pylorus.config.checks import TARGET, build_callable
+from pylorus.config.instantiation import TARGET, build_callable
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError, format_name_list, format_suggestion
 from pylorus.evaluation.confusion import (

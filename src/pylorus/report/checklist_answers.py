@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
+from pylorus.config.checks import list_loss_details
 from pylorus.core.formatting import format_count, format_percent, join_names
 from pylorus.evaluation.confusion import CLASS_METRICS
-from pylorus.model.losses import list_loss_details
 from pylorus.report.captions import (
     collect_caveats,
     count_accepted_leaks,

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from pylorus.config.checks import TARGET, get_object, get_target, instantiate
+from pylorus.config.instantiation import TARGET, get_object, get_target, instantiate
 from pylorus.config.schema import Config
 from pylorus.core.errors import PylorusError, UnreadableImageError
 from pylorus.core.privacy import redact_value

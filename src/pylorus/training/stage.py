@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pylorus.config.checks import get_object, get_target
+from pylorus.config.instantiation import get_object, get_target
 from pylorus.config.schema import EXTENSIBLE, AugmentConfig, Config, StageConfig
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError

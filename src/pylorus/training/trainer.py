@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 
-from pylorus.config.checks import instantiate
+from pylorus.config.instantiation import instantiate
 from pylorus.config.schema import Config, StageConfig
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError, format_suggestion
