@@ -1,4 +1,4 @@
-from pylorus.core.seeding import compute_seed
+from pylorus.core.distributed import compute_seed
 
 
 def test_seeds_are_the_same_on_every_machine():

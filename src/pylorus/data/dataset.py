@@ -11,8 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pylorus.cache.shards import Records
 from pylorus.config.schema import AugmentConfig
-from pylorus.core.distributed import ALONE, Processes
-from pylorus.core.seeding import compute_seed
+from pylorus.core.distributed import ALONE, Processes, compute_seed
 from pylorus.data.augmentation import build_augmentation
 from pylorus.data.files import Root
 from pylorus.data.input_format import InputFormat

@@ -25,10 +25,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from pylorus.core.distributed import compute_seed
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_name_list, format_path, format_suggestion
 from pylorus.core.io import check_new_folder, write_atomically
 from pylorus.core.privacy import ABOUT
-from pylorus.core.seeding import compute_seed
 from pylorus.data.audit_findings import ImageSet
 from pylorus.data.catalog import (
     DEFAULT_READ_OPTIONS,

@@ -16,10 +16,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pylorus.config.schema import DataConfig
+from pylorus.core.distributed import compute_seed
 from pylorus.core.errors import PylorusError, format_name_list, format_suggestion
 from pylorus.core.io import write_atomically
 from pylorus.core.privacy import ABOUT
-from pylorus.core.seeding import compute_seed
 from pylorus.data.audit_findings import Thresholds
 from pylorus.data.catalog import Catalog
 from pylorus.data.leakage import (

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pylorus.core.distributed import compute_seed
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import write_atomically
-from pylorus.core.seeding import compute_seed
 from pylorus.data.input_format import InputFormat
 from pylorus.deploy.description import IntervalEstimate
 from pylorus.deploy.model import ModelPredictions

@@ -31,13 +31,13 @@ from pylorus.core.distributed import (
     ALONE,
     Processes,
     announce_folder,
+    compute_seed,
     is_launched,
     join_process_group,
     read_processes,
 )
 from pylorus.core.errors import INTERRUPTED, PylorusError
 from pylorus.core.io import handle_closed_pipe, write_json
-from pylorus.core.seeding import compute_seed
 from pylorus.data.prepare import prepare_images
 from pylorus.data.split import RunImages
 from pylorus.deploy.bundle import save_candidate, write_bundle

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from pylorus.config.instantiation import get_object, get_target
 from pylorus.config.schema import ModelConfig
+from pylorus.core.distributed import compute_seed
 from pylorus.core.errors import PylorusError, format_name_list, format_suggestion
-from pylorus.core.seeding import compute_seed
 
 
 def list_classifier_names(network: Any) -> tuple[str, ...]:

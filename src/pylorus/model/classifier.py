@@ -21,9 +21,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from pylorus.config.checks import check_values
 from pylorus.config.schema import FUSED, LossConfig, ModelConfig, OptimizerConfig, StageConfig
-from pylorus.core.distributed import ALONE, Processes
+from pylorus.core.distributed import ALONE, Processes, compute_seed
 from pylorus.core.errors import PylorusError, format_suggestion
-from pylorus.core.seeding import compute_seed
 from pylorus.data.dataset import Batch
 from pylorus.evaluation.confusion import ClassMetric, get_monitor_column
 from pylorus.model.backbone import (
