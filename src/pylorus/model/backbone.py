@@ -6,7 +6,8 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -520,3 +521,14 @@ def build_seeded_backbone(config: ModelConfig, *, classes: int, image_size: int 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(compute_seed(seed, "head"))
         return build_backbone(config, classes=classes, image_size=image_size)
+
+
+@contextmanager
+def restore_modes(network: nn.Module) -> Iterator[None]:
+    """Restore each module's training or evaluation mode on exit."""
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -24,8 +24,9 @@ from torch.optim import Optimizer
 
 from pylorus.config.schema import TrainerConfig
 from pylorus.core.distributed import Processes
+from pylorus.model.backbone import restore_modes
 from pylorus.model.classifier import StageClassifier
-from pylorus.model.frozen_prefix import CutNetwork, restore_modes
+from pylorus.model.frozen_prefix import CutNetwork
 
 LEAST = 0.01
 """Fraction of all trainable weights that a block must hold to be gathered on its own."""

@@ -8,8 +8,7 @@ features. Both execute the network's own operations, in its order, on its own we
 
 import hashlib
 import inspect
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from timm.layers._fx import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 
+from pylorus.model.backbone import restore_modes
 from pylorus.model.freeze import Depth, set_modes
 
 
@@ -285,14 +285,3 @@ def _get_attribute(network: nn.Module, path: str) -> Tensor:
     module_path, _, name = path.rpartition(".")
     tensor: Tensor = getattr(network.get_submodule(module_path), name)
     return tensor
-
-
-@contextmanager
-def restore_modes(network: nn.Module) -> Iterator[None]:
-    """Restore each module's training or evaluation mode on exit."""
-    modes = [(module, module.training) for module in network.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

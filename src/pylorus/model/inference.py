@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pylorus.data.dataset import Draw, ImageBatches
 from pylorus.hardware.choices import is_faster_channels_last
 from pylorus.hardware.engine import Engine, use_full_precision
-from pylorus.model.backbone import Backbone, convert_to_pixel_scale, normalize_images
+from pylorus.model.backbone import Backbone, convert_to_pixel_scale, normalize_images, restore_modes
 
 UNLIKENESS = "cosine distance of the penultimate features to the mean direction of the nearest class"
 
@@ -217,8 +217,6 @@ def compute_mean_directions(backbone: Backbone, datamodule: ImageBatches, engine
 @contextmanager
 def _prepare_network(backbone: Backbone, engine: Engine) -> Iterator[NormalizingNetwork]:
     """Move the network to its device as a bundle does; on exit it is on the CPU again, with its modes restored."""
-    from pylorus.model.frozen_prefix import restore_modes  # imports Lightning, which a prediction does without
-
     device = torch.device(engine.accelerator)
     with restore_modes(backbone.network), use_full_precision():
         network = move_to_device(backbone.network, device)

@@ -3,8 +3,7 @@
 A run writes the description once, so that a report can draw it without torch.
 """
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from typing import Any, TypedDict
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
+from pylorus.model.backbone import restore_modes
 from pylorus.model.freeze import iter_blocks
 
 OWN = "(own)"
@@ -117,24 +117,13 @@ def _compute_output_shapes(
     try:
         for name, module in modules.items():
             register_shape_hook(name, module)
-        with _use_eval_mode(network), torch.no_grad():
+        with restore_modes(network), torch.no_grad():
+            network.eval()  # leaves batch-norm statistics alone
             network(torch.zeros(1, 3, image_size, image_size, dtype=parameter.dtype, device=parameter.device))
     finally:
         for handle in handles:
             handle.remove()
     return shapes
-
-
-@contextmanager
-def _use_eval_mode(network: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode, which leaves batch-norm statistics alone; restore each module's mode on exit."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _find_first_tensor(output: Any) -> Tensor | None:
