@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
 
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from pylorus.core.errors import PylorusError
@@ -40,6 +39,7 @@ def instantiate(node: Mapping[str, Any], *, key: str, **arguments: Any) -> Any:
         PylorusError: If the target can't be imported, or fails; the message names key, target and reason.
     """
     import hydra.utils
+    from hydra.errors import InstantiationException
 
     get_object(node, key=key)
     try:
