@@ -426,6 +426,16 @@ def _get_first_line(schema: Any) -> str:
     return str(schema.__doc__).splitlines()[0]
 
 
+def format_loss_name(name: str) -> str:
+    """Return what texts call the loss of a name.
+
+    Example:
+        >>> format_loss_name("cross_entropy"), format_loss_name("focal")
+        ('cross-entropy', 'focal loss')
+    """
+    return "cross-entropy" if name == "cross_entropy" else f"{name.replace('_', '-')} loss"
+
+
 def list_loss_details(settings: LossConfig | Mapping[str, Any]) -> list[str]:
     """Describe a run's loss for its checklist and card: its name first, then what differs from the usual.
 
@@ -438,8 +448,7 @@ def list_loss_details(settings: LossConfig | Mapping[str, Any]) -> list[str]:
     """
     given = dataclasses.asdict(settings) if isinstance(settings, LossConfig) else dict(settings)
     smoothing, target = float(given.get("label_smoothing") or 0.0), given.get(TARGET)
-    name = str(given.get("name") or "cross_entropy").replace("_", "-")
-    label = f"the loss {target}" if target else name if name == "cross-entropy" else f"{name} loss"
+    label = f"the loss {target}" if target else format_loss_name(str(given.get("name") or "cross_entropy"))
     weighted = "class-weighted " if given.get("class_weights") == "balanced" else ""
     details = [
         f"{key} {value:g}" if isinstance(value, int | float) else f"{key} {value}"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pylorus.config.checks import format_loss_name
 from pylorus.config.instantiation import TARGET, build_callable, get_object, get_target, list_parameters
 from pylorus.config.schema import LossConfig
 from pylorus.core.errors import PylorusError, format_suggestion
@@ -54,7 +55,7 @@ class ImageLoss(nn.Module):
 class CrossEntropy(ImageLoss):
     """Cross-entropy with class weights and label smoothing."""
 
-    label = "cross-entropy"
+    label = format_loss_name("cross_entropy")
 
     def __init__(self, class_weights: Tensor, *, label_smoothing: float = 0.0) -> None:
         super().__init__(class_weights)
@@ -76,7 +77,7 @@ class FocalLoss(CrossEntropy):
         ValueError: If gamma is negative.
     """
 
-    label = "focal loss"
+    label = format_loss_name("focal")
 
     def __init__(self, class_weights: Tensor, *, gamma: float = 2.0, label_smoothing: float = 0.0) -> None:
         super().__init__(class_weights, label_smoothing=label_smoothing)
