@@ -10,7 +10,7 @@ average: a macro average over classes is NaN as soon as one class is undefined.
 `monitor` read it. To add one, add an entry.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import TypeAlias
 
@@ -152,16 +152,6 @@ def select_class_metrics(names: Iterable[str] = ()) -> list[ClassMetric]:
     """
     chosen = set(names)
     return [metric for metric in CLASS_METRICS.values() if metric.is_in_tables or metric.name in chosen]
-
-
-def join_labels(labels: Sequence[str]) -> str:
-    """Join the labels of indices as in a sentence.
-
-    Example:
-        >>> join_labels(["precision", "sensitivity", "F1"])
-        'precision, sensitivity and F1'
-    """
-    return " and ".join([", ".join(labels[:-1])] * (len(labels) > 1) + list(labels[-1:]))
 
 
 def compute_class_metric(metric: ClassMetric, confusion: Counts) -> NDArray[np.float64]:

@@ -79,7 +79,7 @@ class TrainedRun:
         folder: The run's folder.
         model: The folder of its bundle, for `load_model`.
         stage: Name of the stage that is shipped.
-        metrics: Accuracy, and precision, sensitivity and F1 of each class, of the shipped stage on validation and test
+        metrics: Accuracy, and the indices of each class that tables show, of the shipped stage on validation and test
             images, in [0, 1], as test/accuracy and test/sensitivity/GC; NaN where undefined.
     """
 
@@ -105,7 +105,7 @@ def train(overrides: Sequence[str] = (), *, folder: str | Path | None = None) ->
 
 
 def _read_trained_run(folder: Path) -> TrainedRun:
-    from pylorus.evaluation.confusion import class_indices, overall_indices
+    from pylorus.evaluation.confusion import compute_class_metric, overall_indices, select_class_metrics
     from pylorus.runs.predictions import read_predictions
 
     shipped = RunFolder(folder).shipped
@@ -114,11 +114,10 @@ def _read_trained_run(folder: Path) -> TrainedRun:
     for split in ("val", "test"):
         saved = read_predictions(RunFolder(folder).get_predictions_path(shipped.name, split))
         confusion, names = saved.confusion, saved.predictions.class_names
-        by_class = class_indices(confusion)
         metrics[f"{split}/accuracy"] = float(overall_indices(confusion).accuracy)
-        for metric in ("precision", "sensitivity", "f1"):
-            for name, value in zip(names, getattr(by_class, metric), strict=True):
-                metrics[f"{split}/{metric}/{name}"] = float(value)
+        for metric in select_class_metrics():
+            for name, value in zip(names, compute_class_metric(metric, confusion), strict=True):
+                metrics[f"{split}/{metric.name}/{name}"] = float(value)
     return TrainedRun(folder, folder / "model", shipped.name, metrics)
 
 

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from pylorus.core.formatting import format_percent, format_percent_with_unit
-from pylorus.evaluation.confusion import get_monitor_column, join_labels
+from pylorus.core.formatting import format_percent, format_percent_with_unit, join_names
+from pylorus.evaluation.confusion import get_monitor_column
 from pylorus.evaluation.decisions import NetBenefit, RiskCoverage, net_benefit, risk_coverage
 from pylorus.report.candidate import Candidate
 from pylorus.report.captions import format_test_basis, format_training_basis, format_validation_images
@@ -179,7 +179,7 @@ def plot_class_metric_curves(curves: Sequence[StageCurves], names: Sequence[str]
     scores = ", ".join(f"{name} {_format_best_percentage(curves, f'val/f1/{name}')}" for name in names)
     return Drawing(
         key=f"indices-{stem}-{stage}",
-        title=f"{label}, stage {stage}: {join_labels(list(metrics.values()))} of each class over epochs",
+        title=f"{label}, stage {stage}: {join_names(list(metrics.values()))} of each class over epochs",
         basis=format_training_basis([each.run for each in curves]),
         alt=f"{panel_count} line plots over epochs, one line per class. F1 at the selected epoch: {scores}.",
         figure=figure,

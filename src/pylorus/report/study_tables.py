@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pylorus.core.formatting import join_names
 from pylorus.evaluation.comparison import difference_of_independent
-from pylorus.evaluation.confusion import CLASS_METRICS, compute_class_metric, join_labels
+from pylorus.evaluation.confusion import CLASS_METRICS, compute_class_metric
 from pylorus.evaluation.index_intervals import indices_of_confusion, proportions_of_confusion
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.wording import format_unpaired_sentence
@@ -179,7 +180,7 @@ def build_study_metric_table(results: Sequence[Result]) -> Table:
     metrics = get_metric_labels(run)
     return Table(
         key=f"study-{run.stem}",
-        title=f"{run.label}: {join_labels(list(metrics.values()))} of each class, in %",
+        title=f"{run.label}: {join_names(list(metrics.values()))} of each class, in %",
         basis=format_test_basis(results),
         columns=_build_study_columns([result.stage.name for result in results], metrics.values()),
         rows=_build_study_rows(
