@@ -120,7 +120,7 @@ def convert_audit_to_json(result: Audit, *, names: bool) -> dict[str, Any]:
                 "code": finding.code,
                 "severity": finding.severity,
                 "sentence": finding.sentence,
-                "mend": finding.mend,
+                "mend": finding.remedy,
                 "items": [_convert_item_to_json(result, item, group_aliases, names=names) for item in finding.items],
             }
             for finding in result.findings

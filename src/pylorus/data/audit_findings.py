@@ -86,14 +86,14 @@ class Finding:
         code: Machine-readable name, such as `near-copy-across-splits`.
         severity: One of SEVERITIES.
         sentence: What is wrong, with a count, without names of files or patients.
-        mend: How to fix it.
+        remedy: How to fix it.
         items: Occurrences, the most severe first; empty if it concerns the set as a whole.
     """
 
     code: str
     severity: Severity
     sentence: str
-    mend: str
+    remedy: str
     items: tuple[Item, ...] = ()
 
     @property

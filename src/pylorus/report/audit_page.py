@@ -69,7 +69,7 @@ class FindingView:
     code: str
     severity: Severity
     sentence: str
-    mend: str
+    remedy: str
     pictured: tuple[Case, ...]
     listed: tuple[Case, ...]
     left_out: int
@@ -104,7 +104,7 @@ def _build_finding_view(audit: Audit, finding: Finding, *, names: bool) -> Findi
         finding.code,
         finding.severity,
         finding.sentence,
-        finding.mend,
+        finding.remedy,
         tuple(_build_case(audit, item, groups, names=names, pictures=True, outline=has_outline) for item in pictured),
         tuple(_build_case(audit, item, groups, names=names, pictures=False) for item in remaining[:LISTED]),
         max(0, len(remaining) - LISTED),
@@ -228,7 +228,10 @@ def _print_findings(result: Audit, output: Path) -> None:
             table.add_column(title, overflow="fold")
         for finding in result.findings:
             table.add_row(
-                f"[{COLOURS[finding.severity]}]{finding.severity}[/]", finding.sentence, finding.mend, end_section=True
+                f"[{COLOURS[finding.severity]}]{finding.severity}[/]",
+                finding.sentence,
+                finding.remedy,
+                end_section=True,
             )
         console.print(table)
     else:
