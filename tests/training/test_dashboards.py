@@ -13,7 +13,6 @@ from pylorus.evaluation.predictions import Predictions
 from pylorus.report.result_figures import plot_confusion_matrix
 from pylorus.runs.folder import RunFolder
 from pylorus.training.dashboards import Dashboard, build_shareable_config
-from tests.conftest import TINY
 
 SECRET = "/clinic/patients/miller"
 
@@ -111,23 +110,11 @@ def test_the_matrix_is_drawn_with_true_classes_in_rows():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_a_run_with_a_dashboard_keeps_curves_and_matrices_on_this_machine(composed, drawn, tmp_path, name, monkeypatch):
-    from omegaconf import OmegaConf
-
-    from pylorus.core.io import write_text
-    from pylorus.launch.train import run
-
+def test_a_run_with_a_dashboard_keeps_curves_and_matrices_on_this_machine(
+    train_with_logger, drawn, tmp_path, name, monkeypatch
+):
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    folder = RunFolder(tmp_path / "run")
-    words = ["stage=pretrain", "stages.pretrain.epochs=1", f"logger={name}", "logger.images=true", "trainer=cpu"]
-    config = composed(
-        "data=folders", f"data.root={drawn}", "data.image_size=32", "model=timm", f"model.name={TINY}",
-        "model.weights=none", "report=false", *words,
-    )  # fmt: skip
-    with folder.set_starting(words):
-        write_text(folder.config, OmegaConf.to_yaml(config))
-    run(folder)
-    assert folder.read_status()["state"] == "finished"
+    folder = train_with_logger(name, epochs=1)
     kept = [path for path in folder.path.rglob("*") if path.is_file() and name in str(path)]
     assert kept
     assert not [path for path in kept if str(drawn).encode() in path.read_bytes() or b"patient_" in path.read_bytes()]

@@ -1,10 +1,8 @@
 """What a run sends to MLflow, with the real package where it is installed."""
 
 import pytest
-from omegaconf import OmegaConf
 
 from pylorus.core.errors import PylorusError
-from pylorus.core.io import write_text
 from pylorus.runs.folder import RunFolder
 from pylorus.training.dashboards import Dashboard
 from tests.conftest import TINY
@@ -37,21 +35,10 @@ def open_store(folder: RunFolder):
     return tracking.MlflowClient(tracking_uri=f"sqlite:///{folder.path / 'mlflow.db'}")
 
 
-def test_a_run_keeps_curves_settings_and_matrices_in_its_own_folder(composed, drawn, tmp_path):
+def test_a_run_keeps_curves_settings_and_matrices_in_its_own_folder(train_with_logger, drawn):
     pytest.importorskip("mlflow.tracking")
     pytest.importorskip("sqlalchemy")
-    from pylorus.launch.train import run
-
-    folder = RunFolder(tmp_path / "run")
-    words = ["stage=pretrain", "stages.pretrain.epochs=2", "logger=mlflow", "logger.images=true", "trainer=cpu"]
-    config = composed(
-        "data=folders", f"data.root={drawn}", "data.image_size=32", "model=timm", f"model.name={TINY}",
-        "model.weights=none", "report=false", *words,
-    )  # fmt: skip
-    with folder.set_starting(words):
-        write_text(folder.config, OmegaConf.to_yaml(config))
-    run(folder)
-    assert folder.read_status()["state"] == "finished"
+    folder = train_with_logger("mlflow", epochs=2)
     client = open_store(folder)
     (saved,) = client.search_runs([client.get_experiment_by_name("pylorus").experiment_id])
     assert saved.info.status == "FINISHED"

@@ -1,0 +1,34 @@
+"""A run with a dashboard: one stage of a tiny network on the synthetic class folders."""
+
+from collections.abc import Callable
+
+import pytest
+from omegaconf import OmegaConf
+
+from pylorus.core.io import write_text
+from pylorus.runs.folder import RunFolder
+from tests.conftest import TINY
+
+
+@pytest.fixture
+def train_with_logger(composed, drawn, tmp_path) -> Callable[..., RunFolder]:
+    """Train stage pretrain with a logger that may show images; return the finished run."""
+
+    def train(logger: str, *, epochs: int) -> RunFolder:
+        from pylorus.launch.train import run
+
+        folder = RunFolder(tmp_path / "run")
+        words = [
+            "stage=pretrain", f"stages.pretrain.epochs={epochs}", f"logger={logger}", "logger.images=true", "trainer=cpu",
+        ]  # fmt: skip
+        config = composed(
+            "data=folders", f"data.root={drawn}", "data.image_size=32", "model=timm", f"model.name={TINY}",
+            "model.weights=none", "report=false", *words,
+        )  # fmt: skip
+        with folder.set_starting(words):
+            write_text(folder.config, OmegaConf.to_yaml(config))
+        run(folder)
+        assert folder.read_status()["state"] == "finished"
+        return folder
+
+    return train
