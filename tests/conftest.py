@@ -60,6 +60,9 @@ SLOW_FILES = frozenset(
 SLOW_FIXTURES = frozenset({"forks", "forked_processes", "trained_run"})
 """Fixtures that start processes or train for longer than a fast test may."""
 
+ASKED_OF_MACHINE = frozenset({"lscpu", "fc-list"})
+"""Programs that libraries start once on a machine: joblib counts its cores, matplotlib lists its fonts."""
+
 _running_fast_test = False
 
 
@@ -92,7 +95,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 def _refuse_processes(event: str, arguments: tuple[object, ...]) -> None:
     if not _running_fast_test or event not in ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.system"):
         return
-    if arguments[:1] != ("lscpu",):  # joblib counts the cores of the machine with it, once
+    if arguments[0] not in ASKED_OF_MACHINE:
         raise AssertionError(f"a fast test must not start a process ({event}); mark it with @pytest.mark.slow")
 
 
