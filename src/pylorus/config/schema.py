@@ -145,6 +145,12 @@ class DataConfig:
         "source of the groups; paths: data.group or the manifest; dicom: the hashed PatientID",
         choices=("paths", "dicom"),
     )
+    verify: str = key(
+        "time",
+        "how files of an earlier run are known again; time: by size and time of change; content: by reading each file "
+        "and comparing its SHA-256",
+        choices=("time", "content"),
+    )
     on_error: str = key(
         "fail",
         "what to do with files that can't be read; fail: stop; quarantine: leave them out and list them",

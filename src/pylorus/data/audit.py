@@ -88,7 +88,7 @@ def audit(
     ]
     digests = extract_fact_column(facts, "sha256")
     samples = tuple(compute_sample_id(path, digest) for path, digest in zip(images.table["path"], digests, strict=True))
-    readable = sum(not problem for problem in extract_fact_column(facts, "problem"))
+    readable = int((extract_fact_column(facts, "problem") == "").sum())
     return Audit(images, samples, readable, sort_by_severity(findings), tuple(fields), thresholds)
 
 
@@ -137,13 +137,11 @@ def build_group_aliases(result: Audit) -> dict[str, str]:
 def _convert_item_to_json(
     result: Audit, item: Item, group_aliases: Mapping[str, str], *, names: bool
 ) -> dict[str, Any]:
-    paths = result.images.table["path"]
     values: dict[str, Any] = {"samples": [result.samples[index] for index in item.files]}
     if names:
         # JSON is UTF-8: bytes of a name that are not UTF-8 are escaped.
-        values["paths"] = [
-            str(paths.iloc[index]).encode("utf-8", "backslashreplace").decode("utf-8") for index in item.files
-        ]
+        paths = result.images.get_values("path", item.files)
+        values["paths"] = [path.encode("utf-8", "backslashreplace").decode("utf-8") for path in paths]
     if item.detail or item.content:
         values["detail"] = ": ".join(filter(None, (item.detail, item.content if names else "")))
     if item.group:

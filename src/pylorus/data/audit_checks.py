@@ -7,14 +7,16 @@ patients in several splits or classes.
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import PurePosixPath
 
+import numpy as np
 import pandas as pd
 
 from pylorus.core.formatting import format_count
 from pylorus.data.audit_findings import Finding, ImageSet, Item, Severity, Thresholds
-from pylorus.data.image_facts import Facts
+from pylorus.data.image_facts import Facts, extract_fact_column
 from pylorus.data.image_measures import SUFFIXES_OF
 from pylorus.data.leakage import Copies, NearCopy
 
@@ -57,11 +59,13 @@ def _merge_exact_copies(copies: Copies) -> dict[tuple[int, ...], str]:
 
 def _find_crossed_boundaries(images: ImageSet, files: Sequence[int]) -> list[str]:
     """Return the boundaries that copies cross, the most severe first; never empty."""
-    rows = images.table.iloc[list(files)]
-    splits = images.has_split and rows["split"].nunique() > 1
-    # Without patients and splits, an image and its copy may end up in different splits.
-    groups = rows["group"].nunique() > 1 if images.grouped else not images.has_split
-    crossed = [(SPLITS, splits), (CLASSES, rows["class"].nunique() > 1), (GROUPS, groups)]
+    splits, classes, groups = (images.get_values(name, files) for name in ("split", "class", "group"))
+    crossed = [
+        (SPLITS, images.has_split and len(set(splits)) > 1),
+        (CLASSES, len(set(classes)) > 1),
+        # Without patients and splits, an image and its copy may end up in different splits.
+        (GROUPS, len(set(groups)) > 1 if images.grouped else not images.has_split),
+    ]
     return [boundary for boundary, is_crossed in crossed if is_crossed] or [WITHIN]
 
 
@@ -81,8 +85,11 @@ def _select_worst_pair(
 
 def _select_representatives(images: ImageSet, files: tuple[int, ...]) -> list[int]:
     """Return the first of the files of each split and class."""
-    rows = images.table.iloc[list(files)][["split", "class"]].reset_index(drop=True)
-    return [files[index] for index in rows.drop_duplicates().index]
+    keys = zip(images.get_values("split", files), images.get_values("class", files), strict=True)
+    first: dict[tuple[str, str], int] = {}
+    for index, key in zip(files, keys, strict=True):
+        first.setdefault(key, index)
+    return list(first.values())
 
 
 def _format_copy_detail(similarity: str, boundaries: list[str]) -> str:
@@ -159,40 +166,44 @@ USUAL_MODES = ("RGB",)
 
 def check_files(images: ImageSet, facts: Sequence[Facts], thresholds: Thresholds) -> list[Finding]:
     """Return findings about single files; see the module docstring."""
+    column = partial(extract_fact_column, facts)
+    problems = column("problem")
+    is_readable = problems == ""
     unreadable: list[Item] = []
-    kinds: dict[str, list[Item]] = {name: [] for name in ("suffix", "mode", "tiny", "huge", "aspect", "exif", "tags")}
-    for index, (path, each) in enumerate(zip(images.table["path"], facts, strict=True)):
-        if not each.readable:
-            reason, _, content = each.problem.partition(": it begins with ")
-            unreadable.append(Item((index,), reason, content=f"it begins with {content}" if content else ""))
-            continue
-        for name, detail in _find_file_problems(path, each, thresholds):
-            kinds[name].append(Item((index,), detail))
+    for index in np.flatnonzero(~is_readable):
+        reason, _, content = problems[index].partition(": it begins with ")
+        unreadable.append(Item((int(index),), reason, content=f"it begins with {content}" if content else ""))
+    shorter, longer = np.minimum(column("width"), column("height")), np.maximum(column("width"), column("height"))
+    suffixes = np.array([PurePosixPath(path).suffix.lower() for path in images.table["path"]], dtype=object)
+    is_usual = np.zeros(len(suffixes), np.bool_)
+    for name in set(column("format")):
+        is_usual |= (column("format") == name) & (np.isin(suffixes, SUFFIXES_OF[name]) if name in SUFFIXES_OF else True)
+    selected = {
+        "suffix": ~is_usual,
+        "mode": ~np.isin(column("mode"), ("", *USUAL_MODES)),
+        "tiny": shorter < thresholds.shortest,
+        "huge": longer > thresholds.longest,
+        "aspect": longer > thresholds.aspect * shorter,
+        "exif": column("orientation") != 1,
+        "tags": column("personal") != "",
+    }
     findings = [_build_unreadable_finding(unreadable)]
-    findings += [_build_file_finding(name, items, each) for name, items in kinds.items() for each in [_WORDS[name]]]
+    for name, is_concerned in selected.items():
+        items = [
+            Item((int(index),), _format_file_detail(name, facts[int(index)], suffixes[index]))
+            for index in np.flatnonzero(is_concerned & is_readable)
+        ]
+        findings.append(_build_file_finding(name, items, _WORDS[name]))
     return [finding for finding in findings if finding.items]
 
 
-def _find_file_problems(path: str, facts: Facts, thresholds: Thresholds) -> list[tuple[str, str]]:
-    """Return the problems of one readable image: keys of `_WORDS`, each with its detail."""
-    problems = []
-    suffix = PurePosixPath(path).suffix.lower()
-    if facts.format and suffix not in SUFFIXES_OF.get(facts.format, (suffix,)):
-        problems.append(("suffix", f"contains {facts.format}, named {suffix}"))
-    if facts.mode and facts.mode not in USUAL_MODES:
-        problems.append(("mode", facts.mode))
-    size, (shorter, longer) = f"{facts.width} × {facts.height} pixels", sorted((facts.width, facts.height))
-    if shorter < thresholds.shortest:
-        problems.append(("tiny", size))
-    if longer > thresholds.longest:
-        problems.append(("huge", size))
-    if longer > thresholds.aspect * shorter:
-        problems.append(("aspect", size))
-    if facts.orientation != 1:
-        problems.append(("exif", f"orientation {facts.orientation}"))
-    if facts.personal:
-        problems.append(("tags", facts.personal))
-    return problems
+def _format_file_detail(name: str, facts: Facts, suffix: str) -> str:
+    """Return the detail of a file's problem; `name` is a key of `_WORDS`."""
+    if name == "suffix":
+        return f"contains {facts.format}, named {suffix}"
+    if name in ("tiny", "huge", "aspect"):
+        return f"{facts.width} × {facts.height} pixels"
+    return {"mode": facts.mode, "exif": f"orientation {facts.orientation}", "tags": facts.personal}[name]
 
 
 def _build_unreadable_finding(items: list[Item]) -> Finding:

@@ -1,9 +1,13 @@
 """What an audit works on and reports: the image set, and findings with their severity, remedy and files."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pylorus.data.files import Root
 
@@ -122,7 +126,17 @@ class ImageSet:
     table: pd.DataFrame
     grouped: bool
 
-    @property
+    @cached_property
     def has_split(self) -> bool:
         """Whether folders or a manifest define a split."""
         return bool((self.table["split"] != "").any())
+
+    @cached_property
+    def _columns(self) -> dict[str, NDArray[np.object_]]:
+        # Rows of a DataFrame, selected one after another, would take most of an audit's time.
+        return {name: self.table[name].to_numpy(dtype=object) for name in ("path", "class", "split", "group")}
+
+    def get_values(self, name: str, files: Sequence[int]) -> list[str]:
+        """Return the path, class, split or group of some files."""
+        column = self._columns[name]
+        return [column[index] for index in files]

@@ -24,7 +24,7 @@ Mask = NDArray[np.bool_]
 
 def check_image_quality(images: ImageSet, facts: Sequence[Facts], thresholds: Thresholds) -> list[Finding]:
     """Return findings about image quality; outliers are relative to the median of the set."""
-    indices = np.flatnonzero([not problem for problem in extract_fact_column(facts, "problem")])
+    indices = np.flatnonzero(extract_fact_column(facts, "problem") == "")
     if not len(indices):
         return []
     classes = images.table["class"].to_numpy()[indices].astype(np.str_)
@@ -242,12 +242,10 @@ def check_fields(fields: Sequence[FieldSample]) -> list[Finding]:
 
 
 def _select_images(images: ImageSet, facts: Sequence[Facts]) -> list[int]:
+    has_edge = (extract_fact_column(facts, "problem") == "") & (extract_fact_column(facts, "border") >= LEAST_BORDER)
+    digests = extract_fact_column(facts, "sha256")
     selected: list[int] = []
-    for _, rows in images.table.groupby("class"):
-        candidates = [
-            (facts[index].sha256, index)
-            for index in map(int, rows.index)
-            if facts[index].readable and facts[index].border >= LEAST_BORDER
-        ]
-        selected += [index for _, index in sorted(candidates)[:IMAGES_PER_CLASS]]
+    for _, rows in images.table[has_edge].groupby("class"):
+        candidates = sorted((digests[index], index) for index in map(int, rows.index))
+        selected += [index for _, index in candidates[:IMAGES_PER_CLASS]]
     return sorted(selected)

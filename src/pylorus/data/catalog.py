@@ -43,12 +43,15 @@ class ReadOptions:
     Attributes:
         store: Folder of the cache of image facts; None: nothing is cached.
         on_error: `fail`: a file that can't be read is an error; `quarantine`: it is left out and listed.
+        verify: `time`: a file with the size and times of an earlier pass has the same content; `content`: every file is
+            read, to compare its SHA-256.
         salt: Secret for hashing the patients in DICOM files, which then are the groups; None: groups come from paths
             or a manifest.
     """
 
     store: Path | None = None
     on_error: str = "fail"
+    verify: str = "time"
     salt: str | None = None
 
 
@@ -73,7 +76,7 @@ def read_files(files: pd.DataFrame, root: Root, reading: ReadOptions) -> tuple[p
     """
     paths = list(files["path"])
     digests = list(files["sha256"]) if "sha256" in files else None
-    facts = load_or_compute_facts(root, paths, store=reading.store, digests=digests)
+    facts = load_or_compute_facts(root, paths, store=reading.store, digests=digests, verify=reading.verify)
     reasons: list[str] = list(facts.get_column("problem"))
     unreadable = [f"{format_path(Path(path))}: {reason}" for path, reason in zip(paths, reasons, strict=True) if reason]
     if unreadable and reading.on_error == "fail":
@@ -192,7 +195,7 @@ def build_catalog(
     """
     files = rows.sort_values("path", ignore_index=True)
     files, facts, reasons = read_files(files, root, reading)
-    is_unreadable = np.array([reason != "" for reason in reasons], dtype=np.bool_)
+    is_unreadable = facts.get_column("problem") != ""
     table = files[~is_unreadable].reset_index(drop=True)
     table["label"] = table["class"].map({name: index for index, name in enumerate(classes)})
     empty_classes = [name for label, name in enumerate(classes) if not (table["label"] == label).any()]

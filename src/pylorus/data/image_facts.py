@@ -13,16 +13,18 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Container, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -32,14 +34,41 @@ from pylorus.data.decode import POLICY_VERSION, UnreadableImageError, decode_ima
 from pylorus.data.files import Root, read_image_bytes
 from pylorus.data.image_measures import SIDE, compute_thumbnail, measure_image, read_metadata
 
-if TYPE_CHECKING:
-    pass
-
+log = logging.getLogger(__name__)
 
 VERSION = 1
 """Increment when the same file would give other facts."""
 BLOCK = 1024
 """Files per block: facts are cached after each block, so an interrupted pass loses little."""
+PART_ROWS = 16_384
+"""Rows that are collected before a part is written."""
+SMALL_ROWS, MOST_SMALL = 1024, 32
+"""If more than MOST_SMALL parts have fewer than SMALL_ROWS rows, they are merged."""
+ROWS_AT_ONCE = 4096
+
+DIGEST, WORD = pa.binary(32), pa.string()
+SCHEMA = pa.schema(
+    {
+        "sha256": DIGEST,
+        "format": WORD,
+        "mode": WORD,
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "orientation": pa.int32(),
+        "personal": WORD,
+        "pixels": DIGEST,
+        "thumbnail": pa.binary(SIDE * SIDE),
+        "sharpness": pa.float64(),
+        "brightness": pa.float64(),
+        "border": pa.float64(),
+        "letters": pa.int32(),
+    }
+)
+DIGESTS = tuple(field.name for field in SCHEMA if field.type == DIGEST)
+ENTRY = np.dtype([("path", "<u8", 2), ("size", "<i8"), ("times", "<i8", 2), ("inode", "<u8"), ("sha256", "u1", 32)])
+"""One file of an earlier pass. Of its path, which may name a patient, only a hash is stored."""
+SETTLED_NS = 2_000_000_000
+"""A file changed less than this long ago may change again without another modification time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +126,8 @@ class FactTable(Sequence[Facts]):
     def __init__(self, count: int) -> None:
         self.thumbnails = np.zeros((count, SIDE, SIDE), dtype=np.uint8)
         blank = Facts("", problem="not read")
-        self._columns: dict[str, Any] = {
-            name: [value] * count if isinstance(value := getattr(blank, name), str) else np.full(count, value)
+        self._columns: dict[str, NDArray[Any]] = {
+            name: np.full(count, value := getattr(blank, name), object if isinstance(value, str) else None)
             for name in NAMES
         }
         self._count = count
@@ -130,17 +159,30 @@ class FactTable(Sequence[Facts]):
         if facts.thumbnail:
             self.thumbnails[index] = np.frombuffer(facts.thumbnail, dtype=np.uint8).reshape(SIDE, SIDE)
 
-    def get_column(self, name: str) -> Any:
-        """Return one attribute of all files: a list of str, or an array of numbers of shape (files,)."""
+    def put_rows(self, indices: NDArray[np.integer], rows: pa.Table) -> None:
+        """Set the facts of readable images from rows of a store, one for each index."""
+        for name, column in self._columns.items():
+            if name == "problem":
+                column[indices] = ""
+            elif name in DIGESTS:
+                column[indices] = _convert_to_hexadecimal(rows[name])
+            elif rows.schema.field(name).type == WORD:
+                column[indices] = rows[name].dictionary_encode().to_pandas().astype(object).to_numpy()
+            else:
+                column[indices] = rows[name].to_numpy()
+        self.thumbnails[indices] = _view_bytes(rows["thumbnail"], SIDE * SIDE).reshape(-1, SIDE, SIDE)
+
+    def get_column(self, name: str) -> NDArray[Any]:
+        """Return one attribute of all files: an array of str or of numbers, of shape (files,)."""
         return self._columns[name]
 
 
-def extract_fact_column(facts: Sequence[Facts], name: str) -> Any:
-    """Return one attribute of all files: a list of str, or an array of numbers of shape (files,)."""
+def extract_fact_column(facts: Sequence[Facts], name: str) -> NDArray[Any]:
+    """Return one attribute of all files: an array of str (as objects) or of numbers, of shape (files,)."""
     if isinstance(facts, FactTable):
         return facts.get_column(name)
     values = [getattr(each, name) for each in facts]
-    return values if all(isinstance(value, str) for value in values) else np.array(values)
+    return np.array(values, dtype=object if all(isinstance(value, str) for value in values) else None)
 
 
 def compute_facts(content: bytes) -> Facts:
@@ -172,30 +214,48 @@ def compute_facts(content: bytes) -> Facts:
 
 
 def load_or_compute_facts(
-    root: Root, paths: Sequence[str], *, store: Path | None, digests: Sequence[str] | None = None
+    root: Root,
+    paths: Sequence[str],
+    *,
+    store: Path | None,
+    digests: Sequence[str] | None = None,
+    verify: str = "time",
 ) -> FactTable:
     """Return the facts of files, in their order.
 
-    Each file is read once, on all cores, with a progress bar on a terminal.
+    Each file is read once, on all cores, with a progress bar on a terminal. A file whose size and times are those of an
+    earlier pass is not read again.
 
     Args:
         root: What the paths are relative to.
         paths: Paths of the files.
         store: Folder of the cache of facts; None: nothing is cached.
         digests: SHA-256 of each content, if on record: files whose facts are cached are then not read at all.
+        verify: `time`: a file with the size and times of an earlier pass has the same content; `content`: every file is
+            read, to compare its SHA-256.
     """
     table = FactTable(len(paths))
     cache = FactStore(store, version=f"{VERSION}-{POLICY_VERSION}") if store is not None else None
-    cached = cache.read_digests() if cache is not None else frozenset()
-    pending = _read_new_files(root, paths, range(len(paths)), table, cache, cached, digests)
-    if cache is not None and pending:
-        for row in cache.iter_facts(pending):
-            facts = Facts(**row)
-            for index in pending.pop(facts.sha256, ()):
-                table.put(index, facts)
+    if cache is None:
+        _read_new_files(root, paths, range(len(paths)), table, None, frozenset())
+        return table
+    files = FileIndex(cache.folder, root, paths) if digests is None and isinstance(root, Path) else None
+    contents = np.full(len(paths), "", dtype=object)
+    if digests is not None:
+        contents[:] = digests
+    elif files is not None and verify == "time":
+        contents = files.find_digests()
+    known = np.flatnonzero(contents != "")
+    missing = cache.load_facts(table, known, contents[known])
+    unread = np.sort(np.concatenate([np.flatnonzero(contents == ""), missing]))
+    if len(unread):
+        pending = _read_new_files(root, paths, unread, table, cache, cache.read_digests())
+        indices = np.fromiter(pending, np.int64, len(pending))
         # Compute again what another process deleted or damaged meanwhile.
-        missing = [index for indices in pending.values() for index in indices]
+        missing = cache.load_facts(table, indices, np.array(list(pending.values()), dtype=object))
         _read_new_files(root, paths, missing, table, cache, frozenset())
+        if files is not None:
+            files.save_digests(table)
     return table
 
 
@@ -217,12 +277,11 @@ def extract_thumbnails(facts: Sequence[Facts], indices: Sequence[int] | None = N
 def _read_new_files(
     root: Root,
     paths: Sequence[str],
-    indices: Sequence[int],
+    indices: Sequence[int] | NDArray[np.integer],
     table: FactTable,
     cache: "FactStore | None",
     cached: frozenset[bytes],
-    digests: Sequence[str] | None = None,
-) -> dict[str, list[int]]:
+) -> dict[int, str]:
     """Read files and compute the facts that are not cached yet.
 
     Args:
@@ -232,15 +291,12 @@ def _read_new_files(
         table: Table that new facts are put into.
         cache: Cache that new facts are added to.
         cached: Digests of the contents in the cache.
-        digests: SHA-256 of each content, if on record.
 
     Returns:
-        Indices of the files whose facts are in the cache, by the SHA-256 of their content.
+        The SHA-256 of each content whose facts are in the cache, by the file's index.
     """
 
     def compute_one(index: int) -> Facts | str:
-        if digests is not None and bytes.fromhex(digests[index]) in cached:
-            return digests[index]
         try:
             content = read_image_bytes(root / paths[index])
         except UnreadableImageError as error:
@@ -248,18 +304,18 @@ def _read_new_files(
         digest = hashlib.sha256(content)
         return digest.hexdigest() if digest.digest() in cached else compute_facts(content)
 
-    pending: dict[str, list[int]] = {}
+    pending: dict[int, str] = {}
     quiet = not sys.stderr.isatty() or not len(indices)
     bar = tqdm(total=len(indices), desc="reading images", unit="", disable=quiet, leave=False)
     with bar, ThreadPoolExecutor(max_workers=os.cpu_count()) as pool, contextlib.ExitStack() as at_end:
         if cache is not None:
             at_end.callback(cache.close)  # also if interrupted: what was computed is saved
         for start in range(0, len(indices), BLOCK):
-            block = indices[start : start + BLOCK]
+            block = [int(index) for index in indices[start : start + BLOCK]]
             fresh: dict[str, Facts] = {}
             for index, facts in zip(block, pool.map(compute_one, block), strict=True):
                 if isinstance(facts, str):
-                    pending.setdefault(facts, []).append(index)
+                    pending[index] = facts
                     continue
                 table.put(index, facts)
                 if facts.readable:  # don't cache failures: the file may only need a plugin
@@ -268,35 +324,6 @@ def _read_new_files(
                 cache.add(list(fresh.values()))
             bar.update(len(block))
     return pending
-
-
-log = logging.getLogger(__name__)
-
-PART_ROWS = 16_384
-"""Rows that are collected before a part is written."""
-SMALL_ROWS, MOST_SMALL = 1024, 32
-"""If more than MOST_SMALL parts have fewer than SMALL_ROWS rows, they are merged."""
-ROWS_AT_ONCE = 4096
-
-DIGEST, WORD = pa.binary(32), pa.string()
-SCHEMA = pa.schema(
-    {
-        "sha256": DIGEST,
-        "format": WORD,
-        "mode": WORD,
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "orientation": pa.int32(),
-        "personal": WORD,
-        "pixels": DIGEST,
-        "thumbnail": pa.binary(SIDE * SIDE),
-        "sharpness": pa.float64(),
-        "brightness": pa.float64(),
-        "border": pa.float64(),
-        "letters": pa.int32(),
-    }
-)
-DIGESTS = tuple(field.name for field in SCHEMA if field.type == DIGEST)
 
 
 class FactStore:
@@ -321,12 +348,35 @@ class FactStore:
                 digests.update(table["sha256"].to_pylist())
         return frozenset(digests)
 
-    def iter_facts(self, wanted: Container[str]) -> Iterator[dict[str, Any]]:
-        """Yield the facts of contents by their SHA-256 in hexadecimal digits; some may come twice, some not at all."""
-        for part in self._list_parts():
-            table = _read_table(part)
-            for batch in table.to_batches(max_chunksize=ROWS_AT_ONCE) if table is not None else ():
-                yield from (_convert_row(row) for row in batch.to_pylist() if row["sha256"].hex() in wanted)
+    def load_facts(
+        self, table: FactTable, indices: NDArray[np.integer], contents: NDArray[np.object_]
+    ) -> NDArray[np.integer]:
+        """Put the facts of contents into a table.
+
+        Args:
+            table: Table that the facts are put into.
+            indices: Index of each file in the table, of shape (files,).
+            contents: SHA-256 of each file's content in hexadecimal digits, of shape (files,).
+
+        Returns:
+            The indices of the files whose content is not in the store.
+        """
+        for part in self._list_parts() if len(indices) else ():
+            rows = _read_table(part)
+            if rows is None:
+                continue
+            wanted = pa.FixedSizeBinaryArray.from_buffers(
+                DIGEST, len(contents), [None, pa.py_buffer(bytes.fromhex("".join(contents)))]
+            )
+            positions = compute.index_in(wanted, value_set=rows["sha256"].combine_chunks())
+            is_found = positions.is_valid().to_numpy(zero_copy_only=False)
+            for start in range(0, len(found := np.flatnonzero(is_found)), ROWS_AT_ONCE):
+                block = found[start : start + ROWS_AT_ONCE]
+                table.put_rows(indices[block], rows.take(positions.take(pa.array(block))))
+            indices, contents = indices[~is_found], contents[~is_found]
+            if not len(indices):
+                break
+        return indices
 
     def add(self, facts: "Sequence[Facts]") -> None:
         """Add facts of readable images; they are written once there are `PART_ROWS` of them or `close` is called."""
@@ -349,14 +399,15 @@ class FactStore:
 
     def _save_table(self, table: pa.Table) -> bool:
         try:
-            for folder in (self.folder.parent.parent, self.folder.parent, self.folder):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_private_folder(self.folder)
             with write_atomically(self.folder / f"{secrets.token_hex(8)}.parquet") as temporary:
                 parquet.write_table(table, temporary, write_page_checksum=True, compression="zstd")
         except OSError as error:
             # On a full or read-only disk, later runs lose time and nothing else.
             log.warning(
-                "%s: can't cache what was found in the images (%s); a later run will read them again.", folder, error
+                "%s: can't cache what was found in the images (%s); a later run will read them again.",
+                self.folder,
+                error,
             )
             return False
         return True
@@ -395,5 +446,83 @@ def _read_table(part: Path, *, columns: list[str] | None = None) -> pa.Table | N
     return table if table.schema.equals(expected_schema) else None
 
 
-def _convert_row(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.hex() if name in DIGESTS else value for name, value in row.items()}
+def _view_bytes(column: pa.ChunkedArray, width: int) -> NDArray[np.uint8]:
+    """Return binary values of one width as an array of shape (values, width)."""
+    array = column.combine_chunks()
+    data = np.frombuffer(array.buffers()[1], dtype=np.uint8)
+    return data[array.offset * width : (array.offset + len(array)) * width].reshape(-1, width)
+
+
+def _convert_to_hexadecimal(column: pa.ChunkedArray) -> NDArray[np.object_]:
+    digits = _view_bytes(column, 32).tobytes().hex()
+    return np.array([digits[start : start + 64] for start in range(0, len(digits), 64)], dtype=object)
+
+
+class FileIndex:
+    """The content of the files of a root, by path, size and times, as earlier passes read them.
+
+    Both the modification time and the time of the last change of the inode count, so a file that was replaced by one
+    with its size and modification time is read again.
+
+    Args:
+        folder: Folder of the cache of facts.
+        root: The root of the paths.
+        paths: Paths of the files; their sizes and times are those of the moment when this object is made.
+    """
+
+    def __init__(self, folder: Path, root: Path, paths: Sequence[str]) -> None:
+        absolute = os.path.abspath(root)  # noqa: PTH100 Path.resolve would follow links, which may change
+        self._path = folder / "files" / f"{hashlib.sha256(os.fsencode(absolute)).hexdigest()[:24]}.npy"
+        self._now = np.zeros(len(paths), ENTRY)
+        is_settled = np.zeros(len(paths), np.bool_)
+        latest = time.time_ns() - SETTLED_NS
+        for index, path in enumerate(paths):
+            with suppress(OSError, ValueError):
+                status = os.stat(f"{absolute}{os.sep}{path}")  # noqa: PTH116 a Path for each file takes as long again
+                times = (status.st_mtime_ns, status.st_ctime_ns)
+                key = hashlib.blake2b(os.fsencode(path), digest_size=16).digest()
+                self._now[index] = (np.frombuffer(key, "<u8"), status.st_size, times, status.st_ino, 0)
+                is_settled[index] = max(times) < latest
+        self._is_settled = is_settled
+
+    def find_digests(self) -> NDArray[np.object_]:
+        """Return the SHA-256 of each file in hexadecimal digits, empty where the file is unknown or has changed."""
+        found = np.full(len(self._now), "", dtype=object)
+        earlier = self._load()
+        if not len(earlier):
+            return found
+        position = np.searchsorted(earlier["path"][:, 0], self._now["path"][:, 0])
+        earlier = earlier[np.minimum(position, len(earlier) - 1)]
+        is_same = self._is_settled.copy()
+        for name in ("path", "size", "times", "inode"):
+            is_same &= (earlier[name] == self._now[name]).reshape(len(is_same), -1).all(axis=1)
+        digits = np.ascontiguousarray(earlier["sha256"][is_same]).tobytes().hex()
+        found[is_same] = [digits[start : start + 64] for start in range(0, len(digits), 64)]
+        return found
+
+    def save_digests(self, table: FactTable) -> None:
+        """Save the contents of all readable files in a table, for the next pass over this root."""
+        digests = table.get_column("sha256")
+        is_known = self._is_settled & (table.get_column("problem") == "") & (digests != "")
+        entries = self._now[is_known]
+        entries["sha256"] = np.frombuffer(bytes.fromhex("".join(digests[is_known])), np.uint8).reshape(-1, 32)
+        earlier = self._load()
+        others = earlier[~np.isin(earlier["path"][:, 0], entries["path"][:, 0])]
+        entries = np.concatenate([others, entries])
+        with suppress(OSError):  # `FactStore` has logged a warning about a folder that can't be written to
+            _make_private_folder(self._path.parent)
+            with write_atomically(self._path) as temporary, temporary.open("wb") as file:
+                np.save(file, entries[np.argsort(entries["path"][:, 0], kind="stable")])
+
+    def _load(self) -> NDArray[np.void]:
+        try:
+            entries = np.load(self._path, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return np.zeros(0, ENTRY)
+        return entries if entries.dtype == ENTRY and entries.ndim == 1 else np.zeros(0, ENTRY)
+
+
+def _make_private_folder(folder: Path) -> None:
+    """Make a folder and those above it, with access for their owner only."""
+    for each in (*reversed(folder.parents[:3]), folder):
+        each.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -11,9 +11,14 @@ key is enough; this is how rotated and mirrored copies are found in very large s
 on the thumbnails.
 """
 
+import hashlib
+import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,9 +27,11 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from pylorus.core.errors import PylorusError, format_name_list
+from pylorus.core.io import write_text
 from pylorus.data.audit_findings import Thresholds
 from pylorus.data.catalog import Catalog
-from pylorus.data.image_facts import Facts, extract_fact_column, extract_thumbnails
+from pylorus.data.decode import POLICY_VERSION
+from pylorus.data.image_facts import VERSION, Facts, extract_fact_column, extract_thumbnails
 from pylorus.data.image_measures import (
     ORIENTATIONS,
     compute_contrast,
@@ -33,6 +40,10 @@ from pylorus.data.image_measures import (
     transform_thumbnails,
 )
 
+CODE_VERSION = 1
+"""Increment when the same images would give other copies."""
+MOST_SAVED = 16
+"""Image sets whose copies are cached; those used last are kept."""
 BANDS = 4
 MAX_DISTANCE = 2 * BANDS - 1
 """Largest Hamming distance of hashes at which every pair is found."""
@@ -90,8 +101,55 @@ class Copies:
     crowded: tuple[int, ...]
 
 
-def find_copies(facts: Sequence[Facts], thresholds: Thresholds) -> Copies:
-    """Find all copies among files, given their facts."""
+def find_copies(facts: Sequence[Facts], thresholds: Thresholds, *, store: Path | None = None) -> Copies:
+    """Find all copies among files, given their facts.
+
+    Args:
+        facts: Facts of the files.
+        thresholds: Limits of the audit.
+        store: Folder of the cache of facts, where the result is saved for the same files; None: it is not cached.
+    """
+    if store is None:
+        return _search_copies(facts, thresholds)
+    path = store / "copies" / f"{_compute_key(facts, thresholds)}.json"
+    copies = _load_copies(path)
+    if copies is None:
+        copies = _search_copies(facts, thresholds)
+        _save_copies(copies, path)
+    return copies
+
+
+def _compute_key(facts: Sequence[Facts], thresholds: Thresholds) -> str:
+    """Hash what the copies depend on: the contents in their order, the thresholds and the versions of the code."""
+    versions = (CODE_VERSION, VERSION, POLICY_VERSION)
+    key = hashlib.sha256(json.dumps([*versions, asdict(thresholds)]).encode())
+    problems = extract_fact_column(facts, "problem") != ""
+    key.update("\n".join(np.where(problems, "", extract_fact_column(facts, "sha256"))).encode())
+    return key.hexdigest()[:24]
+
+
+def _load_copies(path: Path) -> Copies | None:
+    try:
+        content = json.loads(path.read_text())
+        near = tuple(NearCopy(*values) for values in content.pop("near"))
+        groups = {name: tuple(map(tuple, content.pop(name))) for name in ("same_bytes", "same_pixels")}
+        copies = Copies(near=near, **groups, **{name: tuple(values) for name, values in content.items()})
+        os.utime(path)  # so that it is not among the oldest
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return copies
+
+
+def _save_copies(copies: Copies, path: Path) -> None:
+    with suppress(OSError):  # the next run searches again
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_text(path, json.dumps({**vars(copies), "near": [list(vars(each).values()) for each in copies.near]}))
+        oldest_last = sorted(path.parent.glob("*.json"), key=lambda each: each.stat().st_mtime, reverse=True)
+        for each in oldest_last[MOST_SAVED:]:
+            each.unlink()
+
+
+def _search_copies(facts: Sequence[Facts], thresholds: Thresholds) -> Copies:
     by_bytes, by_pixels = _group_by_hash(facts, "sha256"), _group_by_hash(facts, "pixels")
     unique_images = [members[0] for members in by_pixels.values()]
     has_contrast = _has_contrast(facts, unique_images, thresholds.contrast)

@@ -93,7 +93,7 @@ def prepare_images(config: Config, folder: Path) -> tuple[RunImages, Config]:
         catalog.table.to_parquet(temporary, index=False)
     write_quarantine(catalog, folder)
     log_unreadable(catalog)
-    copies = find_copies(catalog.facts, Thresholds())
+    copies = find_copies(catalog.facts, Thresholds(), store=Path(config.cache.folder) / "facts")
     assignment = split_catalog(
         catalog, data, copies=copies, parts=read_initial_split(catalog.table, folder / "split.csv")
     )
@@ -120,7 +120,7 @@ def _complete_data(data: DataConfig, catalog: Catalog) -> DataConfig:
 
 def _read_catalog(data: DataConfig, root: Path | None, folder: Path, *, cache: Path) -> Catalog:
     salt = ensure_salt(cache) if data.patients == "dicom" else None
-    reading = ReadOptions(store=cache / "facts", on_error=data.on_error, salt=salt)
+    reading = ReadOptions(store=cache / "facts", on_error=data.on_error, verify=data.verify, salt=salt)
     known = {"classes": data.classes, "short_names": data.short_names}
     source = get_target(data)
     if source is not None:
