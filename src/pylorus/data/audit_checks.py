@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
-from pathlib import PurePosixPath
+from posixpath import splitext
 
 import numpy as np
 import pandas as pd
@@ -174,7 +174,7 @@ def check_files(images: ImageSet, facts: Sequence[Facts], thresholds: Thresholds
         reason, _, content = problems[index].partition(": it begins with ")
         unreadable.append(Item((int(index),), reason, content=f"it begins with {content}" if content else ""))
     shorter, longer = np.minimum(column("width"), column("height")), np.maximum(column("width"), column("height"))
-    suffixes = np.array([PurePosixPath(path).suffix.lower() for path in images.table["path"]], dtype=object)
+    suffixes = np.array([splitext(path)[1].lower() for path in images.table["path"]], dtype=object)
     is_usual = np.zeros(len(suffixes), np.bool_)
     for name in set(column("format")):
         is_usual |= (column("format") == name) & (np.isin(suffixes, SUFFIXES_OF[name]) if name in SUFFIXES_OF else True)

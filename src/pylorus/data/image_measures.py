@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from pylorus.data.files import FORMATS
+from pylorus.data.files import FORMATS, RGB
 
 SUFFIXES_OF = {
     "JPEG": (".jpg", ".jpeg"),
@@ -136,6 +136,29 @@ Thumbnails = NDArray[np.uint8]
 """Grey thumbnails of shape (images, SIDE, SIDE)."""
 
 
+def reduce_to_grey(image: RGB) -> NDArray[np.uint8]:
+    """Reduce an image by a whole factor, so that its longer side has at most `LONGEST_TEXT` pixels, and make it grey.
+
+    Averaging over whole pixels is fast: nothing measured here needs the full resolution.
+
+    Args:
+        image: RGB, uint8 of shape (height, width, 3).
+
+    Returns:
+        Grey levels, uint8 of shape (height // factor, width // factor).
+    """
+    factor = -(-max(image.shape) // LONGEST_TEXT)
+    height, width = image.shape[:2]
+    if factor > 1 and min(height, width) >= factor:
+        # Further rows and columns that don't fill a whole block are left out.
+        image = cv2.resize(
+            image[: height // factor * factor, : width // factor * factor],
+            (width // factor, height // factor),
+            interpolation=cv2.INTER_AREA,
+        )
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+
+
 def compute_thumbnail(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Resize a grey image of shape (height, width) to (SIDE, SIDE), without keeping its proportions."""
     return np.asarray(cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA), dtype=np.uint8)
@@ -224,8 +247,8 @@ def _replace_black(thumbnails: Thumbnails) -> NDArray[np.float32]:
 
 LONGEST = 256
 """Longer side in pixels at which sharpness and border are measured: otherwise sharpness would depend on the size."""
-LONGEST_TEXT = 768
-"""Longer side in pixels at which text is searched for."""
+LONGEST_TEXT = 1024
+"""Longest side in pixels at which text is searched for."""
 DARK = 24
 """Grey level up to which a pixel connected to the frame's edge is border."""
 
@@ -250,7 +273,7 @@ class ImageMeasures:
 
 
 def measure_image(grey: Grey) -> ImageMeasures:
-    """Measure a grey image of shape (height, width)."""
+    """Measure a grey image of shape (height, width), reduced by `reduce_to_grey`."""
     resized = _resize_to_limit(grey, LONGEST)
     border = _find_edge_regions(resized <= DARK)
     interior = cv2.erode((~border).astype(np.uint8), np.ones((5, 5), np.uint8), borderValue=1).astype(bool)
@@ -261,7 +284,7 @@ def measure_image(grey: Grey) -> ImageMeasures:
         sharpness=float(laplacian[interior].var()),
         brightness=float(resized[interior].mean()),
         border=float(border.mean()),
-        letters=count_letters(_resize_to_limit(grey, LONGEST_TEXT)),
+        letters=count_letters(grey),
     )
 
 
@@ -283,7 +306,11 @@ def count_letters(grey: Grey) -> int:
     stroke = max(5, round(longest / 40) | 1)
     background = cv2.morphologyEx(grey, cv2.MORPH_OPEN, np.ones((stroke, stroke), np.uint8))
     border = _find_edge_regions(np.asarray(background <= 2 * DARK))
-    strokes = border & (grey.astype(np.int16) - background >= 60)
+    strokes = border & (cv2.subtract(grey, background) >= 60)
+    rows, columns = strokes.any(axis=1).nonzero()[0], strokes.any(axis=0).nonzero()[0]
+    if not len(rows):
+        return 0
+    strokes = strokes[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]  # the search takes long in a large image
     count, _, stats, _ = cv2.connectedComponentsWithStats(strokes.astype(np.uint8), connectivity=8)
     height, width, area = (stats[1:count, which] for which in (cv2.CC_STAT_HEIGHT, cv2.CC_STAT_WIDTH, cv2.CC_STAT_AREA))
     has_letter_height = (height >= max(4, longest / 100)) & (height <= longest / 16)
@@ -300,6 +327,7 @@ def _resize_to_limit(grey: Grey, longest: int) -> Grey:
 
 def _find_edge_regions(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the connected components of a mask that touch the frame's edge."""
-    _, components = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
-    edge_labels = np.concatenate([components[0], components[-1], components[:, 0], components[:, -1]])
-    return np.asarray(np.isin(components, edge_labels[edge_labels > 0]), dtype=np.bool_)
+    padded = np.ones((mask.shape[0] + 2, mask.shape[1] + 2), np.uint8)
+    padded[1:-1, 1:-1] = mask
+    cv2.floodFill(padded, None, (0, 0), 2)
+    return np.asarray(padded[1:-1, 1:-1] == 2, dtype=np.bool_)
