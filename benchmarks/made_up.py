@@ -17,7 +17,7 @@ def made_up(count: int) -> tuple[Any, Any]:
     import numpy as np
     import pandas as pd
 
-    from pylorus.data.image_facts import FactTable
+    from pylorus.data.fact_store import FactTable
 
     rng = np.random.default_rng(0)
     patients = np.arange(count) // IMAGES_PER_PATIENT

@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from PIL import Image
 
 from pylorus.data.audit_findings import Thresholds
-from pylorus.data.image_facts import Facts, compute_facts
+from pylorus.data.fact_store import Facts
+from pylorus.data.image_facts import compute_facts
 from pylorus.data.leakage import find_copies
 from pylorus.data.synthetic import generate_image_set
 

@@ -127,7 +127,7 @@ def measure(count: int) -> dict[str, tuple[float, float]]:
 
 def keep(folder: Path, facts: Any) -> None:
     """The store's part of a first pass over the files."""
-    from pylorus.data.image_facts import FactStore
+    from pylorus.data.fact_store import FactStore
 
     store = FactStore(folder, version="1")
     for start in range(0, len(facts), 1024):
@@ -137,7 +137,7 @@ def keep(folder: Path, facts: Any) -> None:
 
 def find(folder: Path, places: dict[str, int]) -> Any:
     """The store's part of a second pass: the table of facts."""
-    from pylorus.data.image_facts import Facts, FactStore, FactTable
+    from pylorus.data.fact_store import Facts, FactStore, FactTable
 
     store = FactStore(folder, version="1")
     assert len(store.read_digests()) == len(places)

@@ -84,6 +84,7 @@ def test_in_a_very_large_set_turned_copies_are_still_found(drawn_set, tmp_path):
 
 
 @real
+@pytest.mark.slow
 def test_every_fault_planted_among_real_images_is_found_and_none_of_the_others_accused(tmp_path):
     clean = audited(SHARED, r"BloodImage_\d+")
     assert set(found_in(clean)) == {"group-with-several-labels"}

@@ -6,14 +6,8 @@ import sys
 import pytest
 
 from pylorus.data import image_facts as module
-from pylorus.data.image_facts import (
-    MOST_SMALL,
-    FactStore,
-    FactTable,
-    compute_facts,
-    extract_thumbnails,
-    load_or_compute_facts,
-)
+from pylorus.data.fact_store import MOST_SMALL, FactStore, FactTable, extract_thumbnails
+from pylorus.data.image_facts import analyze_content, compute_facts, load_or_compute_facts
 
 
 @pytest.fixture
@@ -37,9 +31,9 @@ def examined(monkeypatch):
 
     def counting(content):
         times.append(1)
-        return compute_facts(content)
+        return analyze_content(content)
 
-    monkeypatch.setattr(module, "compute_facts", counting)
+    monkeypatch.setattr(module, "analyze_content", counting)
     return times
 
 
@@ -169,7 +163,7 @@ def test_a_table_gives_back_what_was_put_into_it(listed):
 def test_an_interrupted_pass_keeps_what_it_found(listed, tmp_path, monkeypatch):
     root, paths = listed
     monkeypatch.setattr(module, "BLOCK", 5)
-    looked, examine = [], module.compute_facts
+    looked, examine = [], module.analyze_content
 
     def interrupted(content):
         looked.append(content)
@@ -177,7 +171,7 @@ def test_an_interrupted_pass_keeps_what_it_found(listed, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return examine(content)
 
-    monkeypatch.setattr(module, "compute_facts", interrupted)
+    monkeypatch.setattr(module, "analyze_content", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load_or_compute_facts(root, paths, store=tmp_path)
     assert len(FactStore(tmp_path, version=f"{module.VERSION}-{module.POLICY_VERSION}").read_digests()) >= 10

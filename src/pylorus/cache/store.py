@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.cache.eviction import KEY, RESERVED, USED, open_lock, reserve_space, wait_for_lock
+from pylorus.cache.eviction import KEY, RESERVED, USED, open_lock, reserve_space, try_lock, wait_for_lock
 from pylorus.cache.shards import Records, ShardWriter
 from pylorus.config.schema import CacheConfig
 from pylorus.core.distributed import ALONE, Processes
@@ -84,6 +84,31 @@ class RecordStore:
             records.computed = _Filler(self, records, processes, memory_bytes).compute_missing(compute)
             records.kept -= records.computed
         return records
+
+    def save(self, names: Sequence[str], block: NDArray[np.uint8]) -> bool:
+        """Store records that were computed already, unless another run is computing records of this store.
+
+        Args:
+            names: One per record.
+            block: Records of shape (names, record_bytes).
+
+        Returns:
+            Whether they are stored; False too if there is no space, or the folder can't be written to.
+        """
+        lock = open_lock(self.folder)
+        if not try_lock(lock):
+            return False
+        try:
+            self.prepare_folder()
+            if reserve_space(self.folder, need=block.nbytes + len(json.dumps(list(names))), budget=self.budget_bytes):
+                return False
+            ShardWriter(self.folder, self.record_bytes, len(names)).add(names, block)
+            (self.folder / RESERVED).unlink()
+        except OSError:
+            return False
+        finally:
+            lock.release()
+        return True
 
 
 class _Filler:

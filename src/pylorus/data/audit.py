@@ -1,19 +1,30 @@
-"""Audit an image set: collect findings from the facts of its files, and convert them to JSON; no file is opened."""
+"""Audit an image set: collect findings from the facts of its files, and convert them to JSON; no file is opened.
 
+The checks here need no pixels. Copies are a leak across splits, a contradiction across classes, a double count across
+patients. Files may be damaged, misnamed, rotated, of unusual size, or have tags that identify a person. The set may
+have unbalanced classes, or patients in several splits or classes.
+"""
+
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
+from posixpath import splitext
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pylorus import __version__
-from pylorus.data.audit_checks import check_classes_and_groups, check_copies, check_files
-from pylorus.data.audit_findings import SEVERITIES, Finding, ImageSet, Item, Thresholds, sort_by_severity
+from pylorus.core.formatting import format_count
+from pylorus.data.audit_findings import SEVERITIES, Finding, ImageSet, Item, Severity, Thresholds, sort_by_severity
 from pylorus.data.audit_image_checks import FieldSample, check_fields, check_image_quality
 from pylorus.data.catalog import compute_sample_id
 from pylorus.data.decode import POLICY_VERSION
-from pylorus.data.image_facts import Facts, extract_fact_column
-from pylorus.data.leakage import Copies, find_copies
+from pylorus.data.fact_store import Facts, extract_fact_column
+from pylorus.data.image_measures import SUFFIXES_OF
+from pylorus.data.leakage import Copies, NearCopy, find_copies
 
 FORMAT = 1
 """Version of audit.json; increment when readers of the previous version would fail."""
@@ -147,3 +158,349 @@ def _convert_item_to_json(
     if item.group:
         values["group"] = item.group if names else group_aliases[item.group]
     return values
+
+
+SPLITS, CLASSES, GROUPS, WITHIN = "splits", "classes", "groups", "within"
+"""Boundaries that copies may cross, the most severe first."""
+
+
+def check_copies(images: ImageSet, copies: Copies) -> list[Finding]:
+    """Return findings about copies.
+
+    Copies across splits and across classes are reported as both. A pair of near copies is reported once, under the most
+    severe boundary that it crosses.
+    """
+    exact_items: dict[str, list[Item]] = {SPLITS: [], CLASSES: [], GROUPS: [], WITHIN: []}
+    near_items: dict[str, list[Item]] = {SPLITS: [], CLASSES: [], GROUPS: [], WITHIN: []}
+    exact_copies = _merge_exact_copies(copies)
+    for members, similarity in exact_copies.items():
+        boundaries = _find_crossed_boundaries(images, members)
+        for boundary in [each for each in (SPLITS, CLASSES) if each in boundaries] or boundaries[:1]:
+            exact_items[boundary].append(Item(members, _format_copy_detail(similarity, boundaries)))
+    identical_files = {index: members for members in exact_copies for index in members}
+    for copy in sorted(copies.near, key=lambda each: -each.likeness):
+        pair, boundaries = _select_worst_pair(images, copy, identical_files)
+        near_items[boundaries[0]].append(Item(pair, _format_copy_detail(copy.description, boundaries)))
+    return [
+        *(_build_copy_finding("copy", boundary, items) for boundary, items in exact_items.items() if items),
+        *(_build_copy_finding("near-copy", boundary, items) for boundary, items in near_items.items() if items),
+        *_report_uncompared_images(copies),
+    ]
+
+
+def _merge_exact_copies(copies: Copies) -> dict[tuple[int, ...], str]:
+    """Return groups of files with identical pixels, and whether their bytes are identical too."""
+    by_pixels = dict.fromkeys(copies.same_pixels, "identical pixels")
+    covered = {index for members in by_pixels for index in members}
+    return by_pixels | {
+        members: "identical files" for members in copies.same_bytes if not covered.intersection(members)
+    }
+
+
+def _find_crossed_boundaries(images: ImageSet, files: Sequence[int]) -> list[str]:
+    """Return the boundaries that copies cross, the most severe first; never empty."""
+    splits, classes, groups = (images.get_values(name, files) for name in ("split", "class", "group"))
+    crossed = [
+        (SPLITS, images.has_split and len(set(splits)) > 1),
+        (CLASSES, len(set(classes)) > 1),
+        # Without patients and splits, an image and its copy may end up in different splits.
+        (GROUPS, len(set(groups)) > 1 if images.grouped else not images.has_split),
+    ]
+    return [boundary for boundary, is_crossed in crossed if is_crossed] or [WITHIN]
+
+
+def _select_worst_pair(
+    images: ImageSet, copy: NearCopy, identical_files: dict[int, tuple[int, ...]]
+) -> tuple[tuple[int, int], list[str]]:
+    """Choose the pair to report for a near copy: of identical files, the one across the most severe boundary."""
+    # Of identical files, one of each split and class is enough: comparing all pairs could take very long.
+    first, second = (
+        _select_representatives(images, identical_files.get(index, (index,))) for index in (copy.first, copy.second)
+    )
+    pairs = product(first, second)
+    candidates = [(pair, _find_crossed_boundaries(images, pair)) for pair in pairs]
+    severity = (SPLITS, CLASSES, GROUPS, WITHIN)
+    return min(candidates, key=lambda each: severity.index(each[1][0]))
+
+
+def _select_representatives(images: ImageSet, files: tuple[int, ...]) -> list[int]:
+    """Return the first of the files of each split and class."""
+    keys = zip(images.get_values("split", files), images.get_values("class", files), strict=True)
+    first: dict[tuple[str, str], int] = {}
+    for index, key in zip(files, keys, strict=True):
+        first.setdefault(key, index)
+    return list(first.values())
+
+
+def _format_copy_detail(similarity: str, boundaries: list[str]) -> str:
+    names = {SPLITS: "in two splits", CLASSES: "of two classes", GROUPS: "of two groups"}
+    crossed = ", ".join(names[boundary] for boundary in boundaries if boundary in names)
+    return f"{similarity}; {crossed}" if crossed else similarity
+
+
+_SEVERITIES: dict[tuple[str, str], Severity] = {
+    ("copy", SPLITS): "leak",
+    ("copy", CLASSES): "error",
+    ("copy", GROUPS): "warning",
+    ("copy", WITHIN): "note",
+    ("near-copy", SPLITS): "leak",
+    ("near-copy", CLASSES): "warning",
+    ("near-copy", GROUPS): "warning",
+    ("near-copy", WITHIN): "note",
+}
+_WHERE = {
+    SPLITS: "in more than one split: a model is tested on images that it was trained on.",
+    CLASSES: "in more than one class: at most one of the labels is correct.",
+    GROUPS: "in more than one group: the groups are the same patient, or a file is assigned to the wrong one.",
+    WITHIN: "within one class and group: each counts more than once.",
+}
+_REMEDIES = {
+    SPLITS: "Keep one of each, or move all of them to the same split.",
+    CLASSES: "Find out which label is correct, and remove the other file.",
+    GROUPS: "Keep one of each, or assign them to one group, so that they stay in one split.",
+    WITHIN: "Keep one of each, unless they should count more than once.",
+}
+
+
+def _build_copy_finding(kind: str, boundary: str, items: list[Item]) -> Finding:
+    if kind == "copy":
+        files = sum(len(item.files) for item in items)
+        subject = f"{format_count(len(items), 'image')} (in {files:,} files)"
+    else:
+        subject = f"{format_count(len(items), 'pair')} of nearly identical images"
+    verb = "occurs" if len(items) == 1 else "occur"
+    code = kind if boundary == WITHIN else f"{kind}-across-{boundary}"
+    remedy = _REMEDIES[boundary] if kind == "copy" else f"Inspect the pairs. {_REMEDIES[boundary]}"
+    return Finding(code, _SEVERITIES[kind, boundary], f"{subject} {verb} {_WHERE[boundary]}", remedy, tuple(items))
+
+
+def _report_uncompared_images(copies: Copies) -> list[Finding]:
+    findings = []
+    if copies.blank:
+        findings.append(
+            Finding(
+                "blank",
+                "warning",
+                f"{format_count(len(copies.blank), 'image')} without contrast: nothing can be seen.",
+                "Inspect and remove them. They were not compared with other images.",
+                tuple(Item((index,)) for index in copies.blank),
+            )
+        )
+    if copies.crowded:
+        one = len(copies.crowded) == 1
+        findings.append(
+            Finding(
+                "compared-in-part",
+                "note",
+                f"{format_count(len(copies.crowded), 'image')} {'resembles' if one else 'resemble'} so many others "
+                "that only some of these were compared: near copies may have been missed.",
+                "Fix the other findings and run the audit again.",
+                tuple(Item((index,)) for index in copies.crowded),
+            )
+        )
+    return findings
+
+
+USUAL_MODES = ("RGB",)
+
+
+def check_files(images: ImageSet, facts: Sequence[Facts], thresholds: Thresholds) -> list[Finding]:
+    """Return findings about single files; see the module docstring."""
+    column = partial(extract_fact_column, facts)
+    problems = column("problem")
+    is_readable = problems == ""
+    unreadable: list[Item] = []
+    for index in np.flatnonzero(~is_readable):
+        reason, _, content = problems[index].partition(": it begins with ")
+        unreadable.append(Item((int(index),), reason, content=f"it begins with {content}" if content else ""))
+    shorter, longer = np.minimum(column("width"), column("height")), np.maximum(column("width"), column("height"))
+    suffixes = np.array([splitext(path)[1].lower() for path in images.table["path"]], dtype=object)
+    is_usual = np.zeros(len(suffixes), np.bool_)
+    for name in set(column("format")):
+        is_usual |= (column("format") == name) & (np.isin(suffixes, SUFFIXES_OF[name]) if name in SUFFIXES_OF else True)
+    selected = {
+        "suffix": ~is_usual,
+        "mode": ~np.isin(column("mode"), ("", *USUAL_MODES)),
+        "tiny": shorter < thresholds.shortest,
+        "huge": longer > thresholds.longest,
+        "aspect": longer > thresholds.aspect * shorter,
+        "exif": column("orientation") != 1,
+        "tags": column("personal") != "",
+    }
+    findings = [_build_unreadable_finding(unreadable)]
+    for name, is_concerned in selected.items():
+        items = [
+            Item((int(index),), _format_file_detail(name, facts[int(index)], suffixes[index]))
+            for index in np.flatnonzero(is_concerned & is_readable)
+        ]
+        findings.append(_build_file_finding(name, items, _WORDS[name]))
+    return [finding for finding in findings if finding.items]
+
+
+def _format_file_detail(name: str, facts: Facts, suffix: str) -> str:
+    """Return the detail of a file's problem; `name` is a key of `_WORDS`."""
+    if name == "suffix":
+        return f"contains {facts.format}, named {suffix}"
+    if name in ("tiny", "huge", "aspect"):
+        return f"{facts.width} × {facts.height} pixels"
+    return {"mode": facts.mode, "exif": f"orientation {facts.orientation}", "tags": facts.personal}[name]
+
+
+def _build_unreadable_finding(items: list[Item]) -> Finding:
+    return Finding(
+        "unreadable",
+        "error",
+        f"{format_count(len(items), 'file')} can't be read as an image: damaged, truncated or not an image at all.",
+        "Copy them again from their source, or move them out of the class folders.",
+        tuple(items),
+    )
+
+
+_WORDS: dict[str, tuple[str, Severity, str, str]] = {
+    "suffix": (
+        "wrong-suffix",
+        "warning",
+        "in a different format than the file name says.",
+        "Pylorus reads them by content; rename them, since other programs rely on the name.",
+    ),
+    "mode": (
+        "colour-mode",
+        "note",
+        "not plain RGB",
+        "They are converted to RGB (src/pylorus/data/decode.py documents how). Check whether they come from "
+        "another source.",
+    ),
+    "tiny": (
+        "tiny",
+        "warning",
+        "with a very short side: there is little to see, and sharpness and text can't be assessed.",
+        "Check whether they are previews; replace them by the originals.",
+    ),
+    "huge": (
+        "very-large",
+        "note",
+        "with a very long side.",
+        "Check whether they are single frames; reduce their size if no detail is lost.",
+    ),
+    "aspect": (
+        "odd-proportions",
+        "warning",
+        "much wider than high or much higher than wide.",
+        "Check whether they are strips, scale bars or several frames side by side, and remove these.",
+    ),
+    "exif": (
+        "exif-orientation",
+        "note",
+        "rotated by an EXIF tag.",
+        "Pylorus reads them upright. Programs that ignore the tag show them rotated: save them upright.",
+    ),
+    "tags": (
+        "personal-tags",
+        "warning",
+        "with tags that may identify a person, a place, a time or a device; their values are neither shown nor stored.",
+        "Remove the tags before you share the files, for example with `exiftool -all= -overwrite_original FILES`.",
+    ),
+}
+
+
+def _build_file_finding(name: str, items: list[Item], template: tuple[str, Severity, str, str]) -> Finding:
+    code, severity, sentence, remedy = template
+    if name == "mode":
+        modes = ", ".join(f"{count:,} {mode}" for mode, count in Counter(item.detail for item in items).most_common())
+        sentence = f"{sentence} but {modes}."
+    are = "is" if len(items) == 1 else "are"
+    verb = "" if sentence.startswith("with ") else f" {are}"
+    return Finding(code, severity, f"{format_count(len(items), 'image')}{verb} {sentence}", remedy, tuple(items))
+
+
+def check_classes_and_groups(images: ImageSet, thresholds: Thresholds) -> list[Finding]:
+    """Return findings about class imbalance and about groups."""
+    return [*_check_imbalance(images, thresholds), *_check_groups(images)]
+
+
+def _check_imbalance(images: ImageSet, thresholds: Thresholds) -> list[Finding]:
+    counts = images.table["class"].value_counts()
+    ratio = counts.max() / counts.min()
+    if ratio < thresholds.imbalance:
+        return []
+    return [
+        Finding(
+            "class-imbalance",
+            "warning",
+            f"The largest class ({counts.idxmax()}, {counts.max():,}) has {ratio:.1f} times as many images as the "
+            f"smallest ({counts.idxmin()}, {counts.min():,}).",
+            "Collect more images of the smallest class, or weight the classes in training; judge a model by the "
+            "sensitivity of each class, not by accuracy.",
+        )
+    ]
+
+
+def _check_groups(images: ImageSet) -> list[Finding]:
+    if not images.grouped:
+        return [
+            Finding(
+                "no-groups",
+                "warning",
+                "Patients are not defined: leaks of patients between splits can't be found.",
+                "Use --group with a regular expression that matches the patient in the path, or a manifest with a "
+                "column group.",
+            )
+        ]
+    with_group = images.table[images.table["group"] != ""]
+    unmatched = images.table.index[images.table["group"] == ""]
+    findings = []
+    if len(unmatched):
+        findings.append(
+            Finding(
+                "group-not-found",
+                "error",
+                f"The regular expression matches no patient in {format_count(len(unmatched), 'path')}.",
+                "Rename these files, or use an expression that matches all paths: each needs a patient.",
+                tuple(Item((int(index),)) for index in unmatched),
+            )
+        )
+    across_splits = _find_spanning_groups(with_group, "split") if images.has_split else []
+    if across_splits:
+        findings.append(
+            Finding(
+                "group-across-splits",
+                "leak",
+                f"{format_count(len(across_splits), 'group')} ({_format_image_count(across_splits)}) "
+                f"{'has' if len(across_splits) == 1 else 'have'} images in more than one split.",
+                "Move all images of a patient to the same split, or let Pylorus make the split.",
+                tuple(across_splits),
+            )
+        )
+    across_classes = _find_spanning_groups(with_group, "class")
+    if across_classes:
+        findings.append(
+            Finding(
+                "group-with-several-labels",
+                "warning",
+                f"{format_count(len(across_classes), 'group')} ({_format_image_count(across_classes)}) "
+                f"{'has' if len(across_classes) == 1 else 'have'} images of more than one class.",
+                "Check whether the patient really has both findings, or whether the expression matches a date or a "
+                "room instead of a patient.",
+                tuple(across_classes),
+            )
+        )
+    return findings
+
+
+def _format_image_count(items: list[Item]) -> str:
+    return format_count(sum(len(item.files) for item in items), "image")
+
+
+def _find_spanning_groups(table: pd.DataFrame, column: str) -> list[Item]:
+    """Return groups with more than one value in a column, those with most images first."""
+    value_counts = table.groupby("group")[column].nunique()
+    spanning = table[table["group"].isin(value_counts.index[value_counts > 1])]
+    items = [
+        Item(
+            tuple(int(index) for index in rows.index),
+            ", ".join(f"{count:,} {value}" for value, count in rows[column].value_counts().items()),
+            group=str(group),
+        )
+        for group, rows in spanning.groupby("group")
+    ]
+    return sorted(items, key=lambda item: (-len(item.files), item.files))

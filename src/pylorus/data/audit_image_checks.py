@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pylorus.core.formatting import format_count, format_percent
 from pylorus.data.audit_findings import Finding, ImageSet, Item, Thresholds
 from pylorus.data.decode import UnreadableImageError, decode_image
+from pylorus.data.fact_store import Facts, extract_fact_column
 from pylorus.data.field_of_view import find_field
 from pylorus.data.files import RGB, ImageLocation, read_image_bytes
-from pylorus.data.image_facts import Facts, extract_fact_column
 
 LEAST_SPREAD = {"sharpness": 0.1, "brightness": 4.0}
 """Least spread (log units, grey levels): otherwise small differences in a homogeneous set would be outliers."""

@@ -33,8 +33,9 @@ from pylorus.core.errors import PylorusError, format_name_list, format_path, for
 from pylorus.core.io import write_atomically
 from pylorus.core.privacy import ABOUT
 from pylorus.data.dicom import read_patient_pseudonyms
+from pylorus.data.fact_store import FactTable
 from pylorus.data.files import SUFFIXES, Root
-from pylorus.data.image_facts import FactTable, load_or_compute_facts
+from pylorus.data.image_facts import PreparedImages, load_or_compute_facts
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class ReadOptions:
         on_error: `fail`: a file that can't be read is an error; `quarantine`: it is left out and listed.
         verify: `time`: a file with the size and times of an earlier pass has the same content; `content`: every file is
             read, to compare its SHA-256.
+        images: Receives the network's input of files that are decoded; None: nothing does.
         salt: Secret for hashing the patients in DICOM files, which then are the groups; None: groups come from paths
             or a manifest.
     """
@@ -53,6 +55,7 @@ class ReadOptions:
     store: Path | None = None
     on_error: str = "fail"
     verify: str = "time"
+    images: PreparedImages | None = None
     salt: str | None = None
 
 
@@ -77,7 +80,9 @@ def read_files(files: pd.DataFrame, root: Root, reading: ReadOptions) -> tuple[p
     """
     paths = list(files["path"])
     digests = list(files["sha256"]) if "sha256" in files else None
-    facts = load_or_compute_facts(root, paths, store=reading.store, digests=digests, verify=reading.verify)
+    facts = load_or_compute_facts(
+        root, paths, store=reading.store, digests=digests, verify=reading.verify, images=reading.images
+    )
     reasons: list[str] = list(facts.get_column("problem"))
     unreadable = [f"{format_path(Path(path))}: {reason}" for path, reason in zip(paths, reasons, strict=True) if reason]
     if unreadable and reading.on_error == "fail":

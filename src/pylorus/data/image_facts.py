@@ -1,192 +1,51 @@
 """Facts of image files, computed from their bytes alone, in one pass over the files, and cached.
 
-The audit, the catalog and the search for copies all use these facts. They are cached by the SHA-256 of the content,
-independent of the file's name, so a second pass decodes nothing. The cache is a folder of immutable Parquet parts, to
-which several processes may add at once: each writes a part of its own, and many small parts are merged before the old
-ones are deleted. A part that is damaged or has another schema is ignored, and its facts are computed again.
+The audit, the catalog and the search for copies all use these facts (`fact_store.py`). The same decoded image also
+gives the network's input, where that is cached: each file is read and decoded once.
 """
 
 import contextlib
 import dataclasses
 import hashlib
-import logging
-import os
-import secrets
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, overload
+from typing import Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as compute
-import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pylorus.core.io import write_atomically
 from pylorus.data.decode import POLICY_VERSION, UnreadableImageError, decode_image
-from pylorus.data.files import RGB, Root, read_image_bytes
-from pylorus.data.image_measures import SIDE, compute_thumbnail, measure_image, read_metadata, reduce_to_grey
-
-log = logging.getLogger(__name__)
+from pylorus.data.fact_store import Facts, FactStore, FactTable, FileIndex
+from pylorus.data.files import RGB, Root, map_files, read_image_bytes
+from pylorus.data.image_measures import compute_thumbnail, measure_image, read_metadata, reduce_to_grey
 
 VERSION = 2
 """Increment when the same file would give other facts."""
-BLOCK = 1024
-"""Files per block: facts are cached after each block, so an interrupted pass loses little."""
-PART_ROWS = 16_384
-"""Rows that are collected before a part is written."""
-SMALL_ROWS, MOST_SMALL = 1024, 32
-"""If more than MOST_SMALL parts have fewer than SMALL_ROWS rows, they are merged."""
-ROWS_AT_ONCE = 4096
-
-DIGEST, WORD = pa.binary(32), pa.string()
-SCHEMA = pa.schema(
-    {
-        "sha256": DIGEST,
-        "format": WORD,
-        "mode": WORD,
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "orientation": pa.int32(),
-        "personal": WORD,
-        "pixels": DIGEST,
-        "thumbnail": pa.binary(SIDE * SIDE),
-        "sharpness": pa.float64(),
-        "brightness": pa.float64(),
-        "border": pa.float64(),
-        "letters": pa.int32(),
-    }
-)
-DIGESTS = tuple(field.name for field in SCHEMA if field.type == DIGEST)
-ENTRY = np.dtype([("path", "<u8", 2), ("size", "<i8"), ("times", "<i8", 2), ("inode", "<u8"), ("sha256", "u1", 32)])
-"""One file of an earlier pass. Of its path, which may name a patient, only a hash is stored."""
-SETTLED_NS = 2_000_000_000
-"""A file changed less than this long ago may change again without another modification time."""
+BLOCK = 256
+"""Files after which new facts and images are passed on to their caches: an interrupted pass loses little."""
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """Facts of one file.
+class PreparedImages(Protocol):
+    """Where the network's input goes that a pass over the files computes as well."""
 
-    Attributes:
-        sha256: Of the content; empty if the file itself can't be read.
-        problem: Why the file can't be decoded; empty if it can.
-        format: Format by content; see `pylorus.data.image_measures.Metadata`.
-        mode: Pillow's colour mode.
-        width: In pixels, upright; 0 if there is no image.
-        height: In pixels, upright; 0 if there is no image.
-        orientation: EXIF orientation, 1 to 8.
-        personal: Names of tags that may identify a person, separated by commas.
-        pixels: Hash of the decoded pixels.
-        thumbnail: SIDE × SIDE grey levels; empty if there is no image.
-        sharpness: Variance of the Laplacian; see `image_measures.ImageMeasures` for this and the next three.
-        brightness: Mean grey level, in [0, 255].
-        border: Fraction of the frame that is black border, in [0, 1].
-        letters: Number of letter-like shapes in the border.
-    """
+    def prepare(self, image: RGB) -> RGB | None:
+        """Return an image as the network's input; None if it is not worth caching."""
 
-    sha256: str
-    problem: str = ""
-    format: str = ""
-    mode: str = ""
-    width: int = 0
-    height: int = 0
-    orientation: int = 1
-    personal: str = ""
-    pixels: str = ""
-    thumbnail: bytes = b""
-    sharpness: float = 0.0
-    brightness: float = 0.0
-    border: float = 0.0
-    letters: int = 0
-
-    @property
-    def readable(self) -> bool:
-        """Whether the file can be decoded."""
-        return not self.problem
-
-
-NAMES = tuple(field.name for field in dataclasses.fields(Facts) if field.name != "thumbnail")
-
-
-class FactTable(Sequence[Facts]):
-    """Facts of many files, stored as columns: a million objects would take twice the memory.
-
-    Args:
-        count: Number of files; initially, each is marked as unreadable.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.thumbnails = np.zeros((count, SIDE, SIDE), dtype=np.uint8)
-        blank = Facts("", problem="not read")
-        self._columns: dict[str, NDArray[Any]] = {
-            name: np.full(count, value := getattr(blank, name), object if isinstance(value, str) else None)
-            for name in NAMES
-        }
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, index: int) -> Facts: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Facts]: ...
-    def __getitem__(self, index: int | slice) -> Facts | list[Facts]:
-        """Return the facts of one file, or of a slice of files."""
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(self._count))]
-        cells = ((name, column[index]) for name, column in self._columns.items())
-        attributes: dict[str, Any] = {name: value if isinstance(value, str) else value.item() for name, value in cells}
-        return Facts(**attributes, thumbnail=b"" if attributes["problem"] else self.thumbnails[index].tobytes())
-
-    def __iter__(self) -> Iterator[Facts]:
-        return (self[index] for index in range(self._count))
-
-    def put(self, index: int, facts: Facts) -> None:
-        """Set the facts of the file at `index`."""
-        for name, column in self._columns.items():
-            value = getattr(facts, name)
-            # These columns have few distinct values: share one object among all files.
-            column[index] = sys.intern(value) if name in ("problem", "format", "mode", "personal") else value
-        if facts.thumbnail:
-            self.thumbnails[index] = np.frombuffer(facts.thumbnail, dtype=np.uint8).reshape(SIDE, SIDE)
-
-    def put_rows(self, indices: NDArray[np.integer], rows: pa.Table) -> None:
-        """Set the facts of readable images from rows of a store, one for each index."""
-        for name, column in self._columns.items():
-            if name == "problem":
-                column[indices] = ""
-            elif name in DIGESTS:
-                column[indices] = _convert_to_hexadecimal(rows[name])
-            elif rows.schema.field(name).type == WORD:
-                column[indices] = rows[name].dictionary_encode().to_pandas().astype(object).to_numpy()
-            else:
-                column[indices] = rows[name].to_numpy()
-        self.thumbnails[indices] = _view_bytes(rows["thumbnail"], SIDE * SIDE).reshape(-1, SIDE, SIDE)
-
-    def get_column(self, name: str) -> NDArray[Any]:
-        """Return one attribute of all files: an array of str or of numbers, of shape (files,)."""
-        return self._columns[name]
-
-
-def extract_fact_column(facts: Sequence[Facts], name: str) -> NDArray[Any]:
-    """Return one attribute of all files: an array of str (as objects) or of numbers, of shape (files,)."""
-    if isinstance(facts, FactTable):
-        return facts.get_column(name)
-    values = [getattr(each, name) for each in facts]
-    return np.array(values, dtype=object if all(isinstance(value, str) for value in values) else None)
+    def save(self, digests: Sequence[str], images: Sequence[RGB]) -> None:
+        """Save prepared images by the SHA-256 of their files' content."""
 
 
 def compute_facts(content: bytes) -> Facts:
     """Compute the facts of a file's content; if it can't be decoded, `problem` says why and there are no measures."""
+    return analyze_content(content)[0]
+
+
+def analyze_content(content: bytes) -> tuple[Facts, RGB | None]:
+    """Compute the facts of a file's content; return them with the decoded image, None if it can't be decoded."""
     sha256, metadata = hashlib.sha256(content).hexdigest(), read_metadata(content)
     facts = Facts(
         sha256,
@@ -198,10 +57,10 @@ def compute_facts(content: bytes) -> Facts:
     try:
         image = decode_image(content)
     except UnreadableImageError as error:
-        return dataclasses.replace(facts, problem=str(error))
+        return dataclasses.replace(facts, problem=str(error)), None
     height, width = image.shape[:2]
     grey = reduce_to_grey(image)
-    return dataclasses.replace(
+    measured = dataclasses.replace(
         facts,
         width=width,
         height=height,
@@ -209,6 +68,7 @@ def compute_facts(content: bytes) -> Facts:
         thumbnail=compute_thumbnail(grey).tobytes(),
         **dataclasses.asdict(measure_image(grey)),
     )
+    return measured, image
 
 
 def _hash_pixels(image: RGB, grey: NDArray[np.uint8]) -> str:
@@ -238,6 +98,7 @@ def load_or_compute_facts(
     store: Path | None,
     digests: Sequence[str] | None = None,
     verify: str = "time",
+    images: PreparedImages | None = None,
 ) -> FactTable:
     """Return the facts of files, in their order.
 
@@ -251,12 +112,13 @@ def load_or_compute_facts(
         digests: SHA-256 of each content, if on record: files whose facts are cached are then not read at all.
         verify: `time`: a file with the size and times of an earlier pass has the same content; `content`: every file is
             read, to compare its SHA-256.
+        images: Receives the network's input of files that are decoded; None: nothing does.
     """
     table = FactTable(len(paths))
-    cache = FactStore(store, version=f"{VERSION}-{POLICY_VERSION}") if store is not None else None
-    if cache is None:
-        _read_new_files(root, paths, range(len(paths)), table, None, frozenset())
+    if store is None:
+        _read_new_files(_Reader(root, paths, frozenset(), images), range(len(paths)), table, None)
         return table
+    cache = FactStore(store, version=f"{VERSION}-{POLICY_VERSION}")
     files = FileIndex(cache.folder, root, paths) if digests is None and isinstance(root, Path) else None
     contents = np.full(len(paths), "", dtype=object)
     if digests is not None:
@@ -267,280 +129,90 @@ def load_or_compute_facts(
     missing = cache.load_facts(table, known, contents[known])
     unread = np.sort(np.concatenate([np.flatnonzero(contents == ""), missing]))
     if len(unread):
-        pending = _read_new_files(root, paths, unread, table, cache, cache.read_digests())
+        pending = _read_new_files(_Reader(root, paths, cache.read_digests(), images), unread, table, cache)
         indices = np.fromiter(pending, np.int64, len(pending))
         # Compute again what another process deleted or damaged meanwhile.
         missing = cache.load_facts(table, indices, np.array(list(pending.values()), dtype=object))
-        _read_new_files(root, paths, missing, table, cache, frozenset())
+        _read_new_files(_Reader(root, paths, frozenset(), images), missing, table, cache)
         if files is not None:
             files.save_digests(table)
     return table
 
 
-def extract_thumbnails(facts: Sequence[Facts], indices: Sequence[int] | None = None) -> NDArray[np.uint8]:
-    """Return the thumbnails of readable images, of shape (images, SIDE, SIDE).
+@dataclass(frozen=True)
+class _Reader:
+    """Reads one file at a time; a process that reads has its own copy.
 
-    Args:
-        facts: Facts of files.
-        indices: Indices into `facts`; None: all. All of these files must be readable.
+    Attributes:
+        root: What the paths are relative to.
+        paths: Paths of all files.
+        cached: Digests of the contents whose facts are cached.
+        images: See `load_or_compute_facts`.
     """
-    if isinstance(facts, FactTable):
-        if indices is None or (len(indices) == len(facts) and list(indices) == list(range(len(facts)))):
-            return facts.thumbnails
-        return facts.thumbnails[np.asarray(indices, dtype=np.int64)]
-    joined = b"".join(each.thumbnail for each in (facts if indices is None else [facts[index] for index in indices]))
-    return np.frombuffer(joined, dtype=np.uint8).reshape(-1, SIDE, SIDE)
+
+    root: Root
+    paths: Sequence[str]
+    cached: frozenset[bytes]
+    images: PreparedImages | None
+
+    def __call__(self, index: int) -> tuple[Facts | str, RGB | None]:
+        """Return a file's facts, or its digest if they are cached, and the network's input if it is to be saved."""
+        try:
+            content = read_image_bytes(self.root / self.paths[index])
+        except UnreadableImageError as error:
+            return Facts("", problem=str(error)), None
+        digest = hashlib.sha256(content)
+        if digest.digest() in self.cached:
+            return digest.hexdigest(), None
+        facts, image = analyze_content(content)
+        return facts, self.images.prepare(image) if self.images is not None and image is not None else None
 
 
 def _read_new_files(
-    root: Root,
-    paths: Sequence[str],
-    indices: Sequence[int] | NDArray[np.integer],
-    table: FactTable,
-    cache: "FactStore | None",
-    cached: frozenset[bytes],
+    reader: _Reader, indices: Sequence[int] | NDArray[np.integer], table: FactTable, cache: FactStore | None
 ) -> dict[int, str]:
     """Read files and compute the facts that are not cached yet.
 
     Args:
-        root: What the paths are relative to.
-        paths: Paths of all files.
+        reader: Reads one file.
         indices: Indices of the files to read.
         table: Table that new facts are put into.
         cache: Cache that new facts are added to.
-        cached: Digests of the contents in the cache.
 
     Returns:
         The SHA-256 of each content whose facts are in the cache, by the file's index.
     """
-
-    def compute_one(index: int) -> Facts | str:
-        try:
-            content = read_image_bytes(root / paths[index])
-        except UnreadableImageError as error:
-            return Facts("", problem=str(error))
-        digest = hashlib.sha256(content)
-        return digest.hexdigest() if digest.digest() in cached else compute_facts(content)
-
     pending: dict[int, str] = {}
+    fresh: dict[str, tuple[Facts, RGB | None]] = {}
+
+    def pass_on() -> None:
+        # Failures are not cached: the file may only need a plugin.
+        if cache is not None and fresh:
+            cache.add([facts for facts, _ in fresh.values()])
+        prepared = {digest: image for digest, (_, image) in fresh.items() if image is not None}
+        if reader.images is not None and prepared:
+            reader.images.save(list(prepared), list(prepared.values()))
+        fresh.clear()
+
     quiet = not sys.stderr.isatty() or not len(indices)
-    bar = tqdm(total=len(indices), desc="reading images", unit="", disable=quiet, leave=False)
-    with bar, ThreadPoolExecutor(max_workers=os.cpu_count()) as pool, contextlib.ExitStack() as at_end:
+    numbers = [int(index) for index in indices]
+    with (
+        tqdm(total=len(numbers), desc="reading images", unit="", disable=quiet, leave=False) as bar,
+        contextlib.ExitStack() as at_end,
+    ):
         if cache is not None:
             at_end.callback(cache.close)  # also if interrupted: what was computed is saved
-        for start in range(0, len(indices), BLOCK):
-            block = [int(index) for index in indices[start : start + BLOCK]]
-            fresh: dict[str, Facts] = {}
-            for index, facts in zip(block, pool.map(compute_one, block), strict=True):
-                if isinstance(facts, str):
-                    pending[index] = facts
-                    continue
-                table.put(index, facts)
-                if facts.readable:  # don't cache failures: the file may only need a plugin
-                    fresh[facts.sha256] = facts
-            if cache is not None and fresh:
-                cache.add(list(fresh.values()))
-            bar.update(len(block))
-    return pending
-
-
-class FactStore:
-    """Cached facts of readable images.
-
-    Args:
-        folder: Folder of the stores of all versions. Created with access for its owner only, since thumbnails show
-            patients' images.
-        version: Version of the facts; facts of other versions are not found.
-    """
-
-    def __init__(self, folder: Path, *, version: str) -> None:
-        self.folder = folder / version
-        self._new: list[Facts] = []
-
-    def read_digests(self) -> frozenset[bytes]:
-        """Return the SHA-256 digests, of 32 bytes, of all contents in the store."""
-        digests: set[bytes] = set()
-        for part in self._list_parts():
-            table = _read_table(part, columns=["sha256"])
-            if table is not None:
-                digests.update(table["sha256"].to_pylist())
-        return frozenset(digests)
-
-    def load_facts(
-        self, table: FactTable, indices: NDArray[np.integer], contents: NDArray[np.object_]
-    ) -> NDArray[np.integer]:
-        """Put the facts of contents into a table.
-
-        Args:
-            table: Table that the facts are put into.
-            indices: Index of each file in the table, of shape (files,).
-            contents: SHA-256 of each file's content in hexadecimal digits, of shape (files,).
-
-        Returns:
-            The indices of the files whose content is not in the store.
-        """
-        for part in self._list_parts() if len(indices) else ():
-            rows = _read_table(part)
-            if rows is None:
+        at_end.callback(pass_on)
+        for index, (facts, image) in zip(
+            numbers, map_files(reader, numbers, name=reader.paths.__getitem__), strict=True
+        ):
+            bar.update()
+            if isinstance(facts, str):
+                pending[index] = facts
                 continue
-            wanted = pa.FixedSizeBinaryArray.from_buffers(
-                DIGEST, len(contents), [None, pa.py_buffer(bytes.fromhex("".join(contents)))]
-            )
-            positions = compute.index_in(wanted, value_set=rows["sha256"].combine_chunks())
-            is_found = positions.is_valid().to_numpy(zero_copy_only=False)
-            for start in range(0, len(found := np.flatnonzero(is_found)), ROWS_AT_ONCE):
-                block = found[start : start + ROWS_AT_ONCE]
-                table.put_rows(indices[block], rows.take(positions.take(pa.array(block))))
-            indices, contents = indices[~is_found], contents[~is_found]
-            if not len(indices):
-                break
-        return indices
-
-    def add(self, facts: "Sequence[Facts]") -> None:
-        """Add facts of readable images; they are written once there are `PART_ROWS` of them or `close` is called."""
-        self._new += facts
-        if len(self._new) >= PART_ROWS:
-            self._write()
-
-    def close(self) -> None:
-        """Write what is new, and merge small parts if there are many."""
-        if self._new:
-            self._write()
-            self._merge_small_parts()
-
-    def _write(self) -> None:
-        columns: dict[str, list[Any]] = {name: [getattr(each, name) for each in self._new] for name in SCHEMA.names}
-        for name in DIGESTS:
-            columns[name] = [bytes.fromhex(value) for value in columns[name]]
-        self._save_table(pa.table(columns, schema=SCHEMA))
-        self._new = []
-
-    def _save_table(self, table: pa.Table) -> bool:
-        try:
-            _make_private_folder(self.folder)
-            with write_atomically(self.folder / f"{secrets.token_hex(8)}.parquet") as temporary:
-                parquet.write_table(table, temporary, write_page_checksum=True, compression="zstd")
-        except OSError as error:
-            # On a full or read-only disk, later runs lose time and nothing else.
-            log.warning(
-                "%s: can't cache what was found in the images (%s); a later run will read them again.",
-                self.folder,
-                error,
-            )
-            return False
-        return True
-
-    def _merge_small_parts(self) -> None:
-        """Merge the small parts if there are many: runs with few new images add one small file each."""
-        digests = {part: _read_table(part, columns=["sha256"]) for part in self._list_parts()}
-        small_parts = [part for part, table in digests.items() if table is not None and len(table) < SMALL_ROWS]
-        if len(small_parts) <= MOST_SMALL:
-            return
-        small_tables = [(part, table) for part in small_parts if (table := _read_table(part)) is not None]
-        if self._save_table(pa.concat_tables([table for _, table in small_tables])):
-            for part, _ in small_tables:
-                with suppress(OSError):
-                    part.unlink()
-
-    def _list_parts(self) -> list[Path]:
-        try:
-            return sorted(path for path in self.folder.glob("*.parquet") if not path.name.startswith("."))
-        except OSError:
-            return []
-
-
-def _read_table(part: Path, *, columns: list[str] | None = None) -> pa.Table | None:
-    """Read a part, or some of its columns; return None if it is missing, damaged or has another schema."""
-    try:
-        # Open the file here: pyarrow would interpret a folder's name as a partition.
-        with part.open("rb") as file:
-            # Without Arrow's own threads: they sometimes outlived a short process, which then aborted.
-            part_file = parquet.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
-            table = part_file.read(columns=columns, use_threads=False)
-    except (OSError, pa.ArrowException) as error:
-        log.info("%s: ignored: %s", part, error)
-        return None
-    expected_schema = SCHEMA if columns is None else pa.schema([SCHEMA.field(name) for name in columns])
-    return table if table.schema.equals(expected_schema) else None
-
-
-def _view_bytes(column: pa.ChunkedArray, width: int) -> NDArray[np.uint8]:
-    """Return binary values of one width as an array of shape (values, width)."""
-    array = column.combine_chunks()
-    data = np.frombuffer(array.buffers()[1], dtype=np.uint8)
-    return data[array.offset * width : (array.offset + len(array)) * width].reshape(-1, width)
-
-
-def _convert_to_hexadecimal(column: pa.ChunkedArray) -> NDArray[np.object_]:
-    digits = _view_bytes(column, 32).tobytes().hex()
-    return np.array([digits[start : start + 64] for start in range(0, len(digits), 64)], dtype=object)
-
-
-class FileIndex:
-    """The content of the files of a root, by path, size and times, as earlier passes read them.
-
-    Both the modification time and the time of the last change of the inode count, so a file that was replaced by one
-    with its size and modification time is read again.
-
-    Args:
-        folder: Folder of the cache of facts.
-        root: The root of the paths.
-        paths: Paths of the files; their sizes and times are those of the moment when this object is made.
-    """
-
-    def __init__(self, folder: Path, root: Path, paths: Sequence[str]) -> None:
-        absolute = os.path.abspath(root)  # noqa: PTH100 Path.resolve would follow links, which may change
-        self._path = folder / "files" / f"{hashlib.sha256(os.fsencode(absolute)).hexdigest()[:24]}.npy"
-        self._now = np.zeros(len(paths), ENTRY)
-        is_settled = np.zeros(len(paths), np.bool_)
-        latest = time.time_ns() - SETTLED_NS
-        for index, path in enumerate(paths):
-            with suppress(OSError, ValueError):
-                status = os.stat(f"{absolute}{os.sep}{path}")  # noqa: PTH116 a Path for each file takes as long again
-                times = (status.st_mtime_ns, status.st_ctime_ns)
-                key = hashlib.blake2b(os.fsencode(path), digest_size=16).digest()
-                self._now[index] = (np.frombuffer(key, "<u8"), status.st_size, times, status.st_ino, 0)
-                is_settled[index] = max(times) < latest
-        self._is_settled = is_settled
-
-    def find_digests(self) -> NDArray[np.object_]:
-        """Return the SHA-256 of each file in hexadecimal digits, empty where the file is unknown or has changed."""
-        found = np.full(len(self._now), "", dtype=object)
-        earlier = self._load()
-        if not len(earlier):
-            return found
-        position = np.searchsorted(earlier["path"][:, 0], self._now["path"][:, 0])
-        earlier = earlier[np.minimum(position, len(earlier) - 1)]
-        is_same = self._is_settled.copy()
-        for name in ("path", "size", "times", "inode"):
-            is_same &= (earlier[name] == self._now[name]).reshape(len(is_same), -1).all(axis=1)
-        digits = np.ascontiguousarray(earlier["sha256"][is_same]).tobytes().hex()
-        found[is_same] = [digits[start : start + 64] for start in range(0, len(digits), 64)]
-        return found
-
-    def save_digests(self, table: FactTable) -> None:
-        """Save the contents of all readable files in a table, for the next pass over this root."""
-        digests = table.get_column("sha256")
-        is_known = self._is_settled & (table.get_column("problem") == "") & (digests != "")
-        entries = self._now[is_known]
-        entries["sha256"] = np.frombuffer(bytes.fromhex("".join(digests[is_known])), np.uint8).reshape(-1, 32)
-        earlier = self._load()
-        others = earlier[~np.isin(earlier["path"][:, 0], entries["path"][:, 0])]
-        entries = np.concatenate([others, entries])
-        with suppress(OSError):  # `FactStore` has logged a warning about a folder that can't be written to
-            _make_private_folder(self._path.parent)
-            with write_atomically(self._path) as temporary, temporary.open("wb") as file:
-                np.save(file, entries[np.argsort(entries["path"][:, 0], kind="stable")])
-
-    def _load(self) -> NDArray[np.void]:
-        try:
-            entries = np.load(self._path, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            return np.zeros(0, ENTRY)
-        return entries if entries.dtype == ENTRY and entries.ndim == 1 else np.zeros(0, ENTRY)
-
-
-def _make_private_folder(folder: Path) -> None:
-    """Make a folder and those above it, with access for their owner only."""
-    for each in (*reversed(folder.parents[:3]), folder):
-        each.mkdir(mode=0o700, parents=True, exist_ok=True)
+            table.put(index, facts)
+            if facts.readable:
+                fresh[facts.sha256] = facts, image
+            if len(fresh) >= BLOCK:
+                pass_on()
+    return pending

@@ -149,14 +149,13 @@ def reduce_to_grey(image: RGB) -> NDArray[np.uint8]:
     """
     factor = -(-max(image.shape) // LONGEST_TEXT)
     height, width = image.shape[:2]
+    reduced = image
     if factor > 1 and min(height, width) >= factor:
         # Further rows and columns that don't fill a whole block are left out.
-        image = cv2.resize(
-            image[: height // factor * factor, : width // factor * factor],
-            (width // factor, height // factor),
-            interpolation=cv2.INTER_AREA,
-        )
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+        whole = image[: height // factor * factor, : width // factor * factor]
+        size = (width // factor, height // factor)
+        reduced = np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    return np.asarray(cv2.cvtColor(reduced, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
 
 
 def compute_thumbnail(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -307,7 +306,7 @@ def count_letters(grey: Grey) -> int:
     background = cv2.morphologyEx(grey, cv2.MORPH_OPEN, np.ones((stroke, stroke), np.uint8))
     border = _find_edge_regions(np.asarray(background <= 2 * DARK))
     strokes = border & (cv2.subtract(grey, background) >= 60)
-    rows, columns = strokes.any(axis=1).nonzero()[0], strokes.any(axis=0).nonzero()[0]
+    rows, columns = np.flatnonzero(strokes.any(axis=1)), np.flatnonzero(strokes.any(axis=0))
     if not len(rows):
         return 0
     strokes = strokes[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]  # the search takes long in a large image

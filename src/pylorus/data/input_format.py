@@ -1,25 +1,26 @@
 """Load files as the network's input: decoded, cropped and resized; cached if the frames are large."""
 
 import logging
-import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import PIL
 from numpy.typing import NDArray
-from torch.utils.data import get_worker_info
 
 from pylorus.cache.shards import Records
-from pylorus.cache.store import load_or_compute_records
+from pylorus.cache.store import RecordStore, load_or_compute_records
 from pylorus.config.schema import CacheConfig
 from pylorus.core.distributed import ALONE, Processes
 from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.data.decode import POLICY_VERSION, read_image, resize_image
 from pylorus.data.field_of_view import crop_to_field
-from pylorus.data.files import RGB, ImageLocation, Root
+from pylorus.data.files import RGB, ImageLocation, Root, count_free_cores, map_files
 from pylorus.data.shards import Shards
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,9 @@ log = logging.getLogger(__name__)
 LARGE = 2.0
 """Frames with more than this many times the pixels of the network's input are cached by default."""
 BLOCK = 64
-"""Images that are decoded at a time for the cache."""
+"""Images that are passed on to the cache at a time."""
+KIND = "images"
+"""Kind of these records in the cache."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,50 @@ class InputFormat:
             UnreadableImageError: Names the first file that can't be read.
         """
         # Data-loading workers already run in parallel; the main process would leave the other cores idle.
-        threads = 1 if get_worker_info() is not None else min(len(paths), os.cpu_count() or 1)
+        threads = 1 if _is_in_worker() else min(len(paths), count_free_cores())
         with ThreadPoolExecutor(threads) as pool:
             return np.stack(list(pool.map(self.load_image, paths)))
+
+
+def _is_in_worker() -> bool:
+    torch_data = sys.modules.get("torch.utils.data")  # a process that only reads images does not import torch
+    return torch_data is not None and torch_data.get_worker_info() is not None
+
+
+class ImageWriter:
+    """Saves the network's input of files that are decoded for another reason, so that they need not be decoded again.
+
+    Args:
+        form: How a file becomes the network's input.
+        settings: What may be cached, and where.
+    """
+
+    def __init__(self, form: InputFormat, settings: CacheConfig) -> None:
+        self._form, self._settings = form, settings
+        self._has_space = True
+
+    def prepare(self, image: RGB) -> RGB | None:
+        """Return an image as the network's input, uint8 of shape (size, size, 3); None if it is not worth caching."""
+        is_large = image.shape[0] * image.shape[1] > LARGE * self._form.size**2
+        is_enabled = is_large if self._settings.images is None else self._settings.images
+        return self._form.prepare_image(image) if is_enabled and self._has_space else None
+
+    def save(self, digests: Sequence[str], images: Sequence[RGB]) -> None:
+        """Save prepared images by the SHA-256 of their files' content, as long as there is space."""
+        if self._has_space:
+            store = create_image_store(self._form, self._settings)
+            self._has_space = store.save(digests, np.stack(images).reshape(len(images), -1))
+
+
+def create_image_store(form: InputFormat, settings: CacheConfig) -> RecordStore:
+    """Return the store of the images in a format."""
+    return RecordStore(
+        Path(settings.folder),
+        kind=KIND,
+        key=form.get_key(),
+        record_bytes=form.size**2 * 3,
+        budget_bytes=int(settings.budget_gib * 2**30),
+    )
 
 
 def resolve_input_format(model: str | None, *, image_size: int | None, fit: str, crop: str) -> InputFormat:
@@ -133,15 +177,15 @@ def load_or_decode_images(
 
     def decode_missing(missing: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
         log.info("images   decoding %d of %d once, for the cache (cache.images)", len(missing), len(paths))
-        for start in range(0, len(missing), BLOCK):
-            block = form.load_images([paths[index] for index in missing[start : start + BLOCK]])
-            yield block.reshape(len(block), -1)
+        images = map_files(form.load_image, [paths[index] for index in missing])
+        while block := list(islice(images, BLOCK)):
+            yield np.stack(block).reshape(len(block), -1)
 
     return load_or_compute_records(
         settings,
         list(table["sha256"]),
         decode_missing,
-        kind="images",
+        kind=KIND,
         key=form.get_key(),
         record_bytes=form.size**2 * 3,
         processes=processes,

@@ -31,7 +31,8 @@ from pylorus.core.io import write_text
 from pylorus.data.audit_findings import Thresholds
 from pylorus.data.catalog import Catalog
 from pylorus.data.decode import POLICY_VERSION
-from pylorus.data.image_facts import VERSION, Facts, extract_fact_column, extract_thumbnails
+from pylorus.data.fact_store import Facts, extract_fact_column, extract_thumbnails
+from pylorus.data.image_facts import VERSION
 from pylorus.data.image_measures import (
     ORIENTATIONS,
     compute_contrast,
@@ -131,9 +132,13 @@ def _compute_key(facts: Sequence[Facts], thresholds: Thresholds) -> str:
 def _load_copies(path: Path) -> Copies | None:
     try:
         content = json.loads(path.read_text())
-        near = tuple(NearCopy(*values) for values in content.pop("near"))
-        groups = {name: tuple(map(tuple, content.pop(name))) for name in ("same_bytes", "same_pixels")}
-        copies = Copies(near=near, **groups, **{name: tuple(values) for name, values in content.items()})
+        copies = Copies(
+            same_bytes=tuple(map(tuple, content["same_bytes"])),
+            same_pixels=tuple(map(tuple, content["same_pixels"])),
+            near=tuple(NearCopy(*values) for values in content["near"]),
+            blank=tuple(content["blank"]),
+            crowded=tuple(content["crowded"]),
+        )
         os.utime(path)  # so that it is not among the oldest
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

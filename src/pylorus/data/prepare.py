@@ -16,6 +16,7 @@ from pylorus.data.audit import audit, convert_audit_to_json
 from pylorus.data.audit_findings import ImageSet, Thresholds
 from pylorus.data.catalog import Catalog, ReadOptions, count_unreadable, log_unreadable, read_folders, write_quarantine
 from pylorus.data.dicom import ensure_salt
+from pylorus.data.input_format import ImageWriter, InputFormat
 from pylorus.data.leakage import Copies, count_leaks, find_copies
 from pylorus.data.sources import read_manifest, read_shard_catalog, write_source_table
 from pylorus.data.split import (
@@ -46,7 +47,7 @@ def audit_run_images(catalog: Catalog, split: Split, copies: Copies, folder: Pat
         "joined_groups": split.joined,
         "left_out": count_unreadable(catalog),
     }
-    write_json(folder / FILE, convert_audit_to_json(result, names=True) | accepted)
+    write_json(folder / FILE, convert_audit_to_json(result, names=True) | accepted, indent=None)
     counts = [format_count(count, severity) for severity, count in result.counts.items() if count]
     if counts:
         log.info("audit    %s; for details: pylorus audit %s", ", ".join(counts), catalog.root)
@@ -63,8 +64,13 @@ def list_catalog_files(catalog: Catalog, split: Split) -> ImageSet:
     return ImageSet(catalog.root, table, grouped=catalog.grouped)
 
 
-def prepare_images(config: Config, folder: Path) -> tuple[RunImages, Config]:
+def prepare_images(config: Config, folder: Path, form: InputFormat | None = None) -> tuple[RunImages, Config]:
     """Catalog, audit and split the configured images, and write the results into the run's folder.
+
+    Args:
+        config: The run's configuration.
+        folder: The run's folder.
+        form: How a file becomes the network's input, which is cached as the files are decoded; None: not yet known.
 
     Writes catalog.parquet, split.csv, audit.json, quarantine.csv if files were left out, and config.yaml, completed
     with the classes.
@@ -83,7 +89,8 @@ def prepare_images(config: Config, folder: Path) -> tuple[RunImages, Config]:
             _generate_images(root, data.drawn)
     else:
         root = Path(data.root) if data.root is not None else None
-    catalog = _read_catalog(data, root, folder, cache=Path(config.cache.folder))
+    images = ImageWriter(form, config.cache) if form is not None else None
+    catalog = _read_catalog(data, root, folder, cache=Path(config.cache.folder), images=images)
     check_images_unchanged(catalog.table, folder / "split.csv")  # before any file of the run is overwritten
     # Record what was inferred, so that the configuration of a run is complete.
     data = _complete_data(data, catalog)
@@ -99,13 +106,13 @@ def prepare_images(config: Config, folder: Path) -> tuple[RunImages, Config]:
     )
     split_hash = write_split(assignment.table, catalog.classes, folder / "split.csv")
     audit_run_images(catalog, assignment, copies, folder)
-    images = RunImages(
+    run_images = RunImages(
         catalog.copy_without_facts(), assignment.table, split_hash, "test" if data.validation == "test" else "val"
     )
-    _log_images(images)
+    _log_images(run_images)
     for sentence in assignment.explain_deviations(catalog.classes, grouped=catalog.grouped):
         log.warning("split    %s", sentence)
-    return images, config
+    return run_images, config
 
 
 def _complete_data(data: DataConfig, catalog: Catalog) -> DataConfig:
@@ -118,9 +125,11 @@ def _complete_data(data: DataConfig, catalog: Catalog) -> DataConfig:
     return completed
 
 
-def _read_catalog(data: DataConfig, root: Path | None, folder: Path, *, cache: Path) -> Catalog:
+def _read_catalog(
+    data: DataConfig, root: Path | None, folder: Path, *, cache: Path, images: ImageWriter | None
+) -> Catalog:
     salt = ensure_salt(cache) if data.patients == "dicom" else None
-    reading = ReadOptions(store=cache / "facts", on_error=data.on_error, verify=data.verify, salt=salt)
+    reading = ReadOptions(store=cache / "facts", on_error=data.on_error, verify=data.verify, images=images, salt=salt)
     known = {"classes": data.classes, "short_names": data.short_names}
     source = get_target(data)
     if source is not None:

@@ -209,7 +209,7 @@ def audit_folder(
         PylorusError: If the folder or manifest holds no image set.
     """
     result = audit_images(root, manifest=manifest, group=group, cache=cache)
-    write_json(output / "audit.json", convert_audit_to_json(result, names=names))
+    write_json(output / "audit.json", convert_audit_to_json(result, names=names), indent=None)
     write_text(output / "audit.html", render_audit_page(result, names=names))
     _print_findings(result, output)
     return result.exit_code
