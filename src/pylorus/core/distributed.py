@@ -1,16 +1,27 @@
-"""The processes of a distributed run, and its seeds: rank, order of work, exchange of values, derived random numbers.
+"""The processes of a distributed run, its seeds, and the processes that read files for it.
+
+Rank, order of work, exchange of values, derived random numbers; a map over files on all cores.
 
 torch is imported only if there is more than one process.
 """
 
+import ctypes
 import hashlib
+import multiprocessing
 import os
+import signal
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pylorus.core.errors import PylorusError
@@ -19,11 +30,19 @@ if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
 Thing = TypeVar("Thing")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 JOBS_AT_ONCE = "PYLORUS_JOBS_AT_ONCE"
 """The environment variable that tells a job how many jobs of its sweep share this machine's cores."""
 PATIENCE = timedelta(hours=6)
 """How long a process waits for the others: the first one may be reading a million images meanwhile."""
+PROBE = 32
+"""Files that are read in threads before it is decided whether processes are worth starting."""
+LEAST_SECONDS = 2.0
+"""Processes are started if reading the remaining files in threads would take longer."""
+CHUNK, AHEAD = 8, 3
+"""Files that a process takes at a time; chunks per process that are submitted in advance."""
 
 
 @dataclass(frozen=True)
@@ -218,3 +237,99 @@ def compute_seed(*purpose: str | int) -> int:
     # repr distinguishes 1 from "1", and ("a", "bc") from ("ab", "c").
     digest = hashlib.blake2b(repr(purpose).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def end_with_parent(signal_number: int) -> None:
+    """Have the system send this process a signal when its parent ends, however that ends; only Linux can do that."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, int(signal_number))  # 1 is PR_SET_PDEATHSIG
+
+
+class _ReaderKilledError(Exception):
+    """A process that reads was killed; the argument is the first of the items that it may have been reading."""
+
+
+_function: Callable[[Any], Any] | None = None
+"""What a reading process does with each item."""
+
+
+def map_items(
+    function: Callable[[Item], Result], items: Sequence[Item], *, name: Callable[[Item], object] = str
+) -> Iterator[Result]:
+    """Yield the result of a function for each item, in order, computed on all cores.
+
+    Processes compute them if threads would take long: decoders hold Python's lock for a part of the time.
+
+    Args:
+        function: Reads one file, say. It and its results are passed between processes; it must not need a GPU.
+        items: What to call the function with.
+        name: Returns what an error message calls an item.
+
+    Raises:
+        PylorusError: If a process that reads was killed; the message names the first of the items that it was reading.
+        Exception: Whatever the function raises.
+    """
+    cores = count_free_cores()
+    with ThreadPoolExecutor(cores) as threads:
+        start = time.perf_counter()
+        yield from threads.map(function, items[:PROBE])
+        remaining = items[PROBE:]
+        seconds = (time.perf_counter() - start) / PROBE * len(remaining)
+        if seconds < LEAST_SECONDS or cores == 1 or sys.platform != "linux":
+            for index in range(0, len(remaining), PROBE * cores):  # so that an interruption does not wait for all
+                yield from threads.map(function, remaining[index : index + PROBE * cores])
+            return
+    try:
+        yield from _map_in_processes(function, remaining, cores)
+    except _ReaderKilledError as error:
+        raise PylorusError(
+            f"A process that was reading files was killed, at {name(error.args[0])} or one of the next "
+            f"{CHUNK * AHEAD * cores}. Most often the machine ran out of memory (see dmesg); else one of these files "
+            "makes its decoder crash."
+        ) from None
+
+
+def count_free_cores() -> int:
+    """Return how many cores this process may use; jobs of a sweep that run at once share those of the machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get(JOBS_AT_ONCE, "1")))
+
+
+def _map_in_processes(function: Callable[[Item], Result], items: Sequence[Item], count: int) -> Iterator[Result]:
+    chunks = iter([items[index : index + CHUNK] for index in range(0, len(items), CHUNK)])
+    # Forked, as the workers of a DataLoader are: they start in milliseconds and need not import anything.
+    context = multiprocessing.get_context("fork")
+    submitted: deque[tuple[Sequence[Item], Future[list[Result]]]] = deque()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # about threads: these processes use none
+        pool = ProcessPoolExecutor(count, context, _start_reader, (function,))
+        try:
+            for chunk in islice(chunks, count * AHEAD):
+                submitted.append((chunk, pool.submit(_process_chunk, chunk)))
+            while submitted:
+                first, future = submitted.popleft()
+                results = future.result()
+                for chunk in islice(chunks, 1):
+                    submitted.append((chunk, pool.submit(_process_chunk, chunk)))
+                yield from results
+        except BrokenProcessPool:
+            raise _ReaderKilledError(first[0]) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _start_reader(function: Callable[[Any], Any]) -> None:
+    """Set up a process that reads: one thread, deaf to Ctrl-C, which its parent handles, and gone with its parent."""
+    global _function
+    import cv2
+
+    _function = function
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent(signal.SIGKILL)
+
+
+def _process_chunk(chunk: Sequence[Any]) -> list[Any]:
+    assert _function is not None
+    return [_function(item) for item in chunk]

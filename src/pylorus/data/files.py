@@ -5,32 +5,20 @@ checksums or without its last chunk, and a truncated TIFF; such files may look r
 color TIFF with 16 bits per channel.
 """
 
-import ctypes
 import io
-import multiprocessing
 import os
-import signal
 import stat
-import sys
-import time
-import warnings
 import zlib
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
-from itertools import islice
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from pylorus.core.distributed import JOBS_AT_ONCE
-from pylorus.core.errors import PylorusError, UnreadableImageError
+from pylorus.core.errors import UnreadableImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
@@ -105,108 +93,6 @@ def _check_regular_file(status: os.stat_result) -> None:
         raise UnreadableImageError(f"is {kind}, expected an image file")
     if status.st_size > MOST_BYTES:
         raise UnreadableImageError(f"has {status.st_size:,} bytes, over the limit of {MOST_BYTES:,}")
-
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-PROBE = 32
-"""Files that are read in threads before it is decided whether processes are worth starting."""
-LEAST_SECONDS = 2.0
-"""Processes are started if reading the remaining files in threads would take longer."""
-CHUNK, AHEAD = 8, 3
-"""Files that a process takes at a time; chunks per process that are submitted in advance."""
-
-
-class _ReaderKilledError(Exception):
-    """A process that reads was killed; the argument is the first of the items that it may have been reading."""
-
-
-_function: Callable[[Any], Any] | None = None
-"""What a reading process does with each item."""
-
-
-def map_files(
-    function: Callable[[Item], Result], items: Sequence[Item], *, name: Callable[[Item], object] = str
-) -> Iterator[Result]:
-    """Yield the result of a function for each item, in order, computed on all cores.
-
-    Processes compute them if threads would take long: decoders hold Python's lock for a part of the time.
-
-    Args:
-        function: Reads one file. It and its results are passed between processes; it must not need a GPU.
-        items: What to call the function with.
-        name: Returns what an error message calls an item.
-
-    Raises:
-        PylorusError: If a process that reads was killed; the message names the first of the items that it was reading.
-        Exception: Whatever the function raises.
-    """
-    cores = count_free_cores()
-    with ThreadPoolExecutor(cores) as threads:
-        start = time.perf_counter()
-        yield from threads.map(function, items[:PROBE])
-        remaining = items[PROBE:]
-        seconds = (time.perf_counter() - start) / PROBE * len(remaining)
-        if seconds < LEAST_SECONDS or cores == 1 or sys.platform != "linux":
-            for index in range(0, len(remaining), PROBE * cores):  # so that an interruption does not wait for all
-                yield from threads.map(function, remaining[index : index + PROBE * cores])
-            return
-    try:
-        yield from _map_in_processes(function, remaining, cores)
-    except _ReaderKilledError as error:
-        raise PylorusError(
-            f"A process that was reading files was killed, at {name(error.args[0])} or one of the next "
-            f"{CHUNK * AHEAD * cores}. Most often the machine ran out of memory (see dmesg); else one of these files "
-            "makes its decoder crash."
-        ) from None
-
-
-def count_free_cores() -> int:
-    """Return how many cores this process may use; jobs of a sweep that run at once share those of the machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get(JOBS_AT_ONCE, "1")))
-
-
-def _map_in_processes(function: Callable[[Item], Result], items: Sequence[Item], count: int) -> Iterator[Result]:
-    chunks = iter([items[index : index + CHUNK] for index in range(0, len(items), CHUNK)])
-    # Forked, as the workers of a DataLoader are: they start in milliseconds and need not import anything.
-    context = multiprocessing.get_context("fork")
-    submitted: deque[tuple[Sequence[Item], Future[list[Result]]]] = deque()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)  # about threads: these processes use none
-        pool = ProcessPoolExecutor(count, context, _start_reader, (function,))
-        try:
-            for chunk in islice(chunks, count * AHEAD):
-                submitted.append((chunk, pool.submit(_process_chunk, chunk)))
-            while submitted:
-                first, future = submitted.popleft()
-                results = future.result()
-                for chunk in islice(chunks, 1):
-                    submitted.append((chunk, pool.submit(_process_chunk, chunk)))
-                yield from results
-        except BrokenProcessPool:
-            raise _ReaderKilledError(first[0]) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _start_reader(function: Callable[[Any], Any]) -> None:
-    """Set up a process that reads: one thread, deaf to Ctrl-C, which its parent handles, and gone with its parent."""
-    global _function
-    import cv2
-
-    _function = function
-    cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def _process_chunk(chunk: Sequence[Any]) -> list[Any]:
-    assert _function is not None
-    return [_function(item) for item in chunk]
 
 
 MOST_SCANS = 200

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pylorus.core.distributed import map_items
 from pylorus.data.decode import POLICY_VERSION, UnreadableImageError, decode_image
 from pylorus.data.fact_store import Facts, FactStore, FactTable, FileIndex
-from pylorus.data.files import RGB, Root, map_files, read_image_bytes
+from pylorus.data.files import RGB, Root, read_image_bytes
 from pylorus.data.image_measures import compute_thumbnail, measure_image, read_metadata, reduce_to_grey
 
 VERSION = 2
@@ -204,7 +205,7 @@ def _read_new_files(
             at_end.callback(cache.close)  # also if interrupted: what was computed is saved
         at_end.callback(pass_on)
         for index, (facts, image) in zip(
-            numbers, map_files(reader, numbers, name=reader.paths.__getitem__), strict=True
+            numbers, map_items(reader, numbers, name=reader.paths.__getitem__), strict=True
         ):
             bar.update()
             if isinstance(facts, str):

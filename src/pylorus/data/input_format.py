@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,12 +16,13 @@ from numpy.typing import NDArray
 
 from pylorus.cache.shards import Records
 from pylorus.cache.store import RecordStore, load_or_compute_records
-from pylorus.config.schema import CacheConfig
-from pylorus.core.distributed import ALONE, Processes
+from pylorus.config.schema import CacheConfig, Config
+from pylorus.core.distributed import ALONE, Processes, count_free_cores, map_items
 from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.core.io import read_json, write_json
 from pylorus.data.decode import POLICY_VERSION, read_image, resize_image
 from pylorus.data.field_of_view import crop_to_field
-from pylorus.data.files import RGB, ImageLocation, Root, count_free_cores, map_files
+from pylorus.data.files import RGB, ImageLocation, Root
 from pylorus.data.shards import Shards
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,8 @@ LARGE = 2.0
 """Frames with more than this many times the pixels of the network's input are cached by default."""
 BLOCK = 64
 """Images that are passed on to the cache at a time."""
+FORMATS_FILE = "input-formats.json"
+"""File in the folder of all caches with the input format of each model that was trained."""
 KIND = "images"
 """Kind of these records in the cache."""
 
@@ -147,6 +151,32 @@ def resolve_input_format(model: str | None, *, image_size: int | None, fit: str,
     return InputFormat(image_size or data_config["input_size"][-1], fit, data_config["interpolation"], crop)
 
 
+def guess_input_format(config: Config) -> InputFormat | None:
+    """Return the input format of the last run of the configured model, or None; timm, which knows it, is not imported.
+
+    A wrong guess costs time only: images are cached by their format.
+    """
+    try:
+        known = (read_json(Path(config.cache.folder) / FORMATS_FILE) or {}).get(_format_model_key(config))
+        return None if known is None else InputFormat(known[0], config.data.fit, known[1], config.data.crop)
+    except (PylorusError, OSError, AttributeError, TypeError, LookupError):
+        return None
+
+
+def save_input_format(config: Config, form: InputFormat) -> None:
+    """Save the input format of a model for `guess_input_format`."""
+    path = Path(config.cache.folder) / FORMATS_FILE
+    with suppress(OSError, PylorusError, TypeError):
+        known = read_json(path) or {}
+        if known.get(key := _format_model_key(config)) != (entry := [form.size, form.interpolation]):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_json(path, known | {key: entry})
+
+
+def _format_model_key(config: Config) -> str:
+    return f"{config.model.name} {config.data.image_size or ''}".strip()
+
+
 def load_or_decode_images(
     table: pd.DataFrame, root: Root, form: InputFormat, settings: CacheConfig, processes: Processes = ALONE
 ) -> Records | None:
@@ -177,7 +207,7 @@ def load_or_decode_images(
 
     def decode_missing(missing: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
         log.info("images   decoding %d of %d once, for the cache (cache.images)", len(missing), len(paths))
-        images = map_files(form.load_image, [paths[index] for index in missing])
+        images = map_items(form.load_image, [paths[index] for index in missing])
         while block := list(islice(images, BLOCK)):
             yield np.stack(block).reshape(len(block), -1)
 

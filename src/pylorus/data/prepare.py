@@ -8,17 +8,15 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
-from pylorus.config.instantiation import get_target, instantiate
 from pylorus.config.schema import Config, DataConfig, SyntheticConfig
 from pylorus.core.formatting import format_count
 from pylorus.core.io import write_atomically, write_json, write_text
 from pylorus.data.audit import audit, convert_audit_to_json
 from pylorus.data.audit_findings import ImageSet, Thresholds
-from pylorus.data.catalog import Catalog, ReadOptions, count_unreadable, log_unreadable, read_folders, write_quarantine
-from pylorus.data.dicom import ensure_salt
+from pylorus.data.catalog import Catalog, count_unreadable, log_unreadable, write_quarantine
 from pylorus.data.input_format import ImageWriter, InputFormat
 from pylorus.data.leakage import Copies, count_leaks, find_copies
-from pylorus.data.sources import read_manifest, read_shard_catalog, write_source_table
+from pylorus.data.sources import read_run_catalog
 from pylorus.data.split import (
     SPLITS,
     RunImages,
@@ -90,7 +88,7 @@ def prepare_images(config: Config, folder: Path, form: InputFormat | None = None
     else:
         root = Path(data.root) if data.root is not None else None
     images = ImageWriter(form, config.cache) if form is not None else None
-    catalog = _read_catalog(data, root, folder, cache=Path(config.cache.folder), images=images)
+    catalog = read_run_catalog(data, root, folder, cache=Path(config.cache.folder), images=images)
     check_images_unchanged(catalog.table, folder / "split.csv")  # before any file of the run is overwritten
     # Record what was inferred, so that the configuration of a run is complete.
     data = _complete_data(data, catalog)
@@ -123,26 +121,6 @@ def _complete_data(data: DataConfig, catalog: Catalog) -> DataConfig:
     if data.fold_column is not None:
         completed = replace(completed, folds=read_fold_values(catalog, data).nunique())
     return completed
-
-
-def _read_catalog(
-    data: DataConfig, root: Path | None, folder: Path, *, cache: Path, images: ImageWriter | None
-) -> Catalog:
-    salt = ensure_salt(cache) if data.patients == "dicom" else None
-    reading = ReadOptions(store=cache / "facts", on_error=data.on_error, verify=data.verify, images=images, salt=salt)
-    known = {"classes": data.classes, "short_names": data.short_names}
-    source = get_target(data)
-    if source is not None:
-        manifest = folder / "source.csv"
-        if not manifest.is_file():  # a resumed run trains on the images that it began with
-            root = write_source_table(instantiate(source, key="data"), manifest, root=root)
-        return read_manifest(manifest, root=root, **known, group=data.group, reading=reading)
-    if data.kind == "manifest":
-        return read_manifest(Path(str(data.manifest)), root=root, **known, group=data.group, reading=reading)
-    if data.kind == "shards":
-        index = cache / "shards"
-        return read_shard_catalog(str(data.root), index=index, **known, group=data.group, reading=reading)
-    return read_folders(Path(str(root)), **known, group=data.group, reading=reading)
 
 
 def _generate_images(root: Path, drawn: SyntheticConfig) -> None:

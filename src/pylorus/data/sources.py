@@ -20,11 +20,14 @@ import os
 import tarfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from pylorus.config.instantiation import get_target, instantiate
+from pylorus.config.schema import Config, DataConfig
 from pylorus.core.distributed import compute_seed
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_name_list, format_path, format_suggestion
 from pylorus.core.io import check_new_folder, write_atomically
@@ -40,8 +43,11 @@ from pylorus.data.catalog import (
     get_matched_group,
     list_class_images,
     parse_group_pattern,
+    read_folders,
 )
+from pylorus.data.dicom import ensure_salt
 from pylorus.data.files import read_image_bytes
+from pylorus.data.input_format import ImageWriter, guess_input_format
 from pylorus.data.shards import Shards, find_shards, load_shard_index
 
 
@@ -482,3 +488,46 @@ def _add_image(tar: tarfile.TarFile, path: Path, member: str, metadata: dict[str
         entry = tarfile.TarInfo(name)  # without owner and time, so that the same images give the same bytes
         entry.size = len(content)
         tar.addfile(entry, io.BytesIO(content))
+
+
+def read_run_catalog(
+    data: DataConfig, root: Path | None, folder: Path, *, cache: Path, images: ImageWriter | None
+) -> Catalog:
+    """Read the catalog of a run's images from the configured source.
+
+    Args:
+        data: The section of the configuration.
+        root: What paths are relative to; None: the manifest's folder.
+        folder: The run's folder, for the table of a source of the user's own.
+        cache: Folder of all caches.
+        images: Receives the network's input of files that are decoded; None: nothing does.
+    """
+    salt = ensure_salt(cache) if data.patients == "dicom" else None
+    reading = ReadOptions(store=cache / "facts", on_error=data.on_error, verify=data.verify, images=images, salt=salt)
+    known = {"classes": data.classes, "short_names": data.short_names}
+    source = get_target(data)
+    if source is not None:
+        manifest = folder / "source.csv"
+        if not manifest.is_file():  # a resumed run trains on the images that it began with
+            root = write_source_table(instantiate(source, key="data"), manifest, root=root)
+        return read_manifest(manifest, root=root, **known, group=data.group, reading=reading)
+    if data.kind == "manifest":
+        return read_manifest(Path(str(data.manifest)), root=root, **known, group=data.group, reading=reading)
+    if data.kind == "shards":
+        index = cache / "shards"
+        return read_shard_catalog(str(data.root), index=index, **known, group=data.group, reading=reading)
+    return read_folders(Path(str(root)), **known, group=data.group, reading=reading)
+
+
+def read_ahead(config: Config) -> None:
+    """Read a run's files into the caches, so that the run finds them there; errors are left to the run."""
+    data, cache = config.data, Path(config.cache.folder)
+    form = guess_input_format(config)
+    with suppress(PylorusError):
+        read_run_catalog(
+            data,
+            Path(data.root) if data.root is not None else None,
+            Path(),
+            cache=cache,
+            images=ImageWriter(form, config.cache) if form is not None else None,
+        )

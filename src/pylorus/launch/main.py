@@ -31,7 +31,7 @@ from pylorus.core.errors import INTERRUPTED, PylorusError, format_name_list, for
 from pylorus.core.io import explain_disk_error, handle_closed_pipe, write_text
 from pylorus.launch.sweep import check_installed, explain_sweep_end, interrupted, run_job_process, setup_sweep_process
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.process import ensure_uninterrupted, handle_signals
+from pylorus.runs.process import BackgroundTask, ensure_uninterrupted, handle_signals
 
 FREE = (
     "report",
@@ -66,9 +66,7 @@ def resume(folder: RunFolder, overrides: list[str]) -> None:
         status = folder.read_status()
         initial = [_format_search_path(status.get("searchpath", [])), *status.get("overrides", [])]
         update_config(folder, _resolve_config([*initial, *overrides]), was=_resolve_config(initial))
-    from pylorus.launch.train import run
-
-    run(folder)
+    _import_and_run(folder)
 
 
 @dataclass(frozen=True)
@@ -310,9 +308,31 @@ def _start_or_resume(composed: DictConfig, context: Any, folder: RunFolder, *, i
     elif in_sweep:
         run_job_process(folder)
     else:
+        _import_and_run(folder)
+
+
+def _import_and_run(folder: RunFolder) -> None:
+    """Run a prepared folder; another process reads the images while this one imports torch, which takes seconds."""
+    reading = None
+    config = load_config(folder.config)
+    is_worthwhile = (
+        config.data.kind in ("folders", "manifest") and "torch" not in sys.modules and sys.platform == "linux"
+    )
+    if is_worthwhile and folder.read_status()["state"] != "finished":
+        reading = BackgroundTask(_read_ahead, config)
+    try:
         from pylorus.launch.train import run
 
-        run(folder)
+        run(folder, reading)
+    finally:
+        if reading is not None:
+            reading.stop()
+
+
+def _read_ahead(config: Config) -> None:
+    from pylorus.data.sources import read_ahead
+
+    read_ahead(config)
 
 
 def _list_own_sources(sources: Any) -> list[str]:

@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
+from timm.models import create_model, get_pretrained_cfg
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pylorus.config.checks import load_config
-from pylorus.config.schema import Config, TrainerConfig
+from pylorus.config.schema import Config, ModelConfig, TrainerConfig
 from pylorus.core.distributed import (
     ALONE,
     Processes,
@@ -38,13 +39,14 @@ from pylorus.core.distributed import (
 )
 from pylorus.core.errors import INTERRUPTED, PylorusError
 from pylorus.core.io import handle_closed_pipe, write_json
+from pylorus.data.input_format import InputFormat, resolve_input_format, save_input_format
 from pylorus.data.prepare import prepare_images
 from pylorus.data.split import RunImages
 from pylorus.deploy.bundle import save_candidate, write_bundle
 from pylorus.deploy.thresholds import resolve_deciding_class
 from pylorus.hardware.choices import list_choices, log_choices
 from pylorus.hardware.engine import Engine, collect_environment, resolve_accelerator, resolve_engine
-from pylorus.model.backbone import Backbone, build_backbone
+from pylorus.model.backbone import Backbone, build_backbone, check_model_name, resolve_weights_file
 from pylorus.model.classifier import StagePlan
 from pylorus.model.freeze import resolve_depth
 from pylorus.model.metrics import build_metrics
@@ -53,6 +55,7 @@ from pylorus.report.page import write_report
 from pylorus.runs.folder import RunFolder, explain_choice
 from pylorus.runs.process import (
     PATIENCE,
+    BackgroundTask,
     StopRequest,
     check_environment,
     handle_signals,
@@ -216,8 +219,13 @@ def _build_error(failures: list[ProcessFailure], count: int, folder: Path) -> Ba
 log = logging.getLogger(__name__)
 
 
-def run(folder: RunFolder) -> None:
-    """Run, or resume, what a prepared folder describes; its status.json always reports the outcome."""
+def run(folder: RunFolder, reading: BackgroundTask | None = None) -> None:
+    """Run, or resume, what a prepared folder describes; its status.json always reports the outcome.
+
+    Args:
+        folder: The run's folder.
+        reading: A process that is already reading the images; None: there is none.
+    """
     config = load_config(folder.config)
     report_faults = partial(explain_faults, folder, config)
     with report_faults():
@@ -235,8 +243,10 @@ def run(folder: RunFolder) -> None:
                 if is_launched():
                     train_launched(config, folder, stop)
                 elif config.trainer.devices * config.trainer.nodes == 1:
-                    train(config, folder, ALONE, stop)
+                    train(config, folder, ALONE, stop, reading)
                 else:
+                    if reading is not None:
+                        reading.wait()
                     train_in_processes(config, folder)
         if config.report and not (folder.path / "report" / "report.html").is_file():
             # The run is finished by now: a failing report does not change that.
@@ -280,7 +290,13 @@ def train_launched(config: Config, folder: RunFolder, stop: StopRequest) -> None
         train(config, folder, processes, stop)
 
 
-def train(config: Config, folder: RunFolder, processes: Processes, stop: StopRequest) -> None:
+def train(
+    config: Config,
+    folder: RunFolder,
+    processes: Processes,
+    stop: StopRequest,
+    reading: BackgroundTask | None = None,
+) -> None:
     """Train all stages and write their results to the folder.
 
     Args:
@@ -288,6 +304,7 @@ def train(config: Config, folder: RunFolder, processes: Processes, stop: StopReq
         folder: The run's folder.
         processes: The run's processes: this one alone, or several that all call this function.
         stop: Whether the run has been asked to stop.
+        reading: A process that is already reading the images; None: there is none.
 
     Raises:
         PylorusError: If something that the user can fix is wrong; the message says what and how to fix it.
@@ -298,7 +315,10 @@ def train(config: Config, folder: RunFolder, processes: Processes, stop: StopReq
     initial = restore_trainer_config(config.trainer, record)
     engine = processes.run_on_first(lambda: resolve_engine(initial))
     engine.setup_process(beside=processes.beside)
-    images, config = processes.run_on_first(lambda: prepare_images(config, folder.path))
+    form = processes.run_on_first(lambda: _check_network(config))
+    if reading is not None:
+        reading.wait()
+    images, config = processes.run_on_first(lambda: prepare_images(config, folder.path, form))
     resolve_deciding_class(config.deploy, classes=images.catalog.classes, short_names=images.catalog.short_names)
     backbone = processes.run_first_then_others(lambda: _build_run_backbone(config))
     check_stages(config, backbone, images, processes)
@@ -323,6 +343,40 @@ def train(config: Config, folder: RunFolder, processes: Processes, stop: StopReq
     if processes.is_first:
         shipped = write_bundle(folder, backbone, images, config, engine)
         log.info("shipped stage %s: %s", shipped.name, explain_choice(shipped, validated_on=images.validation))
+
+
+def _check_network(config: Config) -> InputFormat | None:
+    """Check the network, its weights and the stages before any image is read.
+
+    Returns:
+        How a file becomes the network's input; None if only the network itself can tell.
+
+    Raises:
+        PylorusError: If the network, its weights or a block of a stage does not exist.
+    """
+    model = config.model
+    if model._target_ is not None:
+        return None
+    check_model_name(model.name, where="model.name")
+    pretrained_cfg = get_pretrained_cfg(model.name, allow_unregistered=True)
+    if pretrained_cfg is not None and (model.weights != "hub" or config.data.kind != "synthetic"):
+        resolve_weights_file(model.weights, pretrained_cfg.to_dict())  # type: ignore[no-untyped-call]
+    network = _build_without_weights(model)
+    for stage in config.stages.values() if network is not None else ():
+        resolve_depth(network, stage.learn)
+    size, fit, crop = config.data.image_size, config.data.fit, config.data.crop
+    form = resolve_input_format(model.name, image_size=size, fit=fit, crop=crop)
+    save_input_format(config, form)
+    return form
+
+
+def _build_without_weights(model: ModelConfig) -> Any:
+    """Build a timm model whose tensors take no memory; None if that fails, as it does for some models."""
+    try:
+        with torch.device("meta"):
+            return create_model(model.name, pretrained=False, **model.args)
+    except Exception:  # arguments that timm rejects are reported when the network is built
+        return None
 
 
 def _build_run_backbone(config: Config) -> Backbone:

@@ -6,15 +6,17 @@ otherwise at once. A second signal does not wait for any of that.
 """
 
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,6 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pylorus.config.schema import TrainerConfig
+from pylorus.core.distributed import end_with_parent
 from pylorus.core.errors import INTERRUPTED, PylorusError
 from pylorus.core.io import read_json, write_json
 
@@ -102,6 +105,42 @@ def check_environment(record: Path, now: dict[str, Any]) -> None:
 
 def _format_digest(digest: str | None) -> str:
     return digest[:12] if digest else "none: random weights"
+
+
+class BackgroundTask:
+    """A function that runs in a forked process while this one imports what it needs.
+
+    Args:
+        function: It is asked to end by a KeyboardInterrupt; its errors and its log are discarded.
+        arguments: Its arguments.
+    """
+
+    def __init__(self, function: Callable[..., None], *arguments: Any) -> None:
+        self._process: BaseProcess | None = None
+        with suppress(OSError, ValueError):  # no memory, or a system without fork: whoever needs the result computes it
+            process = multiprocessing.get_context("fork").Process(target=_run_in_background, args=(function, arguments))
+            process.start()
+            self._process = process
+
+    def wait(self) -> None:
+        """Wait until the function has returned."""
+        if self._process is not None:
+            self._process.join()
+
+    def stop(self) -> None:
+        """Ask the function to end, and wait for it."""
+        if self._process is not None and self._process.is_alive():
+            self._process.terminate()
+            self._process.join(PATIENCE)
+            self._process.kill()
+
+
+def _run_in_background(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_with_parent(signal.SIGTERM)
+    logging.disable()
+    with suppress(KeyboardInterrupt, Exception):
+        function(*arguments)
 
 
 class _TerminalHandler(logging.Handler):
