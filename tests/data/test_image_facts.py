@@ -1,13 +1,20 @@
 """What files are, found once, and found again by content: whatever happens to the store, the facts are right."""
 
+import hashlib
+import os
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
+from pylorus.config.schema import CacheConfig
+from pylorus.data import fact_store
 from pylorus.data import image_facts as module
 from pylorus.data.fact_store import MOST_SMALL, FactStore, FactTable, extract_thumbnails
 from pylorus.data.image_facts import analyze_content, compute_facts, load_or_compute_facts
+from pylorus.data.input_format import ImageWriter, InputFormat, load_or_decode_images
+from pylorus.data.synthetic import generate_image_set
 
 
 @pytest.fixture
@@ -175,3 +182,102 @@ def test_an_interrupted_pass_keeps_what_it_found(listed, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         load_or_compute_facts(root, paths, store=tmp_path)
     assert len(FactStore(tmp_path, version=f"{module.VERSION}-{module.POLICY_VERSION}").read_digests()) >= 10
+
+
+@pytest.fixture
+def settled(monkeypatch):
+    """Files count as settled at once, not only two seconds after their last change."""
+    monkeypatch.setattr(fact_store, "SETTLED_NS", 0)
+
+
+@pytest.fixture
+def read_paths(monkeypatch):
+    """Names of the files that were read."""
+    names, plain = [], module.read_image_bytes
+    monkeypatch.setattr(module, "read_image_bytes", lambda path: (names.append(path.name), plain(path))[1])
+    return names
+
+
+def test_a_second_pass_reads_no_file(listed, tmp_path, settled, read_paths):
+    first = load_or_compute_facts(*listed, store=tmp_path)
+    read_paths.clear()
+    assert list(load_or_compute_facts(*listed, store=tmp_path)) == list(first)
+    assert read_paths == []
+
+
+def test_a_file_that_changed_just_now_is_read_again(class_folders, tmp_path, read_paths):
+    root = class_folders({"a": 2})
+    paths = sorted(f"a/{path.name}" for path in (root / "a").iterdir())
+    for _ in range(2):
+        load_or_compute_facts(root, paths, store=tmp_path / "facts")
+    assert len(read_paths) == 4
+
+
+def test_verify_content_reads_every_file(listed, tmp_path, settled, read_paths, examined):
+    load_or_compute_facts(*listed, store=tmp_path)
+    read_paths.clear()
+    examined.clear()
+    load_or_compute_facts(*listed, store=tmp_path, verify="content")
+    assert (len(read_paths), len(examined)) == (30, 0)
+
+
+def test_another_content_of_the_same_size_and_modification_time_is_noticed(
+    class_folders, tmp_path, settled, read_paths
+):
+    root = class_folders({"a": 2})
+    first, second = sorted((root / "a").iterdir())
+    paths = [f"a/{path.name}" for path in (first, second)]
+    content = first.read_bytes()
+    second.write_bytes(content)
+    load_or_compute_facts(root, paths, store=tmp_path / "facts")
+    status = second.stat()
+    changed = content[:-20] + bytes([content[-20] ^ 1]) + content[-19:]
+    second.write_bytes(changed)
+    os.utime(second, ns=(status.st_atime_ns, status.st_mtime_ns))
+    read_paths.clear()
+    table = load_or_compute_facts(root, paths, store=tmp_path / "facts")
+    assert read_paths == [second.name]
+    assert table[1].sha256 == hashlib.sha256(changed).hexdigest()
+
+
+def test_the_index_of_files_names_no_path(class_folders, tmp_path, settled):
+    root = class_folders({"miller_anna": 2})
+    paths = [f"miller_anna/{path.name}" for path in (root / "miller_anna").iterdir()]
+    load_or_compute_facts(root, paths, store=tmp_path / "facts")
+    (index,) = (tmp_path / "facts").rglob("*.npy")
+    assert b"miller" not in index.read_bytes()
+    assert "miller" not in str(index.relative_to(tmp_path))
+
+
+@pytest.mark.parametrize("harm", ["cut", "emptied", "text", "folder"])
+def test_a_damaged_index_of_files_is_ignored(listed, tmp_path, settled, harm):
+    first = list(load_or_compute_facts(*listed, store=tmp_path))
+    (index,) = tmp_path.rglob("*.npy")
+    content = index.read_bytes()
+    index.unlink()
+    if harm == "folder":
+        index.mkdir()
+    else:
+        index.write_bytes({"cut": content[: len(content) // 2], "emptied": b"", "text": b"no array"}[harm])
+    assert list(load_or_compute_facts(*listed, store=tmp_path)) == first
+
+
+def test_a_pass_saves_the_networks_input_of_large_images(tmp_path):
+    root = tmp_path / "images"
+    generate_image_set(root, images=2, size=96, seed=0)
+    paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.*"))
+    form, settings = InputFormat(32, "pad", "bicubic"), CacheConfig(folder=str(tmp_path / "cache"))
+    writer = ImageWriter(form, settings)
+    facts = load_or_compute_facts(root, paths, store=tmp_path / "facts", images=writer)
+    columns = {name: facts.get_column(name) for name in ("sha256", "width", "height")}
+    records = load_or_decode_images(pd.DataFrame({"path": paths, **columns}), root, form, settings)
+    assert records is not None
+    assert records.computed == 0
+    expected = form.load_images([root / path for path in paths])
+    assert (records.read_rows(range(len(paths))).reshape(expected.shape) == expected).all()
+
+
+def test_a_pass_saves_no_input_of_small_images(listed, tmp_path):
+    writer = ImageWriter(InputFormat(48, "pad", "bicubic"), CacheConfig(folder=str(tmp_path / "cache")))
+    load_or_compute_facts(*listed, store=tmp_path / "facts", images=writer)
+    assert not (tmp_path / "cache").exists()

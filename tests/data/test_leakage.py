@@ -139,3 +139,22 @@ def test_a_split_without_copies_stays_as_it_was_published(drawn):
     for table in (split_catalog(catalog, DataConfig(), copies=NONE).table, split_catalog(catalog, DataConfig()).table):
         chosen = {part: sorted(set(rows["group"])) for part, rows in table.groupby("split")}
         assert (chosen["test"], chosen["val"]) == FIRST_SPLIT
+
+
+def test_the_copies_of_a_known_set_are_found_in_the_cache(frames, tmp_path_factory):
+    store = tmp_path_factory.mktemp("facts")
+    root = frames({"a": 6, "b": 3})
+    originals = sorted((root / "a").iterdir())
+    for kind, original in zip(KINDS, originals, strict=False):
+        copied(original, kind, root / "a" / f"{original.stem}-again.png")
+    facts = read_folders(root).facts
+    expected = find_copies(facts, Thresholds())
+    assert expected.near
+    assert find_copies(facts, Thresholds(), store=store) == expected
+    (cached,) = store.rglob("*.json")
+    assert find_copies(facts, Thresholds(), store=store) == expected
+    cached.write_text('{"near": 3}')
+    assert find_copies(facts, Thresholds(), store=store) == expected
+    assert find_copies(facts, Thresholds(likeness=1.0), store=store).near != expected.near
+    assert find_copies(list(facts)[:5], Thresholds(), store=store) != expected
+    assert len(list(store.rglob("*.json"))) == 3

@@ -1,0 +1,122 @@
+"""A function is mapped over files on all cores, in processes if that is worthwhile, and nothing is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pylorus.core import distributed
+from pylorus.core.distributed import count_free_cores, map_items
+from pylorus.core.errors import PylorusError
+from pylorus.runs.process import BackgroundTask
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def two_processes(monkeypatch):
+    """Processes are started after the first item, and two of them."""
+    monkeypatch.setattr(distributed, "PROBE", 1)
+    monkeypatch.setattr(distributed, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(distributed, "count_free_cores", lambda: 2)
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_until(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+def test_results_come_in_order_from_several_processes(two_processes):
+    results = list(map_items(lambda item: (item, os.getpid()), list(range(100))))
+    assert [item for item, _ in results] == list(range(100))
+    assert {pid for _, pid in results[:1]} == {os.getpid()}
+    assert os.getpid() not in {pid for _, pid in results[1:]}
+    assert wait_until(lambda: not any(is_alive(pid) for _, pid in results[1:]))
+
+
+def test_few_items_stay_in_this_process():
+    assert set(map_items(lambda _: os.getpid(), list(range(100)))) == {os.getpid()}
+
+
+def test_an_error_in_a_process_reaches_the_caller(two_processes):
+    def fail_at_50(item):
+        if item == 50:
+            raise ValueError("item 50")
+        return item
+
+    with pytest.raises(ValueError, match="item 50"):
+        list(map_items(fail_at_50, list(range(100))))
+
+
+def test_a_killed_process_is_an_error_that_names_a_file(two_processes):
+    def end_at_50(item):
+        if item == 50:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    with pytest.raises(PylorusError, match=r"was killed, at image \d+ or one of the next \d+"):
+        list(map_items(end_at_50, list(range(100)), name=lambda item: f"image {item}"))
+
+
+def test_jobs_of_a_sweep_share_the_cores(monkeypatch):
+    alone = count_free_cores()
+    monkeypatch.setenv(distributed.JOBS_AT_ONCE, str(2 * alone))
+    assert count_free_cores() == 1
+
+
+def test_the_processes_end_with_a_parent_that_is_killed(tmp_path):
+    program = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom pylorus.core import distributed\n"
+        "distributed.PROBE, distributed.LEAST_SECONDS, distributed.count_free_cores = 1, 0.0, lambda: 2\n"
+        "def note(item):\n    Path(sys.argv[1], str(os.getpid())).touch()\n    time.sleep(0.1)\n"
+        "list(distributed.map_items(note, list(range(10000))))\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
+    assert wait_until(lambda: len(list(tmp_path.iterdir())) == 3)
+    parent.kill()
+    parent.wait()
+    assert wait_until(lambda: not any(is_alive(int(path.name)) for path in tmp_path.iterdir()))
+
+
+def test_a_task_in_the_background_is_waited_for(tmp_path):
+    task = BackgroundTask(lambda: (time.sleep(0.2), (tmp_path / "done").touch()))
+    task.wait()
+    task.stop()
+    assert (tmp_path / "done").exists()
+
+
+def test_a_task_in_the_background_is_asked_to_end(tmp_path):
+    def work():
+        try:
+            (tmp_path / "started").touch()
+            time.sleep(60)
+        finally:
+            (tmp_path / "saved").touch()
+
+    task = BackgroundTask(work)
+    assert wait_until((tmp_path / "started").exists)
+    start = time.monotonic()
+    task.stop()
+    assert time.monotonic() - start < 10
+    assert (tmp_path / "saved").exists()
+
+
+def test_an_error_in_the_background_is_left_to_who_needs_the_result(capfd):
+    def fail():
+        raise ValueError("an error")
+
+    BackgroundTask(fail).wait()
+    assert capfd.readouterr() == ("", "")
