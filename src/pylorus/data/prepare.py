@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from pylorus.config.instantiation import get_target, instantiate
 from pylorus.config.schema import Config, DataConfig, SyntheticConfig
+from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count
 from pylorus.core.io import write_atomically, write_json, write_text
 from pylorus.data.audit import audit, convert_audit_to_json
@@ -94,9 +95,10 @@ def prepare_images(config: Config, folder: Path) -> tuple[RunImages, Config]:
     write_quarantine(catalog, folder)
     log_unreadable(catalog)
     copies = find_copies(catalog.facts, Thresholds())
-    assignment = split_catalog(
-        catalog, data, copies=copies, parts=read_initial_split(catalog.table, folder / "split.csv")
-    )
+    initial_split = read_initial_split(catalog.table, folder / "split.csv")
+    assignment = split_catalog(catalog, data, copies=copies, parts=initial_split)
+    if initial_split is None:
+        _check_split_seed(assignment, data.split_seed)
     split_hash = write_split(assignment.table, catalog.classes, folder / "split.csv")
     audit_run_images(catalog, assignment, copies, folder)
     images = RunImages(
@@ -106,6 +108,15 @@ def prepare_images(config: Config, folder: Path) -> tuple[RunImages, Config]:
     for sentence in assignment.explain_deviations(catalog.classes, grouped=catalog.grouped):
         log.warning("split    %s", sentence)
     return images, config
+
+
+def _check_split_seed(split: Split, split_seed: int) -> None:
+    """Refuse a split seed without effect: runs with others would count as replicates of other splits."""
+    if split_seed != DataConfig.split_seed and not split.is_random:
+        raise PylorusError(
+            f"data.split_seed: found {split_seed}, but the images or other keys of data define the whole split, so "
+            "nothing is drawn. Leave it out; seed changes only the training."
+        )
 
 
 def _complete_data(data: DataConfig, catalog: Catalog) -> DataConfig:

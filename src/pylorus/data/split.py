@@ -279,12 +279,14 @@ class Split:
         leaks: Patients and copies in more than one split; empty unless the user accepts leaks.
         asked: Requested fraction of each split that was drawn at random.
         joined: Number of groups that are kept together with others because of copies.
+        is_random: Whether the split seed has an effect: test or validation images, or the folds, are drawn with it.
     """
 
     table: pd.DataFrame
     leaks: tuple[Pair, ...]
     asked: Mapping[str, float]
     joined: int
+    is_random: bool
 
     def explain_deviations(self, classes: tuple[str, ...], *, grouped: bool) -> tuple[str, ...]:
         """Return sentences about splits that deviate from the requested fractions or have few groups of a class."""
@@ -320,7 +322,8 @@ def split_catalog(
         table["split"] = list(parts)
     else:
         _select_test(table, catalog, data, pairs)
-    if validation == "cut" and not (table["split"] == "val").any():
+    is_val_drawn = validation == "cut" and not (table["split"] == "val").any()
+    if is_val_drawn:
         _draw_rows(table, "val", share=data.val_fraction, later=0.0, split_seed=data.split_seed, catalog=catalog)
     if validation == "test" and (table["split"] == "val").any():
         raise PylorusError(
@@ -339,7 +342,8 @@ def split_catalog(
         test_fraction=data.test_fraction,
         val_fraction=data.val_fraction,
     )
-    return Split(table.drop(columns="bundle"), tuple(found_leaks), requested, joined)
+    is_test_given = bool(given_splits) or any((data.test_column, data.fold_column, data.split_file))
+    return Split(table.drop(columns="bundle"), tuple(found_leaks), requested, joined, is_val_drawn or not is_test_given)
 
 
 def _select_test(table: pd.DataFrame, catalog: Catalog, data: DataConfig, pairs: Sequence[Pair]) -> None:
