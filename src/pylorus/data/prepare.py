@@ -45,7 +45,7 @@ def audit_run_images(catalog: Catalog, split: Split, copies: Copies, folder: Pat
     accepted = {
         "accepted_leaks": count_leaks(split.leaks),
         "joined_groups": split.joined,
-        "left_out": count_unreadable(catalog),
+        "left_out": count_unreadable(catalog.unreadable),
     }
     write_json(folder / FILE, convert_audit_to_json(result, names=True) | accepted)
     counts = [format_count(count, severity) for severity, count in result.counts.items() if count]
@@ -92,7 +92,7 @@ def prepare_images(config: Config, folder: Path) -> tuple[RunImages, Config]:
     write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
     with write_atomically(folder / "catalog.parquet") as temporary:
         catalog.table.to_parquet(temporary, index=False)
-    write_quarantine(catalog, folder)
+    write_quarantine(catalog.unreadable, folder)
     log_unreadable(catalog)
     copies = find_copies(catalog.facts, Thresholds())
     initial_split = read_initial_split(catalog.table, folder / "split.csv")
@@ -125,7 +125,7 @@ def _complete_data(data: DataConfig, catalog: Catalog) -> DataConfig:
     if data.kind in ("manifest", "external"):
         completed = replace(completed, root=str(catalog.root))
     if data.fold_column is not None:
-        completed = replace(completed, folds=read_fold_values(catalog, data).nunique())
+        completed = replace(completed, folds=read_fold_values(catalog.table, data.fold_column).nunique())
     return completed
 
 
