@@ -56,7 +56,7 @@ def steps(model: str, device: str, batch_size: int) -> dict[str, Callable[[], ob
     stage, engine = StageConfig(lr=1e-4), resolve_engine(config.trainer)
     engine.setup_process()
     backbone = build_backbone(config.model, classes=3)
-    last, _ = resolve_channels_last(config, engine, backbone.network)
+    last, _ = resolve_channels_last(config.trainer.channels_last, backbone.network, engine.accelerator)
     plan = StagePlan("finetune", stage, 0, 0)
     names = ("a", "b", "c")
     classifier = StageClassifier(backbone, names, plan, config.optimizer, config.loss, channels_last=last).to(device)

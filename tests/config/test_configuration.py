@@ -1,6 +1,7 @@
 """Every file in conf/ composes, and what a user mistypes is refused by name."""
 
 import re
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 
 import pytest
@@ -8,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from pylorus import train
 from pylorus.config.checks import format_help, iter_fields, load_config
 from pylorus.config.schema import CONF, GROUPS, Config, StageConfig
 from pylorus.core.errors import PylorusError
@@ -201,3 +203,33 @@ def test_a_fold_by_a_column_is_text_and_stays_so_when_the_configuration_is_read_
     assert config.data.fold == value.strip("'")
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config))
     assert load_config(tmp_path / "config.yaml").data.fold == config.data.fold
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.root=/X"], "data.root: found /X, but data=synthetic, the default, .* type data=folders data.root=/X;"),
+        (["data=synthetic", "data.root=/X"], "data.root: found /X, but data=synthetic"),
+        (
+            ["data=folders", "data.root=X", "data.drawn.images=40"],
+            "data.drawn.images: found 40, but only data=synthetic",
+        ),
+        (["data=shards", "data.root=X", "data.drawn.overlay=true"], "data.drawn.overlay: found True, but only"),
+        (["data.folds=3"], "data.folds: found 3 without data.fold, .* -m data.fold=0,1,2"),
+        (
+            ["data=manifest", "data.manifest=X.csv", "data.fold_column=site", "data.fold=A", "data.folds=3"],
+            "data.folds: found 3, but the folds are the values of site",
+        ),
+    ],
+)
+def test_a_key_of_data_that_a_new_run_would_ignore_is_refused(tmp_path, words, message):
+    with pytest.raises(PylorusError, match=message):
+        train(words, folder=tmp_path / "run")
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_run_of_an_earlier_version_with_a_key_that_it_ignored_can_be_resumed(composed, tmp_path):
+    config = composed()
+    config = replace(config, data=replace(config.data, root="/X", folds=3))
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    assert load_config(tmp_path / "config.yaml") == config

@@ -108,6 +108,24 @@ def test_folds_by_a_column_are_counted_in_the_runs_configuration(composed, unspl
     update_config(RunFolder(tmp_path), composed(*words))  # the same command goes on with it
 
 
+def test_a_split_seed_is_refused_where_nothing_is_drawn_with_it(composed, class_folders, tmp_path):
+    whole = class_folders({f"{part}/{name}": 6 for part in ("train", "val", "test") for name in "ab"})
+    with pytest.raises(PylorusError, match="data.split_seed: found 1, but the images or other keys .* Leave it out"):
+        prepared(composed, whole, tmp_path / "refused", "data.split_seed=1")
+    prepared(composed, whole, tmp_path / "run")
+    words = ("data.split_seed=2", f"data.split_file={tmp_path / 'run' / 'split.csv'}")
+    with pytest.raises(PylorusError, match="data.split_seed: found 2"):
+        prepared(composed, whole, tmp_path / "again", *words)
+
+
+def test_a_split_seed_may_change_the_validation_images_of_a_given_test_set(composed, class_folders, tmp_path):
+    tested = class_folders({f"{part}/{name}": 30 for part in ("train", "test") for name in "ab"})
+    first, other = (
+        prepared(composed, tested, tmp_path / str(seed), f"data.split_seed={seed}").table for seed in (0, 1)
+    )
+    assert not first["split"].equals(other["split"])
+
+
 def test_a_leak_stops_the_run_and_is_written_down_where_it_is_accepted(composed, given, tmp_path):
     shutil.copy(sorted((given / "train" / "a").iterdir())[0], given / "test" / "a" / "copy.png")
     with pytest.raises(PylorusError, match=r"Found in more than one split(?s:.*)data\.accept_leaks=true"):

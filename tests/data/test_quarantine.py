@@ -31,7 +31,7 @@ def test_broken_files_are_left_out_and_listed_with_their_reasons(damaged, tmp_pa
     assert len(catalog.table) == 10
     assert len(catalog.facts) == 12
     assert [catalog.facts[place].sha256 for place in catalog.places] == list(catalog.table["sha256"])
-    write_quarantine(catalog, tmp_path)
+    write_quarantine(catalog.unreadable, tmp_path)
     listed = pd.read_csv(tmp_path / "quarantine.csv")
     assert list(listed["reason"]) == ["the file is empty"] * 2
     assert list(listed["path"].str.rsplit("/", n=1).str[0]) == ["test/b", "train/a"]
@@ -43,7 +43,7 @@ def test_broken_files_are_left_out_and_listed_with_their_reasons(damaged, tmp_pa
 
 
 def test_what_was_left_out_is_counted_by_class_and_part_without_names(damaged):
-    found = count_unreadable(read_folders(damaged, reading=QUARANTINE))
+    found = count_unreadable(read_folders(damaged, reading=QUARANTINE).unreadable)
     assert found == [
         {"class": "a", "split": "train", "files": 1},
         {"class": "b", "split": "test", "files": 1},
@@ -51,7 +51,7 @@ def test_what_was_left_out_is_counted_by_class_and_part_without_names(damaged):
 
 
 def test_where_all_can_be_read_nothing_is_written(class_folders, tmp_path):
-    write_quarantine(read_folders(class_folders({"a": 1, "b": 1}), reading=QUARANTINE), tmp_path / "run")
+    write_quarantine(read_folders(class_folders({"a": 1, "b": 1}), reading=QUARANTINE).unreadable, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pylorus.config.instantiation import TARGET
-from pylorus.config.schema import EXTENSIBLE, FUSED, GROUPS, NAMED_TARGETS, Config, LossConfig
+from pylorus.config.schema import EXTENSIBLE, FUSED, GROUPS, NAMED_TARGETS, Config, DataConfig, LossConfig
 from pylorus.core.errors import PylorusError, format_suggestion
 
 PASSED = {"loss": ("label_smoothing",), "logger": ("project", "offline")}
@@ -335,6 +335,38 @@ def _check_fold(config: Config) -> None:
         )
     if data.kind not in ("manifest", "shards", "external"):
         raise PylorusError("data.fold_column: refers to a column of a manifest. Add data=manifest data.manifest=FILE.")
+
+
+def check_ignored_keys(data: DataConfig) -> None:
+    """Check that the image source of a new run uses every key of `data` that was set. A saved run is not checked again.
+
+    Raises:
+        PylorusError: If a key would have no effect; the message names it, and what to type instead.
+    """
+    defaults = DataConfig()
+    if data.kind == "synthetic" and data.root is not None:
+        raise PylorusError(
+            f"data.root: found {data.root}, but data=synthetic, the default, generates its images and would ignore "
+            f"it. To train on your own images, type data=folders data.root={data.root}; else leave data.root out."
+        )
+    if data.kind != "synthetic":
+        for field, _ in iter_fields(type(data.drawn)):
+            value = getattr(data.drawn, field.name)
+            if value != getattr(defaults.drawn, field.name):
+                raise PylorusError(
+                    f"data.drawn.{field.name}: found {value}, but only data=synthetic generates images, and the source "
+                    f"is {data.kind}. Leave it out."
+                )
+    if data.folds != defaults.folds and data.fold_column is not None:
+        raise PylorusError(
+            f"data.folds: found {data.folds}, but the folds are the values of {data.fold_column}. Leave it out."
+        )
+    if data.folds != defaults.folds and data.fold is None:
+        numbers = ",".join(map(str, range(data.folds)))
+        raise PylorusError(
+            f"data.folds: found {data.folds} without data.fold, which makes a single split. To test on each fold in "
+            f"turn, add -m data.fold={numbers}"
+        )
 
 
 def _check_classes(config: Config) -> None:

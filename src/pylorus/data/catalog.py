@@ -380,13 +380,13 @@ FIRST = 5
 """Number of files named on the terminal."""
 
 
-def write_quarantine(catalog: Catalog, folder: Path) -> None:
+def write_quarantine(unreadable: pd.DataFrame, folder: Path) -> None:
     """Write quarantine.csv if files were left out; its column split is the one that folders or a manifest define."""
-    if catalog.unreadable.empty:
+    if unreadable.empty:
         return
     with write_atomically(folder / FILE) as temporary:
         # Escape line breaks and control characters, which not every spreadsheet program can read.
-        table = catalog.unreadable.assign(path=[format_path(Path(path)) for path in catalog.unreadable["path"]])
+        table = unreadable.assign(path=[format_path(Path(path)) for path in unreadable["path"]])
         table[COLUMNS].to_csv(temporary, index=False, lineterminator="\n")
 
 
@@ -408,9 +408,9 @@ def log_unreadable(catalog: Catalog) -> None:
     )
 
 
-def count_unreadable(catalog: Catalog) -> list[dict[str, object]]:
+def count_unreadable(unreadable: pd.DataFrame) -> list[dict[str, object]]:
     """Count the files that were left out, by class and given split; the result contains no file names."""
-    counts = Counter(zip(catalog.unreadable["class"], catalog.unreadable["split"], strict=True))
+    counts = Counter(zip(unreadable["class"], unreadable["split"], strict=True))
     return [
         {"class": str(name), "split": str(part) or "not given", "files": count}
         for (name, part), count in sorted(counts.items())

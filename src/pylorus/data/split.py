@@ -37,14 +37,14 @@ from pylorus.data.leakage import (
 from pylorus.data.stratification import draw_part, explain_split, get_requested_fractions, stratified_folds
 
 
-def select_by_column(catalog: Catalog, data: DataConfig) -> NDArray[np.bool_]:
+def select_by_column(table: pd.DataFrame, data: DataConfig) -> NDArray[np.bool_]:
     """Return whether each image is a test image according to `data.test_column` and its values.
 
     Raises:
         PylorusError: If there is no such column or value, or `data.test_from` is set and an image has no value.
     """
     name = str(data.test_column)
-    values = _get_manifest_column(catalog, name, key="data.test_column")
+    values = _get_manifest_column(table, name, key="data.test_column")
     if data.test_values is not None:
         for wanted in data.test_values:
             if not (values == wanted).any():
@@ -54,7 +54,7 @@ def select_by_column(catalog: Catalog, data: DataConfig) -> NDArray[np.bool_]:
                     f"Found:\n{format_name_list(sorted(set(values) - {''}), most=30)}"
                 )
         return np.asarray(values.isin(data.test_values))
-    empty = catalog.table["path"][values == ""]
+    empty = table["path"][values == ""]
     if len(empty):
         raise PylorusError(
             f"data.test_from: no value in column {name} for "
@@ -63,24 +63,23 @@ def select_by_column(catalog: Catalog, data: DataConfig) -> NDArray[np.bool_]:
     return _is_at_least(values, str(data.test_from))
 
 
-def read_fold_values(catalog: Catalog, data: DataConfig) -> pd.Series:
-    """Return the value of `data.fold_column` of each image, as text; each distinct value is a fold.
+def read_fold_values(table: pd.DataFrame, column: str) -> pd.Series:
+    """Return each image's value of `data.fold_column`, a column of the catalog, as text; each distinct value is a fold.
 
     Raises:
         PylorusError: If there is no such column, all images have the same value, or an image has none.
     """
-    name = str(data.fold_column)
-    values = _get_manifest_column(catalog, name, key="data.fold_column")
-    empty = catalog.table["path"][values == ""]
+    values = _get_manifest_column(table, column, key="data.fold_column")
+    empty = table["path"][values == ""]
     if len(empty):
         raise PylorusError(
-            f"data.fold_column: no value in column {name} for "
+            f"data.fold_column: no value in column {column} for "
             f"{_format_image_count(len(empty))}:\n{format_name_list(empty)}\nIt is unknown whether they belong to the "
             f"test set. Add their values to the manifest, or remove them."
         )
     if values.nunique() < 2:
         raise PylorusError(
-            f'data.fold_column: all images have "{values.iloc[0]}" in column {name}, expected at least two values.'
+            f'data.fold_column: all images have "{values.iloc[0]}" in column {column}, expected at least two values.'
         )
     return values
 
@@ -96,8 +95,9 @@ def select_by_fold_column(catalog: Catalog, data: DataConfig, pairs: Sequence[Pa
     Raises:
         PylorusError: If there is no such column or value, or a patient or a copy has images under two values.
     """
-    values = read_fold_values(catalog, data)
-    column, known_values = str(data.fold_column), sorted(set(values))
+    column = str(data.fold_column)
+    values = read_fold_values(catalog.table, column)
+    known_values = sorted(set(values))
     wanted = _find_value(str(data.fold), known_values)
     if wanted is None:
         raise PylorusError(
@@ -148,19 +148,19 @@ def _find_value(wanted: str, known: Sequence[str]) -> str | None:
     return equal[0] if len(equal) == 1 else None
 
 
-def _get_manifest_column(catalog: Catalog, name: str, *, key: str) -> pd.Series:
-    """Return an additional column of the manifest.
+def _get_manifest_column(table: pd.DataFrame, name: str, *, key: str) -> pd.Series:
+    """Return an additional column of the manifest from the catalog's table.
 
     Raises:
         PylorusError: If there is no such column; the message names the key and the columns that exist.
     """
-    known = [column.removeprefix(ABOUT) for column in catalog.table.columns if column.startswith(ABOUT)]
+    known = [column.removeprefix(ABOUT) for column in table.columns if column.startswith(ABOUT)]
     if name not in known:
         raise PylorusError(
             f'{key}: the manifest has no additional column "{name}".{format_suggestion(name, known)} '
             f"Found: {', '.join(known) or 'none'}."
         )
-    return catalog.table[ABOUT + name]
+    return table[ABOUT + name]
 
 
 def _is_at_least(values: pd.Series, first: str) -> NDArray[np.bool_]:
@@ -279,12 +279,14 @@ class Split:
         leaks: Patients and copies in more than one split; empty unless the user accepts leaks.
         asked: Requested fraction of each split that was drawn at random.
         joined: Number of groups that are kept together with others because of copies.
+        is_random: Whether the split seed has an effect: test or validation images, or the folds, are drawn with it.
     """
 
     table: pd.DataFrame
     leaks: tuple[Pair, ...]
     asked: Mapping[str, float]
     joined: int
+    is_random: bool
 
     def explain_deviations(self, classes: tuple[str, ...], *, grouped: bool) -> tuple[str, ...]:
         """Return sentences about splits that deviate from the requested fractions or have few groups of a class."""
@@ -320,14 +322,15 @@ def split_catalog(
         table["split"] = list(parts)
     else:
         _select_test(table, catalog, data, pairs)
-    if validation == "cut" and not (table["split"] == "val").any():
+    is_val_drawn = validation == "cut" and not (table["split"] == "val").any()
+    if is_val_drawn:
         _draw_rows(table, "val", share=data.val_fraction, later=0.0, split_seed=data.split_seed, catalog=catalog)
     if validation == "test" and (table["split"] == "val").any():
         raise PylorusError(
             f"data.validation: found test, but {catalog.root} has a val folder. Remove data.validation to "
             "validate on that folder, or move its images to train."
         )
-    _check_split_classes(table, catalog, data)
+    _check_split_classes(table, catalog.classes, data)
     found_leaks = find_leaks(table, pairs, grouped=catalog.grouped)
     if found_leaks and not data.accept_leaks:
         raise PylorusError(format_leaks(table, found_leaks))
@@ -339,7 +342,8 @@ def split_catalog(
         test_fraction=data.test_fraction,
         val_fraction=data.val_fraction,
     )
-    return Split(table.drop(columns="bundle"), tuple(found_leaks), requested, joined)
+    is_test_given = bool(given_splits) or any((data.test_column, data.fold_column, data.split_file))
+    return Split(table.drop(columns="bundle"), tuple(found_leaks), requested, joined, is_val_drawn or not is_test_given)
 
 
 def _select_test(table: pd.DataFrame, catalog: Catalog, data: DataConfig, pairs: Sequence[Pair]) -> None:
@@ -347,7 +351,7 @@ def _select_test(table: pd.DataFrame, catalog: Catalog, data: DataConfig, pairs:
     if data.split_file is not None:
         table["split"] = read_split_file(catalog, Path(data.split_file))
     elif data.test_column is not None:
-        table["split"] = np.where(select_by_column(catalog, data), "test", "train")
+        table["split"] = np.where(select_by_column(catalog.table, data), "test", "train")
     elif (table["split"] != "").any():
         if data.fold is not None:
             raise PylorusError(
@@ -408,13 +412,13 @@ def _draw_rows(
     table.loc[train[drawn], "split"] = part
 
 
-def _check_split_classes(table: pd.DataFrame, catalog: Catalog, data: DataConfig) -> None:
+def _check_split_classes(table: pd.DataFrame, classes: Sequence[str], data: DataConfig) -> None:
     for part in ("train", "test") if data.validation == "test" else SPLITS:
         present = set(table.loc[table["split"] == part, "label"])
-        missing = [name for label, name in enumerate(catalog.classes) if label not in present]
+        missing = [name for label, name in enumerate(classes) if label not in present]
         if not missing:
             continue
-        count = int((table["label"] == catalog.classes.index(missing[0])).sum())
+        count = int((table["label"] == classes.index(missing[0])).sum())
         if data.fold_column is not None and part == "test":
             remedy = "Remove this value from data.fold: performance on the class can't be measured with it."
         elif data.fold_column is not None and part == "train":

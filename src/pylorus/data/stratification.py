@@ -1,7 +1,8 @@
 """Draw splits and folds of an image set at random, by whole groups, and explain how they differ from the request.
 
-Groups have equal probabilities, and each class its share. The folds are those of scikit-learn's StratifiedGroupKFold,
-which takes seven minutes for a million groups, because each group tries one fold after another in a Python loop.
+Groups have equal probabilities, and each class its share. Both functions are our own: scikit-learn has no random split
+by groups that keeps class shares, and folds must not change with its version, as those of StratifiedGroupKFold did in
+1.8. The folds are those of 1.8 and later, where a million groups take seven minutes in a Python loop.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence

@@ -105,7 +105,7 @@ def write_bundle(
         images.catalog.root,
         input_settings.form,
         batch_size=get_batch_size(config.trainer),
-        workers=resolve_workers(config, engine)[0],
+        workers=resolve_workers(config.data.workers, engine.accelerator)[0],
         policy=AugmentConfig(),
         seed=0,
         cache=config.cache,

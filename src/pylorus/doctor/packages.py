@@ -261,7 +261,6 @@ LOADED = {
     "pandas": "pandas",
     "pyarrow": "pyarrow",
     "scipy": "scipy",
-    "sklearn": "scikit-learn",
     "statsmodels": "statsmodels",
     "matplotlib": "matplotlib",
     "safetensors": "safetensors",

@@ -85,7 +85,6 @@ PACKAGES = (
     "opencv-python-headless",
     "pillow",
     "pytorch-lightning",
-    "scikit-learn",
     "timm",
     "torch",
     "torchmetrics",

@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from pylorus.config.checks import build_config, check_key, is_free_form, load_config
+from pylorus.config.checks import build_config, check_ignored_keys, check_key, is_free_form, load_config
 from pylorus.config.schema import CONF, EXTENSIBLE, GROUPS, Config
 from pylorus.core.distributed import is_launched
 from pylorus.core.errors import INTERRUPTED, PylorusError, format_name_list, format_suggestion
@@ -93,7 +93,7 @@ def train(overrides: Sequence[str] = (), *, folder: str | Path | None = None) ->
     The same overrides on the same folder resume a run that was interrupted.
 
     Args:
-        overrides: As on the command line of `train.py`, such as `["data.root=images", "model=resnet50"]`.
+        overrides: As on the command line of `train.py`, such as `["data=folders", "data.root=images"]`.
         folder: The run's folder; None: a new one in outputs/.
 
     Raises:
@@ -123,7 +123,7 @@ def run_overrides(overrides: list[str], folder: Path | None = None) -> RunFolder
     """Start or resume a run in this process, as the command line does.
 
     Args:
-        overrides: Overrides as on the command line, such as data.root=images.
+        overrides: Overrides as on the command line, such as data=folders data.root=images.
         folder: The run's folder; None: that of `hydra.run.dir`.
 
     Raises:
@@ -302,7 +302,9 @@ def _start_or_resume(composed: DictConfig, context: Any, folder: RunFolder, *, i
         overrides = [str(override) for override in context.overrides.task]
         sweep = folder.path.parent.name if in_sweep else None
         with folder.set_starting(overrides, sweep=sweep, searchpath=_list_own_sources(context.runtime.config_sources)):
-            write_text(folder.config, OmegaConf.to_yaml(build_config(composed)))
+            config = build_config(composed)
+            check_ignored_keys(config.data)
+            write_text(folder.config, OmegaConf.to_yaml(config))
     if in_sweep and folder.read_status()["state"] == "finished":
         print(f"job {folder.path.name}: already finished")
     elif in_sweep:

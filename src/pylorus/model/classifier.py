@@ -43,9 +43,9 @@ def compute_peak_lr(stage: StageConfig, optimizer: OptimizerConfig) -> float:
     return stage.lr if stage.lr is not None else optimizer.lr * stage.lr_factor
 
 
-def get_monitor_mode(stage: StageConfig) -> Literal["min", "max"]:
+def get_monitor_mode(monitor: str) -> Literal["min", "max"]:
     """Return whether a smaller or a larger value of the monitored metric is better."""
-    return "min" if stage.monitor == "loss" else "max"
+    return "min" if monitor == "loss" else "max"
 
 
 def build_optimizer(
@@ -112,7 +112,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, stage: StageConfig, *, step
     """
     scheduler: LRScheduler | ReduceLROnPlateau
     if stage.schedule == "plateau":
-        scheduler = ReduceLROnPlateau(optimizer, mode=get_monitor_mode(stage), factor=0.1, patience=3)
+        scheduler = ReduceLROnPlateau(optimizer, mode=get_monitor_mode(stage.monitor), factor=0.1, patience=3)
         return {"scheduler": scheduler, "interval": "epoch", "monitor": "monitor"}
     lr_factor = WarmupCosine(steps=steps, warmup=round(stage.warmup * steps), falls=stage.schedule == "cosine")
     return {"scheduler": LambdaLR(optimizer, lr_factor), "interval": "step"}

@@ -22,7 +22,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from pylorus.config.schema import TrainerConfig
 from pylorus.core.distributed import Processes
 from pylorus.model.backbone import restore_modes
 from pylorus.model.classifier import StageClassifier
@@ -240,12 +239,12 @@ def _update_running_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor,
         norm.running_var.lerp_(variance * count / (count - 1).clamp(min=1), momentum)
 
 
-def build_strategy_arguments(processes: Processes, trainer: TrainerConfig) -> dict[str, Any]:
+def build_strategy_arguments(processes: Processes, strategy: str) -> dict[str, Any]:
     """Return the Trainer arguments for the run's processes; gradients are averaged over all of them after each step."""
     if not processes.is_distributed:
         return {"devices": 1}
     arguments: dict[str, Any] = {"devices": processes.beside, "num_nodes": processes.count // processes.beside}
-    if trainer.strategy == "fsdp":
+    if strategy == "fsdp":
         # Weights gathered in inference mode can't be trained.
         return {
             **arguments,

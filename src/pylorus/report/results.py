@@ -121,7 +121,9 @@ def set_run_labels(runs: Sequence[SavedRun], *, left_out: Sequence[str] = ()) ->
     counts = Counter(names)
     candidates = []
     for name, run in zip(names, runs, strict=True):
-        others = [other for other in runs if other is not run and _is_same_model(other, run)]
+        others = [
+            other for other, other_name in zip(runs, names, strict=True) if other is not run and other_name == name
+        ]
         candidates.append(
             f"{name} ({', '.join(_collect_differing_settings(run, others, left_out))})" if counts[name] > 1 else name
         )
@@ -142,10 +144,6 @@ def make_file_stems(labels: Sequence[str]) -> list[str]:
         duplicates = sum(other == stem or other.startswith(f"{stem}--") for other in stems)
         stems.append(f"{stem}--{duplicates + 1}" if duplicates else stem)
     return stems
-
-
-def _is_same_model(first: SavedRun, second: SavedRun) -> bool:
-    return first.model.partition(".")[0] == second.model.partition(".")[0]
 
 
 def _collect_differing_settings(run: SavedRun, others: Sequence[SavedRun], left_out: Sequence[str]) -> list[str]:

@@ -232,7 +232,7 @@ def _build_request(config: Config, backbone: Backbone, engine: Engine) -> dict[s
         "timed_from": ENOUGH,
         "stage": asdict(stage),
         "optimizer": asdict(config.optimizer),
-        "channels_last": resolve_channels_last(config, engine, backbone.network)[0],
+        "channels_last": resolve_channels_last(config.trainer.channels_last, backbone.network, engine.accelerator)[0],
         "engine": {"accelerator": engine.accelerator, "precision": engine.precision, "threads": engine.threads},
     }
 

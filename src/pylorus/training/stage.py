@@ -1,8 +1,9 @@
 """Run one stage: train, load the best epoch, predict, save."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ def build_image_data(
         images.catalog.root,
         InputFormat(backbone.image_size, config.data.fit, backbone.interpolation, config.data.crop),
         batch_size=get_batch_size(config.trainer),
-        workers=resolve_workers(config, engine)[0],
+        workers=resolve_workers(config.data.workers, engine.accelerator)[0],
         policy=resolve_augmentation(plan.config, config.augment),
         seed=plan.seed,
         cache=config.cache,
@@ -134,7 +135,9 @@ def run_stage(plan: StagePlan, run: Run) -> StageResult:
         run.config.loss,
         images_of_class=images.count_by_class("train"),
         metrics=build_metrics(run.config.metrics, [plan.config.monitor]),
-        channels_last=resolve_channels_last(run.config, run.engine, run.backbone.network)[0],
+        channels_last=resolve_channels_last(
+            run.config.trainer.channels_last, run.backbone.network, run.engine.accelerator
+        )[0],
         processes=run.processes,
     )
     apply_depth(run.backbone.network, plan.config.learn)
@@ -189,12 +192,14 @@ def _predict(plan: StagePlan, run: Run, stage_folder: StageFolder, image_data: I
             with write_atomically(stage_folder.get_features_path(split)) as temporary:
                 np.save(temporary, outputs[split].features)
             write_predictions(table, stage_folder.get_predictions_path(split))
-            _save_own_metrics(run.config, saved, stage_folder, split)
+            _save_own_metrics(run.config.metrics, saved, stage_folder, split)
 
 
-def _save_own_metrics(config: Config, saved: SavedPredictions, stage_folder: StageFolder, split: str) -> None:
+def _save_own_metrics(
+    metrics: Mapping[str, Any], saved: SavedPredictions, stage_folder: StageFolder, split: str
+) -> None:
     """Save the values of the user's own metrics, so that a report shows them without running the user's code."""
-    own = [metric for metric in build_metrics(config.metrics) if metric.name not in CLASS_METRICS]
+    own = [metric for metric in build_metrics(metrics) if metric.name not in CLASS_METRICS]
     if not own:
         return
     confusion, names = saved.confusion, saved.predictions.class_names

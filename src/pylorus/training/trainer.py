@@ -137,12 +137,14 @@ def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: S
     curves = CurvesFile(stage_folder.metrics_path, last_step=plan.first_epoch + stage_folder.progress.epochs)
     progress = run.config.trainer.progress and run.processes.is_first
     progress_bar = [ProgressBar(plan)] if progress else []
-    checkpoints = Checkpoints(stage_folder, mode=get_monitor_mode(plan.config), processes=run.processes, stop=run.stop)
+    checkpoints = Checkpoints(
+        stage_folder, mode=get_monitor_mode(plan.config.monitor), processes=run.processes, stop=run.stop
+    )
     # The dashboard first: after an interruption it is not sent again what the file already holds.
     loggers = [*run.dashboard.create_loggers(known_step=curves.known_step), curves]
     arguments: dict[str, Any] = {
         "accelerator": run.engine.accelerator,
-        **build_strategy_arguments(run.processes, run.config.trainer),
+        **build_strategy_arguments(run.processes, run.config.trainer.strategy),
         "precision": run.engine.lightning_precision,
         "max_epochs": plan.config.epochs,
         "callbacks": [
@@ -255,7 +257,7 @@ def _build_early_stopping(stage: StageConfig) -> list[pl.Callback]:
     return [
         EarlyStopping(
             "monitor",
-            mode=get_monitor_mode(stage),
+            mode=get_monitor_mode(stage.monitor),
             patience=stage.patience,
             check_finite=False,
             check_on_train_epoch_end=False,
