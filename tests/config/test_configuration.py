@@ -1,8 +1,10 @@
 """Every file in conf/ composes, and what a user mistypes is refused by name."""
 
+import functools
 import re
-from dataclasses import replace
+from dataclasses import asdict, is_dataclass, replace
 from importlib.metadata import PackageNotFoundError
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -10,9 +12,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from pylorus import train
-from pylorus.config.checks import format_help, iter_fields, load_config
+from pylorus.config.checks import check_config, format_help, load_config
 from pylorus.config.schema import CONF, GROUPS, Config, StageConfig
 from pylorus.core.errors import PylorusError
+from pylorus.core.io import iter_fields, validate
 from pylorus.launch.main import check_overrides, register
 from pylorus.launch.sweep import check_installed
 
@@ -133,6 +136,35 @@ def test_arguments_for_timm_need_no_plus(composed):
 def test_a_value_out_of_its_range_is_refused_by_name(composed, word, message):
     with pytest.raises(PylorusError, match=message):
         composed(*check_overrides([word]))
+
+
+def list_forbidden_values(schema: Any, path: str = "") -> list[tuple[str, object]]:
+    """Names of keys, each with a value outside its range or apart from its choices."""
+    forbidden: list[tuple[str, object]] = []
+    for field, kind in iter_fields(schema):
+        name, limits = f"{path}{field.name}", field.metadata
+        if is_dataclass(kind):
+            forbidden += list_forbidden_values(kind, f"{name}.")
+        elif limits["low"] is not None:
+            forbidden += [(name, limits["low"] - 1), *([(name, limits["high"] + 1)] if limits["high"] else [])]
+        if limits.get("choices"):
+            forbidden += [(name, word) for word in ("no_such_word", "", f"{limits['choices'][0]}\n")]
+    return forbidden
+
+
+def test_every_key_refuses_what_its_help_excludes(composed):
+    config = composed()
+    stages = [(f"stages.{stage}", StageConfig) for stage in config.stages]
+    forbidden = list_forbidden_values(Config) + [
+        each for path, schema in stages for each in list_forbidden_values(schema, f"{path}.")
+    ]
+    assert len(forbidden) > 80
+    for name, value in forbidden:
+        values = asdict(config)
+        *path, last = name.split(".")
+        functools.reduce(dict.__getitem__, path, values)[last] = value
+        with pytest.raises(PylorusError, match=f"(?s)^{re.escape(name)}: found .*, expected "):
+            check_config(validate(Config, values))
 
 
 def test_a_word_where_a_number_belongs_is_refused(composed):

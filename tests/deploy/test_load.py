@@ -210,7 +210,7 @@ def test_what_else_lies_in_the_folder_is_never_opened(spoilt, tmp_path):
 
 
 def test_the_description_is_read_as_it_was_written(bundle_folder):
-    from pylorus.deploy.description import convert_to_plain
+    from pylorus.core.io import convert_to_plain
 
     assert convert_to_plain(load_bundle(bundle_folder).description) == json.loads(
         (bundle_folder / "model.json").read_text()

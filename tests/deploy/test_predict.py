@@ -14,9 +14,9 @@ from PIL import Image
 
 from pylorus.cli import main
 from pylorus.core.errors import PylorusError
+from pylorus.core.io import convert_to_plain
 from pylorus.deploy import inputs as parts_module
 from pylorus.deploy import predict as predict_module
-from pylorus.deploy.description import convert_to_plain
 from pylorus.deploy.inputs import Sources
 from pylorus.deploy.model import load_bundle
 from pylorus.deploy.predict import PredictOptions, format_prediction_summary, predict

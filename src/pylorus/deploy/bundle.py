@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pylorus import __version__
 from pylorus.config.checks import list_loss_details
 from pylorus.config.schema import AugmentConfig, Config
-from pylorus.core.io import read_json, write_atomically, write_json, write_text
+from pylorus.core.io import convert_to_plain, read_json, write_atomically, write_json, write_text
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.decode import POLICY_VERSION
 from pylorus.data.prepare import FILE as AUDIT
@@ -28,7 +28,6 @@ from pylorus.deploy.description import (
     StageSummary,
     Training,
     Weights,
-    convert_to_plain,
 )
 from pylorus.deploy.model import DIRECTIONS
 from pylorus.deploy.thresholds import (

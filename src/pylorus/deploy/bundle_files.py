@@ -1,6 +1,7 @@
 """Read model.json and reject invalid content: unknown entries, wrong types, values out of range."""
 
 import hashlib
+import json
 import math
 import stat
 from collections.abc import Mapping, Sequence
@@ -8,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pylorus.core.errors import PylorusError
+from pylorus.core.io import validate
 from pylorus.data.decode import POLICY_VERSION, RESAMPLING
-from pylorus.deploy.description import FORMAT_VERSION, Description, InputSpecification, build_dataclass, parse_json
+from pylorus.deploy.description import FORMAT_VERSION, Description, InputSpecification, parse_json
 from pylorus.evaluation.calibration import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 from pylorus.model.backbone import check_model_arguments, check_model_name
 from pylorus.runs.folder import CHOICES, LAST
@@ -123,7 +125,8 @@ def read_description(content: bytes, *, where: str = "model.json") -> Descriptio
             f"{where}: found format_version {str(version)[:20]}, expected 1 to {FORMAT_VERSION}. "
             "A newer bundle needs a newer Pylorus; a bundle without a version has to be trained again."
         )
-    description = build_dataclass(Description, _convert_format_1(values) if version == 1 else values, where=where)
+    current = _convert_format_1(values) if version == 1 else values
+    description = validate(Description, json.dumps(current), where=f"{where}: ")
     check_description(description, where=where)
     return description
 

@@ -15,10 +15,10 @@ import torch
 from pylorus import __version__
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_number, format_p_value, format_percent
-from pylorus.core.io import check_new_folder, write_atomically, write_json, write_text
+from pylorus.core.io import check_new_folder, convert_to_plain, write_atomically, write_json, write_text
 from pylorus.deploy import onnx
 from pylorus.deploy.bundle_files import CARD, DESCRIPTION, MODEL, SUMS
-from pylorus.deploy.description import Description, convert_to_plain
+from pylorus.deploy.description import Description
 from pylorus.deploy.int8 import QuantizationLoss, convert_to_int8, measure_loss, split_for_calibration
 from pylorus.deploy.model import Bundle, load_bundle
 from pylorus.deploy.onnx import (
@@ -82,7 +82,9 @@ def build_export_record(
         "preprocessing": convert_to_plain(description.input),
         "parity": convert_to_plain(parity),
         "int8": convert_to_plain(loss),
-        "speed": {"threads": torch.get_num_threads(), "measured": convert_to_plain(list(speed))} if speed else None,
+        "speed": {"threads": torch.get_num_threads(), "measured": [convert_to_plain(each) for each in speed]}
+        if speed
+        else None,
         "versions": dict(versions),
     }
 

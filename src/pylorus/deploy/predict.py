@@ -22,12 +22,13 @@ from tqdm import tqdm
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path, format_suggestion
 from pylorus.core.formatting import format_count, format_percent, format_threshold
+from pylorus.core.io import convert_to_plain
 from pylorus.data.catalog import get_matched_group, parse_group_pattern
 from pylorus.data.files import RGB
 from pylorus.data.input_format import InputFormat
 from pylorus.deploy.bundle_files import SUMS
 from pylorus.deploy.card import format_set_size, format_threshold_guarantee
-from pylorus.deploy.description import Description, IntervalEstimate, convert_to_plain
+from pylorus.deploy.description import Description, IntervalEstimate
 from pylorus.deploy.inputs import Item, ResumableTable, Sources
 from pylorus.deploy.model import InferenceModel, load_bundle
 from pylorus.deploy.onnx import is_export, load_export

@@ -19,10 +19,10 @@ from timm.optim._optim_factory import create_optimizer_v2, list_optimizers
 from torch import Tensor, distributed, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from pylorus.config.checks import check_values
 from pylorus.config.schema import FUSED, LossConfig, ModelConfig, OptimizerConfig, StageConfig
 from pylorus.core.distributed import ALONE, Processes, compute_seed
 from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.core.io import validate
 from pylorus.data.dataset import Batch
 from pylorus.evaluation.confusion import ClassMetric, get_monitor_column
 from pylorus.model.backbone import (
@@ -181,12 +181,11 @@ class Classifier(pl.LightningModule):
         super().__init__()
         if len(classes) < 2:
             raise PylorusError(f"classes: found {list(classes)}, expected the names of at least two classes.")
-        self.optimizer_config = OptimizerConfig(
-            name=optimizer, lr=lr, weight_decay=weight_decay, momentum=momentum, clip=clip
+        self.optimizer_config = validate(
+            OptimizerConfig,
+            {"name": optimizer, "lr": lr, "weight_decay": weight_decay, "momentum": momentum, "clip": clip},
         )
-        self.stage_config = StageConfig(layer_decay=layer_decay, schedule=schedule, warmup=warmup)
-        for config in (self.optimizer_config, self.stage_config):
-            check_values(config)
+        self.stage_config = validate(StageConfig, {"layer_decay": layer_decay, "schedule": schedule, "warmup": warmup})
         if isinstance(model, str):
             if not isinstance(loss, str):
                 del arguments["loss"]
