@@ -1,12 +1,55 @@
-"""Commands for a trained model: predict, explain, export, serve."""
+"""The command line `pylorus COMMAND`: a parser for each command, and the module that does its work.
+
+Nothing heavy is imported before a command needs it.
+"""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from pylorus import __version__
-from pylorus.core.errors import INTERRUPTED, PylorusError
+from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.io import handle_closed_pipe
+
+
+def add_train_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `train` to the command line."""
+    command = commands.add_parser(
+        "train",
+        help="train a model, or several and compare them (a sweep)",
+        description="Train a model, or several and compare them (a sweep, with -m). The same as `python train.py` "
+        "in a clone. `pylorus train --help` explains groups, keys and options.",
+        usage="pylorus train [OPTION ...] [KEY=VALUE ...]",
+        prefix_chars="\0",  # no word is an option of this parser: Hydra parses them all
+        add_help=False,
+    )
+    command.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="WORD", help="key, group or option of Hydra, as in `train.py`"
+    )
+    command.set_defaults(act=_run_train)
+
+
+def _run_train(arguments: argparse.Namespace) -> None:
+    """Hand the words over to Hydra, which reads them from `sys.argv`."""
+    sys.argv = ["pylorus", *arguments.words]
+    from pylorus.launch.main import main as train
+
+    train()
+
+
+def _complete_words(options: list[str]) -> None:
+    """Install tab completion, or answer a shell's query: groups and keys after `pylorus train`, else commands."""
+    program, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
+    command, space, words = rest.lstrip().partition(" ")
+    if command == "train" and space:
+        os.environ["COMP_LINE"] = f"{program} {words}"
+    if (command == "train" and space) or not options[-1].startswith("query="):
+        _run_train(argparse.Namespace(words=options))
+    elif not space:
+        for action in build_parser()._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                print("\n".join(action.choices))
 
 
 def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -357,7 +400,7 @@ def _run_draw(arguments: argparse.Namespace) -> None:
         overlay=arguments.overlay,
     )
     print(f"Wrote {count} images to {arguments.folder}. To train on them:")
-    print(f"  python train.py data=folders data.root={arguments.folder} data.group='patient_\\d+'")
+    print(f"  {TRAIN_COMMAND} data=folders data.root={arguments.folder} data.group='patient_\\d+'")
 
 
 def _add_audit(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -432,13 +475,20 @@ def _run_pack(arguments: argparse.Namespace) -> None:
     shards = pack_shards(arguments.root, arguments.output, group=arguments.group, per_shard=arguments.per_shard)
     count = "1 shard" if len(shards) == 1 else f"{len(shards)} shards"
     print(f"Wrote {count} to {arguments.output}. To train on them:")
-    print(f"  python train.py data=shards data.root={arguments.output}")
+    print(f"  {TRAIN_COMMAND} data=shards data.root={arguments.output}")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and run the command; errors that a user can fix are printed without a traceback."""
+    words = sys.argv[1:] if arguments is None else arguments
     with handle_closed_pipe():
-        options = build_parser().parse_args(arguments)
+        if words[:1] == ["-sc"]:
+            _complete_words(words)
+            return
+        options = build_parser().parse_args(words)
+        if options.act is _run_train:
+            _run_train(options)  # prints its errors itself
+            return
         try:
             options.act(options)
         except BrokenPipeError:
@@ -453,12 +503,12 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; the reference documentation is generated from it, too."""
     parser = argparse.ArgumentParser(
         prog="pylorus",
-        description="Tools for image classifiers for gastroscopy: prepare images, report on runs, use trained models. "
-        "To train a model, use `python train.py`. `pylorus COMMAND --help` describes a command.",
+        description="Prepare images, train image classifiers for gastroscopy, report on runs, and use trained models. "
+        "`pylorus COMMAND --help` describes a command.",
     )
     parser.add_argument("--version", action="version", version=f"pylorus {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add_commands in (add_image_commands, add_evidence_commands, add_model_commands):
+    for add_commands in (add_train_command, add_image_commands, add_evidence_commands, add_model_commands):
         add_commands(commands)
     return parser
 

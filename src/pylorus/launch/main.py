@@ -27,7 +27,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pylorus.config.checks import build_config, check_key, is_free_form, load_config
 from pylorus.config.schema import CONF, EXTENSIBLE, GROUPS, Config
 from pylorus.core.distributed import is_launched
-from pylorus.core.errors import INTERRUPTED, PylorusError, format_name_list, format_suggestion
+from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list, format_suggestion
 from pylorus.core.io import explain_disk_error, handle_closed_pipe, write_text
 from pylorus.launch.sweep import check_installed, explain_sweep_end, interrupted, run_job_process, setup_sweep_process
 from pylorus.runs.folder import RunFolder
@@ -167,7 +167,7 @@ def check_resumable(folder: RunFolder) -> None:
         words = [*status.get("overrides", []), *map(_format_search_path, filter(None, [status.get("searchpath")]))]
         raise PylorusError(
             f"resume: the run in {folder.path} failed before it started: {status.get('error', 'no configuration')}\n"
-            f"Start it again: python train.py {' '.join(words)}"
+            f"Start it again: {TRAIN_COMMAND} {' '.join(words)}"
         )
 
 
