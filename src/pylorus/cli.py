@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from pylorus import __version__
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
@@ -75,6 +76,23 @@ def _add_device_option(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_network_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--network",
+        metavar="MODULE.NAME",
+        help="your own class or function that builds the network, if it is not timm's; it is imported and called",
+    )
+
+
+def _import_network(arguments: argparse.Namespace) -> Any:
+    """Import what the user typed; the bundle has no say in it."""
+    if arguments.network is None:
+        return None
+    from pylorus.config.instantiation import TARGET, get_object
+
+    return get_object({TARGET: arguments.network}, key="--network")
+
+
 def _validate_batch_size(arguments: argparse.Namespace) -> int:
     if arguments.batch < 1:
         raise PylorusError(f"--batch: found {arguments.batch}, expected at least 1.")
@@ -111,6 +129,7 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--group", metavar="REGEX", help="regular expression that finds the patient in a path, for confidence intervals"
     )
     _add_inference_options(command, batch=32)
+    _add_network_option(command)
     command.set_defaults(act=_run_predict)
 
 
@@ -124,6 +143,7 @@ def _run_predict(arguments: argparse.Namespace) -> None:
         group=arguments.group,
         batch=_validate_batch_size(arguments),
         device=arguments.device,
+        network=_import_network(arguments),
     )
     sys.exit(predict(arguments.bundle, arguments.inputs, arguments.output, options))
 
@@ -158,6 +178,7 @@ def _add_explain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--no-sanity", action="store_true", help="skip the comparison with maps of randomized networks"
     )
     _add_inference_options(command, batch=8)
+    _add_network_option(command)
     command.set_defaults(act=_run_explain)
 
 
@@ -171,6 +192,7 @@ def _run_explain(arguments: argparse.Namespace) -> None:
         frames_every=arguments.frames_every,
         batch=_validate_batch_size(arguments),
         device=arguments.device,
+        network=_import_network(arguments),
     )
     sys.exit(explain(arguments.bundle, arguments.inputs, arguments.output, options))
 
@@ -202,6 +224,7 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--int8", action="store_true", help="quantize to 8-bit integers and measure the loss of accuracy"
     )
     command.add_argument("--speed", action="store_true", help="measure the speed compared with PyTorch")
+    _add_network_option(command)
     command.set_defaults(act=_run_export)
 
 
@@ -214,6 +237,7 @@ def _run_export(arguments: argparse.Namespace) -> None:
         group=arguments.group,
         int8=arguments.int8,
         speed=arguments.speed,
+        network=_import_network(arguments),
     )
     export(arguments.bundle, options)
 
@@ -242,6 +266,7 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     command.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest file in MB (default: 20)")
     command.add_argument("--max-images", type=int, default=32, metavar="N", help="most files per request (default: 32)")
     _add_device_option(command)
+    _add_network_option(command)
     command.set_defaults(act=_run_serve)
 
 
@@ -261,6 +286,7 @@ def _run_serve(arguments: argparse.Namespace) -> None:
         max_mb=arguments.max_mb,
         max_images=arguments.max_images,
         device=arguments.device,
+        network=_import_network(arguments),
     )
     serve(arguments.bundle, options)
 

@@ -187,6 +187,7 @@ def _build_description(
         test=compute_classification_metrics(calibration.test),
         intended_use=INTENDED_USE,
         versions={"pylorus": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
+        network=config.model._target_,
     )
 
 

@@ -57,10 +57,16 @@ def build_dataclass(kind: type[Kind], values: object, *, where: str) -> Kind:
 
 
 def convert_to_plain(value: object) -> Any:
-    """Convert a dataclass to plain values for JSON: the inverse of `build_dataclass`."""
+    """Convert a dataclass to plain values for JSON: the inverse of `build_dataclass`.
+
+    An entry that is null by default is left out, so that an older Pylorus, which does not know it, can read the file.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        entries = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {
-            _get_field_name(field): convert_to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+            _get_field_name(field): convert_to_plain(entry)
+            for field, entry in entries.items()
+            if entry is not None or field.default is not None
         }
     if isinstance(value, Mapping):
         return {str(key): convert_to_plain(inner) for key, inner in value.items()}
@@ -422,7 +428,7 @@ class Description:
 
     Attributes:
         format_version: See `FORMAT_VERSION`.
-        architecture: Name of the model in timm.
+        architecture: Name of the model in timm, or of the user's own network.
         arguments: Further arguments of timm.create_model, as plain values.
         classes: Names of the classes in the order of the logits.
         short_names: Short names of the classes in the same order.
@@ -430,6 +436,8 @@ class Description:
         prediction_sets: Null if the run did not request them.
         test: Performance on the run's test images.
         versions: Versions of the packages used for training.
+        network: The user's own class or function that built the network, as a dotted path: for messages, never
+            imported. Null for a model of timm.
     """
 
     format_version: int
@@ -448,3 +456,4 @@ class Description:
     test: ClassificationMetrics
     intended_use: str
     versions: dict[str, str]
+    network: str | None = None
