@@ -167,8 +167,8 @@ def render_commands_page() -> str:
     lines = [
         "# Commands",
         "",
-        "`python train.py` trains, with [keys](keys.md) and [groups](groups.md). `pylorus COMMAND` does everything "
-        "else; `pylorus COMMAND --help` prints what this page shows.",
+        "`pylorus train`, which is `python train.py` in a clone, takes [keys](keys.md) and [groups](groups.md). "
+        "`pylorus COMMAND --help` prints what this page shows of the other commands.",
     ]
     for name, command in collect_commands().items():
         summary = command.description or helps.get(name, "")

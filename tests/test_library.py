@@ -16,7 +16,9 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 import pylorus
 from pylorus.evaluation import confusion_matrix
+from pylorus.launch.main import resume
 from pylorus.model.backbone import build_backbone
+from pylorus.runs.folder import RunFolder
 from tests.conftest import TINY
 
 PROJECT = Path(__file__).parents[1]
@@ -285,25 +287,26 @@ def test_a_users_own_script_has_its_own_trainer_loss_and_logger(drawn, tmp_path)
     assert {"train/loss", "val/loss", "val/accuracy", "test/accuracy"} <= set(table.columns)
 
 
+SMALL = [
+    "data=folders",
+    r"data.group='patient_\d+'",
+    "model=timm",
+    f"model.name={TINY}",
+    "model.weights=none",
+    "data.image_size=32",
+    "stage=pretrain",
+    "stages.pretrain.epochs=1",
+    "report=false",
+    "trainer.progress=false",
+    "data.workers=0",
+]
+
+
 @pytest.fixture(scope="module")
 def trained(drawn, tmp_path_factory):
     folder = tmp_path_factory.mktemp("library")
     return pylorus.train(
-        [
-            f"data.root={drawn}",
-            "data=folders",
-            r"data.group='patient_\d+'",
-            "model=timm",
-            f"model.name={TINY}",
-            "model.weights=none",
-            "data.image_size=32",
-            "stage=pretrain",
-            "stages.pretrain.epochs=1",
-            f"cache.folder={folder / 'cache'}",
-            "report=false",
-            "trainer.progress=false",
-            "data.workers=0",
-        ],
+        [f"data.root={drawn}", *SMALL, f"cache.folder={folder / 'cache'}"],
         folder=folder / "run",
     )
 
@@ -322,6 +325,33 @@ def test_train_refuses_as_the_command_line_does():
         pylorus.train(["optimizer.lrr=1"])
     with pytest.raises(pylorus.PylorusError, match="optimizer.lr"):
         pylorus.train(["optimizer.lr=fast"])
+
+
+def test_train_reads_a_folder_of_ones_own_configuration(drawn, tmp_path):
+    own = tmp_path / "Klinik Süd"
+    (own / "experiment").mkdir(parents=True)
+    (own / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\noptimizer: {lr: 0.5}\n")
+    words = [f"data.root={drawn}", *SMALL, f"cache.folder={tmp_path / 'cache'}", "experiment=mine"]
+    run = pylorus.train(words, folder=tmp_path / "run", config_dir=own)
+    assert "seed: 7" in (run.folder / "config.yaml").read_text()
+    assert "lr: 0.5" in (run.folder / "config.yaml").read_text()
+    resume(RunFolder(run.folder), ["data.workers=0"])  # finds the folder again
+
+
+@pytest.mark.parametrize(
+    ("overrides", "folder", "message"),
+    [
+        ([], "nowhere", "config_dir: nowhere is not a folder"),
+        (["experiment=mien"], ".", 'experiment=mien: there is no experiment/mien.yaml. Did you mean "mine"'),
+        (["hydra.searchpath=[/tmp]"], ".", "config_dir: found hydra.searchpath among the overrides too"),
+    ],
+)
+def test_train_says_what_is_wrong_with_a_folder_of_ones_own(tmp_path, monkeypatch, overrides, folder, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
+    with pytest.raises(pylorus.PylorusError, match=message):
+        pylorus.train(overrides, config_dir=folder)
 
 
 def test_a_loaded_model_predicts_what_the_command_writes(trained, drawn, tmp_path):

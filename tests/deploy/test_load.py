@@ -248,3 +248,24 @@ def test_a_target_in_a_bundle_is_never_honoured(spoilt, resealed, tmp_path, key)
     else:
         refused(resealed(spoilt), "_target_")
     assert not mark.exists()
+
+
+def test_code_that_a_bundle_names_is_never_imported(spoilt, resealed, tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text("import pathlib\npathlib.Path('mark').touch()\ndef net(**_): pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    content = json.loads((spoilt / "model.json").read_text())
+    content |= {"network": "evil.net", "architecture": "evil_net"}
+    (spoilt / "model.json").write_text(json.dumps(content))
+    refused(
+        resealed(spoilt), "the network evil_net was built by evil.net, which is not part of Pylorus; .*--network evil"
+    )
+    content["network"] = "a\nb"
+    (spoilt / "model.json").write_text(json.dumps(content))
+    refused(resealed(spoilt), "model.json: network: found .* expected a dotted path")
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_network_of_timm_takes_no_other_in_its_place(bundle_folder):
+    with pytest.raises(PylorusError, match=r"the network is test_resnet.* of timm. Leave out --network"):
+        load_bundle(bundle_folder, network=torch.nn.Identity)

@@ -7,7 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
+
+import pylorus
+from pylorus.cli import main
+from tests.extension.my_hospital.parts import create_network, list_images
 
 HERE = Path(__file__).parent
 PROJECT = HERE.parents[1]
@@ -55,6 +61,91 @@ def test_own_metric_and_one_of_pylorus_are_in_curves_tables_and_console(trained)
     assert "youden" in text
     page = (trained / "run" / "report" / "report.html").read_text()
     assert "precision, sensitivity, specificity, F1 and youden of each class" in page
+
+
+NETWORK = "my_hospital.parts.create_network"
+
+
+def run_pylorus(*words: object, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """Run a command, with the package on Python's path."""
+    path = os.pathsep.join([str(PROJECT / "src"), str(HERE)])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pylorus", *map(str, words)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_prediction_with_an_own_network_says_what_to_type_and_imports_nothing_by_itself(trained, tmp_path):
+    words = ("predict", trained / "run" / "model", trained / "images", "--output", "table.csv")
+    refused = run_pylorus(*words, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert f"the network hospital_net was built by {NETWORK}, which is not part of Pylorus" in refused.stderr
+    assert f"add --network {NETWORK}, or in Python: load_model(…, network=create_network)" in refused.stderr
+    done = run_pylorus(*words, "--network", NETWORK, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "table.csv", keep_default_na=False)
+    model = pylorus.load_model(trained / "run", network=create_network)
+    expected = model.predict(trained / "images")
+    assert list(table["predicted"]) == list(expected["predicted"])
+    saved = pd.read_parquet(trained / "run" / "finetune" / "predictions-test.parquet")
+    assert len(saved) < len(table)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("create_network", "--network: found create_network, expected the dotted path"),
+        ("my_hospital.parts.create_netwrk", "--network: my_hospital.parts.create_netwrk can't be imported"),
+    ],
+)
+def test_a_mistyped_network_is_named(trained, tmp_path, name, message):
+    words = ["predict", str(trained / "run" / "model"), "images", "--output", "table.csv", "--network", name]
+    with pytest.raises(SystemExit, match=message):
+        main(words)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (list_images, "list_images, called with num_classes=3 and .*, failed: TypeError"),
+        (torch.nn.Identity, "Identity has no forward_features, forward_head, get_classifier"),
+    ],
+)
+def test_a_network_of_another_kind_is_refused(trained, network, message):
+    with pytest.raises(pylorus.PylorusError, match=message):
+        pylorus.load_model(trained / "run", network=network)
+
+
+def test_a_module_gets_the_weights_in_a_copy(trained):
+    module = create_network(3)
+    before = module.fc.weight.clone()
+    model = pylorus.load_model(trained / "run", network=module)
+    assert torch.equal(module.fc.weight, before)
+    expected = pylorus.load_model(trained / "run", network=create_network).predict(trained / "images")
+    pd.testing.assert_frame_equal(model.predict(trained / "images"), expected)
+    with pytest.raises(pylorus.PylorusError, match="does not fit hospital_net with 3 classes"):
+        pylorus.load_model(trained / "run", network=create_network(4))
+
+
+def test_explanation_and_export_take_an_own_network_and_an_export_needs_none(trained, tmp_path):
+    bundle, images = trained / "run" / "model", trained / "images"
+    explained = run_pylorus("explain", bundle, images, "--output", "maps", "--network", NETWORK, cwd=tmp_path)
+    assert "built by" not in explained.stderr
+    assert explained.returncode in (0, 1), explained.stderr
+    exported = run_pylorus("export", bundle, "--output", "onnx", "--images", images, "--network", NETWORK, cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    predicted = pylorus.load_model(tmp_path / "onnx").predict(images)
+    assert list(predicted["predicted"]) == list(
+        pylorus.load_model(bundle, network=create_network).predict(images)["predicted"]
+    )
+    with pytest.raises(pylorus.PylorusError, match="found an export, which contains its network"):
+        pylorus.load_model(tmp_path / "onnx", network=create_network)
+
+
+def test_the_doctor_says_how_to_check_such_a_bundle(trained, tmp_path):
+    checked = run_pylorus("doctor", "--bundle", trained / "run" / "model", "--json", cwd=tmp_path)
+    (check,) = [each for each in json.loads(checked.stdout)["checks"] if each["name"] == "bundle"]
+    assert check["state"] == "warning"
+    assert "--network" in check["mend"]
 
 
 def test_report_names_the_loss_without_running_it(trained):

@@ -105,7 +105,7 @@ def test_a_run_with_auto_is_the_run_of_the_number_that_was_found(finished, monke
 def request_of(composed):
     return {
         "model": {"name": TINY, "weights": "none"}, "classes": 3, "image_size": 32, "timed_from": 16, "channels_last": True,
-        "stage": {}, "optimizer": {}, "engine": {"accelerator": "cpu", "precision": "32", "threads": 1},
+        "stage": {}, "optimizer": {}, "loss": {}, "engine": {"accelerator": "cpu", "precision": "32", "threads": 1},
     }  # fmt: skip
 
 
@@ -129,3 +129,17 @@ def test_steps_that_fail_otherwise_are_an_error_with_its_reason(request_of):
     wrong = TrialProcess({**request_of, "model": {"name": "no_such_model", "weights": "none"}})
     with pytest.raises(PylorusError, match=r"(?s)batch_size: found auto.*such as 16.*has no .no_such_model"), wrong:
         pass
+
+
+@pytest.mark.parametrize(
+    "loss", [{"name": "focal", "class_weights": "balanced"}, {"_target_": "torch.nn.CrossEntropyLoss"}]
+)
+def test_the_steps_minimize_the_loss_of_the_run(request_of, loss):
+    with TrialProcess({**request_of, "loss": loss}) as trial:
+        assert trial.measure_step(2) is not None
+    one_class = {"_target_": "torch.nn.functional.binary_cross_entropy", "args": {}}
+    with (
+        pytest.raises(PylorusError, match=r"(?s)batch_size: found auto.*target size"),
+        TrialProcess({**request_of, "loss": one_class}) as trial,
+    ):
+        trial.measure_step(2)

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pylorus.config.instantiation import TARGET
 from pylorus.config.schema import EXTENSIBLE, FUSED, GROUPS, NAMED_TARGETS, Config, DataConfig, LossConfig
-from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.core.errors import TRAIN_COMMAND, PylorusError, format_suggestion
 from pylorus.core.io import iter_fields, validate
 
 PASSED = {"loss": ("label_smoothing",), "logger": ("project", "offline")}
@@ -38,7 +38,7 @@ def check_key(path: str, *, schema: type = Config) -> None:
                 names = list(known) if parents else [*known, *GROUPS]
                 raise PylorusError(
                     f"{path}: {problem}.{format_suggestion(part, names)}\n"
-                    f"Keys at this level: {', '.join(names)}. For all keys, run: python train.py --help"
+                    f"Keys at this level: {', '.join(names)}. For all keys, run: {TRAIN_COMMAND} --help"
                 )
             kind = known[part]
         elif typing.get_origin(kind) is dict:
@@ -339,26 +339,26 @@ def _check_classes(config: Config) -> None:
         )
 
 
-USAGE = """\
+USAGE = f"""\
 Pylorus trains image classifiers for gastroscopy by transfer learning, stage by stage.
 
-  python train.py                                            a demo on synthetic images
-  python train.py data=folders data.root=DIR model=resnet50  your own images, in class folders
-  python train.py -m model=vgg19,resnet50,inception_v3       a sweep: one run per value, and a comparison
-  python train.py experiment=paper data.root=DIR             the protocol of the study
-  python train.py resume=RUN                                 resume a run that was interrupted
+  {TRAIN_COMMAND}                                            a demo on synthetic images
+  {TRAIN_COMMAND} data=folders data.root=DIR model=resnet50  your own images, in class folders
+  {TRAIN_COMMAND} -m model=vgg19,resnet50,inception_v3       a sweep: one run per value, and a comparison
+  {TRAIN_COMMAND} experiment=paper data.root=DIR             the protocol of the study
+  {TRAIN_COMMAND} resume=RUN                                 resume a run that was interrupted
 
 GROUPS: choose one file from each, as in model=vgg19
 """
 
-FLAGS = """
+FLAGS = f"""
 FLAGS
 
   -m                              run a sweep over comma-separated values
   --cfg job                       print the configuration instead of running it
   --config-dir DIR                also read your own files: DIR/GROUP/FILE.yaml
   --hydra-help                    help of Hydra itself: launchers, sweepers
-  -sc install=bash                tab completion: eval "$$(python train.py -sc install=bash)"
+  -sc install=bash                tab completion: eval "$$({TRAIN_COMMAND} -sc install=bash)"
 """
 
 

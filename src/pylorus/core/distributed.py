@@ -24,7 +24,7 @@ from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pylorus.core.errors import PylorusError
+from pylorus.core.errors import TRAIN_COMMAND, PylorusError
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -145,7 +145,7 @@ def read_processes() -> Processes:
     if missing:
         raise PylorusError(
             f"found no {', '.join(missing)} in the environment; this command is for processes that a run starts. "
-            "To train on two devices: python train.py trainer.devices=2"
+            f"To train on two devices: {TRAIN_COMMAND} trainer.devices=2"
         )
     rank, count, local_rank, local_count = (int(os.environ[name]) for name in names)
     return Processes(rank, count, local_rank, local_count)

@@ -130,7 +130,10 @@ def write_bundle(
     (bundle / SUMS).unlink(missing_ok=True)  # without it the folder is not a bundle until all files are written
     _save_tensors(bundle / WEIGHTS, backbone.network.state_dict())
     _save_tensors(bundle / UNLIKE, {DIRECTIONS: directions})
-    write_json(bundle / DESCRIPTION, convert_to_plain(description))
+    content = convert_to_plain(description)
+    if description.network is None:
+        del content["network"]  # an older Pylorus, which does not know the entry, can read the file
+    write_json(bundle / DESCRIPTION, content)
     leaks = (read_json(folder.path / AUDIT) or {}).get("accepted_leaks", {})
     write_text(bundle / CARD, render_model_card(description, leaks=leaks))
     write_text(bundle / SUMS, "".join(f"{compute_sha256(bundle / name)}  {name}\n" for name in FILES))
@@ -186,6 +189,7 @@ def _build_description(
         test=compute_classification_metrics(calibration.test),
         intended_use=INTENDED_USE,
         versions={"pylorus": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
+        network=config.model._target_,
     )
 
 

@@ -13,7 +13,7 @@ from pylorus.core.io import validate
 from pylorus.data.decode import POLICY_VERSION, RESAMPLING
 from pylorus.deploy.description import FORMAT_VERSION, Description, InputSpecification, parse_json
 from pylorus.evaluation.calibration import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
-from pylorus.model.backbone import check_model_arguments, check_model_name
+from pylorus.model.backbone import check_model_arguments
 from pylorus.runs.folder import CHOICES, LAST
 
 WEIGHTS, DESCRIPTION, UNLIKE, CARD, SUMS = (
@@ -145,7 +145,7 @@ def _convert_format_1(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_description(description: Description, *, where: str = "model.json") -> None:
-    """Reject invalid values: unknown architectures, sizes out of range, thresholds outside [0, 1].
+    """Reject invalid values: sizes out of range, thresholds outside [0, 1].
 
     Args:
         description: The content of a model.json.
@@ -154,7 +154,10 @@ def check_description(description: Description, *, where: str = "model.json") ->
     Raises:
         PylorusError: Names the entry, the value found and the value expected.
     """
-    check_model_name(description.architecture, where=f"{where}: architecture")
+    if description.network is not None and not (
+        0 < len(description.network) <= LONGEST_NAME and description.network.isprintable()
+    ):
+        raise PylorusError(f"{where}: network: found {description.network[:80]!r}, expected a dotted path.")
     check_model_arguments(description.arguments, where=f"{where}: arguments")
     names, short_names = description.classes, description.short_names
     for key, listed in (("classes", names), ("short_names", short_names)):

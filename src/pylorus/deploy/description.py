@@ -326,7 +326,7 @@ class Description:
 
     Attributes:
         format_version: See `FORMAT_VERSION`.
-        architecture: Name of the model in timm.
+        architecture: Name of the model in timm, or of the user's own network.
         arguments: Further arguments of timm.create_model, as plain values.
         classes: Names of the classes in the order of the logits.
         short_names: Short names of the classes in the same order.
@@ -334,6 +334,8 @@ class Description:
         prediction_sets: Null if the run did not request them.
         test: Performance on the run's test images.
         versions: Versions of the packages used for training.
+        network: The user's own class or function that built the network, as a dotted path: for messages, never
+            imported. Null for a model of timm.
     """
 
     format_version: int
@@ -352,3 +354,4 @@ class Description:
     test: ClassificationMetrics
     intended_use: str
     versions: dict[str, str]
+    network: str | None = None

@@ -18,8 +18,8 @@ from torch.nn import functional
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count, format_number, format_percent
 from pylorus.data.files import RGB
-from pylorus.deploy.model import Bundle
-from pylorus.model.backbone import create_network, init_head
+from pylorus.deploy.model import Bundle, build_network
+from pylorus.model.backbone import init_head
 from pylorus.model.inference import move_to_device
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d)
@@ -402,9 +402,11 @@ def _copy_with_random_head(bundle: Bundle) -> nn.Module:
 
 
 def _create_random_network(bundle: Bundle) -> nn.Module:
-    description = bundle.description
-    network = create_network(
-        description.architecture, description.arguments, classes=len(description.classes), image_size=bundle.input.size
-    ).eval()
+    if isinstance(bundle.factory, nn.Module):
+        raise PylorusError(
+            "The comparison with randomized networks needs the class or function that builds the network, not a "
+            "module. Pass that, or leave the comparison out (--no-sanity)."
+        )
+    network = build_network(bundle.description, bundle.factory, where=str(bundle.folder)).eval()
     init_head(network)
     return move_to_device(network, bundle.device)

@@ -3,7 +3,7 @@
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -159,6 +159,7 @@ class ExplainOptions:
         frames_every: Seconds between two frames of a video; None for no videos.
         batch: Images per batch.
         device: auto, cpu, cuda or mps.
+        network: Class or function that builds a network of the user's own; None for a model of timm.
     """
 
     class_name: str | None = None
@@ -167,6 +168,7 @@ class ExplainOptions:
     frames_every: float | None = None
     batch: int = 8
     device: str = "auto"
+    network: Callable[..., Any] | None = None
 
 
 @dataclass
@@ -198,7 +200,7 @@ def explain(folder: Path, inputs: Sequence[str], output: Path | None, options: E
         raise PylorusError("explain: found no INPUT, expected images, folders or --mistakes.")
     if output is None and (inputs or not options.mistakes):
         raise PylorusError("--output: expected a folder for the heat maps, such as --output maps.")
-    bundle = load_bundle(folder, device=resolve_device(options.device))
+    bundle = load_bundle(folder, device=resolve_device(options.device), network=options.network)
     names = bundle.description.short_names
     if options.class_name is not None and options.class_name not in names:
         raise PylorusError(

@@ -3,7 +3,7 @@
 import importlib.metadata
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -202,6 +202,7 @@ class ExportOptions:
         group: Regular expression that finds the patient in a path below `images`; None for no groups.
         int8: Whether to quantize to 8-bit integers.
         speed: Whether to measure the speed compared with PyTorch.
+        network: Class or function that builds a network of the user's own; None for a model of timm.
     """
 
     output: Path | None = None
@@ -209,6 +210,7 @@ class ExportOptions:
     group: str | None = None
     int8: bool = False
     speed: bool = False
+    network: Callable[..., Any] | None = None
 
 
 def export(folder: Path, options: ExportOptions) -> Path:
@@ -231,7 +233,7 @@ def export(folder: Path, options: ExportOptions) -> Path:
     output = options.output or folder.absolute().with_name(folder.absolute().name + suffix)
     check_new_folder(output, hint="Choose another --output.", allow_links=False)
     resolve_device("cpu")
-    bundle = load_bundle(folder)
+    bundle = load_bundle(folder, network=options.network)
     images = _collect_trial_images(folder, bundle, options)
     with _create_folder_atomically(output) as staging:
         write_onnx(bundle, staging / MODEL)

@@ -5,7 +5,7 @@ import sys
 import textwrap
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,6 +72,7 @@ class PredictOptions:
         group: Regular expression that finds the patient in a path; intervals then keep a patient's images together.
         batch: Batch size of the network, in images.
         device: auto, cpu, cuda or mps.
+        network: See `load_model`.
     """
 
     class_name: str | None = None
@@ -80,6 +81,7 @@ class PredictOptions:
     group: str | None = None
     batch: int = 32
     device: str = "auto"
+    network: Callable[..., Any] | None = None
 
 
 def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptions) -> int:
@@ -97,7 +99,7 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
     Raises:
         PylorusError: If the bundle, an input or an option is invalid.
     """
-    bundle = load_model(folder, options.device)
+    bundle = load_model(folder, options.device, network=options.network)
     sources = _build_sources(bundle.description, inputs, options)
     whole_table_options = {"group": options.group, "evaluate": options.evaluate}
     parts = ResumableTable(output, _build_request(bundle, inputs, options), also=whole_table_options)
@@ -324,18 +326,21 @@ def format_prediction_set(names: Sequence[str], members: NDArray[np.bool_]) -> s
     return f"{{{', '.join(name for name, member in zip(names, members, strict=True) if member)}}}"
 
 
-def load_model(folder: Path, device: str = "auto") -> InferenceModel:
+def load_model(folder: Path, device: str = "auto", *, network: Callable[..., Any] | None = None) -> InferenceModel:
     """Load a bundle or an export.
 
     Args:
         folder: The folder `model` of a run, or an export of it.
         device: auto, cpu, cuda or mps.
+        network: Class, function or module of the user's own that a bundle's network is from; None for a model of timm.
 
     Raises:
         PylorusError: If the folder is neither, one of its files is missing or changed, or there is no such device.
     """
     if not is_export(folder):
-        return load_bundle(folder, device=resolve_device(device))
+        return load_bundle(folder, device=resolve_device(device), network=network)
+    if network is not None:
+        raise PylorusError("--network: found an export, which contains its network. Leave the option out.")
     if device not in ("auto", "cpu"):
         raise PylorusError(f"--device: found {device}, but an export runs on the CPU only. Use the bundle itself.")
     resolve_device("cpu")

@@ -203,10 +203,14 @@ BUNDLE = "Bundle"
 
 def check_bundle(folder: Path) -> Iterator[Check]:
     """Load a bundle as `pylorus predict` does: file hashes, description, classes, weights."""
-    from pylorus.deploy.model import load_bundle
+    from pylorus.deploy.model import UnknownNetworkError, load_bundle
 
     try:
         bundle = load_bundle(folder)
+    except UnknownNetworkError as error:
+        fix = "Check it with the command that uses it: `pylorus predict` with --network."
+        yield Check(BUNDLE, "bundle", State.WARNING, " ".join(str(error).split()), fix)
+        return
     except (PylorusError, OSError) as error:
         fix = "Copy the run's whole model/ folder again; `sha256sum -c SHA256SUMS` in it lists the files that changed."
         yield Check(BUNDLE, "bundle", State.WRONG, " ".join(str(error).split()), fix)

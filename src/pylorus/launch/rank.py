@@ -26,7 +26,7 @@ from pylorus.core.distributed import (
     read_processes,
     wait_for_folder,
 )
-from pylorus.core.errors import INTERRUPTED, PylorusError
+from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.io import write_json
 from pylorus.hardware.engine import resolve_accelerator
 from pylorus.launch.train import FAILURE, train
@@ -81,7 +81,7 @@ def run_launched(run_command: Callable[[], int]) -> int:
         if {"-m", "--multirun"} & set(sys.argv):
             raise PylorusError(
                 f"-m: found a sweep in {processes.count} processes that torchrun or srun started. A sweep starts the "
-                f"processes of its jobs itself: python train.py -m trainer.devices={processes.beside} …"
+                f"processes of its jobs itself: {TRAIN_COMMAND} -m trainer.devices={processes.beside} …"
             )
         known_keys = {argument.lstrip("+").partition("=")[0] for argument in sys.argv[1:]}
         for key, count in (("devices", processes.beside), ("nodes", processes.count // processes.beside)):

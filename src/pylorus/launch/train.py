@@ -37,7 +37,7 @@ from pylorus.core.distributed import (
     join_process_group,
     read_processes,
 )
-from pylorus.core.errors import INTERRUPTED, PylorusError
+from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.io import handle_closed_pipe, write_json
 from pylorus.data.input_format import InputFormat, resolve_input_format, save_input_format
 from pylorus.data.prepare import prepare_images
@@ -199,7 +199,7 @@ def _build_error(failures: list[ProcessFailure], count: int, folder: Path) -> Ba
             return PylorusError(
                 f"{label} was killed by {signal.Signals(-failure.exitcode).name}. Most often the machine "
                 "ran out of memory (see dmesg): set a smaller trainer.batch_size or fewer trainer.devices.\n"
-                f"Then resume: python train.py resume={folder}"
+                f"Then resume: {TRAIN_COMMAND} resume={folder}"
             )
     messages: list[Any] = [failure.message for failure in failures]  # torch declares str; with an error file, a dict
     errors = [message for message in messages if isinstance(message, dict)]
@@ -266,7 +266,7 @@ def _print_resume_hint(config: Config, folder: RunFolder) -> Iterator[None]:
     except BaseException as error:
         has_checkpoints = any((folder.path / name / "checkpoints").is_dir() for name in config.stages)
         if has_checkpoints and f"resume={folder.path}" not in str(error):
-            print(f"\nprogress is saved; to resume: python train.py resume={folder.path}", file=sys.stderr)
+            print(f"\nprogress is saved; to resume: {TRAIN_COMMAND} resume={folder.path}", file=sys.stderr)
         raise
 
 

@@ -365,7 +365,7 @@ def build_backbone(
     data_config = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
     return Backbone(
         network=network,
-        name=".".join(part for part in (pretrained_cfg.get("architecture"), pretrained_cfg.get("tag")) if part),
+        name=config.name if node is not None else _format_timm_name(pretrained_cfg),
         image_size=image_size or data_config["input_size"][-1],
         interpolation=data_config["interpolation"],
         mean=tuple(data_config["mean"]),
@@ -374,6 +374,10 @@ def build_backbone(
         weights_sha256=compute_sha256(file) if file is not None else None,
         licence=pretrained_cfg.get("license") if weights == "hub" else None,
     )
+
+
+def _format_timm_name(pretrained_cfg: Mapping[str, Any]) -> str:
+    return ".".join(part for part in (pretrained_cfg.get("architecture"), pretrained_cfg.get("tag")) if part)
 
 
 def register_network(name: str, factory: Callable[..., Any]) -> None:
@@ -394,10 +398,7 @@ def register_network(name: str, factory: Callable[..., Any]) -> None:
     def create(pretrained: bool = False, pretrained_cfg: Any = None, **arguments: Any) -> Any:
         for ignored in ("pretrained_cfg_overlay", "cache_dir"):
             arguments.pop(ignored, None)
-        network = factory(**arguments)
-        missing = [method for method in TIMM_METHODS if not hasattr(network, method)]
-        if missing:
-            raise ValueError(f"{type(network).__name__} has no {', '.join(missing)}")
+        network = _call_factory(factory, arguments)
         if not hasattr(network, "pretrained_cfg"):
             network.pretrained_cfg = {
                 "architecture": name,
@@ -413,6 +414,21 @@ def register_network(name: str, factory: Callable[..., Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the name is registered again
         timm.models.register_model(create)
+
+
+def _call_factory(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Build a network of the user's own, and check that it has timm's interface."""
+    network = factory(**arguments)
+    missing = [method for method in TIMM_METHODS if not hasattr(network, method)]
+    if missing:
+        raise ValueError(f"{type(network).__name__} has no {', '.join(missing)}")
+    return network
+
+
+def is_timm_model(name: str) -> bool:
+    """Return whether a name, with or without a tag, is that of a model of timm itself, not of the user's own."""
+    architecture = name.split(".")[0]
+    return architecture in timm.list_models() and architecture not in _own_networks
 
 
 _own_networks: set[str] = set()
@@ -466,29 +482,50 @@ def _is_plain(value: object) -> bool:
     return value is None or (isinstance(value, str) and len(value) <= 100)
 
 
-def create_network(name: str, arguments: Mapping[str, Any], *, classes: int, image_size: int | None) -> Any:
+def create_network(
+    name: str,
+    arguments: Mapping[str, Any],
+    *,
+    classes: int,
+    image_size: int | None,
+    factory: Callable[..., Any] | None = None,
+) -> Any:
     """Create the timm model with random weights and a head of `classes` outputs.
 
     Args:
-        name: A name that passes `check_model_name`.
+        name: A name that passes `check_model_name`; with `factory`, only for messages.
         arguments: Arguments that pass `check_model_arguments`.
         classes: Number of outputs.
         image_size: Side of the input in pixels, for networks built for a fixed size; None for timm's default.
+        factory: The user's own class or function, as `register_network` describes it; None for timm's.
 
     Raises:
-        PylorusError: If timm rejects the arguments, or the model has no classification head.
+        PylorusError: If timm or the factory rejects the arguments, or the model has no classification head.
     """
+    if factory is not None:
+        try:
+            network: Any = _call_factory(factory, {"num_classes": classes, **arguments})
+        except Exception as error:  # whatever the user's code raises
+            raise PylorusError(
+                f"network {_get_name(factory)}, called with num_classes={classes} and {dict(arguments)}, failed: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        return network
     options = dict(arguments)
     pretrained_cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
     if image_size is not None and pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
         options.setdefault("img_size", image_size)
     try:
-        network: Any = timm.create_model(name, pretrained=False, num_classes=classes, **options)
+        network = timm.create_model(name, pretrained=False, num_classes=classes, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise PylorusError(f"model.name {name}, model.args {dict(arguments)}: timm rejected them: {error}") from error
     if not isinstance(network.get_classifier(), nn.Module | tuple | list):
         raise PylorusError(f"model.name: {name} has no classification head to replace.")
     return network
+
+
+def _get_name(factory: Callable[..., Any]) -> str:
+    return f"{factory.__module__}.{getattr(factory, '__qualname__', type(factory).__name__)}"
 
 
 def convert_to_pixel_scale(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import torch
-from torch.nn import functional
 
 from pylorus.config.schema import Config, LossConfig, ModelConfig, OptimizerConfig, StageConfig, TrainerConfig
 from pylorus.core.errors import PylorusError
@@ -63,7 +62,8 @@ def _prepare_step(request: dict[str, Any], answers: TextIO) -> Callable[[int], d
         [str(number) for number in range(request["classes"])],
         StagePlan("trial", stage, 0, 0),
         optimizer_config,
-        LossConfig(),
+        LossConfig(**request["loss"]),
+        images_of_class=[1] * request["classes"],  # their weights change neither memory nor time
         channels_last=request["channels_last"],
     ).to(engine.accelerator)
     eval_modules = apply_depth(classifier.network, stage.learn).still
@@ -78,7 +78,7 @@ def _prepare_step(request: dict[str, Any], answers: TextIO) -> Callable[[int], d
         image, label = generate_noise(size), torch.arange(size, device=engine.accelerator) % request["classes"]
         start = time.perf_counter()
         with engine.use_precision():
-            loss = functional.cross_entropy(classifier(image), label)
+            loss: torch.Tensor = classifier.loss(classifier(image), label).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         classifier.configure_gradient_clipping(optimizer)
         optimizer.step()
@@ -232,6 +232,7 @@ def _build_request(config: Config, backbone: Backbone, engine: Engine) -> dict[s
         "timed_from": ENOUGH,
         "stage": asdict(stage),
         "optimizer": asdict(config.optimizer),
+        "loss": asdict(config.loss),
         "channels_last": resolve_channels_last(config.trainer.channels_last, backbone.network, engine.accelerator)[0],
         "engine": {"accelerator": engine.accelerator, "precision": engine.precision, "threads": engine.threads},
     }

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from pylorus.config.schema import Config, TrainerConfig
-from pylorus.core.errors import PylorusError, UnreadableImageError
+from pylorus.core.errors import TRAIN_COMMAND, PylorusError, UnreadableImageError
 from pylorus.core.io import (
     DISK_FULL,
     NOT_WRITABLE,
@@ -107,7 +107,7 @@ def _explain_missing_folder(folder: Path) -> str:
     return (
         f"the run's folder {folder} disappeared during the run: its config.yaml no longer exists.\n"
         "If the folder was moved or its drive was disconnected, restore it, or continue in its new location: "
-        "python train.py resume=NEW_LOCATION. If it was deleted, start the run again."
+        f"{TRAIN_COMMAND} resume=NEW_LOCATION. If it was deleted, start the run again."
     )
 
 
@@ -162,7 +162,7 @@ def _get_batch_size(folder: Path, trainer: TrainerConfig) -> int:
 
 
 def _format_resume_command(folder: Path, *overrides: str) -> str:
-    return f"resume the run: {' '.join(['python train.py', f'resume={folder}', *overrides])}"
+    return f"resume the run: {' '.join([TRAIN_COMMAND, f'resume={folder}', *overrides])}"
 
 
 def _format_error_location(error: BaseException, folder: Path) -> str:

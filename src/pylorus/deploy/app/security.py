@@ -7,9 +7,10 @@ import hmac
 import ipaddress
 import math
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlsplit
 
 from python_multipart.exceptions import MultipartParseError
@@ -40,6 +41,7 @@ class ServeOptions:
         max_mb: Maximum size of a file, in MB of 1,000,000 bytes.
         max_images: Maximum number of files per request.
         device: auto, cpu, cuda or mps.
+        network: Class or function that builds a network of the user's own; None for a model of timm.
     """
 
     host: str = "127.0.0.1"
@@ -50,6 +52,7 @@ class ServeOptions:
     max_mb: float = 20.0
     max_images: int = 32
     device: str = "auto"
+    network: Callable[..., Any] | None = None
 
     @property
     def most_bytes(self) -> int:

@@ -389,7 +389,7 @@ def serve(folder: Path, options: ServeOptions) -> None:
     password = options.read_password()
     listener = open_listener(options)
     with listener:
-        bundle = load_bundle(folder, device=resolve_device(options.device))
+        bundle = load_bundle(folder, device=resolve_device(options.device), network=options.network)
         desk = InferenceService(bundle)
         print(f"{bundle.description.architecture}: {', '.join(bundle.description.classes)}")
         print(f"{bundle.description.intended_use}")
