@@ -10,6 +10,7 @@ A test gets its marker from its own `@pytest.mark.slow` (or its module's `pytest
 the fixtures that it uses; the rest is fast.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -71,6 +72,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not any(item.get_closest_marker(kind) for kind in KINDS):
             item.add_marker(_choose_kind(item))
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what the imports created from garbage collection, which statsmodels runs in full at each correction."""
+    gc.collect()
+    gc.freeze()
 
 
 def _choose_kind(item: pytest.Item) -> str:

@@ -51,16 +51,24 @@ class Story:
 Maker = Callable[..., Path]
 
 
-@pytest.fixture
-def make_run(tmp_path: Path) -> Maker:
-    """Makes a run's folder below `tmp_path`; takes its name and the fields of `Story`."""
-
+def write_runs_below(root: Path) -> Maker:
     def make(name: str = "run", **story: Any) -> Path:
-        folder = tmp_path / name
-        write_story(folder, Story(**story))
-        return folder
+        write_story(root / name, Story(**story))
+        return root / name
 
     return make
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Maker:
+    """Make a run's folder below `tmp_path`; takes its name and the fields of `Story`."""
+    return write_runs_below(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def make_shared_run(tmp_path_factory: pytest.TempPathFactory) -> Maker:
+    """Make a run's folder that the tests of a module share and must not change."""
+    return write_runs_below(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="session")

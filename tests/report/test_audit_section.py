@@ -31,7 +31,7 @@ def audited(make_run):
     """Makes a run with an audit.json that says something else in some places."""
 
     def make(**changes):
-        folder = make_run()
+        folder = make_run(stages=("finetune",), curves=False, network=False)
         write_json(folder / "audit.json", AUDIT | changes)
         return folder
 
@@ -69,4 +69,5 @@ def test_files_that_were_left_out_are_counted_by_class_and_part(audited, undrawn
 
 
 def test_a_run_of_before_the_audit_has_no_such_section(make_run, undrawn):
-    assert "Data audit" not in write_report([make_run()], options=FAST).read_text()
+    folder = make_run(stages=("finetune",), curves=False, network=False)
+    assert "Data audit" not in write_report([folder], options=FAST).read_text()

@@ -16,9 +16,9 @@ def collect_candidate_results(evidence):
     return [result for each in evidence.candidates for result in each.results]
 
 
-@pytest.fixture
-def evidence(make_run):
-    return collect_evidence([make_run("a"), make_run("b", model="vgg19.tv_in1k", seed=1)], FAST)
+@pytest.fixture(scope="module")
+def evidence(make_shared_run):
+    return collect_evidence([make_shared_run("a"), make_shared_run("b", model="vgg19.tv_in1k", seed=1)], FAST)
 
 
 def test_mistakes_come_surest_first_and_are_mistakes(evidence):

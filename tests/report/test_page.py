@@ -125,7 +125,8 @@ def test_a_blank_of_the_checklist_is_marked_for_the_author(page):
     assert '<span class="blank">[author: objectives and hypotheses]</span>' in page
 
 
-WRITE_OPTIONS = ReportOptions(resamples=200)
+ONE_STAGE = {"stages": ("finetune",), "curves": False, "network": False}
+"""A run with the least to draw, where a test is not about what is drawn."""
 
 
 def names(folder, suffix):
@@ -210,37 +211,37 @@ def test_the_same_run_gives_the_same_files_byte_for_byte(written, tmp_path):
 
 
 def test_a_second_report_takes_away_what_the_first_alone_had_and_nothing_else(make_run, undrawn):
-    run = make_run()
-    write_report([run], options=ReportOptions(published=True, resamples=200))
+    run = make_run(**ONE_STAGE)
+    write_report([run], options=ReportOptions(published=True, resamples=100))
     stale, own = run / "report" / "tables" / "published-vgg19.csv", run / "report" / "tables" / "my-notes.csv"
     own.write_text("mine")
     assert stale.is_file()
-    write_report([run], options=WRITE_OPTIONS)
+    write_report([run], options=FAST)
     assert not stale.is_file()
     assert own.read_text() == "mine"
 
 
 def test_the_list_of_files_can_not_be_made_to_remove_others(make_run, undrawn):
-    run = make_run()
-    write_report([run], options=WRITE_OPTIONS)
+    run = make_run(**ONE_STAGE)
+    write_report([run], options=FAST)
     victim = run / "config.yaml"
     files = run / "report" / "files.json"
     files.write_text(json.dumps({"files": ["../config.yaml", "tables/../../config.yaml", str(victim)]}))
-    write_report([run], options=WRITE_OPTIONS)
+    write_report([run], options=FAST)
     assert victim.is_file()
 
 
 def test_several_runs_need_no_folder_to_be_named(make_run, tmp_path, monkeypatch, undrawn):
     monkeypatch.chdir(tmp_path)
-    paths = [make_run("a"), make_run("b", model="vgg19.tv_in1k", seed=1)]
-    assert write_report(paths, options=WRITE_OPTIONS).resolve() == tmp_path / "report" / "report.html"
-    assert write_report(paths, tmp_path / "elsewhere", options=WRITE_OPTIONS) == tmp_path / "elsewhere" / "report.html"
+    paths = [make_run("a", **ONE_STAGE), make_run("b", model="vgg19.tv_in1k", seed=1, **ONE_STAGE)]
+    assert write_report(paths, options=FAST).resolve() == tmp_path / "report" / "report.html"
+    assert write_report(paths, tmp_path / "elsewhere", options=FAST) == tmp_path / "elsewhere" / "report.html"
 
 
 def test_the_command_takes_class_sensitivity_and_output(make_run, tmp_path, capsys, undrawn):
     from pylorus.cli import main
 
-    run = make_run()
+    run = make_run(**ONE_STAGE)
     main(["report", str(run), "--output", str(tmp_path / "out"), "--class", "gastric_ulcer", "--sensitivity", "0.8"])
     assert capsys.readouterr().out.strip() == f"report: {tmp_path / 'out' / 'report.html'}"
     text = (tmp_path / "out" / "tables" / "threshold.md").read_text()
@@ -259,7 +260,7 @@ def test_the_command_takes_class_sensitivity_and_output(make_run, tmp_path, caps
     ],
 )
 def test_an_unknown_class_and_an_impossible_sensitivity_are_refused(make_run, options, said):
-    run = make_run()
+    run = make_run(**ONE_STAGE)
     with pytest.raises(PylorusError, match=re.escape(said)):
         write_report([run], options=ReportOptions(**options))
 
@@ -269,7 +270,7 @@ def test_a_sweep_with_a_failed_job_a_job_of_one_stage_and_one_without_a_start_is
     make_run("sweep/1", state="failed", finished=1, error="out of memory at /hospital/patients/Li_Wei.jpg")
     make_run("sweep/2", model="inception_v3.tv_in1k", stages=("pretrain",), seed=4)
     make_run("sweep/10", model="convnext_tiny.fb_in1k", finished=0, state="failed", curves=False, network=False)
-    page = write_report([tmp_path / "sweep"], options=WRITE_OPTIONS)
+    page = write_report([tmp_path / "sweep"], options=FAST)
     assert page == tmp_path / "sweep" / "report" / "report.html"
     text = page.read_text()
     assert "resnet50 failed (state: failed): 1 of 2 stages were tested." in text
@@ -287,13 +288,13 @@ def test_a_sweep_with_a_failed_job_a_job_of_one_stage_and_one_without_a_start_is
 
 def test_a_sweep_in_which_every_job_failed_still_gets_a_page(make_run, tmp_path, undrawn):
     make_run("sweep/0", finished=0, state="failed", curves=False, network=False)
-    text = write_report([tmp_path / "sweep"], options=WRITE_OPTIONS).read_text()
+    text = write_report([tmp_path / "sweep"], options=FAST).read_text()
     assert "so this report only describes the runs" in text
 
 
 def test_a_run_without_curves_and_network_says_so_and_keeps_the_rest(make_run, undrawn):
     run = make_run(curves=False, network=False)
-    text = write_report([run], options=WRITE_OPTIONS).read_text()
+    text = write_report([run], options=FAST).read_text()
     assert "because metrics.csv is missing" in text
     assert "because network.json is missing" in text
     assert not (run / "report" / "figures" / "curves-pretrain.svg").exists()

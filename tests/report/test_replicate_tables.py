@@ -16,6 +16,7 @@ def folds(make_run, tmp_path, undrawn):
     """Makes runs of folds, each with other test images; gives the report's table of them."""
 
     def report(chosen, wanted=3, **story):
+        story = {"stages": ("finetune",), "curves": False, "network": False} | story
         runs = [
             make_run(
                 f"fold{fold}", split_seed=fold, seed=fold, config={"data.fold": fold, "data.folds": wanted}, **story
@@ -52,7 +53,14 @@ def test_one_fold_alone_is_not_pooled(folds):
 
 def test_other_configurations_are_rows_of_their_own(make_run, tmp_path, undrawn):
     runs = [
-        make_run(f"{model}{fold}", model=model, split_seed=fold, config={"data.fold": fold, "data.folds": 2})
+        make_run(
+            f"{model}{fold}",
+            model=model,
+            split_seed=fold,
+            config={"data.fold": fold, "data.folds": 2},
+            curves=False,
+            network=False,
+        )
         for model in ("resnet50", "vgg19")
         for fold in (0, 1)
     ]
@@ -81,7 +89,7 @@ def test_the_pool_has_patients_kappa_mcc_and_calibration_and_says_why_it_has_no_
 
 
 def test_the_mean_over_folds_has_an_interval_that_allows_for_training_sets_that_overlap(folds, tmp_path):
-    runs, _ = folds([0, 1, 2])
+    runs, _ = folds([0, 1, 2], stages=("pretrain", "finetune"))
     tables = tmp_path / "report" / "tables"
     row = pd.read_csv(tables / "fold-training.csv").iloc[0]
     shares = pd.read_csv(tables / "accuracy.csv").query("stage == 'pretrain'")["test, %"]

@@ -27,7 +27,7 @@ def make_split(make_run):
     """
 
     def make(*parts, name="run", **story):
-        folder = make_run(name, **story)
+        folder = make_run(name, **{"stages": ("finetune",)} | story)
         rows = pd.read_csv(folder / "split.csv")
         given = rows["split"].where(rows["split"].isin(parts), "") if parts else ""
         pd.DataFrame({"split": given}, index=rows.index).to_parquet(folder / "catalog.parquet")
@@ -63,7 +63,7 @@ def test_of_given_folders_the_validation_images_alone_were_drawn(make_split):
 
 
 def test_of_a_run_whose_catalog_is_gone_no_share_is_said_to_be_asked(make_run):
-    assert "set should contain" not in warnings_of(make_run())
+    assert "set should contain" not in warnings_of(make_run(stages=("finetune",)))
 
 
 def test_few_patients_in_a_part_are_told_of_every_split(make_split):
@@ -82,7 +82,13 @@ def test_each_split_is_warned_of_once_and_many_are_counted(make_split):
 
 def test_a_fold_by_a_column_is_called_by_its_value_unless_that_is_a_single_patients(make_run):
     several, single = (
-        make_run(name, split_seed=seed, images_per_group=2, config={"data.fold_column": "column", "data.fold": name})
+        make_run(
+            name,
+            split_seed=seed,
+            images_per_group=2,
+            stages=("finetune",),
+            config={"data.fold_column": "column", "data.fold": name},
+        )
         for seed, name in enumerate(("Bonn", "Erika"))
     )
     table = pd.read_csv(single / "split.csv")

@@ -25,11 +25,11 @@ MISPRINTS = {("Inception-V3", "pretrain", "precision", 1), ("ResNet50", "pretrai
 """The paper's own: 66.5 printed as 64, and an average of rounded cells that is 88.49 unrounded."""
 
 
-@pytest.fixture
-def study(make_run):
+@pytest.fixture(scope="module")
+def study(make_shared_run):
     def made(published):
         confusions = {stage: STUDY.get_result(published, stage).counts for stage in STAGES}
-        return make_run(published, model=MODELS[published], confusions=confusions)
+        return make_shared_run(published, model=MODELS[published], confusions=confusions)
 
     return collect_evidence([made(name) for name in MODELS], ReportOptions(resamples=100))
 

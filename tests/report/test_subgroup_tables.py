@@ -21,6 +21,7 @@ def with_columns(make_run):
     """Makes a run whose manifest says something of the test images: columns are functions of their number."""
 
     def make(name="run", *, columns, **story):
+        story = {"stages": ("finetune",), "curves": False, "network": False} | story
         folder = make_run(name, config={"data.kind": "manifest"}, **story)
         for path in folder.rglob("predictions-test.parquet"):
             table = pd.read_parquet(path)
@@ -111,7 +112,7 @@ def test_a_site_where_the_model_fails_is_shown_and_the_others_are_not(with_colum
             "site": lambda number: "C" if number < 12 else "AB"[number % 2],
             "sex": lambda number: "mf"[number % 2],
         },
-        confusions={"finetune": confusion, "pretrain": confusion},
+        confusions={"finetune": confusion},
     )
     evidence = collect_evidence([folder], FAST)
     result = evidence.results[-1]
@@ -138,7 +139,8 @@ def test_where_all_images_are_recognised_no_difference_can_be_told(with_columns)
 
 
 def test_groups_of_a_manifest_are_told_as_such(make_run, undrawn):
-    folder = make_run(images_per_group=2, config={"data.group": None, "data.kind": "manifest"})
+    config = {"data.group": None, "data.kind": "manifest"}
+    folder = make_run(images_per_group=2, stages=("finetune",), curves=False, network=False, config=config)
     page = write_report([folder], options=ReportOptions(resamples=20)).read_text()
     assert "data.group does not identify patients" not in page
     assert (

@@ -7,12 +7,12 @@ from pylorus.report.study_tables import STUDY
 MODELS = {"VGG19": "vgg19.tv_in1k", "ResNet50": "resnet50.tv_in1k", "Inception-V3": "inception_v3.tv_in1k"}
 
 
-@pytest.fixture
-def study(make_run):
+@pytest.fixture(scope="module")
+def study(make_shared_run):
     def made(published):
         confusions = {stage: STUDY.get_result(published, stage).counts for stage in ("pretrain", "finetune")}
         skill = 2.0 if published == "ResNet50" else 1.5
-        return make_run(published, model=MODELS[published], confusions=confusions, skill=skill)
+        return make_shared_run(published, model=MODELS[published], confusions=confusions, skill=skill)
 
     return collect_evidence([made(name) for name in MODELS], ReportOptions(resamples=200))
 

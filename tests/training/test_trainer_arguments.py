@@ -48,6 +48,7 @@ def train(composed, drawn, tmp_path, monkeypatch):
     return train_with
 
 
+@pytest.mark.slow
 def test_a_fast_development_run_takes_one_batch_and_one_epoch_of_each_stage(train):
     folder, built = train("trainer.args.fast_dev_run=true", "report=true")
     assert folder.read_status()["state"] == "finished"
@@ -60,6 +61,7 @@ def test_a_fast_development_run_takes_one_batch_and_one_epoch_of_each_stage(trai
     assert "trained and validated on some batches only" in (folder.path / "run.log").read_text()
 
 
+@pytest.mark.slow
 def test_further_arguments_reach_the_trainer_and_limits_hold(train):
     folder, built = train("trainer.args.limit_train_batches=2", "trainer.args.limit_val_batches=1",
                           "trainer.args.deterministic=true", "trainer.args.profiler=simple", "stage=pretrain")  # fmt: skip
@@ -72,6 +74,7 @@ def test_further_arguments_reach_the_trainer_and_limits_hold(train):
     assert len(table) == (split["split"] == "val").sum()
 
 
+@pytest.mark.slow
 def test_everything_that_pylorus_passes_is_refused_in_words(train):
     _, built = train("stage=pretrain", "stages.pretrain.epochs=1")
     assert set(built[0]) <= set(REFUSED_ARGUMENTS)
@@ -101,6 +104,7 @@ def test_an_unknown_argument_or_limit_is_refused_by_name(arguments, message):
         check_trainer_arguments(arguments)
 
 
+@pytest.mark.slow
 def test_a_limit_that_leaves_no_batch_is_refused_by_its_key(train):
     with pytest.raises(PylorusError, match="trainer.args: found .*limit_val_batches.* which Lightning refuses"):
         train("trainer.args.limit_val_batches=0.01", "stage=pretrain", "stages.pretrain.epochs=1")
