@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.cache.eviction import KEY, RESERVED, USED, open_lock, reserve_space, try_lock, wait_for_lock
+from pylorus.cache.eviction import KEY, RESERVED, USED, ReaderLease, open_lock, reserve_space, try_lock, wait_for_lock
 from pylorus.cache.shards import Records, ShardWriter
 from pylorus.config.schema import CacheConfig
 from pylorus.core.distributed import ALONE, Processes
@@ -79,7 +79,7 @@ class RecordStore:
         """
         with suppress(OSError):  # existing records can still be read; writing reports what is wrong
             self.prepare_folder()
-        records = Records(names, self.folder, self.record_bytes, memory_bytes=memory_bytes)
+        records = Records(names, self.folder, self.record_bytes, memory_bytes=memory_bytes, lease=ReaderLease)
         if any(processes.reduce_any(len(records.load_missing()) > 0)):
             records.computed = _Filler(self, records, processes, memory_bytes).compute_missing(compute)
             records.kept -= records.computed
