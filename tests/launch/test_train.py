@@ -1,6 +1,7 @@
 """A run in this process: what it writes, and that it repeats bit for bit."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -160,3 +161,17 @@ def test_a_misspelt_block_stops_the_run_before_its_first_stage(run_of):
 def test_a_loss_that_is_no_number_fails_the_run_and_says_what_to_change(run_of, tmp_path_factory):
     with pytest.raises(PylorusError, match=r"loss.* of stage pretrain became NaN or infinite in epoch \d\. Lower"):
         run_of("stage=pretrain", "optimizer.lr=1e30", "optimizer.clip=null", "optimizer=sgd")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("model.weights=/nowhere/resnet.safetensors", "expected hub, none, or an existing file"),
+        ("model.name=test_resnett", "did you mean"),
+        ("stages.finetune.learn=layr4", "layer4"),
+    ],
+)
+def test_what_can_be_refused_before_reading_is_refused_before_reading(run_of, tmp_path, word, message):
+    with pytest.raises(PylorusError, match=f"(?i){re.escape(message)}"):
+        run_of(word, f"cache.folder={tmp_path}")
+    assert not (tmp_path / "facts").exists()
