@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -129,10 +130,12 @@ class BackgroundTask:
 
     def stop(self) -> None:
         """Ask the function to end, and wait for it."""
-        if self._process is not None and self._process.is_alive():
-            self._process.terminate()
-            self._process.join(PATIENCE)
-            self._process.kill()
+        end = time.monotonic() + PATIENCE
+        while self._process is not None and self._process.is_alive():
+            if time.monotonic() > end:
+                self._process.kill()
+            self._process.terminate()  # again and again: Python drops an exception that is raised in a destructor
+            self._process.join(5.0)
 
 
 def _run_in_background(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
