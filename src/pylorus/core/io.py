@@ -177,14 +177,16 @@ def _explain_mismatch(kind: type, error: "ErrorDetails") -> str:
             return f'{path}the entry "{name}" is missing.'
         known = [_get_entry_name(field) for field in dataclasses.fields(parent)]
         return f'{path}found an unknown entry "{name}".{format_suggestion(name, known)}'
-    path, _, metadata = _find_entry(kind, location)
+    path, entry, metadata = _find_entry(kind, location)
     choices, low, high = (metadata.get(name) for name in ("choices", "ge", "le"))
+    if problem in ("greater_than_equal", "less_than_equal"):
+        [(side, bound)] = error["ctx"].items()
+        allowed = f"{'at least' if side == 'ge' else 'at most'} {bound:g}" if high is None else f"{low} to {high}"
+        return f"{path}found {entry(value)!r}, expected {allowed}."
     text = f'"{value}"' if isinstance(value, str) else repr(value)
     text = text if len(text) <= 80 else f"{text[:77]}…"
     if choices:
         return f"{path}found {text}, expected one of {', '.join(choices)}.{format_suggestion(str(value), choices)}"
-    if problem in ("greater_than_equal", "less_than_equal"):
-        return f"{path}found {text}, expected {f'at least {low}' if high is None else f'{low} to {high}'}."
     return f"{path}found {text}, expected {EXPECTED.get(problem.split('_')[0], error['msg'])}."
 
 
