@@ -46,6 +46,7 @@ SLOW_FILES = frozenset(
         "deploy/test_shipped.py",
         "evaluation/test_coverage.py",
         "extension/test_extension.py",
+        "extension/test_registries.py",
         "launch/test_resume.py",
         "launch/test_sharded.py",
         "launch/test_train.py",

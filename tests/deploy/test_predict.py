@@ -1,6 +1,7 @@
 """`pylorus predict`: the run's own probabilities, a row an image whatever the file, gone on with after a kill."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -374,3 +375,21 @@ def test_the_command_as_its_user_types_it(bundle_folder, drawn, tmp_path):
     assert found.stdout.startswith("images: 30, unreadable: 0 ")
     assert found.stdout.rstrip().endswith("predictions: p.csv")
     assert len(pd.read_csv(tmp_path / "p.csv")) == 30
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "json"])
+@pytest.mark.parametrize("folder", [".", "gastric_cancer"])
+def test_where_no_file_can_be_read_the_first_is_named_and_the_exit_code_counts(
+    bundle_folder, tmp_path, capsys, suffix, folder
+):
+    for name in ("a.jpg", "b.png"):
+        (tmp_path / "images" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / folder / name).write_text("no image")
+    words = ["predict", str(bundle_folder), str(tmp_path / "images"), "--output", str(tmp_path / f"table.{suffix}")]
+    for _ in range(2):  # computed, and already complete
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 4
+        assert re.search(r"error: no file could be read\. \S*a\.jpg: \w", capsys.readouterr().err)
+    with pytest.raises(SystemExit, match="so there is nothing to evaluate|no image is in a folder named after a class"):
+        main([*words[:-1], str(tmp_path / f"other.{suffix}"), "--evaluate"])

@@ -18,6 +18,7 @@ from pylorus.evaluation.index_intervals import (
     proportions_of_predictions,
     wilson,
 )
+from pylorus.evaluation.influence import estimate_by_jackknife
 
 
 def test_values_are_those_of_the_confusion_matrix(said):
@@ -271,3 +272,61 @@ def test_an_undefined_share_says_why():
     assert shares.sensitivity[2].reason == "no image is of the class"
     assert shares.precision[2].reason == "the class is never predicted"
     assert shares.accuracy.reason == ""
+
+
+def youden(table):
+    """Sensitivity + specificity - 1 of each class, of a flat confusion matrix."""
+    confusion = table.reshape(3, 3)
+    present, hits = confusion.sum(axis=1), np.diag(confusion)
+    return hits / present - (confusion.sum(axis=0) - hits) / (confusion.sum() - present)
+
+
+def test_the_jackknife_of_single_images_has_the_standard_error_of_two_independent_proportions():
+    true = np.repeat([0, 1, 2], 400)
+    predicted = np.where(np.arange(1200) % 5 == 0, (true + 1) % 3, true)
+    estimates = estimate_by_jackknife(youden, true * 3 + predicted, None, width=9)
+    error = np.sqrt(0.8 * 0.2 / 400 + 0.1 * 0.9 / 800)
+    for each in estimates:
+        assert each.value == pytest.approx(0.7)
+        assert (each.high - each.low) / 2 == pytest.approx(1.96 * error, rel=0.02)
+
+
+def test_the_jackknife_takes_copies_of_an_image_for_one_image():
+    true = np.repeat([0, 1, 2], 40)
+    predicted = np.where(np.arange(120) % 5 == 0, (true + 1) % 3, true)
+    cells = true * 3 + predicted
+    single = estimate_by_jackknife(youden, cells, None, width=9)
+    copies = estimate_by_jackknife(youden, np.repeat(cells, 4), np.repeat(np.arange(120), 4), width=9)
+    assert [(each.value, each.low, each.high) for each in copies] == [
+        pytest.approx((each.value, each.low, each.high)) for each in single
+    ]
+
+
+def test_the_jackknife_covers_the_true_value_of_grouped_images():
+    generator, covered = np.random.default_rng(0), []
+    for _ in range(300):
+        ability = generator.beta(8, 2, size=60)
+        true = np.repeat(np.arange(60) % 3, 5)
+        hit = generator.random(300) < np.repeat(ability, 5)
+        predicted = np.where(hit, true, (true + generator.integers(1, 3, size=300)) % 3)
+        estimate = estimate_by_jackknife(youden, true * 3 + predicted, np.repeat(np.arange(60), 5), width=9)[0]
+        covered.append(estimate.low <= 0.7 <= estimate.high)
+    assert 0.91 <= np.mean(covered) <= 0.98
+
+
+def divide(table):
+    return np.array([int(table[0]) / int(table[3])])
+
+
+@pytest.mark.parametrize(
+    ("cells", "groups", "compute"),
+    [
+        ([0, 0, 3], [0, 0, 0], divide),  # one group
+        ([0, 0, 3], [0, 1, 2], divide),  # undefined without the last image
+        ([0, 4, 8], [0, 1, 2], lambda table: np.array([1.0])),  # nothing varies
+        ([0, 4, 8], [0, 1, 2], lambda table: np.array([np.nan])),
+    ],
+)
+def test_the_jackknife_gives_no_interval_where_it_knows_none(cells, groups, compute):
+    (estimate,) = estimate_by_jackknife(compute, np.array(cells), np.array(groups), width=9)
+    assert not estimate.has_interval

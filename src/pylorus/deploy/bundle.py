@@ -34,6 +34,7 @@ from pylorus.deploy.thresholds import (
     TrainingDistances,
     compute_classification_metrics,
     convert_calibration,
+    estimate_class_metrics,
     fit_abstention,
     fit_decision,
     fit_prediction_sets,
@@ -135,7 +136,9 @@ def write_bundle(
     _save_tensors(bundle / UNLIKE, {DIRECTIONS: directions})
     write_json(bundle / DESCRIPTION, content)
     leaks = (read_json(folder.path / AUDIT) or {}).get("accepted_leaks", {})
-    write_text(bundle / CARD, render_model_card(description, leaks=leaks))
+    saved = read_predictions(folder.get_predictions_path(shipped.name, "test"), order=images.catalog.short_names)
+    class_metrics = estimate_class_metrics(saved.predictions, config.metrics, stage.read_own_metrics())
+    write_text(bundle / CARD, render_model_card(description, leaks=leaks, class_metrics=class_metrics))
     write_text(bundle / SUMS, "".join(f"{compute_sha256(bundle / name)}  {name}\n" for name in FILES))
     for name in config.stages:
         folder.get_stage(name).delete_candidate()

@@ -5,7 +5,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -313,6 +314,14 @@ class ResumableTable:
         write_json(self.about, {"request": self.request, **record})
         self._complete = True
 
+    def read_first_error(self) -> str:
+        """Return the first file of a complete table that can't be read, and why."""
+        readers: dict[str, Callable[[Path], pd.DataFrame]]
+        readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".json": pd.read_json}
+        table = readers[self.output.suffix.lower()](self.output)
+        first = table[table["error"].notna() & (table["error"] != "")].iloc[0]
+        return f"{format_path(first['path'])}: {first['error']}"
+
     def _check_same_request(self, request: object, expected: dict[str, object], path: Path) -> None:
         if request != expected:
             existing = request if isinstance(request, dict) else {}
@@ -321,6 +330,16 @@ class ResumableTable:
                 f"{path}: already exists, from another request (different: {', '.join(differing)}). "
                 "Delete it, or choose another --output."
             )
+
+
+@contextmanager
+def print_resume_hint() -> Iterator[None]:
+    """Print how to resume a prediction when the user interrupts it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished rows are saved: run the same command to continue", file=sys.stderr)
+        raise
 
 
 def _write_csv(path: Path, tables: Iterator[pd.DataFrame]) -> None:

@@ -20,7 +20,7 @@ from pylorus.deploy.bundle_files import DESCRIPTION, MOST_BYTES, UNLIKE, WEIGHTS
 from pylorus.deploy.description import Description
 from pylorus.evaluation.calibration import probabilities_of_logits
 from pylorus.evaluation.conformal import prediction_sets
-from pylorus.model.backbone import check_model_name, create_network, is_timm_model
+from pylorus.model.backbone import call_factory, check_model_name, create_network, is_timm_model
 from pylorus.model.inference import BundleClassifier, NetworkOutput, move_to_device
 
 
@@ -192,13 +192,17 @@ def build_network(description: Description, factory: Callable[..., Any] | None, 
         )
     if isinstance(factory, nn.Module):
         return copy.deepcopy(factory)
-    return create_network(
-        description.architecture,
-        description.arguments,
-        classes=len(description.classes),
-        image_size=description.input.size,
-        factory=factory,
-    )
+    classes, arguments = len(description.classes), description.arguments
+    if factory is None:
+        return create_network(description.architecture, arguments, classes=classes, image_size=description.input.size)
+    try:
+        return call_factory(factory, {"num_classes": classes, **arguments})
+    except Exception as error:  # whatever the user's code raises
+        name = f"{factory.__module__}.{getattr(factory, '__qualname__', type(factory).__name__)}"
+        raise PylorusError(
+            f"network {name}, called with num_classes={classes} and {arguments}, failed: {type(error).__name__}: "
+            f"{error}"
+        ) from error
 
 
 def _check_architecture(description: Description, where: str) -> None:

@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,7 +28,7 @@ from pylorus.data.input_format import InputFormat
 from pylorus.deploy.bundle_files import SUMS
 from pylorus.deploy.card import format_set_size, format_threshold_guarantee
 from pylorus.deploy.description import Description, IntervalEstimate
-from pylorus.deploy.inputs import Item, ResumableTable, Sources
+from pylorus.deploy.inputs import Item, ResumableTable, Sources, print_resume_hint
 from pylorus.deploy.model import InferenceModel, load_bundle
 from pylorus.deploy.onnx import is_export, load_export
 from pylorus.deploy.thresholds import (
@@ -108,12 +107,14 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
         print(f"already complete: {output}")
     else:
         sources.check_inputs()
-        with parts.lock_parts(), _print_resume_hint():
+        with parts.lock_parts(), print_resume_hint():
             _predict_remaining(bundle, sources, parts, options)
             record = _finalize_output(bundle, parts, options)
     print(format_prediction_summary(record, bundle.description))
     print(f"\npredictions: {output}")
     unreadable = int(str(record["unreadable"]))
+    if unreadable == record["images"]:
+        print(f"error: no file could be read. {parts.read_first_error()}", file=sys.stderr)
     return FIRST_CODE + min(unreadable, MOST_COUNTED) if unreadable else 0
 
 
@@ -171,16 +172,6 @@ def _select_columns(table: pd.DataFrame, options: PredictOptions, *, is_labelled
     return [name for name in table.columns if name not in unused]
 
 
-@contextmanager
-def _print_resume_hint() -> Iterator[None]:
-    """Print how to resume a prediction when the user interrupts it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("\ninterrupted; finished rows are saved: run the same command to continue", file=sys.stderr)
-        raise
-
-
 def _predict_remaining(
     bundle: InferenceModel, sources: Sources, parts: ResumableTable, options: PredictOptions
 ) -> None:
@@ -206,16 +197,17 @@ def _predict_remaining(
 
 def _finalize_output(bundle: InferenceModel, parts: ResumableTable, options: PredictOptions) -> dict[str, object]:
     """Merge the parts into the output file and return the record of the prediction."""
-    images = unreadable = labelled = 0
+    images = unreadable = labelled = evaluable = 0
     for table in parts.iter_tables():
         images += len(table)
         unreadable += int((table["error"] != "").sum())
         labelled += int((table["true"] != "").sum())
+        evaluable += int(((table["true"] != "") & (table["error"] == "")).sum())
     if not images:
         raise PylorusError(NO_IMAGES)
     _check_evaluation(bundle.description, options, labelled=labelled)
     record: dict[str, object] = {"images": images, "unreadable": unreadable}
-    if labelled:
+    if evaluable or (labelled and options.evaluate):
         record["evaluation"] = evaluate_predictions(parts.iter_tables(), bundle.description, options)
     columns = _select_columns(next(parts.iter_tables()), options, is_labelled=bool(labelled))
     parts.merge_parts(record, columns=columns)

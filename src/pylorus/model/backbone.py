@@ -398,7 +398,7 @@ def register_network(name: str, factory: Callable[..., Any]) -> None:
     def create(pretrained: bool = False, pretrained_cfg: Any = None, **arguments: Any) -> Any:
         for ignored in ("pretrained_cfg_overlay", "cache_dir"):
             arguments.pop(ignored, None)
-        network = _call_factory(factory, arguments)
+        network = call_factory(factory, arguments)
         if not hasattr(network, "pretrained_cfg"):
             network.pretrained_cfg = {
                 "architecture": name,
@@ -416,7 +416,7 @@ def register_network(name: str, factory: Callable[..., Any]) -> None:
         timm.models.register_model(create)
 
 
-def _call_factory(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+def call_factory(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     """Build a network of the user's own, and check that it has timm's interface."""
     network = factory(**arguments)
     missing = [method for method in TIMM_METHODS if not hasattr(network, method)]
@@ -482,50 +482,29 @@ def _is_plain(value: object) -> bool:
     return value is None or (isinstance(value, str) and len(value) <= 100)
 
 
-def create_network(
-    name: str,
-    arguments: Mapping[str, Any],
-    *,
-    classes: int,
-    image_size: int | None,
-    factory: Callable[..., Any] | None = None,
-) -> Any:
+def create_network(name: str, arguments: Mapping[str, Any], *, classes: int, image_size: int | None) -> Any:
     """Create the timm model with random weights and a head of `classes` outputs.
 
     Args:
-        name: A name that passes `check_model_name`; with `factory`, only for messages.
+        name: A name that passes `check_model_name`.
         arguments: Arguments that pass `check_model_arguments`.
         classes: Number of outputs.
         image_size: Side of the input in pixels, for networks built for a fixed size; None for timm's default.
-        factory: The user's own class or function, as `register_network` describes it; None for timm's.
 
     Raises:
-        PylorusError: If timm or the factory rejects the arguments, or the model has no classification head.
+        PylorusError: If timm rejects the arguments, or the model has no classification head.
     """
-    if factory is not None:
-        try:
-            network: Any = _call_factory(factory, {"num_classes": classes, **arguments})
-        except Exception as error:  # whatever the user's code raises
-            raise PylorusError(
-                f"network {_get_name(factory)}, called with num_classes={classes} and {dict(arguments)}, failed: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        return network
     options = dict(arguments)
     pretrained_cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
     if image_size is not None and pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
         options.setdefault("img_size", image_size)
     try:
-        network = timm.create_model(name, pretrained=False, num_classes=classes, **options)
+        network: Any = timm.create_model(name, pretrained=False, num_classes=classes, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise PylorusError(f"model.name {name}, model.args {dict(arguments)}: timm rejected them: {error}") from error
     if not isinstance(network.get_classifier(), nn.Module | tuple | list):
         raise PylorusError(f"model.name: {name} has no classification head to replace.")
     return network
-
-
-def _get_name(factory: Callable[..., Any]) -> str:
-    return f"{factory.__module__}.{getattr(factory, '__qualname__', type(factory).__name__)}"
 
 
 def convert_to_pixel_scale(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:

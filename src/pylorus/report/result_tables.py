@@ -5,7 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.core.formatting import format_number, format_percent, format_percent_at_least, format_threshold
+from pylorus.core.formatting import (
+    format_number,
+    format_percent,
+    format_percent_at_least,
+    format_threshold,
+    join_names,
+)
 from pylorus.evaluation.calibration import calibration_line
 from pylorus.evaluation.confusion import CLASS_METRICS, ClassMetric
 from pylorus.evaluation.decisions import area_under_risk_coverage
@@ -37,6 +43,12 @@ METHODS = (
 )
 
 
+OWN_METHOD = (
+    "with the interval of a grouped jackknife (Student's t). It is symmetric, may exceed the metric's range, and is "
+    "missing where leaving out one group makes the metric undefined or where leaving out any group changes nothing."
+)
+
+
 def build_class_metric_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
     """Build the table of each class of one run, one block per stage.
 
@@ -46,6 +58,7 @@ def build_class_metric_table(results: Sequence[Result], *, level: str = IMAGES) 
     """
     run = results[0].run
     unit = "patients" if level == PATIENTS else "images"
+    own = list(dict.fromkeys(name for result in results for name in result.stage.own_metrics if level == IMAGES))
     return Table(
         key=f"classes-{run.stem}{_get_level_suffix(level)}",
         title=f"{run.label}: all metrics of each class",
@@ -54,13 +67,17 @@ def build_class_metric_table(results: Sequence[Result], *, level: str = IMAGES) 
             *create_text_columns("stage", "class"),
             Column(unit),
             *(Column(metric.label, unit="%") for metric in _list_metrics_with_intervals()),
+            *(Column(name, unit="%") for name in own),
             Column("AUROC"),
             Column("average precision"),
         ),
-        rows=tuple(row for result in results for row in _build_class_metric_rows(result, get_level(result, level))),
+        rows=tuple(
+            row for result in results for row in _build_class_metric_rows(result, get_level(result, level), own)
+        ),
         notes=(
             "Macro average: unweighted mean over the classes. AUROC and average precision: one class versus the rest.",
             METHODS,
+            *([f"{join_names(own)}: defined by the user, {OWN_METHOD}"] if own else []),
         ),
     )
 
@@ -107,7 +124,7 @@ def _list_metrics_with_intervals() -> list[ClassMetric]:
     return [metric for metric in CLASS_METRICS.values() if metric.share is not None]
 
 
-def _build_class_metric_rows(result: Result, level: Level) -> list[Row]:
+def _build_class_metric_rows(result: Result, level: Level, own: Sequence[str]) -> list[Row]:
     stage, ranking, indices = result.stage.name, level.ranking, level.indices
     estimates = {metric.name: level.estimate_metric(metric) for metric in _list_metrics_with_intervals()}
     averages = {
@@ -122,6 +139,7 @@ def _build_class_metric_rows(result: Result, level: Level) -> list[Row]:
                 name,
                 int(level.confusion[index].sum()),
                 *(convert_to_percent_cell(by_class[index]) for by_class in estimates.values()),
+                *(convert_to_percent_cell(result.stage.get_own_estimate(metric, name)) for metric in own),
                 convert_to_number_cell(ranking.auroc[index]),
                 convert_to_number_cell(ranking.average_precision[index]),
             )
@@ -134,6 +152,7 @@ def _build_class_metric_rows(result: Result, level: Level) -> list[Row]:
             "macro average",
             int(level.confusion.sum()),
             *(convert_to_percent_cell(averages[name]) if name in averages else "" for name in estimates),
+            *("" for _ in own),
             convert_to_number_cell(ranking.macro_auroc),
             convert_to_number_cell(ranking.macro_average_precision),
         ),

@@ -227,7 +227,10 @@ class StageFolder:
         return self.path / "own_metrics.json"
 
     def read_own_metrics(self) -> dict[str, dict[str, dict[str, float | None]]]:
-        """Return the values of the user's own metrics by split, metric and class; empty if there are none."""
+        """Return the user's own metrics by split, metric and class; empty if there are none.
+
+        The ends of their intervals are beside the splits, as test/low and test/high.
+        """
         path = self.own_metrics_path
         return read_json(path) if path.is_file() else {}
 
