@@ -22,59 +22,59 @@ def start(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, drawn: Path) -> Path:
+def experiment_folder(tmp_path_factory: pytest.TempPathFactory, synthetic_root: Path) -> Path:
     """A folder in which the experiment has run, with its report."""
     folder = tmp_path_factory.mktemp("outside")
-    (folder / "images").symlink_to(drawn)
+    (folder / "images").symlink_to(synthetic_root)
     done = start(folder, "experiment=hospital", "hydra.run.dir=run", f"cache.folder={folder / 'cache'}")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
-def test_own_source_lists_the_images(trained):
-    rows = list(csv.DictReader((trained / "run" / "source.csv").open()))
+def test_own_source_lists_the_images(experiment_folder):
+    rows = list(csv.DictReader((experiment_folder / "run" / "source.csv").open()))
     assert len(rows) == 30
-    assert json.loads((trained / "run" / "status.json").read_text())["state"] == "finished"
+    assert json.loads((experiment_folder / "run" / "status.json").read_text())["state"] == "finished"
 
 
-def test_own_callback_and_logger_see_every_batch_and_epoch(trained):
-    assert int((trained / "batches.txt").read_text()) > 0
-    lines = [json.loads(line) for line in (trained / "lines.jsonl").read_text().splitlines()]
+def test_own_callback_and_logger_see_every_batch_and_epoch(experiment_folder):
+    assert int((experiment_folder / "batches.txt").read_text()) > 0
+    lines = [json.loads(line) for line in (experiment_folder / "lines.jsonl").read_text().splitlines()]
     assert lines[0]["config"]["loss"]["args"] == {"epsilon": 2.0}
     assert [line["step"] for line in lines if "finetune/val/loss" in line] == [1, 2]
     assert "root" not in lines[0]["config"]["data"]
     assert lines[-1] == {"status": "success"}
 
 
-def test_own_metric_and_one_of_pylorus_are_in_curves_tables_and_console(trained):
-    columns = (trained / "run" / "finetune" / "metrics.csv").read_text().splitlines()[0].split(",")
+def test_own_metric_and_one_of_pylorus_are_in_curves_tables_and_console(experiment_folder):
+    columns = (experiment_folder / "run" / "finetune" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"finetune/val/youden/average", "finetune/val/specificity/average"} <= set(columns)
-    (table,) = (trained / "run" / "report").rglob("*study-*.csv")
+    (table,) = (experiment_folder / "run" / "report").rglob("*study-*.csv")
     text = table.read_text()
     assert "specificity" in text
     assert "youden" in text
-    page = (trained / "run" / "report" / "report.html").read_text()
+    page = (experiment_folder / "run" / "report" / "report.html").read_text()
     assert "precision, sensitivity, specificity, F1 and youden of each class" in page
 
 
-def test_report_names_the_loss_without_running_it(trained):
-    page = (trained / "run" / "report" / "report.html").read_text()
+def test_report_names_the_loss_without_running_it(experiment_folder):
+    page = (experiment_folder / "run" / "report" / "report.html").read_text()
     assert "the loss my_hospital.parts.PolyLoss" in page
     environment = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}
-    command = [sys.executable, "-m", "pylorus", "report", str(trained / "run")]
+    command = [sys.executable, "-m", "pylorus", "report", str(experiment_folder / "run")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
-def test_typo_in_a_target_names_key_and_remedy(tmp_path, drawn):
-    (tmp_path / "images").symlink_to(drawn)
+def test_typo_in_a_target_names_key_and_remedy(tmp_path, synthetic_root):
+    (tmp_path / "images").symlink_to(synthetic_root)
     done = start(tmp_path, "experiment=hospital", "loss._target_=my_hospital.parts.PolyLos")
     assert done.returncode == 1
     assert "loss: my_hospital.parts.PolyLos can't be imported" in done.stderr
 
 
-def test_unknown_monitor_suggests_a_known_one(tmp_path, drawn):
-    (tmp_path / "images").symlink_to(drawn)
+def test_unknown_monitor_suggests_a_known_one(tmp_path, synthetic_root):
+    (tmp_path / "images").symlink_to(synthetic_root)
     done = start(tmp_path, "experiment=hospital", "stages.finetune.monitor=youdem")
     assert done.returncode == 1
     assert 'there is no metric "youdem". Did you mean "youden"' in " ".join(done.stderr.split())
