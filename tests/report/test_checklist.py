@@ -74,6 +74,11 @@ TWO_CLASSES = {"names": ("GC", "CG"), "test_each": (8, 8), "val_each": (5, 5)}
 LEFT_OUT = {"left_out": [{"class": "gastric_ulcer", "split": "not given", "files": 4}]}
 
 
+@pytest.fixture(scope="module")
+def base_evidence(make_shared_run):
+    return collect_evidence([make_shared_run("base", **BASE)], FAST)
+
+
 @pytest.mark.parametrize(
     ("answer", "story", "change", "base_says", "contrary_says"),
     [
@@ -470,15 +475,14 @@ LEFT_OUT = {"left_out": [{"class": "gastric_ulcer", "split": "not given", "files
     ],
 )
 def test_an_answer_is_made_of_facts_and_another_run_changes_it(
-    make_run, answer, story, change, base_says, contrary_says
+    base_evidence, make_run, answer, story, change, base_says, contrary_says
 ):
-    base = make_run("base", **BASE)
     contrary = make_run("contrary", **(BASE | story))
     if answer is answers.report_availability and story.get("finished") == 0:
         write_curves(contrary)
     if change is not None:
         change(contrary)
-    first, second = (answer(collect_evidence([folder], FAST)) for folder in (base, contrary))
+    first, second = answer(base_evidence), answer(collect_evidence([contrary], FAST))
     assert base_says in first
     assert contrary_says in second
     assert bool(contrary_says) == bool(second)
