@@ -15,7 +15,7 @@ import pytest
 from pylorus.cache import eviction, shards
 from pylorus.cache.eviction import sum_file_sizes
 from pylorus.cache.store import DoesNotFitError
-from tests.cache.drawn import SIZE, Computation, fill, process, right, some, store
+from tests.cache.records import SIZE, Computation, fill, process, right, some, store
 
 MEMORY = 1 << 20
 
@@ -55,7 +55,7 @@ def test_a_store_that_another_process_reads_is_never_removed(tmp_path):
     script = """
 import sys
 from pathlib import Path
-from tests.cache.drawn import Computation, right, some, store
+from tests.cache.records import Computation, right, some, store
 records = store(Path(sys.argv[1]), key="read").load_or_compute(some(20), Computation(some(20)), memory_bytes=0)
 print("ready", flush=True)
 input()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pylorus.cache import shards
-from tests.cache.drawn import SIZE, Computation, fill, process, right, some, store, wait_until
+from tests.cache.records import SIZE, Computation, fill, process, right, some, store, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +139,7 @@ def test_after_a_killed_run_the_next_goes_on_from_its_last_whole_shard(tmp_path)
 import sys, time
 from pathlib import Path
 from pylorus.cache import shards
-from tests.cache.drawn import SIZE, Computation, some, store
+from tests.cache.records import SIZE, Computation, some, store
 shards.SHARD_BYTES = 4 * SIZE
 written, write = [], Path.write_bytes
 def write_half(path, content):

@@ -6,7 +6,7 @@ import pytest
 
 from pylorus.cache import shards
 from pylorus.cache.store import RecordStore
-from tests.cache.drawn import BUDGET, SIZE, Computation, fill, process, right, some, store
+from tests.cache.records import BUDGET, SIZE, Computation, fill, process, right, some, store
 
 PLACES = [("memory", 1 << 20), ("disk", 0)]
 
@@ -36,7 +36,7 @@ def test_another_process_finds_the_records(tmp_path):
     script = """
 import sys
 from pathlib import Path
-from tests.cache.drawn import Computation, right, some, store
+from tests.cache.records import Computation, right, some, store
 names = some(10)
 records = store(Path(sys.argv[1])).load_or_compute(names, Computation(names), memory_bytes=0)
 print(records.kept, records.computed, (records.read_rows(range(10)) == right(names)).all())

@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 
 from pylorus.cache import eviction
-from tests.cache.drawn import Computation, process, right, some, store, wait_until
+from tests.cache.records import Computation, process, right, some, store, wait_until
 
 
 def lock_file(root):
@@ -22,7 +22,7 @@ def test_two_processes_compute_each_record_once_and_read_the_same(tmp_path):
     script = """
 import sys, time
 from pathlib import Path
-from tests.cache.drawn import Computation, right, some, store
+from tests.cache.records import Computation, right, some, store
 names = some(30) if sys.argv[2] == "0" else some(30)[::-1]
 computation = Computation(names, before=lambda first: time.sleep(0.05))
 (Path(sys.argv[1]) / f"ready-{sys.argv[2]}").touch()

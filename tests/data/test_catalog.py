@@ -9,8 +9,8 @@ from pylorus.core.errors import PylorusError
 from pylorus.data.catalog import read_folders
 
 
-def test_class_folders_give_a_row_an_image(drawn):
-    catalog = read_folders(drawn, group=r"patient_\d+")
+def test_class_folders_give_a_row_an_image(synthetic_root):
+    catalog = read_folders(synthetic_root, group=r"patient_\d+")
     assert catalog.classes == ("chronic_gastritis", "gastric_cancer", "gastric_ulcer")
     assert len(catalog.table) == 30
     assert catalog.table["group"].nunique() == 15
@@ -20,9 +20,9 @@ def test_class_folders_give_a_row_an_image(drawn):
     assert set(catalog.table["split"]) == {""}
 
 
-def test_named_classes_fix_the_order_of_the_labels(drawn):
+def test_named_classes_fix_the_order_of_the_labels(synthetic_root):
     names = ["gastric_ulcer", "chronic_gastritis", "gastric_cancer"]
-    catalog = read_folders(drawn, classes=names, short_names=["GU", "CG", "GC"])
+    catalog = read_folders(synthetic_root, classes=names, short_names=["GU", "CG", "GC"])
     assert catalog.classes == tuple(names)
     assert catalog.short_names == ("GU", "CG", "GC")
     first = catalog.table[catalog.table["label"] == 0]
@@ -57,10 +57,10 @@ def test_without_a_pattern_every_image_is_its_own_group(class_folders):
     assert not catalog.grouped
 
 
-def test_an_image_keeps_its_id_wherever_the_set_lies(drawn, tmp_path):
+def test_an_image_keeps_its_id_wherever_the_set_lies(synthetic_root, tmp_path):
     moved = tmp_path / "elsewhere"
-    shutil.copytree(drawn, moved)
-    assert read_folders(moved).table["sample_id"].equals(read_folders(drawn).table["sample_id"])
+    shutil.copytree(synthetic_root, moved)
+    assert read_folders(moved).table["sample_id"].equals(read_folders(synthetic_root).table["sample_id"])
 
 
 def test_a_class_without_images_is_named(class_folders):

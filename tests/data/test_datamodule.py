@@ -16,9 +16,9 @@ POLICY = AugmentConfig(**yaml.safe_load((CONF / "augment" / "light.yaml").read_t
 
 
 @pytest.fixture(scope="module")
-def serve(drawn, tmp_path_factory):
+def serve(synthetic_root, tmp_path_factory):
     kept = str(tmp_path_factory.mktemp("kept"))
-    catalog = read_folders(drawn, group=r"patient_\d+")
+    catalog = read_folders(synthetic_root, group=r"patient_\d+")
     table = split_catalog(catalog, DataConfig(val_fraction=0.2, test_fraction=0.2)).table
 
     def make(*, workers=0, seed=0, policy=POLICY, batch_size=4, views=None, images=False):
@@ -96,7 +96,7 @@ def test_only_large_frames_are_kept_where_the_user_leaves_it_open(serve, side, k
 
 
 @pytest.mark.slow
-def test_images_of_one_epoch_are_augmented_differently(serve, drawn):
+def test_images_of_one_epoch_are_augmented_differently(serve, synthetic_root):
     """Two workers with the same stream of chance would turn all images the same way."""
     module = serve(workers=2)
     module.parts["train"].loc[:, "path"] = module.parts["train"]["path"][0]

@@ -9,7 +9,7 @@ import pytest
 from pylorus.data.decode import read_image
 from pylorus.data.field_of_view import FieldOfView, crop_to_field, find_field
 from pylorus.data.synthetic import CLASSES, generate_frame
-from tests.data.drawn_frames import SHAPES, Mask, drawn_frame
+from tests.data.synthetic_frames import SHAPES, Mask, drawn_frame
 
 IMAGES = Path(__file__).parents[3] / "shared" / "data" / "bloodcells"
 LEAST_OVERLAP = 0.97

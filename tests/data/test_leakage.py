@@ -133,8 +133,8 @@ def test_copies_tie_patients_together_over_several_steps(frames):
     assert told == {"p1": "p1", "p2": "p1", "p3": "p1", "p4": "p4", "p5": "p5", "p6": "p6"}
 
 
-def test_a_split_without_copies_stays_as_it_was_published(drawn):
-    catalog = read_folders(drawn, group=r"patient_\d+")
+def test_a_split_without_copies_stays_as_it_was_published(synthetic_root):
+    catalog = read_folders(synthetic_root, group=r"patient_\d+")
     assert list(merge_linked_groups(catalog, [])) == list(catalog.table["group"])
     for table in (split_catalog(catalog, DataConfig(), copies=NONE).table, split_catalog(catalog, DataConfig()).table):
         chosen = {part: sorted(set(rows["group"])) for part, rows in table.groupby("split")}

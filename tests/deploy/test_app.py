@@ -49,18 +49,18 @@ sys.addaudithook(watch)
 
 
 @pytest.fixture(scope="module")
-def desk(bundle_folder):
+def inference_service(bundle_folder):
     made = InferenceService(load_bundle(bundle_folder))
     yield made
     made.close()
 
 
 @pytest.fixture
-def client(desk):
+def client(inference_service):
     """Talks to a server; `client(max_mb=1)` sets an option, `password` its password."""
 
     def start(*, password: str | None = None, **options: object) -> TestClient:
-        asked = TestClient(create_application(desk, ServeOptions(**options), password), base_url=HERE)
+        asked = TestClient(create_application(inference_service, ServeOptions(**options), password), base_url=HERE)
         asked.headers["host"] = "127.0.0.1:7860"
         return asked
 
@@ -91,12 +91,12 @@ def body(*parts: str, end: str = "--x--\r\n") -> bytes:
 FORM = {"content-type": "multipart/form-data; boundary=x"}
 
 
-def test_the_answers_are_those_of_predict(client, desk, drawn):
-    paths = sorted(drawn.glob("*/*"))[::5]
+def test_the_answers_are_those_of_predict(client, inference_service, synthetic_root):
+    paths = sorted(synthetic_root.glob("*/*"))[::5]
     sent = [("files", (path.name, path.read_bytes())) for path in paths]
     found = rows(client().post("/api/predict", files=sent))
-    expected = desk.bundle.predict_images(desk.bundle.input.load_images(paths))
-    names = desk.bundle.description.short_names
+    expected = inference_service.bundle.predict_images(inference_service.bundle.input.load_images(paths))
+    names = inference_service.bundle.description.short_names
     assert [row["file"] for row in found] == [path.name for path in paths]
     for place, row in enumerate(found):
         assert np.allclose([row["probability"][name] for name in names], expected.probabilities[place], atol=1e-6)
@@ -109,7 +109,7 @@ def test_the_answers_are_those_of_predict(client, desk, drawn):
         assert "heat_map" not in row
 
 
-def test_more_images_than_the_network_takes_at_once_come_back_in_order(client, desk):
+def test_more_images_than_the_network_takes_at_once_come_back_in_order(client, inference_service):
     contents = [png(seed) for seed in range(19)]
     found = rows(client().post("/api/predict", files=files(*contents)))
     assert [row["file"] for row in found] == [f"image{place}.png" for place in range(19)]
@@ -117,7 +117,7 @@ def test_more_images_than_the_network_takes_at_once_come_back_in_order(client, d
     assert found[17]["probability"] == pytest.approx(alone["probability"], abs=1e-5)
 
 
-def test_a_picture_is_a_new_jpeg_without_the_files_own_tags(client, desk):
+def test_a_picture_is_a_new_jpeg_without_the_files_own_tags(client, inference_service):
     image, tagged = Image.open(io.BytesIO(png(size=60))), io.BytesIO()
     tags = Image.Exif()
     tags[0x010E] = "Mrs Example, born 1950"
@@ -129,7 +129,7 @@ def test_a_picture_is_a_new_jpeg_without_the_files_own_tags(client, desk):
     assert Image.open(io.BytesIO(picture)).size == (448, 448)
 
 
-def test_heat_maps_are_there_or_it_is_said_why_not(client, desk):
+def test_heat_maps_are_there_or_it_is_said_why_not(client, inference_service):
     asked = client()
     why = asked.get("/api/model").json()["no_heat_maps"]
     row = rows(asked.post("/api/predict?heat_map=1&image=1", files=files(png())))[0]
@@ -138,9 +138,9 @@ def test_heat_maps_are_there_or_it_is_said_why_not(client, desk):
         assert row["heat_map"].startswith("data:image/jpeg;base64,")
 
 
-def test_an_abstention_has_its_reason(client, desk):
+def test_an_abstention_has_its_reason(client, inference_service):
     found = rows(client().post("/api/predict", files=files(*(png(seed) for seed in range(6)))))
-    said = desk.bundle.description.abstention
+    said = inference_service.bundle.description.abstention
     assert any(row["why"] == "unlike" for row in found)
     for row in found:
         far, likeliest = row["unlikeness"] > said.unlike_above, max(row["probability"].values())
@@ -377,7 +377,7 @@ def test_the_page_names_no_other_address(client):
         assert not re.search(r"""https?:|["'(]//|@import|@font-face|style="|<script>|\son\w+=""", text), path
 
 
-def test_the_page_says_what_the_model_is_for(client, desk):
+def test_the_page_says_what_the_model_is_for(client, inference_service):
     page = client().get("/").text
     assert '<p class="notice" role="note"><strong>Research use only. Not a medical device.</strong>' in page
     assert "gastric_cancer, gastric_ulcer, chronic_gastritis" in page
@@ -409,16 +409,16 @@ def test_a_model_card_can_not_bring_its_own_page(tmp_path):
     assert "href" not in found
 
 
-def test_health_says_which_bundle_and_answers_while_the_network_is_busy(client, desk, monkeypatch):
+def test_health_says_which_bundle_and_answers_while_the_network_is_busy(client, inference_service, monkeypatch):
     computing, release = threading.Event(), threading.Event()
-    original = type(desk.bundle).run_network
+    original = type(inference_service.bundle).run_network
 
     def slow(bundle, images):
         computing.set()
         assert release.wait(30)
         return original(bundle, images)
 
-    monkeypatch.setattr(type(desk.bundle), "run_network", slow)
+    monkeypatch.setattr(type(inference_service.bundle), "run_network", slow)
     with client() as asked, ThreadPoolExecutor(1) as pool:  # one loop serves both
         answer = pool.submit(asked.post, "/api/predict", files=files(png()))
         assert computing.wait(30)
@@ -432,7 +432,7 @@ def test_health_says_which_bundle_and_answers_while_the_network_is_busy(client, 
     assert found["bundle"] == asked.get("/api/model").json()["bundle"]
 
 
-def test_users_at_once_get_each_their_own_answers(client, desk):
+def test_users_at_once_get_each_their_own_answers(client, inference_service):
     asked = client()
     alone = [rows(asked.post("/api/predict", files=files(png(seed))))[0]["probability"] for seed in range(6)]
 
@@ -462,8 +462,8 @@ def test_files_that_never_arrive_do_not_hold_a_place_for_ever(client, monkeypatc
     assert client().post("/api/predict", files=files(png())).status_code == 408
 
 
-def test_a_network_that_gives_no_number_says_so_for_that_image_alone(client, desk, monkeypatch):
-    original = type(desk.bundle).run_network
+def test_a_network_that_gives_no_number_says_so_for_that_image_alone(client, inference_service, monkeypatch):
+    original = type(inference_service.bundle).run_network
 
     def broken(bundle, images):
         output = original(bundle, images)
@@ -471,7 +471,7 @@ def test_a_network_that_gives_no_number_says_so_for_that_image_alone(client, des
         logits[0] = torch.nan
         return NetworkOutput(logits, output.unlikeness)
 
-    monkeypatch.setattr(type(desk.bundle), "run_network", broken)
+    monkeypatch.setattr(type(inference_service.bundle), "run_network", broken)
     first, second = rows(client().post("/api/predict?image=1", files=files(png(1), png(2))))
     assert first["error"] == "the network's output is NaN or infinite for this image"
     assert second["error"] == ""
@@ -493,7 +493,7 @@ def test_nothing_of_an_image_reaches_a_disk_or_another_machine(client, tmp_path,
     assert seen == []
 
 
-def test_the_interface_is_described_as_it_is(client, desk):
+def test_the_interface_is_described_as_it_is(client, inference_service):
     asked = client()
     said = asked.get("/api").json()
     assert said["openapi"].startswith("3.1")

@@ -72,8 +72,8 @@ def enlarged(folder):
 
 
 @pytest.fixture(scope="module")
-def images(bundle, drawn):
-    return np.stack([bundle.input.load_image(path) for path in sorted(drawn.glob("*/*.jpg"))[::6]])
+def images(bundle, synthetic_root):
+    return np.stack([bundle.input.load_image(path) for path in sorted(synthetic_root.glob("*/*.jpg"))[::6]])
 
 
 def bundle_of(name, size, arguments):
@@ -222,10 +222,10 @@ def test_without_any_map_the_check_says_that_it_is_not_possible(bundle, images):
     assert not MapSimilarity("all weights", 0.49, 0.9, 0.0).is_alike
 
 
-def test_a_folder_becomes_pictures_that_name_no_file_and_a_table_that_does(bundle, drawn, tmp_path, capsys):
+def test_a_folder_becomes_pictures_that_name_no_file_and_a_table_that_does(bundle, synthetic_root, tmp_path, capsys):
     given = tmp_path / "Jane Doe 1970"
     (given / "gastric_cancer").mkdir(parents=True)
-    for path in sorted((drawn / "gastric_cancer").iterdir())[:3]:
+    for path in sorted((synthetic_root / "gastric_cancer").iterdir())[:3]:
         shutil.copy(path, given / "gastric_cancer")
     (given / "damaged.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(SystemExit) as ended:
@@ -258,8 +258,8 @@ def test_a_folder_becomes_pictures_that_name_no_file_and_a_table_that_does(bundl
     assert float(first["probability"]) == pytest.approx(probability, abs=1e-5)
 
 
-def test_only_earlier_maps_are_ever_replaced(bundle, drawn, tmp_path):
-    some, output = sorted(drawn.glob("*/*.jpg"))[:3], tmp_path / "maps"
+def test_only_earlier_maps_are_ever_replaced(bundle, synthetic_root, tmp_path):
+    some, output = sorted(synthetic_root.glob("*/*.jpg"))[:3], tmp_path / "maps"
 
     def explain(*paths):
         with pytest.raises(SystemExit) as ended:
@@ -285,9 +285,9 @@ def test_only_earlier_maps_are_ever_replaced(bundle, drawn, tmp_path):
         (["--mistakes"], "is not in a run"),
     ],
 )
-def test_a_wrong_word_is_told_before_anything_is_written(words, said, bundle, drawn, tmp_path, monkeypatch):
+def test_a_wrong_word_is_told_before_anything_is_written(words, said, bundle, synthetic_root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(drawn, tmp_path / "images")
+    shutil.copytree(synthetic_root, tmp_path / "images")
     with pytest.raises(SystemExit) as ended:
         main(["explain", str(bundle.folder), *words])
     assert said in str(ended.value.code)

@@ -104,9 +104,9 @@ def tab(browser, server):
 
 
 @pytest.fixture
-def images(drawn, tmp_path):
+def images(synthetic_root, tmp_path):
     """Three files of other names."""
-    for place, path in enumerate(sorted(drawn.glob("*/*"))[::10]):
+    for place, path in enumerate(sorted(synthetic_root.glob("*/*"))[::10]):
         Image.open(path).save(tmp_path / f"frame {place}.png")
     return sorted(tmp_path.glob("*.png"))
 

@@ -106,11 +106,11 @@ def test_a_sweep_over_carried_files_is_told_the_one_key_that_takes_them_all(tmp_
     assert f"'model.weights={tmp_path}/${{model.name}}.safetensors'" in sweep.found
 
 
-def test_classes_are_counted_and_a_sample_is_read(drawn):
-    folder, reading = check_images(drawn)
+def test_classes_are_counted_and_a_sample_is_read(synthetic_root):
+    folder, reading = check_images(synthetic_root)
     assert folder.state is reading.state is State.GOOD
     assert folder.found.startswith("30 images in ")
-    assert all(f"{name} 10" in folder.found for name in list_class_names(drawn))
+    assert all(f"{name} 10" in folder.found for name in list_class_names(synthetic_root))
     assert reading.found.startswith("all 24 sampled images can be read")
 
 

@@ -65,7 +65,7 @@ def air_gap(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def run_with_report(tmp_path_factory):
     """A run with its report, and the air gap that it was made behind."""
     gap = AirGap(tmp_path_factory.mktemp("air"))
     words = [
@@ -126,8 +126,8 @@ def test_weights_that_are_asked_of_the_hub_are_an_attempt(air_gap):
     assert any("huggingface.co" in attempt for attempt in air_gap.attempts())
 
 
-def test_training_and_its_report_need_no_network(trained):
-    gap, run = trained
+def test_training_and_its_report_need_no_network(run_with_report):
+    gap, run = run_with_report
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
     assert (run / "report" / "report.html").is_file()
     assert any("train.py" in process for process in gap.watched())
@@ -141,8 +141,8 @@ def test_weights_and_biases_that_was_not_told_to_send_needs_no_network(air_gap):
     assert air_gap.attempts() == []
 
 
-def test_the_doctor_needs_no_network(trained):
-    gap, _ = trained
+def test_the_doctor_needs_no_network(run_with_report):
+    gap, _ = run_with_report
     found = gap.pylorus("doctor", "--json")
     lines = {check["name"]: check for check in json.loads(found.stdout)["checks"]}
     assert found.returncode == 0, found.stdout
@@ -164,8 +164,8 @@ def test_the_doctor_needs_no_network(trained):
     ],
     ids=lambda words: words[0],
 )
-def test_what_is_done_with_a_run_needs_no_network(trained, words):
-    gap, run = trained
+def test_what_is_done_with_a_run_needs_no_network(run_with_report, words):
+    gap, run = run_with_report
     if words[0] not in gap.pylorus("--help").stdout:
         pytest.skip(f"this version has no `pylorus {words[0]}`")
     if words[0] == "export":

@@ -37,9 +37,9 @@ def test_drawn_images_train_without_a_hub_and_say_so_loudly(train):
     assert "RANDOM WEIGHTS" in found.stdout
 
 
-def test_own_images_are_not_trained_from_random_weights_unasked(train, drawn):
+def test_own_images_are_not_trained_from_random_weights_unasked(train, synthetic_root):
     start = time.monotonic()
-    found = train("data=folders", f"data.root={drawn}", "model=resnet50", "data.image_size=32")
+    found = train("data=folders", f"data.root={synthetic_root}", "model=resnet50", "data.image_size=32")
     assert found.returncode == 1
     assert "save it as resnet50.tv_in1k.safetensors" in found.stderr
     assert time.monotonic() - start < 60

@@ -12,7 +12,7 @@ Said = Callable[..., Predictions]
 
 
 @pytest.fixture
-def said() -> Said:
+def simulate_predictions() -> Said:
     """A model of given skill on three classes; images of a group share their class and their difficulty."""
 
     def draw(

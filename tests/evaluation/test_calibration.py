@@ -17,7 +17,7 @@ from pylorus.evaluation.calibration import (
 )
 
 
-def drawn(*, images=20_000, temperature=1.0, seed=0):
+def simulate(*, images=20_000, temperature=1.0, seed=0):
     """Logits, and truths drawn from them at a temperature, so that this temperature is the right one."""
     generator = np.random.default_rng(seed)
     logits = 3 * generator.standard_normal((images, 3))
@@ -28,7 +28,7 @@ def drawn(*, images=20_000, temperature=1.0, seed=0):
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
 def test_the_temperature_that_made_the_truth_is_found_again(temperature):
-    fit = fit_temperature(*drawn(temperature=temperature))
+    fit = fit_temperature(*simulate(temperature=temperature))
     assert fit.identified
     assert fit.temperature == pytest.approx(temperature, rel=0.05)
     assert fit.nll_after <= fit.nll_before
@@ -36,7 +36,7 @@ def test_the_temperature_that_made_the_truth_is_found_again(temperature):
 
 
 def test_the_fit_is_the_best_on_a_fine_grid():
-    logits, true = drawn(images=300, temperature=2.0)
+    logits, true = simulate(images=300, temperature=2.0)
     fit = fit_temperature(logits, true)
     grid = np.geomspace(0.5, 8, 200)
     losses = [log_loss(true, probabilities_of_logits(logits, temperature=t)) for t in grid]
@@ -47,8 +47,8 @@ def test_the_fit_is_the_best_on_a_fine_grid():
 
 
 def test_applied_to_other_images_the_temperature_mends_calibration():
-    fit = fit_temperature(*drawn(images=1000, temperature=2.5, seed=1))
-    logits, true = drawn(images=5000, temperature=2.5, seed=2)
+    fit = fit_temperature(*simulate(images=1000, temperature=2.5, seed=1))
+    logits, true = simulate(images=5000, temperature=2.5, seed=2)
     before = calibration_scores(probabilities_of_logits(logits), true)
     after = calibration_scores(probabilities_of_logits(logits, temperature=fit.temperature), true)
     assert after.ece < before.ece / 3
@@ -72,14 +72,14 @@ def test_where_no_temperature_is_best_logits_are_left_alone_and_it_is_said(logit
 
 
 def test_a_temperature_never_changes_the_answer():
-    logits, _ = drawn(images=500)
+    logits, _ = simulate(images=500)
     for temperature in (0.1, 1.0, 10.0):
         chance = probabilities_of_logits(logits, temperature=temperature)
         assert (chance.argmax(axis=1) == logits.argmax(axis=1)).all()
 
 
 def test_scores_are_those_of_scikit_learn():
-    logits, true = drawn(images=400)
+    logits, true = simulate(images=400)
     chance = probabilities_of_logits(logits)
     found = calibration_scores(chance, true)
     assert found.nll == pytest.approx(log_loss(true, chance))
@@ -145,16 +145,16 @@ def sure_of(certainty):
     return np.column_stack([certainty, 1 - np.asarray(certainty)])
 
 
-def test_bins_hold_equally_many_images(said):
-    model = said(images=100)
+def test_bins_hold_equally_many_images(simulate_predictions):
+    model = simulate_predictions(images=100)
     curve = reliability_curve(model.probabilities, model.true, bins=10)
     assert curve.images.tolist() == [10] * 10
     assert (np.diff(curve.certainty) > 0).all()
     assert sum(share.successes for share in curve.accuracy) == model.correct.sum()
 
 
-def test_the_error_is_the_mean_distance_of_accuracy_and_certainty(said):
-    model = said(images=97)
+def test_the_error_is_the_mean_distance_of_accuracy_and_certainty(simulate_predictions):
+    model = simulate_predictions(images=97)
     curve = reliability_curve(model.probabilities, model.true, bins=7)
     accuracy = np.array([share.value for share in curve.accuracy])
     assert curve.ece == pytest.approx((np.abs(accuracy - curve.certainty) * curve.images).sum() / 97)

@@ -49,8 +49,11 @@ def test_the_paired_tests_of_the_published_delong_example_are_found(
     assert p_value < found.p_value < p_value + 0.02
 
 
-def test_the_difference_of_areas_is_that_of_the_areas(said):
-    first, second = said(images=90, groups=30, skill=2.5, model=1), said(images=90, groups=30, skill=1.0, model=2)
+def test_the_difference_of_areas_is_that_of_the_areas(simulate_predictions):
+    first, second = (
+        simulate_predictions(images=90, groups=30, skill=2.5, model=1),
+        simulate_predictions(images=90, groups=30, skill=1.0, model=2),
+    )
     for each, name in enumerate(first.class_names):
         found = delong_test(first, second, class_name=name)
         areas = [auroc(first.true == each, model.probabilities[:, each]).value for model in (first, second)]
@@ -77,8 +80,11 @@ def test_a_class_absent_from_test_has_no_area_to_compare(one_hot):
         delong_test(model, model, class_name="z")
 
 
-def test_differences_are_those_of_the_indices(said):
-    first, second = said(images=120, skill=2.5, model=1), said(images=120, skill=1.0, model=2)
+def test_differences_are_those_of_the_indices(simulate_predictions):
+    first, second = (
+        simulate_predictions(images=120, skill=2.5, model=1),
+        simulate_predictions(images=120, skill=1.0, model=2),
+    )
     found = paired_differences(first, second, seed=0)
     ours, theirs = (overall_indices(confusion_matrix(model.true, model.predicted, 3)) for model in (first, second))
     for name in INDICES:
@@ -88,30 +94,36 @@ def test_differences_are_those_of_the_indices(said):
     assert (found.macro_f1.p_value < 0.05) == (found.macro_f1.low > 0)
 
 
-def test_exchanging_the_models_turns_the_differences_round(said):
-    first, second = said(images=120, skill=2.5, model=1), said(images=120, skill=1.0, model=2)
+def test_exchanging_the_models_turns_the_differences_round(simulate_predictions):
+    first, second = (
+        simulate_predictions(images=120, skill=2.5, model=1),
+        simulate_predictions(images=120, skill=1.0, model=2),
+    )
     there = paired_differences(first, second, seed=0).macro_f1
     back = paired_differences(second, first, seed=0).macro_f1
     assert back.value == pytest.approx(-there.value)
     assert (back.low, back.high) == pytest.approx((-there.high, -there.low), abs=0.005)
 
 
-def test_what_models_share_narrows_the_interval(said):
+def test_what_models_share_narrows_the_interval(simulate_predictions):
     """Two models mistaken on the same images are compared far more sharply than their own intervals suggest."""
-    first = said(images=300, skill=1.5)
+    first = simulate_predictions(images=300, skill=1.5)
     chance = first.probabilities.copy()
     chance[:8] = np.roll(chance[:8], 1, axis=1)
     difference = paired_differences(first, replace(first, probabilities=chance), seed=0).accuracy
     assert difference.high - difference.low < 0.05
 
 
-def test_the_p_of_accuracy_is_the_exact_one(said):
-    first, second = said(images=90, groups=30, model=1), said(images=90, groups=30, model=2)
+def test_the_p_of_accuracy_is_the_exact_one(simulate_predictions):
+    first, second = (
+        simulate_predictions(images=90, groups=30, model=1),
+        simulate_predictions(images=90, groups=30, model=2),
+    )
     assert paired_differences(first, second, seed=0).accuracy.p_value == mcnemar(first, second).p_value
 
 
-def test_models_that_answer_alike_do_not_differ(said):
-    model = said(images=60)
+def test_models_that_answer_alike_do_not_differ(simulate_predictions):
+    model = simulate_predictions(images=60)
     found = paired_differences(model, model, seed=0).macro_f1
     assert (found.value, found.p_value) == (0.0, 1.0)
     assert -0.1 < found.low <= 0 <= found.high < 0.1
@@ -131,7 +143,7 @@ def test_differences_stay_inside_their_scale(one_hot):
     assert -1 <= area.low <= area.high <= 1
 
 
-def test_a_difference_of_few_patients_is_never_shown_with_a_tiny_p(said):
+def test_a_difference_of_few_patients_is_never_shown_with_a_tiny_p(simulate_predictions):
     """What twelve patients can show at most is 2 exchanges in 4,096, and 4 where 2 leave the index undefined."""
     truth = np.repeat(np.arange(12) % 2, 5)
     names = np.arange(60).astype(str)
@@ -185,11 +197,11 @@ def test_an_index_undefined_for_one_model_is_undefined(one_hot):
     assert found.reason
 
 
-def test_different_test_sets_are_refused(said):
+def test_different_test_sets_are_refused(simulate_predictions):
     with pytest.raises(ValueError, match="not for the same images"):
-        paired_differences(said(images=30), said(images=31), seed=0)
+        paired_differences(simulate_predictions(images=30), simulate_predictions(images=31), seed=0)
     with pytest.raises(ValueError, match="not for the same images"):
-        delong_test(said(images=30), said(images=31), class_name="GC")
+        delong_test(simulate_predictions(images=30), simulate_predictions(images=31), class_name="GC")
 
 
 def test_a_class_that_is_always_right_in_one_model_and_never_in_the_other_leaves_the_interval_its_width():
@@ -204,8 +216,11 @@ def test_a_class_that_is_always_right_in_one_model_and_never_in_the_other_leaves
     assert found.high - found.low > 0.03
 
 
-def test_a_single_patient_has_no_standard_error_and_still_an_interval(said):
-    first, second = said(images=30, groups=1, model=1), said(images=30, groups=1, model=2)
+def test_a_single_patient_has_no_standard_error_and_still_an_interval(simulate_predictions):
+    first, second = (
+        simulate_predictions(images=30, groups=1, model=1),
+        simulate_predictions(images=30, groups=1, model=2),
+    )
     found = paired_differences(first, second, seed=0).accuracy
     assert math.isnan(found.standard_error)
     assert found.has_interval
@@ -316,8 +331,8 @@ def test_mcnemar_refuses_different_test_sets(one_hot):
         mcnemar(one_hot(np.array([0, 1])), one_hot(np.array([0, 1, 1])))
 
 
-def test_the_same_images_in_another_order_give_the_same_answer(said):
-    first, second = said(images=80, model=1), said(images=80, model=2)
+def test_the_same_images_in_another_order_give_the_same_answer(simulate_predictions):
+    first, second = simulate_predictions(images=80, model=1), simulate_predictions(images=80, model=2)
     order = np.random.default_rng(0).permutation(80)
     turned = replace(
         second,

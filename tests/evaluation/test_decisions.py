@@ -233,14 +233,14 @@ def test_what_does_not_fit_is_refused(correct, certainty):
         risk_coverage(correct, certainty)
 
 
-def drawn(seed=0, images=300):
+def simulate_binary(seed=0, images=300):
     generator = np.random.default_rng(seed)
     chance = np.round(generator.random(images), 2)
     return generator.random(images) < chance, chance
 
 
 def test_it_is_the_formula_of_vickers_at_every_threshold():
-    positive, chance = drawn()
+    positive, chance = simulate_binary()
     curve = net_benefit(positive, chance)
     for threshold, benefit in zip(curve.threshold, curve.model, strict=True):
         called = chance >= threshold
@@ -249,7 +249,7 @@ def test_it_is_the_formula_of_vickers_at_every_threshold():
 
 
 def test_treating_all_is_a_model_sure_of_everybody_and_treating_none_one_sure_of_nobody():
-    positive, _ = drawn()
+    positive, _ = simulate_binary()
     np.testing.assert_allclose(net_benefit(positive, np.ones(300)).model, net_benefit(positive, np.ones(300)).treat_all)
     assert not net_benefit(positive, np.zeros(300)).model.any()
     assert not net_benefit(positive, np.zeros(300)).treat_none.any()
@@ -262,7 +262,7 @@ def test_treating_all_is_worth_nothing_where_the_threshold_is_the_prevalence():
 
 
 def test_a_calibrated_model_is_never_worse_than_treating_all_or_none():
-    positive, chance = drawn(images=50_000)
+    positive, chance = simulate_binary(images=50_000)
     curve = net_benefit(positive, chance)
     assert (curve.model >= np.maximum(curve.treat_all, 0) - 0.005).all()
 

@@ -21,8 +21,8 @@ from pylorus.evaluation.index_intervals import (
 from pylorus.evaluation.influence import estimate_by_jackknife
 
 
-def test_values_are_those_of_the_confusion_matrix(said):
-    model = said(images=200)
+def test_values_are_those_of_the_confusion_matrix(simulate_predictions):
+    model = simulate_predictions(images=200)
     found = indices_of_predictions(model.true, model.predicted, model.group, classes=3)
     counts = confusion_matrix(model.true, model.predicted, 3)
     for name in OVERALL:
@@ -32,8 +32,8 @@ def test_values_are_those_of_the_confusion_matrix(said):
     assert [each.value for each in found.f1] == pytest.approx(class_indices(counts).f1.tolist())
 
 
-def test_the_order_of_the_images_makes_no_difference(said):
-    model = said(images=90, groups=30)
+def test_the_order_of_the_images_makes_no_difference(simulate_predictions):
+    model = simulate_predictions(images=90, groups=30)
     order = np.random.default_rng(1).permutation(90)
     plain = indices_of_predictions(model.true, model.predicted, model.group, classes=3)
     shuffled = indices_of_predictions(model.true[order], model.predicted[order], model.group[order], classes=3)
@@ -41,8 +41,8 @@ def test_the_order_of_the_images_makes_no_difference(said):
         assert astuple(getattr(plain, name))[:3] == pytest.approx(astuple(getattr(shuffled, name))[:3])
 
 
-def test_images_of_few_patients_give_wider_intervals(said):
-    model = said(images=300, groups=30)
+def test_images_of_few_patients_give_wider_intervals(simulate_predictions):
+    model = simulate_predictions(images=300, groups=30)
     alone = indices_of_predictions(model.true, model.predicted, None, classes=3)
     grouped = indices_of_predictions(model.true, model.predicted, model.group, classes=3)
     for name in OVERALL:

@@ -104,7 +104,7 @@ def test_a_run_that_did_not_finish_is_no_replicate_of_what_is_shipped(make_run):
     )
 
 
-def test_the_table_of_replicates_gives_mean_deviation_and_range_of_the_runs(make_run, tmp_path, undrawn):
+def test_the_table_of_replicates_gives_mean_deviation_and_range_of_the_runs(make_run, tmp_path, skip_rendering):
     paths = seeds(make_run, "resnet50", [FAIR, POOR, PERFECT])
     write_report(paths, tmp_path / "report", options=FAST)
     tables = tmp_path / "report" / "tables"

@@ -74,6 +74,11 @@ TWO_CLASSES = {"names": ("GC", "CG"), "test_each": (8, 8), "val_each": (5, 5)}
 LEFT_OUT = {"left_out": [{"class": "gastric_ulcer", "split": "not given", "files": 4}]}
 
 
+@pytest.fixture(scope="module")
+def base_evidence(make_shared_run):
+    return collect_evidence([make_shared_run("base", **BASE)], FAST)
+
+
 @pytest.mark.parametrize(
     ("answer", "story", "change", "base_says", "contrary_says"),
     [
@@ -470,15 +475,14 @@ LEFT_OUT = {"left_out": [{"class": "gastric_ulcer", "split": "not given", "files
     ],
 )
 def test_an_answer_is_made_of_facts_and_another_run_changes_it(
-    make_run, answer, story, change, base_says, contrary_says
+    base_evidence, make_run, answer, story, change, base_says, contrary_says
 ):
-    base = make_run("base", **BASE)
     contrary = make_run("contrary", **(BASE | story))
     if answer is answers.report_availability and story.get("finished") == 0:
         write_curves(contrary)
     if change is not None:
         change(contrary)
-    first, second = (answer(collect_evidence([folder], FAST)) for folder in (base, contrary))
+    first, second = answer(base_evidence), answer(collect_evidence([contrary], FAST))
     assert base_says in first
     assert contrary_says in second
     assert bool(contrary_says) == bool(second)
@@ -564,21 +568,21 @@ def test_a_run_that_failed_before_it_had_a_split_answers_what_it_can(make_run):
         ({"finished": 0}, "This report was computed", "temperature"),
     ],
 )
-def test_the_methods_are_those_that_the_report_used(make_run, undrawn, story, present, absent):
+def test_the_methods_are_those_that_the_report_used(make_run, skip_rendering, story, present, absent):
     page = write_report([make_run(**(BASE | story))], options=FAST).read_text()
     methods = page.partition('id="methods"')[2].replace("&#39;", "'")
     assert present in methods
     assert absent not in methods
 
 
-def test_a_report_that_was_validated_on_the_test_images_never_says_otherwise(make_run, undrawn):
+def test_a_report_that_was_validated_on_the_test_images_never_says_otherwise(make_run, skip_rendering):
     page = write_report([make_run(**(BASE | {"config": {"data.validation": "test"}}))], options=FAST).read_text()
     for false in ("fitted on the validation images", "validation images only", "on training and validation images"):
         assert false not in page
     assert "a temperature fitted on the test images (data.validation=test)" in page
 
 
-def test_only_what_is_there_counts_as_a_look_a_mistake_or_a_pair(make_run, undrawn):
+def test_only_what_is_there_counts_as_a_look_a_mistake_or_a_pair(make_run, skip_rendering):
     perfect = [[8, 0, 0], [0, 8, 0], [0, 0, 8]]
     page = write_report([make_run(**(BASE | {"confusions": {"s": perfect}}))], options=FAST).read_text()
     assert "classifies all 24 test images correctly" in page

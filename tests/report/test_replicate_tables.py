@@ -12,7 +12,7 @@ OPTIONS = ReportOptions(resamples=20)
 
 
 @pytest.fixture
-def folds(make_run, tmp_path, undrawn):
+def folds(make_run, tmp_path, skip_rendering):
     """Makes runs of folds, each with other test images; gives the report's table of them."""
 
     def report(chosen, wanted=3, **story):
@@ -51,7 +51,7 @@ def test_one_fold_alone_is_not_pooled(folds):
     assert folds([1])[1] is None
 
 
-def test_other_configurations_are_rows_of_their_own(make_run, tmp_path, undrawn):
+def test_other_configurations_are_rows_of_their_own(make_run, tmp_path, skip_rendering):
     runs = [
         make_run(
             f"{model}{fold}",
@@ -100,7 +100,7 @@ def test_the_mean_over_folds_has_an_interval_that_allows_for_training_sets_that_
     assert row[f"{name}, high"] == pytest.approx(min(100, shares.mean() + 4.302653 * error), rel=1e-4)
 
 
-def test_folds_by_a_column_are_listed_by_its_values(make_run, tmp_path, undrawn):
+def test_folds_by_a_column_are_listed_by_its_values(make_run, tmp_path, skip_rendering):
     runs = []
     for number, site in enumerate(("Basel", "Bern", "Genf")):
         config = {"data.fold": site, "data.fold_column": "site", "data.folds": 3}
@@ -112,7 +112,7 @@ def test_folds_by_a_column_are_listed_by_its_values(make_run, tmp_path, undrawn)
     assert pd.read_csv(tables / "folds.csv")["folds"].tolist() == ["3 of 3"]
 
 
-def test_folds_with_two_seeds_are_pooled_seed_by_seed_and_then_averaged(make_run, tmp_path, undrawn):
+def test_folds_with_two_seeds_are_pooled_seed_by_seed_and_then_averaged(make_run, tmp_path, skip_rendering):
     runs = [
         make_run(
             f"{seed}{fold}",

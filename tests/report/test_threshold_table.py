@@ -10,7 +10,7 @@ FAST = {"resamples": 50}
 
 
 @pytest.fixture
-def thresholds(make_run, undrawn):
+def thresholds(make_run, skip_rendering):
     """The table of a run as text and as CSV, of images and of patients."""
 
     def made(level="", options=None, **story):
@@ -63,7 +63,9 @@ def test_class_sensitivity_and_confidence_are_those_of_the_runs_bundle_unless_ot
     )
 
 
-def test_of_several_results_those_that_are_guaranteed_are_named_and_those_that_are_not(make_run, tmp_path, undrawn):
+def test_of_several_results_those_that_are_guaranteed_are_named_and_those_that_are_not(
+    make_run, tmp_path, skip_rendering
+):
     runs = [make_run("many", stages=("pretrain",), val_each=(50, 15, 15), model="a")]
     runs += [make_run("few", stages=("pretrain",), val_each=(20, 15, 15), model="b", split_seed=1)]
     write_report(runs, tmp_path / "out", options=ReportOptions(**FAST))
