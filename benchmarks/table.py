@@ -121,7 +121,7 @@ def markdown(record: dict[str, Any]) -> str:
         f"{images['train']} / {images['val']} / {images['test']} "
         f"(train / val / test), {settings['classes']} classes; weights {settings['weights']}; batches of "
         f"{settings['batch_size']}; {settings['epochs']} epochs per phase; no augmentation. "
-        f"Medians of up to {repeats} rounds; smallest and largest value in brackets."
+        f"Medians of up to {repeats} round{'s' if repeats > 1 else ''}; smallest and largest value in brackets."
         + ("" if record["finished"] else " **Not finished.**"),
         "",
         *_ratios(done, targets(settings["late"], settings["epochs"])),
