@@ -89,7 +89,7 @@ def test_a_kept_image_is_not_decoded_again(serve, monkeypatch):
 @pytest.mark.parametrize(("side", "kept"), [(44, True), (48, False)])
 def test_only_large_frames_are_kept_where_the_user_leaves_it_open(serve, side, kept, monkeypatch):
     """The drawn frames are 48 pixels wide: 1.19 or 1.0 times the input's pixels, against a limit of 1.1."""
-    monkeypatch.setattr("pylorus.data.input_format.LARGE", 1.1)
+    monkeypatch.setattr("pylorus.data.input_format.LARGE_FRAME_RATIO", 1.1)
     module = serve(images=None)
     module.form = InputFormat(side, "pad", "bilinear")
     assert (module.get_dataset("test")._cached is not None) == kept

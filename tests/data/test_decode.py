@@ -119,7 +119,7 @@ def test_several_pages_are_no_image(kind):
 
 
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_unpacked(monkeypatch):
-    monkeypatch.setattr("pylorus.data.decode.MOST_PIXELS", 599)
+    monkeypatch.setattr("pylorus.data.decode.MAX_PIXELS", 599)
     with pytest.raises(UnreadableImageError, match="30 × 20 pixels are over the limit of 599"):
         decode_image(PNG)
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pylorus.data.decode import UnreadableImageError, decode_image
-from pylorus.data.files import MOST_SCANS
+from pylorus.data.files import MAX_SCANS
 from tests.data.sample_files import deep, encoded, picture, samples
 
 EXACT = ["png", "png 16 bits", "bmp", "tiff", "tiff lzw", "tiff deflate", "tiff 16 bits", "webp lossless"]
@@ -80,7 +80,7 @@ def test_the_end_of_a_thumbnail_is_not_taken_for_the_end_of_its_jpeg():
 def test_a_jpeg_of_endless_scans_is_refused():
     whole = samples()["jpeg progressive"]
     with pytest.raises(UnreadableImageError, match="scans, over the limit"):
-        decode_image(whole[:-2] + b"\xff\xda\0\x06\x01\x01\0\0\0\0" * MOST_SCANS + whole[-2:])
+        decode_image(whole[:-2] + b"\xff\xda\0\x06\x01\x01\0\0\0\0" * MAX_SCANS + whole[-2:])
 
 
 def test_a_colour_profile_changes_nothing():

@@ -7,7 +7,7 @@ import pytest
 
 from pylorus.data import image_facts as module
 from pylorus.data.image_facts import (
-    MOST_SMALL,
+    MAX_SMALL_PARTS,
     FactStore,
     FactTable,
     compute_facts,
@@ -121,10 +121,10 @@ def test_new_images_are_added_in_parts_of_their_own_and_many_small_parts_are_joi
     root, paths = listed
     store = FactStore(tmp_path, version="1")
     table = list(load_or_compute_facts(root, paths, store=None))
-    for number in range(MOST_SMALL):
+    for number in range(MAX_SMALL_PARTS):
         store.add(table[number % 30 : number % 30 + 1])
         store.close()
-    assert len(list(tmp_path.rglob("*.parquet"))) == MOST_SMALL
+    assert len(list(tmp_path.rglob("*.parquet"))) == MAX_SMALL_PARTS
     store.add(table[-1:])
     store.close()
     assert len(list(tmp_path.rglob("*.parquet"))) == 1

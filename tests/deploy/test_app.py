@@ -451,14 +451,14 @@ def test_users_at_once_get_each_their_own_answers(client, desk):
 
 
 def test_who_comes_when_too_many_wait_is_asked_to_come_again(client, monkeypatch):
-    monkeypatch.setattr(pages_module, "AT_ONCE", 0)
+    monkeypatch.setattr(pages_module, "MAX_REQUESTS", 0)
     refused = client().post("/api/predict", files=files(png()))
     assert refused.status_code == 503
     assert int(refused.headers["retry-after"]) > 0
 
 
 def test_files_that_never_arrive_do_not_hold_a_place_for_ever(client, monkeypatch):
-    monkeypatch.setattr(pages_module, "SECONDS", 0.0)
+    monkeypatch.setattr(pages_module, "UPLOAD_TIMEOUT", 0.0)
     assert client().post("/api/predict", files=files(png())).status_code == 408
 
 

@@ -183,7 +183,7 @@ def test_where_32_bits_are_rough_by_themselves_the_gate_asks_64_bits_and_no_more
     strict = parity.check_parity(bundle, Off(), images)
     assert not strict.has_passed
     assert strict.rounding < 1e-6  # so this network gives no excuse
-    monkeypatch.setattr(parity, "ROUGHEST", 1.0)
+    monkeypatch.setattr(parity, "MAX_ROUNDING", 1.0)
     monkeypatch.setattr(parity, "compute_fp64_logits", lambda *given: exact(*given) + 2e-6)
     rough = parity.check_parity(bundle, Off(), images)
     assert rough.has_passed

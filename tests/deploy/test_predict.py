@@ -248,7 +248,7 @@ def test_images_are_taken_one_batch_after_another_and_never_listed(bundle_folder
     form = load_bundle(bundle_folder).input
     for number, (items, images) in enumerate(predict_module.read_ahead(endless(), form, 4), start=1):
         assert len(items) == len(images) == 4
-        assert taken <= 4 * (number + predict_module.AHEAD)
+        assert taken <= 4 * (number + predict_module.BATCHES_AHEAD)
         if number == 5:
             break
 
@@ -256,7 +256,7 @@ def test_images_are_taken_one_batch_after_another_and_never_listed(bundle_folder
 def test_a_folder_too_long_to_sort_is_taken_whole(tmp_path, monkeypatch):
     from pylorus.deploy import inputs
 
-    monkeypatch.setattr(inputs, "SORTED", 3)
+    monkeypatch.setattr(inputs, "MAX_SORTED_FILES", 3)
     for number in range(8):
         (tmp_path / f"{number}.jpg").touch()
     found = [item.path for item in Sources((str(tmp_path),), [], None).iter_items()]

@@ -117,7 +117,7 @@ def test_a_containers_limit_counts_not_its_hosts_memory(tmp_path, monkeypatch):
     limit, used = tmp_path / "memory.max", tmp_path / "memory.current"
     limit.write_text(f"{2 * GIB}\n")
     used.write_text(f"{GIB // 2}\n")
-    monkeypatch.setattr(machine, "LIMITS", ((limit, used),))
+    monkeypatch.setattr(machine, "MEMORY_FILES", ((limit, used),))
     memory = next(iter(machine.check_space()))
     assert memory.found.endswith("of 2.0 GiB; the study's models should have 4.0 GiB free")
     limit.write_text("max\n")

@@ -25,7 +25,7 @@ from pylorus.core.errors import PylorusError
 from pylorus.core.io import write_json
 from pylorus.data.synthetic import generate_image_set
 from pylorus.launch.main import RESUME, check_overrides
-from pylorus.launch.sweep import NEEDS
+from pylorus.launch.sweep import REQUIRED_PACKAGES
 from tests.forking import Forks
 
 from .documented import (
@@ -198,7 +198,7 @@ def test_the_words_of_a_training_command_compose_as_they_stand(command, composed
     words = [word for word in shlex.split(command.filled)[2:] if not word.startswith(("-", "resume="))]
     for word in words:
         if word.startswith("hydra/launcher="):
-            assert word in NEEDS
+            assert word in REQUIRED_PACKAGES
     for combination in combinations([word for word in words if not re.match(LAUNCHERS, word)]):
         composed(*[word for word in check_overrides(combination) if not word.startswith("hydra.")])
 
@@ -264,7 +264,9 @@ def test_no_command_hides_outside_a_block_that_is_run(page):
 def test_overrides_in_running_text_name_keys_and_files_that_exist(page):
     for words in overrides_of(page):
         plain = [word.replace("<stage>", "finetune").partition("|")[0] for word in words]
-        plain = [word for word in plain if "hydra" not in word and word not in NEEDS]  # whose extra may be missing
+        plain = [
+            word for word in plain if "hydra" not in word and word not in REQUIRED_PACKAGES
+        ]  # whose extra may be missing
         plain = [word for word in plain if not word.startswith(RESUME)]  # no key: it names a run
         try:
             check_overrides([word for word in plain if not re.search(r"=(choice|tag|interval)\(", word)])

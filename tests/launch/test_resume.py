@@ -58,8 +58,8 @@ SAVING = {"each epoch saved": (1e9, 600.0), "some epochs saved": (0.02, 600.0), 
 
 @pytest.fixture(params=SAVING.values(), ids=SAVING)
 def saving(request, monkeypatch):
-    monkeypatch.setattr(callbacks, "SHARE_OF_TIME", request.param[0])
-    monkeypatch.setattr(callbacks, "LONGEST", request.param[1])
+    monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", request.param[0])
+    monkeypatch.setattr(callbacks, "MAX_UNSAVED_SECONDS", request.param[1])
 
 
 def files_written(folder: RunFolder, monkeypatch, *, stop_before: int | None = None) -> int:
@@ -122,7 +122,7 @@ def test_killed_before_any_of_its_files_a_run_goes_on_to_the_very_same_result(be
 
 
 def test_killed_right_after_its_training_a_stage_keeps_all_its_curves(begin, monkeypatch):
-    monkeypatch.setattr(callbacks, "SHARE_OF_TIME", 1e9)
+    monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", 1e9)
     whole, folder = begin(), begin()
     run(whole)
 
@@ -168,8 +168,8 @@ def test_asked_to_stop_in_a_step_it_goes_on_after_that_step(begin, monkeypatch, 
 
 @pytest.mark.parametrize("longest", [600.0, 0.0], ids=["each epoch saved", "each step saved"])
 def test_with_processes_that_decode_too(begin, monkeypatch, longest):
-    monkeypatch.setattr(callbacks, "SHARE_OF_TIME", 1e9)
-    monkeypatch.setattr(callbacks, "LONGEST", longest)
+    monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", 1e9)
+    monkeypatch.setattr(callbacks, "MAX_UNSAVED_SECONDS", longest)
     words = ["augment=light", "data.workers=2", "stage=finetune", "stages.finetune.learn=all", "trainer.batch_size=8"]
     whole, folder = begin(*words), begin(*words)
     run(whole)
@@ -184,7 +184,7 @@ def test_with_processes_that_decode_too(begin, monkeypatch, longest):
 
 
 def test_killed_again_and_again_it_ends_the_same(begin, monkeypatch):
-    monkeypatch.setattr(callbacks, "SHARE_OF_TIME", 1e9)
+    monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", 1e9)
     whole, folder = begin(), begin()
     run(whole)
     for _ in range(12):
@@ -256,8 +256,10 @@ def test_what_was_chosen_for_the_machine_is_kept(begin, monkeypatch):
 
 
 def test_a_batch_size_that_was_found_is_kept(begin, monkeypatch):
-    monkeypatch.setattr("pylorus.training.batch_size.MOST", {"cpu": 4})
-    monkeypatch.setattr("pylorus.runs.folder.HEARTBEAT", 1e6)  # a slow trial would let it write a file that is counted
+    monkeypatch.setattr("pylorus.training.batch_size.MAX_BATCH_SIZE", {"cpu": 4})
+    monkeypatch.setattr(
+        "pylorus.runs.folder.HEARTBEAT_SECONDS", 1e6
+    )  # a slow trial would let it write a file that is counted
     whole, folder = (
         begin("stage=pretrain", "trainer.batch_size=auto"),
         begin("stage=pretrain", "trainer.batch_size=auto"),
@@ -337,7 +339,7 @@ def test_checkpoints_of_a_stage_load_with_tensors_and_plain_values_only(begin, m
 @pytest.mark.parametrize("method", ["training_step", "validation_step"])
 @pytest.mark.parametrize("call", [1, 2, 3, 4, 5, 6, 7])
 def test_asked_to_stop_wherever_in_training_nothing_is_lost(begin, monkeypatch, method, call):
-    monkeypatch.setattr(callbacks, "SHARE_OF_TIME", 1e-9)  # one epoch is saved unasked, the first
+    monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", 1e-9)  # one epoch is saved unasked, the first
     folder, original, calls = begin("stage=pretrain", "stages.pretrain.epochs=5"), getattr(StageClassifier, method), []
 
     def asked(self, *batch):

@@ -10,7 +10,7 @@ import types
 import pytest
 from omegaconf import OmegaConf
 
-from pylorus.hardware.engine import JOBS_AT_ONCE
+from pylorus.hardware.engine import PARALLEL_JOBS
 from pylorus.launch import sweep
 from pylorus.launch.sweep import explain_sweep_end, setup_sweep_process
 from pylorus.runs.process import STOP_SIGNALS
@@ -83,7 +83,7 @@ def ray(monkeypatch):
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     fake = FakeRay("ray")
     monkeypatch.setitem(sys.modules, "ray", fake)
-    monkeypatch.setenv(JOBS_AT_ONCE, "1")
+    monkeypatch.setenv(PARALLEL_JOBS, "1")
     monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
     yield fake
     for number, handler in before.items():
@@ -154,7 +154,7 @@ def test_a_job_that_ctrl_c_reached_already_is_left_to_it(job):
 
 
 def test_a_job_that_does_not_end_is_killed(job, monkeypatch):
-    monkeypatch.setattr(sweep, "JOB_PATIENCE", 0.3)
+    monkeypatch.setattr(sweep, "JOB_STOP_TIMEOUT", 0.3)
     process = job(DEAF)
     sweep._stop_job(process)
     assert process.returncode == -9

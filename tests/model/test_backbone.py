@@ -115,12 +115,12 @@ def test_without_a_network_the_error_says_which_file_to_bring_and_how_to_name_it
 
 def test_a_network_that_hangs_is_given_up(monkeypatch, no_hub):
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: time.sleep(30))
-    monkeypatch.setattr(backbone, "PATIENCE", 0.2)
+    monkeypatch.setattr(backbone, "HUB_TIMEOUT", 0.2)
     start = time.monotonic()
     with pytest.raises(HubUnreachableError, match="no answer within"):
         build_backbone(ModelConfig(TINY), classes=3)
     assert time.monotonic() - start < 10
-    assert backbone.PATIENCE < 15
+    assert backbone.HUB_TIMEOUT < 15
 
 
 def test_drawn_images_go_on_with_random_weights_and_say_so(no_hub, caplog):

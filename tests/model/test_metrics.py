@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pylorus.core.distributed import ALONE
+from pylorus.core.distributed import SINGLE_PROCESS
 from pylorus.model.metrics import EpochMetrics
 
 NAMES = ("A", "B", "C")
@@ -51,7 +51,7 @@ def test_what_was_gathered_before_an_interruption_is_taken_up(epoch):
     logits, labels, class_weights = epoch
     before, after = EpochMetrics(3), EpochMetrics(3)
     add(before, logits[:8], labels[:8], class_weights)
-    after.restore_sums(before.gather_sums(ALONE))
+    after.restore_sums(before.gather_sums(SINGLE_PROCESS))
     add(after, logits[8:], labels[8:], class_weights)
     expected = functional.cross_entropy(logits, labels, weight=class_weights)
     assert after.compute_and_reset("train", NAMES)["train/loss"] == pytest.approx(float(expected), rel=1e-5)

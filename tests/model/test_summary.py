@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pylorus.model.freeze import list_blocks, resolve_depth
-from pylorus.model.summary import OWN, extract_network_structure
+from pylorus.model.summary import NETWORK_BLOCK, extract_network_structure
 
 CASES = {
     "test_resnet": 64,
@@ -42,7 +42,7 @@ def test_every_parameter_of_any_timm_model_is_in_one_block(name, size):
 def test_blocks_are_named_as_learn_takes_them_and_end_in_the_classes(name, size):
     network = created(name)
     structure = structure_of(network, size)
-    assert {block["name"] for block in structure} - {OWN} <= set(list_blocks(network))
+    assert {block["name"] for block in structure} - {NETWORK_BLOCK} <= set(list_blocks(network))
     assert structure[-1]["output"] == [3]
 
 
@@ -55,7 +55,7 @@ def test_layers_are_convolutions_and_linear_layers():
 
 def test_parameters_of_the_network_itself_have_an_entry_of_their_own():
     structure = structure_of(created("test_vit"), 160)
-    assert structure[0]["name"] == OWN
+    assert structure[0]["name"] == NETWORK_BLOCK
     assert structure[0]["type"] == "cls_token, pos_embed"
     assert structure[0]["output"] is None
 

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from pylorus.report.captions import DRAWN, LEAKING, OPTIMISTIC, collect_caveats, format_caveats
+from pylorus.report.captions import LEAKING, OPTIMISTIC, SYNTHETIC, collect_caveats, format_caveats
 from pylorus.report.evidence import collect_evidence
 from pylorus.report.page import build_sections, write_report
 from pylorus.report.results import ReportOptions
@@ -14,7 +14,7 @@ FAST = ReportOptions(resamples=100)
 
 
 @pytest.mark.parametrize(
-    ("config", "mark"), [({"data.validation": "test"}, OPTIMISTIC), ({"data.kind": "synthetic"}, DRAWN)]
+    ("config", "mark"), [({"data.validation": "test"}, OPTIMISTIC), ({"data.kind": "synthetic"}, SYNTHETIC)]
 )
 def test_a_mark_stands_on_the_page_and_in_the_caption_of_every_table_of_results(make_run, config, mark, undrawn):
     run = make_run(config=config, stages=("s",))
@@ -33,7 +33,7 @@ def test_an_honest_run_has_no_mark(make_run, undrawn):
     assert collect_caveats(read_run(run)) == ()
     text = write_report([run], options=FAST).read_text()
     assert OPTIMISTIC.word not in text
-    assert DRAWN.word not in text
+    assert SYNTHETIC.word not in text
 
 
 def test_a_split_whose_parts_share_an_image_is_marked_whatever_the_configuration_says(make_run):

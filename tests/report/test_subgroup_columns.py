@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pylorus.report.subgroup_columns import RARE, build_subgroup_columns, replace_single_patient_values
+from pylorus.report.subgroup_columns import RARE_VALUES, build_subgroup_columns, replace_single_patient_values
 
 
 def column(values, group=None):
@@ -148,9 +148,16 @@ def test_the_column_that_cut_the_test_set_says_so():
 def test_values_that_only_one_patient_has_are_not_shown():
     values = np.array(["Miller", "Miller", "A", "A", "Meyer", ""])
     group = np.array(["1", "1", "2", "3", "4", "5"])
-    assert replace_single_patient_values(values, group).tolist() == [RARE, RARE, "A", "A", RARE, ""]
+    assert replace_single_patient_values(values, group).tolist() == [
+        RARE_VALUES,
+        RARE_VALUES,
+        "A",
+        "A",
+        RARE_VALUES,
+        "",
+    ]
 
 
 def test_a_year_with_a_single_patient_is_not_shown():
     found = counts(["2019-01-01", "2021-01-01", "2021-06-01", "2023-01-01", "2023-02-01"], ["a", "b", "c", "d", "e"])
-    assert found == {"2023 Q1": 2, RARE: 3}
+    assert found == {"2023 Q1": 2, RARE_VALUES: 3}

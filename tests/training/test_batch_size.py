@@ -91,7 +91,7 @@ def finished(composed, drawn, tmp_path_factory):
 
 
 def test_a_run_with_auto_is_the_run_of_the_number_that_was_found(finished, monkeypatch):
-    monkeypatch.setattr(batch_size, "MOST", {"cpu": 8})
+    monkeypatch.setattr(batch_size, "MAX_BATCH_SIZE", {"cpu": 8})
     auto, given = finished("trainer.batch_size=auto"), finished("trainer.batch_size=8")
     first, second = (load_file(folder.path / "model" / "model.safetensors") for folder in (auto, given))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())

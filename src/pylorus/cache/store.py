@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pylorus.cache.eviction import KEY, RESERVED, USED, open_lock, reserve_space, wait_for_lock
 from pylorus.cache.shards import Records, ShardWriter
 from pylorus.config.schema import CacheConfig
-from pylorus.core.distributed import ALONE, Processes
+from pylorus.core.distributed import SINGLE_PROCESS, Processes
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_bytes
 from pylorus.core.io import write_json
@@ -63,7 +63,7 @@ class RecordStore:
         (self.folder / USED).touch()
 
     def load_or_compute(
-        self, names: Sequence[str], compute: Compute, *, memory_bytes: int, processes: Processes = ALONE
+        self, names: Sequence[str], compute: Compute, *, memory_bytes: int, processes: Processes = SINGLE_PROCESS
     ) -> Records:
         """Load the records of `names`; those that are missing are computed and stored.
 
@@ -184,7 +184,7 @@ def load_or_compute_records(
     kind: str,
     key: Mapping[str, object],
     record_bytes: int,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> Records | None:
     """Load or compute the records of `names`, as `RecordStore` does, within the configured space.
 

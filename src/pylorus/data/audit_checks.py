@@ -15,7 +15,7 @@ import pandas as pd
 from pylorus.core.formatting import format_count
 from pylorus.data.audit_findings import Finding, ImageSet, Item, Severity, Thresholds
 from pylorus.data.image_facts import Facts
-from pylorus.data.image_measures import SUFFIXES_OF
+from pylorus.data.image_measures import FORMAT_SUFFIXES
 from pylorus.data.leakage import Copies, NearCopy
 
 SPLITS, CLASSES, GROUPS, WITHIN = "splits", "classes", "groups", "within"
@@ -101,7 +101,7 @@ _SEVERITIES: dict[tuple[str, str], Severity] = {
     ("near-copy", GROUPS): "warning",
     ("near-copy", WITHIN): "note",
 }
-_WHERE = {
+_LOCATIONS = {
     SPLITS: "in more than one split: a model is tested on images that it was trained on.",
     CLASSES: "in more than one class: at most one of the labels is correct.",
     GROUPS: "in more than one group: the groups are the same patient, or a file is assigned to the wrong one.",
@@ -124,7 +124,7 @@ def _build_copy_finding(kind: str, boundary: str, items: list[Item]) -> Finding:
     verb = "occurs" if len(items) == 1 else "occur"
     code = kind if boundary == WITHIN else f"{kind}-across-{boundary}"
     remedy = _REMEDIES[boundary] if kind == "copy" else f"Inspect the pairs. {_REMEDIES[boundary]}"
-    return Finding(code, _SEVERITIES[kind, boundary], f"{subject} {verb} {_WHERE[boundary]}", remedy, tuple(items))
+    return Finding(code, _SEVERITIES[kind, boundary], f"{subject} {verb} {_LOCATIONS[boundary]}", remedy, tuple(items))
 
 
 def _report_uncompared_images(copies: Copies) -> list[Finding]:
@@ -169,15 +169,17 @@ def check_files(images: ImageSet, facts: Sequence[Facts], thresholds: Thresholds
         for name, detail in _find_file_problems(path, each, thresholds):
             kinds[name].append(Item((index,), detail))
     findings = [_build_unreadable_finding(unreadable)]
-    findings += [_build_file_finding(name, items, each) for name, items in kinds.items() for each in [_WORDS[name]]]
+    findings += [
+        _build_file_finding(name, items, each) for name, items in kinds.items() for each in [_FINDING_TEXTS[name]]
+    ]
     return [finding for finding in findings if finding.items]
 
 
 def _find_file_problems(path: str, facts: Facts, thresholds: Thresholds) -> list[tuple[str, str]]:
-    """Return the problems of one readable image: keys of `_WORDS`, each with its detail."""
+    """Return the problems of one readable image: keys of `_FINDING_TEXTS`, each with its detail."""
     problems = []
     suffix = PurePosixPath(path).suffix.lower()
-    if facts.format and suffix not in SUFFIXES_OF.get(facts.format, (suffix,)):
+    if facts.format and suffix not in FORMAT_SUFFIXES.get(facts.format, (suffix,)):
         problems.append(("suffix", f"contains {facts.format}, named {suffix}"))
     if facts.mode and facts.mode not in USUAL_MODES:
         problems.append(("mode", facts.mode))
@@ -205,7 +207,7 @@ def _build_unreadable_finding(items: list[Item]) -> Finding:
     )
 
 
-_WORDS: dict[str, tuple[str, Severity, str, str]] = {
+_FINDING_TEXTS: dict[str, tuple[str, Severity, str, str]] = {
     "suffix": (
         "wrong-suffix",
         "warning",

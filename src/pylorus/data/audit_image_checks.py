@@ -16,7 +16,7 @@ from pylorus.data.field_of_view import find_field
 from pylorus.data.files import RGB, ImageLocation, read_image_bytes
 from pylorus.data.image_facts import Facts, extract_fact_column
 
-LEAST_SPREAD = {"sharpness": 0.1, "brightness": 4.0}
+MIN_SPREAD = {"sharpness": 0.1, "brightness": 4.0}
 """Least spread (log units, grey levels): otherwise small differences in a homogeneous set would be outliers."""
 
 Mask = NDArray[np.bool_]
@@ -66,8 +66,8 @@ def _check_sharpness_and_brightness(
 ) -> list[Finding]:
     sharpness = np.log(np.maximum(sharpness, 1e-3))
     has_reference = len(indices) >= thresholds.least_for_outliers
-    blur_score = measure_deviation_below_median(sharpness, least_spread=LEAST_SPREAD["sharpness"])
-    dark_score = measure_deviation_below_median(brightness, least_spread=LEAST_SPREAD["brightness"])
+    blur_score = measure_deviation_below_median(sharpness, least_spread=MIN_SPREAD["sharpness"])
+    dark_score = measure_deviation_below_median(brightness, least_spread=MIN_SPREAD["brightness"])
     is_black = brightness < thresholds.black
     is_dark = is_black | ((dark_score >= thresholds.outlier) & has_reference)
     is_blurred = (blur_score >= thresholds.outlier) & has_reference & ~is_dark  # dark images have faint edges
@@ -169,7 +169,7 @@ def _build_items(
 
 IMAGES_PER_CLASS = 12
 """Images per class in the sample: finding a field is the slowest step, and a class has few devices."""
-LEAST_BORDER = 0.02
+MIN_BORDER = 0.02
 """Fraction of the frame: with less black at its edge, there is nothing to crop."""
 
 
@@ -247,7 +247,7 @@ def _select_images(images: ImageSet, facts: Sequence[Facts]) -> list[int]:
         candidates = [
             (facts[index].sha256, index)
             for index in map(int, rows.index)
-            if facts[index].readable and facts[index].border >= LEAST_BORDER
+            if facts[index].readable and facts[index].border >= MIN_BORDER
         ]
         selected += [index for _, index in sorted(candidates)[:IMAGES_PER_CLASS]]
     return sorted(selected)

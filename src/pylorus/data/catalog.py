@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from pylorus.core.errors import PylorusError, format_name_list, format_path, format_suggestion
 from pylorus.core.io import write_atomically
-from pylorus.core.privacy import ABOUT
+from pylorus.core.privacy import MANIFEST_PREFIX
 from pylorus.data.dicom import read_patient_pseudonyms
 from pylorus.data.files import SUFFIXES, Root
 from pylorus.data.image_facts import FactTable, load_or_compute_facts
@@ -206,7 +206,7 @@ def build_catalog(
     )
     return Catalog(
         root=root,
-        table=table[[*columns, *(name for name in table.columns if name.startswith(ABOUT))]],
+        table=table[[*columns, *(name for name in table.columns if name.startswith(MANIFEST_PREFIX))]],
         classes=classes,
         short_names=tuple(short_names) if short_names is not None else classes,
         grouped=grouped or reading.salt is not None,
@@ -351,9 +351,9 @@ def _list_visible_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
 
 
-FILE = "quarantine.csv"
+QUARANTINE_FILE = "quarantine.csv"
 COLUMNS = ["path", "class", "group", "split", "reason"]
-FIRST = 5
+MAX_NAMED_FILES = 5
 """Number of files named on the terminal."""
 
 
@@ -361,7 +361,7 @@ def write_quarantine(catalog: Catalog, folder: Path) -> None:
     """Write quarantine.csv if files were left out; its column split is the one that folders or a manifest define."""
     if catalog.unreadable.empty:
         return
-    with write_atomically(folder / FILE) as temporary:
+    with write_atomically(folder / QUARANTINE_FILE) as temporary:
         # Escape line breaks and control characters, which not every spreadsheet program can read.
         table = catalog.unreadable.assign(path=[format_path(Path(path)) for path in catalog.unreadable["path"]])
         table[COLUMNS].to_csv(temporary, index=False, lineterminator="\n")
@@ -380,8 +380,8 @@ def log_unreadable(catalog: Catalog) -> None:
         len(names),
         len(catalog.facts),
         "is" if len(names) == 1 else "are",
-        FILE,
-        format_name_list(names, most=FIRST),
+        QUARANTINE_FILE,
+        format_name_list(names, most=MAX_NAMED_FILES),
     )
 
 

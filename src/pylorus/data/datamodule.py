@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from pylorus.cache.shards import Records
 from pylorus.config.checks import check_values
 from pylorus.config.schema import AugmentConfig, CacheConfig, DataConfig
-from pylorus.core.distributed import ALONE, Processes
+from pylorus.core.distributed import SINGLE_PROCESS, Processes
 from pylorus.data.augmentation import build_augmentation, has_augmentation, load_policy
 from pylorus.data.catalog import ReadOptions, read_folders
 from pylorus.data.dataset import Batch, Draw, EpochBatchSampler, EpochSampler, ImageDataset, ShardWindows, return_batch
@@ -202,7 +202,7 @@ class ImageDataModule(pl.LightningDataModule):
             return self._processes
         trainer = self.trainer
         if trainer is None or trainer.world_size == 1:
-            return ALONE
+            return SINGLE_PROCESS
         return Processes(trainer.global_rank, trainer.world_size, trainer.local_rank)
 
     @property

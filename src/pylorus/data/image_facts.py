@@ -30,7 +30,7 @@ from tqdm import tqdm
 from pylorus.core.io import write_atomically
 from pylorus.data.decode import POLICY_VERSION, UnreadableImageError, decode_image
 from pylorus.data.files import Root, read_image_bytes
-from pylorus.data.image_measures import SIDE, compute_thumbnail, measure_image, read_metadata
+from pylorus.data.image_measures import THUMBNAIL_SIDE, compute_thumbnail, measure_image, read_metadata
 
 if TYPE_CHECKING:
     pass
@@ -95,7 +95,7 @@ class FactTable(Sequence[Facts]):
     """
 
     def __init__(self, count: int) -> None:
-        self.thumbnails = np.zeros((count, SIDE, SIDE), dtype=np.uint8)
+        self.thumbnails = np.zeros((count, THUMBNAIL_SIDE, THUMBNAIL_SIDE), dtype=np.uint8)
         blank = Facts("", problem="not read")
         self._columns: dict[str, Any] = {
             name: [value] * count if isinstance(value := getattr(blank, name), str) else np.full(count, value)
@@ -128,7 +128,9 @@ class FactTable(Sequence[Facts]):
             # These columns have few distinct values: share one object among all files.
             column[index] = sys.intern(value) if name in ("problem", "format", "mode", "personal") else value
         if facts.thumbnail:
-            self.thumbnails[index] = np.frombuffer(facts.thumbnail, dtype=np.uint8).reshape(SIDE, SIDE)
+            self.thumbnails[index] = np.frombuffer(facts.thumbnail, dtype=np.uint8).reshape(
+                THUMBNAIL_SIDE, THUMBNAIL_SIDE
+            )
 
     def get_column(self, name: str) -> Any:
         """Return one attribute of all files: a list of str, or an array of numbers of shape (files,)."""
@@ -211,7 +213,7 @@ def extract_thumbnails(facts: Sequence[Facts], indices: Sequence[int] | None = N
             return facts.thumbnails
         return facts.thumbnails[np.asarray(indices, dtype=np.int64)]
     joined = b"".join(each.thumbnail for each in (facts if indices is None else [facts[index] for index in indices]))
-    return np.frombuffer(joined, dtype=np.uint8).reshape(-1, SIDE, SIDE)
+    return np.frombuffer(joined, dtype=np.uint8).reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE)
 
 
 def _read_new_files(
@@ -274,9 +276,9 @@ log = logging.getLogger(__name__)
 
 PART_ROWS = 16_384
 """Rows that are collected before a part is written."""
-SMALL_ROWS, MOST_SMALL = 1024, 32
+SMALL_ROWS, MAX_SMALL_PARTS = 1024, 32
 """If more than MOST_SMALL parts have fewer than SMALL_ROWS rows, they are merged."""
-ROWS_AT_ONCE = 4096
+ROWS_PER_BATCH = 4096
 
 DIGEST, WORD = pa.binary(32), pa.string()
 SCHEMA = pa.schema(
@@ -289,7 +291,7 @@ SCHEMA = pa.schema(
         "orientation": pa.int32(),
         "personal": WORD,
         "pixels": DIGEST,
-        "thumbnail": pa.binary(SIDE * SIDE),
+        "thumbnail": pa.binary(THUMBNAIL_SIDE * THUMBNAIL_SIDE),
         "sharpness": pa.float64(),
         "brightness": pa.float64(),
         "border": pa.float64(),
@@ -325,7 +327,7 @@ class FactStore:
         """Yield the facts of contents by their SHA-256 in hexadecimal digits; some may come twice, some not at all."""
         for part in self._list_parts():
             table = _read_table(part)
-            for batch in table.to_batches(max_chunksize=ROWS_AT_ONCE) if table is not None else ():
+            for batch in table.to_batches(max_chunksize=ROWS_PER_BATCH) if table is not None else ():
                 yield from (_convert_row(row) for row in batch.to_pylist() if row["sha256"].hex() in wanted)
 
     def add(self, facts: "Sequence[Facts]") -> None:
@@ -365,7 +367,7 @@ class FactStore:
         """Merge the small parts if there are many: runs with few new images add one small file each."""
         digests = {part: _read_table(part, columns=["sha256"]) for part in self._list_parts()}
         small_parts = [part for part, table in digests.items() if table is not None and len(table) < SMALL_ROWS]
-        if len(small_parts) <= MOST_SMALL:
+        if len(small_parts) <= MAX_SMALL_PARTS:
             return
         small_tables = [(part, table) for part in small_parts if (table := _read_table(part)) is not None]
         if self._save_table(pa.concat_tables([table for _, table in small_tables])):

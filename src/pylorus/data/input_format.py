@@ -15,7 +15,7 @@ from torch.utils.data import get_worker_info
 from pylorus.cache.shards import Records
 from pylorus.cache.store import load_or_compute_records
 from pylorus.config.schema import CacheConfig
-from pylorus.core.distributed import ALONE, Processes
+from pylorus.core.distributed import SINGLE_PROCESS, Processes
 from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.data.decode import POLICY_VERSION, read_image, resize_image
 from pylorus.data.field_of_view import crop_to_field
@@ -24,7 +24,7 @@ from pylorus.data.shards import Shards
 
 log = logging.getLogger(__name__)
 
-LARGE = 2.0
+LARGE_FRAME_RATIO = 2.0
 """Frames with more than this many times the pixels of the network's input are cached by default."""
 BLOCK = 64
 """Images that are decoded at a time for the cache."""
@@ -104,7 +104,7 @@ def resolve_input_format(model: str | None, *, image_size: int | None, fit: str,
 
 
 def load_or_decode_images(
-    table: pd.DataFrame, root: Root, form: InputFormat, settings: CacheConfig, processes: Processes = ALONE
+    table: pd.DataFrame, root: Root, form: InputFormat, settings: CacheConfig, processes: Processes = SINGLE_PROCESS
 ) -> Records | None:
     """Load the prepared images of a table's rows from the cache; each is decoded once for all runs.
 
@@ -125,7 +125,7 @@ def load_or_decode_images(
     """
     pixels = float((table["width"] * table["height"]).median())
     # An image in a remote shard is downloaded once; the cache holds the local copy, within its budget.
-    is_worthwhile = pixels > LARGE * form.size**2 or (isinstance(root, Shards) and root.remote)
+    is_worthwhile = pixels > LARGE_FRAME_RATIO * form.size**2 or (isinstance(root, Shards) and root.remote)
     is_enabled = is_worthwhile if settings.images is None else settings.images
     if not is_enabled:
         return None

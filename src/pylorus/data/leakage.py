@@ -39,7 +39,7 @@ MAX_DISTANCE = 2 * BANDS - 1
 KEY_MASKS = np.concatenate([[0], 1 << np.arange(16)]).astype(np.uint16)
 """XOR masks of a key: unchanged, and with each one of its bits flipped."""
 
-AT_ONCE = 8192
+BLOCK_SIZE = 8192
 """Images per lookup: the memory for all at once would grow with the square of their number."""
 
 Pairs = NDArray[np.int64]
@@ -117,8 +117,8 @@ def find_copies(facts: Sequence[Facts], thresholds: Thresholds) -> Copies:
 def _has_contrast(facts: Sequence[Facts], indices: Sequence[int], least_contrast: float) -> NDArray[np.bool_]:
     """Return whether images have contrast; in blocks, so that the thumbnails are not copied all at once."""
     blocks = [
-        compute_contrast(extract_thumbnails(facts, indices[start : start + AT_ONCE])) >= least_contrast
-        for start in range(0, len(indices), AT_ONCE)
+        compute_contrast(extract_thumbnails(facts, indices[start : start + BLOCK_SIZE])) >= least_contrast
+        for start in range(0, len(indices), BLOCK_SIZE)
     ]
     return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.bool_)
 
@@ -149,8 +149,8 @@ def find_near_pairs(
         keys = (known >> shift).astype(np.uint16)
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
-        for start in range(0, len(queries), AT_ONCE):
-            block = queries[start : start + AT_ONCE]
+        for start in range(0, len(queries), BLOCK_SIZE):
+            block = queries[start : start + BLOCK_SIZE]
             wanted = (block >> shift).astype(np.uint16)[:, None] ^ flips
             pairs, overflowing = _join_by_key(wanted, keys, order, most=most)
             pairs, overflowing = pairs + np.array([start, 0]), overflowing + start

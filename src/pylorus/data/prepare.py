@@ -32,7 +32,7 @@ from pylorus.data.synthetic import generate_image_set
 
 log = logging.getLogger(__name__)
 
-FILE = "audit.json"
+AUDIT_FILE = "audit.json"
 
 
 def audit_run_images(catalog: Catalog, split: Split, copies: Copies, folder: Path) -> None:
@@ -46,7 +46,7 @@ def audit_run_images(catalog: Catalog, split: Split, copies: Copies, folder: Pat
         "joined_groups": split.joined,
         "left_out": count_unreadable(catalog),
     }
-    write_json(folder / FILE, convert_audit_to_json(result, names=True) | accepted)
+    write_json(folder / AUDIT_FILE, convert_audit_to_json(result, names=True) | accepted)
     counts = [format_count(count, severity) for severity, count in result.counts.items() if count]
     if counts:
         log.info("audit    %s; for details: pylorus audit %s", ", ".join(counts), catalog.root)

@@ -19,7 +19,7 @@ from pylorus.config.schema import DataConfig
 from pylorus.core.distributed import compute_seed
 from pylorus.core.errors import PylorusError, format_name_list, format_suggestion
 from pylorus.core.io import write_atomically
-from pylorus.core.privacy import ABOUT
+from pylorus.core.privacy import MANIFEST_PREFIX
 from pylorus.data.audit_findings import Thresholds
 from pylorus.data.catalog import Catalog
 from pylorus.data.leakage import (
@@ -154,13 +154,15 @@ def _get_manifest_column(catalog: Catalog, name: str, *, key: str) -> pd.Series:
     Raises:
         PylorusError: If there is no such column; the message names the key and the columns that exist.
     """
-    known = [column.removeprefix(ABOUT) for column in catalog.table.columns if column.startswith(ABOUT)]
+    known = [
+        column.removeprefix(MANIFEST_PREFIX) for column in catalog.table.columns if column.startswith(MANIFEST_PREFIX)
+    ]
     if name not in known:
         raise PylorusError(
             f'{key}: the manifest has no additional column "{name}".{format_suggestion(name, known)} '
             f"Found: {', '.join(known) or 'none'}."
         )
-    return catalog.table[ABOUT + name]
+    return catalog.table[MANIFEST_PREFIX + name]
 
 
 def _is_at_least(values: pd.Series, first: str) -> NDArray[np.bool_]:
@@ -212,7 +214,7 @@ def _format_image_count(count: int) -> str:
     return "1 image" if count == 1 else f"{count} images"
 
 
-HOW_TO_FIX = "To resume this run, restore the images as they were; else start a new run."
+RESUME_HINT = "To resume this run, restore the images as they were; else start a new run."
 
 
 def check_images_unchanged(table: pd.DataFrame, path: Path) -> None:
@@ -239,7 +241,7 @@ def check_images_unchanged(table: pd.DataFrame, path: Path) -> None:
     if lines:
         raise PylorusError(
             f"{path.parent}: the images are not those that this run started with:\n{format_name_list(lines)}\n"
-            f"{HOW_TO_FIX}"
+            f"{RESUME_HINT}"
         )
 
 

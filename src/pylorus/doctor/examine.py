@@ -154,7 +154,7 @@ def _check_bundle(folder: Path) -> Iterable[Check]:
     return check_bundle(folder)
 
 
-PATIENCE = 600.0
+TIMEOUT = 600.0
 """Time limit of the second process, in seconds: from a cold network disk torch takes minutes to load."""
 
 
@@ -202,7 +202,7 @@ def _start_process(question: DoctorOptions, errors: IO[str]) -> "subprocess.Pope
 
 def _read_checks(process: "subprocess.Popen[str]", errors: IO[str]) -> Iterator[Check]:
     """Yield the second process's checks; if it ends early, also a check that says during which step."""
-    timer = threading.Timer(PATIENCE, process.kill)
+    timer = threading.Timer(TIMEOUT, process.kill)
     timer.daemon = True
     timer.start()
     step = "starting"
@@ -237,7 +237,7 @@ def report_early_end(doing: str, code: int, *, in_time: bool, said: str) -> Chec
         said: The last line of its standard error.
     """
     if not in_time:
-        summary = f"not finished within {PATIENCE:.0f} s; the checks after it were skipped"
+        summary = f"not finished within {TIMEOUT:.0f} s; the checks after it were skipped"
         return Check(
             LOADING,
             doing,

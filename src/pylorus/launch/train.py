@@ -28,7 +28,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from pylorus.config.checks import load_config
 from pylorus.config.schema import Config, TrainerConfig
 from pylorus.core.distributed import (
-    ALONE,
+    SINGLE_PROCESS,
     Processes,
     announce_folder,
     compute_seed,
@@ -52,7 +52,7 @@ from pylorus.model.summary import BlockStructure, extract_network_structure
 from pylorus.report.page import write_report
 from pylorus.runs.folder import RunFolder, explain_choice
 from pylorus.runs.process import (
-    PATIENCE,
+    STOP_TIMEOUT,
     StopRequest,
     check_environment,
     handle_signals,
@@ -65,9 +65,9 @@ from pylorus.training.faults import explain_faults
 from pylorus.training.stage import check_stages, check_user_parts, log_stage_table, run_stage
 from pylorus.training.trainer import Run, check_trainer_arguments
 
-FAILURE = ".failure-"
+FAILURE_PREFIX = ".failure-"
 """Start of the name of the files in which the processes of a SLURM step leave their errors, in the run's folder."""
-AFTER_FAILURE = 5.0
+FAILURE_WINDOW = 5.0
 """Seconds after the first failure in which another process can fail by itself; later ones were stopped."""
 
 
@@ -139,7 +139,7 @@ def _run_elastic(devices: int, folder: Path) -> list[ProcessFailure]:
             logs_specs=DefaultLogsSpecs(log_dir=error_folder),
             # The others are handled by `handle_signals`: it requeues a SLURM job and ends at once at a second signal.
             signals_to_handle="SIGQUIT",
-            shutdown_timeout=int(PATIENCE),
+            shutdown_timeout=int(STOP_TIMEOUT),
         )
         try:
             elastic_launch(launch, sys.executable)(*(word.replace("$", "$$") for word in _list_arguments(folder)))
@@ -147,7 +147,7 @@ def _run_elastic(devices: int, folder: Path) -> list[ProcessFailure]:
             failures = list(error.failures.values())
             first = min(failure.timestamp for failure in failures)
             # A process that the launch stopped did not fail by itself.
-            return [failure for failure in failures if failure.timestamp <= first + AFTER_FAILURE]
+            return [failure for failure in failures if failure.timestamp <= first + FAILURE_WINDOW]
         except SignalException as error:
             raise KeyboardInterrupt(error.sigval.name) from error
     return []
@@ -170,13 +170,13 @@ def _run_slurm_step(trainer: TrainerConfig, folder: Path) -> list[ProcessFailure
     except BaseException:
         step.send_signal(signal.SIGUSR2)  # srun forwards this signal; SIGTERM makes it kill the processes
         try:
-            step.wait(PATIENCE)
+            step.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             step.kill()
         raise
     # srun reports 128 + the signal number.
     exit_code = code if code <= 128 or code == INTERRUPTED else 128 - code
-    paths = sorted(folder.glob(f"{FAILURE}*"))
+    paths = sorted(folder.glob(f"{FAILURE_PREFIX}*"))
     failures = [ProcessFailure(index, step.pid, 1, str(path)) for index, path in enumerate(paths)]
     for path in paths:
         path.unlink(missing_ok=True)
@@ -235,7 +235,7 @@ def run(folder: RunFolder) -> None:
                 if is_launched():
                     train_launched(config, folder, stop)
                 elif config.trainer.devices * config.trainer.nodes == 1:
-                    train(config, folder, ALONE, stop)
+                    train(config, folder, SINGLE_PROCESS, stop)
                 else:
                     train_in_processes(config, folder)
         if config.report and not (folder.path / "report" / "report.html").is_file():

@@ -40,13 +40,13 @@ from pylorus.report.results import (
 from pylorus.runs.folder import KEY, LAST, explain_choice
 from pylorus.runs.reading import SavedRun, get_class_order, read_config, read_run
 
-BRIEF = {
+CHOICE_TEXTS = {
     KEY: "named by deploy.stage",
     LAST: "the last stage; these runs were written by a version that did not compare stages",
 }
 """Explains how the shipped stage of several runs was chosen, if not by validation."""
 
-MANY = 5
+MAX_NAMES = 5
 """Maximum number of names that a sentence lists; the rest is counted."""
 
 
@@ -91,7 +91,7 @@ class Winner:
     def rule(self) -> str:
         """Sentence that names the winner by the study's criterion."""
         first = self.leaders[0]
-        names = join_names([each.label for each in self.leaders], most=MANY)
+        names = join_names([each.label for each in self.leaders], most=MAX_NAMES)
         share, spread = format_percent_with_unit(float(first.exact_accuracy)), _format_spread(first)
         if len(self.pool.candidates) == 1:
             return (
@@ -128,14 +128,18 @@ class Winner:
             outcome.append(other.label)
         sentences = []
         if better:
-            sentences.append(f"{name} is significantly more accurate than {join_names(better, most=MANY)} {where}.")
+            sentences.append(
+                f"{name} is significantly more accurate than {join_names(better, most=MAX_NAMES)} {where}."
+            )
         if worse:
             verb = "is" if len(worse) == 1 else "are"
-            sentences.append(f"{join_names(worse, most=MANY)} {verb} significantly more accurate than {name} {where}.")
+            sentences.append(
+                f"{join_names(worse, most=MAX_NAMES)} {verb} significantly more accurate than {name} {where}."
+            )
         if undecided:
             sentences.append(
                 f"No significant difference in accuracy between {name} and "
-                f"{join_names(undecided, last='or', most=MANY)} was found {where}."
+                f"{join_names(undecided, last='or', most=MAX_NAMES)} was found {where}."
             )
         return " ".join([*sentences, self._allowance])
 
@@ -168,7 +172,7 @@ class Winner:
         accuracies = f"{article} accuracy of {validation} on validation images and {test} on test images"
         shipped = self.headline_result.run.bundle_stage
         if len(self.pool.configurations) == 1 and shipped is not None and shipped.chosen_by in (KEY, LAST):
-            why = explain_choice(shipped) if self.preferred.replicates == 1 else BRIEF[shipped.chosen_by]
+            why = explain_choice(shipped) if self.preferred.replicates == 1 else CHOICE_TEXTS[shipped.chosen_by]
             sentence = f"The headline results are those of the shipped stage, {label} ({why}), with {accuracies}."
             return f"{sentence} {self._shipping}".strip()
         if self.headline_result.run.get_setting("data.validation") == "test":

@@ -25,19 +25,19 @@ from pylorus.report.results import Result
 from pylorus.report.table import Cell, Column, Number, Row, Table, create_text_columns
 from pylorus.runs.reading import SavedRun
 
-SIDE = 160
+THUMBNAIL_SIDE = 160
 """Side length of a thumbnail in pixels."""
 
 MAPS, RECORD, INDEX, OVERLAYS = "maps", "maps.json", "maps.csv", "overlays"
 """Their folder in the run and its contents: a description, the image of each map, and the maps over the images."""
 SUMS = "SHA256SUMS"
-PASSED = "Networks with randomised weights gave different maps (randomisation check passed)."
-FAILED = (
+CHECK_PASSED = "Networks with randomised weights gave different maps (randomisation check passed)."
+CHECK_FAILED = (
     "WARNING: networks with randomised weights gave nearly the same maps (randomisation check failed): do not "
     "interpret them as the reasons for the model's predictions."
 )
 
-WORST = 12
+MAX_MISTAKES = 12
 """Maximum number of errors shown."""
 
 
@@ -113,7 +113,7 @@ def _create_thumbnail(run: SavedRun, sample: str, overlay: str) -> Thumbnail:
 def encode_thumbnail(image: RGB) -> str:
     """Encode an image as a small JPEG in base64, without any metadata of its file."""
     file = io.BytesIO()
-    Image.fromarray(resize_image(image, size=SIDE, how="pad", interpolation="lanczos")).save(
+    Image.fromarray(resize_image(image, size=THUMBNAIL_SIDE, how="pad", interpolation="lanczos")).save(
         file, format="JPEG", quality=85
     )
     return base64.b64encode(file.getvalue()).decode()
@@ -173,7 +173,7 @@ def _explain_maps(record: dict[str, object]) -> str:
     passed = check.get("passed") if isinstance(check, dict) else None
     check_text = "No randomisation check was performed."
     if passed is not None:
-        check_text = PASSED if passed else FAILED
+        check_text = CHECK_PASSED if passed else CHECK_FAILED
     return (
         f"Below each image: the network's input, which may be cropped, overlaid with the heat map of the predicted "
         f"class ({record.get('method')}); yellow regions support that class most. {check_text}"
@@ -202,7 +202,7 @@ class Misclassification:
 
 
 def find_worst_mistakes(result: Result, peers: Sequence[Result]) -> tuple[Misclassification, ...]:
-    """Return the misclassified images of one result, most confident first, at most `WORST`.
+    """Return the misclassified images of one result, most confident first, at most `MAX_MISTAKES`.
 
     Args:
         result: The result whose errors are returned.
@@ -232,13 +232,13 @@ def find_worst_mistakes(result: Result, peers: Sequence[Result]) -> tuple[Miscla
 
 
 def find_confident_errors(predictions: Predictions) -> list[int]:
-    """Return the row indices of misclassified images, most confident first, at most `WORST`."""
+    """Return the row indices of misclassified images, most confident first, at most `MAX_MISTAKES`."""
     confidence = predictions.probabilities.max(axis=1)
     # Ties are broken by sample id, so that the order does not depend on the order in the file.
     order = sorted(
         np.flatnonzero(~predictions.correct), key=lambda row: (-confidence[row], str(predictions.sample[row]))
     )
-    return [int(row) for row in order[:WORST]]
+    return [int(row) for row in order[:MAX_MISTAKES]]
 
 
 def build_mistake_table(

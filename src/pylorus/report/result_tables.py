@@ -349,7 +349,7 @@ SPLIT_METHODS = (
     "Repeated splits: p (patients) is from an exact sign-flip test by group over all splits; p (training) and its "
     "interval account for overlapping training sets (Nadeau and Bengio 2003)."
 )
-DECIDES = "The larger of p (patients) and p (training) is corrected and decides."
+DECISION_NOTE = "The larger of p (patients) and p (training) is corrected and decides."
 
 
 def build_comparison_table(comparisons: Sequence[Comparison], *, class_name: str | None) -> Table:
@@ -416,7 +416,7 @@ def explain_comparison_methods(comparisons: Sequence[Comparison]) -> tuple[str, 
         (SEED_METHODS, any(each.pool.kind == SET and not _is_single_pair(each) for each in comparisons)),
         (FOLD_METHODS, any(each.pool.kind == FOLDS for each in comparisons)),
         (SPLIT_METHODS, any(each.pool.kind == SPLITS for each in comparisons)),
-        (DECIDES, any(each.accuracy.training is not None for each in comparisons)),
+        (DECISION_NOTE, any(each.accuracy.training is not None for each in comparisons)),
     )
     return tuple(text for text, is_used in methods if is_used)
 

@@ -66,7 +66,7 @@ KEYS_WITHOUT_LABEL = (
 )
 """Keys that never appear in a label: folders, loggers and speed. Stages are distinguished by their names."""
 
-MOST_SETTINGS = 3
+MAX_SETTINGS = 3
 """Maximum number of settings in a label."""
 
 IMAGES, PATIENTS = "image-level", "patient-level"
@@ -164,7 +164,7 @@ def _collect_differing_settings(run: SavedRun, others: Sequence[SavedRun], left_
         if any(other.get(key) != value for other in other_settings):
             value_text = run.fold if key == "data.fold" else redact_value(key, value)
             differences.append(f"{key.rpartition('.')[2]}={value_text}")
-    return differences[:MOST_SETTINGS]
+    return differences[:MAX_SETTINGS]
 
 
 @dataclass(frozen=True, eq=False)

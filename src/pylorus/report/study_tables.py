@@ -166,7 +166,7 @@ STUDY = PublishedStudy(
 """The study that this project makes reproducible. Its images were never published; these numbers were."""
 
 
-PRINTED = {name: CLASS_METRICS[name].label for name in ("precision", "sensitivity", "f1")}
+PRINTED_METRICS = {name: CLASS_METRICS[name].label for name in ("precision", "sensitivity", "f1")}
 """Metrics of the study's printed tables, with their labels."""
 
 
@@ -224,7 +224,7 @@ def build_published_metric_table(model: str) -> Table:
         key=f"published-{model.lower()}",
         title=f"As published: {model}: precision, sensitivity and F1 of each class, in %",
         basis=format_published_basis(),
-        columns=_build_study_columns([result.stage for result in results], PRINTED.values()),
+        columns=_build_study_columns([result.stage for result in results], PRINTED_METRICS.values()),
         rows=_build_study_rows(STUDY.short_names, [_get_printed_metrics(result) for result in results], digits=0),
     )
 
@@ -274,7 +274,7 @@ def _compute_study_metrics(result: Result, metrics: Iterable[str]) -> list[list[
 
 
 def _get_printed_metrics(result: PublishedModel) -> list[list[float]]:
-    return [[float(value) for value in getattr(result, name)] for name in PRINTED]
+    return [[float(value) for value in getattr(result, name)] for name in PRINTED_METRICS]
 
 
 def _build_study_columns(stages: Sequence[str], labels: Iterable[str]) -> tuple[Column, ...]:

@@ -19,7 +19,7 @@ from pylorus.report.evidence import Evidence
 from pylorus.report.results import CONFIDENCE, LEVEL, ReportOptions, Result
 from pylorus.report.subgroup_columns import (
     OTHER,
-    RARE,
+    RARE_VALUES,
     Subgroup,
     SubgroupColumn,
     get_subgroup_columns,
@@ -354,6 +354,6 @@ def _format_binning_notes(columns: Sequence[SubgroupColumn]) -> tuple[str, ...]:
         notes.append("Columns with many different numbers are divided at their quartiles.")
     if OTHER in names:
         notes.append("For columns with more than 12 values, the 11 most frequent ones are shown.")
-    if RARE in names:
+    if RARE_VALUES in names:
         notes.append("Values that occur in only one patient are not shown.")
     return tuple(notes)

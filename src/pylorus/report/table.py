@@ -37,13 +37,13 @@ LATEX = {
 }
 """Replacements of characters that are special in LaTeX or missing from its fonts."""
 
-WIDEST = 84
+MAX_LATEX_WIDTH = 84
 """A LaTeX table with more characters per row than this is scaled to the text width."""
 
-PROSE = 60
+MAX_CELL_LENGTH = 60
 """A cell with more characters than this is prose, whose lines are wrapped."""
 
-LONGEST = 40
+MAX_LATEX_ROWS = 40
 """A LaTeX table with more rows than this may span several pages."""
 
 
@@ -325,10 +325,10 @@ def format_latex(table: Table) -> str:
 
     In a wide table, intervals are placed below their values.
     """
-    has_prose = any(len(format_cell(cell)) > PROSE for row in table.rows for cell in row.cells)
-    is_long = has_prose or len(table.rows) > LONGEST
-    is_stacked = _count_row_characters(table, stacked=False) > WIDEST
-    is_scaled = not is_long and _count_row_characters(table, stacked=is_stacked) > WIDEST
+    has_prose = any(len(format_cell(cell)) > MAX_CELL_LENGTH for row in table.rows for cell in row.cells)
+    is_long = has_prose or len(table.rows) > MAX_LATEX_ROWS
+    is_stacked = _count_row_characters(table, stacked=False) > MAX_LATEX_WIDTH
+    is_scaled = not is_long and _count_row_characters(table, stacked=is_stacked) > MAX_LATEX_WIDTH
     caption = rf"\caption{{{escape_latex(f'{table.title}. {table.basis}'.strip())}}}"
     label = rf"\label{{tab:{table.key}}}"
     header = [r"\toprule", *_format_latex_head(table), r"\midrule"]
@@ -377,9 +377,9 @@ def _format_latex_column(table: Table, index: int, *, prose: bool) -> str:
     if not column.text:
         return "r"
     longest = max((len(format_cell(row.cells[index])) for row in table.rows), default=0)
-    if longest > PROSE:
+    if longest > MAX_CELL_LENGTH:
         return r"p{0.5\textwidth}"
-    return r"p{0.2\textwidth}" if prose and longest > PROSE / 4 else "l"
+    return r"p{0.2\textwidth}" if prose and longest > MAX_CELL_LENGTH / 4 else "l"
 
 
 def _count_row_characters(table: Table, *, stacked: bool) -> int:
