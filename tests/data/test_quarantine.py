@@ -30,7 +30,7 @@ def test_broken_files_are_left_out_and_listed_with_their_reasons(damaged, tmp_pa
     catalog = read_folders(damaged, reading=QUARANTINE)
     assert len(catalog.table) == 10
     assert len(catalog.facts) == 12
-    assert [catalog.facts[place].sha256 for place in catalog.places] == list(catalog.table["sha256"])
+    assert [catalog.facts[place].sha256 for place in catalog.fact_indices] == list(catalog.table["sha256"])
     write_quarantine(catalog, tmp_path)
     listed = pd.read_csv(tmp_path / "quarantine.csv")
     assert list(listed["reason"]) == ["the file is empty"] * 2

@@ -311,10 +311,10 @@ def test_the_worst_mistakes_stand_in_the_report_with_their_maps(trained_run, tmp
     assert read_saved_maps(read_run(run), stage=stage).overlays
     assert not read_saved_maps(read_run(run), stage="another").overlays
     (run / "model" / "SHA256SUMS").write_text("another")
-    assert "were computed with a different bundle" in read_saved_maps(read_run(run), stage=stage).said
+    assert "were computed with a different bundle" in read_saved_maps(read_run(run), stage=stage).message
     assert not read_saved_maps(read_run(run), stage=stage).overlays
     shutil.rmtree(run / "maps")
-    assert "pylorus explain RUN/model --mistakes" in read_saved_maps(read_run(run), stage=stage).said
+    assert "pylorus explain RUN/model --mistakes" in read_saved_maps(read_run(run), stage=stage).message
 
 
 def test_a_run_without_a_mistake_has_none_to_explain(trained_run, monkeypatch, capsys):

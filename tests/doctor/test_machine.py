@@ -93,7 +93,7 @@ def test_a_gpu_that_others_fill_is_a_warning(gpu):
     gpu["free"] = GIB
     check = machine.check_gpu(0)
     assert check.state is State.WARNING
-    assert "nvidia-smi" in check.mend
+    assert "nvidia-smi" in check.remedy
 
 
 def test_a_gpu_that_this_build_of_torch_can_not_use_is_wrong_with_its_reason(gpu):
@@ -101,7 +101,7 @@ def test_a_gpu_that_this_build_of_torch_can_not_use_is_wrong_with_its_reason(gpu
     check = machine.check_gpu(0)
     assert check.state is State.WRONG
     assert check.found.endswith("a test computation failed: RuntimeError: CUDA error: no kernel image is available for execution on the device")  # fmt: skip
-    assert "trainer=cpu" in check.mend
+    assert "trainer=cpu" in check.remedy
 
 
 GIB = 2**30
@@ -128,8 +128,8 @@ def test_the_64_mib_of_a_plain_container_are_told_with_both_remedies():
     check = machine.check_shared_memory(64 * 2**20)
     assert check.state is State.WARNING
     assert "64.0 MiB" in check.found
-    assert "--shm-size" in check.mend
-    assert "data.workers=0" in check.mend
+    assert "--shm-size" in check.remedy
+    assert "data.workers=0" in check.remedy
 
 
 @pytest.mark.parametrize(("free", "state"), [(50, State.GOOD), (5, State.WARNING), (0, State.WRONG)])

@@ -35,7 +35,7 @@ def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it():
     assert check is not None
     assert check.state is State.WRONG
     assert check.found == "not installed; expected no-such-package>=2"
-    assert check.mend == "pip install 'no-such-package>=2'"
+    assert check.remedy == "pip install 'no-such-package>=2'"
 
 
 def test_a_package_that_is_too_old_is_named_with_both_versions(install):
@@ -57,7 +57,7 @@ def test_an_installation_without_a_version_is_damaged(install):
     check = packages.check_requirement(Requirement("no-version>=2"))
     assert check is not None
     assert "damaged" in check.found
-    assert "--force-reinstall" in check.mend
+    assert "--force-reinstall" in check.remedy
 
 
 @pytest.mark.parametrize(("name", "version"), [("lightning", "2.6.2"), ("lightning", "2.6.3"), ("pytorch-lightning", "2.6.3")])  # fmt: skip
@@ -67,7 +67,7 @@ def test_releases_that_were_malware_are_wrong_by_name(install, name, version):
     assert check.state is State.WRONG
     assert check.name == name
     assert version in check.found
-    assert "change every password" in check.mend
+    assert "change every password" in check.remedy
 
 
 def test_a_second_opencv_is_told_with_the_command_that_leaves_ours(install):
@@ -76,7 +76,7 @@ def test_a_second_opencv_is_told_with_the_command_that_leaves_ours(install):
     (check,) = packages.check_same_files()
     assert check.state is State.WARNING
     assert "opencv-python beside opencv-python-headless" in check.found
-    assert check.mend.startswith(
+    assert check.remedy.startswith(
         "pip uninstall opencv-python && pip install --force-reinstall --no-deps opencv-python-"
     )
 
@@ -101,7 +101,7 @@ def test_a_package_that_is_not_installed_at_all_is_an_error_that_a_line_is_made_
 def test_an_extra_is_told_as_there_as_missing_or_as_too_old(install):
     install("pylorus", "0.1.0", "Provides-Extra: dicom", "Provides-Extra: gone", 'Requires-Dist: pydicom<4,>=3.0; extra == "dicom"', 'Requires-Dist: no-such-package; extra == "gone"')  # fmt: skip
     gone = packages.check_extra("gone")
-    assert (gone.state, gone.found, gone.mend) == (State.GOOD, "not installed", "pip install 'pylorus[gone]'")
+    assert (gone.state, gone.found, gone.remedy) == (State.GOOD, "not installed", "pip install 'pylorus[gone]'")
     install("pydicom", "2.4.4")
     old = packages.check_extra("dicom")
     assert old.state is State.WARNING

@@ -46,10 +46,10 @@ def test_the_studys_three_models_are_looked_for_and_none_that_starts_from_random
 def test_what_is_missing_is_named_with_file_repository_place_and_key(tmp_path):
     found = {check.name: check for check in user_files.check_weights(tmp_path)}
     assert {check.state for check in found.values()} == {State.WARNING}
-    mend = found["resnet50"].mend
-    assert "download model.safetensors from the Hugging Face repository timm/resnet50.tv_in1k" in mend
-    assert "save it as resnet50.tv_in1k.safetensors" in mend
-    assert f"model.weights={tmp_path}/resnet50.tv_in1k.safetensors" in mend
+    remedy = found["resnet50"].remedy
+    assert "download model.safetensors from the Hugging Face repository timm/resnet50.tv_in1k" in remedy
+    assert "save it as resnet50.tv_in1k.safetensors" in remedy
+    assert f"model.weights={tmp_path}/resnet50.tv_in1k.safetensors" in remedy
     assert "97.7 MiB" in found["resnet50"].found
     assert "548" in found["vgg19"].found
 
@@ -68,7 +68,7 @@ def test_a_cut_file_is_wrong(folder):
     check = looked_at(folder)
     assert check.state is State.WRONG
     assert "can't be read as tensors" in check.found
-    assert check.mend.startswith(f"Remove {file}")
+    assert check.remedy.startswith(f"Remove {file}")
 
 
 def test_another_models_weights_are_wrong_by_their_keys(tmp_path):
@@ -138,7 +138,7 @@ def test_shards_are_told_with_the_words_that_train_on_them(tmp_path):
     (check,) = check_images(tmp_path)
     assert check.state is State.GOOD
     assert "1 shard in " in check.found
-    assert "data=shards" in check.mend
+    assert "data=shards" in check.remedy
 
 
 def test_a_missing_font_matters_only_where_a_class_needs_it(monkeypatch):

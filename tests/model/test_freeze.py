@@ -95,13 +95,13 @@ def test_dropout_right_before_the_classifier_belongs_to_the_head():
 
 def test_vggs_wide_layers_are_backbone_for_the_head_and_learn_when_named():
     network = small_vgg()
-    assert {name.split(".")[0] for name in resolve_depth(network, "head").learning} == {"head"}
-    assert {name.split(".")[0] for name in resolve_depth(network, "pre_logits").learning} == {"pre_logits", "head"}
+    assert {name.split(".")[0] for name in resolve_depth(network, "head").trainable} == {"head"}
+    assert {name.split(".")[0] for name in resolve_depth(network, "pre_logits").trainable} == {"pre_logits", "head"}
 
 
 def test_a_block_within_a_sequence_can_be_named():
     network = timm.create_model("test_efficientnet", num_classes=3)
-    learning = apply_depth(network, "blocks.2").learning
+    learning = apply_depth(network, "blocks.2").trainable
     assert learning[0].startswith("blocks.2.")
     assert not any(name.startswith(("blocks.0.", "blocks.1.", "conv_stem")) for name in learning)
     assert {name for name, parameter in network.named_parameters() if parameter.requires_grad} == set(learning)
@@ -115,7 +115,7 @@ def test_the_studys_models_have_the_blocks_that_users_name(name, learn):
     with torch.device("meta"):
         network = timm.create_model(name, num_classes=3)
     assert learn in list_blocks(network)
-    assert resolve_depth(network, learn).learning[0].startswith(learn)
+    assert resolve_depth(network, learn).trainable[0].startswith(learn)
 
 
 def test_an_unknown_block_is_refused_with_those_that_there_are():

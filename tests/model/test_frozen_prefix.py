@@ -71,7 +71,7 @@ def test_both_parts_together_are_the_network_in_evaluation_and_in_training(name,
     for step in (network, lambda images: found.run_suffix([one.detach() for one in found.run_prefix(images)])):
         network.load_state_dict(before)
         network.zero_grad()
-        set_modes(network, frozen.still)
+        set_modes(network, frozen.eval_modules)
         torch.manual_seed(2)  # of dropout
         out = step(pixels)
         out.square().sum().backward()
@@ -79,7 +79,7 @@ def test_both_parts_together_are_the_network_in_evaluation_and_in_training(name,
         gradients.append({key: value.grad.clone() for key, value in network.named_parameters() if value.requires_grad})
         moved.append({key: value.clone() for key, value in network.state_dict().items()})
     assert torch.allclose(*logits, atol=1e-5, rtol=1e-4)
-    assert gradients[0].keys() == gradients[1].keys() == set(frozen.learning)
+    assert gradients[0].keys() == gradients[1].keys() == set(frozen.trainable)
     for key, value in gradients[0].items():
         assert torch.allclose(value, gradients[1][key], atol=1e-4, rtol=1e-3), key
     for key, value in moved[0].items():

@@ -23,7 +23,7 @@ def test_a_stage_takes_its_share_of_the_runs_rate_or_its_own():
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lamb"])
 def test_only_what_learns_is_given_to_the_optimiser(network, name):
-    learning = set(apply_depth(network, "layer4").learning)
+    learning = set(apply_depth(network, "layer4").trainable)
     optimizer = build_optimizer(network, StageConfig(), OptimizerConfig(name=name))
     given = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     assert given == {id(p) for n, p in network.named_parameters() if n in learning}

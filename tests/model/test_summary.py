@@ -23,7 +23,10 @@ def created(name):
 
 
 def structure_of(network, size):
-    learning = {"pretrain": resolve_depth(network, "head").learning, "finetune": resolve_depth(network, "all").learning}
+    learning = {
+        "pretrain": resolve_depth(network, "head").trainable,
+        "finetune": resolve_depth(network, "all").trainable,
+    }
     return extract_network_structure(network, image_size=size, learning=learning)
 
 
@@ -34,7 +37,7 @@ def test_every_parameter_of_any_timm_model_is_in_one_block(name, size):
     total = sum(parameter.numel() for parameter in network.parameters())
     assert sum(block["parameters"] for block in structure) == total
     assert sum(block["learning"]["finetune"] for block in structure) == total
-    head = sum(dict(network.named_parameters())[each].numel() for each in resolve_depth(network, "head").learning)
+    head = sum(dict(network.named_parameters())[each].numel() for each in resolve_depth(network, "head").trainable)
     assert sum(block["learning"]["pretrain"] for block in structure) == head > 0
 
 

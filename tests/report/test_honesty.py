@@ -52,14 +52,14 @@ def test_in_a_mixed_report_a_mark_names_the_runs_that_it_is_about(make_run):
 
 def test_looks_count_each_stage_that_predicted_the_test_set(make_run):
     evidence = collect_evidence([make_run("a"), make_run("b", model="vgg19.tv_in1k", stages=("pretrain",))], FAST)
-    (looks,) = evidence.looks
-    assert (looks.here, looks.epochs, looks.elsewhere) == (3, 0, 0)
-    assert "was evaluated at least 3 times" in looks.sentence
+    (count,) = evidence.evaluation_counts
+    assert (count.stages, count.epochs, count.other_stages) == (3, 0, 0)
+    assert "was evaluated at least 3 times" in count.sentence
 
 
 def test_epochs_validated_on_the_test_set_are_looks(make_run):
-    (looks,) = collect_evidence([make_run(config={"data.validation": "test"})], FAST).looks
-    assert (looks.here, looks.epochs) == (2, 8)
+    (count,) = collect_evidence([make_run(config={"data.validation": "test"})], FAST).evaluation_counts
+    assert (count.stages, count.epochs) == (2, 8)
 
 
 def test_runs_beside_those_reported_are_found_and_counted_also_with_another_validation_part(make_run):
@@ -67,16 +67,16 @@ def test_runs_beside_those_reported_are_found_and_counted_also_with_another_vali
     make_run("outputs/2026-01-30/b", seed=3, val_each=(5, 5, 5))
     make_run("multirun/2026-01-29/sweep/0", seed=4, finished=1)
     make_run("multirun/2026-01-29/sweep/1", seed=4, split_seed=9)
-    (looks,) = collect_evidence([run], FAST).looks
-    assert (looks.here, looks.elsewhere, looks.other_runs) == (2, 3, 2)
+    (count,) = collect_evidence([run], FAST).evaluation_counts
+    assert (count.stages, count.other_stages, count.other_runs) == (2, 3, 2)
 
 
 def test_a_damaged_run_beside_does_not_stop_the_report(make_run):
     run = make_run("outputs/2026-01-31/a")
     other = make_run("outputs/2026-01-30/b")
     (other / "split.csv").write_bytes(b"\xff\xfe")
-    (looks,) = collect_evidence([run], FAST).looks
-    assert looks.elsewhere == 0
+    (count,) = collect_evidence([run], FAST).evaluation_counts
+    assert count.other_stages == 0
 
 
 def test_different_test_sets_are_not_compared_and_the_page_says_why(make_run, undrawn):

@@ -27,7 +27,7 @@ def test_mistakes_come_surest_first_and_are_mistakes(evidence):
     said = result.test.predictions
     assert [each.certainty for each in found] == sorted((each.certainty for each in found), reverse=True)
     assert len(found) == min(12, int((~said.correct).sum()))
-    assert all(each.true != each.predicted and each.certainty >= each.chance for each in found)
+    assert all(each.true != each.predicted and each.certainty >= each.true_probability for each in found)
     surest = said.probabilities.max(axis=1)[~said.correct].max()
     assert found[0].certainty == surest
 

@@ -76,8 +76,8 @@ TABLE = Table(
     columns=(
         *create_text_columns("model"),
         Column("right"),
-        Column("sensitivity", over="test", unit="%"),
-        Column("p", over="test"),
+        Column("sensitivity", heading="test", unit="%"),
+        Column("p", heading="test"),
     ),
     rows=create_rows(
         [

@@ -193,7 +193,7 @@ def load_or_compute_records(
     budget = int(settings.budget_gib * 2**30)
     store = RecordStore(Path(settings.folder), kind=kind, key=key, record_bytes=record_bytes, budget_bytes=budget)
     try:
-        memory = int(settings.memory_gib * 2**30) // processes.beside
+        memory = int(settings.memory_gib * 2**30) // processes.local_count
         return store.load_or_compute(names, compute, memory_bytes=memory, processes=processes)
     except DoesNotFitError as error:
         log.warning("%s\nThe run continues without a cache: they are recomputed every time they are needed.", error)

@@ -34,13 +34,13 @@ class Processes:
         index: Rank of this process, from 0.
         count: Number of processes.
         local_rank: Rank of this process on its machine; also the index of its GPU.
-        beside: Number of the run's processes on this machine.
+        local_count: Number of the run's processes on this machine.
     """
 
     index: int = 0
     count: int = 1
     local_rank: int = 0
-    beside: int = 1
+    local_count: int = 1
 
     @property
     def is_first(self) -> bool:

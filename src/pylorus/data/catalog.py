@@ -124,7 +124,7 @@ class Catalog:
         grouped: Whether groups are patients; else every image is its own group.
         hashed: Whether groups are salted hashes, so that nothing may depend on their names.
         facts: Facts of every file, including unreadable ones, in the order of their paths.
-        places: Index into `facts` of each row, of shape (rows,).
+        fact_indices: Index into `facts` of each row, of shape (rows,).
         unreadable: Files that were left out: path, class, group, split and reason.
     """
 
@@ -135,12 +135,12 @@ class Catalog:
     grouped: bool
     hashed: bool
     facts: FactTable
-    places: NDArray[np.int64]
+    fact_indices: NDArray[np.int64]
     unreadable: pd.DataFrame
 
     def copy_without_facts(self) -> "Catalog":
         """Return the same catalog without its facts, which take 1.3 GiB for a million files."""
-        return dataclasses.replace(self, facts=FactTable(0), places=np.zeros(0, dtype=np.int64))
+        return dataclasses.replace(self, facts=FactTable(0), fact_indices=np.zeros(0, dtype=np.int64))
 
 
 def read_folders(
@@ -212,7 +212,7 @@ def build_catalog(
         grouped=grouped or reading.salt is not None,
         hashed=reading.salt is not None,
         facts=facts,
-        places=np.flatnonzero(~is_unreadable),
+        fact_indices=np.flatnonzero(~is_unreadable),
         unreadable=unreadable.reset_index(drop=True),
     )
 

@@ -244,19 +244,19 @@ class Pair:
         kind: One of KINDS.
         first: Row of one image.
         second: Row of the other image.
-        told: What they have in common, in words.
+        description: What they have in common, in words.
     """
 
     kind: str
     first: int
     second: int
-    told: str
+    description: str
 
 
 def collect_copy_pairs(catalog: Catalog, copies: Copies) -> list[Pair]:
     """Return the copies as pairs of rows; of several identical files, each is paired with the first."""
     row = np.full(len(catalog.facts), -1, dtype=np.int64)
-    row[catalog.places] = np.arange(len(catalog.places))
+    row[catalog.fact_indices] = np.arange(len(catalog.fact_indices))
     digest = catalog.table["sha256"].to_numpy()
     pairs = []
     for members in copies.same_bytes:
@@ -282,7 +282,7 @@ def check_labels(catalog: Catalog, pairs: Sequence[Pair]) -> None:
     if contradictory:
         lines = [
             f"{path[pair.first]} ({catalog.classes[label[pair.first]]}) and {path[pair.second]} "
-            f"({catalog.classes[label[pair.second]]}): {pair.told}"
+            f"({catalog.classes[label[pair.second]]}): {pair.description}"
             for pair in contradictory
         ]
         count = (
@@ -328,7 +328,7 @@ def format_leaks(table: pd.DataFrame, found_leaks: Sequence[Pair]) -> str:
     path = table["path"].to_numpy()
     counts = count_leaks(found_leaks)
     summary = ", ".join(f"{count} {KINDS[kind][count > 1]}" for kind, count in counts.items() if count)
-    lines = [f"{path[pair.first]} and {path[pair.second]}: {pair.told}" for pair in found_leaks]
+    lines = [f"{path[pair.first]} and {path[pair.second]}: {pair.description}" for pair in found_leaks]
     return (
         f"Found in more than one split: {summary}.\n{format_name_list(lines)}\n"
         "Performance measured on this split would not be valid. Move each pair to one split, remove one of each pair, "

@@ -115,7 +115,7 @@ def select_by_fold_column(catalog: Catalog, data: DataConfig, pairs: Sequence[Pa
         )
         lines = [
             f"{path[pair.first]} ({values.iloc[pair.first]}) and {path[pair.second]} ({values.iloc[pair.second]}): "
-            f"{pair.told}"
+            f"{pair.description}"
             for pair in found_leaks
         ]
         raise PylorusError(

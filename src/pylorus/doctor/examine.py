@@ -14,7 +14,7 @@ import textwrap
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TextIO
 
@@ -58,10 +58,10 @@ def print_checks(checks: Iterable[Check], output: TextIO = sys.stdout) -> State:
 
 def format_check_lines(check: Check, *, width: int, coloured: bool) -> Iterator[str]:
     """Yield a check as lines of at most `width` characters, with its text and fix in a column of their own."""
-    if check.mend and check.state is State.GOOD:
-        texts = [f"{check.found}; optional: {check.mend}"]
+    if check.remedy and check.state is State.GOOD:
+        texts = [f"{check.found}; optional: {check.remedy}"]
     else:
-        texts = [check.found, *([f"fix: {check.mend}"] if check.mend else [])]
+        texts = [check.found, *([f"fix: {check.remedy}"] if check.remedy else [])]
     lines = [line for text in texts for line in _wrap_text(text, width)]
     state = f"{check.state:<{STATE_WIDTH}}"
     if coloured:
@@ -83,7 +83,7 @@ def _wrap_text(text: str, width: int) -> Iterator[str]:
 def format_json(checks: Iterable[Check]) -> tuple[str, State]:
     """Return all checks as one JSON object, and the worst state."""
     done = list(checks)
-    content = {"pylorus": __version__, "state": get_worst_state(done), "checks": [asdict(check) for check in done]}
+    content = {"pylorus": __version__, "state": get_worst_state(done), "checks": [check.to_dict() for check in done]}
     return json.dumps(content, indent=2, ensure_ascii=False), get_worst_state(done)
 
 

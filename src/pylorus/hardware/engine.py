@@ -116,15 +116,15 @@ class Engine:
         """Lightning's name for the precision: bf16 for matrix products, 32 bits for weights and sums."""
         return "bf16-mixed" if self.precision == "bf16" else "32-true"
 
-    def setup_process(self, *, beside: int = 1) -> None:
+    def setup_process(self, *, local_count: int = 1) -> None:
         """Configure this process to compute with these settings.
 
         Args:
-            beside: Number of the run's processes that share this machine's cores.
+            local_count: Number of the run's processes that share this machine's cores.
         """
         cv2.setNumThreads(0)
         torch.set_float32_matmul_precision("high")
-        torch.set_num_threads(max(1, self.threads // beside))
+        torch.set_num_threads(max(1, self.threads // local_count))
         if self.accelerator == "cpu":
             set_malloc_options()
 

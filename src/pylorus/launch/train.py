@@ -267,10 +267,10 @@ def train_launched(config: Config, folder: RunFolder, stop: StopRequest) -> None
         PylorusError: If the configuration expects another number of processes.
     """
     processes, trainer = read_processes(), config.trainer
-    if trainer.devices != processes.beside or trainer.devices * trainer.nodes != processes.count:
+    if trainer.devices != processes.local_count or trainer.devices * trainer.nodes != processes.count:
         raise PylorusError(
             f"trainer.devices: found {trainer.devices}, and trainer.nodes {trainer.nodes}, but {processes.count} "
-            f"processes were started, {processes.beside} on each machine. Leave both keys out."
+            f"processes were started, {processes.local_count} on each machine. Leave both keys out."
         )
     if isinstance(trainer.batch_size, int):
         check_batch_divides(trainer.batch_size, processes.count)
@@ -297,7 +297,7 @@ def train(config: Config, folder: RunFolder, processes: Processes, stop: StopReq
     record = folder.path / "environment.json"
     initial = restore_trainer_config(config.trainer, record)
     engine = processes.run_on_first(lambda: resolve_engine(initial))
-    engine.setup_process(beside=processes.beside)
+    engine.setup_process(local_count=processes.local_count)
     images, config = processes.run_on_first(lambda: prepare_images(config, folder.path))
     resolve_deciding_class(config.deploy, classes=images.catalog.classes, short_names=images.catalog.short_names)
     backbone = processes.run_first_then_others(lambda: _build_run_backbone(config))
@@ -349,7 +349,7 @@ def _set_batch_size(
 
 def _extract_structure(config: Config, backbone: Backbone) -> list[BlockStructure]:
     trainable_names = {
-        name: resolve_depth(backbone.network, stage.learn).learning for name, stage in config.stages.items()
+        name: resolve_depth(backbone.network, stage.learn).trainable for name, stage in config.stages.items()
     }
     return extract_network_structure(backbone.network, image_size=backbone.image_size, learning=trainable_names)
 

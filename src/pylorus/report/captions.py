@@ -160,16 +160,16 @@ class EvaluationCount:
 
     Attributes:
         splits: Short hashes of the splits that have this test set.
-        here: Number of stages in the report that predicted it.
+        stages: Number of stages in the report that predicted it.
         epochs: Number of epochs in the report that were validated on it.
-        elsewhere: Number of stages of other runs in the same folders that predicted it.
+        other_stages: Number of stages of other runs in the same folders that predicted it.
         other_runs: Number of these other runs.
     """
 
     splits: tuple[str, ...]
-    here: int
+    stages: int
     epochs: int
-    elsewhere: int
+    other_stages: int
     other_runs: int
 
     @property
@@ -179,13 +179,13 @@ class EvaluationCount:
 
     @property
     def _count_text(self) -> str:
-        total = self.here + self.epochs + self.elsewhere
-        parts = [f"{_format_times(self.here)} by the stages of the runs reported here"]
+        total = self.stages + self.epochs + self.other_stages
+        parts = [f"{_format_times(self.stages)} by the stages of the runs reported here"]
         if self.epochs:
             parts.append(f"{_format_times(self.epochs)} by epochs that were validated on it")
-        if self.elsewhere:
+        if self.other_stages:
             runs = "1 other run" if self.other_runs == 1 else f"{self.other_runs} other runs"
-            parts.append(f"{_format_times(self.elsewhere)} by {runs} in the same folders")
+            parts.append(f"{_format_times(self.other_stages)} by {runs} in the same folders")
         count = f"at least {_format_times(total)}"
         return f"{count}: {', '.join(parts)}. Runs that were deleted or are stored elsewhere are not counted."
 
@@ -194,7 +194,7 @@ def format_evaluation_counts(looks: Sequence[EvaluationCount]) -> tuple[str, ...
     """State how often the test sets were evaluated, in one sentence for all sets evaluated equally often."""
     by_count: dict[tuple[int, ...], list[EvaluationCount]] = {}
     for each in looks:
-        by_count.setdefault((each.here, each.epochs, each.elsewhere, each.other_runs), []).append(each)
+        by_count.setdefault((each.stages, each.epochs, each.other_stages, each.other_runs), []).append(each)
     return tuple(
         group[0].sentence if len(group) == 1 else f"Each of {len(group)} test sets was evaluated {group[0]._count_text}"
         for group in by_count.values()
@@ -214,11 +214,11 @@ def count_test_evaluations(runs: Sequence[SavedRun]) -> tuple[EvaluationCount, .
         counts.append(
             EvaluationCount(
                 splits=tuple(dict.fromkeys(run.split.short_hash for run in same if run.split is not None)),
-                here=sum(len(run.complete_stages) for run in same),
+                stages=sum(len(run.complete_stages) for run in same),
                 epochs=sum(
                     _count_validated_epochs(run) for run in same if run.get_setting("data.validation") == "test"
                 ),
-                elsewhere=sum(elsewhere),
+                other_stages=sum(elsewhere),
                 other_runs=len(elsewhere),
             )
         )

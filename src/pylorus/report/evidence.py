@@ -283,26 +283,26 @@ class Evidence:
     Attributes:
         options: Options of the report.
         class_name: Short name of the class for which a threshold is fixed; None if no run has classes yet.
-        aim: Sensitivity and confidence that this threshold has to guarantee.
+        target: Sensitivity and confidence that this threshold has to guarantee.
         runs: All runs, including those without results.
         results: One result per stage with test predictions.
         tests: Results by test set.
         configurations: Results by configuration, with its seeds and folds together.
         pools: Configurations by test images.
         winners: One winner per pool, with all comparisons.
-        looks: How often each test set was evaluated.
+        evaluation_counts: How often each test set was evaluated.
     """
 
     options: ReportOptions
     class_name: str | None
-    aim: SensitivityTarget
+    target: SensitivityTarget
     runs: tuple[SavedRun, ...]
     results: tuple[Result, ...]
     tests: tuple[ComparableResults, ...]
     configurations: tuple[Configuration, ...]
     pools: tuple[Pool, ...]
     winners: tuple[Winner, ...]
-    looks: tuple[EvaluationCount, ...]
+    evaluation_counts: tuple[EvaluationCount, ...]
 
     def get_run_results(self, run: SavedRun) -> tuple[Result, ...]:
         """Return the results of one run."""
@@ -353,9 +353,9 @@ def collect_evidence(folders: Sequence[Path], options: ReportOptions) -> Evidenc
         saved_runs.append(read_run(folder, config, order=orders.setdefault(frozenset(names), names)))
     runs = set_run_labels(saved_runs)
     class_name = _resolve_class_name(runs, options)
-    aim = _resolve_aim(runs, options)
+    target = _resolve_target(runs, options)
     results = tuple(
-        result for run in runs for result in compute_results(run, class_name=class_name, aim=aim, options=options)
+        result for run in runs for result in compute_results(run, class_name=class_name, target=target, options=options)
     )
     tests = group_by_test_set(results)
     configurations = group_by_configuration(results)
@@ -363,14 +363,14 @@ def collect_evidence(folders: Sequence[Path], options: ReportOptions) -> Evidenc
     return Evidence(
         options=options,
         class_name=class_name,
-        aim=aim,
+        target=target,
         runs=runs,
         results=results,
         tests=tests,
         configurations=configurations,
         pools=pools,
         winners=tuple(find_winner(each, class_name=class_name, options=options) for each in pools),
-        looks=count_test_evaluations(runs),
+        evaluation_counts=count_test_evaluations(runs),
     )
 
 
@@ -391,7 +391,7 @@ def _resolve_class_name(runs: Sequence[SavedRun], options: ReportOptions) -> str
     return short_name
 
 
-def _resolve_aim(runs: Sequence[SavedRun], options: ReportOptions) -> SensitivityTarget:
+def _resolve_target(runs: Sequence[SavedRun], options: ReportOptions) -> SensitivityTarget:
     """Return the aim in the options, completed by that of the first run."""
     default = DeployConfig()
 

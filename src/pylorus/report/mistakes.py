@@ -125,11 +125,11 @@ class SavedMaps:
 
     Attributes:
         overlays: Small JPEGs in base64 by image id.
-        said: Explanation of the maps, or of why there are none.
+        message: Explanation of the maps, or of why there are none.
     """
 
     overlays: dict[str, str] = field(default_factory=dict)
-    said: str = ""
+    message: str = ""
 
 
 def read_saved_maps(run: SavedRun, *, stage: str) -> SavedMaps:
@@ -146,13 +146,16 @@ def read_saved_maps(run: SavedRun, *, stage: str) -> SavedMaps:
     record = read_json(folder / RECORD)
     if record is None or not record.get("finished"):
         return SavedMaps(
-            said="To show heat maps beside these images, run `pylorus explain RUN/model --mistakes` before the report."
+            message="To show heat maps beside these images, run `pylorus explain RUN/model --mistakes` before the "
+            "report."
         )
     sums = run.folder / "model" / SUMS
     if not sums.is_file() or record.get(SUMS) != hashlib.sha256(sums.read_bytes()).hexdigest():
-        return SavedMaps(said="The heat maps in this run were computed with a different bundle and are not shown.")
+        return SavedMaps(message="The heat maps in this run were computed with a different bundle and are not shown.")
     if record.get("stage") != stage:
-        return SavedMaps(said=f"No heat maps for these images: the network in the bundle is not that of stage {stage}.")
+        return SavedMaps(
+            message=f"No heat maps for these images: the network in the bundle is not that of stage {stage}."
+        )
     try:
         table = pd.read_csv(folder / INDEX, dtype=str, keep_default_na=False)
         rows = table[(table["sample"] != "") & (table["picture"] != "") & (table["class"] == table["predicted"])]
@@ -189,7 +192,7 @@ class Misclassification:
         true: Short name of the true class.
         predicted: Short name of the predicted class.
         certainty: Calibrated probability of the predicted class, in [0, 1].
-        chance: Calibrated probability of the true class, in [0, 1].
+        true_probability: Calibrated probability of the true class, in [0, 1].
         missed_by: Number of compared results that misclassify it, including this one.
     """
 
@@ -197,7 +200,7 @@ class Misclassification:
     true: str
     predicted: str
     certainty: float
-    chance: float
+    true_probability: float
     missed_by: int
 
 
@@ -224,7 +227,7 @@ def find_worst_mistakes(result: Result, peers: Sequence[Result]) -> tuple[Miscla
             true=predictions.class_names[predictions.true[row]],
             predicted=predictions.class_names[predictions.predicted[row]],
             certainty=float(confidence[row]),
-            chance=float(true_probability[row]),
+            true_probability=float(true_probability[row]),
             missed_by=error_counts[str(predictions.sample[row])],
         )
         for row in find_confident_errors(predictions)
@@ -261,10 +264,10 @@ def build_mistake_table(
         columns=(
             *create_text_columns("sample"),
             *(create_text_columns("file", "group") if names else ()),
-            *create_text_columns("true", "taken for"),
-            Column("certainty", unit="%"),
+            *create_text_columns("true", "predicted"),
+            Column("predicted probability", unit="%"),
             Column("probability of the true class", unit="%"),
-            *((Column(f"mistaken, of {peers} results"),) if peers > 1 else ()),
+            *((Column(f"misclassified by, of {peers} results"),) if peers > 1 else ()),
         ),
         rows=tuple(Row(tuple(_build_mistake_cells(result, each, peers, names))) for each in mistakes),
         notes=(
@@ -281,5 +284,5 @@ def _build_mistake_cells(result: Result, mistake: Misclassification, peers: int,
         assert result.run.split is not None
         row = result.run.split.table.set_index("sample_id").loc[mistake.sample]
         cells += [str(row["path"]), str(row["group"])]
-    cells += [mistake.true, mistake.predicted, Number(100 * mistake.certainty), Number(100 * mistake.chance)]
+    cells += [mistake.true, mistake.predicted, Number(100 * mistake.certainty), Number(100 * mistake.true_probability)]
     return [*cells, mistake.missed_by] if peers > 1 else cells

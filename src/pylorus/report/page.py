@@ -204,7 +204,7 @@ def _iter_drawings(sections: Sequence[Section]) -> Iterator[Drawing]:
 
 
 def _delete_stale_files(output: Path, written: Sequence[Path]) -> None:
-    """Delete files of an earlier report that this report did not write, so that they are not taken for its own."""
+    """Delete files of an earlier report that this report did not write, so that they are not mistaken for its own."""
     names = sorted(path.relative_to(output).as_posix() for path in written)
     previous = read_json(output / FILE_LIST) or {}
     for name in set(map(str, previous.get("files", []))) - set(names):

@@ -259,7 +259,7 @@ def build_mistake_section(evidence: Evidence) -> Section:
             pictures = create_thumbnails(result.run, [mistake.sample for mistake in mistakes], maps.overlays)
             items.append(Pictures(tuple((mistake, pictures[mistake.sample]) for mistake in mistakes)))
             burnt_in = () if result.run.get_setting("data.kind") == "synthetic" else (BURNED_IN_TEXT,)
-            items.append(Sentences((*burnt_in, maps.said)))
+            items.append(Sentences((*burnt_in, maps.message)))
     if any(isinstance(item, Table) for item in items) and not evidence.options.thumbnails:
         items.append(
             Sentences(("With --thumbnails, the report includes these images, which are then passed on with it.",))
@@ -325,8 +325,8 @@ def build_method_section(evidence: Evidence) -> Section:
     if results and all(read_shipped(result.run.bundle) is not None for result in results):
         sentences.append(PRECISION_NOTE)
     sentences += explain_comparisons(evidence.comparisons)
-    sentences += [EVALUATION_METHODS] if evidence.looks else []
-    return Section("methods", "Statistical methods", (Sentences(tuple(sentences), listed=True),))
+    sentences += [EVALUATION_METHODS] if evidence.evaluation_counts else []
+    return Section("methods", "Statistical methods", (Sentences(tuple(sentences), is_list=True),))
 
 
 def _format_fitting_sentences(results: Sequence[Result]) -> list[str]:

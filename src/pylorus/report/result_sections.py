@@ -138,7 +138,7 @@ def build_comparison_section(evidence: Evidence) -> Section:
     indices += [(f"AUROC of {evidence.class_name}", AUROC)] if any(each.auroc for each in questions) else []
     items: list[Item] = [
         Sentences((_format_families(questions, others=bool(others)),)),
-        Sentences(tuple(each.sentence for each in pairs), listed=True),
+        Sentences(tuple(each.sentence for each in pairs), is_list=True),
         Sentences(tuple(_format_differences(pairs, title, key) for title, key in indices)),
     ]
     if pairs is not questions:

@@ -208,7 +208,10 @@ def build_confusion_table(results: Sequence[Result], *, level: str = IMAGES, num
         key=f"confusion-matrices{suffix}" + (f"-{number}" if number > 1 else ""),
         title=f"Confusion matrices: number of {unit} by true class (rows) and predicted class (columns)",
         basis=format_test_basis([result for result, _ in levels], level=level),
-        columns=(*create_text_columns("model", "stage", "true"), *(Column(name, over="predicted") for name in names)),
+        columns=(
+            *create_text_columns("model", "stage", "true"),
+            *(Column(name, heading="predicted") for name in names),
+        ),
         rows=tuple(
             Row((result.run.label, result.stage.name, name, *(int(count) for count in counts)))
             for result, level_result in levels
@@ -237,7 +240,7 @@ def build_published_confusion_table() -> Table:
         basis=format_published_basis(),
         columns=(
             *create_text_columns("model", "stage", "true"),
-            *(Column(name, over="predicted") for name in STUDY.short_names),
+            *(Column(name, heading="predicted") for name in STUDY.short_names),
         ),
         rows=tuple(
             Row((result.model, result.stage, name, *counts))
@@ -279,7 +282,7 @@ def _get_printed_metrics(result: PublishedModel) -> list[list[float]]:
 
 def _build_study_columns(stages: Sequence[str], labels: Iterable[str]) -> tuple[Column, ...]:
     titles = list(labels)
-    return (*create_text_columns("class"), *(Column(title, over=stage) for stage in stages for title in titles))
+    return (*create_text_columns("class"), *(Column(title, heading=stage) for stage in stages for title in titles))
 
 
 def _build_study_rows(

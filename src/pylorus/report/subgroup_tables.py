@@ -78,7 +78,7 @@ def build_subgroup_section(evidence: Evidence) -> Section:
             items.append(build_class_subgroup_table(result, columns, class_name=str(evidence.class_name)))
         items += [
             build_subgroup_test_table(result, tests),
-            Sentences(format_subgroup_sentences(result, tests), listed=True),
+            Sentences(format_subgroup_sentences(result, tests), is_list=True),
         ]
     omitted = build_omitted_column_table(shipped)
     return Section("subgroups", "Subgroups of the test images", (*items, *([omitted] if omitted else [])))
@@ -107,7 +107,7 @@ def build_subgroup_table(result: Result, columns: Sequence[SubgroupColumn]) -> T
         columns=(
             *_build_subgroup_head_columns(),
             Column("accuracy", unit="%"),
-            *(Column(name, over="sensitivity", unit="%") for name in predictions.class_names),
+            *(Column(name, heading="sensitivity", unit="%") for name in predictions.class_names),
         ),
         rows=tuple(rows),
         notes=(

@@ -98,8 +98,8 @@ def _collect_key_figures(evidence: Evidence) -> tuple[KeyFigure, ...]:
     for winner in evidence.winners:
         chosen = winner.preferred or winner.leaders[0]
         facts += [_build_accuracy_figure(chosen, _format_choice(winner)), *_build_image_figures(chosen, winner.pool)]
-    for looks in evidence.looks if len(evidence.tests) == 1 else ():
-        total = looks.here + looks.epochs + looks.elsewhere
+    for count in evidence.evaluation_counts if len(evidence.tests) == 1 else ():
+        total = count.stages + count.epochs + count.other_stages
         detail = "at least; each one makes the best result more optimistic"
         facts.append(KeyFigure("Evaluations of the test set", f"{total}", detail))
     return tuple(facts)
@@ -256,7 +256,7 @@ def _collect_warnings(evidence: Evidence) -> list[str]:
             )
     sentences += _collect_split_warnings(evidence.runs)
     sentences += format_pool_notes(evidence.pools, evidence.configurations)
-    sentences += format_evaluation_counts(evidence.looks)
+    sentences += format_evaluation_counts(evidence.evaluation_counts)
     if not evidence.results:
         sentences.insert(0, "No stage has test predictions yet, so this report only describes the runs.")
     return sentences

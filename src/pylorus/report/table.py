@@ -106,13 +106,13 @@ class Column:
 
     Attributes:
         title: Heading of the column.
-        over: Spanning heading shared with neighbouring columns; may be empty.
+        heading: Spanning heading shared with neighbouring columns; may be empty.
         unit: Unit of its numbers, such as `%`; may be empty.
         text: Whether it contains text, which is left-aligned.
     """
 
     title: str
-    over: str = ""
+    heading: str = ""
     unit: str = ""
     text: bool = False
 
@@ -215,10 +215,10 @@ class Table:
         """The spanning headings, and the number of columns that each spans."""
         spans: list[tuple[str, int]] = []
         for column in self.columns:
-            if spans and spans[-1][0] == column.over and column.over:
-                spans[-1] = (column.over, spans[-1][1] + 1)
+            if spans and spans[-1][0] == column.heading and column.heading:
+                spans[-1] = (column.heading, spans[-1][1] + 1)
             else:
-                spans.append((column.over, 1))
+                spans.append((column.heading, 1))
         return spans
 
 
@@ -414,7 +414,7 @@ def escape_latex(text: str) -> str:
 
 def _format_latex_head(table: Table) -> list[str]:
     titles = " & ".join(escape_latex(_format_column_title(column)) for column in table.columns) + r" \\"
-    if not any(column.over for column in table.columns):
+    if not any(column.heading for column in table.columns):
         return [titles]
     spans, rules, first = [], [], 1
     for over, count in table.spans:
@@ -430,7 +430,7 @@ def _format_column_title(column: Column) -> str:
 
 
 def _format_flat_title(column: Column) -> str:
-    return f"{column.over} {_format_column_title(column)}".strip()
+    return f"{column.heading} {_format_column_title(column)}".strip()
 
 
 def _has_interval(cell: Cell) -> bool:

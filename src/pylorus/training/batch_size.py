@@ -66,7 +66,7 @@ def _prepare_step(request: dict[str, Any], answers: TextIO) -> Callable[[int], d
         LossConfig(),
         channels_last=request["channels_last"],
     ).to(engine.accelerator)
-    eval_modules = apply_depth(classifier.network, stage.learn).still
+    eval_modules = apply_depth(classifier.network, stage.learn).eval_modules
     optimizer = build_optimizer(classifier.network, stage, optimizer_config)
 
     def generate_noise(images: int) -> torch.Tensor:
@@ -228,7 +228,7 @@ def _list_sizes(images: int, most: int) -> list[int]:
 
 def _build_request(config: Config, backbone: Backbone, engine: Engine) -> dict[str, object]:
     """Build the trial request, for the stage that trains the most parameter tensors."""
-    stage = max(config.stages.values(), key=lambda stage: len(resolve_depth(backbone.network, stage.learn).learning))
+    stage = max(config.stages.values(), key=lambda stage: len(resolve_depth(backbone.network, stage.learn).trainable))
     return {
         "model": asdict(config.model) | {"weights": "none"},
         "classes": backbone.network.num_classes,
