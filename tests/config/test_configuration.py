@@ -128,22 +128,22 @@ def test_arguments_for_timm_need_no_plus(composed):
         ("data.classes=[a,a]", "data.classes: found .* expected each name only once"),
     ],
 )
-def test_a_value_out_of_its_range_is_refused_by_name(composed, word, message):
+def test_a_value_outside_its_range_is_refused_by_name(composed, word, message):
     with pytest.raises(PylorusError, match=message):
         composed(*check_overrides([word]))
 
 
-def test_a_word_where_a_number_belongs_is_refused(composed):
+def test_text_instead_of_a_number_is_refused(composed):
     with pytest.raises(HydraException, match="epochs"):
         composed("stages.pretrain.epochs=three")
 
 
-def test_a_value_that_must_be_given_is_named(composed):
+def test_a_missing_required_value_is_named(composed):
     with pytest.raises(PylorusError, match=re.escape("data.root: no value given. Add data.root=")):
         composed("data=folders")
 
 
-def test_short_names_need_classes_to_belong_to(composed):
+def test_short_names_require_classes(composed):
     with pytest.raises(PylorusError, match="needs data.classes as well"):
         composed("data=folders", "data.root=X", "data.short_names=[A,B]")
 
@@ -160,12 +160,12 @@ def test_a_sweep_over_stages_may_set_keys_of_a_stage_that_one_job_leaves_out(com
 @pytest.mark.parametrize(
     ("word", "message"), [("run=[pretain]", 'no stage "pretain".*"pretrain"'), ("run=[]", "found")]
 )
-def test_a_run_needs_stages_that_there_are(composed, word, message):
+def test_unknown_stages_are_refused(composed, word, message):
     with pytest.raises(PylorusError, match=message):
         composed(word)
 
 
-def test_own_images_get_pretrained_weights_and_drawn_ones_a_small_network(composed):
+def test_user_images_default_to_pretrained_weights_and_synthetic_ones_to_a_small_network(composed):
     assert composed().model.weights == "none"
     own = composed("data=folders", "data.root=X")
     assert (own.model.name, own.model.weights) == ("resnet50.tv_in1k", "hub")
@@ -190,13 +190,13 @@ def test_own_images_get_pretrained_weights_and_drawn_ones_a_small_network(compos
         (["data=folders", "data.root=X", "data.test_column=a", "data.test_from=3"], "refers to a column of a manifest"),
     ],
 )  # fmt: skip
-def test_what_names_the_test_images_is_refused_where_it_contradicts_itself(composed, words, message):
+def test_contradictory_keys_for_the_test_set_are_refused(composed, words, message):
     with pytest.raises(PylorusError, match=message):
         composed(*words)
 
 
 @pytest.mark.parametrize("value", ["B", "1", "01", "1.5", "2024-01-01", "'Site 3'"])
-def test_a_fold_by_a_column_is_text_and_stays_so_when_the_configuration_is_read_again(composed, tmp_path, value):
+def test_a_fold_by_a_column_stays_text_after_a_round_trip(composed, tmp_path, value):
     config = composed("data=manifest", "data.manifest=X.csv", "data.fold_column=site", f"data.fold={value}")
     assert config.data.fold == value.strip("'")
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config))

@@ -58,25 +58,25 @@ def run_command(*words: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def test_there_is_an_own_file_of_every_group():
+def test_a_user_file_exists_for_every_group():
     assert set(OWN) == set(GROUPS)
 
 
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("option", ["--config-dir", "-cd"])
-def test_an_own_file_of_a_group_is_found_in_the_config_dir(own, group, option):
+def test_a_user_file_of_a_group_is_found_in_the_config_dir(own, group, option):
     words = [option, str(own), f"{group}=mine"]
     assert check_overrides(words) == words
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_an_own_file_of_a_group_is_found_on_the_search_path_and_composes(own, composed, group):
+def test_a_user_file_of_a_group_is_found_on_the_search_path(own, composed, group):
     words = check_overrides([f"hydra.searchpath=[file://{own}]", f"{group}=mine", *REQUIRED.get(group, [])])
     config = composed(*words)
     OmegaConf.to_yaml(config)
 
 
-def test_an_own_group_is_found(own, tmp_path):
+def test_a_user_group_is_found(own, tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "ward3.yaml").write_text("# @package _global_\nseed: 3")
     assert check_overrides(["-cd", str(tmp_path), "+site=ward3"])
@@ -84,7 +84,7 @@ def test_an_own_group_is_found(own, tmp_path):
         check_overrides(["-cd", str(tmp_path), "+site=ward4"])
 
 
-def test_a_typo_in_an_own_file_is_refused_with_the_nearest_one(own):
+def test_a_typo_in_a_user_file_is_refused_with_a_suggestion(own):
     with pytest.raises(
         PylorusError, match=re.escape('experiment=mien: there is no experiment/mien.yaml. Did you mean "mine"?')
     ):
@@ -99,7 +99,7 @@ def test_a_folder_of_configuration_that_does_not_exist_is_named(words):
         check_overrides([*words, "seed=1"])
 
 
-def test_an_own_experiment_runs_from_the_command_line_and_prints_its_configuration(own):
+def test_a_user_experiment_runs_from_the_command_line(own):
     ended = run_command("--config-dir", own, "experiment=mine", "--cfg", "job")
     assert ended.returncode == 0, ended.stderr
     printed = OmegaConf.create(ended.stdout)
@@ -122,7 +122,7 @@ def test_options_of_hydra_itself_work(words, expected):
     assert expected in ended.stdout
 
 
-def test_arguments_beside_a_target_are_kept_with_it(own, composed, tmp_path):
+def test_keys_beside_a_target_become_its_arguments(own, composed, tmp_path):
     search = f"hydra.searchpath=[{own}]"
     config = composed(*check_overrides([search, "loss=mine", "loss.gamma=5", "loss.label_smoothing=0.1"]))
     assert config.loss._target_ == "my_hospital.losses.Asymmetric"
@@ -140,7 +140,7 @@ def test_a_target_is_accepted_on_the_command_line(composed, section):
     assert (found._target_, found.args) == ("my_hospital.thing", {"further": 2, "other": "x"})
 
 
-def test_a_network_of_your_own_is_labelled_by_its_target_unless_it_has_a_name(tmp_path, composed):
+def test_a_custom_network_is_labelled_by_its_target_unless_named(tmp_path, composed):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.yaml").write_text("_target_: my_hospital.GastroNet")
     search = f"hydra.searchpath=[{tmp_path}]"
@@ -148,7 +148,7 @@ def test_a_network_of_your_own_is_labelled_by_its_target_unless_it_has_a_name(tm
     assert composed(search, "model=mine", "model.name=G2").model.name == "G2"
 
 
-def test_a_source_of_your_own_needs_no_folder(composed, tmp_path):
+def test_a_custom_image_source_needs_no_folder(composed, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.yaml").write_text("_target_: my_hospital.list_images")
     config = composed(f"hydra.searchpath=[{tmp_path}]", "data=mine")
@@ -169,18 +169,18 @@ def test_a_source_of_your_own_needs_no_folder(composed, tmp_path):
         (["trainer.args.profiler._target_=os.getcwd"], "trainer.args.profiler._target_: _target_ is not allowed here"),
     ],
 )
-def test_a_target_elsewhere_or_of_another_form_is_refused_by_name(composed, words, message):
+def test_an_invalid_or_misplaced_target_is_refused_by_name(composed, words, message):
     with pytest.raises(PylorusError, match=message):
         composed(*check_overrides(words))
 
 
 @pytest.mark.parametrize("key", ["optimizer._target_", "stages.finetune._target_", "_target_", "deploy._target_"])
-def test_a_target_is_no_key_of_other_sections(key):
+def test_other_sections_have_no_target_key(key):
     with pytest.raises(PylorusError, match="no key"):
         check_overrides([f"{key}=os.getcwd"])
 
 
-def test_a_key_that_nobody_knows_is_refused_where_there_is_no_target(own, composed):
+def test_an_unknown_key_is_refused_without_a_target(own, composed):
     words = check_overrides(["--config-dir", str(own), "loss.label_smothing=0.1"])[2:]
     with pytest.raises(PylorusError, match=r'"loss" has no key "label_smothing". Did you mean "label_smoothing"\?'):
         composed(*words)
@@ -206,7 +206,7 @@ def begin(composed, drawn, tmp_path) -> Callable[..., RunFolder]:
     return prepare
 
 
-def test_a_run_with_own_files_is_resumed_with_further_overrides(own, composed, tmp_path):
+def test_a_run_with_user_files_is_resumed_with_further_overrides(own, composed, tmp_path):
     folder = RunFolder(tmp_path)
     with folder.set_starting(["experiment=mine"], searchpath=[f"file://{own}"]):
         write_text(folder.config, OmegaConf.to_yaml(composed(f"hydra.searchpath=[{own}]", "experiment=mine")))
@@ -263,7 +263,7 @@ def test_only_the_users_configuration_reaches_instantiate():
     assert calls == ["instantiation.py"]
 
 
-def test_build_config_leaves_what_hydra_composed_as_it_was(tmp_path):
+def test_build_config_does_not_change_the_composed_configuration(tmp_path):
     composed = OmegaConf.structured(load_config_of(tmp_path))
     before = OmegaConf.to_yaml(composed)
     build_config(composed)

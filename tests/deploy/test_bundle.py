@@ -39,7 +39,7 @@ def saved(trained_run, part, wanted="logit"):
     return true, table[[f"{wanted}/{name}" for name in NAMES]].to_numpy(dtype=np.float64), table
 
 
-def test_temperature_and_thresholds_are_those_of_the_validation_images(trained_run, said):
+def test_temperature_and_thresholds_are_fitted_on_validation_images(trained_run, said):
     true, logits, table = saved(trained_run, "val")
     fitted = fit_temperature(logits, true)
     assert said.calibration.temperature == fitted.temperature
@@ -57,7 +57,7 @@ def test_temperature_and_thresholds_are_those_of_the_validation_images(trained_r
     assert (shares.max(axis=1)[right] < said.abstention.unsure_below).mean() <= 0.05
 
 
-def test_too_few_validation_patients_for_the_guarantee_are_told_in_the_card(bundle_folder, said):
+def test_the_card_reports_too_few_validation_patients(bundle_folder, said):
     fixed = said.decision.get_threshold("GC")
     assert not fixed.is_guaranteed
     card = (bundle_folder / "MODEL_CARD.md").read_text()
@@ -92,7 +92,7 @@ def test_the_class_that_decides_may_be_chosen_by_either_name(name, short):
         resolve_deciding_class(DeployConfig(class_name="GX"), **classes)
 
 
-def test_the_threshold_of_unlikeness_withholds_5_percent_of_validation_images_at_most(
+def test_the_unlikeness_threshold_rejects_at_most_5_percent_of_validation_images(
     trained_run, said, bundle_folder, drawn
 ):
     bundle = load_bundle(bundle_folder)
@@ -114,7 +114,7 @@ def test_figures_are_those_of_the_test_images(trained_run, said):
     assert said.test.accuracy.low < said.test.accuracy.value < said.test.accuracy.high
 
 
-def test_the_hashes_are_those_that_sha256sum_checks(bundle_folder):
+def test_the_hashes_can_be_checked_with_sha256sum(bundle_folder):
     assert (
         subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=bundle_folder, check=False).returncode
         == 0
@@ -123,12 +123,12 @@ def test_the_hashes_are_those_that_sha256sum_checks(bundle_folder):
     assert listed == {path.name for path in bundle_folder.iterdir()} - {"SHA256SUMS"}
 
 
-def test_what_tells_unlike_images_holds_no_features_of_single_images(bundle_folder):
+def test_the_unlikeness_file_contains_no_features_of_single_images(bundle_folder):
     found = load_file(bundle_folder / "unlike.safetensors")
     assert [(name, len(tensor)) for name, tensor in found.items()] == [("directions", 3)]
 
 
-def test_the_card_says_what_its_reader_must_know(bundle_folder, drawn):
+def test_the_card_contains_all_required_facts(bundle_folder, drawn):
     text = (bundle_folder / "MODEL_CARD.md").read_text()
     for part in (
         "Not a medical device",
@@ -160,7 +160,7 @@ def test_the_card_says_what_its_reader_must_know(bundle_folder, drawn):
         ),
     ],
 )
-def test_the_card_says_of_the_split_what_is_true_of_it(bundle_folder, before, after, leaks, present, absent):
+def test_the_card_describes_the_actual_split(bundle_folder, before, after, leaks, present, absent):
     content = (bundle_folder / "model.json").read_text()
     assert before in content
     text = render_model_card(read_description(content.replace(before, after).encode()), leaks=leaks)
@@ -168,14 +168,14 @@ def test_the_card_says_of_the_split_what_is_true_of_it(bundle_folder, before, af
     assert absent not in text
 
 
-def test_names_in_the_card_are_text_and_nothing_else(bundle_folder):
+def test_names_in_the_card_are_escaped(bundle_folder):
     content = (bundle_folder / "model.json").read_text().replace("gastric_ulcer", "<script>alert(1)</script>|`*")
     text = render_model_card(read_description(content.encode()))
     assert "<script>" not in text
     assert "\\|\\`\\*" in text
 
 
-def test_answers_do_not_depend_on_the_batch_and_the_network_is_the_runs(trained_run, bundle_folder, drawn):
+def test_predictions_do_not_depend_on_the_batch_and_use_the_runs_network(trained_run, bundle_folder, drawn):
     bundle = load_bundle(bundle_folder)
     images = bundle.input.load_images(sorted((drawn / "gastric_ulcer").iterdir()))
     whole, single = (
@@ -189,7 +189,7 @@ def test_answers_do_not_depend_on_the_batch_and_the_network_is_the_runs(trained_
         assert torch.equal(bundle.classifier.network(pixels), whole.logits)
 
 
-def test_killed_while_it_is_written_a_bundle_is_written_again_to_the_same_bytes(trained_run, tmp_path, monkeypatch):
+def test_a_bundle_killed_while_written_is_written_again_to_the_same_bytes(trained_run, tmp_path, monkeypatch):
     class KilledError(BaseException):
         pass
 
@@ -216,7 +216,7 @@ def test_killed_while_it_is_written_a_bundle_is_written_again_to_the_same_bytes(
 
 
 @pytest.mark.parametrize("name", ["test_vit.r160_in1k", "test_convnext.r160_in1k", "test_efficientnet.r160_in1k"])
-def test_networks_of_other_kinds_give_their_own_logits_beside_the_features(name):
+def test_logits_with_features_equal_those_of_the_network(name):
     import timm
 
     from pylorus.model.inference import compute_logits_and_features
@@ -229,7 +229,7 @@ def test_networks_of_other_kinds_give_their_own_logits_beside_the_features(name)
     assert features.shape == (2, network.head_hidden_size)
 
 
-def test_arguments_that_no_bundle_could_hold_stop_a_run_at_its_beginning():
+def test_arguments_that_a_bundle_cannot_store_stop_the_run_at_its_start():
     from pylorus.model.backbone import build_backbone
 
     config = Config().model

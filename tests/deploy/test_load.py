@@ -28,7 +28,7 @@ def refused(folder, words):
         load_bundle(folder)
 
 
-def test_a_pickle_in_the_bundles_place_is_never_loaded(tmp_path):
+def test_a_pickle_in_place_of_the_bundle_is_never_loaded(tmp_path):
     path, mark = tmp_path / "model.pt", tmp_path / "mark"
     path.write_bytes(pickle.dumps(Evil(mark)))
     refused(path, "found a file, which is never loaded because it could be a pickle")
@@ -61,26 +61,26 @@ def test_a_missing_file_is_named(spoilt, name):
     refused(spoilt, f"{name}: No such file")
 
 
-def test_a_run_is_told_from_its_bundle(trained_run):
+def test_a_run_given_instead_of_its_bundle_is_named(trained_run):
     refused(trained_run.path, "is a run; its bundle is .*model")
     refused(trained_run.path / "nowhere", "found nothing, expected a bundle")
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b", "..", "a\\b", "c:d", ""])
-def test_names_that_lead_out_of_the_folder_are_refused(spoilt, name):
+def test_names_outside_the_folder_are_refused(spoilt, name):
     with (spoilt / "SHA256SUMS").open("a") as file:
         file.write(f"{'0' * 64}  {name}\n")
     refused(spoilt, "SHA256SUMS: found")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json", "SHA256SUMS"])
-def test_symbolic_links_are_refused_even_where_the_content_is_right(spoilt, tmp_path, name):
+def test_symbolic_links_are_refused_even_with_correct_content(spoilt, tmp_path, name):
     moved = (spoilt / name).rename(tmp_path / name)
     (spoilt / name).symlink_to(moved)
     refused(spoilt, f"{name}: found a symbolic link")
 
 
-def test_a_pipe_is_refused_and_not_waited_for(spoilt):
+def test_a_pipe_is_refused_without_waiting(spoilt):
     import os
 
     (spoilt / "model.json").unlink()
@@ -155,7 +155,7 @@ def _set(*path, to):
         (_set("surprise", to=1), 'unknown entry "surprise"'),
     ],
 )  # fmt: skip
-def test_a_description_that_can_not_be_is_refused_by_name(described, act, words):
+def test_an_invalid_description_is_refused_by_name(described, act, words):
     refused(described(act), words)
 
 
@@ -195,13 +195,13 @@ def test_directions_that_do_not_fit_are_refused(spoilt, resealed, tensors, words
     refused(resealed(spoilt), words)
 
 
-def test_a_safetensors_header_that_lies_is_refused(spoilt, resealed):
+def test_an_inconsistent_safetensors_header_is_refused(spoilt, resealed):
     for header in (b"\xff" * 8, (2**62).to_bytes(8, "little") + b"{}", b"\x02" + b"\0" * 7 + b"{}", b""):
         (spoilt / "model.safetensors").write_bytes(header)
         refused(resealed(spoilt), "model.safetensors")
 
 
-def test_what_else_lies_in_the_folder_is_never_opened(spoilt, tmp_path):
+def test_other_files_in_the_folder_are_never_opened(spoilt, tmp_path):
     mark = tmp_path / "mark"
     (spoilt / "model.py").write_text(f"open({str(mark)!r}, 'w')")
     (spoilt / "pytorch_model.bin").write_bytes(pickle.dumps(Evil(mark)))

@@ -78,7 +78,7 @@ def test_all_formats_hold_the_same_rows(bundle_folder, drawn, tmp_path):
         assert other["abstain"].astype(bool).tolist() == tables[0]["abstain"].astype(bool).tolist()
 
 
-def test_files_folders_and_patterns_in_the_order_given(bundle_folder, drawn, tmp_path):
+def test_inputs_are_predicted_in_the_order_given(bundle_folder, drawn, tmp_path):
     folder = drawn / "gastric_ulcer"
     first, *_ = sorted((drawn / "gastric_cancer").iterdir())
     _, table = asked(bundle_folder, [first, folder, drawn / "chronic_*" / "*_1.*"], tmp_path / "p.csv")
@@ -143,14 +143,14 @@ def test_what_can_not_be_read_is_a_row_with_an_error_and_counts_in_the_exit_code
     assert len(table) == 13
 
 
-def test_a_links_circle_ends(bundle_folder, drawn, tmp_path):
+def test_a_cycle_of_links_ends(bundle_folder, drawn, tmp_path):
     folder = tmp_path / "in"
     shutil.copytree(drawn / "gastric_ulcer", folder / "a")
     (folder / "a" / "round").symlink_to(folder)
     assert len(asked(bundle_folder, [folder], tmp_path / "p.csv")[1]) == 10
 
 
-def test_odd_names_are_rows_too(bundle_folder, drawn, tmp_path):
+def test_unusual_file_names_are_rows(bundle_folder, drawn, tmp_path):
     image, *_ = sorted((drawn / "gastric_ulcer").iterdir())
     names = [
         "a,b.jpg",
@@ -169,7 +169,7 @@ def test_odd_names_are_rows_too(bundle_folder, drawn, tmp_path):
 
 
 @pytest.mark.parametrize(("suffix", "kills"), [(".csv", (0, 3, 6)), (".parquet", (5,)), (".json", (5,))])
-def test_killed_before_any_file_the_same_command_goes_on_and_ends_in_the_same_one(
+def test_a_killed_prediction_resumes_to_the_same_output(
     bundle_folder, drawn, tmp_path, monkeypatch, suffix, kills, capsys
 ):
     monkeypatch.setattr(predict_module, "PART_ROWS", 8)
@@ -210,7 +210,7 @@ def test_killed_before_any_file_the_same_command_goes_on_and_ends_in_the_same_on
     assert f"already complete: {output}" in capsys.readouterr().out
 
 
-def test_an_output_of_another_request_is_not_touched(bundle_folder, drawn, tmp_path, spoilt):
+def test_the_output_of_another_command_is_not_overwritten(bundle_folder, drawn, tmp_path, spoilt):
     output = tmp_path / "p.csv"
     asked(bundle_folder, [drawn], output)
     before = output.read_bytes()
@@ -233,7 +233,7 @@ def test_two_processes_do_not_write_one_output(bundle_folder, drawn, tmp_path):
         asked(bundle_folder, [drawn], tmp_path / "p.csv")
 
 
-def test_images_are_taken_one_batch_after_another_and_never_listed(bundle_folder, drawn):
+def test_images_are_read_batch_by_batch_without_listing_all(bundle_folder, drawn):
     image = next((drawn / "gastric_ulcer").iterdir())
     taken = 0
 
@@ -253,7 +253,7 @@ def test_images_are_taken_one_batch_after_another_and_never_listed(bundle_folder
             break
 
 
-def test_a_folder_too_long_to_sort_is_taken_whole(tmp_path, monkeypatch):
+def test_a_folder_too_large_to_sort_is_read_completely(tmp_path, monkeypatch):
     from pylorus.deploy import inputs
 
     monkeypatch.setattr(inputs, "MAX_SORTED_FILES", 3)
@@ -274,7 +274,7 @@ def test_without_groups_an_evaluation_says_that_each_image_counts_as_a_patient(b
     assert f"images of {said.test.groups} groups (patients), in %" in grouped
 
 
-def test_class_folders_give_the_runs_own_figures_again(trained_run, bundle_folder, drawn, tmp_path, capsys):
+def test_class_folders_reproduce_the_runs_own_results(trained_run, bundle_folder, drawn, tmp_path, capsys):
     split = pd.read_csv(trained_run.path / "split.csv", dtype=str)
     for path in split[split["split"] == "test"]["path"]:
         target = tmp_path / "test" / path
@@ -296,14 +296,14 @@ def test_class_folders_give_the_runs_own_figures_again(trained_run, bundle_folde
     assert "at the stored threshold" in said
 
 
-def test_an_evaluation_that_can_not_be_is_refused_and_loses_nothing(bundle_folder, drawn, tmp_path):
+def test_an_impossible_evaluation_is_refused_and_loses_no_predictions(bundle_folder, drawn, tmp_path):
     flat = shutil.copytree(drawn / "gastric_ulcer", tmp_path / "flat")
     with pytest.raises(PylorusError, match="--evaluate: no image is in a folder named after a class"):
         asked(bundle_folder, [flat], tmp_path / "p.csv", evaluate=True)
     assert "true" not in asked(bundle_folder, [flat], tmp_path / "p.csv")[1].columns
 
 
-def test_frames_of_a_video(bundle_folder, tmp_path):
+def test_frames_of_a_video_are_predicted(bundle_folder, tmp_path):
     path = tmp_path / "film.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10.0, (64, 48))
     for number in range(35):
@@ -321,7 +321,7 @@ def test_frames_of_a_video(bundle_folder, tmp_path):
     assert len(table) == 8
 
 
-def test_a_dicom_image_is_read_where_pydicom_is_there(bundle_folder, tmp_path):
+def test_a_dicom_image_is_read_with_pydicom(bundle_folder, tmp_path):
     pytest.importorskip("pydicom")
     from tests.data.sample_files import dicom_samples
 
@@ -339,7 +339,7 @@ def test_a_dicom_image_is_read_where_pydicom_is_there(bundle_folder, tmp_path):
         ([".", "--batch", "0"], "--batch: found 0"),
     ],
 )
-def test_what_can_not_be_asked_for_is_said(bundle_folder, tmp_path, monkeypatch, words, said):
+def test_invalid_options_are_named(bundle_folder, tmp_path, monkeypatch, words, said):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=said):
         main(["predict", str(bundle_folder), *words, "--output", "p.csv"])
@@ -349,7 +349,7 @@ def test_what_can_not_be_asked_for_is_said(bundle_folder, tmp_path, monkeypatch,
         main(["predict", str(bundle_folder), ".", "--output", "p.xlsx"])
 
 
-def test_noise_and_blank_frames_are_called_unlike_more_often_than_test_images(bundle_folder, tmp_path):
+def test_noise_and_blank_frames_are_rejected_more_often_than_test_images(bundle_folder, tmp_path):
     rng = np.random.default_rng(0)
     for number in range(8):
         Image.fromarray(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(tmp_path / f"noise_{number}.png")
@@ -359,7 +359,7 @@ def test_noise_and_blank_frames_are_called_unlike_more_often_than_test_images(bu
     assert (table["why"] == "unlike").mean() > rate + 0.3
 
 
-def test_the_command_as_its_user_types_it(bundle_folder, drawn, tmp_path):
+def test_the_command_runs_as_typed(bundle_folder, drawn, tmp_path):
     words = [
         "-c",
         "from pylorus.cli import main; main()",

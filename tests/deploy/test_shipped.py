@@ -237,7 +237,7 @@ def test_deploy_stage_overrides_the_choice_and_says_so(trained, evaluated, capsy
     )
 
 
-def test_both_runs_of_one_stage_give_the_same_bundle_weights_whoever_trained_on(trained):
+def test_the_shipped_stage_has_the_same_weights_whether_or_not_training_continued(trained):
     """An earlier stage is shipped as it was, not as later stages changed it."""
     whole = trained("pretrain")
     alone = trained("pretrain", "stage=pretrain")
@@ -247,13 +247,13 @@ def test_both_runs_of_one_stage_give_the_same_bundle_weights_whoever_trained_on(
     assert [stage["name"] for stage in description(whole)["training"]["stages"]] == ["pretrain"]
 
 
-def test_nothing_that_only_the_bundle_needed_is_left_behind(trained):
+def test_temporary_files_for_the_bundle_are_removed(trained):
     for stage in STAGES:
         left = {path.name for name in STAGES for path in (trained(stage).path / name / "checkpoints").iterdir()}
         assert left == {"best.ckpt"}
 
 
-def test_a_sweep_orders_its_jobs_by_what_they_ship(trained):
+def test_a_sweep_orders_its_jobs_by_the_shipped_stage(trained):
     folders = [trained("pretrain"), trained("finetune")]
     table = build_sweep_table(folders[0].path.parent)
     for folder in folders:
@@ -263,7 +263,7 @@ def test_a_sweep_orders_its_jobs_by_what_they_ship(trained):
     assert order == sorted(order, reverse=True)
 
 
-def test_images_that_are_validated_and_tested_on_are_marked_as_what_the_choice_was_made_on(trained, evaluated):
+def test_a_choice_on_test_images_is_marked(trained, evaluated):
     folder = trained("pretrain", "data.validation=test")
     abstention = description(folder)["abstention"]
     for batch in (1, 7, 32):  # here the very images that fix the thresholds are predicted
@@ -278,7 +278,7 @@ def test_images_that_are_validated_and_tested_on_are_marked_as_what_the_choice_w
 @pytest.mark.parametrize(
     ("name", "words"), [("finetun", 'Did you mean "finetune"'), ("pretrain", "this run does not train")]
 )
-def test_a_stage_that_does_not_run_can_not_be_shipped(composed, name, words):
+def test_a_stage_that_is_not_run_cannot_be_shipped(composed, name, words):
     with pytest.raises(PylorusError, match=f'deploy.stage: found "{name}".*') as error:
         composed("stage=finetune", f"deploy.stage={name}")
     assert words in str(error.value)
@@ -309,7 +309,7 @@ def test_the_rule_is_accuracy_then_loss_then_the_later_stage_unless_a_stage_is_n
     assert explain_choice(found)
 
 
-def test_killed_wherever_a_run_that_ships_an_earlier_stage_ships_the_same_bytes(trained, composed, images, monkeypatch):
+def test_a_killed_run_that_ships_an_earlier_stage_writes_the_same_bytes(trained, composed, images, monkeypatch):
     class KilledError(BaseException):
         pass
 
@@ -342,7 +342,7 @@ def test_killed_wherever_a_run_that_ships_an_earlier_stage_ships_the_same_bytes(
         )
 
 
-def test_predictions_that_were_made_before_features_were_kept_are_made_again(trained, tmp_path):
+def test_predictions_without_saved_features_are_computed_again(trained, tmp_path):
     """A run that an earlier version left unfinished holds predictions in the precision of its training."""
     whole = trained("pretrain", "report=false")
     folder = RunFolder(Path(shutil.copytree(whole.path, tmp_path / "old")))

@@ -88,7 +88,7 @@ def test_differences_are_those_of_the_indices(said):
     assert (found.macro_f1.p_value < 0.05) == (found.macro_f1.low > 0)
 
 
-def test_exchanging_the_models_turns_the_differences_round(said):
+def test_exchanging_the_models_negates_the_differences(said):
     first, second = said(images=120, skill=2.5, model=1), said(images=120, skill=1.0, model=2)
     there = paired_differences(first, second, seed=0).macro_f1
     back = paired_differences(second, first, seed=0).macro_f1
@@ -96,7 +96,7 @@ def test_exchanging_the_models_turns_the_differences_round(said):
     assert (back.low, back.high) == pytest.approx((-there.high, -there.low), abs=0.005)
 
 
-def test_what_models_share_narrows_the_interval(said):
+def test_correlated_errors_narrow_the_interval(said):
     """Two models mistaken on the same images are compared far more sharply than their own intervals suggest."""
     first = said(images=300, skill=1.5)
     chance = first.probabilities.copy()
@@ -110,14 +110,14 @@ def test_the_p_of_accuracy_is_the_exact_one(said):
     assert paired_differences(first, second, seed=0).accuracy.p_value == mcnemar(first, second).p_value
 
 
-def test_models_that_answer_alike_do_not_differ(said):
+def test_models_with_equal_predictions_do_not_differ(said):
     model = said(images=60)
     found = paired_differences(model, model, seed=0).macro_f1
     assert (found.value, found.p_value) == (0.0, 1.0)
     assert -0.1 < found.low <= 0 <= found.high < 0.1
 
 
-def test_differences_stay_inside_their_scale(one_hot):
+def test_differences_stay_in_their_range(one_hot):
     """Twelve patients, a perfect model and one that is always wrong."""
     truth = np.arange(12) % 2
     perfect = replace(one_hot(truth), true=truth)
@@ -145,7 +145,7 @@ def test_a_difference_of_few_patients_is_never_shown_with_a_tiny_p(said):
 
 
 @pytest.mark.slow
-def test_equal_models_are_told_apart_in_one_of_twenty_studies_for_every_index():
+def test_equal_models_differ_significantly_in_5_percent_of_studies_for_every_index():
     """Large and small patients, a patient's images alike: exchanging whole patients keeps the level."""
     generator, rejected = np.random.default_rng(0), dict.fromkeys(INDICES, 0)
     for study in range(200):
@@ -166,7 +166,7 @@ def test_equal_models_are_told_apart_in_one_of_twenty_studies_for_every_index():
     assert max(rejected.values()) / 200 <= 0.085  # 0.05, and two standard errors
 
 
-def test_one_image_that_tells_two_models_apart_shows_nothing(one_hot):
+def test_one_discordant_image_is_not_significant(one_hot):
     truth = np.arange(20) % 2
     perfect = replace(one_hot(truth), true=truth)
     once_wrong = replace(perfect, probabilities=np.vstack([[0.0, 1.0], perfect.probabilities[1:]]))
@@ -227,14 +227,14 @@ def test_many_classes_and_patients_of_one_image_are_compared_in_bounded_memory()
 
 
 @pytest.mark.parametrize(("a", "n", "b", "m"), [(409, 450, 401, 450), (5, 56, 0, 29), (10, 10, 20, 20), (1, 9, 90, 95)])
-def test_from_two_shares_it_is_the_interval_of_newcombe_in_statsmodels(a, n, b, m):
+def test_two_proportions_give_newcombes_interval_of_statsmodels(a, n, b, m):
     found = difference_of_independent(wilson(a, n), wilson(b, m))
     low, high = confint_proportions_2indep(a, n, b, m, method="newcomb", compare="diff")
     assert found.value == pytest.approx(a / n - b / m)
     assert (found.low, found.high) == pytest.approx((low, high), abs=1e-9)
 
 
-def test_newcombes_own_example_is_found():
+def test_newcombes_published_example_is_reproduced():
     """Newcombe (1998), table II, method 10: 56/70 - 48/80 = 0.2, interval 0.0524 to 0.3339."""
     found = difference_of_independent(wilson(56, 70), wilson(48, 80))
     assert (round(found.low, 4), round(found.high, 4)) == (0.0524, 0.3339)
@@ -279,7 +279,7 @@ def test_with_one_image_a_patient_p_is_that_of_statsmodels(one_hot, both, first,
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_in_groups_p_is_the_share_of_all_turns_as_lopsided(one_hot, seed):
+def test_with_groups_p_is_the_proportion_of_exchanges_as_extreme(one_hot, seed):
     generator = np.random.default_rng(seed)
     groups = generator.integers(0, 10, 40)
     first = replace(one_hot(generator.integers(0, 2, 40)), group=groups)
@@ -329,7 +329,7 @@ def test_the_same_images_in_another_order_give_the_same_answer(said):
     assert mcnemar(first, turned) == mcnemar(first, second)
 
 
-def test_ten_thousand_images_are_no_trouble(one_hot):
+def test_ten_thousand_images_are_compared_quickly(one_hot):
     generator = np.random.default_rng(0)
     first, second = one_hot(generator.integers(0, 2, 10_000)), one_hot(generator.integers(0, 2, 10_000))
     only = int((first.correct & ~second.correct).sum()), int((second.correct & ~first.correct).sum())
@@ -349,6 +349,6 @@ def test_one_test_needs_no_correction():
 
 
 @pytest.mark.parametrize("family", [[], [0.1, np.nan], [1.2], [-0.1], [[0.1]]])
-def test_a_family_with_a_test_missing_or_impossible_is_refused(family):
+def test_a_family_with_an_invalid_p_value_is_refused(family):
     with pytest.raises(ValueError, match="p-values"):
         holm(np.array(family))

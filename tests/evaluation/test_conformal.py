@@ -77,13 +77,13 @@ def test_a_class_of_too_few_patients_is_in_every_set():
     assert members[:, [0, 2]].all()
 
 
-def test_eight_patients_stay_too_few_however_many_images_they_have():
+def test_eight_patients_are_too_few_for_any_number_of_images():
     table, true, groups = drawn(np.random.default_rng(1), 8, images=(20, 20))
     assert fit_set_limits(table, np.zeros_like(true), groups, coverage=0.9).lowest[0] is None
     assert fit_set_limits(table, np.zeros_like(true), coverage=0.9).lowest[0] is not None
 
 
-def test_copies_of_images_change_no_limit():
+def test_copies_of_images_do_not_change_the_limits():
     table, true, groups = drawn(np.random.default_rng(2), 100)
     times = np.random.default_rng(3).integers(1, 9, len(true))
     expected = fit_set_limits(table, true, groups, coverage=0.9)
@@ -106,7 +106,7 @@ def test_each_class_is_covered_in_images_of_new_patients():
 
 
 @pytest.mark.parametrize("coverage", [0, 1, 90, float("nan")])
-def test_a_coverage_that_is_no_share_is_refused(coverage):
+def test_a_coverage_outside_0_and_1_is_refused(coverage):
     with pytest.raises(ValueError, match="coverage is"):
         fit_set_limits(np.array([[0.5, 0.5]]), np.array([0]), coverage=coverage)
 

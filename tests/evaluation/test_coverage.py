@@ -146,7 +146,7 @@ def test_intervals_of_rankings_cover():
         assert LEAST <= share <= MOST, name
 
 
-def test_paired_differences_cover_and_tests_of_equal_models_err_in_one_of_twenty():
+def test_paired_differences_cover_and_tests_keep_the_type_1_error():
     clinic, wrong = FEW_CLUSTERED, {"macro F1": 0, "area": 0, "accuracy": 0}
 
     def estimates(generator, number):

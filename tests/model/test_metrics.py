@@ -37,7 +37,7 @@ def test_the_loss_of_an_epoch_is_that_of_its_images_whatever_the_batches(epoch, 
     assert found["train/accuracy"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
 
 
-def test_an_epoch_starts_anew(epoch):
+def test_metrics_are_reset_at_each_epoch(epoch):
     logits, labels, class_weights = epoch
     tally = EpochMetrics(3)
     add(tally, logits, labels, class_weights)
@@ -47,7 +47,7 @@ def test_an_epoch_starts_anew(epoch):
     assert tally.compute_and_reset("train", NAMES)["train/loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_what_was_gathered_before_an_interruption_is_taken_up(epoch):
+def test_metrics_of_an_interrupted_epoch_are_restored(epoch):
     logits, labels, class_weights = epoch
     before, after = EpochMetrics(3), EpochMetrics(3)
     add(before, logits[:8], labels[:8], class_weights)
@@ -57,7 +57,7 @@ def test_what_was_gathered_before_an_interruption_is_taken_up(epoch):
     assert after.compute_and_reset("train", NAMES)["train/loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_a_loss_that_is_no_number_does_not_hide(epoch):
+def test_a_nan_loss_is_not_hidden_by_averaging(epoch):
     logits, labels, class_weights = epoch
     tally = EpochMetrics(3)
     add(tally, logits, labels, class_weights)

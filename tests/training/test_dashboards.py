@@ -17,7 +17,7 @@ from pylorus.training.dashboards import Dashboard, build_shareable_config
 SECRET = "/clinic/patients/miller"
 
 
-def test_folders_and_file_names_of_the_configuration_stay_here(composed):
+def test_no_folder_or_file_name_is_sent_to_a_dashboard(composed):
     config = composed(
         "data=folders", f"data.root={SECRET}", "data.group='miller_(.*)'", f"model.weights={SECRET}/w.pth"
     )
@@ -64,7 +64,7 @@ def test_a_run_that_fails_is_shown_as_failed_and_one_that_ends_as_finished(compo
     assert [run.code for run in opened] == [0, 1]
 
 
-def test_it_stays_offline_and_takes_nothing_of_this_machine_along(composed, tmp_path, opened):
+def test_wandb_stays_offline_and_records_nothing_about_the_machine(composed, tmp_path, opened):
     with Dashboard(composed("logger=wandb"), RunFolder(tmp_path)):
         pass
     options = opened[0].options
@@ -94,7 +94,7 @@ def test_going_online_needs_a_login(composed, tmp_path, opened):
     assert opened == []
 
 
-def test_the_matrix_is_drawn_with_true_classes_in_rows():
+def test_the_confusion_matrix_has_true_classes_in_rows():
     predictions = Predictions(
         sample=np.array(["a", "b", "c"]),
         group=np.array(["a", "b", "c"]),
@@ -110,7 +110,7 @@ def test_the_matrix_is_drawn_with_true_classes_in_rows():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_a_run_with_a_dashboard_keeps_curves_and_matrices_on_this_machine(
+def test_a_run_with_a_dashboard_writes_curves_and_matrices_locally(
     train_with_logger, drawn, tmp_path, name, monkeypatch
 ):
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))

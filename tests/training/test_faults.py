@@ -120,7 +120,7 @@ SHUT = OSError(errno.EROFS, os.strerror(errno.EROFS))
     ],
 )
 @pytest.mark.parametrize(("error", "said"), [(FULL, "the disk is full"), (SHUT, "can't be written to: Read-only file")])
-def test_a_disk_that_takes_no_more_is_named_with_its_cure_and_the_run_goes_on_later(
+def test_a_full_disk_is_named_with_a_remedy_and_the_run_resumes(
     begin, whole, monkeypatch, owner, name, call, error, said
 ):
     expected, folder = whole(), begin()
@@ -141,7 +141,7 @@ def test_a_disk_that_takes_no_more_is_named_with_its_cure_and_the_run_goes_on_la
         OSError(errno.EDQUOT, "Disk quota exceeded", "/somewhere/best-1.ckpt"),
     ],
 )
-def test_a_full_disk_is_known_under_its_other_names(begin, composed, error):
+def test_all_error_codes_of_a_full_disk_are_recognized(begin, composed, error):
     try:
         try:
             raise error
@@ -154,7 +154,7 @@ def test_a_full_disk_is_known_under_its_other_names(begin, composed, error):
     assert "cache" in told
 
 
-def test_where_not_even_the_status_can_be_written_the_first_error_is_shown(begin, monkeypatch):
+def test_if_the_status_cannot_be_written_the_first_error_is_shown(begin, monkeypatch):
     from pytorch_lightning import Trainer
 
     folder = begin()
@@ -170,7 +170,7 @@ def test_where_not_even_the_status_can_be_written_the_first_error_is_shown(begin
 
 
 @pytest.mark.parametrize("where", ["an epoch", "the predictions"])
-def test_a_folder_that_vanished_is_told_and_does_not_come_again(begin, whole, monkeypatch, where):
+def test_a_deleted_run_folder_is_reported_and_not_created_again(begin, whole, monkeypatch, where):
     expected, folder = whole(), begin()
     away = folder.path.with_name(f"{folder.path.name}-away")
 
@@ -193,9 +193,7 @@ def test_a_folder_that_vanished_is_told_and_does_not_come_again(begin, whole, mo
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("harm", ["deleted", "damaged"])
-def test_an_image_that_goes_in_the_middle_of_an_epoch_is_named(
-    begin, whole, drawn, tmp_path, monkeypatch, workers, harm
-):
+def test_an_image_that_disappears_during_an_epoch_is_named(begin, whole, drawn, tmp_path, monkeypatch, workers, harm):
     expected, root = whole(*IMAGES), tmp_path / "images"
     shutil.copytree(drawn, root)
     folder = begin(*IMAGES, f"data.workers={workers}", root=root)
@@ -218,7 +216,9 @@ def test_an_image_that_goes_in_the_middle_of_an_epoch_is_named(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_goes_while_features_are_computed_is_named(begin, whole, drawn, tmp_path, monkeypatch, workers):
+def test_an_image_that_disappears_while_features_are_computed_is_named(
+    begin, whole, drawn, tmp_path, monkeypatch, workers
+):
     expected, root = whole(), tmp_path / "images"
     shutil.copytree(drawn, root)
     folder = begin(f"data.workers={workers}", f"cache.folder={tmp_path / 'cache'}", root=root)
@@ -240,7 +240,7 @@ def _serve_features():
     return build_stage_data
 
 
-def test_a_killed_decoding_worker_is_told_with_its_likely_causes(begin, whole, monkeypatch):
+def test_a_killed_decoding_worker_is_reported_with_likely_causes(begin, whole, monkeypatch):
     expected, folder = whole(*IMAGES), begin(*IMAGES, "data.workers=2")
 
     def kill(*_):
@@ -271,7 +271,7 @@ def test_a_killed_decoding_worker_is_told_with_its_likely_causes(begin, whole, m
         ),
     ],
 )
-def test_out_of_memory_says_which_batch_to_try(begin, whole, monkeypatch, error, where):
+def test_out_of_memory_suggests_a_batch_size(begin, whole, monkeypatch, error, where):
     expected, folder = whole(), begin()
     with monkeypatch.context() as patched:
         patched.setattr(StageClassifier, "training_step", from_call(4, StageClassifier.training_step, raises(error)))
@@ -281,7 +281,7 @@ def test_out_of_memory_says_which_batch_to_try(begin, whole, monkeypatch, error,
     goes_on_to(expected, folder)
 
 
-def test_torch_on_this_machine_says_out_of_memory_in_words_that_are_known(begin, composed):
+def test_torchs_out_of_memory_message_is_recognized(begin, composed):
     with pytest.raises(RuntimeError) as real:
         torch.empty(2**55)
     assert "trainer.batch_size=8" in str(explain_fault(real.value, begin(), composed()))
@@ -300,7 +300,7 @@ def test_a_batch_of_one_is_not_halved(begin, composed):
     assert "already a single image" in str(told)
 
 
-def test_a_loss_that_is_no_number_names_the_images_of_the_batch_that_broke_it(begin, monkeypatch):
+def test_a_nan_loss_names_the_images_of_its_batch(begin, monkeypatch):
     folder, seen, logits = begin(*IMAGES), {}, StageClassifier.compute_logits
 
     def broken(self, batch):
@@ -328,7 +328,7 @@ def named_in(told: str) -> set[str]:
     return {line.strip() for line in told.splitlines() if line.startswith("  ") and "…" not in line}
 
 
-def test_a_loss_that_is_no_number_in_validation_alone_names_its_images(begin, monkeypatch):
+def test_a_nan_validation_loss_names_its_images(begin, monkeypatch):
     folder, logits = begin(*IMAGES), StageClassifier.compute_logits
 
     def broken(self, batch):
@@ -346,7 +346,7 @@ def test_a_loss_that_is_no_number_in_validation_alone_names_its_images(begin, mo
     assert named_in(told) <= set(split["sample_id"][split["split"] == "val"])
 
 
-def test_weights_that_break_in_the_very_last_step_stop_the_run_in_words(begin, monkeypatch):
+def test_nan_weights_in_the_last_step_stop_the_run_with_a_message(begin, monkeypatch):
     folder = begin(*IMAGES)
 
     def break_weights(self):
@@ -359,7 +359,7 @@ def test_weights_that_break_in_the_very_last_step_stop_the_run_in_words(begin, m
     assert "Lower optimizer.lr" in told
 
 
-def test_logits_that_are_no_numbers_in_the_test_alone_name_its_images(begin, monkeypatch):
+def test_nan_logits_of_test_images_name_the_images(begin, monkeypatch):
     folder, answers = begin(*IMAGES), NormalizingNetwork.forward_with_features
 
     def broken(self, image):
@@ -376,7 +376,7 @@ def test_logits_that_are_no_numbers_in_the_test_alone_name_its_images(begin, mon
 
 
 @pytest.mark.parametrize("moment", ["log", "finish"])
-def test_a_dashboard_that_fails_is_told_once_and_the_run_finishes(begin, whole, monkeypatch, moment):
+def test_a_failing_dashboard_is_reported_once_and_the_run_finishes(begin, whole, monkeypatch, moment):
     expected, folder = whole(), begin("logger=wandb")
 
     class Failing(dashboards.Logger):

@@ -72,7 +72,7 @@ def test_further_arguments_reach_the_trainer_and_limits_hold(train):
     assert len(table) == (split["split"] == "val").sum()
 
 
-def test_everything_that_pylorus_passes_is_refused_in_words(train):
+def test_every_argument_that_pylorus_passes_is_refused_with_a_reason(train):
     _, built = train("stage=pretrain", "stages.pretrain.epochs=1")
     assert set(built[0]) <= set(REFUSED_ARGUMENTS)
     assert set(REFUSED_ARGUMENTS) <= set(inspect.signature(pl.Trainer).parameters)
