@@ -97,7 +97,7 @@ def test_images_get_the_size_and_interpolation_of_the_model(drawn, name):
         ({"val_fraction": 2.0}, "data.val_fraction: found 2.0"),
     ],
 )
-def test_a_data_module_refuses_what_can_not_be(drawn, options, message):
+def test_a_data_module_refuses_invalid_arguments(drawn, options, message):
     with pytest.raises(pylorus.PylorusError, match=message):
         build_data(drawn, **options)
 
@@ -111,7 +111,7 @@ def test_a_data_module_refuses_what_can_not_be(drawn, options, message):
         ({"loss": torch.nn.CrossEntropyLoss(), "label_smoothing": 0.1}, "your own loss applies them itself"),
     ],
 )
-def test_a_classifier_refuses_what_can_not_be(options, message):
+def test_a_classifier_refuses_invalid_arguments(options, message):
     with pytest.raises(pylorus.PylorusError, match=message):
         build_classifier(**options)
 
@@ -174,7 +174,7 @@ def test_an_interrupted_training_gives_the_weights_of_an_uninterrupted_one(drawn
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
 
 
-def test_the_backbone_is_still_until_it_is_unfrozen(drawn, tmp_path):
+def test_the_backbone_does_not_change_until_it_is_unfrozen(drawn, tmp_path):
     states = {}
 
     class Record(pl.Callback):
@@ -191,7 +191,7 @@ def test_the_backbone_is_still_until_it_is_unfrozen(drawn, tmp_path):
     assert len(changed[2]) > 20
 
 
-def test_freezing_says_what_it_can_not_freeze():
+def test_freezing_names_what_it_cannot_freeze():
     class Other(pl.LightningModule):
         pass
 
@@ -317,7 +317,7 @@ def test_train_runs_in_this_process_and_returns_what_it_wrote(trained):
     assert len(predictions) > 0
 
 
-def test_train_refuses_as_the_command_line_does():
+def test_train_raises_the_errors_of_the_command_line():
     with pytest.raises(pylorus.PylorusError, match='optimizer.lrr.*Did you mean "lr"'):
         pylorus.train(["optimizer.lrr=1"])
     with pytest.raises(pylorus.PylorusError, match="optimizer.lr"):

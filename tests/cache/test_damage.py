@@ -91,7 +91,7 @@ def test_a_damaged_shard_is_named_and_computed_again(tmp_path, caplog, memory, c
         bytes(3 * SIZE),
     ],
 )
-def test_a_file_without_a_shard_header_is_ignored(tmp_path, caplog, content):
+def test_a_file_without_a_shard_header_is_removed_with_a_warning(tmp_path, caplog, content):
     path = damaged(tmp_path, lambda path: path.write_bytes(content))
     names = some(12)
     records = store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=0)

@@ -227,7 +227,7 @@ def test_each_bad_file_has_its_stated_outcome(make, outcome, tmp_path):
     assert path.name in str(caught.value)
 
 
-def test_a_wrong_checksum_is_damage(tmp_path):
+def test_a_wrong_checksum_is_reported_as_damage(tmp_path):
     content = bytearray(samples()["png"])
     content[60] ^= 1
     with pytest.raises(UnreadableImageError, match="chunk b'IDAT' at byte 33 has a wrong checksum"):

@@ -70,7 +70,7 @@ def test_a_renamed_file_is_known_and_a_changed_one_is_not(class_folders, tmp_pat
 
 
 @pytest.mark.parametrize("harm", ["flipped", "cut", "emptied", "text", "folder", "gone", "other columns"])
-def test_a_damaged_store_is_computed_anew(listed, stored, harm, examined):
+def test_a_damaged_store_is_recomputed(listed, stored, harm, examined):
     store, part = stored
     content = part.read_bytes()
     if harm in ("folder", "gone"):
@@ -91,7 +91,7 @@ def test_a_damaged_store_is_computed_anew(listed, stored, harm, examined):
     assert len(examined) == 0
 
 
-def test_facts_of_another_version_are_not_taken(listed, stored, examined, monkeypatch):
+def test_facts_of_another_version_are_ignored(listed, stored, examined, monkeypatch):
     for name in ("VERSION", "POLICY_VERSION"):
         monkeypatch.setattr(module, name, 99)
         examined.clear()
@@ -131,7 +131,7 @@ def test_new_images_are_added_in_parts_of_their_own_and_many_small_parts_are_joi
     assert len(store.read_digests()) == 30
 
 
-def test_what_can_not_be_read_is_not_kept_since_a_plugin_may_come(class_folders, tmp_path):
+def test_unreadable_files_are_not_cached(class_folders, tmp_path):
     root = class_folders({"a": 1})
     (root / "a" / "bad.png").write_bytes(b"no image")
     table = load_or_compute_facts(root, ["a/bad.png", "a/gone.png"], store=tmp_path / "facts")
@@ -142,7 +142,7 @@ def test_what_can_not_be_read_is_not_kept_since_a_plugin_may_come(class_folders,
     assert not list((tmp_path / "facts").rglob("*.parquet"))
 
 
-def test_where_nothing_can_be_kept_the_facts_come_all_the_same(listed, tmp_path, caplog):
+def test_without_a_writable_cache_facts_are_computed(listed, tmp_path, caplog):
     (tmp_path / "facts").write_text("a file where the folder should be")
     assert all(each.readable for each in load_or_compute_facts(*listed, store=tmp_path / "facts"))
     assert "can't cache what was found" in caplog.text
@@ -166,7 +166,7 @@ def test_a_table_gives_back_what_was_put_into_it(listed):
     assert (extract_thumbnails(table, [2, 0]) == extract_thumbnails([whole[2], whole[0]])).all()
 
 
-def test_an_interrupted_pass_keeps_what_it_found(listed, tmp_path, monkeypatch):
+def test_an_interrupted_pass_saves_its_facts(listed, tmp_path, monkeypatch):
     root, paths = listed
     monkeypatch.setattr(module, "BLOCK", 5)
     looked, examine = [], module.compute_facts

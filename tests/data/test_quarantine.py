@@ -21,7 +21,7 @@ def damaged(class_folders):
     return root
 
 
-def test_unless_told_otherwise_a_broken_file_is_an_error_that_names_the_key(damaged):
+def test_by_default_a_broken_file_is_an_error_that_names_the_key(damaged):
     with pytest.raises(PylorusError, match=r"2 of 12 images can't be read(?s:.*)data\.on_error=quarantine"):
         read_folders(damaged)
 
@@ -42,7 +42,7 @@ def test_broken_files_are_left_out_and_listed_with_their_reasons(damaged, tmp_pa
     assert listed["path"][0] in caplog.text
 
 
-def test_what_was_left_out_is_counted_by_class_and_part_without_names(damaged):
+def test_left_out_files_are_counted_by_class_and_split_without_names(damaged):
     found = count_unreadable(read_folders(damaged, reading=QUARANTINE))
     assert found == [
         {"class": "a", "split": "train", "files": 1},
@@ -50,12 +50,12 @@ def test_what_was_left_out_is_counted_by_class_and_part_without_names(damaged):
     ]
 
 
-def test_where_all_can_be_read_nothing_is_written(class_folders, tmp_path):
+def test_without_broken_files_no_quarantine_file_is_written(class_folders, tmp_path):
     write_quarantine(read_folders(class_folders({"a": 1, "b": 1}), reading=QUARANTINE), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_class_of_which_nothing_is_left_is_an_error(class_folders):
+def test_a_class_without_readable_files_is_an_error(class_folders):
     root = class_folders({"a": 2, "b": 2})
     for path in (root / "b").iterdir():
         path.write_bytes(b"no image")
@@ -63,7 +63,7 @@ def test_a_class_of_which_nothing_is_left_is_an_error(class_folders):
         read_folders(root, reading=QUARANTINE)
 
 
-def test_a_file_that_a_manifest_names_and_that_is_gone_is_left_out_too(class_folders):
+def test_a_missing_file_of_a_manifest_is_left_out(class_folders):
     root = class_folders({"a": 2, "b": 2})
     paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
     table = pd.DataFrame({"path": [*paths, "a/gone.png"], "label": ["a", "a", "b", "b", "a"]})

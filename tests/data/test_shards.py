@@ -115,7 +115,7 @@ def test_a_manifest_is_packed_with_its_further_columns(drawn, tmp_path, catalog_
     assert list(catalog_of(tmp_path / "out").table["about/site"]) == list(table["site"])
 
 
-def test_windows_walk_shard_by_shard_and_miss_no_image():
+def test_windows_read_shard_by_shard_and_cover_every_image():
     windows = ShardWindows(np.repeat(np.arange(10, dtype=np.int32), 7)[np.random.default_rng(1).permutation(70)], 2)
     order = windows.generate_order(np.random.default_rng(3))
     assert sorted(order) == list(range(70))
@@ -126,7 +126,7 @@ def test_windows_walk_shard_by_shard_and_miss_no_image():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_order_in_windows_is_one_of_seed_and_epoch(packed, catalog_of, workers):
+def test_the_order_in_windows_depends_only_on_seed_and_epoch(packed, catalog_of, workers):
     rows, pixels = seen(module_of(catalog_of(packed), window=1))
     same, same_pixels = seen(module_of(catalog_of(packed), window=1, workers=workers))
     assert torch.equal(rows, same)
@@ -144,7 +144,7 @@ def test_a_second_start_reads_no_shard(packed, tmp_path, monkeypatch):
     assert [each.pixels for each in first.facts] == [each.pixels for each in second.facts]
 
 
-def test_indexing_goes_on_where_it_was_stopped(packed, tmp_path, monkeypatch):
+def test_interrupted_indexing_continues(packed, tmp_path, monkeypatch):
     true, names = sources.load_shard_index, []
 
     def dies(shard, folder):
@@ -212,13 +212,13 @@ def test_shards_of_a_web_server_give_the_same_batches(packed, served, catalog_of
     assert torch.equal(pixels, same_pixels)
 
 
-def test_a_server_that_gives_whole_files_only_is_refused(served, catalog_of):
+def test_a_server_without_range_requests_is_refused(served, catalog_of):
     served.ranges = False
     with pytest.raises(PylorusError, match=r"shard-000000\.tar"):
         catalog_of(f"http://127.0.0.1:{served.server_port}/shard-{{000000..000003}}.tar")
 
 
-def test_shards_of_any_store_of_fsspec_are_catalogued(packed, drawn, catalog_of):
+def test_shards_in_any_fsspec_store_are_read(packed, drawn, catalog_of):
     for path in packed.glob("*.tar"):
         fsspec.filesystem("memory").pipe(f"/set/{path.name}", path.read_bytes())
     catalog = catalog_of("memory://set/shard-{000000..000003}.tar")
@@ -246,7 +246,7 @@ GOOD = [("x.png", "IMAGE"), ("x.json", label("a")), ("y.png", "IMAGE"), ("y.json
         ([], r"a\.tar: contains no images"),
     ],
 )
-def test_what_is_wrong_with_a_shard_is_said_with_its_name_and_the_key(tar_of, catalog_of, members, said):
+def test_errors_in_a_shard_name_shard_and_key(tar_of, catalog_of, members, said):
     with pytest.raises(PylorusError, match=said):
         catalog_of(tar_of(members).parent, classes=["a", "b"] if len(members) != 2 else None)
 
@@ -257,20 +257,20 @@ def test_a_key_in_two_shards_is_refused_with_both(tar_of, catalog_of):
         catalog_of(tar_of(GOOD, "b.tar").parent)
 
 
-def test_numbers_of_webdataset_count_the_classes_that_are_named(tar_of, catalog_of):
+def test_numeric_labels_index_the_configured_classes(tar_of, catalog_of):
     path = tar_of([("x.png", "IMAGE"), ("x.cls", "1"), ("y.png", "IMAGE"), ("y.cls", "0")])
     assert list(catalog_of(path, classes=["b", "a"]).table["label"]) == [1, 0]
 
 
 @pytest.mark.parametrize("left", [0.1, 0.3, 0.5])
-def test_a_cut_shard_is_refused_wherever_it_was_cut(packed, tmp_path, catalog_of, left):
+def test_a_truncated_shard_is_refused(packed, tmp_path, catalog_of, left):
     whole = (packed / "shard-000000.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: int(len(whole) * left)])
     with pytest.raises(PylorusError, match=r"cut\.tar.*truncated"):
         catalog_of(tmp_path / "cut.tar")
 
 
-def test_a_shard_cut_between_two_members_is_refused(tar_of, catalog_of):
+def test_a_shard_truncated_between_two_members_is_refused(tar_of, catalog_of):
     path = tar_of(GOOD)
     with tarfile.open(path) as tar:
         end = tar.getmembers()[2].offset
@@ -279,7 +279,7 @@ def test_a_shard_cut_between_two_members_is_refused(tar_of, catalog_of):
         catalog_of(path)
 
 
-def test_a_shard_that_changes_after_it_was_indexed_gives_no_image(tar_of, catalog_of):
+def test_a_shard_changed_after_indexing_is_an_error(tar_of, catalog_of):
     path = tar_of(GOOD)
     place = catalog_of(path).root / "x.png"
     whole = path.read_bytes()

@@ -45,7 +45,7 @@ def written(rows):
 
 
 @pytest.mark.parametrize("name", ["manifest.csv", "manifest.parquet"])
-def test_it_gives_labels_patients_and_further_columns(written, name):
+def test_a_manifest_gives_labels_patients_and_further_columns(written, name):
     catalog = read_manifest(written(name=name))
     assert catalog.classes == ("a", "b")
     assert catalog.grouped
@@ -55,7 +55,7 @@ def test_it_gives_labels_patients_and_further_columns(written, name):
     assert len(first["sha256"]) == 64
 
 
-def test_paths_may_lie_below_another_root(written, rows, tmp_path):
+def test_manifest_paths_may_be_relative_to_a_root(written, rows, tmp_path):
     root, _ = rows
     moved = tmp_path / "tables" / "list.csv"
     moved.parent.mkdir()
@@ -65,18 +65,18 @@ def test_paths_may_lie_below_another_root(written, rows, tmp_path):
         read_manifest(moved)
 
 
-def test_without_groups_every_image_is_its_own(written):
+def test_without_groups_every_image_is_its_own_group(written):
     catalog = read_manifest(written(lambda table: table.drop(columns="group")))
     assert not catalog.grouped
     assert catalog.table["group"].nunique() == 24
 
 
-def test_an_expression_finds_patients_where_the_user_gives_one(written):
+def test_a_regular_expression_finds_patients(written):
     catalog = read_manifest(written(), group=r"^(a|b)/")
     assert set(catalog.table["group"]) == {"a", "b"}
 
 
-def test_its_split_stands(written):
+def test_the_split_of_a_manifest_is_used(written):
     said = lambda table: table.assign(split=["Train" if n % 4 else "TEST" for n in range(len(table))])  # noqa: E731
     table = split(read_manifest(written(said)), DataConfig(accept_leaks=True, validation="test"))
     assert table["split"].value_counts().to_dict() == {"train": 18, "test": 6}
@@ -97,12 +97,12 @@ def test_its_split_stands(written):
         (lambda t: t.assign(group=""), 'column "group" is empty'),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_it_is_named(written, change, message):
+def test_errors_in_a_manifest_are_named(written, change, message):
     with pytest.raises(PylorusError, match=message):
         read_manifest(written(change))
 
 
-def test_what_is_no_table_is_named(tmp_path):
+def test_a_manifest_that_is_not_a_table_is_named(tmp_path):
     with pytest.raises(PylorusError, match="expected an existing file"):
         read_manifest(tmp_path / "none.csv")
     (tmp_path / "list.xlsx").write_bytes(b"PK")
@@ -120,14 +120,14 @@ def test_classes_must_be_those_that_the_user_names(written):
         read_manifest(written(), classes=["a", "b", "c"])
 
 
-def test_a_site_is_tested_on(written):
+def test_a_site_can_be_the_test_set(written):
     table = split(read_manifest(written()), DataConfig(test_column="site", test_values=["B"], val_fraction=0.3))
     assert set(table.loc[table["split"] == "test", "about/site"]) == {"B"}
     assert set(table.loc[table["split"] != "test", "about/site"]) == {"A"}
 
 
 @pytest.mark.parametrize(("column", "first"), [("date", "2014"), ("age", "44")])
-def test_what_came_later_is_tested_on(written, column, first):
+def test_later_images_can_be_the_test_set(written, column, first):
     both = lambda t: t.assign(**{column: [str(v) for v in t[column]], "label": ["a", "b"] * 12})  # noqa: E731
     table = split(read_manifest(written(both)), DataConfig(test_column=column, test_from=first, val_fraction=0.3))
     late = {f"p{n}" for n in range(4, 12)}
@@ -145,7 +145,7 @@ def test_numbers_are_ordered_as_numbers(written):
     assert set(table.loc[table["split"] != "test", "about/age"]) == {"9"}
 
 
-def test_a_column_or_value_that_there_is_not_is_named(written):
+def test_an_unknown_column_or_value_is_named(written):
     catalog = read_manifest(written())
     with pytest.raises(PylorusError, match=r'no additional column "sit". Did you mean "site"\?'):
         split(catalog, DataConfig(test_column="sit", test_values=["B"]))
@@ -170,7 +170,7 @@ def test_each_site_is_left_out_in_turn_and_its_patients_are_tested_once(written,
         assert (table.groupby("group")["split"].nunique() == 1).all()
 
 
-def test_a_site_that_there_is_not_is_named_with_those_that_there_are_and_the_command(written):
+def test_an_unknown_site_is_refused_with_a_list_of_sites(written):
     catalog = read_manifest(written(lambda t: t.assign(site=by_site(t)["site"].map({"1": "Hanoi", "2": "Bonn"}))))
     with pytest.raises(PylorusError, match='no image has "Hanoy" in column site. Did you mean "Hanoi"') as refused:
         split(catalog, DataConfig(fold="Hanoy", fold_column="site"))
@@ -193,7 +193,7 @@ def test_a_site_that_there_is_not_is_named_with_those_that_there_are_and_the_com
          'class "b" has no image in train. All of its 12 images have site=2'),
     ],
 )  # fmt: skip
-def test_a_column_that_can_not_make_folds_is_refused(written, change, message):
+def test_a_column_unsuitable_for_folds_is_refused(written, change, message):
     with pytest.raises(PylorusError, match=message):
         split(read_manifest(written(change)), DataConfig(fold="2", fold_column="site", val_fraction=0.3))
 
@@ -217,7 +217,7 @@ def test_a_patient_in_two_sites_is_refused_in_every_fold_unless_accepted(written
     assert len(accepted.leaks) == (fold != "2")
 
 
-def test_a_split_made_once_serves_other_runs(written, tmp_path):
+def test_a_split_file_can_be_used_by_other_runs(written, tmp_path):
     catalog = read_manifest(written())
     first = split(catalog, DataConfig(val_fraction=0.3, test_fraction=0.3), seed=3)
     file = tmp_path / "split.csv"
@@ -250,7 +250,7 @@ def test_a_split_of_other_images_is_refused_and_the_image_named(written, rows, t
     assert path in str(refused.value)
 
 
-def test_what_is_no_split_file_is_named(written, tmp_path):
+def test_an_invalid_split_file_is_named(written, tmp_path):
     (tmp_path / "split.csv").write_text("path,part\na,b\n")
     with pytest.raises(PylorusError, match=r"data.split_file: can't read .* as a split.csv of Pylorus"):
         split(read_manifest(written()), DataConfig(split_file=str(tmp_path / "split.csv")))

@@ -149,7 +149,7 @@ def test_a_map_does_not_depend_on_the_batch_or_on_other_threads(bundle, images):
     np.testing.assert_allclose(beside, alone, atol=1e-5)
 
 
-def test_an_image_of_the_wrong_shape_is_refused(bundle, bundle_folder, images, monkeypatch):
+def test_invalid_input_for_a_heat_map_is_refused(bundle, bundle_folder, images, monkeypatch):
     with pytest.raises(ValueError, match=re.escape("found float64 of shape")):
         compute_heat_map(bundle, images[0] / 255, 0)
     with pytest.raises(ValueError, match="expected 0 to 2"):

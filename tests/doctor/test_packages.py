@@ -93,7 +93,7 @@ def test_an_old_python_is_an_error():
     assert packages.check_python("3.13.0").state is State.GOOD
 
 
-def test_an_uninstalled_distribution_becomes_a_failed_check():
+def test_requirements_of_an_uninstalled_distribution_raise_an_error():
     with pytest.raises(PackageNotFoundError):
         packages.list_requirements("no-such-package")
 

@@ -114,7 +114,7 @@ def test_the_air_gap_lets_a_process_talk_to_its_own_machine(air_gap):
     assert len(air_gap.watched()) == 1
 
 
-def test_weights_that_are_asked_of_the_hub_are_an_attempt(air_gap):
+def test_requesting_hub_weights_is_recorded_as_an_attempt(air_gap):
     """The very libraries of a run are caught: what follows shows more than a wall that nobody came to."""
     code = (
         "from pylorus.config.schema import ModelConfig\nfrom pylorus.model.backbone import build_backbone\n"
@@ -134,7 +134,7 @@ def test_training_and_its_report_need_no_network(trained):
     assert gap.attempts() == []
 
 
-def test_weights_and_biases_that_was_not_told_to_send_needs_no_network(air_gap):
+def test_wandb_in_offline_mode_needs_no_network(air_gap):
     found = air_gap.python(str(TRAIN), *QUICK, "model.weights=none", "stage=pretrain", "logger=wandb")
     assert found.returncode == 0, found.stderr
     assert list(air_gap.work.glob("outputs/20*/*/wandb/offline-run-*"))
@@ -164,7 +164,7 @@ def test_the_doctor_needs_no_network(trained):
     ],
     ids=lambda words: words[0],
 )
-def test_what_is_done_with_a_run_needs_no_network(trained, words):
+def test_commands_on_a_finished_run_need_no_network(trained, words):
     gap, run = trained
     if words[0] not in gap.pylorus("--help").stdout:
         pytest.skip(f"this version has no `pylorus {words[0]}`")

@@ -169,7 +169,7 @@ def outcomes(
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if runs(command)], ids=str)
-def test_a_documented_command_does_what_the_page_says(command, outcomes):
+def test_documented_commands_work(command, outcomes):
     assert command.unknown_words() == [], "a placeholder that documented.py does not know; add it to PLACEHOLDERS"
     assert re.match(rf"(python train\.py|pylorus)( |$)|{BY_SHELL}", command.filled), (
         "the test does not know how to run this; teach it, or give the reason in NOT_RUN"
@@ -194,7 +194,7 @@ def combinations(words: list[str]) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.text.startswith(TRAINING)], ids=str)
-def test_the_words_of_a_training_command_compose_as_they_stand(command, composed):
+def test_arguments_of_documented_training_commands_compose(command, composed):
     words = [word for word in shlex.split(command.filled)[2:] if not word.startswith(("-", "resume="))]
     for word in words:
         if word.startswith("hydra/launcher="):
@@ -216,7 +216,7 @@ def test_the_options_of_a_pylorus_command_exist(command, capsys):
 @pytest.mark.parametrize(
     "command", [c for c in COMMANDS if c.not_run and not c.text.startswith((TRAINING, "pylorus "))], ids=str
 )
-def test_what_a_command_that_is_not_run_names_is_there(command, composed):
+def test_files_named_by_commands_that_are_not_run_exist(command, composed):
     words = [] if command.text.startswith("#!") else shlex.split(command.filled)
     if command.text.startswith("#!"):
         subprocess.run(["bash", "-n"], input=command.text, text=True, check=True)
@@ -256,7 +256,7 @@ def test_what_a_command_that_is_not_run_names_is_there(command, composed):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_no_command_hides_outside_a_block_that_is_run(page):
+def test_every_command_is_in_a_block_that_is_run(page):
     assert hidden_commands(page) == []
 
 
@@ -274,7 +274,7 @@ def test_overrides_in_running_text_name_keys_and_files_that_exist(page):
             pytest.fail(f"{' '.join(words)}: {error}")
 
 
-def test_a_new_kind_of_command_fails_until_the_test_knows_it():
+def test_an_unknown_kind_of_command_fails():
     new = Command("docs/new.md", 1, "pylorus predict NEWTHING images")
     assert new.unknown_words() == ["NEWTHING"]
     assert runs(Command("docs/new.md", 1, "bash something.sh"))

@@ -150,7 +150,7 @@ def test_ten_thousand_predictions_take_little_memory(groups):
 
 
 @pytest.mark.filterwarnings("error")
-def test_kappa_of_an_always_wrong_model_has_no_high_interval():
+def test_kappa_of_an_always_wrong_model_is_negative():
     true = np.repeat([0, 1, 2], [10, 20, 5])
     predicted = np.concatenate([np.full(10, 1), np.full(15, 0), np.full(5, 2), np.full(5, 1)])
     found = indices_of_predictions(true, predicted, None, classes=3)

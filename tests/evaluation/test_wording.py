@@ -94,7 +94,7 @@ def test_a_printed_p_value_is_consistent_with_the_significance_level(p_value, te
     )
 
 
-def test_another_level_has_its_own_number_of_digits():
+def test_p_values_near_another_level_get_more_digits():
     assert format_p_value(0.00996, level=0.01) == "p = 0.00996"
     assert format_p_value(0.00996) == "p = 0.0100"
 

@@ -31,13 +31,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory, drawn: Path) -> Path:
     return folder
 
 
-def test_own_source_lists_the_images(trained):
+def test_a_custom_source_lists_the_images(trained):
     rows = list(csv.DictReader((trained / "run" / "source.csv").open()))
     assert len(rows) == 30
     assert json.loads((trained / "run" / "status.json").read_text())["state"] == "finished"
 
 
-def test_own_callback_and_logger_see_every_batch_and_epoch(trained):
+def test_a_custom_callback_and_logger_see_every_batch_and_epoch(trained):
     assert int((trained / "batches.txt").read_text()) > 0
     lines = [json.loads(line) for line in (trained / "lines.jsonl").read_text().splitlines()]
     assert lines[0]["config"]["loss"]["args"] == {"epsilon": 2.0}
@@ -46,7 +46,7 @@ def test_own_callback_and_logger_see_every_batch_and_epoch(trained):
     assert lines[-1] == {"status": "success"}
 
 
-def test_own_metric_and_one_of_pylorus_are_in_curves_tables_and_console(trained):
+def test_custom_and_built_in_metrics_are_in_curves_tables_and_console(trained):
     columns = (trained / "run" / "finetune" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"finetune/val/youden/average", "finetune/val/specificity/average"} <= set(columns)
     (table,) = (trained / "run" / "report").rglob("*study-*.csv")

@@ -106,7 +106,7 @@ def assert_same(one: dict[str, object], other: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("manner", MANNERS.values(), ids=MANNERS)
-def test_killed_before_any_of_its_files_a_run_goes_on_to_the_very_same_result(begin, manner, saving, monkeypatch):
+def test_a_run_killed_before_any_file_resumes_to_the_same_result(begin, manner, saving, monkeypatch):
     whole = begin(*manner)
     total = files_written(whole, monkeypatch)
     expected = results(whole)
@@ -121,7 +121,7 @@ def test_killed_before_any_of_its_files_a_run_goes_on_to_the_very_same_result(be
         assert not [name for name in left if name.startswith((".", "last", "best-"))]
 
 
-def test_killed_right_after_its_training_a_stage_keeps_all_its_curves(begin, monkeypatch):
+def test_a_stage_killed_after_training_keeps_its_curves(begin, monkeypatch):
     monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", 1e9)
     whole, folder = begin(), begin()
     run(whole)
@@ -140,7 +140,7 @@ def test_killed_right_after_its_training_a_stage_keeps_all_its_curves(begin, mon
 
 
 @pytest.mark.parametrize("signal_name", ["SIGINT", "SIGUSR1"])
-def test_asked_to_stop_in_a_step_it_goes_on_after_that_step(begin, monkeypatch, signal_name):
+def test_a_run_stopped_in_a_step_resumes_after_it(begin, monkeypatch, signal_name):
     words = ["augment=light", "stage=finetune", "trainer.batch_size=4"]
     whole, folder = begin(*words), begin(*words)
     run(whole)
@@ -167,7 +167,7 @@ def test_asked_to_stop_in_a_step_it_goes_on_after_that_step(begin, monkeypatch, 
 
 
 @pytest.mark.parametrize("longest", [600.0, 0.0], ids=["each epoch saved", "each step saved"])
-def test_with_processes_that_decode_too(begin, monkeypatch, longest):
+def test_a_run_with_decoding_workers_resumes_after_its_step(begin, monkeypatch, longest):
     monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", 1e9)
     monkeypatch.setattr(callbacks, "MAX_UNSAVED_SECONDS", longest)
     words = ["augment=light", "data.workers=2", "stage=finetune", "stages.finetune.learn=all", "trainer.batch_size=8"]
@@ -183,7 +183,7 @@ def test_with_processes_that_decode_too(begin, monkeypatch, longest):
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-def test_killed_again_and_again_it_ends_the_same(begin, monkeypatch):
+def test_a_run_killed_repeatedly_gives_the_same_result(begin, monkeypatch):
     monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", 1e9)
     whole, folder = begin(), begin()
     run(whole)
@@ -214,7 +214,7 @@ def test_another_configuration_is_refused_and_each_difference_named(begin):
     assert "seed: the run has 0, found 3" in str(refused.value)
 
 
-def test_other_images_are_refused_and_named(begin, drawn, tmp_path, monkeypatch):
+def test_changed_images_are_refused_and_named(begin, drawn, tmp_path, monkeypatch):
     root = tmp_path / "images"
     shutil.copytree(drawn, root)
     folder = begin(f"data.root={root}", "stage=pretrain")
@@ -231,7 +231,7 @@ def test_other_images_are_refused_and_named(begin, drawn, tmp_path, monkeypatch)
         run(folder)
 
 
-def test_other_weights_are_refused_and_another_version_is_told(begin, monkeypatch, caplog):
+def test_other_weights_are_refused_and_another_version_is_reported(begin, monkeypatch, caplog):
     folder = begin("stage=pretrain")
     files_written(folder, monkeypatch, stop_before=12)
     record = folder.path / "environment.json"
@@ -244,7 +244,7 @@ def test_other_weights_are_refused_and_another_version_is_told(begin, monkeypatc
     assert "torch 1.0 → " in (folder.path / "run.log").read_text()
 
 
-def test_what_was_chosen_for_the_machine_is_kept(begin, monkeypatch):
+def test_settings_chosen_for_the_machine_are_kept_on_resume(begin, monkeypatch):
     folder = begin("stage=pretrain", "trainer.precision=auto")
     files_written(folder, monkeypatch, stop_before=12)
     chosen = json.loads((folder.path / "environment.json").read_text())["precision"]
@@ -255,7 +255,7 @@ def test_what_was_chosen_for_the_machine_is_kept(begin, monkeypatch):
     assert re.findall(r"trainer.precision +(\w+)", (folder.path / "run.log").read_text()) == [chosen, chosen]
 
 
-def test_a_batch_size_that_was_found_is_kept(begin, monkeypatch):
+def test_an_automatic_batch_size_is_kept_on_resume(begin, monkeypatch):
     monkeypatch.setattr("pylorus.training.batch_size.MAX_BATCH_SIZE", {"cpu": 4})
     monkeypatch.setattr(
         "pylorus.runs.folder.HEARTBEAT_SECONDS", 1e6
@@ -278,7 +278,7 @@ def test_a_batch_size_that_was_found_is_kept(begin, monkeypatch):
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-def test_the_same_command_goes_on_more_than_once_where_the_machine_chose(begin, composed, drawn, monkeypatch):
+def test_a_run_with_automatic_settings_resumes_more_than_once(begin, composed, drawn, monkeypatch):
     words = ["stage=pretrain", "trainer.precision=auto", "trainer.accelerator=auto"]
     folder, asked = begin(*words), composed(f"data.root={drawn}", *WORDS, *words)
     for _ in range(2):
@@ -289,7 +289,7 @@ def test_the_same_command_goes_on_more_than_once_where_the_machine_chose(begin, 
     assert folder.read_status()["state"] == "finished"
 
 
-def test_what_does_not_change_the_result_may_change(begin, composed, drawn):
+def test_keys_that_do_not_affect_the_result_may_change(begin, composed, drawn):
     folder = begin("stage=pretrain")
     update_config(
         folder, composed(f"data.root={drawn}", *WORDS, "stage=pretrain", "data.workers=1", "cache.memory_gib=0.1")
@@ -298,7 +298,7 @@ def test_what_does_not_change_the_result_may_change(begin, composed, drawn):
     assert (saved.data.workers, saved.cache.memory_gib) == (1, 0.1)
 
 
-def test_a_folder_without_a_run_a_sweep_and_a_running_run_are_refused(tmp_path, begin):
+def test_resuming_a_sweep_a_running_run_or_another_folder_is_refused(tmp_path, begin):
     with pytest.raises(PylorusError, match="found no run in"):
         check_resumable(RunFolder(tmp_path))
     running = begin("stage=pretrain")
@@ -313,14 +313,14 @@ def test_a_folder_without_a_run_a_sweep_and_a_running_run_are_refused(tmp_path, 
         check_resumable(RunFolder(tmp_path))
 
 
-def test_a_process_number_that_another_process_has_now_is_no_running_run(begin):
+def test_a_reused_process_number_is_not_a_running_run(begin):
     folder = begin("stage=pretrain")
     long_ago = {"state": "running", "pid": os.getpid(), "heartbeat": "2020-01-01T00:00:00+00:00"}
     write_text(folder.path / "status.json", json.dumps({**folder.read_status(), **long_ago}))
     assert folder.read_status()["state"] == "stopped"
 
 
-def test_a_run_of_another_machine_lives_while_it_is_heard(begin):
+def test_a_run_on_another_machine_is_running_while_its_heartbeat_is_recent(begin):
     folder = begin("stage=pretrain")
     for heartbeat, state in (("2999-01-01T00:00:00+00:00", "running"), ("2020-01-01T00:00:00+00:00", "stopped")):
         there = {"state": "running", "host": "elsewhere", "pid": 1, "heartbeat": heartbeat}
@@ -338,7 +338,7 @@ def test_checkpoints_of_a_stage_load_with_tensors_and_plain_values_only(begin, m
 
 @pytest.mark.parametrize("method", ["training_step", "validation_step"])
 @pytest.mark.parametrize("call", [1, 2, 3, 4, 5, 6, 7])
-def test_asked_to_stop_wherever_in_training_nothing_is_lost(begin, monkeypatch, method, call):
+def test_a_run_stopped_anywhere_in_training_loses_nothing(begin, monkeypatch, method, call):
     monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", 1e-9)  # one epoch is saved unasked, the first
     folder, original, calls = begin("stage=pretrain", "stages.pretrain.epochs=5"), getattr(StageClassifier, method), []
 

@@ -36,11 +36,11 @@ def divided(begin) -> RunFolder:
     return folder
 
 
-def test_divided_among_two_the_weights_curves_and_predictions_are_those_of_one(one, divided):
+def test_sharded_training_on_two_processes_equals_one_process(one, divided):
     expect_alike(divided, one)
 
 
-def test_each_holds_half_of_what_learns(divided):
+def test_each_process_holds_half_of_the_trainable_weights(divided):
     log = (divided.path / "run.log").read_text()
     here, learning = (
         int(number.replace(",", ""))
@@ -51,7 +51,7 @@ def test_each_holds_half_of_what_learns(divided):
     assert 0.49 < here / learning < 0.51
 
 
-def test_interrupted_it_goes_on_to_the_same_weights(begin, divided):
+def test_an_interrupted_sharded_run_resumes_to_the_same_weights(begin, divided):
     folder = begin(*FSDP)
     when(folder.get_stage("finetune").last_checkpoint, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
@@ -61,7 +61,7 @@ def test_interrupted_it_goes_on_to_the_same_weights(begin, divided):
 
 
 @pytest.mark.parametrize(("begun", "gone_on"), [(FSDP, ()), ((), FSDP)], ids=["to one", "from one"])
-def test_any_number_of_devices_goes_on_with_it(begin, one, begun, gone_on):
+def test_a_sharded_run_resumes_on_any_number_of_devices(begin, one, begun, gone_on):
     folder = begin(*begun)
     when(folder.get_stage("finetune").last_checkpoint, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
@@ -82,7 +82,7 @@ def test_any_number_of_devices_goes_on_with_it(begin, one, begun, gone_on):
         (["optimizer.name=lamb"], r"optimizer.name: found lamb, expected an optimiser of torch itself.*adamw"),
     ],
 )
-def test_what_does_not_go_with_divided_weights_is_refused(composed, words, message):
+def test_options_incompatible_with_sharding_are_refused(composed, words, message):
     with pytest.raises(PylorusError, match=message):
         composed(*FSDP, *words)
 
@@ -111,7 +111,7 @@ def mesh(tmp_path_factory):
     ],
 )
 @pytest.mark.parametrize("whole", [True, False], ids=["all learns", "from a block on"])
-def test_any_network_gives_the_same_logits_and_gradients_divided(mesh, name, arguments, block, whole):
+def test_any_network_gives_the_same_logits_and_gradients_when_sharded(mesh, name, arguments, block, whole):
     torch.manual_seed(0)
     network = timm.create_model(name, num_classes=3, **arguments).eval()
     pixels = torch.randn(2, 3, arguments.get("img_size", 96), arguments.get("img_size", 96))
@@ -132,7 +132,7 @@ def test_any_network_gives_the_same_logits_and_gradients_divided(mesh, name, arg
             torch.testing.assert_close(parameter.grad.full_tensor(), gradients[name], rtol=1e-4, atol=1e-4)
 
 
-def test_the_network_is_whole_again_afterwards(divided: RunFolder):
+def test_the_network_is_complete_after_sharding(divided: RunFolder):
     assert not [name for name in weights(divided) if "fsdp" in name.lower()]
     assert Path(divided.path / "finetune" / "checkpoints" / "best.ckpt").is_file()
     saved = torch.load(divided.path / "finetune" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]

@@ -45,7 +45,7 @@ def weights(folder):
     return load_file(folder.path / "model" / "model.safetensors")
 
 
-def test_a_run_leaves_what_its_readers_need(both):
+def test_a_run_writes_all_documented_files(both):
     assert both.read_status()["state"] == "finished"
     names = {str(path.relative_to(both.path)) for path in both.path.rglob("*") if path.is_file()}
     assert {
@@ -56,7 +56,7 @@ def test_a_run_leaves_what_its_readers_need(both):
     assert not [name for name in names if "/." in name or name.startswith(".")]
 
 
-def test_curves_of_both_stages_lie_on_one_axis_under_their_own_names(both):
+def test_curves_of_both_stages_share_one_axis_under_their_own_names(both):
     first, second = (pd.read_csv(both.get_stage(stage).path / "metrics.csv") for stage in ("pretrain", "finetune"))
     assert first["step"].tolist() == [1, 2]
     assert second["step"].tolist() == [3, 4]
@@ -66,7 +66,7 @@ def test_curves_of_both_stages_lie_on_one_axis_under_their_own_names(both):
     assert not any(name.startswith("pretrain") for name in second.columns)
 
 
-def test_predictions_are_those_of_every_image_of_the_part(both):
+def test_predictions_cover_every_image_of_the_split(both):
     split = pd.read_csv(both.path / "split.csv", dtype=str)
     for part in ("val", "test"):
         table = pd.read_parquet(both.get_predictions_path("finetune", part))
@@ -85,7 +85,7 @@ def test_predictions_are_those_of_every_image_of_the_part(both):
         assert (table["predicted"] == np.array(["GC", "GU", "CG"])[shares.argmax(axis=1)]).all()
 
 
-def test_predictions_carry_no_file_names(both):
+def test_predictions_contain_no_file_names(both):
     table = pd.read_parquet(both.get_predictions_path("finetune", "test"))
     assert not [name for name in table.columns if "path" in name]
     assert ".jpg" not in table.to_csv()
@@ -106,7 +106,7 @@ def test_checkpoints_hold_tensors_and_plain_values_only(both):
         assert all(isinstance(value, torch.Tensor) for value in checkpoint["state_dict"].values())
 
 
-def test_finetuning_starts_from_the_best_of_pretraining_and_pretraining_leaves_the_backbone(run_of, both):
+def test_finetuning_starts_from_the_best_epoch_of_pretraining(run_of, both):
     alone = run_of(CLASSES, "data.short_names=[GC,GU,CG]", "stage=pretrain")
     head = torch.load(both.get_stage("pretrain").path / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     after = weights(alone)
@@ -133,7 +133,7 @@ def test_another_seed_gives_another_model(run_of, both):
     assert not torch.equal(weights(other)["fc.weight"], weights(both)["fc.weight"])
 
 
-def test_inferred_classes_are_written_down(run_of):
+def test_inferred_classes_are_saved(run_of):
     from pylorus.config.checks import load_config
 
     folder = run_of("stage=pretrain", "stages.pretrain.epochs=1")
@@ -145,7 +145,7 @@ def test_early_stopping_ends_a_stage(run_of):
     assert len(pd.read_csv(folder.get_stage("pretrain").path / "metrics.csv")) == 2
 
 
-def test_validating_on_the_test_images_is_told_as_optimistic(run_of, composed, class_folders, drawn, capsys):
+def test_validation_on_test_images_is_reported_as_optimistic(run_of, composed, class_folders, drawn, capsys):
     folder = run_of("stage=pretrain", "stages.pretrain.epochs=1", "data.validation=test")
     assert "OPTIMISTIC" in (folder.path / "run.log").read_text()
     val, test = (pd.read_parquet(folder.get_predictions_path("pretrain", part)) for part in ("val", "test"))
@@ -157,6 +157,6 @@ def test_a_misspelt_block_stops_the_run_before_its_first_stage(run_of):
         run_of("stages.finetune.learn=layr4")
 
 
-def test_a_loss_that_is_no_number_fails_the_run_and_says_what_to_change(run_of, tmp_path_factory):
+def test_a_nan_loss_fails_the_run_with_advice(run_of, tmp_path_factory):
     with pytest.raises(PylorusError, match=r"loss.* of stage pretrain became NaN or infinite in epoch \d\. Lower"):
         run_of("stage=pretrain", "optimizer.lr=1e30", "optimizer.clip=null", "optimizer=sgd")

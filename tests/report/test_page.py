@@ -50,7 +50,7 @@ def page(written):
     return (written / "report" / "report.html").read_text()
 
 
-def test_the_page_asks_for_nothing_outside_itself(make_run, undrawn):
+def test_the_page_loads_nothing_external(make_run, undrawn):
     options = ReportOptions(published=True, resamples=100)
     text = write_report([make_run()], options=options).read_text()
     assert not re.search(r"https?://|//[a-z]+\.|@import|url\(", text)
@@ -58,14 +58,14 @@ def test_the_page_asks_for_nothing_outside_itself(make_run, undrawn):
     assert "<link" not in text
 
 
-def test_the_drawn_figures_ask_for_nothing_outside_themselves_either(written):
+def test_figures_load_nothing_external(written):
     namespaces = r"http://www\.w3\.org/(2000/svg|1999/xlink)|http://www\.w3\.org/Graphics/SVG/1\.1/DTD/svg11\.dtd"
     for figure in (written / "report" / "figures").glob("*.svg"):
         text = re.sub(r"<metadata>.*?</metadata>", "", figure.read_text(), flags=re.S)
         assert not re.search(r"https?://", re.sub(namespaces, "", text)), figure.name
 
 
-def test_every_element_is_closed_and_every_link_of_the_contents_leads_somewhere(page):
+def test_html_is_well_formed_and_links_have_targets(page):
     found = read(page)
     assert (found.open, found.loose) == ([], [])
     assert len(found.ids) == len(set(found.ids))
@@ -73,7 +73,7 @@ def test_every_element_is_closed_and_every_link_of_the_contents_leads_somewhere(
     assert "#summary" in found.targets
 
 
-def test_every_figure_has_words_for_those_who_can_not_see_it(page):
+def test_every_figure_has_a_text_alternative(page):
     pictures = read(page).pictures
     assert len(pictures) == 10
     assert all(len(picture["alt"]) > 20 for picture in pictures)
@@ -86,7 +86,7 @@ def test_tables_and_figures_are_numbered_without_a_gap(page):
         assert numbers
 
 
-def test_every_caption_of_test_results_says_its_level_and_cites_the_split(page):
+def test_captions_of_test_results_state_level_and_split(page):
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", page, flags=re.S)
     exempt = ("Runs", "Machine and versions", "Draft of the", "Structure of")
     told = [caption for caption in captions if not any(word in caption for word in exempt)]
@@ -112,7 +112,7 @@ def test_with_names_files_groups_and_errors_are_shown(make_run, undrawn):
     assert re.search(r"test_G[CU]_patient_\d+", text)
 
 
-def test_names_of_classes_are_text_and_never_markup(make_run, undrawn):
+def test_class_names_are_escaped(make_run, undrawn):
     run = make_run(names=("<b>bold", "a&b", '"c"'))
     text = write_report([run], options=FAST).read_text()
     assert "<b>bold" not in text
@@ -121,7 +121,7 @@ def test_names_of_classes_are_text_and_never_markup(make_run, undrawn):
     assert (found.open, found.loose) == ([], [])
 
 
-def test_a_blank_of_the_checklist_is_marked_for_the_author(page):
+def test_blanks_of_the_checklist_are_marked_for_the_author(page):
     assert '<span class="blank">[author: objectives and hypotheses]</span>' in page
 
 
@@ -209,7 +209,7 @@ def test_the_same_run_gives_the_same_files_byte_for_byte(written, tmp_path):
     assert [path for path in files if (first / path).read_bytes() != (second / path).read_bytes()] == []
 
 
-def test_a_second_report_takes_away_what_the_first_alone_had_and_nothing_else(make_run, undrawn):
+def test_a_second_report_deletes_only_stale_files_of_the_first(make_run, undrawn):
     run = make_run()
     write_report([run], options=ReportOptions(published=True, resamples=200))
     stale, own = run / "report" / "tables" / "published-vgg19.csv", run / "report" / "tables" / "my-notes.csv"
@@ -220,7 +220,7 @@ def test_a_second_report_takes_away_what_the_first_alone_had_and_nothing_else(ma
     assert own.read_text() == "mine"
 
 
-def test_the_list_of_files_can_not_be_made_to_remove_others(make_run, undrawn):
+def test_the_file_list_cannot_delete_other_files(make_run, undrawn):
     run = make_run()
     write_report([run], options=WRITE_OPTIONS)
     victim = run / "config.yaml"
@@ -230,7 +230,7 @@ def test_the_list_of_files_can_not_be_made_to_remove_others(make_run, undrawn):
     assert victim.is_file()
 
 
-def test_several_runs_need_no_folder_to_be_named(make_run, tmp_path, monkeypatch, undrawn):
+def test_a_report_on_several_runs_has_a_default_folder(make_run, tmp_path, monkeypatch, undrawn):
     monkeypatch.chdir(tmp_path)
     paths = [make_run("a"), make_run("b", model="vgg19.tv_in1k", seed=1)]
     assert write_report(paths, options=WRITE_OPTIONS).resolve() == tmp_path / "report" / "report.html"
@@ -291,7 +291,7 @@ def test_a_sweep_in_which_every_job_failed_still_gets_a_page(make_run, tmp_path,
     assert "so this report only describes the runs" in text
 
 
-def test_a_run_without_curves_and_network_says_so_and_keeps_the_rest(make_run, undrawn):
+def test_a_run_without_curves_and_network_is_reported_without_them(make_run, undrawn):
     run = make_run(curves=False, network=False)
     text = write_report([run], options=WRITE_OPTIONS).read_text()
     assert "because metrics.csv is missing" in text

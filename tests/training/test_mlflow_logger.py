@@ -16,7 +16,7 @@ def test_a_tracking_server_requires_two_settings(composed, tmp_path):
         Dashboard(config, RunFolder(tmp_path))
 
 
-def test_logger_mlflow_without_arguments_is_refused_with_a_hint(composed, tmp_path):
+def test_logger_name_mlflow_alone_is_refused_with_a_hint(composed, tmp_path):
     with pytest.raises(PylorusError, match="write logger=mlflow"):
         Dashboard(composed("logger.name=mlflow"), RunFolder(tmp_path))
 
