@@ -107,7 +107,7 @@ TINY = "test_resnet.r160_in1k"
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of drawn class folders, 10 images a class, two a patient; to be read only."""
+    """A folder with synthetic class folders, 10 images per class and two per patient; do not write to it."""
     root = tmp_path_factory.mktemp("drawn") / "images"
     generate_image_set(root, images=10, size=48, seed=3)
     return root
@@ -115,7 +115,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def composed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
-    """The configuration that words of the command line give; what runs keep is kept apart from the user's."""
+    """The configuration for given command-line arguments, with a cache folder separate from the user's."""
     kept = f"cache.folder={tmp_path_factory.mktemp('cache')}"
 
     def compose_words(*words: str) -> Config:

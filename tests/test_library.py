@@ -1,4 +1,4 @@
-"""What `import pylorus` promises: lazy, typed, usable with an ordinary Trainer, resumable, and safe to load."""
+"""`import pylorus` is lazy, typed, usable with an ordinary Trainer, resumable, and safe to load."""
 
 import json
 import os

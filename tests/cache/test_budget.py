@@ -1,4 +1,4 @@
-"""Room on disk: the budget, full disks, folders that can't be written to."""
+"""Disk space: the budget, full disks, folders that can't be written to."""
 
 import contextlib
 import errno

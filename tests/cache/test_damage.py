@@ -1,4 +1,4 @@
-"""What was killed, cut off or changed on disk is never read, and never lost beyond its shard."""
+"""Partial, truncated or changed shards are never read, and no more than the affected shard is lost."""
 
 import logging
 import os

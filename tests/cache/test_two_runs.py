@@ -1,4 +1,4 @@
-"""Runs that want the same records at once."""
+"""Runs that request the same records at the same time."""
 
 import logging
 import threading

@@ -1,4 +1,4 @@
-"""Every file in conf/ composes, and what a user mistypes is refused by name."""
+"""Every file in conf/ composes, and typos are refused by name."""
 
 import re
 from importlib.metadata import PackageNotFoundError

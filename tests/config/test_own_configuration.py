@@ -1,4 +1,4 @@
-"""A user's own configuration, from a folder outside the clone: found, checked, kept; and where `_target_` is honoured."""
+"""A user's configuration in a folder outside the clone is found, checked and saved; where `_target_` is honoured."""
 
 import json
 import re
@@ -193,7 +193,7 @@ WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.
 
 @pytest.fixture
 def begin(composed, drawn, tmp_path) -> Callable[..., RunFolder]:
-    """A folder in which a run may begin, with further words of the command line."""
+    """A folder in which a run can start, with additional command-line arguments."""
 
     def prepare(*words: str) -> RunFolder:
         folder = RunFolder(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""What a disk refuses before a run begins is told with its cure."""
+"""Disk errors before a run starts are reported with a remedy."""
 
 import errno
 

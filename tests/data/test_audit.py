@@ -1,4 +1,4 @@
-"""What an audit finds: every planted fault, and nothing else beyond a stated rate."""
+"""An audit finds every planted fault, and nothing else beyond a stated rate."""
 
 import json
 from dataclasses import replace

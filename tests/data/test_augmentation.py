@@ -1,4 +1,4 @@
-"""Pylorus's transforms: their images stay as they are, and are those of albumentations for the same numbers."""
+"""Pylorus's transforms give the same images as before, and those of albumentations for the same parameters."""
 
 import pickle
 import subprocess

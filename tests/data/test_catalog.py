@@ -1,4 +1,4 @@
-"""Class folders as a table: what is found, what is passed over, what is refused by name."""
+"""Class folders as a table: what is read, what is ignored, what is refused by name."""
 
 import re
 import shutil

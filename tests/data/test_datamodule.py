@@ -1,4 +1,4 @@
-"""What reaches the network: the same for any number of workers, in an order of seed and epoch."""
+"""Batches are the same for any number of workers, in an order that depends on seed and epoch."""
 
 import numpy as np
 import pytest
@@ -97,7 +97,7 @@ def test_only_large_frames_are_cached_by_default(serve, side, kept, monkeypatch)
 
 @pytest.mark.slow
 def test_images_of_one_epoch_are_augmented_differently(serve, drawn):
-    """Two workers with the same stream of chance would turn all images the same way."""
+    """Two workers with the same random stream would transform all images in the same way."""
     module = serve(workers=2)
     module.parts["train"].loc[:, "path"] = module.parts["train"]["path"][0]
     _, pixels = epochs(module, count=1)[0]

@@ -1,4 +1,4 @@
-"""The field of view: found on drawn frames of known geometry, and left alone where there is none."""
+"""The field of view is found in synthetic frames of known geometry, and frames without one are unchanged."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every format and kind that the policy names gives the picture that was put in."""
+"""Every supported format decodes to the image that was encoded."""
 
 import subprocess
 import sys

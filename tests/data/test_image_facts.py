@@ -1,4 +1,4 @@
-"""What files are, found once, and found again by content: whatever happens to the store, the facts are right."""
+"""Facts about files are computed once and found again by content; they are correct whatever happens to the store."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ def listed(drawn):
 
 @pytest.fixture
 def stored(listed, tmp_path):
-    """A store that holds the facts of the drawn images, and its one part."""
+    """A store with the facts of the synthetic images, and its only part."""
     store = tmp_path / "facts"
     load_or_compute_facts(*listed, store=store)
     (part,) = store.rglob("*.parquet")

@@ -1,4 +1,4 @@
-"""Copies: kept in one part where Pylorus cuts, refused where the parts are given, told where they are accepted."""
+"""Copies stay in one split if Pylorus makes it, are refused if the split is given, and reported if accepted."""
 
 import re
 import shutil
@@ -32,7 +32,7 @@ def frame(number, *, label="gastric_ulcer"):
 
 @pytest.fixture
 def frames(tmp_path):
-    """Makes folders of drawn frames, each of another patient."""
+    """Create folders of synthetic frames, each of another patient."""
 
     def make(counts):
         number = 0

@@ -1,4 +1,4 @@
-"""What a run does with its images before it trains: looked through once, and all of it written into its folder."""
+"""What a run does with its images before training: one audit, whose results are written to the run's folder."""
 
 import copy
 import json
@@ -58,7 +58,7 @@ def test_a_second_run_decodes_nothing(composed, given, tmp_path, monkeypatch):
 
 @pytest.fixture
 def unsplit(class_folders):
-    """Class folders whose split is drawn."""
+    """Class folders without a given split."""
     return class_folders({"a": 30, "b": 30})
 
 

@@ -1,4 +1,4 @@
-"""Files that can't be read: an error that says what to do, or left out and listed; never silently dropped."""
+"""Unreadable files give an error with a remedy or are left out and listed, never dropped silently."""
 
 import logging
 

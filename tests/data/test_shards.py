@@ -1,4 +1,4 @@
-"""Shards: the same images, order and evaluation as from class folders, wherever they lie; and what is said of bad ones."""
+"""Shards give the same images, order and evaluation as class folders, wherever they are stored; errors in shards."""
 
 import io
 import json
@@ -31,7 +31,7 @@ POLICY = AugmentConfig(**yaml.safe_load((CONF / "augment" / "light.yaml").read_t
 
 @pytest.fixture(scope="module")
 def packed(drawn, tmp_path_factory):
-    """The drawn images in four shards; to be read only."""
+    """The synthetic images in four shards; do not write to them."""
     output = tmp_path_factory.mktemp("packed") / "shards"
     pack_shards(drawn, output, group=GROUP, per_shard=8)
     return output
@@ -44,7 +44,7 @@ def catalog_of(tmp_path):
 
 @pytest.fixture
 def tar_of(drawn, tmp_path):
-    """Writes one shard of members by name; `IMAGE` stands for a drawn image."""
+    """Write a shard with members by name; `IMAGE` stands for a synthetic image."""
     image = next(drawn.rglob("*.*g")).read_bytes()
 
     def write(members, name="a.tar"):

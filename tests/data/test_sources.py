@@ -1,4 +1,4 @@
-"""A table that names files: what it must hold, what it may hold, and what is said where it does not."""
+"""Manifests: required columns, optional columns, and error messages."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""No patient on two sides, every class on each, and the same split from the same split seed."""
+"""No patient is in two splits, every class is in each, and the same split seed gives the same split."""
 
 import shutil
 

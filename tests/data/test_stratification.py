@@ -1,4 +1,4 @@
-"""Splits and folds: every patient has the same chance, every class its fraction, and messages name both."""
+"""Splits and folds: every patient has the same probability, every class its fraction, and deviations are reported."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What demo and tests rely on in the drawn images."""
+"""Properties of the synthetic images on which demo and tests rely."""
 
 import re
 from pathlib import Path

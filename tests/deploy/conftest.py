@@ -1,4 +1,4 @@
-"""A tiny trained run, its bundle, and copies of that to spoil."""
+"""A tiny trained run, its bundle, and copies of it to damage."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.
 
 @pytest.fixture(scope="session")
 def trained_run(composed, drawn, tmp_path_factory) -> RunFolder:
-    """A run of both stages in 32 bits on the drawn class folders; to be read only."""
+    """A run of both stages in 32 bits on the synthetic class folders; do not write to it."""
     folder = RunFolder(tmp_path_factory.mktemp("trained"))
     config = composed(f"data.root={drawn}", *WORDS)
     with folder.set_starting(WORDS):
@@ -47,7 +47,7 @@ def spoilt(bundle_folder, tmp_path) -> Path:
 
 @pytest.fixture
 def resealed() -> Callable[[Path], Path]:
-    """Writes the hashes anew, as one would who changes a bundle on purpose."""
+    """Write the hashes again, as an attacker would."""
 
     def seal(folder: Path) -> Path:
         names = sorted(path.name for path in folder.iterdir() if path.name != SUMS)

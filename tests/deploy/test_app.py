@@ -1,4 +1,4 @@
-"""`pylorus serve` without a browser: answers, limits, who may ask, and that nothing of an image stays."""
+"""`pylorus serve` without a browser: results, limits, access, and that images are not stored."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""The bundle that a run writes: fixed on validation images, measured on test images, the same after a kill."""
+"""The bundle of a run: fitted on validation images, evaluated on test images, the same after a kill."""
 
 import json
 import math

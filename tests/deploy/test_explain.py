@@ -1,4 +1,4 @@
-"""Heat maps: right where theory says what they are, from every family of networks, named by no file, and checked."""
+"""Heat maps: correct where theory defines them, for every network family, anonymous, and checked by randomization."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""`pylorus export`: an ONNX file that says what PyTorch says, or none; read again as strictly as a bundle."""
+"""`pylorus export` writes an ONNX file only if it agrees with PyTorch; it is checked as strictly as a bundle."""
 
 import json
 import shutil

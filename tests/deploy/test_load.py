@@ -1,4 +1,4 @@
-"""A bundle is loaded whole or not at all: what a stranger may have done to it is refused, and said."""
+"""A bundle is loaded completely or not at all: manipulated files are refused with the reason."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""The page in a headless Chromium, as its users see it; skipped where there is no Chromium."""
+"""The page in a headless Chromium, as users see it; skipped without Chromium."""
 
 import csv
 import json
@@ -61,13 +61,13 @@ class Server:
         self.address = self.said[-1].split()[1]
 
     def end(self) -> tuple[int, str]:
-        """Its exit code and last words after Ctrl-C."""
+        """Return its exit code and last output after Ctrl-C."""
         self.process.send_signal(signal.SIGINT)
         said, _ = self.process.communicate(timeout=60)
         return self.process.returncode, said
 
     def kept(self) -> list[Path]:
-        """What lies where it works and where temporary files go."""
+        """Return the files in its working folder and in its temporary folder."""
         return [*self.work.rglob("*"), *(path for path in self.temporary.rglob("*") if path.is_file())]
 
     def attempts(self) -> str:

@@ -1,4 +1,4 @@
-"""`pylorus predict`: the run's own probabilities, a row an image whatever the file, gone on with after a kill."""
+"""`pylorus predict` gives the run's own probabilities and one row per file, and resumes after a kill."""
 
 import json
 import shutil

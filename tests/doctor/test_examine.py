@@ -1,4 +1,4 @@
-"""The doctor as one process, also where torch is broken or missing; its checks and what it prints."""
+"""The doctor as a process, also with a broken or missing torch; its checks and its output."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Packages by their metadata: missing, too old, damaged, overwritten, malware. Drawn installations, none is loaded."""
+"""Packages by their metadata: missing, too old, damaged, overwritten, malware. The installations are simulated."""
 
 from importlib.metadata import PackageNotFoundError
 

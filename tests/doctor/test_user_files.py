@@ -1,4 +1,4 @@
-"""The user's weights and images: found, complete and fitting, or named with the command that fixes them."""
+"""The user's weights and images are found, complete and compatible, or named with the command that fixes them."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Nothing asks a network: whole commands in processes whose every try to leave this machine is refused and recorded."""
+"""No command uses a network: they run in processes in which every attempt to leave the machine is refused and recorded."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What comes before a run: help, the configuration, messages; all without waiting for torch."""
+"""The command line before a run: help, configuration, messages, without waiting for torch."""
 
 import subprocess
 import sys

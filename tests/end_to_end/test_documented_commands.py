@@ -1,6 +1,6 @@
-"""Every command of README.md and docs/ is run as it stands there, on small drawn images; see `documented.py` for what is replaced.
+"""Every command of README.md and docs/ is run as written, on small synthetic images; `documented.py` says what is replaced.
 
-The pages run two at a time, each in a folder of its own and in its own order, so that a command may use what one before it made.
+Two pages run at a time, each in a separate folder and in order, so that a command may use the results of earlier ones.
 """
 
 import json
@@ -75,7 +75,7 @@ def runs(command: Command) -> bool:
 
 
 def small_words(command: Command) -> list[str]:
-    """What is run: a user's words, made small."""
+    """Return the arguments that are run: those of the page, made small."""
     words = shlex.split(command.filled)
     if command.filled.startswith(TRAINING):
         return [*words[:2], *small(words[2:])]
@@ -182,7 +182,7 @@ def test_documented_commands_work(command, outcomes):
 
 
 def combinations(words: list[str]) -> Iterator[list[str]]:
-    """A sweep's words with the first values of all lists, then with the second ones, and so on; free words stay."""
+    """Return a sweep's arguments with the first values of all lists, then the second ones, and so on."""
     values = [
         [f"{word.partition('=')[0]}={value}" for value in word.partition("=")[2].split(",")]
         if "," in word and not re.search(r"=[\[{'(]", word)

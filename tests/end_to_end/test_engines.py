@@ -1,4 +1,4 @@
-"""Sweeps whose jobs run at once or are proposed by a search: real processes, where the extra is installed."""
+"""Sweeps with parallel jobs or a search as real processes, if the extra is installed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Runs and sweeps that are stopped from outside, and go on."""
+"""Runs and sweeps that are stopped from outside and resumed."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""Runs and sweeps as real processes, on a tiny drawn set."""
+"""Runs and sweeps as real processes, on a few synthetic images."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""Sweeps that are stopped from outside or give nothing: every ending is in words."""
+"""Sweeps that are stopped from outside or give no result end with a message."""
 
 import os
 import signal

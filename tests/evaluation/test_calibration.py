@@ -18,7 +18,7 @@ from pylorus.evaluation.calibration import (
 
 
 def drawn(*, images=20_000, temperature=1.0, seed=0):
-    """Logits, and truths drawn from them at a temperature, so that this temperature is the right one."""
+    """Simulate logits and true classes with a known temperature."""
     generator = np.random.default_rng(seed)
     logits = 3 * generator.standard_normal((images, 3))
     chance = special.softmax(logits / temperature, axis=1)

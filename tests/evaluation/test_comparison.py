@@ -146,7 +146,7 @@ def test_a_difference_of_few_patients_is_never_shown_with_a_tiny_p(said):
 
 @pytest.mark.slow
 def test_equal_models_differ_significantly_in_5_percent_of_studies_for_every_index():
-    """Large and small patients, a patient's images alike: exchanging whole patients keeps the level."""
+    """Large and small patients with similar images: exchanging whole patients keeps the type I error."""
     generator, rejected = np.random.default_rng(0), dict.fromkeys(INDICES, 0)
     for study in range(200):
         sizes = np.where(generator.random(40) < 0.9, 1, 20)

@@ -247,7 +247,7 @@ def test_proportions_of_an_invalid_matrix_are_refused(broken):
 
 
 def test_three_wrong_single_images_among_large_patients_do_not_look_certain():
-    """45 patients of one image, 5 of 30: what is wrong lies with small patients, but large ones might be."""
+    """45 patients with one image and 5 with 30: the errors are in small patients, but could be in large ones."""
     patients = np.concatenate([np.arange(45), np.repeat(np.arange(45, 50), 30)])
     right = np.ones(195, dtype=bool)
     right[:3] = False

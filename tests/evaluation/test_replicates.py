@@ -1,4 +1,4 @@
-"""Seeds and folds: a claim about a configuration allows for the runs that it was trained in, not for patients alone."""
+"""Seeds and folds: a statement about a configuration allows for variation between runs, not only between patients."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""Parts of the test images: what calibration in the large is, and that the test of difference keeps its level."""
+"""Subgroups of the test images: calibration in the large, and the type I error of the test for differences."""
 
 import math
 

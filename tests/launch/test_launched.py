@@ -1,4 +1,4 @@
-"""torchrun or srun may start the processes of a run: their number comes from the environment."""
+"""torchrun or srun may start the processes of a run; their number comes from the environment."""
 
 import sys
 

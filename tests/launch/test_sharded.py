@@ -1,4 +1,4 @@
-"""What learns may be divided among processes: the model is the same, each holds its share, any number goes on."""
+"""Trainable weights may be divided among processes: the model is the same, and any number of processes can resume."""
 
 import os
 import re

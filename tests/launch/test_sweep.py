@@ -1,4 +1,4 @@
-"""A sweep says in words why it ended without a result, and lets its jobs end before it does."""
+"""A sweep explains why it has no result, and waits for its jobs before it ends."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A sweep's table ranks configurations on the same test images, and no others against each other."""
+"""A sweep's table ranks only configurations with the same test images against each other."""
 
 import numpy as np
 import pytest

@@ -22,7 +22,7 @@ CLASSES = "data.classes=[gastric_cancer,gastric_ulcer,chronic_gastritis]"
 
 @pytest.fixture(scope="module")
 def run_of(composed, drawn, tmp_path_factory):
-    """Runs on the drawn class folders with further words of the command line; gives the run's folder."""
+    """Run on the synthetic class folders with additional arguments; return the run's folder."""
     from omegaconf import OmegaConf
 
     def go(*words: str) -> RunFolder:

@@ -1,4 +1,4 @@
-"""A network of timm's with a new head: where its weights come from, and what is refused."""
+"""A timm network with a new head: the sources of its weights, and what is refused."""
 
 import pickle
 import re
@@ -20,7 +20,7 @@ from tests.conftest import TINY
 
 @pytest.fixture
 def weights(tmp_path):
-    """A file of weights as a user brings it: of the whole network, with its head of other classes."""
+    """A weight file as a user has it: the whole network, with a head for other classes."""
     torch.manual_seed(4)
     network = timm.create_model(TINY, num_classes=7)
     file = tmp_path / "tiny.safetensors"

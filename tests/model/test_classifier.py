@@ -1,4 +1,4 @@
-"""One stage's step: input, loss, metrics, chance."""
+"""A step of one stage: input, loss, metrics, randomness."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Batch norm over several processes is that of one process on the whole batch."""
+"""Batch norm over several processes equals that of one process on the whole batch."""
 
 import pytest
 import torch

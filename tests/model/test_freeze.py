@@ -1,4 +1,4 @@
-"""What is frozen stays as it is: weights, batch norm's statistics, dropout."""
+"""Frozen weights, batch norm statistics and dropout do not change."""
 
 import pytest
 import pytorch_lightning as pl

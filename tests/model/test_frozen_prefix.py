@@ -1,4 +1,4 @@
-"""A network in two parts is the network: in evaluation, in training, for whatever is frozen."""
+"""A split network equals the whole network in evaluation and in training, for any frozen prefix."""
 
 import pytest
 import timm

@@ -1,4 +1,4 @@
-"""The losses: focal loss by its formula, losses from outside, and what texts call them."""
+"""The losses: focal loss by its formula, custom losses, and their labels."""
 
 import pytest
 import torch

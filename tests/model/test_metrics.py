@@ -1,4 +1,4 @@
-"""What is gathered of an epoch is what all its images give, however they came in batches."""
+"""Metrics of an epoch do not depend on how its images were divided into batches."""
 
 import math
 

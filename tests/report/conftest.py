@@ -1,4 +1,4 @@
-"""Run folders as training leaves them, made of drawn predictions: no training, no torch."""
+"""Run folders as training writes them, from simulated predictions, without training and torch."""
 
 import hashlib
 import json
@@ -74,7 +74,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made but not drawn, where a test is not about them: drawing is what takes a report's time."""
+    """Create figures without rendering them, because rendering takes most of a report's time."""
     for name in ("render_svg", "render_png"):
         monkeypatch.setattr(f"pylorus.report.page.{name}", lambda drawing: drawing.alt.encode())
 

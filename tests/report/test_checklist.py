@@ -1,4 +1,4 @@
-"""The checklist's answers: each is true of the run it is about, and another run changes it."""
+"""The answers of the checklist are true for their run, and another run changes them."""
 
 import pandas as pd
 import pytest

@@ -1,4 +1,4 @@
-"""What may lie in a run's folder and must end in a clear error or a stated "undefined", never in a wrong number."""
+"""Unusual content of a run's folder gives a clear error or a stated "undefined", never a wrong number."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""What a report says by itself, whether its user wants to hear it or not."""
+"""Caveats that a report states without being asked."""
 
 import pandas as pd
 import pytest

@@ -1,4 +1,4 @@
-"""Folds of one configuration: pooled once each, never mixed with another, and marked where some are missing."""
+"""Folds of a configuration are pooled once each, never mixed with another's, and marked if some are missing."""
 
 import pandas as pd
 import pytest

@@ -1,4 +1,4 @@
-"""What a report says of a split: which shares were asked and are not there, and where patients are few."""
+"""Warnings of a report about its split: fractions that were not reached, and splits with few patients."""
 
 import pandas as pd
 import pytest

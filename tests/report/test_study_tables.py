@@ -1,4 +1,4 @@
-"""The golden test: predictions made from the published confusion matrices give the published tables."""
+"""Predictions made from the published confusion matrices reproduce the published tables."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Columns of a manifest: what makes a subgroup, what may tell who a patient is, and that nothing vanishes in silence."""
+"""Columns of a manifest: subgroups, identifying columns, and that no column is dropped silently."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The threshold's table: what is guaranteed of the sensitivity for new patients, or why it is not."""
+"""The threshold table: the guaranteed sensitivity for new patients, or why there is no guarantee."""
 
 import pandas as pd
 import pytest

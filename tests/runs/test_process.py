@@ -1,4 +1,4 @@
-"""A signal ends what goes on, but breaks off no import that is used again afterwards."""
+"""A signal ends the run, but does not interrupt an import that is used again afterwards."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""trainer.batch_size=auto: the largest step that fits, found before training, and the run of the same number given."""
+"""trainer.batch_size=auto finds the largest batch that fits and gives the run of that batch size."""
 
 import json
 import os
@@ -78,7 +78,7 @@ def test_no_step_is_larger_than_half_of_the_training_images(images, most, larges
 
 @pytest.fixture
 def finished(composed, drawn, tmp_path_factory):
-    """Runs with further words of the command line."""
+    """Run with additional command-line arguments."""
 
     def of(*words: str) -> RunFolder:
         folder = RunFolder(tmp_path_factory.mktemp("run"))

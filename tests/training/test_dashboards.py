@@ -1,4 +1,4 @@
-"""What a dashboard is given: curves, matrices and the configuration, and nothing that names a patient."""
+"""Dashboards receive curves, matrices and the configuration, and nothing that names a patient."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""What befalls a run in its middle is told with its cure, stands in status.json, and takes nothing that was finished."""
+"""Errors during a run are reported with a remedy and in status.json, and finished results are kept."""
 
 import errno
 import json
@@ -38,7 +38,7 @@ IMAGES = ["cache.prefix=false", "cache.images=false", "stage=finetune", "stages.
 
 @pytest.fixture(scope="module")
 def begin(composed, drawn, tmp_path_factory):
-    """A folder in which a run may begin, with further words of the command line."""
+    """A folder in which a run can start, with additional command-line arguments."""
 
     def prepare(*words: str, root: Path = drawn) -> RunFolder:
         folder = RunFolder(tmp_path_factory.mktemp("run"))

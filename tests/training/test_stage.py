@@ -1,4 +1,4 @@
-"""The table that a stage prints: on which images its best epoch was chosen."""
+"""The table that a stage prints states on which images its best epoch was chosen."""
 
 import logging
 

@@ -24,7 +24,7 @@ WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.
 
 @pytest.fixture
 def train(composed, drawn, tmp_path, monkeypatch):
-    """Trains with further words; returns the run's folder and what each Trainer was built with."""
+    """Train with additional arguments; return the run's folder and the arguments of each Trainer."""
     built = []
 
     initialize = pl.Trainer.__init__
