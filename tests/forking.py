@@ -1,4 +1,4 @@
-"""Processes as forks of one that has imported what they need, so that seconds of imports are paid once.
+"""Start processes as forks of one that has imported their packages, so that imports take their seconds only once.
 
 `ForkServer` is that process, seen from a test; `ForkServer.start` takes what `subprocess.Popen` takes, of the commands that `act_of`
 knows, and gives what it gives. What such a process starts itself (a sweep's jobs, the processes of a run of several

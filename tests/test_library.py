@@ -1,4 +1,4 @@
-"""What `import pylorus` promises: lazy, typed, usable with an ordinary Trainer, resumable, and safe to load."""
+"""`import pylorus` is lazy, typed, usable with an ordinary Trainer, resumable, and safe to load."""
 
 import json
 import os
@@ -113,7 +113,7 @@ def test_a_data_module_refuses_what_can_not_be(synthetic_root, options, message)
         ({"loss": torch.nn.CrossEntropyLoss(), "label_smoothing": 0.1}, "your own loss applies them itself"),
     ],
 )
-def test_a_classifier_refuses_what_can_not_be(options, message):
+def test_a_classifier_refuses_invalid_arguments(options, message):
     with pytest.raises(pylorus.PylorusError, match=message):
         build_classifier(**options)
 
@@ -193,7 +193,7 @@ def test_the_backbone_is_still_until_it_is_unfrozen(synthetic_root, tmp_path):
     assert len(changed[2]) > 20
 
 
-def test_freezing_says_what_it_can_not_freeze():
+def test_freezing_names_what_it_cannot_freeze():
     class Other(pl.LightningModule):
         pass
 
@@ -322,7 +322,7 @@ def test_train_runs_in_this_process_and_returns_what_it_wrote(training_result):
     assert len(predictions) > 0
 
 
-def test_train_refuses_as_the_command_line_does():
+def test_train_raises_the_errors_of_the_command_line():
     with pytest.raises(pylorus.PylorusError, match='optimizer.lrr.*Did you mean "lr"'):
         pylorus.train(["optimizer.lrr=1"])
     with pytest.raises(pylorus.PylorusError, match="optimizer.lr"):

@@ -1,4 +1,4 @@
-"""Every file in conf/ composes, and what a user mistypes is refused by name."""
+"""Every file in conf/ composes, and typos are refused by name."""
 
 import functools
 import re
@@ -260,8 +260,8 @@ def test_a_key_of_data_that_a_new_run_would_ignore_is_refused(tmp_path, words, m
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_a_run_of_an_earlier_version_with_a_key_that_it_ignored_can_be_resumed(composed, tmp_path):
-    config = composed()
+def test_a_run_of_an_earlier_version_with_a_key_that_it_ignored_can_be_resumed(compose_config, tmp_path):
+    config = compose_config()
     config = replace(config, data=replace(config.data, root="/X", folds=3))
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config))
     assert load_config(tmp_path / "config.yaml") == config

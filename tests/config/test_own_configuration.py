@@ -1,4 +1,4 @@
-"""A user's own configuration, from a folder outside the clone: found, checked, kept; and where `_target_` is honoured."""
+"""A user's configuration in a folder outside the clone is found, checked and saved; where `_target_` is honoured."""
 
 import json
 import re
@@ -58,7 +58,7 @@ def run_command(*words: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def test_there_is_an_own_file_of_every_group():
+def test_a_user_file_exists_for_every_group():
     assert set(OWN) == set(GROUPS)
 
 
@@ -175,7 +175,7 @@ def test_a_target_elsewhere_or_of_another_form_is_refused_by_name(compose_config
 
 
 @pytest.mark.parametrize("key", ["optimizer._target_", "stages.finetune._target_", "_target_", "deploy._target_"])
-def test_a_target_is_no_key_of_other_sections(key):
+def test_other_sections_have_no_target_key(key):
     with pytest.raises(PylorusError, match="no key"):
         check_overrides([f"{key}=os.getcwd"])
 
@@ -265,7 +265,7 @@ def test_only_the_users_configuration_reaches_instantiate():
     assert calls == ["instantiation.py"]
 
 
-def test_build_config_leaves_what_hydra_composed_as_it_was(tmp_path):
+def test_build_config_does_not_change_the_composed_configuration(tmp_path):
     composed = OmegaConf.structured(load_config_of(tmp_path))
     before = OmegaConf.to_yaml(composed)
     build_config(composed)

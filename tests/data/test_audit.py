@@ -1,4 +1,4 @@
-"""What an audit finds: every planted fault, and nothing else beyond a stated rate."""
+"""An audit finds every planted fault, and nothing else beyond a stated rate."""
 
 import json
 from dataclasses import replace
@@ -99,7 +99,7 @@ def test_every_fault_planted_among_real_images_is_found_and_none_of_the_others_a
 
 
 @pytest.mark.parametrize("overlay", [False, True])
-def test_of_all_pairs_of_different_drawn_images_none_is_called_a_copy(tmp_path, overlay):
+def test_no_pair_of_different_synthetic_images_is_reported_as_a_copy(tmp_path, overlay):
     generate_image_set(tmp_path / "set", images=60, size=96, seed=11, overlay=overlay)
     assert not [code for code in found_in(audited(tmp_path / "set", r"patient_\d+")) if "copy" in code]
 
@@ -129,7 +129,7 @@ def test_dark_blank_and_blurred_images_are_told_from_their_set(synthetic_set, tm
     assert {(names[1],), (names[2],)} <= found["dark"]
 
 
-def test_a_class_that_its_overlay_gives_away_is_told(tmp_path):
+def test_a_class_identifiable_by_its_overlay_is_reported(tmp_path):
     generate_image_set(tmp_path / "set", images=12, size=320, seed=4)
     generate_image_set(tmp_path / "other", images=12, size=320, seed=4, overlay=True)
     for path in sorted((tmp_path / "set" / "gastric_ulcer").iterdir()):
@@ -190,6 +190,6 @@ def test_what_is_no_image_set_is_refused(tmp_path, make, group, says):
         list_folder_files(tmp_path / "set", group=group)
 
 
-def test_an_expression_that_is_none_is_refused(class_folders):
+def test_an_invalid_regular_expression_is_refused(class_folders):
     with pytest.raises(PylorusError, match=r"--group: '\(' is not a regular expression"):
         list_folder_files(class_folders({"a": 2, "b": 2}), group="(")

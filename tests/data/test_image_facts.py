@@ -1,4 +1,4 @@
-"""What files are, found once, and found again by content: whatever happens to the store, the facts are right."""
+"""Facts about files are computed once and found again by content; they are correct whatever happens to the store."""
 
 import hashlib
 import os
@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from pylorus.config.schema import CacheConfig
-from pylorus.data import fact_store
+from pylorus.data import fact_store as fact_store_module
 from pylorus.data import image_facts as module
 from pylorus.data.fact_store import MOST_SMALL, FactStore, FactTable, extract_thumbnails
 from pylorus.data.image_facts import analyze_content, compute_facts, load_or_compute_facts
@@ -124,17 +124,17 @@ def test_new_images_are_added_in_parts_of_their_own_and_many_small_parts_are_joi
     root, paths = root_and_paths
     store = FactStore(tmp_path, version="1")
     table = list(load_or_compute_facts(root, paths, store=None))
-    for number in range(MOST_SMALL):
+    for number in range(MAX_SMALL_PARTS):
         store.add(table[number % 30 : number % 30 + 1])
         store.close()
-    assert len(list(tmp_path.rglob("*.parquet"))) == MOST_SMALL
+    assert len(list(tmp_path.rglob("*.parquet"))) == MAX_SMALL_PARTS
     store.add(table[-1:])
     store.close()
     assert len(list(tmp_path.rglob("*.parquet"))) == 1
     assert len(store.read_digests()) == 30
 
 
-def test_what_can_not_be_read_is_not_kept_since_a_plugin_may_come(class_folders, tmp_path):
+def test_unreadable_files_are_not_cached(class_folders, tmp_path):
     root = class_folders({"a": 1})
     (root / "a" / "bad.png").write_bytes(b"no image")
     table = load_or_compute_facts(root, ["a/bad.png", "a/gone.png"], store=tmp_path / "facts")
@@ -189,7 +189,7 @@ def test_an_interrupted_pass_keeps_what_it_found(root_and_paths, tmp_path, monke
 @pytest.fixture
 def settled(monkeypatch):
     """Files count as settled at once, not only two seconds after their last change."""
-    monkeypatch.setattr(fact_store, "SETTLED_NS", 0)
+    monkeypatch.setattr(fact_store_module, "SETTLED_NS", 0)
 
 
 @pytest.fixture

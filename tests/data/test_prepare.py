@@ -1,4 +1,4 @@
-"""What a run does with its images before it trains: looked through once, and all of it written into its folder."""
+"""What a run does with its images before training: one audit, whose results are written to the run's folder."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Files that can't be read: an error that says what to do, or left out and listed; never silently dropped."""
+"""Unreadable files give an error with a remedy or are left out and listed, never dropped silently."""
 
 import logging
 
@@ -55,7 +55,7 @@ def test_where_all_can_be_read_nothing_is_written(class_folders, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_class_of_which_nothing_is_left_is_an_error(class_folders):
+def test_a_class_without_readable_files_is_an_error(class_folders):
     root = class_folders({"a": 2, "b": 2})
     for path in (root / "b").iterdir():
         path.write_bytes(b"no image")
@@ -63,7 +63,7 @@ def test_a_class_of_which_nothing_is_left_is_an_error(class_folders):
         read_folders(root, reading=QUARANTINE)
 
 
-def test_a_file_that_a_manifest_names_and_that_is_gone_is_left_out_too(class_folders):
+def test_a_missing_file_of_a_manifest_is_left_out(class_folders):
     root = class_folders({"a": 2, "b": 2})
     paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
     table = pd.DataFrame({"path": [*paths, "a/gone.png"], "label": ["a", "a", "b", "b", "a"]})

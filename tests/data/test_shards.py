@@ -1,4 +1,4 @@
-"""Shards: the same images, order and evaluation as from class folders, wherever they lie; and what is said of bad ones."""
+"""Shards give the same images, order and evaluation as class folders, wherever they are stored; errors in shards."""
 
 import io
 import json
@@ -117,7 +117,7 @@ def test_a_manifest_is_packed_with_its_further_columns(synthetic_root, tmp_path,
     assert list(read_catalog(tmp_path / "out").table["about/site"]) == list(table["site"])
 
 
-def test_windows_walk_shard_by_shard_and_miss_no_image():
+def test_windows_read_shard_by_shard_and_cover_every_image():
     windows = ShardWindows(np.repeat(np.arange(10, dtype=np.int32), 7)[np.random.default_rng(1).permutation(70)], 2)
     order = windows.generate_order(np.random.default_rng(3))
     assert sorted(order) == list(range(70))

@@ -1,4 +1,4 @@
-"""A table that names files: what it must hold, what it may hold, and what is said where it does not."""
+"""Manifests: required columns, optional columns, and error messages."""
 
 import dataclasses
 
@@ -102,7 +102,7 @@ def test_what_is_wrong_with_it_is_named(write_manifest, change, message):
         read_manifest(write_manifest(change))
 
 
-def test_what_is_no_table_is_named(tmp_path):
+def test_a_manifest_that_is_not_a_table_is_named(tmp_path):
     with pytest.raises(PylorusError, match="expected an existing file"):
         read_manifest(tmp_path / "none.csv")
     (tmp_path / "list.xlsx").write_bytes(b"PK")

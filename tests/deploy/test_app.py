@@ -1,4 +1,4 @@
-"""`pylorus serve` without a browser: answers, limits, who may ask, and that nothing of an image stays."""
+"""`pylorus serve` without a browser: results, limits, access, and that images are not stored."""
 
 import base64
 import io
@@ -178,7 +178,7 @@ def bomb() -> bytes:
     ],
     ids=["empty", "text", "html", "pickle", "zip", "gif", "cut", "bomb", "dicom"],
 )
-def test_a_wrong_file_is_a_row_with_an_error_beside_the_others(client, tmp_path, monkeypatch, content, said):
+def test_an_unreadable_file_is_a_row_with_an_error_beside_the_others(client, tmp_path, monkeypatch, content, said):
     monkeypatch.chdir(tmp_path)
     good, bad, last = rows(client().post("/api/predict", files=files(png(1), content, png(2))))
     assert re.search(said, bad["error"])
@@ -200,13 +200,13 @@ def test_a_wrong_file_is_a_row_with_an_error_beside_the_others(client, tmp_path,
         ("a\x1b[31m.png", "a\\x1b[31m.png"),
     ],
 )
-def test_a_files_name_is_only_ever_shown(client, name, shown):
+def test_a_file_name_is_only_displayed_never_opened(client, name, shown):
     part = f'Content-Disposition: form-data; name="files"; filename="{name}"\r\n\r\nno image'
     row = rows(client().post("/api/predict", content=body(part), headers=FORM))[0]
     assert row["file"] == shown
 
 
-def test_the_largest_file_passes_and_one_byte_more_does_not_cost_the_others(client):
+def test_a_file_over_the_limit_does_not_affect_the_others(client):
     whole = png(3)
     whole += bytes(100_000 - len(whole))  # a PNG may have anything behind its end
     found = rows(client(max_mb=0.1).post("/api/predict", files=files(whole, whole + b"0", png(4))))
@@ -221,7 +221,7 @@ def test_a_file_of_20_mb_is_taken_and_a_larger_one_is_not(client):
     assert "over the limit of 20,000,000 bytes" in found[1]["error"]
 
 
-def test_too_much_in_one_request_is_refused(client):
+def test_a_request_over_the_limits_is_refused(client):
     asked = client(max_images=3, max_mb=0.01)
     refused = asked.post("/api/predict", files=files(*[png()] * 4))
     assert (refused.status_code, refused.json()["error"]) == (413, "more than 3 files in one request")
@@ -251,7 +251,7 @@ def test_too_much_in_one_request_is_refused(client):
         (b"", FORM, 400),
     ],
 )
-def test_a_malformed_form_is_refused_in_words(client, content, headers, status):
+def test_a_malformed_form_is_refused_with_a_message(client, content, headers, status):
     refused = client().post("/api/predict", content=content, headers=headers)
     assert refused.status_code == status
     assert refused.json()["error"]
@@ -264,7 +264,7 @@ def test_only_the_pages_own_files_are_served(client, path):
     assert "def " not in found.text
 
 
-def test_only_its_own_names_are_answered(client):
+def test_only_known_host_names_are_answered(client):
     asked = client(allowed_hosts=("Lab.example",))
     for good in ("127.0.0.1:7860", "localhost:9999", "localhost", "[::1]:7860", "lab.example", "LAB.example:80"):
         assert asked.get("/health", headers={"host": good}).status_code == 200, good
@@ -286,11 +286,11 @@ def test_only_its_own_names_are_answered(client):
         {"sec-fetch-site": "same-site"},
     ],
 )
-def test_a_page_from_elsewhere_can_not_ask(client, headers):
+def test_cross_site_requests_are_refused(client, headers):
     assert client().post("/api/predict", files=files(png()), headers=headers).status_code == 403
 
 
-def test_the_own_page_and_programs_can_ask(client):
+def test_the_servers_page_and_programs_may_send_requests(client):
     for headers in ({}, {"origin": HERE, "sec-fetch-site": "same-origin"}):
         assert client().post("/api/predict", files=files(png()), headers=headers).status_code == 200
 
@@ -325,12 +325,12 @@ def test_a_password_guards_all_but_health(client):
         ({"password_file": Path("p"), "without_password": True}, "can't be combined"),
     ],
 )
-def test_what_would_be_unsafe_or_can_not_be_is_refused(options, said):
+def test_unsafe_or_invalid_options_are_refused(options, said):
     with pytest.raises(PylorusError, match=re.escape(said)):
         ServeOptions(**options).check()
 
 
-def test_this_machine_alone_is_the_default():
+def test_the_default_address_is_loopback():
     ServeOptions().check()
     assert ServeOptions().is_loopback
     assert ServeOptions(host="::1").is_loopback
@@ -338,7 +338,7 @@ def test_this_machine_alone_is_the_default():
 
 
 @pytest.mark.parametrize(("content", "said"), [(b"short\n", "found 5 characters"), (b"", "found 0"), (b"\xff" * 20, "not UTF-8 text"), (b"a" * 9000, "1025 characters"), (None, "No such file")])  # fmt: skip
-def test_a_password_file_that_will_not_do_is_named(tmp_path, content, said):
+def test_an_invalid_password_file_is_named(tmp_path, content, said):
     path = tmp_path / "password"
     if content is not None:
         path.write_bytes(content)
@@ -346,13 +346,13 @@ def test_a_password_file_that_will_not_do_is_named(tmp_path, content, said):
         ServeOptions(password_file=path).read_password()
 
 
-def test_a_password_is_the_files_line(tmp_path):
+def test_the_password_is_the_line_of_the_file(tmp_path):
     (tmp_path / "password").write_text(f"{PASSWORD}\n")
     assert ServeOptions(password_file=tmp_path / "password").read_password() == PASSWORD
     assert ServeOptions().read_password() is None
 
 
-def test_every_answer_tells_the_browser_to_load_nothing_from_elsewhere(client):
+def test_every_response_forbids_loading_from_other_hosts(client):
     asked = client()
     for found in (
         asked.get("/"),
@@ -370,7 +370,7 @@ def test_every_answer_tells_the_browser_to_load_nothing_from_elsewhere(client):
         assert "access-control-allow-origin" not in found.headers
 
 
-def test_the_page_names_no_other_address(client):
+def test_the_page_refers_to_no_other_host(client):
     asked = client()
     for path in ("/", *(f"/static/{name}" for name in STATIC)):
         text = asked.get(path).text.replace('xmlns="http://www.w3.org/2000/svg"', "")
@@ -398,7 +398,7 @@ def test_the_page_of_a_model_that_was_validated_on_its_test_images_says_so(bundl
         assert said not in honest
 
 
-def test_a_model_card_can_not_bring_its_own_page(tmp_path):
+def test_a_model_card_cannot_inject_html(tmp_path):
     path = tmp_path / "MODEL_CARD.md"
     path.write_text(
         "# T\n\n<script>alert(1)</script>\n\n[a](javascript:alert(1)) ![b](http://evil.example/x.png) <http://evil.example>\n\n"
@@ -450,15 +450,15 @@ def test_users_at_once_get_each_their_own_answers(client, inference_service):
         assert all(pool.map(user, range(6)))
 
 
-def test_who_comes_when_too_many_wait_is_asked_to_come_again(client, monkeypatch):
-    monkeypatch.setattr(pages_module, "AT_ONCE", 0)
+def test_a_request_over_the_concurrency_limit_gets_503_and_retry_after(client, monkeypatch):
+    monkeypatch.setattr(pages_module, "MAX_REQUESTS", 0)
     refused = client().post("/api/predict", files=files(png()))
     assert refused.status_code == 503
     assert int(refused.headers["retry-after"]) > 0
 
 
-def test_files_that_never_arrive_do_not_hold_a_place_for_ever(client, monkeypatch):
-    monkeypatch.setattr(pages_module, "SECONDS", 0.0)
+def test_an_upload_that_never_completes_times_out(client, monkeypatch):
+    monkeypatch.setattr(pages_module, "UPLOAD_TIMEOUT", 0.0)
     assert client().post("/api/predict", files=files(png())).status_code == 408
 
 
@@ -512,7 +512,7 @@ def test_the_interface_is_described_as_it_is(client, inference_service):
     assert set(described) - set(row) <= {"heat_map"}
 
 
-def test_a_taken_port_and_a_run_in_place_of_its_bundle_are_said(bundle_folder, trained_run):
+def test_a_used_port_and_a_run_instead_of_a_bundle_are_named(bundle_folder, trained_run):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         with pytest.raises(SystemExit, match=f"--port {port}: Address already in use. Try another"):

@@ -1,4 +1,4 @@
-"""The bundle that a run writes: fixed on validation images, measured on test images, the same after a kill."""
+"""The bundle of a run: fitted on validation images, evaluated on test images, the same after a kill."""
 
 import json
 import math
@@ -116,7 +116,7 @@ def test_figures_are_those_of_the_test_images(trained_run, description):
     assert description.test.accuracy.low < description.test.accuracy.value < description.test.accuracy.high
 
 
-def test_the_hashes_are_those_that_sha256sum_checks(bundle_folder):
+def test_the_hashes_can_be_checked_with_sha256sum(bundle_folder):
     assert (
         subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=bundle_folder, check=False).returncode
         == 0
@@ -125,7 +125,7 @@ def test_the_hashes_are_those_that_sha256sum_checks(bundle_folder):
     assert listed == {path.name for path in bundle_folder.iterdir()} - {"SHA256SUMS"}
 
 
-def test_what_tells_unlike_images_holds_no_features_of_single_images(bundle_folder):
+def test_the_unlikeness_file_contains_no_features_of_single_images(bundle_folder):
     found = load_file(bundle_folder / "unlike.safetensors")
     assert [(name, len(tensor)) for name, tensor in found.items()] == [("directions", 3)]
 
@@ -162,7 +162,7 @@ def test_the_card_says_what_its_reader_must_know(bundle_folder, synthetic_root):
         ),
     ],
 )
-def test_the_card_says_of_the_split_what_is_true_of_it(bundle_folder, before, after, leaks, present, absent):
+def test_the_card_describes_the_actual_split(bundle_folder, before, after, leaks, present, absent):
     content = (bundle_folder / "model.json").read_text()
     assert before in content
     text = render_model_card(read_description(content.replace(before, after).encode()), leaks=leaks)
@@ -170,7 +170,7 @@ def test_the_card_says_of_the_split_what_is_true_of_it(bundle_folder, before, af
     assert absent not in text
 
 
-def test_names_in_the_card_are_text_and_nothing_else(bundle_folder):
+def test_names_in_the_card_are_escaped(bundle_folder):
     content = (bundle_folder / "model.json").read_text().replace("gastric_ulcer", "<script>alert(1)</script>|`*")
     text = render_model_card(read_description(content.encode()))
     assert "<script>" not in text
@@ -191,7 +191,7 @@ def test_answers_do_not_depend_on_the_batch_and_the_network_is_the_runs(trained_
         assert torch.equal(bundle.classifier.network(pixels), whole.logits)
 
 
-def test_killed_while_it_is_written_a_bundle_is_written_again_to_the_same_bytes(trained_run, tmp_path, monkeypatch):
+def test_a_bundle_killed_while_written_is_written_again_to_the_same_bytes(trained_run, tmp_path, monkeypatch):
     class KilledError(BaseException):
         pass
 
@@ -218,7 +218,7 @@ def test_killed_while_it_is_written_a_bundle_is_written_again_to_the_same_bytes(
 
 
 @pytest.mark.parametrize("name", ["test_vit.r160_in1k", "test_convnext.r160_in1k", "test_efficientnet.r160_in1k"])
-def test_networks_of_other_kinds_give_their_own_logits_beside_the_features(name):
+def test_logits_with_features_equal_those_of_the_network(name):
     import timm
 
     from pylorus.model.inference import compute_logits_and_features
@@ -231,7 +231,7 @@ def test_networks_of_other_kinds_give_their_own_logits_beside_the_features(name)
     assert features.shape == (2, network.head_hidden_size)
 
 
-def test_arguments_that_no_bundle_could_hold_stop_a_run_at_its_beginning():
+def test_arguments_that_a_bundle_cannot_store_stop_the_run_at_its_start():
     from pylorus.model.backbone import build_backbone
 
     config = Config().model

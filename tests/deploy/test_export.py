@@ -1,4 +1,4 @@
-"""`pylorus export`: an ONNX file that says what PyTorch says, or none; read again as strictly as a bundle."""
+"""`pylorus export` writes an ONNX file only if it agrees with PyTorch; it is checked as strictly as a bundle."""
 
 import json
 import shutil
@@ -189,7 +189,7 @@ def test_where_32_bits_are_rough_by_themselves_the_gate_asks_64_bits_and_no_more
     strict = parity.check_parity(bundle, Off(), images)
     assert not strict.has_passed
     assert strict.rounding < 1e-6  # so this network gives no excuse
-    monkeypatch.setattr(parity, "ROUGHEST", 1.0)
+    monkeypatch.setattr(parity, "MAX_ROUNDING", 1.0)
     monkeypatch.setattr(parity, "compute_fp64_logits", lambda *given: exact(*given) + 2e-6)
     rough = parity.check_parity(bundle, Off(), images)
     assert rough.has_passed
@@ -225,7 +225,7 @@ def test_too_few_readable_images_are_refused(bundle_folder, synthetic_root, tmp_
     assert not (tmp_path / "onnx").exists()
 
 
-def test_what_is_there_already_is_not_touched(bundle_folder, tmp_path):
+def test_existing_files_are_not_overwritten(bundle_folder, tmp_path):
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "mine.txt").write_text("mine")
     with pytest.raises(PylorusError, match=r"onnx: already exists, expected a new or empty folder"):

@@ -1,4 +1,4 @@
-"""A bundle is loaded whole or not at all: what a stranger may have done to it is refused, and said."""
+"""A bundle is loaded completely or not at all: manipulated files are refused with the reason."""
 
 import json
 import pickle
@@ -28,7 +28,7 @@ def refused(folder, words):
         load_bundle(folder)
 
 
-def test_a_pickle_in_the_bundles_place_is_never_loaded(tmp_path):
+def test_a_pickle_in_place_of_the_bundle_is_never_loaded(tmp_path):
     path, mark = tmp_path / "model.pt", tmp_path / "mark"
     path.write_bytes(pickle.dumps(Evil(mark)))
     refused(path, "found a file, which is never loaded because it could be a pickle")
@@ -61,7 +61,7 @@ def test_a_missing_file_is_named(bundle_copy, name):
     refused(bundle_copy, f"{name}: No such file")
 
 
-def test_a_run_is_told_from_its_bundle(trained_run):
+def test_a_run_given_instead_of_its_bundle_is_named(trained_run):
     refused(trained_run.path, "is a run; its bundle is .*model")
     refused(trained_run.path / "nowhere", "found nothing, expected a bundle")
 

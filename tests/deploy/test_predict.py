@@ -1,4 +1,4 @@
-"""`pylorus predict`: the run's own probabilities, a row an image whatever the file, gone on with after a kill."""
+"""`pylorus predict` gives the run's own probabilities and one row per file, and resumes after a kill."""
 
 import json
 import re
@@ -259,15 +259,15 @@ def test_images_are_taken_one_batch_after_another_and_never_listed(bundle_folder
     form = load_bundle(bundle_folder).input
     for number, (items, images) in enumerate(predict_module.read_ahead(endless(), form, 4), start=1):
         assert len(items) == len(images) == 4
-        assert taken <= 4 * (number + predict_module.AHEAD)
+        assert taken <= 4 * (number + predict_module.BATCHES_AHEAD)
         if number == 5:
             break
 
 
-def test_a_folder_too_long_to_sort_is_taken_whole(tmp_path, monkeypatch):
+def test_a_folder_too_large_to_sort_is_read_completely(tmp_path, monkeypatch):
     from pylorus.deploy import inputs
 
-    monkeypatch.setattr(inputs, "SORTED", 3)
+    monkeypatch.setattr(inputs, "MAX_SORTED_FILES", 3)
     for number in range(8):
         (tmp_path / f"{number}.jpg").touch()
     found = [item.path for item in Sources((str(tmp_path),), [], None).iter_items()]
@@ -314,7 +314,7 @@ def test_an_evaluation_that_can_not_be_is_refused_and_loses_nothing(bundle_folde
     assert "true" not in asked(bundle_folder, [flat], tmp_path / "p.csv")[1].columns
 
 
-def test_frames_of_a_video(bundle_folder, tmp_path):
+def test_frames_of_a_video_are_predicted(bundle_folder, tmp_path):
     path = tmp_path / "film.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10.0, (64, 48))
     for number in range(35):
@@ -332,7 +332,7 @@ def test_frames_of_a_video(bundle_folder, tmp_path):
     assert len(table) == 8
 
 
-def test_a_dicom_image_is_read_where_pydicom_is_there(bundle_folder, tmp_path):
+def test_a_dicom_image_is_read_with_pydicom(bundle_folder, tmp_path):
     pytest.importorskip("pydicom")
     from tests.data.sample_files import dicom_samples
 
@@ -350,7 +350,7 @@ def test_a_dicom_image_is_read_where_pydicom_is_there(bundle_folder, tmp_path):
         ([".", "--batch", "0"], "--batch: found 0"),
     ],
 )
-def test_what_can_not_be_asked_for_is_said(bundle_folder, tmp_path, monkeypatch, words, said):
+def test_invalid_options_are_named(bundle_folder, tmp_path, monkeypatch, words, said):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=said):
         main(["predict", str(bundle_folder), *words, "--output", "p.csv"])
@@ -360,7 +360,7 @@ def test_what_can_not_be_asked_for_is_said(bundle_folder, tmp_path, monkeypatch,
         main(["predict", str(bundle_folder), ".", "--output", "p.xlsx"])
 
 
-def test_noise_and_blank_frames_are_called_unlike_more_often_than_test_images(bundle_folder, tmp_path):
+def test_noise_and_blank_frames_are_rejected_more_often_than_test_images(bundle_folder, tmp_path):
     rng = np.random.default_rng(0)
     for number in range(8):
         Image.fromarray(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(tmp_path / f"noise_{number}.png")

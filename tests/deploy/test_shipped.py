@@ -1,4 +1,4 @@
-"""The model that a run reports is the model that it ships: every index of both, whichever stage validation chooses."""
+"""The results in the report are those of the exported model in every index, whichever stage validation chooses."""
 
 import json
 import math

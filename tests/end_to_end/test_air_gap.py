@@ -1,4 +1,4 @@
-"""Nothing asks a network: whole commands in processes whose every try to leave this machine is refused and recorded."""
+"""No command uses a network: they run in processes in which every attempt to leave the machine is refused and recorded."""
 
 import json
 import os
@@ -114,7 +114,7 @@ def test_the_air_gap_lets_a_process_talk_to_its_own_machine(air_gap):
     assert len(air_gap.watched()) == 1
 
 
-def test_weights_that_are_asked_of_the_hub_are_an_attempt(air_gap):
+def test_requesting_hub_weights_is_recorded_as_an_attempt(air_gap):
     """The very libraries of a run are caught: what follows shows more than a wall that nobody came to."""
     code = (
         "from pylorus.config.schema import ModelConfig\nfrom pylorus.model.backbone import build_backbone\n"
@@ -134,7 +134,7 @@ def test_training_and_its_report_need_no_network(run_with_report):
     assert gap.attempts() == []
 
 
-def test_weights_and_biases_that_was_not_told_to_send_needs_no_network(air_gap):
+def test_wandb_in_offline_mode_needs_no_network(air_gap):
     found = air_gap.python(str(TRAIN), *QUICK, "model.weights=none", "stage=pretrain", "logger=wandb")
     assert found.returncode == 0, found.stderr
     assert list(air_gap.work.glob("outputs/20*/*/wandb/offline-run-*"))

@@ -1,6 +1,6 @@
-"""Every command of README.md and docs/ is run as it stands there, on small drawn images; see `documented.py` for what is replaced.
+"""Every command of README.md and docs/ is run as written, on small synthetic images; `documented.py` says what is replaced.
 
-The pages run two at a time, each in a folder of its own and in its own order, so that a command may use what one before it made.
+Two pages run at a time, each in a separate folder and in order, so that a command may use the results of earlier ones.
 """
 
 import json
@@ -75,7 +75,7 @@ def runs(command: Command) -> bool:
 
 
 def small_words(command: Command) -> list[str]:
-    """What is run: a user's words, made small."""
+    """Return the arguments that are run: those of the page, made small."""
     words = shlex.split(command.filled)
     if command.filled.startswith(TRAINING):
         return [*words[:2], *small(words[2:])]
@@ -171,7 +171,7 @@ def outcomes(
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if runs(command)], ids=str)
-def test_a_documented_command_does_what_the_page_says(command, outcomes):
+def test_documented_commands_work(command, outcomes):
     assert command.unknown_words() == [], "a placeholder that documented.py does not know; add it to PLACEHOLDERS"
     assert re.match(rf"(python train\.py|pylorus)( |$)|{BY_SHELL}", command.filled), (
         "the test does not know how to run this; teach it, or give the reason in NOT_RUN"
@@ -184,7 +184,7 @@ def test_a_documented_command_does_what_the_page_says(command, outcomes):
 
 
 def combinations(words: list[str]) -> Iterator[list[str]]:
-    """A sweep's words with the first values of all lists, then with the second ones, and so on; free words stay."""
+    """Return a sweep's arguments with the first values of all lists, then the second ones, and so on."""
     values = [
         [f"{word.partition('=')[0]}={value}" for value in word.partition("=")[2].split(",")]
         if "," in word and not re.search(r"=[\[{'(]", word)
@@ -200,7 +200,7 @@ def test_the_words_of_a_training_command_compose_as_they_stand(command, compose_
     words = [word for word in shlex.split(command.filled)[2:] if not word.startswith(("-", "resume="))]
     for word in words:
         if word.startswith("hydra/launcher="):
-            assert word in NEEDS
+            assert word in REQUIRED_PACKAGES
     for combination in combinations([word for word in words if not re.match(LAUNCHERS, word)]):
         compose_config(*[word for word in check_overrides(combination) if not word.startswith("hydra.")])
 
@@ -258,7 +258,7 @@ def test_what_a_command_that_is_not_run_names_is_there(command, compose_config):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_no_command_hides_outside_a_block_that_is_run(page):
+def test_every_command_is_in_a_block_that_is_run(page):
     assert hidden_commands(page) == []
 
 
@@ -266,7 +266,9 @@ def test_no_command_hides_outside_a_block_that_is_run(page):
 def test_overrides_in_running_text_name_keys_and_files_that_exist(page):
     for words in overrides_of(page):
         plain = [word.replace("<stage>", "finetune").partition("|")[0] for word in words]
-        plain = [word for word in plain if "hydra" not in word and word not in NEEDS]  # whose extra may be missing
+        plain = [
+            word for word in plain if "hydra" not in word and word not in REQUIRED_PACKAGES
+        ]  # whose extra may be missing
         plain = [word for word in plain if not word.startswith(RESUME)]  # no key: it names a run
         try:
             check_overrides([word for word in plain if not re.search(r"=(choice|tag|interval)\(", word)])
@@ -274,7 +276,7 @@ def test_overrides_in_running_text_name_keys_and_files_that_exist(page):
             pytest.fail(f"{' '.join(words)}: {error}")
 
 
-def test_a_new_kind_of_command_fails_until_the_test_knows_it():
+def test_an_unknown_kind_of_command_fails():
     new = Command("docs/new.md", 1, "pylorus predict NEWTHING images")
     assert new.unknown_words() == ["NEWTHING"]
     assert runs(Command("docs/new.md", 1, "bash something.sh"))

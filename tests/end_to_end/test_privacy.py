@@ -1,4 +1,4 @@
-"""Nothing that names a patient leaves with a model, a report or a dashboard: marked names are planted and looked for."""
+"""Model, report and dashboard contain nothing that names a patient: planted names are searched for."""
 
 import base64
 import re

@@ -1,4 +1,4 @@
-"""Runs and sweeps that are stopped from outside, and go on."""
+"""Runs and sweeps that are stopped from outside and resumed."""
 
 import json
 import signal
@@ -75,7 +75,7 @@ def test_stopped_in_three_ways_a_run_goes_on_to_the_result_of_an_uninterrupted_o
     assert "already finished" in again.stdout
 
 
-def test_another_configuration_is_refused_in_a_moment_and_named(train, tmp_path):
+def test_another_configuration_is_refused_immediately_and_named(train, tmp_path):
     folder = tmp_path / "run"
     words = [word for word in WORDS if "finetune.epochs" not in word]
     assert train(*words, f"hydra.run.dir={folder}").returncode == 0
@@ -93,7 +93,7 @@ def test_another_configuration_is_refused_in_a_moment_and_named(train, tmp_path)
     assert "found no run in" in nothing.stderr
 
 
-def test_a_sweep_given_again_runs_only_what_is_missing_or_failed(train, tmp_path):
+def test_a_repeated_sweep_runs_only_missing_or_failed_jobs(train, tmp_path):
     sweep = tmp_path / "sweep"
     words = ["-m", *WORDS[:-1], "stages.finetune.epochs=2", f"hydra.sweep.dir={sweep}", "seed=0,1,2"]
     assert train(*words).returncode == 0

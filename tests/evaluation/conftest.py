@@ -1,4 +1,4 @@
-"""Predictions drawn for the tests of evaluation."""
+"""Simulated predictions for the tests of evaluation."""
 
 from collections.abc import Callable
 

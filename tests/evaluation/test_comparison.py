@@ -129,7 +129,7 @@ def test_models_that_answer_alike_do_not_differ(simulate_predictions):
     assert -0.1 < found.low <= 0 <= found.high < 0.1
 
 
-def test_differences_stay_inside_their_scale(one_hot):
+def test_differences_stay_in_their_range(one_hot):
     """Twelve patients, a perfect model and one that is always wrong."""
     truth = np.arange(12) % 2
     perfect = replace(one_hot(truth), true=truth)
@@ -157,8 +157,8 @@ def test_a_difference_of_few_patients_is_never_shown_with_a_tiny_p(simulate_pred
 
 
 @pytest.mark.slow
-def test_equal_models_are_told_apart_in_one_of_twenty_studies_for_every_index():
-    """Large and small patients, a patient's images alike: exchanging whole patients keeps the level."""
+def test_equal_models_differ_significantly_in_5_percent_of_studies_for_every_index():
+    """Large and small patients with similar images: exchanging whole patients keeps the type I error."""
     generator, rejected = np.random.default_rng(0), dict.fromkeys(INDICES, 0)
     for study in range(200):
         sizes = np.where(generator.random(40) < 0.9, 1, 20)
@@ -178,7 +178,7 @@ def test_equal_models_are_told_apart_in_one_of_twenty_studies_for_every_index():
     assert max(rejected.values()) / 200 <= 0.085  # 0.05, and two standard errors
 
 
-def test_one_image_that_tells_two_models_apart_shows_nothing(one_hot):
+def test_one_discordant_image_is_not_significant(one_hot):
     truth = np.arange(20) % 2
     perfect = replace(one_hot(truth), true=truth)
     once_wrong = replace(perfect, probabilities=np.vstack([[0.0, 1.0], perfect.probabilities[1:]]))
@@ -242,14 +242,14 @@ def test_many_classes_and_patients_of_one_image_are_compared_in_bounded_memory()
 
 
 @pytest.mark.parametrize(("a", "n", "b", "m"), [(409, 450, 401, 450), (5, 56, 0, 29), (10, 10, 20, 20), (1, 9, 90, 95)])
-def test_from_two_shares_it_is_the_interval_of_newcombe_in_statsmodels(a, n, b, m):
+def test_two_proportions_give_newcombes_interval_of_statsmodels(a, n, b, m):
     found = difference_of_independent(wilson(a, n), wilson(b, m))
     low, high = confint_proportions_2indep(a, n, b, m, method="newcomb", compare="diff")
     assert found.value == pytest.approx(a / n - b / m)
     assert (found.low, found.high) == pytest.approx((low, high), abs=1e-9)
 
 
-def test_newcombes_own_example_is_found():
+def test_newcombes_published_example_is_reproduced():
     """Newcombe (1998), table II, method 10: 56/70 - 48/80 = 0.2, interval 0.0524 to 0.3339."""
     found = difference_of_independent(wilson(56, 70), wilson(48, 80))
     assert (round(found.low, 4), round(found.high, 4)) == (0.0524, 0.3339)
@@ -294,7 +294,7 @@ def test_with_one_image_a_patient_p_is_that_of_statsmodels(one_hot, both, first,
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_in_groups_p_is_the_share_of_all_turns_as_lopsided(one_hot, seed):
+def test_with_groups_p_is_the_proportion_of_exchanges_as_extreme(one_hot, seed):
     generator = np.random.default_rng(seed)
     groups = generator.integers(0, 10, 40)
     first = replace(one_hot(generator.integers(0, 2, 40)), group=groups)
@@ -344,7 +344,7 @@ def test_the_same_images_in_another_order_give_the_same_answer(simulate_predicti
     assert mcnemar(first, turned) == mcnemar(first, second)
 
 
-def test_ten_thousand_images_are_no_trouble(one_hot):
+def test_ten_thousand_images_are_compared_quickly(one_hot):
     generator = np.random.default_rng(0)
     first, second = one_hot(generator.integers(0, 2, 10_000)), one_hot(generator.integers(0, 2, 10_000))
     only = int((first.correct & ~second.correct).sum()), int((second.correct & ~first.correct).sum())
@@ -364,6 +364,6 @@ def test_one_test_needs_no_correction():
 
 
 @pytest.mark.parametrize("family", [[], [0.1, np.nan], [1.2], [-0.1], [[0.1]]])
-def test_a_family_with_a_test_missing_or_impossible_is_refused(family):
+def test_a_family_with_an_invalid_p_value_is_refused(family):
     with pytest.raises(ValueError, match="p-values"):
         holm(np.array(family))

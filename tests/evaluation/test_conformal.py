@@ -106,7 +106,7 @@ def test_each_class_is_covered_in_images_of_new_patients():
 
 
 @pytest.mark.parametrize("coverage", [0, 1, 90, float("nan")])
-def test_a_coverage_that_is_no_share_is_refused(coverage):
+def test_a_coverage_outside_0_and_1_is_refused(coverage):
     with pytest.raises(ValueError, match="coverage is"):
         fit_set_limits(np.array([[0.5, 0.5]]), np.array([0]), coverage=coverage)
 

@@ -90,13 +90,13 @@ def test_another_truth_or_another_patient_for_the_same_image_is_refused(simulate
         ({"probabilities": np.full((3, 2), 0.4)}, "sum to 0.8"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(one_hot, change, message):
+def test_inconsistent_predictions_are_refused(one_hot, change, message):
     good = one_hot(np.array([0, 1, 0]))
     with pytest.raises(ValueError, match=message):
         replace(good, **change)
 
 
-def test_of_equally_likely_classes_the_first_is_the_answer(one_hot):
+def test_ties_are_predicted_as_the_first_class(one_hot):
     even = replace(one_hot(np.array([0, 1])), probabilities=np.full((2, 2), 0.5))
     assert even.predicted.tolist() == [0, 0]
     assert even.correct.tolist() == [True, True]
@@ -113,7 +113,7 @@ def test_of_equally_likely_classes_the_first_is_the_answer(one_hot):
         (np.array([[0, 1]]), "shape"),
     ],
 )
-def test_labels_that_are_no_class_indices_are_refused_with_what_was_found(labels, message):
+def test_invalid_labels_are_refused_with_the_value_found(labels, message):
     with pytest.raises(ValueError, match=message):
         check_labels(labels, 3, name="true")
 
@@ -131,7 +131,7 @@ def test_labels_that_are_no_class_indices_are_refused_with_what_was_found(labels
         (np.empty((0, 3)), "shape"),
     ],
 )
-def test_probabilities_that_are_none_are_refused(table, message):
+def test_invalid_probabilities_are_refused(table, message):
     with pytest.raises(ValueError, match=message):
         check_probabilities(np.array(table))
 
@@ -173,7 +173,7 @@ def test_groups_are_numbered_by_name_whatever_their_type():
     assert encode_groups(None, length=3).tolist() == [0, 1, 2]
 
 
-def test_names_are_text():
+def test_names_are_converted_to_text():
     assert check_names(np.array(["a", "b"], dtype=object)).dtype.kind == "U"
     with pytest.raises(ValueError, match="expected text"):
         check_names(np.array([1, 2]))

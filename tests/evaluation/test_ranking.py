@@ -83,7 +83,7 @@ def test_a_class_absent_from_test_is_undefined_and_so_are_the_averages(simulate_
     assert found.auroc[0].has_interval
 
 
-def test_a_single_image_is_undefined_or_says_next_to_nothing():
+def test_a_single_image_is_undefined_or_uninformative():
     found = ranking_of_predictions(np.array([0]), np.array([[0.9, 0.1]]), None)
     assert all(math.isnan(area.value) for area in found.auroc)
     assert found.average_precision[0].high - found.average_precision[0].low > 0.7

@@ -31,7 +31,7 @@ def turn_upside_down(image, *_):
 
 
 @pytest.fixture(scope="module")
-def trained(drawn, tmp_path_factory):
+def trained(synthetic_root, tmp_path_factory):
     """A run with a metric and a transform that are one entry each, and with files of its own for transform and stage."""
     folder = tmp_path_factory.mktemp("registries")
     for name, text in {
@@ -40,7 +40,7 @@ def trained(drawn, tmp_path_factory):
     }.items():
         (folder / "conf" / name).parent.mkdir(parents=True)
         (folder / "conf" / f"{name}.yaml").write_text(text)
-    words = [f"data.root={drawn}", *WORDS, f"cache.folder={folder / 'cache'}"]
+    words = [f"data.root={synthetic_root}", *WORDS, f"cache.folder={folder / 'cache'}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(CLASS_METRICS, "jaccard", JACCARD)
         patch.setitem(TRANSFORMS, "UpsideDown", Transform(draw_nothing, turn_upside_down))

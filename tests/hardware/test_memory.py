@@ -1,4 +1,4 @@
-"""Free memory: the least of what the machine and the limits around a process leave."""
+"""Free memory: the minimum of what the machine and the limits of the process leave."""
 
 import pytest
 

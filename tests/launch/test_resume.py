@@ -1,4 +1,4 @@
-"""An interrupted run that goes on gives what an uninterrupted one gives, bit for bit; what is another run is refused."""
+"""A resumed run gives the result of an uninterrupted one bit for bit; a different run is refused."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def checkpoint_intervals(request, monkeypatch):
 
 
 def files_written(folder: RunFolder, monkeypatch, *, stop_before: int | None = None) -> int:
-    """Runs, or goes on; before the given file takes its name the run is killed. Gives how many files took theirs."""
+    """Run or resume, and kill the run before the given file gets its name; return the number of completed files."""
     count, replace = 0, Path.replace
 
     def counted(path: Path, target: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What learns may be divided among processes: the model is the same, each holds its share, any number goes on."""
+"""Trainable weights may be divided among processes: the model is the same, and any number of processes can resume."""
 
 import os
 import re
@@ -111,7 +111,7 @@ def mesh(tmp_path_factory):
     ],
 )
 @pytest.mark.parametrize("whole", [True, False], ids=["all learns", "from a block on"])
-def test_any_network_gives_the_same_logits_and_gradients_divided(mesh, name, arguments, block, whole):
+def test_any_network_gives_the_same_logits_and_gradients_when_sharded(mesh, name, arguments, block, whole):
     torch.manual_seed(0)
     network = timm.create_model(name, num_classes=3, **arguments).eval()
     pixels = torch.randn(2, 3, arguments.get("img_size", 96), arguments.get("img_size", 96))

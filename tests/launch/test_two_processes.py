@@ -1,4 +1,4 @@
-"""A run of two processes gives what one gives, counts every image once, and leaves one set of results."""
+"""A run of two processes gives the result of one, counts every image once, and writes one set of results."""
 
 import os
 import re

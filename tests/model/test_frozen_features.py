@@ -1,4 +1,4 @@
-"""Runs with the frozen part computed once: the same model as without, found again, never stale."""
+"""Runs with cached features give the same model as without; the features are reused and never stale."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Run folders as training leaves them, made of drawn predictions: no training, no torch."""
+"""Run folders as training writes them, from simulated predictions, without training and torch."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The data audit in a report: counts of what was found, what leaks and was accepted, what was left out; no names."""
+"""The data audit in a report: counts of findings, accepted leaks and left-out files, without names."""
 
 import pandas as pd
 import pytest

@@ -1,4 +1,4 @@
-"""What may lie in a run's folder and must end in a clear error or a stated "undefined", never in a wrong number."""
+"""Unusual content of a run's folder gives a clear error or a stated "undefined", never a wrong number."""
 
 import math
 import re
@@ -36,7 +36,7 @@ def test_a_class_without_test_images_leaves_its_indices_and_every_average_undefi
     assert found.loc[("finetune", "GC"), "sensitivity, %"] != "–"
 
 
-def test_a_comparison_by_a_class_without_test_images_is_undefined_and_keeps_its_place_in_the_family(make_run):
+def test_an_undefined_comparison_stays_in_its_family(make_run):
     evidence = collect_evidence([make_run(test_each=(0, 20, 20))], FAST)
     (comparison,) = evidence.comparisons
     assert math.isnan(comparison.auroc.widest.value)
@@ -86,7 +86,7 @@ def test_without_validation_predictions_nothing_is_calibrated_and_it_says_so(mak
         (lambda table: table.iloc[:0], "shape (0, 3)"),
     ],
 )
-def test_predictions_that_do_not_hold_together_are_refused_with_file_and_fault(make_run, change, said):
+def test_inconsistent_predictions_are_refused_with_file_and_reason(make_run, change, said):
     run = make_run()
     changed(run, change)
     with pytest.raises(PylorusError, match=re.escape(said)) as error:
@@ -132,7 +132,7 @@ def test_a_damaged_file_is_named(make_run, file, content, skip_rendering):
         write_report([run], options=FAST)
 
 
-def test_predictions_without_a_split_are_refused_since_no_table_could_cite_it(make_run):
+def test_predictions_without_a_split_are_refused(make_run):
     run = make_run()
     (run / "split.csv").unlink()
     with pytest.raises(PylorusError, match=r"split\.csv is missing"):

@@ -38,7 +38,7 @@ def test_where_no_font_has_them_it_is_told_once_and_how_to_mend_it(labelled_figu
     assert sum("fonts-noto-cjk" in record.message for record in caplog.records) == 1
 
 
-def test_the_regular_weight_is_preferred_and_the_same_each_time(tmp_path):
+def test_the_regular_font_weight_is_chosen_deterministically(tmp_path):
     names = ("NotoSansCJK-Bold.ttc", "NotoSansCJK-Regular.ttc", "Other.ttf")
     assert figure_style._find_preferred_font(tmp_path / name for name in names) == tmp_path / "NotoSansCJK-Regular.ttc"
     assert figure_style._find_preferred_font([tmp_path / "Other.ttf"]) is None

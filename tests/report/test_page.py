@@ -65,7 +65,7 @@ def test_the_drawn_figures_ask_for_nothing_outside_themselves_either(run_with_re
         assert not re.search(r"https?://", re.sub(namespaces, "", text)), figure.name
 
 
-def test_every_element_is_closed_and_every_link_of_the_contents_leads_somewhere(page):
+def test_html_is_well_formed_and_links_have_targets(page):
     found = read(page)
     assert (found.open, found.loose) == ([], [])
     assert len(found.ids) == len(set(found.ids))
@@ -73,7 +73,7 @@ def test_every_element_is_closed_and_every_link_of_the_contents_leads_somewhere(
     assert "#summary" in found.targets
 
 
-def test_every_figure_has_words_for_those_who_can_not_see_it(page):
+def test_every_figure_has_a_text_alternative(page):
     pictures = read(page).pictures
     assert len(pictures) == 10
     assert all(len(picture["alt"]) > 20 for picture in pictures)
@@ -86,7 +86,7 @@ def test_tables_and_figures_are_numbered_without_a_gap(page):
         assert numbers
 
 
-def test_every_caption_of_test_results_says_its_level_and_cites_the_split(page):
+def test_captions_of_test_results_state_level_and_split(page):
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", page, flags=re.S)
     exempt = ("Runs", "Machine and versions", "Draft of the", "Structure of")
     told = [caption for caption in captions if not any(word in caption for word in exempt)]
@@ -121,7 +121,7 @@ def test_names_of_classes_are_text_and_never_markup(make_run, skip_rendering):
     assert (found.open, found.loose) == ([], [])
 
 
-def test_a_blank_of_the_checklist_is_marked_for_the_author(page):
+def test_blanks_of_the_checklist_are_marked_for_the_author(page):
     assert '<span class="blank">[author: objectives and hypotheses]</span>' in page
 
 

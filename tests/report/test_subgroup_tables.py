@@ -1,4 +1,4 @@
-"""The report's tables of subgroups: their figures are those of their images alone, and no column vanishes."""
+"""Subgroup tables: results of the images of each subgroup; no column is dropped silently."""
 
 import math
 

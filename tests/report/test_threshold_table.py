@@ -1,4 +1,4 @@
-"""The threshold's table: what is guaranteed of the sensitivity for new patients, or why it is not."""
+"""The threshold table: the guaranteed sensitivity for new patients, or why there is no guarantee."""
 
 import pandas as pd
 import pytest
@@ -32,7 +32,7 @@ def test_45_patients_with_the_class_let_the_threshold_guarantee_95_percent(thres
     assert "too small" not in text
 
 
-def test_fewer_are_said_to_be_too_few_with_what_they_guarantee(thresholds):
+def test_fewer_patients_are_reported_with_what_they_guarantee(thresholds):
     text, row = thresholds(val_each=(80, 15, 15), images_per_group=2)
     assert row["validation positive groups"] == 40
     assert row["validation guaranteed sensitivity, 90 % confidence, %"] == pytest.approx(100 * 0.1 ** (1 / 40))

@@ -1,4 +1,4 @@
-"""trainer.batch_size=auto: the largest step that fits, found before training, and the run of the same number given."""
+"""trainer.batch_size=auto finds the largest batch that fits and gives the run of that batch size."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def test_without_any_limit_the_largest_size_is_taken():
     assert found()[0] == 64
 
 
-def test_on_a_cpu_a_size_that_would_not_fit_is_foretold_and_not_tried():
+def test_on_a_cpu_a_batch_size_that_would_not_fit_is_predicted_not_tried():
     size, why, tried = found(budget=270)
     assert (size, tried) == (16, [2, 4, 8, 16])
     assert why == "the largest that fits: a step of 32 would need more than 70 % of 3 GiB"
@@ -56,13 +56,13 @@ def test_a_killed_process_counts_as_a_size_that_does_not_fit():
     assert found(refuses_from=8)[0] == 4
 
 
-def test_on_a_cpu_it_stops_where_steps_get_no_faster_but_not_below_the_default():
+def test_on_a_cpu_the_search_stops_without_speedup_but_not_below_the_default():
     size, why, tried = found(crowded_from=4)
     assert (size, tried[-1]) == (16, 32)
     assert why == "a step of 32 would fit, but is no faster in images per second"
 
 
-def test_where_not_even_the_smallest_fits_it_is_told_with_its_cure():
+def test_if_the_smallest_size_does_not_fit_the_error_names_a_remedy():
     with pytest.raises(PylorusError, match=r"not even 2 images fit in 70 % of 3 GiB.*data.image_size"):
         found(budget=100)
 

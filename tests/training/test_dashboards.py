@@ -1,4 +1,4 @@
-"""What a dashboard is given: curves, matrices and the configuration, and nothing that names a patient."""
+"""Dashboards receive curves, matrices and the configuration, and nothing that names a patient."""
 
 import json
 import sys
@@ -94,7 +94,7 @@ def test_going_online_needs_a_login(compose_config, tmp_path, dashboard_runs):
     assert dashboard_runs == []
 
 
-def test_the_matrix_is_drawn_with_true_classes_in_rows():
+def test_the_confusion_matrix_has_true_classes_in_rows():
     predictions = Predictions(
         sample=np.array(["a", "b", "c"]),
         group=np.array(["a", "b", "c"]),

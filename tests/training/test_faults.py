@@ -1,4 +1,4 @@
-"""What befalls a run in its middle is told with its cure, stands in status.json, and takes nothing that was finished."""
+"""Errors during a run are reported with a remedy and in status.json, and finished results are kept."""
 
 import errno
 import json

@@ -16,7 +16,7 @@ from pylorus.config.schema import AugmentConfig, Config
 from pylorus.core.io import convert_to_plain, read_json, write_atomically, write_json, write_text
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.decode import POLICY_VERSION
-from pylorus.data.prepare import FILE as AUDIT
+from pylorus.data.prepare import AUDIT_FILE as AUDIT
 from pylorus.data.split import RunImages
 from pylorus.deploy.bundle_files import CARD, DESCRIPTION, FILES, SUMS, UNLIKE, WEIGHTS, build_description
 from pylorus.deploy.card import render_model_card

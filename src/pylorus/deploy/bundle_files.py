@@ -26,7 +26,7 @@ FILES = (WEIGHTS, DESCRIPTION, UNLIKE, CARD)
 """The files of a bundle, apart from the list of their hashes."""
 MODEL = "model.onnx"
 """The file that an export has in place of the weights; see `pylorus.deploy.onnx`."""
-MOST_SUMS = 65_536
+MAX_SUMS_BYTES = 65_536
 """The largest SHA256SUMS that is read, in bytes."""
 
 
@@ -66,11 +66,16 @@ def _read_checksums(folder: Path, files: Sequence[str]) -> dict[str, str]:
     path = folder / SUMS
     _check_regular_file(path)
     with path.open("rb") as file:
-        content = file.read(MOST_SUMS + 1)
+        content = file.read(MAX_SUMS_BYTES + 1)
     hashes: dict[str, str] = {}
     for line in content.decode("utf-8", errors="replace").splitlines():
         digest, _, name = line.partition("  ")
-        if len(content) > MOST_SUMS or len(digest) != 64 or set(digest) - set("0123456789abcdef") or name in hashes:
+        if (
+            len(content) > MAX_SUMS_BYTES
+            or len(digest) != 64
+            or set(digest) - set("0123456789abcdef")
+            or name in hashes
+        ):
             raise PylorusError(
                 f"{path}: found {line[:80]!r}, expected a SHA-256, two spaces and a file name on each line."
             )
@@ -99,7 +104,7 @@ def _check_regular_file(path: Path) -> None:
         raise PylorusError(f"{path}: found {kind}, expected a file: a bundle contains its files itself.")
 
 
-MOST_BYTES = 1_000_000
+MAX_DESCRIPTION_BYTES = 1_000_000
 """The largest model.json that is read: a hundred times the usual size."""
 MOST_CLASSES, LONGEST_NAME = 1000, 200
 
@@ -156,10 +161,10 @@ def _check_description(description: Description, where: str) -> None:
     check_model_arguments(description.arguments, where=f"{where}: arguments")
     names, short_names = description.classes, description.short_names
     for key, listed in (("classes", names), ("short_names", short_names)):
-        invalid = [name for name in listed if not 0 < len(name) <= LONGEST_NAME or not name.isprintable()]
-        if invalid or len(set(listed)) != len(listed) or not 2 <= len(listed) <= MOST_CLASSES:
+        invalid = [name for name in listed if not 0 < len(name) <= MAX_NAME_LENGTH or not name.isprintable()]
+        if invalid or len(set(listed)) != len(listed) or not 2 <= len(listed) <= MAX_CLASSES:
             raise PylorusError(
-                f"{where}: {key}: found {_format_few(listed)}, expected 2 to {MOST_CLASSES} different names."
+                f"{where}: {key}: found {_format_few(listed)}, expected 2 to {MAX_CLASSES} different names."
             )
     if len(names) != len(short_names):
         raise PylorusError(f"{where}: found {len(names)} classes but {len(short_names)} short_names.")

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from pylorus.core.errors import PylorusError, format_name_list
 from pylorus.data.input_format import InputFormat
-from pylorus.deploy.bundle_files import DESCRIPTION, MOST_BYTES, UNLIKE, WEIGHTS, read_description, verify_checksums
+from pylorus.deploy.bundle_files import (
+    DESCRIPTION,
+    MAX_DESCRIPTION_BYTES,
+    UNLIKE,
+    WEIGHTS,
+    read_description,
+    verify_checksums,
+)
 from pylorus.deploy.description import Description
 from pylorus.evaluation.calibration import probabilities_of_logits
 from pylorus.evaluation.conformal import prediction_sets
@@ -230,7 +237,7 @@ def load_description(folder: Path) -> Description:
         PylorusError: See `read_description`.
     """
     with (folder / DESCRIPTION).open("rb") as file:
-        content = file.read(MOST_BYTES + 1)
+        content = file.read(MAX_DESCRIPTION_BYTES + 1)
     return read_description(content, where=str(folder / DESCRIPTION))
 
 

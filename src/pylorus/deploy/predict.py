@@ -50,11 +50,11 @@ from pylorus.model.inference import NetworkOutput
 
 PART_ROWS, PART_SECONDS = 2000, 60.0
 """A part is written after this many rows or seconds: a kill loses no more than that."""
-AHEAD = 3
+BATCHES_AHEAD = 3
 """Number of batches that are read ahead while the network computes."""
-TEXTS = ("path", "true", "predicted", "decision", "prediction_set", "why", "error")
+TEXT_COLUMNS = ("path", "true", "predicted", "decision", "prediction_set", "why", "error")
 NO_IMAGES = "There are no images in the inputs. In a folder, only files with the suffix of an image format are used."
-FIRST_CODE, MOST_COUNTED = 2, 100
+FIRST_CODE, MAX_COUNTED = 2, 100
 """The exit code is 0 if all files could be read, else 2 + the number of unreadable files, 102 at most; 1 and 2 are for
 other errors."""
 
@@ -242,7 +242,7 @@ def read_ahead(items: Iterable[Item], form: InputFormat, size: int) -> Iterator[
     with ThreadPoolExecutor(max(2, count_usable_cores())) as pool:
         while batch := list(islice(remaining, size)):
             waiting.append((batch, [pool.submit(_read_image, item, form) for item in batch]))
-            if len(waiting) > AHEAD:
+            if len(waiting) > BATCHES_AHEAD:
                 first, futures = waiting.popleft()
                 yield first, [future.result() for future in futures]
         for last, futures in waiting:
@@ -299,7 +299,7 @@ def _predict_rows(
     table["why"] = why
     table["unlikeness"] = unlikeness
     table["error"] = errors
-    return table.astype({name: "str" for name in TEXTS if name in table})
+    return table.astype({name: "str" for name in TEXT_COLUMNS if name in table})
 
 
 def format_prediction_set(names: Sequence[str], members: NDArray[np.bool_]) -> str:

@@ -234,7 +234,7 @@ def build_calibration_table(results: Sequence[Result], *, class_name: str | None
         columns=(
             *create_text_columns("model", "stage", "probabilities"),
             *(Column(title) for title in ("ECE", "Brier", "NLL", "AURC")),
-            *(Column(title, over=f"line of {class_name}") for title in ("slope", "intercept") if class_name),
+            *(Column(title, heading=f"line of {class_name}") for title in ("slope", "intercept") if class_name),
         ),
         rows=tuple(rows),
         notes=tuple(notes),
@@ -280,11 +280,11 @@ def build_threshold_table(results: Sequence[Result], *, level: str = IMAGES) -> 
         columns=(
             *create_text_columns("model", "stage"),
             Column("threshold"),
-            Column("positives", over=fixed_title),
-            *([] if level == PATIENTS else [Column("positive groups", over=fixed_title)]),
-            Column(f"guaranteed sensitivity, {confidence} confidence", over=fixed_title, unit="%"),
-            Column("positives", over="test"),
-            *(Column(name, over="test", unit="%") for name in ("sensitivity", "specificity", "precision", "NPV")),
+            Column("positives", heading=fixed_title),
+            *([] if level == PATIENTS else [Column("positive groups", heading=fixed_title)]),
+            Column(f"guaranteed sensitivity, {confidence} confidence", heading=fixed_title, unit="%"),
+            Column("positives", heading="test"),
+            *(Column(name, heading="test", unit="%") for name in ("sensitivity", "specificity", "precision", "NPV")),
         ),
         rows=tuple(_build_threshold_row(result, point) for result, point in points),
         notes=(
@@ -368,7 +368,7 @@ SPLIT_METHODS = (
     "Repeated splits: p (patients) is from an exact sign-flip test by group over all splits; p (training) and its "
     "interval account for overlapping training sets (Nadeau and Bengio 2003)."
 )
-DECIDES = "The larger of p (patients) and p (training) is corrected and decides."
+DECISION_NOTE = "The larger of p (patients) and p (training) is corrected and decides."
 
 
 def build_comparison_table(comparisons: Sequence[Comparison], *, class_name: str | None) -> Table:
@@ -435,7 +435,7 @@ def explain_comparison_methods(comparisons: Sequence[Comparison]) -> tuple[str, 
         (SEED_METHODS, any(each.pool.kind == SET and not _is_single_pair(each) for each in comparisons)),
         (FOLD_METHODS, any(each.pool.kind == FOLDS for each in comparisons)),
         (SPLIT_METHODS, any(each.pool.kind == SPLITS for each in comparisons)),
-        (DECIDES, any(each.accuracy.training is not None for each in comparisons)),
+        (DECISION_NOTE, any(each.accuracy.training is not None for each in comparisons)),
     )
     return tuple(text for text, is_used in methods if is_used)
 
@@ -460,25 +460,25 @@ def _build_pair_table(
         columns=(
             *(create_text_columns("question") if corrected else ()),
             *create_text_columns("first", "second"),
-            *((Column("tests", over="corrected for"),) if corrected else ()),
+            *((Column("tests", heading="corrected for"),) if corrected else ()),
             *(
-                (Column("first alone", over="images right"), Column("second alone", over="images right"))
+                (Column("only first", heading="correct images"), Column("only second", heading="correct images"))
                 * has_single_runs
             ),
-            Column("points", over="accuracy, patients"),
-            Column("p", over="accuracy, patients"),
+            Column("points", heading="accuracy, patients"),
+            Column("p", heading="accuracy, patients"),
             *(
                 (
-                    Column("points", over="accuracy, allowing for training"),
-                    Column("p", over="accuracy, allowing for training"),
+                    Column("points", heading="accuracy, allowing for training"),
+                    Column("p", heading="accuracy, allowing for training"),
                 )
                 * has_training
             ),
-            *((Column(p_title, over="accuracy"),) * (corrected or has_training)),
-            Column("points", over="macro F1"),
-            Column(p_title, over="macro F1"),
-            Column("difference", over=f"AUROC {class_name or ''}".strip()),
-            Column(p_title, over=f"AUROC {class_name or ''}".strip()),
+            *((Column(p_title, heading="accuracy"),) * (corrected or has_training)),
+            Column("points", heading="macro F1"),
+            Column(p_title, heading="macro F1"),
+            Column("difference", heading=f"AUROC {class_name or ''}".strip()),
+            Column(p_title, heading=f"AUROC {class_name or ''}".strip()),
         ),
         rows=tuple(
             Row(tuple(_build_pair_cells(each, corrected=corrected, single=has_single_runs, trained=has_training)))

@@ -36,9 +36,9 @@ ACCELERATORS = {"cuda": "gpu"}
 
 IN_SWEEP = "PYLORUS_IN_SWEEP"
 """The environment variable of a job that a sweep started: the sweep handles its signals."""
-PATIENCE = 60.0
+STOP_TIMEOUT = 60.0
 """Seconds in which a run must finish and save its current step once it is asked to end."""
-JOB_PATIENCE = 1.5 * PATIENCE
+JOB_STOP_TIMEOUT = 1.5 * STOP_TIMEOUT
 """Seconds in which a job of a sweep must end; it may have to wait for processes of its own."""
 JOB_STOP_SIGNAL = signal.SIGTERM
 """The signal that a sweep sends to its jobs when it has to end; a job that already received a signal ignores it."""

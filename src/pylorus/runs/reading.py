@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pylorus.core.errors import PylorusError, format_name_list
 from pylorus.core.io import read_json
-from pylorus.core.privacy import HIDDEN
+from pylorus.core.privacy import HIDDEN_VALUE
 from pylorus.evaluation.confusion import CLASS_METRICS, select_class_metrics
 from pylorus.evaluation.intervals import Estimate
 from pylorus.runs.folder import LAST, STATUS, RunFolder, ShippedStage, read_shipped, score_stage, select_stage
@@ -51,7 +51,7 @@ MACHINE_KEYS = (
 Precision and batch size are not among them: they change what the model learns. Images are identified by their content.
 """
 
-SHOWN_DIGITS = 12
+HASH_DIGITS = 12
 """Number of digits of a hash that tables cite."""
 
 
@@ -70,7 +70,7 @@ class SavedSplit:
     @property
     def short_hash(self) -> str:
         """Short hash, as cited in tables."""
-        return self.sha256[:SHOWN_DIGITS]
+        return self.sha256[:HASH_DIGITS]
 
     @cached_property
     def test_set_hash(self) -> str:
@@ -299,7 +299,7 @@ class SavedRun:
         if fold is None or self.get_setting("data.fold_column") is None:
             return None if fold is None else str(fold)
         patients = 0 if self.split is None else self.split.get_split_rows("test")["group"].nunique()
-        return str(fold) if patients > 1 else HIDDEN
+        return str(fold) if patients > 1 else HIDDEN_VALUE
 
     def get_setting(self, key: str, default: Any = None) -> Any:
         """Return the value of a configuration key, or the default if it is missing or null."""

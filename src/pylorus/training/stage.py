@@ -286,7 +286,7 @@ def check_stages(config: Config, backbone: Backbone, images: RunImages, processe
 def _format_headline(plan: StagePlan, backbone: Backbone) -> str:
     stage_depth = resolve_depth(backbone.network, plan.config.learn)
     parameters = dict(backbone.network.named_parameters())
-    trainable_count = sum(parameters[name].numel() for name in stage_depth.learning)
+    trainable_count = sum(parameters[name].numel() for name in stage_depth.trainable)
     parameter_count = sum(parameter.numel() for parameter in parameters.values())
     return (
         f"{plan.name}: {backbone.name} at {backbone.image_size} px, training {plan.config.learn} "
