@@ -38,13 +38,13 @@ def experiment_folder(tmp_path_factory: pytest.TempPathFactory, synthetic_root: 
     return folder
 
 
-def test_own_source_lists_the_images(experiment_folder):
+def test_a_custom_source_lists_the_images(experiment_folder):
     rows = list(csv.DictReader((experiment_folder / "run" / "source.csv").open()))
     assert len(rows) == 30
     assert json.loads((experiment_folder / "run" / "status.json").read_text())["state"] == "finished"
 
 
-def test_own_callback_and_logger_see_every_batch_and_epoch(experiment_folder):
+def test_a_custom_callback_and_logger_see_every_batch_and_epoch(experiment_folder):
     assert int((experiment_folder / "batches.txt").read_text()) > 0
     lines = [json.loads(line) for line in (experiment_folder / "lines.jsonl").read_text().splitlines()]
     assert lines[0]["config"]["loss"]["args"] == {"epsilon": 2.0}
@@ -53,7 +53,7 @@ def test_own_callback_and_logger_see_every_batch_and_epoch(experiment_folder):
     assert lines[-1] == {"status": "success"}
 
 
-def test_own_metric_and_one_of_pylorus_are_in_curves_tables_and_console(experiment_folder):
+def test_custom_and_built_in_metrics_are_in_curves_tables_and_console(experiment_folder):
     columns = (experiment_folder / "run" / "finetune" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"finetune/val/youden/average", "finetune/val/specificity/average"} <= set(columns)
     (table,) = (experiment_folder / "run" / "report").rglob("*study-*.csv")
@@ -86,7 +86,9 @@ def test_prediction_with_an_own_network_says_what_to_type_and_imports_nothing_by
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(tmp_path / "table.csv", keep_default_na=False)
-    expected = pylorus.load_model(experiment_folder / "run", network=create_network).predict(experiment_folder / "images")
+    expected = pylorus.load_model(experiment_folder / "run", network=create_network).predict(
+        experiment_folder / "images"
+    )
     assert list(table["predicted"]) == list(expected["predicted"])
 
 
@@ -120,14 +122,20 @@ def test_a_module_gets_the_weights_in_a_copy(experiment_folder):
     before = module.fc.weight.clone()
     model = pylorus.load_model(experiment_folder / "run", network=module)
     assert torch.equal(module.fc.weight, before)
-    expected = pylorus.load_model(experiment_folder / "run", network=create_network).predict(experiment_folder / "images")
+    expected = pylorus.load_model(experiment_folder / "run", network=create_network).predict(
+        experiment_folder / "images"
+    )
     pd.testing.assert_frame_equal(model.predict(experiment_folder / "images"), expected)
     with pytest.raises(pylorus.PylorusError, match="does not fit hospital_net with 3 classes"):
         pylorus.load_model(experiment_folder / "run", network=create_network(4))
 
 
 def test_explanation_and_export_take_an_own_network_and_an_export_needs_none(experiment_folder, tmp_path, capsys):
-    bundle, images, network = experiment_folder / "run" / "model", str(experiment_folder / "images"), ["--network", HERE_AS_PACKAGE]
+    bundle, images, network = (
+        experiment_folder / "run" / "model",
+        str(experiment_folder / "images"),
+        ["--network", HERE_AS_PACKAGE],
+    )
     with pytest.raises(SystemExit):  # its exit code, or that the maps of such small images are too coarse
         main(["explain", str(bundle), images, "--output", str(tmp_path / "maps"), *network])
     assert "built by" not in capsys.readouterr().err
