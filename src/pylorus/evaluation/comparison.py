@@ -23,6 +23,15 @@ from pylorus.evaluation.predictions import Predictions, align_predictions, encod
 EXACT_STEPS = 500_000_000
 """Additions up to which a sign-flip test is exact; beyond, it uses the normal approximation."""
 
+INDICES = ("accuracy", *OVERALL)
+"""Indices in which two models are compared, besides AUROC."""
+
+RESAMPLES = 10_000
+"""Default number of random exchanges of the two models: the standard error of a p of 0.05 is then about 0.002."""
+
+MAX_ENUMERATED_GROUPS = 12
+"""Up to this many groups in which the models differ, all exchanges are enumerated instead of sampled."""
+
 
 @dataclass(frozen=True)
 class McNemar:
@@ -140,16 +149,6 @@ def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
         raise ValueError(f"p-values are {family.tolist()}; expected at least one, each in [0, 1], none NaN")
     corrected: NDArray[np.float64] = multipletests(family, method="holm")[1]
     return corrected
-
-
-INDICES = ("accuracy", *OVERALL)
-"""Indices in which two models are compared, besides AUROC."""
-
-RESAMPLES = 10_000
-"""Default number of random exchanges of the two models: the standard error of a p of 0.05 is then about 0.002."""
-
-MAX_ENUMERATED_GROUPS = 12
-"""Up to this many groups in which the models differ, all exchanges are enumerated instead of sampled."""
 
 
 @dataclass(frozen=True)
