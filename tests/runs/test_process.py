@@ -88,3 +88,13 @@ def test_a_second_signal_ends_a_run_immediately_unless_its_sweep_sent_the_first(
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert found.returncode == (130 if ends_at_once else 0)
     assert found.stdout == ("" if ends_at_once else "the step is done\nits state is kept\n")
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_early_still_flushes_its_output_and_calls_what_was_registered():
+    script = (
+        "import atexit, sys; from pylorus.runs.process import exit_process\n"
+        "atexit.register(print, 'registered'); sys.stdout.write('no newline '); exit_process(3)"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (3, "no newline registered\n")

@@ -58,6 +58,7 @@ from pylorus.runs.process import (
     BackgroundTask,
     StopRequest,
     check_environment,
+    exit_process,
     handle_signals,
     open_run_log,
     restore_trainer_config,
@@ -250,7 +251,7 @@ def run(folder: RunFolder, reading: BackgroundTask | None = None) -> None:
                     train_in_processes(config, folder)
         if config.report and not (folder.path / "report" / "report.html").is_file():
             # The run is finished by now: a failing report does not change that.
-            print(f"\nreport: {write_report([folder.path])}")
+            print(f"\nreport: {write_report([folder.path], parallel=True)}")
     print(f"\nresults: {folder.path}")
     shipped = folder.shipped
     if shipped is not None:
@@ -410,13 +411,16 @@ def _extract_structure(config: Config, backbone: Backbone) -> list[BlockStructur
 
 def main() -> None:
     """`python -m pylorus.launch.train FOLDER`: one run in its own process."""
+    code = 0
     try:
         with handle_closed_pipe():
             run(RunFolder(Path(sys.argv[1])))
     except PylorusError as error:
-        sys.exit(f"\nerror: {error}")
+        print(f"\nerror: {error}", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
+    exit_process(code)
 
 
 if __name__ == "__main__":
