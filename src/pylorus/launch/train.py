@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,12 +39,13 @@ from pylorus.core.distributed import (
 )
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.io import handle_closed_pipe, write_json
+from pylorus.data.dataset import LoadingProcesses
 from pylorus.data.input_format import InputFormat, resolve_input_format, save_input_format
 from pylorus.data.prepare import prepare_images
 from pylorus.data.split import RunImages
 from pylorus.deploy.bundle import save_candidate, write_bundle
 from pylorus.deploy.thresholds import resolve_deciding_class
-from pylorus.hardware.choices import list_choices, log_choices
+from pylorus.hardware.choices import list_choices, log_choices, resolve_workers
 from pylorus.hardware.engine import Engine, collect_environment, resolve_accelerator, resolve_engine
 from pylorus.model.backbone import Backbone, build_backbone, check_model_name, resolve_weights_file
 from pylorus.model.classifier import StagePlan
@@ -331,18 +332,20 @@ def train(
         check_environment(record, collect_environment(engine) | resolved)
         log_choices(list_choices(config, engine, backbone.network, why_batch_size=reason))
         write_json(folder.path / "network.json", _extract_structure(config, backbone))
-    with Dashboard(config, folder, shown=processes.is_first) as dashboard:
-        stage_run = Run(config, folder, images, backbone, engine, dashboard, processes, stop)
-        first_epoch = 0
-        for name, stage in config.stages.items():
-            plan = StagePlan(name, stage, first_epoch, compute_seed(config.seed, "stage", name))
-            result = run_stage(plan, stage_run)
-            log_stage_table(plan, result, validated_on=images.validation, metrics=build_metrics(config.metrics))
-            first_epoch += result.epochs
-            if processes.is_first:
-                save_candidate(folder, backbone.network, config, images, name)
-    if processes.is_first:
-        shipped = write_bundle(folder, backbone, images, config, engine)
+    workers, _ = resolve_workers(config.data.workers, engine.accelerator)
+    with LoadingProcesses(workers, pin_memory=engine.accelerator == "cuda") if workers else nullcontext() as loading:
+        with Dashboard(config, folder, shown=processes.is_first) as dashboard:
+            stage_run = Run(config, folder, images, backbone, engine, dashboard, processes, stop, loading)
+            first_epoch = 0
+            for name, stage in config.stages.items():
+                plan = StagePlan(name, stage, first_epoch, compute_seed(config.seed, "stage", name))
+                result = run_stage(plan, stage_run)
+                log_stage_table(plan, result, validated_on=images.validation, metrics=build_metrics(config.metrics))
+                first_epoch += result.epochs
+                if processes.is_first:
+                    save_candidate(folder, backbone.network, config, images, name)
+        shipped = write_bundle(folder, backbone, images, config, engine, loading) if processes.is_first else None
+    if shipped is not None:
         log.info("shipped stage %s: %s", shipped.name, explain_choice(shipped, validated_on=images.validation))
 
 
