@@ -173,7 +173,9 @@ def resolve_accelerator(config: TrainerConfig) -> tuple[str, str]:
         )
     if accelerator == "mps" and config.devices > 1:
         raise PylorusError(f"trainer.devices: found {config.devices}, expected 1: a Mac has a single GPU.")
-    return accelerator, "set by the user" if requested != "auto" else "the fastest available"
+    reason = "set by the user" if requested != "auto" else "the fastest available"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") if accelerator == "cuda" else None
+    return accelerator, f"{reason}; CUDA_VISIBLE_DEVICES is {visible}" if visible is not None else reason
 
 
 def resolve_engine(config: TrainerConfig) -> Engine:
@@ -236,6 +238,7 @@ def collect_environment(engine: Engine) -> dict[str, object]:
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if engine.accelerator == "cuda" else None,
+        "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "accelerator": engine.accelerator,
         "precision": engine.precision,
         "threads": engine.threads,
