@@ -62,7 +62,7 @@ SLOW_FIXTURES = frozenset({"forks", "forked_processes", "trained_run"})
 """Fixtures that start processes or train for longer than a fast test may."""
 
 ASKED_OF_MACHINE = frozenset({"lscpu", "fc-list", "nvidia-smi"})
-"""Programs that libraries start once on a machine: joblib counts its cores, matplotlib lists its fonts, a sweep counts GPUs."""
+"""Programs that are started once on a machine: joblib counts its cores, matplotlib lists its fonts, a sweep counts GPUs."""
 
 _running_fast_test = False
 
