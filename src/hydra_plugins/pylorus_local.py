@@ -40,7 +40,7 @@ class LocalLauncher(basic_launcher.BasicLauncher):
             PylorusError: If `n_jobs` is neither auto nor a positive number.
             KeyboardInterrupt: If this process or a job received a signal; the other jobs are ended as well.
         """
-        from pylorus.core.distributed import JOBS_AT_ONCE
+        from pylorus.core.distributed import PARALLEL_JOBS
         from pylorus.core.errors import PylorusError
 
         if not isinstance(self.n_jobs, int) or self.n_jobs < 1:
@@ -49,7 +49,7 @@ class LocalLauncher(basic_launcher.BasicLauncher):
                 "for) or a number, at least 1."
             )
         limit = min(self.n_jobs, len(job_overrides))
-        os.environ[JOBS_AT_ONCE] = str(limit)
+        os.environ[PARALLEL_JOBS] = str(limit)
         if limit <= 1:
             return super().launch(job_overrides, initial_job_idx)
         assert self.config is not None

@@ -4,6 +4,7 @@ Nothing heavy is imported before a command needs it.
 """
 
 import argparse
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -34,9 +35,7 @@ def add_train_command(commands: "argparse._SubParsersAction[argparse.ArgumentPar
 def _run_train(arguments: argparse.Namespace) -> None:
     """Hand the words over to Hydra, which reads them from `sys.argv`."""
     sys.argv = ["pylorus", *arguments.words]
-    from pylorus.launch.main import main as train
-
-    train()
+    importlib.import_module("pylorus.launch.main").main()  # as train.py does; the other commands never need it
 
 
 def _complete_words(options: list[str]) -> None:

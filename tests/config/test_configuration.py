@@ -1,4 +1,4 @@
-"""Every file in conf/ composes, and what a user mistypes is refused by name."""
+"""Every file in conf/ composes, and typos are refused by name."""
 
 import functools
 import re
@@ -30,10 +30,10 @@ NEEDS = {
 
 
 @pytest.mark.parametrize(("group", "file"), FILES, ids=lambda part: str(part))
-def test_every_file_of_conf_composes_to_a_valid_configuration(composed, group, file):
+def test_every_file_of_conf_composes_to_a_valid_configuration(compose_config, group, file):
     word = f"{group}={file}"
     needs_extra(word)
-    assert isinstance(composed(word, *NEEDS.get(word, [])), Config)
+    assert isinstance(compose_config(word, *NEEDS.get(word, [])), Config)
 
 
 def needs_extra(word: str) -> None:
@@ -115,9 +115,9 @@ def test_a_stage_is_not_added_by_a_typo():
         check_overrides(["+stages.pretain.epochs=3"])
 
 
-def test_arguments_for_timm_need_no_plus(composed):
+def test_arguments_for_timm_need_no_plus(compose_config):
     words = check_overrides(["model.args.drop_path_rate=0.1"])
-    assert composed(*words).model.args == {"drop_path_rate": 0.1}
+    assert compose_config(*words).model.args == {"drop_path_rate": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -133,9 +133,9 @@ def test_arguments_for_timm_need_no_plus(composed):
         ("data.classes=[a,a]", "data.classes: found .* expected each name only once"),
     ],
 )
-def test_a_value_out_of_its_range_is_refused_by_name(composed, word, message):
+def test_a_value_out_of_its_range_is_refused_by_name(compose_config, word, message):
     with pytest.raises(PylorusError, match=message):
-        composed(*check_overrides([word]))
+        compose_config(*check_overrides([word]))
 
 
 def list_forbidden_values(schema: Any, path: str = "") -> list[tuple[str, object]]:
@@ -152,8 +152,8 @@ def list_forbidden_values(schema: Any, path: str = "") -> list[tuple[str, object
     return forbidden
 
 
-def test_every_key_refuses_what_its_help_excludes(composed):
-    config = composed()
+def test_every_key_refuses_what_its_help_excludes(compose_config):
+    config = compose_config()
     stages = [(f"stages.{stage}", StageConfig) for stage in config.stages]
     forbidden = list_forbidden_values(Config) + [
         each for path, schema in stages for each in list_forbidden_values(schema, f"{path}.")
@@ -167,41 +167,41 @@ def test_every_key_refuses_what_its_help_excludes(composed):
             check_config(validate(Config, values))
 
 
-def test_a_word_where_a_number_belongs_is_refused(composed):
+def test_a_word_where_a_number_belongs_is_refused(compose_config):
     with pytest.raises(HydraException, match="epochs"):
-        composed("stages.pretrain.epochs=three")
+        compose_config("stages.pretrain.epochs=three")
 
 
-def test_a_value_that_must_be_given_is_named(composed):
+def test_a_value_that_must_be_given_is_named(compose_config):
     with pytest.raises(PylorusError, match=re.escape("data.root: no value given. Add data.root=")):
-        composed("data=folders")
+        compose_config("data=folders")
 
 
-def test_short_names_need_classes_to_belong_to(composed):
+def test_short_names_need_classes_to_belong_to(compose_config):
     with pytest.raises(PylorusError, match="needs data.classes as well"):
-        composed("data=folders", "data.root=X", "data.short_names=[A,B]")
+        compose_config("data=folders", "data.root=X", "data.short_names=[A,B]")
 
 
-def test_stage_both_is_pretrain_then_finetune(composed):
-    assert list(composed("stage=both").stages) == ["pretrain", "finetune"]
-    assert list(composed("stage=finetune").stages) == ["finetune"]
+def test_stage_both_is_pretrain_then_finetune(compose_config):
+    assert list(compose_config("stage=both").stages) == ["pretrain", "finetune"]
+    assert list(compose_config("stage=finetune").stages) == ["finetune"]
 
 
-def test_a_sweep_over_stages_may_set_keys_of_a_stage_that_one_job_leaves_out(composed):
-    assert list(composed("stage=pretrain", "stages.finetune.epochs=3").stages) == ["pretrain"]
+def test_a_sweep_over_stages_may_set_keys_of_a_stage_that_one_job_leaves_out(compose_config):
+    assert list(compose_config("stage=pretrain", "stages.finetune.epochs=3").stages) == ["pretrain"]
 
 
 @pytest.mark.parametrize(
     ("word", "message"), [("run=[pretain]", 'no stage "pretain".*"pretrain"'), ("run=[]", "found")]
 )
-def test_a_run_needs_stages_that_there_are(composed, word, message):
+def test_a_run_needs_stages_that_there_are(compose_config, word, message):
     with pytest.raises(PylorusError, match=message):
-        composed(word)
+        compose_config(word)
 
 
-def test_own_images_get_pretrained_weights_and_drawn_ones_a_small_network(composed):
-    assert composed().model.weights == "none"
-    own = composed("data=folders", "data.root=X")
+def test_own_images_get_pretrained_weights_and_drawn_ones_a_small_network(compose_config):
+    assert compose_config().model.weights == "none"
+    own = compose_config("data=folders", "data.root=X")
     assert (own.model.name, own.model.weights) == ("resnet50.tv_in1k", "hub")
 
 
@@ -224,14 +224,14 @@ def test_own_images_get_pretrained_weights_and_drawn_ones_a_small_network(compos
         (["data=folders", "data.root=X", "data.test_column=a", "data.test_from=3"], "refers to a column of a manifest"),
     ],
 )  # fmt: skip
-def test_what_names_the_test_images_is_refused_where_it_contradicts_itself(composed, words, message):
+def test_what_names_the_test_images_is_refused_where_it_contradicts_itself(compose_config, words, message):
     with pytest.raises(PylorusError, match=message):
-        composed(*words)
+        compose_config(*words)
 
 
 @pytest.mark.parametrize("value", ["B", "1", "01", "1.5", "2024-01-01", "'Site 3'"])
-def test_a_fold_by_a_column_is_text_and_stays_so_when_the_configuration_is_read_again(composed, tmp_path, value):
-    config = composed("data=manifest", "data.manifest=X.csv", "data.fold_column=site", f"data.fold={value}")
+def test_a_fold_by_a_column_is_text_and_stays_so_when_the_configuration_is_read_again(compose_config, tmp_path, value):
+    config = compose_config("data=manifest", "data.manifest=X.csv", "data.fold_column=site", f"data.fold={value}")
     assert config.data.fold == value.strip("'")
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config))
     assert load_config(tmp_path / "config.yaml").data.fold == config.data.fold
@@ -260,8 +260,8 @@ def test_a_key_of_data_that_a_new_run_would_ignore_is_refused(tmp_path, words, m
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_a_run_of_an_earlier_version_with_a_key_that_it_ignored_can_be_resumed(composed, tmp_path):
-    config = composed()
+def test_a_run_of_an_earlier_version_with_a_key_that_it_ignored_can_be_resumed(compose_config, tmp_path):
+    config = compose_config()
     config = replace(config, data=replace(config.data, root="/X", folds=3))
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config))
     assert load_config(tmp_path / "config.yaml") == config

@@ -8,7 +8,7 @@ from pylorus.core.errors import PylorusError
 from pylorus.core.io import convert_to_plain, validate, write_atomically, write_json
 
 
-def test_a_file_is_whole_or_as_it_was(tmp_path):
+def test_a_file_is_written_completely_or_not_at_all(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})
     with pytest.raises(RuntimeError), write_atomically(path) as temporary:
@@ -18,7 +18,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
     assert [found.name for found in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_a_number_that_json_lacks_is_refused(tmp_path):
+def test_nan_and_infinity_are_refused_in_json(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"a": float("nan")})
     assert list(tmp_path.iterdir()) == []

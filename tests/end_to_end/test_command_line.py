@@ -1,4 +1,4 @@
-"""What comes before a run: help, the configuration, messages; all without waiting for torch."""
+"""The command line before a run: help, configuration, messages, without waiting for torch."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ def test_help_explains_groups_and_keys(train_for_real):
 
 
 @pytest.mark.parametrize("word", ["optimizer.lrr=1", "+optimizer.lrr=1"])
-def test_a_typo_is_one_message_without_a_traceback_and_leaves_no_folder(train_for_real, tmp_path, word):
+def test_a_typo_gives_one_message_and_leaves_no_folder(train_for_real, tmp_path, word):
     found = train_for_real(word)
     assert found.returncode == 1
     assert 'error: optimizer.lrr: "optimizer" has no key "lrr". Did you mean "lr"?' in found.stderr
@@ -27,7 +27,7 @@ def test_a_typo_is_one_message_without_a_traceback_and_leaves_no_folder(train_fo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_word_for_a_number_names_key_and_value(train_for_real):
+def test_text_instead_of_a_number_names_key_and_value(train_for_real):
     found = train_for_real("stages.pretrain.epochs=three")
     assert found.returncode == 1
     assert "stages.pretrain.epochs" in found.stderr
@@ -35,7 +35,7 @@ def test_a_word_for_a_number_names_key_and_value(train_for_real):
     assert "Traceback" not in found.stderr
 
 
-def test_what_is_not_there_is_one_message_and_the_run_is_marked_failed(train_for_real, tmp_path):
+def test_a_missing_input_gives_one_message_and_marks_the_run_failed(train_for_real, tmp_path):
     found = train_for_real("data=folders", "data.root=no/such/folder")
     assert found.returncode == 1
     assert f"error: data.root: found {tmp_path}/no/such/folder, expected an existing folder." in found.stderr
@@ -56,7 +56,7 @@ def test_composing_a_configuration_does_not_wait_for_heavy_packages(module):
     assert found.stdout.endswith("light\n")
 
 
-def test_draw_writes_images_and_says_how_to_train_on_them(train_for_real, tmp_path):
+def test_draw_writes_images_and_prints_how_to_train_on_them(train_for_real, tmp_path):
     program = (str(Path(sys.executable).with_name("pylorus")),)
     found = train_for_real("draw", "drawn", "--images", "4", "--size", "32", program=program)
     assert found.returncode == 0, found.stderr

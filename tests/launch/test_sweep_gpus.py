@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from pylorus.config.schema import CONF, TrainerConfig
-from pylorus.core.distributed import JOBS_AT_ONCE
+from pylorus.core.distributed import PARALLEL_JOBS
 from pylorus.launch.sweep import (
     GPU_VARIABLE,
     complete_launcher,
@@ -39,7 +39,7 @@ def machine(monkeypatch, tmp_path):
     """A machine with four made-up GPUs, whose sweeps nobody else's disturb."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv(GPU_VARIABLE, "GPU-a,GPU-b,GPU-c,GPU-d")
-    monkeypatch.setenv(JOBS_AT_ONCE, "1")
+    monkeypatch.setenv(PARALLEL_JOBS, "1")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_joblib_starts_as_many_jobs_as_there_are_gpus_unless_set(signals, tmp_pa
     asked = launcher("JoblibLauncher", n_jobs=n_jobs)
     setup_sweep_process(asked, tmp_path, gpus_per_job=1)
     assert asked.n_jobs == expected
-    assert os.environ[JOBS_AT_ONCE] == str(expected)
+    assert os.environ[PARALLEL_JOBS] == str(expected)
 
 
 def test_n_jobs_auto_alone_selects_the_launcher_that_needs_no_package():
@@ -208,7 +208,7 @@ import hydra
 def main(config):
     from hydra.core.hydra_config import HydraConfig
     job = HydraConfig.get().job
-    open(f"{config.folder}/{job.num}-{config.a}-{os.environ['PYLORUS_JOBS_AT_ONCE']}", "w").close()
+    open(f"{config.folder}/{job.num}-{config.a}-{os.environ['PYLORUS_PARALLEL_JOBS']}", "w").close()
     deadline = time.monotonic() + 30
     while len(os.listdir(config.folder)) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Run folders as training leaves them, made of drawn predictions: no training, no torch."""
+"""Run folders as training writes them, from simulated predictions, without training and torch."""
 
 import hashlib
 import json
@@ -72,8 +72,8 @@ def make_shared_run(tmp_path_factory: pytest.TempPathFactory) -> Maker:
 
 
 @pytest.fixture(scope="session")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two images a group with its report, written once for all tests that only read it."""
+def run_with_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two images a group with its report, written once for the tests that only read it."""
     folder = tmp_path_factory.mktemp("written") / "run"
     write_story(folder, Story(images_per_group=2))
     write_report([folder], options=ReportOptions(resamples=100))
@@ -81,8 +81,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made but not drawn, where a test is not about them: drawing is what takes a report's time."""
+def skip_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build figures without rendering them, where a test is not about them: rendering takes most of a report's time."""
     for name in ("render_svg", "render_png"):
         monkeypatch.setattr(f"pylorus.report.page.{name}", lambda drawing: drawing.alt.encode())
 

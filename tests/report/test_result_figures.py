@@ -9,7 +9,7 @@ from pylorus.report.study_tables import STUDY
 
 
 @pytest.mark.parametrize("stages", [1, 2])
-def test_no_title_and_no_label_is_cut_off(stages, monkeypatch):
+def test_titles_and_labels_are_not_cut_off(stages, monkeypatch):
     names = sorted({result.stage for result in STUDY.results})[:stages]
     results = tuple(result for result in STUDY.results if result.stage in names)
     monkeypatch.setattr("pylorus.report.result_figures.STUDY", type(STUDY)(**{**vars(STUDY), "results": results}))

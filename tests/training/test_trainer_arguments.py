@@ -23,7 +23,7 @@ WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.
 
 
 @pytest.fixture
-def train(composed, drawn, tmp_path, monkeypatch):
+def train(compose_config, synthetic_root, tmp_path, monkeypatch):
     """Trains with further words; returns the run's folder and what each Trainer was built with."""
     built = []
 
@@ -39,9 +39,9 @@ def train(composed, drawn, tmp_path, monkeypatch):
     def train_with(*words):
         folder = RunFolder(tmp_path / "run")
         folder.path.mkdir()
-        words = check_overrides([f"data.root={drawn}", *WORDS, *words])
+        words = check_overrides([f"data.root={synthetic_root}", *WORDS, *words])
         with folder.set_starting(words):
-            write_text(folder.config, OmegaConf.to_yaml(composed(*words)))
+            write_text(folder.config, OmegaConf.to_yaml(compose_config(*words)))
         run(folder)
         return folder, built
 

@@ -16,7 +16,7 @@ from pylorus.config.schema import EXTENSIBLE, FUSED, GROUPS, NAMED_TARGETS, Conf
 from pylorus.core.errors import TRAIN_COMMAND, PylorusError, format_suggestion
 from pylorus.core.io import iter_fields, validate
 
-PASSED = {"loss": ("label_smoothing",), "logger": ("project", "offline")}
+FORWARDED_KEYS = {"loss": ("label_smoothing",), "logger": ("project", "offline")}
 """Keys of Pylorus's own that a `_target_` receives as well, where they differ from their default."""
 RESERVED_STAGE_NAMES = ("model", "report", "images")
 """Names that no stage may have: each stage has a folder in the run's folder, where these names are in use."""
@@ -110,7 +110,7 @@ def _collect_arguments(name: str, section: Any) -> None:
         check_key(f"{name}.{next(iter(arguments))}")
     if getattr(section, TARGET) is not None:
         defaults = type(section)()
-        for key in PASSED.get(name, ()):
+        for key in FORWARDED_KEYS.get(name, ()):
             if getattr(section, key) != getattr(defaults, key):
                 arguments[key] = getattr(section, key)
     section.args = {**section.args, **arguments}
@@ -241,10 +241,10 @@ def _check_trainer(config: Config) -> None:
             "trainer.batch_size: found auto, which only tries steps on a single device, expected a number with "
             "trainer.strategy=fsdp, such as 16."
         )
-    if config.optimizer.name not in FUSED:
+    if config.optimizer.name not in FUSED_OPTIMIZERS:
         raise PylorusError(
             f"optimizer.name: found {config.optimizer.name}, expected an optimiser of torch itself with "
-            f"trainer.strategy=fsdp, because the weights are sharded: {', '.join(FUSED)}."
+            f"trainer.strategy=fsdp, because the weights are sharded: {', '.join(FUSED_OPTIMIZERS)}."
         )
 
 

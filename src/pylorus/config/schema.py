@@ -262,7 +262,7 @@ class AugmentConfig:
     args: dict[str, Any] = key({}, "arguments of augment._target_")
 
 
-FUSED = ("adam", "adamw", "sgd")
+FUSED_OPTIMIZERS = ("adam", "adamw", "sgd")
 """Optimisers that torch itself provides, whose fused kernels update all weights at once, on CPU and GPU."""
 
 

@@ -35,7 +35,7 @@ NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
 UNREACHABLE = {errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO}
 NOT_A_FOLDER = {errno.EEXIST, errno.ENOTDIR}
 
-ELSEWHERE = "choose another folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
+OTHER_FOLDER_HINT = "choose another folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
 
 
 @contextmanager
@@ -177,14 +177,16 @@ def _explain_mismatch(kind: type, error: "ErrorDetails") -> str:
             return f'{path}the entry "{name}" is missing.'
         known = [_get_entry_name(field) for field in dataclasses.fields(parent)]
         return f'{path}found an unknown entry "{name}".{format_suggestion(name, known)}'
-    path, _, metadata = _find_entry(kind, location)
+    path, entry, metadata = _find_entry(kind, location)
     choices, low, high = (metadata.get(name) for name in ("choices", "ge", "le"))
+    if problem in ("greater_than_equal", "less_than_equal"):
+        [(side, bound)] = error["ctx"].items()
+        allowed = f"{'at least' if side == 'ge' else 'at most'} {bound:g}" if high is None else f"{low} to {high}"
+        return f"{path}found {entry(value)!r}, expected {allowed}."
     text = f'"{value}"' if isinstance(value, str) else repr(value)
     text = text if len(text) <= 80 else f"{text[:77]}…"
     if choices:
         return f"{path}found {text}, expected one of {', '.join(choices)}.{format_suggestion(str(value), choices)}"
-    if problem in ("greater_than_equal", "less_than_equal"):
-        return f"{path}found {text}, expected {f'at least {low}' if high is None else f'{low} to {high}'}."
     return f"{path}found {text}, expected {EXPECTED.get(problem.split('_')[0], error['msg'])}."
 
 
@@ -236,7 +238,7 @@ def handle_closed_pipe() -> Iterator[None]:
     except BrokenPipeError:
         # Python flushes the remaining buffer at exit, so it needs somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(GONE)
+        sys.exit(BROKEN_PIPE_CODE)
 
 
 def explain_disk_error(error: OSError) -> str | None:
@@ -244,18 +246,18 @@ def explain_disk_error(error: OSError) -> str | None:
     path = get_error_path(error) or "the output folder"
     folder = _find_existing_folder(Path(path) if get_error_path(error) else Path.cwd())
     if error.errno in DISK_FULL:
-        return f"{format_disk_full(path, folder)}\nFree some space, or {ELSEWHERE}"
+        return f"{format_disk_full(path, folder)}\nFree some space, or {OTHER_FOLDER_HINT}"
     if error.errno in NOT_WRITABLE:
-        return f"{format_not_writable(error, path, folder)}\nOr {ELSEWHERE}"
+        return f"{format_not_writable(error, path, folder)}\nOr {OTHER_FOLDER_HINT}"
     if error.errno in UNREACHABLE:
-        return f"{format_drive_lost(error, path)}\nReconnect the drive or the network, or {ELSEWHERE}"
+        return f"{format_drive_lost(error, path)}\nReconnect the drive or the network, or {OTHER_FOLDER_HINT}"
     if error.errno in NOT_A_FOLDER:
         return (
             f"{path}: found a file with this name or with the name of a folder above it, expected a folder. Move the "
-            f"file, or {ELSEWHERE}"
+            f"file, or {OTHER_FOLDER_HINT}"
         )
     if error.errno == errno.ENAMETOOLONG:
-        return f"{path}: the name is too long for this disk. Use a shorter name, or {ELSEWHERE}"
+        return f"{path}: the name is too long for this disk. Use a shorter name, or {OTHER_FOLDER_HINT}"
     return None
 
 

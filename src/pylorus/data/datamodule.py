@@ -202,7 +202,7 @@ class ImageDataModule(pl.LightningDataModule):
             return self._processes
         trainer = self.trainer
         if trainer is None or trainer.world_size == 1:
-            return ALONE
+            return SINGLE_PROCESS
         return Processes(trainer.global_rank, trainer.world_size, trainer.local_rank)
 
     @property

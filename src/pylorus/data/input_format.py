@@ -27,7 +27,7 @@ from pylorus.data.shards import Shards
 
 log = logging.getLogger(__name__)
 
-LARGE = 2.0
+LARGE_FRAME_RATIO = 2.0
 """Frames with more than this many times the pixels of the network's input are cached by default."""
 BLOCK = 64
 """Images that are passed on to the cache at a time."""
@@ -178,7 +178,7 @@ def _format_model_key(config: Config) -> str:
 
 
 def load_or_decode_images(
-    table: pd.DataFrame, root: Root, form: InputFormat, settings: CacheConfig, processes: Processes = ALONE
+    table: pd.DataFrame, root: Root, form: InputFormat, settings: CacheConfig, processes: Processes = SINGLE_PROCESS
 ) -> Records | None:
     """Load the prepared images of a table's rows from the cache; each is decoded once for all runs.
 
@@ -199,7 +199,7 @@ def load_or_decode_images(
     """
     pixels = float((table["width"] * table["height"]).median())
     # An image in a remote shard is downloaded once; the cache holds the local copy, within its budget.
-    is_worthwhile = pixels > LARGE * form.size**2 or (isinstance(root, Shards) and root.remote)
+    is_worthwhile = pixels > LARGE_FRAME_RATIO * form.size**2 or (isinstance(root, Shards) and root.remote)
     is_enabled = is_worthwhile if settings.images is None else settings.images
     if not is_enabled:
         return None

@@ -32,7 +32,7 @@ from pylorus.data.synthetic import generate_image_set
 
 log = logging.getLogger(__name__)
 
-FILE = "audit.json"
+AUDIT_FILE = "audit.json"
 
 
 def audit_run_images(catalog: Catalog, split: Split, copies: Copies, folder: Path) -> None:
@@ -57,9 +57,11 @@ def audit_run_images(catalog: Catalog, split: Split, copies: Copies, folder: Pat
 def list_catalog_files(catalog: Catalog, split: Split) -> ImageSet:
     """Return all files of a catalog, including those that were left out, in the order of its facts."""
     columns = ["path", "class", "split", "group"]
-    left_out = np.setdiff1d(np.arange(len(catalog.facts)), catalog.places)
+    left_out = np.setdiff1d(np.arange(len(catalog.facts)), catalog.fact_indices)
     rows = split.table.assign(**{"class": np.array(catalog.classes, dtype=object)[split.table["label"]]})[columns]
-    table = pd.concat([rows.set_axis(catalog.places), catalog.unreadable[columns].set_axis(left_out)]).sort_index()
+    table = pd.concat(
+        [rows.set_axis(catalog.fact_indices), catalog.unreadable[columns].set_axis(left_out)]
+    ).sort_index()
     return ImageSet(catalog.root, table, grouped=catalog.grouped)
 
 

@@ -19,7 +19,7 @@ from pylorus.config.schema import DataConfig
 from pylorus.core.distributed import compute_seed
 from pylorus.core.errors import PylorusError, format_name_list, format_suggestion
 from pylorus.core.io import write_atomically
-from pylorus.core.privacy import ABOUT
+from pylorus.core.privacy import MANIFEST_PREFIX
 from pylorus.data.audit_findings import Thresholds
 from pylorus.data.catalog import Catalog
 from pylorus.data.leakage import (
@@ -115,7 +115,7 @@ def select_by_fold_column(catalog: Catalog, data: DataConfig, pairs: Sequence[Pa
         )
         lines = [
             f"{path[pair.first]} ({values.iloc[pair.first]}) and {path[pair.second]} ({values.iloc[pair.second]}): "
-            f"{pair.told}"
+            f"{pair.description}"
             for pair in found_leaks
         ]
         raise PylorusError(
@@ -212,7 +212,7 @@ def _format_image_count(count: int) -> str:
     return "1 image" if count == 1 else f"{count} images"
 
 
-HOW_TO_FIX = "To resume this run, restore the images as they were; else start a new run."
+RESUME_HINT = "To resume this run, restore the images as they were; else start a new run."
 
 
 def check_images_unchanged(table: pd.DataFrame, path: Path) -> None:
@@ -239,7 +239,7 @@ def check_images_unchanged(table: pd.DataFrame, path: Path) -> None:
     if lines:
         raise PylorusError(
             f"{path.parent}: the images are not those that this run started with:\n{format_name_list(lines)}\n"
-            f"{HOW_TO_FIX}"
+            f"{RESUME_HINT}"
         )
 
 

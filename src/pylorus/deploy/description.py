@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, with_config
+from pydantic import ConfigDict, Field, with_config
 
 from pylorus.core.errors import PylorusError
 from pylorus.data.input_format import InputFormat
+from pylorus.evaluation.calibration import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 from pylorus.evaluation.conformal import SetLimits
 from pylorus.evaluation.decisions import SensitivityThreshold
 from pylorus.runs.folder import ShippedStage
@@ -47,6 +48,9 @@ def _raise_not_finite(constant: str) -> object:
 FORMAT_VERSION = 2
 """Raised whenever an older Pylorus could not read what a newer one writes. Since version 2, thresholds have guarantees
 and the shipped stage is the one with the best validation performance."""
+LARGEST_SIZE = 2048
+"""The largest side of the network's input, in pixels."""
+Proportion = Annotated[float, Field(ge=0, le=1)]
 INTENDED_USE = "Research use only. Not a medical device."
 
 
@@ -73,7 +77,7 @@ class InputSpecification:
         policy: Version of the decoding rules in `pylorus.data.decode`.
     """
 
-    size: int
+    size: int = field(metadata={"ge": 1, "le": LARGEST_SIZE})
     crop: str
     fit: str
     interpolation: str
@@ -158,7 +162,7 @@ class Calibration:
         ece_after: Expected calibration error with temperature scaling.
     """
 
-    temperature: float
+    temperature: float = field(metadata={"ge": LOWEST_TEMPERATURE, "le": HIGHEST_TEMPERATURE})
     identified: bool
     images: int
     ece_before: float
@@ -184,8 +188,8 @@ class Guarantee:
         patients: Number of patients (groups) with these images.
     """
 
-    confidence_reached: float
-    sensitivity_reached: float
+    confidence_reached: Proportion
+    sensitivity_reached: Proportion
     images: int
     patients: int
 
@@ -206,10 +210,10 @@ class Decision:
     """
 
     class_name: str = field(metadata={"alias": "class"})
-    sensitivity: float
-    confidence: float | None
+    sensitivity: Proportion
+    confidence: Proportion | None
     patients_needed: int | None
-    thresholds: dict[str, float | None]
+    thresholds: dict[str, Proportion | None]
     guarantees: dict[str, Guarantee | None]
     test: dict[str, OperatingMetrics]
 
@@ -256,8 +260,8 @@ class PredictionSets:
         test: Performance of the sets on the test images.
     """
 
-    coverage: float
-    lowest: dict[str, float | None]
+    coverage: Proportion
+    lowest: dict[str, Proportion | None]
     patients: dict[str, int]
     patients_needed: int
     test: SetMetrics
@@ -286,8 +290,8 @@ class Abstention:
     """
 
     method: str
-    unlike_above: float
-    unsure_below: float
+    unlike_above: float = field(metadata={"ge": 0, "le": 2})
+    unsure_below: Proportion
     false_alarms: float
     images: int
     unlike_test: IntervalEstimate

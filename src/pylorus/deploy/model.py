@@ -16,11 +16,18 @@ from torch import Tensor, nn
 
 from pylorus.core.errors import PylorusError, format_name_list
 from pylorus.data.input_format import InputFormat
-from pylorus.deploy.bundle_files import DESCRIPTION, MOST_BYTES, UNLIKE, WEIGHTS, read_description, verify_checksums
+from pylorus.deploy.bundle_files import (
+    DESCRIPTION,
+    MAX_DESCRIPTION_BYTES,
+    UNLIKE,
+    WEIGHTS,
+    read_description,
+    verify_checksums,
+)
 from pylorus.deploy.description import Description
 from pylorus.evaluation.calibration import probabilities_of_logits
 from pylorus.evaluation.conformal import prediction_sets
-from pylorus.model.backbone import check_model_name, create_network, is_timm_model
+from pylorus.model.backbone import call_factory, check_model_name, create_network, is_timm_model
 from pylorus.model.inference import BundleClassifier, NetworkOutput, move_to_device
 
 
@@ -192,13 +199,17 @@ def build_network(description: Description, factory: Callable[..., Any] | None, 
         )
     if isinstance(factory, nn.Module):
         return copy.deepcopy(factory)
-    return create_network(
-        description.architecture,
-        description.arguments,
-        classes=len(description.classes),
-        image_size=description.input.size,
-        factory=factory,
-    )
+    classes, arguments = len(description.classes), description.arguments
+    if factory is None:
+        return create_network(description.architecture, arguments, classes=classes, image_size=description.input.size)
+    try:
+        return call_factory(factory, {"num_classes": classes, **arguments})
+    except Exception as error:  # whatever the user's code raises
+        name = f"{factory.__module__}.{getattr(factory, '__qualname__', type(factory).__name__)}"
+        raise PylorusError(
+            f"network {name}, called with num_classes={classes} and {arguments}, failed: {type(error).__name__}: "
+            f"{error}"
+        ) from error
 
 
 def _check_architecture(description: Description, where: str) -> None:
@@ -226,7 +237,7 @@ def load_description(folder: Path) -> Description:
         PylorusError: See `read_description`.
     """
     with (folder / DESCRIPTION).open("rb") as file:
-        content = file.read(MOST_BYTES + 1)
+        content = file.read(MAX_DESCRIPTION_BYTES + 1)
     return read_description(content, where=str(folder / DESCRIPTION))
 
 

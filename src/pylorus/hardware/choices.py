@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 from torch import nn
 
-from pylorus.config.schema import FUSED, Config, TrainerConfig
+from pylorus.config.schema import FUSED_OPTIMIZERS, Config, TrainerConfig
 from pylorus.hardware.engine import Engine, count_usable_cores
 
 log = logging.getLogger(__name__)
 
-DENSE = 50_000_000
+MAX_CONVOLUTION_WEIGHTS = 50_000_000
 """Weights in a convolution above which a CPU loses more time converting its memory layout than it gains."""
 
 
@@ -35,7 +35,7 @@ def is_faster_channels_last(network: nn.Module, accelerator: str) -> bool:
     """Return whether a network computes faster in channels-last layout; `accelerator` is torch's device type."""
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     # VGG's first wide layer is a convolution of 103 million weights.
-    return accelerator != "cpu" or all(module.weight.numel() <= DENSE for module in convolutions)
+    return accelerator != "cpu" or all(module.weight.numel() <= MAX_CONVOLUTION_WEIGHTS for module in convolutions)
 
 
 def resolve_workers(requested: int | None, accelerator: str) -> tuple[int, str]:
@@ -84,7 +84,7 @@ def list_choices(
         settings.insert(
             1, Choice("trainer.strategy", config.trainer.strategy, _explain_strategy(config.trainer.strategy, devices))
         )
-    if optimizer in FUSED:
+    if optimizer in FUSED_OPTIMIZERS:
         settings.append(Choice("optimizer.name", optimizer, "fused: one kernel updates all weights"))
     return settings
 

@@ -41,7 +41,7 @@ from pylorus.launch.sweep import (
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.process import BackgroundTask, ensure_uninterrupted, handle_signals
 
-FREE = (
+CHANGEABLE_KEYS = (
     "report",
     "cache.folder",
     "cache.budget_gib",
@@ -55,7 +55,7 @@ FREE = (
 )
 """Keys that may change when a run is resumed: they do not change its result, except that other devices may change
 rounding."""
-INFERRED = ("data.classes", "data.short_names", "data.root")
+INFERRED_KEYS = ("data.classes", "data.short_names", "data.root")
 """Keys that a run fills in if they are not given."""
 
 
@@ -206,14 +206,14 @@ def update_config(folder: RunFolder, asked: Config, *, was: Config | None = None
     changed = {
         name: after.get(name)
         for name in before | after
-        if before.get(name) != after.get(name) and not (name in INFERRED and after.get(name) is None)
+        if before.get(name) != after.get(name) and not (name in INFERRED_KEYS and after.get(name) is None)
     }
-    fixed = [name for name in changed if name not in FREE]
+    fixed = [name for name in changed if name not in CHANGEABLE_KEYS]
     if fixed:
         lines = [f"{name}: the run has {before.get(name)}, found {after.get(name)}" for name in fixed]
         raise PylorusError(
             f"{folder.path}: this folder contains a run with a different configuration:\n{format_name_list(lines)}\n"
-            f"Remove these to resume it, or start a new run. Keys that may change: {', '.join(FREE)}."
+            f"Remove these to resume it, or start a new run. Keys that may change: {', '.join(CHANGEABLE_KEYS)}."
         )
     if changed:
         updated = OmegaConf.structured(saved)

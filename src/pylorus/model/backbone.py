@@ -44,10 +44,10 @@ def init_head(network: Any) -> None:
                 nn.init.zeros_(head.bias)
 
 
-PATIENCE = 12.0
+HUB_TIMEOUT = 12.0
 """Seconds to wait for the hub's first answer."""
 
-SPARE = ("AuxLogits.",)
+IGNORED_KEYS = ("AuxLogits.",)
 """Keys that a file may hold and our network does not: Inception's auxiliary classifier."""
 
 
@@ -150,18 +150,18 @@ def _explain_unreachable(repository: str, file: str) -> str | None:
     """Return None if the hub answers for this file, else why not; DNS may hang longer than any timeout."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    reason: list[str | None] = [f"no answer within {PATIENCE:.0f} s"]
+    reason: list[str | None] = [f"no answer within {HUB_TIMEOUT:.0f} s"]
 
     def query_hub() -> None:
         try:
-            get_hf_file_metadata(hf_hub_url(repository, file), timeout=PATIENCE - 2)
+            get_hf_file_metadata(hf_hub_url(repository, file), timeout=HUB_TIMEOUT - 2)
             reason[0] = None
         except Exception as error:
             reason[0] = str(error) or type(error).__name__
 
     thread = threading.Thread(target=query_hub, daemon=True)
     thread.start()
-    thread.join(PATIENCE)
+    thread.join(HUB_TIMEOUT)
     return reason[0]
 
 
@@ -189,7 +189,9 @@ def match_tensors(network: Any, file: Path) -> dict[str, torch.Tensor]:
         for name in expected
         if name not in tensors and not name.startswith(head_prefixes) and not name.endswith(".num_batches_tracked")
     ]
-    unknown = [name for name in tensors if name not in expected and not name.startswith((*head_prefixes, *SPARE))]
+    unknown = [
+        name for name in tensors if name not in expected and not name.startswith((*head_prefixes, *IGNORED_KEYS))
+    ]
     mismatched = [
         f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(expected[name].shape)} in the network"
         for name in tensors
@@ -287,8 +289,8 @@ def compute_sha256(file: Path) -> str:
 
 log = logging.getLogger(__name__)
 
-MOST_ARGUMENTS, LARGEST_ARGUMENT = 64, 10_000
-OURS = (
+MAX_ARGUMENTS, MAX_ARGUMENT_SIZE = 64, 10_000
+RESERVED_ARGUMENTS = (
     *("model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path"),
     *("cache_dir", "scriptable", "exportable", "no_jit", "features_only", "out_indices", "num_classes"),
 )
@@ -348,9 +350,9 @@ def build_backbone(
     pretrained_cfg = network.pretrained_cfg
     file, weights = None, config.weights
     if node is not None and weights == "hub":
-        weights = OWN_WEIGHTS
+        weights = FACTORY_WEIGHTS
     try:
-        file = None if weights == OWN_WEIGHTS else resolve_weights_file(config.weights, pretrained_cfg)
+        file = None if weights == FACTORY_WEIGHTS else resolve_weights_file(config.weights, pretrained_cfg)
     except HubUnreachableError as error:
         if not random_if_unreachable:
             raise
@@ -370,7 +372,7 @@ def build_backbone(
         interpolation=data_config["interpolation"],
         mean=tuple(data_config["mean"]),
         std=tuple(data_config["std"]),
-        weights=weights if weights in ("hub", "none", OWN_WEIGHTS) else Path(weights).name,
+        weights=weights if weights in ("hub", "none", FACTORY_WEIGHTS) else Path(weights).name,
         weights_sha256=compute_sha256(file) if file is not None else None,
         licence=pretrained_cfg.get("license") if weights == "hub" else None,
     )
@@ -398,7 +400,7 @@ def register_network(name: str, factory: Callable[..., Any]) -> None:
     def create(pretrained: bool = False, pretrained_cfg: Any = None, **arguments: Any) -> Any:
         for ignored in ("pretrained_cfg_overlay", "cache_dir"):
             arguments.pop(ignored, None)
-        network = _call_factory(factory, arguments)
+        network = call_factory(factory, arguments)
         if not hasattr(network, "pretrained_cfg"):
             network.pretrained_cfg = {
                 "architecture": name,
@@ -416,7 +418,7 @@ def register_network(name: str, factory: Callable[..., Any]) -> None:
         timm.models.register_model(create)
 
 
-def _call_factory(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+def call_factory(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     """Build a network of the user's own, and check that it has timm's interface."""
     network = factory(**arguments)
     missing = [method for method in TIMM_METHODS if not hasattr(network, method)]
@@ -433,7 +435,7 @@ def is_timm_model(name: str) -> bool:
 
 _own_networks: set[str] = set()
 TIMM_METHODS = ("forward_features", "forward_head", "get_classifier")
-OWN_WEIGHTS = "factory"
+FACTORY_WEIGHTS = "factory"
 """Source of the weights of a network of the user's own, as its factory returned it."""
 
 
@@ -455,13 +457,13 @@ def check_model_arguments(arguments: Mapping[str, Any], *, where: str) -> None:
     Raises:
         PylorusError: Names the argument.
     """
-    if len(arguments) > MOST_ARGUMENTS:
-        raise PylorusError(f"{where}: found {len(arguments)} arguments, expected at most {MOST_ARGUMENTS}.")
+    if len(arguments) > MAX_ARGUMENTS:
+        raise PylorusError(f"{where}: found {len(arguments)} arguments, expected at most {MAX_ARGUMENTS}.")
     for name, value in arguments.items():
         if (
             not str(name).isidentifier()
             or str(name).startswith("_")
-            or name in OURS
+            or name in RESERVED_ARGUMENTS
             or (name == "in_chans" and value != 3)
         ):
             raise PylorusError(
@@ -469,63 +471,42 @@ def check_model_arguments(arguments: Mapping[str, Any], *, where: str) -> None:
                 "see model.weights."
             )
         values = value if isinstance(value, list | tuple) else [value]
-        if len(values) > MOST_ARGUMENTS or not all(_is_plain(item) for item in values):
+        if len(values) > MAX_ARGUMENTS or not all(_is_plain(item) for item in values):
             raise PylorusError(
-                f"{where}.{name}: found {str(value)[:100]}, expected a number within ±{LARGEST_ARGUMENT:,}, a short "
+                f"{where}.{name}: found {str(value)[:100]}, expected a number within ±{MAX_ARGUMENT_SIZE:,}, a short "
                 "string, true, false, null, or a short list of these."
             )
 
 
 def _is_plain(value: object) -> bool:
     if isinstance(value, int | float):
-        return abs(value) <= LARGEST_ARGUMENT
+        return abs(value) <= MAX_ARGUMENT_SIZE
     return value is None or (isinstance(value, str) and len(value) <= 100)
 
 
-def create_network(
-    name: str,
-    arguments: Mapping[str, Any],
-    *,
-    classes: int,
-    image_size: int | None,
-    factory: Callable[..., Any] | None = None,
-) -> Any:
+def create_network(name: str, arguments: Mapping[str, Any], *, classes: int, image_size: int | None) -> Any:
     """Create the timm model with random weights and a head of `classes` outputs.
 
     Args:
-        name: A name that passes `check_model_name`; with `factory`, only for messages.
+        name: A name that passes `check_model_name`.
         arguments: Arguments that pass `check_model_arguments`.
         classes: Number of outputs.
         image_size: Side of the input in pixels, for networks built for a fixed size; None for timm's default.
-        factory: The user's own class or function, as `register_network` describes it; None for timm's.
 
     Raises:
-        PylorusError: If timm or the factory rejects the arguments, or the model has no classification head.
+        PylorusError: If timm rejects the arguments, or the model has no classification head.
     """
-    if factory is not None:
-        try:
-            network: Any = _call_factory(factory, {"num_classes": classes, **arguments})
-        except Exception as error:  # whatever the user's code raises
-            raise PylorusError(
-                f"network {_get_name(factory)}, called with num_classes={classes} and {dict(arguments)}, failed: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        return network
     options = dict(arguments)
     pretrained_cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
     if image_size is not None and pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
         options.setdefault("img_size", image_size)
     try:
-        network = timm.create_model(name, pretrained=False, num_classes=classes, **options)
+        network: Any = timm.create_model(name, pretrained=False, num_classes=classes, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise PylorusError(f"model.name {name}, model.args {dict(arguments)}: timm rejected them: {error}") from error
     if not isinstance(network.get_classifier(), nn.Module | tuple | list):
         raise PylorusError(f"model.name: {name} has no classification head to replace.")
     return network
-
-
-def _get_name(factory: Callable[..., Any]) -> str:
-    return f"{factory.__module__}.{getattr(factory, '__qualname__', type(factory).__name__)}"
 
 
 def convert_to_pixel_scale(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:

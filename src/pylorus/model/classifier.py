@@ -72,7 +72,7 @@ def build_optimizer(
         weight_decay=config.weight_decay,
         momentum=config.momentum,
         layer_decay=stage.layer_decay if stage.layer_decay < 1 else None,
-        **cast(dict[str, Any], {"fused": True} if fused and config.name in FUSED else {}),
+        **cast(dict[str, Any], {"fused": True} if fused and config.name in FUSED_OPTIMIZERS else {}),
     )
     for group in optimizer.param_groups:
         # timm leaves a group's lr_scale to its own schedulers; ours start from the group's learning rate.
@@ -202,7 +202,7 @@ class Classifier(pl.LightningModule):
         self.network = backbone.network.to(memory_format=self.memory_format)
         self.names, self.image_size, self.seed = tuple(classes), backbone.image_size, seed
         self.loss = resolve_loss(loss, class_weights, label_smoothing=label_smoothing, classes=len(classes))
-        self.processes = ALONE
+        self.processes = SINGLE_PROCESS
         """The distributed processes, each of which computes its part of a batch."""
         for name, tensor in zip(("mean", "std"), convert_to_pixel_scale(backbone.mean, backbone.std), strict=True):
             self.register_buffer(name, tensor, persistent=False)
@@ -403,7 +403,7 @@ class StageClassifier(Classifier):
         images_of_class: Sequence[int] | None = None,
         metrics: Sequence[ClassMetric] | None = None,
         channels_last: bool = True,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
         """Set up the network, loss and metrics of a stage.
 

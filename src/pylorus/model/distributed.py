@@ -27,7 +27,7 @@ from pylorus.model.backbone import restore_modes
 from pylorus.model.classifier import StageClassifier
 from pylorus.model.frozen_prefix import CutNetwork
 
-LEAST = 0.01
+MIN_BLOCK_FRACTION = 0.01
 """Fraction of all trainable weights that a block must hold to be gathered on its own."""
 
 
@@ -115,7 +115,7 @@ def _find_sharded_blocks(
     network: nn.Module, called_modules: set[nn.Module], frozen: set[nn.Parameter]
 ) -> list[nn.Module]:
     """List children of the network and of its sequences, inner ones first, that hold enough trainable weights."""
-    minimum = LEAST * sum(parameter.numel() for parameter in set(network.parameters()) - frozen)
+    minimum = MIN_BLOCK_FRACTION * sum(parameter.numel() for parameter in set(network.parameters()) - frozen)
     assigned, blocks = set(frozen), list[nn.Module]()
     for name, module in reversed(list(network.named_modules())):
         parent = network.get_submodule(name.rpartition(".")[0])

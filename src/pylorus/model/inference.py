@@ -127,7 +127,7 @@ def move_to_device(network: nn.Module, device: torch.device) -> nn.Module:
     return network.to(device, memory_format=torch.channels_last if is_faster else torch.contiguous_format)  # type: ignore[call-overload,no-any-return]
 
 
-MOST_IMAGES = {"train": 1000, "val": 5000, "test": 5000}
+MAX_IMAGES = {"train": 1000, "val": 5000, "test": 5000}
 """Images of each split whose features are saved: enough for the classes' means and the threshold's quantile."""
 
 
@@ -145,13 +145,13 @@ class SplitOutputs:
 
 
 def select_feature_rows(part: str, images: int) -> NDArray[np.int64]:
-    """Return the rows of a split whose features are saved: all, or `MOST_IMAGES` evenly spaced ones.
+    """Return the rows of a split whose features are saved: all, or `MAX_IMAGES` evenly spaced ones.
 
     Args:
         part: train, val or test.
         images: Number of images in the split.
     """
-    return np.linspace(0, images - 1, min(images, MOST_IMAGES[part])).round().astype(np.int64)
+    return np.linspace(0, images - 1, min(images, MAX_IMAGES[part])).round().astype(np.int64)
 
 
 def compute_split_outputs(

@@ -207,33 +207,33 @@ METHODS = (
 )
 """How indices and intervals are computed; part of every report."""
 
-OF_PATIENTS = (
+PATIENT_METHODS = (
     "At patient level, the probabilities of a patient are the mean of those of the patient's images. Groups whose "
     "images have several true classes have no single reference diagnosis; they are excluded at patient level, and "
     "counted."
 )
-OF_SUBGROUPS = (
+SUBGROUP_METHODS = (
     "Subgroups of a column are compared by a permutation test: subgroups are permuted among patients, and within "
     "patients whose images belong to several subgroups; the statistic is a chi-square that allows for the clustering "
     "of images within patients ({permutations:,} permutations, seed {seed}). Holm's method corrects for the number of "
     "columns. The interval of calibration-in-the-large uses the variance of the residuals clustered by group."
 )
-OF_LOOKS = (
+EVALUATION_METHODS = (
     "A test set counts as evaluated once for each stage of a run that predicted it, and once for each epoch that was "
     "validated on it. Test sets are identified by the content of their images. Evaluations are counted from the runs "
     "on disk, so their number is a lower bound."
 )
 
-CALIBRATED = (
+CALIBRATION_NOTE = (
     "AUROC, average precision, comparisons, thresholds and worst mistakes are based on the probabilities of the "
     "bundle, calibrated by temperature scaling. The files predictions-val.parquet and predictions-test.parquet "
     "contain the logits and their softmax before temperature scaling."
 )
-FULL_PRECISION = (
+PRECISION_NOTE = (
     "Validation and test images were predicted in 32-bit precision by the code that runs the bundle, whatever the "
     "precision of training: `pylorus predict RUN/model --evaluate` gives the same results."
 )
-BURNT_IN = (
+BURNED_IN_TEXT = (
     "Thumbnails show any text that was burnt into the frames, which may include names: check them before you pass this "
     "page on."
 )
@@ -258,8 +258,8 @@ def build_mistake_section(evidence: Evidence) -> Section:
             maps = read_saved_maps(result.run, stage=result.stage.name)
             pictures = create_thumbnails(result.run, [mistake.sample for mistake in mistakes], maps.overlays)
             items.append(Pictures(tuple((mistake, pictures[mistake.sample]) for mistake in mistakes)))
-            burnt_in = () if result.run.get_setting("data.kind") == "synthetic" else (BURNT_IN,)
-            items.append(Sentences((*burnt_in, maps.said)))
+            burnt_in = () if result.run.get_setting("data.kind") == "synthetic" else (BURNED_IN_TEXT,)
+            items.append(Sentences((*burnt_in, maps.message)))
     if any(isinstance(item, Table) for item in items) and not evidence.options.thumbnails:
         items.append(
             Sentences(("With --thumbnails, the report includes these images, which are then passed on with it.",))
@@ -312,19 +312,21 @@ def build_method_section(evidence: Evidence) -> Section:
     options = evidence.options
     results = evidence.results
     texts = list(METHODS)
-    texts += [OF_PATIENTS] if any(result.patients is not None for result in results) else []
+    texts += [PATIENT_METHODS] if any(result.patients is not None for result in results) else []
     texts += (
-        [OF_SUBGROUPS] if any(column.subgroups for result in results for column in get_subgroup_columns(result)) else []
+        [SUBGROUP_METHODS]
+        if any(column.subgroups for result in results for column in get_subgroup_columns(result))
+        else []
     )
     values = {"resamples": options.resamples, "seed": options.seed, "permutations": PERMUTATIONS}
     sentences = [text.format(**values) for text in texts]
     sentences += _format_fitting_sentences([result for result in results if result.calibration is not None])
-    sentences += [CALIBRATED] if any(result.calibration is not None for result in results) else []
+    sentences += [CALIBRATION_NOTE] if any(result.calibration is not None for result in results) else []
     if results and all(read_shipped(result.run.bundle) is not None for result in results):
-        sentences.append(FULL_PRECISION)
+        sentences.append(PRECISION_NOTE)
     sentences += explain_comparisons(evidence.comparisons)
-    sentences += [OF_LOOKS] if evidence.looks else []
-    return Section("methods", "Statistical methods", (Sentences(tuple(sentences), listed=True),))
+    sentences += [EVALUATION_METHODS] if evidence.evaluation_counts else []
+    return Section("methods", "Statistical methods", (Sentences(tuple(sentences), is_list=True),))
 
 
 def _format_fitting_sentences(results: Sequence[Result]) -> list[str]:

@@ -51,8 +51,8 @@ def build_accuracy_table(results: Sequence[Result]) -> Table:
             *create_text_columns("model", "stage"),
             Column("validation" if not all(on_test) else "validation (test images)", unit="%"),
             Column("test", unit="%"),
-            Column("right", over="test images"),
-            Column("of", over="test images"),
+            Column("correct", heading="test images"),
+            Column("of", heading="test images"),
         ),
         rows=tuple(
             Row(
@@ -99,8 +99,8 @@ def build_split_table(run: SavedRun) -> Table:
         basis=format_training_basis([run]),
         columns=(
             *create_text_columns("class"),
-            *(Column(part, over="images") for part in PARTS),
-            *(Column(part, over="groups") for part in PARTS if grouped),
+            *(Column(part, heading="images") for part in PARTS),
+            *(Column(part, heading="groups") for part in PARTS if grouped),
         ),
         rows=tuple(rows),
         notes=_format_split_notes(run),

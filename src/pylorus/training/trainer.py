@@ -89,7 +89,7 @@ REFUSED_ARGUMENTS = {
     "plugins": "trainer.precision and trainer.strategy choose them",
 }
 """Arguments of Lightning's Trainer that `trainer.args` may not set, and why."""
-LIMITS = ("fast_dev_run", "limit_train_batches", "limit_val_batches")
+LIMIT_ARGUMENTS = ("fast_dev_run", "limit_train_batches", "limit_val_batches")
 
 
 def check_trainer_arguments(arguments: Mapping[str, Any]) -> None:
@@ -112,7 +112,7 @@ def check_trainer_arguments(arguments: Mapping[str, Any]) -> None:
         if name == "fast_dev_run":
             if type(value) not in (bool, int) or value < 0:
                 raise PylorusError(f"{key}: found {value}, expected true, false or a number of batches.")
-        elif name in LIMITS:
+        elif name in LIMIT_ARGUMENTS:
             is_valid = (type(value) is int and value >= 1) or (type(value) is float and 0 < value <= 1)
             if not is_valid:
                 raise PylorusError(
@@ -166,7 +166,7 @@ def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: S
     }
     check_trainer_arguments(run.config.trainer.args)
     further = _resolve_limits(run.config.trainer.args)
-    if set(LIMITS) & set(further):
+    if set(LIMIT_ARGUMENTS) & set(further):
         log.warning("%s: trained and validated on some batches only (trainer.args)", plan.name)
     with _explain_refusal(further):
         return pl.Trainer(**arguments | further)
