@@ -11,9 +11,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from tests.data.drawn_frames import SHAPES, Mask, Pixels, drawn_frame
 
 from pylorus.data.field_of_view import find_field
-from tests.data.drawn_frames import SHAPES, Mask, Pixels, drawn_frame
 from tests.data.test_field_of_view import LEAST_OVERLAP, found_pixels, overlap
 
 TILE, COLUMNS, WORST = 320, 6, 24

@@ -99,7 +99,7 @@ def test_images_get_the_size_and_interpolation_of_the_model(synthetic_root, name
         ({"val_fraction": 2.0}, "data.val_fraction: found 2.0"),
     ],
 )
-def test_a_data_module_refuses_what_can_not_be(synthetic_root, options, message):
+def test_a_data_module_refuses_invalid_arguments(synthetic_root, options, message):
     with pytest.raises(pylorus.PylorusError, match=message):
         build_data(synthetic_root, **options)
 
@@ -176,7 +176,7 @@ def test_an_interrupted_training_gives_the_weights_of_an_uninterrupted_one(synth
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
 
 
-def test_the_backbone_is_still_until_it_is_unfrozen(synthetic_root, tmp_path):
+def test_the_backbone_does_not_change_until_it_is_unfrozen(synthetic_root, tmp_path):
     states = {}
 
     class Record(pl.Callback):

@@ -133,7 +133,7 @@ def test_arguments_for_timm_need_no_plus(compose_config):
         ("data.classes=[a,a]", "data.classes: found .* expected each name only once"),
     ],
 )
-def test_a_value_out_of_its_range_is_refused_by_name(compose_config, word, message):
+def test_a_value_outside_its_range_is_refused_by_name(compose_config, word, message):
     with pytest.raises(PylorusError, match=message):
         compose_config(*check_overrides([word]))
 
@@ -167,17 +167,17 @@ def test_every_key_refuses_what_its_help_excludes(compose_config):
             check_config(validate(Config, values))
 
 
-def test_a_word_where_a_number_belongs_is_refused(compose_config):
+def test_text_instead_of_a_number_is_refused(compose_config):
     with pytest.raises(HydraException, match="epochs"):
         compose_config("stages.pretrain.epochs=three")
 
 
-def test_a_value_that_must_be_given_is_named(compose_config):
+def test_a_missing_required_value_is_named(compose_config):
     with pytest.raises(PylorusError, match=re.escape("data.root: no value given. Add data.root=")):
         compose_config("data=folders")
 
 
-def test_short_names_need_classes_to_belong_to(compose_config):
+def test_short_names_require_classes(compose_config):
     with pytest.raises(PylorusError, match="needs data.classes as well"):
         compose_config("data=folders", "data.root=X", "data.short_names=[A,B]")
 
@@ -194,12 +194,12 @@ def test_a_sweep_over_stages_may_set_keys_of_a_stage_that_one_job_leaves_out(com
 @pytest.mark.parametrize(
     ("word", "message"), [("run=[pretain]", 'no stage "pretain".*"pretrain"'), ("run=[]", "found")]
 )
-def test_a_run_needs_stages_that_there_are(compose_config, word, message):
+def test_unknown_stages_are_refused(compose_config, word, message):
     with pytest.raises(PylorusError, match=message):
         compose_config(word)
 
 
-def test_own_images_get_pretrained_weights_and_drawn_ones_a_small_network(compose_config):
+def test_user_images_default_to_pretrained_weights_and_synthetic_ones_to_a_small_network(compose_config):
     assert compose_config().model.weights == "none"
     own = compose_config("data=folders", "data.root=X")
     assert (own.model.name, own.model.weights) == ("resnet50.tv_in1k", "hub")
@@ -224,13 +224,13 @@ def test_own_images_get_pretrained_weights_and_drawn_ones_a_small_network(compos
         (["data=folders", "data.root=X", "data.test_column=a", "data.test_from=3"], "refers to a column of a manifest"),
     ],
 )  # fmt: skip
-def test_what_names_the_test_images_is_refused_where_it_contradicts_itself(compose_config, words, message):
+def test_contradictory_keys_for_the_test_set_are_refused(compose_config, words, message):
     with pytest.raises(PylorusError, match=message):
         compose_config(*words)
 
 
 @pytest.mark.parametrize("value", ["B", "1", "01", "1.5", "2024-01-01", "'Site 3'"])
-def test_a_fold_by_a_column_is_text_and_stays_so_when_the_configuration_is_read_again(compose_config, tmp_path, value):
+def test_a_fold_by_a_column_stays_text_after_a_round_trip(compose_config, tmp_path, value):
     config = compose_config("data=manifest", "data.manifest=X.csv", "data.fold_column=site", f"data.fold={value}")
     assert config.data.fold == value.strip("'")
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config))

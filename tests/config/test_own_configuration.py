@@ -64,19 +64,19 @@ def test_a_user_file_exists_for_every_group():
 
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("option", ["--config-dir", "-cd"])
-def test_an_own_file_of_a_group_is_found_in_the_config_dir(own_groups, group, option):
+def test_a_user_file_of_a_group_is_found_in_the_config_dir(own_groups, group, option):
     words = [option, str(own_groups), f"{group}=mine"]
     assert check_overrides(words) == words
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_an_own_file_of_a_group_is_found_on_the_search_path_and_composes(own_groups, compose_config, group):
+def test_a_user_file_of_a_group_is_found_on_the_search_path(own_groups, compose_config, group):
     words = check_overrides([f"hydra.searchpath=[file://{own_groups}]", f"{group}=mine", *REQUIRED.get(group, [])])
     config = compose_config(*words)
     OmegaConf.to_yaml(config)
 
 
-def test_an_own_group_is_found(own_groups, tmp_path):
+def test_a_user_group_is_found(own_groups, tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "ward3.yaml").write_text("# @package _global_\nseed: 3")
     assert check_overrides(["-cd", str(tmp_path), "+site=ward3"])
@@ -84,7 +84,7 @@ def test_an_own_group_is_found(own_groups, tmp_path):
         check_overrides(["-cd", str(tmp_path), "+site=ward4"])
 
 
-def test_a_typo_in_an_own_file_is_refused_with_the_nearest_one(own_groups):
+def test_a_typo_in_a_user_file_is_refused_with_a_suggestion(own_groups):
     with pytest.raises(
         PylorusError, match=re.escape('experiment=mien: there is no experiment/mien.yaml. Did you mean "mine"?')
     ):
@@ -99,7 +99,7 @@ def test_a_folder_of_configuration_that_does_not_exist_is_named(words):
         check_overrides([*words, "seed=1"])
 
 
-def test_an_own_experiment_runs_from_the_command_line_and_prints_its_configuration(own_groups):
+def test_a_user_experiment_runs_from_the_command_line(own_groups):
     ended = run_command("--config-dir", own_groups, "experiment=mine", "--cfg", "job")
     assert ended.returncode == 0, ended.stderr
     printed = OmegaConf.create(ended.stdout)
@@ -122,7 +122,7 @@ def test_options_of_hydra_itself_work(words, expected):
     assert expected in ended.stdout
 
 
-def test_arguments_beside_a_target_are_kept_with_it(own_groups, compose_config, tmp_path):
+def test_keys_beside_a_target_become_its_arguments(own_groups, compose_config, tmp_path):
     search = f"hydra.searchpath=[{own_groups}]"
     config = compose_config(*check_overrides([search, "loss=mine", "loss.gamma=5", "loss.label_smoothing=0.1"]))
     assert config.loss._target_ == "my_hospital.losses.Asymmetric"
@@ -140,7 +140,7 @@ def test_a_target_is_accepted_on_the_command_line(compose_config, section):
     assert (found._target_, found.args) == ("my_hospital.thing", {"further": 2, "other": "x"})
 
 
-def test_a_network_of_your_own_is_labelled_by_its_target_unless_it_has_a_name(tmp_path, compose_config):
+def test_a_custom_network_is_labelled_by_its_target_unless_named(tmp_path, compose_config):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.yaml").write_text("_target_: my_hospital.GastroNet")
     search = f"hydra.searchpath=[{tmp_path}]"
@@ -148,7 +148,7 @@ def test_a_network_of_your_own_is_labelled_by_its_target_unless_it_has_a_name(tm
     assert compose_config(search, "model=mine", "model.name=G2").model.name == "G2"
 
 
-def test_a_source_of_your_own_needs_no_folder(compose_config, tmp_path):
+def test_a_custom_image_source_needs_no_folder(compose_config, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.yaml").write_text("_target_: my_hospital.list_images")
     config = compose_config(f"hydra.searchpath=[{tmp_path}]", "data=mine")
@@ -169,7 +169,7 @@ def test_a_source_of_your_own_needs_no_folder(compose_config, tmp_path):
         (["trainer.args.profiler._target_=os.getcwd"], "trainer.args.profiler._target_: _target_ is not allowed here"),
     ],
 )
-def test_a_target_elsewhere_or_of_another_form_is_refused_by_name(compose_config, words, message):
+def test_an_invalid_or_misplaced_target_is_refused_by_name(compose_config, words, message):
     with pytest.raises(PylorusError, match=message):
         compose_config(*check_overrides(words))
 
@@ -180,7 +180,7 @@ def test_other_sections_have_no_target_key(key):
         check_overrides([f"{key}=os.getcwd"])
 
 
-def test_a_key_that_nobody_knows_is_refused_where_there_is_no_target(own_groups, compose_config):
+def test_an_unknown_key_is_refused_without_a_target(own_groups, compose_config):
     words = check_overrides(["--config-dir", str(own_groups), "loss.label_smothing=0.1"])[2:]
     with pytest.raises(PylorusError, match=r'"loss" has no key "label_smothing". Did you mean "label_smoothing"\?'):
         compose_config(*words)
@@ -193,7 +193,7 @@ WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.
 
 @pytest.fixture
 def prepare_run(compose_config, synthetic_root, tmp_path) -> Callable[..., RunFolder]:
-    """A folder in which a run may begin, with further words of the command line."""
+    """A folder in which a run can start, with additional command-line arguments."""
 
     def prepare(*words: str) -> RunFolder:
         folder = RunFolder(tmp_path / "run")
@@ -206,7 +206,7 @@ def prepare_run(compose_config, synthetic_root, tmp_path) -> Callable[..., RunFo
     return prepare
 
 
-def test_a_run_with_own_files_is_resumed_with_further_overrides(own_groups, compose_config, tmp_path):
+def test_a_run_with_user_files_is_resumed_with_further_overrides(own_groups, compose_config, tmp_path):
     folder = RunFolder(tmp_path)
     with folder.set_starting(["experiment=mine"], searchpath=[f"file://{own_groups}"]):
         write_text(

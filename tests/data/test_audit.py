@@ -62,7 +62,7 @@ def synthetic_set(tmp_path_factory) -> Path:
 GROUP = r"(train|test)_patient_\d+"
 
 
-def test_every_planted_fault_is_found_and_nothing_else_is_accused(synthetic_set, tmp_path):
+def test_every_planted_fault_is_found_and_nothing_else_reported(synthetic_set, tmp_path):
     planted = plant(synthetic_set, tmp_path / "set")
     result = audited(planted.root, r"((?:train|test)_patient_\d+)")
     found = found_in(result)
@@ -75,7 +75,7 @@ def test_every_planted_fault_is_found_and_nothing_else_is_accused(synthetic_set,
     assert result.exit_code == 1
 
 
-def test_in_a_very_large_set_turned_copies_are_still_found(synthetic_set, tmp_path):
+def test_rotated_copies_are_found_in_a_very_large_set(synthetic_set, tmp_path):
     planted = plant(synthetic_set, tmp_path / "set")
     images = list_folder_files(planted.root)
     facts = load_or_compute_facts(planted.root, list(images.table["path"]), store=None)
@@ -85,7 +85,7 @@ def test_in_a_very_large_set_turned_copies_are_still_found(synthetic_set, tmp_pa
 
 @real
 @pytest.mark.slow
-def test_every_fault_planted_among_real_images_is_found_and_none_of_the_others_accused(tmp_path):
+def test_every_fault_planted_in_real_images_is_found_and_nothing_else_reported(tmp_path):
     clean = audited(SHARED, r"BloodImage_\d+")
     assert set(found_in(clean)) == {"group-with-several-labels"}
     assert clean.exit_code == 0
@@ -113,7 +113,7 @@ def test_two_labels_for_one_content_are_an_error(class_folders, tmp_path):
     assert finding.severity == "error"
 
 
-def test_dark_blank_and_blurred_images_are_told_from_their_set(synthetic_set, tmp_path):
+def test_dark_blank_and_blurred_images_are_found_relative_to_their_set(synthetic_set, tmp_path):
     generate_image_set(tmp_path / "set", images=14, size=128, seed=2)
     first, second, third, *_ = sorted((tmp_path / "set").rglob("*.jpg"))
     with Image.open(first) as image:
@@ -148,7 +148,7 @@ def test_a_manifest_lists_files_that_are_gone(class_folders, tmp_path):
     assert found_in(result)["unreadable"] == {("a/gone.png",)}
 
 
-def test_the_command_writes_a_page_and_json_and_says_by_its_exit_code_what_it_found(synthetic_set, tmp_path, capsys):
+def test_the_audit_command_writes_page_and_json_and_sets_the_exit_code(synthetic_set, tmp_path, capsys):
     planted = plant(synthetic_set, tmp_path / "set")
     options = {"manifest": None, "group": GROUP, "cache": tmp_path / "cache"}
     assert audit_folder(planted.root, tmp_path / "named", names=True, **options) == 1

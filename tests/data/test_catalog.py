@@ -57,7 +57,7 @@ def test_without_a_pattern_every_image_is_its_own_group(class_folders):
     assert not catalog.grouped
 
 
-def test_an_image_keeps_its_id_wherever_the_set_lies(synthetic_root, tmp_path):
+def test_sample_ids_do_not_depend_on_the_location_of_the_set(synthetic_root, tmp_path):
     moved = tmp_path / "elsewhere"
     shutil.copytree(synthetic_root, moved)
     assert read_folders(moved).table["sample_id"].equals(read_folders(synthetic_root).table["sample_id"])

@@ -97,7 +97,7 @@ def test_only_large_frames_are_cached_by_default(serve, side, kept, monkeypatch)
 
 @pytest.mark.slow
 def test_images_of_one_epoch_are_augmented_differently(serve, synthetic_root):
-    """Two workers with the same stream of chance would turn all images the same way."""
+    """Two workers with the same random stream would transform all images in the same way."""
     module = serve(workers=2)
     module.parts["train"].loc[:, "path"] = module.parts["train"]["path"][0]
     _, pixels = epochs(module, count=1)[0]

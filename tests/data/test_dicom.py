@@ -200,6 +200,6 @@ def test_a_truncated_salt_is_refused(tmp_path):
         ensure_salt(tmp_path)
 
 
-def test_two_ways_of_telling_patients_are_refused(compose_config):
+def test_two_sources_of_patients_are_refused(compose_config):
     with pytest.raises(PylorusError, match="both define the patients"):
         compose_config("data=folders", "data.root=x", "data.patients=dicom", "data.group='p'")

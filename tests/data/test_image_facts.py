@@ -11,7 +11,7 @@ import pytest
 from pylorus.config.schema import CacheConfig
 from pylorus.data import fact_store as fact_store_module
 from pylorus.data import image_facts as module
-from pylorus.data.fact_store import MOST_SMALL, FactStore, FactTable, extract_thumbnails
+from pylorus.data.fact_store import MAX_SMALL_PARTS, FactStore, FactTable, extract_thumbnails
 from pylorus.data.image_facts import analyze_content, compute_facts, load_or_compute_facts
 from pylorus.data.input_format import ImageWriter, InputFormat, load_or_decode_images
 from pylorus.data.synthetic import generate_image_set
@@ -24,7 +24,7 @@ def root_and_paths(synthetic_root):
 
 @pytest.fixture
 def fact_store(root_and_paths, tmp_path):
-    """A store that holds the facts of the drawn images, and its one part."""
+    """A store with the facts of the synthetic images, and its only part."""
     store = tmp_path / "facts"
     load_or_compute_facts(*root_and_paths, store=store)
     (part,) = store.rglob("*.parquet")
@@ -71,7 +71,7 @@ def test_a_renamed_file_is_known_and_a_changed_one_is_not(class_folders, tmp_pat
 
 
 @pytest.mark.parametrize("harm", ["flipped", "cut", "emptied", "text", "folder", "gone", "other columns"])
-def test_a_damaged_store_is_computed_anew(root_and_paths, fact_store, harm, decoded_files):
+def test_a_damaged_store_is_recomputed(root_and_paths, fact_store, harm, decoded_files):
     store, part = fact_store
     content = part.read_bytes()
     if harm in ("folder", "gone"):
@@ -94,7 +94,7 @@ def test_a_damaged_store_is_computed_anew(root_and_paths, fact_store, harm, deco
     assert len(decoded_files) == 0
 
 
-def test_facts_of_another_version_are_not_taken(root_and_paths, fact_store, decoded_files, monkeypatch):
+def test_facts_of_another_version_are_ignored(root_and_paths, fact_store, decoded_files, monkeypatch):
     for name in ("VERSION", "POLICY_VERSION"):
         monkeypatch.setattr(module, name, 99)
         decoded_files.clear()
@@ -145,7 +145,7 @@ def test_unreadable_files_are_not_cached(class_folders, tmp_path):
     assert not list((tmp_path / "facts").rglob("*.parquet"))
 
 
-def test_where_nothing_can_be_kept_the_facts_come_all_the_same(root_and_paths, tmp_path, caplog):
+def test_without_a_writable_cache_facts_are_computed(root_and_paths, tmp_path, caplog):
     (tmp_path / "facts").write_text("a file where the folder should be")
     assert all(each.readable for each in load_or_compute_facts(*root_and_paths, store=tmp_path / "facts"))
     assert "can't cache what was found" in caplog.text
@@ -169,7 +169,7 @@ def test_a_table_gives_back_what_was_put_into_it(root_and_paths):
     assert (extract_thumbnails(table, [2, 0]) == extract_thumbnails([whole[2], whole[0]])).all()
 
 
-def test_an_interrupted_pass_keeps_what_it_found(root_and_paths, tmp_path, monkeypatch):
+def test_an_interrupted_pass_saves_its_facts(root_and_paths, tmp_path, monkeypatch):
     root, paths = root_and_paths
     monkeypatch.setattr(module, "BLOCK", 5)
     looked, examine = [], module.analyze_content
@@ -200,10 +200,10 @@ def read_paths(monkeypatch):
     return names
 
 
-def test_a_second_pass_reads_no_file(listed, tmp_path, settled, read_paths):
-    first = load_or_compute_facts(*listed, store=tmp_path)
+def test_a_second_pass_reads_no_file(root_and_paths, tmp_path, settled, read_paths):
+    first = load_or_compute_facts(*root_and_paths, store=tmp_path)
     read_paths.clear()
-    assert list(load_or_compute_facts(*listed, store=tmp_path)) == list(first)
+    assert list(load_or_compute_facts(*root_and_paths, store=tmp_path)) == list(first)
     assert read_paths == []
 
 
@@ -215,12 +215,12 @@ def test_a_file_that_changed_just_now_is_read_again(class_folders, tmp_path, rea
     assert len(read_paths) == 4
 
 
-def test_verify_content_reads_every_file(listed, tmp_path, settled, read_paths, examined):
-    load_or_compute_facts(*listed, store=tmp_path)
+def test_verify_content_reads_every_file(root_and_paths, tmp_path, settled, read_paths, decoded_files):
+    load_or_compute_facts(*root_and_paths, store=tmp_path)
     read_paths.clear()
-    examined.clear()
-    load_or_compute_facts(*listed, store=tmp_path, verify="content")
-    assert (len(read_paths), len(examined)) == (30, 0)
+    decoded_files.clear()
+    load_or_compute_facts(*root_and_paths, store=tmp_path, verify="content")
+    assert (len(read_paths), len(decoded_files)) == (30, 0)
 
 
 def test_another_content_of_the_same_size_and_modification_time_is_noticed(
@@ -252,8 +252,8 @@ def test_the_index_of_files_names_no_path(class_folders, tmp_path, settled):
 
 
 @pytest.mark.parametrize("harm", ["cut", "emptied", "text", "folder"])
-def test_a_damaged_index_of_files_is_ignored(listed, tmp_path, settled, harm):
-    first = list(load_or_compute_facts(*listed, store=tmp_path))
+def test_a_damaged_index_of_files_is_ignored(root_and_paths, tmp_path, settled, harm):
+    first = list(load_or_compute_facts(*root_and_paths, store=tmp_path))
     (index,) = tmp_path.rglob("*.npy")
     content = index.read_bytes()
     index.unlink()
@@ -261,7 +261,7 @@ def test_a_damaged_index_of_files_is_ignored(listed, tmp_path, settled, harm):
         index.mkdir()
     else:
         index.write_bytes({"cut": content[: len(content) // 2], "emptied": b"", "text": b"no array"}[harm])
-    assert list(load_or_compute_facts(*listed, store=tmp_path)) == first
+    assert list(load_or_compute_facts(*root_and_paths, store=tmp_path)) == first
 
 
 def test_a_pass_saves_the_networks_input_of_large_images(tmp_path):
@@ -279,7 +279,7 @@ def test_a_pass_saves_the_networks_input_of_large_images(tmp_path):
     assert (records.read_rows(range(len(paths))).reshape(expected.shape) == expected).all()
 
 
-def test_a_pass_saves_no_input_of_small_images(listed, tmp_path):
+def test_a_pass_saves_no_input_of_small_images(root_and_paths, tmp_path):
     writer = ImageWriter(InputFormat(48, "pad", "bicubic"), CacheConfig(folder=str(tmp_path / "cache")))
-    load_or_compute_facts(*listed, store=tmp_path / "facts", images=writer)
+    load_or_compute_facts(*root_and_paths, store=tmp_path / "facts", images=writer)
     assert not (tmp_path / "cache").exists()

@@ -133,7 +133,7 @@ def test_copies_link_patients_transitively(frames):
     assert told == {"p1": "p1", "p2": "p1", "p3": "p1", "p4": "p4", "p5": "p5", "p6": "p6"}
 
 
-def test_a_split_without_copies_stays_as_it_was_published(synthetic_root):
+def test_a_split_without_copies_is_unchanged_from_earlier_versions(synthetic_root):
     catalog = read_folders(synthetic_root, group=r"patient_\d+")
     assert list(merge_linked_groups(catalog, [])) == list(catalog.table["group"])
     for table in (split_catalog(catalog, DataConfig(), copies=NONE).table, split_catalog(catalog, DataConfig()).table):

@@ -39,7 +39,7 @@ def prepared(compose_config, root, folder, *words):
     return prepare_images(compose_config("data=folders", f"data.root={root}", *words), folder)[0]
 
 
-def test_the_audit_of_a_run_is_written_and_told_in_a_line(compose_config, split_folders, tmp_path, log_lines):
+def test_the_audit_of_a_run_is_written_and_summarized_in_a_line(compose_config, split_folders, tmp_path, log_lines):
     prepared(compose_config, split_folders, tmp_path)
     found = json.loads((tmp_path / "audit.json").read_text())
     assert found["files"] == 24
@@ -58,7 +58,7 @@ def test_a_second_run_decodes_nothing(compose_config, split_folders, tmp_path, m
 
 @pytest.fixture
 def unsplit_folders(class_folders):
-    """Class folders whose split is drawn."""
+    """Class folders without a given split."""
     return class_folders({"a": 30, "b": 30})
 
 
@@ -72,9 +72,7 @@ def test_the_seed_of_a_run_leaves_the_split_alone_and_the_split_seed_changes_it(
     assert first == same != other
 
 
-def test_a_run_goes_on_with_the_split_that_it_began_with_also_where_it_would_be_drawn_otherwise(
-    compose_config, unsplit_folders, tmp_path
-):
+def test_a_resumed_run_keeps_its_original_split(compose_config, unsplit_folders, tmp_path):
     drawn_now = prepared(compose_config, unsplit_folders, tmp_path).table
     began = pd.read_csv(tmp_path / "split.csv")
     older = began.assign(split=began["split"].sample(frac=1, random_state=1).to_numpy())
@@ -85,9 +83,7 @@ def test_a_run_goes_on_with_the_split_that_it_began_with_also_where_it_would_be_
     assert (tmp_path / "split.csv").read_bytes() == before
 
 
-def test_shares_that_are_not_those_asked_for_and_few_images_are_told(
-    compose_config, class_folders, tmp_path, log_lines
-):
+def test_deviating_fractions_and_few_images_are_reported(compose_config, class_folders, tmp_path, log_lines):
     prepared(compose_config, class_folders({"a": 60, "rare": 3}), tmp_path)
     (share, few) = (
         next(line for line in log_lines if word in line) for word in ("should contain 15 %", "Fewer than 5 images")
@@ -143,9 +139,7 @@ def test_a_leak_stops_the_run_and_is_written_down_where_it_is_accepted(compose_c
     assert json.loads((tmp_path / "run" / "audit.json").read_text())["accepted_leaks"]["file"] == 1
 
 
-def test_files_left_out_are_in_the_list_in_the_audit_and_on_the_terminal(
-    compose_config, split_folders, tmp_path, log_lines
-):
+def test_left_out_files_are_in_quarantine_audit_and_terminal(compose_config, split_folders, tmp_path, log_lines):
     broken = sorted((split_folders / "train" / "a").iterdir())[0]
     broken.write_bytes(b"no image")
     with pytest.raises(PylorusError, match=r"data\.on_error=quarantine"):
@@ -159,5 +153,5 @@ def test_files_left_out_are_in_the_list_in_the_audit_and_on_the_terminal(
     assert any("1 of 24 files can't be read" in line and broken.name in line for line in log_lines)
 
 
-def test_facts_of_a_million_images_are_not_held_through_training(compose_config, split_folders, tmp_path):
+def test_facts_are_released_before_training(compose_config, split_folders, tmp_path):
     assert len(prepared(compose_config, split_folders, tmp_path).catalog.facts) == 0

@@ -21,7 +21,7 @@ def damaged_folders(class_folders):
     return root
 
 
-def test_unless_told_otherwise_a_broken_file_is_an_error_that_names_the_key(damaged_folders):
+def test_by_default_a_broken_file_is_an_error_that_names_the_key(damaged_folders):
     with pytest.raises(PylorusError, match=r"2 of 12 images can't be read(?s:.*)data\.on_error=quarantine"):
         read_folders(damaged_folders)
 
@@ -30,7 +30,7 @@ def test_broken_files_are_left_out_and_listed_with_their_reasons(damaged_folders
     catalog = read_folders(damaged_folders, reading=QUARANTINE)
     assert len(catalog.table) == 10
     assert len(catalog.facts) == 12
-    assert [catalog.facts[place].sha256 for place in catalog.places] == list(catalog.table["sha256"])
+    assert [catalog.facts[place].sha256 for place in catalog.fact_indices] == list(catalog.table["sha256"])
     write_quarantine(catalog.unreadable, tmp_path)
     listed = pd.read_csv(tmp_path / "quarantine.csv")
     assert list(listed["reason"]) == ["the file is empty"] * 2
@@ -42,7 +42,7 @@ def test_broken_files_are_left_out_and_listed_with_their_reasons(damaged_folders
     assert listed["path"][0] in caplog.text
 
 
-def test_what_was_left_out_is_counted_by_class_and_part_without_names(damaged_folders):
+def test_left_out_files_are_counted_by_class_and_split_without_names(damaged_folders):
     found = count_unreadable(read_folders(damaged_folders, reading=QUARANTINE).unreadable)
     assert found == [
         {"class": "a", "split": "train", "files": 1},
@@ -50,7 +50,7 @@ def test_what_was_left_out_is_counted_by_class_and_part_without_names(damaged_fo
     ]
 
 
-def test_where_all_can_be_read_nothing_is_written(class_folders, tmp_path):
+def test_without_broken_files_no_quarantine_file_is_written(class_folders, tmp_path):
     write_quarantine(read_folders(class_folders({"a": 1, "b": 1}), reading=QUARANTINE).unreadable, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

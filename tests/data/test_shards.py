@@ -31,7 +31,7 @@ POLICY = AugmentConfig(**yaml.safe_load((CONF / "augment" / "light.yaml").read_t
 
 @pytest.fixture(scope="module")
 def shard_folder(synthetic_root, tmp_path_factory):
-    """The drawn images in four shards; to be read only."""
+    """The synthetic images in four shards; do not write to them."""
     output = tmp_path_factory.mktemp("packed") / "shards"
     pack_shards(synthetic_root, output, group=GROUP, per_shard=8)
     return output
@@ -44,7 +44,7 @@ def read_catalog(tmp_path):
 
 @pytest.fixture
 def write_shard(synthetic_root, tmp_path):
-    """Writes one shard of members by name; `IMAGE` stands for a drawn image."""
+    """Write a shard with members by name; `IMAGE` stands for a synthetic image."""
     image = next(synthetic_root.rglob("*.*g")).read_bytes()
 
     def write(members, name="a.tar"):
@@ -128,7 +128,7 @@ def test_windows_read_shard_by_shard_and_cover_every_image():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_order_in_windows_is_one_of_seed_and_epoch(shard_folder, read_catalog, workers):
+def test_the_order_in_windows_depends_only_on_seed_and_epoch(shard_folder, read_catalog, workers):
     rows, pixels = seen(module_of(read_catalog(shard_folder), window=1))
     same, same_pixels = seen(module_of(read_catalog(shard_folder), window=1, workers=workers))
     assert torch.equal(rows, same)
@@ -148,7 +148,7 @@ def test_a_second_start_reads_no_shard(shard_folder, tmp_path, monkeypatch):
     assert [each.pixels for each in first.facts] == [each.pixels for each in second.facts]
 
 
-def test_indexing_goes_on_where_it_was_stopped(shard_folder, tmp_path, monkeypatch):
+def test_interrupted_indexing_continues(shard_folder, tmp_path, monkeypatch):
     true, names = sources.load_shard_index, []
 
     def dies(shard, folder):
@@ -216,13 +216,13 @@ def test_shards_of_a_web_server_give_the_same_batches(shard_folder, shard_server
     assert torch.equal(pixels, same_pixels)
 
 
-def test_a_server_that_gives_whole_files_only_is_refused(shard_server, read_catalog):
+def test_a_server_without_range_requests_is_refused(shard_server, read_catalog):
     shard_server.ranges = False
     with pytest.raises(PylorusError, match=r"shard-000000\.tar"):
         read_catalog(f"http://127.0.0.1:{shard_server.server_port}/shard-{{000000..000003}}.tar")
 
 
-def test_shards_of_any_store_of_fsspec_are_catalogued(shard_folder, synthetic_root, read_catalog):
+def test_shards_in_any_fsspec_store_are_read(shard_folder, synthetic_root, read_catalog):
     for path in shard_folder.glob("*.tar"):
         fsspec.filesystem("memory").pipe(f"/set/{path.name}", path.read_bytes())
     catalog = read_catalog("memory://set/shard-{000000..000003}.tar")
@@ -250,7 +250,7 @@ GOOD = [("x.png", "IMAGE"), ("x.json", label("a")), ("y.png", "IMAGE"), ("y.json
         ([], r"a\.tar: contains no images"),
     ],
 )
-def test_what_is_wrong_with_a_shard_is_said_with_its_name_and_the_key(write_shard, read_catalog, members, said):
+def test_errors_in_a_shard_name_shard_and_key(write_shard, read_catalog, members, said):
     with pytest.raises(PylorusError, match=said):
         read_catalog(write_shard(members).parent, classes=["a", "b"] if len(members) != 2 else None)
 
@@ -261,20 +261,20 @@ def test_a_key_in_two_shards_is_refused_with_both(write_shard, read_catalog):
         read_catalog(write_shard(GOOD, "b.tar").parent)
 
 
-def test_numbers_of_webdataset_count_the_classes_that_are_named(write_shard, read_catalog):
+def test_numeric_labels_index_the_configured_classes(write_shard, read_catalog):
     path = write_shard([("x.png", "IMAGE"), ("x.cls", "1"), ("y.png", "IMAGE"), ("y.cls", "0")])
     assert list(read_catalog(path, classes=["b", "a"]).table["label"]) == [1, 0]
 
 
 @pytest.mark.parametrize("left", [0.1, 0.3, 0.5])
-def test_a_cut_shard_is_refused_wherever_it_was_cut(shard_folder, tmp_path, read_catalog, left):
+def test_a_truncated_shard_is_refused(shard_folder, tmp_path, read_catalog, left):
     whole = (shard_folder / "shard-000000.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: int(len(whole) * left)])
     with pytest.raises(PylorusError, match=r"cut\.tar.*truncated"):
         read_catalog(tmp_path / "cut.tar")
 
 
-def test_a_shard_cut_between_two_members_is_refused(write_shard, read_catalog):
+def test_a_shard_truncated_between_two_members_is_refused(write_shard, read_catalog):
     path = write_shard(GOOD)
     with tarfile.open(path) as tar:
         end = tar.getmembers()[2].offset
@@ -283,7 +283,7 @@ def test_a_shard_cut_between_two_members_is_refused(write_shard, read_catalog):
         read_catalog(path)
 
 
-def test_a_shard_that_changes_after_it_was_indexed_gives_no_image(write_shard, read_catalog):
+def test_a_shard_changed_after_indexing_is_an_error(write_shard, read_catalog):
     path = write_shard(GOOD)
     place = read_catalog(path).root / "x.png"
     whole = path.read_bytes()

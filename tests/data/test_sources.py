@@ -45,7 +45,7 @@ def write_manifest(rows):
 
 
 @pytest.mark.parametrize("name", ["manifest.csv", "manifest.parquet"])
-def test_it_gives_labels_patients_and_further_columns(write_manifest, name):
+def test_a_manifest_gives_labels_patients_and_further_columns(write_manifest, name):
     catalog = read_manifest(write_manifest(name=name))
     assert catalog.classes == ("a", "b")
     assert catalog.grouped
@@ -55,7 +55,7 @@ def test_it_gives_labels_patients_and_further_columns(write_manifest, name):
     assert len(first["sha256"]) == 64
 
 
-def test_paths_may_lie_below_another_root(write_manifest, rows, tmp_path):
+def test_manifest_paths_may_be_relative_to_a_root(write_manifest, rows, tmp_path):
     root, _ = rows
     moved = tmp_path / "tables" / "list.csv"
     moved.parent.mkdir()
@@ -65,18 +65,18 @@ def test_paths_may_lie_below_another_root(write_manifest, rows, tmp_path):
         read_manifest(moved)
 
 
-def test_without_groups_every_image_is_its_own(write_manifest):
+def test_without_groups_every_image_is_its_own_group(write_manifest):
     catalog = read_manifest(write_manifest(lambda table: table.drop(columns="group")))
     assert not catalog.grouped
     assert catalog.table["group"].nunique() == 24
 
 
-def test_an_expression_finds_patients_where_the_user_gives_one(write_manifest):
+def test_a_regular_expression_finds_patients(write_manifest):
     catalog = read_manifest(write_manifest(), group=r"^(a|b)/")
     assert set(catalog.table["group"]) == {"a", "b"}
 
 
-def test_its_split_stands(write_manifest):
+def test_the_split_of_a_manifest_is_used(write_manifest):
     said = lambda table: table.assign(split=["Train" if n % 4 else "TEST" for n in range(len(table))])  # noqa: E731
     table = split(read_manifest(write_manifest(said)), DataConfig(accept_leaks=True, validation="test"))
     assert table["split"].value_counts().to_dict() == {"train": 18, "test": 6}
@@ -97,7 +97,7 @@ def test_its_split_stands(write_manifest):
         (lambda t: t.assign(group=""), 'column "group" is empty'),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_it_is_named(write_manifest, change, message):
+def test_errors_in_a_manifest_are_named(write_manifest, change, message):
     with pytest.raises(PylorusError, match=message):
         read_manifest(write_manifest(change))
 
@@ -120,14 +120,14 @@ def test_classes_must_be_those_that_the_user_names(write_manifest):
         read_manifest(write_manifest(), classes=["a", "b", "c"])
 
 
-def test_a_site_is_tested_on(write_manifest):
+def test_a_site_can_be_the_test_set(write_manifest):
     table = split(read_manifest(write_manifest()), DataConfig(test_column="site", test_values=["B"], val_fraction=0.3))
     assert set(table.loc[table["split"] == "test", "about/site"]) == {"B"}
     assert set(table.loc[table["split"] != "test", "about/site"]) == {"A"}
 
 
 @pytest.mark.parametrize(("column", "first"), [("date", "2014"), ("age", "44")])
-def test_what_came_later_is_tested_on(write_manifest, column, first):
+def test_later_images_can_be_the_test_set(write_manifest, column, first):
     both = lambda t: t.assign(**{column: [str(v) for v in t[column]], "label": ["a", "b"] * 12})  # noqa: E731
     table = split(
         read_manifest(write_manifest(both)), DataConfig(test_column=column, test_from=first, val_fraction=0.3)
@@ -147,7 +147,7 @@ def test_numbers_are_ordered_as_numbers(write_manifest):
     assert set(table.loc[table["split"] != "test", "about/age"]) == {"9"}
 
 
-def test_a_column_or_value_that_there_is_not_is_named(write_manifest):
+def test_an_unknown_column_or_value_is_named(write_manifest):
     catalog = read_manifest(write_manifest())
     with pytest.raises(PylorusError, match=r'no additional column "sit". Did you mean "site"\?'):
         split(catalog, DataConfig(test_column="sit", test_values=["B"]))
@@ -172,7 +172,7 @@ def test_each_site_is_left_out_in_turn_and_its_patients_are_tested_once(write_ma
         assert (table.groupby("group")["split"].nunique() == 1).all()
 
 
-def test_a_site_that_there_is_not_is_named_with_those_that_there_are_and_the_command(write_manifest):
+def test_an_unknown_site_is_refused_with_a_list_of_sites(write_manifest):
     catalog = read_manifest(
         write_manifest(lambda t: t.assign(site=by_site(t)["site"].map({"1": "Hanoi", "2": "Bonn"})))
     )
@@ -197,7 +197,7 @@ def test_a_site_that_there_is_not_is_named_with_those_that_there_are_and_the_com
          'class "b" has no image in train. All of its 12 images have site=2'),
     ],
 )  # fmt: skip
-def test_a_column_that_can_not_make_folds_is_refused(write_manifest, change, message):
+def test_a_column_unsuitable_for_folds_is_refused(write_manifest, change, message):
     with pytest.raises(PylorusError, match=message):
         split(read_manifest(write_manifest(change)), DataConfig(fold="2", fold_column="site", val_fraction=0.3))
 
@@ -221,7 +221,7 @@ def test_a_patient_in_two_sites_is_refused_in_every_fold_unless_accepted(write_m
     assert len(accepted.leaks) == (fold != "2")
 
 
-def test_a_split_made_once_serves_other_runs(write_manifest, tmp_path):
+def test_a_split_file_can_be_used_by_other_runs(write_manifest, tmp_path):
     catalog = read_manifest(write_manifest())
     first = split(catalog, DataConfig(val_fraction=0.3, test_fraction=0.3), seed=3)
     file = tmp_path / "split.csv"
@@ -254,7 +254,7 @@ def test_a_split_of_other_images_is_refused_and_the_image_named(write_manifest, 
     assert path in str(refused.value)
 
 
-def test_what_is_no_split_file_is_named(write_manifest, tmp_path):
+def test_an_invalid_split_file_is_named(write_manifest, tmp_path):
     (tmp_path / "split.csv").write_text("path,part\na,b\n")
     with pytest.raises(PylorusError, match=r"data.split_file: can't read .* as a split.csv of Pylorus"):
         split(read_manifest(write_manifest()), DataConfig(split_file=str(tmp_path / "split.csv")))

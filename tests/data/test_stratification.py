@@ -37,24 +37,24 @@ def skewed_groups():
     return sizes, *draw_often(sizes, 200)
 
 
-def test_the_largest_patient_is_tested_as_often_as_its_share_says(skewed_groups):
+def test_the_largest_patient_is_tested_as_often_as_requested(skewed_groups):
     sizes, drawn, _ = skewed_groups
     assert drawn[:, sizes.argmax()].mean() == pytest.approx(SHARE, abs=0.05)
 
 
-def test_small_and_large_patients_have_the_same_chance(skewed_groups):
+def test_small_and_large_patients_have_equal_probability(skewed_groups):
     sizes, drawn, _ = skewed_groups
     for fifth in np.array_split(sizes.argsort(), 5):
         assert drawn[:, fifth].mean() == pytest.approx(SHARE, abs=0.015)
 
 
-def test_patients_have_as_many_images_in_the_part_as_outside_it(skewed_groups):
+def test_patient_sizes_are_equal_inside_and_outside_the_split(skewed_groups):
     sizes, drawn, _ = skewed_groups
     inside = np.mean([sizes[row].mean() for row in drawn])
     assert inside == pytest.approx(sizes.mean(), rel=0.03)
 
 
-def test_each_class_gets_its_share_of_images_in_every_draw(skewed_groups):
+def test_each_class_gets_its_fraction_of_images_in_every_split(skewed_groups):
     *_, shares = skewed_groups
     assert np.abs(shares - SHARE).max() < 0.01
 

@@ -91,7 +91,7 @@ def body(*parts: str, end: str = "--x--\r\n") -> bytes:
 FORM = {"content-type": "multipart/form-data; boundary=x"}
 
 
-def test_the_answers_are_those_of_predict(client, inference_service, synthetic_root):
+def test_the_page_returns_the_results_of_predict(client, inference_service, synthetic_root):
     paths = sorted(synthetic_root.glob("*/*"))[::5]
     sent = [("files", (path.name, path.read_bytes())) for path in paths]
     found = rows(client().post("/api/predict", files=sent))
@@ -117,7 +117,7 @@ def test_more_images_than_the_network_takes_at_once_come_back_in_order(client, i
     assert found[17]["probability"] == pytest.approx(alone["probability"], abs=1e-5)
 
 
-def test_a_picture_is_a_new_jpeg_without_the_files_own_tags(client, inference_service):
+def test_a_picture_is_a_new_jpeg_without_metadata(client, inference_service):
     image, tagged = Image.open(io.BytesIO(png(size=60))), io.BytesIO()
     tags = Image.Exif()
     tags[0x010E] = "Mrs Example, born 1950"
@@ -129,7 +129,7 @@ def test_a_picture_is_a_new_jpeg_without_the_files_own_tags(client, inference_se
     assert Image.open(io.BytesIO(picture)).size == (448, 448)
 
 
-def test_heat_maps_are_there_or_it_is_said_why_not(client, inference_service):
+def test_heat_maps_are_returned_or_the_reason_is_stated(client, inference_service):
     asked = client()
     why = asked.get("/api/model").json()["no_heat_maps"]
     row = rows(asked.post("/api/predict?heat_map=1&image=1", files=files(png())))[0]
@@ -377,7 +377,7 @@ def test_the_page_refers_to_no_other_host(client):
         assert not re.search(r"""https?:|["'(]//|@import|@font-face|style="|<script>|\son\w+=""", text), path
 
 
-def test_the_page_says_what_the_model_is_for(client, inference_service):
+def test_the_page_states_the_intended_use(client, inference_service):
     page = client().get("/").text
     assert '<p class="notice" role="note"><strong>Research use only. Not a medical device.</strong>' in page
     assert "gastric_cancer, gastric_ulcer, chronic_gastritis" in page
@@ -432,7 +432,7 @@ def test_health_says_which_bundle_and_answers_while_the_network_is_busy(client, 
     assert found["bundle"] == asked.get("/api/model").json()["bundle"]
 
 
-def test_users_at_once_get_each_their_own_answers(client, inference_service):
+def test_concurrent_users_get_their_own_results(client, inference_service):
     asked = client()
     alone = [rows(asked.post("/api/predict", files=files(png(seed))))[0]["probability"] for seed in range(6)]
 
@@ -462,7 +462,7 @@ def test_an_upload_that_never_completes_times_out(client, monkeypatch):
     assert client().post("/api/predict", files=files(png())).status_code == 408
 
 
-def test_a_network_that_gives_no_number_says_so_for_that_image_alone(client, inference_service, monkeypatch):
+def test_nan_output_is_an_error_of_that_image_only(client, inference_service, monkeypatch):
     original = type(inference_service.bundle).run_network
 
     def broken(bundle, images):
@@ -493,7 +493,7 @@ def test_nothing_of_an_image_reaches_a_disk_or_another_machine(client, tmp_path,
     assert seen == []
 
 
-def test_the_interface_is_described_as_it_is(client, inference_service):
+def test_the_openapi_description_matches_the_responses(client, inference_service):
     asked = client()
     said = asked.get("/api").json()
     assert said["openapi"].startswith("3.1")

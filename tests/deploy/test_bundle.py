@@ -39,7 +39,7 @@ def saved(trained_run, part, wanted="logit"):
     return true, table[[f"{wanted}/{name}" for name in NAMES]].to_numpy(dtype=np.float64), table
 
 
-def test_temperature_and_thresholds_are_those_of_the_validation_images(trained_run, description):
+def test_temperature_and_thresholds_are_fitted_on_validation_images(trained_run, description):
     true, logits, table = saved(trained_run, "val")
     fitted = fit_temperature(logits, true)
     assert description.calibration.temperature == fitted.temperature
@@ -57,7 +57,7 @@ def test_temperature_and_thresholds_are_those_of_the_validation_images(trained_r
     assert (shares.max(axis=1)[right] < description.abstention.unsure_below).mean() <= 0.05
 
 
-def test_too_few_validation_patients_for_the_guarantee_are_told_in_the_card(bundle_folder, description):
+def test_the_card_reports_too_few_validation_patients(bundle_folder, description):
     fixed = description.decision.get_threshold("GC")
     assert not fixed.is_guaranteed
     card = (bundle_folder / "MODEL_CARD.md").read_text()
@@ -92,7 +92,7 @@ def test_the_class_that_decides_may_be_chosen_by_either_name(name, short):
         resolve_deciding_class(DeployConfig(class_name="GX"), **classes)
 
 
-def test_the_threshold_of_unlikeness_withholds_5_percent_of_validation_images_at_most(
+def test_the_unlikeness_threshold_rejects_at_most_5_percent_of_validation_images(
     trained_run, description, bundle_folder, synthetic_root
 ):
     bundle = load_bundle(bundle_folder)
@@ -130,7 +130,7 @@ def test_the_unlikeness_file_contains_no_features_of_single_images(bundle_folder
     assert [(name, len(tensor)) for name, tensor in found.items()] == [("directions", 3)]
 
 
-def test_the_card_says_what_its_reader_must_know(bundle_folder, synthetic_root):
+def test_the_card_contains_all_required_facts(bundle_folder, synthetic_root):
     text = (bundle_folder / "MODEL_CARD.md").read_text()
     for part in (
         "Not a medical device",
@@ -177,7 +177,7 @@ def test_names_in_the_card_are_escaped(bundle_folder):
     assert "\\|\\`\\*" in text
 
 
-def test_answers_do_not_depend_on_the_batch_and_the_network_is_the_runs(trained_run, bundle_folder, synthetic_root):
+def test_predictions_do_not_depend_on_the_batch_and_use_the_runs_network(trained_run, bundle_folder, synthetic_root):
     bundle = load_bundle(bundle_folder)
     images = bundle.input.load_images(sorted((synthetic_root / "gastric_ulcer").iterdir()))
     whole, single = (

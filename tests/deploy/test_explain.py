@@ -222,7 +222,7 @@ def test_without_any_map_the_randomization_check_is_not_possible(bundle, images)
     assert not MapSimilarity("all weights", 0.49, 0.9, 0.0).is_alike
 
 
-def test_a_folder_becomes_pictures_that_name_no_file_and_a_table_that_does(bundle, synthetic_root, tmp_path, capsys):
+def test_a_folder_gives_anonymous_pictures_and_a_table_with_file_names(bundle, synthetic_root, tmp_path, capsys):
     given = tmp_path / "Jane Doe 1970"
     (given / "gastric_cancer").mkdir(parents=True)
     for path in sorted((synthetic_root / "gastric_cancer").iterdir())[:3]:
@@ -285,7 +285,9 @@ def test_only_earlier_maps_are_ever_replaced(bundle, synthetic_root, tmp_path):
         (["--mistakes"], "is not in a run"),
     ],
 )
-def test_a_wrong_word_is_told_before_anything_is_written(words, said, bundle, synthetic_root, tmp_path, monkeypatch):
+def test_an_invalid_option_is_refused_before_anything_is_written(
+    words, said, bundle, synthetic_root, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(synthetic_root, tmp_path / "images")
     with pytest.raises(SystemExit) as ended:

@@ -73,7 +73,7 @@ def perturb(model):
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
 
 
-def test_an_export_was_compared_on_the_runs_own_images_one_at_a_time_and_seven_at_once(export_folder):
+def test_an_export_is_compared_on_the_runs_images_in_batches_of_1_and_7(export_folder):
     assert sorted(path.name for path in export_folder.iterdir()) == FILES
     found = json.loads((export_folder / "export.json").read_text())["parity"]
     assert found["batches"] == [1, 7]
@@ -84,7 +84,7 @@ def test_an_export_was_compared_on_the_runs_own_images_one_at_a_time_and_seven_a
     subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=export_folder, check=True)
 
 
-def test_the_file_alone_is_enough_and_says_what_goes_in_and_comes_out(export_folder, bundle_folder):
+def test_the_onnx_file_is_self_contained_and_describes_its_input_and_output(export_folder, bundle_folder):
     session = onnxruntime.InferenceSession(str(export_folder / "model.onnx"), providers=["CPUExecutionProvider"])
     said = session.get_modelmeta().custom_metadata_map
     assert json.loads(said["pylorus.classes"]) == ["gastric_cancer", "gastric_ulcer", "chronic_gastritis"]
@@ -108,7 +108,7 @@ def test_the_readmes_program_runs(export_folder):
     assert done.stdout == "['gastric_cancer', 'gastric_ulcer', 'chronic_gastritis'] (2, 3)\n"
 
 
-def test_no_path_of_the_machine_is_in_an_export(export_folder, synthetic_root):
+def test_an_export_contains_no_paths(export_folder, synthetic_root):
     source = str(Path(export_module.__file__).parents[2])
     for path in export_folder.iterdir():
         content = path.read_bytes()
@@ -147,7 +147,7 @@ def test_an_export_is_not_computed_on_a_gpu(export_folder, synthetic_root, tmp_p
         predict(export_folder, [str(synthetic_root)], tmp_path / "p.csv", PredictOptions(device="cuda"))
 
 
-def test_the_gate_closes_on_one_wrong_weight_and_nothing_is_written(bundle_folder, tmp_path, reuse_export):
+def test_one_wrong_weight_fails_the_parity_check_and_nothing_is_written(bundle_folder, tmp_path, reuse_export):
     reuse_export(perturb)
     with pytest.raises(SystemExit) as ended:
         main(["export", str(bundle_folder), "--output", str(tmp_path / "onnx")])
@@ -156,7 +156,7 @@ def test_the_gate_closes_on_one_wrong_weight_and_nothing_is_written(bundle_folde
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_gate_closes_on_an_export_that_is_wrong_only_for_several_at_once(export_folder, bundle_folder):
+def test_an_export_wrong_only_for_batches_fails_the_parity_check(export_folder, bundle_folder):
     class Wrong:
         def __init__(self, session):
             self.session = session
@@ -175,9 +175,7 @@ def test_the_gate_closes_on_an_export_that_is_wrong_only_for_several_at_once(exp
     assert wrong.logits[1] == pytest.approx(1e-3, rel=0.1)
 
 
-def test_where_32_bits_are_rough_by_themselves_the_gate_asks_64_bits_and_no_more(
-    export_folder, bundle_folder, monkeypatch
-):
+def test_large_rounding_in_32_bits_is_compared_with_64_bits(export_folder, bundle_folder, monkeypatch):
     class Off:
         def run(self, names, feed):
             logits, *others = open_session(export_folder / "model.onnx").run(names, feed)
@@ -196,7 +194,7 @@ def test_where_32_bits_are_rough_by_themselves_the_gate_asks_64_bits_and_no_more
     assert rough.tolerance == pytest.approx(4e-6, rel=0.1)
 
 
-def test_the_gate_closes_on_numbers_that_are_none(bundle_folder, tmp_path, reuse_export):
+def test_nan_outputs_fail_the_parity_check(bundle_folder, tmp_path, reuse_export):
     def spoil(model):
         tensor = next(each for each in model.graph.initializer if len(each.dims) == 4)
         values = np.full(tuple(tensor.dims), np.nan, dtype=np.float32)
@@ -208,7 +206,7 @@ def test_the_gate_closes_on_numbers_that_are_none(bundle_folder, tmp_path, reuse
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bundle_alone_asks_for_images(bundle_copy, tmp_path):
+def test_a_bundle_without_its_run_requires_images(bundle_copy, tmp_path):
     with pytest.raises(PylorusError, match=r"is not in a run with images\. Choose images with --images DIR"):
         export(bundle_copy, ExportOptions())
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
@@ -233,7 +231,7 @@ def test_existing_files_are_not_overwritten(bundle_folder, tmp_path):
     assert (tmp_path / "onnx" / "mine.txt").read_text() == "mine"
 
 
-def test_8_bits_are_measured_on_other_images_than_those_that_fixed_the_ranges(
+def test_8_bits_are_evaluated_on_other_images_than_the_calibration_images(
     bundle_copy, synthetic_root, tmp_path, reuse_export, monkeypatch, capsys
 ):
     reuse_export()
@@ -261,7 +259,7 @@ def test_8_bits_are_measured_on_other_images_than_those_that_fixed_the_ranges(
     assert right >= found["right_8"]
 
 
-def test_no_group_is_on_both_sides_of_the_measurement(bundle_folder, synthetic_root):
+def test_calibration_and_evaluation_images_share_no_group(bundle_folder, synthetic_root):
     from pylorus.deploy.int8 import split_for_calibration
 
     images = find_user_images(synthetic_root, load_bundle(bundle_folder).description, group=r"patient_\d+")
@@ -328,19 +326,19 @@ def other_classes(model):
         (other_classes, r"was not exported with the model\.json next to it"),
     ],
 )
-def test_a_graph_that_is_none_of_ours_is_refused(edit_graph, act, words):
+def test_a_foreign_onnx_graph_is_refused(edit_graph, act, words):
     with pytest.raises(PylorusError, match=words):
         load_export(edit_graph(act))
 
 
-def test_what_is_no_onnx_at_all_is_refused(export_folder, tmp_path, write_hashes):
+def test_an_invalid_onnx_file_is_refused(export_folder, tmp_path, write_hashes):
     folder = Path(shutil.copytree(export_folder, tmp_path / "changed"))
     (folder / "model.onnx").write_bytes(b"\x80\x04no graph")
     with pytest.raises(PylorusError, match=r"model\.onnx: can't be read as ONNX"):
         load_export(write_hashes(folder))
 
 
-def test_what_needs_pytorch_says_so_of_an_export(export_folder):
+def test_commands_that_need_pytorch_refuse_an_export(export_folder):
     with pytest.raises(PylorusError, match="is an export, which only `pylorus predict` accepts"):
         load_bundle(export_folder)
 

@@ -67,20 +67,20 @@ def test_a_run_given_instead_of_its_bundle_is_named(trained_run):
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b", "..", "a\\b", "c:d", ""])
-def test_names_that_lead_out_of_the_folder_are_refused(bundle_copy, name):
+def test_names_outside_the_folder_are_refused(bundle_copy, name):
     with (bundle_copy / "SHA256SUMS").open("a") as file:
         file.write(f"{'0' * 64}  {name}\n")
     refused(bundle_copy, "SHA256SUMS: found")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json", "SHA256SUMS"])
-def test_symbolic_links_are_refused_even_where_the_content_is_right(bundle_copy, tmp_path, name):
+def test_symbolic_links_are_refused_even_with_correct_content(bundle_copy, tmp_path, name):
     moved = (bundle_copy / name).rename(tmp_path / name)
     (bundle_copy / name).symlink_to(moved)
     refused(bundle_copy, f"{name}: found a symbolic link")
 
 
-def test_a_pipe_is_refused_and_not_waited_for(bundle_copy):
+def test_a_pipe_is_refused_without_waiting(bundle_copy):
     import os
 
     (bundle_copy / "model.json").unlink()
@@ -155,7 +155,7 @@ def _set(*path, to):
         (_set("surprise", to=1), 'unknown entry "surprise"'),
     ],
 )  # fmt: skip
-def test_a_description_that_can_not_be_is_refused_by_name(edit_model_json, act, words):
+def test_an_invalid_description_is_refused_by_name(edit_model_json, act, words):
     refused(edit_model_json(act), words)
 
 
@@ -195,13 +195,13 @@ def test_directions_that_do_not_fit_are_refused(bundle_copy, write_hashes, tenso
     refused(write_hashes(bundle_copy), words)
 
 
-def test_a_safetensors_header_that_lies_is_refused(bundle_copy, write_hashes):
+def test_an_inconsistent_safetensors_header_is_refused(bundle_copy, write_hashes):
     for header in (b"\xff" * 8, (2**62).to_bytes(8, "little") + b"{}", b"\x02" + b"\0" * 7 + b"{}", b""):
         (bundle_copy / "model.safetensors").write_bytes(header)
         refused(write_hashes(bundle_copy), "model.safetensors")
 
 
-def test_what_else_lies_in_the_folder_is_never_opened(bundle_copy, tmp_path):
+def test_other_files_in_the_folder_are_never_opened(bundle_copy, tmp_path):
     mark = tmp_path / "mark"
     (bundle_copy / "model.py").write_text(f"open({str(mark)!r}, 'w')")
     (bundle_copy / "pytorch_model.bin").write_bytes(pickle.dumps(Evil(mark)))

@@ -83,7 +83,7 @@ def test_all_formats_hold_the_same_rows(bundle_folder, synthetic_root, tmp_path)
         assert other["abstain"].astype(bool).tolist() == tables[0]["abstain"].astype(bool).tolist()
 
 
-def test_files_folders_and_patterns_in_the_order_given(bundle_folder, synthetic_root, tmp_path):
+def test_inputs_are_predicted_in_the_order_given(bundle_folder, synthetic_root, tmp_path):
     folder = synthetic_root / "gastric_ulcer"
     first, *_ = sorted((synthetic_root / "gastric_cancer").iterdir())
     _, table = asked(bundle_folder, [first, folder, synthetic_root / "chronic_*" / "*_1.*"], tmp_path / "p.csv")
@@ -154,14 +154,14 @@ def test_what_can_not_be_read_is_a_row_with_an_error_and_counts_in_the_exit_code
     assert len(table) == 13
 
 
-def test_a_links_circle_ends(bundle_folder, synthetic_root, tmp_path):
+def test_a_cycle_of_links_ends(bundle_folder, synthetic_root, tmp_path):
     folder = tmp_path / "in"
     shutil.copytree(synthetic_root / "gastric_ulcer", folder / "a")
     (folder / "a" / "round").symlink_to(folder)
     assert len(asked(bundle_folder, [folder], tmp_path / "p.csv")[1]) == 10
 
 
-def test_odd_names_are_rows_too(bundle_folder, synthetic_root, tmp_path):
+def test_unusual_file_names_are_rows(bundle_folder, synthetic_root, tmp_path):
     image, *_ = sorted((synthetic_root / "gastric_ulcer").iterdir())
     names = [
         "a,b.jpg",
@@ -180,7 +180,7 @@ def test_odd_names_are_rows_too(bundle_folder, synthetic_root, tmp_path):
 
 
 @pytest.mark.parametrize(("suffix", "kills"), [(".csv", (0, 3, 6)), (".parquet", (5,)), (".json", (5,))])
-def test_killed_before_any_file_the_same_command_goes_on_and_ends_in_the_same_one(
+def test_a_killed_prediction_resumes_to_the_same_output(
     bundle_folder, synthetic_root, tmp_path, monkeypatch, suffix, kills, capsys
 ):
     monkeypatch.setattr(predict_module, "PART_ROWS", 8)
@@ -221,7 +221,7 @@ def test_killed_before_any_file_the_same_command_goes_on_and_ends_in_the_same_on
     assert f"already complete: {output}" in capsys.readouterr().out
 
 
-def test_an_output_of_another_request_is_not_touched(bundle_folder, synthetic_root, tmp_path, bundle_copy):
+def test_the_output_of_another_command_is_not_overwritten(bundle_folder, synthetic_root, tmp_path, bundle_copy):
     output = tmp_path / "p.csv"
     asked(bundle_folder, [synthetic_root], output)
     before = output.read_bytes()
@@ -244,7 +244,7 @@ def test_two_processes_do_not_write_one_output(bundle_folder, synthetic_root, tm
         asked(bundle_folder, [synthetic_root], tmp_path / "p.csv")
 
 
-def test_images_are_taken_one_batch_after_another_and_never_listed(bundle_folder, synthetic_root):
+def test_images_are_read_batch_by_batch_without_listing_all(bundle_folder, synthetic_root):
     image = next((synthetic_root / "gastric_ulcer").iterdir())
     taken = 0
 
@@ -285,7 +285,7 @@ def test_without_groups_an_evaluation_says_that_each_image_counts_as_a_patient(b
     assert f"images of {said.test.groups} groups (patients), in %" in grouped
 
 
-def test_class_folders_give_the_runs_own_figures_again(trained_run, bundle_folder, synthetic_root, tmp_path, capsys):
+def test_class_folders_reproduce_the_runs_own_results(trained_run, bundle_folder, synthetic_root, tmp_path, capsys):
     split = pd.read_csv(trained_run.path / "split.csv", dtype=str)
     for path in split[split["split"] == "test"]["path"]:
         target = tmp_path / "test" / path
@@ -307,7 +307,7 @@ def test_class_folders_give_the_runs_own_figures_again(trained_run, bundle_folde
     assert "at the stored threshold" in said
 
 
-def test_an_evaluation_that_can_not_be_is_refused_and_loses_nothing(bundle_folder, synthetic_root, tmp_path):
+def test_an_impossible_evaluation_is_refused_and_loses_no_predictions(bundle_folder, synthetic_root, tmp_path):
     flat = shutil.copytree(synthetic_root / "gastric_ulcer", tmp_path / "flat")
     with pytest.raises(PylorusError, match="--evaluate: no image is in a folder named after a class"):
         asked(bundle_folder, [flat], tmp_path / "p.csv", evaluate=True)
@@ -370,7 +370,7 @@ def test_noise_and_blank_frames_are_rejected_more_often_than_test_images(bundle_
     assert (table["why"] == "unlike").mean() > rate + 0.3
 
 
-def test_the_command_as_its_user_types_it(bundle_folder, synthetic_root, tmp_path):
+def test_the_command_runs_as_typed(bundle_folder, synthetic_root, tmp_path):
     words = [
         "-c",
         "from pylorus.cli import main; main()",

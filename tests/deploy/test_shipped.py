@@ -241,7 +241,7 @@ def test_deploy_stage_overrides_the_choice_and_says_so(train_run, evaluate_bundl
     )
 
 
-def test_both_runs_of_one_stage_give_the_same_bundle_weights_whoever_trained_on(train_run):
+def test_the_shipped_stage_has_the_same_weights_whether_or_not_training_continued(train_run):
     """An earlier stage is shipped as it was, not as later stages changed it."""
     whole = train_run("pretrain")
     alone = train_run("pretrain", "stage=pretrain")
@@ -251,13 +251,13 @@ def test_both_runs_of_one_stage_give_the_same_bundle_weights_whoever_trained_on(
     assert [stage["name"] for stage in description(whole)["training"]["stages"]] == ["pretrain"]
 
 
-def test_nothing_that_only_the_bundle_needed_is_left_behind(train_run):
+def test_temporary_files_for_the_bundle_are_removed(train_run):
     for stage in STAGES:
         left = {path.name for name in STAGES for path in (train_run(stage).path / name / "checkpoints").iterdir()}
         assert left == {"best.ckpt"}
 
 
-def test_a_sweep_orders_its_jobs_by_what_they_ship(train_run):
+def test_a_sweep_orders_its_jobs_by_the_shipped_stage(train_run):
     folders = [train_run("pretrain"), train_run("finetune")]
     table = build_sweep_table(folders[0].path.parent)
     for folder in folders:
@@ -267,7 +267,7 @@ def test_a_sweep_orders_its_jobs_by_what_they_ship(train_run):
     assert order == sorted(order, reverse=True)
 
 
-def test_images_that_are_validated_and_tested_on_are_marked_as_what_the_choice_was_made_on(train_run, evaluate_bundle):
+def test_a_choice_on_test_images_is_marked(train_run, evaluate_bundle):
     folder = train_run("pretrain", "data.validation=test")
     abstention = description(folder)["abstention"]
     for batch in (1, 7, 32):  # here the very images that fix the thresholds are predicted
@@ -282,7 +282,7 @@ def test_images_that_are_validated_and_tested_on_are_marked_as_what_the_choice_w
 @pytest.mark.parametrize(
     ("name", "words"), [("finetun", 'Did you mean "finetune"'), ("pretrain", "this run does not train")]
 )
-def test_a_stage_that_does_not_run_can_not_be_shipped(compose_config, name, words):
+def test_a_stage_that_is_not_run_cannot_be_shipped(compose_config, name, words):
     with pytest.raises(PylorusError, match=f'deploy.stage: found "{name}".*') as error:
         compose_config("stage=finetune", f"deploy.stage={name}")
     assert words in str(error.value)
@@ -313,9 +313,7 @@ def test_the_rule_is_accuracy_then_loss_then_the_later_stage_unless_a_stage_is_n
     assert explain_choice(found)
 
 
-def test_killed_wherever_a_run_that_ships_an_earlier_stage_ships_the_same_bytes(
-    train_run, compose_config, images, monkeypatch
-):
+def test_a_killed_run_that_ships_an_earlier_stage_writes_the_same_bytes(train_run, compose_config, images, monkeypatch):
     class KilledError(BaseException):
         pass
 
@@ -348,7 +346,7 @@ def test_killed_wherever_a_run_that_ships_an_earlier_stage_ships_the_same_bytes(
         )
 
 
-def test_predictions_that_were_made_before_features_were_kept_are_made_again(train_run, tmp_path):
+def test_predictions_without_saved_features_are_computed_again(train_run, tmp_path):
     """A run that an earlier version left unfinished holds predictions in the precision of its training."""
     whole = train_run("pretrain", "report=false")
     folder = RunFolder(Path(shutil.copytree(whole.path, tmp_path / "old")))

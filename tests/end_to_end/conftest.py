@@ -16,7 +16,7 @@ COMMAND = (sys.executable, str(TRAIN))
 
 @pytest.fixture
 def train(tmp_path: Path, fork_server: ForkServer) -> Callable[..., Finished]:
-    """`python train.py WORDS…`, or another program with such words, from an empty folder that is not the project's, as a fork: see tests/forking.py."""
+    """Run `python train.py ARGUMENTS…`, or another program, in an empty folder outside the project, as a fork (tests/forking.py)."""
 
     def start(*words: str, program: tuple[str, ...] = COMMAND) -> Finished:
         return fork_server.run([*program, *words], cwd=tmp_path, timeout=280)

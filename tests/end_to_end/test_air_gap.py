@@ -164,7 +164,7 @@ def test_the_doctor_needs_no_network(run_with_report):
     ],
     ids=lambda words: words[0],
 )
-def test_what_is_done_with_a_run_needs_no_network(run_with_report, words):
+def test_commands_on_a_finished_run_need_no_network(run_with_report, words):
     gap, run = run_with_report
     if words[0] not in gap.pylorus("--help").stdout:
         pytest.skip(f"this version has no `pylorus {words[0]}`")

@@ -25,7 +25,7 @@ from pylorus.core.errors import PylorusError
 from pylorus.core.io import write_json
 from pylorus.data.synthetic import generate_image_set
 from pylorus.launch.main import RESUME, check_overrides
-from pylorus.launch.sweep import NEEDS
+from pylorus.launch.sweep import REQUIRED_PACKAGES
 from tests.forking import ForkServer
 
 from .documented import (
@@ -196,7 +196,7 @@ def combinations(words: list[str]) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.text.startswith(TRAINING)], ids=str)
-def test_the_words_of_a_training_command_compose_as_they_stand(command, compose_config):
+def test_arguments_of_documented_training_commands_compose(command, compose_config):
     words = [word for word in shlex.split(command.filled)[2:] if not word.startswith(("-", "resume="))]
     for word in words:
         if word.startswith("hydra/launcher="):
@@ -218,7 +218,7 @@ def test_the_options_of_a_pylorus_command_exist(command, capsys):
 @pytest.mark.parametrize(
     "command", [c for c in COMMANDS if c.not_run and not c.text.startswith((TRAINING, "pylorus "))], ids=str
 )
-def test_what_a_command_that_is_not_run_names_is_there(command, compose_config):
+def test_files_named_by_commands_that_are_not_run_exist(command, compose_config):
     words = [] if command.text.startswith("#!") else shlex.split(command.filled)
     if command.text.startswith("#!"):
         subprocess.run(["bash", "-n"], input=command.text, text=True, check=True)

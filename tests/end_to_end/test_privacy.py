@@ -57,7 +57,7 @@ def clinic(tmp_path):
 
 
 @pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
-def test_no_name_leaves_with_model_report_or_dashboard(compose_config, clinic, tmp_path, logger, monkeypatch):
+def test_model_report_and_dashboard_contain_no_names(compose_config, clinic, tmp_path, logger, monkeypatch):
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.chdir(clinic)  # a relative path shows no slash that would give it away
     words = [

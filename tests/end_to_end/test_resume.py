@@ -49,7 +49,7 @@ def same_results(one: Path, other: Path) -> bool:
     return curves[0] == curves[1] and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-def test_stopped_in_three_ways_a_run_goes_on_to_the_result_of_an_uninterrupted_one(train, start_training, tmp_path):
+def test_a_run_stopped_in_three_ways_resumes_to_the_uninterrupted_result(train, start_training, tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "stopped"
     assert train(*WORDS, f"hydra.run.dir={whole}").returncode == 0
     command = [*WORDS, f"hydra.run.dir={folder}"]
@@ -111,7 +111,7 @@ def test_a_repeated_sweep_runs_only_missing_or_failed_jobs(train, tmp_path):
     assert table["state"].tolist() == ["finished"] * 6
 
 
-def test_a_second_ctrl_c_does_not_wait(start_training, tmp_path):
+def test_a_second_ctrl_c_stops_immediately(start_training, tmp_path):
     run = start_training(*WORDS, f"hydra.run.dir={tmp_path / 'run'}")
     wait_for_epochs(tmp_path / "run", 1)
     run.send_signal(signal.SIGINT)

@@ -37,7 +37,7 @@ def test_synthetic_images_train_without_a_hub_and_with_a_warning(train):
     assert "RANDOM WEIGHTS" in found.stdout
 
 
-def test_own_images_are_not_trained_from_random_weights_unasked(train, synthetic_root):
+def test_user_images_are_not_trained_from_random_weights_by_default(train, synthetic_root):
     start = time.monotonic()
     found = train("data=folders", f"data.root={synthetic_root}", "model=resnet50", "data.image_size=32")
     assert found.returncode == 1

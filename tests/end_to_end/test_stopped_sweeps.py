@@ -53,7 +53,7 @@ def assert_ended_cleanly(sweep, found, *, jobs=1) -> None:
 @pytest.mark.parametrize(
     ("name", "group"), [("SIGTERM", False), ("SIGTERM", True), ("SIGUSR1", False), ("SIGINT", True), ("SIGINT", False)]
 )
-def test_a_signal_to_the_sweep_ends_its_job_cleanly_and_sums_up(fork_server, tmp_path, name, group):
+def test_a_signal_ends_the_job_of_a_sweep_cleanly_and_writes_the_table(fork_server, tmp_path, name, group):
     sweep = tmp_path / "sweep"
     found = stopped(fork_server.start, sweep, (), getattr(signal, name), group=group)
     assert_ended_cleanly(sweep, found)

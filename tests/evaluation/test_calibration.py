@@ -18,7 +18,7 @@ from pylorus.evaluation.calibration import (
 
 
 def simulate(*, images=20_000, temperature=1.0, seed=0):
-    """Logits, and truths drawn from them at a temperature, so that this temperature is the right one."""
+    """Simulate logits and true classes with a known temperature."""
     generator = np.random.default_rng(seed)
     logits = 3 * generator.standard_normal((images, 3))
     chance = special.softmax(logits / temperature, axis=1)
@@ -27,7 +27,7 @@ def simulate(*, images=20_000, temperature=1.0, seed=0):
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
-def test_the_temperature_that_made_the_truth_is_found_again(temperature):
+def test_the_true_temperature_is_recovered(temperature):
     fit = fit_temperature(*simulate(temperature=temperature))
     assert fit.identified
     assert fit.temperature == pytest.approx(temperature, rel=0.05)
@@ -46,7 +46,7 @@ def test_the_fit_is_the_best_on_a_fine_grid():
     assert fit.nll_before == pytest.approx(log_loss(true, probabilities_of_logits(logits)))
 
 
-def test_applied_to_other_images_the_temperature_mends_calibration():
+def test_the_temperature_improves_calibration_of_other_images():
     fit = fit_temperature(*simulate(images=1000, temperature=2.5, seed=1))
     logits, true = simulate(images=5000, temperature=2.5, seed=2)
     before = calibration_scores(probabilities_of_logits(logits), true)
@@ -71,7 +71,7 @@ def test_without_an_optimal_temperature_logits_stay_unchanged_with_a_note(logits
     assert fit.nll_after == fit.nll_before
 
 
-def test_a_temperature_never_changes_the_answer():
+def test_a_temperature_never_changes_the_predicted_class():
     logits, _ = simulate(images=500)
     for temperature in (0.1, 1.0, 10.0):
         chance = probabilities_of_logits(logits, temperature=temperature)
@@ -145,7 +145,7 @@ def sure_of(certainty):
     return np.column_stack([certainty, 1 - np.asarray(certainty)])
 
 
-def test_bins_hold_equally_many_images(simulate_predictions):
+def test_bins_contain_equal_numbers_of_images(simulate_predictions):
     model = simulate_predictions(images=100)
     curve = reliability_curve(model.probabilities, model.true, bins=10)
     assert curve.images.tolist() == [10] * 10
@@ -153,7 +153,7 @@ def test_bins_hold_equally_many_images(simulate_predictions):
     assert sum(share.successes for share in curve.accuracy) == model.correct.sum()
 
 
-def test_the_error_is_the_mean_distance_of_accuracy_and_certainty(simulate_predictions):
+def test_ece_is_the_mean_distance_of_accuracy_and_confidence(simulate_predictions):
     model = simulate_predictions(images=97)
     curve = reliability_curve(model.probabilities, model.true, bins=7)
     accuracy = np.array([share.value for share in curve.accuracy])

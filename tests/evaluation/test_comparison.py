@@ -94,7 +94,7 @@ def test_differences_are_those_of_the_indices(simulate_predictions):
     assert (found.macro_f1.p_value < 0.05) == (found.macro_f1.low > 0)
 
 
-def test_exchanging_the_models_turns_the_differences_round(simulate_predictions):
+def test_exchanging_the_models_negates_the_differences(simulate_predictions):
     first, second = (
         simulate_predictions(images=120, skill=2.5, model=1),
         simulate_predictions(images=120, skill=1.0, model=2),
@@ -105,7 +105,7 @@ def test_exchanging_the_models_turns_the_differences_round(simulate_predictions)
     assert (back.low, back.high) == pytest.approx((-there.high, -there.low), abs=0.005)
 
 
-def test_what_models_share_narrows_the_interval(simulate_predictions):
+def test_correlated_errors_narrow_the_interval(simulate_predictions):
     """Two models mistaken on the same images are compared far more sharply than their own intervals suggest."""
     first = simulate_predictions(images=300, skill=1.5)
     chance = first.probabilities.copy()
@@ -122,7 +122,7 @@ def test_the_p_of_accuracy_is_the_exact_one(simulate_predictions):
     assert paired_differences(first, second, seed=0).accuracy.p_value == mcnemar(first, second).p_value
 
 
-def test_models_that_answer_alike_do_not_differ(simulate_predictions):
+def test_models_with_equal_predictions_do_not_differ(simulate_predictions):
     model = simulate_predictions(images=60)
     found = paired_differences(model, model, seed=0).macro_f1
     assert (found.value, found.p_value) == (0.0, 1.0)

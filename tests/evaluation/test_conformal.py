@@ -77,13 +77,13 @@ def test_a_class_of_too_few_patients_is_in_every_set():
     assert members[:, [0, 2]].all()
 
 
-def test_eight_patients_stay_too_few_however_many_images_they_have():
+def test_eight_patients_are_too_few_for_any_number_of_images():
     table, true, groups = simulate(np.random.default_rng(1), 8, images=(20, 20))
     assert fit_set_limits(table, np.zeros_like(true), groups, coverage=0.9).lowest[0] is None
     assert fit_set_limits(table, np.zeros_like(true), coverage=0.9).lowest[0] is not None
 
 
-def test_copies_of_images_change_no_limit():
+def test_copies_of_images_do_not_change_the_limits():
     table, true, groups = simulate(np.random.default_rng(2), 100)
     times = np.random.default_rng(3).integers(1, 9, len(true))
     expected = fit_set_limits(table, true, groups, coverage=0.9)

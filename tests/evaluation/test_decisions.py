@@ -248,7 +248,7 @@ def test_it_is_the_formula_of_vickers_at_every_threshold():
         assert benefit == pytest.approx((hits - needless * threshold / (1 - threshold)) / 300)
 
 
-def test_treating_all_is_a_model_sure_of_everybody_and_treating_none_one_sure_of_nobody():
+def test_treat_all_and_treat_none_equal_constant_models():
     positive, _ = simulate_binary()
     np.testing.assert_allclose(net_benefit(positive, np.ones(300)).model, net_benefit(positive, np.ones(300)).treat_all)
     assert not net_benefit(positive, np.zeros(300)).model.any()

@@ -64,7 +64,7 @@ def test_different_classes_are_refused(simulate_predictions):
         align_predictions(first, replace(first, class_names=("GC", "GU", "normal")))
 
 
-def test_another_truth_or_another_patient_for_the_same_image_is_refused(simulate_predictions):
+def test_another_true_class_or_patient_for_the_same_image_is_refused(simulate_predictions):
     first = simulate_predictions(images=10)
     truth, group = first.true.copy(), first.group.copy()
     truth[3] = (truth[3] + 1) % 3
@@ -217,7 +217,7 @@ def test_a_patient_with_several_true_classes_can_be_left_out_and_is_named(simula
     assert len(patients.predictions.true) == len(patients.images) == 9
 
 
-def test_nothing_is_left_where_every_patient_is_mixed(simulate_predictions):
+def test_no_patient_remains_if_all_have_several_classes(simulate_predictions):
     images = replace(simulate_predictions(images=4, groups=2), true=np.array([0, 0, 1, 1]))
     with pytest.raises(ValueError, match="no patient-level prediction remains"):
         patient_level(images, leave_out_mixed=True)

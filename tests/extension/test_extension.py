@@ -38,13 +38,13 @@ def experiment_folder(tmp_path_factory: pytest.TempPathFactory, synthetic_root: 
     return folder
 
 
-def test_own_source_lists_the_images(experiment_folder):
+def test_a_custom_source_lists_the_images(experiment_folder):
     rows = list(csv.DictReader((experiment_folder / "run" / "source.csv").open()))
     assert len(rows) == 30
     assert json.loads((experiment_folder / "run" / "status.json").read_text())["state"] == "finished"
 
 
-def test_own_callback_and_logger_see_every_batch_and_epoch(experiment_folder):
+def test_a_custom_callback_and_logger_see_every_batch_and_epoch(experiment_folder):
     assert int((experiment_folder / "batches.txt").read_text()) > 0
     lines = [json.loads(line) for line in (experiment_folder / "lines.jsonl").read_text().splitlines()]
     assert lines[0]["config"]["loss"]["args"] == {"epsilon": 2.0}
@@ -53,7 +53,7 @@ def test_own_callback_and_logger_see_every_batch_and_epoch(experiment_folder):
     assert lines[-1] == {"status": "success"}
 
 
-def test_own_metric_and_one_of_pylorus_are_in_curves_tables_and_console(experiment_folder):
+def test_custom_and_built_in_metrics_are_in_curves_tables_and_console(experiment_folder):
     columns = (experiment_folder / "run" / "finetune" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"finetune/val/youden/average", "finetune/val/specificity/average"} <= set(columns)
     (table,) = (experiment_folder / "run" / "report").rglob("*study-*.csv")

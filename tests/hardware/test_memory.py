@@ -25,7 +25,7 @@ def left(tmp_path) -> list[int]:
     return sorted(engine._read_free_cgroup_memory(tmp_path / "cgroup", tmp_path / "groups"))
 
 
-def test_a_limit_of_the_second_version_leaves_what_is_not_used_or_given_back(make_control_groups, tmp_path):
+def test_cgroup_v2_limits_count_available_and_reclaimable_memory(make_control_groups, tmp_path):
     make_control_groups(
         "0::/job/step\n",
         {
@@ -37,7 +37,7 @@ def test_a_limit_of_the_second_version_leaves_what_is_not_used_or_given_back(mak
     assert left(tmp_path) == [6 * GIB]
 
 
-def test_a_limit_of_the_first_version_counts_too(make_control_groups, tmp_path):
+def test_cgroup_v1_limits_are_respected(make_control_groups, tmp_path):
     make_control_groups(
         "4:memory:/pod\n3:cpu:/pod\n0::/\n",
         {
@@ -48,7 +48,7 @@ def test_a_limit_of_the_first_version_counts_too(make_control_groups, tmp_path):
     assert left(tmp_path) == [3 * GIB]
 
 
-def test_a_container_whose_path_is_only_valid_outside_is_seen_by_its_top(make_control_groups, tmp_path):
+def test_a_container_with_a_host_path_uses_the_top_cgroup(make_control_groups, tmp_path):
     make_control_groups(
         "0::/../outside/4f\n", {"memory.max": str(2 * GIB), "memory.current": str(GIB), "memory.stat": ""}
     )

@@ -40,7 +40,7 @@ class KilledError(BaseException):
 
 @pytest.fixture(scope="module")
 def prepare_run(compose_config, synthetic_root, tmp_path_factory):
-    """A folder in which a run may begin, with further words of the command line."""
+    """A folder in which a run can start, with additional command-line arguments."""
 
     def prepare(*words: str) -> RunFolder:
         folder = RunFolder(tmp_path_factory.mktemp("run"))
@@ -58,8 +58,8 @@ SAVING = {"each epoch saved": (1e9, 600.0), "some epochs saved": (0.02, 600.0), 
 
 @pytest.fixture(params=SAVING.values(), ids=SAVING)
 def checkpoint_intervals(request, monkeypatch):
-    monkeypatch.setattr(callbacks, "SHARE_OF_TIME", request.param[0])
-    monkeypatch.setattr(callbacks, "LONGEST", request.param[1])
+    monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", request.param[0])
+    monkeypatch.setattr(callbacks, "MAX_UNSAVED_SECONDS", request.param[1])
 
 
 def files_written(folder: RunFolder, monkeypatch, *, stop_before: int | None = None) -> int:
@@ -106,7 +106,7 @@ def assert_same(one: dict[str, object], other: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("manner", MANNERS.values(), ids=MANNERS)
-def test_killed_before_any_of_its_files_a_run_goes_on_to_the_very_same_result(
+def test_a_run_killed_before_any_file_resumes_to_the_same_result(
     prepare_run, manner, checkpoint_intervals, monkeypatch
 ):
     whole = prepare_run(*manner)
@@ -123,8 +123,8 @@ def test_killed_before_any_of_its_files_a_run_goes_on_to_the_very_same_result(
         assert not [name for name in left if name.startswith((".", "last", "best-"))]
 
 
-def test_killed_right_after_its_training_a_stage_keeps_all_its_curves(prepare_run, monkeypatch):
-    monkeypatch.setattr(callbacks, "SHARE_OF_TIME", 1e9)
+def test_a_stage_killed_after_training_keeps_its_curves(prepare_run, monkeypatch):
+    monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", 1e9)
     whole, folder = prepare_run(), prepare_run()
     run(whole)
 
@@ -142,7 +142,7 @@ def test_killed_right_after_its_training_a_stage_keeps_all_its_curves(prepare_ru
 
 
 @pytest.mark.parametrize("signal_name", ["SIGINT", "SIGUSR1"])
-def test_asked_to_stop_in_a_step_it_goes_on_after_that_step(prepare_run, monkeypatch, signal_name):
+def test_a_run_stopped_in_a_step_resumes_after_it(prepare_run, monkeypatch, signal_name):
     words = ["augment=light", "stage=finetune", "trainer.batch_size=4"]
     whole, folder = prepare_run(*words), prepare_run(*words)
     run(whole)
@@ -169,9 +169,9 @@ def test_asked_to_stop_in_a_step_it_goes_on_after_that_step(prepare_run, monkeyp
 
 
 @pytest.mark.parametrize("longest", [600.0, 0.0], ids=["each epoch saved", "each step saved"])
-def test_with_processes_that_decode_too(prepare_run, monkeypatch, longest):
-    monkeypatch.setattr(callbacks, "SHARE_OF_TIME", 1e9)
-    monkeypatch.setattr(callbacks, "LONGEST", longest)
+def test_a_run_with_decoding_workers_resumes_after_its_step(prepare_run, monkeypatch, longest):
+    monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", 1e9)
+    monkeypatch.setattr(callbacks, "MAX_UNSAVED_SECONDS", longest)
     words = ["augment=light", "data.workers=2", "stage=finetune", "stages.finetune.learn=all", "trainer.batch_size=8"]
     whole, folder = prepare_run(*words), prepare_run(*words)
     run(whole)
@@ -185,8 +185,8 @@ def test_with_processes_that_decode_too(prepare_run, monkeypatch, longest):
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-def test_killed_again_and_again_it_ends_the_same(prepare_run, monkeypatch):
-    monkeypatch.setattr(callbacks, "SHARE_OF_TIME", 1e9)
+def test_a_run_killed_repeatedly_gives_the_same_result(prepare_run, monkeypatch):
+    monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", 1e9)
     whole, folder = prepare_run(), prepare_run()
     run(whole)
     for _ in range(12):
@@ -216,7 +216,7 @@ def test_another_configuration_is_refused_and_each_difference_named(prepare_run)
     assert "seed: the run has 0, found 3" in str(refused.value)
 
 
-def test_other_images_are_refused_and_named(prepare_run, synthetic_root, tmp_path, monkeypatch):
+def test_changed_images_are_refused_and_named(prepare_run, synthetic_root, tmp_path, monkeypatch):
     root = tmp_path / "images"
     shutil.copytree(synthetic_root, root)
     folder = prepare_run(f"data.root={root}", "stage=pretrain")
@@ -233,7 +233,7 @@ def test_other_images_are_refused_and_named(prepare_run, synthetic_root, tmp_pat
         run(folder)
 
 
-def test_other_weights_are_refused_and_another_version_is_told(prepare_run, monkeypatch, caplog):
+def test_other_weights_are_refused_and_another_version_is_reported(prepare_run, monkeypatch, caplog):
     folder = prepare_run("stage=pretrain")
     files_written(folder, monkeypatch, stop_before=12)
     record = folder.path / "environment.json"
@@ -246,7 +246,7 @@ def test_other_weights_are_refused_and_another_version_is_told(prepare_run, monk
     assert "torch 1.0 → " in (folder.path / "run.log").read_text()
 
 
-def test_what_was_chosen_for_the_machine_is_kept(prepare_run, monkeypatch):
+def test_settings_chosen_for_the_machine_are_kept_on_resume(prepare_run, monkeypatch):
     folder = prepare_run("stage=pretrain", "trainer.precision=auto")
     files_written(folder, monkeypatch, stop_before=12)
     chosen = json.loads((folder.path / "environment.json").read_text())["precision"]
@@ -257,9 +257,11 @@ def test_what_was_chosen_for_the_machine_is_kept(prepare_run, monkeypatch):
     assert re.findall(r"trainer.precision +(\w+)", (folder.path / "run.log").read_text()) == [chosen, chosen]
 
 
-def test_a_batch_size_that_was_found_is_kept(prepare_run, monkeypatch):
-    monkeypatch.setattr("pylorus.training.batch_size.MOST", {"cpu": 4})
-    monkeypatch.setattr("pylorus.runs.folder.HEARTBEAT", 1e6)  # a slow trial would let it write a file that is counted
+def test_an_automatic_batch_size_is_kept_on_resume(prepare_run, monkeypatch):
+    monkeypatch.setattr("pylorus.training.batch_size.MAX_BATCH_SIZE", {"cpu": 4})
+    monkeypatch.setattr(
+        "pylorus.runs.folder.HEARTBEAT_SECONDS", 1e6
+    )  # a slow trial would let it write a file that is counted
     whole, folder = (
         prepare_run("stage=pretrain", "trainer.batch_size=auto"),
         prepare_run("stage=pretrain", "trainer.batch_size=auto"),
@@ -278,9 +280,7 @@ def test_a_batch_size_that_was_found_is_kept(prepare_run, monkeypatch):
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-def test_the_same_command_goes_on_more_than_once_where_the_machine_chose(
-    prepare_run, compose_config, synthetic_root, monkeypatch
-):
+def test_a_run_with_automatic_settings_resumes_more_than_once(prepare_run, compose_config, synthetic_root, monkeypatch):
     words = ["stage=pretrain", "trainer.precision=auto", "trainer.accelerator=auto"]
     folder, asked = prepare_run(*words), compose_config(f"data.root={synthetic_root}", *WORDS, *words)
     for _ in range(2):
@@ -291,7 +291,7 @@ def test_the_same_command_goes_on_more_than_once_where_the_machine_chose(
     assert folder.read_status()["state"] == "finished"
 
 
-def test_what_does_not_change_the_result_may_change(prepare_run, compose_config, synthetic_root):
+def test_keys_that_do_not_affect_the_result_may_change(prepare_run, compose_config, synthetic_root):
     folder = prepare_run("stage=pretrain")
     update_config(
         folder,
@@ -303,7 +303,7 @@ def test_what_does_not_change_the_result_may_change(prepare_run, compose_config,
     assert (saved.data.workers, saved.cache.memory_gib) == (1, 0.1)
 
 
-def test_a_folder_without_a_run_a_sweep_and_a_running_run_are_refused(tmp_path, prepare_run):
+def test_resuming_a_sweep_a_running_run_or_another_folder_is_refused(tmp_path, prepare_run):
     with pytest.raises(PylorusError, match="found no run in"):
         check_resumable(RunFolder(tmp_path))
     running = prepare_run("stage=pretrain")
@@ -318,14 +318,14 @@ def test_a_folder_without_a_run_a_sweep_and_a_running_run_are_refused(tmp_path, 
         check_resumable(RunFolder(tmp_path))
 
 
-def test_a_process_number_that_another_process_has_now_is_no_running_run(prepare_run):
+def test_a_reused_process_number_is_not_a_running_run(prepare_run):
     folder = prepare_run("stage=pretrain")
     long_ago = {"state": "running", "pid": os.getpid(), "heartbeat": "2020-01-01T00:00:00+00:00"}
     write_text(folder.path / "status.json", json.dumps({**folder.read_status(), **long_ago}))
     assert folder.read_status()["state"] == "stopped"
 
 
-def test_a_run_of_another_machine_lives_while_it_is_heard(prepare_run):
+def test_a_run_on_another_machine_is_running_while_its_heartbeat_is_recent(prepare_run):
     folder = prepare_run("stage=pretrain")
     for heartbeat, state in (("2999-01-01T00:00:00+00:00", "running"), ("2020-01-01T00:00:00+00:00", "stopped")):
         there = {"state": "running", "host": "elsewhere", "pid": 1, "heartbeat": heartbeat}
@@ -343,8 +343,8 @@ def test_checkpoints_of_a_stage_load_with_tensors_and_plain_values_only(prepare_
 
 @pytest.mark.parametrize("method", ["training_step", "validation_step"])
 @pytest.mark.parametrize("call", [1, 2, 3, 4, 5, 6, 7])
-def test_asked_to_stop_wherever_in_training_nothing_is_lost(prepare_run, monkeypatch, method, call):
-    monkeypatch.setattr(callbacks, "SHARE_OF_TIME", 1e-9)  # one epoch is saved unasked, the first
+def test_a_run_stopped_anywhere_in_training_loses_nothing(prepare_run, monkeypatch, method, call):
+    monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", 1e-9)  # one epoch is saved unasked, the first
     folder, original, calls = (
         prepare_run("stage=pretrain", "stages.pretrain.epochs=5"),
         getattr(StageClassifier, method),

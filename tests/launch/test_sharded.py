@@ -36,11 +36,11 @@ def sharded_run(prepare_run) -> RunFolder:
     return folder
 
 
-def test_divided_among_two_the_weights_curves_and_predictions_are_those_of_one(single_device_run, sharded_run):
+def test_sharded_training_on_two_processes_equals_one_process(single_device_run, sharded_run):
     expect_alike(sharded_run, single_device_run)
 
 
-def test_each_holds_half_of_what_learns(sharded_run):
+def test_each_process_holds_half_of_the_trainable_weights(sharded_run):
     log = (sharded_run.path / "run.log").read_text()
     here, learning = (
         int(number.replace(",", ""))
@@ -51,7 +51,7 @@ def test_each_holds_half_of_what_learns(sharded_run):
     assert 0.49 < here / learning < 0.51
 
 
-def test_interrupted_it_goes_on_to_the_same_weights(prepare_run, sharded_run):
+def test_an_interrupted_sharded_run_resumes_to_the_same_weights(prepare_run, sharded_run):
     folder = prepare_run(*FSDP)
     when(folder.get_stage("finetune").last_checkpoint, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
@@ -61,7 +61,7 @@ def test_interrupted_it_goes_on_to_the_same_weights(prepare_run, sharded_run):
 
 
 @pytest.mark.parametrize(("begun", "gone_on"), [(FSDP, ()), ((), FSDP)], ids=["to one", "from one"])
-def test_any_number_of_devices_goes_on_with_it(prepare_run, single_device_run, begun, gone_on):
+def test_a_sharded_run_resumes_on_any_number_of_devices(prepare_run, single_device_run, begun, gone_on):
     folder = prepare_run(*begun)
     when(folder.get_stage("finetune").last_checkpoint, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
@@ -82,7 +82,7 @@ def test_any_number_of_devices_goes_on_with_it(prepare_run, single_device_run, b
         (["optimizer.name=lamb"], r"optimizer.name: found lamb, expected an optimiser of torch itself.*adamw"),
     ],
 )
-def test_what_does_not_go_with_divided_weights_is_refused(compose_config, words, message):
+def test_options_incompatible_with_sharding_are_refused(compose_config, words, message):
     with pytest.raises(PylorusError, match=message):
         compose_config(*FSDP, *words)
 
@@ -132,7 +132,7 @@ def test_any_network_gives_the_same_logits_and_gradients_when_sharded(mesh, name
             torch.testing.assert_close(parameter.grad.full_tensor(), gradients[name], rtol=1e-4, atol=1e-4)
 
 
-def test_the_network_is_whole_again_afterwards(sharded_run: RunFolder):
+def test_the_network_is_complete_after_sharding(sharded_run: RunFolder):
     assert not [name for name in weights(sharded_run) if "fsdp" in name.lower()]
     assert Path(sharded_run.path / "finetune" / "checkpoints" / "best.ckpt").is_file()
     saved = torch.load(sharded_run.path / "finetune" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]

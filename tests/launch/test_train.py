@@ -23,7 +23,7 @@ CLASSES = "data.classes=[gastric_cancer,gastric_ulcer,chronic_gastritis]"
 
 @pytest.fixture(scope="module")
 def train_run(compose_config, synthetic_root, tmp_path_factory):
-    """Runs on the drawn class folders with further words of the command line; gives the run's folder."""
+    """Run on the synthetic class folders with additional arguments; return the run's folder."""
     from omegaconf import OmegaConf
 
     def go(*words: str) -> RunFolder:
@@ -46,7 +46,7 @@ def weights(folder):
     return load_file(folder.path / "model" / "model.safetensors")
 
 
-def test_a_run_leaves_what_its_readers_need(two_stage_run):
+def test_a_run_writes_all_documented_files(two_stage_run):
     assert two_stage_run.read_status()["state"] == "finished"
     names = {str(path.relative_to(two_stage_run.path)) for path in two_stage_run.path.rglob("*") if path.is_file()}
     assert {
@@ -57,7 +57,7 @@ def test_a_run_leaves_what_its_readers_need(two_stage_run):
     assert not [name for name in names if "/." in name or name.startswith(".")]
 
 
-def test_curves_of_both_stages_lie_on_one_axis_under_their_own_names(two_stage_run):
+def test_curves_of_both_stages_share_one_axis_under_their_own_names(two_stage_run):
     first, second = (
         pd.read_csv(two_stage_run.get_stage(stage).path / "metrics.csv") for stage in ("pretrain", "finetune")
     )
@@ -69,7 +69,7 @@ def test_curves_of_both_stages_lie_on_one_axis_under_their_own_names(two_stage_r
     assert not any(name.startswith("pretrain") for name in second.columns)
 
 
-def test_predictions_are_those_of_every_image_of_the_part(two_stage_run):
+def test_predictions_cover_every_image_of_the_split(two_stage_run):
     split = pd.read_csv(two_stage_run.path / "split.csv", dtype=str)
     for part in ("val", "test"):
         table = pd.read_parquet(two_stage_run.get_predictions_path("finetune", part))
@@ -88,7 +88,7 @@ def test_predictions_are_those_of_every_image_of_the_part(two_stage_run):
         assert (table["predicted"] == np.array(["GC", "GU", "CG"])[shares.argmax(axis=1)]).all()
 
 
-def test_predictions_carry_no_file_names(two_stage_run):
+def test_predictions_contain_no_file_names(two_stage_run):
     table = pd.read_parquet(two_stage_run.get_predictions_path("finetune", "test"))
     assert not [name for name in table.columns if "path" in name]
     assert ".jpg" not in table.to_csv()
@@ -109,7 +109,7 @@ def test_checkpoints_hold_tensors_and_plain_values_only(two_stage_run):
         assert all(isinstance(value, torch.Tensor) for value in checkpoint["state_dict"].values())
 
 
-def test_finetuning_starts_from_the_best_of_pretraining_and_pretraining_leaves_the_backbone(train_run, two_stage_run):
+def test_finetuning_starts_from_the_best_epoch_of_pretraining(train_run, two_stage_run):
     alone = train_run(CLASSES, "data.short_names=[GC,GU,CG]", "stage=pretrain")
     head = torch.load(two_stage_run.get_stage("pretrain").path / "checkpoints" / "best.ckpt", weights_only=True)[
         "state_dict"
@@ -138,7 +138,7 @@ def test_another_seed_gives_another_model(train_run, two_stage_run):
     assert not torch.equal(weights(other)["fc.weight"], weights(two_stage_run)["fc.weight"])
 
 
-def test_inferred_classes_are_written_down(train_run):
+def test_inferred_classes_are_saved(train_run):
     from pylorus.config.checks import load_config
 
     folder = train_run("stage=pretrain", "stages.pretrain.epochs=1")
@@ -150,7 +150,7 @@ def test_early_stopping_ends_a_stage(train_run):
     assert len(pd.read_csv(folder.get_stage("pretrain").path / "metrics.csv")) == 2
 
 
-def test_validating_on_the_test_images_is_told_as_optimistic(
+def test_validation_on_test_images_is_reported_as_optimistic(
     train_run, compose_config, class_folders, synthetic_root, capsys
 ):
     folder = train_run("stage=pretrain", "stages.pretrain.epochs=1", "data.validation=test")
@@ -164,7 +164,7 @@ def test_a_misspelt_block_stops_the_run_before_its_first_stage(train_run):
         train_run("stages.finetune.learn=layr4")
 
 
-def test_a_loss_that_is_no_number_fails_the_run_and_says_what_to_change(train_run, tmp_path_factory):
+def test_a_nan_loss_fails_the_run_with_advice(train_run, tmp_path_factory):
     with pytest.raises(PylorusError, match=r"loss.* of stage pretrain became NaN or infinite in epoch \d\. Lower"):
         train_run("stage=pretrain", "optimizer.lr=1e30", "optimizer.clip=null", "optimizer=sgd")
 

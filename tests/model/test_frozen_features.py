@@ -57,7 +57,7 @@ def train_stage(compose_config, synthetic_root, tmp_path, weights_file):
     return go
 
 
-def test_test_images_are_no_part_of_them(train_stage):
+def test_features_of_test_images_are_not_cached(train_stage):
     folder = train_stage("stages.finetune.learn=head")
     served = pd.read_csv(folder.path / "split.csv").query("split != 'test'")
     assert f"0 cached, {len(served)} computed" in said(folder)
@@ -81,7 +81,7 @@ def kept_files(tmp_path, kind="features"):
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 @pytest.mark.parametrize("learn", ["head", "layer4", "layer3.0.conv2"])
-def test_the_model_is_that_of_the_uncached_run_to_within_rounding(train_stage, learn, precision):
+def test_the_cached_run_gives_the_model_of_the_uncached_run_to_within_rounding(train_stage, learn, precision):
     depth = [f"stages.finetune.learn={learn}", f"trainer.precision={precision}"]
     plain, cached = train_stage(*depth, "cache.prefix=false"), train_stage(*depth)
     assert "features finetune: 0 cached, 24 computed" in said(cached)
@@ -96,7 +96,7 @@ def test_the_model_is_that_of_the_uncached_run_to_within_rounding(train_stage, l
     assert np.allclose(curves[0].filter(like="loss"), curves[1].filter(like="loss"), rtol=50 * rounding)
 
 
-def test_with_views_too(train_stage):
+def test_views_give_the_model_of_the_uncached_run_to_within_rounding(train_stage):
     words = ["stages.finetune.learn=layer4", "augment=light", "stages.finetune.views=2", "trainer.precision=32"]
     plain, cached = train_stage(*words, "cache.prefix=false"), train_stage(*words)
     images = len(pd.read_csv(cached.path / "split.csv").query("split == 'train'"))
@@ -105,7 +105,7 @@ def test_with_views_too(train_stage):
     assert all(torch.allclose(first[name].float(), second[name].float(), atol=1e-5) for name in first)
 
 
-def test_without_views_training_images_are_augmented_anew_and_only_the_others_kept(train_stage):
+def test_without_views_only_features_of_unaugmented_images_are_cached(train_stage):
     words = ["stages.finetune.learn=layer4", "augment=light", "trainer.precision=32"]
     plain, cached = train_stage(*words, "cache.prefix=false"), train_stage(*words)
     assert "training images, which are augmented anew in each epoch (stages.finetune.views)" in said(cached)
@@ -113,13 +113,13 @@ def test_without_views_training_images_are_augmented_anew_and_only_the_others_ke
     assert all(torch.allclose(first[name].float(), second[name].float(), atol=1e-5) for name in first)
 
 
-def test_another_run_finds_them_and_gives_the_same_model_bit_for_bit(train_stage):
+def test_another_run_reuses_cached_features_and_gives_the_same_model_bit_for_bit(train_stage):
     first, second = train_stage("stages.finetune.learn=head"), train_stage("stages.finetune.learn=head")
     assert "24 cached, 0 computed" in said(second)
     assert all(torch.equal(tensor, weights(second)[name]) for name, tensor in weights(first).items())
 
 
-def test_another_learning_rate_or_seed_finds_them_too(train_stage):
+def test_another_learning_rate_or_seed_reuses_cached_features(train_stage):
     first = train_stage("stages.finetune.learn=head")
     second = train_stage("stages.finetune.learn=head", "optimizer.lr=1e-3", "seed=5")
     served, again = (
@@ -128,7 +128,7 @@ def test_another_learning_rate_or_seed_finds_them_too(train_stage):
     assert f"{len(again & served)} cached, {len(again - served)} computed" in said(second)
 
 
-def test_a_changed_weight_file_is_never_served_old_features(train_stage, weights_file, tmp_path):
+def test_a_changed_weight_file_never_gets_old_features(train_stage, weights_file, tmp_path):
     train_stage("stages.finetune.learn=head")
     changed = {name: tensor.clone() for name, tensor in load_file(weights_file).items()}
     changed["layer1.0.conv1.weight"] += 0.1
@@ -141,13 +141,13 @@ def test_a_changed_weight_file_is_never_served_old_features(train_stage, weights
 
 
 @pytest.mark.parametrize("other", ["data.fit=stretch", "data.image_size=48", "trainer.precision=bf16"])
-def test_another_preprocessing_or_precision_is_computed_anew(train_stage, other):
+def test_another_preprocessing_or_precision_recomputes_features(train_stage, other):
     words = ["stages.finetune.learn=head", "trainer.precision=32"]
     train_stage(*words)
     assert "0 cached, 24 computed" in said(train_stage(*words, other))
 
 
-def test_a_changed_image_alone_is_computed_anew(train_stage, synthetic_root, tmp_path):
+def test_only_the_features_of_a_changed_image_are_recomputed(train_stage, synthetic_root, tmp_path):
     import shutil
 
     from PIL import Image
@@ -159,7 +159,7 @@ def test_a_changed_image_alone_is_computed_anew(train_stage, synthetic_root, tmp
     assert "23 cached, 1 computed" in said(train_stage("stages.finetune.learn=head", f"data.root={copy}"))
 
 
-def test_where_they_do_not_fit_the_run_goes_on_without_and_says_so(train_stage, tmp_path):
+def test_features_that_do_not_fit_are_not_cached_and_the_run_says_so(train_stage, tmp_path):
     words = ["stages.finetune.learn=layer4", "trainer.precision=32"]
     tight = train_stage(*words, "cache.budget_gib=0", "cache.memory_gib=0")
     assert "The features can't be stored on disk" in said(tight)
@@ -169,7 +169,7 @@ def test_where_they_do_not_fit_the_run_goes_on_without_and_says_so(train_stage, 
     assert all(torch.allclose(tensor.float(), weights(tight)[name].float(), atol=1e-5) for name, tensor in weights(plain).items())  # fmt: skip
 
 
-def test_from_disk_and_from_memory_the_model_is_the_same_bit_for_bit(train_stage):
+def test_features_on_disk_and_in_memory_give_the_same_model_bit_for_bit(train_stage):
     first = train_stage("stages.finetune.learn=layer4")
     second = train_stage("stages.finetune.learn=layer4", "cache.memory_gib=0")
     assert "in memory" in said(first)
@@ -177,7 +177,7 @@ def test_from_disk_and_from_memory_the_model_is_the_same_bit_for_bit(train_stage
     assert all(torch.equal(tensor, weights(second)[name]) for name, tensor in weights(first).items())
 
 
-def test_a_damaged_file_is_noticed_and_computed_anew(train_stage, tmp_path):
+def test_a_damaged_cache_file_is_detected_and_recomputed(train_stage, tmp_path):
     first = train_stage("stages.finetune.learn=head")
     largest = max(kept_files(tmp_path), key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
@@ -188,13 +188,13 @@ def test_a_damaged_file_is_noticed_and_computed_anew(train_stage, tmp_path):
     assert all(torch.equal(tensor, weights(second)[name]) for name, tensor in weights(first).items())
 
 
-def test_both_stages_of_a_run_have_their_own(train_stage):
+def test_each_stage_of_a_run_has_its_own_features(train_stage):
     folder = train_stage("stage=both", "stages.pretrain.epochs=2", "stages.finetune.learn=layer4")
     assert "features pretrain: 0 cached, 24 computed" in said(folder)
     assert "features finetune: 0 cached, 24 computed" in said(folder)
 
 
-def test_a_network_that_cant_be_cut_says_so_and_trains(train_stage, monkeypatch):
+def test_a_network_that_cannot_be_split_trains_without_the_cache_and_says_so(train_stage, monkeypatch):
     def refuse(*_):
         raise CannotCutError("its code can't be traced: it decides by its input")
 
@@ -204,7 +204,7 @@ def test_a_network_that_cant_be_cut_says_so_and_trains(train_stage, monkeypatch)
     assert folder.read_status()["state"] == "finished"
 
 
-def test_a_stage_tells_its_seconds_and_its_memory(train_stage):
+def test_a_stage_records_its_seconds_and_memory(train_stage):
     folder = train_stage("stages.finetune.learn=layer4")
     speed = json.loads((folder.get_stage("finetune").path / "speed.json").read_text())
     assert speed["epochs"] == 3
@@ -214,7 +214,7 @@ def test_a_stage_tells_its_seconds_and_its_memory(train_stage):
     assert speed["peak_memory_mib"] > 100
 
 
-def test_what_is_kept_is_for_its_owner_only(train_stage, tmp_path):
+def test_cached_features_are_readable_by_their_owner_only(train_stage, tmp_path):
     train_stage("stages.finetune.learn=head")
     assert (tmp_path / "kept").stat().st_mode & 0o077 == 0
     assert Path(kept_files(tmp_path)[0]).exists()

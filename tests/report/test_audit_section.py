@@ -49,7 +49,7 @@ def test_findings_are_counted_and_no_file_is_named(make_audited_run, skip_render
     assert table["cases"].tolist() == [2]
 
 
-def test_accepted_leaks_are_told_at_the_head_and_in_every_caption(make_audited_run, skip_rendering):
+def test_accepted_leaks_are_stated_at_the_top_and_in_every_caption(make_audited_run, skip_rendering):
     folder = make_audited_run(accepted_leaks={"patient": 0, "file": 1, "pixels": 0, "near": 3})
     assert collect_caveats(read_run(folder)) == (LEAKING,)
     text = write_report([folder], options=FAST).read_text()
@@ -68,6 +68,6 @@ def test_files_that_were_left_out_are_counted_by_class_and_part(make_audited_run
     assert table[["class", "part", "files"]].to_numpy().tolist() == [["gastric_ulcer", "train", 4]]
 
 
-def test_a_run_of_before_the_audit_has_no_such_section(make_run, skip_rendering):
+def test_a_run_without_an_audit_has_no_audit_section(make_run, skip_rendering):
     folder = make_run(stages=("finetune",), curves=False, network=False)
     assert "Data audit" not in write_report([folder], options=FAST).read_text()

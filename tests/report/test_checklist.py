@@ -474,7 +474,7 @@ def base_evidence(make_shared_run):
         ),
     ],
 )
-def test_an_answer_is_made_of_facts_and_another_run_changes_it(
+def test_a_checklist_answer_follows_from_facts_of_the_run(
     base_evidence, make_run, answer, story, change, base_says, contrary_says
 ):
     contrary = make_run("contrary", **(BASE | story))
@@ -568,21 +568,21 @@ def test_a_run_without_a_split_answers_what_it_can(make_run):
         ({"finished": 0}, "This report was computed", "temperature"),
     ],
 )
-def test_the_methods_are_those_that_the_report_used(make_run, skip_rendering, story, present, absent):
+def test_the_methods_section_lists_the_methods_used(make_run, skip_rendering, story, present, absent):
     page = write_report([make_run(**(BASE | story))], options=FAST).read_text()
     methods = page.partition('id="methods"')[2].replace("&#39;", "'")
     assert present in methods
     assert absent not in methods
 
 
-def test_a_report_that_was_validated_on_the_test_images_never_says_otherwise(make_run, skip_rendering):
+def test_a_report_validated_on_test_images_never_claims_otherwise(make_run, skip_rendering):
     page = write_report([make_run(**(BASE | {"config": {"data.validation": "test"}}))], options=FAST).read_text()
     for false in ("fitted on the validation images", "validation images only", "on training and validation images"):
         assert false not in page
     assert "a temperature fitted on the test images (data.validation=test)" in page
 
 
-def test_only_what_is_there_counts_as_a_look_a_mistake_or_a_pair(make_run, skip_rendering):
+def test_the_checklist_mentions_only_existing_evaluations_mistakes_and_pairs(make_run, skip_rendering):
     perfect = [[8, 0, 0], [0, 8, 0], [0, 0, 8]]
     page = write_report([make_run(**(BASE | {"confusions": {"s": perfect}}))], options=FAST).read_text()
     assert "classifies all 24 test images correctly" in page

@@ -44,7 +44,7 @@ def test_an_undefined_comparison_stays_in_its_family(make_run):
     assert comparison.corrected["accuracy"] == comparison.images.p_value
 
 
-def test_one_test_image_gives_no_interval_of_an_average_and_no_false_one(make_run, skip_rendering):
+def test_one_test_image_gives_no_interval_of_an_average(make_run, skip_rendering):
     run = make_run(test_each=(1, 0, 0), stages=("s",))
     write_report([run], options=FAST)
     (row,) = pd.read_csv(run / "report" / "tables" / "overall.csv", dtype=str).to_dict("records")
@@ -52,7 +52,7 @@ def test_one_test_image_gives_no_interval_of_an_average_and_no_false_one(make_ru
     assert row["macro F1, %"] == row["macro AUROC"] == row["MCC"] == "–"
 
 
-def test_no_validation_image_of_the_class_means_no_threshold_and_says_so(make_run, skip_rendering):
+def test_without_validation_images_of_the_class_there_is_no_threshold(make_run, skip_rendering):
     run = make_run(val_each=(0, 15, 15))
     text = write_report([run], options=FAST).read_text()
     assert "none of the validation images is of class GC" in text
@@ -60,7 +60,7 @@ def test_no_validation_image_of_the_class_means_no_threshold_and_says_so(make_ru
     assert not (run / "report" / "tables" / "threshold.csv").exists()
 
 
-def test_without_validation_predictions_nothing_is_calibrated_and_it_says_so(make_run, skip_rendering):
+def test_without_validation_predictions_the_report_states_that_nothing_is_calibrated(make_run, skip_rendering):
     run = make_run(stages=("s",))
     predictions(run, "s", "val").unlink()
     text = write_report([run], options=FAST).read_text()
@@ -209,9 +209,7 @@ def test_a_probability_of_exactly_zero_for_the_truth_is_an_infinite_loss_and_not
     assert "∞" in text
 
 
-def test_a_job_that_failed_before_it_had_a_configuration_is_named_and_the_others_are_reported(
-    make_run, tmp_path, skip_rendering
-):
+def test_a_job_without_a_configuration_is_named_and_the_others_are_reported(make_run, tmp_path, skip_rendering):
     (tmp_path / "sweep" / "0").mkdir(parents=True)
     (tmp_path / "sweep" / "0" / "status.json").write_text(
         '{"state": "failed", "pid": 1, "started": "2026-01-31T12:00:00+00:00", "overrides": [], "sweep": "s"}'

@@ -25,7 +25,7 @@ def test_names_in_other_scripts_get_a_font_that_has_them_and_other_texts_keep_th
     assert chinese.get_fontfamily() == ["DejaVu Sans", "Some CJK"]
 
 
-def test_where_no_font_has_them_it_is_told_once_and_how_to_mend_it(labelled_figure, monkeypatch, caplog):
+def test_missing_fonts_are_reported_once_with_a_remedy(labelled_figure, monkeypatch, caplog):
     monkeypatch.setattr(figure_style, "_find_preferred_font", lambda paths: None)
     figure_style._load_cjk_font.cache_clear()
     figure, _ = labelled_figure

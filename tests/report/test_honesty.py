@@ -16,7 +16,7 @@ FAST = ReportOptions(resamples=100)
 @pytest.mark.parametrize(
     ("config", "mark"), [({"data.validation": "test"}, OPTIMISTIC), ({"data.kind": "synthetic"}, SYNTHETIC)]
 )
-def test_a_mark_stands_on_the_page_and_in_the_caption_of_every_table_of_results(make_run, config, mark, skip_rendering):
+def test_a_caveat_is_on_the_page_and_in_every_caption_of_results(make_run, config, mark, skip_rendering):
     run = make_run(config=config, stages=("s",))
     page = write_report([run], options=FAST)
     assert mark.meaning.replace("'", "&#39;") in page.read_text()
@@ -28,7 +28,7 @@ def test_a_mark_stands_on_the_page_and_in_the_caption_of_every_table_of_results(
     assert results["basis"].str.contains(mark.word, regex=False).all()
 
 
-def test_an_honest_run_has_no_mark(make_run, skip_rendering):
+def test_a_run_without_problems_has_no_caveat(make_run, skip_rendering):
     run = make_run()
     assert collect_caveats(read_run(run)) == ()
     text = write_report([run], options=FAST).read_text()
@@ -79,7 +79,7 @@ def test_a_damaged_run_in_the_same_folder_does_not_stop_the_report(make_run):
     assert count.other_stages == 0
 
 
-def test_different_test_sets_are_not_compared_and_the_page_says_why(make_run, skip_rendering):
+def test_different_test_sets_are_not_compared_and_the_page_explains(make_run, skip_rendering):
     paths = [make_run("a", stages=("s",)), make_run("b", stages=("s",), model="vgg19.tv_in1k", split_seed=1)]
     evidence = collect_evidence(paths, FAST)
     assert evidence.comparisons == ()

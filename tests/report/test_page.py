@@ -50,7 +50,7 @@ def page(run_with_report):
     return (run_with_report / "report" / "report.html").read_text()
 
 
-def test_the_page_asks_for_nothing_outside_itself(make_run, skip_rendering):
+def test_the_page_loads_nothing_external(make_run, skip_rendering):
     options = ReportOptions(published=True, resamples=100)
     text = write_report([make_run()], options=options).read_text()
     assert not re.search(r"https?://|//[a-z]+\.|@import|url\(", text)
@@ -58,7 +58,7 @@ def test_the_page_asks_for_nothing_outside_itself(make_run, skip_rendering):
     assert "<link" not in text
 
 
-def test_the_drawn_figures_ask_for_nothing_outside_themselves_either(run_with_report):
+def test_figures_load_nothing_external(run_with_report):
     namespaces = r"http://www\.w3\.org/(2000/svg|1999/xlink)|http://www\.w3\.org/Graphics/SVG/1\.1/DTD/svg11\.dtd"
     for figure in (run_with_report / "report" / "figures").glob("*.svg"):
         text = re.sub(r"<metadata>.*?</metadata>", "", figure.read_text(), flags=re.S)
@@ -112,7 +112,7 @@ def test_with_names_files_groups_and_errors_are_shown(make_run, skip_rendering):
     assert re.search(r"test_G[CU]_patient_\d+", text)
 
 
-def test_names_of_classes_are_text_and_never_markup(make_run, skip_rendering):
+def test_class_names_are_escaped(make_run, skip_rendering):
     run = make_run(names=("<b>bold", "a&b", '"c"'))
     text = write_report([run], options=FAST).read_text()
     assert "<b>bold" not in text
@@ -210,7 +210,7 @@ def test_the_same_run_gives_the_same_files_byte_for_byte(run_with_report, tmp_pa
     assert [path for path in files if (first / path).read_bytes() != (second / path).read_bytes()] == []
 
 
-def test_a_second_report_takes_away_what_the_first_alone_had_and_nothing_else(make_run, skip_rendering):
+def test_a_second_report_deletes_only_stale_files_of_the_first(make_run, skip_rendering):
     run = make_run(**ONE_STAGE)
     write_report([run], options=ReportOptions(published=True, resamples=100))
     stale, own = run / "report" / "tables" / "published-vgg19.csv", run / "report" / "tables" / "my-notes.csv"
@@ -221,7 +221,7 @@ def test_a_second_report_takes_away_what_the_first_alone_had_and_nothing_else(ma
     assert own.read_text() == "mine"
 
 
-def test_the_list_of_files_can_not_be_made_to_remove_others(make_run, skip_rendering):
+def test_the_file_list_cannot_delete_other_files(make_run, skip_rendering):
     run = make_run(**ONE_STAGE)
     write_report([run], options=FAST)
     victim = run / "config.yaml"
@@ -231,7 +231,7 @@ def test_the_list_of_files_can_not_be_made_to_remove_others(make_run, skip_rende
     assert victim.is_file()
 
 
-def test_several_runs_need_no_folder_to_be_named(make_run, tmp_path, monkeypatch, skip_rendering):
+def test_a_report_on_several_runs_has_a_default_folder(make_run, tmp_path, monkeypatch, skip_rendering):
     monkeypatch.chdir(tmp_path)
     paths = [make_run("a", **ONE_STAGE), make_run("b", model="vgg19.tv_in1k", seed=1, **ONE_STAGE)]
     assert write_report(paths, options=FAST).resolve() == tmp_path / "report" / "report.html"
@@ -294,7 +294,7 @@ def test_a_sweep_in_which_every_job_failed_still_gets_a_page(make_run, tmp_path,
     assert "so this report only describes the runs" in text
 
 
-def test_a_run_without_curves_and_network_says_so_and_keeps_the_rest(make_run, skip_rendering):
+def test_a_run_without_curves_and_network_is_reported_without_them(make_run, skip_rendering):
     run = make_run(curves=False, network=False)
     text = write_report([run], options=FAST).read_text()
     assert "because metrics.csv is missing" in text

@@ -50,7 +50,7 @@ def test_classes_are_matched_by_name_in_whatever_order(make_run):
     assert ours["sensitivity of GC"] == shares.sensitivity[1]
 
 
-def test_other_classes_than_the_studys_are_not_compared_and_the_page_says_so(make_run, skip_rendering):
+def test_classes_that_differ_from_the_study_are_not_compared(make_run, skip_rendering):
     run = make_run(names=("polyp", "normal"), test_each=(9, 9), val_each=(9, 9))
     text = write_report([run], options=FAST).read_text()
     assert "differ from those of the study, so the results cannot be compared" in text

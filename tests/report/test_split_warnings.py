@@ -62,7 +62,7 @@ def test_with_given_train_and_test_folders_only_validation_was_drawn(make_split)
     assert "The test set should contain" not in said
 
 
-def test_of_a_run_whose_catalog_is_gone_no_share_is_said_to_be_asked(make_run):
+def test_a_run_without_its_catalog_states_no_requested_fraction(make_run):
     assert "set should contain" not in warnings_of(make_run(stages=("finetune",)))
 
 

@@ -42,7 +42,7 @@ def written_table(folder, name):
     return pd.read_csv(path)
 
 
-def test_the_reports_tables_hold_the_figures_of_each_subgroup(make_run_with_columns, skip_rendering):
+def test_the_report_has_the_results_of_each_subgroup(make_run_with_columns, skip_rendering):
     folder = make_run_with_columns(columns={"site_id": site})
     write_report([folder], options=FAST)
     final = pd.read_parquet(folder / "finetune" / "predictions-test.parquet")
@@ -59,7 +59,7 @@ def test_the_reports_tables_hold_the_figures_of_each_subgroup(make_run_with_colu
     assert row["specificity, %"] == pytest.approx(100 * (~called & ~positive).sum() / (~positive).sum(), abs=0.01)
 
 
-def test_calibration_in_the_large_is_of_the_calibrated_probabilities(make_run_with_columns, skip_rendering):
+def test_calibration_in_the_large_uses_calibrated_probabilities(make_run_with_columns, skip_rendering):
     folder = make_run_with_columns(columns={"site_id": site})
     write_report([folder], options=FAST)
     result = collect_evidence([folder], FAST).results[-1]
@@ -70,7 +70,7 @@ def test_calibration_in_the_large_is_of_the_calibrated_probabilities(make_run_wi
     assert row["calibration in the large, points"] == pytest.approx(100 * difference, abs=1e-3)
 
 
-def test_without_validation_there_is_no_calibration_to_tell(make_run_with_columns, skip_rendering):
+def test_without_validation_there_is_no_calibration(make_run_with_columns, skip_rendering):
     folder = make_run_with_columns(columns={"site_id": site})
     for path in folder.rglob("predictions-val.parquet"):
         path.unlink()
@@ -78,7 +78,7 @@ def test_without_validation_there_is_no_calibration_to_tell(make_run_with_column
     assert not [name for name in written_table(folder, "class-subgroups-").columns if "calibration" in name]
 
 
-def test_every_column_stands_in_a_table_of_subgroups_or_among_those_left_out(make_run_with_columns, skip_rendering):
+def test_every_column_is_in_a_subgroup_table_or_listed_as_left_out(make_run_with_columns, skip_rendering):
     columns = {
         "site_id": site,
         "device": lambda number: f"GIF-{number % 15:02d}",
@@ -105,7 +105,7 @@ def test_a_report_without_a_manifest_has_no_section_of_subgroups(make_run):
     assert build_subgroup_section(collect_evidence([make_run()], FAST)).items == ()
 
 
-def test_a_site_where_the_model_fails_is_shown_and_the_others_are_not(make_run_with_columns):
+def test_only_a_site_where_the_model_fails_is_significant(make_run_with_columns):
     confusion = [[20, 0, 0], [0, 20, 0], [0, 12, 8]]
     folder = make_run_with_columns(
         columns={
@@ -126,7 +126,7 @@ def test_a_site_where_the_model_fails_is_shown_and_the_others_are_not(make_run_w
     assert "is not shown to differ between the subgroups of sex after Holm's correction for 2 columns" in said[1]
 
 
-def test_where_all_images_are_recognised_no_difference_can_be_told(make_run_with_columns):
+def test_without_errors_no_subgroup_difference_can_be_tested(make_run_with_columns):
     confusion = [[20, 0, 0], [0, 20, 0], [0, 0, 20]]
     folder = make_run_with_columns(columns={"site": site}, stages=("s",), confusions={"s": confusion})
     (result,) = collect_evidence([folder], FAST).results
@@ -138,7 +138,7 @@ def test_where_all_images_are_recognised_no_difference_can_be_told(make_run_with
     )
 
 
-def test_groups_of_a_manifest_are_told_as_such(make_run, skip_rendering):
+def test_groups_of_a_manifest_are_named_as_such(make_run, skip_rendering):
     config = {"data.group": None, "data.kind": "manifest"}
     folder = make_run(images_per_group=2, stages=("finetune",), curves=False, network=False, config=config)
     page = write_report([folder], options=ReportOptions(resamples=20)).read_text()

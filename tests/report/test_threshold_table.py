@@ -63,9 +63,7 @@ def test_class_sensitivity_and_confidence_are_those_of_the_runs_bundle_unless_ot
     )
 
 
-def test_of_several_results_those_that_are_guaranteed_are_named_and_those_that_are_not(
-    make_run, tmp_path, skip_rendering
-):
+def test_guaranteed_and_unguaranteed_results_are_both_named(make_run, tmp_path, skip_rendering):
     runs = [make_run("many", stages=("pretrain",), val_each=(50, 15, 15), model="a")]
     runs += [make_run("few", stages=("pretrain",), val_each=(20, 15, 15), model="b", split_seed=1)]
     write_report(runs, tmp_path / "out", options=ReportOptions(**FAST))

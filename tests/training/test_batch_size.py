@@ -78,7 +78,7 @@ def test_no_step_is_larger_than_half_of_the_training_images(images, most, larges
 
 @pytest.fixture
 def train_run(compose_config, synthetic_root, tmp_path_factory):
-    """Runs with further words of the command line."""
+    """Run with additional command-line arguments."""
 
     def of(*words: str) -> RunFolder:
         folder = RunFolder(tmp_path_factory.mktemp("run"))
@@ -90,8 +90,8 @@ def train_run(compose_config, synthetic_root, tmp_path_factory):
     return of
 
 
-def test_a_run_with_auto_is_the_run_of_the_number_that_was_found(train_run, monkeypatch):
-    monkeypatch.setattr(batch_size, "MOST", {"cpu": 8})
+def test_a_run_with_auto_equals_the_run_with_the_chosen_size(train_run, monkeypatch):
+    monkeypatch.setattr(batch_size, "MAX_BATCH_SIZE", {"cpu": 8})
     auto, given = train_run("trainer.batch_size=auto"), train_run("trainer.batch_size=8")
     first, second = (load_file(folder.path / "model" / "model.safetensors") for folder in (auto, given))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
@@ -109,7 +109,7 @@ def build_request(compose_config):
     }  # fmt: skip
 
 
-def test_real_steps_tell_what_they_took_and_what_does_not_fit(build_request):
+def test_real_steps_report_their_memory_and_out_of_memory(build_request):
     with TrialProcess(build_request) as trial:
         assert trial.free > 0
         small, larger = trial.measure_step(2), trial.measure_step(64)
@@ -119,13 +119,13 @@ def test_real_steps_tell_what_they_took_and_what_does_not_fit(build_request):
         assert trial.measure_step(2**38) is None
 
 
-def test_a_process_that_the_system_killed_says_that_the_step_did_not_fit(build_request):
+def test_a_process_killed_by_the_system_counts_as_out_of_memory(build_request):
     with TrialProcess(build_request) as trial:
         os.kill(trial._process.pid, signal.SIGKILL)
         assert trial.measure_step(4) is None
 
 
-def test_steps_that_fail_otherwise_are_an_error_with_its_reason(build_request):
+def test_other_failures_of_a_step_are_an_error_with_the_reason(build_request):
     wrong = TrialProcess({**build_request, "model": {"name": "no_such_model", "weights": "none"}})
     with pytest.raises(PylorusError, match=r"(?s)batch_size: found auto.*such as 16.*has no .no_such_model"), wrong:
         pass

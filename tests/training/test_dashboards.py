@@ -17,7 +17,7 @@ from pylorus.training.dashboards import Dashboard, build_shareable_config
 SECRET = "/clinic/patients/miller"
 
 
-def test_folders_and_file_names_of_the_configuration_stay_here(compose_config):
+def test_no_folder_or_file_name_is_sent_to_a_dashboard(compose_config):
     config = compose_config(
         "data=folders", f"data.root={SECRET}", "data.group='miller_(.*)'", f"model.weights={SECRET}/w.pth"
     )
@@ -64,7 +64,7 @@ def test_a_run_that_fails_is_shown_as_failed_and_one_that_ends_as_finished(compo
     assert [run.code for run in dashboard_runs] == [0, 1]
 
 
-def test_it_stays_offline_and_takes_nothing_of_this_machine_along(compose_config, tmp_path, dashboard_runs):
+def test_wandb_stays_offline_and_records_nothing_about_the_machine(compose_config, tmp_path, dashboard_runs):
     with Dashboard(compose_config("logger=wandb"), RunFolder(tmp_path)):
         pass
     options = dashboard_runs[0].options
@@ -110,7 +110,7 @@ def test_the_confusion_matrix_has_true_classes_in_rows():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_a_run_with_a_dashboard_keeps_curves_and_matrices_on_this_machine(
+def test_a_run_with_a_dashboard_writes_curves_and_matrices_locally(
     train_with_logger, synthetic_root, tmp_path, name, monkeypatch
 ):
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))

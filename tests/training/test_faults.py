@@ -38,7 +38,7 @@ IMAGES = ["cache.prefix=false", "cache.images=false", "stage=finetune", "stages.
 
 @pytest.fixture(scope="module")
 def prepare_run(compose_config, synthetic_root, tmp_path_factory):
-    """A folder in which a run may begin, with further words of the command line."""
+    """A folder in which a run can start, with additional command-line arguments."""
 
     def prepare(*words: str, root: Path = synthetic_root) -> RunFolder:
         folder = RunFolder(tmp_path_factory.mktemp("run"))
@@ -120,7 +120,7 @@ SHUT = OSError(errno.EROFS, os.strerror(errno.EROFS))
     ],
 )
 @pytest.mark.parametrize(("error", "said"), [(FULL, "the disk is full"), (SHUT, "can't be written to: Read-only file")])
-def test_a_disk_that_takes_no_more_is_named_with_its_cure_and_the_run_goes_on_later(
+def test_a_full_disk_is_named_with_a_remedy_and_the_run_resumes(
     prepare_run, train_uninterrupted, monkeypatch, owner, name, call, error, said
 ):
     expected, folder = train_uninterrupted(), prepare_run()
@@ -141,7 +141,7 @@ def test_a_disk_that_takes_no_more_is_named_with_its_cure_and_the_run_goes_on_la
         OSError(errno.EDQUOT, "Disk quota exceeded", "/somewhere/best-1.ckpt"),
     ],
 )
-def test_a_full_disk_is_known_under_its_other_names(prepare_run, compose_config, error):
+def test_all_error_codes_of_a_full_disk_are_recognized(prepare_run, compose_config, error):
     try:
         try:
             raise error
@@ -154,7 +154,7 @@ def test_a_full_disk_is_known_under_its_other_names(prepare_run, compose_config,
     assert "cache" in told
 
 
-def test_where_not_even_the_status_can_be_written_the_first_error_is_shown(prepare_run, monkeypatch):
+def test_if_the_status_cannot_be_written_the_first_error_is_shown(prepare_run, monkeypatch):
     from pytorch_lightning import Trainer
 
     folder = prepare_run()
@@ -170,7 +170,7 @@ def test_where_not_even_the_status_can_be_written_the_first_error_is_shown(prepa
 
 
 @pytest.mark.parametrize("where", ["an epoch", "the predictions"])
-def test_a_folder_that_vanished_is_told_and_does_not_come_again(prepare_run, train_uninterrupted, monkeypatch, where):
+def test_a_deleted_run_folder_is_reported_and_not_created_again(prepare_run, train_uninterrupted, monkeypatch, where):
     expected, folder = train_uninterrupted(), prepare_run()
     away = folder.path.with_name(f"{folder.path.name}-away")
 
@@ -193,7 +193,7 @@ def test_a_folder_that_vanished_is_told_and_does_not_come_again(prepare_run, tra
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("harm", ["deleted", "damaged"])
-def test_an_image_that_goes_in_the_middle_of_an_epoch_is_named(
+def test_an_image_that_disappears_during_an_epoch_is_named(
     prepare_run, train_uninterrupted, synthetic_root, tmp_path, monkeypatch, workers, harm
 ):
     expected, root = train_uninterrupted(*IMAGES), tmp_path / "images"
@@ -218,7 +218,7 @@ def test_an_image_that_goes_in_the_middle_of_an_epoch_is_named(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_goes_while_features_are_computed_is_named(
+def test_an_image_that_disappears_while_features_are_computed_is_named(
     prepare_run, train_uninterrupted, synthetic_root, tmp_path, monkeypatch, workers
 ):
     expected, root = train_uninterrupted(), tmp_path / "images"
@@ -242,7 +242,7 @@ def _serve_features():
     return build_stage_data
 
 
-def test_a_killed_decoding_worker_is_told_with_its_likely_causes(prepare_run, train_uninterrupted, monkeypatch):
+def test_a_killed_decoding_worker_is_reported_with_likely_causes(prepare_run, train_uninterrupted, monkeypatch):
     expected, folder = train_uninterrupted(*IMAGES), prepare_run(*IMAGES, "data.workers=2")
 
     def kill(*_):
@@ -273,7 +273,7 @@ def test_a_killed_decoding_worker_is_told_with_its_likely_causes(prepare_run, tr
         ),
     ],
 )
-def test_out_of_memory_says_which_batch_to_try(prepare_run, train_uninterrupted, monkeypatch, error, where):
+def test_out_of_memory_suggests_a_batch_size(prepare_run, train_uninterrupted, monkeypatch, error, where):
     expected, folder = train_uninterrupted(), prepare_run()
     with monkeypatch.context() as patched:
         patched.setattr(StageClassifier, "training_step", from_call(4, StageClassifier.training_step, raises(error)))
@@ -283,7 +283,7 @@ def test_out_of_memory_says_which_batch_to_try(prepare_run, train_uninterrupted,
     goes_on_to(expected, folder)
 
 
-def test_torch_on_this_machine_says_out_of_memory_in_words_that_are_known(prepare_run, compose_config):
+def test_torchs_out_of_memory_message_is_recognized(prepare_run, compose_config):
     with pytest.raises(RuntimeError) as real:
         torch.empty(2**55)
     assert "trainer.batch_size=8" in str(explain_fault(real.value, prepare_run(), compose_config()))
@@ -302,7 +302,7 @@ def test_a_batch_of_one_is_not_halved(prepare_run, compose_config):
     assert "already a single image" in str(told)
 
 
-def test_a_loss_that_is_no_number_names_the_images_of_the_batch_that_broke_it(prepare_run, monkeypatch):
+def test_a_nan_loss_names_the_images_of_its_batch(prepare_run, monkeypatch):
     folder, seen, logits = prepare_run(*IMAGES), {}, StageClassifier.compute_logits
 
     def broken(self, batch):
@@ -330,7 +330,7 @@ def named_in(told: str) -> set[str]:
     return {line.strip() for line in told.splitlines() if line.startswith("  ") and "…" not in line}
 
 
-def test_a_loss_that_is_no_number_in_validation_alone_names_its_images(prepare_run, monkeypatch):
+def test_a_nan_validation_loss_names_its_images(prepare_run, monkeypatch):
     folder, logits = prepare_run(*IMAGES), StageClassifier.compute_logits
 
     def broken(self, batch):
@@ -348,7 +348,7 @@ def test_a_loss_that_is_no_number_in_validation_alone_names_its_images(prepare_r
     assert named_in(told) <= set(split["sample_id"][split["split"] == "val"])
 
 
-def test_weights_that_break_in_the_very_last_step_stop_the_run_in_words(prepare_run, monkeypatch):
+def test_nan_weights_in_the_last_step_stop_the_run_with_a_message(prepare_run, monkeypatch):
     folder = prepare_run(*IMAGES)
 
     def break_weights(self):
@@ -361,7 +361,7 @@ def test_weights_that_break_in_the_very_last_step_stop_the_run_in_words(prepare_
     assert "Lower optimizer.lr" in told
 
 
-def test_logits_that_are_no_numbers_in_the_test_alone_name_its_images(prepare_run, monkeypatch):
+def test_nan_logits_of_test_images_name_the_images(prepare_run, monkeypatch):
     folder, answers = prepare_run(*IMAGES), NormalizingNetwork.forward_with_features
 
     def broken(self, image):
@@ -378,7 +378,7 @@ def test_logits_that_are_no_numbers_in_the_test_alone_name_its_images(prepare_ru
 
 
 @pytest.mark.parametrize("moment", ["log", "finish"])
-def test_a_dashboard_that_fails_is_told_once_and_the_run_finishes(
+def test_a_failing_dashboard_is_reported_once_and_the_run_finishes(
     prepare_run, train_uninterrupted, monkeypatch, moment
 ):
     expected, folder = train_uninterrupted(), prepare_run("logger=wandb")

@@ -10,13 +10,13 @@ from tests.conftest import TINY
 SECRET = "/clinic/patients/miller"
 
 
-def test_a_server_needs_to_be_asked_for_twice(compose_config, tmp_path):
+def test_a_tracking_server_requires_two_settings(compose_config, tmp_path):
     config = compose_config("logger=mlflow", "++logger.args.tracking_uri=https://mlflow.example.org")
     with pytest.raises(PylorusError, match=r"found https://mlflow.example.org, a server.*logger.offline=false"):
         Dashboard(config, RunFolder(tmp_path))
 
 
-def test_its_name_alone_is_refused_with_what_to_type(compose_config, tmp_path):
+def test_logger_name_mlflow_alone_is_refused_with_a_hint(compose_config, tmp_path):
     with pytest.raises(PylorusError, match="write logger=mlflow"):
         Dashboard(compose_config("logger.name=mlflow"), RunFolder(tmp_path))
 
@@ -35,7 +35,7 @@ def open_store(folder: RunFolder):
     return tracking.MlflowClient(tracking_uri=f"sqlite:///{folder.path / 'mlflow.db'}")
 
 
-def test_a_run_keeps_curves_settings_and_matrices_in_its_own_folder(train_with_logger, synthetic_root):
+def test_a_run_writes_curves_settings_and_matrices_to_its_folder(train_with_logger, synthetic_root):
     pytest.importorskip("mlflow.tracking")
     pytest.importorskip("sqlalchemy")
     folder = train_with_logger("mlflow", epochs=2)

@@ -24,7 +24,7 @@ WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.
 
 @pytest.fixture
 def train(compose_config, synthetic_root, tmp_path, monkeypatch):
-    """Trains with further words; returns the run's folder and what each Trainer was built with."""
+    """Train with additional arguments; return the run's folder and the arguments of each Trainer."""
     built = []
 
     initialize = pl.Trainer.__init__
@@ -75,7 +75,7 @@ def test_further_arguments_reach_the_trainer_and_limits_hold(train):
 
 
 @pytest.mark.slow
-def test_everything_that_pylorus_passes_is_refused_in_words(train):
+def test_every_argument_that_pylorus_passes_is_refused_with_a_reason(train):
     _, built = train("stage=pretrain", "stages.pretrain.epochs=1")
     assert set(built[0]) <= set(REFUSED_ARGUMENTS)
     assert set(REFUSED_ARGUMENTS) <= set(inspect.signature(pl.Trainer).parameters)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pylorus.config.instantiation import TARGET
-from pylorus.config.schema import EXTENSIBLE, FUSED, GROUPS, NAMED_TARGETS, Config, DataConfig, LossConfig
+from pylorus.config.schema import EXTENSIBLE, FUSED_OPTIMIZERS, GROUPS, NAMED_TARGETS, Config, DataConfig, LossConfig
 from pylorus.core.errors import TRAIN_COMMAND, PylorusError, format_suggestion
 from pylorus.core.io import iter_fields, validate
 

@@ -29,7 +29,7 @@ from pylorus.core.errors import TRAIN_COMMAND, PylorusError
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
-Thing = TypeVar("Thing")
+Value = TypeVar("Value")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -292,7 +292,7 @@ def map_items(
 def count_free_cores() -> int:
     """Return how many cores this process may use; jobs of a sweep that run at once share those of the machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get(JOBS_AT_ONCE, "1")))
+    return max(1, cores // int(os.environ.get(PARALLEL_JOBS, "1")))
 
 
 def _map_in_processes(function: Callable[[Item], Result], items: Sequence[Item], count: int) -> Iterator[Result]:

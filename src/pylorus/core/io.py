@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Kind = TypeVar("Kind")
 
-GONE = 141
+BROKEN_PIPE_CODE = 141
 """Exit code that a shell gives a program killed by SIGPIPE: 128 plus the number of the signal."""
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}

@@ -242,7 +242,7 @@ def check_fields(fields: Sequence[FieldSample]) -> list[Finding]:
 
 
 def _select_images(images: ImageSet, facts: Sequence[Facts]) -> list[int]:
-    has_edge = (extract_fact_column(facts, "problem") == "") & (extract_fact_column(facts, "border") >= LEAST_BORDER)
+    has_edge = (extract_fact_column(facts, "problem") == "") & (extract_fact_column(facts, "border") >= MIN_BORDER)
     digests = extract_fact_column(facts, "sha256")
     selected: list[int] = []
     for _, rows in images.table[has_edge].groupby("class"):

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from pylorus.cache.shards import Records
 from pylorus.config.schema import AugmentConfig, CacheConfig, DataConfig
-from pylorus.core.distributed import ALONE, Processes
+from pylorus.core.distributed import SINGLE_PROCESS, Processes
 from pylorus.core.io import validate
 from pylorus.data.augmentation import build_augmentation, has_augmentation, load_policy
 from pylorus.data.catalog import ReadOptions, read_folders

@@ -137,7 +137,7 @@ Thumbnails = NDArray[np.uint8]
 
 
 def reduce_to_grey(image: RGB) -> NDArray[np.uint8]:
-    """Reduce an image by a whole factor, so that its longer side has at most `LONGEST_TEXT` pixels, and make it grey.
+    """Reduce an image by a whole factor, so that its longer side has at most `TEXT_SIDE` pixels, and make it grey.
 
     Averaging over whole pixels is fast: nothing measured here needs the full resolution.
 
@@ -147,7 +147,7 @@ def reduce_to_grey(image: RGB) -> NDArray[np.uint8]:
     Returns:
         Grey levels, uint8 of shape (height // factor, width // factor).
     """
-    factor = -(-max(image.shape) // LONGEST_TEXT)
+    factor = -(-max(image.shape) // TEXT_SIDE)
     height, width = image.shape[:2]
     reduced = image
     if factor > 1 and min(height, width) >= factor:
@@ -248,9 +248,9 @@ def _replace_black(thumbnails: Thumbnails) -> NDArray[np.float32]:
 
 MEASURED_SIDE = 256
 """Longer side in pixels at which sharpness and border are measured: otherwise sharpness would depend on the size."""
-LONGEST_TEXT = 1024
+TEXT_SIDE = 1024
 """Longest side in pixels at which text is searched for."""
-DARK = 24
+MAX_BORDER_LEVEL = 24
 """Grey level up to which a pixel connected to the frame's edge is border."""
 
 Grey = NDArray[np.uint8]
@@ -275,8 +275,8 @@ class ImageMeasures:
 
 def measure_image(grey: Grey) -> ImageMeasures:
     """Measure a grey image of shape (height, width), reduced by `reduce_to_grey`."""
-    resized = _resize_to_limit(grey, LONGEST)
-    border = _find_edge_regions(resized <= DARK)
+    resized = _resize_to_limit(grey, MEASURED_SIDE)
+    border = _find_edge_regions(resized <= MAX_BORDER_LEVEL)
     interior = cv2.erode((~border).astype(np.uint8), np.ones((5, 5), np.uint8), borderValue=1).astype(bool)
     if not interior.any():
         interior = np.ones_like(border)
@@ -306,7 +306,7 @@ def count_letters(grey: Grey) -> int:
         return 0  # letters would have a few pixels only
     stroke = max(5, round(longest / 40) | 1)
     background = cv2.morphologyEx(grey, cv2.MORPH_OPEN, np.ones((stroke, stroke), np.uint8))
-    border = _find_edge_regions(np.asarray(background <= 2 * DARK))
+    border = _find_edge_regions(np.asarray(background <= 2 * MAX_BORDER_LEVEL))
     strokes = border & (cv2.subtract(grey, background) >= 60)
     rows, columns = np.flatnonzero(strokes.any(axis=1)), np.flatnonzero(strokes.any(axis=0))
     if not len(rows):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pylorus.cache.shards import Records
 from pylorus.cache.store import RecordStore, load_or_compute_records
 from pylorus.config.schema import CacheConfig, Config
-from pylorus.core.distributed import ALONE, Processes, count_free_cores, map_items
+from pylorus.core.distributed import SINGLE_PROCESS, Processes, count_free_cores, map_items
 from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.core.io import read_json, write_json
 from pylorus.data.decode import POLICY_VERSION, read_image, resize_image
@@ -102,7 +102,7 @@ class ImageWriter:
 
     def prepare(self, image: RGB) -> RGB | None:
         """Return an image as the network's input, uint8 of shape (size, size, 3); None if it is not worth caching."""
-        is_large = image.shape[0] * image.shape[1] > LARGE * self._form.size**2
+        is_large = image.shape[0] * image.shape[1] > LARGE_FRAME_RATIO * self._form.size**2
         is_enabled = is_large if self._settings.images is None else self._settings.images
         return self._form.prepare_image(image) if is_enabled and self._has_space else None
 

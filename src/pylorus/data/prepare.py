@@ -46,7 +46,7 @@ def audit_run_images(catalog: Catalog, split: Split, copies: Copies, folder: Pat
         "joined_groups": split.joined,
         "left_out": count_unreadable(catalog.unreadable),
     }
-    write_json(folder / FILE, convert_audit_to_json(result, names=True) | accepted, indent=None)
+    write_json(folder / AUDIT_FILE, convert_audit_to_json(result, names=True) | accepted, indent=None)
     counts = [format_count(count, severity) for severity, count in result.counts.items() if count]
     if counts:
         log.info("audit    %s; for details: pylorus audit %s", ", ".join(counts), catalog.root)

@@ -154,13 +154,13 @@ def _get_manifest_column(table: pd.DataFrame, name: str, *, key: str) -> pd.Seri
     Raises:
         PylorusError: If there is no such column; the message names the key and the columns that exist.
     """
-    known = [column.removeprefix(ABOUT) for column in table.columns if column.startswith(ABOUT)]
+    known = [column.removeprefix(MANIFEST_PREFIX) for column in table.columns if column.startswith(MANIFEST_PREFIX)]
     if name not in known:
         raise PylorusError(
             f'{key}: the manifest has no additional column "{name}".{format_suggestion(name, known)} '
             f"Found: {', '.join(known) or 'none'}."
         )
-    return table[ABOUT + name]
+    return table[MANIFEST_PREFIX + name]
 
 
 def _is_at_least(values: pd.Series, first: str) -> NDArray[np.bool_]:

@@ -106,7 +106,7 @@ def _check_regular_file(path: Path) -> None:
 
 MAX_DESCRIPTION_BYTES = 1_000_000
 """The largest model.json that is read: a hundred times the usual size."""
-MOST_CLASSES, LONGEST_NAME = 1000, 200
+MAX_CLASSES, MAX_NAME_LENGTH = 1000, 200
 
 
 def read_description(content: bytes, *, where: str = "model.json") -> Description:
@@ -120,8 +120,8 @@ def read_description(content: bytes, *, where: str = "model.json") -> Descriptio
         PylorusError: If the content is not a valid description; names the entry, the value found and the value
             expected.
     """
-    if len(content) > MOST_BYTES:
-        raise PylorusError(f"{where}: has {len(content):,} bytes, expected {MOST_BYTES:,} at most.")
+    if len(content) > MAX_DESCRIPTION_BYTES:
+        raise PylorusError(f"{where}: has {len(content):,} bytes, expected {MAX_DESCRIPTION_BYTES:,} at most.")
     return build_description(parse_json(content, where=where), where=where)
 
 
@@ -155,7 +155,7 @@ def _convert_format_1(values: dict[str, Any]) -> dict[str, Any]:
 def _check_description(description: Description, where: str) -> None:
     """Reject what types and ranges alone allow: a network without a name, duplicate names, entries of other classes."""
     if description.network is not None and not (
-        0 < len(description.network) <= LONGEST_NAME and description.network.isprintable()
+        0 < len(description.network) <= MAX_NAME_LENGTH and description.network.isprintable()
     ):
         raise PylorusError(f"{where}: network: found {description.network[:80]!r}, expected a dotted path.")
     check_model_arguments(description.arguments, where=f"{where}: arguments")

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, with_config
 
 from pylorus.core.errors import PylorusError
 from pylorus.data.input_format import InputFormat
-from pylorus.evaluation.calibration import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
+from pylorus.evaluation.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE
 from pylorus.evaluation.conformal import SetLimits
 from pylorus.evaluation.decisions import SensitivityThreshold
 from pylorus.runs.folder import ShippedStage
@@ -162,7 +162,7 @@ class Calibration:
         ece_after: Expected calibration error with temperature scaling.
     """
 
-    temperature: float = field(metadata={"ge": LOWEST_TEMPERATURE, "le": HIGHEST_TEMPERATURE})
+    temperature: float = field(metadata={"ge": MIN_TEMPERATURE, "le": MAX_TEMPERATURE})
     identified: bool
     images: int
     ece_before: float

@@ -115,7 +115,7 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
     unreadable = int(str(record["unreadable"]))
     if unreadable == record["images"]:
         print(f"error: no file could be read. {parts.read_first_error()}", file=sys.stderr)
-    return FIRST_CODE + min(unreadable, MOST_COUNTED) if unreadable else 0
+    return FIRST_CODE + min(unreadable, MAX_COUNTED) if unreadable else 0
 
 
 def predict_table(model: InferenceModel, inputs: Sequence[str], options: PredictOptions) -> pd.DataFrame:

@@ -81,7 +81,7 @@ def run_launched(run_command: Callable[[], int]) -> int:
         if {"-m", "--multirun"} & set(sys.argv):
             raise PylorusError(
                 f"-m: found a sweep in {processes.count} processes that torchrun or srun started. A sweep starts the "
-                f"processes of its jobs itself: {TRAIN_COMMAND} -m trainer.devices={processes.beside} …"
+                f"processes of its jobs itself: {TRAIN_COMMAND} -m trainer.devices={processes.local_count} …"
             )
         known_keys = {argument.lstrip("+").partition("=")[0] for argument in sys.argv[1:]}
         for key, count in (("devices", processes.local_count), ("nodes", processes.count // processes.local_count)):

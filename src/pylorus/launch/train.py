@@ -54,7 +54,7 @@ from pylorus.model.summary import BlockStructure, extract_network_structure
 from pylorus.report.page import write_report
 from pylorus.runs.folder import RunFolder, explain_choice
 from pylorus.runs.process import (
-    PATIENCE,
+    STOP_TIMEOUT,
     BackgroundTask,
     StopRequest,
     check_environment,
@@ -243,7 +243,7 @@ def run(folder: RunFolder, reading: BackgroundTask | None = None) -> None:
                 if is_launched():
                     train_launched(config, folder, stop)
                 elif config.trainer.devices * config.trainer.nodes == 1:
-                    train(config, folder, ALONE, stop, reading)
+                    train(config, folder, SINGLE_PROCESS, stop, reading)
                 else:
                     if reading is not None:
                         reading.wait()
@@ -314,7 +314,7 @@ def train(
     record = folder.path / "environment.json"
     initial = restore_trainer_config(config.trainer, record)
     engine = processes.run_on_first(lambda: resolve_engine(initial))
-    engine.setup_process(beside=processes.beside)
+    engine.setup_process(local_count=processes.local_count)
     form = processes.run_on_first(lambda: _check_network(config))
     if reading is not None:
         reading.wait()

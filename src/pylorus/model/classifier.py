@@ -19,8 +19,8 @@ from timm.optim._optim_factory import create_optimizer_v2, list_optimizers
 from torch import Tensor, distributed, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from pylorus.config.schema import FUSED, LossConfig, ModelConfig, OptimizerConfig, StageConfig
-from pylorus.core.distributed import ALONE, Processes, compute_seed
+from pylorus.config.schema import FUSED_OPTIMIZERS, LossConfig, ModelConfig, OptimizerConfig, StageConfig
+from pylorus.core.distributed import SINGLE_PROCESS, Processes, compute_seed
 from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.core.io import validate
 from pylorus.data.dataset import Batch

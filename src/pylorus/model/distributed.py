@@ -243,7 +243,10 @@ def build_strategy_arguments(processes: Processes, strategy: str) -> dict[str, A
     """Return the Trainer arguments for the run's processes; gradients are averaged over all of them after each step."""
     if not processes.is_distributed:
         return {"devices": 1}
-    arguments: dict[str, Any] = {"devices": processes.beside, "num_nodes": processes.count // processes.beside}
+    arguments: dict[str, Any] = {
+        "devices": processes.local_count,
+        "num_nodes": processes.count // processes.local_count,
+    }
     if strategy == "fsdp":
         # Weights gathered in inference mode can't be trained.
         return {

@@ -42,6 +42,13 @@ PANELS = (
 SELECTED_EPOCH = "selected epoch"
 """Legend entry of the ring."""
 
+COUNT_WORDS = {3: "Three", 4: "Four", 5: "Five"}
+
+BANDS_NOTE = "Bands: pointwise 95 % confidence intervals that account for clustering of images within groups."
+
+SQUARE_WIDTH = 4.6
+"""Width of a single-panel figure in inches."""
+
 
 @dataclass(frozen=True, eq=False)
 class StageCurves:
@@ -151,9 +158,6 @@ def _format_ring_note(curves: Sequence[StageCurves]) -> str:
     return f"A ring marks the best epoch on {format_validation_images([each.run for each in curves])}; {explanation}."
 
 
-COUNT_WORDS = {3: "Three", 4: "Four", 5: "Five"}
-
-
 def plot_class_metric_curves(curves: Sequence[StageCurves], names: Sequence[str], *, label: str, stem: str) -> Drawing:
     """Plot the indices of each class that the runs show on the validation images, over the epochs of one stage.
 
@@ -245,12 +249,6 @@ def _format_best_percentage(curves: Sequence[StageCurves], name: str) -> str:
     values = [np.nan if each.best is None else each.get_metric(name)[each.best] for each in curves]
     mean = float(np.mean(values))
     return format_percent_with_unit(mean) + (" (mean)" if len(values) > 1 and not np.isnan(mean) else "")
-
-
-BANDS_NOTE = "Bands: pointwise 95 % confidence intervals that account for clustering of images within groups."
-
-SQUARE_WIDTH = 4.6
-"""Width of a single-panel figure in inches."""
 
 
 def plot_risk_coverage(candidates: Sequence[Candidate]) -> Drawing:

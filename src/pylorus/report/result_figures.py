@@ -45,6 +45,19 @@ MAX_SMALL_PANEL_CLASSES = 5
 
 MATRIX_NOTE = "Rows: true class; columns: predicted class. Shading: proportion of the true class."
 
+Panel = tuple[str, Sequence[str], NDArray[np.int64]]
+
+MAX_CLASSES = 12
+"""Maximum number of classes plotted; the tables give the AUROC of every class."""
+
+LINE_STYLES = (
+    {"color": COLOURS[1], "marker": "s", "linestyle": "--", "markerfacecolor": "none"},
+    {"color": COLOURS[0], "marker": "o", "linestyle": "-"},
+)
+"""Line styles before and after temperature scaling."""
+
+LEGEND_LABELS = ("before", "after", "ideal")
+
 
 def plot_confusion_matrices(results: Sequence[Result]) -> list[Drawing]:
     """Plot the confusion matrices of all results, in as many figures as needed.
@@ -105,9 +118,6 @@ def plot_published_confusion_matrices() -> Drawing:
     return _plot_confusion_panels(
         "published-confusion-matrices", "As published: confusion matrices", format_published_basis(), panels, correct
     )
-
-
-Panel = tuple[str, Sequence[str], NDArray[np.int64]]
 
 
 def _plot_confusion_panels(
@@ -178,10 +188,6 @@ def _format_panel_title(result: Result) -> str:
 
 def _get_panel_class_names(result: Result) -> Sequence[str]:
     return result.images.predictions.class_names
-
-
-MAX_CLASSES = 12
-"""Maximum number of classes plotted; the tables give the AUROC of every class."""
 
 
 def plot_roc_curves(candidates: Sequence[Candidate]) -> Drawing:
@@ -309,15 +315,6 @@ def _format_auroc(candidate: Candidate, name: str) -> str:
     if len(candidate.results) == 1:
         return areas[0].text
     return "{} ({} to {})".format(*(format_number(area, 2) for area in (np.mean(values), min(values), max(values))))
-
-
-LINE_STYLES = (
-    {"color": COLOURS[1], "marker": "s", "linestyle": "--", "markerfacecolor": "none"},
-    {"color": COLOURS[0], "marker": "o", "linestyle": "-"},
-)
-"""Line styles before and after temperature scaling."""
-
-LEGEND_LABELS = ("before", "after", "ideal")
 
 
 def plot_reliability_diagrams(results: Sequence[Result]) -> list[Drawing]:

@@ -23,6 +23,12 @@ from pylorus.report.results import CONFIDENCE, IMAGES, PATIENTS, Level, Result
 from pylorus.report.table import Column, Number, Row, Table, convert_to_percent_cell, create_text_columns
 from pylorus.runs.reading import get_metric_labels
 
+PRINTED_METRICS = {name: CLASS_METRICS[name].label for name in ("precision", "sensitivity", "f1")}
+"""Metrics of the study's printed tables, with their labels."""
+
+WINNER = ("ResNet50", "finetune")
+"""The study's best model, used as the reference for models that the study did not include."""
+
 
 @dataclass(frozen=True)
 class PublishedModel:
@@ -166,10 +172,6 @@ STUDY = PublishedStudy(
 """The study that this project makes reproducible. Its images were never published; these numbers were."""
 
 
-PRINTED_METRICS = {name: CLASS_METRICS[name].label for name in ("precision", "sensitivity", "f1")}
-"""Metrics of the study's printed tables, with their labels."""
-
-
 def build_study_metric_table(results: Sequence[Result]) -> Table:
     """Build table 1, 2 or 3: the metrics of each class and their average, in %, for all stages of one run.
 
@@ -296,10 +298,6 @@ def _build_study_rows(
         )
         for position, name in enumerate([*names, "average"])
     )
-
-
-WINNER = ("ResNet50", "finetune")
-"""The study's best model, used as the reference for models that the study did not include."""
 
 
 @dataclass(frozen=True, eq=False)

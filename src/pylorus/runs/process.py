@@ -130,7 +130,7 @@ class BackgroundTask:
 
     def stop(self) -> None:
         """Ask the function to end, and wait for it."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + STOP_TIMEOUT
         while self._process is not None and self._process.is_alive():
             if time.monotonic() > end:
                 self._process.kill()
