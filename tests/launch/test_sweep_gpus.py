@@ -208,7 +208,7 @@ import hydra
 def main(config):
     from hydra.core.hydra_config import HydraConfig
     job = HydraConfig.get().job
-    open(f"{config.folder}/{job.num}-{config.a}-{os.environ['PYLORUS_PARALLEL_JOBS']}", "w").close()
+    open(f"{config.folder}/{job.num}-{config.a}-{os.environ['PYLORUS_JOBS_AT_ONCE']}", "w").close()
     deadline = time.monotonic() + 30
     while len(os.listdir(config.folder)) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
