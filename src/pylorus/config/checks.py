@@ -234,6 +234,11 @@ def _check_trainer(config: Config) -> None:
         raise PylorusError(f"trainer.batch_size: found {batch_size}, expected auto or a number (at least 1).")
     if config.trainer.strategy != "fsdp":
         return
+    if config.trainer.precision == "16":
+        raise PylorusError(
+            "trainer.precision: found 16, expected auto, bf16 or 32 with trainer.strategy=fsdp: the loss can't be "
+            "scaled where gradients are sharded."
+        )
     if config.trainer.compile:
         raise PylorusError("trainer.compile: found true, expected false with trainer.strategy=fsdp. Leave it out.")
     if config.trainer.batch_size == "auto":

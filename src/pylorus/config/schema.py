@@ -301,8 +301,9 @@ class TrainerConfig:
     accelerator: str = key("auto", "auto: a GPU if there is one", choices=("auto", "cpu", "gpu", "mps"))
     precision: str = key(
         "auto",
-        "arithmetic of the network; auto: bf16 where a measurement shows that it is faster; 32; bf16",
-        choices=("auto", "32", "bf16"),
+        "arithmetic of the network; auto: bf16 where a measurement shows that it is faster, 16 on a GPU that is "
+        "faster in fp16 only; 32; bf16; 16: fp16 with loss scaling, on an NVIDIA GPU",
+        choices=("auto", "32", "bf16", "16"),
     )
     devices: int = key(
         1,
@@ -322,6 +323,12 @@ class TrainerConfig:
         "trying, up to 128, on a GPU up to 512",
         low=1,
         choices=("auto",),
+    )
+    accumulate: int = key(
+        1,
+        "batches whose gradients are added before the optimizer takes a step: it learns as from a batch of batch_size "
+        "times this many images, with the memory of one batch; batch norm still sees batches of batch_size",
+        low=1,
     )
     channels_last: bool | None = key(
         None,

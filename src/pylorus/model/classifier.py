@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from timm.optim._optim_factory import create_optimizer_v2, list_optimizers
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from pylorus.config.schema import FUSED_OPTIMIZERS, LossConfig, ModelConfig, OptimizerConfig, StageConfig
@@ -34,7 +34,7 @@ from pylorus.model.backbone import (
 )
 from pylorus.model.frozen_features import FeatureBatch
 from pylorus.model.frozen_prefix import CutNetwork
-from pylorus.model.losses import LossFunction, build_loss, resolve_loss
+from pylorus.model.losses import LossFunction, StepLoss, build_loss, resolve_loss
 from pylorus.model.metrics import EpochMetrics, FirstNonFiniteLoss, explain_non_finite_loss
 
 
@@ -200,7 +200,7 @@ class Classifier(pl.LightningModule):
         self.network = backbone.network.to(memory_format=self.memory_format)
         self.names, self.image_size, self.seed = tuple(classes), backbone.image_size, seed
         self.loss = resolve_loss(loss, class_weights, label_smoothing=label_smoothing, classes=len(classes))
-        self.processes = SINGLE_PROCESS
+        self.step_loss, self.processes = StepLoss(), SINGLE_PROCESS
         """The distributed processes, each of which computes its part of a batch."""
         for name, tensor in zip(("mean", "std"), convert_to_pixel_scale(backbone.mean, backbone.std), strict=True):
             self.register_buffer(name, tensor, persistent=False)
@@ -251,6 +251,7 @@ class Classifier(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take this process's place among the Trainer's, if they are several and a run has not set it."""
+        self.step_loss.batches = self.trainer.accumulate_grad_batches
         if self.trainer.world_size > 1 and not self.processes.is_distributed:
             self.processes = Processes(self.trainer.global_rank, self.trainer.world_size, self.trainer.local_rank)
 
@@ -340,7 +341,8 @@ class Classifier(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradients here, since Lightning refuses to clip with a fused optimizer."""
+        """Complete and clip the gradients here, since Lightning refuses to clip with a fused optimizer."""
+        self.step_loss.normalize_gradients(self.network.parameters(), self.processes)
         limit = self.optimizer_config.clip if gradient_clip_val is None else gradient_clip_val
         if limit is not None and gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(self.network.parameters(), limit)
@@ -352,13 +354,9 @@ class Classifier(pl.LightningModule):
         losses, weight = self.loss(logits, batch.label), self.loss.compute_weights(batch.label).sum()
         loss: Tensor = losses.sum() / weight
         self._get_metrics(split).add_batch(loss, weight, logits, batch.label)
-        if split != "train_part" or not self.processes.is_distributed:
+        if split != "train_part" or not (self.processes.is_distributed or self.step_loss.batches > 1):
             return loss
-        # Gradients are averaged over processes: scaled like this, they give the whole batch's gradient.
-        total_weight = weight.clone()
-        distributed.all_reduce(total_weight)
-        scaled: Tensor = losses.sum() * self.processes.count / total_weight
-        return scaled
+        return self.step_loss.scale_batch(losses, weight, self.processes)
 
     def _get_metrics(self, split: str) -> EpochMetrics:
         metrics = self.tallies[split]

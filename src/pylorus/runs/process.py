@@ -211,6 +211,7 @@ def open_run_log(folder: Path) -> Iterator[None]:
             "You are using a custom batch sampler",
             ".*LeafSpec.* is deprecated",
             "The .srun. command is available on your system",
+            r"Detected call of `lr_scheduler.step\(\)` before",  # in fp16, the first steps of the optimizer are skipped
             "You're resuming from a checkpoint that ended before the epoch ended",  # its batches are skipped
             "It is recommended to use .*sync_dist",  # the metrics already combine all processes
         ):

@@ -144,6 +144,8 @@ def _explain_out_of_memory(error: BaseException, folder: Path, trainer: TrainerC
             if is_automatic
             else "), or with trainer.batch_size=auto, which finds a size that fits."
         )
+        + f"\nWith trainer.accumulate={2 * trainer.accumulate} as well, each step still learns from "
+        f"{size * trainer.accumulate} images."
         if size > 1
         else "The batch is already a single image: use a smaller data.image_size or a smaller model in a new run."
     )
