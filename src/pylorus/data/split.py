@@ -36,6 +36,316 @@ from pylorus.data.leakage import (
 )
 from pylorus.data.stratification import draw_part, explain_split, get_requested_fractions, stratified_folds
 
+RESUME_HINT = "To resume this run, restore the images as they were; else start a new run."
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+COLUMNS = ["sample_id", "path", "class", "group", "split", "sha256"]
+LARGE_UNIT = 0.2
+"""Fraction of all images that copies link to one unit, above which the user is warned."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Assignment of images to train, val and test.
+
+    Attributes:
+        table: The catalog's rows, each with its split.
+        leaks: Patients and copies in more than one split; empty unless the user accepts leaks.
+        asked: Requested fraction of each split that was drawn at random.
+        joined: Number of groups that are kept together with others because of copies.
+        is_random: Whether the split seed has an effect: test or validation images, or the folds, are drawn with it.
+    """
+
+    table: pd.DataFrame
+    leaks: tuple[Pair, ...]
+    asked: Mapping[str, float]
+    joined: int
+    is_random: bool
+
+    def explain_deviations(self, classes: tuple[str, ...], *, grouped: bool) -> tuple[str, ...]:
+        """Return sentences about splits that deviate from the requested fractions or have few groups of a class."""
+        return explain_split(_add_class_names(self.table, classes), self.asked, grouped=grouped, joined=self.joined)
+
+
+def split_catalog(
+    catalog: Catalog, data: DataConfig, *, copies: Copies | None = None, parts: Sequence[str] | None = None
+) -> Split:
+    """Assign every row of the catalog to train, val or test.
+
+    A split defined by folders, a manifest or another run is used as it is. Otherwise, the test set is a fold, the
+    images with certain values of a column, or drawn from all images; the validation set is drawn from the training
+    images. A drawn split keeps each group together, and with it all groups that contain copies of its images.
+
+    Args:
+        catalog: The image set.
+        data: How to split, the fractions and the seed. Folds with the same seed partition the image set.
+        copies: Copies among the catalog's files; None: they are searched for.
+        parts: Split of each row, if a run resumes with the split that it started with.
+
+    Raises:
+        PylorusError: If a class is missing from a split, a group or a copy is in two splits, or one image has two
+            labels; the message names it.
+    """
+    table, validation = catalog.table.copy(), data.validation
+    given_splits = set(table["split"]) - {""}
+    pairs = collect_copy_pairs(catalog, find_copies(catalog.facts, Thresholds()) if copies is None else copies)
+    check_labels(catalog, pairs)
+    table["bundle"] = merge_linked_groups(catalog, pairs)
+    joined = _count_linked_groups(table, catalog)
+    if parts is not None:
+        table["split"] = list(parts)
+    else:
+        _select_test(table, catalog, data, pairs)
+    is_val_drawn = validation == "cut" and not (table["split"] == "val").any()
+    if is_val_drawn:
+        _draw_rows(table, "val", share=data.val_fraction, later=0.0, split_seed=data.split_seed, catalog=catalog)
+    if validation == "test" and (table["split"] == "val").any():
+        raise PylorusError(
+            f"data.validation: found test, but {catalog.root} has a val folder. Remove data.validation to "
+            "validate on that folder, or move its images to train."
+        )
+    _check_split_classes(table, catalog.classes, data)
+    found_leaks = find_leaks(table, pairs, grouped=catalog.grouped)
+    if found_leaks and not data.accept_leaks:
+        raise PylorusError(format_leaks(table, found_leaks))
+    requested = get_requested_fractions(
+        given=given_splits,
+        chosen=data.fold is not None or data.test_column is not None,
+        fixed=data.split_file is not None,
+        validation=validation,
+        test_fraction=data.test_fraction,
+        val_fraction=data.val_fraction,
+    )
+    is_test_given = bool(given_splits) or any((data.test_column, data.fold_column, data.split_file))
+    return Split(table.drop(columns="bundle"), tuple(found_leaks), requested, joined, is_val_drawn or not is_test_given)
+
+
+def _select_test(table: pd.DataFrame, catalog: Catalog, data: DataConfig, pairs: Sequence[Pair]) -> None:
+    """Assign each row to test or train, unless folders or a manifest define the split."""
+    if data.split_file is not None:
+        table["split"] = read_split_file(catalog, Path(data.split_file))
+    elif data.test_column is not None:
+        table["split"] = np.where(select_by_column(catalog.table, data), "test", "train")
+    elif (table["split"] != "").any():
+        if data.fold is not None:
+            raise PylorusError(
+                f"data.fold: found {data.fold}, but {catalog.root} has its own train and test split. Remove "
+                "one of the two."
+            )
+    elif data.fold_column is not None:
+        table["split"] = np.where(select_by_fold_column(catalog, data, pairs), "test", "train")
+    elif data.fold is not None:
+        table["split"] = np.where(_is_in_fold(table, catalog, data), "test", "train")
+    else:
+        table["split"] = "train"
+        later = data.val_fraction if data.validation == "cut" else 0.0
+        _draw_rows(table, "test", share=data.test_fraction, later=later, split_seed=data.split_seed, catalog=catalog)
+
+
+def _is_in_fold(table: pd.DataFrame, catalog: Catalog, data: DataConfig) -> NDArray[np.bool_]:
+    counts = table.groupby("label")["bundle"].nunique()
+    if counts.min() < data.folds:
+        raise PylorusError(
+            f'data.folds: found {data.folds}, but class "{catalog.classes[int(counts.to_numpy().argmin())]}" has only '
+            f"{counts.min()} {_get_group_noun(catalog)}: expected at least one per fold."
+        )
+    seed = compute_seed(data.split_seed, "split", "folds") % (1 << 32)
+    fold = stratified_folds(table["label"].to_numpy(), table["bundle"].to_numpy(), folds=data.folds, seed=seed)
+    return np.asarray(fold == data.fold)
+
+
+def _draw_rows(
+    table: pd.DataFrame, part: str, *, share: float, later: float, split_seed: int, catalog: Catalog
+) -> None:
+    """Move whole groups from train to `part`: about `share` of the training rows of each class."""
+    train = table.index[table["split"] == "train"].to_numpy()
+    counts = table.loc[train].groupby("label")["bundle"].nunique()
+    needed = 3 if later else 2
+    if counts.min() < needed:
+        rarest = catalog.classes[int(counts.index.to_numpy()[counts.to_numpy().argmin()])]
+        raise PylorusError(
+            f'class "{rarest}" has {counts.min()} {_get_group_noun(catalog)} to draw {part} from, expected at least '
+            f"{needed}. Add some, or define the split by folders train, val and test."
+        )
+    rows = table.loc[train]
+    drawn = draw_part(
+        rows["label"].to_numpy(),
+        rows["bundle"].to_numpy(),
+        share=share,
+        later=later,
+        seed=compute_seed(split_seed, "split", part) % (1 << 32),
+    )
+    table.loc[train[drawn], "split"] = part
+
+
+def _check_split_classes(table: pd.DataFrame, classes: Sequence[str], data: DataConfig) -> None:
+    for part in ("train", "test") if data.validation == "test" else SPLITS:
+        present = set(table.loc[table["split"] == part, "label"])
+        missing = [name for label, name in enumerate(classes) if label not in present]
+        if not missing:
+            continue
+        count = int((table["label"] == classes.index(missing[0])).sum())
+        if data.fold_column is not None and part == "test":
+            remedy = "Remove this value from data.fold: performance on the class can't be measured with it."
+        elif data.fold_column is not None and part == "train":
+            remedy = f"All of its {count} images have {data.fold_column}={data.fold}: remove this value from data.fold."
+        elif data.fold is not None and data.fold_column is None:
+            remedy = f"Add images to its {count}, or choose another data.split_seed or fewer data.folds."
+        else:
+            remedy = f"Add images to its {count}, or define the split by folders train, val and test."
+        raise PylorusError(f'class "{missing[0]}" has no image in {part}. {remedy}')
+
+
+def _count_linked_groups(table: pd.DataFrame, catalog: Catalog) -> int:
+    """Count and log the groups that copies link to others; warn if too many are linked for a balanced split."""
+    units = table.groupby("bundle").agg(images=("group", "size"), groups=("group", "nunique"))
+    linked = units[units["groups"] > 1]
+    if linked.empty:
+        return 0
+    noun = _get_group_noun(catalog)
+    log.info(
+        "copies   link %d %s into %d %s, each kept in one split",
+        linked["groups"].sum(),
+        noun,
+        len(linked),
+        "unit" if len(linked) == 1 else "units",
+    )
+    if linked["images"].max() > LARGE_UNIT * len(table):
+        log.warning(
+            "copies   %.0f %% of all images are linked by copies and must be in the same split; %s",
+            100 * linked["images"].max() / len(table),
+            "inspect them with pylorus audit",
+        )
+    return int(linked["groups"].sum())
+
+
+def _add_class_names(table: pd.DataFrame, classes: tuple[str, ...]) -> pd.DataFrame:
+    return table.assign(**{"class": np.array(classes, dtype=object)[table["label"]]})
+
+
+def _get_group_noun(catalog: Catalog) -> str:
+    return "patients" if catalog.grouped else "images"
+
+
+@dataclass(frozen=True)
+class RunImages:
+    """The images of a run.
+
+    Attributes:
+        catalog: All images, with class names and short names.
+        table: The catalog's rows, each with a split: train, val or test.
+        split_hash: SHA-256 of split.csv, by which tables cite the split.
+        validation: Split to validate on: val, or test in the original study's protocol.
+    """
+
+    catalog: Catalog
+    table: pd.DataFrame
+    split_hash: str
+    validation: str
+
+    def count_by_class(self, part: str) -> list[int]:
+        """Count the images of each class in a split."""
+        labels = self.table.loc[self.table["split"] == part, "label"]
+        return [int((labels == label).sum()) for label in range(len(self.catalog.classes))]
+
+
+def write_split(table: pd.DataFrame, classes: tuple[str, ...], path: Path) -> str:
+    """Write split.csv and return its SHA-256, by which tables cite the split."""
+    table = _add_class_names(table, classes)
+    with write_atomically(path) as temporary:
+        table[COLUMNS].sort_values("path").to_csv(temporary, index=False, lineterminator="\n")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_initial_split(table: pd.DataFrame, path: Path) -> list[str] | None:
+    """Return the split of each image as a run wrote it at its start.
+
+    A resumed run continues with this split, even if another version of Pylorus would draw a different one.
+
+    Args:
+        table: Rows with path, the same images as in split.csv.
+        path: The run's split.csv.
+
+    Returns:
+        train, val or test for each row; None if the run had not written its split yet.
+    """
+    return list(_read_split_table(path).loc[table["path"], "split"]) if path.is_file() else None
+
+
+def check_images_unchanged(table: pd.DataFrame, path: Path) -> None:
+    """Check that the images are those in the split.csv that a run wrote at its start, if there is one.
+
+    Args:
+        table: Rows with path and sha256.
+        path: The run's split.csv.
+
+    Raises:
+        PylorusError: If images are gone, new or changed; the message names them.
+    """
+    if not path.is_file():
+        return
+    initial = _read_split_table(path)
+    current = table.set_index("path")
+    common = initial.index.intersection(current.index)
+    differences = {
+        "gone": initial.index.difference(current.index),
+        "new": current.index.difference(initial.index),
+        "changed": common[initial.loc[common, "sha256"].to_numpy() != current.loc[common, "sha256"].to_numpy()],
+    }
+    lines = [f"{name}: {change}" for change, names in differences.items() for name in names]
+    if lines:
+        raise PylorusError(
+            f"{path.parent}: the images are not those that this run started with:\n{format_name_list(lines)}\n"
+            f"{RESUME_HINT}"
+        )
+
+
+def _read_split_table(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype=str, keep_default_na=False).set_index("path")
+
+
+def read_split_file(catalog: Catalog, path: Path) -> Sequence[str]:
+    """Return the split of each image from another run's split.csv.
+
+    Raises:
+        PylorusError: If the file is not a split.csv, or images were added, removed, or have another class, group or
+            content.
+    """
+    try:
+        saved = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("path")
+        saved = saved[["class", "group", "split", "sha256"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise PylorusError(f"data.split_file: can't read {path} as a split.csv of Pylorus: {error}") from error
+    table = catalog.table.set_index("path")
+    for difference, paths in (
+        ("missing from the file", table.index.difference(saved.index)),
+        ("in the file but missing from the image set", saved.index.difference(table.index)),
+    ):
+        if len(paths):
+            raise PylorusError(
+                f"data.split_file: {path}: {_format_image_count(len(paths))} {difference}:\n{format_name_list(paths)}"
+            )
+    saved = saved.loc[table.index]
+    current = {
+        "content": ("sha256", table["sha256"]),
+        "class": ("class", table["label"].map(dict(enumerate(catalog.classes)))),
+        "group": ("group", table["group"]),
+    }
+    for difference, (column, values) in current.items():
+        differs = table.index[np.asarray(saved[column] != values)]
+        if len(differs):
+            raise PylorusError(
+                f"data.split_file: {path}: the {difference} of {_format_image_count(len(differs))} differs from "
+                f"the file:\n{format_name_list(differs)}"
+            )
+    return list(saved["split"])
+
+
+def _format_image_count(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
+
 
 def select_by_column(table: pd.DataFrame, data: DataConfig) -> NDArray[np.bool_]:
     """Return whether each image is a test image according to `data.test_column` and its values.
@@ -169,315 +479,3 @@ def _is_at_least(values: pd.Series, first: str) -> NDArray[np.bool_]:
     if number.fullmatch(first) and values.str.fullmatch(number.pattern).all():
         return np.asarray(values.astype(float) >= float(first))
     return np.asarray(values >= first)
-
-
-def read_split_file(catalog: Catalog, path: Path) -> Sequence[str]:
-    """Return the split of each image from another run's split.csv.
-
-    Raises:
-        PylorusError: If the file is not a split.csv, or images were added, removed, or have another class, group or
-            content.
-    """
-    try:
-        saved = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("path")
-        saved = saved[["class", "group", "split", "sha256"]]
-    except (OSError, ValueError, KeyError) as error:
-        raise PylorusError(f"data.split_file: can't read {path} as a split.csv of Pylorus: {error}") from error
-    table = catalog.table.set_index("path")
-    for difference, paths in (
-        ("missing from the file", table.index.difference(saved.index)),
-        ("in the file but missing from the image set", saved.index.difference(table.index)),
-    ):
-        if len(paths):
-            raise PylorusError(
-                f"data.split_file: {path}: {_format_image_count(len(paths))} {difference}:\n{format_name_list(paths)}"
-            )
-    saved = saved.loc[table.index]
-    current = {
-        "content": ("sha256", table["sha256"]),
-        "class": ("class", table["label"].map(dict(enumerate(catalog.classes)))),
-        "group": ("group", table["group"]),
-    }
-    for difference, (column, values) in current.items():
-        differs = table.index[np.asarray(saved[column] != values)]
-        if len(differs):
-            raise PylorusError(
-                f"data.split_file: {path}: the {difference} of {_format_image_count(len(differs))} differs from "
-                f"the file:\n{format_name_list(differs)}"
-            )
-    return list(saved["split"])
-
-
-def _format_image_count(count: int) -> str:
-    return "1 image" if count == 1 else f"{count} images"
-
-
-RESUME_HINT = "To resume this run, restore the images as they were; else start a new run."
-
-
-def check_images_unchanged(table: pd.DataFrame, path: Path) -> None:
-    """Check that the images are those in the split.csv that a run wrote at its start, if there is one.
-
-    Args:
-        table: Rows with path and sha256.
-        path: The run's split.csv.
-
-    Raises:
-        PylorusError: If images are gone, new or changed; the message names them.
-    """
-    if not path.is_file():
-        return
-    initial = _read_split_table(path)
-    current = table.set_index("path")
-    common = initial.index.intersection(current.index)
-    differences = {
-        "gone": initial.index.difference(current.index),
-        "new": current.index.difference(initial.index),
-        "changed": common[initial.loc[common, "sha256"].to_numpy() != current.loc[common, "sha256"].to_numpy()],
-    }
-    lines = [f"{name}: {change}" for change, names in differences.items() for name in names]
-    if lines:
-        raise PylorusError(
-            f"{path.parent}: the images are not those that this run started with:\n{format_name_list(lines)}\n"
-            f"{RESUME_HINT}"
-        )
-
-
-def read_initial_split(table: pd.DataFrame, path: Path) -> list[str] | None:
-    """Return the split of each image as a run wrote it at its start.
-
-    A resumed run continues with this split, even if another version of Pylorus would draw a different one.
-
-    Args:
-        table: Rows with path, the same images as in split.csv.
-        path: The run's split.csv.
-
-    Returns:
-        train, val or test for each row; None if the run had not written its split yet.
-    """
-    return list(_read_split_table(path).loc[table["path"], "split"]) if path.is_file() else None
-
-
-def _read_split_table(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, dtype=str, keep_default_na=False).set_index("path")
-
-
-log = logging.getLogger(__name__)
-
-SPLITS = ("train", "val", "test")
-COLUMNS = ["sample_id", "path", "class", "group", "split", "sha256"]
-LARGE_UNIT = 0.2
-"""Fraction of all images that copies link to one unit, above which the user is warned."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """Assignment of images to train, val and test.
-
-    Attributes:
-        table: The catalog's rows, each with its split.
-        leaks: Patients and copies in more than one split; empty unless the user accepts leaks.
-        asked: Requested fraction of each split that was drawn at random.
-        joined: Number of groups that are kept together with others because of copies.
-        is_random: Whether the split seed has an effect: test or validation images, or the folds, are drawn with it.
-    """
-
-    table: pd.DataFrame
-    leaks: tuple[Pair, ...]
-    asked: Mapping[str, float]
-    joined: int
-    is_random: bool
-
-    def explain_deviations(self, classes: tuple[str, ...], *, grouped: bool) -> tuple[str, ...]:
-        """Return sentences about splits that deviate from the requested fractions or have few groups of a class."""
-        return explain_split(_add_class_names(self.table, classes), self.asked, grouped=grouped, joined=self.joined)
-
-
-def split_catalog(
-    catalog: Catalog, data: DataConfig, *, copies: Copies | None = None, parts: Sequence[str] | None = None
-) -> Split:
-    """Assign every row of the catalog to train, val or test.
-
-    A split defined by folders, a manifest or another run is used as it is. Otherwise, the test set is a fold, the
-    images with certain values of a column, or drawn from all images; the validation set is drawn from the training
-    images. A drawn split keeps each group together, and with it all groups that contain copies of its images.
-
-    Args:
-        catalog: The image set.
-        data: How to split, the fractions and the seed. Folds with the same seed partition the image set.
-        copies: Copies among the catalog's files; None: they are searched for.
-        parts: Split of each row, if a run resumes with the split that it started with.
-
-    Raises:
-        PylorusError: If a class is missing from a split, a group or a copy is in two splits, or one image has two
-            labels; the message names it.
-    """
-    table, validation = catalog.table.copy(), data.validation
-    given_splits = set(table["split"]) - {""}
-    pairs = collect_copy_pairs(catalog, find_copies(catalog.facts, Thresholds()) if copies is None else copies)
-    check_labels(catalog, pairs)
-    table["bundle"] = merge_linked_groups(catalog, pairs)
-    joined = _count_linked_groups(table, catalog)
-    if parts is not None:
-        table["split"] = list(parts)
-    else:
-        _select_test(table, catalog, data, pairs)
-    is_val_drawn = validation == "cut" and not (table["split"] == "val").any()
-    if is_val_drawn:
-        _draw_rows(table, "val", share=data.val_fraction, later=0.0, split_seed=data.split_seed, catalog=catalog)
-    if validation == "test" and (table["split"] == "val").any():
-        raise PylorusError(
-            f"data.validation: found test, but {catalog.root} has a val folder. Remove data.validation to "
-            "validate on that folder, or move its images to train."
-        )
-    _check_split_classes(table, catalog.classes, data)
-    found_leaks = find_leaks(table, pairs, grouped=catalog.grouped)
-    if found_leaks and not data.accept_leaks:
-        raise PylorusError(format_leaks(table, found_leaks))
-    requested = get_requested_fractions(
-        given=given_splits,
-        chosen=data.fold is not None or data.test_column is not None,
-        fixed=data.split_file is not None,
-        validation=validation,
-        test_fraction=data.test_fraction,
-        val_fraction=data.val_fraction,
-    )
-    is_test_given = bool(given_splits) or any((data.test_column, data.fold_column, data.split_file))
-    return Split(table.drop(columns="bundle"), tuple(found_leaks), requested, joined, is_val_drawn or not is_test_given)
-
-
-def _select_test(table: pd.DataFrame, catalog: Catalog, data: DataConfig, pairs: Sequence[Pair]) -> None:
-    """Assign each row to test or train, unless folders or a manifest define the split."""
-    if data.split_file is not None:
-        table["split"] = read_split_file(catalog, Path(data.split_file))
-    elif data.test_column is not None:
-        table["split"] = np.where(select_by_column(catalog.table, data), "test", "train")
-    elif (table["split"] != "").any():
-        if data.fold is not None:
-            raise PylorusError(
-                f"data.fold: found {data.fold}, but {catalog.root} has its own train and test split. Remove "
-                "one of the two."
-            )
-    elif data.fold_column is not None:
-        table["split"] = np.where(select_by_fold_column(catalog, data, pairs), "test", "train")
-    elif data.fold is not None:
-        table["split"] = np.where(_is_in_fold(table, catalog, data), "test", "train")
-    else:
-        table["split"] = "train"
-        later = data.val_fraction if data.validation == "cut" else 0.0
-        _draw_rows(table, "test", share=data.test_fraction, later=later, split_seed=data.split_seed, catalog=catalog)
-
-
-def _is_in_fold(table: pd.DataFrame, catalog: Catalog, data: DataConfig) -> NDArray[np.bool_]:
-    counts = table.groupby("label")["bundle"].nunique()
-    if counts.min() < data.folds:
-        raise PylorusError(
-            f'data.folds: found {data.folds}, but class "{catalog.classes[int(counts.to_numpy().argmin())]}" has only '
-            f"{counts.min()} {_get_group_noun(catalog)}: expected at least one per fold."
-        )
-    seed = compute_seed(data.split_seed, "split", "folds") % (1 << 32)
-    fold = stratified_folds(table["label"].to_numpy(), table["bundle"].to_numpy(), folds=data.folds, seed=seed)
-    return np.asarray(fold == data.fold)
-
-
-def write_split(table: pd.DataFrame, classes: tuple[str, ...], path: Path) -> str:
-    """Write split.csv and return its SHA-256, by which tables cite the split."""
-    table = _add_class_names(table, classes)
-    with write_atomically(path) as temporary:
-        table[COLUMNS].sort_values("path").to_csv(temporary, index=False, lineterminator="\n")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _draw_rows(
-    table: pd.DataFrame, part: str, *, share: float, later: float, split_seed: int, catalog: Catalog
-) -> None:
-    """Move whole groups from train to `part`: about `share` of the training rows of each class."""
-    train = table.index[table["split"] == "train"].to_numpy()
-    counts = table.loc[train].groupby("label")["bundle"].nunique()
-    needed = 3 if later else 2
-    if counts.min() < needed:
-        rarest = catalog.classes[int(counts.index.to_numpy()[counts.to_numpy().argmin()])]
-        raise PylorusError(
-            f'class "{rarest}" has {counts.min()} {_get_group_noun(catalog)} to draw {part} from, expected at least '
-            f"{needed}. Add some, or define the split by folders train, val and test."
-        )
-    rows = table.loc[train]
-    drawn = draw_part(
-        rows["label"].to_numpy(),
-        rows["bundle"].to_numpy(),
-        share=share,
-        later=later,
-        seed=compute_seed(split_seed, "split", part) % (1 << 32),
-    )
-    table.loc[train[drawn], "split"] = part
-
-
-def _check_split_classes(table: pd.DataFrame, classes: Sequence[str], data: DataConfig) -> None:
-    for part in ("train", "test") if data.validation == "test" else SPLITS:
-        present = set(table.loc[table["split"] == part, "label"])
-        missing = [name for label, name in enumerate(classes) if label not in present]
-        if not missing:
-            continue
-        count = int((table["label"] == classes.index(missing[0])).sum())
-        if data.fold_column is not None and part == "test":
-            remedy = "Remove this value from data.fold: performance on the class can't be measured with it."
-        elif data.fold_column is not None and part == "train":
-            remedy = f"All of its {count} images have {data.fold_column}={data.fold}: remove this value from data.fold."
-        elif data.fold is not None and data.fold_column is None:
-            remedy = f"Add images to its {count}, or choose another data.split_seed or fewer data.folds."
-        else:
-            remedy = f"Add images to its {count}, or define the split by folders train, val and test."
-        raise PylorusError(f'class "{missing[0]}" has no image in {part}. {remedy}')
-
-
-def _count_linked_groups(table: pd.DataFrame, catalog: Catalog) -> int:
-    """Count and log the groups that copies link to others; warn if too many are linked for a balanced split."""
-    units = table.groupby("bundle").agg(images=("group", "size"), groups=("group", "nunique"))
-    linked = units[units["groups"] > 1]
-    if linked.empty:
-        return 0
-    noun = _get_group_noun(catalog)
-    log.info(
-        "copies   link %d %s into %d %s, each kept in one split",
-        linked["groups"].sum(),
-        noun,
-        len(linked),
-        "unit" if len(linked) == 1 else "units",
-    )
-    if linked["images"].max() > LARGE_UNIT * len(table):
-        log.warning(
-            "copies   %.0f %% of all images are linked by copies and must be in the same split; %s",
-            100 * linked["images"].max() / len(table),
-            "inspect them with pylorus audit",
-        )
-    return int(linked["groups"].sum())
-
-
-def _add_class_names(table: pd.DataFrame, classes: tuple[str, ...]) -> pd.DataFrame:
-    return table.assign(**{"class": np.array(classes, dtype=object)[table["label"]]})
-
-
-def _get_group_noun(catalog: Catalog) -> str:
-    return "patients" if catalog.grouped else "images"
-
-
-@dataclass(frozen=True)
-class RunImages:
-    """The images of a run.
-
-    Attributes:
-        catalog: All images, with class names and short names.
-        table: The catalog's rows, each with a split: train, val or test.
-        split_hash: SHA-256 of split.csv, by which tables cite the split.
-        validation: Split to validate on: val, or test in the original study's protocol.
-    """
-
-    catalog: Catalog
-    table: pd.DataFrame
-    split_hash: str
-    validation: str
-
-    def count_by_class(self, part: str) -> list[int]:
-        """Count the images of each class in a split."""
-        labels = self.table.loc[self.table["split"] == part, "label"]
-        return [int((labels == label).sum()) for label in range(len(self.catalog.classes))]

@@ -25,6 +25,12 @@ CANDIDATES = 64
 GROUP_WEIGHT = 0.1
 """Weight of the number of groups in the loss of the correction, relative to the images of a class."""
 
+SHARE_TOLERANCE = 0.02
+"""Deviation from the requested fraction above which a class is reported."""
+MIN_GROUPS = 5
+"""A split with fewer groups of a class is reported: single groups then determine what is learned or measured."""
+PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
+
 
 def draw_part(
     labels: NDArray[np.int64], groups: NDArray[np.str_], *, share: float, seed: int, later: float = 0.0
@@ -323,13 +329,6 @@ def _find_best_fold(imbalance: list[float], images: list[float]) -> int:
         if value < least or (is_tie and images[fold] < fewest):
             best, least, fewest = fold, value, images[fold]
     return best
-
-
-SHARE_TOLERANCE = 0.02
-"""Deviation from the requested fraction above which a class is reported."""
-MIN_GROUPS = 5
-"""A split with fewer groups of a class is reported: single groups then determine what is learned or measured."""
-PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
 def get_requested_fractions(

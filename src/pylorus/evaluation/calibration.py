@@ -32,6 +32,12 @@ from pylorus.evaluation.predictions import (
 BINS = 10
 """Default number of bins: 45 images per bin for a test set of 450."""
 
+NO_LINE = "no line can be fitted: the probabilities are too close to 0 and 1, or contain almost no information"
+MAX_STANDARD_ERROR = 30.0
+"""Standard error of a coefficient, in log odds, above which the coefficient is undetermined."""
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+"""Range that is searched for a temperature; beyond it, logits would be scaled more than twentyfold."""
+
 
 @dataclass(frozen=True, eq=False)
 class ReliabilityCurve:
@@ -116,13 +122,6 @@ def compute_equal_mass_bins(values: NDArray[np.float64], *, bins: int) -> NDArra
     starts = ordered[(np.arange(min(bins, len(values))) * len(values)) // min(bins, len(values))]
     member = np.searchsorted(np.unique(starts), values, side="right") - 1
     return member.astype(np.int64)
-
-
-NO_LINE = "no line can be fitted: the probabilities are too close to 0 and 1, or contain almost no information"
-MAX_STANDARD_ERROR = 30.0
-"""Standard error of a coefficient, in log odds, above which the coefficient is undetermined."""
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
-"""Range that is searched for a temperature; beyond it, logits would be scaled more than twentyfold."""
 
 
 @dataclass(frozen=True)

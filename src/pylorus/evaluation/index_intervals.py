@@ -45,6 +45,19 @@ from pylorus.evaluation.predictions import (
     handle_deprecated_arguments,
 )
 
+INFORMATION_RANGE = (0.05, 1.0)
+"""Least and greatest factor by which the effective number of images of kappa and MCC may differ from that of accuracy.
+
+A factor above 1 would be too optimistic: if a model nearly always predicts the same class, a few images make the
+variance small."""
+
+OVERALL = ("balanced_accuracy", "macro_precision", "macro_f1", "cohen_kappa", "mcc")
+"""The overall indices that are not proportions of images."""
+
+ONE_CLASS = "all images are of one class and predicted as it"
+CHANCE_CORRECTED = {"cohen_kappa": ONE_CLASS, "mcc": "all images are of one class, or all are predicted as one class"}
+"""The chance-corrected indices, and why each may be undefined."""
+
 
 @dataclass(frozen=True)
 class Proportion(Estimate):
@@ -336,20 +349,6 @@ def _estimate_index(
     if share.total == 0:
         return create_undefined_estimate(metric.undefined)
     return Estimate(*(metric.transform(end) for end in (share.value, share.low, share.high)))
-
-
-INFORMATION_RANGE = (0.05, 1.0)
-"""Least and greatest factor by which the effective number of images of kappa and MCC may differ from that of accuracy.
-
-A factor above 1 would be too optimistic: if a model nearly always predicts the same class, a few images make the
-variance small."""
-
-OVERALL = ("balanced_accuracy", "macro_precision", "macro_f1", "cohen_kappa", "mcc")
-"""The overall indices that are not proportions of images."""
-
-ONE_CLASS = "all images are of one class and predicted as it"
-CHANCE_CORRECTED = {"cohen_kappa": ONE_CLASS, "mcc": "all images are of one class, or all are predicted as one class"}
-"""The chance-corrected indices, and why each may be undefined."""
 
 
 @dataclass(frozen=True)

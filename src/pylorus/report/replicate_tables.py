@@ -39,6 +39,19 @@ from pylorus.report.table import (
     create_text_columns,
 )
 
+NAMES = {
+    "accuracy": "accuracy, %",
+    "balanced_accuracy": "balanced accuracy, %",
+    "macro_precision": "macro precision, %",
+    "macro_f1": "macro F1, %",
+    "cohen_kappa": "Cohen's κ",
+    "mcc": "MCC",
+}
+"""Names in tables of the metrics in `pylorus.evaluation.comparison.INDICES`."""
+
+CORRELATIONS = ("cohen_kappa", "mcc")
+"""Metrics in [-1, 1], which are not given in %."""
+
 
 @dataclass(frozen=True, eq=False)
 class FoldPool:
@@ -357,20 +370,6 @@ def _format_repeat_name(result: Result) -> str:
     """Name a repeat of the folds by its seeds."""
     seed, split = result.run.get_setting("seed"), result.run.get_setting("data.split_seed")
     return f"seed={seed}" + (f", split_seed={split}" if split else "")
-
-
-NAMES = {
-    "accuracy": "accuracy, %",
-    "balanced_accuracy": "balanced accuracy, %",
-    "macro_precision": "macro precision, %",
-    "macro_f1": "macro F1, %",
-    "cohen_kappa": "Cohen's κ",
-    "mcc": "MCC",
-}
-"""Names in tables of the metrics in `pylorus.evaluation.comparison.INDICES`."""
-
-CORRELATIONS = ("cohen_kappa", "mcc")
-"""Metrics in [-1, 1], which are not given in %."""
 
 
 def has_replicates(candidate: Candidate) -> bool:

@@ -48,6 +48,27 @@ OWN_METHOD = (
     "missing where leaving out one group makes the metric undefined or where leaving out any group changes nothing."
 )
 
+PAIR_METHODS = (
+    "Accuracy: exact McNemar test that keeps the images of a group together. Macro F1: permutation test that exchanges "
+    "the predictions of the two models for whole groups. AUROC: DeLong or, with several images per group, Obuchowski, "
+    "with Student's t. Confidence intervals are combined from those of the two models (MOVER), so an interval and its "
+    "p may disagree close to the significance level."
+)
+SEED_METHODS = (
+    "Several seeds: means over the seeds. p (patients): exact sign-flip test by group on the mean over seeds; p "
+    "(training) and its interval account for patients and for seeds (Obuchowski and Rockette 1995, Hillis 2014)."
+)
+FOLD_METHODS = (
+    "Folds: p (patients) is from McNemar's test on the pooled out-of-fold predictions, which keeps the images of a "
+    "group together; p (training) and its interval refer to the mean over folds and account for overlapping training "
+    "sets (Nadeau and Bengio 2003). AUROC: mean over folds, since scores of different models are not on the same scale."
+)
+SPLIT_METHODS = (
+    "Repeated splits: p (patients) is from an exact sign-flip test by group over all splits; p (training) and its "
+    "interval account for overlapping training sets (Nadeau and Bengio 2003)."
+)
+DECISION_NOTE = "The larger of p (patients) and p (training) is corrected and decides."
+
 
 def build_class_metric_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
     """Build the table of each class of one run, one block per stage.
@@ -347,28 +368,6 @@ def _build_threshold_row(result: Result, point: ThresholdResult) -> Row:
             convert_to_percent_cell(tested.npv),
         )
     )
-
-
-PAIR_METHODS = (
-    "Accuracy: exact McNemar test that keeps the images of a group together. Macro F1: permutation test that exchanges "
-    "the predictions of the two models for whole groups. AUROC: DeLong or, with several images per group, Obuchowski, "
-    "with Student's t. Confidence intervals are combined from those of the two models (MOVER), so an interval and its "
-    "p may disagree close to the significance level."
-)
-SEED_METHODS = (
-    "Several seeds: means over the seeds. p (patients): exact sign-flip test by group on the mean over seeds; p "
-    "(training) and its interval account for patients and for seeds (Obuchowski and Rockette 1995, Hillis 2014)."
-)
-FOLD_METHODS = (
-    "Folds: p (patients) is from McNemar's test on the pooled out-of-fold predictions, which keeps the images of a "
-    "group together; p (training) and its interval refer to the mean over folds and account for overlapping training "
-    "sets (Nadeau and Bengio 2003). AUROC: mean over folds, since scores of different models are not on the same scale."
-)
-SPLIT_METHODS = (
-    "Repeated splits: p (patients) is from an exact sign-flip test by group over all splits; p (training) and its "
-    "interval account for overlapping training sets (Nadeau and Bengio 2003)."
-)
-DECISION_NOTE = "The larger of p (patients) and p (training) is corrected and decides."
 
 
 def build_comparison_table(comparisons: Sequence[Comparison], *, class_name: str | None) -> Table:
