@@ -1,0 +1,105 @@
+"""Between the steps of an epoch, the host never waits for the device: it queues them, and then reads the figures."""
+
+from collections import Counter
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pylorus.core.io import write_text
+from pylorus.launch.train import run
+from pylorus.model.metrics import EpochMetrics
+from pylorus.runs.folder import RunFolder
+from tests.conftest import TINY
+
+WAITING = {"_local_scalar_dense", "nonzero", "bincount", "masked_select", "unique", "_unique2", "equal", "histc"}
+"""Operators of torch whose result, or its shape, the host must know: on a GPU it waits for them."""
+READING = ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__")
+"""Methods of a tensor that return its values to the host."""
+
+
+class WaitCounter(TorchDispatchMode):
+    """Counts what would make the host wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = Counter()
+        self._methods = {name: getattr(torch.Tensor, name) for name in READING}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in WAITING or (name in ("index", "index_put", "index_put_") and _has_mask(args[1])):
+            self.found[name] += 1
+        return func(*args, **(kwargs or {}))
+
+    def __enter__(self):
+        for name, method in self._methods.items():
+            setattr(torch.Tensor, name, self._count(name, method))
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        for name, method in self._methods.items():
+            setattr(torch.Tensor, name, method)
+        return super().__exit__(*error)
+
+    def _count(self, name, method):
+        def read(tensor, *args, **kwargs):
+            self.found[f"Tensor.{name}"] += 1
+            return method(tensor, *args, **kwargs)
+
+        return read
+
+
+def _has_mask(indices) -> bool:
+    return any(index is not None and index.dtype == torch.bool for index in indices)
+
+
+class EpochWatch(pl.Callback):
+    """Counts waits from the first batch of each epoch to its last, everything between the steps included."""
+
+    found: Counter
+    steps: int
+
+    def __init__(self) -> None:
+        type(self).found, type(self).steps = Counter(), 0
+        self._counter = None
+
+    def on_train_batch_start(self, trainer, module, batch, index) -> None:
+        type(self).steps += 1
+        if self._counter is None:
+            self._counter = WaitCounter()
+            self._counter.__enter__()
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
+        if index + 1 == trainer.num_training_batches:
+            self._counter.__exit__(None, None, None)
+            type(self).found += self._counter.found
+            self._counter = None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_no_step_waits_for_the_device(composed, drawn, tmp_path, stage):
+    words = [
+        "data=folders", f"data.root={drawn}", "data.image_size=32", "model=timm", f"model.name={TINY}", "trainer=cpu",
+        "model.weights=none", "report=false", f"stage={stage}", f"stages.{stage}.epochs=2", "augment=light",
+        "trainer.batch_size=4", f"+callbacks.watch._target_={__name__}.EpochWatch",
+    ]  # fmt: skip
+    folder = RunFolder(tmp_path / "run")
+    with folder.set_starting(words):
+        write_text(folder.config, OmegaConf.to_yaml(composed(*words)))
+    run(folder)
+    assert EpochWatch.steps == 2 * 6
+    assert not EpochWatch.found
+
+
+def test_a_batch_is_counted_without_waiting():
+    metrics = EpochMetrics(3)
+    logits, label = torch.eye(3)[[0, 1, 2, 2, 0]], torch.tensor([0, 1, 1, 2, 0])
+    with WaitCounter() as counter:
+        metrics.add_batch(torch.tensor(0.5), torch.tensor(5.0), logits, label)
+        metrics.add_batch(torch.tensor(0.5), torch.tensor(5.0), logits, label)
+    assert not counter.found
+    assert metrics.confusion.compute().tolist() == [[4, 0, 0], [0, 2, 2], [0, 0, 2]]
