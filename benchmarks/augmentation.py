@@ -1,7 +1,7 @@
-"""Time the augmentation policies beside albumentations, in turns, on one core: `python benchmarks/augmentation.py`.
+"""Compare the speed of the augmentation policies with albumentations on one core: `python benchmarks/augmentation.py`.
 
-For each policy and image size: milliseconds per image of both (the median of the turns) and how many times as long
-albumentations takes.
+For each policy and image size: milliseconds per image of both, measured alternately (the median of the rounds), and how
+many times as long albumentations takes.
 """
 
 import os
@@ -25,7 +25,7 @@ TURNS, IMAGES = 9, 100
 
 
 def make_image(size: int) -> np.ndarray:
-    """Return a smooth random image, as a photograph is; noise alone would make JPEG slow."""
+    """Return a smooth random image, similar to a photograph; pure noise would make JPEG slow."""
     small = np.random.default_rng(0).integers(0, 256, (size // 8, size // 8, 3), dtype=np.uint8)
     return cv2.resize(small, (size, size), interpolation=cv2.INTER_CUBIC)
 
@@ -48,7 +48,7 @@ def compare_policy(policy: AugmentConfig, size: int) -> tuple[float, float]:
         theirs.set_random_seed(seed)
         return theirs(image=image)["image"]
 
-    measure_milliseconds(lambda seed: ours(image, seed))  # the first turn builds tables
+    measure_milliseconds(lambda seed: ours(image, seed))  # warm-up: the first round builds tables
     turns = [
         (measure_milliseconds(lambda seed: ours(image, seed)), measure_milliseconds(augment_with_albumentations))
         for _ in range(TURNS)

@@ -1,12 +1,12 @@
-"""Coverage of the intervals and type I error of the tests, counted on simulated studies.
+"""Measure the coverage of the intervals and the type I error of the tests on simulated studies.
 
-A study draws patients from a large made-up population whose true indices are known. Each patient has one class, one
-or several images, and effects of its own on every class's logit, which make its images alike (ICC: the share of the
-logit's variance that lies between patients).
+A study draws patients from a large simulated population whose true indices are known. Each patient has one class, one
+or several images, and effects of its own on the logit of each class, which make its images similar (ICC: the fraction
+of the logit's variance that lies between patients).
 
-    python benchmarks/coverage.py                      # 1,000 studies a condition
+    python benchmarks/coverage.py                      # 1,000 studies per condition
     python benchmarks/coverage.py --quick              # 200
-    python benchmarks/coverage.py --output FILE.md     # writes the page, too
+    python benchmarks/coverage.py --output FILE.md     # also writes the page
 """
 
 import argparse
@@ -38,7 +38,7 @@ from pylorus.evaluation.decisions import net_benefit
 
 LOWEST, ASKED, MOST = 0.90, 0.93, 0.98
 SHARPNESS = 1.5
-"""Factor of the logits before the softmax: a model is surer than it should be."""
+"""Factor of the logits before the softmax, which makes the simulated models overconfident."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Condition:
     """A population and the size of a study.
 
     Attributes:
-        patients: In each study.
-        images: Of each patient: a number, `1-30` (uniform) or `skewed` (90 % have 1, 10 % have 30).
-        shares: Of the classes, among patients.
-        correlation: Share of the logits' variance that lies between patients.
+        patients: Number of patients in each study.
+        images: Number of images of each patient: a number, `1-30` (uniform) or `skewed` (90 % have 1, 10 % have 30).
+        shares: Proportions of the classes among patients.
+        correlation: Fraction of the logits' variance that lies between patients.
         skill: Mean distance of the true class's logit from the others, in their standard deviations.
     """
 
@@ -61,7 +61,7 @@ class Condition:
 
     @property
     def name(self) -> str:
-        """The condition in words."""
+        """A short description of the condition."""
         rare = f"{100 * self.shares[0]:.0f} %"
         alike = f", ICC {self.correlation:g}" if self.correlation else ""
         level = {1.5: "mid", 3.0: "high", 4.6: "near perfect"}.get(self.skill, f"skill {self.skill:g}")
@@ -123,7 +123,7 @@ PAIRED = (
     Condition(10, "5", THIRDS, 0.3, MID),
     Condition(300, "1", THIRDS, 0.0, 2.0),
 )
-"""Those of the table of type I errors, and two more."""
+"""Conditions of the table of type I errors."""
 
 
 def estimate_indices(
@@ -184,7 +184,7 @@ POPULATION = 1_000_000
 
 @dataclass
 class Count:
-    """How often an interval held the truth or was missing, and in how many studies the index is undefined."""
+    """How often an interval contained the true value or was missing, and how often the index was undefined."""
 
     studies: int = 0
     held: int = 0
@@ -192,7 +192,7 @@ class Count:
     undefined: int = 0
 
     def add(self, estimate: Estimate, truth: float) -> None:
-        """Count one study; one in which the index is undefined counts apart."""
+        """Count one study; studies in which the index is undefined are counted separately."""
         if not estimate.defined:
             self.undefined += 1
             return
@@ -202,12 +202,12 @@ class Count:
 
     @property
     def share(self) -> float:
-        """Share of the studies in which the interval held the truth; NaN without studies."""
+        """Fraction of the studies in which the interval contained the true value; NaN without studies."""
         return self.held / self.studies if self.studies else math.nan
 
 
 def count_coverage(condition: Condition, studies: int, seed: int) -> dict[str, Count]:
-    """Count how often the interval of each index holds the truth."""
+    """Count how often the interval of each index contains the true value."""
     generator = np.random.default_rng([seed, CONDITIONS.index(condition)])
     patients = round(POPULATION / condition.draw_sizes(generator, 10_000).mean())
     true, group, (chance,) = condition.draw(generator, patients=patients)
@@ -281,12 +281,12 @@ PROPORTIONS = (
 
 @dataclass(frozen=True)
 class Table:
-    """A table of shares.
+    """A table of proportions.
 
     Attributes:
-        title: What it shows.
-        columns: Heads of the columns after the first.
-        rows: The first column, and its shares.
+        title: Its title.
+        columns: Headings of the columns after the first.
+        rows: The text of the first column and the cells of each row.
     """
 
     title: str
@@ -302,7 +302,7 @@ class Table:
 
 
 def mark_coverage(count: Count, studies: int) -> str:
-    """Write a coverage, bold where it is below 0.90, with the shares of studies without an interval or a value."""
+    """Format a coverage, bold if below 0.90, with the percentages of studies without an interval or a value."""
     text = f"{count.share:.3f}".removeprefix("0")
     text = f"**{text}**" if count.share < LOWEST else text
     missing = f", {100 * count.missing / count.studies:.0f} % missing" if count.missing else ""
@@ -311,18 +311,18 @@ def mark_coverage(count: Count, studies: int) -> str:
 
 
 def judge_coverage(shares: list[float]) -> str:
-    """Say in how many cells the coverage is as it should be."""
+    """Return a sentence that says in how many cells the coverage is as required."""
     inside = sum(ASKED <= share <= MOST for share in shares)
     below = sum(share < ASKED for share in shares)
     return (
-        f"{len(shares)} cells: {inside} ({100 * inside / len(shares):.1f} %) cover in {ASKED:.2f} to {MOST:.2f}, "
-        f"{below} in less, {len(shares) - inside - below} in more; the least is {min(shares):.3f}, and "
+        f"{len(shares)} cells: {inside} ({100 * inside / len(shares):.1f} %) cover {ASKED:.2f} to {MOST:.2f}, "
+        f"{below} less, {len(shares) - inside - below} more; the lowest is {min(shares):.3f}, and "
         f"{sum(share < LOWEST for share in shares)} are below {LOWEST:.2f}."
     )
 
 
 def run(studies: int, seed: int, workers: int) -> str:
-    """Count everything and write the page."""
+    """Run all simulations and return the page."""
     start = time.monotonic()
     with ProcessPoolExecutor(workers) as pool:
         covered = [pool.submit(count_coverage, condition, studies, seed) for condition in CONDITIONS]
@@ -385,10 +385,11 @@ def run(studies: int, seed: int, workers: int) -> str:
     return "\n\n".join(
         [
             "# Coverage and type I error",
-            f"`python benchmarks/coverage.py`: {studies:,} studies a condition, seed {seed}, "
-            f"{(time.monotonic() - start) / 60:.0f} minutes with {workers} processes. The standard error of a share "
-            f"near 0.95 is {100 * math.sqrt(0.95 * 0.05 / studies):.1f} points. Conditions: patients × images of each, "
-            "share of the rare class, intraclass correlation of the logits, skill. Bold: below 0.90, or above 0.07.",
+            f"`python benchmarks/coverage.py`: {studies:,} studies per condition, seed {seed}, "
+            f"{(time.monotonic() - start) / 60:.0f} minutes with {workers} processes. The standard error of a "
+            f"proportion near 0.95 is {100 * math.sqrt(0.95 * 0.05 / studies):.1f} points. Conditions: "
+            "patients × images of each, proportion of the rare class, intraclass correlation of the logits, skill. "
+            "Bold: below 0.90 or above 0.07.",
             f"Indices of the first table and clustered proportions: {judge_coverage(main)}",
             f"Further indices: {judge_coverage(further)}",
             f"Intervals missing where the index is defined: {missing:,} of "
@@ -403,11 +404,11 @@ def run(studies: int, seed: int, workers: int) -> str:
 def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--quick", action="store_true", help="200 studies a condition instead of 1,000")
-    parser.add_argument("--studies", type=int, help="studies a condition")
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws other studies (default: 0)")
+    parser.add_argument("--quick", action="store_true", help="200 studies per condition instead of 1,000")
+    parser.add_argument("--studies", type=int, help="studies per condition")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the studies (default: 0)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
-    parser.add_argument("--output", type=Path, help="write the page into this file, too")
+    parser.add_argument("--output", type=Path, help="also write the page to this file")
     given = parser.parse_args()
     page = run(given.studies or (200 if given.quick else 1000), given.seed, given.workers)
     print(page)

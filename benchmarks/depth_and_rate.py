@@ -1,9 +1,9 @@
-"""How deep to train, and how fast: test accuracy by depth and learning rate, on real images, over three seeds.
+"""Measure test accuracy by training depth and learning rate, on real images and with three seeds.
 
-`python benchmarks/depth_and_rate.py IMAGES WEIGHTS [--group REGEX]`: class folders and a file of mobilenetv2_100.
-Each setting is a run of both stages (or of the head alone); the settings differ in one thing from each other. Prints a
-table in Markdown. Intervals are percentiles of 10,000 bootstrap samples of the groups (patients, smears) of the test
-images: they say how far other test images would have moved the mean of the seeds. Differences are paired by image.
+`python benchmarks/depth_and_rate.py IMAGES WEIGHTS [--group REGEX]`: class folders and a weight file of
+mobilenetv2_100. Each setting is a run of both stages (or of only the head); the settings differ in one respect. Prints
+a table in Markdown. Intervals are percentiles of 10,000 bootstrap samples of the groups (patients, smears) of the test
+images: they show how much the mean over the seeds would vary with other test images. Differences are paired by image.
 """
 
 import argparse
@@ -31,11 +31,11 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "then all, 1e-5": ("stages.finetune.lr=1e-5",),
     "then all, 1e-3": ("stages.finetune.lr=1e-3",),
 }
-"""The first is what the others are compared with."""
+"""Settings by name; the others are compared with the first one."""
 
 
 def accuracy(images: Path, weights: Path, group: str, words: tuple[str, ...], seed: int, cache: Path) -> pd.DataFrame:
-    """One run; the last stage's test predictions, by sample: the group and whether it was right."""
+    """Run one setting; return, for each test sample, its group and whether the last stage classified it correctly."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable, str(ROOT / "train.py"), "data=folders", f"data.root={images}", f"data.group='{group}'",
@@ -51,7 +51,7 @@ def accuracy(images: Path, weights: Path, group: str, words: tuple[str, ...], se
 
 
 def interval(values: pd.Series, groups: pd.Series) -> tuple[float, float]:
-    """The 95 % interval of a mean over images, whole groups drawn."""
+    """Return the 95 % bootstrap interval of a mean over images, resampling whole groups."""
     sums = values.groupby(groups).agg(["sum", "count"]).to_numpy()
     drawn = np.random.default_rng(0).integers(0, len(sums), (10_000, len(sums)))
     totals = sums[drawn].sum(axis=1)
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("weights", type=Path, metavar="WEIGHTS")
     parser.add_argument("--group", default=r"BloodImage_\d+", metavar="REGEX")
     chosen = parser.parse_args()
-    print("| learns, at | seeds 0, 1, 2 | mean (95 %) | against the first (95 %) | seconds a run |")
+    print("| trained, at rate | seeds 0, 1, 2 | mean (95 %) | difference from the first (95 %) | seconds per run |")
     print("| --- | --- | --- | --- | --: |", flush=True)
     first: pd.Series | None = None
     with tempfile.TemporaryDirectory() as cache:

@@ -11,7 +11,7 @@ NEEDED = (HERE / "requirements.txt", HERE.parent / "constraints.txt", HERE.paren
 
 
 def enter() -> None:
-    """Goes on in the environment: makes it if it is not there or older than what it is made from."""
+    """Restart this program in the environment; create it if it is missing or older than its requirements."""
     python = FOLDER / "bin" / "python"
     if Path(sys.prefix) == FOLDER:
         return

@@ -1,7 +1,8 @@
-"""How well and how fast the field of view is found: `python -m benchmarks.field_of_view [frames] [sheet.png]`.
+"""Measure how well and fast the field of view is found: `python -m benchmarks.field_of_view [frames] [sheet.png]`.
 
-Prints the overlap (intersection over union) with the true field of drawn frames by shape, and the time a frame takes
-on one core. With a second argument, draws the 24 worst frames there: the truth in green, what was found in blue.
+Prints the overlap (intersection over union) with the true field of synthetic frames by shape, and the time per frame
+on one core. With a second argument, writes an image of the 24 worst frames: the true field in green, the found one in
+blue.
 """
 
 import sys
@@ -10,16 +11,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from tests.data.drawn_frames import SHAPES, Mask, Pixels, drawn_frame
 
 from pylorus.data.field_of_view import find_field
-from tests.data.drawn_frames import SHAPES, Mask, Pixels, drawn_frame
 from tests.data.test_field_of_view import LEAST_OVERLAP, found_pixels, overlap
 
 TILE, COLUMNS, WORST = 320, 6, 24
 
 
 def main(frames: int, sheet: Path | None) -> None:
-    """Measure, print, draw."""
+    """Measure all frames, print the results and write the image of the worst frames."""
     cv2.setNumThreads(1)
     found = {seed: measured(seed) for seed in range(frames)}
     for name in (*SHAPES, "all"):
@@ -32,7 +33,7 @@ def main(frames: int, sheet: Path | None) -> None:
                 f"  median {median:.4f}  at least {LEAST_OVERLAP}: {share:.1%}"
             )
     times = np.array([seconds for *_, seconds in found.values()])
-    print(f"processor time a frame: median {1e3 * np.median(times):.1f} ms, longest {1e3 * times.max():.1f} ms")
+    print(f"processor time per frame: median {1e3 * np.median(times):.1f} ms, longest {1e3 * times.max():.1f} ms")
     print(f"1280 × 1024: {1e3 * seconds_of_a_large_frame():.1f} ms")
     worst = sorted(found, key=lambda seed: found[seed][1])[:WORST]
     for seed in worst[:12]:
@@ -44,7 +45,7 @@ def main(frames: int, sheet: Path | None) -> None:
 
 
 def measured(seed: int) -> tuple[str, float, float]:
-    """Shape, overlap and seconds of one frame."""
+    """Return shape, overlap and seconds of one frame."""
     frame = drawn_frame(seed)
     start = time.process_time()
     field = find_field(frame.image)
@@ -53,7 +54,7 @@ def measured(seed: int) -> tuple[str, float, float]:
 
 
 def seconds_of_a_large_frame() -> float:
-    """The median over shapes and repeats at 1280 × 1024 pixels."""
+    """Return the median seconds over shapes and repetitions at 1280 × 1024 pixels."""
     times = []
     for shape in SHAPES:
         image = cv2.resize(drawn_frame(1, longest=640, shape=shape).image, (1280, 1024))
@@ -65,7 +66,7 @@ def seconds_of_a_large_frame() -> float:
 
 
 def tile(seed: int) -> Pixels:
-    """A frame with both outlines, its seed and the reason."""
+    """Draw a frame with both outlines, its seed, overlap and shape."""
     frame = drawn_frame(seed)
     field = find_field(frame.image)
     scale = (TILE - 20) / max(frame.field.shape)
@@ -80,7 +81,7 @@ def tile(seed: int) -> Pixels:
 
 
 def outline(image: Pixels, mask: Mask, colour: tuple[int, int, int]) -> None:
-    """Draw a mask's border into a smaller image."""
+    """Draw the border of a mask into a smaller image."""
     small = cv2.resize(mask.view(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     around, _ = cv2.findContours(small, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(image, around, -1, colour, 1)

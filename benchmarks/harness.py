@@ -1,4 +1,4 @@
-"""Runs a contender as a process and looks at it from outside: seconds from start to exit, peak memory, GPU."""
+"""Run a contender as a process and measure it from outside: seconds from start to exit, peak memory, GPU."""
 
 import csv
 import os
@@ -13,16 +13,16 @@ from statistics import mean
 
 @dataclass(frozen=True)
 class Seen:
-    """What the harness saw of a process.
+    """Measurements of a process.
 
     Attributes:
         code: Exit code.
         seconds: From start to exit.
         memory_mib: Peak resident memory of the largest single process: itself or a child that it waited for, such
-            as a decoding process. It is no sum: processes share pages.
-        gpu_memory_mib: Peak of the whole GPU; None without one.
-        gpu_share: Mean utilisation of the GPU in [0, 1]; None without one.
-        output: What it printed, errors included.
+            as a decoding process. It is not a sum, because processes share pages.
+        gpu_memory_mib: Peak memory of the whole GPU; None without a GPU.
+        gpu_share: Mean utilization of the GPU in [0, 1]; None without a GPU.
+        output: Its output, including errors.
     """
 
     code: int
@@ -34,7 +34,7 @@ class Seen:
 
     @property
     def last_error(self) -> str:
-        """The line that most likely says what went wrong, without the machine's paths."""
+        """The line that most likely names the error, without paths of this machine."""
         lines = [line.strip() for line in self.output.splitlines() if line.strip()]
         telling = [line for line in lines if "rror" in line] or lines or [""]
         said = " … ".join(dict.fromkeys([telling[-1], *lines[-1:]]))
@@ -43,9 +43,9 @@ class Seen:
 
 
 def watch(command: list[str], *, folder: Path, environment: dict[str, str], device: str) -> Seen:
-    """Runs a command to its end; its output goes to `folder/output.txt`.
+    """Run a command to its end; its output is written to `folder/output.txt`.
 
-    A Ctrl-C reaches the command too; it is waited for before the interruption goes on.
+    Ctrl-C reaches the command too; this function waits for its end before it raises KeyboardInterrupt again.
     """
     output = folder / "output.txt"
     gpu = _watch_gpu(folder / "gpu.csv") if device == "cuda" else None
@@ -90,7 +90,7 @@ def _watch_gpu(file: Path) -> "subprocess.Popen[bytes] | None":
 
 
 def _read_gpu(file: Path) -> tuple[float | None, float | None]:
-    """Peak memory in MiB and mean utilisation of the first GPU."""
+    """Read peak memory in MiB and mean utilization of the first GPU."""
     if not file.is_file():
         return None, None
     values = []

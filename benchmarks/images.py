@@ -1,6 +1,7 @@
-"""The images that all contenders learn from: {train,val,test}/CLASS, drawn, or the user's own.
+"""Prepare the images on which all contenders are trained: {train,val,test}/CLASS, synthetic or the user's own.
 
-`python benchmarks/images.py FOLDER --images 480 --size 320` draws them; so does `run.py`, once.
+`python benchmarks/images.py FOLDER --images 480 --size 320` generates them; `run.py` does so on its
+first call.
 """
 
 import argparse
@@ -13,29 +14,29 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
 
 
 def draw(folder: Path, *, images: int, size: int) -> Path:
-    """A drawn set of three classes, `images` in all, each patient in one part only; drawn once."""
+    """Generate `images` synthetic images of three classes, each patient in one split, unless the folder exists."""
     if folder.is_dir():
         return folder
     try:
         from pylorus.data.synthetic import CLASSES, generate_image_set
     except ImportError as error:
-        raise SystemExit(f"drawing images needs OpenCV ({error}). Give your own: --data DIR") from error
+        raise SystemExit(f"generating images needs OpenCV ({error}). Use your own images: --data DIR") from error
 
     drawn, parted = folder.with_name(folder.name + ".drawn"), folder.with_name(folder.name + ".parted")
     for old in (drawn, parted):
         shutil.rmtree(old, ignore_errors=True)
     generate_image_set(drawn, images=images // len(CLASSES), size=size)
     for label in CLASSES:
-        _share_out(sorted((drawn / label).iterdir()), parted, label, step=2)  # two images a patient
+        _share_out(sorted((drawn / label).iterdir()), parted, label, step=2)  # two images per patient
     parted.rename(folder)
     shutil.rmtree(drawn)
     return folder
 
 
 def arrange(source: Path, folder: Path) -> Path:
-    """The user's images: taken as they are where all three parts are there; else copied and parted.
+    """Return the folder of the user's images; copy and split them unless all three splits exist.
 
-    Of {train,test}/CLASS every seventh training image goes to val; of plain CLASS folders 70, 15 and 15 %.
+    With {train,test}/CLASS, every seventh training image is used for val; CLASS folders are split into 70, 15 and 15 %.
 
     Raises:
         FileNotFoundError: If there are no class folders with images.
@@ -62,7 +63,7 @@ def arrange(source: Path, folder: Path) -> Path:
 
 
 def counts(folder: Path) -> dict[str, int]:
-    """Images of each part."""
+    """Count the images of each split."""
     return {part: sum(len(_images(label)) for label in (folder / part).iterdir() if label.is_dir()) for part in PARTS}
 
 
@@ -75,7 +76,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _share_out(paths: list[Path], root: Path, label: str, *, step: int) -> None:
-    """The first 70 % of the paths to train, and so on, cut at multiples of `step`."""
+    """Copy the first 70 % of the paths to train, and so on; `step` consecutive paths stay together."""
     groups = [paths[start : start + step] for start in range(0, len(paths), step)]
     start, share = 0, 0.0
     for part, own in PARTS.items():
@@ -94,7 +95,7 @@ def _copy(path: Path, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--images", type=int, default=480, help="in all")
+    parser.add_argument("--images", type=int, default=480, help="number of images")
     parser.add_argument("--size", type=int, default=320, help="side in pixels")
     options = parser.parse_args()
     print(counts(draw(options.folder, images=options.images, size=options.size)))

@@ -1,7 +1,7 @@
-"""How many images a second the data module serves from large JPEG frames, with and without the store of decoded images.
+"""Measure how many images per second the data module reads from large JPEG frames, with and without caching them.
 
-`python benchmarks/images_once.py` prints a table in Markdown. Frames of 1280 × 1024 and of 1920 × 1080 pixels are drawn
-once; each is a drawn square image in the middle of a black frame, as endoscopes give it.
+`python benchmarks/images_once.py` prints a table in Markdown. Frames of 1280 × 1024 and of 1920 × 1080 pixels are
+generated once; each is a synthetic square image in the middle of a black frame, as endoscopes produce it.
 """
 
 import argparse
@@ -18,11 +18,11 @@ import environment
 HERE = Path(__file__).parent
 FRAMES = ((1280, 1024), (1920, 1080))
 TURNS = 8
-"""Of one drawing: quarter turns and their mirror images, so that few drawings give many different files."""
+"""Number of files from one generated image: its rotations by 90° and their mirror images."""
 
 
 def frames(width: int, height: int, *, count: int) -> Path:
-    """A folder of at least `count` frames in class folders, drawn once."""
+    """Return a folder of at least `count` frames in class folders; generate it on the first call."""
     import numpy as np
     from PIL import Image
 
@@ -36,7 +36,7 @@ def frames(width: int, height: int, *, count: int) -> Path:
     side = min(width, height)
     for label in CLASSES:
         (temporary / label).mkdir(parents=True)
-        for patient in range(max(6, -(-count // (TURNS * len(CLASSES))))):  # fewer can't be split
+        for patient in range(max(6, -(-count // (TURNS * len(CLASSES))))):  # fewer patients cannot be split
             drawn = generate_frame(label, seed=patient, size=side).image
             for turn in range(TURNS):
                 seen = np.rot90(drawn if turn < 4 else drawn[:, ::-1], turn % 4)
@@ -50,7 +50,7 @@ def frames(width: int, height: int, *, count: int) -> Path:
 
 
 def data_module(root: Path, *, size: int, workers: int, keep: bool, store: Path) -> object:
-    """Pylorus's data module over a folder, without augmentation; `keep`: cache.images. The one seam to its API."""
+    """Build the data module for a folder, without augmentation; `keep` is the value of cache.images."""
     from pylorus.config.schema import AugmentConfig, CacheConfig, DataConfig
     from pylorus.data.catalog import read_folders
     from pylorus.data.datamodule import ImageDataModule
@@ -72,7 +72,7 @@ def data_module(root: Path, *, size: int, workers: int, keep: bool, store: Path)
 
 
 def epochs(served: object, count: int) -> tuple[float, float]:
-    """Seconds of the first epoch, with all that comes before it, and images a second in the later ones."""
+    """Return the seconds of the first epoch, including its set-up, and the images per second of the later epochs."""
     found, images = [], 0
     start = perf_counter()
     loader = served.train_dataloader()
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=240, help="frames of each size")
     parser.add_argument("--size", type=int, default=224, help="side of the network's input in pixels")
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--workers", type=int, default=0, help="decoding processes; 0 is Pylorus's choice on a CPU")
+    parser.add_argument("--workers", type=int, default=0, help="decoding processes; on a CPU, Pylorus uses 0")
     parser.add_argument("--use-this-python", action="store_true")
     options = parser.parse_args()
     if not options.use_this_python:

@@ -1,4 +1,4 @@
-"""What every contender is told and what it answers: the same work for all, as one JSON file and one JSON line."""
+"""The job that every contender receives as a JSON file, and the result that it prints as one line of JSON."""
 
 import json
 import sys
@@ -10,12 +10,12 @@ from time import perf_counter
 from typing import Any
 
 SAYS = "RESULT "
-"""How the one line of a contender's output begins that the harness reads."""
+"""Prefix of the line of a contender's output that contains the result."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """The work: two phases, first the head alone, then the whole network."""
+    """The work: two phases, first only the head, then the whole network."""
 
     data: str  # folder with {train,val,test}/CLASS
     classes: int
@@ -23,36 +23,38 @@ class Job:
     model_args: dict[str, Any]  # further arguments of timm.create_model
     weights: str  # a file, or hub
     size: int  # side of the input in pixels
-    late: str  # the block from which the network learns where it learns in part
-    group: str | None  # regular expression that finds the patient in a path; only Pylorus asks
+    late: str  # the block from which the network is trained in partial fine-tuning
+    group: str | None  # regular expression that finds the patient in a path; only Pylorus uses it
     epochs: int  # of each phase
     batch_size: int = 16
     head_lr: float = 1e-3
     network_lr: float = 1e-4
     device: str = "cpu"
-    bf16: bool = True  # whether bf16 products are measured to be faster here: contenders with the best flags take it
-    workers: int = 2  # processes that decode, where the contender has no default of its own
-    folder: str = ""  # of this measurement: empty, and removed afterwards
-    options: dict[str, Any] = field(default_factory=dict)  # what tells two variants of one contender apart
+    bf16: bool = True  # whether bf16 is measured to be faster here; contenders with the best flags then use it
+    workers: int = 2  # decoding processes, for contenders without a default of their own
+    folder: str = ""  # empty folder for this measurement; removed afterwards
+    options: dict[str, Any] = field(default_factory=dict)  # options that distinguish variants of one contender
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
 
     @staticmethod
     def of_command_line() -> "Job":
-        """The job whose file is the contender's one argument."""
+        """Read the job from the file that the command line names."""
         return Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
 
 
 @dataclass
 class Answer:
-    """What a contender says of its own run; the harness adds what it sees from outside."""
+    """The result that a contender reports; the harness adds what it measures from outside."""
 
-    phases: dict[str, float] = field(default_factory=dict)  # seconds, each epoch's validation included
-    images_per_second: dict[str, float] = field(default_factory=dict)  # of training alone, median of a phase's epochs
-    phase_memory_mib: dict[str, float] = field(default_factory=dict)  # peak of a phase, where it is known
-    accuracy: float | None = None  # of the test images, at the very end
-    memory_mib: float | None = None  # of the GPU, as the framework counts it
+    phases: dict[str, float] = field(default_factory=dict)  # seconds, including the validation of each epoch
+    images_per_second: dict[str, float] = field(
+        default_factory=dict
+    )  # of training without validation, median over the epochs of a phase
+    phase_memory_mib: dict[str, float] = field(default_factory=dict)  # peak of each phase, if known
+    accuracy: float | None = None  # on the test images, at the end
+    memory_mib: float | None = None  # GPU memory, as reported by the framework
     note: str = ""
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Who runs: each contender with what it needs, how it is started and how its answer is read."""
+"""The contenders: which modules each one needs, how it is started, and how its result is read."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ NEEDS_OF_PYLORUS = ("hydra", "albumentations", "pytorch_lightning", "torchmetric
 
 @dataclass(frozen=True)
 class Known:
-    """A model's full name, its input size and the block from which it learns where it learns in part."""
+    """The full name of a model, its input size, and the block from which it is trained in partial fine-tuning."""
 
     name: str
     size: int
@@ -36,11 +36,11 @@ class Contender:
     """One way to do the work.
 
     Attributes:
-        name: In tables.
-        what: In one line, for the table of all.
-        needs: Modules that must be there.
-        script: Its file below contenders/; None: Pylorus itself.
-        options: The job's.
+        name: Its name in tables.
+        what: A description in one line, for the table of all contenders.
+        needs: Modules that must be installed.
+        script: Its file in contenders/, or None for Pylorus itself.
+        options: The options of its job.
     """
 
     name: str
@@ -61,16 +61,16 @@ class Contender:
         return [sys.executable, str(HERE / "contenders" / self.script), str(path)]
 
     def read(self, job: Job, output: str) -> Answer:
-        """The answer of a run that ended well.
+        """Read the result of a run that succeeded.
 
         Raises:
-            RuntimeError: If there is none.
+            RuntimeError: If it printed no result.
         """
         if self.script is None:
             return pylorus_run.read(job)
         said = [line for line in output.splitlines() if line.startswith(SAYS)]
         if not said:
-            raise RuntimeError("it ended without a result")
+            raise RuntimeError("the contender ended without printing a result")
         return Answer(**json.loads(said[-1].removeprefix(SAYS)))
 
 
@@ -79,14 +79,14 @@ def _pylorus(name: str, what: str, **options: Any) -> Contender:
 
 
 def contenders(epochs: int) -> list[Contender]:
-    """All there are, in the order in which they take turns; `epochs` are those of one phase."""
+    """Return all contenders in the order in which they run; `epochs` is the number of epochs of one phase."""
     late = {"stages": "finetune", "late": True, "epochs": 2 * epochs}
     return [
-        _pylorus("pylorus", "both stages, nothing kept from an earlier run", stages="both"),
+        _pylorus("pylorus", "both stages, with an empty cache", stages="both"),
         Contender("fastai", "fastai's defaults, fine_tune", ("fastai", "timm"), "fastai_finetune.py"),
-        Contender("timm", "a script of timm's parts, no flags: fp32", ("timm",), "timm_style.py"),
+        Contender("timm", "a script built from timm's components, no flags: fp32", ("timm",), "timm_style.py"),
         Contender("timm_best", "the same: channels_last, bf16, fused", ("timm",), "timm_style.py", {"best": True}),
-        Contender("lightning", "a tutorial's Lightning, fp32", ("pytorch_lightning", "timm"), "lightning_plain.py"),
+        Contender("lightning", "Lightning as in tutorials, fp32", ("pytorch_lightning", "timm"), "lightning_plain.py"),
         Contender(
             "lightning_bf16",
             "the same, precision=bf16-mixed",
@@ -95,10 +95,10 @@ def contenders(epochs: int) -> list[Contender]:
             {"bf16": True},
         ),
         _pylorus("pylorus_uncached", "both stages, cache.prefix=false", stages="both", prefix=False),
-        _pylorus("pylorus_late", "finetune alone, from a late block on", **late),
+        _pylorus("pylorus_late", "only finetune, from a late block on", **late),
         _pylorus("pylorus_late_uncached", "the same, cache.prefix=false", **late, prefix=False),
         _pylorus(
-            "pylorus_sweep", "pretrain, two jobs of one sweep; figures of the second", stages="pretrain", sweep=True
+            "pylorus_sweep", "pretrain, two jobs of one sweep; results of the second", stages="pretrain", sweep=True
         ),
         *OPTIONAL,
     ]
@@ -113,4 +113,4 @@ OPTIONAL = (
         {"best": True, "compile": True},
     ),
 )
-"""Only run where `--only` names them."""
+"""Contenders that run only if `--only` names them."""

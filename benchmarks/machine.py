@@ -1,7 +1,7 @@
-"""What is measured on: machine and versions, the peak of a matrix product, the arithmetic of a training step.
+"""Describe the machine: hardware, versions, peak rate of matrix products, number of operations of a training step.
 
-`python benchmarks/machine.py` prints them as one JSON line; the harness runs it in a process of its own, since a
-process that holds torch would count into the peak memory of those that it starts.
+`python benchmarks/machine.py` prints them as one JSON line. The harness runs it in a separate process, because the
+memory of a process that has imported torch would be counted in the peak memory of the processes that it starts.
 """
 
 import argparse
@@ -52,12 +52,12 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak(device: str, *, precision: str, seconds: float = 3.0) -> float:
-    """Operations a second of the fastest of several square matrix products; an addition and a product are two."""
+    """Return the operations per second of the fastest of several square matrix products (a multiply-add is two)."""
     import torch
 
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
@@ -80,11 +80,11 @@ def peak(device: str, *, precision: str, seconds: float = 3.0) -> float:
 
 
 def operations_per_image(model: str, arguments: dict[str, Any], *, size: int, classes: int) -> float:
-    """Floating-point operations of a training step (forward and backward of the whole network) for one image.
+    """Count the floating-point operations of a training step (forward and backward of the whole network) for one image.
 
-    Counted by torch on shapes alone; an addition and a multiplication are two. Backward costs twice the forward pass,
-    but for the first layer, whose input needs no gradient. So torch counts it too, but for grouped convolutions, of
-    which it counts the backward pass as if they were not grouped.
+    Torch counts them from shapes; an addition and a multiplication are two. The backward pass costs twice the forward
+    pass, except in the first layer, whose input needs no gradient. Torch's own count of the backward pass agrees with
+    this except for grouped convolutions, which it counts as if they were not grouped.
     """
     import timm
     import torch
@@ -122,11 +122,11 @@ def _processor() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--model", help="timm's name: count a training step's operations")
+    parser.add_argument("--model", help="timm's name: count the operations of a training step")
     parser.add_argument("--args", type=json.loads, default={})
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--classes", type=int, default=3)
-    parser.add_argument("--peak-only", action="store_true", help="the peak of bf16 and nothing else")
+    parser.add_argument("--peak-only", action="store_true", help="measure only the peak of bf16")
     options = parser.parse_args()
     found: dict[str, Any] = {"peak_bf16": peak(options.device, precision="bf16")}
     if not options.peak_only:

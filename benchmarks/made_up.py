@@ -1,4 +1,4 @@
-"""An image set that is made up, without a file: rows, facts, and what a run on them leaves for a report."""
+"""Simulate an image set without files: catalog rows, facts about files, and the saved results of a run on them."""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 CLASSES = ("gastric_cancer", "gastric_ulcer", "chronic_gastritis")
 IMAGES_PER_PATIENT = 4
 COPIES = 0.01
-"""Share of the images that is a copy of another one of its patient."""
+"""Fraction of the images that are copies of another image of the same patient."""
 
 
 def made_up(count: int) -> tuple[Any, Any]:
-    """Rows of class folders and facts of their files; a few are copies of the image before them."""
+    """Simulate the rows of class folders and the facts of their files; a few are copies of the preceding image."""
     import hashlib
 
     import cv2
@@ -52,7 +52,7 @@ def made_up(count: int) -> tuple[Any, Any]:
 
 
 def saved_run(folder: Path, table: Any, rng: Any) -> None:
-    """What a run leaves for a report: status, configuration and predictions of one stage."""
+    """Write the files of a run that a report needs: status, configuration and predictions of one stage."""
     from omegaconf import OmegaConf
 
     from pylorus.config.schema import Config, StageConfig

@@ -1,7 +1,7 @@
-"""How many copies the audit finds, and how many different images it takes for copies.
+"""Measure how many copies the audit finds, and how many different images it reports as copies.
 
-`python benchmarks/near_copies.py [DIR …]`: of each folder of class folders (and of drawn frames where none is given),
-every image is changed in several ways and looked for among all of them. Prints a table in Markdown.
+`python benchmarks/near_copies.py [DIR …]`: each image of the class folders in DIR (or of synthetic frames if no DIR is
+given) is changed in several ways and searched for among all images. Prints a table in Markdown.
 """
 
 import argparse
@@ -32,19 +32,19 @@ def _cropped(image: Image.Image, share: float) -> Image.Image:
 
 
 CHANGES: dict[str, tuple[Callable[[Image.Image], Image.Image], int]] = {
-    "written anew, quality 60, 95 % of the size": (lambda image: _smaller(image, 0.95), 60),
+    "saved again, quality 60, 95 % of the size": (lambda image: _smaller(image, 0.95), 60),
     "half the size, quality 40": (lambda image: _smaller(image, 0.5), 40),
     "rotated by 90°": (lambda image: image.transpose(Image.Transpose.ROTATE_90), 90),
     "mirrored, quality 75": (lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), 75),
-    "a fifth brighter": (lambda image: image.point(lambda value: min(255, round(value * 1.2))), 90),
-    "2 % cut from each side": (lambda image: _cropped(image, 0.02), 90),
-    "5 % cut from each side": (lambda image: _cropped(image, 0.05), 90),
-    "turned by 3°": (lambda image: image.rotate(3, Image.Resampling.BICUBIC), 90),
+    "brightened by a fifth": (lambda image: image.point(lambda value: min(255, round(value * 1.2))), 90),
+    "2 % cropped from each side": (lambda image: _cropped(image, 0.02), 90),
+    "5 % cropped from each side": (lambda image: _cropped(image, 0.05), 90),
+    "rotated by 3°": (lambda image: image.rotate(3, Image.Resampling.BICUBIC), 90),
 }
 
 
 def changed(content: bytes, name: str) -> bytes:
-    """A file's content, changed."""
+    """Return the content of an image file after the named change."""
     change, quality = CHANGES[name]
     held = io.BytesIO()
     with Image.open(io.BytesIO(content)) as image:
@@ -53,7 +53,7 @@ def changed(content: bytes, name: str) -> bytes:
 
 
 def found_share(originals: list[Facts], copies: list[Facts]) -> float:
-    """The share of copies that are found as copies of their own original."""
+    """Return the fraction of copies that are found as copies of their own original."""
     pairs = {(each.first, each.second) for each in find_copies([*originals, *copies], Thresholds()).near}
     return sum((index, index + len(originals)) in pairs for index in range(len(originals))) / len(originals)
 
@@ -63,7 +63,7 @@ def measure(name: str, root: Path) -> None:
     originals = [compute_facts(content) for content in contents]
     accused = len(find_copies(originals, Thresholds()).near)
     images = len(originals)
-    print(f"| {name} | different images taken for copies | {accused} of {images * (images - 1) // 2:,} pairs |")
+    print(f"| {name} | different images reported as copies | {accused} of {images * (images - 1) // 2:,} pairs |")
     for change in CHANGES:
         share = found_share(originals, [compute_facts(changed(content, change)) for content in contents])
         print(f"| {name} | found: {change} | {100 * share:.1f} % |", flush=True)
@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("roots", nargs="*", type=Path, metavar="DIR")
     roots = parser.parse_args().roots
-    print("| images | what | |\n| --- | --- | --: |")
+    print("| images | measured | result |\n| --- | --- | --: |")
     for root in roots:
         measure(root.name, root)
     if not roots:
@@ -82,7 +82,7 @@ def main() -> None:
                 for overlay in (False, True):
                     root = Path(folder) / f"{seed}-{overlay}"
                     generate_image_set(root, images=100, size=256, images_per_patient=1, seed=seed, overlay=overlay)
-                    measure(f"drawn, seed {seed}{', with text' if overlay else ''}", root)
+                    measure(f"synthetic, seed {seed}{', with text' if overlay else ''}", root)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The one network of all contenders that build it themselves, in timm's own way, with a head drawn as Pylorus does."""
+"""Build the timm network of all contenders except Pylorus, with a head that is initialized as Pylorus does."""
 
 import timm
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 
 
 def build_network(job: Job) -> nn.Module:
-    """The backbone with the job's weights and a new linear head of small random weights."""
+    """Build the backbone with the job's weights and a new linear head with small random weights."""
     overlay = {} if job.weights == "hub" else {"pretrained_cfg_overlay": {"file": job.weights}}
     network = timm.create_model(job.model, pretrained=True, num_classes=job.classes, **job.model_args, **overlay)
     torch.manual_seed(0)
@@ -17,9 +17,9 @@ def build_network(job: Job) -> nn.Module:
 
 
 def set_phase(network: nn.Module, phase: str) -> None:
-    """Freezes all but the classifier for the first phase, nothing for the second.
+    """Freeze everything except the classifier in the first phase, and nothing in the second.
 
-    Without a parameter that learns before the classifier, autograd builds no graph for the trunk.
+    Without a trainable parameter before the classifier, autograd builds no graph for the backbone.
     """
     head = network.get_classifier()
     for parameter in network.parameters():
@@ -30,7 +30,7 @@ def set_phase(network: nn.Module, phase: str) -> None:
 
 
 def set_mode(network: nn.Module, phase: str) -> None:
-    """The modes of a training epoch: what is frozen stays in evaluation mode, batch norm and dropout too."""
+    """Set the modes for a training epoch: frozen layers, including batch norm and dropout, stay in evaluation mode."""
     network.train(phase == "finetune")
     network.get_classifier().train()
 

@@ -1,7 +1,7 @@
-"""Where the time of a step goes: fine-tuning of the whole network, and the frozen forward pass, by kind of operation.
+"""Measure the time of a fine-tuning step and of a frozen forward pass by kind of operation.
 
-`python benchmarks/profile_step.py [--models resnet50,vgg19] [--device cuda]` prints a table in Markdown. The network,
-its memory format and its precision are Pylorus's choice for the machine; the weights are random.
+`python benchmarks/profile_step.py [--models resnet50,vgg19] [--device cuda]` prints a table in Markdown. Network,
+memory format and precision are those that Pylorus chooses for the machine; the weights are random.
 """
 
 import argparse
@@ -34,12 +34,12 @@ KINDS = {
     "linear": r"addmm|::mm$|linear|AddmmBackward|gemm|matmul|bmm",
     "casts and copies": r"copy|::to$|contiguous|clone|empty|fill|zero|Memcpy|Memset",
 }
-"""Groups of operations by their names, the first that matches; what matches none is the rest."""
-REST = "rest"
+"""Kinds of operations by a pattern for their names; the first match decides, and operations without one are `REST`."""
+REST = "other"
 
 
 def steps(model: str, device: str, batch_size: int) -> dict[str, Callable[[], object]]:
-    """One step of fine-tuning and one frozen forward pass of a batch, as Pylorus runs them."""
+    """Return a function for a fine-tuning step and one for a frozen forward pass, as Pylorus executes them."""
     import torch
     from torch.profiler import record_function
 
@@ -56,7 +56,7 @@ def steps(model: str, device: str, batch_size: int) -> dict[str, Callable[[], ob
     stage, engine = StageConfig(lr=1e-4), resolve_engine(config.trainer)
     engine.setup_process()
     backbone = build_backbone(config.model, classes=3)
-    last, _ = resolve_channels_last(config, engine, backbone.network)
+    last, _ = resolve_channels_last(config.trainer.channels_last, backbone.network, engine.accelerator)
     plan = StagePlan("finetune", stage, 0, 0)
     names = ("a", "b", "c")
     classifier = StageClassifier(backbone, names, plan, config.optimizer, config.loss, channels_last=last).to(device)
@@ -89,7 +89,7 @@ def steps(model: str, device: str, batch_size: int) -> dict[str, Callable[[], ob
 
 
 def _batches(size: int, interpolation: str, batch_size: int) -> Iterator[object]:
-    """Batches of drawn images, read from their files each time."""
+    """Yield batches of synthetic images that are read from files each time."""
     import numpy as np
     import torch
     from images import draw
@@ -110,7 +110,7 @@ def _batches(size: int, interpolation: str, batch_size: int) -> Iterator[object]
 
 
 def timed(step: Callable[[], object], device: str, count: int) -> float:
-    """Median milliseconds of a step, without the profiler."""
+    """Measure the median milliseconds of a step, without the profiler."""
     import torch
 
     found = []
@@ -124,7 +124,7 @@ def timed(step: Callable[[], object], device: str, count: int) -> float:
 
 
 def shares(step: Callable[[], object], device: str, count: int) -> dict[str, float]:
-    """The share of each kind of operation in [0, 1]: time of its own, without that of what it calls."""
+    """Measure the fraction of time of each kind of operation in [0, 1], without the operations that it calls."""
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
@@ -140,7 +140,7 @@ def shares(step: Callable[[], object], device: str, count: int) -> dict[str, flo
 
 
 def kind(operation: str) -> str:
-    """The group of an operation's name.
+    """Return the kind of an operation from its name.
 
     Example:
         >>> kind("aten::convolution_backward"), kind("aten::mkldnn_convolution"), kind("aten::native_batch_norm")
@@ -154,7 +154,9 @@ def main() -> None:
     parser.add_argument("--models", default="vgg19,resnet50,inception_v3")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=5, help="that are profiled, and as many that are timed")
+    parser.add_argument(
+        "--steps", type=int, default=5, help="number of steps that are profiled, and of steps that are timed"
+    )
     parser.add_argument("--use-this-python", action="store_true")
     options = parser.parse_args()
     if not options.use_this_python:
@@ -169,7 +171,9 @@ def main() -> None:
     print("| --- |" + " --: |" * len(columns))
     for group in (*KINDS, REST):
         print(f"| {group} | " + " | ".join(f"{100 * share.get(group, 0):.1f}" for _, share in columns.values()) + " |")
-    print(f"| ms a step of {options.batch_size} | " + " | ".join(f"{time:.0f}" for time, _ in columns.values()) + " |")
+    print(
+        f"| ms per step of {options.batch_size} | " + " | ".join(f"{time:.0f}" for time, _ in columns.values()) + " |"
+    )
 
 
 if __name__ == "__main__":

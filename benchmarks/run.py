@@ -1,4 +1,4 @@
-"""The benchmark: the same work by each contender in turn, a table, and JSON and Markdown beside each other.
+"""Run the speed benchmark: each contender does the same work; the results are a table, JSON and Markdown.
 
 `make benchmark`, or `python benchmarks/run.py --help`.
 """
@@ -38,7 +38,7 @@ def main() -> None:
     chosen = _chosen(options)
     record = _record(options, job)
     job = dataclasses.replace(job, bf16=record["peak_bf16"] > 1.3 * record["peak_fp32"])
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by a time limit: as by Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a time limit ends the benchmark like Ctrl-C
     record["measurements"] = [_lacking(contender) for contender in chosen if contender.lacking]
     try:
         for repeat in range(options.repeats):
@@ -49,7 +49,7 @@ def main() -> None:
                 print(table.line(one), flush=True)
         record["finished"] = True
     except KeyboardInterrupt:
-        print("\ninterrupted: what is finished is kept", file=sys.stderr)
+        print("\ninterrupted: the results of finished measurements are saved", file=sys.stderr)
     finally:
         for folder in work.glob("running-*"):
             shutil.rmtree(folder, ignore_errors=True)
@@ -63,24 +63,32 @@ def _options() -> argparse.Namespace:
     names = [contender.name for contender in contenders(5)]
     add = parser.add_argument
     add("--model", default="resnet50", help=f"{', '.join(MODELS)}, or a timm name (then with --late)")
-    add("--model-args", type=json.loads, default={}, help='of timm.create_model: \'{"pad_type": "same"}\'')
-    add("--late", help="the block from which a part of the network learns; default: layer4 and the like")
-    add("--weights", default="drawn", help="drawn, hub, or a file")
-    add("--data", type=Path, help="own images: DIR/{train,val,test}/CLASS, DIR/{train,test}/CLASS or DIR/CLASS")
+    add("--model-args", type=json.loads, default={}, help='arguments of timm.create_model: \'{"pad_type": "same"}\'')
+    add(
+        "--late",
+        help="the block from which the network is trained in partial fine-tuning; default: by model, such as layer4",
+    )
+    add("--weights", default="drawn", help="drawn (random), hub, or a file")
+    add("--data", type=Path, help="your own images: DIR/{train,val,test}/CLASS, DIR/{train,test}/CLASS or DIR/CLASS")
     add("--group", help="regular expression that finds the patient in a path of --data")
-    add("--images", type=int, default=480, help="drawn images in all")
-    add("--drawn-size", type=int, default=320, help="their side in pixels")
-    add("--size", type=int, help="side of the network's input; default: what the model was made for")
-    add("--epochs", type=int, default=5, help="of each of the two phases")
+    add("--images", type=int, default=480, help="number of synthetic images")
+    add("--drawn-size", type=int, default=320, help="side of the synthetic images in pixels")
+    add("--size", type=int, help="side of the network's input in pixels; default: that of the model")
+    add("--epochs", type=int, default=5, help="epochs of each of the two phases")
     add("--batch-size", type=int, default=16)
-    add("--repeats", type=int, default=3, help="of all contenders in turn, so that a machine's drift hits all alike")
-    add("--only", help=f"some of: {', '.join(names)}")
+    add(
+        "--repeats",
+        type=int,
+        default=3,
+        help="rounds; each runs all contenders, so that changes of the machine's speed affect all alike",
+    )
+    add("--only", help=f"contenders to run, some of: {', '.join(names)}")
     add("--device", default="cpu", choices=("cpu", "cuda"))
     add("--workers", type=int, help="decoding processes of timm and Lightning; default: 2, on a GPU up to 8")
-    add("--output", type=Path, help="files to write, without their suffix; default: below --work")
-    add("--work", type=Path, default=HERE / "outputs", help="images, weights and what is being measured")
-    add("--checkout", type=Path, default=ROOT, help="the Pylorus to measure, e.g. an older one")
-    add("--use-this-python", action="store_true", help="measure what is installed here, install nothing")
+    add("--output", type=Path, help="path of the result files without suffix; default: in --work")
+    add("--work", type=Path, default=HERE / "outputs", help="folder for images, weights and temporary files")
+    add("--checkout", type=Path, default=ROOT, help="the clone of Pylorus to measure, for example an older version")
+    add("--use-this-python", action="store_true", help="use the installed packages, install nothing")
     options = parser.parse_args()
     stamp = datetime.now(UTC).strftime("%Y-%m-%d-%H%M%S")
     options.output = options.output or options.work / f"{stamp}-{options.model}"
@@ -88,7 +96,7 @@ def _options() -> argparse.Namespace:
     if unknown:
         parser.error(f"--only: found {', '.join(sorted(unknown))}, expected some of {', '.join(names)}")
     if options.model not in MODELS and not options.late:
-        parser.error(f"--late: {options.model} is none of {', '.join(MODELS)}, so its late block must be named")
+        parser.error(f"--late: {options.model} is not one of {', '.join(MODELS)}, so its late block must be named")
     return options
 
 
@@ -136,7 +144,7 @@ def _job(options: argparse.Namespace, work: Path) -> Job:
 
 
 def _record(options: argparse.Namespace, job: Job) -> dict[str, Any]:
-    """What is known before anything is measured; no path of this machine."""
+    """Return the settings and the description of the machine, without any path of it."""
     words = ["--device", job.device, "--model", job.model, "--size", str(job.size), "--classes", str(job.classes)]
     found = _machine([*words, "--args", json.dumps(job.model_args)])
     settings = dataclasses.asdict(job)
@@ -173,12 +181,12 @@ def _lacking(contender: Contender) -> dict[str, Any]:
 
 
 def _measure(contender: Contender, job: Job, repeat: int, checkout: Path, work: Path) -> dict[str, Any]:
-    """One run of one contender, whatever comes of it."""
+    """Run one contender once and return its measurement, or its error if it fails."""
     one: dict[str, Any] = {"contender": contender.name, "repeat": repeat, "error": None}
     folder = work / f"running-{contender.name}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    # The share of the peak that fine-tuning takes is one of the very same minutes: measured before and after.
+    # The peak changes with the load of the machine, so it is measured immediately before and after.
     peaks = _peak(job) if contender.name == "pylorus" else []
     job = dataclasses.replace(job, folder=str(folder), options=contender.options)
     found = {"PYTHONPATH": str(checkout / "src")}
@@ -193,7 +201,7 @@ def _measure(contender: Contender, job: Job, repeat: int, checkout: Path, work: 
             raise RuntimeError(seen.last_error)
         answer = dataclasses.asdict(contender.read(job, seen.output))
         one |= {"gpu_allocated_mib": answer.pop("memory_mib"), **answer}
-        # A stage of Pylorus starts the system's peak anew, so that the process's own is only that of the last one.
+        # Pylorus resets the peak of the process at each stage, so the process reports only that of the last stage.
         one["memory_mib"] = max(one["memory_mib"], *answer["phase_memory_mib"].values(), 0.0)
     except (RuntimeError, OSError, KeyError, ValueError, ImportError) as error:
         shutil.copyfile(folder / "output.txt", work / f"failed-{contender.name}.txt")

@@ -1,8 +1,9 @@
-"""What an image set of a thousand to a million images costs, apart from reading its files.
+"""Measure time and memory for image sets of a thousand to a million images, without reading their files.
 
-`python benchmarks/scale.py` makes up what is known of the files (no file is written), takes it through catalog, search
-for copies, split, the set-up of an epoch and a report's tables, and prints time, peak memory and their growth for ten
-times as many images. Each size runs in a process of its own. `--files` drawn files tell what reading costs an image.
+`python benchmarks/scale.py` simulates the facts about the files (no file is written), passes them through catalog,
+search for copies, split, the set-up of an epoch and the tables of a report, and prints time, peak memory and the growth
+of time for ten times as many images. Each size runs in a separate process. The time to read an image is measured on
+`--files` synthetic files.
 """
 
 import argparse
@@ -29,7 +30,7 @@ MOST_GIB = 4.0
 
 
 class Measures:
-    """Seconds and peak memory of each step, in the order they were taken."""
+    """Seconds and peak memory of each step, in the order of the steps."""
 
     def __init__(self) -> None:
         self.found: dict[str, tuple[float, float]] = {}
@@ -37,7 +38,7 @@ class Measures:
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak
         start = perf_counter()
         yield
         self.found[name] = (perf_counter() - start, peak_gib())
@@ -45,7 +46,7 @@ class Measures:
 
 
 def peak_gib() -> float:
-    """Most resident memory since the step began; where the system can't say that, since the process began."""
+    """Return the peak resident memory in GiB since the step began, or of the process if the system lacks that."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
@@ -56,7 +57,7 @@ def peak_gib() -> float:
 
 
 def measure(count: int) -> dict[str, tuple[float, float]]:
-    """All steps for one size."""
+    """Measure all steps for one size."""
     import numpy as np
 
     from pylorus.config.schema import AugmentConfig, CacheConfig, DataConfig
@@ -74,14 +75,14 @@ def measure(count: int) -> dict[str, tuple[float, float]]:
     rows, facts = made_up(count)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        places = {digest: place for place, digest in enumerate(facts.column("sha256"))}
-        with measures.step("facts kept"):
+        places = {digest: place for place, digest in enumerate(facts.get_column("sha256"))}
+        with measures.step("write facts"):
             keep(folder / "facts", facts)
         del facts
-        with measures.step("facts found again"):
+        with measures.step("read facts"):
             facts = find(folder / "facts", places)
         del places
-        catalog_module.load_or_compute_facts = lambda *_, known=facts, **__: known  # what reading the files would give
+        catalog_module.load_or_compute_facts = lambda *_, known=facts, **__: known  # as if the files had been read
         with measures.step("catalog"):
             catalog = build_catalog(
                 rows,
@@ -148,7 +149,7 @@ def find(folder: Path, places: dict[str, int]) -> Any:
 
 
 def audited(images: Any, facts: Any, copies: Any) -> None:
-    """What an audit says beside copies, which were looked for before."""
+    """Compute the findings of an audit; the copies were searched before."""
     from pylorus.data import audit
     from pylorus.data.audit_findings import Thresholds
 
@@ -156,7 +157,7 @@ def audited(images: Any, facts: Any, copies: Any) -> None:
 
 
 def report_tables(folder: Path) -> None:
-    """A report's tables and sentences; figures are not drawn."""
+    """Build tables and sentences of a report, without figures."""
     from pylorus.report.evidence import collect_evidence
     from pylorus.report.page import build_sections
     from pylorus.report.results import ReportOptions
@@ -165,7 +166,7 @@ def report_tables(folder: Path) -> None:
 
 
 def cost_of_files(count: int) -> list[str]:
-    """Sentences: what reading drawn files costs an image, the first and the second time."""
+    """Return sentences with the time to read a synthetic file, the first and the second time."""
     from pylorus.data.image_facts import load_or_compute_facts
     from pylorus.data.synthetic import generate_image_set
 
@@ -181,21 +182,21 @@ def cost_of_files(count: int) -> list[str]:
                 load_or_compute_facts(root, paths, store=store)
                 seconds.append(1000 * (perf_counter() - start) / len(paths))
             said.append(
-                f"{len(paths)} drawn files of 512 × 512 pixels: {seconds[0]:.2f} ms an image the first time, "
+                f"{len(paths)} synthetic files of 512 × 512 pixels: {seconds[0]:.2f} ms per image the first time, "
                 f"{seconds[1]:.2f} ms the second time."
             )
     return said
 
 
 def page(found: dict[int, dict[str, tuple[float, float]]], said: list[str]) -> str:
-    """The table in Markdown: seconds and GiB of each step by size, and growth for the last tenfold."""
+    """Render the page in Markdown: seconds and GiB of each step by size, and the growth to the largest size."""
     sizes = sorted(found)
     head = " | ".join(f"{size:,}" for size in sizes)
     lines = [
         f"# An image set of up to {sizes[-1]:,} images",
         "",
-        f"Seconds (peak memory of the process in GiB) on {os.cpu_count()} cores. Growth is that of the seconds over",
-        "the last tenfold: 10 is linear. Each size ran in a process of its own, which takes 0.9 GiB to begin with.",
+        f"Seconds (peak memory of the process in GiB) on {os.cpu_count()} cores. Growth is the ratio of the seconds of",
+        "the two largest sizes: 10 is linear. Each size ran in a separate process, which uses 0.9 GiB from the start.",
         "",
         f"| step | {head} | growth |",
         f"| --- |{' --: |' * (len(sizes) + 1)}",
@@ -206,12 +207,12 @@ def page(found: dict[int, dict[str, tuple[float, float]]], said: list[str]) -> s
         lines.append(f"| {step} | {' | '.join(cells)} | {growth:.1f} |")
     most = max(memory for _, memory in found[sizes[-1]].values())
     verdict = "under" if most < MOST_GIB else "NOT under"
-    lines += ["", f"Most memory at {sizes[-1]:,} images: {most:.2f} GiB, {verdict} {MOST_GIB:g} GiB.", "", *said, ""]
+    lines += ["", f"Peak memory at {sizes[-1]:,} images: {most:.2f} GiB, {verdict} {MOST_GIB:g} GiB.", "", *said, ""]
     return "\n".join(lines)
 
 
 def apart(size: int) -> dict[str, tuple[float, float]]:
-    """One size in a process of its own."""
+    """Measure one size in a separate process."""
     print(f"{size:,} images", file=sys.stderr, flush=True)
     command = [sys.executable, __file__, "--use-this-python", "--one", str(size)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
@@ -221,8 +222,8 @@ def apart(size: int) -> dict[str, tuple[float, float]]:
 def main(run: Callable[[int], dict[str, tuple[float, float]]] = apart) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--sizes", type=lambda text: tuple(map(int, text.split(","))), default=SIZES)
-    parser.add_argument("--files", type=int, default=900, help="drawn files that are truly read")
-    parser.add_argument("--output", type=Path, default=None, help="where the page goes; else outputs/<date>-scale.md")
+    parser.add_argument("--files", type=int, default=900, help="number of synthetic files that are read")
+    parser.add_argument("--output", type=Path, default=None, help="file for the page; default: outputs/<date>-scale.md")
     parser.add_argument("--one", type=int, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--use-this-python", action="store_true")
     options = parser.parse_args()

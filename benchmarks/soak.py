@@ -1,9 +1,9 @@
-"""Kills runs at random moments, goes on with them, and compares the end with that of an uninterrupted run.
+"""Kill runs at random moments, resume them, and compare the results with those of an uninterrupted run.
 
-`python benchmarks/soak.py --kills 50` starts runs and sweeps of a tiny network on drawn images, kills each process
+`python benchmarks/soak.py --kills 50` starts runs and sweeps of a tiny network on synthetic images, kills each process
 group with SIGKILL, SIGTERM or SIGINT after a random time, resumes it until it is finished, and prints a table.
-Any difference of weights, predictions or curves ends it with exit code 1. Runs share no cache with the
-uninterrupted one, so features are computed anew too.
+If weights, predictions or curves differ, the exit code is 1. The runs do not share a cache with the
+uninterrupted one, so features are computed again, too.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).parents[1]
 
 WAYS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-"""How a run is ended; SIGKILL half of the time: it is what a power cut, too, looks like."""
+"""Signals that end a run; SIGKILL half of the time, because it acts like a power failure."""
 WORDS = [
     "data=synthetic", "data.drawn.images=12", "data.drawn.size=64", "data.image_size=32", "data.workers=0",
     "model=timm", "model.name=test_resnet.r160_in1k", "model.weights=none", "trainer=cpu", "trainer.threads=1",
@@ -39,7 +39,7 @@ WORDS = [
 
 @dataclass
 class Tally:
-    """What happened."""
+    """Counts of kills, resumed and finished runs, and the differences that were found."""
 
     kills: Counter[str] = field(default_factory=Counter)
     moments: Counter[str] = field(default_factory=Counter)
@@ -49,7 +49,7 @@ class Tally:
 
 
 def start(words: Sequence[str], place: Path) -> subprocess.Popen[bytes]:
-    """`python train.py WORDS` as a process group of its own."""
+    """Start `python train.py WORDS` in a process group of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     with (place / "soak.log").open("ab") as log:
         return subprocess.Popen(
@@ -59,7 +59,7 @@ def start(words: Sequence[str], place: Path) -> subprocess.Popen[bytes]:
 
 
 def fingerprint(run: Path) -> dict[str, str]:
-    """A hash of each result of a run; what holds times, paths and process numbers is no result."""
+    """Hash each result of a run; files with times, paths or process numbers are not results."""
     weights = load_file(run / "model" / "model.safetensors")
     found = {"weights": hashlib.sha256(b"".join(weights[name].tobytes() for name in sorted(weights))).hexdigest()}
     for path in [*run.glob("*/metrics.csv"), *run.glob("*/stage.json"), run / "split.csv"]:
@@ -70,7 +70,7 @@ def fingerprint(run: Path) -> dict[str, str]:
 
 
 def moment(run: Path) -> str:
-    """How far a run had come when it was killed."""
+    """Return the phase in which a run was killed."""
     if not (run / "split.csv").is_file():
         return "start, images"
     for stage in ("pretrain", "finetune"):
@@ -83,7 +83,7 @@ def moment(run: Path) -> str:
 
 
 def pids(process: subprocess.Popen[bytes]) -> set[int]:
-    """The process and all that it started."""
+    """Return the numbers of the process and of all its descendants."""
     try:
         return {process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))}
     except psutil.NoSuchProcess:
@@ -91,25 +91,25 @@ def pids(process: subprocess.Popen[bytes]) -> set[int]:
 
 
 def runs_of(folder: Path) -> Iterator[Path]:
-    """The folder itself, or the jobs of a sweep."""
+    """Yield the folder of the run, or those of the jobs of a sweep."""
     yield from (
         [folder] if (folder / "status.json").is_file() else sorted(p.parent for p in folder.glob("*/status.json"))
     )
 
 
 def soak(command: list[str], again: list[str], place: Path, folder: Path, longest: float, tally: Tally) -> None:
-    """Starts a command, kills it at a random moment, and goes on until it ends by itself."""
+    """Start a command, kill it at random moments and resume it until it ends by itself."""
     process = start(command, place)
     while True:
         try:
-            # Three times of four late: else most kills would meet the imports.
+            # Three of four kills are late; otherwise most would happen during imports.
             earliest = random.choice((0.5, 0.4 * longest, 0.5 * longest, 0.6 * longest))
             process.wait(timeout=random.uniform(earliest, longest))
         except subprocess.TimeoutExpired:
             way = random.choice(WAYS)
             states = {run: json.loads((run / "status.json").read_text()) for run in runs_of(folder)}
             alive = [run for run, said in states.items() if said["state"] == "running" and said["pid"] in pids(process)]
-            tally.moments[moment(alive[0]) if alive else "start-up, or between a sweep's jobs"] += 1
+            tally.moments[moment(alive[0]) if alive else "start-up, or between the jobs of a sweep"] += 1
             os.killpg(process.pid, way)
             try:
                 process.wait(timeout=30)
@@ -129,7 +129,7 @@ def soak(command: list[str], again: list[str], place: Path, folder: Path, longes
 
 
 def compare(expected: dict[str, dict[str, str]], folder: Path, tally: Tally) -> None:
-    """Notes each result that differs."""
+    """Record each result that differs from the uninterrupted run."""
     for run in runs_of(folder):
         found = fingerprint(run)
         wanted = expected[run.name if run != folder else "run"]
@@ -141,8 +141,8 @@ def compare(expected: dict[str, dict[str, str]], folder: Path, tally: Tally) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--minutes", type=float, default=30, help="after which no new run is started")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and the ways")
+    parser.add_argument("--minutes", type=float, default=30, help="minutes after which no new run is started")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the moments and signals")
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "outputs" / "soak")
     options = parser.parse_args()
     random.seed(options.seed)
@@ -175,12 +175,12 @@ def main() -> None:
         print(
             f"{number}: {tally.kills.total()} kills, {len(tally.differences)} differences", file=sys.stderr, flush=True
         )
-    print(f"| what | count |\n| --- | --: |\n| runs and sweeps | {number} |")
+    print(f"| event | count |\n| --- | --: |\n| runs and sweeps | {number} |")
     for way, count in sorted(tally.kills.items()):
         print(f"| ended by {way} | {count} |")
-    print(f"| gone on with | {tally.resumes} |\n| finished | {tally.finished} |")
+    print(f"| resumed | {tally.resumes} |\n| finished | {tally.finished} |")
     for when, count in sorted(tally.moments.items()):
-        print(f"| ended in: {when} | {count} |")
+        print(f"| ended during: {when} | {count} |")
     print(f"| differences | {len(tally.differences)} |")
     for difference in tally.differences:
         print(f"* {difference}")

@@ -1,9 +1,9 @@
-"""What a device must hold to train a whole network: whole weights on each device (ddp), or divided ones (fsdp).
+"""Measure the memory per device for training a whole network, with complete (ddp) or divided (fsdp) weights.
 
-`python benchmarks/strategies.py --model vit_large_patch16_224 --devices 2` trains two steps in each way, in processes
-that share this machine's CPU, and prints a table in Markdown. Bytes are counted by torch's own tracker of tensors, in
-the first process; they would be the same on a GPU. Seconds are those of a step without the tracker, over gloo on one
-machine: GPUs are connected otherwise.
+`python benchmarks/strategies.py --model vit_large_patch16_224 --devices 2` trains two steps with each strategy, in
+processes that share this machine's CPU, and prints a table in Markdown. Torch's tensor tracker counts the bytes in the
+first process; they would be the same on a GPU. The seconds are those of a step without the tracker, using gloo on one
+machine; communication between GPUs is different.
 """
 
 import argparse
@@ -27,7 +27,7 @@ MIB = 2**20
 
 
 def train(rank: int, strategy: str, options: argparse.Namespace, port: int, answer: str) -> None:
-    """One process: two steps under the tracker, then one that is timed; the first process writes what it found."""
+    """Train two steps under the tracker, then one that is timed; the first process writes the results to `answer`."""
     names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "WORLD_SIZE": options.devices}
     os.environ.update({name: str(value) for name, value in names.items()})
     distributed.init_process_group("gloo")
@@ -62,19 +62,19 @@ def train(rank: int, strategy: str, options: argparse.Namespace, port: int, answ
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, pixels: torch.Tensor) -> None:
-    """Forward, backward, update."""
+    """Run the forward pass, the backward pass and the update."""
     model(pixels).square().mean().backward()
     optimizer.step()
     optimizer.zero_grad()
 
 
 def sum_of(snapshot: dict[torch.device, dict[str, int]]) -> int:
-    """Bytes on the CPU, of all kinds."""
+    """Return the bytes of all tensors on the CPU."""
     return snapshot[torch.device("cpu")]["Total"]
 
 
 def measured(strategy: str, options: argparse.Namespace) -> dict[str, float]:
-    """What the first of some processes found."""
+    """Start the processes and return the results of the first one."""
     with socket.socket() as listener, tempfile.NamedTemporaryFile() as answer:
         listener.bind(("", 0))
         port = listener.getsockname()[1]
@@ -88,18 +88,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_large_patch16_224")
     parser.add_argument("--devices", type=int, default=2)
-    parser.add_argument("--images", type=int, default=2, help="a step, of each device")
+    parser.add_argument("--images", type=int, default=2, help="images per step and device")
     options = parser.parse_args()
     ddp, fsdp = (measured(strategy, options) for strategy in ("ddp", "fsdp"))
     print(
-        f"{options.model}: {ddp['parameters'] / 1e6:,.0f} million parameters, all learn; {options.devices} devices, "
-        f"{options.images} images each, fp32, AdamW\n\n"
+        f"{options.model}: {ddp['parameters'] / 1e6:,.0f} million parameters, all trainable; {options.devices} "
+        f"devices, {options.images} images per device, fp32, AdamW\n\n"
         "| in the first process | ddp | fsdp | fsdp ÷ ddp |\n| --- | --: | --: | --: |"
     )
     for name, words, unit in (
         ("kept", "between steps: weights, moments, buckets; MiB", MIB),
         ("peak", "at the peak of a step; MiB", MIB),
-        ("seconds", "a step; seconds", 1),
+        ("seconds", "one step; seconds", 1),
     ):
         print(f"| {words} | {ddp[name] / unit:,.1f} | {fsdp[name] / unit:,.1f} | {fsdp[name] / ddp[name]:.2f} |")
 

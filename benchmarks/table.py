@@ -1,4 +1,4 @@
-"""From measurements to ratios and a page of Markdown; `python benchmarks/table.py FILE.json` writes it anew."""
+"""Compute ratios and render the result page; `python benchmarks/table.py FILE.json` writes the page again."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ Value = Callable[[Measurement], float | None]
 
 
 def phase(*names: str) -> Value:
-    """Seconds of the named phases, together; None where one is lacking."""
+    """Return a function that adds the seconds of the named phases; its value is None if one is missing."""
 
     def take(one: Measurement) -> float | None:
         found = [one.get("phases", {}).get(name) for name in names]
@@ -27,7 +27,7 @@ def whole(one: Measurement) -> float | None:
 
 
 def stage_memory(name: str) -> Value:
-    """Peak of the main process's resident memory in a stage, in MiB."""
+    """Return a function that gives the peak resident memory of the main process in a stage, in MiB."""
     return lambda one: one.get("phase_memory_mib", {}).get(name)
 
 
@@ -37,14 +37,14 @@ def memory(one: Measurement) -> float | None:
 
 @dataclass(frozen=True)
 class Target:
-    """A ratio of two values, and what it should be at least.
+    """A ratio of two measured values and its minimum.
 
     Attributes:
-        work: What is done.
-        against: Whose value is divided by Pylorus's.
-        value: Pylorus's contender and its value.
-        other: The other's.
-        least: The ratio at least.
+        work: The work that is measured, as shown in the table.
+        against: What Pylorus is compared with, as shown in the table.
+        value: The denominator: a contender of Pylorus and a function that takes the value from a measurement.
+        other: The numerator: the other contender and its function.
+        least: The minimum of the ratio.
     """
 
     work: str
@@ -55,7 +55,7 @@ class Target:
 
 
 def targets(late: str, epochs: int) -> list[Target]:
-    """The promises, by name of the contenders in `lineup.py`."""
+    """Return all targets; they name contenders of `lineup.py`."""
     pretrain, finetune = phase("pretrain"), phase("finetune")
     head, both = f"pre-training, {epochs} epochs", f"both stages, {epochs} + {epochs} epochs, whole process"
     return [
@@ -63,7 +63,7 @@ def targets(late: str, epochs: int) -> list[Target]:
         Target(head, "timm-style script, best flags", ("pylorus", pretrain), ("timm_best", pretrain), 4),
         Target(
             f"fine-tuning from {late}, {2 * epochs} epochs",
-            "the same uncached",
+            "the same without the cache",
             ("pylorus_late", finetune),
             ("pylorus_late_uncached", finetune),
             2,
@@ -79,14 +79,20 @@ def targets(late: str, epochs: int) -> list[Target]:
         Target(both, "timm-style script, best flags", ("pylorus", whole), ("timm_best", whole), 1.25),
         Target(
             "pre-training of the second job of a sweep",
-            "the first",
+            "the first job",
             ("pylorus_sweep", phase("second")),
             ("pylorus_sweep", phase("first")),
             5,
         ),
-        Target("fine-tuning, share of the bf16 peak", "1", ("pylorus", lambda _: 1.0), ("pylorus", _share), 0.55),
+        Target("fine-tuning, fraction of the bf16 peak", "1", ("pylorus", lambda _: 1.0), ("pylorus", _share), 0.55),
         *(
-            Target(f"peak memory, {what}", "uncached (to cached)", (mine, value), (f"{mine}_uncached", value), 1 / 1.2)
+            Target(
+                f"peak memory, {what}",
+                "without the cache (ratio to cached)",
+                (mine, value),
+                (f"{mine}_uncached", value),
+                1 / 1.2,
+            )
             for what, mine, value in (
                 ("pre-training", "pylorus", stage_memory("pretrain")),
                 ("both stages, whole process", "pylorus", memory),
@@ -97,12 +103,12 @@ def targets(late: str, epochs: int) -> list[Target]:
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The page: machine, ratios, contenders."""
+    """Render the page: machine, ratios, contenders."""
     _with_share(record)
     done = [one for one in record["measurements"] if one["error"] is None]
     machine, settings = record["machine"], record["settings"]
     images = settings["images"]
-    peaks = f"bf16 {record['peak_bf16'] / 1e9:.0f}, fp32 {record['peak_fp32'] / 1e9:.0f} billion operations a second"
+    peaks = f"bf16 {record['peak_bf16'] / 1e9:.0f}, fp32 {record['peak_fp32'] / 1e9:.0f} billion operations per second"
     repeats = 1 + max((one["repeat"] for one in record["measurements"]), default=-1)
     lines = [
         f"# {settings['model']} at {settings['size']} px",
@@ -111,10 +117,11 @@ def markdown(record: dict[str, Any]) -> str:
         f"{machine['memory_gib']} GiB"
         + (f", {machine['gpu']}" if machine["gpu"] else "")
         + f"; matrix product {peaks}.",
-        f"{'Drawn images' if settings['drawn'] else 'Images'}: {images['train']} / {images['val']} / {images['test']} "
+        f"{'Synthetic images' if settings['drawn'] else 'Images'}: "
+        f"{images['train']} / {images['val']} / {images['test']} "
         f"(train / val / test), {settings['classes']} classes; weights {settings['weights']}; batches of "
-        f"{settings['batch_size']}; {settings['epochs']} epochs a phase; no augmentation. "
-        f"Medians of up to {repeats} turns, in brackets smallest and largest."
+        f"{settings['batch_size']}; {settings['epochs']} epochs per phase; no augmentation. "
+        f"Medians of up to {repeats} round{'s' if repeats > 1 else ''}; smallest and largest value in brackets."
         + ("" if record["finished"] else " **Not finished.**"),
         "",
         *_ratios(done, targets(settings["late"], settings["epochs"])),
@@ -127,7 +134,7 @@ def markdown(record: dict[str, Any]) -> str:
 
 
 def line(one: Measurement) -> str:
-    """A measurement, told when it is made."""
+    """Format one measurement as the line that is printed when it is finished."""
     if one["error"]:
         return f"{one['repeat'] + 1}  {one['contender']:22} {one['error']}"
     parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in one["phases"].items())
@@ -139,14 +146,14 @@ def line(one: Measurement) -> str:
 
 
 def _ratios(done: list[Measurement], wanted: list[Target]) -> list[str]:
-    lines = ["| work | against | at least | found | met |", "| --- | --- | --: | --: | --- |"]
+    lines = ["| work | compared with | target | measured | met |", "| --- | --- | --: | --: | --- |"]
     for target in wanted:
         mine, other = _values(done, *target.value), _values(done, *target.other)
         found, met = "–", "not measured"
         if mine and other:
             ratio = median(other.values()) / median(mine.values())
             met = "yes" if ratio >= target.least else "**no**"
-            # Of the same turn: what the machine did meanwhile then hits both.
+            # Ratios within a round: other load on the machine then affects both values.
             turns = [other[turn] / mine[turn] for turn in mine if turn in other]
             found = f"{ratio:.2f}" + (f" ({min(turns):.2f}–{max(turns):.2f})" if turns else "")
         lines.append(f"| {target.work} | {target.against} | {target.least:.3g} | {found} | {met} |")
@@ -184,7 +191,7 @@ def _contenders(record: dict[str, Any]) -> list[str]:
 
 
 def _values(done: list[Measurement], name: str, value: Value) -> dict[int, float]:
-    """The value of each turn."""
+    """Return the value of each round."""
     found = {one["repeat"]: value(one) for one in done if one["contender"] == name}
     return {turn: number for turn, number in found.items() if number is not None}
 
@@ -202,7 +209,7 @@ def _share(one: Measurement) -> float | None:
 
 
 def _with_share(record: dict[str, Any]) -> None:
-    """Operations a second of fine-tuning relative to the peak of the same minutes, the larger of before and after."""
+    """Add the operations per second of fine-tuning, divided by the larger of the peaks measured before and after it."""
     for one in record["measurements"]:
         speed = one.get("images_per_second", {}).get("finetune")
         if speed and one.get("peaks_bf16"):

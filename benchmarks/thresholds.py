@@ -1,13 +1,13 @@
-"""How often thresholds and prediction sets keep what they promise for new patients, simulated; prints Markdown.
+"""Simulate how often thresholds and prediction sets keep their guarantee for new patients; prints Markdown.
 
-    python benchmarks/thresholds.py           # 2,000 validation sets a condition
+    python benchmarks/thresholds.py           # 2,000 validation sets per condition
     python benchmarks/thresholds.py --quick   # 300
 
 Scores of the positives are standard normal, so that the true sensitivity at any threshold is known. Images of one
-patient are alike in one of two ways: `normal`, a patient's effect and an image's add up, or `copies`, an image has its
-patient's score with such a chance that indicators at any threshold have the given intra-patient correlation (ICC).
-"hard" gives the tenth of the patients with the lowest effects 30 images each: then images are not recognised as often
-as patients, and the guarantee is by patient.
+patient are correlated in one of two ways: with `normal`, the effects of patient and image are added; with `copies`, an
+image has the score of its patient with a probability that gives indicators at any threshold the stated intra-patient
+correlation (ICC). "hard" gives 30 images to each of the tenth of the patients with the lowest effects: the sensitivity
+over images is then lower than over patients, and the guarantee applies to patients.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SENSITIVITY, CONFIDENCE, COVERAGE, SETS, SEED = 0.95, 0.90, 0.90, 2000, 20261126
 
 @dataclass(frozen=True)
 class Condition:
-    """Positive patients of a validation set, how many images they have, and how alike these are."""
+    """The positive patients of a validation set, their numbers of images, and the correlation of these images."""
 
     patients: int
     images: str = "1"
@@ -41,7 +41,7 @@ class Condition:
         return f"{self.patients} × {self.images}, ICC {self.icc:g}" + (f" {self.alike}" if self.icc else "")
 
     def draw(self, generator: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Scores and patients."""
+        """Draw the scores of the images and their patients."""
         effects = generator.standard_normal(self.patients)
         if self.images == "1-30":
             counts = generator.integers(1, 31, self.patients)
@@ -82,12 +82,12 @@ CONDITIONS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one rule over all sets of a condition.
+    """The result of one rule over all validation sets of a condition.
 
     Attributes:
-        kept: Share of the sets in which the true sensitivity is at least the one asked for.
+        kept: Fraction of the sets in which the true sensitivity is at least the requested one.
         sensitivity: Mean of the true sensitivities.
-        guaranteed: Share of the sets for which the rule says that it is guaranteed.
+        guaranteed: Fraction of the sets for which the rule states a guarantee.
     """
 
     kept: float
@@ -97,7 +97,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Simulated:
-    """All rules under one condition; coverage is that of the true class by prediction sets, a mean over the sets."""
+    """The results of all rules under one condition; coverage is the mean coverage of prediction sets."""
 
     condition: Condition
     share_of_positives: Outcome
@@ -108,7 +108,7 @@ class Simulated:
 
 
 def simulate(condition: Condition, *, sets: int = SETS, seed: int = SEED) -> Simulated:
-    """Draws validation sets, fixes a threshold on each in three ways, and compares with the known truth."""
+    """Draw validation sets, fix a threshold on each in three ways, and compute the known true sensitivity."""
     generator = np.random.default_rng(seed)
     draws = [condition.draw(generator) for _ in range(sets)]
 
@@ -125,7 +125,7 @@ def simulate(condition: Condition, *, sets: int = SETS, seed: int = SEED) -> Sim
     def covered(patients_known: bool) -> float:
         found = []
         for scores, groups in draws:
-            chance = special.ndtr(scores)  # also a probability: uniform, so that 1 - limit is what is covered
+            chance = special.ndtr(scores)  # also a probability: uniform, so the coverage is 1 - limit
             limits = fit_set_limits(
                 np.stack([chance, 1 - chance], axis=1),
                 np.zeros(len(scores), dtype=np.int64),
@@ -150,7 +150,7 @@ def simulate(condition: Condition, *, sets: int = SETS, seed: int = SEED) -> Sim
 
 
 def true_sensitivity(condition: Condition) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """The share of images of a new patient with a score of at least a threshold, each patient counting the same."""
+    """Return the true sensitivity at given thresholds for an image of a new patient, with equal weight per patient."""
     return lambda thresholds: special.ndtr(-thresholds)
 
 
@@ -164,17 +164,17 @@ def _outcome(fixed: list[tuple[float, bool]], truth: Callable[[NDArray[np.float6
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="300 validation sets a condition instead of 2,000")
+    parser.add_argument("--quick", action="store_true", help="300 validation sets per condition instead of 2,000")
     sets = 300 if parser.parse_args().quick else SETS
     print(
-        f"Share of {sets:,} validation sets whose threshold has a true sensitivity of {SENSITIVITY:.0%} or more "
-        f"(asked for: {CONFIDENCE:.0%} of them), the mean true sensitivity, the share of sets for which that is "
-        f"said to be guaranteed; and the mean true coverage of prediction sets ({COVERAGE:.0%} asked for).\n"
+        f"Fraction of {sets:,} validation sets whose threshold has a true sensitivity of {SENSITIVITY:.0%} or more "
+        f"(required: {CONFIDENCE:.0%} of them), the mean true sensitivity, the fraction of sets for which it is "
+        f"guaranteed, and the mean true coverage of prediction sets (required: {COVERAGE:.0%}).\n"
     )
     print(
-        "| positive patients × images | share of the positives | images as if independent | by patient | "
+        "| positive patients × images | proportion of positives | images as if independent | by patient | "
         "mean sensitivity by patient | guaranteed | set coverage, images as if independent | set coverage by patient |"
     )
     print("|" + " --- |" * 8)

@@ -1,8 +1,8 @@
-"""Weights without a hub: random ones, drawn once, of which frozen features still have a sane scale.
+"""Draw random weights whose frozen features have a realistic scale, for machines without a hub.
 
-`python benchmarks/weights.py MODEL FILE --data DIR --size 224`. Batch norm's statistics are measured on the benchmark's
-own images; in a network without batch norm each layer is scaled so that it gives unit variance (Mishkin and Matas,
-"All you need is a good init", 2016). The classifier stays out: every contender draws its own.
+`python benchmarks/weights.py MODEL FILE --data DIR --size 224`. The statistics of batch norm are estimated on the
+images of the benchmark; in a network without batch norm, each layer is scaled to unit variance (Mishkin and Matas,
+"All you need is a good init", 2016). The classifier is not included: every contender initializes its own.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 MEASURED_ON = 256
-"""Images at most."""
+"""Maximum number of images from which statistics are estimated."""
 
 
 def draw_weights(
     model: str, arguments: dict[str, Any], *, data: Path, size: int, batch_size: int = 32
 ) -> dict[str, Tensor]:
-    """A state dict without the classifier; the same arguments give the same tensors on the same machine."""
+    """Return a state dict without the classifier; the same arguments give the same tensors on the same machine."""
     torch.manual_seed(0)
     network = timm.create_model(model, num_classes=3, **arguments)
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
@@ -46,8 +46,8 @@ def draw_weights(
         persistent_workers=False,
         device=torch.device("cpu"),
     )
-    samples = loader.get_dataset.reader.samples  # sorted by class: mixed, so that each batch holds all classes
-    loader.get_dataset.reader.samples = [samples[place] for place in torch.randperm(len(samples))[:MEASURED_ON]]
+    samples = loader.dataset.reader.samples  # sorted by class; shuffled, so that each batch contains all classes
+    loader.dataset.reader.samples = [samples[index] for index in torch.randperm(len(samples))[:MEASURED_ON]]
     with torch.no_grad():
         for pixels, _ in loader:
             network(pixels)
@@ -61,7 +61,7 @@ def draw_weights(
 
 
 def write_weights(file: Path, model: str, arguments: dict[str, Any], *, data: Path, size: int) -> None:
-    """Draws them into a safetensors file, which appears when it is whole."""
+    """Write the weights to a safetensors file, which appears only when it is complete."""
     temporary = file.with_name(file.name + ".part")
     save_file(draw_weights(model, arguments, data=data, size=size), temporary, {"made": "random, for benchmarks only"})
     temporary.rename(file)
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument(
-        "--args", type=json.loads, default={}, help='of timm.create_model, as JSON: \'{"pad_type": "same"}\''
+        "--args", type=json.loads, default={}, help='arguments of timm.create_model, as JSON: \'{"pad_type": "same"}\''
     )
     options = parser.parse_args()
     write_weights(options.file, options.model, options.args, data=options.data, size=options.size)

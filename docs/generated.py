@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from pylorus.cli import build_parser
-from pylorus.config.checks import iter_fields
 from pylorus.config.schema import CONF, GROUPS, PACKAGE, Config
+from pylorus.core.io import iter_fields
 
 PACKAGES = ("data", "model", "training", "evaluation", "report", "deploy", "runs", "launch")
 """Packages of `pylorus` that have a page in the Python reference."""
@@ -61,25 +61,24 @@ def iter_schema_keys() -> Iterator[str]:
     yield from (name for name, _, _ in _iter_keys(Config, "", deep=True))
 
 
-def _render_sections(schema: type, path: str) -> Iterator[str]:
+def _render_sections(schema: Any, path: str) -> Iterator[str]:
     for field, kind in iter_fields(schema):
         name = f"{path}{field.name}"
         if field.name == "stages":
             name, kind = f"{name}.<stage>", typing.get_args(kind)[1]
         if dataclasses.is_dataclass(kind):
-            kind = typing.cast(type, kind)
             yield from ("", f"## {_escape(name)}", "", _get_first_line(kind), "", *_render_table(kind, f"{name}."))
             yield from _render_sections(kind, f"{name}.")
 
 
-def _render_table(schema: type, path: str) -> Iterator[str]:
+def _render_table(schema: Any, path: str) -> Iterator[str]:
     yield "| key | meaning | type | default | values |"
     yield "| --- | --- | --- | --- | --- |"
     for name, field, kind in _iter_keys(schema, path, deep=False):
         metadata = field.metadata
         cells = (
             f"`{name}`",
-            _escape(metadata["meaning"]),
+            _escape(metadata["description"]),
             _format_type(field, kind),
             _format_default(field),
             _format_range(metadata),
@@ -87,7 +86,7 @@ def _render_table(schema: type, path: str) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
-def _iter_keys(schema: type, path: str, *, deep: bool) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+def _iter_keys(schema: Any, path: str, *, deep: bool) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
     for field, kind in iter_fields(schema):
         name = f"{path}{field.name}"
         if field.name == "stages":
@@ -95,7 +94,7 @@ def _iter_keys(schema: type, path: str, *, deep: bool) -> Iterator[tuple[str, da
         if not dataclasses.is_dataclass(kind):
             yield name, field, kind
         elif deep:
-            yield from _iter_keys(typing.cast(type, kind), f"{name}.", deep=True)
+            yield from _iter_keys(kind, f"{name}.", deep=True)
 
 
 def _format_type(field: dataclasses.Field[Any], kind: Any) -> str:
@@ -168,8 +167,8 @@ def render_commands_page() -> str:
     lines = [
         "# Commands",
         "",
-        "`python train.py` trains, with [keys](keys.md) and [groups](groups.md). `pylorus COMMAND` does everything "
-        "else; `pylorus COMMAND --help` prints what this page shows.",
+        "`pylorus train`, which is `python train.py` in a clone, takes [keys](keys.md) and [groups](groups.md). "
+        "`pylorus COMMAND --help` prints what this page shows of the other commands.",
     ]
     for name, command in collect_commands().items():
         summary = command.description or helps.get(name, "")

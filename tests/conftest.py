@@ -10,6 +10,7 @@ A test gets its marker from its own `@pytest.mark.slow` (or its module's `pytest
 the fixtures that it uses; the rest is fast.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ from pylorus.config.checks import build_config
 from pylorus.config.schema import CONF, Config
 from pylorus.data.synthetic import generate_image_set
 from pylorus.launch.main import register
-from tests.forking import Forks
+from tests.forking import ForkServer
 
 TESTS = Path(__file__).parent
 KINDS = ("fast", "slow", "e2e")
@@ -45,6 +46,7 @@ SLOW_FILES = frozenset(
         "deploy/test_shipped.py",
         "evaluation/test_coverage.py",
         "extension/test_extension.py",
+        "extension/test_registries.py",
         "launch/test_resume.py",
         "launch/test_sharded.py",
         "launch/test_train.py",
@@ -57,7 +59,7 @@ SLOW_FILES = frozenset(
     )
 )
 """Files in which nearly every test trains, starts a process or simulates for seconds."""
-SLOW_FIXTURES = frozenset({"forks", "forked_processes", "trained_run"})
+SLOW_FIXTURES = frozenset({"fork_server", "forked_processes", "trained_run"})
 """Fixtures that start processes or train for longer than a fast test may."""
 
 ASKED_OF_MACHINE = frozenset({"lscpu", "fc-list"})
@@ -71,6 +73,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not any(item.get_closest_marker(kind) for kind in KINDS):
             item.add_marker(_choose_kind(item))
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what the imports created from garbage collection, which statsmodels runs in full at each correction."""
+    gc.collect()
+    gc.freeze()
 
 
 def _choose_kind(item: pytest.Item) -> str:
@@ -106,37 +114,37 @@ TINY = "test_resnet.r160_in1k"
 
 
 @pytest.fixture(scope="session")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of drawn class folders, 10 images a class, two a patient; to be read only."""
-    root = tmp_path_factory.mktemp("drawn") / "images"
+def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of synthetic images in class folders: 10 images a class, two a patient. Read it only."""
+    root = tmp_path_factory.mktemp("synthetic") / "images"
     generate_image_set(root, images=10, size=48, seed=3)
     return root
 
 
 @pytest.fixture(scope="session")
-def composed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
-    """The configuration that words of the command line give; what runs keep is kept apart from the user's."""
-    kept = f"cache.folder={tmp_path_factory.mktemp('cache')}"
+def compose_config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
+    """Compose the configuration that overrides of the command line give, with a cache apart from the user's."""
+    cache = f"cache.folder={tmp_path_factory.mktemp('cache')}"
 
-    def compose_words(*words: str) -> Config:
+    def compose_overrides(*overrides: str) -> Config:
         register()
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return build_config(compose("config", overrides=[kept, *words]))
+            return build_config(compose("config", overrides=[cache, *overrides]))
 
-    return compose_words
+    return compose_overrides
 
 
 @pytest.fixture(scope="session")
-def forks() -> Iterator[Forks]:
-    """Starts processes that need not import anything."""
-    found = Forks()
-    yield found
-    found.end()
+def fork_server() -> Iterator[ForkServer]:
+    """Start processes that need not import anything."""
+    server = ForkServer()
+    yield server
+    server.stop()
 
 
 @pytest.fixture
 def class_folders(tmp_path: Path) -> Callable[..., Path]:
-    """Makes class folders of small plain images: `class_folders({"train/a": 3, "train/b": 2})`."""
+    """Make class folders of small plain images: `class_folders({"train/a": 3, "train/b": 2})`."""
 
     def make(counts: dict[str, int], *, name: str = "patient_{number:03d}_{folder}.png") -> Path:
         rng = np.random.default_rng(0)

@@ -1,6 +1,6 @@
-"""Processes as forks of one that has imported what they need, so that seconds of imports are paid once.
+"""Start processes as forks of one that has imported their packages, so that imports take their seconds only once.
 
-`Forks` is that process, seen from a test; `Forks.start` takes what `subprocess.Popen` takes, of the commands that `act_of`
+`ForkServer` is that process, seen from a test; `ForkServer.start` takes what `subprocess.Popen` takes, of the commands that `act_of`
 knows, and gives what it gives. What such a process starts itself (a sweep's jobs, the processes of a run of several
 devices) are forks too. tests/end_to_end/test_runs.py starts processes as users do.
 
@@ -10,6 +10,7 @@ two files, for output and errors, is answered with the number of the process, an
 
 import atexit
 import contextlib
+import gc
 import json
 import os
 import runpy
@@ -31,14 +32,14 @@ PROJECT = Path(__file__).parents[1]
 TRAIN = PROJECT / "train.py"
 
 
-class Forks:
+class ForkServer:
     """The process that is forked from."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._address = f"{self._folder.name}/socket"
         self._process = subprocess.Popen([sys.executable, "-m", "tests.forking", self._address], cwd=PROJECT)
-        self.started: list[Forked] = []
+        self.started: list[ForkedProcess] = []
 
     def start(
         self,
@@ -50,7 +51,7 @@ class Forks:
         stderr: Any = None,
         text: bool = False,
         start_new_session: bool = False,
-    ) -> "Forked":
+    ) -> "ForkedProcess":
         """What `subprocess.Popen` would start."""
         task = {
             "words": [str(word) for word in words],
@@ -58,7 +59,7 @@ class Forks:
             "environment": dict(os.environ if env is None else env),
             "session": start_new_session,
         }
-        self.started.append(Forked(self._connected(), task, stdout, stderr, text=text))
+        self.started.append(ForkedProcess(self._connected(), task, stdout, stderr, text=text))
         return self.started[-1]
 
     def run(self, words: list[str], *, timeout: float, **more: Any) -> "subprocess.CompletedProcess[str]":
@@ -71,8 +72,8 @@ class Forks:
             raise
         return subprocess.CompletedProcess(words, process.wait(), output, errors)
 
-    def end(self) -> None:
-        """Ends at once, with all that was forked here."""
+    def stop(self) -> None:
+        """Stop at once, with all that was forked here."""
         for process in self.started:
             process.kill()
         self._process.kill()
@@ -90,7 +91,7 @@ class Forks:
                 time.sleep(0.05)
 
 
-class Forked:
+class ForkedProcess:
     """A process, as `subprocess.Popen` shows one."""
 
     def __init__(self, answers: socket.socket, task: dict[str, Any], stdout: Any, stderr: Any, *, text: bool) -> None:
@@ -217,6 +218,8 @@ def main() -> None:
     for starting in (pylorus.launch.sweep, pylorus.launch.train):
         starting.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": popen})
     subprocess_handler.Popen = lambda args, **more: popen(list(args), **more)
+    gc.collect()
+    gc.freeze()  # no fork copies the pages of these imports when it collects garbage
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(sys.argv[1])
     listener.listen()
@@ -293,7 +296,7 @@ def forked(
     output: int = 1,
     errors: int = 2,
 ) -> int:
-    """Forks; the number of the process that becomes what the words say."""
+    """Fork; the number of the process that becomes what the words say."""
     sys.stdout.flush()
     sys.stderr.flush()
     if pid := os.fork():

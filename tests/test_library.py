@@ -1,4 +1,4 @@
-"""What `import pylorus` promises: lazy, typed, usable with an ordinary Trainer, resumable, and safe to load."""
+"""`import pylorus` is lazy, typed, usable with an ordinary Trainer, resumable, and safe to load."""
 
 import json
 import os
@@ -16,7 +16,9 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 import pylorus
 from pylorus.evaluation import confusion_matrix
+from pylorus.launch.main import resume
 from pylorus.model.backbone import build_backbone
+from pylorus.runs.folder import RunFolder
 from tests.conftest import TINY
 
 PROJECT = Path(__file__).parents[1]
@@ -69,8 +71,8 @@ def test_python_m_pylorus_is_the_command_line(tmp_path):
     assert "predict" in result.stdout
 
 
-def test_folders_become_grouped_splits_in_the_order_of_the_classes(drawn):
-    data = build_data(drawn)
+def test_folders_become_grouped_splits_in_the_order_of_the_classes(synthetic_root):
+    data = build_data(synthetic_root)
     groups = {split: set(data.parts[split]["group"]) for split in ("train", "val", "test")}
     assert sum(map(len, groups.values())) == len(set().union(*groups.values()))
     folders = [Path(path).parts[0] for path in data.parts["test"]["path"]]
@@ -78,12 +80,12 @@ def test_folders_become_grouped_splits_in_the_order_of_the_classes(drawn):
 
 
 @pytest.mark.parametrize("name", [TINY, "resnet50.tv_in1k", "inception_v3.tv_in1k", "vit_small_patch16_224"])
-def test_images_get_the_size_and_interpolation_of_the_model(drawn, name):
+def test_images_get_the_size_and_interpolation_of_the_model(synthetic_root, name):
     from pylorus.config.schema import ModelConfig
 
     with torch.device("meta") if name != TINY else torch.device("cpu"):
         backbone = build_backbone(ModelConfig(name=name, weights="none"), classes=3)
-    form = build_data(drawn, image_size=None, model=name).form
+    form = build_data(synthetic_root, image_size=None, model=name).form
     assert (form.size, form.interpolation) == (backbone.image_size, backbone.interpolation)
 
 
@@ -97,9 +99,9 @@ def test_images_get_the_size_and_interpolation_of_the_model(drawn, name):
         ({"val_fraction": 2.0}, "data.val_fraction: found 2.0"),
     ],
 )
-def test_a_data_module_refuses_what_can_not_be(drawn, options, message):
+def test_a_data_module_refuses_invalid_arguments(synthetic_root, options, message):
     with pytest.raises(pylorus.PylorusError, match=message):
-        build_data(drawn, **options)
+        build_data(synthetic_root, **options)
 
 
 @pytest.mark.parametrize(
@@ -111,13 +113,13 @@ def test_a_data_module_refuses_what_can_not_be(drawn, options, message):
         ({"loss": torch.nn.CrossEntropyLoss(), "label_smoothing": 0.1}, "your own loss applies them itself"),
     ],
 )
-def test_a_classifier_refuses_what_can_not_be(options, message):
+def test_a_classifier_refuses_invalid_arguments(options, message):
     with pytest.raises(pylorus.PylorusError, match=message):
         build_classifier(**options)
 
 
-def test_an_ordinary_trainer_trains_validates_tests_and_predicts(drawn, tmp_path):
-    data, classifier = build_data(drawn), build_classifier()
+def test_an_ordinary_trainer_trains_validates_tests_and_predicts(synthetic_root, tmp_path):
+    data, classifier = build_data(synthetic_root), build_classifier()
     trainer = pl.Trainer(max_epochs=2, default_root_dir=tmp_path, **QUIET)
     trainer.fit(classifier, data)
     assert {"train/loss", "val/loss", "val/accuracy", "val/sensitivity/GC", "val/f1/average"} <= set(
@@ -154,34 +156,34 @@ class StopAt(pl.Callback):
             raise StopError
 
 
-def fit(folder, drawn, *callbacks, checkpoint=None, workers=0):
+def fit(folder, synthetic_root, *callbacks, checkpoint=None, workers=0):
     classifier = build_classifier(model_args={"drop_rate": 0.3})
     checkpoints = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     freeze = pylorus.FreezeBackbone("head", unfreeze_at_epoch=2)
     trainer = pl.Trainer(max_epochs=4, callbacks=[freeze, checkpoints, *callbacks], **QUIET)
     try:
-        trainer.fit(classifier, build_data(drawn, workers=workers), ckpt_path=checkpoint)
+        trainer.fit(classifier, build_data(synthetic_root, workers=workers), ckpt_path=checkpoint)
     except StopError:
         return None
     return classifier.state_dict()
 
 
 @pytest.mark.parametrize(("stop", "workers"), [(1, 0), (2, 0), (3, 0), (3, 1)])
-def test_an_interrupted_training_gives_the_weights_of_an_uninterrupted_one(drawn, tmp_path, stop, workers):
-    whole = fit(tmp_path / "whole", drawn)
-    assert fit(tmp_path / "cut", drawn, StopAt(stop), workers=workers) is None
-    resumed = fit(tmp_path / "rest", drawn, checkpoint=tmp_path / "cut" / "last.ckpt", workers=workers)
+def test_an_interrupted_training_gives_the_weights_of_an_uninterrupted_one(synthetic_root, tmp_path, stop, workers):
+    whole = fit(tmp_path / "whole", synthetic_root)
+    assert fit(tmp_path / "cut", synthetic_root, StopAt(stop), workers=workers) is None
+    resumed = fit(tmp_path / "rest", synthetic_root, checkpoint=tmp_path / "cut" / "last.ckpt", workers=workers)
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
 
 
-def test_the_backbone_is_still_until_it_is_unfrozen(drawn, tmp_path):
+def test_the_backbone_does_not_change_until_it_is_unfrozen(synthetic_root, tmp_path):
     states = {}
 
     class Record(pl.Callback):
         def on_train_epoch_end(self, trainer, pl_module):
             states[trainer.current_epoch] = {n: t.clone() for n, t in pl_module.state_dict().items()}
 
-    fit(tmp_path, drawn, Record())
+    fit(tmp_path, synthetic_root, Record())
     changed = [
         {name for name in states[0] if not torch.equal(states[epoch][name], states[epoch + 1][name])}
         for epoch in range(3)
@@ -191,7 +193,7 @@ def test_the_backbone_is_still_until_it_is_unfrozen(drawn, tmp_path):
     assert len(changed[2]) > 20
 
 
-def test_freezing_says_what_it_can_not_freeze():
+def test_freezing_names_what_it_cannot_freeze():
     class Other(pl.LightningModule):
         pass
 
@@ -201,17 +203,19 @@ def test_freezing_says_what_it_can_not_freeze():
         pylorus.FreezeBackbone("head", unfreeze_at_epoch=-1)
 
 
-def save_checkpoint(classifier, drawn, folder):
+def save_checkpoint(classifier, synthetic_root, folder):
     trainer = pl.Trainer(max_epochs=1, limit_train_batches=1, default_root_dir=folder, **QUIET)
-    trainer.fit(classifier, build_data(drawn))
+    trainer.fit(classifier, build_data(synthetic_root))
     trainer.save_checkpoint(folder / "own.ckpt")
     return folder / "own.ckpt"
 
 
 @pytest.mark.parametrize("loss", ["focal", torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]))])
-def test_a_checkpoint_restores_the_classifier_without_a_download_or_a_pickle(drawn, tmp_path, loss, monkeypatch):
+def test_a_checkpoint_restores_the_classifier_without_a_download_or_a_pickle(
+    synthetic_root, tmp_path, loss, monkeypatch
+):
     classifier = build_classifier(loss=loss, model_args={"drop_rate": np.float64(0.25)})
-    path = save_checkpoint(classifier, drawn, tmp_path)
+    path = save_checkpoint(classifier, synthetic_root, tmp_path)
     plain = torch.load(path, weights_only=True)["hyper_parameters"]
     assert json.loads(json.dumps(plain)) == plain
     loaded = pylorus.Classifier.load_from_checkpoint(path)
@@ -231,8 +235,8 @@ def test_a_checkpoint_restores_the_classifier_without_a_download_or_a_pickle(dra
         {"model_args": {"checkpoint_path": "weights.pth"}},
     ],
 )
-def test_a_planted_hyperparameter_runs_no_code(drawn, tmp_path, planted, monkeypatch):
-    path = save_checkpoint(build_classifier(), drawn, tmp_path)
+def test_a_planted_hyperparameter_runs_no_code(synthetic_root, tmp_path, planted, monkeypatch):
+    path = save_checkpoint(build_classifier(), synthetic_root, tmp_path)
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["hyper_parameters"] |= planted
     torch.save(checkpoint, path)
@@ -276,82 +280,117 @@ trainer.test(model, data)
 """
 
 
-def test_a_users_own_script_has_its_own_trainer_loss_and_logger(drawn, tmp_path):
+def test_a_users_own_script_has_its_own_trainer_loss_and_logger(synthetic_root, tmp_path):
     assert len(SCRIPT.strip().splitlines()) <= 15
     (tmp_path / "own.py").write_text(SCRIPT.replace("\\\\", "\\"))
-    result = run_python("own.py", str(drawn), cwd=tmp_path)
+    result = run_python("own.py", str(synthetic_root), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     table = pd.read_csv(next(tmp_path.rglob("metrics.csv")))
     assert {"train/loss", "val/loss", "val/accuracy", "test/accuracy"} <= set(table.columns)
 
 
+SMALL = [
+    "data=folders",
+    r"data.group='patient_\d+'",
+    "model=timm",
+    f"model.name={TINY}",
+    "model.weights=none",
+    "data.image_size=32",
+    "stage=pretrain",
+    "stages.pretrain.epochs=1",
+    "report=false",
+    "trainer.progress=false",
+    "data.workers=0",
+]
+
+
 @pytest.fixture(scope="module")
-def trained(drawn, tmp_path_factory):
+def training_result(synthetic_root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("library")
     return pylorus.train(
-        [
-            f"data.root={drawn}",
-            "data=folders",
-            r"data.group='patient_\d+'",
-            "model=timm",
-            f"model.name={TINY}",
-            "model.weights=none",
-            "data.image_size=32",
-            "stage=pretrain",
-            "stages.pretrain.epochs=1",
-            f"cache.folder={folder / 'cache'}",
-            "report=false",
-            "trainer.progress=false",
-            "data.workers=0",
-        ],
+        [f"data.root={synthetic_root}", *SMALL, f"cache.folder={folder / 'cache'}"],
         folder=folder / "run",
     )
 
 
-def test_train_runs_in_this_process_and_returns_what_it_wrote(trained):
-    assert (trained.model / "model.safetensors").is_file()
-    assert trained.stage == "pretrain"
-    predictions = pd.read_parquet(trained.folder / "pretrain" / "predictions-test.parquet")
-    assert 0 <= trained.metrics["test/accuracy"] <= 1
-    assert any(name.startswith("test/sensitivity/") for name in trained.metrics)
+def test_train_runs_in_this_process_and_returns_what_it_wrote(training_result):
+    assert (training_result.model / "model.safetensors").is_file()
+    assert training_result.stage == "pretrain"
+    predictions = pd.read_parquet(training_result.folder / "pretrain" / "predictions-test.parquet")
+    assert 0 <= training_result.metrics["test/accuracy"] <= 1
+    assert any(name.startswith("test/sensitivity/") for name in training_result.metrics)
     assert len(predictions) > 0
 
 
-def test_train_refuses_as_the_command_line_does():
+def test_train_raises_the_errors_of_the_command_line():
     with pytest.raises(pylorus.PylorusError, match='optimizer.lrr.*Did you mean "lr"'):
         pylorus.train(["optimizer.lrr=1"])
     with pytest.raises(pylorus.PylorusError, match="optimizer.lr"):
         pylorus.train(["optimizer.lr=fast"])
 
 
-def test_a_loaded_model_predicts_what_the_command_writes(trained, drawn, tmp_path):
+def test_train_reads_a_folder_of_ones_own_configuration(synthetic_root, tmp_path):
+    own = tmp_path / "Klinik Süd"
+    (own / "experiment").mkdir(parents=True)
+    (own / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\noptimizer: {lr: 0.5}\n")
+    words = [f"data.root={synthetic_root}", *SMALL, f"cache.folder={tmp_path / 'cache'}", "experiment=mine"]
+    run = pylorus.train(words, folder=tmp_path / "run", config_dir=own)
+    assert "seed: 7" in (run.folder / "config.yaml").read_text()
+    assert "lr: 0.5" in (run.folder / "config.yaml").read_text()
+    resume(RunFolder(run.folder), ["data.workers=0"])  # finds the folder again
+
+
+@pytest.mark.parametrize(
+    ("overrides", "folder", "message"),
+    [
+        ([], "nowhere", "config_dir: nowhere is not a folder"),
+        (["experiment=mien"], ".", 'experiment=mien: there is no experiment/mien.yaml. Did you mean "mine"'),
+        (["hydra.searchpath=[/tmp]"], ".", "config_dir: found hydra.searchpath among the overrides too"),
+    ],
+)
+def test_train_says_what_is_wrong_with_a_folder_of_ones_own(tmp_path, monkeypatch, overrides, folder, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
+    with pytest.raises(pylorus.PylorusError, match=message):
+        pylorus.train(overrides, config_dir=folder)
+
+
+def test_a_loaded_model_predicts_what_the_command_writes(training_result, synthetic_root, tmp_path):
     output = tmp_path / "predictions.parquet"
     result = run_python(
-        "-m", "pylorus", "predict", str(trained.model), str(drawn), "--output", str(output), cwd=tmp_path
+        "-m",
+        "pylorus",
+        "predict",
+        str(training_result.model),
+        str(synthetic_root),
+        "--output",
+        str(output),
+        cwd=tmp_path,
     )
     assert output.is_file(), result.stderr
-    table = pylorus.load_model(trained.folder).predict(drawn)
+    table = pylorus.load_model(training_result.folder).predict(synthetic_root)
     pd.testing.assert_frame_equal(table, pd.read_parquet(output), check_dtype=False)
     some = list(table["path"][:2])
-    assert list(pylorus.load_model(trained.model).predict(some)["predicted"]) == list(table["predicted"][:2])
+    assert list(pylorus.load_model(training_result.model).predict(some)["predicted"]) == list(table["predicted"][:2])
 
 
-def test_validate_evaluates_on_labelled_folders(trained, drawn):
-    result = pylorus.validate(trained.model, drawn, group=r"patient_\d+")
+def test_validate_evaluates_on_labelled_folders(training_result, synthetic_root):
+    result = pylorus.validate(training_result.model, synthetic_root, group=r"patient_\d+")
     right = (result.predictions["true"] == result.predictions["predicted"]).mean()
     assert result.metrics["accuracy"]["value"] == pytest.approx(right)
     assert result.confusion.to_numpy().tolist() == result.metrics["confusion"]
     with pytest.raises(pylorus.PylorusError, match="no image is in a folder named after a class"):
-        pylorus.validate(trained.model, next(path for path in Path(drawn).iterdir() if path.is_dir()))
+        pylorus.validate(training_result.model, next(path for path in Path(synthetic_root).iterdir() if path.is_dir()))
 
 
-def test_audit_returns_findings_and_report_writes_a_page(trained, drawn, tmp_path):
-    result = pylorus.audit(drawn, group=r"patient_\d+")
+def test_audit_returns_findings_and_report_writes_a_page(training_result, synthetic_root, tmp_path):
+    result = pylorus.audit(synthetic_root, group=r"patient_\d+")
     assert result.readable == len(result.samples) == 30
-    page = pylorus.report(trained.folder, tmp_path / "first")
+    page = pylorus.report(training_result.folder, tmp_path / "first")
     assert page.is_file()
     # By now the package of this name is imported, and still can be called.
-    assert pylorus.report([trained.folder], tmp_path / "second").is_file()
+    assert pylorus.report([training_result.folder], tmp_path / "second").is_file()
 
 
 def test_the_notebook_goes_from_folders_to_a_confusion_matrix(tmp_path, monkeypatch, capsys):

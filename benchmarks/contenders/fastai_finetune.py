@@ -1,9 +1,9 @@
-"""fastai as its documentation has it: `ImageDataLoaders.from_folder`, a `Learner`, `fine_tune`.
+"""Train with fastai as in its documentation: `ImageDataLoaders.from_folder`, a `Learner`, `fine_tune`.
 
-Its defaults stay: fp32, the usual memory layout, a decoding process a core, its one-cycle schedule, `train_bn=True`,
-so that batch norm learns in the frozen trunk too. The network is that of the other contenders, linear head included,
-split into backbone and head as `vision_learner` does, since fastai's own head is another and larger one. The learning
-rates are the others': 1e-3 for the head alone, then 1e-4 for the backbone.
+The defaults are unchanged: fp32, the usual memory layout, one decoding process per core, the one-cycle schedule, and
+`train_bn=True`, so that batch norm is also trained in the frozen backbone. The network is that of the other contenders,
+including the linear head, split into backbone and head as `vision_learner` does, because fastai's own head is larger.
+The learning rates are those of the others: 1e-3 for the head, then 1e-4 for the backbone.
 """
 
 import statistics
@@ -21,7 +21,7 @@ from torch import nn
 
 
 class Clock(fastai.Callback):
-    """Times what `fine_tune` runs: two fits, frozen and unfrozen."""
+    """Measure the two fits of `fine_tune`, frozen and unfrozen."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer, self.coming = answer, iter(("pretrain", "finetune"))

@@ -1,4 +1,4 @@
-"""Lightning as a tutorial has it: a LightningModule, torchvision's ImageFolder, two fits; `options.bf16` for bf16."""
+"""Train with Lightning as in tutorials: a LightningModule, torchvision's ImageFolder, two fits (bf16 by option)."""
 
 import statistics
 import sys
@@ -20,7 +20,7 @@ from torchvision.datasets import ImageFolder
 
 
 class LitClassifier(pl.LightningModule):
-    """One network; `phase` says what of it learns."""
+    """A network; `phase` determines which part of it is trained."""
 
     def __init__(self, network: nn.Module, classes: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class LitClassifier(pl.LightningModule):
 
 
 class Clock(pl.Callback):
-    """Images a second of each epoch's training; Lightning validates before it says that the epoch is over."""
+    """Measure the training images per second of each epoch; Lightning validates before an epoch ends."""
 
     def __init__(self) -> None:
         self.speeds: list[float] = []

@@ -1,4 +1,4 @@
-"""Pylorus as its users start it: `python train.py …`, read from the run's folder. The harness imports this file."""
+"""Start Pylorus as its users do, with `python train.py …`, and read the results from the run's folder."""
 
 import json
 import os
@@ -15,12 +15,13 @@ FINISHED = "finished"
 
 
 def command(job: Job, checkout: Path) -> list[str]:
-    """The command line. `options`: stages, late, prefix, sweep, and overrides as they are written.
+    """Return the command line. The options of the job are:
 
-    stages: what `stage=` takes; two phases of the job's epochs each, or, of a single one, `epochs`.
-    late: whether fine-tuning learns from the job's late block on, not the whole network.
-    prefix: cache.prefix.
-    sweep: two jobs one after the other that differ in the learning rate alone, as in a sweep of users.
+    stages: The value of `stage=`; each phase has the epochs of the job, or `epochs` if the option is given.
+    late: Whether fine-tuning trains from the late block of the job on instead of the whole network.
+    prefix: The value of cache.prefix.
+    sweep: Whether to run a sweep of two jobs that differ only in the learning rate.
+    overrides: Further arguments of the command line.
     """
     chosen = job.options
     words = [
@@ -55,7 +56,7 @@ def command(job: Job, checkout: Path) -> list[str]:
 
 
 def read(job: Job) -> Answer:
-    """What a finished run, or each job of a finished sweep, wrote down.
+    """Read the results of a finished run, or of each job of a finished sweep.
 
     Raises:
         RuntimeError: If a run did not finish.
@@ -89,7 +90,7 @@ def stages(job: Job) -> list[str]:
 
 
 def knows_cache(checkout: Path) -> bool:
-    """Whether the checkout is of a version that keeps features: older ones can be measured too."""
+    """Return whether this version of Pylorus caches features; older versions can be measured, too."""
     ask = "from pylorus.config.schema import Config; print(hasattr(Config(), 'cache'))"
     found = {**os.environ, "PYTHONPATH": str(checkout / "src")}
     said = subprocess.run([sys.executable, "-c", ask], env=found, capture_output=True, text=True, check=True)
@@ -102,7 +103,7 @@ def _cache(job: Job) -> list[str]:
 
 
 def _stage(run: Path, stage: str) -> dict[str, Any]:
-    """Seconds of a stage and of its parts, from speed.json; of a version without it, from the files' times."""
+    """Read the seconds of a stage from speed.json, or, in versions without it, from the times of its files."""
     status = json.loads((run / "status.json").read_text(encoding="utf-8"))
     if status["state"] != FINISHED:
         raise RuntimeError(f"the run is {status['state']}: {status.get('error', '')}")

@@ -1,8 +1,8 @@
-"""A training script in the style of timm's train.py: its factories for network, loader, optimiser and schedule.
+"""Train in the style of timm's train.py, with its factories for network, loader, optimizer and schedule.
 
-`options.best` turns on what a knowledgeable user gets from flags: channels_last (but not for VGG on a CPU, whose wide
-layer it slows down), bf16 autocast where the machine is fast at it, fused AdamW, TF32. `options.compile` adds
-torch.compile. Left out, to its advantage: checkpoints and the clipping of gradients.
+`options.best` turns on the flags of an expert user: channels_last (except for VGG on a CPU, whose wide layer it slows
+down), bf16 autocast if it is fast on the machine, fused AdamW, TF32. `options.compile` adds torch.compile. The script
+neither writes checkpoints nor clips gradients, which is to its advantage.
 """
 
 import statistics
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 
 class Script:
-    """What timm's train.py holds in local variables."""
+    """The state that timm's train.py has in local variables."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.best = job, bool(job.options.get("best"))

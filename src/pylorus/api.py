@@ -3,7 +3,7 @@
 Each does what the command of that name does, by the same code. Nothing heavy is imported before it is called.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,12 +82,14 @@ class Model:
         return Validation(table, metrics, confusion)
 
 
-def load_model(path: str | Path, *, device: str = "auto") -> Model:
+def load_model(path: str | Path, *, device: str = "auto", network: Callable[..., object] | None = None) -> Model:
     """Load a trained model; every file is verified, and nothing in it is executed.
 
     Args:
         path: A run's folder, its bundle (the folder model/), or an export.
         device: auto, cpu, cuda or mps.
+        network: For a network of your own (`model._target_`): its class or function, or a module of its kind, which
+            gets the bundle's weights in a copy. Only the arguments and weights are the bundle's.
 
     Raises:
         PylorusError: If there is no valid bundle or export; the message names the file and what is wrong.
@@ -97,7 +99,7 @@ def load_model(path: str | Path, *, device: str = "auto") -> Model:
     folder = Path(path)
     if (folder / "status.json").is_file() and (folder / "model").is_dir():
         folder = folder / "model"
-    return Model(load_inference_model(folder, device))
+    return Model(load_inference_model(folder, device, network=network))
 
 
 def validate(model: Model | str | Path, folders: Paths, *, group: str | None = None) -> Validation:

@@ -1,12 +1,55 @@
-"""Commands for a trained model: predict, explain, export, serve."""
+"""The command line `pylorus COMMAND`: a parser for each command, and the module that does its work.
+
+Nothing heavy is imported before a command needs it.
+"""
 
 import argparse
+import importlib
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from pylorus import __version__
-from pylorus.core.errors import INTERRUPTED, PylorusError
+from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.io import handle_closed_pipe
+
+
+def add_train_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `train` to the command line."""
+    command = commands.add_parser(
+        "train",
+        help="train a model, or several and compare them (a sweep)",
+        description="Train a model, or several and compare them (a sweep, with -m). The same as `python train.py` "
+        "in a clone. `pylorus train --help` explains groups, keys and options.",
+        usage="pylorus train [OPTION ...] [KEY=VALUE ...]",
+        prefix_chars="\0",  # no word is an option of this parser: Hydra parses them all
+        add_help=False,
+    )
+    command.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="WORD", help="key, group or option of Hydra, as in `train.py`"
+    )
+    command.set_defaults(act=_run_train)
+
+
+def _run_train(arguments: argparse.Namespace) -> None:
+    """Hand the words over to Hydra, which reads them from `sys.argv`."""
+    sys.argv = ["pylorus", *arguments.words]
+    importlib.import_module("pylorus.launch.main").main()  # as train.py does; the other commands never need it
+
+
+def _complete_words(options: list[str]) -> None:
+    """Install tab completion, or answer a shell's query: groups and keys after `pylorus train`, else commands."""
+    program, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
+    command, space, words = rest.lstrip().partition(" ")
+    if command == "train" and space:
+        os.environ["COMP_LINE"] = f"{program} {words}"
+    if (command == "train" and space) or not options[-1].startswith("query="):
+        _run_train(argparse.Namespace(words=options))
+    elif not space:
+        for action in build_parser()._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                print("\n".join(action.choices))
 
 
 def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -30,6 +73,23 @@ def _add_device_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="where to compute (default: auto)"
     )
+
+
+def _add_network_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--network",
+        metavar="MODULE.NAME",
+        help="your own class or function that builds the network, if it is not timm's; it is imported and called",
+    )
+
+
+def _import_network(arguments: argparse.Namespace) -> Any:
+    """Import what the user typed; the bundle has no say in it."""
+    if arguments.network is None:
+        return None
+    from pylorus.config.instantiation import TARGET, get_object
+
+    return get_object({TARGET: arguments.network}, key="--network")
 
 
 def _validate_batch_size(arguments: argparse.Namespace) -> int:
@@ -68,6 +128,7 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--group", metavar="REGEX", help="regular expression that finds the patient in a path, for confidence intervals"
     )
     _add_inference_options(command, batch=32)
+    _add_network_option(command)
     command.set_defaults(act=_run_predict)
 
 
@@ -81,6 +142,7 @@ def _run_predict(arguments: argparse.Namespace) -> None:
         group=arguments.group,
         batch=_validate_batch_size(arguments),
         device=arguments.device,
+        network=_import_network(arguments),
     )
     sys.exit(predict(arguments.bundle, arguments.inputs, arguments.output, options))
 
@@ -115,6 +177,7 @@ def _add_explain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--no-sanity", action="store_true", help="skip the comparison with maps of randomized networks"
     )
     _add_inference_options(command, batch=8)
+    _add_network_option(command)
     command.set_defaults(act=_run_explain)
 
 
@@ -128,6 +191,7 @@ def _run_explain(arguments: argparse.Namespace) -> None:
         frames_every=arguments.frames_every,
         batch=_validate_batch_size(arguments),
         device=arguments.device,
+        network=_import_network(arguments),
     )
     sys.exit(explain(arguments.bundle, arguments.inputs, arguments.output, options))
 
@@ -159,6 +223,7 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--int8", action="store_true", help="quantize to 8-bit integers and measure the loss of accuracy"
     )
     command.add_argument("--speed", action="store_true", help="measure the speed compared with PyTorch")
+    _add_network_option(command)
     command.set_defaults(act=_run_export)
 
 
@@ -171,6 +236,7 @@ def _run_export(arguments: argparse.Namespace) -> None:
         group=arguments.group,
         int8=arguments.int8,
         speed=arguments.speed,
+        network=_import_network(arguments),
     )
     export(arguments.bundle, options)
 
@@ -199,6 +265,7 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     command.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest file in MB (default: 20)")
     command.add_argument("--max-images", type=int, default=32, metavar="N", help="most files per request (default: 32)")
     _add_device_option(command)
+    _add_network_option(command)
     command.set_defaults(act=_run_serve)
 
 
@@ -218,6 +285,7 @@ def _run_serve(arguments: argparse.Namespace) -> None:
         max_mb=arguments.max_mb,
         max_images=arguments.max_images,
         device=arguments.device,
+        network=_import_network(arguments),
     )
     serve(arguments.bundle, options)
 
@@ -357,7 +425,7 @@ def _run_draw(arguments: argparse.Namespace) -> None:
         overlay=arguments.overlay,
     )
     print(f"Wrote {count} images to {arguments.folder}. To train on them:")
-    print(f"  python train.py data=folders data.root={arguments.folder} data.group='patient_\\d+'")
+    print(f"  {TRAIN_COMMAND} data=folders data.root={arguments.folder} data.group='patient_\\d+'")
 
 
 def _add_audit(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -432,13 +500,20 @@ def _run_pack(arguments: argparse.Namespace) -> None:
     shards = pack_shards(arguments.root, arguments.output, group=arguments.group, per_shard=arguments.per_shard)
     count = "1 shard" if len(shards) == 1 else f"{len(shards)} shards"
     print(f"Wrote {count} to {arguments.output}. To train on them:")
-    print(f"  python train.py data=shards data.root={arguments.output}")
+    print(f"  {TRAIN_COMMAND} data=shards data.root={arguments.output}")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and run the command; errors that a user can fix are printed without a traceback."""
+    words = sys.argv[1:] if arguments is None else arguments
     with handle_closed_pipe():
-        options = build_parser().parse_args(arguments)
+        if words[:1] == ["-sc"]:
+            _complete_words(words)
+            return
+        options = build_parser().parse_args(words)
+        if options.act is _run_train:
+            _run_train(options)  # prints its errors itself
+            return
         try:
             options.act(options)
         except BrokenPipeError:
@@ -453,12 +528,12 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; the reference documentation is generated from it, too."""
     parser = argparse.ArgumentParser(
         prog="pylorus",
-        description="Tools for image classifiers for gastroscopy: prepare images, report on runs, use trained models. "
-        "To train a model, use `python train.py`. `pylorus COMMAND --help` describes a command.",
+        description="Prepare images, train image classifiers for gastroscopy, report on runs, and use trained models. "
+        "`pylorus COMMAND --help` describes a command.",
     )
     parser.add_argument("--version", action="version", version=f"pylorus {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add_commands in (add_image_commands, add_evidence_commands, add_model_commands):
+    for add_commands in (add_train_command, add_image_commands, add_evidence_commands, add_model_commands):
         add_commands(commands)
     return parser
 

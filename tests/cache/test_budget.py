@@ -1,4 +1,4 @@
-"""Room on disk: the budget, full disks, folders that can't be written to."""
+"""Disk space: the budget, full disks, folders that can't be written to."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ import pytest
 from pylorus.cache import eviction, shards
 from pylorus.cache.eviction import sum_file_sizes
 from pylorus.cache.store import DoesNotFitError
-from tests.cache.drawn import SIZE, Computation, fill, process, right, some, store
+from tests.cache.records import SIZE, Computation, fill, process, right, some, store
 
 MEMORY = 1 << 20
 
@@ -29,7 +29,7 @@ def last_used(folder, seconds):
     os.utime(folder / "used", (seconds, seconds))
 
 
-def test_the_least_recently_used_store_makes_room(tmp_path, caplog):
+def test_the_least_recently_used_store_is_evicted(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     old, older, recent = (fill(tmp_path, some(20), key=key) for key in ("old", "older", "recent"))
     for folder, seconds in ((old, 2000), (older, 1000), (recent, 3000)):
@@ -55,7 +55,7 @@ def test_a_store_that_another_process_reads_is_never_removed(tmp_path):
     script = """
 import sys
 from pathlib import Path
-from tests.cache.drawn import Computation, right, some, store
+from tests.cache.records import Computation, right, some, store
 records = store(Path(sys.argv[1]), key="read").load_or_compute(some(20), Computation(some(20)), memory_bytes=0)
 print("ready", flush=True)
 input()
@@ -75,7 +75,7 @@ print((records.read_rows(range(20)) == right(some(20))).all())
     assert not read.exists()  # its reader has gone
 
 
-def test_a_store_that_is_being_written_is_never_removed_and_its_room_is_kept(tmp_path):
+def test_a_store_being_written_is_never_evicted_and_its_space_is_reserved(tmp_path):
     goes_on, begun, written = threading.Event(), threading.Event(), []
 
     def pause(first):
@@ -98,21 +98,21 @@ def test_a_store_that_is_being_written_is_never_removed_and_its_room_is_kept(tmp
     np.testing.assert_array_equal(written[0].read_rows(range(20)), right(some(20)))
 
 
-def test_nothing_is_removed_where_that_would_not_suffice(tmp_path):
+def test_nothing_is_evicted_if_that_would_not_suffice(tmp_path):
     folder = fill(tmp_path, some(5))
     with pytest.raises(DoesNotFitError):
         fill(tmp_path, some(20), key="own", budget=15 * SIZE)
     assert len(list(folder.glob("*.shard"))) == 2
 
 
-def test_the_own_store_is_never_removed(tmp_path):
+def test_a_store_never_evicts_itself(tmp_path):
     fill(tmp_path, some(20))
     with pytest.raises(DoesNotFitError):
         fill(tmp_path, some(40), budget=sum_file_sizes(tmp_path) + 6 * SIZE)
     assert store(tmp_path).load_or_compute(some(20), Computation(some(20)), memory_bytes=0).kept == 20
 
 
-def test_folders_that_are_no_stores_are_never_removed(tmp_path):
+def test_other_folders_are_never_removed(tmp_path):
     for name in ("photos/2024", f"features/{'a' * 24}"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "precious").write_bytes(bytes(20 * SIZE))
@@ -131,7 +131,7 @@ def test_records_over_the_budget_are_computed_into_memory_and_the_log_says_why(t
     assert list(tmp_path.rglob("*.shard")) == []
 
 
-def test_a_run_that_keeps_nothing_lets_no_other_wait(tmp_path):
+def test_a_run_that_caches_nothing_does_not_block_others(tmp_path):
     def look_from_another_run(first):
         if first == 0:
             others.append(store(tmp_path).load_or_compute(some(6), Computation(some(6)), memory_bytes=MEMORY))
@@ -149,7 +149,7 @@ def test_readers_leave_no_files(tmp_path):
     assert list(tmp_path.rglob("*.reader.lock")) == []
 
 
-def test_records_that_fit_nowhere_are_an_error_with_numbers_and_the_key(tmp_path):
+def test_records_that_fit_neither_disk_nor_memory_are_an_error_with_the_key(tmp_path):
     names = some(20)
     computation = Computation(names)
     with pytest.raises(DoesNotFitError, match=r"cache\.budget_gib is 9\.8 KiB(.|\n)*take 19\.5 KiB, and 4\.9 KiB"):
@@ -157,7 +157,7 @@ def test_records_that_fit_nowhere_are_an_error_with_numbers_and_the_key(tmp_path
     assert computation.asked == []
 
 
-def test_a_disk_without_room_is_left_alone(tmp_path, monkeypatch, caplog):
+def test_a_full_disk_is_not_written_to(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(eviction.shutil, "disk_usage", lambda root: SimpleNamespace(total=0, free=15 * SIZE))
     names = some(20)
     assert store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=MEMORY).computed == 20
@@ -169,7 +169,7 @@ def test_a_disk_without_room_is_left_alone(tmp_path, monkeypatch, caplog):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
 @pytest.mark.parametrize("steps", range(10))
-def test_a_disk_that_fails_while_writing_costs_no_computation(tmp_path, monkeypatch, caplog, code, steps):
+def test_a_write_error_loses_no_computation(tmp_path, monkeypatch, caplog, code, steps):
     with contextlib.suppress(DoesNotFitError):
         fill(tmp_path, some(1), budget=1)  # so that only shards are still to be written
     break_after(monkeypatch, steps, code)
@@ -188,7 +188,7 @@ def test_a_disk_that_fails_while_writing_costs_no_computation(tmp_path, monkeypa
     np.testing.assert_array_equal(again.read_rows(range(12)), right(names))
 
 
-def test_a_disk_that_fails_while_writing_is_an_error_where_memory_is_too_small(tmp_path, monkeypatch):
+def test_a_write_error_is_raised_if_memory_is_too_small(tmp_path, monkeypatch):
     fill(tmp_path, some(4))
     break_after(monkeypatch, 0, errno.ENOSPC)
     with pytest.raises(DoesNotFitError, match="No space left on device"):
@@ -197,7 +197,7 @@ def test_a_disk_that_fails_while_writing_is_an_error_where_memory_is_too_small(t
     assert store(tmp_path).load_or_compute(some(12), Computation(some(12)), memory_bytes=0).kept == 4
 
 
-def test_a_folder_that_can_not_be_made_leaves_memory(tmp_path, caplog):
+def test_without_a_cache_folder_records_are_held_in_memory(tmp_path, caplog):
     (tmp_path / "file").touch()
     names = some(6)
     records = store(tmp_path / "file" / "cache").load_or_compute(names, Computation(names), memory_bytes=MEMORY)
@@ -241,7 +241,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_disk_that_another_program_fills_costs_no_computation(small_disk, caplog):
+def test_a_disk_filled_by_another_program_loses_no_computation(small_disk, caplog):
     def fill_up(first):
         if first == 6:
             (small_disk / "other").write_bytes(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize))
@@ -259,7 +259,7 @@ def test_a_disk_that_another_program_fills_costs_no_computation(small_disk, capl
 
 
 @pytest.mark.slow
-def test_a_read_only_disk_is_read(small_disk, caplog):
+def test_a_read_only_cache_is_read(small_disk, caplog):
     names = some(12)
     fill(small_disk, names[:8])
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)

@@ -1,4 +1,4 @@
-"""What was killed, cut off or changed on disk is never read, and never lost beyond its shard."""
+"""Partial, truncated or changed shards are never read, and no more than the affected shard is lost."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pylorus.cache import shards
-from tests.cache.drawn import SIZE, Computation, fill, process, right, some, store, wait_until
+from tests.cache.records import SIZE, Computation, fill, process, right, some, store, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def rename(path):
 
 @pytest.mark.parametrize("memory", [1 << 20, 0])
 @pytest.mark.parametrize("change", [cut, lengthen, flip, flip_name, flip_other_names, swap_names])
-def test_a_damaged_shard_is_named_and_computed_anew(tmp_path, caplog, memory, change):
+def test_a_damaged_shard_is_named_and_computed_again(tmp_path, caplog, memory, change):
     path, names = damaged(tmp_path, change), some(12)
     computation = Computation(names)
     records = store(tmp_path).load_or_compute(names, computation, memory_bytes=memory)
@@ -91,7 +91,7 @@ def test_a_damaged_shard_is_named_and_computed_anew(tmp_path, caplog, memory, ch
         bytes(3 * SIZE),
     ],
 )
-def test_a_file_that_does_not_begin_with_names_does_not_count(tmp_path, caplog, content):
+def test_a_file_without_a_shard_header_is_removed_with_a_warning(tmp_path, caplog, content):
     path = damaged(tmp_path, lambda path: path.write_bytes(content))
     names = some(12)
     records = store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=0)
@@ -125,7 +125,7 @@ def test_a_store_of_an_older_format_is_not_read(tmp_path, monkeypatch):
     assert store(tmp_path).load_or_compute(some(12), Computation(some(12)), memory_bytes=0).computed == 12
 
 
-def test_data_that_vanished_are_computed_anew(tmp_path):
+def test_deleted_data_are_computed_again(tmp_path):
     damaged(tmp_path, lambda path: path.unlink())
     names = some(12)
     records = store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=0)
@@ -134,12 +134,12 @@ def test_data_that_vanished_are_computed_anew(tmp_path):
 
 
 @pytest.mark.slow
-def test_after_a_killed_run_the_next_goes_on_from_its_last_whole_shard(tmp_path):
+def test_after_a_killed_run_the_next_continues_from_its_last_complete_shard(tmp_path):
     script = """
 import sys, time
 from pathlib import Path
 from pylorus.cache import shards
-from tests.cache.drawn import SIZE, Computation, some, store
+from tests.cache.records import SIZE, Computation, some, store
 shards.SHARD_BYTES = 4 * SIZE
 written, write = [], Path.write_bytes
 def write_half(path, content):
@@ -165,7 +165,7 @@ store(Path(sys.argv[1])).load_or_compute(some(12), Computation(some(12)), memory
     assert list(folder.glob(".*")) == []
 
 
-def test_a_young_partial_file_is_left_to_who_may_be_writing_it(tmp_path):
+def test_a_recent_partial_file_is_not_deleted(tmp_path):
     folder = fill(tmp_path, some(4))
     (folder / ".x.shard").touch()
     fill(tmp_path, some(8))
@@ -174,7 +174,7 @@ def test_a_young_partial_file_is_left_to_who_may_be_writing_it(tmp_path):
 
 @pytest.mark.parametrize("error", [RuntimeError("no such layer"), KeyboardInterrupt(), OSError(5, "an image is gone")])
 @pytest.mark.parametrize("memory", [1 << 20, 0])
-def test_an_error_of_the_computation_passes_and_whole_shards_stay(tmp_path, error, memory):
+def test_an_error_of_the_computation_propagates_and_complete_shards_remain(tmp_path, error, memory):
     def fail(first):
         if first == 6:
             raise error
@@ -218,7 +218,7 @@ def test_ctrl_c_at_any_step_of_completing_a_shard_leaves_nothing_half_written(tm
     np.testing.assert_array_equal(records.read_rows(range(12)), right(names))
 
 
-def test_a_slow_computation_loses_no_more_than_a_while(tmp_path, monkeypatch):
+def test_a_slow_computation_loses_at_most_one_interval(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_SECONDS", 0.0)
     assert len(list(fill(tmp_path, some(4)).glob("*.shard"))) == 2  # one a block, not one for all four
 

@@ -6,7 +6,7 @@ import pytest
 
 from pylorus.cache import shards
 from pylorus.cache.store import RecordStore
-from tests.cache.drawn import BUDGET, SIZE, Computation, fill, process, right, some, store
+from tests.cache.records import BUDGET, SIZE, Computation, fill, process, right, some, store
 
 PLACES = [("memory", 1 << 20), ("disk", 0)]
 
@@ -36,7 +36,7 @@ def test_another_process_finds_the_records(tmp_path):
     script = """
 import sys
 from pathlib import Path
-from tests.cache.drawn import Computation, right, some, store
+from tests.cache.records import Computation, right, some, store
 names = some(10)
 records = store(Path(sys.argv[1])).load_or_compute(names, Computation(names), memory_bytes=0)
 print(records.kept, records.computed, (records.read_rows(range(10)) == right(names)).all())
@@ -56,7 +56,7 @@ def test_only_what_is_missing_is_computed(tmp_path, place, memory):
 
 
 @pytest.mark.parametrize(("place", "memory"), PLACES)
-def test_some_of_what_is_kept_can_be_asked_for_in_another_order(tmp_path, monkeypatch, place, memory):
+def test_a_subset_of_records_can_be_read_in_another_order(tmp_path, monkeypatch, place, memory):
     monkeypatch.setattr(shards, "READ_BYTES", 2 * SIZE)
     fill(tmp_path, some(10))
     names = [some(10)[number] for number in (9, 2, 3, 5, 1)]
@@ -67,7 +67,7 @@ def test_some_of_what_is_kept_can_be_asked_for_in_another_order(tmp_path, monkey
 
 
 @pytest.mark.parametrize(("place", "memory"), PLACES)
-def test_one_record_serves_a_name_that_comes_twice(tmp_path, place, memory):
+def test_a_repeated_name_uses_one_record(tmp_path, place, memory):
     names = ["b", "a", "b", "c", "a", "b"]
     computation = Computation(names)
     records = store(tmp_path).load_or_compute(names, computation, memory_bytes=memory)
@@ -76,7 +76,7 @@ def test_one_record_serves_a_name_that_comes_twice(tmp_path, place, memory):
     np.testing.assert_array_equal(records.read_rows(range(6)), right(names))
 
 
-def test_records_made_in_another_way_lie_in_another_folder(tmp_path):
+def test_records_with_another_key_are_in_another_folder(tmp_path):
     names = some(3)
     folder = fill(tmp_path, names)
     other = Computation(names)
@@ -105,7 +105,7 @@ def test_only_the_owner_can_look_into_the_stores(tmp_path):
 
 
 @pytest.mark.parametrize(("place", "memory"), PLACES)
-def test_what_is_taken_can_be_written_to_without_changing_the_records(tmp_path, place, memory):
+def test_changing_a_returned_array_does_not_change_the_records(tmp_path, place, memory):
     names = some(6)
     records = store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=memory)
     records.read_rows(range(6))[:] = 0
@@ -124,7 +124,7 @@ def test_memory_and_disk_give_the_same_bytes(tmp_path):
 
 @pytest.mark.parametrize(("place", "memory"), PLACES)
 @pytest.mark.parametrize("rows", [[6], [-7], [0.5], [True], [[0]]])
-def test_a_row_that_is_none_is_refused(tmp_path, place, memory, rows):
+def test_an_index_out_of_range_is_refused(tmp_path, place, memory, rows):
     names = some(6)
     records = store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=memory)
     with pytest.raises(IndexError):
@@ -132,7 +132,7 @@ def test_a_row_that_is_none_is_refused(tmp_path, place, memory, rows):
 
 
 @pytest.mark.parametrize(("place", "memory"), PLACES)
-def test_a_worker_process_can_be_given_the_records(tmp_path, place, memory):
+def test_records_can_be_sent_to_a_worker_process(tmp_path, place, memory):
     names = some(200)
     records = store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=memory)
     sent = pickle.dumps(records)
@@ -155,7 +155,7 @@ def test_no_names_need_no_computation(tmp_path):
         [np.zeros((3, SIZE), np.int8)],
     ],
 )
-def test_a_computation_that_gives_other_than_asked_for_is_an_error(tmp_path, blocks):
+def test_a_computation_with_a_wrong_result_shape_is_an_error(tmp_path, blocks):
     with pytest.raises(ValueError, match="compute: found"):
         store(tmp_path).load_or_compute(some(3), lambda places: iter(blocks), memory_bytes=0)
     assert [path for path in store(tmp_path).folder.iterdir() if "shard" in path.name] == []
@@ -174,6 +174,6 @@ def test_blocks_may_have_any_size_and_layout(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["", "../x", "A", ".locks"])
-def test_a_kind_that_is_no_plain_folder_is_refused(tmp_path, kind):
+def test_a_kind_that_is_not_a_plain_folder_name_is_refused(tmp_path, kind):
     with pytest.raises(ValueError, match="kind"):
         store(tmp_path, kind=kind)

@@ -1,4 +1,4 @@
-"""Runs that want the same records at once."""
+"""Runs that request the same records at the same time."""
 
 import logging
 import threading
@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 
 from pylorus.cache import eviction
-from tests.cache.drawn import Computation, process, right, some, store, wait_until
+from tests.cache.records import Computation, process, right, some, store, wait_until
 
 
 def lock_file(root):
@@ -22,7 +22,7 @@ def test_two_processes_compute_each_record_once_and_read_the_same(tmp_path):
     script = """
 import sys, time
 from pathlib import Path
-from tests.cache.drawn import Computation, right, some, store
+from tests.cache.records import Computation, right, some, store
 names = some(30) if sys.argv[2] == "0" else some(30)[::-1]
 computation = Computation(names, before=lambda first: time.sleep(0.05))
 (Path(sys.argv[1]) / f"ready-{sys.argv[2]}").touch()
@@ -36,7 +36,7 @@ print(len(computation.asked), records.computed, records.kept, (records.read_rows
     assert said == [["0", "0", "30", "True"], ["30", "30", "0", "True"]]
 
 
-def test_who_waits_says_so_and_then_finds_everything(tmp_path, monkeypatch, caplog):
+def test_a_waiting_run_says_so_and_then_reads_all_records(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(eviction, "POLL_SECONDS", 0.05)
     caplog.set_level(logging.INFO)
     names, told = some(6), threading.Event()
@@ -57,7 +57,7 @@ def test_who_waits_says_so_and_then_finds_everything(tmp_path, monkeypatch, capl
     assert caplog.text.count("Another run is computing features") == 1
 
 
-def test_a_holder_that_hangs_is_not_waited_for_for_ever(tmp_path, monkeypatch, caplog):
+def test_waiting_for_a_hung_lock_holder_times_out(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(eviction, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(eviction, "PATIENCE_SECONDS", 0.3)
     lock_file(tmp_path).parent.mkdir()
@@ -70,7 +70,7 @@ def test_a_holder_that_hangs_is_not_waited_for_for_ever(tmp_path, monkeypatch, c
     assert store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=0).kept == 6
 
 
-def test_a_holder_that_makes_progress_is_waited_for(tmp_path, monkeypatch, caplog):
+def test_waiting_continues_while_the_lock_holder_makes_progress(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(eviction, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(eviction, "PATIENCE_SECONDS", 0.5)
     folder, names = store(tmp_path).folder, some(6)
@@ -95,7 +95,7 @@ def test_a_holder_that_makes_progress_is_waited_for(tmp_path, monkeypatch, caplo
 
 
 @pytest.mark.parametrize("error", [NotImplementedError("no locks"), OSError(37, "No locks available")])
-def test_a_disk_that_can_not_lock_still_keeps_records(tmp_path, monkeypatch, caplog, error):
+def test_a_disk_without_locks_still_stores_records(tmp_path, monkeypatch, caplog, error):
     def refuse(*words, **more):
         raise error
 

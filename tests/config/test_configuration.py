@@ -1,16 +1,21 @@
-"""Every file in conf/ composes, and what a user mistypes is refused by name."""
+"""Every file in conf/ composes, and typos are refused by name."""
 
+import functools
 import re
+from dataclasses import asdict, is_dataclass, replace
 from importlib.metadata import PackageNotFoundError
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from pylorus.config.checks import format_help, iter_fields, load_config
+from pylorus import train
+from pylorus.config.checks import check_config, format_help, load_config
 from pylorus.config.schema import CONF, GROUPS, Config, StageConfig
 from pylorus.core.errors import PylorusError
+from pylorus.core.io import iter_fields, validate
 from pylorus.launch.main import check_overrides, register
 from pylorus.launch.sweep import check_installed
 
@@ -25,10 +30,10 @@ NEEDS = {
 
 
 @pytest.mark.parametrize(("group", "file"), FILES, ids=lambda part: str(part))
-def test_every_file_of_conf_composes_to_a_valid_configuration(composed, group, file):
+def test_every_file_of_conf_composes_to_a_valid_configuration(compose_config, group, file):
     word = f"{group}={file}"
     needs_extra(word)
-    assert isinstance(composed(word, *NEEDS.get(word, [])), Config)
+    assert isinstance(compose_config(word, *NEEDS.get(word, [])), Config)
 
 
 def needs_extra(word: str) -> None:
@@ -110,9 +115,9 @@ def test_a_stage_is_not_added_by_a_typo():
         check_overrides(["+stages.pretain.epochs=3"])
 
 
-def test_arguments_for_timm_need_no_plus(composed):
+def test_arguments_for_timm_need_no_plus(compose_config):
     words = check_overrides(["model.args.drop_path_rate=0.1"])
-    assert composed(*words).model.args == {"drop_path_rate": 0.1}
+    assert compose_config(*words).model.args == {"drop_path_rate": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -128,46 +133,75 @@ def test_arguments_for_timm_need_no_plus(composed):
         ("data.classes=[a,a]", "data.classes: found .* expected each name only once"),
     ],
 )
-def test_a_value_out_of_its_range_is_refused_by_name(composed, word, message):
+def test_a_value_outside_its_range_is_refused_by_name(compose_config, word, message):
     with pytest.raises(PylorusError, match=message):
-        composed(*check_overrides([word]))
+        compose_config(*check_overrides([word]))
 
 
-def test_a_word_where_a_number_belongs_is_refused(composed):
+def list_forbidden_values(schema: Any, path: str = "") -> list[tuple[str, object]]:
+    """Names of keys, each with a value outside its range or apart from its choices."""
+    forbidden: list[tuple[str, object]] = []
+    for field, kind in iter_fields(schema):
+        name, limits = f"{path}{field.name}", field.metadata
+        if is_dataclass(kind):
+            forbidden += list_forbidden_values(kind, f"{name}.")
+        elif limits["low"] is not None:
+            forbidden += [(name, limits["low"] - 1), *([(name, limits["high"] + 1)] if limits["high"] else [])]
+        if limits.get("choices"):
+            forbidden += [(name, word) for word in ("no_such_word", "", f"{limits['choices'][0]}\n")]
+    return forbidden
+
+
+def test_every_key_refuses_what_its_help_excludes(compose_config):
+    config = compose_config()
+    stages = [(f"stages.{stage}", StageConfig) for stage in config.stages]
+    forbidden = list_forbidden_values(Config) + [
+        each for path, schema in stages for each in list_forbidden_values(schema, f"{path}.")
+    ]
+    assert len(forbidden) > 80
+    for name, value in forbidden:
+        values = asdict(config)
+        *path, last = name.split(".")
+        functools.reduce(dict.__getitem__, path, values)[last] = value
+        with pytest.raises(PylorusError, match=f"(?s)^{re.escape(name)}: found .*, expected "):
+            check_config(validate(Config, values))
+
+
+def test_text_instead_of_a_number_is_refused(compose_config):
     with pytest.raises(HydraException, match="epochs"):
-        composed("stages.pretrain.epochs=three")
+        compose_config("stages.pretrain.epochs=three")
 
 
-def test_a_value_that_must_be_given_is_named(composed):
+def test_a_missing_required_value_is_named(compose_config):
     with pytest.raises(PylorusError, match=re.escape("data.root: no value given. Add data.root=")):
-        composed("data=folders")
+        compose_config("data=folders")
 
 
-def test_short_names_need_classes_to_belong_to(composed):
+def test_short_names_require_classes(compose_config):
     with pytest.raises(PylorusError, match="needs data.classes as well"):
-        composed("data=folders", "data.root=X", "data.short_names=[A,B]")
+        compose_config("data=folders", "data.root=X", "data.short_names=[A,B]")
 
 
-def test_stage_both_is_pretrain_then_finetune(composed):
-    assert list(composed("stage=both").stages) == ["pretrain", "finetune"]
-    assert list(composed("stage=finetune").stages) == ["finetune"]
+def test_stage_both_is_pretrain_then_finetune(compose_config):
+    assert list(compose_config("stage=both").stages) == ["pretrain", "finetune"]
+    assert list(compose_config("stage=finetune").stages) == ["finetune"]
 
 
-def test_a_sweep_over_stages_may_set_keys_of_a_stage_that_one_job_leaves_out(composed):
-    assert list(composed("stage=pretrain", "stages.finetune.epochs=3").stages) == ["pretrain"]
+def test_a_sweep_over_stages_may_set_keys_of_a_stage_that_one_job_leaves_out(compose_config):
+    assert list(compose_config("stage=pretrain", "stages.finetune.epochs=3").stages) == ["pretrain"]
 
 
 @pytest.mark.parametrize(
     ("word", "message"), [("run=[pretain]", 'no stage "pretain".*"pretrain"'), ("run=[]", "found")]
 )
-def test_a_run_needs_stages_that_there_are(composed, word, message):
+def test_unknown_stages_are_refused(compose_config, word, message):
     with pytest.raises(PylorusError, match=message):
-        composed(word)
+        compose_config(word)
 
 
-def test_own_images_get_pretrained_weights_and_drawn_ones_a_small_network(composed):
-    assert composed().model.weights == "none"
-    own = composed("data=folders", "data.root=X")
+def test_user_images_default_to_pretrained_weights_and_synthetic_ones_to_a_small_network(compose_config):
+    assert compose_config().model.weights == "none"
+    own = compose_config("data=folders", "data.root=X")
     assert (own.model.name, own.model.weights) == ("resnet50.tv_in1k", "hub")
 
 
@@ -190,14 +224,44 @@ def test_own_images_get_pretrained_weights_and_drawn_ones_a_small_network(compos
         (["data=folders", "data.root=X", "data.test_column=a", "data.test_from=3"], "refers to a column of a manifest"),
     ],
 )  # fmt: skip
-def test_what_names_the_test_images_is_refused_where_it_contradicts_itself(composed, words, message):
+def test_contradictory_keys_for_the_test_set_are_refused(compose_config, words, message):
     with pytest.raises(PylorusError, match=message):
-        composed(*words)
+        compose_config(*words)
 
 
 @pytest.mark.parametrize("value", ["B", "1", "01", "1.5", "2024-01-01", "'Site 3'"])
-def test_a_fold_by_a_column_is_text_and_stays_so_when_the_configuration_is_read_again(composed, tmp_path, value):
-    config = composed("data=manifest", "data.manifest=X.csv", "data.fold_column=site", f"data.fold={value}")
+def test_a_fold_by_a_column_stays_text_after_a_round_trip(compose_config, tmp_path, value):
+    config = compose_config("data=manifest", "data.manifest=X.csv", "data.fold_column=site", f"data.fold={value}")
     assert config.data.fold == value.strip("'")
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config))
     assert load_config(tmp_path / "config.yaml").data.fold == config.data.fold
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.root=/X"], "data.root: found /X, but data=synthetic, the default, .* type data=folders data.root=/X;"),
+        (["data=synthetic", "data.root=/X"], "data.root: found /X, but data=synthetic"),
+        (
+            ["data=folders", "data.root=X", "data.drawn.images=40"],
+            "data.drawn.images: found 40, but only data=synthetic",
+        ),
+        (["data=shards", "data.root=X", "data.drawn.overlay=true"], "data.drawn.overlay: found True, but only"),
+        (["data.folds=3"], "data.folds: found 3 without data.fold, .* -m data.fold=0,1,2"),
+        (
+            ["data=manifest", "data.manifest=X.csv", "data.fold_column=site", "data.fold=A", "data.folds=3"],
+            "data.folds: found 3, but the folds are the values of site",
+        ),
+    ],
+)
+def test_a_key_of_data_that_a_new_run_would_ignore_is_refused(tmp_path, words, message):
+    with pytest.raises(PylorusError, match=message):
+        train(words, folder=tmp_path / "run")
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_run_of_an_earlier_version_with_a_key_that_it_ignored_can_be_resumed(compose_config, tmp_path):
+    config = compose_config()
+    config = replace(config, data=replace(config.data, root="/X", folds=3))
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    assert load_config(tmp_path / "config.yaml") == config

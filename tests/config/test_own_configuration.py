@@ -1,4 +1,4 @@
-"""A user's own configuration, from a folder outside the clone: found, checked, kept; and where `_target_` is honoured."""
+"""A user's configuration in a folder outside the clone is found, checked and saved; where `_target_` is honoured."""
 
 import json
 import re
@@ -38,7 +38,7 @@ REQUIRED = {"data": ["data.root=X"]}
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def own_groups(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a file `mine` of every group."""
     folder = tmp_path_factory.mktemp("own")
     for group, content in OWN.items():
@@ -48,7 +48,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def mark(tmp_path: Path) -> Path:
+def marker_file(tmp_path: Path) -> Path:
     """What code that must not run would create."""
     return tmp_path / "mark"
 
@@ -58,25 +58,25 @@ def run_command(*words: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def test_there_is_an_own_file_of_every_group():
+def test_a_user_file_exists_for_every_group():
     assert set(OWN) == set(GROUPS)
 
 
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("option", ["--config-dir", "-cd"])
-def test_an_own_file_of_a_group_is_found_in_the_config_dir(own, group, option):
-    words = [option, str(own), f"{group}=mine"]
+def test_a_user_file_of_a_group_is_found_in_the_config_dir(own_groups, group, option):
+    words = [option, str(own_groups), f"{group}=mine"]
     assert check_overrides(words) == words
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_an_own_file_of_a_group_is_found_on_the_search_path_and_composes(own, composed, group):
-    words = check_overrides([f"hydra.searchpath=[file://{own}]", f"{group}=mine", *REQUIRED.get(group, [])])
-    config = composed(*words)
+def test_a_user_file_of_a_group_is_found_on_the_search_path(own_groups, compose_config, group):
+    words = check_overrides([f"hydra.searchpath=[file://{own_groups}]", f"{group}=mine", *REQUIRED.get(group, [])])
+    config = compose_config(*words)
     OmegaConf.to_yaml(config)
 
 
-def test_an_own_group_is_found(own, tmp_path):
+def test_a_user_group_is_found(own_groups, tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "ward3.yaml").write_text("# @package _global_\nseed: 3")
     assert check_overrides(["-cd", str(tmp_path), "+site=ward3"])
@@ -84,11 +84,11 @@ def test_an_own_group_is_found(own, tmp_path):
         check_overrides(["-cd", str(tmp_path), "+site=ward4"])
 
 
-def test_a_typo_in_an_own_file_is_refused_with_the_nearest_one(own):
+def test_a_typo_in_a_user_file_is_refused_with_a_suggestion(own_groups):
     with pytest.raises(
         PylorusError, match=re.escape('experiment=mien: there is no experiment/mien.yaml. Did you mean "mine"?')
     ):
-        check_overrides(["--config-dir", str(own), "experiment=mien"])
+        check_overrides(["--config-dir", str(own_groups), "experiment=mien"])
     with pytest.raises(PylorusError, match=r"Your own files: --config-dir DIR, with DIR/experiment/mine.yaml"):
         check_overrides(["experiment=mine"])
 
@@ -99,8 +99,8 @@ def test_a_folder_of_configuration_that_does_not_exist_is_named(words):
         check_overrides([*words, "seed=1"])
 
 
-def test_an_own_experiment_runs_from_the_command_line_and_prints_its_configuration(own):
-    ended = run_command("--config-dir", own, "experiment=mine", "--cfg", "job")
+def test_a_user_experiment_runs_from_the_command_line(own_groups):
+    ended = run_command("--config-dir", own_groups, "experiment=mine", "--cfg", "job")
     assert ended.returncode == 0, ended.stderr
     printed = OmegaConf.create(ended.stdout)
     assert (printed.seed, printed.model.name) == (7, "resnet10t")
@@ -122,9 +122,9 @@ def test_options_of_hydra_itself_work(words, expected):
     assert expected in ended.stdout
 
 
-def test_arguments_beside_a_target_are_kept_with_it(own, composed, tmp_path):
-    search = f"hydra.searchpath=[{own}]"
-    config = composed(*check_overrides([search, "loss=mine", "loss.gamma=5", "loss.label_smoothing=0.1"]))
+def test_keys_beside_a_target_become_its_arguments(own_groups, compose_config, tmp_path):
+    search = f"hydra.searchpath=[{own_groups}]"
+    config = compose_config(*check_overrides([search, "loss=mine", "loss.gamma=5", "loss.label_smoothing=0.1"]))
     assert config.loss._target_ == "my_hospital.losses.Asymmetric"
     assert config.loss.args == {"gamma": 5, "label_smoothing": 0.1}
     write_text(tmp_path / "config.yaml", OmegaConf.to_yaml(config))
@@ -132,26 +132,26 @@ def test_arguments_beside_a_target_are_kept_with_it(own, composed, tmp_path):
 
 
 @pytest.mark.parametrize("section", EXTENSIBLE)
-def test_a_target_is_accepted_on_the_command_line(composed, section):
+def test_a_target_is_accepted_on_the_command_line(compose_config, section):
     words = check_overrides(
         [f"{section}._target_=my_hospital.thing", f"{section}.further=2", f"{section}.args.other=x"]
     )
-    found = getattr(composed(*words), section)
+    found = getattr(compose_config(*words), section)
     assert (found._target_, found.args) == ("my_hospital.thing", {"further": 2, "other": "x"})
 
 
-def test_a_network_of_your_own_is_labelled_by_its_target_unless_it_has_a_name(tmp_path, composed):
+def test_a_custom_network_is_labelled_by_its_target_unless_named(tmp_path, compose_config):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.yaml").write_text("_target_: my_hospital.GastroNet")
     search = f"hydra.searchpath=[{tmp_path}]"
-    assert composed(search, "model=mine").model.name == "GastroNet"
-    assert composed(search, "model=mine", "model.name=G2").model.name == "G2"
+    assert compose_config(search, "model=mine").model.name == "GastroNet"
+    assert compose_config(search, "model=mine", "model.name=G2").model.name == "G2"
 
 
-def test_a_source_of_your_own_needs_no_folder(composed, tmp_path):
+def test_a_custom_image_source_needs_no_folder(compose_config, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.yaml").write_text("_target_: my_hospital.list_images")
-    config = composed(f"hydra.searchpath=[{tmp_path}]", "data=mine")
+    config = compose_config(f"hydra.searchpath=[{tmp_path}]", "data=mine")
     assert (config.data.kind, config.data.root) == ("external", None)
 
 
@@ -169,21 +169,21 @@ def test_a_source_of_your_own_needs_no_folder(composed, tmp_path):
         (["trainer.args.profiler._target_=os.getcwd"], "trainer.args.profiler._target_: _target_ is not allowed here"),
     ],
 )
-def test_a_target_elsewhere_or_of_another_form_is_refused_by_name(composed, words, message):
+def test_an_invalid_or_misplaced_target_is_refused_by_name(compose_config, words, message):
     with pytest.raises(PylorusError, match=message):
-        composed(*check_overrides(words))
+        compose_config(*check_overrides(words))
 
 
 @pytest.mark.parametrize("key", ["optimizer._target_", "stages.finetune._target_", "_target_", "deploy._target_"])
-def test_a_target_is_no_key_of_other_sections(key):
+def test_other_sections_have_no_target_key(key):
     with pytest.raises(PylorusError, match="no key"):
         check_overrides([f"{key}=os.getcwd"])
 
 
-def test_a_key_that_nobody_knows_is_refused_where_there_is_no_target(own, composed):
-    words = check_overrides(["--config-dir", str(own), "loss.label_smothing=0.1"])[2:]
+def test_an_unknown_key_is_refused_without_a_target(own_groups, compose_config):
+    words = check_overrides(["--config-dir", str(own_groups), "loss.label_smothing=0.1"])[2:]
     with pytest.raises(PylorusError, match=r'"loss" has no key "label_smothing". Did you mean "label_smoothing"\?'):
-        composed(*words)
+        compose_config(*words)
 
 
 WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.workers=0", "trainer=cpu", "model=timm",
@@ -192,50 +192,52 @@ WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.
 
 
 @pytest.fixture
-def begin(composed, drawn, tmp_path) -> Callable[..., RunFolder]:
-    """A folder in which a run may begin, with further words of the command line."""
+def prepare_run(compose_config, synthetic_root, tmp_path) -> Callable[..., RunFolder]:
+    """A folder in which a run can start, with additional command-line arguments."""
 
     def prepare(*words: str) -> RunFolder:
         folder = RunFolder(tmp_path / "run")
         folder.path.mkdir()
-        words = (f"data.root={drawn}", *WORDS, *words)
+        words = (f"data.root={synthetic_root}", *WORDS, *words)
         with folder.set_starting(list(words)):
-            write_text(folder.config, OmegaConf.to_yaml(composed(*words)))
+            write_text(folder.config, OmegaConf.to_yaml(compose_config(*words)))
         return folder
 
     return prepare
 
 
-def test_a_run_with_own_files_is_resumed_with_further_overrides(own, composed, tmp_path):
+def test_a_run_with_user_files_is_resumed_with_further_overrides(own_groups, compose_config, tmp_path):
     folder = RunFolder(tmp_path)
-    with folder.set_starting(["experiment=mine"], searchpath=[f"file://{own}"]):
-        write_text(folder.config, OmegaConf.to_yaml(composed(f"hydra.searchpath=[{own}]", "experiment=mine")))
+    with folder.set_starting(["experiment=mine"], searchpath=[f"file://{own_groups}"]):
+        write_text(
+            folder.config, OmegaConf.to_yaml(compose_config(f"hydra.searchpath=[{own_groups}]", "experiment=mine"))
+        )
     status = json.loads((tmp_path / "status.json").read_text())
     (tmp_path / "status.json").write_text(json.dumps(status | {"state": "interrupted"}))
     with pytest.raises(PylorusError, match="seed: the run has 7, found 8"):
         resume(folder, ["seed=8"])
 
 
-def test_a_target_in_a_weights_file_is_never_honoured(begin, mark, tmp_path):
+def test_a_target_in_a_weights_file_is_never_honoured(prepare_run, marker_file, tmp_path):
     import timm
 
     file = tmp_path / "downloaded.safetensors"
     network = timm.create_model(TINY, pretrained=False)
-    command = {"_target_": "pathlib.Path.touch", "_args_": json.dumps([str(mark)])}
+    command = {"_target_": "pathlib.Path.touch", "_args_": json.dumps([str(marker_file)])}
     save_file(network.state_dict(), file, metadata={**command, "pretrained_cfg": json.dumps(command)})
-    run(begin(f"model.weights={file}"))
-    assert not mark.exists()
+    run(prepare_run(f"model.weights={file}"))
+    assert not marker_file.exists()
 
 
-def test_a_target_in_a_checkpoint_is_never_honoured(begin, mark, monkeypatch):
-    folder = begin("model.weights=none", "stages.pretrain.epochs=2")
+def test_a_target_in_a_checkpoint_is_never_honoured(prepare_run, marker_file, monkeypatch):
+    folder = prepare_run("model.weights=none", "stages.pretrain.epochs=2")
     with monkeypatch.context() as patched:
         patched.setattr("pylorus.launch.train.write_bundle", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(folder)
     checkpoints = list(folder.path.glob("*/checkpoints/*.ckpt"))
     assert checkpoints
-    command = {"_target_": "pathlib.Path.touch", "_args_": [str(mark)]}
+    command = {"_target_": "pathlib.Path.touch", "_args_": [str(marker_file)]}
     for path in checkpoints:
         content = torch.load(path, weights_only=True)
         hyper_parameters = {**command, "loss": command, "_instantiator": "pathlib.Path.touch"}
@@ -244,7 +246,7 @@ def test_a_target_in_a_checkpoint_is_never_honoured(begin, mark, monkeypatch):
         )
     run(folder)
     assert folder.read_status()["state"] == "finished"
-    assert not mark.exists()
+    assert not marker_file.exists()
 
 
 def test_only_the_users_configuration_reaches_instantiate():
@@ -263,7 +265,7 @@ def test_only_the_users_configuration_reaches_instantiate():
     assert calls == ["instantiation.py"]
 
 
-def test_build_config_leaves_what_hydra_composed_as_it_was(tmp_path):
+def test_build_config_does_not_change_the_composed_configuration(tmp_path):
     composed = OmegaConf.structured(load_config_of(tmp_path))
     before = OmegaConf.to_yaml(composed)
     build_config(composed)

@@ -1,4 +1,4 @@
-"""What a disk refuses before a run begins is told with its cure."""
+"""Disk errors before a run starts are reported with a remedy."""
 
 import errno
 
@@ -22,7 +22,7 @@ from pylorus.core.io import explain_disk_error
         (errno.ENAMETOOLONG, "{place}: the name is too long"),
     ],
 )
-def test_each_refusal_names_the_place_and_another_way(tmp_path, number, said):
+def test_disk_errors_name_the_file_and_an_alternative(tmp_path, number, said):
     place = tmp_path / "there" / "run"
     words = explain_disk_error(OSError(number, "gone", str(place)))
     assert words is not None
@@ -30,6 +30,6 @@ def test_each_refusal_names_the_place_and_another_way(tmp_path, number, said):
     assert "hydra.run.dir=DIR" in words
 
 
-def test_what_is_not_the_disks_keeps_its_traceback():
+def test_other_errors_keep_their_traceback():
     assert explain_disk_error(OSError(errno.ENOENT, "gone", "a module")) is None
     assert explain_disk_error(BrokenPipeError(errno.EPIPE, "gone")) is None

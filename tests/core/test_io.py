@@ -1,11 +1,14 @@
 import json
+from dataclasses import dataclass, field
 
 import pytest
+from pydantic import ConfigDict, with_config
 
-from pylorus.core.io import write_atomically, write_json
+from pylorus.core.errors import PylorusError
+from pylorus.core.io import convert_to_plain, validate, write_atomically, write_json
 
 
-def test_a_file_is_whole_or_as_it_was(tmp_path):
+def test_a_file_is_written_completely_or_not_at_all(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})
     with pytest.raises(RuntimeError), write_atomically(path) as temporary:
@@ -15,7 +18,54 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
     assert [found.name for found in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_a_number_that_json_lacks_is_refused(tmp_path):
+def test_nan_and_infinity_are_refused_in_json(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"a": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+@dataclass(frozen=True)
+class Weights:
+    source: str = field(metadata={"alias": "from"})
+    sizes: dict[str, tuple[int, ...]]
+    accuracy: float | None = None
+
+
+@with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+@dataclass(frozen=True)
+class Content:
+    weights: Weights
+    stages: tuple[Weights, ...] = ()
+
+
+VALID = {"weights": {"from": "hub", "sizes": {"a": [1, 2]}}}
+
+
+def test_values_of_a_file_become_a_dataclass_and_the_same_values_again():
+    content = validate(Content, json.dumps(VALID))
+    assert content == Content(Weights("hub", {"a": (1, 2)}))
+    assert convert_to_plain(content) == {"weights": VALID["weights"] | {"accuracy": None}, "stages": []}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, 'a.json: the entry "weights" is missing.'),
+        ({"weights": {"sizes": {}}}, 'a.json: weights: the entry "from" is missing.'),
+        ({"weights": 3}, "a.json: weights: found 3, expected an object with names and values."),
+        ({"weights": {"from": 3, "sizes": {}}}, "a.json: weights.from: found 3, expected text."),
+        ({"weights": {"from": "a", "sizes": {"b": [1, "2"]}}}, 'a.json: weights.sizes.b[1]: found "2", expected a whole number.'),
+        ({"weights": {"from": "a", "sizes": {"b": "12"}}}, 'a.json: weights.sizes.b: found "12", expected a list.'),
+        ({"weights": {"from": "a", "sizes": {}, "accuracy": True}}, "a.json: weights.accuracy: found True, expected a number."),
+        ({"weights": {"from": "a", "sizes": {}, "accuracy": float("inf")}}, "a.json: weights.accuracy: found inf, expected a number."),
+        (VALID | {"stages": [{"from": "a", "sizes": {}, "accurcy": 1}]},
+         'a.json: stages[0]: found an unknown entry "accurcy". Did you mean "accuracy"?'),
+        (VALID | {"weights": {"source": "a", "from": "a", "sizes": {}}}, 'a.json: weights: found an unknown entry "source".'),
+        ([], "a.json: found [], expected an object with names and values."),
+        ({"weights": {"from": "\ud800", "sizes": {}}}, "a.json: can't be read as JSON: "),
+    ],
+)  # fmt: skip
+def test_a_value_that_the_schema_does_not_allow_is_refused_by_the_name_of_its_entry(values, message):
+    with pytest.raises(PylorusError) as refusal:
+        validate(Content, json.dumps(values), where="a.json: ")
+    assert str(refusal.value).startswith(message)

@@ -73,7 +73,7 @@ def test_a_killed_process_is_an_error_that_names_a_file(two_processes):
 
 def test_jobs_of_a_sweep_share_the_cores(monkeypatch):
     alone = count_free_cores()
-    monkeypatch.setenv(distributed.JOBS_AT_ONCE, str(2 * alone))
+    monkeypatch.setenv(distributed.PARALLEL_JOBS, str(2 * alone))
     assert count_free_cores() == 1
 
 

@@ -3,7 +3,7 @@ from omegaconf import OmegaConf
 from pylorus.core.privacy import format_redacted_yaml, redact_override, redact_overrides
 
 
-def test_no_folder_is_left_in_a_configuration_or_a_command_line():
+def test_folders_are_removed_from_configurations_and_command_lines():
     config = OmegaConf.create(
         {
             "data": {"root": "relative_name", "group": r"p/(\d+)", "classes": ["a", "b"]},
@@ -29,6 +29,6 @@ def test_a_value_of_a_column_that_makes_a_fold_is_not_shown_and_the_number_of_a_
         assert OmegaConf.create(text).data.fold == shown
 
 
-def test_names_shows_the_configuration_as_it_is():
+def test_with_names_the_configuration_is_unchanged():
     config = OmegaConf.create({"data": {"root": "/patients"}})
     assert "/patients" in format_redacted_yaml(config, names=True)

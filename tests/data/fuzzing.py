@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 from numpy.random import Generator
 
-from pylorus.data.decode import MOST_PIXELS, UnreadableImageError, decode_image
+from pylorus.data.decode import MAX_PIXELS, UnreadableImageError, decode_image
 from tests.data.sample_files import samples
 
 SECONDS = 5.0
@@ -170,7 +170,7 @@ def _judged(number: int, used: int) -> Outcome:
 
 
 def _plausible(image: np.ndarray, sample: str, mutation: str) -> tuple[str, str]:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not 0 < image.size <= 3 * MOST_PIXELS:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not 0 < image.size <= 3 * MAX_PIXELS:
         return "fault", f"gives an array of {image.dtype} {image.shape}"
     if np.array_equal(image, decode_image(samples()[sample])):
         return "decoded", "the very image"

@@ -1,4 +1,4 @@
-"""One file of every format and kind that the decoder knows, drawn here."""
+"""One generated file of every format that the decoder supports."""
 
 import io
 from functools import cache

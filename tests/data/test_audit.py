@@ -1,4 +1,4 @@
-"""What an audit finds: every planted fault, and nothing else beyond a stated rate."""
+"""An audit finds every planted fault, and nothing else beyond a stated rate."""
 
 import json
 from dataclasses import replace
@@ -49,7 +49,7 @@ def assert_all_found(found: dict[str, set[tuple[str, ...]]], planted: Planted) -
 
 
 @pytest.fixture(scope="module")
-def drawn_set(tmp_path_factory) -> Path:
+def synthetic_set(tmp_path_factory) -> Path:
     """Drawn class folders in train and test, three patients of two images a class in each."""
     root = tmp_path_factory.mktemp("set")
     for number, part in enumerate(("train", "test")):
@@ -62,8 +62,8 @@ def drawn_set(tmp_path_factory) -> Path:
 GROUP = r"(train|test)_patient_\d+"
 
 
-def test_every_planted_fault_is_found_and_nothing_else_is_accused(drawn_set, tmp_path):
-    planted = plant(drawn_set, tmp_path / "set")
+def test_every_planted_fault_is_found_and_nothing_else_reported(synthetic_set, tmp_path):
+    planted = plant(synthetic_set, tmp_path / "set")
     result = audited(planted.root, r"((?:train|test)_patient_\d+)")
     found = found_in(result)
     assert_all_found(found, planted)
@@ -75,8 +75,8 @@ def test_every_planted_fault_is_found_and_nothing_else_is_accused(drawn_set, tmp
     assert result.exit_code == 1
 
 
-def test_in_a_very_large_set_turned_copies_are_still_found(drawn_set, tmp_path):
-    planted = plant(drawn_set, tmp_path / "set")
+def test_rotated_copies_are_found_in_a_very_large_set(synthetic_set, tmp_path):
+    planted = plant(synthetic_set, tmp_path / "set")
     images = list_folder_files(planted.root)
     facts = load_or_compute_facts(planted.root, list(images.table["path"]), store=None)
     found = found_in(audit(images, facts, replace(Thresholds(), many=0)))
@@ -85,7 +85,7 @@ def test_in_a_very_large_set_turned_copies_are_still_found(drawn_set, tmp_path):
 
 @real
 @pytest.mark.slow
-def test_every_fault_planted_among_real_images_is_found_and_none_of_the_others_accused(tmp_path):
+def test_every_fault_planted_in_real_images_is_found_and_nothing_else_reported(tmp_path):
     clean = audited(SHARED, r"BloodImage_\d+")
     assert set(found_in(clean)) == {"group-with-several-labels"}
     assert clean.exit_code == 0
@@ -99,7 +99,7 @@ def test_every_fault_planted_among_real_images_is_found_and_none_of_the_others_a
 
 
 @pytest.mark.parametrize("overlay", [False, True])
-def test_of_all_pairs_of_different_drawn_images_none_is_called_a_copy(tmp_path, overlay):
+def test_no_pair_of_different_synthetic_images_is_reported_as_a_copy(tmp_path, overlay):
     generate_image_set(tmp_path / "set", images=60, size=96, seed=11, overlay=overlay)
     assert not [code for code in found_in(audited(tmp_path / "set", r"patient_\d+")) if "copy" in code]
 
@@ -113,7 +113,7 @@ def test_two_labels_for_one_content_are_an_error(class_folders, tmp_path):
     assert finding.severity == "error"
 
 
-def test_dark_blank_and_blurred_images_are_told_from_their_set(drawn_set, tmp_path):
+def test_dark_blank_and_blurred_images_are_found_relative_to_their_set(synthetic_set, tmp_path):
     generate_image_set(tmp_path / "set", images=14, size=128, seed=2)
     first, second, third, *_ = sorted((tmp_path / "set").rglob("*.jpg"))
     with Image.open(first) as image:
@@ -129,7 +129,7 @@ def test_dark_blank_and_blurred_images_are_told_from_their_set(drawn_set, tmp_pa
     assert {(names[1],), (names[2],)} <= found["dark"]
 
 
-def test_a_class_that_its_overlay_gives_away_is_told(tmp_path):
+def test_a_class_identifiable_by_its_overlay_is_reported(tmp_path):
     generate_image_set(tmp_path / "set", images=12, size=320, seed=4)
     generate_image_set(tmp_path / "other", images=12, size=320, seed=4, overlay=True)
     for path in sorted((tmp_path / "set" / "gastric_ulcer").iterdir()):
@@ -148,8 +148,8 @@ def test_a_manifest_lists_files_that_are_gone(class_folders, tmp_path):
     assert found_in(result)["unreadable"] == {("a/gone.png",)}
 
 
-def test_the_command_writes_a_page_and_json_and_says_by_its_exit_code_what_it_found(drawn_set, tmp_path, capsys):
-    planted = plant(drawn_set, tmp_path / "set")
+def test_the_audit_command_writes_page_and_json_and_sets_the_exit_code(synthetic_set, tmp_path, capsys):
+    planted = plant(synthetic_set, tmp_path / "set")
     options = {"manifest": None, "group": GROUP, "cache": tmp_path / "cache"}
     assert audit_folder(planted.root, tmp_path / "named", names=True, **options) == 1
     assert "in more than one split" in " ".join(capsys.readouterr().out.split()).replace(" │ │ ", " ")
@@ -169,11 +169,11 @@ def test_the_command_writes_a_page_and_json_and_says_by_its_exit_code_what_it_fo
     assert "MUSTERMANN" not in page
 
 
-def test_a_clean_set_has_exit_code_zero_and_a_second_audit_decodes_nothing(drawn_set, tmp_path, monkeypatch):
+def test_a_clean_set_has_exit_code_zero_and_a_second_audit_decodes_nothing(synthetic_set, tmp_path, monkeypatch):
     options = {"manifest": None, "group": None, "names": True, "cache": tmp_path / "cache"}
-    assert audit_folder(drawn_set / "train", tmp_path / "one", **options) == 0
+    assert audit_folder(synthetic_set / "train", tmp_path / "one", **options) == 0
     monkeypatch.setattr("pylorus.data.image_facts.decode_image", lambda content: pytest.fail("decoded again"))
-    assert audit_folder(drawn_set / "train", tmp_path / "two", **options) == 0
+    assert audit_folder(synthetic_set / "train", tmp_path / "two", **options) == 0
 
 
 @pytest.mark.parametrize(
@@ -190,6 +190,6 @@ def test_what_is_no_image_set_is_refused(tmp_path, make, group, says):
         list_folder_files(tmp_path / "set", group=group)
 
 
-def test_an_expression_that_is_none_is_refused(class_folders):
+def test_an_invalid_regular_expression_is_refused(class_folders):
     with pytest.raises(PylorusError, match=r"--group: '\(' is not a regular expression"):
         list_folder_files(class_folders({"a": 2, "b": 2}), group="(")

@@ -1,4 +1,4 @@
-"""Pylorus's transforms: their images stay as they are, and are those of albumentations for the same numbers."""
+"""Pylorus's transforms give the same images as before, and those of albumentations for the same parameters."""
 
 import pickle
 import subprocess
@@ -206,7 +206,7 @@ def test_without_albumentations_the_policies_work_and_its_transforms_are_refused
 class TestAgainstAlbumentations:
     """One grey level of difference where Pylorus rounds and albumentations truncates."""
 
-    def test_affine(self):
+    def test_affine_equals_albumentations(self):
         import albumentations
 
         rng = np.random.default_rng(0)
@@ -221,13 +221,13 @@ class TestAgainstAlbumentations:
             difference = augmentation.apply_affine(FRAME, numbers).astype(int) - theirs(image=FRAME)["image"]
             assert np.abs(difference).max() <= 1
 
-    def test_d4(self):
+    def test_d4_equals_albumentations(self):
         from albumentations.augmentations.geometric.functional import d4
 
         theirs = {d4(FRAME, member).tobytes() for member in ("e", "r90", "r180", "r270", "v", "hvt", "h", "t")}
         assert {augmentation.apply_d4(FRAME, symmetry).tobytes() for symmetry in range(8)} == theirs
 
-    def test_brightness_and_contrast(self):
+    def test_brightness_and_contrast_equal_albumentations(self):
         import albumentations
 
         theirs = albumentations.RandomBrightnessContrast((0.05, 0.05), (-0.07, -0.07), p=1)(image=FRAME)["image"]
@@ -237,14 +237,14 @@ class TestAgainstAlbumentations:
         assert difference.max() <= 1
 
     @pytest.mark.parametrize("levels", [(0.8, 1, 1, 0), (1.2, 1, 1, 0), (1, 0.8, 1, 0), (1, 1.2, 1, 0), (1, 1, 1.2, 0)])
-    def test_color_jitter(self, levels):
+    def test_color_jitter_equals_albumentations(self, levels):
         import albumentations
 
         theirs = albumentations.ColorJitter(*((level, level) for level in levels), p=1)(image=FRAME)["image"]
         ours = augmentation.apply_color_jitter(FRAME, augmentation.ColorJitterNumbers(*levels))
         assert np.abs(ours.astype(int) - theirs).max() <= 1
 
-    def test_hue_but_for_the_two_degrees_to_which_theirs_is_rounded(self):
+    def test_hue_equals_albumentations_within_its_rounding(self):
         import albumentations
 
         theirs = albumentations.ColorJitter((1, 1), (1, 1), (1, 1), (5 / 180, 5 / 180), p=1)(image=FRAME)["image"]
@@ -254,7 +254,7 @@ class TestAgainstAlbumentations:
         assert difference.mean() < 1
         assert np.abs(ours.astype(int) - FRAME).mean() > 4
 
-    def test_motion_blur(self):
+    def test_motion_blur_equals_albumentations(self):
         import albumentations
         from albumentations.augmentations.blur.functional import create_motion_kernel
 
@@ -272,7 +272,7 @@ class TestAgainstAlbumentations:
             theirs = albumentations.MotionBlur(p=1).apply(FRAME, kernel / kernel.sum())
             assert np.abs(augmentation.apply_motion_blur(FRAME, one).astype(int) - theirs).max() <= 1
 
-    def test_compression_but_for_the_order_of_the_channels(self):
+    def test_compression_equals_albumentations_with_swapped_channels(self):
         import albumentations
 
         theirs = albumentations.ImageCompression(quality_range=(60, 60), p=1)(image=FRAME[..., ::-1].copy())["image"]
@@ -320,7 +320,7 @@ def policy(name: str) -> AugmentConfig:
 
 
 @pytest.mark.parametrize("name", NAMED_POLICIES)
-def test_the_same_seed_gives_the_same_image_whatever_came_before(name):
+def test_an_augmented_image_depends_only_on_image_and_seed(name):
     first, second = build_augmentation(policy(name)), build_augmentation(policy(name))
     for seed in range(7):
         second(IMAGE, seed + 100)
@@ -341,7 +341,7 @@ def test_size_and_kind_of_the_image_stay(name):
     assert found.dtype == np.uint8
 
 
-def test_an_augmentation_crosses_to_another_process():
+def test_an_augmentation_can_be_pickled():
     augment = build_augmentation(policy("endoscopy"))
     assert np.array_equal(pickle.loads(pickle.dumps(augment))(IMAGE, 9), augment(IMAGE, 9))
 
@@ -359,7 +359,7 @@ def test_no_transform_is_no_augmentation():
         ({"HorizontalFlip": {"p": 2}}, "augment.transforms.HorizontalFlip: "),
     ],
 )
-def test_what_albumentations_lacks_is_refused_by_name(transforms, message):
+def test_a_transform_unknown_to_albumentations_is_refused(transforms, message):
     with pytest.raises(PylorusError, match=message):
         build_augmentation(AugmentConfig("mine", transforms))
 

@@ -1,4 +1,4 @@
-"""Every bad or odd file and what becomes of it: an image, or a refusal that says why. One table."""
+"""Every damaged or unusual file and its outcome: an image, or an error with the reason. One table."""
 
 import os
 import re
@@ -41,7 +41,7 @@ def bomb_png() -> bytes:
 
 
 def text_bomb_png() -> bytes:
-    """A whole small PNG with a comment that unpacks to 100 MB."""
+    """A small valid PNG with a comment that decompresses to 100 MB."""
     whole = encoded(Image.fromarray(picture()), "PNG")
     packed = zlib.compressobj(9)
     comment = b"note\0\0" + b"".join(packed.compress(bytes(1_000_000)) for _ in range(100)) + packed.flush()
@@ -56,7 +56,7 @@ def too_much_png() -> bytes:
 
 
 def resized_tiff(content: bytes) -> bytes:
-    """The TIFF with 65,000 written where its width and height stand."""
+    """The TIFF with 65,000 as its width and height."""
     directory = int.from_bytes(content[4:8], "little")
     changed = bytearray(content)
     for index in range(int.from_bytes(content[directory : directory + 2], "little")):
@@ -227,7 +227,7 @@ def test_each_bad_file_has_its_stated_outcome(make, outcome, tmp_path):
     assert path.name in str(caught.value)
 
 
-def test_a_wrong_checksum_is_damage(tmp_path):
+def test_a_wrong_checksum_is_reported_as_damage(tmp_path):
     content = bytearray(samples()["png"])
     content[60] ^= 1
     with pytest.raises(UnreadableImageError, match="chunk b'IDAT' at byte 33 has a wrong checksum"):
@@ -260,7 +260,7 @@ def test_any_name_can_be_printed_in_a_message(name, tmp_path):
 
 @pytest.mark.slow
 def test_opencv_and_pydicom_write_nothing_to_the_terminal_about_damaged_files(tmp_path):
-    """Pillow's libtiff does: its lines can't be held back without touching the whole process."""
+    """Pillow's libtiff does; its output can't be suppressed without affecting the whole process."""
     for index, (name, content) in enumerate(samples().items()):
         if name.startswith("tiff") and "16 bits" not in name:
             continue

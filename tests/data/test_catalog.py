@@ -1,4 +1,4 @@
-"""Class folders as a table: what is found, what is passed over, what is refused by name."""
+"""Class folders as a table: what is read, what is ignored, what is refused by name."""
 
 import re
 import shutil
@@ -9,8 +9,8 @@ from pylorus.core.errors import PylorusError
 from pylorus.data.catalog import read_folders
 
 
-def test_class_folders_give_a_row_an_image(drawn):
-    catalog = read_folders(drawn, group=r"patient_\d+")
+def test_class_folders_give_a_row_an_image(synthetic_root):
+    catalog = read_folders(synthetic_root, group=r"patient_\d+")
     assert catalog.classes == ("chronic_gastritis", "gastric_cancer", "gastric_ulcer")
     assert len(catalog.table) == 30
     assert catalog.table["group"].nunique() == 15
@@ -20,9 +20,9 @@ def test_class_folders_give_a_row_an_image(drawn):
     assert set(catalog.table["split"]) == {""}
 
 
-def test_named_classes_fix_the_order_of_the_labels(drawn):
+def test_named_classes_fix_the_order_of_the_labels(synthetic_root):
     names = ["gastric_ulcer", "chronic_gastritis", "gastric_cancer"]
-    catalog = read_folders(drawn, classes=names, short_names=["GU", "CG", "GC"])
+    catalog = read_folders(synthetic_root, classes=names, short_names=["GU", "CG", "GC"])
     assert catalog.classes == tuple(names)
     assert catalog.short_names == ("GU", "CG", "GC")
     first = catalog.table[catalog.table["label"] == 0]
@@ -30,13 +30,13 @@ def test_named_classes_fix_the_order_of_the_labels(drawn):
 
 
 @pytest.mark.parametrize(("train", "val", "test"), [("train", "val", "test"), ("Training", "valid", "TEST")])
-def test_split_folders_are_kept(class_folders, train, val, test):
+def test_split_folders_are_used(class_folders, train, val, test):
     root = class_folders({f"{part}/{name}": 2 for part in (train, val, test) for name in "ab"})
     table = read_folders(root).table
     assert table["split"].value_counts().to_dict() == {"train": 4, "val": 4, "test": 4}
 
 
-def test_a_hidden_folder_or_file_is_no_class_and_no_image(class_folders):
+def test_hidden_folders_and_files_are_ignored(class_folders):
     root = class_folders({"a": 2, "b": 2, ".ipynb_checkpoints": 1, "a/.thumbnails": 1})
     (root / "b" / "._patient.png").write_bytes(b"a shadow of another system")
     (root / "b" / "Thumbs.db").write_bytes(b"no image")
@@ -45,7 +45,7 @@ def test_a_hidden_folder_or_file_is_no_class_and_no_image(class_folders):
     assert len(catalog.table) == 4
 
 
-def test_images_may_lie_in_folders_of_patients(class_folders):
+def test_images_may_be_in_patient_folders(class_folders):
     root = class_folders({"a/p1": 2, "a/p2": 1, "b/p3": 2})
     catalog = read_folders(root, group=r"/(p\d)/")
     assert sorted(catalog.table["group"]) == ["p1", "p1", "p2", "p3", "p3"]
@@ -57,10 +57,10 @@ def test_without_a_pattern_every_image_is_its_own_group(class_folders):
     assert not catalog.grouped
 
 
-def test_an_image_keeps_its_id_wherever_the_set_lies(drawn, tmp_path):
+def test_sample_ids_do_not_depend_on_the_location_of_the_set(synthetic_root, tmp_path):
     moved = tmp_path / "elsewhere"
-    shutil.copytree(drawn, moved)
-    assert read_folders(moved).table["sample_id"].equals(read_folders(drawn).table["sample_id"])
+    shutil.copytree(synthetic_root, moved)
+    assert read_folders(moved).table["sample_id"].equals(read_folders(synthetic_root).table["sample_id"])
 
 
 def test_a_class_without_images_is_named(class_folders):
@@ -85,12 +85,12 @@ def test_a_class_without_images_is_named(class_folders):
         ({"a": 1, "b": 1}, {"group": "(unclosed"}, "is not a regular expression"),
     ],
 )
-def test_what_does_not_fit_is_named(class_folders, counts, options, message):
+def test_inconsistent_folders_or_options_are_named(class_folders, counts, options, message):
     with pytest.raises(PylorusError, match=message):
         read_folders(class_folders(counts), **options)
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(
         PylorusError, match=re.escape(f"data.root: found {tmp_path / 'no'}, expected an existing folder")
     ):

@@ -1,4 +1,4 @@
-"""What reaches the network: the same for any number of workers, in an order of seed and epoch."""
+"""Batches are the same for any number of workers, in an order that depends on seed and epoch."""
 
 import numpy as np
 import pytest
@@ -16,9 +16,9 @@ POLICY = AugmentConfig(**yaml.safe_load((CONF / "augment" / "light.yaml").read_t
 
 
 @pytest.fixture(scope="module")
-def serve(drawn, tmp_path_factory):
+def serve(synthetic_root, tmp_path_factory):
     kept = str(tmp_path_factory.mktemp("kept"))
-    catalog = read_folders(drawn, group=r"patient_\d+")
+    catalog = read_folders(synthetic_root, group=r"patient_\d+")
     table = split_catalog(catalog, DataConfig(val_fraction=0.2, test_fraction=0.2)).table
 
     def make(*, workers=0, seed=0, policy=POLICY, batch_size=4, views=None, images=False):
@@ -56,13 +56,13 @@ def test_workers_change_neither_order_nor_augmentation(serve, workers):
         assert torch.equal(pixels, same_pixels)
 
 
-def test_an_image_is_augmented_anew_in_every_epoch(serve):
+def test_an_image_is_augmented_differently_in_every_epoch(serve):
     (first_rows, first), (second_rows, second) = epochs(serve())
     same = [torch.equal(first[first_rows == row], second[second_rows == row]) for row in range(len(first_rows))]
     assert sum(same) <= 1
 
 
-def test_views_come_round_again(serve):
+def test_views_repeat(serve):
     first, second, third = epochs(serve(views=2), count=3)
     in_order = [pixels[rows.argsort()] for rows, pixels in (first, second, third)]
     assert not torch.equal(in_order[0], in_order[1])
@@ -72,7 +72,7 @@ def test_views_come_round_again(serve):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
-def test_kept_images_are_the_very_images_that_the_files_give(serve, workers):
+def test_cached_images_equal_decoded_files(serve, workers):
     for (rows, pixels), (same_rows, same_pixels) in zip(
         epochs(serve()), epochs(serve(images=True, workers=workers)), strict=True
     ):
@@ -80,24 +80,24 @@ def test_kept_images_are_the_very_images_that_the_files_give(serve, workers):
         assert torch.equal(pixels, same_pixels)
 
 
-def test_a_kept_image_is_not_decoded_again(serve, monkeypatch):
+def test_a_cached_image_is_not_decoded_again(serve, monkeypatch):
     list(serve(images=True).build_loader("test"))
     monkeypatch.setattr("pylorus.data.input_format.read_image", lambda path: pytest.fail(f"{path} was read again"))
     assert len(list(serve(images=True).build_loader("test")))
 
 
 @pytest.mark.parametrize(("side", "kept"), [(44, True), (48, False)])
-def test_only_large_frames_are_kept_where_the_user_leaves_it_open(serve, side, kept, monkeypatch):
+def test_only_large_frames_are_cached_by_default(serve, side, kept, monkeypatch):
     """The drawn frames are 48 pixels wide: 1.19 or 1.0 times the input's pixels, against a limit of 1.1."""
-    monkeypatch.setattr("pylorus.data.input_format.LARGE", 1.1)
+    monkeypatch.setattr("pylorus.data.input_format.LARGE_FRAME_RATIO", 1.1)
     module = serve(images=None)
     module.form = InputFormat(side, "pad", "bilinear")
     assert (module.get_dataset("test")._cached is not None) == kept
 
 
 @pytest.mark.slow
-def test_images_of_one_epoch_are_augmented_differently(serve, drawn):
-    """Two workers with the same stream of chance would turn all images the same way."""
+def test_images_of_one_epoch_are_augmented_differently(serve, synthetic_root):
+    """Two workers with the same random stream would transform all images in the same way."""
     module = serve(workers=2)
     module.parts["train"].loc[:, "path"] = module.parts["train"]["path"][0]
     _, pixels = epochs(module, count=1)[0]
@@ -111,7 +111,7 @@ def test_another_seed_gives_another_order_and_other_augmentations(serve):
     assert not torch.equal(pixels[rows.argsort()], other_pixels[other_rows.argsort()])
 
 
-def test_an_epoch_can_be_repeated_without_those_before_it(serve):
+def test_an_epoch_can_be_repeated_without_earlier_ones(serve):
     loader = serve().train_dataloader()
     loader.batch_sampler.sampler.set_epoch(1)
     rows = torch.cat([batch.row for batch in loader])
@@ -144,7 +144,7 @@ def test_batches_hold_bytes_and_labels_of_the_table(serve):
 
 
 @pytest.mark.parametrize(("images", "sizes"), [(8, [4, 4]), (9, [4, 5]), (10, [4, 4, 2]), (1, [1]), (3, [3])])
-def test_no_batch_of_a_single_image_is_left_over(images, sizes):
+def test_there_is_no_last_batch_of_a_single_image(images, sizes):
     """Batch norm can learn nothing from one image, and refuses where its maps are one pixel."""
     batches = EpochBatchSampler(EpochSampler(images, seed=0), 4)
     found = [len(batch) for batch in batches]
@@ -152,11 +152,11 @@ def test_no_batch_of_a_single_image_is_left_over(images, sizes):
     assert len(batches) == len(sizes)
 
 
-def test_batches_of_one_image_are_kept_where_they_are_asked_for():
+def test_batches_of_one_image_are_used_if_requested():
     assert [len(batch) for batch in EpochBatchSampler(EpochSampler(3, seed=0), 1)] == [1, 1, 1]
 
 
-def test_the_order_is_one_of_seed_and_epoch():
+def test_the_order_depends_only_on_seed_and_epoch():
     order = EpochSampler(50, seed=7)
     first = [draw.row for draw in order]
     order.set_epoch(1)

@@ -20,13 +20,13 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP"])
-def test_a_lossless_file_gives_its_very_pixels(kind):
+def test_a_lossless_file_gives_exact_pixels(kind):
     options = {"lossless": True} if kind == "WEBP" else {}
     assert np.array_equal(decode_image(encoded(Image.fromarray(RED_TOP), kind, **options)), RED_TOP)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["baseline", "progressive"])
-def test_a_jpeg_gives_nearly_its_pixels(options):
+def test_a_jpeg_gives_nearly_exact_pixels(options):
     found = decode_image(encoded(Image.fromarray(RED_TOP), "JPEG", quality=100, subsampling=0, **options))
     assert np.abs(found.astype(int) - RED_TOP).max() <= 3
 
@@ -53,7 +53,7 @@ def test_grey_is_copied_to_three_channels():
     assert np.array_equal(found[:, :, 0], found[:, :, 2])
 
 
-def test_alpha_is_laid_over_black():
+def test_alpha_is_composited_over_black():
     pixels = np.dstack([RED_TOP, np.full((20, 30), 255, np.uint8)])
     pixels[:5, :, 3] = 0
     found = decode_image(encoded(Image.fromarray(pixels), "PNG"))
@@ -61,7 +61,7 @@ def test_alpha_is_laid_over_black():
     assert np.array_equal(found[5:], RED_TOP[5:])
 
 
-def test_a_palette_with_transparency_is_laid_over_black():
+def test_a_transparent_palette_is_composited_over_black():
     image = Image.fromarray((RED_TOP[:, :, 0] > 0).astype(np.uint8), "P")
     image.putpalette([0, 255, 0, 255, 0, 0])
     found = decode_image(encoded(image, "PNG", transparency=0))
@@ -83,7 +83,7 @@ def test_16_bit_colour_keeps_its_upper_half(suffix):
     assert found[0, 0].tolist() == [0xAB, 0, 0]
 
 
-def test_the_format_is_told_by_the_content_not_by_the_name(tmp_path):
+def test_the_format_is_detected_from_content_not_name(tmp_path):
     path = tmp_path / "really_a_png.jpg"
     path.write_bytes(encoded(Image.fromarray(RED_TOP), "PNG"))
     assert np.array_equal(read_image(path), RED_TOP)
@@ -106,20 +106,20 @@ PNG = encoded(Image.fromarray(RED_TOP), "PNG")
     ],
     ids=["empty", "text", "gif", "cut jpeg", "cut png", "float", "broken tiff"],
 )
-def test_what_is_no_image_is_refused_with_its_reason(content, why):
+def test_a_file_that_is_not_an_image_is_refused_with_a_reason(content, why):
     with pytest.raises(UnreadableImageError, match=why):
         decode_image(content)
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "WEBP"])
-def test_several_pages_are_no_image(kind):
+def test_a_file_with_several_pages_is_refused(kind):
     pages = [Image.fromarray(RED_TOP), Image.fromarray(255 - RED_TOP)]
     with pytest.raises(UnreadableImageError, match="holds 2 pages or frames"):
         decode_image(encoded(pages[0], kind, save_all=True, append_images=pages[1:]))
 
 
-def test_an_image_of_too_many_pixels_is_refused_before_it_is_unpacked(monkeypatch):
-    monkeypatch.setattr("pylorus.data.decode.MOST_PIXELS", 599)
+def test_an_image_with_too_many_pixels_is_refused_before_decompression(monkeypatch):
+    monkeypatch.setattr("pylorus.data.decode.MAX_PIXELS", 599)
     with pytest.raises(UnreadableImageError, match="30 × 20 pixels are over the limit of 599"):
         decode_image(PNG)
 
@@ -150,7 +150,7 @@ def test_an_image_of_the_right_size_is_left_alone():
     assert np.array_equal(resize_image(RED_TOP[:, :20], size=20, how="pad", interpolation="bicubic"), RED_TOP[:, :20])
 
 
-def test_resizing_averages_what_it_drops():
+def test_resizing_averages_pixels():
     """As timm's own evaluation does; without it fine texture turns into noise."""
     checks = np.indices((128, 128)).sum(axis=0) % 2 * 255
     found = resize_image(np.dstack([checks] * 3).astype(np.uint8), size=16, how="pad", interpolation="bilinear")

@@ -24,12 +24,12 @@ EXPLICIT = "1.2.840.10008.1.2.1"
 
 
 @pytest.mark.parametrize("name", ["dicom rgb", "dicom rgb implicit", "dicom jpeg 2000", "dicom rle"])
-def test_colour_without_loss_gives_its_very_pixels(name):
+def test_lossless_color_gives_exact_pixels(name):
     assert np.array_equal(decode_image(samples()[name]), picture())
 
 
 @pytest.mark.parametrize(("name", "most"), [("dicom ybr", 3), ("dicom ybr 422", 24), ("dicom jpeg", 40)])
-def test_ybr_gives_nearly_its_colours(name, most):
+def test_ybr_gives_nearly_exact_colors(name, most):
     assert np.abs(decode_image(samples()[name]).astype(int) - picture()).max() <= most
 
 
@@ -39,7 +39,7 @@ def test_the_palette_is_applied():
 
 
 @pytest.mark.parametrize("planar", [0, 1])
-def test_colours_may_lie_in_planes(planar):
+def test_colors_may_be_stored_in_planes(planar):
     stored = picture().transpose(2, 0, 1).tobytes() if planar else picture().tobytes()
     assert np.array_equal(
         decode_image(dicom(picture(), "RGB", PlanarConfiguration=planar, PixelData=stored)), picture()
@@ -68,7 +68,7 @@ def test_rescale_and_window_are_applied():
     assert found[0, :, 0].tolist() == [0, 0, 128, 255, 255]
 
 
-def test_the_window_of_the_standard_is_half_a_level_off():
+def test_the_window_follows_the_standard():
     """PS3.3, C.11.2.1.2.1: centre 128, width 256 leaves 8 bits as they are."""
     assert np.array_equal(decode_image(dicom(GREY, "MONOCHROME2", WindowCenter=128, WindowWidth=256))[:, :, 0], GREY)
 
@@ -95,12 +95,12 @@ def test_the_window_of_the_standard_is_half_a_level_off():
          r"a frame of 9 × 9 pixels, expected 64 × 48"),
     ],
 )  # fmt: skip
-def test_what_is_refused_says_why(content, why):
+def test_a_refused_dicom_file_has_a_reason(content, why):
     with pytest.raises(UnreadableImageError, match=why):
         decode_image(content())
 
 
-def test_private_elements_are_not_looked_at():
+def test_private_elements_are_ignored():
     from pydicom import dcmread
     from pydicom.filebase import DicomBytesIO
 
@@ -111,7 +111,7 @@ def test_private_elements_are_not_looked_at():
     assert np.array_equal(decode_image(stream.getvalue()), picture())
 
 
-def test_a_patient_has_one_stand_in_that_does_not_show_who_it_is(tmp_path):
+def test_a_patient_has_one_pseudonym(tmp_path):
     for name, changes in [("a", {}), ("b", {"Rows": 1}), ("c", {"PatientID": "4712"}), ("d", {"PatientID": ""})]:
         (tmp_path / name).write_bytes(dicom(GREY, "MONOCHROME2", **changes))
     first = read_patient_pseudonym(tmp_path / "a")
@@ -153,7 +153,7 @@ def frames(tmp_path):
     return root
 
 
-def test_images_of_one_patient_are_one_group_that_does_not_say_who(frames):
+def test_images_of_one_patient_form_one_pseudonymous_group(frames):
     catalog = read_folders(frames, reading=ReadOptions(salt="secret"))
     assert catalog.grouped
     assert catalog.table["group"].nunique() == 12
@@ -167,7 +167,7 @@ def test_another_salt_gives_other_groups_and_the_same_split(frames):
     assert split_catalog(first, DataConfig()).table["split"].equals(split_catalog(other, DataConfig()).table["split"])
 
 
-def test_no_patients_number_stands_in_the_split(frames, tmp_path):
+def test_the_split_contains_no_patient_id(frames, tmp_path):
     catalog = read_folders(frames, reading=ReadOptions(salt="secret"))
     write_split(split_catalog(catalog, DataConfig()).table, catalog.classes, tmp_path / "split.csv")
     assert "MUSTERMANN" not in (tmp_path / "split.csv").read_text()
@@ -181,7 +181,7 @@ def test_a_file_that_names_no_patient_is_named(frames):
 
 
 @pytest.mark.slow
-def test_the_salt_is_made_once_whoever_comes_first_and_is_for_its_owner_only(tmp_path):
+def test_the_salt_is_created_once_and_readable_by_its_owner_only(tmp_path):
     program = (
         "import sys, pathlib\nfrom pylorus.data.dicom import ensure_salt\nprint(ensure_salt(pathlib.Path(sys.argv[1])))"
     )
@@ -194,12 +194,12 @@ def test_the_salt_is_made_once_whoever_comes_first_and_is_for_its_owner_only(tmp
     assert (tmp_path / "cache" / "salt").stat().st_mode & 0o077 == 0
 
 
-def test_a_salt_that_someone_cut_is_refused(tmp_path):
+def test_a_truncated_salt_is_refused(tmp_path):
     (tmp_path / "salt").write_text("short")
     with pytest.raises(PylorusError, match="found 5 characters, expected a salt of 64"):
         ensure_salt(tmp_path)
 
 
-def test_two_ways_of_telling_patients_are_refused(composed):
+def test_two_sources_of_patients_are_refused(compose_config):
     with pytest.raises(PylorusError, match="both define the patients"):
-        composed("data=folders", "data.root=x", "data.patients=dicom", "data.group='p'")
+        compose_config("data=folders", "data.root=x", "data.patients=dicom", "data.group='p'")

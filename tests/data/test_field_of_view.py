@@ -1,4 +1,4 @@
-"""The field of view: found on drawn frames of known geometry, and left alone where there is none."""
+"""The field of view is found in synthetic frames of known geometry, and frames without one are unchanged."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from pylorus.data.decode import read_image
 from pylorus.data.field_of_view import FieldOfView, crop_to_field, find_field
 from pylorus.data.synthetic import CLASSES, generate_frame
-from tests.data.drawn_frames import SHAPES, Mask, drawn_frame
+from tests.data.synthetic_frames import SHAPES, Mask, drawn_frame
 
 IMAGES = Path(__file__).parents[3] / "shared" / "data" / "bloodcells"
 LEAST_OVERLAP = 0.97
@@ -30,7 +30,7 @@ def overlap(found: Mask, true: Mask) -> float:
 
 
 @pytest.mark.parametrize("seed", range(FRAMES))
-def test_a_drawn_field_is_found_to_within_three_percent(seed):
+def test_a_synthetic_field_is_found_to_within_three_percent(seed):
     frame = drawn_frame(seed, longest=LONGEST)
     field = find_field(frame.image)
     assert overlap(found_pixels(field, frame.image.shape), frame.field) >= LEAST_OVERLAP, (frame.shape, field.reason)
@@ -44,7 +44,7 @@ def test_the_field_of_a_demo_image_is_found_with_text_over_it(label, seed):
 
 
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "full"])
-def test_nothing_bright_stays_outside_of_the_field(shape):
+def test_no_bright_area_is_left_outside_the_field(shape):
     frame = drawn_frame(3, longest=640, shape=shape)
     frame.image[~frame.field] = 255 * (np.indices(frame.field.shape)[1] // 3 % 9 == 0)[~frame.field, None]
     left, top, right, bottom = find_field(frame.image).box
@@ -96,27 +96,27 @@ GRADIENT = np.repeat(np.linspace(60, 220, 300, dtype=np.uint8)[None, :, None], 2
     ],
     ids=["8 x 8", "1 x 1", "black", "white", "grey", "dark grey", "noise of 25", "noise", "gradient", "full"],
 )
-def test_a_frame_without_a_field_is_handed_back_itself(image):
+def test_a_frame_without_a_field_is_returned_unchanged(image):
     field = find_field(image)
     assert crop_to_field(image) is image
     assert (field.shape, field.mask, field.box) == ("full", None, (0, 0, image.shape[1], image.shape[0]))
     assert field.reason
 
 
-def test_text_on_black_is_no_field():
+def test_text_on_black_is_not_a_field():
     image = np.zeros((400, 500, 3), np.uint8)
     image[40:360:20, 30:200:4] = 255
     assert crop_to_field(image) is image
 
 
 @pytest.mark.parametrize("image", [np.zeros((40, 40), np.uint8), np.zeros((40, 40, 3), np.float32)])
-def test_what_is_no_rgb_image_is_refused(image):
+def test_an_array_that_is_not_an_rgb_image_is_refused(image):
     with pytest.raises(ValueError, match=r"expected uint8 of shape \(height, width, 3\)"):
         find_field(image)
 
 
 @pytest.mark.skipif(not IMAGES.is_dir(), reason=f"no real images in {IMAGES}")
-def test_microscopy_is_left_alone():
+def test_microscopy_images_are_not_cropped():
     paths = sorted(path for path in IMAGES.rglob("*") if path.suffix in (".jpg", ".jpeg", ".png"))
     assert paths
     assert [path.name for path in paths if find_field(read_image(path)).shape != "full"] == []

@@ -1,4 +1,4 @@
-"""Every format and kind that the policy names gives the picture that was put in."""
+"""Every supported format decodes to the image that was encoded."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pylorus.data.decode import UnreadableImageError, decode_image
-from pylorus.data.files import MOST_SCANS
+from pylorus.data.files import MAX_SCANS
 from tests.data.sample_files import deep, encoded, picture, samples
 
 EXACT = ["png", "png 16 bits", "bmp", "tiff", "tiff lzw", "tiff deflate", "tiff 16 bits", "webp lossless"]
@@ -17,35 +17,35 @@ GREY = ["png interlaced", "tiff tiles"]
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_a_lossless_kind_gives_its_very_pixels(name):
+def test_a_lossless_format_gives_exact_pixels(name):
     assert np.array_equal(decode_image(samples()[name]), picture())
 
 
 @pytest.mark.parametrize("name", LOSSY)
-def test_a_lossy_kind_gives_nearly_its_pixels(name):
+def test_a_lossy_format_gives_nearly_exact_pixels(name):
     assert np.abs(decode_image(samples()[name]).astype(int) - picture()).mean() < 8
 
 
 @pytest.mark.parametrize("name", GREY)
-def test_interlaced_and_tiled_grey_gives_its_very_pixels(name):
+def test_interlaced_and_tiled_grey_gives_exact_pixels(name):
     assert np.array_equal(decode_image(samples()[name]), np.repeat(picture()[:, :, :1], 3, axis=2))
 
 
 @pytest.mark.parametrize(
     ("name", "colours"), [("png 1 bit", 2), ("png 2 bits", 4), ("png 4 bits", 16), ("bmp palette", 16)]
 )
-def test_few_bits_give_few_colours(name, colours):
+def test_few_bits_give_at_most_as_many_colors(name, colours):
     found = decode_image(samples()[name])
     assert found.shape == picture().shape
     assert 1 < len(np.unique(found.reshape(-1, 3), axis=0)) <= colours
 
 
 @pytest.mark.parametrize("name", ["png 16 bits alpha", "tiff 16 bits alpha"])
-def test_deep_alpha_is_laid_over_black(name):
+def test_alpha_with_16_bits_is_composited_over_black(name):
     assert np.abs(decode_image(samples()[name]).astype(int) - picture() * (200 / 255)).max() <= 1
 
 
-def test_a_deep_tiff_is_turned_upright():
+def test_a_16_bit_tiff_is_rotated_upright():
     content = deep(".tiff")
     at = content.index((258).to_bytes(2, "little"), int.from_bytes(content[4:8], "little"))
     directory = int.from_bytes(content[4:8], "little")
@@ -61,26 +61,26 @@ def test_a_deep_tiff_is_turned_upright():
 
 
 @pytest.mark.parametrize("name", [name for name in samples() if name.startswith("jpeg")])
-def test_a_jpeg_without_its_last_bytes_is_refused_though_its_pixels_are_there(name):
+def test_a_jpeg_without_its_last_bytes_is_refused(name):
     with pytest.raises(UnreadableImageError, match="truncated: the JPEG's end is missing"):
         decode_image(samples()[name][:-2])
 
 
-def test_a_jpeg_may_carry_bytes_behind_its_end():
+def test_a_jpeg_may_have_bytes_after_its_end():
     assert decode_image(samples()["jpeg"] + bytes(512)).shape == picture().shape
 
 
-def test_the_end_of_a_thumbnail_is_not_taken_for_the_end_of_its_jpeg():
+def test_the_end_of_an_embedded_thumbnail_is_not_the_end_of_the_jpeg():
     whole = samples()["jpeg"]
     thumbnail = b"\xff\xe1" + (2 + len(whole)).to_bytes(2, "big") + whole
     with pytest.raises(UnreadableImageError, match="end is missing"):
         decode_image(whole[:2] + thumbnail + whole[2:-2])
 
 
-def test_a_jpeg_of_endless_scans_is_refused():
+def test_a_jpeg_with_too_many_scans_is_refused():
     whole = samples()["jpeg progressive"]
     with pytest.raises(UnreadableImageError, match="scans, over the limit"):
-        decode_image(whole[:-2] + b"\xff\xda\0\x06\x01\x01\0\0\0\0" * MOST_SCANS + whole[-2:])
+        decode_image(whole[:-2] + b"\xff\xda\0\x06\x01\x01\0\0\0\0" * MAX_SCANS + whole[-2:])
 
 
 def test_a_colour_profile_changes_nothing():

@@ -22,6 +22,6 @@ def test_a_damaged_file_gives_an_image_or_a_refusal_in_time_and_in_memory():
     assert {outcome.mutation for outcome in outcomes} == set(MUTATIONS)
 
 
-def test_a_mutation_can_be_looked_at_again():
+def test_a_mutation_can_be_reproduced():
     assert mutated(77) == mutated(77)
     assert mutated(77) != mutated(78)

@@ -1,4 +1,4 @@
-"""What files are, found once, and found again by content: whatever happens to the store, the facts are right."""
+"""Facts about files are computed once and found again by content; they are correct whatever happens to the store."""
 
 import hashlib
 import os
@@ -9,30 +9,30 @@ import pandas as pd
 import pytest
 
 from pylorus.config.schema import CacheConfig
-from pylorus.data import fact_store
+from pylorus.data import fact_store as fact_store_module
 from pylorus.data import image_facts as module
-from pylorus.data.fact_store import MOST_SMALL, FactStore, FactTable, extract_thumbnails
+from pylorus.data.fact_store import MAX_SMALL_PARTS, FactStore, FactTable, extract_thumbnails
 from pylorus.data.image_facts import analyze_content, compute_facts, load_or_compute_facts
 from pylorus.data.input_format import ImageWriter, InputFormat, load_or_decode_images
 from pylorus.data.synthetic import generate_image_set
 
 
 @pytest.fixture
-def listed(drawn):
-    return drawn, sorted(path.relative_to(drawn).as_posix() for path in drawn.rglob("*.*"))
+def root_and_paths(synthetic_root):
+    return synthetic_root, sorted(path.relative_to(synthetic_root).as_posix() for path in synthetic_root.rglob("*.*"))
 
 
 @pytest.fixture
-def stored(listed, tmp_path):
-    """A store that holds the facts of the drawn images, and its one part."""
+def fact_store(root_and_paths, tmp_path):
+    """A store with the facts of the synthetic images, and its only part."""
     store = tmp_path / "facts"
-    load_or_compute_facts(*listed, store=store)
+    load_or_compute_facts(*root_and_paths, store=store)
     (part,) = store.rglob("*.parquet")
     return store, part
 
 
 @pytest.fixture
-def examined(monkeypatch):
+def decoded_files(monkeypatch):
     """Counts how often a file was decoded."""
     times = []
 
@@ -44,35 +44,35 @@ def examined(monkeypatch):
     return times
 
 
-def test_each_file_is_read_and_decoded_once(listed, tmp_path, examined, monkeypatch):
+def test_each_file_is_read_and_decoded_once(root_and_paths, tmp_path, decoded_files, monkeypatch):
     read, plain = [], module.read_image_bytes
     monkeypatch.setattr(module, "read_image_bytes", lambda path: (read.append(path), plain(path))[1])
-    load_or_compute_facts(*listed, store=tmp_path)
-    assert len(read) == len(examined) == 30
+    load_or_compute_facts(*root_and_paths, store=tmp_path)
+    assert len(read) == len(decoded_files) == 30
 
 
-def test_a_second_pass_decodes_nothing_and_gives_the_same(listed, tmp_path, examined):
-    first = load_or_compute_facts(*listed, store=tmp_path)
-    examined.clear()
-    assert list(load_or_compute_facts(*listed, store=tmp_path)) == list(first)
-    assert examined == []
-    assert list(first) == list(load_or_compute_facts(*listed, store=None))
+def test_a_second_pass_decodes_nothing_and_gives_the_same(root_and_paths, tmp_path, decoded_files):
+    first = load_or_compute_facts(*root_and_paths, store=tmp_path)
+    decoded_files.clear()
+    assert list(load_or_compute_facts(*root_and_paths, store=tmp_path)) == list(first)
+    assert decoded_files == []
+    assert list(first) == list(load_or_compute_facts(*root_and_paths, store=None))
 
 
-def test_a_renamed_file_is_known_and_a_changed_one_is_not(class_folders, tmp_path, examined):
+def test_a_renamed_file_is_known_and_a_changed_one_is_not(class_folders, tmp_path, decoded_files):
     root = class_folders({"a": 3})
     first, second, third = sorted((root / "a").iterdir())
     load_or_compute_facts(root, [f"a/{path.name}" for path in (first, second, third)], store=tmp_path / "facts")
-    examined.clear()
+    decoded_files.clear()
     first.rename(root / "a" / "other.png")
     second.write_bytes(third.read_bytes() + b"behind")
     load_or_compute_facts(root, ["a/other.png", f"a/{second.name}"], store=tmp_path / "facts")
-    assert len(examined) == 1
+    assert len(decoded_files) == 1
 
 
 @pytest.mark.parametrize("harm", ["flipped", "cut", "emptied", "text", "folder", "gone", "other columns"])
-def test_a_damaged_store_is_computed_anew(listed, stored, harm, examined):
-    store, part = stored
+def test_a_damaged_store_is_recomputed(root_and_paths, fact_store, harm, decoded_files):
+    store, part = fact_store
     content = part.read_bytes()
     if harm in ("folder", "gone"):
         part.unlink()
@@ -86,23 +86,25 @@ def test_a_damaged_store_is_computed_anew(listed, stored, harm, examined):
         at = len(content) // 2
         flipped = content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :]
         part.write_bytes({"flipped": flipped, "cut": content[:at], "emptied": b"", "text": b"no table"}[harm])
-    assert list(load_or_compute_facts(*listed, store=store)) == list(load_or_compute_facts(*listed, store=None))
-    examined.clear()
-    load_or_compute_facts(*listed, store=store)
-    assert len(examined) == 0
+    assert list(load_or_compute_facts(*root_and_paths, store=store)) == list(
+        load_or_compute_facts(*root_and_paths, store=None)
+    )
+    decoded_files.clear()
+    load_or_compute_facts(*root_and_paths, store=store)
+    assert len(decoded_files) == 0
 
 
-def test_facts_of_another_version_are_not_taken(listed, stored, examined, monkeypatch):
+def test_facts_of_another_version_are_ignored(root_and_paths, fact_store, decoded_files, monkeypatch):
     for name in ("VERSION", "POLICY_VERSION"):
         monkeypatch.setattr(module, name, 99)
-        examined.clear()
-        load_or_compute_facts(*listed, store=stored[0])
-        assert len(examined) == 30
+        decoded_files.clear()
+        load_or_compute_facts(*root_and_paths, store=fact_store[0])
+        assert len(decoded_files) == 30
 
 
 @pytest.mark.slow
-def test_processes_may_share_a_store(listed, tmp_path):
-    root, paths = listed
+def test_processes_may_share_a_store(root_and_paths, tmp_path):
+    root, paths = root_and_paths
     program = (
         "import sys, pathlib\nfrom pylorus.data.image_facts import load_or_compute_facts\n"
         "root, store, *paths = sys.argv[1:]\n"
@@ -118,21 +120,21 @@ def test_processes_may_share_a_store(listed, tmp_path):
     assert len(store.read_digests()) == len({each.sha256 for each in load_or_compute_facts(root, paths, store=None)})
 
 
-def test_new_images_are_added_in_parts_of_their_own_and_many_small_parts_are_joined(listed, tmp_path):
-    root, paths = listed
+def test_new_images_are_added_in_parts_of_their_own_and_many_small_parts_are_joined(root_and_paths, tmp_path):
+    root, paths = root_and_paths
     store = FactStore(tmp_path, version="1")
     table = list(load_or_compute_facts(root, paths, store=None))
-    for number in range(MOST_SMALL):
+    for number in range(MAX_SMALL_PARTS):
         store.add(table[number % 30 : number % 30 + 1])
         store.close()
-    assert len(list(tmp_path.rglob("*.parquet"))) == MOST_SMALL
+    assert len(list(tmp_path.rglob("*.parquet"))) == MAX_SMALL_PARTS
     store.add(table[-1:])
     store.close()
     assert len(list(tmp_path.rglob("*.parquet"))) == 1
     assert len(store.read_digests()) == 30
 
 
-def test_what_can_not_be_read_is_not_kept_since_a_plugin_may_come(class_folders, tmp_path):
+def test_unreadable_files_are_not_cached(class_folders, tmp_path):
     root = class_folders({"a": 1})
     (root / "a" / "bad.png").write_bytes(b"no image")
     table = load_or_compute_facts(root, ["a/bad.png", "a/gone.png"], store=tmp_path / "facts")
@@ -143,20 +145,20 @@ def test_what_can_not_be_read_is_not_kept_since_a_plugin_may_come(class_folders,
     assert not list((tmp_path / "facts").rglob("*.parquet"))
 
 
-def test_where_nothing_can_be_kept_the_facts_come_all_the_same(listed, tmp_path, caplog):
+def test_without_a_writable_cache_facts_are_computed(root_and_paths, tmp_path, caplog):
     (tmp_path / "facts").write_text("a file where the folder should be")
-    assert all(each.readable for each in load_or_compute_facts(*listed, store=tmp_path / "facts"))
+    assert all(each.readable for each in load_or_compute_facts(*root_and_paths, store=tmp_path / "facts"))
     assert "can't cache what was found" in caplog.text
 
 
-def test_the_store_is_for_its_owner_only(stored):
-    store, part = stored
+def test_the_store_is_for_its_owner_only(fact_store):
+    store, part = fact_store
     assert store.stat().st_mode & 0o077 == 0
     assert part.parent.stat().st_mode & 0o077 == 0
 
 
-def test_a_table_gives_back_what_was_put_into_it(listed):
-    root, paths = listed
+def test_a_table_gives_back_what_was_put_into_it(root_and_paths):
+    root, paths = root_and_paths
     whole = [compute_facts((root / path).read_bytes()) for path in paths[:3]]
     table = FactTable(4)
     for place, facts in enumerate(whole):
@@ -167,8 +169,8 @@ def test_a_table_gives_back_what_was_put_into_it(listed):
     assert (extract_thumbnails(table, [2, 0]) == extract_thumbnails([whole[2], whole[0]])).all()
 
 
-def test_an_interrupted_pass_keeps_what_it_found(listed, tmp_path, monkeypatch):
-    root, paths = listed
+def test_an_interrupted_pass_saves_its_facts(root_and_paths, tmp_path, monkeypatch):
+    root, paths = root_and_paths
     monkeypatch.setattr(module, "BLOCK", 5)
     looked, examine = [], module.analyze_content
 
@@ -187,7 +189,7 @@ def test_an_interrupted_pass_keeps_what_it_found(listed, tmp_path, monkeypatch):
 @pytest.fixture
 def settled(monkeypatch):
     """Files count as settled at once, not only two seconds after their last change."""
-    monkeypatch.setattr(fact_store, "SETTLED_NS", 0)
+    monkeypatch.setattr(fact_store_module, "SETTLED_NS", 0)
 
 
 @pytest.fixture
@@ -198,10 +200,10 @@ def read_paths(monkeypatch):
     return names
 
 
-def test_a_second_pass_reads_no_file(listed, tmp_path, settled, read_paths):
-    first = load_or_compute_facts(*listed, store=tmp_path)
+def test_a_second_pass_reads_no_file(root_and_paths, tmp_path, settled, read_paths):
+    first = load_or_compute_facts(*root_and_paths, store=tmp_path)
     read_paths.clear()
-    assert list(load_or_compute_facts(*listed, store=tmp_path)) == list(first)
+    assert list(load_or_compute_facts(*root_and_paths, store=tmp_path)) == list(first)
     assert read_paths == []
 
 
@@ -213,12 +215,12 @@ def test_a_file_that_changed_just_now_is_read_again(class_folders, tmp_path, rea
     assert len(read_paths) == 4
 
 
-def test_verify_content_reads_every_file(listed, tmp_path, settled, read_paths, examined):
-    load_or_compute_facts(*listed, store=tmp_path)
+def test_verify_content_reads_every_file(root_and_paths, tmp_path, settled, read_paths, decoded_files):
+    load_or_compute_facts(*root_and_paths, store=tmp_path)
     read_paths.clear()
-    examined.clear()
-    load_or_compute_facts(*listed, store=tmp_path, verify="content")
-    assert (len(read_paths), len(examined)) == (30, 0)
+    decoded_files.clear()
+    load_or_compute_facts(*root_and_paths, store=tmp_path, verify="content")
+    assert (len(read_paths), len(decoded_files)) == (30, 0)
 
 
 def test_another_content_of_the_same_size_and_modification_time_is_noticed(
@@ -250,8 +252,8 @@ def test_the_index_of_files_names_no_path(class_folders, tmp_path, settled):
 
 
 @pytest.mark.parametrize("harm", ["cut", "emptied", "text", "folder"])
-def test_a_damaged_index_of_files_is_ignored(listed, tmp_path, settled, harm):
-    first = list(load_or_compute_facts(*listed, store=tmp_path))
+def test_a_damaged_index_of_files_is_ignored(root_and_paths, tmp_path, settled, harm):
+    first = list(load_or_compute_facts(*root_and_paths, store=tmp_path))
     (index,) = tmp_path.rglob("*.npy")
     content = index.read_bytes()
     index.unlink()
@@ -259,7 +261,7 @@ def test_a_damaged_index_of_files_is_ignored(listed, tmp_path, settled, harm):
         index.mkdir()
     else:
         index.write_bytes({"cut": content[: len(content) // 2], "emptied": b"", "text": b"no array"}[harm])
-    assert list(load_or_compute_facts(*listed, store=tmp_path)) == first
+    assert list(load_or_compute_facts(*root_and_paths, store=tmp_path)) == first
 
 
 def test_a_pass_saves_the_networks_input_of_large_images(tmp_path):
@@ -277,7 +279,7 @@ def test_a_pass_saves_the_networks_input_of_large_images(tmp_path):
     assert (records.read_rows(range(len(paths))).reshape(expected.shape) == expected).all()
 
 
-def test_a_pass_saves_no_input_of_small_images(listed, tmp_path):
+def test_a_pass_saves_no_input_of_small_images(root_and_paths, tmp_path):
     writer = ImageWriter(InputFormat(48, "pad", "bicubic"), CacheConfig(folder=str(tmp_path / "cache")))
-    load_or_compute_facts(*listed, store=tmp_path / "facts", images=writer)
+    load_or_compute_facts(*root_and_paths, store=tmp_path / "facts", images=writer)
     assert not (tmp_path / "cache").exists()

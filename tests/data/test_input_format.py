@@ -9,7 +9,7 @@ from pylorus.data.input_format import InputFormat
 from pylorus.data.synthetic import generate_frame
 
 
-def test_cropped_to_the_field_the_consoles_text_does_not_reach_the_network(tmp_path):
+def test_cropping_removes_console_text(tmp_path):
     frame = generate_frame("gastric_cancer", seed=2, size=256, overlay=True)
     Image.fromarray(frame.image).save(tmp_path / "frame.png")
     whole = InputFormat(128, "pad", "bilinear").load_image(tmp_path / "frame.png")
@@ -22,7 +22,7 @@ def test_cropped_to_the_field_the_consoles_text_does_not_reach_the_network(tmp_p
     assert beside.shape[0] < 256 or (beside > 40).any(axis=-1).sum() < (frame.image > 40).any(axis=-1).sum()
 
 
-def test_a_frame_without_a_field_stays_as_it_is(tmp_path):
+def test_a_frame_without_a_field_is_not_cropped(tmp_path):
     pixels = np.random.default_rng(0).integers(90, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photograph.png")
     form = {"size": 64, "fit": "pad", "interpolation": "bilinear"}
@@ -31,5 +31,5 @@ def test_a_frame_without_a_field_stays_as_it_is(tmp_path):
     assert np.array_equal(read[0], pixels)
 
 
-def test_what_is_kept_of_cropped_images_is_kept_apart():
+def test_cropped_images_have_their_own_cache_entries():
     assert InputFormat(64, "pad", "bilinear").get_key() != InputFormat(64, "pad", "bilinear", crop="auto").get_key()

@@ -1,4 +1,4 @@
-"""Copies: kept in one part where Pylorus cuts, refused where the parts are given, told where they are accepted."""
+"""Copies stay in one split if Pylorus makes it, are refused if the split is given, and reported if accepted."""
 
 import re
 import shutil
@@ -32,7 +32,7 @@ def frame(number, *, label="gastric_ulcer"):
 
 @pytest.fixture
 def frames(tmp_path):
-    """Makes folders of drawn frames, each of another patient."""
+    """Create folders of synthetic frames, each of another patient."""
 
     def make(counts):
         number = 0
@@ -69,7 +69,7 @@ GIVEN = {f"{part}/{name}": 3 for part in ("train", "val", "test") for name in "a
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_cut_keeps_copies_in_one_part(frames, kind):
+def test_a_split_keeps_copies_together(frames, kind):
     root = frames({"a": 20, "b": 20})
     for original in sorted((root / "a").iterdir())[:6]:
         copied(original, kind, root / "a" / f"{original.stem}-again.png")
@@ -82,7 +82,7 @@ def test_a_cut_keeps_copies_in_one_part(frames, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_copy_across_given_parts_stops_the_run_and_names_both(frames, kind):
+def test_a_copy_in_two_given_splits_stops_the_run_and_names_both(frames, kind):
     root = frames(GIVEN)
     original = sorted((root / "train/a").iterdir())[0]
     copied(original, kind, root / "test" / "a" / "leak.png")
@@ -98,13 +98,13 @@ def test_a_copy_across_given_parts_stops_the_run_and_names_both(frames, kind):
     assert {name: count for name, count in count_leaks(found).items() if count} == {wanted: 1}
 
 
-def test_a_copy_within_one_given_part_stops_nothing(frames):
+def test_a_copy_within_one_given_split_is_accepted(frames):
     root = frames(GIVEN)
     shutil.copy(root / "train/a/001.png", root / "train/a/again.png")
     assert split_catalog(read_folders(root), DataConfig()).leaks == ()
 
 
-def test_the_validation_part_that_is_cut_from_given_training_images_keeps_copies_together(frames):
+def test_a_validation_split_drawn_from_given_training_images_keeps_copies_together(frames):
     root = frames({"train/a": 12, "train/b": 12, "test/a": 3, "test/b": 3})
     for original in sorted((root / "train/a").iterdir())[:5]:
         copied(original, "saved anew", root / "train" / "a" / f"{original.stem}-again.png")
@@ -123,7 +123,7 @@ def test_one_content_under_two_labels_is_refused_by_name(frames, kind):
     assert "remove that file" in str(caught.value)
 
 
-def test_copies_tie_patients_together_over_several_steps(frames):
+def test_copies_link_patients_transitively(frames):
     root = frames({"a/p1": 2, "a/p2": 2, "a/p3": 2, "a/p4": 2, "b/p5": 1, "b/p6": 1})
     copied(root / "a/p1/001.png", "file", root / "a/p2/x.png")
     copied(root / "a/p2/003.png", "saved anew", root / "a/p3/y.png")
@@ -133,8 +133,8 @@ def test_copies_tie_patients_together_over_several_steps(frames):
     assert told == {"p1": "p1", "p2": "p1", "p3": "p1", "p4": "p4", "p5": "p5", "p6": "p6"}
 
 
-def test_a_split_without_copies_stays_as_it_was_published(drawn):
-    catalog = read_folders(drawn, group=r"patient_\d+")
+def test_a_split_without_copies_is_unchanged_from_earlier_versions(synthetic_root):
+    catalog = read_folders(synthetic_root, group=r"patient_\d+")
     assert list(merge_linked_groups(catalog, [])) == list(catalog.table["group"])
     for table in (split_catalog(catalog, DataConfig(), copies=NONE).table, split_catalog(catalog, DataConfig()).table):
         chosen = {part: sorted(set(rows["group"])) for part, rows in table.groupby("split")}

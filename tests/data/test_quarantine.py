@@ -1,4 +1,4 @@
-"""Files that can't be read: an error that says what to do, or left out and listed; never silently dropped."""
+"""Unreadable files give an error with a remedy or are left out and listed, never dropped silently."""
 
 import logging
 
@@ -13,7 +13,7 @@ QUARANTINE = ReadOptions(on_error="quarantine")
 
 
 @pytest.fixture
-def damaged(class_folders):
+def damaged_folders(class_folders):
     """Twelve images in given parts, two of which are broken."""
     root = class_folders({f"{part}/{name}": 2 for part in ("train", "val", "test") for name in "ab"})
     for folder in ("train/a", "test/b"):
@@ -21,17 +21,17 @@ def damaged(class_folders):
     return root
 
 
-def test_unless_told_otherwise_a_broken_file_is_an_error_that_names_the_key(damaged):
+def test_by_default_a_broken_file_is_an_error_that_names_the_key(damaged_folders):
     with pytest.raises(PylorusError, match=r"2 of 12 images can't be read(?s:.*)data\.on_error=quarantine"):
-        read_folders(damaged)
+        read_folders(damaged_folders)
 
 
-def test_broken_files_are_left_out_and_listed_with_their_reasons(damaged, tmp_path, caplog):
-    catalog = read_folders(damaged, reading=QUARANTINE)
+def test_broken_files_are_left_out_and_listed_with_their_reasons(damaged_folders, tmp_path, caplog):
+    catalog = read_folders(damaged_folders, reading=QUARANTINE)
     assert len(catalog.table) == 10
     assert len(catalog.facts) == 12
-    assert [catalog.facts[place].sha256 for place in catalog.places] == list(catalog.table["sha256"])
-    write_quarantine(catalog, tmp_path)
+    assert [catalog.facts[place].sha256 for place in catalog.fact_indices] == list(catalog.table["sha256"])
+    write_quarantine(catalog.unreadable, tmp_path)
     listed = pd.read_csv(tmp_path / "quarantine.csv")
     assert list(listed["reason"]) == ["the file is empty"] * 2
     assert list(listed["path"].str.rsplit("/", n=1).str[0]) == ["test/b", "train/a"]
@@ -42,20 +42,20 @@ def test_broken_files_are_left_out_and_listed_with_their_reasons(damaged, tmp_pa
     assert listed["path"][0] in caplog.text
 
 
-def test_what_was_left_out_is_counted_by_class_and_part_without_names(damaged):
-    found = count_unreadable(read_folders(damaged, reading=QUARANTINE))
+def test_left_out_files_are_counted_by_class_and_split_without_names(damaged_folders):
+    found = count_unreadable(read_folders(damaged_folders, reading=QUARANTINE).unreadable)
     assert found == [
         {"class": "a", "split": "train", "files": 1},
         {"class": "b", "split": "test", "files": 1},
     ]
 
 
-def test_where_all_can_be_read_nothing_is_written(class_folders, tmp_path):
-    write_quarantine(read_folders(class_folders({"a": 1, "b": 1}), reading=QUARANTINE), tmp_path / "run")
+def test_without_broken_files_no_quarantine_file_is_written(class_folders, tmp_path):
+    write_quarantine(read_folders(class_folders({"a": 1, "b": 1}), reading=QUARANTINE).unreadable, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_class_of_which_nothing_is_left_is_an_error(class_folders):
+def test_a_class_without_readable_files_is_an_error(class_folders):
     root = class_folders({"a": 2, "b": 2})
     for path in (root / "b").iterdir():
         path.write_bytes(b"no image")
@@ -63,7 +63,7 @@ def test_a_class_of_which_nothing_is_left_is_an_error(class_folders):
         read_folders(root, reading=QUARANTINE)
 
 
-def test_a_file_that_a_manifest_names_and_that_is_gone_is_left_out_too(class_folders):
+def test_a_missing_file_of_a_manifest_is_left_out(class_folders):
     root = class_folders({"a": 2, "b": 2})
     paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
     table = pd.DataFrame({"path": [*paths, "a/gone.png"], "label": ["a", "a", "b", "b", "a"]})

@@ -1,4 +1,4 @@
-"""Shards: the same images, order and evaluation as from class folders, wherever they lie; and what is said of bad ones."""
+"""Shards give the same images, order and evaluation as class folders, wherever they are stored; errors in shards."""
 
 import io
 import json
@@ -30,22 +30,22 @@ POLICY = AugmentConfig(**yaml.safe_load((CONF / "augment" / "light.yaml").read_t
 
 
 @pytest.fixture(scope="module")
-def packed(drawn, tmp_path_factory):
-    """The drawn images in four shards; to be read only."""
+def shard_folder(synthetic_root, tmp_path_factory):
+    """The synthetic images in four shards; do not write to them."""
     output = tmp_path_factory.mktemp("packed") / "shards"
-    pack_shards(drawn, output, group=GROUP, per_shard=8)
+    pack_shards(synthetic_root, output, group=GROUP, per_shard=8)
     return output
 
 
 @pytest.fixture
-def catalog_of(tmp_path):
+def read_catalog(tmp_path):
     return lambda root, **further: read_shard_catalog(str(root), index=tmp_path / "index", **further)
 
 
 @pytest.fixture
-def tar_of(drawn, tmp_path):
-    """Writes one shard of members by name; `IMAGE` stands for a drawn image."""
-    image = next(drawn.rglob("*.*g")).read_bytes()
+def write_shard(synthetic_root, tmp_path):
+    """Write a shard with members by name; `IMAGE` stands for a synthetic image."""
+    image = next(synthetic_root.rglob("*.*g")).read_bytes()
 
     def write(members, name="a.tar"):
         path = tmp_path / "made" / name
@@ -83,8 +83,8 @@ def seen(module, part="train", epoch=1):
     return torch.cat([batch.row for batch in batches]), torch.cat([batch.image for batch in batches])
 
 
-def test_the_catalog_is_that_of_the_class_folders(drawn, packed, catalog_of):
-    folders, shards = read_folders(drawn, group=GROUP), catalog_of(packed)
+def test_the_catalog_is_that_of_the_class_folders(synthetic_root, shard_folder, read_catalog):
+    folders, shards = read_folders(synthetic_root, group=GROUP), read_catalog(shard_folder)
     pd.testing.assert_frame_equal(shards.table, folders.table, check_dtype=False)
     assert shards.classes == folders.classes
     assert shards.grouped
@@ -93,29 +93,31 @@ def test_the_catalog_is_that_of_the_class_folders(drawn, packed, catalog_of):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["train", "val", "test"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_those_of_the_class_folders_for_any_number_of_workers(drawn, packed, catalog_of, part, workers):
-    rows, pixels = seen(module_of(read_folders(drawn, group=GROUP)), part)
-    same_rows, same_pixels = seen(module_of(catalog_of(packed), workers=workers), part)
+def test_batches_are_those_of_the_class_folders_for_any_number_of_workers(
+    synthetic_root, shard_folder, read_catalog, part, workers
+):
+    rows, pixels = seen(module_of(read_folders(synthetic_root, group=GROUP)), part)
+    same_rows, same_pixels = seen(module_of(read_catalog(shard_folder), workers=workers), part)
     assert torch.equal(rows, same_rows)
     assert torch.equal(pixels, same_pixels)
 
 
-def test_packing_twice_gives_the_same_bytes(drawn, packed, tmp_path):
-    again = pack_shards(drawn, tmp_path / "again", group=GROUP, per_shard=8)
-    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in sorted(packed.glob("*.tar"))]
+def test_packing_twice_gives_the_same_bytes(synthetic_root, shard_folder, tmp_path):
+    again = pack_shards(synthetic_root, tmp_path / "again", group=GROUP, per_shard=8)
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in sorted(shard_folder.glob("*.tar"))]
 
 
-def test_a_manifest_is_packed_with_its_further_columns(drawn, tmp_path, catalog_of):
-    paths = sorted(path.relative_to(drawn).as_posix() for path in drawn.rglob("*.*g"))
+def test_a_manifest_is_packed_with_its_further_columns(synthetic_root, tmp_path, read_catalog):
+    paths = sorted(path.relative_to(synthetic_root).as_posix() for path in synthetic_root.rglob("*.*g"))
     table = pd.DataFrame({"path": paths, "label": [path.split("/")[0] for path in paths]})
     table["site"] = ["A" if number % 2 else "" for number in range(len(table))]
-    (tmp_path / "images").symlink_to(drawn)
+    (tmp_path / "images").symlink_to(synthetic_root)
     table.assign(path="images/" + table["path"]).to_csv(tmp_path / "set.csv", index=False)
     pack_shards(tmp_path / "set.csv", tmp_path / "out")
-    assert list(catalog_of(tmp_path / "out").table["about/site"]) == list(table["site"])
+    assert list(read_catalog(tmp_path / "out").table["about/site"]) == list(table["site"])
 
 
-def test_windows_walk_shard_by_shard_and_miss_no_image():
+def test_windows_read_shard_by_shard_and_cover_every_image():
     windows = ShardWindows(np.repeat(np.arange(10, dtype=np.int32), 7)[np.random.default_rng(1).permutation(70)], 2)
     order = windows.generate_order(np.random.default_rng(3))
     assert sorted(order) == list(range(70))
@@ -126,16 +128,18 @@ def test_windows_walk_shard_by_shard_and_miss_no_image():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_order_in_windows_is_one_of_seed_and_epoch(packed, catalog_of, workers):
-    rows, pixels = seen(module_of(catalog_of(packed), window=1))
-    same, same_pixels = seen(module_of(catalog_of(packed), window=1, workers=workers))
+def test_the_order_in_windows_depends_only_on_seed_and_epoch(shard_folder, read_catalog, workers):
+    rows, pixels = seen(module_of(read_catalog(shard_folder), window=1))
+    same, same_pixels = seen(module_of(read_catalog(shard_folder), window=1, workers=workers))
     assert torch.equal(rows, same)
     assert torch.equal(pixels, same_pixels)
-    assert not torch.equal(rows, seen(module_of(catalog_of(packed), window=1), epoch=2)[0])
+    assert not torch.equal(rows, seen(module_of(read_catalog(shard_folder), window=1), epoch=2)[0])
 
 
-def test_a_second_start_reads_no_shard(packed, tmp_path, monkeypatch):
-    start = partial(read_shard_catalog, str(packed), index=tmp_path, reading=ReadOptions(store=tmp_path / "facts"))
+def test_a_second_start_reads_no_shard(shard_folder, tmp_path, monkeypatch):
+    start = partial(
+        read_shard_catalog, str(shard_folder), index=tmp_path, reading=ReadOptions(store=tmp_path / "facts")
+    )
     first = start()
     monkeypatch.setattr("pylorus.data.shards.open_shard", lambda shard: pytest.fail("indexed again"))
     monkeypatch.setattr("pylorus.data.shards.read_range", lambda *_: pytest.fail("read again"))
@@ -144,7 +148,7 @@ def test_a_second_start_reads_no_shard(packed, tmp_path, monkeypatch):
     assert [each.pixels for each in first.facts] == [each.pixels for each in second.facts]
 
 
-def test_indexing_goes_on_where_it_was_stopped(packed, tmp_path, monkeypatch):
+def test_interrupted_indexing_continues(shard_folder, tmp_path, monkeypatch):
     true, names = sources.load_shard_index, []
 
     def dies(shard, folder):
@@ -154,14 +158,14 @@ def test_indexing_goes_on_where_it_was_stopped(packed, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sources, "load_shard_index", dies)
     with pytest.raises(KeyboardInterrupt):
-        read_shard_catalog(str(packed), index=tmp_path / "index")
+        read_shard_catalog(str(shard_folder), index=tmp_path / "index")
     monkeypatch.setattr(sources, "load_shard_index", true)
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "index").iterdir()}
     assert done
     assert all(path.suffix == ".parquet" and not path.name.startswith(".") for path in done)
     opened = sources.load_shard_index.__globals__["open_shard"]
     monkeypatch.setattr("pylorus.data.shards.open_shard", lambda shard: (names.append(shard.name), opened(shard))[1])
-    assert len(read_shard_catalog(str(packed), index=tmp_path / "index").table) == 30
+    assert len(read_shard_catalog(str(shard_folder), index=tmp_path / "index").table) == 30
     assert len(names) == 4 - len(done)
     assert all(path.stat().st_mtime_ns == time for path, time in done.items())
 
@@ -193,8 +197,8 @@ class Ranges(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def served(packed):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, directory=packed))
+def shard_server(shard_folder):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, directory=shard_folder))
     server.ranges = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
@@ -204,25 +208,25 @@ def served(packed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_shards_of_a_web_server_give_the_same_batches(packed, served, catalog_of, workers):
-    url = f"http://127.0.0.1:{served.server_port}/shard-{{000000..000003}}.tar"
-    rows, pixels = seen(module_of(catalog_of(packed)))
-    same_rows, same_pixels = seen(module_of(catalog_of(url), workers=workers))
+def test_shards_of_a_web_server_give_the_same_batches(shard_folder, shard_server, read_catalog, workers):
+    url = f"http://127.0.0.1:{shard_server.server_port}/shard-{{000000..000003}}.tar"
+    rows, pixels = seen(module_of(read_catalog(shard_folder)))
+    same_rows, same_pixels = seen(module_of(read_catalog(url), workers=workers))
     assert torch.equal(rows, same_rows)
     assert torch.equal(pixels, same_pixels)
 
 
-def test_a_server_that_gives_whole_files_only_is_refused(served, catalog_of):
-    served.ranges = False
+def test_a_server_without_range_requests_is_refused(shard_server, read_catalog):
+    shard_server.ranges = False
     with pytest.raises(PylorusError, match=r"shard-000000\.tar"):
-        catalog_of(f"http://127.0.0.1:{served.server_port}/shard-{{000000..000003}}.tar")
+        read_catalog(f"http://127.0.0.1:{shard_server.server_port}/shard-{{000000..000003}}.tar")
 
 
-def test_shards_of_any_store_of_fsspec_are_catalogued(packed, drawn, catalog_of):
-    for path in packed.glob("*.tar"):
+def test_shards_in_any_fsspec_store_are_read(shard_folder, synthetic_root, read_catalog):
+    for path in shard_folder.glob("*.tar"):
         fsspec.filesystem("memory").pipe(f"/set/{path.name}", path.read_bytes())
-    catalog = catalog_of("memory://set/shard-{000000..000003}.tar")
-    assert list(catalog.table["sha256"]) == list(read_folders(drawn).table["sha256"])
+    catalog = read_catalog("memory://set/shard-{000000..000003}.tar")
+    assert list(catalog.table["sha256"]) == list(read_folders(synthetic_root).table["sha256"])
 
 
 def label(name):
@@ -246,42 +250,42 @@ GOOD = [("x.png", "IMAGE"), ("x.json", label("a")), ("y.png", "IMAGE"), ("y.json
         ([], r"a\.tar: contains no images"),
     ],
 )
-def test_what_is_wrong_with_a_shard_is_said_with_its_name_and_the_key(tar_of, catalog_of, members, said):
+def test_errors_in_a_shard_name_shard_and_key(write_shard, read_catalog, members, said):
     with pytest.raises(PylorusError, match=said):
-        catalog_of(tar_of(members).parent, classes=["a", "b"] if len(members) != 2 else None)
+        read_catalog(write_shard(members).parent, classes=["a", "b"] if len(members) != 2 else None)
 
 
-def test_a_key_in_two_shards_is_refused_with_both(tar_of, catalog_of):
-    tar_of(GOOD)
+def test_a_key_in_two_shards_is_refused_with_both(write_shard, read_catalog):
+    write_shard(GOOD)
     with pytest.raises(PylorusError, match=r"key x\.png is in shards a\.tar and b\.tar"):
-        catalog_of(tar_of(GOOD, "b.tar").parent)
+        read_catalog(write_shard(GOOD, "b.tar").parent)
 
 
-def test_numbers_of_webdataset_count_the_classes_that_are_named(tar_of, catalog_of):
-    path = tar_of([("x.png", "IMAGE"), ("x.cls", "1"), ("y.png", "IMAGE"), ("y.cls", "0")])
-    assert list(catalog_of(path, classes=["b", "a"]).table["label"]) == [1, 0]
+def test_numeric_labels_index_the_configured_classes(write_shard, read_catalog):
+    path = write_shard([("x.png", "IMAGE"), ("x.cls", "1"), ("y.png", "IMAGE"), ("y.cls", "0")])
+    assert list(read_catalog(path, classes=["b", "a"]).table["label"]) == [1, 0]
 
 
 @pytest.mark.parametrize("left", [0.1, 0.3, 0.5])
-def test_a_cut_shard_is_refused_wherever_it_was_cut(packed, tmp_path, catalog_of, left):
-    whole = (packed / "shard-000000.tar").read_bytes()
+def test_a_truncated_shard_is_refused(shard_folder, tmp_path, read_catalog, left):
+    whole = (shard_folder / "shard-000000.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: int(len(whole) * left)])
     with pytest.raises(PylorusError, match=r"cut\.tar.*truncated"):
-        catalog_of(tmp_path / "cut.tar")
+        read_catalog(tmp_path / "cut.tar")
 
 
-def test_a_shard_cut_between_two_members_is_refused(tar_of, catalog_of):
-    path = tar_of(GOOD)
+def test_a_shard_truncated_between_two_members_is_refused(write_shard, read_catalog):
+    path = write_shard(GOOD)
     with tarfile.open(path) as tar:
         end = tar.getmembers()[2].offset
     path.write_bytes(path.read_bytes()[:end])
     with pytest.raises(PylorusError, match=r"a\.tar: truncated or damaged after x\.json"):
-        catalog_of(path)
+        read_catalog(path)
 
 
-def test_a_shard_that_changes_after_it_was_indexed_gives_no_image(tar_of, catalog_of):
-    path = tar_of(GOOD)
-    place = catalog_of(path).root / "x.png"
+def test_a_shard_changed_after_indexing_is_an_error(write_shard, read_catalog):
+    path = write_shard(GOOD)
+    place = read_catalog(path).root / "x.png"
     whole = path.read_bytes()
     path.write_bytes(whole[:600])
     with pytest.raises(UnreadableImageError, match=r"shard a\.tar has changed .* ends within x\.png"):

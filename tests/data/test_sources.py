@@ -1,4 +1,4 @@
-"""A table that names files: what it must hold, what it may hold, and what is said where it does not."""
+"""Manifests: required columns, optional columns, and error messages."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ def rows(class_folders):
 
 
 @pytest.fixture
-def written(rows):
+def write_manifest(rows):
     """Writes a changed manifest beside the images."""
     root, table = rows
 
@@ -45,8 +45,8 @@ def written(rows):
 
 
 @pytest.mark.parametrize("name", ["manifest.csv", "manifest.parquet"])
-def test_it_gives_labels_patients_and_further_columns(written, name):
-    catalog = read_manifest(written(name=name))
+def test_a_manifest_gives_labels_patients_and_further_columns(write_manifest, name):
+    catalog = read_manifest(write_manifest(name=name))
     assert catalog.classes == ("a", "b")
     assert catalog.grouped
     first = catalog.table.iloc[0]
@@ -55,30 +55,30 @@ def test_it_gives_labels_patients_and_further_columns(written, name):
     assert len(first["sha256"]) == 64
 
 
-def test_paths_may_lie_below_another_root(written, rows, tmp_path):
+def test_manifest_paths_may_be_relative_to_a_root(write_manifest, rows, tmp_path):
     root, _ = rows
     moved = tmp_path / "tables" / "list.csv"
     moved.parent.mkdir()
-    written().rename(moved)
+    write_manifest().rename(moved)
     assert len(read_manifest(moved, root=root).table) == 24
     with pytest.raises(PylorusError, match=r"24 of 24 files do not exist below (?s:.*)Set data.root"):
         read_manifest(moved)
 
 
-def test_without_groups_every_image_is_its_own(written):
-    catalog = read_manifest(written(lambda table: table.drop(columns="group")))
+def test_without_groups_every_image_is_its_own_group(write_manifest):
+    catalog = read_manifest(write_manifest(lambda table: table.drop(columns="group")))
     assert not catalog.grouped
     assert catalog.table["group"].nunique() == 24
 
 
-def test_an_expression_finds_patients_where_the_user_gives_one(written):
-    catalog = read_manifest(written(), group=r"^(a|b)/")
+def test_a_regular_expression_finds_patients(write_manifest):
+    catalog = read_manifest(write_manifest(), group=r"^(a|b)/")
     assert set(catalog.table["group"]) == {"a", "b"}
 
 
-def test_its_split_stands(written):
+def test_the_split_of_a_manifest_is_used(write_manifest):
     said = lambda table: table.assign(split=["Train" if n % 4 else "TEST" for n in range(len(table))])  # noqa: E731
-    table = split(read_manifest(written(said)), DataConfig(accept_leaks=True, validation="test"))
+    table = split(read_manifest(write_manifest(said)), DataConfig(accept_leaks=True, validation="test"))
     assert table["split"].value_counts().to_dict() == {"train": 18, "test": 6}
 
 
@@ -97,12 +97,12 @@ def test_its_split_stands(written):
         (lambda t: t.assign(group=""), 'column "group" is empty'),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_it_is_named(written, change, message):
+def test_errors_in_a_manifest_are_named(write_manifest, change, message):
     with pytest.raises(PylorusError, match=message):
-        read_manifest(written(change))
+        read_manifest(write_manifest(change))
 
 
-def test_what_is_no_table_is_named(tmp_path):
+def test_a_manifest_that_is_not_a_table_is_named(tmp_path):
     with pytest.raises(PylorusError, match="expected an existing file"):
         read_manifest(tmp_path / "none.csv")
     (tmp_path / "list.xlsx").write_bytes(b"PK")
@@ -113,40 +113,42 @@ def test_what_is_no_table_is_named(tmp_path):
         read_manifest(tmp_path / "list.parquet")
 
 
-def test_classes_must_be_those_that_the_user_names(written):
+def test_classes_must_be_those_that_the_user_names(write_manifest):
     with pytest.raises(PylorusError, match=r'label "b" is not among data.classes \(a, c\)'):
-        read_manifest(written(), classes=["a", "c"])
+        read_manifest(write_manifest(), classes=["a", "c"])
     with pytest.raises(PylorusError, match='no row has label "c"'):
-        read_manifest(written(), classes=["a", "b", "c"])
+        read_manifest(write_manifest(), classes=["a", "b", "c"])
 
 
-def test_a_site_is_tested_on(written):
-    table = split(read_manifest(written()), DataConfig(test_column="site", test_values=["B"], val_fraction=0.3))
+def test_a_site_can_be_the_test_set(write_manifest):
+    table = split(read_manifest(write_manifest()), DataConfig(test_column="site", test_values=["B"], val_fraction=0.3))
     assert set(table.loc[table["split"] == "test", "about/site"]) == {"B"}
     assert set(table.loc[table["split"] != "test", "about/site"]) == {"A"}
 
 
 @pytest.mark.parametrize(("column", "first"), [("date", "2014"), ("age", "44")])
-def test_what_came_later_is_tested_on(written, column, first):
+def test_later_images_can_be_the_test_set(write_manifest, column, first):
     both = lambda t: t.assign(**{column: [str(v) for v in t[column]], "label": ["a", "b"] * 12})  # noqa: E731
-    table = split(read_manifest(written(both)), DataConfig(test_column=column, test_from=first, val_fraction=0.3))
+    table = split(
+        read_manifest(write_manifest(both)), DataConfig(test_column=column, test_from=first, val_fraction=0.3)
+    )
     late = {f"p{n}" for n in range(4, 12)}
     assert set(table.loc[table["split"] == "test", "group"]) == late
 
 
-def test_numbers_are_ordered_as_numbers(written):
+def test_numbers_are_ordered_as_numbers(write_manifest):
     def young_and_old(table):
         return table.assign(age=["9", "9", "10", "10"] * 6, label=["a", "b"] * 12, group=table["path"])
 
     table = split(
-        read_manifest(written(young_and_old)), DataConfig(test_column="age", test_from="10", val_fraction=0.3)
+        read_manifest(write_manifest(young_and_old)), DataConfig(test_column="age", test_from="10", val_fraction=0.3)
     )
     assert set(table.loc[table["split"] == "test", "about/age"]) == {"10"}
     assert set(table.loc[table["split"] != "test", "about/age"]) == {"9"}
 
 
-def test_a_column_or_value_that_there_is_not_is_named(written):
-    catalog = read_manifest(written())
+def test_an_unknown_column_or_value_is_named(write_manifest):
+    catalog = read_manifest(write_manifest())
     with pytest.raises(PylorusError, match=r'no additional column "sit". Did you mean "site"\?'):
         split(catalog, DataConfig(test_column="sit", test_values=["B"]))
     with pytest.raises(PylorusError, match='no image has "C" in column site'):
@@ -159,8 +161,8 @@ def by_site(data):
 
 
 @pytest.mark.parametrize("value", ["1", "01", "1.0"])
-def test_each_site_is_left_out_in_turn_and_its_patients_are_tested_once(written, value):
-    catalog = read_manifest(written(by_site))
+def test_each_site_is_left_out_in_turn_and_its_patients_are_tested_once(write_manifest, value):
+    catalog = read_manifest(write_manifest(by_site))
     first = split(catalog, DataConfig(fold=value, fold_column="site", val_fraction=0.3))
     assert set(first.loc[first["split"] == "test", "about/site"]) == {"1"}
     other = split(catalog, DataConfig(fold="2", fold_column="site", val_fraction=0.3))
@@ -170,12 +172,14 @@ def test_each_site_is_left_out_in_turn_and_its_patients_are_tested_once(written,
         assert (table.groupby("group")["split"].nunique() == 1).all()
 
 
-def test_a_site_that_there_is_not_is_named_with_those_that_there_are_and_the_command(written):
-    catalog = read_manifest(written(lambda t: t.assign(site=by_site(t)["site"].map({"1": "Hanoi", "2": "Bonn"}))))
+def test_an_unknown_site_is_refused_with_a_list_of_sites(write_manifest):
+    catalog = read_manifest(
+        write_manifest(lambda t: t.assign(site=by_site(t)["site"].map({"1": "Hanoi", "2": "Bonn"})))
+    )
     with pytest.raises(PylorusError, match='no image has "Hanoy" in column site. Did you mean "Hanoi"') as refused:
         split(catalog, DataConfig(fold="Hanoy", fold_column="site"))
     assert "-m data.fold=Bonn,Hanoi data.fold_column=site" in str(refused.value)
-    spaced = read_manifest(written(lambda t: t.assign(site="site " + by_site(t)["site"])))
+    spaced = read_manifest(write_manifest(lambda t: t.assign(site="site " + by_site(t)["site"])))
     with pytest.raises(PylorusError, match="""-m 'data.fold="site 1","site 2"' data.fold_column=site"""):
         split(spaced, DataConfig(fold="3", fold_column="site"))
     with pytest.raises(PylorusError, match=r'data.fold_column: .* no additional column "sites". Did you mean "site"'):
@@ -193,13 +197,13 @@ def test_a_site_that_there_is_not_is_named_with_those_that_there_are_and_the_com
          'class "b" has no image in train. All of its 12 images have site=2'),
     ],
 )  # fmt: skip
-def test_a_column_that_can_not_make_folds_is_refused(written, change, message):
+def test_a_column_unsuitable_for_folds_is_refused(write_manifest, change, message):
     with pytest.raises(PylorusError, match=message):
-        split(read_manifest(written(change)), DataConfig(fold="2", fold_column="site", val_fraction=0.3))
+        split(read_manifest(write_manifest(change)), DataConfig(fold="2", fold_column="site", val_fraction=0.3))
 
 
 @pytest.mark.parametrize("fold", ["1", "2", "3"])
-def test_a_patient_in_two_sites_is_refused_in_every_fold_unless_accepted(written, fold):
+def test_a_patient_in_two_sites_is_refused_in_every_fold_unless_accepted(write_manifest, fold):
     def moved(table):
         table = by_site(table)
         table.loc[table["path"].str.contains("p11/"), "site"] = "3"
@@ -207,7 +211,7 @@ def test_a_patient_in_two_sites_is_refused_in_every_fold_unless_accepted(written
         table.loc[table["group"].eq("p4").idxmax(), "site"] = "1"
         return table
 
-    catalog = read_manifest(written(moved))
+    catalog = read_manifest(write_manifest(moved))
     data = DataConfig(fold=fold, fold_column="site", val_fraction=0.3)
     with pytest.raises(
         PylorusError, match=r"found under more than one value of column site: 1 patient\.\n.*\(1\) and .*: patient p4"
@@ -217,8 +221,8 @@ def test_a_patient_in_two_sites_is_refused_in_every_fold_unless_accepted(written
     assert len(accepted.leaks) == (fold != "2")
 
 
-def test_a_split_made_once_serves_other_runs(written, tmp_path):
-    catalog = read_manifest(written())
+def test_a_split_file_can_be_used_by_other_runs(write_manifest, tmp_path):
+    catalog = read_manifest(write_manifest())
     first = split(catalog, DataConfig(val_fraction=0.3, test_fraction=0.3), seed=3)
     file = tmp_path / "split.csv"
     write_split(first, catalog.classes, file)
@@ -231,9 +235,9 @@ def test_a_split_made_once_serves_other_runs(written, tmp_path):
     [("content", "the content of 1 image differs from the file"), ("class", "the class of 1 image differs from the file"), ("group", "the group of 1 image differs from the file"),
      ("gone", "1 image in the file but missing from the image set"), ("new", "1 image missing from the file")],
 )  # fmt: skip
-def test_a_split_of_other_images_is_refused_and_the_image_named(written, rows, tmp_path, change, message):
+def test_a_split_of_other_images_is_refused_and_the_image_named(write_manifest, rows, tmp_path, change, message):
     root, table = rows
-    catalog = read_manifest(written())
+    catalog = read_manifest(write_manifest())
     file = tmp_path / "split.csv"
     made = split(catalog, DataConfig(val_fraction=0.3, test_fraction=0.3))
     write_split(made if change != "new" else made.iloc[1:], catalog.classes, file)
@@ -246,11 +250,11 @@ def test_a_split_of_other_images_is_refused_and_the_image_named(written, rows, t
         "gone": lambda t: t.iloc[1:],
     }.get(change)
     with pytest.raises(PylorusError, match=message) as refused:
-        split(read_manifest(written(other)), DataConfig(split_file=str(file)))
+        split(read_manifest(write_manifest(other)), DataConfig(split_file=str(file)))
     assert path in str(refused.value)
 
 
-def test_what_is_no_split_file_is_named(written, tmp_path):
+def test_an_invalid_split_file_is_named(write_manifest, tmp_path):
     (tmp_path / "split.csv").write_text("path,part\na,b\n")
     with pytest.raises(PylorusError, match=r"data.split_file: can't read .* as a split.csv of Pylorus"):
-        split(read_manifest(written()), DataConfig(split_file=str(tmp_path / "split.csv")))
+        split(read_manifest(write_manifest()), DataConfig(split_file=str(tmp_path / "split.csv")))

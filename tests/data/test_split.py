@@ -1,4 +1,4 @@
-"""No patient on two sides, every class on each, and the same split from the same split seed."""
+"""No patient is in two splits, every class is in each, and the same split seed gives the same split."""
 
 import shutil
 
@@ -23,12 +23,12 @@ def catalog(class_folders):
     return read_folders(root, group=r"p\d+(?=/)")
 
 
-def test_a_patient_lies_in_one_part_only(catalog):
+def test_a_patient_is_in_one_split_only(catalog):
     table = split(catalog, seed=0)
     assert (table.groupby("group")["split"].nunique() == 1).all()
 
 
-def test_every_class_lies_in_every_part_in_about_its_share(catalog):
+def test_every_class_is_in_every_split_with_about_its_fraction(catalog):
     table = split(catalog, seed=0)
     counts = pd.crosstab(table["split"], table["label"])
     assert counts.loc["test"].tolist() == [8, 4]
@@ -42,7 +42,7 @@ def test_the_same_split_seed_gives_the_same_split_and_another_another(catalog):
     assert not first.equals(other)
 
 
-def test_given_test_folders_stand_and_validation_is_cut_from_training_by_patient(class_folders):
+def test_given_test_folders_are_used_and_validation_is_drawn_by_patient(class_folders):
     counts = {f"train/{name}/{name}p{n}": 2 for name in "ab" for n in range(10)} | {"test/a/ap90": 3, "test/b/bp90": 3}
     table = split(read_folders(class_folders(counts), group=r"[ab]p\d+(?=/)"), seed=0)
     assert (table["path"].str.startswith("test/") == (table["split"] == "test")).all()
@@ -50,13 +50,13 @@ def test_given_test_folders_stand_and_validation_is_cut_from_training_by_patient
     assert (table.groupby("group")["split"].nunique() == 1).all()
 
 
-def test_given_validation_folders_stand(class_folders):
+def test_given_validation_folders_are_used(class_folders):
     root = class_folders({f"{part}/{name}": 3 for part in ("train", "val", "test") for name in "ab"})
     table = split(read_folders(root), seed=0)
     assert (table["path"].str.split("/").str[0] == table["split"]).all()
 
 
-def test_validating_on_the_test_images_keeps_all_others_for_training(class_folders):
+def test_validation_on_test_images_leaves_all_others_for_training(class_folders):
     root = class_folders({f"{part}/{name}": 3 for part in ("train", "test") for name in "ab"})
     table = split(read_folders(root), validation="test", seed=0)
     assert table["split"].value_counts().to_dict() == {"train": 6, "test": 6}
@@ -68,7 +68,7 @@ def test_validating_on_the_test_images_is_refused_where_validation_images_are_gi
         split(read_folders(root), validation="test", seed=0)
 
 
-def test_a_patient_on_both_sides_stops_the_run_unless_accepted(class_folders):
+def test_a_patient_in_two_splits_stops_the_run_unless_accepted(class_folders):
     root = class_folders(
         {"train/a/p1": 2, "train/b/p2": 2, "val/a/p3": 1, "val/b/p4": 1, "test/a/p1": 1, "test/b/p5": 1}
     )
@@ -78,7 +78,7 @@ def test_a_patient_on_both_sides_stops_the_run_unless_accepted(class_folders):
     assert len(split(catalog, accept_leaks=True, seed=0)) == 8
 
 
-def test_the_same_image_on_both_sides_stops_the_run(class_folders):
+def test_the_same_image_in_two_splits_stops_the_run(class_folders):
     root = class_folders({f"{part}/{name}": 3 for part in ("train", "val", "test") for name in "ab"})
     shutil.copy(next((root / "test/a").iterdir()), root / "train/a/renamed.png")
     with pytest.raises(PylorusError, match=r"1 pair of identical files.*(\n.*)*renamed\.png"):
@@ -91,13 +91,13 @@ def test_the_order_in_which_a_user_names_the_classes_does_not_change_the_split(c
     assert first["split"].tolist() == other["split"].tolist()
 
 
-def test_two_patients_of_a_class_suffice_where_the_test_images_are_validated_on(class_folders):
+def test_two_patients_of_a_class_suffice_with_validation_on_test_images(class_folders):
     root = class_folders({f"{name}/p{number}{name}": 4 for name in "ab" for number in range(2)})
     table = split(read_folders(root, group=r"p\d\w"), validation="test")
     assert pd.crosstab(table["split"], table["label"]).to_numpy().tolist() == [[4, 4], [4, 4]]
 
 
-def test_what_was_asked_and_what_hangs_together_is_told_with_the_split(class_folders):
+def test_a_split_records_requested_fractions_and_linked_groups(class_folders):
     root = class_folders({f"a/p{n}": 2 for n in range(40)} | {f"b/q{n}": 2 for n in range(20)} | {"b/q99": 200})
     catalog = read_folders(root, group=r"[pq]\d+")
     found = cut(catalog, DataConfig(test_fraction=0.2, val_fraction=0.1))
@@ -115,7 +115,7 @@ def test_a_class_of_too_few_patients_is_named(class_folders):
         split(read_folders(root, group=r"p\d+(?=/)|patient_\d+"), seed=0)
 
 
-def test_the_file_of_a_split_says_where_each_image_lies_and_its_hash_cites_it(catalog, tmp_path):
+def test_the_split_file_lists_each_image_and_has_a_hash(catalog, tmp_path):
     table = split(catalog, seed=0)
     first = write_split(table, catalog.classes, tmp_path / "split.csv")
     written = pd.read_csv(tmp_path / "split.csv")
@@ -136,7 +136,7 @@ def test_folds_test_each_image_once_and_keep_patients_whole(catalog):
     assert (times == 1).all()
 
 
-def test_folds_of_another_split_seed_are_others(catalog):
+def test_another_split_seed_gives_other_folds(catalog):
     first, other = (split(catalog, fold=0, folds=5, seed=seed)["split"] == "test" for seed in (1, 2))
     assert not first.equals(other)
 

@@ -1,4 +1,4 @@
-"""Splits and folds: every patient has the same chance, every class its fraction, and messages name both."""
+"""Splits and folds: every patient has the same probability, every class its fraction, and deviations are reported."""
 
 import subprocess
 import sys
@@ -31,35 +31,35 @@ def draw_often(sizes, draws, classes=3):
 
 
 @pytest.fixture(scope="module")
-def skewed():
+def skewed_groups():
     """120 patients of 1 to 30 images in 200 draws."""
     sizes = np.random.default_rng(8).integers(1, 31, 120)
     return sizes, *draw_often(sizes, 200)
 
 
-def test_the_largest_patient_is_tested_as_often_as_its_share_says(skewed):
-    sizes, drawn, _ = skewed
+def test_the_largest_patient_is_tested_as_often_as_requested(skewed_groups):
+    sizes, drawn, _ = skewed_groups
     assert drawn[:, sizes.argmax()].mean() == pytest.approx(SHARE, abs=0.05)
 
 
-def test_small_and_large_patients_have_the_same_chance(skewed):
-    sizes, drawn, _ = skewed
+def test_small_and_large_patients_have_equal_probability(skewed_groups):
+    sizes, drawn, _ = skewed_groups
     for fifth in np.array_split(sizes.argsort(), 5):
         assert drawn[:, fifth].mean() == pytest.approx(SHARE, abs=0.015)
 
 
-def test_patients_have_as_many_images_in_the_part_as_outside_it(skewed):
-    sizes, drawn, _ = skewed
+def test_patient_sizes_are_equal_inside_and_outside_the_split(skewed_groups):
+    sizes, drawn, _ = skewed_groups
     inside = np.mean([sizes[row].mean() for row in drawn])
     assert inside == pytest.approx(sizes.mean(), rel=0.03)
 
 
-def test_each_class_gets_its_share_of_images_in_every_draw(skewed):
-    *_, shares = skewed
+def test_each_class_gets_its_fraction_of_images_in_every_split(skewed_groups):
+    *_, shares = skewed_groups
     assert np.abs(shares - SHARE).max() < 0.01
 
 
-def test_a_patient_larger_than_the_part_stays_out_and_the_others_fill_it():
+def test_a_patient_larger_than_the_split_stays_in_training():
     sizes = np.random.default_rng(1).integers(1, 10, 60)
     sizes[0] = sizes[1:].sum() * 2 // 3  # 40 % of all images
     drawn, shares = draw_often(sizes, 60)
@@ -67,7 +67,7 @@ def test_a_patient_larger_than_the_part_stays_out_and_the_others_fill_it():
     assert np.abs(shares - SHARE).max() < 0.02
 
 
-def test_a_patient_smaller_than_the_part_is_drawn_although_its_class_then_has_more_than_its_share():
+def test_a_large_patient_may_exceed_the_fraction_of_its_class():
     sizes = np.random.default_rng(1).integers(1, 10, 100)
     sizes[0] = sizes[1:].sum() // 9  # 10 % of all images, a quarter of its class
     drawn, shares = draw_often(sizes, 200)
@@ -76,7 +76,7 @@ def test_a_patient_smaller_than_the_part_is_drawn_although_its_class_then_has_mo
     assert np.abs(without - SHARE).max() < 0.02
 
 
-def test_a_rare_class_leaves_one_image_to_each_part_and_the_others_their_shares():
+def test_a_rare_class_has_an_image_in_each_split_and_changes_no_other_fraction():
     labels = np.repeat([0, 1, 2], [200, 200, 3])
     groups = np.array([f"image {number}" for number in range(403)])
     for seed in range(20):
@@ -112,7 +112,7 @@ def test_neither_the_order_of_images_nor_the_numbers_of_classes_matter():
 
 
 @pytest.mark.parametrize("trial", range(40))
-def test_however_few_patients_each_class_is_inside_and_outside(trial):
+def test_each_class_is_inside_and_outside_with_few_patients(trial):
     rng = np.random.default_rng(trial)
     classes = int(rng.integers(2, 6))
     labels, groups = patients_of(rng.geometric(rng.uniform(0.05, 1), int(rng.integers(3 * classes, 40))), classes)
@@ -129,7 +129,7 @@ def test_too_few_groups_of_a_class_are_refused():
 
 
 @pytest.mark.slow
-def test_the_package_gives_its_cuts_without_importing_numpy_before_they_are_asked_for():
+def test_pylorus_data_exports_split_functions_without_importing_numpy():
     program = (
         "import sys, pylorus.data; assert 'numpy' not in sys.modules; "
         "from pylorus.data import draw_part, stratified_folds; print(stratified_folds.__name__)"
@@ -175,12 +175,12 @@ def even(name, patients=50, images=2):
     return [(name, part, images) for part in [*parts, *["train"] * (patients - len(parts))]]
 
 
-def test_a_split_that_holds_its_shares_and_enough_patients_is_not_warned_of():
+def test_a_split_with_its_fractions_and_enough_patients_has_no_warning():
     table = rows(*even("a", 100), *even("b", 100))
     assert explain_split(table, {"test": 0.2, "val": 0.1}, grouped=True) == ()
 
 
-def test_a_part_with_one_large_patient_is_named_with_class_shares_and_reason():
+def test_a_split_with_one_large_patient_is_reported_with_the_reason():
     table = rows(*even("a", 100), ("a", "test", 100), *even("b", 100))
     (said,) = explain_split(table, {"test": 0.2, "val": 0.1}, grouped=True)
     assert said == (
@@ -189,7 +189,7 @@ def test_a_part_with_one_large_patient_is_named_with_class_shares_and_reason():
     )
 
 
-def test_a_patient_too_large_to_be_drawn_is_the_reason_for_a_small_share():
+def test_a_patient_too_large_to_draw_explains_a_small_fraction():
     table = rows(*even("a", 100), ("a", "train", 500), *even("b", 100))
     test, val = explain_split(table, {"test": 0.2, "val": 0.1}, grouped=True)
     assert '5.7 % of "a" (one patient has 71.4 % of them, too many to be drawn)' in test
@@ -197,7 +197,7 @@ def test_a_patient_too_large_to_be_drawn_is_the_reason_for_a_small_share():
     assert '"b"' not in test + val
 
 
-def test_each_part_needs_an_image_of_a_rare_class():
+def test_a_rare_class_explains_a_large_fraction():
     table = rows(*even("a", 100, 1), *[("rare", part, 1) for part in ("train", "val", "test")])
     test, val, few = explain_split(table, {"test": 0.2, "val": 0.1}, grouped=False)
     assert '33.3 % of "rare" (each split needs at least one of its 3 images)' in test
@@ -205,7 +205,7 @@ def test_each_part_needs_an_image_of_a_rare_class():
     assert '"rare" 1 in training, 1 in validation and 1 in test' in few
 
 
-def test_copies_and_groups_of_several_classes_are_reasons():
+def test_copies_and_mixed_groups_explain_deviations():
     table = rows(*[("a", "test", 1)] * 30, *[("a", "train", 1)] * 70, *even("b", 100))
     (said,) = (s for s in explain_split(table, {"test": 0.2}, grouped=True, joined=12) if "20 %" in s)
     assert '30.0 % of "a" (copies of images link 12 patients of the set to others)' in said
@@ -214,13 +214,13 @@ def test_copies_and_groups_of_several_classes_are_reasons():
     assert "2 of its 100 patients have images of other classes too and can't be divided" in said
 
 
-def test_a_share_that_sizes_do_not_explain_is_not_explained_by_them():
+def test_an_unexplained_deviation_gets_no_false_reason():
     table = rows(*[("a", "test", 1)] * 70, *[("a", "train", 1)] * 130, *even("b", 100))
     (said,) = (s for s in explain_split(table, {"test": 0.2}, grouped=False) if "20 %" in s)
     assert '35.0 % of "a" (the sizes of its images do not explain this; a new draw would come closer)' in said
 
 
-def test_few_patients_are_told_where_no_share_was_asked():
+def test_few_patients_are_reported_for_a_given_split():
     table = rows(
         *[("a", part, 3) for part in ("train", "test")] * 4, *[("b", part, 1) for part in ("train", "test")] * 9
     )
@@ -230,7 +230,7 @@ def test_few_patients_are_told_where_no_share_was_asked():
     )
 
 
-def test_a_share_is_asked_only_of_parts_that_are_drawn():
+def test_fractions_are_requested_only_for_drawn_splits():
     def asked(*given, chosen=False, fixed=False, **changed):
         return get_requested_fractions(given=given, chosen=chosen, fixed=fixed, **(ASKED | changed))
 

@@ -1,4 +1,4 @@
-"""What demo and tests rely on in the drawn images."""
+"""Properties of the synthetic images on which demo and tests rely."""
 
 import re
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_every_class_has_a_short_name() -> None:
 
 
 @pytest.mark.parametrize("label", CLASSES)
-def test_a_frame_is_a_function_of_its_arguments_and_leaves_global_chance_alone(label: str) -> None:
+def test_a_frame_is_a_function_of_its_arguments(label: str) -> None:
     np.random.seed(0)
     one = generate_frame(label, seed=3, view=1, size=64)
     two = generate_frame(label, seed=3, view=1, size=64)
@@ -130,7 +130,7 @@ def test_an_existing_empty_folder_is_filled(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(CLASSES)
 
 
-def test_a_folder_that_holds_something_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+def test_a_nonempty_folder_is_refused_and_unchanged(tmp_path: Path) -> None:
     kept = tmp_path / "notes.txt"
     kept.write_text("mine")
     for taken in (tmp_path, kept):
@@ -189,7 +189,7 @@ def test_a_frame_out_of_range_is_refused() -> None:
         generate_frame("gastric_ulcer", seed=0, view=-1)
 
 
-def test_the_mean_colour_does_not_give_the_class_away() -> None:
+def test_the_mean_color_does_not_reveal_the_class() -> None:
     def mean_colours(first: int) -> NDArray[np.float64]:
         frames = [[generate_frame(label, seed=first + patient, size=48) for patient in range(60)] for label in CLASSES]
         return np.array([[frame.image[frame.field].mean(axis=0) for frame in row] for row in frames])

@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to through a pipe in the DevTools protocol: no driver and no package is needed."""
+"""A headless Chromium, controlled through a pipe with the DevTools protocol; no driver and no package is needed."""
 
 import base64
 import contextlib
@@ -42,7 +42,7 @@ class Chromium:
         self.events: list[dict] = []
 
     def ask(self, method: str, session: str | None = None, **words: object) -> dict:
-        """The result of a command; events that come meanwhile are kept."""
+        """Return the result of a command; events that arrive meanwhile are stored."""
         self._last += 1
         number = self._last
         message = {"id": number, "method": method, "params": words} | ({"sessionId": session} if session else {})

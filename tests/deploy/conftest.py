@@ -1,4 +1,4 @@
-"""A tiny trained run, its bundle, and copies of that to spoil."""
+"""A tiny trained run, its bundle, and copies of that to change."""
 
 import hashlib
 import json
@@ -23,10 +23,10 @@ WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.
 
 
 @pytest.fixture(scope="session")
-def trained_run(composed, drawn, tmp_path_factory) -> RunFolder:
-    """A run of both stages in 32 bits on the drawn class folders; to be read only."""
+def trained_run(compose_config, synthetic_root, tmp_path_factory) -> RunFolder:
+    """A run of both stages in 32 bits on synthetic images. Read it only."""
     folder = RunFolder(tmp_path_factory.mktemp("trained"))
-    config = composed(f"data.root={drawn}", *WORDS)
+    config = compose_config(f"data.root={synthetic_root}", *WORDS)
     with folder.set_starting(WORDS):
         write_text(folder.config, OmegaConf.to_yaml(config))
     run(folder)
@@ -35,19 +35,19 @@ def trained_run(composed, drawn, tmp_path_factory) -> RunFolder:
 
 @pytest.fixture(scope="session")
 def bundle_folder(trained_run) -> Path:
-    """The run's bundle; to be read only."""
+    """The run's bundle. Read it only."""
     return trained_run.path / "model"
 
 
 @pytest.fixture
-def spoilt(bundle_folder, tmp_path) -> Path:
-    """A copy of the bundle that a test may spoil."""
-    return Path(shutil.copytree(bundle_folder, tmp_path / "spoilt"))
+def bundle_copy(bundle_folder, tmp_path) -> Path:
+    """A copy of the bundle that a test may change or damage."""
+    return Path(shutil.copytree(bundle_folder, tmp_path / "copy"))
 
 
 @pytest.fixture
-def resealed() -> Callable[[Path], Path]:
-    """Writes the hashes anew, as one would who changes a bundle on purpose."""
+def write_hashes() -> Callable[[Path], Path]:
+    """Write the hashes anew, as one would who changes a bundle on purpose."""
 
     def seal(folder: Path) -> Path:
         names = sorted(path.name for path in folder.iterdir() if path.name != SUMS)
@@ -59,14 +59,14 @@ def resealed() -> Callable[[Path], Path]:
 
 
 @pytest.fixture
-def described(spoilt, resealed) -> Callable[[Callable[[dict], object]], Path]:
-    """A copy of the bundle whose model.json was changed by a function, with hashes that fit."""
+def edit_model_json(bundle_copy, write_hashes) -> Callable[[Callable[[dict], object]], Path]:
+    """Change model.json in a copy of the bundle with a function, and its hashes with it."""
 
     def change(act: Callable[[dict], object]) -> Path:
-        path = spoilt / "model.json"
+        path = bundle_copy / "model.json"
         content = json.loads(path.read_text())
         act(content)
         path.write_text(json.dumps(content))
-        return resealed(spoilt)
+        return write_hashes(bundle_copy)
 
     return change

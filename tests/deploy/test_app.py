@@ -1,4 +1,4 @@
-"""`pylorus serve` without a browser: answers, limits, who may ask, and that nothing of an image stays."""
+"""`pylorus serve` without a browser: results, limits, access, and that images are not stored."""
 
 import base64
 import io
@@ -49,18 +49,18 @@ sys.addaudithook(watch)
 
 
 @pytest.fixture(scope="module")
-def desk(bundle_folder):
+def inference_service(bundle_folder):
     made = InferenceService(load_bundle(bundle_folder))
     yield made
     made.close()
 
 
 @pytest.fixture
-def client(desk):
+def client(inference_service):
     """Talks to a server; `client(max_mb=1)` sets an option, `password` its password."""
 
     def start(*, password: str | None = None, **options: object) -> TestClient:
-        asked = TestClient(create_application(desk, ServeOptions(**options), password), base_url=HERE)
+        asked = TestClient(create_application(inference_service, ServeOptions(**options), password), base_url=HERE)
         asked.headers["host"] = "127.0.0.1:7860"
         return asked
 
@@ -91,12 +91,12 @@ def body(*parts: str, end: str = "--x--\r\n") -> bytes:
 FORM = {"content-type": "multipart/form-data; boundary=x"}
 
 
-def test_the_answers_are_those_of_predict(client, desk, drawn):
-    paths = sorted(drawn.glob("*/*"))[::5]
+def test_the_page_returns_the_results_of_predict(client, inference_service, synthetic_root):
+    paths = sorted(synthetic_root.glob("*/*"))[::5]
     sent = [("files", (path.name, path.read_bytes())) for path in paths]
     found = rows(client().post("/api/predict", files=sent))
-    expected = desk.bundle.predict_images(desk.bundle.input.load_images(paths))
-    names = desk.bundle.description.short_names
+    expected = inference_service.bundle.predict_images(inference_service.bundle.input.load_images(paths))
+    names = inference_service.bundle.description.short_names
     assert [row["file"] for row in found] == [path.name for path in paths]
     for place, row in enumerate(found):
         assert np.allclose([row["probability"][name] for name in names], expected.probabilities[place], atol=1e-6)
@@ -109,7 +109,7 @@ def test_the_answers_are_those_of_predict(client, desk, drawn):
         assert "heat_map" not in row
 
 
-def test_more_images_than_the_network_takes_at_once_come_back_in_order(client, desk):
+def test_more_images_than_the_network_takes_at_once_come_back_in_order(client, inference_service):
     contents = [png(seed) for seed in range(19)]
     found = rows(client().post("/api/predict", files=files(*contents)))
     assert [row["file"] for row in found] == [f"image{place}.png" for place in range(19)]
@@ -117,7 +117,7 @@ def test_more_images_than_the_network_takes_at_once_come_back_in_order(client, d
     assert found[17]["probability"] == pytest.approx(alone["probability"], abs=1e-5)
 
 
-def test_a_picture_is_a_new_jpeg_without_the_files_own_tags(client, desk):
+def test_a_picture_is_a_new_jpeg_without_metadata(client, inference_service):
     image, tagged = Image.open(io.BytesIO(png(size=60))), io.BytesIO()
     tags = Image.Exif()
     tags[0x010E] = "Mrs Example, born 1950"
@@ -129,7 +129,7 @@ def test_a_picture_is_a_new_jpeg_without_the_files_own_tags(client, desk):
     assert Image.open(io.BytesIO(picture)).size == (448, 448)
 
 
-def test_heat_maps_are_there_or_it_is_said_why_not(client, desk):
+def test_heat_maps_are_returned_or_the_reason_is_stated(client, inference_service):
     asked = client()
     why = asked.get("/api/model").json()["no_heat_maps"]
     row = rows(asked.post("/api/predict?heat_map=1&image=1", files=files(png())))[0]
@@ -138,9 +138,9 @@ def test_heat_maps_are_there_or_it_is_said_why_not(client, desk):
         assert row["heat_map"].startswith("data:image/jpeg;base64,")
 
 
-def test_an_abstention_has_its_reason(client, desk):
+def test_an_abstention_has_its_reason(client, inference_service):
     found = rows(client().post("/api/predict", files=files(*(png(seed) for seed in range(6)))))
-    said = desk.bundle.description.abstention
+    said = inference_service.bundle.description.abstention
     assert any(row["why"] == "unlike" for row in found)
     for row in found:
         far, likeliest = row["unlikeness"] > said.unlike_above, max(row["probability"].values())
@@ -178,7 +178,7 @@ def bomb() -> bytes:
     ],
     ids=["empty", "text", "html", "pickle", "zip", "gif", "cut", "bomb", "dicom"],
 )
-def test_a_wrong_file_is_a_row_with_an_error_beside_the_others(client, tmp_path, monkeypatch, content, said):
+def test_an_unreadable_file_is_a_row_with_an_error_beside_the_others(client, tmp_path, monkeypatch, content, said):
     monkeypatch.chdir(tmp_path)
     good, bad, last = rows(client().post("/api/predict", files=files(png(1), content, png(2))))
     assert re.search(said, bad["error"])
@@ -200,13 +200,13 @@ def test_a_wrong_file_is_a_row_with_an_error_beside_the_others(client, tmp_path,
         ("a\x1b[31m.png", "a\\x1b[31m.png"),
     ],
 )
-def test_a_files_name_is_only_ever_shown(client, name, shown):
+def test_a_file_name_is_only_displayed_never_opened(client, name, shown):
     part = f'Content-Disposition: form-data; name="files"; filename="{name}"\r\n\r\nno image'
     row = rows(client().post("/api/predict", content=body(part), headers=FORM))[0]
     assert row["file"] == shown
 
 
-def test_the_largest_file_passes_and_one_byte_more_does_not_cost_the_others(client):
+def test_a_file_over_the_limit_does_not_affect_the_others(client):
     whole = png(3)
     whole += bytes(100_000 - len(whole))  # a PNG may have anything behind its end
     found = rows(client(max_mb=0.1).post("/api/predict", files=files(whole, whole + b"0", png(4))))
@@ -221,7 +221,7 @@ def test_a_file_of_20_mb_is_taken_and_a_larger_one_is_not(client):
     assert "over the limit of 20,000,000 bytes" in found[1]["error"]
 
 
-def test_too_much_in_one_request_is_refused(client):
+def test_a_request_over_the_limits_is_refused(client):
     asked = client(max_images=3, max_mb=0.01)
     refused = asked.post("/api/predict", files=files(*[png()] * 4))
     assert (refused.status_code, refused.json()["error"]) == (413, "more than 3 files in one request")
@@ -251,7 +251,7 @@ def test_too_much_in_one_request_is_refused(client):
         (b"", FORM, 400),
     ],
 )
-def test_a_malformed_form_is_refused_in_words(client, content, headers, status):
+def test_a_malformed_form_is_refused_with_a_message(client, content, headers, status):
     refused = client().post("/api/predict", content=content, headers=headers)
     assert refused.status_code == status
     assert refused.json()["error"]
@@ -264,7 +264,7 @@ def test_only_the_pages_own_files_are_served(client, path):
     assert "def " not in found.text
 
 
-def test_only_its_own_names_are_answered(client):
+def test_only_known_host_names_are_answered(client):
     asked = client(allowed_hosts=("Lab.example",))
     for good in ("127.0.0.1:7860", "localhost:9999", "localhost", "[::1]:7860", "lab.example", "LAB.example:80"):
         assert asked.get("/health", headers={"host": good}).status_code == 200, good
@@ -286,11 +286,11 @@ def test_only_its_own_names_are_answered(client):
         {"sec-fetch-site": "same-site"},
     ],
 )
-def test_a_page_from_elsewhere_can_not_ask(client, headers):
+def test_cross_site_requests_are_refused(client, headers):
     assert client().post("/api/predict", files=files(png()), headers=headers).status_code == 403
 
 
-def test_the_own_page_and_programs_can_ask(client):
+def test_the_servers_page_and_programs_may_send_requests(client):
     for headers in ({}, {"origin": HERE, "sec-fetch-site": "same-origin"}):
         assert client().post("/api/predict", files=files(png()), headers=headers).status_code == 200
 
@@ -325,12 +325,12 @@ def test_a_password_guards_all_but_health(client):
         ({"password_file": Path("p"), "without_password": True}, "can't be combined"),
     ],
 )
-def test_what_would_be_unsafe_or_can_not_be_is_refused(options, said):
+def test_unsafe_or_invalid_options_are_refused(options, said):
     with pytest.raises(PylorusError, match=re.escape(said)):
         ServeOptions(**options).check()
 
 
-def test_this_machine_alone_is_the_default():
+def test_the_default_address_is_loopback():
     ServeOptions().check()
     assert ServeOptions().is_loopback
     assert ServeOptions(host="::1").is_loopback
@@ -338,7 +338,7 @@ def test_this_machine_alone_is_the_default():
 
 
 @pytest.mark.parametrize(("content", "said"), [(b"short\n", "found 5 characters"), (b"", "found 0"), (b"\xff" * 20, "not UTF-8 text"), (b"a" * 9000, "1025 characters"), (None, "No such file")])  # fmt: skip
-def test_a_password_file_that_will_not_do_is_named(tmp_path, content, said):
+def test_an_invalid_password_file_is_named(tmp_path, content, said):
     path = tmp_path / "password"
     if content is not None:
         path.write_bytes(content)
@@ -346,13 +346,13 @@ def test_a_password_file_that_will_not_do_is_named(tmp_path, content, said):
         ServeOptions(password_file=path).read_password()
 
 
-def test_a_password_is_the_files_line(tmp_path):
+def test_the_password_is_the_line_of_the_file(tmp_path):
     (tmp_path / "password").write_text(f"{PASSWORD}\n")
     assert ServeOptions(password_file=tmp_path / "password").read_password() == PASSWORD
     assert ServeOptions().read_password() is None
 
 
-def test_every_answer_tells_the_browser_to_load_nothing_from_elsewhere(client):
+def test_every_response_forbids_loading_from_other_hosts(client):
     asked = client()
     for found in (
         asked.get("/"),
@@ -370,14 +370,14 @@ def test_every_answer_tells_the_browser_to_load_nothing_from_elsewhere(client):
         assert "access-control-allow-origin" not in found.headers
 
 
-def test_the_page_names_no_other_address(client):
+def test_the_page_refers_to_no_other_host(client):
     asked = client()
     for path in ("/", *(f"/static/{name}" for name in STATIC)):
         text = asked.get(path).text.replace('xmlns="http://www.w3.org/2000/svg"', "")
         assert not re.search(r"""https?:|["'(]//|@import|@font-face|style="|<script>|\son\w+=""", text), path
 
 
-def test_the_page_says_what_the_model_is_for(client, desk):
+def test_the_page_states_the_intended_use(client, inference_service):
     page = client().get("/").text
     assert '<p class="notice" role="note"><strong>Research use only. Not a medical device.</strong>' in page
     assert "gastric_cancer, gastric_ulcer, chronic_gastritis" in page
@@ -398,7 +398,7 @@ def test_the_page_of_a_model_that_was_validated_on_its_test_images_says_so(bundl
         assert said not in honest
 
 
-def test_a_model_card_can_not_bring_its_own_page(tmp_path):
+def test_a_model_card_cannot_inject_html(tmp_path):
     path = tmp_path / "MODEL_CARD.md"
     path.write_text(
         "# T\n\n<script>alert(1)</script>\n\n[a](javascript:alert(1)) ![b](http://evil.example/x.png) <http://evil.example>\n\n"
@@ -409,16 +409,16 @@ def test_a_model_card_can_not_bring_its_own_page(tmp_path):
     assert "href" not in found
 
 
-def test_health_says_which_bundle_and_answers_while_the_network_is_busy(client, desk, monkeypatch):
+def test_health_says_which_bundle_and_answers_while_the_network_is_busy(client, inference_service, monkeypatch):
     computing, release = threading.Event(), threading.Event()
-    original = type(desk.bundle).run_network
+    original = type(inference_service.bundle).run_network
 
     def slow(bundle, images):
         computing.set()
         assert release.wait(30)
         return original(bundle, images)
 
-    monkeypatch.setattr(type(desk.bundle), "run_network", slow)
+    monkeypatch.setattr(type(inference_service.bundle), "run_network", slow)
     with client() as asked, ThreadPoolExecutor(1) as pool:  # one loop serves both
         answer = pool.submit(asked.post, "/api/predict", files=files(png()))
         assert computing.wait(30)
@@ -432,7 +432,7 @@ def test_health_says_which_bundle_and_answers_while_the_network_is_busy(client, 
     assert found["bundle"] == asked.get("/api/model").json()["bundle"]
 
 
-def test_users_at_once_get_each_their_own_answers(client, desk):
+def test_concurrent_users_get_their_own_results(client, inference_service):
     asked = client()
     alone = [rows(asked.post("/api/predict", files=files(png(seed))))[0]["probability"] for seed in range(6)]
 
@@ -450,20 +450,20 @@ def test_users_at_once_get_each_their_own_answers(client, desk):
         assert all(pool.map(user, range(6)))
 
 
-def test_who_comes_when_too_many_wait_is_asked_to_come_again(client, monkeypatch):
-    monkeypatch.setattr(pages_module, "AT_ONCE", 0)
+def test_a_request_over_the_concurrency_limit_gets_503_and_retry_after(client, monkeypatch):
+    monkeypatch.setattr(pages_module, "MAX_REQUESTS", 0)
     refused = client().post("/api/predict", files=files(png()))
     assert refused.status_code == 503
     assert int(refused.headers["retry-after"]) > 0
 
 
-def test_files_that_never_arrive_do_not_hold_a_place_for_ever(client, monkeypatch):
-    monkeypatch.setattr(pages_module, "SECONDS", 0.0)
+def test_an_upload_that_never_completes_times_out(client, monkeypatch):
+    monkeypatch.setattr(pages_module, "UPLOAD_TIMEOUT", 0.0)
     assert client().post("/api/predict", files=files(png())).status_code == 408
 
 
-def test_a_network_that_gives_no_number_says_so_for_that_image_alone(client, desk, monkeypatch):
-    original = type(desk.bundle).run_network
+def test_nan_output_is_an_error_of_that_image_only(client, inference_service, monkeypatch):
+    original = type(inference_service.bundle).run_network
 
     def broken(bundle, images):
         output = original(bundle, images)
@@ -471,7 +471,7 @@ def test_a_network_that_gives_no_number_says_so_for_that_image_alone(client, des
         logits[0] = torch.nan
         return NetworkOutput(logits, output.unlikeness)
 
-    monkeypatch.setattr(type(desk.bundle), "run_network", broken)
+    monkeypatch.setattr(type(inference_service.bundle), "run_network", broken)
     first, second = rows(client().post("/api/predict?image=1", files=files(png(1), png(2))))
     assert first["error"] == "the network's output is NaN or infinite for this image"
     assert second["error"] == ""
@@ -493,7 +493,7 @@ def test_nothing_of_an_image_reaches_a_disk_or_another_machine(client, tmp_path,
     assert seen == []
 
 
-def test_the_interface_is_described_as_it_is(client, desk):
+def test_the_openapi_description_matches_the_responses(client, inference_service):
     asked = client()
     said = asked.get("/api").json()
     assert said["openapi"].startswith("3.1")
@@ -512,7 +512,7 @@ def test_the_interface_is_described_as_it_is(client, desk):
     assert set(described) - set(row) <= {"heat_map"}
 
 
-def test_a_taken_port_and_a_run_in_place_of_its_bundle_are_said(bundle_folder, trained_run):
+def test_a_used_port_and_a_run_instead_of_a_bundle_are_named(bundle_folder, trained_run):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         with pytest.raises(SystemExit, match=f"--port {port}: Address already in use. Try another"):

@@ -1,4 +1,4 @@
-"""The bundle that a run writes: fixed on validation images, measured on test images, the same after a kill."""
+"""The bundle of a run: fitted on validation images, evaluated on test images, the same after a kill."""
 
 import json
 import math
@@ -29,7 +29,7 @@ NAMES = ("GC", "GU", "CG")
 
 
 @pytest.fixture(scope="module")
-def said(bundle_folder):
+def description(bundle_folder):
     return load_bundle(bundle_folder).description
 
 
@@ -39,26 +39,26 @@ def saved(trained_run, part, wanted="logit"):
     return true, table[[f"{wanted}/{name}" for name in NAMES]].to_numpy(dtype=np.float64), table
 
 
-def test_temperature_and_thresholds_are_those_of_the_validation_images(trained_run, said):
+def test_temperature_and_thresholds_are_fitted_on_validation_images(trained_run, description):
     true, logits, table = saved(trained_run, "val")
     fitted = fit_temperature(logits, true)
-    assert said.calibration.temperature == fitted.temperature
+    assert description.calibration.temperature == fitted.temperature
     shares = probabilities_of_logits(logits, temperature=fitted.temperature)
     for place, name in enumerate(NAMES):
         groups = table["group"].to_numpy(dtype=str)
         expected = threshold_at_sensitivity(
             true == place, shares[:, place], groups, sensitivity=0.95, confidence=0.9, margin=ROUNDING
         )
-        assert said.decision.get_threshold(name) == expected
+        assert description.decision.get_threshold(name) == expected
     fitted_limits = fit_set_limits(shares, true, groups, coverage=0.5)
-    for limit, lowest in zip(said.prediction_sets.get_limits(NAMES).lowest, fitted_limits.lowest, strict=True):
+    for limit, lowest in zip(description.prediction_sets.get_limits(NAMES).lowest, fitted_limits.lowest, strict=True):
         assert limit == (None if lowest is None else max(0.0, lowest - ROUNDING))
     right = shares.argmax(axis=1) == true
-    assert (shares.max(axis=1)[right] < said.abstention.unsure_below).mean() <= 0.05
+    assert (shares.max(axis=1)[right] < description.abstention.unsure_below).mean() <= 0.05
 
 
-def test_too_few_validation_patients_for_the_guarantee_are_told_in_the_card(bundle_folder, said):
-    fixed = said.decision.get_threshold("GC")
+def test_the_card_reports_too_few_validation_patients(bundle_folder, description):
+    fixed = description.decision.get_threshold("GC")
     assert not fixed.is_guaranteed
     card = (bundle_folder / "MODEL_CARD.md").read_text()
     assert "The validation set is too small to guarantee a sensitivity of 95 % for GC with 90 % confidence" in card
@@ -67,17 +67,17 @@ def test_too_few_validation_patients_for_the_guarantee_are_told_in_the_card(bund
     assert f"at least 95 % with {math.floor(1000 * fixed.confidence_reached) / 10} % confidence" in card
 
 
-def test_figures_of_prediction_sets_are_those_of_the_test_images(trained_run, bundle_folder, said):
+def test_figures_of_prediction_sets_are_those_of_the_test_images(trained_run, bundle_folder, description):
     true, logits, table = saved(trained_run, "test")
     members = prediction_sets(
-        probabilities_of_logits(logits, temperature=said.calibration.temperature),
-        said.prediction_sets.get_limits(NAMES),
+        probabilities_of_logits(logits, temperature=description.calibration.temperature),
+        description.prediction_sets.get_limits(NAMES),
     )
     sizes = pd.Series(members.sum(axis=1)).groupby(table["group"]).mean()
-    assert said.prediction_sets.test.size.value == pytest.approx(sizes.mean())
+    assert description.prediction_sets.test.size.value == pytest.approx(sizes.mean())
     for place, name in enumerate(NAMES):
         covered = pd.Series(members[true == place, place]).groupby(table["group"][true == place].to_numpy()).mean()
-        assert said.prediction_sets.test.coverage[name].value == pytest.approx(covered.mean())
+        assert description.prediction_sets.test.coverage[name].value == pytest.approx(covered.mean())
     assert (
         "the set contains the true class with a probability of at least 50 %"
         in (bundle_folder / "MODEL_CARD.md").read_text()
@@ -92,29 +92,31 @@ def test_the_class_that_decides_may_be_chosen_by_either_name(name, short):
         resolve_deciding_class(DeployConfig(class_name="GX"), **classes)
 
 
-def test_the_threshold_of_unlikeness_withholds_5_percent_of_validation_images_at_most(
-    trained_run, said, bundle_folder, drawn
+def test_the_unlikeness_threshold_rejects_at_most_5_percent_of_validation_images(
+    trained_run, description, bundle_folder, synthetic_root
 ):
     bundle = load_bundle(bundle_folder)
     split = pd.read_csv(trained_run.path / "split.csv", dtype=str)
 
     def far(part):
-        images = bundle.input.load_images([drawn / path for path in split[split["split"] == part]["path"]])
+        images = bundle.input.load_images([synthetic_root / path for path in split[split["split"] == part]["path"]])
         return bundle.predict_images(images).unlikeness
 
-    assert (far("val") > said.abstention.unlike_above + 1e-6).mean() <= 0.05
-    assert (far("test") > said.abstention.unlike_above).mean() == pytest.approx(said.abstention.unlike_test.value)
+    assert (far("val") > description.abstention.unlike_above + 1e-6).mean() <= 0.05
+    assert (far("test") > description.abstention.unlike_above).mean() == pytest.approx(
+        description.abstention.unlike_test.value
+    )
 
 
-def test_figures_are_those_of_the_test_images(trained_run, said):
+def test_figures_are_those_of_the_test_images(trained_run, description):
     true, logits, table = saved(trained_run, "test")
-    assert said.test.images == len(table)
-    assert said.test.groups == table["group"].nunique()
-    assert said.test.accuracy.value == pytest.approx((logits.argmax(axis=1) == true).mean())
-    assert said.test.accuracy.low < said.test.accuracy.value < said.test.accuracy.high
+    assert description.test.images == len(table)
+    assert description.test.groups == table["group"].nunique()
+    assert description.test.accuracy.value == pytest.approx((logits.argmax(axis=1) == true).mean())
+    assert description.test.accuracy.low < description.test.accuracy.value < description.test.accuracy.high
 
 
-def test_the_hashes_are_those_that_sha256sum_checks(bundle_folder):
+def test_the_hashes_can_be_checked_with_sha256sum(bundle_folder):
     assert (
         subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=bundle_folder, check=False).returncode
         == 0
@@ -123,12 +125,12 @@ def test_the_hashes_are_those_that_sha256sum_checks(bundle_folder):
     assert listed == {path.name for path in bundle_folder.iterdir()} - {"SHA256SUMS"}
 
 
-def test_what_tells_unlike_images_holds_no_features_of_single_images(bundle_folder):
+def test_the_unlikeness_file_contains_no_features_of_single_images(bundle_folder):
     found = load_file(bundle_folder / "unlike.safetensors")
     assert [(name, len(tensor)) for name, tensor in found.items()] == [("directions", 3)]
 
 
-def test_the_card_says_what_its_reader_must_know(bundle_folder, drawn):
+def test_the_card_contains_all_required_facts(bundle_folder, synthetic_root):
     text = (bundle_folder / "MODEL_CARD.md").read_text()
     for part in (
         "Not a medical device",
@@ -140,7 +142,7 @@ def test_the_card_says_what_its_reader_must_know(bundle_folder, drawn):
     ):
         assert part in text.replace("\\", "")
     assert "patient_" not in text
-    assert str(drawn) not in text
+    assert str(synthetic_root) not in text
     assert ".jpg" not in text
 
 
@@ -160,7 +162,7 @@ def test_the_card_says_what_its_reader_must_know(bundle_folder, drawn):
         ),
     ],
 )
-def test_the_card_says_of_the_split_what_is_true_of_it(bundle_folder, before, after, leaks, present, absent):
+def test_the_card_describes_the_actual_split(bundle_folder, before, after, leaks, present, absent):
     content = (bundle_folder / "model.json").read_text()
     assert before in content
     text = render_model_card(read_description(content.replace(before, after).encode()), leaks=leaks)
@@ -168,16 +170,16 @@ def test_the_card_says_of_the_split_what_is_true_of_it(bundle_folder, before, af
     assert absent not in text
 
 
-def test_names_in_the_card_are_text_and_nothing_else(bundle_folder):
+def test_names_in_the_card_are_escaped(bundle_folder):
     content = (bundle_folder / "model.json").read_text().replace("gastric_ulcer", "<script>alert(1)</script>|`*")
     text = render_model_card(read_description(content.encode()))
     assert "<script>" not in text
     assert "\\|\\`\\*" in text
 
 
-def test_answers_do_not_depend_on_the_batch_and_the_network_is_the_runs(trained_run, bundle_folder, drawn):
+def test_predictions_do_not_depend_on_the_batch_and_use_the_runs_network(trained_run, bundle_folder, synthetic_root):
     bundle = load_bundle(bundle_folder)
-    images = bundle.input.load_images(sorted((drawn / "gastric_ulcer").iterdir()))
+    images = bundle.input.load_images(sorted((synthetic_root / "gastric_ulcer").iterdir()))
     whole, single = (
         bundle.run_network(images),
         [bundle.run_network(images[place : place + 1]) for place in range(len(images))],
@@ -189,7 +191,7 @@ def test_answers_do_not_depend_on_the_batch_and_the_network_is_the_runs(trained_
         assert torch.equal(bundle.classifier.network(pixels), whole.logits)
 
 
-def test_killed_while_it_is_written_a_bundle_is_written_again_to_the_same_bytes(trained_run, tmp_path, monkeypatch):
+def test_a_bundle_killed_while_written_is_written_again_to_the_same_bytes(trained_run, tmp_path, monkeypatch):
     class KilledError(BaseException):
         pass
 
@@ -216,7 +218,7 @@ def test_killed_while_it_is_written_a_bundle_is_written_again_to_the_same_bytes(
 
 
 @pytest.mark.parametrize("name", ["test_vit.r160_in1k", "test_convnext.r160_in1k", "test_efficientnet.r160_in1k"])
-def test_networks_of_other_kinds_give_their_own_logits_beside_the_features(name):
+def test_logits_with_features_equal_those_of_the_network(name):
     import timm
 
     from pylorus.model.inference import compute_logits_and_features
@@ -229,7 +231,7 @@ def test_networks_of_other_kinds_give_their_own_logits_beside_the_features(name)
     assert features.shape == (2, network.head_hidden_size)
 
 
-def test_arguments_that_no_bundle_could_hold_stop_a_run_at_its_beginning():
+def test_arguments_that_a_bundle_cannot_store_stop_the_run_at_its_start():
     from pylorus.model.backbone import build_backbone
 
     config = Config().model

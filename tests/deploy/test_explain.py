@@ -1,4 +1,4 @@
-"""Heat maps: right where theory says what they are, from every family of networks, named by no file, and checked."""
+"""Heat maps: correct where theory defines them, for every network family, anonymous, and checked by randomization."""
 
 import json
 import re
@@ -72,8 +72,8 @@ def enlarged(folder):
 
 
 @pytest.fixture(scope="module")
-def images(bundle, drawn):
-    return np.stack([bundle.input.load_image(path) for path in sorted(drawn.glob("*/*.jpg"))[::6]])
+def images(bundle, synthetic_root):
+    return np.stack([bundle.input.load_image(path) for path in sorted(synthetic_root.glob("*/*.jpg"))[::6]])
 
 
 def bundle_of(name, size, arguments):
@@ -91,7 +91,7 @@ def bundle_of(name, size, arguments):
 
 
 @pytest.mark.parametrize(("name", "size", "arguments", "side", "method"), FAMILIES, ids=[each[0] for each in FAMILIES])
-def test_a_frozen_network_of_each_family_gives_a_map_and_stays_as_it_was(name, size, arguments, side, method):
+def test_every_network_family_gives_a_map_when_frozen_and_is_unchanged(name, size, arguments, side, method):
     made = bundle_of(name, size, arguments)
     network = made.classifier.network
     image = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
@@ -110,7 +110,7 @@ def test_a_frozen_network_of_each_family_gives_a_map_and_stays_as_it_was(name, s
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"])
-def test_the_cells_of_the_map_lie_where_the_image_is(name):
+def test_the_map_is_aligned_with_the_image(name):
     made = bundle_of(name, 128, {} if name == "convnext_atto" else {"img_size": 128})
     opened = find_last_map(made.classifier.network)
     seen = []
@@ -126,7 +126,7 @@ def test_the_cells_of_the_map_lie_where_the_image_is(name):
     assert column >= moved.shape[1] / 2
 
 
-def test_where_the_head_averages_and_weighs_the_map_is_that_weighted_sum(bundle, images):
+def test_with_average_pooling_and_a_linear_head_the_map_is_the_weighted_sum(bundle, images):
     network = bundle.classifier.network
     with torch.inference_mode():
         features = network.forward_features(
@@ -138,7 +138,7 @@ def test_where_the_head_averages_and_weighs_the_map_is_that_weighted_sum(bundle,
             torch.testing.assert_close(found * features.shape[2] * features.shape[3], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_map_is_the_same_alone_among_others_and_beside_other_threads(bundle, images):
+def test_a_map_does_not_depend_on_the_batch_or_on_other_threads(bundle, images):
     alone = [compute_heat_map(bundle, image, place % 3) for place, image in enumerate(images)]
     with torch.no_grad():
         together = compute_heat_maps(bundle, images, [place % 3 for place in range(len(images))])
@@ -149,7 +149,7 @@ def test_a_map_is_the_same_alone_among_others_and_beside_other_threads(bundle, i
     np.testing.assert_allclose(beside, alone, atol=1e-5)
 
 
-def test_what_the_bundle_does_not_take_is_refused(bundle, bundle_folder, images, monkeypatch):
+def test_invalid_input_for_a_heat_map_is_refused(bundle, bundle_folder, images, monkeypatch):
     with pytest.raises(ValueError, match=re.escape("found float64 of shape")):
         compute_heat_map(bundle, images[0] / 255, 0)
     with pytest.raises(ValueError, match="expected 0 to 2"):
@@ -172,7 +172,7 @@ def test_an_overlay_hides_the_image_only_where_the_map_is():
     assert found.dtype == np.uint8
 
 
-def test_the_words_of_a_picture_are_not_cut_off():
+def test_the_text_of_a_picture_is_not_cut_off():
     page = np.asarray(
         draw_explanation(np.zeros((64, 64, 3), dtype=np.uint8), np.zeros((64, 64)), ("word " * 60, "慢性胃炎" * 30))
     )
@@ -181,7 +181,7 @@ def test_the_words_of_a_picture_are_not_cut_off():
     assert (page[400:] < 100).any()
 
 
-def test_an_explanation_that_never_asks_the_network_fails_the_randomisation_check(bundle, images):
+def test_an_explanation_independent_of_the_network_fails_the_randomization_check(bundle, images):
     def edges(bundle, images, labels, network):
         grey = torch.from_numpy(images.mean(axis=3))
         return (grey[:, :-1, :-1] - grey[:, 1:, 1:]).abs()
@@ -192,7 +192,7 @@ def test_an_explanation_that_never_asks_the_network_fails_the_randomisation_chec
     assert "WARNING" in found.summary
 
 
-def test_an_explanation_that_is_all_network_passes_the_randomisation_check(bundle, images):
+def test_an_explanation_determined_by_the_network_passes_the_randomization_check(bundle, images):
     def weights(bundle, images, labels, network):
         return network.get_classifier().weight.detach().flatten()[:64].reshape(1, 8, 8).repeat(len(images), 1, 1)
 
@@ -201,7 +201,7 @@ def test_an_explanation_that_is_all_network_passes_the_randomisation_check(bundl
     assert "WARNING" not in found.summary
 
 
-def test_the_randomisation_check_repeats_itself_and_leaves_chance_and_network_alone(bundle, images):
+def test_the_randomization_check_is_repeatable_and_changes_no_state(bundle, images):
     before = {name: tensor.clone() for name, tensor in bundle.classifier.network.state_dict().items()}
     torch.manual_seed(5)
     first = run_randomization_check(bundle, images, [1] * len(images))
@@ -212,7 +212,7 @@ def test_the_randomisation_check_repeats_itself_and_leaves_chance_and_network_al
     assert all(torch.equal(before[name], tensor) for name, tensor in bundle.classifier.network.state_dict().items())
 
 
-def test_without_any_map_the_check_says_that_it_is_not_possible(bundle, images):
+def test_without_any_map_the_randomization_check_is_not_possible(bundle, images):
     found = run_randomization_check(
         bundle, images, [0] * len(images), maps=lambda b, i, c, n: torch.zeros(len(i), 4, 4)
     )
@@ -222,10 +222,10 @@ def test_without_any_map_the_check_says_that_it_is_not_possible(bundle, images):
     assert not MapSimilarity("all weights", 0.49, 0.9, 0.0).is_alike
 
 
-def test_a_folder_becomes_pictures_that_name_no_file_and_a_table_that_does(bundle, drawn, tmp_path, capsys):
+def test_a_folder_gives_anonymous_pictures_and_a_table_with_file_names(bundle, synthetic_root, tmp_path, capsys):
     given = tmp_path / "Jane Doe 1970"
     (given / "gastric_cancer").mkdir(parents=True)
-    for path in sorted((drawn / "gastric_cancer").iterdir())[:3]:
+    for path in sorted((synthetic_root / "gastric_cancer").iterdir())[:3]:
         shutil.copy(path, given / "gastric_cancer")
     (given / "damaged.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(SystemExit) as ended:
@@ -258,8 +258,8 @@ def test_a_folder_becomes_pictures_that_name_no_file_and_a_table_that_does(bundl
     assert float(first["probability"]) == pytest.approx(probability, abs=1e-5)
 
 
-def test_only_earlier_maps_are_ever_replaced(bundle, drawn, tmp_path):
-    some, output = sorted(drawn.glob("*/*.jpg"))[:3], tmp_path / "maps"
+def test_only_earlier_maps_are_ever_replaced(bundle, synthetic_root, tmp_path):
+    some, output = sorted(synthetic_root.glob("*/*.jpg"))[:3], tmp_path / "maps"
 
     def explain(*paths):
         with pytest.raises(SystemExit) as ended:
@@ -285,16 +285,18 @@ def test_only_earlier_maps_are_ever_replaced(bundle, drawn, tmp_path):
         (["--mistakes"], "is not in a run"),
     ],
 )
-def test_a_wrong_word_is_told_before_anything_is_written(words, said, bundle, drawn, tmp_path, monkeypatch):
+def test_an_invalid_option_is_refused_before_anything_is_written(
+    words, said, bundle, synthetic_root, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(drawn, tmp_path / "images")
+    shutil.copytree(synthetic_root, tmp_path / "images")
     with pytest.raises(SystemExit) as ended:
         main(["explain", str(bundle.folder), *words])
     assert said in str(ended.value.code)
     assert not (tmp_path / "maps").exists()
 
 
-def test_the_worst_mistakes_stand_in_the_report_with_their_maps(trained_run, tmp_path):
+def test_the_worst_mistakes_are_in_the_report_with_their_maps(trained_run, tmp_path):
     run = shutil.copytree(trained_run.path, tmp_path / "run")
     enlarged(run / "model")
     with pytest.raises(SystemExit) as ended:
@@ -311,10 +313,10 @@ def test_the_worst_mistakes_stand_in_the_report_with_their_maps(trained_run, tmp
     assert read_saved_maps(read_run(run), stage=stage).overlays
     assert not read_saved_maps(read_run(run), stage="another").overlays
     (run / "model" / "SHA256SUMS").write_text("another")
-    assert "were computed with a different bundle" in read_saved_maps(read_run(run), stage=stage).said
+    assert "were computed with a different bundle" in read_saved_maps(read_run(run), stage=stage).message
     assert not read_saved_maps(read_run(run), stage=stage).overlays
     shutil.rmtree(run / "maps")
-    assert "pylorus explain RUN/model --mistakes" in read_saved_maps(read_run(run), stage=stage).said
+    assert "pylorus explain RUN/model --mistakes" in read_saved_maps(read_run(run), stage=stage).message
 
 
 def test_a_run_without_a_mistake_has_none_to_explain(trained_run, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""`pylorus export`: an ONNX file that says what PyTorch says, or none; read again as strictly as a bundle."""
+"""`pylorus export` writes an ONNX file only if it agrees with PyTorch; it is checked as strictly as a bundle."""
 
 import json
 import shutil
@@ -31,18 +31,18 @@ FILES = ["MODEL_CARD.md", "README.md", "SHA256SUMS", "export.json", "model.json"
 
 
 @pytest.fixture(scope="session")
-def exported(bundle_folder, tmp_path_factory) -> Path:
+def export_folder(bundle_folder, tmp_path_factory) -> Path:
     """An export in 32 bits, tried on the run's own images; to be read only."""
     return export(bundle_folder, ExportOptions(output=tmp_path_factory.mktemp("exported") / "onnx"))
 
 
 @pytest.fixture
-def written_before(exported, monkeypatch):
+def reuse_export(export_folder, monkeypatch):
     """Spares the tests that need another graph the export itself: that of `exported` is taken, changed or as it is."""
 
     def install(act=lambda model: None):
         def write(bundle, path):
-            model = onnx.load(str(exported / "model.onnx"))
+            model = onnx.load(str(export_folder / "model.onnx"))
             act(model)
             onnx.save(model, str(path))
 
@@ -52,15 +52,15 @@ def written_before(exported, monkeypatch):
 
 
 @pytest.fixture
-def changed(exported, tmp_path, resealed):
+def edit_graph(export_folder, tmp_path, write_hashes):
     """A copy of the export whose graph was changed by a function, with hashes that fit."""
 
     def change(act) -> Path:
-        folder = Path(shutil.copytree(exported, tmp_path / "changed"))
+        folder = Path(shutil.copytree(export_folder, tmp_path / "changed"))
         model = onnx.load(str(folder / "model.onnx"))
         act(model)
         (folder / "model.onnx").write_bytes(model.SerializeToString())
-        return resealed(folder)
+        return write_hashes(folder)
 
     return change
 
@@ -73,19 +73,19 @@ def perturb(model):
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
 
 
-def test_an_export_was_compared_on_the_runs_own_images_one_at_a_time_and_seven_at_once(exported):
-    assert sorted(path.name for path in exported.iterdir()) == FILES
-    found = json.loads((exported / "export.json").read_text())["parity"]
+def test_an_export_is_compared_on_the_runs_images_in_batches_of_1_and_7(export_folder):
+    assert sorted(path.name for path in export_folder.iterdir()) == FILES
+    found = json.loads((export_folder / "export.json").read_text())["parity"]
     assert found["batches"] == [1, 7]
     assert (found["images"], found["source"]) == (30, "the run's own images")
     assert max(found["logits"]) < 1e-4
     assert max(found["probabilities"] + found["unlikeness"]) < 1e-4
     assert found["other_class"] == 0
-    subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=exported, check=True)
+    subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=export_folder, check=True)
 
 
-def test_the_file_alone_is_enough_and_says_what_goes_in_and_comes_out(exported, bundle_folder):
-    session = onnxruntime.InferenceSession(str(exported / "model.onnx"), providers=["CPUExecutionProvider"])
+def test_the_onnx_file_is_self_contained_and_describes_its_input_and_output(export_folder, bundle_folder):
+    session = onnxruntime.InferenceSession(str(export_folder / "model.onnx"), providers=["CPUExecutionProvider"])
     said = session.get_modelmeta().custom_metadata_map
     assert json.loads(said["pylorus.classes"]) == ["gastric_cancer", "gastric_ulcer", "chronic_gastritis"]
     assert said["pylorus.model.json"] == (bundle_folder / "model.json").read_text()
@@ -99,28 +99,32 @@ def test_the_file_alone_is_enough_and_says_what_goes_in_and_comes_out(exported, 
         assert np.abs(found["unlikeness"] - answers.unlikeness).max() < 1e-5
 
 
-def test_the_readmes_program_runs(exported):
-    text = (exported / "README.md").read_text()
+def test_the_readmes_program_runs(export_folder):
+    text = (export_folder / "README.md").read_text()
     program = text.split("```python\n")[1].split("```")[0] + "print(classes, probabilities.shape)"
-    done = subprocess.run([sys.executable, "-c", program], cwd=exported, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=export_folder, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "['gastric_cancer', 'gastric_ulcer', 'chronic_gastritis'] (2, 3)\n"
 
 
-def test_no_path_of_the_machine_is_in_an_export(exported, drawn):
+def test_an_export_contains_no_paths(export_folder, synthetic_root):
     source = str(Path(export_module.__file__).parents[2])
-    for path in exported.iterdir():
+    for path in export_folder.iterdir():
         content = path.read_bytes()
         assert source.encode() not in content
-        assert str(drawn).encode() not in content
+        assert str(synthetic_root).encode() not in content
         assert b"site-packages" not in content
 
 
 @pytest.mark.parametrize("batch", [1, 7])
-def test_predictions_of_the_export_are_those_of_the_bundle(exported, bundle_folder, drawn, tmp_path, batch):
+def test_predictions_of_the_export_are_those_of_the_bundle(
+    export_folder, bundle_folder, synthetic_root, tmp_path, batch
+):
     tables = []
-    for folder in (exported, bundle_folder):
+    for folder in (export_folder, bundle_folder):
         output = tmp_path / f"{folder.name}.csv"
-        assert predict(folder, [str(drawn)], output, PredictOptions(batch=batch, device="cpu")) == 0
+        assert predict(folder, [str(synthetic_root)], output, PredictOptions(batch=batch, device="cpu")) == 0
         tables.append(pd.read_csv(output, keep_default_na=False))
     ours, theirs = tables
     numbers = [*SHARES, "unlikeness"]
@@ -138,13 +142,13 @@ def test_predictions_of_the_export_are_those_of_the_bundle(exported, bundle_fold
     assert ours["predicted"].equals(theirs["predicted"])
 
 
-def test_an_export_is_not_computed_on_a_gpu(exported, drawn, tmp_path):
+def test_an_export_is_not_computed_on_a_gpu(export_folder, synthetic_root, tmp_path):
     with pytest.raises(PylorusError, match=r"--device: found cuda, but an export runs on the CPU only"):
-        predict(exported, [str(drawn)], tmp_path / "p.csv", PredictOptions(device="cuda"))
+        predict(export_folder, [str(synthetic_root)], tmp_path / "p.csv", PredictOptions(device="cuda"))
 
 
-def test_the_gate_closes_on_one_wrong_weight_and_nothing_is_written(bundle_folder, tmp_path, written_before):
-    written_before(perturb)
+def test_one_wrong_weight_fails_the_parity_check_and_nothing_is_written(bundle_folder, tmp_path, reuse_export):
+    reuse_export(perturb)
     with pytest.raises(SystemExit) as ended:
         main(["export", str(bundle_folder), "--output", str(tmp_path / "onnx")])
     assert str(ended.value.code).startswith("error: ")  # text: the process ends with 1
@@ -152,7 +156,7 @@ def test_the_gate_closes_on_one_wrong_weight_and_nothing_is_written(bundle_folde
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_gate_closes_on_an_export_that_is_wrong_only_for_several_at_once(exported, bundle_folder):
+def test_an_export_wrong_only_for_batches_fails_the_parity_check(export_folder, bundle_folder):
     class Wrong:
         def __init__(self, session):
             self.session = session
@@ -163,18 +167,18 @@ def test_the_gate_closes_on_an_export_that_is_wrong_only_for_several_at_once(exp
 
     bundle = load_bundle(bundle_folder)
     images = find_run_images(bundle_folder, bundle.description)
-    right = parity.check_parity(bundle, open_session(exported / "model.onnx"), images)
-    wrong = parity.check_parity(bundle, Wrong(open_session(exported / "model.onnx")), images)
+    right = parity.check_parity(bundle, open_session(export_folder / "model.onnx"), images)
+    wrong = parity.check_parity(bundle, Wrong(open_session(export_folder / "model.onnx")), images)
     assert right.has_passed
     assert not wrong.has_passed
     assert wrong.logits[0] == right.logits[0]
     assert wrong.logits[1] == pytest.approx(1e-3, rel=0.1)
 
 
-def test_where_32_bits_are_rough_by_themselves_the_gate_asks_64_bits_and_no_more(exported, bundle_folder, monkeypatch):
+def test_large_rounding_in_32_bits_is_compared_with_64_bits(export_folder, bundle_folder, monkeypatch):
     class Off:
         def run(self, names, feed):
-            logits, *others = open_session(exported / "model.onnx").run(names, feed)
+            logits, *others = open_session(export_folder / "model.onnx").run(names, feed)
             return [logits + 3e-6, *others]
 
     bundle = load_bundle(bundle_folder)
@@ -183,35 +187,35 @@ def test_where_32_bits_are_rough_by_themselves_the_gate_asks_64_bits_and_no_more
     strict = parity.check_parity(bundle, Off(), images)
     assert not strict.has_passed
     assert strict.rounding < 1e-6  # so this network gives no excuse
-    monkeypatch.setattr(parity, "ROUGHEST", 1.0)
+    monkeypatch.setattr(parity, "MAX_ROUNDING", 1.0)
     monkeypatch.setattr(parity, "compute_fp64_logits", lambda *given: exact(*given) + 2e-6)
     rough = parity.check_parity(bundle, Off(), images)
     assert rough.has_passed
     assert rough.tolerance == pytest.approx(4e-6, rel=0.1)
 
 
-def test_the_gate_closes_on_numbers_that_are_none(bundle_folder, tmp_path, written_before):
+def test_nan_outputs_fail_the_parity_check(bundle_folder, tmp_path, reuse_export):
     def spoil(model):
         tensor = next(each for each in model.graph.initializer if len(each.dims) == 4)
         values = np.full(tuple(tensor.dims), np.nan, dtype=np.float32)
         tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
 
-    written_before(spoil)
+    reuse_export(spoil)
     with pytest.raises(PylorusError, match="REFUSED.*differ from PyTorch's by up to inf"):
         export(bundle_folder, ExportOptions(output=tmp_path / "onnx"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bundle_alone_asks_for_images(spoilt, tmp_path):
+def test_a_bundle_without_its_run_requires_images(bundle_copy, tmp_path):
     with pytest.raises(PylorusError, match=r"is not in a run with images\. Choose images with --images DIR"):
-        export(spoilt, ExportOptions())
-    assert [path.name for path in tmp_path.iterdir()] == ["spoilt"]
+        export(bundle_copy, ExportOptions())
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
-def test_too_few_readable_images_are_refused(bundle_folder, drawn, tmp_path, written_before):
-    written_before()
+def test_too_few_readable_images_are_refused(bundle_folder, synthetic_root, tmp_path, reuse_export):
+    reuse_export()
     (tmp_path / "few").mkdir()
-    for path in sorted((drawn / "gastric_ulcer").iterdir())[:6]:
+    for path in sorted((synthetic_root / "gastric_ulcer").iterdir())[:6]:
         shutil.copy(path, tmp_path / "few")
     (tmp_path / "few" / "broken.jpg").write_text("no image")
     with pytest.raises(PylorusError, match="--images: 6 images can be read, expected at least 7"):
@@ -219,7 +223,7 @@ def test_too_few_readable_images_are_refused(bundle_folder, drawn, tmp_path, wri
     assert not (tmp_path / "onnx").exists()
 
 
-def test_what_is_there_already_is_not_touched(bundle_folder, tmp_path):
+def test_existing_files_are_not_overwritten(bundle_folder, tmp_path):
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "mine.txt").write_text("mine")
     with pytest.raises(PylorusError, match=r"onnx: already exists, expected a new or empty folder"):
@@ -227,14 +231,14 @@ def test_what_is_there_already_is_not_touched(bundle_folder, tmp_path):
     assert (tmp_path / "onnx" / "mine.txt").read_text() == "mine"
 
 
-def test_8_bits_are_measured_on_other_images_than_those_that_fixed_the_ranges(
-    spoilt, drawn, tmp_path, written_before, monkeypatch, capsys
+def test_8_bits_are_evaluated_on_other_images_than_the_calibration_images(
+    bundle_copy, synthetic_root, tmp_path, reuse_export, monkeypatch, capsys
 ):
-    written_before()
+    reuse_export()
     monkeypatch.setattr(parity, "REPEATS", 2)
-    options = ExportOptions(images=drawn, group=r"patient_\d+", int8=True, speed=True)
-    folder = export(spoilt, options)
-    assert folder == tmp_path / "spoilt-onnx-int8"
+    options = ExportOptions(images=synthetic_root, group=r"patient_\d+", int8=True, speed=True)
+    folder = export(bundle_copy, options)
+    assert folder == tmp_path / "copy-onnx-int8"
     record = json.loads((folder / "export.json").read_text())
     found = record["int8"]
     assert record["precision"] == "int8"
@@ -245,28 +249,28 @@ def test_8_bits_are_measured_on_other_images_than_those_that_fixed_the_ranges(
     )
     assert 0 < found["largest_difference"] < 0.5
     assert [each["batch"] for each in record["speed"]["measured"]] == [1, 16]
-    assert (folder / "model.onnx").stat().st_size < 0.5 * (spoilt / "model.safetensors").stat().st_size
+    assert (folder / "model.onnx").stat().st_size < 0.5 * (bundle_copy / "model.safetensors").stat().st_size
     said = capsys.readouterr().out
     assert "int8 compared with fp32" in said
     assert "times as fast" in said
     output = tmp_path / "p.csv"
-    assert predict(folder, [str(drawn)], output, PredictOptions()) == 0
+    assert predict(folder, [str(synthetic_root)], output, PredictOptions()) == 0
     right = pd.read_csv(output).pipe(lambda rows: (rows["true"] == rows["predicted"]).sum())
     assert right >= found["right_8"]
 
 
-def test_no_group_is_on_both_sides_of_the_measurement(bundle_folder, drawn):
+def test_calibration_and_evaluation_images_share_no_group(bundle_folder, synthetic_root):
     from pylorus.deploy.int8 import split_for_calibration
 
-    images = find_user_images(drawn, load_bundle(bundle_folder).description, group=r"patient_\d+")
+    images = find_user_images(synthetic_root, load_bundle(bundle_folder).description, group=r"patient_\d+")
     ranges, measured = split_for_calibration(images)
     assert len(ranges) + len(measured) == 30
     assert not set(ranges.groups) & set(measured.groups)
 
 
-def test_8_bits_without_labelled_images_are_refused(bundle_folder, drawn, tmp_path, written_before):
-    written_before()
-    for number, path in enumerate(sorted(drawn.rglob("*.*"))):
+def test_8_bits_without_labelled_images_are_refused(bundle_folder, synthetic_root, tmp_path, reuse_export):
+    reuse_export()
+    for number, path in enumerate(sorted(synthetic_root.rglob("*.*"))):
         (tmp_path / "flat").mkdir(exist_ok=True)
         shutil.copy(path, tmp_path / "flat" / f"{number}{path.suffix}")
     with pytest.raises(PylorusError, match=r"--int8: 0 of 30 images \(--images\) of 0 groups are in a folder"):
@@ -274,8 +278,8 @@ def test_8_bits_without_labelled_images_are_refused(bundle_folder, drawn, tmp_pa
     assert not (tmp_path / "onnx").exists()
 
 
-def test_one_changed_byte_is_found(exported, tmp_path):
-    folder = Path(shutil.copytree(exported, tmp_path / "changed"))
+def test_one_changed_byte_is_found(export_folder, tmp_path):
+    folder = Path(shutil.copytree(export_folder, tmp_path / "changed"))
     content = bytearray((folder / "model.onnx").read_bytes())
     content[len(content) // 2] ^= 1
     (folder / "model.onnx").write_bytes(content)
@@ -322,21 +326,21 @@ def other_classes(model):
         (other_classes, r"was not exported with the model\.json next to it"),
     ],
 )
-def test_a_graph_that_is_none_of_ours_is_refused(changed, act, words):
+def test_a_foreign_onnx_graph_is_refused(edit_graph, act, words):
     with pytest.raises(PylorusError, match=words):
-        load_export(changed(act))
+        load_export(edit_graph(act))
 
 
-def test_what_is_no_onnx_at_all_is_refused(exported, tmp_path, resealed):
-    folder = Path(shutil.copytree(exported, tmp_path / "changed"))
+def test_an_invalid_onnx_file_is_refused(export_folder, tmp_path, write_hashes):
+    folder = Path(shutil.copytree(export_folder, tmp_path / "changed"))
     (folder / "model.onnx").write_bytes(b"\x80\x04no graph")
     with pytest.raises(PylorusError, match=r"model\.onnx: can't be read as ONNX"):
-        load_export(resealed(folder))
+        load_export(write_hashes(folder))
 
 
-def test_what_needs_pytorch_says_so_of_an_export(exported):
+def test_commands_that_need_pytorch_refuse_an_export(export_folder):
     with pytest.raises(PylorusError, match="is an export, which only `pylorus predict` accepts"):
-        load_bundle(exported)
+        load_bundle(export_folder)
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(bundle_folder, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""A bundle is loaded whole or not at all: what a stranger may have done to it is refused, and said."""
+"""A bundle is loaded completely or not at all: manipulated files are refused with the reason."""
 
 import json
 import pickle
@@ -28,7 +28,7 @@ def refused(folder, words):
         load_bundle(folder)
 
 
-def test_a_pickle_in_the_bundles_place_is_never_loaded(tmp_path):
+def test_a_pickle_in_place_of_the_bundle_is_never_loaded(tmp_path):
     path, mark = tmp_path / "model.pt", tmp_path / "mark"
     path.write_bytes(pickle.dumps(Evil(mark)))
     refused(path, "found a file, which is never loaded because it could be a pickle")
@@ -36,56 +36,56 @@ def test_a_pickle_in_the_bundles_place_is_never_loaded(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "unlike.safetensors", "model.json"])
-def test_a_pickle_under_a_bundles_name_is_never_loaded(spoilt, resealed, tmp_path, name):
+def test_a_pickle_under_a_bundles_name_is_never_loaded(bundle_copy, write_hashes, tmp_path, name):
     mark = tmp_path / "mark"
-    (spoilt / name).write_bytes(pickle.dumps(Evil(mark)))
-    refused(resealed(spoilt), f"{name}.*can't be read as (safetensors|JSON)")
-    torch.save({"weight": torch.zeros(2)}, spoilt / name)
-    refused(resealed(spoilt), f"{name}")
+    (bundle_copy / name).write_bytes(pickle.dumps(Evil(mark)))
+    refused(write_hashes(bundle_copy), f"{name}.*can't be read as (safetensors|JSON)")
+    torch.save({"weight": torch.zeros(2)}, bundle_copy / name)
+    refused(write_hashes(bundle_copy), f"{name}")
     assert not mark.exists()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "unlike.safetensors", "model.json", "MODEL_CARD.md"])
-def test_one_changed_byte_in_any_file_is_found(spoilt, name):
-    content = bytearray((spoilt / name).read_bytes())
+def test_one_changed_byte_in_any_file_is_found(bundle_copy, name):
+    content = bytearray((bundle_copy / name).read_bytes())
     content[len(content) // 2] ^= 1
-    (spoilt / name).write_bytes(content)
-    refused(spoilt, f"{name}: its SHA-256 is .* expected .* changed or damaged")
+    (bundle_copy / name).write_bytes(content)
+    refused(bundle_copy, f"{name}: its SHA-256 is .* expected .* changed or damaged")
 
 
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "unlike.safetensors", "model.json", "MODEL_CARD.md", "SHA256SUMS"]
 )
-def test_a_missing_file_is_named(spoilt, name):
-    (spoilt / name).unlink()
-    refused(spoilt, f"{name}: No such file")
+def test_a_missing_file_is_named(bundle_copy, name):
+    (bundle_copy / name).unlink()
+    refused(bundle_copy, f"{name}: No such file")
 
 
-def test_a_run_is_told_from_its_bundle(trained_run):
+def test_a_run_given_instead_of_its_bundle_is_named(trained_run):
     refused(trained_run.path, "is a run; its bundle is .*model")
     refused(trained_run.path / "nowhere", "found nothing, expected a bundle")
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b", "..", "a\\b", "c:d", ""])
-def test_names_that_lead_out_of_the_folder_are_refused(spoilt, name):
-    with (spoilt / "SHA256SUMS").open("a") as file:
+def test_names_outside_the_folder_are_refused(bundle_copy, name):
+    with (bundle_copy / "SHA256SUMS").open("a") as file:
         file.write(f"{'0' * 64}  {name}\n")
-    refused(spoilt, "SHA256SUMS: found")
+    refused(bundle_copy, "SHA256SUMS: found")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json", "SHA256SUMS"])
-def test_symbolic_links_are_refused_even_where_the_content_is_right(spoilt, tmp_path, name):
-    moved = (spoilt / name).rename(tmp_path / name)
-    (spoilt / name).symlink_to(moved)
-    refused(spoilt, f"{name}: found a symbolic link")
+def test_symbolic_links_are_refused_even_with_correct_content(bundle_copy, tmp_path, name):
+    moved = (bundle_copy / name).rename(tmp_path / name)
+    (bundle_copy / name).symlink_to(moved)
+    refused(bundle_copy, f"{name}: found a symbolic link")
 
 
-def test_a_pipe_is_refused_and_not_waited_for(spoilt):
+def test_a_pipe_is_refused_without_waiting(bundle_copy):
     import os
 
-    (spoilt / "model.json").unlink()
-    os.mkfifo(spoilt / "model.json")
-    refused(spoilt, "model.json: found something that is not a regular file")
+    (bundle_copy / "model.json").unlink()
+    os.mkfifo(bundle_copy / "model.json")
+    refused(bundle_copy, "model.json: found something that is not a regular file")
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,9 @@ def test_a_pipe_is_refused_and_not_waited_for(spoilt):
         (b'"' + b"a" * 1_100_000 + b'"', "expected 1,000,000 at most"),
     ],
 )
-def test_a_malformed_or_huge_description_is_refused(spoilt, resealed, text, words):
-    (spoilt / "model.json").write_bytes(text)
-    refused(resealed(spoilt), words)
+def test_a_malformed_or_huge_description_is_refused(bundle_copy, write_hashes, text, words):
+    (bundle_copy / "model.json").write_bytes(text)
+    refused(write_hashes(bundle_copy), words)
 
 
 def _set(*path, to):
@@ -155,8 +155,8 @@ def _set(*path, to):
         (_set("surprise", to=1), 'unknown entry "surprise"'),
     ],
 )  # fmt: skip
-def test_a_description_that_can_not_be_is_refused_by_name(described, act, words):
-    refused(described(act), words)
+def test_an_invalid_description_is_refused_by_name(edit_model_json, act, words):
+    refused(edit_model_json(act), words)
 
 
 def _weights(folder, act, name="model.safetensors"):
@@ -176,9 +176,9 @@ def _weights(folder, act, name="model.safetensors"):
         (lambda t: t["bn1.running_var"].fill_(-1.0), "for a black image the network's output is NaN or infinite"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused_by_name(spoilt, resealed, act, words):
-    _weights(spoilt, act)
-    refused(resealed(spoilt), words)
+def test_weights_that_do_not_fit_are_refused_by_name(bundle_copy, write_hashes, act, words):
+    _weights(bundle_copy, act)
+    refused(write_hashes(bundle_copy), words)
 
 
 @pytest.mark.parametrize(
@@ -190,27 +190,27 @@ def test_weights_that_do_not_fit_are_refused_by_name(spoilt, resealed, act, word
         ({"directions": torch.eye(3)}, "do not fit together"),
     ],
 )
-def test_directions_that_do_not_fit_are_refused(spoilt, resealed, tensors, words):
-    save_file(tensors, spoilt / "unlike.safetensors")
-    refused(resealed(spoilt), words)
+def test_directions_that_do_not_fit_are_refused(bundle_copy, write_hashes, tensors, words):
+    save_file(tensors, bundle_copy / "unlike.safetensors")
+    refused(write_hashes(bundle_copy), words)
 
 
-def test_a_safetensors_header_that_lies_is_refused(spoilt, resealed):
+def test_an_inconsistent_safetensors_header_is_refused(bundle_copy, write_hashes):
     for header in (b"\xff" * 8, (2**62).to_bytes(8, "little") + b"{}", b"\x02" + b"\0" * 7 + b"{}", b""):
-        (spoilt / "model.safetensors").write_bytes(header)
-        refused(resealed(spoilt), "model.safetensors")
+        (bundle_copy / "model.safetensors").write_bytes(header)
+        refused(write_hashes(bundle_copy), "model.safetensors")
 
 
-def test_what_else_lies_in_the_folder_is_never_opened(spoilt, tmp_path):
+def test_other_files_in_the_folder_are_never_opened(bundle_copy, tmp_path):
     mark = tmp_path / "mark"
-    (spoilt / "model.py").write_text(f"open({str(mark)!r}, 'w')")
-    (spoilt / "pytorch_model.bin").write_bytes(pickle.dumps(Evil(mark)))
-    load_bundle(spoilt)
+    (bundle_copy / "model.py").write_text(f"open({str(mark)!r}, 'w')")
+    (bundle_copy / "pytorch_model.bin").write_bytes(pickle.dumps(Evil(mark)))
+    load_bundle(bundle_copy)
     assert not mark.exists()
 
 
 def test_the_description_is_read_as_it_was_written(bundle_folder):
-    from pylorus.deploy.description import convert_to_plain
+    from pylorus.core.io import convert_to_plain
 
     assert convert_to_plain(load_bundle(bundle_folder).description) == json.loads(
         (bundle_folder / "model.json").read_text()
@@ -224,8 +224,8 @@ def _as_format_1(content):
     del content["prediction_sets"]
 
 
-def test_a_bundle_of_format_1_is_read_and_guarantees_nothing(bundle_folder, described, tmp_path):
-    old, new = load_bundle(described(_as_format_1)), load_bundle(bundle_folder)
+def test_a_bundle_of_format_1_is_read_and_guarantees_nothing(bundle_folder, edit_model_json, tmp_path):
+    old, new = load_bundle(edit_model_json(_as_format_1)), load_bundle(bundle_folder)
     decision = old.description.decision
     assert decision.thresholds == new.description.decision.thresholds
     assert [decision.get_threshold(name) for name in ("GC", "GU", "CG")] == [None] * 3
@@ -238,13 +238,34 @@ def test_a_bundle_of_format_1_is_read_and_guarantees_nothing(bundle_folder, desc
 
 
 @pytest.mark.parametrize("key", ["arguments", "weights", "input", "training", "versions", ""])
-def test_a_target_in_a_bundle_is_never_honoured(spoilt, resealed, tmp_path, key):
+def test_a_target_in_a_bundle_is_never_honoured(bundle_copy, write_hashes, tmp_path, key):
     mark = tmp_path / "mark"
-    description = json.loads((spoilt / "model.json").read_text())
+    description = json.loads((bundle_copy / "model.json").read_text())
     (description[key] if key else description)["_target_"] = f"pathlib.Path({str(mark)!r}).touch"
-    (spoilt / "model.json").write_text(json.dumps(description))
+    (bundle_copy / "model.json").write_text(json.dumps(description))
     if key == "versions":  # a name with a text like any other
-        load_bundle(resealed(spoilt))
+        load_bundle(write_hashes(bundle_copy))
     else:
-        refused(resealed(spoilt), "_target_")
+        refused(write_hashes(bundle_copy), "_target_")
     assert not mark.exists()
+
+
+def test_code_that_a_bundle_names_is_never_imported(spoilt, resealed, tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text("import pathlib\npathlib.Path('mark').touch()\ndef net(**_): pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    content = json.loads((spoilt / "model.json").read_text())
+    content |= {"network": "evil.net", "architecture": "evil_net"}
+    (spoilt / "model.json").write_text(json.dumps(content))
+    refused(
+        resealed(spoilt), "the network evil_net was built by evil.net, which is not part of Pylorus; .*--network evil"
+    )
+    content["network"] = "a\nb"
+    (spoilt / "model.json").write_text(json.dumps(content))
+    refused(resealed(spoilt), "model.json: network: found .* expected a dotted path")
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_network_of_timm_takes_no_other_in_its_place(bundle_folder):
+    with pytest.raises(PylorusError, match=r"the network is test_resnet.* of timm. Leave out --network"):
+        load_bundle(bundle_folder, network=torch.nn.Identity)

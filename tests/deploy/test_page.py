@@ -1,4 +1,4 @@
-"""The page in a headless Chromium, as its users see it; skipped where there is no Chromium."""
+"""The page in a headless Chromium, as users see it; skipped without Chromium."""
 
 import csv
 import json
@@ -61,13 +61,13 @@ class Server:
         self.address = self.said[-1].split()[1]
 
     def end(self) -> tuple[int, str]:
-        """Its exit code and last words after Ctrl-C."""
+        """Return its exit code and last output after Ctrl-C."""
         self.process.send_signal(signal.SIGINT)
         said, _ = self.process.communicate(timeout=60)
         return self.process.returncode, said
 
     def kept(self) -> list[Path]:
-        """What lies where it works and where temporary files go."""
+        """Return the files in its working folder and in its temporary folder."""
         return [*self.work.rglob("*"), *(path for path in self.temporary.rglob("*") if path.is_file())]
 
     def attempts(self) -> str:
@@ -104,15 +104,15 @@ def tab(browser, server):
 
 
 @pytest.fixture
-def images(drawn, tmp_path):
+def images(synthetic_root, tmp_path):
     """Three files of other names."""
-    for place, path in enumerate(sorted(drawn.glob("*/*"))[::10]):
+    for place, path in enumerate(sorted(synthetic_root.glob("*/*"))[::10]):
         Image.open(path).save(tmp_path / f"frame {place}.png")
     return sorted(tmp_path.glob("*.png"))
 
 
 @needs_browser
-def test_images_are_chosen_and_their_results_seen_and_downloaded(tab, images, bundle_folder, browser, tmp_path):
+def test_images_can_be_chosen_and_results_viewed_and_downloaded(tab, images, bundle_folder, browser, tmp_path):
     page = tab()
     page.choose_files("#files", images)
     page.until(DONE.format(3))
@@ -152,7 +152,7 @@ def test_images_are_chosen_and_their_results_seen_and_downloaded(tab, images, bu
 
 
 @needs_browser
-def test_wrong_and_large_files_are_said_so_and_20_mb_pass(tab, images, tmp_path):
+def test_invalid_and_large_files_show_an_error_and_20_mb_pass(tab, images, tmp_path):
     wrong = tmp_path / "notes.jpg"
     wrong.write_text("no image")
     full, over = tmp_path / "full.png", tmp_path / "over.png"
@@ -171,7 +171,7 @@ def test_wrong_and_large_files_are_said_so_and_20_mb_pass(tab, images, tmp_path)
 
 
 @needs_browser
-def test_two_users_at_once_see_each_their_own(tab, images):
+def test_two_concurrent_users_see_only_their_own_results(tab, images):
     users = [tab(), tab()]
     sent = [[images[0], images[1]], [images[2]]]
     for page, files in zip(users, sent, strict=True):
@@ -183,7 +183,7 @@ def test_two_users_at_once_see_each_their_own(tab, images):
 
 
 @needs_browser
-def test_files_can_be_dropped_and_a_name_is_only_text(tab):
+def test_files_can_be_dropped_and_names_are_escaped(tab):
     page = tab()
     page.run(
         "(() => { const held = new DataTransfer();"
@@ -199,7 +199,7 @@ def test_files_can_be_dropped_and_a_name_is_only_text(tab):
 
 
 @needs_browser
-def test_a_table_opened_in_a_spreadsheet_runs_nothing_and_keeps_odd_names(tab):
+def test_a_downloaded_table_contains_no_formulas_and_preserves_unusual_names(tab):
     names = ["=1+1.png", "@a", "-b", 'quo"te, comma.png', "plain.png"]
     script = f"import('./static/table.js').then((table) => table.asCsv({json.dumps([{'file': name, 'error': 'bad'} for name in names])}, ['A']))"
     rows = list(csv.reader(tab().run(script).splitlines()))
@@ -209,7 +209,7 @@ def test_a_table_opened_in_a_spreadsheet_runs_nothing_and_keeps_odd_names(tab):
 
 
 @needs_browser
-def test_a_busy_or_gone_server_is_said(tab, images):
+def test_a_busy_or_stopped_server_is_reported(tab, images):
     page = tab()
     page.run("window.fetch = async () => new Response('<html>', {status: 502})")
     page.choose_files("#files", images[:1])
@@ -222,7 +222,7 @@ def test_a_busy_or_gone_server_is_said(tab, images):
 
 
 @needs_browser
-def test_the_page_asks_no_one_but_its_server_and_could_not(tab, images, server):
+def test_the_page_sends_requests_only_to_its_server(tab, images, server):
     page = tab()
     page.choose_files("#files", images)
     page.until(DONE.format(3))
@@ -243,7 +243,7 @@ def test_the_page_asks_no_one_but_its_server_and_could_not(tab, images, server):
 @needs_browser
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 900)])
-def test_it_fits_the_screen_and_always_says_what_it_is_not(tab, images, width, height, dark):
+def test_the_page_fits_the_screen_and_always_shows_the_disclaimer(tab, images, width, height, dark):
     page = tab(width=width, height=height, dark=dark)
     page.choose_files("#files", images)
     page.until(DONE.format(3))
@@ -280,7 +280,7 @@ CONTRAST = """(() => {
 
 
 @needs_browser
-def test_it_is_used_by_keyboard_and_read_aloud(tab, images):
+def test_the_page_works_with_keyboard_and_screen_reader(tab, images):
     page = tab()
     reached = []
     for _ in range(6):
@@ -319,9 +319,7 @@ def predicted(address: str, path: Path) -> dict:
         return json.load(answer)
 
 
-def test_the_server_listens_on_loopback_alone_asks_no_one_keeps_nothing_and_ends_with_ctrl_c(
-    bundle_folder, images, tmp_path
-):
+def test_the_server_uses_only_loopback_writes_nothing_and_stops_with_ctrl_c(bundle_folder, images, tmp_path):
     folder = tmp_path / "server"
     folder.mkdir()
     server = Server(bundle_folder, folder)

@@ -1,6 +1,7 @@
-"""`pylorus predict`: the run's own probabilities, a row an image whatever the file, gone on with after a kill."""
+"""`pylorus predict` gives the run's own probabilities and one row per file, and resumes after a kill."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from PIL import Image
 
 from pylorus.cli import main
 from pylorus.core.errors import PylorusError
+from pylorus.core.io import convert_to_plain
+from pylorus.data.input_format import InputFormat
 from pylorus.deploy import inputs as parts_module
 from pylorus.deploy import predict as predict_module
-from pylorus.deploy.description import convert_to_plain
 from pylorus.deploy.inputs import Sources
 from pylorus.deploy.model import load_bundle
 from pylorus.deploy.predict import PredictOptions, format_prediction_summary, predict
@@ -29,13 +31,13 @@ class KilledError(BaseException):
 
 
 @pytest.fixture(scope="module")
-def loaded(bundle_folder):
+def loaded_bundle(bundle_folder):
     return load_bundle(bundle_folder)
 
 
 @pytest.fixture(autouse=True)
-def loaded_once(loaded, monkeypatch):
-    monkeypatch.setattr(predict_module, "load_bundle", lambda *_, **__: loaded)
+def load_bundle_once(loaded_bundle, monkeypatch):
+    monkeypatch.setattr(predict_module, "load_bundle", lambda *_, **__: loaded_bundle)
 
 
 def asked(bundle, inputs, output, **choices):
@@ -49,12 +51,14 @@ def read(path):
     return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_json(path)
 
 
-def test_the_probabilities_are_those_of_the_runs_own_test_predictions(trained_run, bundle_folder, drawn, tmp_path):
+def test_the_probabilities_are_those_of_the_runs_own_test_predictions(
+    trained_run, bundle_folder, synthetic_root, tmp_path
+):
     split = pd.read_csv(trained_run.path / "split.csv", dtype=str)
     rows = split[split["split"] == "test"]
     for batch in (1, 7):
         code, table = asked(
-            bundle_folder, [drawn / path for path in rows["path"]], tmp_path / f"{batch}.parquet", batch=batch
+            bundle_folder, [synthetic_root / path for path in rows["path"]], tmp_path / f"{batch}.parquet", batch=batch
         )
         assert code == 0
         table_of_run = pd.read_parquet(trained_run.get_predictions_path(trained_run.shipped.name, "test"))
@@ -68,8 +72,10 @@ def test_the_probabilities_are_those_of_the_runs_own_test_predictions(trained_ru
         assert table["predicted"].tolist() == saved["predicted"].tolist()
 
 
-def test_all_formats_hold_the_same_rows(bundle_folder, drawn, tmp_path):
-    tables = [asked(bundle_folder, [drawn], tmp_path / f"p{suffix}")[1] for suffix in (".csv", ".parquet", ".json")]
+def test_all_formats_hold_the_same_rows(bundle_folder, synthetic_root, tmp_path):
+    tables = [
+        asked(bundle_folder, [synthetic_root], tmp_path / f"p{suffix}")[1] for suffix in (".csv", ".parquet", ".json")
+    ]
     assert len(tables[0]) == 30
     for other in tables[1:]:
         assert list(other.columns) == list(tables[0].columns)
@@ -78,31 +84,33 @@ def test_all_formats_hold_the_same_rows(bundle_folder, drawn, tmp_path):
         assert other["abstain"].astype(bool).tolist() == tables[0]["abstain"].astype(bool).tolist()
 
 
-def test_files_folders_and_patterns_in_the_order_given(bundle_folder, drawn, tmp_path):
-    folder = drawn / "gastric_ulcer"
-    first, *_ = sorted((drawn / "gastric_cancer").iterdir())
-    _, table = asked(bundle_folder, [first, folder, drawn / "chronic_*" / "*_1.*"], tmp_path / "p.csv")
-    expected = [first, *sorted(folder.iterdir()), *sorted(drawn.glob("chronic_*/*_1.*"))]
+def test_inputs_are_predicted_in_the_order_given(bundle_folder, synthetic_root, tmp_path):
+    folder = synthetic_root / "gastric_ulcer"
+    first, *_ = sorted((synthetic_root / "gastric_cancer").iterdir())
+    _, table = asked(bundle_folder, [first, folder, synthetic_root / "chronic_*" / "*_1.*"], tmp_path / "p.csv")
+    expected = [first, *sorted(folder.iterdir()), *sorted(synthetic_root.glob("chronic_*/*_1.*"))]
     assert table["path"].tolist() == [str(path) for path in expected]
 
 
-def test_decision_and_abstention_follow_the_stored_thresholds(bundle_folder, drawn, tmp_path):
+def test_decision_and_abstention_follow_the_stored_thresholds(bundle_folder, synthetic_root, tmp_path):
     said = load_bundle(bundle_folder).description
-    _, table = asked(bundle_folder, [drawn], tmp_path / "p.parquet")
+    _, table = asked(bundle_folder, [synthetic_root], tmp_path / "p.parquet")
     threshold = said.decision.thresholds["GC"]
     assert (table["decision"] == np.where(table["probability/GC"] >= threshold, "GC", "not GC")).all()
     unlike = table["unlikeness"] > said.abstention.unlike_above
     unsure = table[SHARES].max(axis=1) < said.abstention.unsure_below
     assert (table["why"] == np.where(unlike, "unlike", np.where(unsure, "unsure", ""))).all()
     assert (table["abstain"] == (unlike | unsure)).all()
-    _, other = asked(bundle_folder, [drawn], tmp_path / "q.parquet", class_name="CG")
+    _, other = asked(bundle_folder, [synthetic_root], tmp_path / "q.parquet", class_name="CG")
     assert set(other["decision"]) <= {"CG", "not CG"}
 
 
-def test_prediction_sets_hold_the_classes_that_reach_their_lowest_probability(bundle_folder, drawn, tmp_path, capsys):
+def test_prediction_sets_hold_the_classes_that_reach_their_lowest_probability(
+    bundle_folder, synthetic_root, tmp_path, capsys
+):
     sets = load_bundle(bundle_folder).description.prediction_sets
     words = {"group": r"patient_\d+"}
-    _, table = asked(bundle_folder, [drawn], tmp_path / "p.parquet", **words)
+    _, table = asked(bundle_folder, [synthetic_root], tmp_path / "p.parquet", **words)
     names = ("GC", "GU", "CG")
     members = np.stack([table[f"probability/{name}"] >= sets.lowest[name] for name in names], axis=1)
     expected = ["{" + ", ".join(np.array(names)[row]) + "}" for row in members]
@@ -117,16 +125,20 @@ def test_prediction_sets_hold_the_classes_that_reach_their_lowest_probability(bu
     assert "too small to guarantee a sensitivity of 95 % for GC" in " ".join(said.split())
 
 
-def test_a_bundle_without_prediction_sets_gives_no_column_of_them(described, drawn, tmp_path, monkeypatch):
+def test_a_bundle_without_prediction_sets_gives_no_column_of_them(
+    edit_model_json, synthetic_root, tmp_path, monkeypatch
+):
     monkeypatch.setattr(predict_module, "load_bundle", load_bundle)
-    folder = described(lambda content: content.update(prediction_sets=None))
-    _, table = asked(folder, [drawn / "gastric_ulcer"], tmp_path / "p.parquet")
+    folder = edit_model_json(lambda content: content.update(prediction_sets=None))
+    _, table = asked(folder, [synthetic_root / "gastric_ulcer"], tmp_path / "p.parquet")
     assert "prediction_set" not in table.columns
 
 
-def test_what_can_not_be_read_is_a_row_with_an_error_and_counts_in_the_exit_code(bundle_folder, drawn, tmp_path):
+def test_what_can_not_be_read_is_a_row_with_an_error_and_counts_in_the_exit_code(
+    bundle_folder, synthetic_root, tmp_path
+):
     folder = tmp_path / "in"
-    shutil.copytree(drawn / "gastric_ulcer", folder)
+    shutil.copytree(synthetic_root / "gastric_ulcer", folder)
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "text.png").write_text("no image")
     (folder / "folder.jpg").mkdir()
@@ -143,15 +155,15 @@ def test_what_can_not_be_read_is_a_row_with_an_error_and_counts_in_the_exit_code
     assert len(table) == 13
 
 
-def test_a_links_circle_ends(bundle_folder, drawn, tmp_path):
+def test_a_cycle_of_links_ends(bundle_folder, synthetic_root, tmp_path):
     folder = tmp_path / "in"
-    shutil.copytree(drawn / "gastric_ulcer", folder / "a")
+    shutil.copytree(synthetic_root / "gastric_ulcer", folder / "a")
     (folder / "a" / "round").symlink_to(folder)
     assert len(asked(bundle_folder, [folder], tmp_path / "p.csv")[1]) == 10
 
 
-def test_odd_names_are_rows_too(bundle_folder, drawn, tmp_path):
-    image, *_ = sorted((drawn / "gastric_ulcer").iterdir())
+def test_unusual_file_names_are_rows(bundle_folder, synthetic_root, tmp_path):
+    image, *_ = sorted((synthetic_root / "gastric_ulcer").iterdir())
     names = [
         "a,b.jpg",
         'quo"te.jpg',
@@ -169,20 +181,20 @@ def test_odd_names_are_rows_too(bundle_folder, drawn, tmp_path):
 
 
 @pytest.mark.parametrize(("suffix", "kills"), [(".csv", (0, 3, 6)), (".parquet", (5,)), (".json", (5,))])
-def test_killed_before_any_file_the_same_command_goes_on_and_ends_in_the_same_one(
-    bundle_folder, drawn, tmp_path, monkeypatch, suffix, kills, capsys
+def test_a_killed_prediction_resumes_to_the_same_output(
+    bundle_folder, synthetic_root, tmp_path, monkeypatch, suffix, kills, capsys
 ):
     monkeypatch.setattr(predict_module, "PART_ROWS", 8)
-    asked(bundle_folder, [drawn], tmp_path / f"whole{suffix}", batch=4)
+    asked(bundle_folder, [synthetic_root], tmp_path / f"whole{suffix}", batch=4)
     expected = (tmp_path / f"whole{suffix}").read_bytes()
-    read_images, original, replace = 0, predict_module._read_image, Path.replace
+    read_images, load_image, replace = 0, InputFormat.load_image, Path.replace
 
-    def counted(*words):
+    def counted(form, path):
         nonlocal read_images
         read_images += 1
-        return original(*words)
+        return load_image(form, path)
 
-    monkeypatch.setattr(predict_module, "_read_image", counted)
+    monkeypatch.setattr(InputFormat, "load_image", counted)
     for kill_at in kills:  # files: the request, four parts, the output, what is said about it
         output, seen = tmp_path / f"{kill_at}{suffix}", 0
 
@@ -195,10 +207,10 @@ def test_killed_before_any_file_the_same_command_goes_on_and_ends_in_the_same_on
 
         with monkeypatch.context() as patched, pytest.raises(KilledError):
             patched.setattr(Path, "replace", dying)
-            asked(bundle_folder, [drawn], output, batch=4)
+            asked(bundle_folder, [synthetic_root], output, batch=4)
         assert output.exists() == (kill_at == 6)
         read_images = 0
-        asked(bundle_folder, [drawn], output, batch=4)
+        asked(bundle_folder, [synthetic_root], output, batch=4)
         assert output.read_bytes() == expected
         assert read_images == max(0, 30 - 8 * max(0, kill_at - 1))
         assert sorted(path.name for path in tmp_path.glob(f"*{output.name}*")) == [
@@ -206,35 +218,35 @@ def test_killed_before_any_file_the_same_command_goes_on_and_ends_in_the_same_on
             f"{output.name}.about.json",
         ]
     capsys.readouterr()
-    asked(bundle_folder, [drawn], output, batch=4)
+    asked(bundle_folder, [synthetic_root], output, batch=4)
     assert f"already complete: {output}" in capsys.readouterr().out
 
 
-def test_an_output_of_another_request_is_not_touched(bundle_folder, drawn, tmp_path, spoilt):
+def test_the_output_of_another_command_is_not_overwritten(bundle_folder, synthetic_root, tmp_path, bundle_copy):
     output = tmp_path / "p.csv"
-    asked(bundle_folder, [drawn], output)
+    asked(bundle_folder, [synthetic_root], output)
     before = output.read_bytes()
     with pytest.raises(PylorusError, match=r"p\.csv: already exists, from another request \(different: inputs\)"):
-        asked(bundle_folder, [drawn / "gastric_ulcer"], output)
+        asked(bundle_folder, [synthetic_root / "gastric_ulcer"], output)
     with pytest.raises(PylorusError, match="different: class"):
-        asked(bundle_folder, [drawn], output, class_name="CG")
+        asked(bundle_folder, [synthetic_root], output, class_name="CG")
     (tmp_path / "q.csv").write_text("mine")
     with pytest.raises(PylorusError, match=r"q\.csv: already exists"):
-        asked(bundle_folder, [drawn], tmp_path / "q.csv")
+        asked(bundle_folder, [synthetic_root], tmp_path / "q.csv")
     assert output.read_bytes() == before
     assert (tmp_path / "q.csv").read_text() == "mine"
 
 
-def test_two_processes_do_not_write_one_output(bundle_folder, drawn, tmp_path):
+def test_two_processes_do_not_write_one_output(bundle_folder, synthetic_root, tmp_path):
     with (
         parts_module.ResumableTable(tmp_path / "p.csv", {}, also={}).lock_parts(),
         pytest.raises(PylorusError, match="another process"),
     ):
-        asked(bundle_folder, [drawn], tmp_path / "p.csv")
+        asked(bundle_folder, [synthetic_root], tmp_path / "p.csv")
 
 
-def test_images_are_taken_one_batch_after_another_and_never_listed(bundle_folder, drawn):
-    image = next((drawn / "gastric_ulcer").iterdir())
+def test_images_are_read_batch_by_batch_without_listing_all(bundle_folder, synthetic_root):
+    image = next((synthetic_root / "gastric_ulcer").iterdir())
     taken = 0
 
     def endless():
@@ -248,15 +260,15 @@ def test_images_are_taken_one_batch_after_another_and_never_listed(bundle_folder
     form = load_bundle(bundle_folder).input
     for number, (items, images) in enumerate(predict_module.read_ahead(endless(), form, 4), start=1):
         assert len(items) == len(images) == 4
-        assert taken <= 4 * (number + predict_module.AHEAD)
+        assert taken <= 4 * (number + predict_module.BATCHES_AHEAD)
         if number == 5:
             break
 
 
-def test_a_folder_too_long_to_sort_is_taken_whole(tmp_path, monkeypatch):
+def test_a_folder_too_large_to_sort_is_read_completely(tmp_path, monkeypatch):
     from pylorus.deploy import inputs
 
-    monkeypatch.setattr(inputs, "SORTED", 3)
+    monkeypatch.setattr(inputs, "MAX_SORTED_FILES", 3)
     for number in range(8):
         (tmp_path / f"{number}.jpg").touch()
     found = [item.path for item in Sources((str(tmp_path),), [], None).iter_items()]
@@ -274,12 +286,12 @@ def test_without_groups_an_evaluation_says_that_each_image_counts_as_a_patient(b
     assert f"images of {said.test.groups} groups (patients), in %" in grouped
 
 
-def test_class_folders_give_the_runs_own_figures_again(trained_run, bundle_folder, drawn, tmp_path, capsys):
+def test_class_folders_reproduce_the_runs_own_results(trained_run, bundle_folder, synthetic_root, tmp_path, capsys):
     split = pd.read_csv(trained_run.path / "split.csv", dtype=str)
     for path in split[split["split"] == "test"]["path"]:
         target = tmp_path / "test" / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(drawn / path, target)
+        shutil.copy(synthetic_root / path, target)
     code, table = asked(bundle_folder, [tmp_path / "test"], tmp_path / "p.csv", group=r"patient_\d+")
     assert code == 0
     assert table["true"].isin(["GC", "GU", "CG"]).all()
@@ -296,14 +308,14 @@ def test_class_folders_give_the_runs_own_figures_again(trained_run, bundle_folde
     assert "at the stored threshold" in said
 
 
-def test_an_evaluation_that_can_not_be_is_refused_and_loses_nothing(bundle_folder, drawn, tmp_path):
-    flat = shutil.copytree(drawn / "gastric_ulcer", tmp_path / "flat")
+def test_an_impossible_evaluation_is_refused_and_loses_no_predictions(bundle_folder, synthetic_root, tmp_path):
+    flat = shutil.copytree(synthetic_root / "gastric_ulcer", tmp_path / "flat")
     with pytest.raises(PylorusError, match="--evaluate: no image is in a folder named after a class"):
         asked(bundle_folder, [flat], tmp_path / "p.csv", evaluate=True)
     assert "true" not in asked(bundle_folder, [flat], tmp_path / "p.csv")[1].columns
 
 
-def test_frames_of_a_video(bundle_folder, tmp_path):
+def test_frames_of_a_video_are_predicted(bundle_folder, tmp_path):
     path = tmp_path / "film.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10.0, (64, 48))
     for number in range(35):
@@ -321,7 +333,7 @@ def test_frames_of_a_video(bundle_folder, tmp_path):
     assert len(table) == 8
 
 
-def test_a_dicom_image_is_read_where_pydicom_is_there(bundle_folder, tmp_path):
+def test_a_dicom_image_is_read_with_pydicom(bundle_folder, tmp_path):
     pytest.importorskip("pydicom")
     from tests.data.sample_files import dicom_samples
 
@@ -339,7 +351,7 @@ def test_a_dicom_image_is_read_where_pydicom_is_there(bundle_folder, tmp_path):
         ([".", "--batch", "0"], "--batch: found 0"),
     ],
 )
-def test_what_can_not_be_asked_for_is_said(bundle_folder, tmp_path, monkeypatch, words, said):
+def test_invalid_options_are_named(bundle_folder, tmp_path, monkeypatch, words, said):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=said):
         main(["predict", str(bundle_folder), *words, "--output", "p.csv"])
@@ -349,7 +361,7 @@ def test_what_can_not_be_asked_for_is_said(bundle_folder, tmp_path, monkeypatch,
         main(["predict", str(bundle_folder), ".", "--output", "p.xlsx"])
 
 
-def test_noise_and_blank_frames_are_called_unlike_more_often_than_test_images(bundle_folder, tmp_path):
+def test_noise_and_blank_frames_are_rejected_more_often_than_test_images(bundle_folder, tmp_path):
     rng = np.random.default_rng(0)
     for number in range(8):
         Image.fromarray(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(tmp_path / f"noise_{number}.png")
@@ -359,13 +371,13 @@ def test_noise_and_blank_frames_are_called_unlike_more_often_than_test_images(bu
     assert (table["why"] == "unlike").mean() > rate + 0.3
 
 
-def test_the_command_as_its_user_types_it(bundle_folder, drawn, tmp_path):
+def test_the_command_runs_as_typed(bundle_folder, synthetic_root, tmp_path):
     words = [
         "-c",
         "from pylorus.cli import main; main()",
         "predict",
         str(bundle_folder),
-        str(drawn),
+        str(synthetic_root),
         "--output",
         "p.csv",
     ]
@@ -374,3 +386,21 @@ def test_the_command_as_its_user_types_it(bundle_folder, drawn, tmp_path):
     assert found.stdout.startswith("images: 30, unreadable: 0 ")
     assert found.stdout.rstrip().endswith("predictions: p.csv")
     assert len(pd.read_csv(tmp_path / "p.csv")) == 30
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "json"])
+@pytest.mark.parametrize("folder", [".", "gastric_cancer"])
+def test_where_no_file_can_be_read_the_first_is_named_and_the_exit_code_counts(
+    bundle_folder, tmp_path, capsys, suffix, folder
+):
+    for name in ("a.jpg", "b.png"):
+        (tmp_path / "images" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / folder / name).write_text("no image")
+    words = ["predict", str(bundle_folder), str(tmp_path / "images"), "--output", str(tmp_path / f"table.{suffix}")]
+    for _ in range(2):  # computed, and already complete
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 4
+        assert re.search(r"error: no file could be read\. \S*a\.jpg: \w", capsys.readouterr().err)
+    with pytest.raises(SystemExit, match="so there is nothing to evaluate|no image is in a folder named after a class"):
+        main([*words[:-1], str(tmp_path / f"other.{suffix}"), "--evaluate"])

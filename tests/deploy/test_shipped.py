@@ -1,4 +1,4 @@
-"""The model that a run reports is the model that it ships: every index of both, whichever stage validation chooses."""
+"""The results in the report are those of the exported model in every index, whichever stage validation chooses."""
 
 import json
 import math
@@ -56,7 +56,7 @@ def images(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(composed, images, tmp_path_factory) -> Callable[..., RunFolder]:
+def train_run(compose_config, images, tmp_path_factory) -> Callable[..., RunFolder]:
     """Runs in bf16 in which the named stage is the better one, each made once; to be read only."""
     folders: dict[tuple[str, ...], RunFolder] = {}
     sweep = tmp_path_factory.mktemp("sweep")
@@ -66,7 +66,7 @@ def trained(composed, images, tmp_path_factory) -> Callable[..., RunFolder]:
             folder = RunFolder(sweep / str(len(folders)))
             overrides = [f"data.root={images}", *WORDS, *BETTER[better], *words]
             with folder.set_starting(overrides):
-                write_text(folder.config, OmegaConf.to_yaml(composed(*overrides)))
+                write_text(folder.config, OmegaConf.to_yaml(compose_config(*overrides)))
             with pytest.MonkeyPatch.context() as patched:
                 for name in ("render_svg", "render_png"):  # drawing takes most of a report's time
                     patched.setattr(f"pylorus.report.page.{name}", lambda drawing: drawing.alt.encode())
@@ -78,7 +78,7 @@ def trained(composed, images, tmp_path_factory) -> Callable[..., RunFolder]:
 
 
 @pytest.fixture(scope="module")
-def evaluated(trained, images, tmp_path_factory) -> Callable[..., dict[str, Any]]:
+def evaluate_bundle(train_run, images, tmp_path_factory) -> Callable[..., dict[str, Any]]:
     """What `pylorus predict RUN/model TEST --evaluate` finds on the run's own test images."""
 
     def evaluate(folder: RunFolder, *, batch: int = 32) -> dict[str, Any]:
@@ -126,8 +126,8 @@ def assert_same(reported: object, predicted: dict[str, Any] | float | None, *, p
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_stage_that_validation_chooses_is_named_everywhere(trained, stage, capsys):
-    folder = trained(stage)
+def test_the_stage_that_validation_chooses_is_named_everywhere(train_run, stage, capsys):
+    folder = train_run(stage)
     run(folder)
     last_line = capsys.readouterr().out.strip().splitlines()[-1]
     assert f"holds stage {stage} (highest validation accuracy: " in last_line
@@ -150,9 +150,9 @@ def test_the_stage_that_validation_chooses_is_named_everywhere(trained, stage, c
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_report_card_bundle_and_prediction_agree_in_every_index(trained, evaluated, stage):
-    folder = trained(stage)
-    predicted, written = evaluated(folder), description(folder)
+def test_report_card_bundle_and_prediction_agree_in_every_index(train_run, evaluate_bundle, stage):
+    folder = train_run(stage)
+    predicted, written = evaluate_bundle(folder), description(folder)
 
     overall = rows_of(folder, "overall", stage).iloc[0]
     for column, index, per_cent in (
@@ -206,9 +206,11 @@ def test_report_card_bundle_and_prediction_agree_in_every_index(trained, evaluat
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_predicted_probabilities_are_those_of_the_report_although_training_was_in_bf16(trained, evaluated, stage):
-    folder = trained(stage)
-    table = evaluated(folder)["table"]
+def test_predicted_probabilities_are_those_of_the_report_although_training_was_in_bf16(
+    train_run, evaluate_bundle, stage
+):
+    folder = train_run(stage)
+    table = evaluate_bundle(folder)["table"]
     bundle = load_bundle(folder.path / "model")
     assert bundle.description.training.precision == "bf16"
     saved = pd.read_parquet(folder.get_predictions_path(stage, "test"))
@@ -223,8 +225,8 @@ def test_predicted_probabilities_are_those_of_the_report_although_training_was_i
     assert mistakes["certainty, %"].to_numpy() / 100 == pytest.approx(surest.to_numpy(), abs=TOLERANCE)
 
 
-def test_deploy_stage_overrides_the_choice_and_says_so(trained, evaluated, capsys):
-    folder = trained("pretrain", "deploy.stage=finetune")
+def test_deploy_stage_overrides_the_choice_and_says_so(train_run, evaluate_bundle, capsys):
+    folder = train_run("pretrain", "deploy.stage=finetune")
     run(folder)
     assert "holds stage finetune (named by deploy.stage; validation accuracy" in capsys.readouterr().out
     assert folder.read_status()["shipped_stage"] == "finetune"
@@ -233,28 +235,30 @@ def test_deploy_stage_overrides_the_choice_and_says_so(trained, evaluated, capsy
     page = (folder.path / "report" / "report.html").read_text()
     assert "finetune, named by deploy.stage" in page
     assert_same(
-        rows_of(folder, "overall", "finetune").iloc[0]["accuracy, %"], evaluated(folder)["accuracy"], per_cent=True
+        rows_of(folder, "overall", "finetune").iloc[0]["accuracy, %"],
+        evaluate_bundle(folder)["accuracy"],
+        per_cent=True,
     )
 
 
-def test_both_runs_of_one_stage_give_the_same_bundle_weights_whoever_trained_on(trained):
+def test_the_shipped_stage_has_the_same_weights_whether_or_not_training_continued(train_run):
     """An earlier stage is shipped as it was, not as later stages changed it."""
-    whole = trained("pretrain")
-    alone = trained("pretrain", "stage=pretrain")
+    whole = train_run("pretrain")
+    alone = train_run("pretrain", "stage=pretrain")
     first, second = (load_bundle(folder.path / "model").classifier.network.state_dict() for folder in (whole, alone))
     assert all(np.array_equal(first[name], second[name]) for name in first)
     assert alone.read_status()["shipped_by"] == "only"
     assert [stage["name"] for stage in description(whole)["training"]["stages"]] == ["pretrain"]
 
 
-def test_nothing_that_only_the_bundle_needed_is_left_behind(trained):
+def test_temporary_files_for_the_bundle_are_removed(train_run):
     for stage in STAGES:
-        left = {path.name for name in STAGES for path in (trained(stage).path / name / "checkpoints").iterdir()}
+        left = {path.name for name in STAGES for path in (train_run(stage).path / name / "checkpoints").iterdir()}
         assert left == {"best.ckpt"}
 
 
-def test_a_sweep_orders_its_jobs_by_what_they_ship(trained):
-    folders = [trained("pretrain"), trained("finetune")]
+def test_a_sweep_orders_its_jobs_by_the_shipped_stage(train_run):
+    folders = [train_run("pretrain"), train_run("finetune")]
     table = build_sweep_table(folders[0].path.parent)
     for folder in folders:
         job = table[table["job"] == folder.path.name]
@@ -263,11 +267,11 @@ def test_a_sweep_orders_its_jobs_by_what_they_ship(trained):
     assert order == sorted(order, reverse=True)
 
 
-def test_images_that_are_validated_and_tested_on_are_marked_as_what_the_choice_was_made_on(trained, evaluated):
-    folder = trained("pretrain", "data.validation=test")
+def test_a_choice_on_test_images_is_marked(train_run, evaluate_bundle):
+    folder = train_run("pretrain", "data.validation=test")
     abstention = description(folder)["abstention"]
     for batch in (1, 7, 32):  # here the very images that fix the thresholds are predicted
-        predicted = evaluated(folder, batch=batch)
+        predicted = evaluate_bundle(folder, batch=batch)
         assert_same(abstention["unlike_test"]["value"], predicted["unlike"])
         assert_same(abstention["answered_test"]["value"], predicted["answered"])
     card = (folder.path / "model" / "MODEL_CARD.md").read_text()
@@ -278,14 +282,14 @@ def test_images_that_are_validated_and_tested_on_are_marked_as_what_the_choice_w
 @pytest.mark.parametrize(
     ("name", "words"), [("finetun", 'Did you mean "finetune"'), ("pretrain", "this run does not train")]
 )
-def test_a_stage_that_does_not_run_can_not_be_shipped(composed, name, words):
+def test_a_stage_that_is_not_run_cannot_be_shipped(compose_config, name, words):
     with pytest.raises(PylorusError, match=f'deploy.stage: found "{name}".*') as error:
-        composed("stage=finetune", f"deploy.stage={name}")
+        compose_config("stage=finetune", f"deploy.stage={name}")
     assert words in str(error.value)
 
 
-def test_a_bundle_of_version_1_is_read_as_the_last_stage_of_its_run(trained):
-    old = description(trained("finetune")) | {"format_version": 1, "largest_difference": 0.001}
+def test_a_bundle_of_version_1_is_read_as_the_last_stage_of_its_run(train_run):
+    old = description(train_run("finetune")) | {"format_version": 1, "largest_difference": 0.001}
     del old["shipped"]
     found = read_description(json.dumps(old).encode())
     assert (found.shipped.name, found.shipped.chosen_by) == ("finetune", "last")
@@ -309,15 +313,15 @@ def test_the_rule_is_accuracy_then_loss_then_the_later_stage_unless_a_stage_is_n
     assert explain_choice(found)
 
 
-def test_killed_wherever_a_run_that_ships_an_earlier_stage_ships_the_same_bytes(trained, composed, images, monkeypatch):
+def test_a_killed_run_that_ships_an_earlier_stage_writes_the_same_bytes(train_run, compose_config, images, monkeypatch):
     class KilledError(BaseException):
         pass
 
-    whole = trained("pretrain", "report=false")
+    whole = train_run("pretrain", "report=false")
     folder = RunFolder(whole.path.with_name("killed"))
     overrides = [f"data.root={images}", *WORDS, *BETTER["pretrain"], "report=false"]
     with folder.set_starting(overrides):
-        write_text(folder.config, OmegaConf.to_yaml(composed(*overrides)))
+        write_text(folder.config, OmegaConf.to_yaml(compose_config(*overrides)))
     replace = Path.replace
     for name in ("network.safetensors", "predictions-test.parquet", "model.safetensors"):
         stage = "finetune" if name == "predictions-test.parquet" else ""
@@ -342,9 +346,9 @@ def test_killed_wherever_a_run_that_ships_an_earlier_stage_ships_the_same_bytes(
         )
 
 
-def test_predictions_that_were_made_before_features_were_kept_are_made_again(trained, tmp_path):
+def test_predictions_without_saved_features_are_computed_again(train_run, tmp_path):
     """A run that an earlier version left unfinished holds predictions in the precision of its training."""
-    whole = trained("pretrain", "report=false")
+    whole = train_run("pretrain", "report=false")
     folder = RunFolder(Path(shutil.copytree(whole.path, tmp_path / "old")))
     shutil.rmtree(folder.path / "model")
     status = json.loads((folder.path / "status.json").read_text())

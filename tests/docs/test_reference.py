@@ -1,4 +1,4 @@
-"""The generated reference names everything that there is, and the site's navigation every page."""
+"""The generated reference is complete, and the site's navigation lists every page."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The doctor as one process, also where torch is broken or missing; its checks and what it prints."""
+"""The doctor as a process, also with a broken or missing torch; its checks and its output."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def doctor(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_torch_that_does_not_load_is_one_wrong_line_and_the_rest_is_looked_at(doctor):
+def test_a_broken_torch_is_one_error_and_the_other_checks_run(doctor):
     code, lines = doctor("raise OSError('libcudart.so.12: cannot open shared object file')")
     assert code == 1
     assert lines["torch"]["state"] == "wrong"
@@ -47,7 +47,7 @@ def test_a_torch_that_does_not_load_is_one_wrong_line_and_the_rest_is_looked_at(
 
 
 @pytest.mark.slow
-def test_a_torch_that_ends_python_is_named_with_the_signal(doctor):
+def test_a_torch_that_crashes_python_is_named_with_the_signal(doctor):
     code, lines = doctor("import os, signal; os.kill(os.getpid(), signal.SIGILL)")
     assert code == 1
     assert lines["loading torch"]["state"] == "wrong"
@@ -56,7 +56,7 @@ def test_a_torch_that_ends_python_is_named_with_the_signal(doctor):
     assert lines["memory"]["state"] in ("good", "warning")
 
 
-def test_one_that_hangs_or_exits_is_a_line_too():
+def test_a_package_that_hangs_or_exits_is_an_error():
     late = report_early_end("loading torch", -9, in_time=False, said="")
     assert "not finished within 600 s" in late.found
     ended = report_early_end("loading cv2", 3, in_time=True, said="libGL: no such file")
@@ -64,7 +64,7 @@ def test_one_that_hangs_or_exits_is_a_line_too():
 
 
 @pytest.mark.slow
-def test_the_first_process_loads_nothing_that_may_be_broken():
+def test_the_first_process_imports_no_compiled_package():
     code = (
         "import sys\nfrom pylorus.doctor import examine\n"
         "list(examine.check_packages()), list(examine.check_extras()), list(examine.check_space())\n"
@@ -83,7 +83,7 @@ CHECKS = [
 ]
 
 
-def test_lines_fit_into_the_terminal_and_words_to_be_copied_stay_whole():
+def test_lines_fit_the_terminal_and_commands_are_not_wrapped():
     for width in (80, 120):
         lines = [line for check in CHECKS for line in format_check_lines(check, width=width, coloured=False)]
         assert max(map(len, lines)) <= width
@@ -91,7 +91,7 @@ def test_lines_fit_into_the_terminal_and_words_to_be_copied_stay_whole():
         assert not [line for line in lines if line != line.rstrip()]
 
 
-def test_what_is_not_good_is_followed_by_its_mend():
+def test_a_problem_is_followed_by_its_remedy():
     text = "\n".join(format_check_lines(CHECKS[0], width=80, coloured=False))
     assert text.startswith("  wrong    torch")
     assert "fix: pip install" in text
@@ -122,19 +122,19 @@ def test_json_holds_every_line_and_the_worst_state():
 FINE = Check("area", "thing", State.GOOD, "there, 3 × ü")
 
 
-def test_a_check_comes_back_from_json_as_it_was():
+def test_a_check_is_unchanged_after_a_json_round_trip():
     assert Check.from_json(FINE.to_json()) == FINE
     assert "\n" not in Check("area", "thing", State.WRONG, "two\nlines").to_json()
 
 
-def test_one_wrong_line_outweighs_all_warnings():
+def test_one_error_takes_precedence_over_warnings():
     lines = [FINE, Check("a", "b", State.WARNING, "c"), Check("a", "b", State.WRONG, "c"), FINE]
     assert get_worst_state(lines) is State.WRONG
     assert get_worst_state(lines[:2]) is State.WARNING
     assert get_worst_state([]) is State.GOOD
 
 
-def test_a_check_that_breaks_off_keeps_what_it_found_and_adds_a_wrong_line():
+def test_a_check_that_fails_keeps_its_results_and_adds_an_error():
     def breaks():
         yield FINE
         raise RuntimeError("first line\nsecond line")

@@ -1,4 +1,4 @@
-"""Packages by their metadata: missing, too old, damaged, overwritten, malware. Drawn installations, none is loaded."""
+"""Packages by their metadata: missing, too old, damaged, overwritten, malware. The installations are simulated."""
 
 from importlib.metadata import PackageNotFoundError
 
@@ -24,7 +24,7 @@ def install(tmp_path, monkeypatch):
     return make
 
 
-def test_this_environment_is_told_to_fit():
+def test_this_environment_passes_the_package_checks():
     found = list(packages.check_packages())
     assert not [check for check in found if check.state is State.WRONG]
     assert any("torch 2" in check.found for check in found)
@@ -35,7 +35,7 @@ def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it():
     assert check is not None
     assert check.state is State.WRONG
     assert check.found == "not installed; expected no-such-package>=2"
-    assert check.mend == "pip install 'no-such-package>=2'"
+    assert check.remedy == "pip install 'no-such-package>=2'"
 
 
 def test_a_package_that_is_too_old_is_named_with_both_versions(install):
@@ -47,7 +47,7 @@ def test_a_package_that_is_too_old_is_named_with_both_versions(install):
 
 
 @pytest.mark.parametrize("version", ["2.14.1+cu128", "2.15.0.dev20261101"])
-def test_builds_and_previews_of_a_fitting_version_fit(install, version):
+def test_local_builds_and_prereleases_of_a_compatible_version_pass(install, version):
     install("torch", version)
     assert packages.check_requirement(Requirement("torch>=2.6")) is None
 
@@ -57,51 +57,51 @@ def test_an_installation_without_a_version_is_damaged(install):
     check = packages.check_requirement(Requirement("no-version>=2"))
     assert check is not None
     assert "damaged" in check.found
-    assert "--force-reinstall" in check.mend
+    assert "--force-reinstall" in check.remedy
 
 
 @pytest.mark.parametrize(("name", "version"), [("lightning", "2.6.2"), ("lightning", "2.6.3"), ("pytorch-lightning", "2.6.3")])  # fmt: skip
-def test_releases_that_were_malware_are_wrong_by_name(install, name, version):
+def test_malware_releases_are_errors(install, name, version):
     install(name, version)
     (check,) = packages.check_malware()
     assert check.state is State.WRONG
     assert check.name == name
     assert version in check.found
-    assert "change every password" in check.mend
+    assert "change every password" in check.remedy
 
 
-def test_a_second_opencv_is_told_with_the_command_that_leaves_ours(install):
+def test_a_second_opencv_is_reported_with_the_command_that_removes_it(install):
     assert list(packages.check_same_files()) == []
     install("opencv-python", "4.10.0")
     (check,) = packages.check_same_files()
     assert check.state is State.WARNING
     assert "opencv-python beside opencv-python-headless" in check.found
-    assert check.mend.startswith(
+    assert check.remedy.startswith(
         "pip uninstall opencv-python && pip install --force-reinstall --no-deps opencv-python-"
     )
 
 
-def test_a_first_number_above_the_one_that_was_seen_to_work_is_a_warning(install):
+def test_a_major_version_above_the_tested_one_is_a_warning(install):
     install("numpy", "9.0")
     (check,) = packages.check_newer(["numpy", "pandas"], packages.read_tested_versions())
     assert check.state is State.WARNING
     assert check.found.startswith("9.0; the newest tested version is 2.")
 
 
-def test_an_old_python_is_wrong():
+def test_an_old_python_is_an_error():
     assert packages.check_python("3.10.4").state is State.WRONG
     assert packages.check_python("3.13.0").state is State.GOOD
 
 
-def test_a_package_that_is_not_installed_at_all_is_an_error_that_a_line_is_made_of():
+def test_requirements_of_an_uninstalled_distribution_raise_an_error():
     with pytest.raises(PackageNotFoundError):
         packages.list_requirements("no-such-package")
 
 
-def test_an_extra_is_told_as_there_as_missing_or_as_too_old(install):
+def test_an_extra_is_reported_as_installed_missing_or_too_old(install):
     install("pylorus", "0.1.0", "Provides-Extra: dicom", "Provides-Extra: gone", 'Requires-Dist: pydicom<4,>=3.0; extra == "dicom"', 'Requires-Dist: no-such-package; extra == "gone"')  # fmt: skip
     gone = packages.check_extra("gone")
-    assert (gone.state, gone.found, gone.mend) == (State.GOOD, "not installed", "pip install 'pylorus[gone]'")
+    assert (gone.state, gone.found, gone.remedy) == (State.GOOD, "not installed", "pip install 'pylorus[gone]'")
     install("pydicom", "2.4.4")
     old = packages.check_extra("dicom")
     assert old.state is State.WARNING

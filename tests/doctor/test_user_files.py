@@ -1,4 +1,4 @@
-"""The user's weights and images: found, complete and fitting, or named with the command that fixes them."""
+"""The user's weights and images are found, complete and compatible, or named with the command that fixes them."""
 
 import hashlib
 
@@ -35,7 +35,7 @@ def looked_at(folder):
     return user_files.check_model("tiny", HUB, user_files.find_weights(HUB, folder), folder)
 
 
-def test_the_studys_three_models_are_looked_for_and_none_that_starts_from_random_weights():
+def test_the_doctor_searches_weights_of_the_three_study_models():
     models = user_files.list_study_models()
     assert models["vgg19"] == "vgg19.tv_in1k"
     assert {"resnet50", "inception_v3"} <= set(models)
@@ -43,18 +43,18 @@ def test_the_studys_three_models_are_looked_for_and_none_that_starts_from_random
     assert "timm" not in models
 
 
-def test_what_is_missing_is_named_with_file_repository_place_and_key(tmp_path):
+def test_missing_weights_are_named_with_file_repository_location_and_key(tmp_path):
     found = {check.name: check for check in user_files.check_weights(tmp_path)}
     assert {check.state for check in found.values()} == {State.WARNING}
-    mend = found["resnet50"].mend
-    assert "download model.safetensors from the Hugging Face repository timm/resnet50.tv_in1k" in mend
-    assert "save it as resnet50.tv_in1k.safetensors" in mend
-    assert f"model.weights={tmp_path}/resnet50.tv_in1k.safetensors" in mend
+    remedy = found["resnet50"].remedy
+    assert "download model.safetensors from the Hugging Face repository timm/resnet50.tv_in1k" in remedy
+    assert "save it as resnet50.tv_in1k.safetensors" in remedy
+    assert f"model.weights={tmp_path}/resnet50.tv_in1k.safetensors" in remedy
     assert "97.7 MiB" in found["resnet50"].found
     assert "548" in found["vgg19"].found
 
 
-def test_a_carried_file_is_told_with_its_hash_and_the_key_that_takes_it(folder):
+def test_a_local_weight_file_is_listed_with_its_hash_and_key(folder):
     check = looked_at(folder)
     file = folder / f"{TINY}.safetensors"
     assert check.state is State.GOOD
@@ -62,23 +62,23 @@ def test_a_carried_file_is_told_with_its_hash_and_the_key_that_takes_it(folder):
     assert check.found.endswith(f"all keys match; use it with model.weights={file}")
 
 
-def test_a_cut_file_is_wrong(folder):
+def test_a_truncated_weight_file_is_an_error(folder):
     file = folder / f"{TINY}.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     check = looked_at(folder)
     assert check.state is State.WRONG
     assert "can't be read as tensors" in check.found
-    assert check.mend.startswith(f"Remove {file}")
+    assert check.remedy.startswith(f"Remove {file}")
 
 
-def test_another_models_weights_are_wrong_by_their_keys(tmp_path):
+def test_weights_of_another_model_are_detected_by_their_keys(tmp_path):
     save_file(timm.create_model("test_vit").state_dict(), tmp_path / f"{TINY}.safetensors")
     check = looked_at(tmp_path)
     assert check.state is State.WRONG
     assert "does not match" in check.found
 
 
-def test_the_hubs_cache_comes_first_and_a_blob_that_its_name_belies_is_wrong(folder, tmp_path, cache):
+def test_the_hubs_cache_takes_precedence_and_a_blob_with_a_wrong_hash_is_an_error(folder, tmp_path, cache):
     content = (folder / f"{TINY}.safetensors").read_bytes()
     blob = tmp_path / "blobs" / hashlib.sha256(content).hexdigest()
     blob.parent.mkdir()
@@ -96,7 +96,7 @@ def test_the_hubs_cache_comes_first_and_a_blob_that_its_name_belies_is_wrong(fol
     assert f"the hub's cache expects {blob.name}: the file is damaged" in damaged.found
 
 
-def test_a_sweep_over_carried_files_is_told_the_one_key_that_takes_them_all(tmp_path, monkeypatch):
+def test_local_files_of_all_models_are_listed_with_one_key_for_a_sweep(tmp_path, monkeypatch):
     names = {"one": TINY, "two": "test_efficientnet.r160_in1k"}
     monkeypatch.setattr(user_files, "list_study_models", lambda: names)
     for name in names.values():
@@ -106,11 +106,11 @@ def test_a_sweep_over_carried_files_is_told_the_one_key_that_takes_them_all(tmp_
     assert f"'model.weights={tmp_path}/${{model.name}}.safetensors'" in sweep.found
 
 
-def test_classes_are_counted_and_a_sample_is_read(drawn):
-    folder, reading = check_images(drawn)
+def test_classes_are_counted_and_a_sample_is_read(synthetic_root):
+    folder, reading = check_images(synthetic_root)
     assert folder.state is reading.state is State.GOOD
     assert folder.found.startswith("30 images in ")
-    assert all(f"{name} 10" in folder.found for name in list_class_names(drawn))
+    assert all(f"{name} 10" in folder.found for name in list_class_names(synthetic_root))
     assert reading.found.startswith("all 24 sampled images can be read")
 
 
@@ -123,7 +123,7 @@ def test_a_damaged_image_is_named(class_folders):
     assert f"1 of 6 sampled images can't be read, e.g. {damaged}" in reading.found
 
 
-def test_what_is_no_image_set_is_wrong_with_its_reason(tmp_path):
+def test_a_folder_without_an_image_set_is_an_error_with_the_reason(tmp_path):
     (missing,) = check_images(tmp_path / "none")
     assert missing.state is State.WRONG
     (tmp_path / "train").mkdir()
@@ -133,12 +133,12 @@ def test_what_is_no_image_set_is_wrong_with_its_reason(tmp_path):
     assert list_class_names(tmp_path) == list_class_names(tmp_path / "none") == []
 
 
-def test_shards_are_told_with_the_words_that_train_on_them(tmp_path):
+def test_shards_are_reported_with_the_arguments_to_train_on_them(tmp_path):
     (tmp_path / "shard-000.tar").write_bytes(b"")
     (check,) = check_images(tmp_path)
     assert check.state is State.GOOD
     assert "1 shard in " in check.found
-    assert "data=shards" in check.mend
+    assert "data=shards" in check.remedy
 
 
 def test_a_missing_font_matters_only_where_a_class_needs_it(monkeypatch):

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.forking import TRAIN, Forks
+from tests.forking import TRAIN, ForkServer
 
 Finished = subprocess.CompletedProcess[str]
 COMMAND = (sys.executable, str(TRAIN))
 
 
 @pytest.fixture
-def train(tmp_path: Path, forks: Forks) -> Callable[..., Finished]:
-    """`python train.py WORDS…`, or another program with such words, from an empty folder that is not the project's, as a fork: see tests/forking.py."""
+def train(tmp_path: Path, fork_server: ForkServer) -> Callable[..., Finished]:
+    """Run `python train.py ARGUMENTS…`, or another program, in an empty folder outside the project, as a fork (tests/forking.py)."""
 
     def start(*words: str, program: tuple[str, ...] = COMMAND) -> Finished:
-        return forks.run([*program, *words], cwd=tmp_path, timeout=280)
+        return fork_server.run([*program, *words], cwd=tmp_path, timeout=280)
 
     return start
 

@@ -1,7 +1,7 @@
-"""The commands that README.md and docs/ show: found in fenced `sh` blocks and in code spans, and made small enough to be run.
+"""The commands of README.md and docs/: found in fenced `sh` blocks and code spans, and made small enough to run.
 
-What a new page needs: words that stand for something of the user's (DIR, RUN …) are known in PLACEHOLDERS; a command that a test
-machine can't run has its reason in NOT_RUN. Anything else is run as it stands, or fails.
+For a new page: placeholders (DIR, RUN …) are defined in PLACEHOLDERS; a command that a test
+machine can't run has its reason in NOT_RUN. Everything else is run as written, or fails.
 """
 
 import re
@@ -16,10 +16,10 @@ PROJECT = Path(__file__).parents[2]
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 
 PROGRAMS = r"(python|pylorus|make|pip|sbatch|bash|\.venv/bin/\S+) "
-"""How a code span begins that is a command; `make` alone is a name."""
+"""Start of a code span that is a command; `make` alone is a name."""
 
 RUN = "outputs/2026-01-31/12-00-00-k3f9"
-"""A finished run of both stages lies here, in each page's folder."""
+"""Location of a finished run of both stages in the folder of each page."""
 
 PLACEHOLDERS = {
     # After an option, a word stands for what that option takes.
@@ -90,7 +90,7 @@ class Command:
 
     @property
     def filled(self) -> str:
-        """The text with things that exist in the place of what stands for them."""
+        """Replace the placeholders of a text by existing files and values."""
         text = self.text
         for pattern, value in PLACEHOLDERS.items():
             text = re.sub(pattern, value, text)
@@ -151,13 +151,13 @@ def _in_block(block: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
 
 
 def hidden_commands(path: Path) -> list[str]:
-    """Lines that look like commands but stand in no `sh` block, where no test would find them."""
+    """Find lines that look like commands outside of `sh` blocks, where no test would run them."""
     text = re.sub(r"^```(sh|bash|console)\n.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
     return re.findall(r"^(?:    |\$ )?(?:python train\.py|pylorus [a-z]+|python benchmarks/)\b.*", text, re.MULTILINE)
 
 
 def overrides_of(path: Path) -> Iterator[list[str]]:
-    """Code spans of a page that are words for `train.py`, such as `data.crop=auto`."""
+    """Find code spans of a page that are arguments of `train.py`, such as `data.crop=auto`."""
     text = re.sub(r"^\s*```.*?^\s*```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
     for span in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text):
         words = shlex.split(span) if span.count("'") % 2 == 0 else [span]
@@ -166,7 +166,7 @@ def overrides_of(path: Path) -> Iterator[list[str]]:
 
 
 def small(words: list[str]) -> list[str]:
-    """The words for `train.py` with which the same work takes a moment: a tiny network, one epoch, sweeps of one job."""
+    """Return arguments of `train.py` for a fast version of the same work: a tiny network, one epoch, sweeps of one job."""
     if "--help" in words or "--cfg" in words or any(word.startswith("resume=") for word in words):
         return words
     kept: list[str] = []
@@ -195,5 +195,5 @@ def small(words: list[str]) -> list[str]:
 
 
 def small_drawing(words: list[str]) -> list[str]:
-    """The words for `pylorus draw` with few, small images."""
+    """Return arguments of `pylorus draw` for few, small images."""
     return [*words, "--images", "10", "--size", "48"]

@@ -1,4 +1,4 @@
-"""Nothing asks a network: whole commands in processes whose every try to leave this machine is refused and recorded."""
+"""No command uses a network: they run in processes in which every attempt to leave the machine is refused and recorded."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def air_gap(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def run_with_report(tmp_path_factory):
     """A run with its report, and the air gap that it was made behind."""
     gap = AirGap(tmp_path_factory.mktemp("air"))
     words = [
@@ -114,7 +114,7 @@ def test_the_air_gap_lets_a_process_talk_to_its_own_machine(air_gap):
     assert len(air_gap.watched()) == 1
 
 
-def test_weights_that_are_asked_of_the_hub_are_an_attempt(air_gap):
+def test_requesting_hub_weights_is_recorded_as_an_attempt(air_gap):
     """The very libraries of a run are caught: what follows shows more than a wall that nobody came to."""
     code = (
         "from pylorus.config.schema import ModelConfig\nfrom pylorus.model.backbone import build_backbone\n"
@@ -126,23 +126,23 @@ def test_weights_that_are_asked_of_the_hub_are_an_attempt(air_gap):
     assert any("huggingface.co" in attempt for attempt in air_gap.attempts())
 
 
-def test_training_and_its_report_need_no_network(trained):
-    gap, run = trained
+def test_training_and_its_report_need_no_network(run_with_report):
+    gap, run = run_with_report
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
     assert (run / "report" / "report.html").is_file()
     assert any("train.py" in process for process in gap.watched())
     assert gap.attempts() == []
 
 
-def test_weights_and_biases_that_was_not_told_to_send_needs_no_network(air_gap):
+def test_wandb_in_offline_mode_needs_no_network(air_gap):
     found = air_gap.python(str(TRAIN), *QUICK, "model.weights=none", "stage=pretrain", "logger=wandb")
     assert found.returncode == 0, found.stderr
     assert list(air_gap.work.glob("outputs/20*/*/wandb/offline-run-*"))
     assert air_gap.attempts() == []
 
 
-def test_the_doctor_needs_no_network(trained):
-    gap, _ = trained
+def test_the_doctor_needs_no_network(run_with_report):
+    gap, _ = run_with_report
     found = gap.pylorus("doctor", "--json")
     lines = {check["name"]: check for check in json.loads(found.stdout)["checks"]}
     assert found.returncode == 0, found.stdout
@@ -164,8 +164,8 @@ def test_the_doctor_needs_no_network(trained):
     ],
     ids=lambda words: words[0],
 )
-def test_what_is_done_with_a_run_needs_no_network(trained, words):
-    gap, run = trained
+def test_commands_on_a_finished_run_need_no_network(run_with_report, words):
+    gap, run = run_with_report
     if words[0] not in gap.pylorus("--help").stdout:
         pytest.skip(f"this version has no `pylorus {words[0]}`")
     if words[0] == "export":

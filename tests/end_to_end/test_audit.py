@@ -15,7 +15,7 @@ PYLORUS = (str(Path(sys.executable).with_name("pylorus")),)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real images in {SHARED}")
-def test_real_images_with_planted_faults_end_with_1_and_without_them_with_0(train, tmp_path):
+def test_planted_faults_give_exit_code_1_and_clean_images_0(train, tmp_path):
     clean = train("audit", str(SHARED), "--group", r"BloodImage_\d+", "--output", "clean", program=PYLORUS)
     assert clean.returncode == 0, clean.stderr
     planted = plant(SHARED, tmp_path / "set")
@@ -30,7 +30,7 @@ def test_real_images_with_planted_faults_end_with_1_and_without_them_with_0(trai
     assert planted.truncated in (tmp_path / "audit" / "audit.html").read_text()
 
 
-def test_usage_ends_with_2_and_writes_nothing(train, tmp_path):
+def test_usage_errors_exit_with_2_and_write_nothing(train, tmp_path):
     (tmp_path / "empty").mkdir()
     generate_image_set(tmp_path / "set", images=2, size=48)
     for words in (["nowhere"], ["empty"], ["set", "--group", "("], ["set", "--manifest", "none.csv"]):
@@ -42,7 +42,7 @@ def test_usage_ends_with_2_and_writes_nothing(train, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there a file's name may be any bytes")
-def test_a_name_that_is_no_utf_8_does_not_stop_it(train, tmp_path):
+def test_a_file_name_that_is_not_utf_8_does_not_stop_the_audit(train, tmp_path):
     generate_image_set(tmp_path / "set", images=4, size=48)
     source = next((tmp_path / "set" / "gastric_ulcer").iterdir())
     odd = source.with_name(os.fsdecode(b"patient_\xff.jpg"))

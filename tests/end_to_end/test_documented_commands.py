@@ -1,6 +1,6 @@
-"""Every command of README.md and docs/ is run as it stands there, on small drawn images; see `documented.py` for what is replaced.
+"""Every command of README.md and docs/ is run as written, on small synthetic images; `documented.py` says what is replaced.
 
-The pages run two at a time, each in a folder of its own and in its own order, so that a command may use what one before it made.
+Two pages run at a time, each in a separate folder and in order, so that a command may use the results of earlier ones.
 """
 
 import json
@@ -25,8 +25,8 @@ from pylorus.core.errors import PylorusError
 from pylorus.core.io import write_json
 from pylorus.data.synthetic import generate_image_set
 from pylorus.launch.main import RESUME, check_overrides
-from pylorus.launch.sweep import NEEDS
-from tests.forking import Forks
+from pylorus.launch.sweep import REQUIRED_PACKAGES
+from tests.forking import ForkServer
 
 from .documented import (
     BY_SHELL,
@@ -57,11 +57,11 @@ class Outcome:
     printed: str
 
 
-def shell(forks: Forks, words: list[str], folder: Path) -> Outcome:
+def shell(fork_server: ForkServer, words: list[str], folder: Path) -> Outcome:
     """Runs a command as a fork."""
     output = folder / "printed.txt"
     with output.open("wb") as file:
-        code = forks.start(words, cwd=folder, stdout=file, stderr=file).wait(SECONDS)
+        code = fork_server.start(words, cwd=folder, stdout=file, stderr=file).wait(SECONDS)
     return Outcome(code, output.read_text(errors="replace"))
 
 
@@ -75,7 +75,7 @@ def runs(command: Command) -> bool:
 
 
 def small_words(command: Command) -> list[str]:
-    """What is run: a user's words, made small."""
+    """Return the arguments that are run: those of the page, made small."""
     words = shlex.split(command.filled)
     if command.filled.startswith(TRAINING):
         return [*words[:2], *small(words[2:])]
@@ -97,7 +97,7 @@ def fill(folder: Path, prepared: Path, *, draws_images: bool) -> None:
     write_json(interrupted / "status.json", {**status, "state": "interrupted"})
 
 
-def prepare(folder: Path, forks: Forks) -> None:
+def prepare(folder: Path, fork_server: ForkServer) -> None:
     """Draws images and trains on them twice."""
     generate_image_set(folder / "images", images=10, size=48, seed=3)
     paths = sorted((folder / "images").rglob("*.jpg"))
@@ -114,13 +114,15 @@ def prepare(folder: Path, forks: Forks) -> None:
         "data.classes=[gastric_cancer,gastric_ulcer,chronic_gastritis]",
     ]  # fmt: skip
     for name, more in (("both", ["report=true"]), ("one", ["stage=pretrain"])):
-        done = shell(forks, ["python", "train.py", *small([*words, f"hydra.run.dir={folder / name}"]), *more], folder)
+        done = shell(
+            fork_server, ["python", "train.py", *small([*words, f"hydra.run.dir={folder / name}"]), *more], folder
+        )
         assert done.code == 0, done.printed
 
 
 @pytest.fixture(scope="module")
 def outcomes(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, forks: Forks
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer
 ) -> Iterator[dict[Command, Future[Outcome]]]:
     """The outcome to come of each command that runs, of the pages that were selected."""
     wanted = {
@@ -139,9 +141,9 @@ def outcomes(
             return Outcome(ran.returncode, ran.stdout + ran.stderr)
         words = small_words(command)
         if " ".join(words[:2]) != TRAINING or any("dir=" in word or "shards" in word for word in words):
-            return shell(forks, words, folder)
+            return shell(fork_server, words, folder)
         if (known := done.get(tuple(words))) is None:
-            known = done[tuple(words)] = shell(forks, words, folder)
+            known = done[tuple(words)] = shell(fork_server, words, folder)
         return known
 
     def run_page(page: str) -> None:
@@ -156,7 +158,7 @@ def outcomes(
                 if not futures[command].done():
                     futures[command].set_exception(error)
 
-    prepare(root, forks)
+    prepare(root, fork_server)
     with ThreadPoolExecutor(2) as pool:
         for page in sorted(wanted, key=lambda page: -sum(command.page == page for command in futures)):
             pool.submit(run_page, page)
@@ -164,12 +166,12 @@ def outcomes(
             yield futures
         finally:  # also where the tests were interrupted and pages are left
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in forks.started:
+            for process in fork_server.started:
                 process.kill()
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if runs(command)], ids=str)
-def test_a_documented_command_does_what_the_page_says(command, outcomes):
+def test_documented_commands_work(command, outcomes):
     assert command.unknown_words() == [], "a placeholder that documented.py does not know; add it to PLACEHOLDERS"
     assert re.match(rf"(python train\.py|pylorus)( |$)|{BY_SHELL}", command.filled), (
         "the test does not know how to run this; teach it, or give the reason in NOT_RUN"
@@ -182,7 +184,7 @@ def test_a_documented_command_does_what_the_page_says(command, outcomes):
 
 
 def combinations(words: list[str]) -> Iterator[list[str]]:
-    """A sweep's words with the first values of all lists, then with the second ones, and so on; free words stay."""
+    """Return a sweep's arguments with the first values of all lists, then the second ones, and so on."""
     values = [
         [f"{word.partition('=')[0]}={value}" for value in word.partition("=")[2].split(",")]
         if "," in word and not re.search(r"=[\[{'(]", word)
@@ -194,13 +196,13 @@ def combinations(words: list[str]) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.text.startswith(TRAINING)], ids=str)
-def test_the_words_of_a_training_command_compose_as_they_stand(command, composed):
+def test_arguments_of_documented_training_commands_compose(command, compose_config):
     words = [word for word in shlex.split(command.filled)[2:] if not word.startswith(("-", "resume="))]
     for word in words:
         if word.startswith("hydra/launcher="):
-            assert word in NEEDS
+            assert word in REQUIRED_PACKAGES
     for combination in combinations([word for word in words if not re.match(LAUNCHERS, word)]):
-        composed(*[word for word in check_overrides(combination) if not word.startswith("hydra.")])
+        compose_config(*[word for word in check_overrides(combination) if not word.startswith("hydra.")])
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.text.startswith("pylorus ")], ids=str)
@@ -216,12 +218,12 @@ def test_the_options_of_a_pylorus_command_exist(command, capsys):
 @pytest.mark.parametrize(
     "command", [c for c in COMMANDS if c.not_run and not c.text.startswith((TRAINING, "pylorus "))], ids=str
 )
-def test_what_a_command_that_is_not_run_names_is_there(command, composed):
+def test_files_named_by_commands_that_are_not_run_exist(command, compose_config):
     words = [] if command.text.startswith("#!") else shlex.split(command.filled)
     if command.text.startswith("#!"):
         subprocess.run(["bash", "-n"], input=command.text, text=True, check=True)
         for words_of_run in re.findall(r"set -- (data=\S.*?);", command.text):
-            composed(*[word for word in check_overrides(words_of_run.split()) if not word.startswith("hydra.")])
+            compose_config(*[word for word in check_overrides(words_of_run.split()) if not word.startswith("hydra.")])
         assert words_of_run
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (PROJECT / "Makefile").read_text(), re.MULTILINE)
@@ -235,7 +237,7 @@ def test_what_a_command_that_is_not_run_names_is_there(command, composed):
         assert build_parser().parse_args(words[1:]).act
     elif words[:2] == [".venv/bin/python", "train.py"]:
         for combination in combinations([word for word in words[2:] if word != "-m"]):
-            composed(*check_overrides(combination))
+            compose_config(*check_overrides(combination))
     elif words[0] in ("python3", "pip", ".venv/bin/python", "openssl", "chmod", "sha256sum"):
         files = [word for word in words if word.endswith(".txt")]
         assert all((PROJECT / name).is_file() for name in files)
@@ -244,7 +246,7 @@ def test_what_a_command_that_is_not_run_names_is_there(command, composed):
         assert re.search(r"https?://(127\.0\.0\.1|localhost)[:/]", command.text), "not a page of this machine"
     elif words[0] == "torchrun":
         overrides = [word for word in words if "=" in word]
-        composed(*check_overrides(overrides))
+        compose_config(*check_overrides(overrides))
     elif "--config-dir" in words or words[0] == "eval":
         assert "train.py" in command.text
         assert (PROJECT / "train.py").is_file()
@@ -256,7 +258,7 @@ def test_what_a_command_that_is_not_run_names_is_there(command, composed):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_no_command_hides_outside_a_block_that_is_run(page):
+def test_every_command_is_in_a_block_that_is_run(page):
     assert hidden_commands(page) == []
 
 
@@ -264,7 +266,9 @@ def test_no_command_hides_outside_a_block_that_is_run(page):
 def test_overrides_in_running_text_name_keys_and_files_that_exist(page):
     for words in overrides_of(page):
         plain = [word.replace("<stage>", "finetune").partition("|")[0] for word in words]
-        plain = [word for word in plain if "hydra" not in word and word not in NEEDS]  # whose extra may be missing
+        plain = [
+            word for word in plain if "hydra" not in word and word not in REQUIRED_PACKAGES
+        ]  # whose extra may be missing
         plain = [word for word in plain if not word.startswith(RESUME)]  # no key: it names a run
         try:
             check_overrides([word for word in plain if not re.search(r"=(choice|tag|interval)\(", word)])
@@ -272,7 +276,7 @@ def test_overrides_in_running_text_name_keys_and_files_that_exist(page):
             pytest.fail(f"{' '.join(words)}: {error}")
 
 
-def test_a_new_kind_of_command_fails_until_the_test_knows_it():
+def test_an_unknown_kind_of_command_fails():
     new = Command("docs/new.md", 1, "pylorus predict NEWTHING images")
     assert new.unknown_words() == ["NEWTHING"]
     assert runs(Command("docs/new.md", 1, "bash something.sh"))

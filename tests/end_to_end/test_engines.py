@@ -1,4 +1,4 @@
-"""Sweeps whose jobs run at once or are proposed by a search: real processes, where the extra is installed."""
+"""Sweeps with parallel jobs or a search as real processes, if the extra is installed."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def states(sweep) -> list[str]:
 
 
 @joblib_launcher
-def test_jobs_run_at_once_share_the_cores_and_one_that_fails_leaves_the_others(train_for_real, tmp_path):
+def test_parallel_jobs_share_the_cores_and_a_failed_one_leaves_the_others(train_for_real, tmp_path):
     sweep = tmp_path / "sweep"
     words = (
         *JOBLIB,
@@ -86,7 +86,7 @@ def test_ctrl_c_ends_all_jobs_cleanly(tmp_path, group):
 
 
 @optuna_sweeper
-def test_a_search_maximises_validation_accuracy_and_goes_on_with_its_trials(train, tmp_path):
+def test_a_search_maximizes_validation_accuracy_and_resumes(train, tmp_path):
     sweep = tmp_path / "sweep"
     words = [
         "-m", "experiment=search", "trainer=cpu", "data.image_size=32", "data.drawn.images=12", "data.drawn.size=64",
@@ -105,7 +105,7 @@ def test_a_search_maximises_validation_accuracy_and_goes_on_with_its_trials(trai
     assert f"best_value: {table['val accuracy'].max()}" in best
 
 
-def test_a_sweep_in_the_folder_of_another_one_fails_and_names_what_differs(train, tmp_path):
+def test_a_sweep_in_the_folder_of_another_fails_and_names_differences(train, tmp_path):
     words = ("-m", *WORDS, "stage=pretrain", f"hydra.sweep.dir={tmp_path / 'sweep'}", "seed=0")
     assert train(*words).returncode == 0
     found = train(*words, "optimizer.lr=0.5")

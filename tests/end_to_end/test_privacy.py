@@ -1,4 +1,4 @@
-"""Nothing that names a patient leaves with a model, a report or a dashboard: marked names are planted and looked for."""
+"""Model, report and dashboard contain nothing that names a patient: planted names are searched for."""
 
 import base64
 import re
@@ -57,7 +57,7 @@ def clinic(tmp_path):
 
 
 @pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
-def test_no_name_leaves_with_model_report_or_dashboard(composed, clinic, tmp_path, logger, monkeypatch):
+def test_model_report_and_dashboard_contain_no_names(compose_config, clinic, tmp_path, logger, monkeypatch):
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.chdir(clinic)  # a relative path shows no slash that would give it away
     words = [
@@ -66,7 +66,7 @@ def test_no_name_leaves_with_model_report_or_dashboard(composed, clinic, tmp_pat
         "stages.pretrain.epochs=1", f"logger={logger}", "trainer=cpu",
     ]  # fmt: skip
     folder = RunFolder(tmp_path / "run")
-    config = composed(*words)
+    config = compose_config(*words)
     with folder.set_starting(words):
         write_text(folder.config, OmegaConf.to_yaml(config))
     run(folder)

@@ -1,4 +1,4 @@
-"""Real images and real ImageNet weights, where a folder `shared` lies beside the project; skipped elsewhere."""
+"""Real images and real ImageNet weights, if a folder `shared` exists beside the project; skipped otherwise."""
 
 from pathlib import Path
 

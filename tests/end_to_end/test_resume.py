@@ -1,4 +1,4 @@
-"""Runs and sweeps that are stopped from outside, and go on."""
+"""Runs and sweeps that are stopped from outside and resumed."""
 
 import json
 import signal
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from pylorus.runs.folder import RunFolder
 from tests.conftest import TINY
-from tests.forking import Forked, Forks
+from tests.forking import ForkedProcess, ForkServer
 
 from .conftest import COMMAND
 
@@ -23,11 +23,13 @@ WORDS = ("experiment=debug", "model=timm", f"model.name={TINY}", "trainer=cpu", 
 
 
 @pytest.fixture
-def started(tmp_path: Path, forks: Forks) -> Callable[..., Forked]:
+def start_training(tmp_path: Path, fork_server: ForkServer) -> Callable[..., ForkedProcess]:
     """Starts a run in a process of its own, from `tmp_path`."""
 
-    def start(*words: str) -> Forked:
-        return forks.start([*COMMAND, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def start(*words: str) -> ForkedProcess:
+        return fork_server.start(
+            [*COMMAND, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
 
     return start
 
@@ -47,13 +49,13 @@ def same_results(one: Path, other: Path) -> bool:
     return curves[0] == curves[1] and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-def test_stopped_in_three_ways_a_run_goes_on_to_the_result_of_an_uninterrupted_one(train, started, tmp_path):
+def test_a_run_stopped_in_three_ways_resumes_to_the_uninterrupted_result(train, start_training, tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "stopped"
     assert train(*WORDS, f"hydra.run.dir={whole}").returncode == 0
     command = [*WORDS, f"hydra.run.dir={folder}"]
     ways = [(signal.SIGKILL, "stopped"), (signal.SIGTERM, "interrupted"), (signal.SIGINT, "interrupted")]
     for number, (way, state) in enumerate(ways):
-        run = started(*command)
+        run = start_training(*command)
         wait_for_epochs(folder, 3 + 12 * number)
         run.send_signal(way)
         _, errors = run.communicate(timeout=60)
@@ -73,7 +75,7 @@ def test_stopped_in_three_ways_a_run_goes_on_to_the_result_of_an_uninterrupted_o
     assert "already finished" in again.stdout
 
 
-def test_another_configuration_is_refused_in_a_moment_and_named(train, tmp_path):
+def test_another_configuration_is_refused_immediately_and_named(train, tmp_path):
     folder = tmp_path / "run"
     words = [word for word in WORDS if "finetune.epochs" not in word]
     assert train(*words, f"hydra.run.dir={folder}").returncode == 0
@@ -91,7 +93,7 @@ def test_another_configuration_is_refused_in_a_moment_and_named(train, tmp_path)
     assert "found no run in" in nothing.stderr
 
 
-def test_a_sweep_given_again_runs_only_what_is_missing_or_failed(train, tmp_path):
+def test_a_repeated_sweep_runs_only_missing_or_failed_jobs(train, tmp_path):
     sweep = tmp_path / "sweep"
     words = ["-m", *WORDS[:-1], "stages.finetune.epochs=2", f"hydra.sweep.dir={sweep}", "seed=0,1,2"]
     assert train(*words).returncode == 0
@@ -109,8 +111,8 @@ def test_a_sweep_given_again_runs_only_what_is_missing_or_failed(train, tmp_path
     assert table["state"].tolist() == ["finished"] * 6
 
 
-def test_a_second_ctrl_c_does_not_wait(started, tmp_path):
-    run = started(*WORDS, f"hydra.run.dir={tmp_path / 'run'}")
+def test_a_second_ctrl_c_stops_immediately(start_training, tmp_path):
+    run = start_training(*WORDS, f"hydra.run.dir={tmp_path / 'run'}")
     wait_for_epochs(tmp_path / "run", 1)
     run.send_signal(signal.SIGINT)
     run.send_signal(signal.SIGINT)

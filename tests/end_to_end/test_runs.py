@@ -1,4 +1,4 @@
-"""Runs and sweeps as real processes, on a tiny drawn set."""
+"""Runs and sweeps as real processes, on a few synthetic images."""
 
 import json
 import signal
@@ -31,21 +31,21 @@ def test_a_run_of_both_stages_from_any_folder(train_for_real, tmp_path):
     assert "Traceback" not in found.stdout + found.stderr
 
 
-def test_drawn_images_train_without_a_hub_and_say_so_loudly(train):
+def test_synthetic_images_train_without_a_hub_and_with_a_warning(train):
     found = train(*QUICK, "stage=pretrain")
     assert found.returncode == 0, found.stderr
     assert "RANDOM WEIGHTS" in found.stdout
 
 
-def test_own_images_are_not_trained_from_random_weights_unasked(train, drawn):
+def test_user_images_are_not_trained_from_random_weights_by_default(train, synthetic_root):
     start = time.monotonic()
-    found = train("data=folders", f"data.root={drawn}", "model=resnet50", "data.image_size=32")
+    found = train("data=folders", f"data.root={synthetic_root}", "model=resnet50", "data.image_size=32")
     assert found.returncode == 1
     assert "save it as resnet50.tv_in1k.safetensors" in found.stderr
     assert time.monotonic() - start < 60
 
 
-def test_a_sweep_keeps_what_succeeds_names_what_fails_and_ends_in_a_table(train_for_real, tmp_path):
+def test_a_sweep_names_failed_jobs_and_ends_with_a_table(train_for_real, tmp_path):
     found = train_for_real("-m", *QUICK, "model.weights=none,no/such/file", "stage=pretrain,both")
     assert found.returncode == 1
     sweep = next(tmp_path.glob("multirun/*/*"))
@@ -75,7 +75,7 @@ def test_a_run_of_two_devices_that_divide_the_weights(train_for_real, tmp_path):
     assert (folder / "model" / "model.safetensors").is_file()
 
 
-def test_an_interrupted_run_says_so_and_leaves_nothing_half_written(tmp_path):
+def test_an_interrupted_run_leaves_no_partial_files(tmp_path):
     # A suite that a shell started in the background ignores Ctrl-C, and so would all that it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     words = [*QUICK, "model.weights=none", "stages.pretrain.epochs=500", "data.drawn.images=40"]
@@ -92,7 +92,7 @@ def test_an_interrupted_run_says_so_and_leaves_nothing_half_written(tmp_path):
     assert not [path for path in folder.rglob(".*") if path.is_file()]
 
 
-def test_a_killed_run_is_told_from_a_running_one(tmp_path):
+def test_a_killed_run_is_distinguished_from_a_running_one(tmp_path):
     from pylorus.runs.folder import RunFolder
 
     words = [*QUICK, "model.weights=none", "stages.pretrain.epochs=500"]

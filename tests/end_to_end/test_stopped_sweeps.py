@@ -1,4 +1,4 @@
-"""Sweeps that are stopped from outside or give nothing: every ending is in words."""
+"""Sweeps that are stopped from outside or give no result end with a message."""
 
 import os
 import signal
@@ -52,22 +52,22 @@ def assert_ended_cleanly(sweep, found, *, jobs=1) -> None:
 @pytest.mark.parametrize(
     ("name", "group"), [("SIGTERM", False), ("SIGTERM", True), ("SIGUSR1", False), ("SIGINT", True), ("SIGINT", False)]
 )
-def test_a_signal_to_the_sweep_ends_its_job_cleanly_and_sums_up(forks, tmp_path, name, group):
+def test_a_signal_ends_the_job_of_a_sweep_cleanly_and_writes_the_table(fork_server, tmp_path, name, group):
     sweep = tmp_path / "sweep"
-    found = stopped(forks.start, sweep, (), getattr(signal, name), group=group)
+    found = stopped(fork_server.start, sweep, (), getattr(signal, name), group=group)
     assert_ended_cleanly(sweep, found)
     assert ("interrupted\n" if name == "SIGINT" else f"interrupted by {name}") in found.stderr
 
 
 @plugin("hydra_joblib_launcher")
-def test_a_signal_to_a_sweep_of_jobs_at_once_ends_them_all(tmp_path):
+def test_a_signal_ends_all_parallel_jobs_of_a_sweep(tmp_path):
     sweep = tmp_path / "sweep"
     words = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert_ended_cleanly(sweep, stopped(subprocess.Popen, sweep, words, signal.SIGTERM, jobs=2), jobs=2)
 
 
 @plugin("hydra_optuna_sweeper")
-def test_a_search_in_which_no_trial_finished_names_what_each_met(train, tmp_path):
+def test_a_search_without_a_finished_trial_names_each_error(train, tmp_path):
     found = train(
         *WORDS, "experiment=search", "model.weights=no/such/file", "~hydra.sweeper.params.model", "hydra.sweeper.n_trials=2"
     )  # fmt: skip
@@ -79,7 +79,7 @@ def test_a_search_in_which_no_trial_finished_names_what_each_met(train, tmp_path
 
 
 @pytest.mark.parametrize("where", ["hydra.run.dir", "hydra.sweep.dir"])
-def test_a_file_where_the_folder_should_be_is_named(train, tmp_path, where):
+def test_a_file_in_place_of_the_sweep_folder_is_named(train, tmp_path, where):
     (tmp_path / "taken").write_text("")
     sweep = ("-m", "seed=0,1") if "sweep" in where else ()
     found = train(*sweep, "experiment=debug", f"{where}={tmp_path / 'taken' / 'run'}")
@@ -89,7 +89,7 @@ def test_a_file_where_the_folder_should_be_is_named(train, tmp_path, where):
     assert "found a file with this name" in found.stderr
 
 
-def test_where_nothing_can_be_written_no_run_begins_and_the_cure_is_named(tmp_path):
+def test_an_unwritable_folder_stops_before_the_run_with_a_remedy(tmp_path):
     script = (
         "import errno, sys; from pathlib import Path\n"
         "def shut(path, *_, **__): raise OSError(errno.EROFS, 'Read-only file system', str(path))\n"
@@ -104,7 +104,7 @@ def test_where_nothing_can_be_written_no_run_begins_and_the_cure_is_named(tmp_pa
 
 
 @pytest.mark.parametrize("words", [(str(TRAIN), "--help"), ("-c", "from pylorus.cli import main; main(['--help'])")])
-def test_a_reader_that_goes_after_the_first_line_is_no_error(tmp_path, words):
+def test_a_closed_pipe_is_not_an_error(tmp_path, words):
     read, write = os.pipe()
     os.close(read)
     buffered = {**os.environ, "PYTHONUNBUFFERED": ""}

@@ -1,4 +1,4 @@
-"""Predictions drawn for the tests of evaluation."""
+"""Simulated predictions for the tests of evaluation."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ Said = Callable[..., Predictions]
 
 
 @pytest.fixture
-def said() -> Said:
+def simulate_predictions() -> Said:
     """A model of given skill on three classes; images of a group share their class and their difficulty."""
 
     def draw(

@@ -79,19 +79,19 @@ def test_the_area_is_that_of_scikit_learn_with_ties(seed):
     assert auroc(positive, scores).value == pytest.approx(roc_auc_score(positive, scores))
 
 
-def test_turning_the_score_round_turns_the_area_and_its_interval_round(delong_1988):
+def test_negating_the_score_mirrors_auroc_and_interval(delong_1988):
     helped, albumin = delong_1988["helped"], delong_1988["albumin"]
     found, turned = auroc(helped, albumin), auroc(helped, -albumin)
     assert turned.value == pytest.approx(1 - found.value)
     assert (turned.low, turned.high) == pytest.approx((1 - found.high, 1 - found.low))
 
 
-def test_any_rising_change_of_the_score_changes_nothing(delong_1988):
+def test_a_monotonic_transform_of_the_score_changes_nothing(delong_1988):
     helped, albumin = delong_1988["helped"], delong_1988["albumin"]
     assert auroc(helped, np.exp(albumin)) == auroc(helped, albumin)
 
 
-def test_copies_of_each_image_add_no_certainty(delong_1988):
+def test_copies_of_images_do_not_narrow_the_interval(delong_1988):
     helped, albumin = delong_1988["helped"], delong_1988["albumin"]
     alone = auroc(helped, albumin, np.arange(43))
     copied = auroc(np.repeat(helped, 5), np.repeat(albumin, 5), np.repeat(np.arange(43), 5))
@@ -117,7 +117,7 @@ def test_perfect_ranking_has_an_interval_that_narrows_with_the_number_of_groups(
     assert (wrong.low, wrong.high) == pytest.approx((0.0, 1 - few.low))
 
 
-def test_one_positive_and_one_negative_tell_as_little_as_one_coin():
+def test_one_positive_and_one_negative_give_an_uninformative_interval():
     found = auroc(np.array([True, False]), np.array([0.9, 0.1]))
     quantile = stats.norm.isf(0.025)
     assert found.low == pytest.approx(1 / (1 + quantile**2), abs=1e-6)
@@ -152,7 +152,7 @@ def test_few_positive_patients_give_a_wider_interval_than_many():
     assert widths[0] > 2 * widths[1]
 
 
-def test_few_groups_that_make_up_the_variance_leave_few_degrees_of_freedom():
+def test_variance_from_few_groups_has_few_degrees_of_freedom():
     assert compute_satterthwaite_freedom(np.array([1.0, 1.0, *np.zeros(500)])) == pytest.approx(4, rel=0.01)
     normal = np.random.default_rng(0).standard_normal(20_000)
     assert compute_satterthwaite_freedom(normal) == pytest.approx(20_000, rel=0.1)

@@ -17,8 +17,8 @@ from pylorus.evaluation.calibration import (
 )
 
 
-def drawn(*, images=20_000, temperature=1.0, seed=0):
-    """Logits, and truths drawn from them at a temperature, so that this temperature is the right one."""
+def simulate(*, images=20_000, temperature=1.0, seed=0):
+    """Simulate logits and true classes with a known temperature."""
     generator = np.random.default_rng(seed)
     logits = 3 * generator.standard_normal((images, 3))
     chance = special.softmax(logits / temperature, axis=1)
@@ -27,8 +27,8 @@ def drawn(*, images=20_000, temperature=1.0, seed=0):
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
-def test_the_temperature_that_made_the_truth_is_found_again(temperature):
-    fit = fit_temperature(*drawn(temperature=temperature))
+def test_the_true_temperature_is_recovered(temperature):
+    fit = fit_temperature(*simulate(temperature=temperature))
     assert fit.identified
     assert fit.temperature == pytest.approx(temperature, rel=0.05)
     assert fit.nll_after <= fit.nll_before
@@ -36,7 +36,7 @@ def test_the_temperature_that_made_the_truth_is_found_again(temperature):
 
 
 def test_the_fit_is_the_best_on_a_fine_grid():
-    logits, true = drawn(images=300, temperature=2.0)
+    logits, true = simulate(images=300, temperature=2.0)
     fit = fit_temperature(logits, true)
     grid = np.geomspace(0.5, 8, 200)
     losses = [log_loss(true, probabilities_of_logits(logits, temperature=t)) for t in grid]
@@ -46,9 +46,9 @@ def test_the_fit_is_the_best_on_a_fine_grid():
     assert fit.nll_before == pytest.approx(log_loss(true, probabilities_of_logits(logits)))
 
 
-def test_applied_to_other_images_the_temperature_mends_calibration():
-    fit = fit_temperature(*drawn(images=1000, temperature=2.5, seed=1))
-    logits, true = drawn(images=5000, temperature=2.5, seed=2)
+def test_the_temperature_improves_calibration_of_other_images():
+    fit = fit_temperature(*simulate(images=1000, temperature=2.5, seed=1))
+    logits, true = simulate(images=5000, temperature=2.5, seed=2)
     before = calibration_scores(probabilities_of_logits(logits), true)
     after = calibration_scores(probabilities_of_logits(logits, temperature=fit.temperature), true)
     assert after.ece < before.ece / 3
@@ -65,21 +65,21 @@ def test_applied_to_other_images_the_temperature_mends_calibration():
         (np.array([[900.0, 0.0]]), np.array([0])),  # so sure that the loss is exactly 0
     ],
 )
-def test_where_no_temperature_is_best_logits_are_left_alone_and_it_is_said(logits, true):
+def test_without_an_optimal_temperature_logits_stay_unchanged_with_a_note(logits, true):
     fit = fit_temperature(logits, true)
     assert (fit.identified, fit.temperature) == (False, 1.0)
     assert fit.nll_after == fit.nll_before
 
 
-def test_a_temperature_never_changes_the_answer():
-    logits, _ = drawn(images=500)
+def test_a_temperature_never_changes_the_predicted_class():
+    logits, _ = simulate(images=500)
     for temperature in (0.1, 1.0, 10.0):
         chance = probabilities_of_logits(logits, temperature=temperature)
         assert (chance.argmax(axis=1) == logits.argmax(axis=1)).all()
 
 
 def test_scores_are_those_of_scikit_learn():
-    logits, true = drawn(images=400)
+    logits, true = simulate(images=400)
     chance = probabilities_of_logits(logits)
     found = calibration_scores(chance, true)
     assert found.nll == pytest.approx(log_loss(true, chance))
@@ -87,7 +87,7 @@ def test_scores_are_those_of_scikit_learn():
     assert found.brier == pytest.approx(sum(classwise))
 
 
-def test_certain_and_right_scores_zero_and_certain_and_wrong_the_worst():
+def test_confident_correct_predictions_score_zero_and_confident_errors_worst():
     chance = np.eye(3)[[0, 1]]
     right = calibration_scores(chance, np.array([0, 1]))
     wrong = calibration_scores(chance, np.array([1, 0]))
@@ -95,7 +95,7 @@ def test_certain_and_right_scores_zero_and_certain_and_wrong_the_worst():
     assert (wrong.ece, wrong.brier, wrong.nll) == (1.0, 2.0, math.inf)
 
 
-def test_what_does_not_fit_is_refused():
+def test_arguments_of_different_lengths_or_invalid_values_are_refused():
     with pytest.raises(ValueError, match="1 true labels and 2 rows"):
         fit_temperature(np.zeros((2, 2)), np.array([0]))
     with pytest.raises(ValueError, match="nan"):
@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_refused():
         calibration_scores(np.array([[2.0, 1.0]]) / 2, np.array([0]))
 
 
-def test_scores_of_a_model_without_a_mistake_know_that_the_first_one_will_be_dear():
+def test_scores_of_an_errorless_model_have_wide_upper_limits():
     sure = np.tile([0.999, 0.001], (60, 1))
     found = estimate_calibration(sure, np.zeros(60, dtype=int))
     mistakes = 0.06  # what 60 of 60 right leave open
@@ -114,7 +114,7 @@ def test_scores_of_a_model_without_a_mistake_know_that_the_first_one_will_be_dea
     assert found.nll.high > 0.95 * mistakes * -np.log(0.001)
 
 
-def test_equal_losses_have_an_interval_that_does_not_hang_on_rounding():
+def test_equal_losses_have_an_interval_independent_of_rounding():
     for images in (10, 20, 50, 100):
         found = estimate_calibration(np.tile([0.8, 0.2], (images, 1)), np.zeros(images, dtype=int)).brier
         assert found.low < 0.5 * found.value
@@ -136,7 +136,7 @@ def test_a_probability_that_separates_the_class_has_no_slope_and_says_why(probab
     assert line.intercept.has_interval
 
 
-def test_probabilities_of_0_and_1_have_no_intercept_of_thousands():
+def test_probabilities_of_0_and_1_have_no_calibration_intercept():
     probability = np.concatenate([np.ones(9), [0.0, 1.0], np.zeros(89)])
     assert "too close to 0 and 1" in calibration_line(np.arange(100) < 10, probability).intercept.reason
 
@@ -145,22 +145,22 @@ def sure_of(certainty):
     return np.column_stack([certainty, 1 - np.asarray(certainty)])
 
 
-def test_bins_hold_equally_many_images(said):
-    model = said(images=100)
+def test_bins_contain_equal_numbers_of_images(simulate_predictions):
+    model = simulate_predictions(images=100)
     curve = reliability_curve(model.probabilities, model.true, bins=10)
     assert curve.images.tolist() == [10] * 10
     assert (np.diff(curve.certainty) > 0).all()
     assert sum(share.successes for share in curve.accuracy) == model.correct.sum()
 
 
-def test_the_error_is_the_mean_distance_of_accuracy_and_certainty(said):
-    model = said(images=97)
+def test_ece_is_the_mean_distance_of_accuracy_and_confidence(simulate_predictions):
+    model = simulate_predictions(images=97)
     curve = reliability_curve(model.probabilities, model.true, bins=7)
     accuracy = np.array([share.value for share in curve.accuracy])
     assert curve.ece == pytest.approx((np.abs(accuracy - curve.certainty) * curve.images).sum() / 97)
 
 
-def test_equal_certainties_share_a_bin_so_the_order_of_images_makes_no_difference():
+def test_equal_confidences_share_a_bin_so_image_order_does_not_matter():
     generator = np.random.default_rng(0)
     chance = sure_of(generator.choice([0.6, 0.9, 1.0], 60))
     true = generator.integers(0, 2, 60)
@@ -193,6 +193,6 @@ def test_a_patient_with_many_images_widens_the_intervals():
 
 
 @pytest.mark.parametrize(("true", "bins", "message"), [([0], 10, "1 true labels"), ([0, 1], 0, "bins is 0")])
-def test_a_reliability_curve_refuses_what_does_not_fit(true, bins, message):
+def test_a_reliability_curve_refuses_invalid_arguments(true, bins, message):
     with pytest.raises(ValueError, match=message):
         reliability_curve(sure_of([0.6, 0.8]), np.array(true), bins=bins)

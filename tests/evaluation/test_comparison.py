@@ -49,8 +49,11 @@ def test_the_paired_tests_of_the_published_delong_example_are_found(
     assert p_value < found.p_value < p_value + 0.02
 
 
-def test_the_difference_of_areas_is_that_of_the_areas(said):
-    first, second = said(images=90, groups=30, skill=2.5, model=1), said(images=90, groups=30, skill=1.0, model=2)
+def test_the_difference_of_areas_is_that_of_the_areas(simulate_predictions):
+    first, second = (
+        simulate_predictions(images=90, groups=30, skill=2.5, model=1),
+        simulate_predictions(images=90, groups=30, skill=1.0, model=2),
+    )
     for each, name in enumerate(first.class_names):
         found = delong_test(first, second, class_name=name)
         areas = [auroc(first.true == each, model.probabilities[:, each]).value for model in (first, second)]
@@ -77,8 +80,11 @@ def test_a_class_absent_from_test_has_no_area_to_compare(one_hot):
         delong_test(model, model, class_name="z")
 
 
-def test_differences_are_those_of_the_indices(said):
-    first, second = said(images=120, skill=2.5, model=1), said(images=120, skill=1.0, model=2)
+def test_differences_are_those_of_the_indices(simulate_predictions):
+    first, second = (
+        simulate_predictions(images=120, skill=2.5, model=1),
+        simulate_predictions(images=120, skill=1.0, model=2),
+    )
     found = paired_differences(first, second, seed=0)
     ours, theirs = (overall_indices(confusion_matrix(model.true, model.predicted, 3)) for model in (first, second))
     for name in INDICES:
@@ -88,36 +94,42 @@ def test_differences_are_those_of_the_indices(said):
     assert (found.macro_f1.p_value < 0.05) == (found.macro_f1.low > 0)
 
 
-def test_exchanging_the_models_turns_the_differences_round(said):
-    first, second = said(images=120, skill=2.5, model=1), said(images=120, skill=1.0, model=2)
+def test_exchanging_the_models_negates_the_differences(simulate_predictions):
+    first, second = (
+        simulate_predictions(images=120, skill=2.5, model=1),
+        simulate_predictions(images=120, skill=1.0, model=2),
+    )
     there = paired_differences(first, second, seed=0).macro_f1
     back = paired_differences(second, first, seed=0).macro_f1
     assert back.value == pytest.approx(-there.value)
     assert (back.low, back.high) == pytest.approx((-there.high, -there.low), abs=0.005)
 
 
-def test_what_models_share_narrows_the_interval(said):
+def test_correlated_errors_narrow_the_interval(simulate_predictions):
     """Two models mistaken on the same images are compared far more sharply than their own intervals suggest."""
-    first = said(images=300, skill=1.5)
+    first = simulate_predictions(images=300, skill=1.5)
     chance = first.probabilities.copy()
     chance[:8] = np.roll(chance[:8], 1, axis=1)
     difference = paired_differences(first, replace(first, probabilities=chance), seed=0).accuracy
     assert difference.high - difference.low < 0.05
 
 
-def test_the_p_of_accuracy_is_the_exact_one(said):
-    first, second = said(images=90, groups=30, model=1), said(images=90, groups=30, model=2)
+def test_the_p_of_accuracy_is_the_exact_one(simulate_predictions):
+    first, second = (
+        simulate_predictions(images=90, groups=30, model=1),
+        simulate_predictions(images=90, groups=30, model=2),
+    )
     assert paired_differences(first, second, seed=0).accuracy.p_value == mcnemar(first, second).p_value
 
 
-def test_models_that_answer_alike_do_not_differ(said):
-    model = said(images=60)
+def test_models_with_equal_predictions_do_not_differ(simulate_predictions):
+    model = simulate_predictions(images=60)
     found = paired_differences(model, model, seed=0).macro_f1
     assert (found.value, found.p_value) == (0.0, 1.0)
     assert -0.1 < found.low <= 0 <= found.high < 0.1
 
 
-def test_differences_stay_inside_their_scale(one_hot):
+def test_differences_stay_in_their_range(one_hot):
     """Twelve patients, a perfect model and one that is always wrong."""
     truth = np.arange(12) % 2
     perfect = replace(one_hot(truth), true=truth)
@@ -131,7 +143,7 @@ def test_differences_stay_inside_their_scale(one_hot):
     assert -1 <= area.low <= area.high <= 1
 
 
-def test_a_difference_of_few_patients_is_never_shown_with_a_tiny_p(said):
+def test_a_difference_of_few_patients_is_never_shown_with_a_tiny_p(simulate_predictions):
     """What twelve patients can show at most is 2 exchanges in 4,096, and 4 where 2 leave the index undefined."""
     truth = np.repeat(np.arange(12) % 2, 5)
     names = np.arange(60).astype(str)
@@ -145,8 +157,8 @@ def test_a_difference_of_few_patients_is_never_shown_with_a_tiny_p(said):
 
 
 @pytest.mark.slow
-def test_equal_models_are_told_apart_in_one_of_twenty_studies_for_every_index():
-    """Large and small patients, a patient's images alike: exchanging whole patients keeps the level."""
+def test_equal_models_differ_significantly_in_5_percent_of_studies_for_every_index():
+    """Large and small patients with similar images: exchanging whole patients keeps the type I error."""
     generator, rejected = np.random.default_rng(0), dict.fromkeys(INDICES, 0)
     for study in range(200):
         sizes = np.where(generator.random(40) < 0.9, 1, 20)
@@ -166,7 +178,7 @@ def test_equal_models_are_told_apart_in_one_of_twenty_studies_for_every_index():
     assert max(rejected.values()) / 200 <= 0.085  # 0.05, and two standard errors
 
 
-def test_one_image_that_tells_two_models_apart_shows_nothing(one_hot):
+def test_one_discordant_image_is_not_significant(one_hot):
     truth = np.arange(20) % 2
     perfect = replace(one_hot(truth), true=truth)
     once_wrong = replace(perfect, probabilities=np.vstack([[0.0, 1.0], perfect.probabilities[1:]]))
@@ -185,11 +197,11 @@ def test_an_index_undefined_for_one_model_is_undefined(one_hot):
     assert found.reason
 
 
-def test_different_test_sets_are_refused(said):
+def test_different_test_sets_are_refused(simulate_predictions):
     with pytest.raises(ValueError, match="not for the same images"):
-        paired_differences(said(images=30), said(images=31), seed=0)
+        paired_differences(simulate_predictions(images=30), simulate_predictions(images=31), seed=0)
     with pytest.raises(ValueError, match="not for the same images"):
-        delong_test(said(images=30), said(images=31), class_name="GC")
+        delong_test(simulate_predictions(images=30), simulate_predictions(images=31), class_name="GC")
 
 
 def test_a_class_that_is_always_right_in_one_model_and_never_in_the_other_leaves_the_interval_its_width():
@@ -204,8 +216,11 @@ def test_a_class_that_is_always_right_in_one_model_and_never_in_the_other_leaves
     assert found.high - found.low > 0.03
 
 
-def test_a_single_patient_has_no_standard_error_and_still_an_interval(said):
-    first, second = said(images=30, groups=1, model=1), said(images=30, groups=1, model=2)
+def test_a_single_patient_has_no_standard_error_and_still_an_interval(simulate_predictions):
+    first, second = (
+        simulate_predictions(images=30, groups=1, model=1),
+        simulate_predictions(images=30, groups=1, model=2),
+    )
     found = paired_differences(first, second, seed=0).accuracy
     assert math.isnan(found.standard_error)
     assert found.has_interval
@@ -227,14 +242,14 @@ def test_many_classes_and_patients_of_one_image_are_compared_in_bounded_memory()
 
 
 @pytest.mark.parametrize(("a", "n", "b", "m"), [(409, 450, 401, 450), (5, 56, 0, 29), (10, 10, 20, 20), (1, 9, 90, 95)])
-def test_from_two_shares_it_is_the_interval_of_newcombe_in_statsmodels(a, n, b, m):
+def test_two_proportions_give_newcombes_interval_of_statsmodels(a, n, b, m):
     found = difference_of_independent(wilson(a, n), wilson(b, m))
     low, high = confint_proportions_2indep(a, n, b, m, method="newcomb", compare="diff")
     assert found.value == pytest.approx(a / n - b / m)
     assert (found.low, found.high) == pytest.approx((low, high), abs=1e-9)
 
 
-def test_newcombes_own_example_is_found():
+def test_newcombes_published_example_is_reproduced():
     """Newcombe (1998), table II, method 10: 56/70 - 48/80 = 0.2, interval 0.0524 to 0.3339."""
     found = difference_of_independent(wilson(56, 70), wilson(48, 80))
     assert (round(found.low, 4), round(found.high, 4)) == (0.0524, 0.3339)
@@ -279,7 +294,7 @@ def test_with_one_image_a_patient_p_is_that_of_statsmodels(one_hot, both, first,
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_in_groups_p_is_the_share_of_all_turns_as_lopsided(one_hot, seed):
+def test_with_groups_p_is_the_proportion_of_exchanges_as_extreme(one_hot, seed):
     generator = np.random.default_rng(seed)
     groups = generator.integers(0, 10, 40)
     first = replace(one_hot(generator.integers(0, 2, 40)), group=groups)
@@ -316,8 +331,8 @@ def test_mcnemar_refuses_different_test_sets(one_hot):
         mcnemar(one_hot(np.array([0, 1])), one_hot(np.array([0, 1, 1])))
 
 
-def test_the_same_images_in_another_order_give_the_same_answer(said):
-    first, second = said(images=80, model=1), said(images=80, model=2)
+def test_the_same_images_in_another_order_give_the_same_answer(simulate_predictions):
+    first, second = simulate_predictions(images=80, model=1), simulate_predictions(images=80, model=2)
     order = np.random.default_rng(0).permutation(80)
     turned = replace(
         second,
@@ -329,7 +344,7 @@ def test_the_same_images_in_another_order_give_the_same_answer(said):
     assert mcnemar(first, turned) == mcnemar(first, second)
 
 
-def test_ten_thousand_images_are_no_trouble(one_hot):
+def test_ten_thousand_images_are_compared_quickly(one_hot):
     generator = np.random.default_rng(0)
     first, second = one_hot(generator.integers(0, 2, 10_000)), one_hot(generator.integers(0, 2, 10_000))
     only = int((first.correct & ~second.correct).sum()), int((second.correct & ~first.correct).sum())
@@ -349,6 +364,6 @@ def test_one_test_needs_no_correction():
 
 
 @pytest.mark.parametrize("family", [[], [0.1, np.nan], [1.2], [-0.1], [[0.1]]])
-def test_a_family_with_a_test_missing_or_impossible_is_refused(family):
+def test_a_family_with_an_invalid_p_value_is_refused(family):
     with pytest.raises(ValueError, match="p-values"):
         holm(np.array(family))

@@ -4,7 +4,7 @@ import pytest
 from pylorus.evaluation.conformal import count_patients_needed_for_sets, fit_set_limits, prediction_sets
 
 
-def drawn(generator, patients, *, images=(1, 1), skill=1.5):
+def simulate(generator, patients, *, images=(1, 1), skill=1.5):
     """Probabilities, true classes and patients; images of a patient share class and difficulty."""
     counts = generator.integers(images[0], images[1] + 1, patients)
     groups = np.repeat(np.arange(patients), counts)
@@ -40,8 +40,8 @@ def test_with_one_image_a_patient_limits_and_sets_are_those_of_mapie_apart_for_e
     from mapie.classification import SplitConformalClassifier
 
     generator = np.random.default_rng(5)
-    table, true, _ = drawn(generator, 200)
-    new, *_ = drawn(generator, 300)
+    table, true, _ = simulate(generator, 200)
+    new, *_ = simulate(generator, 300)
     limits = fit_set_limits(table, true, coverage=coverage)
     ours = prediction_sets(new, limits)
     for label in range(3):
@@ -66,7 +66,7 @@ def test_the_limit_is_the_probability_of_rank_n_plus_1_times_coverage():
 
 def test_a_class_of_too_few_patients_is_in_every_set():
     generator = np.random.default_rng(0)
-    table, true, _ = drawn(generator, 40)
+    table, true, _ = simulate(generator, 40)
     few = np.concatenate([np.flatnonzero(true == label)[:n] for label, n in ((0, 8), (1, 9), (2, 0))])
     limits = fit_set_limits(table[few], true[few], coverage=0.9)
     assert count_patients_needed_for_sets(0.9) == 9
@@ -77,14 +77,14 @@ def test_a_class_of_too_few_patients_is_in_every_set():
     assert members[:, [0, 2]].all()
 
 
-def test_eight_patients_stay_too_few_however_many_images_they_have():
-    table, true, groups = drawn(np.random.default_rng(1), 8, images=(20, 20))
+def test_eight_patients_are_too_few_for_any_number_of_images():
+    table, true, groups = simulate(np.random.default_rng(1), 8, images=(20, 20))
     assert fit_set_limits(table, np.zeros_like(true), groups, coverage=0.9).lowest[0] is None
     assert fit_set_limits(table, np.zeros_like(true), coverage=0.9).lowest[0] is not None
 
 
-def test_copies_of_images_change_no_limit():
-    table, true, groups = drawn(np.random.default_rng(2), 100)
+def test_copies_of_images_do_not_change_the_limits():
+    table, true, groups = simulate(np.random.default_rng(2), 100)
     times = np.random.default_rng(3).integers(1, 9, len(true))
     expected = fit_set_limits(table, true, groups, coverage=0.9)
     assert fit_set_limits(*(np.repeat(each, times, axis=0) for each in (table, true, groups)), coverage=0.9) == expected
@@ -94,9 +94,9 @@ def test_each_class_is_covered_in_images_of_new_patients():
     generator = np.random.default_rng(4)
     covered, sizes = [], []
     for _ in range(300):
-        table, true, groups = drawn(generator, 75, images=(1, 12))
+        table, true, groups = simulate(generator, 75, images=(1, 12))
         limits = fit_set_limits(table, true, groups, coverage=0.9)
-        new, label, _ = drawn(generator, 300)
+        new, label, _ = simulate(generator, 300)
         members = prediction_sets(new, limits)
         covered.append([members[label == each, each].mean() for each in range(3)])
         sizes.append(members.sum(axis=1).mean())
@@ -106,7 +106,7 @@ def test_each_class_is_covered_in_images_of_new_patients():
 
 
 @pytest.mark.parametrize("coverage", [0, 1, 90, float("nan")])
-def test_a_coverage_that_is_no_share_is_refused(coverage):
+def test_a_coverage_outside_0_and_1_is_refused(coverage):
     with pytest.raises(ValueError, match="coverage is"):
         fit_set_limits(np.array([[0.5, 0.5]]), np.array([0]), coverage=coverage)
 

@@ -70,13 +70,13 @@ def test_a_single_image_has_an_accuracy_and_nothing_that_needs_two_classes():
     assert np.isnan([balanced_accuracy(confusion), macro_f1(confusion), cohen_kappa(confusion), mcc(confusion)]).all()
 
 
-def test_one_answer_throughout_leaves_mcc_undefined_not_zero():
+def test_a_constant_prediction_leaves_mcc_undefined():
     confusion = np.array([[5, 0], [3, 0]])
     assert np.isnan(mcc(confusion))
     assert cohen_kappa(confusion) == 0.0
 
 
-def test_no_image_at_all_is_undefined():
+def test_no_images_give_undefined_metrics():
     assert np.isnan(accuracy(np.zeros((2, 2))))
 
 
@@ -97,7 +97,7 @@ def test_naming_the_classes_in_another_order_only_reorders_the_indices():
     assert mcc(shuffled) == pytest.approx(mcc(confusion))
 
 
-def test_exchanging_truth_and_answer_exchanges_precision_and_sensitivity():
+def test_exchanging_true_and_predicted_exchanges_precision_and_sensitivity():
     confusion = confusion_matrix(*labels(8), 4)
     np.testing.assert_allclose(class_indices(confusion.T).precision, class_indices(confusion).sensitivity)
     assert cohen_kappa(confusion.T) == pytest.approx(cohen_kappa(confusion))
@@ -122,18 +122,18 @@ def test_labels_that_cannot_be_counted_are_refused(true, predicted, message):
         confusion_matrix(true, predicted, 2)
 
 
-def test_one_class_is_no_classifier():
+def test_a_single_class_is_refused():
     with pytest.raises(ValueError, match="at least 2 classes"):
         confusion_matrix(np.array([0]), np.array([0]), 1)
 
 
 @pytest.mark.parametrize("broken", [np.ones((2, 3)), np.array([[1.0, np.nan], [0, 1]]), np.array([[-1, 0], [0, 1]])])
-def test_what_is_no_matrix_of_counts_is_refused(broken):
+def test_an_invalid_confusion_matrix_is_refused(broken):
     with pytest.raises(ValueError, match="confusion"):
         overall_indices(broken)
 
 
-def test_a_stack_is_refused_where_one_number_is_asked_for():
+def test_a_stack_of_matrices_is_refused_for_a_single_value():
     with pytest.raises(ValueError, match="a single matrix"):
         accuracy(np.ones((3, 2, 2)))
 

@@ -1,4 +1,4 @@
-"""What the intervals promise, counted: 95 % intervals cover the truth in 93-98 % of 400 simulated sets.
+"""The coverage of the intervals: 95 % intervals contain the true value in 93-98 % of 400 simulated sets.
 
 Patients are drawn from a large made-up population whose true indices are known; in the clustered settings each
 patient has several images and its own difficulty, which is what makes plain intervals too narrow. The seed is fixed;
@@ -32,7 +32,7 @@ RESAMPLES = 200  # fewer than a report draws: p is a little noisier and the test
 
 @dataclass(frozen=True)
 class Clinic:
-    """A population of patients that test sets are drawn from."""
+    """A population of patients from which test sets are sampled."""
 
     patients: int  # in each set
     further_images: float  # mean number beyond the first
@@ -146,7 +146,7 @@ def test_intervals_of_rankings_cover():
         assert LEAST <= share <= MOST, name
 
 
-def test_paired_differences_cover_and_tests_of_equal_models_err_in_one_of_twenty():
+def test_paired_differences_cover_and_tests_keep_the_type_1_error():
     clinic, wrong = FEW_CLUSTERED, {"macro F1": 0, "area": 0, "accuracy": 0}
 
     def estimates(generator, number):

@@ -55,7 +55,7 @@ def test_45_positive_patients_are_needed_for_95_percent_at_90_percent_confidence
     assert few.confidence_reached == pytest.approx(1 - 0.95**44)
 
 
-def test_more_images_of_the_same_patients_do_not_take_the_place_of_patients():
+def test_more_images_of_the_same_patients_do_not_replace_patients():
     scores = np.random.default_rng(0).random(400)
     assert fixed(scores).is_guaranteed
     grouped = fixed(scores, np.arange(400) % 40)
@@ -93,7 +93,7 @@ def test_unlike_images_of_a_patient_allow_a_higher_threshold_than_copies():
     ],
     ids=str,
 )
-def test_the_guarantee_is_kept_in_90_percent_of_simulated_studies(condition):
+def test_the_guarantee_holds_in_90_percent_of_simulated_studies(condition):
     found = simulate(condition, sets=400)
     assert found.by_patient.guaranteed == 1
     assert found.by_patient.kept >= 0.9 - 2.6 * math.sqrt(0.9 * 0.1 / 400)
@@ -162,13 +162,13 @@ def test_a_threshold_that_nothing_reaches_has_no_precision():
 
 
 @pytest.mark.parametrize("sensitivity", [0, 1.01, 95, math.nan])
-def test_a_sensitivity_that_is_no_share_is_refused(sensitivity):
+def test_a_sensitivity_outside_0_and_1_is_refused(sensitivity):
     with pytest.raises(ValueError, match="sensitivity is"):
         fixed([0.5], sensitivity=sensitivity)
 
 
 @pytest.mark.parametrize("confidence", [0, 1, 90, math.nan])
-def test_a_confidence_that_is_no_share_is_refused(confidence):
+def test_a_confidence_outside_0_and_1_is_refused(confidence):
     with pytest.raises(ValueError, match="confidence is"):
         fixed([0.5], confidence=confidence)
 
@@ -180,7 +180,7 @@ def test_no_threshold_can_be_fixed_without_positives_or_applied_if_nan():
         operating_point(np.array([True]), np.array([0.5]), threshold=math.nan)
 
 
-def test_each_point_is_what_answering_the_surest_images_gives():
+def test_each_point_is_the_risk_on_the_most_confident_images():
     generator = np.random.default_rng(0)
     correct, certainty = generator.random(50) < 0.7, np.round(generator.random(50), 1)
     curve = risk_coverage(correct, certainty)
@@ -199,7 +199,7 @@ def test_the_order_of_images_makes_no_difference():
     assert risk_coverage(correct, certainty).area == pytest.approx(risk_coverage(correct[order], certainty[order]).area)
 
 
-def test_certainty_that_knows_its_mistakes_has_the_smaller_area():
+def test_confidence_that_ranks_errors_last_has_the_smaller_area():
     correct = np.repeat([True, False], [80, 20])
     knows, reversed_, nothing = (
         risk_coverage(correct, score).area for score in (correct + 0.0, ~correct + 0.0, np.ones(100))
@@ -208,7 +208,7 @@ def test_certainty_that_knows_its_mistakes_has_the_smaller_area():
     assert nothing == pytest.approx(0.2)
 
 
-def test_without_a_mistake_there_is_no_risk_at_any_coverage():
+def test_without_errors_the_risk_is_zero_at_any_coverage():
     curve = risk_coverage(np.ones(3, dtype=bool), np.array([0.3, 0.6, 0.9]))
     assert curve.risk.tolist() == [0.0, 0.0, 0.0]
     assert curve.area == 0.0
@@ -228,19 +228,19 @@ def test_a_single_image_is_one_point():
         (np.array([], dtype=bool), np.array([])),
     ],
 )
-def test_what_does_not_fit_is_refused(correct, certainty):
+def test_arguments_of_different_lengths_or_invalid_values_are_refused(correct, certainty):
     with pytest.raises(ValueError, match=r"correct|score"):
         risk_coverage(correct, certainty)
 
 
-def drawn(seed=0, images=300):
+def simulate_binary(seed=0, images=300):
     generator = np.random.default_rng(seed)
     chance = np.round(generator.random(images), 2)
     return generator.random(images) < chance, chance
 
 
 def test_it_is_the_formula_of_vickers_at_every_threshold():
-    positive, chance = drawn()
+    positive, chance = simulate_binary()
     curve = net_benefit(positive, chance)
     for threshold, benefit in zip(curve.threshold, curve.model, strict=True):
         called = chance >= threshold
@@ -248,32 +248,32 @@ def test_it_is_the_formula_of_vickers_at_every_threshold():
         assert benefit == pytest.approx((hits - needless * threshold / (1 - threshold)) / 300)
 
 
-def test_treating_all_is_a_model_sure_of_everybody_and_treating_none_one_sure_of_nobody():
-    positive, _ = drawn()
+def test_treat_all_and_treat_none_equal_constant_models():
+    positive, _ = simulate_binary()
     np.testing.assert_allclose(net_benefit(positive, np.ones(300)).model, net_benefit(positive, np.ones(300)).treat_all)
     assert not net_benefit(positive, np.zeros(300)).model.any()
     assert not net_benefit(positive, np.zeros(300)).treat_none.any()
 
 
-def test_treating_all_is_worth_nothing_where_the_threshold_is_the_prevalence():
+def test_treat_all_has_no_net_benefit_at_the_prevalence():
     curve = net_benefit(np.repeat([True, False], [30, 70]), np.ones(100), thresholds=np.array([0.3]))
     assert curve.treat_all[0] == pytest.approx(0)
     assert curve.prevalence == 0.3
 
 
 def test_a_calibrated_model_is_never_worse_than_treating_all_or_none():
-    positive, chance = drawn(images=50_000)
+    positive, chance = simulate_binary(images=50_000)
     curve = net_benefit(positive, chance)
     assert (curve.model >= np.maximum(curve.treat_all, 0) - 0.005).all()
 
 
-def test_a_perfect_model_gains_the_prevalence_everywhere():
+def test_a_perfect_model_has_the_prevalence_as_net_benefit():
     positive = np.repeat([True, False], [30, 70])
     np.testing.assert_allclose(net_benefit(positive, positive.astype(float)).model, 0.3)
 
 
 @pytest.mark.parametrize("thresholds", [[0.0, 0.5], [0.5, 1.0], [0.5, 0.2], [], [0.2, np.nan]])
-def test_thresholds_outside_0_to_1_or_not_rising_are_refused(thresholds):
+def test_thresholds_outside_0_to_1_or_unsorted_are_refused(thresholds):
     with pytest.raises(ValueError, match="thresholds"):
         net_benefit(np.array([True]), np.array([0.5]), thresholds=np.array(thresholds))
 

@@ -18,10 +18,11 @@ from pylorus.evaluation.index_intervals import (
     proportions_of_predictions,
     wilson,
 )
+from pylorus.evaluation.influence import estimate_by_jackknife
 
 
-def test_values_are_those_of_the_confusion_matrix(said):
-    model = said(images=200)
+def test_values_are_those_of_the_confusion_matrix(simulate_predictions):
+    model = simulate_predictions(images=200)
     found = indices_of_predictions(model.true, model.predicted, model.group, classes=3)
     counts = confusion_matrix(model.true, model.predicted, 3)
     for name in OVERALL:
@@ -31,8 +32,8 @@ def test_values_are_those_of_the_confusion_matrix(said):
     assert [each.value for each in found.f1] == pytest.approx(class_indices(counts).f1.tolist())
 
 
-def test_the_order_of_the_images_makes_no_difference(said):
-    model = said(images=90, groups=30)
+def test_the_order_of_the_images_makes_no_difference(simulate_predictions):
+    model = simulate_predictions(images=90, groups=30)
     order = np.random.default_rng(1).permutation(90)
     plain = indices_of_predictions(model.true, model.predicted, model.group, classes=3)
     shuffled = indices_of_predictions(model.true[order], model.predicted[order], model.group[order], classes=3)
@@ -40,8 +41,8 @@ def test_the_order_of_the_images_makes_no_difference(said):
         assert astuple(getattr(plain, name))[:3] == pytest.approx(astuple(getattr(shuffled, name))[:3])
 
 
-def test_images_of_few_patients_give_wider_intervals(said):
-    model = said(images=300, groups=30)
+def test_images_of_few_patients_give_wider_intervals(simulate_predictions):
+    model = simulate_predictions(images=300, groups=30)
     alone = indices_of_predictions(model.true, model.predicted, None, classes=3)
     grouped = indices_of_predictions(model.true, model.predicted, model.group, classes=3)
     for name in OVERALL:
@@ -57,7 +58,7 @@ def test_a_published_matrix_is_a_set_of_independent_images():
     assert indices_of_confusion(confusion) == indices_of_predictions(true, predicted, None, classes=3)
 
 
-def test_balanced_accuracy_is_not_sure_of_a_class_without_an_error():
+def test_balanced_accuracy_has_an_interval_for_a_class_without_errors():
     """10 of 10 right: the interval is that of the three classes' Wilson intervals, combined."""
     counts = np.array([[10, 0, 0], [4, 180, 6], [6, 12, 282]])
     found = indices_of_confusion(counts).balanced_accuracy
@@ -77,7 +78,7 @@ def test_perfect_results_have_intervals_that_narrow_with_the_number_of_patients(
         assert one.low < other.low < 1.0
 
 
-def test_kappa_without_an_error_falls_as_far_as_the_accuracy_may():
+def test_the_interval_of_a_perfect_kappa_is_as_wide_as_that_of_accuracy():
     true = np.arange(90) % 3
     found = indices_of_predictions(true, true, None, classes=3)
     assert found.cohen_kappa.low == pytest.approx(1 - (1 - wilson(90, 90).low) / (2 / 3))
@@ -117,20 +118,20 @@ def test_a_class_of_two_images_gives_a_wide_interval():
     assert found.balanced_accuracy.value - found.balanced_accuracy.low > (sensitivity.value - sensitivity.low) / 3
 
 
-def test_a_single_image_gives_an_interval_that_says_next_to_nothing():
+def test_a_single_image_gives_an_uninformative_interval():
     found = indices_of_predictions(np.array([0]), np.array([0]), None, classes=2)
     assert not found.macro_f1.defined
     assert found.f1[0].value == 1.0
     assert found.f1[0].low < 0.5
 
 
-def test_a_seed_is_said_to_have_no_effect():
+def test_a_seed_argument_warns_that_it_has_no_effect():
     with pytest.warns(DeprecationWarning, match="no longer has an effect: seed, resamples"):
         indices_of_predictions(np.array([0, 1]), np.array([0, 1]), None, classes=2, seed=0, resamples=10)
 
 
 @pytest.mark.parametrize("broken", [np.zeros((2, 2), dtype=int), np.ones((2, 2)), np.ones((3, 2, 2), dtype=int)])
-def test_what_is_no_matrix_of_images_is_refused(broken):
+def test_an_invalid_matrix_of_images_is_refused(broken):
     with pytest.raises(ValueError, match="confusion"):
         indices_of_confusion(broken)
 
@@ -150,7 +151,7 @@ def test_ten_thousand_predictions_take_little_memory(groups):
 
 
 @pytest.mark.filterwarnings("error")
-def test_kappa_of_a_model_that_is_always_wrong_is_not_taken_for_good():
+def test_kappa_of_an_always_wrong_model_is_negative():
     true = np.repeat([0, 1, 2], [10, 20, 5])
     predicted = np.concatenate([np.full(10, 1), np.full(15, 0), np.full(5, 2), np.full(5, 1)])
     found = indices_of_predictions(true, predicted, None, classes=3)
@@ -168,7 +169,7 @@ def test_the_wilson_interval_is_that_of_statsmodels(successes, total, confidence
     assert (share.successes, share.total) == (successes, total)
 
 
-def test_nothing_out_of_nothing_is_undefined_not_zero():
+def test_a_proportion_of_zero_images_is_undefined():
     share = wilson(0, 0)
     assert math.isnan(share.value)
     assert not share.defined
@@ -183,7 +184,7 @@ def test_more_successes_than_images_are_refused(successes, total):
 
 
 @pytest.mark.parametrize("confidence", [0, 1, 95, math.nan])
-def test_a_confidence_that_is_no_share_is_refused(confidence):
+def test_a_confidence_outside_0_and_1_is_refused(confidence):
     with pytest.raises(ValueError, match="confidence"):
         wilson(1, 2, confidence=confidence)
 
@@ -195,7 +196,7 @@ def test_one_image_a_patient_gives_the_plain_interval_to_the_last_digit():
     assert clustered_wilson(success, None) == wilson(int(success.sum()), 80)
 
 
-def test_copies_of_each_image_add_no_certainty():
+def test_copies_of_images_do_not_narrow_the_interval():
     success = np.random.default_rng(2).random(60) < 0.8
     alone = clustered_wilson(success, np.arange(60))
     tenfold = clustered_wilson(np.repeat(success, 10), np.repeat(np.arange(60), 10))
@@ -205,13 +206,13 @@ def test_copies_of_each_image_add_no_certainty():
     assert tenfold.high - tenfold.low < 1.1 * (alone.high - alone.low)
 
 
-def test_all_right_in_groups_counts_the_groups_not_the_images():
+def test_perfect_accuracy_counts_groups_not_images():
     share = clustered_wilson(np.ones(100, dtype=bool), np.repeat(np.arange(10), 10))
     assert share.value == share.high == 1.0
     assert share.low <= wilson(10, 10).low
 
 
-def test_many_images_of_one_patient_tell_no_more_than_one():
+def test_many_images_of_one_patient_count_as_one():
     share = clustered_wilson(np.array([True] * 9 + [False]), np.zeros(10, dtype=int))
     assert share.high - share.low > 0.6
 
@@ -225,7 +226,7 @@ def test_the_order_of_the_images_and_the_names_of_the_groups_make_no_difference(
     assert (shuffled.value, shuffled.low, shuffled.high) == pytest.approx((plain.value, plain.low, plain.high))
 
 
-def test_shares_of_a_class_without_images_or_answers_are_undefined():
+def test_proportions_of_a_class_without_images_or_predictions_are_undefined():
     shares = proportions_of_predictions(np.array([0, 0, 1]), np.array([0, 1, 1]), None, classes=3)
     assert math.isnan(shares.sensitivity[2].value)
     assert math.isnan(shares.precision[2].value)
@@ -241,13 +242,13 @@ def test_a_matrix_gives_what_its_images_one_by_one_give():
 
 
 @pytest.mark.parametrize("broken", [np.ones((2, 2)), np.ones((2, 3), dtype=int), np.zeros((2, 2), dtype=int)])
-def test_proportions_of_what_is_no_matrix_are_refused(broken):
+def test_proportions_of_an_invalid_matrix_are_refused(broken):
     with pytest.raises(ValueError, match=r"confusion|no true labels"):
         proportions_of_confusion(broken)
 
 
 def test_three_wrong_single_images_among_large_patients_do_not_look_certain():
-    """45 patients of one image, 5 of 30: what is wrong lies with small patients, but large ones might be."""
+    """45 patients with one image and 5 with 30: the errors are in small patients, but could be in large ones."""
     patients = np.concatenate([np.arange(45), np.repeat(np.arange(45, 50), 30)])
     right = np.ones(195, dtype=bool)
     right[:3] = False
@@ -266,8 +267,66 @@ def test_large_and_small_patients_are_covered_together():
     assert held / 400 >= 0.92
 
 
-def test_an_undefined_share_says_why():
+def test_an_undefined_proportion_has_a_reason():
     shares = proportions_of_predictions(np.array([0, 0, 1]), np.array([0, 1, 1]), None, classes=3)
     assert shares.sensitivity[2].reason == "no image is of the class"
     assert shares.precision[2].reason == "the class is never predicted"
     assert shares.accuracy.reason == ""
+
+
+def youden(table):
+    """Sensitivity + specificity - 1 of each class, of a flat confusion matrix."""
+    confusion = table.reshape(3, 3)
+    present, hits = confusion.sum(axis=1), np.diag(confusion)
+    return hits / present - (confusion.sum(axis=0) - hits) / (confusion.sum() - present)
+
+
+def test_the_jackknife_of_single_images_has_the_standard_error_of_two_independent_proportions():
+    true = np.repeat([0, 1, 2], 400)
+    predicted = np.where(np.arange(1200) % 5 == 0, (true + 1) % 3, true)
+    estimates = estimate_by_jackknife(youden, true * 3 + predicted, None, width=9)
+    error = np.sqrt(0.8 * 0.2 / 400 + 0.1 * 0.9 / 800)
+    for each in estimates:
+        assert each.value == pytest.approx(0.7)
+        assert (each.high - each.low) / 2 == pytest.approx(1.96 * error, rel=0.02)
+
+
+def test_the_jackknife_takes_copies_of_an_image_for_one_image():
+    true = np.repeat([0, 1, 2], 40)
+    predicted = np.where(np.arange(120) % 5 == 0, (true + 1) % 3, true)
+    cells = true * 3 + predicted
+    single = estimate_by_jackknife(youden, cells, None, width=9)
+    copies = estimate_by_jackknife(youden, np.repeat(cells, 4), np.repeat(np.arange(120), 4), width=9)
+    assert [(each.value, each.low, each.high) for each in copies] == [
+        pytest.approx((each.value, each.low, each.high)) for each in single
+    ]
+
+
+def test_the_jackknife_covers_the_true_value_of_grouped_images():
+    generator, covered = np.random.default_rng(0), []
+    for _ in range(300):
+        ability = generator.beta(8, 2, size=60)
+        true = np.repeat(np.arange(60) % 3, 5)
+        hit = generator.random(300) < np.repeat(ability, 5)
+        predicted = np.where(hit, true, (true + generator.integers(1, 3, size=300)) % 3)
+        estimate = estimate_by_jackknife(youden, true * 3 + predicted, np.repeat(np.arange(60), 5), width=9)[0]
+        covered.append(estimate.low <= 0.7 <= estimate.high)
+    assert 0.91 <= np.mean(covered) <= 0.98
+
+
+def divide(table):
+    return np.array([int(table[0]) / int(table[3])])
+
+
+@pytest.mark.parametrize(
+    ("cells", "groups", "compute"),
+    [
+        ([0, 0, 3], [0, 0, 0], divide),  # one group
+        ([0, 0, 3], [0, 1, 2], divide),  # undefined without the last image
+        ([0, 4, 8], [0, 1, 2], lambda table: np.array([1.0])),  # nothing varies
+        ([0, 4, 8], [0, 1, 2], lambda table: np.array([np.nan])),
+    ],
+)
+def test_the_jackknife_gives_no_interval_where_it_knows_none(cells, groups, compute):
+    (estimate,) = estimate_by_jackknife(compute, np.array(cells), np.array(groups), width=9)
+    assert not estimate.has_interval

@@ -6,7 +6,7 @@ from pylorus.evaluation.influence import compute_confidence_below, compute_upper
 
 
 @pytest.mark.parametrize(("successes", "total"), [(0, 1), (0, 30), (3, 30), (29, 30), (30, 30), (120, 400)])
-def test_of_yes_and_no_it_is_the_exact_interval_of_clopper_and_pearson(successes, total):
+def test_binary_values_give_the_exact_clopper_pearson_interval(successes, total):
     values = np.repeat([1.0, 0.0], [successes, total - successes])
     found = estimate_mean_over_groups(values, None)
     low, high = proportion_confint(successes, total, alpha=0.05, method="beta")
@@ -24,7 +24,7 @@ def test_the_confidence_is_that_of_randomly_weighted_means(size):
         assert compute_confidence_below(values, bound) == pytest.approx((means <= bound).mean(), abs=0.01)
 
 
-def test_nearly_only_yes_and_no_gives_nearly_the_same():
+def test_nearly_binary_values_give_nearly_the_same_interval():
     values = np.repeat([0.0, 1.0], [40, 3])
     near = np.abs(values - 1e-9)
     for bound in (0.05, 0.1, 0.3):
@@ -34,7 +34,7 @@ def test_nearly_only_yes_and_no_gives_nearly_the_same():
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(0.1, 1.9), (0.5, 0.5), (2, 0.2)])
 @pytest.mark.parametrize("size", [5, 30])
-def test_the_interval_covers_the_mean_of_skewed_shares(size, shape):
+def test_the_interval_covers_the_mean_of_skewed_proportions(size, shape):
     generator = np.random.default_rng([size, 7])
     truth = shape[0] / sum(shape)
     held = 0
@@ -45,7 +45,7 @@ def test_the_interval_covers_the_mean_of_skewed_shares(size, shape):
     assert held / 200 >= 0.95 - 2.6 * np.sqrt(0.95 * 0.05 / 200)
 
 
-def test_each_group_counts_the_same_and_copies_tell_nothing_new():
+def test_groups_have_equal_weight_and_copies_add_no_information():
     values, groups = np.array([1.0] * 9 + [0.0]), np.array(["a"] * 9 + ["b"])
     assert estimate_mean_over_groups(values, groups).value == 0.5
     assert estimate_mean_over_groups(values, groups) == estimate_mean_over_groups(np.array([1.0, 0.0]), None)
@@ -59,6 +59,6 @@ def test_a_perfect_result_has_an_interval_too():
 
 
 @pytest.mark.parametrize("values", [[], [0.5, 1.1], [-0.1], [np.nan], [[0.5]]])
-def test_what_is_no_share_is_refused(values):
+def test_values_outside_0_and_1_are_refused(values):
     with pytest.raises(ValueError, match=r"values (have shape|are in)"):
         compute_confidence_below(np.array(values), 0.5)

@@ -28,8 +28,8 @@ def shuffled(predictions, order):
     )
 
 
-def test_images_in_another_order_are_put_in_the_first_order(said):
-    first = said(images=50, groups=20)
+def test_images_in_another_order_are_put_in_the_first_order(simulate_predictions):
+    first = simulate_predictions(images=50, groups=20)
     back = align_predictions(first, shuffled(first, np.random.default_rng(0).permutation(50)))
     assert (back.sample == first.sample).all()
     assert (back.true == first.true).all()
@@ -38,8 +38,8 @@ def test_images_in_another_order_are_put_in_the_first_order(said):
 
 
 @pytest.mark.parametrize("order", [[1, 2, 0], [2, 0, 1], [1, 0, 2], [2, 1, 0]])
-def test_classes_in_another_order_are_put_in_the_first_order(said, order):
-    first = said(images=50)
+def test_classes_in_another_order_are_put_in_the_first_order(simulate_predictions, order):
+    first = simulate_predictions(images=50)
     turned = replace(
         first,
         class_names=tuple(first.class_names[each] for each in order),
@@ -52,20 +52,20 @@ def test_classes_in_another_order_are_put_in_the_first_order(said, order):
     np.testing.assert_array_equal(back.probabilities, first.probabilities)
 
 
-def test_different_test_sets_are_refused(said):
-    first, second = said(images=50), said(images=40)
+def test_different_test_sets_are_refused(simulate_predictions):
+    first, second = simulate_predictions(images=50), simulate_predictions(images=40)
     with pytest.raises(ValueError, match=r"not for the same images .* image-00040, image-00041, image-00042 and 7"):
         align_predictions(first, second)
 
 
-def test_different_classes_are_refused(said):
-    first = said(images=10)
+def test_different_classes_are_refused(simulate_predictions):
+    first = simulate_predictions(images=10)
     with pytest.raises(ValueError, match="classes differ"):
         align_predictions(first, replace(first, class_names=("GC", "GU", "normal")))
 
 
-def test_another_truth_or_another_patient_for_the_same_image_is_refused(said):
-    first = said(images=10)
+def test_another_true_class_or_patient_for_the_same_image_is_refused(simulate_predictions):
+    first = simulate_predictions(images=10)
     truth, group = first.true.copy(), first.group.copy()
     truth[3] = (truth[3] + 1) % 3
     group[4] = "somebody else"
@@ -90,13 +90,13 @@ def test_another_truth_or_another_patient_for_the_same_image_is_refused(said):
         ({"probabilities": np.full((3, 2), 0.4)}, "sum to 0.8"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(one_hot, change, message):
+def test_inconsistent_predictions_are_refused(one_hot, change, message):
     good = one_hot(np.array([0, 1, 0]))
     with pytest.raises(ValueError, match=message):
         replace(good, **change)
 
 
-def test_of_equally_likely_classes_the_first_is_the_answer(one_hot):
+def test_ties_are_predicted_as_the_first_class(one_hot):
     even = replace(one_hot(np.array([0, 1])), probabilities=np.full((2, 2), 0.5))
     assert even.predicted.tolist() == [0, 0]
     assert even.correct.tolist() == [True, True]
@@ -113,7 +113,7 @@ def test_of_equally_likely_classes_the_first_is_the_answer(one_hot):
         (np.array([[0, 1]]), "shape"),
     ],
 )
-def test_labels_that_are_no_class_indices_are_refused_with_what_was_found(labels, message):
+def test_invalid_labels_are_refused_with_the_value_found(labels, message):
     with pytest.raises(ValueError, match=message):
         check_labels(labels, 3, name="true")
 
@@ -131,7 +131,7 @@ def test_labels_that_are_no_class_indices_are_refused_with_what_was_found(labels
         (np.empty((0, 3)), "shape"),
     ],
 )
-def test_probabilities_that_are_none_are_refused(table, message):
+def test_invalid_probabilities_are_refused(table, message):
     with pytest.raises(ValueError, match=message):
         check_probabilities(np.array(table))
 
@@ -173,14 +173,14 @@ def test_groups_are_numbered_by_name_whatever_their_type():
     assert encode_groups(None, length=3).tolist() == [0, 1, 2]
 
 
-def test_names_are_text():
+def test_names_are_converted_to_text():
     assert check_names(np.array(["a", "b"], dtype=object)).dtype.kind == "U"
     with pytest.raises(ValueError, match="expected text"):
         check_names(np.array([1, 2]))
 
 
-def test_a_patient_is_the_mean_of_its_images(said):
-    images = said(images=60, groups=25)
+def test_a_patient_is_the_mean_of_its_images(simulate_predictions):
+    images = simulate_predictions(images=60, groups=25)
     patients = patient_level(images)
     said_of_patients = patients.predictions
     assert len(said_of_patients.true) == 25
@@ -192,23 +192,23 @@ def test_a_patient_is_the_mean_of_its_images(said):
         assert (images.true[own] == said_of_patients.true[row]).all()
 
 
-def test_one_image_a_patient_changes_nothing_but_names(said):
-    images = said(images=30)
+def test_one_image_a_patient_changes_nothing_but_names(simulate_predictions):
+    images = simulate_predictions(images=30)
     patients = patient_level(images).predictions
     np.testing.assert_array_equal(patients.probabilities, images.probabilities)
     assert (patients.true == images.true).all()
 
 
-def test_a_patient_with_several_true_classes_is_refused_by_name(said):
-    images = said(images=20, groups=10)
+def test_a_patient_with_several_true_classes_is_refused_by_name(simulate_predictions):
+    images = simulate_predictions(images=20, groups=10)
     truth = images.true.copy()
     truth[0] = (truth[0] + 1) % 3
     with pytest.raises(ValueError, match=r"1 of 10 groups .*patient-00000"):
         patient_level(replace(images, true=truth))
 
 
-def test_a_patient_with_several_true_classes_can_be_left_out_and_is_named(said):
-    images = said(images=20, groups=10)
+def test_a_patient_with_several_true_classes_can_be_left_out_and_is_named(simulate_predictions):
+    images = simulate_predictions(images=20, groups=10)
     truth = images.true.copy()
     truth[0] = (truth[0] + 1) % 3
     patients = patient_level(replace(images, true=truth), leave_out_mixed=True)
@@ -217,12 +217,12 @@ def test_a_patient_with_several_true_classes_can_be_left_out_and_is_named(said):
     assert len(patients.predictions.true) == len(patients.images) == 9
 
 
-def test_nothing_is_left_where_every_patient_is_mixed(said):
-    images = replace(said(images=4, groups=2), true=np.array([0, 0, 1, 1]))
+def test_no_patient_remains_if_all_have_several_classes(simulate_predictions):
+    images = replace(simulate_predictions(images=4, groups=2), true=np.array([0, 0, 1, 1]))
     with pytest.raises(ValueError, match="no patient-level prediction remains"):
         patient_level(images, leave_out_mixed=True)
 
 
-def test_patients_numbered_by_integers_become_names(said):
-    images = replace(said(images=4), group=np.array([7, 7, 12, 12]), true=np.array([0, 0, 1, 1]))
+def test_patients_numbered_by_integers_become_names(simulate_predictions):
+    images = replace(simulate_predictions(images=4), group=np.array([7, 7, 12, 12]), true=np.array([0, 0, 1, 1]))
     assert patient_level(images).predictions.sample.tolist() == ["7", "12"]

@@ -33,8 +33,8 @@ def test_contributions_are_the_slopes_of_scikit_learns_weighted_precision(seed):
     assert found.contributions.sum() == pytest.approx(0, abs=1e-12)
 
 
-def test_each_class_is_ranked_against_the_rest(said):
-    model = said(images=150)
+def test_each_class_is_ranked_against_the_rest(simulate_predictions):
+    model = simulate_predictions(images=150)
     found = ranking_of_predictions(model.true, model.probabilities, model.group)
     for each in range(3):
         hit, score = model.true == each, model.probabilities[:, each]
@@ -55,7 +55,7 @@ def test_the_mean_area_of_two_classes_has_the_interval_of_either():
     assert astuple(found.macro_auroc)[:3] == pytest.approx(astuple(found.auroc[1])[:3], abs=1e-6)
 
 
-def test_a_perfect_ranking_has_an_interval(said):
+def test_a_perfect_ranking_has_an_interval(simulate_predictions):
     true = np.arange(60) % 3
     found = ranking_of_predictions(true, np.eye(3)[true], None)
     for estimate in (found.macro_auroc, found.macro_average_precision, found.average_precision[0]):
@@ -72,8 +72,8 @@ def test_one_positive_patient_counts_as_one_however_many_images_it_has():
     assert found.low < alone.low
 
 
-def test_a_class_absent_from_test_is_undefined_and_so_are_the_averages(said):
-    model = said(images=90)
+def test_a_class_absent_from_test_is_undefined_and_so_are_the_averages(simulate_predictions):
+    model = simulate_predictions(images=90)
     kept = model.true != 2
     found = ranking_of_predictions(model.true[kept], model.probabilities[kept], None)
     assert math.isnan(found.auroc[2].value)
@@ -83,14 +83,14 @@ def test_a_class_absent_from_test_is_undefined_and_so_are_the_averages(said):
     assert found.auroc[0].has_interval
 
 
-def test_a_single_image_is_undefined_or_says_next_to_nothing():
+def test_a_single_image_is_undefined_or_uninformative():
     found = ranking_of_predictions(np.array([0]), np.array([[0.9, 0.1]]), None)
     assert all(math.isnan(area.value) for area in found.auroc)
     assert found.average_precision[0].high - found.average_precision[0].low > 0.7
 
 
-def test_the_order_of_the_images_makes_no_difference(said):
-    model = said(images=80, groups=30)
+def test_the_order_of_the_images_makes_no_difference(simulate_predictions):
+    model = simulate_predictions(images=80, groups=30)
     order = np.random.default_rng(1).permutation(80)
     plain = ranking_of_predictions(model.true, model.probabilities, model.group)
     shuffled = ranking_of_predictions(model.true[order], model.probabilities[order], model.group[order])
@@ -98,14 +98,14 @@ def test_the_order_of_the_images_makes_no_difference(said):
         assert astuple(one)[:3] == pytest.approx(astuple(other)[:3])
 
 
-def test_labels_that_do_not_fit_are_refused(said):
-    model = said(images=30)
+def test_labels_that_do_not_fit_are_refused(simulate_predictions):
+    model = simulate_predictions(images=30)
     with pytest.raises(ValueError, match="29 true labels"):
         ranking_of_predictions(model.true[1:], model.probabilities, None)
 
 
-def test_ten_thousand_predictions_take_little_memory(said):
-    model = said(images=10_000)
+def test_ten_thousand_predictions_take_little_memory(simulate_predictions):
+    model = simulate_predictions(images=10_000)
     tracemalloc.start()
     found = ranking_of_predictions(model.true, model.probabilities, model.group)
     peak = tracemalloc.get_traced_memory()[1]

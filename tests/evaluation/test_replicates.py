@@ -1,4 +1,4 @@
-"""Seeds and folds: a claim about a configuration allows for the runs that it was trained in, not for patients alone."""
+"""Seeds and folds: a statement about a configuration allows for variation between runs, not only between patients."""
 
 from itertools import product
 
@@ -18,7 +18,7 @@ from pylorus.evaluation.replicates import (
 )
 
 
-def test_mean_deviation_and_range_are_numpys():
+def test_mean_standard_deviation_and_range_equal_numpys():
     values = np.array([0.81, 0.84, 0.90])
     found = summarize_replicates(values)
     assert found.mean == pytest.approx(values.mean())
@@ -71,14 +71,14 @@ def test_a_single_fold_has_no_interval():
     assert np.isnan(corrected_resampled_t(np.array([0.1]), test_to_train=0.25).low)
 
 
-def test_seeds_that_say_the_same_leave_the_variance_of_patients():
+def test_identical_seeds_leave_only_the_variance_of_patients():
     covariance = np.full((6, 6), 4e-4)
     covariance[:3, 3:] = covariance[3:, :3] = 1e-4
     found = compare_replicates(np.full(3, 0.9), np.full(3, 0.8), covariance, degrees=40)
     assert found.standard_error == pytest.approx(np.sqrt(6e-4))
 
 
-def test_seeds_that_differ_widen_the_interval_and_only_if_allowed_for():
+def test_varying_seeds_widen_the_interval_only_if_requested():
     covariance = np.full((6, 6), 4e-4)
     covariance[:3, 3:] = covariance[3:, :3] = 1e-4
     ours, theirs = np.array([0.85, 0.90, 0.95]), np.array([0.75, 0.80, 0.85])
@@ -118,7 +118,7 @@ def test_indices_of_replicates_are_those_of_each_one_alone():
         np.testing.assert_allclose(together.covariance[:, number, number], alone.covariance[:, 0, 0])
 
 
-def test_two_equal_configurations_whose_seeds_vary_are_seldom_told_apart():
+def test_equal_configurations_with_varying_seeds_rarely_differ_significantly():
     generator = np.random.default_rng(3)
     groups = np.repeat(np.arange(100), 2)
     truth = (groups % 2).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Parts of the test images: what calibration in the large is, and that the test of difference keeps its level."""
+"""Subgroups of the test images: calibration in the large, and the type I error of the test for differences."""
 
 import math
 
@@ -16,7 +16,7 @@ def test_calibration_in_the_large_is_the_observed_share_less_the_mean_probabilit
     assert -1 <= found.low < 0 < found.high <= 1
 
 
-def test_images_of_one_patient_tell_less_than_images_of_many():
+def test_images_of_one_patient_give_a_wider_interval_than_images_of_many():
     generator = np.random.default_rng(0)
     positive, probability = generator.random(60) < 0.4, np.full(60, 0.4)
     alone = calibration_in_the_large(positive, probability)
@@ -24,7 +24,7 @@ def test_images_of_one_patient_tell_less_than_images_of_many():
     assert grouped.high - grouped.low > 1.5 * (alone.high - alone.low)
 
 
-def test_no_event_among_few_images_does_not_make_calibration_certain():
+def test_no_event_among_few_images_leaves_a_wide_calibration_interval():
     found = calibration_in_the_large(np.zeros(12, dtype=bool), np.full(12, 0.05))
     assert found.low < -0.05 < 0.05 < found.high
 
@@ -41,7 +41,7 @@ def test_probabilities_out_of_range_are_refused():
 
 
 @pytest.mark.parametrize(("groups", "images", "shift"), [(20, 1, 0.0), (40, 5, 0.0), (30, 12, -2.0)])
-def test_the_interval_of_calibration_covers_zero_where_probabilities_are_right(groups, images, shift):
+def test_the_calibration_interval_covers_zero_for_calibrated_probabilities(groups, images, shift):
     generator = np.random.default_rng(1)
     covered = 0
     for _ in range(300):
@@ -65,7 +65,7 @@ def test_the_statistic_without_groups_is_that_of_the_chi_square_test_of_a_table(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("condition", ["one image", "patients of several images", "rare and uneven", "within patients"])
-def test_a_difference_that_is_none_is_shown_in_five_of_a_hundred(condition):
+def test_the_type_1_error_is_five_percent(condition):
     generator = np.random.default_rng(3)
     sets, below = 600, 0
     for _ in range(sets):
@@ -81,7 +81,7 @@ def test_a_difference_that_is_none_is_shown_in_five_of_a_hundred(condition):
     assert 0.03 <= below / sets <= 0.07
 
 
-def test_patients_of_one_site_with_more_images_each_keep_the_level():
+def test_unequal_images_per_patient_keep_the_type_1_error():
     generator = np.random.default_rng(4)
     sets, below = 400, 0
     for _ in range(sets):
@@ -92,14 +92,14 @@ def test_patients_of_one_site_with_more_images_each_keep_the_level():
     assert below / sets <= 0.08
 
 
-def test_a_site_where_the_model_fails_is_shown():
+def test_a_site_where_the_model_fails_is_significant():
     generator = np.random.default_rng(5)
     site = np.repeat(["A", "B", "C"], 40)
     success = generator.random(120) < np.where(site == "C", 0.5, 0.95)
     assert subgroup_difference(success, site, np.repeat(np.arange(60), 2)).p_value < 0.01
 
 
-def test_a_view_that_fails_in_every_patient_is_shown_though_each_patient_has_both():
+def test_a_failing_view_is_significant_although_each_patient_has_both_views():
     view = np.tile(["near", "far"], 30)
     success = view == "near"
     success[::10] = False
@@ -115,5 +115,5 @@ def test_the_same_seed_gives_the_same_p():
 @pytest.mark.parametrize(
     ("success", "subgroup"), [([True] * 4, [0, 0, 1, 1]), ([False] * 4, [0, 0, 1, 1]), ([True, False], [0, 0])]
 )
-def test_where_nothing_can_differ_p_is_undefined(success, subgroup):
+def test_p_is_undefined_if_nothing_can_differ(success, subgroup):
     assert math.isnan(subgroup_difference(np.array(success), np.array(subgroup)).p_value)

@@ -18,13 +18,13 @@ TEST = McNemar(images=450, groups=450, right_first=401, right_second=409, only_f
 APART = Difference(value=-0.031, low=-0.05, high=-0.012, standard_error=0.01, p_value=0.0021)
 
 
-def test_a_difference_that_is_not_shown_is_said_not_to_be_with_the_better_model_first():
+def test_an_insignificant_difference_is_stated_with_the_better_model_first():
     assert format_better_sentence("VGG19", "ResNet50", TEST) == (
         "ResNet50 is not shown to be better than VGG19 on these 450 images (90.9 % vs. 89.1 %, p = 0.33)."
     )
 
 
-def test_a_difference_that_is_shown_is_said_to_be():
+def test_a_significant_difference_is_stated():
     assert format_better_sentence("VGG19", "ResNet50", replace(TEST, p_value=0.0004)) == (
         "ResNet50 is shown to be better than VGG19 on these 450 images (90.9 % vs. 89.1 %, p < 0.001)."
     )
@@ -43,19 +43,19 @@ def test_patients_are_named_where_they_have_several_images():
     assert "of 450 lesions (" in format_better_sentence("A", "B", replace(TEST, images=1200), group_word="lesions")
 
 
-def test_as_many_right_is_said_without_a_winner():
+def test_equal_accuracy_is_stated_without_a_winner():
     sentence = format_better_sentence("A", "B", replace(TEST, right_first=409, p_value=1.0))
     assert sentence == "A and B are correct equally often on these 450 images (90.9 % each, p = 1)."
 
 
-def test_an_index_on_the_same_images_is_told_with_its_p():
+def test_a_paired_index_is_reported_with_its_p_value():
     assert format_paired_sentence("A", "B", APART, index="macro F1", images=450) == (
         "A and B differ in macro F1 on these 450 images (−0.031, p = 0.0021)."
     )
     assert "are not shown to differ" in format_paired_sentence("A", "B", APART, index="MCC", images=450, level=0.001)
 
 
-def test_an_index_on_other_images_is_told_with_its_interval():
+def test_an_unpaired_index_is_reported_with_its_interval():
     apart, overlapping = Estimate(0.05, 0.01, 0.09), Estimate(0.018, -0.022, 0.057)
     assert format_unpaired_sentence("A", "B", apart, index="accuracy", images=(200, 450)) == (
         "A and B differ in accuracy, on 200 and 450 different images (+0.050, 95 % interval +0.010 to +0.090)."
@@ -63,7 +63,7 @@ def test_an_index_on_other_images_is_told_with_its_interval():
     assert "not shown" in format_unpaired_sentence("A", "B", overlapping, index="accuracy", images=(200, 450))
 
 
-def test_what_cannot_be_told_is_said_so():
+def test_an_undefined_comparison_is_stated():
     nothing = Difference(math.nan, math.nan, math.nan, math.nan, math.nan)
     assert "can't be determined" in format_paired_sentence("A", "B", nothing, index="AUROC of GC", images=3)
     assert "can't be determined" in format_unpaired_sentence("A", "B", nothing, index="accuracy", images=(3, 450))
@@ -87,20 +87,20 @@ def test_p_is_printed_with_two_figures_and_never_as_zero(p_value, text):
         (0.0504, "p = 0.050"),
     ],
 )
-def test_a_printed_p_stands_on_the_same_side_of_the_level_as_the_verdict(p_value, text):
+def test_a_printed_p_value_is_consistent_with_the_significance_level(p_value, text):
     assert format_p_value(p_value) == text
     assert f"({p_value:+.3f}, {text})" in format_paired_sentence(
         "A", "B", Difference(p_value, 0, 0, 0, p_value), index="accuracy", images=9
     )
 
 
-def test_another_level_has_its_own_figures():
+def test_p_values_near_another_level_get_more_digits():
     assert format_p_value(0.00996, level=0.01) == "p = 0.00996"
     assert format_p_value(0.00996) == "p = 0.0100"
 
 
 @pytest.mark.parametrize("level", [0, 1, 5])
-def test_a_level_that_is_no_chance_is_refused(level):
+def test_a_level_outside_0_and_1_is_refused(level):
     with pytest.raises(ValueError, match="level"):
         format_better_sentence("A", "B", TEST, level=level)
 
@@ -109,7 +109,7 @@ KEPT = SensitivityThreshold(0.12349, 0.95, 0.9, 0.9539, 0.9621, images=80, patie
 FEW = SensitivityThreshold(0.03, 0.95, 0.9, 0.5819, 0.8736, images=34, patients=17, patients_needed=45)
 
 
-def test_a_guarantee_is_said_with_its_patients_and_a_threshold_that_is_not_rounded_up():
+def test_a_guarantee_states_its_patients_and_rounds_the_threshold_down():
     assert format_guarantee_sentence(KEPT, class_name="GC") == (
         "At the threshold of 0.1234 the true sensitivity for GC is at least 95 % with 90 % confidence, for patients like "
         "the 60 validation patients with GC."
@@ -119,14 +119,14 @@ def test_a_guarantee_is_said_with_its_patients_and_a_threshold_that_is_not_round
     )
 
 
-def test_too_few_patients_are_said_with_what_is_needed_and_what_is_reached_rounded_down():
+def test_too_few_patients_are_stated_with_required_and_reached_values():
     sentence = format_guarantee_sentence(FEW, class_name="GC")
     assert "too small to guarantee a sensitivity of 95 % for GC with 90 % confidence" in sentence
     assert "there are 17 validation patients with GC, and 45 are needed" in sentence
     assert sentence.endswith("at least 87.3 % with 90 % confidence, and at least 95 % with 58.1 % confidence.")
 
 
-def test_that_nothing_guarantees_a_sensitivity_of_100_percent_is_said():
+def test_a_sensitivity_of_100_percent_is_never_guaranteed():
     sentence = format_guarantee_sentence(
         replace(FEW, sensitivity=1.0, confidence_reached=0.0, patients_needed=None, patients=1), class_name="GC"
     )
@@ -135,5 +135,5 @@ def test_that_nothing_guarantees_a_sensitivity_of_100_percent_is_said():
 
 
 @pytest.mark.parametrize("threshold", [1.0, 0.99999, 0.5, 0.12345678, 1e-4, 3.0001e-7, 1e-300])
-def test_what_is_positive_at_a_threshold_is_positive_at_the_printed_one(threshold):
+def test_the_printed_threshold_gives_the_same_positives(threshold):
     assert 0.999 * threshold <= float(format_threshold(threshold)) <= threshold

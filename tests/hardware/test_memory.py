@@ -1,4 +1,4 @@
-"""Free memory: the least of what the machine and the limits around a process leave."""
+"""Free memory: the minimum of what the machine and the limits of the process leave."""
 
 import pytest
 
@@ -8,7 +8,7 @@ GIB = 2**30
 
 
 @pytest.fixture
-def limited(tmp_path, monkeypatch):
+def make_control_groups(tmp_path, monkeypatch):
     """A system whose groups of processes have files of these contents."""
 
     def make(groups: str, files: dict[str, str]) -> None:
@@ -25,8 +25,8 @@ def left(tmp_path) -> list[int]:
     return sorted(engine._read_free_cgroup_memory(tmp_path / "cgroup", tmp_path / "groups"))
 
 
-def test_a_limit_of_the_second_version_leaves_what_is_not_used_or_given_back(limited, tmp_path):
-    limited(
+def test_cgroup_v2_limits_count_available_and_reclaimable_memory(make_control_groups, tmp_path):
+    make_control_groups(
         "0::/job/step\n",
         {
             "job/memory.max": f"{8 * GIB}\n", "job/memory.current": f"{3 * GIB}\n",
@@ -37,8 +37,8 @@ def test_a_limit_of_the_second_version_leaves_what_is_not_used_or_given_back(lim
     assert left(tmp_path) == [6 * GIB]
 
 
-def test_a_limit_of_the_first_version_counts_too(limited, tmp_path):
-    limited(
+def test_cgroup_v1_limits_are_respected(make_control_groups, tmp_path):
+    make_control_groups(
         "4:memory:/pod\n3:cpu:/pod\n0::/\n",
         {
             "memory/pod/memory.limit_in_bytes": str(4 * GIB), "memory/pod/memory.usage_in_bytes": str(GIB),
@@ -48,8 +48,10 @@ def test_a_limit_of_the_first_version_counts_too(limited, tmp_path):
     assert left(tmp_path) == [3 * GIB]
 
 
-def test_a_container_whose_path_is_only_valid_outside_is_seen_by_its_top(limited, tmp_path):
-    limited("0::/../outside/4f\n", {"memory.max": str(2 * GIB), "memory.current": str(GIB), "memory.stat": ""})
+def test_a_container_with_a_host_path_uses_the_top_cgroup(make_control_groups, tmp_path):
+    make_control_groups(
+        "0::/../outside/4f\n", {"memory.max": str(2 * GIB), "memory.current": str(GIB), "memory.stat": ""}
+    )
     assert left(tmp_path) == [GIB]
 
 

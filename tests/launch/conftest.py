@@ -18,10 +18,10 @@ from tests.conftest import TINY
 
 
 @pytest.fixture(scope="module", autouse=True)
-def forked_processes(forks):
+def forked_processes(fork_server):
     """The processes of a run, as forks; tests/end_to_end/test_runs.py has them started as a run does."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(subprocess_handler, "Popen", lambda args, **more: forks.start(list(args), **more))
+        patched.setattr(subprocess_handler, "Popen", lambda args, **more: fork_server.start(list(args), **more))
         yield
 
 
@@ -32,14 +32,14 @@ WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.
 
 
 @pytest.fixture(scope="module")
-def begin(composed, drawn, tmp_path_factory) -> Callable[..., RunFolder]:
+def prepare_run(compose_config, synthetic_root, tmp_path_factory) -> Callable[..., RunFolder]:
     """A folder in which a run may begin, with a cache of its own."""
 
     def prepare(*words: str) -> RunFolder:
         folder = RunFolder(tmp_path_factory.mktemp("run"))
-        words = (f"data.root={drawn}", f"cache.folder={folder.path}/cache", *WORDS, *words)
+        words = (f"data.root={synthetic_root}", f"cache.folder={folder.path}/cache", *WORDS, *words)
         with folder.set_starting(list(words)):
-            write_text(folder.config, OmegaConf.to_yaml(composed(*words)))
+            write_text(folder.config, OmegaConf.to_yaml(compose_config(*words)))
         return folder
 
     return prepare

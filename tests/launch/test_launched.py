@@ -1,4 +1,4 @@
-"""torchrun or srun may start the processes of a run: their number comes from the environment."""
+"""torchrun or srun may start the processes of a run; their number comes from the environment."""
 
 import sys
 
@@ -18,7 +18,7 @@ def torchrun(monkeypatch):
     monkeypatch.setattr(rank, "announce_folder", lambda folder: None)
 
 
-def test_devices_and_nodes_are_those_of_the_processes_that_were_started(torchrun, monkeypatch):
+def test_devices_and_nodes_follow_the_launched_processes(torchrun, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "seed=1"])
     assert is_launched()
     assert rank.run_launched(lambda: 0) == 0
@@ -31,7 +31,7 @@ def test_a_sweep_is_refused(torchrun, monkeypatch):
         rank.run_launched(lambda: 0)
 
 
-def test_tasks_of_an_srun_are_processes_and_a_batch_script_is_not(monkeypatch):
+def test_srun_tasks_are_processes_but_a_batch_script_is_not(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_NTASKS", "4")
@@ -41,7 +41,7 @@ def test_tasks_of_an_srun_are_processes_and_a_batch_script_is_not(monkeypatch):
     assert is_launched()
 
 
-def test_a_process_that_nobody_started_is_told_the_command(monkeypatch):
+def test_a_process_without_a_launcher_gets_the_command_to_use(monkeypatch):
     for name in ("RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(PylorusError, match=r"found no RANK.*python train.py trainer.devices=2"):

@@ -1,4 +1,4 @@
-"""An interrupted run that goes on gives what an uninterrupted one gives, bit for bit; what is another run is refused."""
+"""A resumed run gives the result of an uninterrupted one bit for bit; a different run is refused."""
 
 import json
 import os
@@ -39,13 +39,13 @@ class KilledError(BaseException):
 
 
 @pytest.fixture(scope="module")
-def begin(composed, drawn, tmp_path_factory):
-    """A folder in which a run may begin, with further words of the command line."""
+def prepare_run(compose_config, synthetic_root, tmp_path_factory):
+    """A folder in which a run can start, with additional command-line arguments."""
 
     def prepare(*words: str) -> RunFolder:
         folder = RunFolder(tmp_path_factory.mktemp("run"))
-        config = composed(f"data.root={drawn}", *WORDS, *words)
-        with folder.set_starting([f"data.root={drawn}", *WORDS, *words]):
+        config = compose_config(f"data.root={synthetic_root}", *WORDS, *words)
+        with folder.set_starting([f"data.root={synthetic_root}", *WORDS, *words]):
             write_text(folder.config, OmegaConf.to_yaml(config))
         return folder
 
@@ -57,13 +57,13 @@ SAVING = {"each epoch saved": (1e9, 600.0), "some epochs saved": (0.02, 600.0), 
 
 
 @pytest.fixture(params=SAVING.values(), ids=SAVING)
-def saving(request, monkeypatch):
-    monkeypatch.setattr(callbacks, "SHARE_OF_TIME", request.param[0])
-    monkeypatch.setattr(callbacks, "LONGEST", request.param[1])
+def checkpoint_intervals(request, monkeypatch):
+    monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", request.param[0])
+    monkeypatch.setattr(callbacks, "MAX_UNSAVED_SECONDS", request.param[1])
 
 
 def files_written(folder: RunFolder, monkeypatch, *, stop_before: int | None = None) -> int:
-    """Runs, or goes on; before the given file takes its name the run is killed. Gives how many files took theirs."""
+    """Run or resume, and kill the run before the given file gets its name; return the number of completed files."""
     count, replace = 0, Path.replace
 
     def counted(path: Path, target: Path) -> Path:
@@ -106,13 +106,15 @@ def assert_same(one: dict[str, object], other: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("manner", MANNERS.values(), ids=MANNERS)
-def test_killed_before_any_of_its_files_a_run_goes_on_to_the_very_same_result(begin, manner, saving, monkeypatch):
-    whole = begin(*manner)
+def test_a_run_killed_before_any_file_resumes_to_the_same_result(
+    prepare_run, manner, checkpoint_intervals, monkeypatch
+):
+    whole = prepare_run(*manner)
     total = files_written(whole, monkeypatch)
     expected = results(whole)
     assert total > 25
     for stop_before in range(3, total, max(3, total // 8)):
-        folder = begin(*manner)
+        folder = prepare_run(*manner)
         files_written(folder, monkeypatch, stop_before=stop_before)
         run(folder)
         assert folder.read_status()["state"] == "finished"
@@ -121,9 +123,9 @@ def test_killed_before_any_of_its_files_a_run_goes_on_to_the_very_same_result(be
         assert not [name for name in left if name.startswith((".", "last", "best-"))]
 
 
-def test_killed_right_after_its_training_a_stage_keeps_all_its_curves(begin, monkeypatch):
-    monkeypatch.setattr(callbacks, "SHARE_OF_TIME", 1e9)
-    whole, folder = begin(), begin()
+def test_a_stage_killed_after_training_keeps_its_curves(prepare_run, monkeypatch):
+    monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", 1e9)
+    whole, folder = prepare_run(), prepare_run()
     run(whole)
 
     def killed(stage):
@@ -140,9 +142,9 @@ def test_killed_right_after_its_training_a_stage_keeps_all_its_curves(begin, mon
 
 
 @pytest.mark.parametrize("signal_name", ["SIGINT", "SIGUSR1"])
-def test_asked_to_stop_in_a_step_it_goes_on_after_that_step(begin, monkeypatch, signal_name):
+def test_a_run_stopped_in_a_step_resumes_after_it(prepare_run, monkeypatch, signal_name):
     words = ["augment=light", "stage=finetune", "trainer.batch_size=4"]
-    whole, folder = begin(*words), begin(*words)
+    whole, folder = prepare_run(*words), prepare_run(*words)
     run(whole)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a shell ignores Ctrl-C
     training_step = StageClassifier.training_step
@@ -167,11 +169,11 @@ def test_asked_to_stop_in_a_step_it_goes_on_after_that_step(begin, monkeypatch, 
 
 
 @pytest.mark.parametrize("longest", [600.0, 0.0], ids=["each epoch saved", "each step saved"])
-def test_with_processes_that_decode_too(begin, monkeypatch, longest):
-    monkeypatch.setattr(callbacks, "SHARE_OF_TIME", 1e9)
-    monkeypatch.setattr(callbacks, "LONGEST", longest)
+def test_a_run_with_decoding_workers_resumes_after_its_step(prepare_run, monkeypatch, longest):
+    monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", 1e9)
+    monkeypatch.setattr(callbacks, "MAX_UNSAVED_SECONDS", longest)
     words = ["augment=light", "data.workers=2", "stage=finetune", "stages.finetune.learn=all", "trainer.batch_size=8"]
-    whole, folder = begin(*words), begin(*words)
+    whole, folder = prepare_run(*words), prepare_run(*words)
     run(whole)
     files_written(folder, monkeypatch, stop_before=17 if longest == 0.0 else 14)
     assert 1 <= folder.get_stage("finetune").progress.epochs < 4
@@ -183,9 +185,9 @@ def test_with_processes_that_decode_too(begin, monkeypatch, longest):
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-def test_killed_again_and_again_it_ends_the_same(begin, monkeypatch):
-    monkeypatch.setattr(callbacks, "SHARE_OF_TIME", 1e9)
-    whole, folder = begin(), begin()
+def test_a_run_killed_repeatedly_gives_the_same_result(prepare_run, monkeypatch):
+    monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", 1e9)
+    whole, folder = prepare_run(), prepare_run()
     run(whole)
     for _ in range(12):
         files_written(folder, monkeypatch, stop_before=9)
@@ -196,8 +198,8 @@ def test_killed_again_and_again_it_ends_the_same(begin, monkeypatch):
     assert folder.read_status()["resumed"] >= 3
 
 
-def test_a_finished_run_says_so_and_changes_nothing(begin, capsys):
-    folder = begin("stage=pretrain")
+def test_a_finished_run_says_so_and_changes_nothing(prepare_run, capsys):
+    folder = prepare_run("stage=pretrain")
     run(folder)
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.path.rglob("*") if path.is_file()}
     capsys.readouterr()
@@ -206,18 +208,18 @@ def test_a_finished_run_says_so_and_changes_nothing(begin, capsys):
     assert before == {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before}
 
 
-def test_another_configuration_is_refused_and_each_difference_named(begin):
-    folder = begin("stage=pretrain")
+def test_another_configuration_is_refused_and_each_difference_named(prepare_run):
+    folder = prepare_run("stage=pretrain")
     write_text(folder.path / "status.json", json.dumps({**folder.read_status(), "state": "interrupted"}))
     with pytest.raises(PylorusError, match=r"optimizer.lr: the run has 0.001, found 0.5") as refused:
         resume(folder, ["optimizer.lr=0.5", "seed=3"])
     assert "seed: the run has 0, found 3" in str(refused.value)
 
 
-def test_other_images_are_refused_and_named(begin, drawn, tmp_path, monkeypatch):
+def test_changed_images_are_refused_and_named(prepare_run, synthetic_root, tmp_path, monkeypatch):
     root = tmp_path / "images"
-    shutil.copytree(drawn, root)
-    folder = begin(f"data.root={root}", "stage=pretrain")
+    shutil.copytree(synthetic_root, root)
+    folder = prepare_run(f"data.root={root}", "stage=pretrain")
     files_written(folder, monkeypatch, stop_before=12)
     first, second, *_ = sorted(root.rglob("*.jpg"))
     second.write_bytes(first.read_bytes()[:-2] + b"\0\0\xff\xd9")
@@ -231,8 +233,8 @@ def test_other_images_are_refused_and_named(begin, drawn, tmp_path, monkeypatch)
         run(folder)
 
 
-def test_other_weights_are_refused_and_another_version_is_told(begin, monkeypatch, caplog):
-    folder = begin("stage=pretrain")
+def test_other_weights_are_refused_and_another_version_is_reported(prepare_run, monkeypatch, caplog):
+    folder = prepare_run("stage=pretrain")
     files_written(folder, monkeypatch, stop_before=12)
     record = folder.path / "environment.json"
     said = json.loads(record.read_text())
@@ -244,8 +246,8 @@ def test_other_weights_are_refused_and_another_version_is_told(begin, monkeypatc
     assert "torch 1.0 → " in (folder.path / "run.log").read_text()
 
 
-def test_what_was_chosen_for_the_machine_is_kept(begin, monkeypatch):
-    folder = begin("stage=pretrain", "trainer.precision=auto")
+def test_settings_chosen_for_the_machine_are_kept_on_resume(prepare_run, monkeypatch):
+    folder = prepare_run("stage=pretrain", "trainer.precision=auto")
     files_written(folder, monkeypatch, stop_before=12)
     chosen = json.loads((folder.path / "environment.json").read_text())["precision"]
     monkeypatch.setattr(
@@ -255,12 +257,14 @@ def test_what_was_chosen_for_the_machine_is_kept(begin, monkeypatch):
     assert re.findall(r"trainer.precision +(\w+)", (folder.path / "run.log").read_text()) == [chosen, chosen]
 
 
-def test_a_batch_size_that_was_found_is_kept(begin, monkeypatch):
-    monkeypatch.setattr("pylorus.training.batch_size.MOST", {"cpu": 4})
-    monkeypatch.setattr("pylorus.runs.folder.HEARTBEAT", 1e6)  # a slow trial would let it write a file that is counted
+def test_an_automatic_batch_size_is_kept_on_resume(prepare_run, monkeypatch):
+    monkeypatch.setattr("pylorus.training.batch_size.MAX_BATCH_SIZE", {"cpu": 4})
+    monkeypatch.setattr(
+        "pylorus.runs.folder.HEARTBEAT_SECONDS", 1e6
+    )  # a slow trial would let it write a file that is counted
     whole, folder = (
-        begin("stage=pretrain", "trainer.batch_size=auto"),
-        begin("stage=pretrain", "trainer.batch_size=auto"),
+        prepare_run("stage=pretrain", "trainer.batch_size=auto"),
+        prepare_run("stage=pretrain", "trainer.batch_size=auto"),
     )
     run(whole)
     files_written(folder, monkeypatch, stop_before=12)
@@ -276,9 +280,9 @@ def test_a_batch_size_that_was_found_is_kept(begin, monkeypatch):
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-def test_the_same_command_goes_on_more_than_once_where_the_machine_chose(begin, composed, drawn, monkeypatch):
+def test_a_run_with_automatic_settings_resumes_more_than_once(prepare_run, compose_config, synthetic_root, monkeypatch):
     words = ["stage=pretrain", "trainer.precision=auto", "trainer.accelerator=auto"]
-    folder, asked = begin(*words), composed(f"data.root={drawn}", *WORDS, *words)
+    folder, asked = prepare_run(*words), compose_config(f"data.root={synthetic_root}", *WORDS, *words)
     for _ in range(2):
         files_written(folder, monkeypatch, stop_before=12)
         update_config(folder, asked)  # refuses what differs
@@ -287,19 +291,22 @@ def test_the_same_command_goes_on_more_than_once_where_the_machine_chose(begin, 
     assert folder.read_status()["state"] == "finished"
 
 
-def test_what_does_not_change_the_result_may_change(begin, composed, drawn):
-    folder = begin("stage=pretrain")
+def test_keys_that_do_not_affect_the_result_may_change(prepare_run, compose_config, synthetic_root):
+    folder = prepare_run("stage=pretrain")
     update_config(
-        folder, composed(f"data.root={drawn}", *WORDS, "stage=pretrain", "data.workers=1", "cache.memory_gib=0.1")
+        folder,
+        compose_config(
+            f"data.root={synthetic_root}", *WORDS, "stage=pretrain", "data.workers=1", "cache.memory_gib=0.1"
+        ),
     )
     saved = OmegaConf.load(folder.config)
     assert (saved.data.workers, saved.cache.memory_gib) == (1, 0.1)
 
 
-def test_a_folder_without_a_run_a_sweep_and_a_running_run_are_refused(tmp_path, begin):
+def test_resuming_a_sweep_a_running_run_or_another_folder_is_refused(tmp_path, prepare_run):
     with pytest.raises(PylorusError, match="found no run in"):
         check_resumable(RunFolder(tmp_path))
-    running = begin("stage=pretrain")
+    running = prepare_run("stage=pretrain")
     write_text(
         running.path / "status.json", json.dumps({**running.read_status(), "state": "running", "pid": os.getpid()})
     )
@@ -311,23 +318,23 @@ def test_a_folder_without_a_run_a_sweep_and_a_running_run_are_refused(tmp_path, 
         check_resumable(RunFolder(tmp_path))
 
 
-def test_a_process_number_that_another_process_has_now_is_no_running_run(begin):
-    folder = begin("stage=pretrain")
+def test_a_reused_process_number_is_not_a_running_run(prepare_run):
+    folder = prepare_run("stage=pretrain")
     long_ago = {"state": "running", "pid": os.getpid(), "heartbeat": "2020-01-01T00:00:00+00:00"}
     write_text(folder.path / "status.json", json.dumps({**folder.read_status(), **long_ago}))
     assert folder.read_status()["state"] == "stopped"
 
 
-def test_a_run_of_another_machine_lives_while_it_is_heard(begin):
-    folder = begin("stage=pretrain")
+def test_a_run_on_another_machine_is_running_while_its_heartbeat_is_recent(prepare_run):
+    folder = prepare_run("stage=pretrain")
     for heartbeat, state in (("2999-01-01T00:00:00+00:00", "running"), ("2020-01-01T00:00:00+00:00", "stopped")):
         there = {"state": "running", "host": "elsewhere", "pid": 1, "heartbeat": heartbeat}
         write_text(folder.path / "status.json", json.dumps({**folder.read_status(), **there}))
         assert folder.read_status()["state"] == state
 
 
-def test_checkpoints_of_a_stage_load_with_tensors_and_plain_values_only(begin, monkeypatch):
-    folder = begin()
+def test_checkpoints_of_a_stage_load_with_tensors_and_plain_values_only(prepare_run, monkeypatch):
+    folder = prepare_run()
     files_written(folder, monkeypatch, stop_before=12)
     [last] = folder.path.rglob("last.ckpt")
     state = torch.load(last, weights_only=True)
@@ -336,9 +343,13 @@ def test_checkpoints_of_a_stage_load_with_tensors_and_plain_values_only(begin, m
 
 @pytest.mark.parametrize("method", ["training_step", "validation_step"])
 @pytest.mark.parametrize("call", [1, 2, 3, 4, 5, 6, 7])
-def test_asked_to_stop_wherever_in_training_nothing_is_lost(begin, monkeypatch, method, call):
-    monkeypatch.setattr(callbacks, "SHARE_OF_TIME", 1e-9)  # one epoch is saved unasked, the first
-    folder, original, calls = begin("stage=pretrain", "stages.pretrain.epochs=5"), getattr(StageClassifier, method), []
+def test_a_run_stopped_anywhere_in_training_loses_nothing(prepare_run, monkeypatch, method, call):
+    monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", 1e-9)  # one epoch is saved unasked, the first
+    folder, original, calls = (
+        prepare_run("stage=pretrain", "stages.pretrain.epochs=5"),
+        getattr(StageClassifier, method),
+        [],
+    )
 
     def asked(self, *batch):
         calls.append((self.current_epoch, batch[-1]))

@@ -1,4 +1,4 @@
-"""What learns may be divided among processes: the model is the same, each holds its share, any number goes on."""
+"""Trainable weights may be divided among processes: the model is the same, and any number of processes can resume."""
 
 import os
 import re
@@ -23,25 +23,25 @@ FSDP = ("trainer.devices=2", "trainer.strategy=fsdp")
 
 
 @pytest.fixture(scope="module")
-def one(begin) -> RunFolder:
-    folder = begin()
+def single_device_run(prepare_run) -> RunFolder:
+    folder = prepare_run()
     run(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def divided(begin) -> RunFolder:
-    folder = begin(*FSDP)
+def sharded_run(prepare_run) -> RunFolder:
+    folder = prepare_run(*FSDP)
     run(folder)
     return folder
 
 
-def test_divided_among_two_the_weights_curves_and_predictions_are_those_of_one(one, divided):
-    expect_alike(divided, one)
+def test_sharded_training_on_two_processes_equals_one_process(single_device_run, sharded_run):
+    expect_alike(sharded_run, single_device_run)
 
 
-def test_each_holds_half_of_what_learns(divided):
-    log = (divided.path / "run.log").read_text()
+def test_each_process_holds_half_of_the_trainable_weights(sharded_run):
+    log = (sharded_run.path / "run.log").read_text()
     here, learning = (
         int(number.replace(",", ""))
         for number in re.findall(
@@ -51,18 +51,18 @@ def test_each_holds_half_of_what_learns(divided):
     assert 0.49 < here / learning < 0.51
 
 
-def test_interrupted_it_goes_on_to_the_same_weights(begin, divided):
-    folder = begin(*FSDP)
+def test_an_interrupted_sharded_run_resumes_to_the_same_weights(prepare_run, sharded_run):
+    folder = prepare_run(*FSDP)
     when(folder.get_stage("finetune").last_checkpoint, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
         run(folder)
     run(folder)
-    assert all(torch.equal(tensor, weights(folder)[name]) for name, tensor in weights(divided).items())
+    assert all(torch.equal(tensor, weights(folder)[name]) for name, tensor in weights(sharded_run).items())
 
 
 @pytest.mark.parametrize(("begun", "gone_on"), [(FSDP, ()), ((), FSDP)], ids=["to one", "from one"])
-def test_any_number_of_devices_goes_on_with_it(begin, one, begun, gone_on):
-    folder = begin(*begun)
+def test_a_sharded_run_resumes_on_any_number_of_devices(prepare_run, single_device_run, begun, gone_on):
+    folder = prepare_run(*begun)
     when(folder.get_stage("finetune").last_checkpoint, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
         run(folder)
@@ -71,7 +71,7 @@ def test_any_number_of_devices_goes_on_with_it(begin, one, begun, gone_on):
     said = re.sub(r"devices: \d", f"devices: {devices.get('devices', 1)}", said)
     folder.config.write_text(re.sub(r"strategy: \w+", f"strategy: {devices.get('strategy', 'ddp')}", said))
     run(folder)
-    expect_alike(folder, one)
+    expect_alike(folder, single_device_run)
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,9 @@ def test_any_number_of_devices_goes_on_with_it(begin, one, begun, gone_on):
         (["optimizer.name=lamb"], r"optimizer.name: found lamb, expected an optimiser of torch itself.*adamw"),
     ],
 )
-def test_what_does_not_go_with_divided_weights_is_refused(composed, words, message):
+def test_options_incompatible_with_sharding_are_refused(compose_config, words, message):
     with pytest.raises(PylorusError, match=message):
-        composed(*FSDP, *words)
+        compose_config(*FSDP, *words)
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +105,13 @@ def mesh(tmp_path_factory):
         ("efficientnet_b0", {}, "blocks.5"),
         ("densenet121", {}, "features.denseblock3"),
         ("vit_tiny_patch16_224", {"img_size": 96}, "blocks.6"),
-        ("beit_base_patch16_224", {"img_size": 96}, "blocks.9"),
+        ("beit_base_patch16_224", {"img_size": 96, "embed_dim": 192, "num_heads": 3}, "blocks.9"),
         ("swin_tiny_patch4_window7_224", {"img_size": 96, "window_size": 3}, "layers.2"),
         ("eva02_tiny_patch14_224", {"img_size": 70}, "blocks.8"),
     ],
 )
 @pytest.mark.parametrize("whole", [True, False], ids=["all learns", "from a block on"])
-def test_any_network_gives_the_same_logits_and_gradients_divided(mesh, name, arguments, block, whole):
+def test_any_network_gives_the_same_logits_and_gradients_when_sharded(mesh, name, arguments, block, whole):
     torch.manual_seed(0)
     network = timm.create_model(name, num_classes=3, **arguments).eval()
     pixels = torch.randn(2, 3, arguments.get("img_size", 96), arguments.get("img_size", 96))
@@ -132,8 +132,8 @@ def test_any_network_gives_the_same_logits_and_gradients_divided(mesh, name, arg
             torch.testing.assert_close(parameter.grad.full_tensor(), gradients[name], rtol=1e-4, atol=1e-4)
 
 
-def test_the_network_is_whole_again_afterwards(divided: RunFolder):
-    assert not [name for name in weights(divided) if "fsdp" in name.lower()]
-    assert Path(divided.path / "finetune" / "checkpoints" / "best.ckpt").is_file()
-    saved = torch.load(divided.path / "finetune" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+def test_the_network_is_complete_after_sharding(sharded_run: RunFolder):
+    assert not [name for name in weights(sharded_run) if "fsdp" in name.lower()]
+    assert Path(sharded_run.path / "finetune" / "checkpoints" / "best.ckpt").is_file()
+    saved = torch.load(sharded_run.path / "finetune" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     assert all(type(tensor) is torch.Tensor for tensor in saved.values())

@@ -1,4 +1,4 @@
-"""A sweep says in words why it ended without a result, and lets its jobs end before it does."""
+"""A sweep explains why it has no result, and waits for its jobs before it ends."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import types
 import pytest
 from omegaconf import OmegaConf
 
-from pylorus.hardware.engine import JOBS_AT_ONCE
+from pylorus.hardware.engine import PARALLEL_JOBS
 from pylorus.launch import sweep
 from pylorus.launch.sweep import explain_sweep_end, setup_sweep_process
 from pylorus.runs.process import STOP_SIGNALS
@@ -51,16 +51,16 @@ def test_a_search_without_any_result_names_the_failed_jobs(sweep_folder):
 
 
 @pytest.mark.parametrize("states", [(), ("finished", "failed")])
-def test_what_a_search_raises_beside_that_keeps_its_traceback(sweep_folder, states):
+def test_other_errors_of_a_search_keep_their_traceback(sweep_folder, states):
     assert explain_sweep_end(raised_in("optuna"), sweep_folder(*states)) is None
 
 
-def test_a_bug_of_ours_keeps_its_traceback_though_all_jobs_failed(sweep_folder):
+def test_a_program_error_keeps_its_traceback_even_if_all_jobs_failed(sweep_folder):
     assert explain_sweep_end(raised_in("pylorus", "KeyError('network')"), sweep_folder("failed")) is None
 
 
 @pytest.mark.parametrize("states", [("finished", "interrupted"), ("failed",)])
-def test_a_job_that_a_launcher_lost_is_told_in_words(sweep_folder, states):
+def test_a_job_lost_by_its_launcher_is_explained(sweep_folder, states):
     lost = type("UncompletedJobError", (RuntimeError,), {"__module__": "submitit.core.utils"})
     words = explain_sweep_end(
         lost("Job 7 (task: 0)\nhas not produced any output\n------\nlong log"), sweep_folder(*states)
@@ -83,7 +83,7 @@ def ray(monkeypatch):
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     fake = FakeRay("ray")
     monkeypatch.setitem(sys.modules, "ray", fake)
-    monkeypatch.setenv(JOBS_AT_ONCE, "1")
+    monkeypatch.setenv(PARALLEL_JOBS, "1")
     monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
     yield fake
     for number, handler in before.items():
@@ -95,7 +95,7 @@ def ray_launcher(**init):
     return OmegaConf.create({**launcher, "ray": {"init": {"address": None, **init}, "remote": {"num_cpus": 1}}})
 
 
-def test_ray_is_started_before_its_launcher_does_it_and_does_not_keep_a_signal_from_the_jobs(ray, sweep_folder):
+def test_ray_is_started_so_that_jobs_receive_signals(ray, sweep_folder):
     setup_sweep_process(ray_launcher(num_cpus=1), sweep_folder())
     assert ray.words["num_cpus"] == 1
     assert ray.words["object_store_memory"] > 0
@@ -103,7 +103,7 @@ def test_ray_is_started_before_its_launcher_does_it_and_does_not_keep_a_signal_f
         signal.raise_signal(signal.SIGTERM)
 
 
-def test_ray_reports_on_nobody_unless_its_user_says_so(ray, sweep_folder, monkeypatch):
+def test_ray_usage_reports_are_off_by_default(ray, sweep_folder, monkeypatch):
     setup_sweep_process(ray_launcher(), sweep_folder())
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
@@ -111,7 +111,7 @@ def test_ray_reports_on_nobody_unless_its_user_says_so(ray, sweep_folder, monkey
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
 
 
-def test_of_a_cluster_that_runs_already_no_memory_is_asked(ray, sweep_folder):
+def test_a_running_ray_cluster_is_not_asked_for_memory(ray, sweep_folder):
     setup_sweep_process(ray_launcher(address="auto"), sweep_folder())
     assert ray.words == {"address": "auto"}
 
@@ -140,13 +140,13 @@ def job():
         process.communicate()
 
 
-def test_a_job_is_given_time_for_its_step(job):
+def test_a_job_has_time_to_finish_its_step(job):
     process = job(ENDS)
     sweep._stop_job(process)
     assert process.returncode == 130
 
 
-def test_a_job_that_ctrl_c_reached_already_is_left_to_it(job):
+def test_a_job_that_received_ctrl_c_gets_no_second_signal(job):
     process = job(TWICE)
     process.send_signal(2)
     sweep._stop_job(process)
@@ -154,7 +154,7 @@ def test_a_job_that_ctrl_c_reached_already_is_left_to_it(job):
 
 
 def test_a_job_that_does_not_end_is_killed(job, monkeypatch):
-    monkeypatch.setattr(sweep, "JOB_PATIENCE", 0.3)
+    monkeypatch.setattr(sweep, "JOB_STOP_TIMEOUT", 0.3)
     process = job(DEAF)
     sweep._stop_job(process)
     assert process.returncode == -9

@@ -1,4 +1,4 @@
-"""A sweep's table ranks configurations on the same test images, and no others against each other."""
+"""A sweep's table ranks only configurations with the same test images against each other."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def seeds(model, confusions, skill):
     ]
 
 
-def test_seeds_are_summed_up_as_one_configuration_with_mean_deviation_and_range(sweep):
+def test_seeds_are_summarized_with_mean_deviation_and_range(sweep):
     table = sweep(*seeds("resnet50", [GOOD, FAIR, POOR], 1.0), *seeds("vgg19", [FAIR] * 3, 5.0))
     found = summarize_configurations(table)
     assert found["model"].tolist() == ["vgg19", "resnet50"]  # by validation accuracy
@@ -41,7 +41,7 @@ def test_seeds_are_summed_up_as_one_configuration_with_mean_deviation_and_range(
     assert f"{100 * shares.mean():.1f} ± {100 * shares.std():.1f}" in text
 
 
-def test_jobs_of_a_configuration_stand_together_whatever_their_own_accuracy(sweep):
+def test_jobs_of_a_configuration_are_listed_together(sweep):
     table = sweep(*seeds("resnet50", [FAIR] * 2, 1.0), *seeds("vgg19", [FAIR] * 2, 1.1))
     assert table["configuration"].tolist() == [1, 1, 2, 2]
 
@@ -72,7 +72,7 @@ def test_folds_are_one_configuration_of_several_parts(sweep):
     assert "in 3 subsets (folds or splits)" in format_sweep_table(table)
 
 
-def test_jobs_without_test_predictions_come_last_and_count_in_no_mean(sweep):
+def test_jobs_without_test_predictions_are_last_and_not_in_the_mean(sweep):
     failed = {"model": "resnet50", "finished": 0, "state": "failed", "config": {"seed": 9}}
     table = sweep(failed, *seeds("resnet50", [FAIR] * 2, 1.0))
     assert table["state"].tolist() == ["finished", "finished", "failed"]

@@ -1,6 +1,7 @@
 """A run in this process: what it writes, and that it repeats bit for bit."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -21,13 +22,13 @@ CLASSES = "data.classes=[gastric_cancer,gastric_ulcer,chronic_gastritis]"
 
 
 @pytest.fixture(scope="module")
-def run_of(composed, drawn, tmp_path_factory):
-    """Runs on the drawn class folders with further words of the command line; gives the run's folder."""
+def train_run(compose_config, synthetic_root, tmp_path_factory):
+    """Run on the synthetic class folders with additional arguments; return the run's folder."""
     from omegaconf import OmegaConf
 
     def go(*words: str) -> RunFolder:
         folder = RunFolder(tmp_path_factory.mktemp("run"))
-        config = composed("data=folders", f"data.root={drawn}", r"data.group=patient_\d+", *FAST, *words)
+        config = compose_config("data=folders", f"data.root={synthetic_root}", r"data.group=patient_\d+", *FAST, *words)
         with folder.set_starting(list(words)):
             write_text(folder.config, OmegaConf.to_yaml(config))
         run(folder)
@@ -37,17 +38,17 @@ def run_of(composed, drawn, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def both(run_of):
-    return run_of(CLASSES, "data.short_names=[GC,GU,CG]", "deploy.stage=finetune")
+def two_stage_run(train_run):
+    return train_run(CLASSES, "data.short_names=[GC,GU,CG]", "deploy.stage=finetune")
 
 
 def weights(folder):
     return load_file(folder.path / "model" / "model.safetensors")
 
 
-def test_a_run_leaves_what_its_readers_need(both):
-    assert both.read_status()["state"] == "finished"
-    names = {str(path.relative_to(both.path)) for path in both.path.rglob("*") if path.is_file()}
+def test_a_run_writes_all_documented_files(two_stage_run):
+    assert two_stage_run.read_status()["state"] == "finished"
+    names = {str(path.relative_to(two_stage_run.path)) for path in two_stage_run.path.rglob("*") if path.is_file()}
     assert {
         "status.json", "config.yaml", "environment.json", "catalog.parquet", "split.csv", "run.log",
         "pretrain/metrics.csv", "pretrain/checkpoints/best.ckpt", "pretrain/predictions-val.parquet",
@@ -56,8 +57,10 @@ def test_a_run_leaves_what_its_readers_need(both):
     assert not [name for name in names if "/." in name or name.startswith(".")]
 
 
-def test_curves_of_both_stages_lie_on_one_axis_under_their_own_names(both):
-    first, second = (pd.read_csv(both.get_stage(stage).path / "metrics.csv") for stage in ("pretrain", "finetune"))
+def test_curves_of_both_stages_share_one_axis_under_their_own_names(two_stage_run):
+    first, second = (
+        pd.read_csv(two_stage_run.get_stage(stage).path / "metrics.csv") for stage in ("pretrain", "finetune")
+    )
     assert first["step"].tolist() == [1, 2]
     assert second["step"].tolist() == [3, 4]
     parts, metrics = ("train", "val"), ("precision", "sensitivity", "f1")
@@ -66,13 +69,13 @@ def test_curves_of_both_stages_lie_on_one_axis_under_their_own_names(both):
     assert not any(name.startswith("pretrain") for name in second.columns)
 
 
-def test_predictions_are_those_of_every_image_of_the_part(both):
-    split = pd.read_csv(both.path / "split.csv", dtype=str)
+def test_predictions_cover_every_image_of_the_split(two_stage_run):
+    split = pd.read_csv(two_stage_run.path / "split.csv", dtype=str)
     for part in ("val", "test"):
-        table = pd.read_parquet(both.get_predictions_path("finetune", part))
+        table = pd.read_parquet(two_stage_run.get_predictions_path("finetune", part))
         rows = split[split["split"] == part]
         assert sorted(table["sample_id"]) == sorted(rows["sample_id"])
-        assert read_predictions(both.get_predictions_path("finetune", part)).predictions.class_names == (
+        assert read_predictions(two_stage_run.get_predictions_path("finetune", part)).predictions.class_names == (
             "GC",
             "GU",
             "CG",
@@ -85,14 +88,14 @@ def test_predictions_are_those_of_every_image_of_the_part(both):
         assert (table["predicted"] == np.array(["GC", "GU", "CG"])[shares.argmax(axis=1)]).all()
 
 
-def test_predictions_carry_no_file_names(both):
-    table = pd.read_parquet(both.get_predictions_path("finetune", "test"))
+def test_predictions_contain_no_file_names(two_stage_run):
+    table = pd.read_parquet(two_stage_run.get_predictions_path("finetune", "test"))
     assert not [name for name in table.columns if "path" in name]
     assert ".jpg" not in table.to_csv()
 
 
-def test_the_bundle_describes_the_model(both):
-    described = json.loads((both.path / "model" / "model.json").read_text())
+def test_the_bundle_describes_the_model(two_stage_run):
+    described = json.loads((two_stage_run.path / "model" / "model.json").read_text())
     assert described["classes"] == ["gastric_cancer", "gastric_ulcer", "chronic_gastritis"]
     assert described["short_names"] == ["GC", "GU", "CG"]
     assert described["input"]["size"] == 32
@@ -100,63 +103,81 @@ def test_the_bundle_describes_the_model(both):
     assert ".jpg" not in json.dumps(described)
 
 
-def test_checkpoints_hold_tensors_and_plain_values_only(both):
+def test_checkpoints_hold_tensors_and_plain_values_only(two_stage_run):
     for stage in ("pretrain", "finetune"):
-        checkpoint = torch.load(both.get_stage(stage).path / "checkpoints" / "best.ckpt", weights_only=True)
+        checkpoint = torch.load(two_stage_run.get_stage(stage).path / "checkpoints" / "best.ckpt", weights_only=True)
         assert all(isinstance(value, torch.Tensor) for value in checkpoint["state_dict"].values())
 
 
-def test_finetuning_starts_from_the_best_of_pretraining_and_pretraining_leaves_the_backbone(run_of, both):
-    alone = run_of(CLASSES, "data.short_names=[GC,GU,CG]", "stage=pretrain")
-    head = torch.load(both.get_stage("pretrain").path / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+def test_finetuning_starts_from_the_best_epoch_of_pretraining(train_run, two_stage_run):
+    alone = train_run(CLASSES, "data.short_names=[GC,GU,CG]", "stage=pretrain")
+    head = torch.load(two_stage_run.get_stage("pretrain").path / "checkpoints" / "best.ckpt", weights_only=True)[
+        "state_dict"
+    ]
     after = weights(alone)
     assert torch.equal(after["fc.weight"], head["network.fc.weight"])
     torch.manual_seed(0)
-    moved = {name for name, tensor in weights(both).items() if not torch.equal(tensor, after[name])}
+    moved = {name for name, tensor in weights(two_stage_run).items() if not torch.equal(tensor, after[name])}
     assert "conv1.0.weight" in moved
     assert "bn1.running_mean" in moved
     assert torch.equal(after["bn1.running_mean"], torch.zeros_like(after["bn1.running_mean"]))
 
 
-def test_the_same_seed_gives_the_same_model_bit_for_bit_for_any_number_of_workers(run_of, both):
-    again = run_of(CLASSES, "data.short_names=[GC,GU,CG]", "deploy.stage=finetune", "data.workers=2")
-    first, second = weights(both), weights(again)
+def test_the_same_seed_gives_the_same_model_bit_for_bit_for_any_number_of_workers(train_run, two_stage_run):
+    again = train_run(CLASSES, "data.short_names=[GC,GU,CG]", "deploy.stage=finetune", "data.workers=2")
+    first, second = weights(two_stage_run), weights(again)
     assert all(torch.equal(first[name], second[name]) for name in first)
     for stage in ("pretrain", "finetune"):
-        assert (both.get_stage(stage).path / "metrics.csv").read_bytes() == (
+        assert (two_stage_run.get_stage(stage).path / "metrics.csv").read_bytes() == (
             again.get_stage(stage).path / "metrics.csv"
         ).read_bytes()
 
 
-def test_another_seed_gives_another_model(run_of, both):
-    other = run_of(CLASSES, "data.short_names=[GC,GU,CG]", "seed=1", "stage=pretrain")
-    assert not torch.equal(weights(other)["fc.weight"], weights(both)["fc.weight"])
+def test_another_seed_gives_another_model(train_run, two_stage_run):
+    other = train_run(CLASSES, "data.short_names=[GC,GU,CG]", "seed=1", "stage=pretrain")
+    assert not torch.equal(weights(other)["fc.weight"], weights(two_stage_run)["fc.weight"])
 
 
-def test_inferred_classes_are_written_down(run_of):
+def test_inferred_classes_are_saved(train_run):
     from pylorus.config.checks import load_config
 
-    folder = run_of("stage=pretrain", "stages.pretrain.epochs=1")
+    folder = train_run("stage=pretrain", "stages.pretrain.epochs=1")
     assert load_config(folder.config).data.classes == ["chronic_gastritis", "gastric_cancer", "gastric_ulcer"]
 
 
-def test_early_stopping_ends_a_stage(run_of):
-    folder = run_of("stage=pretrain", "stages.pretrain.epochs=30", "stages.pretrain.patience=1", "optimizer.lr=0")
+def test_early_stopping_ends_a_stage(train_run):
+    folder = train_run("stage=pretrain", "stages.pretrain.epochs=30", "stages.pretrain.patience=1", "optimizer.lr=0")
     assert len(pd.read_csv(folder.get_stage("pretrain").path / "metrics.csv")) == 2
 
 
-def test_validating_on_the_test_images_is_told_as_optimistic(run_of, composed, class_folders, drawn, capsys):
-    folder = run_of("stage=pretrain", "stages.pretrain.epochs=1", "data.validation=test")
+def test_validation_on_test_images_is_reported_as_optimistic(
+    train_run, compose_config, class_folders, synthetic_root, capsys
+):
+    folder = train_run("stage=pretrain", "stages.pretrain.epochs=1", "data.validation=test")
     assert "OPTIMISTIC" in (folder.path / "run.log").read_text()
     val, test = (pd.read_parquet(folder.get_predictions_path("pretrain", part)) for part in ("val", "test"))
     assert val["sample_id"].tolist() == test["sample_id"].tolist()
 
 
-def test_a_misspelt_block_stops_the_run_before_its_first_stage(run_of):
+def test_a_misspelt_block_stops_the_run_before_its_first_stage(train_run):
     with pytest.raises(PylorusError, match=r'no block "layr4"\..*Did you mean "layer4"'):
-        run_of("stages.finetune.learn=layr4")
+        train_run("stages.finetune.learn=layr4")
 
 
-def test_a_loss_that_is_no_number_fails_the_run_and_says_what_to_change(run_of, tmp_path_factory):
+def test_a_nan_loss_fails_the_run_with_advice(train_run, tmp_path_factory):
     with pytest.raises(PylorusError, match=r"loss.* of stage pretrain became NaN or infinite in epoch \d\. Lower"):
-        run_of("stage=pretrain", "optimizer.lr=1e30", "optimizer.clip=null", "optimizer=sgd")
+        train_run("stage=pretrain", "optimizer.lr=1e30", "optimizer.clip=null", "optimizer=sgd")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("model.weights=/nowhere/resnet.safetensors", "expected hub, none, or an existing file"),
+        ("model.name=test_resnett", "did you mean"),
+        ("stages.finetune.learn=layr4", "layer4"),
+    ],
+)
+def test_what_can_be_refused_before_reading_is_refused_before_reading(train_run, tmp_path, word, message):
+    with pytest.raises(PylorusError, match=f"(?i){re.escape(message)}"):
+        train_run(word, f"cache.folder={tmp_path}")
+    assert not (tmp_path / "facts").exists()

@@ -1,4 +1,4 @@
-"""A network of timm's with a new head: where its weights come from, and what is refused."""
+"""A timm network with a new head: the sources of its weights, and what is refused."""
 
 import pickle
 import re
@@ -20,7 +20,7 @@ from tests.conftest import TINY
 
 @pytest.fixture
 def weights(tmp_path):
-    """A file of weights as a user brings it: of the whole network, with its head of other classes."""
+    """A weight file as a user has it: the whole network, with a head for other classes."""
     torch.manual_seed(4)
     network = timm.create_model(TINY, num_classes=7)
     file = tmp_path / "tiny.safetensors"
@@ -83,7 +83,7 @@ def test_a_pickle_that_holds_code_is_refused_and_runs_nothing(tmp_path):
     ],
     ids=["missing", "unknown", "reshaped"],
 )
-def test_every_key_of_a_file_is_accounted_for(weights, tmp_path, change, message):
+def test_every_key_of_a_weight_file_must_match(weights, tmp_path, change, message):
     _, given = weights
     change(given)
     save_file(given, tmp_path / "changed.safetensors")
@@ -91,13 +91,13 @@ def test_every_key_of_a_file_is_accounted_for(weights, tmp_path, change, message
         build_backbone(ModelConfig(TINY, weights=str(tmp_path / "changed.safetensors")), classes=3)
 
 
-def test_a_file_of_another_kind_is_refused_by_name(tmp_path):
+def test_a_weight_file_of_another_format_is_refused_by_name(tmp_path):
     (tmp_path / "text.safetensors").write_text("no weights")
     with pytest.raises(PylorusError, match=r"text\.safetensors can't be read as tensors"):
         build_backbone(ModelConfig(TINY, weights=str(tmp_path / "text.safetensors")), classes=3)
 
 
-def test_a_file_that_is_not_there_is_refused_by_name():
+def test_a_missing_weight_file_is_refused_by_name():
     with pytest.raises(
         PylorusError, match=r"model.weights: found /no/such.pth, expected hub, none, or an existing file"
     ):
@@ -113,24 +113,24 @@ def test_without_a_network_the_error_says_which_file_to_bring_and_how_to_name_it
     assert "model.weights=PATH/resnet50.tv_in1k.safetensors" in message
 
 
-def test_a_network_that_hangs_is_given_up(monkeypatch, no_hub):
+def test_a_hanging_download_times_out(monkeypatch, no_hub):
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: time.sleep(30))
-    monkeypatch.setattr(backbone, "PATIENCE", 0.2)
+    monkeypatch.setattr(backbone, "HUB_TIMEOUT", 0.2)
     start = time.monotonic()
     with pytest.raises(HubUnreachableError, match="no answer within"):
         build_backbone(ModelConfig(TINY), classes=3)
     assert time.monotonic() - start < 10
-    assert backbone.PATIENCE < 15
+    assert backbone.HUB_TIMEOUT < 15
 
 
-def test_drawn_images_go_on_with_random_weights_and_say_so(no_hub, caplog):
+def test_synthetic_images_without_weights_train_from_random_weights_with_a_warning(no_hub, caplog):
     found = build_backbone(ModelConfig(TINY), classes=3, random_if_unreachable=True)
     assert found.weights == "none"
     assert found.weights_sha256 is None
     assert "RANDOM WEIGHTS" in caplog.text
 
 
-def test_weights_fetched_before_need_no_network(weights, monkeypatch):
+def test_downloaded_weights_need_no_network(weights, monkeypatch):
     file, _ = weights
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(file))
     monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("a network call"))
@@ -145,12 +145,12 @@ def test_weights_fetched_before_need_no_network(weights, monkeypatch):
         ("inception_v3.tv_in1k", 299, 0.5, "bicubic"),
     ],
 )
-def test_the_studys_models_get_the_input_they_were_made_for(name, size, mean, interpolation):
+def test_the_studys_models_get_their_original_input_size(name, size, mean, interpolation):
     cfg = timm.models.get_pretrained_cfg(name)
     assert (cfg.input_size[-1], cfg.mean[0], cfg.interpolation) == (size, mean, interpolation)
 
 
-def test_the_input_is_that_of_the_weights_unless_told_otherwise():
+def test_the_input_size_is_that_of_the_weights_unless_configured():
     found = build_backbone(ModelConfig(TINY, weights="none"), classes=3)
     assert found.image_size == 160
     assert build_backbone(ModelConfig(TINY, weights="none"), classes=3, image_size=96).image_size == 96
@@ -161,7 +161,7 @@ def test_a_transformer_is_built_for_the_size_that_is_asked_for():
     assert found.network(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
 
 
-def test_further_arguments_reach_timm():
+def test_additional_arguments_reach_timm():
     plain, same = (
         build_backbone(ModelConfig("test_efficientnet", weights="none", args=args), classes=3).network
         for args in ({}, {"pad_type": "same"})
@@ -176,12 +176,12 @@ def test_further_arguments_reach_timm():
         (ModelConfig(TINY, weights="none", args={"no_such": 1}), "timm rejected them: .*no_such"),
     ],
 )
-def test_what_timm_lacks_is_refused_by_name(config, message):
+def test_an_unknown_timm_model_is_refused_by_name(config, message):
     with pytest.raises(PylorusError, match=message):
         build_backbone(config, classes=3)
 
 
-def test_the_head_starts_from_even_odds_and_from_the_seed():
+def test_the_head_starts_with_nearly_equal_probabilities_and_depends_on_the_seed():
     torch.manual_seed(1)
     first = build_backbone(ModelConfig(TINY, weights="none"), classes=3).network
     torch.manual_seed(1)

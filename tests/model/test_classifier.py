@@ -1,4 +1,4 @@
-"""One stage's step: input, loss, metrics, chance."""
+"""A step of one stage: input, loss, metrics, randomness."""
 
 import numpy as np
 import pytest
@@ -38,12 +38,12 @@ def test_pixels_are_normalised_as_the_weights_were_trained():
     assert torch.allclose(seen[0][0, :, 0, 0], expected, atol=1e-5)
 
 
-def test_grey_batches_are_refused():
+def test_single_channel_batches_are_refused():
     with pytest.raises(ValueError, match="found 1-channel images, expected RGB"):
         classifier()(torch.zeros(1, 1, 32, 32, dtype=torch.uint8))
 
 
-def test_channels_last_changes_how_tensors_lie_and_not_what_comes_out():
+def test_channels_last_changes_memory_layout_but_not_outputs():
     pixels = batch().image
     first, second = (classifier(channels_last=last).eval()(pixels) for last in (True, False))
     assert torch.allclose(first, second, atol=1e-4)
@@ -60,12 +60,12 @@ def test_the_loss_is_torchs_cross_entropy_with_weights_and_smoothing(smoothing):
     assert torch.isclose(model._compute_batch_loss(drawn, "val_part"), expected, rtol=1e-5)
 
 
-def test_balanced_weights_make_classes_weigh_the_same():
+def test_balanced_weights_give_each_class_the_same_weight():
     weights = classifier(loss=LossConfig(class_weights="balanced"), images_of_class=[10, 20, 70]).loss.class_weights
     assert torch.allclose(weights * torch.tensor([10.0, 20.0, 70.0]), torch.full((3,), 100 / 3))
 
 
-def test_dropout_draws_the_same_in_the_same_step_whatever_came_before():
+def test_dropout_depends_only_on_seed_and_step():
     model = classifier()
     drawn = []
     for noise in (0, 17):
@@ -95,7 +95,7 @@ def test_an_epochs_metrics_are_those_of_all_its_images():
     assert found["pretrain/val/loss"] == pytest.approx(2.0)
 
 
-def test_what_is_undefined_is_no_number_and_makes_no_average():
+def test_an_undefined_metric_is_nan_and_so_is_its_average():
     tally = EpochMetrics(3)
     truth = torch.tensor([0, 1, 2])
     tally.add_batch(torch.tensor(1.0), torch.tensor(3.0), functional.one_hot(torch.tensor([0, 0, 0]), 3) * 1.0, truth)
@@ -105,7 +105,7 @@ def test_what_is_undefined_is_no_number_and_makes_no_average():
     assert found["val/sensitivity/GU"] == 0
 
 
-def test_a_tally_starts_anew_after_it_is_taken():
+def test_metrics_are_reset_after_they_are_computed():
     tally = EpochMetrics(3)
     for _ in range(2):
         tally.add_batch(torch.tensor(1.0), torch.tensor(1.0), torch.eye(3)[:1], torch.tensor([0]))

@@ -1,4 +1,4 @@
-"""Batch norm over several processes is that of one process on the whole batch."""
+"""Batch norm over several processes equals that of one process on the whole batch."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def compute_share(rank: int, store: str, norm: type[nn.Module], pixels: list[tor
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, BatchNormAct2d])
-def test_two_processes_normalize_over_the_whole_batch_even_if_it_is_not_shared_evenly(tmp_path, norm):
+def test_two_processes_normalize_over_the_whole_batch_even_if_uneven(tmp_path, norm):
     pixels = torch.randn(5, 3, 6, 6, generator=torch.Generator().manual_seed(1))
     expected = compute_step(build_network(norm), pixels)
     context = multiprocessing.get_context("fork")
@@ -61,7 +61,7 @@ def test_two_processes_normalize_over_the_whole_batch_even_if_it_is_not_shared_e
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, BatchNormAct2d])
-def test_on_a_gpu_torchs_own_layer_normalizes(monkeypatch, norm):
+def test_gpus_use_torchs_own_sync_batch_norm(monkeypatch, norm):
     called = []
     monkeypatch.setattr(nn.SyncBatchNorm, "forward", lambda layer, image: called.append(layer) or image)
     with FakeTensorMode():
@@ -72,7 +72,7 @@ def test_on_a_gpu_torchs_own_layer_normalizes(monkeypatch, norm):
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "cuda"])
-def test_afterwards_the_layers_are_as_before(accelerator):
+def test_batch_norm_layers_are_restored_after_training(accelerator):
     network = build_network(BatchNormAct2d)
     pixels = torch.randn(2, 3, 6, 6)
     before = network.eval()(pixels)

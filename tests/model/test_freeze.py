@@ -1,4 +1,4 @@
-"""What is frozen stays as it is: weights, batch norm's statistics, dropout."""
+"""Frozen weights, batch norm statistics and dropout do not change."""
 
 import pytest
 import pytorch_lightning as pl
@@ -51,24 +51,24 @@ def changed(before, after):
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def test_with_the_head_alone_nothing_else_moves_neither_weights_nor_running_statistics():
+def test_training_the_head_changes_no_other_weight_and_no_running_statistic():
     before, after = trained(timm.create_model(TINY, num_classes=3), "head")
     assert changed(before, after) == {"fc.weight", "fc.bias"}
 
 
-def test_from_a_block_on_what_lies_before_it_does_not_move_and_what_follows_does():
+def test_training_from_a_block_changes_that_block_and_later_ones_only():
     before, after = trained(timm.create_model(TINY, num_classes=3), "layer3")
     moved = changed(before, after)
     assert {name.split(".")[0] for name in moved} == {"layer3", "layer4", "fc"}
     assert {"layer3.0.bn1.running_mean", "layer4.0.bn2.running_var", "layer3.0.conv1.weight"} <= moved
 
 
-def test_with_all_of_it_everything_moves():
+def test_training_all_changes_every_weight():
     before, after = trained(timm.create_model(TINY, num_classes=3), "all")
     assert changed(before, after) == set(before)
 
 
-def test_a_later_stage_learns_what_an_earlier_one_froze():
+def test_a_later_stage_trains_layers_that_an_earlier_one_froze():
     network = timm.create_model(TINY, num_classes=3)
     trained(network, "head")
     before, after = trained(network, "all")
@@ -93,15 +93,15 @@ def test_dropout_right_before_the_classifier_belongs_to_the_head():
     assert not network.pre_logits.drop.training
 
 
-def test_vggs_wide_layers_are_backbone_for_the_head_and_learn_when_named():
+def test_vggs_wide_layers_are_frozen_with_the_backbone_unless_named():
     network = small_vgg()
-    assert {name.split(".")[0] for name in resolve_depth(network, "head").learning} == {"head"}
-    assert {name.split(".")[0] for name in resolve_depth(network, "pre_logits").learning} == {"pre_logits", "head"}
+    assert {name.split(".")[0] for name in resolve_depth(network, "head").trainable} == {"head"}
+    assert {name.split(".")[0] for name in resolve_depth(network, "pre_logits").trainable} == {"pre_logits", "head"}
 
 
 def test_a_block_within_a_sequence_can_be_named():
     network = timm.create_model("test_efficientnet", num_classes=3)
-    learning = apply_depth(network, "blocks.2").learning
+    learning = apply_depth(network, "blocks.2").trainable
     assert learning[0].startswith("blocks.2.")
     assert not any(name.startswith(("blocks.0.", "blocks.1.", "conv_stem")) for name in learning)
     assert {name for name, parameter in network.named_parameters() if parameter.requires_grad} == set(learning)
@@ -115,10 +115,10 @@ def test_the_studys_models_have_the_blocks_that_users_name(name, learn):
     with torch.device("meta"):
         network = timm.create_model(name, num_classes=3)
     assert learn in list_blocks(network)
-    assert resolve_depth(network, learn).learning[0].startswith(learn)
+    assert resolve_depth(network, learn).trainable[0].startswith(learn)
 
 
-def test_an_unknown_block_is_refused_with_those_that_there_are():
+def test_an_unknown_block_is_refused_with_a_list_of_blocks():
     network = timm.create_model(TINY, num_classes=3)
     with pytest.raises(PylorusError, match=r'has no block "layer5"\..*Did you mean "layer\d"') as caught:
         resolve_depth(network, "layer5")

@@ -1,4 +1,4 @@
-"""Runs with the frozen part computed once: the same model as without, found again, never stale."""
+"""Runs with cached features give the same model as without; the features are reused and never stale."""
 
 import json
 from pathlib import Path
@@ -37,13 +37,17 @@ def weights_file(tmp_path_factory):
 
 
 @pytest.fixture
-def run_of(composed, drawn, tmp_path, weights_file):
+def train_stage(compose_config, synthetic_root, tmp_path, weights_file):
     """Runs one stage; gives the run's folder. All runs of a test share what they keep."""
 
     def go(*words: str) -> RunFolder:
         folder = RunFolder(tmp_path / f"run-{len(list(tmp_path.iterdir()))}")
-        config = composed(
-            *WORDS, f"data.root={drawn}", f"model.weights={weights_file}", f"cache.folder={tmp_path / 'kept'}", *words
+        config = compose_config(
+            *WORDS,
+            f"data.root={synthetic_root}",
+            f"model.weights={weights_file}",
+            f"cache.folder={tmp_path / 'kept'}",
+            *words,
         )
         with folder.set_starting(list(words)):
             write_text(folder.config, OmegaConf.to_yaml(config))
@@ -53,8 +57,8 @@ def run_of(composed, drawn, tmp_path, weights_file):
     return go
 
 
-def test_test_images_are_no_part_of_them(run_of):
-    folder = run_of("stages.finetune.learn=head")
+def test_features_of_test_images_are_not_cached(train_stage):
+    folder = train_stage("stages.finetune.learn=head")
     served = pd.read_csv(folder.path / "split.csv").query("split != 'test'")
     assert f"0 cached, {len(served)} computed" in said(folder)
 
@@ -77,9 +81,9 @@ def kept_files(tmp_path, kind="features"):
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 @pytest.mark.parametrize("learn", ["head", "layer4", "layer3.0.conv2"])
-def test_the_model_is_that_of_the_uncached_run_to_within_rounding(run_of, learn, precision):
+def test_the_cached_run_gives_the_model_of_the_uncached_run_to_within_rounding(train_stage, learn, precision):
     depth = [f"stages.finetune.learn={learn}", f"trainer.precision={precision}"]
-    plain, cached = run_of(*depth, "cache.prefix=false"), run_of(*depth)
+    plain, cached = train_stage(*depth, "cache.prefix=false"), train_stage(*depth)
     assert "features finetune: 0 cached, 24 computed" in said(cached)
     start = load_file(plain.path / "model" / "model.safetensors")
     first, second = weights(plain), weights(cached)
@@ -92,116 +96,116 @@ def test_the_model_is_that_of_the_uncached_run_to_within_rounding(run_of, learn,
     assert np.allclose(curves[0].filter(like="loss"), curves[1].filter(like="loss"), rtol=50 * rounding)
 
 
-def test_with_views_too(run_of):
+def test_views_give_the_model_of_the_uncached_run_to_within_rounding(train_stage):
     words = ["stages.finetune.learn=layer4", "augment=light", "stages.finetune.views=2", "trainer.precision=32"]
-    plain, cached = run_of(*words, "cache.prefix=false"), run_of(*words)
+    plain, cached = train_stage(*words, "cache.prefix=false"), train_stage(*words)
     images = len(pd.read_csv(cached.path / "split.csv").query("split == 'train'"))
     assert f"0 cached, {24 + images} computed" in said(cached)
     first, second = weights(plain), weights(cached)
     assert all(torch.allclose(first[name].float(), second[name].float(), atol=1e-5) for name in first)
 
 
-def test_without_views_training_images_are_augmented_anew_and_only_the_others_kept(run_of):
+def test_without_views_only_features_of_unaugmented_images_are_cached(train_stage):
     words = ["stages.finetune.learn=layer4", "augment=light", "trainer.precision=32"]
-    plain, cached = run_of(*words, "cache.prefix=false"), run_of(*words)
+    plain, cached = train_stage(*words, "cache.prefix=false"), train_stage(*words)
     assert "training images, which are augmented anew in each epoch (stages.finetune.views)" in said(cached)
     first, second = weights(plain), weights(cached)
     assert all(torch.allclose(first[name].float(), second[name].float(), atol=1e-5) for name in first)
 
 
-def test_another_run_finds_them_and_gives_the_same_model_bit_for_bit(run_of):
-    first, second = run_of("stages.finetune.learn=head"), run_of("stages.finetune.learn=head")
+def test_another_run_reuses_cached_features_and_gives_the_same_model_bit_for_bit(train_stage):
+    first, second = train_stage("stages.finetune.learn=head"), train_stage("stages.finetune.learn=head")
     assert "24 cached, 0 computed" in said(second)
     assert all(torch.equal(tensor, weights(second)[name]) for name, tensor in weights(first).items())
 
 
-def test_another_learning_rate_or_seed_finds_them_too(run_of):
-    first = run_of("stages.finetune.learn=head")
-    second = run_of("stages.finetune.learn=head", "optimizer.lr=1e-3", "seed=5")
+def test_another_learning_rate_or_seed_reuses_cached_features(train_stage):
+    first = train_stage("stages.finetune.learn=head")
+    second = train_stage("stages.finetune.learn=head", "optimizer.lr=1e-3", "seed=5")
     served, again = (
         set(pd.read_csv(folder.path / "split.csv").query("split != 'test'")["path"]) for folder in (first, second)
     )
     assert f"{len(again & served)} cached, {len(again - served)} computed" in said(second)
 
 
-def test_a_changed_weight_file_is_never_served_old_features(run_of, weights_file, tmp_path):
-    run_of("stages.finetune.learn=head")
+def test_a_changed_weight_file_never_gets_old_features(train_stage, weights_file, tmp_path):
+    train_stage("stages.finetune.learn=head")
     changed = {name: tensor.clone() for name, tensor in load_file(weights_file).items()}
     changed["layer1.0.conv1.weight"] += 0.1
     other = tmp_path / "tiny.safetensors"
     save_file(changed, other)
-    cached = run_of("stages.finetune.learn=head", f"model.weights={other}")
+    cached = train_stage("stages.finetune.learn=head", f"model.weights={other}")
     assert "0 cached, 24 computed" in said(cached)
-    plain = run_of("stages.finetune.learn=head", f"model.weights={other}", "cache.prefix=false")
+    plain = train_stage("stages.finetune.learn=head", f"model.weights={other}", "cache.prefix=false")
     assert np.allclose(logits(plain), logits(cached), atol=0.1)
 
 
 @pytest.mark.parametrize("other", ["data.fit=stretch", "data.image_size=48", "trainer.precision=bf16"])
-def test_another_preprocessing_or_precision_is_computed_anew(run_of, other):
+def test_another_preprocessing_or_precision_recomputes_features(train_stage, other):
     words = ["stages.finetune.learn=head", "trainer.precision=32"]
-    run_of(*words)
-    assert "0 cached, 24 computed" in said(run_of(*words, other))
+    train_stage(*words)
+    assert "0 cached, 24 computed" in said(train_stage(*words, other))
 
 
-def test_a_changed_image_alone_is_computed_anew(run_of, drawn, tmp_path):
+def test_only_the_features_of_a_changed_image_are_recomputed(train_stage, synthetic_root, tmp_path):
     import shutil
 
     from PIL import Image
 
     copy = tmp_path / "images"
-    shutil.copytree(drawn, copy)
-    split = pd.read_csv(run_of("stages.finetune.learn=head", f"data.root={copy}").path / "split.csv")
+    shutil.copytree(synthetic_root, copy)
+    split = pd.read_csv(train_stage("stages.finetune.learn=head", f"data.root={copy}").path / "split.csv")
     Image.new("RGB", (48, 48), (200, 40, 40)).save(copy / split.query("split == 'train'")["path"].iloc[0])
-    assert "23 cached, 1 computed" in said(run_of("stages.finetune.learn=head", f"data.root={copy}"))
+    assert "23 cached, 1 computed" in said(train_stage("stages.finetune.learn=head", f"data.root={copy}"))
 
 
-def test_where_they_do_not_fit_the_run_goes_on_without_and_says_so(run_of, tmp_path):
+def test_features_that_do_not_fit_are_not_cached_and_the_run_says_so(train_stage, tmp_path):
     words = ["stages.finetune.learn=layer4", "trainer.precision=32"]
-    tight = run_of(*words, "cache.budget_gib=0", "cache.memory_gib=0")
+    tight = train_stage(*words, "cache.budget_gib=0", "cache.memory_gib=0")
     assert "The features can't be stored on disk" in said(tight)
     assert "cache.budget_gib" in said(tight)
     assert sum(path.stat().st_size for path in kept_files(tmp_path)) < 2000  # what for, but nothing of the images
-    plain = run_of(*words, "cache.prefix=false")
+    plain = train_stage(*words, "cache.prefix=false")
     assert all(torch.allclose(tensor.float(), weights(tight)[name].float(), atol=1e-5) for name, tensor in weights(plain).items())  # fmt: skip
 
 
-def test_from_disk_and_from_memory_the_model_is_the_same_bit_for_bit(run_of):
-    first = run_of("stages.finetune.learn=layer4")
-    second = run_of("stages.finetune.learn=layer4", "cache.memory_gib=0")
+def test_features_on_disk_and_in_memory_give_the_same_model_bit_for_bit(train_stage):
+    first = train_stage("stages.finetune.learn=layer4")
+    second = train_stage("stages.finetune.learn=layer4", "cache.memory_gib=0")
     assert "in memory" in said(first)
     assert "mapped from disk" in said(second)
     assert all(torch.equal(tensor, weights(second)[name]) for name, tensor in weights(first).items())
 
 
-def test_a_damaged_file_is_noticed_and_computed_anew(run_of, tmp_path):
-    first = run_of("stages.finetune.learn=head")
+def test_a_damaged_cache_file_is_detected_and_recomputed(train_stage, tmp_path):
+    first = train_stage("stages.finetune.learn=head")
     largest = max(kept_files(tmp_path), key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 0xFF
     largest.write_bytes(content)
-    second = run_of("stages.finetune.learn=head")
+    second = train_stage("stages.finetune.learn=head")
     assert "0 cached, 24 computed" in said(second)
     assert all(torch.equal(tensor, weights(second)[name]) for name, tensor in weights(first).items())
 
 
-def test_both_stages_of_a_run_have_their_own(run_of):
-    folder = run_of("stage=both", "stages.pretrain.epochs=2", "stages.finetune.learn=layer4")
+def test_each_stage_of_a_run_has_its_own_features(train_stage):
+    folder = train_stage("stage=both", "stages.pretrain.epochs=2", "stages.finetune.learn=layer4")
     assert "features pretrain: 0 cached, 24 computed" in said(folder)
     assert "features finetune: 0 cached, 24 computed" in said(folder)
 
 
-def test_a_network_that_cant_be_cut_says_so_and_trains(run_of, monkeypatch):
+def test_a_network_that_cannot_be_split_trains_without_the_cache_and_says_so(train_stage, monkeypatch):
     def refuse(*_):
         raise CannotCutError("its code can't be traced: it decides by its input")
 
     monkeypatch.setattr("pylorus.model.frozen_features.cut_network", refuse)
-    folder = run_of("stages.finetune.learn=layer4")
+    folder = train_stage("stages.finetune.learn=layer4")
     assert "finetune: frozen layers are recomputed in every epoch: its code can't be traced" in said(folder)
     assert folder.read_status()["state"] == "finished"
 
 
-def test_a_stage_tells_its_seconds_and_its_memory(run_of):
-    folder = run_of("stages.finetune.learn=layer4")
+def test_a_stage_records_its_seconds_and_memory(train_stage):
+    folder = train_stage("stages.finetune.learn=layer4")
     speed = json.loads((folder.get_stage("finetune").path / "speed.json").read_text())
     assert speed["epochs"] == 3
     assert 0 < speed["features_seconds"] < speed["seconds"]
@@ -210,7 +214,7 @@ def test_a_stage_tells_its_seconds_and_its_memory(run_of):
     assert speed["peak_memory_mib"] > 100
 
 
-def test_what_is_kept_is_for_its_owner_only(run_of, tmp_path):
-    run_of("stages.finetune.learn=head")
+def test_cached_features_are_readable_by_their_owner_only(train_stage, tmp_path):
+    train_stage("stages.finetune.learn=head")
     assert (tmp_path / "kept").stat().st_mode & 0o077 == 0
     assert Path(kept_files(tmp_path)[0]).exists()

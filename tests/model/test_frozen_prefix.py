@@ -1,4 +1,4 @@
-"""A network in two parts is the network: in evaluation, in training, for whatever is frozen."""
+"""A split network equals the whole network in evaluation and in training, for any frozen prefix."""
 
 import pytest
 import timm
@@ -54,7 +54,7 @@ DEPTHS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "learn", "shapes"), DEPTHS)
-def test_both_parts_together_are_the_network_in_evaluation_and_in_training(name, learn, shapes):
+def test_prefix_and_suffix_together_equal_the_network_in_both_modes(name, learn, shapes):
     network = network_of(name)
     pixels = pixels_for(network)
     frozen = resolve_depth(network, learn)
@@ -71,7 +71,7 @@ def test_both_parts_together_are_the_network_in_evaluation_and_in_training(name,
     for step in (network, lambda images: found.run_suffix([one.detach() for one in found.run_prefix(images)])):
         network.load_state_dict(before)
         network.zero_grad()
-        set_modes(network, frozen.still)
+        set_modes(network, frozen.eval_modules)
         torch.manual_seed(2)  # of dropout
         out = step(pixels)
         out.square().sum().backward()
@@ -79,14 +79,14 @@ def test_both_parts_together_are_the_network_in_evaluation_and_in_training(name,
         gradients.append({key: value.grad.clone() for key, value in network.named_parameters() if value.requires_grad})
         moved.append({key: value.clone() for key, value in network.state_dict().items()})
     assert torch.allclose(*logits, atol=1e-5, rtol=1e-4)
-    assert gradients[0].keys() == gradients[1].keys() == set(frozen.learning)
+    assert gradients[0].keys() == gradients[1].keys() == set(frozen.trainable)
     for key, value in gradients[0].items():
         assert torch.allclose(value, gradients[1][key], atol=1e-4, rtol=1e-3), key
     for key, value in moved[0].items():
         assert torch.allclose(value.float(), moved[1][key].float(), atol=1e-5), key
 
 
-def test_dropout_before_the_head_still_drops_in_training_and_not_in_evaluation():
+def test_dropout_before_the_head_is_active_only_in_training():
     network = network_of("ghostnet_100")  # its dropout is a call in the network's own code, no module
     assert network.drop_rate > 0
     pixels = pixels_for(network)
@@ -98,13 +98,13 @@ def test_dropout_before_the_head_still_drops_in_training_and_not_in_evaluation()
     assert torch.equal(found.run_suffix(features), found.run_suffix(features))
 
 
-def test_the_features_are_no_larger_than_what_the_first_learning_layer_takes():
+def test_features_are_the_inputs_of_the_first_trainable_layer():
     network = network_of(TINY)
     found = cut_network(network, resolve_depth(network, "head"), pixels_for(network))
     assert [node.op for node in found.evaluation_suffix.nodes] == ["placeholder", "call_module", "output"]
 
 
-def test_modes_are_as_before():
+def test_splitting_leaves_module_modes_unchanged():
     network = network_of(TINY)
     network.train()
     network.layer1.eval()
@@ -115,19 +115,19 @@ def test_modes_are_as_before():
 
 
 @pytest.mark.parametrize("learn", ["all", "conv1"])
-def test_nothing_is_cut_where_all_learns(learn):
+def test_a_fully_trainable_network_is_not_split(learn):
     network = network_of(TINY)
     with pytest.raises(CannotCutError, match="the whole network is trained"):
         cut_network(network, resolve_depth(network, learn), pixels_for(network))
 
 
-def test_nothing_is_cut_where_what_is_frozen_lies_beside_the_first_layer_that_learns():
+def test_a_network_with_frozen_layers_parallel_to_trainable_ones_is_not_split():
     network = network_of("test_vit")  # its class token and positions come first in its list, but not in its way
     with pytest.raises(CannotCutError, match="trained from its first layer on"):
         cut_network(network, resolve_depth(network, "patch_embed"), pixels_for(network))
 
 
-def test_a_network_that_decides_by_its_input_is_refused_with_the_reason():
+def test_a_network_with_data_dependent_control_flow_is_refused_with_the_reason():
     class Deciding(nn.Module):
         def __init__(self):
             super().__init__()
@@ -145,7 +145,7 @@ def test_a_network_that_decides_by_its_input_is_refused_with_the_reason():
         cut_network(network, resolve_depth(network, "head"), torch.randn(2, 3, 8, 8))
 
 
-def test_a_network_whose_two_parts_would_give_other_logits_is_refused():
+def test_a_network_whose_parts_give_other_logits_is_refused():
     class Counting(nn.Module):
         """Its second call is not its first: no pure function of the image, though all of it is frozen but the head."""
 
@@ -174,7 +174,7 @@ def test_a_network_whose_two_parts_would_give_other_logits_is_refused():
 
 
 @pytest.mark.parametrize("change", ["weight", "statistics", "depth", "hyperparameter"])
-def test_the_digest_tells_whatever_changes_the_features(change):
+def test_the_digest_changes_with_everything_that_affects_features(change):
     def digest(changed):
         network = network_of(TINY)
         learn = "head"
@@ -192,7 +192,7 @@ def test_the_digest_tells_whatever_changes_the_features(change):
     assert digest(change) != digest(None)
 
 
-def test_the_head_is_no_part_of_the_digest():
+def test_the_digest_does_not_depend_on_the_head():
     network = network_of(TINY)
     found = cut_network(network, resolve_depth(network, "head"), pixels_for(network))
     before = found.compute_digest()

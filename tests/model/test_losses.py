@@ -1,4 +1,4 @@
-"""The losses: focal loss by its formula, losses from outside, and what texts call them."""
+"""The losses: focal loss by its formula, custom losses, and their labels."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_focal_loss_follows_its_formula():
     assert torch.allclose(losses, -((1 - true) ** 1.5) * true.log(), atol=1e-6)
 
 
-def test_focal_loss_without_focus_is_cross_entropy_and_its_gradient_is_finite():
+def test_focal_loss_with_gamma_0_is_cross_entropy_and_has_a_finite_gradient():
     focal = build_loss(LossConfig(name="focal", args={"gamma": 0}, class_weights="balanced"), classes=3,
                        images_of_class=[1, 2, 3])  # fmt: skip
     plain = build_loss(LossConfig(class_weights="balanced"), classes=3, images_of_class=[1, 2, 3])
@@ -50,13 +50,13 @@ def test_focal_loss_without_focus_is_cross_entropy_and_its_gradient_is_finite():
     assert torch.isfinite(sure.grad).all()
 
 
-def test_a_mean_of_your_own_counts_once_per_image():
+def test_a_custom_mean_loss_is_weighted_by_images():
     loss = build_loss(own("average_cross_entropy"), classes=3)
     total = loss(LOGITS, LABELS).sum() / loss.compute_weights(LABELS).sum()
     assert torch.allclose(total, functional.cross_entropy(LOGITS, LABELS))
 
 
-def test_a_class_of_your_own_gets_the_class_weights_it_asks_for():
+def test_a_custom_loss_class_receives_class_weights():
     loss = build_loss(own("Weighted", class_weights="balanced"), classes=3, images_of_class=[1, 2, 3])
     plain = build_loss(LossConfig(class_weights="balanced"), classes=3, images_of_class=[1, 2, 3])
     assert torch.allclose(loss(LOGITS, LABELS), plain(LOGITS, LABELS))
@@ -73,7 +73,7 @@ def test_a_class_of_your_own_gets_the_class_weights_it_asks_for():
         (own("double"), "gave .*expected a tensor of shape"),
     ],
 )
-def test_what_is_wrong_with_a_loss_is_named(config, message):
+def test_an_invalid_loss_is_refused_with_the_reason(config, message):
     with pytest.raises((PylorusError, TypeError), match=message):
         build_loss(config, classes=3)(LOGITS, LABELS)
 

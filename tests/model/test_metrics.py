@@ -1,4 +1,4 @@
-"""What is gathered of an epoch is what all its images give, however they came in batches."""
+"""Metrics of an epoch do not depend on how its images were divided into batches."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pylorus.core.distributed import ALONE
+from pylorus.core.distributed import SINGLE_PROCESS
 from pylorus.model.metrics import EpochMetrics
 
 NAMES = ("A", "B", "C")
@@ -37,7 +37,7 @@ def test_the_loss_of_an_epoch_is_that_of_its_images_whatever_the_batches(epoch, 
     assert found["train/accuracy"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
 
 
-def test_an_epoch_starts_anew(epoch):
+def test_metrics_are_reset_at_each_epoch(epoch):
     logits, labels, class_weights = epoch
     tally = EpochMetrics(3)
     add(tally, logits, labels, class_weights)
@@ -47,17 +47,17 @@ def test_an_epoch_starts_anew(epoch):
     assert tally.compute_and_reset("train", NAMES)["train/loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_what_was_gathered_before_an_interruption_is_taken_up(epoch):
+def test_metrics_of_an_interrupted_epoch_are_restored(epoch):
     logits, labels, class_weights = epoch
     before, after = EpochMetrics(3), EpochMetrics(3)
     add(before, logits[:8], labels[:8], class_weights)
-    after.restore_sums(before.gather_sums(ALONE))
+    after.restore_sums(before.gather_sums(SINGLE_PROCESS))
     add(after, logits[8:], labels[8:], class_weights)
     expected = functional.cross_entropy(logits, labels, weight=class_weights)
     assert after.compute_and_reset("train", NAMES)["train/loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_a_loss_that_is_no_number_does_not_hide(epoch):
+def test_a_nan_loss_is_not_hidden_by_averaging(epoch):
     logits, labels, class_weights = epoch
     tally = EpochMetrics(3)
     add(tally, logits, labels, class_weights)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pylorus.model.freeze import list_blocks, resolve_depth
-from pylorus.model.summary import OWN, extract_network_structure
+from pylorus.model.summary import NETWORK_BLOCK, extract_network_structure
 
 CASES = {
     "test_resnet": 64,
@@ -23,7 +23,10 @@ def created(name):
 
 
 def structure_of(network, size):
-    learning = {"pretrain": resolve_depth(network, "head").learning, "finetune": resolve_depth(network, "all").learning}
+    learning = {
+        "pretrain": resolve_depth(network, "head").trainable,
+        "finetune": resolve_depth(network, "all").trainable,
+    }
     return extract_network_structure(network, image_size=size, learning=learning)
 
 
@@ -34,15 +37,15 @@ def test_every_parameter_of_any_timm_model_is_in_one_block(name, size):
     total = sum(parameter.numel() for parameter in network.parameters())
     assert sum(block["parameters"] for block in structure) == total
     assert sum(block["learning"]["finetune"] for block in structure) == total
-    head = sum(dict(network.named_parameters())[each].numel() for each in resolve_depth(network, "head").learning)
+    head = sum(dict(network.named_parameters())[each].numel() for each in resolve_depth(network, "head").trainable)
     assert sum(block["learning"]["pretrain"] for block in structure) == head > 0
 
 
 @pytest.mark.parametrize(("name", "size"), CASES.items())
-def test_blocks_are_named_as_learn_takes_them_and_end_in_the_classes(name, size):
+def test_blocks_have_the_names_that_learn_accepts_and_end_with_the_classes(name, size):
     network = created(name)
     structure = structure_of(network, size)
-    assert {block["name"] for block in structure} - {OWN} <= set(list_blocks(network))
+    assert {block["name"] for block in structure} - {NETWORK_BLOCK} <= set(list_blocks(network))
     assert structure[-1]["output"] == [3]
 
 
@@ -55,12 +58,12 @@ def test_layers_are_convolutions_and_linear_layers():
 
 def test_parameters_of_the_network_itself_have_an_entry_of_their_own():
     structure = structure_of(created("test_vit"), 160)
-    assert structure[0]["name"] == OWN
+    assert structure[0]["name"] == NETWORK_BLOCK
     assert structure[0]["type"] == "cls_token, pos_embed"
     assert structure[0]["output"] is None
 
 
-def test_the_network_is_left_as_it_was_and_draws_no_chance():
+def test_the_network_and_the_random_state_are_unchanged():
     network = created("test_resnet").train()
     network.layer1.eval()
     modes = [module.training for module in network.modules()]
@@ -73,7 +76,7 @@ def test_the_network_is_left_as_it_was_and_draws_no_chance():
     assert not any(module._forward_hooks for module in network.modules())
 
 
-def test_hooks_and_modes_come_off_also_where_the_network_fails():
+def test_hooks_and_modes_are_restored_if_the_network_fails():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(5, 2)).train()
     with pytest.raises(RuntimeError):
         extract_network_structure(network, image_size=8, learning={})
@@ -86,6 +89,6 @@ def test_the_result_is_plain_json():
     assert json.loads(json.dumps(structure, allow_nan=False)) == structure
 
 
-def test_a_stage_that_learns_what_is_not_there_is_refused():
+def test_a_stage_with_an_unknown_trainable_parameter_is_refused():
     with pytest.raises(ValueError, match='learning of stage "s": the network has no parameter "nothing"'):
         extract_network_structure(created("test_resnet"), image_size=64, learning={"s": ["nothing"]})

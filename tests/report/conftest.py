@@ -1,4 +1,4 @@
-"""Run folders as training leaves them, made of drawn predictions: no training, no torch."""
+"""Run folders as training writes them, from simulated predictions, without training and torch."""
 
 import hashlib
 import json
@@ -51,21 +51,29 @@ class Story:
 Maker = Callable[..., Path]
 
 
-@pytest.fixture
-def make_run(tmp_path: Path) -> Maker:
-    """Makes a run's folder below `tmp_path`; takes its name and the fields of `Story`."""
-
+def write_runs_below(root: Path) -> Maker:
     def make(name: str = "run", **story: Any) -> Path:
-        folder = tmp_path / name
-        write_story(folder, Story(**story))
-        return folder
+        write_story(root / name, Story(**story))
+        return root / name
 
     return make
 
 
+@pytest.fixture
+def make_run(tmp_path: Path) -> Maker:
+    """Make a run's folder below `tmp_path`; takes its name and the fields of `Story`."""
+    return write_runs_below(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def make_shared_run(tmp_path_factory: pytest.TempPathFactory) -> Maker:
+    """Make a run's folder that the tests of a module share and must not change."""
+    return write_runs_below(tmp_path_factory.mktemp("runs"))
+
+
 @pytest.fixture(scope="session")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two images a group with its report, written once for all tests that only read it."""
+def run_with_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two images a group with its report, written once for the tests that only read it."""
     folder = tmp_path_factory.mktemp("written") / "run"
     write_story(folder, Story(images_per_group=2))
     write_report([folder], options=ReportOptions(resamples=100))
@@ -73,8 +81,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made but not drawn, where a test is not about them: drawing is what takes a report's time."""
+def skip_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build figures without rendering them, where a test is not about them: rendering takes most of a report's time."""
     for name in ("render_svg", "render_png"):
         monkeypatch.setattr(f"pylorus.report.page.{name}", lambda drawing: drawing.alt.encode())
 

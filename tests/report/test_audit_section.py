@@ -1,4 +1,4 @@
-"""The data audit in a report: counts of what was found, what leaks and was accepted, what was left out; no names."""
+"""The data audit in a report: counts of findings, accepted leaks and left-out files, without names."""
 
 import pandas as pd
 import pytest
@@ -27,19 +27,19 @@ AUDIT = {
 
 
 @pytest.fixture
-def audited(make_run):
+def make_audited_run(make_run):
     """Makes a run with an audit.json that says something else in some places."""
 
     def make(**changes):
-        folder = make_run()
+        folder = make_run(stages=("finetune",), curves=False, network=False)
         write_json(folder / "audit.json", AUDIT | changes)
         return folder
 
     return make
 
 
-def test_findings_are_counted_and_no_file_is_named(audited, undrawn):
-    folder = audited()
+def test_findings_are_counted_and_no_file_is_named(make_audited_run, skip_rendering):
+    folder = make_audited_run()
     text = write_report([folder], options=FAST).read_text()
     assert "Data audit" in text
     assert "2 pairs of near copies lie in different groups." in text
@@ -49,8 +49,8 @@ def test_findings_are_counted_and_no_file_is_named(audited, undrawn):
     assert table["cases"].tolist() == [2]
 
 
-def test_accepted_leaks_are_told_at_the_head_and_in_every_caption(audited, undrawn):
-    folder = audited(accepted_leaks={"patient": 0, "file": 1, "pixels": 0, "near": 3})
+def test_accepted_leaks_are_stated_at_the_top_and_in_every_caption(make_audited_run, skip_rendering):
+    folder = make_audited_run(accepted_leaks={"patient": 0, "file": 1, "pixels": 0, "near": 3})
     assert collect_caveats(read_run(folder)) == (LEAKING,)
     text = write_report([folder], options=FAST).read_text()
     assert LEAKING.meaning in text
@@ -61,12 +61,13 @@ def test_accepted_leaks_are_told_at_the_head_and_in_every_caption(audited, undra
     assert LEAKING.word in (folder / "report" / "tables" / "accuracy.md").read_text()
 
 
-def test_files_that_were_left_out_are_counted_by_class_and_part(audited, undrawn):
-    folder = audited(left_out=[{"class": "gastric_ulcer", "split": "train", "files": 4}])
+def test_files_that_were_left_out_are_counted_by_class_and_part(make_audited_run, skip_rendering):
+    folder = make_audited_run(left_out=[{"class": "gastric_ulcer", "split": "train", "files": 4}])
     assert "4 files could not be read and were excluded" in write_report([folder], options=FAST).read_text()
     table = pd.read_csv(folder / "report" / "tables" / "left-out.csv")
     assert table[["class", "part", "files"]].to_numpy().tolist() == [["gastric_ulcer", "train", 4]]
 
 
-def test_a_run_of_before_the_audit_has_no_such_section(make_run, undrawn):
-    assert "Data audit" not in write_report([make_run()], options=FAST).read_text()
+def test_a_run_without_an_audit_has_no_audit_section(make_run, skip_rendering):
+    folder = make_run(stages=("finetune",), curves=False, network=False)
+    assert "Data audit" not in write_report([folder], options=FAST).read_text()

@@ -42,7 +42,7 @@ def test_seeds_of_a_configuration_are_one_candidate_without_a_seed_in_its_name(m
     assert winner.pool.candidates[0].replicate_text == "3 seeds"
 
 
-def test_a_lucky_seed_wins_nothing(make_run):
+def test_a_single_lucky_seed_does_not_win(make_run):
     paths = [*seeds(make_run, "resnet50", [PERFECT, POOR, POOR]), *seeds(make_run, "vgg19", [FAIR] * 3)]
     (winner,) = collect_evidence(paths, FAST).winners
     assert [each.label for each in winner.leaders] == ["vgg19 s"]
@@ -52,7 +52,7 @@ def test_a_lucky_seed_wins_nothing(make_run):
     )
 
 
-def test_what_seeds_differ_in_keeps_a_difference_from_being_shown(make_run):
+def test_variation_between_seeds_makes_a_difference_insignificant(make_run):
     certain = [*seeds(make_run, "resnet50", [FAIR] * 3), *seeds(make_run, "vgg19", [POOR] * 3)]
     (winner,) = collect_evidence(certain, FAST).winners
     assert "is significantly more accurate than" in winner.verdict
@@ -66,7 +66,7 @@ def test_what_seeds_differ_in_keeps_a_difference_from_being_shown(make_run):
     assert comparison.corrected["accuracy"] == comparison.accuracy.training.p_value > 0.05
 
 
-def test_a_single_run_is_not_shown_better_than_seeds_that_lie_far_apart(make_run):
+def test_a_single_run_is_not_significantly_better_than_widely_varying_seeds(make_run):
     paths = [make_run("one", stages=("s",), confusions={"s": PERFECT}), *seeds(make_run, "vgg19", [PERFECT, POOR])]
     (comparison,) = collect_evidence(paths, FAST).winners[0].comparisons
     assert comparison.accuracy.patients.p_value < 0.001
@@ -80,18 +80,18 @@ def test_a_single_run_is_not_shown_better_than_seeds_that_lie_far_apart(make_run
     ("key", "value", "candidates"),
     [("trainer.devices", 2, 1), ("data.workers", 3, 1), ("logger.name", "wandb", 1), ("trainer.precision", "bf16", 2)],
 )
-def test_where_a_run_computes_makes_no_other_configuration_but_its_precision_does(make_run, key, value, candidates):
+def test_the_machine_does_not_define_a_configuration_but_precision_does(make_run, key, value, candidates):
     paths = [make_run("a", stages=("s",)), make_run("b", stages=("s",), seed=1, config={"seed": 1, key: value})]
     assert len(collect_evidence(paths, FAST).configurations) == candidates
 
 
-def test_a_run_that_was_repeated_counts_once_and_the_page_says_so(make_run):
+def test_a_repeated_run_counts_once_and_the_page_states_it(make_run):
     evidence = collect_evidence([make_run("a", stages=("s",)), make_run("b", stages=("s",))], FAST)
     assert evidence.candidates[0].replicates == 1
     assert any("such runs count only once" in sentence for sentence in build_summary(evidence, kind="runs").warnings)
 
 
-def test_a_run_that_did_not_finish_is_no_replicate_of_what_is_shipped(make_run):
+def test_an_unfinished_run_is_not_a_replicate(make_run):
     paths = [make_run(f"r{seed}", seed=seed, config={"seed": seed}) for seed in (0, 1)]
     paths.append(make_run("r2", seed=2, config={"seed": 2}, finished=1, state="failed"))
     evidence = collect_evidence(paths, FAST)
@@ -104,7 +104,7 @@ def test_a_run_that_did_not_finish_is_no_replicate_of_what_is_shipped(make_run):
     )
 
 
-def test_the_table_of_replicates_gives_mean_deviation_and_range_of_the_runs(make_run, tmp_path, undrawn):
+def test_the_table_of_replicates_gives_mean_deviation_and_range_of_the_runs(make_run, tmp_path, skip_rendering):
     paths = seeds(make_run, "resnet50", [FAIR, POOR, PERFECT])
     write_report(paths, tmp_path / "report", options=FAST)
     tables = tmp_path / "report" / "tables"
@@ -116,14 +116,14 @@ def test_the_table_of_replicates_gives_mean_deviation_and_range_of_the_runs(make
     assert float(found["mean, low"]) < found["mean"] < float(found["mean, high"])
 
 
-def test_perfect_seeds_have_an_interval_of_their_mean(make_run):
+def test_the_mean_of_perfect_seeds_has_an_interval(make_run):
     (winner,) = collect_evidence(seeds(make_run, "resnet50", [PERFECT] * 3), FAST).winners
     accuracy = winner.leaders[0].accuracy
     assert accuracy.value == 1.0
     assert 0.9 < accuracy.low < 1.0
 
 
-def test_the_run_of_median_validation_accuracy_is_named_and_each_ships_its_own(make_run):
+def test_the_run_of_median_validation_accuracy_is_named(make_run):
     paths = [
         make_run(f"r{seed}", stages=("s",), seed=seed, skill=skill, config={"seed": seed})
         for seed, skill in enumerate((0.2, 6.0, 2.0))
@@ -175,7 +175,7 @@ def test_repeated_splits_of_the_same_images_are_compared_split_by_split(make_run
     assert comparison.sentence.startswith("resnet50 s is ")
 
 
-def test_pooled_folds_are_compared_by_patient_and_as_procedures(make_run):
+def test_pooled_folds_are_compared_by_patient_and_over_folds(make_run):
     paths = [
         make_run(
             f"{model}{fold}",

@@ -1,4 +1,4 @@
-"""The checklist's answers: each is true of the run it is about, and another run changes it."""
+"""The answers of the checklist are true for their run, and another run changes them."""
 
 import pandas as pd
 import pytest
@@ -72,6 +72,11 @@ def remove(pattern):
 BASE = {"stages": ("s",), "test_each": (8, 8, 8), "val_each": (5, 5, 5), "skill": 0.5}
 TWO_CLASSES = {"names": ("GC", "CG"), "test_each": (8, 8), "val_each": (5, 5)}
 LEFT_OUT = {"left_out": [{"class": "gastric_ulcer", "split": "not given", "files": 4}]}
+
+
+@pytest.fixture(scope="module")
+def base_evidence(make_shared_run):
+    return collect_evidence([make_shared_run("base", **BASE)], FAST)
 
 
 @pytest.mark.parametrize(
@@ -469,16 +474,15 @@ LEFT_OUT = {"left_out": [{"class": "gastric_ulcer", "split": "not given", "files
         ),
     ],
 )
-def test_an_answer_is_made_of_facts_and_another_run_changes_it(
-    make_run, answer, story, change, base_says, contrary_says
+def test_a_checklist_answer_follows_from_facts_of_the_run(
+    base_evidence, make_run, answer, story, change, base_says, contrary_says
 ):
-    base = make_run("base", **BASE)
     contrary = make_run("contrary", **(BASE | story))
     if answer is answers.report_availability and story.get("finished") == 0:
         write_curves(contrary)
     if change is not None:
         change(contrary)
-    first, second = (answer(collect_evidence([folder], FAST)) for folder in (base, contrary))
+    first, second = answer(base_evidence), answer(collect_evidence([contrary], FAST))
     assert base_says in first
     assert contrary_says in second
     assert bool(contrary_says) == bool(second)
@@ -492,13 +496,13 @@ def write_curves(folder):
     (folder / "s" / "metrics.csv").write_text("step,s/val/loss\n1,0.5\n")
 
 
-def test_every_answer_of_the_checklist_is_tested_with_a_contrary_run():
-    marks = test_an_answer_is_made_of_facts_and_another_run_changes_it.pytestmark
+def test_every_checklist_answer_has_a_counterexample_run():
+    marks = test_a_checklist_answer_follows_from_facts_of_the_run.pytestmark
     tested = {case[0] for mark in marks for case in mark.args[1]} | {answers.report_explainability}
     assert {item.answer for item in ITEMS if item.answer is not None} <= tested
 
 
-def test_an_older_run_was_cut_by_its_seed(make_run):
+def test_an_older_run_was_split_by_its_seed(make_run):
     run = make_run(**(BASE | {"config": {"seed": 3}}))
     configure(**{"data.split_seed": None})(run)
     assert "selected at random by image, stratified by class (seed 3)" in answers.report_partitions(
@@ -506,14 +510,14 @@ def test_an_older_run_was_cut_by_its_seed(make_run):
     )
 
 
-def test_values_that_cut_the_test_set_are_shown_with_names_alone(make_run):
+def test_values_that_select_the_test_set_are_shown_only_with_names(make_run):
     run = make_run(**(BASE | {"config": {"data.test_column": "site", "data.test_values": ["Köln", "Bonn"]}}))
     named = answers.report_external_test(collect_evidence([run], ReportOptions(resamples=20, names=True)))
     assert "those with 2 values of site (Köln, Bonn)" in named
     assert "Köln" not in answers.report_external_test(collect_evidence([run], FAST))
 
 
-def test_names_and_pictures_are_admitted_where_they_are_shown(make_run):
+def test_the_checklist_states_when_names_and_pictures_are_shown(make_run):
     run = make_run(**BASE)
     shown = answers.report_deidentification(
         collect_evidence([run], ReportOptions(resamples=20, names=True, thumbnails=True))
@@ -521,7 +525,7 @@ def test_names_and_pictures_are_admitted_where_they_are_shown(make_run):
     assert shown.startswith("This report names files and groups (--names) and shows test images (--thumbnails).")
 
 
-def test_runs_that_answer_alike_share_an_answer_and_the_others_are_named(make_run):
+def test_runs_with_equal_answers_share_one_and_others_are_named(make_run):
     stories = ({}, {"config": {"seed": 1}}, {"config": {"seed": 2, "data.on_error": "quarantine"}})
     runs = [make_run(f"run-{number}", **(BASE | story)) for number, story in enumerate(stories)]
     evidence = collect_evidence(runs, FAST)
@@ -531,7 +535,7 @@ def test_runs_that_answer_alike_share_an_answer_and_the_others_are_named(make_ru
     assert f"{third}: Unreadable files are excluded" in said
 
 
-def test_the_blank_stays_beside_the_answer(make_run):
+def test_the_blank_for_the_author_stays_beside_the_answer(make_run):
     run = make_run(**BASE)
     add_column("sex", "mf")(run)
     rows = {row.cells[0]: row.cells[3] for row in build_checklist_table(collect_evidence([run], FAST)).rows}
@@ -540,7 +544,7 @@ def test_the_blank_stays_beside_the_answer(make_run):
     assert rows["Robustness"] == "[author: robustness to other endoscopes, sites and image quality]"
 
 
-def test_a_run_that_failed_before_it_had_a_split_answers_what_it_can(make_run):
+def test_a_run_without_a_split_answers_what_it_can(make_run):
     run = make_run(**(BASE | {"finished": 0, "state": "failed"}))
     for name in ("split.csv", "environment.json"):
         (run / name).unlink()
@@ -564,21 +568,21 @@ def test_a_run_that_failed_before_it_had_a_split_answers_what_it_can(make_run):
         ({"finished": 0}, "This report was computed", "temperature"),
     ],
 )
-def test_the_methods_are_those_that_the_report_used(make_run, undrawn, story, present, absent):
+def test_the_methods_section_lists_the_methods_used(make_run, skip_rendering, story, present, absent):
     page = write_report([make_run(**(BASE | story))], options=FAST).read_text()
     methods = page.partition('id="methods"')[2].replace("&#39;", "'")
     assert present in methods
     assert absent not in methods
 
 
-def test_a_report_that_was_validated_on_the_test_images_never_says_otherwise(make_run, undrawn):
+def test_a_report_validated_on_test_images_never_claims_otherwise(make_run, skip_rendering):
     page = write_report([make_run(**(BASE | {"config": {"data.validation": "test"}}))], options=FAST).read_text()
     for false in ("fitted on the validation images", "validation images only", "on training and validation images"):
         assert false not in page
     assert "a temperature fitted on the test images (data.validation=test)" in page
 
 
-def test_only_what_is_there_counts_as_a_look_a_mistake_or_a_pair(make_run, undrawn):
+def test_the_checklist_mentions_only_existing_evaluations_mistakes_and_pairs(make_run, skip_rendering):
     perfect = [[8, 0, 0], [0, 8, 0], [0, 0, 8]]
     page = write_report([make_run(**(BASE | {"confusions": {"s": perfect}}))], options=FAST).read_text()
     assert "classifies all 24 test images correctly" in page

@@ -11,7 +11,7 @@ def curves(make_run):
     return collect_curves([read_run(make_run())])
 
 
-def test_epochs_of_a_stage_begin_at_one_wherever_the_stage_begins_in_the_run(curves):
+def test_epochs_of_each_stage_start_at_one(curves):
     assert [each.epochs.tolist() for each in curves] == [[1, 2, 3, 4], [1, 2, 3, 4]]
 
 
@@ -25,7 +25,7 @@ def test_the_chosen_epoch_is_the_first_of_the_best_by_what_the_stage_monitors(ma
     assert each.best == 2
 
 
-def test_a_metric_that_was_not_written_down_is_undefined(curves):
+def test_a_metric_missing_from_the_file_is_undefined(curves):
     assert np.isnan(curves[0].get_metric("val/nothing")).all()
     assert curves[0].best is not None
 

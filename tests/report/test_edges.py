@@ -1,4 +1,4 @@
-"""What may lie in a run's folder and must end in a clear error or a stated "undefined", never in a wrong number."""
+"""Unusual content of a run's folder gives a clear error or a stated "undefined", never a wrong number."""
 
 import math
 import re
@@ -25,7 +25,7 @@ def changed(run, change, **where):
     change(table).to_parquet(path, index=False)
 
 
-def test_a_class_without_test_images_leaves_its_indices_and_every_average_undefined(make_run, undrawn):
+def test_a_class_without_test_images_leaves_its_indices_and_every_average_undefined(make_run, skip_rendering):
     run = make_run(test_each=(20, 20, 0))
     write_report([run], options=FAST)
     found = pd.read_csv(run / "report" / "tables" / "classes-resnet50.csv", dtype=str).set_index(["stage", "class"])
@@ -36,7 +36,7 @@ def test_a_class_without_test_images_leaves_its_indices_and_every_average_undefi
     assert found.loc[("finetune", "GC"), "sensitivity, %"] != "–"
 
 
-def test_a_comparison_by_a_class_without_test_images_is_undefined_and_keeps_its_place_in_the_family(make_run):
+def test_an_undefined_comparison_stays_in_its_family(make_run):
     evidence = collect_evidence([make_run(test_each=(0, 20, 20))], FAST)
     (comparison,) = evidence.comparisons
     assert math.isnan(comparison.auroc.widest.value)
@@ -44,7 +44,7 @@ def test_a_comparison_by_a_class_without_test_images_is_undefined_and_keeps_its_
     assert comparison.corrected["accuracy"] == comparison.images.p_value
 
 
-def test_one_test_image_gives_no_interval_of_an_average_and_no_false_one(make_run, undrawn):
+def test_one_test_image_gives_no_interval_of_an_average(make_run, skip_rendering):
     run = make_run(test_each=(1, 0, 0), stages=("s",))
     write_report([run], options=FAST)
     (row,) = pd.read_csv(run / "report" / "tables" / "overall.csv", dtype=str).to_dict("records")
@@ -52,7 +52,7 @@ def test_one_test_image_gives_no_interval_of_an_average_and_no_false_one(make_ru
     assert row["macro F1, %"] == row["macro AUROC"] == row["MCC"] == "–"
 
 
-def test_no_validation_image_of_the_class_means_no_threshold_and_says_so(make_run, undrawn):
+def test_without_validation_images_of_the_class_there_is_no_threshold(make_run, skip_rendering):
     run = make_run(val_each=(0, 15, 15))
     text = write_report([run], options=FAST).read_text()
     assert "none of the validation images is of class GC" in text
@@ -60,7 +60,7 @@ def test_no_validation_image_of_the_class_means_no_threshold_and_says_so(make_ru
     assert not (run / "report" / "tables" / "threshold.csv").exists()
 
 
-def test_without_validation_predictions_nothing_is_calibrated_and_it_says_so(make_run, undrawn):
+def test_without_validation_predictions_the_report_states_that_nothing_is_calibrated(make_run, skip_rendering):
     run = make_run(stages=("s",))
     predictions(run, "s", "val").unlink()
     text = write_report([run], options=FAST).read_text()
@@ -86,7 +86,7 @@ def test_without_validation_predictions_nothing_is_calibrated_and_it_says_so(mak
         (lambda table: table.iloc[:0], "shape (0, 3)"),
     ],
 )
-def test_predictions_that_do_not_hold_together_are_refused_with_file_and_fault(make_run, change, said):
+def test_inconsistent_predictions_are_refused_with_file_and_reason(make_run, change, said):
     run = make_run()
     changed(run, change)
     with pytest.raises(PylorusError, match=re.escape(said)) as error:
@@ -125,21 +125,21 @@ def test_predictions_of_other_images_than_the_splits_are_refused(make_run, chang
         ("pretrain/metrics.csv", b"epoch,loss\n1,2\n"),
     ],
 )
-def test_a_damaged_file_is_named(make_run, file, content, undrawn):
+def test_a_damaged_file_is_named(make_run, file, content, skip_rendering):
     run = make_run()
     (run / file).write_bytes(content)
     with pytest.raises(PylorusError, match=re.escape(file.rpartition("/")[2])):
         write_report([run], options=FAST)
 
 
-def test_predictions_without_a_split_are_refused_since_no_table_could_cite_it(make_run):
+def test_predictions_without_a_split_are_refused(make_run):
     run = make_run()
     (run / "split.csv").unlink()
     with pytest.raises(PylorusError, match=r"split\.csv is missing"):
         collect_evidence([run], FAST)
 
 
-def test_an_empty_metrics_file_is_a_stage_without_curves(make_run, undrawn):
+def test_an_empty_metrics_file_is_a_stage_without_curves(make_run, skip_rendering):
     run = make_run()
     (run / "pretrain" / "metrics.csv").write_text("\n")
     assert (
@@ -163,7 +163,7 @@ def test_runs_with_the_classes_in_another_order_are_put_in_the_order_of_the_firs
     assert len(evidence.comparisons) == 1
 
 
-def test_runs_of_other_classes_have_tables_of_their_own(make_run, undrawn, tmp_path):
+def test_runs_of_other_classes_have_tables_of_their_own(make_run, skip_rendering, tmp_path):
     paths = [make_run("a"), make_run("b", names=("polyp", "normal"), test_each=(9, 9), val_each=(9, 9), split_seed=1)]
     page = write_report(paths, tmp_path / "out", options=FAST)
     tables = page.parent / "tables"
@@ -194,7 +194,7 @@ def test_a_group_of_several_true_classes_is_left_out_at_patient_level_and_counte
     assert len(result.patients.predictions.true) == 27
 
 
-def test_a_probability_of_exactly_zero_for_the_truth_is_an_infinite_loss_and_not_an_error(make_run, undrawn):
+def test_a_probability_of_exactly_zero_for_the_truth_is_an_infinite_loss_and_not_an_error(make_run, skip_rendering):
     def sure(table):
         wrong = table["true"].iloc[0] != "GC"
         table.loc[0, ["logit/GC", "logit/GU", "logit/CG"]] = [2000.0, 0, 0] if wrong else [0, 2000.0, 0]
@@ -209,9 +209,7 @@ def test_a_probability_of_exactly_zero_for_the_truth_is_an_infinite_loss_and_not
     assert "∞" in text
 
 
-def test_a_job_that_failed_before_it_had_a_configuration_is_named_and_the_others_are_reported(
-    make_run, tmp_path, undrawn
-):
+def test_a_job_without_a_configuration_is_named_and_the_others_are_reported(make_run, tmp_path, skip_rendering):
     (tmp_path / "sweep" / "0").mkdir(parents=True)
     (tmp_path / "sweep" / "0" / "status.json").write_text(
         '{"state": "failed", "pid": 1, "started": "2026-01-31T12:00:00+00:00", "overrides": [], "sweep": "s"}'

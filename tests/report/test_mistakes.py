@@ -16,23 +16,23 @@ def collect_candidate_results(evidence):
     return [result for each in evidence.candidates for result in each.results]
 
 
-@pytest.fixture
-def evidence(make_run):
-    return collect_evidence([make_run("a"), make_run("b", model="vgg19.tv_in1k", seed=1)], FAST)
+@pytest.fixture(scope="module")
+def evidence(make_shared_run):
+    return collect_evidence([make_shared_run("a"), make_shared_run("b", model="vgg19.tv_in1k", seed=1)], FAST)
 
 
-def test_mistakes_come_surest_first_and_are_mistakes(evidence):
+def test_mistakes_are_sorted_by_confidence(evidence):
     result = evidence.results[-1]
     found = find_worst_mistakes(result, collect_candidate_results(evidence))
     said = result.test.predictions
     assert [each.certainty for each in found] == sorted((each.certainty for each in found), reverse=True)
     assert len(found) == min(12, int((~said.correct).sum()))
-    assert all(each.true != each.predicted and each.certainty >= each.chance for each in found)
+    assert all(each.true != each.predicted and each.certainty >= each.true_probability for each in found)
     surest = said.probabilities.max(axis=1)[~said.correct].max()
     assert found[0].certainty == surest
 
 
-def test_it_is_told_how_many_models_share_a_mistake(evidence):
+def test_the_number_of_models_that_share_a_mistake_is_stated(evidence):
     first, second = collect_candidate_results(evidence)
     wrong = [set(result.test.predictions.sample[~result.test.predictions.correct]) for result in (first, second)]
     for each in find_worst_mistakes(first, (first, second)):
@@ -47,7 +47,7 @@ def test_the_table_names_files_only_if_asked(evidence):
     assert named.rows[0].cells[1].endswith(".jpg")
 
 
-def test_a_thumbnail_shows_the_image_that_was_predicted_and_no_other(make_run, tmp_path):
+def test_a_thumbnail_shows_the_predicted_image(make_run, tmp_path):
     folder = make_run(config={"data.root": str(tmp_path / "images")})
     run = read_run(folder)
     assert run.split is not None

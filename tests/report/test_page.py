@@ -46,11 +46,11 @@ def read(text):
 
 
 @pytest.fixture
-def page(written):
-    return (written / "report" / "report.html").read_text()
+def page(run_with_report):
+    return (run_with_report / "report" / "report.html").read_text()
 
 
-def test_the_page_asks_for_nothing_outside_itself(make_run, undrawn):
+def test_the_page_loads_nothing_external(make_run, skip_rendering):
     options = ReportOptions(published=True, resamples=100)
     text = write_report([make_run()], options=options).read_text()
     assert not re.search(r"https?://|//[a-z]+\.|@import|url\(", text)
@@ -58,14 +58,14 @@ def test_the_page_asks_for_nothing_outside_itself(make_run, undrawn):
     assert "<link" not in text
 
 
-def test_the_drawn_figures_ask_for_nothing_outside_themselves_either(written):
+def test_figures_load_nothing_external(run_with_report):
     namespaces = r"http://www\.w3\.org/(2000/svg|1999/xlink)|http://www\.w3\.org/Graphics/SVG/1\.1/DTD/svg11\.dtd"
-    for figure in (written / "report" / "figures").glob("*.svg"):
+    for figure in (run_with_report / "report" / "figures").glob("*.svg"):
         text = re.sub(r"<metadata>.*?</metadata>", "", figure.read_text(), flags=re.S)
         assert not re.search(r"https?://", re.sub(namespaces, "", text)), figure.name
 
 
-def test_every_element_is_closed_and_every_link_of_the_contents_leads_somewhere(page):
+def test_html_is_well_formed_and_links_have_targets(page):
     found = read(page)
     assert (found.open, found.loose) == ([], [])
     assert len(found.ids) == len(set(found.ids))
@@ -73,7 +73,7 @@ def test_every_element_is_closed_and_every_link_of_the_contents_leads_somewhere(
     assert "#summary" in found.targets
 
 
-def test_every_figure_has_words_for_those_who_can_not_see_it(page):
+def test_every_figure_has_a_text_alternative(page):
     pictures = read(page).pictures
     assert len(pictures) == 10
     assert all(len(picture["alt"]) > 20 for picture in pictures)
@@ -86,7 +86,7 @@ def test_tables_and_figures_are_numbered_without_a_gap(page):
         assert numbers
 
 
-def test_every_caption_of_test_results_says_its_level_and_cites_the_split(page):
+def test_captions_of_test_results_state_level_and_split(page):
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", page, flags=re.S)
     exempt = ("Runs", "Machine and versions", "Draft of the", "Structure of")
     told = [caption for caption in captions if not any(word in caption for word in exempt)]
@@ -95,7 +95,7 @@ def test_every_caption_of_test_results_says_its_level_and_cites_the_split(page):
         assert re.search(r"(Image|Patient)-level; .*split [0-9a-f]{12}", caption), caption
 
 
-def test_neither_folders_nor_file_names_nor_groups_are_on_the_page_or_in_any_table(make_run, tmp_path, undrawn):
+def test_neither_folders_nor_file_names_nor_groups_are_on_the_page_or_in_any_table(make_run, tmp_path, skip_rendering):
     run = make_run(images_per_group=2, error="cannot read /hospital/patients/x.jpg", state="failed", finished=1)
     page = write_report([run], options=FAST)
     for file in [page, *(run / "report" / "tables").iterdir()]:
@@ -104,7 +104,7 @@ def test_neither_folders_nor_file_names_nor_groups_are_on_the_page_or_in_any_tab
             assert secret not in text, (file.name, secret)
 
 
-def test_with_names_files_groups_and_errors_are_shown(make_run, undrawn):
+def test_with_names_files_groups_and_errors_are_shown(make_run, skip_rendering):
     run = make_run(images_per_group=2, error="cannot read /hospital/patients/x.jpg", state="failed", finished=1)
     text = write_report([run], options=ReportOptions(names=True, resamples=100)).read_text()
     assert "/hospital/patients" in text
@@ -112,7 +112,7 @@ def test_with_names_files_groups_and_errors_are_shown(make_run, undrawn):
     assert re.search(r"test_G[CU]_patient_\d+", text)
 
 
-def test_names_of_classes_are_text_and_never_markup(make_run, undrawn):
+def test_class_names_are_escaped(make_run, skip_rendering):
     run = make_run(names=("<b>bold", "a&b", '"c"'))
     text = write_report([run], options=FAST).read_text()
     assert "<b>bold" not in text
@@ -121,20 +121,21 @@ def test_names_of_classes_are_text_and_never_markup(make_run, undrawn):
     assert (found.open, found.loose) == ([], [])
 
 
-def test_a_blank_of_the_checklist_is_marked_for_the_author(page):
+def test_blanks_of_the_checklist_are_marked_for_the_author(page):
     assert '<span class="blank">[author: objectives and hypotheses]</span>' in page
 
 
-WRITE_OPTIONS = ReportOptions(resamples=200)
+ONE_STAGE = {"stages": ("finetune",), "curves": False, "network": False}
+"""A run with the least to draw, where a test is not about what is drawn."""
 
 
 def names(folder, suffix):
     return {path.stem for path in folder.glob(f"*.{suffix}")}
 
 
-def test_a_runs_report_has_its_page_every_table_in_three_formats_and_every_figure_in_two(written):
-    assert (written / "report" / "report.html").is_file()
-    tables, figures = written / "report" / "tables", written / "report" / "figures"
+def test_a_runs_report_has_its_page_every_table_in_three_formats_and_every_figure_in_two(run_with_report):
+    assert (run_with_report / "report" / "report.html").is_file()
+    tables, figures = run_with_report / "report" / "tables", run_with_report / "report" / "figures"
     assert names(tables, "csv") == names(tables, "md") == names(tables, "tex")
     assert names(figures, "svg") == names(figures, "png")
     assert names(tables, "csv") == {
@@ -201,46 +202,46 @@ def test_the_help_of_the_command_imports_neither_torch_nor_pandas():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_the_same_run_gives_the_same_files_byte_for_byte(written, tmp_path):
-    first = written / "report"
-    second = write_report([written], tmp_path, options=ReportOptions(resamples=100)).parent
+def test_the_same_run_gives_the_same_files_byte_for_byte(run_with_report, tmp_path):
+    first = run_with_report / "report"
+    second = write_report([run_with_report], tmp_path, options=ReportOptions(resamples=100)).parent
     files = [path.relative_to(first) for path in first.rglob("*") if path.is_file()]
     assert files
     assert [path for path in files if (first / path).read_bytes() != (second / path).read_bytes()] == []
 
 
-def test_a_second_report_takes_away_what_the_first_alone_had_and_nothing_else(make_run, undrawn):
-    run = make_run()
-    write_report([run], options=ReportOptions(published=True, resamples=200))
+def test_a_second_report_deletes_only_stale_files_of_the_first(make_run, skip_rendering):
+    run = make_run(**ONE_STAGE)
+    write_report([run], options=ReportOptions(published=True, resamples=100))
     stale, own = run / "report" / "tables" / "published-vgg19.csv", run / "report" / "tables" / "my-notes.csv"
     own.write_text("mine")
     assert stale.is_file()
-    write_report([run], options=WRITE_OPTIONS)
+    write_report([run], options=FAST)
     assert not stale.is_file()
     assert own.read_text() == "mine"
 
 
-def test_the_list_of_files_can_not_be_made_to_remove_others(make_run, undrawn):
-    run = make_run()
-    write_report([run], options=WRITE_OPTIONS)
+def test_the_file_list_cannot_delete_other_files(make_run, skip_rendering):
+    run = make_run(**ONE_STAGE)
+    write_report([run], options=FAST)
     victim = run / "config.yaml"
     files = run / "report" / "files.json"
     files.write_text(json.dumps({"files": ["../config.yaml", "tables/../../config.yaml", str(victim)]}))
-    write_report([run], options=WRITE_OPTIONS)
+    write_report([run], options=FAST)
     assert victim.is_file()
 
 
-def test_several_runs_need_no_folder_to_be_named(make_run, tmp_path, monkeypatch, undrawn):
+def test_a_report_on_several_runs_has_a_default_folder(make_run, tmp_path, monkeypatch, skip_rendering):
     monkeypatch.chdir(tmp_path)
-    paths = [make_run("a"), make_run("b", model="vgg19.tv_in1k", seed=1)]
-    assert write_report(paths, options=WRITE_OPTIONS).resolve() == tmp_path / "report" / "report.html"
-    assert write_report(paths, tmp_path / "elsewhere", options=WRITE_OPTIONS) == tmp_path / "elsewhere" / "report.html"
+    paths = [make_run("a", **ONE_STAGE), make_run("b", model="vgg19.tv_in1k", seed=1, **ONE_STAGE)]
+    assert write_report(paths, options=FAST).resolve() == tmp_path / "report" / "report.html"
+    assert write_report(paths, tmp_path / "elsewhere", options=FAST) == tmp_path / "elsewhere" / "report.html"
 
 
-def test_the_command_takes_class_sensitivity_and_output(make_run, tmp_path, capsys, undrawn):
+def test_the_command_takes_class_sensitivity_and_output(make_run, tmp_path, capsys, skip_rendering):
     from pylorus.cli import main
 
-    run = make_run()
+    run = make_run(**ONE_STAGE)
     main(["report", str(run), "--output", str(tmp_path / "out"), "--class", "gastric_ulcer", "--sensitivity", "0.8"])
     assert capsys.readouterr().out.strip() == f"report: {tmp_path / 'out' / 'report.html'}"
     text = (tmp_path / "out" / "tables" / "threshold.md").read_text()
@@ -259,17 +260,19 @@ def test_the_command_takes_class_sensitivity_and_output(make_run, tmp_path, caps
     ],
 )
 def test_an_unknown_class_and_an_impossible_sensitivity_are_refused(make_run, options, said):
-    run = make_run()
+    run = make_run(**ONE_STAGE)
     with pytest.raises(PylorusError, match=re.escape(said)):
         write_report([run], options=ReportOptions(**options))
 
 
-def test_a_sweep_with_a_failed_job_a_job_of_one_stage_and_one_without_a_start_is_reported(make_run, tmp_path, undrawn):
+def test_a_sweep_with_a_failed_job_a_job_of_one_stage_and_one_without_a_start_is_reported(
+    make_run, tmp_path, skip_rendering
+):
     make_run("sweep/0", model="vgg19.tv_in1k")
     make_run("sweep/1", state="failed", finished=1, error="out of memory at /hospital/patients/Li_Wei.jpg")
     make_run("sweep/2", model="inception_v3.tv_in1k", stages=("pretrain",), seed=4)
     make_run("sweep/10", model="convnext_tiny.fb_in1k", finished=0, state="failed", curves=False, network=False)
-    page = write_report([tmp_path / "sweep"], options=WRITE_OPTIONS)
+    page = write_report([tmp_path / "sweep"], options=FAST)
     assert page == tmp_path / "sweep" / "report" / "report.html"
     text = page.read_text()
     assert "resnet50 failed (state: failed): 1 of 2 stages were tested." in text
@@ -285,15 +288,15 @@ def test_a_sweep_with_a_failed_job_a_job_of_one_stage_and_one_without_a_start_is
     assert pd.read_csv(page.parent / "tables" / "runs.csv")["run"].tolist()[-1] == "convnext_tiny"
 
 
-def test_a_sweep_in_which_every_job_failed_still_gets_a_page(make_run, tmp_path, undrawn):
+def test_a_sweep_in_which_every_job_failed_still_gets_a_page(make_run, tmp_path, skip_rendering):
     make_run("sweep/0", finished=0, state="failed", curves=False, network=False)
-    text = write_report([tmp_path / "sweep"], options=WRITE_OPTIONS).read_text()
+    text = write_report([tmp_path / "sweep"], options=FAST).read_text()
     assert "so this report only describes the runs" in text
 
 
-def test_a_run_without_curves_and_network_says_so_and_keeps_the_rest(make_run, undrawn):
+def test_a_run_without_curves_and_network_is_reported_without_them(make_run, skip_rendering):
     run = make_run(curves=False, network=False)
-    text = write_report([run], options=WRITE_OPTIONS).read_text()
+    text = write_report([run], options=FAST).read_text()
     assert "because metrics.csv is missing" in text
     assert "because network.json is missing" in text
     assert not (run / "report" / "figures" / "curves-pretrain.svg").exists()

@@ -10,7 +10,7 @@ from pylorus.report.study_tables import STUDY, build_published_comparison_table,
 FAST = ReportOptions(published=True, resamples=100)
 
 
-def test_a_result_stands_beside_the_published_one_of_its_model_and_stage(make_run):
+def test_a_result_is_compared_with_the_published_one_of_its_model_and_stage(make_run):
     evidence = collect_evidence([make_run(model="inception_v3.tf_in1k")], FAST)
     found = compare_with_published(evidence.results)
     assert [(each.theirs.model, each.theirs.stage) for each in found] == [
@@ -19,7 +19,7 @@ def test_a_result_stands_beside_the_published_one_of_its_model_and_stage(make_ru
     ]
 
 
-def test_a_model_that_the_study_did_not_have_stands_beside_its_winner(make_run):
+def test_a_model_not_in_the_study_is_compared_with_its_winner(make_run):
     evidence = collect_evidence([make_run(model="convnext_tiny.fb_in1k", stages=("finetune",))], FAST)
     (found,) = compare_with_published(evidence.results)
     assert (found.theirs.model, found.theirs.stage) == ("ResNet50", "finetune")
@@ -50,7 +50,7 @@ def test_classes_are_matched_by_name_in_whatever_order(make_run):
     assert ours["sensitivity of GC"] == shares.sensitivity[1]
 
 
-def test_other_classes_than_the_studys_are_not_compared_and_the_page_says_so(make_run, undrawn):
+def test_classes_that_differ_from_the_study_are_not_compared(make_run, skip_rendering):
     run = make_run(names=("polyp", "normal"), test_each=(9, 9), val_each=(9, 9))
     text = write_report([run], options=FAST).read_text()
     assert "differ from those of the study, so the results cannot be compared" in text

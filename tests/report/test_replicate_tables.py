@@ -1,4 +1,4 @@
-"""Folds of one configuration: pooled once each, never mixed with another, and marked where some are missing."""
+"""Folds of a configuration are pooled once each, never mixed with another's, and marked if some are missing."""
 
 import pandas as pd
 import pytest
@@ -12,10 +12,11 @@ OPTIONS = ReportOptions(resamples=20)
 
 
 @pytest.fixture
-def folds(make_run, tmp_path, undrawn):
+def folds(make_run, tmp_path, skip_rendering):
     """Makes runs of folds, each with other test images; gives the report's table of them."""
 
     def report(chosen, wanted=3, **story):
+        story = {"stages": ("finetune",), "curves": False, "network": False} | story
         runs = [
             make_run(
                 f"fold{fold}", split_seed=fold, seed=fold, config={"data.fold": fold, "data.folds": wanted}, **story
@@ -29,7 +30,7 @@ def folds(make_run, tmp_path, undrawn):
     return report
 
 
-def test_the_pooled_figures_are_those_of_all_test_images_together(folds):
+def test_pooled_results_use_all_test_images(folds):
     runs, table = folds([0, 1, 2])
     row = table[table["stage"] == "finetune"].iloc[0]
     said = pd.concat([pd.read_parquet(run / "finetune" / "predictions-test.parquet") for run in runs])
@@ -40,7 +41,7 @@ def test_the_pooled_figures_are_those_of_all_test_images_together(folds):
     assert float(row[accuracy]) == pytest.approx(100 * wilson(right, len(said)).value, abs=0.06)
 
 
-def test_missing_folds_are_said(folds, tmp_path):
+def test_missing_folds_are_stated(folds, tmp_path):
     _, table = folds([0, 2])
     assert set(table["folds"]) == {"2 of 3"}
     assert "INCOMPLETE" in (tmp_path / "report" / "report.html").read_text()
@@ -50,9 +51,16 @@ def test_one_fold_alone_is_not_pooled(folds):
     assert folds([1])[1] is None
 
 
-def test_other_configurations_are_rows_of_their_own(make_run, tmp_path, undrawn):
+def test_other_configurations_are_rows_of_their_own(make_run, tmp_path, skip_rendering):
     runs = [
-        make_run(f"{model}{fold}", model=model, split_seed=fold, config={"data.fold": fold, "data.folds": 2})
+        make_run(
+            f"{model}{fold}",
+            model=model,
+            split_seed=fold,
+            config={"data.fold": fold, "data.folds": 2},
+            curves=False,
+            network=False,
+        )
         for model in ("resnet50", "vgg19")
         for fold in (0, 1)
     ]
@@ -62,14 +70,14 @@ def test_other_configurations_are_rows_of_their_own(make_run, tmp_path, undrawn)
     assert set(table["folds"]) == {"2 of 2"}
 
 
-def test_folds_are_told_once_not_pair_by_pair(folds, tmp_path):
+def test_folds_are_described_once_not_pair_by_pair(folds, tmp_path):
     folds([0, 1, 2])
     page = (tmp_path / "report" / "report.html").read_text()
     assert page.count("The runs of resnet50 form a cross-validation: each of 3 disjoint folds was tested") == 1
     assert "are not compared in pairs:" not in page
 
 
-def test_the_pool_has_patients_kappa_mcc_and_calibration_and_says_why_it_has_no_auroc(folds, tmp_path):
+def test_pooled_folds_have_no_auroc_with_a_reason(folds, tmp_path):
     _, table = folds([0, 1, 2], images_per_group=2)
     assert {"Cohen's κ", "MCC", "balanced accuracy, %"} <= set(table.columns)
     tables = tmp_path / "report" / "tables"
@@ -81,7 +89,7 @@ def test_the_pool_has_patients_kappa_mcc_and_calibration_and_says_why_it_has_no_
 
 
 def test_the_mean_over_folds_has_an_interval_that_allows_for_training_sets_that_overlap(folds, tmp_path):
-    runs, _ = folds([0, 1, 2])
+    runs, _ = folds([0, 1, 2], stages=("pretrain", "finetune"))
     tables = tmp_path / "report" / "tables"
     row = pd.read_csv(tables / "fold-training.csv").iloc[0]
     shares = pd.read_csv(tables / "accuracy.csv").query("stage == 'pretrain'")["test, %"]
@@ -92,7 +100,7 @@ def test_the_mean_over_folds_has_an_interval_that_allows_for_training_sets_that_
     assert row[f"{name}, high"] == pytest.approx(min(100, shares.mean() + 4.302653 * error), rel=1e-4)
 
 
-def test_folds_by_a_column_are_listed_by_its_values(make_run, tmp_path, undrawn):
+def test_folds_by_a_column_are_listed_by_its_values(make_run, tmp_path, skip_rendering):
     runs = []
     for number, site in enumerate(("Basel", "Bern", "Genf")):
         config = {"data.fold": site, "data.fold_column": "site", "data.folds": 3}
@@ -104,7 +112,7 @@ def test_folds_by_a_column_are_listed_by_its_values(make_run, tmp_path, undrawn)
     assert pd.read_csv(tables / "folds.csv")["folds"].tolist() == ["3 of 3"]
 
 
-def test_folds_with_two_seeds_are_pooled_seed_by_seed_and_then_averaged(make_run, tmp_path, undrawn):
+def test_folds_with_two_seeds_are_pooled_seed_by_seed_and_then_averaged(make_run, tmp_path, skip_rendering):
     runs = [
         make_run(
             f"{seed}{fold}",
@@ -124,7 +132,7 @@ def test_folds_with_two_seeds_are_pooled_seed_by_seed_and_then_averaged(make_run
     assert accuracy.iloc[2] == pytest.approx(accuracy.iloc[:2].mean(), rel=1e-4)
 
 
-def test_configurations_that_lack_folds_are_compared_on_those_that_all_have(make_run):
+def test_configurations_are_compared_on_common_folds(make_run):
     runs = [
         make_run(f"{model}{fold}", model=model, stages=("s",), split_seed=fold, seed=fold, config=config)
         for model, chosen in (("resnet50", (0, 1, 2)), ("vgg19", (0, 2)))

@@ -7,26 +7,26 @@ def labels(*folders):
     return [run.label for run in runs], [run.stem for run in runs]
 
 
-def test_runs_of_different_models_are_called_by_their_models(make_run):
+def test_runs_of_different_models_are_labelled_by_model(make_run):
     paths = [make_run("a"), make_run("b", model="inception_v3.tv_in1k")]
     assert labels(*paths) == (["resnet50", "inception_v3"], ["resnet50", "inception-v3"])
 
 
-def test_runs_of_one_model_are_told_apart_by_what_differs(make_run):
+def test_runs_of_one_model_are_labelled_by_what_differs(make_run):
     paths = [make_run("a", config={"optimizer.lr": 0.01}), make_run("b", config={"optimizer.lr": 0.001})]
     assert labels(*paths) == (["resnet50 (lr=0.01)", "resnet50 (lr=0.001)"], ["resnet50-lr-0-01", "resnet50-lr-0-001"])
 
 
-def test_runs_of_other_stages_are_told_apart_by_their_stages(make_run):
+def test_runs_of_other_stages_are_labelled_by_stage(make_run):
     paths = [make_run("a", stages=("pretrain",)), make_run("b")]
     assert labels(*paths)[0] == ["resnet50 (pretrain only)", "resnet50 (pretrain + finetune)"]
 
 
-def test_runs_that_differ_in_nothing_are_told_apart_by_their_folders(make_run):
+def test_identical_runs_are_labelled_by_folder(make_run):
     assert labels(make_run("a"), make_run("b"))[0] == ["resnet50 [a]", "resnet50 [b]"]
 
 
-def test_a_folder_of_images_never_stands_in_a_label(make_run):
+def test_a_label_never_contains_an_image_folder(make_run):
     paths = [
         make_run("a", config={"data.root": "/x/Li_Wei"}),
         make_run("b", config={"model.weights": "/y/Li_Wei/w.pth"}),

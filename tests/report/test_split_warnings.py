@@ -1,4 +1,4 @@
-"""What a report says of a split: which shares were asked and are not there, and where patients are few."""
+"""Warnings of a report about its split: fractions that were not reached, and splits with few patients."""
 
 import pandas as pd
 import pytest
@@ -27,7 +27,7 @@ def make_split(make_run):
     """
 
     def make(*parts, name="run", **story):
-        folder = make_run(name, **story)
+        folder = make_run(name, **{"stages": ("finetune",)} | story)
         rows = pd.read_csv(folder / "split.csv")
         given = rows["split"].where(rows["split"].isin(parts), "") if parts else ""
         pd.DataFrame({"split": given}, index=rows.index).to_parquet(folder / "catalog.parquet")
@@ -36,7 +36,7 @@ def make_split(make_run):
     return make
 
 
-def test_a_share_that_was_not_met_is_among_the_warnings_and_beside_the_split(make_split):
+def test_a_fraction_that_was_not_reached_is_a_warning(make_split):
     folder = make_split()
     said = "The test set should contain 15 % of the images of each class but contains 30.8 % of "
     assert said in warnings_of(folder)
@@ -52,21 +52,21 @@ def test_a_share_that_was_not_met_is_among_the_warnings_and_beside_the_split(mak
         ((), {"data.fold": 1, "data.val_fraction": 0.33}),
     ],
 )
-def test_no_share_is_said_to_be_asked_where_none_was(make_split, parts, config):
+def test_a_given_split_states_no_requested_fraction(make_split, parts, config):
     assert "set should contain" not in warnings_of(make_split(*parts, config=config))
 
 
-def test_of_given_folders_the_validation_images_alone_were_drawn(make_split):
+def test_with_given_train_and_test_folders_only_validation_was_drawn(make_split):
     said = warnings_of(make_split("train", "test"))
     assert "The validation set should contain 15 %" in said
     assert "The test set should contain" not in said
 
 
-def test_of_a_run_whose_catalog_is_gone_no_share_is_said_to_be_asked(make_run):
-    assert "set should contain" not in warnings_of(make_run())
+def test_a_run_without_its_catalog_states_no_requested_fraction(make_run):
+    assert "set should contain" not in warnings_of(make_run(stages=("finetune",)))
 
 
-def test_few_patients_in_a_part_are_told_of_every_split(make_split):
+def test_few_patients_in_a_split_are_reported_for_every_run(make_split):
     said = warnings_of(make_split("train", "val", "test", test_each=(20, 3, 20)))
     assert 'Fewer than 5 images of a class in a split: "gastric_ulcer" 3 in test.' in said
 
@@ -82,7 +82,13 @@ def test_each_split_is_warned_of_once_and_many_are_counted(make_split):
 
 def test_a_fold_by_a_column_is_called_by_its_value_unless_that_is_a_single_patients(make_run):
     several, single = (
-        make_run(name, split_seed=seed, images_per_group=2, config={"data.fold_column": "column", "data.fold": name})
+        make_run(
+            name,
+            split_seed=seed,
+            images_per_group=2,
+            stages=("finetune",),
+            config={"data.fold_column": "column", "data.fold": name},
+        )
         for seed, name in enumerate(("Bonn", "Erika"))
     )
     table = pd.read_csv(single / "split.csv")

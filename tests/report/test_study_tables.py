@@ -1,4 +1,4 @@
-"""The golden test: predictions made from the published confusion matrices give the published tables."""
+"""Predictions made from the published confusion matrices reproduce the published tables."""
 
 import csv
 import io
@@ -25,11 +25,11 @@ MISPRINTS = {("Inception-V3", "pretrain", "precision", 1), ("ResNet50", "pretrai
 """The paper's own: 66.5 printed as 64, and an average of rounded cells that is 88.49 unrounded."""
 
 
-@pytest.fixture
-def study(make_run):
+@pytest.fixture(scope="module")
+def study(make_shared_run):
     def made(published):
         confusions = {stage: STUDY.get_result(published, stage).counts for stage in STAGES}
-        return make_run(published, model=MODELS[published], confusions=confusions)
+        return make_shared_run(published, model=MODELS[published], confusions=confusions)
 
     return collect_evidence([made(name) for name in MODELS], ReportOptions(resamples=100))
 
@@ -54,13 +54,13 @@ def test_all_six_confusion_matrices_are_those_of_the_paper(study):
     assert len(ours.rows) == 18
 
 
-def test_the_published_tables_stand_as_printed_misprints_and_all():
+def test_the_published_tables_are_reproduced_as_printed():
     text = format_markdown(build_published_metric_table("Inception-V3"))
     assert "| GU      |                 64 |" in text
     assert "OPTIMISTIC" in text
 
 
-def test_captions_say_level_images_and_split(study):
+def test_captions_state_level_images_and_split(study):
     split = study.runs[0].split.short_hash
     basis = build_study_metric_table(study.get_run_results(study.runs[0])).basis
     assert basis == f"Image-level; 450 test images, each its own group; split {split}."

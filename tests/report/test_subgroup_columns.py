@@ -1,9 +1,9 @@
-"""Columns of a manifest: what makes a subgroup, what may tell who a patient is, and that nothing vanishes in silence."""
+"""Columns of a manifest: subgroups, identifying columns, and that no column is dropped silently."""
 
 import numpy as np
 import pytest
 
-from pylorus.report.subgroup_columns import RARE, build_subgroup_columns, replace_single_patient_values
+from pylorus.report.subgroup_columns import RARE_VALUES, build_subgroup_columns, replace_single_patient_values
 
 
 def column(values, group=None):
@@ -17,20 +17,20 @@ def counts(values, group=None):
     return {each.name: int(each.images.sum()) for each in column(values, group).subgroups}
 
 
-def test_words_make_a_subgroup_each_and_what_is_not_stated_is_one_too():
+def test_text_values_form_subgroups_and_missing_values_form_another():
     assert counts(["B", "A", "B", "A", ""]) == {"A": 2, "B": 2, "not stated": 1}
 
 
-def test_few_numbers_make_a_subgroup_each_in_their_order():
+def test_few_distinct_numbers_form_ordered_subgroups():
     assert counts(["10", "9", "10", "9"]) == {"9": 2, "10": 2}
 
 
-def test_many_numbers_are_cut_at_their_quartiles_and_no_patients_own_age_is_shown():
+def test_many_numbers_are_divided_at_quartiles_and_no_single_age_is_shown():
     found = counts([str(number) for number in range(20, 120)])
     assert found == {"below 45": 25, "45 to below 70": 25, "70 to below 95": 25, "95 and above": 25}
 
 
-def test_values_lie_in_the_subgroup_whose_rounded_ends_say_so():
+def test_values_are_in_the_subgroup_that_its_rounded_limits_state():
     values = np.random.default_rng(0).uniform(0, 1, 80)
     for each in column([f"{value:.6f}" for value in values]).subgroups:
         edges = [float(word) for word in each.name.split() if word[0].isdigit()]
@@ -60,18 +60,18 @@ def test_more_than_twelve_values_are_the_eleven_most_frequent_and_other():
         ),
     ],
 )
-def test_dates_are_told_by_quarter_or_year(values, names):
+def test_dates_are_grouped_by_quarter_or_year(values, names):
     found = column(values * 2)
     assert [each.name for each in found.subgroups] == names
 
 
-def test_dates_of_more_than_twelve_years_are_cut_at_quartiles_of_years():
+def test_dates_over_twelve_years_are_divided_at_quartiles():
     found = counts([f"{year}-05-01" for year in range(2001, 2025) for _ in range(3)])
     assert list(found) == ["below 2007", "2007 to below 2013", "2013 to below 2019", "2019 and above"]
 
 
 @pytest.mark.parametrize("name", ["site_id", "patient_site", "case_mix", "endoscope name", "id"])
-def test_a_columns_name_decides_nothing(name):
+def test_the_name_of_a_column_does_not_matter(name):
     (found,) = build_subgroup_columns({name: np.array(["A", "B"] * 4)}, np.arange(8))
     assert [each.name for each in found.subgroups] == ["A", "B"]
 
@@ -100,7 +100,7 @@ RANDOM = np.random.default_rng(0)
         ([f"{a}{b}" for a in "ABCDEFGH" for b in "KLM"] * 2, "initials"),
     ],
 )
-def test_what_may_tell_who_a_patient_is_is_refused_by_content_and_never_quoted(values, reason):
+def test_identifying_columns_are_refused_by_content_and_never_quoted(values, reason):
     found = column(values)
     assert found.subgroups == ()
     assert reason in found.reason
@@ -122,7 +122,7 @@ def test_what_may_tell_who_a_patient_is_is_refused_by_content_and_never_quoted(v
         ["01", "02", "03"],
     ],
 )
-def test_devices_sites_and_findings_are_no_persons(values):
+def test_devices_sites_and_findings_are_not_taken_as_names(values):
     assert [each.name for each in column(values * 10).subgroups] == sorted(values)
 
 
@@ -136,11 +136,11 @@ def test_devices_sites_and_findings_are_no_persons(values):
         (["2024-01-03", "2024-02-03", "2024-03-03"], "all its values fall into one subgroup"),
     ],
 )
-def test_a_column_without_subgroups_says_why(values, reason):
+def test_a_column_without_subgroups_has_a_reason(values, reason):
     assert column(values).reason == reason
 
 
-def test_the_column_that_cut_the_test_set_says_so():
+def test_the_column_that_selected_the_test_set_is_marked():
     (found,) = build_subgroup_columns({"site": np.array(["C"] * 4)}, np.arange(4), test_column="site")
     assert found.reason == "all test images have the same value; it defines the test images"
 
@@ -148,9 +148,16 @@ def test_the_column_that_cut_the_test_set_says_so():
 def test_values_that_only_one_patient_has_are_not_shown():
     values = np.array(["Miller", "Miller", "A", "A", "Meyer", ""])
     group = np.array(["1", "1", "2", "3", "4", "5"])
-    assert replace_single_patient_values(values, group).tolist() == [RARE, RARE, "A", "A", RARE, ""]
+    assert replace_single_patient_values(values, group).tolist() == [
+        RARE_VALUES,
+        RARE_VALUES,
+        "A",
+        "A",
+        RARE_VALUES,
+        "",
+    ]
 
 
 def test_a_year_with_a_single_patient_is_not_shown():
     found = counts(["2019-01-01", "2021-01-01", "2021-06-01", "2023-01-01", "2023-02-01"], ["a", "b", "c", "d", "e"])
-    assert found == {"2023 Q1": 2, RARE: 3}
+    assert found == {"2023 Q1": 2, RARE_VALUES: 3}

@@ -34,13 +34,13 @@ def test_an_undefined_value_is_a_dash_with_a_note_and_never_a_number():
     assert any(note.startswith("–: undefined") for note in found.all_notes)
 
 
-def test_a_value_whose_interval_is_unknown_stands_and_says_so():
+def test_a_value_without_an_interval_is_shown_with_a_note():
     found = table(("a", "x", Number(100.0, 1, (math.nan, math.nan))))
     assert found.numbers[0].text == "100.0 (–)"
     assert any(note.startswith("(–): no interval") for note in found.all_notes)
 
 
-def test_what_is_undefined_says_why():
+def test_an_undefined_value_has_a_reason():
     nan = math.nan
     found = table(
         ("a", "x", Number(nan, 1, (nan, nan), reason="the class is never predicted")),
@@ -59,7 +59,7 @@ def test_a_number_never_shows_a_negative_zero_and_shows_infinity():
     assert [Number(-0.0001).text, Number(math.inf).text] == ["0.0", "∞"]
 
 
-def test_equal_words_below_each_other_unite_only_within_what_is_left_of_them():
+def test_equal_cells_merge_only_within_equal_cells_to_their_left():
     found = table(("a", "x", 1), ("a", "x", 1), ("b", "x", 1))
     assert found.heights == [[2, 2, 1], [0, 0, 1], [1, 1, 1]]
 
@@ -76,8 +76,8 @@ TABLE = Table(
     columns=(
         *create_text_columns("model"),
         Column("right"),
-        Column("sensitivity", over="test", unit="%"),
-        Column("p", over="test"),
+        Column("sensitivity", heading="test", unit="%"),
+        Column("p", heading="test"),
     ),
     rows=create_rows(
         [
@@ -117,12 +117,12 @@ def test_csv_rounds_to_what_the_page_shows_and_gives_intervals_their_own_columns
     assert float(rows[0]["test p"]) == pytest.approx(0.00001)
 
 
-def test_every_row_of_the_csv_says_what_it_rests_on():
+def test_every_row_of_the_csv_states_its_basis():
     rows = list(csv.DictReader(io.StringIO(format_csv(TABLE))))
     assert {row["basis"] for row in rows} == {TABLE.basis}
 
 
-def test_caption_and_notes_go_with_markdown_and_latex():
+def test_markdown_and_latex_include_caption_and_notes():
     for text in (format_markdown(TABLE), format_latex(TABLE)):
         assert "Image-level; 36 test images, split 954c22b29479." in text
         assert "undefined" in text
@@ -151,13 +151,13 @@ def test_a_wide_table_has_its_intervals_below_the_values():
     assert lines[1].startswith(r" & \scriptsize 40.0 to 60.0 & \scriptsize 41.0 to 61.0")
 
 
-def test_prose_breaks_into_lines_over_several_pages():
+def test_long_text_wraps_and_spans_pages_in_latex():
     prose = Table("prose", "Title", "", create_text_columns("topic", "text"), create_rows([("a", "word " * 40)]))
     assert r"\begin{longtable}{lp{0.5\textwidth}}" in format_latex(prose)
 
 
 @pytest.mark.parametrize("character", "&%$#_{}")
-def test_what_means_something_to_latex_is_escaped(character):
+def test_special_characters_of_latex_are_escaped(character):
     assert escape_latex(f"a{character}b") == f"a\\{character}b"
 
 

@@ -1,4 +1,4 @@
-"""The threshold's table: what is guaranteed of the sensitivity for new patients, or why it is not."""
+"""The threshold table: the guaranteed sensitivity for new patients, or why there is no guarantee."""
 
 import pandas as pd
 import pytest
@@ -10,7 +10,7 @@ FAST = {"resamples": 50}
 
 
 @pytest.fixture
-def thresholds(make_run, undrawn):
+def thresholds(make_run, skip_rendering):
     """The table of a run as text and as CSV, of images and of patients."""
 
     def made(level="", options=None, **story):
@@ -32,7 +32,7 @@ def test_45_patients_with_the_class_let_the_threshold_guarantee_95_percent(thres
     assert "too small" not in text
 
 
-def test_fewer_are_said_to_be_too_few_with_what_they_guarantee(thresholds):
+def test_fewer_patients_are_reported_with_what_they_guarantee(thresholds):
     text, row = thresholds(val_each=(80, 15, 15), images_per_group=2)
     assert row["validation positive groups"] == 40
     assert row["validation guaranteed sensitivity, 90 % confidence, %"] == pytest.approx(100 * 0.1 ** (1 / 40))
@@ -63,7 +63,7 @@ def test_class_sensitivity_and_confidence_are_those_of_the_runs_bundle_unless_ot
     )
 
 
-def test_of_several_results_those_that_are_guaranteed_are_named_and_those_that_are_not(make_run, tmp_path, undrawn):
+def test_guaranteed_and_unguaranteed_results_are_both_named(make_run, tmp_path, skip_rendering):
     runs = [make_run("many", stages=("pretrain",), val_each=(50, 15, 15), model="a")]
     runs += [make_run("few", stages=("pretrain",), val_each=(20, 15, 15), model="b", split_seed=1)]
     write_report(runs, tmp_path / "out", options=ReportOptions(**FAST))

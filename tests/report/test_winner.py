@@ -7,17 +7,17 @@ from pylorus.report.study_tables import STUDY
 MODELS = {"VGG19": "vgg19.tv_in1k", "ResNet50": "resnet50.tv_in1k", "Inception-V3": "inception_v3.tv_in1k"}
 
 
-@pytest.fixture
-def study(make_run):
+@pytest.fixture(scope="module")
+def study(make_shared_run):
     def made(published):
         confusions = {stage: STUDY.get_result(published, stage).counts for stage in ("pretrain", "finetune")}
         skill = 2.0 if published == "ResNet50" else 1.5
-        return make_run(published, model=MODELS[published], confusions=confusions, skill=skill)
+        return make_shared_run(published, model=MODELS[published], confusions=confusions, skill=skill)
 
     return collect_evidence([made(name) for name in MODELS], ReportOptions(resamples=200))
 
 
-def test_the_winner_by_the_studys_rule_is_resnet50_and_that_it_is_better_is_not_shown(study):
+def test_by_the_studys_rule_resnet50_wins_without_significance(study):
     (winner,) = study.winners
     assert winner.rule == "By the study's criterion (highest test accuracy), resnet50 finetune ranks first with 90.9 %."
     assert winner.verdict == (
@@ -27,7 +27,7 @@ def test_the_winner_by_the_studys_rule_is_resnet50_and_that_it_is_better_is_not_
     )
 
 
-def test_a_winner_that_is_far_ahead_is_shown_to_be_better(make_run):
+def test_a_clearly_better_winner_is_significant(make_run):
     good = make_run("good", confusions={"finetune": [[40, 0, 0], [0, 40, 0], [0, 0, 40]]}, stages=("finetune",))
     bad = make_run(
         "bad",
@@ -41,7 +41,7 @@ def test_a_winner_that_is_far_ahead_is_shown_to_be_better(make_run):
     )
 
 
-def test_our_own_choice_goes_by_validation_accuracy_even_where_the_test_set_prefers_another(make_run):
+def test_the_winner_is_chosen_by_validation_even_if_test_prefers_another(make_run):
     lucky = make_run("lucky", skill=0.2, stages=("s",), confusions={"s": [[20, 0, 0], [0, 20, 0], [0, 0, 20]]})
     able = make_run(
         "able", model="vgg19.tv_in1k", skill=6.0, stages=("s",), confusions={"s": [[15, 5, 0], [0, 20, 0], [0, 0, 20]]}
@@ -52,7 +52,7 @@ def test_our_own_choice_goes_by_validation_accuracy_even_where_the_test_set_pref
     assert "validation accuracy" in winner.choice
 
 
-def test_runs_that_tie_are_both_named(make_run):
+def test_tied_runs_are_both_named(make_run):
     same = {"s": [[18, 2, 0], [0, 18, 2], [2, 0, 18]]}
     paths = [
         make_run("a", stages=("s",), confusions=same),
@@ -62,7 +62,7 @@ def test_runs_that_tie_are_both_named(make_run):
     assert winner.rule == "By the study's criterion (highest test accuracy), resnet50 s and vgg19 s tie at 90.0 %."
 
 
-def test_the_family_that_holm_corrects_is_the_question_and_no_pair_is_asked_twice(study):
+def test_holm_corrects_within_a_question_and_no_pair_is_tested_twice(study):
     (winner,) = study.winners
     assert [comparison.family for comparison in winner.comparisons] == [2, 2]
     raw = sorted(comparison.images.p_value for comparison in winner.comparisons)
@@ -75,7 +75,7 @@ def test_the_family_that_holm_corrects_is_the_question_and_no_pair_is_asked_twic
     assert len(set(pairs)) == len(pairs) == 9
 
 
-def test_a_winner_that_the_test_images_chose_is_corrected_for_all_pairs(make_run):
+def test_a_winner_chosen_on_test_images_is_corrected_for_all_pairs(make_run):
     names = ("resnet50", "vgg19", "inception_v3")
     paths = [
         make_run(name, model=name, stages=("s",), config={"data.validation": "test"}, skill=1.0 + number / 4)
@@ -86,7 +86,7 @@ def test_a_winner_that_the_test_images_chose_is_corrected_for_all_pairs(make_run
     assert "not selected independently" in winner.comparisons[0].question
 
 
-def test_pairs_of_the_appendix_are_unadjusted_and_never_shown(make_run):
+def test_pairs_of_the_appendix_are_unadjusted_and_never_called_significant(make_run):
     perfect, poor = [[40, 0, 0], [0, 40, 0], [0, 0, 40]], [[20, 20, 0], [0, 20, 20], [20, 0, 20]]
     paths = [
         make_run("a", stages=("s",), confusions={"s": poor}, model="resnet50", skill=6.0),
@@ -101,6 +101,6 @@ def test_pairs_of_the_appendix_are_unadjusted_and_never_shown(make_run):
     assert winner.verdict.startswith("vgg19 s is significantly more accurate than resnet50 s on this test set.")
 
 
-def test_where_validation_is_the_test_set_the_choice_is_not_passed_off_as_ours(make_run):
+def test_a_choice_validated_on_test_images_is_not_presented_as_validation(make_run):
     (winner,) = collect_evidence([make_run(config={"data.validation": "test"})], ReportOptions(resamples=100)).winners
     assert winner.choice.endswith("so this selection, too, was made on the test set.")

@@ -12,7 +12,7 @@ def run(folder: Path) -> Path:
     return folder
 
 
-def test_jobs_of_a_sweep_come_by_number(tmp_path):
+def test_jobs_of_a_sweep_are_sorted_by_number(tmp_path):
     for name in ("10", "2", "0", "extra"):
         run(tmp_path / name)
     found = resolve_scope([tmp_path])
@@ -33,17 +33,17 @@ def test_a_path_that_is_not_there_is_named(tmp_path):
         resolve_scope([tmp_path / "gone"])
 
 
-def test_an_empty_folder_is_no_run_and_no_sweep(tmp_path):
+def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(PylorusError, match="neither a run .* nor a sweep"):
         resolve_scope([tmp_path])
 
 
-def test_runs_that_lie_deeper_are_pointed_at(tmp_path):
+def test_runs_in_deeper_folders_are_suggested(tmp_path):
     run(tmp_path / "2026-01-31" / "12-00-00")
     with pytest.raises(PylorusError, match=r"There are runs deeper inside it:\n.*12-00-00"):
         resolve_scope([tmp_path])
 
 
-def test_no_path_at_all_is_refused():
+def test_an_empty_list_of_paths_is_refused():
     with pytest.raises(PylorusError, match="no path given"):
         resolve_scope([])

@@ -11,7 +11,7 @@ from tests.conftest import TINY
 
 
 @pytest.fixture
-def train_with_logger(composed, drawn, tmp_path) -> Callable[..., RunFolder]:
+def train_with_logger(compose_config, synthetic_root, tmp_path) -> Callable[..., RunFolder]:
     """Train stage pretrain with a logger that may show images; return the finished run."""
 
     def train(logger: str, *, epochs: int) -> RunFolder:
@@ -21,8 +21,8 @@ def train_with_logger(composed, drawn, tmp_path) -> Callable[..., RunFolder]:
         words = [
             "stage=pretrain", f"stages.pretrain.epochs={epochs}", f"logger={logger}", "logger.images=true", "trainer=cpu",
         ]  # fmt: skip
-        config = composed(
-            "data=folders", f"data.root={drawn}", "data.image_size=32", "model=timm", f"model.name={TINY}",
+        config = compose_config(
+            "data=folders", f"data.root={synthetic_root}", "data.image_size=32", "model=timm", f"model.name={TINY}",
             "model.weights=none", "report=false", *words,
         )  # fmt: skip
         with folder.set_starting(words):

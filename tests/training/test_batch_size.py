@@ -1,4 +1,4 @@
-"""trainer.batch_size=auto: the largest step that fits, found before training, and the run of the same number given."""
+"""trainer.batch_size=auto finds the largest batch that fits and gives the run of that batch size."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def test_without_any_limit_the_largest_size_is_taken():
     assert found()[0] == 64
 
 
-def test_on_a_cpu_a_size_that_would_not_fit_is_foretold_and_not_tried():
+def test_on_a_cpu_a_batch_size_that_would_not_fit_is_predicted_not_tried():
     size, why, tried = found(budget=270)
     assert (size, tried) == (16, [2, 4, 8, 16])
     assert why == "the largest that fits: a step of 32 would need more than 70 % of 3 GiB"
@@ -56,13 +56,13 @@ def test_a_killed_process_counts_as_a_size_that_does_not_fit():
     assert found(refuses_from=8)[0] == 4
 
 
-def test_on_a_cpu_it_stops_where_steps_get_no_faster_but_not_below_the_default():
+def test_on_a_cpu_the_search_stops_without_speedup_but_not_below_the_default():
     size, why, tried = found(crowded_from=4)
     assert (size, tried[-1]) == (16, 32)
     assert why == "a step of 32 would fit, but is no faster in images per second"
 
 
-def test_where_not_even_the_smallest_fits_it_is_told_with_its_cure():
+def test_if_the_smallest_size_does_not_fit_the_error_names_a_remedy():
     with pytest.raises(PylorusError, match=r"not even 2 images fit in 70 % of 3 GiB.*data.image_size"):
         found(budget=100)
 
@@ -77,22 +77,22 @@ def test_no_step_is_larger_than_half_of_the_training_images(images, most, larges
 
 
 @pytest.fixture
-def finished(composed, drawn, tmp_path_factory):
-    """Runs with further words of the command line."""
+def train_run(compose_config, synthetic_root, tmp_path_factory):
+    """Run with additional command-line arguments."""
 
     def of(*words: str) -> RunFolder:
         folder = RunFolder(tmp_path_factory.mktemp("run"))
         with folder.set_starting([]):
-            write_text(folder.config, OmegaConf.to_yaml(composed(f"data.root={drawn}", *FAST, *words)))
+            write_text(folder.config, OmegaConf.to_yaml(compose_config(f"data.root={synthetic_root}", *FAST, *words)))
         run(folder)
         return folder
 
     return of
 
 
-def test_a_run_with_auto_is_the_run_of_the_number_that_was_found(finished, monkeypatch):
-    monkeypatch.setattr(batch_size, "MOST", {"cpu": 8})
-    auto, given = finished("trainer.batch_size=auto"), finished("trainer.batch_size=8")
+def test_a_run_with_auto_equals_the_run_with_the_chosen_size(train_run, monkeypatch):
+    monkeypatch.setattr(batch_size, "MAX_BATCH_SIZE", {"cpu": 8})
+    auto, given = train_run("trainer.batch_size=auto"), train_run("trainer.batch_size=8")
     first, second = (load_file(folder.path / "model" / "model.safetensors") for folder in (auto, given))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
     curves = [(folder.get_stage("finetune").metrics_path).read_bytes() for folder in (auto, given)]
@@ -102,15 +102,15 @@ def test_a_run_with_auto_is_the_run_of_the_number_that_was_found(finished, monke
 
 
 @pytest.fixture
-def request_of(composed):
+def build_request(compose_config):
     return {
         "model": {"name": TINY, "weights": "none"}, "classes": 3, "image_size": 32, "timed_from": 16, "channels_last": True,
-        "stage": {}, "optimizer": {}, "engine": {"accelerator": "cpu", "precision": "32", "threads": 1},
+        "stage": {}, "optimizer": {}, "loss": {}, "engine": {"accelerator": "cpu", "precision": "32", "threads": 1},
     }  # fmt: skip
 
 
-def test_real_steps_tell_what_they_took_and_what_does_not_fit(request_of):
-    with TrialProcess(request_of) as trial:
+def test_real_steps_report_their_memory_and_out_of_memory(build_request):
+    with TrialProcess(build_request) as trial:
         assert trial.free > 0
         small, larger = trial.measure_step(2), trial.measure_step(64)
         assert small is not None
@@ -119,13 +119,27 @@ def test_real_steps_tell_what_they_took_and_what_does_not_fit(request_of):
         assert trial.measure_step(2**38) is None
 
 
-def test_a_process_that_the_system_killed_says_that_the_step_did_not_fit(request_of):
-    with TrialProcess(request_of) as trial:
+def test_a_process_killed_by_the_system_counts_as_out_of_memory(build_request):
+    with TrialProcess(build_request) as trial:
         os.kill(trial._process.pid, signal.SIGKILL)
         assert trial.measure_step(4) is None
 
 
-def test_steps_that_fail_otherwise_are_an_error_with_its_reason(request_of):
-    wrong = TrialProcess({**request_of, "model": {"name": "no_such_model", "weights": "none"}})
+def test_other_failures_of_a_step_are_an_error_with_the_reason(build_request):
+    wrong = TrialProcess({**build_request, "model": {"name": "no_such_model", "weights": "none"}})
     with pytest.raises(PylorusError, match=r"(?s)batch_size: found auto.*such as 16.*has no .no_such_model"), wrong:
         pass
+
+
+@pytest.mark.parametrize(
+    "loss", [{"name": "focal", "class_weights": "balanced"}, {"_target_": "torch.nn.CrossEntropyLoss"}]
+)
+def test_the_steps_minimize_the_loss_of_the_run(request_of, loss):
+    with TrialProcess({**request_of, "loss": loss}) as trial:
+        assert trial.measure_step(2) is not None
+    one_class = {"_target_": "torch.nn.functional.binary_cross_entropy", "args": {}}
+    with (
+        pytest.raises(PylorusError, match=r"(?s)batch_size: found auto.*target size"),
+        TrialProcess({**request_of, "loss": one_class}) as trial,
+    ):
+        trial.measure_step(2)

@@ -1,4 +1,4 @@
-"""What a dashboard is given: curves, matrices and the configuration, and nothing that names a patient."""
+"""Dashboards receive curves, matrices and the configuration, and nothing that names a patient."""
 
 import json
 import sys
@@ -17,8 +17,8 @@ from pylorus.training.dashboards import Dashboard, build_shareable_config
 SECRET = "/clinic/patients/miller"
 
 
-def test_folders_and_file_names_of_the_configuration_stay_here(composed):
-    config = composed(
+def test_no_folder_or_file_name_is_sent_to_a_dashboard(compose_config):
+    config = compose_config(
         "data=folders", f"data.root={SECRET}", "data.group='miller_(.*)'", f"model.weights={SECRET}/w.pth"
     )
     shared = json.dumps(build_shareable_config(config))
@@ -26,8 +26,8 @@ def test_folders_and_file_names_of_the_configuration_stay_here(composed):
     assert "resnet50" in shared
 
 
-def test_without_a_dashboard_nothing_is_loaded_or_sent(composed, tmp_path):
-    with Dashboard(composed(), RunFolder(tmp_path)) as dashboard:
+def test_without_a_dashboard_nothing_is_loaded_or_sent(compose_config, tmp_path):
+    with Dashboard(compose_config(), RunFolder(tmp_path)) as dashboard:
         assert dashboard.create_loggers() == []
 
 
@@ -42,7 +42,7 @@ class FakeRun:
 
 
 @pytest.fixture
-def opened(monkeypatch):
+def dashboard_runs(monkeypatch):
     """Weights & Biases with nobody logged in; gives the runs that were opened."""
     runs = []
 
@@ -55,46 +55,46 @@ def opened(monkeypatch):
     return runs
 
 
-def test_a_run_that_fails_is_shown_as_failed_and_one_that_ends_as_finished(composed, tmp_path, opened):
-    config = composed("logger=wandb")
+def test_a_run_that_fails_is_shown_as_failed_and_one_that_ends_as_finished(compose_config, tmp_path, dashboard_runs):
+    config = compose_config("logger=wandb")
     with Dashboard(config, RunFolder(tmp_path)):
         pass
     with pytest.raises(RuntimeError), Dashboard(config, RunFolder(tmp_path)):
         raise RuntimeError
-    assert [run.code for run in opened] == [0, 1]
+    assert [run.code for run in dashboard_runs] == [0, 1]
 
 
-def test_it_stays_offline_and_takes_nothing_of_this_machine_along(composed, tmp_path, opened):
-    with Dashboard(composed("logger=wandb"), RunFolder(tmp_path)):
+def test_wandb_stays_offline_and_records_nothing_about_the_machine(compose_config, tmp_path, dashboard_runs):
+    with Dashboard(compose_config("logger=wandb"), RunFolder(tmp_path)):
         pass
-    options = opened[0].options
+    options = dashboard_runs[0].options
     assert options["mode"] == "offline"
     assert options["settings"]["console"] == "off"
     assert options["settings"]["x_disable_meta"]
     assert options["settings"]["disable_git"]
 
 
-def test_jobs_of_a_sweep_are_a_group(composed, tmp_path, opened):
+def test_jobs_of_a_sweep_are_a_group(compose_config, tmp_path, dashboard_runs):
     for job in ("0", "1"):
         folder = RunFolder(tmp_path / "sweep" / job)
         with folder.set_starting(["model=vgg19"], sweep="sweep"):
             pass
-        with Dashboard(composed("logger=wandb"), folder):
+        with Dashboard(compose_config("logger=wandb"), folder):
             pass
-    assert [run.options["group"] for run in opened] == ["sweep", "sweep"]
-    assert len({run.options["name"] for run in opened}) == 2
+    assert [run.options["group"] for run in dashboard_runs] == ["sweep", "sweep"]
+    assert len({run.options["name"] for run in dashboard_runs}) == 2
 
 
-def test_going_online_needs_a_login(composed, tmp_path, opened):
+def test_going_online_needs_a_login(compose_config, tmp_path, dashboard_runs):
     with (
         pytest.raises(PylorusError, match="nobody is logged in"),
-        Dashboard(composed("logger=wandb", "logger.offline=false"), RunFolder(tmp_path)),
+        Dashboard(compose_config("logger=wandb", "logger.offline=false"), RunFolder(tmp_path)),
     ):
         pass  # fmt: skip
-    assert opened == []
+    assert dashboard_runs == []
 
 
-def test_the_matrix_is_drawn_with_true_classes_in_rows():
+def test_the_confusion_matrix_has_true_classes_in_rows():
     predictions = Predictions(
         sample=np.array(["a", "b", "c"]),
         group=np.array(["a", "b", "c"]),
@@ -110,14 +110,16 @@ def test_the_matrix_is_drawn_with_true_classes_in_rows():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_a_run_with_a_dashboard_keeps_curves_and_matrices_on_this_machine(
-    train_with_logger, drawn, tmp_path, name, monkeypatch
+def test_a_run_with_a_dashboard_writes_curves_and_matrices_locally(
+    train_with_logger, synthetic_root, tmp_path, name, monkeypatch
 ):
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     folder = train_with_logger(name, epochs=1)
     kept = [path for path in folder.path.rglob("*") if path.is_file() and name in str(path)]
     assert kept
-    assert not [path for path in kept if str(drawn).encode() in path.read_bytes() or b"patient_" in path.read_bytes()]
+    assert not [
+        path for path in kept if str(synthetic_root).encode() in path.read_bytes() or b"patient_" in path.read_bytes()
+    ]
     if name == "tensorboard":
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -128,10 +130,12 @@ def test_a_run_with_a_dashboard_keeps_curves_and_matrices_on_this_machine(
         assert [event.step for event in events.Scalars("pretrain/val/loss")] == [1]
 
 
-def test_a_dashboard_that_does_not_start_stops_the_run_before_it_trains(composed, tmp_path, opened, monkeypatch):
+def test_a_dashboard_that_does_not_start_stops_the_run_before_it_trains(
+    compose_config, tmp_path, dashboard_runs, monkeypatch
+):
     def unreachable(**_):
         raise OSError("api.wandb.ai: no route to host")
 
     monkeypatch.setattr(sys.modules["wandb"], "init", unreachable)
     with pytest.raises(PylorusError, match=r"failed to start: .*no route.*\n.*logger=csv"):
-        Dashboard(composed("logger=wandb"), RunFolder(tmp_path)).__enter__()
+        Dashboard(compose_config("logger=wandb"), RunFolder(tmp_path)).__enter__()

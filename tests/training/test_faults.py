@@ -1,4 +1,4 @@
-"""What befalls a run in its middle is told with its cure, stands in status.json, and takes nothing that was finished."""
+"""Errors during a run are reported with a remedy and in status.json, and finished results are kept."""
 
 import errno
 import json
@@ -37,12 +37,12 @@ IMAGES = ["cache.prefix=false", "cache.images=false", "stage=finetune", "stages.
 
 
 @pytest.fixture(scope="module")
-def begin(composed, drawn, tmp_path_factory):
-    """A folder in which a run may begin, with further words of the command line."""
+def prepare_run(compose_config, synthetic_root, tmp_path_factory):
+    """A folder in which a run can start, with additional command-line arguments."""
 
-    def prepare(*words: str, root: Path = drawn) -> RunFolder:
+    def prepare(*words: str, root: Path = synthetic_root) -> RunFolder:
         folder = RunFolder(tmp_path_factory.mktemp("run"))
-        config = composed(f"data.root={root}", *FAST, *words)
+        config = compose_config(f"data.root={root}", *FAST, *words)
         with folder.set_starting([]):
             write_text(folder.config, OmegaConf.to_yaml(config))
         return folder
@@ -51,13 +51,13 @@ def begin(composed, drawn, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(begin):
+def train_uninterrupted(prepare_run):
     """What each kind of run gives where nothing befalls it."""
     folders = {}
 
     def of(*words: str) -> RunFolder:
         if words not in folders:
-            folders[words] = begin(*words)
+            folders[words] = prepare_run(*words)
             run(folders[words])
         return folders[words]
 
@@ -120,10 +120,10 @@ SHUT = OSError(errno.EROFS, os.strerror(errno.EROFS))
     ],
 )
 @pytest.mark.parametrize(("error", "said"), [(FULL, "the disk is full"), (SHUT, "can't be written to: Read-only file")])
-def test_a_disk_that_takes_no_more_is_named_with_its_cure_and_the_run_goes_on_later(
-    begin, whole, monkeypatch, owner, name, call, error, said
+def test_a_full_disk_is_named_with_a_remedy_and_the_run_resumes(
+    prepare_run, train_uninterrupted, monkeypatch, owner, name, call, error, said
 ):
-    expected, folder = whole(), begin()
+    expected, folder = train_uninterrupted(), prepare_run()
     place = resolve_name(owner)
     with monkeypatch.context() as patched:
         patched.setattr(place, name, from_call(call, getattr(place, name), raises(error)))
@@ -141,27 +141,27 @@ def test_a_disk_that_takes_no_more_is_named_with_its_cure_and_the_run_goes_on_la
         OSError(errno.EDQUOT, "Disk quota exceeded", "/somewhere/best-1.ckpt"),
     ],
 )
-def test_a_full_disk_is_known_under_its_other_names(begin, composed, error):
+def test_all_error_codes_of_a_full_disk_are_recognized(prepare_run, compose_config, error):
     try:
         try:
             raise error
         except Exception as inner:
             raise ValueError("while closing") from inner
     except ValueError as outer:
-        told = str(explain_fault(outer, begin(), composed()))
+        told = str(explain_fault(outer, prepare_run(), compose_config()))
     assert "the disk is full" in told
     assert " free)" in told
     assert "cache" in told
 
 
-def test_where_not_even_the_status_can_be_written_the_first_error_is_shown(begin, monkeypatch):
+def test_if_the_status_cannot_be_written_the_first_error_is_shown(prepare_run, monkeypatch):
     from pytorch_lightning import Trainer
 
-    folder = begin()
+    folder = prepare_run()
     with monkeypatch.context() as patched:
 
         def fill(*_):
-            patched.setattr(RunFolder, "_write_status", raises(OSError(errno.ENOSPC, "of the status")))
+            patched.setattr("pylorus.runs.folder.write_json", raises(OSError(errno.ENOSPC, "of the status")))
             raise OSError(errno.ENOSPC, "of the checkpoint", "last.ckpt")
 
         patched.setattr(Trainer, "save_checkpoint", from_call(2, Trainer.save_checkpoint, fill))
@@ -170,8 +170,8 @@ def test_where_not_even_the_status_can_be_written_the_first_error_is_shown(begin
 
 
 @pytest.mark.parametrize("where", ["an epoch", "the predictions"])
-def test_a_folder_that_vanished_is_told_and_does_not_come_again(begin, whole, monkeypatch, where):
-    expected, folder = whole(), begin()
+def test_a_deleted_run_folder_is_reported_and_not_created_again(prepare_run, train_uninterrupted, monkeypatch, where):
+    expected, folder = train_uninterrupted(), prepare_run()
     away = folder.path.with_name(f"{folder.path.name}-away")
 
     def take_away(*_):
@@ -193,12 +193,12 @@ def test_a_folder_that_vanished_is_told_and_does_not_come_again(begin, whole, mo
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("harm", ["deleted", "damaged"])
-def test_an_image_that_goes_in_the_middle_of_an_epoch_is_named(
-    begin, whole, drawn, tmp_path, monkeypatch, workers, harm
+def test_an_image_that_disappears_during_an_epoch_is_named(
+    prepare_run, train_uninterrupted, synthetic_root, tmp_path, monkeypatch, workers, harm
 ):
-    expected, root = whole(*IMAGES), tmp_path / "images"
-    shutil.copytree(drawn, root)
-    folder = begin(*IMAGES, f"data.workers={workers}", root=root)
+    expected, root = train_uninterrupted(*IMAGES), tmp_path / "images"
+    shutil.copytree(synthetic_root, root)
+    folder = prepare_run(*IMAGES, f"data.workers={workers}", root=root)
 
     def hurt(*_):
         split = pd.read_csv(folder.path / "split.csv", dtype=str)
@@ -213,15 +213,17 @@ def test_an_image_that_goes_in_the_middle_of_an_epoch_is_named(
     assert f"  {root}/" in told
     assert {"deleted": ".jpg: No such file", "damaged": ".jpg: "}[harm] in told
     assert f"resume={folder.path}" in told
-    shutil.copytree(drawn, root, dirs_exist_ok=True)
+    shutil.copytree(synthetic_root, root, dirs_exist_ok=True)
     goes_on_to(expected, folder)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_goes_while_features_are_computed_is_named(begin, whole, drawn, tmp_path, monkeypatch, workers):
-    expected, root = whole(), tmp_path / "images"
-    shutil.copytree(drawn, root)
-    folder = begin(f"data.workers={workers}", f"cache.folder={tmp_path / 'cache'}", root=root)
+def test_an_image_that_disappears_while_features_are_computed_is_named(
+    prepare_run, train_uninterrupted, synthetic_root, tmp_path, monkeypatch, workers
+):
+    expected, root = train_uninterrupted(), tmp_path / "images"
+    shutil.copytree(synthetic_root, root)
+    folder = prepare_run(f"data.workers={workers}", f"cache.folder={tmp_path / 'cache'}", root=root)
 
     def hurt(*_):
         for path in root.rglob("*.jpg"):
@@ -230,7 +232,7 @@ def test_an_image_that_goes_while_features_are_computed_is_named(begin, whole, d
     with monkeypatch.context() as patched:
         patched.setattr("pylorus.training.stage.build_stage_data", from_call(1, _serve_features(), hurt))
         assert f"  {root}/" in fails(folder)
-    shutil.copytree(drawn, root, dirs_exist_ok=True)
+    shutil.copytree(synthetic_root, root, dirs_exist_ok=True)
     goes_on_to(expected, folder)
 
 
@@ -240,8 +242,8 @@ def _serve_features():
     return build_stage_data
 
 
-def test_a_killed_decoding_worker_is_told_with_its_likely_causes(begin, whole, monkeypatch):
-    expected, folder = whole(*IMAGES), begin(*IMAGES, "data.workers=2")
+def test_a_killed_decoding_worker_is_reported_with_likely_causes(prepare_run, train_uninterrupted, monkeypatch):
+    expected, folder = train_uninterrupted(*IMAGES), prepare_run(*IMAGES, "data.workers=2")
 
     def kill(*_):
         if get_worker_info() is not None:
@@ -271,8 +273,8 @@ def test_a_killed_decoding_worker_is_told_with_its_likely_causes(begin, whole, m
         ),
     ],
 )
-def test_out_of_memory_says_which_batch_to_try(begin, whole, monkeypatch, error, where):
-    expected, folder = whole(), begin()
+def test_out_of_memory_suggests_a_batch_size(prepare_run, train_uninterrupted, monkeypatch, error, where):
+    expected, folder = train_uninterrupted(), prepare_run()
     with monkeypatch.context() as patched:
         patched.setattr(StageClassifier, "training_step", from_call(4, StageClassifier.training_step, raises(error)))
         told = fails(folder)
@@ -281,27 +283,27 @@ def test_out_of_memory_says_which_batch_to_try(begin, whole, monkeypatch, error,
     goes_on_to(expected, folder)
 
 
-def test_torch_on_this_machine_says_out_of_memory_in_words_that_are_known(begin, composed):
+def test_torchs_out_of_memory_message_is_recognized(prepare_run, compose_config):
     with pytest.raises(RuntimeError) as real:
         torch.empty(2**55)
-    assert "trainer.batch_size=8" in str(explain_fault(real.value, begin(), composed()))
+    assert "trainer.batch_size=8" in str(explain_fault(real.value, prepare_run(), compose_config()))
 
 
-def test_out_of_memory_halves_what_auto_found(begin, composed):
-    folder = begin("trainer.batch_size=auto")
+def test_out_of_memory_halves_what_auto_found(prepare_run, compose_config):
+    folder = prepare_run("trainer.batch_size=auto")
     record = {"accelerator": "cuda", "precision": "32", "threads": 1, "batch_size": 64}
     write_text(folder.path / "environment.json", json.dumps(record))
-    told = explain_fault(torch.OutOfMemoryError("no"), folder, composed("trainer.batch_size=auto"))
+    told = explain_fault(torch.OutOfMemoryError("no"), folder, compose_config("trainer.batch_size=auto"))
     assert "trainer.batch_size=32 (now 64, as found by auto)." in str(told)
 
 
-def test_a_batch_of_one_is_not_halved(begin, composed):
-    told = explain_fault(torch.OutOfMemoryError("no"), begin(), composed("trainer.batch_size=1"))
+def test_a_batch_of_one_is_not_halved(prepare_run, compose_config):
+    told = explain_fault(torch.OutOfMemoryError("no"), prepare_run(), compose_config("trainer.batch_size=1"))
     assert "already a single image" in str(told)
 
 
-def test_a_loss_that_is_no_number_names_the_images_of_the_batch_that_broke_it(begin, monkeypatch):
-    folder, seen, logits = begin(*IMAGES), {}, StageClassifier.compute_logits
+def test_a_nan_loss_names_the_images_of_its_batch(prepare_run, monkeypatch):
+    folder, seen, logits = prepare_run(*IMAGES), {}, StageClassifier.compute_logits
 
     def broken(self, batch):
         found = logits(self, batch)
@@ -328,8 +330,8 @@ def named_in(told: str) -> set[str]:
     return {line.strip() for line in told.splitlines() if line.startswith("  ") and "…" not in line}
 
 
-def test_a_loss_that_is_no_number_in_validation_alone_names_its_images(begin, monkeypatch):
-    folder, logits = begin(*IMAGES), StageClassifier.compute_logits
+def test_a_nan_validation_loss_names_its_images(prepare_run, monkeypatch):
+    folder, logits = prepare_run(*IMAGES), StageClassifier.compute_logits
 
     def broken(self, batch):
         found = logits(self, batch)
@@ -346,8 +348,8 @@ def test_a_loss_that_is_no_number_in_validation_alone_names_its_images(begin, mo
     assert named_in(told) <= set(split["sample_id"][split["split"] == "val"])
 
 
-def test_weights_that_break_in_the_very_last_step_stop_the_run_in_words(begin, monkeypatch):
-    folder = begin(*IMAGES)
+def test_nan_weights_in_the_last_step_stop_the_run_with_a_message(prepare_run, monkeypatch):
+    folder = prepare_run(*IMAGES)
 
     def break_weights(self):
         if self.current_epoch == 2:
@@ -359,8 +361,8 @@ def test_weights_that_break_in_the_very_last_step_stop_the_run_in_words(begin, m
     assert "Lower optimizer.lr" in told
 
 
-def test_logits_that_are_no_numbers_in_the_test_alone_name_its_images(begin, monkeypatch):
-    folder, answers = begin(*IMAGES), NormalizingNetwork.forward_with_features
+def test_nan_logits_of_test_images_name_the_images(prepare_run, monkeypatch):
+    folder, answers = prepare_run(*IMAGES), NormalizingNetwork.forward_with_features
 
     def broken(self, image):
         logits, features = answers(self, image)
@@ -376,8 +378,10 @@ def test_logits_that_are_no_numbers_in_the_test_alone_name_its_images(begin, mon
 
 
 @pytest.mark.parametrize("moment", ["log", "finish"])
-def test_a_dashboard_that_fails_is_told_once_and_the_run_finishes(begin, whole, monkeypatch, moment):
-    expected, folder = whole(), begin("logger=wandb")
+def test_a_failing_dashboard_is_reported_once_and_the_run_finishes(
+    prepare_run, train_uninterrupted, monkeypatch, moment
+):
+    expected, folder = train_uninterrupted(), prepare_run("logger=wandb")
 
     class Failing(dashboards.Logger):
         name, version = "wandb", ""
@@ -390,7 +394,7 @@ def test_a_dashboard_that_fails_is_told_once_and_the_run_finishes(begin, whole, 
                 raise ConnectionError("the service is gone")
 
     service = types.SimpleNamespace(log=Failing().log_metrics, finish=raises_any("the service is gone"))
-    monkeypatch.setattr(dashboards, "_start_wandb_run", lambda *_: service)
+    monkeypatch.setattr("wandb.init", lambda **_: service)
     monkeypatch.setattr(dashboards, "WandbLogger", lambda **_: Failing())
     run(folder)
     said = (folder.path / "run.log").read_text()
@@ -406,12 +410,12 @@ def raises_any(text: str):
     return wrong
 
 
-def test_a_program_bug_keeps_its_traceback(begin, composed):
-    assert explain_fault(KeyError("network"), begin(), composed()) is None
+def test_a_program_bug_keeps_its_traceback(prepare_run, compose_config):
+    assert explain_fault(KeyError("network"), prepare_run(), compose_config()) is None
 
 
-def test_the_command_ends_with_an_error_code_and_without_a_traceback(begin):
-    folder = begin("trainer.precision=32")
+def test_the_command_ends_with_an_error_code_and_without_a_traceback(prepare_run):
+    folder = prepare_run("trainer.precision=32")
     script = (
         "import errno, sys; from pytorch_lightning import Trainer\n"
         "def full(*_, **__): raise OSError(errno.ENOSPC, 'No space left on device')\n"

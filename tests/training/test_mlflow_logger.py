@@ -10,23 +10,23 @@ from tests.conftest import TINY
 SECRET = "/clinic/patients/miller"
 
 
-def test_a_server_needs_to_be_asked_for_twice(composed, tmp_path):
-    config = composed("logger=mlflow", "++logger.args.tracking_uri=https://mlflow.example.org")
+def test_a_tracking_server_requires_two_settings(compose_config, tmp_path):
+    config = compose_config("logger=mlflow", "++logger.args.tracking_uri=https://mlflow.example.org")
     with pytest.raises(PylorusError, match=r"found https://mlflow.example.org, a server.*logger.offline=false"):
         Dashboard(config, RunFolder(tmp_path))
 
 
-def test_its_name_alone_is_refused_with_what_to_type(composed, tmp_path):
+def test_logger_name_mlflow_alone_is_refused_with_a_hint(compose_config, tmp_path):
     with pytest.raises(PylorusError, match="write logger=mlflow"):
-        Dashboard(composed("logger.name=mlflow"), RunFolder(tmp_path))
+        Dashboard(compose_config("logger.name=mlflow"), RunFolder(tmp_path))
 
 
-def test_without_the_package_the_message_says_what_to_install(composed, tmp_path, monkeypatch):
+def test_without_the_package_the_message_says_what_to_install(compose_config, tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "mlflow.tracking", None)
     with pytest.raises(PylorusError, match=r"logger=mlflow: needs mlflow-skinny.*pip install 'pylorus\[mlflow\]'"):
-        Dashboard(composed("logger=mlflow"), RunFolder(tmp_path)).__enter__()
+        Dashboard(compose_config("logger=mlflow"), RunFolder(tmp_path)).__enter__()
 
 
 def open_store(folder: RunFolder):
@@ -35,7 +35,7 @@ def open_store(folder: RunFolder):
     return tracking.MlflowClient(tracking_uri=f"sqlite:///{folder.path / 'mlflow.db'}")
 
 
-def test_a_run_keeps_curves_settings_and_matrices_in_its_own_folder(train_with_logger, drawn):
+def test_a_run_writes_curves_settings_and_matrices_to_its_folder(train_with_logger, synthetic_root):
     pytest.importorskip("mlflow.tracking")
     pytest.importorskip("sqlalchemy")
     folder = train_with_logger("mlflow", epochs=2)
@@ -48,13 +48,15 @@ def test_a_run_keeps_curves_settings_and_matrices_in_its_own_folder(train_with_l
     assert [point.step for point in losses] == [1, 2]
     assert list((folder.path / "mlflow").rglob("val/confusion.png"))
     stored = [folder.path / "mlflow.db", *(path for path in (folder.path / "mlflow").rglob("*") if path.is_file())]
-    assert not [path for path in stored if str(drawn).encode() in path.read_bytes() or b"patient_" in path.read_bytes()]
+    assert not [
+        path for path in stored if str(synthetic_root).encode() in path.read_bytes() or b"patient_" in path.read_bytes()
+    ]
 
 
-def test_a_resumed_run_continues_its_record_and_a_failed_one_says_so(composed, tmp_path):
+def test_a_resumed_run_continues_its_record_and_a_failed_one_says_so(compose_config, tmp_path):
     pytest.importorskip("mlflow.tracking")
     pytest.importorskip("sqlalchemy")
-    folder, config = RunFolder(tmp_path / "run"), composed("logger=mlflow", f"model.weights={SECRET}.pth")
+    folder, config = RunFolder(tmp_path / "run"), compose_config("logger=mlflow", f"model.weights={SECRET}.pth")
     with folder.set_starting([]):
         pass
     with pytest.raises(RuntimeError), Dashboard(config, folder) as dashboard:

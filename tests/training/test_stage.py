@@ -1,4 +1,4 @@
-"""The table that a stage prints: on which images its best epoch was chosen."""
+"""The table that a stage prints states on which images its best epoch was chosen."""
 
 import logging
 
@@ -20,7 +20,7 @@ from pylorus.training.stage import StageResult, log_stage_table
         (1, "val", "s: epoch 1 of 1, the only one"),
     ],
 )
-def test_the_title_says_what_chose_the_epoch(caplog, epochs, validated_on, title):
+def test_the_title_states_what_selected_the_epoch(caplog, epochs, validated_on, title):
     rows = pd.DataFrame({"sample_id": ["a", "b"], "group": ["a", "b"], "label": [0, 1]})
     logits = np.eye(2, dtype=np.float32)
     table = build_prediction_table(rows, logits, names=["GC", "GU"], split="val")

@@ -23,8 +23,8 @@ WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.
 
 
 @pytest.fixture
-def train(composed, drawn, tmp_path, monkeypatch):
-    """Trains with further words; returns the run's folder and what each Trainer was built with."""
+def train(compose_config, synthetic_root, tmp_path, monkeypatch):
+    """Train with additional arguments; return the run's folder and the arguments of each Trainer."""
     built = []
 
     initialize = pl.Trainer.__init__
@@ -39,15 +39,16 @@ def train(composed, drawn, tmp_path, monkeypatch):
     def train_with(*words):
         folder = RunFolder(tmp_path / "run")
         folder.path.mkdir()
-        words = check_overrides([f"data.root={drawn}", *WORDS, *words])
+        words = check_overrides([f"data.root={synthetic_root}", *WORDS, *words])
         with folder.set_starting(words):
-            write_text(folder.config, OmegaConf.to_yaml(composed(*words)))
+            write_text(folder.config, OmegaConf.to_yaml(compose_config(*words)))
         run(folder)
         return folder, built
 
     return train_with
 
 
+@pytest.mark.slow
 def test_a_fast_development_run_takes_one_batch_and_one_epoch_of_each_stage(train):
     folder, built = train("trainer.args.fast_dev_run=true", "report=true")
     assert folder.read_status()["state"] == "finished"
@@ -60,6 +61,7 @@ def test_a_fast_development_run_takes_one_batch_and_one_epoch_of_each_stage(trai
     assert "trained and validated on some batches only" in (folder.path / "run.log").read_text()
 
 
+@pytest.mark.slow
 def test_further_arguments_reach_the_trainer_and_limits_hold(train):
     folder, built = train("trainer.args.limit_train_batches=2", "trainer.args.limit_val_batches=1",
                           "trainer.args.deterministic=true", "trainer.args.profiler=simple", "stage=pretrain")  # fmt: skip
@@ -72,7 +74,8 @@ def test_further_arguments_reach_the_trainer_and_limits_hold(train):
     assert len(table) == (split["split"] == "val").sum()
 
 
-def test_everything_that_pylorus_passes_is_refused_in_words(train):
+@pytest.mark.slow
+def test_every_argument_that_pylorus_passes_is_refused_with_a_reason(train):
     _, built = train("stage=pretrain", "stages.pretrain.epochs=1")
     assert set(built[0]) <= set(REFUSED_ARGUMENTS)
     assert set(REFUSED_ARGUMENTS) <= set(inspect.signature(pl.Trainer).parameters)
@@ -101,6 +104,7 @@ def test_an_unknown_argument_or_limit_is_refused_by_name(arguments, message):
         check_trainer_arguments(arguments)
 
 
+@pytest.mark.slow
 def test_a_limit_that_leaves_no_batch_is_refused_by_its_key(train):
     with pytest.raises(PylorusError, match="trainer.args: found .*limit_val_batches.* which Lightning refuses"):
         train("trainer.args.limit_val_batches=0.01", "stage=pretrain", "stages.pretrain.epochs=1")

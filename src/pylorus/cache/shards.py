@@ -10,14 +10,13 @@ import os
 import secrets
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.cache.eviction import ReaderLease
 from pylorus.core.io import write_atomically
 
 log = logging.getLogger(__name__)
@@ -104,7 +103,15 @@ class Records:
         kept, computed: Numbers of distinct records that were found in the store, and that had to be computed.
     """
 
-    def __init__(self, names: Sequence[str], folder: Path, record_bytes: int, *, memory_bytes: int) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        folder: Path,
+        record_bytes: int,
+        *,
+        memory_bytes: int,
+        lease: Callable[[Path], object],
+    ) -> None:
         self._numbers: dict[str, int] = {}
         numbers = (self._numbers.setdefault(name, len(self._numbers)) for name in names)
         self._number_of = np.fromiter(numbers, np.intp, len(names))
@@ -114,7 +121,7 @@ class Records:
         self._folder, self._record_bytes = folder, record_bytes
         in_memory = count * record_bytes <= memory_bytes
         self.place = "memory" if in_memory else "disk"
-        self._lease = None if in_memory else ReaderLease(folder)
+        self._lease = None if in_memory else lease(folder)
         self._found, self._damaged, self._shards = np.zeros(count, bool), set[Path](), list[Shard]()
         self._arrays = [np.empty((count, record_bytes), np.uint8)] if in_memory else []
         self._array_of, self._row_of = np.zeros(count, np.intp), np.arange(count)

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.cache.eviction import KEY, RESERVED, USED, open_lock, reserve_space, try_lock, wait_for_lock
+from pylorus.cache.eviction import KEY, RESERVED, USED, ReaderLease, open_lock, reserve_space, try_lock, wait_for_lock
 from pylorus.cache.shards import Records, ShardWriter
 from pylorus.config.schema import CacheConfig
-from pylorus.core.distributed import ALONE, Processes
+from pylorus.core.distributed import SINGLE_PROCESS, Processes
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_bytes
 from pylorus.core.io import write_json
@@ -63,7 +63,7 @@ class RecordStore:
         (self.folder / USED).touch()
 
     def load_or_compute(
-        self, names: Sequence[str], compute: Compute, *, memory_bytes: int, processes: Processes = ALONE
+        self, names: Sequence[str], compute: Compute, *, memory_bytes: int, processes: Processes = SINGLE_PROCESS
     ) -> Records:
         """Load the records of `names`; those that are missing are computed and stored.
 
@@ -79,7 +79,7 @@ class RecordStore:
         """
         with suppress(OSError):  # existing records can still be read; writing reports what is wrong
             self.prepare_folder()
-        records = Records(names, self.folder, self.record_bytes, memory_bytes=memory_bytes)
+        records = Records(names, self.folder, self.record_bytes, memory_bytes=memory_bytes, lease=ReaderLease)
         if any(processes.reduce_any(len(records.load_missing()) > 0)):
             records.computed = _Filler(self, records, processes, memory_bytes).compute_missing(compute)
             records.kept -= records.computed
@@ -209,7 +209,7 @@ def load_or_compute_records(
     kind: str,
     key: Mapping[str, object],
     record_bytes: int,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> Records | None:
     """Load or compute the records of `names`, as `RecordStore` does, within the configured space.
 
@@ -218,7 +218,7 @@ def load_or_compute_records(
     budget = int(settings.budget_gib * 2**30)
     store = RecordStore(Path(settings.folder), kind=kind, key=key, record_bytes=record_bytes, budget_bytes=budget)
     try:
-        memory = int(settings.memory_gib * 2**30) // processes.beside
+        memory = int(settings.memory_gib * 2**30) // processes.local_count
         return store.load_or_compute(names, compute, memory_bytes=memory, processes=processes)
     except DoesNotFitError as error:
         log.warning("%s\nThe run continues without a cache: they are recomputed every time they are needed.", error)

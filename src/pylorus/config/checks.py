@@ -3,37 +3,23 @@
 import dataclasses
 import re
 import textwrap
-import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pylorus.config.instantiation import TARGET
-from pylorus.config.schema import EXTENSIBLE, FUSED, GROUPS, NAMED_TARGETS, Config, LossConfig
-from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.config.schema import EXTENSIBLE, FUSED_OPTIMIZERS, GROUPS, NAMED_TARGETS, Config, DataConfig, LossConfig
+from pylorus.core.errors import TRAIN_COMMAND, PylorusError, format_suggestion
+from pylorus.core.io import iter_fields, validate
 
-PASSED = {"loss": ("label_smoothing",), "logger": ("project", "offline")}
+FORWARDED_KEYS = {"loss": ("label_smoothing",), "logger": ("project", "offline")}
 """Keys of Pylorus's own that a `_target_` receives as well, where they differ from their default."""
 RESERVED_STAGE_NAMES = ("model", "report", "images")
 """Names that no stage may have: each stage has a folder in the run's folder, where these names are in use."""
-
-
-def resolve_optional_type(annotation: Any) -> Any:
-    """Return the type of an annotation without None: `int` for `int | None`."""
-    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
-        return next(member for member in typing.get_args(annotation) if member is not type(None))
-    return annotation
-
-
-def iter_fields(schema: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
-    """Yield each field of a dataclass with its type, without None."""
-    hints = typing.get_type_hints(schema)
-    for field in dataclasses.fields(schema):
-        yield field, resolve_optional_type(hints[field.name])
 
 
 def check_key(path: str, *, schema: type = Config) -> None:
@@ -46,13 +32,13 @@ def check_key(path: str, *, schema: type = Config) -> None:
     parents: list[str] = []
     for part in path.split("."):
         if dataclasses.is_dataclass(kind):
-            known = {field.name: field_kind for field, field_kind in iter_fields(typing.cast(type, kind))}
+            known = {field.name: field_kind for field, field_kind in iter_fields(kind)}
             if part not in known:
                 problem = f'"{".".join(parents)}" has no key "{part}"' if parents else f'there is no key "{part}"'
                 names = list(known) if parents else [*known, *GROUPS]
                 raise PylorusError(
                     f"{path}: {problem}.{format_suggestion(part, names)}\n"
-                    f"Keys at this level: {', '.join(names)}. For all keys, run: python train.py --help"
+                    f"Keys at this level: {', '.join(names)}. For all keys, run: {TRAIN_COMMAND} --help"
                 )
             kind = known[part]
         elif typing.get_origin(kind) is dict:
@@ -69,7 +55,7 @@ def is_free_form(path: str) -> bool:
     kind: Any = Config
     for part in path.split("."):
         if dataclasses.is_dataclass(kind):
-            kind = {field.name: field_kind for field, field_kind in iter_fields(typing.cast(type, kind))}.get(part)
+            kind = {field.name: field_kind for field, field_kind in iter_fields(kind)}.get(part)
         elif typing.get_origin(kind) is dict:
             kind = typing.get_args(kind)[1]
             if kind is Any:
@@ -77,43 +63,6 @@ def is_free_form(path: str) -> bool:
         else:
             return False
     return False
-
-
-def check_values(config: object, *, path: str = "") -> None:
-    """Check every value against the range and the choices of its key.
-
-    Args:
-        config: An instance of a dataclass of the schema.
-        path: Dotted prefix of its keys, with a final dot.
-
-    Raises:
-        PylorusError: If a value is not allowed; the message names the key, the value found and what is expected.
-    """
-    for field, _ in iter_fields(type(config)):
-        value, name = getattr(config, field.name), f"{path}{field.name}"
-        if dataclasses.is_dataclass(value):
-            check_values(value, path=f"{name}.")
-        elif isinstance(value, dict):
-            for part, inner in value.items():
-                if dataclasses.is_dataclass(inner):
-                    check_values(inner, path=f"{name}.{part}.")
-        elif value is not None:
-            _check_value(name, value, field.metadata)
-
-
-def _check_value(name: str, value: Any, metadata: typing.Mapping[str, Any]) -> None:
-    choices, low, high = metadata["choices"], metadata["low"], metadata["high"]
-    allowed_range = f"{low} to {high}" if low is not None and high is not None else f"at least {low}"
-    if choices and (low is None or isinstance(value, str)):
-        if value in choices:
-            return
-        allowed = (
-            f"one of {', '.join(choices)}" if low is None else f"{', '.join(choices)} or a number ({allowed_range})"
-        )
-        raise PylorusError(f'{name}: found "{value}", expected {allowed}.{format_suggestion(value, choices)}')
-    # Negated comparisons, so that NaN is refused as well.
-    if (low is not None and not value >= low) or (high is not None and not value <= high):
-        raise PylorusError(f"{name}: found {value}, expected {allowed_range}.")
 
 
 def build_config(composed: DictConfig) -> Config:
@@ -135,6 +84,7 @@ def build_config(composed: DictConfig) -> Config:
         _collect_arguments(name, getattr(config, name))
     if config.data._target_ is not None:
         config.data.kind = "external"
+    config = validate(Config, dataclasses.asdict(config))
     check_config(config)
     config.stages = {name: config.stages[name] for name in config.run}
     if config.data.fold_column is not None:
@@ -160,7 +110,7 @@ def _collect_arguments(name: str, section: Any) -> None:
         check_key(f"{name}.{next(iter(arguments))}")
     if getattr(section, TARGET) is not None:
         defaults = type(section)()
-        for key in PASSED.get(name, ()):
+        for key in FORWARDED_KEYS.get(name, ()):
             if getattr(section, key) != getattr(defaults, key):
                 arguments[key] = getattr(section, key)
     section.args = {**section.args, **arguments}
@@ -179,12 +129,11 @@ def load_config(path: Path) -> Config:
 
 
 def check_config(config: Config) -> None:
-    """Check all values, and the rules that involve several keys.
+    """Check the rules that involve several keys.
 
     Raises:
         PylorusError: If a rule is violated; the message names the key, what was found and what was expected.
     """
-    check_values(config)
     _check_targets(config)
     if not config.run or len(set(config.run)) < len(config.run):
         raise PylorusError(
@@ -214,7 +163,7 @@ def check_config(config: Config) -> None:
         raise PylorusError("data.shard_window: only allowed with data=shards. Add data=shards, or leave it out.")
     _check_test_set(config)
     _check_classes(config)
-    _check_strategy(config)
+    _check_trainer(config)
     if config.model._target_ is not None:
         return
     if config.model.args.get("in_chans", 3) != 3:
@@ -279,7 +228,10 @@ def _check_free_of_targets(key: str, value: object) -> None:
             _check_free_of_targets(f"{key}[{index}]", inner)
 
 
-def _check_strategy(config: Config) -> None:
+def _check_trainer(config: Config) -> None:
+    batch_size = config.trainer.batch_size
+    if batch_size != "auto" and (isinstance(batch_size, str) or batch_size < 1):
+        raise PylorusError(f"trainer.batch_size: found {batch_size}, expected auto or a number (at least 1).")
     if config.trainer.strategy != "fsdp":
         return
     if config.trainer.compile:
@@ -289,10 +241,10 @@ def _check_strategy(config: Config) -> None:
             "trainer.batch_size: found auto, which only tries steps on a single device, expected a number with "
             "trainer.strategy=fsdp, such as 16."
         )
-    if config.optimizer.name not in FUSED:
+    if config.optimizer.name not in FUSED_OPTIMIZERS:
         raise PylorusError(
             f"optimizer.name: found {config.optimizer.name}, expected an optimiser of torch itself with "
-            f"trainer.strategy=fsdp, because the weights are sharded: {', '.join(FUSED)}."
+            f"trainer.strategy=fsdp, because the weights are sharded: {', '.join(FUSED_OPTIMIZERS)}."
         )
 
 
@@ -337,6 +289,38 @@ def _check_fold(config: Config) -> None:
         raise PylorusError("data.fold_column: refers to a column of a manifest. Add data=manifest data.manifest=FILE.")
 
 
+def check_ignored_keys(data: DataConfig) -> None:
+    """Check that the image source of a new run uses every key of `data` that was set. A saved run is not checked again.
+
+    Raises:
+        PylorusError: If a key would have no effect; the message names it, and what to type instead.
+    """
+    defaults = DataConfig()
+    if data.kind == "synthetic" and data.root is not None:
+        raise PylorusError(
+            f"data.root: found {data.root}, but data=synthetic, the default, generates its images and would ignore "
+            f"it. To train on your own images, type data=folders data.root={data.root}; else leave data.root out."
+        )
+    if data.kind != "synthetic":
+        for field, _ in iter_fields(type(data.drawn)):
+            value = getattr(data.drawn, field.name)
+            if value != getattr(defaults.drawn, field.name):
+                raise PylorusError(
+                    f"data.drawn.{field.name}: found {value}, but only data=synthetic generates images, and the source "
+                    f"is {data.kind}. Leave it out."
+                )
+    if data.folds != defaults.folds and data.fold_column is not None:
+        raise PylorusError(
+            f"data.folds: found {data.folds}, but the folds are the values of {data.fold_column}. Leave it out."
+        )
+    if data.folds != defaults.folds and data.fold is None:
+        numbers = ",".join(map(str, range(data.folds)))
+        raise PylorusError(
+            f"data.folds: found {data.folds} without data.fold, which makes a single split. To test on each fold in "
+            f"turn, add -m data.fold={numbers}"
+        )
+
+
 def _check_classes(config: Config) -> None:
     classes, short = config.data.classes, config.data.short_names
     if classes is not None and len(set(classes)) != len(classes):
@@ -355,26 +339,26 @@ def _check_classes(config: Config) -> None:
         )
 
 
-USAGE = """\
+USAGE = f"""\
 Pylorus trains image classifiers for gastroscopy by transfer learning, stage by stage.
 
-  python train.py                                            a demo on synthetic images
-  python train.py data=folders data.root=DIR model=resnet50  your own images, in class folders
-  python train.py -m model=vgg19,resnet50,inception_v3       a sweep: one run per value, and a comparison
-  python train.py experiment=paper data.root=DIR             the protocol of the study
-  python train.py resume=RUN                                 resume a run that was interrupted
+  {TRAIN_COMMAND}                                            a demo on synthetic images
+  {TRAIN_COMMAND} data=folders data.root=DIR model=resnet50  your own images, in class folders
+  {TRAIN_COMMAND} -m model=vgg19,resnet50,inception_v3       a sweep: one run per value, and a comparison
+  {TRAIN_COMMAND} experiment=paper data.root=DIR             the protocol of the study
+  {TRAIN_COMMAND} resume=RUN                                 resume a run that was interrupted
 
 GROUPS: choose one file from each, as in model=vgg19
 """
 
-FLAGS = """
+FLAGS = f"""
 FLAGS
 
   -m                              run a sweep over comma-separated values
   --cfg job                       print the configuration instead of running it
   --config-dir DIR                also read your own files: DIR/GROUP/FILE.yaml
   --hydra-help                    help of Hydra itself: launchers, sweepers
-  -sc install=bash                tab completion: eval "$$(python train.py -sc install=bash)"
+  -sc install=bash                tab completion: eval "$$({TRAIN_COMMAND} -sc install=bash)"
 """
 
 
@@ -394,12 +378,12 @@ def format_help(conf: Path) -> str:
     return text + FLAGS
 
 
-def _format_keys(schema: type, path: str) -> list[str]:
+def _format_keys(schema: Any, path: str) -> list[str]:
     lines: list[str] = []
     for field, kind in iter_fields(schema):
         name = f"{path}{field.name}"
         if dataclasses.is_dataclass(kind):
-            lines += ["", f"{name}: {_get_first_line(kind)}", *_format_keys(cast(type, kind), f"{name}."), ""]
+            lines += ["", f"{name}: {_get_first_line(kind)}", *_format_keys(kind, f"{name}."), ""]
         elif field.name == "stages":
             stage = kind.__args__[1]
             lines += ["", f"{name}.<stage>: {_get_first_line(stage)}", *_format_keys(stage, f"{name}.<stage>."), ""]
@@ -417,7 +401,7 @@ def _format_entry(name: str, field: dataclasses.Field[Any]) -> list[str]:
     if low is not None:
         allowed.append(f"{low} to {high}" if high is not None else f"{low} or more")
     allowed_text = f" [{' | '.join(allowed)}]" if allowed else ""
-    text = f"{metadata['meaning']}{allowed_text} (default: {default_text})"
+    text = f"{metadata['description']}{allowed_text} (default: {default_text})"
     head = f"  {name:<31} "
     return textwrap.wrap(text, width=112, initial_indent=head, subsequent_indent=" " * 34)
 

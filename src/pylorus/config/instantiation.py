@@ -86,7 +86,7 @@ def get_object(node: Mapping[str, Any], *, key: str) -> Any:
     target = node.get(TARGET)
     if not isinstance(target, str) or "." not in target:
         raise PylorusError(
-            f"{key}: found _target_: {target}, expected the dotted path of a class or function, such as "
+            f"{key}: found {target}, expected the dotted path of a class or function, such as "
             f"my_package.my_module.MyClass."
         )
     try:

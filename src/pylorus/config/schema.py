@@ -4,6 +4,7 @@ A default is written here and nowhere else; the files in conf/ only state what d
 but the standard library, so that help and errors appear immediately.
 """
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -28,16 +29,21 @@ def key(
     high: float | None = None,
     choices: tuple[str, ...] = (),
 ) -> Value:
-    """Create a field of the schema.
+    """Create a field of the schema, with the metadata that `pylorus.core.io.validate` checks a value by.
 
     Args:
         default: Default value.
         meaning: What the key does, with its unit; help and documentation show it.
         low: Smallest allowed value, inclusive.
         high: Largest allowed value, inclusive.
-        choices: Allowed words. With a range as well, the key takes a number in the range or one of these words.
+        choices: Allowed words. With a range as well, the key takes a number in the range or one of these words, which
+            `pylorus.config.checks.check_config` has to check.
     """
-    metadata = {"meaning": meaning, "low": low, "high": high, "choices": choices}
+    metadata: dict[str, Any] = {"description": meaning, "low": low, "high": high, "choices": choices}
+    if not choices:
+        metadata |= {"ge": low, "le": high}
+    elif low is None:
+        metadata["pattern"] = f"^({'|'.join(map(re.escape, choices))})$"
     if isinstance(default, dict | list):
         schema_field = field(default_factory=lambda: cast(Any, type(default)(default)), metadata=metadata)
     else:
@@ -256,7 +262,7 @@ class AugmentConfig:
     args: dict[str, Any] = key({}, "arguments of augment._target_")
 
 
-FUSED = ("adam", "adamw", "sgd")
+FUSED_OPTIMIZERS = ("adam", "adamw", "sgd")
 """Optimisers that torch itself provides, whose fused kernels update all weights at once, on CPU and GPU."""
 
 

@@ -24,18 +24,18 @@ from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pylorus.core.errors import PylorusError
+from pylorus.core.errors import TRAIN_COMMAND, PylorusError
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
-Thing = TypeVar("Thing")
+Value = TypeVar("Value")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-JOBS_AT_ONCE = "PYLORUS_JOBS_AT_ONCE"
+PARALLEL_JOBS = "PYLORUS_JOBS_AT_ONCE"
 """The environment variable that tells a job how many jobs of its sweep share this machine's cores."""
-PATIENCE = timedelta(hours=6)
+TIMEOUT = timedelta(hours=6)
 """How long a process waits for the others: the first one may be reading a million images meanwhile."""
 PROBE = 32
 """Files that are read in threads before it is decided whether processes are worth starting."""
@@ -53,13 +53,13 @@ class Processes:
         index: Rank of this process, from 0.
         count: Number of processes.
         local_rank: Rank of this process on its machine; also the index of its GPU.
-        beside: Number of the run's processes on this machine.
+        local_count: Number of the run's processes on this machine.
     """
 
     index: int = 0
     count: int = 1
     local_rank: int = 0
-    beside: int = 1
+    local_count: int = 1
 
     @property
     def is_first(self) -> bool:
@@ -81,7 +81,7 @@ class Processes:
         if self.is_distributed:
             self.gather(None)
 
-    def run_on_first(self, make: Callable[[], Thing]) -> Thing:
+    def run_on_first(self, make: Callable[[], Value]) -> Value:
         """Call `make` in the first process only and return its result in all of them."""
         if not self.is_distributed:
             return make()
@@ -89,10 +89,10 @@ class Processes:
 
         results: list[Any] = [make() if self.is_first else None]
         distributed.broadcast_object_list(results)
-        result: Thing = results[0]
+        result: Value = results[0]
         return result
 
-    def run_first_then_others(self, make: Callable[[], Thing]) -> Thing:
+    def run_first_then_others(self, make: Callable[[], Value]) -> Value:
         """Call `make` in every process, in the first one before the others: they find what it downloaded."""
         result = make() if self.is_first else None
         self.wait()
@@ -100,7 +100,7 @@ class Processes:
             result = make()
         return result
 
-    def gather(self, value: Thing) -> list[Thing]:
+    def gather(self, value: Value) -> list[Value]:
         """Return the values of all processes, by rank, in each of them."""
         if not self.is_distributed:
             return [value]
@@ -122,7 +122,7 @@ class Processes:
         return tuple(bool(flag) for flag in maximum.tolist())
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 """A run with a single process."""
 
 
@@ -145,7 +145,7 @@ def read_processes() -> Processes:
     if missing:
         raise PylorusError(
             f"found no {', '.join(missing)} in the environment; this command is for processes that a run starts. "
-            "To train on two devices: python train.py trainer.devices=2"
+            f"To train on two devices: {TRAIN_COMMAND} trainer.devices=2"
         )
     rank, count, local_rank, local_count = (int(os.environ[name]) for name in names)
     return Processes(rank, count, local_rank, local_count)
@@ -183,7 +183,7 @@ def join_process_group(processes: Processes, *, accelerator: str) -> Iterator[No
     # Exchanged objects stay in CPU memory, so that no GPU waits for them.
     backend = "cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo"
     distributed.init_process_group(
-        backend, timeout=PATIENCE, store=connect_store(), rank=processes.index, world_size=processes.count
+        backend, timeout=TIMEOUT, store=connect_store(), rank=processes.index, world_size=processes.count
     )
     yield
     distributed.destroy_process_group()  # not after an error: the others may never arrive
@@ -194,20 +194,20 @@ def connect_store() -> "Store":
     """Connect to the key-value store of all processes; the launcher holds it, or else the first process."""
     from torch.distributed.rendezvous import rendezvous
 
-    store: Store = next(rendezvous("env://", timeout=PATIENCE))[0]
-    store.set_timeout(PATIENCE)
+    store: Store = next(rendezvous("env://", timeout=TIMEOUT))[0]
+    store.set_timeout(TIMEOUT)
     return store
 
 
-FOLDER = "pylorus/folder"
+FOLDER_KEY = "pylorus/folder"
 """Key of the store under which the first of several launched processes names the run's folder; empty: nothing to do."""
 
 
 def announce_folder(folder: str) -> None:
     """Tell the processes that were launched beside this one which run's folder to train in, unless they know it."""
     store = connect_store()
-    if not store.check([FOLDER]):
-        store.set(FOLDER, folder)
+    if not store.check([FOLDER_KEY]):
+        store.set(FOLDER_KEY, folder)
 
 
 def wait_for_folder() -> str:
@@ -216,9 +216,9 @@ def wait_for_folder() -> str:
 
     try:
         store = connect_store()
-        while not store.check([FOLDER]):
+        while not store.check([FOLDER_KEY]):
             time.sleep(0.1)
-        return store.get(FOLDER).decode()
+        return store.get(FOLDER_KEY).decode()
     except distributed.DistError:
         return ""
 
@@ -292,7 +292,7 @@ def map_items(
 def count_free_cores() -> int:
     """Return how many cores this process may use; jobs of a sweep that run at once share those of the machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get(JOBS_AT_ONCE, "1")))
+    return max(1, cores // int(os.environ.get(PARALLEL_JOBS, "1")))
 
 
 def _map_in_processes(function: Callable[[Item], Result], items: Sequence[Item], count: int) -> Iterator[Result]:

@@ -2,9 +2,13 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 INTERRUPTED = 130
 """Exit code of a process that was ended by Ctrl-C."""
+
+TRAIN_COMMAND = "pylorus train" if (Path(__file__).parents[1] / "conf").is_dir() else "python train.py"
+"""What a message tells the user to type to train: an installed wheel, which contains conf/, has no train.py."""
 
 
 class PylorusError(Exception):

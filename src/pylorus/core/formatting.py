@@ -11,7 +11,7 @@ from typing import SupportsFloat
 DASH = "–"
 """Symbol for an undefined value."""
 
-MORE_FIGURES = 4
+MAX_EXTRA_DIGITS = 4
 """Greatest number of additional digits of a p-value that rounding would move to the other side of the level."""
 
 
@@ -107,7 +107,7 @@ def format_p_value(p_value: float, *, level: float = 0.05) -> str:
     if p_value > 0.995:
         return "p = 1"
     figures = max(2, 1 - math.floor(math.log10(p_value))) if p_value else 2
-    for digits in range(figures, figures + MORE_FIGURES):
+    for digits in range(figures, figures + MAX_EXTRA_DIGITS):
         text = f"{p_value:.{digits}f}"
         if (float(text) < level) == (p_value < level):
             return f"p = {text}"

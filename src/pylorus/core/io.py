@@ -1,30 +1,41 @@
-"""Files and output: atomic writes, JSON, new folders, closed pipes, and messages about errors of a disk.
+"""Files and output: atomic writes, JSON and its schema, new folders, closed pipes, and messages about errors of a disk.
 
-A file is complete or absent, even after a power failure, because it is renamed into place. Nothing here imports torch.
+A file is complete or absent, even after a power failure, because it is renamed into place. Nothing here imports torch,
+and pydantic is imported only where values are checked.
 """
 
+import dataclasses
 import errno
+import functools
 import json
 import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pylorus.core.errors import PylorusError
+from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.core.formatting import format_bytes
 
-GONE = 141
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+    from pydantic_core import ErrorDetails
+
+Kind = TypeVar("Kind")
+
+BROKEN_PIPE_CODE = 141
 """Exit code that a shell gives a program killed by SIGPIPE: 128 plus the number of the signal."""
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
 UNREACHABLE = {errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO}
 NOT_A_FOLDER = {errno.EEXIST, errno.ENOTDIR}
 
-ELSEWHERE = "choose another folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
+OTHER_FOLDER_HINT = "choose another folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
 
 
 @contextmanager
@@ -105,6 +116,117 @@ def read_json(path: Path) -> Any:
         raise PylorusError(f"{path}: not valid JSON: {error}") from error
 
 
+EXPECTED = {
+    "string": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a number",
+    "bool": "true or false",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "an object with names and values",
+    "dataclass": "an object with names and values",
+}
+"""What a value should have been, by the first word of the type of pydantic's error."""
+
+
+def validate(kind: type[Kind], values: object, *, where: str = "") -> Kind:
+    """Build a dataclass from plain values, and check them.
+
+    Args:
+        kind: A dataclass. The metadata of its fields may hold `alias`, `ge`, `le` and `pattern`, as `pydantic.Field`
+            takes them, and the words of the pattern as `choices`; its `pydantic.with_config` applies to the dataclasses
+            inside it as well.
+        values: Names and values; or JSON text, in which pydantic's strict mode takes lists for tuples.
+        where: What stands before the entry in error messages, such as "model.json: " or "data.".
+
+    Raises:
+        PylorusError: If an entry is missing, unknown, of another type or out of its range; names the entry, the value
+            found and the value expected.
+    """
+    from pydantic import ValidationError
+
+    adapter: TypeAdapter[Kind] = _get_adapter(typing.cast(Any, kind))
+    try:
+        return adapter.validate_json(values) if isinstance(values, str) else adapter.validate_python(values)
+    except ValidationError as error:
+        raise PylorusError(f"{where}{_explain_mismatch(kind, error.errors(include_url=False)[0])}") from None
+
+
+def convert_to_plain(value: object) -> Any:
+    """Convert a dataclass to plain values for JSON: the inverse of `validate`."""
+    return _get_adapter(typing.cast(Any, type(value))).dump_python(value, mode="json", by_alias=True)
+
+
+@functools.cache
+def _get_adapter(kind: Any) -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _explain_mismatch(kind: type, error: "ErrorDetails") -> str:
+    """Return the message for an error of pydantic about the values of a dataclass."""
+    problem, location, value = error["type"], error["loc"], error["input"]
+    if problem == "json_invalid":
+        return f"can't be read as JSON: {error['ctx']['error'].partition(' at line ')[0]}."
+    if problem in ("missing", "unexpected_keyword_argument"):
+        path, parent, _ = _find_entry(kind, location[:-1])
+        name = str(location[-1])[:100]
+        if problem == "missing":
+            return f'{path}the entry "{name}" is missing.'
+        known = [_get_entry_name(field) for field in dataclasses.fields(parent)]
+        return f'{path}found an unknown entry "{name}".{format_suggestion(name, known)}'
+    path, entry, metadata = _find_entry(kind, location)
+    choices, low, high = (metadata.get(name) for name in ("choices", "ge", "le"))
+    if problem in ("greater_than_equal", "less_than_equal"):
+        [(side, bound)] = error["ctx"].items()
+        allowed = f"{'at least' if side == 'ge' else 'at most'} {bound:g}" if high is None else f"{low} to {high}"
+        return f"{path}found {entry(value)!r}, expected {allowed}."
+    text = f'"{value}"' if isinstance(value, str) else repr(value)
+    text = text if len(text) <= 80 else f"{text[:77]}…"
+    if choices:
+        return f"{path}found {text}, expected one of {', '.join(choices)}.{format_suggestion(str(value), choices)}"
+    return f"{path}found {text}, expected {EXPECTED.get(problem.split('_')[0], error['msg'])}."
+
+
+def _find_entry(kind: Any, location: Sequence[int | str]) -> tuple[str, Any, Mapping[str, Any]]:
+    """Find the entry of a dataclass in which pydantic found an error.
+
+    Returns:
+        What a message about it begins with, its type and the metadata of its field.
+    """
+    path, metadata = "", typing.cast(Mapping[str, Any], {})
+    for part in location:
+        if dataclasses.is_dataclass(kind):
+            field, kind = next(each for each in iter_fields(kind) if _get_entry_name(each[0]) == part)
+            metadata = field.metadata
+        elif typing.get_origin(kind) in (dict, list, tuple):
+            kind = resolve_optional_type(typing.get_args(kind)[isinstance(part, str)])
+        else:  # a member of a union
+            break
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return f"{path}: " if path else "", kind, metadata
+
+
+def _get_entry_name(field: dataclasses.Field[Any]) -> str:
+    return str(field.metadata.get("alias", field.name))
+
+
+def resolve_optional_type(annotation: Any) -> Any:
+    """Return the type of an annotation without None: `int` for `int | None`."""
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        return next(member for member in typing.get_args(annotation) if member is not type(None))
+    return annotation
+
+
+def iter_fields(schema: Any) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+    """Yield each field of a dataclass with its type, without None."""
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        yield field, resolve_optional_type(hints[field.name])
+
+
 @contextmanager
 def handle_closed_pipe() -> Iterator[None]:
     """Exit the process silently if the standard output is closed while the body of the `with` statement prints."""
@@ -116,7 +238,7 @@ def handle_closed_pipe() -> Iterator[None]:
     except BrokenPipeError:
         # Python flushes the remaining buffer at exit, so it needs somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(GONE)
+        sys.exit(BROKEN_PIPE_CODE)
 
 
 def explain_disk_error(error: OSError) -> str | None:
@@ -124,18 +246,18 @@ def explain_disk_error(error: OSError) -> str | None:
     path = get_error_path(error) or "the output folder"
     folder = _find_existing_folder(Path(path) if get_error_path(error) else Path.cwd())
     if error.errno in DISK_FULL:
-        return f"{format_disk_full(path, folder)}\nFree some space, or {ELSEWHERE}"
+        return f"{format_disk_full(path, folder)}\nFree some space, or {OTHER_FOLDER_HINT}"
     if error.errno in NOT_WRITABLE:
-        return f"{format_not_writable(error, path, folder)}\nOr {ELSEWHERE}"
+        return f"{format_not_writable(error, path, folder)}\nOr {OTHER_FOLDER_HINT}"
     if error.errno in UNREACHABLE:
-        return f"{format_drive_lost(error, path)}\nReconnect the drive or the network, or {ELSEWHERE}"
+        return f"{format_drive_lost(error, path)}\nReconnect the drive or the network, or {OTHER_FOLDER_HINT}"
     if error.errno in NOT_A_FOLDER:
         return (
             f"{path}: found a file with this name or with the name of a folder above it, expected a folder. Move the "
-            f"file, or {ELSEWHERE}"
+            f"file, or {OTHER_FOLDER_HINT}"
         )
     if error.errno == errno.ENAMETOOLONG:
-        return f"{path}: the name is too long for this disk. Use a shorter name, or {ELSEWHERE}"
+        return f"{path}: the name is too long for this disk. Use a shorter name, or {OTHER_FOLDER_HINT}"
     return None
 
 

@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-ABOUT = "about/"
+MANIFEST_PREFIX = "about/"
 """Prefix of the columns that come from the user's manifest, in the catalog and in prediction tables."""
 
-HIDDEN = "(not shown)"
+HIDDEN_VALUE = "(not shown)"
 
-FILES = ("data.root", "data.manifest", "data.split_file", "resume")
+PATH_KEYS = ("data.root", "data.manifest", "data.split_file", "resume")
 """Keys whose values are folders or files, even if they contain no slash."""
 
-OF_PATIENTS = ("data.test_values", "data.test_from")
+PATIENT_KEYS = ("data.test_values", "data.test_from")
 """Keys whose values may identify patients in a manifest."""
 
 FOLD = "data.fold"
@@ -30,23 +30,23 @@ FOLD = "data.fold"
 REGULAR_EXPRESSIONS = ("data.group",)
 """Keys whose values may look like paths but are not."""
 
-SHARED_BY = 3
+MIN_PATIENTS_PER_CODE = 3
 """A column of codes may number persons if fewer patients than this share a code on average."""
-MANY = 12
+MAX_CODES = 12
 """Number of distinct values above which a column of initials or codes may denote persons."""
-OWN = 0.5
+MAX_UNIQUE_FRACTION = 0.5
 """A column is rejected if at least this fraction of the patients has a value that no other patient has."""
-SOME = 0.25
+MAX_NAME_FRACTION = 0.25
 """A column is rejected if at least this fraction of its values contains a common personal name."""
 
 E_MAIL = re.compile(r"\S+@\S+\.\S+")
 PHONE = re.compile(r"(\+|00?\s?[1-9]|\(0)[\d\s()/.-]{6,}")
-DIGITS_OF_A_PHONE = 7
+MIN_PHONE_DIGITS = 7
 PERSON_NUMBER = re.compile(r"[A-Za-z]{0,6}[-_/ .]?\d{4,}")
 YEAR = re.compile(r"(19|20)\d\d")
 INITIALS = re.compile(r"[^\W\d_]\.?[ -]?[^\W\d_]\.?([ -]?[^\W\d_]\.?)?")
-TITLED = re.compile(r"(dr|prof|mr|mrs|ms|herr|frau|sr|sra|mme)\b\.?\s+[^\W\d_]+", re.IGNORECASE)
-SEPARATED = re.compile(r"[^\W\d_][^\W\d_'-]*(\^|,\s*)[^\W\d_][^\W\d_'. -]*")
+NAME_WITH_TITLE = re.compile(r"(dr|prof|mr|mrs|ms|herr|frau|sr|sra|mme)\b\.?\s+[^\W\d_]+", re.IGNORECASE)
+NAME_WITH_SEPARATOR = re.compile(r"[^\W\d_][^\W\d_'-]*(\^|,\s*)[^\W\d_][^\W\d_'. -]*")
 """Family name and given name as written in DICOM (Weber^Anna) and in lists (Weber, Anna)."""
 HAN_NAME = re.compile(
     "[王李张刘陈杨赵吴周徐孙朱胡郭何林罗郑梁谢宋唐许邓冯韩曹曾彭萧蔡潘田董袁于余叶蒋杜苏魏程吕丁沈任姚卢傅钟崔]"
@@ -54,7 +54,7 @@ HAN_NAME = re.compile(
 )
 HAN_PLACE = re.compile("[院科部室市省区]$")
 
-NO_PERSONS = (
+IMPERSONAL_WORDS = (
     "hospital clinic klinik klinikum krankenhaus university universität center centre zentrum institute site "
     "department olympus fujifilm fujinon fuji pentax hoya storz evis exera lucera eluxeo optivista antrum corpus "
     "body fundus cardia angle incisura pylorus duodenum esophagus oesophagus stomach lesser greater curvature upper "
@@ -81,7 +81,7 @@ NAMES = (
 )
 """Given and family names of several countries that have no other meaning; as no list is complete, shape counts too."""
 
-_NO_PERSONS, _NAMES = frozenset(NO_PERSONS.split()), frozenset(NAMES.split())
+_NO_PERSONS, _NAMES = frozenset(IMPERSONAL_WORDS.split()), frozenset(NAMES.split())
 
 
 def redact_value(key: str, value: Any) -> Any:
@@ -93,15 +93,15 @@ def redact_value(key: str, value: Any) -> Any:
         >>> redact_value("model.weights", "/home/w/vgg.pth")
         'vgg.pth'
     """
-    if value is not None and key in (*FILES, *OF_PATIENTS):
-        return HIDDEN
+    if value is not None and key in (*PATH_KEYS, *PATIENT_KEYS):
+        return HIDDEN_VALUE
     if key == FOLD and isinstance(value, str):  # a value of data.fold_column; otherwise it is a number
-        return HIDDEN
+        return HIDDEN_VALUE
     if not isinstance(value, str) or key in REGULAR_EXPRESSIONS:
         return value
     if key == "model.weights":
         return PureWindowsPath(PurePosixPath(value).name).name
-    return HIDDEN if "/" in value or "\\" in value else value
+    return HIDDEN_VALUE if "/" in value or "\\" in value else value
 
 
 def redact_override(word: str) -> str:
@@ -120,7 +120,8 @@ def redact_overrides(words: Sequence[str]) -> list[str]:
     """Redact the overrides of a command line, including a fold that is a value of data.fold_column."""
     by_column = any(word.startswith("data.fold_column=") for word in words)
     return [
-        f"{FOLD}={HIDDEN}" if by_column and word.startswith(f"{FOLD}=") else redact_override(word) for word in words
+        f"{FOLD}={HIDDEN_VALUE}" if by_column and word.startswith(f"{FOLD}=") else redact_override(word)
+        for word in words
     ]
 
 
@@ -182,14 +183,18 @@ def find_identifying_reason(values: NDArray[np.str_], group: NDArray[np.generic]
     patients = len(set(group[known].tolist()))
     if _compute_match_fraction(distinct, _is_e_mail) > 0:
         return "its values look like e-mail addresses"
-    if _compute_match_fraction(distinct, _is_phone) >= OWN:
+    if _compute_match_fraction(distinct, _is_phone) >= MAX_UNIQUE_FRACTION:
         return "its values look like telephone numbers"
     if _has_personal_names(distinct):
         return "its values look like personal names"
-    rarely_shared = patients < SHARED_BY * len(distinct)
-    if rarely_shared and _compute_match_fraction(distinct, _is_person_number) >= OWN:
+    rarely_shared = patients < MIN_PATIENTS_PER_CODE * len(distinct)
+    if rarely_shared and _compute_match_fraction(distinct, _is_person_number) >= MAX_UNIQUE_FRACTION:
         return "its values look like patient or case numbers"
-    if rarely_shared and len(distinct) > MANY and _compute_match_fraction(distinct, INITIALS.fullmatch) >= OWN:
+    if (
+        rarely_shared
+        and len(distinct) > MAX_CODES
+        and _compute_match_fraction(distinct, INITIALS.fullmatch) >= MAX_UNIQUE_FRACTION
+    ):
         return "its values look like personal initials"
     return None
 
@@ -228,7 +233,9 @@ def is_nearly_unique(values: NDArray[np.str_], group: NDArray[np.generic]) -> bo
         return False
     is_alone = is_of_one_patient(values, group)
     patients, distinct = len(set(group[known].tolist())), len(set(values[known].tolist()))
-    return len(set(group[is_alone].tolist())) >= OWN * patients or (distinct > MANY and patients <= 2 * distinct)
+    return len(set(group[is_alone].tolist())) >= MAX_UNIQUE_FRACTION * patients or (
+        distinct > MAX_CODES and patients <= 2 * distinct
+    )
 
 
 def _compute_match_fraction(distinct: Sequence[str], is_match: Callable[[str], object]) -> float:
@@ -240,7 +247,7 @@ def _is_e_mail(value: str) -> bool:
 
 
 def _is_phone(value: str) -> bool:
-    return PHONE.fullmatch(value) is not None and sum(map(str.isdigit, value)) >= DIGITS_OF_A_PHONE
+    return PHONE.fullmatch(value) is not None and sum(map(str.isdigit, value)) >= MIN_PHONE_DIGITS
 
 
 def _is_person_number(value: str) -> bool:
@@ -249,8 +256,8 @@ def _is_person_number(value: str) -> bool:
 
 def _has_personal_names(distinct: Sequence[str]) -> bool:
     return (
-        _compute_match_fraction(distinct, _is_name) >= OWN
-        or _compute_match_fraction(distinct, _has_common_name) >= SOME
+        _compute_match_fraction(distinct, _is_name) >= MAX_UNIQUE_FRACTION
+        or _compute_match_fraction(distinct, _has_common_name) >= MAX_NAME_FRACTION
     )
 
 
@@ -261,7 +268,7 @@ def _is_name(value: str) -> bool:
     words = value.replace("^", " ").replace(",", " ").split()
     if any(word.casefold().strip(".-") in _NO_PERSONS for word in words):
         return False
-    if TITLED.fullmatch(value) or SEPARATED.fullmatch(value):
+    if NAME_WITH_TITLE.fullmatch(value) or NAME_WITH_SEPARATOR.fullmatch(value):
         return True
     plain = [word.replace(".", "").replace("-", "").replace("'", "") for word in words]
     return 2 <= len(words) <= 4 and all(word.isalpha() and word.istitle() for word in plain)

@@ -23,7 +23,7 @@ from pylorus.data.audit_image_checks import FieldSample, check_fields, check_ima
 from pylorus.data.catalog import compute_sample_id
 from pylorus.data.decode import POLICY_VERSION
 from pylorus.data.fact_store import Facts, extract_fact_column
-from pylorus.data.image_measures import SUFFIXES_OF
+from pylorus.data.image_measures import FORMAT_SUFFIXES
 from pylorus.data.leakage import Copies, NearCopy, find_copies
 
 FORMAT = 1
@@ -248,7 +248,7 @@ _SEVERITIES: dict[tuple[str, str], Severity] = {
     ("near-copy", GROUPS): "warning",
     ("near-copy", WITHIN): "note",
 }
-_WHERE = {
+_LOCATIONS = {
     SPLITS: "in more than one split: a model is tested on images that it was trained on.",
     CLASSES: "in more than one class: at most one of the labels is correct.",
     GROUPS: "in more than one group: the groups are the same patient, or a file is assigned to the wrong one.",
@@ -271,7 +271,7 @@ def _build_copy_finding(kind: str, boundary: str, items: list[Item]) -> Finding:
     verb = "occurs" if len(items) == 1 else "occur"
     code = kind if boundary == WITHIN else f"{kind}-across-{boundary}"
     remedy = _REMEDIES[boundary] if kind == "copy" else f"Inspect the pairs. {_REMEDIES[boundary]}"
-    return Finding(code, _SEVERITIES[kind, boundary], f"{subject} {verb} {_WHERE[boundary]}", remedy, tuple(items))
+    return Finding(code, _SEVERITIES[kind, boundary], f"{subject} {verb} {_LOCATIONS[boundary]}", remedy, tuple(items))
 
 
 def _report_uncompared_images(copies: Copies) -> list[Finding]:
@@ -317,7 +317,9 @@ def check_files(images: ImageSet, facts: Sequence[Facts], thresholds: Thresholds
     suffixes = np.array([splitext(path)[1].lower() for path in images.table["path"]], dtype=object)
     is_usual = np.zeros(len(suffixes), np.bool_)
     for name in set(column("format")):
-        is_usual |= (column("format") == name) & (np.isin(suffixes, SUFFIXES_OF[name]) if name in SUFFIXES_OF else True)
+        is_usual |= (column("format") == name) & (
+            np.isin(suffixes, FORMAT_SUFFIXES[name]) if name in FORMAT_SUFFIXES else True
+        )
     selected = {
         "suffix": ~is_usual,
         "mode": ~np.isin(column("mode"), ("", *USUAL_MODES)),
@@ -333,12 +335,12 @@ def check_files(images: ImageSet, facts: Sequence[Facts], thresholds: Thresholds
             Item((int(index),), _format_file_detail(name, facts[int(index)], suffixes[index]))
             for index in np.flatnonzero(is_concerned & is_readable)
         ]
-        findings.append(_build_file_finding(name, items, _WORDS[name]))
+        findings.append(_build_file_finding(name, items, _FINDING_TEXTS[name]))
     return [finding for finding in findings if finding.items]
 
 
 def _format_file_detail(name: str, facts: Facts, suffix: str) -> str:
-    """Return the detail of a file's problem; `name` is a key of `_WORDS`."""
+    """Return the detail of a file's problem; `name` is a key of `_FINDING_TEXTS`."""
     if name == "suffix":
         return f"contains {facts.format}, named {suffix}"
     if name in ("tiny", "huge", "aspect"):
@@ -356,7 +358,7 @@ def _build_unreadable_finding(items: list[Item]) -> Finding:
     )
 
 
-_WORDS: dict[str, tuple[str, Severity, str, str]] = {
+_FINDING_TEXTS: dict[str, tuple[str, Severity, str, str]] = {
     "suffix": (
         "wrong-suffix",
         "warning",

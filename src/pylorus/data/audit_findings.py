@@ -15,7 +15,7 @@ Severity: TypeAlias = Literal["leak", "error", "warning", "note"]
 
 SEVERITIES: tuple[Severity, ...] = ("leak", "error", "warning", "note")
 """The most severe first. A leak invalidates the test, an error makes training wrong or impossible."""
-STOPPING: tuple[Severity, ...] = ("leak", "error")
+BLOCKING: tuple[Severity, ...] = ("leak", "error")
 """An image set with one of these is not fit for training."""
 
 
@@ -103,7 +103,7 @@ class Finding:
     @property
     def is_blocking(self) -> bool:
         """Whether it must be fixed before training."""
-        return self.severity in STOPPING
+        return self.severity in BLOCKING
 
 
 def sort_by_severity(findings: list[Finding]) -> tuple[Finding, ...]:

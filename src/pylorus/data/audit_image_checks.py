@@ -16,7 +16,7 @@ from pylorus.data.fact_store import Facts, extract_fact_column
 from pylorus.data.field_of_view import find_field
 from pylorus.data.files import RGB, ImageLocation, read_image_bytes
 
-LEAST_SPREAD = {"sharpness": 0.1, "brightness": 4.0}
+MIN_SPREAD = {"sharpness": 0.1, "brightness": 4.0}
 """Least spread (log units, grey levels): otherwise small differences in a homogeneous set would be outliers."""
 
 Mask = NDArray[np.bool_]
@@ -66,8 +66,8 @@ def _check_sharpness_and_brightness(
 ) -> list[Finding]:
     sharpness = np.log(np.maximum(sharpness, 1e-3))
     has_reference = len(indices) >= thresholds.least_for_outliers
-    blur_score = measure_deviation_below_median(sharpness, least_spread=LEAST_SPREAD["sharpness"])
-    dark_score = measure_deviation_below_median(brightness, least_spread=LEAST_SPREAD["brightness"])
+    blur_score = measure_deviation_below_median(sharpness, least_spread=MIN_SPREAD["sharpness"])
+    dark_score = measure_deviation_below_median(brightness, least_spread=MIN_SPREAD["brightness"])
     is_black = brightness < thresholds.black
     is_dark = is_black | ((dark_score >= thresholds.outlier) & has_reference)
     is_blurred = (blur_score >= thresholds.outlier) & has_reference & ~is_dark  # dark images have faint edges
@@ -169,7 +169,7 @@ def _build_items(
 
 IMAGES_PER_CLASS = 12
 """Images per class in the sample: finding a field is the slowest step, and a class has few devices."""
-LEAST_BORDER = 0.02
+MIN_BORDER = 0.02
 """Fraction of the frame: with less black at its edge, there is nothing to crop."""
 
 
@@ -242,7 +242,7 @@ def check_fields(fields: Sequence[FieldSample]) -> list[Finding]:
 
 
 def _select_images(images: ImageSet, facts: Sequence[Facts]) -> list[int]:
-    has_edge = (extract_fact_column(facts, "problem") == "") & (extract_fact_column(facts, "border") >= LEAST_BORDER)
+    has_edge = (extract_fact_column(facts, "problem") == "") & (extract_fact_column(facts, "border") >= MIN_BORDER)
     digests = extract_fact_column(facts, "sha256")
     selected: list[int] = []
     for _, rows in images.table[has_edge].groupby("class"):

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from pylorus.core.errors import PylorusError, format_name_list, format_path, format_suggestion
 from pylorus.core.io import write_atomically
-from pylorus.core.privacy import ABOUT
+from pylorus.core.privacy import MANIFEST_PREFIX
 from pylorus.data.dicom import read_patient_pseudonyms
 from pylorus.data.fact_store import FactTable
 from pylorus.data.files import SUFFIXES, Root
@@ -133,7 +133,7 @@ class Catalog:
         grouped: Whether groups are patients; else every image is its own group.
         hashed: Whether groups are salted hashes, so that nothing may depend on their names.
         facts: Facts of every file, including unreadable ones, in the order of their paths.
-        places: Index into `facts` of each row, of shape (rows,).
+        fact_indices: Index into `facts` of each row, of shape (rows,).
         unreadable: Files that were left out: path, class, group, split and reason.
     """
 
@@ -144,12 +144,12 @@ class Catalog:
     grouped: bool
     hashed: bool
     facts: FactTable
-    places: NDArray[np.int64]
+    fact_indices: NDArray[np.int64]
     unreadable: pd.DataFrame
 
     def copy_without_facts(self) -> "Catalog":
         """Return the same catalog without its facts, which take 1.3 GiB for a million files."""
-        return dataclasses.replace(self, facts=FactTable(0), places=np.zeros(0, dtype=np.int64))
+        return dataclasses.replace(self, facts=FactTable(0), fact_indices=np.zeros(0, dtype=np.int64))
 
 
 def read_folders(
@@ -215,13 +215,13 @@ def build_catalog(
     )
     return Catalog(
         root=root,
-        table=table[[*columns, *(name for name in table.columns if name.startswith(ABOUT))]],
+        table=table[[*columns, *(name for name in table.columns if name.startswith(MANIFEST_PREFIX))]],
         classes=classes,
         short_names=tuple(short_names) if short_names is not None else classes,
         grouped=grouped or reading.salt is not None,
         hashed=reading.salt is not None,
         facts=facts,
-        places=np.flatnonzero(~is_unreadable),
+        fact_indices=np.flatnonzero(~is_unreadable),
         unreadable=unreadable.reset_index(drop=True),
     )
 
@@ -374,19 +374,19 @@ def _list_visible_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
 
 
-FILE = "quarantine.csv"
+QUARANTINE_FILE = "quarantine.csv"
 COLUMNS = ["path", "class", "group", "split", "reason"]
-FIRST = 5
+MAX_NAMED_FILES = 5
 """Number of files named on the terminal."""
 
 
-def write_quarantine(catalog: Catalog, folder: Path) -> None:
+def write_quarantine(unreadable: pd.DataFrame, folder: Path) -> None:
     """Write quarantine.csv if files were left out; its column split is the one that folders or a manifest define."""
-    if catalog.unreadable.empty:
+    if unreadable.empty:
         return
-    with write_atomically(folder / FILE) as temporary:
+    with write_atomically(folder / QUARANTINE_FILE) as temporary:
         # Escape line breaks and control characters, which not every spreadsheet program can read.
-        table = catalog.unreadable.assign(path=[format_path(Path(path)) for path in catalog.unreadable["path"]])
+        table = unreadable.assign(path=[format_path(Path(path)) for path in unreadable["path"]])
         table[COLUMNS].to_csv(temporary, index=False, lineterminator="\n")
 
 
@@ -403,14 +403,14 @@ def log_unreadable(catalog: Catalog) -> None:
         len(names),
         len(catalog.facts),
         "is" if len(names) == 1 else "are",
-        FILE,
-        format_name_list(names, most=FIRST),
+        QUARANTINE_FILE,
+        format_name_list(names, most=MAX_NAMED_FILES),
     )
 
 
-def count_unreadable(catalog: Catalog) -> list[dict[str, object]]:
+def count_unreadable(unreadable: pd.DataFrame) -> list[dict[str, object]]:
     """Count the files that were left out, by class and given split; the result contains no file names."""
-    counts = Counter(zip(catalog.unreadable["class"], catalog.unreadable["split"], strict=True))
+    counts = Counter(zip(unreadable["class"], unreadable["split"], strict=True))
     return [
         {"class": str(name), "split": str(part) or "not given", "files": count}
         for (name, part), count in sorted(counts.items())

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from pylorus.cache.shards import Records
-from pylorus.config.checks import check_values
 from pylorus.config.schema import AugmentConfig, CacheConfig, DataConfig
-from pylorus.core.distributed import ALONE, Processes
+from pylorus.core.distributed import SINGLE_PROCESS, Processes
+from pylorus.core.io import validate
 from pylorus.data.augmentation import build_augmentation, has_augmentation, load_policy
 from pylorus.data.catalog import ReadOptions, read_folders
 from pylorus.data.dataset import Batch, Draw, EpochBatchSampler, EpochSampler, ImageDataset, ShardWindows, return_batch
@@ -116,16 +116,16 @@ class ImageDataModule(pl.LightningDataModule):
             PylorusError: If the images can't be used as they are; the message says what is wrong.
         """
         super().__init__()
-        options = DataConfig(
-            root=str(folder),
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            split_seed=split_seed,
-            accept_leaks=accept_leaks,
-            fit=fit,
-            crop=crop,
-        )
-        check_values(options, path="data.")
+        values = {
+            "root": str(folder),
+            "val_fraction": val_fraction,
+            "test_fraction": test_fraction,
+            "split_seed": split_seed,
+            "accept_leaks": accept_leaks,
+            "fit": fit,
+            "crop": crop,
+        }
+        options = validate(DataConfig, values, where="data.")
         policy = load_policy(augment) if isinstance(augment, str) else AugmentConfig("custom", dict(augment))
         build_augmentation(policy)  # reports a typo before the files are read
         form = resolve_input_format(model, image_size=image_size, fit=fit, crop=crop)
@@ -202,7 +202,7 @@ class ImageDataModule(pl.LightningDataModule):
             return self._processes
         trainer = self.trainer
         if trainer is None or trainer.world_size == 1:
-            return ALONE
+            return SINGLE_PROCESS
         return Processes(trainer.global_rank, trainer.world_size, trainer.local_rank)
 
     @property

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pylorus.cache.shards import Records
 from pylorus.config.schema import AugmentConfig
-from pylorus.core.distributed import ALONE, Processes, compute_seed
+from pylorus.core.distributed import SINGLE_PROCESS, Processes, compute_seed
 from pylorus.data.augmentation import build_augmentation
 from pylorus.data.files import Root
 from pylorus.data.input_format import InputFormat
@@ -105,7 +105,7 @@ class EpochBatchSampler(Sampler[list[Draw]]):
     """
 
     def __init__(
-        self, sampler: EpochSampler, batch_size: int, *, processes: Processes = ALONE, first_batch: int = 0
+        self, sampler: EpochSampler, batch_size: int, *, processes: Processes = SINGLE_PROCESS, first_batch: int = 0
     ) -> None:
         self.sampler, self.batch_size, self._processes = sampler, batch_size, processes
         self._first_batch, self._resumed_epoch = first_batch, sampler.epoch

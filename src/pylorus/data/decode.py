@@ -15,8 +15,8 @@ several pages or frames        rejected: not a single image
 empty, text, HTML, GIF, …      rejected: not a readable image; the message quotes the first bytes
 truncated anywhere             rejected as truncated or damaged (`files.py`)
 wrong checksum (PNG)           rejected as damaged
-over `MOST_PIXELS`             rejected before the pixels are decompressed, as are decompression bombs
-over `files.MOST_BYTES`        rejected before it is read
+over `MAX_PIXELS`              rejected before the pixels are decompressed, as are decompression bombs
+over `files.MAX_BYTES`         rejected before it is read
 folder, pipe, device, socket   rejected at once, without waiting for a writer
 missing, broken, looping link  rejected with the system's reason
 no permission                  rejected with the system's reason
@@ -56,7 +56,7 @@ from pylorus.data.files import (
 
 POLICY_VERSION = 2
 """Increase it when the same file would decode to another image: everything cached of images is then recomputed."""
-MOST_PIXELS = 25_000_000
+MAX_PIXELS = 25_000_000
 """A file that declares more is treated as a decompression bomb; decoding this many, with alpha, takes < 1 GiB."""
 
 RESAMPLING = {
@@ -89,7 +89,7 @@ def decode_image(content: bytes) -> RGB:
     except UnreadableImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise UnreadableImageError(f"its pixels are over the limit of {MOST_PIXELS:,}") from error
+        raise UnreadableImageError(f"its pixels are over the limit of {MAX_PIXELS:,}") from error
     except Exception as error:  # the decoders of Pillow and pydicom raise almost anything on damaged files
         raise UnreadableImageError(f"damaged: {error or type(error).__name__}") from error
 
@@ -141,14 +141,14 @@ def _decode_content(content: bytes) -> RGB:
     if content[128:132] == b"DICM":
         from pylorus.data.dicom import decode_dicom
 
-        return decode_dicom(content, most_pixels=MOST_PIXELS)
+        return decode_dicom(content, max_pixels=MAX_PIXELS)
     if is_webp(content):
         _check_size(*read_webp_size(content))
     try:
         pillow_image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
         if is_tiff(content):
-            return decode_deep_tiff(content, most_pixels=MOST_PIXELS)
+            return decode_deep_tiff(content, max_pixels=MAX_PIXELS)
         raise UnreadableImageError(
             f"no readable JPEG, PNG, BMP, TIFF or WebP image: it begins with {content[:8]!r}"
         ) from None
@@ -161,8 +161,8 @@ def _decode_content(content: bytes) -> RGB:
 
 
 def _check_size(width: int, height: int) -> None:
-    if width * height > MOST_PIXELS:
-        raise UnreadableImageError(f"{width} × {height} pixels are over the limit of {MOST_PIXELS:,}")
+    if width * height > MAX_PIXELS:
+        raise UnreadableImageError(f"{width} × {height} pixels are over the limit of {MAX_PIXELS:,}")
 
 
 def _convert_to_rgb(image: Image.Image) -> RGB:

@@ -64,12 +64,12 @@ def is_dicom(content: bytes) -> bool:
     return content[_SIGNATURE] == b"DICM"
 
 
-def decode_dicom(content: bytes, *, most_pixels: int) -> NDArray[np.uint8]:
+def decode_dicom(content: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
     """Decode the single frame of a DICOM file; the module docstring lists what is supported.
 
     Args:
         content: All bytes of the file.
-        most_pixels: A file whose header claims more is rejected before decoding.
+        max_pixels: A file whose header claims more is rejected before decoding.
 
     Returns:
         RGB of shape (height, width, 3).
@@ -80,7 +80,7 @@ def decode_dicom(content: bytes, *, most_pixels: int) -> NDArray[np.uint8]:
     dataset = _read_dataset(content)
     if "PixelData" not in dataset:
         raise UnreadableImageError("a DICOM file without pixel data, expected an image")
-    _check_claims(dataset, most_pixels)
+    _check_claims(dataset, max_pixels)
     _check_pixel_data(dataset, content)
     from pydicom.pixels.decoders.base import get_decoder
 
@@ -135,7 +135,7 @@ def _read_dataset(content: bytes, *, pixels: bool = True) -> "Dataset":
     return pydicom.dcmread(io.BytesIO(content), stop_before_pixels=not pixels)
 
 
-def _check_claims(dataset: "Dataset", most_pixels: int) -> None:
+def _check_claims(dataset: "Dataset", max_pixels: int) -> None:
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
         raise UnreadableImageError(f"holds {frames} frames, expected a single image")
@@ -149,8 +149,8 @@ def _check_claims(dataset: "Dataset", most_pixels: int) -> None:
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if min(rows, columns) < 1:
         raise UnreadableImageError(f"damaged: {columns} × {rows} pixels")
-    if rows * columns > most_pixels:
-        raise UnreadableImageError(f"{columns} × {rows} pixels are over the limit of {most_pixels:,}")
+    if rows * columns > max_pixels:
+        raise UnreadableImageError(f"{columns} × {rows} pixels are over the limit of {max_pixels:,}")
 
 
 def _check_pixel_data(dataset: "Dataset", content: bytes) -> None:

@@ -26,15 +26,15 @@ import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
 from pylorus.core.io import write_atomically
-from pylorus.data.image_measures import SIDE
+from pylorus.data.image_measures import THUMBNAIL_SIDE
 
 log = logging.getLogger(__name__)
 
 PART_ROWS = 16_384
 """Rows that are collected before a part is written."""
-SMALL_ROWS, MOST_SMALL = 1024, 32
+SMALL_ROWS, MAX_SMALL_PARTS = 1024, 32
 """If more than MOST_SMALL parts have fewer than SMALL_ROWS rows, they are merged."""
-ROWS_AT_ONCE = 4096
+ROWS_PER_BATCH = 4096
 
 DIGEST, WORD = pa.binary(32), pa.string()
 SCHEMA = pa.schema(
@@ -47,7 +47,7 @@ SCHEMA = pa.schema(
         "orientation": pa.int32(),
         "personal": WORD,
         "pixels": DIGEST,
-        "thumbnail": pa.binary(SIDE * SIDE),
+        "thumbnail": pa.binary(THUMBNAIL_SIDE * THUMBNAIL_SIDE),
         "sharpness": pa.float64(),
         "brightness": pa.float64(),
         "border": pa.float64(),
@@ -114,7 +114,7 @@ class FactTable(Sequence[Facts]):
     """
 
     def __init__(self, count: int) -> None:
-        self.thumbnails = np.zeros((count, SIDE, SIDE), dtype=np.uint8)
+        self.thumbnails = np.zeros((count, THUMBNAIL_SIDE, THUMBNAIL_SIDE), dtype=np.uint8)
         blank = Facts("", problem="not read")
         self._columns: dict[str, NDArray[Any]] = {
             name: np.full(count, value := getattr(blank, name), object if isinstance(value, str) else None)
@@ -147,7 +147,9 @@ class FactTable(Sequence[Facts]):
             # These columns have few distinct values: share one object among all files.
             column[index] = sys.intern(value) if name in ("problem", "format", "mode", "personal") else value
         if facts.thumbnail:
-            self.thumbnails[index] = np.frombuffer(facts.thumbnail, dtype=np.uint8).reshape(SIDE, SIDE)
+            self.thumbnails[index] = np.frombuffer(facts.thumbnail, dtype=np.uint8).reshape(
+                THUMBNAIL_SIDE, THUMBNAIL_SIDE
+            )
 
     def put_rows(self, indices: NDArray[np.integer], rows: pa.Table) -> None:
         """Set the facts of readable images from rows of a store, one for each index."""
@@ -160,7 +162,9 @@ class FactTable(Sequence[Facts]):
                 column[indices] = rows[name].dictionary_encode().to_pandas().astype(object).to_numpy()
             else:
                 column[indices] = rows[name].to_numpy()
-        self.thumbnails[indices] = _view_bytes(rows["thumbnail"], SIDE * SIDE).reshape(-1, SIDE, SIDE)
+        self.thumbnails[indices] = _view_bytes(rows["thumbnail"], THUMBNAIL_SIDE * THUMBNAIL_SIDE).reshape(
+            -1, THUMBNAIL_SIDE, THUMBNAIL_SIDE
+        )
 
     def get_column(self, name: str) -> NDArray[Any]:
         """Return one attribute of all files: an array of str or of numbers, of shape (files,)."""
@@ -187,7 +191,7 @@ def extract_thumbnails(facts: Sequence[Facts], indices: Sequence[int] | None = N
             return facts.thumbnails
         return facts.thumbnails[np.asarray(indices, dtype=np.int64)]
     joined = b"".join(each.thumbnail for each in (facts if indices is None else [facts[index] for index in indices]))
-    return np.frombuffer(joined, dtype=np.uint8).reshape(-1, SIDE, SIDE)
+    return np.frombuffer(joined, dtype=np.uint8).reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE)
 
 
 class FactStore:
@@ -234,8 +238,8 @@ class FactStore:
             )
             positions = compute.index_in(wanted, value_set=rows["sha256"].combine_chunks())
             is_found = positions.is_valid().to_numpy(zero_copy_only=False)
-            for start in range(0, len(found := np.flatnonzero(is_found)), ROWS_AT_ONCE):
-                block = found[start : start + ROWS_AT_ONCE]
+            for start in range(0, len(found := np.flatnonzero(is_found)), ROWS_PER_BATCH):
+                block = found[start : start + ROWS_PER_BATCH]
                 table.put_rows(indices[block], rows.take(positions.take(pa.array(block))))
             indices, contents = indices[~is_found], contents[~is_found]
             if not len(indices):
@@ -280,7 +284,7 @@ class FactStore:
         """Merge the small parts if there are many: runs with few new images add one small file each."""
         digests = {part: _read_table(part, columns=["sha256"]) for part in self._list_parts()}
         small_parts = [part for part, table in digests.items() if table is not None and len(table) < SMALL_ROWS]
-        if len(small_parts) <= MOST_SMALL:
+        if len(small_parts) <= MAX_SMALL_PARTS:
             return
         small_tables = [(part, table) for part in small_parts if (table := _read_table(part)) is not None]
         if self._save_table(pa.concat_tables([table for _, table in small_tables])):

@@ -24,7 +24,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".dcm", "
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 RGB = NDArray[np.uint8]
 """An image of shape (height, width, 3)."""
-MOST_BYTES = 500_000_000
+MAX_BYTES = 500_000_000
 """More than any image within the pixel limit needs, even uncompressed with four channels of 16 bits."""
 
 _KINDS = {
@@ -68,7 +68,7 @@ def read_image_bytes(path: ImageLocation) -> bytes:
 
     Raises:
         UnreadableImageError: If the file is missing, may not be read, is a folder, pipe or device, exceeds
-            `MOST_BYTES`, or changes while it is read; the message says which, without the file's name.
+            `MAX_BYTES`, or changes while it is read; the message says which, without the file's name.
     """
     if isinstance(path, Member):
         return path.read_content()
@@ -91,11 +91,11 @@ def _check_regular_file(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "not a regular file")
         raise UnreadableImageError(f"is {kind}, expected an image file")
-    if status.st_size > MOST_BYTES:
-        raise UnreadableImageError(f"has {status.st_size:,} bytes, over the limit of {MOST_BYTES:,}")
+    if status.st_size > MAX_BYTES:
+        raise UnreadableImageError(f"has {status.st_size:,} bytes, over the limit of {MAX_BYTES:,}")
 
 
-MOST_SCANS = 200
+MAX_SCANS = 200
 """Scans allowed in a progressive JPEG, which has about ten; thousands would keep a decoder busy for minutes."""
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
@@ -151,8 +151,8 @@ def _check_jpeg(content: bytes) -> None:
     scan, progressive = _find_first_scan(content)
     if scan < 0 or content.rfind(b"\xff\xd9", scan) < 0:
         raise UnreadableImageError("damaged: truncated: the JPEG's end is missing")
-    if progressive and (scans := content.count(b"\xff\xda", scan)) > MOST_SCANS:
-        raise UnreadableImageError(f"has {scans} scans, over the limit of {MOST_SCANS}")
+    if progressive and (scans := content.count(b"\xff\xda", scan)) > MAX_SCANS:
+        raise UnreadableImageError(f"has {scans} scans, over the limit of {MAX_SCANS}")
 
 
 def _find_first_scan(content: bytes) -> tuple[int, bool]:
@@ -194,7 +194,7 @@ def _check_png(content: bytes) -> None:
 
 
 _WIDTH, _HEIGHT, _ORIENTATION = 256, 257, 274
-_PIECES = ((273, 279), (324, 325))  # offsets and byte counts of strips, and of tiles
+_STRIP_AND_TILE_TAGS = ((273, 279), (324, 325))  # offsets and byte counts of strips, and of tiles
 
 
 def is_tiff(content: bytes) -> bool:
@@ -212,7 +212,7 @@ def check_pieces(tags: Mapping[int, object], length: int) -> None:
     Raises:
         UnreadableImageError: If one is not: the file is truncated.
     """
-    for offsets, counts in _PIECES:
+    for offsets, counts in _STRIP_AND_TILE_TAGS:
         for offset, count in zip(
             _extract_integers(tags.get(offsets)), _extract_integers(tags.get(counts)), strict=False
         ):
@@ -222,12 +222,12 @@ def check_pieces(tags: Mapping[int, object], length: int) -> None:
                 )
 
 
-def decode_deep_tiff(content: bytes, *, most_pixels: int) -> NDArray[np.uint8]:
+def decode_deep_tiff(content: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
     """Decode a TIFF of three or four channels with 16 bits each, which Pillow does not support.
 
     Args:
         content: All bytes of the file.
-        most_pixels: A file whose header claims more is rejected before decoding.
+        max_pixels: A file whose header claims more is rejected before decoding.
 
     Returns:
         RGB of shape (height, width, 3), upright, the upper 8 of the 16 bits; alpha is composited over black.
@@ -242,8 +242,8 @@ def decode_deep_tiff(content: bytes, *, most_pixels: int) -> NDArray[np.uint8]:
     width, height = _extract_integers(tags.get(_WIDTH)), _extract_integers(tags.get(_HEIGHT))
     if len(width) != 1 or len(height) != 1 or min(width[0], height[0]) < 1:
         raise UnreadableImageError("damaged: a TIFF without width and height")
-    if width[0] * height[0] > most_pixels:
-        raise UnreadableImageError(f"{width[0]} × {height[0]} pixels are over the limit of {most_pixels:,}")
+    if width[0] * height[0] > max_pixels:
+        raise UnreadableImageError(f"{width[0]} × {height[0]} pixels are over the limit of {max_pixels:,}")
     check_pieces(tags, len(content))
     is_decoded, pages = cv2.imdecodemulti(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if not is_decoded or len(pages) != 1 or pages[0].dtype != np.uint16 or pages[0].ndim != 3:

@@ -19,7 +19,7 @@ from PIL import ExifTags, Image
 
 from pylorus.data.files import FORMATS, RGB
 
-SUFFIXES_OF = {
+FORMAT_SUFFIXES = {
     "JPEG": (".jpg", ".jpeg"),
     "MPO": (".jpg", ".jpeg"),
     "PNG": (".png",),
@@ -31,7 +31,7 @@ SUFFIXES_OF = {
 
 ORIENTATION, EXIF, GPS = 0x0112, 0x8769, 0x8825
 
-PERSONAL = frozenset(
+PERSONAL_TAGS = frozenset(
     [
         "Artist",
         "Copyright",
@@ -105,7 +105,7 @@ def _read_exif(image: Image.Image) -> tuple[int, tuple[str, ...]]:
         return 1, tuple(sorted(names))
     tag_names = {ExifTags.TAGS.get(tag, "") for tag, content in all_tags.items() if _has_text(content)}
     orientation = value if isinstance(value, int) and 1 <= value <= 8 else 1
-    return orientation, tuple(sorted(names | (tag_names & PERSONAL)))
+    return orientation, tuple(sorted(names | (tag_names & PERSONAL_TAGS)))
 
 
 def _has_text(value: object) -> bool:
@@ -114,9 +114,9 @@ def _has_text(value: object) -> bool:
     return bool(str(value).strip("\0 "))
 
 
-SIDE = 32
+THUMBNAIL_SIDE = 32
 """Side length of a thumbnail in pixels."""
-BLACK, SEEN = 10.0, 34.0
+BLACK, FULL_WEIGHT = 10.0, 34.0
 """Grey levels up to which a pixel has weight 0, and from which it has weight 1."""
 BLOCK = 8192
 """Thumbnails that are processed at once."""
@@ -137,7 +137,7 @@ Thumbnails = NDArray[np.uint8]
 
 
 def reduce_to_grey(image: RGB) -> NDArray[np.uint8]:
-    """Reduce an image by a whole factor, so that its longer side has at most `LONGEST_TEXT` pixels, and make it grey.
+    """Reduce an image by a whole factor, so that its longer side has at most `TEXT_SIDE` pixels, and make it grey.
 
     Averaging over whole pixels is fast: nothing measured here needs the full resolution.
 
@@ -147,7 +147,7 @@ def reduce_to_grey(image: RGB) -> NDArray[np.uint8]:
     Returns:
         Grey levels, uint8 of shape (height // factor, width // factor).
     """
-    factor = -(-max(image.shape) // LONGEST_TEXT)
+    factor = -(-max(image.shape) // TEXT_SIDE)
     height, width = image.shape[:2]
     reduced = image
     if factor > 1 and min(height, width) >= factor:
@@ -160,7 +160,7 @@ def reduce_to_grey(image: RGB) -> NDArray[np.uint8]:
 
 def compute_thumbnail(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Resize a grey image of shape (height, width) to (SIDE, SIDE), without keeping its proportions."""
-    return np.asarray(cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    return np.asarray(cv2.resize(grey, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def transform_thumbnails(thumbnails: Thumbnails, position: int) -> Thumbnails:
@@ -182,8 +182,8 @@ def compute_hashes(thumbnails: Thumbnails) -> NDArray[np.uint64]:
 
 def _compute_block_hashes(thumbnails: Thumbnails) -> NDArray[np.uint64]:
     filled = _replace_black(thumbnails)
-    frequencies, pixels = np.arange(1, 9)[:, None], np.arange(SIDE)[None, :]
-    basis = np.cos(np.pi * frequencies * (2 * pixels + 1) / (2 * SIDE)).astype(np.float32)
+    frequencies, pixels = np.arange(1, 9)[:, None], np.arange(THUMBNAIL_SIDE)[None, :]
+    basis = np.cos(np.pi * frequencies * (2 * pixels + 1) / (2 * THUMBNAIL_SIDE)).astype(np.float32)
     spectrum = (basis @ filled @ basis.T).reshape(-1, 64)
     bits = spectrum > np.median(spectrum, axis=1, keepdims=True)
     return np.ascontiguousarray(np.packbits(bits, axis=1)).view(np.uint64).reshape(-1)
@@ -215,7 +215,7 @@ def compute_similarity(first: Thumbnails, second: Thumbnails) -> NDArray[np.floa
 
     def filter_fine_structure(thumbnails: Thumbnails) -> NDArray[np.float32]:
         filled = _replace_black(thumbnails)
-        smooth = np.stack([cv2.GaussianBlur(each, (0, 0), SIDE / 8) for each in filled])
+        smooth = np.stack([cv2.GaussianBlur(each, (0, 0), THUMBNAIL_SIDE / 8) for each in filled])
         fine = filled - smooth
         return np.asarray(fine - (weight * fine).sum(axis=(1, 2), keepdims=True) / total, dtype=np.float32)
 
@@ -234,7 +234,9 @@ def _map_blocks(measure: Callable[[Thumbnails], NDArray[Any]], thumbnails: Thumb
 
 
 def _compute_weight(thumbnails: Thumbnails) -> NDArray[np.float32]:
-    return np.asarray(np.clip((thumbnails.astype(np.float32) - BLACK) / (SEEN - BLACK), 0.0, 1.0), dtype=np.float32)
+    return np.asarray(
+        np.clip((thumbnails.astype(np.float32) - BLACK) / (FULL_WEIGHT - BLACK), 0.0, 1.0), dtype=np.float32
+    )
 
 
 def _replace_black(thumbnails: Thumbnails) -> NDArray[np.float32]:
@@ -244,11 +246,11 @@ def _replace_black(thumbnails: Thumbnails) -> NDArray[np.float32]:
     return np.asarray(mean[:, None, None] + weight * (thumbnails - mean[:, None, None]), dtype=np.float32)
 
 
-LONGEST = 256
+MEASURED_SIDE = 256
 """Longer side in pixels at which sharpness and border are measured: otherwise sharpness would depend on the size."""
-LONGEST_TEXT = 1024
+TEXT_SIDE = 1024
 """Longest side in pixels at which text is searched for."""
-DARK = 24
+MAX_BORDER_LEVEL = 24
 """Grey level up to which a pixel connected to the frame's edge is border."""
 
 Grey = NDArray[np.uint8]
@@ -273,8 +275,8 @@ class ImageMeasures:
 
 def measure_image(grey: Grey) -> ImageMeasures:
     """Measure a grey image of shape (height, width), reduced by `reduce_to_grey`."""
-    resized = _resize_to_limit(grey, LONGEST)
-    border = _find_edge_regions(resized <= DARK)
+    resized = _resize_to_limit(grey, MEASURED_SIDE)
+    border = _find_edge_regions(resized <= MAX_BORDER_LEVEL)
     interior = cv2.erode((~border).astype(np.uint8), np.ones((5, 5), np.uint8), borderValue=1).astype(bool)
     if not interior.any():
         interior = np.ones_like(border)
@@ -304,7 +306,7 @@ def count_letters(grey: Grey) -> int:
         return 0  # letters would have a few pixels only
     stroke = max(5, round(longest / 40) | 1)
     background = cv2.morphologyEx(grey, cv2.MORPH_OPEN, np.ones((stroke, stroke), np.uint8))
-    border = _find_edge_regions(np.asarray(background <= 2 * DARK))
+    border = _find_edge_regions(np.asarray(background <= 2 * MAX_BORDER_LEVEL))
     strokes = border & (cv2.subtract(grey, background) >= 60)
     rows, columns = np.flatnonzero(strokes.any(axis=1)), np.flatnonzero(strokes.any(axis=0))
     if not len(rows):

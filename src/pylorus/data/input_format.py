@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pylorus.cache.shards import Records
 from pylorus.cache.store import RecordStore, load_or_compute_records
 from pylorus.config.schema import CacheConfig, Config
-from pylorus.core.distributed import ALONE, Processes, count_free_cores, map_items
+from pylorus.core.distributed import SINGLE_PROCESS, Processes, count_free_cores, map_items
 from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.core.io import read_json, write_json
 from pylorus.data.decode import POLICY_VERSION, read_image, resize_image
@@ -27,7 +27,7 @@ from pylorus.data.shards import Shards
 
 log = logging.getLogger(__name__)
 
-LARGE = 2.0
+LARGE_FRAME_RATIO = 2.0
 """Frames with more than this many times the pixels of the network's input are cached by default."""
 BLOCK = 64
 """Images that are passed on to the cache at a time."""
@@ -102,7 +102,7 @@ class ImageWriter:
 
     def prepare(self, image: RGB) -> RGB | None:
         """Return an image as the network's input, uint8 of shape (size, size, 3); None if it is not worth caching."""
-        is_large = image.shape[0] * image.shape[1] > LARGE * self._form.size**2
+        is_large = image.shape[0] * image.shape[1] > LARGE_FRAME_RATIO * self._form.size**2
         is_enabled = is_large if self._settings.images is None else self._settings.images
         return self._form.prepare_image(image) if is_enabled and self._has_space else None
 
@@ -178,7 +178,7 @@ def _format_model_key(config: Config) -> str:
 
 
 def load_or_decode_images(
-    table: pd.DataFrame, root: Root, form: InputFormat, settings: CacheConfig, processes: Processes = ALONE
+    table: pd.DataFrame, root: Root, form: InputFormat, settings: CacheConfig, processes: Processes = SINGLE_PROCESS
 ) -> Records | None:
     """Load the prepared images of a table's rows from the cache; each is decoded once for all runs.
 
@@ -199,7 +199,7 @@ def load_or_decode_images(
     """
     pixels = float((table["width"] * table["height"]).median())
     # An image in a remote shard is downloaded once; the cache holds the local copy, within its budget.
-    is_worthwhile = pixels > LARGE * form.size**2 or (isinstance(root, Shards) and root.remote)
+    is_worthwhile = pixels > LARGE_FRAME_RATIO * form.size**2 or (isinstance(root, Shards) and root.remote)
     is_enabled = is_worthwhile if settings.images is None else settings.images
     if not is_enabled:
         return None

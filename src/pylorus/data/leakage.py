@@ -51,7 +51,7 @@ MAX_DISTANCE = 2 * BANDS - 1
 KEY_MASKS = np.concatenate([[0], 1 << np.arange(16)]).astype(np.uint16)
 """XOR masks of a key: unchanged, and with each one of its bits flipped."""
 
-AT_ONCE = 8192
+BLOCK_SIZE = 8192
 """Images per lookup: the memory for all at once would grow with the square of their number."""
 
 Pairs = NDArray[np.int64]
@@ -180,8 +180,8 @@ def _search_copies(facts: Sequence[Facts], thresholds: Thresholds) -> Copies:
 def _has_contrast(facts: Sequence[Facts], indices: Sequence[int], least_contrast: float) -> NDArray[np.bool_]:
     """Return whether images have contrast; in blocks, so that the thumbnails are not copied all at once."""
     blocks = [
-        compute_contrast(extract_thumbnails(facts, indices[start : start + AT_ONCE])) >= least_contrast
-        for start in range(0, len(indices), AT_ONCE)
+        compute_contrast(extract_thumbnails(facts, indices[start : start + BLOCK_SIZE])) >= least_contrast
+        for start in range(0, len(indices), BLOCK_SIZE)
     ]
     return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.bool_)
 
@@ -212,8 +212,8 @@ def find_near_pairs(
         keys = (known >> shift).astype(np.uint16)
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
-        for start in range(0, len(queries), AT_ONCE):
-            block = queries[start : start + AT_ONCE]
+        for start in range(0, len(queries), BLOCK_SIZE):
+            block = queries[start : start + BLOCK_SIZE]
             wanted = (block >> shift).astype(np.uint16)[:, None] ^ flips
             pairs, overflowing = _join_by_key(wanted, keys, order, most=most)
             pairs, overflowing = pairs + np.array([start, 0]), overflowing + start
@@ -307,19 +307,19 @@ class Pair:
         kind: One of KINDS.
         first: Row of one image.
         second: Row of the other image.
-        told: What they have in common, in words.
+        description: What they have in common, in words.
     """
 
     kind: str
     first: int
     second: int
-    told: str
+    description: str
 
 
 def collect_copy_pairs(catalog: Catalog, copies: Copies) -> list[Pair]:
     """Return the copies as pairs of rows; of several identical files, each is paired with the first."""
     row = np.full(len(catalog.facts), -1, dtype=np.int64)
-    row[catalog.places] = np.arange(len(catalog.places))
+    row[catalog.fact_indices] = np.arange(len(catalog.fact_indices))
     digest = catalog.table["sha256"].to_numpy()
     pairs = []
     for members in copies.same_bytes:
@@ -345,7 +345,7 @@ def check_labels(catalog: Catalog, pairs: Sequence[Pair]) -> None:
     if contradictory:
         lines = [
             f"{path[pair.first]} ({catalog.classes[label[pair.first]]}) and {path[pair.second]} "
-            f"({catalog.classes[label[pair.second]]}): {pair.told}"
+            f"({catalog.classes[label[pair.second]]}): {pair.description}"
             for pair in contradictory
         ]
         count = (
@@ -391,7 +391,7 @@ def format_leaks(table: pd.DataFrame, found_leaks: Sequence[Pair]) -> str:
     path = table["path"].to_numpy()
     counts = count_leaks(found_leaks)
     summary = ", ".join(f"{count} {KINDS[kind][count > 1]}" for kind, count in counts.items() if count)
-    lines = [f"{path[pair.first]} and {path[pair.second]}: {pair.told}" for pair in found_leaks]
+    lines = [f"{path[pair.first]} and {path[pair.second]}: {pair.description}" for pair in found_leaks]
     return (
         f"Found in more than one split: {summary}.\n{format_name_list(lines)}\n"
         "Performance measured on this split would not be valid. Move each pair to one split, remove one of each pair, "

@@ -9,6 +9,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from pylorus.config.schema import Config, DataConfig, SyntheticConfig
+from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count
 from pylorus.core.io import write_atomically, write_json, write_text
 from pylorus.data.audit import audit, convert_audit_to_json
@@ -31,7 +32,7 @@ from pylorus.data.synthetic import generate_image_set
 
 log = logging.getLogger(__name__)
 
-FILE = "audit.json"
+AUDIT_FILE = "audit.json"
 
 
 def audit_run_images(catalog: Catalog, split: Split, copies: Copies, folder: Path) -> None:
@@ -43,9 +44,9 @@ def audit_run_images(catalog: Catalog, split: Split, copies: Copies, folder: Pat
     accepted = {
         "accepted_leaks": count_leaks(split.leaks),
         "joined_groups": split.joined,
-        "left_out": count_unreadable(catalog),
+        "left_out": count_unreadable(catalog.unreadable),
     }
-    write_json(folder / FILE, convert_audit_to_json(result, names=True) | accepted, indent=None)
+    write_json(folder / AUDIT_FILE, convert_audit_to_json(result, names=True) | accepted, indent=None)
     counts = [format_count(count, severity) for severity, count in result.counts.items() if count]
     if counts:
         log.info("audit    %s; for details: pylorus audit %s", ", ".join(counts), catalog.root)
@@ -56,9 +57,11 @@ def audit_run_images(catalog: Catalog, split: Split, copies: Copies, folder: Pat
 def list_catalog_files(catalog: Catalog, split: Split) -> ImageSet:
     """Return all files of a catalog, including those that were left out, in the order of its facts."""
     columns = ["path", "class", "split", "group"]
-    left_out = np.setdiff1d(np.arange(len(catalog.facts)), catalog.places)
+    left_out = np.setdiff1d(np.arange(len(catalog.facts)), catalog.fact_indices)
     rows = split.table.assign(**{"class": np.array(catalog.classes, dtype=object)[split.table["label"]]})[columns]
-    table = pd.concat([rows.set_axis(catalog.places), catalog.unreadable[columns].set_axis(left_out)]).sort_index()
+    table = pd.concat(
+        [rows.set_axis(catalog.fact_indices), catalog.unreadable[columns].set_axis(left_out)]
+    ).sort_index()
     return ImageSet(catalog.root, table, grouped=catalog.grouped)
 
 
@@ -96,12 +99,13 @@ def prepare_images(config: Config, folder: Path, form: InputFormat | None = None
     write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
     with write_atomically(folder / "catalog.parquet") as temporary:
         catalog.table.to_parquet(temporary, index=False)
-    write_quarantine(catalog, folder)
+    write_quarantine(catalog.unreadable, folder)
     log_unreadable(catalog)
     copies = find_copies(catalog.facts, Thresholds(), store=Path(config.cache.folder) / "facts")
-    assignment = split_catalog(
-        catalog, data, copies=copies, parts=read_initial_split(catalog.table, folder / "split.csv")
-    )
+    initial_split = read_initial_split(catalog.table, folder / "split.csv")
+    assignment = split_catalog(catalog, data, copies=copies, parts=initial_split)
+    if initial_split is None:
+        _check_split_seed(assignment, data.split_seed)
     split_hash = write_split(assignment.table, catalog.classes, folder / "split.csv")
     audit_run_images(catalog, assignment, copies, folder)
     run_images = RunImages(
@@ -113,13 +117,22 @@ def prepare_images(config: Config, folder: Path, form: InputFormat | None = None
     return run_images, config
 
 
+def _check_split_seed(split: Split, split_seed: int) -> None:
+    """Refuse a split seed without effect: runs with others would count as replicates of other splits."""
+    if split_seed != DataConfig.split_seed and not split.is_random:
+        raise PylorusError(
+            f"data.split_seed: found {split_seed}, but the images or other keys of data define the whole split, so "
+            "nothing is drawn. Leave it out; seed changes only the training."
+        )
+
+
 def _complete_data(data: DataConfig, catalog: Catalog) -> DataConfig:
     """Return the section with what was read from the images."""
     completed = replace(data, classes=list(catalog.classes), short_names=list(catalog.short_names))
     if data.kind in ("manifest", "external"):
         completed = replace(completed, root=str(catalog.root))
     if data.fold_column is not None:
-        completed = replace(completed, folds=read_fold_values(catalog, data).nunique())
+        completed = replace(completed, folds=read_fold_values(catalog.table, data.fold_column).nunique())
     return completed
 
 

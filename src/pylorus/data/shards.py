@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path
 from pylorus.core.io import write_atomically
-from pylorus.core.privacy import ABOUT
-from pylorus.data.files import MOST_BYTES, SUFFIXES, ImageLocation, Member
+from pylorus.core.privacy import MANIFEST_PREFIX
+from pylorus.data.files import MAX_BYTES, SUFFIXES, ImageLocation, Member
 
-STATES = (
+STATE_KEYS = (
     "size",
     "mtime",
     "created",
@@ -123,8 +123,8 @@ def read_range(shard: Shard, start: int, size: int) -> bytes:
     Raises:
         OSError: If it can't be read.
     """
-    if size > MOST_BYTES:
-        raise OSError(f"has {size:,} bytes, over the limit of {MOST_BYTES:,}")
+    if size > MAX_BYTES:
+        raise OSError(f"has {size:,} bytes, over the limit of {MAX_BYTES:,}")
     if not is_remote(shard.url):
         with Path(shard.url).open("rb") as file:
             file.seek(start)
@@ -142,7 +142,7 @@ def _build_shard(url: str) -> Shard:
         if is_remote(url):
             system, path = fsspec.core.url_to_fs(url)
             info = system.info(path)
-            state = [f"{key}={info[key]}" for key in STATES if info.get(key) is not None]
+            state = [f"{key}={info[key]}" for key in STATE_KEYS if info.get(key) is not None]
         else:
             status = Path(url).stat()
             state = [str(status.st_size), str(status.st_mtime_ns)]
@@ -254,7 +254,7 @@ class Shards:
 
 VERSION = 1
 """Increase it when the same shard would give a different index."""
-KNOWN = ("label", "group", "split")
+KNOWN_KEYS = ("label", "group", "split")
 _BLOCK = tarfile.BLOCKSIZE
 
 
@@ -373,8 +373,8 @@ def _iter_members(shard: str, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo,
             last_member = format_path(member.name)
             if member.isdir():
                 continue
-            if not member.isreg() or member.size > MOST_BYTES:
-                raise PylorusError(f"shard {shard}: {last_member} is not a file, or has over {MOST_BYTES:,} bytes.")
+            if not member.isreg() or member.size > MAX_BYTES:
+                raise PylorusError(f"shard {shard}: {last_member} is not a file, or has over {MAX_BYTES:,} bytes.")
             file.seek(member.offset_data)
             content = file.read(member.size)
             if len(content) < member.size:
@@ -399,4 +399,4 @@ def _parse_metadata(shard: str, key: str, content: bytes) -> dict[str, str]:
             f'shard {shard}, key {format_path(key)}: its .json is not an object, expected {{"label": …}}.'
         )
     plain = {name: value for name, value in metadata.items() if isinstance(value, str | int | float)}
-    return {name if name in KNOWN else ABOUT + name: str(value).strip() for name, value in plain.items()}
+    return {name if name in KNOWN_KEYS else MANIFEST_PREFIX + name: str(value).strip() for name, value in plain.items()}

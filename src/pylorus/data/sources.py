@@ -31,7 +31,7 @@ from pylorus.config.schema import Config, DataConfig
 from pylorus.core.distributed import compute_seed
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_name_list, format_path, format_suggestion
 from pylorus.core.io import check_new_folder, write_atomically
-from pylorus.core.privacy import ABOUT
+from pylorus.core.privacy import MANIFEST_PREFIX
 from pylorus.data.audit_findings import ImageSet
 from pylorus.data.catalog import (
     DEFAULT_READ_OPTIONS,
@@ -114,8 +114,8 @@ def _match_groups(paths: list[str], pattern: str | None) -> list[str]:
     return ["" if match is None else get_matched_group(match) for match in matches]
 
 
-REQUIRED = ("path", "label")
-KNOWN = (*REQUIRED, "group", "split")
+REQUIRED_COLUMNS = ("path", "label")
+KNOWN_COLUMNS = (*REQUIRED_COLUMNS, "group", "split")
 
 
 def read_manifest(
@@ -204,8 +204,8 @@ def read_manifest_rows(manifest: Path) -> pd.DataFrame:
     if "group" in rows:
         table["group"] = rows["group"]
     for name in rows.columns:
-        if name not in KNOWN:
-            table[ABOUT + name] = rows[name]
+        if name not in KNOWN_COLUMNS:
+            table[MANIFEST_PREFIX + name] = rows[name]
     return table
 
 
@@ -227,7 +227,7 @@ def _read_manifest_table(manifest: Path) -> pd.DataFrame:
 
 
 def _check_manifest_columns(rows: pd.DataFrame, manifest: Path) -> None:
-    for name in REQUIRED:
+    for name in REQUIRED_COLUMNS:
         if name not in rows.columns:
             raise PylorusError(
                 f'{manifest}: there is no column "{name}".'
@@ -236,7 +236,7 @@ def _check_manifest_columns(rows: pd.DataFrame, manifest: Path) -> None:
             )
     if rows.empty:
         raise PylorusError(f"{manifest}: the table is empty, expected one row per image.")
-    for name in [name for name in KNOWN if name in rows and name != "split"]:
+    for name in [name for name in KNOWN_COLUMNS if name in rows and name != "split"]:
         empty = rows.index[rows[name] == ""]
         if len(empty):
             count = "1 row" if len(empty) == 1 else f"{len(empty)} rows"
@@ -322,7 +322,7 @@ def read_shard_catalog(
     _raise_for_first(
         rows, rows["group"].isin([""]) | rows["group"].isna(), shard_names, "has no group, but other images have one."
     )
-    metadata = [str(name) for name in rows.columns if str(name).startswith(ABOUT)]
+    metadata = [str(name) for name in rows.columns if str(name).startswith(MANIFEST_PREFIX)]
     for name in metadata:
         rows[name] = rows[name].fillna("")
     catalog_rows = rows[["path", "class", "group", "split", "sha256", *metadata]]
@@ -473,7 +473,9 @@ def _build_member_names(paths: list[str]) -> list[str]:
 def _build_metadata(row: Mapping[str, object]) -> dict[str, str]:
     """Return the content of KEY.json."""
     columns = {"label": row["class"], "group": row.get("group", ""), "split": row["split"]}
-    metadata = {name.removeprefix(ABOUT): value for name, value in row.items() if name.startswith(ABOUT)}
+    metadata = {
+        name.removeprefix(MANIFEST_PREFIX): value for name, value in row.items() if name.startswith(MANIFEST_PREFIX)
+    }
     return {name: str(value) for name, value in {**metadata, **columns}.items() if value != ""}
 
 

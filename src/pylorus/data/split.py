@@ -19,7 +19,7 @@ from pylorus.config.schema import DataConfig
 from pylorus.core.distributed import compute_seed
 from pylorus.core.errors import PylorusError, format_name_list, format_suggestion
 from pylorus.core.io import write_atomically
-from pylorus.core.privacy import ABOUT
+from pylorus.core.privacy import MANIFEST_PREFIX
 from pylorus.data.audit_findings import Thresholds
 from pylorus.data.catalog import Catalog
 from pylorus.data.leakage import (
@@ -36,231 +36,7 @@ from pylorus.data.leakage import (
 )
 from pylorus.data.stratification import draw_part, explain_split, get_requested_fractions, stratified_folds
 
-
-def select_by_column(catalog: Catalog, data: DataConfig) -> NDArray[np.bool_]:
-    """Return whether each image is a test image according to `data.test_column` and its values.
-
-    Raises:
-        PylorusError: If there is no such column or value, or `data.test_from` is set and an image has no value.
-    """
-    name = str(data.test_column)
-    values = _get_manifest_column(catalog, name, key="data.test_column")
-    if data.test_values is not None:
-        for wanted in data.test_values:
-            if not (values == wanted).any():
-                raise PylorusError(
-                    f'data.test_values: no image has "{wanted}" in column {name}.'
-                    f"{format_suggestion(wanted, sorted(set(values)))}\n"
-                    f"Found:\n{format_name_list(sorted(set(values) - {''}), most=30)}"
-                )
-        return np.asarray(values.isin(data.test_values))
-    empty = catalog.table["path"][values == ""]
-    if len(empty):
-        raise PylorusError(
-            f"data.test_from: no value in column {name} for "
-            f"{_format_image_count(len(empty))}:\n{format_name_list(empty)}"
-        )
-    return _is_at_least(values, str(data.test_from))
-
-
-def read_fold_values(catalog: Catalog, data: DataConfig) -> pd.Series:
-    """Return the value of `data.fold_column` of each image, as text; each distinct value is a fold.
-
-    Raises:
-        PylorusError: If there is no such column, all images have the same value, or an image has none.
-    """
-    name = str(data.fold_column)
-    values = _get_manifest_column(catalog, name, key="data.fold_column")
-    empty = catalog.table["path"][values == ""]
-    if len(empty):
-        raise PylorusError(
-            f"data.fold_column: no value in column {name} for "
-            f"{_format_image_count(len(empty))}:\n{format_name_list(empty)}\nIt is unknown whether they belong to the "
-            f"test set. Add their values to the manifest, or remove them."
-        )
-    if values.nunique() < 2:
-        raise PylorusError(
-            f'data.fold_column: all images have "{values.iloc[0]}" in column {name}, expected at least two values.'
-        )
-    return values
-
-
-def select_by_fold_column(catalog: Catalog, data: DataConfig, pairs: Sequence[Pair]) -> NDArray[np.bool_]:
-    """Return whether each image is a test image: whether its value of `data.fold_column` is `data.fold`.
-
-    Args:
-        catalog: The image set.
-        data: Column, value, and whether leaks are accepted.
-        pairs: Copies. A copy or a patient under two values is an error in every fold, even where it is not divided.
-
-    Raises:
-        PylorusError: If there is no such column or value, or a patient or a copy has images under two values.
-    """
-    values = read_fold_values(catalog, data)
-    column, known_values = str(data.fold_column), sorted(set(values))
-    wanted = _find_value(str(data.fold), known_values)
-    if wanted is None:
-        raise PylorusError(
-            f'data.fold: no image has "{data.fold}" in column {column}.'
-            f"{format_suggestion(str(data.fold), known_values)}\n"
-            f"Found:\n{format_name_list(known_values, most=30)}\n"
-            f"To test on each value in turn: -m {_format_override('data.fold', known_values)} "
-            f"{_format_override('data.fold_column', [column])}"
-        )
-    found_leaks = find_leaks(catalog.table.assign(split=values), pairs, grouped=catalog.grouped)
-    if found_leaks and not data.accept_leaks:
-        path = catalog.table["path"].to_numpy()
-        summary = ", ".join(
-            f"{count} {KINDS[kind][count > 1]}" for kind, count in count_leaks(found_leaks).items() if count
-        )
-        lines = [
-            f"{path[pair.first]} ({values.iloc[pair.first]}) and {path[pair.second]} ({values.iloc[pair.second]}): "
-            f"{pair.told}"
-            for pair in found_leaks
-        ]
-        raise PylorusError(
-            f"data.fold_column: found under more than one value of column {column}: {summary}.\n"
-            f"{format_name_list(lines)}\n"
-            "A model tested on one value would have been trained on the other. Correct the manifest, remove one of "
-            "each pair, or accept the leaks with data.accept_leaks=true: the report then states them."
-        )
-    return np.asarray(values == wanted)
-
-
-def _format_override(key: str, values: Sequence[str]) -> str:
-    """Format a command-line override, quoted if Hydra or a shell would not read the values as plain text."""
-    is_plain = all(
-        re.fullmatch(r"[A-Za-z_][\w.-]*|\d+", value) and value.lower() not in ("true", "false", "null", "nan", "inf")
-        for value in values
-    )
-    return (
-        f"{key}={','.join(values)}" if is_plain else "'" + f"{key}=" + ",".join(f'"{value}"' for value in values) + "'"
-    )
-
-
-def _find_value(wanted: str, known: Sequence[str]) -> str | None:
-    """Return the known value with the same text or else the same number, as 1 for 1.0 or 01; None if there is none."""
-    if wanted in known:
-        return wanted
-    number = re.compile(r"[+-]?\d+(\.\d+)?")
-    numeric = [value for value in known if number.fullmatch(value) and number.fullmatch(wanted)]
-    equal = [value for value in numeric if float(value) == float(wanted)]
-    return equal[0] if len(equal) == 1 else None
-
-
-def _get_manifest_column(catalog: Catalog, name: str, *, key: str) -> pd.Series:
-    """Return an additional column of the manifest.
-
-    Raises:
-        PylorusError: If there is no such column; the message names the key and the columns that exist.
-    """
-    known = [column.removeprefix(ABOUT) for column in catalog.table.columns if column.startswith(ABOUT)]
-    if name not in known:
-        raise PylorusError(
-            f'{key}: the manifest has no additional column "{name}".{format_suggestion(name, known)} '
-            f"Found: {', '.join(known) or 'none'}."
-        )
-    return catalog.table[ABOUT + name]
-
-
-def _is_at_least(values: pd.Series, first: str) -> NDArray[np.bool_]:
-    """Return which values are at least `first`: compared as numbers if all are, else as text, as for ISO dates."""
-    number = re.compile(r"-?\d+(\.\d+)?")
-    if number.fullmatch(first) and values.str.fullmatch(number.pattern).all():
-        return np.asarray(values.astype(float) >= float(first))
-    return np.asarray(values >= first)
-
-
-def read_split_file(catalog: Catalog, path: Path) -> Sequence[str]:
-    """Return the split of each image from another run's split.csv.
-
-    Raises:
-        PylorusError: If the file is not a split.csv, or images were added, removed, or have another class, group or
-            content.
-    """
-    try:
-        saved = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("path")
-        saved = saved[["class", "group", "split", "sha256"]]
-    except (OSError, ValueError, KeyError) as error:
-        raise PylorusError(f"data.split_file: can't read {path} as a split.csv of Pylorus: {error}") from error
-    table = catalog.table.set_index("path")
-    for difference, paths in (
-        ("missing from the file", table.index.difference(saved.index)),
-        ("in the file but missing from the image set", saved.index.difference(table.index)),
-    ):
-        if len(paths):
-            raise PylorusError(
-                f"data.split_file: {path}: {_format_image_count(len(paths))} {difference}:\n{format_name_list(paths)}"
-            )
-    saved = saved.loc[table.index]
-    current = {
-        "content": ("sha256", table["sha256"]),
-        "class": ("class", table["label"].map(dict(enumerate(catalog.classes)))),
-        "group": ("group", table["group"]),
-    }
-    for difference, (column, values) in current.items():
-        differs = table.index[np.asarray(saved[column] != values)]
-        if len(differs):
-            raise PylorusError(
-                f"data.split_file: {path}: the {difference} of {_format_image_count(len(differs))} differs from "
-                f"the file:\n{format_name_list(differs)}"
-            )
-    return list(saved["split"])
-
-
-def _format_image_count(count: int) -> str:
-    return "1 image" if count == 1 else f"{count} images"
-
-
-HOW_TO_FIX = "To resume this run, restore the images as they were; else start a new run."
-
-
-def check_images_unchanged(table: pd.DataFrame, path: Path) -> None:
-    """Check that the images are those in the split.csv that a run wrote at its start, if there is one.
-
-    Args:
-        table: Rows with path and sha256.
-        path: The run's split.csv.
-
-    Raises:
-        PylorusError: If images are gone, new or changed; the message names them.
-    """
-    if not path.is_file():
-        return
-    initial = _read_split_table(path)
-    current = table.set_index("path")
-    common = initial.index.intersection(current.index)
-    differences = {
-        "gone": initial.index.difference(current.index),
-        "new": current.index.difference(initial.index),
-        "changed": common[initial.loc[common, "sha256"].to_numpy() != current.loc[common, "sha256"].to_numpy()],
-    }
-    lines = [f"{name}: {change}" for change, names in differences.items() for name in names]
-    if lines:
-        raise PylorusError(
-            f"{path.parent}: the images are not those that this run started with:\n{format_name_list(lines)}\n"
-            f"{HOW_TO_FIX}"
-        )
-
-
-def read_initial_split(table: pd.DataFrame, path: Path) -> list[str] | None:
-    """Return the split of each image as a run wrote it at its start.
-
-    A resumed run continues with this split, even if another version of Pylorus would draw a different one.
-
-    Args:
-        table: Rows with path, the same images as in split.csv.
-        path: The run's split.csv.
-
-    Returns:
-        train, val or test for each row; None if the run had not written its split yet.
-    """
-    return list(_read_split_table(path).loc[table["path"], "split"]) if path.is_file() else None
-
-
-def _read_split_table(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, dtype=str, keep_default_na=False).set_index("path")
-
+RESUME_HINT = "To resume this run, restore the images as they were; else start a new run."
 
 log = logging.getLogger(__name__)
 
@@ -279,12 +55,14 @@ class Split:
         leaks: Patients and copies in more than one split; empty unless the user accepts leaks.
         asked: Requested fraction of each split that was drawn at random.
         joined: Number of groups that are kept together with others because of copies.
+        is_random: Whether the split seed has an effect: test or validation images, or the folds, are drawn with it.
     """
 
     table: pd.DataFrame
     leaks: tuple[Pair, ...]
     asked: Mapping[str, float]
     joined: int
+    is_random: bool
 
     def explain_deviations(self, classes: tuple[str, ...], *, grouped: bool) -> tuple[str, ...]:
         """Return sentences about splits that deviate from the requested fractions or have few groups of a class."""
@@ -320,14 +98,15 @@ def split_catalog(
         table["split"] = list(parts)
     else:
         _select_test(table, catalog, data, pairs)
-    if validation == "cut" and not (table["split"] == "val").any():
+    is_val_drawn = validation == "cut" and not (table["split"] == "val").any()
+    if is_val_drawn:
         _draw_rows(table, "val", share=data.val_fraction, later=0.0, split_seed=data.split_seed, catalog=catalog)
     if validation == "test" and (table["split"] == "val").any():
         raise PylorusError(
             f"data.validation: found test, but {catalog.root} has a val folder. Remove data.validation to "
             "validate on that folder, or move its images to train."
         )
-    _check_split_classes(table, catalog, data)
+    _check_split_classes(table, catalog.classes, data)
     found_leaks = find_leaks(table, pairs, grouped=catalog.grouped)
     if found_leaks and not data.accept_leaks:
         raise PylorusError(format_leaks(table, found_leaks))
@@ -339,7 +118,8 @@ def split_catalog(
         test_fraction=data.test_fraction,
         val_fraction=data.val_fraction,
     )
-    return Split(table.drop(columns="bundle"), tuple(found_leaks), requested, joined)
+    is_test_given = bool(given_splits) or any((data.test_column, data.fold_column, data.split_file))
+    return Split(table.drop(columns="bundle"), tuple(found_leaks), requested, joined, is_val_drawn or not is_test_given)
 
 
 def _select_test(table: pd.DataFrame, catalog: Catalog, data: DataConfig, pairs: Sequence[Pair]) -> None:
@@ -347,7 +127,7 @@ def _select_test(table: pd.DataFrame, catalog: Catalog, data: DataConfig, pairs:
     if data.split_file is not None:
         table["split"] = read_split_file(catalog, Path(data.split_file))
     elif data.test_column is not None:
-        table["split"] = np.where(select_by_column(catalog, data), "test", "train")
+        table["split"] = np.where(select_by_column(catalog.table, data), "test", "train")
     elif (table["split"] != "").any():
         if data.fold is not None:
             raise PylorusError(
@@ -376,14 +156,6 @@ def _is_in_fold(table: pd.DataFrame, catalog: Catalog, data: DataConfig) -> NDAr
     return np.asarray(fold == data.fold)
 
 
-def write_split(table: pd.DataFrame, classes: tuple[str, ...], path: Path) -> str:
-    """Write split.csv and return its SHA-256, by which tables cite the split."""
-    table = _add_class_names(table, classes)
-    with write_atomically(path) as temporary:
-        table[COLUMNS].sort_values("path").to_csv(temporary, index=False, lineterminator="\n")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _draw_rows(
     table: pd.DataFrame, part: str, *, share: float, later: float, split_seed: int, catalog: Catalog
 ) -> None:
@@ -408,13 +180,13 @@ def _draw_rows(
     table.loc[train[drawn], "split"] = part
 
 
-def _check_split_classes(table: pd.DataFrame, catalog: Catalog, data: DataConfig) -> None:
+def _check_split_classes(table: pd.DataFrame, classes: Sequence[str], data: DataConfig) -> None:
     for part in ("train", "test") if data.validation == "test" else SPLITS:
         present = set(table.loc[table["split"] == part, "label"])
-        missing = [name for label, name in enumerate(catalog.classes) if label not in present]
+        missing = [name for label, name in enumerate(classes) if label not in present]
         if not missing:
             continue
-        count = int((table["label"] == catalog.classes.index(missing[0])).sum())
+        count = int((table["label"] == classes.index(missing[0])).sum())
         if data.fold_column is not None and part == "test":
             remedy = "Remove this value from data.fold: performance on the class can't be measured with it."
         elif data.fold_column is not None and part == "train":
@@ -477,3 +249,233 @@ class RunImages:
         """Count the images of each class in a split."""
         labels = self.table.loc[self.table["split"] == part, "label"]
         return [int((labels == label).sum()) for label in range(len(self.catalog.classes))]
+
+
+def write_split(table: pd.DataFrame, classes: tuple[str, ...], path: Path) -> str:
+    """Write split.csv and return its SHA-256, by which tables cite the split."""
+    table = _add_class_names(table, classes)
+    with write_atomically(path) as temporary:
+        table[COLUMNS].sort_values("path").to_csv(temporary, index=False, lineterminator="\n")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_initial_split(table: pd.DataFrame, path: Path) -> list[str] | None:
+    """Return the split of each image as a run wrote it at its start.
+
+    A resumed run continues with this split, even if another version of Pylorus would draw a different one.
+
+    Args:
+        table: Rows with path, the same images as in split.csv.
+        path: The run's split.csv.
+
+    Returns:
+        train, val or test for each row; None if the run had not written its split yet.
+    """
+    return list(_read_split_table(path).loc[table["path"], "split"]) if path.is_file() else None
+
+
+def check_images_unchanged(table: pd.DataFrame, path: Path) -> None:
+    """Check that the images are those in the split.csv that a run wrote at its start, if there is one.
+
+    Args:
+        table: Rows with path and sha256.
+        path: The run's split.csv.
+
+    Raises:
+        PylorusError: If images are gone, new or changed; the message names them.
+    """
+    if not path.is_file():
+        return
+    initial = _read_split_table(path)
+    current = table.set_index("path")
+    common = initial.index.intersection(current.index)
+    differences = {
+        "gone": initial.index.difference(current.index),
+        "new": current.index.difference(initial.index),
+        "changed": common[initial.loc[common, "sha256"].to_numpy() != current.loc[common, "sha256"].to_numpy()],
+    }
+    lines = [f"{name}: {change}" for change, names in differences.items() for name in names]
+    if lines:
+        raise PylorusError(
+            f"{path.parent}: the images are not those that this run started with:\n{format_name_list(lines)}\n"
+            f"{RESUME_HINT}"
+        )
+
+
+def _read_split_table(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype=str, keep_default_na=False).set_index("path")
+
+
+def read_split_file(catalog: Catalog, path: Path) -> Sequence[str]:
+    """Return the split of each image from another run's split.csv.
+
+    Raises:
+        PylorusError: If the file is not a split.csv, or images were added, removed, or have another class, group or
+            content.
+    """
+    try:
+        saved = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("path")
+        saved = saved[["class", "group", "split", "sha256"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise PylorusError(f"data.split_file: can't read {path} as a split.csv of Pylorus: {error}") from error
+    table = catalog.table.set_index("path")
+    for difference, paths in (
+        ("missing from the file", table.index.difference(saved.index)),
+        ("in the file but missing from the image set", saved.index.difference(table.index)),
+    ):
+        if len(paths):
+            raise PylorusError(
+                f"data.split_file: {path}: {_format_image_count(len(paths))} {difference}:\n{format_name_list(paths)}"
+            )
+    saved = saved.loc[table.index]
+    current = {
+        "content": ("sha256", table["sha256"]),
+        "class": ("class", table["label"].map(dict(enumerate(catalog.classes)))),
+        "group": ("group", table["group"]),
+    }
+    for difference, (column, values) in current.items():
+        differs = table.index[np.asarray(saved[column] != values)]
+        if len(differs):
+            raise PylorusError(
+                f"data.split_file: {path}: the {difference} of {_format_image_count(len(differs))} differs from "
+                f"the file:\n{format_name_list(differs)}"
+            )
+    return list(saved["split"])
+
+
+def _format_image_count(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
+
+
+def select_by_column(table: pd.DataFrame, data: DataConfig) -> NDArray[np.bool_]:
+    """Return whether each image is a test image according to `data.test_column` and its values.
+
+    Raises:
+        PylorusError: If there is no such column or value, or `data.test_from` is set and an image has no value.
+    """
+    name = str(data.test_column)
+    values = _get_manifest_column(table, name, key="data.test_column")
+    if data.test_values is not None:
+        for wanted in data.test_values:
+            if not (values == wanted).any():
+                raise PylorusError(
+                    f'data.test_values: no image has "{wanted}" in column {name}.'
+                    f"{format_suggestion(wanted, sorted(set(values)))}\n"
+                    f"Found:\n{format_name_list(sorted(set(values) - {''}), most=30)}"
+                )
+        return np.asarray(values.isin(data.test_values))
+    empty = table["path"][values == ""]
+    if len(empty):
+        raise PylorusError(
+            f"data.test_from: no value in column {name} for "
+            f"{_format_image_count(len(empty))}:\n{format_name_list(empty)}"
+        )
+    return _is_at_least(values, str(data.test_from))
+
+
+def read_fold_values(table: pd.DataFrame, column: str) -> pd.Series:
+    """Return each image's value of `data.fold_column`, a column of the catalog, as text; each distinct value is a fold.
+
+    Raises:
+        PylorusError: If there is no such column, all images have the same value, or an image has none.
+    """
+    values = _get_manifest_column(table, column, key="data.fold_column")
+    empty = table["path"][values == ""]
+    if len(empty):
+        raise PylorusError(
+            f"data.fold_column: no value in column {column} for "
+            f"{_format_image_count(len(empty))}:\n{format_name_list(empty)}\nIt is unknown whether they belong to the "
+            f"test set. Add their values to the manifest, or remove them."
+        )
+    if values.nunique() < 2:
+        raise PylorusError(
+            f'data.fold_column: all images have "{values.iloc[0]}" in column {column}, expected at least two values.'
+        )
+    return values
+
+
+def select_by_fold_column(catalog: Catalog, data: DataConfig, pairs: Sequence[Pair]) -> NDArray[np.bool_]:
+    """Return whether each image is a test image: whether its value of `data.fold_column` is `data.fold`.
+
+    Args:
+        catalog: The image set.
+        data: Column, value, and whether leaks are accepted.
+        pairs: Copies. A copy or a patient under two values is an error in every fold, even where it is not divided.
+
+    Raises:
+        PylorusError: If there is no such column or value, or a patient or a copy has images under two values.
+    """
+    column = str(data.fold_column)
+    values = read_fold_values(catalog.table, column)
+    known_values = sorted(set(values))
+    wanted = _find_value(str(data.fold), known_values)
+    if wanted is None:
+        raise PylorusError(
+            f'data.fold: no image has "{data.fold}" in column {column}.'
+            f"{format_suggestion(str(data.fold), known_values)}\n"
+            f"Found:\n{format_name_list(known_values, most=30)}\n"
+            f"To test on each value in turn: -m {_format_override('data.fold', known_values)} "
+            f"{_format_override('data.fold_column', [column])}"
+        )
+    found_leaks = find_leaks(catalog.table.assign(split=values), pairs, grouped=catalog.grouped)
+    if found_leaks and not data.accept_leaks:
+        path = catalog.table["path"].to_numpy()
+        summary = ", ".join(
+            f"{count} {KINDS[kind][count > 1]}" for kind, count in count_leaks(found_leaks).items() if count
+        )
+        lines = [
+            f"{path[pair.first]} ({values.iloc[pair.first]}) and {path[pair.second]} ({values.iloc[pair.second]}): "
+            f"{pair.description}"
+            for pair in found_leaks
+        ]
+        raise PylorusError(
+            f"data.fold_column: found under more than one value of column {column}: {summary}.\n"
+            f"{format_name_list(lines)}\n"
+            "A model tested on one value would have been trained on the other. Correct the manifest, remove one of "
+            "each pair, or accept the leaks with data.accept_leaks=true: the report then states them."
+        )
+    return np.asarray(values == wanted)
+
+
+def _format_override(key: str, values: Sequence[str]) -> str:
+    """Format a command-line override, quoted if Hydra or a shell would not read the values as plain text."""
+    is_plain = all(
+        re.fullmatch(r"[A-Za-z_][\w.-]*|\d+", value) and value.lower() not in ("true", "false", "null", "nan", "inf")
+        for value in values
+    )
+    return (
+        f"{key}={','.join(values)}" if is_plain else "'" + f"{key}=" + ",".join(f'"{value}"' for value in values) + "'"
+    )
+
+
+def _find_value(wanted: str, known: Sequence[str]) -> str | None:
+    """Return the known value with the same text or else the same number, as 1 for 1.0 or 01; None if there is none."""
+    if wanted in known:
+        return wanted
+    number = re.compile(r"[+-]?\d+(\.\d+)?")
+    numeric = [value for value in known if number.fullmatch(value) and number.fullmatch(wanted)]
+    equal = [value for value in numeric if float(value) == float(wanted)]
+    return equal[0] if len(equal) == 1 else None
+
+
+def _get_manifest_column(table: pd.DataFrame, name: str, *, key: str) -> pd.Series:
+    """Return an additional column of the manifest from the catalog's table.
+
+    Raises:
+        PylorusError: If there is no such column; the message names the key and the columns that exist.
+    """
+    known = [column.removeprefix(MANIFEST_PREFIX) for column in table.columns if column.startswith(MANIFEST_PREFIX)]
+    if name not in known:
+        raise PylorusError(
+            f'{key}: the manifest has no additional column "{name}".{format_suggestion(name, known)} '
+            f"Found: {', '.join(known) or 'none'}."
+        )
+    return table[MANIFEST_PREFIX + name]
+
+
+def _is_at_least(values: pd.Series, first: str) -> NDArray[np.bool_]:
+    """Return which values are at least `first`: compared as numbers if all are, else as text, as for ISO dates."""
+    number = re.compile(r"-?\d+(\.\d+)?")
+    if number.fullmatch(first) and values.str.fullmatch(number.pattern).all():
+        return np.asarray(values.astype(float) >= float(first))
+    return np.asarray(values >= first)

@@ -1,7 +1,8 @@
 """Draw splits and folds of an image set at random, by whole groups, and explain how they differ from the request.
 
-Groups have equal probabilities, and each class its share. The folds are those of scikit-learn's StratifiedGroupKFold,
-which takes seven minutes for a million groups, because each group tries one fold after another in a Python loop.
+Groups have equal probabilities, and each class its share. Both functions are our own: scikit-learn has no random split
+by groups that keeps class shares, and folds must not change with its version, as those of StratifiedGroupKFold did in
+1.8. The folds are those of 1.8 and later, where a million groups take seven minutes in a Python loop.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,6 +24,12 @@ CANDIDATES = 64
 """Groups inside and outside the split that one correction step compares."""
 GROUP_WEIGHT = 0.1
 """Weight of the number of groups in the loss of the correction, relative to the images of a class."""
+
+SHARE_TOLERANCE = 0.02
+"""Deviation from the requested fraction above which a class is reported."""
+MIN_GROUPS = 5
+"""A split with fewer groups of a class is reported: single groups then determine what is learned or measured."""
+PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
 def draw_part(
@@ -322,13 +329,6 @@ def _find_best_fold(imbalance: list[float], images: list[float]) -> int:
         if value < least or (is_tie and images[fold] < fewest):
             best, least, fewest = fold, value, images[fold]
     return best
-
-
-SHARE_TOLERANCE = 0.02
-"""Deviation from the requested fraction above which a class is reported."""
-MIN_GROUPS = 5
-"""A split with fewer groups of a class is reported: single groups then determine what is learned or measured."""
-PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
 def get_requested_fractions(

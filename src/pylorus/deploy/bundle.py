@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from pylorus import __version__
 from pylorus.config.checks import list_loss_details
 from pylorus.config.schema import AugmentConfig, Config
-from pylorus.core.io import read_json, write_atomically, write_json, write_text
+from pylorus.core.io import convert_to_plain, read_json, write_atomically, write_json, write_text
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.decode import POLICY_VERSION
-from pylorus.data.prepare import FILE as AUDIT
+from pylorus.data.prepare import AUDIT_FILE as AUDIT
 from pylorus.data.split import RunImages
-from pylorus.deploy.bundle_files import CARD, DESCRIPTION, FILES, SUMS, UNLIKE, WEIGHTS, check_description
+from pylorus.deploy.bundle_files import CARD, DESCRIPTION, FILES, SUMS, UNLIKE, WEIGHTS, build_description
 from pylorus.deploy.card import render_model_card
 from pylorus.deploy.description import (
     FORMAT_VERSION,
@@ -28,13 +28,13 @@ from pylorus.deploy.description import (
     StageSummary,
     Training,
     Weights,
-    convert_to_plain,
 )
 from pylorus.deploy.model import DIRECTIONS
 from pylorus.deploy.thresholds import (
     TrainingDistances,
     compute_classification_metrics,
     convert_calibration,
+    estimate_class_metrics,
     fit_abstention,
     fit_decision,
     fit_prediction_sets,
@@ -105,7 +105,7 @@ def write_bundle(
         images.catalog.root,
         input_settings.form,
         batch_size=get_batch_size(config.trainer),
-        workers=resolve_workers(config, engine)[0],
+        workers=resolve_workers(config.data.workers, engine.accelerator)[0],
         policy=AugmentConfig(),
         seed=0,
         cache=config.cache,
@@ -126,14 +126,19 @@ def write_bundle(
         test_rows=select_feature_rows("test", len(datamodule.parts["test"])),
     )
     description = _build_description(folder, backbone, images, config, engine, input_settings, distances, shipped)
-    check_description(description)
+    content = convert_to_plain(description)
+    if description.network is None:
+        del content["network"]  # an older Pylorus, which does not know the entry, can read the file
+    build_description(content)  # checks what whoever loads the bundle will check
     bundle = folder.path / "model"
     (bundle / SUMS).unlink(missing_ok=True)  # without it the folder is not a bundle until all files are written
     _save_tensors(bundle / WEIGHTS, backbone.network.state_dict())
     _save_tensors(bundle / UNLIKE, {DIRECTIONS: directions})
-    write_json(bundle / DESCRIPTION, convert_to_plain(description))
+    write_json(bundle / DESCRIPTION, content)
     leaks = (read_json(folder.path / AUDIT) or {}).get("accepted_leaks", {})
-    write_text(bundle / CARD, render_model_card(description, leaks=leaks))
+    saved = read_predictions(folder.get_predictions_path(shipped.name, "test"), order=images.catalog.short_names)
+    class_metrics = estimate_class_metrics(saved.predictions, config.metrics, stage.read_own_metrics())
+    write_text(bundle / CARD, render_model_card(description, leaks=leaks, class_metrics=class_metrics))
     write_text(bundle / SUMS, "".join(f"{compute_sha256(bundle / name)}  {name}\n" for name in FILES))
     for name in config.stages:
         folder.get_stage(name).delete_candidate()
@@ -187,6 +192,7 @@ def _build_description(
         test=compute_classification_metrics(calibration.test),
         intended_use=INTENDED_USE,
         versions={"pylorus": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
+        network=config.model._target_,
     )
 
 

@@ -1,6 +1,7 @@
 """Read model.json and reject invalid content: unknown entries, wrong types, values out of range."""
 
 import hashlib
+import json
 import math
 import stat
 from collections.abc import Mapping, Sequence
@@ -8,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pylorus.core.errors import PylorusError
+from pylorus.core.io import validate
 from pylorus.data.decode import POLICY_VERSION, RESAMPLING
-from pylorus.deploy.description import FORMAT_VERSION, Description, InputSpecification, build_dataclass, parse_json
-from pylorus.evaluation.calibration import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
-from pylorus.model.backbone import check_model_arguments, check_model_name
+from pylorus.deploy.description import FORMAT_VERSION, Description, InputSpecification, parse_json
+from pylorus.model.backbone import check_model_arguments
 from pylorus.runs.folder import CHOICES, LAST
 
 WEIGHTS, DESCRIPTION, UNLIKE, CARD, SUMS = (
@@ -25,7 +26,7 @@ FILES = (WEIGHTS, DESCRIPTION, UNLIKE, CARD)
 """The files of a bundle, apart from the list of their hashes."""
 MODEL = "model.onnx"
 """The file that an export has in place of the weights; see `pylorus.deploy.onnx`."""
-MOST_SUMS = 65_536
+MAX_SUMS_BYTES = 65_536
 """The largest SHA256SUMS that is read, in bytes."""
 
 
@@ -65,11 +66,16 @@ def _read_checksums(folder: Path, files: Sequence[str]) -> dict[str, str]:
     path = folder / SUMS
     _check_regular_file(path)
     with path.open("rb") as file:
-        content = file.read(MOST_SUMS + 1)
+        content = file.read(MAX_SUMS_BYTES + 1)
     hashes: dict[str, str] = {}
     for line in content.decode("utf-8", errors="replace").splitlines():
         digest, _, name = line.partition("  ")
-        if len(content) > MOST_SUMS or len(digest) != 64 or set(digest) - set("0123456789abcdef") or name in hashes:
+        if (
+            len(content) > MAX_SUMS_BYTES
+            or len(digest) != 64
+            or set(digest) - set("0123456789abcdef")
+            or name in hashes
+        ):
             raise PylorusError(
                 f"{path}: found {line[:80]!r}, expected a SHA-256, two spaces and a file name on each line."
             )
@@ -98,9 +104,9 @@ def _check_regular_file(path: Path) -> None:
         raise PylorusError(f"{path}: found {kind}, expected a file: a bundle contains its files itself.")
 
 
-MOST_BYTES = 1_000_000
+MAX_DESCRIPTION_BYTES = 1_000_000
 """The largest model.json that is read: a hundred times the usual size."""
-MOST_CLASSES, LARGEST_SIZE, LONGEST_NAME = 1000, 2048, 200
+MAX_CLASSES, MAX_NAME_LENGTH = 1000, 200
 
 
 def read_description(content: bytes, *, where: str = "model.json") -> Description:
@@ -114,17 +120,22 @@ def read_description(content: bytes, *, where: str = "model.json") -> Descriptio
         PylorusError: If the content is not a valid description; names the entry, the value found and the value
             expected.
     """
-    if len(content) > MOST_BYTES:
-        raise PylorusError(f"{where}: has {len(content):,} bytes, expected {MOST_BYTES:,} at most.")
-    values: Any = parse_json(content, where=where)
+    if len(content) > MAX_DESCRIPTION_BYTES:
+        raise PylorusError(f"{where}: has {len(content):,} bytes, expected {MAX_DESCRIPTION_BYTES:,} at most.")
+    return build_description(parse_json(content, where=where), where=where)
+
+
+def build_description(values: Any, *, where: str = "model.json") -> Description:
+    """Build a description from the plain values of a model.json, and check it; see `read_description`."""
     version = values.get("format_version") if isinstance(values, dict) else None
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise PylorusError(
             f"{where}: found format_version {str(version)[:20]}, expected 1 to {FORMAT_VERSION}. "
             "A newer bundle needs a newer Pylorus; a bundle without a version has to be trained again."
         )
-    description = build_dataclass(Description, _convert_format_1(values) if version == 1 else values, where=where)
-    check_description(description, where=where)
+    current = _convert_format_1(values) if version == 1 else values
+    description = validate(Description, json.dumps(current), where=f"{where}: ")
+    _check_description(description, where)
     return description
 
 
@@ -141,63 +152,27 @@ def _convert_format_1(values: dict[str, Any]) -> dict[str, Any]:
     return upgraded | {"format_version": FORMAT_VERSION, "prediction_sets": None}
 
 
-def check_description(description: Description, *, where: str = "model.json") -> None:
-    """Reject invalid values: unknown architectures, sizes out of range, thresholds outside [0, 1].
-
-    Args:
-        description: The content of a model.json.
-        where: Name of the file in error messages.
-
-    Raises:
-        PylorusError: Names the entry, the value found and the value expected.
-    """
-    check_model_name(description.architecture, where=f"{where}: architecture")
+def _check_description(description: Description, where: str) -> None:
+    """Reject what types and ranges alone allow: a network without a name, duplicate names, entries of other classes."""
+    if description.network is not None and not (
+        0 < len(description.network) <= MAX_NAME_LENGTH and description.network.isprintable()
+    ):
+        raise PylorusError(f"{where}: network: found {description.network[:80]!r}, expected a dotted path.")
     check_model_arguments(description.arguments, where=f"{where}: arguments")
     names, short_names = description.classes, description.short_names
     for key, listed in (("classes", names), ("short_names", short_names)):
-        invalid = [name for name in listed if not 0 < len(name) <= LONGEST_NAME or not name.isprintable()]
-        if invalid or len(set(listed)) != len(listed) or not 2 <= len(listed) <= MOST_CLASSES:
+        invalid = [name for name in listed if not 0 < len(name) <= MAX_NAME_LENGTH or not name.isprintable()]
+        if invalid or len(set(listed)) != len(listed) or not 2 <= len(listed) <= MAX_CLASSES:
             raise PylorusError(
-                f"{where}: {key}: found {_format_few(listed)}, expected 2 to {MOST_CLASSES} different names."
+                f"{where}: {key}: found {_format_few(listed)}, expected 2 to {MAX_CLASSES} different names."
             )
     if len(names) != len(short_names):
         raise PylorusError(f"{where}: found {len(names)} classes but {len(short_names)} short_names.")
     _check_input(description.input, where)
     _check_choices(description, where)
-    for key, value, low, high in (
-        ("calibration.temperature", description.calibration.temperature, LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE),
-        ("decision.sensitivity", description.decision.sensitivity, 0, 1),
-        ("decision.confidence", description.decision.confidence, 0, 1),
-        ("abstention.unlike_above", description.abstention.unlike_above, 0, 2),
-        ("abstention.unsure_below", description.abstention.unsure_below, 0, 1),
-        *((f"decision.thresholds.{name}", value, 0, 1) for name, value in description.decision.thresholds.items()),
-        *_list_guarantee_proportions(description),
-        *_list_set_proportions(description),
-    ):
-        if value is not None and not low <= value <= high:
-            raise PylorusError(f"{where}: {key}: found {value}, expected {low} to {high}.")
-
-
-def _list_guarantee_proportions(description: Description) -> list[tuple[str, float, int, int]]:
-    return [
-        (f"decision.guarantees.{name}.{key}", getattr(guarantee, key), 0, 1)
-        for name, guarantee in description.decision.guarantees.items()
-        if guarantee is not None
-        for key in ("confidence_reached", "sensitivity_reached")
-    ]
-
-
-def _list_set_proportions(description: Description) -> list[tuple[str, float | None, int, int]]:
-    sets = description.prediction_sets
-    if sets is None:
-        return []
-    lowest = [(f"prediction_sets.lowest.{name}", value, 0, 1) for name, value in sets.lowest.items()]
-    return [("prediction_sets.coverage", sets.coverage, 0, 1), *lowest]
 
 
 def _check_input(settings: InputSpecification, where: str) -> None:
-    if not 1 <= settings.size <= LARGEST_SIZE:
-        raise PylorusError(f"{where}: input.size: found {settings.size}, expected 1 to {LARGEST_SIZE} pixels.")
     for key, value, known in (
         ("crop", settings.crop, ("none", "auto")),
         ("fit", settings.fit, ("pad", "stretch", "crop")),

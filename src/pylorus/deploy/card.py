@@ -6,18 +6,26 @@ from collections.abc import Mapping, Sequence
 
 from pylorus.core.formatting import format_number, format_percent, format_percent_at_least, format_threshold
 from pylorus.deploy.description import Description, IntervalEstimate, PredictionSets
+from pylorus.evaluation.confusion import CLASS_METRICS
 from pylorus.evaluation.wording import format_guarantee_sentence
 from pylorus.runs.folder import explain_choice
 
 PARTS = {"train": "training", "val": "validation", "test": "test"}
 
 
-def render_model_card(description: Description, *, leaks: Mapping[str, int] | None = None) -> str:
+def render_model_card(
+    description: Description,
+    *,
+    leaks: Mapping[str, int] | None = None,
+    class_metrics: Mapping[str, Mapping[str, IntervalEstimate]] | None = None,
+) -> str:
     """Return the text of MODEL_CARD.md.
 
     Args:
         description: The content of the bundle's model.json.
         leaks: Accepted leaks between splits: how many of each kind (patients, kinds of copies).
+        class_metrics: Estimates on the test images by label of a metric and short name of a class, beside those of
+            the description.
     """
     sections = [
         f"# {_format_markdown(description.architecture)}: {', '.join(map(_format_markdown, description.classes))}",
@@ -25,7 +33,7 @@ def render_model_card(description: Description, *, leaks: Mapping[str, int] | No
         "## Data\n\n" + _render_data(description, leaks or {}),
         "## Training\n\n" + _render_training(description),
         "## Input\n\n" + _render_input(description),
-        "## Performance\n\n" + _render_performance(description),
+        "## Performance\n\n" + _render_performance(description, class_metrics or {}),
         "## Calibration\n\n" + _render_calibration(description),
         "## Thresholds\n\n" + _render_thresholds(description),
         *(
@@ -136,12 +144,15 @@ def _render_input(description: Description) -> str:
     )
 
 
-def _render_performance(description: Description) -> str:
+def _render_performance(description: Description, class_metrics: Mapping[str, Mapping[str, IntervalEstimate]]) -> str:
     metrics = description.test
-    titles = ["class", "sensitivity", "specificity", "precision", "AUROC"]
-    tables = (metrics.sensitivity, metrics.specificity, metrics.precision, metrics.auroc)
+    described = {
+        each.label: getattr(metrics, each.name) for each in CLASS_METRICS.values() if hasattr(metrics, each.name)
+    }
+    by_class = {**described, **class_metrics, "AUROC": metrics.auroc}
+    titles = ["class", *map(_format_markdown, by_class)]
     rows = [
-        [_format_markdown(name), *(_format_estimate(table[name]) for table in tables)]
+        [_format_markdown(name), *(_format_estimate(estimates[name]) for estimates in by_class.values())]
         for name in description.short_names
     ]
     groups, clustering = "", ""
@@ -341,6 +352,8 @@ def _format_estimate(figure: IntervalEstimate) -> str:
     value, low, high = (math.nan if number is None else number for number in bounds)
     if math.isnan(value):
         return "undefined"
+    if math.isnan(low) or math.isnan(high):
+        return f"{format_percent(value)} (no interval)"
     return f"{format_percent(value)} ({format_percent(low)} to {format_percent(high)})"
 
 

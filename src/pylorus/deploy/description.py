@@ -1,23 +1,17 @@
 """The content of model.json: everything needed to use a trained network, and its performance."""
 
-import dataclasses
 import json
-import math
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any
 
-from pylorus.core.errors import PylorusError, format_suggestion
+from pydantic import ConfigDict, Field, with_config
+
+from pylorus.core.errors import PylorusError
 from pylorus.data.input_format import InputFormat
+from pylorus.evaluation.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE
 from pylorus.evaluation.conformal import SetLimits
 from pylorus.evaluation.decisions import SensitivityThreshold
 from pylorus.runs.folder import ShippedStage
-
-Kind = TypeVar("Kind")
-
-TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
 
 
 def parse_json(content: bytes, *, where: str) -> object:
@@ -40,96 +34,6 @@ def parse_json(content: bytes, *, where: str) -> object:
         raise PylorusError(f"{where}: can't be read as JSON: {error}.") from error
 
 
-def build_dataclass(kind: type[Kind], values: object, *, where: str) -> Kind:
-    """Build a dataclass from plain values.
-
-    Args:
-        kind: A dataclass whose fields are text, numbers, booleans, tuples, dictionaries, dataclasses or `Any`; a
-            field's metadata may contain the `name` that it has in the file.
-        values: The content of the file.
-        where: Name of the file in error messages, such as "model.json".
-
-    Raises:
-        PylorusError: If an entry is missing, unknown or of another type; names the entry, the value found and the
-            value expected.
-    """
-    return cast(Kind, _build_value(kind, values, where))
-
-
-def convert_to_plain(value: object) -> Any:
-    """Convert a dataclass to plain values for JSON: the inverse of `build_dataclass`."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            _get_field_name(field): convert_to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)
-        }
-    if isinstance(value, Mapping):
-        return {str(key): convert_to_plain(inner) for key, inner in value.items()}
-    return [convert_to_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def _build_value(kind: Any, value: object, where: str) -> object:
-    if kind is Any:
-        return value
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        return (
-            None
-            if value is None
-            else _build_value(next(each for each in inner if each is not type(None)), value, where)
-        )
-    if dataclasses.is_dataclass(kind):
-        return _build_fields(cast(type, kind), value, where)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise PylorusError(f"{where}: found {_format_value(value)}, expected a list.")
-        return tuple(_build_value(inner[0], element, f"{where}[{index}]") for index, element in enumerate(value))
-    if origin is dict:
-        return {
-            key: _build_value(inner[1], element, f"{where}.{key}")
-            for key, element in _check_mapping(value, where).items()
-        }
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value) if abs(value) < 2**53 else math.nan
-    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
-        raise PylorusError(f"{where}: found {_format_value(value)}, expected {TYPE_NAMES[kind]}.")
-    return value
-
-
-def _build_fields(kind: type, value: object, where: str) -> object:
-    remaining = dict(_check_mapping(value, where))
-    hints = typing.get_type_hints(kind)
-    arguments = {}
-    for part in dataclasses.fields(kind):
-        name = _get_field_name(part)
-        if name not in remaining and part.default is not dataclasses.MISSING:
-            continue
-        if name not in remaining:
-            raise PylorusError(f'{where}: the entry "{name}" is missing.')
-        arguments[part.name] = _build_value(
-            hints[part.name], remaining.pop(name), f"{where}: {name}" if ":" not in where else f"{where}.{name}"
-        )
-    if remaining:
-        first = next(iter(remaining))
-        known = [_get_field_name(part) for part in dataclasses.fields(kind)]
-        raise PylorusError(f'{where}: found an unknown entry "{first[:100]}".{format_suggestion(first[:100], known)}')
-    return kind(**arguments)
-
-
-def _check_mapping(value: object, where: str) -> Mapping[str, object]:
-    if not isinstance(value, dict):
-        raise PylorusError(f"{where}: found {_format_value(value)}, expected an object with names and values.")
-    return value
-
-
-def _get_field_name(field: dataclasses.Field[Any]) -> str:
-    return str(field.metadata.get("name", field.name))
-
-
-def _format_value(value: object) -> str:
-    text = repr(value) if not isinstance(value, str) else f'"{value}"'
-    return text if len(text) <= 80 else f"{text[:77]}…"
-
-
 def _check_unique_names(pairs: list[tuple[str, object]]) -> dict[str, object]:
     values = dict(pairs)
     if len(values) != len(pairs):
@@ -144,6 +48,9 @@ def _raise_not_finite(constant: str) -> object:
 FORMAT_VERSION = 2
 """Raised whenever an older Pylorus could not read what a newer one writes. Since version 2, thresholds have guarantees
 and the shipped stage is the one with the best validation performance."""
+LARGEST_SIZE = 2048
+"""The largest side of the network's input, in pixels."""
+Proportion = Annotated[float, Field(ge=0, le=1)]
 INTENDED_USE = "Research use only. Not a medical device."
 
 
@@ -170,7 +77,7 @@ class InputSpecification:
         policy: Version of the decoding rules in `pylorus.data.decode`.
     """
 
-    size: int
+    size: int = field(metadata={"ge": 1, "le": LARGEST_SIZE})
     crop: str
     fit: str
     interpolation: str
@@ -194,7 +101,7 @@ class Weights:
         licence: Licence of these weights; null if unknown.
     """
 
-    source: str = field(metadata={"name": "from"})
+    source: str = field(metadata={"alias": "from"})
     sha256: str | None
     licence: str | None
 
@@ -255,7 +162,7 @@ class Calibration:
         ece_after: Expected calibration error with temperature scaling.
     """
 
-    temperature: float
+    temperature: float = field(metadata={"ge": MIN_TEMPERATURE, "le": MAX_TEMPERATURE})
     identified: bool
     images: int
     ece_before: float
@@ -281,8 +188,8 @@ class Guarantee:
         patients: Number of patients (groups) with these images.
     """
 
-    confidence_reached: float
-    sensitivity_reached: float
+    confidence_reached: Proportion
+    sensitivity_reached: Proportion
     images: int
     patients: int
 
@@ -302,11 +209,11 @@ class Decision:
         test: Their performance on the test images, by short name.
     """
 
-    class_name: str = field(metadata={"name": "class"})
-    sensitivity: float
-    confidence: float | None
+    class_name: str = field(metadata={"alias": "class"})
+    sensitivity: Proportion
+    confidence: Proportion | None
     patients_needed: int | None
-    thresholds: dict[str, float | None]
+    thresholds: dict[str, Proportion | None]
     guarantees: dict[str, Guarantee | None]
     test: dict[str, OperatingMetrics]
 
@@ -353,8 +260,8 @@ class PredictionSets:
         test: Performance of the sets on the test images.
     """
 
-    coverage: float
-    lowest: dict[str, float | None]
+    coverage: Proportion
+    lowest: dict[str, Proportion | None]
     patients: dict[str, int]
     patients_needed: int
     test: SetMetrics
@@ -383,8 +290,8 @@ class Abstention:
     """
 
     method: str
-    unlike_above: float
-    unsure_below: float
+    unlike_above: float = field(metadata={"ge": 0, "le": 2})
+    unsure_below: Proportion
     false_alarms: float
     images: int
     unlike_test: IntervalEstimate
@@ -416,13 +323,14 @@ class ClassificationMetrics:
     auroc: dict[str, IntervalEstimate]
 
 
+@with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 @dataclass(frozen=True)
 class Description:
     """The whole content of model.json.
 
     Attributes:
         format_version: See `FORMAT_VERSION`.
-        architecture: Name of the model in timm.
+        architecture: Name of the model in timm, or of the user's own network.
         arguments: Further arguments of timm.create_model, as plain values.
         classes: Names of the classes in the order of the logits.
         short_names: Short names of the classes in the same order.
@@ -430,6 +338,8 @@ class Description:
         prediction_sets: Null if the run did not request them.
         test: Performance on the run's test images.
         versions: Versions of the packages used for training.
+        network: The user's own class or function that built the network, as a dotted path: for messages, never
+            imported. Null for a model of timm.
     """
 
     format_version: int
@@ -448,3 +358,4 @@ class Description:
     test: ClassificationMetrics
     intended_use: str
     versions: dict[str, str]
+    network: str | None = None

@@ -18,8 +18,8 @@ from torch.nn import functional
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count, format_number, format_percent
 from pylorus.data.files import RGB
-from pylorus.deploy.model import Bundle
-from pylorus.model.backbone import create_network, init_head
+from pylorus.deploy.model import Bundle, build_network
+from pylorus.model.backbone import init_head
 from pylorus.model.inference import move_to_device
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d)
@@ -145,9 +145,9 @@ def _find_last_pool(network: Any) -> tuple[nn.Sequential, int] | None:
     return layers, int(index)
 
 
-COLOURS = "viridis"
+COLORMAP = "viridis"
 """matplotlib colormap: perceptually uniform, safe for color-blind readers, and unlike the colors of mucosa."""
-STRENGTH = 0.65
+MAX_OPACITY = 0.65
 """Opacity of the map at its maximum, in [0, 1]; where the map is 0, the image is unchanged."""
 
 
@@ -226,8 +226,8 @@ def render_overlay(image: RGB, heat: NDArray[np.floating[Any]]) -> RGB:
     Returns:
         uint8 RGB of shape (size, size, 3).
     """
-    color = matplotlib.colormaps[COLOURS](heat)[..., :3] * 255
-    opacity = STRENGTH * np.asarray(heat, dtype=np.float64)[..., None]
+    color = matplotlib.colormaps[COLORMAP](heat)[..., :3] * 255
+    opacity = MAX_OPACITY * np.asarray(heat, dtype=np.float64)[..., None]
     return np.asarray(np.rint(image * (1 - opacity) + color * opacity), dtype=np.uint8)
 
 
@@ -250,10 +250,10 @@ def _import_captum() -> Any:
     return attr
 
 
-MOST_IMAGES, DRAWS = 8, 3
-ALIKE = 0.5
+MAX_IMAGES, DRAWS = 8, 3
+SIMILARITY_LIMIT = 0.5
 """Maps with other weights count as alike from this mean rank correlation on. Our choice: no paper sets a limit."""
-AT_ONCE = 4
+BATCH = 4
 
 Maps = Callable[[Bundle, NDArray[np.uint8], Sequence[int], nn.Module], Tensor]
 """Computes maps (n, height, width) of a bundle's images (n, size, size, 3), one class each, with a given network."""
@@ -278,7 +278,7 @@ class MapSimilarity:
     @property
     def is_alike(self) -> bool:
         """Whether the maps are much the same despite other weights."""
-        return self.mean >= ALIKE
+        return self.mean >= SIMILARITY_LIMIT
 
 
 @dataclass(frozen=True)
@@ -315,10 +315,10 @@ class Sanity:
             for each in self.found
         ]
         lines.append(
-            f"Passed: below {ALIKE}, so other weights give other maps."
+            f"Passed: below {SIMILARITY_LIMIT}, so other weights give other maps."
             if self.has_passed
-            else f"WARNING: {ALIKE} or more: the maps hardly change with other weights. They show the image or the "
-            "architecture more than what the network learned; do not read them as its reasons."
+            else f"WARNING: {SIMILARITY_LIMIT} or more: the maps hardly change with other weights. They show the image "
+            "or the architecture more than what the network learned; do not read them as its reasons."
         )
         return "\n".join(lines)
 
@@ -326,7 +326,7 @@ class Sanity:
         """Return plain values for a JSON file."""
         return {
             "passed": self.has_passed,
-            "alike_from": ALIKE,
+            "alike_from": SIMILARITY_LIMIT,
             "images": self.images,
             "draws": DRAWS,
             "rank_correlation": {
@@ -353,8 +353,8 @@ def run_randomization_check(
 
     def compute_flat_maps(network: nn.Module) -> NDArray[np.float64]:
         batches = [
-            compute_maps(bundle, images[at : at + AT_ONCE], class_indices[at : at + AT_ONCE], network)
-            for at in range(0, len(images), AT_ONCE)
+            compute_maps(bundle, images[at : at + BATCH], class_indices[at : at + BATCH], network)
+            for at in range(0, len(images), BATCH)
         ]
         return np.asarray(torch.cat(batches).flatten(1).cpu(), dtype=np.float64)
 
@@ -402,9 +402,11 @@ def _copy_with_random_head(bundle: Bundle) -> nn.Module:
 
 
 def _create_random_network(bundle: Bundle) -> nn.Module:
-    description = bundle.description
-    network = create_network(
-        description.architecture, description.arguments, classes=len(description.classes), image_size=bundle.input.size
-    ).eval()
+    if isinstance(bundle.factory, nn.Module):
+        raise PylorusError(
+            "The comparison with randomized networks needs the class or function that builds the network, not a "
+            "module. Pass that, or leave the comparison out (--no-sanity)."
+        )
+    network = build_network(bundle.description, bundle.factory, where=str(bundle.folder)).eval()
     init_head(network)
     return move_to_device(network, bundle.device)

@@ -3,7 +3,7 @@
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,8 +23,8 @@ from pylorus.core.io import check_new_folder, write_atomically, write_json
 from pylorus.data.files import RGB
 from pylorus.deploy.bundle_files import SUMS
 from pylorus.deploy.explain import (
-    COLOURS,
-    MOST_IMAGES,
+    COLORMAP,
+    MAX_IMAGES,
     Sanity,
     compute_heat_maps,
     format_heat_map_method,
@@ -33,9 +33,9 @@ from pylorus.deploy.explain import (
 )
 from pylorus.deploy.inputs import Item, Sources
 from pylorus.deploy.model import Bundle, load_bundle
-from pylorus.deploy.predict import FIRST_CODE, MOST_COUNTED, read_ahead, resolve_device
+from pylorus.deploy.predict import FIRST_CODE, MAX_COUNTED, read_ahead, resolve_device
 from pylorus.model.backbone import compute_sha256
-from pylorus.report.figure_style import OWN, find_cjk_font_file, is_in_default_font
+from pylorus.report.figure_style import DEFAULT_FONT, find_cjk_font_file, is_in_default_font
 from pylorus.report.mistakes import (
     INDEX,
     MAPS,
@@ -48,7 +48,7 @@ from pylorus.report.mistakes import (
 from pylorus.report.results import calibrate_predictions
 from pylorus.runs.reading import SavedRun, read_run
 
-SMALLEST, GAP, LINE, LETTERS = 336, 16, 20, 14
+MIN_PICTURE_SIDE, GAP, LINE, TEXT_SIZE = 336, 16, 20, 14
 """In pixels: minimum side of an image, gap between elements, line height, font size."""
 INK, PAPER = (33, 33, 33), (255, 255, 255)
 
@@ -61,7 +61,7 @@ def draw_explanation(image: RGB, heat: NDArray[np.float64], lines: tuple[str, ..
         heat: Heat map of shape (size, size), in [0, 1].
         lines: The caption; long lines are wrapped.
     """
-    side = max(SMALLEST, len(image))
+    side = max(MIN_PICTURE_SIDE, len(image))
     width = 2 * side + 3 * GAP
     # Lines are wrapped by their measured width: CJK characters are wider than Latin ones.
     wrapped = [part for line in lines for part in _wrap_line(line, width - 2 * GAP)]
@@ -71,7 +71,7 @@ def draw_explanation(image: RGB, heat: NDArray[np.float64], lines: tuple[str, ..
         page.paste(square, (GAP + column * (side + GAP), GAP))
     draw = ImageDraw.Draw(page)
     top = side + 2 * GAP
-    color_bar = np.tile(matplotlib.colormaps[COLOURS](np.linspace(0, 1, side // 2))[:, :3] * 255, (LINE // 2, 1, 1))
+    color_bar = np.tile(matplotlib.colormaps[COLORMAP](np.linspace(0, 1, side // 2))[:, :3] * 255, (LINE // 2, 1, 1))
     left = 2 * GAP + side
     page.paste(Image.fromarray(color_bar.astype(np.uint8)), (left, top + LINE // 4))
     draw.text((left + side // 2 + GAP // 2, top), "0 to maximum", INK, _get_font("0"))
@@ -93,7 +93,7 @@ def _get_font(text: str) -> ImageFont.FreeTypeFont:
 @cache
 def _load_font(is_own: bool) -> ImageFont.FreeTypeFont:
     cjk_font = None if is_own else find_cjk_font_file()
-    return ImageFont.truetype(str(cjk_font or font_manager.findfont(OWN)), LETTERS)
+    return ImageFont.truetype(str(cjk_font or font_manager.findfont(DEFAULT_FONT)), TEXT_SIZE)
 
 
 def find_confident_mistakes(bundle: Path) -> tuple[str, dict[str, Item]]:
@@ -141,7 +141,7 @@ def _create_item(run: SavedRun, sample: str, label: int) -> Item:
         return Item(format_path(path), path, label, error=str(error))
 
 
-NOTHING = "nothing in the image supports the class"
+EMPTY_MAP = "nothing in the image supports the class"
 COLUMNS = (
     *("number", "picture", "path", "second", "sample", "true", "class", "probability"),
     *("predicted", "abstain", "why", "remark", "error"),
@@ -159,6 +159,7 @@ class ExplainOptions:
         frames_every: Seconds between two frames of a video; None for no videos.
         batch: Images per batch.
         device: auto, cpu, cuda or mps.
+        network: Class or function that builds a network of the user's own; None for a model of timm.
     """
 
     class_name: str | None = None
@@ -167,6 +168,7 @@ class ExplainOptions:
     frames_every: float | None = None
     batch: int = 8
     device: str = "auto"
+    network: Callable[..., Any] | None = None
 
 
 @dataclass
@@ -198,7 +200,7 @@ def explain(folder: Path, inputs: Sequence[str], output: Path | None, options: E
         raise PylorusError("explain: found no INPUT, expected images, folders or --mistakes.")
     if output is None and (inputs or not options.mistakes):
         raise PylorusError("--output: expected a folder for the heat maps, such as --output maps.")
-    bundle = load_bundle(folder, device=resolve_device(options.device))
+    bundle = load_bundle(folder, device=resolve_device(options.device), network=options.network)
     names = bundle.description.short_names
     if options.class_name is not None and options.class_name not in names:
         raise PylorusError(
@@ -278,9 +280,9 @@ def _explain_batch(
         row["class"], row["probability"] = names[label], float(answers.probabilities[index, label])
         row["predicted"] = names[answers.predicted[index]]
         row["abstain"], row["why"] = bool(answers.why[index]), str(answers.why[index])
-        row["remark"] = "" if heat.any() else NOTHING
+        row["remark"] = "" if heat.any() else EMPTY_MAP
         row["drawn"] = (image, heat)
-        if len(results.images) < MOST_IMAGES:
+        if len(results.images) < MAX_IMAGES:
             results.images.append(image)
             results.classes.append(label)
 
@@ -312,7 +314,7 @@ def _format_caption(bundle: Bundle, row: dict[str, Any], method: str) -> tuple[s
     cropped = "cropped to the field of view, " if input_format.crop == "auto" else ""
     return (
         f"{row['number']}: heat map for {class_name}, {probability}, {answer}{true_class}{abstention}.",
-        *((f"Empty map: {NOTHING}.",) if row["remark"] else ()),
+        *((f"Empty map: {EMPTY_MAP}.",) if row["remark"] else ()),
         f"{method}. Shown on the network's input: {cropped}{input_format.size} × {input_format.size} pixels "
         f"({input_format.fit}).",
         f"It shows where, not why, and does not prove that the model is right. {description.intended_use}",
@@ -338,7 +340,7 @@ def _write_record(
         SUMS: compute_sha256(bundle.folder / SUMS),
         "stage": stage,
         "images": len(results.rows),
-        "empty": sum(row["remark"] == NOTHING for row in results.rows),
+        "empty": sum(row["remark"] == EMPTY_MAP for row in results.rows),
         "unreadable": sum(bool(row["error"]) for row in results.rows),
         "randomisation_check": None if sanity is None else sanity.to_dict(),
         "intended_use": bundle.description.intended_use,
@@ -355,7 +357,7 @@ def _report_outcome(results: _Explanations, sanity: Sanity | None, folder: Path)
     if sanity is not None:
         print(f"\n{sanity.summary}")
     print(f"\nheat maps: {folder}\n{INDEX} in it lists the file of each picture; the pictures themselves name no file.")
-    return FIRST_CODE + min(len(unreadable), MOST_COUNTED) if unreadable else 0
+    return FIRST_CODE + min(len(unreadable), MAX_COUNTED) if unreadable else 0
 
 
 def _prepare_folder(folder: Path) -> None:

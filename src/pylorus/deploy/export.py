@@ -3,7 +3,7 @@
 import importlib.metadata
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,10 +15,10 @@ import torch
 from pylorus import __version__
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_number, format_p_value, format_percent
-from pylorus.core.io import check_new_folder, write_atomically, write_json, write_text
+from pylorus.core.io import check_new_folder, convert_to_plain, write_atomically, write_json, write_text
 from pylorus.deploy import onnx
 from pylorus.deploy.bundle_files import CARD, DESCRIPTION, MODEL, SUMS
-from pylorus.deploy.description import Description, convert_to_plain
+from pylorus.deploy.description import Description
 from pylorus.deploy.int8 import QuantizationLoss, convert_to_int8, measure_loss, split_for_calibration
 from pylorus.deploy.model import Bundle, load_bundle
 from pylorus.deploy.onnx import (
@@ -82,7 +82,9 @@ def build_export_record(
         "preprocessing": convert_to_plain(description.input),
         "parity": convert_to_plain(parity),
         "int8": convert_to_plain(loss),
-        "speed": {"threads": torch.get_num_threads(), "measured": convert_to_plain(list(speed))} if speed else None,
+        "speed": {"threads": torch.get_num_threads(), "measured": [convert_to_plain(each) for each in speed]}
+        if speed
+        else None,
         "versions": dict(versions),
     }
 
@@ -200,6 +202,7 @@ class ExportOptions:
         group: Regular expression that finds the patient in a path below `images`; None for no groups.
         int8: Whether to quantize to 8-bit integers.
         speed: Whether to measure the speed compared with PyTorch.
+        network: Class or function that builds a network of the user's own; None for a model of timm.
     """
 
     output: Path | None = None
@@ -207,6 +210,7 @@ class ExportOptions:
     group: str | None = None
     int8: bool = False
     speed: bool = False
+    network: Callable[..., Any] | None = None
 
 
 def export(folder: Path, options: ExportOptions) -> Path:
@@ -229,7 +233,7 @@ def export(folder: Path, options: ExportOptions) -> Path:
     output = options.output or folder.absolute().with_name(folder.absolute().name + suffix)
     check_new_folder(output, hint="Choose another --output.", allow_links=False)
     resolve_device("cpu")
-    bundle = load_bundle(folder)
+    bundle = load_bundle(folder, network=options.network)
     images = _collect_trial_images(folder, bundle, options)
     with _create_folder_atomically(output) as staging:
         write_onnx(bundle, staging / MODEL)

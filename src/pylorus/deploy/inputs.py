@@ -5,7 +5,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -20,10 +21,10 @@ from filelock import FileLock, Timeout
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path
 from pylorus.core.io import read_json, write_atomically, write_json
-from pylorus.data.decode import MOST_PIXELS
+from pylorus.data.decode import MAX_PIXELS
 from pylorus.data.files import RGB, SUFFIXES
 
-VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".mpg", ".mpeg", ".wmv", ".webm")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".mpg", ".mpeg", ".wmv", ".webm")
 
 
 def decode_frames(path: Path, *, every: float) -> Iterator[tuple[float, RGB]]:
@@ -45,8 +46,8 @@ def decode_frames(path: Path, *, every: float) -> Iterator[tuple[float, RGB]]:
     try:
         if not video.isOpened():
             raise UnreadableImageError("not a video that OpenCV can read")
-        if video.get(cv2.CAP_PROP_FRAME_WIDTH) * video.get(cv2.CAP_PROP_FRAME_HEIGHT) > MOST_PIXELS:
-            raise UnreadableImageError(f"its frames exceed the limit of {MOST_PIXELS:,} pixels")
+        if video.get(cv2.CAP_PROP_FRAME_WIDTH) * video.get(cv2.CAP_PROP_FRAME_HEIGHT) > MAX_PIXELS:
+            raise UnreadableImageError(f"its frames exceed the limit of {MAX_PIXELS:,} pixels")
         next_index, count = 0, 0
         while video.grab():
             second = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
@@ -63,7 +64,7 @@ def decode_frames(path: Path, *, every: float) -> Iterator[tuple[float, RGB]]:
         video.release()
 
 
-SORTED = 10_000
+MAX_SORTED_FILES = 10_000
 """A folder with more files is read in the order of the file system: sorting would need all names in memory."""
 
 
@@ -124,14 +125,18 @@ class Sources:
                     f"{format_path(user_input)}: found no such file or folder, and no file that matches it as a "
                     f"pattern."
                 )
-            if self.frames_every is None and Path(user_input).suffix.lower() in VIDEOS and Path(user_input).is_file():
+            if (
+                self.frames_every is None
+                and Path(user_input).suffix.lower() in VIDEO_SUFFIXES
+                and Path(user_input).is_file()
+            ):
                 raise PylorusError(
                     f"{format_path(user_input)}: this is a video. Add --frames-every SECONDS to choose the frames to "
                     f"predict."
                 )
 
     def iter_items(self) -> Iterator[Item]:
-        """Iterate over all images in the order of the inputs; small folders are sorted (see `SORTED`)."""
+        """Iterate over all images in the order of the inputs; small folders are sorted (see `MAX_SORTED_FILES`)."""
         for user_input in self.inputs:
             path = Path(user_input)
             if path.is_dir():
@@ -150,14 +155,16 @@ class Sources:
                     # A link to a folder may be circular and is not followed; a link to a file is read like the file.
                     if path.is_dir() and not path.is_symlink():
                         yield from self._iter_folder(path, root)
-                    elif path.suffix.lower() in SUFFIXES or (self.frames_every and path.suffix.lower() in VIDEOS):
+                    elif path.suffix.lower() in SUFFIXES or (
+                        self.frames_every and path.suffix.lower() in VIDEO_SUFFIXES
+                    ):
                         yield from self._iter_file(path, root)
         except OSError as error:
             yield Item(format_path(folder), folder, error=error.strerror or str(error))
 
     def _iter_file(self, path: Path, root: Path | None) -> Iterator[Item]:
         name, label = format_path(path), None if root is None else self._find_label(path.relative_to(root))
-        if path.suffix.lower() not in VIDEOS or self.frames_every is None:
+        if path.suffix.lower() not in VIDEO_SUFFIXES or self.frames_every is None:
             yield Item(name, path, label)
             return
         try:
@@ -182,7 +189,7 @@ def _find_matches(pattern: str) -> Iterator[Path]:
 
 def _sort_if_few(paths: Iterable[Path]) -> Iterator[Path]:
     remaining = iter(paths)
-    first = list(islice(remaining, SORTED))
+    first = list(islice(remaining, MAX_SORTED_FILES))
     next_path = next(remaining, None)
     if next_path is None:
         yield from sorted(first)
@@ -191,7 +198,7 @@ def _sort_if_few(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 FORMATS = (".csv", ".parquet", ".json")
-ABOUT = ".about.json"
+RECORD_SUFFIX = ".about.json"
 
 
 class CompactKeySet:
@@ -232,7 +239,7 @@ class ResumableTable:
         self._of_rows = json.loads(json.dumps(request))
         self.request = {**self._of_rows, **json.loads(json.dumps(also))}
         self.folder = output.with_name(f".{output.name}.parts")
-        self.about = output.with_name(output.name + ABOUT)
+        self.about = output.with_name(output.name + RECORD_SUFFIX)
         self._written, self._complete = 0, False
 
     def load_record(self) -> dict[str, object] | None:
@@ -313,6 +320,14 @@ class ResumableTable:
         write_json(self.about, {"request": self.request, **record})
         self._complete = True
 
+    def read_first_error(self) -> str:
+        """Return the first file of a complete table that can't be read, and why."""
+        readers: dict[str, Callable[[Path], pd.DataFrame]]
+        readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".json": pd.read_json}
+        table = readers[self.output.suffix.lower()](self.output)
+        first = table[table["error"].notna() & (table["error"] != "")].iloc[0]
+        return f"{format_path(first['path'])}: {first['error']}"
+
     def _check_same_request(self, request: object, expected: dict[str, object], path: Path) -> None:
         if request != expected:
             existing = request if isinstance(request, dict) else {}
@@ -321,6 +336,16 @@ class ResumableTable:
                 f"{path}: already exists, from another request (different: {', '.join(differing)}). "
                 "Delete it, or choose another --output."
             )
+
+
+@contextmanager
+def print_resume_hint() -> Iterator[None]:
+    """Print how to resume a prediction when the user interrupts it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished rows are saved: run the same command to continue", file=sys.stderr)
+        raise
 
 
 def _write_csv(path: Path, tables: Iterator[pd.DataFrame]) -> None:

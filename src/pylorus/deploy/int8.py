@@ -14,12 +14,12 @@ from pylorus.data.input_format import InputFormat
 from pylorus.deploy.description import IntervalEstimate
 from pylorus.deploy.model import ModelPredictions
 from pylorus.deploy.onnx import IMAGE, ExportedModel, import_onnx_package, remove_machine_details
-from pylorus.deploy.parity import BATCH, UNKNOWN, TrialImages, select_evenly
+from pylorus.deploy.parity import BATCH, UNKNOWN_LABEL, TrialImages, select_evenly
 from pylorus.deploy.thresholds import convert_estimate
 from pylorus.evaluation.comparison import mcnemar, paired_differences
 from pylorus.evaluation.predictions import Predictions
 
-CALIBRATED_ON = 64
+MAX_CALIBRATION_IMAGES = 64
 """Maximum number of images that calibrate the integer ranges."""
 CALIBRATION_SHARE = 4
 """Of images in a folder, one group in this many is used for calibration and never for measuring the loss."""
@@ -68,7 +68,7 @@ def split_for_calibration(images: TrialImages) -> tuple[TrialImages, TrialImages
     Raises:
         PylorusError: If too few images are labelled.
     """
-    labelled = images.select_files(np.flatnonzero(images.labels != UNKNOWN))
+    labelled = images.select_files(np.flatnonzero(images.labels != UNKNOWN_LABEL))
     groups = np.unique(labelled.groups)
     if len(labelled) < 2 * BATCH or len(groups) < CALIBRATION_SHARE:
         raise PylorusError(
@@ -87,7 +87,7 @@ def convert_to_int8(source: Path, target: Path, images: TrialImages, input_forma
     Args:
         source: The fp32 export.
         target: File to write, in the same folder.
-        images: Images that calibrate the integer ranges; at most `CALIBRATED_ON`, evenly chosen.
+        images: Images that calibrate the integer ranges; at most `MAX_CALIBRATION_IMAGES`, evenly chosen.
         input_format: Preprocessing of the image files.
 
     Returns:
@@ -100,7 +100,7 @@ def convert_to_int8(source: Path, target: Path, images: TrialImages, input_forma
     prepare = import_onnx_package("onnxruntime.quantization.shape_inference").quant_pre_process
     pixels = [
         image[np.newaxis]
-        for _, block in select_evenly(images, CALIBRATED_ON).read_blocks(input_format)
+        for _, block in select_evenly(images, MAX_CALIBRATION_IMAGES).read_blocks(input_format)
         for image in block
     ]
     if not pixels:

@@ -1,7 +1,8 @@
 """Load a bundle: every file is verified by its hash, every tensor by its shape; nothing in it is ever executed."""
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,22 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pylorus.core.errors import PylorusError, format_name_list
 from pylorus.data.input_format import InputFormat
-from pylorus.deploy.bundle_files import DESCRIPTION, MOST_BYTES, UNLIKE, WEIGHTS, read_description, verify_checksums
+from pylorus.deploy.bundle_files import (
+    DESCRIPTION,
+    MAX_DESCRIPTION_BYTES,
+    UNLIKE,
+    WEIGHTS,
+    read_description,
+    verify_checksums,
+)
 from pylorus.deploy.description import Description
 from pylorus.evaluation.calibration import probabilities_of_logits
 from pylorus.evaluation.conformal import prediction_sets
-from pylorus.model.backbone import create_network
+from pylorus.model.backbone import call_factory, check_model_name, create_network, is_timm_model
 from pylorus.model.inference import BundleClassifier, NetworkOutput, move_to_device
 
 
@@ -118,10 +126,12 @@ class Bundle(InferenceModel):
     Attributes:
         classifier: Module whose input is uint8 RGB of shape (n, 3, size, size) on its device.
         device: The device that computes.
+        factory: The user's own class, function or module that the network is from; None for a model of timm.
     """
 
     classifier: BundleClassifier
     device: torch.device
+    factory: Callable[..., Any] | None = None
 
     def run_network(self, images: NDArray[np.uint8]) -> NetworkOutput:
         """Run the network on uint8 RGB images (n, size, size, 3), as `input` reads them; tensors are on the CPU."""
@@ -131,38 +141,93 @@ class Bundle(InferenceModel):
         return NetworkOutput(computed.logits.cpu(), computed.unlikeness.cpu())
 
 
-def load_bundle(folder: Path, *, device: str | torch.device = "cpu") -> Bundle:
+class UnknownNetworkError(PylorusError):
+    """Raised if a bundle's network is of the user's own, and the user did not pass it."""
+
+
+def load_bundle(
+    folder: Path, *, device: str | torch.device = "cpu", network: Callable[..., Any] | None = None
+) -> Bundle:
     """Load and check a bundle.
 
     Args:
         folder: The folder `model` of a run.
         device: The device that shall compute.
+        network: For a network of the user's own: its class or function (`num_classes`, …), which gets the arguments
+            that the bundle holds, as plain values, or a module of its kind. None for a model of timm.
 
     Raises:
         PylorusError: If the folder is not a bundle, or if one of its files is missing, changed or invalid; names the
             file and what is wrong.
+        UnknownNetworkError: If the network is of the user's own and `network` is None.
     """
     sums = verify_checksums(folder)
     description = load_description(folder)
-    network = create_network(
-        description.architecture,
-        description.arguments,
-        classes=len(description.classes),
-        image_size=description.input.size,
-    )
+    module = build_network(description, network, where=str(folder / DESCRIPTION))
     weights = _load_tensors(folder / WEIGHTS)
-    _check_shapes(weights, network.state_dict(), folder / WEIGHTS, description)
-    network.load_state_dict(weights)
+    _check_shapes(weights, module.state_dict(), folder / WEIGHTS, description)
+    module.load_state_dict(weights)
     target = torch.device(device)
     classifier = BundleClassifier(
-        move_to_device(network, target),
+        move_to_device(module, target),
         mean=description.input.mean,
         std=description.input.std,
         directions=_load_directions(folder / UNLIKE, len(description.classes)),
     )
-    bundle = Bundle(folder, description, sums, classifier.to(target), target)
+    bundle = Bundle(folder, description, sums, classifier.to(target), target, network)
     verify_inference(bundle, folder / WEIGHTS)
     return bundle
+
+
+def build_network(description: Description, factory: Callable[..., Any] | None, *, where: str) -> Any:
+    """Build the network that a description names, with random weights.
+
+    Args:
+        description: The content of model.json.
+        factory: See `network` of `load_bundle`; a module is copied.
+        where: The file that holds the description, for error messages.
+
+    Raises:
+        PylorusError: If timm has no such model, or a model of timm is described and there is a factory.
+        UnknownNetworkError: If the network is of the user's own and there is no factory.
+    """
+    if factory is None:
+        _check_architecture(description, where)
+    elif is_timm_model(description.architecture):
+        raise PylorusError(
+            f"{where}: the network is {description.architecture} of timm. Leave out --network (in Python: network)."
+        )
+    if isinstance(factory, nn.Module):
+        return copy.deepcopy(factory)
+    classes, arguments = len(description.classes), description.arguments
+    if factory is None:
+        return create_network(description.architecture, arguments, classes=classes, image_size=description.input.size)
+    try:
+        return call_factory(factory, {"num_classes": classes, **arguments})
+    except Exception as error:  # whatever the user's code raises
+        name = f"{factory.__module__}.{getattr(factory, '__qualname__', type(factory).__name__)}"
+        raise PylorusError(
+            f"network {name}, called with num_classes={classes} and {arguments}, failed: {type(error).__name__}: "
+            f"{error}"
+        ) from error
+
+
+def _check_architecture(description: Description, where: str) -> None:
+    """Check that timm has the network, or that it was registered in this process."""
+    try:
+        check_model_name(description.architecture, where=f"{where}: architecture")
+    except PylorusError as error:
+        if description.network is None:
+            raise PylorusError(
+                f"{error} If it is a network of your own, name its class or function: --network MODULE.NAME, or in "
+                "Python: load_model(…, network=NAME)."
+            ) from None
+        name = description.network.rpartition(".")[2]
+        raise UnknownNetworkError(
+            f"{where}: the network {description.architecture[:100]} was built by {description.network}, which is not "
+            f"part of Pylorus; a bundle never imports code. If you trust it, add --network {description.network}, or "
+            f"in Python: load_model(…, network={name})."
+        ) from None
 
 
 def load_description(folder: Path) -> Description:
@@ -172,7 +237,7 @@ def load_description(folder: Path) -> Description:
         PylorusError: See `read_description`.
     """
     with (folder / DESCRIPTION).open("rb") as file:
-        content = file.read(MOST_BYTES + 1)
+        content = file.read(MAX_DESCRIPTION_BYTES + 1)
     return read_description(content, where=str(folder / DESCRIPTION))
 
 

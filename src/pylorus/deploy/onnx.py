@@ -47,7 +47,7 @@ FILES = (MODEL, DESCRIPTION, RECORD, CARD, README)
 """Files of an export, besides the list of their hashes."""
 IMAGE = "image"
 OUTPUTS = ("logits", "probabilities", "unlikeness")
-DESCRIBED = "pylorus.model.json"
+DESCRIPTION_KEY = "pylorus.model.json"
 """Entry of the file's metadata that holds the whole of model.json."""
 DOMAINS = ("", "ai.onnx", "com.microsoft")
 """Permitted operator domains: the ONNX standard, and onnxruntime's integer operators."""
@@ -95,7 +95,7 @@ def load_export(folder: Path) -> ExportedModel:
         raise PylorusError(
             f"{path}: inputs and outputs are {str(signature)[:400]}, expected {expected} according to {DESCRIPTION}."
         )
-    if session.get_modelmeta().custom_metadata_map.get(DESCRIBED) != (folder / DESCRIPTION).read_text("utf-8"):
+    if session.get_modelmeta().custom_metadata_map.get(DESCRIPTION_KEY) != (folder / DESCRIPTION).read_text("utf-8"):
         raise PylorusError(
             f"{path}: was not exported with the {DESCRIPTION} next to it: its metadata differ from that file."
         )
@@ -169,7 +169,7 @@ def _get_first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-LARGEST = 1_900_000_000
+MAX_WEIGHT_BYTES = 1_900_000_000
 """Maximum size of the weights in bytes: one ONNX file can't hold 2 GiB."""
 
 
@@ -194,13 +194,16 @@ def write_onnx(bundle: Bundle, path: Path) -> None:
         path: File to write.
 
     Raises:
-        PylorusError: If its weights exceed `LARGEST`, torch can't export this network, or a package is missing.
+        PylorusError: If its weights exceed `MAX_WEIGHT_BYTES`, torch can't export this network, or a package
+            is missing.
     """
     for name in ("onnx", "onnxscript"):
         import_onnx_package(name)
     size = sum(tensor.numel() * tensor.element_size() for tensor in bundle.classifier.state_dict().values())
-    if size > LARGEST:
-        raise PylorusError(f"{bundle.folder}: has {size:,} bytes of weights; an ONNX file holds at most {LARGEST:,}.")
+    if size > MAX_WEIGHT_BYTES:
+        raise PylorusError(
+            f"{bundle.folder}: has {size:,} bytes of weights; an ONNX file holds at most {MAX_WEIGHT_BYTES:,}."
+        )
     model = _export_graph(bundle)
     remove_machine_details(model)
     for key, text in _build_metadata(bundle).items():
@@ -251,7 +254,7 @@ def remove_machine_details(model: Any) -> None:
 def _build_metadata(bundle: Bundle) -> dict[str, str]:
     description = bundle.description
     return {
-        DESCRIBED: (bundle.folder / DESCRIPTION).read_text("utf-8"),
+        DESCRIPTION_KEY: (bundle.folder / DESCRIPTION).read_text("utf-8"),
         "pylorus.classes": json.dumps(description.classes, ensure_ascii=False),
         "pylorus.short_names": json.dumps(description.short_names, ensure_ascii=False),
         "pylorus.input": format_input_description(description),

@@ -22,9 +22,9 @@ from pylorus.deploy.inputs import Sources
 from pylorus.deploy.model import Bundle, InferenceModel
 from pylorus.deploy.onnx import OUTPUTS, run_session
 
-READ_AT_ONCE = 32
-UNKNOWN = -1
-ASK = "Choose images with --images DIR."
+READ_BATCH = 32
+UNKNOWN_LABEL = -1
+IMAGES_HINT = "Choose images with --images DIR."
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class TrialImages:
 
     Attributes:
         files: In any order.
-        labels: Class index of each file in the bundle's class order, or `UNKNOWN`; int64 of shape (files,).
+        labels: Class index of each file in the bundle's class order, or `UNKNOWN_LABEL`; int64 of shape (files,).
         groups: Group (patient) of each file; shape (files,).
         source: Where they come from, as text.
     """
@@ -54,9 +54,9 @@ class TrialImages:
 
     def read_blocks(self, input_format: InputFormat) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
         """Yield indices and pixels (n, size, size, 3), block by block; files that can't be read are skipped."""
-        for start in range(0, len(self.files), READ_AT_ONCE):
+        for start in range(0, len(self.files), READ_BATCH):
             indices, images = [], []
-            for index in range(start, min(start + READ_AT_ONCE, len(self.files))):
+            for index in range(start, min(start + READ_BATCH, len(self.files))):
                 try:
                     images.append(input_format.load_image(self.files[index]))
                     indices.append(index)
@@ -99,7 +99,7 @@ def find_user_images(folder: Path, description: Description, *, group: str | Non
         groups = [get_matched_group(match) for match in matches if match]
     return TrialImages(
         tuple(Path(str(item.source)) for item in items),
-        np.array([UNKNOWN if item.label is None else item.label for item in items], dtype=np.int64),
+        np.array([UNKNOWN_LABEL if item.label is None else item.label for item in items], dtype=np.int64),
         np.array(groups, dtype=np.str_),
         "--images",
     )
@@ -126,16 +126,17 @@ def find_run_images(bundle: Path, description: Description, split: str | None = 
         paths, groups = list(rows["path"]), rows["group"].to_numpy(dtype=np.str_)
     except Exception:  # errors of pandas or YAML: the files are not those of a run
         raise PylorusError(
-            f"{bundle}: an export is verified on real images, but this bundle is not in a run with images. {ASK}"
+            f"{bundle}: an export is verified on real images, but this bundle is not in a run with images. "
+            f"{IMAGES_HINT}"
         ) from None
     if source == "shards":
-        raise PylorusError(f"{run}: its images are in shards, which export can't read. {ASK}")
+        raise PylorusError(f"{run}: its images are in shards, which export can't read. {IMAGES_HINT}")
     folder = run / "images" if source == "synthetic" else Path(str(root))
     files = tuple(folder / path for path in paths)
     missing = next((file for file in files if not file.is_file()), None)
     if missing is not None:
         raise PylorusError(
-            f"{missing}: this image of the run no longer exists, but the export is verified on it. {ASK}"
+            f"{missing}: this image of the run no longer exists, but the export is verified on it. {IMAGES_HINT}"
         )
     note = " (synthetic, not real)" if source == "synthetic" else ""
     return TrialImages(
@@ -147,9 +148,9 @@ IMAGES = 66
 """Maximum number of images for the parity check."""
 BATCH = 7
 """Batch size besides 1: not a power of two, so the last batch has yet another size."""
-ABSOLUTE = 1e-4
+PROBABILITY_TOLERANCE = 1e-4
 """Tolerance of calibrated probabilities and unlikeness; docs/export.md has measurements."""
-ROUGHEST = 1e-4
+MAX_ROUNDING = 1e-4
 """Largest rounding error of fp32 that excuses a difference, as a fraction of the largest logit."""
 
 Outputs = tuple[NDArray[np.float64], ...]
@@ -189,7 +190,9 @@ class Parity:
     @property
     def has_passed(self) -> bool:
         """Whether the export agrees with PyTorch."""
-        is_close = max(self.logits) <= self.tolerance and max(*self.probabilities, *self.unlikeness) <= ABSOLUTE
+        is_close = (
+            max(self.logits) <= self.tolerance and max(*self.probabilities, *self.unlikeness) <= PROBABILITY_TOLERANCE
+        )
         return is_close and self.other_class == 0
 
 
@@ -225,7 +228,7 @@ def check_parity(bundle: Bundle, session: Any, images: TrialImages) -> Parity:
     accepted, rounding = compute_tolerance(largest), None
     if np.isfinite(differences).all() and max(difference[0] for difference in differences) > accepted:
         rounding = _compute_difference(pytorch_outputs[1][0], compute_fp64_logits(bundle, batch))
-        accepted = max(accepted, 2 * min(rounding, ROUGHEST * largest))
+        accepted = max(accepted, 2 * min(rounding, MAX_ROUNDING * largest))
     classes = [one[0].argmax(axis=1) for one in (*pytorch_outputs, *onnx_outputs)]
     return Parity(
         images=count,
@@ -253,7 +256,7 @@ def compute_tolerance(largest: float) -> float:
         >>> [f"{compute_tolerance(largest):.0e}" for largest in (0.001, 0.1, 1.0, 10.0, 50.0)]
         ['1e-06', '1e-05', '1e-04', '1e-04', '5e-04']
     """
-    return max(min(ABSOLUTE, 1e-4 * largest), 1e-5 * largest, 1e-6)
+    return max(min(PROBABILITY_TOLERANCE, 1e-4 * largest), 1e-5 * largest, 1e-6)
 
 
 def run_in_batches(compute: Callable[[NDArray[np.uint8]], Outputs], images: NDArray[np.uint8], size: int) -> Outputs:

@@ -5,9 +5,8 @@ import sys
 import textwrap
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,13 +21,14 @@ from tqdm import tqdm
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path, format_suggestion
 from pylorus.core.formatting import format_count, format_percent, format_threshold
+from pylorus.core.io import convert_to_plain
 from pylorus.data.catalog import get_matched_group, parse_group_pattern
 from pylorus.data.files import RGB
 from pylorus.data.input_format import InputFormat
 from pylorus.deploy.bundle_files import SUMS
 from pylorus.deploy.card import format_set_size, format_threshold_guarantee
-from pylorus.deploy.description import Description, IntervalEstimate, convert_to_plain
-from pylorus.deploy.inputs import Item, ResumableTable, Sources
+from pylorus.deploy.description import Description, IntervalEstimate
+from pylorus.deploy.inputs import Item, ResumableTable, Sources, print_resume_hint
 from pylorus.deploy.model import InferenceModel, load_bundle
 from pylorus.deploy.onnx import is_export, load_export
 from pylorus.deploy.thresholds import (
@@ -50,11 +50,11 @@ from pylorus.model.inference import NetworkOutput
 
 PART_ROWS, PART_SECONDS = 2000, 60.0
 """A part is written after this many rows or seconds: a kill loses no more than that."""
-AHEAD = 3
+BATCHES_AHEAD = 3
 """Number of batches that are read ahead while the network computes."""
-TEXTS = ("path", "true", "predicted", "decision", "prediction_set", "why", "error")
+TEXT_COLUMNS = ("path", "true", "predicted", "decision", "prediction_set", "why", "error")
 NO_IMAGES = "There are no images in the inputs. In a folder, only files with the suffix of an image format are used."
-FIRST_CODE, MOST_COUNTED = 2, 100
+FIRST_CODE, MAX_COUNTED = 2, 100
 """The exit code is 0 if all files could be read, else 2 + the number of unreadable files, 102 at most; 1 and 2 are for
 other errors."""
 
@@ -71,6 +71,7 @@ class PredictOptions:
         group: Regular expression that finds the patient in a path; intervals then keep a patient's images together.
         batch: Batch size of the network, in images.
         device: auto, cpu, cuda or mps.
+        network: See `load_model`.
     """
 
     class_name: str | None = None
@@ -79,6 +80,7 @@ class PredictOptions:
     group: str | None = None
     batch: int = 32
     device: str = "auto"
+    network: Callable[..., Any] | None = None
 
 
 def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptions) -> int:
@@ -96,7 +98,7 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
     Raises:
         PylorusError: If the bundle, an input or an option is invalid.
     """
-    bundle = load_model(folder, options.device)
+    bundle = load_model(folder, options.device, network=options.network)
     sources = _build_sources(bundle.description, inputs, options)
     whole_table_options = {"group": options.group, "evaluate": options.evaluate}
     parts = ResumableTable(output, _build_request(bundle, inputs, options), also=whole_table_options)
@@ -105,13 +107,15 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
         print(f"already complete: {output}")
     else:
         sources.check_inputs()
-        with parts.lock_parts(), _print_resume_hint():
+        with parts.lock_parts(), print_resume_hint():
             _predict_remaining(bundle, sources, parts, options)
             record = _finalize_output(bundle, parts, options)
     print(format_prediction_summary(record, bundle.description))
     print(f"\npredictions: {output}")
     unreadable = int(str(record["unreadable"]))
-    return FIRST_CODE + min(unreadable, MOST_COUNTED) if unreadable else 0
+    if unreadable == record["images"]:
+        print(f"error: no file could be read. {parts.read_first_error()}", file=sys.stderr)
+    return FIRST_CODE + min(unreadable, MAX_COUNTED) if unreadable else 0
 
 
 def predict_table(model: InferenceModel, inputs: Sequence[str], options: PredictOptions) -> pd.DataFrame:
@@ -168,16 +172,6 @@ def _select_columns(table: pd.DataFrame, options: PredictOptions, *, is_labelled
     return [name for name in table.columns if name not in unused]
 
 
-@contextmanager
-def _print_resume_hint() -> Iterator[None]:
-    """Print how to resume a prediction when the user interrupts it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("\ninterrupted; finished rows are saved: run the same command to continue", file=sys.stderr)
-        raise
-
-
 def _predict_remaining(
     bundle: InferenceModel, sources: Sources, parts: ResumableTable, options: PredictOptions
 ) -> None:
@@ -203,16 +197,17 @@ def _predict_remaining(
 
 def _finalize_output(bundle: InferenceModel, parts: ResumableTable, options: PredictOptions) -> dict[str, object]:
     """Merge the parts into the output file and return the record of the prediction."""
-    images = unreadable = labelled = 0
+    images = unreadable = labelled = evaluable = 0
     for table in parts.iter_tables():
         images += len(table)
         unreadable += int((table["error"] != "").sum())
         labelled += int((table["true"] != "").sum())
+        evaluable += int(((table["true"] != "") & (table["error"] == "")).sum())
     if not images:
         raise PylorusError(NO_IMAGES)
     _check_evaluation(bundle.description, options, labelled=labelled)
     record: dict[str, object] = {"images": images, "unreadable": unreadable}
-    if labelled:
+    if evaluable or (labelled and options.evaluate):
         record["evaluation"] = evaluate_predictions(parts.iter_tables(), bundle.description, options)
     columns = _select_columns(next(parts.iter_tables()), options, is_labelled=bool(labelled))
     parts.merge_parts(record, columns=columns)
@@ -247,7 +242,7 @@ def read_ahead(items: Iterable[Item], form: InputFormat, size: int) -> Iterator[
     with ThreadPoolExecutor(max(2, count_usable_cores())) as pool:
         while batch := list(islice(remaining, size)):
             waiting.append((batch, [pool.submit(_read_image, item, form) for item in batch]))
-            if len(waiting) > AHEAD:
+            if len(waiting) > BATCHES_AHEAD:
                 first, futures = waiting.popleft()
                 yield first, [future.result() for future in futures]
         for last, futures in waiting:
@@ -304,7 +299,7 @@ def _predict_rows(
     table["why"] = why
     table["unlikeness"] = unlikeness
     table["error"] = errors
-    return table.astype({name: "str" for name in TEXTS if name in table})
+    return table.astype({name: "str" for name in TEXT_COLUMNS if name in table})
 
 
 def format_prediction_set(names: Sequence[str], members: NDArray[np.bool_]) -> str:
@@ -323,18 +318,21 @@ def format_prediction_set(names: Sequence[str], members: NDArray[np.bool_]) -> s
     return f"{{{', '.join(name for name, member in zip(names, members, strict=True) if member)}}}"
 
 
-def load_model(folder: Path, device: str = "auto") -> InferenceModel:
+def load_model(folder: Path, device: str = "auto", *, network: Callable[..., Any] | None = None) -> InferenceModel:
     """Load a bundle or an export.
 
     Args:
         folder: The folder `model` of a run, or an export of it.
         device: auto, cpu, cuda or mps.
+        network: Class, function or module of the user's own that a bundle's network is from; None for a model of timm.
 
     Raises:
         PylorusError: If the folder is neither, one of its files is missing or changed, or there is no such device.
     """
     if not is_export(folder):
-        return load_bundle(folder, device=resolve_device(device))
+        return load_bundle(folder, device=resolve_device(device), network=network)
+    if network is not None:
+        raise PylorusError("--network: found an export, which contains its network. Leave the option out.")
     if device not in ("auto", "cpu"):
         raise PylorusError(f"--device: found {device}, but an export runs on the CPU only. Use the bundle itself.")
     resolve_device("cpu")

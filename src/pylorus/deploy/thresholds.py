@@ -1,7 +1,7 @@
 """Fix a bundle's thresholds and limits on validation images, and measure them on the untouched test images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,8 +22,14 @@ from pylorus.deploy.description import (
 from pylorus.deploy.description import Calibration as SaidCalibration
 from pylorus.evaluation.auroc import auroc
 from pylorus.evaluation.conformal import count_patients_needed_for_sets, fit_set_limits, prediction_sets
+from pylorus.evaluation.confusion import compute_class_metric, confusion_matrix, select_class_metrics
 from pylorus.evaluation.decisions import ROUNDING, operating_point, patients_needed, threshold_at_sensitivity
-from pylorus.evaluation.index_intervals import clustered_wilson, proportions_of_predictions, wilson
+from pylorus.evaluation.index_intervals import (
+    clustered_wilson,
+    estimate_class_metric,
+    proportions_of_predictions,
+    wilson,
+)
 from pylorus.evaluation.influence import estimate_mean_over_groups
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.predictions import Predictions
@@ -209,6 +215,40 @@ def compute_classification_metrics(test: Predictions) -> ClassificationMetrics:
         precision=convert_by_class(proportions.precision),
         auroc=convert_by_class(tuple(areas)),
     )
+
+
+def estimate_class_metrics(
+    test: Predictions, names: Iterable[str], own: Mapping[str, Mapping[str, Mapping[str, float | None]]]
+) -> dict[str, dict[str, IntervalEstimate]]:
+    """Estimate the indices of a class that tables 1-3 of the run's report show.
+
+    Args:
+        test: Predictions of the test images.
+        names: Further registered indices: the keys of `metrics` of the run's configuration.
+        own: The user's own metrics, as `StageFolder.read_own_metrics` returns them.
+
+    Returns:
+        The estimates by label of the metric and short name of the class.
+    """
+    confusion = confusion_matrix(test.true, test.predicted, test.classes)
+    estimates: dict[str, dict[str, IntervalEstimate]] = {}
+    for metric in select_class_metrics(names):
+        if metric.share is None:
+            values = [Estimate(float(value), math.nan, math.nan) for value in compute_class_metric(metric, confusion)]
+        else:
+            values = list(estimate_class_metric(metric, test.true, test.predicted, test.clusters, classes=test.classes))
+        estimates[metric.label] = {
+            name: convert_estimate(value) for name, value in zip(test.class_names, values, strict=True)
+        }
+    return estimates | {
+        metric: {
+            name: IntervalEstimate(
+                *(own.get(key, {}).get(metric, {}).get(name) for key in ("test", "test/low", "test/high"))
+            )
+            for name in test.class_names
+        }
+        for metric in own.get("test", {})
+    }
 
 
 def convert_estimate(estimate: Estimate) -> IntervalEstimate:

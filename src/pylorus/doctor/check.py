@@ -23,14 +23,19 @@ class Check:
         name: What was checked, such as a package or a disk.
         state: Whether Pylorus can work with what was found.
         found: What was found, as text.
-        mend: How to fix it; for a good result, an optional improvement. Empty if there is nothing to do.
+        remedy: How to fix it; for a good result, an optional improvement. Empty if there is nothing to do.
     """
 
     area: str
     name: str
     state: State
     found: str
-    mend: str = ""
+    remedy: str = ""
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the check with the keys of `pylorus doctor --json`, where the remedy is called `mend`."""
+        content = asdict(self)
+        return {**{key: content[key] for key in ("area", "name", "state", "found")}, "mend": self.remedy}
 
     def to_json(self) -> str:
         """Return the check as one line of JSON, for `from_json`."""

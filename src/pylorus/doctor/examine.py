@@ -14,7 +14,7 @@ import textwrap
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TextIO
 
@@ -58,10 +58,10 @@ def print_checks(checks: Iterable[Check], output: TextIO = sys.stdout) -> State:
 
 def format_check_lines(check: Check, *, width: int, coloured: bool) -> Iterator[str]:
     """Yield a check as lines of at most `width` characters, with its text and fix in a column of their own."""
-    if check.mend and check.state is State.GOOD:
-        texts = [f"{check.found}; optional: {check.mend}"]
+    if check.remedy and check.state is State.GOOD:
+        texts = [f"{check.found}; optional: {check.remedy}"]
     else:
-        texts = [check.found, *([f"fix: {check.mend}"] if check.mend else [])]
+        texts = [check.found, *([f"fix: {check.remedy}"] if check.remedy else [])]
     lines = [line for text in texts for line in _wrap_text(text, width)]
     state = f"{check.state:<{STATE_WIDTH}}"
     if coloured:
@@ -83,7 +83,7 @@ def _wrap_text(text: str, width: int) -> Iterator[str]:
 def format_json(checks: Iterable[Check]) -> tuple[str, State]:
     """Return all checks as one JSON object, and the worst state."""
     done = list(checks)
-    content = {"pylorus": __version__, "state": get_worst_state(done), "checks": [asdict(check) for check in done]}
+    content = {"pylorus": __version__, "state": get_worst_state(done), "checks": [check.to_dict() for check in done]}
     return json.dumps(content, indent=2, ensure_ascii=False), get_worst_state(done)
 
 
@@ -154,7 +154,7 @@ def _check_bundle(folder: Path) -> Iterable[Check]:
     return check_bundle(folder)
 
 
-PATIENCE = 600.0
+TIMEOUT = 600.0
 """Time limit of the second process, in seconds: from a cold network disk torch takes minutes to load."""
 
 
@@ -202,7 +202,7 @@ def _start_process(question: DoctorOptions, errors: IO[str]) -> "subprocess.Pope
 
 def _read_checks(process: "subprocess.Popen[str]", errors: IO[str]) -> Iterator[Check]:
     """Yield the second process's checks; if it ends early, also a check that says during which step."""
-    timer = threading.Timer(PATIENCE, process.kill)
+    timer = threading.Timer(TIMEOUT, process.kill)
     timer.daemon = True
     timer.start()
     step = "starting"
@@ -237,7 +237,7 @@ def report_early_end(doing: str, code: int, *, in_time: bool, said: str) -> Chec
         said: The last line of its standard error.
     """
     if not in_time:
-        summary = f"not finished within {PATIENCE:.0f} s; the checks after it were skipped"
+        summary = f"not finished within {TIMEOUT:.0f} s; the checks after it were skipped"
         return Check(
             LOADING,
             doing,

@@ -20,7 +20,7 @@ from pylorus.doctor.check import Check, State, format_first_line
 
 COMPUTING = "Computing"
 DRIVER = Path("/proc/driver/nvidia/version")
-FEW_GPU_MEMORY = 4 * 2**30
+MIN_GPU_MEMORY = 4 * 2**30
 """Bytes of free GPU memory; with less, the study's models may not fit at their batch size."""
 
 
@@ -89,7 +89,7 @@ def check_gpu(index: int) -> Check:
     summary = (
         f"{gpu}, {memory}; {_format_precision('cuda')}; torch built for CUDA {torch.version.cuda or torch.version.hip}"
     )
-    if free < FEW_GPU_MEMORY:
+    if free < MIN_GPU_MEMORY:
         fix = "Stop other programs on this GPU (nvidia-smi lists them), or set a smaller trainer.batch_size."
         return Check(COMPUTING, name, State.WARNING, summary, fix)
     return Check(COMPUTING, name, State.GOOD, summary)
@@ -132,17 +132,17 @@ def read_driver_version() -> str | None:
 
 MEMORY_AND_DISK = "Memory and disk"
 GIB = 2**30
-FEW_MEMORY, LEAST_MEMORY = 4 * GIB, GIB
+LOW_MEMORY, MIN_MEMORY = 4 * GIB, GIB
 """Bytes of free memory that the study's models should have, and that any run needs."""
-FEW_SHARED = GIB
+MIN_SHARED_MEMORY = GIB
 """Bytes of free shared memory; less is enough for only a few worker processes."""
-FEW_DISK, LEAST_DISK = 10 * GIB, GIB
+LOW_DISK, MIN_DISK = 10 * GIB, GIB
 """Bytes of free disk: checkpoints and bundle of VGG19 in both stages take up to 6 GiB, the cache up to its budget."""
-SKEW = 5.0
+MAX_CLOCK_DIFFERENCE = 5.0
 """Largest tolerated difference of a disk's clock, in seconds; with more, a run's heartbeat seems to be late."""
 
 SHARED_MEMORY = Path("/dev/shm")
-LIMITS = (
+MEMORY_FILES = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
 )
@@ -168,7 +168,7 @@ def _read_memory() -> tuple[int, int]:
 
     machine = psutil.virtual_memory()
     free, total = int(machine.available), int(machine.total)
-    for limit, used in LIMITS:
+    for limit, used in MEMORY_FILES:
         try:
             allowed = int(limit.read_text())  # "max": no limit
             free, total = min(free, allowed - int(used.read_text())), min(total, allowed)
@@ -180,15 +180,15 @@ def _read_memory() -> tuple[int, int]:
 def check_memory(free: int, total: int) -> Check:
     """Check that there is enough memory for a run; both arguments in bytes."""
     summary = f"{format_bytes(free)} free of {format_bytes(total)}"
-    if free >= FEW_MEMORY:
+    if free >= LOW_MEMORY:
         return Check(MEMORY_AND_DISK, "memory", State.GOOD, summary)
-    state = State.WRONG if free < LEAST_MEMORY else State.WARNING
+    state = State.WRONG if free < MIN_MEMORY else State.WARNING
     fix = "Close other programs, or choose a smaller trainer.batch_size, data.image_size or model."
     return Check(
         MEMORY_AND_DISK,
         "memory",
         state,
-        f"{summary}; the study's models should have {format_bytes(FEW_MEMORY)} free",
+        f"{summary}; the study's models should have {format_bytes(LOW_MEMORY)} free",
         fix,
     )
 
@@ -196,7 +196,7 @@ def check_memory(free: int, total: int) -> Check:
 def check_shared_memory(free: int) -> Check:
     """Check that worker processes have enough shared memory to pass on images; `free` in bytes."""
     summary = f"{format_bytes(free)} free in {SHARED_MEMORY}"
-    if free >= FEW_SHARED:
+    if free >= MIN_SHARED_MEMORY:
         return Check(MEMORY_AND_DISK, "shared memory", State.GOOD, summary)
     fix = "In a container: docker run --shm-size=8g. Or set data.workers=0, which needs none and gives the same result."
     return Check(
@@ -208,9 +208,9 @@ def check_disk(name: str, folder: Path) -> Check:
     """Check the free space of the disk on which `folder` is or would be created."""
     free = shutil.disk_usage(_find_existing_folder(folder)).free
     summary = f"{format_bytes(free)} free on the disk of {folder} ({_find_existing_folder(folder)})"
-    if free >= FEW_DISK:
+    if free >= LOW_DISK:
         return Check(MEMORY_AND_DISK, f"disk of {name}", State.GOOD, summary)
-    state = State.WRONG if free < LEAST_DISK else State.WARNING
+    state = State.WRONG if free < MIN_DISK else State.WARNING
     fix = "Free some space, work on another disk, or set cache.folder to another disk and a smaller cache.budget_gib."
     return Check(MEMORY_AND_DISK, f"disk of {name}", state, summary, fix)
 
@@ -254,7 +254,7 @@ def check_writable(folder: Path) -> Check:
             f"{existing}: a test file came back with other content",
             "Use another disk.",
         )
-    if abs(skew) > SKEW:
+    if abs(skew) > MAX_CLOCK_DIFFERENCE:
         summary = f"{existing} is writable, but its clock differs by {skew:+.0f} s"
         return Check(
             MEMORY_AND_DISK,

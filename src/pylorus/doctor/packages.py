@@ -20,20 +20,28 @@ from collections.abc import Callable, Mapping
 from pylorus.doctor.check import format_first_line
 
 PACKAGES = "Python and packages"
-SEEN = CONF.parent / "constraints.txt"
+TESTED_VERSIONS = CONF.parent / "constraints.txt"
 """Versions tested together. Like conf/, the file lies at the top level of a clone and inside the package of a wheel."""
 
 MALWARE = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6.2", "2.6.3")}
 """Releases that stole passwords: two of `lightning` in April 2026; its sister package is barred too."""
 
-SAME_FILES = (
+CONFLICTING_PACKAGES = (
     ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
     ("albumentations", "albumentationsx"),
     ("pillow", "pillow-simd"),
 )
 """Packages that install files under the same names, ours first. The one that was installed last wins."""
 
-TOLD = ("torch", "torchvision", "timm", "pytorch-lightning", "hydra-core", "albumentations", "opencv-python-headless")
+PRINTED_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "pytorch-lightning",
+    "hydra-core",
+    "albumentations",
+    "opencv-python-headless",
+)
 """Packages whose versions are printed if there is no problem."""
 
 
@@ -43,7 +51,7 @@ def check_packages() -> Iterator[Check]:
     required = [requirement for requirement in list_requirements("pylorus") if _is_applicable(requirement, "")]
     problems = [found for requirement in required if (found := check_requirement(requirement)) is not None]
     if not problems:
-        versions = ", ".join(f"{name} {get_installed_version(name)}" for name in TOLD)
+        versions = ", ".join(f"{name} {get_installed_version(name)}" for name in PRINTED_PACKAGES)
         yield Check(
             PACKAGES,
             "packages",
@@ -134,9 +142,9 @@ def check_requirement(requirement: "Requirement") -> Check | None:
 
 def read_tested_versions() -> dict[str, str]:
     """Return the versions that were tested together, by normalized package name."""
-    if not SEEN.is_file():
+    if not TESTED_VERSIONS.is_file():
         return {}
-    pairs = (line.split("==") for line in SEEN.read_text(encoding="utf-8").splitlines() if "==" in line)
+    pairs = (line.split("==") for line in TESTED_VERSIONS.read_text(encoding="utf-8").splitlines() if "==" in line)
     return {normalize_package_name(name): version.strip() for name, version in pairs}
 
 
@@ -188,7 +196,7 @@ def check_malware() -> Iterator[Check]:
 
 def check_same_files() -> Iterator[Check]:
     """Yield a warning for installed packages that overwrite each other's files."""
-    for ours, *others in SAME_FILES:
+    for ours, *others in CONFLICTING_PACKAGES:
         present = [name for name in others if get_installed_version(name) is not None]
         if get_installed_version(ours) is None or not present:
             continue
@@ -203,10 +211,10 @@ def check_same_files() -> Iterator[Check]:
 
 
 EXTRAS = "Optional extras"
-LEFT_OUT = ("dev", "docs")
+DEVELOPER_EXTRAS = ("dev", "docs")
 """Extras for developers of Pylorus, which are not checked."""
 
-GIVES = {
+EXTRA_PURPOSES = {
     "dicom": "DICOM images",
     "explain": "heat maps",
     "shards": "shards at http(s) URLs",
@@ -225,14 +233,14 @@ def check_extras() -> Iterator[Check]:
     """Yield one check for each extra of the package."""
     names = metadata.metadata("pylorus").get_all("Provides-Extra") or []
     for extra in names:
-        if extra not in LEFT_OUT:
+        if extra not in DEVELOPER_EXTRAS:
             yield check_extra(extra)
 
 
 def check_extra(extra: str) -> Check:
     """Check that an extra is completely installed, in compatible versions."""
     required = list_extra_requirements("pylorus", extra)
-    purpose = f" ({GIVES[extra]})" if extra in GIVES else ""
+    purpose = f" ({EXTRA_PURPOSES[extra]})" if extra in EXTRA_PURPOSES else ""
     install = f"pip install 'pylorus[{extra}]'"
     present = [found for found in required if get_installed_version(found.name) is not None]
     problems = [found for requirement in present if (found := check_requirement(requirement)) is not None]
@@ -249,7 +257,7 @@ def check_extra(extra: str) -> Check:
 
 LOADING = "Package loading"
 
-LOADED = {
+COMPILED_MODULES = {
     "numpy": "numpy",
     "cv2": "opencv-python-headless",
     "torch": "torch",
@@ -261,7 +269,6 @@ LOADED = {
     "pandas": "pandas",
     "pyarrow": "pyarrow",
     "scipy": "scipy",
-    "sklearn": "scikit-learn",
     "statsmodels": "statsmodels",
     "matplotlib": "matplotlib",
     "safetensors": "safetensors",
@@ -269,7 +276,7 @@ LOADED = {
 }
 """Modules with compiled code, which may fail on a machine even in compatible versions, and their packages."""
 
-ON_TORCH = ("torchvision", "timm", "albumentations", "pytorch_lightning", "torchmetrics")
+TORCH_DEPENDENTS = ("torchvision", "timm", "albumentations", "pytorch_lightning", "torchmetrics")
 """Modules that can't load without torch."""
 
 
@@ -281,8 +288,8 @@ def check_loading(doing: Callable[[str], None]) -> Iterator[Check]:
     """
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # otherwise it asks the package index for a newer version
     failed: list[str] = []
-    for module, package in LOADED.items():
-        if "torch" in failed and module in ON_TORCH:
+    for module, package in COMPILED_MODULES.items():
+        if "torch" in failed and module in TORCH_DEPENDENTS:
             continue
         doing(f"loading {package}")
         try:
@@ -299,7 +306,9 @@ def check_loading(doing: Callable[[str], None]) -> Iterator[Check]:
                 format_reinstall_command(package),
             )
     if not failed:
-        yield Check(LOADING, "packages", State.GOOD, f"all {len(LOADED)} packages with compiled code can be imported")
+        yield Check(
+            LOADING, "packages", State.GOOD, f"all {len(COMPILED_MODULES)} packages with compiled code can be imported"
+        )
     elif "torch" in failed:
         summary = "cores, GPU, weights and bundle were not checked: this needs torch"
         yield Check(
@@ -315,7 +324,7 @@ def format_reinstall_command(package: str) -> str:
 
 NETWORK = "Network"
 
-ASKED_FOR = "model.weights=hub for weights that are not on this machine yet, shards at a URL, logger.offline=false"
+NETWORK_USES = "model.weights=hub for weights that are not on this machine yet, shards at a URL, logger.offline=false"
 """What uses the network, each only if the user asks for it."""
 
 
@@ -323,7 +332,7 @@ def check_network(environment: Mapping[str, str] = os.environ) -> Iterator[Check
     """State when the network is used; nothing is tested, so that the doctor itself makes no connection."""
     summary = (
         "not needed: training, report and all other commands work offline; this check made no connection either. "
-        f"Used only if you ask for it: {ASKED_FOR}. To install on a machine without a network, see docs/offline.md"
+        f"Used only if you ask for it: {NETWORK_USES}. To install on a machine without a network, see docs/offline.md"
     )
     yield Check(NETWORK, "network", State.GOOD, summary)
     if environment.get("WANDB_MODE") == "online":

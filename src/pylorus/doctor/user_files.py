@@ -17,13 +17,13 @@ from pylorus.core.formatting import format_bytes, format_count
 from pylorus.data.catalog import list_class_images
 from pylorus.data.decode import UnreadableImageError, read_image
 from pylorus.doctor.check import Check, State
-from pylorus.report.figure_style import OWN, find_cjk_font_file, is_in_default_font
+from pylorus.report.figure_style import DEFAULT_FONT, find_cjk_font_file, is_in_default_font
 
 if TYPE_CHECKING:
     from pylorus.model.backbone import HubFile
 
 IMAGES = "Images"
-TRIED = 24
+SAMPLE_SIZE = 24
 """Number of images that are read."""
 
 _scanned = cache(list_class_images)
@@ -49,7 +49,7 @@ def check_images(root: Path) -> Iterator[Check]:
     counts = Counter(row[1] for row in rows)
     classes = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
     yield Check(IMAGES, "folder", State.GOOD, f"{len(rows)} images in {root}: {classes}")
-    yield check_sample([root / row[0] for row in rows[:: max(1, len(rows) // TRIED)]][:TRIED])
+    yield check_sample([root / row[0] for row in rows[:: max(1, len(rows) // SAMPLE_SIZE)]][:SAMPLE_SIZE])
 
 
 def check_sample(paths: list[Path]) -> Check:
@@ -203,10 +203,14 @@ BUNDLE = "Bundle"
 
 def check_bundle(folder: Path) -> Iterator[Check]:
     """Load a bundle as `pylorus predict` does: file hashes, description, classes, weights."""
-    from pylorus.deploy.model import load_bundle
+    from pylorus.deploy.model import UnknownNetworkError, load_bundle
 
     try:
         bundle = load_bundle(folder)
+    except UnknownNetworkError as error:
+        fix = "Check it with the command that uses it: `pylorus predict` with --network."
+        yield Check(BUNDLE, "bundle", State.WARNING, " ".join(str(error).split()), fix)
+        return
     except (PylorusError, OSError) as error:
         fix = "Copy the run's whole model/ folder again; `sha256sum -c SHA256SUMS` in it lists the files that changed."
         yield Check(BUNDLE, "bundle", State.WRONG, " ".join(str(error).split()), fix)
@@ -228,9 +232,11 @@ def check_fonts(words: Iterable[str] = ()) -> Iterator[Check]:
     cjk_font = find_cjk_font_file()
     unsupported = [word for word in words if not is_in_default_font(word)]
     if cjk_font is not None:
-        yield Check(FIGURES, "fonts", State.GOOD, f"{OWN}, and {cjk_font.name} for Chinese, Japanese and Korean")
+        yield Check(
+            FIGURES, "fonts", State.GOOD, f"{DEFAULT_FONT}, and {cjk_font.name} for Chinese, Japanese and Korean"
+        )
         return
-    summary = f"{OWN}: Latin, Greek, Cyrillic; no font for Chinese, Japanese or Korean class names"
+    summary = f"{DEFAULT_FONT}: Latin, Greek, Cyrillic; no font for Chinese, Japanese or Korean class names"
     fix = "install Noto Sans CJK (on Debian and Ubuntu: apt install fonts-noto-cjk)"
     if unsupported:
         yield Check(FIGURES, "fonts", State.WARNING, f"{summary}: figures show {', '.join(unsupported)} as boxes", fix)

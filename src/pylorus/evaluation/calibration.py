@@ -32,6 +32,12 @@ from pylorus.evaluation.predictions import (
 BINS = 10
 """Default number of bins: 45 images per bin for a test set of 450."""
 
+NO_LINE = "no line can be fitted: the probabilities are too close to 0 and 1, or contain almost no information"
+MAX_STANDARD_ERROR = 30.0
+"""Standard error of a coefficient, in log odds, above which the coefficient is undetermined."""
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+"""Range that is searched for a temperature; beyond it, logits would be scaled more than twentyfold."""
+
 
 @dataclass(frozen=True, eq=False)
 class ReliabilityCurve:
@@ -118,13 +124,6 @@ def compute_equal_mass_bins(values: NDArray[np.float64], *, bins: int) -> NDArra
     return member.astype(np.int64)
 
 
-TOO_CERTAIN = "no line can be fitted: the probabilities are too close to 0 and 1, or contain almost no information"
-MOST_ERROR = 30.0
-"""Standard error of a coefficient, in log odds, above which the coefficient is undetermined."""
-LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
-"""Range that is searched for a temperature; beyond it, logits would be scaled more than twentyfold."""
-
-
 @dataclass(frozen=True)
 class Temperature:
     """A temperature fitted on validation logits, by which the logits of all other images are divided.
@@ -207,7 +206,7 @@ def fit_temperature(logits: NDArray[np.float64], true: NDArray[np.int64]) -> Tem
         return float(-log_probability[np.arange(len(truth)), truth].mean())
 
     # The loss is convex in 1 / temperature, so it has one minimum between the bounds or none.
-    low, high = math.log(LOWEST_TEMPERATURE), math.log(HIGHEST_TEMPERATURE)
+    low, high = math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)
     result = optimize.minimize_scalar(compute_loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
     best, before = float(result.x), compute_loss(0.0)
     # Both ends must be worse: logits without information, or without errors, have no optimal temperature.
@@ -399,7 +398,7 @@ def _fit_logistic(
         if float(np.abs(step).max()) < 1e-10:
             break
     else:
-        return create_undefined_estimate(TOO_CERTAIN)
+        return create_undefined_estimate(NO_LINE)
     value = float(weights[0])
     scores = design * (positive - special.expit(design @ weights + offset))[:, None]
     groups = int(codes.max()) + 1
@@ -408,8 +407,8 @@ def _fit_logistic(
     sums = np.column_stack([np.bincount(codes, weights=column) for column in scores.T])
     bread = np.linalg.inv(information)
     variance = groups / (groups - 1) * float((bread @ (sums.T @ sums) @ bread)[0, 0])
-    if not variance < MOST_ERROR**2:
-        return create_undefined_estimate(TOO_CERTAIN)
+    if not variance < MAX_STANDARD_ERROR**2:
+        return create_undefined_estimate(NO_LINE)
     reach = compute_quantile(confidence, freedom=freedom) * math.sqrt(max(variance, 0.0))
     return Estimate(value, value - reach, value + reach)
 

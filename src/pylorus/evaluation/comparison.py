@@ -23,6 +23,15 @@ from pylorus.evaluation.predictions import Predictions, align_predictions, encod
 EXACT_STEPS = 500_000_000
 """Additions up to which a sign-flip test is exact; beyond, it uses the normal approximation."""
 
+INDICES = ("accuracy", *OVERALL)
+"""Indices in which two models are compared, besides AUROC."""
+
+RESAMPLES = 10_000
+"""Default number of random exchanges of the two models: the standard error of a p of 0.05 is then about 0.002."""
+
+MAX_ENUMERATED_GROUPS = 12
+"""Up to this many groups in which the models differ, all exchanges are enumerated instead of sampled."""
+
 
 @dataclass(frozen=True)
 class McNemar:
@@ -140,16 +149,6 @@ def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
         raise ValueError(f"p-values are {family.tolist()}; expected at least one, each in [0, 1], none NaN")
     corrected: NDArray[np.float64] = multipletests(family, method="holm")[1]
     return corrected
-
-
-INDICES = ("accuracy", *OVERALL)
-"""Indices in which two models are compared, besides AUROC."""
-
-RESAMPLES = 10_000
-"""Default number of random exchanges of the two models: the standard error of a p of 0.05 is then about 0.002."""
-
-MOST_ENUMERATED = 12
-"""Up to this many groups in which the models differ, all exchanges are enumerated instead of sampled."""
 
 
 @dataclass(frozen=True)
@@ -353,7 +352,7 @@ def _compute_exchange_p_values(
     columns = np.concatenate([answer[inside] for answer in answers])
     signs = np.repeat([-1.0, 1.0], int(inside.sum()))
     change_by_group = sparse.csr_array((signs, (rows, columns)), shape=(len(discordant), width))
-    if len(discordant) <= MOST_ENUMERATED:
+    if len(discordant) <= MAX_ENUMERATED_GROUPS:
         exchanged_groups = (np.arange(2 ** len(discordant))[:, None] >> np.arange(len(discordant))) & 1
         changes = exchanged_groups @ change_by_group
     else:
@@ -378,7 +377,7 @@ def _compute_exchange_p_values(
     # An exchange that makes an index undefined counts as at least as large; rounding must not separate equal values.
     reached = (~(exchanged < observed - 1e-12)).sum(axis=0)
     # If exchanges are sampled, the observed assignment counts as one of them (Phipson and Smyth 2010).
-    itself = 0 if len(discordant) <= MOST_ENUMERATED else 1
+    itself = 0 if len(discordant) <= MAX_ENUMERATED_GROUPS else 1
     p_values = (reached + itself) / (len(changes) + itself)
     return {name: float(p) for name, p in zip(INDICES, p_values, strict=True)}
 

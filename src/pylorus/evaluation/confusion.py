@@ -39,19 +39,19 @@ class ClassCounts:
 
     Attributes:
         confusion: Counts of shape (..., classes, classes).
-        hits: Images of the class that are predicted as it (TP).
+        true_positives: Images of the class that are predicted as it (TP).
         predicted: Images predicted as the class (TP + FP).
         present: Images of the class (TP + FN).
         total: All images, of shape (..., 1).
-        rejected: Images of other classes that are predicted as another class (TN).
+        true_negatives: Images of other classes that are predicted as another class (TN).
     """
 
     confusion: NDArray[np.float64]
-    hits: NDArray[np.float64]
+    true_positives: NDArray[np.float64]
     predicted: NDArray[np.float64]
     present: NDArray[np.float64]
     total: NDArray[np.float64]
-    rejected: NDArray[np.float64]
+    true_negatives: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ CLASS_METRICS: dict[str, ClassMetric] = {
             "precision",
             "precision",
             "TP / (TP + FP)",
-            lambda counts: _compute_ratio(counts.hits, counts.predicted),
+            lambda counts: _compute_ratio(counts.true_positives, counts.predicted),
             lambda present, predicted: (present, predicted),
             undefined=NEVER_PREDICTED,
             is_in_tables=True,
@@ -96,7 +96,7 @@ CLASS_METRICS: dict[str, ClassMetric] = {
             "sensitivity",
             "sensitivity",
             "TP / (TP + FN)",
-            lambda counts: _compute_ratio(counts.hits, counts.present),
+            lambda counts: _compute_ratio(counts.true_positives, counts.present),
             lambda present, predicted: (predicted, present),
             undefined=NO_IMAGES,
             is_in_tables=True,
@@ -105,7 +105,7 @@ CLASS_METRICS: dict[str, ClassMetric] = {
             "specificity",
             "specificity",
             "TN / (TN + FP)",
-            lambda counts: _compute_ratio(counts.rejected, counts.total - counts.present),
+            lambda counts: _compute_ratio(counts.true_negatives, counts.total - counts.present),
             lambda present, predicted: (~predicted, ~present),
             undefined=ALL_IMAGES,
         ),
@@ -113,7 +113,7 @@ CLASS_METRICS: dict[str, ClassMetric] = {
             "npv",
             "NPV",
             "TN / (TN + FN)",
-            lambda counts: _compute_ratio(counts.rejected, counts.total - counts.predicted),
+            lambda counts: _compute_ratio(counts.true_negatives, counts.total - counts.predicted),
             lambda present, predicted: (~present, ~predicted),
             undefined=ALWAYS_PREDICTED,
         ),
@@ -121,7 +121,7 @@ CLASS_METRICS: dict[str, ClassMetric] = {
             "f1",
             "F1",
             "2 TP / (2 TP + FP + FN)",
-            lambda counts: _compute_ratio(2 * counts.hits, counts.predicted + counts.present),
+            lambda counts: _compute_ratio(2 * counts.true_positives, counts.predicted + counts.present),
             lambda present, predicted: (present & predicted, present | predicted),
             transform=lambda overlap: 2 * overlap / (1 + overlap),
             undefined=NEITHER,

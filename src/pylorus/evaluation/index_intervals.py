@@ -45,6 +45,19 @@ from pylorus.evaluation.predictions import (
     handle_deprecated_arguments,
 )
 
+INFORMATION_RANGE = (0.05, 1.0)
+"""Least and greatest factor by which the effective number of images of kappa and MCC may differ from that of accuracy.
+
+A factor above 1 would be too optimistic: if a model nearly always predicts the same class, a few images make the
+variance small."""
+
+OVERALL = ("balanced_accuracy", "macro_precision", "macro_f1", "cohen_kappa", "mcc")
+"""The overall indices that are not proportions of images."""
+
+ONE_CLASS = "all images are of one class and predicted as it"
+CHANCE_CORRECTED = {"cohen_kappa": ONE_CLASS, "mcc": "all images are of one class, or all are predicted as one class"}
+"""The chance-corrected indices, and why each may be undefined."""
+
 
 @dataclass(frozen=True)
 class Proportion(Estimate):
@@ -338,20 +351,6 @@ def _estimate_index(
     return Estimate(*(metric.transform(end) for end in (share.value, share.low, share.high)))
 
 
-INFORMATION = (0.05, 1.0)
-"""Least and greatest factor by which the effective number of images of kappa and MCC may differ from that of accuracy.
-
-A factor above 1 would be too optimistic: if a model nearly always predicts the same class, a few images make the
-variance small."""
-
-OVERALL = ("balanced_accuracy", "macro_precision", "macro_f1", "cohen_kappa", "mcc")
-"""The overall indices that are not proportions of images."""
-
-ONE_CLASS = "all images are of one class and predicted as it"
-CHANCE = {"cohen_kappa": ONE_CLASS, "mcc": "all images are of one class, or all are predicted as one class"}
-"""The chance-corrected indices, and why each may be undefined."""
-
-
 @dataclass(frozen=True)
 class IndexEstimates:
     """Indices of a confusion matrix that are not proportions of images, with intervals; NaN where undefined.
@@ -429,7 +428,7 @@ def indices_of_predictions(
     by_chance = 1 - float(true_shares @ predicted_shares)
     kappa, mcc = (
         _estimate_beyond_chance(overall, index, name, accuracy, by_chance, confidence)
-        for index, name in enumerate(CHANCE)
+        for index, name in enumerate(CHANCE_CORRECTED)
     )
     return IndexEstimates(
         balanced_accuracy=estimate_macro_average("sensitivity", shares.sensitivity, 0.0),
@@ -496,9 +495,9 @@ def indices_of_confusion(
 
 
 def _compute_chance_indices(tables: NDArray[np.float64], classes: int) -> NDArray[np.float64]:
-    """Compute the indices in `CHANCE`, in its order, and accuracy as the last column."""
+    """Compute the indices in `CHANCE_CORRECTED`, in its order, and accuracy as the last column."""
     indices = overall_indices(tables.reshape(-1, classes, classes))
-    return np.column_stack([*(getattr(indices, name) for name in CHANCE), indices.accuracy])
+    return np.column_stack([*(getattr(indices, name) for name in CHANCE_CORRECTED), indices.accuracy])
 
 
 def _compute_accuracy_design(counts: GroupCounts, classes: int) -> ClusterDesign:
@@ -512,11 +511,11 @@ def _estimate_beyond_chance(
     """Estimate kappa or MCC as 1 - e / q from the Wilson interval of the error rate e."""
     value, errors = float(overall.values[index]), 1 - float(overall.values[-1])
     if math.isnan(value):
-        return create_undefined_estimate(CHANCE[name])
+        return create_undefined_estimate(CHANCE_CORRECTED[name])
     # Without errors kappa and MCC are 1, and q is the same for both: the error rate expected by chance.
     scale, factor = (by_chance if errors <= 0 else errors / (1 - value)), 1.0
     index_variance, error_variance = overall.covariance[index, index] * scale**2, overall.covariance[-1, -1]
     if 0 < errors < 1 and index_variance + error_variance > NOISE:
-        factor = float(np.clip(error_variance / max(index_variance, NOISE), *INFORMATION))
+        factor = float(np.clip(error_variance / max(index_variance, NOISE), *INFORMATION_RANGE))
     low, high = accuracy.scale_size(factor).compute_interval(errors, confidence=confidence)
     return Estimate(value, max(-1.0, 1 - high / scale), 1 - low / scale)

@@ -447,6 +447,82 @@ def compute_group_means(values: NDArray[np.float64], groups: NDArray[np.generic]
     return means
 
 
+def estimate_by_jackknife(
+    compute: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    cells: NDArray[np.int64],
+    groups: NDArray[np.generic] | None,
+    *,
+    width: int,
+    confidence: float = 0.95,
+) -> tuple[Estimate, ...]:
+    """Estimate indices of which only a function of a table of counts is known, by leaving out one group at a time.
+
+    The interval is symmetric: Student's t times the standard error of the grouped jackknife (Efron 1982), at
+    Satterthwaite's degrees of freedom. It suits indices that are smooth in the counts, and may exceed their range.
+
+    Args:
+        compute: Function of a flat table of counts, of shape (width,), that returns k indices, NaN where undefined.
+        cells: Cell of each image (a flat index into the table), of shape (n,).
+        groups: Group (patient) of each image, of shape (n,), or None if each image is its own group.
+        width: Number of cells of the table.
+        confidence: Coverage of the intervals, in (0, 1).
+
+    Returns:
+        One estimate per index; without an interval if there is one group only, if the index is undefined without one of
+        the groups, or if it is the same without any of them.
+
+    Example:
+        >>> share = lambda table: table[1:] / table.sum()
+        >>> (estimate,) = estimate_by_jackknife(share, np.array([0, 1] * 50), None, width=2)
+        >>> round(estimate.value, 2), round(estimate.low, 2), round(estimate.high, 2)
+        (0.5, 0.4, 0.6)
+    """
+    check_confidence(confidence)
+    counts = count_by_group(encode_groups(groups, length=len(cells)), cells)
+    observed = np.zeros(width)
+    observed[counts.seen] = counts.totals
+    values = compute(observed)
+    without: dict[tuple[bytes, bytes], NDArray[np.float64]] = {}  # groups with equal counts are computed once
+    by_group = []
+    for group in range(counts.images.shape[0]):
+        start, end = counts.images.indptr[group : group + 2]
+        columns, images = counts.images.indices[start:end], counts.images.data[start:end]
+        key = (columns.tobytes(), images.tobytes())
+        if key not in without:
+            rest = observed.copy()
+            rest[counts.seen[columns]] -= images
+            without[key] = _compute_or_nan(compute, rest, len(values))
+        by_group.append(without[key])
+    left_out = np.stack(by_group)
+    return tuple(
+        _estimate_from_left_out(float(value), column, confidence)
+        for value, column in zip(values, left_out.T, strict=True)
+    )
+
+
+def _compute_or_nan(
+    compute: Callable[[NDArray[np.float64]], NDArray[np.float64]], table: NDArray[np.float64], count: int
+) -> NDArray[np.float64]:
+    try:
+        with np.errstate(all="ignore"):
+            return compute(table)
+    except ArithmeticError:  # a function in plain Python may divide by zero
+        return np.full(count, np.nan)
+
+
+def _estimate_from_left_out(value: float, left_out: NDArray[np.float64], confidence: float) -> Estimate:
+    """Estimate an index from its values without each group, of shape (groups,)."""
+    groups = len(left_out)
+    if math.isnan(value) or groups < 2 or not np.isfinite(left_out).all():
+        return Estimate(value, math.nan, math.nan)
+    deviations = left_out - left_out.mean()
+    variance = (groups - 1) / groups * float((deviations**2).sum())
+    if variance <= NOISE:
+        return Estimate(value, math.nan, math.nan)
+    half = compute_quantile(confidence, freedom=compute_satterthwaite_freedom(deviations)) * math.sqrt(variance)
+    return Estimate(value, value - half, value + half)
+
+
 def _check_values(values: NDArray[np.float64]) -> NDArray[np.float64]:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:

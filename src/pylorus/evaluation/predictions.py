@@ -203,7 +203,7 @@ def _check_finite_table(table: NDArray[np.float64], *, name: str) -> NDArray[np.
     return array
 
 
-SHOWN = 3
+MAX_NAMED_SAMPLES = 3
 """Number of samples that an error message names."""
 
 
@@ -331,9 +331,9 @@ def align_predictions(first: Predictions, second: Predictions) -> Predictions:
 
 
 def _format_some_names(names: NDArray[np.str_]) -> str:
-    """Format the first `SHOWN` names, and the number of the others."""
-    text = ", ".join(str(name) for name in names[:SHOWN])
-    return text if len(names) <= SHOWN else f"{text} and {len(names) - SHOWN} more"
+    """Format the first `MAX_NAMED_SAMPLES` names, and the number of the others."""
+    text = ", ".join(str(name) for name in names[:MAX_NAMED_SAMPLES])
+    return text if len(names) <= MAX_NAMED_SAMPLES else f"{text} and {len(names) - MAX_NAMED_SAMPLES} more"
 
 
 @dataclass(frozen=True, eq=False)
@@ -388,7 +388,7 @@ def patient_level(predictions: Predictions, *, leave_out_mixed: bool = False) ->
     if mixed.any() and not leave_out_mixed:
         raise ValueError(
             f"{int(mixed.sum())} of {len(names)} groups have several true classes "
-            f"({', '.join(names[mixed][:SHOWN])}, …) and therefore no patient-level one; "
+            f"({', '.join(names[mixed][:MAX_NAMED_SAMPLES])}, …) and therefore no patient-level one; "
             "leave_out_mixed=True leaves them out and names them"
         )
     if mixed.all():

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 from torch import nn
 
-from pylorus.config.schema import FUSED, Config, TrainerConfig
+from pylorus.config.schema import FUSED_OPTIMIZERS, Config, TrainerConfig
 from pylorus.hardware.engine import Engine, count_usable_cores
 
 log = logging.getLogger(__name__)
 
-DENSE = 50_000_000
+MAX_CONVOLUTION_WEIGHTS = 50_000_000
 """Weights in a convolution above which a CPU loses more time converting its memory layout than it gains."""
 
 
@@ -22,11 +22,11 @@ class Choice(NamedTuple):
     reason: str
 
 
-def resolve_channels_last(config: Config, engine: Engine, network: nn.Module) -> tuple[bool, str]:
+def resolve_channels_last(requested: bool | None, network: nn.Module, accelerator: str) -> tuple[bool, str]:
     """Return whether to store a pixel's channels adjacently in memory (channels-last), and why."""
-    if config.trainer.channels_last is not None:
-        return config.trainer.channels_last, "set by the user"
-    if not is_faster_channels_last(network, engine.accelerator):
+    if requested is not None:
+        return requested, "set by the user"
+    if not is_faster_channels_last(network, accelerator):
         return False, "one convolution is so large that a CPU would convert its layout in every step"
     return True, "convolutions run faster in this layout"
 
@@ -35,14 +35,14 @@ def is_faster_channels_last(network: nn.Module, accelerator: str) -> bool:
     """Return whether a network computes faster in channels-last layout; `accelerator` is torch's device type."""
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     # VGG's first wide layer is a convolution of 103 million weights.
-    return accelerator != "cpu" or all(module.weight.numel() <= DENSE for module in convolutions)
+    return accelerator != "cpu" or all(module.weight.numel() <= MAX_CONVOLUTION_WEIGHTS for module in convolutions)
 
 
-def resolve_workers(config: Config, engine: Engine) -> tuple[int, str]:
+def resolve_workers(requested: int | None, accelerator: str) -> tuple[int, str]:
     """Return how many processes decode images, and why."""
-    if config.data.workers is not None:
-        return config.data.workers, "set by the user"
-    if engine.accelerator == "cpu":
+    if requested is not None:
+        return requested, "set by the user"
+    if accelerator == "cpu":
         return 0, "on a CPU the network is the bottleneck and needs all cores"
     return min(16, max(1, count_usable_cores() - 1)), "all cores but one, which feeds the GPU; at most 16"
 
@@ -62,8 +62,8 @@ def list_choices(
     config: Config, engine: Engine, network: nn.Module, *, why_batch_size: str = "set by the user"
 ) -> list[Choice]:
     """List all settings of a run that were chosen for the machine."""
-    is_channels_last, layout_reason = resolve_channels_last(config, engine, network)
-    worker_count, workers_reason = resolve_workers(config, engine)
+    is_channels_last, layout_reason = resolve_channels_last(config.trainer.channels_last, network, engine.accelerator)
+    worker_count, workers_reason = resolve_workers(config.data.workers, engine.accelerator)
     size, optimizer = get_batch_size(config.trainer), config.optimizer.name
     size_note = "" if why_batch_size == "set by the user" else f"{why_batch_size}; "
     settings = [
@@ -82,17 +82,17 @@ def list_choices(
     devices = config.trainer.devices * config.trainer.nodes
     if devices > 1 or config.trainer.strategy != "ddp":
         settings.insert(
-            1, Choice("trainer.strategy", config.trainer.strategy, _explain_strategy(config.trainer, devices))
+            1, Choice("trainer.strategy", config.trainer.strategy, _explain_strategy(config.trainer.strategy, devices))
         )
-    if optimizer in FUSED:
+    if optimizer in FUSED_OPTIMIZERS:
         settings.append(Choice("optimizer.name", optimizer, "fused: one kernel updates all weights"))
     return settings
 
 
-def _explain_strategy(trainer: TrainerConfig, devices: int) -> str:
+def _explain_strategy(strategy: str, devices: int) -> str:
     if devices == 1:
         return "one device, which holds everything"
-    if trainer.strategy == "fsdp":
+    if strategy == "fsdp":
         return f"each of {devices} devices holds a shard of the trainable weights"
     return f"each of {devices} devices holds all weights"
 

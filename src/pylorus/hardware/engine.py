@@ -17,12 +17,12 @@ import psutil
 import torch
 
 from pylorus.config.schema import TrainerConfig
-from pylorus.core.distributed import JOBS_AT_ONCE
+from pylorus.core.distributed import PARALLEL_JOBS
 from pylorus.core.errors import PylorusError
 
-ROOT = Path("/sys/fs/cgroup")
+CGROUP_ROOT = Path("/sys/fs/cgroup")
 """Where Linux mounts control groups (cgroups)."""
-FILES = {
+CGROUP_FILES = {
     "v2": ("memory.max", "memory.current", "inactive_file"),
     "v1": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
@@ -31,7 +31,9 @@ FILES = {
 
 def get_free_memory() -> int:
     """Return how many bytes this process and its children may still allocate."""
-    return min([int(psutil.virtual_memory().available), *_read_free_cgroup_memory(ROOT, Path("/proc/self/cgroup"))])
+    return min(
+        [int(psutil.virtual_memory().available), *_read_free_cgroup_memory(CGROUP_ROOT, Path("/proc/self/cgroup"))]
+    )
 
 
 def _read_free_cgroup_memory(root: Path, groups: Path) -> list[int]:
@@ -56,7 +58,7 @@ def _read_free_cgroup_memory(root: Path, groups: Path) -> list[int]:
             top,
             *(ancestor for ancestor in (group_folder, *group_folder.parents) if ancestor.is_relative_to(top)),
         }:
-            group_left = _read_free_memory_of(folder, *FILES[version])
+            group_left = _read_free_memory_of(folder, *CGROUP_FILES[version])
             if group_left is not None:
                 bytes_left.append(group_left)
     return bytes_left
@@ -76,7 +78,7 @@ def _read_free_memory_of(folder: Path, limit: str, use: str, reclaimable: str) -
 
 # Parameters of mallopt(3).
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-MOST_FREED_BYTES = 2**31 - 1
+MAX_TRIM_BYTES = 2**31 - 1
 
 PACKAGES = (
     "albumentations",
@@ -85,7 +87,6 @@ PACKAGES = (
     "opencv-python-headless",
     "pillow",
     "pytorch-lightning",
-    "scikit-learn",
     "timm",
     "torch",
     "torchmetrics",
@@ -114,15 +115,15 @@ class Engine:
         """Lightning's name for the precision: bf16 for matrix products, 32 bits for weights and sums."""
         return "bf16-mixed" if self.precision == "bf16" else "32-true"
 
-    def setup_process(self, *, beside: int = 1) -> None:
+    def setup_process(self, *, local_count: int = 1) -> None:
         """Configure this process to compute with these settings.
 
         Args:
-            beside: Number of the run's processes that share this machine's cores.
+            local_count: Number of the run's processes that share this machine's cores.
         """
         cv2.setNumThreads(0)
         torch.set_float32_matmul_precision("high")
-        torch.set_num_threads(max(1, self.threads // beside))
+        torch.set_num_threads(max(1, self.threads // local_count))
         if self.accelerator == "cpu":
             set_malloc_options()
 
@@ -204,7 +205,7 @@ def count_usable_cores() -> int:
 
 def get_concurrent_jobs() -> int:
     """Return how many jobs of a sweep share this machine."""
-    return int(os.environ.get(JOBS_AT_ONCE, "1"))
+    return int(os.environ.get(PARALLEL_JOBS, "1"))
 
 
 def _explain_shared_cores() -> str:
@@ -221,7 +222,7 @@ def set_malloc_options() -> None:
     try:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, MOST_FREED_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, MAX_TRIM_BYTES)
         libc.mallopt(M_TOP_PAD, 64 << 20)
     except (OSError, AttributeError):
         return

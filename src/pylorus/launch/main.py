@@ -24,16 +24,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from pylorus.config.checks import build_config, check_key, is_free_form, load_config
+from pylorus.config.checks import build_config, check_ignored_keys, check_key, is_free_form, load_config
 from pylorus.config.schema import CONF, EXTENSIBLE, GROUPS, Config
 from pylorus.core.distributed import is_launched
-from pylorus.core.errors import INTERRUPTED, PylorusError, format_name_list, format_suggestion
+from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list, format_suggestion
 from pylorus.core.io import explain_disk_error, handle_closed_pipe, write_text
 from pylorus.launch.sweep import check_installed, explain_sweep_end, interrupted, run_job_process, setup_sweep_process
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.process import BackgroundTask, ensure_uninterrupted, handle_signals
 
-FREE = (
+CHANGEABLE_KEYS = (
     "report",
     "cache.folder",
     "cache.budget_gib",
@@ -47,7 +47,7 @@ FREE = (
 )
 """Keys that may change when a run is resumed: they do not change its result, except that other devices may change
 rounding."""
-INFERRED = ("data.classes", "data.short_names", "data.root")
+INFERRED_KEYS = ("data.classes", "data.short_names", "data.root")
 """Keys that a run fills in if they are not given."""
 
 
@@ -87,19 +87,27 @@ class TrainedRun:
     metrics: dict[str, float]
 
 
-def train(overrides: Sequence[str] = (), *, folder: str | Path | None = None) -> TrainedRun:
+def train(
+    overrides: Sequence[str] = (), *, folder: str | Path | None = None, config_dir: str | Path | None = None
+) -> TrainedRun:
     """Train a run in this process, from its main thread, and wait for it.
 
     The same overrides on the same folder resume a run that was interrupted.
 
     Args:
-        overrides: As on the command line of `train.py`, such as `["data.root=images", "model=resnet50"]`.
+        overrides: As on the command line of `train.py`, such as `["data=folders", "data.root=images"]`.
         folder: The run's folder; None: a new one in outputs/.
+        config_dir: Folder of your own configuration, as `--config-dir` on the command line; None: Pylorus's alone.
 
     Raises:
         PylorusError: If something that the user can fix is wrong; the message says what.
     """
-    return _read_trained_run(run_overrides(list(overrides), None if folder is None else Path(folder)).path)
+    run_folder = run_overrides(
+        list(overrides),
+        None if folder is None else Path(folder),
+        config_dir=None if config_dir is None else Path(config_dir),
+    )
+    return _read_trained_run(run_folder.path)
 
 
 def _read_trained_run(folder: Path) -> TrainedRun:
@@ -119,16 +127,19 @@ def _read_trained_run(folder: Path) -> TrainedRun:
     return TrainedRun(folder, folder / "model", shipped.name, metrics)
 
 
-def run_overrides(overrides: list[str], folder: Path | None = None) -> RunFolder:
+def run_overrides(overrides: list[str], folder: Path | None = None, *, config_dir: Path | None = None) -> RunFolder:
     """Start or resume a run in this process, as the command line does.
 
     Args:
-        overrides: Overrides as on the command line, such as data.root=images.
+        overrides: Overrides as on the command line, such as data=folders data.root=images.
         folder: The run's folder; None: that of `hydra.run.dir`.
+        config_dir: Folder of the user's own configuration; None for none.
 
     Raises:
         PylorusError: If an override or something else that the user can fix is wrong.
     """
+    if config_dir is not None:
+        overrides = [*overrides, _format_config_dir(config_dir, overrides)]
     try:
         with initialize_config_dir(str(Path(CONF)), version_base="1.3"):
             composed = compose("config", overrides=check_overrides(overrides), return_hydra_config=True)
@@ -165,7 +176,7 @@ def check_resumable(folder: RunFolder) -> None:
         words = [*status.get("overrides", []), *map(_format_search_path, filter(None, [status.get("searchpath")]))]
         raise PylorusError(
             f"resume: the run in {folder.path} failed before it started: {status.get('error', 'no configuration')}\n"
-            f"Start it again: python train.py {' '.join(words)}"
+            f"Start it again: {TRAIN_COMMAND} {' '.join(words)}"
         )
 
 
@@ -187,14 +198,14 @@ def update_config(folder: RunFolder, asked: Config, *, was: Config | None = None
     changed = {
         name: after.get(name)
         for name in before | after
-        if before.get(name) != after.get(name) and not (name in INFERRED and after.get(name) is None)
+        if before.get(name) != after.get(name) and not (name in INFERRED_KEYS and after.get(name) is None)
     }
-    fixed = [name for name in changed if name not in FREE]
+    fixed = [name for name in changed if name not in CHANGEABLE_KEYS]
     if fixed:
         lines = [f"{name}: the run has {before.get(name)}, found {after.get(name)}" for name in fixed]
         raise PylorusError(
             f"{folder.path}: this folder contains a run with a different configuration:\n{format_name_list(lines)}\n"
-            f"Remove these to resume it, or start a new run. Keys that may change: {', '.join(FREE)}."
+            f"Remove these to resume it, or start a new run. Keys that may change: {', '.join(CHANGEABLE_KEYS)}."
         )
     if changed:
         updated = OmegaConf.structured(saved)
@@ -209,8 +220,20 @@ def _resolve_config(overrides: list[str]) -> Config:
         return build_config(compose("config", overrides=[each for each in overrides if not ignored.match(each)]))
 
 
+def _format_config_dir(folder: Path, overrides: list[str]) -> str:
+    """Return the override that adds a folder of the user's own to Hydra's search path, after checking it."""
+    if not folder.expanduser().is_dir():
+        raise PylorusError(f"config_dir: {folder} is not a folder, expected one with your configuration.")
+    if any(override.startswith("hydra.searchpath=") for override in overrides):
+        raise PylorusError(
+            "config_dir: found hydra.searchpath among the overrides too, expected one of them. hydra.searchpath takes "
+            "several folders: hydra.searchpath=[DIR1,DIR2]."
+        )
+    return _format_search_path([f"file://{folder.expanduser().absolute()}"])
+
+
 def _format_search_path(sources: list[str]) -> str:
-    return f"hydra.searchpath={json.dumps(sources)}"
+    return f"hydra.searchpath={json.dumps(sources, ensure_ascii=False)}"
 
 
 def _iter_leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -302,7 +325,9 @@ def _start_or_resume(composed: DictConfig, context: Any, folder: RunFolder, *, i
         overrides = [str(override) for override in context.overrides.task]
         sweep = folder.path.parent.name if in_sweep else None
         with folder.set_starting(overrides, sweep=sweep, searchpath=_list_own_sources(context.runtime.config_sources)):
-            write_text(folder.config, OmegaConf.to_yaml(build_config(composed)))
+            config = build_config(composed)
+            check_ignored_keys(config.data)
+            write_text(folder.config, OmegaConf.to_yaml(config))
     if in_sweep and folder.read_status()["state"] == "finished":
         print(f"job {folder.path.name}: already finished")
     elif in_sweep:

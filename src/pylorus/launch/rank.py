@@ -26,10 +26,10 @@ from pylorus.core.distributed import (
     read_processes,
     wait_for_folder,
 )
-from pylorus.core.errors import INTERRUPTED, PylorusError
+from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.io import write_json
 from pylorus.hardware.engine import resolve_accelerator
-from pylorus.launch.train import FAILURE, train
+from pylorus.launch.train import FAILURE_PREFIX, train
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.process import handle_signals, open_run_log, restore_trainer_config
 from pylorus.training.faults import explain_faults
@@ -58,7 +58,7 @@ class RankErrorHandler(ErrorHandler):
 def main() -> None:
     """`python -m pylorus.launch.rank FOLDER`: train with the other processes."""
     folder, processes = Path(sys.argv[1]), read_processes()
-    os.environ.setdefault(ERROR_FILE, str(folder / f"{FAILURE}{processes.index}.json"))  # srun names none
+    os.environ.setdefault(ERROR_FILE, str(folder / f"{FAILURE_PREFIX}{processes.index}.json"))  # srun names none
     train_rank(folder, processes)
 
 
@@ -81,10 +81,10 @@ def run_launched(run_command: Callable[[], int]) -> int:
         if {"-m", "--multirun"} & set(sys.argv):
             raise PylorusError(
                 f"-m: found a sweep in {processes.count} processes that torchrun or srun started. A sweep starts the "
-                f"processes of its jobs itself: python train.py -m trainer.devices={processes.beside} …"
+                f"processes of its jobs itself: {TRAIN_COMMAND} -m trainer.devices={processes.local_count} …"
             )
         known_keys = {argument.lstrip("+").partition("=")[0] for argument in sys.argv[1:]}
-        for key, count in (("devices", processes.beside), ("nodes", processes.count // processes.beside)):
+        for key, count in (("devices", processes.local_count), ("nodes", processes.count // processes.local_count)):
             if f"trainer.{key}" not in known_keys:
                 sys.argv.append(f"trainer.{key}={count}")
         return run_command()

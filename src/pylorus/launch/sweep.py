@@ -17,11 +17,11 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from pylorus.core.distributed import JOBS_AT_ONCE
+from pylorus.core.distributed import PARALLEL_JOBS
 from pylorus.core.errors import INTERRUPTED, PylorusError, format_name_list
-from pylorus.core.io import GONE, write_json
+from pylorus.core.io import BROKEN_PIPE_CODE, write_json
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.process import IN_SWEEP, JOB_PATIENCE, JOB_STOP_SIGNAL, STOP_SIGNALS
+from pylorus.runs.process import IN_SWEEP, JOB_STOP_SIGNAL, JOB_STOP_TIMEOUT, STOP_SIGNALS
 
 interrupted: list[Path] = []
 """Folders of this process's jobs that a signal ended: after that a launcher's worker starts no other job."""
@@ -51,7 +51,7 @@ def run_job_process(folder: RunFolder) -> None:
     if code == INTERRUPTED:
         interrupted.append(folder.path)
         raise KeyboardInterrupt
-    if code not in (0, GONE):
+    if code not in (0, BROKEN_PIPE_CODE):
         reason = folder.read_status().get("error", f"its process ended with exit code {code}")
         raise PylorusError(f"the job in {folder.path} failed: {reason}")
 
@@ -60,13 +60,13 @@ def _stop_job(job: subprocess.Popen[bytes]) -> None:
     """Ask a job to end, and kill it if it does not; a job that already received Ctrl-C from the terminal ignores it."""
     job.send_signal(JOB_STOP_SIGNAL)
     try:
-        job.wait(timeout=JOB_PATIENCE)
+        job.wait(timeout=JOB_STOP_TIMEOUT)
     except subprocess.TimeoutExpired:
         job.kill()
         job.wait()
 
 
-NEEDS = {
+REQUIRED_PACKAGES = {
     "hydra/launcher=joblib": ("hydra-joblib-launcher", "parallel"),
     "hydra/launcher=submitit_slurm": ("hydra-submitit-launcher", "slurm"),
     "hydra/launcher=submitit_local": ("hydra-submitit-launcher", "slurm"),
@@ -77,11 +77,11 @@ NEEDS = {
     "experiment=search": ("hydra-optuna-sweeper", "optuna"),
 }
 """Overrides of the command line that need a package, with the package and the extra that installs it."""
-RAY_OBJECTS = 75 * 2**20
+RAY_STORE_BYTES = 75 * 2**20
 """Bytes of Ray's shared object store: the minimum that Ray accepts, because the jobs exchange data through files."""
-LAUNCHERS = ("joblib", "ray", "submitit")
+LAUNCHER_PACKAGES = ("joblib", "ray", "submitit")
 """Packages whose errors mean that a launcher lost a job, not that the job failed."""
-SEARCHERS = ("optuna", "hydra_plugins")
+SEARCH_PACKAGES = ("optuna", "hydra_plugins")
 """Packages that propose jobs, and raise an error if no job returned a result."""
 
 
@@ -94,7 +94,7 @@ def check_installed(word: str) -> None:
     Raises:
         PylorusError: If it is not; names the package and the command that installs it.
     """
-    package, extra = NEEDS.get(word, (None, None))
+    package, extra = REQUIRED_PACKAGES.get(word, (None, None))
     if package is None:
         return
     try:
@@ -134,7 +134,7 @@ def setup_sweep_process(launcher: Any, sweep: Path) -> None:
         sweep: The folder of the jobs.
     """
     at_once = count_concurrent_jobs(launcher)
-    os.environ[JOBS_AT_ONCE] = str(at_once)
+    os.environ[PARALLEL_JOBS] = str(at_once)
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     ray = _is_launcher(launcher, "RayLauncher")
     if ray:
@@ -159,7 +159,7 @@ def _start_ray(asked: Any) -> None:
 
     arguments = cast(dict[str, Any], OmegaConf.to_container(asked, resolve=True))
     if arguments.get("address") is None:
-        arguments.setdefault("object_store_memory", RAY_OBJECTS)
+        arguments.setdefault("object_store_memory", RAY_STORE_BYTES)
     ray.init(**arguments)
 
 
@@ -173,13 +173,13 @@ def explain_sweep_end(error: Exception, sweep: Path) -> str | None:
     states = {path.parent.name: RunFolder(path.parent).read_status() for path in sorted(sweep.glob("*/status.json"))}
     advice = f"the same command with hydra.sweep.dir={sweep} runs the missing and failed jobs."
     reason = " ".join(str(error).split("\n----", maxsplit=1)[0].split()) or type(error).__name__
-    if type(error).__module__.split(".")[0] in LAUNCHERS:
+    if type(error).__module__.split(".")[0] in LAUNCHER_PACKAGES:
         return (
             f"the launcher lost a job: {reason[:400]}\nUsually its process was killed because memory or time ran out "
             f"(see dmesg, or SLURM's sacct). Finished jobs are saved; {advice}"
         )
     finished = any(status["state"] == "finished" for status in states.values())
-    if finished or not states or _get_raising_package(error) not in SEARCHERS:
+    if finished or not states or _get_raising_package(error) not in SEARCH_PACKAGES:
         return None
     ends = [f"job {job} {status['state']}: {status.get('error', 'see its run.log')}" for job, status in states.items()]
     return f"no job of the sweep finished ({reason[:400]})\n{format_name_list(ends)}\nFix the cause; {advice}"
@@ -213,7 +213,7 @@ def _create_signal_handler(sweep: Path, previous: Any) -> Any:
 
 def _stop_jobs(sweep: Path) -> None:
     """Ask all jobs to end, including those that are just starting, and wait for them."""
-    deadline, signalled = time.monotonic() + JOB_PATIENCE, set()
+    deadline, signalled = time.monotonic() + JOB_STOP_TIMEOUT, set()
     while (jobs := _list_active_statuses(sweep)) and time.monotonic() < deadline:
         for status in jobs:
             if status["state"] == "running" and status["pid"] not in signalled:

@@ -17,7 +17,7 @@ from pylorus.evaluation.replicates import summarize_replicates
 from pylorus.report.page import write_report
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.predictions import read_predictions
-from pylorus.runs.reading import SHOWN_DIGITS, compute_configuration_key, read_config, read_split
+from pylorus.runs.reading import HASH_DIGITS, compute_configuration_key, read_config, read_split
 
 interrupted: list[Path] = []
 """Folders of this process's jobs that a signal ended: after that a launcher's worker starts no other job."""
@@ -265,7 +265,7 @@ def _build_job_rows(folder: RunFolder) -> list[dict[str, Any]]:
         stage_rows[names.index(shipped.name) if shipped is not None else -1]["shipped"] = SHIPPED
         for row in stage_rows:
             row |= {"key": compute_configuration_key(config, split), "split": split.short_hash}
-            row["tested on"] = split.test_set_hash[:SHOWN_DIGITS]
+            row["tested on"] = split.test_set_hash[:HASH_DIGITS]
     measures_of_part = [ACCURACY, *(metric.label for metric in select_class_metrics(metrics))]
     nothing = {f"{part} {measure}": float("nan") for part in ("val", "test") for measure in measures_of_part}
     return stage_rows or [{**job, **nothing}]

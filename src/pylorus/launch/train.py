@@ -29,7 +29,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from pylorus.config.checks import load_config
 from pylorus.config.schema import Config, ModelConfig, TrainerConfig
 from pylorus.core.distributed import (
-    ALONE,
+    SINGLE_PROCESS,
     Processes,
     announce_folder,
     compute_seed,
@@ -37,7 +37,7 @@ from pylorus.core.distributed import (
     join_process_group,
     read_processes,
 )
-from pylorus.core.errors import INTERRUPTED, PylorusError
+from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.io import handle_closed_pipe, write_json
 from pylorus.data.input_format import InputFormat, resolve_input_format, save_input_format
 from pylorus.data.prepare import prepare_images
@@ -54,7 +54,7 @@ from pylorus.model.summary import BlockStructure, extract_network_structure
 from pylorus.report.page import write_report
 from pylorus.runs.folder import RunFolder, explain_choice
 from pylorus.runs.process import (
-    PATIENCE,
+    STOP_TIMEOUT,
     BackgroundTask,
     StopRequest,
     check_environment,
@@ -68,9 +68,9 @@ from pylorus.training.faults import explain_faults
 from pylorus.training.stage import check_stages, check_user_parts, log_stage_table, run_stage
 from pylorus.training.trainer import Run, check_trainer_arguments
 
-FAILURE = ".failure-"
+FAILURE_PREFIX = ".failure-"
 """Start of the name of the files in which the processes of a SLURM step leave their errors, in the run's folder."""
-AFTER_FAILURE = 5.0
+FAILURE_WINDOW = 5.0
 """Seconds after the first failure in which another process can fail by itself; later ones were stopped."""
 
 
@@ -142,7 +142,7 @@ def _run_elastic(devices: int, folder: Path) -> list[ProcessFailure]:
             logs_specs=DefaultLogsSpecs(log_dir=error_folder),
             # The others are handled by `handle_signals`: it requeues a SLURM job and ends at once at a second signal.
             signals_to_handle="SIGQUIT",
-            shutdown_timeout=int(PATIENCE),
+            shutdown_timeout=int(STOP_TIMEOUT),
         )
         try:
             elastic_launch(launch, sys.executable)(*(word.replace("$", "$$") for word in _list_arguments(folder)))
@@ -150,7 +150,7 @@ def _run_elastic(devices: int, folder: Path) -> list[ProcessFailure]:
             failures = list(error.failures.values())
             first = min(failure.timestamp for failure in failures)
             # A process that the launch stopped did not fail by itself.
-            return [failure for failure in failures if failure.timestamp <= first + AFTER_FAILURE]
+            return [failure for failure in failures if failure.timestamp <= first + FAILURE_WINDOW]
         except SignalException as error:
             raise KeyboardInterrupt(error.sigval.name) from error
     return []
@@ -173,13 +173,13 @@ def _run_slurm_step(trainer: TrainerConfig, folder: Path) -> list[ProcessFailure
     except BaseException:
         step.send_signal(signal.SIGUSR2)  # srun forwards this signal; SIGTERM makes it kill the processes
         try:
-            step.wait(PATIENCE)
+            step.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             step.kill()
         raise
     # srun reports 128 + the signal number.
     exit_code = code if code <= 128 or code == INTERRUPTED else 128 - code
-    paths = sorted(folder.glob(f"{FAILURE}*"))
+    paths = sorted(folder.glob(f"{FAILURE_PREFIX}*"))
     failures = [ProcessFailure(index, step.pid, 1, str(path)) for index, path in enumerate(paths)]
     for path in paths:
         path.unlink(missing_ok=True)
@@ -199,7 +199,7 @@ def _build_error(failures: list[ProcessFailure], count: int, folder: Path) -> Ba
             return PylorusError(
                 f"{label} was killed by {signal.Signals(-failure.exitcode).name}. Most often the machine "
                 "ran out of memory (see dmesg): set a smaller trainer.batch_size or fewer trainer.devices.\n"
-                f"Then resume: python train.py resume={folder}"
+                f"Then resume: {TRAIN_COMMAND} resume={folder}"
             )
     messages: list[Any] = [failure.message for failure in failures]  # torch declares str; with an error file, a dict
     errors = [message for message in messages if isinstance(message, dict)]
@@ -243,7 +243,7 @@ def run(folder: RunFolder, reading: BackgroundTask | None = None) -> None:
                 if is_launched():
                     train_launched(config, folder, stop)
                 elif config.trainer.devices * config.trainer.nodes == 1:
-                    train(config, folder, ALONE, stop, reading)
+                    train(config, folder, SINGLE_PROCESS, stop, reading)
                 else:
                     if reading is not None:
                         reading.wait()
@@ -266,7 +266,7 @@ def _print_resume_hint(config: Config, folder: RunFolder) -> Iterator[None]:
     except BaseException as error:
         has_checkpoints = any((folder.path / name / "checkpoints").is_dir() for name in config.stages)
         if has_checkpoints and f"resume={folder.path}" not in str(error):
-            print(f"\nprogress is saved; to resume: python train.py resume={folder.path}", file=sys.stderr)
+            print(f"\nprogress is saved; to resume: {TRAIN_COMMAND} resume={folder.path}", file=sys.stderr)
         raise
 
 
@@ -277,10 +277,10 @@ def train_launched(config: Config, folder: RunFolder, stop: StopRequest) -> None
         PylorusError: If the configuration expects another number of processes.
     """
     processes, trainer = read_processes(), config.trainer
-    if trainer.devices != processes.beside or trainer.devices * trainer.nodes != processes.count:
+    if trainer.devices != processes.local_count or trainer.devices * trainer.nodes != processes.count:
         raise PylorusError(
             f"trainer.devices: found {trainer.devices}, and trainer.nodes {trainer.nodes}, but {processes.count} "
-            f"processes were started, {processes.beside} on each machine. Leave both keys out."
+            f"processes were started, {processes.local_count} on each machine. Leave both keys out."
         )
     if isinstance(trainer.batch_size, int):
         check_batch_divides(trainer.batch_size, processes.count)
@@ -314,7 +314,7 @@ def train(
     record = folder.path / "environment.json"
     initial = restore_trainer_config(config.trainer, record)
     engine = processes.run_on_first(lambda: resolve_engine(initial))
-    engine.setup_process(beside=processes.beside)
+    engine.setup_process(local_count=processes.local_count)
     form = processes.run_on_first(lambda: _check_network(config))
     if reading is not None:
         reading.wait()
@@ -403,7 +403,7 @@ def _set_batch_size(
 
 def _extract_structure(config: Config, backbone: Backbone) -> list[BlockStructure]:
     trainable_names = {
-        name: resolve_depth(backbone.network, stage.learn).learning for name, stage in config.stages.items()
+        name: resolve_depth(backbone.network, stage.learn).trainable for name, stage in config.stages.items()
     }
     return extract_network_structure(backbone.network, image_size=backbone.image_size, learning=trainable_names)
 

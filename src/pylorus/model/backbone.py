@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from pylorus.config.instantiation import get_object, get_target
 from pylorus.config.schema import ModelConfig
-from pylorus.core.distributed import compute_seed
 from pylorus.core.errors import PylorusError, format_name_list, format_suggestion
 
 
@@ -44,10 +43,10 @@ def init_head(network: Any) -> None:
                 nn.init.zeros_(head.bias)
 
 
-PATIENCE = 12.0
+HUB_TIMEOUT = 12.0
 """Seconds to wait for the hub's first answer."""
 
-SPARE = ("AuxLogits.",)
+IGNORED_KEYS = ("AuxLogits.",)
 """Keys that a file may hold and our network does not: Inception's auxiliary classifier."""
 
 
@@ -150,18 +149,18 @@ def _explain_unreachable(repository: str, file: str) -> str | None:
     """Return None if the hub answers for this file, else why not; DNS may hang longer than any timeout."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    reason: list[str | None] = [f"no answer within {PATIENCE:.0f} s"]
+    reason: list[str | None] = [f"no answer within {HUB_TIMEOUT:.0f} s"]
 
     def query_hub() -> None:
         try:
-            get_hf_file_metadata(hf_hub_url(repository, file), timeout=PATIENCE - 2)
+            get_hf_file_metadata(hf_hub_url(repository, file), timeout=HUB_TIMEOUT - 2)
             reason[0] = None
         except Exception as error:
             reason[0] = str(error) or type(error).__name__
 
     thread = threading.Thread(target=query_hub, daemon=True)
     thread.start()
-    thread.join(PATIENCE)
+    thread.join(HUB_TIMEOUT)
     return reason[0]
 
 
@@ -189,7 +188,9 @@ def match_tensors(network: Any, file: Path) -> dict[str, torch.Tensor]:
         for name in expected
         if name not in tensors and not name.startswith(head_prefixes) and not name.endswith(".num_batches_tracked")
     ]
-    unknown = [name for name in tensors if name not in expected and not name.startswith((*head_prefixes, *SPARE))]
+    unknown = [
+        name for name in tensors if name not in expected and not name.startswith((*head_prefixes, *IGNORED_KEYS))
+    ]
     mismatched = [
         f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(expected[name].shape)} in the network"
         for name in tensors
@@ -287,8 +288,8 @@ def compute_sha256(file: Path) -> str:
 
 log = logging.getLogger(__name__)
 
-MOST_ARGUMENTS, LARGEST_ARGUMENT = 64, 10_000
-OURS = (
+MAX_ARGUMENTS, MAX_ARGUMENT_SIZE = 64, 10_000
+RESERVED_ARGUMENTS = (
     *("model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path"),
     *("cache_dir", "scriptable", "exportable", "no_jit", "features_only", "out_indices", "num_classes"),
 )
@@ -348,9 +349,9 @@ def build_backbone(
     pretrained_cfg = network.pretrained_cfg
     file, weights = None, config.weights
     if node is not None and weights == "hub":
-        weights = OWN_WEIGHTS
+        weights = FACTORY_WEIGHTS
     try:
-        file = None if weights == OWN_WEIGHTS else resolve_weights_file(config.weights, pretrained_cfg)
+        file = None if weights == FACTORY_WEIGHTS else resolve_weights_file(config.weights, pretrained_cfg)
     except HubUnreachableError as error:
         if not random_if_unreachable:
             raise
@@ -365,15 +366,19 @@ def build_backbone(
     data_config = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
     return Backbone(
         network=network,
-        name=".".join(part for part in (pretrained_cfg.get("architecture"), pretrained_cfg.get("tag")) if part),
+        name=config.name if node is not None else _format_timm_name(pretrained_cfg),
         image_size=image_size or data_config["input_size"][-1],
         interpolation=data_config["interpolation"],
         mean=tuple(data_config["mean"]),
         std=tuple(data_config["std"]),
-        weights=weights if weights in ("hub", "none", OWN_WEIGHTS) else Path(weights).name,
+        weights=weights if weights in ("hub", "none", FACTORY_WEIGHTS) else Path(weights).name,
         weights_sha256=compute_sha256(file) if file is not None else None,
         licence=pretrained_cfg.get("license") if weights == "hub" else None,
     )
+
+
+def _format_timm_name(pretrained_cfg: Mapping[str, Any]) -> str:
+    return ".".join(part for part in (pretrained_cfg.get("architecture"), pretrained_cfg.get("tag")) if part)
 
 
 def register_network(name: str, factory: Callable[..., Any]) -> None:
@@ -394,10 +399,7 @@ def register_network(name: str, factory: Callable[..., Any]) -> None:
     def create(pretrained: bool = False, pretrained_cfg: Any = None, **arguments: Any) -> Any:
         for ignored in ("pretrained_cfg_overlay", "cache_dir"):
             arguments.pop(ignored, None)
-        network = factory(**arguments)
-        missing = [method for method in TIMM_METHODS if not hasattr(network, method)]
-        if missing:
-            raise ValueError(f"{type(network).__name__} has no {', '.join(missing)}")
+        network = call_factory(factory, arguments)
         if not hasattr(network, "pretrained_cfg"):
             network.pretrained_cfg = {
                 "architecture": name,
@@ -415,9 +417,24 @@ def register_network(name: str, factory: Callable[..., Any]) -> None:
         timm.models.register_model(create)
 
 
+def call_factory(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Build a network of the user's own, and check that it has timm's interface."""
+    network = factory(**arguments)
+    missing = [method for method in TIMM_METHODS if not hasattr(network, method)]
+    if missing:
+        raise ValueError(f"{type(network).__name__} has no {', '.join(missing)}")
+    return network
+
+
+def is_timm_model(name: str) -> bool:
+    """Return whether a name, with or without a tag, is that of a model of timm itself, not of the user's own."""
+    architecture = name.split(".")[0]
+    return architecture in timm.list_models() and architecture not in _own_networks
+
+
 _own_networks: set[str] = set()
 TIMM_METHODS = ("forward_features", "forward_head", "get_classifier")
-OWN_WEIGHTS = "factory"
+FACTORY_WEIGHTS = "factory"
 """Source of the weights of a network of the user's own, as its factory returned it."""
 
 
@@ -439,13 +456,13 @@ def check_model_arguments(arguments: Mapping[str, Any], *, where: str) -> None:
     Raises:
         PylorusError: Names the argument.
     """
-    if len(arguments) > MOST_ARGUMENTS:
-        raise PylorusError(f"{where}: found {len(arguments)} arguments, expected at most {MOST_ARGUMENTS}.")
+    if len(arguments) > MAX_ARGUMENTS:
+        raise PylorusError(f"{where}: found {len(arguments)} arguments, expected at most {MAX_ARGUMENTS}.")
     for name, value in arguments.items():
         if (
             not str(name).isidentifier()
             or str(name).startswith("_")
-            or name in OURS
+            or name in RESERVED_ARGUMENTS
             or (name == "in_chans" and value != 3)
         ):
             raise PylorusError(
@@ -453,16 +470,16 @@ def check_model_arguments(arguments: Mapping[str, Any], *, where: str) -> None:
                 "see model.weights."
             )
         values = value if isinstance(value, list | tuple) else [value]
-        if len(values) > MOST_ARGUMENTS or not all(_is_plain(item) for item in values):
+        if len(values) > MAX_ARGUMENTS or not all(_is_plain(item) for item in values):
             raise PylorusError(
-                f"{where}.{name}: found {str(value)[:100]}, expected a number within ±{LARGEST_ARGUMENT:,}, a short "
+                f"{where}.{name}: found {str(value)[:100]}, expected a number within ±{MAX_ARGUMENT_SIZE:,}, a short "
                 "string, true, false, null, or a short list of these."
             )
 
 
 def _is_plain(value: object) -> bool:
     if isinstance(value, int | float):
-        return abs(value) <= LARGEST_ARGUMENT
+        return abs(value) <= MAX_ARGUMENT_SIZE
     return value is None or (isinstance(value, str) and len(value) <= 100)
 
 
@@ -514,13 +531,6 @@ def normalize_images(image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     if image.shape[1] != 3:
         raise ValueError(f"found {image.shape[1]}-channel images, expected RGB: decode them with pylorus.data.decode")
     return (image.float() - mean) / std
-
-
-def build_seeded_backbone(config: ModelConfig, *, classes: int, image_size: int | None, seed: int) -> Backbone:
-    """Build a backbone whose head depends on the seed; torch's global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(compute_seed(seed, "head"))
-        return build_backbone(config, classes=classes, image_size=image_size)
 
 
 @contextmanager

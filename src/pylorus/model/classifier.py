@@ -19,15 +19,15 @@ from timm.optim._optim_factory import create_optimizer_v2, list_optimizers
 from torch import Tensor, distributed, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from pylorus.config.checks import check_values
-from pylorus.config.schema import FUSED, LossConfig, ModelConfig, OptimizerConfig, StageConfig
-from pylorus.core.distributed import ALONE, Processes, compute_seed
+from pylorus.config.schema import FUSED_OPTIMIZERS, LossConfig, ModelConfig, OptimizerConfig, StageConfig
+from pylorus.core.distributed import SINGLE_PROCESS, Processes, compute_seed
 from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.core.io import validate
 from pylorus.data.dataset import Batch
 from pylorus.evaluation.confusion import ClassMetric, get_monitor_column
 from pylorus.model.backbone import (
     Backbone,
-    build_seeded_backbone,
+    build_backbone,
     convert_to_pixel_scale,
     normalize_images,
     read_checkpoint,
@@ -43,9 +43,9 @@ def compute_peak_lr(stage: StageConfig, optimizer: OptimizerConfig) -> float:
     return stage.lr if stage.lr is not None else optimizer.lr * stage.lr_factor
 
 
-def get_monitor_mode(stage: StageConfig) -> Literal["min", "max"]:
+def get_monitor_mode(monitor: str) -> Literal["min", "max"]:
     """Return whether a smaller or a larger value of the monitored metric is better."""
-    return "min" if stage.monitor == "loss" else "max"
+    return "min" if monitor == "loss" else "max"
 
 
 def build_optimizer(
@@ -72,7 +72,7 @@ def build_optimizer(
         weight_decay=config.weight_decay,
         momentum=config.momentum,
         layer_decay=stage.layer_decay if stage.layer_decay < 1 else None,
-        **cast(dict[str, Any], {"fused": True} if fused and config.name in FUSED else {}),
+        **cast(dict[str, Any], {"fused": True} if fused and config.name in FUSED_OPTIMIZERS else {}),
     )
     for group in optimizer.param_groups:
         # timm leaves a group's lr_scale to its own schedulers; ours start from the group's learning rate.
@@ -112,7 +112,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, stage: StageConfig, *, step
     """
     scheduler: LRScheduler | ReduceLROnPlateau
     if stage.schedule == "plateau":
-        scheduler = ReduceLROnPlateau(optimizer, mode=get_monitor_mode(stage), factor=0.1, patience=3)
+        scheduler = ReduceLROnPlateau(optimizer, mode=get_monitor_mode(stage.monitor), factor=0.1, patience=3)
         return {"scheduler": scheduler, "interval": "epoch", "monitor": "monitor"}
     lr_factor = WarmupCosine(steps=steps, warmup=round(stage.warmup * steps), falls=stage.schedule == "cosine")
     return {"scheduler": LambdaLR(optimizer, lr_factor), "interval": "step"}
@@ -181,29 +181,26 @@ class Classifier(pl.LightningModule):
         super().__init__()
         if len(classes) < 2:
             raise PylorusError(f"classes: found {list(classes)}, expected the names of at least two classes.")
-        self.optimizer_config = OptimizerConfig(
-            name=optimizer, lr=lr, weight_decay=weight_decay, momentum=momentum, clip=clip
+        self.optimizer_config = validate(
+            OptimizerConfig,
+            {"name": optimizer, "lr": lr, "weight_decay": weight_decay, "momentum": momentum, "clip": clip},
         )
-        self.stage_config = StageConfig(layer_decay=layer_decay, schedule=schedule, warmup=warmup)
-        for config in (self.optimizer_config, self.stage_config):
-            check_values(config)
+        self.stage_config = validate(StageConfig, {"layer_decay": layer_decay, "schedule": schedule, "warmup": warmup})
         if isinstance(model, str):
             if not isinstance(loss, str):
                 del arguments["loss"]
             self.save_hyperparameters({name: _convert_to_plain(value) for name, value in arguments.items()})
-            backbone = build_seeded_backbone(
-                ModelConfig(name=model, weights=str(weights), args=dict(model_args or {})),
-                classes=len(classes),
-                image_size=image_size,
-                seed=seed,
-            )
+            with torch.random.fork_rng(devices=[]):  # leaves torch's global generator as it was
+                torch.manual_seed(compute_seed(seed, "head"))
+                model_config = ModelConfig(name=model, weights=str(weights), args=dict(model_args or {}))
+                backbone = build_backbone(model_config, classes=len(classes), image_size=image_size)
         else:
             backbone = model
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = backbone.network.to(memory_format=self.memory_format)
         self.names, self.image_size, self.seed = tuple(classes), backbone.image_size, seed
         self.loss = resolve_loss(loss, class_weights, label_smoothing=label_smoothing, classes=len(classes))
-        self.processes = ALONE
+        self.processes = SINGLE_PROCESS
         """The distributed processes, each of which computes its part of a batch."""
         for name, tensor in zip(("mean", "std"), convert_to_pixel_scale(backbone.mean, backbone.std), strict=True):
             self.register_buffer(name, tensor, persistent=False)
@@ -404,7 +401,7 @@ class StageClassifier(Classifier):
         images_of_class: Sequence[int] | None = None,
         metrics: Sequence[ClassMetric] | None = None,
         channels_last: bool = True,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
         """Set up the network, loss and metrics of a stage.
 

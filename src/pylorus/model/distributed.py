@@ -22,13 +22,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from pylorus.config.schema import TrainerConfig
 from pylorus.core.distributed import Processes
 from pylorus.model.backbone import restore_modes
 from pylorus.model.classifier import StageClassifier
 from pylorus.model.frozen_prefix import CutNetwork
 
-LEAST = 0.01
+MIN_BLOCK_FRACTION = 0.01
 """Fraction of all trainable weights that a block must hold to be gathered on its own."""
 
 
@@ -116,7 +115,7 @@ def _find_sharded_blocks(
     network: nn.Module, called_modules: set[nn.Module], frozen: set[nn.Parameter]
 ) -> list[nn.Module]:
     """List children of the network and of its sequences, inner ones first, that hold enough trainable weights."""
-    minimum = LEAST * sum(parameter.numel() for parameter in set(network.parameters()) - frozen)
+    minimum = MIN_BLOCK_FRACTION * sum(parameter.numel() for parameter in set(network.parameters()) - frozen)
     assigned, blocks = set(frozen), list[nn.Module]()
     for name, module in reversed(list(network.named_modules())):
         parent = network.get_submodule(name.rpartition(".")[0])
@@ -240,12 +239,15 @@ def _update_running_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor,
         norm.running_var.lerp_(variance * count / (count - 1).clamp(min=1), momentum)
 
 
-def build_strategy_arguments(processes: Processes, trainer: TrainerConfig) -> dict[str, Any]:
+def build_strategy_arguments(processes: Processes, strategy: str) -> dict[str, Any]:
     """Return the Trainer arguments for the run's processes; gradients are averaged over all of them after each step."""
     if not processes.is_distributed:
         return {"devices": 1}
-    arguments: dict[str, Any] = {"devices": processes.beside, "num_nodes": processes.count // processes.beside}
-    if trainer.strategy == "fsdp":
+    arguments: dict[str, Any] = {
+        "devices": processes.local_count,
+        "num_nodes": processes.count // processes.local_count,
+    }
+    if strategy == "fsdp":
         # Weights gathered in inference mode can't be trained.
         return {
             **arguments,

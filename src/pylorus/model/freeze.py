@@ -20,14 +20,14 @@ class Depth:
     """What is trained in a network, by name.
 
     Attributes:
-        learning: Names of the trainable parameters, in the network's order.
+        trainable: Names of the trainable parameters, in the network's order.
         frozen: Names of the frozen parameters.
-        still: Names of the modules that stay in evaluation mode: those without anything trainable.
+        eval_modules: Names of the modules that stay in evaluation mode: those without anything trainable.
     """
 
-    learning: tuple[str, ...]
+    trainable: tuple[str, ...]
     frozen: tuple[str, ...]
-    still: tuple[str, ...]
+    eval_modules: tuple[str, ...]
 
 
 def resolve_depth(network: nn.Module, learn: str) -> Depth:
@@ -38,7 +38,7 @@ def resolve_depth(network: nn.Module, learn: str) -> Depth:
     """
     parameter_names = [name for name, _ in network.named_parameters()]
     if learn == "all":
-        return Depth(learning=tuple(parameter_names), frozen=(), still=())
+        return Depth(trainable=tuple(parameter_names), frozen=(), eval_modules=())
     if learn == "head":
         head_prefixes = tuple(f"{name}." for name in list_classifier_names(network))
         trainable_names = [name for name in parameter_names if name.startswith(head_prefixes)]
@@ -51,9 +51,9 @@ def resolve_depth(network: nn.Module, learn: str) -> Depth:
         trainable_names = parameter_names[first_trainable:]
     frozen_names = [name for name in parameter_names if name not in set(trainable_names)]
     return Depth(
-        learning=tuple(trainable_names),
+        trainable=tuple(trainable_names),
         frozen=tuple(frozen_names),
-        still=_find_eval_modules(network, trainable_names, frozen_names),
+        eval_modules=_find_eval_modules(network, trainable_names, frozen_names),
     )
 
 
@@ -76,7 +76,7 @@ def list_blocks(network: nn.Module) -> list[str]:
 def apply_depth(network: nn.Module, learn: str) -> Depth:
     """Set `requires_grad` of every parameter to match the depth, and return the depth."""
     resolved = resolve_depth(network, learn)
-    trainable_names = set(resolved.learning)
+    trainable_names = set(resolved.trainable)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in trainable_names)
     return resolved
@@ -127,7 +127,7 @@ class FreezeBackbone(pl.Callback):
             PylorusError: If the network has no such block, or has to unfreeze on several devices.
         """
         network = self._get_network(pl_module)
-        self._still = apply_depth(network, self.learn).still
+        self._still = apply_depth(network, self.learn).eval_modules
         if self.unfreeze_at_epoch is None:
             return
         if trainer.world_size > 1:
@@ -148,7 +148,7 @@ class FreezeBackbone(pl.Callback):
             # `requires_grad` is as `setup` left it: a sharded network has other parameters by now.
             set_modes(network, self._still)
         else:
-            set_modes(network, apply_depth(network, self.get_depth(trainer.current_epoch)).still)
+            set_modes(network, apply_depth(network, self.get_depth(trainer.current_epoch)).eval_modules)
 
     def _get_network(self, module: pl.LightningModule) -> nn.Module:
         network = getattr(module, self.attribute, None)

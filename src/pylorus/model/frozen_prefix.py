@@ -151,10 +151,10 @@ def cut_network(network: nn.Module, depth: Depth, pixels: Tensor) -> CutNetwork:
 
 def _cut_traced(network: nn.Module, depth: Depth, pixels: Tensor) -> CutNetwork:
     """Split the network without verifying the result; leaves it in evaluation mode."""
-    set_modes(network, depth.still)
-    training_graph = trace_network(network, depth.still)
+    set_modes(network, depth.eval_modules)
+    training_graph = trace_network(network, depth.eval_modules)
     network.eval()
-    evaluation_graph = trace_network(network, depth.still)
+    evaluation_graph = trace_network(network, depth.eval_modules)
     pure, constants = _find_pure_steps(
         network,
         evaluation_graph,
@@ -192,7 +192,7 @@ def _find_pure_steps(
     Values passed from prefix to suffix must be tensors with one row per image, or plain values that are equal for every
     batch, such as the side of a feature map. Batch sizes and frozen weights are left to the suffix.
     """
-    still, learning = set(depth.still), set(depth.learning)
+    still, learning = set(depth.eval_modules), set(depth.trainable)
     excluded = set(excluded_steps)
     while True:
         pure: list[fx.Node] = []

@@ -127,7 +127,7 @@ def move_to_device(network: nn.Module, device: torch.device) -> nn.Module:
     return network.to(device, memory_format=torch.channels_last if is_faster else torch.contiguous_format)  # type: ignore[call-overload,no-any-return]
 
 
-MOST_IMAGES = {"train": 1000, "val": 5000, "test": 5000}
+MAX_IMAGES = {"train": 1000, "val": 5000, "test": 5000}
 """Images of each split whose features are saved: enough for the classes' means and the threshold's quantile."""
 
 
@@ -145,13 +145,13 @@ class SplitOutputs:
 
 
 def select_feature_rows(part: str, images: int) -> NDArray[np.int64]:
-    """Return the rows of a split whose features are saved: all, or `MOST_IMAGES` evenly spaced ones.
+    """Return the rows of a split whose features are saved: all, or `MAX_IMAGES` evenly spaced ones.
 
     Args:
         part: train, val or test.
         images: Number of images in the split.
     """
-    return np.linspace(0, images - 1, min(images, MOST_IMAGES[part])).round().astype(np.int64)
+    return np.linspace(0, images - 1, min(images, MAX_IMAGES[part])).round().astype(np.int64)
 
 
 def compute_split_outputs(
@@ -173,11 +173,11 @@ def compute_split_outputs(
     rows, logits, features = [], [], []
     is_silent = not (progress and datamodule.processes.is_first and sys.stderr.isatty())
     with (
-        _prepare_network(backbone, engine) as network,
+        _prepare_network(backbone, engine.accelerator) as network,
         tqdm(total=images, desc=f"{part} predictions", leave=False, disable=is_silent) as bar,
     ):
         for batch in datamodule.build_loader(part):
-            batch_logits, batch_features = _run_network(network, batch.image, engine)
+            batch_logits, batch_features = _run_network(network, batch.image)
             is_saved = torch.from_numpy(np.isin(batch.row.numpy(), saved_rows))
             rows.append(batch.row)
             logits.append(batch_logits)
@@ -204,9 +204,9 @@ def compute_mean_directions(backbone: Backbone, datamodule: ImageBatches, engine
     rows = select_feature_rows("train", len(datamodule.parts["train"]))
     size = 2 * datamodule.batch_size
     batches = [[Draw(int(row), None) for row in rows[at : at + size]] for at in range(0, len(rows), size)]
-    with _prepare_network(backbone, engine) as network:
+    with _prepare_network(backbone, engine.accelerator) as network:
         features = torch.cat(
-            [_run_network(network, batch.image, engine)[1] for batch in datamodule.build_batch_loader("train", batches)]
+            [_run_network(network, batch.image)[1] for batch in datamodule.build_batch_loader("train", batches)]
         )
     labels = torch.from_numpy(datamodule.parts["train"]["label"].to_numpy(dtype=np.int64)[rows])
     directions = functional.normalize(features.double(), dim=1)
@@ -215,16 +215,16 @@ def compute_mean_directions(backbone: Backbone, datamodule: ImageBatches, engine
 
 
 @contextmanager
-def _prepare_network(backbone: Backbone, engine: Engine) -> Iterator[NormalizingNetwork]:
+def _prepare_network(backbone: Backbone, accelerator: str) -> Iterator[NormalizingNetwork]:
     """Move the network to its device as a bundle does; on exit it is on the CPU again, with its modes restored."""
-    device = torch.device(engine.accelerator)
+    device = torch.device(accelerator)
     with restore_modes(backbone.network), use_full_precision():
         network = move_to_device(backbone.network, device)
         yield NormalizingNetwork(network, mean=backbone.mean, std=backbone.std).to(device)
         network.to("cpu")
 
 
-def _run_network(network: NormalizingNetwork, image: Tensor, engine: Engine) -> tuple[Tensor, Tensor]:
+def _run_network(network: NormalizingNetwork, image: Tensor) -> tuple[Tensor, Tensor]:
     with torch.inference_mode():
-        logits, features = network.forward_with_features(image.to(engine.accelerator))
+        logits, features = network.forward_with_features(image.to(network.mean.device))
     return logits.cpu(), features.cpu()

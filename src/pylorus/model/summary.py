@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from pylorus.model.backbone import restore_modes
 from pylorus.model.freeze import iter_blocks
 
-OWN = "(own)"
+NETWORK_BLOCK = "(own)"
 """Block name for parameters that belong to the network itself, such as a class token."""
 
 
@@ -22,7 +22,7 @@ class BlockStructure(TypedDict):
     """One block; every value is plain JSON."""
 
     name: str
-    """Name as `stages.<stage>.learn` accepts it, or `OWN`."""
+    """Name as `stages.<stage>.learn` accepts it, or `NETWORK_BLOCK`."""
     type: str
     """Class of its module."""
     layers: int
@@ -66,15 +66,15 @@ def extract_network_structure(
     shapes = _compute_output_shapes(network, modules, image_size)
     counted_names: set[str] = set()
     structure = []
-    for block, module in [(OWN, network), *modules.items()]:
+    for block, module in [(NETWORK_BLOCK, network), *modules.items()]:
         block_names = _list_block_parameters(block, parameters, [*modules]) - counted_names
         counted_names |= block_names
         if block_names:
             structure.append(
                 BlockStructure(
                     name=block,
-                    type=type(module).__name__ if block != OWN else ", ".join(sorted(block_names)),
-                    layers=0 if block == OWN else _count_layers(module),
+                    type=type(module).__name__ if block != NETWORK_BLOCK else ", ".join(sorted(block_names)),
+                    layers=0 if block == NETWORK_BLOCK else _count_layers(module),
                     parameters=sum(parameters[name].numel() for name in block_names),
                     output=shapes.get(block),
                     learning={
@@ -87,8 +87,8 @@ def extract_network_structure(
 
 
 def _list_block_parameters(block: str, parameters: Collection[str], blocks: list[str]) -> set[str]:
-    """Return the names of a block's parameters; for `OWN`, of those that are in no block."""
-    if block != OWN:
+    """Return the names of a block's parameters; for `NETWORK_BLOCK`, of those that are in no block."""
+    if block != NETWORK_BLOCK:
         return {name for name in parameters if name.startswith(f"{block}.")}
     block_prefixes = tuple(f"{name}." for name in blocks)
     return {name for name in parameters if not name.startswith(block_prefixes)}

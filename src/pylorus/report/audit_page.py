@@ -25,16 +25,16 @@ from pylorus.data.field_of_view import FieldOfView, find_field
 from pylorus.data.files import RGB
 from pylorus.data.image_facts import load_or_compute_facts
 from pylorus.data.sources import list_folder_files, list_manifest_files
-from pylorus.report.mistakes import SIDE, encode_thumbnail
+from pylorus.report.mistakes import THUMBNAIL_SIDE, encode_thumbnail
 from pylorus.report.page import load_template, read_package_file
 
-PICTURED = 12
+MAX_PICTURED_CASES = 12
 """Maximum number of cases of a finding shown as pictures; the others are listed."""
-SIDE_BY_SIDE = 8
+MAX_PICTURED_FILES = 8
 """Maximum number of files shown per case; the others are counted."""
-LISTED = 500
+MAX_LISTED_CASES = 500
 """Maximum number of cases of a finding that are listed; audit.json contains all."""
-OUTLINE = (255, 60, 60)
+OUTLINE_COLOR = (255, 60, 60)
 
 LIMITS = (
     "Text over the mucosa, dark letters on a bright bar and letters that touch the field of view are not detected; a "
@@ -97,7 +97,7 @@ def render_audit_page(audit: Audit, *, names: bool) -> str:
 def _build_finding_view(audit: Audit, finding: Finding, *, names: bool) -> FindingView:
     has_outline, groups = finding.code == "field-of-view", {} if names else build_group_aliases(audit)
     # Fields of view have to be checked visually, so all are shown, in the order of the classes.
-    limit = len(finding.items) if has_outline else PICTURED
+    limit = len(finding.items) if has_outline else MAX_PICTURED_CASES
     pictured = finding.items[:limit] if names else ()
     remaining = finding.items[len(pictured) :]
     return FindingView(
@@ -106,8 +106,8 @@ def _build_finding_view(audit: Audit, finding: Finding, *, names: bool) -> Findi
         finding.sentence,
         finding.remedy,
         tuple(_build_case(audit, item, groups, names=names, pictures=True, outline=has_outline) for item in pictured),
-        tuple(_build_case(audit, item, groups, names=names, pictures=False) for item in remaining[:LISTED]),
-        max(0, len(remaining) - LISTED),
+        tuple(_build_case(audit, item, groups, names=names, pictures=False) for item in remaining[:MAX_LISTED_CASES]),
+        max(0, len(remaining) - MAX_LISTED_CASES),
     )
 
 
@@ -116,7 +116,7 @@ def _build_case(
 ) -> Case:
     paths = audit.images.table["path"]
     details = [item.detail, item.content if names else ""]
-    files = _sort_across_splits(audit, item.files)[:SIDE_BY_SIDE] if pictures else item.files
+    files = _sort_across_splits(audit, item.files)[:MAX_PICTURED_FILES] if pictures else item.files
     if len(files) < len(item.files):
         omitted = len(item.files) - len(files)
         details.append(f"and {omitted} more {'file' if omitted == 1 else 'files'}")
@@ -163,7 +163,7 @@ def draw_field_outline(image: RGB, field: FieldOfView) -> RGB:
     inside[top:bottom, left:right] = 255 if field.mask is None else 255 * field.mask.astype(np.uint8)
     edges, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     canvas = image.copy()
-    cv2.drawContours(canvas, edges, -1, OUTLINE, thickness=max(2, max(image.shape) // SIDE * 2))
+    cv2.drawContours(canvas, edges, -1, OUTLINE_COLOR, thickness=max(2, max(image.shape) // THUMBNAIL_SIDE * 2))
     return np.asarray(canvas, dtype=np.uint8)
 
 

@@ -147,8 +147,8 @@ def report_thresholds(evidence: Evidence) -> str:
     }.get(met, f"{met} of {len(points)} thresholds guarantee")
     return (
         f"For {evidence.class_name}: the threshold was fixed on {format_validation_images(runs)} for a true "
-        f"sensitivity of at least {format_percent(evidence.aim.sensitivity, digits=None)} % with "
-        f"{format_percent(evidence.aim.confidence, digits=None)} % "
+        f"sensitivity of at least {format_percent(evidence.target.sensitivity, digits=None)} % with "
+        f"{format_percent(evidence.target.confidence, digits=None)} % "
         f"confidence (one-sided tolerance bound by patient), which {guarantee}{applied}. "
         "Otherwise, the class with the highest probability is predicted."
     )
@@ -234,7 +234,7 @@ def report_fairness(evidence: Evidence) -> str:
 def report_limitations(evidence: Evidence) -> str:
     """Report caveats, inconclusive comparisons and how often the test sets were used."""
     marks = dict.fromkeys(mark.meaning for run in evidence.runs for mark in collect_caveats(run))
-    evaluations = [looks.sentence for looks in evidence.looks]
+    evaluations = [count.sentence for count in evidence.evaluation_counts]
     return " ".join([*marks, *(winner.verdict for winner in evidence.winners), *evaluations]).strip()
 
 

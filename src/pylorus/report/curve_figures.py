@@ -19,7 +19,7 @@ from pylorus.report.captions import format_test_basis, format_training_basis, fo
 from pylorus.report.figure_style import (
     FAINT,
     INK,
-    REPLICATES,
+    REPLICATES_NOTE,
     Drawing,
     add_legend_above,
     create_figure,
@@ -30,7 +30,7 @@ from pylorus.report.figure_style import (
 from pylorus.report.results import CONFIDENCE, Result
 from pylorus.runs.reading import SavedRun, SavedStage, get_metric_labels
 
-STEEP = 30.0
+LOG_SCALE_RATIO = 30.0
 """A loss whose maximum exceeds its minimum by more than this factor is plotted on a logarithmic scale."""
 
 PANELS = (
@@ -39,8 +39,15 @@ PANELS = (
     ("val/accuracy", "validation accuracy, %"),
     ("val/loss", "validation loss"),
 )
-CHOSEN = "selected epoch"
+SELECTED_EPOCH = "selected epoch"
 """Legend entry of the ring."""
+
+COUNT_WORDS = {3: "Three", 4: "Four", 5: "Five"}
+
+BANDS_NOTE = "Bands: pointwise 95 % confidence intervals that account for clustering of images within groups."
+
+SQUARE_WIDTH = 4.6
+"""Width of a single-panel figure in inches."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +107,7 @@ def plot_training_curves(curves: Sequence[StageCurves], *, labels: Mapping[Saved
         groups.setdefault(names[each.run], []).append(each)
     validation_name = format_validation_images([each.run for each in curves])
     with report_style():
-        legend = [*groups, CHOSEN]
+        legend = [*groups, SELECTED_EPOCH]
         figure = create_figure(4.4, legend=legend)
         panels = figure.subplots(2, 2)
         handles = []
@@ -151,9 +158,6 @@ def _format_ring_note(curves: Sequence[StageCurves]) -> str:
     return f"A ring marks the best epoch on {format_validation_images([each.run for each in curves])}; {explanation}."
 
 
-COUNT_WORDS = {3: "Three", 4: "Four", 5: "Five"}
-
-
 def plot_class_metric_curves(curves: Sequence[StageCurves], names: Sequence[str], *, label: str, stem: str) -> Drawing:
     """Plot the indices of each class that the runs show on the validation images, over the epochs of one stage.
 
@@ -166,7 +170,7 @@ def plot_class_metric_curves(curves: Sequence[StageCurves], names: Sequence[str]
     stage = curves[0].stage.name
     metrics = {name: label for each in curves for name, label in get_metric_labels(each.run).items()}
     with report_style():
-        figure = create_figure(2.3, legend=[*names, CHOSEN])
+        figure = create_figure(2.3, legend=[*names, SELECTED_EPOCH])
         panels = figure.subplots(1, len(metrics), sharey=True)
         for axes, (metric, metric_label) in zip(panels, metrics.items(), strict=True):
             handles = [
@@ -174,7 +178,7 @@ def plot_class_metric_curves(curves: Sequence[StageCurves], names: Sequence[str]
             ]
             _format_epoch_axes(axes, f"{metric_label}, %", loss=False, values=np.array([0.0, 100.0]))
             axes.set_ylim(-3, 103)
-        add_legend_above(figure, [*handles, _create_ring_handle()], [*names, CHOSEN])
+        add_legend_above(figure, [*handles, _create_ring_handle()], [*names, SELECTED_EPOCH])
     panel_count = COUNT_WORDS.get(len(metrics), str(len(metrics)))
     scores = ", ".join(f"{name} {_format_best_percentage(curves, f'val/f1/{name}')}" for name in names)
     return Drawing(
@@ -223,7 +227,7 @@ def _format_curve_replicate_notes(groups: Sequence[Sequence[StageCurves]]) -> tu
     if not several:
         return ()
     short = any(len({len(each.table) for each in group}) > 1 for group in several)
-    return (REPLICATES + (" It ends where the shortest of them ends." if short else ""),)
+    return (REPLICATES_NOTE + (" It ends where the shortest of them ends." if short else ""),)
 
 
 def _create_ring_handle() -> Artist:
@@ -232,7 +236,7 @@ def _create_ring_handle() -> Artist:
 
 def _format_epoch_axes(axes: Axes, title: str, *, loss: bool, values: NDArray[np.float64]) -> None:
     positive = values[np.isfinite(values) & (values > 0)]
-    if loss and len(positive) and positive.max() > STEEP * positive.min():
+    if loss and len(positive) and positive.max() > LOG_SCALE_RATIO * positive.min():
         axes.set_yscale("log")
         title += " (log scale)"
     axes.set_title(title)
@@ -247,12 +251,6 @@ def _format_best_percentage(curves: Sequence[StageCurves], name: str) -> str:
     return format_percent_with_unit(mean) + (" (mean)" if len(values) > 1 and not np.isnan(mean) else "")
 
 
-BANDS = "Bands: pointwise 95 % confidence intervals that account for clustering of images within groups."
-
-SQUARE = 4.6
-"""Width of a single-panel figure in inches."""
-
-
 def plot_risk_coverage(candidates: Sequence[Candidate]) -> Drawing:
     """Plot the error rate among the images that are not referred, most confident first, one colour per candidate.
 
@@ -261,7 +259,7 @@ def plot_risk_coverage(candidates: Sequence[Candidate]) -> Drawing:
     """
     labels = [each.label for each in candidates]
     with report_style():
-        figure = create_figure(3.2, width=SQUARE, legend=labels)
+        figure = create_figure(3.2, width=SQUARE_WIDTH, legend=labels)
         axes = figure.subplots()
         handles, half_texts = [], []
         for number, candidate in enumerate(candidates):
@@ -306,7 +304,7 @@ def plot_net_benefit(candidates: Sequence[Candidate], class_name: str) -> Drawin
     results = [result for each in candidates for result in each.results]
     with report_style():
         labels = [*(each.label for each in candidates), "act on all images", "act on no image"]
-        figure = create_figure(3.2, width=SQUARE, legend=labels)
+        figure = create_figure(3.2, width=SQUARE_WIDTH, legend=labels)
         axes = figure.subplots()
         handles, all_curves = [], []
         for number, candidate in enumerate(candidates):
@@ -344,10 +342,7 @@ def plot_net_benefit(candidates: Sequence[Candidate], class_name: str) -> Drawin
             f"{format_percent(prevalence, digits=0)} %; it may differ in "
             "clinical practice.",
             f"Probabilities were calibrated on {format_validation_images([each.run for each in results])}.",
-            *(
-                ("Bands: pointwise 95 % confidence intervals that account for clustering of images within groups.",)
-                * has_bands
-            ),
+            *((BANDS_NOTE,) if has_bands else ()),
             *format_replicate_notes(candidates),
         ),
     )
@@ -355,7 +350,7 @@ def plot_net_benefit(candidates: Sequence[Candidate], class_name: str) -> Drawin
 
 def format_replicate_notes(candidates: Sequence[Candidate]) -> tuple[str, ...]:
     """Explain thin lines, if there are any."""
-    return (REPLICATES,) if any(len(each.results) > 1 for each in candidates) else ()
+    return (REPLICATES_NOTE,) if any(len(each.results) > 1 for each in candidates) else ()
 
 
 def _compute_risk_coverage(result: Result) -> RiskCoverage:

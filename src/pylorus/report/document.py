@@ -10,10 +10,10 @@ from pylorus.report.table import Table
 
 @dataclass(frozen=True)
 class Sentences:
-    """Sentences, each in its own paragraph or, if `listed`, as items of a list."""
+    """Sentences, each in its own paragraph or, if `is_list`, as items of a list."""
 
     texts: tuple[str, ...]
-    listed: bool = False
+    is_list: bool = False
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,13 @@ from pylorus.report.results import (
 from pylorus.runs.folder import KEY, LAST, explain_choice
 from pylorus.runs.reading import SavedRun, get_class_order, read_config, read_run
 
-BRIEF = {
+CHOICE_TEXTS = {
     KEY: "named by deploy.stage",
     LAST: "the last stage; these runs were written by a version that did not compare stages",
 }
 """Explains how the shipped stage of several runs was chosen, if not by validation."""
 
-MANY = 5
+MAX_NAMES = 5
 """Maximum number of names that a sentence lists; the rest is counted."""
 
 
@@ -91,7 +91,7 @@ class Winner:
     def rule(self) -> str:
         """Sentence that names the winner by the study's criterion."""
         first = self.leaders[0]
-        names = join_names([each.label for each in self.leaders], most=MANY)
+        names = join_names([each.label for each in self.leaders], most=MAX_NAMES)
         share, spread = format_percent_with_unit(float(first.exact_accuracy)), _format_spread(first)
         if len(self.pool.candidates) == 1:
             return (
@@ -128,14 +128,18 @@ class Winner:
             outcome.append(other.label)
         sentences = []
         if better:
-            sentences.append(f"{name} is significantly more accurate than {join_names(better, most=MANY)} {where}.")
+            sentences.append(
+                f"{name} is significantly more accurate than {join_names(better, most=MAX_NAMES)} {where}."
+            )
         if worse:
             verb = "is" if len(worse) == 1 else "are"
-            sentences.append(f"{join_names(worse, most=MANY)} {verb} significantly more accurate than {name} {where}.")
+            sentences.append(
+                f"{join_names(worse, most=MAX_NAMES)} {verb} significantly more accurate than {name} {where}."
+            )
         if undecided:
             sentences.append(
                 f"No significant difference in accuracy between {name} and "
-                f"{join_names(undecided, last='or', most=MANY)} was found {where}."
+                f"{join_names(undecided, last='or', most=MAX_NAMES)} was found {where}."
             )
         return " ".join([*sentences, self._allowance])
 
@@ -168,7 +172,7 @@ class Winner:
         accuracies = f"{article} accuracy of {validation} on validation images and {test} on test images"
         shipped = self.headline_result.run.bundle_stage
         if len(self.pool.configurations) == 1 and shipped is not None and shipped.chosen_by in (KEY, LAST):
-            why = explain_choice(shipped) if self.preferred.replicates == 1 else BRIEF[shipped.chosen_by]
+            why = explain_choice(shipped) if self.preferred.replicates == 1 else CHOICE_TEXTS[shipped.chosen_by]
             sentence = f"The headline results are those of the shipped stage, {label} ({why}), with {accuracies}."
             return f"{sentence} {self._shipping}".strip()
         if self.headline_result.run.get_setting("data.validation") == "test":
@@ -279,26 +283,26 @@ class Evidence:
     Attributes:
         options: Options of the report.
         class_name: Short name of the class for which a threshold is fixed; None if no run has classes yet.
-        aim: Sensitivity and confidence that this threshold has to guarantee.
+        target: Sensitivity and confidence that this threshold has to guarantee.
         runs: All runs, including those without results.
         results: One result per stage with test predictions.
         tests: Results by test set.
         configurations: Results by configuration, with its seeds and folds together.
         pools: Configurations by test images.
         winners: One winner per pool, with all comparisons.
-        looks: How often each test set was evaluated.
+        evaluation_counts: How often each test set was evaluated.
     """
 
     options: ReportOptions
     class_name: str | None
-    aim: SensitivityTarget
+    target: SensitivityTarget
     runs: tuple[SavedRun, ...]
     results: tuple[Result, ...]
     tests: tuple[ComparableResults, ...]
     configurations: tuple[Configuration, ...]
     pools: tuple[Pool, ...]
     winners: tuple[Winner, ...]
-    looks: tuple[EvaluationCount, ...]
+    evaluation_counts: tuple[EvaluationCount, ...]
 
     def get_run_results(self, run: SavedRun) -> tuple[Result, ...]:
         """Return the results of one run."""
@@ -349,9 +353,9 @@ def collect_evidence(folders: Sequence[Path], options: ReportOptions) -> Evidenc
         saved_runs.append(read_run(folder, config, order=orders.setdefault(frozenset(names), names)))
     runs = set_run_labels(saved_runs)
     class_name = _resolve_class_name(runs, options)
-    aim = _resolve_aim(runs, options)
+    target = _resolve_target(runs, options)
     results = tuple(
-        result for run in runs for result in compute_results(run, class_name=class_name, aim=aim, options=options)
+        result for run in runs for result in compute_results(run, class_name=class_name, target=target, options=options)
     )
     tests = group_by_test_set(results)
     configurations = group_by_configuration(results)
@@ -359,14 +363,14 @@ def collect_evidence(folders: Sequence[Path], options: ReportOptions) -> Evidenc
     return Evidence(
         options=options,
         class_name=class_name,
-        aim=aim,
+        target=target,
         runs=runs,
         results=results,
         tests=tests,
         configurations=configurations,
         pools=pools,
         winners=tuple(find_winner(each, class_name=class_name, options=options) for each in pools),
-        looks=count_test_evaluations(runs),
+        evaluation_counts=count_test_evaluations(runs),
     )
 
 
@@ -387,7 +391,7 @@ def _resolve_class_name(runs: Sequence[SavedRun], options: ReportOptions) -> str
     return short_name
 
 
-def _resolve_aim(runs: Sequence[SavedRun], options: ReportOptions) -> SensitivityTarget:
+def _resolve_target(runs: Sequence[SavedRun], options: ReportOptions) -> SensitivityTarget:
     """Return the aim in the options, completed by that of the first run."""
     default = DeployConfig()
 

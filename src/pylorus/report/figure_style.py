@@ -26,10 +26,10 @@ from pylorus.report.results import Result
 
 log = logging.getLogger(__name__)
 
-OWN = "DejaVu Sans"
+DEFAULT_FONT = "DejaVu Sans"
 """matplotlib's default font, always available: Latin, Greek, Cyrillic, arrows and symbols."""
 
-WIDER = re.compile(
+CJK_FONTS = re.compile(
     r"NotoSansCJK|NotoSansSC|SourceHanSans|PingFang|msyh|simhei|wqy|Hiragino|YuGoth|malgun|AppleGothic|Arial ?Unicode",
     re.IGNORECASE,
 )
@@ -44,7 +44,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
-REPLICATES = "Thin lines: individual runs of a configuration; the line in the legend is their mean."
+REPLICATES_NOTE = "Thin lines: individual runs of a configuration; the line in the legend is their mean."
 """Note below a figure with replicates."""
 
 INK, FAINT, PAPER = "#1f2933", "#9aa5b1", "#ffffff"
@@ -79,10 +79,10 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "pylorus",
 }
 
-ACROSS = 4
+MAX_COLUMNS = 4
 """Maximum number of panels per row."""
 
-MOST = 16
+MAX_PANELS = 16
 """Maximum number of panels per figure: what fits on a printed page."""
 
 
@@ -93,7 +93,7 @@ def set_figure_fonts(figure: Figure) -> None:
         if not is_in_default_font(text.get_text()):
             font = _load_cjk_font()
             if font is not None:
-                text.set_fontfamily([OWN, font])
+                text.set_fontfamily([DEFAULT_FONT, font])
                 text.set_fontweight("normal")  # the font may have no bold weight
 
 
@@ -105,7 +105,7 @@ def is_in_default_font(text: str) -> bool:
 
 @cache
 def _load_default_characters() -> frozenset[int]:
-    font = font_manager.get_font(font_manager.findfont(OWN))
+    font = font_manager.get_font(font_manager.findfont(DEFAULT_FONT))
     return frozenset(int(code) for code in font.get_charmap())
 
 
@@ -130,7 +130,7 @@ def find_cjk_font_file() -> Path | None:
 
 def _find_preferred_font(paths: Iterable[Path]) -> Path | None:
     """Select a known font deterministically, preferring the regular weight; None if there is none."""
-    known = sorted(path for path in paths if WIDER.search(path.name))
+    known = sorted(path for path in paths if CJK_FONTS.search(path.name))
     regular = [path for path in known if "regular" in path.name.lower()]
     return next(iter(regular or known), None)
 
@@ -160,7 +160,7 @@ class Drawing:
 def report_style() -> Iterator[None]:
     """Apply the report's style while a figure is created or saved, without affecting other figures."""
     # Any, because matplotlib releases type these keys differently.
-    settings: Any = STYLE | {"font.family": [OWN]}
+    settings: Any = STYLE | {"font.family": [DEFAULT_FONT]}
     with mpl.rc_context(settings):
         yield
 
@@ -240,13 +240,13 @@ def split_into_panels(results: Sequence[Result]) -> list[list[list[Result | None
     """
     runs = list(dict.fromkeys(result.run for result in results))
     stages = list(dict.fromkeys(result.stage.name for result in results))
-    if 1 < len(runs) <= ACROSS and len(runs) * len(stages) <= MOST:
+    if 1 < len(runs) <= MAX_COLUMNS and len(runs) * len(stages) <= MAX_PANELS:
         by_position = {(result.stage.name, result.run): result for result in results}
         return [[[by_position.get((stage, run)) for run in runs] for stage in stages]]
     figures = []
-    for start in range(0, len(results), MOST):
-        chunk: list[Result | None] = list(results[start : start + MOST])
-        columns = min(ACROSS, len(chunk))
+    for start in range(0, len(results), MAX_PANELS):
+        chunk: list[Result | None] = list(results[start : start + MAX_PANELS])
+        columns = min(MAX_COLUMNS, len(chunk))
         chunk += [None] * (-len(chunk) % columns)
         figures.append([chunk[first : first + columns] for first in range(0, len(chunk), columns)])
     return figures

@@ -25,19 +25,19 @@ from pylorus.report.results import Result
 from pylorus.report.table import Cell, Column, Number, Row, Table, create_text_columns
 from pylorus.runs.reading import SavedRun
 
-SIDE = 160
+THUMBNAIL_SIDE = 160
 """Side length of a thumbnail in pixels."""
 
 MAPS, RECORD, INDEX, OVERLAYS = "maps", "maps.json", "maps.csv", "overlays"
 """Their folder in the run and its contents: a description, the image of each map, and the maps over the images."""
 SUMS = "SHA256SUMS"
-PASSED = "Networks with randomised weights gave different maps (randomisation check passed)."
-FAILED = (
+CHECK_PASSED = "Networks with randomised weights gave different maps (randomisation check passed)."
+CHECK_FAILED = (
     "WARNING: networks with randomised weights gave nearly the same maps (randomisation check failed): do not "
     "interpret them as the reasons for the model's predictions."
 )
 
-WORST = 12
+MAX_MISTAKES = 12
 """Maximum number of errors shown."""
 
 
@@ -113,7 +113,7 @@ def _create_thumbnail(run: SavedRun, sample: str, overlay: str) -> Thumbnail:
 def encode_thumbnail(image: RGB) -> str:
     """Encode an image as a small JPEG in base64, without any metadata of its file."""
     file = io.BytesIO()
-    Image.fromarray(resize_image(image, size=SIDE, how="pad", interpolation="lanczos")).save(
+    Image.fromarray(resize_image(image, size=THUMBNAIL_SIDE, how="pad", interpolation="lanczos")).save(
         file, format="JPEG", quality=85
     )
     return base64.b64encode(file.getvalue()).decode()
@@ -125,11 +125,11 @@ class SavedMaps:
 
     Attributes:
         overlays: Small JPEGs in base64 by image id.
-        said: Explanation of the maps, or of why there are none.
+        message: Explanation of the maps, or of why there are none.
     """
 
     overlays: dict[str, str] = field(default_factory=dict)
-    said: str = ""
+    message: str = ""
 
 
 def read_saved_maps(run: SavedRun, *, stage: str) -> SavedMaps:
@@ -146,13 +146,16 @@ def read_saved_maps(run: SavedRun, *, stage: str) -> SavedMaps:
     record = read_json(folder / RECORD)
     if record is None or not record.get("finished"):
         return SavedMaps(
-            said="To show heat maps beside these images, run `pylorus explain RUN/model --mistakes` before the report."
+            message="To show heat maps beside these images, run `pylorus explain RUN/model --mistakes` before the "
+            "report."
         )
     sums = run.folder / "model" / SUMS
     if not sums.is_file() or record.get(SUMS) != hashlib.sha256(sums.read_bytes()).hexdigest():
-        return SavedMaps(said="The heat maps in this run were computed with a different bundle and are not shown.")
+        return SavedMaps(message="The heat maps in this run were computed with a different bundle and are not shown.")
     if record.get("stage") != stage:
-        return SavedMaps(said=f"No heat maps for these images: the network in the bundle is not that of stage {stage}.")
+        return SavedMaps(
+            message=f"No heat maps for these images: the network in the bundle is not that of stage {stage}."
+        )
     try:
         table = pd.read_csv(folder / INDEX, dtype=str, keep_default_na=False)
         rows = table[(table["sample"] != "") & (table["picture"] != "") & (table["class"] == table["predicted"])]
@@ -173,7 +176,7 @@ def _explain_maps(record: dict[str, object]) -> str:
     passed = check.get("passed") if isinstance(check, dict) else None
     check_text = "No randomisation check was performed."
     if passed is not None:
-        check_text = PASSED if passed else FAILED
+        check_text = CHECK_PASSED if passed else CHECK_FAILED
     return (
         f"Below each image: the network's input, which may be cropped, overlaid with the heat map of the predicted "
         f"class ({record.get('method')}); yellow regions support that class most. {check_text}"
@@ -189,7 +192,7 @@ class Misclassification:
         true: Short name of the true class.
         predicted: Short name of the predicted class.
         certainty: Calibrated probability of the predicted class, in [0, 1].
-        chance: Calibrated probability of the true class, in [0, 1].
+        true_probability: Calibrated probability of the true class, in [0, 1].
         missed_by: Number of compared results that misclassify it, including this one.
     """
 
@@ -197,12 +200,12 @@ class Misclassification:
     true: str
     predicted: str
     certainty: float
-    chance: float
+    true_probability: float
     missed_by: int
 
 
 def find_worst_mistakes(result: Result, peers: Sequence[Result]) -> tuple[Misclassification, ...]:
-    """Return the misclassified images of one result, most confident first, at most `WORST`.
+    """Return the misclassified images of one result, most confident first, at most `MAX_MISTAKES`.
 
     Args:
         result: The result whose errors are returned.
@@ -224,7 +227,7 @@ def find_worst_mistakes(result: Result, peers: Sequence[Result]) -> tuple[Miscla
             true=predictions.class_names[predictions.true[row]],
             predicted=predictions.class_names[predictions.predicted[row]],
             certainty=float(confidence[row]),
-            chance=float(true_probability[row]),
+            true_probability=float(true_probability[row]),
             missed_by=error_counts[str(predictions.sample[row])],
         )
         for row in find_confident_errors(predictions)
@@ -232,13 +235,13 @@ def find_worst_mistakes(result: Result, peers: Sequence[Result]) -> tuple[Miscla
 
 
 def find_confident_errors(predictions: Predictions) -> list[int]:
-    """Return the row indices of misclassified images, most confident first, at most `WORST`."""
+    """Return the row indices of misclassified images, most confident first, at most `MAX_MISTAKES`."""
     confidence = predictions.probabilities.max(axis=1)
     # Ties are broken by sample id, so that the order does not depend on the order in the file.
     order = sorted(
         np.flatnonzero(~predictions.correct), key=lambda row: (-confidence[row], str(predictions.sample[row]))
     )
-    return [int(row) for row in order[:WORST]]
+    return [int(row) for row in order[:MAX_MISTAKES]]
 
 
 def build_mistake_table(
@@ -261,10 +264,10 @@ def build_mistake_table(
         columns=(
             *create_text_columns("sample"),
             *(create_text_columns("file", "group") if names else ()),
-            *create_text_columns("true", "taken for"),
-            Column("certainty", unit="%"),
+            *create_text_columns("true", "predicted"),
+            Column("predicted probability", unit="%"),
             Column("probability of the true class", unit="%"),
-            *((Column(f"mistaken, of {peers} results"),) if peers > 1 else ()),
+            *((Column(f"misclassified by, of {peers} results"),) if peers > 1 else ()),
         ),
         rows=tuple(Row(tuple(_build_mistake_cells(result, each, peers, names))) for each in mistakes),
         notes=(
@@ -281,5 +284,5 @@ def _build_mistake_cells(result: Result, mistake: Misclassification, peers: int,
         assert result.run.split is not None
         row = result.run.split.table.set_index("sample_id").loc[mistake.sample]
         cells += [str(row["path"]), str(row["group"])]
-    cells += [mistake.true, mistake.predicted, Number(100 * mistake.certainty), Number(100 * mistake.chance)]
+    cells += [mistake.true, mistake.predicted, Number(100 * mistake.certainty), Number(100 * mistake.true_probability)]
     return [*cells, mistake.missed_by] if peers > 1 else cells

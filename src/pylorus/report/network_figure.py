@@ -16,8 +16,8 @@ from pylorus.report.figure_style import FAINT, INK, PAPER, WIDTH, Drawing, creat
 from pylorus.report.table import Column, Row, Table, create_text_columns
 from pylorus.runs.reading import SavedRun
 
-FROZEN, LEARNING = "#eceff2", "#bcdcf2"
-ROW = 0.27
+FROZEN, TRAINABLE = "#eceff2", "#bcdcf2"
+BLOCK_HEIGHT = 0.27
 """Height of a block in inches."""
 
 NAME, BOX, OUTPUT, LAYERS, PARAMETERS, STAGES = 0.0, 0.34, 0.6, 0.665, 0.8, 0.83
@@ -170,7 +170,7 @@ def plot_network_structure(run: SavedRun) -> Drawing:
     stages = list(blocks[0].learning)
     layers, parameters = sum(block.layers for block in blocks), sum(block.parameters for block in blocks)
     with report_style():
-        figure = create_figure(ROW * (len(rows) + 2.4))
+        figure = create_figure(BLOCK_HEIGHT * (len(rows) + 2.4))
         axes = figure.subplots()
         axes.set_axis_off()
         axes.set_xlim(0, 1)
@@ -230,7 +230,7 @@ def _draw_block(axes: Axes, position: int, block: NetworkBlock, stages: Sequence
             0.72,
             boxstyle="round,pad=0,rounding_size=0.008",
             mutation_aspect=30,
-            facecolor=LEARNING if is_trained else FROZEN,
+            facecolor=TRAINABLE if is_trained else FROZEN,
             edgecolor=INK,
             linewidth=0.6,
             alpha=0.9,
@@ -252,7 +252,7 @@ def _draw_block(axes: Axes, position: int, block: NetworkBlock, stages: Sequence
 
 def _draw_training_square(axes: Axes, x: float, y: float, proportion: float) -> None:
     """Draw a square that is empty, half filled or filled for the proportion of a block that is trained."""
-    height, width = 0.5, 0.5 * ROW / WIDTH
+    height, width = 0.5, 0.5 * BLOCK_HEIGHT / WIDTH
     fill = 0.0 if proportion == 0 else 1.0 if proportion == 1 else 0.5
     axes.add_patch(
         Rectangle((x - width / 2, y - height / 2), width, height, facecolor=PAPER, edgecolor=INK, linewidth=0.7)

@@ -43,14 +43,14 @@ from pylorus.report.summary import Summary, build_summary
 from pylorus.report.table import Cell, Number, Table, format_cell, format_csv, format_latex, format_markdown
 from pylorus.runs.reading import resolve_scope
 
-SCALE = 1.18
+FIGURE_SCALE = 1.18
 """Size of a figure on the page relative to its size in print."""
 
 WARNINGS = re.compile(
-    "|".join(re.escape(mark.word) for mark in (captions.OPTIMISTIC, captions.DRAWN, captions.LEAKING))
+    "|".join(re.escape(mark.word) for mark in (captions.OPTIMISTIC, captions.SYNTHETIC, captions.LEAKING))
 )
 
-BLANKS = re.compile(r"\[author: [^\]]*\]")
+BLANK = re.compile(r"\[author: [^\]]*\]")
 """Pattern of blanks that the author fills in."""
 
 
@@ -109,7 +109,7 @@ def _render_cell(cell: Cell) -> Markup:
     if isinstance(cell, Number) and cell.interval_text:
         interval = f"({cell.interval_text})" if cell.interval_text == "–" else cell.interval_text
         return Markup('{}<span class="ci">{}</span>').format(cell.value_text, interval)
-    return Markup(BLANKS.sub(r'<span class="blank">\g<0></span>', str(escape(format_cell(cell)))))
+    return Markup(BLANK.sub(r'<span class="blank">\g<0></span>', str(escape(format_cell(cell)))))
 
 
 def _get_type_name(item: object) -> str:
@@ -118,11 +118,11 @@ def _get_type_name(item: object) -> str:
 
 def _compute_figure_width(drawing: Drawing) -> int:
     """Return the natural width of a figure on the page, in pixels."""
-    return round(float(drawing.figure.get_figwidth()) * 96 * SCALE)
+    return round(float(drawing.figure.get_figwidth()) * 96 * FIGURE_SCALE)
 
 
 PAGE = "report.html"
-WRITTEN = "files.json"
+FILE_LIST = "files.json"
 """File that lists the files of a report, so that the next report can delete those that it does not write again."""
 
 
@@ -204,12 +204,12 @@ def _iter_drawings(sections: Sequence[Section]) -> Iterator[Drawing]:
 
 
 def _delete_stale_files(output: Path, written: Sequence[Path]) -> None:
-    """Delete files of an earlier report that this report did not write, so that they are not taken for its own."""
+    """Delete files of an earlier report that this report did not write, so that they are not mistaken for its own."""
     names = sorted(path.relative_to(output).as_posix() for path in written)
-    previous = read_json(output / WRITTEN) or {}
+    previous = read_json(output / FILE_LIST) or {}
     for name in set(map(str, previous.get("files", []))) - set(names):
         stale = output / name
         # Only inside the folders of a report: an edited list must not delete anything elsewhere.
         if stale.parent in (output / "tables", output / "figures") and stale.name == Path(name).name:
             stale.unlink(missing_ok=True)
-    write_json(output / WRITTEN, {"pylorus": __version__, "files": names})
+    write_json(output / FILE_LIST, {"pylorus": __version__, "files": names})

@@ -28,6 +28,62 @@ from pylorus.runs.reading import SavedRun
 AUTHOR = "[author: "
 """Opening of a blank that the author fills in."""
 
+METHODS = (
+    "This report was computed from the predictions, training curves and records that the runs saved.",
+    "An index that divides zero by zero is undefined: it is shown as a dash, is never taken as 0 or 1, and makes every "
+    "average over classes undefined. The reason is given below its table.",
+    "Precision, sensitivity, specificity, NPV and accuracy have Wilson intervals. If groups have several images, the "
+    "interval is based on the effective number of images: the variance is the larger of the between-group variance and "
+    "that given by the intraclass correlation (analysis of variance), with Student's t at Satterthwaite's degrees of "
+    "freedom. If no image is misclassified, the images of a group count as copies of one another.",
+    "F1 has the transformed Wilson interval of the overlap of true and predicted images; averages over classes combine "
+    "the intervals of the classes (MOVER, Zou and Donner 2008, preserving the asymmetry of a mean); kappa and MCC have "
+    "the Wilson interval of the error rate, scaled to their variance.",
+    "AUROC follows DeLong or, with several images per group, Obuchowski (1997); its score interval combines the "
+    "variance with that of the binormal model and uses the degrees of freedom of the rarer outcome (Welch). Average "
+    "precision, Brier score and the area under the risk-coverage curve have Wilson intervals with linearised variance.",
+)
+"""How indices and intervals are computed; part of every report."""
+
+PATIENT_METHODS = (
+    "At patient level, the probabilities of a patient are the mean of those of the patient's images. Groups whose "
+    "images have several true classes have no single reference diagnosis; they are excluded at patient level, and "
+    "counted."
+)
+SUBGROUP_METHODS = (
+    "Subgroups of a column are compared by a permutation test: subgroups are permuted among patients, and within "
+    "patients whose images belong to several subgroups; the statistic is a chi-square that allows for the clustering "
+    "of images within patients ({permutations:,} permutations, seed {seed}). Holm's method corrects for the number of "
+    "columns. The interval of calibration-in-the-large uses the variance of the residuals clustered by group."
+)
+EVALUATION_METHODS = (
+    "A test set counts as evaluated once for each stage of a run that predicted it, and once for each epoch that was "
+    "validated on it. Test sets are identified by the content of their images. Evaluations are counted from the runs "
+    "on disk, so their number is a lower bound."
+)
+
+CALIBRATION_NOTE = (
+    "AUROC, average precision, comparisons, thresholds and worst mistakes are based on the probabilities of the "
+    "bundle, calibrated by temperature scaling. The files predictions-val.parquet and predictions-test.parquet "
+    "contain the logits and their softmax before temperature scaling."
+)
+PRECISION_NOTE = (
+    "Validation and test images were predicted in 32-bit precision by the code that runs the bundle, whatever the "
+    "precision of training: `pylorus predict RUN/model --evaluate` gives the same results."
+)
+BURNED_IN_TEXT = (
+    "Thumbnails show any text that was burnt into the frames, which may include names: check them before you pass this "
+    "page on."
+)
+
+KINDS = {
+    "patient": ("patient", "patients"),
+    "file": ("file", "files"),
+    "pixels": ("pair of images with identical pixels", "pairs of images with identical pixels"),
+    "near": ("near copy", "near copies"),
+}
+"""Kinds of leaks between splits in audit.json, with singular and plural."""
+
 
 @dataclass(frozen=True)
 class ChecklistItem:
@@ -190,55 +246,6 @@ def _build_checklist_rows(evidence: Evidence, items: Sequence[ChecklistItem]) ->
     return tuple(rows)
 
 
-METHODS = (
-    "This report was computed from the predictions, training curves and records that the runs saved.",
-    "An index that divides zero by zero is undefined: it is shown as a dash, is never taken as 0 or 1, and makes every "
-    "average over classes undefined. The reason is given below its table.",
-    "Precision, sensitivity, specificity, NPV and accuracy have Wilson intervals. If groups have several images, the "
-    "interval is based on the effective number of images: the variance is the larger of the between-group variance and "
-    "that given by the intraclass correlation (analysis of variance), with Student's t at Satterthwaite's degrees of "
-    "freedom. If no image is misclassified, the images of a group count as copies of one another.",
-    "F1 has the transformed Wilson interval of the overlap of true and predicted images; averages over classes combine "
-    "the intervals of the classes (MOVER, Zou and Donner 2008, preserving the asymmetry of a mean); kappa and MCC have "
-    "the Wilson interval of the error rate, scaled to their variance.",
-    "AUROC follows DeLong or, with several images per group, Obuchowski (1997); its score interval combines the "
-    "variance with that of the binormal model and uses the degrees of freedom of the rarer outcome (Welch). Average "
-    "precision, Brier score and the area under the risk-coverage curve have Wilson intervals with linearised variance.",
-)
-"""How indices and intervals are computed; part of every report."""
-
-OF_PATIENTS = (
-    "At patient level, the probabilities of a patient are the mean of those of the patient's images. Groups whose "
-    "images have several true classes have no single reference diagnosis; they are excluded at patient level, and "
-    "counted."
-)
-OF_SUBGROUPS = (
-    "Subgroups of a column are compared by a permutation test: subgroups are permuted among patients, and within "
-    "patients whose images belong to several subgroups; the statistic is a chi-square that allows for the clustering "
-    "of images within patients ({permutations:,} permutations, seed {seed}). Holm's method corrects for the number of "
-    "columns. The interval of calibration-in-the-large uses the variance of the residuals clustered by group."
-)
-OF_LOOKS = (
-    "A test set counts as evaluated once for each stage of a run that predicted it, and once for each epoch that was "
-    "validated on it. Test sets are identified by the content of their images. Evaluations are counted from the runs "
-    "on disk, so their number is a lower bound."
-)
-
-CALIBRATED = (
-    "AUROC, average precision, comparisons, thresholds and worst mistakes are based on the probabilities of the "
-    "bundle, calibrated by temperature scaling. The files predictions-val.parquet and predictions-test.parquet "
-    "contain the logits and their softmax before temperature scaling."
-)
-FULL_PRECISION = (
-    "Validation and test images were predicted in 32-bit precision by the code that runs the bundle, whatever the "
-    "precision of training: `pylorus predict RUN/model --evaluate` gives the same results."
-)
-BURNT_IN = (
-    "Thumbnails show any text that was burnt into the frames, which may include names: check them before you pass this "
-    "page on."
-)
-
-
 def build_mistake_section(evidence: Evidence) -> Section:
     """Build the section of the most confident mistakes of the selected model on each test set.
 
@@ -258,8 +265,8 @@ def build_mistake_section(evidence: Evidence) -> Section:
             maps = read_saved_maps(result.run, stage=result.stage.name)
             pictures = create_thumbnails(result.run, [mistake.sample for mistake in mistakes], maps.overlays)
             items.append(Pictures(tuple((mistake, pictures[mistake.sample]) for mistake in mistakes)))
-            burnt_in = () if result.run.get_setting("data.kind") == "synthetic" else (BURNT_IN,)
-            items.append(Sentences((*burnt_in, maps.said)))
+            burnt_in = () if result.run.get_setting("data.kind") == "synthetic" else (BURNED_IN_TEXT,)
+            items.append(Sentences((*burnt_in, maps.message)))
     if any(isinstance(item, Table) for item in items) and not evidence.options.thumbnails:
         items.append(
             Sentences(("With --thumbnails, the report includes these images, which are then passed on with it.",))
@@ -312,19 +319,21 @@ def build_method_section(evidence: Evidence) -> Section:
     options = evidence.options
     results = evidence.results
     texts = list(METHODS)
-    texts += [OF_PATIENTS] if any(result.patients is not None for result in results) else []
+    texts += [PATIENT_METHODS] if any(result.patients is not None for result in results) else []
     texts += (
-        [OF_SUBGROUPS] if any(column.subgroups for result in results for column in get_subgroup_columns(result)) else []
+        [SUBGROUP_METHODS]
+        if any(column.subgroups for result in results for column in get_subgroup_columns(result))
+        else []
     )
     values = {"resamples": options.resamples, "seed": options.seed, "permutations": PERMUTATIONS}
     sentences = [text.format(**values) for text in texts]
     sentences += _format_fitting_sentences([result for result in results if result.calibration is not None])
-    sentences += [CALIBRATED] if any(result.calibration is not None for result in results) else []
+    sentences += [CALIBRATION_NOTE] if any(result.calibration is not None for result in results) else []
     if results and all(read_shipped(result.run.bundle) is not None for result in results):
-        sentences.append(FULL_PRECISION)
+        sentences.append(PRECISION_NOTE)
     sentences += explain_comparisons(evidence.comparisons)
-    sentences += [OF_LOOKS] if evidence.looks else []
-    return Section("methods", "Statistical methods", (Sentences(tuple(sentences), listed=True),))
+    sentences += [EVALUATION_METHODS] if evidence.evaluation_counts else []
+    return Section("methods", "Statistical methods", (Sentences(tuple(sentences), is_list=True),))
 
 
 def _format_fitting_sentences(results: Sequence[Result]) -> list[str]:
@@ -358,15 +367,6 @@ def _build_environment_table(environment: Mapping[str, Any], labels: list[str], 
 
 def _format_value(value: Any) -> str:
     return "none" if value is None else str(value)
-
-
-KINDS = {
-    "patient": ("patient", "patients"),
-    "file": ("file", "files"),
-    "pixels": ("pair of images with identical pixels", "pairs of images with identical pixels"),
-    "near": ("near copy", "near copies"),
-}
-"""Kinds of leaks between splits in audit.json, with singular and plural."""
 
 
 def build_audit_section(evidence: Evidence) -> Section:

@@ -39,6 +39,19 @@ from pylorus.report.table import (
     create_text_columns,
 )
 
+NAMES = {
+    "accuracy": "accuracy, %",
+    "balanced_accuracy": "balanced accuracy, %",
+    "macro_precision": "macro precision, %",
+    "macro_f1": "macro F1, %",
+    "cohen_kappa": "Cohen's κ",
+    "mcc": "MCC",
+}
+"""Names in tables of the metrics in `pylorus.evaluation.comparison.INDICES`."""
+
+CORRELATIONS = ("cohen_kappa", "mcc")
+"""Metrics in [-1, 1], which are not given in %."""
+
 
 @dataclass(frozen=True, eq=False)
 class FoldPool:
@@ -115,8 +128,8 @@ def build_pooled_fold_table(pools: Sequence[FoldPool], *, level: str = IMAGES, n
             Column("macro F1", unit="%"),
             Column("Cohen's κ"),
             Column("MCC"),
-            *(Column(name, over="sensitivity", unit="%") for name in names),
-            *(Column(name, over="precision", unit="%") for name in names),
+            *(Column(name, heading="sensitivity", unit="%") for name in names),
+            *(Column(name, heading="precision", unit="%") for name in names),
         ),
         rows=tuple(rows),
         notes=tuple(_format_pooled_notes(shown_pools, level, repeated=repeated)),
@@ -158,10 +171,10 @@ def build_fold_training_table(pools: Sequence[FoldPool], *, number: int = 1) -> 
         basis=_format_fold_basis(pools, IMAGES),
         columns=(
             *create_text_columns("model", "stage", "folds"),
-            *(Column(name, over="accuracy, %") for name in statistics),
-            *(Column(name, over="macro F1, %") for name in statistics),
-            *(Column(name, over="macro AUROC") for name in statistics),
-            *(Column(name, over="calibrated, pooled") for name in ("ECE", "Brier", "NLL")),
+            *(Column(name, heading="accuracy, %") for name in statistics),
+            *(Column(name, heading="macro F1, %") for name in statistics),
+            *(Column(name, heading="macro AUROC") for name in statistics),
+            *(Column(name, heading="calibrated, pooled") for name in ("ECE", "Brier", "NLL")),
         ),
         rows=tuple(rows),
         notes=(
@@ -201,7 +214,7 @@ def build_single_fold_table(pools: Sequence[FoldPool], *, number: int = 1) -> Ta
             Column("accuracy", unit="%"),
             Column("macro F1", unit="%"),
             Column("macro AUROC"),
-            *(Column(name, over="sensitivity", unit="%") for name in names),
+            *(Column(name, heading="sensitivity", unit="%") for name in names),
         ),
         rows=tuple(
             Row(tuple(_build_fold_cells(each.candidate, result, repeated=repeated)))
@@ -357,20 +370,6 @@ def _format_repeat_name(result: Result) -> str:
     """Name a repeat of the folds by its seeds."""
     seed, split = result.run.get_setting("seed"), result.run.get_setting("data.split_seed")
     return f"seed={seed}" + (f", split_seed={split}" if split else "")
-
-
-NAMES = {
-    "accuracy": "accuracy, %",
-    "balanced_accuracy": "balanced accuracy, %",
-    "macro_precision": "macro precision, %",
-    "macro_f1": "macro F1, %",
-    "cohen_kappa": "Cohen's κ",
-    "mcc": "MCC",
-}
-"""Names in tables of the metrics in `pylorus.evaluation.comparison.INDICES`."""
-
-CORRELATIONS = ("cohen_kappa", "mcc")
-"""Metrics in [-1, 1], which are not given in %."""
 
 
 def has_replicates(candidate: Candidate) -> bool:

@@ -19,7 +19,7 @@ from pylorus.report.figure_style import (
     FAINT,
     INK,
     PAPER,
-    REPLICATES,
+    REPLICATES_NOTE,
     WIDTH,
     Drawing,
     add_legend_above,
@@ -34,16 +34,29 @@ from pylorus.report.results import Calibration, Result
 from pylorus.report.study_tables import STUDY, format_published_basis
 from pylorus.report.table import convert_to_number_cell
 
-SCREEN = 200
+SCREEN_DPI = 200
 """Dots per inch of a figure that is shown on a screen alone, not in a report."""
 
-READABLE = 12
+MAX_COUNT_CLASSES = 12
 """Maximum number of classes for which a panel shows counts."""
 
-FEW = 5
+MAX_SMALL_PANEL_CLASSES = 5
 """With more classes than this, panels are larger."""
 
-NOTE = "Rows: true class; columns: predicted class. Shading: proportion of the true class."
+MATRIX_NOTE = "Rows: true class; columns: predicted class. Shading: proportion of the true class."
+
+Panel = tuple[str, Sequence[str], NDArray[np.int64]]
+
+MAX_CLASSES = 12
+"""Maximum number of classes plotted; the tables give the AUROC of every class."""
+
+LINE_STYLES = (
+    {"color": COLOURS[1], "marker": "s", "linestyle": "--", "markerfacecolor": "none"},
+    {"color": COLOURS[0], "marker": "o", "linestyle": "-"},
+)
+"""Line styles before and after temperature scaling."""
+
+LEGEND_LABELS = ("before", "after", "ideal")
 
 
 def plot_confusion_matrices(results: Sequence[Result]) -> list[Drawing]:
@@ -86,7 +99,7 @@ def plot_confusion_matrix(predictions: Predictions, *, title: str) -> Figure:
     """Plot the confusion matrix of one set of predictions, in the style of the report."""
     counts = confusion_matrix(predictions.true, predictions.predicted, predictions.classes)
     figure = _plot_panels([[(title, predictions.class_names, counts)]])
-    figure.set_dpi(SCREEN)
+    figure.set_dpi(SCREEN_DPI)
     return figure
 
 
@@ -107,21 +120,23 @@ def plot_published_confusion_matrices() -> Drawing:
     )
 
 
-Panel = tuple[str, Sequence[str], NDArray[np.int64]]
-
-
 def _plot_confusion_panels(
     key: str, title: str, basis: str, panels: Sequence[Sequence[Panel | None]], correct: str
 ) -> Drawing:
     return Drawing(
-        key, title, basis, f"Heat maps of counts. Correctly classified: {correct}.", _plot_panels(panels), (NOTE,)
+        key,
+        title,
+        basis,
+        f"Heat maps of counts. Correctly classified: {correct}.",
+        _plot_panels(panels),
+        (MATRIX_NOTE,),
     )
 
 
 def _plot_panels(panels: Sequence[Sequence[Panel | None]]) -> Figure:
     columns = len(panels[0])
     max_classes = max(len(panel[1]) for line in panels for panel in line if panel is not None)
-    side = WIDTH / max(columns, 3 if max_classes <= FEW else 2)
+    side = WIDTH / max(columns, 3 if max_classes <= MAX_SMALL_PANEL_CLASSES else 2)
     with report_style():
         # The two-line title and the label below need more space than the label on the left.
         figure = create_figure(len(panels) * (side * 1.06 + 0.15), width=side * columns)
@@ -151,7 +166,7 @@ def _draw_heat_map(axes: Axes, title: str, names: Sequence[str], counts: NDArray
     axes.tick_params(length=0, labelsize=7.5)
     axes.set_xlabel("predicted", fontsize=7.5)
     axes.set_ylabel("true", fontsize=7.5)
-    if len(names) > READABLE:
+    if len(names) > MAX_COUNT_CLASSES:
         return
     size = max(4.5, (9 if small else 10) - 0.6 * max(0, len(names) - 3))
     for (row, column), count in np.ndenumerate(counts):
@@ -175,17 +190,13 @@ def _get_panel_class_names(result: Result) -> Sequence[str]:
     return result.images.predictions.class_names
 
 
-MOST = 12
-"""Maximum number of classes plotted; the tables give the AUROC of every class."""
-
-
 def plot_roc_curves(candidates: Sequence[Candidate]) -> Drawing:
     """Plot ROC curves on the test images, one colour per candidate.
 
     Args:
         candidates: At least one. Panels are the classes of the first; candidates without a class are omitted there.
     """
-    names = candidates[0].results[0].images.predictions.class_names[:MOST]
+    names = candidates[0].results[0].images.predictions.class_names[:MAX_CLASSES]
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
     labels = [each.label for each in candidates]
@@ -220,7 +231,7 @@ def plot_roc_curves(candidates: Sequence[Candidate]) -> Drawing:
     if any(len(each.results) == 1 for each in candidates):
         notes.append("Below each panel: area under the curve with 95 % confidence interval.")
     if any(len(each.results) > 1 for each in candidates):
-        notes.append(REPLICATES)
+        notes.append(REPLICATES_NOTE)
         notes.append("Below each panel, for several runs: mean and range of their areas under the curve.")
     return Drawing(
         key="roc",
@@ -306,15 +317,6 @@ def _format_auroc(candidate: Candidate, name: str) -> str:
     return "{} ({} to {})".format(*(format_number(area, 2) for area in (np.mean(values), min(values), max(values))))
 
 
-LOOKS = (
-    {"color": COLOURS[1], "marker": "s", "linestyle": "--", "markerfacecolor": "none"},
-    {"color": COLOURS[0], "marker": "o", "linestyle": "-"},
-)
-"""Line styles before and after temperature scaling."""
-
-LEGEND = ("before", "after", "ideal")
-
-
 def plot_reliability_diagrams(results: Sequence[Result]) -> list[Drawing]:
     """Plot the reliability diagrams of all results, in as many figures as needed.
 
@@ -333,7 +335,7 @@ def _plot_reliability_panels(lines: Sequence[Sequence[Result | None]], part: str
     side = WIDTH / max(columns, 3)
     plotted = [result for line in lines for result in line if result is not None]
     with report_style():
-        figure = create_figure(side * len(lines) * 1.06, width=max(side * columns, WIDTH / 2), legend=LEGEND)
+        figure = create_figure(side * len(lines) * 1.06, width=max(side * columns, WIDTH / 2), legend=LEGEND_LABELS)
         grid = figure.subplots(len(lines), columns, squeeze=False, sharex=True, sharey=True)
         for axes, result in zip(grid.flat, [each for line in lines for each in line], strict=True):
             if result is None or result.calibration is None:
@@ -341,9 +343,9 @@ def _plot_reliability_panels(lines: Sequence[Sequence[Result | None]], part: str
             else:
                 title = f"{result.run.label}\n{result.stage.name}"
                 _draw_reliability_panel(axes, title, result.calibration, small=columns > 3)
-        handles = [Line2D([], [], **look) for look in LOOKS]  # type: ignore[arg-type]
+        handles = [Line2D([], [], **look) for look in LINE_STYLES]  # type: ignore[arg-type]
         diagonal = Line2D([], [], color=FAINT, linestyle=":")
-        add_legend_above(figure, [*handles, diagonal], LEGEND)
+        add_legend_above(figure, [*handles, diagonal], LEGEND_LABELS)
     errors = ", ".join(
         f"{result.label} {format_number(result.calibration.before.ece.value, 3)} before and "
         f"{format_number(result.calibration.after.ece.value, 3)} after"
@@ -367,7 +369,7 @@ def _plot_reliability_panels(lines: Sequence[Sequence[Result | None]], part: str
 def _draw_reliability_panel(axes: Axes, title: str, calibration: Calibration, *, small: bool) -> None:
     axes.plot([0, 100], [0, 100], color=FAINT, linestyle=":", zorder=1)
     curves = (calibration.curve_before, calibration.curve_after)
-    for curve, line_options in zip(curves, LOOKS, strict=True):
+    for curve, line_options in zip(curves, LINE_STYLES, strict=True):
         _draw_reliability_curve(axes, curve, line_options)
     axes.set_title(title, fontsize=6.5 if small else 8.5)
     axes.set_xlabel("mean confidence, %")

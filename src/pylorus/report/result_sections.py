@@ -51,7 +51,7 @@ from pylorus.report.study_tables import (
 )
 from pylorus.runs.reading import SavedRun
 
-MOST_PAIRS = 24
+MAX_PAIRS = 24
 """Maximum number of pairs shown on the page; further pairs are only in the CSV file."""
 
 
@@ -133,12 +133,12 @@ def build_comparison_section(evidence: Evidence) -> Section:
     questions, others = evidence.comparisons, evidence.other_comparisons
     if not questions:
         return Section("comparisons", "", ())
-    pairs = questions if len(questions) <= MOST_PAIRS else _filter_winner_pairs(evidence)
+    pairs = questions if len(questions) <= MAX_PAIRS else _filter_winner_pairs(evidence)
     indices = [("macro F1", MACRO_F1)]
     indices += [(f"AUROC of {evidence.class_name}", AUROC)] if any(each.auroc for each in questions) else []
     items: list[Item] = [
         Sentences((_format_families(questions, others=bool(others)),)),
-        Sentences(tuple(each.sentence for each in pairs), listed=True),
+        Sentences(tuple(each.sentence for each in pairs), is_list=True),
         Sentences(tuple(_format_differences(pairs, title, key) for title, key in indices)),
     ]
     if pairs is not questions:
@@ -154,7 +154,7 @@ def build_comparison_section(evidence: Evidence) -> Section:
     items.append(table if pairs is questions else FileOnly(table))
     if others:
         appendix = build_unadjusted_table(others, class_name=evidence.class_name)
-        items.append(appendix if len(others) <= MOST_PAIRS else FileOnly(appendix))
+        items.append(appendix if len(others) <= MAX_PAIRS else FileOnly(appendix))
     return Section("comparisons", "Comparisons between models", tuple(items))
 
 

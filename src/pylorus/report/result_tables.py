@@ -5,7 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.core.formatting import format_number, format_percent, format_percent_at_least, format_threshold
+from pylorus.core.formatting import (
+    format_number,
+    format_percent,
+    format_percent_at_least,
+    format_threshold,
+    join_names,
+)
 from pylorus.evaluation.calibration import calibration_line
 from pylorus.evaluation.confusion import CLASS_METRICS, ClassMetric
 from pylorus.evaluation.decisions import area_under_risk_coverage
@@ -37,6 +43,33 @@ METHODS = (
 )
 
 
+OWN_METHOD = (
+    "with the interval of a grouped jackknife (Student's t). It is symmetric, may exceed the metric's range, and is "
+    "missing where leaving out one group makes the metric undefined or where leaving out any group changes nothing."
+)
+
+PAIR_METHODS = (
+    "Accuracy: exact McNemar test that keeps the images of a group together. Macro F1: permutation test that exchanges "
+    "the predictions of the two models for whole groups. AUROC: DeLong or, with several images per group, Obuchowski, "
+    "with Student's t. Confidence intervals are combined from those of the two models (MOVER), so an interval and its "
+    "p may disagree close to the significance level."
+)
+SEED_METHODS = (
+    "Several seeds: means over the seeds. p (patients): exact sign-flip test by group on the mean over seeds; p "
+    "(training) and its interval account for patients and for seeds (Obuchowski and Rockette 1995, Hillis 2014)."
+)
+FOLD_METHODS = (
+    "Folds: p (patients) is from McNemar's test on the pooled out-of-fold predictions, which keeps the images of a "
+    "group together; p (training) and its interval refer to the mean over folds and account for overlapping training "
+    "sets (Nadeau and Bengio 2003). AUROC: mean over folds, since scores of different models are not on the same scale."
+)
+SPLIT_METHODS = (
+    "Repeated splits: p (patients) is from an exact sign-flip test by group over all splits; p (training) and its "
+    "interval account for overlapping training sets (Nadeau and Bengio 2003)."
+)
+DECISION_NOTE = "The larger of p (patients) and p (training) is corrected and decides."
+
+
 def build_class_metric_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:
     """Build the table of each class of one run, one block per stage.
 
@@ -46,6 +79,7 @@ def build_class_metric_table(results: Sequence[Result], *, level: str = IMAGES) 
     """
     run = results[0].run
     unit = "patients" if level == PATIENTS else "images"
+    own = list(dict.fromkeys(name for result in results for name in result.stage.own_metrics if level == IMAGES))
     return Table(
         key=f"classes-{run.stem}{_get_level_suffix(level)}",
         title=f"{run.label}: all metrics of each class",
@@ -54,13 +88,17 @@ def build_class_metric_table(results: Sequence[Result], *, level: str = IMAGES) 
             *create_text_columns("stage", "class"),
             Column(unit),
             *(Column(metric.label, unit="%") for metric in _list_metrics_with_intervals()),
+            *(Column(name, unit="%") for name in own),
             Column("AUROC"),
             Column("average precision"),
         ),
-        rows=tuple(row for result in results for row in _build_class_metric_rows(result, get_level(result, level))),
+        rows=tuple(
+            row for result in results for row in _build_class_metric_rows(result, get_level(result, level), own)
+        ),
         notes=(
             "Macro average: unweighted mean over the classes. AUROC and average precision: one class versus the rest.",
             METHODS,
+            *([f"{join_names(own)}: defined by the user, {OWN_METHOD}"] if own else []),
         ),
     )
 
@@ -107,7 +145,7 @@ def _list_metrics_with_intervals() -> list[ClassMetric]:
     return [metric for metric in CLASS_METRICS.values() if metric.share is not None]
 
 
-def _build_class_metric_rows(result: Result, level: Level) -> list[Row]:
+def _build_class_metric_rows(result: Result, level: Level, own: Sequence[str]) -> list[Row]:
     stage, ranking, indices = result.stage.name, level.ranking, level.indices
     estimates = {metric.name: level.estimate_metric(metric) for metric in _list_metrics_with_intervals()}
     averages = {
@@ -122,6 +160,7 @@ def _build_class_metric_rows(result: Result, level: Level) -> list[Row]:
                 name,
                 int(level.confusion[index].sum()),
                 *(convert_to_percent_cell(by_class[index]) for by_class in estimates.values()),
+                *(convert_to_percent_cell(result.stage.get_own_estimate(metric, name)) for metric in own),
                 convert_to_number_cell(ranking.auroc[index]),
                 convert_to_number_cell(ranking.average_precision[index]),
             )
@@ -134,6 +173,7 @@ def _build_class_metric_rows(result: Result, level: Level) -> list[Row]:
             "macro average",
             int(level.confusion.sum()),
             *(convert_to_percent_cell(averages[name]) if name in averages else "" for name in estimates),
+            *("" for _ in own),
             convert_to_number_cell(ranking.macro_auroc),
             convert_to_number_cell(ranking.macro_average_precision),
         ),
@@ -215,7 +255,7 @@ def build_calibration_table(results: Sequence[Result], *, class_name: str | None
         columns=(
             *create_text_columns("model", "stage", "probabilities"),
             *(Column(title) for title in ("ECE", "Brier", "NLL", "AURC")),
-            *(Column(title, over=f"line of {class_name}") for title in ("slope", "intercept") if class_name),
+            *(Column(title, heading=f"line of {class_name}") for title in ("slope", "intercept") if class_name),
         ),
         rows=tuple(rows),
         notes=tuple(notes),
@@ -261,11 +301,11 @@ def build_threshold_table(results: Sequence[Result], *, level: str = IMAGES) -> 
         columns=(
             *create_text_columns("model", "stage"),
             Column("threshold"),
-            Column("positives", over=fixed_title),
-            *([] if level == PATIENTS else [Column("positive groups", over=fixed_title)]),
-            Column(f"guaranteed sensitivity, {confidence} confidence", over=fixed_title, unit="%"),
-            Column("positives", over="test"),
-            *(Column(name, over="test", unit="%") for name in ("sensitivity", "specificity", "precision", "NPV")),
+            Column("positives", heading=fixed_title),
+            *([] if level == PATIENTS else [Column("positive groups", heading=fixed_title)]),
+            Column(f"guaranteed sensitivity, {confidence} confidence", heading=fixed_title, unit="%"),
+            Column("positives", heading="test"),
+            *(Column(name, heading="test", unit="%") for name in ("sensitivity", "specificity", "precision", "NPV")),
         ),
         rows=tuple(_build_threshold_row(result, point) for result, point in points),
         notes=(
@@ -328,28 +368,6 @@ def _build_threshold_row(result: Result, point: ThresholdResult) -> Row:
             convert_to_percent_cell(tested.npv),
         )
     )
-
-
-PAIR_METHODS = (
-    "Accuracy: exact McNemar test that keeps the images of a group together. Macro F1: permutation test that exchanges "
-    "the predictions of the two models for whole groups. AUROC: DeLong or, with several images per group, Obuchowski, "
-    "with Student's t. Confidence intervals are combined from those of the two models (MOVER), so an interval and its "
-    "p may disagree close to the significance level."
-)
-SEED_METHODS = (
-    "Several seeds: means over the seeds. p (patients): exact sign-flip test by group on the mean over seeds; p "
-    "(training) and its interval account for patients and for seeds (Obuchowski and Rockette 1995, Hillis 2014)."
-)
-FOLD_METHODS = (
-    "Folds: p (patients) is from McNemar's test on the pooled out-of-fold predictions, which keeps the images of a "
-    "group together; p (training) and its interval refer to the mean over folds and account for overlapping training "
-    "sets (Nadeau and Bengio 2003). AUROC: mean over folds, since scores of different models are not on the same scale."
-)
-SPLIT_METHODS = (
-    "Repeated splits: p (patients) is from an exact sign-flip test by group over all splits; p (training) and its "
-    "interval account for overlapping training sets (Nadeau and Bengio 2003)."
-)
-DECIDES = "The larger of p (patients) and p (training) is corrected and decides."
 
 
 def build_comparison_table(comparisons: Sequence[Comparison], *, class_name: str | None) -> Table:
@@ -416,7 +434,7 @@ def explain_comparison_methods(comparisons: Sequence[Comparison]) -> tuple[str, 
         (SEED_METHODS, any(each.pool.kind == SET and not _is_single_pair(each) for each in comparisons)),
         (FOLD_METHODS, any(each.pool.kind == FOLDS for each in comparisons)),
         (SPLIT_METHODS, any(each.pool.kind == SPLITS for each in comparisons)),
-        (DECIDES, any(each.accuracy.training is not None for each in comparisons)),
+        (DECISION_NOTE, any(each.accuracy.training is not None for each in comparisons)),
     )
     return tuple(text for text, is_used in methods if is_used)
 
@@ -441,25 +459,25 @@ def _build_pair_table(
         columns=(
             *(create_text_columns("question") if corrected else ()),
             *create_text_columns("first", "second"),
-            *((Column("tests", over="corrected for"),) if corrected else ()),
+            *((Column("tests", heading="corrected for"),) if corrected else ()),
             *(
-                (Column("first alone", over="images right"), Column("second alone", over="images right"))
+                (Column("only first", heading="correct images"), Column("only second", heading="correct images"))
                 * has_single_runs
             ),
-            Column("points", over="accuracy, patients"),
-            Column("p", over="accuracy, patients"),
+            Column("points", heading="accuracy, patients"),
+            Column("p", heading="accuracy, patients"),
             *(
                 (
-                    Column("points", over="accuracy, allowing for training"),
-                    Column("p", over="accuracy, allowing for training"),
+                    Column("points", heading="accuracy, allowing for training"),
+                    Column("p", heading="accuracy, allowing for training"),
                 )
                 * has_training
             ),
-            *((Column(p_title, over="accuracy"),) * (corrected or has_training)),
-            Column("points", over="macro F1"),
-            Column(p_title, over="macro F1"),
-            Column("difference", over=f"AUROC {class_name or ''}".strip()),
-            Column(p_title, over=f"AUROC {class_name or ''}".strip()),
+            *((Column(p_title, heading="accuracy"),) * (corrected or has_training)),
+            Column("points", heading="macro F1"),
+            Column(p_title, heading="macro F1"),
+            Column("difference", heading=f"AUROC {class_name or ''}".strip()),
+            Column(p_title, heading=f"AUROC {class_name or ''}".strip()),
         ),
         rows=tuple(
             Row(tuple(_build_pair_cells(each, corrected=corrected, single=has_single_runs, trained=has_training)))

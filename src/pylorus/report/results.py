@@ -66,7 +66,7 @@ KEYS_WITHOUT_LABEL = (
 )
 """Keys that never appear in a label: folders, loggers and speed. Stages are distinguished by their names."""
 
-MOST_SETTINGS = 3
+MAX_SETTINGS = 3
 """Maximum number of settings in a label."""
 
 IMAGES, PATIENTS = "image-level", "patient-level"
@@ -121,7 +121,9 @@ def set_run_labels(runs: Sequence[SavedRun], *, left_out: Sequence[str] = ()) ->
     counts = Counter(names)
     candidates = []
     for name, run in zip(names, runs, strict=True):
-        others = [other for other in runs if other is not run and _is_same_model(other, run)]
+        others = [
+            other for other, other_name in zip(runs, names, strict=True) if other is not run and other_name == name
+        ]
         candidates.append(
             f"{name} ({', '.join(_collect_differing_settings(run, others, left_out))})" if counts[name] > 1 else name
         )
@@ -144,10 +146,6 @@ def make_file_stems(labels: Sequence[str]) -> list[str]:
     return stems
 
 
-def _is_same_model(first: SavedRun, second: SavedRun) -> bool:
-    return first.model.partition(".")[0] == second.model.partition(".")[0]
-
-
 def _collect_differing_settings(run: SavedRun, others: Sequence[SavedRun], left_out: Sequence[str]) -> list[str]:
     """List the settings in which a run differs from others of its model, as `key=value` without the key's groups."""
     settings, other_settings = (
@@ -164,7 +162,7 @@ def _collect_differing_settings(run: SavedRun, others: Sequence[SavedRun], left_
         if any(other.get(key) != value for other in other_settings):
             value_text = run.fold if key == "data.fold" else redact_value(key, value)
             differences.append(f"{key.rpartition('.')[2]}={value_text}")
-    return differences[:MOST_SETTINGS]
+    return differences[:MAX_SETTINGS]
 
 
 @dataclass(frozen=True, eq=False)
@@ -328,22 +326,22 @@ class ThresholdResult:
 
 
 def compute_operating_points(
-    calibration: Calibration, *, class_name: str, aim: SensitivityTarget
+    calibration: Calibration, *, class_name: str, target: SensitivityTarget
 ) -> tuple[ThresholdResult, ...]:
     """Determine thresholds of the calibrated probability per image and, if groups have several images, per patient.
 
     Returns:
         One per level; empty if no validation image is of the class, so that no threshold can be fixed.
     """
-    points = [_compute_operating_point(IMAGES, calibration.validation, calibration.test, class_name, aim)]
+    points = [_compute_operating_point(IMAGES, calibration.validation, calibration.test, class_name, target)]
     validation, test = group_by_patient(calibration.validation), group_by_patient(calibration.test)
     if validation is not None and test is not None:
-        points.append(_compute_operating_point(PATIENTS, validation[0], test[0], class_name, aim))
+        points.append(_compute_operating_point(PATIENTS, validation[0], test[0], class_name, target))
     return tuple(point for point in points if point is not None)
 
 
 def _compute_operating_point(
-    level: str, validation: Predictions, test: Predictions, class_name: str, aim: SensitivityTarget
+    level: str, validation: Predictions, test: Predictions, class_name: str, target: SensitivityTarget
 ) -> ThresholdResult | None:
     column = validation.class_names.index(class_name)
     positive = validation.true == column
@@ -353,8 +351,8 @@ def _compute_operating_point(
         positive,
         validation.probabilities[:, column],
         validation.group,
-        sensitivity=aim.sensitivity,
-        confidence=aim.confidence,
+        sensitivity=target.sensitivity,
+        confidence=target.confidence,
         margin=ROUNDING,
     )
     point = operating_point(
@@ -416,18 +414,18 @@ class Result:
 
 
 def compute_results(
-    run: SavedRun, *, class_name: str | None, aim: SensitivityTarget, options: ReportOptions
+    run: SavedRun, *, class_name: str | None, target: SensitivityTarget, options: ReportOptions
 ) -> tuple[Result, ...]:
     """Compute one result per stage with test predictions.
 
     Args:
         run: The run.
         class_name: Short name of the class for which a threshold is fixed; there is no threshold if the run lacks it.
-        aim: Sensitivity that this threshold has to guarantee.
+        target: Sensitivity that this threshold has to guarantee.
         options: Options of the report.
     """
     return tuple(
-        _compute_result(run, stage, stage.test, class_name, aim, options)
+        _compute_result(run, stage, stage.test, class_name, target, options)
         for stage in run.stages
         if stage.test is not None
     )
@@ -438,7 +436,7 @@ def _compute_result(
     stage: SavedStage,
     test: SavedPredictions,
     class_name: str | None,
-    aim: SensitivityTarget,
+    target: SensitivityTarget,
     options: ReportOptions,
 ) -> Result:
     validation = stage.validation
@@ -447,7 +445,7 @@ def _compute_result(
         test = replace(test, predictions=calibration.test)
     operating: tuple[ThresholdResult, ...] = ()
     if calibration is not None and class_name in test.predictions.class_names:
-        operating = compute_operating_points(calibration, class_name=str(class_name), aim=aim)
+        operating = compute_operating_points(calibration, class_name=str(class_name), target=target)
     return Result(
         run=run,
         stage=stage,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from pylorus.core.errors import TRAIN_COMMAND
 from pylorus.core.privacy import redact_overrides
 from pylorus.data.stratification import explain_split, get_requested_fractions
 from pylorus.report.captions import format_caveats, format_test_basis, format_training_basis, is_validated_on_test
@@ -31,7 +32,7 @@ def format_command_lines(runs: Sequence[SavedRun], *, names: bool) -> str:
     lines = []
     for run in runs:
         words = [str(word) for word in run.status.get("overrides", [])]
-        lines.append(f"{run.label}: python train.py {' '.join(words if names else redact_overrides(words))}")
+        lines.append(f"{run.label}: {TRAIN_COMMAND} {' '.join(words if names else redact_overrides(words))}")
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -50,8 +51,8 @@ def build_accuracy_table(results: Sequence[Result]) -> Table:
             *create_text_columns("model", "stage"),
             Column("validation" if not all(on_test) else "validation (test images)", unit="%"),
             Column("test", unit="%"),
-            Column("right", over="test images"),
-            Column("of", over="test images"),
+            Column("correct", heading="test images"),
+            Column("of", heading="test images"),
         ),
         rows=tuple(
             Row(
@@ -98,8 +99,8 @@ def build_split_table(run: SavedRun) -> Table:
         basis=format_training_basis([run]),
         columns=(
             *create_text_columns("class"),
-            *(Column(part, over="images") for part in PARTS),
-            *(Column(part, over="groups") for part in PARTS if grouped),
+            *(Column(part, heading="images") for part in PARTS),
+            *(Column(part, heading="groups") for part in PARTS if grouped),
         ),
         rows=tuple(rows),
         notes=_format_split_notes(run),

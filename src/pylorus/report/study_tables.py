@@ -23,6 +23,12 @@ from pylorus.report.results import CONFIDENCE, IMAGES, PATIENTS, Level, Result
 from pylorus.report.table import Column, Number, Row, Table, convert_to_percent_cell, create_text_columns
 from pylorus.runs.reading import get_metric_labels
 
+PRINTED_METRICS = {name: CLASS_METRICS[name].label for name in ("precision", "sensitivity", "f1")}
+"""Metrics of the study's printed tables, with their labels."""
+
+WINNER = ("ResNet50", "finetune")
+"""The study's best model, used as the reference for models that the study did not include."""
+
 
 @dataclass(frozen=True)
 class PublishedModel:
@@ -166,10 +172,6 @@ STUDY = PublishedStudy(
 """The study that this project makes reproducible. Its images were never published; these numbers were."""
 
 
-PRINTED = {name: CLASS_METRICS[name].label for name in ("precision", "sensitivity", "f1")}
-"""Metrics of the study's printed tables, with their labels."""
-
-
 def build_study_metric_table(results: Sequence[Result]) -> Table:
     """Build table 1, 2 or 3: the metrics of each class and their average, in %, for all stages of one run.
 
@@ -208,7 +210,10 @@ def build_confusion_table(results: Sequence[Result], *, level: str = IMAGES, num
         key=f"confusion-matrices{suffix}" + (f"-{number}" if number > 1 else ""),
         title=f"Confusion matrices: number of {unit} by true class (rows) and predicted class (columns)",
         basis=format_test_basis([result for result, _ in levels], level=level),
-        columns=(*create_text_columns("model", "stage", "true"), *(Column(name, over="predicted") for name in names)),
+        columns=(
+            *create_text_columns("model", "stage", "true"),
+            *(Column(name, heading="predicted") for name in names),
+        ),
         rows=tuple(
             Row((result.run.label, result.stage.name, name, *(int(count) for count in counts)))
             for result, level_result in levels
@@ -224,7 +229,7 @@ def build_published_metric_table(model: str) -> Table:
         key=f"published-{model.lower()}",
         title=f"As published: {model}: precision, sensitivity and F1 of each class, in %",
         basis=format_published_basis(),
-        columns=_build_study_columns([result.stage for result in results], PRINTED.values()),
+        columns=_build_study_columns([result.stage for result in results], PRINTED_METRICS.values()),
         rows=_build_study_rows(STUDY.short_names, [_get_printed_metrics(result) for result in results], digits=0),
     )
 
@@ -237,7 +242,7 @@ def build_published_confusion_table() -> Table:
         basis=format_published_basis(),
         columns=(
             *create_text_columns("model", "stage", "true"),
-            *(Column(name, over="predicted") for name in STUDY.short_names),
+            *(Column(name, heading="predicted") for name in STUDY.short_names),
         ),
         rows=tuple(
             Row((result.model, result.stage, name, *counts))
@@ -274,12 +279,12 @@ def _compute_study_metrics(result: Result, metrics: Iterable[str]) -> list[list[
 
 
 def _get_printed_metrics(result: PublishedModel) -> list[list[float]]:
-    return [[float(value) for value in getattr(result, name)] for name in PRINTED]
+    return [[float(value) for value in getattr(result, name)] for name in PRINTED_METRICS]
 
 
 def _build_study_columns(stages: Sequence[str], labels: Iterable[str]) -> tuple[Column, ...]:
     titles = list(labels)
-    return (*create_text_columns("class"), *(Column(title, over=stage) for stage in stages for title in titles))
+    return (*create_text_columns("class"), *(Column(title, heading=stage) for stage in stages for title in titles))
 
 
 def _build_study_rows(
@@ -293,10 +298,6 @@ def _build_study_rows(
         )
         for position, name in enumerate([*names, "average"])
     )
-
-
-WINNER = ("ResNet50", "finetune")
-"""The study's best model, used as the reference for models that the study did not include."""
 
 
 @dataclass(frozen=True, eq=False)

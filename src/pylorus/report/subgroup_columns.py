@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from pylorus.core.privacy import find_identifying_reason, is_nearly_unique, is_of_one_patient
 from pylorus.report.results import Result
 
-MOST_VALUES = 12
+MAX_VALUES = 12
 """Maximum number of subgroups of a text column; if it has more values, the rarest are merged."""
-MOST_NUMBERS = 5
+MAX_NUMBERS = 5
 """A column with more different numbers than this, such as age, is divided at its quartiles."""
-MOST_QUARTERS = 8
+MAX_QUARTERS = 8
 """Dates in more quarters than this are grouped by year."""
-MOST_YEARS = 25
+MAX_YEARS = 25
 """Dates that span more years than this are treated as dates of birth."""
-SHARES = (0.25, 0.5, 0.75)
+QUARTILES = (0.25, 0.5, 0.75)
 
 NOT_STATED = "not stated"
-RARE = "values too rare to be shown"
+RARE_VALUES = "values too rare to be shown"
 """Name of the subgroup of values that only one patient has."""
 OTHER = "other"
 
@@ -107,15 +107,15 @@ def _build_subgroups_or_reason(values: NDArray[np.str_], group: NDArray[np.gener
         return "all test images have the same value" if known.all() else "only one value is given"
     dates, numbers = _parse_months(values), _parse_numbers(values)
     if dates is not None:
-        if dates[known].max() - dates[known].min() > 12 * MOST_YEARS:
+        if dates[known].max() - dates[known].min() > 12 * MAX_YEARS:
             return "its values look like dates of birth; give ages to form subgroups"
         return _group_by_shared_value(_convert_to_periods(values, dates), group)
     reason = find_identifying_reason(values, group)
     if reason is not None:
         return reason
-    if numbers is not None and len(distinct) > MOST_NUMBERS:
+    if numbers is not None and len(distinct) > MAX_NUMBERS:
         return _group_by_shared_value(_convert_to_quartiles(numbers), group)
-    if len(distinct) > MOST_NUMBERS and is_nearly_unique(values, group):
+    if len(distinct) > MAX_NUMBERS and is_nearly_unique(values, group):
         return "many patients have a value of their own, which could identify them"
     return _group_by_value(values, group)
 
@@ -123,13 +123,13 @@ def _build_subgroups_or_reason(values: NDArray[np.str_], group: NDArray[np.gener
 def _group_by_value(values: NDArray[np.str_], group: NDArray[np.generic]) -> tuple[Subgroup, ...] | str:
     """Form one subgroup per value; of many values the most frequent ones, with the rest merged."""
     subgroups = _group_by_shared_value(values, group)
-    if isinstance(subgroups, str) or len(subgroups) <= MOST_VALUES + sum(
-        each.name in (RARE, NOT_STATED) for each in subgroups
+    if isinstance(subgroups, str) or len(subgroups) <= MAX_VALUES + sum(
+        each.name in (RARE_VALUES, NOT_STATED) for each in subgroups
     ):
         return subgroups
     values = np.where(is_of_one_patient(values, group), OTHER, values)
     counts = Counter(values[(values != "") & (values != OTHER)].tolist())
-    frequent = [name for name, _ in sorted(counts.items(), key=lambda each: (-each[1], each[0]))[: MOST_VALUES - 1]]
+    frequent = [name for name, _ in sorted(counts.items(), key=lambda each: (-each[1], each[0]))[: MAX_VALUES - 1]]
     return _build_subgroups(np.where(np.isin(values, ["", *frequent]), values, OTHER))
 
 
@@ -146,7 +146,7 @@ def _group_by_shared_value(values: NDArray[np.str_], group: NDArray[np.generic])
 
 
 def replace_single_patient_values(values: NDArray[np.str_], group: NDArray[np.generic]) -> NDArray[np.str_]:
-    """Replace values that only one patient has by `RARE`: such a value may be a name, and it forms no subgroup.
+    """Replace values that only one patient has by `RARE_VALUES`: such a value may be a name, and it forms no subgroup.
 
     Args:
         values: Values as text, of shape (images,); empty where unknown.
@@ -156,12 +156,12 @@ def replace_single_patient_values(values: NDArray[np.str_], group: NDArray[np.ge
         >>> replace_single_patient_values(np.array(["A", "A", "B"]), np.array([1, 2, 3])).tolist()
         ['A', 'A', 'values too rare to be shown']
     """
-    return np.where(is_of_one_patient(values, group), RARE, values)
+    return np.where(is_of_one_patient(values, group), RARE_VALUES, values)
 
 
 def _build_subgroups(values: NDArray[np.str_]) -> tuple[Subgroup, ...]:
     """Form one subgroup per value, in order; merged and missing values come last."""
-    last = (OTHER, RARE, "")
+    last = (OTHER, RARE_VALUES, "")
     names = [name for name in _sort_subgroup_names(sorted(set(values.tolist()))) if name not in last]
     names += [name for name in last if (values == name).any()]
     return tuple(Subgroup(name or NOT_STATED, values == name) for name in names)
@@ -180,7 +180,7 @@ def _convert_to_quartiles(numbers: NDArray[np.float64]) -> NDArray[np.str_]:
     """Name the quartile range of each number, without the minimum and maximum, which identify single patients."""
     known = np.isfinite(numbers)
     is_integer = bool((numbers[known] % 1 == 0).all())
-    quartiles = np.quantile(numbers[known], SHARES)
+    quartiles = np.quantile(numbers[known], QUARTILES)
     edges = np.unique(np.ceil(quartiles) if is_integer else [float(f"{edge:.3g}") for edge in quartiles])
     edges = edges[(edges > numbers[known].min()) & (edges <= numbers[known].max())]
     labels = [f"{edge:.10g}" for edge in edges]
@@ -197,10 +197,10 @@ def _convert_to_periods(values: NDArray[np.str_], months: NDArray[np.float64]) -
     month_numbers = np.where(known, months, 0).astype(np.int64)
     quarters = [f"{month // 12} Q{month % 12 // 3 + 1}" for month in month_numbers.tolist()]
     by_year = any(DATES[-1].fullmatch(value) for value in values[known].tolist())
-    if len(set(np.array(quarters)[known].tolist())) <= MOST_QUARTERS and not by_year:
+    if len(set(np.array(quarters)[known].tolist())) <= MAX_QUARTERS and not by_year:
         return np.where(known, np.array(quarters), "")
     years = np.where(known, month_numbers // 12, np.nan)
-    if len(set(years[known].tolist())) > MOST_VALUES:
+    if len(set(years[known].tolist())) > MAX_VALUES:
         return _convert_to_quartiles(years)
     return np.where(known, np.array([str(month // 12) for month in month_numbers.tolist()]), "")
 

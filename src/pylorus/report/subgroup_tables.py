@@ -19,7 +19,7 @@ from pylorus.report.evidence import Evidence
 from pylorus.report.results import CONFIDENCE, LEVEL, ReportOptions, Result
 from pylorus.report.subgroup_columns import (
     OTHER,
-    RARE,
+    RARE_VALUES,
     Subgroup,
     SubgroupColumn,
     get_subgroup_columns,
@@ -78,7 +78,7 @@ def build_subgroup_section(evidence: Evidence) -> Section:
             items.append(build_class_subgroup_table(result, columns, class_name=str(evidence.class_name)))
         items += [
             build_subgroup_test_table(result, tests),
-            Sentences(format_subgroup_sentences(result, tests), listed=True),
+            Sentences(format_subgroup_sentences(result, tests), is_list=True),
         ]
     omitted = build_omitted_column_table(shipped)
     return Section("subgroups", "Subgroups of the test images", (*items, *([omitted] if omitted else [])))
@@ -107,7 +107,7 @@ def build_subgroup_table(result: Result, columns: Sequence[SubgroupColumn]) -> T
         columns=(
             *_build_subgroup_head_columns(),
             Column("accuracy", unit="%"),
-            *(Column(name, over="sensitivity", unit="%") for name in predictions.class_names),
+            *(Column(name, heading="sensitivity", unit="%") for name in predictions.class_names),
         ),
         rows=tuple(rows),
         notes=(
@@ -354,6 +354,6 @@ def _format_binning_notes(columns: Sequence[SubgroupColumn]) -> tuple[str, ...]:
         notes.append("Columns with many different numbers are divided at their quartiles.")
     if OTHER in names:
         notes.append("For columns with more than 12 values, the 11 most frequent ones are shown.")
-    if RARE in names:
+    if RARE_VALUES in names:
         notes.append("Values that occur in only one patient are not shown.")
     return tuple(notes)

@@ -24,7 +24,7 @@ STATES = {
 }
 """Explains why a run is incomplete, by its state."""
 
-MANY = 4
+MAX_LABELS = 4
 """Maximum number of labels that are listed; more are counted instead."""
 
 
@@ -61,7 +61,7 @@ class Summary:
 def build_summary(evidence: Evidence, *, kind: str) -> Summary:
     """Summarize a report; `kind` is one of `KINDS`."""
     labels = [run.label for run in evidence.runs]
-    named = ", ".join(labels) if len(labels) <= MANY else f"{len(labels)} runs"
+    named = ", ".join(labels) if len(labels) <= MAX_LABELS else f"{len(labels)} runs"
     return Summary(
         title=f"{KINDS[kind]}: {named}",
         subtitle=_format_subtitle(evidence.runs),
@@ -98,8 +98,8 @@ def _collect_key_figures(evidence: Evidence) -> tuple[KeyFigure, ...]:
     for winner in evidence.winners:
         chosen = winner.preferred or winner.leaders[0]
         facts += [_build_accuracy_figure(chosen, _format_choice(winner)), *_build_image_figures(chosen, winner.pool)]
-    for looks in evidence.looks if len(evidence.tests) == 1 else ():
-        total = looks.here + looks.epochs + looks.elsewhere
+    for count in evidence.evaluation_counts if len(evidence.tests) == 1 else ():
+        total = count.stages + count.epochs + count.other_stages
         detail = "at least; each one makes the best result more optimistic"
         facts.append(KeyFigure("Evaluations of the test set", f"{total}", detail))
     return tuple(facts)
@@ -234,7 +234,7 @@ def _collect_split_warnings(runs: Sequence[SavedRun]) -> list[str]:
     splits = {run.split.sha256: run for run in runs if run.split is not None}
     by_split = {run.split.short_hash: format_split_warnings(run) for run in splits.values() if run.split is not None}
     warned = {cited: sentences for cited, sentences in by_split.items() if sentences}
-    if len(by_split) > MANY:
+    if len(by_split) > MAX_LABELS:
         return [
             f"{len(warned)} of {len(by_split)} splits have a class whose proportion in train, val or test differs from "
             'the requested one, or that has few groups there: see "Runs, data and split".'
@@ -256,7 +256,7 @@ def _collect_warnings(evidence: Evidence) -> list[str]:
             )
     sentences += _collect_split_warnings(evidence.runs)
     sentences += format_pool_notes(evidence.pools, evidence.configurations)
-    sentences += format_evaluation_counts(evidence.looks)
+    sentences += format_evaluation_counts(evidence.evaluation_counts)
     if not evidence.results:
         sentences.insert(0, "No stage has test predictions yet, so this report only describes the runs.")
     return sentences

@@ -37,13 +37,13 @@ LATEX = {
 }
 """Replacements of characters that are special in LaTeX or missing from its fonts."""
 
-WIDEST = 84
+MAX_LATEX_WIDTH = 84
 """A LaTeX table with more characters per row than this is scaled to the text width."""
 
-PROSE = 60
+MAX_CELL_LENGTH = 60
 """A cell with more characters than this is prose, whose lines are wrapped."""
 
-LONGEST = 40
+MAX_LATEX_ROWS = 40
 """A LaTeX table with more rows than this may span several pages."""
 
 
@@ -106,13 +106,13 @@ class Column:
 
     Attributes:
         title: Heading of the column.
-        over: Spanning heading shared with neighbouring columns; may be empty.
+        heading: Spanning heading shared with neighbouring columns; may be empty.
         unit: Unit of its numbers, such as `%`; may be empty.
         text: Whether it contains text, which is left-aligned.
     """
 
     title: str
-    over: str = ""
+    heading: str = ""
     unit: str = ""
     text: bool = False
 
@@ -215,10 +215,10 @@ class Table:
         """The spanning headings, and the number of columns that each spans."""
         spans: list[tuple[str, int]] = []
         for column in self.columns:
-            if spans and spans[-1][0] == column.over and column.over:
-                spans[-1] = (column.over, spans[-1][1] + 1)
+            if spans and spans[-1][0] == column.heading and column.heading:
+                spans[-1] = (column.heading, spans[-1][1] + 1)
             else:
-                spans.append((column.over, 1))
+                spans.append((column.heading, 1))
         return spans
 
 
@@ -325,10 +325,10 @@ def format_latex(table: Table) -> str:
 
     In a wide table, intervals are placed below their values.
     """
-    has_prose = any(len(format_cell(cell)) > PROSE for row in table.rows for cell in row.cells)
-    is_long = has_prose or len(table.rows) > LONGEST
-    is_stacked = _count_row_characters(table, stacked=False) > WIDEST
-    is_scaled = not is_long and _count_row_characters(table, stacked=is_stacked) > WIDEST
+    has_prose = any(len(format_cell(cell)) > MAX_CELL_LENGTH for row in table.rows for cell in row.cells)
+    is_long = has_prose or len(table.rows) > MAX_LATEX_ROWS
+    is_stacked = _count_row_characters(table, stacked=False) > MAX_LATEX_WIDTH
+    is_scaled = not is_long and _count_row_characters(table, stacked=is_stacked) > MAX_LATEX_WIDTH
     caption = rf"\caption{{{escape_latex(f'{table.title}. {table.basis}'.strip())}}}"
     label = rf"\label{{tab:{table.key}}}"
     header = [r"\toprule", *_format_latex_head(table), r"\midrule"]
@@ -377,9 +377,9 @@ def _format_latex_column(table: Table, index: int, *, prose: bool) -> str:
     if not column.text:
         return "r"
     longest = max((len(format_cell(row.cells[index])) for row in table.rows), default=0)
-    if longest > PROSE:
+    if longest > MAX_CELL_LENGTH:
         return r"p{0.5\textwidth}"
-    return r"p{0.2\textwidth}" if prose and longest > PROSE / 4 else "l"
+    return r"p{0.2\textwidth}" if prose and longest > MAX_CELL_LENGTH / 4 else "l"
 
 
 def _count_row_characters(table: Table, *, stacked: bool) -> int:
@@ -414,7 +414,7 @@ def escape_latex(text: str) -> str:
 
 def _format_latex_head(table: Table) -> list[str]:
     titles = " & ".join(escape_latex(_format_column_title(column)) for column in table.columns) + r" \\"
-    if not any(column.over for column in table.columns):
+    if not any(column.heading for column in table.columns):
         return [titles]
     spans, rules, first = [], [], 1
     for over, count in table.spans:
@@ -430,7 +430,7 @@ def _format_column_title(column: Column) -> str:
 
 
 def _format_flat_title(column: Column) -> str:
-    return f"{column.over} {_format_column_title(column)}".strip()
+    return f"{column.heading} {_format_column_title(column)}".strip()
 
 
 def _has_interval(cell: Cell) -> bool:

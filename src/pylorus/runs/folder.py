@@ -36,10 +36,10 @@ PARTS = ("val", "test")
 STATUS = "status.json"
 """File that identifies a folder as a run."""
 
-HEARTBEAT = 20.0
+HEARTBEAT_SECONDS = 20.0
 """Seconds between two heartbeats of a running run."""
 
-SILENCE = timedelta(minutes=3)
+HEARTBEAT_TIMEOUT = timedelta(minutes=3)
 """A run on another machine counts as dead after this time without a heartbeat."""
 
 
@@ -227,7 +227,10 @@ class StageFolder:
         return self.path / "own_metrics.json"
 
     def read_own_metrics(self) -> dict[str, dict[str, dict[str, float | None]]]:
-        """Return the values of the user's own metrics by split, metric and class; empty if there are none."""
+        """Return the user's own metrics by split, metric and class; empty if there are none.
+
+        The ends of their intervals are beside the splits, as test/low and test/high.
+        """
         path = self.own_metrics_path
         return read_json(path) if path.is_file() else {}
 
@@ -398,7 +401,7 @@ def _send_heartbeats(write: Callable[..., None]) -> Iterator[None]:
     ended = threading.Event()
 
     def send_heartbeat() -> None:
-        while not ended.wait(HEARTBEAT):
+        while not ended.wait(HEARTBEAT_SECONDS):
             with suppress(OSError):  # the run itself will report a full disk
                 write(heartbeat=_format_now())
 
@@ -428,7 +431,7 @@ def _is_alive(status: dict[str, Any]) -> bool:
     if before and now and before[0] == now[0] and before[1] != now[1]:
         return False  # the same job before it was requeued: that process may have run on another machine
     if status.get("host", socket.gethostname()) != socket.gethostname():
-        return datetime.now(UTC) - heartbeat < SILENCE
+        return datetime.now(UTC) - heartbeat < HEARTBEAT_TIMEOUT
     try:
         process = psutil.Process(status["pid"])
         # A process that started after the run's last heartbeat only reuses its process ID.

@@ -24,7 +24,7 @@ from scipy.special import softmax
 
 from pylorus.core.errors import PylorusError, format_name_list
 from pylorus.core.io import write_atomically
-from pylorus.core.privacy import ABOUT
+from pylorus.core.privacy import MANIFEST_PREFIX
 from pylorus.evaluation.confusion import confusion_matrix
 from pylorus.evaluation.predictions import Predictions, check_logits
 
@@ -96,7 +96,7 @@ def build_prediction_table(
         )
     probabilities = softmax(logits.astype(np.float64), axis=1)
     table = pd.DataFrame({"sample_id": rows["sample_id"], "group": rows["group"], "split": split})
-    table = table.join(rows[[name for name in rows.columns if name.startswith(ABOUT)]])
+    table = table.join(rows[[name for name in rows.columns if name.startswith(MANIFEST_PREFIX)]])
     table["true"] = [names[label] for label in rows["label"]]
     table["predicted"] = [names[label] for label in logits.argmax(axis=1)]
     for column, name in enumerate(names):
@@ -173,8 +173,8 @@ def check_predictions(table: pd.DataFrame, *, order: Sequence[str] = ()) -> Save
     if (logits[rows, predicted] < logits.max(axis=1)).any():
         raise ValueError("the predicted class is not the one with the highest logit")
     about = {
-        name.removeprefix(ABOUT): table[name].fillna("").to_numpy(dtype=str)
+        name.removeprefix(MANIFEST_PREFIX): table[name].fillna("").to_numpy(dtype=str)
         for name in table.columns
-        if name.startswith(ABOUT)
+        if name.startswith(MANIFEST_PREFIX)
     }
     return SavedPredictions(predictions, logits, about)

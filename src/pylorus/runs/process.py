@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -35,9 +36,9 @@ ACCELERATORS = {"cuda": "gpu"}
 
 IN_SWEEP = "PYLORUS_IN_SWEEP"
 """The environment variable of a job that a sweep started: the sweep handles its signals."""
-PATIENCE = 60.0
+STOP_TIMEOUT = 60.0
 """Seconds in which a run must finish and save its current step once it is asked to end."""
-JOB_PATIENCE = 1.5 * PATIENCE
+JOB_STOP_TIMEOUT = 1.5 * STOP_TIMEOUT
 """Seconds in which a job of a sweep must end; it may have to wait for processes of its own."""
 JOB_STOP_SIGNAL = signal.SIGTERM
 """The signal that a sweep sends to its jobs when it has to end; a job that already received a signal ignores it."""
@@ -129,10 +130,12 @@ class BackgroundTask:
 
     def stop(self) -> None:
         """Ask the function to end, and wait for it."""
-        if self._process is not None and self._process.is_alive():
-            self._process.terminate()
-            self._process.join(PATIENCE)
-            self._process.kill()
+        end = time.monotonic() + STOP_TIMEOUT
+        while self._process is not None and self._process.is_alive():
+            if time.monotonic() > end:
+                self._process.kill()
+            self._process.terminate()  # again and again: Python drops an exception that is raised in a destructor
+            self._process.join(5.0)
 
 
 def _run_in_background(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -5,6 +5,7 @@ A path names a run or a sweep. Configuration, split, stages and predictions of a
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,12 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from pylorus.core.errors import PylorusError, format_name_list
 from pylorus.core.io import read_json
-from pylorus.core.privacy import HIDDEN
+from pylorus.core.privacy import HIDDEN_VALUE
 from pylorus.evaluation.confusion import CLASS_METRICS, select_class_metrics
+from pylorus.evaluation.intervals import Estimate
 from pylorus.runs.folder import LAST, STATUS, RunFolder, ShippedStage, read_shipped, score_stage, select_stage
 from pylorus.runs.predictions import SavedPredictions, read_predictions
 
-# As in pylorus.data.split, whose import would load scikit-learn and is slow.
+# As in pylorus.data.split, whose import would load OpenCV and take 0.2 s.
 COLUMNS = ["sample_id", "path", "class", "group", "split", "sha256"]
 PARTS = ("train", "val", "test")
 
@@ -49,7 +51,7 @@ MACHINE_KEYS = (
 Precision and batch size are not among them: they change what the model learns. Images are identified by their content.
 """
 
-SHOWN_DIGITS = 12
+HASH_DIGITS = 12
 """Number of digits of a hash that tables cite."""
 
 
@@ -68,7 +70,7 @@ class SavedSplit:
     @property
     def short_hash(self) -> str:
         """Short hash, as cited in tables."""
-        return self.sha256[:SHOWN_DIGITS]
+        return self.sha256[:HASH_DIGITS]
 
     @cached_property
     def test_set_hash(self) -> str:
@@ -178,6 +180,7 @@ class SavedStage:
         validation: Predictions for the images that it was validated on, or None.
         test: Predictions for the test images, or None if the stage was not tested.
         own_metrics: Values of the user's own metrics on the test images, by metric and class.
+        own_intervals: Lower and upper ends of their intervals; empty in a run of an older Pylorus.
     """
 
     name: str
@@ -186,6 +189,14 @@ class SavedStage:
     validation: SavedPredictions | None
     test: SavedPredictions | None
     own_metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    own_intervals: tuple[dict[str, dict[str, float | None]], ...] = ({}, {})
+
+    def get_own_estimate(self, metric: str, class_name: str) -> Estimate:
+        """Return one of the user's own metrics on the test images; NaN where it, or its interval, is undefined."""
+        saved = (values.get(metric, {}).get(class_name) for values in (self.own_metrics, *self.own_intervals))
+        value, low, high = (math.nan if number is None else number for number in saved)
+        reason = "the function returned NaN" if math.isnan(value) else "the jackknife gives no interval"
+        return Estimate(value, low, high, reason="" if math.isfinite(low) else reason)
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,7 +299,7 @@ class SavedRun:
         if fold is None or self.get_setting("data.fold_column") is None:
             return None if fold is None else str(fold)
         patients = 0 if self.split is None else self.split.get_split_rows("test")["group"].nunique()
-        return str(fold) if patients > 1 else HIDDEN
+        return str(fold) if patients > 1 else HIDDEN_VALUE
 
     def get_setting(self, key: str, default: Any = None) -> Any:
         """Return the value of a configuration key, or the default if it is missing or null."""
@@ -358,6 +369,9 @@ def read_run(folder: Path, config: DictConfig | None = None, *, order: Sequence[
             validation=_read_optional_predictions(run_folder.get_predictions_path(str(name), "val"), order),
             test=_read_optional_predictions(run_folder.get_predictions_path(str(name), "test"), order),
             own_metrics=run_folder.get_stage(str(name)).read_own_metrics().get("test", {}),
+            own_intervals=tuple(
+                run_folder.get_stage(str(name)).read_own_metrics().get(f"test/{end}", {}) for end in ("low", "high")
+            ),
         )
         for name in planned
     )

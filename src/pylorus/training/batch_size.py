@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import torch
-from torch.nn import functional
 
 from pylorus.config.schema import Config, LossConfig, ModelConfig, OptimizerConfig, StageConfig, TrainerConfig
 from pylorus.core.errors import PylorusError
@@ -63,10 +62,11 @@ def _prepare_step(request: dict[str, Any], answers: TextIO) -> Callable[[int], d
         [str(number) for number in range(request["classes"])],
         StagePlan("trial", stage, 0, 0),
         optimizer_config,
-        LossConfig(),
+        LossConfig(**request["loss"]),
+        images_of_class=[1] * request["classes"],  # their weights change neither memory nor time
         channels_last=request["channels_last"],
     ).to(engine.accelerator)
-    eval_modules = apply_depth(classifier.network, stage.learn).still
+    eval_modules = apply_depth(classifier.network, stage.learn).eval_modules
     optimizer = build_optimizer(classifier.network, stage, optimizer_config)
 
     def generate_noise(images: int) -> torch.Tensor:
@@ -78,7 +78,7 @@ def _prepare_step(request: dict[str, Any], answers: TextIO) -> Callable[[int], d
         image, label = generate_noise(size), torch.arange(size, device=engine.accelerator) % request["classes"]
         start = time.perf_counter()
         with engine.use_precision():
-            loss = functional.cross_entropy(classifier(image), label)
+            loss: torch.Tensor = classifier.loss(classifier(image), label).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         classifier.configure_gradient_clipping(optimizer)
         optimizer.step()
@@ -106,13 +106,13 @@ def _send_answer(answers: TextIO, message: object) -> None:
     answers.flush()
 
 
-MOST = {"cpu": 128, "cuda": 512}
+MAX_BATCH_SIZE = {"cpu": 128, "cuda": 512}
 """Images of the largest step that is tried: larger ones change what is learned."""
-SHARE = {"cpu": 0.7, "cuda": 0.9}
+MEMORY_FRACTION = {"cpu": 0.7, "cuda": 0.9}
 """Fraction of the free memory that a step may use."""
-ENOUGH = get_batch_size(TrainerConfig())
+DEFAULT_BATCH_SIZE = get_batch_size(TrainerConfig())
 """Below this batch size, speed is no reason to stop."""
-GAIN = 1.05
+MIN_SPEEDUP = 1.05
 """Factor by which throughput (images/s) must grow when the step doubles on a CPU."""
 
 
@@ -153,17 +153,17 @@ def resolve_batch_size(
         return configured, "set by the user"
     if isinstance(initial.batch_size, int):
         return initial.batch_size, "as chosen when the run started"
-    if engine.accelerator not in MOST:
+    if engine.accelerator not in MAX_BATCH_SIZE:
         raise PylorusError(
             f"trainer.batch_size: found auto, which {engine.accelerator} does not support. Set a number, such as 16."
         )
-    fraction = SHARE[engine.accelerator]
+    fraction = MEMORY_FRACTION[engine.accelerator]
     with TrialProcess(_build_request(config, backbone, engine)) as trial:
         budget = int(fraction * trial.free / get_concurrent_jobs())
         room = f"{format_percent(fraction, digits=0)} % of the {format_bytes(trial.free)} of free memory"
         size, why = find_largest_size(
             trial.measure_step,
-            sizes=_list_sizes(images // devices, MOST[engine.accelerator] // devices),
+            sizes=_list_sizes(images // devices, MAX_BATCH_SIZE[engine.accelerator] // devices),
             budget=budget,
             room=room if get_concurrent_jobs() == 1 else f"{room}, shared with other jobs of the sweep",
             careful=engine.accelerator == "cpu",
@@ -192,7 +192,11 @@ def find_largest_size(try_step: Try, *, sizes: Sequence[int], budget: int, room:
         if cost is None or cost.peak > budget:
             reason = f"the largest that fits: a step of {size} would need more than {room}"
             break
-        if careful and size > ENOUGH and _compute_throughput(size, cost) < GAIN * _compute_throughput(*fitting[-1]):
+        if (
+            careful
+            and size > DEFAULT_BATCH_SIZE
+            and _compute_throughput(size, cost) < MIN_SPEEDUP * _compute_throughput(*fitting[-1])
+        ):
             reason = f"a step of {size} would fit, but is no faster in images per second"
             break
         fitting.append((size, cost))
@@ -224,15 +228,16 @@ def _list_sizes(images: int, most: int) -> list[int]:
 
 def _build_request(config: Config, backbone: Backbone, engine: Engine) -> dict[str, object]:
     """Build the trial request, for the stage that trains the most parameter tensors."""
-    stage = max(config.stages.values(), key=lambda stage: len(resolve_depth(backbone.network, stage.learn).learning))
+    stage = max(config.stages.values(), key=lambda stage: len(resolve_depth(backbone.network, stage.learn).trainable))
     return {
         "model": asdict(config.model) | {"weights": "none"},
         "classes": backbone.network.num_classes,
         "image_size": backbone.image_size,
-        "timed_from": ENOUGH,
+        "timed_from": DEFAULT_BATCH_SIZE,
         "stage": asdict(stage),
         "optimizer": asdict(config.optimizer),
-        "channels_last": resolve_channels_last(config, engine, backbone.network)[0],
+        "loss": asdict(config.loss),
+        "channels_last": resolve_channels_last(config.trainer.channels_last, backbone.network, engine.accelerator)[0],
         "engine": {"accelerator": engine.accelerator, "precision": engine.precision, "threads": engine.threads},
     }
 
@@ -292,7 +297,7 @@ class TrialProcess:
         self._stderr.seek(0)
         raise PylorusError(
             "trainer.batch_size: found auto, but the trial steps failed. Set a number, such as "
-            f"{ENOUGH}.\n{self._stderr.read().strip()[-2000:]}"
+            f"{DEFAULT_BATCH_SIZE}.\n{self._stderr.read().strip()[-2000:]}"
         )
 
 

@@ -220,9 +220,9 @@ class CurvesFile(Logger):
             frame.to_csv(temporary, index=False)
 
 
-SHARE_OF_TIME = 0.02
+MAX_SAVING_FRACTION = 0.02
 """Fraction of training time that saving may take: if it takes longer, not every epoch is saved."""
-LONGEST = 600.0
+MAX_UNSAVED_SECONDS = 600.0
 """Seconds of training that a killed run may lose: longer epochs are saved midway."""
 
 
@@ -258,7 +258,7 @@ class Checkpoints(pl.Callback):
         batches = int(trainer.fit_loop.epoch_loop.batch_idx) + 1
         unsaved_seconds = time.monotonic() - self._trained_since
         due, stop = self._processes.reduce_any(
-            unsaved_seconds >= max(LONGEST, self._cost / SHARE_OF_TIME), self._stop.asked
+            unsaved_seconds >= max(MAX_UNSAVED_SECONDS, self._cost / MAX_SAVING_FRACTION), self._stop.asked
         )
         if batches == trainer.num_training_batches:
             return  # saved at the end of the epoch, after validation
@@ -283,7 +283,7 @@ class Checkpoints(pl.Callback):
             self._best_epoch = int(trainer.current_epoch)
             self._save(trainer, self._saved.get_best_path(self._best_epoch), weights_only=True)
         done = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        due = time.monotonic() - self._saved_at >= self._cost / SHARE_OF_TIME
+        due = time.monotonic() - self._saved_at >= self._cost / MAX_SAVING_FRACTION
         due, stop = self._processes.reduce_any(due and self._processes.is_first, self._stop.asked)
         stop = stop and not trainer.should_stop  # resumed, it would train on although early stopping ended it
         if (due and not done) or stop:

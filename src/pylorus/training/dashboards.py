@@ -31,10 +31,10 @@ from pylorus.runs.predictions import SavedPredictions
 
 log = logging.getLogger(__name__)
 
-PRIVATE = ("root", "manifest", "split_file", "group", "test_column", "test_values", "test_from", "fold_column")
+PRIVATE_KEYS = ("root", "manifest", "split_file", "group", "test_column", "test_values", "test_from", "fold_column")
 """Keys of `data` that contain folders, files, or a manifest's information on patients."""
 
-MOST_MISTAKES = 16
+MAX_MISTAKES = 16
 """The most misclassified images of a stage that are shown, if images may be sent."""
 
 
@@ -307,7 +307,7 @@ def plot_confident_errors(predictions: Predictions, datamodule: ImageBatches) ->
     if not len(wrong):
         return None
     confidence = predictions.probabilities.max(axis=1)[wrong]
-    rows = wrong[np.argsort(-confidence, kind="stable")][:MOST_MISTAKES].tolist()
+    rows = wrong[np.argsort(-confidence, kind="stable")][:MAX_MISTAKES].tolist()
     figure = Figure(figsize=(8, 2.2 * -(-len(rows) // 4)), layout="constrained")
     images = datamodule.get_dataset("val").load_rows(rows)
     panels = figure.subplots(-(-len(rows) // 4), 4, squeeze=False).flat
@@ -325,7 +325,7 @@ def plot_confident_errors(predictions: Predictions, datamodule: ImageBatches) ->
 def build_shareable_config(config: Config) -> dict[str, Any]:
     """Return the configuration as it may leave the machine: without folders, file names and values of a manifest."""
     shareable: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(config))  # type: ignore[assignment]
-    for name in PRIVATE:
+    for name in PRIVATE_KEYS:
         del shareable["data"][name]
     if config.data.fold_column is not None:
         del shareable["data"]["fold"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from pylorus.config.schema import Config, TrainerConfig
-from pylorus.core.errors import PylorusError, UnreadableImageError
+from pylorus.core.errors import TRAIN_COMMAND, PylorusError, UnreadableImageError
 from pylorus.core.io import (
     DISK_FULL,
     NOT_WRITABLE,
@@ -72,46 +72,46 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _explain_cause(error: BaseException, folder: RunFolder, config: Config) -> str | None:
     text = str(error)
     if isinstance(error, UnreadableImageError):
-        return _explain_unreadable_image(text, folder)
+        return _explain_unreadable_image(text, folder.path)
     if is_out_of_memory(error):
-        return _explain_out_of_memory(error, folder, config)
+        return _explain_out_of_memory(error, folder.path, config.trainer)
     if isinstance(error, RuntimeError) and (WORKER_ERROR.search(text) or SHARED_MEMORY_ERROR.search(text)):
-        return _explain_lost_worker(text, folder, config)
+        return _explain_lost_worker(text, folder.path, config.data.workers)
     if (
         isinstance(error, OSError)
         and (error.errno == errno.ENOENT or error.errno in UNREACHABLE)
-        and not _has_config(folder)
+        and not _is_file(folder.config)
     ):
-        return _explain_missing_folder(folder)
+        return _explain_missing_folder(folder.path)
     if (isinstance(error, OSError) and error.errno in DISK_FULL) or WRITE_ERROR.search(text):
-        return _explain_full_disk(error, folder, config)
+        return _explain_full_disk(error, folder.path, Path(config.cache.folder))
     if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
-        message = format_not_writable(error, _format_error_location(error, folder), folder.path)
-        return f"{message}\nThen {_format_resume_command(folder)}"
+        message = format_not_writable(error, _format_error_location(error, folder.path), folder.path)
+        return f"{message}\nThen {_format_resume_command(folder.path)}"
     if isinstance(error, OSError) and error.errno in UNREACHABLE:
-        message = format_drive_lost(error, _format_error_location(error, folder))
-        return f"{message}\nReconnect the drive or the network, then {_format_resume_command(folder)}"
+        message = format_drive_lost(error, _format_error_location(error, folder.path))
+        return f"{message}\nReconnect the drive or the network, then {_format_resume_command(folder.path)}"
     return None
 
 
-def _explain_full_disk(error: BaseException, folder: RunFolder, config: Config) -> str:
+def _explain_full_disk(error: BaseException, folder: Path, cache: Path) -> str:
     return (
-        f"{format_disk_full(_format_error_location(error, folder), folder.path)}\n"
-        f"Free some space: delete older runs beside {folder.path} (their checkpoints first), or the whole cache in "
-        f"{Path(config.cache.folder).absolute()}, which is recomputed when needed.\n"
+        f"{format_disk_full(_format_error_location(error, folder), folder)}\n"
+        f"Free some space: delete older runs beside {folder} (their checkpoints first), or the whole cache in "
+        f"{cache.absolute()}, which is recomputed when needed.\n"
         f"Then {_format_resume_command(folder)}"
     )
 
 
-def _explain_missing_folder(folder: RunFolder) -> str:
+def _explain_missing_folder(folder: Path) -> str:
     return (
-        f"the run's folder {folder.path} disappeared during the run: its config.yaml no longer exists.\n"
+        f"the run's folder {folder} disappeared during the run: its config.yaml no longer exists.\n"
         "If the folder was moved or its drive was disconnected, restore it, or continue in its new location: "
-        "python train.py resume=NEW_LOCATION. If it was deleted, start the run again."
+        f"{TRAIN_COMMAND} resume=NEW_LOCATION. If it was deleted, start the run again."
     )
 
 
-def _explain_unreadable_image(text: str, folder: RunFolder) -> str:
+def _explain_unreadable_image(text: str, folder: Path) -> str:
     # A worker of the data loader passes on its whole traceback, whose last line is the error.
     reason = text.strip().splitlines()[-1].removeprefix(f"{UnreadableImageError.__module__}.UnreadableImageError: ")
     return (
@@ -122,10 +122,10 @@ def _explain_unreadable_image(text: str, folder: RunFolder) -> str:
     )
 
 
-def _explain_lost_worker(text: str, folder: RunFolder, config: Config) -> str:
+def _explain_lost_worker(text: str, folder: Path, configured: int | None) -> str:
     match = WORKER_ERROR.search(text)
     process = f"a process that decodes images (pid {match[1].strip()})" if match else "a process that decodes images"
-    workers = "chosen for the machine's cores" if config.data.workers is None else config.data.workers
+    workers = "chosen for the machine's cores" if configured is None else configured
     return (
         f"{process} was killed or got no shared memory. Usually the machine has run out of memory (see dmesg), or "
         "/dev/shm is too small (in a container: docker run --shm-size=8g).\n"
@@ -134,8 +134,8 @@ def _explain_lost_worker(text: str, folder: RunFolder, config: Config) -> str:
     )
 
 
-def _explain_out_of_memory(error: BaseException, folder: RunFolder, config: Config) -> str:
-    size, is_automatic = _get_batch_size(folder, config), config.trainer.batch_size == "auto"
+def _explain_out_of_memory(error: BaseException, folder: Path, trainer: TrainerConfig) -> str:
+    size, is_automatic = _get_batch_size(folder, trainer), trainer.batch_size == "auto"
     device = "the GPU" if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error) else "this machine"
     advice = (
         f"Try half the batch size in a new run: the same command with trainer.batch_size={size // 2} (now {size}"
@@ -153,26 +153,27 @@ def _explain_out_of_memory(error: BaseException, folder: RunFolder, config: Conf
     )
 
 
-def _get_batch_size(folder: RunFolder, config: Config) -> int:
+def _get_batch_size(folder: Path, trainer: TrainerConfig) -> int:
     """Return the number of images in a step: as configured, or as found when the run started."""
     try:
-        return get_batch_size(restore_trainer_config(config.trainer, folder.path / "environment.json"))
+        return get_batch_size(restore_trainer_config(trainer, folder / "environment.json"))
     except (OSError, ValueError):
         return get_batch_size(TrainerConfig())
 
 
-def _format_resume_command(folder: RunFolder, *overrides: str) -> str:
-    return f"resume the run: {' '.join(['python train.py', f'resume={folder.path}', *overrides])}"
+def _format_resume_command(folder: Path, *overrides: str) -> str:
+    return f"resume the run: {' '.join([TRAIN_COMMAND, f'resume={folder}', *overrides])}"
 
 
-def _format_error_location(error: BaseException, folder: RunFolder) -> str:
+def _format_error_location(error: BaseException, folder: Path) -> str:
     """Return the file that an error names, else a phrase with the run's folder."""
-    return get_error_path(error) or f"a file in {folder.path}"
+    return get_error_path(error) or f"a file in {folder}"
 
 
-def _has_config(folder: RunFolder) -> bool:
+def _is_file(path: Path) -> bool:
+    """Return whether a path is a file; false on a drive that can't be reached."""
     try:
-        return folder.config.is_file()
+        return path.is_file()
     except OSError:
         return False
 

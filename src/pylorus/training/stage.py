@@ -1,8 +1,9 @@
 """Run one stage: train, load the best epoch, predict, save."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from pylorus.data.input_format import InputFormat
 from pylorus.data.split import RunImages
 from pylorus.evaluation.confusion import CLASS_METRICS, ClassMetric, compute_class_metric, select_class_metrics
 from pylorus.evaluation.index_intervals import proportions_of_predictions
+from pylorus.evaluation.influence import estimate_by_jackknife
 from pylorus.hardware.choices import get_batch_size, resolve_channels_last, resolve_workers
 from pylorus.hardware.engine import Engine
 from pylorus.model.backbone import Backbone
@@ -66,7 +68,7 @@ def build_image_data(
         images.catalog.root,
         InputFormat(backbone.image_size, config.data.fit, backbone.interpolation, config.data.crop),
         batch_size=get_batch_size(config.trainer),
-        workers=resolve_workers(config, engine)[0],
+        workers=resolve_workers(config.data.workers, engine.accelerator)[0],
         policy=resolve_augmentation(plan.config, config.augment),
         seed=plan.seed,
         cache=config.cache,
@@ -134,7 +136,9 @@ def run_stage(plan: StagePlan, run: Run) -> StageResult:
         run.config.loss,
         images_of_class=images.count_by_class("train"),
         metrics=build_metrics(run.config.metrics, [plan.config.monitor]),
-        channels_last=resolve_channels_last(run.config, run.engine, run.backbone.network)[0],
+        channels_last=resolve_channels_last(
+            run.config.trainer.channels_last, run.backbone.network, run.engine.accelerator
+        )[0],
         processes=run.processes,
     )
     apply_depth(run.backbone.network, plan.config.learn)
@@ -189,23 +193,36 @@ def _predict(plan: StagePlan, run: Run, stage_folder: StageFolder, image_data: I
             with write_atomically(stage_folder.get_features_path(split)) as temporary:
                 np.save(temporary, outputs[split].features)
             write_predictions(table, stage_folder.get_predictions_path(split))
-            _save_own_metrics(run.config, saved, stage_folder, split)
+            _save_own_metrics(run.config.metrics, saved, stage_folder, split)
 
 
-def _save_own_metrics(config: Config, saved: SavedPredictions, stage_folder: StageFolder, split: str) -> None:
-    """Save the values of the user's own metrics, so that a report shows them without running the user's code."""
-    own = [metric for metric in build_metrics(config.metrics) if metric.name not in CLASS_METRICS]
+def _save_own_metrics(
+    metrics: Mapping[str, Any], saved: SavedPredictions, stage_folder: StageFolder, split: str
+) -> None:
+    """Save the user's own metrics with their intervals, so that a report shows them without running the user's code."""
+    own = [metric for metric in build_metrics(metrics) if metric.name not in CLASS_METRICS]
     if not own:
         return
-    confusion, names = saved.confusion, saved.predictions.class_names
-    values = {
-        metric.name: dict(zip(names, map(float, compute_class_metric(metric, confusion)), strict=True))
+    predictions = saved.predictions
+    classes, names = predictions.classes, predictions.class_names
+    estimates = {
+        metric.name: estimate_by_jackknife(
+            lambda table, metric=metric: compute_class_metric(metric, table.reshape(classes, classes)),  # type: ignore[misc]
+            predictions.true * classes + predictions.predicted,
+            predictions.clusters,
+            width=classes**2,
+        )
         for metric in own
     }
-    write_json(
-        stage_folder.own_metrics_path,
-        stage_folder.read_own_metrics() | {split: _replace_nan(values)},
-    )
+    content = stage_folder.read_own_metrics()
+    for key, attribute in ((split, "value"), (f"{split}/low", "low"), (f"{split}/high", "high")):
+        content[key] = _replace_nan(
+            {
+                metric: {name: getattr(each, attribute) for name, each in zip(names, by_class, strict=True)}
+                for metric, by_class in estimates.items()
+            }
+        )
+    write_json(stage_folder.own_metrics_path, content)
 
 
 def _replace_nan(values: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
@@ -269,7 +286,7 @@ def check_stages(config: Config, backbone: Backbone, images: RunImages, processe
 def _format_headline(plan: StagePlan, backbone: Backbone) -> str:
     stage_depth = resolve_depth(backbone.network, plan.config.learn)
     parameters = dict(backbone.network.named_parameters())
-    trainable_count = sum(parameters[name].numel() for name in stage_depth.learning)
+    trainable_count = sum(parameters[name].numel() for name in stage_depth.trainable)
     parameter_count = sum(parameter.numel() for parameter in parameters.values())
     return (
         f"{plan.name}: {backbone.name} at {backbone.image_size} px, training {plan.config.learn} "

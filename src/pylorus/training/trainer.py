@@ -89,7 +89,7 @@ REFUSED_ARGUMENTS = {
     "plugins": "trainer.precision and trainer.strategy choose them",
 }
 """Arguments of Lightning's Trainer that `trainer.args` may not set, and why."""
-LIMITS = ("fast_dev_run", "limit_train_batches", "limit_val_batches")
+LIMIT_ARGUMENTS = ("fast_dev_run", "limit_train_batches", "limit_val_batches")
 
 
 def check_trainer_arguments(arguments: Mapping[str, Any]) -> None:
@@ -112,7 +112,7 @@ def check_trainer_arguments(arguments: Mapping[str, Any]) -> None:
         if name == "fast_dev_run":
             if type(value) not in (bool, int) or value < 0:
                 raise PylorusError(f"{key}: found {value}, expected true, false or a number of batches.")
-        elif name in LIMITS:
+        elif name in LIMIT_ARGUMENTS:
             is_valid = (type(value) is int and value >= 1) or (type(value) is float and 0 < value <= 1)
             if not is_valid:
                 raise PylorusError(
@@ -137,12 +137,14 @@ def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: S
     curves = CurvesFile(stage_folder.metrics_path, last_step=plan.first_epoch + stage_folder.progress.epochs)
     progress = run.config.trainer.progress and run.processes.is_first
     progress_bar = [ProgressBar(plan)] if progress else []
-    checkpoints = Checkpoints(stage_folder, mode=get_monitor_mode(plan.config), processes=run.processes, stop=run.stop)
+    checkpoints = Checkpoints(
+        stage_folder, mode=get_monitor_mode(plan.config.monitor), processes=run.processes, stop=run.stop
+    )
     # The dashboard first: after an interruption it is not sent again what the file already holds.
     loggers = [*run.dashboard.create_loggers(known_step=curves.known_step), curves]
     arguments: dict[str, Any] = {
         "accelerator": run.engine.accelerator,
-        **build_strategy_arguments(run.processes, run.config.trainer),
+        **build_strategy_arguments(run.processes, run.config.trainer.strategy),
         "precision": run.engine.lightning_precision,
         "max_epochs": plan.config.epochs,
         "callbacks": [
@@ -164,7 +166,7 @@ def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: S
     }
     check_trainer_arguments(run.config.trainer.args)
     further = _resolve_limits(run.config.trainer.args)
-    if set(LIMITS) & set(further):
+    if set(LIMIT_ARGUMENTS) & set(further):
         log.warning("%s: trained and validated on some batches only (trainer.args)", plan.name)
     with _explain_refusal(further):
         return pl.Trainer(**arguments | further)
@@ -255,7 +257,7 @@ def _build_early_stopping(stage: StageConfig) -> list[pl.Callback]:
     return [
         EarlyStopping(
             "monitor",
-            mode=get_monitor_mode(stage),
+            mode=get_monitor_mode(stage.monitor),
             patience=stage.patience,
             check_finite=False,
             check_on_train_epoch_end=False,

@@ -56,13 +56,13 @@ def find_heat_map_problem(bundle: Bundle) -> str:
     return ""
 
 
-READERS = 2
+DECODER_THREADS = 2
 """Threads that decode files; an image of 25 megapixels briefly takes up to 1 GiB."""
-BATCH = 8
+MAX_BATCH = 8
 """Largest batch; after each batch it is the next user's turn."""
-PICTURE = 448
+MIN_PICTURE_SIDE = 448
 """Minimum side of an image on the page, in pixels."""
-QUALITY = 85
+JPEG_QUALITY = 85
 
 Row = dict[str, object]
 Result = TypeVar("Result")
@@ -109,7 +109,7 @@ class InferenceService:
         cv2.setNumThreads(0)
         self.bundle = bundle
         self.why_no_heat = find_heat_map_problem(bundle)
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
+        self._readers = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="reader")
         self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
 
     async def decode_upload(self, upload: Upload, wanted: AnswerOptions) -> DecodedUpload:
@@ -119,8 +119,8 @@ class InferenceService:
     async def classify_uploads(self, frames: Sequence[DecodedUpload], wanted: AnswerOptions) -> list[Row]:
         """Return one row per image, in their order, with the columns of `pylorus predict`."""
         rows: list[Row] = []
-        for start in range(0, len(frames), BATCH):
-            batch = frames[start : start + BATCH]
+        for start in range(0, len(frames), MAX_BATCH):
+            batch = frames[start : start + MAX_BATCH]
             rows += await _run_in_pool(self._network, lambda batch=batch: self._build_rows(batch, wanted))  # type: ignore[misc]
         return rows
 
@@ -193,7 +193,7 @@ def _decode_upload(bundle: Bundle, upload: Upload, wanted: AnswerOptions) -> Dec
     try:
         image = decode_image(upload.content)
         pixels = input_format.prepare_image(image)
-        display_format = replace(input_format, size=max(input_format.size, PICTURE))
+        display_format = replace(input_format, size=max(input_format.size, MIN_PICTURE_SIDE))
         display = display_format.prepare_image(image) if wanted.image or wanted.heat_map else None
     except UnreadableImageError as error:
         return DecodedUpload(upload.name, error=str(error))
@@ -206,7 +206,7 @@ def _decode_upload(bundle: Bundle, upload: Upload, wanted: AnswerOptions) -> Dec
 def _encode_data_url(image: RGB) -> str:
     """Encode an image as a JPEG data URL, without any metadata of the original file."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=QUALITY)
+    Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

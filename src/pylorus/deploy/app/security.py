@@ -7,9 +7,10 @@ import hmac
 import ipaddress
 import math
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlsplit
 
 from python_multipart.exceptions import MultipartParseError
@@ -21,10 +22,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pylorus.core.errors import PylorusError, format_path
 
-SHORTEST, LONGEST = 12, 1024
+MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH = 12, 1024
 """Minimum and maximum length of a password. One of minimum length can't be guessed through a network within years."""
 MEGABYTE = 1_000_000
-LOCAL = ("localhost", "127.0.0.1", "::1")
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class ServeOptions:
         max_mb: Maximum size of a file, in MB of 1,000,000 bytes.
         max_images: Maximum number of files per request.
         device: auto, cpu, cuda or mps.
+        network: Class or function that builds a network of the user's own; None for a model of timm.
     """
 
     host: str = "127.0.0.1"
@@ -50,9 +52,10 @@ class ServeOptions:
     max_mb: float = 20.0
     max_images: int = 32
     device: str = "auto"
+    network: Callable[..., Any] | None = None
 
     @property
-    def most_bytes(self) -> int:
+    def max_bytes(self) -> int:
         """Maximum size of a file, in bytes."""
         return int(self.max_mb * MEGABYTE)
 
@@ -68,7 +71,7 @@ class ServeOptions:
     def hosts(self) -> frozenset[str]:
         """Host names under which a browser may call the server; any other may point here by DNS rebinding."""
         own = (self.host.lower(),) if self.is_loopback else (self.host.lower(), socket.gethostname().lower())
-        return frozenset((*LOCAL, *own, *(name.lower() for name in self.allowed_hosts)))
+        return frozenset((*LOCAL_HOSTS, *own, *(name.lower() for name in self.allowed_hosts)))
 
     def check(self) -> None:
         """Check the options; refuse a page that everybody in the network could use by accident.
@@ -101,15 +104,15 @@ class ServeOptions:
             return None
         try:
             with path.open(encoding="utf-8") as file:
-                password = file.read(LONGEST + 1).strip("\r\n")
+                password = file.read(MAX_PASSWORD_LENGTH + 1).strip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
             raise PylorusError(
                 f"--password-file: {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}."
             ) from error
-        if not SHORTEST <= len(password) <= LONGEST or not password.isprintable():
+        if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH or not password.isprintable():
             raise PylorusError(
-                f"--password-file: {path}: found {len(password)} characters, expected one line of at least {SHORTEST}. "
-                f"To create one: openssl rand -base64 18 > {path}"
+                f"--password-file: {path}: found {len(password)} characters, expected one line of at least "
+                f"{MIN_PASSWORD_LENGTH}. To create one: openssl rand -base64 18 > {path}"
             )
         return password
 
@@ -123,9 +126,9 @@ def is_address(name: str) -> bool:
     return True
 
 
-OPEN = "/health"
+PUBLIC_PATH = "/health"
 """The only path that needs no password."""
-READING = ("GET", "HEAD")
+READ_METHODS = ("GET", "HEAD")
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -179,10 +182,14 @@ class RequestGuard:
             host_name = host_headers[0][:100] if host_headers else '""'
             text = f"this server does not answer to the host name {host_name}; allow it with --allow-host"
             return JSONResponse({"error": text}, 421)
-        if self._wanted is not None and path != OPEN and not self._has_password(headers.get("authorization", "")):
+        if (
+            self._wanted is not None
+            and path != PUBLIC_PATH
+            and not self._has_password(headers.get("authorization", ""))
+        ):
             challenge = {"WWW-Authenticate": 'Basic realm="Pylorus", charset="UTF-8"'}
             return JSONResponse({"error": "the password is missing or wrong"}, 401, challenge)
-        if method not in READING and not _is_own_page(headers, host_headers[0]):
+        if method not in READ_METHODS and not _is_own_page(headers, host_headers[0]):
             return JSONResponse({"error": "the request came from another site's page"}, 403)
         return None
 
@@ -219,10 +226,10 @@ def _hash_text(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-FIELD = "files"
+FORM_FIELD = "files"
 OVERHEAD = 8192
 """Bytes that a file may add to the body besides its content: boundary and headers."""
-LONGEST_NAME = 200
+MAX_NAME_LENGTH = 200
 
 
 class RefusedUploadError(Exception):
@@ -237,8 +244,8 @@ class RefusedUploadError(Exception):
 class UploadLimits:
     """Upload limits: bytes per file and files per request."""
 
-    most_bytes: int
-    most_files: int
+    max_bytes: int
+    max_files: int
 
 
 @dataclass(frozen=True)
@@ -264,7 +271,7 @@ async def iter_uploads(request: Request, limits: UploadLimits) -> AsyncIterator[
     Raises:
         RefusedUploadError: If the body is not such a form, is incomplete or too large.
     """
-    max_bytes = limits.most_files * (limits.most_bytes + OVERHEAD)
+    max_bytes = limits.max_files * (limits.max_bytes + OVERHEAD)
     too_much = RefusedUploadError(413, f"the request is larger than {max_bytes:,} bytes")
     declared = request.headers.get("content-length", "0")
     if not declared.isdecimal() or int(declared[:20]) > max_bytes:
@@ -321,8 +328,8 @@ class _UploadParser:
 
     def _start_part(self) -> None:
         self._count += 1
-        if self._count > self._limits.most_files:
-            raise RefusedUploadError(413, f"more than {self._limits.most_files} files in one request")
+        if self._count > self._limits.max_files:
+            raise RefusedUploadError(413, f"more than {self._limits.max_files} files in one request")
         self._headers, self._content, self._too_large = {}, bytearray(), False
 
     def _save_header(self) -> None:
@@ -332,18 +339,20 @@ class _UploadParser:
     def _read_headers(self) -> None:
         _, parameters = parse_options_header(self._headers.get(b"content-disposition"))
         field = parameters.get(b"name", b"").decode(errors="replace")
-        if field != FIELD or b"filename" not in parameters:
-            raise RefusedUploadError(400, f'found the field "{format_path(field)[:50]}", expected files as "{FIELD}"')
+        if field != FORM_FIELD or b"filename" not in parameters:
+            raise RefusedUploadError(
+                400, f'found the field "{format_path(field)[:50]}", expected files as "{FORM_FIELD}"'
+            )
         self._name = format_file_name(parameters[b"filename"].decode(errors="replace"))
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
-        if len(self._content) + end - start > self._limits.most_bytes:
+        if len(self._content) + end - start > self._limits.max_bytes:
             self._content, self._too_large = bytearray(), True
         if not self._too_large:
             self._content += data[start:end]
 
     def _close_part(self) -> None:
-        error = f"the file is over the limit of {self._limits.most_bytes:,} bytes" if self._too_large else ""
+        error = f"the file is over the limit of {self._limits.max_bytes:,} bytes" if self._too_large else ""
         self._done.append(Upload(self._name, bytes(self._content), error))
         self._content = bytearray()
 
@@ -359,11 +368,11 @@ def format_file_name(name: str) -> str:
         ('passwd', 'a.png', 'unnamed')
     """
     last = PurePosixPath(name.replace("\\", "/").replace("%22", '"')).name.strip()
-    return format_path(last)[-LONGEST_NAME:] if last.strip(".") else "unnamed"
+    return format_path(last)[-MAX_NAME_LENGTH:] if last.strip(".") else "unnamed"
 
 
 def _parse_boundary(content_type: str) -> bytes:
     media_type, parameters = parse_options_header(content_type)
     if media_type != b"multipart/form-data" or not parameters.get(b"boundary"):
-        raise RefusedUploadError(415, f'expected multipart/form-data with files as "{FIELD}"')
+        raise RefusedUploadError(415, f'expected multipart/form-data with files as "{FORM_FIELD}"')
     return parameters[b"boundary"]

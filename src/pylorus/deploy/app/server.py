@@ -25,7 +25,7 @@ from pylorus import __version__
 from pylorus.core.errors import PylorusError
 from pylorus.deploy.app.inference import AnswerOptions, DecodedUpload, InferenceService
 from pylorus.deploy.app.security import (
-    FIELD,
+    FORM_FIELD,
     RefusedUploadError,
     RequestGuard,
     ServeOptions,
@@ -37,10 +37,10 @@ from pylorus.deploy.card import format_threshold_guarantee
 from pylorus.deploy.model import Bundle, load_bundle
 from pylorus.deploy.predict import resolve_device
 
-MOST_BYTES = 1_000_000
-SUNK = 2
+MAX_CARD_BYTES = 1_000_000
+HEADING_OFFSET = 2
 """Levels by which its headings are lowered, since they come below the page's own."""
-WRAPPED = {
+TABLE_MARKUP = {
     "table_open": '<div class="scroll" role="region" aria-label="Table" tabindex="0"><table>\n',
     "table_close": "</table></div>\n",
 }
@@ -50,15 +50,15 @@ WRAPPED = {
 def render_card_html(path: Path) -> Markup:
     """Render a Markdown file as HTML: paragraphs, headings, lists and tables, but no embedded HTML, links or images."""
     with path.open("rb") as file:
-        text = file.read(MOST_BYTES).decode("utf-8", errors="replace")
+        text = file.read(MAX_CARD_BYTES).decode("utf-8", errors="replace")
     renderer = MarkdownIt("commonmark", {"html": False}).enable("table")
     renderer.disable(["html_block", "html_inline", "link", "image", "autolink", "reference"])
     tokens = renderer.parse(text)
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
-            token.tag = f"h{min(6, int(token.tag[1]) + SUNK)}"
-        if token.type in WRAPPED:
-            token.type, token.content = "html_block", WRAPPED[token.type]
+            token.tag = f"h{min(6, int(token.tag[1]) + HEADING_OFFSET)}"
+        if token.type in TABLE_MARKUP:
+            token.type, token.content = "html_block", TABLE_MARKUP[token.type]
     return Markup(renderer.renderer.render(tokens, renderer.options, {}))
 
 
@@ -66,7 +66,7 @@ Schema = dict[str, object]
 
 TEXT: Schema = {"type": "string"}
 NUMBER: Schema = {"type": "number"}
-TRUTH: Schema = {"type": "boolean"}
+BOOLEAN: Schema = {"type": "boolean"}
 ERRORS = {
     "400": "The form is malformed or incomplete.",
     "401": "The password is missing or wrong (HTTP Basic, any user name).",
@@ -109,14 +109,14 @@ def build_openapi(bundle: Bundle, options: ServeOptions) -> Schema:
 def _build_predict_operation(options: ServeOptions) -> Schema:
     form = {
         "type": "object",
-        "required": [FIELD],
+        "required": [FORM_FIELD],
         "properties": {
-            FIELD: {
+            FORM_FIELD: {
                 "type": "array",
                 "minItems": 1,
                 "maxItems": options.max_images,
                 "items": {"type": "string", "contentMediaType": "application/octet-stream"},
-                "description": f"JPEG, PNG, BMP, TIFF, WebP or DICOM, at most {options.most_bytes:,} bytes each.",
+                "description": f"JPEG, PNG, BMP, TIFF, WebP or DICOM, at most {options.max_bytes:,} bytes each.",
             }
         },
     }
@@ -154,7 +154,7 @@ def _build_row_schema(bundle: Bundle) -> Schema:
                 "description": "Calibrated probability of each class, 0 to 1.",
             },
             "decision": {"type": "string", "enum": [decision_class, f"not {decision_class}"]},
-            "abstain": {**TRUTH, "description": "Whether the model abstains: this answer must not be used."},
+            "abstain": {**BOOLEAN, "description": "Whether the model abstains: this answer must not be used."},
             "why": {"type": "string", "enum": ["", "unsure", "unlike"]},
             "prediction_set": {
                 "type": "array",
@@ -186,7 +186,7 @@ def _build_model_schema() -> Schema:
             "description": "Null if the bundle has none.",
         },
         abstention=_build_object_schema(unlike_above=NUMBER, unsure_below=NUMBER),
-        limits=_build_object_schema(most_bytes=NUMBER, most_files=NUMBER),
+        limits=_build_object_schema(max_bytes=NUMBER, max_files=NUMBER),
         no_heat_maps={**TEXT, "description": "Why there are no heat maps; empty if there are."},
         intended_use=TEXT,
     )
@@ -213,11 +213,11 @@ def _build_content(text: str, schema: str) -> Schema:
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 16
+MAX_REQUESTS = 16
 """Maximum number of concurrent requests with files; further ones are told to retry."""
-SECONDS = 300.0
+UPLOAD_TIMEOUT = 300.0
 """Seconds within which all files of a request must arrive."""
-ANYWHERE = ("0.0.0.0", "::")
+ALL_ADDRESSES = ("0.0.0.0", "::")
 STATIC = {
     "page.css": "text/css",
     "page.js": "text/javascript",
@@ -239,7 +239,7 @@ def create_application(desk: InferenceService, options: ServeOptions, password: 
     ]
     handlers = {HTTPException: _handle_http_error, Exception: _handle_server_error}
     starlette = Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
-    return RequestGuard(starlette, hosts=options.hosts, any_address=options.host in ANYWHERE, password=password)
+    return RequestGuard(starlette, hosts=options.hosts, any_address=options.host in ALL_ADDRESSES, password=password)
 
 
 class RequestHandlers:
@@ -252,7 +252,7 @@ class RequestHandlers:
 
     def __init__(self, desk: InferenceService, options: ServeOptions):
         self._desk = desk
-        self._limits = UploadLimits(options.most_bytes, options.max_images)
+        self._limits = UploadLimits(options.max_bytes, options.max_images)
         self._in_hand = 0
         self._health = {"status": "ok", "bundle": compute_bundle_id(desk.bundle), "version": __version__}
         self._model = _build_model_facts(desk, options)
@@ -284,19 +284,21 @@ class RequestHandlers:
 
     async def predict(self, request: Request) -> Response:
         """Classify the uploaded files; return one row per file."""
-        if self._in_hand >= AT_ONCE:
-            return JSONResponse({"error": f"the server is busy with {AT_ONCE} requests"}, 503, {"Retry-After": "2"})
+        if self._in_hand >= MAX_REQUESTS:
+            return JSONResponse(
+                {"error": f"the server is busy with {MAX_REQUESTS} requests"}, 503, {"Retry-After": "2"}
+            )
         query = request.query_params
         wanted = AnswerOptions(image=query.get("image") == "1", heat_map=query.get("heat_map") == "1")
         self._in_hand += 1
         try:
-            async with asyncio.timeout(SECONDS):
+            async with asyncio.timeout(UPLOAD_TIMEOUT):
                 frames = await self._read_uploads(request, wanted)
             results = await self._desk.classify_uploads(frames, wanted)
         except RefusedUploadError as error:
             return JSONResponse({"error": str(error)}, error.status)
         except TimeoutError:
-            return JSONResponse({"error": f"the upload took more than {SECONDS:g} s"}, 408)
+            return JSONResponse({"error": f"the upload took more than {UPLOAD_TIMEOUT:g} s"}, 408)
         except ClientDisconnect:
             return Response(status_code=400)
         finally:
@@ -334,7 +336,7 @@ def _build_model_facts(desk: InferenceService, options: ServeOptions) -> dict[st
             "unlike_above": description.abstention.unlike_above,
             "unsure_below": description.abstention.unsure_below,
         },
-        "limits": {"most_bytes": options.most_bytes, "most_files": options.max_images},
+        "limits": {"max_bytes": options.max_bytes, "max_files": options.max_images},
         "no_heat_maps": desk.why_no_heat,
         "intended_use": description.intended_use,
     }
@@ -371,7 +373,7 @@ async def _handle_server_error(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": f"internal server error: {type(error).__name__}"}, 500)
 
 
-PATIENCE = 10
+SHUTDOWN_TIMEOUT = 10
 """Seconds that running requests have to finish when the server is stopped."""
 
 
@@ -389,7 +391,7 @@ def serve(folder: Path, options: ServeOptions) -> None:
     password = options.read_password()
     listener = open_listener(options)
     with listener:
-        bundle = load_bundle(folder, device=resolve_device(options.device))
+        bundle = load_bundle(folder, device=resolve_device(options.device), network=options.network)
         desk = InferenceService(bundle)
         print(f"{bundle.description.architecture}: {', '.join(bundle.description.classes)}")
         print(f"{bundle.description.intended_use}")
@@ -417,7 +419,7 @@ def build_server_config(desk: InferenceService, options: ServeOptions, password:
         ws="none",
         http="h11",
         loop="asyncio",
-        timeout_graceful_shutdown=PATIENCE,
+        timeout_graceful_shutdown=SHUTDOWN_TIMEOUT,
     )
 
 

@@ -62,7 +62,7 @@ at("download").addEventListener("click", () => {
 document.documentElement.dataset.ready = "yes";
 
 function addFiles(chosen) {
-  const maxFiles = model.limits.most_files;
+  const maxFiles = model.limits.max_files;
   const accepted = chosen.slice(0, maxFiles);
   if (finished === expected) finished = expected = 0;
   expected += accepted.length;
@@ -93,7 +93,7 @@ async function next() {
 
 async function answer(file) {
   const failed = (error) => ({ file: file.name, error });
-  const maxBytes = model.limits.most_bytes;
+  const maxBytes = model.limits.max_bytes;
   if (file.size > maxBytes) return failed(`the file has ${megabytes(file.size)} MB, over the limit of ${megabytes(maxBytes)} MB`);
   try {
     await file.slice(0, 1).arrayBuffer();

@@ -1,4 +1,4 @@
-"""What the tests of the room share: records that can be told from their name, and a computation that is counted."""
+"""Shared by the cache tests: records that can be computed from their name, and a computation that counts its calls."""
 
 import hashlib
 import subprocess
