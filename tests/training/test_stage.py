@@ -5,11 +5,20 @@ import logging
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
-from pylorus.config.schema import StageConfig
+from pylorus.config.schema import CacheConfig, StageConfig
+from pylorus.core.io import write_text
+from pylorus.data.dataset import DeviceMemory
+from pylorus.hardware.engine import Engine
+from pylorus.launch.train import run
 from pylorus.model.classifier import StagePlan
+from pylorus.runs.folder import RunFolder
 from pylorus.runs.predictions import build_prediction_table, check_predictions
-from pylorus.training.stage import StageResult, log_stage_table
+from pylorus.training.stage import StageResult, log_stage_table, resolve_device_memory
+from tests.conftest import TINY
 
 
 @pytest.mark.parametrize(
@@ -30,3 +39,33 @@ def test_the_title_states_what_selected_the_epoch(caplog, epochs, validated_on, 
             StagePlan("s", StageConfig(), 0, 0), StageResult(epochs, 1, predictions), validated_on=validated_on
         )
     assert title in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [(), ("stages.pretrain.views=2",)])
+def test_images_and_features_on_the_device_give_the_same_model_bit_for_bit(
+    compose_config, synthetic_root, tmp_path, words
+):
+    networks = []
+    for name in ("true", "false"):
+        folder = RunFolder(tmp_path / name)
+        config = compose_config(
+            "data=folders", f"data.root={synthetic_root}", "data.image_size=32", "model=timm", f"model.name={TINY}",
+            "trainer=cpu", "model.weights=none", "report=false", "trainer.progress=false", "trainer.batch_size=8",
+            "augment=light", "stages.pretrain.epochs=2", "stages.finetune.epochs=2", f"cache.folder={tmp_path}/{name}-",
+            f"cache.on_device={name}", *words,
+        )  # fmt: skip
+        with folder.set_starting([]):
+            write_text(folder.config, OmegaConf.to_yaml(config))
+        run(folder)
+        networks.append(load_file(folder.path / "model" / "model.safetensors"))
+    assert networks[0].keys() == networks[1].keys()
+    assert all(torch.equal(networks[0][key], networks[1][key]) for key in networks[0])
+
+
+def test_a_gpu_holds_images_unless_told_otherwise():
+    engine = Engine("cuda", "bf16", 1, {})
+    assert resolve_device_memory(CacheConfig(), engine) == DeviceMemory(torch.device("cuda"), 0.25)
+    assert resolve_device_memory(CacheConfig(on_device=False), engine) is None
+    assert resolve_device_memory(CacheConfig(on_device=True), engine).share == 1
+    assert resolve_device_memory(CacheConfig(), Engine("cpu", "32", 1, {})) is None

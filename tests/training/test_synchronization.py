@@ -40,15 +40,15 @@ class EpochWatch(pl.Callback):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-def test_no_step_waits_for_the_device(composed, drawn, tmp_path, stage):
+def test_no_step_waits_for_the_device(compose_config, synthetic_root, tmp_path, stage):
     words = [
-        "data=folders", f"data.root={drawn}", "data.image_size=32", "model=timm", f"model.name={TINY}", "trainer=cpu",
+        "data=folders", f"data.root={synthetic_root}", "data.image_size=32", "model=timm", f"model.name={TINY}", "trainer=cpu",
         "model.weights=none", "report=false", f"stage={stage}", f"stages.{stage}.epochs=2", "augment=light",
         "trainer.batch_size=4", f"+callbacks.watch._target_={__name__}.EpochWatch",
     ]  # fmt: skip
     folder = RunFolder(tmp_path / "run")
     with folder.set_starting(words):
-        write_text(folder.config, OmegaConf.to_yaml(composed(*words)))
+        write_text(folder.config, OmegaConf.to_yaml(compose_config(*words)))
     run(folder)
     assert EpochWatch.steps == 2 * 6
     assert not EpochWatch.found

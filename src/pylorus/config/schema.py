@@ -361,6 +361,11 @@ class CacheConfig:
     memory_gib: float = key(
         0.25, "maximum size of the cache in memory, in GiB; the rest is read from memory-mapped files", low=0
     )
+    on_device: bool | None = key(
+        None,
+        "hold decoded images and cached features in the memory of the device that trains, and augment there; null: on "
+        "an NVIDIA GPU, if they take at most a quarter of its free memory",
+    )
 
 
 @dataclass

@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from pylorus.config.instantiation import get_object, get_target
-from pylorus.config.schema import EXTENSIBLE, AugmentConfig, Config, StageConfig
+from pylorus.config.schema import EXTENSIBLE, AugmentConfig, CacheConfig, Config, StageConfig
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count, format_percent
 from pylorus.core.io import write_atomically, write_json
 from pylorus.data.augmentation import build_augmentation, load_policy
 from pylorus.data.datamodule import ImageDataModule
+from pylorus.data.dataset import DeviceMemory
 from pylorus.data.input_format import InputFormat
 from pylorus.data.split import RunImages
 from pylorus.evaluation.confusion import CLASS_METRICS, ClassMetric, compute_class_metric, select_class_metrics
@@ -45,6 +46,9 @@ from pylorus.training.callbacks import SpeedMonitor
 from pylorus.training.trainer import Run, build_callbacks, build_trainer, fit_stage
 
 log = logging.getLogger(__name__)
+
+DEVICE_SHARE = 0.25
+"""Fraction of a GPU's free memory that images or features may take by default."""
 
 
 def resolve_augmentation(stage: StageConfig, default: AugmentConfig) -> AugmentConfig:
@@ -77,7 +81,15 @@ def build_image_data(
         pin_memory=engine.accelerator == "cuda",
         shard_window=config.data.shard_window,
         processes=processes,
+        memory=resolve_device_memory(config.cache, engine),
     )
+
+
+def resolve_device_memory(settings: CacheConfig, engine: Engine) -> DeviceMemory | None:
+    """Return where images and features are held beside the network; None: in the main memory."""
+    is_wanted = engine.accelerator == "cuda" if settings.on_device is None else settings.on_device
+    share = DEVICE_SHARE if settings.on_device is None else 1.0
+    return DeviceMemory(torch.device(engine.accelerator), share) if is_wanted else None
 
 
 def build_stage_data(
