@@ -69,3 +69,33 @@ def test_a_gpu_holds_images_unless_told_otherwise():
     assert resolve_device_memory(CacheConfig(on_device=False), engine) is None
     assert resolve_device_memory(CacheConfig(on_device=True), engine).share == 1
     assert resolve_device_memory(CacheConfig(), Engine("cpu", "32", 1, {})) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_only_full_training_batches_are_compiled_and_the_model_stays_the_same(
+    compose_config, synthetic_root, tmp_path, monkeypatch, stage
+):
+    sizes, networks = [], []
+
+    def compile_network(module, **_):
+        def run_compiled(*inputs):
+            sizes.append(len(inputs[0]))
+            return module(*inputs)
+
+        return run_compiled
+
+    monkeypatch.setattr(torch, "compile", compile_network)
+    for name in ("true", "false"):
+        folder = RunFolder(tmp_path / name)
+        config = compose_config(
+            "data=folders", f"data.root={synthetic_root}", "data.image_size=32", "model=timm", f"model.name={TINY}",
+            "trainer=cpu", "model.weights=none", "report=false", "trainer.progress=false", "trainer.batch_size=4",
+            "augment=none", f"stage={stage}", f"stages.{stage}.epochs=2", f"trainer.compile={name}",
+        )  # fmt: skip
+        with folder.set_starting([]):
+            write_text(folder.config, OmegaConf.to_yaml(config))
+        run(folder)
+        networks.append(load_file(folder.path / "model" / "model.safetensors"))
+    assert sizes == [4] * 2 * 5  # of six batches an epoch, the last of three images
+    assert all(torch.equal(networks[0][key], networks[1][key]) for key in networks[0])

@@ -33,6 +33,9 @@ from pylorus.data.augmentation import (
     draw_quantile_indices,
 )
 
+IMAGES_AT_ONCE = 128
+"""Images that are augmented at a time: intermediate values take some ten times the memory of the images as floats."""
+
 
 class DeviceAugmentation:
     """Returns the augmented images for images on a device and their seeds.
@@ -46,16 +49,25 @@ class DeviceAugmentation:
 
     def __call__(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
         """Augment images, each with its seed in [0, 2^63); the argument stays as it is."""
+        with torch.autocast(images.device.type, enabled=False):
+            blocks = [
+                self._augment_block(block, seeds[first : first + len(block)])
+                for first, block in zip(
+                    range(0, len(images), IMAGES_AT_ONCE), images.split(IMAGES_AT_ONCE), strict=True
+                )
+            ]
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+    def _augment_block(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
         drawn: list[list[tuple[bool, Any]]] = []
         for seed in seeds:
             rng = create_generator(seed)
             drawn.append([step.draw(rng) for step in self._steps])
         augmented = images
-        with torch.autocast(images.device.type, enabled=False):
-            for index, step in enumerate(self._steps):
-                rows = [row for row, of_image in enumerate(drawn) if of_image[index][0]]
-                numbers = [drawn[row][index][1] for row in rows]
-                augmented = _apply_to_rows(TRANSFORMS[step.name], augmented, rows, numbers)
+        for index, step in enumerate(self._steps):
+            rows = [row for row, of_image in enumerate(drawn) if of_image[index][0]]
+            numbers = [drawn[row][index][1] for row in rows]
+            augmented = _apply_to_rows(TRANSFORMS[step.name], augmented, rows, numbers)
         return augmented
 
 

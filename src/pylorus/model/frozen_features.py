@@ -259,6 +259,11 @@ class FeatureDataModule(pl.LightningDataModule):
         if self._records is not None:
             self._log_cache_use(self._records)
 
+    @property
+    def has_training_features(self) -> bool:
+        """Whether training batches are features, not images."""
+        return self._records is not None and bool(self._draws["train"])
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Return every training image once, in the order in which the images would have come."""
         return self.build_loader("train")
@@ -285,7 +290,8 @@ class FeatureDataModule(pl.LightningDataModule):
     def _copy_records(self, records: Records) -> Tensor | None:
         """Copy all records to the device that trains; None if they do not fit, or shall not be held there."""
         memory, size = self._image_data.memory, self._prefix.record_bytes
-        if memory is None or not memory.has_space(len(records) * size):
+        # Features are held beside the images, whose memory `trainer.batch_size=auto` leaves free; a tenth remains.
+        if memory is None or not memory.has_space(5 * len(records) * size):
             return None
         try:
             copies = torch.empty((len(records), size), dtype=torch.uint8, device=memory.device)

@@ -25,7 +25,7 @@ from pylorus.evaluation.confusion import CLASS_METRICS, ClassMetric, compute_cla
 from pylorus.evaluation.index_intervals import proportions_of_predictions
 from pylorus.evaluation.influence import estimate_by_jackknife
 from pylorus.hardware.choices import get_batch_size, resolve_channels_last, resolve_workers
-from pylorus.hardware.engine import Engine
+from pylorus.hardware.engine import Engine, FullBatchForward
 from pylorus.model.backbone import Backbone
 from pylorus.model.classifier import StageClassifier, StagePlan, build_optimizer
 from pylorus.model.freeze import apply_depth, resolve_depth
@@ -181,8 +181,15 @@ def _train(
     data = build_stage_data(image_data, classifier, plan, run.config, run.engine)
     if isinstance(data, FeatureDataModule):
         speed.features_seconds = data.seconds
-    if run.config.trainer.compile:
-        classifier.compile_network()
+    trainer_config = run.config.trainer
+    # Features of images that are augmented anew are not cached: these batches pass through the whole network.
+    is_split = isinstance(data, FeatureDataModule) and data.has_training_features and classifier.cut is not None
+    if trainer_config.compile or trainer_config.cuda_graphs:
+        classifier.full_batch_forward = FullBatchForward(
+            classifier.cut.build_training_module() if is_split and classifier.cut else classifier.network,
+            get_batch_size(trainer_config) // run.processes.count,
+            is_captured=trainer_config.cuda_graphs,
+        )
     fit_stage(trainer, classifier, data, stage_folder, run)
 
 
