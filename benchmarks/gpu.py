@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -34,9 +35,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path[:0] = [str(HERE), str(ROOT / "src")]
 
-import images
-from contenders import pylorus_run
-from job import SAYS, Job
+import images  # noqa: E402
+from contenders import pylorus_run  # noqa: E402
+from job import SAYS, Job  # noqa: E402
 
 STEPS = ("machine", "augmentation", "small", "frames", "checks", "batch_size", "graphs", "compile")
 
@@ -320,7 +321,7 @@ def draw_frames(folder: Path, count: int, *, width: int) -> Path:
     for part in images.PARTS:
         for label in "abc":
             (folder / part / label).mkdir(parents=True)
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:  # torch has threads by now
         list(pool.map(draw_frame, numbers, [folder] * count, [count] * count, [width] * count, chunksize=20))
     return folder
 
