@@ -17,7 +17,9 @@ from pylorus.launch.train import run
 from pylorus.model.classifier import StagePlan
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.predictions import build_prediction_table, check_predictions
-from pylorus.training.stage import StageResult, log_stage_table, resolve_device_memory
+from pylorus.training import batch_size
+from pylorus.training.batch_size import StepCost
+from pylorus.training.stage import StageResult, count_device_bytes, log_stage_table, resolve_device_memory
 from tests.conftest import TINY
 
 
@@ -69,6 +71,45 @@ def test_a_gpu_holds_images_unless_told_otherwise():
     assert resolve_device_memory(CacheConfig(on_device=False), engine) is None
     assert resolve_device_memory(CacheConfig(on_device=True), engine).share == 1
     assert resolve_device_memory(CacheConfig(), Engine("cpu", "32", 1, {})) is None
+
+
+def test_the_search_for_a_batch_size_leaves_space_for_the_images_that_a_gpu_will_hold(monkeypatch):
+    monkeypatch.setattr(DeviceMemory, "has_space", lambda self, size: size <= 1000 * self.share)
+    engine, size = Engine("cuda", "bf16", 1, {}), {"images": 10, "image_size": 2}  # 120 bytes
+    assert count_device_bytes(CacheConfig(), engine, **size) == 120
+    assert count_device_bytes(CacheConfig(), engine, images=100, image_size=2) == 0  # more than a quarter
+    assert count_device_bytes(CacheConfig(on_device=False), engine, **size) == 0
+    assert count_device_bytes(CacheConfig(on_device=True), Engine("cpu", "32", 1, {}), **size) == 0
+
+
+def test_reserved_memory_makes_the_batch_smaller(compose_config, monkeypatch):
+    class Trial:
+        """A GPU of 1,000 bytes on which a step takes 10 bytes per image."""
+
+        free = 1000
+
+        def __init__(self, request):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def measure_step(self, size):
+            return StepCost(10 * size, 1.0)
+
+    monkeypatch.setattr(batch_size, "TrialProcess", Trial)
+    monkeypatch.setattr(batch_size, "_build_request", lambda *_: None)
+    config = compose_config("model=small", "trainer.batch_size=auto")
+    sizes = [
+        batch_size.resolve_batch_size(
+            config.trainer, config, None, Engine("cuda", "bf16", 1, {}), images=1000, reserved=reserved
+        )[0]
+        for reserved in (0, 300)
+    ]
+    assert sizes == [64, 32]
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Augment batches of images by torch on the device that trains on them: the same images as `augmentation` gives.
 
 The numbers are drawn by the functions of `augmentation`, from the same seeds; only the arithmetic on images is repeated
-here, in the steps of OpenCV 5 and libjpeg-turbo: in whole numbers where they use them, and else in 32-bit floats that
+here, in the steps of OpenCV and libjpeg-turbo: in whole numbers where they use them, and else in 32-bit floats that
 are rounded where they round. So both give the same image; a processor whose OpenCV rounds products of floats
 separately may differ by one grey level in few values, as it does from other processors.
 
@@ -76,8 +76,6 @@ def find_obstacle(augmentation: Augmentation) -> str | None:
     for step in augmentation.steps:
         if not isinstance(step, OwnStep) or step.name not in TRANSFORMS:
             return f"augment {augmentation.name} has a transform that runs on the CPU alone"
-        if step.name == "Affine" and cv2.__version__ < "5":
-            return f"OpenCV {cv2.__version__} rotates images in coarser steps than a device would; 5 does not"
     return None
 
 
@@ -121,12 +119,18 @@ def _fuse(factor: Tensor, other: Tensor, summand: Tensor) -> Tensor:
 
 
 LANES = 16
-"""Pixels of a row that OpenCV warps at a time; it computes the coordinates of those that remain by other roundings."""
+"""Pixels of a row that OpenCV 5 warps at a time; it rounds the coordinates of those that remain in another order."""
 
 
 def _apply_affine(images: Tensor, numbers: Sequence[AffineNumbers]) -> Tensor:
     size = images.shape[-1]
     inverse = np.stack([_invert_affine(compute_affine_matrix(each, size, size)) for each in numbers])
+    return _warp_in_steps(images, inverse) if cv2.__version__ < "5" else _warp(images, inverse)
+
+
+def _warp(images: Tensor, inverse: NDArray[np.float64]) -> Tensor:
+    """Warp images by maps from their new to their old pixels, (images, 2, 3), as OpenCV 5 does."""
+    size = images.shape[-1]
     matrix = send_array(inverse.astype(np.float32), images.device)[..., None, None]  # (images, 2, 3, 1, 1)
     x = torch.arange(size, dtype=torch.float32, device=images.device)
     y = x[:, None]
@@ -137,12 +141,27 @@ def _apply_affine(images: Tensor, numbers: Sequence[AffineNumbers]) -> Tensor:
         coordinates[..., first:] = _fuse(of_x, x[first:], of_y * y) + constant
     whole = coordinates.floor()
     weight_x, weight_y = (coordinates - whole).unsqueeze(2).unbind(1)  # (images, 1, size, size)
-    column, row = whole.clamp(-2, size).long().unbind(1)
-    upper, lower = (
-        _interpolate(_read_pixels(images, row + below, column), _read_pixels(images, row + below, column + 1), weight_x)
-        for below in (0, 1)
-    )
+    (upper_left, upper_right), (lower_left, lower_right) = _read_corners(images, whole.clamp(-2, size).long())
+    upper = _interpolate(upper_left, upper_right, weight_x)
+    lower = _interpolate(lower_left, lower_right, weight_x)
     return _round_levels(_interpolate(upper, lower, weight_y))
+
+
+def _warp_in_steps(images: Tensor, inverse: NDArray[np.float64]) -> Tensor:
+    """Warp images as OpenCV 4 does: coordinates are sums of multiples of 1/1024 pixel, cut to multiples of 1/32."""
+    size = images.shape[-1]
+    position = np.arange(size)
+    along_x = np.rint(inverse[:, :, 0, None] * position * 1024)[:, :, None, :]
+    along_y = np.rint((inverse[:, :, 1, None] * position + inverse[:, :, 2, None]) * 1024)[..., None] + 16
+    x, y = (send_array(part.astype(np.int32), images.device) for part in (along_x, along_y))
+    coordinates = (x + y) >> 5  # (images, 2, size, size), in 1/32 pixel
+    weight_x, weight_y = (coordinates & 31).unsqueeze(2).unbind(1)
+    (upper_left, upper_right), (lower_left, lower_right) = _read_corners(
+        images, (coordinates >> 5).clamp(-2, size).long()
+    )
+    upper = (32 - weight_x) * upper_left + weight_x * upper_right
+    lower = (32 - weight_x) * lower_left + weight_x * lower_right
+    return (((32 - weight_y) * upper + weight_y * lower).int() + 512 >> 10).to(torch.uint8)
 
 
 def _invert_affine(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -152,6 +171,15 @@ def _invert_affine(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     inverse_a, inverse_b, inverse_d, inverse_e = e * scale, b * -scale, d * -scale, a * scale
     offsets = -inverse_a * c - inverse_b * f, -inverse_d * c - inverse_e * f
     return np.array([[inverse_a, inverse_b, offsets[0]], [inverse_d, inverse_e, offsets[1]]])
+
+
+def _read_corners(images: Tensor, corner: Tensor) -> list[list[Tensor]]:
+    """Return the four pixels from a column and row on, (images, 2, size, size), by row and then column.
+
+    Each is float32 of shape (images, 3, size, size); black outside the image.
+    """
+    column, row = corner.unbind(1)
+    return [[_read_pixels(images, row + below, column + right) for right in (0, 1)] for below in (0, 1)]
 
 
 def _read_pixels(images: Tensor, row: Tensor, column: Tensor) -> Tensor:

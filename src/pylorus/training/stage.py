@@ -92,6 +92,12 @@ def resolve_device_memory(settings: CacheConfig, engine: Engine) -> DeviceMemory
     return DeviceMemory(torch.device(engine.accelerator), share) if is_wanted else None
 
 
+def count_device_bytes(settings: CacheConfig, engine: Engine, *, images: int, image_size: int) -> int:
+    """Return how many bytes of a GPU the images of a run will take; 0 if they stay in the main memory."""
+    memory, size = resolve_device_memory(settings, engine), images * 3 * image_size**2
+    return size if memory is not None and engine.accelerator == "cuda" and memory.has_space(size) else 0
+
+
 def build_stage_data(
     image_data: ImageDataModule, classifier: StageClassifier, plan: StagePlan, config: Config, engine: Engine
 ) -> ImageDataModule | FeatureDataModule:
