@@ -8,6 +8,7 @@ separately may differ by one grey level in few values, as it does from other pro
 No function waits for a GPU. Images are uint8 of shape (images, 3, size, size) before and after.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -102,15 +103,17 @@ def _flip_horizontally(images: Tensor, numbers: Sequence[None]) -> Tensor:
 
 
 def _apply_d4(images: Tensor, symmetries: Sequence[int]) -> Tensor:
-    for symmetry in sorted(set(symmetries)):
-        rows = [row for row, each in enumerate(symmetries) if each == symmetry]
+    size = images.shape[-1]
+    index = _load_d4_index(size, images.device)[send_array(np.asarray(symmetries), images.device)]
+    return images.flatten(2).gather(2, index[:, None].expand(-1, images.shape[1], -1)).view(images.shape)
 
-        def turn(selected: Tensor, _: Sequence[Any], symmetry: int = symmetry) -> Tensor:
-            turned = selected.rot90(-(symmetry % 4), (2, 3))
-            return turned if symmetry < 4 else turned.flip(3)
 
-        images = _apply_to_rows(turn, images, rows, [None] * len(rows))
-    return images
+@functools.lru_cache(maxsize=2)
+def _load_d4_index(size: int, device: torch.device) -> Tensor:
+    """Return the source of each pixel for each symmetry, int64 of shape (8, size · size)."""
+    pixels = np.arange(size * size).reshape(size, size)
+    turned = [np.rot90(pixels, -turns) for turns in range(4)]
+    return send_array(np.stack([*turned, *(np.fliplr(each) for each in turned)]).reshape(8, -1), device)
 
 
 def _fuse(factor: Tensor, other: Tensor, summand: Tensor) -> Tensor:
@@ -214,17 +217,18 @@ def _round_levels(values: Tensor) -> Tensor:
 
 def _apply_color_jitter(images: Tensor, numbers: Sequence[ColorJitterNumbers]) -> Tensor:
     functions = (_map_levels, _scale_contrast, _scale_saturation, _shift_hue)
-    for position in range(len(functions)):
-        for index, function in enumerate(functions):
-            rows = [row for row, each in enumerate(numbers) if each.order[position] == index]
-            levels = [(n.brightness, n.contrast, n.saturation, n.hue)[index] for n in map(numbers.__getitem__, rows)]
-
-            def change(selected: Tensor, values: Sequence[float], function: Any = function) -> Tensor:
-                changed: Tensor = function(selected, send_array(np.array(values), selected.device))
-                return changed
-
-            images = _apply_to_rows(change, images, rows, levels)
-    return images
+    levels = send_array(
+        np.array([(each.brightness, each.contrast, each.saturation, each.hue) for each in numbers]), images.device
+    )
+    order = np.array([each.order for each in numbers])
+    places = [(position, index) for position in range(len(functions)) for index in range(len(functions))]
+    rows = [np.flatnonzero(order[:, position] == index) for position, index in places]
+    changed = images.clone()
+    device_rows = send_array(np.concatenate(rows), images.device).split([len(each) for each in rows])
+    for (_, index), row in zip(places, device_rows, strict=True):
+        if len(row):
+            changed.index_copy_(0, row, functions[index](changed[row], levels[row, index]))
+    return changed
 
 
 def _compute_grey(images: Tensor) -> Tensor:
