@@ -25,6 +25,7 @@ from pylorus.config.schema import AugmentConfig, CacheConfig, DataConfig
 from pylorus.core.distributed import SINGLE_PROCESS, Processes
 from pylorus.core.formatting import format_bytes
 from pylorus.core.io import validate
+from pylorus.data.audit_findings import Thresholds
 from pylorus.data.augmentation import build_augmentation, has_augmentation, load_policy
 from pylorus.data.catalog import ReadOptions, read_folders
 from pylorus.data.dataset import (
@@ -39,7 +40,8 @@ from pylorus.data.dataset import (
     return_batch,
 )
 from pylorus.data.files import Root
-from pylorus.data.input_format import InputFormat, load_or_decode_images, resolve_input_format
+from pylorus.data.input_format import ImageWriter, InputFormat, load_or_decode_images, resolve_input_format
+from pylorus.data.leakage import find_copies
 from pylorus.data.shards import Shards
 from pylorus.data.split import split_catalog
 
@@ -150,21 +152,24 @@ class ImageDataModule(pl.LightningDataModule):
         policy = load_policy(augment) if isinstance(augment, str) else AugmentConfig("custom", dict(augment))
         build_augmentation(policy)  # reports a typo before the files are read
         form = resolve_input_format(model, image_size=image_size, fit=fit, crop=crop)
+        cache_config = CacheConfig(images=False) if cache is None else CacheConfig(folder=str(cache))
+        store = None if cache is None else Path(cache) / "facts"
         catalog = read_folders(
             Path(folder),
             classes=None if classes is None else list(classes),
             group=group,
-            reading=ReadOptions(store=None if cache is None else Path(cache) / "facts"),
+            reading=ReadOptions(store=store, images=ImageWriter(form, cache_config)),
         )
+        copies = find_copies(catalog.facts, Thresholds(), store=store)
         self._set_table(
-            split_catalog(catalog, options).table,
+            split_catalog(catalog, options, copies=copies).table,
             catalog.root,
             form,
             batch_size=batch_size,
             workers=workers,
             policy=policy,
             seed=seed,
-            cache=CacheConfig(images=False) if cache is None else CacheConfig(folder=str(cache)),
+            cache=cache_config,
         )
         self.classes: tuple[str, ...] = catalog.classes
 
