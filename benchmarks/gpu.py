@@ -16,6 +16,7 @@ Steps, in this order; each that has no time left is skipped, and one that fails 
 
 import argparse
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -267,9 +268,9 @@ def run_pylorus(setup: Setup, job: Job, name: str, *words: str, augment: str = "
     speeds = {stage: round(speed) for stage, speed in answer.images_per_second.items() if speed}
     windows = []
     for stage in pylorus_run.stages(job):
-        record = folder / "run" / stage / "stage.json"
-        fit = pylorus_run._stage(folder / "run", stage)["fit_seconds"]
-        windows.append((record.stat().st_mtime - fit, record.stat().st_mtime))
+        speed = json.loads((folder / "run" / stage / "speed.json").read_text(encoding="utf-8"))
+        end = (folder / "run" / stage / "stage.json").stat().st_mtime
+        windows.append((end - speed["fit_seconds"], end))
     phases = ", ".join(f"{stage} {value:.1f} s" for stage, value in answer.phases.items())
     busy = sampler.format_share(windows)
     return seconds, f"{phases}; {speeds} images/s; GPU busy while training: {busy}; accuracy {answer.accuracy:.2f}"
@@ -307,12 +308,18 @@ def measure_frames(setup: Setup, report: Report) -> None:
     job = build_job(setup, data, epochs=10, batch_size=64)
     own, phases = run_pylorus(setup, job, "frames-pylorus", augment="light")
     report.add(f"{count:,} frames, Pylorus, augment=light", f"{own:.1f} s; {phases}")
-    words = f"cache.folder={setup.work}/frames-pylorus/cache"  # the second time, the files are known
-    again, phases = run_pylorus(setup, job, "frames-again", words, augment="light")
-    report.add(f"{count:,} frames, Pylorus again", f"{again:.1f} s; {phases}")
     script, script_phases = run_script(setup, job, "frames-script")
     report.add(f"{count:,} frames, timm script, no augment", f"{script:.1f} s; {script_phases}")
-    report.add(f"{count:,} frames, ratio", f"{script / own:.2f} (at least 3), second run {script / again:.2f}")
+    report.add(f"{count:,} frames, ratio", f"{script / own:.2f} (at least 3)")
+    again, phases = run_pylorus_again(setup, job, "frames-again")
+    report.add(f"{count:,} frames, Pylorus again", f"{again:.1f} s; {phases}")
+    report.add(f"{count:,} frames, ratio of the second run", f"{script / again:.2f}")
+
+
+def run_pylorus_again(setup: Setup, job: Job, name: str, *words: str) -> tuple[float, str]:
+    """Run Pylorus on the frames once more, with the cache of the first run: the files are known."""
+    command_words = [f"cache.folder={setup.work}/frames-pylorus/cache", *words]
+    return run_pylorus(setup, job, name, *command_words, augment="light")
 
 
 def draw_frames(folder: Path, count: int, *, width: int) -> Path:
@@ -400,13 +407,17 @@ def compare_weights(setup: Setup, first: str, second: str) -> str:
 
 
 def run_tests(setup: Setup, report: Report, data: Path) -> None:
-    files = ["tests/data/test_device_augmentation.py", "tests/data/test_device_images.py"]
+    """Run the tests of what differs on a GPU, which use it where there is one, and the fast ones of the network."""
+    files = ["data/test_device_augmentation.py", "data/test_device_images.py", "hardware/test_full_batches.py"]
+    runs = {"tests of the device": ("fast or slow", [*files, "training/test_synchronization.py"])}
     if not setup.tiny:
-        files += ["tests/training/test_synchronization.py", "tests/model", "tests/hardware"]
-    words = ["-m", "fast or slow" if setup.tiny else "fast", "-o", "addopts=", "-q", "-p", "no:cacheprovider", *files]
-    with report_failure(report, "tests with the GPU visible"):
-        setup.run([sys.executable, "-m", "pytest", *words], log="tests")
-        report.add("tests with the GPU visible", (setup.work / "tests.log").read_text().splitlines()[-1].strip("= "))
+        runs["fast tests of the network"] = ("fast", ["model", "hardware"])
+    for name, (kinds, paths) in runs.items():
+        with report_failure(report, name):
+            words = ["-m", kinds, "-o", "addopts=", "-q", "-p", "no:cacheprovider"]
+            log = name.replace(" ", "-")
+            setup.run([sys.executable, "-m", "pytest", *words, *(f"tests/{path}" for path in paths)], log=log)
+            report.add(name, (setup.work / f"{log}.log").read_text().splitlines()[-1].strip("= "))
 
 
 def measure_variant(setup: Setup, report: Report, name: str, *words: str) -> None:
@@ -424,7 +435,12 @@ def measure_batch_size(setup: Setup, report: Report) -> None:
 
 
 def measure_graphs(setup: Setup, report: Report) -> None:
-    measure_variant(setup, report, "graphs", f"trainer.cuda_graphs={'true' if setup.device == 'cuda' else 'false'}")
+    word = f"trainer.cuda_graphs={'true' if setup.device == 'cuda' else 'false'}"
+    measure_variant(setup, report, "graphs", word)
+    if (setup.work / "frames").is_dir():
+        job = build_job(setup, setup.work / "frames", epochs=10, batch_size=64)
+        seconds, phases = run_pylorus_again(setup, job, "frames-graphs", word)
+        report.add(f"frames again, {word}", f"{seconds:.1f} s; {phases}")
 
 
 def measure_compile(setup: Setup, report: Report) -> None:

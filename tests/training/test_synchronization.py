@@ -30,9 +30,13 @@ class EpochWatch(pl.Callback):
         if self._counter is None:
             self._counter = WaitCounter()
             self._counter.__enter__()
+            if module.device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("error")
 
     def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
         if index + 1 == trainer.num_training_batches:
+            if module.device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
             self._counter.__exit__(None, None, None)
             type(self).found += self._counter.found
             self._counter = None
@@ -40,9 +44,10 @@ class EpochWatch(pl.Callback):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-def test_no_step_waits_for_the_device(compose_config, synthetic_root, tmp_path, stage):
+@pytest.mark.parametrize("trainer", ["cpu", *(["gpu"] if torch.cuda.is_available() else [])])
+def test_no_step_waits_for_the_device(compose_config, synthetic_root, tmp_path, stage, trainer):
     words = [
-        "data=folders", f"data.root={synthetic_root}", "data.image_size=32", "model=timm", f"model.name={TINY}", "trainer=cpu",
+        "data=folders", f"data.root={synthetic_root}", "data.image_size=32", "model=timm", f"model.name={TINY}", f"trainer={trainer}",
         "model.weights=none", "report=false", f"stage={stage}", f"stages.{stage}.epochs=2", "augment=light",
         "trainer.batch_size=4", f"+callbacks.watch._target_={__name__}.EpochWatch",
     ]  # fmt: skip
