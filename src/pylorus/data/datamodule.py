@@ -212,7 +212,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.parts: dict[str, pd.DataFrame] = {
             str(split): split_rows.reset_index(drop=True) for split, split_rows in rows.items()
         }
-        self._rows = {split: split_rows.index.to_numpy(dtype=np.int64) for split, split_rows in rows.items()}
+        self._rows = {str(split): split_rows.index.to_numpy(dtype=np.int64) for split, split_rows in rows.items()}
         self.root, self.form, self.policy, self.seed = root, form, policy, seed
         self.batch_size, self.workers, self.pin_memory = batch_size, workers, pin_memory
         self.views, self.shard_window, self._cache, self._processes = views, shard_window, cache, processes
@@ -296,7 +296,8 @@ class ImageDataModule(pl.LightningDataModule):
             return {}
         seconds, size = time.monotonic() - start, format_bytes(images.numel())
         log.info("images   %d copied to the device in %.1f s: %s (cache.on_device)", len(rows), seconds, size)
-        return dict(zip(splits, images.split([len(self._rows[split]) for split in splits]), strict=True))
+        ends = np.cumsum([len(self._rows[split]) for split in splits]).tolist()
+        return {split: images[start_row:end] for split, start_row, end in zip(splits, [0, *ends], ends, strict=False)}
 
     def build_batches(self, split: str) -> EpochBatchSampler:
         """Build the batches of a split: train is shuffled and augmented, the others are in the table's order."""

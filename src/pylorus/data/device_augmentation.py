@@ -52,10 +52,8 @@ class DeviceAugmentation:
         """Augment images, each with its seed in [0, 2^63); the argument stays as it is."""
         with torch.autocast(images.device.type, enabled=False):
             blocks = [
-                self._augment_block(block, seeds[first : first + len(block)])
-                for first, block in zip(
-                    range(0, len(images), IMAGES_AT_ONCE), images.split(IMAGES_AT_ONCE), strict=True
-                )
+                self._augment_block(images[first : first + IMAGES_AT_ONCE], seeds[first : first + IMAGES_AT_ONCE])
+                for first in range(0, len(images), IMAGES_AT_ONCE)
             ]
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
@@ -221,13 +219,15 @@ def _apply_color_jitter(images: Tensor, numbers: Sequence[ColorJitterNumbers]) -
         np.array([(each.brightness, each.contrast, each.saturation, each.hue) for each in numbers]), images.device
     )
     order = np.array([each.order for each in numbers])
-    places = [(position, index) for position in range(len(functions)) for index in range(len(functions))]
-    rows = [np.flatnonzero(order[:, position] == index) for position, index in places]
     changed = images.clone()
-    device_rows = send_array(np.concatenate(rows), images.device).split([len(each) for each in rows])
-    for (_, index), row in zip(places, device_rows, strict=True):
-        if len(row):
-            changed.index_copy_(0, row, functions[index](changed[row], levels[row, index]))
+    # One copy of all row numbers to the device: for each position in the order, by function.
+    ranked = send_array(np.argsort(order, axis=0, kind="stable"), images.device)  # (images, positions)
+    for position in range(len(functions)):
+        ends = np.cumsum(np.bincount(order[:, position], minlength=len(functions))).tolist()
+        for index, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            if start < end:
+                row = ranked[start:end, position]
+                changed.index_copy_(0, row, functions[index](changed[row], levels[row, index]))
     return changed
 
 
