@@ -67,7 +67,7 @@ from pylorus.runs.process import (
 from pylorus.training.batch_size import resolve_batch_size
 from pylorus.training.dashboards import Dashboard
 from pylorus.training.faults import explain_faults
-from pylorus.training.stage import check_stages, check_user_parts, log_stage_table, run_stage
+from pylorus.training.stage import check_stages, check_user_parts, count_device_bytes, log_stage_table, run_stage
 from pylorus.training.trainer import Run, check_trainer_arguments
 
 FAILURE_PREFIX = ".failure-"
@@ -400,7 +400,10 @@ def _set_batch_size(
     # Processes on a CPU share its memory; each GPU has its own.
     devices = processes.count if engine.accelerator == "cuda" else 1
     training_images = sum(images.count_by_class("train"))
-    size, reason = resolve_batch_size(initial, config, backbone, engine, images=training_images, devices=devices)
+    image_bytes = count_device_bytes(config.cache, engine, images=len(images.table), image_size=backbone.image_size)
+    size, reason = resolve_batch_size(
+        initial, config, backbone, engine, images=training_images, devices=devices, reserved=image_bytes
+    )
     check_batch_divides(size, processes.count)
     return replace(config, trainer=replace(config.trainer, batch_size=size)), reason
 
