@@ -42,6 +42,7 @@ class LocalLauncher(basic_launcher.BasicLauncher):
         """
         from pylorus.core.distributed import PARALLEL_JOBS
         from pylorus.core.errors import PylorusError
+        from pylorus.launch.sweep import prepare_jobs
 
         if not isinstance(self.n_jobs, int) or self.n_jobs < 1:
             raise PylorusError(
@@ -56,6 +57,7 @@ class LocalLauncher(basic_launcher.BasicLauncher):
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        prepare_jobs()  # the forks below need not import anything
         log.info(f"Launching {len(job_overrides)} jobs locally, {limit} at once")
         return self._run_at_once(job_overrides, initial_job_idx, limit)
 
@@ -88,7 +90,7 @@ class LocalLauncher(basic_launcher.BasicLauncher):
         with open_dict(config):
             config.hydra.job.id = number
             config.hydra.job.num = number
-        # Forked: nothing is pickled, and this process has neither threads nor torch.
+        # Forked: nothing is pickled, and this process has imported torch but not used it.
         context = multiprocessing.get_context("fork")
         reader, writer = context.Pipe(duplex=False)
         process = context.Process(target=_run_forked_job, args=(writer, self.hydra_context, config, self.task_function))

@@ -80,9 +80,9 @@ def visible_gpus(sweep) -> list[str]:
     return sorted(json.loads(path.read_text())["visible_gpus"] for path in sweep.glob("*/environment.json"))
 
 
-def test_a_signal_to_a_sweep_of_jobs_on_gpus_of_their_own_ends_them_all(forks, tmp_path, gpus):
+def test_a_signal_to_a_sweep_of_jobs_on_gpus_of_their_own_ends_them_all(fork_server, tmp_path, gpus):
     sweep = tmp_path / "sweep"
-    assert_ended_cleanly(sweep, stopped(forks.start, sweep, gpus, signal.SIGTERM, jobs=3), jobs=3)
+    assert_ended_cleanly(sweep, stopped(fork_server.start, sweep, gpus, signal.SIGTERM, jobs=3), jobs=3)
     assert visible_gpus(sweep) == ["GPU-a", "GPU-b", "GPU-c"]
 
 

@@ -9,11 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Required, Self, TypedDict, Unpack
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
-import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
@@ -24,7 +22,18 @@ from pylorus.core.io import validate
 from pylorus.data.audit_findings import Thresholds
 from pylorus.data.augmentation import build_augmentation, has_augmentation, load_policy
 from pylorus.data.catalog import ReadOptions, read_folders
-from pylorus.data.dataset import Batch, Draw, EpochBatchSampler, EpochSampler, ImageDataset, ShardWindows, return_batch
+from pylorus.data.dataset import (
+    Batch,
+    Draw,
+    EpochBatchSampler,
+    EpochSampler,
+    ImageDataset,
+    LoadingProcesses,
+    ShardWindows,
+    SharedLoader,
+    return_batch,
+    setup_loading_process,
+)
 from pylorus.data.files import Root
 from pylorus.data.input_format import ImageWriter, InputFormat, load_or_decode_images, resolve_input_format
 from pylorus.data.leakage import find_copies
@@ -47,6 +56,7 @@ class LoadingOptions(TypedDict, total=False):
         pin_memory: Whether to pin the batches' memory for transfer to a GPU.
         shard_window: Number of shards whose training images are shuffled together; None: all.
         processes: Each process provides its share of every batch; None: the Trainer's processes.
+        loading: The run's processes that decode images; None: each loader starts its own.
     """
 
     batch_size: Required[int]
@@ -59,6 +69,7 @@ class LoadingOptions(TypedDict, total=False):
     pin_memory: bool
     shard_window: int | None
     processes: Processes | None
+    loading: LoadingProcesses | None
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -183,6 +194,7 @@ class ImageDataModule(pl.LightningDataModule):
         pin_memory: bool = False,
         shard_window: int | None = None,
         processes: Processes | None = None,
+        loading: LoadingProcesses | None = None,
     ) -> None:
         self._table = table.reset_index(drop=True)
         rows = dict(list(self._table.groupby("split")))
@@ -194,6 +206,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.root, self.form, self.policy, self.seed = root, form, policy, seed
         self.batch_size, self.workers, self.pin_memory = batch_size, workers, pin_memory
         self.views, self.shard_window, self._cache, self._processes = views, shard_window, cache, processes
+        self._loading = loading
         self.begun = (0, 0)
         """Epoch and batch at which training resumes: Lightning starts the workers before it sets the epoch."""
         self._datasets: dict[str, ImageDataset] = {}
@@ -252,15 +265,15 @@ class ImageDataModule(pl.LightningDataModule):
             return None
         return ShardWindows(self.root.get_shard_numbers(list(self.parts[split]["path"])), self.shard_window)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Batch] | SharedLoader:
         """Every training image once, shuffled and augmented differently in each epoch."""
         return self.build_loader("train")
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> DataLoader[Batch] | SharedLoader:
         """Every validation image once, unaugmented."""
         return self.build_loader("val")
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> DataLoader[Batch] | SharedLoader:
         """Every test image once, unaugmented."""
         return self.build_loader("test")
 
@@ -272,16 +285,18 @@ class ImageDataModule(pl.LightningDataModule):
             batch_size=2 * self.batch_size,
             num_workers=self.workers,
             collate_fn=return_batch,
-            worker_init_fn=_use_one_thread,
+            worker_init_fn=setup_loading_process,
             pin_memory=self.pin_memory,
         )
 
-    def build_loader(self, split: str) -> DataLoader[Batch]:
+    def build_loader(self, split: str) -> DataLoader[Batch] | SharedLoader:
         """Build the loader that yields every image of a split once."""
         return self.build_batch_loader(split, self.build_batches(split))
 
-    def build_batch_loader(self, split: str, batches: Iterable[list[Draw]]) -> DataLoader[Batch]:
+    def build_batch_loader(self, split: str, batches: Iterable[list[Draw]]) -> DataLoader[Batch] | SharedLoader:
         """Build a loader of the given batches of a split's images."""
+        if self._loading is not None and self.workers > 0:
+            return SharedLoader(self._loading, {name: self.get_dataset(name) for name in self.parts}, split, batches)
         # A run sets the epoch in `begun`; any other Trainer sets it after it has asked for the iterator.
         loader = _LateLoader if self._processes is None else DataLoader
         return loader(
@@ -289,7 +304,7 @@ class ImageDataModule(pl.LightningDataModule):
             batch_sampler=batches,
             num_workers=self.workers,
             collate_fn=return_batch,
-            worker_init_fn=_use_one_thread,
+            worker_init_fn=setup_loading_process,
             persistent_workers=self.workers > 0,
             pin_memory=self.pin_memory,
         )
@@ -300,9 +315,3 @@ class _LateLoader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         yield from super().__iter__()
-
-
-def _use_one_thread(_: int) -> None:
-    """Limit a worker to one thread: the threads of several workers would compete for the same cores."""
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)

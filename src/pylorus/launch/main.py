@@ -39,7 +39,13 @@ from pylorus.launch.sweep import (
     setup_sweep_process,
 )
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.process import BackgroundTask, ensure_uninterrupted, handle_signals
+from pylorus.runs.process import (
+    BackgroundTask,
+    ensure_uninterrupted,
+    exit_process,
+    handle_signals,
+    pause_garbage_collection,
+)
 
 CHANGEABLE_KEYS = (
     "report",
@@ -354,8 +360,8 @@ def _import_and_run(folder: RunFolder) -> None:
     if is_worthwhile and folder.read_status()["state"] != "finished":
         reading = BackgroundTask(_read_ahead, config)
     try:
-        from pylorus.launch.train import run
-
+        with pause_garbage_collection():
+            from pylorus.launch.train import run
         run(folder, reading)
     finally:
         if reading is not None:
@@ -475,7 +481,9 @@ def main() -> None:
         if code and is_launched():
             sys.stdout.flush()
             os._exit(code)  # a clean exit would wait for the other processes
-        sys.exit(code)
+    if "torch" in sys.modules:
+        exit_process(code)
+    sys.exit(code)
 
 
 def _run_launched() -> int:

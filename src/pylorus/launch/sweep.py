@@ -4,6 +4,7 @@ Nothing here imports torch or pandas: a launcher that is missing is reported at 
 """
 
 import fcntl
+import importlib
 import itertools
 import os
 import re
@@ -29,14 +30,22 @@ from pylorus.core.distributed import PARALLEL_JOBS
 from pylorus.core.errors import INTERRUPTED, PylorusError, format_name_list
 from pylorus.core.io import BROKEN_PIPE_CODE, write_json
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.process import IN_SWEEP, JOB_STOP_SIGNAL, JOB_STOP_TIMEOUT, STOP_SIGNALS
+from pylorus.runs.process import (
+    IN_SWEEP,
+    JOB_STOP_SIGNAL,
+    JOB_STOP_TIMEOUT,
+    STOP_SIGNALS,
+    ForkedProcess,
+    ensure_uninterrupted,
+    pause_garbage_collection,
+)
 
 interrupted: list[Path] = []
 """Folders of this process's jobs that a signal ended: after that a launcher's worker starts no other job."""
 
 
 def run_job_process(folder: RunFolder) -> None:
-    """Run a job of a sweep as `python -m pylorus.launch.train FOLDER`; if it fails, the sweep continues.
+    """Run a job of a sweep in a process of its own; if it fails, the sweep continues.
 
     Args:
         folder: The job's folder.
@@ -46,11 +55,8 @@ def run_job_process(folder: RunFolder) -> None:
         PylorusError: If the job failed.
     """
     with reserve_gpus(count_job_gpus(load_config(folder.config).trainer)) as gpus:
-        job = subprocess.Popen(
-            [sys.executable, "-m", "pylorus.launch.train", str(folder.path)],
-            env={**os.environ, **gpus.environment, IN_SWEEP: "1"},
-            pass_fds=gpus.locks,  # held by the job too: they outlive this process if that is killed
-        )
+        # The job holds the locks too: it may outlive this process if that is killed.
+        job = _start_job(folder.path, {**os.environ, **gpus.environment, IN_SWEEP: "1"}, gpus.locks)
         try:
             code = job.wait()
         except BaseException:  # a signal, or a launcher that requeues its job
@@ -67,7 +73,38 @@ def run_job_process(folder: RunFolder) -> None:
         raise PylorusError(f"the job in {folder.path} failed: {reason}")
 
 
-def _stop_job(job: subprocess.Popen[bytes]) -> None:
+def _start_job(
+    folder: Path, environment: dict[str, str], locks: Sequence[int]
+) -> "subprocess.Popen[bytes] | ForkedProcess":
+    """Start `python -m pylorus.launch.train FOLDER`, on Linux as a fork of this process, which imports it only once."""
+    arguments = [sys.executable, "-m", "pylorus.launch.train", str(folder)]
+    if not prepare_jobs():
+        return subprocess.Popen(arguments, env=environment, pass_fds=locks)
+
+    def run_job() -> None:
+        from pylorus.launch.train import main
+
+        sys.argv = arguments[2:]
+        main()
+
+    return ForkedProcess(run_job, environment=environment, pass_fds=locks)
+
+
+def prepare_jobs() -> bool:
+    """Import what jobs need, and return whether they may be forked from this process.
+
+    Ray and submitit have threads of their own in it, and each job of theirs a new process.
+    """
+    if sys.platform != "linux" or {"ray", "submitit"} & set(sys.modules):
+        return False
+    with ensure_uninterrupted():  # an incomplete module would remain
+        if "pylorus.launch.train" not in sys.modules:
+            with pause_garbage_collection():
+                importlib.import_module("pylorus.launch.train")
+    return not sys.modules["torch"].cuda.is_initialized()  # CUDA works only in the process that initialized it
+
+
+def _stop_job(job: "subprocess.Popen[bytes] | ForkedProcess") -> None:
     """Ask a job to end, and kill it if it does not; a job that already received Ctrl-C from the terminal ignores it."""
     job.send_signal(JOB_STOP_SIGNAL)
     try:

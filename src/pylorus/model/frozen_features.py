@@ -27,7 +27,7 @@ from pylorus.cache.shards import Records
 from pylorus.cache.store import load_or_compute_records
 from pylorus.config.schema import CacheConfig
 from pylorus.data.augmentation import compute_augmentation_version, format_policy
-from pylorus.data.dataset import Draw, ImageBatches, return_batch
+from pylorus.data.dataset import Draw, ImageBatches, SharedLoader, return_batch
 from pylorus.hardware.engine import Engine
 from pylorus.model.freeze import Depth
 from pylorus.model.frozen_prefix import CutNetwork, cut_network
@@ -243,15 +243,15 @@ class FeatureDataModule(pl.LightningDataModule):
         if self._records is not None:
             self._log_cache_use(self._records)
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> DataLoader[Any] | SharedLoader:
         """Return every training image once, in the order in which the images would have come."""
         return self.build_loader("train")
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> DataLoader[Any] | SharedLoader:
         """Return every validation image once."""
         return self.build_loader("val")
 
-    def build_loader(self, split: str) -> DataLoader[Any]:
+    def build_loader(self, split: str) -> DataLoader[Any] | SharedLoader:
         """Return a loader over every image of a split once: its features, or the image if they are not cached."""
         draws = self._draws[split]
         if self._records is None or not draws:

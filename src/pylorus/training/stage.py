@@ -59,10 +59,9 @@ def resolve_augmentation(stage: StageConfig, default: AugmentConfig) -> AugmentC
     return load_policy(stage.augment, key="stages: augment")
 
 
-def build_image_data(
-    plan: StagePlan, config: Config, backbone: Backbone, images: RunImages, engine: Engine, processes: Processes
-) -> ImageDataModule:
+def build_image_data(plan: StagePlan, run: Run) -> ImageDataModule:
     """Build the data module of a stage's images."""
+    config, backbone, images, engine = run.config, run.backbone, run.images, run.engine
     return ImageDataModule.from_table(
         images.table,
         images.catalog.root,
@@ -76,7 +75,8 @@ def build_image_data(
         validation=images.validation,
         pin_memory=engine.accelerator == "cuda",
         shard_window=config.data.shard_window,
-        processes=processes,
+        processes=run.processes,
+        loading=run.loading,
     )
 
 
@@ -146,7 +146,7 @@ def run_stage(plan: StagePlan, run: Run) -> StageResult:
     if stage_folder.is_finished:
         log.info("%s is already finished", plan.name)
         return _load_finished_stage(classifier, stage_folder)
-    image_data = build_image_data(plan, run.config, run.backbone, images, run.engine, run.processes)
+    image_data = build_image_data(plan, run)
     if stage_folder.training_result is None:
         _train(classifier, image_data, run, stage_folder, speed)
     _load_best_weights(classifier, stage_folder)

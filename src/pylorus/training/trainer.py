@@ -18,6 +18,7 @@ from pylorus.config.instantiation import instantiate
 from pylorus.config.schema import Config, StageConfig
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.data.dataset import LoadingProcesses
 from pylorus.data.split import RunImages
 from pylorus.hardware.engine import Engine
 from pylorus.model.backbone import Backbone
@@ -43,6 +44,7 @@ class Run:
         dashboard: Loggers of the run's dashboards.
         processes: The run's distributed processes.
         stop: Whether the run has been asked to stop.
+        loading: Its processes that decode images; None: the main process decodes them.
     """
 
     config: Config
@@ -53,6 +55,7 @@ class Run:
     dashboard: Dashboard
     processes: Processes
     stop: StopRequest
+    loading: LoadingProcesses | None = None
 
 
 log = logging.getLogger(__name__)
