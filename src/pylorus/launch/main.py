@@ -22,9 +22,9 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
-from pylorus.config.checks import build_config, check_ignored_keys, check_key, is_free_form, load_config
+from pylorus.config.checks import build_config, check_ignored_keys, check_key, format_error, is_free_form, load_config
 from pylorus.config.schema import CONF, EXTENSIBLE, GROUPS, Config
 from pylorus.core.distributed import is_launched
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list, format_suggestion
@@ -544,12 +544,3 @@ def _explain_error(error: Exception) -> str | None:
     if message is None and SweepFolder.path is not None and not isinstance(error, BrokenPipeError):
         message = explain_sweep_end(error, SweepFolder.path)
     return message
-
-
-def format_error(error: BaseException) -> str:
-    """Format an error's message; for OmegaConf's, with the key and what is wrong with its value."""
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key}: no value given. Add {error.full_key}=… to the command line."
-    cause = error.__cause__ if isinstance(error, HydraException) else None
-    lines = [str(error)] + ([str(cause)] if cause is not None else [])
-    return "\n".join(line.strip() for line in lines if line.strip())
