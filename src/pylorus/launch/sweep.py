@@ -55,13 +55,15 @@ def run_job_process(folder: RunFolder) -> None:
         PylorusError: If the job failed.
     """
     with reserve_gpus(count_job_gpus(load_config(folder.config).trainer)) as gpus:
-        # The job holds the locks too: it may outlive this process if that is killed.
-        job = _start_job(folder.path, {**os.environ, **gpus.environment, IN_SWEEP: "1"}, gpus.locks)
+        job = None
         try:
+            # The job holds the locks too: it may outlive this process if that is killed.
+            job = _start_job(folder.path, {**os.environ, **gpus.environment, IN_SWEEP: "1"}, gpus.locks)
             code = job.wait()
         except BaseException:  # a signal, or a launcher that requeues its job
             interrupted.append(folder.path)
-            _stop_job(job)
+            if job is not None:
+                _stop_job(job)
             if (status := folder.read_status())["state"] == "starting":  # the job had not yet written its own status
                 write_json(folder.path / "status.json", {**status, "state": "interrupted"})
             raise
