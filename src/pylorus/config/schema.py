@@ -341,6 +341,11 @@ class TrainerConfig:
     compile: bool = key(
         False, "compile the trained part of the network with torch.compile: takes minutes at the start, for long runs"
     )
+    cuda_graphs: bool = key(
+        False,
+        "on a single NVIDIA GPU, start the computation of a full training batch as one CUDA graph: for small batches, "
+        "for which the GPU waits for the launches of single kernels",
+    )
     progress: bool = key(True, "show a progress bar if the output is a terminal")
     args: dict[str, Any] = key(
         {}, "further arguments of Lightning's Trainer, e.g. {limit_train_batches: 10}; not those that Pylorus sets"
@@ -367,6 +372,11 @@ class CacheConfig:
     )
     memory_gib: float = key(
         0.25, "maximum size of the cache in memory, in GiB; the rest is read from memory-mapped files", low=0
+    )
+    on_device: bool | None = key(
+        None,
+        "hold decoded images and cached features in the memory of the device that trains, and augment there; null: on "
+        "an NVIDIA GPU, if they take at most a quarter of its free memory",
     )
 
 

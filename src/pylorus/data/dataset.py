@@ -17,6 +17,7 @@ from pylorus.cache.shards import Records
 from pylorus.config.schema import AugmentConfig
 from pylorus.core.distributed import SINGLE_PROCESS, Processes, compute_seed
 from pylorus.data.augmentation import build_augmentation
+from pylorus.data.device_augmentation import DeviceAugmentation, find_obstacle, send_array
 from pylorus.data.files import Root
 from pylorus.data.input_format import InputFormat
 
@@ -128,6 +129,25 @@ class EpochBatchSampler(Sampler[list[Draw]]):
             yield batch[self._processes.own_slice]
 
 
+class DeviceMemory(NamedTuple):
+    """Where tensors are held that are used in every epoch.
+
+    Attributes:
+        device: The device that trains.
+        share: Fraction of its free memory that one such tensor may take.
+    """
+
+    device: torch.device
+    share: float
+
+    def has_space(self, size: int) -> bool:
+        """Return whether a tensor of `size` bytes may be held there; True for a CPU, whose memory the user knows."""
+        if self.device.type != "cuda":
+            return True
+        cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return size <= self.share * (torch.cuda.mem_get_info(self.device)[0] + cached)
+
+
 class Batch(NamedTuple):
     """Images with their labels.
 
@@ -152,6 +172,8 @@ class ImageDataset(Dataset[Batch]):
         policy: The augmentation.
         seed: Seed of the augmentation.
         cached: The prepared images of all rows; None: each is read from its file.
+        on_device: The same on the device that trains, uint8 of shape (rows, 3, size, size): batches are selected and
+            augmented there; None: on the CPU.
     """
 
     def __init__(
@@ -163,15 +185,25 @@ class ImageDataset(Dataset[Batch]):
         policy: AugmentConfig,
         seed: int,
         cached: Records | None = None,
+        on_device: torch.Tensor | None = None,
     ) -> None:
         self.root, self.form, self.policy, self.seed, self._cached = root, form, policy, seed, cached
         self.paths: NDArray[np.str_] = table["path"].to_numpy(dtype=np.str_)
         self.ids: NDArray[np.str_] = table["sample_id"].to_numpy(dtype=np.str_)
         self.labels: NDArray[np.int64] = table["label"].to_numpy(dtype=np.int64)
         self._augment = build_augmentation(policy)
+        self._on_device = on_device
+        if on_device is not None:
+            self._device_labels = send_array(self.labels, on_device.device)
+            self._augment_on_device = None if self._augment is None else DeviceAugmentation(self._augment)
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether batches come from the memory of the device, so that no processes are needed to load them."""
+        return self._on_device is not None
 
     def __getitems__(self, draws: Sequence[Draw | int]) -> Batch:
         """Return the batch of the given draws: a pure function of them and the constructor's arguments.
@@ -179,6 +211,8 @@ class ImageDataset(Dataset[Batch]):
         A number is a row, unaugmented: so samplers of torch and Lightning work as well.
         """
         rows = [draw.row if isinstance(draw, Draw) else draw for draw in draws]
+        if self._on_device is not None:
+            return self._select_on_device(self._on_device, rows, draws)
         images = self.load_rows(rows)
         if self._augment is not None:
             for index, draw in enumerate(draws):
@@ -196,6 +230,15 @@ class ImageDataset(Dataset[Batch]):
         dataset.policy, dataset.seed, dataset._augment = policy, seed, build_augmentation(policy)
         return dataset
 
+    def _select_on_device(self, images: torch.Tensor, rows: list[int], draws: Sequence[Draw | int]) -> Batch:
+        row = send_array(np.asarray(rows), images.device)
+        selected = images.index_select(0, row)
+        views = [draw.view for draw in draws if isinstance(draw, Draw) and draw.view is not None]
+        if self._augment_on_device is not None and views:
+            seeds = [self.get_augmentation_seed(index, view) for index, view in zip(rows, views, strict=True)]
+            selected = self._augment_on_device(selected, seeds)
+        return Batch(selected, self._device_labels.index_select(0, row), row)
+
     def get_augmentation_seed(self, row: int, view: int) -> int:
         """Return the seed of an augmented variant, in [0, 2^63)."""
         return compute_seed(self.seed, view, str(self.ids[row]))
@@ -209,6 +252,12 @@ class ImageDataset(Dataset[Batch]):
         if self._cached is not None:
             return self._cached.read_rows(rows).reshape(len(rows), self.form.size, self.form.size, 3)
         return self.form.load_images([self.root / str(self.paths[row]) for row in rows])
+
+
+def find_device_obstacle(policy: AugmentConfig) -> str | None:
+    """Return why images can't be augmented on the device that trains; None if they can."""
+    augmentation = build_augmentation(policy)
+    return None if augmentation is None else find_obstacle(augmentation)
 
 
 def return_batch(batch: Any) -> Any:
@@ -345,6 +394,7 @@ class ImageBatches(Protocol):
     views: int | None
     batch_size: int
     pin_memory: bool
+    memory: DeviceMemory | None
 
     @property
     def processes(self) -> Processes:

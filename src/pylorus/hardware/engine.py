@@ -6,16 +6,17 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import cv2
 import joblib
 import psutil
 import torch
+from torch import Tensor, nn
 
 from pylorus.config.schema import TrainerConfig
 from pylorus.core.distributed import PARALLEL_JOBS
@@ -135,6 +136,73 @@ class Engine:
         return torch.autocast(self.accelerator, dtype, enabled=self.precision != "32")
 
 
+class FullBatchForward:
+    """The forward pass of full training batches, compiled or as CUDA graphs; for batches of other sizes there is none.
+
+    Both are prepared for inputs of one shape, at the first batch of this size: so a network is compiled only once, not
+    again for the last batch of an epoch and for evaluation.
+
+    Args:
+        module: From the inputs to the logits, in training mode.
+        images: Number of images in a full batch of this process.
+        is_captured: Whether to replay CUDA graphs; otherwise the module is compiled with torch.
+    """
+
+    def __init__(self, module: nn.Module, images: int, *, is_captured: bool) -> None:
+        self.images, self._module = images, module
+        self._forward: Callable[..., Tensor] | None = None
+        if not is_captured:
+            self._forward = cast(Callable[..., Tensor], torch.compile(module, dynamic=False))
+
+    def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Compute logits of shape (images, classes)."""
+        if self._forward is None:
+            self._forward = capture_graphs(self._module, inputs)
+        return self._forward(*inputs)
+
+
+def capture_graphs(module: nn.Module, inputs: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+    """Capture a module's forward and backward pass as CUDA graphs, each of which is then started as a whole.
+
+    Args:
+        module: Takes tensors and returns one; trained, on a GPU, and without operations for which the host waits.
+        inputs: An example of its inputs; later ones must have the same shapes.
+
+    Returns:
+        The forward pass. Running statistics and the random state are those from before this call, although capturing
+        runs the module several times.
+
+    Raises:
+        PylorusError: If the module can't be captured.
+    """
+
+    class Forward(nn.Module):
+        """A module of its own, since torch replaces the function `forward` of what it captures."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *inputs: Tensor) -> Tensor:
+            return cast(Tensor, self.module(*inputs))
+
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    examples = tuple(tensor.detach().clone() for tensor in inputs)
+    devices = [inputs[0].device.index] if inputs[0].device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):
+            captured = torch.cuda.make_graphed_callables(Forward(), examples, allow_unused_input=True)
+    except RuntimeError as error:
+        raise PylorusError(
+            f"trainer.cuda_graphs: found true, but this network can't be captured: {str(error).splitlines()[0]}. "
+            "Leave it out."
+        ) from error
+    with torch.no_grad():
+        for buffer, value in buffers:
+            buffer.copy_(value)
+    return cast(Callable[..., Tensor], captured)
+
+
 def set_full_precision() -> None:
     """Compute 32-bit matrix products and convolutions in full 32-bit precision, also on a GPU (no TF32)."""
     torch.set_float32_matmul_precision("highest")
@@ -190,6 +258,8 @@ def resolve_engine(config: TrainerConfig) -> Engine:
         PylorusError: If the requested accelerator is missing.
     """
     accelerator, accelerator_reason = resolve_accelerator(config)
+    if config.cuda_graphs and accelerator != "cuda":
+        raise PylorusError(f"trainer.cuda_graphs: found true, but trainer.accelerator is {accelerator}. Leave it out.")
     threads = config.threads or count_usable_cores()
     reasons = {"accelerator": accelerator_reason}
     reasons["threads"] = (

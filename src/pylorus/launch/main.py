@@ -52,6 +52,7 @@ CHANGEABLE_KEYS = (
     "cache.folder",
     "cache.budget_gib",
     "cache.memory_gib",
+    "cache.on_device",
     "data.root",  # the images there are compared by content
     "data.workers",
     "trainer.devices",

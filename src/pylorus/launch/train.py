@@ -39,6 +39,7 @@ from pylorus.core.distributed import (
 )
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.io import handle_closed_pipe, write_json
+from pylorus.data.catalog import check_root
 from pylorus.data.dataset import LoadingProcesses
 from pylorus.data.input_format import InputFormat, resolve_input_format, save_input_format
 from pylorus.data.prepare import prepare_images
@@ -67,7 +68,7 @@ from pylorus.runs.process import (
 from pylorus.training.batch_size import resolve_batch_size
 from pylorus.training.dashboards import Dashboard
 from pylorus.training.faults import explain_faults
-from pylorus.training.stage import check_stages, check_user_parts, log_stage_table, run_stage
+from pylorus.training.stage import check_stages, check_user_parts, count_device_bytes, log_stage_table, run_stage
 from pylorus.training.trainer import Run, check_trainer_arguments
 
 FAILURE_PREFIX = ".failure-"
@@ -317,6 +318,8 @@ def train(
     initial = restore_trainer_config(config.trainer, record)
     engine = processes.run_on_first(lambda: resolve_engine(initial))
     engine.setup_process(local_count=processes.local_count)
+    if config.data.kind == "folders":
+        check_root(Path(str(config.data.root)))
     form = processes.run_on_first(lambda: _check_network(config))
     if reading is not None:
         reading.wait()
@@ -400,7 +403,10 @@ def _set_batch_size(
     # Processes on a CPU share its memory; each GPU has its own.
     devices = processes.count if engine.accelerator == "cuda" else 1
     training_images = sum(images.count_by_class("train"))
-    size, reason = resolve_batch_size(initial, config, backbone, engine, images=training_images, devices=devices)
+    image_bytes = count_device_bytes(config.cache, engine, images=len(images.table), image_size=backbone.image_size)
+    size, reason = resolve_batch_size(
+        initial, config, backbone, engine, images=training_images, devices=devices, reserved=image_bytes
+    )
     check_batch_divides(size, processes.count)
     return replace(config, trainer=replace(config.trainer, batch_size=size)), reason
 

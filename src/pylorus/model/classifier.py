@@ -25,6 +25,7 @@ from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.core.io import validate
 from pylorus.data.dataset import Batch
 from pylorus.evaluation.confusion import ClassMetric, get_monitor_column
+from pylorus.hardware.engine import FullBatchForward
 from pylorus.model.backbone import (
     Backbone,
     build_backbone,
@@ -418,6 +419,8 @@ class StageClassifier(Classifier):
         self.strict_loading = False  # checkpoints omit frozen weights; `_check_weights` is strict about the rest
         self.cut: CutNetwork | None = None
         """The network split in two, if features are used in place of images."""
+        self.full_batch_forward: FullBatchForward | None = None
+        """How full training batches pass through the network, or its suffix; None: like all others."""
         self.sample_ids: dict[str, NDArray[np.str_]] = {}
         """IDs of training and validation images, by row: for the message when a loss becomes NaN or infinite."""
         self._non_finite = {"train": FirstNonFiniteLoss(), "val": FirstNonFiniteLoss()}
@@ -430,18 +433,15 @@ class StageClassifier(Classifier):
 
     def compute_logits(self, batch: Batch | FeatureBatch) -> Tensor:
         """Compute logits (batch, classes) of images, or of the features that replace them."""
+        full = self.full_batch_forward
+        if full is not None and self.training and len(batch.label) == full.images:
+            inputs = (self.normalize_images(batch.image),) if isinstance(batch, Batch) else batch.features
+            return full(inputs).float()
         if isinstance(batch, Batch):
             return super().compute_logits(batch)
         if self.cut is None:
             raise ValueError("found features, expected images: the network was not split")
         return self.cut.run_suffix(batch.features).float()
-
-    def compile_network(self) -> None:
-        """Compile the network with torch, or its suffix if it is split; compilation happens at the first call."""
-        if self.cut is not None:
-            self.cut.compile_suffix()
-        else:
-            self.network.compile()
 
     def training_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""

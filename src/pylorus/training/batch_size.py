@@ -134,7 +134,14 @@ Try = Callable[[int], StepCost | None]
 
 
 def resolve_batch_size(
-    initial: TrainerConfig, config: Config, backbone: Backbone, engine: Engine, *, images: int, devices: int = 1
+    initial: TrainerConfig,
+    config: Config,
+    backbone: Backbone,
+    engine: Engine,
+    *,
+    images: int,
+    devices: int = 1,
+    reserved: int = 0,
 ) -> tuple[int, str]:
     """Return the batch size over all devices, and why it was chosen.
 
@@ -145,6 +152,7 @@ def resolve_batch_size(
         engine: The compute engine.
         images: Number of training images.
         devices: Devices that share a step; each is assumed to be like this one.
+        reserved: Bytes of a device that training needs for something else.
 
     Raises:
         PylorusError: If not even two images fit, or if the trial fails for another reason.
@@ -161,7 +169,7 @@ def resolve_batch_size(
     fraction = MEMORY_FRACTION[engine.accelerator]
     parts = devices * config.trainer.accumulate  # of a step
     with TrialProcess(_build_request(config, backbone, engine)) as trial:
-        budget = int(fraction * trial.free / get_concurrent_jobs())
+        budget = int(fraction * trial.free / get_concurrent_jobs()) - reserved
         room = f"{format_percent(fraction, digits=0)} % of the {format_bytes(trial.free)} of free memory"
         size, why = find_largest_size(
             trial.measure_step,

@@ -149,6 +149,8 @@ def _explain_out_of_memory(error: BaseException, folder: Path, trainer: TrainerC
         if size > 1
         else "The batch is already a single image: use a smaller data.image_size or a smaller model in a new run."
     )
+    if device == "the GPU":
+        advice += " cache.on_device=false leaves the images in the main memory."
     return (
         f"{device} ran out of memory: {str(error).strip().splitlines()[0] if str(error) else 'no memory'}\n"
         f"{advice}\nIf other programs used the memory, close them and {_format_resume_command(folder)}"

@@ -11,20 +11,21 @@ from rich.console import Console
 from rich.table import Table
 
 from pylorus.config.instantiation import get_object, get_target
-from pylorus.config.schema import EXTENSIBLE, AugmentConfig, Config, StageConfig
+from pylorus.config.schema import EXTENSIBLE, AugmentConfig, CacheConfig, Config, StageConfig
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count, format_percent
 from pylorus.core.io import write_atomically, write_json
 from pylorus.data.augmentation import build_augmentation, load_policy
 from pylorus.data.datamodule import ImageDataModule
+from pylorus.data.dataset import DeviceMemory
 from pylorus.data.input_format import InputFormat
 from pylorus.data.split import RunImages
 from pylorus.evaluation.confusion import CLASS_METRICS, ClassMetric, compute_class_metric, select_class_metrics
 from pylorus.evaluation.index_intervals import proportions_of_predictions
 from pylorus.evaluation.influence import estimate_by_jackknife
 from pylorus.hardware.choices import get_batch_size, resolve_channels_last, resolve_workers
-from pylorus.hardware.engine import Engine
+from pylorus.hardware.engine import Engine, FullBatchForward
 from pylorus.model.backbone import Backbone
 from pylorus.model.classifier import StageClassifier, StagePlan, build_optimizer
 from pylorus.model.freeze import apply_depth, resolve_depth
@@ -45,6 +46,9 @@ from pylorus.training.callbacks import SpeedMonitor
 from pylorus.training.trainer import Run, build_callbacks, build_trainer, fit_stage
 
 log = logging.getLogger(__name__)
+
+DEVICE_SHARE = 0.25
+"""Fraction of a GPU's free memory that images or features may take by default."""
 
 
 def resolve_augmentation(stage: StageConfig, default: AugmentConfig) -> AugmentConfig:
@@ -77,7 +81,21 @@ def build_image_data(plan: StagePlan, run: Run) -> ImageDataModule:
         shard_window=config.data.shard_window,
         processes=run.processes,
         loading=run.loading,
+        memory=resolve_device_memory(config.cache, engine),
     )
+
+
+def resolve_device_memory(settings: CacheConfig, engine: Engine) -> DeviceMemory | None:
+    """Return where images and features are held beside the network; None: in the main memory."""
+    is_wanted = engine.accelerator == "cuda" if settings.on_device is None else settings.on_device
+    share = DEVICE_SHARE if settings.on_device is None else 1.0
+    return DeviceMemory(torch.device(engine.accelerator), share) if is_wanted else None
+
+
+def count_device_bytes(settings: CacheConfig, engine: Engine, *, images: int, image_size: int) -> int:
+    """Return how many bytes of a GPU the images of a run will take; 0 if they stay in the main memory."""
+    memory, size = resolve_device_memory(settings, engine), images * 3 * image_size**2
+    return size if memory is not None and engine.accelerator == "cuda" and memory.has_space(size) else 0
 
 
 def build_stage_data(
@@ -169,8 +187,15 @@ def _train(
     data = build_stage_data(image_data, classifier, plan, run.config, run.engine)
     if isinstance(data, FeatureDataModule):
         speed.features_seconds = data.seconds
-    if run.config.trainer.compile:
-        classifier.compile_network()
+    trainer_config = run.config.trainer
+    # Features of images that are augmented anew are not cached: these batches pass through the whole network.
+    is_split = isinstance(data, FeatureDataModule) and data.has_training_features and classifier.cut is not None
+    if trainer_config.compile or trainer_config.cuda_graphs:
+        classifier.full_batch_forward = FullBatchForward(
+            classifier.cut.build_training_module() if is_split and classifier.cut else classifier.network,
+            get_batch_size(trainer_config) // run.processes.count,
+            is_captured=trainer_config.cuda_graphs,
+        )
     fit_stage(trainer, classifier, data, stage_folder, run)
 
 
