@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any, cast
 
 from omegaconf import OmegaConf, open_dict
@@ -84,12 +84,18 @@ def _start_job(
         return subprocess.Popen(arguments, env=environment, pass_fds=locks)
 
     def run_job() -> None:
-        from pylorus.launch.train import main
-
         sys.argv = arguments[2:]
-        main()
+        import_training().main()
 
     return ForkedProcess(run_job, environment=environment, pass_fds=locks)
+
+
+def import_training() -> ModuleType:
+    """Return the module `pylorus.launch.train`; the first call takes seconds."""
+    if "pylorus.launch.train" not in sys.modules:
+        with pause_garbage_collection():
+            importlib.import_module("pylorus.launch.train")
+    return sys.modules["pylorus.launch.train"]
 
 
 def prepare_jobs() -> bool:
@@ -100,9 +106,7 @@ def prepare_jobs() -> bool:
     if sys.platform != "linux" or {"ray", "submitit"} & set(sys.modules):
         return False
     with ensure_uninterrupted():  # an incomplete module would remain
-        if "pylorus.launch.train" not in sys.modules:
-            with pause_garbage_collection():
-                importlib.import_module("pylorus.launch.train")
+        import_training()
     return not sys.modules["torch"].cuda.is_initialized()  # CUDA works only in the process that initialized it
 
 
