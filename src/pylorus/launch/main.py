@@ -34,18 +34,13 @@ from pylorus.launch.sweep import (
     complete_launcher,
     count_job_gpus,
     explain_sweep_end,
+    import_training,
     interrupted,
     run_job_process,
     setup_sweep_process,
 )
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.process import (
-    BackgroundTask,
-    ensure_uninterrupted,
-    exit_process,
-    handle_signals,
-    pause_garbage_collection,
-)
+from pylorus.runs.process import BackgroundTask, ensure_uninterrupted, exit_process, handle_signals
 
 CHANGEABLE_KEYS = (
     "report",
@@ -361,9 +356,7 @@ def _import_and_run(folder: RunFolder) -> None:
     if is_worthwhile and folder.read_status()["state"] != "finished":
         reading = BackgroundTask(_read_ahead, config)
     try:
-        with pause_garbage_collection():
-            from pylorus.launch.train import run
-        run(folder, reading)
+        import_training().run(folder, reading)
     finally:
         if reading is not None:
             reading.stop()
