@@ -243,9 +243,15 @@ def _check_trainer(config: Config) -> None:
     batch_size = config.trainer.batch_size
     if batch_size != "auto" and (isinstance(batch_size, str) or batch_size < 1):
         raise PylorusError(f"trainer.batch_size: found {batch_size}, expected auto or a number (at least 1).")
-    if config.trainer.cuda_graphs and (config.trainer.devices * config.trainer.nodes > 1 or config.trainer.compile):
-        other = "trainer.compile=true" if config.trainer.compile else "several devices"
-        raise PylorusError(f"trainer.cuda_graphs: found true, expected false with {other}. Leave it out.")
+    refused = {
+        "several devices": config.trainer.devices * config.trainer.nodes > 1,
+        "trainer.compile=true": config.trainer.compile,
+        # Gradients are views of the graph's memory, which the next batch of the same step would overwrite.
+        "trainer.accumulate above 1": config.trainer.accumulate > 1,
+    }
+    for other, is_set in refused.items() if config.trainer.cuda_graphs else ():
+        if is_set:
+            raise PylorusError(f"trainer.cuda_graphs: found true, expected false with {other}. Leave it out.")
     if config.trainer.strategy != "fsdp":
         return
     if config.trainer.precision == "16":
