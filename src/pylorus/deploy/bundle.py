@@ -47,6 +47,7 @@ from pylorus.model.inference import compute_mean_directions, compute_unlikeness,
 from pylorus.report.results import calibrate_predictions
 from pylorus.runs.folder import PARTS, RunFolder, ShippedStage, score_stage, select_stage
 from pylorus.runs.predictions import read_predictions
+from pylorus.runs.process import Timeline
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,12 @@ def save_candidate(folder: RunFolder, network: nn.Module, config: Config, images
 
 
 def write_bundle(
-    folder: RunFolder, backbone: Backbone, images: RunImages, config: Config, engine: Engine
+    folder: RunFolder,
+    backbone: Backbone,
+    images: RunImages,
+    config: Config,
+    engine: Engine,
+    timeline: Timeline,
 ) -> ShippedStage:
     """Write the shipped stage of a run to its folder `model`; it contains no file names of images and no patients.
 
@@ -91,6 +97,7 @@ def write_bundle(
         images: The images with their classes and the split that the network was trained on.
         config: The run's configuration.
         engine: The run's compute engine.
+        timeline: What this process spends its time on: features, distances and thresholds count as evaluation.
 
     Returns:
         The shipped stage, and how it was chosen.
@@ -112,7 +119,8 @@ def write_bundle(
         validation=images.validation,
     )
     log.info("model    computing features of training images for out-of-distribution detection")
-    directions = compute_mean_directions(backbone, datamodule, engine, classes=len(images.catalog.classes))
+    with timeline.measure("evaluation"):
+        directions = compute_mean_directions(backbone, datamodule, engine, classes=len(images.catalog.classes))
     validation, test = (
         compute_unlikeness(torch.from_numpy(np.load(stage.get_features_path(part))), directions)
         .numpy()
@@ -125,7 +133,8 @@ def write_bundle(
         test=test,
         test_rows=select_feature_rows("test", len(datamodule.parts["test"])),
     )
-    description = _build_description(folder, backbone, images, config, engine, input_settings, distances, shipped)
+    with timeline.measure("evaluation"):
+        description = _build_description(folder, backbone, images, config, engine, input_settings, distances, shipped)
     content = convert_to_plain(description)
     if description.network is None:
         del content["network"]  # an older Pylorus, which does not know the entry, can read the file

@@ -23,7 +23,7 @@ from pylorus.model.classifier import StageClassifier, StagePlan, get_monitor_mod
 from pylorus.model.distributed import build_strategy_arguments, use_sharded_network, use_sync_batch_norm
 from pylorus.model.freeze import FreezeBackbone
 from pylorus.runs.folder import RunFolder, StageFolder
-from pylorus.runs.process import StopRequest
+from pylorus.runs.process import StopRequest, Timeline
 from pylorus.training.callbacks import Checkpoints, CurvesFile, EpochLine, ProgressBar, SpeedMonitor
 from pylorus.training.dashboards import Dashboard
 
@@ -41,6 +41,7 @@ class Run:
         dashboard: Loggers of the run's dashboards.
         processes: The run's distributed processes.
         stop: Whether the run has been asked to stop.
+        timeline: What this process spends its time on.
     """
 
     config: Config
@@ -51,6 +52,7 @@ class Run:
     dashboard: Dashboard
     processes: Processes
     stop: StopRequest
+    timeline: Timeline
 
 
 log = logging.getLogger(__name__)
