@@ -6,7 +6,7 @@ PIP_OPTIONS ?=
 OPTIONS ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-fast lint extras docs benchmark clean
+.PHONY: demo test test-fast coverage lint extras docs benchmark clean
 
 demo: .venv/installed
 	$(BIN)/python train.py
@@ -17,6 +17,12 @@ test: .venv/installed
 # The tests to run while you work: no processes, no long training.
 test-fast: .venv/installed
 	$(BIN)/python -m pytest -m fast
+
+# Fails if the fast tests run less than this percentage of the lines of src/pylorus; CONTRIBUTING.md says why.
+COVERAGE_FLOOR := 76
+
+coverage: .venv/installed
+	$(BIN)/python -m pytest -m fast --cov --cov-fail-under=$(COVERAGE_FLOOR)
 
 # import-linter reads the contracts between packages from pyproject.toml; CONTRIBUTING.md explains them.
 lint: .venv/installed

@@ -76,7 +76,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Exempt what the imports created from garbage collection, which statsmodels runs in full at each correction."""
+    """Exempt what the imports created from garbage collection."""
     gc.collect()
     gc.freeze()
 

@@ -250,19 +250,20 @@ def test_a_target_in_a_bundle_is_never_honoured(bundle_copy, write_hashes, tmp_p
     assert not mark.exists()
 
 
-def test_code_that_a_bundle_names_is_never_imported(spoilt, resealed, tmp_path, monkeypatch):
+def test_code_that_a_bundle_names_is_never_imported(bundle_copy, write_hashes, tmp_path, monkeypatch):
     (tmp_path / "evil.py").write_text("import pathlib\npathlib.Path('mark').touch()\ndef net(**_): pass\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    content = json.loads((spoilt / "model.json").read_text())
+    content = json.loads((bundle_copy / "model.json").read_text())
     content |= {"network": "evil.net", "architecture": "evil_net"}
-    (spoilt / "model.json").write_text(json.dumps(content))
+    (bundle_copy / "model.json").write_text(json.dumps(content))
     refused(
-        resealed(spoilt), "the network evil_net was built by evil.net, which is not part of Pylorus; .*--network evil"
+        write_hashes(bundle_copy),
+        "the network evil_net was built by evil.net, which is not part of Pylorus; .*--network evil",
     )
     content["network"] = "a\nb"
-    (spoilt / "model.json").write_text(json.dumps(content))
-    refused(resealed(spoilt), "model.json: network: found .* expected a dotted path")
+    (bundle_copy / "model.json").write_text(json.dumps(content))
+    refused(write_hashes(bundle_copy), "model.json: network: found .* expected a dotted path")
     assert not (tmp_path / "mark").exists()
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from pylorus.cli import main
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import convert_to_plain
+from pylorus.data.input_format import InputFormat
 from pylorus.deploy import inputs as parts_module
 from pylorus.deploy import predict as predict_module
 from pylorus.deploy.inputs import Sources
@@ -186,14 +187,14 @@ def test_a_killed_prediction_resumes_to_the_same_output(
     monkeypatch.setattr(predict_module, "PART_ROWS", 8)
     asked(bundle_folder, [synthetic_root], tmp_path / f"whole{suffix}", batch=4)
     expected = (tmp_path / f"whole{suffix}").read_bytes()
-    read_images, original, replace = 0, predict_module._read_image, Path.replace
+    read_images, load_image, replace = 0, InputFormat.load_image, Path.replace
 
-    def counted(*words):
+    def counted(form, path):
         nonlocal read_images
         read_images += 1
-        return original(*words)
+        return load_image(form, path)
 
-    monkeypatch.setattr(predict_module, "_read_image", counted)
+    monkeypatch.setattr(InputFormat, "load_image", counted)
     for kill_at in kills:  # files: the request, four parts, the output, what is said about it
         output, seen = tmp_path / f"{kill_at}{suffix}", 0
 

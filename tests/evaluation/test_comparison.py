@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from statsmodels.stats import contingency_tables
+from statsmodels.stats import contingency_tables, multitest
 from statsmodels.stats.proportion import confint_proportions_2indep
 
 from pylorus.evaluation.auroc import auroc
@@ -367,3 +367,10 @@ def test_one_test_needs_no_correction():
 def test_a_family_with_an_invalid_p_value_is_refused(family):
     with pytest.raises(ValueError, match="p-values"):
         holm(np.array(family))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_holm_gives_the_corrected_p_values_of_statsmodels(seed):
+    rng = np.random.default_rng(seed)
+    family = rng.choice([0.0, 1.0, 0.01, *rng.random(8)], rng.integers(1, 12))
+    np.testing.assert_array_equal(holm(family), multitest.multipletests(family, method="holm")[1])

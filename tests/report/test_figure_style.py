@@ -2,10 +2,11 @@ import logging
 import warnings
 
 import pytest
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 
 from pylorus.report import figure_style
-from pylorus.report.figure_style import Drawing, render_png
+from pylorus.report.figure_style import Drawing, find_cjk_font_file, render_png
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def test_names_in_other_scripts_get_a_font_that_has_them_and_other_texts_keep_th
 
 
 def test_missing_fonts_are_reported_once_with_a_remedy(labelled_figure, monkeypatch, caplog):
-    monkeypatch.setattr(figure_style, "_find_preferred_font", lambda paths: None)
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
     figure_style._load_cjk_font.cache_clear()
     figure, _ = labelled_figure
     with caplog.at_level(logging.WARNING), warnings.catch_warnings():
@@ -38,7 +39,9 @@ def test_missing_fonts_are_reported_once_with_a_remedy(labelled_figure, monkeypa
     assert sum("fonts-noto-cjk" in record.message for record in caplog.records) == 1
 
 
-def test_the_regular_font_weight_is_chosen_deterministically(tmp_path):
-    names = ("NotoSansCJK-Bold.ttc", "NotoSansCJK-Regular.ttc", "Other.ttf")
-    assert figure_style._find_preferred_font(tmp_path / name for name in names) == tmp_path / "NotoSansCJK-Regular.ttc"
-    assert figure_style._find_preferred_font([tmp_path / "Other.ttf"]) is None
+def test_the_regular_font_weight_is_chosen_deterministically(tmp_path, monkeypatch):
+    installed = [str(tmp_path / name) for name in ("NotoSansCJK-Bold.ttc", "NotoSansCJK-Regular.ttc", "Other.ttf")]
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: installed)
+    assert find_cjk_font_file() == tmp_path / "NotoSansCJK-Regular.ttc"
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(tmp_path / "Other.ttf")])
+    assert find_cjk_font_file() is None

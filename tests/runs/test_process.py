@@ -46,6 +46,7 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_waits_for_protected_code(number):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a shell ignores Ctrl-C
     done = False
     with handle_signals(), pytest.raises(KeyboardInterrupt, match=signal.Signals(number).name), ensure_uninterrupted():
         os.kill(os.getpid(), number)

@@ -134,12 +134,12 @@ def test_other_failures_of_a_step_are_an_error_with_the_reason(build_request):
 @pytest.mark.parametrize(
     "loss", [{"name": "focal", "class_weights": "balanced"}, {"_target_": "torch.nn.CrossEntropyLoss"}]
 )
-def test_the_steps_minimize_the_loss_of_the_run(request_of, loss):
-    with TrialProcess({**request_of, "loss": loss}) as trial:
+def test_the_steps_minimize_the_loss_of_the_run(build_request, loss):
+    with TrialProcess({**build_request, "loss": loss}) as trial:
         assert trial.measure_step(2) is not None
     one_class = {"_target_": "torch.nn.functional.binary_cross_entropy", "args": {}}
     with (
         pytest.raises(PylorusError, match=r"(?s)batch_size: found auto.*target size"),
-        TrialProcess({**request_of, "loss": one_class}) as trial,
+        TrialProcess({**build_request, "loss": one_class}) as trial,
     ):
         trial.measure_step(2)

@@ -161,7 +161,7 @@ def test_if_the_status_cannot_be_written_the_first_error_is_shown(prepare_run, m
     with monkeypatch.context() as patched:
 
         def fill(*_):
-            patched.setattr(RunFolder, "_write_status", raises(OSError(errno.ENOSPC, "of the status")))
+            patched.setattr("pylorus.runs.folder.write_json", raises(OSError(errno.ENOSPC, "of the status")))
             raise OSError(errno.ENOSPC, "of the checkpoint", "last.ckpt")
 
         patched.setattr(Trainer, "save_checkpoint", from_call(2, Trainer.save_checkpoint, fill))
@@ -394,7 +394,7 @@ def test_a_failing_dashboard_is_reported_once_and_the_run_finishes(
                 raise ConnectionError("the service is gone")
 
     service = types.SimpleNamespace(log=Failing().log_metrics, finish=raises_any("the service is gone"))
-    monkeypatch.setattr(dashboards, "_start_wandb_run", lambda *_: service)
+    monkeypatch.setattr("wandb.init", lambda **_: service)
     monkeypatch.setattr(dashboards, "WandbLogger", lambda **_: Failing())
     run(folder)
     said = (folder.path / "run.log").read_text()

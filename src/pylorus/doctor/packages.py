@@ -269,7 +269,6 @@ COMPILED_MODULES = {
     "pandas": "pandas",
     "pyarrow": "pyarrow",
     "scipy": "scipy",
-    "statsmodels": "statsmodels",
     "matplotlib": "matplotlib",
     "safetensors": "safetensors",
     "PIL": "pillow",

@@ -1,7 +1,7 @@
 """Statistics of predictions: pure functions that take arrays and return frozen dataclasses.
 
 The functions in `__init__.pyi` are public: `from pylorus.evaluation import clustered_wilson`. Each is imported on first
-use, so that the training loop can use `pylorus.evaluation.confusion` without loading SciPy or statsmodels.
+use, so that the training loop can use `pylorus.evaluation.confusion` without loading SciPy.
 """
 
 import lazy_loader

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
-from statsmodels.stats.proportion import proportion_confint
 
 ONE_GROUP = "all images are of one group"
 
@@ -134,7 +133,9 @@ def compute_satterthwaite_freedom(contributions: NDArray[np.float64]) -> float:
 
 
 def compute_wilson_ends(value: float, size: float, errors: float) -> tuple[float, float]:
-    """Compute the Wilson interval around a proportion.
+    """Compute the Wilson interval around a proportion (Wilson 1927).
+
+    statsmodels gives the same, but takes longer to import than pandas.
 
     Args:
         value: The proportion, in [0, 1].
@@ -155,6 +156,8 @@ def compute_wilson_ends(value: float, size: float, errors: float) -> tuple[float
         )
     if not size < 1e15:
         return value, value
-    low, high = proportion_confint(value * size, size, alpha=compute_two_sided_p(errors), method="wilson")
+    square = errors**2 / size
+    middle = (value + square / 2) / (1 + square)
+    half_width = math.sqrt(square * (value * (1 - value) + square / 4)) / (1 + square)
     # Rounding may move the ends of 0/n and n/n slightly past the value.
-    return min(value, max(0.0, float(low))), max(value, min(1.0, float(high)))
+    return min(value, max(0.0, middle - half_width)), max(value, min(1.0, middle + half_width))

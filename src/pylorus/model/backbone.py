@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from pylorus.config.instantiation import get_object, get_target
 from pylorus.config.schema import ModelConfig
-from pylorus.core.distributed import compute_seed
 from pylorus.core.errors import PylorusError, format_name_list, format_suggestion
 
 
@@ -532,13 +531,6 @@ def normalize_images(image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     if image.shape[1] != 3:
         raise ValueError(f"found {image.shape[1]}-channel images, expected RGB: decode them with pylorus.data.decode")
     return (image.float() - mean) / std
-
-
-def build_seeded_backbone(config: ModelConfig, *, classes: int, image_size: int | None, seed: int) -> Backbone:
-    """Build a backbone whose head depends on the seed; torch's global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(compute_seed(seed, "head"))
-        return build_backbone(config, classes=classes, image_size=image_size)
 
 
 @contextmanager

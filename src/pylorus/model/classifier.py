@@ -27,7 +27,7 @@ from pylorus.data.dataset import Batch
 from pylorus.evaluation.confusion import ClassMetric, get_monitor_column
 from pylorus.model.backbone import (
     Backbone,
-    build_seeded_backbone,
+    build_backbone,
     convert_to_pixel_scale,
     normalize_images,
     read_checkpoint,
@@ -190,12 +190,10 @@ class Classifier(pl.LightningModule):
             if not isinstance(loss, str):
                 del arguments["loss"]
             self.save_hyperparameters({name: _convert_to_plain(value) for name, value in arguments.items()})
-            backbone = build_seeded_backbone(
-                ModelConfig(name=model, weights=str(weights), args=dict(model_args or {})),
-                classes=len(classes),
-                image_size=image_size,
-                seed=seed,
-            )
+            with torch.random.fork_rng(devices=[]):  # leaves torch's global generator as it was
+                torch.manual_seed(compute_seed(seed, "head"))
+                model_config = ModelConfig(name=model, weights=str(weights), args=dict(model_args or {}))
+                backbone = build_backbone(model_config, classes=len(classes), image_size=image_size)
         else:
             backbone = model
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format

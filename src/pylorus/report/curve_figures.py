@@ -342,10 +342,7 @@ def plot_net_benefit(candidates: Sequence[Candidate], class_name: str) -> Drawin
             f"{format_percent(prevalence, digits=0)} %; it may differ in "
             "clinical practice.",
             f"Probabilities were calibrated on {format_validation_images([each.run for each in results])}.",
-            *(
-                ("Bands: pointwise 95 % confidence intervals that account for clustering of images within groups.",)
-                * has_bands
-            ),
+            *((BANDS_NOTE,) if has_bands else ()),
             *format_replicate_notes(candidates),
         ),
     )
