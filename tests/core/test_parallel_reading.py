@@ -9,7 +9,7 @@ import time
 import pytest
 
 from pylorus.core import distributed
-from pylorus.core.distributed import count_free_cores, map_items
+from pylorus.core.distributed import compute_in_processes, count_free_cores, map_items
 from pylorus.core.errors import PylorusError
 from pylorus.runs.process import BackgroundTask
 
@@ -120,3 +120,22 @@ def test_an_error_in_the_background_is_left_to_who_needs_the_result(capfd):
 
     BackgroundTask(fail).wait()
     assert capfd.readouterr() == ("", "")
+
+
+def test_single_items_are_computed_in_processes_and_returned_in_order(monkeypatch):
+    monkeypatch.setattr(distributed, "count_free_cores", lambda: 2)
+    results = compute_in_processes(lambda item: (item, os.getpid()), range(5))
+    assert [item for item, _ in results] == list(range(5))
+    assert os.getpid() not in {pid for _, pid in results}
+
+
+def test_items_whose_process_was_killed_are_computed_in_this_one(monkeypatch):
+    monkeypatch.setattr(distributed, "count_free_cores", lambda: 2)
+    here = os.getpid()
+
+    def end_elsewhere(item):
+        if os.getpid() != here:
+            os._exit(1)
+        return item
+
+    assert compute_in_processes(end_elsewhere, range(5)) == list(range(5))

@@ -289,14 +289,30 @@ def map_items(
         ) from None
 
 
+def compute_in_processes(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Return the result of a function for each item, in order, computed on all cores in forked processes.
+
+    Args:
+        function: Takes long for one item; its results are passed between processes. It must not need a GPU.
+        items: What to call the function with, one item at a time.
+    """
+    count = min(count_free_cores(), len(items))
+    if count > 1 and sys.platform == "linux":
+        with suppress(_ReaderKilledError):  # then this process computes them
+            return list(_map_in_processes(function, items, count, chunk_size=1))
+    return [function(item) for item in items]
+
+
 def count_free_cores() -> int:
     """Return how many cores this process may use; jobs of a sweep that run at once share those of the machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get(PARALLEL_JOBS, "1")))
 
 
-def _map_in_processes(function: Callable[[Item], Result], items: Sequence[Item], count: int) -> Iterator[Result]:
-    chunks = iter([items[index : index + CHUNK] for index in range(0, len(items), CHUNK)])
+def _map_in_processes(
+    function: Callable[[Item], Result], items: Sequence[Item], count: int, *, chunk_size: int = CHUNK
+) -> Iterator[Result]:
+    chunks = iter([items[index : index + chunk_size] for index in range(0, len(items), chunk_size)])
     # Forked, as the workers of a DataLoader are: they start in milliseconds and need not import anything.
     context = multiprocessing.get_context("fork")
     submitted: deque[tuple[Sequence[Item], Future[list[Result]]]] = deque()

@@ -346,7 +346,7 @@ class FileIndex:
         latest = time.time_ns() - SETTLED_NS
         for index, path in enumerate(paths):
             with suppress(OSError, ValueError):
-                status = os.stat(f"{absolute}{os.sep}{path}")  # noqa: PTH116 a Path for each file takes as long again
+                status = os.stat(os.path.join(absolute, path))  # noqa: PTH116, PTH118 a Path for each file takes as long again
                 times = (status.st_mtime_ns, status.st_ctime_ns)
                 key = hashlib.blake2b(os.fsencode(path), digest_size=16).digest()
                 self._now[index] = (np.frombuffer(key, "<u8"), status.st_size, times, status.st_ino, 0)

@@ -15,6 +15,7 @@ from pylorus.config.checks import list_loss_details
 from pylorus.config.schema import AugmentConfig, Config
 from pylorus.core.io import convert_to_plain, read_json, write_atomically, write_json, write_text
 from pylorus.data.datamodule import ImageDataModule
+from pylorus.data.dataset import LoadingProcesses
 from pylorus.data.decode import POLICY_VERSION
 from pylorus.data.prepare import AUDIT_FILE as AUDIT
 from pylorus.data.split import RunImages
@@ -84,6 +85,7 @@ def write_bundle(
     config: Config,
     engine: Engine,
     timeline: Timeline,
+    loading: LoadingProcesses | None = None,
 ) -> ShippedStage:
     """Write the shipped stage of a run to its folder `model`; it contains no file names of images and no patients.
 
@@ -98,6 +100,7 @@ def write_bundle(
         config: The run's configuration.
         engine: The run's compute engine.
         timeline: What this process spends its time on: features, distances and thresholds count as evaluation.
+        loading: The run's processes that decode images; None: there are none.
 
     Returns:
         The shipped stage, and how it was chosen.
@@ -117,6 +120,7 @@ def write_bundle(
         seed=0,
         cache=config.cache,
         validation=images.validation,
+        loading=loading,
     )
     log.info("model    computing features of training images for out-of-distribution detection")
     with timeline.measure("evaluation"):

@@ -24,6 +24,7 @@ from pylorus.data.audit_image_checks import load_image_if_readable, sample_field
 from pylorus.data.field_of_view import FieldOfView, find_field
 from pylorus.data.files import RGB
 from pylorus.data.image_facts import load_or_compute_facts
+from pylorus.data.leakage import find_copies
 from pylorus.data.sources import list_folder_files, list_manifest_files
 from pylorus.report.mistakes import THUMBNAIL_SIDE, encode_thumbnail
 from pylorus.report.page import load_template, read_package_file
@@ -185,8 +186,10 @@ def audit_images(root: Path, *, manifest: Path | None, group: str | None, cache:
     images = (
         list_folder_files(root, group=group) if manifest is None else list_manifest_files(manifest, root, group=group)
     )
-    facts = load_or_compute_facts(root, list(images.table["path"]), store=None if cache is None else cache / "facts")
-    return audit(images, facts, Thresholds(), fields=sample_fields(images, facts))
+    store = None if cache is None else cache / "facts"
+    facts = load_or_compute_facts(root, list(images.table["path"]), store=store)
+    copies = find_copies(facts, Thresholds(), store=store)
+    return audit(images, facts, Thresholds(), fields=sample_fields(images, facts), copies=copies)
 
 
 def audit_folder(
