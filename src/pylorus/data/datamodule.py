@@ -15,6 +15,7 @@ from typing import Any, Required, Self, TypedDict, Unpack
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
