@@ -34,7 +34,7 @@ class Job:
     bf16: bool = True  # whether bf16 is measured to be faster here; contenders with the best flags then use it
     workers: int = 2  # decoding processes, for contenders without a default of their own
     folder: str = ""  # empty folder for this measurement; removed afterwards
-    cache: str = ""  # folder of Pylorus's cache; contenders that continue another one have the same
+    cache: str = ""  # folder of Pylorus's cache, shared by contenders that continue another one; empty: in `folder`
     options: dict[str, Any] = field(default_factory=dict)  # options that distinguish variants of one contender
 
     def write(self, path: Path) -> None:

@@ -101,7 +101,7 @@ def knows_cache(checkout: Path) -> bool:
 
 def _cache(job: Job) -> list[str]:
     prefix = str(bool(job.options.get("prefix", True))).lower()
-    return [f"cache.prefix={prefix}", f"cache.folder={job.cache}"]
+    return [f"cache.prefix={prefix}", f"cache.folder={job.cache or job.folder + '/cache'}"]
 
 
 def _stage(run: Path, stage: str) -> dict[str, Any]:
