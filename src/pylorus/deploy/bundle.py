@@ -140,8 +140,6 @@ def write_bundle(
     with timeline.measure("evaluation"):
         description = _build_description(folder, backbone, images, config, engine, input_settings, distances, shipped)
     content = convert_to_plain(description)
-    if description.network is None:
-        del content["network"]  # an older Pylorus, which does not know the entry, can read the file
     build_description(content)  # checks what whoever loads the bundle will check
     bundle = folder.path / "model"
     (bundle / SUMS).unlink(missing_ok=True)  # without it the folder is not a bundle until all files are written

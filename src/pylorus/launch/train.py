@@ -39,6 +39,7 @@ from pylorus.core.distributed import (
 )
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.io import handle_closed_pipe, read_json, write_json
+from pylorus.data.catalog import check_root
 from pylorus.data.dataset import LoadingProcesses
 from pylorus.data.input_format import InputFormat, resolve_input_format, save_input_format
 from pylorus.data.prepare import prepare_images
@@ -333,6 +334,8 @@ def train(
     initial = restore_trainer_config(config.trainer, record)
     engine = processes.run_on_first(lambda: resolve_engine(initial))
     engine.setup_process(local_count=processes.local_count)
+    if config.data.kind == "folders":
+        check_root(Path(str(config.data.root)))
     form = processes.run_on_first(lambda: _check_network(config))
     with timeline.measure("reading"):
         if reading is not None:
