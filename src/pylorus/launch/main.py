@@ -40,7 +40,7 @@ from pylorus.launch.sweep import (
     setup_sweep_process,
 )
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.process import BackgroundTask, ensure_uninterrupted, exit_process, handle_signals
+from pylorus.runs.process import BackgroundTask, Timeline, ensure_uninterrupted, exit_process, handle_signals
 
 CHANGEABLE_KEYS = (
     "report",
@@ -76,7 +76,7 @@ def resume(folder: RunFolder, overrides: list[str]) -> None:
         status = folder.read_status()
         initial = [_format_search_path(status.get("searchpath", [])), *status.get("overrides", [])]
         update_config(folder, _resolve_config([*initial, *overrides]), was=_resolve_config(initial))
-    _import_and_run(folder)
+    _import_and_run(folder, Timeline.from_process_start())
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,7 @@ def run_overrides(overrides: list[str], folder: Path | None = None, *, config_di
     """
     if config_dir is not None:
         overrides = [*overrides, _format_config_dir(config_dir, overrides)]
+    timeline = Timeline()
     try:
         with initialize_config_dir(str(Path(CONF)), version_base="1.3"):
             composed = compose("config", overrides=check_overrides(overrides), return_hydra_config=True)
@@ -157,7 +158,7 @@ def run_overrides(overrides: list[str], folder: Path | None = None, *, config_di
         context = composed.hydra
         with open_dict(composed):
             del composed["hydra"]
-        _start_or_resume(composed, context, run_folder, in_sweep=False)
+        _start_or_resume(composed, context, run_folder, in_sweep=False, timeline=timeline)
     except (HydraException, OmegaConfBaseException) as error:
         raise PylorusError(format_error(error)) from error
     return run_folder
@@ -309,7 +310,8 @@ def run_job(composed: DictConfig, context: Any) -> float | None:
     folder = RunFolder(Path(context.runtime.output_dir).absolute())
     in_sweep = context.mode == RunMode.MULTIRUN
     try:
-        _start_or_resume(composed, context, folder, in_sweep=in_sweep)
+        timeline = Timeline() if in_sweep else Timeline.from_process_start()
+        _start_or_resume(composed, context, folder, in_sweep=in_sweep, timeline=timeline)
     except PylorusError as error:
         if not in_sweep:
             _failures.append(error)  # if raised here, Hydra would print the command line again
@@ -324,7 +326,9 @@ def run_job(composed: DictConfig, context: Any) -> float | None:
     return get_objective(folder)
 
 
-def _start_or_resume(composed: DictConfig, context: Any, folder: RunFolder, *, in_sweep: bool) -> None:
+def _start_or_resume(
+    composed: DictConfig, context: Any, folder: RunFolder, *, in_sweep: bool, timeline: Timeline
+) -> None:
     if interrupted:
         raise KeyboardInterrupt
     if folder.read_status() and folder.config.is_file():
@@ -343,10 +347,10 @@ def _start_or_resume(composed: DictConfig, context: Any, folder: RunFolder, *, i
     elif in_sweep:
         run_job_process(folder)
     else:
-        _import_and_run(folder)
+        _import_and_run(folder, timeline)
 
 
-def _import_and_run(folder: RunFolder) -> None:
+def _import_and_run(folder: RunFolder, timeline: Timeline) -> None:
     """Run a prepared folder; another process reads the images while this one imports torch, which takes seconds."""
     reading = None
     config = load_config(folder.config)
@@ -356,7 +360,7 @@ def _import_and_run(folder: RunFolder) -> None:
     if is_worthwhile and folder.read_status()["state"] != "finished":
         reading = BackgroundTask(_read_ahead, config)
     try:
-        import_training().run(folder, reading)
+        import_training().run(folder, reading, timeline)
     finally:
         if reading is not None:
             reading.stop()
