@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pylorus.config.instantiation import TARGET
 from pylorus.config.schema import EXTENSIBLE, FUSED_OPTIMIZERS, GROUPS, NAMED_TARGETS, Config, DataConfig, LossConfig
@@ -126,6 +126,17 @@ def load_config(path: Path) -> Config:
         return build_config(DictConfig(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))))
     except OmegaConfBaseException as error:
         raise PylorusError(f"{path}: not a configuration of this version of Pylorus. {error}") from error
+
+
+def format_error(error: BaseException) -> str:
+    """Format an error of Hydra or OmegaConf; for OmegaConf's, with the key and what is wrong with its value."""
+    from hydra.errors import HydraException  # late: not every program that reads a configuration uses Hydra
+
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: no value given. Add {error.full_key}=… to the command line."
+    cause = error.__cause__ if isinstance(error, HydraException) else None
+    lines = [str(error)] + ([str(cause)] if cause is not None else [])
+    return "\n".join(line.strip() for line in lines if line.strip())
 
 
 def check_config(config: Config) -> None:
