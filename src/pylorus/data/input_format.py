@@ -141,14 +141,35 @@ def resolve_input_format(model: str | None, *, image_size: int | None, fit: str,
             raise PylorusError("image_size: found neither image_size nor model, which says the size that it takes.")
         return InputFormat(image_size, fit, "bicubic", crop)
     from timm.data.config import resolve_data_config  # takes seconds, and only training needs it
-    from timm.models import get_pretrained_cfg, list_models
+    from timm.models import get_pretrained_cfg
 
-    if model.split(".")[0] not in list_models():
-        raise PylorusError(f'model: timm has no "{model}".{format_suggestion(model.split(".")[0], list_models())}')
+    check_model_name(model, where="model")
     pretrained_cfg = get_pretrained_cfg(model, allow_unregistered=True)
     assert pretrained_cfg is not None
     data_config = resolve_data_config(pretrained_cfg=pretrained_cfg.to_dict())  # type: ignore[no-untyped-call]
     return InputFormat(image_size or data_config["input_size"][-1], fit, data_config["interpolation"], crop)
+
+
+def check_model_name(name: str, *, where: str) -> None:
+    """Check that `name` is a timm model, with or without a tag, which names its weights.
+
+    Raises:
+        PylorusError: If it is not; the message suggests the nearest known name.
+    """
+    import timm
+
+    known = timm.list_models()
+    architecture = name.split(".")[0]
+    if architecture not in known:
+        nearest = format_suggestion(architecture[:100], known)
+        raise PylorusError(f'{where}: timm {timm.__version__} has no "{name[:100]}".{nearest}')
+    try:
+        timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError as error:  # an unknown tag
+        known = timm.list_pretrained(f"{architecture}.*")
+        raise PylorusError(
+            f'{where}: timm {timm.__version__} has no weights "{name[:100]}".{format_suggestion(name[:100], known)}'
+        ) from error
 
 
 def guess_input_format(config: Config) -> InputFormat | None:

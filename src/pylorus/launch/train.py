@@ -39,14 +39,14 @@ from pylorus.core.distributed import (
 )
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.io import handle_closed_pipe, write_json
-from pylorus.data.input_format import InputFormat, resolve_input_format, save_input_format
+from pylorus.data.input_format import InputFormat, check_model_name, resolve_input_format, save_input_format
 from pylorus.data.prepare import prepare_images
 from pylorus.data.split import RunImages
 from pylorus.deploy.bundle import save_candidate, write_bundle
 from pylorus.deploy.thresholds import resolve_deciding_class
 from pylorus.hardware.choices import list_choices, log_choices
 from pylorus.hardware.engine import Engine, collect_environment, resolve_accelerator, resolve_engine
-from pylorus.model.backbone import Backbone, build_backbone, check_model_name, resolve_weights_file
+from pylorus.model.backbone import Backbone, build_backbone, resolve_weights_file
 from pylorus.model.classifier import StagePlan
 from pylorus.model.freeze import resolve_depth
 from pylorus.model.metrics import build_metrics

@@ -26,12 +26,12 @@ from pylorus.evaluation.influence import estimate_by_jackknife
 from pylorus.hardware.choices import get_batch_size, resolve_channels_last, resolve_workers
 from pylorus.hardware.engine import Engine
 from pylorus.model.backbone import Backbone
-from pylorus.model.classifier import StageClassifier, StagePlan, build_optimizer
+from pylorus.model.classifier import StageClassifier, StagePlan
 from pylorus.model.freeze import apply_depth, resolve_depth
 from pylorus.model.frozen_features import FeatureDataModule, FrozenPrefix
 from pylorus.model.frozen_prefix import CannotCutError
 from pylorus.model.inference import SplitOutputs, compute_split_outputs
-from pylorus.model.losses import build_loss
+from pylorus.model.losses import build_loss, build_optimizer
 from pylorus.model.metrics import build_metrics
 from pylorus.runs.folder import PARTS, StageFolder
 from pylorus.runs.predictions import (
