@@ -452,6 +452,22 @@ def test_train_raises_the_errors_of_the_command_line():
         pylorus.train(["optimizer.lr=fast"])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["loss._target_=torch.nn.CrossEntropyLoss", "loss.reductionn=none"], 'loss.reductionn: .*mean "reduction"'),
+        (["metrics.mean._target_=numpy.mean"], r"metrics.mean: numpy.mean gave shape \(\) for three classes"),
+        (["loss=focal", "loss.args.gama=1"], 'loss.args.gama: .*Did you mean "gamma"'),
+        (["loss.name=null"], "loss.name: found null without loss._target_"),
+    ],
+)
+def test_train_finds_a_wrong_part_before_it_reads_images(synthetic_root, tmp_path, overrides, message):
+    words = [f"data.root={synthetic_root}", *SMALL, f"cache.folder={tmp_path / 'cache'}", *overrides]
+    with pytest.raises(pylorus.PylorusError, match=message):
+        pylorus.train(words, folder=tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("split.csv"))
+
+
 def test_train_reads_a_folder_of_ones_own_configuration(synthetic_root, tmp_path):
     own = tmp_path / "Klinik Süd"
     (own / "experiment").mkdir(parents=True)

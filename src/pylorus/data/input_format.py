@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from pylorus.cache.shards import Records
 from pylorus.cache.store import RecordStore, load_or_compute_records
+from pylorus.config.checks import check_model_name
 from pylorus.config.schema import CacheConfig, Config
 from pylorus.core.distributed import SINGLE_PROCESS, Processes, count_free_cores, map_items
-from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.core.errors import PylorusError
 from pylorus.core.io import read_json, write_json
 from pylorus.data.decode import POLICY_VERSION, read_image, resize_image
 from pylorus.data.field_of_view import crop_to_field
@@ -148,28 +149,6 @@ def resolve_input_format(model: str | None, *, image_size: int | None, fit: str,
     assert pretrained_cfg is not None
     data_config = resolve_data_config(pretrained_cfg=pretrained_cfg.to_dict())  # type: ignore[no-untyped-call]
     return InputFormat(image_size or data_config["input_size"][-1], fit, data_config["interpolation"], crop)
-
-
-def check_model_name(name: str, *, where: str) -> None:
-    """Check that `name` is a timm model, with or without a tag, which names its weights.
-
-    Raises:
-        PylorusError: If it is not; the message suggests the nearest known name.
-    """
-    import timm
-
-    known = timm.list_models()
-    architecture = name.split(".")[0]
-    if architecture not in known:
-        nearest = format_suggestion(architecture[:100], known)
-        raise PylorusError(f'{where}: timm {timm.__version__} has no "{name[:100]}".{nearest}')
-    try:
-        timm.models.get_pretrained_cfg(name, allow_unregistered=True)
-    except RuntimeError as error:  # an unknown tag
-        known = timm.list_pretrained(f"{architecture}.*")
-        raise PylorusError(
-            f'{where}: timm {timm.__version__} has no weights "{name[:100]}".{format_suggestion(name[:100], known)}'
-        ) from error
 
 
 def guess_input_format(config: Config) -> InputFormat | None:

@@ -26,7 +26,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from pylorus.config.checks import load_config
+from pylorus.config.checks import check_model_name, load_config
 from pylorus.config.schema import Config, ModelConfig, TrainerConfig
 from pylorus.core.distributed import (
     SINGLE_PROCESS,
@@ -39,7 +39,7 @@ from pylorus.core.distributed import (
 )
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.io import handle_closed_pipe, write_json
-from pylorus.data.input_format import InputFormat, check_model_name, resolve_input_format, save_input_format
+from pylorus.data.input_format import InputFormat, resolve_input_format, save_input_format
 from pylorus.data.prepare import prepare_images
 from pylorus.data.split import RunImages
 from pylorus.deploy.bundle import save_candidate, write_bundle

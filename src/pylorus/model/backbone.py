@@ -19,10 +19,10 @@ from timm.data.config import resolve_model_data_config
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from pylorus.config.checks import check_model_name
 from pylorus.config.instantiation import get_object, get_target
 from pylorus.config.schema import ModelConfig
 from pylorus.core.errors import PylorusError, format_name_list
-from pylorus.data.input_format import check_model_name
 
 
 def list_classifier_names(network: Any) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ class Classifier(pl.LightningModule):
         weights: str | Path = ModelConfig.weights,
         model_args: Mapping[str, Any] | None = None,
         image_size: Annotated[int, Ge(32)] | None = None,
-        loss: str | LossFunction = LossConfig.name,
+        loss: str | LossFunction = str(LossConfig.name),
         class_weights: ClassWeights = None,
         label_smoothing: float = LossConfig.label_smoothing,
         optimizer: str = OptimizerConfig.name,

@@ -163,7 +163,7 @@ def build_loss(config: LossConfig, *, classes: int, images_of_class: Sequence[in
                 "Leave it out, or add the parameter."
             )
         return ExternalLoss(function, weights, name=str(node[TARGET]))
-    kind = _get_loss(config.name)
+    kind = _get_loss(str(config.name))
     for name in config.args:
         if name not in _list_arguments(kind):
             raise PylorusError(

@@ -70,6 +70,15 @@ def _build_own_metric(name: str, node: Mapping[str, Any]) -> ClassMetric:
             )
         return values
 
+    try:
+        trial = function(np.full((3, 3), 2, dtype=np.int64))
+    except Exception:  # it may refuse three classes, or equal counts
+        trial = None
+    if trial is not None and np.ndim(trial) != 1:
+        raise PylorusError(
+            f"metrics.{name}: {node[TARGET]} gave shape {np.shape(trial)} for three classes, expected one value per "
+            "class: (3,)."
+        )
     return ClassMetric(name, name, str(node[TARGET]), compute, is_in_tables=True)
 
 

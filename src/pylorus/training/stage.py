@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pylorus.config.instantiation import get_object, get_target
+from pylorus.config.instantiation import check_node, get_target
 from pylorus.config.schema import EXTENSIBLE, AugmentConfig, Config, StageConfig
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError
@@ -254,14 +254,16 @@ def check_user_parts(config: Config) -> None:
     """Import and build what does not depend on the images, so that a typo is reported before they are read.
 
     Raises:
-        PylorusError: Names the key of the unknown metric, callback, or `_target_`.
+        PylorusError: Names the key of the unknown metric, callback, `_target_` or argument.
     """
     build_callbacks(config.callbacks)
     build_metrics(config.metrics, [stage.monitor for stage in config.stages.values()])
     for key in EXTENSIBLE:
         node = get_target(getattr(config, key))
         if node is not None:
-            get_object(node, key=key)
+            check_node(node, key=key)
+    if get_target(config.loss) is None:
+        build_loss(config.loss, classes=2, images_of_class=[1, 1])
 
 
 def check_stages(config: Config, backbone: Backbone, images: RunImages, processes: Processes) -> None:
