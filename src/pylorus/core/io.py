@@ -85,6 +85,21 @@ def check_new_folder(folder: Path, *, hint: str = "", allow_links: bool = True) 
         raise PylorusError(f"{folder}: already exists, expected a new or empty folder. {hint}".rstrip())
 
 
+def resolve_path(path: str | os.PathLike[str], *, argument: str) -> Path:
+    """Return a path that was passed to a Python function, with `~` expanded.
+
+    Args:
+        path: The path.
+        argument: Name of the argument, for the error message.
+
+    Raises:
+        PylorusError: If the path is empty, which would mean the current folder.
+    """
+    if os.fspath(path) == "":
+        raise PylorusError(f'{argument}: found an empty path. For the current folder, write ".".')
+    return Path(path).expanduser()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` atomically, in UTF-8."""
     with write_atomically(path) as temporary:

@@ -118,12 +118,12 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
     return FIRST_CODE + min(unreadable, MAX_COUNTED) if unreadable else 0
 
 
-def predict_table(model: InferenceModel, inputs: Sequence[str], options: PredictOptions) -> pd.DataFrame:
+def predict_table(model: InferenceModel, inputs: Sequence[str | RGB], options: PredictOptions) -> pd.DataFrame:
     """Return the table that `predict` writes, without writing it.
 
     Args:
         model: A loaded bundle or export.
-        inputs: Files, folders and patterns.
+        inputs: Files, folders and patterns; or decoded images, uint8 RGB of shape (height, width, 3).
         options: The options.
 
     Raises:
@@ -147,7 +147,7 @@ def iter_predicted_rows(
         yield _predict_rows(model, batch, images, options.class_name)
 
 
-def _build_sources(description: Description, inputs: Sequence[str], options: PredictOptions) -> Sources:
+def _build_sources(description: Description, inputs: Sequence[str | RGB], options: PredictOptions) -> Sources:
     """Return the images of the inputs, after checking the class that decides."""
     short_names = description.short_names
     if options.class_name is not None and description.decision.thresholds.get(options.class_name) is None:
