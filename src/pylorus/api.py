@@ -307,7 +307,7 @@ def _list_images(images: Any) -> "list[str | NDArray[np.uint8]]":
         return [*_list_paths(images, argument="images")]
     arrays: list[NDArray[np.uint8]] = []
     for value in values:
-        shape = getattr(value, "shape", ())
+        shape: Any = getattr(value, "shape", ())
         if not _is_array(value) or str(value.dtype) != "uint8" or len(shape) not in (3, 4) or shape[-1] != 3:
             kind = f" and type {value.dtype}" if _is_array(value) else ""
             raise PylorusError(

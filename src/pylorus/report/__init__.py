@@ -53,7 +53,7 @@ def report(
         PylorusError: If a path is not a run or sweep, or a file is damaged; the message names it.
     """
     from pylorus.report.page import write_report
-    from pylorus.report.results import RESAMPLES, ReportOptions
+    from pylorus.report.results import ReportOptions
 
     folders = [resolve_path(path, argument="paths") for path in ([paths] if isinstance(paths, str | Path) else paths)]
     if not folders:
@@ -67,7 +67,7 @@ def report(
             published=published,
             thumbnails=thumbnails,
             names=names,
-            resamples=RESAMPLES if resamples is None else resamples,
+            resamples=ReportOptions.resamples if resamples is None else resamples,
             seed=seed,
         )
         return write_report(folders, page_folder, options=options)
