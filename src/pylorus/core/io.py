@@ -172,8 +172,15 @@ def validate(kind: type[Kind], values: object, *, where: str = "") -> Kind:
 
 
 def convert_to_plain(value: object) -> Any:
-    """Convert a dataclass to plain values for JSON: the inverse of `validate`."""
-    return _get_adapter(typing.cast(Any, type(value))).dump_python(value, mode="json", by_alias=True)
+    """Convert a dataclass to plain values for JSON: the inverse of `validate`.
+
+    An entry that is null by default is left out, so that an older Pylorus, which does not know it, can read the file.
+    """
+    plain = _get_adapter(typing.cast(Any, type(value))).dump_python(value, mode="json", by_alias=True)
+    for field in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
+        if field.default is None and getattr(value, field.name) is None:
+            del plain[_get_entry_name(field)]
+    return plain
 
 
 @functools.cache

@@ -29,15 +29,30 @@ from pylorus.config.schema import CONF, EXTENSIBLE, GROUPS, Config
 from pylorus.core.distributed import is_launched
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list, format_suggestion
 from pylorus.core.io import explain_disk_error, handle_closed_pipe, write_text
-from pylorus.launch.sweep import check_installed, explain_sweep_end, interrupted, run_job_process, setup_sweep_process
+from pylorus.launch.sweep import (
+    check_installed,
+    complete_launcher,
+    count_job_gpus,
+    explain_sweep_end,
+    interrupted,
+    run_job_process,
+    setup_sweep_process,
+)
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.process import BackgroundTask, ensure_uninterrupted, handle_signals
+from pylorus.runs.process import (
+    BackgroundTask,
+    ensure_uninterrupted,
+    exit_process,
+    handle_signals,
+    pause_garbage_collection,
+)
 
 CHANGEABLE_KEYS = (
     "report",
     "cache.folder",
     "cache.budget_gib",
     "cache.memory_gib",
+    "cache.on_device",
     "data.root",  # the images there are compared by content
     "data.workers",
     "trainer.devices",
@@ -204,7 +219,7 @@ class SweepFolder(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Store the sweep's folder."""
         SweepFolder.path = Path(config.hydra.sweep.dir).absolute()
-        setup_sweep_process(config.hydra.launcher, SweepFolder.path)
+        setup_sweep_process(config.hydra.launcher, SweepFolder.path, gpus_per_job=count_job_gpus(config.trainer))
 
 
 def register() -> None:
@@ -288,8 +303,8 @@ def _import_and_run(folder: RunFolder) -> None:
     if is_worthwhile and folder.read_status()["state"] != "finished":
         reading = BackgroundTask(_read_ahead, config)
     try:
-        from pylorus.launch.train import run
-
+        with pause_garbage_collection():
+            from pylorus.launch.train import run
         run(folder, reading)
     finally:
         if reading is not None:
@@ -438,7 +453,9 @@ def main() -> None:
         if code and is_launched():
             sys.stdout.flush()
             os._exit(code)  # a clean exit would wait for the other processes
-        sys.exit(code)
+    if "torch" in sys.modules:
+        exit_process(code)
+    sys.exit(code)
 
 
 def _run_launched() -> int:
@@ -452,7 +469,8 @@ def _run_command_line() -> int:
     from hydra._internal.utils import get_args_parser
 
     resumed_folders = [argument.removeprefix(RESUME) for argument in sys.argv[1:] if argument.startswith(RESUME)]
-    sys.argv[1:] = check_overrides([argument for argument in sys.argv[1:] if not argument.startswith(RESUME)])
+    words = [argument for argument in sys.argv[1:] if not argument.startswith(RESUME)]
+    sys.argv[1:] = check_overrides(complete_launcher(words))
     with handle_signals():
         if resumed_folders:
             overrides = get_args_parser().parse_args(sys.argv[1:]).overrides

@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from timm.optim._optim_factory import create_optimizer_v2, list_optimizers
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from pylorus.config.schema import FUSED_OPTIMIZERS, LossConfig, ModelConfig, OptimizerConfig, StageConfig
@@ -25,6 +25,7 @@ from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.core.io import validate
 from pylorus.data.dataset import Batch
 from pylorus.evaluation.confusion import ClassMetric, get_monitor_column
+from pylorus.hardware.engine import FullBatchForward
 from pylorus.model.backbone import (
     Backbone,
     build_backbone,
@@ -34,7 +35,7 @@ from pylorus.model.backbone import (
 )
 from pylorus.model.frozen_features import FeatureBatch
 from pylorus.model.frozen_prefix import CutNetwork
-from pylorus.model.losses import LossFunction, build_loss, resolve_loss
+from pylorus.model.losses import LossFunction, StepLoss, build_loss, resolve_loss
 from pylorus.model.metrics import EpochMetrics, FirstNonFiniteLoss, explain_non_finite_loss
 
 
@@ -200,7 +201,7 @@ class Classifier(pl.LightningModule):
         self.network = backbone.network.to(memory_format=self.memory_format)
         self.names, self.image_size, self.seed = tuple(classes), backbone.image_size, seed
         self.loss = resolve_loss(loss, class_weights, label_smoothing=label_smoothing, classes=len(classes))
-        self.processes = SINGLE_PROCESS
+        self.step_loss, self.processes = StepLoss(), SINGLE_PROCESS
         """The distributed processes, each of which computes its part of a batch."""
         for name, tensor in zip(("mean", "std"), convert_to_pixel_scale(backbone.mean, backbone.std), strict=True):
             self.register_buffer(name, tensor, persistent=False)
@@ -251,6 +252,7 @@ class Classifier(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take this process's place among the Trainer's, if they are several and a run has not set it."""
+        self.step_loss.batches = self.trainer.accumulate_grad_batches
         if self.trainer.world_size > 1 and not self.processes.is_distributed:
             self.processes = Processes(self.trainer.global_rank, self.trainer.world_size, self.trainer.local_rank)
 
@@ -340,7 +342,8 @@ class Classifier(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradients here, since Lightning refuses to clip with a fused optimizer."""
+        """Complete and clip the gradients here, since Lightning refuses to clip with a fused optimizer."""
+        self.step_loss.normalize_gradients(self.network.parameters(), self.processes)
         limit = self.optimizer_config.clip if gradient_clip_val is None else gradient_clip_val
         if limit is not None and gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(self.network.parameters(), limit)
@@ -352,13 +355,9 @@ class Classifier(pl.LightningModule):
         losses, weight = self.loss(logits, batch.label), self.loss.compute_weights(batch.label).sum()
         loss: Tensor = losses.sum() / weight
         self._get_metrics(split).add_batch(loss, weight, logits, batch.label)
-        if split != "train_part" or not self.processes.is_distributed:
+        if split != "train_part" or not (self.processes.is_distributed or self.step_loss.batches > 1):
             return loss
-        # Gradients are averaged over processes: scaled like this, they give the whole batch's gradient.
-        total_weight = weight.clone()
-        distributed.all_reduce(total_weight)
-        scaled: Tensor = losses.sum() * self.processes.count / total_weight
-        return scaled
+        return self.step_loss.scale_batch(losses, weight, self.processes)
 
     def _get_metrics(self, split: str) -> EpochMetrics:
         metrics = self.tallies[split]
@@ -420,6 +419,8 @@ class StageClassifier(Classifier):
         self.strict_loading = False  # checkpoints omit frozen weights; `_check_weights` is strict about the rest
         self.cut: CutNetwork | None = None
         """The network split in two, if features are used in place of images."""
+        self.full_batch_forward: FullBatchForward | None = None
+        """How full training batches pass through the network, or its suffix; None: like all others."""
         self.sample_ids: dict[str, NDArray[np.str_]] = {}
         """IDs of training and validation images, by row: for the message when a loss becomes NaN or infinite."""
         self._non_finite = {"train": FirstNonFiniteLoss(), "val": FirstNonFiniteLoss()}
@@ -432,18 +433,15 @@ class StageClassifier(Classifier):
 
     def compute_logits(self, batch: Batch | FeatureBatch) -> Tensor:
         """Compute logits (batch, classes) of images, or of the features that replace them."""
+        full = self.full_batch_forward
+        if full is not None and self.training and len(batch.label) == full.images:
+            inputs = (self.normalize_images(batch.image),) if isinstance(batch, Batch) else batch.features
+            return full(inputs).float()
         if isinstance(batch, Batch):
             return super().compute_logits(batch)
         if self.cut is None:
             raise ValueError("found features, expected images: the network was not split")
         return self.cut.run_suffix(batch.features).float()
-
-    def compile_network(self) -> None:
-        """Compile the network with torch, or its suffix if it is split; compilation happens at the first call."""
-        if self.cut is not None:
-            self.cut.compile_suffix()
-        else:
-            self.network.compile()
 
     def training_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""

@@ -40,6 +40,7 @@ MACHINE_KEYS = (
     "trainer.accelerator",
     "trainer.channels_last",
     "trainer.compile",
+    "trainer.cuda_graphs",
     "trainer.devices",
     "trainer.nodes",
     "trainer.progress",
