@@ -62,8 +62,8 @@ SLOW_FILES = frozenset(
 SLOW_FIXTURES = frozenset({"fork_server", "forked_processes", "trained_run"})
 """Fixtures that start processes or train for longer than a fast test may."""
 
-ASKED_OF_MACHINE = frozenset({"lscpu", "fc-list"})
-"""Programs that libraries start once on a machine: joblib counts its cores, matplotlib lists its fonts."""
+ASKED_OF_MACHINE = frozenset({"lscpu", "fc-list", "nvidia-smi"})
+"""Programs that are started once on a machine: joblib counts its cores, matplotlib lists its fonts, a sweep counts GPUs."""
 
 _running_fast_test = False
 

@@ -94,9 +94,15 @@ def test_images_get_the_size_and_interpolation_of_the_model(synthetic_root, name
     [
         ({"image_size": None}, "image_size: found neither"),
         ({"model": "resnet5O", "image_size": None}, 'model: timm .* has no "resnet5O".*Did you mean "resnet'),
-        ({"augment": "lihgt"}, 'augment: there is no augment/lihgt.yaml.*Did you mean "light"'),
-        ({"fit": "squeeze"}, "data.fit: found"),
-        ({"val_fraction": 2.0}, "data.val_fraction: found 2.0"),
+        ({"augment": "lihgt"}, 'augment: found "lihgt".*Did you mean "light"'),
+        ({"fit": "squeeze"}, "ImageDataModule: fit: found 'squeeze', expected 'pad', 'stretch' or 'crop'"),
+        ({"val_fraction": 2.0}, "^val_fraction: found 2.0"),
+        ({"image_size": "32"}, "image_size: found '32', expected a whole number"),
+        ({"batch_size": 0}, "batch_size: found 0, expected a whole number of at least 1"),
+        ({"workers": -1}, "workers: found -1"),
+        ({"seed": 1.5}, "seed: found 1.5"),
+        ({"augment": None}, "augment: found None"),
+        ({"group": "("}, "^group: "),
     ],
 )
 def test_a_data_module_refuses_invalid_arguments(synthetic_root, options, message):
@@ -116,6 +122,41 @@ def test_a_data_module_refuses_invalid_arguments(synthetic_root, options, messag
 def test_a_classifier_refuses_invalid_arguments(options, message):
     with pytest.raises(pylorus.PylorusError, match=message):
         build_classifier(**options)
+
+
+@pytest.mark.parametrize("folder", ["", "missing", "~/missing"])
+def test_a_data_module_names_a_missing_folder_first(folder):
+    with pytest.raises(pylorus.PylorusError, match=r"^folder: found (an empty path|missing|/.*missing)[ ,.]"):
+        pylorus.ImageDataModule(folder)
+
+
+def test_a_data_module_names_its_splits(synthetic_root):
+    with pytest.raises(pylorus.PylorusError, match="split: found 'tests'.*Did you mean \"test\""):
+        build_data(synthetic_root).get_labels("tests")
+
+
+def test_a_misspelt_public_name_is_suggested():
+    with pytest.raises(AttributeError, match='Did you mean "ImageDataModule"'):
+        pylorus.ImageDataModul  # noqa: B018
+    assert "__version__" in dir(pylorus)
+    assert all(name in pylorus.__doc__ for name in pylorus.__all__)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("data=folders", "overrides: found 'data=folders', expected a list"),
+        (["--help"], 'found "--help", an option of the command line'),
+        (["folders"], 'found "folders", expected KEY=VALUE.*Did you mean data=folders'),
+        (["seed=1,2"], "seed: found several values"),
+        (["data.image_size=abc"], '^data.image_size: found "abc", expected a whole number.$'),
+        (["trainer.compile=abc"], '^trainer.compile: found "abc", expected true or false.$'),
+        (["data=folders", "data.root=~/missing"], "/missing"),
+    ],
+)
+def test_train_explains_an_invalid_override_in_one_sentence(overrides, message, tmp_path):
+    with pytest.raises(pylorus.PylorusError, match=message):
+        pylorus.train(overrides, folder=tmp_path / "run")
 
 
 def mean_loss(logits, labels):
@@ -523,9 +564,62 @@ def test_validate_evaluates_on_labelled_folders(training_result, synthetic_root)
         pylorus.validate(training_result.model, next(path for path in Path(synthetic_root).iterdir() if path.is_dir()))
 
 
+def test_each_file_counts_once(training_result, synthetic_root):
+    inner = next(path for path in sorted(Path(synthetic_root).iterdir()) if path.is_dir())
+    model = pylorus.load_model(training_result.model)
+    once = model.validate(synthetic_root)
+    for folders in ([synthetic_root, synthetic_root], [inner, synthetic_root], [f"{synthetic_root}/*", synthetic_root]):
+        several = model.validate(folders)
+        assert several.metrics == once.metrics
+        assert sorted(several.predictions["path"]) == sorted(once.predictions["path"])
+
+
+def test_decoded_images_are_predicted_like_their_files(training_result, synthetic_root):
+    from PIL import Image
+
+    files = sorted(Path(synthetic_root).rglob("*.jpg"))[:2]
+    model = pylorus.load_model(training_result.model)
+    expected = model.predict(files)
+    images = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    predicted = model.predict(images)
+    assert list(predicted["path"]) == ["image 0", "image 1"]
+    columns = [name for name in expected if name.startswith("probability/")]
+    assert np.allclose(predicted[columns], expected[columns], atol=0.02)  # two JPEG decoders
+    assert len(model.predict(np.stack(images))) == 2
+    for wrong in (images[0] / 255, images[0][..., 0], Image.open(files[0]), b"", None, 3, ""):
+        with pytest.raises(pylorus.PylorusError, match="^images: found"):
+            model.predict(wrong)
+
+
+def test_functions_name_their_arguments_in_errors(training_result, synthetic_root, tmp_path):
+    model = pylorus.load_model(training_result.folder)
+    assert repr(model).startswith("<Model ")
+    (tmp_path / "file").write_text("text")
+    for call, message in (
+        (lambda: pylorus.load_model(None), "path: found None, expected a path"),
+        (lambda: pylorus.load_model(""), "path: found an empty path"),
+        (lambda: pylorus.load_model(training_result.model / "model.safetensors"), "is a file, expected a folder"),
+        (lambda: pylorus.load_model(training_result.folder / "pretrain"), "Use the run: load_model"),
+        (lambda: pylorus.load_model(training_result.folder, device="gpu"), "device: found 'gpu'"),
+        (lambda: model.predict(synthetic_root, class_name="XX"), '^class_name: found "XX"'),
+        (lambda: model.predict(synthetic_root, batch=0), "batch: found 0"),
+        (lambda: model.validate(synthetic_root, group="zzz"), "^group: the pattern 'zzz'"),
+        (lambda: pylorus.validate(None, synthetic_root), "model: found None"),
+        (lambda: pylorus.audit(None), "folder: found None"),
+        (lambda: pylorus.audit(synthetic_root, group="("), "^group: "),
+        (lambda: pylorus.report(3), "paths: found 3"),
+        (lambda: pylorus.report(training_result.folder, tmp_path / "file"), "found a file, expected a folder"),
+        (lambda: pylorus.report(training_result.folder, sensitivity=2.0), "^sensitivity: found 2"),
+        (lambda: pylorus.train([], folder=tmp_path / "file"), "file is a file, expected"),
+    ):
+        with pytest.raises(pylorus.PylorusError, match=message):
+            call()
+
+
 def test_audit_returns_findings_and_report_writes_a_page(training_result, synthetic_root, tmp_path):
     result = pylorus.audit(synthetic_root, group=r"patient_\d+")
     assert result.readable == len(result.samples) == 30
+    assert repr(result).startswith("<Audit of 30 files in ")
     page = pylorus.report(training_result.folder, tmp_path / "first")
     assert page.is_file()
     # By now the package of this name is imported, and still can be called.

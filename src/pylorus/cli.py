@@ -132,7 +132,16 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.set_defaults(act=_run_predict)
 
 
+def _use_passive_waiting() -> None:
+    """Let threads of the network sleep while they wait for each other, as processes that read images need the cores.
+
+    OpenMP reads the variable when torch is imported. By default a waiting thread keeps its core busy.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def _run_predict(arguments: argparse.Namespace) -> None:
+    _use_passive_waiting()
     from pylorus.deploy.predict import PredictOptions, predict
 
     options = PredictOptions(
@@ -182,6 +191,7 @@ def _add_explain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _run_explain(arguments: argparse.Namespace) -> None:
+    _use_passive_waiting()
     from pylorus.deploy.explain_command import ExplainOptions, explain
 
     options = ExplainOptions(

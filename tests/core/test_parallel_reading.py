@@ -1,15 +1,18 @@
 """A function is mapped over files on all cores, in processes if that is worthwhile, and nothing is left behind."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
+from itertools import islice
 
 import pytest
 
 from pylorus.core import distributed
-from pylorus.core.distributed import count_free_cores, map_items
+from pylorus.core.distributed import compute_in_processes, count_free_cores, map_items
 from pylorus.core.errors import PylorusError
 from pylorus.runs.process import BackgroundTask
 
@@ -49,6 +52,54 @@ def test_results_come_in_order_from_several_processes(two_processes):
 
 def test_few_items_stay_in_this_process():
     assert set(map_items(lambda _: os.getpid(), list(range(100)))) == {os.getpid()}
+
+
+def test_a_stream_is_read_in_processes_without_taking_more_than_needed(two_processes):
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield taken
+
+    with closing(map_items(lambda item: (item, os.getpid()), endless(), ahead=64)) as results:
+        for number in range(1, 200):
+            item, _ = next(results)
+            assert item == number
+            assert taken <= number + 64 + distributed.CHUNK
+        readers = {pid for _, pid in islice(results, 50)}
+    assert os.getpid() not in readers
+    assert wait_until(lambda: not any(is_alive(pid) for pid in readers))
+
+
+def test_a_stream_that_takes_long_continues_in_processes(monkeypatch):
+    monkeypatch.setattr(distributed, "count_free_cores", lambda: 2)
+
+    def wait_and_identify(_):
+        time.sleep(0.02)
+        return os.getpid()
+
+    pids = list(map_items(wait_and_identify, iter(range(100))))
+    assert pids[0] == os.getpid()
+    assert os.getpid() not in pids[-30:]
+    assert set(map_items(lambda _: os.getpid(), iter(range(100)))) == {os.getpid()}
+
+
+def test_items_that_are_too_large_for_processes_stay_in_threads(two_processes):
+    assert set(map_items(lambda _: os.getpid(), range(100), in_threads=True)) == {os.getpid()}
+
+
+def test_a_process_that_may_not_start_others_reads_in_threads(two_processes):
+    def read(queue):
+        queue.put({pid == os.getpid() for pid in map_items(lambda _: os.getpid(), range(100))})
+
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    process = context.Process(target=read, args=(queue,), daemon=True)
+    process.start()
+    process.join()
+    assert queue.get() == {True}
 
 
 def test_an_error_in_a_process_reaches_the_caller(two_processes):
@@ -120,3 +171,22 @@ def test_an_error_in_the_background_is_left_to_who_needs_the_result(capfd):
 
     BackgroundTask(fail).wait()
     assert capfd.readouterr() == ("", "")
+
+
+def test_single_items_are_computed_in_processes_and_returned_in_order(monkeypatch):
+    monkeypatch.setattr(distributed, "count_free_cores", lambda: 2)
+    results = compute_in_processes(lambda item: (item, os.getpid()), range(5))
+    assert [item for item, _ in results] == list(range(5))
+    assert os.getpid() not in {pid for _, pid in results}
+
+
+def test_items_whose_process_was_killed_are_computed_in_this_one(monkeypatch):
+    monkeypatch.setattr(distributed, "count_free_cores", lambda: 2)
+    here = os.getpid()
+
+    def end_elsewhere(item):
+        if os.getpid() != here:
+            os._exit(1)
+        return item
+
+    assert compute_in_processes(end_elsewhere, range(5)) == list(range(5))

@@ -1,5 +1,7 @@
 """Batches are the same for any number of workers, in an order that depends on seed and epoch."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ import yaml
 from pylorus.config.schema import CONF, AugmentConfig, CacheConfig, DataConfig
 from pylorus.data.catalog import read_folders
 from pylorus.data.datamodule import ImageDataModule
-from pylorus.data.dataset import EpochBatchSampler, EpochSampler
+from pylorus.data.dataset import EpochBatchSampler, EpochSampler, LoadingProcesses
 from pylorus.data.input_format import InputFormat
 from pylorus.data.split import split_catalog
 
@@ -21,7 +23,7 @@ def serve(synthetic_root, tmp_path_factory):
     catalog = read_folders(synthetic_root, group=r"patient_\d+")
     table = split_catalog(catalog, DataConfig(val_fraction=0.2, test_fraction=0.2)).table
 
-    def make(*, workers=0, seed=0, policy=POLICY, batch_size=4, views=None, images=False):
+    def make(*, workers=0, seed=0, policy=POLICY, batch_size=4, views=None, images=False, loading=None):
         return ImageDataModule.from_table(
             table,
             catalog.root,
@@ -32,6 +34,7 @@ def serve(synthetic_root, tmp_path_factory):
             seed=seed,
             cache=CacheConfig(folder=kept, images=images),
             views=views,
+            loading=loading,
         )
 
     return make
@@ -164,3 +167,30 @@ def test_the_order_depends_only_on_seed_and_epoch():
     order.set_epoch(0)
     assert [draw.row for draw in order] == first
     assert np.array_equal(sorted(first), np.arange(50))
+
+
+@pytest.mark.slow
+def test_one_set_of_processes_serves_all_splits_and_stages_with_the_same_batches(serve):
+    def load(module):
+        loaders = [module.build_loader(split) for split in ("train", "val", "test")]
+        return [(batch.row.tolist(), batch.image.numpy().tobytes()) for loader in loaders for batch in loader]
+
+    stages = [{"seed": 0}, {"seed": 1, "policy": AugmentConfig()}]
+    expected = [load(serve(**stage)) for stage in stages]
+    with LoadingProcesses(2, pin_memory=False) as loading:
+        assert [load(serve(workers=2, loading=loading, **stage)) for stage in stages] == expected
+        processes = multiprocessing.active_children()
+        assert len(processes) == 2
+    assert not any(process.is_alive() for process in processes)
+
+
+@pytest.mark.slow
+def test_a_loader_that_was_left_unfinished_does_not_disturb_the_next_one(serve):
+    with LoadingProcesses(2, pin_memory=False) as loading:
+        module = serve(workers=2, loading=loading)
+        unfinished = iter(module.build_loader("train"))
+        next(unfinished)
+        rows = [row for batch in module.build_loader("test") for row in batch.row.tolist()]
+        assert rows == list(range(len(module.parts["test"])))
+        with pytest.raises(RuntimeError, match="serve another loader"):
+            next(unfinished)

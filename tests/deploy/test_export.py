@@ -260,7 +260,7 @@ def test_8_bits_are_evaluated_on_other_images_than_the_calibration_images(
 
 
 def test_calibration_and_evaluation_images_share_no_group(bundle_folder, synthetic_root):
-    from pylorus.deploy.int8 import split_for_calibration
+    from pylorus.deploy.export import split_for_calibration
 
     images = find_user_images(synthetic_root, load_bundle(bundle_folder).description, group=r"patient_\d+")
     ranges, measured = split_for_calibration(images)

@@ -1,10 +1,13 @@
 """`pylorus predict` gives the run's own probabilities and one row per file, and resumes after a kill."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -14,14 +17,15 @@ import pytest
 from PIL import Image
 
 from pylorus.cli import main
+from pylorus.core import distributed
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import convert_to_plain
 from pylorus.data.input_format import InputFormat
 from pylorus.deploy import inputs as parts_module
 from pylorus.deploy import predict as predict_module
-from pylorus.deploy.inputs import Sources
+from pylorus.deploy.inputs import Item, Sources
 from pylorus.deploy.model import load_bundle
-from pylorus.deploy.predict import PredictOptions, format_prediction_summary, predict
+from pylorus.deploy.predict import PredictOptions, format_prediction_summary, predict, read_ahead
 
 SHARES = ["probability/GC", "probability/GU", "probability/CG"]
 
@@ -265,6 +269,89 @@ def test_images_are_read_batch_by_batch_without_listing_all(bundle_folder, synth
             break
 
 
+@pytest.fixture
+def two_readers(monkeypatch):
+    """Processes read images after the first batch, and two of them."""
+    monkeypatch.setattr(distributed, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(distributed, "count_free_cores", lambda: 2)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".json"])
+def test_processes_that_read_give_the_same_output(bundle_folder, synthetic_root, tmp_path, suffix, request):
+    folder = tmp_path / "in"
+    shutil.copytree(synthetic_root, folder)
+    (folder / "gastric_ulcer" / "a.jpg").write_bytes(b"")
+    (folder / "gastric_ulcer" / "patient_0.png").write_text("no image")
+    outputs = []
+    for where in ("threads", "processes"):
+        if where == "processes":
+            request.getfixturevalue("two_readers")
+        assert asked(bundle_folder, [folder], tmp_path / f"{where}{suffix}", batch=4)[0] == 2 + 2
+        outputs.append((tmp_path / f"{where}{suffix}").read_bytes())
+    assert outputs[0] == outputs[1]
+
+
+def test_images_are_read_while_the_network_computes(loaded_bundle, two_readers):
+    image = np.zeros((loaded_bundle.input.size, loaded_bundle.input.size, 3), dtype=np.uint8)
+
+    class SlowFormat:
+        def load_image(self, _):
+            time.sleep(0.1)
+            return image
+
+    items = [Item(str(number), Path(str(number))) for number in range(64)]
+    start = time.monotonic()
+    for batch, images in read_ahead(items, SlowFormat(), 8):
+        assert len(batch) == len(images) == 8
+        time.sleep(0.4)
+    assert time.monotonic() - start < 8 * (0.4 + 0.4)  # 3.6 s if both overlap entirely
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_prediction_that_is_ended_leaves_no_processes_and_can_be_resumed(
+    bundle_folder, synthetic_root, tmp_path, number, monkeypatch, capsys
+):
+    folder = tmp_path / "in"
+    for copy in range(6):
+        shutil.copytree(synthetic_root, folder / str(copy))
+    program = (
+        "import os, signal, sys, time\nfrom pathlib import Path\nfrom pylorus.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background would ignore it
+        "from pylorus.core import distributed\nfrom pylorus.deploy import predict\n"
+        "distributed.LEAST_SECONDS, distributed.count_free_cores, predict.PART_ROWS = 0.0, lambda: 2, 8\n"
+        "read_image = predict._read_image\n"
+        "def read_slowly(*words):\n    Path('pids', str(os.getpid())).touch()\n    time.sleep(0.5)\n"
+        "    return read_image(*words)\n"
+        "predict._read_image = read_slowly\nmain()\n"
+    )
+    (tmp_path / "pids").mkdir()
+    words = ["predict", str(bundle_folder), "in", "--batch", "4", "--output", "p.csv"]
+    process = subprocess.Popen([sys.executable, "-c", program, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    parts = tmp_path / ".p.csv.parts"
+    pids = tmp_path / "pids"
+    wait_until(lambda: len(list(pids.iterdir())) == 3 and len(list(parts.glob("part-*"))) >= 2)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode != 0
+    assert not (tmp_path / "p.csv").exists()
+    assert ("finished rows are saved" in errors) == (number == signal.SIGINT)
+    wait_until(lambda: not any(Path(f"/proc/{path.name}").exists() for path in pids.iterdir()))
+    done = sum(len(pd.read_parquet(part)) for part in parts.glob("part-*"))
+    assert 16 <= done < 180
+    monkeypatch.chdir(tmp_path)
+    _, table = asked(bundle_folder, ["in"], Path("p.csv"))
+    assert len(table) == table["path"].nunique() == 180
+    assert f"already predicted: {done} images" in capsys.readouterr().out
+
+
+def wait_until(condition):
+    end = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_a_folder_too_large_to_sort_is_read_completely(tmp_path, monkeypatch):
     from pylorus.deploy import inputs
 
@@ -381,8 +468,14 @@ def test_the_command_runs_as_typed(bundle_folder, synthetic_root, tmp_path):
         "--output",
         "p.csv",
     ]
-    found = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "OMP_DISPLAY_ENV": "TRUE"}
+    environment.pop("OMP_WAIT_POLICY", None)
+    found = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert found.returncode == 0, found.stderr
+    if sys.platform == "linux":  # waiting threads of the network leave the cores to the processes that read images
+        assert "OMP_WAIT_POLICY = 'PASSIVE'" in found.stderr
     assert found.stdout.startswith("images: 30, unreadable: 0 ")
     assert found.stdout.rstrip().endswith("predictions: p.csv")
     assert len(pd.read_csv(tmp_path / "p.csv")) == 30

@@ -222,7 +222,7 @@ def test_predicted_probabilities_are_those_of_the_report_although_training_was_i
     mistakes = pd.read_csv(folder.path / "report" / "tables" / "worst-mistakes.csv")
     wrong = table[table["true"] != table["predicted"]]
     surest = wrong[[f"probability/{name}" for name in NAMES]].max(axis=1).sort_values(ascending=False)[: len(mistakes)]
-    assert mistakes["certainty, %"].to_numpy() / 100 == pytest.approx(surest.to_numpy(), abs=TOLERANCE)
+    assert mistakes["predicted probability, %"].to_numpy() / 100 == pytest.approx(surest.to_numpy(), abs=TOLERANCE)
 
 
 def test_deploy_stage_overrides_the_choice_and_says_so(train_run, evaluate_bundle, capsys):

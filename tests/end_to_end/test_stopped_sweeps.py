@@ -1,5 +1,6 @@
 """Sweeps that are stopped from outside or give no result end with a message."""
 
+import json
 import os
 import signal
 import subprocess
@@ -64,6 +65,49 @@ def test_a_signal_ends_all_parallel_jobs_of_a_sweep(tmp_path):
     sweep = tmp_path / "sweep"
     words = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert_ended_cleanly(sweep, stopped(subprocess.Popen, sweep, words, signal.SIGTERM, jobs=2), jobs=2)
+
+
+@pytest.fixture
+def gpus(monkeypatch, tmp_path):
+    """Four made-up GPUs; a job that looks for them finds none and computes on the CPU."""
+    (tmp_path / "locks").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "locks"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b,GPU-c,GPU-d")
+    return ("hydra.launcher.n_jobs=auto", "trainer.accelerator=auto")
+
+
+def visible_gpus(sweep) -> list[str]:
+    return sorted(json.loads(path.read_text())["visible_gpus"] for path in sweep.glob("*/environment.json"))
+
+
+def test_a_signal_to_a_sweep_of_jobs_on_gpus_of_their_own_ends_them_all(fork_server, tmp_path, gpus):
+    sweep = tmp_path / "sweep"
+    assert_ended_cleanly(sweep, stopped(fork_server.start, sweep, gpus, signal.SIGTERM, jobs=3), jobs=3)
+    assert visible_gpus(sweep) == ["GPU-a", "GPU-b", "GPU-c"]
+
+
+def test_a_sweep_of_jobs_at_once_is_repeated_without_what_is_done(train, tmp_path, gpus):
+    words = (
+        *WORDS,
+        *gpus,
+        "model.weights=none",
+        "stages.pretrain.epochs=1",
+        "seed=0,1",
+        f"hydra.sweep.dir={tmp_path}/sweep",
+    )
+    first = train(*words)
+    assert first.returncode == 0, first.stderr
+    assert visible_gpus(tmp_path / "sweep") == ["GPU-a", "GPU-b"]
+    again = train(*words)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("already finished") == 2
+
+
+def test_runs_of_two_devices_get_two_gpus_each(train, tmp_path, gpus):
+    words = ("model.weights=no/such/file", "trainer.devices=2", "seed=0,1,2", f"hydra.sweep.dir={tmp_path}/sweep")
+    found = train(*WORDS, *gpus, *words)
+    assert found.returncode == 1
+    assert "Launching 3 jobs locally, 2 at once" in found.stdout
 
 
 @plugin("hydra_optuna_sweeper")

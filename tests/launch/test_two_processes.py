@@ -31,6 +31,15 @@ def test_two_processes_give_the_weights_curves_and_predictions_of_one(prepare_ru
     assert not torch.allclose(weights(moved)["fc.weight"], weights(one)["fc.weight"], atol=1e-3)
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_that_accumulate_gradients_give_the_weights_of_one(prepare_run, strategy):
+    words = ("trainer.batch_size=4", "trainer.accumulate=2", "stages.pretrain.epochs=1", "stages.finetune.epochs=2")
+    one, two = prepare_run(*words), prepare_run("trainer.devices=2", f"trainer.strategy={strategy}", *words)
+    run(one)
+    run(two)
+    expect_alike(two, one)
+
+
 def test_each_test_image_counts_once_and_results_are_written_once(two_process_run):
     split = pd.read_csv(two_process_run.path / "split.csv")
     tested = pd.read_parquet(two_process_run.get_predictions_path("finetune", "test"))

@@ -345,6 +345,13 @@ def base_evidence(make_shared_run):
         (answers.report_training, {}, change_json("environment.json", batch_size=64), "batch size 16", "batch size 64"),
         (
             answers.report_training,
+            {"config": {"trainer.accumulate": 4}},
+            None,
+            "batch size 16",
+            "batch size 64 (gradients accumulated over 4 batches of 16)",
+        ),
+        (
+            answers.report_training,
             {"config": {"loss.class_weights": "balanced"}},
             None,
             ", cross-entropy,",

@@ -301,3 +301,14 @@ def test_a_run_without_curves_and_network_is_reported_without_them(make_run, ski
     assert "because network.json is missing" in text
     assert not (run / "report" / "figures" / "curves-pretrain.svg").exists()
     assert (run / "report" / "figures" / "roc.svg").exists()
+
+
+@pytest.mark.slow
+def test_figures_rendered_in_several_processes_are_the_same(run_with_report, tmp_path, monkeypatch):
+    monkeypatch.setattr("pylorus.core.distributed.count_free_cores", lambda: 2)
+    write_report([run_with_report], tmp_path, options=ReportOptions(resamples=100), parallel=True)
+    before, after = (
+        {path.name: path.read_bytes() for path in (folder / "figures").iterdir()}
+        for folder in (run_with_report / "report", tmp_path)
+    )
+    assert after == before

@@ -1,13 +1,17 @@
 """A signal ends the run, but does not interrupt an import that is used again afterwards."""
 
+import atexit
+import logging
 import os
+import select
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
-from pylorus.runs.process import IN_SWEEP, STOP_SIGNALS, ensure_uninterrupted, handle_signals
+from pylorus.runs.process import IN_SWEEP, STOP_SIGNALS, ForkedProcess, ensure_uninterrupted, handle_signals
 
 SWEEP = """
 import os, signal, sys
@@ -88,3 +92,80 @@ def test_a_second_signal_ends_a_run_immediately_unless_its_sweep_sent_the_first(
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert found.returncode == (130 if ends_at_once else 0)
     assert found.stdout == ("" if ends_at_once else "the step is done\nits state is kept\n")
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_early_still_flushes_its_output_and_calls_what_was_registered():
+    script = (
+        "import atexit, sys; from pylorus.runs.process import exit_process\n"
+        "atexit.register(print, 'registered'); sys.stdout.write('no newline '); exit_process(3)"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (3, "no newline registered\n")
+
+
+@pytest.fixture
+def start_fork():
+    started = []
+
+    def start(function, **options) -> ForkedProcess:
+        started.append(ForkedProcess(function, **{"environment": dict(os.environ), **options}))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_forked_process_has_its_own_environment_log_and_functions_at_exit(start_fork, tmp_path, monkeypatch):
+    monkeypatch.setenv("INHERITED", "1")
+    handler = logging.FileHandler(tmp_path / "log")
+    logging.root.addHandler(handler)
+    atexit.register((tmp_path / "of the parent").touch)
+
+    def leave_traces():
+        (tmp_path / "environment").write_text(f"{os.environ.get('INHERITED')} {os.environ['OWN']}")
+        logging.getLogger("anybody").error("logged")
+        atexit.register((tmp_path / "of the fork").touch)
+
+    try:
+        assert start_fork(leave_traces, environment={"OWN": "2"}).wait() == 0
+    finally:
+        logging.root.removeHandler(handler)
+    assert (tmp_path / "environment").read_text() == "None 2"
+    assert (tmp_path / "log").read_text() == ""
+    assert (tmp_path / "of the fork").exists()
+    assert not (tmp_path / "of the parent").exists()
+
+
+@pytest.mark.slow
+def test_a_forked_process_holds_only_the_files_that_it_is_given(start_fork):
+    (read, write), (other_read, other_write) = os.pipe(), os.pipe()
+    process = start_fork(lambda: (os.write(write, b"given"), time.sleep(60)), pass_fds=[write])
+    os.close(write)
+    os.close(other_write)
+    assert os.read(read, 5) == b"given"
+    assert os.read(other_read, 1) == b""  # nobody else has its other end open
+    assert select.select([read], [], [], 0.1)[0] == []
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert os.read(read, 1) == b""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_forked_process_does_not_handle_signals_as_its_parent_does(start_fork, number):
+    with handle_signals():
+        process = start_fork(lambda: time.sleep(60))
+        process.send_signal(number)
+        assert process.wait(timeout=30) == (1 if number == signal.SIGINT else -number)
+
+
+@pytest.mark.slow
+def test_a_forked_process_has_an_exit_code(start_fork):
+    assert start_fork(lambda: sys.exit(7)).wait() == 7
+    running = start_fork(lambda: time.sleep(60))
+    with pytest.raises(subprocess.TimeoutExpired):
+        running.wait(timeout=0.1)

@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import write_text
+from pylorus.hardware.engine import Engine
 from pylorus.launch.train import run
+from pylorus.model.backbone import build_backbone
 from pylorus.runs.folder import RunFolder
 from pylorus.training import batch_size
 from pylorus.training.batch_size import StepCost, TrialProcess, find_largest_size
@@ -50,6 +52,34 @@ def test_on_a_cpu_a_batch_size_that_would_not_fit_is_predicted_not_tried():
 def test_on_a_gpu_sizes_are_tried_until_one_does_not_fit(limit):
     size, _, tried = found(careful=False, **limit)
     assert (size, tried) == (16, [2, 4, 8, 16, 32])
+
+
+def test_accumulated_batches_together_are_no_larger_than_a_batch_may_be(compose_config, monkeypatch):
+    sizes, requests = [], []
+
+    class Trial:
+        free = 10**9
+
+        def __init__(self, request):
+            requests.append(request)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def measure_step(self, size: int) -> StepCost:
+            sizes.append(size)
+            return StepCost(100, 1.0)
+
+    monkeypatch.setattr(batch_size, "TrialProcess", Trial)
+    config = compose_config(*FAST, "data.root=images", "trainer.batch_size=auto", "trainer.accumulate=4")
+    backbone = build_backbone(config.model, classes=3, image_size=32)
+    engine = Engine("cpu", "32", 1, {})
+    assert batch_size.resolve_batch_size(config.trainer, config, backbone, engine, images=1000)[0] == 32
+    assert sizes == [2, 4, 8, 16, 32]  # 4 times 32 are the 128 that a CPU tries at most
+    assert requests[0]["accumulate"] == 4  # gradients take memory while the next batch is computed
 
 
 def test_a_killed_process_counts_as_a_size_that_does_not_fit():
@@ -104,7 +134,7 @@ def test_a_run_with_auto_equals_the_run_with_the_chosen_size(train_run, monkeypa
 @pytest.fixture
 def build_request(compose_config):
     return {
-        "model": {"name": TINY, "weights": "none"}, "classes": 3, "image_size": 32, "timed_from": 16, "channels_last": True,
+        "model": {"name": TINY, "weights": "none"}, "classes": 3, "image_size": 32, "timed_from": 16, "channels_last": True, "accumulate": 1,
         "stage": {}, "optimizer": {}, "loss": {}, "engine": {"accelerator": "cpu", "precision": "32", "threads": 1},
     }  # fmt: skip
 

@@ -223,7 +223,9 @@ def test_an_image_that_disappears_while_features_are_computed_is_named(
 ):
     expected, root = train_uninterrupted(), tmp_path / "images"
     shutil.copytree(synthetic_root, root)
-    folder = prepare_run(f"data.workers={workers}", f"cache.folder={tmp_path / 'cache'}", root=root)
+    # Otherwise the images are cached when they are read for the first time.
+    words = ["cache.images=false", f"data.workers={workers}", f"cache.folder={tmp_path / 'cache'}"]
+    folder = prepare_run(*words, root=root)
 
     def hurt(*_):
         for path in root.rglob("*.jpg"):

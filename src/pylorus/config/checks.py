@@ -236,8 +236,16 @@ def _check_trainer(config: Config) -> None:
     batch_size = config.trainer.batch_size
     if batch_size != "auto" and (isinstance(batch_size, str) or batch_size < 1):
         raise PylorusError(f"trainer.batch_size: found {batch_size}, expected auto or a number (at least 1).")
+    if config.trainer.cuda_graphs and (config.trainer.devices * config.trainer.nodes > 1 or config.trainer.compile):
+        other = "trainer.compile=true" if config.trainer.compile else "several devices"
+        raise PylorusError(f"trainer.cuda_graphs: found true, expected false with {other}. Leave it out.")
     if config.trainer.strategy != "fsdp":
         return
+    if config.trainer.precision == "16":
+        raise PylorusError(
+            "trainer.precision: found 16, expected auto, bf16 or 32 with trainer.strategy=fsdp: the loss can't be "
+            "scaled where gradients are sharded."
+        )
     if config.trainer.compile:
         raise PylorusError("trainer.compile: found true, expected false with trainer.strategy=fsdp. Leave it out.")
     if config.trainer.batch_size == "auto":

@@ -305,8 +305,9 @@ class TrainerConfig:
     accelerator: str = key("auto", "auto: a GPU if there is one", choices=("auto", "cpu", "gpu", "mps"))
     precision: str = key(
         "auto",
-        "arithmetic of the network; auto: bf16 where a measurement shows that it is faster; 32; bf16",
-        choices=("auto", "32", "bf16"),
+        "arithmetic of the network; auto: bf16 where a measurement shows that it is faster, 16 on a GPU that is "
+        "faster in fp16 only; 32; bf16; 16: fp16 with loss scaling, on an NVIDIA GPU",
+        choices=("auto", "32", "bf16", "16"),
     )
     devices: int = key(
         1,
@@ -327,6 +328,12 @@ class TrainerConfig:
         low=1,
         choices=("auto",),
     )
+    accumulate: int = key(
+        1,
+        "batches whose gradients are added before the optimizer takes a step: it learns as from a batch of batch_size "
+        "times this many images, with the memory of one batch; batch norm still sees batches of batch_size",
+        low=1,
+    )
     channels_last: bool | None = key(
         None,
         "store images and weights in channels-last order, which is faster for convolutions; null: yes, except for VGG "
@@ -337,6 +344,11 @@ class TrainerConfig:
     )
     compile: bool = key(
         False, "compile the trained part of the network with torch.compile: takes minutes at the start, for long runs"
+    )
+    cuda_graphs: bool = key(
+        False,
+        "on a single NVIDIA GPU, start the computation of a full training batch as one CUDA graph: for small batches, "
+        "for which the GPU waits for the launches of single kernels",
     )
     progress: bool = key(True, "show a progress bar if the output is a terminal")
     args: dict[str, Any] = key(
@@ -364,6 +376,11 @@ class CacheConfig:
     )
     memory_gib: float = key(
         0.25, "maximum size of the cache in memory, in GiB; the rest is read from memory-mapped files", low=0
+    )
+    on_device: bool | None = key(
+        None,
+        "hold decoded images and cached features in the memory of the device that trains, and augment there; null: on "
+        "an NVIDIA GPU, if they take at most a quarter of its free memory",
     )
 
 

@@ -14,7 +14,7 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -41,6 +41,8 @@ PROBE = 32
 """Files that are read in threads before it is decided whether processes are worth starting."""
 LEAST_SECONDS = 2.0
 """Processes are started if reading the remaining files in threads would take longer."""
+STREAM_FACTOR = 8
+"""A stream of unknown length is expected to take so many times as long as it has taken until now."""
 CHUNK, AHEAD = 8, 3
 """Files that a process takes at a time; chunks per process that are submitted in advance."""
 
@@ -254,15 +256,24 @@ _function: Callable[[Any], Any] | None = None
 
 
 def map_items(
-    function: Callable[[Item], Result], items: Sequence[Item], *, name: Callable[[Item], object] = str
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    ahead: int | None = None,
+    in_threads: bool = False,
+    name: Callable[[Item], object] = str,
 ) -> Iterator[Result]:
-    """Yield the result of a function for each item, in order, computed on all cores.
+    """Yield the result of a function for each item, in order, computed on all cores while the caller uses earlier ones.
 
-    Processes compute them if threads would take long: decoders hold Python's lock for a part of the time.
+    Threads compute them at first, and processes continue if that takes long: decoders hold Python's lock for a part of
+    the time.
 
     Args:
         function: Reads one file, say. It and its results are passed between processes; it must not need a GPU.
-        items: What to call the function with.
+        items: What to call the function with. Those of a stream are taken only as they are needed.
+        ahead: Number of items to compute ahead of the caller, rounded up to what keeps the cores busy. None: a few per
+            core.
+        in_threads: Whether to start no processes, for items that are too large to be passed to them.
         name: Returns what an error message calls an item.
 
     Raises:
@@ -270,23 +281,46 @@ def map_items(
         Exception: Whatever the function raises.
     """
     cores = count_free_cores()
+    remaining = iter(items)
+    if in_threads or cores == 1 or sys.platform != "linux" or multiprocessing.current_process().daemon:
+        yield from _map_in_threads(function, remaining, cores, ahead or cores * AHEAD)
+        return
+    length = len(items) if isinstance(items, Sized) else None
+    count, seconds, expected_seconds = 0, 0.0, 0.0
     with ThreadPoolExecutor(cores) as threads:
-        start = time.perf_counter()
-        yield from threads.map(function, items[:PROBE])
-        remaining = items[PROBE:]
-        seconds = (time.perf_counter() - start) / PROBE * len(remaining)
-        if seconds < LEAST_SECONDS or cores == 1 or sys.platform != "linux":
-            for index in range(0, len(remaining), PROBE * cores):  # so that an interruption does not wait for all
-                yield from threads.map(function, remaining[index : index + PROBE * cores])
-            return
+        while not count or expected_seconds < LEAST_SECONDS:
+            size = PROBE * cores if count else PROBE
+            if not (first := list(islice(remaining, min(size, ahead or size)))):
+                return
+            start = time.perf_counter()
+            results = list(threads.map(function, first))
+            seconds += time.perf_counter() - start
+            count += len(first)
+            expected_seconds = seconds * (STREAM_FACTOR if length is None else (length - count) / count)
+            yield from results
+    chunks = cores * AHEAD if ahead is None else max(2 * cores, -(-ahead // CHUNK))
     try:
-        yield from _map_in_processes(function, remaining, cores)
+        yield from _map_in_processes(function, remaining, cores, chunks)
     except _ReaderKilledError as error:
         raise PylorusError(
             f"A process that was reading files was killed, at {name(error.args[0])} or one of the next "
-            f"{CHUNK * AHEAD * cores}. Most often the machine ran out of memory (see dmesg); else one of these files "
+            f"{CHUNK * chunks}. Most often the machine ran out of memory (see dmesg); else one of these files "
             "makes its decoder crash."
         ) from None
+
+
+def compute_in_processes(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Return the result of a function for each item, in order, computed on all cores in forked processes.
+
+    Args:
+        function: Takes long for one item; its results are passed between processes. It must not need a GPU.
+        items: What to call the function with, one item at a time.
+    """
+    count = min(count_free_cores(), len(items))
+    if count > 1 and sys.platform == "linux":
+        with suppress(_ReaderKilledError):  # then this process computes them
+            return list(_map_in_processes(function, iter(items), count, count, chunk_size=1))
+    return [function(item) for item in items]
 
 
 def count_free_cores() -> int:
@@ -295,27 +329,44 @@ def count_free_cores() -> int:
     return max(1, cores // int(os.environ.get(PARALLEL_JOBS, "1")))
 
 
-def _map_in_processes(function: Callable[[Item], Result], items: Sequence[Item], count: int) -> Iterator[Result]:
-    chunks = iter([items[index : index + CHUNK] for index in range(0, len(items), CHUNK)])
+def _map_in_threads(
+    function: Callable[[Item], Result], items: Iterator[Item], count: int, ahead: int
+) -> Iterator[Result]:
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield from _compute_ahead(lambda item: pool.submit(function, item), items, ahead)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _map_in_processes(
+    function: Callable[[Item], Result], items: Iterator[Item], count: int, ahead: int, *, chunk_size: int = CHUNK
+) -> Iterator[Result]:
+    chunks = iter(lambda: list(islice(items, chunk_size)), [])
     # Forked, as the workers of a DataLoader are: they start in milliseconds and need not import anything.
     context = multiprocessing.get_context("fork")
-    submitted: deque[tuple[Sequence[Item], Future[list[Result]]]] = deque()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # about threads: these processes use none
         pool = ProcessPoolExecutor(count, context, _start_reader, (function,))
         try:
-            for chunk in islice(chunks, count * AHEAD):
-                submitted.append((chunk, pool.submit(_process_chunk, chunk)))
-            while submitted:
-                first, future = submitted.popleft()
-                results = future.result()
-                for chunk in islice(chunks, 1):
-                    submitted.append((chunk, pool.submit(_process_chunk, chunk)))
+            for results in _compute_ahead(lambda chunk: pool.submit(_process_chunk, chunk), chunks, ahead):
                 yield from results
-        except BrokenProcessPool:
-            raise _ReaderKilledError(first[0]) from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _compute_ahead(submit: Callable[[Item], "Future[Result]"], items: Iterator[Item], ahead: int) -> Iterator[Result]:
+    """Yield the results of submitted items in order, with `ahead` of them submitted in advance."""
+    submitted = deque((item, submit(item)) for item in islice(items, ahead))
+    while submitted:
+        first, future = submitted.popleft()
+        try:
+            result = future.result()
+            submitted.extend((item, submit(item)) for item in islice(items, 1))
+        except BrokenProcessPool:
+            assert isinstance(first, list)
+            raise _ReaderKilledError(first[0]) from None
+        yield result
 
 
 def _start_reader(function: Callable[[Any], Any]) -> None:

@@ -85,6 +85,21 @@ def check_new_folder(folder: Path, *, hint: str = "", allow_links: bool = True) 
         raise PylorusError(f"{folder}: already exists, expected a new or empty folder. {hint}".rstrip())
 
 
+def resolve_path(path: str | os.PathLike[str], *, argument: str) -> Path:
+    """Return a path that was passed to a Python function, with `~` expanded.
+
+    Args:
+        path: The path.
+        argument: Name of the argument, for the error message.
+
+    Raises:
+        PylorusError: If the path is empty, which would mean the current folder.
+    """
+    if os.fspath(path) == "":
+        raise PylorusError(f'{argument}: found an empty path. For the current folder, write ".".')
+    return Path(path).expanduser()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` atomically, in UTF-8."""
     with write_atomically(path) as temporary:
@@ -157,8 +172,15 @@ def validate(kind: type[Kind], values: object, *, where: str = "") -> Kind:
 
 
 def convert_to_plain(value: object) -> Any:
-    """Convert a dataclass to plain values for JSON: the inverse of `validate`."""
-    return _get_adapter(typing.cast(Any, type(value))).dump_python(value, mode="json", by_alias=True)
+    """Convert a dataclass to plain values for JSON: the inverse of `validate`.
+
+    An entry that is null by default is left out, so that an older Pylorus, which does not know it, can read the file.
+    """
+    plain = _get_adapter(typing.cast(Any, type(value))).dump_python(value, mode="json", by_alias=True)
+    for field in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
+        if field.default is None and getattr(value, field.name) is None:
+            del plain[_get_entry_name(field)]
+    return plain
 
 
 @functools.cache

@@ -90,13 +90,18 @@ def draw_affine(rng: Generator, *, rotate: Range, scale: Range, translate_percen
 def apply_affine(image: RGB, numbers: AffineNumbers) -> RGB:
     """Scale and rotate an image about its center, and shift it by whole pixels; bilinear, black outside the image."""
     height, width = image.shape[:2]
+    matrix = compute_affine_matrix(numbers, width, height)
+    warped = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+    return _as_rgb(warped)
+
+
+def compute_affine_matrix(numbers: AffineNumbers, width: int, height: int) -> NDArray[np.float64]:
+    """Return the matrix of shape (2, 3) that maps a pixel (x, y, 1) of the image to where it lies afterwards."""
     cos, sin = math.cos(math.radians(numbers.rotate)), math.sin(math.radians(numbers.rotate))
     linear = np.array([[cos, sin], [-sin, cos]]) @ np.diag([numbers.scale_x, numbers.scale_y])
     center = np.array([(width - 1) / 2, (height - 1) / 2])
     shift = np.array([int(numbers.shift_x * width), int(numbers.shift_y * height)])
-    matrix = np.column_stack([linear, center + shift - linear @ center])
-    warped = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
-    return _as_rgb(warped)
+    return np.column_stack([linear, center + shift - linear @ center])
 
 
 @dataclass(frozen=True)
@@ -192,6 +197,15 @@ def draw_motion_blur(rng: Generator, *, blur_limit: Range) -> MotionBlurNumbers:
 
 def apply_motion_blur(image: RGB, numbers: MotionBlurNumbers) -> RGB:
     """Average an image along a line; at its border it is mirrored, without repeating the last pixel."""
+    kernel = compute_motion_kernel(numbers)
+    # The sums are whole numbers, exact in float32 whatever the order in which a processor adds them.
+    count = int(kernel.sum())
+    sums = cv2.filter2D(image, cv2.CV_16S, kernel, borderType=cv2.BORDER_REFLECT_101)
+    return ((sums + np.int16(count // 2)) // np.int16(count)).astype(np.uint8)
+
+
+def compute_motion_kernel(numbers: MotionBlurNumbers) -> NDArray[np.float32]:
+    """Return the pixels of the line: float32 of shape (size, size), 1 on the line and 0 elsewhere."""
     half = numbers.size // 2
     start = -half * (1 - max(numbers.direction, 0.0))
     end = half * (1 + min(numbers.direction, 0.0))
@@ -202,10 +216,7 @@ def apply_motion_blur(image: RGB, numbers: MotionBlurNumbers) -> RGB:
     kernel = np.zeros((numbers.size, numbers.size), dtype=np.float32)
     last = numbers.size - 1
     kernel[np.rint(rows).clip(0, last).astype(int), np.rint(columns).clip(0, last).astype(int)] = 1
-    # The sums are whole numbers, exact in float32 whatever the order in which a processor adds them.
-    count = int(kernel.sum())
-    sums = cv2.filter2D(image, cv2.CV_16S, kernel, borderType=cv2.BORDER_REFLECT_101)
-    return ((sums + np.int16(count // 2)) // np.int16(count)).astype(np.uint8)
+    return kernel
 
 
 @dataclass(frozen=True)
@@ -227,14 +238,20 @@ def apply_gauss_noise(image: RGB, numbers: GaussNoiseNumbers) -> RGB:
     The values are looked up in 65,536 quantiles of the normal distribution, by whole numbers from the generator's bit
     stream, which NumPy keeps the same in all versions. None is over 4.4 standard deviations.
     """
-    levels = np.rint(numbers.deviation * _normal_quantiles()).astype(np.int16)
-    bits = np.random.PCG64(numbers.seed).random_raw((image.size + 3) // 4)
-    indices = np.asarray(bits).astype("<u8", copy=False).view("<u2")[: image.size]
-    return _as_rgb(cv2.add(image, levels[indices].reshape(image.shape), dtype=cv2.CV_8U))
+    levels = np.rint(numbers.deviation * compute_normal_quantiles()).astype(np.int16)
+    noise = levels[draw_quantile_indices(numbers.seed, image.size)].reshape(image.shape)
+    return _as_rgb(cv2.add(image, noise, dtype=cv2.CV_8U))
+
+
+def draw_quantile_indices(seed: int, count: int) -> NDArray[np.uint16]:
+    """Draw `count` indices of `compute_normal_quantiles`."""
+    bits = np.random.PCG64(seed).random_raw((count + 3) // 4)
+    return np.asarray(bits).astype("<u8", copy=False).view("<u2")[:count]
 
 
 @functools.cache
-def _normal_quantiles() -> NDArray[np.float64]:
+def compute_normal_quantiles() -> NDArray[np.float64]:
+    """Return the quantiles of the normal distribution at 65,536 evenly spaced probabilities."""
     from scipy.special import ndtri
 
     return np.asarray(ndtri((np.arange(1 << 16) + 0.5) / (1 << 16)))
@@ -334,16 +351,29 @@ TRANSFORMS: dict[str, Transform] = {
 
 
 @dataclass(frozen=True)
-class _OwnStep:
-    draw: Callable[..., Any]
-    apply: Callable[[RGB, Any], RGB]
+class OwnStep:
+    """A transform of Pylorus with its arguments.
+
+    Attributes:
+        name: Its name in TRANSFORMS.
+        ranges: The range of each argument.
+        p: Its probability.
+    """
+
+    name: str
     ranges: Mapping[str, Range]
     p: float
 
-    def __call__(self, image: RGB, rng: Generator) -> RGB:
+    def draw(self, rng: Generator) -> tuple[bool, Any]:
+        """Draw whether the transform is applied, and its numbers if it is."""
         if rng.random() >= self.p:
-            return image
-        return self.apply(image, self.draw(rng, **self.ranges))
+            return False, None
+        return True, TRANSFORMS[self.name].draw(rng, **self.ranges)
+
+    def __call__(self, image: RGB, rng: Generator) -> RGB:
+        """Augment an image with what is drawn from the generator."""
+        is_applied, numbers = self.draw(rng)
+        return TRANSFORMS[self.name].apply(image, numbers) if is_applied else image
 
 
 @dataclass(frozen=True)
@@ -366,15 +396,25 @@ class _ExternalStep:
         return augmented
 
 
+def create_generator(seed: int) -> Generator:
+    """Return the generator from which an augmented image's numbers are drawn, for a seed in [0, 2^63)."""
+    return np.random.Generator(np.random.PCG64(seed))
+
+
 class Augmentation:
     """Returns the augmented image for an image and a seed; can be sent to other processes."""
 
     def __init__(self, name: str, steps: Iterable[Step]) -> None:
         self.name, self._steps = name, tuple(steps)
 
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The transforms with their arguments, in the order in which they are applied."""
+        return self._steps
+
     def __call__(self, image: RGB, seed: int) -> RGB:
         """Augment an image, uint8 of shape (size, size, 3), with a seed in [0, 2^63); the argument stays as it is."""
-        rng = np.random.Generator(np.random.PCG64(seed))
+        rng = create_generator(seed)
         augmented = image
         for step in self._steps:
             augmented = step(augmented, rng)
@@ -459,7 +499,7 @@ def _build_step(name: str, arguments: dict[str, Any]) -> Step:
             ranges[key] = transform.arguments[key].parse(value)
         except ValueError as error:
             raise PylorusError(f"augment.transforms.{name}: {key}: {error}") from error
-    return _OwnStep(transform.draw, transform.apply, ranges, p)
+    return OwnStep(name, ranges, p)
 
 
 def _is_numeric(value: Any) -> bool:

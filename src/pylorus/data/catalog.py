@@ -175,14 +175,23 @@ def read_folders(
     Raises:
         PylorusError: If the root, a class or an image is missing, unknown, empty or unreadable; the message names it.
     """
-    if not root.is_dir():
-        raise PylorusError(f"data.root: found {root}, expected an existing folder.")
+    check_root(root)
     rows, folders_by_split = list_class_images(root)
     class_names = _resolve_folder_classes(root, folders_by_split, classes)
     table = pd.DataFrame(rows, columns=["path", "class", "split"])
     table["group"] = extract_groups(list(table["path"]), group)
     grouped = group is not None
     return build_catalog(table, root, class_names, short_names=short_names, grouped=grouped, reading=reading)
+
+
+def check_root(root: Path) -> None:
+    """Check that the root of an image set exists.
+
+    Raises:
+        PylorusError: If it is not a folder.
+    """
+    if not root.is_dir():
+        raise PylorusError(f"data.root: found {root}, expected an existing folder.")
 
 
 def build_catalog(

@@ -1,8 +1,12 @@
 """Images of a split as a dataset: loaded, augmented, and in an order that is a function of seed and epoch alone."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+import copy
+import signal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -13,6 +17,7 @@ from pylorus.cache.shards import Records
 from pylorus.config.schema import AugmentConfig
 from pylorus.core.distributed import SINGLE_PROCESS, Processes, compute_seed
 from pylorus.data.augmentation import build_augmentation
+from pylorus.data.device_augmentation import DeviceAugmentation, find_obstacle, send_array
 from pylorus.data.files import Root
 from pylorus.data.input_format import InputFormat
 
@@ -124,6 +129,25 @@ class EpochBatchSampler(Sampler[list[Draw]]):
             yield batch[self._processes.own_slice]
 
 
+class DeviceMemory(NamedTuple):
+    """Where tensors are held that are used in every epoch.
+
+    Attributes:
+        device: The device that trains.
+        share: Fraction of its free memory that one such tensor may take.
+    """
+
+    device: torch.device
+    share: float
+
+    def has_space(self, size: int) -> bool:
+        """Return whether a tensor of `size` bytes may be held there; True for a CPU, whose memory the user knows."""
+        if self.device.type != "cuda":
+            return True
+        cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return size <= self.share * (torch.cuda.mem_get_info(self.device)[0] + cached)
+
+
 class Batch(NamedTuple):
     """Images with their labels.
 
@@ -148,6 +172,8 @@ class ImageDataset(Dataset[Batch]):
         policy: The augmentation.
         seed: Seed of the augmentation.
         cached: The prepared images of all rows; None: each is read from its file.
+        on_device: The same on the device that trains, uint8 of shape (rows, 3, size, size): batches are selected and
+            augmented there; None: on the CPU.
     """
 
     def __init__(
@@ -159,15 +185,25 @@ class ImageDataset(Dataset[Batch]):
         policy: AugmentConfig,
         seed: int,
         cached: Records | None = None,
+        on_device: torch.Tensor | None = None,
     ) -> None:
-        self.root, self.form, self.seed, self._cached = root, form, seed, cached
+        self.root, self.form, self.policy, self.seed, self._cached = root, form, policy, seed, cached
         self.paths: NDArray[np.str_] = table["path"].to_numpy(dtype=np.str_)
         self.ids: NDArray[np.str_] = table["sample_id"].to_numpy(dtype=np.str_)
         self.labels: NDArray[np.int64] = table["label"].to_numpy(dtype=np.int64)
         self._augment = build_augmentation(policy)
+        self._on_device = on_device
+        if on_device is not None:
+            self._device_labels = send_array(self.labels, on_device.device)
+            self._augment_on_device = None if self._augment is None else DeviceAugmentation(self._augment)
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether batches come from the memory of the device, so that no processes are needed to load them."""
+        return self._on_device is not None
 
     def __getitems__(self, draws: Sequence[Draw | int]) -> Batch:
         """Return the batch of the given draws: a pure function of them and the constructor's arguments.
@@ -175,6 +211,8 @@ class ImageDataset(Dataset[Batch]):
         A number is a row, unaugmented: so samplers of torch and Lightning work as well.
         """
         rows = [draw.row if isinstance(draw, Draw) else draw for draw in draws]
+        if self._on_device is not None:
+            return self._select_on_device(self._on_device, rows, draws)
         images = self.load_rows(rows)
         if self._augment is not None:
             for index, draw in enumerate(draws):
@@ -185,6 +223,21 @@ class ImageDataset(Dataset[Batch]):
             label=torch.from_numpy(self.labels[rows]),
             row=torch.tensor(rows),
         )
+
+    def copy_with_augmentation(self, policy: AugmentConfig, seed: int) -> "ImageDataset":
+        """Return the dataset of the same images with another augmentation."""
+        dataset = copy.copy(self)
+        dataset.policy, dataset.seed, dataset._augment = policy, seed, build_augmentation(policy)
+        return dataset
+
+    def _select_on_device(self, images: torch.Tensor, rows: list[int], draws: Sequence[Draw | int]) -> Batch:
+        row = send_array(np.asarray(rows), images.device)
+        selected = images.index_select(0, row)
+        views = [draw.view for draw in draws if isinstance(draw, Draw) and draw.view is not None]
+        if self._augment_on_device is not None and views:
+            seeds = [self.get_augmentation_seed(index, view) for index, view in zip(rows, views, strict=True)]
+            selected = self._augment_on_device(selected, seeds)
+        return Batch(selected, self._device_labels.index_select(0, row), row)
 
     def get_augmentation_seed(self, row: int, view: int) -> int:
         """Return the seed of an augmented variant, in [0, 2^63)."""
@@ -201,9 +254,135 @@ class ImageDataset(Dataset[Batch]):
         return self.form.load_images([self.root / str(self.paths[row]) for row in rows])
 
 
+def find_device_obstacle(policy: AugmentConfig) -> str | None:
+    """Return why images can't be augmented on the device that trains; None if they can."""
+    augmentation = build_augmentation(policy)
+    return None if augmentation is None else find_obstacle(augmentation)
+
+
 def return_batch(batch: Any) -> Any:
     """Return the batch unchanged, as the collate function of a DataLoader whose dataset returns whole batches."""
     return batch
+
+
+def setup_loading_process(_: int) -> None:
+    """Limit a process that loads images to one thread: those of several processes would compete for the cores.
+
+    It is deaf to signals that a terminal or SLURM sends to all processes of a run: the run's own process handles them.
+    """
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+class LoadingRequest(NamedTuple):
+    """What a loading process is asked for: a batch of a split with a stage's augmentation."""
+
+    split: str
+    policy: AugmentConfig
+    seed: int
+    draws: Sequence[Draw]
+
+
+class _RunDataset(Dataset[Batch]):
+    """The images of all splits of a run, with the augmentation that each request names."""
+
+    def __init__(self, datasets: Mapping[str, ImageDataset]) -> None:
+        self._datasets = datasets
+        self._augmented: dict[tuple[str, str, int], ImageDataset] = {}
+
+    def __getitems__(self, request: LoadingRequest) -> Batch:
+        key = (request.split, repr(request.policy), request.seed)
+        if key not in self._augmented:
+            self._augmented[key] = self._datasets[request.split].copy_with_augmentation(request.policy, request.seed)
+        return self._augmented[key].__getitems__(request.draws)
+
+
+class LoadingProcesses:
+    """Processes that load the batches of all splits and stages of a run; the first batch starts them.
+
+    They serve one loader at a time: whoever asks for a first batch ends what another loader has asked for.
+
+    Args:
+        count: Number of processes, at least 1.
+        pin_memory: Whether to pin the batches' memory for transfer to a GPU.
+    """
+
+    def __init__(self, count: int, *, pin_memory: bool) -> None:
+        self._count, self._pin_memory = count, pin_memory
+        self._requests: Iterable[LoadingRequest] = ()
+        self._loader: DataLoader[Batch] | None = None
+        self._iterator: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the processes."""
+        if self._iterator is not None:
+            self._iterator._shutdown_workers()
+        self._loader = self._iterator = None
+
+    def __iter__(self) -> Iterator[LoadingRequest]:
+        """Iterate over the requests of the present loader, as the sampler of torch's DataLoader."""
+        return iter(self._requests)
+
+    def load_batches(
+        self, datasets: Mapping[str, ImageDataset], split: str, batches: Iterable[list[Draw]]
+    ) -> Iterator[Batch]:
+        """Load batches of a split.
+
+        Args:
+            datasets: The images of each split, with the augmentation. Those of the first call serve all later ones,
+                which may differ in augmentation and seed alone.
+            split: Name of the split.
+            batches: The batches.
+        """
+        if self._loader is None:
+            self._loader = DataLoader(
+                _RunDataset(datasets),
+                batch_sampler=self,  # type: ignore[arg-type]
+                num_workers=self._count,
+                collate_fn=return_batch,
+                worker_init_fn=setup_loading_process,
+                persistent_workers=True,
+                pin_memory=self._pin_memory,
+            )
+        policy, seed = datasets[split].policy, datasets[split].seed
+        requests = (LoadingRequest(split, policy, seed, draws) for draws in batches)
+        self._requests = requests
+        self._iterator = iter(self._loader)
+        for batch in self._iterator:
+            yield batch
+            if self._requests is not requests:
+                raise RuntimeError(f"the processes that load the {split} images serve another loader by now")
+
+
+class SharedLoader:
+    """A loader of a split whose batches come from the processes of its run; it may be iterated over again.
+
+    Attributes:
+        batch_sampler: The batches; Lightning sets the epoch of its sampler.
+    """
+
+    def __init__(
+        self,
+        processes: LoadingProcesses,
+        datasets: Mapping[str, ImageDataset],
+        split: str,
+        batches: Iterable[list[Draw]],
+    ) -> None:
+        self._processes, self._datasets, self._split = processes, datasets, split
+        self.batch_sampler = batches
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._processes.load_batches(self._datasets, self._split, self.batch_sampler)
 
 
 class ImageBatches(Protocol):
@@ -215,6 +394,7 @@ class ImageBatches(Protocol):
     views: int | None
     batch_size: int
     pin_memory: bool
+    memory: DeviceMemory | None
 
     @property
     def processes(self) -> Processes:
@@ -230,8 +410,8 @@ class ImageBatches(Protocol):
     def build_batches(self, split: str) -> EpochBatchSampler:
         """Build the batches of a split."""
 
-    def build_loader(self, split: str) -> DataLoader[Batch]:
+    def build_loader(self, split: str) -> DataLoader[Batch] | SharedLoader:
         """Build the loader that yields every image of a split once."""
 
-    def build_batch_loader(self, split: str, batches: Iterable[list[Draw]]) -> DataLoader[Batch]:
+    def build_batch_loader(self, split: str, batches: Iterable[list[Draw]]) -> DataLoader[Batch] | SharedLoader:
         """Build a loader of the given batches of a split's images."""

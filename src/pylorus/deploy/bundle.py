@@ -15,6 +15,7 @@ from pylorus.config.checks import list_loss_details
 from pylorus.config.schema import AugmentConfig, Config
 from pylorus.core.io import convert_to_plain, read_json, write_atomically, write_json, write_text
 from pylorus.data.datamodule import ImageDataModule
+from pylorus.data.dataset import LoadingProcesses
 from pylorus.data.decode import POLICY_VERSION
 from pylorus.data.prepare import AUDIT_FILE as AUDIT
 from pylorus.data.split import RunImages
@@ -77,7 +78,12 @@ def save_candidate(folder: RunFolder, network: nn.Module, config: Config, images
 
 
 def write_bundle(
-    folder: RunFolder, backbone: Backbone, images: RunImages, config: Config, engine: Engine
+    folder: RunFolder,
+    backbone: Backbone,
+    images: RunImages,
+    config: Config,
+    engine: Engine,
+    loading: LoadingProcesses | None = None,
 ) -> ShippedStage:
     """Write the shipped stage of a run to its folder `model`; it contains no file names of images and no patients.
 
@@ -91,6 +97,7 @@ def write_bundle(
         images: The images with their classes and the split that the network was trained on.
         config: The run's configuration.
         engine: The run's compute engine.
+        loading: The run's processes that decode images; None: there are none.
 
     Returns:
         The shipped stage, and how it was chosen.
@@ -110,6 +117,7 @@ def write_bundle(
         seed=0,
         cache=config.cache,
         validation=images.validation,
+        loading=loading,
     )
     log.info("model    computing features of training images for out-of-distribution detection")
     directions = compute_mean_directions(backbone, datamodule, engine, classes=len(images.catalog.classes))
@@ -127,8 +135,6 @@ def write_bundle(
     )
     description = _build_description(folder, backbone, images, config, engine, input_settings, distances, shipped)
     content = convert_to_plain(description)
-    if description.network is None:
-        del content["network"]  # an older Pylorus, which does not know the entry, can read the file
     build_description(content)  # checks what whoever loads the bundle will check
     bundle = folder.path / "model"
     (bundle / SUMS).unlink(missing_ok=True)  # without it the folder is not a bundle until all files are written

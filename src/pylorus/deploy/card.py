@@ -327,8 +327,9 @@ def _render_limits(description: Description) -> str:
         "The model sees single images, not patients: no clinical data, no course of disease.",
     ]
     if description.training.precision != "32":
+        precision = "fp16" if description.training.precision == "16" else description.training.precision
         lines.append(
-            f"The model was trained in {_format_markdown(description.training.precision)}; its predictions and all "
+            f"The model was trained in {_format_markdown(precision)}; its predictions and all "
             f"results here are computed in 32 bits."
         )
     return "\n".join(f"- {line}" for line in lines)

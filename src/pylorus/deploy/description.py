@@ -130,7 +130,7 @@ class Training:
     Attributes:
         stages: The stages that led to this network, in order; the shipped one is the last.
         seed: The run's random seed.
-        precision: 32 or bf16.
+        precision: 32, bf16 or 16.
         data: folders, manifest, shards or synthetic.
         images: Number of images of each class in each split, in the order of the classes.
         grouped: Whether all images of a patient are in the same split.

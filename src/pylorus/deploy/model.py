@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pylorus.config.checks import check_model_name
 from pylorus.core.errors import PylorusError, format_name_list
-from pylorus.data.input_format import InputFormat, check_model_name
+from pylorus.data.input_format import InputFormat
 from pylorus.deploy.bundle_files import (
     DESCRIPTION,
     MAX_DESCRIPTION_BYTES,

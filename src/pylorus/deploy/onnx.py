@@ -118,6 +118,8 @@ def open_session(path: Path) -> Any:
     runtime = import_onnx_package("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # A thread without work would keep its core busy, which processes that read images need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors only; its warnings concern its own graph optimization
     try:
         return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

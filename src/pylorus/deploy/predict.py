@@ -4,11 +4,10 @@ import os
 import sys
 import textwrap
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice, tee
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pylorus.core.distributed import map_items
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path, format_suggestion
 from pylorus.core.formatting import format_count, format_percent, format_threshold
 from pylorus.core.io import convert_to_plain
@@ -110,20 +110,19 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
         with parts.lock_parts(), print_resume_hint():
             _predict_remaining(bundle, sources, parts, options)
             record = _finalize_output(bundle, parts, options)
-    print(format_prediction_summary(record, bundle.description))
-    print(f"\npredictions: {output}")
+    print(f"{format_prediction_summary(record, bundle.description)}\n\npredictions: {output}")
     unreadable = int(str(record["unreadable"]))
     if unreadable == record["images"]:
         print(f"error: no file could be read. {parts.read_first_error()}", file=sys.stderr)
     return FIRST_CODE + min(unreadable, MAX_COUNTED) if unreadable else 0
 
 
-def predict_table(model: InferenceModel, inputs: Sequence[str], options: PredictOptions) -> pd.DataFrame:
+def predict_table(model: InferenceModel, inputs: Sequence[str | RGB], options: PredictOptions) -> pd.DataFrame:
     """Return the table that `predict` writes, without writing it.
 
     Args:
         model: A loaded bundle or export.
-        inputs: Files, folders and patterns.
+        inputs: Files, folders and patterns; or decoded images, uint8 RGB of shape (height, width, 3).
         options: The options.
 
     Raises:
@@ -141,13 +140,14 @@ def predict_table(model: InferenceModel, inputs: Sequence[str], options: Predict
 
 def iter_predicted_rows(
     model: InferenceModel, items: Iterable[Item], options: PredictOptions
-) -> Iterator[pd.DataFrame]:
+) -> Generator[pd.DataFrame]:
     """Predict images and yield their rows, a batch of `options.batch` at a time."""
-    for batch, images in read_ahead(items, model.input, options.batch):
-        yield _predict_rows(model, batch, images, options.class_name)
+    with closing(read_ahead(items, model.input, options.batch)) as batches:
+        for batch, images in batches:
+            yield _predict_rows(model, batch, images, options.class_name)
 
 
-def _build_sources(description: Description, inputs: Sequence[str], options: PredictOptions) -> Sources:
+def _build_sources(description: Description, inputs: Sequence[str | RGB], options: PredictOptions) -> Sources:
     """Return the images of the inputs, after checking the class that decides."""
     short_names = description.short_names
     if options.class_name is not None and description.decision.thresholds.get(options.class_name) is None:
@@ -161,8 +161,9 @@ def _build_sources(description: Description, inputs: Sequence[str], options: Pre
 def _check_evaluation(description: Description, options: PredictOptions, *, labelled: int) -> None:
     """Check that images are labelled if an evaluation is required."""
     if options.evaluate and not labelled:
-        names = ", ".join(description.classes)
-        raise PylorusError(f"--evaluate: no image is in a folder named after a class ({names}).")
+        raise PylorusError(
+            f"--evaluate: no image is in a folder named after a class ({', '.join(description.classes)})."
+        )
 
 
 def _select_columns(table: pd.DataFrame, options: PredictOptions, *, is_labelled: bool) -> list[str]:
@@ -182,9 +183,12 @@ def _predict_remaining(
     remaining = (item for item in sources.iter_items() if item.key not in done)
     rows: list[pd.DataFrame] = []
     last_write = time.monotonic()
-    with tqdm(desc="images", unit="", initial=len(done), disable=not sys.stderr.isatty()) as bar:
+    with (
+        tqdm(desc="images", unit="", initial=len(done), disable=not sys.stderr.isatty()) as bar,
+        closing(iter_predicted_rows(bundle, remaining, options)) as tables,
+    ):
         try:
-            for table in iter_predicted_rows(bundle, remaining, options):
+            for table in tables:
                 rows.append(table)
                 bar.update(len(table))
                 if sum(map(len, rows)) >= PART_ROWS or time.monotonic() - last_write > PART_SECONDS:
@@ -225,8 +229,8 @@ def _build_request(bundle: InferenceModel, inputs: list[str], options: PredictOp
     }
 
 
-def read_ahead(items: Iterable[Item], form: InputFormat, size: int) -> Iterator[tuple[list[Item], list[RGB | str]]]:
-    """Read images in background threads, ahead of the network.
+def read_ahead(items: Iterable[Item], form: InputFormat, size: int) -> Generator[tuple[list[Item], list[RGB | str]]]:
+    """Read images on all cores, ahead of the network.
 
     Args:
         items: The images to read.
@@ -237,16 +241,19 @@ def read_ahead(items: Iterable[Item], form: InputFormat, size: int) -> Iterator[
         Batches of items, each item with its image or with the reason why there is none.
     """
     cv2.setNumThreads(0)
-    remaining = iter(items)
-    waiting: deque[tuple[list[Item], list[Future[RGB | str]]]] = deque()
-    with ThreadPoolExecutor(max(2, count_usable_cores())) as pool:
-        while batch := list(islice(remaining, size)):
-            waiting.append((batch, [pool.submit(_read_image, item, form) for item in batch]))
-            if len(waiting) > BATCHES_AHEAD:
-                first, futures = waiting.popleft()
-                yield first, [future.result() for future in futures]
-        for last, futures in waiting:
-            yield last, [future.result() for future in futures]
+    listed, remaining = tee(items)
+    with closing(_read_images(remaining, form, ahead=BATCHES_AHEAD * size)) as images:
+        pairs = zip(images, listed, strict=False)  # in this order: the images end first
+        while batch := list(islice(pairs, size)):
+            yield [item for _, item in batch], [image for image, _ in batch]
+
+
+def _read_images(items: Iterable[Item], form: InputFormat, *, ahead: int) -> Generator[RGB | str]:
+    """Yield the image of each item, or the reason why there is none; decoded frames of videos stay in this process."""
+    for is_frame, group in groupby(items, key=lambda item: not isinstance(item.source, Path)):
+        yield from map_items(
+            lambda item: _read_image(item, form), group, ahead=ahead, in_threads=is_frame, name=lambda item: item.path
+        )
 
 
 def _read_image(item: Item, form: InputFormat) -> RGB | str:

@@ -64,7 +64,7 @@ def _format_precision(accelerator: str) -> str:
     from pylorus.hardware.engine import resolve_precision
 
     precision, reason = resolve_precision(accelerator)
-    return f"{'bf16' if precision == 'bf16' else 'fp32'} ({reason})"
+    return f"{precision if precision == 'bf16' else f'fp{precision}'} ({reason})"
 
 
 def check_gpu(index: int) -> Check:

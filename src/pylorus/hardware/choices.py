@@ -84,7 +84,12 @@ def list_choices(
         settings.insert(
             1, Choice("trainer.strategy", config.trainer.strategy, _explain_strategy(config.trainer.strategy, devices))
         )
-    if optimizer in FUSED_OPTIMIZERS:
+    accumulate = config.trainer.accumulate
+    if accumulate > 1:
+        reason = f"the optimizer takes a step every {accumulate} batches, that is, {accumulate * size} images"
+        index = next(index for index, choice in enumerate(settings) if choice.key == "trainer.batch_size") + 1
+        settings.insert(index, Choice("trainer.accumulate", str(accumulate), reason))
+    if optimizer in FUSED_OPTIMIZERS and engine.precision != "16":  # gradients are unscaled before they are clipped
         settings.append(Choice("optimizer.name", optimizer, "fused: one kernel updates all weights"))
     return settings
 

@@ -4,17 +4,19 @@ import ctypes
 import importlib.metadata
 import os
 import platform
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import cv2
 import joblib
 import psutil
 import torch
+from torch import Tensor, nn
 
 from pylorus.config.schema import TrainerConfig
 from pylorus.core.distributed import PARALLEL_JOBS
@@ -100,7 +102,7 @@ class Engine:
 
     Attributes:
         accelerator: cpu, cuda or mps.
-        precision: "32" or "bf16", resolved.
+        precision: "32", "bf16" or "16", resolved.
         threads: CPU threads for computation, of all the run's processes on this machine together.
         reasons: Why each of these was chosen, for the user: one sentence per field.
     """
@@ -111,9 +113,10 @@ class Engine:
     reasons: dict[str, str]
 
     @property
-    def lightning_precision(self) -> Literal["bf16-mixed", "32-true"]:
-        """Lightning's name for the precision: bf16 for matrix products, 32 bits for weights and sums."""
-        return "bf16-mixed" if self.precision == "bf16" else "32-true"
+    def lightning_precision(self) -> Literal["bf16-mixed", "16-mixed", "32-true"]:
+        """Lightning's name for the precision: 16 bits for matrix products, 32 bits for weights and sums."""
+        names: dict[str, Literal["bf16-mixed", "16-mixed"]] = {"bf16": "bf16-mixed", "16": "16-mixed"}
+        return names.get(self.precision, "32-true")
 
     def setup_process(self, *, local_count: int = 1) -> None:
         """Configure this process to compute with these settings.
@@ -129,7 +132,75 @@ class Engine:
 
     def use_precision(self) -> AbstractContextManager[object]:
         """Return an autocast context for use outside of Lightning's loops, with the precision that they use."""
-        return torch.autocast(self.accelerator, torch.bfloat16, enabled=self.precision == "bf16")
+        dtype = torch.float16 if self.precision == "16" else torch.bfloat16
+        return torch.autocast(self.accelerator, dtype, enabled=self.precision != "32")
+
+
+class FullBatchForward:
+    """The forward pass of full training batches, compiled or as CUDA graphs; for batches of other sizes there is none.
+
+    Both are prepared for inputs of one shape, at the first batch of this size: so a network is compiled only once, not
+    again for the last batch of an epoch and for evaluation.
+
+    Args:
+        module: From the inputs to the logits, in training mode.
+        images: Number of images in a full batch of this process.
+        is_captured: Whether to replay CUDA graphs; otherwise the module is compiled with torch.
+    """
+
+    def __init__(self, module: nn.Module, images: int, *, is_captured: bool) -> None:
+        self.images, self._module = images, module
+        self._forward: Callable[..., Tensor] | None = None
+        if not is_captured:
+            self._forward = cast(Callable[..., Tensor], torch.compile(module, dynamic=False))
+
+    def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Compute logits of shape (images, classes)."""
+        if self._forward is None:
+            self._forward = capture_graphs(self._module, inputs)
+        return self._forward(*inputs)
+
+
+def capture_graphs(module: nn.Module, inputs: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+    """Capture a module's forward and backward pass as CUDA graphs, each of which is then started as a whole.
+
+    Args:
+        module: Takes tensors and returns one; trained, on a GPU, and without operations for which the host waits.
+        inputs: An example of its inputs; later ones must have the same shapes.
+
+    Returns:
+        The forward pass. Running statistics and the random state are those from before this call, although capturing
+        runs the module several times.
+
+    Raises:
+        PylorusError: If the module can't be captured.
+    """
+
+    class Forward(nn.Module):
+        """A module of its own, since torch replaces the function `forward` of what it captures."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *inputs: Tensor) -> Tensor:
+            return cast(Tensor, self.module(*inputs))
+
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    examples = tuple(tensor.detach().clone() for tensor in inputs)
+    devices = [inputs[0].device.index] if inputs[0].device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):
+            captured = torch.cuda.make_graphed_callables(Forward(), examples, allow_unused_input=True)
+    except RuntimeError as error:
+        raise PylorusError(
+            f"trainer.cuda_graphs: found true, but this network can't be captured: {str(error).splitlines()[0]}. "
+            "Leave it out."
+        ) from error
+    with torch.no_grad():
+        for buffer, value in buffers:
+            buffer.copy_(value)
+    return cast(Callable[..., Tensor], captured)
 
 
 def set_full_precision() -> None:
@@ -175,7 +246,9 @@ def resolve_accelerator(config: TrainerConfig) -> tuple[str, str]:
         )
     if accelerator == "mps" and config.devices > 1:
         raise PylorusError(f"trainer.devices: found {config.devices}, expected 1: a Mac has a single GPU.")
-    return accelerator, "set by the user" if requested != "auto" else "the fastest available"
+    reason = "set by the user" if requested != "auto" else "the fastest available"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") if accelerator == "cuda" else None
+    return accelerator, f"{reason}; CUDA_VISIBLE_DEVICES is {visible}" if visible is not None else reason
 
 
 def resolve_engine(config: TrainerConfig) -> Engine:
@@ -185,6 +258,8 @@ def resolve_engine(config: TrainerConfig) -> Engine:
         PylorusError: If the requested accelerator is missing.
     """
     accelerator, accelerator_reason = resolve_accelerator(config)
+    if config.cuda_graphs and accelerator != "cuda":
+        raise PylorusError(f"trainer.cuda_graphs: found true, but trainer.accelerator is {accelerator}. Leave it out.")
     threads = config.threads or count_usable_cores()
     reasons = {"accelerator": accelerator_reason}
     reasons["threads"] = (
@@ -193,6 +268,13 @@ def resolve_engine(config: TrainerConfig) -> Engine:
     precision, reasons["precision"] = config.precision, "set by the user"
     if config.precision == "auto":
         precision, reasons["precision"] = resolve_precision(accelerator)
+        if precision == "16" and config.strategy == "fsdp":
+            precision, reasons["precision"] = "32", "fp16 with loss scaling does not work with trainer.strategy=fsdp"
+    elif precision == "16" and accelerator != "cuda":
+        raise PylorusError(
+            f"trainer.precision: found 16, which needs an NVIDIA GPU, but the run computes on {accelerator}. Use auto, "
+            "bf16 or 32."
+        )
     return Engine(accelerator, precision, threads, reasons)
 
 
@@ -238,6 +320,7 @@ def collect_environment(engine: Engine) -> dict[str, object]:
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if engine.accelerator == "cuda" else None,
+        "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "accelerator": engine.accelerator,
         "precision": engine.precision,
         "threads": engine.threads,
@@ -245,9 +328,21 @@ def collect_environment(engine: Engine) -> dict[str, object]:
 
 
 def resolve_precision(accelerator: str) -> tuple[str, str]:
-    """Return the precision that suits an accelerator, "32" or "bf16", and why."""
+    """Return the precision that suits an accelerator, "32", "bf16" or "16", and why."""
     speedup = measure_bf16_speedup(accelerator)
+    if accelerator == "cuda" and speedup == 0.0 and is_faster_in_fp16():
+        return "16", "this GPU is fast in fp16 and has no bf16; the loss is scaled to keep small gradients"
     return "bf16" if speedup > 1.3 else "32", f"matrix products run {speedup:.1f} times as fast in bf16 as in fp32"
+
+
+WITHOUT_FP16 = re.compile(r"GTX 16|MX450|Quadro T\d|T(400|500|550|600|1000|1200|2000)\b")
+"""GPUs of the Turing generation without tensor cores: little faster in fp16, and known for NaN in its convolutions."""
+
+
+def is_faster_in_fp16() -> bool:
+    """Return whether the GPU has tensor cores for fp16 only: NVIDIA's Volta and Turing (V100, T4, RTX 20xx)."""
+    major, _ = torch.cuda.get_device_capability()
+    return torch.version.hip is None and major == 7 and not WITHOUT_FP16.search(torch.cuda.get_device_name())
 
 
 def measure_bf16_speedup(accelerator: str) -> float:

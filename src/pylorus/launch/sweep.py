@@ -1,34 +1,51 @@
-"""A sweep's jobs: each a process of its own, the launchers that start them elsewhere, and how they end.
+"""A sweep's jobs: each a process of its own with GPUs of its own, the launchers that start them, and how they end.
 
 Nothing here imports torch or pandas: a launcher that is missing is reported at once.
 """
 
+import fcntl
+import importlib
+import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
+from pylorus.config.checks import load_config
 from pylorus.core.distributed import PARALLEL_JOBS
 from pylorus.core.errors import INTERRUPTED, PylorusError, format_name_list
 from pylorus.core.io import BROKEN_PIPE_CODE, write_json
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.process import IN_SWEEP, JOB_STOP_SIGNAL, JOB_STOP_TIMEOUT, STOP_SIGNALS
+from pylorus.runs.process import (
+    IN_SWEEP,
+    JOB_STOP_SIGNAL,
+    JOB_STOP_TIMEOUT,
+    STOP_SIGNALS,
+    ForkedProcess,
+    ensure_uninterrupted,
+    pause_garbage_collection,
+)
 
 interrupted: list[Path] = []
 """Folders of this process's jobs that a signal ended: after that a launcher's worker starts no other job."""
 
 
 def run_job_process(folder: RunFolder) -> None:
-    """Run a job of a sweep as `python -m pylorus.launch.train FOLDER`; if it fails, the sweep continues.
+    """Run a job of a sweep in a process of its own; if it fails, the sweep continues.
 
     Args:
         folder: The job's folder.
@@ -37,17 +54,17 @@ def run_job_process(folder: RunFolder) -> None:
         KeyboardInterrupt: If this process or the job received a signal.
         PylorusError: If the job failed.
     """
-    job = subprocess.Popen(
-        [sys.executable, "-m", "pylorus.launch.train", str(folder.path)], env={**os.environ, IN_SWEEP: "1"}
-    )
-    try:
-        code = job.wait()
-    except BaseException:  # a signal, or a launcher that requeues its job
-        interrupted.append(folder.path)
-        _stop_job(job)
-        if (status := folder.read_status())["state"] == "starting":  # the job had not yet written its own status
-            write_json(folder.path / "status.json", {**status, "state": "interrupted"})
-        raise
+    with reserve_gpus(count_job_gpus(load_config(folder.config).trainer)) as gpus:
+        # The job holds the locks too: it may outlive this process if that is killed.
+        job = _start_job(folder.path, {**os.environ, **gpus.environment, IN_SWEEP: "1"}, gpus.locks)
+        try:
+            code = job.wait()
+        except BaseException:  # a signal, or a launcher that requeues its job
+            interrupted.append(folder.path)
+            _stop_job(job)
+            if (status := folder.read_status())["state"] == "starting":  # the job had not yet written its own status
+                write_json(folder.path / "status.json", {**status, "state": "interrupted"})
+            raise
     if code == INTERRUPTED:
         interrupted.append(folder.path)
         raise KeyboardInterrupt
@@ -56,7 +73,38 @@ def run_job_process(folder: RunFolder) -> None:
         raise PylorusError(f"the job in {folder.path} failed: {reason}")
 
 
-def _stop_job(job: subprocess.Popen[bytes]) -> None:
+def _start_job(
+    folder: Path, environment: dict[str, str], locks: Sequence[int]
+) -> "subprocess.Popen[bytes] | ForkedProcess":
+    """Start `python -m pylorus.launch.train FOLDER`, on Linux as a fork of this process, which imports it only once."""
+    arguments = [sys.executable, "-m", "pylorus.launch.train", str(folder)]
+    if not prepare_jobs():
+        return subprocess.Popen(arguments, env=environment, pass_fds=locks)
+
+    def run_job() -> None:
+        from pylorus.launch.train import main
+
+        sys.argv = arguments[2:]
+        main()
+
+    return ForkedProcess(run_job, environment=environment, pass_fds=locks)
+
+
+def prepare_jobs() -> bool:
+    """Import what jobs need, and return whether they may be forked from this process.
+
+    Ray and submitit have threads of their own in it, and each job of theirs a new process.
+    """
+    if sys.platform != "linux" or {"ray", "submitit"} & set(sys.modules):
+        return False
+    with ensure_uninterrupted():  # an incomplete module would remain
+        if "pylorus.launch.train" not in sys.modules:
+            with pause_garbage_collection():
+                importlib.import_module("pylorus.launch.train")
+    return not sys.modules["torch"].cuda.is_initialized()  # CUDA works only in the process that initialized it
+
+
+def _stop_job(job: "subprocess.Popen[bytes] | ForkedProcess") -> None:
     """Ask a job to end, and kill it if it does not; a job that already received Ctrl-C from the terminal ignores it."""
     job.send_signal(JOB_STOP_SIGNAL)
     try:
@@ -64,6 +112,128 @@ def _stop_job(job: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         job.kill()
         job.wait()
+
+
+GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
+"""The environment variable that names the GPUs which a process may use."""
+GPU_NAME = re.compile(r"\d+|(GPU|MIG)-[\w/-]+")
+"""How it names one: by index or UUID; CUDA ignores what follows another word, such as -1."""
+
+
+@dataclass
+class ReservedGpus:
+    """The GPUs of one job of a sweep.
+
+    Attributes:
+        names: As in CUDA_VISIBLE_DEVICES; empty if the job is not limited to some.
+        locks: Descriptors of locked files, one per GPU; the kernel unlocks one when the last process that has it ends.
+    """
+
+    names: list[str] = field(default_factory=list)
+    locks: list[int] = field(default_factory=list)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment variables of the job."""
+        return {GPU_VARIABLE: ",".join(self.names)} if self.names else {}
+
+
+def count_job_gpus(trainer: Any) -> int:
+    """Return how many GPUs a job needs if this machine has any; 0 if it uses none, or those of several machines.
+
+    Args:
+        trainer: The section `trainer` of its configuration.
+    """
+    return 0 if trainer.accelerator in ("cpu", "mps") or trainer.nodes > 1 else int(trainer.devices)
+
+
+def list_gpus() -> list[str]:
+    """List the NVIDIA GPUs that jobs may use by their names in CUDA_VISIBLE_DEVICES: those already in it, else all.
+
+    A GPU that is divided (MIG) is listed as its instances. Nothing here imports torch or initializes CUDA.
+    """
+    visible = os.environ.get(GPU_VARIABLE)
+    if visible is None:
+        return list(_find_gpus())
+    return list(itertools.takewhile(GPU_NAME.fullmatch, (name.strip() for name in visible.split(","))))
+
+
+@cache
+def _find_gpus() -> tuple[str, ...]:
+    """Return the UUIDs of the machine's GPUs: unlike numbers, they do not depend on the order in which one counts."""
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return tuple(_read_driver_files(Path("/proc/driver/nvidia/gpus"), Path("/dev")))
+    return tuple(parse_gpu_list(listing))
+
+
+def parse_gpu_list(listing: str) -> list[str]:
+    """Return the UUIDs in the output of `nvidia-smi -L`: of a divided GPU, those of its instances instead of its own.
+
+    Example:
+        >>> parse_gpu_list("GPU 0: A100 (UUID: GPU-1) MIG 3g.20gb Device 0: (UUID: MIG-2) GPU 1: T4 (UUID: GPU-3)")
+        ['MIG-2', 'GPU-3']
+    """
+    gpus: list[list[str]] = []
+    for name in re.findall(r"\(UUID: ((?:GPU|MIG)-[\w/-]+)\)", listing):
+        if name.startswith("GPU"):
+            gpus.append([name])
+        elif gpus:
+            gpus[-1].append(name)
+    return [name for names in gpus for name in names[len(names) > 1 :]]
+
+
+def _read_driver_files(folder: Path, devices: Path) -> Iterator[str]:
+    """Yield the UUIDs in the files of NVIDIA's driver of the GPUs that have a device here: a container has not all."""
+    for path in sorted(folder.glob("*/information")):
+        entries = dict(re.findall(r"^([\w ]+):\s*(\S+)\s*$", path.read_text(encoding="utf-8"), flags=re.MULTILINE))
+        if "GPU UUID" in entries and (devices / f"nvidia{entries.get('Device Minor')}").exists():
+            yield entries["GPU UUID"]
+
+
+@contextmanager
+def reserve_gpus(count: int) -> Iterator[ReservedGpus]:
+    """Reserve the GPUs of a job: those on which the fewest jobs of this user's sweeps run.
+
+    Nothing waits: if more jobs run at once than there are GPUs, they share them evenly.
+
+    Args:
+        count: How many; 0, or more than there are: none is reserved, and the job sees them all.
+    """
+    gpus = list_gpus() if count else []
+    reserved = ReservedGpus()
+    try:
+        if 0 < count <= len(gpus):
+            try:
+                _lock_gpus(gpus, count, reserved)
+            except OSError:  # no file can be locked here: the job gets the first ones
+                reserved.names = gpus[:count]
+        yield reserved
+    finally:
+        for lock in reserved.locks:
+            os.close(lock)
+
+
+def _lock_gpus(gpus: Sequence[str], count: int, reserved: ReservedGpus) -> None:
+    """Lock one file of each chosen GPU: its first is locked by its first job, its second by another one beside it."""
+    folder = Path(tempfile.gettempdir()) / f"pylorus-gpus-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for jobs_beside in itertools.count():
+        for gpu in gpus:
+            if gpu in reserved.names:
+                continue
+            path = folder / f"{re.sub(r'[^A-Za-z0-9-]', '_', gpu)}.{jobs_beside}.lock"
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                continue
+            reserved.locks.append(lock)
+            reserved.names.append(gpu)
+            if len(reserved.names) == count:
+                return
 
 
 REQUIRED_PACKAGES = {
@@ -106,43 +276,94 @@ def check_installed(word: str) -> None:
         ) from None
 
 
-def count_concurrent_jobs(launcher: Any) -> int:
+AUTO_JOBS = "hydra.launcher.n_jobs=auto"
+"""The override that asks for as many jobs at once as there are GPUs for."""
+
+
+def complete_launcher(arguments: list[str]) -> list[str]:
+    """Return a command line whose `hydra.launcher.n_jobs=auto` every launcher understands.
+
+    Example:
+        >>> complete_launcher(["hydra.launcher.n_jobs=auto", "-m"])
+        ['hydra.launcher.n_jobs=auto', 'hydra/launcher=local', '-m']
+        >>> complete_launcher(["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=auto"])
+        ['-m', 'hydra/launcher=joblib', 'hydra.launcher.n_jobs=-1']
+    """
+    if AUTO_JOBS not in arguments:
+        return arguments
+    launchers = [argument for argument in arguments if argument.startswith("hydra/launcher=")]
+    if not launchers:
+        index = arguments.index(AUTO_JOBS) + 1  # not at the end: an option may come between it and the other overrides
+        return [*arguments[:index], "hydra/launcher=local", *arguments[index:]]
+    if launchers[-1] != "hydra/launcher=joblib":
+        return arguments
+    return ["hydra.launcher.n_jobs=-1" if argument == AUTO_JOBS else argument for argument in arguments]
+
+
+def count_concurrent_jobs(launcher: Any, *, gpus_per_job: int = 0) -> int:
     """Return how many jobs a launcher runs at once on this machine; 1 if it runs them elsewhere.
+
+    Left open, that is as many as there are GPUs for.
 
     Args:
         launcher: Hydra's configuration of the launcher.
+        gpus_per_job: From `count_job_gpus`.
     """
+    jobs_on_gpus = _count_jobs_on_gpus(gpus_per_job)
+    if _is_launcher(launcher, "LocalLauncher"):
+        # The launcher itself refuses what is neither auto nor a number.
+        return launcher.n_jobs if isinstance(launcher.n_jobs, int) else max(1, jobs_on_gpus)
     if _is_launcher(launcher, "JoblibLauncher"):
         from joblib import effective_n_jobs
 
-        return int(effective_n_jobs(launcher.n_jobs))
+        return jobs_on_gpus if jobs_on_gpus and launcher.n_jobs == -1 else int(effective_n_jobs(launcher.n_jobs))
     if _is_launcher(launcher, "RayLauncher"):
         from joblib import cpu_count
 
         cores = launcher.ray.init.get("num_cpus") or cpu_count()
-        return max(1, int(cores // launcher.ray.remote.get("num_cpus", 1)))
+        jobs_on_cores = max(1, int(cores // launcher.ray.remote.get("num_cpus", 1)))
+        return min(jobs_on_cores, jobs_on_gpus) if jobs_on_gpus else jobs_on_cores
     return 1
 
 
-def setup_sweep_process(launcher: Any, sweep: Path) -> None:
+def _count_jobs_on_gpus(gpus_per_job: int) -> int:
+    """Return how many jobs find GPUs of their own; 0 if they use none, or if there are none."""
+    gpus = len(list_gpus()) if gpus_per_job else 0
+    return max(1, gpus // gpus_per_job) if gpus else 0
+
+
+def setup_sweep_process(launcher: Any, sweep: Path, *, gpus_per_job: int = 0) -> None:
     """Prepare this process for a sweep: set how many jobs share the machine, and let signals end all jobs.
 
     The signals are Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2.
 
     Args:
-        launcher: Hydra's configuration of the launcher.
+        launcher: Hydra's configuration of the launcher; what the user left open is set to suit the GPUs.
         sweep: The folder of the jobs.
+        gpus_per_job: From `count_job_gpus`.
     """
-    at_once = count_concurrent_jobs(launcher)
+    at_once = count_concurrent_jobs(launcher, gpus_per_job=gpus_per_job)
     os.environ[PARALLEL_JOBS] = str(at_once)
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     ray = _is_launcher(launcher, "RayLauncher")
+    _set_concurrent_jobs(launcher, at_once, gpus_per_job=gpus_per_job if _count_jobs_on_gpus(gpus_per_job) else 0)
     if ray:
         _start_ray(launcher.ray.init)
     if at_once > 1 or ray:
         for number, before in handlers.items():
             if before is not signal.SIG_IGN:
                 signal.signal(number, _create_signal_handler(sweep, before))
+
+
+def _set_concurrent_jobs(launcher: Any, at_once: int, *, gpus_per_job: int) -> None:
+    """Set the number of jobs at once in a launcher's configuration, where the user left it open."""
+    with open_dict(launcher):
+        if _is_launcher(launcher, "LocalLauncher") and launcher.n_jobs == "auto":
+            launcher.n_jobs = at_once
+        if _is_launcher(launcher, "JoblibLauncher") and launcher.n_jobs == -1:
+            launcher.n_jobs = at_once
+        if _is_launcher(launcher, "RayLauncher") and launcher.ray.init.get("address") is None and gpus_per_job:
+            launcher.ray.remote.setdefault("num_gpus", gpus_per_job)
 
 
 def _is_launcher(launcher: Any, name: str) -> bool:

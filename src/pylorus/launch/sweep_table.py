@@ -45,7 +45,7 @@ def write_sweep_table(sweep: Path) -> int:
     code = int((table["state"] != "finished").any())
     if table["test accuracy"].notna().any():
         try:
-            print(f"report: {write_report([sweep])}")
+            print(f"report: {write_report([sweep], parallel=True)}")
         except PylorusError as error:
             print(f"error: the report was not written: {error}")
             code = 1

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,12 +39,14 @@ from pylorus.core.distributed import (
 )
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.io import handle_closed_pipe, write_json
+from pylorus.data.catalog import check_root
+from pylorus.data.dataset import LoadingProcesses
 from pylorus.data.input_format import InputFormat, resolve_input_format, save_input_format
 from pylorus.data.prepare import prepare_images
 from pylorus.data.split import RunImages
 from pylorus.deploy.bundle import save_candidate, write_bundle
 from pylorus.deploy.thresholds import resolve_deciding_class
-from pylorus.hardware.choices import list_choices, log_choices
+from pylorus.hardware.choices import list_choices, log_choices, resolve_workers
 from pylorus.hardware.engine import Engine, collect_environment, resolve_accelerator, resolve_engine
 from pylorus.model.backbone import Backbone, build_backbone, resolve_weights_file
 from pylorus.model.classifier import StagePlan
@@ -58,6 +60,7 @@ from pylorus.runs.process import (
     BackgroundTask,
     StopRequest,
     check_environment,
+    exit_process,
     handle_signals,
     open_run_log,
     restore_trainer_config,
@@ -65,7 +68,7 @@ from pylorus.runs.process import (
 from pylorus.training.batch_size import resolve_batch_size
 from pylorus.training.dashboards import Dashboard
 from pylorus.training.faults import explain_faults
-from pylorus.training.stage import check_stages, check_user_parts, log_stage_table, run_stage
+from pylorus.training.stage import check_stages, check_user_parts, count_device_bytes, log_stage_table, run_stage
 from pylorus.training.trainer import Run, check_trainer_arguments
 
 FAILURE_PREFIX = ".failure-"
@@ -250,7 +253,7 @@ def run(folder: RunFolder, reading: BackgroundTask | None = None) -> None:
                     train_in_processes(config, folder)
         if config.report and not (folder.path / "report" / "report.html").is_file():
             # The run is finished by now: a failing report does not change that.
-            print(f"\nreport: {write_report([folder.path])}")
+            print(f"\nreport: {write_report([folder.path], parallel=True)}")
     print(f"\nresults: {folder.path}")
     shipped = folder.shipped
     if shipped is not None:
@@ -315,6 +318,8 @@ def train(
     initial = restore_trainer_config(config.trainer, record)
     engine = processes.run_on_first(lambda: resolve_engine(initial))
     engine.setup_process(local_count=processes.local_count)
+    if config.data.kind == "folders":
+        check_root(Path(str(config.data.root)))
     form = processes.run_on_first(lambda: _check_network(config))
     if reading is not None:
         reading.wait()
@@ -330,18 +335,20 @@ def train(
         check_environment(record, collect_environment(engine) | resolved)
         log_choices(list_choices(config, engine, backbone.network, why_batch_size=reason))
         write_json(folder.path / "network.json", _extract_structure(config, backbone))
-    with Dashboard(config, folder, shown=processes.is_first) as dashboard:
-        stage_run = Run(config, folder, images, backbone, engine, dashboard, processes, stop)
-        first_epoch = 0
-        for name, stage in config.stages.items():
-            plan = StagePlan(name, stage, first_epoch, compute_seed(config.seed, "stage", name))
-            result = run_stage(plan, stage_run)
-            log_stage_table(plan, result, validated_on=images.validation, metrics=build_metrics(config.metrics))
-            first_epoch += result.epochs
-            if processes.is_first:
-                save_candidate(folder, backbone.network, config, images, name)
-    if processes.is_first:
-        shipped = write_bundle(folder, backbone, images, config, engine)
+    workers, _ = resolve_workers(config.data.workers, engine.accelerator)
+    with LoadingProcesses(workers, pin_memory=engine.accelerator == "cuda") if workers else nullcontext() as loading:
+        with Dashboard(config, folder, shown=processes.is_first) as dashboard:
+            stage_run = Run(config, folder, images, backbone, engine, dashboard, processes, stop, loading)
+            first_epoch = 0
+            for name, stage in config.stages.items():
+                plan = StagePlan(name, stage, first_epoch, compute_seed(config.seed, "stage", name))
+                result = run_stage(plan, stage_run)
+                log_stage_table(plan, result, validated_on=images.validation, metrics=build_metrics(config.metrics))
+                first_epoch += result.epochs
+                if processes.is_first:
+                    save_candidate(folder, backbone.network, config, images, name)
+        shipped = write_bundle(folder, backbone, images, config, engine, loading) if processes.is_first else None
+    if shipped is not None:
         log.info("shipped stage %s: %s", shipped.name, explain_choice(shipped, validated_on=images.validation))
 
 
@@ -396,7 +403,10 @@ def _set_batch_size(
     # Processes on a CPU share its memory; each GPU has its own.
     devices = processes.count if engine.accelerator == "cuda" else 1
     training_images = sum(images.count_by_class("train"))
-    size, reason = resolve_batch_size(initial, config, backbone, engine, images=training_images, devices=devices)
+    image_bytes = count_device_bytes(config.cache, engine, images=len(images.table), image_size=backbone.image_size)
+    size, reason = resolve_batch_size(
+        initial, config, backbone, engine, images=training_images, devices=devices, reserved=image_bytes
+    )
     check_batch_divides(size, processes.count)
     return replace(config, trainer=replace(config.trainer, batch_size=size)), reason
 
@@ -410,13 +420,16 @@ def _extract_structure(config: Config, backbone: Backbone) -> list[BlockStructur
 
 def main() -> None:
     """`python -m pylorus.launch.train FOLDER`: one run in its own process."""
+    code = 0
     try:
         with handle_closed_pipe():
             run(RunFolder(Path(sys.argv[1])))
     except PylorusError as error:
-        sys.exit(f"\nerror: {error}")
+        print(f"\nerror: {error}", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
+    exit_process(code)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from annotated_types import Ge
 from numpy.typing import NDArray
 from pydantic import InstanceOf
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pylorus.config.schema import LossConfig, ModelConfig, OptimizerConfig, StageConfig
@@ -26,6 +26,7 @@ from pylorus.core.errors import PylorusError, translate_errors
 from pylorus.core.io import check_arguments, validate
 from pylorus.data.dataset import Batch
 from pylorus.evaluation.confusion import ClassMetric, get_monitor_column
+from pylorus.hardware.engine import FullBatchForward
 from pylorus.model.backbone import (
     Backbone,
     build_backbone,
@@ -39,6 +40,7 @@ from pylorus.model.losses import (
     OWN_LOSS,
     ClassWeights,
     LossFunction,
+    StepLoss,
     build_loss,
     build_optimizer,
     build_schedule,
@@ -150,7 +152,7 @@ class Classifier(pl.LightningModule):
         self.names, self.image_size, self.seed = tuple(classes), backbone.image_size, seed
         self.loss = resolve_loss(loss, class_weights, label_smoothing=label_smoothing, classes=classes)
         self._needs_balance = class_weights == "balanced"
-        self.processes = SINGLE_PROCESS
+        self.step_loss, self.processes = StepLoss(), SINGLE_PROCESS
         """The distributed processes, each of which computes its part of a batch."""
         for name, tensor in zip(("mean", "std"), convert_to_pixel_scale(backbone.mean, backbone.std), strict=True):
             self.register_buffer(name, tensor, persistent=False)
@@ -222,6 +224,7 @@ class Classifier(pl.LightningModule):
             counts = np.bincount(data.get_labels("train"), minlength=len(self.names)).tolist()
             self.loss.class_weights.copy_(compute_class_weights("balanced", len(self.names), counts))
             self._needs_balance = False
+        self.step_loss.batches = self.trainer.accumulate_grad_batches
         if self.trainer.world_size > 1 and not self.processes.is_distributed:
             self.processes = Processes(self.trainer.global_rank, self.trainer.world_size, self.trainer.local_rank)
 
@@ -321,7 +324,8 @@ class Classifier(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradients here, since Lightning refuses to clip with a fused optimizer."""
+        """Complete and clip the gradients here, since Lightning refuses to clip with a fused optimizer."""
+        self.step_loss.normalize_gradients(self.network.parameters(), self.processes)
         limit = self.optimizer_config.clip if gradient_clip_val is None else gradient_clip_val
         if limit is not None and gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(self.network.parameters(), limit)
@@ -333,13 +337,9 @@ class Classifier(pl.LightningModule):
         losses, weight = self.loss(logits, batch.label), self.loss.compute_weights(batch.label).sum()
         loss: Tensor = losses.sum() / weight
         self._get_metrics(split).add_batch(loss, weight, logits, batch.label)
-        if split != "train_part" or not self.processes.is_distributed:
+        if split != "train_part" or not (self.processes.is_distributed or self.step_loss.batches > 1):
             return loss
-        # Gradients are averaged over processes: scaled like this, they give the whole batch's gradient.
-        total_weight = weight.clone()
-        distributed.all_reduce(total_weight)
-        scaled: Tensor = losses.sum() * self.processes.count / total_weight
-        return scaled
+        return self.step_loss.scale_batch(losses, weight, self.processes)
 
     def _get_metrics(self, split: str) -> EpochMetrics:
         metrics = self.tallies[split]
@@ -401,6 +401,8 @@ class StageClassifier(Classifier):
         self.strict_loading = False  # checkpoints omit frozen weights; `_check_weights` is strict about the rest
         self.cut: CutNetwork | None = None
         """The network split in two, if features are used in place of images."""
+        self.full_batch_forward: FullBatchForward | None = None
+        """How full training batches pass through the network, or its suffix; None: like all others."""
         self.sample_ids: dict[str, NDArray[np.str_]] = {}
         """IDs of training and validation images, by row: for the message when a loss becomes NaN or infinite."""
         self._non_finite = {"train": FirstNonFiniteLoss(), "val": FirstNonFiniteLoss()}
@@ -413,18 +415,15 @@ class StageClassifier(Classifier):
 
     def compute_logits(self, batch: Batch | FeatureBatch) -> Tensor:
         """Compute logits (batch, classes) of images, or of the features that replace them."""
+        full = self.full_batch_forward
+        if full is not None and self.training and len(batch.label) == full.images:
+            inputs = (self.normalize_images(batch.image),) if isinstance(batch, Batch) else batch.features
+            return full(inputs).float()
         if isinstance(batch, Batch):
             return super().compute_logits(batch)
         if self.cut is None:
             raise ValueError("found features, expected images: the network was not split")
         return self.cut.run_suffix(batch.features).float()
-
-    def compile_network(self) -> None:
-        """Compile the network with torch, or its suffix if it is split; compilation happens at the first call."""
-        if self.cut is not None:
-            self.cut.compile_suffix()
-        else:
-            self.network.compile()
 
     def training_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""

@@ -27,7 +27,8 @@ from pylorus.cache.shards import Records
 from pylorus.cache.store import load_or_compute_records
 from pylorus.config.schema import CacheConfig
 from pylorus.data.augmentation import compute_augmentation_version, format_policy
-from pylorus.data.dataset import Draw, ImageBatches, return_batch
+from pylorus.data.dataset import Draw, ImageBatches, SharedLoader, return_batch
+from pylorus.data.device_augmentation import send_array
 from pylorus.hardware.engine import Engine
 from pylorus.model.freeze import Depth
 from pylorus.model.frozen_prefix import CutNetwork, cut_network
@@ -144,10 +145,10 @@ class FrozenPrefix:
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
-    def decode_records(self, records: NDArray[np.uint8]) -> tuple[Tensor, ...]:
-        """Return the features stored in records (batch, record_bytes)."""
+    def decode_records(self, records: Tensor) -> tuple[Tensor, ...]:
+        """Return the features stored in records, uint8 of shape (batch, record_bytes)."""
         sizes = [field.size for field in self.fields]
-        parts = torch.from_numpy(records).split(sizes, dim=1)  # type: ignore[no-untyped-call]
+        parts = records.split(sizes, dim=1)  # type: ignore[no-untyped-call]
         return tuple(field.decode_tensor(part) for field, part in zip(self.fields, parts, strict=True))
 
 
@@ -160,6 +161,8 @@ def _detect_layout(tensor: Tensor) -> TensorLayout:
 
 log = logging.getLogger(__name__)
 
+COPIED_AT_ONCE = 1024
+"""Records that are copied to a device at a time."""
 PARTS = ("train", "val")
 """Splits used in training; test images always run through the complete network, in 32 bits."""
 
@@ -186,18 +189,30 @@ class FeatureDataset(Dataset[FeatureBatch]):
         records: Records of all images and views.
         positions: Position of each draw of the split among the records.
         labels: int64 of shape (images,).
+        on_device: All records on the device that trains, uint8 of shape (records, record_bytes); None: on the CPU.
     """
 
     def __init__(
-        self, prefix: FrozenPrefix, records: Records, positions: dict[Draw, int], labels: NDArray[np.int64]
+        self,
+        prefix: FrozenPrefix,
+        records: Records,
+        positions: dict[Draw, int],
+        labels: NDArray[np.int64],
+        on_device: Tensor | None = None,
     ) -> None:
         self._prefix, self._records, self._positions, self._labels = prefix, records, positions, labels
+        self._on_device = on_device
 
     def __getitems__(self, draws: list[Draw]) -> FeatureBatch:
         """Return the batch of the given draws."""
         rows = np.array([draw.row for draw in draws])
-        features = self._prefix.decode_records(self._records.read_rows([self._positions[draw] for draw in draws]))
-        return FeatureBatch(features, torch.from_numpy(self._labels[rows]), torch.from_numpy(rows))
+        positions = np.array([self._positions[draw] for draw in draws])
+        labels = self._labels[rows]
+        if self._on_device is None:
+            records = torch.from_numpy(self._records.read_rows(positions))
+            return FeatureBatch(self._prefix.decode_records(records), torch.from_numpy(labels), torch.from_numpy(rows))
+        position, label, row = (send_array(array, self._on_device.device) for array in (positions, labels, rows))
+        return FeatureBatch(self._prefix.decode_records(self._on_device.index_select(0, position)), label, row)
 
 
 class FeatureDataModule(pl.LightningDataModule):
@@ -239,19 +254,25 @@ class FeatureDataModule(pl.LightningDataModule):
             record_bytes=prefix.record_bytes,
             processes=image_data.processes,
         )
+        self._device_records = None if self._records is None else self._copy_records(self._records)
         self.seconds = time.monotonic() - start
         if self._records is not None:
             self._log_cache_use(self._records)
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    @property
+    def has_training_features(self) -> bool:
+        """Whether training batches are features, not images."""
+        return self._records is not None and bool(self._draws["train"])
+
+    def train_dataloader(self) -> DataLoader[Any] | SharedLoader:
         """Return every training image once, in the order in which the images would have come."""
         return self.build_loader("train")
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> DataLoader[Any] | SharedLoader:
         """Return every validation image once."""
         return self.build_loader("val")
 
-    def build_loader(self, split: str) -> DataLoader[Any]:
+    def build_loader(self, split: str) -> DataLoader[Any] | SharedLoader:
         """Return a loader over every image of a split once: its features, or the image if they are not cached."""
         draws = self._draws[split]
         if self._records is None or not draws:
@@ -260,11 +281,26 @@ class FeatureDataModule(pl.LightningDataModule):
         positions = {draw: offset + position for position, draw in enumerate(draws)}
         labels = self._image_data.parts[split]["label"].to_numpy(dtype=np.int64)
         return DataLoader(
-            FeatureDataset(self._prefix, self._records, positions, labels),
+            FeatureDataset(self._prefix, self._records, positions, labels, self._device_records),
             batch_sampler=self._image_data.build_batches(split),
             collate_fn=return_batch,
-            pin_memory=self._image_data.pin_memory,
+            pin_memory=self._image_data.pin_memory and self._device_records is None,
         )
+
+    def _copy_records(self, records: Records) -> Tensor | None:
+        """Copy all records to the device that trains; None if they do not fit, or shall not be held there."""
+        memory, size = self._image_data.memory, self._prefix.record_bytes
+        # Features are held beside the images, whose memory `trainer.batch_size=auto` leaves free; a tenth remains.
+        if memory is None or not memory.has_space(5 * len(records) * size):
+            return None
+        try:
+            copies = torch.empty((len(records), size), dtype=torch.uint8, device=memory.device)
+            for first in range(0, len(records), COPIED_AT_ONCE):
+                block = torch.from_numpy(records.read_rows(range(first, min(first + COPIED_AT_ONCE, len(records)))))
+                copies[first : first + len(block)] = block.to(memory.device)
+        except torch.OutOfMemoryError:
+            return None
+        return copies
 
     def _compute_records(self, missing: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
         """Compute the records at the given positions, in batches of evaluation size."""

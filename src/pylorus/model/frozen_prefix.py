@@ -9,7 +9,7 @@ features. Both execute the network's own operations, in its order, on its own we
 import hashlib
 import inspect
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -83,7 +83,6 @@ class CutNetwork:
     prefix: fx.Graph
     training_suffix: fx.Graph
     evaluation_suffix: fx.Graph
-    _compiled: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def run_prefix(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Compute the features of normalized images (batch, 3, size, size): tensors of `batch` rows each."""
@@ -91,17 +90,15 @@ class CutNetwork:
 
     def run_suffix(self, features: Sequence[Tensor]) -> Tensor:
         """Compute logits (batch, classes) from features, in the network's current mode."""
-        mode = "training" if self.network.training else "evaluation"
-        if mode in self._compiled:
-            logits: Tensor = self._compiled[mode](*features)[0]
-            return logits
-        graph = self.training_suffix if mode == "training" else self.evaluation_suffix
+        graph = self.training_suffix if self.network.training else self.evaluation_suffix
         return _run_graph(self.network, graph, features)[0]
 
-    def compile_suffix(self) -> None:
-        """Compile the suffix with torch, for training and for evaluation; compilation happens at the first call."""
-        for mode, graph in (("training", self.training_suffix), ("evaluation", self.evaluation_suffix)):
-            self._compiled[mode] = torch.compile(fx.GraphModule(self.network, graph))
+    def build_training_module(self) -> nn.Module:
+        """Build a module, with the network's own weights, from features to logits in training mode."""
+        graph = fx.Graph()
+        (logits,) = graph.graph_copy(self.training_suffix, {})  # type: ignore[misc]
+        graph.output(logits)
+        return fx.GraphModule(self.network, graph)
 
     def compute_digest(self) -> str:
         """Return a SHA-256 of all that features depend on besides the image: prefix steps, layers and weights."""

@@ -178,11 +178,12 @@ def compute_split_outputs(
     ):
         for batch in datamodule.build_loader(part):
             batch_logits, batch_features = _run_network(network, batch.image)
-            is_saved = torch.from_numpy(np.isin(batch.row.numpy(), saved_rows))
-            rows.append(batch.row)
+            row = batch.row.cpu()
+            is_saved = torch.from_numpy(np.isin(row.numpy(), saved_rows))
+            rows.append(row)
             logits.append(batch_logits)
-            features.append((batch.row[is_saved], batch_features[is_saved]))
-            bar.update(datamodule.processes.count * len(batch.row))
+            features.append((row[is_saved], batch_features[is_saved]))
+            bar.update(datamodule.processes.count * len(row))
     local = (torch.cat(rows), torch.cat(logits), *(torch.cat(tensors) for tensors in zip(*features, strict=True)))
     by_process = datamodule.processes.gather(local)
     all_rows, all_logits, feature_row, all_features = (torch.cat(each) for each in zip(*by_process, strict=True))

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import SumMetric
-from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics import Metric, SumMetric
 
 from pylorus.config.instantiation import TARGET, build_callable
 from pylorus.core.distributed import Processes
@@ -152,6 +151,30 @@ def check_image_batch(image: Any) -> None:
             )
 
 
+class ConfusionCounts(Metric):
+    """Confusion matrix, int64 of shape (classes, classes); rows are true, columns predicted.
+
+    torchmetrics counts with `torch.bincount`, for which the host waits for a GPU in each step.
+    """
+
+    full_state_update = False
+    confmat: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self._classes = classes
+        self.add_state("confmat", torch.zeros(classes, classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, label: Tensor) -> None:
+        """Count a batch: logits (batch, classes), labels (batch,)."""
+        cell = label * self._classes + logits.argmax(dim=1)
+        self.confmat.view(-1).scatter_add_(0, cell, torch.ones_like(cell))
+
+    def compute(self) -> Tensor:
+        """Return the counts of all batches."""
+        return self.confmat
+
+
 class EpochMetrics(nn.Module):
     """Mean loss and confusion matrix of an epoch, accumulated on the device without synchronizing."""
 
@@ -162,7 +185,7 @@ class EpochMetrics(nn.Module):
         # Two sums, since torchmetrics' mean then drops its weights (its issue 3434).
         self.loss = SumMetric(nan_strategy="disable")
         self.weight = SumMetric(nan_strategy="disable")
-        self.confusion = MulticlassConfusionMatrix(classes, validate_args=False)
+        self.confusion = ConfusionCounts(classes)
 
     def add_batch(self, loss: Tensor, weight: Tensor, logits: Tensor, label: Tensor) -> None:
         """Add a batch: its mean loss, the weight of that mean, logits (batch, classes), labels (batch,)."""

@@ -444,7 +444,11 @@ def _list_optimizer_details(run: SavedRun) -> list[str]:
         details.append(f"momentum {run.get_setting('optimizer.momentum', 0):g}")
     if run.get_setting("optimizer.clip") is not None:
         details.append(f"gradients clipped to a norm of {run.get_setting('optimizer.clip'):g}")
-    return [*details, f"batch size {size}"]
+    accumulate = int(run.get_setting("trainer.accumulate", 1))
+    if accumulate == 1 or size == "auto":
+        return [*details, f"batch size {size}"]
+    batches = f"gradients accumulated over {accumulate} batches of {size}"
+    return [*details, f"batch size {accumulate * int(size)} ({batches})"]
 
 
 def _list_machine_details(run: SavedRun) -> list[str]:

@@ -14,6 +14,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from pylorus import __version__
+from pylorus.core.distributed import compute_in_processes
 from pylorus.core.io import read_json, write_atomically, write_json, write_text
 from pylorus.report import captions
 from pylorus.report.document import FileOnly, Section
@@ -127,7 +128,11 @@ FILE_LIST = "files.json"
 
 
 def write_report(
-    paths: str | Path | Sequence[str | Path], output: str | Path | None = None, *, options: ReportOptions | None = None
+    paths: str | Path | Sequence[str | Path],
+    output: str | Path | None = None,
+    *,
+    options: ReportOptions | None = None,
+    parallel: bool = False,
 ) -> Path:
     """Write the report of a run, a sweep or several runs from their saved files.
 
@@ -135,6 +140,7 @@ def write_report(
         paths: Folder of a run or of a sweep, or several.
         output: Output folder; None: `report` inside a single run or sweep, or in the current folder for several paths.
         options: Options of the report; None: the defaults.
+        parallel: Whether to render the figures in forked processes, on all cores.
 
     Returns:
         Path of the HTML page.
@@ -147,10 +153,17 @@ def write_report(
     evidence = collect_evidence(scope.folders, options or ReportOptions())
     sections = build_sections(evidence)
     written = [scope.output / name for name in _write_tables(scope.output, sections)]
+    drawings = list(_iter_drawings(sections))
+
+    def render_drawing(index: int) -> tuple[bytes, bytes]:
+        return render_svg(drawings[index]), render_png(drawings[index])
+
+    compute = compute_in_processes if parallel else map
+    rendered = compute(render_drawing, range(len(drawings)))
     pictures: dict[str, bytes] = {}
-    for drawing in _iter_drawings(sections):
-        pictures[drawing.key] = render_svg(drawing)
-        for kind, content in (("svg", pictures[drawing.key]), ("png", render_png(drawing))):
+    for drawing, (svg, png) in zip(drawings, rendered, strict=True):
+        pictures[drawing.key] = svg
+        for kind, content in (("svg", svg), ("png", png)):
             written.append(scope.output / "figures" / f"{drawing.key}.{kind}")
             with write_atomically(written[-1]) as temporary:
                 temporary.write_bytes(content)

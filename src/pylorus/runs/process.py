@@ -5,6 +5,8 @@ training after the current step (after the last step of an epoch: after its vali
 otherwise at once. A second signal does not wait for any of that.
 """
 
+import atexit
+import gc
 import logging
 import multiprocessing
 import os
@@ -13,14 +15,15 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
@@ -138,6 +141,124 @@ class BackgroundTask:
             self._process.join(5.0)
 
 
+@contextmanager
+def pause_garbage_collection() -> Iterator[None]:
+    """Import large packages faster: what an import creates is not garbage, and is left out of later collections too."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def exit_process(code: int) -> NoReturn:
+    """End this process without taking apart what it has imported, which takes a second or two."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a closed pipe, or no stream at all
+            stream.flush()
+    os._exit(code)
+
+
+class ForkedProcess:
+    """A function that runs in a fork of this process, isolated as a program is that `subprocess.Popen` starts.
+
+    Its imports have been done before the fork. Signals, environment, log, open files and functions registered with
+    `atexit` are its own.
+
+    Args:
+        function: What the process does; it returns or raises like the main module of a program.
+        environment: Its environment variables.
+        pass_fds: Descriptors that stay open in it, besides standard input, output and errors.
+
+    Attributes:
+        pid: Number of the process.
+        returncode: Its exit code, negative for a signal; None while it runs.
+    """
+
+    def __init__(
+        self, function: Callable[[], None], *, environment: Mapping[str, str], pass_fds: Sequence[int] = ()
+    ) -> None:
+        self.returncode: int | None = None
+        for stream in (sys.stdout, sys.stderr):  # otherwise both processes would print what is buffered
+            with suppress(OSError, ValueError):
+                stream.flush()
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", category=DeprecationWarning)  # about threads: those of BLAS are idle
+                self.pid = os.fork()
+            if self.pid == 0:
+                _run_as_program(function, environment, pass_fds, previous)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until the process has ended, and return its exit code.
+
+        Raises:
+            TimeoutExpired: If it has not ended after `timeout` seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.returncode is None:
+            pid, status = os.waitpid(self.pid, 0 if deadline is None else os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+            elif deadline is not None and time.monotonic() >= deadline:
+                raise subprocess.TimeoutExpired([str(self.pid)], timeout or 0.0)
+            else:
+                time.sleep(0.02)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless the process has ended."""
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(timeout=0.0)
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Send SIGKILL, unless the process has ended."""
+        self.send_signal(signal.SIGKILL)
+
+
+def _run_as_program(
+    function: Callable[[], None],
+    environment: Mapping[str, str],
+    pass_fds: Sequence[int],
+    mask: set[int | signal.Signals],
+) -> NoReturn:
+    """Run a function in this new process, without what it has inherited, and end the process."""
+    code = 1
+    try:
+        atexit._clear()
+        for handler in list(logging.root.handlers):
+            logging.root.removeHandler(handler)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for descriptor in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+            # Not closed: an inherited object that is deleted would close whatever has the number by then.
+            if descriptor > 2 and descriptor not in (nothing, *pass_fds):
+                os.dup2(nothing, descriptor, inheritable=False)
+        os.environ.clear()
+        os.environ.update(environment)
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed()
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                is_ctrl_c = number == signal.SIGINT
+                signal.signal(number, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        function()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        exit_process(code)
+
+
 def _run_in_background(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     end_with_parent(signal.SIGTERM)
@@ -189,6 +310,7 @@ def open_run_log(folder: Path) -> Iterator[None]:
             "You are using a custom batch sampler",
             ".*LeafSpec.* is deprecated",
             "The .srun. command is available on your system",
+            r"Detected call of `lr_scheduler.step\(\)` before",  # in fp16, the first steps of the optimizer are skipped
             "You're resuming from a checkpoint that ended before the epoch ended",  # its batches are skipped
             "It is recommended to use .*sync_dist",  # the metrics already combine all processes
         ):

@@ -78,9 +78,10 @@ def _prepare_step(request: dict[str, Any], answers: TextIO) -> Callable[[int], d
         set_modes(classifier.network, eval_modules)
         image, label = generate_noise(size), torch.arange(size, device=engine.accelerator) % request["classes"]
         start = time.perf_counter()
-        with engine.use_precision():
-            loss: torch.Tensor = classifier.loss(classifier(image), label).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        for _ in range(min(2, request["accumulate"])):  # the second batch is computed beside the gradients of the first
+            with engine.use_precision():
+                loss: torch.Tensor = classifier.loss(classifier(image), label).mean()
+            loss.backward()  # type: ignore[no-untyped-call]
         classifier.configure_gradient_clipping(optimizer)
         optimizer.step()
         optimizer.zero_grad()
@@ -134,7 +135,14 @@ Try = Callable[[int], StepCost | None]
 
 
 def resolve_batch_size(
-    initial: TrainerConfig, config: Config, backbone: Backbone, engine: Engine, *, images: int, devices: int = 1
+    initial: TrainerConfig,
+    config: Config,
+    backbone: Backbone,
+    engine: Engine,
+    *,
+    images: int,
+    devices: int = 1,
+    reserved: int = 0,
 ) -> tuple[int, str]:
     """Return the batch size over all devices, and why it was chosen.
 
@@ -145,6 +153,7 @@ def resolve_batch_size(
         engine: The compute engine.
         images: Number of training images.
         devices: Devices that share a step; each is assumed to be like this one.
+        reserved: Bytes of a device that training needs for something else.
 
     Raises:
         PylorusError: If not even two images fit, or if the trial fails for another reason.
@@ -159,12 +168,13 @@ def resolve_batch_size(
             f"trainer.batch_size: found auto, which {engine.accelerator} does not support. Set a number, such as 16."
         )
     fraction = MEMORY_FRACTION[engine.accelerator]
+    parts = devices * config.trainer.accumulate  # of a step
     with TrialProcess(_build_request(config, backbone, engine)) as trial:
-        budget = int(fraction * trial.free / get_concurrent_jobs())
+        budget = int(fraction * trial.free / get_concurrent_jobs()) - reserved
         room = f"{format_percent(fraction, digits=0)} % of the {format_bytes(trial.free)} of free memory"
         size, why = find_largest_size(
             trial.measure_step,
-            sizes=_list_sizes(images // devices, MAX_BATCH_SIZE[engine.accelerator] // devices),
+            sizes=_list_sizes(images // parts, MAX_BATCH_SIZE[engine.accelerator] // parts),
             budget=budget,
             room=room if get_concurrent_jobs() == 1 else f"{room}, shared with other jobs of the sweep",
             careful=engine.accelerator == "cpu",
@@ -238,6 +248,7 @@ def _build_request(config: Config, backbone: Backbone, engine: Engine) -> dict[s
         "stage": asdict(stage),
         "optimizer": asdict(config.optimizer),
         "loss": asdict(config.loss),
+        "accumulate": config.trainer.accumulate,
         "channels_last": resolve_channels_last(config.trainer.channels_last, backbone.network, engine.accelerator)[0],
         "engine": {"accelerator": engine.accelerator, "precision": engine.precision, "threads": engine.threads},
     }

@@ -22,8 +22,10 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.plugins.precision import MixedPrecision
 
 from pylorus.core.distributed import Processes
+from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_number, format_percent
 from pylorus.core.io import write_atomically, write_json
 from pylorus.model.classifier import StageClassifier, StagePlan
@@ -220,6 +222,38 @@ class CurvesFile(Logger):
             frame.to_csv(temporary, index=False)
 
 
+MIN_LOSS_SCALE = 2.0**-10
+"""Factor of the loss below which even gradients of ordinary size would not be infinite in fp16."""
+
+
+class LossScale(pl.Callback):
+    """Stop a stage in fp16 whose gradients stay NaN or infinite, however little the loss is scaled.
+
+    That a single step is skipped is part of the method: its gradients were infinite, the scale is halved, and neither
+    weights nor moments change. It happens in the first steps, and in some later ones when the scale is doubled.
+    """
+
+    def __init__(self, plan: StagePlan) -> None:
+        self.plan = plan
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check the scale.
+
+        Raises:
+            PylorusError: If it has become so small that no step can have been taken for long.
+        """
+        plugin = trainer.precision_plugin
+        assert isinstance(plugin, MixedPrecision)
+        assert plugin.scaler is not None
+        scale = plugin.scaler.get_scale()
+        if scale < MIN_LOSS_SCALE:
+            raise PylorusError(
+                f"the gradients of stage {self.plan.name} stay NaN or infinite in fp16 (loss scale {scale:.1e} in "
+                f"epoch {trainer.current_epoch + 1}), so its weights no longer change. Start a new run with "
+                "trainer.precision=32, or with a lower optimizer.lr."
+            )
+
+
 MAX_SAVING_FRACTION = 0.02
 """Fraction of training time that saving may take: if it takes longer, not every epoch is saved."""
 MAX_UNSAVED_SECONDS = 600.0
@@ -227,7 +261,7 @@ MAX_UNSAVED_SECONDS = 600.0
 
 
 class Checkpoints(pl.Callback):
-    """Save a stage's state during training.
+    """Save a stage's state during training, each time between two steps of the optimizer.
 
     Args:
         saved: The stage's folder.
@@ -256,6 +290,8 @@ class Checkpoints(pl.Callback):
             KeyboardInterrupt: If the run was asked to stop.
         """
         batches = int(trainer.fit_loop.epoch_loop.batch_idx) + 1
+        if batches % trainer.accumulate_grad_batches and batches != trainer.num_training_batches:
+            return  # within a step, whose gradients a checkpoint does not hold
         unsaved_seconds = time.monotonic() - self._trained_since
         due, stop = self._processes.reduce_any(
             unsaved_seconds >= max(MAX_UNSAVED_SECONDS, self._cost / MAX_SAVING_FRACTION), self._stop.asked

@@ -144,9 +144,13 @@ def _explain_out_of_memory(error: BaseException, folder: Path, trainer: TrainerC
             if is_automatic
             else "), or with trainer.batch_size=auto, which finds a size that fits."
         )
+        + f"\nWith trainer.accumulate={2 * trainer.accumulate} as well, each step still learns from "
+        f"{size * trainer.accumulate} images."
         if size > 1
         else "The batch is already a single image: use a smaller data.image_size or a smaller model in a new run."
     )
+    if device == "the GPU":
+        advice += " cache.on_device=false leaves the images in the main memory."
     return (
         f"{device} ran out of memory: {str(error).strip().splitlines()[0] if str(error) else 'no memory'}\n"
         f"{advice}\nIf other programs used the memory, close them and {_format_resume_command(folder)}"

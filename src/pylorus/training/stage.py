@@ -11,20 +11,21 @@ from rich.console import Console
 from rich.table import Table
 
 from pylorus.config.instantiation import check_node, get_target
-from pylorus.config.schema import EXTENSIBLE, AugmentConfig, Config, StageConfig
+from pylorus.config.schema import EXTENSIBLE, AugmentConfig, CacheConfig, Config, StageConfig
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count, format_percent
 from pylorus.core.io import write_atomically, write_json
 from pylorus.data.augmentation import build_augmentation, load_policy
 from pylorus.data.datamodule import ImageDataModule
+from pylorus.data.dataset import DeviceMemory
 from pylorus.data.input_format import InputFormat
 from pylorus.data.split import RunImages
 from pylorus.evaluation.confusion import CLASS_METRICS, ClassMetric, compute_class_metric, select_class_metrics
 from pylorus.evaluation.index_intervals import proportions_of_predictions
 from pylorus.evaluation.influence import estimate_by_jackknife
 from pylorus.hardware.choices import get_batch_size, resolve_channels_last, resolve_workers
-from pylorus.hardware.engine import Engine
+from pylorus.hardware.engine import Engine, FullBatchForward
 from pylorus.model.backbone import Backbone
 from pylorus.model.classifier import StageClassifier, StagePlan
 from pylorus.model.freeze import apply_depth, resolve_depth
@@ -46,6 +47,9 @@ from pylorus.training.trainer import Run, build_callbacks, build_trainer, fit_st
 
 log = logging.getLogger(__name__)
 
+DEVICE_SHARE = 0.25
+"""Fraction of a GPU's free memory that images or features may take by default."""
+
 
 def resolve_augmentation(stage: StageConfig, default: AugmentConfig) -> AugmentConfig:
     """Return the augmentation of a stage: the run's, or the one of conf/augment that it names.
@@ -59,10 +63,9 @@ def resolve_augmentation(stage: StageConfig, default: AugmentConfig) -> AugmentC
     return load_policy(stage.augment, key="stages: augment")
 
 
-def build_image_data(
-    plan: StagePlan, config: Config, backbone: Backbone, images: RunImages, engine: Engine, processes: Processes
-) -> ImageDataModule:
+def build_image_data(plan: StagePlan, run: Run) -> ImageDataModule:
     """Build the data module of a stage's images."""
+    config, backbone, images, engine = run.config, run.backbone, run.images, run.engine
     return ImageDataModule.from_table(
         images.table,
         images.catalog.root,
@@ -76,8 +79,23 @@ def build_image_data(
         validation=images.validation,
         pin_memory=engine.accelerator == "cuda",
         shard_window=config.data.shard_window,
-        processes=processes,
+        processes=run.processes,
+        loading=run.loading,
+        memory=resolve_device_memory(config.cache, engine),
     )
+
+
+def resolve_device_memory(settings: CacheConfig, engine: Engine) -> DeviceMemory | None:
+    """Return where images and features are held beside the network; None: in the main memory."""
+    is_wanted = engine.accelerator == "cuda" if settings.on_device is None else settings.on_device
+    share = DEVICE_SHARE if settings.on_device is None else 1.0
+    return DeviceMemory(torch.device(engine.accelerator), share) if is_wanted else None
+
+
+def count_device_bytes(settings: CacheConfig, engine: Engine, *, images: int, image_size: int) -> int:
+    """Return how many bytes of a GPU the images of a run will take; 0 if they stay in the main memory."""
+    memory, size = resolve_device_memory(settings, engine), images * 3 * image_size**2
+    return size if memory is not None and engine.accelerator == "cuda" and memory.has_space(size) else 0
 
 
 def build_stage_data(
@@ -146,7 +164,7 @@ def run_stage(plan: StagePlan, run: Run) -> StageResult:
     if stage_folder.is_finished:
         log.info("%s is already finished", plan.name)
         return _load_finished_stage(classifier, stage_folder)
-    image_data = build_image_data(plan, run.config, run.backbone, images, run.engine, run.processes)
+    image_data = build_image_data(plan, run)
     if stage_folder.training_result is None:
         _train(classifier, image_data, run, stage_folder, speed)
     _load_best_weights(classifier, stage_folder)
@@ -169,8 +187,15 @@ def _train(
     data = build_stage_data(image_data, classifier, plan, run.config, run.engine)
     if isinstance(data, FeatureDataModule):
         speed.features_seconds = data.seconds
-    if run.config.trainer.compile:
-        classifier.compile_network()
+    trainer_config = run.config.trainer
+    # Features of images that are augmented anew are not cached: these batches pass through the whole network.
+    is_split = isinstance(data, FeatureDataModule) and data.has_training_features and classifier.cut is not None
+    if trainer_config.compile or trainer_config.cuda_graphs:
+        classifier.full_batch_forward = FullBatchForward(
+            classifier.cut.build_training_module() if is_split and classifier.cut else classifier.network,
+            get_batch_size(trainer_config) // run.processes.count,
+            is_captured=trainer_config.cuda_graphs,
+        )
     fit_stage(trainer, classifier, data, stage_folder, run)
 
 

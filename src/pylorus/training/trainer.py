@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import re
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,11 +12,14 @@ from typing import Any
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
+from pytorch_lightning.plugins.precision import MixedPrecision
+from torch.amp.grad_scaler import GradScaler
 
 from pylorus.config.instantiation import instantiate
 from pylorus.config.schema import Config, StageConfig
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.data.dataset import LoadingProcesses
 from pylorus.data.split import RunImages
 from pylorus.hardware.engine import Engine
 from pylorus.model.backbone import Backbone
@@ -25,7 +29,7 @@ from pylorus.model.freeze import FreezeBackbone
 from pylorus.model.losses import get_monitor_mode
 from pylorus.runs.folder import RunFolder, StageFolder
 from pylorus.runs.process import StopRequest
-from pylorus.training.callbacks import Checkpoints, CurvesFile, EpochLine, ProgressBar, SpeedMonitor
+from pylorus.training.callbacks import Checkpoints, CurvesFile, EpochLine, LossScale, ProgressBar, SpeedMonitor
 from pylorus.training.dashboards import Dashboard
 
 
@@ -42,6 +46,7 @@ class Run:
         dashboard: Loggers of the run's dashboards.
         processes: The run's distributed processes.
         stop: Whether the run has been asked to stop.
+        loading: Its processes that decode images; None: the main process decodes them.
     """
 
     config: Config
@@ -52,6 +57,7 @@ class Run:
     dashboard: Dashboard
     processes: Processes
     stop: StopRequest
+    loading: LoadingProcesses | None = None
 
 
 log = logging.getLogger(__name__)
@@ -76,7 +82,7 @@ REFUSED_ARGUMENTS = {
     "sync_batchnorm": "with several devices, Pylorus synchronizes batch norm itself",
     "gradient_clip_val": "optimizer.clip sets it",
     "gradient_clip_algorithm": "optimizer.clip limits the norm",
-    "accumulate_grad_batches": "Pylorus may save and resume after any batch; set trainer.batch_size instead",
+    "accumulate_grad_batches": "trainer.accumulate sets it",
     "max_steps": f"{ONE_EPOCH}; set stages.<stage>.epochs or limit_train_batches",
     "max_time": f"{ONE_EPOCH}; set stages.<stage>.epochs or limit_train_batches",
     "val_check_interval": ONE_EPOCH,
@@ -104,7 +110,9 @@ def check_trainer_arguments(arguments: Mapping[str, Any]) -> None:
     for name, value in arguments.items():
         key = f"trainer.args.{name}"
         if name in REFUSED_ARGUMENTS:
-            raise PylorusError(f"{key}: can't be set here: {REFUSED_ARGUMENTS[name]}. Leave it out.")
+            own_key = re.match(r"((?:trainer|optimizer)\.\w+) sets it", REFUSED_ARGUMENTS[name])
+            hint = f"Use {own_key[1]}={value}." if own_key is not None else "Leave it out."
+            raise PylorusError(f"{key}: can't be set here: {REFUSED_ARGUMENTS[name]}. {hint}")
         if name not in known:
             raise PylorusError(
                 f"{key}: Lightning's Trainer has no such argument.{format_suggestion(name, known)}\n"
@@ -146,13 +154,15 @@ def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: S
     arguments: dict[str, Any] = {
         "accelerator": run.engine.accelerator,
         **build_strategy_arguments(run.processes, run.config.trainer.strategy),
-        "precision": run.engine.lightning_precision,
+        **build_precision_arguments(run.engine),
+        "accumulate_grad_batches": run.config.trainer.accumulate,
         "max_epochs": plan.config.epochs,
         "callbacks": [
             FreezeBackbone(plan.config.learn),
             *_build_early_stopping(plan.config),
             EpochLine(plan),
             speed,
+            *([LossScale(plan)] if run.engine.precision == "16" else []),
             *progress_bar,
             *build_callbacks(run.config.callbacks),
             checkpoints,
@@ -171,6 +181,13 @@ def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: S
         log.warning("%s: trained and validated on some batches only (trainer.args)", plan.name)
     with _explain_refusal(further):
         return pl.Trainer(**arguments | further)
+
+
+def build_precision_arguments(engine: Engine) -> dict[str, Any]:
+    """Return the Trainer arguments for the precision; in fp16 the loss is scaled, so that small gradients are not 0."""
+    if engine.precision != "16":
+        return {"precision": engine.lightning_precision}
+    return {"plugins": [MixedPrecision("16-mixed", engine.accelerator, GradScaler(engine.accelerator))]}
 
 
 @contextmanager

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Check and measure Pylorus on a machine with an NVIDIA GPU, without a network, in at most nine minutes.
+#
+#   benchmarks/gpu.sh                            everything; the table is printed and written to outputs/gpu.md
+#   benchmarks/gpu.sh --device cpu --tiny        the same lines on a CPU, with a few small images
+#   benchmarks/gpu.sh --only augmentation,frames some of the steps; --help names all options
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || command -v python3 || command -v python)}
+export PYTHONPATH="$PWD/src:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
+exec "$PYTHON" benchmarks/gpu.py "$@"
