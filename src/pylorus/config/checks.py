@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pylorus.config.instantiation import TARGET
 from pylorus.config.schema import EXTENSIBLE, FUSED_OPTIMIZERS, GROUPS, NAMED_TARGETS, Config, DataConfig, LossConfig
@@ -130,6 +130,32 @@ def load_config(path: Path) -> Config:
         raise PylorusError(f"{path}: not a configuration of this version of Pylorus. {error}") from error
 
 
+def format_error(error: BaseException) -> str:
+    """Format an error of Hydra or OmegaConf; for OmegaConf's, with the key and what is wrong with its value."""
+    from hydra.errors import HydraException  # late: not every program that reads a configuration uses Hydra
+
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: no value given. Add {error.full_key}=… to the command line."
+    several = re.match(r"Ambiguous value for argument '(.*?)=(.*)'\n", str(error))
+    if several is not None:
+        key, values = several.groups()
+        return (
+            f"{key}: found several values, {values}. To sweep over them: {TRAIN_COMMAND} -m {key}={values}. If they "
+            f"are a list: {key}=[{values}]. If they are one text: \"{key}='{values}'\"."
+        )
+    cause = error.__cause__ if isinstance(error, HydraException) else None
+    type_error = cause if cause is not None else error
+    wrong = re.match(r"Value '(.*)' (?:of type '.*' could not be converted to|is not a valid) (\w+)", str(type_error))
+    if wrong is not None and isinstance(type_error, OmegaConfBaseException) and wrong[2] in KINDS:
+        return f'{type_error.full_key}: found "{wrong[1]}", expected {KINDS[wrong[2]]}.'
+    lines = [str(error)] + ([str(cause)] if cause is not None else [])
+    return "\n".join(line.strip() for line in lines if line.strip())
+
+
+KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
+"""What OmegaConf's names of types mean."""
+
+
 def check_config(config: Config) -> None:
     """Check the rules that involve several keys.
 
@@ -236,9 +262,15 @@ def _check_trainer(config: Config) -> None:
     batch_size = config.trainer.batch_size
     if batch_size != "auto" and (isinstance(batch_size, str) or batch_size < 1):
         raise PylorusError(f"trainer.batch_size: found {batch_size}, expected auto or a number (at least 1).")
-    if config.trainer.cuda_graphs and (config.trainer.devices * config.trainer.nodes > 1 or config.trainer.compile):
-        other = "trainer.compile=true" if config.trainer.compile else "several devices"
-        raise PylorusError(f"trainer.cuda_graphs: found true, expected false with {other}. Leave it out.")
+    refused = {
+        "several devices": config.trainer.devices * config.trainer.nodes > 1,
+        "trainer.compile=true": config.trainer.compile,
+        # Gradients are views of the graph's memory, which the next batch of the same step would overwrite.
+        "trainer.accumulate above 1": config.trainer.accumulate > 1,
+    }
+    for other, is_set in refused.items() if config.trainer.cuda_graphs else ():
+        if is_set:
+            raise PylorusError(f"trainer.cuda_graphs: found true, expected false with {other}. Leave it out.")
     if config.trainer.strategy != "fsdp":
         return
     if config.trainer.precision == "16":

@@ -22,9 +22,9 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
-from pylorus.config.checks import build_config, check_ignored_keys, check_key, is_free_form, load_config
+from pylorus.config.checks import build_config, check_ignored_keys, check_key, format_error, is_free_form, load_config
 from pylorus.config.schema import CONF, EXTENSIBLE, GROUPS, Config
 from pylorus.core.distributed import is_launched
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list, format_suggestion
@@ -34,18 +34,13 @@ from pylorus.launch.sweep import (
     complete_launcher,
     count_job_gpus,
     explain_sweep_end,
+    import_training,
     interrupted,
     run_job_process,
     setup_sweep_process,
 )
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.process import (
-    BackgroundTask,
-    ensure_uninterrupted,
-    exit_process,
-    handle_signals,
-    pause_garbage_collection,
-)
+from pylorus.runs.process import BackgroundTask, Timeline, ensure_uninterrupted, exit_process, handle_signals
 
 CHANGEABLE_KEYS = (
     "report",
@@ -81,7 +76,7 @@ def resume(folder: RunFolder, overrides: list[str]) -> None:
         status = folder.read_status()
         initial = [_format_search_path(status.get("searchpath", [])), *status.get("overrides", [])]
         update_config(folder, _resolve_config([*initial, *overrides]), was=_resolve_config(initial))
-    _import_and_run(folder)
+    _import_and_run(folder, Timeline.from_process_start())
 
 
 def run_overrides(overrides: list[str], folder: Path | None = None, *, config_dir: Path | None = None) -> RunFolder:
@@ -97,6 +92,7 @@ def run_overrides(overrides: list[str], folder: Path | None = None, *, config_di
     """
     if config_dir is not None:
         overrides = [*overrides, _format_config_dir(config_dir, overrides)]
+    timeline = Timeline()
     try:
         with initialize_config_dir(str(Path(CONF)), version_base="1.3"):
             composed = compose("config", overrides=check_overrides(overrides), return_hydra_config=True)
@@ -104,7 +100,7 @@ def run_overrides(overrides: list[str], folder: Path | None = None, *, config_di
         context = composed.hydra
         with open_dict(composed):
             del composed["hydra"]
-        _start_or_resume(composed, context, run_folder, in_sweep=False)
+        _start_or_resume(composed, context, run_folder, in_sweep=False, timeline=timeline)
     except (HydraException, OmegaConfBaseException) as error:
         raise PylorusError(format_error(error)) from error
     return run_folder
@@ -256,7 +252,8 @@ def run_job(composed: DictConfig, context: Any) -> float | None:
     folder = RunFolder(Path(context.runtime.output_dir).absolute())
     in_sweep = context.mode == RunMode.MULTIRUN
     try:
-        _start_or_resume(composed, context, folder, in_sweep=in_sweep)
+        timeline = Timeline() if in_sweep else Timeline.from_process_start()
+        _start_or_resume(composed, context, folder, in_sweep=in_sweep, timeline=timeline)
     except PylorusError as error:
         if not in_sweep:
             _failures.append(error)  # if raised here, Hydra would print the command line again
@@ -271,7 +268,9 @@ def run_job(composed: DictConfig, context: Any) -> float | None:
     return get_objective(folder)
 
 
-def _start_or_resume(composed: DictConfig, context: Any, folder: RunFolder, *, in_sweep: bool) -> None:
+def _start_or_resume(
+    composed: DictConfig, context: Any, folder: RunFolder, *, in_sweep: bool, timeline: Timeline
+) -> None:
     if interrupted:
         raise KeyboardInterrupt
     if folder.read_status() and folder.config.is_file():
@@ -290,10 +289,10 @@ def _start_or_resume(composed: DictConfig, context: Any, folder: RunFolder, *, i
     elif in_sweep:
         run_job_process(folder)
     else:
-        _import_and_run(folder)
+        _import_and_run(folder, timeline)
 
 
-def _import_and_run(folder: RunFolder) -> None:
+def _import_and_run(folder: RunFolder, timeline: Timeline) -> None:
     """Run a prepared folder; another process reads the images while this one imports torch, which takes seconds."""
     reading = None
     config = load_config(folder.config)
@@ -303,9 +302,7 @@ def _import_and_run(folder: RunFolder) -> None:
     if is_worthwhile and folder.read_status()["state"] != "finished":
         reading = BackgroundTask(_read_ahead, config)
     try:
-        with pause_garbage_collection():
-            from pylorus.launch.train import run
-        run(folder, reading)
+        import_training().run(folder, reading, timeline)
     finally:
         if reading is not None:
             reading.stop()
@@ -515,27 +512,3 @@ def _explain_error(error: Exception) -> str | None:
     if message is None and SweepFolder.path is not None and not isinstance(error, BrokenPipeError):
         message = explain_sweep_end(error, SweepFolder.path)
     return message
-
-
-def format_error(error: BaseException) -> str:
-    """Format an error's message; for OmegaConf's, with the key and what is wrong with its value."""
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key}: no value given. Add {error.full_key}=… to the command line."
-    several = re.match(r"Ambiguous value for argument '(.*?)=(.*)'\n", str(error))
-    if several is not None:
-        key, values = several.groups()
-        return (
-            f"{key}: found several values, {values}. To sweep over them: {TRAIN_COMMAND} -m {key}={values}. If they "
-            f"are a list: {key}=[{values}]. If they are one text: \"{key}='{values}'\"."
-        )
-    cause = error.__cause__ if isinstance(error, HydraException) else None
-    type_error = cause if cause is not None else error
-    wrong = re.match(r"Value '(.*)' (?:of type '.*' could not be converted to|is not a valid) (\w+)", str(type_error))
-    if wrong is not None and isinstance(type_error, OmegaConfBaseException) and wrong[2] in KINDS:
-        return f'{type_error.full_key}: found "{wrong[1]}", expected {KINDS[wrong[2]]}.'
-    lines = [str(error)] + ([str(cause)] if cause is not None else [])
-    return "\n".join(line.strip() for line in lines if line.strip())
-
-
-KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
-"""What OmegaConf's names of types mean."""

@@ -166,9 +166,11 @@ def run_stage(plan: StagePlan, run: Run) -> StageResult:
         return _load_finished_stage(classifier, stage_folder)
     image_data = build_image_data(plan, run)
     if stage_folder.training_result is None:
-        _train(classifier, image_data, run, stage_folder, speed)
-    _load_best_weights(classifier, stage_folder)
-    _predict(plan, run, stage_folder, image_data)
+        with run.timeline.measure(plan.name):
+            _train(classifier, image_data, run, stage_folder, speed)
+    with run.timeline.measure("evaluation"):
+        _load_best_weights(classifier, stage_folder)
+        _predict(plan, run, stage_folder, image_data)
     if run.processes.is_first:
         stage_folder.delete_training_state()  # remains if a run was killed right after training
         speed.write_speed(stage_folder.path / "speed.json")
@@ -184,7 +186,8 @@ def _train(
     trainer = build_trainer(plan, run, stage_folder, speed)
     image_data.begun = stage_folder.progress
     classifier.sample_ids = {split: image_data.get_sample_ids(split) for split in ("train", "val")}
-    data = build_stage_data(image_data, classifier, plan, run.config, run.engine)
+    with run.timeline.measure("features"):
+        data = build_stage_data(image_data, classifier, plan, run.config, run.engine)
     if isinstance(data, FeatureDataModule):
         speed.features_seconds = data.seconds
     trainer_config = run.config.trainer
