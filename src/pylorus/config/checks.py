@@ -85,6 +85,8 @@ def build_config(composed: DictConfig) -> Config:
     if config.data._target_ is not None:
         config.data.kind = "external"
     config = validate(Config, dataclasses.asdict(config))
+    if config.loss._target_ is not None:
+        config.loss.name = None  # the report and loggers would name a loss that was not used
     check_config(config)
     config.stages = {name: config.stages[name] for name in config.run}
     if config.data.fold_column is not None:
@@ -134,9 +136,24 @@ def format_error(error: BaseException) -> str:
 
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: no value given. Add {error.full_key}=… to the command line."
+    several = re.match(r"Ambiguous value for argument '(.*?)=(.*)'\n", str(error))
+    if several is not None:
+        key, values = several.groups()
+        return (
+            f"{key}: found several values, {values}. To sweep over them: {TRAIN_COMMAND} -m {key}={values}. If they "
+            f"are a list: {key}=[{values}]. If they are one text: \"{key}='{values}'\"."
+        )
     cause = error.__cause__ if isinstance(error, HydraException) else None
+    type_error = cause if cause is not None else error
+    wrong = re.match(r"Value '(.*)' (?:of type '.*' could not be converted to|is not a valid) (\w+)", str(type_error))
+    if wrong is not None and isinstance(type_error, OmegaConfBaseException) and wrong[2] in KINDS:
+        return f'{type_error.full_key}: found "{wrong[1]}", expected {KINDS[wrong[2]]}.'
     lines = [str(error)] + ([str(cause)] if cause is not None else [])
     return "\n".join(line.strip() for line in lines if line.strip())
+
+
+KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
+"""What OmegaConf's names of types mean."""
 
 
 def check_config(config: Config) -> None:
@@ -200,6 +217,8 @@ def _check_targets(config: Config) -> None:
             raise PylorusError(f"{name}.args: found arguments without {name}.{TARGET}, which they belong to.")
         elif name != "data":
             _check_free_of_targets(f"{name}.args", section.args)
+    if config.loss.name is None and config.loss._target_ is None:
+        raise PylorusError(f"loss.name: found null without loss.{TARGET}, expected a loss, such as loss=cross_entropy.")
     for name in NAMED_TARGETS:
         for entry, node in getattr(config, name).items():
             if node is None and name == "metrics":
@@ -433,6 +452,28 @@ def _format_entry(name: str, field: dataclasses.Field[Any]) -> list[str]:
 
 def _get_first_line(schema: Any) -> str:
     return str(schema.__doc__).splitlines()[0]
+
+
+def check_model_name(name: str, *, where: str) -> None:
+    """Check that `name` is a timm model, with or without a tag, which names its weights.
+
+    Raises:
+        PylorusError: If it is not; the message suggests the nearest known name.
+    """
+    import timm
+
+    known = timm.list_models()
+    architecture = name.split(".")[0]
+    if architecture not in known:
+        nearest = format_suggestion(architecture[:100], known)
+        raise PylorusError(f'{where}: timm {timm.__version__} has no "{name[:100]}".{nearest}')
+    try:
+        timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError as error:  # an unknown tag
+        known = timm.list_pretrained(f"{architecture}.*")
+        raise PylorusError(
+            f'{where}: timm {timm.__version__} has no weights "{name[:100]}".{format_suggestion(name[:100], known)}'
+        ) from error
 
 
 def format_loss_name(name: str) -> str:

@@ -1,7 +1,9 @@
 """The errors of Pylorus, and the parts of their messages: suggestions, lists of names, printable paths."""
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 INTERRUPTED = 130
@@ -13,6 +15,25 @@ TRAIN_COMMAND = "pylorus train" if (Path(__file__).parents[1] / "conf").is_dir()
 
 class PylorusError(Exception):
     """An error that the user can fix; its message names the file or key, what was found and how to fix it."""
+
+
+@contextmanager
+def translate_errors(words: Mapping[str, str]) -> Iterator[None]:
+    """Translate the messages of errors that are raised in the body of the `with` statement.
+
+    A Python function that calls the code of a command names its own arguments instead of options and keys.
+
+    Args:
+        words: What to write for an option, a key or a phrase, such as {"--group": "group"}.
+    """
+    try:
+        yield
+    except PylorusError as error:
+        longest_first = sorted(words, key=len, reverse=True)
+        # Not inside a longer word: a folder may have the name of a key.
+        pattern = rf"(?<![\w./-])(?:{'|'.join(map(re.escape, longest_first))})(?![\w-])"
+        error.args = (re.sub(pattern, lambda match: words[match[0]], str(error)),)
+        raise
 
 
 def format_suggestion(name: str, known: Iterable[str]) -> str:

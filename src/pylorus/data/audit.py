@@ -50,6 +50,10 @@ class Audit:
     fields: tuple[FieldSample, ...]
     thresholds: Thresholds
 
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} of severity {name}" for name, count in self.counts.items() if count)
+        return f"<Audit of {len(self.samples)} files in {self.images.root}: {counts or 'nothing found'}>"
+
     @property
     def counts(self) -> dict[str, int]:
         """Number of findings of each severity."""

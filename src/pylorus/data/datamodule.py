@@ -10,20 +10,22 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Required, Self, TypedDict, Unpack
+from typing import Annotated, Any, Literal, Required, Self, TypedDict, Unpack
 
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
+from annotated_types import Ge
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from pylorus.cache.shards import Records
 from pylorus.config.schema import AugmentConfig, CacheConfig, DataConfig
 from pylorus.core.distributed import SINGLE_PROCESS, Processes
+from pylorus.core.errors import PylorusError, format_suggestion, translate_errors
 from pylorus.core.formatting import format_bytes
-from pylorus.core.io import validate
+from pylorus.core.io import check_arguments, resolve_path, validate
 from pylorus.data.audit_findings import Thresholds
 from pylorus.data.augmentation import build_augmentation, has_augmentation, load_policy
 from pylorus.data.catalog import ReadOptions, read_folders
@@ -51,6 +53,24 @@ log = logging.getLogger(__name__)
 
 COPIED_AT_ONCE = 256
 """Images that are copied to a device at a time."""
+
+ARGUMENTS = {
+    "data.root": "folder",
+    "data.classes": "classes",
+    "data.group": "group",
+    "data.val_fraction": "val_fraction",
+    "data.test_fraction": "test_fraction",
+    "data.split_seed": "split_seed",
+    "data.fit": "fit",
+    "data.crop": "crop",
+    "data.accept_leaks=true: the report then states them": "accept_leaks=True",
+    "cache.folder": "cache",
+    "Replace them, move them out of the class folders, or leave them out with data.on_error=quarantine, which lists "
+    "them in quarantine.csv.": "Replace them, or move them out of the class folders.",
+}
+"""What the keys in messages are called in Python."""
+DEFAULT_FIT: Any = DataConfig.fit
+DEFAULT_CROP: Any = DataConfig.crop
 
 
 class LoadingOptions(TypedDict, total=False):
@@ -97,24 +117,25 @@ class ImageDataModule(pl.LightningDataModule):
         parts: Table of each split (train, val, test) with one row per image: path, label, group and more.
     """
 
+    @check_arguments
     def __init__(
         self,
         folder: str | Path,
         *,
         model: str | None = None,
-        image_size: int | None = None,
+        image_size: Annotated[int, Ge(32)] | None = None,
         classes: Sequence[str] | None = None,
         group: str | None = None,
         val_fraction: float = DataConfig.val_fraction,
         test_fraction: float = DataConfig.test_fraction,
-        split_seed: int = DataConfig.split_seed,
+        split_seed: Annotated[int, Ge(0)] = DataConfig.split_seed,
         accept_leaks: bool = False,
-        batch_size: int = 16,
-        workers: int = 0,
+        batch_size: Annotated[int, Ge(1)] = 16,
+        workers: Annotated[int, Ge(0)] = 0,
         augment: str | Mapping[str, Any] = "light",
-        fit: str = DataConfig.fit,
-        crop: str = DataConfig.crop,
-        seed: int = 0,
+        fit: Literal["pad", "stretch", "crop"] = DEFAULT_FIT,
+        crop: Literal["none", "auto"] = DEFAULT_CROP,
+        seed: Annotated[int, Ge(0)] = 0,
         cache: str | Path | None = None,
     ) -> None:
         """Read class folders and split them: each group, and each copy of an image, stays in one split.
@@ -143,8 +164,13 @@ class ImageDataModule(pl.LightningDataModule):
             PylorusError: If the images can't be used as they are; the message says what is wrong.
         """
         super().__init__()
+        root = resolve_path(folder, argument="folder")
+        if not root.is_dir():
+            raise PylorusError(
+                f"folder: found {root}, expected an existing folder with images as in FOLDER/CLASS/image.jpg."
+            )
         values = {
-            "root": str(folder),
+            "root": str(root),
             "val_fraction": val_fraction,
             "test_fraction": test_fraction,
             "split_seed": split_seed,
@@ -152,21 +178,24 @@ class ImageDataModule(pl.LightningDataModule):
             "fit": fit,
             "crop": crop,
         }
-        options = validate(DataConfig, values, where="data.")
-        policy = load_policy(augment) if isinstance(augment, str) else AugmentConfig("custom", dict(augment))
-        build_augmentation(policy)  # reports a typo before the files are read
-        form = resolve_input_format(model, image_size=image_size, fit=fit, crop=crop)
-        cache_config = CacheConfig(images=False) if cache is None else CacheConfig(folder=str(cache))
-        store = None if cache is None else Path(cache) / "facts"
-        catalog = read_folders(
-            Path(folder),
-            classes=None if classes is None else list(classes),
-            group=group,
-            reading=ReadOptions(store=store, images=ImageWriter(form, cache_config)),
-        )
-        copies = find_copies(catalog.facts, Thresholds(), store=store)
+        cache_folder = None if cache is None else resolve_path(cache, argument="cache")
+        cache_config = CacheConfig(images=False) if cache_folder is None else CacheConfig(folder=str(cache_folder))
+        store = None if cache_folder is None else cache_folder / "facts"
+        with translate_errors({**ARGUMENTS, f"there is no augment/{augment}.yaml": f'found "{augment}"'}):
+            options = validate(DataConfig, values, where="data.")
+            policy = load_policy(augment) if isinstance(augment, str) else AugmentConfig("custom", dict(augment))
+            build_augmentation(policy)  # reports a typo before the files are read
+            form = resolve_input_format(model, image_size=image_size, fit=fit, crop=crop)
+            catalog = read_folders(
+                root,
+                classes=None if classes is None else list(classes),
+                group=group,
+                reading=ReadOptions(store=store, images=ImageWriter(form, cache_config)),
+            )
+            copies = find_copies(catalog.facts, Thresholds(), store=store)
+            table = split_catalog(catalog, options, copies=copies).table
         self._set_table(
-            split_catalog(catalog, options, copies=copies).table,
+            table,
             catalog.root,
             form,
             batch_size=batch_size,
@@ -249,11 +278,19 @@ class ImageDataModule(pl.LightningDataModule):
 
     def get_sample_ids(self, split: str) -> NDArray[np.str_]:
         """Return the ID of each image of a split, by row."""
-        return self.parts[split]["sample_id"].to_numpy(dtype=np.str_)
+        return self._get_part(split)["sample_id"].to_numpy(dtype=np.str_)
 
     def get_labels(self, split: str) -> NDArray[np.int64]:
         """Return the label of each image of a split, by row: an index into `classes`."""
-        return self.parts[split]["label"].to_numpy(dtype=np.int64)
+        return self._get_part(split)["label"].to_numpy(dtype=np.int64)
+
+    def _get_part(self, split: str) -> pd.DataFrame:
+        if split not in self.parts:
+            names = ", ".join(self.parts)
+            raise PylorusError(
+                f"split: found {split!r}, expected one of {names}.{format_suggestion(str(split), self.parts)}"
+            )
+        return self.parts[split]
 
     def get_dataset(self, split: str) -> ImageDataset:
         """Return the images of a split; the first call caches the images of all splits if that is worthwhile."""
@@ -307,7 +344,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def build_batches(self, split: str) -> EpochBatchSampler:
         """Build the batches of a split: train is shuffled and augmented, the others are in the table's order."""
-        images = len(self.parts[split])
+        images = len(self._get_part(split))
         if split == "train":
             order = EpochSampler(
                 images, seed=self.seed, augmented=self.augments, views=self.views, windows=self._build_windows(split)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 
@@ -99,15 +100,15 @@ def build_item_key(path: str, second: float | None) -> str:
 
 @dataclass(frozen=True)
 class Sources:
-    """Files, folders and patterns, and how they are read.
+    """Files, folders and patterns, and how they are read; a file in several folders or patterns is read once.
 
     Attributes:
-        inputs: The inputs as the user gave them.
+        inputs: The inputs as the user gave them; or decoded images, uint8 RGB of shape (height, width, 3).
         classes: Names of folders for each class, in the order of the labels; a class may have several.
         frames_every: Seconds between two frames of a video; None to accept no videos.
     """
 
-    inputs: tuple[str, ...]
+    inputs: tuple[str | RGB, ...]
     classes: Sequence[tuple[str, ...]]
     frames_every: float | None
 
@@ -119,7 +120,9 @@ class Sources:
         """
         if self.frames_every is not None and not 0 < self.frames_every < float("inf"):
             raise PylorusError(f"--frames-every: found {self.frames_every:g}, expected a number of seconds above 0.")
-        for user_input in self.inputs:
+        for user_input in self._list_paths():
+            if not user_input:
+                raise PylorusError('found an empty path among the inputs. For the current folder, type ".".')
             if not Path(user_input).exists() and next(_find_matches(user_input), None) is None:
                 raise PylorusError(
                     f"{format_path(user_input)}: found no such file or folder, and no file that matches it as a "
@@ -136,18 +139,44 @@ class Sources:
                 )
 
     def iter_items(self) -> Iterator[Item]:
-        """Iterate over all images in the order of the inputs; small folders are sorted (see `MAX_SORTED_FILES`)."""
-        for user_input in self.inputs:
-            path = Path(user_input)
-            if path.is_dir():
-                yield from self._iter_folder(path, path)
-            elif path.exists():
-                yield from self._iter_file(path, None)
-            else:
-                for match in _sort_if_few(_find_matches(user_input)):
-                    yield from self._iter_folder(match, match) if match.is_dir() else self._iter_file(match, None)
+        """Iterate over all images in the order of the inputs; small folders are sorted (see `MAX_SORTED_FILES`).
 
-    def _iter_folder(self, folder: Path, root: Path) -> Iterator[Item]:
+        An input inside another one comes after it, because the outer folder knows more about the classes.
+        """
+        for number, image in enumerate(self.inputs):
+            if not isinstance(image, str):
+                yield Item(f"image {number}", image)
+        paths = self._list_paths()
+        may_repeat = len(paths) > 1 or not all(Path(path).exists() for path in paths)
+        resolve = lru_cache(maxsize=1024)(os.path.realpath)
+        seen = set[int]()
+        for user_input in _sort_outer_first(paths):
+            is_file = Path(user_input).is_file()
+            for path, root, error in self._iter_files(user_input):
+                if may_repeat:
+                    key = _hash_key(f"{resolve(path.parent)}/{path.name}")
+                    if key in seen:
+                        continue
+                    if not is_file:  # files that are listed one by one have a row for each time they are listed
+                        seen.add(key)
+                if error:
+                    yield Item(format_path(path), path, error=error)
+                else:
+                    yield from self._iter_file(path, root)
+
+    def _list_paths(self) -> list[str]:
+        return [user_input for user_input in self.inputs if isinstance(user_input, str)]
+
+    def _iter_files(self, user_input: str) -> Iterator[tuple[Path, Path | None, str]]:
+        """Iterate over the files of an input: path, the folder that was given, and why it can't be read, if known."""
+        path = Path(user_input)
+        for match in [path] if path.exists() else _sort_if_few(_find_matches(user_input)):
+            if match.is_dir():
+                yield from self._iter_folder(match, match)
+            else:
+                yield match, None, ""
+
+    def _iter_folder(self, folder: Path, root: Path) -> Iterator[tuple[Path, Path, str]]:
         try:
             with os.scandir(folder) as entries:
                 named = (Path(entry.path) for entry in entries if not entry.name.startswith("."))
@@ -158,9 +187,9 @@ class Sources:
                     elif path.suffix.lower() in SUFFIXES or (
                         self.frames_every and path.suffix.lower() in VIDEO_SUFFIXES
                     ):
-                        yield from self._iter_file(path, root)
+                        yield path, root, ""
         except OSError as error:
-            yield Item(format_path(folder), folder, error=error.strerror or str(error))
+            yield folder, root, error.strerror or str(error)
 
     def _iter_file(self, path: Path, root: Path | None) -> Iterator[Item]:
         name, label = format_path(path), None if root is None else self._find_label(path.relative_to(root))
@@ -180,6 +209,14 @@ class Sources:
                 if part in names:
                     return label
         return None
+
+
+def _sort_outer_first(paths: Sequence[str]) -> list[str]:
+    """Return the paths with those inside another one last, otherwise in their order."""
+    resolved = [Path(os.path.realpath(path)) for path in paths]
+    all_resolved = set(resolved)
+    depths = [sum(folder in all_resolved for folder in path.parents) for path in resolved]
+    return [paths[index] for index in sorted(range(len(paths)), key=depths.__getitem__)]
 
 
 def _find_matches(pattern: str) -> Iterator[Path]:

@@ -111,20 +111,19 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
         with parts.lock_parts(), print_resume_hint():
             _predict_remaining(bundle, sources, parts, options)
             record = _finalize_output(bundle, parts, options)
-    print(format_prediction_summary(record, bundle.description))
-    print(f"\npredictions: {output}")
+    print(f"{format_prediction_summary(record, bundle.description)}\n\npredictions: {output}")
     unreadable = int(str(record["unreadable"]))
     if unreadable == record["images"]:
         print(f"error: no file could be read. {parts.read_first_error()}", file=sys.stderr)
     return FIRST_CODE + min(unreadable, MAX_COUNTED) if unreadable else 0
 
 
-def predict_table(model: InferenceModel, inputs: Sequence[str], options: PredictOptions) -> pd.DataFrame:
+def predict_table(model: InferenceModel, inputs: Sequence[str | RGB], options: PredictOptions) -> pd.DataFrame:
     """Return the table that `predict` writes, without writing it.
 
     Args:
         model: A loaded bundle or export.
-        inputs: Files, folders and patterns.
+        inputs: Files, folders and patterns; or decoded images, uint8 RGB of shape (height, width, 3).
         options: The options.
 
     Raises:
@@ -149,7 +148,7 @@ def iter_predicted_rows(
             yield _predict_rows(model, batch, images, options.class_name)
 
 
-def _build_sources(description: Description, inputs: Sequence[str], options: PredictOptions) -> Sources:
+def _build_sources(description: Description, inputs: Sequence[str | RGB], options: PredictOptions) -> Sources:
     """Return the images of the inputs, after checking the class that decides."""
     short_names = description.short_names
     if options.class_name is not None and description.decision.thresholds.get(options.class_name) is None:
@@ -163,8 +162,9 @@ def _build_sources(description: Description, inputs: Sequence[str], options: Pre
 def _check_evaluation(description: Description, options: PredictOptions, *, labelled: int) -> None:
     """Check that images are labelled if an evaluation is required."""
     if options.evaluate and not labelled:
-        names = ", ".join(description.classes)
-        raise PylorusError(f"--evaluate: no image is in a folder named after a class ({names}).")
+        raise PylorusError(
+            f"--evaluate: no image is in a folder named after a class ({', '.join(description.classes)})."
+        )
 
 
 def _select_columns(table: pd.DataFrame, options: PredictOptions, *, is_labelled: bool) -> list[str]:

@@ -26,7 +26,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from pylorus.config.checks import load_config
+from pylorus.config.checks import check_model_name, load_config
 from pylorus.config.schema import Config, ModelConfig, TrainerConfig
 from pylorus.core.distributed import (
     SINGLE_PROCESS,
@@ -48,7 +48,7 @@ from pylorus.deploy.bundle import save_candidate, write_bundle
 from pylorus.deploy.thresholds import resolve_deciding_class
 from pylorus.hardware.choices import list_choices, log_choices, resolve_workers
 from pylorus.hardware.engine import Engine, collect_environment, resolve_accelerator, resolve_engine
-from pylorus.model.backbone import Backbone, build_backbone, check_model_name, resolve_weights_file
+from pylorus.model.backbone import Backbone, build_backbone, resolve_weights_file
 from pylorus.model.classifier import StagePlan
 from pylorus.model.freeze import resolve_depth
 from pylorus.model.metrics import build_metrics

@@ -483,6 +483,8 @@ def resolve_scope(paths: Sequence[Path], output: Path | None = None) -> Scope:
     """
     if not paths:
         raise PylorusError("no path given; expected the folder of a run or of a sweep, as in: pylorus report FOLDER")
+    if output is not None and output.exists() and not output.is_dir():
+        raise PylorusError(f"{output}: found a file, expected a folder to write the report to.")
     folders = tuple({folder.resolve(): folder for path in paths for folder in _find_runs(path)}.values())
     if len(paths) > 1:
         return Scope("runs" if len(folders) > 1 else "run", folders, output or Path("report"))

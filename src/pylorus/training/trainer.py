@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import re
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,9 +23,10 @@ from pylorus.data.dataset import LoadingProcesses
 from pylorus.data.split import RunImages
 from pylorus.hardware.engine import Engine
 from pylorus.model.backbone import Backbone
-from pylorus.model.classifier import StageClassifier, StagePlan, get_monitor_mode
+from pylorus.model.classifier import StageClassifier, StagePlan
 from pylorus.model.distributed import build_strategy_arguments, use_sharded_network, use_sync_batch_norm
 from pylorus.model.freeze import FreezeBackbone
+from pylorus.model.losses import get_monitor_mode
 from pylorus.runs.folder import RunFolder, StageFolder
 from pylorus.runs.process import StopRequest, Timeline
 from pylorus.training.callbacks import Checkpoints, CurvesFile, EpochLine, LossScale, ProgressBar, SpeedMonitor
@@ -110,7 +112,9 @@ def check_trainer_arguments(arguments: Mapping[str, Any]) -> None:
     for name, value in arguments.items():
         key = f"trainer.args.{name}"
         if name in REFUSED_ARGUMENTS:
-            raise PylorusError(f"{key}: can't be set here: {REFUSED_ARGUMENTS[name]}. Leave it out.")
+            own_key = re.match(r"((?:trainer|optimizer)\.\w+) sets it", REFUSED_ARGUMENTS[name])
+            hint = f"Use {own_key[1]}={value}." if own_key is not None else "Leave it out."
+            raise PylorusError(f"{key}: can't be set here: {REFUSED_ARGUMENTS[name]}. {hint}")
         if name not in known:
             raise PylorusError(
                 f"{key}: Lightning's Trainer has no such argument.{format_suggestion(name, known)}\n"
