@@ -1,18 +1,28 @@
 """Validation of a configuration against the schema; unknown keys are refused, even those added with `+`."""
 
 import dataclasses
+import json
 import re
 import textwrap
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pylorus.config.instantiation import TARGET
-from pylorus.config.schema import EXTENSIBLE, FUSED_OPTIMIZERS, GROUPS, NAMED_TARGETS, Config, DataConfig, LossConfig
+from pylorus.config.schema import (
+    CONF,
+    EXTENSIBLE,
+    FUSED_OPTIMIZERS,
+    GROUPS,
+    NAMED_TARGETS,
+    Config,
+    DataConfig,
+    LossConfig,
+)
 from pylorus.core.errors import TRAIN_COMMAND, PylorusError, format_suggestion
 from pylorus.core.io import iter_fields, validate
 
@@ -447,3 +457,71 @@ def list_loss_details(settings: LossConfig | Mapping[str, Any]) -> list[str]:
         for key, value in dict(given.get("args") or {}).items()
     ]
     return [f"{weighted}{label}", *details, *([f"label smoothing {smoothing:g}"] if smoothing and not target else [])]
+
+
+def parse_override(parser: Any, argument: str) -> Any:
+    """Parse an override.
+
+    Raises:
+        PylorusError: If it is not KEY=VALUE as Hydra reads it.
+    """
+    from hydra.errors import HydraException
+
+    try:
+        return parser.parse_override(argument)
+    except HydraException as error:
+        if "=" not in argument.lstrip("~"):
+            groups = [name for name in GROUPS if (CONF / name / f"{argument}.yaml").is_file()]
+            hint = f" Did you mean {groups[0]}={argument}?" if groups else ""
+            raise PylorusError(f'found "{argument}", expected KEY=VALUE, such as seed=3.{hint}') from error
+        key, _, value = argument.partition("=")
+        raise PylorusError(
+            f"{key}: can't read the value {value}. Write a text with spaces or special characters in two kinds of "
+            f"quotes: \"{key}='…'\"."
+        ) from error
+
+
+def expand_home(argument: str) -> str:
+    """Expand `~` at the beginning of an override's value: in `data.root=~/images` the shell leaves it."""
+    key, _, value = argument.partition("=")
+    if value != "~" and not value.startswith("~/"):
+        return argument
+    return f"{key}={json.dumps(str(Path(value).expanduser()), ensure_ascii=False)}"
+
+
+KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
+"""What OmegaConf's names of types mean."""
+
+
+def format_error(error: BaseException) -> str:
+    """Format an error's message; for OmegaConf's, with the key and what is wrong with its value."""
+    from hydra.errors import HydraException
+
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: no value given. Add {error.full_key}=… to the command line."
+    several = re.match(r"Ambiguous value for argument '(.*?)=(.*)'\n", str(error))
+    if several is not None:
+        key, values = several.groups()
+        return (
+            f"{key}: found several values, {values}. To sweep over them: {TRAIN_COMMAND} -m {key}={values}. If they "
+            f"are a list: {key}=[{values}]. If they are one text: \"{key}='{values}'\"."
+        )
+    cause = error.__cause__ if isinstance(error, HydraException) else None
+    type_error = cause if cause is not None else error
+    wrong = re.match(r"Value '(.*)' (?:of type '.*' could not be converted to|is not a valid) (\w+)", str(type_error))
+    if wrong is not None and isinstance(type_error, OmegaConfBaseException) and wrong[2] in KINDS:
+        return f'{type_error.full_key}: found "{wrong[1]}", expected {KINDS[wrong[2]]}.'
+    lines = [str(error)] + ([str(cause)] if cause is not None else [])
+    return "\n".join(line.strip() for line in lines if line.strip())
+
+
+def iter_leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Iterate over all keys with their values; lists and free-form groups are single values."""
+    if dataclasses.is_dataclass(config):
+        for field in dataclasses.fields(config):
+            yield from iter_leaves(getattr(config, field.name), f"{path}.{field.name}" if path else field.name)
+    elif isinstance(config, Mapping) and any(dataclasses.is_dataclass(value) for value in config.values()):
+        for name, value in config.items():
+            yield from iter_leaves(value, f"{path}.{name}")
+    else:
+        yield path, config
