@@ -130,8 +130,8 @@ def train(
     for word in overrides:
         if word.startswith("-"):
             raise PylorusError(
-                f'train: overrides: found "{word}", an option of the command line, expected KEY=VALUE. Use the argument '
-                f"config_dir; for sweeps and help: {TRAIN_COMMAND}."
+                f'train: overrides: found "{word}", an option of the command line, expected KEY=VALUE. Use the '
+                f"argument config_dir; for sweeps and help: {TRAIN_COMMAND}."
             )
     path = None if folder is None else resolve_path(folder, argument="folder")
     if path is not None and path.exists() and not path.is_dir():
