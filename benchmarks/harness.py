@@ -18,6 +18,8 @@ class Seen:
     Attributes:
         code: Exit code.
         seconds: From start to exit.
+        cpu_seconds: Of all cores, in the process and in the children that it waited for; it depends less than `seconds`
+            on other load of the machine.
         memory_mib: Peak resident memory of the largest single process: itself or a child that it waited for, such
             as a decoding process. It is not a sum, because processes share pages.
         gpu_memory_mib: Peak memory of the whole GPU; None without a GPU.
@@ -27,6 +29,7 @@ class Seen:
 
     code: int
     seconds: float
+    cpu_seconds: float
     memory_mib: float
     gpu_memory_mib: float | None
     gpu_share: float | None
@@ -68,7 +71,8 @@ def watch(command: list[str], *, folder: Path, environment: dict[str, str], devi
     memory, share = _read_gpu(folder / "gpu.csv")
     unit = 2**20 if os.uname().sysname == "Darwin" else 2**10
     text = output.read_text(encoding="utf-8", errors="replace")
-    return Seen(child.returncode, seconds, usage.ru_maxrss / unit, memory, share, text)
+    cpu_seconds = usage.ru_utime + usage.ru_stime
+    return Seen(child.returncode, seconds, cpu_seconds, usage.ru_maxrss / unit, memory, share, text)
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:

@@ -21,11 +21,12 @@ class Job:
     classes: int
     model: str  # timm's name
     model_args: dict[str, Any]  # further arguments of timm.create_model
-    weights: str  # a file, or hub
+    weights: str  # a file, hub, or none: random ones
     size: int  # side of the input in pixels
     late: str  # the block from which the network is trained in partial fine-tuning
     group: str | None  # regular expression that finds the patient in a path; only Pylorus uses it
     epochs: int  # of each phase
+    work: str = "standard"  # one of lineup.WORKS
     batch_size: int = 16
     head_lr: float = 1e-3
     network_lr: float = 1e-4
@@ -33,6 +34,7 @@ class Job:
     bf16: bool = True  # whether bf16 is measured to be faster here; contenders with the best flags then use it
     workers: int = 2  # decoding processes, for contenders without a default of their own
     folder: str = ""  # empty folder for this measurement; removed afterwards
+    cache: str = ""  # folder of Pylorus's cache, shared by contenders that continue another one; empty: in `folder`
     options: dict[str, Any] = field(default_factory=dict)  # options that distinguish variants of one contender
 
     def write(self, path: Path) -> None:
@@ -53,6 +55,7 @@ class Answer:
         default_factory=dict
     )  # of training without validation, median over the epochs of a phase
     phase_memory_mib: dict[str, float] = field(default_factory=dict)  # peak of each phase, if known
+    timeline: dict[str, float] = field(default_factory=dict)  # seconds of each part of a run of Pylorus
     accuracy: float | None = None  # on the test images, at the end
     memory_mib: float | None = None  # GPU memory, as reported by the framework
     note: str = ""

@@ -28,7 +28,16 @@ MODELS = {
     "vgg19": Known("vgg19.tv_in1k", 224, "features.28"),
     "inception_v3": Known("inception_v3.tv_in1k", 299, "Mixed_7a"),
     "mobilenetv2_100": Known("mobilenetv2_100", 224, "blocks.6"),
+    "resnet18": Known("resnet18.tv_in1k", 224, "layer4"),
+    "test_resnet": Known("test_resnet.r160_in1k", 160, "layer4"),
 }
+
+WORKS: dict[str, dict[str, Any]] = {
+    "standard": {"model": "resnet50", "images": 480, "epochs": 5, "weights": "drawn", "size": None},
+    "overhead": {"model": "test_resnet", "images": 480, "epochs": 5, "weights": "none", "size": 64},
+    "frames": {"model": "resnet18", "images": 1200, "epochs": 3, "weights": "none", "size": None},
+}
+"""The kinds of work, with the options that they set unless the command line does."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,7 @@ class Contender:
         needs: Modules that must be installed.
         script: Its file in contenders/, or None for Pylorus itself.
         options: The options of its job.
+        after: The contender whose cache this one finds: it runs after that one, and only together with it.
     """
 
     name: str
@@ -48,6 +58,7 @@ class Contender:
     needs: tuple[str, ...]
     script: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    after: str | None = None
 
     @property
     def lacking(self) -> list[str]:
@@ -74,18 +85,50 @@ class Contender:
         return Answer(**json.loads(said[-1].removeprefix(SAYS)))
 
 
-def _pylorus(name: str, what: str, **options: Any) -> Contender:
-    return Contender(name, what, NEEDS_OF_PYLORUS, options=options)
+def _pylorus(name: str, what: str, *, after: str | None = None, **options: Any) -> Contender:
+    return Contender(name, what, NEEDS_OF_PYLORUS, options=options, after=after)
 
 
-def contenders(epochs: int) -> list[Contender]:
-    """Return all contenders in the order in which they run; `epochs` is the number of epochs of one phase."""
+PYLORUS = _pylorus("pylorus", "both stages, with an empty cache", stages="both")
+FASTAI = Contender("fastai", "fastai's defaults, fine_tune", ("fastai", "timm"), "fastai_finetune.py")
+TIMM_BEST = Contender(
+    "timm_best",
+    "a script built from timm's components: channels_last, bf16, fused",
+    ("timm",),
+    "timm_style.py",
+    {"best": True},
+)
+
+
+def contenders(epochs: int, work: str = "standard") -> list[Contender]:
+    """Return all contenders of a kind of work in the order in which they run.
+
+    Args:
+        epochs: Number of epochs of one phase.
+        work: One of `WORKS`.
+    """
+    if work == "overhead":
+        return [PYLORUS, TIMM_BEST, FASTAI, *OPTIONAL]
+    if work == "frames":
+        read = "catalog, audit, leaks and split"
+        return [
+            PYLORUS,
+            _pylorus("pylorus_again", "the same, second run", stages="both", after="pylorus"),
+            TIMM_BEST,
+            FASTAI,
+            Contender("opencv", "bare OpenCV decode, a process per core", ("cv2",), "opencv_decode.py"),
+            Contender("pass", f"Pylorus's {read}, first pass", NEEDS_OF_PYLORUS, "pylorus_pass.py"),
+            Contender(
+                "pass_again", f"Pylorus's {read}, second pass", NEEDS_OF_PYLORUS, "pylorus_pass.py", after="pass"
+            ),
+            *OPTIONAL,
+        ]
     late = {"stages": "finetune", "late": True, "epochs": 2 * epochs}
     return [
-        _pylorus("pylorus", "both stages, with an empty cache", stages="both"),
-        Contender("fastai", "fastai's defaults, fine_tune", ("fastai", "timm"), "fastai_finetune.py"),
+        PYLORUS,
+        FASTAI,
         Contender("timm", "a script built from timm's components, no flags: fp32", ("timm",), "timm_style.py"),
-        Contender("timm_best", "the same: channels_last, bf16, fused", ("timm",), "timm_style.py", {"best": True}),
+        TIMM_BEST,
         Contender("lightning", "Lightning as in tutorials, fp32", ("pytorch_lightning", "timm"), "lightning_plain.py"),
         Contender(
             "lightning_bf16",

@@ -8,8 +8,10 @@ from torch import nn
 
 def build_network(job: Job) -> nn.Module:
     """Build the backbone with the job's weights and a new linear head with small random weights."""
-    overlay = {} if job.weights == "hub" else {"pretrained_cfg_overlay": {"file": job.weights}}
-    network = timm.create_model(job.model, pretrained=True, num_classes=job.classes, **job.model_args, **overlay)
+    torch.manual_seed(0)
+    overlay = {} if job.weights in ("hub", "none") else {"pretrained_cfg_overlay": {"file": job.weights}}
+    pretrained = job.weights != "none"
+    network = timm.create_model(job.model, pretrained=pretrained, num_classes=job.classes, **job.model_args, **overlay)
     torch.manual_seed(0)
     nn.init.normal_(network.get_classifier().weight, std=0.01)
     nn.init.zeros_(network.get_classifier().bias)

@@ -5,6 +5,7 @@
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import shutil
 import signal
@@ -21,7 +22,7 @@ import images
 import table
 from harness import watch
 from job import Job
-from lineup import MODELS, OPTIONAL, Contender, Known, contenders
+from lineup import MODELS, OPTIONAL, WORKS, Contender, Known, contenders
 from machine import cores
 
 HERE = Path(__file__).parent
@@ -32,9 +33,9 @@ def main() -> None:
     options = _options()
     if not options.use_this_python:
         environment.enter()
-    work = options.work.absolute()
-    work.mkdir(parents=True, exist_ok=True)
-    job = _job(options, work)
+    folder = options.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    job = _job(options, folder)
     chosen = _chosen(options)
     record = _record(options, job)
     job = dataclasses.replace(job, bf16=record["peak_bf16"] > 1.3 * record["peak_fp32"])
@@ -43,7 +44,7 @@ def main() -> None:
     try:
         for repeat in range(options.repeats):
             for contender in (one for one in chosen if not one.lacking):
-                one = _measure(contender, job, repeat, options.checkout.absolute(), work)
+                one = _measure(contender, job, repeat, options.checkout.absolute(), folder)
                 record["measurements"].append(one)
                 _save(record, options)
                 print(table.line(one), flush=True)
@@ -51,8 +52,8 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\ninterrupted: the results of finished measurements are saved", file=sys.stderr)
     finally:
-        for folder in work.glob("running-*"):
-            shutil.rmtree(folder, ignore_errors=True)
+        for temporary in folder.glob("running-*"):
+            shutil.rmtree(temporary, ignore_errors=True)
     _save(record, options)
     print("\n" + table.markdown(record))
     print(f"\nwritten: {options.output}.json and .md")
@@ -60,19 +61,35 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    names = [contender.name for contender in contenders(5)]
+    names = list(dict.fromkeys(one.name for work in WORKS for one in contenders(5, work)))
     add = parser.add_argument
+    add(
+        "--work",
+        default="standard",
+        choices=WORKS,
+        help="standard; overhead: a network that costs next to nothing; frames: large frames, first and second run. "
+        "It sets --model, --images, --epochs, --weights and --size, unless they are given",
+    )
     add("--model", default="resnet50", help=f"{', '.join(MODELS)}, or a timm name (then with --late)")
     add("--model-args", type=json.loads, default={}, help='arguments of timm.create_model: \'{"pad_type": "same"}\'')
     add(
         "--late",
         help="the block from which the network is trained in partial fine-tuning; default: by model, such as layer4",
     )
-    add("--weights", default="drawn", help="drawn (random), hub, or a file")
+    add(
+        "--weights",
+        default="drawn",
+        help="drawn (random, features of a realistic scale), none (random), hub, or a file",
+    )
     add("--data", type=Path, help="your own images: DIR/{train,val,test}/CLASS, DIR/{train,test}/CLASS or DIR/CLASS")
     add("--group", help="regular expression that finds the patient in a path of --data")
     add("--images", type=int, default=480, help="number of synthetic images")
-    add("--drawn-size", type=int, default=320, help="side of the synthetic images in pixels")
+    add(
+        "--drawn-size",
+        type=int,
+        default=320,
+        help="side of the synthetic images in pixels; those of --work frames are always 1280 x 1024",
+    )
     add("--size", type=int, help="side of the network's input in pixels; default: that of the model")
     add("--epochs", type=int, default=5, help="epochs of each of the two phases")
     add("--batch-size", type=int, default=16)
@@ -85,47 +102,58 @@ def _options() -> argparse.Namespace:
     add("--only", help=f"contenders to run, some of: {', '.join(names)}")
     add("--device", default="cpu", choices=("cpu", "cuda"))
     add("--workers", type=int, help="decoding processes of timm and Lightning; default: 2, on a GPU up to 8")
-    add("--output", type=Path, help="path of the result files without suffix; default: in --work")
-    add("--work", type=Path, default=HERE / "outputs", help="folder for images, weights and temporary files")
+    add("--output", type=Path, help="path of the result files without suffix; default: in --folder")
+    add("--folder", type=Path, default=HERE / "outputs", help="folder for images, weights and temporary files")
     add("--checkout", type=Path, default=ROOT, help="the clone of Pylorus to measure, for example an older version")
     add("--use-this-python", action="store_true", help="use the installed packages, install nothing")
+    parser.set_defaults(**WORKS[parser.parse_args().work])
     options = parser.parse_args()
     stamp = datetime.now(UTC).strftime("%Y-%m-%d-%H%M%S")
-    options.output = options.output or options.work / f"{stamp}-{options.model}"
+    kind = "" if options.work == "standard" else f"{options.work}-"
+    options.output = options.output or options.folder / f"{stamp}-{kind}{options.model}"
+    names = [contender.name for contender in contenders(5, options.work)]
     unknown = set((options.only or "").split(",")) - {"", *names}
     if unknown:
-        parser.error(f"--only: found {', '.join(sorted(unknown))}, expected some of {', '.join(names)}")
+        parser.error(
+            f"--only: found {', '.join(sorted(unknown))}, expected some of {', '.join(names)} for --work {options.work}"
+        )
     if options.model not in MODELS and not options.late:
         parser.error(f"--late: {options.model} is not one of {', '.join(MODELS)}, so its late block must be named")
     return options
 
 
 def _chosen(options: argparse.Namespace) -> list[Contender]:
-    everyone = contenders(options.epochs)
+    everyone = contenders(options.epochs, options.work)
     if options.only:
-        return [contender for contender in everyone if contender.name in options.only.split(",")]
+        names = options.only.split(",")
+        names += [str(one.after) for one in everyone if one.name in names and one.after]
+        return [contender for contender in everyone if contender.name in names]
     return [contender for contender in everyone if contender not in OPTIONAL]
 
 
-def _job(options: argparse.Namespace, work: Path) -> Job:
+def _job(options: argparse.Namespace, folder: Path) -> Job:
     known = MODELS.get(options.model, Known(options.model, 224, options.late))
     size = options.size or known.size
     if options.data:
-        data = images.arrange(options.data.absolute(), work / f"images-{options.data.name}")
+        source = options.data.absolute()
+        mark = hashlib.sha256(f"{source}\n{options.group}".encode()).hexdigest()[:8]
+        data = images.arrange(source, folder / f"images-{source.name}-{mark}", group=options.group)
+    elif options.work == "frames":
+        data = images.draw_frames(folder / f"frames-{options.images}", images=options.images, processes=cores())
     else:
         data = images.draw(
-            work / f"images-{options.images}-{options.drawn_size}", images=options.images, size=options.drawn_size
+            folder / f"images-{options.images}-{options.drawn_size}", images=options.images, size=options.drawn_size
         )
     weights = options.weights
     if weights == "drawn":
-        file = work / f"weights-{known.name}-{data.name}-{size}.safetensors"
+        file = folder / f"weights-{known.name}-{data.name}-{size}.safetensors"
         if not file.is_file():
             words = [known.name, str(file), "--data", str(data), "--size", str(size)]
             subprocess.run(
                 [sys.executable, str(HERE / "weights.py"), *words, "--args", json.dumps(options.model_args)], check=True
             )
         weights = str(file)
-    elif weights != "hub":
+    elif weights not in ("hub", "none"):
         weights = str(Path(weights).absolute())
     return Job(
         data=str(data),
@@ -135,8 +163,9 @@ def _job(options: argparse.Namespace, work: Path) -> Job:
         weights=weights,
         size=size,
         late=options.late or known.late,
-        group=options.group if options.data else r"patient_\d+",
+        group=options.group if options.data else images.PATIENT,
         epochs=options.epochs,
+        work=options.work,
         batch_size=options.batch_size,
         device=options.device,
         workers=options.workers or (min(8, cores()) if options.device == "cuda" else 2),
@@ -148,9 +177,9 @@ def _record(options: argparse.Namespace, job: Job) -> dict[str, Any]:
     words = ["--device", job.device, "--model", job.model, "--size", str(job.size), "--classes", str(job.classes)]
     found = _machine([*words, "--args", json.dumps(job.model_args)])
     settings = dataclasses.asdict(job)
-    for private in ("data", "folder", "options"):
+    for private in ("data", "folder", "cache", "options"):
         del settings[private]
-    settings["weights"] = options.weights if options.weights in ("drawn", "hub") else Path(options.weights).name
+    settings["weights"] = options.weights if options.weights in ("drawn", "none", "hub") else Path(options.weights).name
     settings["images"] = images.counts(Path(job.data))
     settings["drawn"] = options.data is None
     commit = subprocess.run(
@@ -161,7 +190,7 @@ def _record(options: argparse.Namespace, job: Job) -> dict[str, Any]:
         "commit": commit or None,
         **found,
         "settings": settings,
-        "contenders": {contender.name: contender.what for contender in contenders(options.epochs)},
+        "contenders": {contender.name: contender.what for contender in contenders(options.epochs, options.work)},
         "finished": False,
         "measurements": [],
     }
@@ -184,14 +213,17 @@ def _measure(contender: Contender, job: Job, repeat: int, checkout: Path, work: 
     """Run one contender once and return its measurement, or its error if it fails."""
     one: dict[str, Any] = {"contender": contender.name, "repeat": repeat, "error": None}
     folder = work / f"running-{contender.name}"
+    cache = work / f"running-cache-{contender.after or contender.name}"
+    if contender.after is None:
+        shutil.rmtree(cache, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     # The peak changes with the load of the machine, so it is measured immediately before and after.
-    peaks = _peak(job) if contender.name == "pylorus" else []
-    job = dataclasses.replace(job, folder=str(folder), options=contender.options)
+    peaks = _peak(job) if contender.name == "pylorus" and job.work == "standard" else []
+    job = dataclasses.replace(job, folder=str(folder), cache=str(cache), options=contender.options)
     found = {"PYTHONPATH": str(checkout / "src")}
     seen = watch(contender.command(job, checkout), folder=folder, environment=found, device=job.device)
-    one |= {"seconds": seen.seconds, "memory_mib": seen.memory_mib}
+    one |= {"seconds": seen.seconds, "cpu_seconds": seen.cpu_seconds, "memory_mib": seen.memory_mib}
     if peaks:
         one["peaks_bf16"] = [*peaks, *_peak(job)]
     if job.device == "cuda":

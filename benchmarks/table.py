@@ -54,8 +54,21 @@ class Target:
     least: float
 
 
-def targets(late: str, epochs: int) -> list[Target]:
-    """Return all targets; they name contenders of `lineup.py`."""
+def targets(late: str, epochs: int, work: str = "standard") -> list[Target]:
+    """Return all targets of a kind of work; they name contenders of `lineup.py`."""
+    script = "timm-style script, best flags"
+    if work == "overhead":
+        run = f"whole process, {epochs} + {epochs} epochs"
+        return [Target(run, script, ("pylorus", whole), ("timm_best", whole), 1.0)]
+    if work == "frames":
+        run = f"whole process, {epochs} + {epochs} epochs"
+        read = phase("read")
+        return [
+            Target(run, script, ("pylorus", whole), ("timm_best", whole), 1.5),
+            Target(f"{run}, second run", script, ("pylorus_again", whole), ("timm_best", whole), 2.5),
+            Target("first pass", "bare OpenCV decode", ("pass", read), ("opencv", phase("decode")), 0.75),
+            Target("second pass", "the first pass", ("pass_again", read), ("pass", read), 100),
+        ]
     pretrain, finetune = phase("pretrain"), phase("finetune")
     head, both = f"pre-training, {epochs} epochs", f"both stages, {epochs} + {epochs} epochs, whole process"
     return [
@@ -124,10 +137,11 @@ def markdown(record: dict[str, Any]) -> str:
         f"Medians of up to {repeats} round{'s' if repeats > 1 else ''}; smallest and largest value in brackets."
         + ("" if record["finished"] else " **Not finished.**"),
         "",
-        *_ratios(done, targets(settings["late"], settings["epochs"])),
+        *_ratios(done, targets(settings["late"], settings["epochs"], settings.get("work", "standard"))),
         "",
         *_contenders(record),
         "",
+        *_timelines(record),
         ", ".join(f"{name} {version}" for name, version in record["versions"].items()) + ".",
     ]
     return "\n".join(lines)
@@ -139,10 +153,20 @@ def line(one: Measurement) -> str:
         return f"{one['repeat'] + 1}  {one['contender']:22} {one['error']}"
     parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in one["phases"].items())
     accuracy = "?" if one["accuracy"] is None else f"{100 * one['accuracy']:.1f} %"
-    return (
-        f"{one['repeat'] + 1}  {one['contender']:22} {one['seconds']:7.1f} s  ({parts})  "
-        f"{one['memory_mib']:.0f} MiB  test accuracy {accuracy}"
+    text = (
+        f"{one['repeat'] + 1}  {one['contender']:22} {one['seconds']:7.1f} s, CPU {one['cpu_seconds']:.1f} s  "
+        f"({parts})  {one['memory_mib']:.0f} MiB  test accuracy {accuracy}"
     )
+    timeline = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in timeline_of(one).items())
+    return f"{text}\n     {timeline}" if timeline else text
+
+
+def timeline_of(one: Measurement) -> dict[str, float]:
+    """Return the seconds of each part of a run of Pylorus, and those that only the watching process sees."""
+    timeline = one.get("timeline") or {}
+    if not timeline or one["contender"] == "pylorus_sweep":  # there it is the timeline of the second job alone
+        return dict(timeline)
+    return {**timeline, "outside": max(0.0, one["seconds"] - sum(timeline.values()))}
 
 
 def _ratios(done: list[Measurement], wanted: list[Target]) -> list[str]:
@@ -162,12 +186,13 @@ def _ratios(done: list[Measurement], wanted: list[Target]) -> list[str]:
 
 def _contenders(record: dict[str, Any]) -> list[str]:
     lines = [
-        "| contender | whole process, s | pre-training, s | fine-tuning, s | training images/s, pre-training "
+        "| contender | whole process, s | CPU, s | pre-training, s | fine-tuning, s | training images/s, pre-training "
         "| fine-tuning | peak memory, MiB | GPU memory, MiB | GPU busy | test accuracy |",
-        "| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
+        "| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
     ]
     takes: list[tuple[Value, str]] = [
         (whole, ".1f"),
+        (lambda one: one.get("cpu_seconds"), ".1f"),
         (lambda one: phase("pretrain")(one) or phase("second")(one), ".1f"),
         (phase("finetune"), ".1f"),
         (lambda one: one["images_per_second"].get("pretrain"), ".1f"),
@@ -186,8 +211,27 @@ def _contenders(record: dict[str, Any]) -> list[str]:
         if len(good) < len(own):
             failed = [one for one in own if one["error"] is not None]
             times = "" if failed[-1]["error"].startswith("not installed") else f": failed {len(failed)} ×"
-            lines.append(f"| {name}{times} | {failed[-1]['error']} |" + " |" * 8)
+            lines.append(f"| {name}{times} | {failed[-1]['error']} |" + " |" * 9)
     return lines
+
+
+def _timelines(record: dict[str, Any]) -> list[str]:
+    """Return the table of the timelines of Pylorus's runs: medians of the rounds."""
+    timelines: dict[str, list[dict[str, float]]] = {}
+    for one in record["measurements"]:
+        if one["error"] is None and timeline_of(one):
+            timelines.setdefault(one["contender"], []).append(timeline_of(one))
+    if not timelines:
+        return []
+    parts = list(dict.fromkeys(part for rounds in timelines.values() for one in rounds for part in one))
+    lines = [
+        f"| timeline, s | {' | '.join(parts)} |",
+        f"| --- |{' --: |' * len(parts)}",
+    ]
+    for name, rounds in timelines.items():
+        cells = [_spread([one.get(part) for one in rounds], ".2f") for part in parts]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def _values(done: list[Measurement], name: str, value: Value) -> dict[int, float]:

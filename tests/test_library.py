@@ -93,7 +93,7 @@ def test_images_get_the_size_and_interpolation_of_the_model(synthetic_root, name
     ("options", "message"),
     [
         ({"image_size": None}, "image_size: found neither"),
-        ({"model": "resnet5O", "image_size": None}, 'timm has no "resnet5O".*Did you mean "resnet'),
+        ({"model": "resnet5O", "image_size": None}, 'model: timm .* has no "resnet5O".*Did you mean "resnet'),
         ({"augment": "lihgt"}, 'augment: found "lihgt".*Did you mean "light"'),
         ({"fit": "squeeze"}, "ImageDataModule: fit: found 'squeeze', expected 'pad', 'stretch' or 'crop'"),
         ({"val_fraction": 2.0}, "^val_fraction: found 2.0"),
@@ -157,6 +157,127 @@ def test_a_misspelt_public_name_is_suggested():
 def test_train_explains_an_invalid_override_in_one_sentence(overrides, message, tmp_path):
     with pytest.raises(pylorus.PylorusError, match=message):
         pylorus.train(overrides, folder=tmp_path / "run")
+
+
+def mean_loss(logits, labels):
+    return torch.nn.functional.cross_entropy(logits, labels)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": 3}, "Classifier: model: found 3, expected text, or a Backbone."),
+        ({"model": "resnet50.tv_in2k"}, 'has no weights "resnet50.tv_in2k". Did you mean "resnet50.tv_in1k"?'),
+        ({"model_args": 3}, "model_args: found 3, expected a dictionary, or None."),
+        ({"classes": 3}, "classes: found 3, expected a list of text."),
+        ({"classes": "ABC"}, "classes: found 'ABC', expected a list of text."),
+        ({"classes": ["A", "A"]}, 'classes: found "A" twice'),
+        ({"classes": ["", "B"]}, "classes: found an empty name"),
+        ({"weights": "nope.pth"}, "weights: found nope.pth, expected hub, none, or an existing file."),
+        ({"image_size": 0}, "image_size: found 0, expected a whole number of at least 32, or None."),
+        ({"image_size": "32"}, "image_size: found '32', expected a whole number"),
+        ({"seed": -1}, "seed: found -1, expected a whole number of at least 0."),
+        ({"seed": "x"}, "seed: found 'x', expected a whole number"),
+        ({"seed": 1.5}, "seed: found 1.5, expected a whole number"),
+        ({"loss": None}, "loss: found None, expected text, or a function."),
+        ({"loss": "focall"}, "loss: found 'focall', expected one of cross_entropy, focal, or your own"),
+        ({"loss": torch.nn.CrossEntropyLoss}, "found the class CrossEntropyLoss, expected an object. Write"),
+        ({"loss": lambda logits: logits.mean()}, "has the arguments (logits), expected two: logits"),
+        ({"loss": mean_loss, "class_weights": [1, 2, 3]}, "your own loss applies them itself"),
+        ({"class_weights": [1, -2, 3]}, "class_weights: found [1, -2, 3], expected"),
+        ({"class_weights": [0, 0, 0]}, "a list of numbers above 0"),
+        ({"class_weights": [1, 2, float("nan")]}, "class_weights: found [1, 2, nan], expected"),
+        ({"class_weights": "balance"}, 'Did you mean "balanced"?'),
+        ({"class_weights": {"A": 1}}, "class_weights: found 'A', which is not among the classes GC, GU, CG."),
+        ({"class_weights": {"GC": 1, "GU": 2}}, "class_weights: found none for CG"),
+        ({"label_smoothing": -1.0}, "label_smoothing: found -1.0, expected 0 to 0.5."),
+        ({"label_smoothing": "a"}, "label_smoothing: found 'a', expected a number."),
+        ({"optimizer": "adamm"}, 'optimizer: timm has no "adamm". Did you mean "adam"?'),
+        ({"schedule": "cosin"}, "expected 'cosine', 'plateau' or 'constant'. Did you mean \"cosine\"?"),
+        ({"lr": "1e-3"}, "lr: found '1e-3', expected a number."),
+    ],
+)
+def test_a_classifier_names_the_argument_what_was_found_and_what_is_expected(options, message):
+    with pytest.raises(pylorus.PylorusError) as error:
+        pylorus.Classifier(**{"model": TINY, "classes": ["GC", "GU", "CG"], "weights": "none"} | options)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "options", [{"learn": 3}, {"unfreeze_at_epoch": "a"}, {"unfreeze_at_epoch": 1.5}, {"unfreeze_at_epoch": True}]
+)
+def test_freezing_names_an_argument_of_another_type(options):
+    with pytest.raises(pylorus.PylorusError, match=f"FreezeBackbone: {next(iter(options))}: found .*, expected"):
+        pylorus.FreezeBackbone(**options)
+
+
+@pytest.mark.parametrize("classes", [["GU", "GC", "CG"], ["GC", "GU"]])
+@pytest.mark.parametrize("run", ["fit", "test"])
+def test_classes_in_another_order_than_the_images_are_refused(synthetic_root, classes, run):
+    data = build_data(synthetic_root)
+    names = [data.classes[["GC", "GU", "CG"].index(name)] for name in classes]
+    classifier = pylorus.Classifier(TINY, names, weights="none")
+    trainer = pl.Trainer(max_epochs=1, **QUIET)
+    with pytest.raises(pylorus.PylorusError) as error:
+        getattr(trainer, run)(classifier, data)
+    assert f"the classifier has {', '.join(names)}, but the data module has {', '.join(data.classes)}" in str(
+        error.value
+    )
+
+
+def test_another_image_size_than_the_images_have_is_reported_once(synthetic_root, tmp_path):
+    trainer = pl.Trainer(max_epochs=1, limit_train_batches=1, default_root_dir=tmp_path, **QUIET)
+    with pytest.warns(UserWarning, match=r"image_size: .* images of 64 px, but the data module gives 32 px") as record:
+        trainer.fit(build_classifier(image_size=64), build_data(synthetic_root))
+    assert sum("64 px" in str(each.message) for each in record) == 1
+
+
+def test_balanced_class_weights_follow_the_training_images(synthetic_root, tmp_path):
+    data, classifier = build_data(synthetic_root), build_classifier(class_weights="balanced")
+    trainer = pl.Trainer(max_epochs=1, limit_train_batches=1, default_root_dir=tmp_path, **QUIET)
+    trainer.fit(classifier, data)
+    counts = np.bincount(data.get_labels("train"))
+    assert np.allclose(classifier.loss.class_weights, counts.sum() / (3 * counts))
+    with pytest.raises(pylorus.PylorusError, match=r"class_weights: found 'balanced', which needs .*ImageDataModule"):
+        pl.Trainer(max_epochs=1, **QUIET).fit(build_classifier(class_weights="balanced"), data.train_dataloader())
+
+
+def test_class_weights_by_name_are_those_by_position():
+    named = build_classifier(class_weights={"CG": 3, "GC": 1, "GU": 2})
+    assert named.loss.class_weights.tolist() == build_classifier(class_weights=[1, 2, 3]).loss.class_weights.tolist()
+
+
+def test_a_loss_that_becomes_nan_ends_the_training(synthetic_root, tmp_path):
+    classifier = build_classifier(loss=lambda logits, labels: logits.mean() * float("nan"))
+    trainer = pl.Trainer(max_epochs=1, limit_train_batches=1, default_root_dir=tmp_path, **QUIET)
+    with pytest.raises(pylorus.PylorusError, match=r"loss became NaN or infinite in epoch 1.*Lower lr"):
+        trainer.fit(classifier, build_data(synthetic_root))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((1, 3, 32, 32), np.uint8), "found an array of shape (1, 3, 32, 32), expected a uint8 tensor"),
+        (torch.zeros(1, 32, 32, 3, dtype=torch.uint8), "found a Tensor of shape (1, 32, 32, 3), expected"),
+        (torch.zeros(3, 32, 32, dtype=torch.uint8), "found a Tensor of shape (3, 32, 32), expected"),
+        (torch.linspace(0, 1, 3 * 32 * 32).view(1, 3, 32, 32), "found pixels from 0 to 1, expected 0 to 255"),
+        (torch.linspace(-2, 2, 3 * 32 * 32).view(1, 3, 32, 32), "found pixels from -2 to 2, expected 0 to 255"),
+    ],
+)
+def test_images_in_another_form_are_refused(images, message):
+    with pytest.raises(pylorus.PylorusError) as error:
+        build_classifier()(images)
+    assert message in str(error.value)
+
+
+def test_a_checkpoint_trained_with_an_own_loss_asks_for_it(synthetic_root, tmp_path):
+    classifier = build_classifier(loss=mean_loss)
+    assert classifier.hparams["loss"] == "own: mean_loss"
+    path = save_checkpoint(classifier, synthetic_root, tmp_path)
+    with pytest.raises(pylorus.PylorusError, match=r"trained with a loss of your own, mean_loss, .*Pass loss=…"):
+        pylorus.Classifier.load_from_checkpoint(path)
+    assert pylorus.Classifier.load_from_checkpoint(path, loss=mean_loss).hparams["loss"] == "own: mean_loss"
+    assert pylorus.Classifier.load_from_checkpoint(path, loss="focal").hparams["loss"] == "focal"
 
 
 def test_an_ordinary_trainer_trains_validates_tests_and_predicts(synthetic_root, tmp_path):
@@ -259,7 +380,8 @@ def test_a_checkpoint_restores_the_classifier_without_a_download_or_a_pickle(
     path = save_checkpoint(classifier, synthetic_root, tmp_path)
     plain = torch.load(path, weights_only=True)["hyper_parameters"]
     assert json.loads(json.dumps(plain)) == plain
-    loaded = pylorus.Classifier.load_from_checkpoint(path)
+    own_loss = {} if loss == "focal" else {"loss": loss}
+    loaded = pylorus.Classifier.load_from_checkpoint(path, **own_loss)
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     assert torch.equal(classifier.cpu().eval()(images), loaded(images))
     assert loaded.names == ("GC", "GU", "CG")
@@ -297,8 +419,9 @@ def test_a_pickle_of_code_is_refused(tmp_path, monkeypatch):
     Path("bad.ckpt").write_bytes(pickle.dumps({"state_dict": {}, "hyper_parameters": Planted()}))
     torch.save({"state_dict": {}, "hyper_parameters": Planted()}, "worse.ckpt")
     for name in ("bad.ckpt", "worse.ckpt", "missing.ckpt"):
-        with pytest.raises(pylorus.PylorusError, match=name):
+        with pytest.raises(pylorus.PylorusError, match=name) as error:
             pylorus.Classifier.load_from_checkpoint(name)
+        assert "weights_only" not in str(error.value)
     assert not Path("planted").exists()
 
 
@@ -368,6 +491,22 @@ def test_train_raises_the_errors_of_the_command_line():
         pylorus.train(["optimizer.lrr=1"])
     with pytest.raises(pylorus.PylorusError, match="optimizer.lr"):
         pylorus.train(["optimizer.lr=fast"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["loss._target_=torch.nn.CrossEntropyLoss", "loss.reductionn=none"], 'loss.reductionn: .*mean "reduction"'),
+        (["metrics.mean._target_=numpy.mean"], r"metrics.mean: numpy.mean gave shape \(\) for three classes"),
+        (["loss=focal", "loss.args.gama=1"], 'loss.args.gama: .*Did you mean "gamma"'),
+        (["loss.name=null"], "loss.name: found null without loss._target_"),
+    ],
+)
+def test_train_finds_a_wrong_part_before_it_reads_images(synthetic_root, tmp_path, overrides, message):
+    words = [f"data.root={synthetic_root}", *SMALL, f"cache.folder={tmp_path / 'cache'}", *overrides]
+    with pytest.raises(pylorus.PylorusError, match=message):
+        pylorus.train(words, folder=tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("split.csv"))
 
 
 def test_train_reads_a_folder_of_ones_own_configuration(synthetic_root, tmp_path):

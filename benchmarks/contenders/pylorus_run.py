@@ -80,6 +80,8 @@ def read(job: Job) -> Answer:
                 answer.note += (
                     f"{stage}: features {found['features_seconds']:.1f} s, fit {found['fit_seconds']:.1f} s. "
                 )
+    if (root / "speed.json").is_file():
+        answer.timeline = json.loads((root / "speed.json").read_text(encoding="utf-8"))["timeline"]
     answer.accuracy = _accuracy(root / (stages(job)[-1]))
     answer.note += f"precision {json.loads((root / 'environment.json').read_text())['precision']}"
     return answer
@@ -99,7 +101,7 @@ def knows_cache(checkout: Path) -> bool:
 
 def _cache(job: Job) -> list[str]:
     prefix = str(bool(job.options.get("prefix", True))).lower()
-    return [f"cache.prefix={prefix}", f"cache.folder={job.folder}/cache"]
+    return [f"cache.prefix={prefix}", f"cache.folder={job.cache or job.folder + '/cache'}"]
 
 
 def _stage(run: Path, stage: str) -> dict[str, Any]:

@@ -26,9 +26,7 @@ def add_train_command(commands: "argparse._SubParsersAction[argparse.ArgumentPar
         prefix_chars="\0",  # no word is an option of this parser: Hydra parses them all
         add_help=False,
     )
-    command.add_argument(
-        "words", nargs=argparse.REMAINDER, metavar="WORD", help="key, group or option of Hydra, as in `train.py`"
-    )
+    command.add_argument("words", nargs=argparse.REMAINDER, metavar="WORD", help="key, group or option of Hydra")
     command.set_defaults(act=_run_train)
 
 

@@ -56,6 +56,18 @@ def test_composing_a_configuration_does_not_wait_for_heavy_packages(module):
     assert found.stdout.endswith("light\n")
 
 
+def test_training_imports_no_package_that_only_some_runs_need():
+    """Beside torch, timm and Lightning, which import some of these themselves if they are installed."""
+    code = (
+        "import sys, torch, timm, pytorch_lightning\nbefore = set(sys.modules)\nimport pylorus.launch.train\n"
+        "print(*{name.split('.')[0] for name in set(sys.modules) - before})"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    optional = "albumentations mlflow onnx onnxruntime pydicom ray sklearn skimage statsmodels tensorboard wandb"
+    assert "pandas" in found.stdout.split()
+    assert not set(optional.split()) & set(found.stdout.split())
+
+
 def test_draw_writes_images_and_prints_how_to_train_on_them(train_for_real, tmp_path):
     program = (str(Path(sys.executable).with_name("pylorus")),)
     found = train_for_real("draw", "drawn", "--images", "4", "--size", "32", program=program)

@@ -16,7 +16,9 @@ QUICK = (*PLAIN, "report=false")
 
 
 def test_a_run_of_both_stages_from_any_folder(train_for_real, tmp_path):
+    start = time.monotonic()
     found = train_for_real(*PLAIN, "model.weights=none")
+    seconds = time.monotonic() - start
     assert found.returncode == 0, found.stderr
     folder = next(tmp_path.glob("outputs/20*/*"))
     results, model = found.stdout.rstrip().splitlines()[-2:]
@@ -29,6 +31,12 @@ def test_a_run_of_both_stages_from_any_folder(train_for_real, tmp_path):
         assert f"{stage}: epoch 1 of 1" in found.stdout
         assert (folder / stage / "predictions-test.parquet").is_file()
     assert "Traceback" not in found.stdout + found.stderr
+    speed = json.loads((folder / "speed.json").read_text())
+    assert 0.7 * seconds < speed["seconds"] < seconds + 0.1  # interpreters start and end outside of it
+    assert {"imports", "reading", "pretrain", "finetune", "evaluation", "bundle", "report", "exit"} <= set(
+        speed["timeline"]
+    )
+    assert "\ntime     imports " in found.stdout
 
 
 def test_synthetic_images_train_without_a_hub_and_with_a_warning(train):

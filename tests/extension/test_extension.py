@@ -168,6 +168,8 @@ def test_own_metric_has_an_interval_in_the_table_of_all_metrics_and_in_the_card(
 def test_report_names_the_loss_without_running_it(experiment_folder):
     page = (experiment_folder / "run" / "report" / "report.html").read_text()
     assert "the loss my_hospital.parts.PolyLoss" in page
+    assert "cross_entropy" not in page
+    assert "cross_entropy" not in (experiment_folder / "run" / "config.yaml").read_text()
     environment = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}
     command = [sys.executable, "-m", "pylorus", "report", str(experiment_folder / "run")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -179,6 +181,8 @@ def test_typo_in_a_target_names_key_and_remedy(tmp_path, synthetic_root):
     done = start(tmp_path, "experiment=hospital", "loss._target_=my_hospital.parts.PolyLos")
     assert done.returncode == 1
     assert "loss: my_hospital.parts.PolyLos can't be imported" in done.stderr
+    assert 'my_hospital.parts has no PolyLos. Did you mean "PolyLoss"?' in " ".join(done.stderr.split())
+    assert "HYDRA" not in done.stdout + done.stderr
 
 
 def test_unknown_monitor_suggests_a_known_one(tmp_path, synthetic_root):

@@ -83,7 +83,9 @@ def test_cuda_graphs_need_a_gpu():
         resolve_engine(TrainerConfig(accelerator="cpu", cuda_graphs=True))
 
 
-@pytest.mark.parametrize("words", [("trainer.devices=2", "trainer.batch_size=8"), ("trainer.compile=true",)])
-def test_cuda_graphs_are_refused_with_several_devices_or_compilation(compose_config, words):
+@pytest.mark.parametrize(
+    "words", [("trainer.devices=2", "trainer.batch_size=8"), ("trainer.compile=true",), ("trainer.accumulate=2",)]
+)
+def test_cuda_graphs_are_refused_with_several_devices_compilation_or_accumulation(compose_config, words):
     with pytest.raises(PylorusError, match="trainer.cuda_graphs: found true, expected false with"):
         compose_config("model=small", "trainer.cuda_graphs=true", *words)

@@ -215,7 +215,7 @@ def main(config):
     if config.a == 2:
         raise ValueError("a job fails")
     if config.a == 9:
-        time.sleep(60)
+        time.sleep(600)
     if config.a == 8:
         os.kill(os.getpid(), 9)
     return config.a
@@ -266,10 +266,8 @@ def test_a_signal_ends_all_jobs_and_starts_no_other(app, tmp_path, number):
     deadline = time.monotonic() + 100
     while len(started(tmp_path)) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
-    start = time.monotonic()
     run.send_signal(number)
-    run.communicate(timeout=50)
-    assert time.monotonic() - start < 40
+    run.communicate(timeout=200)  # long before the jobs would have ended
     assert started(tmp_path) == ["0-9-2", "1-9-2"]
 
 

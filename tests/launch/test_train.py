@@ -53,8 +53,17 @@ def test_a_run_writes_all_documented_files(two_stage_run):
         "status.json", "config.yaml", "environment.json", "catalog.parquet", "split.csv", "run.log",
         "pretrain/metrics.csv", "pretrain/checkpoints/best.ckpt", "pretrain/predictions-val.parquet",
         "finetune/metrics.csv", "finetune/predictions-test.parquet", "model/model.safetensors", "model/model.json",
+        "speed.json",
     } <= names  # fmt: skip
     assert not [name for name in names if "/." in name or name.startswith(".")]
+
+
+def test_the_timeline_names_every_part_of_the_run(two_stage_run):
+    speed = json.loads(two_stage_run.speed.read_text())
+    parts = {"imports", "setup", "reading", "features", "pretrain", "finetune", "evaluation", "bundle", "other"}
+    assert parts == set(speed["timeline"])
+    assert speed["seconds"] == pytest.approx(sum(speed["timeline"].values()), abs=0.001)
+    assert speed["seconds"] - speed["timeline"]["other"] > 0.5 * speed["seconds"]
 
 
 def test_curves_of_both_stages_share_one_axis_under_their_own_names(two_stage_run):

@@ -1,5 +1,6 @@
 """A run of two processes gives the result of one, counts every image once, and writes one set of results."""
 
+import json
 import os
 import re
 import signal
@@ -55,6 +56,12 @@ def test_each_test_image_counts_once_and_results_are_written_once(two_process_ru
 def test_the_status_names_the_shipped_stage(two_process_run):
     assert two_process_run.shipped is not None
     assert two_process_run.read_status()["shipped_stage"] == two_process_run.shipped.name
+
+
+def test_the_timeline_includes_that_of_the_first_process(two_process_run):
+    speed = json.loads(two_process_run.speed.read_text())
+    assert {"imports", "setup", "reading", "pretrain", "finetune", "evaluation", "bundle"} <= set(speed["timeline"])
+    assert speed["seconds"] == pytest.approx(sum(speed["timeline"].values()), abs=0.001)
 
 
 def test_each_process_computes_its_part_of_the_cache(two_process_run):

@@ -6,8 +6,8 @@ import torch
 
 from pylorus.config.schema import OptimizerConfig, StageConfig
 from pylorus.core.errors import PylorusError
-from pylorus.model.classifier import build_optimizer, build_schedule, compute_peak_lr
 from pylorus.model.freeze import apply_depth
+from pylorus.model.losses import build_optimizer, build_schedule, compute_peak_lr
 from tests.conftest import TINY
 
 

@@ -1,6 +1,7 @@
-"""A signal ends the run, but does not interrupt an import that is used again afterwards."""
+"""A signal ends the run, but does not interrupt an import that is used again afterwards; a timeline leaves no gap."""
 
 import atexit
+import json
 import logging
 import os
 import select
@@ -11,7 +12,16 @@ import time
 
 import pytest
 
-from pylorus.runs.process import IN_SWEEP, STOP_SIGNALS, ForkedProcess, ensure_uninterrupted, handle_signals
+from pylorus.runs.process import (
+    IN_SWEEP,
+    OTHER,
+    STOP_SIGNALS,
+    ForkedProcess,
+    Timeline,
+    compute_process_start,
+    ensure_uninterrupted,
+    handle_signals,
+)
 
 SWEEP = """
 import os, signal, sys
@@ -92,6 +102,72 @@ def test_a_second_signal_ends_a_run_immediately_unless_its_sweep_sent_the_first(
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert found.returncode == (130 if ends_at_once else 0)
     assert found.stdout == ("" if ends_at_once else "the step is done\nits state is kept\n")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock of which a test says how far it moves."""
+
+    class Clock:
+        now = 100.0
+
+        def wait(self, seconds: float) -> None:
+            self.now += seconds
+
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    return clock
+
+
+def test_the_parts_of_a_timeline_add_up_and_an_inner_part_counts_once(clock):
+    timeline = Timeline(clock.now - 4)
+    timeline.begin(OTHER)
+    with timeline.measure("bundle"):
+        clock.wait(1)
+        with timeline.measure("evaluation"):
+            clock.wait(2)
+        clock.wait(0.5)
+    clock.wait(0.25)
+    assert timeline.compute_seconds() == {"imports": 4.0, "bundle": 1.5, "evaluation": 2.0, OTHER: 0.25}
+    expected = "time     imports 4.0 s, bundle 1.5 s, evaluation 2.0 s, other 0.2 s; total 7.8 s"
+    assert timeline.format_line() == expected
+
+
+def test_a_timeline_includes_the_parts_of_a_process_that_it_waited_for(clock):
+    timeline = Timeline(clock.now - 1)
+    timeline.begin(OTHER)
+    clock.wait(10)
+    timeline.include({"imports": 3.0, "finetune": 6.5})
+    assert timeline.compute_seconds() == {"imports": 4.0, "finetune": 6.5, OTHER: 0.5}
+
+
+LEAVING = """
+import sys, time
+from pathlib import Path
+from pylorus.runs.process import Timeline
+timeline = Timeline.from_process_start()
+time.sleep(0.2)
+timeline.write(Path(sys.argv[1]))
+timeline.begin("exit")
+time.sleep(0.3)
+"""
+
+
+@pytest.mark.slow
+def test_a_timeline_begins_with_the_process_and_ends_with_it(tmp_path):
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-c", LEAVING, str(tmp_path / "speed.json")], check=True)
+    seconds = time.monotonic() - start
+    speed = json.loads((tmp_path / "speed.json").read_text())
+    assert speed["timeline"]["exit"] >= 0.3
+    assert speed["timeline"]["imports"] >= 0.2
+    assert speed["seconds"] == pytest.approx(sum(speed["timeline"].values()), abs=0.001)
+    assert speed["seconds"] <= seconds + 0.02  # the start of a process is known to a hundredth of a second
+
+
+def test_the_start_of_this_process_is_known():
+    assert compute_process_start() < time.monotonic()
+    assert compute_process_start() == pytest.approx(compute_process_start(), abs=0.1)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import json
 import re
 import textwrap
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,8 @@ def build_config(composed: DictConfig) -> Config:
     if config.data._target_ is not None:
         config.data.kind = "external"
     config = validate(Config, dataclasses.asdict(config))
+    if config.loss._target_ is not None:
+        config.loss.name = None  # the report and loggers would name a loss that was not used
     check_config(config)
     config.stages = {name: config.stages[name] for name in config.run}
     if config.data.fold_column is not None:
@@ -136,6 +138,32 @@ def load_config(path: Path) -> Config:
         return build_config(DictConfig(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))))
     except OmegaConfBaseException as error:
         raise PylorusError(f"{path}: not a configuration of this version of Pylorus. {error}") from error
+
+
+def format_error(error: BaseException) -> str:
+    """Format an error of Hydra or OmegaConf; for OmegaConf's, with the key and what is wrong with its value."""
+    from hydra.errors import HydraException  # late: not every program that reads a configuration uses Hydra
+
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: no value given. Add {error.full_key}=… to the command line."
+    several = re.match(r"Ambiguous value for argument '(.*?)=(.*)'\n", str(error))
+    if several is not None:
+        key, values = several.groups()
+        return (
+            f"{key}: found several values, {values}. To sweep over them: {TRAIN_COMMAND} -m {key}={values}. If they "
+            f"are a list: {key}=[{values}]. If they are one text: \"{key}='{values}'\"."
+        )
+    cause = error.__cause__ if isinstance(error, HydraException) else None
+    type_error = cause if cause is not None else error
+    wrong = re.match(r"Value '(.*)' (?:of type '.*' could not be converted to|is not a valid) (\w+)", str(type_error))
+    if wrong is not None and isinstance(type_error, OmegaConfBaseException) and wrong[2] in KINDS:
+        return f'{type_error.full_key}: found "{wrong[1]}", expected {KINDS[wrong[2]]}.'
+    lines = [str(error)] + ([str(cause)] if cause is not None else [])
+    return "\n".join(line.strip() for line in lines if line.strip())
+
+
+KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
+"""What OmegaConf's names of types mean."""
 
 
 def check_config(config: Config) -> None:
@@ -199,6 +227,8 @@ def _check_targets(config: Config) -> None:
             raise PylorusError(f"{name}.args: found arguments without {name}.{TARGET}, which they belong to.")
         elif name != "data":
             _check_free_of_targets(f"{name}.args", section.args)
+    if config.loss.name is None and config.loss._target_ is None:
+        raise PylorusError(f"loss.name: found null without loss.{TARGET}, expected a loss, such as loss=cross_entropy.")
     for name in NAMED_TARGETS:
         for entry, node in getattr(config, name).items():
             if node is None and name == "metrics":
@@ -242,9 +272,15 @@ def _check_trainer(config: Config) -> None:
     batch_size = config.trainer.batch_size
     if batch_size != "auto" and (isinstance(batch_size, str) or batch_size < 1):
         raise PylorusError(f"trainer.batch_size: found {batch_size}, expected auto or a number (at least 1).")
-    if config.trainer.cuda_graphs and (config.trainer.devices * config.trainer.nodes > 1 or config.trainer.compile):
-        other = "trainer.compile=true" if config.trainer.compile else "several devices"
-        raise PylorusError(f"trainer.cuda_graphs: found true, expected false with {other}. Leave it out.")
+    refused = {
+        "several devices": config.trainer.devices * config.trainer.nodes > 1,
+        "trainer.compile=true": config.trainer.compile,
+        # Gradients are views of the graph's memory, which the next batch of the same step would overwrite.
+        "trainer.accumulate above 1": config.trainer.accumulate > 1,
+    }
+    for other, is_set in refused.items() if config.trainer.cuda_graphs else ():
+        if is_set:
+            raise PylorusError(f"trainer.cuda_graphs: found true, expected false with {other}. Leave it out.")
     if config.trainer.strategy != "fsdp":
         return
     if config.trainer.precision == "16":
@@ -428,6 +464,28 @@ def _get_first_line(schema: Any) -> str:
     return str(schema.__doc__).splitlines()[0]
 
 
+def check_model_name(name: str, *, where: str) -> None:
+    """Check that `name` is a timm model, with or without a tag, which names its weights.
+
+    Raises:
+        PylorusError: If it is not; the message suggests the nearest known name.
+    """
+    import timm
+
+    known = timm.list_models()
+    architecture = name.split(".")[0]
+    if architecture not in known:
+        nearest = format_suggestion(architecture[:100], known)
+        raise PylorusError(f'{where}: timm {timm.__version__} has no "{name[:100]}".{nearest}')
+    try:
+        timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError as error:  # an unknown tag
+        known = timm.list_pretrained(f"{architecture}.*")
+        raise PylorusError(
+            f'{where}: timm {timm.__version__} has no weights "{name[:100]}".{format_suggestion(name[:100], known)}'
+        ) from error
+
+
 def format_loss_name(name: str) -> str:
     """Return what texts call the loss of a name.
 
@@ -487,41 +545,3 @@ def expand_home(argument: str) -> str:
     if value != "~" and not value.startswith("~/"):
         return argument
     return f"{key}={json.dumps(str(Path(value).expanduser()), ensure_ascii=False)}"
-
-
-KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
-"""What OmegaConf's names of types mean."""
-
-
-def format_error(error: BaseException) -> str:
-    """Format an error's message; for OmegaConf's, with the key and what is wrong with its value."""
-    from hydra.errors import HydraException
-
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key}: no value given. Add {error.full_key}=… to the command line."
-    several = re.match(r"Ambiguous value for argument '(.*?)=(.*)'\n", str(error))
-    if several is not None:
-        key, values = several.groups()
-        return (
-            f"{key}: found several values, {values}. To sweep over them: {TRAIN_COMMAND} -m {key}={values}. If they "
-            f"are a list: {key}=[{values}]. If they are one text: \"{key}='{values}'\"."
-        )
-    cause = error.__cause__ if isinstance(error, HydraException) else None
-    type_error = cause if cause is not None else error
-    wrong = re.match(r"Value '(.*)' (?:of type '.*' could not be converted to|is not a valid) (\w+)", str(type_error))
-    if wrong is not None and isinstance(type_error, OmegaConfBaseException) and wrong[2] in KINDS:
-        return f'{type_error.full_key}: found "{wrong[1]}", expected {KINDS[wrong[2]]}.'
-    lines = [str(error)] + ([str(cause)] if cause is not None else [])
-    return "\n".join(line.strip() for line in lines if line.strip())
-
-
-def iter_leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Iterate over all keys with their values; lists and free-form groups are single values."""
-    if dataclasses.is_dataclass(config):
-        for field in dataclasses.fields(config):
-            yield from iter_leaves(getattr(config, field.name), f"{path}.{field.name}" if path else field.name)
-    elif isinstance(config, Mapping) and any(dataclasses.is_dataclass(value) for value in config.values()):
-        for name, value in config.items():
-            yield from iter_leaves(value, f"{path}.{name}")
-    else:
-        yield path, config

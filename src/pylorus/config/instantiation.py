@@ -1,13 +1,15 @@
 """Turn a node of the user's configuration with a `_target_` into an object: the door for code from outside Pylorus."""
 
+import importlib
 import inspect
+import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from pylorus.core.errors import PylorusError
+from pylorus.core.errors import PylorusError, format_suggestion
 
 TARGET = "_target_"
 
@@ -89,14 +91,48 @@ def get_object(node: Mapping[str, Any], *, key: str) -> Any:
             f"{key}: found {target}, expected the dotted path of a class or function, such as "
             f"my_package.my_module.MyClass."
         )
+    hydra_log = logging.getLogger("hydra.utils")
+    hydra_log.addFilter(_hide_record)  # it would say the same before our own message
     try:
         return hydra.utils.get_object(target)
     except Exception as error:  # an import runs any code of the user's module
-        cause = error.__cause__ or error
-        raise PylorusError(
-            f"{key}: {target} can't be imported: {cause}. Install its package (pip install -e FOLDER), or start with "
+        raise PylorusError(f"{key}: {target} can't be imported: {_explain_import(target, error)}") from error
+    finally:
+        hydra_log.removeFilter(_hide_record)
+
+
+def _hide_record(record: logging.LogRecord) -> bool:
+    return False
+
+
+def _explain_import(target: str, error: Exception) -> str:
+    """Return why a target can't be imported, and what to do."""
+    module_name, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception:  # the module itself is missing or fails
+        return (
+            f"{error.__cause__ or error}. Install its package (pip install -e FOLDER), or start with "
             f"PYTHONPATH=FOLDER, the folder that contains {target.partition('.')[0]}."
-        ) from error
+        )
+    return f"{module_name} has no {name}.{format_suggestion(name, dir(module))}"
+
+
+def check_node(node: Mapping[str, Any], *, key: str) -> None:
+    """Check that the `_target_` of a node can be imported and has its arguments; nothing is called.
+
+    Raises:
+        PylorusError: Names the key of the unknown argument.
+    """
+    target = get_object(node, key=key)
+    known = list_parameters(target)
+    try:
+        has_any = any(each.kind is each.VAR_KEYWORD for each in inspect.signature(target).parameters.values())
+    except (TypeError, ValueError):  # a builtin without a signature
+        return
+    for name in node:
+        if not name.startswith("_") and name not in known and not has_any:
+            raise PylorusError(f"{key}.{name}: {node[TARGET]} has no such argument.{format_suggestion(name, known)}")
 
 
 def list_parameters(target: Any) -> set[str]:

@@ -281,7 +281,11 @@ class OptimizerConfig:
 class LossConfig:
     """What training minimizes."""
 
-    name: str = key("cross_entropy", "name of the loss, a file in conf/loss", choices=list_group_files("loss"))
+    name: str | None = key(
+        "cross_entropy",
+        "name of the loss, a file in conf/loss; null where _target_ is set",
+        choices=list_group_files("loss"),
+    )
     _target_: str | None = key(
         None, "a loss of your own in place of a name: dotted path of a class or function (logits, labels) → loss"
     )

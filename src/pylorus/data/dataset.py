@@ -225,8 +225,9 @@ class ImageDataset(Dataset[Batch]):
         )
 
     def copy_with_augmentation(self, policy: AugmentConfig, seed: int) -> "ImageDataset":
-        """Return the dataset of the same images with another augmentation."""
+        """Return the dataset of the same images with another augmentation, in the main memory."""
         dataset = copy.copy(self)
+        dataset._on_device = None  # a forked process can't use a GPU that its parent uses
         dataset.policy, dataset.seed, dataset._augment = policy, seed, build_augmentation(policy)
         return dataset
 

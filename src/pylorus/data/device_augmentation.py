@@ -80,7 +80,7 @@ def find_obstacle(augmentation: Augmentation) -> str | None:
 
 def send_array(array: NDArray[Any], device: torch.device) -> Tensor:
     """Copy an array to a device; the host does not wait until the copy is complete."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    tensor = torch.from_numpy(np.require(array, requirements=("C", "W")))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 

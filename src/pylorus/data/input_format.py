@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from pylorus.cache.shards import Records
 from pylorus.cache.store import RecordStore, load_or_compute_records
+from pylorus.config.checks import check_model_name
 from pylorus.config.schema import CacheConfig, Config
 from pylorus.core.distributed import SINGLE_PROCESS, Processes, count_free_cores, map_items
-from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.core.errors import PylorusError
 from pylorus.core.io import read_json, write_json
 from pylorus.data.decode import POLICY_VERSION, read_image, resize_image
 from pylorus.data.field_of_view import crop_to_field
@@ -141,10 +142,9 @@ def resolve_input_format(model: str | None, *, image_size: int | None, fit: str,
             raise PylorusError("image_size: found neither image_size nor model, which says the size that it takes.")
         return InputFormat(image_size, fit, "bicubic", crop)
     from timm.data.config import resolve_data_config  # takes seconds, and only training needs it
-    from timm.models import get_pretrained_cfg, list_models
+    from timm.models import get_pretrained_cfg
 
-    if model.split(".")[0] not in list_models():
-        raise PylorusError(f'model: timm has no "{model}".{format_suggestion(model.split(".")[0], list_models())}')
+    check_model_name(model, where="model")
     pretrained_cfg = get_pretrained_cfg(model, allow_unregistered=True)
     assert pretrained_cfg is not None
     data_config = resolve_data_config(pretrained_cfg=pretrained_cfg.to_dict())  # type: ignore[no-untyped-call]

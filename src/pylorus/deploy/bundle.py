@@ -48,6 +48,7 @@ from pylorus.model.inference import compute_mean_directions, compute_unlikeness,
 from pylorus.report.results import calibrate_predictions
 from pylorus.runs.folder import PARTS, RunFolder, ShippedStage, score_stage, select_stage
 from pylorus.runs.predictions import read_predictions
+from pylorus.runs.process import Timeline
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ def write_bundle(
     images: RunImages,
     config: Config,
     engine: Engine,
+    timeline: Timeline,
     loading: LoadingProcesses | None = None,
 ) -> ShippedStage:
     """Write the shipped stage of a run to its folder `model`; it contains no file names of images and no patients.
@@ -97,6 +99,7 @@ def write_bundle(
         images: The images with their classes and the split that the network was trained on.
         config: The run's configuration.
         engine: The run's compute engine.
+        timeline: What this process spends its time on: features, distances and thresholds count as evaluation.
         loading: The run's processes that decode images; None: there are none.
 
     Returns:
@@ -120,7 +123,8 @@ def write_bundle(
         loading=loading,
     )
     log.info("model    computing features of training images for out-of-distribution detection")
-    directions = compute_mean_directions(backbone, datamodule, engine, classes=len(images.catalog.classes))
+    with timeline.measure("evaluation"):
+        directions = compute_mean_directions(backbone, datamodule, engine, classes=len(images.catalog.classes))
     validation, test = (
         compute_unlikeness(torch.from_numpy(np.load(stage.get_features_path(part))), directions)
         .numpy()
@@ -133,7 +137,8 @@ def write_bundle(
         test=test,
         test_rows=select_feature_rows("test", len(datamodule.parts["test"])),
     )
-    description = _build_description(folder, backbone, images, config, engine, input_settings, distances, shipped)
+    with timeline.measure("evaluation"):
+        description = _build_description(folder, backbone, images, config, engine, input_settings, distances, shipped)
     content = convert_to_plain(description)
     build_description(content)  # checks what whoever loads the bundle will check
     bundle = folder.path / "model"

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pylorus.config.checks import check_model_name
 from pylorus.core.errors import PylorusError, format_name_list
 from pylorus.data.input_format import InputFormat
 from pylorus.deploy.bundle_files import (
@@ -27,7 +28,7 @@ from pylorus.deploy.bundle_files import (
 from pylorus.deploy.description import Description
 from pylorus.evaluation.calibration import probabilities_of_logits
 from pylorus.evaluation.conformal import prediction_sets
-from pylorus.model.backbone import call_factory, check_model_name, create_network, is_timm_model
+from pylorus.model.backbone import call_factory, create_network, is_timm_model
 from pylorus.model.inference import BundleClassifier, NetworkOutput, move_to_device
 
 

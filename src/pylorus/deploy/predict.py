@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby, islice, tee
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -181,10 +182,8 @@ def _predict_remaining(
     remaining = (item for item in sources.iter_items() if item.key not in done)
     rows: list[pd.DataFrame] = []
     last_write = time.monotonic()
-    with (
-        tqdm(desc="images", unit="", initial=len(done), disable=not sys.stderr.isatty()) as bar,
-        closing(iter_predicted_rows(bundle, remaining, options)) as tables,
-    ):
+    bar = tqdm(desc="images", unit="", initial=len(done), disable=not sys.stderr.isatty())
+    with bar, closing(iter_predicted_rows(bundle, remaining, options)) as tables:
         try:
             for table in tables:
                 rows.append(table)
@@ -249,9 +248,8 @@ def read_ahead(items: Iterable[Item], form: InputFormat, size: int) -> Generator
 def _read_images(items: Iterable[Item], form: InputFormat, *, ahead: int) -> Generator[RGB | str]:
     """Yield the image of each item, or the reason why there is none; decoded frames of videos stay in this process."""
     for is_frame, group in groupby(items, key=lambda item: not isinstance(item.source, Path)):
-        yield from map_items(
-            lambda item: _read_image(item, form), group, ahead=ahead, in_threads=is_frame, name=lambda item: item.path
-        )
+        name = attrgetter("path")
+        yield from map_items(lambda item: _read_image(item, form), group, ahead=ahead, in_threads=is_frame, name=name)
 
 
 def _read_image(item: Item, form: InputFormat) -> RGB | str:

@@ -31,31 +31,32 @@ from pylorus.config.checks import (
     expand_home,
     format_error,
     is_free_form,
-    iter_leaves,
     load_config,
     parse_override,
 )
 from pylorus.config.schema import CONF, EXTENSIBLE, GROUPS, Config
 from pylorus.core.distributed import is_launched
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list, format_suggestion
-from pylorus.core.io import check_arguments, explain_disk_error, handle_closed_pipe, resolve_path, write_text
+from pylorus.core.io import (
+    check_arguments,
+    explain_disk_error,
+    handle_closed_pipe,
+    iter_leaves,
+    resolve_path,
+    write_text,
+)
 from pylorus.launch.sweep import (
     check_installed,
     complete_launcher,
     count_job_gpus,
     explain_sweep_end,
+    import_training,
     interrupted,
     run_job_process,
     setup_sweep_process,
 )
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.process import (
-    BackgroundTask,
-    ensure_uninterrupted,
-    exit_process,
-    handle_signals,
-    pause_garbage_collection,
-)
+from pylorus.runs.process import BackgroundTask, Timeline, ensure_uninterrupted, exit_process, handle_signals
 
 CHANGEABLE_KEYS = (
     "report",
@@ -90,7 +91,7 @@ def resume(folder: RunFolder, overrides: list[str]) -> None:
         status = folder.read_status()
         initial = [_format_search_path(status.get("searchpath", [])), *status.get("overrides", [])]
         update_config(folder, _resolve_config([*initial, *overrides]), was=_resolve_config(initial))
-    _import_and_run(folder)
+    _import_and_run(folder, Timeline.from_process_start())
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,7 @@ def run_overrides(overrides: list[str], folder: Path | None = None, *, config_di
     """
     if config_dir is not None:
         overrides = [*overrides, _format_config_dir(config_dir, overrides)]
+    timeline = Timeline()
     try:
         with initialize_config_dir(str(Path(CONF)), version_base="1.3"):
             composed = compose("config", overrides=check_overrides(overrides), return_hydra_config=True)
@@ -177,7 +179,7 @@ def run_overrides(overrides: list[str], folder: Path | None = None, *, config_di
         context = composed.hydra
         with open_dict(composed):
             del composed["hydra"]
-        _start_or_resume(composed, context, run_folder, in_sweep=False)
+        _start_or_resume(composed, context, run_folder, in_sweep=False, timeline=timeline)
     except (HydraException, OmegaConfBaseException) as error:
         raise PylorusError(format_error(error)) from error
     return run_folder
@@ -317,7 +319,8 @@ def run_job(composed: DictConfig, context: Any) -> float | None:
     folder = RunFolder(Path(context.runtime.output_dir).absolute())
     in_sweep = context.mode == RunMode.MULTIRUN
     try:
-        _start_or_resume(composed, context, folder, in_sweep=in_sweep)
+        timeline = Timeline() if in_sweep else Timeline.from_process_start()
+        _start_or_resume(composed, context, folder, in_sweep=in_sweep, timeline=timeline)
     except PylorusError as error:
         if not in_sweep:
             _failures.append(error)  # if raised here, Hydra would print the command line again
@@ -332,7 +335,9 @@ def run_job(composed: DictConfig, context: Any) -> float | None:
     return get_objective(folder)
 
 
-def _start_or_resume(composed: DictConfig, context: Any, folder: RunFolder, *, in_sweep: bool) -> None:
+def _start_or_resume(
+    composed: DictConfig, context: Any, folder: RunFolder, *, in_sweep: bool, timeline: Timeline
+) -> None:
     if interrupted:
         raise KeyboardInterrupt
     if folder.read_status() and folder.config.is_file():
@@ -351,10 +356,10 @@ def _start_or_resume(composed: DictConfig, context: Any, folder: RunFolder, *, i
     elif in_sweep:
         run_job_process(folder)
     else:
-        _import_and_run(folder)
+        _import_and_run(folder, timeline)
 
 
-def _import_and_run(folder: RunFolder) -> None:
+def _import_and_run(folder: RunFolder, timeline: Timeline) -> None:
     """Run a prepared folder; another process reads the images while this one imports torch, which takes seconds."""
     reading = None
     config = load_config(folder.config)
@@ -364,9 +369,7 @@ def _import_and_run(folder: RunFolder) -> None:
     if is_worthwhile and folder.read_status()["state"] != "finished":
         reading = BackgroundTask(_read_ahead, config)
     try:
-        with pause_garbage_collection():
-            from pylorus.launch.train import run
-        run(folder, reading)
+        import_training().run(folder, reading, timeline)
     finally:
         if reading is not None:
             reading.stop()

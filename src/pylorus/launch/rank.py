@@ -31,7 +31,7 @@ from pylorus.core.io import write_json
 from pylorus.hardware.engine import resolve_accelerator
 from pylorus.launch.train import FAILURE_PREFIX, train
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.process import handle_signals, open_run_log, restore_trainer_config
+from pylorus.runs.process import Timeline, compute_process_start, handle_signals, open_run_log, restore_trainer_config
 from pylorus.training.faults import explain_faults
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
@@ -105,11 +105,14 @@ def train_rank(folder: Path, processes: Processes) -> None:
 
 
 def _train(folder: RunFolder, processes: Processes) -> None:
+    timeline = Timeline(compute_process_start())
     config = load_config(folder.config)
     with handle_signals() as stop, _setup_rank_logging(folder, processes), explain_faults(folder, config):
         accelerator, _ = resolve_accelerator(restore_trainer_config(config.trainer, folder.path / "environment.json"))
         with join_process_group(processes, accelerator=accelerator):
-            train(config, folder, processes, stop)
+            train(config, folder, processes, stop, timeline)
+    if processes.is_first:
+        timeline.write(folder.speed)  # the process that started this one includes it in its own
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any, cast
 
 from omegaconf import OmegaConf, open_dict
@@ -55,13 +55,15 @@ def run_job_process(folder: RunFolder) -> None:
         PylorusError: If the job failed.
     """
     with reserve_gpus(count_job_gpus(load_config(folder.config).trainer)) as gpus:
-        # The job holds the locks too: it may outlive this process if that is killed.
-        job = _start_job(folder.path, {**os.environ, **gpus.environment, IN_SWEEP: "1"}, gpus.locks)
+        job = None
         try:
+            # The job holds the locks too: it may outlive this process if that is killed.
+            job = _start_job(folder.path, {**os.environ, **gpus.environment, IN_SWEEP: "1"}, gpus.locks)
             code = job.wait()
         except BaseException:  # a signal, or a launcher that requeues its job
             interrupted.append(folder.path)
-            _stop_job(job)
+            if job is not None:
+                _stop_job(job)
             if (status := folder.read_status())["state"] == "starting":  # the job had not yet written its own status
                 write_json(folder.path / "status.json", {**status, "state": "interrupted"})
             raise
@@ -82,12 +84,18 @@ def _start_job(
         return subprocess.Popen(arguments, env=environment, pass_fds=locks)
 
     def run_job() -> None:
-        from pylorus.launch.train import main
-
         sys.argv = arguments[2:]
-        main()
+        import_training().main()
 
     return ForkedProcess(run_job, environment=environment, pass_fds=locks)
+
+
+def import_training() -> ModuleType:
+    """Return the module `pylorus.launch.train`; the first call takes seconds."""
+    if "pylorus.launch.train" not in sys.modules:
+        with pause_garbage_collection():
+            importlib.import_module("pylorus.launch.train")
+    return sys.modules["pylorus.launch.train"]
 
 
 def prepare_jobs() -> bool:
@@ -98,9 +106,7 @@ def prepare_jobs() -> bool:
     if sys.platform != "linux" or {"ray", "submitit"} & set(sys.modules):
         return False
     with ensure_uninterrupted():  # an incomplete module would remain
-        if "pylorus.launch.train" not in sys.modules:
-            with pause_garbage_collection():
-                importlib.import_module("pylorus.launch.train")
+        import_training()
     return not sys.modules["torch"].cuda.is_initialized()  # CUDA works only in the process that initialized it
 
 

@@ -26,7 +26,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from pylorus.config.checks import load_config
+from pylorus.config.checks import check_model_name, load_config
 from pylorus.config.schema import Config, ModelConfig, TrainerConfig
 from pylorus.core.distributed import (
     SINGLE_PROCESS,
@@ -38,7 +38,7 @@ from pylorus.core.distributed import (
     read_processes,
 )
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
-from pylorus.core.io import handle_closed_pipe, write_json
+from pylorus.core.io import handle_closed_pipe, read_json, write_json
 from pylorus.data.catalog import check_root
 from pylorus.data.dataset import LoadingProcesses
 from pylorus.data.input_format import InputFormat, resolve_input_format, save_input_format
@@ -48,7 +48,7 @@ from pylorus.deploy.bundle import save_candidate, write_bundle
 from pylorus.deploy.thresholds import resolve_deciding_class
 from pylorus.hardware.choices import list_choices, log_choices, resolve_workers
 from pylorus.hardware.engine import Engine, collect_environment, resolve_accelerator, resolve_engine
-from pylorus.model.backbone import Backbone, build_backbone, check_model_name, resolve_weights_file
+from pylorus.model.backbone import Backbone, build_backbone, resolve_weights_file
 from pylorus.model.classifier import StagePlan
 from pylorus.model.freeze import resolve_depth
 from pylorus.model.metrics import build_metrics
@@ -56,9 +56,11 @@ from pylorus.model.summary import BlockStructure, extract_network_structure
 from pylorus.report.page import write_report
 from pylorus.runs.folder import RunFolder, explain_choice
 from pylorus.runs.process import (
+    OTHER,
     STOP_TIMEOUT,
     BackgroundTask,
     StopRequest,
+    Timeline,
     check_environment,
     exit_process,
     handle_signals,
@@ -222,17 +224,21 @@ def _build_error(failures: list[ProcessFailure], count: int, folder: Path) -> Ba
 log = logging.getLogger(__name__)
 
 
-def run(folder: RunFolder, reading: BackgroundTask | None = None) -> None:
+def run(folder: RunFolder, reading: BackgroundTask | None = None, timeline: Timeline | None = None) -> None:
     """Run, or resume, what a prepared folder describes; its status.json always reports the outcome.
 
     Args:
         folder: The run's folder.
         reading: A process that is already reading the images; None: there is none.
+        timeline: The timeline of the process; None: one that begins now.
     """
+    timeline = timeline or Timeline()
+    timeline.begin(OTHER)
     config = load_config(folder.config)
     report_faults = partial(explain_faults, folder, config)
     with report_faults():
-        if folder.read_status()["state"] == "finished":
+        is_finished = folder.read_status()["state"] == "finished"
+        if is_finished:
             print(f"already finished: {folder.path}")
         else:
             folder.remove_incomplete_files()
@@ -244,16 +250,23 @@ def run(folder: RunFolder, reading: BackgroundTask | None = None) -> None:
                 report_faults(),
             ):
                 if is_launched():
-                    train_launched(config, folder, stop)
+                    train_launched(config, folder, stop, timeline)
                 elif config.trainer.devices * config.trainer.nodes == 1:
-                    train(config, folder, SINGLE_PROCESS, stop, reading)
+                    train(config, folder, SINGLE_PROCESS, stop, timeline, reading)
                 else:
                     if reading is not None:
                         reading.wait()
                     train_in_processes(config, folder)
+                    timeline.include((read_json(folder.speed) or {}).get("timeline", {}))
         if config.report and not (folder.path / "report" / "report.html").is_file():
             # The run is finished by now: a failing report does not change that.
-            print(f"\nreport: {write_report([folder.path], parallel=True)}")
+            with timeline.measure("report"):
+                report = write_report([folder.path], parallel=True)
+            print(f"\nreport: {report}")
+    if not is_finished:
+        timeline.write(folder.speed)
+        print(f"\n{timeline.format_line()}")
+        timeline.begin("exit")
     print(f"\nresults: {folder.path}")
     shipped = folder.shipped
     if shipped is not None:
@@ -273,7 +286,7 @@ def _print_resume_hint(config: Config, folder: RunFolder) -> Iterator[None]:
         raise
 
 
-def train_launched(config: Config, folder: RunFolder, stop: StopRequest) -> None:
+def train_launched(config: Config, folder: RunFolder, stop: StopRequest, timeline: Timeline) -> None:
     """Train in this process and in those that torchrun or srun started beside it.
 
     Raises:
@@ -290,7 +303,7 @@ def train_launched(config: Config, folder: RunFolder, stop: StopRequest) -> None
     accelerator, _ = resolve_accelerator(restore_trainer_config(trainer, folder.path / "environment.json"))
     announce_folder(str(folder.path))
     with join_process_group(processes, accelerator=accelerator):
-        train(config, folder, processes, stop)
+        train(config, folder, processes, stop, timeline)
 
 
 def train(
@@ -298,6 +311,7 @@ def train(
     folder: RunFolder,
     processes: Processes,
     stop: StopRequest,
+    timeline: Timeline,
     reading: BackgroundTask | None = None,
 ) -> None:
     """Train all stages and write their results to the folder.
@@ -307,11 +321,13 @@ def train(
         folder: The run's folder.
         processes: The run's processes: this one alone, or several that all call this function.
         stop: Whether the run has been asked to stop.
+        timeline: What this process spends its time on.
         reading: A process that is already reading the images; None: there is none.
 
     Raises:
         PylorusError: If something that the user can fix is wrong; the message says what and how to fix it.
     """
+    timeline.begin("setup")
     check_trainer_arguments(config.trainer.args)
     check_user_parts(config)
     record = folder.path / "environment.json"
@@ -321,9 +337,10 @@ def train(
     if config.data.kind == "folders":
         check_root(Path(str(config.data.root)))
     form = processes.run_on_first(lambda: _check_network(config))
-    if reading is not None:
-        reading.wait()
-    images, config = processes.run_on_first(lambda: prepare_images(config, folder.path, form))
+    with timeline.measure("reading"):
+        if reading is not None:
+            reading.wait()
+        images, config = processes.run_on_first(lambda: prepare_images(config, folder.path, form))
     resolve_deciding_class(config.deploy, classes=images.catalog.classes, short_names=images.catalog.short_names)
     backbone = processes.run_first_then_others(lambda: _build_run_backbone(config))
     check_stages(config, backbone, images, processes)
@@ -335,19 +352,26 @@ def train(
         check_environment(record, collect_environment(engine) | resolved)
         log_choices(list_choices(config, engine, backbone.network, why_batch_size=reason))
         write_json(folder.path / "network.json", _extract_structure(config, backbone))
+    timeline.begin(OTHER)
     workers, _ = resolve_workers(config.data.workers, engine.accelerator)
     with LoadingProcesses(workers, pin_memory=engine.accelerator == "cuda") if workers else nullcontext() as loading:
         with Dashboard(config, folder, shown=processes.is_first) as dashboard:
-            stage_run = Run(config, folder, images, backbone, engine, dashboard, processes, stop, loading)
+            stage_run = Run(config, folder, images, backbone, engine, dashboard, processes, stop, timeline, loading)
             first_epoch = 0
             for name, stage in config.stages.items():
                 plan = StagePlan(name, stage, first_epoch, compute_seed(config.seed, "stage", name))
                 result = run_stage(plan, stage_run)
-                log_stage_table(plan, result, validated_on=images.validation, metrics=build_metrics(config.metrics))
+                with timeline.measure("evaluation"):
+                    metrics = build_metrics(config.metrics)
+                    log_stage_table(plan, result, validated_on=images.validation, metrics=metrics)
                 first_epoch += result.epochs
                 if processes.is_first:
-                    save_candidate(folder, backbone.network, config, images, name)
-        shipped = write_bundle(folder, backbone, images, config, engine, loading) if processes.is_first else None
+                    with timeline.measure("bundle"):
+                        save_candidate(folder, backbone.network, config, images, name)
+        shipped = None
+        if processes.is_first:
+            with timeline.measure("bundle"):
+                shipped = write_bundle(folder, backbone, images, config, engine, timeline, loading)
     if shipped is not None:
         log.info("shipped stage %s: %s", shipped.name, explain_choice(shipped, validated_on=images.validation))
 
@@ -420,10 +444,10 @@ def _extract_structure(config: Config, backbone: Backbone) -> list[BlockStructur
 
 def main() -> None:
     """`python -m pylorus.launch.train FOLDER`: one run in its own process."""
-    code = 0
+    timeline, code = Timeline.from_process_start(), 0
     try:
         with handle_closed_pipe():
-            run(RunFolder(Path(sys.argv[1])))
+            run(RunFolder(Path(sys.argv[1])), timeline=timeline)
     except PylorusError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         code = 1

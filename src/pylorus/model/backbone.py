@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import logging
+import pickle
 import sys
 import threading
 import warnings
@@ -18,9 +19,10 @@ from timm.data.config import resolve_model_data_config
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from pylorus.config.checks import check_model_name
 from pylorus.config.instantiation import get_object, get_target
 from pylorus.config.schema import ModelConfig
-from pylorus.core.errors import PylorusError, format_name_list, format_suggestion
+from pylorus.core.errors import PylorusError, format_name_list
 
 
 def list_classifier_names(network: Any) -> tuple[str, ...]:
@@ -230,7 +232,7 @@ def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise PylorusError(
-            f"model.weights: {file} can't be read as tensors: {str(error).splitlines()[0]}\n"
+            f"model.weights: {file} can't be read as tensors{_format_cause(error)}. "
             "Expected a safetensors file, or a pickle of tensors only: nothing else is loaded, since it could run "
             "code."
         ) from error
@@ -241,6 +243,12 @@ def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
     if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise PylorusError(f"model.weights: {file} holds no dictionary of tensors by name.")
     return tensors
+
+
+def _format_cause(error: Exception) -> str:
+    """Return the cause of a failure to read a file, without torch's advice to load code from it."""
+    cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return "" if isinstance(error, pickle.UnpicklingError) or "weights_only" in cause else f": {cause.rstrip('.')}"
 
 
 def read_checkpoint(file: Path, device: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -259,8 +267,8 @@ def read_checkpoint(file: Path, device: Any) -> tuple[dict[str, torch.Tensor], d
         checkpoint: Any = torch.load(file, map_location=device, weights_only=True)
     except Exception as error:
         raise PylorusError(
-            f"{file}: can't be read as tensors and plain values: {str(error).splitlines()[0]}\n"
-            "Nothing else is loaded, since it could run code."
+            f"{file}: can't be read as tensors and plain values{_format_cause(error)}. Nothing else is loaded, since "
+            "it could run code. Expected a checkpoint that Trainer.save_checkpoint wrote of a pylorus.Classifier."
         ) from error
     state, hyperparameters = (
         checkpoint.get(name) if isinstance(checkpoint, dict) else None for name in ("state_dict", "hyper_parameters")
@@ -436,18 +444,6 @@ _own_networks: set[str] = set()
 TIMM_METHODS = ("forward_features", "forward_head", "get_classifier")
 FACTORY_WEIGHTS = "factory"
 """Source of the weights of a network of the user's own, as its factory returned it."""
-
-
-def check_model_name(name: str, *, where: str) -> None:
-    """Check that `name` is a timm model, with or without a tag.
-
-    Raises:
-        PylorusError: If it is not; the message suggests the nearest known name.
-    """
-    known = timm.list_models()
-    if name.split(".")[0] not in known:
-        nearest = format_suggestion(name.split(".")[0][:100], known)
-        raise PylorusError(f'{where}: timm {timm.__version__} has no "{name[:100]}".{nearest}')
 
 
 def check_model_arguments(arguments: Mapping[str, Any], *, where: str) -> None:

@@ -9,20 +9,21 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from annotated_types import Ge
 from numpy.typing import NDArray
-from timm.optim._optim_factory import create_optimizer_v2, list_optimizers
+from pydantic import InstanceOf
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from pylorus.config.schema import FUSED_OPTIMIZERS, LossConfig, ModelConfig, OptimizerConfig, StageConfig
+from pylorus.config.schema import LossConfig, ModelConfig, OptimizerConfig, StageConfig
 from pylorus.core.distributed import SINGLE_PROCESS, Processes, compute_seed
-from pylorus.core.errors import PylorusError, format_suggestion
-from pylorus.core.io import validate
+from pylorus.core.errors import PylorusError, translate_errors
+from pylorus.core.io import check_arguments, validate
 from pylorus.data.dataset import Batch
 from pylorus.evaluation.confusion import ClassMetric, get_monitor_column
 from pylorus.hardware.engine import FullBatchForward
@@ -35,88 +36,34 @@ from pylorus.model.backbone import (
 )
 from pylorus.model.frozen_features import FeatureBatch
 from pylorus.model.frozen_prefix import CutNetwork
-from pylorus.model.losses import LossFunction, StepLoss, build_loss, resolve_loss
-from pylorus.model.metrics import EpochMetrics, FirstNonFiniteLoss, explain_non_finite_loss
+from pylorus.model.losses import (
+    OWN_LOSS,
+    ClassWeights,
+    LossFunction,
+    StepLoss,
+    build_loss,
+    build_optimizer,
+    build_schedule,
+    check_optimizer_name,
+    compute_class_weights,
+    resolve_loss,
+)
+from pylorus.model.metrics import (
+    EpochMetrics,
+    FirstNonFiniteLoss,
+    check_class_names,
+    check_data,
+    check_image_batch,
+    explain_non_finite_loss,
+)
 
-
-def compute_peak_lr(stage: StageConfig, optimizer: OptimizerConfig) -> float:
-    """Return the stage's own learning rate, or its multiple of the run's."""
-    return stage.lr if stage.lr is not None else optimizer.lr * stage.lr_factor
-
-
-def get_monitor_mode(monitor: str) -> Literal["min", "max"]:
-    """Return whether a smaller or a larger value of the monitored metric is better."""
-    return "min" if monitor == "loss" else "max"
-
-
-def build_optimizer(
-    network: nn.Module, stage: StageConfig, config: OptimizerConfig, *, fused: bool = True
-) -> torch.optim.Optimizer:
-    """Build an optimizer over the trainable parameters, grouped by layer where their learning rates differ.
-
-    Args:
-        network: A timm model.
-        stage: Learning rate and layer decay.
-        config: Name and arguments of the optimizer.
-        fused: Whether torch may update all weights at once.
-
-    Raises:
-        PylorusError: If timm has no optimizer of that name.
-    """
-    known = [str(name) for name in list_optimizers()]
-    if config.name not in known:
-        raise PylorusError(f'optimizer.name: timm has no "{config.name}".{format_suggestion(config.name, known)}')
-    optimizer = create_optimizer_v2(
-        network,
-        opt=config.name,
-        lr=compute_peak_lr(stage, config),
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
-        layer_decay=stage.layer_decay if stage.layer_decay < 1 else None,
-        **cast(dict[str, Any], {"fused": True} if fused and config.name in FUSED_OPTIMIZERS else {}),
-    )
-    for group in optimizer.param_groups:
-        # timm leaves a group's lr_scale to its own schedulers; ours start from the group's learning rate.
-        group["lr"] *= group.pop("lr_scale", 1.0)
-    return optimizer
-
-
-class WarmupCosine:
-    """Learning rate as a fraction of its peak: linear warm-up, then half a cosine down to 0, or constant.
-
-    Example:
-        >>> schedule = WarmupCosine(steps=10, warmup=2, falls=True)
-        >>> [round(schedule(step), 2) for step in (0, 1, 2, 6, 10)]
-        [0.5, 1.0, 1.0, 0.5, 0.0]
-    """
-
-    def __init__(self, *, steps: int, warmup: int, falls: bool) -> None:
-        self.steps, self.warmup, self.falls = steps, warmup, falls
-
-    def __call__(self, step: int) -> float:
-        """Return the fraction, in [0, 1], at a step in [0, steps]."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        if not self.falls:
-            return 1.0
-        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def build_schedule(optimizer: torch.optim.Optimizer, stage: StageConfig, *, steps: int) -> dict[str, Any]:
-    """Build the stage's learning-rate schedule in the form that Lightning expects.
-
-    Args:
-        optimizer: The optimizer whose learning rates it changes.
-        stage: Names the schedule, its warm-up and the metric that a plateau is judged by.
-        steps: Optimizer steps in the whole stage.
-    """
-    scheduler: LRScheduler | ReduceLROnPlateau
-    if stage.schedule == "plateau":
-        scheduler = ReduceLROnPlateau(optimizer, mode=get_monitor_mode(stage.monitor), factor=0.1, patience=3)
-        return {"scheduler": scheduler, "interval": "epoch", "monitor": "monitor"}
-    lr_factor = WarmupCosine(steps=steps, warmup=round(stage.warmup * steps), falls=stage.schedule == "cosine")
-    return {"scheduler": LambdaLR(optimizer, lr_factor), "interval": "step"}
+ARGUMENTS = {
+    "model.weights=none": "weights='none'",
+    "model.weights": "weights",
+    "model.name": "model",
+    "model.args": "model_args",
+}
+"""What the keys in messages are called in Python."""
 
 
 class Classifier(pl.LightningModule):
@@ -129,16 +76,17 @@ class Classifier(pl.LightningModule):
     mean: Tensor
     std: Tensor
 
+    @check_arguments
     def __init__(
         self,
-        model: str | Backbone,
+        model: str | InstanceOf[Backbone],
         classes: Sequence[str],
         *,
         weights: str | Path = ModelConfig.weights,
         model_args: Mapping[str, Any] | None = None,
-        image_size: int | None = None,
-        loss: str | LossFunction = LossConfig.name,
-        class_weights: Sequence[float] | None = None,
+        image_size: Annotated[int, Ge(32)] | None = None,
+        loss: str | LossFunction = str(LossConfig.name),
+        class_weights: ClassWeights = None,
         label_smoothing: float = LossConfig.label_smoothing,
         optimizer: str = OptimizerConfig.name,
         lr: float = OptimizerConfig.lr,
@@ -146,10 +94,10 @@ class Classifier(pl.LightningModule):
         momentum: float = OptimizerConfig.momentum,
         clip: float | None = OptimizerConfig.clip,
         layer_decay: float = StageConfig.layer_decay,
-        schedule: str = StageConfig.schedule,
+        schedule: Literal["cosine", "plateau", "constant"] = cast(Any, StageConfig.schedule),
         warmup: float = StageConfig.warmup,
         channels_last: bool = True,
-        seed: int = 0,
+        seed: Annotated[int, Ge(0)] = 0,
     ) -> None:
         """Build the network, its loss and its metrics.
 
@@ -159,10 +107,11 @@ class Classifier(pl.LightningModule):
             classes: Name of each class, in label order.
             weights: Initial weights of the backbone; hub: downloaded once; none: random; or a file of tensors.
             model_args: Further arguments of `timm.create_model`.
-            image_size: Side of the input in pixels; None: the size that the backbone was designed for.
+            image_size: Side of the input in pixels, at least 32; None: the size that the backbone was designed for.
             loss: cross_entropy, focal, or your own: an `nn.Module` or function of logits (batch, classes) and labels
                 (batch,).
-            class_weights: Weight of each class in the loss; None: 1.
+            class_weights: Weight of each class in the loss, in label order or by name; balanced: inversely to its
+                frequency among the data module's training images; None: 1.
             label_smoothing: Fraction of each label that is spread evenly over all classes.
             optimizer: adamw, sgd, or any other optimizer of timm.
             lr: Peak learning rate.
@@ -173,15 +122,15 @@ class Classifier(pl.LightningModule):
             schedule: cosine, constant, or plateau, which follows `val/loss`.
             warmup: Fraction of the steps over which the learning rate rises from zero.
             channels_last: Memory layout of tensors; the numbers are the same.
-            seed: Random seed of the head's initial weights and of dropout.
+            seed: Random seed of the head's initial weights and of dropout, at least 0.
 
         Raises:
             PylorusError: If a value is not allowed, or the weights are unavailable or do not match.
         """
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        if len(classes) < 2:
-            raise PylorusError(f"classes: found {list(classes)}, expected the names of at least two classes.")
+        check_class_names(classes)
+        check_optimizer_name(optimizer, where="optimizer")
         self.optimizer_config = validate(
             OptimizerConfig,
             {"name": optimizer, "lr": lr, "weight_decay": weight_decay, "momentum": momentum, "clip": clip},
@@ -189,18 +138,20 @@ class Classifier(pl.LightningModule):
         self.stage_config = validate(StageConfig, {"layer_decay": layer_decay, "schedule": schedule, "warmup": warmup})
         if isinstance(model, str):
             if not isinstance(loss, str):
-                del arguments["loss"]
-            self.save_hyperparameters({name: _convert_to_plain(value) for name, value in arguments.items()})
+                arguments["loss"] = f"{OWN_LOSS}{getattr(loss, '__name__', type(loss).__name__)}"
+            self.save_hyperparameters(_convert_to_plain(arguments))
             with torch.random.fork_rng(devices=[]):  # leaves torch's global generator as it was
                 torch.manual_seed(compute_seed(seed, "head"))
                 model_config = ModelConfig(name=model, weights=str(weights), args=dict(model_args or {}))
-                backbone = build_backbone(model_config, classes=len(classes), image_size=image_size)
+                with translate_errors(ARGUMENTS):
+                    backbone = build_backbone(model_config, classes=len(classes), image_size=image_size)
         else:
             backbone = model
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = backbone.network.to(memory_format=self.memory_format)
         self.names, self.image_size, self.seed = tuple(classes), backbone.image_size, seed
-        self.loss = resolve_loss(loss, class_weights, label_smoothing=label_smoothing, classes=len(classes))
+        self.loss = resolve_loss(loss, class_weights, label_smoothing=label_smoothing, classes=classes)
+        self._needs_balance = class_weights == "balanced"
         self.step_loss, self.processes = StepLoss(), SINGLE_PROCESS
         """The distributed processes, each of which computes its part of a batch."""
         for name, tensor in zip(("mean", "std"), convert_to_pixel_scale(backbone.mean, backbone.std), strict=True):
@@ -223,7 +174,7 @@ class Classifier(pl.LightningModule):
         Args:
             checkpoint_path: The file.
             map_location: Device to load to; None: the CPU.
-            loss: Your own loss, to train on: a checkpoint does not hold it; None: the named loss of the checkpoint.
+            loss: Your own loss, which a checkpoint does not hold, or a name; None: the named loss of the checkpoint.
             changed: Arguments of the constructor that shall differ from those that it was built with.
 
         Raises:
@@ -240,9 +191,15 @@ class Classifier(pl.LightningModule):
                 f"unknown hyperparameter {unknown[0][:100]!r}" if unknown else "it does not name model and classes"
             )
             raise PylorusError(f"{checkpoint_path}: this is not a checkpoint of pylorus.Classifier: {problem}.")
-        arguments["loss"] = loss or hyperparameters.get("loss") or LossConfig.name
-        classifier = cls(**arguments)
-        if loss is None:
+        saved = str(arguments.pop("loss", OWN_LOSS))  # older checkpoints say nothing of a loss of the user's own
+        if loss is None and saved.startswith(OWN_LOSS):
+            own = saved.removeprefix(OWN_LOSS)
+            raise PylorusError(
+                f"loss: {checkpoint_path} was trained with a loss of your own{f', {own}' if own else ''}, which a "
+                "checkpoint does not hold. Pass loss=…, or loss='cross_entropy' to compute that in its place."
+            )
+        classifier = cls(**arguments, loss=saved if loss is None else loss)
+        if loss is None or isinstance(loss, str):
             state = {name: value for name, value in state.items() if not name.startswith("loss.")}
         try:
             classifier.load_state_dict(state)
@@ -251,7 +208,22 @@ class Classifier(pl.LightningModule):
         return classifier.to(map_location or "cpu").eval()
 
     def setup(self, stage: str) -> None:
-        """Take this process's place among the Trainer's, if they are several and a run has not set it."""
+        """Check the data module, and take this process's place among the Trainer's, if a run has not set it.
+
+        Raises:
+            PylorusError: If the classes of the data module are others, or balanced class weights lack a data module.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        check_data(data, self.names, image_size=self.image_size)
+        if self._needs_balance and stage != "predict":
+            if data is None or not hasattr(data, "get_labels"):
+                raise PylorusError(
+                    "class_weights: found 'balanced', which needs a pylorus.ImageDataModule to count its training "
+                    "images. Pass it to the Trainer, or pass numbers, as in class_weights=[1.0, 2.5]."
+                )
+            counts = np.bincount(data.get_labels("train"), minlength=len(self.names)).tolist()
+            self.loss.class_weights.copy_(compute_class_weights("balanced", len(self.names), counts))
+            self._needs_balance = False
         self.step_loss.batches = self.trainer.accumulate_grad_batches
         if self.trainer.world_size > 1 and not self.processes.is_distributed:
             self.processes = Processes(self.trainer.global_rank, self.trainer.world_size, self.trainer.local_rank)
@@ -260,8 +232,9 @@ class Classifier(pl.LightningModule):
         """Compute logits (batch, classes) of uint8 RGB images (batch, 3, size, size).
 
         Raises:
-            ValueError: If the images do not have three channels.
+            PylorusError: If the images have another shape, or pixels outside [0, 255] or only in [0, 1].
         """
+        check_image_batch(image)
         logits: Tensor = self.network(self.normalize_images(image))
         return logits.float()
 
@@ -279,7 +252,9 @@ class Classifier(pl.LightningModule):
         Each process draws its own, for its own images.
         """
         rank = (self.processes.index,) if self.processes.index else ()
-        torch.manual_seed(compute_seed(self.seed, "step", self.current_epoch, batch_idx, *rank))
+        seed = compute_seed(self.seed, "step", self.current_epoch, batch_idx, *rank)
+        # The second one prepares all kinds of devices, which takes a millisecond.
+        (torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed)(seed)
 
     def compute_logits(self, batch: Batch | FeatureBatch) -> Tensor:
         """Compute logits (batch, classes) of images."""
@@ -305,15 +280,24 @@ class Classifier(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's training metrics."""
-        self.log_dict(self._get_metrics("train_part").compute_and_reset("train", self.names))
+        self._log_metrics("train")
 
     def on_validation_epoch_end(self) -> None:
         """Log the epoch's validation metrics."""
-        self.log_dict(self._get_metrics("val_part").compute_and_reset("val", self.names))
+        self._log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
         """Log the test metrics."""
-        self.log_dict(self._get_metrics("test_part").compute_and_reset("test", self.names))
+        self._log_metrics("test")
+
+    def _log_metrics(self, split: str) -> None:
+        metrics = self._get_metrics(f"{split}_part").compute_and_reset(split, self.names)
+        if split != "test" and not math.isfinite(metrics[f"{split}/loss"]):
+            raise PylorusError(
+                f"{split}/loss became NaN or infinite in epoch {self.current_epoch + 1}. Lower lr, set the Trainer's "
+                "precision to 32, or check a loss of your own."
+            )
+        self.log_dict(metrics)
 
     def configure_optimizers(self) -> Any:
         """Build one optimizer and one schedule for the whole training.
@@ -533,11 +517,11 @@ class StageClassifier(Classifier):
 
 
 def _convert_to_plain(value: Any) -> Any:
-    """Convert a constructor's argument to the plain types that a checkpoint may hold."""
+    """Convert a constructor's arguments to the plain values that a checkpoint may hold."""
     if isinstance(value, Mapping):
         return {str(name): _convert_to_plain(each) for name, each in value.items()}
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
     if isinstance(value, list | tuple):
         return [_convert_to_plain(each) for each in value]
+    if hasattr(value, "tolist"):  # of NumPy or torch
+        return value.tolist()
     return str(value) if isinstance(value, Path | str) else value

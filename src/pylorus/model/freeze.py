@@ -7,11 +7,14 @@ random numbers nor changes. Dropout directly before the classifier belongs to th
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import pytorch_lightning as pl
+from annotated_types import Ge
 from torch import nn
 
 from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.core.io import check_arguments
 from pylorus.model.backbone import list_classifier_names
 
 
@@ -107,11 +110,14 @@ class FreezeBackbone(pl.Callback):
         ('head', 'all')
     """
 
+    @check_arguments
     def __init__(
-        self, learn: str = "head", *, unfreeze_at_epoch: int | None = None, attribute: str = "network"
+        self,
+        learn: str = "head",
+        *,
+        unfreeze_at_epoch: Annotated[int, Ge(0)] | None = None,
+        attribute: str = "network",
     ) -> None:
-        if unfreeze_at_epoch is not None and unfreeze_at_epoch < 0:
-            raise PylorusError(f"unfreeze_at_epoch: found {unfreeze_at_epoch}, expected an epoch, from 0, or None.")
         self.learn, self.unfreeze_at_epoch, self.attribute = learn, unfreeze_at_epoch, attribute
         self._still: tuple[str, ...] = ()
 

@@ -1,4 +1,4 @@
-"""The losses that training can minimize: one registry, which training, checklist, card and configuration read.
+"""What training minimizes, and how: the losses in one registry, the optimizer and the learning-rate schedule.
 
 To add a loss: one class here, with an entry in `LOSSES`, and conf/loss/NAME.yaml. A loss from outside Pylorus is named
 by `loss._target_` in the user's own configuration. A loss gives one value per image; the loss of a batch is their sum
@@ -6,21 +6,32 @@ divided by the sum of the images' weights, over all devices together.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from typing import Annotated, Any, Literal, cast
 
 import torch
+from annotated_types import Gt
+from timm.optim._optim_factory import create_optimizer_v2, list_optimizers
 from torch import Tensor, distributed, nn
 from torch.nn import functional
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from pylorus.config.checks import format_loss_name
 from pylorus.config.instantiation import TARGET, build_callable, get_object, get_target, list_parameters
-from pylorus.config.schema import LossConfig
+from pylorus.config.schema import FUSED_OPTIMIZERS, LossConfig, OptimizerConfig, StageConfig
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.core.io import validate
 
+PositiveNumber = Annotated[float, Gt(0)]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """A loss of logits (batch, classes) and labels (batch,): one value per image, or the mean of a batch's images."""
+ClassWeights = Literal["balanced"] | Mapping[str, PositiveNumber] | Sequence[PositiveNumber] | None
+"""Weight of each class in label order or by name; balanced: inversely to its frequency among the training images."""
+OWN_LOSS = "own: "
+"""What the hyperparameter `loss` begins with where the loss is the user's own, before its name."""
 
 
 class ImageLoss(nn.Module):
@@ -198,7 +209,7 @@ def build_loss(config: LossConfig, *, classes: int, images_of_class: Sequence[in
                 "Leave it out, or add the parameter."
             )
         return ExternalLoss(function, weights, name=str(node[TARGET]))
-    kind = _get_loss(config.name)
+    kind = _get_loss(str(config.name))
     for name in config.args:
         if name not in _list_arguments(kind):
             raise PylorusError(
@@ -212,29 +223,71 @@ def build_loss(config: LossConfig, *, classes: int, images_of_class: Sequence[in
 
 
 def resolve_loss(
-    loss: str | LossFunction, class_weights: Sequence[float] | None, *, label_smoothing: float, classes: int
+    loss: str | LossFunction, class_weights: ClassWeights, *, label_smoothing: float, classes: Sequence[str]
 ) -> ImageLoss:
     """Build a loss by its name in `LOSSES`, or from a function or module of the caller.
 
     Args:
         loss: The name, or the function.
-        class_weights: Weight of each class; None: 1. Of a named loss only.
+        class_weights: Weight of each class, also by its name; None: 1; balanced: 1 until the training images are known.
+            Of a named loss only.
         label_smoothing: Fraction of each label that is spread evenly over all classes. Of a named loss only.
-        classes: Number of classes.
+        classes: Name of each class, in label order.
 
     Raises:
         PylorusError: If there is no such loss, or it can't take these arguments.
     """
-    weights = torch.ones(classes) if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
-    if len(weights) != classes:
-        raise PylorusError(f"class_weights: found {len(weights)} weights for {classes} classes.")
+    weights = torch.tensor(_list_class_weights(class_weights, classes), dtype=torch.float32)
     if isinstance(loss, str):
-        built = build_loss(LossConfig(name=loss, label_smoothing=label_smoothing), classes=classes)
+        if loss not in LOSSES:
+            raise PylorusError(
+                f"loss: found {loss!r}, expected one of {', '.join(LOSSES)}, or your own nn.Module or function of "
+                f"logits and labels.{format_suggestion(loss, LOSSES)}"
+            )
+        settings = validate(LossConfig, {"name": loss, "label_smoothing": label_smoothing})
+        built = build_loss(settings, classes=len(classes))
         built.class_weights = weights
         return built
     if class_weights is not None or label_smoothing:
         raise PylorusError("class_weights, label_smoothing: your own loss applies them itself. Leave them out.")
-    return ExternalLoss(loss, weights, name=getattr(loss, "__name__", type(loss).__name__))
+    if isinstance(loss, type):
+        raise PylorusError(f"loss: found the class {loss.__name__}, expected an object. Write {loss.__name__}().")
+    name = getattr(loss, "__name__", type(loss).__name__)
+    _check_loss_arguments(loss, name)
+    return ExternalLoss(loss, weights, name=name)
+
+
+def _list_class_weights(class_weights: ClassWeights, classes: Sequence[str]) -> list[float]:
+    """Return one weight per class, in label order."""
+    if class_weights is None or isinstance(class_weights, str):
+        return [1.0] * len(classes)
+    if isinstance(class_weights, Mapping):
+        for name in class_weights:
+            if name not in classes:
+                raise PylorusError(
+                    f"class_weights: found {name!r}, which is not among the classes {', '.join(classes)}."
+                    f"{format_suggestion(str(name), classes)}"
+                )
+        missing = [name for name in classes if name not in class_weights]
+        if missing:
+            raise PylorusError(f"class_weights: found none for {', '.join(missing)}, expected one for each class.")
+        return [class_weights[name] for name in classes]
+    if len(class_weights) != len(classes):
+        raise PylorusError(f"class_weights: found {len(class_weights)} weights for {len(classes)} classes.")
+    return list(class_weights)
+
+
+def _check_loss_arguments(loss: LossFunction, name: str) -> None:
+    try:
+        signature = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
+    except (TypeError, ValueError):  # a builtin without a signature
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise PylorusError(
+            f"loss: {name} has the arguments {signature}, expected two: logits (batch, classes) and labels (batch,)."
+        ) from error
 
 
 def compute_class_weights(mode: str, classes: int, images_of_class: Sequence[int] | None) -> Tensor:
@@ -258,3 +311,92 @@ def _get_loss(name: str) -> type[ImageLoss]:
 
 def _list_arguments(kind: type[ImageLoss]) -> set[str]:
     return set(inspect.signature(kind).parameters) - {"class_weights"}
+
+
+def compute_peak_lr(stage: StageConfig, optimizer: OptimizerConfig) -> float:
+    """Return the stage's own learning rate, or its multiple of the run's."""
+    return stage.lr if stage.lr is not None else optimizer.lr * stage.lr_factor
+
+
+def get_monitor_mode(monitor: str) -> Literal["min", "max"]:
+    """Return whether a smaller or a larger value of the monitored metric is better."""
+    return "min" if monitor == "loss" else "max"
+
+
+def check_optimizer_name(name: str, *, where: str) -> None:
+    """Check that timm has an optimizer.
+
+    Raises:
+        PylorusError: If it has none of that name.
+    """
+    known = [str(each) for each in list_optimizers()]
+    if name not in known:
+        raise PylorusError(f'{where}: timm has no "{name}".{format_suggestion(name, known)}')
+
+
+def build_optimizer(
+    network: nn.Module, stage: StageConfig, config: OptimizerConfig, *, fused: bool = True
+) -> torch.optim.Optimizer:
+    """Build an optimizer over the trainable parameters, grouped by layer where their learning rates differ.
+
+    Args:
+        network: A timm model.
+        stage: Learning rate and layer decay.
+        config: Name and arguments of the optimizer.
+        fused: Whether torch may update all weights at once.
+
+    Raises:
+        PylorusError: If timm has no optimizer of that name.
+    """
+    check_optimizer_name(config.name, where="optimizer.name")
+    optimizer = create_optimizer_v2(
+        network,
+        opt=config.name,
+        lr=compute_peak_lr(stage, config),
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        layer_decay=stage.layer_decay if stage.layer_decay < 1 else None,
+        **cast(dict[str, Any], {"fused": True} if fused and config.name in FUSED_OPTIMIZERS else {}),
+    )
+    for group in optimizer.param_groups:
+        # timm leaves a group's lr_scale to its own schedulers; ours start from the group's learning rate.
+        group["lr"] *= group.pop("lr_scale", 1.0)
+    return optimizer
+
+
+class WarmupCosine:
+    """Learning rate as a fraction of its peak: linear warm-up, then half a cosine down to 0, or constant.
+
+    Example:
+        >>> schedule = WarmupCosine(steps=10, warmup=2, falls=True)
+        >>> [round(schedule(step), 2) for step in (0, 1, 2, 6, 10)]
+        [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+
+    def __init__(self, *, steps: int, warmup: int, falls: bool) -> None:
+        self.steps, self.warmup, self.falls = steps, warmup, falls
+
+    def __call__(self, step: int) -> float:
+        """Return the fraction, in [0, 1], at a step in [0, steps]."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if not self.falls:
+            return 1.0
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, stage: StageConfig, *, steps: int) -> dict[str, Any]:
+    """Build the stage's learning-rate schedule in the form that Lightning expects.
+
+    Args:
+        optimizer: The optimizer whose learning rates it changes.
+        stage: Names the schedule, its warm-up and the metric that a plateau is judged by.
+        steps: Optimizer steps in the whole stage.
+    """
+    scheduler: LRScheduler | ReduceLROnPlateau
+    if stage.schedule == "plateau":
+        scheduler = ReduceLROnPlateau(optimizer, mode=get_monitor_mode(stage.monitor), factor=0.1, patience=3)
+        return {"scheduler": scheduler, "interval": "epoch", "monitor": "monitor"}
+    lr_factor = WarmupCosine(steps=steps, warmup=round(stage.warmup * steps), falls=stage.schedule == "cosine")
+    return {"scheduler": LambdaLR(optimizer, lr_factor), "interval": "step"}

@@ -1,4 +1,7 @@
-"""Epoch metrics, accumulated on the device without synchronizing: loss, confusion matrix, first non-finite loss."""
+"""Epoch metrics, accumulated on the device without synchronizing: loss, confusion matrix, first non-finite loss.
+
+Also the checks of what they are computed from: the names of classes, a data module, a batch of images.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import Metric, SumMetric
@@ -13,6 +17,7 @@ from torchmetrics import Metric, SumMetric
 from pylorus.config.instantiation import TARGET, build_callable
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError, format_name_list, format_suggestion
+from pylorus.core.io import describe_value
 from pylorus.evaluation.confusion import (
     CLASS_METRICS,
     IMAGE_METRICS,
@@ -64,7 +69,86 @@ def _build_own_metric(name: str, node: Mapping[str, Any]) -> ClassMetric:
             )
         return values
 
+    try:
+        trial = function(np.full((3, 3), 2, dtype=np.int64))
+    except Exception:  # it may refuse three classes, or equal counts
+        trial = None
+    if trial is not None and np.ndim(trial) != 1:
+        raise PylorusError(
+            f"metrics.{name}: {node[TARGET]} gave shape {np.shape(trial)} for three classes, expected one value per "
+            "class: (3,)."
+        )
     return ClassMetric(name, name, str(node[TARGET]), compute, is_in_tables=True)
+
+
+def check_class_names(names: Sequence[str]) -> None:
+    """Check the names of classes, which the names of metrics contain.
+
+    Raises:
+        PylorusError: If there are fewer than two, one is empty, or one occurs twice.
+    """
+    if len(names) < 2:
+        raise PylorusError(f"classes: found {list(names)}, expected the names of at least two classes.")
+    for name in names:
+        if not name.strip():
+            raise PylorusError(f"classes: found an empty name in {list(names)}.")
+        if list(names).count(name) > 1:
+            raise PylorusError(f'classes: found "{name}" twice, expected each class once.')
+
+
+def check_data(data: Any, names: Sequence[str], *, image_size: int) -> None:
+    """Check that a data module, of any kind, provides the images that a classifier was built for.
+
+    Args:
+        data: The data module; None if there is none. Its attributes `classes` and `form.size` are compared, where it
+            has them.
+        names: The classifier's names of its classes, in label order; names of its own are allowed.
+        image_size: Side of the classifier's input in pixels.
+
+    Raises:
+        PylorusError: If the classes are in another order, or another number of them.
+    """
+    found = getattr(data, "classes", None)
+    if not isinstance(found, list | tuple):
+        return
+    is_reordered = any(name in names and names.index(name) != label for label, name in enumerate(found))
+    if len(found) != len(names) or is_reordered:
+        raise PylorusError(
+            f"classes: the classifier has {', '.join(names)}, but the data module has {', '.join(map(str, found))}. "
+            "Labels are positions in this list, so both must be the same: write Classifier(…, data.classes)."
+        )
+    size = getattr(getattr(data, "form", None), "size", image_size)
+    if size != image_size:
+        rank_zero_warn(
+            f"image_size: the classifier was built for images of {image_size} px, but the data module gives "
+            f"{size} px. Pass the same image_size to both."
+        )
+
+
+class InvalidBatchError(PylorusError, ValueError):
+    """A batch of images in another form than a classifier takes."""
+
+
+def check_image_batch(image: Any) -> None:
+    """Check that images are RGB (batch, 3, size, size) with pixels in [0, 255].
+
+    Raises:
+        InvalidBatchError: If not; the message says how images of another kind are converted.
+    """
+    if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[1] != 3:
+        is_batch = isinstance(image, Tensor) and image.ndim == 4
+        channels = f"found {image.shape[1]}-channel images, expected RGB: " if is_batch else ""
+        raise InvalidBatchError(
+            f"image: {channels}found {describe_value(image)}, expected a uint8 tensor of shape (batch, 3, size, size). "
+            "An RGB array (size, size, 3) is converted by torch.from_numpy(array).permute(2, 0, 1)[None]."
+        )
+    if image.is_floating_point() and not torch.compiler.is_compiling():
+        low, high = float(image.min()), float(image.max())
+        if low < 0 or 0 < high <= 1.5:
+            raise InvalidBatchError(
+                f"image: found pixels from {low:.3g} to {high:.3g}, expected 0 to 255, as uint8: the classifier "
+                "normalizes images itself."
+            )
 
 
 class ConfusionCounts(Metric):

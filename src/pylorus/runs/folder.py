@@ -291,6 +291,11 @@ class RunFolder:
         """File of the complete, resolved configuration."""
         return self.path / "config.yaml"
 
+    @property
+    def speed(self) -> Path:
+        """File of the seconds that the run's process spent on each part of its work; see `Timeline`."""
+        return self.path / "speed.json"
+
     def get_stage(self, name: str) -> StageFolder:
         """Return the folder of a stage: its curves, checkpoints and predictions."""
         return StageFolder(self.path / name)

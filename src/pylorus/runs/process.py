@@ -25,11 +25,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import psutil
 from tqdm import tqdm
 
 from pylorus.config.schema import TrainerConfig
 from pylorus.core.distributed import end_with_parent
 from pylorus.core.errors import INTERRUPTED, PylorusError
+from pylorus.core.formatting import format_number
 from pylorus.core.io import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,99 @@ JOB_STOP_SIGNAL = signal.SIGTERM
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )
+
+
+OTHER = "other"
+"""The part of a timeline that has no name of its own."""
+
+
+class Timeline:
+    """What a run spends its time on: consecutive parts, whose seconds add up to the time since the start.
+
+    It begins in the part `imports`.
+
+    Args:
+        start: What `time.monotonic()` returned at the start; None: now.
+
+    Example:
+        >>> timeline = Timeline()
+        >>> with timeline.measure("reading"):
+        ...     pass
+        >>> list(timeline.compute_seconds())
+        ['imports', 'reading']
+    """
+
+    def __init__(self, start: float | None = None) -> None:
+        self._seconds: dict[str, float] = {}
+        self._part = "imports"
+        self._since = time.monotonic() if start is None else start
+        self._path: Path | None = None
+
+    @classmethod
+    def from_process_start(cls) -> "Timeline":
+        """Return a timeline that began when this process started, and that ends with it.
+
+        When the process exits, the file that `write` wrote is written once more: with the seconds of the exit.
+        """
+        timeline = cls(compute_process_start())
+        atexit.register(timeline._write_exit)  # early, since the functions that are registered last are called first
+        return timeline
+
+    def begin(self, part: str) -> None:
+        """End the present part and begin another one."""
+        now = time.monotonic()
+        self._seconds[self._part] = self._seconds.get(self._part, 0.0) + now - self._since
+        self._part, self._since = part, now
+
+    @contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        """Count the time inside the context to a part, except what an inner context counts to its own."""
+        outer = self._part
+        self.begin(part)
+        try:
+            yield
+        finally:
+            self.begin(outer)
+
+    def include(self, seconds: Mapping[str, float]) -> None:
+        """Count the parts of another process, which this one has waited for in its present part."""
+        for part, value in seconds.items():
+            self._seconds[part] = self._seconds.get(part, 0.0) + value
+            self._since += value
+
+    def compute_seconds(self) -> dict[str, float]:
+        """Return the seconds of each part until now, rounded to milliseconds, in the order in which the parts began."""
+        self.begin(self._part)
+        rounded = {part: round(max(0.0, seconds), 3) for part, seconds in self._seconds.items()}
+        other = rounded.pop(OTHER, None)
+        return rounded if other is None else {**rounded, OTHER: other}
+
+    def format_line(self) -> str:
+        """Format the seconds of the parts as one line."""
+        parts = self.compute_seconds()
+        texts = [f"{part} {format_number(seconds, 1)} s" for part, seconds in parts.items() if seconds >= 0.05]
+        return f"time     {', '.join(texts)}; total {format_number(sum(parts.values()), 1)} s"
+
+    def write(self, path: Path) -> None:
+        """Write the seconds as JSON: `seconds` in total, and `timeline` with those of each part."""
+        parts = self.compute_seconds()
+        write_json(path, {"seconds": round(sum(parts.values()), 3), "timeline": parts})
+        self._path = path
+
+    def _write_exit(self) -> None:
+        with suppress(OSError):  # the run's folder is gone, or the disk is full
+            if self._path is not None and self._path.is_file():
+                self.write(self._path)
+
+
+def compute_process_start() -> float:
+    """Return what `time.monotonic()` returned when this process started."""
+    if sys.platform == "linux":
+        with suppress(OSError, ValueError, IndexError):
+            fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+            started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # proc(5): since boot
+            return time.monotonic() - max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
+    return time.monotonic() - max(0.0, time.time() - psutil.Process().create_time())
 
 
 def restore_trainer_config(trainer: TrainerConfig, record: Path) -> TrainerConfig:

@@ -25,8 +25,9 @@ from pylorus.core.formatting import format_bytes, format_percent
 from pylorus.hardware.choices import get_batch_size, resolve_channels_last
 from pylorus.hardware.engine import Engine, get_concurrent_jobs, get_free_memory
 from pylorus.model.backbone import Backbone, build_backbone
-from pylorus.model.classifier import StageClassifier, StagePlan, build_optimizer
+from pylorus.model.classifier import StageClassifier, StagePlan
 from pylorus.model.freeze import apply_depth, resolve_depth, set_modes
+from pylorus.model.losses import build_optimizer
 from pylorus.training.callbacks import get_peak_memory
 from pylorus.training.faults import is_out_of_memory
 

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pylorus.config.instantiation import get_object, get_target
+from pylorus.config.instantiation import check_node, get_target
 from pylorus.config.schema import EXTENSIBLE, AugmentConfig, CacheConfig, Config, StageConfig
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError
@@ -27,12 +27,12 @@ from pylorus.evaluation.influence import estimate_by_jackknife
 from pylorus.hardware.choices import get_batch_size, resolve_channels_last, resolve_workers
 from pylorus.hardware.engine import Engine, FullBatchForward
 from pylorus.model.backbone import Backbone
-from pylorus.model.classifier import StageClassifier, StagePlan, build_optimizer
+from pylorus.model.classifier import StageClassifier, StagePlan
 from pylorus.model.freeze import apply_depth, resolve_depth
 from pylorus.model.frozen_features import FeatureDataModule, FrozenPrefix
 from pylorus.model.frozen_prefix import CannotCutError
 from pylorus.model.inference import SplitOutputs, compute_split_outputs
-from pylorus.model.losses import build_loss
+from pylorus.model.losses import build_loss, build_optimizer
 from pylorus.model.metrics import build_metrics
 from pylorus.runs.folder import PARTS, StageFolder
 from pylorus.runs.predictions import (
@@ -166,9 +166,11 @@ def run_stage(plan: StagePlan, run: Run) -> StageResult:
         return _load_finished_stage(classifier, stage_folder)
     image_data = build_image_data(plan, run)
     if stage_folder.training_result is None:
-        _train(classifier, image_data, run, stage_folder, speed)
-    _load_best_weights(classifier, stage_folder)
-    _predict(plan, run, stage_folder, image_data)
+        with run.timeline.measure(plan.name):
+            _train(classifier, image_data, run, stage_folder, speed)
+    with run.timeline.measure("evaluation"):
+        _load_best_weights(classifier, stage_folder)
+        _predict(plan, run, stage_folder, image_data)
     if run.processes.is_first:
         stage_folder.delete_training_state()  # remains if a run was killed right after training
         speed.write_speed(stage_folder.path / "speed.json")
@@ -184,7 +186,8 @@ def _train(
     trainer = build_trainer(plan, run, stage_folder, speed)
     image_data.begun = stage_folder.progress
     classifier.sample_ids = {split: image_data.get_sample_ids(split) for split in ("train", "val")}
-    data = build_stage_data(image_data, classifier, plan, run.config, run.engine)
+    with run.timeline.measure("features"):
+        data = build_stage_data(image_data, classifier, plan, run.config, run.engine)
     if isinstance(data, FeatureDataModule):
         speed.features_seconds = data.seconds
     trainer_config = run.config.trainer
@@ -279,14 +282,16 @@ def check_user_parts(config: Config) -> None:
     """Import and build what does not depend on the images, so that a typo is reported before they are read.
 
     Raises:
-        PylorusError: Names the key of the unknown metric, callback, or `_target_`.
+        PylorusError: Names the key of the unknown metric, callback, `_target_` or argument.
     """
     build_callbacks(config.callbacks)
     build_metrics(config.metrics, [stage.monitor for stage in config.stages.values()])
     for key in EXTENSIBLE:
         node = get_target(getattr(config, key))
         if node is not None:
-            get_object(node, key=key)
+            check_node(node, key=key)
+    if get_target(config.loss) is None:
+        build_loss(config.loss, classes=2, images_of_class=[1, 1])
 
 
 def check_stages(config: Config, backbone: Backbone, images: RunImages, processes: Processes) -> None:

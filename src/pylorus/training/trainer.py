@@ -23,11 +23,12 @@ from pylorus.data.dataset import LoadingProcesses
 from pylorus.data.split import RunImages
 from pylorus.hardware.engine import Engine
 from pylorus.model.backbone import Backbone
-from pylorus.model.classifier import StageClassifier, StagePlan, get_monitor_mode
+from pylorus.model.classifier import StageClassifier, StagePlan
 from pylorus.model.distributed import build_strategy_arguments, use_sharded_network, use_sync_batch_norm
 from pylorus.model.freeze import FreezeBackbone
+from pylorus.model.losses import get_monitor_mode
 from pylorus.runs.folder import RunFolder, StageFolder
-from pylorus.runs.process import StopRequest
+from pylorus.runs.process import StopRequest, Timeline
 from pylorus.training.callbacks import Checkpoints, CurvesFile, EpochLine, LossScale, ProgressBar, SpeedMonitor
 from pylorus.training.dashboards import Dashboard
 
@@ -45,6 +46,7 @@ class Run:
         dashboard: Loggers of the run's dashboards.
         processes: The run's distributed processes.
         stop: Whether the run has been asked to stop.
+        timeline: What this process spends its time on.
         loading: Its processes that decode images; None: the main process decodes them.
     """
 
@@ -56,6 +58,7 @@ class Run:
     dashboard: Dashboard
     processes: Processes
     stop: StopRequest
+    timeline: Timeline
     loading: LoadingProcesses | None = None
 
 
