@@ -1,6 +1,7 @@
 """Validation of a configuration against the schema; unknown keys are refused, even those added with `+`."""
 
 import dataclasses
+import json
 import re
 import textwrap
 import typing
@@ -12,7 +13,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pylorus.config.instantiation import TARGET
-from pylorus.config.schema import EXTENSIBLE, FUSED_OPTIMIZERS, GROUPS, NAMED_TARGETS, Config, DataConfig, LossConfig
+from pylorus.config.schema import (
+    CONF,
+    EXTENSIBLE,
+    FUSED_OPTIMIZERS,
+    GROUPS,
+    NAMED_TARGETS,
+    Config,
+    DataConfig,
+    LossConfig,
+)
 from pylorus.core.errors import TRAIN_COMMAND, PylorusError, format_suggestion
 from pylorus.core.io import iter_fields, validate
 
@@ -505,3 +515,33 @@ def list_loss_details(settings: LossConfig | Mapping[str, Any]) -> list[str]:
         for key, value in dict(given.get("args") or {}).items()
     ]
     return [f"{weighted}{label}", *details, *([f"label smoothing {smoothing:g}"] if smoothing and not target else [])]
+
+
+def parse_override(parser: Any, argument: str) -> Any:
+    """Parse an override.
+
+    Raises:
+        PylorusError: If it is not KEY=VALUE as Hydra reads it.
+    """
+    from hydra.errors import HydraException
+
+    try:
+        return parser.parse_override(argument)
+    except HydraException as error:
+        if "=" not in argument.lstrip("~"):
+            groups = [name for name in GROUPS if (CONF / name / f"{argument}.yaml").is_file()]
+            hint = f" Did you mean {groups[0]}={argument}?" if groups else ""
+            raise PylorusError(f'found "{argument}", expected KEY=VALUE, such as seed=3.{hint}') from error
+        key, _, value = argument.partition("=")
+        raise PylorusError(
+            f"{key}: can't read the value {value}. Write a text with spaces or special characters in two kinds of "
+            f"quotes: \"{key}='…'\"."
+        ) from error
+
+
+def expand_home(argument: str) -> str:
+    """Expand `~` at the beginning of an override's value: in `data.root=~/images` the shell leaves it."""
+    key, _, value = argument.partition("=")
+    if value != "~" and not value.startswith("~/"):
+        return argument
+    return f"{key}={json.dumps(str(Path(value).expanduser()), ensure_ascii=False)}"

@@ -420,6 +420,18 @@ def iter_fields(schema: Any) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
         yield field, resolve_optional_type(hints[field.name])
 
 
+def iter_leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Iterate over all keys with their values; lists and free-form groups are single values."""
+    if dataclasses.is_dataclass(config):
+        for field in dataclasses.fields(config):
+            yield from iter_leaves(getattr(config, field.name), f"{path}.{field.name}" if path else field.name)
+    elif isinstance(config, Mapping) and any(dataclasses.is_dataclass(value) for value in config.values()):
+        for name, value in config.items():
+            yield from iter_leaves(value, f"{path}.{name}")
+    else:
+        yield path, config
+
+
 @contextmanager
 def handle_closed_pipe() -> Iterator[None]:
     """Exit the process silently if the standard output is closed while the body of the `with` statement prints."""

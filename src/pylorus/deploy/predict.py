@@ -56,8 +56,7 @@ BATCHES_AHEAD = 3
 TEXT_COLUMNS = ("path", "true", "predicted", "decision", "prediction_set", "why", "error")
 NO_IMAGES = "There are no images in the inputs. In a folder, only files with the suffix of an image format are used."
 FIRST_CODE, MAX_COUNTED = 2, 100
-"""The exit code is 0 if all files could be read, else 2 + the number of unreadable files, 102 at most; 1 and 2 are for
-other errors."""
+"""Exit code: 0 if all files could be read, else 2 + the number of unreadable files, 102 at most; 1 and 2: errors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +66,7 @@ class PredictOptions:
     Attributes:
         class_name: Short name of the class that decides; None for the bundle's own.
         frames_every: Seconds between two frames of a video; None to accept no videos.
-        evaluate: Whether it is an error if no evaluation is possible; otherwise there is one only if folders are named
-            after classes.
+        evaluate: Whether an evaluation is required; otherwise there is one if folders are named after classes.
         group: Regular expression that finds the patient in a path; intervals then keep a patient's images together.
         batch: Batch size of the network, in images.
         device: auto, cpu, cuda or mps.

@@ -8,8 +8,8 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,27 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from pylorus.config.checks import build_config, check_ignored_keys, check_key, format_error, is_free_form, load_config
+from pylorus.config.checks import (
+    build_config,
+    check_ignored_keys,
+    check_key,
+    expand_home,
+    format_error,
+    is_free_form,
+    load_config,
+    parse_override,
+)
 from pylorus.config.schema import CONF, EXTENSIBLE, GROUPS, Config
 from pylorus.core.distributed import is_launched
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list, format_suggestion
-from pylorus.core.io import explain_disk_error, handle_closed_pipe, write_text
+from pylorus.core.io import (
+    check_arguments,
+    explain_disk_error,
+    handle_closed_pipe,
+    iter_leaves,
+    resolve_path,
+    write_text,
+)
 from pylorus.launch.sweep import (
     check_installed,
     complete_launcher,
@@ -57,8 +73,7 @@ CHANGEABLE_KEYS = (
 )
 """Keys that may change when a run is resumed: they do not change its result, except that other devices may change
 rounding."""
-INFERRED_KEYS = ("data.classes", "data.short_names", "data.root")
-"""Keys that a run fills in if they are not given."""
+INFERRED_KEYS = ("data.classes", "data.short_names", "data.root")  # a run fills them in if they are not given
 
 
 def resume(folder: RunFolder, overrides: list[str]) -> None:
@@ -77,6 +92,70 @@ def resume(folder: RunFolder, overrides: list[str]) -> None:
         initial = [_format_search_path(status.get("searchpath", [])), *status.get("overrides", [])]
         update_config(folder, _resolve_config([*initial, *overrides]), was=_resolve_config(initial))
     _import_and_run(folder, Timeline.from_process_start())
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run.
+
+    Attributes:
+        folder: The run's folder.
+        model: The folder of its bundle, for `load_model`.
+        stage: Name of the stage that is shipped.
+        metrics: Accuracy, and the indices of each class that tables show, of the shipped stage on validation and test
+            images, in [0, 1], as test/accuracy and test/sensitivity/GC; NaN where undefined.
+    """
+
+    folder: Path
+    model: Path
+    stage: str
+    metrics: dict[str, float]
+
+
+@check_arguments
+def train(
+    overrides: Sequence[str] = (), *, folder: str | Path | None = None, config_dir: str | Path | None = None
+) -> TrainedRun:
+    """Train a run in this process, from its main thread, and wait for it.
+
+    The same overrides on the same folder resume a run that was interrupted.
+
+    Args:
+        overrides: As on the command line of `train.py`, such as `["data=folders", "data.root=images"]`.
+        folder: The run's folder; None: a new one in outputs/.
+        config_dir: Folder of your own configuration, as `--config-dir` on the command line; None: Pylorus's alone.
+
+    Raises:
+        PylorusError: If something that the user can fix is wrong; the message says what.
+    """
+    for word in overrides:
+        if word.startswith("-"):
+            raise PylorusError(
+                f'train: overrides: found "{word}", an option of the command line, expected KEY=VALUE. Use the '
+                f"argument config_dir; for sweeps and help: {TRAIN_COMMAND}."
+            )
+    path = None if folder is None else resolve_path(folder, argument="folder")
+    if path is not None and path.exists() and not path.is_dir():
+        raise PylorusError(f"train: folder: {path} is a file, expected a new folder or that of a run.")
+    own = None if config_dir is None else resolve_path(config_dir, argument="config_dir")
+    return _read_trained_run(run_overrides(list(overrides), path, config_dir=own).path)
+
+
+def _read_trained_run(folder: Path) -> TrainedRun:
+    from pylorus.evaluation.confusion import compute_class_metric, overall_indices, select_class_metrics
+    from pylorus.runs.predictions import read_predictions
+
+    shipped = RunFolder(folder).shipped
+    assert shipped is not None  # the run has just finished
+    metrics: dict[str, float] = {}
+    for split in ("val", "test"):
+        saved = read_predictions(RunFolder(folder).get_predictions_path(shipped.name, split))
+        confusion, names = saved.confusion, saved.predictions.class_names
+        metrics[f"{split}/accuracy"] = float(overall_indices(confusion).accuracy)
+        for metric in select_class_metrics():
+            for name, value in zip(names, compute_class_metric(metric, confusion), strict=True):
+                metrics[f"{split}/{metric.name}/{name}"] = float(value)
+    return TrainedRun(folder, folder / "model", shipped.name, metrics)
 
 
 def run_overrides(overrides: list[str], folder: Path | None = None, *, config_dir: Path | None = None) -> RunFolder:
@@ -145,7 +224,7 @@ def update_config(folder: RunFolder, asked: Config, *, was: Config | None = None
         PylorusError: If other keys differ; names each of them with both values.
     """
     saved = load_config(folder.config)
-    before, after = dict(_iter_leaves(was or saved)), dict(_iter_leaves(asked))
+    before, after = dict(iter_leaves(was or saved)), dict(iter_leaves(asked))
     if asked.data.fold_column is not None:  # the number of folds is read from the manifest
         after["data.folds"] = before["data.folds"]
     changed = {
@@ -187,18 +266,6 @@ def _format_config_dir(folder: Path, overrides: list[str]) -> str:
 
 def _format_search_path(sources: list[str]) -> str:
     return f"hydra.searchpath={json.dumps(sources, ensure_ascii=False)}"
-
-
-def _iter_leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Iterate over all keys with their values; lists and free-form groups are single values."""
-    if is_dataclass(config):
-        for field in fields(config):
-            yield from _iter_leaves(getattr(config, field.name), f"{path}.{field.name}" if path else field.name)
-    elif isinstance(config, Mapping) and any(is_dataclass(value) for value in config.values()):
-        for name, value in config.items():
-            yield from _iter_leaves(value, f"{path}.{name}")
-    else:
-        yield path, config
 
 
 RESUME = "resume="
@@ -331,12 +398,12 @@ def check_overrides(arguments: list[str]) -> list[str]:
     from hydra._internal.utils import get_args_parser
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    arguments = [_expand_home(argument) for argument in arguments]
+    arguments = [expand_home(argument) for argument in arguments]
     parsed = get_args_parser().parse_args(arguments)
     if parsed.shell_completion:  # install=bash, or an unfinished command line
         return arguments
     parser = OverridesParser.create()
-    overrides = {argument: _parse_override(parser, argument) for argument in parsed.overrides}
+    overrides = {argument: parse_override(parser, argument) for argument in parsed.overrides}
     files = _create_config_repository(parsed.config_path, parsed.config_dir, list(overrides.values()))
     extended = {
         name for name in EXTENSIBLE if any(each.key_or_group == f"{name}._target_" for each in overrides.values())
@@ -347,34 +414,6 @@ def check_overrides(arguments: list[str]) -> list[str]:
         _check_override(argument, overrides[argument], files, extended) if argument in overrides else argument
         for argument in arguments
     ]
-
-
-def _parse_override(parser: Any, argument: str) -> Any:
-    """Parse an override.
-
-    Raises:
-        PylorusError: If it is not KEY=VALUE as Hydra reads it.
-    """
-    try:
-        return parser.parse_override(argument)
-    except HydraException as error:
-        if "=" not in argument.lstrip("~"):
-            groups = [name for name in GROUPS if (CONF / name / f"{argument}.yaml").is_file()]
-            hint = f" Did you mean {groups[0]}={argument}?" if groups else ""
-            raise PylorusError(f'found "{argument}", expected KEY=VALUE, such as seed=3.{hint}') from error
-        key, _, value = argument.partition("=")
-        raise PylorusError(
-            f"{key}: can't read the value {value}. Write a text with spaces or special characters in two kinds of "
-            f"quotes: \"{key}='…'\"."
-        ) from error
-
-
-def _expand_home(argument: str) -> str:
-    """Expand `~` at the beginning of an override's value: in `data.root=~/images` the shell leaves it."""
-    key, _, value = argument.partition("=")
-    if value != "~" and not value.startswith("~/"):
-        return argument
-    return f"{key}={json.dumps(str(Path(value).expanduser()), ensure_ascii=False)}"
 
 
 def _create_config_repository(config_path: str | None, config_dir: str | None, overrides: list[Any]) -> Any:
