@@ -30,6 +30,7 @@ from pylorus.config.checks import (
     check_key,
     expand_home,
     format_error,
+    format_help,
     is_free_form,
     load_config,
     parse_override,
@@ -290,17 +291,11 @@ def register() -> None:
     token = "".join(secrets.choice("abcdefghijkmnpqrstuvwxyz23456789") for _ in range(4))
     # Cached, so that a launcher's worker sees the same value as this process.
     OmegaConf.register_new_resolver("pylorus.token", lambda: token, replace=True, use_cache=True)
-    OmegaConf.register_new_resolver("pylorus.help", _render_help, replace=True)
+    OmegaConf.register_new_resolver("pylorus.help", lambda: format_help(CONF), replace=True)
     schema = OmegaConf.structured(Config)
     for section in EXTENSIBLE:
         OmegaConf.set_struct(schema[section], False)  # accepts the arguments of a _target_; build_config checks them
     ConfigStore.instance().store(name="schema", node=schema)
-
-
-def _render_help() -> str:
-    from pylorus.config.checks import format_help
-
-    return format_help(CONF)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
