@@ -209,7 +209,6 @@ def main() -> None:
     """Imports what the commands need, then forks for each connection."""
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
-    import pylorus.launch.rank
     import pylorus.launch.sweep
     import pylorus.launch.train
     import pylorus.report.audit_page
@@ -266,7 +265,7 @@ def act_of(words: list[str]) -> Callable[[], None] | None:
         return lambda: pylorus(words[1:])
     if Path(words[1]).name == TRAIN.name:
         return lambda: train(words[2:])
-    if words[1:2] == ["-m"] and words[2] in ("pylorus.launch.train", "pylorus.launch.rank"):
+    if words[1:3] == ["-m", "pylorus.launch.train"]:
         module = sys.modules[words[2]]
         return lambda: called(module.main, words[2:])
     return None

@@ -149,7 +149,7 @@ def test_explanation_and_export_take_an_own_network_and_an_export_needs_none(exp
 def test_the_doctor_says_how_to_check_such_a_bundle(experiment_folder):
     (check,) = check_bundle(experiment_folder / "run" / "model")
     assert check.state == "warning"
-    assert "--network" in check.mend
+    assert "--network" in check.remedy
 
 
 def test_own_metric_has_an_interval_in_the_table_of_all_metrics_and_in_the_card(experiment_folder):

@@ -19,7 +19,7 @@ JACCARD = ClassMetric(
     "jaccard",
     "Jaccard",
     "TP / (TP + FP + FN)",
-    lambda counts: counts.hits / np.maximum(counts.predicted + counts.present - counts.hits, 1),
+    lambda counts: counts.true_positives / np.maximum(counts.predicted + counts.present - counts.true_positives, 1),
     lambda present, predicted: (present & predicted, present | predicted),
     undefined=NEITHER,
     is_in_tables=True,

@@ -75,9 +75,7 @@ def test_each_process_computes_its_part_of_the_cache(two_process_run):
 
 
 def ranks(fork_server) -> list[ForkedProcess]:
-    return [
-        process for process in fork_server.started if "pylorus.launch.rank" in process.args and process.poll() is None
-    ]
+    return [process for process in fork_server.started if "--rank" in process.args and process.poll() is None]
 
 
 def test_interrupted_processes_end_and_resume_to_the_same_weights(prepare_run, two_process_run, fork_server):

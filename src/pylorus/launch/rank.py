@@ -1,6 +1,6 @@
 """One process of a distributed run.
 
-`pylorus.launch.train` starts it as `python -m pylorus.launch.rank FOLDER`. A user's own torchrun or srun starts
+`pylorus.launch.train` starts it as `python -m pylorus.launch.train --rank FOLDER`. A user's own torchrun or srun starts
 `python train.py …` once for each process: the first one does what the command says, and the others train with it.
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing.errors import ErrorHandler, record
 
 from pylorus.config.checks import load_config
+from pylorus.config.schema import Config
 from pylorus.core.distributed import (
     Processes,
     announce_folder,
@@ -29,10 +30,19 @@ from pylorus.core.distributed import (
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.io import write_json
 from pylorus.hardware.engine import resolve_accelerator
-from pylorus.launch.train import FAILURE_PREFIX, train
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.process import Timeline, compute_process_start, handle_signals, open_run_log, restore_trainer_config
+from pylorus.runs.process import (
+    StopRequest,
+    Timeline,
+    compute_process_start,
+    handle_signals,
+    open_run_log,
+    restore_trainer_config,
+)
 from pylorus.training.faults import explain_faults
+
+Train = Callable[[Config, RunFolder, Processes, StopRequest, Timeline], None]
+"""The function that trains in one of the processes; the module that holds it imports this one."""
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """The environment variable in which torch's elastic launch names the file for a process's error."""
@@ -55,18 +65,12 @@ class RankErrorHandler(ErrorHandler):
         write_json(Path(os.environ[ERROR_FILE]), {"message": error})
 
 
-def main() -> None:
-    """`python -m pylorus.launch.rank FOLDER`: train with the other processes."""
-    folder, processes = Path(sys.argv[1]), read_processes()
-    os.environ.setdefault(ERROR_FILE, str(folder / f"{FAILURE_PREFIX}{processes.index}.json"))  # srun names none
-    train_rank(folder, processes)
-
-
-def run_launched(run_command: Callable[[], int]) -> int:
+def run_launched(run_command: Callable[[], int], train: Train) -> int:
     """Run a command line in the first of the processes that torchrun or srun started; the others train with it.
 
     Args:
         run_command: Executes `sys.argv` and returns the exit code.
+        train: Trains in one of the processes: `pylorus.launch.train.train`.
 
     Raises:
         PylorusError: If the command is a sweep.
@@ -75,7 +79,7 @@ def run_launched(run_command: Callable[[], int]) -> int:
     if not processes.is_first:
         folder = wait_for_folder()
         if folder:
-            train_rank(Path(folder), processes)
+            train_rank(Path(folder), processes, train)
         return 0
     try:
         if {"-m", "--multirun"} & set(sys.argv):
@@ -92,19 +96,19 @@ def run_launched(run_command: Callable[[], int]) -> int:
         announce_folder("")
 
 
-def train_rank(folder: Path, processes: Processes) -> None:
+def train_rank(folder: Path, processes: Processes, train: Train) -> None:
     """Train with the other processes; exit with an error's code, after recording it for the launcher."""
     _stop_with_parent(os.getppid())
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the process that the user started handles it and requeues the job
     try:
-        record(_train, RankErrorHandler())(RunFolder(folder), processes)
+        record(_train, RankErrorHandler())(RunFolder(folder), processes, train)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception:
         os._exit(1)  # a clean exit would wait for the others
 
 
-def _train(folder: RunFolder, processes: Processes) -> None:
+def _train(folder: RunFolder, processes: Processes, train: Train) -> None:
     timeline = Timeline(compute_process_start())
     config = load_config(folder.config)
     with handle_signals() as stop, _setup_rank_logging(folder, processes), explain_faults(folder, config):
@@ -134,7 +138,3 @@ def _stop_with_parent(parent: int) -> None:
         os._exit(INTERRUPTED)
 
     threading.Thread(target=wait_for_parent, name="parent", daemon=True).start()
-
-
-if __name__ == "__main__":
-    main()

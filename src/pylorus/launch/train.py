@@ -48,6 +48,7 @@ from pylorus.deploy.bundle import save_candidate, write_bundle
 from pylorus.deploy.thresholds import resolve_deciding_class
 from pylorus.hardware.choices import list_choices, log_choices, resolve_workers
 from pylorus.hardware.engine import Engine, collect_environment, resolve_accelerator, resolve_engine
+from pylorus.launch.rank import ERROR_FILE, train_rank
 from pylorus.model.backbone import Backbone, build_backbone, resolve_weights_file
 from pylorus.model.classifier import StagePlan
 from pylorus.model.freeze import resolve_depth
@@ -193,7 +194,7 @@ def _run_slurm_step(trainer: TrainerConfig, folder: Path) -> list[ProcessFailure
 
 
 def _list_arguments(folder: Path) -> list[str]:
-    return ["-m", "pylorus.launch.rank", str(folder)]
+    return ["-m", "pylorus.launch.train", "--rank", str(folder)]
 
 
 def _build_error(failures: list[ProcessFailure], count: int, folder: Path) -> BaseException:
@@ -443,7 +444,12 @@ def _extract_structure(config: Config, backbone: Backbone) -> list[BlockStructur
 
 
 def main() -> None:
-    """`python -m pylorus.launch.train FOLDER`: one run in its own process."""
+    """`python -m pylorus.launch.train FOLDER`: one run in its own process; --rank FOLDER: one process of a run."""
+    if sys.argv[1] == "--rank":
+        folder, processes = Path(sys.argv[2]), read_processes()
+        os.environ.setdefault(ERROR_FILE, str(folder / f"{FAILURE_PREFIX}{processes.index}.json"))  # srun names none
+        train_rank(folder, processes, train)
+        return
     timeline, code = Timeline.from_process_start(), 0
     try:
         with handle_closed_pipe():
