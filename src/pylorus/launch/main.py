@@ -72,8 +72,7 @@ CHANGEABLE_KEYS = (
     "trainer.progress",
     "trainer.strategy",
 )
-"""Keys that may change when a run is resumed: they do not change its result, except that other devices may change
-rounding."""
+"""Keys that may change when a run is resumed: its result stays the same, apart from the rounding of other devices."""
 INFERRED_KEYS = ("data.classes", "data.short_names", "data.root")  # a run fills them in if they are not given
 
 
@@ -270,9 +269,7 @@ def _format_search_path(sources: list[str]) -> str:
 
 
 RESUME = "resume="
-
-_failures: list[PylorusError] = []
-"""Errors of a run that is not part of a sweep: `main` raises the first."""
+_failures: list[PylorusError] = []  # of a run that is not part of a sweep: `main` raises the first
 
 
 class SweepFolder(Callback):
