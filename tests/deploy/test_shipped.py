@@ -22,6 +22,7 @@ from pylorus.deploy.bundle_files import read_description
 from pylorus.deploy.model import load_bundle
 from pylorus.launch.sweep_table import build_sweep_table, get_objective
 from pylorus.launch.train import run
+from pylorus.report import page
 from pylorus.runs.folder import RunFolder, StageScore, explain_choice, select_stage
 from tests.conftest import TINY
 
@@ -69,7 +70,7 @@ def train_run(compose_config, images, tmp_path_factory) -> Callable[..., RunFold
                 write_text(folder.config, OmegaConf.to_yaml(compose_config(*overrides)))
             with pytest.MonkeyPatch.context() as patched:
                 for name in ("render_svg", "render_png"):  # drawing takes most of a report's time
-                    patched.setattr(f"pylorus.report.page.{name}", lambda drawing: drawing.alt.encode())
+                    patched.setattr(page, name, lambda drawing: drawing.alt.encode())
                 run(folder)
             folders[(better, *words)] = folder
         return folders[(better, *words)]

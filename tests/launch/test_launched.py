@@ -21,14 +21,14 @@ def torchrun(monkeypatch):
 def test_devices_and_nodes_follow_the_launched_processes(torchrun, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "seed=1"])
     assert is_launched()
-    assert rank.run_launched(lambda: 0) == 0
+    assert rank.run_launched(lambda: 0, pytest.fail) == 0
     assert sys.argv == ["train.py", "seed=1", "trainer.devices=2", "trainer.nodes=2"]
 
 
 def test_a_sweep_is_refused(torchrun, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2"])
     with pytest.raises(PylorusError, match=r"-m: found a sweep in 4 processes.*train.py -m trainer.devices=2"):
-        rank.run_launched(lambda: 0)
+        rank.run_launched(lambda: 0, pytest.fail)
 
 
 def test_srun_tasks_are_processes_but_a_batch_script_is_not(monkeypatch):

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from pylorus.config.schema import Config, StageConfig
 from pylorus.core.io import write_json, write_text
+from pylorus.report import page
 from pylorus.report.page import write_report
 from pylorus.report.results import ReportOptions
 from pylorus.runs.folder import score_stage, select_stage
@@ -84,7 +85,7 @@ def run_with_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def skip_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
     """Build figures without rendering them, where a test is not about them: rendering takes most of a report's time."""
     for name in ("render_svg", "render_png"):
-        monkeypatch.setattr(f"pylorus.report.page.{name}", lambda drawing: drawing.alt.encode())
+        monkeypatch.setattr(page, name, lambda drawing: drawing.alt.encode())
 
 
 def write_story(folder: Path, story: Story) -> None:

@@ -3,6 +3,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sklearn.metrics import roc_curve
 
+from pylorus.report import result_figures
 from pylorus.report.figure_style import report_style
 from pylorus.report.result_figures import compute_roc_points, plot_published_confusion_matrices
 from pylorus.report.study_tables import STUDY
@@ -12,7 +13,7 @@ from pylorus.report.study_tables import STUDY
 def test_titles_and_labels_are_not_cut_off(stages, monkeypatch):
     names = sorted({result.stage for result in STUDY.results})[:stages]
     results = tuple(result for result in STUDY.results if result.stage in names)
-    monkeypatch.setattr("pylorus.report.result_figures.STUDY", type(STUDY)(**{**vars(STUDY), "results": results}))
+    monkeypatch.setattr(result_figures, "STUDY", type(STUDY)(**{**vars(STUDY), "results": results}))
     figure = plot_published_confusion_matrices().figure
     with report_style():
         canvas = FigureCanvasAgg(figure)

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from pylorus.config.schema import CacheConfig, StageConfig
+from pylorus.core.distributed import PARALLEL_JOBS
 from pylorus.core.io import write_text
 from pylorus.data.dataset import DeviceMemory
 from pylorus.hardware.engine import Engine
@@ -100,6 +101,7 @@ def test_reserved_memory_makes_the_batch_smaller(compose_config, monkeypatch):
         def measure_step(self, size):
             return StepCost(10 * size, 1.0)
 
+    monkeypatch.delenv(PARALLEL_JOBS, raising=False)  # tests that run side by side share the memory
     monkeypatch.setattr(batch_size, "TrialProcess", Trial)
     monkeypatch.setattr(batch_size, "_build_request", lambda *_: None)
     config = compose_config("model=small", "trainer.batch_size=auto")
