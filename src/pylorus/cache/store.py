@@ -17,7 +17,7 @@ from pylorus.config.schema import CacheConfig
 from pylorus.core.distributed import SINGLE_PROCESS, Processes
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_bytes
-from pylorus.core.io import write_json
+from pylorus.core.io import create_private_folder, write_json
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,7 @@ class RecordStore:
 
     def prepare_folder(self) -> None:
         """Create the folder if necessary, for its owner only, and record the time of use; OSError if that fails."""
-        for folder in (self.folder.parent.parent, self.folder.parent, self.folder):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        create_private_folder(self.folder, levels=3)
         if not (self.folder / KEY).exists():
             write_json(self.folder / KEY, self._content)
         (self.folder / USED).touch()
@@ -201,6 +200,12 @@ class _Filler:
         self._is_writing = False
 
 
+def create_store(settings: CacheConfig, *, kind: str, key: Mapping[str, object], record_bytes: int) -> RecordStore:
+    """Return the store of records of one kind in the configured folder, within the configured budget."""
+    budget = int(settings.budget_gib * 2**30)
+    return RecordStore(Path(settings.folder), kind=kind, key=key, record_bytes=record_bytes, budget_bytes=budget)
+
+
 def load_or_compute_records(
     settings: CacheConfig,
     names: Sequence[str],
@@ -215,8 +220,7 @@ def load_or_compute_records(
 
     Return None, and log why, if they fit neither on disk nor in memory.
     """
-    budget = int(settings.budget_gib * 2**30)
-    store = RecordStore(Path(settings.folder), kind=kind, key=key, record_bytes=record_bytes, budget_bytes=budget)
+    store = create_store(settings, kind=kind, key=key, record_bytes=record_bytes)
     try:
         memory = int(settings.memory_gib * 2**30) // processes.local_count
         return store.load_or_compute(names, compute, memory_bytes=memory, processes=processes)

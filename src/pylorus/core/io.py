@@ -85,6 +85,17 @@ def check_new_folder(folder: Path, *, hint: str = "", allow_links: bool = True) 
         raise PylorusError(f"{folder}: already exists, expected a new or empty folder. {hint}".rstrip())
 
 
+def create_private_folder(folder: Path, *, levels: int) -> None:
+    """Create a folder, and those above it, where they are missing; OSError if that fails.
+
+    Args:
+        folder: The folder.
+        levels: How many folders, from this one upwards, are created with access for their owner only.
+    """
+    for each in (*reversed(folder.parents[: levels - 1]), folder):
+        each.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 def resolve_path(path: str | os.PathLike[str], *, argument: str) -> Path:
     """Return a path that was passed to a Python function, with `~` expanded.
 

@@ -25,7 +25,7 @@ import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
-from pylorus.core.io import write_atomically
+from pylorus.core.io import create_private_folder, write_atomically
 from pylorus.data.image_measures import THUMBNAIL_SIDE
 
 log = logging.getLogger(__name__)
@@ -267,7 +267,7 @@ class FactStore:
 
     def _save_table(self, table: pa.Table) -> bool:
         try:
-            _make_private_folder(self.folder)
+            create_private_folder(self.folder, levels=3)
             with write_atomically(self.folder / f"{secrets.token_hex(8)}.parquet") as temporary:
                 parquet.write_table(table, temporary, write_page_checksum=True, compression="zstd")
         except OSError as error:
@@ -378,7 +378,7 @@ class FileIndex:
         others = earlier[~np.isin(earlier["path"][:, 0], entries["path"][:, 0])]
         entries = np.concatenate([others, entries])
         with suppress(OSError):  # `FactStore` has logged a warning about a folder that can't be written to
-            _make_private_folder(self._path.parent)
+            create_private_folder(self._path.parent, levels=4)
             with write_atomically(self._path) as temporary, temporary.open("wb") as file:
                 np.save(file, entries[np.argsort(entries["path"][:, 0], kind="stable")])
 
@@ -388,9 +388,3 @@ class FileIndex:
         except (OSError, ValueError, EOFError):
             return np.zeros(0, ENTRY)
         return entries if entries.dtype == ENTRY and entries.ndim == 1 else np.zeros(0, ENTRY)
-
-
-def _make_private_folder(folder: Path) -> None:
-    """Make a folder and those above it, with access for their owner only."""
-    for each in (*reversed(folder.parents[:3]), folder):
-        each.mkdir(mode=0o700, parents=True, exist_ok=True)

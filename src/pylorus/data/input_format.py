@@ -15,7 +15,7 @@ import PIL
 from numpy.typing import NDArray
 
 from pylorus.cache.shards import Records
-from pylorus.cache.store import RecordStore, load_or_compute_records
+from pylorus.cache.store import create_store, load_or_compute_records
 from pylorus.config.checks import check_model_name
 from pylorus.config.schema import CacheConfig, Config
 from pylorus.core.distributed import SINGLE_PROCESS, Processes, count_free_cores, map_items
@@ -99,30 +99,30 @@ class ImageWriter:
 
     def __init__(self, form: InputFormat, settings: CacheConfig) -> None:
         self._form, self._settings = form, settings
+        self._store = create_store(settings, kind=KIND, key=form.get_key(), record_bytes=form.size**2 * 3)
         self._has_space = True
 
     def prepare(self, image: RGB) -> RGB | None:
         """Return an image as the network's input, uint8 of shape (size, size, 3); None if it is not worth caching."""
-        is_large = image.shape[0] * image.shape[1] > LARGE_FRAME_RATIO * self._form.size**2
-        is_enabled = is_large if self._settings.images is None else self._settings.images
-        return self._form.prepare_image(image) if is_enabled and self._has_space else None
+        is_wanted = self._has_space and is_cached(image.shape[0] * image.shape[1], self._form, self._settings)
+        return self._form.prepare_image(image) if is_wanted else None
 
     def save(self, digests: Sequence[str], images: Sequence[RGB]) -> None:
         """Save prepared images by the SHA-256 of their files' content, as long as there is space."""
         if self._has_space:
-            store = create_image_store(self._form, self._settings)
-            self._has_space = store.save(digests, np.stack(images).reshape(len(images), -1))
+            self._has_space = self._store.save(digests, np.stack(images).reshape(len(images), -1))
 
 
-def create_image_store(form: InputFormat, settings: CacheConfig) -> RecordStore:
-    """Return the store of the images in a format."""
-    return RecordStore(
-        Path(settings.folder),
-        kind=KIND,
-        key=form.get_key(),
-        record_bytes=form.size**2 * 3,
-        budget_bytes=int(settings.budget_gib * 2**30),
-    )
+def is_cached(pixels: float, form: InputFormat, settings: CacheConfig, *, is_remote: bool = False) -> bool:
+    """Return whether images are cached as the network's input: as configured, or if it is worthwhile.
+
+    Args:
+        pixels: Pixels of a frame.
+        form: How a file becomes the network's input.
+        settings: What may be cached.
+        is_remote: Whether a frame is downloaded each time that it is read.
+    """
+    return (is_remote or pixels > LARGE_FRAME_RATIO * form.size**2) if settings.images is None else settings.images
 
 
 def resolve_input_format(model: str | None, *, image_size: int | None, fit: str, crop: str) -> InputFormat:
@@ -199,9 +199,7 @@ def load_or_decode_images(
     """
     pixels = float((table["width"] * table["height"]).median())
     # An image in a remote shard is downloaded once; the cache holds the local copy, within its budget.
-    is_worthwhile = pixels > LARGE_FRAME_RATIO * form.size**2 or (isinstance(root, Shards) and root.remote)
-    is_enabled = is_worthwhile if settings.images is None else settings.images
-    if not is_enabled:
+    if not is_cached(pixels, form, settings, is_remote=isinstance(root, Shards) and root.remote):
         return None
     paths = [root / path for path in table["path"]]
 

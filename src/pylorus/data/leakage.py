@@ -27,7 +27,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from pylorus.core.errors import PylorusError, format_name_list
-from pylorus.core.io import write_text
+from pylorus.core.io import create_private_folder, write_text
 from pylorus.data.audit_findings import Thresholds
 from pylorus.data.catalog import Catalog
 from pylorus.data.decode import POLICY_VERSION
@@ -147,7 +147,7 @@ def _load_copies(path: Path) -> Copies | None:
 
 def _save_copies(copies: Copies, path: Path) -> None:
     with suppress(OSError):  # the next run searches again
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        create_private_folder(path.parent, levels=3)
         write_text(path, json.dumps({**vars(copies), "near": [list(vars(each).values()) for each in copies.near]}))
         oldest_last = sorted(path.parent.glob("*.json"), key=lambda each: each.stat().st_mtime, reverse=True)
         for each in oldest_last[MOST_SAVED:]:
