@@ -26,9 +26,6 @@ Paths: TypeAlias = str | Path | Sequence[str | Path]
 Images: TypeAlias = "Paths | NDArray[np.uint8] | Sequence[NDArray[np.uint8]]"
 """Paths; or decoded images, uint8 RGB of shape (height, width, 3) or (images, height, width, 3)."""
 
-STATUS = "status.json"
-"""File that every folder of a run has."""
-
 ARGUMENTS = {
     "--class": "class_name",
     "--group": "group",
@@ -152,6 +149,8 @@ def load_model(
 
 def _find_bundle(path: Path) -> Path:
     """Return the bundle of a run, or the path itself; a folder or file beside the bundle is refused."""
+    from pylorus.runs.folder import STATUS
+
     if (path / STATUS).is_file() and (path / "model").is_dir():
         return path / "model"
     if path.is_file():

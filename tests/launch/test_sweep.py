@@ -10,7 +10,7 @@ import types
 import pytest
 from omegaconf import OmegaConf
 
-from pylorus.hardware.engine import PARALLEL_JOBS
+from pylorus.core.distributed import PARALLEL_JOBS
 from pylorus.launch import sweep
 from pylorus.launch.sweep import explain_sweep_end, setup_sweep_process
 from pylorus.runs.process import STOP_SIGNALS

@@ -326,7 +326,12 @@ def compute_in_processes(function: Callable[[Item], Result], items: Sequence[Ite
 def count_free_cores() -> int:
     """Return how many cores this process may use; jobs of a sweep that run at once share those of the machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get(PARALLEL_JOBS, "1")))
+    return max(1, cores // get_concurrent_jobs())
+
+
+def get_concurrent_jobs() -> int:
+    """Return how many jobs of a sweep share this machine."""
+    return int(os.environ.get(PARALLEL_JOBS, "1"))
 
 
 def _map_in_threads(

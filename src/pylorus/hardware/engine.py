@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pylorus.config.schema import TrainerConfig
-from pylorus.core.distributed import PARALLEL_JOBS
+from pylorus.core.distributed import get_concurrent_jobs
 from pylorus.core.errors import PylorusError
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -283,11 +283,6 @@ def count_usable_cores() -> int:
     cores = int(joblib.cpu_count(only_physical_cores=True))
     allocated = int(os.environ.get("SLURM_CPUS_PER_TASK", cores))  # not every SLURM installation binds a job to these
     return max(1, min(cores, allocated) // get_concurrent_jobs())
-
-
-def get_concurrent_jobs() -> int:
-    """Return how many jobs of a sweep share this machine."""
-    return int(os.environ.get(PARALLEL_JOBS, "1"))
 
 
 def _explain_shared_cores() -> str:

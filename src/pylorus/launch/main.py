@@ -354,12 +354,8 @@ def _start_or_resume(
 def _import_and_run(folder: RunFolder, timeline: Timeline) -> None:
     """Run a prepared folder; another process reads the images while this one imports torch, which takes seconds."""
     reading = None
-    config = load_config(folder.config)
-    is_worthwhile = (
-        config.data.kind in ("folders", "manifest") and "torch" not in sys.modules and sys.platform == "linux"
-    )
-    if is_worthwhile and folder.read_status()["state"] != "finished":
-        reading = BackgroundTask(_read_ahead, config)
+    if "torch" not in sys.modules and sys.platform == "linux" and folder.read_status()["state"] != "finished":
+        reading = BackgroundTask(_read_ahead, folder.config)
     try:
         import_training().run(folder, reading, timeline)
     finally:
@@ -367,10 +363,12 @@ def _import_and_run(folder: RunFolder, timeline: Timeline) -> None:
             reading.stop()
 
 
-def _read_ahead(config: Config) -> None:
-    from pylorus.data.sources import read_ahead
+def _read_ahead(path: Path) -> None:
+    config = load_config(path)  # in this process: composing it again would delay the import
+    if config.data.kind in ("folders", "manifest"):
+        from pylorus.data.sources import read_ahead
 
-    read_ahead(config)
+        read_ahead(config)
 
 
 def _list_own_sources(sources: Any) -> list[str]:

@@ -29,7 +29,7 @@ from pylorus.config.checks import load_config
 from pylorus.core.distributed import PARALLEL_JOBS
 from pylorus.core.errors import INTERRUPTED, PylorusError, format_name_list
 from pylorus.core.io import BROKEN_PIPE_CODE, write_json
-from pylorus.runs.folder import RunFolder
+from pylorus.runs.folder import STATUS, RunFolder
 from pylorus.runs.process import (
     IN_SWEEP,
     JOB_STOP_SIGNAL,
@@ -65,7 +65,7 @@ def run_job_process(folder: RunFolder) -> None:
             if job is not None:
                 _stop_job(job)
             if (status := folder.read_status())["state"] == "starting":  # the job had not yet written its own status
-                write_json(folder.path / "status.json", {**status, "state": "interrupted"})
+                write_json(folder.path / STATUS, {**status, "state": "interrupted"})
             raise
     if code == INTERRUPTED:
         interrupted.append(folder.path)

@@ -20,10 +20,11 @@ from typing import Any, NamedTuple, TextIO
 import torch
 
 from pylorus.config.schema import Config, LossConfig, ModelConfig, OptimizerConfig, StageConfig, TrainerConfig
+from pylorus.core.distributed import get_concurrent_jobs
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_bytes, format_percent
 from pylorus.hardware.choices import get_batch_size, resolve_channels_last
-from pylorus.hardware.engine import Engine, get_concurrent_jobs, get_free_memory
+from pylorus.hardware.engine import Engine, get_free_memory
 from pylorus.model.backbone import Backbone, build_backbone
 from pylorus.model.classifier import StageClassifier, StagePlan
 from pylorus.model.freeze import apply_depth, resolve_depth, set_modes

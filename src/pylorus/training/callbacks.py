@@ -240,7 +240,7 @@ class LossScale(pl.Callback):
         """Check the scale.
 
         Raises:
-            PylorusError: If it has become so small that no step can have been taken for long.
+            PylorusError: If it is so small that the optimizer must have skipped many steps in a row.
         """
         plugin = trainer.precision_plugin
         assert isinstance(plugin, MixedPrecision)
