@@ -24,12 +24,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from PIL import Image
 
 from pylorus.config.checks import build_config
 from pylorus.config.schema import CONF, Config
+from pylorus.core.io import write_text
 from pylorus.data.synthetic import generate_image_set
 from pylorus.launch.main import register
+from pylorus.runs.folder import RunFolder
 from tests.forking import ForkServer
 
 TESTS = Path(__file__).parent
@@ -132,6 +135,20 @@ def compose_config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Co
             return build_config(compose("config", overrides=[cache, *overrides]))
 
     return compose_overrides
+
+
+@pytest.fixture(scope="session")
+def prepare_run_folder(compose_config, synthetic_root, tmp_path_factory) -> Callable[..., RunFolder]:
+    """Make a folder in which a run on the synthetic class folders can start, from words of the command line."""
+
+    def prepare(*words: str) -> RunFolder:
+        folder = RunFolder(tmp_path_factory.mktemp("run"))
+        words = (f"data.root={synthetic_root}", *words)
+        with folder.set_starting(list(words)):
+            write_text(folder.config, OmegaConf.to_yaml(compose_config(*words)))
+        return folder
+
+    return prepare
 
 
 @pytest.fixture(scope="session")

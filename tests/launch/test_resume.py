@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -39,17 +40,9 @@ class KilledError(BaseException):
 
 
 @pytest.fixture(scope="module")
-def prepare_run(compose_config, synthetic_root, tmp_path_factory):
+def prepare_run(prepare_run_folder):
     """A folder in which a run can start, with additional command-line arguments."""
-
-    def prepare(*words: str) -> RunFolder:
-        folder = RunFolder(tmp_path_factory.mktemp("run"))
-        config = compose_config(f"data.root={synthetic_root}", *WORDS, *words)
-        with folder.set_starting([f"data.root={synthetic_root}", *WORDS, *words]):
-            write_text(folder.config, OmegaConf.to_yaml(config))
-        return folder
-
-    return prepare
+    return partial(prepare_run_folder, *WORDS)
 
 
 SAVING = {"each epoch saved": (1e9, 600.0), "some epochs saved": (0.02, 600.0), "each step saved": (1e9, 0.0)}

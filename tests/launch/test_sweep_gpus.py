@@ -244,19 +244,21 @@ def started(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_jobs_run_at_once_each_with_its_number_and_a_failed_one_leaves_the_others_alone(app, tmp_path):
-    run = app("hydra.launcher.n_jobs=2", "+a=1,2,3")
+@pytest.mark.parametrize(
+    ("values", "jobs", "message"),
+    [
+        ("1,2,3", ["0-1-2", "1-2-2", "2-3-2"], "a job fails"),
+        ("8,1,3", ["0-8-2", "1-1-2", "2-3-2"], "the process that waits for job 0 ended with exit code -9"),
+    ],
+    ids=["failed", "killed"],
+)
+def test_jobs_run_at_once_each_with_its_number_and_one_that_ends_early_leaves_the_others_alone(
+    app, tmp_path, values, jobs, message
+):
+    run = app("hydra.launcher.n_jobs=2", f"+a={values}")
     _, errors = run.communicate(timeout=100)
-    assert started(tmp_path) == ["0-1-2", "1-2-2", "2-3-2"], errors
-    assert "a job fails" in errors
-
-
-@pytest.mark.slow
-def test_a_process_that_is_killed_is_named_and_leaves_the_others_alone(app, tmp_path):
-    run = app("hydra.launcher.n_jobs=2", "+a=8,1,3")
-    _, errors = run.communicate(timeout=100)
-    assert started(tmp_path) == ["0-8-2", "1-1-2", "2-3-2"], errors
-    assert "the process that waits for job 0 ended with exit code -9" in errors
+    assert started(tmp_path) == jobs, errors
+    assert message in errors
 
 
 @pytest.mark.slow

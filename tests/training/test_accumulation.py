@@ -6,14 +6,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from pylorus.core.distributed import SINGLE_PROCESS
 from pylorus.core.errors import PylorusError
-from pylorus.core.io import write_text
 from pylorus.hardware.choices import list_choices
 from pylorus.hardware.engine import Engine, resolve_engine, resolve_precision
 from pylorus.launch.train import run
@@ -29,17 +27,9 @@ VIT = ["model.name=test_vit.r160_in1k"]  # no batch norm
 
 
 @pytest.fixture(scope="module")
-def prepare_run(compose_config, synthetic_root, tmp_path_factory):
+def prepare_run(prepare_run_folder):
     """A folder in which a run can start, with additional command-line arguments."""
-
-    def prepare(*words: str) -> RunFolder:
-        folder = RunFolder(tmp_path_factory.mktemp("run"))
-        config = compose_config(f"data.root={synthetic_root}", *WORDS, *words)
-        with folder.set_starting([f"data.root={synthetic_root}", *WORDS, *words]):
-            write_text(folder.config, OmegaConf.to_yaml(config))
-        return folder
-
-    return prepare
+    return partial(prepare_run_folder, *WORDS)
 
 
 @pytest.fixture
