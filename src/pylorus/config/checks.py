@@ -45,7 +45,7 @@ def check_key(path: str, *, schema: type = Config) -> None:
             known = {field.name: field_kind for field, field_kind in iter_fields(kind)}
             if part not in known:
                 problem = f'"{".".join(parents)}" has no key "{part}"' if parents else f'there is no key "{part}"'
-                names = list(known) if parents else [*known, *GROUPS]
+                names = list(known) if parents else list(dict.fromkeys([*known, *GROUPS]))
                 raise PylorusError(
                     f"{path}: {problem}.{format_suggestion(part, names)}\n"
                     f"Keys at this level: {', '.join(names)}. For all keys, run: {TRAIN_COMMAND} --help"
