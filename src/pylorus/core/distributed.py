@@ -15,7 +15,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -287,17 +287,16 @@ def map_items(
         return
     length = len(items) if isinstance(items, Sized) else None
     count, seconds, expected_seconds = 0, 0.0, 0.0
-    with ThreadPoolExecutor(cores) as threads:
-        while not count or expected_seconds < LEAST_SECONDS:
-            size = PROBE * cores if count else PROBE
-            if not (first := list(islice(remaining, min(size, ahead or size)))):
-                return
-            start = time.perf_counter()
-            results = list(threads.map(function, first))
-            seconds += time.perf_counter() - start
-            count += len(first)
-            expected_seconds = seconds * (STREAM_FACTOR if length is None else (length - count) / count)
-            yield from results
+    while not count or expected_seconds < LEAST_SECONDS:
+        size = PROBE * cores if count else PROBE
+        if not (first := list(islice(remaining, min(size, ahead or size)))):
+            return
+        start = time.perf_counter()
+        results = list(_map_in_threads(function, iter(first), cores, len(first)))
+        seconds += time.perf_counter() - start
+        count += len(first)
+        expected_seconds = seconds * (STREAM_FACTOR if length is None else (length - count) / count)
+        yield from results
     chunks = cores * AHEAD if ahead is None else max(2 * cores, -(-ahead // CHUNK))
     try:
         yield from _map_in_processes(function, remaining, cores, chunks)
@@ -337,11 +336,30 @@ def get_concurrent_jobs() -> int:
 def _map_in_threads(
     function: Callable[[Item], Result], items: Iterator[Item], count: int, ahead: int
 ) -> Iterator[Result]:
-    pool = ThreadPoolExecutor(count)
+    submitted: deque[Future[Result]] = deque(maxlen=ahead + 1)
+
+    def submit(item: Item) -> "Future[Result]":
+        submitted.append(_get_threads(count).submit(function, item))
+        return submitted[-1]
+
     try:
-        yield from _compute_ahead(lambda item: pool.submit(function, item), items, ahead)
+        yield from _compute_ahead(submit, items, ahead)
     finally:
-        pool.shutdown(cancel_futures=True)
+        wait([future for future in submitted if not future.cancel()])
+
+
+@cache
+def _get_threads(count: int) -> ThreadPoolExecutor:
+    """Return threads that live as long as this process.
+
+    A thread that ends holds locks of OpenCV for a moment, after Python has let go of it. If the process is forked in
+    that moment, the new process waits for them forever.
+    """
+    return ThreadPoolExecutor(count, thread_name_prefix="reader")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_get_threads.cache_clear)  # a forked process has none of these threads
 
 
 def _map_in_processes(
@@ -356,6 +374,10 @@ def _map_in_processes(
         try:
             for results in _compute_ahead(lambda chunk: pool.submit(_process_chunk, chunk), chunks, ahead):
                 yield from results
+        except BaseException:  # nobody needs the results of the chunks that are being read
+            for process in list((pool._processes or {}).values()):
+                process.kill()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 

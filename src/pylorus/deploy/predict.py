@@ -48,6 +48,7 @@ from pylorus.evaluation.ranking import ranking_of_predictions
 from pylorus.hardware.engine import count_usable_cores, list_accelerators, set_full_precision, set_malloc_options
 from pylorus.model.backbone import compute_sha256
 from pylorus.model.inference import NetworkOutput
+from pylorus.runs.process import StopRequest, handle_signals
 
 PART_ROWS, PART_SECONDS = 2000, 60.0
 """A part is written after this many rows or seconds: a kill loses no more than that."""
@@ -106,8 +107,8 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
         print(f"already complete: {output}")
     else:
         sources.check_inputs()
-        with parts.lock_parts(), print_resume_hint():
-            _predict_remaining(bundle, sources, parts, options)
+        with parts.lock_parts(), print_resume_hint(), handle_signals() as stop:
+            _predict_remaining(bundle, sources, parts, options, stop)
             record = _finalize_output(bundle, parts, options)
     print(f"{format_prediction_summary(record, bundle.description)}\n\npredictions: {output}")
     unreadable = int(str(record["unreadable"]))
@@ -173,7 +174,7 @@ def _select_columns(table: pd.DataFrame, options: PredictOptions, *, is_labelled
 
 
 def _predict_remaining(
-    bundle: InferenceModel, sources: Sources, parts: ResumableTable, options: PredictOptions
+    bundle: InferenceModel, sources: Sources, parts: ResumableTable, options: PredictOptions, stop: StopRequest
 ) -> None:
     """Predict the images that are not predicted yet."""
     done = parts.read_finished_keys()
@@ -191,6 +192,8 @@ def _predict_remaining(
                 if sum(map(len, rows)) >= PART_ROWS or time.monotonic() - last_write > PART_SECONDS:
                     parts.add_part(pd.concat(rows, ignore_index=True))
                     rows, last_write = [], time.monotonic()
+                if stop.asked:  # and the exception was raised in a destructor, where Python drops it
+                    stop.raise_interrupt()
         finally:  # also when the user interrupts the prediction
             if rows:
                 parts.add_part(pd.concat(rows, ignore_index=True))
@@ -429,7 +432,6 @@ def _compute_further_metrics(predictions: Predictions) -> dict[str, object]:
 
 
 def _evaluate_threshold(predictions: Predictions, deciding: str, threshold: float) -> dict[str, object]:
-    """Return the performance of a class's stored threshold on these images."""
     column = predictions.class_names.index(deciding)
     positive, scores = predictions.true == column, predictions.probabilities[:, column]
     point = operating_point(positive, scores, predictions.clusters, threshold=threshold)
