@@ -452,8 +452,9 @@ def main() -> None:
         return
     timeline, code = Timeline.from_process_start(), 0
     try:
-        with handle_closed_pipe():
-            run(RunFolder(Path(sys.argv[1])), timeline=timeline)
+        run_folder = RunFolder(Path(sys.argv[1]))
+        with handle_closed_pipe(), run_folder.lock():
+            run(run_folder, timeline=timeline)
     except PylorusError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         code = 1
