@@ -9,7 +9,7 @@ import re
 import secrets
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -472,9 +472,10 @@ def _get_exit_code(run_command: Callable[[], int]) -> int:
         return run_command()
     except KeyboardInterrupt as stop:
         suffix = f" by {stop}" if str(stop) not in ("", "SIGINT") else ""
-        print(f"\ninterrupted{suffix}", file=sys.stderr)
-        if SweepFolder.path is not None:
-            print(f"to resume: the same command with hydra.sweep.dir={SweepFolder.path}", file=sys.stderr)
+        with suppress(OSError):  # a terminal that was closed
+            print(f"\ninterrupted{suffix}", file=sys.stderr)
+            if SweepFolder.path is not None:
+                print(f"to resume: the same command with hydra.sweep.dir={SweepFolder.path}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         message = _explain_error(error)
