@@ -20,10 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 
-from filelock import FileLock, Timeout
-
 from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.core.formatting import format_bytes
+from pylorus.core.integrity import seal_object, verify_object
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -39,9 +38,6 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
 UNREACHABLE = {errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO}
 NOT_A_FOLDER = {errno.EEXIST, errno.ENOTDIR}
-
-LOCK = ".lock"
-"""File that is locked while a process writes to its folder."""
 
 OTHER_FOLDER_HINT = "choose another folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
 
@@ -101,33 +97,6 @@ def create_private_folder(folder: Path, *, levels: int) -> None:
         each.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-@contextmanager
-def lock_folder(folder: Path, explain: Callable[[], str]) -> Iterator[None]:
-    """Let no other process write to an existing folder; the lock is gone when this process is, however it ends.
-
-    A file system without locks grants it to everyone.
-
-    Args:
-        folder: The folder.
-        explain: Returns the message of the error.
-
-    Raises:
-        PylorusError: If another process has locked it.
-    """
-    lock = FileLock(folder / LOCK)
-    if folder.is_dir():
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise PylorusError(explain()) from None
-        except (OSError, NotImplementedError):  # if the folder can't be written to, whoever writes reports it
-            pass
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def resolve_path(path: str | os.PathLike[str], *, argument: str) -> Path:
     """Return a path that was passed to a Python function, with `~` expanded.
 
@@ -149,17 +118,21 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, content: object, *, indent: int | None = 2) -> None:
+def write_json(path: Path, content: object, *, indent: int | None = 2, sealed: bool = False) -> None:
     """Write plain values atomically as JSON.
 
     Args:
         path: Path of the file.
         content: Plain values.
         indent: Spaces per level; None: one long line, which is written ten times as fast.
+        sealed: Whether the object gets a checksum, which `read_json` checks and leaves out.
 
     Raises:
         ValueError: If a number is NaN or infinite, which JSON can't represent.
     """
+    if sealed:
+        assert isinstance(content, Mapping)
+        content = seal_object(content)
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -167,14 +140,19 @@ def read_json(path: Path) -> Any:
     """Return the content of a JSON file, or None if it does not exist.
 
     Raises:
-        PylorusError: If the file is not valid JSON.
+        PylorusError: If the file is not valid JSON, or does not match its checksum.
     """
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise PylorusError(f"{path}: not valid JSON: {error}") from error
+    if isinstance(content, dict):
+        content, is_intact = verify_object(content)
+        if not is_intact:
+            raise PylorusError(f"{path}: damaged, or changed by hand: its content does not match its checksum.")
+    return content
 
 
 EXPECTED = {

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from omegaconf import OmegaConf
 
+from pylorus.config.checks import save_config
 from pylorus.config.schema import Config, DataConfig, SyntheticConfig
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count
-from pylorus.core.io import write_atomically, write_json, write_text
+from pylorus.core.io import write_atomically, write_json
 from pylorus.data.audit import audit, convert_audit_to_json
 from pylorus.data.audit_findings import ImageSet, Thresholds
 from pylorus.data.catalog import Catalog, count_unreadable, log_unreadable, write_quarantine
@@ -96,7 +96,7 @@ def prepare_images(config: Config, folder: Path, form: InputFormat | None = None
     # Record what was inferred, so that the configuration of a run is complete.
     data = _complete_data(data, catalog)
     config = replace(config, data=data)
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
+    save_config(folder / "config.yaml", config)
     with write_atomically(folder / "catalog.parquet") as temporary:
         catalog.table.to_parquet(temporary, index=False)
     write_quarantine(catalog.unreadable, folder)

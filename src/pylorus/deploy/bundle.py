@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pylorus import __version__
 from pylorus.config.checks import list_loss_details
 from pylorus.config.schema import AugmentConfig, Config
+from pylorus.core.integrity import write_digest
 from pylorus.core.io import convert_to_plain, read_json, write_atomically, write_json, write_text
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.dataset import LoadingProcesses
@@ -74,6 +75,7 @@ def save_candidate(folder: RunFolder, network: nn.Module, config: Config, images
         return
     if not folder.get_stage(stage).network_path.is_file():
         _save_tensors(folder.get_stage(stage).network_path, network.state_dict())
+        write_digest(folder.get_stage(stage).network_path)
     for earlier in finished[:-1]:
         folder.get_stage(earlier).network_path.unlink(missing_ok=True)
 
@@ -126,9 +128,7 @@ def write_bundle(
     with timeline.measure("evaluation"):
         directions = compute_mean_directions(backbone, datamodule, engine, classes=len(images.catalog.classes))
     validation, test = (
-        compute_unlikeness(torch.from_numpy(np.load(stage.get_features_path(part))), directions)
-        .numpy()
-        .astype(np.float64)
+        compute_unlikeness(torch.from_numpy(stage.read_features(part)), directions).numpy().astype(np.float64)
         for part in PARTS
     )
     distances = TrainingDistances(

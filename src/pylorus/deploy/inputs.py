@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path
-from pylorus.core.io import lock_folder, read_json, write_atomically, write_json
+from pylorus.core.integrity import lock_folder
+from pylorus.core.io import read_json, write_atomically, write_json
 from pylorus.data.decode import MAX_PIXELS
 from pylorus.data.files import RGB, SUFFIXES
 

@@ -251,6 +251,9 @@ def run(folder: RunFolder, reading: BackgroundTask | None = None, timeline: Time
                 folder.update_status(),
                 report_faults(),
             ):
+                for name in config.stages:
+                    for sentence in folder.get_stage(name).discard_damaged_files():
+                        log.warning(sentence)
                 if is_launched():
                     train_launched(config, folder, stop, timeline)
                 elif config.trainer.devices * config.trainer.nodes == 1:

@@ -15,7 +15,7 @@ from pylorus.config.schema import EXTENSIBLE, AugmentConfig, CacheConfig, Config
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count, format_percent
-from pylorus.core.io import write_atomically, write_json
+from pylorus.core.io import write_json
 from pylorus.data.augmentation import build_augmentation, load_policy
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.dataset import DeviceMemory
@@ -218,8 +218,7 @@ def _predict(plan: StagePlan, run: Run, stage_folder: StageFolder, image_data: I
             saved = check_predictions(table)
             run.dashboard.show_predictions(plan, split, saved, image_data)
             run.folder.check_exists()
-            with write_atomically(stage_folder.get_features_path(split)) as temporary:
-                np.save(temporary, outputs[split].features)
+            stage_folder.write_features(split, outputs[split].features)
             write_predictions(table, stage_folder.get_predictions_path(split))
             _save_own_metrics(run.config.metrics, saved, stage_folder, split)
 
@@ -250,7 +249,7 @@ def _save_own_metrics(
                 for metric, by_class in estimates.items()
             }
         )
-    write_json(stage_folder.own_metrics_path, content)
+    write_json(stage_folder.own_metrics_path, content, sealed=True)
 
 
 def _replace_nan(values: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
