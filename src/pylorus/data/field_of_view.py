@@ -252,11 +252,12 @@ def find_field(image: RGB) -> FieldOfView:
     return _scale_to_frame(image, shape, support)
 
 
-def crop_to_field(image: RGB) -> RGB:
+def crop_to_field(image: RGB, field: FieldOfView | None = None) -> RGB:
     """Crop a frame to the bounding box of its field of view, and set pixels outside the field to black.
 
     Args:
         image: RGB, uint8 of shape (height, width, 3).
+        field: The field of view; None: it is searched for in this image.
 
     Returns:
         A new array of the box's size; the same array object if the field is the whole frame or none was found.
@@ -266,7 +267,7 @@ def crop_to_field(image: RGB) -> RGB:
     """
     import cv2
 
-    field = find_field(image)
+    field = find_field(image) if field is None else field
     if field.shape == "full":
         return image
     left, top, right, bottom = field.box

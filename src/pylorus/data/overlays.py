@@ -1,7 +1,7 @@
 """Detect and cover what a console draws over a frame: text, rows of pictograms, and plates such as a scope map.
 
-Text is bright thin strokes in rows. A row of letters is wide, dense in strokes, and has no gaps; specular highlights are
-single blobs of all sizes, at any height, and form such rows by chance in one of several hundred frames. Once a row is
+Text is bright thin strokes in rows. A row of letters is wide, dense in strokes, and has no gaps; specular highlights
+are single blobs of all sizes, at any height, and form such rows by chance in one of some hundred frames. Once a row is
 certain, rows of similar letters above and below it need less evidence. A plate is a rectangle of one flat colour that
 mucosa does not have.
 
@@ -28,14 +28,16 @@ MIN_HEIGHT, MAX_HEIGHT = 4, 48
 """Heights of letters in pixels of the working copy."""
 MIN_ASPECT = 1.2
 """Least ratio of a row's width to its height."""
-CERTAIN, POSSIBLE = 3.0, -3.5
-"""Scores from which a row is text by itself, and from which it is text close to a row that is."""
+CERTAIN, DOUBTFUL, POSSIBLE = 3.0, -1.0, -3.5
+"""Scores from which a row is text by itself, if other frames have text there too, and close to a row that is text."""
 MIN_PLATE = 0.01
 """Fraction of the frame that a plate covers at least."""
-PLATE_STEP = 4
-"""Every so many pixels of the working copy are examined for plates."""
+PLATE_SIDE = 180
+"""Least number of pixels on the longer side of the copy in which plates are searched for, if the frame has as many."""
 FOREIGN = 24
 """Grey levels by which a plate is more green or blue than red, as mucosa under white light never is."""
+FILL_SIDE = 160
+"""Pixels of the longer side of the copy in which text is filled from its surroundings."""
 FLAT = 18
 """Grey levels around the median within which most of a plate lies; mucosa under narrow-band light varies more."""
 
@@ -132,16 +134,15 @@ def _find_text(small: RGB) -> tuple[Boxes, Boxes]:
     # White, yellow, green and cyan letters stand out most where mucosa is darkest.
     plane = cv2.addWeighted(green, 0.5, blue, 0.5, 0)
     half = cv2.resize(plane, (max(1, plane.shape[1] // 2), max(1, plane.shape[0] // 2)), interpolation=cv2.INTER_AREA)
-    text, doubtful = [_NO_BOXES], [_NO_BOXES]
-    for scale, level in ((1, plane), (2, half)):
-        shapes = _find_shapes(np.asarray(level, dtype=np.uint8))
-        rows, scores = _find_rows(shapes)
-        if not len(rows):
-            continue
-        accepted = _accept_rows(rows, scores)
-        doubtful.append(rows[~accepted & (scores >= POSSIBLE)] * scale)
-        text.append(_widen(rows[accepted], shapes.boxes) * scale)
-    return np.concatenate(text), np.concatenate(doubtful)
+    fine, coarse = (_find_shapes(np.asarray(level, dtype=np.uint8)) for level in (plane, half))
+    (fine_rows, fine_scores), (coarse_rows, coarse_scores) = _find_rows(fine), _find_rows(coarse)
+    rows, scores = np.concatenate([fine_rows, 2 * coarse_rows]), np.concatenate([fine_scores, coarse_scores])
+    accepted, count = _accept_rows(rows, scores), len(fine_rows)
+    text = (
+        _widen(fine_rows[accepted[:count]], fine.boxes),
+        2 * _widen(coarse_rows[accepted[count:]], coarse.boxes),
+    )
+    return np.concatenate(text), rows[~accepted & (scores >= DOUBTFUL)]
 
 
 def _find_shapes(plane: Plane) -> _Shapes:
@@ -222,7 +223,12 @@ def _score_row(box: Boxes, shapes: _Shapes) -> float:
     variation = math.sqrt(max(0.0, (starts * starts).sum() / height - strokes * strokes)) / max(strokes, 0.1)
     density = 12 * ink.sum() / (height * width)
     return float(
-        8 * math.log(aspect) + 8 * math.log(strokes / aspect + 0.05) + density + 5 * variation - 2.5 * math.log(height) - 11
+        8 * math.log(aspect)
+        + 8 * math.log(strokes / aspect + 0.05)
+        + density
+        + 5 * variation
+        - 2.5 * math.log(height)
+        - 11
     )
 
 
@@ -235,7 +241,10 @@ def _accept_rows(rows: Boxes, scores: NDArray[np.float64]) -> Mask:
     lower, higher = np.minimum(height[:, None], height), np.maximum(height[:, None], height)
     apart_x = np.maximum(left[:, None] - right, left - right[:, None])
     apart_y = np.maximum(top[:, None] - bottom, top - bottom[:, None])
-    close = (higher <= 1.45 * lower + 1) & (apart_x <= 2 * lower) & (apart_y <= 3.5 * lower)
+    is_below = (apart_x <= 2 * lower) & (apart_y <= 3.5 * lower)
+    is_aligned = (np.abs(left[:, None] - left) <= 0.6 * lower + 1) & (apart_y <= 10 * lower)
+    is_level = (np.abs(bottom[:, None] - bottom) <= 0.2 * lower + 1) & (apart_x <= 12 * lower)
+    close = (higher <= 1.45 * lower + 1) & (is_below | is_aligned | is_level)
     while True:
         wider = accepted | (possible & close[:, accepted].any(axis=1))
         if (wider == accepted).all():
@@ -255,7 +264,12 @@ def _widen(rows: Boxes, shapes: Boxes) -> Boxes:
         box = row
         while True:
             touched = beside[(beside[:, 0] <= box[2] + 1.5 * height) & (beside[:, 2] >= box[0] - 1.5 * height)]
-            wider = np.concatenate([np.minimum(box[:2], touched[:, :2].min(axis=0, initial=1 << 30)), np.maximum(box[2:], touched[:, 2:].max(axis=0, initial=0))])
+            wider = np.concatenate(
+                [
+                    np.minimum(box[:2], touched[:, :2].min(axis=0, initial=1 << 30)),
+                    np.maximum(box[2:], touched[:, 2:].max(axis=0, initial=0)),
+                ]
+            )
             if (wider == box).all():
                 break
             box = wider
@@ -271,28 +285,31 @@ def _find_plates(small: RGB) -> Boxes:
     """Return the boxes of rectangles of one flat colour that is more green or blue than red, with straight sides."""
     if min(small.shape[:2]) < 64:
         return _NO_BOXES
-    tiny = np.ascontiguousarray(small[::PLATE_STEP, ::PLATE_STEP])
+    step = max(1, max(small.shape) // PLATE_SIDE)
+    tiny = np.ascontiguousarray(small[::step, ::step])
     red, green, blue = cv2.split(tiny)
-    foreign = cv2.threshold(cv2.subtract(cv2.max(green, blue), red), FOREIGN, 1, cv2.THRESH_BINARY)[1]
-    if cv2.countNonZero(foreign) < MIN_PLATE * foreign.size:
-        return _NO_BOXES
-    closed = cv2.morphologyEx(foreign, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
-    opened = cv2.morphologyEx(closed, cv2.MORPH_OPEN, np.ones((7, 7), np.uint8))
-    count, _, stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
-    plates = [
-        (left, top, left + width, top + height)
-        for left, top, width, height, area in stats[1:count].tolist()
-        if area >= 0.75 * width * height and _is_plate(tiny, foreign, (left, top, left + width, top + height))
-    ]
+    plates: list[Box] = []
+    for this, other in ((green, blue), (blue, green)):
+        foreign = np.asarray((cv2.subtract(this, red) > FOREIGN) & (this >= other)).view(np.uint8)
+        if cv2.countNonZero(foreign) < MIN_PLATE * foreign.size:
+            continue
+        closed = cv2.morphologyEx(foreign, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
+        opened = cv2.morphologyEx(closed, cv2.MORPH_OPEN, np.ones((7, 7), np.uint8))
+        count, _, stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
+        plates += [
+            (left, top, left + width, top + height)
+            for left, top, width, height, area in stats[1:count].tolist()
+            if area >= 0.85 * width * height and _is_plate(tiny, foreign, (left, top, left + width, top + height))
+        ]
     margin = np.array([-1, -1, 1, 1])
-    return (np.array(plates, dtype=np.int64).reshape(-1, 4) + margin) * PLATE_STEP
+    return (np.array(plates, dtype=np.int64).reshape(-1, 4) + margin) * step
 
 
 def _is_plate(tiny: RGB, foreign: Plane, box: Box) -> bool:
     left, top, right, bottom = box
     shape = foreign.shape
     height, width = bottom - top, right - left
-    if not (0.08 * shape[1] <= width <= 0.6 * shape[1] and 0.08 * shape[0] <= height <= 0.6 * shape[0]):
+    if not (0.12 * shape[1] <= width <= 0.6 * shape[1] and 0.12 * shape[0] <= height <= 0.6 * shape[0]):
         return False
     pixels = tiny[top:bottom, left:right].reshape(-1, 3).astype(np.int16)
     if (np.abs(pixels - np.median(pixels, axis=0)) <= FLAT).all(axis=1).mean() < 0.6:
@@ -312,17 +329,28 @@ def _is_plate(tiny: RGB, foreign: Plane, box: Box) -> bool:
 def _fill_from_surroundings(image: RGB, text: Boxes) -> None:
     """Replace text by the mean colour of what surrounds it, in place.
 
-    On a copy of a quarter of the size, each level of a pyramid is the mean of the pixels that are not text; what has
-    none is filled from the next coarser level (Gortler et al. 1996, pull-push).
+    On a small copy, each level of a pyramid is the mean of the pixels that are not text; what has none is filled from
+    the next coarser level (Gortler et al. 1996, pull-push).
     """
-    mask = np.zeros(image.shape[:2], dtype=np.uint8)
-    for left, top, right, bottom in text:
+    step = max(1, max(image.shape) // FILL_SIDE)
+    low = text[:, :2].min(axis=0) // step * step
+    high = text[:, 2:].max(axis=0)
+    region = image[low[1] : high[1], low[0] : high[0]]
+    mask = np.zeros(region.shape[:2], dtype=np.uint8)
+    for left, top, right, bottom in text - np.tile(low, 2):
         mask[top:bottom, left:right] = 1
-    quarter = np.ascontiguousarray(image[::4, ::4]).astype(np.float32)
-    weight = 1 - cv2.dilate(mask[::4, ::4], np.ones((3, 3), np.uint8)).astype(np.float32)
-    filled = cv2.blur(_pull_and_push(quarter, weight), (5, 5))
-    enlarged = cv2.resize(filled.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    cv2.copyTo(enlarged, mask, image)
+    # A margin of the frame around the region gives the colours at its border.
+    margin = 8 * step
+    begin = np.maximum(low - margin, 0)
+    around = image[begin[1] : high[1] + margin : step, begin[0] : high[0] + margin : step]
+    is_text = np.zeros(around.shape[:2], dtype=np.uint8)
+    for left, top, right, bottom in (text - np.tile(begin, 2)) // step:
+        is_text[max(0, top - 1) : bottom + 2, max(0, left - 1) : right + 2] = 1
+    filled = cv2.blur(_pull_and_push(around.astype(np.float32), 1 - is_text.astype(np.float32)), (3, 3))
+    enlarged = cv2.resize(filled.astype(np.uint8), None, fx=step, fy=step, interpolation=cv2.INTER_LINEAR)
+    offset = low - begin
+    cut = enlarged[offset[1] : offset[1] + region.shape[0], offset[0] : offset[0] + region.shape[1]]
+    cv2.copyTo(cut, mask, region)
 
 
 def _pull_and_push(colour: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
