@@ -31,6 +31,9 @@ FLAT_RANGE = 2
 """Maximum difference in grey levels between neighbours in flat ground, after smoothing."""
 MIN_COLOUR = 0.015
 """Minimum proportion of the rim that a ground colour covers."""
+SATURATED, MIN_SATURATED = 235, 0.3
+"""Grey level from which all channels may be saturated, as in overexposed mucosa, and the minimum proportion of the flat
+pixels of the rim that such a colour covers if it is ground."""
 MIN_INNER_COLOUR = 0.12
 """Minimum proportion of the rim of the region inside the ground that a further ground colour covers."""
 MIN_CORE = 0.4
@@ -95,7 +98,7 @@ def create_working_copy(image: RGB) -> WorkingCopy | None:
         return None
     difference = _measure_difference(small, colours)
     threshold = _measure_noise(difference, _measure_difference(smooth, colours))
-    region = _find_region(difference, threshold, thickness=3 if len(colours) == 1 else 5)
+    region = _find_region(difference, threshold, thickness=3 if len(colours) == 1 else 7)
     for _ in range(2):  # a mat or a banner may surround a second ground
         if region is None:
             return None
@@ -109,7 +112,7 @@ def create_working_copy(image: RGB) -> WorkingCopy | None:
             break
         colours += further
         difference = _measure_difference(small, colours)
-        region = _find_region(difference, threshold, thickness=5)
+        region = _find_region(difference, threshold, thickness=7)
     if region is None:
         return None
     padded = cv2.copyMakeBorder(difference, PAD, PAD, PAD, PAD, cv2.BORDER_CONSTANT, value=0)
@@ -131,13 +134,14 @@ def _find_flat_colours(pixels: Grey, *, least: float) -> list[NDArray[np.float32
         least: Minimum number of pixels of a colour.
     """
     colours: list[NDArray[np.float32]] = []
-    rest, misses = pixels.astype(np.int32), 0
+    rest, total, misses = pixels.astype(np.int32), len(pixels), 0
     while len(rest) >= least and len(colours) < MAX_COLOURS and misses < 4:
         cells = (rest[:, 0] >> 2) * 4096 + (rest[:, 1] >> 2) * 64 + (rest[:, 2] >> 2)
         colour = np.median(rest[cells == np.argmax(np.bincount(cells))], axis=0)
         distance = np.abs(rest - colour).max(axis=1)
         same, similar = np.count_nonzero(distance <= 1.5), np.count_nonzero(distance <= 5)
-        if same >= least and (same >= 0.66 * similar or (same >= 0.4 * similar and same >= 6 * least)):
+        is_enough = same >= (least if colour.min() < SATURATED else max(least, MIN_SATURATED * total))
+        if is_enough and (same >= 0.66 * similar or (same >= 0.4 * similar and same >= 6 * least)):
             colours.append(np.asarray(colour, dtype=np.float32))
         else:
             misses += 1
@@ -266,7 +270,7 @@ MIN_AREA = 0.08
 """Minimum proportion of the frame that a field covers."""
 FULL_AREA = 0.995
 """A field that covers at least this proportion of the frame is the whole frame."""
-MAX_CUT = 0.15
+MAX_CUT = 0.2
 """Maximum proportion of the region that a shape may cut off: an inset that touches the field, or text."""
 
 _SHIFT = 4
@@ -347,7 +351,7 @@ class Evidence:
     @property
     def score(self) -> float:
         """More is better."""
-        return self.ends + 0.5 * self.points - 2 * self.cut - self.left
+        return self.ends + 0.75 * self.points - 1.5 * self.cut - self.left
 
 
 def _choose_shape(copy: WorkingCopy, points: Plane, normals: Plane) -> tuple[Shape | None, float, str]:

@@ -171,7 +171,7 @@ MIN_SIDE_POINTS = 8
 """Minimum number of points on a cut corner, and on a straight side."""
 MIN_AGREEMENT = 0.6
 """Minimum proportion of the slanted points at a corner that must agree on its cut; otherwise something hides it."""
-MIN_VISIBLE_CORNER = 0.5
+MIN_VISIBLE_CORNER = 0.4
 """Minimum proportion of a cut corner's length that points show."""
 _FACING = 0.9
 """Cosine of the largest angle between the normal of a point on a side and that of the side."""
