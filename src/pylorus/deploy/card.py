@@ -140,8 +140,8 @@ def _render_input(description: Description) -> str:
     means, deviations = (", ".join(f"{value:.4g}" for value in channels) for channels in (settings.mean, settings.std))
     return (
         f"Each image is decoded to upright 8-bit RGB, {mask}{crop}resized to a square of {settings.size} × "
-        f"{settings.size} pixels ({settings.fit}, {settings.interpolation}), divided by 255 and normalised with mean {means} and "
-        f"standard deviation {deviations}."
+        f"{settings.size} pixels ({settings.fit}, {settings.interpolation}), divided by 255 and normalised with mean "
+        f"{means} and standard deviation {deviations}."
     )
 
 

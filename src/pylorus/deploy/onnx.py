@@ -285,7 +285,8 @@ def format_input_description(description: Description) -> str:
     return (
         f"{IMAGE}: uint8 RGB of shape (n, {size}, {size}, 3), n >= 1. Before the graph: "
         f"decoded with its EXIF orientation applied, {mask}{field}{methods[input_format.fit]} "
-        f"({input_format.interpolation} with antialiasing, as Pillow does). The graph itself does the rest: (value / 255 - mean) / std."
+        f"({input_format.interpolation} with antialiasing, as Pillow does). The graph itself does the rest: "
+        "(value / 255 - mean) / std."
     )
 
 
