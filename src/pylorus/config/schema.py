@@ -179,6 +179,12 @@ class DataConfig:
         "do not reach the network; a frame in which no field of view is detected is left unchanged",
         choices=("none", "auto"),
     )
+    mask: str | None = key(
+        None,
+        "overlays: cover text, pictograms and flat plates, such as a scope map, that the console draws over the field; "
+        "none: leave them; null: overlays with crop=auto, otherwise none",
+        choices=("overlays", "none"),
+    )
     workers: int | None = key(None, "number of processes that decode images; null: chosen to suit the machine", low=0)
     drawn: SyntheticConfig = field(default_factory=SyntheticConfig)
 

@@ -41,7 +41,7 @@ class Thresholds:
         least_for_outliers: Images that a set needs for outliers to be detected.
         imbalance: Ratio of the largest to the smallest class from which imbalance is reported.
         border: Fraction of the frame from which dark edges are a black border.
-        letters: Number of letter-like shapes that indicate text.
+        repeated: Fraction of the frames of one size that have a text-like shape at one place, from which it is text.
         shortcut: Difference between classes in the proportion of images with border or text from which it is reported.
         least_for_shortcut: Images that a class needs for this comparison.
     """
@@ -60,7 +60,7 @@ class Thresholds:
     least_for_outliers: int = 30
     imbalance: float = 3.0
     border: float = 0.1
-    letters: int = 4
+    repeated: float = 0.2
     shortcut: float = 0.3
     least_for_shortcut: int = 10
 

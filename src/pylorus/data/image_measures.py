@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from pylorus.data.files import FORMATS, RGB
+from pylorus.data.overlays import Overlays, find_overlays
 
 FORMAT_SUFFIXES = {
     "JPEG": (".jpg", ".jpeg"),
@@ -137,7 +138,7 @@ Thumbnails = NDArray[np.uint8]
 
 
 def reduce_to_grey(image: RGB) -> NDArray[np.uint8]:
-    """Reduce an image by a whole factor, so that its longer side has at most `TEXT_SIDE` pixels, and make it grey.
+    """Reduce an image by a whole factor, so that its longer side has at most `REDUCED_SIDE` pixels, and make it grey.
 
     Averaging over whole pixels is fast: nothing measured here needs the full resolution.
 
@@ -147,7 +148,7 @@ def reduce_to_grey(image: RGB) -> NDArray[np.uint8]:
     Returns:
         Grey levels, uint8 of shape (height // factor, width // factor).
     """
-    factor = -(-max(image.shape) // TEXT_SIDE)
+    factor = -(-max(image.shape) // REDUCED_SIDE)
     height, width = image.shape[:2]
     reduced = image
     if factor > 1 and min(height, width) >= factor:
@@ -248,8 +249,10 @@ def _replace_black(thumbnails: Thumbnails) -> NDArray[np.float32]:
 
 MEASURED_SIDE = 256
 """Longer side in pixels at which sharpness and border are measured: otherwise sharpness would depend on the size."""
-TEXT_SIDE = 1024
-"""Longest side in pixels at which text is searched for."""
+REDUCED_SIDE = 1024
+"""Longest side in pixels of the reduced grey image."""
+PLACES = 16
+"""Cells a side of the grid that says where text may stand."""
 MAX_BORDER_LEVEL = 24
 """Grey level up to which a pixel connected to the frame's edge is border."""
 
@@ -264,58 +267,48 @@ class ImageMeasures:
         sharpness: Variance of the Laplacian outside the border, in grey levels squared.
         brightness: Mean grey level outside the border, in [0, 255].
         border: Fraction of the frame that is dark and connected to its edge, in [0, 1].
-        letters: Number of small bright shapes of the size of letters in the border.
+        text: Number of rows of text that a console has written into the frame.
+        covered: Fraction of the frame that data.mask=overlays covers, in [0, 1].
+        places: Where text may stand; see `locate_text`.
     """
 
     sharpness: float
     brightness: float
     border: float
-    letters: int
+    text: int
+    covered: float
+    places: str
 
 
-def measure_image(grey: Grey) -> ImageMeasures:
-    """Measure a grey image of shape (height, width), reduced by `reduce_to_grey`."""
+def measure_image(image: RGB, grey: Grey) -> ImageMeasures:
+    """Measure an image of shape (height, width, 3); `grey` is the same, reduced by `reduce_to_grey`."""
     resized = _resize_to_limit(grey, MEASURED_SIDE)
     border = _find_edge_regions(resized <= MAX_BORDER_LEVEL)
     interior = cv2.erode((~border).astype(np.uint8), np.ones((5, 5), np.uint8), borderValue=1).astype(bool)
     if not interior.any():
         interior = np.ones_like(border)
     laplacian = cv2.Laplacian(resized, cv2.CV_32F)
+    overlays = find_overlays(image)
     return ImageMeasures(
         sharpness=float(laplacian[interior].var()),
         brightness=float(resized[interior].mean()),
         border=float(border.mean()),
-        letters=count_letters(grey),
+        text=len(overlays.text),
+        covered=float(overlays.draw_mask(image.shape).mean()) if overlays else 0.0,
+        places=locate_text(overlays, width=image.shape[1], height=image.shape[0]),
     )
 
 
-def count_letters(grey: Grey) -> int:
-    """Count bright shapes of the size of letters in the dark border of a frame.
+def locate_text(overlays: Overlays, *, width: int, height: int) -> str:
+    """Return in which of the 16 × 16 cells of a frame text may stand, as 64 hexadecimal digits of 256 bits.
 
-    This indicates text but does not read it. It misses text over the mucosa, letters that touch the field of view and
-    dark letters on a bright bar; a logo or a scale in the border counts as letters.
-
-    Args:
-        grey: Image of shape (height, width).
-
-    Returns:
-        Number of shapes; four or more indicate text.
+    This includes what is not certain in one frame: a console writes at the same places in all frames.
     """
-    longest = max(grey.shape)
-    if longest < 96:
-        return 0  # letters would have a few pixels only
-    stroke = max(5, round(longest / 40) | 1)
-    background = cv2.morphologyEx(grey, cv2.MORPH_OPEN, np.ones((stroke, stroke), np.uint8))
-    border = _find_edge_regions(np.asarray(background <= 2 * MAX_BORDER_LEVEL))
-    strokes = border & (cv2.subtract(grey, background) >= 60)
-    rows, columns = np.flatnonzero(strokes.any(axis=1)), np.flatnonzero(strokes.any(axis=0))
-    if not len(rows):
-        return 0
-    strokes = strokes[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]  # the search takes long in a large image
-    count, _, stats, _ = cv2.connectedComponentsWithStats(strokes.astype(np.uint8), connectivity=8)
-    height, width, area = (stats[1:count, which] for which in (cv2.CC_STAT_HEIGHT, cv2.CC_STAT_WIDTH, cv2.CC_STAT_AREA))
-    has_letter_height = (height >= max(4, longest / 100)) & (height <= longest / 16)
-    return int((has_letter_height & (width <= longest / 8) & (area >= 4)).sum())
+    cells = np.zeros((PLACES, PLACES), dtype=bool)
+    for left, top, right, bottom in (*overlays.text, *overlays.doubtful):
+        rows = slice(PLACES * top // height, PLACES * (bottom - 1) // height + 1)
+        cells[rows, PLACES * left // width : PLACES * (right - 1) // width + 1] = True
+    return np.packbits(cells).tobytes().hex()
 
 
 def _resize_to_limit(grey: Grey, longest: int) -> Grey:

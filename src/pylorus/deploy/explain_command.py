@@ -311,11 +311,12 @@ def _format_caption(bundle: Bundle, row: dict[str, Any], method: str) -> tuple[s
     )
     true_class = f"; the true class is {row['true']}" if row["true"] else ""
     abstention = f"; the model abstains: {row['why']}" if row["abstain"] else ""
+    masked = "text and plates of the console covered, " if input_format.mask == "overlays" else ""
     cropped = "cropped to the field of view, " if input_format.crop == "auto" else ""
     return (
         f"{row['number']}: heat map for {class_name}, {probability}, {answer}{true_class}{abstention}.",
         *((f"Empty map: {EMPTY_MAP}.",) if row["remark"] else ()),
-        f"{method}. Shown on the network's input: {cropped}{input_format.size} × {input_format.size} pixels "
+        f"{method}. Shown on the network's input: {masked}{cropped}{input_format.size} × {input_format.size} pixels "
         f"({input_format.fit}).",
         f"It shows where, not why, and does not prove that the model is right. {description.intended_use}",
     )

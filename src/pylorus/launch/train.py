@@ -401,7 +401,7 @@ def _check_network(config: Config) -> InputFormat | None:
     for stage in config.stages.values() if network is not None else ():
         resolve_depth(network, stage.learn)
     size, fit, crop = config.data.image_size, config.data.fit, config.data.crop
-    form = resolve_input_format(model.name, image_size=size, fit=fit, crop=crop)
+    form = resolve_input_format(model.name, image_size=size, fit=fit, crop=crop, mask=config.data.mask)
     save_input_format(config, form)
     return form
 

@@ -25,6 +25,7 @@ from pylorus.data.field_of_view import FieldOfView, find_field
 from pylorus.data.files import RGB
 from pylorus.data.image_facts import load_or_compute_facts
 from pylorus.data.leakage import find_copies
+from pylorus.data.overlays import Overlays, find_overlays
 from pylorus.data.sources import list_folder_files, list_manifest_files
 from pylorus.report.mistakes import THUMBNAIL_SIDE, encode_thumbnail
 from pylorus.report.page import load_template, read_package_file
@@ -35,11 +36,11 @@ MAX_PICTURED_FILES = 8
 """Maximum number of files shown per case; the others are counted."""
 MAX_LISTED_CASES = 500
 """Maximum number of cases of a finding that are listed; audit.json contains all."""
-OUTLINE_COLOR = (255, 60, 60)
+OUTLINE_COLOR, OVERLAY_COLOR = (255, 60, 60), (60, 220, 255)
 
 LIMITS = (
-    "Text over the mucosa, dark letters on a bright bar and letters that touch the field of view are not detected; a "
-    "logo or a scale in the border counts as text.",
+    "Dark letters on bright ground, slanted or handwritten text, and a few letters that no other image of the size has "
+    "are not detected, nor is a second picture over the field of view. A row of reflections may be taken for text.",
     "Near copies are detected after re-encoding, resizing, rotation by multiples of 90 degrees and mirroring; crops, "
     "rotations by a few degrees and adjacent frames of a video may be missed.",
     "Labels are not verified, except that images with two different labels are reported.",
@@ -96,9 +97,9 @@ def render_audit_page(audit: Audit, *, names: bool) -> str:
 
 
 def _build_finding_view(audit: Audit, finding: Finding, *, names: bool) -> FindingView:
-    has_outline, groups = finding.code == "field-of-view", {} if names else build_group_aliases(audit)
+    has_outline, groups = finding.code in ("field-of-view", "overlays"), {} if names else build_group_aliases(audit)
     # Fields of view have to be checked visually, so all are shown, in the order of the classes.
-    limit = len(finding.items) if has_outline else MAX_PICTURED_CASES
+    limit = len(finding.items) if finding.code == "field-of-view" else MAX_PICTURED_CASES
     pictured = finding.items[:limit] if names else ()
     remaining = finding.items[len(pictured) :]
     return FindingView(
@@ -153,18 +154,22 @@ def _encode_thumbnail(audit: Audit, index: int, *, outline: bool) -> str:
     if image is None:
         return ""
     if outline:
-        image = draw_field_outline(image, find_field(image))
+        image = draw_field_outline(image, find_field(image), find_overlays(image))
     return encode_thumbnail(image)
 
 
-def draw_field_outline(image: RGB, field: FieldOfView) -> RGB:
-    """Draw the outline of the field of view on a copy of the image, thick enough to be visible in a thumbnail."""
+def draw_field_outline(image: RGB, field: FieldOfView, overlays: Overlays) -> RGB:
+    """Draw outlines of the field of view and of overlays on a copy of the image, thick enough for a thumbnail."""
     inside = np.zeros(image.shape[:2], dtype=np.uint8)
     left, top, right, bottom = field.box
     inside[top:bottom, left:right] = 255 if field.mask is None else 255 * field.mask.astype(np.uint8)
     edges, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    canvas = image.copy()
-    cv2.drawContours(canvas, edges, -1, OUTLINE_COLOR, thickness=max(2, max(image.shape) // THUMBNAIL_SIDE * 2))
+    covered, _ = cv2.findContours(
+        overlays.draw_mask(image.shape).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+    )
+    canvas, thickness = image.copy(), max(2, max(image.shape) // THUMBNAIL_SIDE * 2)
+    cv2.drawContours(canvas, edges, -1, OUTLINE_COLOR, thickness=thickness)
+    cv2.drawContours(canvas, covered, -1, OVERLAY_COLOR, thickness=max(1, thickness // 2))
     return np.asarray(canvas, dtype=np.uint8)
 
 

@@ -19,7 +19,7 @@ from pylorus.core.io import write_json
 from pylorus.data.augmentation import build_augmentation, load_policy
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.dataset import DeviceMemory
-from pylorus.data.input_format import InputFormat
+from pylorus.data.input_format import InputFormat, resolve_mask
 from pylorus.data.split import RunImages
 from pylorus.evaluation.confusion import CLASS_METRICS, ClassMetric, compute_class_metric, select_class_metrics
 from pylorus.evaluation.index_intervals import proportions_of_predictions
@@ -69,7 +69,13 @@ def build_image_data(plan: StagePlan, run: Run) -> ImageDataModule:
     return ImageDataModule.from_table(
         images.table,
         images.catalog.root,
-        InputFormat(backbone.image_size, config.data.fit, backbone.interpolation, config.data.crop),
+        InputFormat(
+            backbone.image_size,
+            config.data.fit,
+            backbone.interpolation,
+            config.data.crop,
+            resolve_mask(config.data.mask, crop=config.data.crop),
+        ),
         batch_size=get_batch_size(config.trainer),
         workers=resolve_workers(config.data.workers, engine.accelerator)[0],
         policy=resolve_augmentation(plan.config, config.augment),
