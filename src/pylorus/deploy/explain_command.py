@@ -34,7 +34,7 @@ from pylorus.deploy.explain import (
 from pylorus.deploy.inputs import Item, Sources
 from pylorus.deploy.model import Bundle, load_bundle
 from pylorus.deploy.predict import FIRST_CODE, MAX_COUNTED, read_ahead, resolve_device
-from pylorus.model.backbone import compute_sha256
+from pylorus.model.weights import compute_sha256
 from pylorus.report.figure_style import DEFAULT_FONT, find_cjk_font_file, is_in_default_font
 from pylorus.report.mistakes import (
     INDEX,
