@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -238,8 +238,8 @@ def _explain_fault(config: ModelConfig, fault: str, *, classes: int, image_size:
     """Say which key makes a network fail for images of a size, found by trials without it."""
     arguments = dict(config.args)
 
-    def works(size: int, without: str | None = None) -> bool:
-        kept = {name: value for name, value in arguments.items() if name != without}
+    def works(size: int, without: Iterable[str] = ()) -> bool:
+        kept = {name: value for name, value in arguments.items() if name not in without}
         return _computes_logits(replace(config, args=kept), classes=classes, image_size=size)
 
     side = arguments.get("img_size")
@@ -250,12 +250,17 @@ def _explain_fault(config: ModelConfig, fault: str, *, classes: int, image_size:
             f"data.image_size={side} in place of model.args.img_size."
         )
     for name, value in arguments.items():
-        if works(image_size, without=name):
+        if works(image_size, without=[name]):
             found = repr(value) if isinstance(value, str) else value
             return (
                 f"model.args.{name}: found {found}, with which {config.name} does not compute one logit per class from "
                 f"images of {image_size} × {image_size} pixels ({fault}). Leave model.args.{name} out."
             )
+    if arguments and works(image_size, without=arguments):
+        return (
+            f"model.args: found {arguments}, with which {config.name} does not compute one logit per class from images "
+            f"of {image_size} × {image_size} pixels ({fault}). Leave them out, or change them."
+        )
     return (
         _suggest_sizes(config, fault, classes=classes, image_size=image_size)
         or f"model.name: {config.name} does not compute one logit per class from images ({fault})."

@@ -253,9 +253,10 @@ def _find_best_match(network: Any, tensors: Mapping[str, Tensor]) -> _Match:
         return whole
     matches = [whole, *(_match_part(network, tensors, prefix) for prefix in _list_prefixes(tensors, whole))]
 
-    def rank(match: _Match) -> tuple[bool, int, list[bool], int]:
+    def rank(match: _Match) -> tuple[bool, int, list[bool], bool, int]:
         preferences = [re.search(pattern, match.prefix) is not None for pattern in PREFERRED_PARTS]
-        return not match.problems, match.count, preferences, -len(match.prefix)
+        is_whole = not match.others  # of prefixes that all names have, the longest; else the shortest
+        return not match.problems, match.count, preferences, is_whole, len(match.prefix) * (1 if is_whole else -1)
 
     return max(matches, key=rank)
 
