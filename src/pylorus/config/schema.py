@@ -204,6 +204,12 @@ class ModelConfig:
     args: dict[str, Any] = key(
         {}, "additional arguments for timm.create_model, or for model._target_, e.g. {drop_path_rate: 0.1}"
     )
+    mean: list[float] | None = key(
+        None,
+        "mean of red, green and blue, for pixels in [0, 1], of the images on which the weights were trained; null: "
+        "as timm states it for the model",
+    )
+    std: list[float] | None = key(None, "standard deviation of red, green and blue of these images; null: as for mean")
     _target_: str | None = key(
         None,
         "a network of your own: dotted path of a class or function that returns an nn.Module; model.name labels it",

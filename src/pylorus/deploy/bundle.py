@@ -45,8 +45,9 @@ from pylorus.deploy.thresholds import (
 )
 from pylorus.hardware.choices import get_batch_size, resolve_workers
 from pylorus.hardware.engine import Engine
-from pylorus.model.backbone import Backbone, compute_sha256
+from pylorus.model.backbone import Backbone
 from pylorus.model.inference import compute_mean_directions, compute_unlikeness, select_feature_rows
+from pylorus.model.weights import compute_sha256
 from pylorus.report.results import calibrate_predictions
 from pylorus.runs.folder import PARTS, RunFolder, ShippedStage, score_stage, select_stage
 from pylorus.runs.predictions import read_predictions

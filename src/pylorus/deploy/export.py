@@ -56,7 +56,7 @@ from pylorus.deploy.predict import resolve_device
 from pylorus.deploy.thresholds import convert_estimate
 from pylorus.evaluation.comparison import mcnemar, paired_differences
 from pylorus.evaluation.predictions import Predictions
-from pylorus.model.backbone import compute_sha256
+from pylorus.model.weights import compute_sha256
 
 RECORD_VERSION = 1
 MAX_CALIBRATION_IMAGES = 64
