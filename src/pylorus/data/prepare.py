@@ -13,10 +13,10 @@ from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count
 from pylorus.core.io import write_atomically, write_json, write_text
 from pylorus.data.audit import audit, convert_audit_to_json
-from pylorus.data.audit_findings import ImageSet, Thresholds
+from pylorus.data.audit_findings import ImageSet, Thresholds, count_leaks
 from pylorus.data.catalog import Catalog, count_unreadable, log_unreadable, write_quarantine
 from pylorus.data.input_format import ImageWriter, InputFormat
-from pylorus.data.leakage import Copies, count_leaks, find_copies
+from pylorus.data.leakage import Copies, find_copies
 from pylorus.data.sources import read_run_catalog
 from pylorus.data.split import (
     SPLITS,
