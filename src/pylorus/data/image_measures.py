@@ -301,8 +301,9 @@ class Alignment:
     angle: float = 0.0
 
 
-MAX_STRETCH, MAX_ANGLE, MIN_OVERLAP = 1.35, 15.0, 0.75
-"""Limits of an alignment: ratio of the sides, degrees, and the part of the smaller one that both show."""
+MAX_STRETCH, MAX_ANGLE, MIN_OVERLAP = 1.35, 15.0, 0.97
+"""Limits of an alignment: ratio of the sides, degrees, and how much of the smaller one the other shows: a copy shows
+nothing that the original lacks, and two views of one place, each of which does, are not copies."""
 
 
 def align_thumbnails(first: NDArray[np.uint8], second: NDArray[np.uint8], window: Window) -> Alignment:
@@ -329,7 +330,7 @@ def align_thumbnails(first: NDArray[np.uint8], second: NDArray[np.uint8], window
                 initial.astype(np.float32),
                 cv2.MOTION_AFFINE,
                 criteria,
-                None,  # type: ignore[arg-type]
+                np.full(first.shape, 255, dtype=np.uint8),
                 3,
             )
         except cv2.error:  # no convergence: the images have nothing in common
@@ -362,16 +363,17 @@ def _compare_aligned(
     side = filled.shape[1]
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
     moved = cv2.warpAffine(filled[moving], transform, (side, side), flags=flags)
-    layers = np.stack([weight[moving], np.ones((side, side), np.float32)], axis=-1)
-    moved_weight, inside = np.moveaxis(
+    is_visible = (weight > 0.5).astype(np.float32)
+    layers = np.stack([weight[moving], np.ones((side, side), np.float32), is_visible[moving]], axis=-1)
+    moved_weight, inside, moved_visible = np.moveaxis(
         cv2.warpAffine(layers, transform, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP), -1, 0
     )
+    visible = (is_visible[template].sum(), is_visible[moving].sum() / abs(np.linalg.det(transform[:, :2])))
+    if (is_visible[template] * moved_visible).sum() < MIN_OVERLAP * min(visible):
+        return -1.0
     inside = cv2.erode((inside > 0.99).astype(np.float32), np.ones((3, 3), np.uint8))
     common = weight[template] * moved_weight * inside
-    total = common.sum()
-    area = abs(np.linalg.det(transform[:, :2]))
-    if total < MIN_OVERLAP * min(weight[template].sum(), weight[moving].sum() / area):
-        return -1.0
+    total = max(float(common.sum()), 1e-6)
     smooth_weight = np.maximum(cv2.GaussianBlur(common, (0, 0), side / 16), 1e-6)
     fine = []
     for image in (filled[template], moved):

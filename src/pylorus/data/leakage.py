@@ -1,8 +1,8 @@
 """Find copies among images, and leaks: copies of images or patients in more than one split.
 
 Copies are files with identical bytes, files with identical pixels, and near copies: the same image re-encoded, scaled,
-cropped, rotated or mirrored, or two almost indistinguishable frames. If Pylorus makes the split, copies are kept together; if
-the split is given, copies across it are reported.
+cropped, rotated or mirrored, or two almost indistinguishable frames. If Pylorus makes the split, copies are kept
+together; if the split is given, copies across it are reported.
 
 Near copies are found without comparing all pairs. A hash of 64 bits is divided into four bands. If two hashes differ
 in at most 7 bits, then at least one band differs in at most one bit (pigeonhole principle; Norouzi 2012), so looking up
