@@ -20,18 +20,13 @@ from pylorus.core.errors import PylorusError, format_name_list, format_suggestio
 from pylorus.core.integrity import check_digest, write_digest
 from pylorus.core.io import write_atomically
 from pylorus.core.privacy import MANIFEST_PREFIX
-from pylorus.data.audit_findings import Thresholds
+from pylorus.data.audit_findings import KINDS, Pair, Thresholds, count_leaks, find_leaks, format_leaks
 from pylorus.data.catalog import Catalog
 from pylorus.data.leakage import (
-    KINDS,
     Copies,
-    Pair,
     check_labels,
     collect_copy_pairs,
-    count_leaks,
     find_copies,
-    find_leaks,
-    format_leaks,
     merge_linked_groups,
 )
 from pylorus.data.stratification import draw_part, explain_split, get_requested_fractions, stratified_folds
