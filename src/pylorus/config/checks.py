@@ -23,7 +23,7 @@ from pylorus.config.schema import (
     DataConfig,
     LossConfig,
 )
-from pylorus.core.errors import TRAIN_COMMAND, PylorusError, format_suggestion
+from pylorus.core.errors import TRAIN_COMMAND, PylorusError, format_suggestion, normalize_name
 from pylorus.core.io import iter_fields, validate
 
 FORWARDED_KEYS = {"loss": ("label_smoothing",), "logger": ("project", "offline")}
@@ -376,9 +376,14 @@ def check_ignored_keys(data: DataConfig) -> None:
 
 
 def _check_classes(config: Config) -> None:
-    classes, short = config.data.classes, config.data.short_names
-    if classes is not None and len(set(classes)) != len(classes):
+    classes, short, exclude = config.data.classes, config.data.short_names, config.data.exclude
+    if classes is not None and len({normalize_name(name) for name in classes}) != len(classes):
         raise PylorusError(f"data.classes: found {classes}, expected each name only once.")
+    in_both = [name for name in exclude or () if name in (classes or ())]
+    if in_both:
+        raise PylorusError(
+            f'data.exclude: found "{in_both[0]}", which data.classes names too. Remove it from one of the two.'
+        )
     if classes is not None and len(classes) < 2:
         raise PylorusError(f"data.classes: found {classes}, expected at least two classes.")
     if short is None:

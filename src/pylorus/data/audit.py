@@ -18,7 +18,17 @@ import pandas as pd
 
 from pylorus import __version__
 from pylorus.core.formatting import format_count
-from pylorus.data.audit_findings import SEVERITIES, Finding, ImageSet, Item, Severity, Thresholds, sort_by_severity
+from pylorus.data.audit_findings import (
+    SEVERITIES,
+    Finding,
+    ImageSet,
+    Item,
+    Severity,
+    Thresholds,
+    check_class_names,
+    report_ignored_files,
+    sort_by_severity,
+)
 from pylorus.data.audit_image_checks import FieldSample, check_fields, check_image_quality
 from pylorus.data.catalog import compute_sample_id
 from pylorus.data.decode import POLICY_VERSION
@@ -421,7 +431,12 @@ def _build_file_finding(name: str, items: list[Item], template: tuple[str, Sever
 
 def check_classes_and_groups(images: ImageSet, thresholds: Thresholds) -> list[Finding]:
     """Return findings about class imbalance and about groups."""
-    return [*_check_imbalance(images, thresholds), *_check_groups(images)]
+    return [
+        *_check_imbalance(images, thresholds),
+        *_check_groups(images),
+        *check_class_names(images),
+        *report_ignored_files(images),
+    ]
 
 
 def _check_imbalance(images: ImageSet, thresholds: Thresholds) -> list[Finding]:

@@ -1,4 +1,7 @@
-"""What an audit works on and reports: the image set, and findings with their severity, remedy and files."""
+"""What an audit works on and reports: the image set, and findings with their severity, remedy and files.
+
+The findings that need no facts of the files, about their names, are made here too.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +12,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pylorus.core.errors import find_look_alikes, format_path
+from pylorus.core.formatting import format_count
 from pylorus.data.files import Root
+from pylorus.data.walk import IgnoredFile
 
 Severity: TypeAlias = Literal["leak", "error", "warning", "note"]
 
@@ -120,11 +126,13 @@ class ImageSet:
         table: One row per file: path, class, split (train, val, test or empty), group (empty if none was found);
             its index counts from 0.
         grouped: Whether groups are patients; else every image is its own group.
+        ignored: Files and folders below the root that are not used.
     """
 
     root: Root
     table: pd.DataFrame
     grouped: bool
+    ignored: Sequence[IgnoredFile] = ()
 
     @cached_property
     def has_split(self) -> bool:
@@ -140,3 +148,49 @@ class ImageSet:
         """Return the path, class, split or group of some files."""
         column = self._columns[name]
         return [column[index] for index in files]
+
+
+def check_class_names(images: ImageSet) -> list[Finding]:
+    """Return a finding about names of classes that only look alike."""
+    alike = find_look_alikes(images.table["class"])
+    if alike is None:
+        return []
+    return [
+        Finding(
+            "classes-look-alike",
+            "error",
+            f'The classes "{alike[0]}" and "{alike[1]}" differ only in capitals, spaces or the way in which they are '
+            "written.",
+            "If they are one class, give all images one spelling; else choose names that differ.",
+        )
+    ]
+
+
+def report_ignored_files(images: ImageSet) -> list[Finding]:
+    """Return findings about files beside the images; their cases have no file of the set, but the path as content."""
+    notable = [each for each in images.ignored if each.may_be_image]
+    others = [each for each in images.ignored if not each.may_be_image]
+    findings: list[Finding] = []
+    if notable:
+        count = format_count(len(notable), "file or folder", "files or folders")
+        findings.append(
+            Finding(
+                "ignored-images",
+                "warning",
+                f"{count} that may be {'an image is' if len(notable) == 1 else 'images are'} not used.",
+                "See the reason of each. Save images of other formats as JPEG or PNG, and rename or remove the others.",
+                tuple(Item((), each.reason, content=format_path(each.path)) for each in notable),
+            )
+        )
+    if others:
+        findings.append(
+            Finding(
+                "ignored-files",
+                "note",
+                f"{format_count(len(others), 'other file or folder', 'other files or folders')} beside the images "
+                f"{'is' if len(others) == 1 else 'are'} not used.",
+                "Nothing, unless one of them is an image.",
+                tuple(Item((), each.reason, content=format_path(each.path)) for each in others),
+            )
+        )
+    return findings
