@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from pylorus import __version__
+from pylorus.core.errors import format_path
 from pylorus.core.formatting import format_count
 from pylorus.data.audit_findings import (
     SEVERITIES,
@@ -139,6 +140,10 @@ def convert_audit_to_json(result: Audit, *, names: bool) -> dict[str, Any]:
             str(name): {str(part) or "all": int(count) for part, count in row.items()}
             for name, row in result.sizes.iterrows()
         },
+        "ignored": [
+            {"path": format_path(each.path), "reason": each.reason} if names else {"reason": each.reason}
+            for each in result.images.ignored
+        ],
         "thresholds": asdict(result.thresholds),
         "findings": [
             {

@@ -167,30 +167,17 @@ def check_class_names(images: ImageSet) -> list[Finding]:
 
 
 def report_ignored_files(images: ImageSet) -> list[Finding]:
-    """Return findings about files beside the images; their cases have no file of the set, but the path as content."""
-    notable = [each for each in images.ignored if each.may_be_image]
-    others = [each for each in images.ignored if not each.may_be_image]
-    findings: list[Finding] = []
-    if notable:
-        count = format_count(len(notable), "file or folder", "files or folders")
-        findings.append(
-            Finding(
-                "ignored-images",
-                "warning",
-                f"{count} that may be {'an image is' if len(notable) == 1 else 'images are'} not used.",
-                "See the reason of each. Save images of other formats as JPEG or PNG, and rename or remove the others.",
-                tuple(Item((), each.reason, content=format_path(each.path)) for each in notable),
-            )
+    """Return a finding about files beside the images that may be images too; its cases have the path as content."""
+    ignored = [each for each in images.ignored if each.may_be_image]
+    if not ignored:
+        return []
+    count = format_count(len(ignored), "file or folder", "files or folders")
+    return [
+        Finding(
+            "ignored-images",
+            "warning",
+            f"{count} that may be {'an image is' if len(ignored) == 1 else 'images are'} not used.",
+            "See the reason of each. Save images of other formats as JPEG or PNG, and rename or remove the others.",
+            tuple(Item((), each.reason, content=format_path(each.path)) for each in ignored),
         )
-    if others:
-        findings.append(
-            Finding(
-                "ignored-files",
-                "note",
-                f"{format_count(len(others), 'other file or folder', 'other files or folders')} beside the images "
-                f"{'is' if len(others) == 1 else 'are'} not used.",
-                "Nothing, unless one of them is an image.",
-                tuple(Item((), each.reason, content=format_path(each.path)) for each in others),
-            )
-        )
-    return findings
+    ]

@@ -225,6 +225,9 @@ def _print_findings(result: Audit, output: Path) -> None:
         f"{format_count(count, 'file')}, of which {result.readable:,} can be read as images",
         highlight=False,
     )
+    if result.images.ignored:
+        ignored = format_count(len(result.images.ignored), "other file or folder", "other files and folders")
+        console.print(f"{ignored} beside them, which audit.json lists with reasons", highlight=False)
     if result.findings:
         table = Table(show_edge=False, pad_edge=False)
         for title in ("", "finding", "what to do"):
