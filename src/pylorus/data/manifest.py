@@ -118,7 +118,8 @@ def _read_table(manifest: Path) -> pd.DataFrame:
     if doubled:
         positions = " and ".join(str(position) for position, name in enumerate(names, start=1) if name == doubled[0])
         raise PylorusError(f'{manifest}: columns {positions} are both called "{doubled[0]}". Remove or rename one.')
-    return as_text.set_axis(names, axis=1).apply(lambda column: column.str.strip().map(normalize_name))
+    as_text.columns = pd.Index(names)
+    return pd.DataFrame({name: as_text[name].str.strip().map(normalize_name) for name in names})
 
 
 def _clean_column_name(name: object) -> str:
@@ -220,6 +221,8 @@ def _build_table(header: list[str], rows: list[tuple[int, list[str]]], delimiter
                 f" Fields are separated by {_DELIMITERS.get(delimiter, repr(delimiter))}: a field that contains "
                 f"{'one' if delimiter in _DELIMITERS else 'it'} needs quotation marks, and each column needs a name."
             )
+            if "path" not in map(_clean_column_name, header):
+                hint = " The first row must contain the names of the columns, as in path,label."
             raise PylorusError(f"{manifest}: row {number} has {len(cells)} fields, the header {width}.{hint}")
     columns = {}
     padding = [""] * width

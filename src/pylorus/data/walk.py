@@ -440,13 +440,13 @@ def write_ignored(ignored: Sequence[IgnoredFile], folder: Path) -> None:
         writer.writerows((format_path(each.path), each.reason) for each in sorted(ignored, key=attrgetter("path")))
 
 
-def log_ignored(ignored: Sequence[IgnoredFile]) -> None:
+def log_ignored(ignored: Sequence[IgnoredFile], *, listed_in: str = IGNORED_FILE) -> None:
     """Log how many files are not used and why; warn about those that may be images, and name the first of them."""
     others = Counter(each.reason for each in ignored if not each.may_be_image)
     if others:
         counts = ", ".join(f"{count} {reason}" for reason, count in others.most_common(MAX_NAMED_FILES))
         total = format_count(others.total(), "file or folder", "files and folders")
-        log.info("ignored  %s; %s lists all: %s", total, IGNORED_FILE, counts)
+        log.info("ignored  %s; %s lists all: %s", total, listed_in, counts)
     notable = [f"{format_path(each.path)}: {each.reason}" for each in ignored if each.may_be_image]
     if notable:
         noun = "file that may be an image is" if len(notable) == 1 else "files or folders that may be images are"
@@ -454,6 +454,6 @@ def log_ignored(ignored: Sequence[IgnoredFile]) -> None:
             "ignored  %d %s not used; %s lists all:\n%s",
             len(notable),
             noun,
-            IGNORED_FILE,
+            listed_in,
             format_name_list(notable, most=MAX_NAMED_FILES),
         )
