@@ -20,10 +20,10 @@ from PIL import ExifTags, Image
 from pylorus.data.files import FORMATS, RGB
 
 FORMAT_SUFFIXES = {
-    "JPEG": (".jpg", ".jpeg"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp"),
     "MPO": (".jpg", ".jpeg"),
     "PNG": (".png",),
-    "BMP": (".bmp",),
+    "BMP": (".bmp", ".dib"),
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
 }
