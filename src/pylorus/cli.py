@@ -504,12 +504,9 @@ def _add_pack(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 def _run_pack(arguments: argparse.Namespace) -> None:
     from pylorus.data.sources import pack_shards
-    from pylorus.data.walk import IGNORED_FILE
 
     shards = pack_shards(arguments.root, arguments.output, group=arguments.group, per_shard=arguments.per_shard)
     count = "1 shard" if len(shards) == 1 else f"{len(shards)} shards"
-    if (arguments.output / IGNORED_FILE).is_file():
-        print(f"Some files were not packed; {arguments.output / IGNORED_FILE} lists them with reasons.")
     print(f"Wrote {count} to {arguments.output}. To train on them:")
     print(f"  {TRAIN_COMMAND} data=shards data.root={arguments.output}")
 

@@ -11,9 +11,11 @@ from PIL import Image
 
 from pylorus.config.schema import DataConfig
 from pylorus.core.errors import PylorusError
+from pylorus.core.io import resolve_unicode_form
 from pylorus.data.audit import audit, convert_audit_to_json
 from pylorus.data.audit_findings import Thresholds
 from pylorus.data.catalog import ReadOptions, read_folders
+from pylorus.data.files import read_head
 from pylorus.data.image_facts import load_or_compute_facts
 from pylorus.data.sources import list_folder_files, pack_shards
 from pylorus.data.split import split_catalog
@@ -83,6 +85,24 @@ def test_the_content_decides_about_files_without_an_images_suffix(root):
     assert ([path for path, _ in predicted_paths(root)[0]], predicted_paths(root)[1]) == (images, ignored)
 
 
+def test_files_without_a_suffix_that_a_run_has_read_are_not_opened_to_see_what_they_are(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("pylorus.data.fact_store.SETTLED_NS", 0)
+    min((root / "a").iterdir()).rename(root / "a" / "export")
+    reading = ReadOptions(store=tmp_path / "facts")
+    first, _ = trained_paths(root, reading=reading)
+    opened = []
+
+    def open_and_note(path):
+        opened.append(path)
+        return read_head(path)
+
+    monkeypatch.setattr("pylorus.data.walk.read_head", open_and_note)
+    assert trained_paths(root, reading=reading)[0] == first
+    assert opened == []
+    (root / "a" / "export").write_text("no image any more")
+    assert trained_paths(root, reading=reading)[1] == {"a/export": "not an image by its content"}
+
+
 @pytest.mark.parametrize(
     "name",
     ["@eaDir", ".@__thumb", "#recycle", "@Recycle", "$RECYCLE.BIN", ".Trash-1000", "lost+found", "__MACOSX", "Previews",
@@ -138,6 +158,7 @@ def test_a_name_is_the_same_composed_and_decomposed(root):
     shutil.copytree(root, moved)
     (moved / decomposed).rename(moved / composed)
     assert list(read_folders(moved).table["sample_id"]) == list(read_folders(root).table["sample_id"])
+    assert resolve_unicode_form(root / composed) == root / decomposed
     shutil.copytree(root / decomposed, root / composed)
     with pytest.raises(PylorusError, match="the set was copied twice"):
         read_folders(root)

@@ -24,7 +24,7 @@ from pylorus.config.schema import (
     LossConfig,
 )
 from pylorus.core.errors import TRAIN_COMMAND, PylorusError, format_suggestion, normalize_name
-from pylorus.core.io import iter_fields, validate
+from pylorus.core.io import iter_fields, resolve_unicode_form, validate
 
 FORWARDED_KEYS = {"loss": ("label_smoothing",), "logger": ("project", "offline")}
 """Keys of Pylorus's own that a `_target_` receives as well, where they differ from their default."""
@@ -104,11 +104,11 @@ def build_config(composed: DictConfig) -> Config:
     # Make paths absolute, so that a run can be resumed from another working directory.
     config.cache.folder = str(Path(config.cache.folder).expanduser().absolute())
     if config.data.root is not None and "://" not in config.data.root:
-        config.data.root = str(Path(config.data.root).expanduser().absolute())
+        config.data.root = str(resolve_unicode_form(Path(config.data.root).expanduser().absolute()))
     if config.data.manifest is not None:
-        config.data.manifest = str(Path(config.data.manifest).expanduser().absolute())
+        config.data.manifest = str(resolve_unicode_form(Path(config.data.manifest).expanduser().absolute()))
     if config.data.split_file is not None:
-        config.data.split_file = str(Path(config.data.split_file).expanduser().absolute())
+        config.data.split_file = str(resolve_unicode_form(Path(config.data.split_file).expanduser().absolute()))
     if config.model.weights not in ("hub", "none"):
         config.model.weights = str(Path(config.model.weights).expanduser().absolute())
     return config

@@ -41,9 +41,9 @@ from pylorus.core.errors import (
 from pylorus.core.io import write_atomically
 from pylorus.core.privacy import MANIFEST_PREFIX
 from pylorus.data.dicom import read_patient_pseudonyms
-from pylorus.data.fact_store import FactTable
+from pylorus.data.fact_store import FactTable, KnownFiles
 from pylorus.data.files import Root
-from pylorus.data.image_facts import PreparedImages, load_or_compute_facts
+from pylorus.data.image_facts import PreparedImages, find_fact_folder, load_or_compute_facts
 from pylorus.data.walk import (
     MAX_NAMED_FILES,
     PROBLEM,
@@ -191,7 +191,8 @@ def read_folders(
     """
     check_root(root)
     ignored = IgnoredFiles()
-    rows, folders_by_split = list_class_images(root, ignored, exclude=exclude or ())
+    is_known = None if reading.store is None else KnownFiles(find_fact_folder(reading.store), root).is_unchanged
+    rows, folders_by_split = list_class_images(root, ignored, exclude=exclude or (), is_known=is_known)
     problems = [f"{format_path(each.path)}: {each.reason}" for each in ignored.files if each.reason.startswith(PROBLEM)]
     if problems and reading.on_error == "fail":
         raise PylorusError(

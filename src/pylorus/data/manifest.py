@@ -63,14 +63,14 @@ _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 def read_manifest_rows(manifest: Path, root: Path | None = None) -> pd.DataFrame:
-    """Read the rows of a manifest: path, class, split, about/… and, if there is such a column, group. Opens no image.
+    """Read the rows of a manifest: path, exists, class, split, about/… and, if there is one, group. Opens no image.
 
     Args:
         manifest: The file.
         root: Folder that the paths are relative to; None: the manifest's own folder.
 
     Returns:
-        The rows. A path that leads to no file is left as it is.
+        The rows. A path that leads to no file is left as it is; `exists` is False for it.
 
     Raises:
         PylorusError: If the table itself is missing, unreadable or not as described above; the message names it.
@@ -83,7 +83,8 @@ def read_manifest_rows(manifest: Path, root: Path | None = None) -> pd.DataFrame
     for name in rows.columns:
         if name not in KNOWN_COLUMNS:
             table[MANIFEST_PREFIX + name] = rows[name]
-    table["path"] = _find_files(list(table["path"]), root if root is not None else manifest.parent, manifest)
+    folder = root if root is not None else manifest.parent
+    table["path"], table["exists"] = _find_files(list(table["path"]), folder, manifest)
     duplicates = table["path"][table["path"].duplicated()]
     if len(duplicates):
         count = "1 path occurs" if duplicates.nunique() == 1 else f"{duplicates.nunique()} paths occur"
@@ -330,20 +331,21 @@ def warn_of_split_folders(table: pd.DataFrame, manifest: Path) -> None:
         )
 
 
-def _find_files(paths: Sequence[str], root: Path, manifest: Path) -> list[str]:
-    """Return the paths as the files are called; those of missing files as they are, with / between folders."""
+def _find_files(paths: Sequence[str], root: Path, manifest: Path) -> tuple[list[str], list[bool]]:
+    """Return the paths as the files are called, those of missing files as they are, and whether there is a file."""
     folder = str(root)
-    found = list(paths)
+    found = [os.path.normpath(path) if "./" in path or "//" in path else path for path in paths]
+    # A Path for each file would take longer than the question to the system.
+    exists = [os.path.isfile(os.path.join(folder, path)) for path in found]  # noqa: PTH113, PTH118
     finder = _FileFinder(folder)
-    for index, path in enumerate(paths):
-        if "./" in path or "//" in path:
-            found[index] = os.path.normpath(path)
-        if not os.path.isfile(os.path.join(folder, found[index])):  # noqa: PTH113, PTH118 a Path for each takes longer
-            found[index] = finder.find_file(found[index])
+    for index in [index for index, is_there in enumerate(exists) if not is_there]:
+        match = finder.find_file(found[index])
+        if match is not None:
+            found[index], exists[index] = match, True
     if finder.changes:
         changes = ", ".join(f"{change} ({format_count(count, 'path')})" for change, count in finder.changes.items())
         log.info("%s: the files were found, though paths differ from their names in: %s", manifest, changes)
-    return found
+    return found, exists
 
 
 class _FileFinder:
@@ -358,8 +360,8 @@ class _FileFinder:
         self.changes: Counter[str] = Counter()
         self._listings: dict[str, dict[str, list[str]]] = {}
 
-    def find_file(self, path: str) -> str:
-        """Return the path of the file; the path itself if there is none, or several could be meant."""
+    def find_file(self, path: str) -> str | None:
+        """Return the path of the file; None if there is none, or several could be meant."""
         parts = path.replace("\\", "/").split("/")
         parents: list[str] = []
         changes = {"separators"} if "\\" in path else set()
@@ -367,12 +369,12 @@ class _FileFinder:
             is_file = position == len(parts) - 1
             match, change = self._match("/".join(parents), part, is_file=is_file)
             if match is None:
-                return path
+                return None
             changes.update([change] if change else [])
             parents.append(match)
         found = "/".join(parents)
         if not os.path.isfile(os.path.join(self.root, found)):  # noqa: PTH113, PTH118
-            return path
+            return None
         self.changes.update(changes)
         return found
 
@@ -418,7 +420,7 @@ def explain_missing_files(missing: Sequence[str], total: int, root: Path, manife
     finder, parts = _FileFinder(str(root)), first.split("/")
     for count in range(1, len(parts)):
         rest, start = "/".join(parts[count:]), "/".join(parts[:count]) + "/"
-        if finder.find_file(rest) != rest or (root / rest).is_file():
+        if finder.find_file(rest) is not None:
             given = missing[0][: len(start)]
             return (
                 f'{message}Without "{given}" at the beginning of the path, {rest} is found: remove it from the column.'

@@ -53,7 +53,14 @@ from pylorus.data.manifest import (
     warn_of_unused_columns,
 )
 from pylorus.data.shards import Shards, find_shards, load_shard_index
-from pylorus.data.walk import SPLIT_FOLDERS, IgnoredFiles, list_class_images, write_ignored
+from pylorus.data.walk import (
+    IGNORED_FILE,
+    SPLIT_FOLDERS,
+    IgnoredFiles,
+    list_class_images,
+    log_ignored,
+    write_ignored,
+)
 
 
 def list_folder_files(root: Path, *, group: str | None = None) -> ImageSet:
@@ -148,7 +155,7 @@ def read_manifest(
     table = read_manifest_rows(manifest, folder)
     table, excluded = drop_excluded_classes(table, exclude, where=str(manifest))
     class_names = _resolve_manifest_classes(table["class"], classes, manifest)
-    missing = [path for path in table["path"] if not os.path.isfile(os.path.join(folder, path))]  # noqa: PTH113, PTH118
+    missing = list(table.loc[~table.pop("exists"), "path"])
     if missing and (reading.on_error == "fail" or len(missing) == len(table)):
         raise PylorusError(explain_missing_files(missing, len(table), folder, manifest))
     grouped = group is not None or "group" in table
@@ -374,6 +381,7 @@ def pack_shards(root: Path, output: Path, *, group: str | None = None, per_shard
                 )
         written.append(path)
     write_ignored(ignored.files, output)
+    log_ignored(ignored.files, listed_in=str(output / IGNORED_FILE))
     return written
 
 

@@ -170,8 +170,7 @@ def walk_images(
         if is_ignored_by_name(entry.name, path, ignored, is_folder=is_folder):
             continue
         if not is_folder:
-            is_image = entry.name.lower().endswith(accepted) or (is_known is not None and is_known(path))
-            if is_image or is_image_by_content(entry, path, ignored):
+            if entry.name.lower().endswith(accepted) or is_image_by_content(entry, path, ignored, is_known):
                 yield path
         elif entry.is_symlink():
             links.append((f"{path}/", entry.path))
@@ -249,12 +248,16 @@ def _is_new_link(
     return False
 
 
-def is_image_by_content(entry: os.DirEntry[str], path: str, ignored: IgnoredFiles) -> bool:
+def is_image_by_content(
+    entry: os.DirEntry[str], path: str, ignored: IgnoredFiles, is_known: Callable[[str], bool] | None = None
+) -> bool:
     """Return whether a file without an image's suffix is an image; else add it to `ignored`."""
     suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
     if suffix in _OTHER_SUFFIXES:
         ignored.add(path, f"not an image ({suffix})")
         return False
+    if is_known is not None and is_known(path):
+        return True
     try:
         head = read_head(entry.path)
     except UnreadableImageError as error:
@@ -282,7 +285,11 @@ SPLIT_FOLDERS = {
 
 
 def list_class_images(
-    root: Path, ignored: IgnoredFiles | None = None, *, exclude: Sequence[str] = ()
+    root: Path,
+    ignored: IgnoredFiles | None = None,
+    *,
+    exclude: Sequence[str] = (),
+    is_known: Callable[[str], bool] | None = None,
 ) -> tuple[list[tuple[str, str, str]], dict[str, set[str]]]:
     """Return rows (path, class, split) and the class folders of each split ("" if there are no split folders).
 
@@ -294,6 +301,7 @@ def list_class_images(
         root: Folder of the image set.
         ignored: Receives the files that are not used.
         exclude: Names of class folders that may be empty.
+        is_known: See `walk_images`.
 
     Raises:
         PylorusError: If the folders don't have the expected structure; the message says what differs.
@@ -322,7 +330,7 @@ def list_class_images(
         for folder in list_folders(root, prefix, ignored) if split_names else folders:
             name = normalize_name(folder)
             names.add(name)
-            paths = _list_images(root, f"{prefix}{folder}/", ignored, may_be_empty=name in exclude)
+            paths = _list_images(root, f"{prefix}{folder}/", ignored, is_known, may_be_empty=name in exclude)
             rows += [(path, name, split) for path in paths]
     _check_unicode_forms(root, rows)
     return (rows, folders_by_split) if split_names else _find_splits_of_classes(root, rows, folders_by_split, exclude)
@@ -377,7 +385,9 @@ def _find_splits_of_classes(
     )
 
 
-def _list_images(root: Path, prefix: str, ignored: IgnoredFiles, *, may_be_empty: bool) -> list[str]:
+def _list_images(
+    root: Path, prefix: str, ignored: IgnoredFiles, is_known: Callable[[str], bool] | None, *, may_be_empty: bool
+) -> list[str]:
     """Return the paths, relative to the root, of the images in a class folder and its subfolders, sorted.
 
     Raises:
@@ -385,7 +395,7 @@ def _list_images(root: Path, prefix: str, ignored: IgnoredFiles, *, may_be_empty
     """
     before = len(ignored.files)
     try:
-        images = sorted(walk_images(str(root), ignored, prefix=prefix))
+        images = sorted(walk_images(str(root), ignored, prefix=prefix, is_known=is_known))
     except OSError as error:
         raise PylorusError(f"{root / prefix}: can't be listed: {error.strerror or error}") from error
     if not images and not may_be_empty:
