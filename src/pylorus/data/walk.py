@@ -211,6 +211,14 @@ def is_ignored_by_name(name: str, path: str, ignored: IgnoredFiles, *, is_folder
     return True
 
 
+def is_left_by_system(path: str) -> bool:
+    """Return whether a path, as in an archive, is or lies in something that systems leave beside images."""
+    parts = path.lower().split("/")
+    return parts[-1].startswith("._") or any(
+        SYSTEM_NAMES.get(part, _THUMBNAIL_FOLDER) != _THUMBNAIL_FOLDER for part in parts
+    )
+
+
 def _find_affix_reason(lower: str) -> str:
     if lower.startswith((".", "~$", "syno")):
         for prefix, reason in _SYSTEM_PREFIXES.items():
