@@ -3,7 +3,7 @@
 Quality: blurred or dark images, black borders, burned-in text. Fields: what `data.crop=auto` would crop from a sample.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,8 +73,7 @@ def _check_sharpness_and_brightness(
     is_blurred = (blur_score >= thresholds.outlier) & has_reference & ~is_dark  # dark images have faint edges
     findings = []
     if is_blurred.any():
-        relative_sharpness = np.exp(sharpness - np.median(sharpness))
-        details = [f"sharpness {format_percent(value, digits=0)} % of the set's median" for value in relative_sharpness]
+        relative = np.exp(sharpness - np.median(sharpness))
         findings.append(
             Finding(
                 "blurred",
@@ -82,20 +81,28 @@ def _check_sharpness_and_brightness(
                 f"{format_count(int(is_blurred.sum()), 'image')} much less sharp than the others.",
                 "Inspect them: out of focus, motion blur or upscaled? A model can't learn from images that "
                 "don't show the finding.",
-                _build_items(indices, is_blurred, -blur_score, details),
+                _build_items(
+                    indices,
+                    is_blurred,
+                    -blur_score,
+                    lambda index: f"sharpness {format_percent(relative[index], digits=0)} % of the set's median",
+                ),
             )
         )
     if is_dark.any():
-        details = [
-            f"mean grey level {value:.0f}, the set's median is {np.median(brightness):.0f}" for value in brightness
-        ]
+        median = np.median(brightness)
         findings.append(
             Finding(
                 "dark",
                 "warning",
                 f"{format_count(int(is_dark.sum()), 'image')} much darker than the others.",
                 "Inspect them: was the light off, the lens covered, or the exposure wrong?",
-                _build_items(indices, is_dark, brightness, details),
+                _build_items(
+                    indices,
+                    is_dark,
+                    brightness,
+                    lambda index: f"mean grey level {brightness[index]:.0f}, the set's median is {median:.0f}",
+                ),
             )
         )
     return findings
@@ -111,7 +118,10 @@ def _check_borders(indices: NDArray[np.int64], border: NDArray[np.float64], has_
             f"{format_count(int(has_border.sum()), 'image')} of {len(indices):,} with a black border.",
             "data.crop=auto crops to the field of view; see below what it would crop.",
             _build_items(
-                indices, has_border, -border, [f"{format_percent(value, digits=0)} % of the frame" for value in border]
+                indices,
+                has_border,
+                -border,
+                lambda index: f"{format_percent(border[index], digits=0)} % of the frame",
             ),
         )
     ]
@@ -131,7 +141,7 @@ def _check_text(indices: NDArray[np.int64], letters: NDArray[np.int64], has_text
                 indices,
                 has_text,
                 -letters,
-                [f"{count} letter-like {'shape' if count == 1 else 'shapes'}" for count in letters],
+                lambda index: f"{letters[index]} letter-like {'shape' if letters[index] == 1 else 'shapes'}",
             ),
         )
     ]
@@ -161,10 +171,13 @@ def _check_shortcut(
 
 
 def _build_items(
-    indices: NDArray[np.int64], selected: Mask, rank: NDArray[np.generic], details: Sequence[str]
+    indices: NDArray[np.int64], selected: Mask, rank: NDArray[np.generic], format_detail: Callable[[int], str]
 ) -> tuple[Item, ...]:
+    """Build the occurrences at the selected positions of `indices`, those of the lowest rank first."""
     order = np.argsort(rank, kind="stable")
-    return tuple(Item((int(indices[index]),), details[index]) for index in order if selected[index])
+    order = order[selected[order]]
+    files = indices[order].tolist()
+    return tuple(Item((file,), format_detail(index)) for file, index in zip(files, order.tolist(), strict=True))
 
 
 IMAGES_PER_CLASS = 12
