@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path
+from pylorus.core.integrity import lock_folder
 from pylorus.core.io import read_json, write_atomically, write_json
 from pylorus.data.decode import MAX_PIXELS
 from pylorus.data.files import RGB, SUFFIXES
@@ -299,14 +299,8 @@ class ResumableTable:
             PylorusError: If another process has locked them, or if they belong to another request.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise PylorusError(
-                f"{self.output}: another process is writing this file. Wait for it, or choose another --output."
-            ) from None
-        try:
+        message = f"{self.output}: another process is writing this file. Wait for it, or choose another --output."
+        with lock_folder(self.folder, lambda: message):
             request = self.folder / "request.json"
             earlier = read_json(request)
             if earlier is None:
@@ -316,11 +310,11 @@ class ResumableTable:
             for leftover in self.folder.glob(".part-*"):
                 leftover.unlink()
             self._written = len(self.list_parts())
-            yield
-        finally:
-            lock.release()
-            if self._complete or not self.list_parts():
-                shutil.rmtree(self.folder)
+            try:
+                yield
+            finally:
+                if self._complete or not self.list_parts():
+                    shutil.rmtree(self.folder)
 
     def list_parts(self) -> list[Path]:
         """Return the files of the parts, in order."""
@@ -385,10 +379,31 @@ def print_resume_hint() -> Iterator[None]:
         raise
 
 
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""First characters of a text that a spreadsheet runs as a formula."""
+
+
+def defuse_formulas(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table for CSV: a text that a spreadsheet would run as a formula gets an apostrophe in front.
+
+    Example:
+        >>> defuse_formulas(pd.DataFrame({"path": ["=1+1.png", "a=1.png"], "second": [-1.0, 2.0]}))["path"].tolist()
+        ["'=1+1.png", 'a=1.png']
+    """
+    defused = {}
+    for name in table.select_dtypes(include=["object", "string"]).columns:
+        texts = table[name].astype(str)
+        is_formula = texts.str.startswith(FORMULA_STARTS)
+        if is_formula.any():
+            defused[name] = table[name].mask(is_formula, "'" + texts)
+    return table.assign(**defused)
+
+
 def _write_csv(path: Path, tables: Iterator[pd.DataFrame]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         for number, table in enumerate(tables):
-            table.to_csv(file, index=False, header=number == 0, float_format="%.9g", lineterminator="\n")
+            rows = defuse_formulas(table)
+            rows.to_csv(file, index=False, header=number == 0, float_format="%.9g", lineterminator="\n")
 
 
 def _write_parquet(path: Path, tables: Iterator[pd.DataFrame]) -> None:
