@@ -9,8 +9,7 @@ from pydantic import ConfigDict, Field, with_config
 from pylorus.core.errors import PylorusError
 from pylorus.data.input_format import InputFormat
 from pylorus.evaluation.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE
-from pylorus.evaluation.conformal import SetLimits
-from pylorus.evaluation.decisions import SensitivityThreshold
+from pylorus.evaluation.decisions import SensitivityThreshold, SetLimits
 from pylorus.runs.folder import ShippedStage
 
 
@@ -75,6 +74,7 @@ class InputSpecification:
         mean: Value subtracted from each channel of pixels in [0, 1].
         std: Value by which each channel is then divided.
         policy: Version of the decoding rules in `pylorus.data.decode`.
+        mask: none or overlays; see `pylorus.data.input_format`. Bundles from before it existed do not have it.
     """
 
     size: int = field(metadata={"ge": 1, "le": LARGEST_SIZE})
@@ -84,11 +84,12 @@ class InputSpecification:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     policy: int
+    mask: str = "none"
 
     @property
     def form(self) -> InputFormat:
         """The reader that turns files into pixels, in training and prediction alike."""
-        return InputFormat(self.size, self.fit, self.interpolation, self.crop)
+        return InputFormat(self.size, self.fit, self.interpolation, self.crop, self.mask)
 
 
 @dataclass(frozen=True)
