@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 
+from filelock import FileLock, Timeout
+
 from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.core.formatting import format_bytes
 
@@ -37,6 +39,9 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
 UNREACHABLE = {errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO}
 NOT_A_FOLDER = {errno.EEXIST, errno.ENOTDIR}
+
+LOCK = ".lock"
+"""File that is locked while a process writes to its folder."""
 
 OTHER_FOLDER_HINT = "choose another folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
 
@@ -94,6 +99,33 @@ def create_private_folder(folder: Path, *, levels: int) -> None:
     """
     for each in (*reversed(folder.parents[: levels - 1]), folder):
         each.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+@contextmanager
+def lock_folder(folder: Path, explain: Callable[[], str]) -> Iterator[None]:
+    """Let no other process write to an existing folder; the lock is gone when this process is, however it ends.
+
+    A file system without locks grants it to everyone.
+
+    Args:
+        folder: The folder.
+        explain: Returns the message of the error.
+
+    Raises:
+        PylorusError: If another process has locked it.
+    """
+    lock = FileLock(folder / LOCK)
+    if folder.is_dir():
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise PylorusError(explain()) from None
+        except (OSError, NotImplementedError):  # if the folder can't be written to, whoever writes reports it
+            pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def resolve_path(path: str | os.PathLike[str], *, argument: str) -> Path:
