@@ -26,8 +26,11 @@ from pylorus.data.image_measures import compute_thumbnail, measure_image, read_m
 
 VERSION = 2
 """Increment when the same file would give other facts."""
-BLOCK = 256
-"""Files after which new facts and images are passed on to their caches: an interrupted pass loses little."""
+BLOCK = 128
+"""Files after which new facts and images are passed on to their caches: an interrupted pass loses little.
+
+Writing them must not take longer than the processes that read need for what they compute in advance.
+"""
 
 
 class PreparedImages(Protocol):

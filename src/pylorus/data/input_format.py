@@ -112,7 +112,7 @@ class ImageWriter:
     def save(self, digests: Sequence[str], images: Sequence[RGB]) -> None:
         """Save prepared images by the SHA-256 of their files' content, as long as there is space."""
         if self._has_space:
-            self._has_space = self._store.save(digests, np.stack(images).reshape(len(images), -1))
+            self._has_space = self._store.save(digests, images)
 
 
 def is_cached(pixels: float, form: InputFormat, settings: CacheConfig, *, is_remote: bool = False) -> bool:
