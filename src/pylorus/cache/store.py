@@ -99,11 +99,8 @@ class RecordStore:
             return False
         try:
             self.prepare_folder()
-            if reserve_space(
-                self.folder,
-                need=len(names) * self.record_bytes + len(json.dumps(list(names))),
-                budget=self.budget_bytes,
-            ):
+            need = len(names) * self.record_bytes + len(json.dumps(list(names)))
+            if reserve_space(self.folder, need=need, budget=self.budget_bytes):
                 return False
             write_shards(self.folder, names, records)
             (self.folder / RESERVED).unlink()
