@@ -1,10 +1,12 @@
 """Facts about files are computed once and found again by content; they are correct whatever happens to the store."""
 
 import hashlib
+import multiprocessing
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -285,3 +287,46 @@ def test_a_pass_saves_no_input_of_small_images(root_and_paths, tmp_path):
     writer = ImageWriter(InputFormat(48, "pad", "bicubic"), CacheConfig(folder=str(tmp_path / "cache")))
     load_or_compute_facts(*root_and_paths, store=tmp_path / "facts", images=writer)
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.slow
+def test_the_networks_input_is_saved_from_when_its_format_is_known(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 4)
+    for name, value in {"PROBE": 4, "LEAST_SECONDS": 0, "CHUNK": 2, "AHEAD": 1, "count_free_cores": lambda: 2}.items():
+        monkeypatch.setattr(distributed, name, value)  # then processes read, which were forked before it is known
+    root = tmp_path / "images"
+    generate_image_set(root, images=20, size=96, seed=0)
+    paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.*"))
+    form, settings = InputFormat(32, "pad", "bicubic"), CacheConfig(folder=str(tmp_path / "cache"))
+    answers = iter([None, None, form])
+    writer = ImageWriter(None, settings, find_form=lambda: next(answers))
+    facts = load_or_compute_facts(root, paths, store=tmp_path / "facts", images=writer)
+    columns = {name: facts.get_column(name) for name in ("sha256", "width", "height")}
+    records = load_or_decode_images(pd.DataFrame({"path": paths, **columns}), root, form, settings)
+    assert records is not None
+    assert 8 <= records.computed < len(paths) - 4
+    expected = form.load_images([root / path for path in paths])
+    assert (records.read_rows(range(len(paths))).reshape(expected.shape) == expected).all()
+
+
+@pytest.mark.slow
+def test_processes_that_read_learn_that_there_is_no_space_for_images(tmp_path):
+    form, image = InputFormat(32, "pad", "bicubic"), np.zeros((96, 96, 3), np.uint8)
+    writer = ImageWriter(form, CacheConfig(folder=str(tmp_path), budget_gib=1e-6))
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+
+    def answer():
+        while there.recv():
+            there.send(writer.prepare(image) is None)
+
+    reader = context.Process(target=answer, daemon=True)
+    reader.start()
+    here.send("before")
+    assert not here.recv()
+    writer.save(["0" * 64], [form.prepare_image(image)])
+    here.send("after")
+    assert here.recv()
+    assert writer.prepare(image) is None
+    here.send(None)
+    reader.join()

@@ -40,7 +40,7 @@ class PreparedImages(Protocol):
         """Return an image as the network's input; None if it is not worth caching."""
 
     def save(self, digests: Sequence[str], images: Sequence[RGB]) -> None:
-        """Save prepared images by the SHA-256 of their files' content."""
+        """Save prepared images by the SHA-256 of their files' content; it is called even if there are none."""
 
 
 def compute_facts(content: bytes) -> Facts:
@@ -194,7 +194,7 @@ def _read_new_files(
         if cache is not None and fresh:
             cache.add([facts for facts, _ in fresh.values()])
         prepared = {digest: image for digest, (_, image) in fresh.items() if image is not None}
-        if reader.images is not None and prepared:
+        if reader.images is not None:
             reader.images.save(list(prepared), list(prepared.values()))
         fresh.clear()
 
