@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from pylorus.config.schema import CacheConfig
 from pylorus.core import distributed
@@ -330,3 +331,21 @@ def test_processes_that_read_learn_that_there_is_no_space_for_images(tmp_path):
     assert writer.prepare(image) is None
     here.send(None)
     reader.join()
+
+
+@pytest.mark.parametrize("crop", ["none", "auto"])
+@pytest.mark.parametrize("shape", [(1030, 1040), (1031, 1040), (900, 3000)])
+def test_the_input_saved_by_a_pass_is_that_of_the_file_read_alone(tmp_path, shape, crop):
+    frame = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    frame[:, :200] = 0
+    Image.fromarray(frame).save(tmp_path / "frame.bmp")
+    form = InputFormat(64, "pad", "bicubic", crop)
+    saved = {}
+
+    class Images(ImageWriter):
+        def save(self, digests, images):
+            saved.update(zip(digests, images, strict=True))
+
+    images = Images(form, CacheConfig(folder=str(tmp_path / "cache")))
+    facts = load_or_compute_facts(tmp_path, ["frame.bmp"], store=None, images=images)
+    assert np.array_equal(saved[facts[0].sha256], form.load_image(tmp_path / "frame.bmp"))

@@ -72,11 +72,18 @@ class InputFormat:
         """
         return self.prepare_image(read_image(path))
 
-    def prepare_image(self, image: RGB) -> RGB:
-        """Crop and resize a decoded image, such as a frame of a video, to uint8 of shape (size, size, 3)."""
-        if self.crop == "auto":
-            image = crop_to_field(image)
-        return resize_image(image, size=self.size, how=self.fit, interpolation=self.interpolation, policy=self.policy)
+    def prepare_image(self, image: RGB, half: RGB | None = None) -> RGB:
+        """Crop and resize a decoded image, such as a frame of a video, to uint8 of shape (size, size, 3).
+
+        Args:
+            image: RGB, uint8 of shape (height, width, 3).
+            half: The image halved as `resize_image` does, if that is known already.
+        """
+        frame = crop_to_field(image) if self.crop == "auto" else image
+        half = half if frame is image else None
+        return resize_image(
+            frame, size=self.size, how=self.fit, interpolation=self.interpolation, policy=self.policy, half=half
+        )
 
     def load_images(self, paths: Sequence[ImageLocation]) -> NDArray[np.uint8]:
         """Load the images in several files as uint8 of shape (paths, size, size, 3).
@@ -118,14 +125,19 @@ class ImageWriter:
         self._shared = mmap(-1, SHARED_BYTES)
         self._store: RecordStore | None = None
 
-    def prepare(self, image: RGB) -> RGB | None:
-        """Return an image as the network's input, uint8 of shape (size, size, 3); None if it is not worth caching."""
+    def prepare(self, image: RGB, half: RGB | None = None) -> RGB | None:
+        """Return an image as the network's input, uint8 of shape (size, size, 3); None if it is not worth caching.
+
+        Args:
+            image: RGB, uint8 of shape (height, width, 3).
+            half: The image halved as `resize_image` does, if that is known already.
+        """
         if self._form is None and self._shared[LENGTH]:
             self._form = InputFormat(**json.loads(self._shared[FORM : FORM + self._shared[LENGTH]]))
         if self._form is None or self._shared[FULL]:
             return None
         is_wanted = is_cached(image.shape[0] * image.shape[1], self._form, self._settings)
-        return self._form.prepare_image(image) if is_wanted else None
+        return self._form.prepare_image(image, half) if is_wanted else None
 
     def save(self, digests: Sequence[str], images: Sequence[RGB]) -> None:
         """Save prepared images by the SHA-256 of their files' content, as long as there is space."""
