@@ -253,6 +253,17 @@ def end_with_parent(signal_number: int) -> None:
         ctypes.CDLL(None).prctl(1, int(signal_number))  # 1 is PR_SET_PDEATHSIG
 
 
+def keep_freed_memory() -> None:
+    """Have the memory of one frame reused for the next in this process; only glibc (Linux) can do that.
+
+    Otherwise the system takes it back and clears other memory, for a tenth of the time that reading a frame takes.
+    """
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: the most that it accepts
+        library.mallopt(-1, 128 << 20)  # M_TRIM_THRESHOLD: free memory beyond this is given back
+
+
 class _ReaderKilledError(Exception):
     """A process that reads was killed; the argument is the first of the items that it may have been reading."""
 
@@ -491,6 +502,7 @@ def _start_reader(function: Callable[[Any], Any], progress: mmap.mmap) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with_parent(signal.SIGKILL)
+    keep_freed_memory()
 
 
 def _process_chunk(slot: int, chunk: Sequence[Any]) -> list[Any]:
