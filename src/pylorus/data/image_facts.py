@@ -25,7 +25,7 @@ from pylorus.data.fact_store import Facts, FactStore, FactTable, FileIndex
 from pylorus.data.files import RGB, Root, read_image_bytes
 from pylorus.data.image_measures import compute_thumbnail, measure_image, read_metadata, reduce_image
 
-VERSION = 2
+VERSION = 3
 """Increment when the same file would give other facts."""
 BLOCK = 128
 """Files after which new facts and images are passed on to their caches: an interrupted pass loses little.
@@ -80,7 +80,7 @@ def analyze_content(content: bytes) -> tuple[Facts, DecodedImage | None]:
         height=height,
         pixels=_hash_pixels(image, grey),
         thumbnail=compute_thumbnail(grey).tobytes(),
-        **dataclasses.asdict(measure_image(grey)),
+        **dataclasses.asdict(measure_image(image, reduced, grey)),
     )
     return measured, DecodedImage(
         image, reduced if (2 * len(reduced), 2 * reduced.shape[1]) == (height, width) else None

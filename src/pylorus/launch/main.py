@@ -9,7 +9,7 @@ import re
 import secrets
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,16 @@ from pylorus.config.checks import (
     is_free_form,
     load_config,
     parse_override,
+    save_config,
 )
 from pylorus.config.schema import CONF, EXTENSIBLE, GROUPS, Config
 from pylorus.core.distributed import is_launched
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list, format_suggestion
+from pylorus.core.integrity import lock_folder
 from pylorus.core.io import (
     explain_disk_error,
     handle_closed_pipe,
     iter_leaves,
-    lock_folder,
-    write_text,
 )
 from pylorus.launch.sweep import (
     check_installed,
@@ -179,7 +179,7 @@ def update_config(folder: RunFolder, asked: Config, *, was: Config | None = None
         updated = OmegaConf.structured(saved)
         for name, value in changed.items():
             OmegaConf.update(updated, name, value)
-        write_text(folder.config, OmegaConf.to_yaml(updated))
+        save_config(folder.config, updated)
 
 
 def _resolve_config(overrides: list[str]) -> Config:
@@ -299,7 +299,7 @@ def _prepare_folder(composed: DictConfig, context: Any, folder: RunFolder, *, in
         with folder.set_starting(overrides, sweep=sweep, searchpath=_list_own_sources(context.runtime.config_sources)):
             config = build_config(composed)
             check_ignored_keys(config.data)
-            write_text(folder.config, OmegaConf.to_yaml(config))
+            save_config(folder.config, config)
 
 
 def _import_and_run(folder: RunFolder, timeline: Timeline) -> None:
@@ -472,9 +472,10 @@ def _get_exit_code(run_command: Callable[[], int]) -> int:
         return run_command()
     except KeyboardInterrupt as stop:
         suffix = f" by {stop}" if str(stop) not in ("", "SIGINT") else ""
-        print(f"\ninterrupted{suffix}", file=sys.stderr)
-        if SweepFolder.path is not None:
-            print(f"to resume: the same command with hydra.sweep.dir={SweepFolder.path}", file=sys.stderr)
+        with suppress(OSError):  # a terminal that was closed
+            print(f"\ninterrupted{suffix}", file=sys.stderr)
+            if SweepFolder.path is not None:
+                print(f"to resume: the same command with hydra.sweep.dir={SweepFolder.path}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         message = _explain_error(error)
