@@ -109,7 +109,7 @@ def _generate_weights(count: int) -> NDArray[np.uint64]:
 
 def find_fact_folder(store: Path) -> Path:
     """Return the folder of a cache that holds the facts of this version, and the index of known files."""
-    return FactStore(store, version=f"{VERSION}-{POLICY_VERSION}").folder
+    return FactStore(store, version=f"{VERSION}-{DECODER_VERSION}").folder
 
 
 def load_or_compute_facts(
