@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -489,12 +490,13 @@ def read_run_catalog(
 def read_ahead(config: Config) -> None:
     """Read a run's files into the caches, so that the run finds them there; errors are left to the run."""
     data, cache = config.data, Path(config.cache.folder)
-    form = guess_input_format(config)
+    # The process that imports timm saves the format of a model that is trained for the first time.
+    images = ImageWriter(guess_input_format(config), config.cache, find_form=partial(guess_input_format, config))
     with suppress(PylorusError):
         read_run_catalog(
             data,
             Path(data.root) if data.root is not None else None,
             Path(),
             cache=cache,
-            images=ImageWriter(form, config.cache) if form is not None else None,
+            images=images,
         )
