@@ -98,6 +98,10 @@ class DataConfig:
     classes: list[str] | None = key(
         None, "names of the class folders, in the order used in all tables; null: the folders found, sorted by name"
     )
+    exclude: list[str] | None = key(
+        None,
+        "classes to leave out on purpose, such as [basophil]; their images are not used, and the report says so",
+    )
     short_names: list[str] | None = key(None, "one short name per class, in the order of data.classes, e.g. [GC,GU,CG]")
     group: str | None = key(
         None,
@@ -178,6 +182,12 @@ class DataConfig:
         "auto: crop each frame to its field of view and black out the rest, so that borders, menus and burned-in text "
         "do not reach the network; a frame in which no field of view is detected is left unchanged",
         choices=("none", "auto"),
+    )
+    mask: str | None = key(
+        None,
+        "overlays: cover text, pictograms and flat plates, such as a scope map, that the console draws over the field; "
+        "none: leave them; null: overlays with crop=auto, otherwise none",
+        choices=("overlays", "none"),
     )
     workers: int | None = key(None, "number of processes that decode images; null: chosen to suit the machine", low=0)
     drawn: SyntheticConfig = field(default_factory=SyntheticConfig)

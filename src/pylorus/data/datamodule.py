@@ -48,6 +48,7 @@ from pylorus.data.input_format import ImageWriter, InputFormat, load_or_decode_i
 from pylorus.data.leakage import find_copies
 from pylorus.data.shards import Shards
 from pylorus.data.split import split_catalog
+from pylorus.data.walk import log_ignored
 
 log = logging.getLogger(__name__)
 
@@ -57,16 +58,19 @@ COPIED_AT_ONCE = 256
 ARGUMENTS = {
     "data.root": "folder",
     "data.classes": "classes",
+    "data.exclude": "exclude",
     "data.group": "group",
     "data.val_fraction": "val_fraction",
     "data.test_fraction": "test_fraction",
     "data.split_seed": "split_seed",
     "data.fit": "fit",
     "data.crop": "crop",
+    "data.mask": "mask",
     "data.accept_leaks=true: the report then states them": "accept_leaks=True",
     "cache.folder": "cache",
     "Replace them, move them out of the class folders, or leave them out with data.on_error=quarantine, which lists "
     "them in quarantine.csv.": "Replace them, or move them out of the class folders.",
+    "remove them, or leave them out with data.on_error=quarantine.": "or remove them.",
 }
 """What the keys in messages are called in Python."""
 DEFAULT_FIT: Any = DataConfig.fit
@@ -114,6 +118,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     Attributes:
         classes: Names of the class folders, in label order.
+        ignored: Files and folders beside the images that are not used, with reasons.
         parts: Table of each split (train, val, test) with one row per image: path, label, group and more.
     """
 
@@ -125,6 +130,7 @@ class ImageDataModule(pl.LightningDataModule):
         model: str | None = None,
         image_size: Annotated[int, Ge(32)] | None = None,
         classes: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
         group: str | None = None,
         val_fraction: float = DataConfig.val_fraction,
         test_fraction: float = DataConfig.test_fraction,
@@ -135,6 +141,7 @@ class ImageDataModule(pl.LightningDataModule):
         augment: str | Mapping[str, Any] = "light",
         fit: Literal["pad", "stretch", "crop"] = DEFAULT_FIT,
         crop: Literal["none", "auto"] = DEFAULT_CROP,
+        mask: Literal["overlays", "none"] | None = None,
         seed: Annotated[int, Ge(0)] = 0,
         cache: str | Path | None = None,
     ) -> None:
@@ -147,6 +154,7 @@ class ImageDataModule(pl.LightningDataModule):
             model: Name of the timm model whose input size and interpolation the images get.
             image_size: Side of the images in pixels; None: the model's own.
             classes: Names of the class folders, in label order; None: those found, sorted by name.
+            exclude: Names of class folders to leave out.
             group: Regular expression that finds the patient in a path below the folder; None: each image is its own.
             val_fraction: Fraction of the training images used for validation, if there is no val folder.
             test_fraction: Fraction of the images used for testing, if there is no test folder.
@@ -157,6 +165,7 @@ class ImageDataModule(pl.LightningDataModule):
             augment: Augmentation of the training images: none, light, endoscopy, or transforms with their arguments.
             fit: How a frame is made square: pad, stretch or crop.
             crop: none, or auto: crop to the endoscopic field of view.
+            mask: overlays: cover text and plates that the console draws; none; None: overlays if crop is auto.
             seed: Random seed of order and augmentation.
             cache: Folder that holds what was read and decoded for the next time; None: nothing is cached.
 
@@ -177,6 +186,7 @@ class ImageDataModule(pl.LightningDataModule):
             "accept_leaks": accept_leaks,
             "fit": fit,
             "crop": crop,
+            "mask": mask,
         }
         cache_folder = None if cache is None else resolve_path(cache, argument="cache")
         cache_config = CacheConfig(images=False) if cache_folder is None else CacheConfig(folder=str(cache_folder))
@@ -185,13 +195,15 @@ class ImageDataModule(pl.LightningDataModule):
             options = validate(DataConfig, values, where="data.")
             policy = load_policy(augment) if isinstance(augment, str) else AugmentConfig("custom", dict(augment))
             build_augmentation(policy)  # reports a typo before the files are read
-            form = resolve_input_format(model, image_size=image_size, fit=fit, crop=crop)
+            form = resolve_input_format(model, image_size=image_size, fit=fit, crop=crop, mask=mask)
             catalog = read_folders(
                 root,
                 classes=None if classes is None else list(classes),
+                exclude=None if exclude is None else list(exclude),
                 group=group,
                 reading=ReadOptions(store=store, images=ImageWriter(form, cache_config)),
             )
+            log_ignored(catalog.ignored, listed_in="ImageDataModule.ignored")
             copies = find_copies(catalog.facts, Thresholds(), store=store)
             table = split_catalog(catalog, options, copies=copies).table
         self._set_table(
@@ -205,6 +217,7 @@ class ImageDataModule(pl.LightningDataModule):
             cache=cache_config,
         )
         self.classes: tuple[str, ...] = catalog.classes
+        self.ignored = tuple(catalog.ignored)
 
     @classmethod
     def from_table(cls, table: pd.DataFrame, root: Root, form: InputFormat, **options: Unpack[LoadingOptions]) -> Self:

@@ -1,12 +1,14 @@
 """Load files as the network's input: decoded, cropped and resized; cached if the frames are large."""
 
+import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
+from mmap import mmap
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +17,16 @@ import PIL
 from numpy.typing import NDArray
 
 from pylorus.cache.shards import Records
-from pylorus.cache.store import create_store, load_or_compute_records
+from pylorus.cache.store import RecordStore, create_store, load_or_compute_records
 from pylorus.config.checks import check_model_name
 from pylorus.config.schema import CacheConfig, Config
 from pylorus.core.distributed import SINGLE_PROCESS, Processes, count_free_cores, map_items
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import read_json, write_json
 from pylorus.data.decode import POLICY_VERSION, read_image, resize_image
-from pylorus.data.field_of_view import crop_to_field
+from pylorus.data.field_of_view import crop_to_field, find_field
 from pylorus.data.files import RGB, ImageLocation, Root
+from pylorus.data.overlays import cover_overlays, find_overlays
 from pylorus.data.shards import Shards
 
 log = logging.getLogger(__name__)
@@ -36,6 +39,8 @@ FORMATS_FILE = "input-formats.json"
 """File in the folder of all caches with the input format of each model that was trained."""
 KIND = "images"
 """Kind of these records in the cache."""
+FULL, LENGTH, FORM, SHARED_BYTES = 0, 1, 2, 258
+"""Bytes that an `ImageWriter` shares: whether there is no space, and the length and the JSON of the input format."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +52,20 @@ class InputFormat:
         fit: pad, stretch or crop; see `pylorus.data.decode.resize_image`.
         interpolation: Interpolation of the resize.
         crop: none, or auto: crop to the endoscopic field of view; see `pylorus.data.field_of_view`.
+        mask: none, or overlays: cover text and plates that the console draws; see `pylorus.data.overlays`.
+        policy: Version of the rules for decoding and resizing; see `pylorus.data.decode`.
     """
 
     size: int
     fit: str
     interpolation: str
     crop: str = "none"
+    mask: str = "none"
+    policy: int = POLICY_VERSION
 
     def get_key(self) -> dict[str, object]:
         """Everything that the prepared image depends on besides the file's content, as plain values."""
-        return {**asdict(self), "policy": POLICY_VERSION, "pillow": PIL.__version__}
+        return {**asdict(self), "pillow": PIL.__version__}
 
     def load_image(self, path: ImageLocation) -> RGB:
         """Load the image in a file as uint8 of shape (size, size, 3).
@@ -66,11 +75,22 @@ class InputFormat:
         """
         return self.prepare_image(read_image(path))
 
-    def prepare_image(self, image: RGB) -> RGB:
-        """Crop and resize a decoded image, such as a frame of a video, to uint8 of shape (size, size, 3)."""
-        if self.crop == "auto":
-            image = crop_to_field(image)
-        return resize_image(image, size=self.size, how=self.fit, interpolation=self.interpolation)
+    def prepare_image(self, image: RGB, half: RGB | None = None) -> RGB:
+        """Mask, crop and resize a decoded image, such as a frame of a video, to uint8 of shape (size, size, 3).
+
+        Args:
+            image: RGB, uint8 of shape (height, width, 3).
+            half: The image halved as `resize_image` does, if that is known already.
+        """
+        # The field is found in the frame as it is: where its border is covered, it could be found less precisely.
+        field = find_field(image) if self.crop == "auto" else None
+        frame = cover_overlays(image, find_overlays(image, half)) if self.mask == "overlays" else image
+        if field is not None:
+            frame = crop_to_field(frame, field)
+        half = half if frame is image else None
+        return resize_image(
+            frame, size=self.size, how=self.fit, interpolation=self.interpolation, policy=self.policy, half=half
+        )
 
     def load_images(self, paths: Sequence[ImageLocation]) -> NDArray[np.uint8]:
         """Load the images in several files as uint8 of shape (paths, size, size, 3).
@@ -92,25 +112,52 @@ def _is_in_worker() -> bool:
 class ImageWriter:
     """Saves the network's input of files that are decoded for another reason, so that they need not be decoded again.
 
+    Processes that are forked from this one prepare images, and this one saves them. In memory that they share, it says
+    that there is no more space for any, or which format they have if that is known only later.
+
     Args:
-        form: How a file becomes the network's input.
+        form: How a file becomes the network's input; None: not known yet.
         settings: What may be cached, and where.
+        find_form: Returns the format once it is known, None until then; it is asked whenever images may be saved.
     """
 
-    def __init__(self, form: InputFormat, settings: CacheConfig) -> None:
-        self._form, self._settings = form, settings
-        self._store = create_store(settings, kind=KIND, key=form.get_key(), record_bytes=form.size**2 * 3)
-        self._has_space = True
+    def __init__(
+        self,
+        form: InputFormat | None,
+        settings: CacheConfig,
+        *,
+        find_form: Callable[[], InputFormat | None] = lambda: None,
+    ) -> None:
+        self._form, self._settings, self._find_form = form, settings, find_form
+        self._shared = mmap(-1, SHARED_BYTES)
+        self._store: RecordStore | None = None
 
-    def prepare(self, image: RGB) -> RGB | None:
-        """Return an image as the network's input, uint8 of shape (size, size, 3); None if it is not worth caching."""
-        is_wanted = self._has_space and is_cached(image.shape[0] * image.shape[1], self._form, self._settings)
-        return self._form.prepare_image(image) if is_wanted else None
+    def prepare(self, image: RGB, half: RGB | None = None) -> RGB | None:
+        """Return an image as the network's input, uint8 of shape (size, size, 3); None if it is not worth caching.
+
+        Args:
+            image: RGB, uint8 of shape (height, width, 3).
+            half: The image halved as `resize_image` does, if that is known already.
+        """
+        if self._form is None and self._shared[LENGTH]:
+            self._form = InputFormat(**json.loads(self._shared[FORM : FORM + self._shared[LENGTH]]))
+        if self._form is None or self._shared[FULL]:
+            return None
+        is_wanted = is_cached(image.shape[0] * image.shape[1], self._form, self._settings)
+        return self._form.prepare_image(image, half) if is_wanted else None
 
     def save(self, digests: Sequence[str], images: Sequence[RGB]) -> None:
         """Save prepared images by the SHA-256 of their files' content, as long as there is space."""
-        if self._has_space:
-            self._has_space = self._store.save(digests, np.stack(images).reshape(len(images), -1))
+        if self._form is None and (form := self._find_form()) is not None:
+            self._form, content = form, json.dumps(asdict(form)).encode()
+            self._shared[FORM : FORM + len(content)] = content
+            self._shared[LENGTH] = len(content)
+        if self._form is None or not len(images) or self._shared[FULL]:
+            return
+        if self._store is None:
+            size = self._form.size**2 * 3
+            self._store = create_store(self._settings, kind=KIND, key=self._form.get_key(), record_bytes=size)
+        self._shared[FULL] = not self._store.save(digests, images)
 
 
 def is_cached(pixels: float, form: InputFormat, settings: CacheConfig, *, is_remote: bool = False) -> bool:
@@ -125,7 +172,16 @@ def is_cached(pixels: float, form: InputFormat, settings: CacheConfig, *, is_rem
     return (is_remote or pixels > LARGE_FRAME_RATIO * form.size**2) if settings.images is None else settings.images
 
 
-def resolve_input_format(model: str | None, *, image_size: int | None, fit: str, crop: str) -> InputFormat:
+def resolve_mask(mask: str | None, *, crop: str) -> str:
+    """Return what is masked, overlays or none: as configured, or overlays if frames are cropped to their field."""
+    if mask is not None:
+        return mask
+    return "overlays" if crop == "auto" else "none"
+
+
+def resolve_input_format(
+    model: str | None, *, image_size: int | None, fit: str, crop: str, mask: str | None = None
+) -> InputFormat:
     """Return the input format that a timm model was designed for.
 
     Args:
@@ -133,6 +189,7 @@ def resolve_input_format(model: str | None, *, image_size: int | None, fit: str,
         image_size: Side of the input in pixels; None: the model's own.
         fit: pad, stretch or crop.
         crop: none, or auto.
+        mask: overlays, or none; None: overlays if crop is auto.
 
     Raises:
         PylorusError: If timm has no such model, or neither a model nor a size is given.
@@ -140,7 +197,7 @@ def resolve_input_format(model: str | None, *, image_size: int | None, fit: str,
     if model is None:
         if image_size is None:
             raise PylorusError("image_size: found neither image_size nor model, which says the size that it takes.")
-        return InputFormat(image_size, fit, "bicubic", crop)
+        return InputFormat(image_size, fit, "bicubic", crop, resolve_mask(mask, crop=crop))
     from timm.data.config import resolve_data_config  # takes seconds, and only training needs it
     from timm.models import get_pretrained_cfg
 
@@ -148,7 +205,8 @@ def resolve_input_format(model: str | None, *, image_size: int | None, fit: str,
     pretrained_cfg = get_pretrained_cfg(model, allow_unregistered=True)
     assert pretrained_cfg is not None
     data_config = resolve_data_config(pretrained_cfg=pretrained_cfg.to_dict())  # type: ignore[no-untyped-call]
-    return InputFormat(image_size or data_config["input_size"][-1], fit, data_config["interpolation"], crop)
+    size = image_size or data_config["input_size"][-1]
+    return InputFormat(size, fit, data_config["interpolation"], crop, resolve_mask(mask, crop=crop))
 
 
 def guess_input_format(config: Config) -> InputFormat | None:
@@ -158,7 +216,10 @@ def guess_input_format(config: Config) -> InputFormat | None:
     """
     try:
         known = (read_json(Path(config.cache.folder) / FORMATS_FILE) or {}).get(_format_model_key(config))
-        return None if known is None else InputFormat(known[0], config.data.fit, known[1], config.data.crop)
+        if known is None:
+            return None
+        mask = resolve_mask(config.data.mask, crop=config.data.crop)
+        return InputFormat(known[0], config.data.fit, known[1], config.data.crop, mask)
     except (PylorusError, OSError, AttributeError, TypeError, LookupError):
         return None
 

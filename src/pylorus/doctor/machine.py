@@ -16,7 +16,7 @@ from pathlib import Path
 from pylorus.config.schema import PACKAGE, CacheConfig
 from pylorus.core.formatting import format_bytes, format_count
 from pylorus.core.io import write_atomically
-from pylorus.doctor.check import Check, State, format_first_line
+from pylorus.doctor.packages import Check, State, format_first_line
 
 COMPUTING = "Computing"
 DRIVER = Path("/proc/driver/nvidia/version")

@@ -61,6 +61,7 @@ from pylorus.model.freeze import (
 from pylorus.model.metrics import build_metrics
 from pylorus.model.weights import resolve_weights_file
 from pylorus.report.page import write_report
+from pylorus.runs.console import detach_streams, open_run_log
 from pylorus.runs.folder import RunFolder, explain_choice
 from pylorus.runs.process import (
     OTHER,
@@ -71,7 +72,6 @@ from pylorus.runs.process import (
     check_environment,
     exit_process,
     handle_signals,
-    open_run_log,
     restore_trainer_config,
 )
 from pylorus.training.batch_size import resolve_batch_size
@@ -231,6 +231,7 @@ def _build_error(failures: list[ProcessFailure], count: int, folder: Path) -> Ba
 log = logging.getLogger(__name__)
 
 
+@detach_streams()
 def run(folder: RunFolder, reading: BackgroundTask | None = None, timeline: Timeline | None = None) -> None:
     """Run, or resume, what a prepared folder describes; its status.json always reports the outcome.
 
@@ -256,6 +257,9 @@ def run(folder: RunFolder, reading: BackgroundTask | None = None, timeline: Time
                 folder.update_status(),
                 report_faults(),
             ):
+                for name in config.stages:
+                    for sentence in folder.get_stage(name).discard_damaged_files():
+                        log.warning(sentence)
                 if is_launched():
                     train_launched(config, folder, stop, timeline)
                 elif config.trainer.devices * config.trainer.nodes == 1:
@@ -403,7 +407,7 @@ def _check_network(config: Config) -> InputFormat | None:
         resolve_weights_file(model.weights, pretrained_cfg.to_dict())  # type: ignore[no-untyped-call]
     check_normalization(model)
     size, fit, crop = config.data.image_size, config.data.fit, config.data.crop
-    form = resolve_input_format(model.name, image_size=size, fit=fit, crop=crop)
+    form = resolve_input_format(model.name, image_size=size, fit=fit, crop=crop, mask=config.data.mask)
     network = build_trial_network(model, classes=len(config.data.classes or ()) or 2, image_size=size)
     _check_stage_networks(config, network, image_size=form.size)
     save_input_format(config, form)
@@ -466,8 +470,9 @@ def main() -> None:
         return
     timeline, code = Timeline.from_process_start(), 0
     try:
-        with handle_closed_pipe():
-            run(RunFolder(Path(sys.argv[1])), timeline=timeline)
+        run_folder = RunFolder(Path(sys.argv[1]))
+        with handle_closed_pipe(), run_folder.lock():
+            run(run_folder, timeline=timeline)
     except PylorusError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         code = 1
