@@ -2,6 +2,7 @@
 
 import html
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from pylorus.core.formatting import format_number, format_percent, format_percent_at_least, format_threshold
@@ -368,4 +369,5 @@ def _render_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _format_markdown(name: str) -> str:
     """Escape a name for Markdown and HTML."""
     escaped = html.escape(name, quote=False)
-    return "".join(f"\\{letter}" if letter in "\\`*[]|#~" else letter for letter in escaped)
+    # Dollar signs are formulas on some sites; an underscore inside a word is no emphasis.
+    return re.sub(r"[\\`*\[\]|#~$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", escaped)
