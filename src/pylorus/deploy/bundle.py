@@ -46,7 +46,15 @@ from pylorus.deploy.thresholds import (
 from pylorus.hardware.choices import get_batch_size, resolve_workers
 from pylorus.hardware.engine import Engine
 from pylorus.model.backbone import Backbone
-from pylorus.model.inference import compute_mean_directions, compute_unlikeness, select_feature_rows
+from pylorus.model.freeze import resolve_depth
+from pylorus.model.frozen_features import build_evaluator
+from pylorus.model.inference import (
+    compute_mean_directions,
+    compute_unlikeness,
+    prepare_network,
+    select_feature_rows,
+    select_training_rows,
+)
 from pylorus.model.weights import compute_sha256
 from pylorus.report.results import calibrate_predictions
 from pylorus.runs.folder import PARTS, RunFolder, ShippedStage, score_stage, select_stage
@@ -127,17 +135,20 @@ def write_bundle(
         loading=loading,
     )
     log.info("model    computing features of training images for out-of-distribution detection")
-    with timeline.measure("evaluation"):
-        directions = compute_mean_directions(backbone, datamodule, engine, classes=len(images.catalog.classes))
+    classes = len(images.catalog.classes)
+    stage_depth = resolve_depth(backbone.network, config.stages[shipped.name].learn)
+    with timeline.measure("evaluation"), prepare_network(backbone, engine.accelerator) as network:
+        evaluator = build_evaluator(network, datamodule, stage_depth, engine, config.cache)
+        directions = compute_mean_directions(evaluator, classes=classes)
     validation, test = (
         compute_unlikeness(torch.from_numpy(stage.read_features(part)), directions).numpy().astype(np.float64)
         for part in PARTS
     )
     distances = TrainingDistances(
-        training=len(select_feature_rows("train", len(datamodule.parts["train"]))),
+        training=len(select_training_rows(datamodule.get_labels("train"), classes=classes)),
         validation=validation,
         test=test,
-        test_rows=select_feature_rows("test", len(datamodule.parts["test"])),
+        test_rows=select_feature_rows(len(datamodule.parts["test"])),
     )
     with timeline.measure("evaluation"):
         description = _build_description(folder, backbone, images, config, engine, input_settings, distances, shipped)

@@ -1,7 +1,7 @@
 """Run a stage's network over the images of a run exactly as its bundle does: by the same code, in fp32."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from pylorus.data.dataset import Draw, ImageBatches
+from pylorus.data.dataset import Draw, EpochBatchSampler, EpochSampler, ImageBatches
 from pylorus.hardware.choices import is_faster_channels_last
-from pylorus.hardware.engine import Engine, use_full_precision
+from pylorus.hardware.engine import use_full_precision
 from pylorus.model.backbone import Backbone, convert_to_pixel_scale, normalize_images, restore_modes
 
 UNLIKENESS = "cosine distance of the penultimate features to the mean direction of the nearest class"
@@ -101,11 +101,16 @@ def compute_logits_and_features(network: Any, pixels: Tensor) -> tuple[Tensor, T
     """
     maps = network.forward_features(pixels)
     logits, features = network.forward_head(maps), network.forward_head(maps, pre_logits=True)
+    return logits.float(), pool_features(features)
+
+
+def pool_features(features: Tensor) -> Tensor:
+    """Return the last layer's input for n images as float32 of shape (n, features), averaged over maps or tokens."""
     if features.ndim == 4:
         features = features.mean(dim=(2, 3))  # heads that pool after their last layer, or hold 1 × 1 maps
     elif features.ndim == 3:
         features = features.mean(dim=1)
-    return logits.float(), features.float()
+    return features.float()
 
 
 def compute_unlikeness(features: Tensor, directions: Tensor) -> Tensor:
@@ -127,8 +132,10 @@ def move_to_device(network: nn.Module, device: torch.device) -> nn.Module:
     return network.to(device, memory_format=torch.channels_last if is_faster else torch.contiguous_format)  # type: ignore[call-overload,no-any-return]
 
 
-MAX_IMAGES = {"train": 1000, "val": 5000, "test": 5000}
-"""Images of each split whose features are saved: enough for the classes' means and the threshold's quantile."""
+MAX_IMAGES = 5000
+"""Validation or test images whose features are saved: enough for the threshold's quantile."""
+MAX_TRAINING_IMAGES, MAX_TRAINING_IMAGES_PER_CLASS = 1000, 100
+"""Training images, in all and of each class, that the mean directions are computed from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,79 +151,44 @@ class SplitOutputs:
     features: NDArray[np.float32]
 
 
-def select_feature_rows(part: str, images: int) -> NDArray[np.int64]:
-    """Return the rows of a split whose features are saved: all, or `MAX_IMAGES` evenly spaced ones.
+class RowOutputs(NamedTuple):
+    """The network's output for some rows of a split, on the CPU.
 
-    Args:
-        part: train, val or test.
-        images: Number of images in the split.
+    Attributes:
+        row: int64 of shape (n,).
+        logits: float32 of shape (n, classes).
+        features: float32 of shape (n, features): see `pool_features`.
     """
-    return np.linspace(0, images - 1, min(images, MAX_IMAGES[part])).round().astype(np.int64)
+
+    row: Tensor
+    logits: Tensor
+    features: Tensor
 
 
-def compute_split_outputs(
-    backbone: Backbone, datamodule: ImageBatches, part: str, engine: Engine, *, progress: bool
-) -> SplitOutputs:
-    """Compute the network's output for every image of a split.
-
-    Each distributed process computes its share of the images; all processes return the output for all images.
-
-    Args:
-        backbone: The network, and how its input is normalised.
-        datamodule: The data module of the images.
-        part: val or test.
-        engine: The compute engine.
-        progress: Whether to show a progress bar on a terminal.
-    """
-    images = len(datamodule.parts[part])
-    saved_rows = select_feature_rows(part, images)
-    rows, logits, features = [], [], []
-    is_silent = not (progress and datamodule.processes.is_first and sys.stderr.isatty())
-    with (
-        _prepare_network(backbone, engine.accelerator) as network,
-        tqdm(total=images, desc=f"{part} predictions", leave=False, disable=is_silent) as bar,
-    ):
-        for batch in datamodule.build_loader(part):
-            batch_logits, batch_features = _run_network(network, batch.image)
-            row = batch.row.cpu()
-            is_saved = torch.from_numpy(np.isin(row.numpy(), saved_rows))
-            rows.append(row)
-            logits.append(batch_logits)
-            features.append((row[is_saved], batch_features[is_saved]))
-            bar.update(datamodule.processes.count * len(row))
-    local = (torch.cat(rows), torch.cat(logits), *(torch.cat(tensors) for tensors in zip(*features, strict=True)))
-    by_process = datamodule.processes.gather(local)
-    all_rows, all_logits, feature_row, all_features = (torch.cat(each) for each in zip(*by_process, strict=True))
-    return SplitOutputs(all_logits[torch.argsort(all_rows)].numpy(), all_features[torch.argsort(feature_row)].numpy())
+def select_feature_rows(images: int) -> NDArray[np.int64]:
+    """Return the rows of a validation or test split whose features are saved: all, or evenly spaced ones."""
+    return _select_evenly(np.arange(images), MAX_IMAGES)
 
 
-def compute_mean_directions(backbone: Backbone, datamodule: ImageBatches, engine: Engine, *, classes: int) -> Tensor:
-    """Compute the mean direction of each class's features over the training images, without augmentation.
+def select_training_rows(labels: NDArray[np.int64], *, classes: int) -> NDArray[np.int64]:
+    """Return the rows of the training images that the mean directions are computed from, in ascending order.
+
+    They are evenly spaced among those of their class, and of a rare class all are taken: its mean is the least certain.
 
     Args:
-        backbone: The network, and how its input is normalised.
-        datamodule: The data module of the images, for a single process.
-        engine: The compute engine.
+        labels: Label of each training image, of shape (images,).
         classes: Number of classes.
-
-    Returns:
-        Unit vectors of shape (classes, features).
     """
-    rows = select_feature_rows("train", len(datamodule.parts["train"]))
-    size = 2 * datamodule.batch_size
-    batches = [[Draw(int(row), None) for row in rows[at : at + size]] for at in range(0, len(rows), size)]
-    with _prepare_network(backbone, engine.accelerator) as network:
-        features = torch.cat(
-            [_run_network(network, batch.image)[1] for batch in datamodule.build_batch_loader("train", batches)]
-        )
-    labels = torch.from_numpy(datamodule.parts["train"]["label"].to_numpy(dtype=np.int64)[rows])
-    directions = functional.normalize(features.double(), dim=1)
-    means = torch.stack([directions[labels == label].mean(dim=0) for label in range(classes)])
-    return functional.normalize(means, dim=1).float()
+    most = max(1, min(MAX_TRAINING_IMAGES_PER_CLASS, MAX_TRAINING_IMAGES // classes))
+    return np.sort(np.concatenate([_select_evenly(np.flatnonzero(labels == label), most) for label in range(classes)]))
+
+
+def _select_evenly(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).round().astype(np.int64)]
 
 
 @contextmanager
-def _prepare_network(backbone: Backbone, accelerator: str) -> Iterator[NormalizingNetwork]:
+def prepare_network(backbone: Backbone, accelerator: str) -> Iterator[NormalizingNetwork]:
     """Move the network to its device as a bundle does; on exit it is on the CPU again, with its modes restored."""
     device = torch.device(accelerator)
     with restore_modes(backbone.network), use_full_precision():
@@ -225,7 +197,81 @@ def _prepare_network(backbone: Backbone, accelerator: str) -> Iterator[Normalizi
         network.to("cpu")
 
 
-def _run_network(network: NormalizingNetwork, image: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode():
-        logits, features = network.forward_with_features(image.to(network.mean.device))
-    return logits.cpu(), features.cpu()
+class Evaluator:
+    """Computes a network's output for the images of a run, without augmentation.
+
+    Args:
+        network: The network, prepared by `prepare_network`.
+        image_data: The images.
+    """
+
+    def __init__(self, network: NormalizingNetwork, image_data: ImageBatches) -> None:
+        self.network, self.image_data = network, image_data
+
+    def compute_outputs(
+        self, split: str, rows: NDArray[np.int64], *, advance: Callable[[int], object] = int
+    ) -> Iterator[RowOutputs]:
+        """Compute the output for some images of a split, or this process's share of it.
+
+        Args:
+            split: train, val or test.
+            rows: Their rows, the same in all distributed processes.
+            advance: Called with the number of images that have just been computed.
+        """
+        for batch in self.image_data.build_batch_loader(split, self.build_batches(rows)):
+            with torch.inference_mode():
+                logits, features = self.network.forward_with_features(batch.image.to(self.network.mean.device))
+            yield RowOutputs(batch.row.cpu(), logits.cpu(), features.cpu())
+            advance(len(batch.row))
+
+    def build_batches(self, rows: NDArray[np.int64]) -> Iterator[list[Draw]]:
+        """Yield the rows in batches of evaluation size, or this process's share of each."""
+        size, processes = 2 * self.image_data.batch_size, self.image_data.processes
+        for batch in EpochBatchSampler(EpochSampler(len(rows), seed=None), size, processes=processes):
+            yield [Draw(int(rows[draw.row]), None) for draw in batch]
+
+
+def compute_split_outputs(evaluator: Evaluator, part: str, *, progress: bool) -> SplitOutputs:
+    """Compute the network's output for every image of a split.
+
+    Each distributed process computes its share of the images; all processes return the output for all images.
+
+    Args:
+        evaluator: The network and the images.
+        part: val or test.
+        progress: Whether to show a progress bar on a terminal.
+    """
+    processes, images = evaluator.image_data.processes, len(evaluator.image_data.parts[part])
+    saved_rows = select_feature_rows(images)
+    rows, logits, features = [], [], []
+    is_silent = not (progress and processes.is_first and sys.stderr.isatty())
+    with tqdm(total=images, desc=f"{part} predictions", leave=False, disable=is_silent) as bar:
+        for batch in evaluator.compute_outputs(
+            part, np.arange(images), advance=lambda count: bar.update(processes.count * count)
+        ):
+            is_saved = torch.from_numpy(np.isin(batch.row.numpy(), saved_rows))
+            rows.append(batch.row)
+            logits.append(batch.logits)
+            features.append((batch.row[is_saved], batch.features[is_saved]))
+    local = (torch.cat(rows), torch.cat(logits), *(torch.cat(tensors) for tensors in zip(*features, strict=True)))
+    by_process = processes.gather(local)
+    all_rows, all_logits, feature_row, all_features = (torch.cat(each) for each in zip(*by_process, strict=True))
+    return SplitOutputs(all_logits[torch.argsort(all_rows)].numpy(), all_features[torch.argsort(feature_row)].numpy())
+
+
+def compute_mean_directions(evaluator: Evaluator, *, classes: int) -> Tensor:
+    """Compute the mean direction of each class's features over training images.
+
+    Args:
+        evaluator: The network and the images, for a single process.
+        classes: Number of classes.
+
+    Returns:
+        Unit vectors of shape (classes, features).
+    """
+    labels = evaluator.image_data.parts["train"]["label"].to_numpy(dtype=np.int64)
+    rows = select_training_rows(labels, classes=classes)
+    features = torch.cat([batch.features for batch in evaluator.compute_outputs("train", rows)])
+    directions, label = functional.normalize(features.double(), dim=1), torch.from_numpy(labels[rows])
+    means = torch.stack([directions[label == index].mean(dim=0) for index in range(classes)])
+    return functional.normalize(means, dim=1).float()
