@@ -19,6 +19,13 @@ from pylorus.hardware.engine import use_full_precision
 from pylorus.model.backbone import Backbone, convert_to_pixel_scale, normalize_images, restore_modes
 
 UNLIKENESS = "cosine distance of the penultimate features to the mean direction of the nearest class"
+"""The distance that bundles without statistics of the images' appearance use."""
+LARGER_UNLIKENESS = (
+    "larger of two distances from the training images, each relative to its spread over validation images (the cosine "
+    "distance of the penultimate features to the mean direction of the nearest class, and the Mahalanobis distance of "
+    "the image's colors and textures to the mean of the nearest class)"
+)
+"""The distance that bundles use that have them; see `combine_distances`."""
 
 
 class NetworkOutput(NamedTuple):
@@ -75,18 +82,31 @@ class BundleClassifier(NormalizingNetwork):
         mean: Mean of each channel, for pixels in [0, 1].
         std: Standard deviation of each channel, for pixels in [0, 1].
         directions: Unit vectors of shape (classes, features): the mean direction of each class's training images.
+        appearance: How the training images look; None for a bundle that does not say: only features count.
     """
 
     directions: Tensor
 
-    def __init__(self, network: nn.Module, *, mean: tuple[float, ...], std: tuple[float, ...], directions: Tensor):
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        directions: Tensor,
+        appearance: "AppearanceModel | None" = None,
+    ):
         super().__init__(network, mean=mean, std=std)
         self.register_buffer("directions", directions)
+        self.appearance = appearance
 
     def forward(self, image: Tensor) -> NetworkOutput:
         """Compute the output for uint8 RGB images of shape (n, 3, size, size)."""
         logits, features = self.forward_with_features(image)
-        return NetworkOutput(logits, compute_unlikeness(features, self.directions))
+        distance = compute_unlikeness(features, self.directions)
+        if self.appearance is not None:
+            distance = combine_distances(distance, self.appearance(compute_appearance(image)), self.appearance.scales)
+        return NetworkOutput(logits, distance)
 
 
 def compute_logits_and_features(network: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,6 +144,146 @@ def compute_unlikeness(features: Tensor, directions: Tensor) -> Tensor:
         Distances of shape (n,), in [0, 2].
     """
     return 1 - (functional.normalize(features, dim=1) @ directions.T).amax(dim=1)
+
+
+APPEARANCE_LENGTH = 33
+"""Statistics of an image's appearance."""
+VISIBLE, FULLY_VISIBLE = 0.04, 0.14
+"""Largest channel, in [0, 1], up to which a pixel is black and has no weight, and from which it has full weight."""
+TEXTURE_SCALES = 4
+
+
+def compute_appearance(image: Tensor) -> Tensor:
+    """Compute statistics of the colors and textures of images; black around the field of view has no weight.
+
+    They are, for each channel, the mean and the logarithm of the standard deviation; the three correlations of
+    channels; and the logarithm of the mean difference of neighboring pixels in both directions at four scales. A
+    network that is trained to ignore color and sharpness does not see them in its features.
+
+    Args:
+        image: uint8 RGB of shape (n, 3, size, size).
+
+    Returns:
+        float32 of shape (n, `APPEARANCE_LENGTH`).
+    """
+    pixels = image.float() / 255
+    weight = ((pixels.amax(dim=1, keepdim=True) - VISIBLE) / (FULLY_VISIBLE - VISIBLE)).clamp(0, 1)
+    total = weight.sum(dim=(2, 3)).clamp_min(1)
+    mean = (weight * pixels).sum(dim=(2, 3)) / total
+    offset = pixels - mean[:, :, None, None]
+    deviation = ((weight * offset**2).sum(dim=(2, 3)) / total + 1e-8).sqrt()
+    products = weight * offset * torch.cat([offset[:, 1:], offset[:, :1]], dim=1)
+    covariance = products.sum(dim=(2, 3)) / total
+    correlation = covariance / (deviation * torch.cat([deviation[:, 1:], deviation[:, :1]], dim=1))
+    statistics = [mean, (deviation + 0.01).log(), correlation]
+    for scale in range(TEXTURE_SCALES):
+        if scale and pixels.shape[-1] >= 2:
+            pixels, weight = functional.avg_pool2d(pixels, 2), functional.avg_pool2d(weight, 2)
+        for near, far in (
+            ((slice(None), slice(None), slice(1, None)), (slice(None), slice(None), slice(None, -1))),
+            ((slice(None), slice(None), slice(None), slice(1, None)), (..., slice(None, -1))),
+        ):
+            common = weight[near] * weight[far]
+            difference = (common * (pixels[near] - pixels[far]).abs()).sum(dim=(2, 3))
+            statistics.append((difference / common.sum(dim=(2, 3)).clamp_min(1) + 0.001).log())
+    return torch.cat(statistics, dim=1)
+
+
+class AppearanceModel(nn.Module):
+    """How the training images look: the mean of each class and a covariance that all share.
+
+    Args:
+        center: Mean over the training images, of shape (length,).
+        whitening: Matrix of shape (length, length) after which differences within a class are uncorrelated.
+        means: Mean of each class after subtracting the center and whitening, of shape (classes, length).
+        scales: Median of both distances over validation images, and how far their 90th percentile is above it, of
+            shape (2, 2): rows are median and spread, columns the distance of features and that of the appearance.
+    """
+
+    center: Tensor
+    whitening: Tensor
+    means: Tensor
+    scales: Tensor
+
+    def __init__(self, *, center: Tensor, whitening: Tensor, means: Tensor, scales: Tensor):
+        super().__init__()
+        for name, tensor in (("center", center), ("whitening", whitening), ("means", means), ("scales", scales)):
+            self.register_buffer(name, tensor)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that a bundle stores, by name."""
+        return dict(self.named_buffers())
+
+    def forward(self, statistics: Tensor) -> Tensor:
+        """Compute the distance of shape (n,) to the nearest class; `statistics` are from `compute_appearance`."""
+        whitened = (statistics - self.center) @ self.whitening
+        distances: Tensor = (whitened[:, None] - self.means).square().sum(dim=2).amin(dim=1).sqrt()
+        return distances
+
+
+def fit_appearance(statistics: Tensor, label: Tensor, *, classes: int) -> AppearanceModel:
+    """Fit the appearance of training images, with a covariance shrunk toward equal variances (Ledoit and Wolf 2004).
+
+    Args:
+        statistics: `compute_appearance` of the images, of shape (n, length).
+        label: Class of each image, of shape (n,); every class has at least one.
+        classes: Number of classes.
+    """
+    values = statistics.double()
+    center, spread = values.mean(dim=0), values.std(dim=0, correction=0).clamp_min(1e-3)
+    standardized = (values - center) / spread
+    means = torch.stack([standardized[label == index].mean(dim=0) for index in range(classes)])
+    residuals = standardized - means[label]
+    count, length = residuals.shape
+    covariance = residuals.T @ residuals / count
+    variance = covariance.diagonal().mean()
+    identity = torch.eye(length, dtype=torch.float64)
+    dispersion = (covariance - variance * identity).square().sum()
+    noise = (residuals.square().sum(dim=1).square().sum() / count - covariance.square().sum()) / count
+    shrinkage = float((noise / dispersion.clamp_min(1e-12)).clamp(0.01, 1))
+    shrunk = (1 - shrinkage) * covariance + shrinkage * variance.clamp_min(1e-3) * identity
+    eigenvalues, vectors = torch.linalg.eigh(shrunk)
+    whitening = vectors / eigenvalues.sqrt()
+    return AppearanceModel(
+        center=center.float(),
+        whitening=(whitening / spread[:, None]).float(),
+        means=(means @ whitening).float(),
+        scales=torch.tensor([[0.0, 0.0], [1.0, 1.0]]),
+    )
+
+
+def fit_scales(distances: Tensor) -> Tensor:
+    """Return median and spread of distances of validation images, of shape (n, 2); see `AppearanceModel.scales`."""
+    median, high = distances.double().quantile(torch.tensor([0.5, 0.9], dtype=torch.float64), dim=0)
+    return torch.stack([median, torch.maximum(high - median, 0.1 * median).clamp_min(1e-4)]).float()
+
+
+def combine_distances(features: Tensor, appearance: Tensor, scales: Tensor) -> Tensor:
+    """Combine both distances from the training images into one.
+
+    Each is expressed by how many spreads it exceeds its median on validation images; x, the larger, becomes
+    1 + x / (1 + abs(x)): 1 for a typical image, 1.5 for one among the farthest tenth.
+
+    Args:
+        features: Distances of features, of shape (n,); see `compute_unlikeness`.
+        appearance: Distances of the appearance, of shape (n,).
+        scales: See `AppearanceModel.scales`.
+
+    Returns:
+        Distances of shape (n,), in (0, 2).
+    """
+    excess = ((torch.stack([features, appearance], dim=1) - scales[0]) / scales[1]).amax(dim=1)
+    return 1 + excess / (1 + excess.abs())
+
+
+def compute_split_appearance(datamodule: ImageBatches, split: str, rows: NDArray[np.int64]) -> Tensor:
+    """Compute the appearance of some images of a split, in the order of the rows, without augmentation."""
+    size = 2 * datamodule.batch_size
+    batches = [[Draw(int(row), None) for row in rows[at : at + size]] for at in range(0, len(rows), size)]
+    with torch.inference_mode():
+        parts = [compute_appearance(batch.image).cpu() for batch in datamodule.build_batch_loader(split, batches)]
+    return torch.cat(parts)
 
 
 def move_to_device(network: nn.Module, device: torch.device) -> nn.Module:
