@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pylorus import __version__
 from pylorus.core.errors import format_path
@@ -31,7 +32,7 @@ from pylorus.data.audit_findings import (
 )
 from pylorus.data.audit_image_checks import FieldSample, check_fields, check_image_quality
 from pylorus.data.catalog import compute_sample_id
-from pylorus.data.decode import POLICY_VERSION
+from pylorus.data.decode import DECODER_VERSION
 from pylorus.data.fact_store import Facts, extract_fact_column
 from pylorus.data.image_measures import FORMAT_SUFFIXES
 from pylorus.data.leakage import Copies, NearCopy, find_copies
@@ -128,7 +129,7 @@ def convert_audit_to_json(result: Audit, *, names: bool) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "pylorus": __version__,
-        "decoder": POLICY_VERSION,
+        "decoder": DECODER_VERSION,
         "root": str(result.images.root) if names else None,
         "named": names,
         "grouped": result.images.grouped,
@@ -339,7 +340,8 @@ def check_files(images: ImageSet, facts: Sequence[Facts], thresholds: Thresholds
         reason, _, content = problems[index].partition(": it begins with ")
         unreadable.append(Item((int(index),), reason, content=f"it begins with {content}" if content else ""))
     shorter, longer = np.minimum(columns["width"], columns["height"]), np.maximum(columns["width"], columns["height"])
-    columns["suffix"] = suffixes = np.array([splitext(path)[1].lower() for path in images.table["path"]], dtype=object)
+    paths = images.table["path"].to_numpy(dtype=object)
+    columns["suffix"] = suffixes = np.array([splitext(path)[1].lower() for path in paths], dtype=object)
     is_usual = np.zeros(len(suffixes), np.bool_)
     for name in set(columns["format"]):
         is_usual |= (columns["format"] == name) & (
@@ -357,20 +359,22 @@ def check_files(images: ImageSet, facts: Sequence[Facts], thresholds: Thresholds
     findings = [_build_unreadable_finding(unreadable)]
     for name, is_concerned in selected.items():
         items = [
-            Item((index,), _format_file_detail(name, {key: values[index] for key, values in columns.items()}))
+            Item((index,), _format_file_detail(name, columns, index))
             for index in np.flatnonzero(is_concerned & is_readable).tolist()
         ]
         findings.append(_build_file_finding(name, items, _FINDING_TEXTS[name]))
     return [finding for finding in findings if finding.items]
 
 
-def _format_file_detail(name: str, facts: Mapping[str, Any]) -> str:
+def _format_file_detail(name: str, columns: Mapping[str, NDArray[Any]], index: int) -> str:
     """Return the detail of a file's problem; `name` is a key of `_FINDING_TEXTS`."""
     if name == "suffix":
-        return f"contains {facts['format']}, named {facts['suffix']}"
+        return f"contains {columns['format'][index]}, named {columns['suffix'][index]}"
     if name in ("tiny", "huge", "aspect"):
-        return f"{facts['width']} × {facts['height']} pixels"
-    return {"mode": facts["mode"], "exif": f"orientation {facts['orientation']}", "tags": facts["personal"]}[name]
+        return f"{columns['width'][index]} × {columns['height'][index]} pixels"
+    if name == "exif":
+        return f"orientation {columns['orientation'][index]}"
+    return str(columns["mode" if name == "mode" else "personal"][index])
 
 
 def _build_unreadable_finding(items: list[Item]) -> Finding:
@@ -526,6 +530,9 @@ def _format_image_count(items: list[Item]) -> str:
 
 def _find_spanning_groups(table: pd.DataFrame, column: str) -> list[Item]:
     """Return groups with more than one value in a column, those with most images first."""
+    is_first = ~table[["group", column]].duplicated()
+    spanning = table.index[table["group"].isin(table["group"][is_first & table["group"].duplicated()])]
+    table = table.loc[spanning]
     files, counts = defaultdict[str, list[int]](list), defaultdict[str, Counter[str]](Counter)
     columns = (table[name].to_numpy(dtype=object) for name in ("group", column))
     for index, group, value in zip(table.index.tolist(), *columns, strict=True):
@@ -538,6 +545,5 @@ def _find_spanning_groups(table: pd.DataFrame, column: str) -> list[Item]:
             group=str(group),
         )
         for group, values in counts.items()
-        if len(values) > 1
     ]
     return sorted(items, key=lambda item: (-len(item.files), item.files))

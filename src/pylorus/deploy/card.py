@@ -2,6 +2,7 @@
 
 import html
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -140,11 +141,12 @@ def _render_input(description: Description) -> str:
     settings = description.input
     crop = "cropped to the endoscopic field of view, " if settings.crop == "auto" else ""
     mask = "text and plates of the console covered, " if settings.mask == "overlays" else ""
+    halving = "; frames at least four times as large are first halved" if settings.policy > 2 else ""
     means, deviations = (", ".join(f"{value:.4g}" for value in channels) for channels in (settings.mean, settings.std))
     return (
         f"Each image is decoded to upright 8-bit RGB, {mask}{crop}resized to a square of {settings.size} × "
-        f"{settings.size} pixels ({settings.fit}, {settings.interpolation}), divided by 255 and normalised with mean "
-        f"{means} and standard deviation {deviations}."
+        f"{settings.size} pixels ({settings.fit}, {settings.interpolation}{halving}), divided by 255 and normalised "
+        f"with mean {means} and standard deviation {deviations}."
     )
 
 
@@ -417,4 +419,5 @@ def _render_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _format_markdown(name: str) -> str:
     """Escape a name for Markdown and HTML."""
     escaped = html.escape(name, quote=False)
-    return "".join(f"\\{letter}" if letter in "\\`*[]|#~" else letter for letter in escaped)
+    # Dollar signs are formulas on some sites; an underscore inside a word is no emphasis.
+    return re.sub(r"[\\`*\[\]|#~$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", escaped)

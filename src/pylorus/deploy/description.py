@@ -9,8 +9,7 @@ from pydantic import ConfigDict, Field, with_config
 from pylorus.core.errors import PylorusError
 from pylorus.data.input_format import InputFormat
 from pylorus.evaluation.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE
-from pylorus.evaluation.conformal import SetLimits
-from pylorus.evaluation.decisions import SensitivityThreshold
+from pylorus.evaluation.decisions import SensitivityThreshold, SetLimits
 from pylorus.runs.folder import ShippedStage
 
 
@@ -74,7 +73,7 @@ class InputSpecification:
         interpolation: Interpolation of the resize.
         mean: Value subtracted from each channel of pixels in [0, 1].
         std: Value by which each channel is then divided.
-        policy: Version of the decoding rules in `pylorus.data.decode`.
+        policy: Version of the rules for decoding and resizing in `pylorus.data.decode`.
         mask: none or overlays; see `pylorus.data.input_format`. Bundles from before it existed do not have it.
     """
 
@@ -90,7 +89,7 @@ class InputSpecification:
     @property
     def form(self) -> InputFormat:
         """The reader that turns files into pixels, in training and prediction alike."""
-        return InputFormat(self.size, self.fit, self.interpolation, self.crop, self.mask)
+        return InputFormat(self.size, self.fit, self.interpolation, self.crop, self.mask, self.policy)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from pylorus.deploy.bundle_files import (
 )
 from pylorus.deploy.description import Description
 from pylorus.evaluation.calibration import probabilities_of_logits
-from pylorus.evaluation.conformal import prediction_sets
+from pylorus.evaluation.decisions import prediction_sets
 from pylorus.model.backbone import call_factory, create_network, is_timm_model
 from pylorus.model.inference import (
     APPEARANCE_LENGTH,

@@ -41,9 +41,8 @@ from pylorus.deploy.thresholds import (
     format_unlike_images,
 )
 from pylorus.evaluation.calibration import estimate_calibration
-from pylorus.evaluation.conformal import prediction_sets
 from pylorus.evaluation.confusion import confusion_matrix
-from pylorus.evaluation.decisions import operating_point
+from pylorus.evaluation.decisions import operating_point, prediction_sets
 from pylorus.evaluation.index_intervals import OVERALL, indices_of_predictions, proportions_of_predictions
 from pylorus.evaluation.predictions import Predictions
 from pylorus.evaluation.ranking import ranking_of_predictions

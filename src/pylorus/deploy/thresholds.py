@@ -24,9 +24,16 @@ from pylorus.deploy.description import (
 )
 from pylorus.deploy.description import Calibration as SaidCalibration
 from pylorus.evaluation.auroc import auroc
-from pylorus.evaluation.conformal import count_patients_needed_for_sets, fit_set_limits, prediction_sets
 from pylorus.evaluation.confusion import compute_class_metric, confusion_matrix, select_class_metrics
-from pylorus.evaluation.decisions import ROUNDING, operating_point, patients_needed, threshold_at_sensitivity
+from pylorus.evaluation.decisions import (
+    ROUNDING,
+    count_patients_needed_for_sets,
+    fit_set_limits,
+    operating_point,
+    patients_needed,
+    prediction_sets,
+    threshold_at_sensitivity,
+)
 from pylorus.evaluation.index_intervals import (
     clustered_wilson,
     estimate_class_metric,

@@ -375,7 +375,8 @@ def log_stage_table(
 
 def _render_text(table: Table) -> str:
     """Render a table as text, the same on a terminal and in a file."""
-    console = Console(width=140, color_system=None, force_terminal=False)
+    # Names of classes are no markup.
+    console = Console(width=140, color_system=None, force_terminal=False, markup=False, emoji=False)
     with console.capture() as captured:
         console.print(table)
     return captured.get()
