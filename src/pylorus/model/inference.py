@@ -238,7 +238,7 @@ def fit_appearance(statistics: Tensor, label: Tensor, *, classes: int) -> Appear
         classes: Number of classes.
     """
     values = statistics.double()
-    center, spread = values.mean(dim=0), values.std(dim=0, correction=0).clamp_min(1e-3)
+    center, spread = values.mean(dim=0), values.std(dim=0, correction=0).clamp_min(0.01)
     standardized = (values - center) / spread
     means = torch.stack([standardized[label == index].mean(dim=0) for index in range(classes)])
     residuals = standardized - means[label]
@@ -263,7 +263,8 @@ def fit_appearance(statistics: Tensor, label: Tensor, *, classes: int) -> Appear
 def fit_scales(distances: Tensor) -> Tensor:
     """Return median and spread of distances of validation images, of shape (n, 2); see `AppearanceModel.scales`."""
     median, high = distances.double().quantile(torch.tensor([0.5, 0.9], dtype=torch.float64), dim=0)
-    return torch.stack([median, torch.maximum(high - median, 0.1 * median).clamp_min(1e-4)]).float()
+    # A smaller spread would make the rounding of a cosine in 32 bits visible.
+    return torch.stack([median, torch.maximum(high - median, 0.1 * median).clamp_min(0.005)]).float()
 
 
 def combine_distances(features: Tensor, appearance: Tensor, scales: Tensor) -> Tensor:
