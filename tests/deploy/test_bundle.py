@@ -1,5 +1,6 @@
 """The bundle of a run: fitted on validation images, evaluated on test images, the same after a kill."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -11,16 +12,18 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy import stats
 
 from pylorus.config.schema import Config, DeployConfig
 from pylorus.core.errors import PylorusError
 from pylorus.deploy.bundle_files import read_description
 from pylorus.deploy.card import render_model_card
 from pylorus.deploy.model import load_bundle
-from pylorus.deploy.thresholds import resolve_deciding_class
+from pylorus.deploy.thresholds import assess_unlike_images, format_unlike_images, resolve_deciding_class
 from pylorus.evaluation.calibration import fit_temperature, probabilities_of_logits
 from pylorus.evaluation.decisions import ROUNDING, fit_set_limits, prediction_sets, threshold_at_sensitivity
 from pylorus.launch.train import run
+from pylorus.model.inference import compute_unlikeness
 from pylorus.runs.folder import RunFolder
 from tests.conftest import TINY
 
@@ -237,3 +240,53 @@ def test_arguments_that_a_bundle_cannot_store_stop_the_run_at_its_start():
     config.name, config.weights, config.args = TINY, "none", {"drop_rate": {"of": 1}}
     with pytest.raises(PylorusError, match="model.args.drop_rate: found"):
         build_backbone(config, classes=3)
+
+
+def test_an_older_bundle_still_decides_by_features_alone(bundle_folder, tmp_path, synthetic_root):
+    old = Path(shutil.copytree(bundle_folder, tmp_path / "old"))
+    (old / "appearance.safetensors").unlink()
+    sums = (old / "SHA256SUMS").read_text().splitlines()
+    (old / "SHA256SUMS").write_text("".join(f"{line}\n" for line in sums if "appearance" not in line))
+    bundle, current = load_bundle(old), load_bundle(bundle_folder)
+    images = bundle.input.load_images(sorted((synthetic_root / "gastric_ulcer").iterdir())[:4])
+    with torch.inference_mode():
+        _, features = bundle.classifier.forward_with_features(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    expected = compute_unlikeness(features, load_file(old / "unlike.safetensors")["directions"])
+    assert torch.allclose(bundle.run_network(images).unlikeness, expected, atol=1e-6)
+    assert not torch.allclose(current.run_network(images).unlikeness, expected, atol=1e-3)
+
+
+def test_recolored_images_are_called_unlike_although_the_features_hardly_change(bundle_folder, synthetic_root):
+    bundle = load_bundle(bundle_folder)
+    images = bundle.input.load_images(sorted((synthetic_root / "gastric_ulcer").iterdir()))
+    swapped = np.ascontiguousarray(images[..., ::-1])
+    assert (bundle.predict_images(swapped).why == "unlike").all()
+
+
+def test_a_bundle_without_guarantee_promises_what_its_threshold_was_set_for(bundle_folder):
+    values = json.loads((bundle_folder / "model.json").read_text())
+    assert values["abstention"]["guarantee"]["patients"] > 0
+    del values["abstention"]["guarantee"]
+    old = read_description(json.dumps(values).encode())
+    assert old.abstention.promised_false_alarms == old.abstention.false_alarms == 0.05
+    assert "at most 5.0 % of the validation images are flagged" in render_model_card(old)
+
+
+def test_the_card_says_what_false_alarms_few_patients_guarantee(bundle_folder, description):
+    guarantee = description.abstention.guarantee
+    assert guarantee.proportion_reached > 0.05
+    assert "None of them is flagged" in (bundle_folder / "MODEL_CARD.md").read_text()
+    assert description.abstention.promised_false_alarms == guarantee.proportion_reached
+
+
+@pytest.mark.parametrize(("unlike", "foreign"), [(3, False), (12, True)])
+def test_a_set_is_foreign_if_more_images_are_unlike_than_promised(description, unlike, foreign):
+    abstention = dataclasses.replace(description.abstention, guarantee=None)
+    flags = np.arange(60) < unlike
+    tested = assess_unlike_images(flags, None, abstention)
+    assert tested["p"] == pytest.approx(stats.binomtest(unlike, 60, 0.05, alternative="greater").pvalue, abs=1e-9)
+    assert tested["foreign"] == foreign
+    assert ("FOREIGN" in format_unlike_images(tested)) == foreign
+    # All images of three patients: three independent observations, not sixty.
+    by_patient = assess_unlike_images(flags, np.repeat(np.arange(3), 20), abstention)
+    assert by_patient["p"] > tested["p"]
