@@ -1,11 +1,13 @@
 """A file as the network's input."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from pylorus.config.schema import CONF
 from pylorus.data.decode import resize_image
 from pylorus.data.field_of_view import crop_to_field
-from pylorus.data.input_format import InputFormat
+from pylorus.data.input_format import InputFormat, guess_input_format, resolve_input_format
 from pylorus.data.synthetic import generate_frame
 
 
@@ -33,3 +35,15 @@ def test_a_frame_without_a_field_is_not_cropped(tmp_path):
 
 def test_cropped_images_have_their_own_cache_entries():
     assert InputFormat(64, "pad", "bilinear").get_key() != InputFormat(64, "pad", "bilinear", crop="auto").get_key()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "timm"))
+@pytest.mark.parametrize("image_size", [None, 96])
+def test_the_format_of_a_shipped_model_is_known_without_timm(compose_config, tmp_path, model, image_size):
+    size = "null" if image_size is None else image_size
+    config = compose_config(f"model={model}", f"data.image_size={size}", f"cache.folder={tmp_path}")
+    expected = resolve_input_format(
+        config.model.name, image_size=image_size, fit=config.data.fit, crop=config.data.crop
+    )
+    assert guess_input_format(config) == expected

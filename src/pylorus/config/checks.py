@@ -23,9 +23,9 @@ from pylorus.config.schema import (
     DataConfig,
     LossConfig,
 )
-from pylorus.core.errors import TRAIN_COMMAND, PylorusError, format_suggestion, normalize_name
+from pylorus.core.errors import TRAIN_COMMAND, PylorusError, format_suggestion, normalize_name, resolve_unicode_form
 from pylorus.core.integrity import seal_text, verify_text
-from pylorus.core.io import iter_fields, resolve_unicode_form, validate, write_text
+from pylorus.core.io import iter_fields, validate, write_text
 
 FORWARDED_KEYS = {"loss": ("label_smoothing",), "logger": ("project", "offline")}
 """Keys of Pylorus's own that a `_target_` receives as well, where they differ from their default."""
