@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from pylorus.core.formatting import format_percent
 from pylorus.evaluation.wording import format_paired_sentence
 from pylorus.report.captions import format_validation_images
 from pylorus.report.comparison import AUROC, MACRO_F1, Comparison, IndexComparison
@@ -211,7 +212,22 @@ def build_decision_section(evidence: Evidence) -> Section:
     if len(calibrated) < len(evidence.results):
         missing = ", ".join(result.label for result in evidence.results if result.calibration is None)
         items.append(Sentences((f"Not calibrated, because there are no validation predictions: {missing}.",)))
+    answered = [sentence for result in evidence.results if (sentence := _format_answered_images(result))]
+    items += [Sentences(tuple(answered))] if answered else []
     return Section("decisions", "Calibration and threshold", tuple(items))
+
+
+def _format_answered_images(result: Result) -> str:
+    """Say how much of the test set a shipped model answers; empty for another stage, or if no bundle says."""
+    abstention = result.run.bundle.get("abstention", {}) if result.is_shipped else {}
+    estimates = [abstention.get(name, {}).get("value") for name in ("answered_test", "unlike_test")]
+    if any(value is None for value in estimates):
+        return ""
+    answered, unlike = (f"{format_percent(value)} %" for value in estimates)
+    return (
+        f"{result.label}: the shipped model answers {answered} of the test images. It calls {unlike} unlike the "
+        "training images, and is uncertain about the others."
+    )
 
 
 def _explain_missing_thresholds(results: Sequence[Result], class_name: str | None) -> list[str]:
