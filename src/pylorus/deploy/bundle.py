@@ -41,8 +41,7 @@ from pylorus.deploy.thresholds import (
     fit_prediction_sets,
     resolve_deciding_class,
 )
-from pylorus.hardware.choices import get_batch_size, resolve_workers
-from pylorus.hardware.engine import Engine
+from pylorus.hardware.engine import Engine, get_batch_size, resolve_workers
 from pylorus.model.backbone import Backbone, compute_sha256
 from pylorus.model.inference import compute_mean_directions, compute_unlikeness, select_feature_rows
 from pylorus.report.results import calibrate_predictions

@@ -46,8 +46,15 @@ from pylorus.data.prepare import prepare_images
 from pylorus.data.split import RunImages
 from pylorus.deploy.bundle import save_candidate, write_bundle
 from pylorus.deploy.thresholds import resolve_deciding_class
-from pylorus.hardware.choices import list_choices, log_choices, resolve_workers
-from pylorus.hardware.engine import Engine, collect_environment, resolve_accelerator, resolve_engine
+from pylorus.hardware.engine import (
+    Engine,
+    collect_environment,
+    list_choices,
+    log_choices,
+    resolve_accelerator,
+    resolve_engine,
+    resolve_workers,
+)
 from pylorus.launch.rank import ERROR_FILE, train_rank
 from pylorus.model.backbone import Backbone, build_backbone, resolve_weights_file
 from pylorus.model.classifier import StagePlan
