@@ -12,7 +12,7 @@ from typing import Any
 
 from pylorus import __version__
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
-from pylorus.core.io import handle_closed_pipe
+from pylorus.core.io import expand_words, handle_closed_pipe
 
 
 def add_train_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -518,11 +518,11 @@ def main(arguments: list[str] | None = None) -> None:
         if words[:1] == ["-sc"]:
             _complete_words(words)
             return
-        options = build_parser().parse_args(words)
-        if options.act is _run_train:
-            _run_train(options)  # prints its errors itself
+        if words[:1] == ["train"]:
+            _run_train(argparse.Namespace(words=words[1:]))  # prints its errors itself
             return
         try:
+            options = build_parser().parse_args(expand_words(words))
             options.act(options)
         except BrokenPipeError:
             raise

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 
 from pylorus.core.errors import PylorusError, format_suggestion
-from pylorus.core.formatting import format_bytes
+from pylorus.core.formatting import format_bytes, setup_terminal
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -104,11 +104,32 @@ def resolve_path(path: str | os.PathLike[str], *, argument: str) -> Path:
         argument: Name of the argument, for the error message.
 
     Raises:
-        PylorusError: If the path is empty, which would mean the current folder.
+        PylorusError: If the path is empty, which would mean the current folder, or if nobody has such a home folder.
     """
     if os.fspath(path) == "":
         raise PylorusError(f'{argument}: found an empty path. For the current folder, write ".".')
-    return Path(path).expanduser()
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise PylorusError(f"{argument}: found {path}, but there is no user with such a home folder.") from None
+
+
+def expand_words(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line with `~` expanded where the shell leaves it, as in `--output=~/results`.
+
+    If a word or the value of an option is empty, as "$NAME" is if the variable is not set, the process exits with code
+    2, as argparse does.
+    """
+    expanded = []
+    for word in words:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if not value.strip() and (equals or not option):
+            where = f"{option}: " if option else ""
+            print(f'error: {where}found an empty word. Is the variable set, if you wrote "$NAME"?', file=sys.stderr)
+            sys.exit(2)
+        path = str(resolve_path(value, argument=option or words[0])) if value.startswith("~") else value
+        expanded.append(f"{option}{equals}{path}")
+    return expanded
 
 
 def write_text(path: Path, text: str) -> None:
@@ -445,7 +466,8 @@ def iter_leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 @contextmanager
 def handle_closed_pipe() -> Iterator[None]:
-    """Exit the process silently if the standard output is closed while the body of the `with` statement prints."""
+    """Prepare the terminal; exit the process silently if the standard output is closed while the body prints."""
+    setup_terminal()
     try:
         try:
             yield

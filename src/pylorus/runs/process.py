@@ -31,7 +31,7 @@ from tqdm import tqdm
 from pylorus.config.schema import TrainerConfig
 from pylorus.core.distributed import end_with_parent
 from pylorus.core.errors import INTERRUPTED, PylorusError
-from pylorus.core.formatting import format_number
+from pylorus.core.formatting import format_number, setup_terminal
 from pylorus.core.io import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -386,6 +386,7 @@ def open_run_log(folder: Path) -> Iterator[None]:
     Args:
         folder: The run's folder.
     """
+    setup_terminal()
     logger = logging.getLogger("pylorus")
     terminal, file = _TerminalHandler(), _LogFileHandler(folder / "run.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -270,7 +270,7 @@ class TrialProcess:
 
     def __enter__(self) -> "TrialProcess":
         pipe = subprocess.PIPE
-        self._stderr = tempfile.TemporaryFile("w+")
+        self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pylorus.training.batch_size"],
             stdin=pipe,
