@@ -12,7 +12,8 @@ from typing import Any
 
 from pylorus import __version__
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
-from pylorus.core.io import expand_words, handle_closed_pipe
+from pylorus.core.formatting import expand_words
+from pylorus.core.io import handle_closed_pipe
 
 
 def add_train_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -257,9 +258,7 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "stored.",
     )
     command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder model/ of a run")
-    command.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
-    )
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
     command.add_argument("--port", type=int, default=7860, help="TCP port; 0 for any free one (default: 7860)")
     command.add_argument("--password-file", type=Path, metavar="FILE", help="file with the password, on one line")
     command.add_argument("--without-password", action="store_true", help="let everybody in the network use it")

@@ -14,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+import pylorus
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import write_text
 from pylorus.launch.main import check_resumable, resume, update_config
@@ -363,3 +364,21 @@ def test_a_run_stopped_anywhere_in_training_loses_nothing(prepare_run, monkeypat
             assert place.training_result or place.progress != (0, 0)
     run(folder)
     assert folder.read_status()["state"] == "finished"
+
+
+def test_a_folder_in_which_another_process_trains_is_refused_and_not_changed(prepare_run, tmp_path):
+    folder = prepare_run()
+    before = (folder.path / "status.json").read_bytes()
+    with folder.lock():
+        with pytest.raises(PylorusError, match=r"process \d+ on .* is training in this folder. Wait until it ends"):
+            resume(folder, [])
+        with pytest.raises(PylorusError, match="is training in this folder"):
+            pylorus.train(WORDS, folder=folder.path)
+    assert (folder.path / "status.json").read_bytes() == before
+    with folder.lock():  # it was released
+        folder.remove_incomplete_files()
+        with pytest.raises(PylorusError, match="is training"), folder.lock():
+            pass
+    with pytest.raises(PylorusError, match="found no run"):
+        resume(RunFolder(tmp_path / "nothing"), [])
+    assert not (tmp_path / "nothing").exists()

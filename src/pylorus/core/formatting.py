@@ -5,12 +5,13 @@ Decimals are rounded, a negative number has a real minus sign, and an undefined 
 """
 
 import codecs
-import io
 import math
 import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import SupportsFloat
 
 DASH = "–"
@@ -181,6 +182,25 @@ def _quote_word(word: str) -> str:
     return shlex.quote(word) if "'" not in word or re.search(r'["\\$`!]', word) else f'"{word}"'
 
 
+def expand_words(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line with `~` expanded where the shell leaves it, as in `--output=~/results`.
+
+    If a word or the value of an option is empty, as "$NAME" is if the variable is not set, the process exits with code
+    2, as argparse does.
+    """
+    expanded = []
+    for word in words:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if not value.strip() and (equals or not option):
+            where = f"{option}: " if option else ""
+            print(f'error: {where}found an empty word. Is the variable set, if you wrote "$NAME"?', file=sys.stderr)
+            sys.exit(2)
+        with suppress(RuntimeError):  # nobody has such a home folder, so it is the name of a file
+            value = str(Path(value).expanduser()) if value.startswith("~") else value
+        expanded.append(f"{option}{equals}{value}")
+    return expanded
+
+
 ASCII = str.maketrans(
     dict.fromkeys("–—−‑", "-")
     | dict.fromkeys("“”„", '"')
@@ -208,5 +228,5 @@ def setup_terminal() -> None:
     if getattr(sys.stdout, "errors", None) not in ("strict", "surrogateescape"):
         return
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=TERMINAL_ERRORS)

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 
+from filelock import FileLock, Timeout
+
 from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.core.formatting import format_bytes, setup_terminal
 
@@ -37,6 +39,9 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
 UNREACHABLE = {errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO}
 NOT_A_FOLDER = {errno.EEXIST, errno.ENOTDIR}
+
+LOCK = ".lock"
+"""File that is locked while a process writes to its folder."""
 
 OTHER_FOLDER_HINT = "choose another folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
 
@@ -96,6 +101,33 @@ def create_private_folder(folder: Path, *, levels: int) -> None:
         each.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
+@contextmanager
+def lock_folder(folder: Path, explain: Callable[[], str]) -> Iterator[None]:
+    """Let no other process write to an existing folder; the lock is gone when this process is, however it ends.
+
+    A file system without locks grants it to everyone.
+
+    Args:
+        folder: The folder.
+        explain: Returns the message of the error.
+
+    Raises:
+        PylorusError: If another process has locked it.
+    """
+    lock = FileLock(folder / LOCK)
+    if folder.is_dir():
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise PylorusError(explain()) from None
+        except (OSError, NotImplementedError):  # if the folder can't be written to, whoever writes reports it
+            pass
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def resolve_path(path: str | os.PathLike[str], *, argument: str) -> Path:
     """Return a path that was passed to a Python function, with `~` expanded.
 
@@ -112,24 +144,6 @@ def resolve_path(path: str | os.PathLike[str], *, argument: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise PylorusError(f"{argument}: found {path}, but there is no user with such a home folder.") from None
-
-
-def expand_words(words: Sequence[str]) -> list[str]:
-    """Return the words of a command line with `~` expanded where the shell leaves it, as in `--output=~/results`.
-
-    If a word or the value of an option is empty, as "$NAME" is if the variable is not set, the process exits with code
-    2, as argparse does.
-    """
-    expanded = []
-    for word in words:
-        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        if not value.strip() and (equals or not option):
-            where = f"{option}: " if option else ""
-            print(f'error: {where}found an empty word. Is the variable set, if you wrote "$NAME"?', file=sys.stderr)
-            sys.exit(2)
-        path = str(resolve_path(value, argument=option or words[0])) if value.startswith("~") else value
-        expanded.append(f"{option}{equals}{path}")
-    return expanded
 
 
 def write_text(path: Path, text: str) -> None:

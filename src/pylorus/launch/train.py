@@ -62,6 +62,7 @@ from pylorus.model.freeze import resolve_depth
 from pylorus.model.metrics import build_metrics
 from pylorus.model.summary import BlockStructure, extract_network_structure
 from pylorus.report.page import write_report
+from pylorus.runs.console import detach_streams, open_run_log
 from pylorus.runs.folder import RunFolder, explain_choice
 from pylorus.runs.process import (
     OTHER,
@@ -72,7 +73,6 @@ from pylorus.runs.process import (
     check_environment,
     exit_process,
     handle_signals,
-    open_run_log,
     restore_trainer_config,
 )
 from pylorus.training.batch_size import resolve_batch_size
@@ -232,6 +232,7 @@ def _build_error(failures: list[ProcessFailure], count: int, folder: Path) -> Ba
 log = logging.getLogger(__name__)
 
 
+@detach_streams()
 def run(folder: RunFolder, reading: BackgroundTask | None = None, timeline: Timeline | None = None) -> None:
     """Run, or resume, what a prepared folder describes; its status.json always reports the outcome.
 
@@ -459,8 +460,9 @@ def main() -> None:
         return
     timeline, code = Timeline.from_process_start(), 0
     try:
-        with handle_closed_pipe():
-            run(RunFolder(Path(sys.argv[1])), timeline=timeline)
+        run_folder = RunFolder(Path(sys.argv[1]))
+        with handle_closed_pipe(), run_folder.lock():
+            run(run_folder, timeline=timeline)
     except PylorusError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         code = 1

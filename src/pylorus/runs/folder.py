@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from pylorus.core.formatting import format_percent
-from pylorus.core.io import read_json, write_json
+from pylorus.core.io import LOCK, lock_folder, read_json, write_json
 
 ONLY, ACCURACY, LOSS, ORDER, KEY, LAST = CHOICES = ("only", "accuracy", "loss", "order", "key", "last")
 """How a stage is chosen; see `ShippedStage`."""
@@ -322,10 +322,28 @@ class RunFolder:
     def remove_incomplete_files(self) -> None:
         """Remove incomplete files of a killed process: their names begin with a dot."""
         for path in [*self.path.glob(".*"), *self.path.glob("*/.*"), *self.path.glob("*/checkpoints/.*")]:
+            if path == self.path / LOCK:
+                continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Let no other process train in this folder.
+
+        Raises:
+            PylorusError: If another process trains in it; names the process.
+        """
+
+        def explain() -> str:
+            status = self.read_status()
+            process = f"process {status['pid']} on {status['host']}" if status else "another process"
+            return f"{self.path}: {process} is training in this folder. Wait until it ends, or stop it first."
+
+        with lock_folder(self.path, explain):
+            yield
 
     @contextmanager
     def set_starting(
