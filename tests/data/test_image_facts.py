@@ -95,7 +95,7 @@ def test_a_damaged_store_is_recomputed(root_and_paths, fact_store, harm, decoded
 
 
 def test_facts_of_another_version_are_ignored(root_and_paths, fact_store, decoded_files, monkeypatch):
-    for name in ("VERSION", "POLICY_VERSION"):
+    for name in ("VERSION", "DECODER_VERSION"):
         monkeypatch.setattr(module, name, 99)
         decoded_files.clear()
         load_or_compute_facts(*root_and_paths, store=fact_store[0])
@@ -116,7 +116,7 @@ def test_processes_may_share_a_store(root_and_paths, tmp_path):
         for order in (paths, paths[::-1])
     ]
     assert [run.wait(timeout=120) for run in runs] == [0, 0]
-    store = FactStore(tmp_path, version=f"{module.VERSION}-{module.POLICY_VERSION}")
+    store = FactStore(tmp_path, version=f"{module.VERSION}-{module.DECODER_VERSION}")
     assert len(store.read_digests()) == len({each.sha256 for each in load_or_compute_facts(root, paths, store=None)})
 
 
@@ -183,7 +183,7 @@ def test_an_interrupted_pass_saves_its_facts(root_and_paths, tmp_path, monkeypat
     monkeypatch.setattr(module, "analyze_content", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load_or_compute_facts(root, paths, store=tmp_path)
-    assert len(FactStore(tmp_path, version=f"{module.VERSION}-{module.POLICY_VERSION}").read_digests()) >= 10
+    assert len(FactStore(tmp_path, version=f"{module.VERSION}-{module.DECODER_VERSION}").read_digests()) >= 10
 
 
 @pytest.fixture

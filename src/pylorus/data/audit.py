@@ -21,7 +21,7 @@ from pylorus.core.formatting import format_count
 from pylorus.data.audit_findings import SEVERITIES, Finding, ImageSet, Item, Severity, Thresholds, sort_by_severity
 from pylorus.data.audit_image_checks import FieldSample, check_fields, check_image_quality
 from pylorus.data.catalog import compute_sample_id
-from pylorus.data.decode import POLICY_VERSION
+from pylorus.data.decode import DECODER_VERSION
 from pylorus.data.fact_store import Facts, extract_fact_column
 from pylorus.data.image_measures import FORMAT_SUFFIXES
 from pylorus.data.leakage import Copies, NearCopy, find_copies
@@ -118,7 +118,7 @@ def convert_audit_to_json(result: Audit, *, names: bool) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "pylorus": __version__,
-        "decoder": POLICY_VERSION,
+        "decoder": DECODER_VERSION,
         "root": str(result.images.root) if names else None,
         "named": names,
         "grouped": result.images.grouped,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pylorus.core.distributed import map_items
-from pylorus.data.decode import POLICY_VERSION, UnreadableImageError, decode_image
+from pylorus.data.decode import DECODER_VERSION, UnreadableImageError, decode_image
 from pylorus.data.fact_store import Facts, FactStore, FactTable, FileIndex
 from pylorus.data.files import RGB, Root, read_image_bytes
 from pylorus.data.image_measures import compute_thumbnail, measure_image, read_metadata, reduce_to_grey
@@ -119,7 +119,7 @@ def load_or_compute_facts(
     if store is None:
         _read_new_files(_Reader(root, paths, frozenset(), images), range(len(paths)), table, None)
         return table
-    cache = FactStore(store, version=f"{VERSION}-{POLICY_VERSION}")
+    cache = FactStore(store, version=f"{VERSION}-{DECODER_VERSION}")
     files = FileIndex(cache.folder, root, paths) if digests is None and isinstance(root, Path) else None
     contents = np.full(len(paths), "", dtype=object)
     if digests is not None:

@@ -47,16 +47,18 @@ class InputFormat:
         fit: pad, stretch or crop; see `pylorus.data.decode.resize_image`.
         interpolation: Interpolation of the resize.
         crop: none, or auto: crop to the endoscopic field of view; see `pylorus.data.field_of_view`.
+        policy: Version of the rules for decoding and resizing; see `pylorus.data.decode`.
     """
 
     size: int
     fit: str
     interpolation: str
     crop: str = "none"
+    policy: int = POLICY_VERSION
 
     def get_key(self) -> dict[str, object]:
         """Everything that the prepared image depends on besides the file's content, as plain values."""
-        return {**asdict(self), "policy": POLICY_VERSION, "pillow": PIL.__version__}
+        return {**asdict(self), "pillow": PIL.__version__}
 
     def load_image(self, path: ImageLocation) -> RGB:
         """Load the image in a file as uint8 of shape (size, size, 3).
@@ -70,7 +72,7 @@ class InputFormat:
         """Crop and resize a decoded image, such as a frame of a video, to uint8 of shape (size, size, 3)."""
         if self.crop == "auto":
             image = crop_to_field(image)
-        return resize_image(image, size=self.size, how=self.fit, interpolation=self.interpolation)
+        return resize_image(image, size=self.size, how=self.fit, interpolation=self.interpolation, policy=self.policy)
 
     def load_images(self, paths: Sequence[ImageLocation]) -> NDArray[np.uint8]:
         """Load the images in several files as uint8 of shape (paths, size, size, 3).

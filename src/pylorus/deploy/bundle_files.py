@@ -10,7 +10,7 @@ from typing import Any
 
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import validate
-from pylorus.data.decode import POLICY_VERSION, RESAMPLING
+from pylorus.data.decode import POLICIES, RESAMPLING
 from pylorus.deploy.description import FORMAT_VERSION, Description, InputSpecification, parse_json
 from pylorus.model.backbone import check_model_arguments
 from pylorus.runs.folder import CHOICES, LAST
@@ -185,11 +185,11 @@ def _check_input(settings: InputSpecification, where: str) -> None:
             raise PylorusError(
                 f"{where}: input.{key}: found {_format_few(numbers)}, expected three numbers above {low:g}."
             )
-    if settings.policy != POLICY_VERSION:
+    if settings.policy not in POLICIES:
         raise PylorusError(
             f"{where}: input.policy: found {settings.policy}, but this Pylorus reads images by policy "
-            f"{POLICY_VERSION}: probabilities would differ from those in training. Use the version of Pylorus that "
-            "`versions` names."
+            f"{' or '.join(map(str, POLICIES))}: probabilities would differ from those in training. Use the version of "
+            "Pylorus that `versions` names."
         )
 
 

@@ -74,7 +74,7 @@ class InputSpecification:
         interpolation: Interpolation of the resize.
         mean: Value subtracted from each channel of pixels in [0, 1].
         std: Value by which each channel is then divided.
-        policy: Version of the decoding rules in `pylorus.data.decode`.
+        policy: Version of the rules for decoding and resizing in `pylorus.data.decode`.
     """
 
     size: int = field(metadata={"ge": 1, "le": LARGEST_SIZE})
@@ -88,7 +88,7 @@ class InputSpecification:
     @property
     def form(self) -> InputFormat:
         """The reader that turns files into pixels, in training and prediction alike."""
-        return InputFormat(self.size, self.fit, self.interpolation, self.crop)
+        return InputFormat(self.size, self.fit, self.interpolation, self.crop, self.policy)
 
 
 @dataclass(frozen=True)
