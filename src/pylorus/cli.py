@@ -12,7 +12,7 @@ from typing import Any
 
 from pylorus import __version__
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
-from pylorus.core.formatting import expand_words
+from pylorus.core.formatting import expand_words, format_command
 from pylorus.core.io import handle_closed_pipe
 
 
@@ -414,9 +414,7 @@ def _add_draw(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     command.add_argument("--size", type=int, default=256, help="side of the square images, in pixels")
     command.add_argument("--images-per-patient", type=int, default=2, help="images per patient")
     command.add_argument("--seed", type=int, default=0, help="the same seed generates the same images")
-    command.add_argument(
-        "--overlay", action="store_true", help="add burned-in text to the images, as endoscopy consoles do"
-    )
+    command.add_argument("--overlay", action="store_true", help="add burned-in text, as endoscopy consoles do")
     command.set_defaults(act=_run_draw)
 
 
@@ -432,7 +430,9 @@ def _run_draw(arguments: argparse.Namespace) -> None:
         overlay=arguments.overlay,
     )
     print(f"Wrote {count} images to {arguments.folder}. To train on them:")
-    print(f"  {TRAIN_COMMAND} data=folders data.root={arguments.folder} data.group='patient_\\d+'")
+    print(
+        f"  {TRAIN_COMMAND} data=folders {format_command([f'data.root={arguments.folder}'])} data.group='patient_\\d+'"
+    )
 
 
 def _add_audit(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -507,7 +507,7 @@ def _run_pack(arguments: argparse.Namespace) -> None:
     shards = pack_shards(arguments.root, arguments.output, group=arguments.group, per_shard=arguments.per_shard)
     count = "1 shard" if len(shards) == 1 else f"{len(shards)} shards"
     print(f"Wrote {count} to {arguments.output}. To train on them:")
-    print(f"  {TRAIN_COMMAND} data=shards data.root={arguments.output}")
+    print(f"  {TRAIN_COMMAND} data=shards {format_command([f'data.root={arguments.output}'])}")
 
 
 def main(arguments: list[str] | None = None) -> None:
