@@ -2,7 +2,6 @@
 
 import io
 import struct
-import zlib
 
 import cv2
 import numpy as np
@@ -11,37 +10,19 @@ from PIL import Image
 
 from pylorus.data.decode import UnreadableImageError, decode_image
 from pylorus.data.files import choose_bits
-from tests.data.sample_files import dicom, encoded, picture, png, samples
+from tests.data.sample_files import (
+    dicom,
+    drop_meta,
+    drop_preamble,
+    encode_grey_png,
+    encoded,
+    picture,
+    samples,
+    write_tiff,
+)
 
 RAMP = np.linspace(0, 255, 48).round().astype(np.uint8).reshape(4, 12)
 """Grey levels from black to white, of shape (4, 12)."""
-
-
-def write_tiff(levels: np.ndarray, bits: int, photometric: int, order: str, *extra: tuple[int, int, int]) -> bytes:
-    """An uncompressed grey TIFF of these stored values; `order`: < or >; `extra`: tag, type (3 or 4) and value."""
-    rows = [_pack_row(row, bits, order) for row in levels]
-    height, width = levels.shape
-    tags = [
-        *((256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 1), (262, 3, photometric), (273, 4, 0)),
-        *((277, 3, 1), (278, 4, height), (279, 4, sum(map(len, rows)))),
-        *extra,
-    ]
-    behind = 8 + 2 + 12 * len(tags) + 4
-    entries = b""
-    for tag, kind, value in sorted(tags):
-        stored = struct.pack(
-            order + ("I" if kind == 4 else "HH"), *([behind if tag == 273 else value] + [0] * (kind == 3))
-        )
-        entries += struct.pack(order + "HHI", tag, kind, 1) + stored
-    start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(tags))
-    return start + entries + bytes(4) + b"".join(rows)
-
-
-def _pack_row(row: np.ndarray, bits: int, order: str) -> bytes:
-    if bits == 16:
-        return row.astype(f"{order}u2").tobytes()
-    text = "".join(format(int(value), f"0{bits}b") for value in row)
-    return int(text.ljust(-(-len(text) // 8) * 8, "0"), 2).to_bytes(-(-len(text) // 8), "big")
 
 
 def scale(bits: int) -> np.ndarray:
@@ -133,13 +114,6 @@ def test_a_black_frame_with_alpha_zero_stays_black():
     assert not decode_image(encoded(Image.new("RGBA", (9, 9), (0, 0, 0, 0)), "PNG")).any()
 
 
-def encode_grey_png(values: np.ndarray, *chunks: tuple[bytes, bytes]) -> bytes:
-    height, width = values.shape
-    header = struct.pack(">II5B", width, height, 16, 0, 0, 0, 0)
-    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    return png((b"IHDR", header), *chunks, (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
-
-
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("photometric", [0, 1])
 def test_12_bits_in_16_have_their_own_range(photometric, order):
@@ -221,16 +195,6 @@ def test_a_format_that_is_not_read_is_called_by_its_name(name):
 
 
 GREY = RAMP
-
-
-def drop_preamble(content: bytes) -> bytes:
-    return content[132:]
-
-
-def drop_meta(content: bytes) -> bytes:
-    """Without preamble, prefix and file meta information: the data set alone."""
-    length = int.from_bytes(content[140:144], "little")
-    return content[144 + length :]
 
 
 @pytest.mark.parametrize("drop", [drop_preamble, drop_meta])

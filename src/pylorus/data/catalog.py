@@ -34,7 +34,7 @@ from pylorus.core.io import write_atomically
 from pylorus.core.privacy import MANIFEST_PREFIX
 from pylorus.data.dicom import read_patient_pseudonyms
 from pylorus.data.fact_store import FactTable
-from pylorus.data.files import SUFFIXES, Root
+from pylorus.data.files import SUFFIXES, Root, check_names
 from pylorus.data.image_facts import PreparedImages, load_or_compute_facts
 
 
@@ -177,6 +177,7 @@ def read_folders(
     """
     check_root(root)
     rows, folders_by_split = list_class_images(root)
+    check_names((path for path, *_ in rows), root)
     class_names = _resolve_folder_classes(root, folders_by_split, classes)
     table = pd.DataFrame(rows, columns=["path", "class", "split"])
     table["group"] = extract_groups(list(table["path"]), group)

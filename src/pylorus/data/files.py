@@ -7,10 +7,11 @@ color TIFF with 16 bits per channel, and misreads grey ones with 12 bits or in w
 
 import io
 import os
+import shlex
 import stat
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from pylorus.core.errors import UnreadableImageError
+from pylorus.core.errors import PylorusError, UnreadableImageError, format_name_list, format_path
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
@@ -61,6 +62,20 @@ class Root(Protocol):
     """What image paths are relative to: a folder, or anything that maps a path to a location by `root / path`."""
 
     def __truediv__(self, path: str, /) -> ImageLocation: ...
+
+
+def check_names(paths: Iterable[str], root: Path) -> None:
+    """Check that paths can be written to tables, which are UTF-8.
+
+    Raises:
+        PylorusError: If a name is not UTF-8, such as one of an old Windows or Linux; names the files.
+    """
+    wrong = [path for path in paths if not path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in path)]
+    if wrong:
+        raise PylorusError(
+            f"{root}: found names that are not UTF-8:\n{format_name_list(map(format_path, wrong))}\nRename them, for "
+            f"example with: convmv -r -f latin1 -t utf8 --notest {shlex.quote(str(root))}"
+        )
 
 
 def read_image_bytes(path: ImageLocation) -> bytes:

@@ -46,7 +46,7 @@ from pylorus.data.catalog import (
     read_folders,
 )
 from pylorus.data.dicom import ensure_salt
-from pylorus.data.files import read_image_bytes
+from pylorus.data.files import check_names, read_image_bytes
 from pylorus.data.input_format import ImageWriter, guess_input_format
 from pylorus.data.shards import Shards, find_shards, load_shard_index
 
@@ -439,7 +439,9 @@ def _read_rows(root: Path, group: str | None) -> tuple[Path, pd.DataFrame]:
     if root.is_file():
         folder, rows = root.parent, read_manifest_rows(root)
     elif root.is_dir():
-        folder, rows = root, pd.DataFrame(list_class_images(root)[0], columns=["path", "class", "split"])
+        found = list_class_images(root)[0]
+        check_names((path for path, *_ in found), root)
+        folder, rows = root, pd.DataFrame(found, columns=["path", "class", "split"])
     else:
         raise PylorusError(f"{root}: expected a folder of class folders, or a manifest file.")
     if group is not None:

@@ -410,4 +410,4 @@ _WRITERS = {".csv": _write_csv, ".parquet": _write_parquet, ".json": _write_json
 
 
 def _hash_key(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(os.fsencode(key), digest_size=8).digest(), "big")
